@@ -1,0 +1,160 @@
+"""Arrays by official name into a model, and out of it, with a report."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.layers import official_variables
+
+# Scopes that are not the backbone's: the official list of "last layers".
+_HEAD_SCOPES = (
+    "logits",
+    "image_pooling",
+    "aspp",
+    "concat_projection",
+    "decoder",
+    "meta_architecture",
+)
+# What an optimiser, its schedule or quantisation leave in an official file.
+_SLOTS = ("/Momentum", "/Adam", "/Adam_1", "/RMSProp", "/ExponentialMovingAverage")
+_BOOKKEEPING = ("global_step", "beta1_power", "beta2_power")
+
+
+def last_layer_scopes(logits_only: bool) -> tuple[str, ...]:
+    """Returns the scopes that the official flags call the last layers."""
+    return _HEAD_SCOPES[:1] if logits_only else _HEAD_SCOPES
+
+
+def _in_head(name: str) -> bool:
+    return name.startswith(_HEAD_SCOPES)
+
+
+def is_model_variable(name: str) -> bool:
+    """Whether an official name is a weight, not a slot or a counter."""
+    return not (
+        name in _BOOKKEEPING or name.endswith(_SLOTS) or name.split("/")[-1] == "_quant"
+        # Fake quantisation keeps its ranges under `.../act_quant/min`.
+        or "_quant/" in name
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreReport:
+    """What became of every variable in an import.
+
+    Attributes:
+        restored: Names taken over.
+        skipped: `(name, shape in the source, shape in the model)` that differ.
+        missing: Names of the model that the source lacks.
+        unexpected: Names of the source that the model lacks.
+    """
+
+    restored: tuple[str, ...]
+    skipped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether source and model hold the same variables."""
+        return not (self.skipped or self.missing or self.unexpected)
+
+    def __str__(self) -> str:
+        shapes = [f"{n} {_shape(a)} into {_shape(b)}" for n, a, b in self.skipped]
+        parts = [
+            f"{len(self.restored)} restored",
+            _count("skipped for their shape", shapes),
+            _count("missing in the checkpoint", self.missing),
+            _count("not in the model", self.unexpected),
+        ]
+        return ", ".join(part for part in parts if part)
+
+
+def _shape(shape) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _count(what: str, names, examples: int = 3) -> str:
+    if not names:
+        return ""
+    more = ", ..." if len(names) > examples else ""
+    return f"{len(names)} {what} ({', '.join(names[:examples])}{more})"
+
+
+def load_tf1_variables(
+    model,
+    arrays: Mapping[str, np.ndarray],
+    exclude: tuple[str, ...] = (),
+    source: str = "the arrays",
+) -> RestoreReport:
+    """Assigns arrays to the variables of a model by their official names.
+
+    Optimiser slots and `global_step` are passed over. Variables of another
+    shape (a logits layer of another class count) are left as they are.
+
+    Args:
+        model: A model of `build_model`.
+        arrays: Official name to value; shapes as TF1 keeps them.
+        exclude: Scopes (prefixes of names) to leave as they are.
+        source: What to call the arrays in an error.
+
+    Returns:
+        Which names were restored, skipped, missing and unexpected.
+
+    Raises:
+        UserError: if nothing of the backbone matches; the model is unchanged.
+    """
+    given = {n: a for n, a in arrays.items() if is_model_variable(n)}
+    variables = official_variables(model)
+    wanted = {
+        n: v for n, v in variables.items() if not (exclude and n.startswith(exclude))
+    }
+    common = [name for name in wanted if name in given]
+    skipped = tuple(
+        (name, tuple(np.shape(given[name])), tuple(wanted[name].shape))
+        for name in common
+        if tuple(np.shape(given[name])) != tuple(wanted[name].shape)
+    )
+    refused = {name for name, *_ in skipped}
+    report = RestoreReport(
+        restored=tuple(name for name in common if name not in refused),
+        skipped=skipped,
+        missing=tuple(name for name in wanted if name not in given),
+        unexpected=tuple(name for name in given if name not in variables),
+    )
+    if all(_in_head(name) for name in report.restored):
+        raise UserError(
+            f"{source} holds another architecture than {_architecture(model)}: "
+            f"nothing of the backbone matches; {report}"
+        )
+    for name in report.restored:
+        wanted[name].assign(given[name])
+    return report
+
+
+def _architecture(model) -> str:
+    config = model.model_config
+    width = config.depth_multiplier
+    return config.backbone + (f" (depth_multiplier {width})" if width != 1 else "")
+
+
+def require_complete(report: RestoreReport, source: str, model) -> None:
+    """Refuses a model that is not wholly the one in the checkpoint.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    if not report.complete:
+        raise UserError(
+            f"{source} is not a checkpoint of this {_architecture(model)} model "
+            f"(other classes, atrous_rates or decoder flags?): {report}"
+        )
+
+
+def tf1_variables(model) -> dict[str, np.ndarray]:
+    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`."""
+    return {
+        name: np.array(variable) for name, variable in official_variables(model).items()
+    }

@@ -1,0 +1,121 @@
+"""Checkpoint files, official (TF1) ones and ours, by official variable name.
+
+Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the official
+names, so that one reader serves both (`deeplab_tf.training.resume` writes them).
+"""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf.checkpoints.restore import (
+    RestoreReport,
+    load_tf1_variables,
+    tf1_variables,
+)
+from deeplab_tf.errors import UserError
+
+# Key of a weight in our files: MODEL_KEY, "/", the escaped name, VALUE_SUFFIX.
+MODEL_KEY = "model"
+_VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+NAME = "model.ckpt"
+
+
+def resolve(path: str) -> str:
+    """Returns the prefix of the checkpoint meant by a prefix or a folder.
+
+    In a folder it is the one that the `checkpoint` file names, else the one of
+    the highest step (the official archives hold no `checkpoint` file).
+
+    Raises:
+        UserError: if there is none; names what is there instead.
+    """
+    path = path.removesuffix(".index")
+    if tf.io.gfile.exists(path + ".index"):
+        return path
+    if not tf.io.gfile.isdir(path):
+        folder = os.path.dirname(path) or "."
+        near = _prefixes(folder) if tf.io.gfile.isdir(folder) else []
+        hint = f"in {folder}: {', '.join(near)}" if near else f"none in {folder} either"
+        raise UserError(f"no checkpoint {path} (no file {path}.index); {hint}")
+    latest = tf.train.latest_checkpoint(path)
+    if latest is None:
+        found = _prefixes(path)
+        if not found:
+            raise UserError(f"no checkpoint in the folder {path} (no *.index file)")
+        latest = os.path.join(path, found[-1])
+    return latest
+
+
+def _prefixes(folder: str) -> list[str]:
+    """Returns the checkpoints of a folder, by step."""
+    names = [
+        name.removesuffix(".index")
+        for name in tf.io.gfile.listdir(folder)
+        if name.endswith(".index")
+    ]
+
+    def step(name):
+        digits = name.rpartition("-")[2]
+        return (int(digits) if digits.isdigit() else -1, name)
+
+    return sorted(names, key=step)
+
+
+def _official_name(key: str) -> str | None:
+    """Returns the official name behind a key of either kind of file."""
+    if not key.endswith(_VALUE_SUFFIX):
+        return key
+    name = key.removeprefix(f"{MODEL_KEY}/").removesuffix(_VALUE_SUFFIX)
+    return name.replace(".S", "/") if key.startswith(f"{MODEL_KEY}/") else None
+
+
+def read_variables(prefix: str) -> dict[str, np.ndarray]:
+    """Returns `{official name: array}` of a checkpoint of either kind.
+
+    Raises:
+        UserError: if the files are missing, damaged or cut short.
+    """
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        ours = reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
+        names = {
+            key: _official_name(key)
+            for key in reader.get_variable_to_shape_map()
+            if not ours or key.startswith(f"{MODEL_KEY}/")
+        }
+        return {name: reader.get_tensor(key) for key, name in names.items() if name}
+    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{prefix} cannot be read as a checkpoint: {first}") from error
+
+
+def load_tf1_checkpoint(
+    model, prefix: str, exclude: tuple[str, ...] = ()
+) -> RestoreReport:
+    """Assigns a checkpoint, official or ours, to a model.
+
+    Args:
+        model: A model of `build_model`.
+        prefix: Prefix or folder of the checkpoint.
+        exclude: Scopes (prefixes of names) to leave as they are.
+
+    Raises:
+        UserError: if there is no such checkpoint, or it is of another
+            architecture.
+    """
+    prefix = resolve(prefix)
+    return load_tf1_variables(model, read_variables(prefix), exclude, source=prefix)
+
+
+def save_tf1_checkpoint(model, prefix: str) -> None:
+    """Writes the weights as a checkpoint that the official code reads."""
+    arrays = tf1_variables(model)
+    tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
+    tf.raw_ops.SaveV2(
+        prefix=prefix,
+        tensor_names=list(arrays),
+        shape_and_slices=[""] * len(arrays),
+        tensors=[tf.constant(array) for array in arrays.values()],
+    )

@@ -1,0 +1,1 @@
+"""Records, augmentation and the tf.data pipeline."""

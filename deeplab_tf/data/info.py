@@ -1,0 +1,190 @@
+"""What a dataset means: its classes, their colours and the label to ignore."""
+
+import dataclasses
+import json
+
+from deeplab_tf.errors import UserError
+
+# Two official split names that users spell in a second way.
+_SPLIT_ALIASES = {"trainaug": "train_aug"}
+
+
+def split_name(split: str) -> str:
+    """Returns the official name of a split; `trainaug` is `train_aug`."""
+    return _SPLIT_ALIASES.get(split, split)
+
+
+def voc_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """Returns the first `count` RGB colours of the PASCAL VOC colour map.
+
+    Bit `3 j + c` of the index is bit `7 - j` of channel `c` (VOC devkit,
+    `VOCcolormap.m`).
+    """
+    return tuple(
+        tuple(
+            sum((index >> (3 * j + c) & 1) << (7 - j) for j in range(8))
+            for c in range(3)
+        )
+        for index in range(count)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Classes, colours and splits of a dataset.
+
+    Attributes:
+        name: Name of the dataset, as in `--dataset`.
+        class_names: One name per class id, `0..num_classes-1`.
+        ignore_label: Label value of pixels that count for nothing.
+        colors: One RGB colour (0..255) per class; VOC colours unless given.
+        split_sizes: Number of images per split, for information.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    ignore_label: int = 255
+    colors: tuple[tuple[int, int, int], ...] = ()
+    split_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        colors = self.colors or voc_colors(self.num_classes)
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "colors", tuple(tuple(c) for c in colors))
+        if not self.class_names:
+            raise UserError(f"dataset {self.name!r} names no class")
+        if len(self.colors) != self.num_classes:
+            raise UserError(
+                f"dataset {self.name!r} has {self.num_classes} classes but "
+                f"{len(self.colors)} colours"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; the ignore label is never one of them."""
+        return len(self.class_names)
+
+    def to_json(self) -> str:
+        """Returns the text of `dataset_info.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "dataset_info.json") -> "DatasetInfo":
+        """Returns the info that `to_json` wrote.
+
+        Raises:
+            UserError: if the text is not such a description; names `source`.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise UserError(f"{source} describes no dataset: {error}") from error
+
+
+def generic_info(num_classes: int, ignore_label: int = 255) -> DatasetInfo:
+    """Returns an info with numbered class names, for models of unknown data."""
+    names = tuple(f"class_{i}" for i in range(num_classes))
+    return DatasetInfo("unnamed", names, ignore_label)
+
+
+_VOC = DatasetInfo(
+    name="pascal_voc_seg",
+    class_names=tuple(
+        "background aeroplane bicycle bird boat bottle bus car cat chair cow "
+        "diningtable dog horse motorbike person pottedplant sheep sofa train tv".split()
+    ),
+    split_sizes={"train": 1464, "train_aug": 10582, "trainval": 2913, "val": 1449},
+)
+
+_CITYSCAPES = DatasetInfo(
+    name="cityscapes",
+    class_names=(
+        "road",
+        "sidewalk",
+        "building",
+        "wall",
+        "fence",
+        "pole",
+        "traffic light",
+        "traffic sign",
+        "vegetation",
+        "terrain",
+        "sky",
+        "person",
+        "rider",
+        "car",
+        "truck",
+        "bus",
+        "train",
+        "motorcycle",
+        "bicycle",
+    ),
+    colors=(
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (102, 102, 156),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (152, 251, 152),
+        (70, 130, 180),
+        (220, 20, 60),
+        (255, 0, 0),
+        (0, 0, 142),
+        (0, 0, 70),
+        (0, 60, 100),
+        (0, 80, 100),
+        (0, 0, 230),
+        (119, 11, 32),
+    ),
+    split_sizes={
+        "train_fine": 2975,
+        "train_coarse": 22973,
+        "trainval_fine": 3475,
+        "trainval_coarse": 23473,
+        "val_fine": 500,
+        "test_fine": 1525,
+    },
+)
+
+_CAMVID = DatasetInfo(
+    name="camvid",
+    class_names=tuple(
+        "sky building pole road pavement tree sign fence car pedestrian "
+        "bicyclist".split()
+    ),
+    colors=(
+        (128, 128, 128),
+        (128, 0, 0),
+        (192, 192, 128),
+        (128, 64, 128),
+        (60, 40, 222),
+        (128, 128, 0),
+        (192, 128, 128),
+        (64, 64, 128),
+        (64, 0, 128),
+        (64, 64, 0),
+        (0, 128, 192),
+    ),
+    ignore_label=11,
+    split_sizes={"train": 367, "val": 101, "test": 233},
+)
+
+DATASETS = {info.name: info for info in (_VOC, _CITYSCAPES, _CAMVID)}
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Returns the description of a dataset known by name.
+
+    Raises:
+        UserError: if the name is unknown; lists the known ones.
+    """
+    if name not in DATASETS:
+        raise UserError(
+            f"dataset must be one of {', '.join(DATASETS)} or have a "
+            f"dataset_info.json beside its records; received {name!r}"
+        )
+    return DATASETS[name]

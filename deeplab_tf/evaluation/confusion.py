@@ -1,0 +1,98 @@
+"""The confusion matrix, and every score that is a function of it."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def confusion_matrix(labels, predictions, num_classes: int, ignore_label: int):
+    """Returns int64 counts `[truth, prediction]` of the pixels that count.
+
+    Args:
+        labels: Integer class ids of any shape.
+        predictions: Integer class ids of the same shape.
+        num_classes: Number of classes; labels outside count for nothing.
+        ignore_label: Label of pixels that count for nothing.
+    """
+    labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
+    predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
+    scored = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+    # Pixels that do not count go to one cell behind the matrix.
+    cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
+    counts = ops.bincount(cells, minlength=num_classes**2 + 1)[:-1]
+    return ops.cast(ops.reshape(counts, (num_classes, num_classes)), "int64")
+
+
+def iou_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Returns intersection over union per class; NaN where a class is absent.
+
+    A class is absent if neither the truth nor the prediction has it.
+
+    Args:
+        confusion: Counts `[truth, prediction]`.
+    """
+    hits = np.diag(confusion).astype(np.float64)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+
+
+def mean_iou(confusion: np.ndarray) -> float:
+    """Returns the mean IoU over the classes that are not absent."""
+    return float(np.nanmean(iou_per_class(confusion)))
+
+
+def pixel_accuracy(confusion: np.ndarray) -> float:
+    """Returns the share of scored pixels whose class is right."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class MeanIoU(keras.metrics.Metric):
+    """Mean IoU of logits against labels, over everything seen.
+
+    Counts are integers and divided once, so the result depends neither on the
+    batch size nor on the order, and stays exact beyond 2^24 pixels.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_label: Label of pixels that are not scored.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_label: int = 255, name="miou", **kwargs
+    ):
+        super().__init__(name=name, **kwargs)
+        self.num_classes = num_classes
+        self.ignore_label = ignore_label
+        self.counts = self.add_variable(
+            shape=(num_classes, num_classes),
+            initializer="zeros",
+            dtype="int64",
+            name="confusion",
+        )
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Counts labels `[b, h, w]` or `[b, h, w, 1]` against logits."""
+        if sample_weight is not None:
+            raise ValueError("MeanIoU weighs all pixels alike; use ignore_label")
+        self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
+
+    def update_labels(self, labels, predictions):
+        """Counts labels against predicted labels of the same number of pixels."""
+        counts = confusion_matrix(
+            labels, predictions, self.num_classes, self.ignore_label
+        )
+        self.counts.assign_add(counts)
+
+    def result(self):
+        """Returns the mean over classes that occur in truth or prediction."""
+        counts = ops.cast(self.counts, "float32")
+        hits = ops.diagonal(counts)
+        union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits
+        present = ops.cast(union > 0, "float32")
+        iou = hits / ops.maximum(union, 1.0)
+        return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
+
+    def get_config(self):
+        own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
+        return {**super().get_config(), **own}

@@ -1,0 +1,262 @@
+"""absl flags with the official DeepLab names -> configs.
+
+Every program keeps its flags in its own `FlagValues`, so that several can be
+imported into one process. Lists are read as `513,513` and as a repeated flag.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterable
+
+from absl import flags
+
+from deeplab_tf.config import (
+    MODEL_FLAGS,
+    DataConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+    parse_numbers,
+    parse_size,
+)
+from deeplab_tf.errors import UserError
+
+# name, kind, official default, help. "list" flags are parsed by the config.
+_MODEL = (
+    ("model_variant", "string", "mobilenet_v2", "Backbone."),
+    ("atrous_rates", "list", None, "Atrous rates of the ASPP; none: no 3x3 branch."),
+    ("output_stride", "integer", 16, "Image pixels per feature cell: 8, 16 or 32."),
+    ("depth_multiplier", "float", 1.0, "Width of a MobileNet."),
+    ("divisible_by", "integer", None, "Channels are a multiple of this (MobileNetV2)."),
+    ("image_pyramid", "list", None, "Scales merged inside the model."),
+    ("merge_method", "string", "max", "max or avg of the logits over image_pyramid."),
+    ("add_image_level_feature", "boolean", True, "Image-level features in the ASPP."),
+    ("image_pooling_crop_size", "list", None, "Window of image pooling, in pixels."),
+    ("image_pooling_stride", "list", "1,1", "Steps of image pooling, in cells."),
+    ("aspp_with_separable_conv", "boolean", True, "Separable ASPP convolutions."),
+    ("aspp_convs_filters", "integer", 256, "Depth of the ASPP."),
+    ("decoder_output_stride", "list", None, "Strides of the decoder, such as 4."),
+    ("decoder_filters", "integer", 256, "Depth of the decoder."),
+    ("decoder_use_separable_conv", "boolean", True, "Separable decoder convolutions."),
+    ("multi_grid", "list", None, "Unit rates of the last ResNet block."),
+    ("logits_kernel_size", "integer", 1, "Kernel of the logits layer."),
+    ("aspp_with_batch_norm", "boolean", True, "The ASPP is there."),
+    ("aspp_with_concat_projection", "boolean", True, "The ASPP ends in a projection."),
+    ("aspp_with_squeeze_and_excitation", "boolean", False, "LR-ASPP."),
+    ("decoder_use_sum_merge", "boolean", False, "The decoder adds instead of joining."),
+    ("decoder_output_is_logits", "boolean", False, "The decoder gives the logits."),
+    ("image_se_uses_qsigmoid", "boolean", False, "Hard sigmoid in LR-ASPP."),
+    ("use_bounded_activation", "boolean", False, "ReLU6 everywhere."),
+    ("dense_prediction_cell_json", "string", "", "File of a dense prediction cell."),
+    ("prediction_with_upsampled_logits", "boolean", True, "Resize before argmax."),
+    (
+        "batch_norm_momentum",
+        "float",
+        None,
+        "Ours: decay of all moving statistics; the default is the official constant "
+        "of each part, too slow for runs of some hundred steps from scratch.",
+    ),
+)
+
+_DEFINE = {
+    "string": flags.DEFINE_string,
+    "integer": flags.DEFINE_integer,
+    "float": flags.DEFINE_float,
+    "boolean": flags.DEFINE_boolean,
+    "list": flags.DEFINE_multi_string,
+}
+
+_LOGGING = "logging goes to the terminal"
+_DISTRIBUTION = "training runs in one process on one device"
+# Flags of the official scripts that mean nothing here, and what replaces them.
+_DEAD = {
+    "common": {
+        "logtostderr": ("boolean", _LOGGING),
+        "alsologtostderr": ("boolean", _LOGGING),
+        "verbosity": ("string", _LOGGING),
+        "master": ("string", _DISTRIBUTION),
+        "batch_norm_decay": (
+            "string",
+            "the official code never read it; --batch_norm_momentum sets the decay",
+        ),
+        "keep_aspect_ratio": ("boolean", "the aspect ratio is always kept"),
+        "nas_stem_output_num_conv_filters": ("string", "there are no NAS backbones"),
+        "nas_use_classification_head": ("boolean", "there are no NAS backbones"),
+        "nas_remove_os32_stride": ("boolean", "there are no NAS backbones"),
+    },
+    "train": {
+        "num_clones": ("string", _DISTRIBUTION),
+        "clone_on_cpu": ("boolean", _DISTRIBUTION),
+        "num_replicas": ("string", _DISTRIBUTION),
+        "startup_delay_steps": ("string", _DISTRIBUTION),
+        "num_ps_tasks": ("string", _DISTRIBUTION),
+        "task": ("string", _DISTRIBUTION),
+        "profile_logdir": ("string", "tf.profiler replaces tfprof"),
+        "drop_path_keep_prob": ("string", "there are no NAS backbones"),
+        "save_summaries_secs": ("string", "the progress bar shows the loss"),
+        "save_summaries_images": ("boolean", "deeplab_tf.predict draws overlays"),
+    },
+    "eval": {},
+    "predict": {},
+    "export": {"save_inference_graph": ("boolean", "a SavedModel holds its graph")},
+}
+_QUANTIZATION = "quantize_delay_step"
+
+
+def define_model_flags(values: flags.FlagValues, program: str) -> None:
+    """Defines the official model flags and the dead ones of a program.
+
+    Args:
+        values: Where to define them.
+        program: "train", "eval" or "export".
+    """
+    for name, kind, default, text in _MODEL:
+        _DEFINE[kind](name, default, text, flag_values=values)
+    flags.DEFINE_integer(
+        _QUANTIZATION, -1, "Quantisation-aware training: not offered.", flag_values=values
+    )
+    for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
+        _DEFINE[kind](name, None, f"Without effect: {text}.", flag_values=values)
+
+
+def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) -> None:
+    """Defines where the records are and how they are resized."""
+    flags.DEFINE_string(
+        "dataset",
+        None,
+        "Name of the dataset; default: the dataset_info.json beside the records, "
+        "else pascal_voc_seg.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "dataset_dir", None, "Folder of the TFRecords.", flag_values=values
+    )
+    flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
+    for name in ("min_resize_value", "max_resize_value", "resize_factor"):
+        flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
+
+
+def define_fields(values: flags.FlagValues, config, help_of: dict[str, str]) -> None:
+    """Defines one flag per named field of a config, with the field's default.
+
+    Args:
+        values: Where to define them.
+        config: A config dataclass with defaults.
+        help_of: Field name to help text.
+    """
+    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    for name, text in help_of.items():
+        default = defaults[name]
+        if isinstance(default, tuple) or "size" in name and default is None:
+            default = ",".join(map(str, default)) if default else None
+            kind = "list"
+        elif default is None or isinstance(default, str):
+            kind = "string"
+        else:
+            kind = {bool: "boolean", int: "integer", float: "float"}[type(default)]
+        _DEFINE[kind](name, default, text, flag_values=values)
+
+
+def field_values(values: flags.FlagValues, names: Iterable[str]) -> dict:
+    """Returns the values of such flags, lists as tuples of numbers."""
+    parsed = {}
+    for name in names:
+        if not isinstance(values[name], flags.MultiFlag):
+            parsed[name] = values[name].value
+        elif "size" in name:
+            parsed[name] = size_value(values, name)
+        else:
+            parsed[name] = numbers_value(values, name)
+    return parsed
+
+
+def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
+    """Returns height and width of a size flag."""
+    return _parsed(name, values[name].value, parse_size)
+
+
+def numbers_value(values: flags.FlagValues, name: str) -> tuple[float, ...]:
+    """Returns the numbers of a list flag."""
+    return _parsed(name, values[name].value, lambda v: parse_numbers(v, float))
+
+
+def _parsed(name: str, value, parse):
+    try:
+        return parse(value)
+    except ValueError as error:
+        raise UserError(f"--{name} cannot be {value!r}: {error}") from error
+
+
+def check_flags(values: flags.FlagValues, program: str) -> None:
+    """Warns of flags without effect and refuses what is not offered."""
+    for name, (_, text) in (_DEAD["common"] | _DEAD[program]).items():
+        if values[name].present:
+            print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
+    if values[_QUANTIZATION].value >= 0:
+        raise UserError(
+            f"--{_QUANTIZATION}={values[_QUANTIZATION].value}: quantisation-aware "
+            "training is not offered; it must be -1"
+        )
+
+
+def model_config(
+    values: flags.FlagValues,
+    trained: ModelConfig | None = None,
+    num_classes: int | None = None,
+) -> ModelConfig:
+    """Returns the model that the flags describe.
+
+    Args:
+        values: Parsed flags.
+        trained: The model of an `experiment.json`; flags given explicitly are
+            laid over it, and what they change is printed. None starts from the
+            official defaults.
+        num_classes: Number of classes, where it is known besides.
+
+    Raises:
+        UserError: for values that cannot be.
+    """
+    given = {name: values[name].value for name, *_ in _MODEL if values[name].present}
+    if num_classes is not None:
+        given["num_classes"] = num_classes
+    if trained is None:
+        defaults = {name: values[name].value for name, *_ in _MODEL}
+        return ModelConfig.from_official_flags(defaults | given)
+    config = trained.with_official_flags(given)
+    for name in given:
+        field = MODEL_FLAGS.get(name, ("",))[0]
+        if field and _field(config, field) != _field(trained, field):
+            print(
+                f"note: {name} is {_field(config, field)}, not "
+                f"{_field(trained, field)} as in experiment.json"
+            )
+    return config
+
+
+def _field(config, path: str):
+    for name in path.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def data_config(values: flags.FlagValues, model: ModelConfig, **fields) -> DataConfig:
+    """Returns the data config of the dataset flags, with other fields given."""
+    fields = {"dataset_dir": values.dataset_dir} | fields
+    return DataConfig(
+        dataset=values.dataset,
+        min_resize_value=values.min_resize_value,
+        max_resize_value=values.max_resize_value,
+        resize_factor=values.resize_factor,
+        mean_pixel=model.mean_pixel,
+        **fields,
+    )
+
+
+def train_config(values: flags.FlagValues, names: Iterable[str], **fields):
+    """Returns the training config of the named flags, with other fields given."""
+    return TrainConfig(**field_values(values, names), **fields)
+
+
+def eval_config(values: flags.FlagValues, names: Iterable[str], **fields):
+    """Returns the evaluation config of the named flags, with other fields given."""
+    return EvalConfig(**field_values(values, names), **fields)

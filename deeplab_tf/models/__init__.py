@@ -1,0 +1,1 @@
+"""The networks: pure Keras 3, on any backend, without tensorflow."""

@@ -1,0 +1,121 @@
+"""Scores a checkpoint on a split and writes metrics.json.
+
+    python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
+"""
+
+import json
+import os
+
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.data import records
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import class_table, evaluate
+from deeplab_tf.programs import run_program
+from deeplab_tf.programs.restored import experiment_of, restored_model
+
+FLAGS = absl_flags.FlagValues()
+_EVALUATION = {
+    "eval_scales": "Scales whose probabilities are averaged.",
+    "add_flipped_images": "Whether every scale is also seen mirrored.",
+    "eval_crop_size": "Size to which images are padded; default: each to its own "
+    "next k * output_stride + 1.",
+    "eval_batch_size": "Images per forward pass.",
+}
+
+
+def _define() -> None:
+    flags.define_model_flags(FLAGS, "eval")
+    flags.define_dataset_flags(FLAGS, "eval_split", "val")
+    flags.define_fields(FLAGS, flags.EvalConfig, _EVALUATION)
+    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    string(
+        "checkpoint_dir",
+        None,
+        "Folder or prefix of a checkpoint, official or ours.",
+        required=True,
+        flag_values=FLAGS,
+    )
+    string("eval_logdir", None, "Folder of metrics.json.", flag_values=FLAGS)
+    integer(
+        "eval_interval_secs",
+        None,
+        "Given: follow a training, scoring each new checkpoint.",
+        flag_values=FLAGS,
+    )
+    integer(
+        "max_number_of_evaluations",
+        0,
+        "Evaluations before the end when following; 0 is no end.",
+        flag_values=FLAGS,
+    )
+
+
+_define()
+
+
+def _evaluate(prefix: str) -> None:
+    """Scores one checkpoint, prints the table and writes the metrics."""
+    experiment = experiment_of(prefix)
+    dataset_dir = FLAGS.dataset_dir or (experiment and experiment.data.dataset_dir)
+    if not dataset_dir:
+        raise UserError("--dataset_dir is needed: the folder of the TFRecords")
+    info = records.resolve_info(FLAGS.dataset, dataset_dir)
+    config = flags.eval_config(FLAGS, _EVALUATION, ignore_label=info.ignore_label)
+    model = restored_model(FLAGS, prefix, info.num_classes)
+    data = flags.data_config(
+        FLAGS,
+        model.model_config,
+        dataset_dir=dataset_dir,
+        batch_size=config.eval_batch_size,
+    )
+    metrics = evaluate(model, load_dataset(data, FLAGS.eval_split, False), config)
+    metrics["protocol"] |= {
+        "checkpoint": prefix,
+        "dataset": info.name,
+        "split": FLAGS.eval_split,
+        "min_resize_value": data.min_resize_value,
+        "max_resize_value": data.max_resize_value,
+    }
+    metrics["class_names"] = list(info.class_names)
+    print(class_table(metrics, info))
+    if FLAGS.eval_logdir:
+        print(f"written: {_write(metrics, FLAGS.eval_logdir)}")
+
+
+def _write(metrics: dict, folder: str) -> str:
+    """Writes `metrics.json`, whole or not at all, and returns its path."""
+    path = os.path.join(folder, "metrics.json")
+    tf.io.gfile.makedirs(folder)
+    with tf.io.gfile.GFile(path + ".unfinished", "w") as file:
+        file.write(json.dumps(metrics, indent=2) + "\n")
+    tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+    return path
+
+
+def _follow(folder: str) -> None:
+    """Scores every new checkpoint of a folder."""
+    done = 0
+    for prefix in tf.train.checkpoints_iterator(folder, FLAGS.eval_interval_secs):
+        _evaluate(prefix)
+        done += 1
+        if done == FLAGS.max_number_of_evaluations:
+            return
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Scores once, or follows a training."""
+    flags.check_flags(values, "eval")
+    if values.eval_interval_secs is not None and values.max_number_of_evaluations != 1:
+        _follow(values.checkpoint_dir)
+    else:
+        _evaluate(tf1.resolve(values.checkpoint_dir))
+
+
+def run() -> None:
+    """Console entry."""
+    run_program(main, FLAGS)

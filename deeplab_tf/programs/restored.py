@@ -1,0 +1,46 @@
+"""A model from the command line: what the flags, the checkpoint and its
+`experiment.json` say together."""
+
+import os
+
+import keras
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.restore import load_tf1_variables, require_complete
+from deeplab_tf.config import Experiment
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.training.resume import read_experiment
+
+
+def experiment_of(checkpoint: str) -> Experiment | None:
+    """Returns the `experiment.json` beside a checkpoint, if it is one of ours."""
+    return read_experiment(os.path.dirname(tf1.resolve(checkpoint)))
+
+
+def restored_model(
+    values: absl_flags.FlagValues, checkpoint: str, num_classes: int | None = None
+) -> keras.Model:
+    """Returns the model of a checkpoint, every variable of it restored.
+
+    Args:
+        values: Parsed flags of a program.
+        checkpoint: Prefix or folder, official or ours.
+        num_classes: Number of classes of the data; None takes the checkpoint's.
+
+    Raises:
+        UserError: if there is no such checkpoint or it is of another model.
+    """
+    prefix = tf1.resolve(checkpoint)
+    experiment = experiment_of(prefix)
+    arrays = tf1.read_variables(prefix)
+    if num_classes is None and "logits/semantic/biases" in arrays:
+        num_classes = len(arrays["logits/semantic/biases"])
+    config = flags.model_config(
+        values, experiment.model if experiment else None, num_classes
+    )
+    model = build_model(config)
+    report = load_tf1_variables(model, arrays, source=prefix)
+    require_complete(report, prefix, model)
+    return model

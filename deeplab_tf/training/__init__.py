@@ -1,0 +1,1 @@
+"""Optimiser steps with the official semantics."""

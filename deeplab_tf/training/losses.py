@@ -1,0 +1,145 @@
+"""The official training loss: cross-entropy over the pixels that count.
+
+DeepLabv3 (1706.05587), Sec. 4.1; hard-pixel mining as in the official code.
+"""
+
+import keras
+from keras import ops
+
+from deeplab_tf.models.layers import resize_bilinear, spatial_size
+
+
+def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int):
+    """Returns the share of pixels in the loss, falling from 1 as mining sets in.
+
+    Args:
+        step: Optimiser steps done.
+        top_k_percent_pixels: Share (0..1] reached in the end.
+        hard_example_mining_step: Steps until it is reached; 0 is at once.
+    """
+    if hard_example_mining_step == 0:
+        return top_k_percent_pixels
+    ratio = ops.minimum(ops.cast(step, "float32") / hard_example_mining_step, 1.0)
+    return ratio * top_k_percent_pixels + (1.0 - ratio)
+
+
+def segmentation_loss(
+    labels, logits, ignore_label: int = 255, label_weights=(), share=1.0
+):
+    """Returns the mean cross-entropy of the pixels that count, a scalar.
+
+    Weights change the sum but not the number it is divided by. Without a pixel
+    that counts the loss and its gradient are 0. Mining keeps the `share` of all
+    pixels, ignored ones included, with the largest losses, and divides by how
+    many of those are not 0.
+
+    Args:
+        labels: Class ids `[batch, height, width]` or `[..., 1]`. Values outside
+            the classes weigh 0 but are counted; `ignore_label` is not.
+        logits: `[batch, height, width, num_classes]`, float32.
+        ignore_label: Label of pixels without loss.
+        label_weights: One weight per class; () weighs all alike.
+        share: Share (0..1] of pixels kept, a number or a scalar tensor.
+    """
+    num_classes = logits.shape[-1]
+    labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
+    logits = ops.reshape(logits, (-1, num_classes))
+    counted = labels != ignore_label
+    known = counted & (labels >= 0) & (labels < num_classes)
+    safe = ops.where(known, labels, 0)
+    weights = ops.cast(known, logits.dtype)
+    if len(label_weights):
+        per_class = ops.convert_to_tensor(label_weights, dtype=logits.dtype)
+        weights = weights * ops.take(per_class, safe)
+    losses = weights * ops.sparse_categorical_crossentropy(
+        safe, logits, from_logits=True
+    )
+    if isinstance(share, float | int) and share == 1.0:
+        count = ops.sum(ops.cast(counted, logits.dtype))
+        return ops.sum(losses) / ops.maximum(count, 1.0)
+    return _mean_of_hardest(losses, share)
+
+
+def _mean_of_hardest(losses, share):
+    # Sorting once and masking by rank keeps shapes static under XLA, where
+    # `top_k` would be compiled anew for every k.
+    size = ops.shape(losses)[0]
+    kept = ops.floor(share * ops.cast(size, "float32"))
+    descending = -ops.sort(-losses)
+    chosen = ops.cast(ops.arange(size), "float32") < kept
+    hardest = ops.where(chosen, descending, 0.0)
+    present = ops.sum(ops.cast(hardest > 0, losses.dtype))
+    return ops.sum(hardest) / ops.maximum(present, 1.0)
+
+
+def regularization_loss(variables, weight_decay: float):
+    """Returns `weight_decay / 2` times the squares of the convolution kernels.
+
+    Args:
+        variables: Official name to variable. Depthwise kernels, biases, gamma
+            and beta are not decayed.
+        weight_decay: The official flag's value.
+    """
+    kernels = [v for name, v in variables.items() if name.endswith("/weights")]
+    squares = [ops.sum(ops.square(ops.cast(v, "float32"))) for v in kernels]
+    return 0.5 * weight_decay * sum(squares)
+
+
+def shrink_labels(labels, size):
+    """Returns labels at the size of the logits, to nearest neighbours.
+
+    Corners stay on corners, halves round up (TF1's align_corners).
+
+    Args:
+        labels: `[batch, height, width]` or `[batch, height, width, 1]`.
+        size: Target height and width.
+    """
+    if len(labels.shape) == 4:
+        labels = labels[..., 0]
+    for axis, target in zip((1, 2), size, strict=True):
+        source = ops.shape(labels)[axis]
+        step = ops.cast(source - 1, "float32") / ops.cast(
+            ops.maximum(target - 1, 1), "float32"
+        )
+        index = ops.floor(ops.cast(ops.arange(target), "float32") * step + 0.5)
+        labels = ops.take(labels, ops.cast(index, "int32"), axis=axis)
+    return labels
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class SegmentationLoss(keras.losses.Loss):
+    """`segmentation_loss` for `compile`; logits are resized to the labels.
+
+    Args:
+        ignore_label: Label of pixels without loss.
+        label_weights: One weight per class; () weighs all alike.
+        share: Share (0..1] of the hardest pixels kept.
+    """
+
+    def __init__(
+        self,
+        ignore_label: int = 255,
+        label_weights=(),
+        share: float = 1.0,
+        name="segmentation_loss",
+        **kwargs,
+    ):
+        super().__init__(name=name, **kwargs)
+        self.ignore_label = ignore_label
+        self.label_weights = tuple(label_weights)
+        self.share = share
+
+    def call(self, y_true, y_pred):
+        """Returns the scalar loss of labels `[b, h, w(, 1)]` against logits."""
+        logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
+        return segmentation_loss(
+            y_true, logits, self.ignore_label, self.label_weights, self.share
+        )
+
+    def get_config(self):
+        own = {
+            "ignore_label": self.ignore_label,
+            "label_weights": self.label_weights,
+            "share": self.share,
+        }
+        return {**super().get_config(), **own}

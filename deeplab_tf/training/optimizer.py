@@ -1,0 +1,139 @@
+"""Learning rate, momentum and gradient multipliers of the official trainer."""
+
+import keras
+from keras import ops
+
+from deeplab_tf.checkpoints.restore import last_layer_scopes
+from deeplab_tf.config import TrainConfig
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
+    """A constant rate for some steps, then a schedule counted from there.
+
+    Args:
+        schedule: Schedule after the slow start.
+        steps: Length of the slow start.
+        learning_rate: Rate during it.
+    """
+
+    def __init__(self, schedule, steps: int, learning_rate: float):
+        super().__init__()
+        self.schedule = schedule
+        self.steps = steps
+        self.learning_rate = learning_rate
+
+    def __call__(self, step):
+        step = ops.cast(step, "float32")
+        scheduled = self.schedule(ops.maximum(step - self.steps, 0.0))
+        return ops.where(step < self.steps, self.learning_rate, scheduled)
+
+    def get_config(self):
+        return {
+            "schedule": self.schedule,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+        }
+
+
+def learning_rate_schedule(config: TrainConfig):
+    """Returns the official schedule of the learning rate (1706.05587, Sec. 4.1).
+
+    "poly" multiplies the base rate by `(1 - step / steps) ** 0.9`.
+    """
+    schedules = keras.optimizers.schedules
+    if config.learning_policy == "step":
+        policy = schedules.ExponentialDecay(
+            config.base_learning_rate,
+            config.learning_rate_decay_step,
+            config.learning_rate_decay_factor,
+            staircase=True,
+        )
+    else:
+        rest = config.training_number_of_steps - config.slow_start_step
+        policy = schedules.PolynomialDecay(
+            config.base_learning_rate,
+            config.decay_steps or max(rest, 1),
+            config.end_learning_rate,
+            config.learning_power,
+        )
+    return SlowStart(policy, config.slow_start_step, config.slow_start_learning_rate)
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class Momentum(keras.optimizers.Optimizer):
+    """TF1's momentum: `v = m v + g; w = w - lr v`.
+
+    Keras' SGD keeps `v = m v - lr g` instead, which remembers the learning rates
+    of the past and so differs while the rate decays.
+
+    Args:
+        learning_rate: Rate or schedule.
+        momentum: Share of the accumulated gradient that is kept.
+    """
+
+    def __init__(self, learning_rate=0.007, momentum: float = 0.9, **kwargs):
+        kwargs.setdefault("name", "momentum")
+        super().__init__(learning_rate=learning_rate, **kwargs)
+        self.momentum = momentum
+
+    def build(self, variables):
+        """Creates one accumulator per variable."""
+        if self.built:
+            return
+        super().build(variables)
+        self.accumulators = [
+            self.add_variable_from_reference(v, name="Momentum") for v in variables
+        ]
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Moves one variable against its accumulated gradient."""
+        accumulator = self.accumulators[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype)
+        rate = ops.cast(learning_rate, variable.dtype)
+        moved = ops.add(ops.multiply(accumulator, self.momentum), gradient)
+        self.assign(accumulator, moved)
+        self.assign_sub(variable, ops.multiply(rate, moved))
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum}
+
+
+def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
+    """Returns the optimiser that the config names."""
+    if config.optimizer == "adam":
+        return keras.optimizers.Adam(
+            config.adam_learning_rate, epsilon=config.adam_epsilon
+        )
+    return Momentum(learning_rate_schedule(config), config.momentum)
+
+
+def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
+    """Returns the state of an optimiser by TF1's slot names.
+
+    Args:
+        optimizer: A built optimiser of `make_optimizer`.
+        names: Official names of the trained variables, in their order.
+    """
+    if isinstance(optimizer, Momentum):
+        kinds = {"Momentum": optimizer.accumulators}
+    else:
+        kinds = {"Adam": optimizer._momentums, "Adam_1": optimizer._velocities}
+    return {
+        f"{name}/{kind}": slot
+        for kind, state in kinds.items()
+        for name, slot in zip(names, state, strict=True)
+    }
+
+
+def gradient_multiplier(name: str, config: TrainConfig) -> float:
+    """Returns the official factor on the gradient of a variable.
+
+    Biases count twice; variables of the last layers `last_layer_gradient_
+    multiplier` times. The official code looks for the scopes anywhere in the
+    name, and so does this.
+    """
+    scopes = last_layer_scopes(config.last_layers_contain_logits_only)
+    last = any(scope in name for scope in scopes)
+    factor = config.last_layer_gradient_multiplier if last else 1.0
+    return factor * (2.0 if "biases" in name else 1.0)
