@@ -4,7 +4,8 @@
 
 For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the
 same with the palette, as VOC keeps labels) and `photo_overlay.png` (the photo
-with colours and a legend). Photographs are turned upright as their EXIF says.
+with colours and a legend); `overview.png` shows the first overlays together.
+Photographs are turned upright as their EXIF says.
 """
 
 import io
@@ -29,6 +30,7 @@ FLAGS = absl_flags.FlagValues()
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # Larger pictures are refused from their header, before they fill the memory.
 _MOST_PIXELS = 100_000_000
+_SHOWN = 12
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> how to turn the stored picture upright.
 _UPRIGHT = {
@@ -147,7 +149,7 @@ def _info_of(model) -> DatasetInfo:
 
 def write_pictures(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
-) -> None:
+) -> np.ndarray:
     """Writes `<prefix>_label.png`, `_color.png` and `_overlay.png`.
 
     Args:
@@ -155,16 +157,21 @@ def write_pictures(
         labels: Class ids `[height, width]`.
         info: Names and colours of the classes.
         prefix: Path of the pictures up to the underscore.
+
+    Returns:
+        The overlay with its legend, uint8 `[h, w, 3]`.
     """
     laid_over = visualize.overlay(image, labels, info)
-    pictures = {
-        "label": visualize.png_bytes(labels.astype(np.uint8)),
-        "color": visualize.palette_png_bytes(labels, info),
-        "overlay": visualize.png_bytes(visualize.add_legend(laid_over, labels, info)),
-    }
-    for kind, content in pictures.items():
-        with tf.io.gfile.GFile(f"{prefix}_{kind}.png", "wb") as file:
-            file.write(content)
+    with_legend = visualize.add_legend(laid_over, labels, info)
+    _write(f"{prefix}_label.png", visualize.png_bytes(labels.astype(np.uint8)))
+    _write(f"{prefix}_color.png", visualize.palette_png_bytes(labels, info))
+    _write(f"{prefix}_overlay.png", visualize.png_bytes(with_legend))
+    return with_legend
+
+
+def _write(path: str, content: bytes) -> None:
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -174,12 +181,18 @@ def main(values: absl_flags.FlagValues) -> None:
     if values.dataset is not None:
         info = dataset_info(values.dataset)
     tf.io.gfile.makedirs(values.output_dir)
+    overlays = []
     for path in tqdm(paths, desc="predicting", unit="img"):
         image = read_image(path)
         labels = label(image[None])[0]
         known = info or generic_info(int(labels.max()) + 1)
-        write_pictures(image, labels, known, os.path.join(values.output_dir, _stem(path)))
-    print(f"{values.output_dir}: {len(paths)} images, each as label, color and overlay")
+        prefix = os.path.join(values.output_dir, _stem(path))
+        laid_over = write_pictures(image, labels, known, prefix)
+        if len(overlays) < _SHOWN:
+            overlays.append(laid_over)
+    overview = os.path.join(values.output_dir, "overview.png")
+    _write(overview, visualize.png_bytes(visualize.contact_sheet(overlays)))
+    print(f"{len(paths)} images labelled; the first {len(overlays)}: {overview}")
 
 
 def run() -> None:

@@ -1,6 +1,7 @@
 """Label maps as pictures: palette, overlay and legend."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -76,6 +77,24 @@ def add_legend(
         draw.rectangle((left, top, left + 14, top + 12), fill=color, outline="black")
         draw.text((left + 20, top - 2), text, fill="black", font=font)
     return np.array(canvas)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Returns the pictures side by side on white, row by row.
+
+    Args:
+        pictures: uint8 `[height_i, width_i, 3]`, at least one.
+        columns: Pictures per row.
+    """
+    height = max(picture.shape[0] for picture in pictures) + 8
+    width = max(picture.shape[1] for picture in pictures) + 8
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * height + 4, i % columns * width + 4
+        sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
+    return sheet
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

@@ -69,7 +69,9 @@ def _training(paths, config: DataConfig, info: DatasetInfo, start: int):
         raise UserError(f"the records of {config.dataset_dir} are empty: {paths}")
 
     def epoch_of_records(epoch):
-        """The records in the order of this epoch, with what draws their luck."""
+        """Returns the records in the order of this epoch, with their index."""
+        # Of this function's graph alone: the order owes nothing to a global seed.
+        tf.random.set_seed(1)
         shuffled = tf.data.TFRecordDataset(paths).shuffle(
             _SHUFFLE_BUFFER,
             seed=config.seed * 1_000_003 + epoch,

@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Data, training, evaluation, export and pictures in some minutes on two CPU cores:
+#   ./demo.sh [output folder]
+# Needs Python 3.10 to 3.13 and a package index; installs into .venv.
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+source tools/venv.sh
+
+out=${1:-demo_output}
+ensure_venv ""
+if [[ -e "$out" && ! -e "$out/shapes/dataset_info.json" ]]; then
+  fail "$out is there and is no earlier demo; give another folder: ./demo.sh FOLDER"
+fi
+rm -rf "$out"
+
+# Shows a command, then runs it: what the demo does is what a user would type.
+run() {
+  printf '\n$ python %s\n' "$*"
+  .venv/bin/python "$@"
+}
+
+run -m datasets.shapes --output_dir="$out/shapes" | tee "$out.log"
+baseline=$(sed -n 's/.*nearest mean colour.* \([0-9.]*\)$/\1/p' "$out.log")
+mv "$out.log" "$out/shapes/log.txt"
+run -m datasets.voc2012 --voc_root="$out/shapes" --output_dir="$out/tfrecord"
+run train.py --dataset_dir="$out/tfrecord" --train_logdir="$out/train" \
+  --model_variant=mobilenet_v2 --decoder_output_stride=4 --output_stride=16 \
+  --train_crop_size=129,129 --train_batch_size=8 --training_number_of_steps=1000 \
+  --min_scale_factor=0.75 --max_scale_factor=1.25 \
+  --base_learning_rate=0.05 --batch_norm_momentum=0.95
+run eval.py --checkpoint_dir="$out/train" --eval_logdir="$out/eval"
+run export.py --checkpoint_path="$out/train" --export_path="$out/exported"
+run -m deeplab_tf.predict --model="$out/exported" --output_dir="$out/pictures" \
+  --images="$out/shapes/JPEGImages/test_*.jpg"
+
+miou=$(sed -n 's/.*"miou": \([0-9.]\{6\}\).*/\1/p' "$out/eval/metrics.json")
+cat <<END
+
+mIoU on unseen images: $miou (labelled by the nearest mean colour: $baseline)
+Everything is in $out: pictures/overview.png, eval/metrics.json, exported/ (a SavedModel). \
+Your own photos and masks: put them into the folders of VOC, as in $out/shapes, and run \
+the commands above on them.
+END

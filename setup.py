@@ -1,0 +1,113 @@
+"""Package metadata of deeplab_tf; pyproject.toml configures the tools only."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).resolve().parent
+
+
+def package_version():
+    """Returns `__version__` of the package, read without importing TensorFlow."""
+    source = (ROOT / "deeplab_tf" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"', source, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('deeplab_tf/__init__.py has no line __version__ = "..."')
+    return match.group(1)
+
+
+def long_description():
+    """Returns the README, or nothing where a source archive left it out."""
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+# Ranges, so that the library installs beside others; constraints.txt holds the exact
+# versions that are tested. The lower bounds are the oldest releases built for NumPy 2
+# (its type promotion, NEP 50, changes numeric results), all of which run on Python 3.10.
+# TensorFlow 2.21 on Python 3.10 takes Keras 3.12, the last one for that Python.
+INSTALL_REQUIRES = [
+    "tensorflow>=2.18",
+    "keras>=3.8",
+    "tensorflow-datasets>=4.9.7",
+    "numpy>=2.0",
+    "absl-py>=2.1",
+    "opencv-python-headless>=4.10.0.84",
+    "Pillow>=10.4",
+    "scipy>=1.14",
+    "matplotlib>=3.9",
+    "tqdm>=4.66",
+]
+
+EXTRAS_REQUIRE = {
+    # TensorFlow loads CUDA from these packages instead of from the system.
+    "gpu": ["tensorflow[and-cuda]>=2.18"],
+    "hub": [
+        # Reads the published TF Hub modules of the model zoo.
+        "tensorflow-hub>=0.16.1",
+        # tensorflow-hub 0.16 imports pkg_resources, which setuptools 82 removed.
+        "setuptools<82",
+    ],
+    "export": [
+        # Converts the exported SavedModel to ONNX; 1.17 is the first for protobuf 5+.
+        "tf2onnx>=1.17",
+        # Reads and checks the ONNX file that tf2onnx writes.
+        "onnx>=1.17",
+        # Runs the ONNX file to prove that it equals the Keras model.
+        "onnxruntime>=1.20",
+        # Runs TFLite files; it replaces the deprecated tf.lite.Interpreter.
+        "ai-edge-litert>=2.1",
+    ],
+    # Draws COCO's polygon and run-length annotations as label maps.
+    "coco": ["pycocotools>=2.0.8"],
+    "peers": [
+        # Another inference engine, to compare speed and logits with.
+        "openvino>=2025.0",
+        # The ONNX engine, to compare speed and logits with.
+        "onnxruntime>=1.20",
+        # Has a Keras 3 DeepLabv3+ of its own, to compare with.
+        "keras-hub>=0.19",
+        # The framework of torchvision's DeepLabv3, to compare with.
+        "torch>=2.5",
+    ],
+    "dev": [
+        # Runs the tests.
+        "pytest>=8.0",
+        # Formats and lints; a new ruff may format differently, so constraints.txt pins.
+        "ruff>=0.17",
+        # Builds the wheel that tests/test_packaging.py opens, without the network.
+        "setuptools>=77",
+    ],
+}
+
+setup(
+    name="deeplab_tf",
+    version=package_version(),
+    description="DeepLabv3 and DeepLabv3+ for TensorFlow 2 and Keras 3",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=["deeplab_tf", "deeplab_tf.*"]),
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    entry_points={
+        "console_scripts": [
+            "deeplab-train = deeplab_tf.programs.train:run",
+            "deeplab-eval = deeplab_tf.programs.eval:run",
+            "deeplab-export = deeplab_tf.programs.export:run",
+            "deeplab-predict = deeplab_tf.predict:run",
+        ]
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,66 @@
+"""The golden cases: outputs of the official graph, and what it was given."""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+
+import numpy as np
+
+FOLDER = pathlib.Path(__file__).parent / "golden"
+
+
+def value(name: str, shape) -> np.ndarray:
+    """Returns the value that a variable of the official graph was given."""
+    z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
+    scales = {
+        "gamma": lambda: 1.0 + 0.1 * z,
+        "moving_variance": lambda: 1.0 + 0.2 * np.abs(z),
+        "depthwise_weights": lambda: z * np.sqrt(2.0 / (shape[0] * shape[1])),
+        "weights": lambda: z * np.sqrt(1.4 / np.prod(shape[:3])),
+    }
+    leaf = name.rsplit("/", 1)[-1]
+    return scales.get(leaf, lambda: 0.1 * z)().astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenCase:
+    """One case: the JSON file's content and the arrays beside it."""
+
+    content: dict
+    arrays: dict
+
+    @classmethod
+    def load(cls, name: str) -> "GoldenCase":
+        """Returns a case by its file name."""
+        content = json.loads((FOLDER / f"{name}.json").read_text())
+        path = FOLDER / f"{name}.npz"
+        return cls(content, dict(np.load(path)) if path.exists() else {})
+
+    @property
+    def flags(self) -> dict:
+        """Official model flags."""
+        return self.content["flags"]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Returns the values of all variables by their official names."""
+        return {n: value(n, s) for n, s in self.content["variables"].items()}
+
+    def images(self, batch: int = 1) -> np.ndarray:
+        """Returns the images that were fed, float32 0..255."""
+        key = f"images/{self.content['name']}".encode()
+        random = np.random.RandomState(zlib.crc32(key))
+        shape = (batch, *self.flags["crop_size"], 3)
+        return random.randint(0, 256, shape).astype(np.float32)
+
+    def labels(self, batch: int) -> np.ndarray:
+        """Returns the labels of a training case, uint8 with 255 ignored."""
+        height, width = self.flags["crop_size"]
+        classes = self.flags["num_classes"]
+        key = f"labels/{self.content['name']}".encode()
+        random = np.random.RandomState(zlib.crc32(key))
+        shape = (batch, (height + 7) // 8, (width + 7) // 8)
+        small = random.randint(0, classes + 1, shape)
+        small[small == classes] = 255
+        blocks = np.kron(small, np.ones((1, 8, 8), int))
+        return blocks[:, :height, :width].astype(np.uint8)
