@@ -34,7 +34,7 @@ _HOME = {
     "tf1_variables": "checkpoints.restore",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str):

@@ -454,7 +454,7 @@ class Experiment:
         """
         try:
             return _from_dict(cls, json.loads(text))
-        except (json.JSONDecodeError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source} describes no experiment: {error}") from error
 
 

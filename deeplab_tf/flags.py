@@ -113,7 +113,7 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     for name, kind, default, text in _MODEL:
         _DEFINE[kind](name, default, text, flag_values=values)
     flags.DEFINE_integer(
-        _QUANTIZATION, -1, "Quantisation-aware training: not offered.", flag_values=values
+        _QUANTIZATION, -1, "Quantisation-aware: not offered.", flag_values=values
     )
     for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
         _DEFINE[kind](name, None, f"Without effect: {text}.", flag_values=values)
@@ -147,7 +147,7 @@ def define_fields(values: flags.FlagValues, config, help_of: dict[str, str]) -> 
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name, text in help_of.items():
         default = defaults[name]
-        if isinstance(default, tuple) or "size" in name and default is None:
+        if isinstance(default, tuple) or (default is None and "size" in name):
             default = ",".join(map(str, default)) if default else None
             kind = "list"
         elif default is None or isinstance(default, str):

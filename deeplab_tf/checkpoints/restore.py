@@ -34,7 +34,9 @@ def _in_head(name: str) -> bool:
 def is_model_variable(name: str) -> bool:
     """Whether an official name is a weight, not a slot or a counter."""
     return not (
-        name in _BOOKKEEPING or name.endswith(_SLOTS) or name.split("/")[-1] == "_quant"
+        name in _BOOKKEEPING
+        or name.endswith(_SLOTS)
+        or name.split("/")[-1] == "_quant"
         # Fake quantisation keeps its ranges under `.../act_quant/min`.
         or "_quant/" in name
     )

@@ -100,7 +100,7 @@ def _evaluation(paths, config: DataConfig, info: DatasetInfo):
         return dataset.batch(1)
     # Images of one size form a batch, so that nothing is resized or padded.
     return dataset.group_by_window(
-        lambda image, _: tf.cast(tf.shape(image)[0] * 65536 + tf.shape(image)[1], "int64"),
+        lambda image, _: tf.reduce_sum(tf.shape(image, tf.int64)[:2] * [1 << 20, 1]),
         lambda _, same_size: same_size.batch(config.batch_size),
         window_size=config.batch_size,
     )

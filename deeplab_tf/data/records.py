@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tensorflow as tf
 from tqdm import tqdm
@@ -111,9 +111,9 @@ def write_shards(
     Raises:
         UserError: if a split is empty, or from the makers of records.
     """
-    for split, makers in splits.items():
-        if not makers:
-            raise UserError(f"split {split} is empty")
+    empty = [split for split, makers in splits.items() if not makers]
+    if empty:
+        raise UserError(f"split {empty[0]} is empty")
     made = not tf.io.gfile.exists(output_dir)
     tf.io.gfile.makedirs(output_dir)
     written: list[str] = []
@@ -121,18 +121,22 @@ def write_shards(
         for split, makers in splits.items():
             _write_split(split, makers, output_dir, num_shards, written)
     except BaseException:
-        for path in written:
-            tf.io.gfile.remove(path + _UNFINISHED)
+        _remove(path + _UNFINISHED for path in written)
         if made and not tf.io.gfile.listdir(output_dir):
-            tf.io.gfile.remove(output_dir)
+            tf.io.gfile.rmtree(output_dir)
         raise
     for split in splits:
         # Shards of another count would be read along with these.
-        for stale in tf.io.gfile.glob(os.path.join(output_dir, f"{split}-?????-of-*")):
-            if not stale.endswith(_UNFINISHED):
-                tf.io.gfile.remove(stale)
+        shards = tf.io.gfile.glob(os.path.join(output_dir, f"{split}-?????-of-*"))
+        _remove(path for path in shards if not path.endswith(_UNFINISHED))
     for path in written:
-        tf.io.gfile.rename(path + _UNFINISHED, path)
+        tf.io.gfile.rename(path + _UNFINISHED, path, overwrite=True)
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
 
 
 def _write_split(split, makers, output_dir, num_shards, written) -> None:

@@ -94,5 +94,6 @@ class MeanIoU(keras.metrics.Metric):
         return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
         return {**super().get_config(), **own}

@@ -74,7 +74,8 @@ def evaluate(
 
 
 def _exceeds(size, crop_size) -> bool:
-    return crop_size is not None and any(s > c for s, c in zip(size, crop_size, strict=True))
+    height, width = crop_size or size
+    return size[0] > height or size[1] > width
 
 
 def class_table(metrics: dict, info: DatasetInfo) -> str:

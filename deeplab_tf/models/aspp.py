@@ -29,9 +29,7 @@ def aspp(
     rates,
     filters: int = 256,
     separable: bool = True,
-    image_level: bool = True,
-    window=None,
-    strides=(1, 1),
+    image_pooling=(None, (1, 1)),
     dropout: float = 0.1,
     batch_norm_momentum: float | None = None,
 ):
@@ -44,9 +42,8 @@ def aspp(
         filters: Depth of every branch and of the projection; the paper's 256.
         separable: Whether the 3x3 branches are depthwise separable (DeepLabv3+,
             Sec. 3.1) or dense (DeepLabv3).
-        image_level: Whether image-level features are one of the branches.
-        window: Window of the image-level pooling in cells; None is everything.
-        strides: Steps of that window.
+        image_pooling: Window (None: everything) and strides, in cells, of the
+            pooling behind the image-level features; None leaves these out.
         dropout: Fraction dropped after the projection, in training only.
         batch_norm_momentum: Decay of the moving statistics, None for 0.9997.
 
@@ -56,8 +53,8 @@ def aspp(
     normalize = deeplab_layers.head_batch_norm(batch_norm_momentum)
     conv = functools.partial(deeplab_layers.conv_bn_act, normalize=normalize)
     branches = []
-    if image_level:
-        branches.append(image_level_features(x, filters, normalize, window, strides))
+    if image_pooling is not None:
+        branches.append(image_level_features(x, filters, normalize, *image_pooling))
     branches.append(conv(x, filters, 1, "aspp0"))
     for i, rate in enumerate(rates, 1):
         if separable:
@@ -67,7 +64,9 @@ def aspp(
         else:
             branch = conv(x, filters, 3, f"aspp{i}", rate=rate)
         branches.append(branch)
-    # The order of the checkpoints: image level first.
-    x = layers.Concatenate(name="aspp_concat")(branches) if branches[1:] else branches[0]
+    if len(branches) > 1:  # in the order of the checkpoints: image level first
+        x = layers.Concatenate(name="aspp_concat")(branches)
+    else:
+        (x,) = branches
     x = conv(x, filters, 1, "concat_projection")
     return layers.Dropout(dropout, name="concat_projection_dropout")(x)

@@ -28,21 +28,26 @@ def _backbone(image, config: ModelConfig):
     return [features[key] for key in ("high_level", *config.decoder.output_strides)]
 
 
+def _image_pooling(config: ModelConfig):
+    """Returns window (None: everything) and strides, in cells, or None for none."""
+    context = config.context
+    if not context.image_level:
+        return None
+    window = context.image_pooling_crop_size and tuple(
+        deeplab_layers.scale_dimension(side, 1.0 / config.output_stride)
+        for side in context.image_pooling_crop_size
+    )
+    return window, context.image_pooling_stride
+
+
 def _context(x, config: ModelConfig):
-    context, window = config.context, None
-    if context.image_pooling_crop_size is not None:
-        window = tuple(
-            deeplab_layers.scale_dimension(side, 1.0 / config.output_stride)
-            for side in context.image_pooling_crop_size
-        )
+    context = config.context
     return aspp(
         x,
         context.rates,
         filters=context.filters,
         separable=context.separable,
-        image_level=context.image_level,
-        window=window,
-        strides=context.image_pooling_stride,
+        image_pooling=_image_pooling(config),
         dropout=context.dropout,
         batch_norm_momentum=config.batch_norm_momentum,
     )
@@ -66,15 +71,14 @@ def _logits_at_one_scale(image, config: ModelConfig):
     x = _nested("context", lambda x: _context(x, config), x)
     if low_level:
         x = _nested("decoder", lambda x, *low: _decoder(x, low, config), x, *low_level)
-    return deeplab_layers.conv(
-        x,
+    return layers.Conv2D(
         config.num_classes,
         1,
-        "logits.semantic",
-        use_bias=True,
-        initializer=deeplab_layers.truncated_normal(0.01),
+        kernel_initializer=deeplab_layers.truncated_normal(0.01),
+        data_format="channels_last",
         dtype="float32",
-    )
+        name="logits.semantic",
+    )(x)
 
 
 def _logits_of_pyramid(image, config: ModelConfig):

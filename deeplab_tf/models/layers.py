@@ -94,15 +94,18 @@ class ResizeLike(layers.Layer):
         return tuple(s and scale_dimension(s, self.scale) for s in size)
 
     def call(self, x, like):
+        """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
         size = tuple(scale_dimension(s, self.scale) for s in spatial_size(like))
         return resize_bilinear(x, size)
 
     def compute_output_spec(self, x, like):
+        """Returns the symbolic result; sizes that are open stay open."""
         size = self._target(like.shape[1:3])
         shape = (x.shape[0], *size, x.shape[-1])
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         return {**super().get_config(), "scale": self.scale}
 
 
@@ -122,6 +125,7 @@ class WindowMean(layers.Layer):
         self.strides = tuple(strides)
 
     def call(self, x):
+        """Returns the means of `x`, `[b, h, w, channels]`."""
         if self.window is None:
             return ops.mean(x, axis=(1, 2), keepdims=True)
         return ops.average_pool(
@@ -129,6 +133,7 @@ class WindowMean(layers.Layer):
         )
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         own = {"window": self.window, "strides": self.strides}
         return {**super().get_config(), **own}
 
@@ -148,6 +153,7 @@ class BatchNormalization(layers.BatchNormalization):
         self.frozen = frozen
 
     def call(self, inputs, training=None):
+        """Returns the normalised `[b, h, w, channels]`; training uses the batch."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         mean, variance = self.moving_mean, self.moving_variance
         if training and not self.frozen:
@@ -168,12 +174,8 @@ class BatchNormalization(layers.BatchNormalization):
             moving.assign(moving + (1.0 - self.momentum) * (value - moving))
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         return {**super().get_config(), "frozen": self.frozen}
-
-
-def fan_in_initializer():
-    """Returns slim's default for a convolution: Xavier uniform."""
-    return keras.initializers.GlorotUniform()
 
 
 def truncated_normal(stddev: float):
@@ -198,9 +200,7 @@ def conv(
     *,
     strides: int = 1,
     rate: int = 1,
-    use_bias: bool = False,
     initializer=None,
-    dtype=None,
 ):
     """Returns a SAME convolution of `x`, by the layer `scope`."""
     return layers.Conv2D(
@@ -209,10 +209,10 @@ def conv(
         strides=strides,
         dilation_rate=rate,
         padding="same",
-        use_bias=use_bias,
-        kernel_initializer=initializer or fan_in_initializer(),
+        use_bias=False,
+        # Without a word from the caller, slim's default: Xavier uniform.
+        kernel_initializer=initializer or "glorot_uniform",
         data_format="channels_last",
-        dtype=dtype,
         name=scope,
     )(x)
 

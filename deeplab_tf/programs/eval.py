@@ -1,8 +1,9 @@
 """Scores a checkpoint on a split and writes metrics.json.
 
-    python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
+python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 """
 
+import itertools
 import json
 import os
 
@@ -99,12 +100,12 @@ def _write(metrics: dict, folder: str) -> str:
 
 def _follow(folder: str) -> None:
     """Scores every new checkpoint of a folder."""
-    done = 0
-    for prefix in tf.train.checkpoints_iterator(folder, FLAGS.eval_interval_secs):
+    checkpoints = tf.train.checkpoints_iterator(folder, FLAGS.eval_interval_secs)
+    # No end is 0, which `islice` spells None.
+    for prefix in itertools.islice(
+        checkpoints, FLAGS.max_number_of_evaluations or None
+    ):
         _evaluate(prefix)
-        done += 1
-        if done == FLAGS.max_number_of_evaluations:
-            return
 
 
 def main(values: absl_flags.FlagValues) -> None:

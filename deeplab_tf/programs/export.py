@@ -1,6 +1,6 @@
 """Exports a checkpoint as a SavedModel: ImageTensor -> SemanticPredictions.
 
-    python export.py --checkpoint_path=logs --export_path=exported
+python export.py --checkpoint_path=logs --export_path=exported
 """
 
 from absl import flags as absl_flags

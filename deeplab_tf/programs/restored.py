@@ -1,5 +1,4 @@
-"""A model from the command line: what the flags, the checkpoint and its
-`experiment.json` say together."""
+"""The model that flags, checkpoint and `experiment.json` describe together."""
 
 import os
 

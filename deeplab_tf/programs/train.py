@@ -1,6 +1,6 @@
-"""Trains a model on TFRecords; started again, it goes on where it was.
+r"""Trains a model on TFRecords; started again, it goes on where it was.
 
-    python train.py --dataset_dir=tfrecord --train_logdir=logs \\
+    python train.py --dataset_dir=tfrecord --train_logdir=logs \
         --model_variant=mobilenet_v2 --decoder_output_stride=4
 """
 
@@ -91,7 +91,8 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         **flags.field_values(values, _AUGMENTATION),
     )
     train = flags.train_config(values, _TRAINING, ignore_label=info.ignore_label)
-    if train.fine_tune_batch_norm and data.batch_size == 1 and model.context.image_level:
+    one_value = data.batch_size == 1 and model.context.image_level
+    if train.fine_tune_batch_norm and one_value:
         raise UserError(
             "train_batch_size=1 leaves the batch normalisation of image-level features "
             "a single value; use a larger batch or --fine_tune_batch_norm=false"

@@ -45,9 +45,7 @@ def export_saved_model(
         UserError: if `path` holds something that is not an export.
     """
     path = path.rstrip("/")
-    if tf.io.gfile.exists(path) and not is_saved_model(path):
-        if not tf.io.gfile.isdir(path) or tf.io.gfile.listdir(path):
-            raise UserError(f"{path} is there and is no SavedModel; give a new folder")
+    _require_free(path)
     predictor = Predictor(model, scales, flip, crop_size)
     archive = keras.export.ExportArchive()
     archive.track(predictor.network)
@@ -67,6 +65,14 @@ def export_saved_model(
     if tf.io.gfile.exists(path):
         tf.io.gfile.rmtree(path)
     tf.io.gfile.rename(unfinished, path)
+
+
+def _require_free(path: str) -> None:
+    """Refuses to overwrite anything but an export or an empty folder."""
+    if not tf.io.gfile.exists(path) or is_saved_model(path):
+        return
+    if not tf.io.gfile.isdir(path) or tf.io.gfile.listdir(path):
+        raise UserError(f"{path} is there and is no SavedModel; give a new folder")
 
 
 def is_saved_model(path: str) -> bool:

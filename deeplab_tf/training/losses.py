@@ -17,7 +17,7 @@ def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int
         top_k_percent_pixels: Share (0..1] reached in the end.
         hard_example_mining_step: Steps until it is reached; 0 is at once.
     """
-    if hard_example_mining_step == 0:
+    if hard_example_mining_step == 0 or top_k_percent_pixels == 1.0:
         return top_k_percent_pixels
     ratio = ops.minimum(ops.cast(step, "float32") / hard_example_mining_step, 1.0)
     return ratio * top_k_percent_pixels + (1.0 - ratio)
@@ -137,6 +137,7 @@ class SegmentationLoss(keras.losses.Loss):
         )
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         own = {
             "ignore_label": self.ignore_label,
             "label_weights": self.label_weights,

@@ -24,16 +24,25 @@ class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
         self.learning_rate = learning_rate
 
     def __call__(self, step):
+        """Returns the learning rate at a step."""
         step = ops.cast(step, "float32")
         scheduled = self.schedule(ops.maximum(step - self.steps, 0.0))
         return ops.where(step < self.steps, self.learning_rate, scheduled)
 
     def get_config(self):
+        """Returns the arguments, for saving."""
+        """Returns the arguments, the schedule serialised."""
         return {
-            "schedule": self.schedule,
+            "schedule": keras.optimizers.schedules.serialize(self.schedule),
             "steps": self.steps,
             "learning_rate": self.learning_rate,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        """Returns the schedule that `get_config` described."""
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(**{**config, "schedule": schedule})
 
 
 def learning_rate_schedule(config: TrainConfig):
@@ -96,6 +105,7 @@ class Momentum(keras.optimizers.Optimizer):
         self.assign_sub(variable, ops.multiply(rate, moved))
 
     def get_config(self):
+        """Returns the arguments, for saving."""
         return {**super().get_config(), "momentum": self.momentum}
 
 

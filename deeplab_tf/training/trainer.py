@@ -108,9 +108,7 @@ class Trainer:
             decay = losses.regularization_loss(self._trained, self.config.weight_decay)
             total = data_loss + decay
         gradients = tape.gradient(total, [v.value for v in trained])
-        gradients = [
-            g * m for g, m in zip(gradients, self._multipliers, strict=True)
-        ]
+        gradients = [g * m for g, m in zip(gradients, self._multipliers, strict=True)]
         learning_rate = tf.identity(self.optimizer.learning_rate)
         self.optimizer.apply(gradients, trained)
         self._samples.assign_add(tf.shape(images, out_type=tf.int64)[0])

@@ -92,9 +92,11 @@ def mobilenet_v2(
         stride (4, 8, 16) the low-level features of 144, 192 and 576 channels.
     """
     divisor = divisible_by or (8 if depth_multiplier == 1.0 else 1)
+    if batch_norm_momentum is None:
+        batch_norm_momentum = _BATCH_NORM_MOMENTUM
     normalize = functools.partial(
         deeplab_layers.batch_norm,
-        momentum=batch_norm_momentum or _BATCH_NORM_MOMENTUM,
+        momentum=batch_norm_momentum,
         epsilon=1e-3,
     )
     steps = strides_and_rates([2, *(s for _, _, s in _BLOCKS)], output_stride)

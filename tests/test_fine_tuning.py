@@ -1,0 +1,79 @@
+"""The official checkpoint fine-tuned on real images, from records to pictures."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from PIL import Image
+
+import deeplab_tf
+from deeplab_tf.training import losses
+
+STEPS = 300
+
+
+def run(*arguments) -> str:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
+
+
+def loss_on(checkpoint: str, images, labels) -> float:
+    config = deeplab_tf.ModelConfig.from_official_flags({})
+    model = deeplab_tf.build_model(config)
+    assert deeplab_tf.load_tf1_checkpoint(model, checkpoint).complete
+    return float(losses.segmentation_loss(labels, model(images, training=False)))
+
+
+@pytest.mark.slow
+def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
+    voc_records, voc_root, voc_checkpoint, tmp_path
+):
+    logs, exported = tmp_path / "logs", tmp_path / "exported"
+    run(
+        *("train.py", "--model_variant=mobilenet_v2", "--fine_tune_batch_norm=false"),
+        *(f"--tf_initial_checkpoint={voc_checkpoint}", f"--dataset_dir={voc_records}"),
+        *(f"--train_logdir={logs}", "--train_crop_size=321,321"),
+        *("--train_batch_size=8", "--base_learning_rate=1e-4"),
+        f"--training_number_of_steps={STEPS}",
+    )
+    data = deeplab_tf.DataConfig(str(voc_records), crop_size=(321, 321), seed=7)
+    images, labels = next(iter(deeplab_tf.load_dataset(data, "train", training=True)))
+    before = loss_on(voc_checkpoint, images, labels)
+    after = loss_on(str(logs), images, labels)
+    print(f"loss of a fixed batch: {before:.4f} before, {after:.4f} after")
+    assert after < 0.97 * before
+
+    run("eval.py", f"--checkpoint_dir={logs}", f"--eval_logdir={tmp_path / 'eval'}")
+    metrics = json.loads((tmp_path / "eval" / "metrics.json").read_text())
+    print(f"mIoU of 60 images: {metrics['miou']:.4f}")
+    assert metrics["images"] == 60
+    assert metrics["miou"] >= 0.74
+
+    run("export.py", f"--checkpoint_path={logs}", f"--export_path={exported}")
+    names = (voc_root / "ImageSets/Segmentation/val.txt").read_text().split()[:5]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in names:
+        content = (voc_root / f"JPEGImages/{name}.jpg").read_bytes()
+        (photos / f"{name}.jpg").write_bytes(content)
+    for model, folder in ((exported, "a"), (logs, "b")):
+        run(
+            *("-m", "deeplab_tf.predict", f"--model={model}", f"--images={photos}"),
+            f"--output_dir={tmp_path / folder}",
+        )
+    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    for name in names:
+        a, b = (
+            np.array(Image.open(tmp_path / folder / f"{name}_label.png"))
+            for folder in "ab"
+        )
+        assert np.array_equal(a, b)
+        image = tf.io.decode_jpeg((photos / f"{name}.jpg").read_bytes())[None]
+        assert np.array_equal(served(ImageTensor=image)["SemanticPredictions"][0], a)
+        assert (tmp_path / "a" / f"{name}_overlay.png").exists()
