@@ -29,6 +29,13 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+def _require_output_stride(output_stride: int) -> None:
+    _require(
+        output_stride in OUTPUT_STRIDES,
+        f"output_stride must be 8, 16 or 32; received {output_stride}",
+    )
+
+
 def _scaled_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
     """Returns atrous rates that cover the same pixels at another output stride."""
     _require(
@@ -138,10 +145,7 @@ class ModelConfig:
     decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self):
-        _require(
-            self.output_stride in OUTPUT_STRIDES,
-            f"output_stride must be 8, 16 or 32; received {self.output_stride}",
-        )
+        _require_output_stride(self.output_stride)
         _require(
             self.num_classes > 0,
             f"num_classes must be positive; received {self.num_classes}",
@@ -186,13 +190,13 @@ class ModelConfig:
         Args:
             output_stride: 8, 16 or 32; atrous rates scale along.
         """
-        _require(
-            output_stride in OUTPUT_STRIDES,
-            f"output_stride must be 8, 16 or 32; received {output_stride}",
-        )
-        rates = _scaled_rates(self.context.rates, self.output_stride, output_stride)
+        rates = self._rates_at(output_stride)
         context = dataclasses.replace(self.context, rates=rates)
         return dataclasses.replace(self, output_stride=output_stride, context=context)
+
+    def _rates_at(self, output_stride: int) -> tuple[int, ...]:
+        _require_output_stride(output_stride)
+        return _scaled_rates(self.context.rates, self.output_stride, output_stride)
 
     @classmethod
     def from_official_flags(cls, flags: Mapping[str, object]) -> "ModelConfig":
@@ -230,8 +234,7 @@ class ModelConfig:
                 field, parse = MODEL_FLAGS[name]
                 fields[field] = _parsed(name, value, parse)
         if "output_stride" in fields and "context.rates" not in fields:
-            stride = fields.pop("output_stride")
-            return self.at_output_stride(stride)._with_fields(fields)
+            fields["context.rates"] = self._rates_at(fields["output_stride"])
         return self._with_fields(fields)
 
     def _with_fields(self, fields: Mapping[str, object]) -> "ModelConfig":
@@ -440,6 +443,13 @@ class Experiment:
     split: str = "train"
     info: DatasetInfo | None = None
     format_version: int = 1
+
+    def __post_init__(self):
+        _require(
+            self.format_version == 1,
+            f"format_version {self.format_version} is of a newer deeplab_tf; "
+            "this one reads 1",
+        )
 
     def to_json(self) -> str:
         """Returns the text of `experiment.json`."""

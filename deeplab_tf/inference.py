@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import resize_bilinear, scale_dimension
 
 
@@ -24,6 +25,9 @@ class Predictor:
         crop_size: Height and width to which images are padded, as the official
             protocol does; larger images are not cut. None pads to the next
             `k * output_stride + 1`, where features and pixels align.
+
+    Raises:
+        UserError: for scales that are not positive.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class Predictor:
     ):
         self.config = model.model_config
         self.scales = tuple(float(scale) for scale in scales)
+        if not all(scale > 0 for scale in self.scales or (0.0,)):
+            raise UserError(f"scales must be positive; received {self.scales}")
         self.flip = flip
         self.crop_size = crop_size
         logits = model.get_layer("logits").output

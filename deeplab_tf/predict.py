@@ -20,7 +20,7 @@ from tqdm import tqdm
 import deeplab_tf.programs
 from deeplab_tf import flags, visualize
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
-from deeplab_tf.data.records import decode_image
+from deeplab_tf.data.records import PICTURE_FORMATS, decode_image
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.programs.restored import experiment_of, restored_model
@@ -73,10 +73,9 @@ def read_image(path: str) -> np.ndarray:
         content = file.read()
     try:
         header = Image.open(io.BytesIO(content))
-        orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture: {error}") from error
-    if header.format not in ("JPEG", "PNG"):
+    if header.format not in PICTURE_FORMATS:
         raise UserError(f"{path} is {header.format}; JPEG and PNG are read")
     if header.width * header.height > _MOST_PIXELS:
         raise UserError(
@@ -84,9 +83,11 @@ def read_image(path: str) -> np.ndarray:
             f"{_MOST_PIXELS:,} are read"
         )
     try:
+        header.load()  # tells a broken file in one line, TensorFlow in several
+        orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
         image = decode_image(tf.constant(content)).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{path} is broken: {error.message}") from error
+    except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as error:
+        raise UserError(f"{path} is broken: {error}") from error
     return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))
 
 
@@ -99,6 +100,8 @@ def find_images(pattern: str) -> list[str]:
     if tf.io.gfile.isdir(pattern):
         names = tf.io.gfile.listdir(pattern)
         paths = [os.path.join(pattern, name) for name in names]
+    elif tf.io.gfile.exists(pattern):  # its name may hold brackets
+        paths = [pattern]
     else:
         paths = tf.io.gfile.glob(pattern)
     paths = sorted(p for p in paths if p.lower().endswith(_SUFFIXES))
@@ -176,6 +179,7 @@ def _write(path: str, content: bytes) -> None:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Labels every image."""
+    flags.check_flags(values, "predict")
     paths = find_images(values.images)
     label, info = _labeler(values)
     if values.dataset is not None:

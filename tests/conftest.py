@@ -3,9 +3,22 @@
 import os
 import pathlib
 
+import numpy as np
 import pytest
+from golden_case import value
+from PIL import Image
 
 import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+
+# isort: split
+import keras
+
+from deeplab_tf.checkpoints import restore
+from deeplab_tf.config import DecoderConfig, ModelConfig
+from deeplab_tf.data.info import DatasetInfo, dataset_info, voc_colors
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.layers import ResizeLike
+from deeplab_tf.serving.saved_model import export_saved_model
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -38,6 +51,12 @@ def voc_checkpoint() -> str:
 
 
 @pytest.fixture(scope="session")
+def official_results() -> pathlib.Path:
+    """Metrics and label maps of the official graph on the real PASCAL VOC images."""
+    return _asset("golden/voc2012_sample_val_os16.json").parent
+
+
+@pytest.fixture(scope="session")
 def voc_records(voc_root, tmp_path_factory) -> str:
     """TFRecords of the real images."""
     from datasets import voc2012
@@ -45,3 +64,98 @@ def voc_records(voc_root, tmp_path_factory) -> str:
     folder = str(tmp_path_factory.mktemp("voc") / "records")
     voc2012.convert(str(voc_root), folder)
     return folder
+
+
+# Odd and even sides, wide and tall; the first three are the training split.
+_TINY_SIZES = ((37, 53), (48, 29), (33, 33), (50, 61), (29, 64))
+
+
+@pytest.fixture(scope="session")
+def tiny_voc(tmp_path_factory) -> pathlib.Path:
+    """Five noise photographs in VOC layout: 3 train, 2 val, 5 trainval."""
+    root = tmp_path_factory.mktemp("tiny_voc")
+    random = np.random.RandomState(0)
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / name).mkdir(parents=True)
+    stems = [f"2007_{i:06d}" for i in range(len(_TINY_SIZES))]
+    for stem, (height, width) in zip(stems, _TINY_SIZES, strict=True):
+        noise = random.randint(0, 256, (height // 8 + 1, width // 8 + 1, 3), np.uint8)
+        image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(root / f"JPEGImages/{stem}.jpg", quality=80)
+        classes = random.randint(0, 21, (height // 8 + 1, width // 8 + 1))
+        label = np.kron(classes, np.ones((8, 8), int))[:height, :width]
+        label[0] = 255
+        picture = Image.fromarray(label.astype(np.uint8), "P")
+        picture.putpalette(np.array(voc_colors(256), np.uint8).tobytes())
+        picture.save(root / f"SegmentationClass/{stem}.png")
+    for split, part in (("train", stems[:3]), ("val", stems[3:]), ("trainval", stems)):
+        path = root / f"ImageSets/Segmentation/{split}.txt"
+        path.write_text("".join(f"{stem}\n" for stem in part))
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_records(tiny_voc, tmp_path_factory) -> str:
+    """TFRecords of `tiny_voc`."""
+    from datasets import voc2012
+
+    folder = str(tmp_path_factory.mktemp("tiny_voc_records") / "records")
+    voc2012.convert(str(tiny_voc), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A whole but narrow DeepLabv3+ whose labels vary over an image."""
+    config = ModelConfig.from_official_flags(
+        {
+            "depth_multiplier": 0.1,
+            "num_classes": 5,
+            "atrous_rates": [1, 2],
+            "aspp_convs_filters": 16,
+            "decoder_output_stride": [4],
+            "decoder_filters": 16,
+        }
+    )
+    model = build_model(config)
+    shapes = {name: a.shape for name, a in restore.tf1_variables(model).items()}
+    restore.load_tf1_variables(model, {n: value(n, s) for n, s in shapes.items()})
+    return model
+
+
+@pytest.fixture(scope="session")
+def strided_model():
+    """One 9x9 convolution of stride 8 in a network's place: quick, and it sees scale,
+    mirroring and what is beside a pixel."""
+    image = keras.Input((None, None, 3), name="image")
+    x = keras.layers.Rescaling(2.0 / 255.0, -1.0)(image)
+    x = keras.layers.Conv2D(4, 9, strides=8, padding="same", name="logits")(x)
+    model = keras.Model(image, ResizeLike()(x, image))
+    random = np.random.RandomState(1)
+    kernel = 0.1 * random.standard_normal((9, 9, 3, 4)).astype(np.float32)
+    model.get_layer("logits").set_weights([kernel, np.zeros(4, np.float32)])
+    model.model_config = ModelConfig(
+        num_classes=4, output_stride=8, decoder=DecoderConfig(output_strides=())
+    )
+    return model
+
+
+@pytest.fixture(scope="session")
+def color_model():
+    """A network's stand-in that is always right about red, green and blue."""
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, keras.layers.Identity(name="logits")(image))
+    model.model_config = ModelConfig(
+        num_classes=3, output_stride=8, decoder=DecoderConfig(output_strides=())
+    )
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_model, tmp_path_factory) -> str:
+    """A SavedModel of `tiny_model`, with CamVid's first five classes."""
+    camvid = dataset_info("camvid")
+    info = DatasetInfo("toys", camvid.class_names[:5], 255, camvid.colors[:5])
+    path = str(tmp_path_factory.mktemp("tiny_export") / "export")
+    export_saved_model(tiny_model, path, info=info)
+    return path

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+import keras
 import numpy as np
 
 from deeplab_tf.errors import UserError
@@ -94,7 +95,7 @@ def load_tf1_variables(
     """Assigns arrays to the variables of a model by their official names.
 
     Optimiser slots and `global_step` are passed over. Variables of another
-    shape (a logits layer of another class count) are left as they are.
+    shape in the head (logits of another class count) are left as they are.
 
     Args:
         model: A model of `build_model`.
@@ -106,7 +107,8 @@ def load_tf1_variables(
         Which names were restored, skipped, missing and unexpected.
 
     Raises:
-        UserError: if nothing of the backbone matches; the model is unchanged.
+        UserError: if nothing of the backbone matches, or a variable of it has
+            another shape; the model is unchanged.
     """
     given = {n: a for n, a in arrays.items() if is_model_variable(n)}
     variables = official_variables(model)
@@ -126,10 +128,12 @@ def load_tf1_variables(
         missing=tuple(name for name in wanted if name not in given),
         unexpected=tuple(name for name in given if name not in variables),
     )
-    if all(_in_head(name) for name in report.restored):
+    nothing = all(_in_head(name) for name in report.restored)
+    if nothing or not all(_in_head(name) for name in refused):
+        what = "nothing" if nothing else "not all"
         raise UserError(
             f"{source} holds another architecture than {_architecture(model)}: "
-            f"nothing of the backbone matches; {report}"
+            f"{what} of the backbone matches; {report}"
         )
     for name in report.restored:
         wanted[name].assign(given[name])
@@ -158,5 +162,6 @@ def require_complete(report: RestoreReport, source: str, model) -> None:
 def tf1_variables(model) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a model; undoes `load_tf1_variables`."""
     return {
-        name: np.array(variable) for name, variable in official_variables(model).items()
+        name: keras.ops.convert_to_numpy(variable)
+        for name, variable in official_variables(model).items()
     }

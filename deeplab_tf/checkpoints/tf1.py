@@ -78,7 +78,8 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
         UserError: if the files are missing, damaged or cut short.
     """
     try:
-        reader = tf.train.load_checkpoint(prefix)
+        # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         ours = reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
         names = {
             key: _official_name(key)
@@ -86,7 +87,7 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
             if not ours or key.startswith(f"{MODEL_KEY}/")
         }
         return {name: reader.get_tensor(key) for key, name in names.items() if name}
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{prefix} cannot be read as a checkpoint: {first}") from error
 

@@ -64,7 +64,7 @@ def _augmented(image, label, seeds, config: DataConfig, info: DatasetInfo):
 
 
 def _training(paths, config: DataConfig, info: DatasetInfo, start: int):
-    count = sum(1 for _ in tf.data.TFRecordDataset(paths))
+    count = sum(1 for _ in batches(tf.data.TFRecordDataset(paths)))
     if count == 0:
         raise UserError(f"the records of {config.dataset_dir} are empty: {paths}")
 
@@ -110,20 +110,23 @@ def batches(dataset: tf.data.Dataset) -> Iterator:
     """Yields what a dataset holds, telling broken samples in one line.
 
     Raises:
-        UserError: for a sample that cannot be decoded or has impossible labels.
+        UserError: for a record that is cut short, a sample that cannot be decoded
+            or has impossible labels.
     """
     try:
         yield from dataset
-    except tf.errors.InvalidArgumentError as error:
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
         raise UserError(f"a broken sample: {_first_fact(error.message)}") from error
 
 
 def _first_fact(message: str) -> str:
     """Returns the sentence of a tf.data error that speaks of the data."""
-    failed = re.search(r"assertion failed: \[(.*?)\](?: \[\[|\s*$)", message, re.S)
-    if not failed:
-        return message.splitlines()[0].removeprefix("{{function_node __wrapped__}}")
-    return " ".join(failed.group(1).replace("\n", " ").replace("] [", " ").split())
+    # "{{node ...}} what happened\n\t [[{{node ...}}]] [Op:...]"
+    sentence = re.sub(r"^\{\{.*?\}\}\s*", "", message.split("\n\t [[")[0])
+    failed = re.fullmatch(r"assertion failed: \[(.*)\]", sentence, re.S)
+    if failed:
+        sentence = failed.group(1).replace("] [", " ")
+    return " ".join(sentence.split())
 
 
 def load_dataset(

@@ -15,6 +15,9 @@ _LABEL = "image/segmentation/class/encoded"
 _NAME = "image/filename"
 _INFO_FILE = "dataset_info.json"
 _UNFINISHED = ".unfinished"
+# What `decode_image` reads: Pillow's name of a format to the official one. MPO is
+# how many cameras write a JPEG, with a second picture behind the first.
+PICTURE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 
 
 def serialize(

@@ -53,7 +53,7 @@ def evaluate(
             enlarged += len(images) * _exceeds(images.shape[1:3], config.eval_crop_size)
     if enlarged:
         print(f"note: {enlarged} images exceed eval_crop_size and enlarged it")
-    counts = np.array(metric.counts)
+    counts = keras.ops.convert_to_numpy(metric.counts)
     if counts.sum() == 0:
         raise UserError(
             f"{images_seen} images hold no pixel with a label in 0..{num_classes - 1}"

@@ -14,8 +14,9 @@ from deeplab_tf.models.decoder import decoder
 def _nested(name, build, *inputs):
     """Returns `build(*inputs)` as one nested model, a line of `summary()`."""
     heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
-    block = keras.Model(heads, build(*heads), name=name)
-    return block(list(inputs))
+    if len(heads) == 1:
+        return keras.Model(heads[0], build(*heads), name=name)(inputs[0])
+    return keras.Model(heads, build(*heads), name=name)(list(inputs))
 
 
 def _backbone(image, config: ModelConfig):

@@ -334,6 +334,15 @@ def official_variables(model) -> dict:
     return variables
 
 
+def dropout_seeds(model) -> dict:
+    """Returns `{layer name: keras.Variable}`, which the next dropouts follow from."""
+    return {
+        layer.name: layer.seed_generator.state
+        for layer in leaf_layers(model)
+        if isinstance(layer, layers.Dropout) and layer.rate > 0
+    }
+
+
 def set_batch_norm_frozen(model, frozen: bool) -> None:
     """Sets whether training normalises with the moving statistics."""
     for layer in leaf_layers(model):

@@ -1,34 +1,70 @@
 """What the root scripts and the console scripts call.
 
-Importing this package loads TensorFlow without the notices that it prints at
-every start, so that one line on stderr is one line.
+Importing this package starts TensorFlow without the notices that it prints every
+time, so that one line on stderr is one line. It is imported before TensorFlow is,
+hence by `import` where a module needs both.
 """
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from absl import flags
 
 from deeplab_tf.errors import UserError
 
 
-def _load_tensorflow_quietly() -> None:
-    # The notices come from C++ before any logging can be set up in it.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what C++ writes to stderr before its logging can be set up."""
     sys.stderr.flush()
-    terminal = os.dup(2)
-    null = os.open(os.devnull, os.O_WRONLY)
+    terminal, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
-        import tensorflow  # noqa: F401
+        yield
     finally:
         os.dup2(terminal, 2)
         os.close(terminal)
         os.close(null)
 
 
-_load_tensorflow_quietly()
+def _start_tensorflow() -> None:
+    """Imports TensorFlow and finds its devices, quietly."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _silent_stderr():
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        for gpu in gpus:
+            # Without this TensorFlow takes all of the memory at once.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    # What the notices would have told about a GPU that is there but unused.
+    if not gpus and os.path.exists("/dev/nvidia0"):
+        print(
+            "warning: this machine has a GPU that TensorFlow cannot use; "
+            "pip install 'deeplab_tf[gpu]' brings CUDA",
+            file=sys.stderr,
+        )
+
+
+def _require_tensorflow_backend() -> None:
+    try:
+        import keras
+
+        backend = keras.backend.backend()
+    except ImportError as error:
+        backend = f"one that is not installed ({error})"
+    if backend != "tensorflow":
+        # Here, because importing the programs already builds on the backend.
+        sys.exit(
+            "the programs need the Keras backend tensorflow; the environment variable "
+            f"KERAS_BACKEND or keras.json sets {backend}"
+        )
+
+
+_start_tensorflow()
+_require_tensorflow_backend()
 
 
 def run_program(

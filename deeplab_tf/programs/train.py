@@ -123,6 +123,8 @@ def _initialize(trainer: Trainer, config: TrainConfig) -> None:
 
 
 def _require_same_model(model: ModelConfig, folder: str) -> None:
+    if tf.train.latest_checkpoint(folder) is None:
+        return
     before = resume.read_experiment(folder)
     if before is not None and before.model != model:
         old, new = dataclasses.asdict(before.model), dataclasses.asdict(model)

@@ -84,9 +84,12 @@ def load_labeler(path: str):
     """Returns `images -> labels` of an export, uint8 and int32 arrays.
 
     Raises:
-        UserError: if the SavedModel has other inputs or outputs.
+        UserError: if the SavedModel is broken or has other inputs or outputs.
     """
-    loaded = tf.saved_model.load(path)
+    try:
+        loaded = tf.saved_model.load(path)
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        raise UserError(f"{path} cannot be read as a SavedModel: {error}") from error
     serve = loaded.signatures.get("serving_default")
     inputs = serve.structured_input_signature[1] if serve else {}
     outputs = serve.structured_outputs if serve else {}

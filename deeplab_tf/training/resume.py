@@ -22,9 +22,10 @@ class TrainingState:
         optimizer: Slot name to `keras.Variable`.
         step: The optimiser's `iterations`.
         samples: `tf.Variable` with the number of training samples consumed.
+        seeds: Layer name to `keras.Variable`, which its next dropouts follow from.
     """
 
-    def __init__(self, folder: str, weights, optimizer, step, samples):
+    def __init__(self, folder: str, weights, optimizer, step, samples, seeds=()):
         self.folder = folder
         self._step = step
         checkpoint = tf.train.Checkpoint(
@@ -33,6 +34,7 @@ class TrainingState:
                 "optimizer": _tensorflow_variables(optimizer),
                 "step": step.value,
                 "samples": samples,
+                "seeds": _tensorflow_variables(dict(seeds)),
                 "format_version": tf.Variable(FORMAT_VERSION),
             }
         )
@@ -50,9 +52,13 @@ class TrainingState:
         latest = self._manager.latest_checkpoint
         if latest is None:
             return None
+        # Made now and `expect_partial`: otherwise a refusal drags along a line of
+        # TensorFlow's log for every value that was not restored.
+        _ = self._checkpoint.save_counter
         try:
-            self._checkpoint.restore(latest).assert_existing_objects_matched()
-        except (AssertionError, ValueError, tf.errors.OpError) as error:
+            # Both ways: nothing of the model is missing, nothing of the file left.
+            self._checkpoint.restore(latest).expect_partial().assert_consumed()
+        except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
             raise UserError(
                 f"{latest} cannot be resumed by this model and optimiser; give "
                 f"another --train_logdir: {str(error).splitlines()[0]}"

@@ -12,6 +12,7 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.pipeline import batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import (
+    dropout_seeds,
     official_variables,
     set_batch_norm_frozen,
     spatial_size,
@@ -60,6 +61,7 @@ class Trainer:
                 optimizer.slots(self.optimizer, self._trained),
                 self.optimizer.iterations,
                 self._samples,
+                dropout_seeds(model),
             )
         # XLA makes depthwise convolutions on CPU some twenty times slower.
         self._compiled_step = tf.function(

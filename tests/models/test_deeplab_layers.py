@@ -1,0 +1,216 @@
+"""The primitives: sizes, resizing, batch normalisation, precision."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.layers import (
+    BatchNormalization,
+    leaf_layers,
+    official_variables,
+    padded_length,
+    resize_bilinear,
+    scale_dimension,
+    set_batch_norm_frozen,
+)
+
+# (pixels, scale, cells) of the reference, section 0.1.
+SIZES = [
+    *((513, 1 / 4, 129), (513, 1 / 8, 65), (513, 1 / 16, 33), (513, 1 / 32, 17)),
+    *((769, 1 / 4, 193), (769, 1 / 8, 97), (769, 1 / 16, 49), (769, 1 / 32, 25)),
+    *((1025, 1 / 4, 257), (1025, 1 / 8, 129), (1025, 1 / 16, 65), (1025, 1 / 32, 33)),
+    *((2049, 1 / 4, 513), (2049, 1 / 8, 257), (2049, 1 / 16, 129), (2049, 1 / 32, 65)),
+    *((513, 0.5, 257), (513, 0.75, 385), (513, 1.25, 641), (513, 1.5, 769)),
+    *((513, 1.75, 897), (1025, 0.75, 769), (97, 1.5 / 16, 10), (1, 1 / 16, 1)),
+]
+
+
+@pytest.mark.parametrize(("size", "scale", "expected"), SIZES)
+def test_scale_dimension_of_ints_and_tensors(size, scale, expected):
+    assert scale_dimension(size, scale) == expected
+    assert int(scale_dimension(tf.constant(size), scale)) == expected
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16, 32])
+def test_scale_dimension_counts_the_cells_of_a_strided_convolution(stride):
+    sizes = np.arange(1, 2100)
+    cells = -(-sizes // stride)  # ceil(size / stride), of every SAME convolution
+    assert [scale_dimension(int(s), 1 / stride) for s in sizes] == cells.tolist()
+    np.testing.assert_array_equal(
+        scale_dimension(tf.constant(sizes), 1 / stride), cells
+    )
+
+
+def test_padded_length_is_the_next_aligned_one():
+    lengths = [padded_length(size, 16) for size in (1, 2, 17, 18, 500, 513)]
+    assert lengths == [1, 17, 17, 33, 513, 513]
+
+
+@tf.function(
+    input_signature=[
+        tf.TensorSpec([None, None, None, 3]),
+        tf.TensorSpec([], tf.int32),
+        tf.TensorSpec([], tf.int32),
+    ]
+)
+def resize_unknown(x, height, width):
+    return resize_bilinear(x, (height, width))
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((33, 65), (129, 257)),
+        ((129, 129), (513, 513)),
+        ((65, 33), (17, 9)),
+        ((9, 7), (13, 20)),
+        ((5, 5), (5, 5)),
+        ((5, 4), (5, 9)),
+        ((1, 1), (7, 5)),
+        ((1, 6), (4, 1)),
+        ((7, 5), (1, 1)),
+        ((1, 1), (1, 1)),
+    ],
+)
+def test_resize_is_the_align_corners_one(source, target):
+    random = np.random.RandomState(0)
+    x = tf.constant(random.standard_normal((2, *source, 3)), tf.float32)
+    official = tf.raw_ops.ResizeBilinear(images=x, size=target, align_corners=True)
+    np.testing.assert_allclose(resize_bilinear(x, target), official, atol=1e-4)
+    np.testing.assert_allclose(resize_unknown(x, *target), official, atol=1e-4)
+
+
+def test_resize_by_hand():
+    # Corners stay: 0 and 4 are the ends, and 0 -> 4 in four steps of one.
+    x = np.array([0.0, 4.0], np.float32).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(
+        np.ravel(resize_bilinear(x, (1, 5))), [0.0, 1.0, 2.0, 3.0, 4.0]
+    )
+
+
+def batch_norm(**options):
+    layer = BatchNormalization(momentum=0.9, epsilon=0.5, **options)
+    layer.build((None, None, None, 1))
+    return layer
+
+
+def set_state(layer):
+    """Sets gamma 2, beta 1, mean 1 and variance 3.5, so that sigma is 2."""
+    layer.set_weights(np.array([[2.0], [1.0], [1.0], [3.5]]))
+
+
+# Mean 3; squared distances 4 + 1 + 0 + 9 = 14.
+VALUES = tf.constant([1.0, 2.0, 3.0, 6.0], shape=(2, 1, 2, 1))
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    layer = batch_norm()
+    y = layer(VALUES, training=True)
+    # The batch is normalised with the biased 14 / 4 = 3.5, and 3.5 + 0.5 = 2 ** 2.
+    np.testing.assert_allclose(np.ravel(y), [-1.0, -0.5, 0.0, 1.5], atol=1e-6)
+    # 0.9 * 0 + 0.1 * 3; 0.9 * 1 + 0.1 * 14 / 3 = 1.36667
+    np.testing.assert_allclose(layer.moving_mean, [0.3], rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, [0.9 + 1.4 / 3], rtol=1e-6)
+
+
+def test_batch_norm_at_inference_uses_the_moving_statistics():
+    layer = batch_norm()
+    set_state(layer)
+    # (x - 1) / 2 * 2 + 1 = x
+    np.testing.assert_allclose(layer(VALUES, training=False), VALUES, atol=1e-6)
+    np.testing.assert_array_equal(layer.moving_mean, [1.0])
+
+
+def test_a_frozen_batch_norm_trains_gamma_and_beta_alone():
+    layer = batch_norm(frozen=True)
+    set_state(layer)
+    assert [v.name for v in layer.trainable_variables] == ["gamma", "beta"]
+    with tf.GradientTape() as tape:
+        y = layer(VALUES, training=True)
+        total = tf.reduce_sum(y)
+    np.testing.assert_allclose(y, VALUES, atol=1e-6)
+    gradients = tape.gradient(total, [layer.gamma.value, layer.beta.value])
+    # d/dgamma: the sum of (x - 1) / 2 = (0 + 1 + 2 + 5) / 2; d/dbeta: four pixels.
+    np.testing.assert_allclose(gradients, [[4.0], [4.0]], rtol=1e-6)
+    assert layer.moving_mean.numpy() == 1.0
+    assert layer.moving_variance.numpy() == 3.5
+
+
+def test_batch_norm_of_one_value_keeps_a_finite_variance():
+    layer = batch_norm()
+    layer(VALUES[:1, :, :1], training=True)
+    np.testing.assert_allclose(layer.moving_variance, [0.9], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def narrow_model():
+    return build_model(ModelConfig(depth_multiplier=0.1))
+
+
+def test_every_batch_norm_has_the_official_constants(narrow_model):
+    constants = {"backbone": set(), "heads": set()}
+    for layer in leaf_layers(narrow_model):
+        if isinstance(layer, BatchNormalization):
+            part = "backbone" if layer.name.startswith("Mobilenet") else "heads"
+            constants[part].add((layer.momentum, layer.epsilon))
+    # TF1's fused op raises an epsilon of 1e-5 to 1.001e-5.
+    assert constants == {"backbone": {(0.997, 1e-3)}, "heads": {(0.9997, 1.001e-5)}}
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_given_momentum_reaches_every_batch_norm(momentum):
+    model = build_model(ModelConfig(depth_multiplier=0.1, batch_norm_momentum=momentum))
+    moments = {
+        layer.momentum
+        for layer in leaf_layers(model)
+        if isinstance(layer, BatchNormalization)
+    }
+    assert moments == {momentum}
+
+
+def test_freezing_reaches_every_batch_norm(narrow_model):
+    for frozen in (True, False):
+        set_batch_norm_frozen(narrow_model, frozen)
+        states = {
+            layer.frozen
+            for layer in leaf_layers(narrow_model)
+            if isinstance(layer, BatchNormalization)
+        }
+        assert states == {frozen}
+
+
+@pytest.fixture
+def mixed_bfloat16():
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.mixed_precision.set_dtype_policy(before)
+
+
+def test_logits_and_output_stay_float32_in_mixed_precision(
+    narrow_model, mixed_bfloat16
+):
+    model = build_model(narrow_model.model_config)
+    model.set_weights(narrow_model.get_weights())
+    layers_of = {layer.name: layer for layer in model.layers}
+    assert layers_of["decoder"].output.dtype == "bfloat16"
+    assert layers_of["logits.semantic"].output.dtype == "float32"
+    assert layers_of["logits"].output.dtype == "float32"
+    assert {v.dtype for v in official_variables(model).values()} == {"float32"}
+    image = np.random.RandomState(0).uniform(0, 255, (1, 33, 33, 3)).astype("float32")
+    mixed, exact = model(image), narrow_model(image)
+    assert mixed.dtype == tf.float32
+    # bfloat16 keeps 8 bits, so some per cent after fifty layers; not garbage.
+    assert np.abs(mixed - exact).max() < 0.2 * np.std(exact)
+
+
+def test_official_names_follow_the_checkpoints(narrow_model):
+    names = list(official_variables(narrow_model))
+    assert len(names) == len(narrow_model.variables) - 1  # the dropout's seed
+    assert names[:2] == ["MobilenetV2/Conv/weights", "MobilenetV2/Conv/BatchNorm/gamma"]
+    assert names[-2:] == ["logits/semantic/weights", "logits/semantic/biases"]
+    assert "MobilenetV2/expanded_conv_2/depthwise/depthwise_weights" in names
+    assert "decoder/decoder_conv1_pointwise/BatchNorm/moving_variance" in names

@@ -1,0 +1,115 @@
+"""Parity of the networks with the official graph, from its golden outputs."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_case import FOLDER, GoldenCase, value
+
+from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.models.deeplab import build_model
+
+# Cases with training settings are tested in training/test_trainer.py.
+CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "preprocess")
+
+
+def model_of(case, **sizes):
+    model = build_model(ModelConfig.from_official_flags(case.flags), **sizes)
+    return model, load_tf1_variables(model, case.weights())
+
+
+def logits_and_output(model):
+    return keras.Model(model.input, [model.get_layer("logits").output, model.output])
+
+
+@pytest.fixture(scope="module", params=CASES)
+def run(request):
+    """A case, its model of open sizes, and what that gives without static shapes."""
+    case = GoldenCase.load(request.param)
+    model, report = model_of(case)
+    assert report.complete
+    open_sizes = tf.function(
+        logits_and_output(model),
+        input_signature=[tf.TensorSpec([None, None, None, 3])],
+        jit_compile=False,
+    )
+    logits, output = open_sizes(tf.constant(case.images()))
+    return case, model, logits.numpy(), output.numpy()
+
+
+def test_logits_equal_the_official_ones(run):
+    case, _, logits, _ = run
+    golden = case.arrays["logits"]
+    assert logits.shape == golden.shape
+    # About 4e-6 of the standard deviation; a wrong batch norm epsilon gives 1e-3.
+    assert np.abs(logits - golden).max() <= 5e-5 * golden.std()
+
+
+def test_labels_equal_the_official_ones(run):
+    case, _, _, output = run
+    labels = case.arrays["labels"]
+    assert output.dtype == np.float32
+    assert output.shape == (*labels.shape, case.flags["num_classes"])
+    assert np.mean(output.argmax(-1) == labels) >= 0.999
+
+
+def test_variables_have_the_official_names_and_shapes(run):
+    case, model, _, _ = run
+    shapes = {name: list(array.shape) for name, array in tf1_variables(model).items()}
+    assert shapes == case.content["variables"]
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v2_image_pyramid_avg", "mobilenet_v2_two_level_decoder"]
+)
+def test_fixed_sizes_give_the_same(name):
+    case = GoldenCase.load(name)
+    size = tuple(case.flags["crop_size"])
+    model, _ = model_of(case, image_size=size, batch_size=1)
+    fixed = logits_and_output(model)
+    golden = case.arrays["logits"]
+    assert fixed.output_shape == [golden.shape, (1, *size, golden.shape[-1])]
+    logits, output = fixed(case.images())
+    assert np.abs(logits - golden).max() <= 5e-5 * golden.std()
+    assert np.mean(output.numpy().argmax(-1) == case.arrays["labels"]) >= 0.999
+
+
+def test_a_pyramid_takes_the_largest_or_the_mean_of_its_logits():
+    image = GoldenCase.load("mobilenet_v2_os16").images()
+    flags = {"depth_multiplier": 0.1, "aspp_convs_filters": 16}
+    pyramid = flags | {"image_pyramid": "0.5,1"}
+    logits = {}
+    for name, options in (
+        ("one", flags),
+        ("max", pyramid | {"merge_method": "max"}),
+        ("avg", pyramid | {"merge_method": "avg"}),
+    ):
+        model = build_model(ModelConfig.from_official_flags(options))
+        shapes = {n: array.shape for n, array in tf1_variables(model).items()}
+        load_tf1_variables(model, {n: value(n, s) for n, s in shapes.items()})
+        logits[name] = np.array(logits_and_output(model)(image)[0])
+    half = 2 * logits["avg"] - logits["one"]
+    assert np.abs(half - logits["one"]).max() > 0.1 * np.std(half)
+    largest = np.maximum(half, logits["one"])
+    np.testing.assert_allclose(logits["max"], largest, atol=1e-4 * np.std(half))
+
+
+def test_the_summary_is_the_figure_of_the_paper():
+    model = build_model(ModelConfig(depth_multiplier=0.1), image_size=(65, 97))
+    names = [layer.name for layer in model.layers]
+    assert names == [
+        "image",
+        "normalize",
+        "backbone",
+        "context",
+        "decoder",
+        "logits.semantic",
+        "logits",
+        "resize",
+    ]
+    shapes = {layer.name: layer.output for layer in model.layers}
+    # ceil(65 / 16) = 5, ceil(97 / 16) = 7 and, at the decoder's stride 4, 17 x 25.
+    assert shapes["context"].shape == (None, 5, 7, 256)
+    assert shapes["logits"].shape == (None, 17, 25, 21)
+    assert shapes["resize"].shape == (None, 65, 97, 21)

@@ -1,0 +1,160 @@
+"""The house rules of the package: who imports whom, file names, docstrings."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGE = "deeplab_tf"
+FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
+# What may be imported grows from one level to the next; within a level, parts do
+# not know each other.
+LEVELS = (
+    {"errors"},
+    {"data.info"},
+    {"config"},
+    {"presets"},
+    {"models", "data"},
+    {"checkpoints"},
+    {"inference", "visualize"},
+    {"evaluation"},
+    {"training", "serving"},
+    {"flags"},
+    {"programs"},
+    {"predict"},
+)
+MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
+# These run on any Keras backend.
+WITHOUT_TENSORFLOW = (
+    "config",
+    "errors",
+    "data.info",
+    "presets",
+    "models",
+    "checkpoints.restore",
+    "training.losses",
+)
+
+
+def module_name(path):
+    """Returns the dotted name of a file; a package's is that of its `__init__`."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(path):
+    """Returns every module that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            # `from a import b` imports a.b if that is a module, else a.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {n if n in MODULES else node.module for n in names}
+    return found
+
+
+def own_imports(module):
+    return {n for n in imports(MODULES[module]) if n.split(".")[0] == PACKAGE}
+
+
+def part_of(module):
+    """Returns the part of the house, and its level, that a module belongs to."""
+    path = module.removeprefix(f"{PACKAGE}.")
+    for level, parts in enumerate(LEVELS):
+        for part in parts:
+            if path == part or (path + ".").startswith(part + "."):
+                return part, level
+    raise AssertionError(f"{module} has no place in LEVELS; see DESIGN, section 1")
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
+def test_imports_point_one_way(module):
+    part, level = part_of(module)
+    for imported in own_imports(module) - {PACKAGE}:
+        other, other_level = part_of(imported)
+        assert other == part or other_level < level, f"{module} imports {imported}"
+        halves = ({part, other} & MODEL_HALF) and ({part, other} & DATA_HALF)
+        assert not halves, f"{module} imports {imported} of the other half"
+
+
+def test_the_package_itself_loads_its_names_lazily():
+    assert own_imports(PACKAGE) == set()
+
+
+def test_the_package_never_needs_the_checkout_around_it():
+    beside = {p.stem for p in ROOT.glob("*.py")} | {"datasets", "tests", "benchmarks"}
+    for module, path in MODULES.items():
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert not roots & beside, f"{module} imports {roots & beside}"
+
+
+def loaded_with(module):
+    """Returns the modules of the package that importing one of them loads."""
+    loaded, waiting = set(), {module}
+    while waiting:
+        name = waiting.pop()
+        packages = {name.rsplit(".", i)[0] for i in range(name.count(".") + 1)}
+        for new in packages & set(MODULES) - loaded:
+            loaded.add(new)
+            waiting |= own_imports(new)
+    return loaded
+
+
+def runs_without_tensorflow(module):
+    return any(
+        f"{module}.".startswith(f"{PACKAGE}.{part}.") for part in WITHOUT_TENSORFLOW
+    )
+
+
+def test_importing_a_module_loads_its_packages_and_what_they_import():
+    loaded = loaded_with(f"{PACKAGE}.training.losses")
+    assert {f"{PACKAGE}.training", f"{PACKAGE}.models.layers"} <= loaded
+    assert f"{PACKAGE}.training.trainer" not in loaded
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in sorted(MODULES) if runs_without_tensorflow(m)]
+)
+def test_models_and_losses_never_import_tensorflow(module):
+    for name in loaded_with(module):
+        roots = {imported.split(".")[0] for imported in imports(MODULES[name])}
+        assert "tensorflow" not in roots, f"{module} loads tensorflow through {name}"
+
+
+def test_no_file_is_a_drawer_for_odds_and_ends():
+    drawers = {"utils", "util", "common", "misc", "helpers", "helper"}
+    for folder in (PACKAGE, "datasets", "tests", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert path.stem not in drawers, path
+
+
+def public_definitions(tree, prefix=""):
+    """Yields the public functions, classes and methods of a file, by name."""
+    for node in tree.body:
+        kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node, f"{node.name}.")
+
+
+@pytest.mark.parametrize("folder", [PACKAGE, "datasets"])
+def test_everything_public_has_a_docstring(folder):
+    bare = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        if tree.body and ast.get_docstring(tree) is None:
+            bare.append(str(path.relative_to(ROOT)))
+        bare += [
+            f"{path.relative_to(ROOT)}: {name}"
+            for name, node in public_definitions(tree)
+            if ast.get_docstring(node) is None
+        ]
+    assert not bare, "\n".join(bare)

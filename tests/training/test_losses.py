@@ -1,0 +1,216 @@
+"""The loss: which pixels count, how they are weighed, mined and divided."""
+
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf import MeanIoU, SegmentationLoss
+from deeplab_tf.training.losses import (
+    mined_share,
+    regularization_loss,
+    segmentation_loss,
+    shrink_labels,
+)
+
+# Logits of two classes, and the loss if class 0 or 1 is right.
+SURE = [math.log(3.0), 0.0]  # probabilities 3/4 and 1/4: ln 4/3 or ln 4
+UNSURE = [0.0, 0.0]  # 1/2 and 1/2: ln 2
+LN2, LN4, LN4_3 = math.log(2.0), math.log(4.0), math.log(4.0 / 3.0)
+
+
+def loss_and_gradient(labels, logits, **options):
+    """Returns the loss of one row of pixels, and its gradient, `[pixels, 2]`."""
+    logits = tf.constant(logits, tf.float32, shape=(1, 1, len(labels), 2))
+    labels = tf.constant(labels, tf.uint8, shape=(1, 1, len(labels), 1))
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = segmentation_loss(labels, logits, **options)
+    assert loss.shape == ()
+    return float(loss), tape.gradient(loss, logits).numpy()[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "expected"),
+    [
+        ([0], [SURE], LN4_3),
+        ([1], [SURE], LN4),
+        ([0, 1], [SURE, UNSURE], (LN4_3 + LN2) / 2),
+        ([0, 255, 255], [SURE, UNSURE, SURE], LN4_3),
+        # Outside the classes: no loss, but counted.
+        ([0, 7], [SURE, UNSURE], LN4_3 / 2),
+    ],
+)
+def test_the_mean_is_over_the_pixels_that_are_not_ignored(labels, logits, expected):
+    loss, _ = loss_and_gradient(labels, logits)
+    assert loss == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_ignore_label_is_free():
+    loss, _ = loss_and_gradient([0, 1], [SURE, SURE], ignore_label=1)
+    assert loss == pytest.approx(LN4_3, rel=1e-6)
+    loss, _ = loss_and_gradient([1, 0], [SURE, UNSURE], ignore_label=0)
+    assert loss == pytest.approx(LN4, rel=1e-6)
+
+
+def test_gradients_reach_only_the_pixels_that_count():
+    _, gradient = loss_and_gradient([1, 255, 7], [SURE, SURE, SURE])
+    # softmax - one_hot = (3/4, 1/4 - 1), over the two pixels that are counted.
+    expected = [[0.375, -0.375], [0.0, 0.0], [0.0, 0.0]]
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_only_void_is_zero_with_a_zero_gradient(share):
+    loss, gradient = loss_and_gradient([255, 255], [SURE, UNSURE], share=share)
+    assert loss == 0.0
+    assert not gradient.any()
+
+
+def test_weights_change_the_sum_but_not_the_count():
+    options = {"label_weights": (1.0, 3.0)}
+    loss, _ = loss_and_gradient([0, 1, 255], 3 * [UNSURE], **options)
+    assert loss == pytest.approx((1 * LN2 + 3 * LN2) / 2, rel=1e-6)
+    loss, gradient = loss_and_gradient([0, 7], 2 * [UNSURE], **options)
+    assert loss == pytest.approx(LN2 / 2, rel=1e-6)
+    assert not gradient[1].any()
+
+
+MINED = ([1, 0, 0, 255, 1], [SURE, SURE, UNSURE, SURE, UNSURE])  # ln4 ln4/3 ln2 0 ln2
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [
+        (0.2, LN4),  # one of five pixels: the ignored one takes part in the five
+        (0.4, (LN4 + LN2) / 2),
+        (0.39, LN4),  # int(0.39 * 5) = 1
+        (0.8, (LN4 + LN2 + LN2 + LN4_3) / 4),
+        (0.99999, (LN4 + LN2 + LN2 + LN4_3) / 4),
+        (0.1, 0.0),  # int(0.5) = 0 pixels
+    ],
+)
+def test_mining_keeps_the_hardest_share_of_all_pixels(share, expected):
+    loss, _ = loss_and_gradient(*MINED, share=share)
+    assert loss == pytest.approx(expected, rel=1e-5)
+    loss, _ = loss_and_gradient(*MINED, share=tf.constant(share))
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_mining_divides_by_those_that_are_not_zero():
+    # Four of five are kept; two of them are ignored or outside and have no loss.
+    labels = [1, 255, 255, 7, 0]
+    loss, gradient = loss_and_gradient(labels, 5 * [SURE], share=0.8)
+    assert loss == pytest.approx((LN4 + LN4_3) / 2, rel=1e-6)
+    assert not gradient[1:4].any()
+
+
+def test_mining_weighs_before_it_ranks():
+    loss, _ = loss_and_gradient(
+        [0, 1], [UNSURE, SURE], share=0.5, label_weights=(3.0, 1.0)
+    )
+    assert loss == pytest.approx(3 * LN2, rel=1e-6)  # 2.08 beats ln 4 = 1.39
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 1.0), (5, 0.625), (10, 0.25), (99, 0.25)]
+)
+def test_mining_sets_in_linearly(step, expected):
+    # At step 5 of 10: 0.5 * 0.25 + 0.5.
+    assert float(mined_share(step, 0.25, 10)) == pytest.approx(expected)
+    assert mined_share(step, 0.25, 0) == 0.25
+
+
+def test_a_share_of_all_is_no_mining():
+    # Mining would divide by the two pixels with a loss, not by the three counted.
+    share = mined_share(3, 1.0, 10)
+    loss, _ = loss_and_gradient([1, 0, 7], 3 * [SURE], share=share)
+    assert loss == pytest.approx((LN4 + LN4_3) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [(513, 65), (513, 33), (513, 129), (65, 65), (64, 8), (70, 9), (5, 1), (1, 3)],
+)
+def test_labels_shrink_like_the_official_ones(source, target):
+    labels = np.random.RandomState(source).randint(0, 256, (2, source, 7, 1), np.uint8)
+    official = tf.raw_ops.ResizeNearestNeighbor(
+        images=labels, size=(target, 3), align_corners=True
+    )
+    shrunk = shrink_labels(tf.constant(labels), (target, 3))
+    np.testing.assert_array_equal(shrunk, official[..., 0])
+    assert shrunk.dtype == tf.uint8
+    flat = shrink_labels(tf.constant(labels[..., 0]), (target, 3))
+    np.testing.assert_array_equal(flat, shrunk)
+
+
+def test_halves_round_up_in_shrinking():
+    # Four labels to three: positions 0, 1.5, 3 are read at 0, 2, 3.
+    labels = tf.constant([[[10, 11, 12, 13]]])
+    np.testing.assert_array_equal(shrink_labels(labels, (1, 3)), [[[10, 12, 13]]])
+
+
+def test_only_convolution_kernels_decay():
+    values = {
+        "MobilenetV2/Conv/weights": [1.0, 2.0],
+        "aspp0/weights": [3.0],
+        "aspp1_depthwise/depthwise_weights": [100.0],
+        "aspp0/BatchNorm/gamma": [100.0],
+        "aspp0/BatchNorm/beta": [100.0],
+        "aspp0/BatchNorm/moving_variance": [100.0],
+        "logits/semantic/biases": [100.0],
+    }
+    variables = {name: tf.constant(value) for name, value in values.items()}
+    # 0.1 / 2 * (1 + 4 + 9)
+    assert float(regularization_loss(variables, 0.1)) == pytest.approx(0.7)
+
+
+def test_loss_and_metric_work_in_fit():
+    keras.utils.set_random_seed(0)
+    images = np.random.RandomState(0).uniform(-1, 1, (4, 8, 8, 1)).astype("float32")
+    labels = (images > 0).astype("uint8")
+    labels[:, 0] = 255
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Conv2D(8, 1, activation="relu")(image)
+    # Half the labels' size: the loss resizes logits, the metric sees full size.
+    full = keras.layers.Conv2D(2, 1, name="full")(x)
+    half = keras.layers.AveragePooling2D(2, name="half")(full)
+    model = keras.Model(image, {"full": full, "half": half})
+    loss = SegmentationLoss()
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        loss={"full": loss, "half": loss},
+        metrics={"full": MeanIoU(2)},
+    )
+    targets = {"full": labels, "half": labels}
+    history = model.fit(images, targets, epochs=30, batch_size=4, verbose=0).history
+    assert history["loss"][-1] < 0.7 * history["loss"][0]
+    scores = model.evaluate(images, targets, verbose=0, return_dict=True)
+    assert scores["full_miou"] > 0.9
+    logits = model(images)["full"]
+    by_hand = float(segmentation_loss(labels, logits))
+    assert scores["full_loss"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_loss_in_compile_resizes_logits_with_aligned_corners():
+    # Two columns of logits become three: SURE, their mean, UNSURE.
+    logits = tf.constant([[[SURE, UNSURE]]])
+    labels = tf.constant([[[0, 255, 0]]])
+    expected = (LN4_3 + LN2) / 2
+    assert float(SegmentationLoss()(labels, logits)) == pytest.approx(expected)
+    middle = math.log(1 + 1 / math.sqrt(3.0))  # -ln(sqrt 3 / (sqrt 3 + 1))
+    labels = tf.constant([[[255, 0, 255]]])
+    assert float(SegmentationLoss()(labels, logits)) == pytest.approx(middle)
+
+
+def test_loss_and_metric_survive_their_config():
+    loss = SegmentationLoss(254, (1.0, 2.0), 0.5, name="mined")
+    again = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert isinstance(again, SegmentationLoss)
+    assert again.get_config() == loss.get_config()
+    assert (again.ignore_label, again.label_weights) == (254, (1.0, 2.0))
+    assert (again.share, again.name) == (0.5, "mined")
+    metric = keras.metrics.deserialize(keras.metrics.serialize(MeanIoU(5, 254)))
+    assert (metric.num_classes, metric.ignore_label) == (5, 254)

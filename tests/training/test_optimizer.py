@@ -1,0 +1,184 @@
+"""Learning rates, TF1's momentum and gradient multipliers, by hand."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf import TrainConfig, UserError
+from deeplab_tf.training.optimizer import (
+    Momentum,
+    gradient_multiplier,
+    learning_rate_schedule,
+    make_optimizer,
+    slots,
+)
+
+
+def rate_at(step, **options):
+    return float(learning_rate_schedule(TrainConfig(**options))(step))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (0, 0.1),
+        (5, 0.1 * 0.5358867),  # 0.5 ** 0.9
+        (9, 0.1 * 0.1258925),  # 0.1 ** 0.9
+        (10, 0.0),
+        (15, 0.0),
+    ],
+)
+def test_poly(step, expected):
+    options = {"base_learning_rate": 0.1, "training_number_of_steps": 10}
+    assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
+
+
+def test_poly_ends_and_bends_as_told():
+    options = {
+        "base_learning_rate": 0.1,
+        "end_learning_rate": 0.02,
+        "learning_power": 2.0,
+        "decay_steps": 4,
+    }
+    # (0.1 - 0.02) * (1 - 1 / 4) ** 2 + 0.02 = 0.065
+    assert rate_at(1, **options) == pytest.approx(0.065)
+    assert rate_at(4, **options) == rate_at(400, **options) == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [(0, 0.3), (3, 0.3), (4, 0.1), (7, 0.1 * 0.5358867), (10, 0.0)],
+)
+def test_the_policy_starts_after_the_slow_start(step, expected):
+    # Six steps of poly remain after four slow ones; step 7 is its middle.
+    options = {
+        "base_learning_rate": 0.1,
+        "training_number_of_steps": 10,
+        "slow_start_step": 4,
+        "slow_start_learning_rate": 0.3,
+    }
+    assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(3, 0.3), (4, 0.1), (2003, 0.1), (2004, 0.01), (6004, 1e-4)]
+)
+def test_the_step_policy(step, expected):
+    options = {
+        "base_learning_rate": 0.1,
+        "learning_policy": "step",
+        "slow_start_step": 4,
+        "slow_start_learning_rate": 0.3,
+    }
+    assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
+
+
+class Falling(keras.optimizers.schedules.LearningRateSchedule):
+    """0.1, then 0.01."""
+
+    def __call__(self, step):
+        return keras.ops.where(step < 1, 0.1, 0.01)
+
+
+def after_two_steps(optimizer):
+    weight = keras.Variable([1.0, 2.0])
+    for gradient in ([1.0, 0.0], [1.0, 0.0]):
+        optimizer.apply([tf.constant(gradient)], [weight])
+    return weight.numpy()
+
+
+def test_momentum_is_tf1s():
+    # v = 1, w = 1 - 0.1 * 1 = 0.9; v = 0.9 + 1 = 1.9, w = 0.9 - 0.01 * 1.9 = 0.881
+    weight = after_two_steps(Momentum(Falling(), 0.9))
+    np.testing.assert_allclose(weight, [0.881, 2.0], rtol=1e-6)
+    # Keras: v = -0.1, w = 0.9; v = 0.9 * -0.1 - 0.01 = -0.1, w = 0.8
+    weight = after_two_steps(keras.optimizers.SGD(Falling(), 0.9))
+    np.testing.assert_allclose(weight, [0.8, 2.0], rtol=1e-6)
+
+
+def test_momentum_equals_the_official_op():
+    random = np.random.RandomState(0)
+    ours = keras.Variable(random.standard_normal(5).astype("float32"))
+    theirs, accumulator = tf.Variable(ours.value), tf.Variable(tf.zeros(5))
+    config = TrainConfig(base_learning_rate=0.5, training_number_of_steps=4)
+    optimizer = make_optimizer(config)
+    for step in range(4):
+        gradient = tf.constant(random.standard_normal(5), tf.float32)
+        optimizer.apply([gradient], [ours])
+        tf.raw_ops.ResourceApplyMomentum(
+            var=theirs.handle,
+            accum=accumulator.handle,
+            lr=0.5 * (1 - step / 4) ** 0.9,
+            grad=gradient,
+            momentum=0.9,
+        )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    slot = slots(optimizer, ["logits/semantic/biases"])
+    assert list(slot) == ["logits/semantic/biases/Momentum"]
+    np.testing.assert_allclose(
+        slot["logits/semantic/biases/Momentum"], accumulator, rtol=1e-5
+    )
+
+
+def test_adam_ignores_the_schedule():
+    config = TrainConfig(optimizer="adam", adam_learning_rate=0.5, adam_epsilon=0.25)
+    optimizer = make_optimizer(config)
+    assert isinstance(optimizer, keras.optimizers.Adam)
+    assert float(optimizer.learning_rate) == 0.5
+    assert optimizer.epsilon == 0.25
+    optimizer.build([keras.Variable([1.0, 2.0, 3.0])])
+    found = slots(optimizer, ["a"])
+    assert list(found) == ["a/Adam", "a/Adam_1"]
+    assert {v.shape for v in found.values()} == {(3,)}
+
+
+def test_the_optimizer_survives_its_config():
+    options = {"training_number_of_steps": 10, "slow_start_step": 4, "momentum": 0.5}
+    optimizer = make_optimizer(TrainConfig(**options))
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(again, Momentum)
+    assert again.momentum == 0.5
+    again.iterations.assign(7)
+    assert float(again.learning_rate) == pytest.approx(rate_at(7, **options))
+    assert keras.optimizers.serialize(again) == keras.optimizers.serialize(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "whole_head", "logits_only"),
+    [
+        ("MobilenetV2/Conv/weights", 1, 1),
+        ("MobilenetV2/Conv/BatchNorm/beta", 1, 1),  # beta is no bias
+        ("MobilenetV3/expanded_conv_3/squeeze_excite/Conv/biases", 2, 2),
+        ("image_pooling/weights", 10, 1),
+        ("aspp1_depthwise/BatchNorm/gamma", 10, 1),
+        ("concat_projection/weights", 10, 1),
+        ("decoder/feature_projection0/weights", 10, 1),
+        ("decoder/feature_projection0/biases", 20, 2),
+        ("meta_architecture/branch0/weights", 10, 1),
+        ("logits/semantic/weights", 10, 10),
+        ("logits/semantic/biases", 20, 20),
+    ],
+)
+def test_gradient_multipliers(name, whole_head, logits_only):
+    config = TrainConfig(last_layer_gradient_multiplier=10.0)
+    assert gradient_multiplier(name, config) == whole_head
+    config = TrainConfig(
+        last_layer_gradient_multiplier=10.0, last_layers_contain_logits_only=True
+    )
+    assert gradient_multiplier(name, config) == logits_only
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"training_number_of_steps": 0}, "must be positive; received 0"),
+        ({"optimizer": "sgd"}, "must be momentum or adam; received 'sgd'"),
+        ({"learning_policy": "cosine"}, "must be poly or step; received 'cosine'"),
+        ({"top_k_percent_pixels": 0.0}, r"share in \(0, 1\]; received 0.0"),
+        ({"top_k_percent_pixels": 20}, "received 20"),
+    ],
+)
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**options)

@@ -1,0 +1,271 @@
+"""The trainer: the official steps, frozen batch norm, resuming, refusals."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_case import GoldenCase, value
+
+from deeplab_tf import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    TrainConfig,
+    Trainer,
+    UserError,
+    build_model,
+    load_dataset,
+    load_tf1_variables,
+    tf1_variables,
+)
+from deeplab_tf.models.layers import official_variables
+from deeplab_tf.training.losses import (
+    regularization_loss,
+    segmentation_loss,
+)
+
+NARROW = ModelConfig(
+    depth_multiplier=0.1,
+    context=ContextConfig(rates=(), filters=16),
+    decoder=DecoderConfig(output_strides=()),
+)
+
+
+@dataclasses.dataclass
+class GoldenRun:
+    """What the trainer made of the golden training case."""
+
+    golden: dict
+    norms: dict
+    results: list
+    after: dict
+
+
+def gradient_norms(model, images, labels, weight_decay):
+    """Returns the norm of every gradient, L2 included, before the multipliers."""
+    trained = {n: v for n, v in official_variables(model).items() if v.trainable}
+    with tf.GradientTape() as tape:
+        loss = segmentation_loss(labels, model(images, training=True))
+        loss += regularization_loss(trained, weight_decay)
+    gradients = tape.gradient(loss, [v.value for v in trained.values()])
+    return {n: float(tf.norm(g)) for n, g in zip(trained, gradients, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def golden_run():
+    case = GoldenCase.load("train_mobilenet_v2")
+    settings = case.content["train"]
+    config = ModelConfig.from_official_flags(case.flags)
+    context = dataclasses.replace(config.context, dropout=settings["dropout"])
+    model = build_model(dataclasses.replace(config, context=context))
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    options = {name: value for name, value in settings.items() if name in fields}
+    images, labels = (f(settings["batch"]) for f in (case.images, case.labels))
+    load_tf1_variables(model, case.weights())
+    norms = gradient_norms(model, images, labels, settings["weight_decay"])
+    load_tf1_variables(model, case.weights())  # the moving statistics moved
+    trainer = Trainer(model, TrainConfig(**options))
+    results = [trainer.train_step(images, labels) for _ in range(settings["steps"])]
+    after = tf1_variables(model)
+    results.append(trainer.train_step(images, labels))
+    return GoldenRun(case.content, norms, results, after)
+
+
+def test_losses_equal_the_official_ones(golden_run):
+    for name in ("data_loss", "regularization_loss"):
+        losses = [result[name] for result in golden_run.results]
+        assert losses == pytest.approx(golden_run.golden[name], rel=3e-4)
+    rates = [result["learning_rate"] for result in golden_run.results[:3]]
+    assert rates == pytest.approx(golden_run.golden["learning_rate"], rel=1e-6)
+
+
+def test_gradients_equal_the_official_ones(golden_run):
+    golden = golden_run.golden["gradient_norms_step0"]
+    assert set(golden_run.norms) == set(golden)
+    # Gradients that batch norm cancels are rounding noise. So is up to 0.4 % of those
+    # of the first layers, behind fifty kinks of ReLU6; the median is 0.015 %.
+    noise = 1e-3 * np.median(list(golden.values()))
+    assert golden_run.norms == pytest.approx(golden, rel=1e-2, abs=noise)
+    errors = [abs(golden_run.norms[n] / g - 1) for n, g in golden.items() if g > noise]
+    assert np.median(errors) < 1e-3
+
+
+def test_variables_after_three_steps_equal_the_official_ones(golden_run):
+    golden = golden_run.golden["variables_after"]
+    assert set(golden_run.after) == set(golden)
+    for name, (mean, rms) in golden.items():
+        array = golden_run.after[name]
+        # The worst is the first beta, by 1.2e-5; the others are below 1e-6.
+        assert np.sqrt(np.mean(array**2)) == pytest.approx(rms, rel=5e-5), name
+        assert np.mean(array) == pytest.approx(mean, abs=5e-5 * rms), name
+
+
+def lively_model(config=NARROW):
+    """Returns a model whose every weight matters, unlike a fresh one's."""
+    model = build_model(config)
+    shapes = {name: a.shape for name, a in tf1_variables(model).items()}
+    load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
+    return model
+
+
+def batch(count=2, num_classes=21):
+    random = np.random.RandomState(0)
+    images = random.uniform(0, 255, (count, 33, 33, 3)).astype("float32")
+    return images, random.randint(0, num_classes, (count, 33, 33, 1), np.uint8)
+
+
+@pytest.fixture
+def eagerly():
+    """Runs steps eagerly: for one or two of them quicker than compiling."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def test_a_frozen_batch_norm_still_trains_gamma_and_beta(eagerly):
+    model = lively_model()
+    before = tf1_variables(model)
+    config = TrainConfig(fine_tune_batch_norm=False, base_learning_rate=0.1)
+    Trainer(model, config).train_step(*batch())
+    for name, array in tf1_variables(model).items():
+        kept = np.array_equal(array, before[name])
+        assert kept == name.endswith(("moving_mean", "moving_variance")), name
+
+
+def test_the_loss_may_be_taken_at_the_size_of_the_logits(eagerly):
+    context = dataclasses.replace(NARROW.context, dropout=0.0)
+    model = lively_model(dataclasses.replace(NARROW, context=context))
+    images, labels = batch()
+    logits = keras.Model(model.input, model.get_layer("logits").output)(images)
+    # At output stride 16, 33 pixels are 3 cells, at pixels 0, 16 and 32.
+    expected = float(segmentation_loss(labels[:, ::16, ::16], logits))
+    config = TrainConfig(
+        upsample_logits=False, fine_tune_batch_norm=False, base_learning_rate=0.5
+    )
+    before = tf1_variables(model)["logits/semantic/biases"]
+    result = Trainer(model, config).train_step(images, labels)
+    assert result["data_loss"] == pytest.approx(expected, rel=1e-5)
+    # The gradient of a bias is the mean of softmax - one_hot, and counts twice.
+    shares = tf.reduce_mean(tf.nn.softmax(logits), (0, 1, 2))
+    truth = np.bincount(labels[:, ::16, ::16].ravel(), minlength=21) / 18
+    after = tf1_variables(model)["logits/semantic/biases"]
+    np.testing.assert_allclose(after, before - 0.5 * 2 * (shares - truth), rtol=1e-4)
+
+
+def test_decay_alone_shrinks_kernels_and_multipliers_apply_to_it(eagerly):
+    model = lively_model()
+    before = tf1_variables(model)
+    config = TrainConfig(
+        base_learning_rate=0.5,
+        weight_decay=0.1,
+        last_layer_gradient_multiplier=10.0,
+        last_layers_contain_logits_only=True,
+        fine_tune_batch_norm=False,
+    )
+    images, labels = batch()
+    result = Trainer(model, config).train_step(images, np.full_like(labels, 255))
+    kernels = [a for n, a in before.items() if n.endswith("/weights")]
+    assert result["data_loss"] == 0.0
+    # 0.1 / 2 times all squares.
+    decay = 0.05 * sum(np.sum(np.square(a)) for a in kernels)
+    assert result["regularization_loss"] == pytest.approx(decay, rel=1e-5)
+    for name, array in tf1_variables(model).items():
+        # Pixels that are ignored have no gradient: w - 0.5 * 0.1 w, ten times that
+        # for the logits.
+        shrunk = 0.95 if name.endswith("/weights") else 1.0
+        shrunk = 0.5 if name == "logits/semantic/weights" else shrunk
+        np.testing.assert_allclose(array, shrunk * before[name], rtol=1e-6)
+
+
+def test_broken_trainings_stop_with_a_reason(eagerly):
+    trainer = Trainer(build_model(NARROW), TrainConfig(training_number_of_steps=3))
+    images, labels = batch()
+    with pytest.raises(UserError, match="dataset ended after 1 steps"):
+        trainer.train([(images, labels)])
+    with pytest.raises(UserError, match=r"the loss is nan at step 1.*learning_rate"):
+        trainer.train([(images * np.nan, labels)])
+    assert trainer.step == trainer.samples / 2 == 2
+
+
+def test_label_weights_need_one_per_class():
+    model = build_model(NARROW)
+    with pytest.raises(UserError, match="each of 21 classes; received 2"):
+        Trainer(model, TrainConfig(label_weights=(1.0, 2.0)))
+
+
+def train(folder, records):
+    """Trains, or goes on training, four steps; saves after two and four."""
+    config = TrainConfig(
+        train_logdir=str(folder),
+        training_number_of_steps=4,
+        base_learning_rate=0.1,
+        save_interval_steps=2,
+    )
+    tf.keras.utils.set_random_seed(1)
+    trainer = Trainer(build_model(NARROW), config)
+    restored = trainer.restore_latest()
+    data = DataConfig(dataset_dir=records, crop_size=(33, 33), batch_size=2)
+    trainer.train(load_dataset(data, "train", training=True, start=trainer.samples))
+    assert (trainer.step, trainer.samples) == (4, 8)
+    return restored, tf1_variables(trainer.model)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_records, tmp_path_factory):
+    """A folder whose training stopped after two of four steps, and its end."""
+    folder = tmp_path_factory.mktemp("logs")
+    restored, weights = train(folder, tiny_records)
+    assert restored is None
+    for path in folder.glob("model.ckpt-4*"):
+        path.unlink()
+    (folder / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-2"\n')
+    return folder, weights
+
+
+def test_an_interrupted_training_ends_as_an_uninterrupted_one(
+    interrupted, tiny_records
+):
+    folder, weights = interrupted
+    restored, again = train(folder, tiny_records)
+    assert restored == str(folder / "model.ckpt-2")
+    different = [n for n, a in weights.items() if not np.array_equal(a, again[n])]
+    assert not different
+
+
+def test_keys_of_a_checkpoint_are_official_names(interrupted):
+    folder, weights = interrupted
+    reader = tf.train.load_checkpoint(str(folder / "model.ckpt-2"))
+    keys = {
+        key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/")
+        for key in reader.get_variable_to_shape_map()
+    }
+    assert {f"model/{name}" for name in weights} <= keys
+    trained = {name for name in weights if "moving" not in name}
+    assert {f"optimizer/{name}/Momentum" for name in trained} <= keys
+    assert {
+        "step",
+        "samples",
+        "format_version",
+        "seeds/concat_projection_dropout",
+    } <= keys
+
+
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        (dataclasses.replace(NARROW, depth_multiplier=0.2), {}),
+        (dataclasses.replace(NARROW, num_classes=5), {}),
+        (NARROW, {"optimizer": "adam"}),
+    ],
+)
+def test_the_folder_of_another_training_is_refused_in_one_line(
+    model, train, interrupted
+):
+    folder, _ = interrupted
+    config = TrainConfig(train_logdir=str(folder), **train)
+    with pytest.raises(UserError, match=r"cannot be resumed by this") as error:
+        Trainer(build_model(model), config).restore_latest()
+    assert "\n" not in str(error.value)
