@@ -27,7 +27,8 @@ run train.py --dataset_dir="$out/tfrecord" --train_logdir="$out/train" \
   --model_variant=mobilenet_v2 --decoder_output_stride=4 --output_stride=16 \
   --train_crop_size=129,129 --train_batch_size=8 --training_number_of_steps=1000 \
   --min_scale_factor=0.75 --max_scale_factor=1.25 \
-  --base_learning_rate=0.05 --batch_norm_momentum=0.95
+  --base_learning_rate=0.5 --slow_start_step=50 --slow_start_learning_rate=0.1 \
+  --batch_norm_momentum=0.95
 run eval.py --checkpoint_dir="$out/train" --eval_logdir="$out/eval"
 run export.py --checkpoint_path="$out/train" --export_path="$out/exported"
 run -m deeplab_tf.predict --model="$out/exported" --output_dir="$out/pictures" \
@@ -37,7 +38,7 @@ miou=$(sed -n 's/.*"miou": \([0-9.]\{6\}\).*/\1/p' "$out/eval/metrics.json")
 cat <<END
 
 mIoU on unseen images: $miou (labelled by the nearest mean colour: $baseline)
-Everything is in $out: pictures/overview.png, eval/metrics.json, exported/ (a SavedModel). \
-Your own photos and masks: put them into the folders of VOC, as in $out/shapes, and run \
-the commands above on them.
+Everything is in $out (look at pictures/overview.png; exported/ is the SavedModel). \
+With your own photos and masks, laid out as in docs/data.md: .venv/bin/python -m \
+datasets.voc2012 --voc_root=YOUR_FOLDER --output_dir=tfrecord, then train.py as above.
 END

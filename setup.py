@@ -24,25 +24,25 @@ def long_description():
 
 
 # Ranges, so that the library installs beside others; constraints.txt holds the exact
-# versions that are tested. The lower bounds are the oldest releases built for NumPy 2
-# (its type promotion, NEP 50, changes numeric results), all of which run on Python 3.10.
-# TensorFlow 2.21 on Python 3.10 takes Keras 3.12, the last one for that Python.
+# versions that are tested. The tests pass with the lower bounds too, on Python 3.10:
+# TensorFlow 2.20 is the first to accept the protobuf 6 that tensorflow-metadata needs,
+# Keras 3.12 the last for Python 3.10, and older Matplotlibs warn about pyparsing.
 INSTALL_REQUIRES = [
-    "tensorflow>=2.18",
-    "keras>=3.8",
-    "tensorflow-datasets>=4.9.7",
+    "tensorflow>=2.20",
+    "keras>=3.12",
+    "tensorflow-datasets>=4.9.9",
     "numpy>=2.0",
     "absl-py>=2.1",
     "opencv-python-headless>=4.10.0.84",
     "Pillow>=10.4",
     "scipy>=1.14",
-    "matplotlib>=3.9",
+    "matplotlib>=3.10.8",
     "tqdm>=4.66",
 ]
 
 EXTRAS_REQUIRE = {
     # TensorFlow loads CUDA from these packages instead of from the system.
-    "gpu": ["tensorflow[and-cuda]>=2.18"],
+    "gpu": ["tensorflow[and-cuda]>=2.20"],
     "hub": [
         # Reads the published TF Hub modules of the model zoo.
         "tensorflow-hub>=0.16.1",

@@ -1,10 +1,10 @@
 """Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
 
-Seven shapes of random colour, texture, size and rotation lie over one another
-on a textured ground. What an object is follows from its outline alone: colours
-and textures of all classes and of the ground come from the same distributions,
-which `color_baseline` measures. As in PASCAL VOC, the pixels along every
-contour are void (255).
+Two to five objects lie over one another on a patterned, slightly blurred ground.
+A class is an outline and a weave, of random size, rotation and contrast. Colour
+alone does not tell classes apart: each merely leans towards a hue of its own, and
+`color_baseline` measures how little that helps. As in PASCAL VOC, the pixels
+along every contour are void (255).
 
     python -m datasets.shapes --output_dir=DIR
 """
@@ -20,77 +20,114 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from deeplab_tf.data import info as dataset_infos
+from deeplab_tf.data import info as dataset_info
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import size_value
 
 SPLITS = ("train", "val", "test")
 IGNORE_LABEL = 255
-MIN_SIDE = 32
+MIN_SIDE = 32  # pixels; below it the void border leaves next to nothing
 
+_OBJECTS = (2, 5)  # per scene
+_SIZES = (0.18, 0.46)  # square root of an object's area, per shorter image side
+_MIN_VISIBLE = 0.5  # of an object's own area, after cropping and occlusion
 _VOID_RADIUS = 2  # pixels, on either side of a contour
-_OBJECTS = (2, 5)
-_SIZES = (0.14, 0.45)  # square root of an object's area, per shorter image side
-_MIN_VISIBLE = 0.4  # of an object's own area, after cropping and occlusion
-_MIN_PIXELS = 0.012  # of the image: 200 at 128x128
+_HUE_SPREAD = 32  # degrees around the hue of a class; classes are 60 apart
+_PERIODS = (0.05, 0.075)  # of an object's weave, per shorter image side
 _JPEG_QUALITY = 95
 _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
-# Outlines: contours around the origin, filled by the even-odd rule.
+# Outlines: contours around the origin; those after the first are holes.
 
 
-def _arc(start, stop, radius=1.0, center=0.0, points=48):
-    """Returns points of a circle between two angles, in radians."""
-    angle = np.linspace(start, stop, points, endpoint=False)
-    return np.stack([center + radius * np.cos(angle), radius * np.sin(angle)], 1)
+def _corners(count):
+    """Returns the corners of a regular polygon of radius 1."""
+    angle = np.arange(count) * (2 * np.pi / count)
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
 
 
 def _star(tips, inner):
     """Returns a star whose notches lie at `inner` of the radius of its tips."""
-    corners = _arc(0, 2 * np.pi, points=2 * tips)
-    corners[1::2] *= inner
-    return corners
+    star = _corners(2 * tips)
+    star[1::2] *= inner
+    return star
 
 
 def _cross(arm):
     """Returns a Greek cross of half arm width `arm`."""
     quarter = np.array([(1, -arm), (1, arm), (arm, arm)])
-    turns = [np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-    return np.concatenate([quarter @ turn for turn in turns])
-
-
-def _crescent(radius=0.8, center=0.5):
-    """Returns a disc less a smaller one, whose circles meet in the two horns."""
-    x = (1 + center**2 - radius**2) / (2 * center)
-    outer, inner = np.arccos(x), np.arccos((x - center) / radius)
-    back = _arc(2 * np.pi - inner, inner, radius, center)
-    return np.concatenate([_arc(outer, 2 * np.pi - outer), back])
+    return np.concatenate([quarter @ [(c, s), (-s, c)] for c, s in _corners(4)])
 
 
 def _unit_area(*contours):
-    """Returns contours scaled to enclose an area of one; later ones are holes."""
+    """Returns the contours, scaled to enclose an area of one."""
     areas = [cv2.contourArea(c.astype(np.float32)) for c in contours]
     return [c / np.sqrt(areas[0] - sum(areas[1:])) for c in contours]
 
 
-_CIRCLE = _arc(0, 2 * np.pi)
-_OUTLINES = {
-    "disc": _unit_area(_CIRCLE),
-    "ring": _unit_area(_CIRCLE, 0.55 * _CIRCLE),
-    "triangle": _unit_area(_arc(0, 2 * np.pi, points=3)),
-    "square": _unit_area(_arc(0, 2 * np.pi, points=4)),
-    "star": _unit_area(_star(5, 0.45)),
-    "cross": _unit_area(_cross(0.3)),
-    "crescent": _unit_area(_crescent()),
+# Weaves: brightness in 0..1 from coordinates in an object's own frame, of which
+# one unit is one period.
+
+
+def _waves(x):
+    """Returns a wave of period 1, flatter at its extremes than a sine."""
+    return np.clip(0.5 + np.sin(np.float32(2 * np.pi) * x), 0, 1)
+
+
+def _circles(rng, x, y):
+    return _waves(np.float32(1.2) * np.hypot(x, y))
+
+
+def _checks(rng, x, y):
+    wave = np.sin(np.float32(4.5) * x) * np.sin(np.float32(4.5) * y)
+    return np.clip(0.5 + 3 * wave, 0, 1)
+
+
+def _stripes(rng, x, y):
+    return _waves(np.float32(1.5) * x)
+
+
+def _spokes(rng, x, y):
+    return _waves(np.arctan2(y, x) * np.float32(rng.integers(10, 15) / (2 * np.pi)))
+
+
+def _dots(rng, x, y):
+    wave = np.cos(np.float32(7.5) * x) + np.cos(np.float32(7.5) * y)
+    return np.clip(2 * wave - 0.9, 0, 1)
+
+
+def _zigzag(rng, x, y):
+    return _waves(np.float32(1.2) * x + np.abs(np.float32(1.2) * y % 2 - 1))
+
+
+def _satin(rng, x, y):
+    return np.clip(0.5 + 0.05 * x, 0, 1)
+
+
+def _speckle(rng, x, y):
+    return np.clip(6 * _noise(rng, x.shape, int(rng.integers(24, 36))) - 3.3, 0, 1)
+
+
+# In the order of their hues: similar weaves are kept apart.
+_CLASSES = {
+    "disc": (_unit_area(_corners(48)), _circles),
+    "cross": (_unit_area(_cross(0.3)), _dots),
+    "triangle": (_unit_area(_corners(3)), _stripes),
+    "ring": (_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),
+    "star": (_unit_area(_star(5, 0.45)), _zigzag),
+    "square": (_unit_area(_corners(4)), _checks),
 }
-CLASS_NAMES = ("background", *_OUTLINES)
+CLASS_NAMES = ("background", *_CLASSES)
+_OUTLINES, _WEAVES = zip(*_CLASSES.values(), strict=True)
+_GROUNDS = (*_WEAVES, _satin, _speckle)
 
 
 # Layout: what lies where.
 
 
 class _Object(NamedTuple):
-    """One placed object: its class and frame, and what it covers (0..255)."""
+    """One placed object: its class and frame, and the pixels it covers (0..255)."""
 
     class_id: int
     center: np.ndarray
@@ -100,15 +137,15 @@ class _Object(NamedTuple):
 
 
 def _place(rng, image_size):
-    """Returns an object at random: class, place, size, rotation, slight squeeze."""
+    """Returns an object of random class, place, size and rotation."""
     class_id = int(rng.integers(1, len(CLASS_NAMES)))
     size = min(image_size) * rng.uniform(*_SIZES)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.1)
     center = rng.uniform(0.1, 0.9, 2) * image_size[::-1]
     turn = np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
     frame = size * turn * (squeeze, 1 / squeeze)
-    contours = [c @ frame + center for c in _OUTLINES[CLASS_NAMES[class_id]]]
-    contours = [np.round(c * 2**_SHIFT).astype(np.int32) for c in contours]
+    contours = [contour @ frame + center for contour in _OUTLINES[class_id - 1]]
+    contours = [np.round(contour * 2**_SHIFT).astype(np.int32) for contour in contours]
     mask = np.zeros(image_size, np.uint8)
     cv2.fillPoly(mask, contours, 255, cv2.LINE_AA, _SHIFT)
     return _Object(class_id, center, angle, size, mask)
@@ -118,20 +155,16 @@ def _layout(rng, image_size):
     """Returns objects, back to front, and the map of the topmost one per pixel.
 
     An object that would be hidden too much or hide another too much is drawn
-    again. The map counts from 1; 0 is the ground.
+    again. The map counts objects from 1; 0 is the ground.
     """
-    objects, areas = [], []
-    top = np.zeros(image_size, np.uint8)
-    count = rng.integers(*_OBJECTS, endpoint=True)
+    objects, top = [], np.zeros(image_size, np.uint8)
+    count = int(rng.integers(*_OBJECTS, endpoint=True))
     for _ in range(20 * count):
-        candidate = _place(rng, image_size)
-        trial = np.where(candidate.mask > 127, np.uint8(len(objects) + 1), top)
-        visible = np.bincount(trial.ravel(), minlength=len(objects) + 2)[1:]
-        wanted = np.multiply(_MIN_VISIBLE, [*areas, candidate.size**2])
-        if np.all(visible >= np.maximum(wanted, _MIN_PIXELS * top.size)):
-            objects.append(candidate)
-            areas.append(candidate.size**2)
-            top = trial
+        trial = [*objects, _place(rng, image_size)]
+        over = np.where(trial[-1].mask > 127, np.uint8(len(trial)), top)
+        visible = np.bincount(over.ravel(), minlength=len(trial) + 1)[1:]
+        if np.all(visible >= [_MIN_VISIBLE * item.size**2 for item in trial]):
+            objects, top = trial, over
         if len(objects) == count:
             break
     return objects, top
@@ -139,7 +172,7 @@ def _layout(rng, image_size):
 
 def _label(objects, top):
     """Returns class ids, void within `_VOID_RADIUS` of where two objects meet."""
-    label = np.array([0, *(o.class_id for o in objects)], np.uint8)[top]
+    label = np.array([0, *(item.class_id for item in objects)], np.uint8)[top]
     side = 2 * _VOID_RADIUS + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     label[cv2.dilate(top, kernel) != cv2.erode(top, kernel)] = IGNORE_LABEL
@@ -156,130 +189,91 @@ def _noise(rng, image_size, cells):
     return np.clip(noise, 0, 1)
 
 
-def _waves(x):
-    """Returns a wave of period 1 between 0 and 1, steeper than a sine."""
-    return np.clip(0.5 + np.sin(np.float32(2 * np.pi) * x), 0, 1)
-
-
-def _target(rng, x, y):
-    return _waves(0.8*np.hypot(x, y))
-
-
-def _spokes(rng, x, y):
-    return _waves(np.arctan2(y, x) * np.float32(rng.integers(9, 14) / (2 * np.pi)))
-
-
-def _stripes(rng, x, y):
-    return _waves(1.5 * x)
-
-
-def _checks(rng, x, y):
-    wave = np.sin(np.float32(np.pi) * x) * np.sin(np.float32(np.pi) * y)
-    return np.clip(0.5 + 3 * wave, 0, 1)
-
-
-def _satin(rng, x, y):
-    return np.clip(x * 0.05 + 0.5, 0, 1)
-
-
-def _dots(rng, x, y):
-    wave = np.cos(np.float32(2*np.pi) * x) + np.cos(np.float32(2*np.pi) * y)
-    return np.clip(0.5 + 2 * (wave - 0.7), 0, 1)
-
-
-def _speckle(rng, x, y):
-    noise = _noise(rng, x.shape, int(rng.integers(24, 36)))
-    return np.clip(6 * (noise - 0.55), 0, 1)
-
-
-_PATTERNS = (_target, _spokes, _stripes, _checks, _satin, _dots, _speckle)
-import os
-P=float(os.environ.get('P','1')); HUE=float(os.environ.get('HUE','0'))
-
-
-def _ramp(rng, image_size):
-    """Returns a linear ramp over the image, -0.5..0.5, in a random direction."""
-    angle = rng.uniform(0, 2 * np.pi)
-    height, width = image_size
-    x = np.linspace(-0.5, 0.5, width, dtype=np.float32) * np.float32(np.cos(angle))
-    y = np.linspace(-0.5, 0.5, height, dtype=np.float32) * np.float32(np.sin(angle))
-    return (x[None] + y[:, None]) / np.float32(abs(np.cos(angle)) + abs(np.sin(angle)))
-
-
-def _color(rng, c=0):
-    """Returns a random colour, neither black nor white."""
-    hue = rng.uniform(0,360)
-    if c and HUE:
-       hue = (rng.normal(0, HUE) + (c-1)*360/7) % 360
-    hsv = (hue, rng.uniform(0.35, 0.9) if c else rng.uniform(0.05,0.5), rng.uniform(0.35, 0.95))
-    return cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
-
-
 def _frame(image_size, center, angle, period):
-    """Returns the coordinates of every pixel in a frame, in units of `period`."""
-    x = np.arange(image_size[1], dtype=np.float32)[None] - np.float32(center[0])
+    """Returns x and y of every pixel in a turned frame, in units of `period`."""
+    x = np.arange(image_size[1], dtype=np.float32) - np.float32(center[0])
     y = np.arange(image_size[0], dtype=np.float32)[:, None] - np.float32(center[1])
     cos, sin = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _material(rng, pattern, color, x, y, contrast):
-    """Returns a surface: a pattern between a colour and a relative of it."""
-    dark = rng.uniform(*contrast)
-    second = np.clip(color * dark + rng.normal(0, 0.06, 3), 0, 1)
-    pattern = pattern(rng, x, y)[..., None]
-    surface = color + pattern * (second - color).astype(np.float32)
-    grain = _noise(rng, x.shape, int(rng.integers(20, 60)))[..., None]
-    return surface * (0.92 + np.float32(0.16) * grain)
+def _color(rng, hue, saturation):
+    """Returns a random colour of a hue (degrees), neither black nor white."""
+    hsv = (hue % 360, rng.uniform(*saturation), rng.uniform(0.35, 0.95))
+    return cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
+
+
+def _material(rng, weave, color, frame, contrast):
+    """Returns a surface, woven of a colour and a darker relative of it."""
+    dark = color * rng.uniform(*contrast) + rng.normal(0, 0.06, 3)
+    change = (np.clip(dark, 0, 1) - color).astype(np.float32)
+    surface = color + weave(rng, *frame)[..., None] * change
+    grain = _noise(rng, surface.shape[:2], int(rng.integers(20, 60)))[..., None]
+    return surface * (0.92 + 0.16 * grain)
 
 
 def _ground(rng, image_size):
+    """Returns the ground: a large, warped weave, dull and a little out of focus."""
     side = min(image_size)
     center = rng.uniform(-0.3, 1.3, 2) * image_size[::-1]
-    x, y = _frame(image_size, center, rng.uniform(0, 2 * np.pi), side * rng.uniform(0.1, 0.25))
+    period = side * rng.uniform(0.1, 0.25)
+    x, y = _frame(image_size, center, rng.uniform(0, 2 * np.pi), period)
     warp = np.float32(rng.uniform(0, 1.5))
-    x = x + warp * _noise(rng, image_size, 4)
-    y = y + warp * _noise(rng, image_size, 4)
-    pattern = _PATTERNS[rng.integers(len(_PATTERNS))]
-    image = _material(rng, pattern, _color(rng), x, y, (0.65, 0.95))
-    return cv2.GaussianBlur(image, (0, 0), side*rng.uniform(0.004, 0.012))
+    frame = [axis + warp * _noise(rng, image_size, 4) for axis in (x, y)]
+    weave = _GROUNDS[rng.integers(len(_GROUNDS))]
+    color = _color(rng, rng.uniform(0, 360), (0.05, 0.5))
+    image = _material(rng, weave, color, frame, (0.65, 0.95))
+    return cv2.GaussianBlur(image, (0, 0), side * rng.uniform(0.004, 0.012))
+
+
+def _object_color(rng, class_id, under):
+    """Returns the colour, out of three of the class, farthest from what it covers."""
+    lean = (class_id - 1) * 360 / len(_CLASSES)
+    hues = rng.normal(lean, _HUE_SPREAD, 3)
+    colors = [_color(rng, hue, (0.35, 0.9)) for hue in hues]
+    return max(colors, key=lambda color: float(np.sum((color - under) ** 2)))
 
 
 def _relief(rng, mask, light):
-    """Returns the brightness of an object with a rounded rim under `light`."""
-    rim = np.float32(rng.uniform(0.25, 0.8) * 0.1 * min(mask.shape) + 1.5)
+    """Returns the brightness of an object with a rounded rim, lit from a side."""
+    rim = np.float32(rng.uniform(0.025, 0.08) * min(mask.shape) + 1.5)
     depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3)
     slope = 1 - np.minimum(depth / rim, 1)
-    height = cv2.GaussianBlur(np.sqrt(1 - slope * slope), (0, 0), 1.0) * rim
+    height = cv2.GaussianBlur(rim * np.sqrt(1 - slope * slope), (0, 0), 1.0)
     facing = light[0] * cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
     facing += light[1] * cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
     return np.clip(1 - 0.45 * facing, 0.5, 1.5)
 
 
+def _shadow(rng, alpha, light):
+    """Returns how much light is left around an object of coverage `alpha`."""
+    throw = float(rng.uniform(0.015, 0.04) * min(alpha.shape))
+    move = np.float32([(1, 0, throw * light[0]), (0, 1, throw * light[1])])
+    shadow = cv2.warpAffine(alpha, move, alpha.shape[::-1])
+    shadow = cv2.GaussianBlur(shadow, (0, 0), throw)
+    return 1 - np.float32(rng.uniform(0.3, 0.6)) * shadow
+
+
 def _paint(rng, image, item, light):
     """Returns the image with one object and its soft shadow on top."""
-    mask = item.mask
-    side = min(mask.shape)
-    under = np.float32(cv2.mean(image, mask)[:3])
-    colors = [_color(rng, item.class_id) for _ in range(3)]
-    color = max(colors, key=lambda c: float(np.sum((c - under) ** 2)))
-    x, y = _frame(mask.shape, item.center, item.angle, side*rng.uniform(0.045, 0.07))
-    pattern = _PATTERNS[item.class_id - 1] if rng.random() < P else _PATTERNS[rng.integers(len(_PATTERNS))]
-    surface = _material(rng, pattern, color, x, y, (0.4, 0.7))
-    surface *= _relief(rng, mask, light)[..., None]
-    alpha = mask.astype(np.float32)[..., None] / 255
-    throw = np.float32(rng.uniform(0.015, 0.04) * side)
-    move = np.float32([(1, 0, throw * light[0]), (0, 1, throw * light[1])])
-    shadow = cv2.warpAffine(alpha, move, mask.shape[::-1])
-    shadow = cv2.GaussianBlur(shadow, (0, 0), float(throw))[..., None]
-    image = image * (1 - np.float32(rng.uniform(0.3, 0.6)) * shadow)
-    return image + alpha * (surface - image)
+    under = np.float32(cv2.mean(image, item.mask)[:3])
+    color = _object_color(rng, item.class_id, under)
+    period = min(item.mask.shape) * rng.uniform(*_PERIODS)
+    frame = _frame(item.mask.shape, item.center, item.angle, period)
+    surface = _material(rng, _WEAVES[item.class_id - 1], color, frame, (0.2, 0.5))
+    surface *= _relief(rng, item.mask, light)[..., None]
+    alpha = item.mask.astype(np.float32) / 255
+    image = image * _shadow(rng, alpha, light)[..., None]
+    return image + alpha[..., None] * (surface - image)
 
 
 def _photograph(rng, image):
     """Returns uint8 pixels: uneven lighting, a slightly soft lens, sensor noise."""
-    lighting = 1 + np.float32(rng.uniform(0, 0.6)) * _ramp(rng, image.shape[:2])
-    image = cv2.GaussianBlur(image * lighting[..., None], (0, 0), rng.uniform(0.3, 0.6))
+    side = float(max(image.shape))
+    center = (image.shape[1] / 2, image.shape[0] / 2)
+    ramp, _ = _frame(image.shape[:2], center, rng.uniform(0, 2 * np.pi), side)
+    image = image * (1 + np.float32(rng.uniform(0, 0.5)) * ramp)[..., None]
+    image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.6))
     noise = rng.standard_normal(image.shape, np.float32)
     image += np.float32(rng.uniform(0.005, 0.025)) * noise
     return np.clip(255 * image + 0.5, 0, 255).astype(np.uint8)
@@ -304,3 +298,203 @@ def scene(rng, image_size):
     for item in objects:
         image = _paint(rng, image, item, light)
     return _photograph(rng, image), _label(objects, top)
+
+
+# Files.
+
+_PALETTE = [value for color in dataset_info.voc_colors(256) for value in color]
+
+
+def _save(folder, name, image, label):
+    """Writes one image and its labels, a palette PNG as VOC's."""
+    quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
+    _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
+    (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
+    png = Image.fromarray(label)
+    png.putpalette(_PALETTE)
+    png.save(folder / "SegmentationClass" / f"{name}.png")
+
+
+def _write_folder(folder, split_sizes, image_size, seed):
+    """Writes a whole data set into a new folder and returns its description."""
+    lists = folder / "ImageSets" / "Segmentation"
+    for subfolder in (lists, folder / "JPEGImages", folder / "SegmentationClass"):
+        subfolder.mkdir(parents=True)
+    names = {}
+    for number, (split, count) in enumerate(split_sizes.items()):
+        names[split] = [f"{split}_{index:05d}" for index in range(count)]
+        for index, name in enumerate(names[split]):
+            rng = np.random.default_rng((seed, number, index))
+            _save(folder, name, *scene(rng, image_size))
+    names["trainval"] = names["train"] + names["val"]
+    for split, members in names.items():
+        (lists / f"{split}.txt").write_text("".join(f"{name}\n" for name in members))
+    sizes = {split: len(members) for split, members in names.items()}
+    info = dataset_info.DatasetInfo("shapes", CLASS_NAMES, split_sizes=sizes)
+    (folder / "dataset_info.json").write_text(info.to_json())
+    return info
+
+
+def _check(output_dir, split_sizes, image_size, seed):
+    """Raises UserError on a setting that cannot work."""
+    for split, count in split_sizes.items():
+        if count < 1:
+            raise UserError(f"{split}_images must be at least 1; received {count}")
+    if len(image_size) != 2 or min(image_size) < MIN_SIDE:
+        raise UserError(
+            f"image_size must be height,width of at least {MIN_SIDE} each; "
+            f"received {tuple(image_size)}"
+        )
+    if seed < 0:
+        raise UserError(f"seed must not be negative; received {seed}")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"output_dir must be a folder; {output_dir} is a file")
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise UserError(f"output_dir must be empty or new; {output_dir} holds files")
+
+
+def write(
+    output_dir,
+    train_images=1600,
+    val_images=200,
+    test_images=200,
+    image_size=(128, 128),
+    seed=0,
+):
+    """Writes the data set and returns its `DatasetInfo`.
+
+    The folder appears only once it is complete. Scene `i` of a split depends on
+    `seed` and `image_size`, not on how many scenes are asked for.
+
+    Args:
+        output_dir: Folder to create; may exist if it is empty.
+        train_images: Number of training scenes.
+        val_images: Number of validation scenes.
+        test_images: Number of test scenes; they have labels too.
+        image_size: (height, width) of every scene, in pixels.
+        seed: Seed of all chance, 0 or more.
+
+    Raises:
+        UserError: if a setting is out of range or the folder holds files.
+    """
+    counts = (train_images, val_images, test_images)
+    split_sizes = dict(zip(SPLITS, counts, strict=True))
+    output_dir = pathlib.Path(output_dir).resolve()
+    _check(output_dir, split_sizes, image_size, seed)
+    partial = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
+    try:
+        info = _write_folder(partial, split_sizes, image_size, seed)
+        if output_dir.exists():
+            output_dir.rmdir()
+        partial.rename(output_dir)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return info
+
+
+# Baseline.
+
+
+def _labelled_pixels(root, split, ignore_label):
+    """Yields colours `[n, 3]` and class ids `[n]` of the known pixels per image."""
+    names = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+    for name in names:
+        with Image.open(root / "JPEGImages" / f"{name}.jpg") as file:
+            image = np.asarray(file.convert("RGB"))
+        with Image.open(root / "SegmentationClass" / f"{name}.png") as file:
+            label = np.asarray(file)
+        known = label != ignore_label
+        yield image[known].astype(np.float64), label[known].astype(np.int64)
+
+
+def color_baseline(root, train_split="train", eval_split="test"):
+    """Returns the mIoU of naming each pixel after the nearest mean class colour.
+
+    This is what colour alone achieves; a network has to do better.
+
+    Args:
+        root: Folder that `write` made.
+        train_split: Split whose pixels give the mean colours.
+        eval_split: Split of unseen images to label.
+
+    Returns:
+        Mean over the classes that occur or are predicted of intersection over
+        union, counted over all images at once, void pixels left out.
+    """
+    root = pathlib.Path(root)
+    info = dataset_info.DatasetInfo.from_json((root / "dataset_info.json").read_text())
+    n = info.num_classes
+    sums, counts = np.zeros((n, 3)), np.zeros((n, 1))
+    for pixels, label in _labelled_pixels(root, train_split, info.ignore_label):
+        counts[:, 0] += np.bincount(label, minlength=n)
+        for channel in range(3):
+            sums[:, channel] += np.bincount(label, pixels[:, channel], minlength=n)
+    means = sums / np.maximum(counts, 1)
+    # |p - m|^2 without |p|^2, the same for all; a class never seen is never near.
+    offsets = np.where(counts[:, 0] > 0, np.sum(means**2, 1), np.inf)
+    confusion = np.zeros((n, n), np.int64)
+    for pixels, label in _labelled_pixels(root, eval_split, info.ignore_label):
+        nearest = np.argmin(offsets - 2 * pixels @ means.T, axis=1)
+        confusion += np.bincount(n * label + nearest, minlength=n * n).reshape(n, n)
+    hits = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return float(np.mean(hits[union > 0] / union[union > 0]))
+
+
+# Command line.
+
+
+def _parse(argv):
+    """Returns the flags in `argv`.
+
+    Raises:
+        flags.Error: if a flag is unknown or has a value of the wrong kind.
+        UserError: if there is anything else on the command line.
+    """
+    values = flags.FlagValues()
+    define = {"flag_values": values}
+    train, val, test, image_size, seed = write.__defaults__
+    flags.DEFINE_boolean("help", False, "Show this help.", **define)
+    flags.DEFINE_string("output_dir", None, "Folder to create.", **define)
+    flags.DEFINE_integer("train_images", train, "Training scenes.", **define)
+    flags.DEFINE_integer("val_images", val, "Validation scenes.", **define)
+    flags.DEFINE_integer("test_images", test, "Test scenes.", **define)
+    flags.DEFINE_multi_string(
+        "image_size", ",".join(map(str, image_size)), "Height,width.", **define
+    )
+    flags.DEFINE_integer("seed", seed, "Seed of all chance.", **define)
+    rest = values(argv)[1:]
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+    return values
+
+
+def _run(values):
+    """Writes the data set that the flags describe and says what there is."""
+    if not values.output_dir:
+        raise UserError("--output_dir must name the folder to create")
+    names = ("output_dir", "train_images", "val_images", "test_images", "seed")
+    settings = {name: values[name].value for name in names}
+    info = write(image_size=size_value(values, "image_size") or (), **settings)
+    sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in SPLITS)
+    print(f"{values.output_dir}: {sizes} images")
+    miou = color_baseline(values.output_dir, eval_split="val")
+    print(f"mIoU on val of labelling by the nearest mean colour: {miou:.3f}")
+
+
+def main(argv):
+    """Returns the exit status: 1, after one line of error, if nothing was written."""
+    try:
+        values = _parse(argv)
+        if values.help:
+            print(f"{__doc__}\nflags:\n{values.get_help()}")
+        else:
+            _run(values)
+    except (UserError, flags.Error, OSError) as error:
+        print(f"shapes: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

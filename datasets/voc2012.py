@@ -35,7 +35,7 @@ flags.DEFINE_integer(
 )
 
 _SPLITS = ("train", "val", "trainval", "trainaug", "train_aug")
-_FORMATS = {".jpg": "jpeg", ".jpeg": "jpeg", ".png": "png"}
+_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def _opened(path: epath.Path, content: bytes) -> Image.Image:
@@ -88,7 +88,7 @@ class _Split:
         self.images = {
             path.stem: path
             for path in sorted(self.image_dir.iterdir(), reverse=True)
-            if path.suffix.lower() in _FORMATS
+            if path.suffix.lower() in _SUFFIXES
         }
         self._check_pairs(list_path)
 
@@ -114,6 +114,8 @@ class _Split:
         image_path, label_path = self.images[stem], self._label(stem)
         content = image_path.read_bytes()
         image = _opened(image_path, content)
+        if image.format not in records.PICTURE_FORMATS:
+            raise UserError(f"{image_path} is {image.format}; images are JPEG or PNG")
         label = read_label(label_path, info)
         if image.size != label.shape[::-1]:
             raise UserError(
@@ -122,7 +124,7 @@ class _Split:
             )
         png = io.BytesIO()
         Image.fromarray(label).save(png, "PNG")
-        image_format = _FORMATS[image_path.suffix.lower()]
+        image_format = records.PICTURE_FORMATS[image.format]
         return records.serialize(
             content, image_format, png.getvalue(), stem, image.height, image.width
         )

@@ -103,7 +103,7 @@ install_package() {
  is a package index reachable? Its log is .venv/pip.log"
   fi
   [[ -e "$stamp" ]] || rm -f .venv/installed-*
-  printf '%s\n' base ${extras//,/ } >>"$stamp"
+  tr ',' '\n' <<<"base,$extras" >>"$stamp"
   rm -f .venv/installing
 }
 

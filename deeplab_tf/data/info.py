@@ -48,6 +48,15 @@ class DatasetInfo:
     split_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
+        if isinstance(self.class_names, str):
+            raise UserError(
+                f"class_names must be a list of names; received {self.class_names!r}"
+            )
+        if self.ignore_label not in range(256):
+            raise UserError(
+                f"ignore_label must be an integer in 0..255; received "
+                f"{self.ignore_label!r}"
+            )
         colors = self.colors or voc_colors(self.num_classes)
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "colors", tuple(tuple(c) for c in colors))

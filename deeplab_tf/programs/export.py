@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.data.info import dataset_info, generic_info
+from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import experiment_of, restored_model
 from deeplab_tf.serving.saved_model import export_saved_model
@@ -92,7 +93,13 @@ def main(values: absl_flags.FlagValues) -> None:
 
 def _info(name, experiment, num_classes: int):
     if name is not None:
-        return dataset_info(name)
+        info = dataset_info(name)
+        if info.num_classes != num_classes:
+            raise UserError(
+                f"--dataset={name} has {info.num_classes} classes, but the "
+                f"checkpoint has {num_classes}"
+            )
+        return info
     if experiment is not None and experiment.info is not None:
         return experiment.info
     voc = dataset_info("pascal_voc_seg")

@@ -1,0 +1,238 @@
+"""Batches: what is in them, in which order, and that it never changes."""
+
+import dataclasses
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.config import DataConfig
+from deeplab_tf.data import records
+from deeplab_tf.data.pipeline import batches, load_dataset
+from deeplab_tf.errors import UserError
+
+# Image i is of colour (20 i, 7, 100) and of class i everywhere, at these sizes.
+SIZES = [(9, 12), (20, 15), (9, 12), (9, 20), (16, 20)] * 2
+COUNT = len(SIZES)
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    return file.getvalue()
+
+
+def plain_record(i, height, width, label=None, name=None):
+    """Returns a record of one colour; `label` is an array or the class `i`."""
+    image = np.full((height, width, 3), (20 * i, 7, 100), np.uint8)
+    label = np.full((height, width), i, np.uint8) if label is None else label
+    name = name or f"image_{i}"
+    return records.serialize(png(image), "png", png(label), name, height, width)
+
+
+def write(folder, *contents, split="train", shards=1):
+    makers = [lambda content=content: content for content in contents]
+    records.write_shards({split: makers}, str(folder), shards)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """A config of ten images of one colour each, in three shards."""
+    folder = tmp_path_factory.mktemp("plain")
+    contents = [plain_record(i, *size) for i, size in enumerate(SIZES)]
+    write(folder, *contents, shards=3)
+    return DataConfig(
+        str(folder), crop_size=(14, 18), batch_size=5, mean_pixel=(0.5, 0.5, 0.5)
+    )
+
+
+def taken(config, count, start=0):
+    """Returns the first `count` training batches as arrays."""
+    dataset = load_dataset(config, "train", training=True, start=start)
+    return list(dataset.take(count).as_numpy_iterator())
+
+
+def classes(label):
+    """Returns the class of the plain image that a training sample is made of."""
+    (value,) = set(np.unique(label)) - {255}
+    return value
+
+
+def assert_same(ones, others):
+    for (image, label), (other_image, other_label) in zip(ones, others, strict=True):
+        np.testing.assert_array_equal(image, other_image)
+        np.testing.assert_array_equal(label, other_label)
+
+
+def test_training_batches_have_static_shapes_and_raw_colours(plain):
+    dataset = load_dataset(plain, "train", training=True)
+    assert dataset.element_spec == (
+        tf.TensorSpec((5, 14, 18, 3), tf.float32),
+        tf.TensorSpec((5, 14, 18, 1), tf.uint8),
+    )
+    for images, labels in dataset.take(4).as_numpy_iterator():
+        for image, label in zip(images, labels, strict=True):
+            i = classes(label)
+            known = label[..., 0] == i
+            color = np.tile((20.0 * i, 7.0, 100.0), (known.sum(), 1))
+            np.testing.assert_allclose(image[known], color, atol=1e-4)
+            np.testing.assert_array_equal(image[~known], 0.5)
+
+
+def test_one_seed_gives_one_stream(plain):
+    assert_same(taken(plain, 5), taken(plain, 5))
+
+
+def test_another_seed_gives_another_stream(plain):
+    ones = taken(plain, 2)
+    others = taken(dataclasses.replace(plain, seed=1), 2)
+    assert [classes(x) for _, labels in ones for x in labels] != [
+        classes(x) for _, labels in others for x in labels
+    ]
+    assert not np.array_equal(ones[0][0], others[0][0])
+
+
+def test_the_stream_owes_nothing_to_the_global_seed(plain):
+    streams = []
+    for seed in (1, 2):
+        tf.random.set_seed(seed)
+        streams.append(taken(plain, 3))
+    assert_same(*streams)
+
+
+@pytest.mark.parametrize("skipped", [1, 2, 3, 7])  # of 10/3 batches an epoch
+def test_start_goes_on_as_if_nothing_had_happened(plain, skipped):
+    config = dataclasses.replace(plain, batch_size=3)
+    whole = taken(config, skipped + 5)
+    assert_same(taken(config, 5, start=3 * skipped), whole[skipped:])
+
+
+def test_start_at_the_end_of_an_epoch(plain):
+    assert_same(taken(plain, 2, start=COUNT), taken(plain, 4)[2:])
+
+
+def test_every_epoch_shows_every_image_once_in_another_order(plain):
+    shown = [classes(x) for _, labels in taken(plain, 6) for x in labels]
+    epochs = [shown[i : i + COUNT] for i in range(0, 3 * COUNT, COUNT)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_an_image_is_augmented_anew_in_every_epoch(tmp_path):
+    image = np.random.RandomState(0).randint(0, 256, (20, 20, 3), np.uint8)
+    label = png(np.zeros((20, 20), np.uint8))
+    folder = write(tmp_path, records.serialize(png(image), "png", label, "a", 20, 20))
+    config = DataConfig(folder, crop_size=(12, 12), batch_size=1)
+    seen = {images.tobytes() for images, _ in taken(config, 8)}
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_evaluation_shows_every_image_once_at_its_own_size(plain, batch_size):
+    config = dataclasses.replace(plain, batch_size=batch_size)
+    dataset = load_dataset(config, "train", training=False)
+    seen, largest = {}, 0
+    for images, labels in dataset.as_numpy_iterator():
+        assert images.dtype == np.float32 and labels.dtype == np.uint8
+        largest = max(largest, len(images))
+        for image, label in zip(images, labels, strict=True):
+            (i,) = np.unique(label)
+            assert i not in seen
+            seen[i] = label.shape
+            np.testing.assert_array_equal(image, np.full_like(image, (20 * i, 7, 100)))
+    assert seen == {i: (*size, 1) for i, size in enumerate(SIZES)}
+    assert largest == batch_size
+
+
+def test_evaluation_keeps_the_order_of_the_records_one_by_one(plain):
+    config = dataclasses.replace(plain, batch_size=1)
+    labels = [x for _, x in load_dataset(config, "train", False).as_numpy_iterator()]
+    assert [x[0, 0, 0, 0] for x in labels] == list(range(COUNT))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_label_out_of_range_names_image_and_value(tmp_path, training):
+    label = np.full((9, 9), 20, np.uint8)
+    label[4, 5] = 77
+    folder = write(tmp_path, plain_record(1, 9, 9, label, name="2007_000032"))
+    config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
+    with pytest.raises(UserError) as error:
+        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+    message = str(error.value)
+    assert message == (
+        "a broken sample: the label of 2007_000032 has the value 77 outside 0..20 "
+        "and 255"
+    )
+
+
+def test_the_ignored_label_and_the_last_class_are_in_range(tmp_path):
+    label = np.array([[20, 255], [0, 255]], np.uint8)
+    folder = write(tmp_path, plain_record(1, 2, 2, label), split="val")
+    config = DataConfig(folder, batch_size=1)
+    ((_, labels),) = batches(load_dataset(config, "val", training=False))
+    np.testing.assert_array_equal(labels[0, ..., 0], label)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_image_and_label_of_two_sizes_are_refused_by_name(tmp_path, training):
+    folder = write(
+        tmp_path, plain_record(1, 9, 12, np.zeros((9, 11), np.uint8), name="b")
+    )
+    config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
+    with pytest.raises(UserError) as error:
+        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+    assert str(error.value) == (
+        "a broken sample: image and label of b differ in size 9 12 3 and 9 11 1"
+    )
+
+
+def test_a_broken_picture_is_told_in_one_line(tmp_path):
+    label = png(np.zeros((9, 9), np.uint8))
+    folder = write(tmp_path, records.serialize(b"hello", "jpeg", label, "a", 9, 9))
+    dataset = load_dataset(DataConfig(folder, batch_size=1), "train", training=False)
+    with pytest.raises(UserError) as error:
+        list(batches(dataset))
+    assert str(error.value).startswith("a broken sample: Unknown image file format")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_shard_cut_short_is_told_in_one_line(tmp_path, training):
+    folder = write(tmp_path, plain_record(1, 9, 9), plain_record(2, 9, 9))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-50])
+    config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
+    with pytest.raises(
+        UserError, match="a broken sample: truncated record at "
+    ) as error:
+        list(batches(load_dataset(config, "train", training)))
+    assert "\n" not in str(error.value)
+
+
+def test_resizing_bounds_both_sides_before_anything_else(plain):
+    config = dataclasses.replace(
+        plain, batch_size=1, min_resize_value=30, max_resize_value=40, resize_factor=16
+    )
+    sizes = [
+        (images.shape[1:3], labels.shape[1:3])
+        for images, labels in load_dataset(config, "train", False).as_numpy_iterator()
+    ]
+    # The bound of 40 becomes 33 = 2 * 16 + 1. 9x12 to 30 x 40 exceeds it, so to
+    # 24.75 x 33, raised to 33x33; 20x15 alike; 9x20 to 14.85 x 33, raised to 17x33;
+    # 16x20 to 26.4 x 33, raised to 33x33.
+    expected = [(33, 33), (33, 33), (33, 33), (17, 33), (33, 33)] * 2
+    assert sizes == [(size, size) for size in expected]
+    images, labels = taken(dataclasses.replace(config, batch_size=2), 1)[0]
+    assert images.shape == (2, 14, 18, 3) and labels.shape == (2, 14, 18, 1)
+
+
+def test_a_split_without_records_is_refused(plain, tmp_path):
+    with pytest.raises(UserError, match="splits there: train"):
+        load_dataset(plain, "val", training=False)
+    (tmp_path / "train-00000-of-00001.tfrecord").touch()
+    with pytest.raises(UserError, match="are empty"):
+        load_dataset(DataConfig(str(tmp_path)), "train", training=True)

@@ -1,0 +1,145 @@
+"""Metrics of a whole split, on a stand-in that is always right about colours."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import class_table, evaluate
+
+INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
+
+
+def painted(predictions):
+    """Returns images that `color_model` labels as `predictions`."""
+    return 200.0 * np.eye(3, dtype=np.float32)[np.array(predictions)]
+
+
+def samples(count):
+    """Returns images, labels and how often a truth meets a prediction."""
+    random = np.random.RandomState(0)
+    predictions = random.randint(0, 3, (count, 9, 9))
+    labels = random.randint(0, 4, (count, 9, 9, 1))
+    labels[labels == 3] = 255
+    counts = np.zeros((256, 3), int)
+    np.add.at(counts, (labels[..., 0], predictions), 1)
+    return painted(predictions), labels.astype(np.uint8), counts[:3]
+
+
+def test_metrics_by_hand(color_model):
+    images = painted([[[0, 1, 1, 1, 0, 2]]])
+    labels = np.array([0, 0, 1, 1, 2, 255], np.uint8).reshape(1, 1, 6, 1)
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    metrics = evaluate(color_model, dataset)
+    assert metrics.pop("iou_per_class") == pytest.approx([1 / 3, 2 / 3, 0])
+    assert metrics == {
+        "images": 1,
+        "miou": pytest.approx(1 / 3),
+        "pixel_accuracy": pytest.approx(3 / 5),
+        "confusion_matrix": [[1, 1, 0], [0, 2, 0], [1, 0, 0]],
+        "protocol": {
+            "output_stride": 8,
+            "atrous_rates": [12, 24, 36],
+            "eval_scales": (1.0,),
+            "add_flipped_images": False,
+            "eval_crop_size": None,
+            "eval_batch_size": 1,
+            "ignore_label": 255,
+        },
+    }
+
+
+def test_an_absent_class_is_null_in_json(color_model):
+    dataset = tf.data.Dataset.from_tensors(
+        (painted([[[0, 1]]]), np.zeros((1, 1, 2, 1), np.uint8))
+    )
+    metrics = json.loads(json.dumps(evaluate(color_model, dataset), allow_nan=False))
+    assert metrics["iou_per_class"] == [0.5, 0.0, None]
+    assert metrics["miou"] == 0.25
+
+
+def test_neither_batch_size_nor_order_matters(color_model):
+    images, labels, counts = samples(7)
+    expected = None
+    for batch_size, order in (
+        (1, slice(None)),
+        (3, slice(None)),
+        (4, slice(None, None, -1)),
+    ):
+        dataset = tf.data.Dataset.from_tensor_slices((images[order], labels[order]))
+        metrics = evaluate(color_model, dataset.batch(batch_size))
+        assert metrics["images"] == 7
+        np.testing.assert_array_equal(metrics["confusion_matrix"], counts)
+        expected = expected or metrics
+        assert metrics == expected
+
+
+def test_padding_is_never_scored(strided_model):
+    images, labels, _ = samples(2)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
+    config = EvalConfig(eval_crop_size=(17, 33), ignore_label=0)
+    metrics = evaluate(strided_model, dataset, config)
+    assert np.sum(metrics["confusion_matrix"]) == (labels % 255 > 0).sum()
+
+
+def test_images_beyond_the_crop_size_are_scored_whole_with_a_note(
+    strided_model, capsys
+):
+    images = np.random.RandomState(2).randint(0, 256, (3, 17, 25, 3))
+    labels = np.random.RandomState(3).randint(0, 4, (3, 17, 25, 1))
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    whole = evaluate(strided_model, dataset)
+    assert "note" not in capsys.readouterr().out
+    # 17 x 25 is already 8 k + 1, so that nothing is padded either way.
+    cut = evaluate(strided_model, dataset, EvalConfig(eval_crop_size=(17, 17)))
+    assert cut["confusion_matrix"] == whole["confusion_matrix"]
+    assert np.sum(cut["confusion_matrix"]) == labels.size
+    out = capsys.readouterr().out
+    assert out == "note: 3 images exceed eval_crop_size and enlarged it\n"
+
+
+def test_scales_flips_and_crop_size_are_used(strided_model):
+    images = np.random.RandomState(2).randint(0, 256, (1, 17, 25, 3))
+    labels = np.random.RandomState(3).randint(0, 4, (1, 17, 25, 1))
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    matrices = {
+        str(evaluate(strided_model, dataset, config)["confusion_matrix"])
+        for config in (
+            EvalConfig(),
+            EvalConfig(add_flipped_images=True),
+            EvalConfig(eval_scales=(0.5, 1.0)),
+            # Not 8 k + 1, so that features and pixels are no longer aligned.
+            EvalConfig(eval_crop_size=(30, 38)),
+        )
+    }
+    assert len(matrices) == 4
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_nothing_to_score_is_an_error(color_model, count):
+    images, labels, _ = samples(2)
+    void = (images, np.full_like(labels, 255))
+    dataset = tf.data.Dataset.from_tensor_slices(void).batch(1).take(count)
+    with pytest.raises(UserError, match=f"{count} images hold no pixel .* in 0..2"):
+        evaluate(color_model, dataset)
+
+
+def test_the_table_names_classes_and_pixels():
+    metrics = {
+        "images": 2,
+        "miou": 0.3125,
+        "pixel_accuracy": 0.8,
+        "iou_per_class": [0.5, 0.125, None],
+        "confusion_matrix": [[1200, 34, 0], [5, 0, 0], [0, 0, 0]],
+    }
+    assert class_table(metrics, INFO).splitlines() == [
+        "class          IoU        pixels",
+        "red         0.5000         1,234",
+        "green       0.1250             5",
+        "deep blue   absent             0",
+        "mean        0.3125         1,239   pixel accuracy 0.8000, 2 images",
+    ]

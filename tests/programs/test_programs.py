@@ -1,0 +1,508 @@
+"""The programs with official command lines, from records to pictures, and mistakes."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from PIL import Image
+
+from deeplab_tf import flags
+from deeplab_tf.checkpoints.tf1 import read_variables
+from deeplab_tf.config import Experiment, ModelConfig
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.evaluation.confusion import confusion_matrix
+from deeplab_tf.programs import run_program
+from deeplab_tf.serving.saved_model import export_info
+from deeplab_tf.training.resume import read_experiment, write_experiment
+
+# As in the official scripts, but narrow, and with a decoder and two rates.
+MODEL = (
+    "--logtostderr",
+    "--model_variant=mobilenet_v2",
+    "--depth_multiplier=0.1",
+    "--atrous_rates=6",
+    "--atrous_rates=12",
+    "--output_stride=16",
+    "--decoder_output_stride=4",
+)
+TRAINING = (
+    *MODEL,
+    "--train_split=train",
+    "--train_crop_size=33",
+    "--train_crop_size=33",
+    "--train_batch_size=2",
+    "--num_clones=1",
+    "--fine_tune_batch_norm=true",
+    "--dataset=pascal_voc_seg",
+    "--batch_norm_momentum=0.1",  # ours: statistics of use after three steps
+)
+STEPS = ("--training_number_of_steps=3", "--save_interval_steps=2")
+
+
+def program(name):
+    return importlib.import_module(f"deeplab_tf.programs.{name}")
+
+
+def unparsed(name):
+    """Returns the flags of a program as they were before any command line."""
+    values = program(name).FLAGS
+    for flag in values:
+        values[flag].unparse()
+    return values
+
+
+def run(name, *arguments):
+    """Runs a program in this process and returns what it prints."""
+    argv = [f"{name}.py", *map(str, arguments)]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        run_program(program(name).main, unparsed(name), argv)
+    return out.getvalue()
+
+
+def train(dataset_dir, logs, *arguments):
+    where = (f"--dataset_dir={dataset_dir}", f"--train_logdir={logs}")
+    return run("train", *TRAINING, *where, *arguments)
+
+
+@pytest.fixture(scope="module")
+def logs(tiny_records, tmp_path_factory):
+    """The `train_logdir` of three steps, saved after two, too."""
+    logs = tmp_path_factory.mktemp("trained") / "logs"
+    train(tiny_records, logs, *STEPS)
+    return logs
+
+
+@pytest.fixture(scope="module")
+def line(logs, tiny_records, tiny_voc, tmp_path_factory):
+    """Folders and output of: train on from two steps, score, export, predict."""
+    folder = tmp_path_factory.mktemp("line")
+    third = shutil.ignore_patterns("model.ckpt-3.*")
+    shutil.copytree(logs, folder / "logs", ignore=third)
+    latest = 'model_checkpoint_path: "model.ckpt-2"\n'
+    (folder / "logs/checkpoint").write_text(latest)
+    out = {"train": train(tiny_records, folder / "logs", *STEPS)}
+    out["eval"] = run(
+        *("eval", *MODEL, "--eval_split=val", "--dataset=pascal_voc_seg"),
+        *(
+            "--eval_crop_size=65",
+            "--eval_crop_size=65",
+            "--max_number_of_evaluations=1",
+        ),
+        *(f"--checkpoint_dir={folder}/logs", f"--eval_logdir={folder}/eval"),
+        f"--dataset_dir={tiny_records}",
+    )
+    out["export"] = run(
+        *("export", *MODEL, f"--checkpoint_path={folder}/logs/model.ckpt-3"),
+        *("--num_classes=21", "--crop_size=65", "--crop_size=65"),
+        *("--inference_scales=1.0", f"--export_path={folder}/frozen_graph.pb"),
+    )
+    out["predict"] = run(
+        *("predict", f"--model={folder}/frozen_graph", f"--output_dir={folder}/out"),
+        f"--images={tiny_voc}/JPEGImages",
+    )
+    return types.SimpleNamespace(folder=folder, out=out)
+
+
+def test_a_training_leaves_a_checkpoint_and_its_experiment(logs, tiny_records):
+    assert tf.train.latest_checkpoint(str(logs)) == str(logs / "model.ckpt-3")
+    experiment = read_experiment(str(logs))
+    model = {
+        "depth_multiplier": 0.1,
+        "num_classes": 21,
+        "output_stride": 16,
+        "atrous_rates": [6, 12],
+        "decoder_output_stride": [4],
+        "batch_norm_momentum": 0.1,
+    }
+    assert experiment.model == ModelConfig.from_official_flags(model)
+    assert experiment.data.dataset_dir == tiny_records
+    assert experiment.data.crop_size == (33, 33)
+    assert experiment.data.batch_size == 2
+    assert experiment.train.training_number_of_steps == 3
+    assert experiment.info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
+
+
+def test_a_training_goes_on_where_it_was(line, logs):
+    assert f"going on from {line.folder}/logs/model.ckpt-2" in line.out["train"]
+    reader = tf.train.load_checkpoint(f"{line.folder}/logs/model.ckpt-3")
+    assert reader.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 3
+    assert reader.get_tensor("samples/.ATTRIBUTES/VARIABLE_VALUE") == 6
+    # What the first layer sees says which images came.
+    name = "MobilenetV2/Conv/BatchNorm/moving_mean"
+    before = read_variables(f"{line.folder}/logs/model.ckpt-2")[name]
+    after = read_variables(f"{line.folder}/logs/model.ckpt-3")[name]
+    uninterrupted = read_variables(f"{logs}/model.ckpt-3")[name]
+    np.testing.assert_allclose(after, uninterrupted, atol=1e-6)
+    assert np.abs(after - before).max() > 1e-3
+
+
+def test_an_evaluation_writes_metrics_json(line, tiny_records):
+    assert os.listdir(line.folder / "eval") == ["metrics.json"]
+    metrics = json.loads((line.folder / "eval/metrics.json").read_text())
+    assert set(metrics) == {
+        *("images", "miou", "pixel_accuracy", "iou_per_class", "confusion_matrix"),
+        *("class_names", "protocol"),
+    }
+    assert metrics["images"] == 2
+    assert np.shape(metrics["confusion_matrix"]) == (21, 21)
+    assert len(metrics["iou_per_class"]) == len(metrics["class_names"]) == 21
+    assert metrics["protocol"] == {
+        "checkpoint": f"{line.folder}/logs/model.ckpt-3",
+        "dataset": "pascal_voc_seg",
+        "split": "val",
+        "output_stride": 16,
+        "atrous_rates": [6, 12],
+        "eval_scales": [1.0],
+        "add_flipped_images": False,
+        "eval_crop_size": [65, 65],
+        "eval_batch_size": 1,
+        "min_resize_value": None,
+        "max_resize_value": None,
+        "ignore_label": 255,
+    }
+    assert f"written: {line.folder}/eval/metrics.json" in line.out["eval"]
+    assert "aeroplane" in line.out["eval"]
+
+
+def test_flags_that_repeat_the_experiment_are_not_noted(line):
+    assert "note:" not in "".join(line.out.values())
+
+
+def test_an_export_drops_the_suffix_and_takes_the_classes_along(line):
+    assert (line.folder / "frozen_graph/saved_model.pb").exists()
+    assert export_info(f"{line.folder}/frozen_graph").class_names[1] == "aeroplane"
+    assert "mobilenet_v2, 21 classes, output stride 16" in line.out["export"]
+
+
+def test_predictions_of_the_export_are_those_that_were_scored(line, tiny_voc):
+    counts = 0
+    for stem in (tiny_voc / "ImageSets/Segmentation/val.txt").read_text().split():
+        with (
+            Image.open(tiny_voc / f"SegmentationClass/{stem}.png") as truth,
+            Image.open(line.folder / f"out/{stem}_label.png") as predicted,
+        ):
+            truth, predicted = np.array(truth), np.array(predicted)
+        counts = counts + np.array(confusion_matrix(truth, predicted, 21, 255))
+    metrics = json.loads((line.folder / "eval/metrics.json").read_text())
+    np.testing.assert_array_equal(metrics["confusion_matrix"], counts)
+    assert (counts.sum(0) > 0).sum() > 1
+
+
+REQUIRED = {
+    "train": ("--train_logdir=l", "--dataset_dir=d"),
+    "eval": ("--checkpoint_dir=c", "--eval_logdir=l", "--dataset_dir=d"),
+    "export": ("--checkpoint_path=c", "--export_path=e"),
+    "predict": ("--model=m", "--images=i", "--output_dir=o"),
+}
+
+
+def parsed(name, *arguments):
+    values = unparsed(name)
+    values([name, *REQUIRED[name], *arguments])
+    return values
+
+
+def test_explicit_flags_override_the_experiment_and_are_noted(logs, capsys):
+    trained = read_experiment(str(logs)).model
+    values = parsed("eval", "--output_stride=8", "--depth_multiplier=0.1")
+    config = flags.model_config(values, trained)
+    assert config == trained.at_output_stride(8)
+    assert config.context.rates == (12, 24)
+    out = capsys.readouterr().out
+    assert out == "note: output_stride is 8, not 16 as in experiment.json\n"
+
+
+def test_defaults_do_not_override_the_experiment(logs, capsys):
+    trained = read_experiment(str(logs)).model
+    for name in REQUIRED:
+        assert flags.model_config(parsed(name), trained) == trained
+    assert capsys.readouterr().out == ""
+
+
+def test_without_an_experiment_the_official_defaults_count():
+    for name, output_stride in (("eval", 16), ("export", 8)):
+        config = flags.model_config(parsed(name))
+        official = {"output_stride": output_stride}
+        assert config == ModelConfig.from_official_flags(official)
+
+
+COMMON_DEAD = (
+    "--logtostderr",
+    "--alsologtostderr",
+    "--verbosity=1",
+    "--master=",
+    "--batch_norm_decay=0.9997",
+    "--keep_aspect_ratio=true",
+    "--nas_stem_output_num_conv_filters=20",
+    "--nas_use_classification_head=false",
+    "--nas_remove_os32_stride=false",
+)
+DEAD = {
+    "train": (
+        "--num_clones=1",
+        "--clone_on_cpu=false",
+        "--num_replicas=1",
+        "--startup_delay_steps=15",
+        "--num_ps_tasks=0",
+        "--task=0",
+        "--profile_logdir=p",
+        "--drop_path_keep_prob=1.0",
+        "--save_summaries_secs=600",
+        "--save_summaries_images=true",
+    ),
+    "eval": (),
+    "export": ("--save_inference_graph=true",),
+    "predict": (),
+}
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_every_dead_flag_warns_in_one_line(name, capsys):
+    for flag in COMMON_DEAD + DEAD[name]:
+        flags.check_flags(parsed(name, flag), name)
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert warning.startswith(f"warning: {flag.partition('=')[0]} has no effect: ")
+    flags.check_flags(parsed(name), name)
+    assert capsys.readouterr().err == ""
+
+
+def test_every_program_checks_its_flags(tmp_path, capsys):
+    for name, required in REQUIRED.items():
+        nowhere = [f"{flag}={tmp_path}/nowhere" for flag in map(only_name, required)]
+        with pytest.raises(SystemExit):
+            run(name, *nowhere, "--alsologtostderr")
+        err = capsys.readouterr().err
+        assert err.startswith("warning: --alsologtostderr has no effect: "), name
+        with pytest.raises(SystemExit, match=r"quantize_delay_step=0: .* be -1"):
+            run(name, *nowhere, "--quantize_delay_step=0")
+
+
+def only_name(flag):
+    return flag.partition("=")[0]
+
+
+def assert_refused(message, name, *arguments):
+    """Checks that a program ends with one line that holds a message."""
+    with pytest.raises(SystemExit, match=f"^{name}.py: .*{message}") as ended:
+        run(name, *arguments)
+    assert "\n" not in ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train_crop_siz=33"], "Unknown .*'train_crop_siz'. Did you mean: train_cr"),
+        (["train"], "unexpected argument 'train'"),
+        (["--model_variant=resnet_v9"], "model_variant must be one of .*'resnet_v9'"),
+        (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
+        (["--output_stride=sixteen"], "flag --output_stride=sixteen: "),
+        (["--atrous_rates=6,x"], r"atrous_rates cannot be \['6,x'\]"),
+        (["--multi_grid=1"], "multi_grid supports only"),
+        (
+            ["--tf_initial_checkpoint=nowhere/model.ckpt"],
+            "no checkpoint nowhere/model.c",
+        ),
+        (["--train_split=test"], "no test-. records in .*there: train, trainval, val"),
+        (["--dataset_dir=nowhere"], "no train-. records in nowhere; no records there"),
+        (
+            ["--dataset=cityscapes"],
+            "--dataset=cityscapes but .*json says pascal_voc_seg",
+        ),
+        (["--train_batch_size=1"], "train_batch_size=1 leaves the batch normalisation"),
+        (["--train_batch_size=0"], "batch size must be positive; received 0"),
+        (["--train_crop_size=33,33,33"], "expected height and width, such as 513,513"),
+        (["--train_crop_size=-33,33"], "crop size must be positive"),
+        (["--label_weights=1,2"], "one weight for each of 21 classes; received 2"),
+        (
+            ["--learning_policy=cosine"],
+            "learning_policy must be poly or step; .*'cosine'",
+        ),
+        (["--min_scale_factor=3"], "min_scale_factor must be positive and at most"),
+    ],
+)
+def test_mistakes_in_training_are_told_before_anything_is_written(
+    tiny_records, tmp_path, arguments, message
+):
+    # A crop size given twice is one size; so the later flags stand alone here.
+    base = [flag for flag in TRAINING if only_name(flag) != only_name(arguments[0])]
+    where = [f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"]
+    assert_refused(message, "train", *base, *where, *arguments)
+    assert os.listdir(tmp_path) == []
+
+
+def test_folders_that_are_not_given_are_told():
+    assert_refused("--dataset_dir must have a value", "train", "--train_logdir=l")
+    assert_refused("--train_logdir must have a value", "train", "--dataset_dir=d")
+    assert_refused("--checkpoint_dir must have a value", "eval", "--dataset_dir=d")
+    assert_refused("--export_path must have a value", "export", "--checkpoint_path=c")
+
+
+def test_a_train_logdir_of_another_model_is_refused_and_kept(logs, tiny_records):
+    before = sorted(os.listdir(logs))
+    where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
+    message = "holds another model: output_stride was 16 and is 8"
+    assert_refused(message, "train", *TRAINING, *where, "--output_stride=8")
+    assert sorted(os.listdir(logs)) == before
+    assert read_experiment(str(logs)).model.output_stride == 16
+
+
+def test_another_optimizer_cannot_go_on(logs, tiny_records):
+    before = sorted(os.listdir(logs))
+    where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
+    message = "model.ckpt-3 cannot be resumed by this model and optimiser; give anoth"
+    assert_refused(message, "train", *TRAINING, *where, "--optimizer=adam")
+    assert sorted(os.listdir(logs)) == before
+    assert read_experiment(str(logs)).train.optimizer == "momentum"
+
+
+def test_a_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
+    wide, data = "--depth_multiplier=0.2", f"--dataset_dir={tiny_records}"
+    assert_refused(
+        "model.ckpt-3 holds another architecture than mobilenet_v2 .*0.2",
+        *("train", *TRAINING, data, wide, f"--train_logdir={tmp_path}/logs"),
+        f"--tf_initial_checkpoint={logs}",
+    )
+    assert_refused(
+        "model.ckpt-3 holds another architecture than mobilenet_v2 .*0.2",
+        *(
+            "eval",
+            data,
+            wide,
+            f"--checkpoint_dir={logs}",
+            f"--eval_logdir={tmp_path}/e",
+        ),
+    )
+    assert os.listdir(tmp_path) == []
+
+
+def test_mistakes_in_evaluation_are_told_before_anything_is_written(
+    logs, tiny_records, tmp_path
+):
+    data, out = f"--dataset_dir={tiny_records}", f"--eval_logdir={tmp_path}/eval"
+    checkpoint = f"--checkpoint_dir={logs}"
+    for arguments, message in (
+        (
+            [f"--checkpoint_dir={logs}/model.ckpt-9"],
+            "no file .*index.*: model.ckpt-2, model",
+        ),
+        ([checkpoint, "--eval_split=test"], "no test-. records in .*: train, trainval"),
+        ([checkpoint, "--eval_scales=0"], "eval_scales takes positive scales"),
+        ([checkpoint, "--eval_crop_size=65"], "expected height and width"),
+        ([checkpoint, "--eval_split=val", "x"], "unexpected argument 'x'"),
+    ):
+        assert_refused(message, "eval", data, out, *arguments)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_without_experiment_needs_its_flags(logs, tiny_records, tmp_path):
+    for path in logs.glob("model.ckpt-3.*"):
+        shutil.copy(path, tmp_path)
+    (official,) = {str(path.with_suffix("")) for path in tmp_path.iterdir()}
+    before = sorted(os.listdir(tmp_path))
+    data, checkpoint = f"--dataset_dir={tiny_records}", f"--checkpoint_dir={official}"
+    no_decoder = [flag for flag in MODEL if "decoder" not in flag]
+    assert_refused(
+        "is not a checkpoint of this mobilenet_v2 .* model .other classes, atrous_rat"
+        "es or decoder flags.*: .* not in the model .decoder/",
+        *("eval", *no_decoder, data, checkpoint, f"--eval_logdir={tmp_path}/eval"),
+    )
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_path):
+    checkpoint, path = f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export"
+    for arguments, message in (
+        (["--checkpoint_path=nowhere"], "no checkpoint nowhere"),
+        (
+            [checkpoint, "--output_stride=12"],
+            "output_stride must be 8, 16 or 32; .* 12",
+        ),
+        ([checkpoint, "--dataset=camvid"], "camvid has 11 classes, but .* has 21"),
+        ([checkpoint, "--inference_scales=0"], "scales must be positive"),
+        (
+            [checkpoint, "--num_classes=19"],
+            "is not a checkpoint of .* 2 skipped for th",
+        ),
+    ):
+        assert_refused(message, "export", path, *arguments)
+        assert os.listdir(tmp_path) == []
+
+
+def png(array):
+    file = io.BytesIO()
+    Image.fromarray(np.asarray(array, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_records(folder, label, info):
+    """Writes two records with one label."""
+    height, width = np.shape(label)
+    image = np.random.RandomState(0).randint(0, 256, (height, width, 3))
+    record = records.serialize(png(image), "png", png(label), "bad", height, width)
+    records.write_shards({"train": [lambda: record] * 2}, str(folder))
+    records.write_info(info, str(folder))
+
+
+def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
+    write_records(tmp_path / "data", np.full((33, 33), 77), generic_info(21))
+    # What an earlier attempt without a checkpoint was told binds nobody.
+    write_experiment(Experiment(), str(tmp_path / "logs"))
+    assert_refused(
+        "the label of bad has the value 77 outside 0..20 and 255",
+        *("train", *[flag for flag in TRAINING if "--dataset=" not in flag]),
+        *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
+    )
+    assert tf.train.latest_checkpoint(str(tmp_path / "logs")) is None
+
+
+def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
+    voc_checkpoint, tmp_path
+):
+    info = DatasetInfo("toys", tuple("abcdefg"))
+    write_records(tmp_path / "data", np.arange(33 * 33).reshape(33, 33) % 7, info)
+    out = run(
+        *("train", "--model_variant=mobilenet_v2", "--fine_tune_batch_norm=false"),
+        *(f"--tf_initial_checkpoint={voc_checkpoint}", "--training_number_of_steps=1"),
+        *("--train_crop_size=33,33", "--train_batch_size=1", "--base_learning_rate=0"),
+        *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
+    )
+    assert "270 restored, 2 skipped for their shape (logits/semantic/" in out
+    assert "missing" not in out and "warning" not in out
+    official = read_variables(voc_checkpoint)
+    tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
+    assert tuned["logits/semantic/weights"].shape == (1, 1, 256, 7)
+    # Nothing has moved at a learning rate of 0.
+    same = [n for n in tuned if np.array_equal(tuned[n], official[n])]
+    assert sorted(set(tuned) - set(same)) == [
+        "logits/semantic/biases",
+        "logits/semantic/weights",
+    ]
+
+
+def test_help_describes_the_program_and_its_flags():
+    out = run("train", "--help")
+    assert "Trains a model on TFRecords" in out and "--train_crop_size" in out
+
+
+def test_a_mistake_ends_the_process_with_one_line():
+    ended = subprocess.run(
+        [sys.executable, "train.py", "--no_such_flag"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("train.py: ")
+    assert ended.stderr.count("\n") == 1 and "no_such_flag" in ended.stderr
+    assert ended.stdout == ""

@@ -1,0 +1,147 @@
+"""SavedModels give what `predict_labels` gives, and replace only their like."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.data import records
+from deeplab_tf.data.info import dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.serving.saved_model import (
+    export_info,
+    export_saved_model,
+    is_saved_model,
+    load_labeler,
+)
+
+
+def photos(*shape):
+    return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def strided_export(strided_model, tmp_path_factory):
+    """An export without class names, alone in its folder."""
+    path = tmp_path_factory.mktemp("strided") / "export"
+    export_saved_model(strided_model, str(path))
+    return path
+
+
+def test_an_export_labels_as_the_model_does(tiny_model, tiny_export):
+    labels_of = load_labeler(tiny_export)
+    for shape in ((1, 33, 49), (2, 20, 17), (3, 8, 1)):
+        images = photos(*shape)
+        labels = labels_of(images)
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, predict_labels(tiny_model, images))
+
+
+def test_the_signature_is_that_of_the_official_graphs(strided_export):
+    loaded = tf.saved_model.load(str(strided_export))
+    assert list(loaded.signatures) == ["serving_default"]
+    serve = loaded.signatures["serving_default"]
+    ((name, image),) = serve.structured_input_signature[1].items()
+    assert (name, image.dtype) == ("ImageTensor", tf.uint8)
+    assert image.shape.as_list() == [None, None, None, 3]
+    assert list(serve.structured_outputs) == ["SemanticPredictions"]
+    labels = serve.structured_outputs["SemanticPredictions"]
+    assert labels.dtype == tf.int32
+    assert labels.shape.as_list() == [None, None, None]
+
+
+def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path):
+    options = {"scales": (0.5, 1.25), "flip": True, "crop_size": (40, 40)}
+    path = str(tmp_path / "export")
+    export_saved_model(strided_model, path, **options)
+    images = photos(2, 21, 30)
+    expected = Predictor(strided_model, **options).labels(images)
+    np.testing.assert_array_equal(load_labeler(path)(images), expected)
+    for name in options:
+        fewer = {k: v for k, v in options.items() if k != name}
+        assert (
+            (Predictor(strided_model, **fewer).labels(images) != expected).numpy().any()
+        )
+
+
+def test_class_names_and_colours_travel_along(tiny_export, strided_export):
+    info = export_info(tiny_export)
+    assert info.class_names == ("sky", "building", "pole", "road", "pavement")
+    assert info.colors[0] == (128, 128, 128)
+    assert export_info(str(strided_export)) is None
+
+
+def test_nothing_else_is_left_beside_an_export(strided_export):
+    assert os.listdir(strided_export.parent) == ["export"]
+
+
+@pytest.fixture
+def earlier(strided_export, tmp_path):
+    """An export with a file that a new one does not have."""
+    path = shutil.copytree(strided_export, tmp_path / "export")
+    (path / "old.txt").touch()
+    return path
+
+
+def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
+    leftover = earlier.parent / "export.unfinished"
+    leftover.mkdir()
+    (leftover / "half.txt").touch()
+    export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
+    assert not (earlier / "old.txt").exists()
+    assert not (earlier / "half.txt").exists()
+    assert export_info(str(earlier)) == dataset_info("camvid")
+    assert os.listdir(earlier.parent) == ["export"]
+
+
+def test_an_earlier_export_stays_until_the_new_one_is_complete(
+    strided_model, earlier, monkeypatch
+):
+    def full_disk(info, folder):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(records, "write_info", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        export_saved_model(strided_model, str(earlier), info=dataset_info("camvid"))
+    assert (earlier / "old.txt").exists()
+    assert load_labeler(str(earlier))(photos(1, 5, 6)).shape == (1, 5, 6)
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_anything_else_is_never_overwritten(strided_model, tmp_path, what):
+    path = tmp_path / "export"
+    if what == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("years of work")
+    else:
+        path.write_text("years of work")
+    with pytest.raises(UserError, match=f"{path} is there and is no SavedModel"):
+        export_saved_model(strided_model, str(path))
+    kept = path / "thesis.tex" if what == "folder" else path
+    assert kept.read_text() == "years of work"
+    assert os.listdir(tmp_path) == ["export"]
+
+
+def test_an_empty_folder_is_filled(strided_model, tmp_path):
+    export_saved_model(strided_model, str(tmp_path))
+    assert is_saved_model(str(tmp_path))
+
+
+def test_a_saved_model_of_something_else_is_refused(tmp_path):
+    module = tf.Module()
+    module.double = tf.function(lambda x: 2 * x, [tf.TensorSpec([], tf.float32, "x")])
+    tf.saved_model.save(module, str(tmp_path), signatures={"double": module.double})
+    with pytest.raises(
+        UserError, match="no signature serving_default from ImageTensor"
+    ):
+        load_labeler(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"])
+def test_a_broken_saved_model_is_refused_by_name(tmp_path, content):
+    (tmp_path / "saved_model.pb").write_bytes(content)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be read as a SavedModel"):
+        load_labeler(str(tmp_path))

@@ -1,0 +1,83 @@
+"""The official checkpoint on real photographs scores what the official graph scores."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.evaluation.evaluator import evaluate
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.programs.predict import read_image
+
+CROP = (513, 513)
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+
+
+def restored(checkpoint, output_stride):
+    model = build_model(
+        ModelConfig.from_official_flags({"output_stride": output_stride})
+    )
+    assert load_tf1_checkpoint(model, checkpoint).complete
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(voc_checkpoint):
+    """The official network at output stride 16."""
+    return restored(voc_checkpoint, 16)
+
+
+def scored(model, dataset_dir, **options):
+    data = DataConfig(dataset_dir, batch_size=1)
+    dataset = load_dataset(data, "val", training=False)
+    return evaluate(model, dataset, EvalConfig(eval_crop_size=CROP, **options))
+
+
+def assert_official(metrics, path):
+    official = json.loads(path.read_text())
+    assert metrics["images"] == official["images"] == 60
+    assert metrics["miou"] == pytest.approx(official["miou"], abs=1e-4)
+    np.testing.assert_allclose(
+        metrics["iou_per_class"], official["iou_per_class"], atol=1e-3
+    )
+    # Every pixel is of the class that the files say, whatever is predicted.
+    np.testing.assert_array_equal(
+        np.sum(metrics["confusion_matrix"], 1), np.sum(official["confusion_matrix"], 1)
+    )
+
+
+def test_miou_at_output_stride_16(model, voc_records, official_results):
+    metrics = scored(model, voc_records)
+    assert metrics["miou"] == pytest.approx(0.760358, abs=1e-4)
+    assert_official(metrics, official_results / "voc2012_sample_val_os16.json")
+
+
+def test_miou_at_output_stride_8(voc_checkpoint, voc_records, official_results):
+    metrics = scored(restored(voc_checkpoint, 8), voc_records)
+    assert metrics["miou"] == pytest.approx(0.779409, abs=1e-4)
+    assert_official(metrics, official_results / "voc2012_sample_val_os8.json")
+
+
+@pytest.mark.slow
+def test_miou_over_scales_and_mirrored_images(model, voc_records, official_results):
+    metrics = scored(model, voc_records, eval_scales=SCALES, add_flipped_images=True)
+    assert metrics["miou"] == pytest.approx(0.774717, abs=1e-4)
+    name = "voc2012_sample_val_os16_multiscale_flip.json"
+    assert_official(metrics, official_results / name)
+
+
+def test_label_maps_of_four_photographs(model, voc_root, official_results):
+    predictor = Predictor(model, crop_size=CROP)
+    paths = sorted((official_results / "voc2012_sample_predictions_os16").glob("*.png"))
+    assert len(paths) == 4
+    for path in paths:
+        image = read_image(str(voc_root / f"JPEGImages/{path.stem}.jpg"))
+        labels = predictor.labels(image[None])[0]
+        with Image.open(path) as official:
+            same = np.array(official) == np.array(labels)
+        assert same.mean() > 0.999
