@@ -7,10 +7,10 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source tools/venv.sh
 
 out=${1:-demo_output}
-ensure_venv ""
 if [[ -e "$out" && ! -e "$out/shapes/dataset_info.json" ]]; then
   fail "$out is there and is no earlier demo; give another folder: ./demo.sh FOLDER"
 fi
+ensure_venv ""
 rm -rf "$out"
 
 # Shows a command, then runs it: what the demo does is what a user would type.
@@ -25,7 +25,7 @@ mv "$out.log" "$out/shapes/log.txt"
 run -m datasets.voc2012 --voc_root="$out/shapes" --output_dir="$out/tfrecord"
 run train.py --dataset_dir="$out/tfrecord" --train_logdir="$out/train" \
   --model_variant=mobilenet_v2 --decoder_output_stride=4 --output_stride=16 \
-  --train_crop_size=129,129 --train_batch_size=8 --training_number_of_steps=1000 \
+  --train_crop_size=129,129 --train_batch_size=8 --training_number_of_steps=1200 \
   --min_scale_factor=0.75 --max_scale_factor=1.25 \
   --base_learning_rate=0.5 --slow_start_step=50 --slow_start_learning_rate=0.1 \
   --batch_norm_momentum=0.95

@@ -5,7 +5,6 @@ Keras refuses), so the layer `aspp0.BatchNorm` owns `aspp0/BatchNorm/gamma`.
 """
 
 import functools
-import math
 from fractions import Fraction
 
 import keras
@@ -138,6 +137,26 @@ class WindowMean(layers.Layer):
         return {**super().get_config(), **own}
 
 
+def normalize_batch(x, gamma, beta, epsilon: float):
+    """Returns `x` normalised by its own moments, these being differentiated too.
+
+    Args:
+        x: `[batch, height, width, channels]`.
+        gamma: Scale per channel.
+        beta: Offset per channel.
+        epsilon: Added to the variance.
+
+    Returns:
+        The normalised features, the mean and the unbiased variance per channel.
+    """
+    mean, variance = ops.moments(x, axes=(0, 1, 2))
+    batch, height, width, _ = ops.shape(x)
+    count = ops.cast(batch * height * width, x.dtype)
+    scale = gamma * ops.rsqrt(variance + epsilon)
+    unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+    return x * scale + (beta - mean * scale), mean, unbiased
+
+
 @keras.saving.register_keras_serializable("deeplab_tf")
 class BatchNormalization(layers.BatchNormalization):
     """Batch normalisation with the semantics of the official graph.
@@ -146,32 +165,28 @@ class BatchNormalization(layers.BatchNormalization):
     fused op of TF1 does. `frozen` normalises with the moving statistics in
     training too while gamma and beta keep learning: the official
     `fine_tune_batch_norm=False`, where Keras' `trainable=False` would stop them.
+
+    `normalize_batch` may be set to another implementation of the function of
+    that name, as the trainer does.
     """
 
     def __init__(self, frozen: bool = False, **kwargs):
         super().__init__(**kwargs)
         self.frozen = frozen
+        self.normalize_batch = normalize_batch
 
     def call(self, inputs, training=None):
         """Returns the normalised `[b, h, w, channels]`; training uses the batch."""
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        mean, variance = self.moving_mean, self.moving_variance
         if training and not self.frozen:
-            mean, variance = ops.moments(x, axes=(0, 1, 2))
-            self._update_moving(mean, variance, x)
-        scale = self.gamma * ops.rsqrt(variance + self.epsilon)
-        x = x * scale + (self.beta - mean * scale)
+            x, *moments = self.normalize_batch(x, self.gamma, self.beta, self.epsilon)
+            moving_moments = (self.moving_mean, self.moving_variance)
+            for moving, value in zip(moving_moments, moments, strict=True):
+                moving.assign(moving + (1.0 - self.momentum) * (value - moving))
+        else:
+            scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+            x = x * scale + (self.beta - self.moving_mean * scale)
         return ops.cast(x, self.compute_dtype)
-
-    def _update_moving(self, mean, variance, x):
-        batch, height, width, _ = ops.shape(x)
-        count = ops.cast(batch * height * width, x.dtype)
-        unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
-        for moving, value in (
-            (self.moving_mean, mean),
-            (self.moving_variance, unbiased),
-        ):
-            moving.assign(moving + (1.0 - self.momentum) * (value - moving))
 
     def get_config(self):
         """Returns the arguments, for saving."""
@@ -343,13 +358,6 @@ def dropout_seeds(model) -> dict:
     }
 
 
-def set_batch_norm_frozen(model, frozen: bool) -> None:
-    """Sets whether training normalises with the moving statistics."""
-    for layer in leaf_layers(model):
-        if isinstance(layer, BatchNormalization):
-            layer.frozen = frozen
-
-
-def padded_length(size: int, multiple: int) -> int:
-    """Returns the next `k * multiple + 1`, where features and pixels align."""
-    return math.ceil((size - 1) / multiple) * multiple + 1
+def batch_normalizations(model) -> list[BatchNormalization]:
+    """Returns every batch normalisation of a model."""
+    return [x for x in leaf_layers(model) if isinstance(x, BatchNormalization)]

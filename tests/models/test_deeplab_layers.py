@@ -9,12 +9,10 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.layers import (
     BatchNormalization,
-    leaf_layers,
+    batch_normalizations,
     official_variables,
-    padded_length,
     resize_bilinear,
     scale_dimension,
-    set_batch_norm_frozen,
 )
 
 # (pixels, scale, cells) of the reference, section 0.1.
@@ -42,11 +40,6 @@ def test_scale_dimension_counts_the_cells_of_a_strided_convolution(stride):
     np.testing.assert_array_equal(
         scale_dimension(tf.constant(sizes), 1 / stride), cells
     )
-
-
-def test_padded_length_is_the_next_aligned_one():
-    lengths = [padded_length(size, 16) for size in (1, 2, 17, 18, 500, 513)]
-    assert lengths == [1, 17, 17, 33, 513, 513]
 
 
 @tf.function(
@@ -152,10 +145,9 @@ def narrow_model():
 
 def test_every_batch_norm_has_the_official_constants(narrow_model):
     constants = {"backbone": set(), "heads": set()}
-    for layer in leaf_layers(narrow_model):
-        if isinstance(layer, BatchNormalization):
-            part = "backbone" if layer.name.startswith("Mobilenet") else "heads"
-            constants[part].add((layer.momentum, layer.epsilon))
+    for layer in batch_normalizations(narrow_model):
+        part = "backbone" if layer.name.startswith("Mobilenet") else "heads"
+        constants[part].add((layer.momentum, layer.epsilon))
     # TF1's fused op raises an epsilon of 1e-5 to 1.001e-5.
     assert constants == {"backbone": {(0.997, 1e-3)}, "heads": {(0.9997, 1.001e-5)}}
 
@@ -163,23 +155,13 @@ def test_every_batch_norm_has_the_official_constants(narrow_model):
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_a_given_momentum_reaches_every_batch_norm(momentum):
     model = build_model(ModelConfig(depth_multiplier=0.1, batch_norm_momentum=momentum))
-    moments = {
-        layer.momentum
-        for layer in leaf_layers(model)
-        if isinstance(layer, BatchNormalization)
-    }
+    moments = {layer.momentum for layer in batch_normalizations(model)}
     assert moments == {momentum}
 
 
-def test_freezing_reaches_every_batch_norm(narrow_model):
-    for frozen in (True, False):
-        set_batch_norm_frozen(narrow_model, frozen)
-        states = {
-            layer.frozen
-            for layer in leaf_layers(narrow_model)
-            if isinstance(layer, BatchNormalization)
-        }
-        assert states == {frozen}
+def test_every_batch_norm_is_found(narrow_model):
+    named = [n for n in official_variables(narrow_model) if n.endswith("moving_mean")]
+    assert len(batch_normalizations(narrow_model)) == len(named) == 65
 
 
 @pytest.fixture

@@ -21,7 +21,11 @@ from deeplab_tf import (
     load_tf1_variables,
     tf1_variables,
 )
-from deeplab_tf.models.layers import official_variables
+from deeplab_tf.models.layers import (
+    batch_normalizations,
+    normalize_batch,
+    official_variables,
+)
 from deeplab_tf.training.losses import (
     regularization_loss,
     segmentation_loss,
@@ -269,3 +273,26 @@ def test_the_folder_of_another_training_is_refused_in_one_line(
     with pytest.raises(UserError, match=r"cannot be resumed by this") as error:
         Trainer(build_model(model), config).restore_latest()
     assert "\n" not in str(error.value)
+
+
+def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one():
+    model = build_model(NARROW)
+    Trainer(model, TrainConfig())
+    (fused,) = {layer.normalize_batch for layer in batch_normalizations(model)}
+    assert fused is not normalize_batch
+    random = np.random.RandomState(0)
+    x = tf.constant(random.normal(3, 2, (2, 5, 7, 4)), tf.float32)
+    up = tf.constant(random.normal(0, 1, x.shape), tf.float32)
+    gamma, beta = (
+        keras.Variable(random.normal(1, 0.5, 4).astype("float32")) for _ in range(2)
+    )
+
+    def all_of(function):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, mean, variance = function(x, gamma, beta, 1e-3)
+            loss = tf.reduce_sum(y * up)
+        return y, mean, variance, *tape.gradient(loss, [x, gamma.value, beta.value])
+
+    for a, b in zip(all_of(fused), all_of(normalize_batch), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
