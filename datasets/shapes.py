@@ -66,8 +66,9 @@ def _unit_area(*contours):
     return [c / np.sqrt(areas[0] - sum(areas[1:])) for c in contours]
 
 
-# Weaves: brightness in 0..1 from coordinates in an object's own frame, of which
-# one unit is one period.
+# Weaves: values in 0..1 from coordinates in an object's own frame. One unit is
+# about one period; each is tuned to repeat within the smallest object and to
+# outlast the blur, which is what a short training learns from.
 
 
 def _waves(x):

@@ -73,7 +73,7 @@ def test_objects_stay_half_visible_and_within_sizes():
         objects, top = shapes._layout(np.random.default_rng(seed), (100, 140))
         assert 2 <= len(objects) <= 5
         for number, item in enumerate(objects, 1):
-            assert 16 <= item.size <= 46
+            assert 18 <= item.size <= 46
             assert np.sum(top == number) >= 0.5 * item.size**2
             assert np.all(item.mask[top == number] > 127)
 
@@ -96,9 +96,9 @@ def test_hue_leans_by_class_but_spreads_over_its_neighbours():
         lean = 60 * (class_id - 1)
         off = np.rad2deg(np.angle(np.exp(1j * (hue - np.deg2rad(lean)))))
         assert abs(off.mean()) < 8
-        # Normal of spread 36 beyond half a class distance: P(|z| > 30/36) = 0.40,
+        # Normal of spread 32 beyond half a class distance: P(|z| > 30/32) = 0.35,
         # give or take the choice of the brightest of three on a black ground.
-        assert 0.28 < np.mean(abs(off) > 30) < 0.55
+        assert 0.2 < np.mean(abs(off) > 30) < 0.5
 
 
 def test_same_seed_same_files_whatever_the_count(folder, tmp_path):
@@ -141,15 +141,8 @@ def test_no_image_is_in_two_splits(folder):
 def test_info_describes_the_folder(folder):
     info = DatasetInfo.from_json((folder / "dataset_info.json").read_text())
     assert info.name == "shapes"
-    assert info.class_names == (
-        "background",
-        "disc",
-        "square",
-        "triangle",
-        "ring",
-        "cross",
-        "star",
-    )
+    names = "background disc cross triangle ring star square"
+    assert info.class_names == tuple(names.split())
     assert info.ignore_label == 255
     assert info.split_sizes == {"train": 4, "val": 3, "test": 2, "trainval": 7}
 
@@ -197,7 +190,7 @@ def test_baseline_is_the_miou_of_nearest_mean_colors(tmp_path):
 
 def test_colors_alone_do_not_solve_it(tmp_path):
     shapes.write(tmp_path / "data", 80, 1, 40, image_size=(64, 64))
-    assert 0.2 < shapes.color_baseline(tmp_path / "data") < 0.35
+    assert 0.25 < shapes.color_baseline(tmp_path / "data") < 0.4
 
 
 @pytest.mark.parametrize(

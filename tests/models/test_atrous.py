@@ -41,7 +41,7 @@ def backbone_at(output_stride):
 
 def test_features_of_a_smaller_stride_contain_those_of_a_larger():
     image = np.random.RandomState(0).uniform(-1, 1, (1, 65, 97, 3)).astype("float32")
-    at8, at16, at32 = (np.array(backbone_at(s)([image])[0]) for s in (8, 16, 32))
+    at8, at16, at32 = (np.array(backbone_at(s)(image)[0]) for s in (8, 16, 32))
     assert at8.shape == (1, 9, 13, 160)
     for dense, coarse in ((at8, at16), (at16, at32)):
         dense = dense[:, ::2, ::2]
