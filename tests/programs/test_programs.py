@@ -38,6 +38,8 @@ MODEL = (
 )
 TRAINING = (
     *MODEL,
+    "--training_number_of_steps=3",
+    "--save_interval_steps=2",
     "--train_split=train",
     "--train_crop_size=33",
     "--train_crop_size=33",
@@ -47,7 +49,6 @@ TRAINING = (
     "--dataset=pascal_voc_seg",
     "--batch_norm_momentum=0.1",  # ours: statistics of use after three steps
 )
-STEPS = ("--training_number_of_steps=3", "--save_interval_steps=2")
 
 
 def program(name):
@@ -70,16 +71,16 @@ def run(name, *arguments):
     return out.getvalue()
 
 
-def train(dataset_dir, logs, *arguments):
+def train(dataset_dir, logs):
     where = (f"--dataset_dir={dataset_dir}", f"--train_logdir={logs}")
-    return run("train", *TRAINING, *where, *arguments)
+    return run("train", *TRAINING, *where)
 
 
 @pytest.fixture(scope="module")
 def logs(tiny_records, tmp_path_factory):
     """The `train_logdir` of three steps, saved after two, too."""
     logs = tmp_path_factory.mktemp("trained") / "logs"
-    train(tiny_records, logs, *STEPS)
+    train(tiny_records, logs)
     return logs
 
 
@@ -91,7 +92,7 @@ def line(logs, tiny_records, tiny_voc, tmp_path_factory):
     shutil.copytree(logs, folder / "logs", ignore=third)
     latest = 'model_checkpoint_path: "model.ckpt-2"\n'
     (folder / "logs/checkpoint").write_text(latest)
-    out = {"train": train(tiny_records, folder / "logs", *STEPS)}
+    out = {"train": train(tiny_records, folder / "logs")}
     out["eval"] = run(
         *("eval", *MODEL, "--eval_split=val", "--dataset=pascal_voc_seg"),
         *(
