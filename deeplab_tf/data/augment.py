@@ -1,7 +1,6 @@
 """Scale, pad, crop and flip one sample, in the official order and arithmetic."""
 
-import math
-
+import numpy as np
 import tensorflow as tf
 
 
@@ -55,16 +54,18 @@ def random_scale(image, label, seed, smallest, largest, step):
         seed: Two integers.
         smallest: Smallest scale.
         largest: Largest scale.
-        step: Distance of the scales to pick from; 0 is continuous.
+        step: Distance of the scales to pick from, which end in `largest`; 0 is
+            continuous.
     """
     if smallest == largest:
         scale = tf.constant(smallest, tf.float32)
     elif step == 0:
         scale = tf.random.stateless_uniform([], seed, smallest, largest)
     else:
-        count = math.floor((largest - smallest) / step + 1e-6) + 1
-        picked = tf.random.stateless_uniform([], seed, 0, count, tf.int32)
-        scale = smallest + step * tf.cast(picked, tf.float32)
+        # As the official code spaces them, also where `step` does not divide.
+        count = int((largest - smallest) / step + 1 + 1e-6)  # 0.7 / 0.1 is below 7
+        scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
+        scale = scales[tf.random.stateless_uniform([], seed, 0, count, tf.int32)]
     size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * scale, tf.int32)
     return _resize(image, label, tf.maximum(size, 1))
 

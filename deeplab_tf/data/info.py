@@ -5,7 +5,7 @@ import json
 
 from deeplab_tf.errors import UserError
 
-# Two official split names that users spell in a second way.
+# What users call an official split.
 _SPLIT_ALIASES = {"trainaug": "train_aug"}
 
 

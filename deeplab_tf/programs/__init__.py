@@ -81,6 +81,13 @@ def run_program(
         values: The program's flags.
         argv: Command line; None is `sys.argv`.
     """
+    from tensorflow import errors
+
+    mistakes = (
+        *(UserError, flags.Error),
+        # What Python and tf.io.gfile say of a path that cannot be.
+        *(OSError, errors.PermissionDeniedError, errors.FailedPreconditionError),
+    )
     argv = sys.argv if argv is None else argv
     program = os.path.basename(argv[0])
     if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
@@ -91,5 +98,5 @@ def run_program(
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
         main(values)
-    except (UserError, flags.Error) as error:
+    except mistakes as error:
         sys.exit(f"{program}: {' '.join(str(error).split())}")

@@ -63,6 +63,35 @@ def _define() -> None:
 _define()
 
 
+def check_image(path: str) -> None:
+    """Refuses a file that is no picture or too large, by its header.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        _opened(file, path)
+
+
+def _opened(file, path: str) -> Image.Image:
+    """Returns a picture of which only the header was read."""
+    try:
+        picture = Image.open(file)
+    except (
+        *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
+        tf.errors.OutOfRangeError,  # how a GFile ends
+    ) as error:
+        raise UserError(f"{path} is no picture: {error}") from error
+    if picture.format not in PICTURE_FORMATS:
+        raise UserError(f"{path} is {picture.format}; JPEG and PNG are read")
+    if picture.width * picture.height > _MOST_PIXELS:
+        raise UserError(
+            f"{path} has {picture.width}x{picture.height} pixels; at most "
+            f"{_MOST_PIXELS:,} are read"
+        )
+    return picture
+
+
 def read_image(path: str) -> np.ndarray:
     """Returns an image file upright, uint8 RGB `[height, width, 3]`.
 
@@ -71,20 +100,10 @@ def read_image(path: str) -> np.ndarray:
     """
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
+    picture = _opened(io.BytesIO(content), path)
     try:
-        header = Image.open(io.BytesIO(content))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture: {error}") from error
-    if header.format not in PICTURE_FORMATS:
-        raise UserError(f"{path} is {header.format}; JPEG and PNG are read")
-    if header.width * header.height > _MOST_PIXELS:
-        raise UserError(
-            f"{path} has {header.width}x{header.height} pixels; at most "
-            f"{_MOST_PIXELS:,} are read"
-        )
-    try:
-        header.load()  # tells a broken file in one line, TensorFlow in several
-        orientation = header.getexif().get(_EXIF_ORIENTATION, 1)
+        picture.load()  # tells a broken file in one line, TensorFlow in several
+        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
         image = decode_image(tf.constant(content)).numpy()
     except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as error:
         raise UserError(f"{path} is broken: {error}") from error
@@ -181,6 +200,8 @@ def main(values: absl_flags.FlagValues) -> None:
     """Labels every image."""
     flags.check_flags(values, "predict")
     paths = find_images(values.images)
+    for path in paths:
+        check_image(path)
     label, info = _labeler(values)
     if values.dataset is not None:
         info = dataset_info(values.dataset)

@@ -30,7 +30,6 @@ class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.steps, self.learning_rate, scheduled)
 
     def get_config(self):
-        """Returns the arguments, for saving."""
         """Returns the arguments, the schedule serialised."""
         return {
             "schedule": keras.optimizers.schedules.serialize(self.schedule),

@@ -28,6 +28,7 @@ class TrainingState:
     def __init__(self, folder: str, weights, optimizer, step, samples, seeds=()):
         self.folder = folder
         self._step = step
+        self._format_version = tf.Variable(FORMAT_VERSION)
         checkpoint = tf.train.Checkpoint(
             **{
                 MODEL_KEY: _tensorflow_variables(weights),
@@ -35,7 +36,7 @@ class TrainingState:
                 "step": step.value,
                 "samples": samples,
                 "seeds": _tensorflow_variables(dict(seeds)),
-                "format_version": tf.Variable(FORMAT_VERSION),
+                "format_version": self._format_version,
             }
         )
         self._checkpoint = checkpoint
@@ -63,6 +64,11 @@ class TrainingState:
                 f"{latest} cannot be resumed by this model and optimiser; give "
                 f"another --train_logdir: {str(error).splitlines()[0]}"
             ) from error
+        if self._format_version.numpy() != FORMAT_VERSION:
+            raise UserError(
+                f"{latest} has format version {self._format_version.numpy()}; this "
+                f"deeplab_tf resumes {FORMAT_VERSION}"
+            )
         return latest
 
     def save(self) -> str:

@@ -207,3 +207,27 @@ def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
             run(*arguments)
         assert "\n" not in ended.value.code
         assert os.listdir(tmp_path) == []
+
+
+def test_a_file_that_is_no_picture_is_found_before_the_first_is_labelled(
+    tiny_export, tmp_path
+):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (20, 10)).save(photos / "a.jpg")
+    (photos / "b.jpg").write_text("not a picture")
+    with pytest.raises(SystemExit, match=r"predict.py: .*b.jpg is no picture"):
+        run(
+            f"--model={tiny_export}", f"--images={photos}", f"--output_dir={tmp_path}/o"
+        )
+    assert os.listdir(tmp_path) == ["photos"]
+
+
+def test_an_unwritable_place_is_one_line(tiny_export, predicted, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SystemExit, match=r"^predict.py: .*file") as ended:
+        run(
+            *(f"--model={tiny_export}", f"--images={predicted}/photos"),
+            f"--output_dir={tmp_path}/file/out",
+        )
+    assert "\n" not in ended.value.code

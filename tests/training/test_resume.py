@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from deeplab_tf import Experiment, UserError
+from deeplab_tf.training import resume
 from deeplab_tf.training.resume import (
     TrainingState,
     read_experiment,
@@ -95,3 +96,12 @@ def test_the_experiment_lies_beside_the_checkpoints():
         file.write("{")
     with pytest.raises(UserError, match=r"^ram://test_resume/logs/experiment.json "):
         read_experiment(folder)
+
+
+def test_another_format_is_refused(tmp_path, monkeypatch):
+    saved, _ = state_of(tmp_path, 7.0)
+    saved.save()
+    monkeypatch.setattr(resume, "FORMAT_VERSION", 2)
+    state, _ = state_of(tmp_path, 0.0)
+    with pytest.raises(UserError, match=r"has format version 1; .* resumes 2$"):
+        state.restore_latest()
