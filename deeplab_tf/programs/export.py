@@ -6,10 +6,8 @@ python export.py --checkpoint_path=logs --export_path=exported
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.data.info import dataset_info, generic_info
-from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, restored_model
+from deeplab_tf.programs.restored import experiment_of, named_classes, restored_model
 from deeplab_tf.serving.saved_model import export_saved_model
 
 FLAGS = absl_flags.FlagValues()
@@ -73,7 +71,9 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "export")
     experiment = experiment_of(values.checkpoint_path)
     model = restored_model(values, values.checkpoint_path, values.num_classes)
-    info = _info(values.dataset, experiment, model.model_config.num_classes)
+    config = model.model_config
+    known = experiment.info if experiment else None
+    info = named_classes(values.dataset, known, config.num_classes)
     path = values.export_path.removesuffix(".pb")
     export_saved_model(
         model,
@@ -83,27 +83,11 @@ def main(values: absl_flags.FlagValues) -> None:
         crop_size=flags.size_value(values, "crop_size"),
         info=info,
     )
-    config = model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
         f"{config.output_stride}; ImageTensor uint8 [batch, height, width, 3] -> "
         "SemanticPredictions int32 [batch, height, width]"
     )
-
-
-def _info(name, experiment, num_classes: int):
-    if name is not None:
-        info = dataset_info(name)
-        if info.num_classes != num_classes:
-            raise UserError(
-                f"--dataset={name} has {info.num_classes} classes, but the "
-                f"checkpoint has {num_classes}"
-            )
-        return info
-    if experiment is not None and experiment.info is not None:
-        return experiment.info
-    voc = dataset_info("pascal_voc_seg")
-    return voc if voc.num_classes == num_classes else generic_info(num_classes)
 
 
 def run() -> None:

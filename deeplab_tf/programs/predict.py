@@ -18,12 +18,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from deeplab_tf import flags, visualize
-from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
+from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.records import PICTURE_FORMATS, decode_image
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, restored_model
+from deeplab_tf.programs.restored import experiment_of, named_classes, restored_model
 from deeplab_tf.serving import saved_model
 
 FLAGS = absl_flags.FlagValues()
@@ -144,29 +144,24 @@ def _labeler(values: absl_flags.FlagValues):
         given = [name for name in flags.MODEL_FLAGS if _present(values, name)]
         if given:
             raise UserError(f"--{given[0]} has no effect on a SavedModel; leave it out")
-        return saved_model.load_labeler(values.model), saved_model.export_info(
-            values.model
-        )
+        info = saved_model.export_info(values.model) or generic_info(255)
+        labeler = saved_model.load_labeler(values.model)
+        return labeler, named_classes(values.dataset, info, info.num_classes)
     model = restored_model(values, values.model)
     experiment = experiment_of(values.model)
-    info = experiment.info if experiment else None
-    predictor = Predictor(model)
+    known = experiment.info if experiment else None
     labels = tf.function(
-        predictor.labels,
+        Predictor(model).labels,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
     )
-    return lambda images: labels(images).numpy(), info or _info_of(model)
+    return (
+        lambda images: labels(images).numpy(),
+        named_classes(values.dataset, known, model.model_config.num_classes),
+    )
 
 
 def _present(values, name: str) -> bool:
     return name in values and values[name].present
-
-
-def _info_of(model) -> DatasetInfo:
-    """Returns VOC's classes where their number fits, else numbered ones."""
-    voc = dataset_info("pascal_voc_seg")
-    count = model.model_config.num_classes
-    return voc if voc.num_classes == count else generic_info(count)
 
 
 def write_pictures(
@@ -203,16 +198,13 @@ def main(values: absl_flags.FlagValues) -> None:
     for path in paths:
         check_image(path)
     label, info = _labeler(values)
-    if values.dataset is not None:
-        info = dataset_info(values.dataset)
     tf.io.gfile.makedirs(values.output_dir)
     overlays = []
     for path in tqdm(paths, desc="predicting", unit="img"):
         image = read_image(path)
         labels = label(image[None])[0]
-        known = info or generic_info(int(labels.max()) + 1)
         prefix = os.path.join(values.output_dir, _stem(path))
-        laid_over = write_pictures(image, labels, known, prefix)
+        laid_over = write_pictures(image, labels, info, prefix)
         if len(overlays) < _SHOWN:
             overlays.append(laid_over)
     overview = os.path.join(values.output_dir, "overview.png")

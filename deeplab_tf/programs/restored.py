@@ -9,6 +9,8 @@ from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import load_tf1_variables, require_complete
 from deeplab_tf.config import Experiment
+from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
+from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.training.resume import read_experiment
 
@@ -16,6 +18,32 @@ from deeplab_tf.training.resume import read_experiment
 def experiment_of(checkpoint: str) -> Experiment | None:
     """Returns the `experiment.json` beside a checkpoint, if it is one of ours."""
     return read_experiment(os.path.dirname(tf1.resolve(checkpoint)))
+
+
+def named_classes(
+    dataset: str | None, known: DatasetInfo | None, num_classes: int
+) -> DatasetInfo:
+    """Returns names and colours for the classes of a model.
+
+    Args:
+        dataset: Value of `--dataset`; None where it was not given.
+        known: What came with the model, if anything did.
+        num_classes: Number of classes of the model.
+
+    Raises:
+        UserError: if the dataset has another number of classes.
+    """
+    if dataset is None:
+        voc = dataset_info("pascal_voc_seg")
+        fallback = voc if voc.num_classes == num_classes else generic_info(num_classes)
+        return known or fallback
+    info = dataset_info(dataset)
+    if info.num_classes != num_classes:
+        raise UserError(
+            f"--dataset={dataset} has {info.num_classes} classes, but the model has "
+            f"{num_classes}"
+        )
+    return info
 
 
 def restored_model(
