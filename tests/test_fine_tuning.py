@@ -38,11 +38,13 @@ def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
     run(
         *("train.py", "--model_variant=mobilenet_v2", "--fine_tune_batch_norm=false"),
         *(f"--tf_initial_checkpoint={voc_checkpoint}", f"--dataset_dir={voc_records}"),
-        *(f"--train_logdir={logs}", "--train_crop_size=321,321"),
-        *("--train_batch_size=8", "--base_learning_rate=1e-4"),
+        *(f"--train_logdir={logs}", "--train_crop_size=513,513"),
+        *("--train_batch_size=4", "--base_learning_rate=2e-5"),
         f"--training_number_of_steps={STEPS}",
     )
-    data = deeplab_tf.DataConfig(str(voc_records), crop_size=(321, 321), seed=7)
+    data = deeplab_tf.DataConfig(
+        str(voc_records), crop_size=(513, 513), batch_size=4, seed=7
+    )
     images, labels = next(iter(deeplab_tf.load_dataset(data, "train", training=True)))
     before = loss_on(voc_checkpoint, images, labels)
     after = loss_on(str(logs), images, labels)
