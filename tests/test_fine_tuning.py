@@ -43,7 +43,7 @@ def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
         f"--training_number_of_steps={STEPS}",
     )
     data = deeplab_tf.DataConfig(
-        str(voc_records), crop_size=(513, 513), batch_size=4, seed=7
+        str(voc_records), crop_size=(513, 513), batch_size=24, seed=7
     )
     images, labels = next(iter(deeplab_tf.load_dataset(data, "train", training=True)))
     before = loss_on(voc_checkpoint, images, labels)
