@@ -75,13 +75,10 @@ class Predictor:
             logits = [logits]
         if scale < 1.0:
             # The official graph passes by the grid of the unscaled image.
-            grid = [scale_dimension(side, 1.0 / self._stride) for side in size]
+            stride = self.config.logits_stride
+            grid = [scale_dimension(side, 1.0 / stride) for side in size]
             logits = [resize_bilinear(x, grid) for x in logits]
         return [resize_bilinear(x, size) for x in logits]
-
-    @property
-    def _stride(self) -> int:
-        return min((self.config.output_stride, *self.config.decoder.output_strides))
 
     def _scores(self, images):
         """Returns logits (one view) or mean probabilities, at the images' size."""

@@ -23,6 +23,27 @@ def value(name: str, shape) -> np.ndarray:
     return scales.get(leaf, lambda: 0.1 * z)().astype(np.float32)
 
 
+def expanded(variables: dict) -> dict:
+    """Returns official name to shape; the files write a batch normalisation once."""
+    leaves = ("gamma", "beta", "moving_mean", "moving_variance")
+    return {
+        full: shape
+        for name, shape in variables.items()
+        for full in (
+            [f"{name}/{leaf}" for leaf in leaves]
+            if name.endswith("BatchNorm")
+            else [name]
+        )
+    }
+
+
+def manifest(name: str) -> dict[str, tuple[int, ...]]:
+    """Returns official name to shape of the variables of an official checkpoint."""
+    lines = (FOLDER / "manifests" / f"{name}.tsv").read_text().splitlines()
+    rows = dict(line.split("\t") for line in lines)
+    return {n: tuple(map(int, shape.split(","))) for n, shape in expanded(rows).items()}
+
+
 @dataclasses.dataclass(frozen=True)
 class GoldenCase:
     """One case: the JSON file's content and the arrays beside it."""
@@ -34,6 +55,10 @@ class GoldenCase:
     def load(cls, name: str) -> "GoldenCase":
         """Returns a case by its file name."""
         content = json.loads((FOLDER / f"{name}.json").read_text())
+        content["variables"] = expanded(content["variables"])
+        cell = content["flags"].get("dense_prediction_cell_json")
+        if cell:
+            content["flags"]["dense_prediction_cell_json"] = str(FOLDER / cell)
         path = FOLDER / f"{name}.npz"
         return cls(content, dict(np.load(path)) if path.exists() else {})
 

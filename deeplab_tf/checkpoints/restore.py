@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.layers import official_variables
+from deeplab_tf.models.variables import official_variables
 
 # Scopes that are not the backbone's: the official list of "last layers".
 _HEAD_SCOPES = (

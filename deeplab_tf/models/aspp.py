@@ -1,72 +1,72 @@
-"""Atrous spatial pyramid pooling (DeepLabv3, 1706.05587, Sec. 3.3, Fig. 5)."""
+"""Atrous spatial pyramid pooling (DeepLabv3, 1706.05587, Sec. 3.3, Fig. 5).
 
-import functools
+And its small relative LR-ASPP (MobileNetV3, 1905.02244, Fig. 10), in which the
+image-level features are no branch but a gate.
+"""
 
 from keras import layers
 
-from deeplab_tf.models import layers as deeplab_layers
+from deeplab_tf.models.layers import (
+    ResizeLike,
+    WindowMean,
+    conv_bn_act,
+    separable_conv,
+)
 
 
-def image_level_features(x, filters: int, normalize, window=None, strides=(1, 1)):
+def image_level_features(x, filters: int, window: dict, **style):
     """Returns what the whole image says, at every cell of `x` (Sec. 3.3).
 
     Args:
         x: High-level features `[batch, height, width, channels]`.
         filters: Depth of the output.
-        normalize: `(x, scope) -> x`.
-        window: Cells averaged into one, height and width; None averages all.
-        strides: Steps of the window.
+        window: Arguments of `WindowMean`; {} averages everything.
+        **style: `normalize` and `activation` of the convolution.
     """
-    pooled = deeplab_layers.WindowMean(window, strides, name="image_pooling.mean")(x)
-    pooled = deeplab_layers.conv_bn_act(
-        pooled, filters, 1, "image_pooling", normalize=normalize
-    )
-    return deeplab_layers.ResizeLike(name="image_pooling.resize")(pooled, x)
+    pooled = WindowMean(name="image_pooling.mean", **window)(x)
+    pooled = conv_bn_act(pooled, filters, 1, "image_pooling", **style)
+    return ResizeLike(name="image_pooling.resize")(pooled, x)
 
 
-def aspp(
-    x,
-    rates,
-    filters: int = 256,
-    separable: bool = True,
-    image_pooling=(None, (1, 1)),
-    dropout: float = 0.1,
-    batch_norm_momentum: float | None = None,
-):
-    """Returns parallel views of the same features, projected back.
+def aspp(x, rates, filters: int = 256, separable: bool = True, image=None, **style):
+    """Returns parallel views of the same features, side by side.
 
     Args:
         x: High-level features `[batch, height, width, channels]`.
         rates: Atrous rates of the 3x3 branches; the paper pairs (6, 12, 18)
             with output stride 16 and doubles them at output stride 8.
-        filters: Depth of every branch and of the projection; the paper's 256.
+        filters: Depth of every branch; the paper's 256.
         separable: Whether the 3x3 branches are depthwise separable (DeepLabv3+,
             Sec. 3.1) or dense (DeepLabv3).
-        image_pooling: Window (None: everything) and strides, in cells, of the
-            pooling behind the image-level features; None leaves these out.
-        dropout: Fraction dropped after the projection, in training only.
-        batch_norm_momentum: Decay of the moving statistics, None for 0.9997.
+        image: Image-level features, `[batch, height, width, filters]`, if they
+            are to be a branch.
+        **style: `normalize` and `activation` of every convolution.
 
     Returns:
-        Features `[batch, height, width, filters]`.
+        Features `[batch, height, width, branches * filters]`.
     """
-    normalize = deeplab_layers.head_batch_norm(batch_norm_momentum)
-    conv = functools.partial(deeplab_layers.conv_bn_act, normalize=normalize)
-    branches = []
-    if image_pooling is not None:
-        branches.append(image_level_features(x, filters, normalize, *image_pooling))
-    branches.append(conv(x, filters, 1, "aspp0"))
+    # In the order of the checkpoints: image level first.
+    branches = [] if image is None else [image]
+    branches.append(conv_bn_act(x, filters, 1, "aspp0", **style))
     for i, rate in enumerate(rates, 1):
         if separable:
-            branch = deeplab_layers.separable_conv(
-                x, filters, f"aspp{i}", normalize=normalize, rate=rate
-            )
+            branch = separable_conv(x, filters, f"aspp{i}", rate=rate, **style)
         else:
-            branch = conv(x, filters, 3, f"aspp{i}", rate=rate)
+            branch = conv_bn_act(x, filters, 3, f"aspp{i}", rate=rate, **style)
         branches.append(branch)
-    if len(branches) > 1:  # in the order of the checkpoints: image level first
-        x = layers.Concatenate(name="aspp_concat")(branches)
-    else:
-        (x,) = branches
-    x = conv(x, filters, 1, "concat_projection")
+    if len(branches) == 1:
+        return branches[0]
+    return layers.Concatenate(name="aspp_concat")(branches)
+
+
+def concat_projection(x, filters: int = 256, dropout: float = 0.1, **style):
+    """Returns the branches projected to one depth, some of it dropped in training.
+
+    Args:
+        x: Branches `[batch, height, width, channels]`.
+        filters: Depth of the output.
+        dropout: Fraction dropped after the projection, in training only.
+        **style: `normalize` and `activation` of the convolution.
+    """
+    x = conv_bn_act(x, filters, 1, "concat_projection", **style)
     return layers.Dropout(dropout, name="concat_projection_dropout")(x)

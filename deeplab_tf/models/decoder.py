@@ -1,20 +1,39 @@
-"""The decoder of DeepLabv3+ (1802.02611, Fig. 2 and Sec. 4.1)."""
+"""The decoder of DeepLabv3+ (1802.02611, Fig. 2 and Sec. 4.1).
+
+And its light relative of MobileNetV3 (1905.02244, Fig. 10), which adds instead of
+joining and whose depth is the number of classes.
+"""
 
 from keras import layers
 
-from deeplab_tf.models import layers as deeplab_layers
+from deeplab_tf.models.layers import ResizeLike, conv_bn_act, separable_conv
+
+_SCOPE = "decoder"
 
 
-def _refine(x, filters, scope, index, suffix, separable, normalize):
-    """Returns one 3x3 convolution of the decoder, named as in the checkpoints."""
-    if separable:
-        name = f"{scope}.decoder_conv{index}{suffix}"
-        return deeplab_layers.separable_conv(x, filters, name, normalize=normalize)
+def _refine(x, filters, kernel_size, count, suffix, separable, **style):
+    """Returns `x` after the convolutions of one level, named as in the checkpoints."""
     # slim.repeat numbers its convolutions from 1, inside the scope of the first.
     block = f"decoder_conv0{suffix}"
-    return deeplab_layers.conv_bn_act(
-        x, filters, 3, f"{scope}.{block}.{block}_{index + 1}", normalize=normalize
-    )
+    for i in range(count):
+        if separable and kernel_size > 1:
+            scope = f"{_SCOPE}.decoder_conv{i}{suffix}"
+            x = separable_conv(x, filters, scope, kernel_size=kernel_size, **style)
+        else:
+            scope = f"{_SCOPE}.{block}.{block}_{i + 1}"
+            x = conv_bn_act(x, filters, kernel_size, scope, **style)
+    return x
+
+
+def _level(x, low_level, suffix, projection_filters, **style):
+    """Returns context and reduced low-level features, of the same size."""
+    scope = f"{_SCOPE}.feature_projection0{suffix}"
+    reduced = conv_bn_act(low_level, projection_filters, 1, scope, **style)
+    return ResizeLike(name=f"{_SCOPE}.resize{suffix}")(x, reduced), reduced
+
+
+def _suffix(level: int) -> str:
+    return f"_{level}" if level else ""
 
 
 def decoder(
@@ -22,8 +41,10 @@ def decoder(
     low_level,
     filters: int = 256,
     projection_filters: int = 48,
+    convolutions: int = 2,
+    kernel_size: int = 3,
     separable: bool = True,
-    batch_norm_momentum: float | None = None,
+    **style,
 ):
     """Returns context features with object boundaries restored.
 
@@ -37,25 +58,39 @@ def decoder(
             each `[batch, height_i, width_i, channels_i]`.
         filters: Depth of the refining convolutions.
         projection_filters: Depth of the reduced low-level features (Table 1).
-        separable: Whether the refining convolutions are depthwise separable.
-        batch_norm_momentum: Decay of the moving statistics, None for 0.9997.
+        convolutions: Number of refining convolutions at each level.
+        kernel_size: Side of their kernels.
+        separable: Whether they are depthwise separable.
+        **style: `normalize` and `activation` of every convolution.
 
     Returns:
         Features at the resolution of the last of `low_level`,
         `[batch, height_n, width_n, filters]`.
     """
-    normalize = deeplab_layers.head_batch_norm(batch_norm_momentum)
     for level, features in enumerate(low_level):
-        suffix = f"_{level}" if level else ""
-        reduced = deeplab_layers.conv_bn_act(
-            features,
-            projection_filters,
-            1,
-            f"decoder.feature_projection0{suffix}",
-            normalize=normalize,
-        )
-        x = deeplab_layers.ResizeLike(name=f"decoder.resize{suffix}")(x, reduced)
-        x = layers.Concatenate(name=f"decoder.concat{suffix}")([x, reduced])
-        for index in range(2):
-            x = _refine(x, filters, "decoder", index, suffix, separable, normalize)
+        suffix = _suffix(level)
+        joined = _level(x, features, suffix, projection_filters, **style)
+        x = layers.Concatenate(name=f"{_SCOPE}.concat{suffix}")(joined)
+        x = _refine(x, filters, kernel_size, convolutions, suffix, separable, **style)
+    return x
+
+
+def sum_decoder(
+    x, low_level, filters: int = 256, kernel_size: int = 3, separable=True, **style
+):
+    """Returns context features to which low-level ones are added.
+
+    One convolution of the up-sampled context meets the low-level features, both
+    of the depth `filters`. The arguments are those of `decoder`.
+    """
+    for level, features in enumerate(low_level):
+        suffix = _suffix(level)
+        x, reduced = _level(x, features, suffix, filters, **style)
+        if separable:
+            scope = f"{_SCOPE}.decoder_split_sep_conv0{suffix}"
+            x = separable_conv(x, filters, scope, kernel_size=kernel_size, **style)
+        else:
+            scope = f"{_SCOPE}.decoder_conv0{suffix}"
+            x = conv_bn_act(x, filters, kernel_size, scope, **style)
+        x = layers.Add(name=f"{_SCOPE}.sum{suffix}")([x, reduced])
     return x

@@ -4,11 +4,13 @@ import keras
 from keras import layers
 
 from deeplab_tf.config import ModelConfig
-from deeplab_tf.errors import UserError
 from deeplab_tf.models import layers as deeplab_layers
-from deeplab_tf.models.aspp import aspp
+from deeplab_tf.models.aspp import aspp, concat_projection, image_level_features
 from deeplab_tf.models.backbones import BACKBONES
-from deeplab_tf.models.decoder import decoder
+from deeplab_tf.models.decoder import decoder, sum_decoder
+from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
+from deeplab_tf.models.layers import WindowMean, head_style
+from deeplab_tf.models.variables import leaf_layers
 
 
 def _nested(name, build, *inputs):
@@ -19,81 +21,161 @@ def _nested(name, build, *inputs):
     return keras.Model(heads, build(*heads), name=name)(list(inputs))
 
 
+def _normalize(image, config: ModelConfig):
+    """Returns raw pixels as the backbone wants them: mean pixel to 0."""
+    if config.traits.subtracts_mean:
+        scaling = (1.0, [-mean for mean in config.mean_pixel])
+    else:
+        scaling = (2.0 / 255.0, -1.0)
+    return layers.Rescaling(*scaling, dtype="float32", name="normalize")(image)
+
+
 def _backbone(image, config: ModelConfig):
-    row = BACKBONES[config.backbone]
-    options = {name: getattr(config, name) for name in row.options}
-    momentum = config.batch_norm_momentum
-    features = row.build(
-        image, config.output_stride, batch_norm_momentum=momentum, **options
+    options = {name: getattr(config, name) for name in config.traits.options}
+    features = BACKBONES[config.backbone](
+        image,
+        config.output_stride,
+        batch_norm_momentum=config.batch_norm_momentum,
+        **options,
     )
     return [features[key] for key in ("high_level", *config.decoder.output_strides)]
 
 
-def _image_pooling(config: ModelConfig):
-    """Returns window (None: everything) and strides, in cells, or None for none."""
+def _window(config: ModelConfig) -> dict:
+    """Returns the arguments of the `WindowMean` of image-level pooling."""
+    return {
+        "crop_size": config.context.image_pooling_crop_size,
+        "output_stride": config.output_stride,
+    }
+
+
+def _aspp(x, config: ModelConfig):
     context = config.context
-    if not context.image_level:
-        return None
-    window = context.image_pooling_crop_size and tuple(
-        deeplab_layers.scale_dimension(side, 1.0 / config.output_stride)
-        for side in context.image_pooling_crop_size
-    )
-    return window, context.image_pooling_stride
+    style = head_style(config.batch_norm_momentum, config.bounded_activation)
+    image = gate = None
+    window = _window(config) | {"strides": context.image_pooling_stride}
+    if context.squeeze_and_excitation:
+        sigmoid = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
+        gate = image_level_features(
+            x, context.filters, window, normalize=None, activation=sigmoid
+        )
+    elif context.image_level:
+        # The official code has no ReLU6 here.
+        unbounded = style | {"activation": "relu"}
+        image = image_level_features(x, context.filters, window, **unbounded)
+    x = aspp(x, context.rates, context.filters, context.separable, image, **style)
+    if context.projection:
+        x = concat_projection(x, context.filters, context.dropout, **style)
+    return x if gate is None else layers.Multiply(name="image_gate")([x, gate])
 
 
 def _context(x, config: ModelConfig):
-    context = config.context
-    return aspp(
+    cell = config.context.dense_prediction_cell
+    if not cell:
+        return _aspp(x, config)
+    return dense_prediction_cell(
         x,
-        context.rates,
-        filters=context.filters,
-        separable=context.separable,
-        image_pooling=_image_pooling(config),
-        dropout=context.dropout,
-        batch_norm_momentum=config.batch_norm_momentum,
+        cell,
+        config.output_stride,
+        _window(config),
+        config.context.dropout,
+        **head_style(config.batch_norm_momentum),
     )
 
 
 def _decoder(x, low_level, config: ModelConfig):
+    options = config.decoder
+    style = head_style(config.batch_norm_momentum, config.bounded_activation)
+    kernel_size, separable = options.kernel_size, options.separable
+    if options.outputs_logits:
+        style, separable = {"normalize": None, "activation": None}, False
+    if options.sum_merge:
+        kernel_size = 1 if options.outputs_logits else kernel_size
+        return sum_decoder(
+            x, low_level, options.filters, kernel_size, separable, **style
+        )
     return decoder(
         x,
         low_level,
-        filters=config.decoder.filters,
-        projection_filters=config.decoder.projection_filters,
-        separable=config.decoder.separable,
-        batch_norm_momentum=config.batch_norm_momentum,
+        options.filters,
+        options.projection_filters,
+        options.convolutions,
+        kernel_size,
+        separable,
+        **style,
     )
+
+
+def _logits(x, config: ModelConfig):
+    """Returns the scores of features, float32; DeepLabv2's are of several rates."""
+    context = config.context
+    rates = () if context.aspp else context.rates
+    branches = [
+        deeplab_layers.conv(
+            x,
+            config.num_classes,
+            config.logits_kernel_size,
+            "logits.semantic" + (f"_{i}" if i else ""),
+            rate=rate,
+            initializer=deeplab_layers.truncated_normal(0.01),
+            use_bias=True,
+            dtype="float32",
+        )
+        for i, rate in enumerate(rates or (1,))
+    ]
+    if len(branches) == 1:
+        return branches[0]
+    return layers.Add(dtype="float32", name="logits.sum")(branches)
 
 
 def _logits_at_one_scale(image, config: ModelConfig):
     """Returns the logits of raw images, before any resize: Fig. 2."""
-    x = layers.Rescaling(2.0 / 255.0, -1.0, dtype="float32", name="normalize")(image)
+    x = _normalize(image, config)
     x, *low_level = _nested("backbone", lambda x: _backbone(x, config), x)
-    x = _nested("context", lambda x: _context(x, config), x)
+    if config.context.aspp:
+        x = _nested("context", lambda x: _context(x, config), x)
     if low_level:
         x = _nested("decoder", lambda x, *low: _decoder(x, low, config), x, *low_level)
-    return layers.Conv2D(
-        config.num_classes,
-        1,
-        kernel_initializer=deeplab_layers.truncated_normal(0.01),
-        data_format="channels_last",
-        dtype="float32",
-        name="logits.semantic",
-    )(x)
+    return x if config.decoder.outputs_logits else _logits(x, config)
+
+
+def at_image_scale(network: keras.Model, scale: float) -> keras.Model:
+    """Returns a network for images seen at a scale, sharing every variable.
+
+    A pooling window given in pixels keeps its share of the image, as in the
+    official multi-scale evaluation; without one it is the network itself.
+
+    Args:
+        network: A functional model of raw images.
+        scale: Positive factor.
+    """
+    windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
+    if scale == 1.0 or not any(layer.crop_size for layer in windows):
+        return network
+
+    def scaled(layer):
+        if not isinstance(layer, WindowMean):
+            return layer
+        image_scale = scale * layer.image_scale
+        return WindowMean.from_config(
+            {**layer.get_config(), "image_scale": image_scale}
+        )
+
+    clone = keras.models.clone_model(network, clone_function=scaled, recursive=True)
+    return keras.Model(clone.inputs, clone.outputs, name=f"{network.name}_at_{scale}")
 
 
 def _logits_of_pyramid(image, config: ModelConfig):
     """Returns logits merged over `image_pyramid`, on the largest scale's grid."""
     scales = config.image_pyramid
-    shape = (image.shape[0], None, None, 3)
+    shape = (image.shape[0], None, None, config.channels)
     head = keras.Input(batch_shape=shape, dtype="float32")
     network = keras.Model(head, _logits_at_one_scale(head, config), name="network")
-    stride = min((config.output_stride, *config.decoder.output_strides))
-    grid = max(1.0, *scales) / stride
+    grid = max(1.0, *scales) / config.logits_stride
     merged = []
     for i, scale in enumerate(scales):
         resize = deeplab_layers.ResizeLike(scale, dtype="float32", name=f"scale_{i}")
-        logits = network(resize(image, image))
+        logits = at_image_scale(network, scale)(resize(image, image))
         to_grid = deeplab_layers.ResizeLike(grid, dtype="float32", name=f"grid_{i}")
         merged.append(to_grid(logits, image))
     merge = layers.Maximum if config.merge_method == "max" else layers.Average
@@ -107,7 +189,7 @@ def build_model(
 ) -> keras.Model:
     """Returns a DeepLab network as a functional Keras model.
 
-    It takes raw RGB images, float32 0..255 `[batch, height, width, 3]`, and
+    It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
     gives float32 logits `[batch, height, width, num_classes]`. The layer named
     "logits" gives them before the last resize. Sizes of
     `k * output_stride + 1` keep features and pixels aligned; others work.
@@ -116,16 +198,8 @@ def build_model(
         config: What to build; kept as `model.model_config`.
         image_size: Fixed height and width; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
-
-    Raises:
-        UserError: for a backbone that does not exist.
     """
-    if config.backbone not in BACKBONES:
-        raise UserError(
-            f"model_variant must be one of {', '.join(BACKBONES)}; "
-            f"received {config.backbone!r}"
-        )
-    shape = (batch_size, *(image_size or (None, None)), 3)
+    shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")
     if config.image_pyramid == (1.0,):
         logits = _logits_at_one_scale(image, config)

@@ -1,4 +1,4 @@
-"""The primitives of every DeepLab network, and the names of their variables.
+"""The primitives of every DeepLab network.
 
 Layers are called by their scope in the official graph, with `.` for `/` (which
 Keras refuses), so the layer `aspp0.BatchNorm` owns `aspp0/BatchNorm/gamma`.
@@ -13,7 +13,6 @@ from keras import layers, ops
 # Every fused batch normalisation of TF1 ran with at least this epsilon, so an
 # official "1e-5" is in truth this.
 _FUSED_EPSILON = 1.001e-5
-_LEAVES = {"kernel": "weights", "bias": "biases"}
 
 
 def scale_dimension(size, scale: float):
@@ -108,33 +107,104 @@ class ResizeLike(layers.Layer):
         return {**super().get_config(), "scale": self.scale}
 
 
+def _averaging_matrix(source, window, stride: int):
+    """Returns `[target, source]`: each row averages `window` neighbours."""
+    target = (source - window) // stride + 1
+    start = ops.expand_dims(ops.arange(target) * stride, 1)
+    cells = ops.expand_dims(ops.arange(source), 0)
+    inside = ops.logical_and(cells >= start, cells < start + window)
+    return ops.cast(inside, "float32") / ops.cast(window, "float32")
+
+
 @keras.saving.register_keras_serializable("deeplab_tf")
 class WindowMean(layers.Layer):
     """Averages features over a window: image-level pooling (DeepLabv3, Fig. 5b).
 
+    A window larger than the features is cut to them.
+
     Args:
-        window: Height and width of the window in feature cells; None is the
-            whole map, whose mean is one cell.
-        strides: Steps of the window.
+        crop_size: Height and width of the window in image pixels; None is the
+            whole image.
+        output_stride: Image pixels per feature cell.
+        grid_size: The window is split into so many rows and columns, and each
+            part of that size is averaged on its own.
+        strides: Steps of the window, in cells.
+        image_scale: Scale at which the network sees the image; the window keeps
+            its share of it.
     """
 
-    def __init__(self, window=None, strides=(1, 1), **kwargs):
+    def __init__(
+        self,
+        crop_size=None,
+        output_stride: int = 1,
+        grid_size=(1, 1),
+        strides=(1, 1),
+        image_scale: float = 1.0,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
-        self.window = window and tuple(window)
+        self.crop_size = crop_size and tuple(crop_size)
+        self.output_stride = output_stride
+        self.grid_size = tuple(grid_size)
         self.strides = tuple(strides)
+        self.image_scale = image_scale
+
+    def window(self, size):
+        """Returns the cells averaged into one, of features of `size` cells."""
+        if self.crop_size is None:
+            cells = size
+        else:
+            pixels = [scale_dimension(c, self.image_scale) for c in self.crop_size]
+            cells = [scale_dimension(c, 1.0 / self.output_stride) for c in pixels]
+        parts = [-(-c // grid) for c, grid in zip(cells, self.grid_size, strict=True)]
+        return [_minimum(p, s) for p, s in zip(parts, size, strict=True)]
 
     def call(self, x):
         """Returns the means of `x`, `[b, h, w, channels]`."""
-        if self.window is None:
+        if self.crop_size is None and self.grid_size == (1, 1):
             return ops.mean(x, axis=(1, 2), keepdims=True)
-        return ops.average_pool(
-            x, self.window, self.strides, "valid", data_format="channels_last"
-        )
+        batch, (height, width), channels = ops.shape(x)[0], spatial_size(x), x.shape[-1]
+        window = self.window((height, width))
+        rows = _averaging_matrix(height, window[0], self.strides[0])
+        columns = _averaging_matrix(width, window[1], self.strides[1])
+        means = ops.reshape(ops.cast(x, "float32"), (batch, height, width * channels))
+        means = ops.matmul(rows, means)
+        means = ops.reshape(means, (-1, width, channels))
+        means = ops.matmul(columns, means)
+        size = (ops.shape(rows)[0], ops.shape(columns)[0])
+        return ops.cast(ops.reshape(means, (batch, *size, channels)), x.dtype)
+
+    def compute_output_spec(self, x):
+        """Returns the symbolic result; sizes that are open stay open."""
+        size = x.shape[1:3]
+        if self.crop_size is None and self.grid_size == (1, 1):
+            size = (1, 1)
+        elif None in size:
+            size = (None, None)
+        else:
+            window, strides = self.window(size), self.strides
+            size = [
+                (n - w) // s + 1 for n, w, s in zip(size, window, strides, strict=True)
+            ]
+        shape = (x.shape[0], *size, x.shape[-1])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
         """Returns the arguments, for saving."""
-        own = {"window": self.window, "strides": self.strides}
+        own = {
+            "crop_size": self.crop_size,
+            "output_stride": self.output_stride,
+            "grid_size": self.grid_size,
+            "strides": self.strides,
+            "image_scale": self.image_scale,
+        }
         return {**super().get_config(), **own}
+
+
+def _minimum(a, b):
+    """Returns the smaller of two sizes, ints or integer tensors."""
+    known = isinstance(a, int) and isinstance(b, int)
+    return min(a, b) if known else ops.minimum(a, b)
 
 
 def normalize_batch(x, gamma, beta, epsilon: float):
@@ -216,43 +286,100 @@ def conv(
     strides: int = 1,
     rate: int = 1,
     initializer=None,
+    padding: str = "same",
+    **layer_options,
 ):
-    """Returns a SAME convolution of `x`, by the layer `scope`."""
+    """Returns a convolution of `x`, by the layer `scope`, without a bias.
+
+    Args:
+        x: `[batch, height, width, channels]`.
+        filters: Depth of the output.
+        kernel_size: Side of the kernel.
+        scope: Official scope with `.` for `/`.
+        strides: Step of the kernel.
+        rate: Atrous rate, one for both axes or one for each.
+        initializer: Of the kernel; None is slim's default, Xavier uniform.
+        padding: "same", or "fixed" as in `pad_fixed`.
+        **layer_options: Passed to the layer.
+    """
     return layers.Conv2D(
         filters,
         kernel_size,
         strides=strides,
         dilation_rate=rate,
-        padding="same",
-        use_bias=False,
-        # Without a word from the caller, slim's default: Xavier uniform.
         kernel_initializer=initializer or "glorot_uniform",
         data_format="channels_last",
         name=scope,
-    )(x)
+        **{"use_bias": False} | _padded(padding, strides) | layer_options,
+    )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
 
 
 def depthwise_conv(
-    x, kernel_size: int, scope: str, *, strides: int = 1, rate: int = 1, initializer
+    x,
+    kernel_size: int,
+    scope: str,
+    *,
+    strides: int = 1,
+    rate: int = 1,
+    initializer=None,
+    padding: str = "same",
 ):
-    """Returns a SAME depthwise convolution of `x`, by the layer `scope`."""
+    """Returns a depthwise convolution of `x`, by the layer `scope`; see `conv`."""
     return layers.DepthwiseConv2D(
         kernel_size,
         strides=strides,
         dilation_rate=rate,
-        padding="same",
         use_bias=False,
-        depthwise_initializer=initializer,
+        depthwise_initializer=initializer or "glorot_uniform",
         data_format="channels_last",
         name=scope,
-    )(x)
+        **_padded(padding, strides),
+    )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
+
+
+def _is_fixed(padding: str, strides: int) -> bool:
+    return padding == "fixed" and strides > 1
+
+
+def _padded(padding: str, strides: int) -> dict[str, str]:
+    return {"padding": "valid" if _is_fixed(padding, strides) else "same"}
+
+
+def pad_fixed(x, kernel_size: int, scope: str):
+    """Returns `x` with as many zeros around it whatever its size.
+
+    A strided convolution of it is the dense one, sampled at even positions; the
+    SAME padding of TensorFlow shifts images of even size by a pixel instead.
+    """
+    before = (kernel_size - 1) // 2
+    sides = (before, kernel_size - 1 - before)
+    pad = layers.ZeroPadding2D(
+        (sides, sides), data_format="channels_last", name=f"{scope}.pad"
+    )
+    return pad(x)
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+def q_sigmoid(x):
+    """Returns the sigmoid of three straight pieces, with the official constant."""
+    return ops.relu6(x + 3.0) * 0.16667
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+def clip(x):
+    """Returns `x` in [-6, 6], for quantised inference."""
+    return ops.clip(x, -6.0, 6.0)
+
+
+_ACTIVATIONS = {"q_sigmoid": q_sigmoid, "clip": clip}
 
 
 def activate(x, activation: str | None, scope: str):
     """Returns `activation` of `x`; None returns `x` itself."""
     if activation is None:
         return x
-    return layers.Activation(activation, name=f"{scope}.{activation}")(x)
+    function = _ACTIVATIONS.get(activation, activation)
+    return layers.Activation(function, name=f"{scope}.{activation}")(x)
 
 
 def conv_bn_act(
@@ -272,11 +399,15 @@ def conv_bn_act(
         filters: Depth of the output.
         kernel_size: Side of the kernel.
         scope: Official scope with `.` for `/`.
-        normalize: `(x, scope) -> x`; `batch_norm` with its constants bound.
+        normalize: `(x, scope) -> x`, `batch_norm` with its constants bound; None
+            adds a bias instead.
         activation: Name of the activation; None is linear.
         **conv_options: Passed to `conv`.
     """
-    x = normalize(conv(x, filters, kernel_size, scope, **conv_options), scope)
+    use_bias = normalize is None
+    x = conv(x, filters, kernel_size, scope, use_bias=use_bias, **conv_options)
+    if normalize is not None:
+        x = normalize(x, scope)
     return activate(x, activation, scope)
 
 
@@ -295,69 +426,35 @@ def depthwise_bn_act(
 
 
 def separable_conv(
-    x, filters: int, scope: str, *, normalize, rate: int = 1, stddevs=(0.33, 0.06)
+    x, filters: int, scope: str, *, kernel_size: int = 3, rate: int = 1, **style
 ):
-    """Returns a 3x3 atrous separable convolution (DeepLabv3+, Sec. 3.1).
+    """Returns an atrous separable convolution of a head (DeepLabv3+, Sec. 3.1).
 
-    Batch normalisation and ReLU follow both halves, `<scope>_depthwise` and
-    `<scope>_pointwise`; both are initialised as the official heads are.
+    Args:
+        x: `[batch, height, width, channels]`.
+        filters: Depth of the output.
+        scope: Official scope; the halves are `<scope>_depthwise` and
+            `<scope>_pointwise`.
+        kernel_size: Side of the kernel.
+        rate: Atrous rate, one for both axes or one for each.
+        **style: `normalize` and `activation` that follow both halves.
     """
-    x = depthwise_bn_act(
-        x,
-        3,
-        f"{scope}_depthwise",
-        normalize=normalize,
-        rate=rate,
-        initializer=truncated_normal(stddevs[0]),
-    )
+    depthwise = {"rate": rate, "initializer": truncated_normal(0.33)}
+    x = depthwise_bn_act(x, kernel_size, f"{scope}_depthwise", **depthwise, **style)
+    pointwise = truncated_normal(0.06)
     return conv_bn_act(
-        x,
-        filters,
-        1,
-        f"{scope}_pointwise",
-        normalize=normalize,
-        initializer=truncated_normal(stddevs[1]),
+        x, filters, 1, f"{scope}_pointwise", initializer=pointwise, **style
     )
 
 
-def head_batch_norm(momentum: float | None):
-    """Returns the normaliser of ASPP, decoder and projections (0.9997, 1e-5)."""
-    return functools.partial(
-        batch_norm, momentum=0.9997 if momentum is None else momentum, epsilon=1e-5
-    )
+def head_style(momentum: float | None = None, bounded: bool = False) -> dict:
+    """Returns `normalize` and `activation` of everything behind the backbone.
 
-
-def leaf_layers(model):
-    """Yields every layer of a model, those of nested models included."""
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from leaf_layers(layer)
-        else:
-            yield layer
-
-
-def official_variables(model) -> dict:
-    """Returns `{official name: keras.Variable}` of a DeepLab model, in order."""
-    variables = {}
-    for layer in leaf_layers(model):
-        for variable in layer.variables:
-            leaf = _LEAVES.get(variable.name, variable.name)
-            if isinstance(layer, layers.DepthwiseConv2D):
-                leaf = "depthwise_weights"
-            if not isinstance(layer, layers.Dropout):  # the state of its seed
-                variables[f"{layer.name.replace('.', '/')}/{leaf}"] = variable
-    return variables
-
-
-def dropout_seeds(model) -> dict:
-    """Returns `{layer name: keras.Variable}`, which the next dropouts follow from."""
-    return {
-        layer.name: layer.seed_generator.state
-        for layer in leaf_layers(model)
-        if isinstance(layer, layers.Dropout) and layer.rate > 0
-    }
-
-
-def batch_normalizations(model) -> list[BatchNormalization]:
-    """Returns every batch normalisation of a model."""
-    return [x for x in leaf_layers(model) if isinstance(x, BatchNormalization)]
+    Args:
+        momentum: Decay of the moving statistics, None for 0.9997.
+        bounded: Whether ReLU6 stands for ReLU.
+    """
+    if momentum is None:
+        momentum = 0.9997
+    normalize = functools.partial(batch_norm, momentum=momentum, epsilon=1e-5)
+    return {"normalize": normalize, "activation": "relu6" if bounded else "relu"}

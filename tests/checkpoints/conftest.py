@@ -7,7 +7,7 @@ from golden_case import GoldenCase
 from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.layers import official_variables
+from deeplab_tf.models.variables import official_variables
 
 
 @pytest.fixture(scope="session")

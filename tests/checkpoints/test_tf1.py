@@ -8,7 +8,7 @@ import tensorflow as tf
 from deeplab_tf import UserError, load_tf1_checkpoint, save_tf1_checkpoint
 from deeplab_tf.checkpoints.restore import load_tf1_variables
 from deeplab_tf.checkpoints.tf1 import read_variables, resolve
-from deeplab_tf.models.layers import official_variables
+from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training.resume import TrainingState
 
 

@@ -9,11 +9,10 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.layers import (
     BatchNormalization,
-    batch_normalizations,
-    official_variables,
     resize_bilinear,
     scale_dimension,
 )
+from deeplab_tf.models.variables import batch_normalizations, official_variables
 
 # (pixels, scale, cells) of the reference, section 0.1.
 SIZES = [

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.config import ContextConfig, ModelConfig
-from deeplab_tf.models.backbones.mobilenet_v2 import make_divisible
+from deeplab_tf.models.backbones.mobilenet import make_divisible
 from deeplab_tf.models.deeplab import build_model
 
 

@@ -21,11 +21,8 @@ from deeplab_tf import (
     load_tf1_variables,
     tf1_variables,
 )
-from deeplab_tf.models.layers import (
-    batch_normalizations,
-    normalize_batch,
-    official_variables,
-)
+from deeplab_tf.models.layers import normalize_batch
+from deeplab_tf.models.variables import batch_normalizations, official_variables
 from deeplab_tf.training.losses import (
     regularization_loss,
     segmentation_loss,

@@ -1,0 +1,38 @@
+"""What an experiment is: model, data, training and evaluation, as frozen values.
+
+The official flag names are spelled once (`official_flags`), so that a command
+line, a golden case and an `experiment.json` describe a model in the same words.
+"""
+
+from deeplab_tf.config.backbones import BACKBONES
+from deeplab_tf.config.experiment import (
+    DataConfig,
+    EvalConfig,
+    Experiment,
+    TrainConfig,
+)
+from deeplab_tf.config.heads import (
+    RELEASED_CELL,
+    CellBranch,
+    ContextConfig,
+    DecoderConfig,
+)
+from deeplab_tf.config.model import OUTPUT_STRIDES, ModelConfig
+from deeplab_tf.config.official_flags import MODEL_FLAGS, parse_numbers, parse_size
+
+__all__ = [
+    "BACKBONES",
+    "MODEL_FLAGS",
+    "OUTPUT_STRIDES",
+    "RELEASED_CELL",
+    "CellBranch",
+    "ContextConfig",
+    "DataConfig",
+    "DecoderConfig",
+    "EvalConfig",
+    "Experiment",
+    "ModelConfig",
+    "TrainConfig",
+    "parse_numbers",
+    "parse_size",
+]

@@ -1,0 +1,15 @@
+"""Refusing what cannot be, before any work starts."""
+
+from deeplab_tf.errors import UserError
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises `UserError(message)` unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+def listed(values) -> str:
+    """Returns "8, 16 or 32"."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last

@@ -1,0 +1,251 @@
+"""Data, training and evaluation, and all of it as one experiment.json."""
+
+import dataclasses
+import json
+import types
+import typing
+
+from deeplab_tf.config.checks import require
+from deeplab_tf.config.model import ModelConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the records are and how a sample is made of them.
+
+    Attributes:
+        dataset_dir: Folder of the TFRecord shards.
+        dataset: Name of the dataset, for its classes; None reads the
+            `dataset_info.json` beside the shards.
+        crop_size: Height and width of a training crop.
+        batch_size: Images per batch, over all replicas.
+        min_resize_value: Shorter side to which every image is resized first.
+        max_resize_value: Bound of the longer side in that resizing.
+        resize_factor: Resized sides are raised to a multiple of this, plus 1.
+        min_scale_factor: Smallest random scale in training.
+        max_scale_factor: Largest random scale in training.
+        scale_factor_step_size: Distance of the random scales; 0 is continuous.
+        mean_pixel: Value of each channel, 0..255, of the padding.
+        seed: Seed of the order and of the augmentation.
+    """
+
+    dataset_dir: str = ""
+    dataset: str | None = None
+    crop_size: tuple[int, int] = (513, 513)
+    batch_size: int = 8
+    min_resize_value: int | None = None
+    max_resize_value: int | None = None
+    resize_factor: int | None = None
+    min_scale_factor: float = 0.5
+    max_scale_factor: float = 2.0
+    scale_factor_step_size: float = 0.25
+    mean_pixel: tuple[float, ...] = ModelConfig().mean_pixel
+    seed: int = 0
+
+    def __post_init__(self):
+        require(
+            min(self.crop_size) > 0,
+            f"crop size must be positive; received {self.crop_size}",
+        )
+        require(
+            self.batch_size > 0,
+            f"batch size must be positive; received {self.batch_size}",
+        )
+        require(
+            0 < self.min_scale_factor <= self.max_scale_factor,
+            "min_scale_factor must be positive and at most max_scale_factor; "
+            f"received {self.min_scale_factor} and {self.max_scale_factor}",
+        )
+        require(
+            self.scale_factor_step_size >= 0,
+            f"scale_factor_step_size must not be negative; received "
+            f"{self.scale_factor_step_size}",
+        )
+        require(
+            self.min_resize_value is not None
+            or (self.max_resize_value is None and self.resize_factor is None),
+            "max_resize_value and resize_factor need min_resize_value",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How a model is trained; the fields carry the official flag names.
+
+    Attributes:
+        training_number_of_steps: Optimiser steps in all.
+        optimizer: "momentum" (TF1's, as the papers) or "adam".
+        learning_policy: "poly" or "step"; Adam ignores it.
+        base_learning_rate: Learning rate at step 0; the papers' 0.007 goes with
+            batch 16 and trained batch normalisation.
+        end_learning_rate: Learning rate at the end of the poly policy.
+        learning_power: Exponent of the poly policy.
+        decay_steps: Length of the poly policy; 0 is all steps after slow start.
+        learning_rate_decay_factor: Factor of the step policy.
+        learning_rate_decay_step: Steps between two decays of the step policy.
+        slow_start_step: Steps at `slow_start_learning_rate` before the policy.
+        slow_start_learning_rate: Constant rate of the slow start.
+        momentum: Momentum.
+        adam_learning_rate: Learning rate of Adam.
+        adam_epsilon: Epsilon of Adam.
+        weight_decay: L2 coefficient, on convolution kernels but depthwise ones.
+        last_layer_gradient_multiplier: Factor on gradients of the last layers.
+        last_layers_contain_logits_only: Whether the last layers are the logits
+            alone, or the whole head.
+        fine_tune_batch_norm: Whether batch statistics normalise, and update the
+            moving ones. False still trains gamma and beta.
+        upsample_logits: Whether the loss is taken at label resolution; False
+            shrinks the labels instead.
+        hard_example_mining_step: Steps over which mining grows to its share.
+        top_k_percent_pixels: Share (0..1] of the hardest pixels in the loss.
+        label_weights: One weight per class; () weighs all alike.
+        ignore_label: Label of pixels without loss.
+        initialize_last_layer: Whether last layers are taken from
+            `tf_initial_checkpoint`; a logits layer of another class count never
+            is.
+        tf_initial_checkpoint: Checkpoint to start from.
+        train_logdir: Folder of checkpoints; None keeps none.
+        log_steps: Steps between two reports.
+        save_interval_secs: Seconds between two checkpoints.
+        save_interval_steps: Steps between two checkpoints; 0 is by time only.
+    """
+
+    training_number_of_steps: int = 30000
+    optimizer: str = "momentum"
+    learning_policy: str = "poly"
+    base_learning_rate: float = 1e-4
+    end_learning_rate: float = 0.0
+    learning_power: float = 0.9
+    decay_steps: int = 0
+    learning_rate_decay_factor: float = 0.1
+    learning_rate_decay_step: int = 2000
+    slow_start_step: int = 0
+    slow_start_learning_rate: float = 1e-4
+    momentum: float = 0.9
+    adam_learning_rate: float = 1e-3
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 4e-5
+    last_layer_gradient_multiplier: float = 1.0
+    last_layers_contain_logits_only: bool = False
+    fine_tune_batch_norm: bool = True
+    upsample_logits: bool = True
+    hard_example_mining_step: int = 0
+    top_k_percent_pixels: float = 1.0
+    label_weights: tuple[float, ...] = ()
+    ignore_label: int = 255
+    initialize_last_layer: bool = True
+    tf_initial_checkpoint: str | None = None
+    train_logdir: str | None = None
+    log_steps: int = 10
+    save_interval_secs: float = 1200.0
+    save_interval_steps: int = 0
+
+    def __post_init__(self):
+        require(
+            self.training_number_of_steps > 0,
+            "training_number_of_steps must be positive; received "
+            f"{self.training_number_of_steps}",
+        )
+        require(
+            self.optimizer in ("momentum", "adam"),
+            f"optimizer must be momentum or adam; received {self.optimizer!r}",
+        )
+        require(
+            self.learning_policy in ("poly", "step"),
+            f"learning_policy must be poly or step; received {self.learning_policy!r}",
+        )
+        require(
+            0 < self.top_k_percent_pixels <= 1,
+            "top_k_percent_pixels is a share in (0, 1]; received "
+            f"{self.top_k_percent_pixels}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """How a model is scored; the fields carry the official flag names.
+
+    Attributes:
+        eval_scales: Scales whose probabilities are averaged.
+        add_flipped_images: Whether every scale is also seen mirrored.
+        eval_crop_size: Height and width to which every image is padded, as the
+            official protocol does; larger images enlarge it. None pads each
+            image to the next `k * output_stride + 1`.
+        eval_batch_size: Images per forward pass.
+        ignore_label: Label of pixels that are not scored.
+    """
+
+    eval_scales: tuple[float, ...] = (1.0,)
+    add_flipped_images: bool = False
+    eval_crop_size: tuple[int, int] | None = None
+    eval_batch_size: int = 1
+    ignore_label: int = 255
+
+    def __post_init__(self):
+        require(
+            bool(self.eval_scales) and min(self.eval_scales) > 0,
+            f"eval_scales takes positive scales; received {self.eval_scales}",
+        )
+        require(
+            min(self.eval_crop_size or (1,)) > 0,
+            f"eval_crop_size must be positive; received {self.eval_crop_size}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that `train.py` was told; the text of `experiment.json`."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    split: str = "train"
+    info: DatasetInfo | None = None
+    format_version: int = 1
+
+    def __post_init__(self):
+        require(
+            self.format_version == 1,
+            f"format_version {self.format_version} is of a newer deeplab_tf; "
+            "this one reads 1",
+        )
+
+    def to_json(self) -> str:
+        """Returns the text of `experiment.json`."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "experiment.json") -> "Experiment":
+        """Returns the experiment that `to_json` wrote.
+
+        Raises:
+            UserError: if the text is something else; names `source`.
+        """
+        try:
+            return _from_dict(cls, json.loads(text))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{source} describes no experiment: {error}") from error
+
+
+def _from_dict(cls, values):
+    """Returns a dataclass of the nested dictionaries that `asdict` made of it."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise TypeError(f"unknown fields {sorted(unknown)}")
+    return cls(**{k: _from_value(hints[k], v) for k, v in values.items()})
+
+
+def _from_value(hint, value):
+    if value is None:
+        return None
+    if isinstance(hint, types.UnionType):
+        hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(hint, value)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_from_value(item, v) for v in value)
+    return value

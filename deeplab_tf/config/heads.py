@@ -1,0 +1,166 @@
+"""Context and decoder of a model."""
+
+import dataclasses
+
+from deeplab_tf.config.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class CellBranch:
+    """One branch of a dense prediction cell (1809.04184).
+
+    Attributes:
+        op: "conv" or "pyramid_pooling".
+        input: Index of the branch it continues; -1 is the backbone.
+        kernel: Height and width of a convolution's kernel, 1x1 or 3x3.
+        rate: Atrous rates of a 3x3 convolution, vertical and horizontal, at
+            output stride 16.
+        grid_size: Rows and columns into which pooling divides the image.
+    """
+
+    op: str
+    input: int = -1
+    kernel: tuple[int, int] = (1, 1)
+    rate: tuple[int, int] = (1, 1)
+    grid_size: tuple[int, int] = (1, 1)
+
+    def __post_init__(self):
+        require(
+            self.op in ("conv", "pyramid_pooling"),
+            f"op of a cell must be conv or pyramid_pooling; received {self.op!r}",
+        )
+        require(
+            self.kernel in ((1, 1), (3, 3)),
+            f"kernel of a cell must be 1 or 3; received {self.kernel}",
+        )
+        require(
+            min(*self.rate, *self.grid_size) > 0,
+            f"rate {self.rate} and grid_size {self.grid_size} of a cell must be "
+            "positive",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ContextConfig:
+    """Atrous spatial pyramid pooling (DeepLabv3, Sec. 3.3), or what replaces it.
+
+    Attributes:
+        aspp: Whether there is a context at all. Without it the logits look at
+            the backbone, through one convolution for each of `rates` (DeepLabv2)
+            or a single one.
+        rates: Atrous rates of the 3x3 branches, at the model's output stride.
+            None takes the papers' (6, 12, 18) at output stride 16, scaled to
+            the model's; () leaves the 1x1 branch and the image-level features.
+        filters: Depth of every branch and of the projection.
+        separable: Whether the 3x3 branches are depthwise separable.
+        image_level: Whether image-level features take part (Fig. 5b).
+        image_pooling_crop_size: Height and width in image pixels of the window
+            that image-level pooling averages; None averages the whole image.
+        image_pooling_stride: Steps of that window, in feature cells.
+        projection: Whether a 1x1 convolution projects the branches.
+        dropout: Fraction dropped after the projection, in training only.
+        squeeze_and_excitation: Whether the image-level features gate the others
+            instead of joining them (LR-ASPP, 1905.02244, Fig. 10).
+        hard_sigmoid: Whether that gate is made of straight pieces.
+        dense_prediction_cell: The branches that replace the ASPP, of the depth
+            256; () is the ASPP.
+    """
+
+    aspp: bool = True
+    rates: tuple[int, ...] | None = None
+    filters: int = 256
+    separable: bool = True
+    image_level: bool = True
+    image_pooling_crop_size: tuple[int, int] | None = None
+    image_pooling_stride: tuple[int, int] = (1, 1)
+    projection: bool = True
+    dropout: float = 0.1
+    squeeze_and_excitation: bool = False
+    hard_sigmoid: bool = False
+    dense_prediction_cell: tuple[CellBranch, ...] = ()
+
+    def __post_init__(self):
+        require(
+            all(rate > 0 for rate in self.rates or ()),
+            f"atrous_rates must be positive; received {self.rates}",
+        )
+        require(
+            self.filters > 0, f"aspp filters must be positive; received {self.filters}"
+        )
+        require(
+            0 <= self.dropout < 1, f"dropout must be in [0, 1); received {self.dropout}"
+        )
+        require(
+            min(self.image_pooling_crop_size or (1,)) > 0
+            and min(self.image_pooling_stride) > 0,
+            "image_pooling_crop_size and image_pooling_stride must be positive; "
+            f"received {self.image_pooling_crop_size} and {self.image_pooling_stride}",
+        )
+        require(
+            self.image_level or not self.squeeze_and_excitation,
+            "aspp_with_squeeze_and_excitation needs add_image_level_feature",
+        )
+        for i, branch in enumerate(self.dense_prediction_cell):
+            require(
+                -1 <= branch.input < i,
+                f"branch {i} of the dense prediction cell takes input -1"
+                f"{f' to {i - 1}' if i else ''}; received {branch.input}",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The decoder of DeepLabv3+ (1802.02611, Sec. 3.1 and 4.1).
+
+    Attributes:
+        output_strides: Strides of the low-level features taken up, descending;
+            the papers use (4,). () is DeepLabv3, without a decoder.
+        filters: Depth of the 3x3 convolutions. Where the decoder gives the
+            logits it is the number of classes, whatever is said here.
+        projection_filters: Depth to which low-level features are reduced
+            (Table 1).
+        convolutions: Number of 3x3 convolutions at each stride (Table 2).
+        kernel_size: Side of their kernels (Table 2).
+        separable: Whether the 3x3 convolutions are depthwise separable.
+        sum_merge: Whether low-level features are added to the context, after one
+            convolution, instead of joined (1905.02244, Fig. 10).
+        outputs_logits: Whether the decoder gives the logits: its convolutions
+            are linear then, and the logits layer is left out.
+    """
+
+    output_strides: tuple[int, ...] = (4,)
+    filters: int = 256
+    projection_filters: int = 48
+    convolutions: int = 2
+    kernel_size: int = 3
+    separable: bool = True
+    sum_merge: bool = False
+    outputs_logits: bool = False
+
+    def __post_init__(self):
+        strides = list(self.output_strides)
+        require(
+            strides == sorted(set(strides), reverse=True)
+            and set(strides) <= {4, 8, 16},
+            "decoder_output_stride takes 4, 8 and 16 in descending order; "
+            f"received {strides}",
+        )
+        for name in ("filters", "projection_filters", "convolutions", "kernel_size"):
+            require(
+                getattr(self, name) > 0,
+                f"decoder {name} must be positive; received {getattr(self, name)}",
+            )
+        require(
+            bool(strides) or not self.outputs_logits,
+            "decoder_output_is_logits needs a decoder_output_stride",
+        )
+
+
+# The cell of the zoo's Xception-71 (1809.04184, Fig. 4).
+RELEASED_CELL = tuple(
+    CellBranch("conv", source, (3, 3), rate)
+    for rate, source in (
+        *(((1, 6), -1), ((18, 15), 0), ((6, 3), 1)),
+        *(((1, 1), 0), ((6, 21), 0)),
+    )
+)

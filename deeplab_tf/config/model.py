@@ -1,0 +1,280 @@
+"""What a model is."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, BackboneTraits
+from deeplab_tf.config.checks import listed, require
+from deeplab_tf.config.heads import ContextConfig, DecoderConfig
+from deeplab_tf.config.official_flags import FREE_FLAGS, MODEL_FLAGS, parsed
+from deeplab_tf.errors import UserError
+
+OUTPUT_STRIDES = (8, 16, 32)
+_CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with one, two and three replicas
+_ALL_OUTPUT_STRIDES = OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
+# DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
+_PAPER_RATES = (6, 12, 18)
+_PAPER_RATES_STRIDE = 16
+# 127.5 becomes 0 after the scaling to [-1, 1].
+_MEAN_PIXEL = 127.5
+_IMAGENET_MEAN_PIXEL = (123.15, 115.90, 103.06)
+
+
+def _scaled_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
+    """Returns atrous rates that cover the same pixels at another output stride."""
+    require(
+        all(rate * old % new == 0 for rate in rates),
+        f"atrous rates {list(rates)} of output_stride {old} have no whole "
+        f"counterpart at output_stride {new}; give atrous_rates",
+    )
+    return tuple(rate * old // new for rate in rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A DeepLab model.
+
+    Attributes:
+        backbone: Name in `deeplab_tf.config.BACKBONES`.
+        num_classes: Number of classes; an ignored label is not one.
+        output_stride: Image pixels per feature cell of the backbone: 8, 16, 32,
+            and one doubling more for each of `cascade_blocks`.
+        channels: Channels of the image; RGB weights are inflated to others.
+        multi_grid: Unit rates of the last block of an Xception or a ResNet
+            (DeepLabv3, Sec. 3.2.1), multiplied by the block's; () is all 1.
+        cascade_blocks: Replicas of a ResNet's block4 in cascade (DeepLabv3,
+            Sec. 3.2): 3 adds block5, block6 and block7.
+        depthwise_activation: Whether an Xception has the ReLU after each
+            depthwise convolution that DeepLabv3+ (Sec. 3.2) describes; the
+            released code and checkpoints have it in the last block only.
+        bounded_activation: Whether ReLU6 stands for ReLU in heads and Xception,
+            whose linear features are clipped to [-6, 6]: for quantisation.
+        depth_multiplier: Width of a MobileNet relative to the paper's.
+        divisible_by: Channel counts of a MobileNetV2 are rounded to a multiple of
+            this; None is the official rule (8 at depth_multiplier 1, else 1).
+        logits_kernel_size: Kernel of the logits where there is no ASPP.
+        image_pyramid: Scales at which the network sees the image; their logits
+            are merged. The papers use (1.0,).
+        merge_method: "max" or "avg" of the logits over `image_pyramid`.
+        batch_norm_momentum: Decay of every moving statistic; None takes the
+            official constant of each part (0.9997, 0.997, 0.95), which is far
+            too slow for runs of some hundred steps from scratch.
+        context: The ASPP.
+        decoder: The decoder.
+
+    Raises:
+        UserError: for a combination that cannot be; names the choices.
+    """
+
+    backbone: str = "mobilenet_v2"
+    num_classes: int = 21
+    output_stride: int = 16
+    channels: int = 3
+    multi_grid: tuple[int, ...] = ()
+    cascade_blocks: int = 0
+    depthwise_activation: bool = False
+    bounded_activation: bool = False
+    depth_multiplier: float = 1.0
+    divisible_by: int | None = None
+    logits_kernel_size: int = 1
+    image_pyramid: tuple[float, ...] = (1.0,)
+    merge_method: str = "max"
+    batch_norm_momentum: float | None = None
+    context: ContextConfig = ContextConfig()
+    decoder: DecoderConfig = DecoderConfig()
+
+    def __post_init__(self):
+        self._check_values()
+        self._check_backbone()
+        self._require_output_stride(self.output_stride)
+        if self.context.rates is None:
+            self._derive("context", rates=self._paper_rates())
+        self._check_heads()
+        if self.decoder.outputs_logits:
+            self._derive("decoder", filters=self.num_classes)
+
+    def _derive(self, part: str, **fields) -> None:
+        derived = dataclasses.replace(getattr(self, part), **fields)
+        object.__setattr__(self, part, derived)
+
+    def _paper_rates(self) -> tuple[int, ...]:
+        if not self.context.aspp or self.context.dense_prediction_cell:
+            return ()
+        return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
+
+    def _check_values(self) -> None:
+        for name in ("num_classes", "channels", "depth_multiplier", "divisible_by"):
+            value = getattr(self, name)
+            require(
+                value is None or value > 0, f"{name} must be positive; received {value}"
+            )
+        require(
+            bool(self.image_pyramid) and min(self.image_pyramid) > 0,
+            f"image_pyramid takes positive scales; received {self.image_pyramid}",
+        )
+        require(
+            self.merge_method in ("max", "avg"),
+            f"merge_method must be max or avg; received {self.merge_method!r}",
+        )
+        momentum = self.batch_norm_momentum
+        require(
+            momentum is None or 0 <= momentum < 1,
+            f"batch_norm_momentum must be in [0, 1); received {momentum}",
+        )
+
+    @property
+    def traits(self) -> BackboneTraits:
+        """What can be asked of the backbone."""
+        return BACKBONES[self.backbone]
+
+    def _check_backbone(self) -> None:
+        name = self.backbone
+        require(
+            not name.startswith("nas_"),
+            f"model_variant {name} is not offered: no checkpoint of it is public; "
+            f"it must be one of {', '.join(BACKBONES)}",
+        )
+        require(
+            name in BACKBONES,
+            f"model_variant must be one of {', '.join(BACKBONES)}; received {name!r}",
+        )
+        for option in BACKBONE_OPTIONS:
+            value, default = getattr(self, option), getattr(type(self), option)
+            takers = [n for n, row in BACKBONES.items() if option in row.options]
+            require(
+                value == default or name in takers,
+                f"{option} is not of {name}; it must be {default!r} there (received "
+                f"{value!r}), or model_variant one of {', '.join(takers)}",
+            )
+        require(
+            len(self.multi_grid) in (0, self.traits.multi_grid)
+            and all(rate > 0 for rate in self.multi_grid),
+            f"multi_grid of {name} takes {self.traits.multi_grid} positive rates, one "
+            f"for each unit of its last block; received {list(self.multi_grid)}",
+        )
+        require(
+            0 <= self.cascade_blocks <= 3,
+            "cascade_blocks must be 0, 1, 2 or 3 (block5 to block7); received "
+            f"{self.cascade_blocks}",
+        )
+
+    def _require_output_stride(self, output_stride: int) -> None:
+        cascaded = _CASCADE_OUTPUT_STRIDES
+        needed = cascaded.index(output_stride) + 1 if output_stride in cascaded else 0
+        hint = f"; {output_stride} needs cascade_blocks={needed}" if needed else ""
+        choices = OUTPUT_STRIDES + cascaded[: self.cascade_blocks]
+        require(
+            output_stride in choices,
+            f"output_stride must be {listed(choices)}; received {output_stride}{hint}",
+        )
+
+    def _check_heads(self) -> None:
+        strides = self.decoder.output_strides
+        offered = self.traits.decoder_strides
+        require(
+            set(strides) <= set(offered),
+            f"{self.backbone} offers low-level features of the strides "
+            f"{list(offered)}; received decoder_output_stride {list(strides)}",
+        )
+        require(
+            max(strides, default=0) <= self.output_stride,
+            f"decoder_output_stride {list(strides)} must not exceed output_stride "
+            f"{self.output_stride}",
+        )
+        context = self.context
+        require(
+            self.logits_kernel_size == 1 or (not context.aspp and context.rates),
+            "logits_kernel_size must be 1, or aspp_with_batch_norm false and "
+            f"atrous_rates given; received {self.logits_kernel_size}",
+        )
+        require(
+            not context.dense_prediction_cell or self.output_stride <= 16,
+            "a dense prediction cell needs output_stride 8 or 16; received "
+            f"{self.output_stride}",
+        )
+
+    @property
+    def logits_stride(self) -> int:
+        """Image pixels per cell of the logits before they are resized."""
+        return min((self.output_stride, *self.decoder.output_strides))
+
+    @property
+    def mean_pixel(self) -> tuple[float, ...]:
+        """Value of each channel, 0..255, that the network sees as 0: the padding."""
+        if not self.traits.subtracts_mean:
+            return self.channels * (_MEAN_PIXEL,)
+        if self.channels < 3:
+            return self.channels * (sum(_IMAGENET_MEAN_PIXEL) / 3,)
+        return _IMAGENET_MEAN_PIXEL + (self.channels - 3) * (0.0,)
+
+    def at_output_stride(self, output_stride: int) -> "ModelConfig":
+        """Returns the same weights computing features at another stride.
+
+        Args:
+            output_stride: 8, 16 or 32, or a larger one of a cascade; atrous rates
+                scale along.
+        """
+        self._require_output_stride(output_stride)
+        rates = _scaled_rates(self.context.rates, self.output_stride, output_stride)
+        context = dataclasses.replace(self.context, rates=rates)
+        return dataclasses.replace(self, output_stride=output_stride, context=context)
+
+    @classmethod
+    def from_official_flags(cls, flags: Mapping[str, object]) -> "ModelConfig":
+        """Returns the config that the official code builds from these flags.
+
+        Flags that are absent have the official defaults: no atrous rates (only
+        the 1x1 branch and image-level features) and no decoder.
+
+        Args:
+            flags: Official names to values; numbers may be strings and lists.
+
+        Raises:
+            UserError: for a name or value that is not known.
+        """
+        official = cls(
+            context=ContextConfig(rates=()), decoder=DecoderConfig(output_strides=())
+        )
+        return official.with_official_flags(flags)
+
+    def with_official_flags(self, flags: Mapping[str, object]) -> "ModelConfig":
+        """Returns this config with the given official flags laid over it.
+
+        A new output stride scales the atrous rates along unless they are given.
+        """
+        fields: dict = {}
+        for name, value in flags.items():
+            if name not in MODEL_FLAGS and name not in FREE_FLAGS:
+                raise UserError(
+                    f"unknown model flag {name!r}; known: "
+                    f"{', '.join(sorted([*MODEL_FLAGS, *FREE_FLAGS]))}"
+                )
+            field, parse = MODEL_FLAGS.get(name, (None, FREE_FLAGS.get(name)))
+            value = parsed(name, value, parse)
+            if field:
+                fields[field] = value
+        stride = fields.get("output_stride", self.output_stride)
+        if stride in _ALL_OUTPUT_STRIDES and "context.rates" not in fields:
+            fields["context.rates"] = _scaled_rates(
+                self.context.rates, self.output_stride, stride
+            )
+        config = self._with_fields(fields)
+        filters = fields.get("decoder.filters", config.decoder.filters)
+        require(
+            not config.decoder.outputs_logits or filters == config.num_classes,
+            "with decoder_output_is_logits decoder_filters must be the number of "
+            f"classes, {config.num_classes}; received {filters}",
+        )
+        return config
+
+    def _with_fields(self, fields: Mapping[str, object]) -> "ModelConfig":
+        """Returns a copy with dotted field names replaced all at once."""
+        own = {k: v for k, v in fields.items() if "." not in k}
+        for part in ("context", "decoder"):
+            inner = {
+                k.removeprefix(part + "."): v
+                for k, v in fields.items()
+                if k.startswith(part + ".")
+            }
+            own[part] = dataclasses.replace(getattr(self, part), **inner)
+        return dataclasses.replace(self, **own)

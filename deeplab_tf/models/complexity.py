@@ -1,0 +1,157 @@
+"""Multiply-adds and parameters of a model; how the papers counted theirs.
+
+    python -m deeplab_tf.models.complexity
+
+prints the papers' Multiply-Adds columns beside ours. The published figures are half
+of what the TF1 profiler called `float_ops`; docs/complexity.md tells what is in them.
+"""
+
+import functools
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import keras
+from keras import layers
+
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.layers import WindowMean, scale_dimension
+from deeplab_tf.models.variables import leaf_layers
+
+CONVENTIONS = ("exact", "tf1", "profiler")
+
+
+def _described(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
+    """Returns a model for one image whose variables are never given values."""
+    with keras.StatelessScope(initialize_variables=False):
+        return build_model(config, image_size=size, batch_size=1)
+
+
+def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
+    """Returns at how many places TF1 evaluated an atrous kernel along an axis.
+
+    It moved the pixels of each phase together (SpaceToBatch), padded them to one
+    length, and ran the dense kernel on that.
+    """
+    if rate == 1:
+        return cells
+    margin = kernel_size - 1
+    return rate * (-(-(cells + margin * rate) // rate) - margin)
+
+
+def _convolution(layer, convention: str) -> int:
+    """Returns the multiply-adds of a convolution."""
+    _, *size, filters = layer.output.shape
+    if convention != "exact":
+        sides = zip(size, layer.kernel_size, layer.dilation_rate, strict=True)
+        size = [_tf1_positions(*side) for side in sides]
+    # A depthwise kernel [k, k, channels, 1] gives each of its filters one channel.
+    depth = 1 if isinstance(layer, layers.DepthwiseConv2D) else layer.kernel.shape[2]
+    return prod(size) * prod(layer.kernel_size) * depth * filters
+
+
+def _other_operations(layer) -> int:
+    """Returns the operations that the profiler counted besides convolutions."""
+    elements = prod(layer.output.shape)
+    if isinstance(layer, layers.Rescaling):
+        # A product and a difference; the mean alone is one difference.
+        return elements * (1 if layer.scale == 1.0 else 2)
+    if isinstance(layer, layers.Add):
+        return elements * (len(layer.input) - 1)
+    if isinstance(layer, layers.MaxPooling2D):
+        return elements * prod(layer.pool_size)
+    if isinstance(layer, WindowMean):
+        return elements * prod(layer.window(layer.input.shape[1:3]))
+    return 0
+
+
+def _weight_operations(layer) -> int:
+    """Returns the operations that the profiler counted for the weights themselves.
+
+    Two per weight for drawing it at random, three for its L2 loss, which
+    depthwise kernels do not have.
+    """
+    per_weight = 2 if isinstance(layer, layers.DepthwiseConv2D) else 5
+    return per_weight * prod(layer.kernel.shape)
+
+
+class _Count(NamedTuple):
+    """Multiply-adds of one pass, and the profiler's other operations."""
+
+    exact: int
+    tf1: int
+    others: int
+    weights: int
+
+
+@functools.lru_cache(maxsize=512)
+def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
+    leaves = leaf_layers(_described(config, size))
+    kinds = layers.Conv2D | layers.DepthwiseConv2D
+    convolutions = [layer for layer in leaves if isinstance(layer, kinds)]
+    return _Count(
+        sum(_convolution(layer, "exact") for layer in convolutions),
+        sum(_convolution(layer, "tf1") for layer in convolutions),
+        sum(_other_operations(layer) for layer in leaves),
+        sum(_weight_operations(layer) for layer in convolutions),
+    )
+
+
+def multiply_adds(
+    config: ModelConfig,
+    crop_size: tuple[int, int] = (513, 513),
+    convention: str = "exact",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> int:
+    """Returns the multiply-adds that labelling one image takes.
+
+    Args:
+        config: The model, at the output stride of the evaluation.
+        crop_size: Height and width of the image.
+        convention: "exact" counts every product of a kernel once; "tf1" what TF1
+            computed, whose atrous convolutions pad each phase; "profiler" what
+            the papers print: "tf1" and half of the other operations that TF1's
+            profiler knew (sums, pooling, scaling, initialisers, L2 losses).
+        scales: Scales at which the image is seen.
+        flip: Whether each is also seen mirrored.
+
+    Raises:
+        UserError: for another convention, or a model with `image_pyramid`, for
+            which there is no published count.
+    """
+    if convention not in CONVENTIONS:
+        raise UserError(
+            f"convention must be exact, tf1 or profiler; received {convention!r}"
+        )
+    if config.image_pyramid != (1.0,):
+        raise UserError(
+            "multiply_adds counts networks that see one scale; received image_pyramid "
+            f"{config.image_pyramid}: give them as scales"
+        )
+    height, width = crop_size
+    counts = [
+        _count(config, (scale_dimension(height, s), scale_dimension(width, s)))
+        for s in scales
+    ]
+    views = 2 if flip else 1
+    if convention == "exact":
+        return views * sum(count.exact for count in counts)
+    total = views * sum(count.tf1 for count in counts)
+    if convention == "profiler":
+        others = views * sum(count.others for count in counts)
+        # The weights were there once, however often the graph used them.
+        total += (others + counts[0].weights) // 2
+    return total
+
+
+def parameters(config: ModelConfig) -> tuple[int, int]:
+    """Returns the number of trained parameters, and of all with moving statistics."""
+    model = _described(config, (65, 65))
+    counts = [
+        (prod(v.shape), v.trainable) for x in leaf_layers(model) for v in x.weights
+    ]
+    # The seed of a dropout is a variable to Keras, but no weight.
+    return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)

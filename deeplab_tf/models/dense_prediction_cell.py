@@ -1,0 +1,69 @@
+"""The dense prediction cell (1809.04184): a searched context in the ASPP's place."""
+
+from collections.abc import Sequence
+
+from keras import layers
+
+from deeplab_tf.config import CellBranch
+from deeplab_tf.models.layers import (
+    ResizeLike,
+    WindowMean,
+    conv_bn_act,
+    separable_conv,
+)
+
+_SCOPE = "meta_architecture"
+_FILTERS = 256
+
+
+def _pyramid_pooling(x, branch: CellBranch, window: dict, scope: str, **style):
+    mean = WindowMean(grid_size=branch.grid_size, name=f"{scope}.mean", **window)
+    pooled = conv_bn_act(mean(x), _FILTERS, 1, scope, **style)
+    return ResizeLike(name=f"{scope}.resize")(pooled, x)
+
+
+def _branch(x, branch: CellBranch, multiplier: int, window: dict, scope: str, **style):
+    if branch.op == "pyramid_pooling":
+        return _pyramid_pooling(x, branch, window, scope, **style)
+    if branch.kernel == (1, 1):
+        return conv_bn_act(x, _FILTERS, 1, scope, **style)
+    rate = tuple(r * multiplier for r in branch.rate)
+    return separable_conv(
+        x, _FILTERS, scope, kernel_size=branch.kernel, rate=rate, **style
+    )
+
+
+def dense_prediction_cell(
+    x,
+    branches: Sequence[CellBranch],
+    output_stride: int = 16,
+    window: dict | None = None,
+    dropout: float = 0.1,
+    **style,
+):
+    """Returns the branches of a cell, projected to one depth.
+
+    Args:
+        x: High-level features `[batch, height, width, channels]`.
+        branches: The cell; its atrous rates are those at output stride 16.
+        output_stride: Pixels per cell of `x`, 8 or 16.
+        window: Arguments of the `WindowMean` of pooling branches.
+        dropout: Fraction of all branches dropped before the projection, in
+            training only.
+        **style: `normalize` and `activation` of every convolution.
+
+    Returns:
+        Features `[batch, height, width, 256]`.
+    """
+    outputs = []
+    for i, branch in enumerate(branches):
+        source = x if branch.input < 0 else outputs[branch.input]
+        scope = f"{_SCOPE}.branch{i}"
+        outputs.append(
+            _branch(source, branch, 16 // output_stride, window or {}, scope, **style)
+        )
+    if len(outputs) > 1:
+        outputs = [layers.Concatenate(name=f"{_SCOPE}.concat")(outputs)]
+    name = f"{_SCOPE}.concat_projection"
+    x = layers.Dropout(dropout, name=f"{name}_dropout")(outputs[0])
+    return conv_bn_act(x, _FILTERS, 1, name, **style)

@@ -1,0 +1,45 @@
+"""The variables of a model by their official names."""
+
+import keras
+from keras import layers
+
+from deeplab_tf.models.layers import BatchNormalization
+
+_LEAVES = {"kernel": "weights", "bias": "biases"}
+
+
+def leaf_layers(model) -> list:
+    """Returns every layer of a model once, those of nested models included."""
+    found = {}
+    for layer in model.layers:
+        nested = isinstance(layer, keras.Model)
+        for leaf in leaf_layers(layer) if nested else (layer,):
+            found[id(leaf)] = leaf
+    return list(found.values())
+
+
+def official_variables(model) -> dict:
+    """Returns `{official name: keras.Variable}` of a DeepLab model, in order."""
+    variables = {}
+    for layer in leaf_layers(model):
+        for variable in layer.variables:
+            leaf = _LEAVES.get(variable.name, variable.name)
+            if isinstance(layer, layers.DepthwiseConv2D):
+                leaf = "depthwise_weights"
+            if not isinstance(layer, layers.Dropout):  # the state of its seed
+                variables[f"{layer.name.replace('.', '/')}/{leaf}"] = variable
+    return variables
+
+
+def dropout_seeds(model) -> dict:
+    """Returns `{layer name: keras.Variable}`, which the next dropouts follow from."""
+    return {
+        layer.name: layer.seed_generator.state
+        for layer in leaf_layers(model)
+        if isinstance(layer, layers.Dropout) and layer.rate > 0
+    }
+
+
+def batch_normalizations(model) -> list[BatchNormalization]:
+    """Returns every batch normalisation of a model."""
+    return [x for x in leaf_layers(model) if isinstance(x, BatchNormalization)]
