@@ -28,6 +28,7 @@ _HOME = {
     "load_dataset": "data.pipeline",
     "load_tf1_checkpoint": "checkpoints.tf1",
     "load_tf1_variables": "checkpoints.restore",
+    "multiply_adds": "models.complexity",
     "overlay": "visualize",
     "predict_labels": "inference",
     "save_tf1_checkpoint": "checkpoints.tf1",

@@ -8,18 +8,18 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
+import tensorflow as tf
 from absl import flags
 
 from deeplab_tf.config import (
     MODEL_FLAGS,
     DataConfig,
-    EvalConfig,
     ModelConfig,
-    TrainConfig,
     parse_numbers,
     parse_size,
 )
 from deeplab_tf.errors import UserError
+from deeplab_tf.presets import Preset, find_preset
 
 # name, kind, official default, help. "list" flags are parsed by the config.
 _MODEL = (
@@ -127,6 +127,8 @@ _DEAD = {
     "export": {"save_inference_graph": ("boolean", "a SavedModel holds its graph")},
 }
 _QUANTIZATION = "quantize_delay_step"
+_CELL = "dense_prediction_cell_json"
+_RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
 
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
@@ -138,6 +140,13 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     """
     for name, kind, default, text in _MODEL:
         _DEFINE[kind](name, default, text, flag_values=values)
+    flags.DEFINE_string(
+        "preset",
+        None,
+        "Row of a paper or of the model zoo that stands for every flag not given; "
+        "python -m deeplab_tf.presets lists them.",
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         _QUANTIZATION, -1, "Quantisation-aware: not offered.", flag_values=values
     )
@@ -158,17 +167,20 @@ def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) 
         "dataset_dir", None, "Folder of the TFRecords.", flag_values=values
     )
     flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
-    for name in ("min_resize_value", "max_resize_value", "resize_factor"):
+    for name in _RESIZING:
         flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
 
 
-def define_fields(values: flags.FlagValues, config, help_of: dict[str, str]) -> None:
+def define_fields(
+    values: flags.FlagValues, config, help_of: dict[str, str], prefix: str = ""
+) -> None:
     """Defines one flag per named field of a config, with the field's default.
 
     Args:
         values: Where to define them.
         config: A config dataclass with defaults.
         help_of: Field name to help text.
+        prefix: Of the flags, such as "train_".
     """
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     for name, text in help_of.items():
@@ -180,20 +192,44 @@ def define_fields(values: flags.FlagValues, config, help_of: dict[str, str]) -> 
             kind = "string"
         else:
             kind = {bool: "boolean", int: "integer", float: "float"}[type(default)]
-        _DEFINE[kind](name, default, text, flag_values=values)
+        _DEFINE[kind](prefix + name, default, text, flag_values=values)
 
 
-def field_values(values: flags.FlagValues, names: Iterable[str]) -> dict:
-    """Returns the values of such flags, lists as tuples of numbers."""
+def field_values(
+    values: flags.FlagValues, names: Iterable[str], base=None, prefix: str = ""
+) -> dict:
+    """Returns the values of such flags, lists as tuples of numbers.
+
+    Args:
+        values: Parsed flags.
+        names: The fields.
+        base: A config that stands for the flags which were not given.
+        prefix: Of the flags, such as "train_".
+    """
     parsed = {}
     for name in names:
-        if not isinstance(values[name], flags.MultiFlag):
-            parsed[name] = values[name].value
+        flag = values[prefix + name]
+        if base is not None and not flag.present:
+            parsed[name] = getattr(base, name)
+        elif not isinstance(flag, flags.MultiFlag):
+            parsed[name] = flag.value
         elif "size" in name:
-            parsed[name] = size_value(values, name)
+            parsed[name] = size_value(values, flag.name)
         else:
-            parsed[name] = numbers_value(values, name)
+            parsed[name] = numbers_value(values, flag.name)
     return parsed
+
+
+def chosen_preset(values: flags.FlagValues) -> Preset | None:
+    """Returns the preset that `--preset` names, if it was given."""
+    return find_preset(values.preset) if values.preset else None
+
+
+def split_value(values: flags.FlagValues, name: str, preset: Preset | None) -> str:
+    """Returns the value of a split flag, else the preset's split of that name."""
+    if preset is None or values[name].present:
+        return values[name].value
+    return getattr(preset, name)
 
 
 def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
@@ -227,34 +263,40 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
 
 def model_config(
     values: flags.FlagValues,
-    trained: ModelConfig | None = None,
+    base: ModelConfig | None = None,
+    source: str = "",
     num_classes: int | None = None,
 ) -> ModelConfig:
     """Returns the model that the flags describe.
 
     Args:
         values: Parsed flags.
-        trained: The model of an `experiment.json`; flags given explicitly are
-            laid over it, and what they change is printed. None starts from the
-            official defaults.
+        base: The model of a preset or an `experiment.json`; flags given
+            explicitly are laid over it, and what they change is printed. None
+            starts from the official defaults.
+        source: What to call the base.
         num_classes: Number of classes, where it is known besides.
 
     Raises:
         UserError: for values that cannot be.
     """
     given = {name: values[name].value for name, *_ in _MODEL if values[name].present}
+    cell = given.get(_CELL)
+    if cell and tf.io.gfile.exists(cell):
+        with tf.io.gfile.GFile(cell) as file:
+            given[_CELL] = file.read()
     if num_classes is not None:
         given["num_classes"] = num_classes
-    if trained is None:
+    if base is None:
         defaults = {name: values[name].value for name, *_ in _MODEL}
         return ModelConfig.from_official_flags(defaults | given)
-    config = trained.with_official_flags(given)
+    config = base.with_official_flags(given)
     for name in given:
         field = MODEL_FLAGS.get(name, ("",))[0]
-        if field and _field(config, field) != _field(trained, field):
+        if field and _field(config, field) != _field(base, field):
             print(
-                f"note: {name} is {_field(config, field)}, not "
-                f"{_field(trained, field)} as in experiment.json"
+                f"note: {name} is {_field(config, field)}, not {_field(base, field)} "
+                f"as in {source}"
             )
     return config
 
@@ -265,24 +307,22 @@ def _field(config, path: str):
     return config
 
 
-def data_config(values: flags.FlagValues, model: ModelConfig, **fields) -> DataConfig:
-    """Returns the data config of the dataset flags, with other fields given."""
-    fields = {"dataset_dir": values.dataset_dir} | fields
-    return DataConfig(
-        dataset=values.dataset,
-        min_resize_value=values.min_resize_value,
-        max_resize_value=values.max_resize_value,
-        resize_factor=values.resize_factor,
-        mean_pixel=model.mean_pixel,
-        **fields,
-    )
+def data_config(
+    values: flags.FlagValues, model: ModelConfig, base: DataConfig | None, **fields
+) -> DataConfig:
+    """Returns the data config of the dataset flags, with other fields given.
+
+    Args:
+        values: Parsed flags.
+        model: The model, for what it takes as padding.
+        base: A preset's, for the flags which were not given.
+        **fields: Fields of the config.
+    """
+    own = {"dataset_dir": values.dataset_dir, "dataset": values.dataset}
+    own |= field_values(values, _RESIZING, base)
+    return DataConfig(mean_pixel=model.mean_pixel, **own | fields)
 
 
-def train_config(values: flags.FlagValues, names: Iterable[str], **fields):
-    """Returns the training config of the named flags, with other fields given."""
-    return TrainConfig(**field_values(values, names), **fields)
-
-
-def eval_config(values: flags.FlagValues, names: Iterable[str], **fields):
-    """Returns the evaluation config of the named flags, with other fields given."""
-    return EvalConfig(**field_values(values, names), **fields)
+def dataset_fallback(preset: Preset | None) -> str:
+    """Returns the dataset where neither flag nor records tell it."""
+    return preset.data.dataset if preset else "pascal_voc_seg"

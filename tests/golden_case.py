@@ -58,7 +58,9 @@ class GoldenCase:
         content["variables"] = expanded(content["variables"])
         cell = content["flags"].get("dense_prediction_cell_json")
         if cell:
-            content["flags"]["dense_prediction_cell_json"] = str(FOLDER / cell)
+            content["flags"]["dense_prediction_cell_json"] = str(
+                FOLDER / "cells" / cell
+            )
         path = FOLDER / f"{name}.npz"
         return cls(content, dict(np.load(path)) if path.exists() else {})
 

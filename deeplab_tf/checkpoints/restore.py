@@ -43,6 +43,21 @@ def is_model_variable(name: str) -> bool:
     )
 
 
+def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """Returns the number of classes of a checkpoint, None if it has no logits.
+
+    Args:
+        arrays: Official name to value.
+    """
+    # Without a logits layer the decoder gives the logits, and has biases.
+    scopes = ("logits/", "decoder/decoder_conv")
+    for scope in scopes:
+        biases = [n for n in arrays if n.startswith(scope) and n.endswith("/biases")]
+        if biases:
+            return len(arrays[max(biases)])
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
     """What became of every variable in an import.
@@ -52,22 +67,26 @@ class RestoreReport:
         skipped: `(name, shape in the source, shape in the model)` that differ.
         missing: Names of the model that the source lacks.
         unexpected: Names of the source that the model lacks.
+        inflated: `(name, channels of the model)` of the first convolution, where
+            RGB weights were taken over for other images; empty if not.
     """
 
     restored: tuple[str, ...]
     skipped: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    inflated: tuple[tuple[str, int], ...] = ()
 
     @property
     def complete(self) -> bool:
         """Whether source and model hold the same variables."""
-        return not (self.skipped or self.missing or self.unexpected)
+        return not (self.skipped or self.missing or self.unexpected or self.inflated)
 
     def __str__(self) -> str:
         shapes = [f"{n} {_shape(a)} into {_shape(b)}" for n, a, b in self.skipped]
         parts = [
             f"{len(self.restored)} restored",
+            *(f"{name} inflated to {n} channels" for name, n in self.inflated),
             _count("skipped for their shape", shapes),
             _count("missing in the checkpoint", self.missing),
             _count("not in the model", self.unexpected),
@@ -86,6 +105,29 @@ def _count(what: str, names, examples: int = 3) -> str:
     return f"{len(names)} {what} ({', '.join(names[:examples])}{more})"
 
 
+def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Returns an RGB kernel for images of other channels, `[h, w, channels, depth]`.
+
+    New channels begin with the mean of red, green and blue. With fewer than
+    three, each takes its share of all, so that grey looks as it did.
+    """
+    if channels < 3:
+        share = kernel.sum(axis=2, keepdims=True) / channels
+        return np.repeat(share, channels, axis=2)
+    mean = kernel.mean(axis=2, keepdims=True)
+    return np.concatenate([kernel, np.repeat(mean, channels - 3, axis=2)], axis=2)
+
+
+def _inflate_first(model, variables, given: dict) -> tuple[tuple[str, int], ...]:
+    """Fits RGB weights to the channels of the model; returns what was inflated."""
+    first, channels = next(iter(variables)), model.model_config.channels
+    shape = np.shape(given.get(first))
+    if channels == 3 or len(shape) != 4 or shape[2] != 3:
+        return ()
+    given[first] = _inflated(np.asarray(given[first]), channels)
+    return ((first, channels),)
+
+
 def load_tf1_variables(
     model,
     arrays: Mapping[str, np.ndarray],
@@ -95,7 +137,8 @@ def load_tf1_variables(
     """Assigns arrays to the variables of a model by their official names.
 
     Optimiser slots and `global_step` are passed over. Variables of another
-    shape in the head (logits of another class count) are left as they are.
+    shape in the head (logits of another class count) are left as they are. RGB
+    weights of the first convolution are inflated to a model of other channels.
 
     Args:
         model: A model of `build_model`.
@@ -112,6 +155,7 @@ def load_tf1_variables(
     """
     given = {n: a for n, a in arrays.items() if is_model_variable(n)}
     variables = official_variables(model)
+    inflated = _inflate_first(model, variables, given)
     wanted = {
         n: v for n, v in variables.items() if not (exclude and n.startswith(exclude))
     }
@@ -127,6 +171,7 @@ def load_tf1_variables(
         skipped=skipped,
         missing=tuple(name for name in wanted if name not in given),
         unexpected=tuple(name for name in given if name not in variables),
+        inflated=inflated,
     )
     nothing = all(_in_head(name) for name in report.restored)
     if nothing or not all(_in_head(name) for name in refused):

@@ -1,5 +1,8 @@
 """Checkpoint files, official (TF1) ones and ours, by official variable name.
 
+A frozen graph of the official export program serves as well: its constants still
+have the names of the variables they were.
+
 Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the official
 names, so that one reader serves both (`deeplab_tf.training.resume` writes them).
 """
@@ -8,6 +11,7 @@ import os
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
@@ -20,19 +24,26 @@ from deeplab_tf.errors import UserError
 MODEL_KEY = "model"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NAME = "model.ckpt"
+_FROZEN = ".pb"
+# Last parts of the names of variables, to know them among a graph's constants.
+_LEAVES = {
+    *("weights", "depthwise_weights", "biases"),
+    *("gamma", "beta", "moving_mean", "moving_variance"),
+}
 
 
 def resolve(path: str) -> str:
     """Returns the prefix of the checkpoint meant by a prefix or a folder.
 
     In a folder it is the one that the `checkpoint` file names, else the one of
-    the highest step (the official archives hold no `checkpoint` file).
+    the highest step (the official archives hold no `checkpoint` file), else a
+    frozen graph, which is its own prefix.
 
     Raises:
         UserError: if there is none; names what is there instead.
     """
     path = path.removesuffix(".index")
-    if tf.io.gfile.exists(path + ".index"):
+    if tf.io.gfile.exists(path + ".index") or _is_frozen(path):
         return path
     if not tf.io.gfile.isdir(path):
         folder = os.path.dirname(path) or "."
@@ -41,11 +52,17 @@ def resolve(path: str) -> str:
         raise UserError(f"no checkpoint {path} (no file {path}.index); {hint}")
     latest = tf.train.latest_checkpoint(path)
     if latest is None:
-        found = _prefixes(path)
+        found = _prefixes(path) or tf.io.gfile.glob(os.path.join(path, "*.pb"))
         if not found:
-            raise UserError(f"no checkpoint in the folder {path} (no *.index file)")
-        latest = os.path.join(path, found[-1])
+            raise UserError(
+                f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
+            )
+        latest = os.path.join(path, os.path.basename(found[-1]))
     return latest
+
+
+def _is_frozen(path: str) -> bool:
+    return path.endswith(_FROZEN) and tf.io.gfile.exists(path)
 
 
 def _prefixes(folder: str) -> list[str]:
@@ -71,12 +88,29 @@ def _official_name(key: str) -> str | None:
     return name.replace(".S", "/") if key.startswith(f"{MODEL_KEY}/") else None
 
 
+def _frozen_variables(path: str) -> dict[str, np.ndarray]:
+    """Returns `{official name: array}` of a frozen graph."""
+    graph = tf.compat.v1.GraphDef()
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            graph.ParseFromString(file.read())
+    except (DecodeError, tf.errors.OpError) as error:
+        raise UserError(f"{path} cannot be read as a frozen graph: {error}") from error
+    return {
+        node.name: tf.make_ndarray(node.attr["value"].tensor)
+        for node in graph.node
+        if node.op == "Const" and node.name.rpartition("/")[2] in _LEAVES
+    }
+
+
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a checkpoint of either kind.
+    """Returns `{official name: array}` of a checkpoint or a frozen graph.
 
     Raises:
         UserError: if the files are missing, damaged or cut short.
     """
+    if _is_frozen(prefix):
+        return _frozen_variables(prefix)
     try:
         # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
@@ -99,7 +133,7 @@ def load_tf1_checkpoint(
 
     Args:
         model: A model of `build_model`.
-        prefix: Prefix or folder of the checkpoint.
+        prefix: Prefix or folder of the checkpoint, or a frozen graph.
         exclude: Scopes (prefixes of names) to leave as they are.
 
     Raises:

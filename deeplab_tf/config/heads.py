@@ -45,12 +45,12 @@ class ContextConfig:
     """Atrous spatial pyramid pooling (DeepLabv3, Sec. 3.3), or what replaces it.
 
     Attributes:
-        aspp: Whether there is a context at all. Without it the logits look at
-            the backbone, through one convolution for each of `rates` (DeepLabv2)
-            or a single one.
         rates: Atrous rates of the 3x3 branches, at the model's output stride.
             None takes the papers' (6, 12, 18) at output stride 16, scaled to
             the model's; () leaves the 1x1 branch and the image-level features.
+        aspp: Whether there is a context at all. Without it the logits look at
+            the backbone, through one convolution for each of `rates` (DeepLabv2)
+            or a single one.
         filters: Depth of every branch and of the projection.
         separable: Whether the 3x3 branches are depthwise separable.
         image_level: Whether image-level features take part (Fig. 5b).
@@ -66,8 +66,8 @@ class ContextConfig:
             256; () is the ASPP.
     """
 
-    aspp: bool = True
     rates: tuple[int, ...] | None = None
+    aspp: bool = True
     filters: int = 256
     separable: bool = True
     image_level: bool = True

@@ -130,7 +130,7 @@ MODEL_FLAGS: dict[str, tuple[str, Callable]] = {
 
 def _parse_upsampled(value: object) -> None:
     if not _parse_bool(value):
-        raise ValueError("labels are always taken of up-sampled logits")
+        raise ValueError("labels are taken of up-sampled logits only, so far")
 
 
 # Official model flags that are no part of a model, and their checks. The size at

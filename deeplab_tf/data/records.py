@@ -170,19 +170,22 @@ def read_info(folder: str) -> DatasetInfo | None:
         return DatasetInfo.from_json(file.read(), source=path)
 
 
-def resolve_info(name: str | None, dataset_dir: str) -> DatasetInfo:
+def resolve_info(
+    name: str | None, dataset_dir: str, fallback: str = "pascal_voc_seg"
+) -> DatasetInfo:
     """Returns the dataset's description: beside its records, else by name.
 
     Args:
         name: Value of `--dataset`, None where it was not given.
         dataset_dir: Folder of the records.
+        fallback: Name where neither tells it.
 
     Raises:
         UserError: if the two contradict each other, or the name is unknown.
     """
     beside = read_info(dataset_dir)
     if beside is None:
-        return dataset_info(name or "pascal_voc_seg")
+        return dataset_info(name or fallback)
     if name not in (None, beside.name):
         raise UserError(
             f"--dataset={name} but {os.path.join(dataset_dir, _INFO_FILE)} says "

@@ -19,6 +19,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.layers import WindowMean, scale_dimension
 from deeplab_tf.models.variables import leaf_layers
+from deeplab_tf.presets import PRESETS
 
 CONVENTIONS = ("exact", "tf1", "profiler")
 
@@ -155,3 +156,33 @@ def parameters(config: ModelConfig) -> tuple[int, int]:
     ]
     # The seed of a dropout is a variable to Keras, but no weight.
     return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
+
+
+def table() -> str:
+    """Returns the published Multiply-Adds beside ours, in billions, a row each."""
+    lines = [
+        f"{'preset':<52}{'M params':>9}{'published':>11}"
+        + "".join(f"{name:>11}" for name in CONVENTIONS)
+        + f"{'error':>9}"
+    ]
+    for preset in PRESETS.values():
+        published = preset.published.multiply_adds
+        if published is None:
+            continue
+        evaluation, model = preset.evaluation, preset.eval_model
+        views = (evaluation.eval_scales, evaluation.add_flipped_images)
+        counts = [
+            multiply_adds(model, evaluation.eval_crop_size, convention, *views) / 1e9
+            for convention in CONVENTIONS
+        ]
+        trained, _ = parameters(model)
+        lines.append(
+            f"{preset.name:<52}{trained / 1e6:>9.3f}{published:>11.2f}"
+            + "".join(f"{count:>11.3f}" for count in counts)
+            + f"{100 * (counts[-1] / published - 1):>+8.3f}%"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -12,10 +12,12 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
+from deeplab_tf.config import EvalConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
+from deeplab_tf.presets import deviations
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import experiment_of, restored_model
 
@@ -32,7 +34,7 @@ _EVALUATION = {
 def _define() -> None:
     flags.define_model_flags(FLAGS, "eval")
     flags.define_dataset_flags(FLAGS, "eval_split", "val")
-    flags.define_fields(FLAGS, flags.EvalConfig, _EVALUATION)
+    flags.define_fields(FLAGS, EvalConfig, _EVALUATION)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     string(
         "checkpoint_dir",
@@ -65,20 +67,30 @@ def _evaluate(prefix: str) -> None:
     dataset_dir = FLAGS.dataset_dir or (experiment and experiment.data.dataset_dir)
     if not dataset_dir:
         raise UserError("--dataset_dir is needed: the folder of the TFRecords")
-    info = records.resolve_info(FLAGS.dataset, dataset_dir)
-    config = flags.eval_config(FLAGS, _EVALUATION, ignore_label=info.ignore_label)
+    preset = flags.chosen_preset(FLAGS)
+    fallback = flags.dataset_fallback(preset)
+    info = records.resolve_info(FLAGS.dataset, dataset_dir, fallback)
+    split = flags.split_value(FLAGS, "eval_split", preset)
+    config = EvalConfig(
+        **flags.field_values(FLAGS, _EVALUATION, preset and preset.evaluation),
+        ignore_label=info.ignore_label,
+    )
     model = restored_model(FLAGS, prefix, info.num_classes)
+    if preset:
+        changes = deviations(preset.evaluation, config)
+        print("  deviations: " + ("; ".join(changes) or "none"))
     data = flags.data_config(
         FLAGS,
         model.model_config,
+        preset and preset.data,
         dataset_dir=dataset_dir,
         batch_size=config.eval_batch_size,
     )
-    metrics = evaluate(model, load_dataset(data, FLAGS.eval_split, False), config)
+    metrics = evaluate(model, load_dataset(data, split, False), config)
     metrics["protocol"] |= {
         "checkpoint": prefix,
         "dataset": info.name,
-        "split": FLAGS.eval_split,
+        "split": split,
         "min_resize_value": data.min_resize_value,
         "max_resize_value": data.max_resize_value,
     }

@@ -7,11 +7,16 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.restore import load_tf1_variables, require_complete
+from deeplab_tf.checkpoints.restore import (
+    class_count,
+    load_tf1_variables,
+    require_complete,
+)
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.presets import describe
 from deeplab_tf.training.resume import read_experiment
 
 
@@ -46,6 +51,16 @@ def named_classes(
     return info
 
 
+def _described(values: absl_flags.FlagValues, prefix: str):
+    """Returns the model that preset or `experiment.json` describe, and by what name."""
+    preset = flags.chosen_preset(values)
+    if preset:
+        print(describe(preset))
+        return preset.eval_model, f"the preset {preset.name}"
+    experiment = experiment_of(prefix)
+    return experiment and experiment.model, "experiment.json"
+
+
 def restored_model(
     values: absl_flags.FlagValues, checkpoint: str, num_classes: int | None = None
 ) -> keras.Model:
@@ -60,13 +75,11 @@ def restored_model(
         UserError: if there is no such checkpoint or it is of another model.
     """
     prefix = tf1.resolve(checkpoint)
-    experiment = experiment_of(prefix)
     arrays = tf1.read_variables(prefix)
-    if num_classes is None and "logits/semantic/biases" in arrays:
-        num_classes = len(arrays["logits/semantic/biases"])
-    config = flags.model_config(
-        values, experiment.model if experiment else None, num_classes
-    )
+    base, source = _described(values, prefix)
+    if num_classes is None:
+        num_classes = class_count(arrays)
+    config = flags.model_config(values, base, source, num_classes)
     model = build_model(config)
     report = load_tf1_variables(model, arrays, source=prefix)
     require_complete(report, prefix, model)

@@ -12,11 +12,12 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import last_layer_scopes
-from deeplab_tf.config import Experiment, ModelConfig, TrainConfig
+from deeplab_tf.config import DataConfig, Experiment, ModelConfig, TrainConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.presets import Preset, describe, deviations
 from deeplab_tf.programs import run_program
 from deeplab_tf.training import resume
 from deeplab_tf.training.trainer import Trainer
@@ -52,6 +53,7 @@ _TRAINING = {
     "save_interval_secs": "Seconds between two checkpoints.",
     "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
 }
+_BATCH = {"crop_size": "Size of a training crop.", "batch_size": "Images per step."}
 _AUGMENTATION = {
     "min_scale_factor": "Smallest random scale.",
     "max_scale_factor": "Largest random scale.",
@@ -64,13 +66,8 @@ def _define() -> None:
     flags.define_model_flags(FLAGS, "train")
     flags.define_dataset_flags(FLAGS, "train_split", "train")
     flags.define_fields(FLAGS, TrainConfig, _TRAINING)
-    flags.define_fields(FLAGS, flags.DataConfig, _AUGMENTATION)
-    absl_flags.DEFINE_multi_string(
-        "train_crop_size", "513,513", "Size of a training crop.", flag_values=FLAGS
-    )
-    absl_flags.DEFINE_integer(
-        "train_batch_size", 8, "Images per step.", flag_values=FLAGS
-    )
+    flags.define_fields(FLAGS, DataConfig, _AUGMENTATION)
+    flags.define_fields(FLAGS, DataConfig, _BATCH, prefix="train_")
     for name in ("train_logdir", "dataset_dir"):
         absl_flags.mark_flag_as_required(name, flag_values=FLAGS)
 
@@ -80,24 +77,52 @@ _define()
 
 def _experiment(values: absl_flags.FlagValues) -> Experiment:
     """Returns everything that the flags say, checked as far as values go."""
-    info = records.resolve_info(values.dataset, values.dataset_dir)
-    records.shard_paths(values.dataset_dir, values.train_split)
-    model = flags.model_config(values, num_classes=info.num_classes)
+    preset = flags.chosen_preset(values)
+    fallback = flags.dataset_fallback(preset)
+    info = records.resolve_info(values.dataset, values.dataset_dir, fallback)
+    split = flags.split_value(values, "train_split", preset)
+    records.shard_paths(values.dataset_dir, split)
+    model = flags.model_config(
+        values,
+        preset and preset.model,
+        source=f"the preset {values.preset}",
+        num_classes=info.num_classes,
+    )
+    base = preset and preset.data
     data = flags.data_config(
         values,
         model,
-        crop_size=flags.size_value(values, "train_crop_size"),
-        batch_size=values.train_batch_size,
-        **flags.field_values(values, _AUGMENTATION),
+        base,
+        **flags.field_values(values, _BATCH, base, prefix="train_"),
+        **flags.field_values(values, _AUGMENTATION, base),
     )
-    train = flags.train_config(values, _TRAINING, ignore_label=info.ignore_label)
+    train = TrainConfig(
+        **flags.field_values(values, _TRAINING, preset and preset.train),
+        ignore_label=info.ignore_label,
+    )
     one_value = data.batch_size == 1 and model.context.image_level
     if train.fine_tune_batch_norm and one_value:
         raise UserError(
             "train_batch_size=1 leaves the batch normalisation of image-level features "
             "a single value; use a larger batch or --fine_tune_batch_norm=false"
         )
-    return Experiment(model, data, train, values.train_split, info)
+    experiment = Experiment(model, data, train, split, info)
+    if preset:
+        _print_deviations(preset, experiment)
+    return experiment
+
+
+def _print_deviations(preset: Preset, experiment: Experiment) -> None:
+    """Prints the recipe of a preset, and where this training leaves it."""
+    print(describe(preset))
+    parts = [
+        *deviations(preset.model, experiment.model),
+        *deviations(preset.data, experiment.data),
+        *deviations(preset.train, experiment.train),
+    ]
+    if experiment.split != preset.train_split:
+        parts.append(f"train_split: {preset.train_split} -> {experiment.split}")
+    print("  deviations: " + ("; ".join(parts) or "none"))
 
 
 def _initialize(trainer: Trainer, config: TrainConfig) -> None:

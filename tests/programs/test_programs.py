@@ -217,7 +217,7 @@ def parsed(name, *arguments):
 def test_explicit_flags_override_the_experiment_and_are_noted(logs, capsys):
     trained = read_experiment(str(logs)).model
     values = parsed("eval", "--output_stride=8", "--depth_multiplier=0.1")
-    config = flags.model_config(values, trained)
+    config = flags.model_config(values, trained, "experiment.json")
     assert config == trained.at_output_stride(8)
     assert config.context.rates == (12, 24)
     out = capsys.readouterr().out
@@ -309,7 +309,7 @@ def assert_refused(message, name, *arguments):
         (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
         (["--output_stride=sixteen"], "flag --output_stride=sixteen: "),
         (["--atrous_rates=6,x"], r"atrous_rates cannot be \['6,x'\]"),
-        (["--multi_grid=1"], "multi_grid supports only"),
+        (["--multi_grid=1"], "multi_grid is not of mobilenet_v2"),
         (
             ["--tf_initial_checkpoint=nowhere/model.ckpt"],
             "no checkpoint nowhere/model.c",

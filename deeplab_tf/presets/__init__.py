@@ -1,0 +1,46 @@
+"""Named experiments: one per row of the papers' tables and of the model zoo.
+
+`python -m deeplab_tf.presets` lists them; `--preset=NAME` of `train.py`, `eval.py` and
+`export.py` uses one. Figures are mean IoU in per cent.
+"""
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo
+from deeplab_tf.presets.preset import Preset, Published, describe, deviations
+
+__all__ = [
+    "PRESETS",
+    "Preset",
+    "Published",
+    "describe",
+    "deviations",
+    "find_preset",
+]
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for rows in (
+        *(deeplabv3.cascades, deeplabv3.pyramids),
+        *(deeplabv3plus.decoders, deeplabv3plus.resnet),
+        *(deeplabv3plus.xception_65, deeplabv3plus.cityscapes),
+        *(model_zoo.pascal_voc, model_zoo.cityscapes),
+        *(model_zoo.ade20k_checkpoints, model_zoo.classifiers),
+    )
+    for preset in rows()
+}
+
+
+def find_preset(name: str) -> Preset:
+    """Returns a preset by its name.
+
+    Raises:
+        UserError: if there is none; names those that contain the same words.
+    """
+    if name not in PRESETS:
+        words = [word for word in name.lower().split("_") if word]
+        near = [n for n in PRESETS if any(word in n for word in words)][:5]
+        hint = f"such as {', '.join(near)}; " if near else ""
+        raise UserError(
+            f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
+        )
+    return PRESETS[name]

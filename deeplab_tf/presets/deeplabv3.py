@@ -1,0 +1,148 @@
+"""The tables of DeepLabv3 (1706.05587)."""
+
+from collections.abc import Iterator
+
+from deeplab_tf.config import ContextConfig, ModelConfig
+from deeplab_tf.presets.preset import Preset
+from deeplab_tf.presets.recipes import (
+    NO_DECODER,
+    VOC,
+    VOC_SCALES,
+    VOC_TEST,
+    deeplabv3,
+    row,
+)
+
+_PAPER = "1706.05587"
+_CASCADE = {"context": ContextConfig(aspp=False), "decoder": NO_DECODER}
+
+
+def _grid_name(grid: tuple[int, ...]) -> str:
+    return "mg" + "".join(map(str, grid or (1, 1, 1)))
+
+
+def _cascaded(backbone: str, blocks: int, output_stride: int = 16, grid=()):
+    """Returns a ResNet up to block<blocks>, scored by one convolution."""
+    return ModelConfig(
+        backbone=f"{backbone}_beta",
+        output_stride=output_stride,
+        multi_grid=grid,
+        cascade_blocks=blocks - 4,
+        **_CASCADE,
+    )
+
+
+def cascades() -> Iterator[Preset]:
+    """Yields Tables 1 to 4 of DeepLabv3: block4 to block7 in cascade."""
+    strides = (8, 16, 32, 64, 128, 256)
+    mious = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
+    for stride, miou in zip(strides, mious, strict=True):
+        yield row(
+            f"deeplabv3_table1_resnet50_block7_os{stride}",
+            f"{_PAPER}, Table 1",
+            _cascaded("resnet_v1_50", 7, stride),
+            VOC,
+            miou=miou,
+        )
+    for backbone, mious in (
+        ("resnet_v1_50", (64.81, 72.14, 74.29, 73.88)),
+        ("resnet_v1_101", (68.39, 73.21, 75.34, 75.76)),
+    ):
+        for block, miou in enumerate(mious, 4):
+            yield row(
+                f"deeplabv3_table2_{backbone.replace('_v1_', '')}_block{block}",
+                f"{_PAPER}, Table 2",
+                _cascaded(backbone, block),
+                VOC,
+                miou=miou,
+            )
+    for grid, mious in (
+        ((), (68.39, 73.21, 75.34, 75.76)),
+        ((1, 2, 1), (70.23, 75.67, 76.09, 76.66)),
+        ((1, 2, 3), (73.14, 75.78, 75.96, 76.11)),
+        ((1, 2, 4), (73.45, 75.74, 75.85, 76.02)),
+        ((2, 2, 2), (71.45, 74.30, 74.70, 74.62)),
+    ):
+        for block, miou in enumerate(mious, 4):
+            yield row(
+                f"deeplabv3_table3_{_grid_name(grid)}_block{block}",
+                f"{_PAPER}, Table 3",
+                _cascaded("resnet_v1_101", block, 16, grid),
+                VOC,
+                miou=miou,
+            )
+    for suffix, stride, options in _views((16, 76.66), (8, 78.05), 78.93, 79.35):
+        yield row(
+            f"deeplabv3_table4_{suffix}",
+            f"{_PAPER}, Table 4",
+            _cascaded("resnet_v1_101", 7, 16, (1, 2, 1)),
+            VOC,
+            eval_output_stride=stride,
+            **options,
+        )
+
+
+def _views(first, second, multi_scale: float, flipped: float):
+    """Yields the four protocols of DeepLabv3's Tables 4 and 6.
+
+    Args:
+        first: Output stride and mean IoU of the first row.
+        second: The same of the second row, and of the two that follow it.
+        multi_scale: Mean IoU with several scales.
+        flipped: Mean IoU with several scales and mirrored images.
+    """
+    stride = second[0]
+    several = {"scales": VOC_SCALES}
+    yield f"os{first[0]}", first[0], {"miou": first[1]}
+    yield f"os{stride}", stride, {"miou": second[1]}
+    yield f"os{stride}_ms", stride, {"miou": multi_scale, **several}
+    yield f"os{stride}_ms_flip", stride, {"miou": flipped, "flip": True, **several}
+
+
+def pyramids() -> Iterator[Preset]:
+    """Yields Tables 5 to 7 of DeepLabv3: atrous spatial pyramid pooling."""
+    rates = (6, 12, 18)
+    for suffix, model, miou in (
+        ("mg111", deeplabv3((), rates, False), 75.36),
+        ("mg121", deeplabv3((1, 2, 1), rates, False), 75.93),
+        ("mg124", deeplabv3((1, 2, 4), rates, False), 76.58),
+        ("mg124_rate24", deeplabv3((1, 2, 4), (*rates, 24), False), 76.46),
+        ("mg124_image_pooling", deeplabv3(), 77.21),
+    ):
+        yield row(
+            f"deeplabv3_table5_{suffix}", f"{_PAPER}, Table 5", model, VOC, miou=miou
+        )
+    for suffix, stride, options in _views((16, 77.21), (8, 78.51), 79.45, 79.77):
+        yield row(
+            f"deeplabv3_table6_{suffix}",
+            f"{_PAPER}, Table 6",
+            deeplabv3(),
+            VOC,
+            eval_output_stride=stride,
+            **options,
+        )
+    several = {"scales": VOC_SCALES, "flip": True}
+    yield row(
+        "deeplabv3_table6_os8_ms_flip_coco",
+        f"{_PAPER}, Table 6",
+        deeplabv3(),
+        VOC,
+        train={"base_learning_rate": 1e-4},
+        start="ImageNet, COCO",
+        eval_output_stride=8,
+        miou=82.7,
+        **several,
+    )
+    for suffix, start, miou in (
+        ("", "deeplabv3_table6_os8_ms_flip_coco", 85.7),
+        ("_jft", "ImageNet, JFT-300M, COCO, train_aug", 86.9),
+    ):
+        yield row(
+            f"deeplabv3_table7_test{suffix}",
+            f"{_PAPER}, Table 7",
+            deeplabv3().at_output_stride(8),
+            VOC_TEST,
+            start=start,
+            miou=miou,
+            **several,
+        )

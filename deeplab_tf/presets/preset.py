@@ -1,0 +1,114 @@
+"""What a preset is, and how it is told."""
+
+import dataclasses
+
+from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What was printed for an experiment.
+
+    Attributes:
+        miou: Mean IoU in per cent; None for a checkpoint of a classifier.
+        multiply_adds: Billions of multiply-adds.
+        pixel_accuracy: Share of right pixels in per cent.
+        remark: What to know of the figures.
+    """
+
+    miou: float | None = None
+    multiply_adds: float | None = None
+    pixel_accuracy: float | None = None
+    remark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A row: what it trains, how, how it is scored, and what came out.
+
+    Attributes:
+        name: What `--preset` takes.
+        source: Paper and table, or the model zoo.
+        model: The model at its output stride of training.
+        data: Dataset, crop and batch.
+        train: The optimiser's recipe.
+        train_split: Split it is trained on.
+        start: What the weights come from.
+        evaluation: Scales, flip and crop of the evaluation.
+        eval_output_stride: Output stride of the evaluation.
+        eval_split: Split it is scored on.
+        published: The figures.
+    """
+
+    name: str
+    source: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    train_split: str
+    start: str
+    evaluation: EvalConfig
+    eval_output_stride: int
+    eval_split: str
+    published: Published
+
+    @property
+    def eval_model(self) -> ModelConfig:
+        """The model as it is scored: the same weights at another output stride."""
+        return self.model.at_output_stride(self.eval_output_stride)
+
+
+def _size(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+# Where things lie is no part of a recipe.
+_PATHS = ("dataset_dir", "train_logdir", "tf_initial_checkpoint")
+
+
+def describe(preset: Preset) -> str:
+    """Returns source, figures, recipe and protocol of a preset, a line each."""
+    model, data, train = preset.model, preset.data, preset.train
+    published, evaluation = preset.published, preset.evaluation
+    figures = {
+        "mIoU {} %": published.miou,
+        "pixel accuracy {} %": published.pixel_accuracy,
+        "{} B multiply-adds": published.multiply_adds,
+    }
+    found = [text.format(value) for text, value in figures.items() if value]
+    found += [published.remark] if published.remark else []
+    norm = "trained" if train.fine_tune_batch_norm else "frozen"
+    scales = ", ".join(map(str, evaluation.eval_scales))
+    flip = ", mirrored" if evaluation.add_flipped_images else ""
+    return "\n".join(
+        [
+            f"{preset.name} ({preset.source}): {', '.join(found) or 'no figure'}",
+            f"  model: {model.backbone}, {model.num_classes} classes, output stride "
+            f"{model.output_stride}, from {preset.start}",
+            f"  training: {data.dataset} {preset.train_split}, "
+            f"{train.training_number_of_steps} steps of {data.batch_size} crops "
+            f"{_size(data.crop_size)}, learning rate {train.base_learning_rate:g} "
+            f"{train.learning_policy} {train.learning_power:g}, weight decay "
+            f"{train.weight_decay:g}, batch normalisation {norm}",
+            f"  evaluation: {preset.eval_split}, output stride "
+            f"{preset.eval_output_stride}, crop {_size(evaluation.eval_crop_size)}, "
+            f"scales {scales}{flip}",
+        ]
+    )
+
+
+def deviations(preset_part, part) -> list[str]:
+    """Returns what differs between two configs of one class, "name: was -> is".
+
+    Args:
+        preset_part: A config of a preset.
+        part: What takes its place.
+    """
+    found = []
+    for field in dataclasses.fields(preset_part):
+        was, now = getattr(preset_part, field.name), getattr(part, field.name)
+        if dataclasses.is_dataclass(was):
+            found += [f"{field.name}.{line}" for line in deviations(was, now)]
+        elif was != now and field.name not in _PATHS:
+            found.append(f"{field.name}: {was} -> {now}")
+    return found

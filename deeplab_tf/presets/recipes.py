@@ -1,0 +1,124 @@
+"""Recipes and models that the rows have in common.
+
+Where the papers leave a number of a recipe open, it is that of DeepLabv3
+(1706.05587, Sec. 4.1), which DeepLabv3+ refers to.
+"""
+
+import dataclasses
+
+from deeplab_tf.config import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    EvalConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from deeplab_tf.presets.preset import Preset, Published
+
+VOC_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+_ONE_SCALE = (1.0,)
+# Scales and flip as the inference tables of DeepLabv3+ abbreviate them.
+INFERENCE = {
+    "": {},
+    "_ms": {"scales": VOC_SCALES},
+    "_ms_flip": {"scales": VOC_SCALES, "flip": True},
+}
+
+
+def row(name: str, source: str, model: ModelConfig, protocol: dict, **fields):
+    """Returns a preset; `protocol` is a dictionary such as `VOC`."""
+    train = dataclasses.asdict(protocol["train"])
+    if model.backbone.startswith("resnet"):
+        train["weight_decay"] = 1e-4
+    own = protocol | {
+        "train": TrainConfig(**train | fields.pop("train", {})),
+        "data": dataclasses.replace(protocol["data"], mean_pixel=model.mean_pixel),
+    }
+    evaluation = {
+        "eval_scales": fields.pop("scales", _ONE_SCALE),
+        "add_flipped_images": fields.pop("flip", False),
+    }
+    own["evaluation"] = dataclasses.replace(own["evaluation"], **evaluation)
+    published = {
+        field.name: fields.pop(field.name)
+        for field in dataclasses.fields(Published)
+        if field.name in fields
+    }
+    fields.setdefault("eval_output_stride", model.output_stride)
+    fields["published"] = Published(**published)
+    return Preset(name, source, model, **own | fields)
+
+
+# DeepLabv3, Sec. 4.1.
+VOC = {
+    "data": DataConfig(dataset="pascal_voc_seg", crop_size=(513, 513), batch_size=16),
+    "train": TrainConfig(base_learning_rate=0.007, training_number_of_steps=30000),
+    "train_split": "train_aug",
+    "start": "ImageNet",
+    "evaluation": EvalConfig(eval_crop_size=(513, 513)),
+    "eval_split": "val",
+}
+# DeepLabv3, Sec. 4.1 and 4.3: before the test set all of trainval is seen once more,
+# at output stride 8 and with frozen batch normalisation.
+VOC_TEST = VOC | {
+    "train": dataclasses.replace(
+        VOC["train"], base_learning_rate=0.001, fine_tune_batch_norm=False
+    ),
+    "train_split": "trainval",
+    "eval_split": "test",
+}
+CITYSCAPES = {
+    "data": DataConfig(dataset="cityscapes", crop_size=(769, 769), batch_size=16),
+    "train": TrainConfig(base_learning_rate=0.007, training_number_of_steps=90000),
+    "train_split": "train_fine",
+    "start": "ImageNet",
+    "evaluation": EvalConfig(eval_crop_size=(1025, 2049)),
+    "eval_split": "val_fine",
+}
+
+
+def ade20k(size: int) -> dict:
+    """Returns the protocol of ADE20K with its images resized to a longer side."""
+    return {
+        "data": DataConfig(
+            dataset="ade20k",
+            crop_size=(size, size),
+            batch_size=16,
+            min_resize_value=size,
+            max_resize_value=size,
+            resize_factor=16,
+        ),
+        "train": TrainConfig(
+            base_learning_rate=0.007, training_number_of_steps=150000, ignore_label=0
+        ),
+        "train_split": "train",
+        "start": "ImageNet",
+        "evaluation": EvalConfig(eval_crop_size=(size, size), ignore_label=0),
+        "eval_split": "val",
+    }
+
+
+NO_DECODER = DecoderConfig(output_strides=())
+
+
+def deeplabv3(grid=(1, 2, 4), rates=(6, 12, 18), image_level=True) -> ModelConfig:
+    """Returns DeepLabv3's ASPP on ResNet-101."""
+    context = ContextConfig(rates, separable=False, image_level=image_level)
+    return ModelConfig(
+        backbone="resnet_v1_101_beta",
+        multi_grid=grid,
+        context=context,
+        decoder=NO_DECODER,
+    )
+
+
+def deeplabv3plus(
+    backbone="xception_65", decoder=True, separable=True, **fields
+) -> ModelConfig:
+    """Returns DeepLabv3+ on an Xception; `separable` is the tables' SC."""
+    context = ContextConfig(
+        (6, 12, 18), separable=separable, **fields.pop("context", {})
+    )
+    decoding = DecoderConfig(separable=separable) if decoder else NO_DECODER
+    return ModelConfig(backbone=backbone, context=context, decoder=decoding, **fields)
