@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.deeplab import at_image_scale
 from deeplab_tf.models.layers import resize_bilinear, scale_dimension
 
 
@@ -45,6 +46,7 @@ class Predictor:
         self.crop_size = crop_size
         logits = model.get_layer("logits").output
         self.network = keras.Model(model.input, logits, name="logits_of_image")
+        self.networks = {s: at_image_scale(self.network, s) for s in self.scales}
 
     def _padded(self, images):
         """Returns images padded at the bottom and the right with the mean pixel."""
@@ -67,9 +69,10 @@ class Predictor:
             seen = resize_bilinear(images, scaled)
         else:
             seen = images
-        logits = self.network(seen, training=False)
+        network = self.networks[scale]
+        logits = network(seen, training=False)
         if self.flip:
-            mirrored = self.network(tf.reverse(seen, [2]), training=False)
+            mirrored = network(tf.reverse(seen, [2]), training=False)
             logits = [logits, tf.reverse(mirrored, [2])]
         else:
             logits = [logits]

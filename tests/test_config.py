@@ -153,7 +153,7 @@ def test_an_unknown_flag_is_named_with_the_known_ones():
 
 
 def test_labels_of_logits_that_are_not_resized_are_refused_so_far():
-    with pytest.raises(UserError, match="^prediction_with_upsampled"):
+    with pytest.raises(UserError, match=r"^prediction_with_upsampled"):
         ModelConfig.from_official_flags({"prediction_with_upsampled_logits": False})
 
 

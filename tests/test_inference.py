@@ -58,7 +58,7 @@ def test_padding_is_the_mean_pixel_at_the_bottom_and_the_right(
         seen.append(np.array(images))
         return network(images, training=training)
 
-    predictor.network = spy
+    predictor.networks = dict.fromkeys(predictor.scales, spy)
     images = photo(2, *size)
     assert predictor.labels(images).shape == (2, *size)
     expected = np.full((2, *padded, 3), 127.5, np.float32)

@@ -302,6 +302,11 @@ def conv(
         padding: "same", or "fixed" as in `pad_fixed`.
         **layer_options: Passed to the layer.
     """
+    if strides > 1 and rate != 1:
+        # No backend has both at once: a multi-grid in the last unit of a cascade's
+        # block needs it. The dense convolution is sampled instead.
+        dense = {"rate": rate, "initializer": initializer, **layer_options}
+        return subsample(conv(x, filters, kernel_size, scope, **dense), strides, scope)
     return layers.Conv2D(
         filters,
         kernel_size,
@@ -335,6 +340,14 @@ def depthwise_conv(
         name=scope,
         **_padded(padding, strides),
     )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
+
+
+def subsample(x, strides: int, scope: str):
+    """Returns every `strides`-th row and column of `x`, the first ones included."""
+    pool = layers.MaxPooling2D(
+        1, strides, data_format="channels_last", name=f"{scope}.subsample"
+    )
+    return pool(x)
 
 
 def _is_fixed(padding: str, strides: int) -> bool:

@@ -1,13 +1,13 @@
 """The output stride: strides become rates, and features stay where they were."""
 
+import keras
 import numpy as np
 import pytest
 from golden_case import value
 
-from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
-from deeplab_tf.config import ModelConfig
+from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.backbones.atrous import strides_and_rates
-from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
 
 # Layers 1 to 18 of MobileNetV2 (reference, section 1.3).
 NOMINAL = [2, 1, *(2, 1), *(2, 1, 1), *(2, 1, 1, 1), *(1, 1, 1), *(2, 1, 1), 1]
@@ -31,18 +31,66 @@ def test_a_unit_without_its_stride_keeps_the_rate_before_it():
     assert list(steps) == [(2, 1), (2, 1), (1, 1), (1, 2), (1, 2), (1, 4)]
 
 
-def backbone_at(output_stride):
-    config = ModelConfig(depth_multiplier=0.5).at_output_stride(output_stride)
-    model = build_model(config)
-    shapes = {name: array.shape for name, array in tf1_variables(model).items()}
-    load_tf1_variables(model, {n: value(n, s) for n, s in shapes.items()})
-    return model.get_layer("backbone")
+def features_at(output_stride, backbone, **options):
+    """Returns a model of a backbone's high-level features, always the same weights."""
+    image = keras.Input((None, None, 3))
+    features = BACKBONES[backbone](image, output_stride, **options)
+    model = keras.Model(image, features["high_level"])
+    for name, variable in official_variables(model).items():
+        variable.assign(value(name, variable.shape))
+    return model
 
 
-def test_features_of_a_smaller_stride_contain_those_of_a_larger():
-    image = np.random.RandomState(0).uniform(-1, 1, (1, 65, 97, 3)).astype("float32")
-    at8, at16, at32 = (np.array(backbone_at(s)(image)[0]) for s in (8, 16, 32))
-    assert at8.shape == (1, 9, 13, 160)
-    for dense, coarse in ((at8, at16), (at16, at32)):
-        dense = dense[:, ::2, ::2]
-        np.testing.assert_allclose(dense, coarse, atol=1e-5 * np.std(coarse))
+def random_images(sizes):
+    random = np.random.RandomState(0)
+    return [random.uniform(-1, 1, (1, *s, 3)).astype("float32") for s in sizes]
+
+
+def assert_consistent(features):
+    """Checks that features of finer strides hold those of coarser ones.
+
+    Args:
+        features: Output stride -> `[1, height, width, channels]`.
+    """
+    finest = min(features)
+    for stride, coarse in features.items():
+        step = stride // finest
+        sampled = features[finest][:, ::step, ::step]
+        np.testing.assert_allclose(sampled, coarse, atol=1e-4 * np.std(coarse))
+
+
+ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "sizes"),
+    [
+        # The SAME padding of its strided convolutions forbids even sizes. MobileNetV3
+        # squeezes and excites, so that every cell depends on all others.
+        ("mobilenet_v2", {"depth_multiplier": 0.5}, [ODD]),
+        ("xception_41", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
+        ("xception_71", {}, [EVEN]),
+        ("resnet_v1_18", {"multi_grid": (1, 2)}, [ODD, EVEN]),
+        ("resnet_v1_50_beta", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
+    ],
+)
+def test_features_of_a_smaller_stride_contain_those_of_a_larger(
+    backbone, options, sizes
+):
+    models = {s: features_at(s, backbone, **options) for s in (4, 8, 16, 32)}
+    for image in random_images(sizes):
+        features = {stride: np.array(model(image)) for stride, model in models.items()}
+        for stride, dense in features.items():
+            cells = tuple(-(-side // stride) for side in image.shape[1:3])
+            assert dense.shape[1:3] == cells
+        assert_consistent(features)
+
+
+def test_a_cascade_of_a_smaller_stride_contains_one_of_a_larger():
+    options = {"cascade_blocks": 3, "multi_grid": (1, 2)}
+    strides = (8, 16, 32, 64, 128, 256)
+    models = {s: features_at(s, "resnet_v1_18", **options) for s in strides}
+    for image in random_images([(257, 129), (192, 256)]):
+        features = {stride: np.array(model(image)) for stride, model in models.items()}
+        assert features[256].shape[1:3] == tuple(-(-n // 256) for n in image.shape[1:3])
+        assert_consistent(features)

@@ -8,6 +8,7 @@ from golden_case import FOLDER, GoldenCase, value
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import ModelConfig
+from deeplab_tf.inference import predict_labels
 from deeplab_tf.models.deeplab import build_model
 
 # Cases with training settings are tested in training/test_trainer.py.
@@ -60,8 +61,29 @@ def test_variables_have_the_official_names_and_shapes(run):
     assert shapes == case.content["variables"]
 
 
+def test_several_scales_and_mirrored_images_give_the_official_labels(run):
+    case, model, _, _ = run
+    if "multi_scale_labels" not in case.arrays:
+        return  # the case was scored at one scale
+    scales, flip = case.content["eval_scales"], case.content["add_flipped_images"]
+    assert len(scales) == 3 and flip
+    labels = predict_labels(model, case.images(), scales, flip)
+    assert np.mean(labels == case.arrays["multi_scale_labels"]) >= 0.999
+
+
+def test_one_case_is_scored_at_several_scales():
+    cases = [GoldenCase.load(name) for name in CASES]
+    assert sum("multi_scale_labels" in case.arrays for case in cases) == 1
+
+
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2_image_pyramid_avg", "mobilenet_v2_two_level_decoder"]
+    "name",
+    [
+        "mobilenet_v2_image_pyramid_avg",
+        "mobilenet_v2_two_level_decoder",
+        "mobilenet_v3_large_seg_lraspp",
+        "resnet_v1_50_beta_os8_v3",
+    ],
 )
 def test_fixed_sizes_give_the_same(name):
     case = GoldenCase.load(name)

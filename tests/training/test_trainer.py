@@ -55,9 +55,12 @@ def gradient_norms(model, images, labels, weight_decay):
     return {n: float(tf.norm(g)) for n, g in zip(trained, gradients, strict=True)}
 
 
-@pytest.fixture(scope="module")
-def golden_run():
-    case = GoldenCase.load("train_mobilenet_v2")
+@pytest.fixture(
+    scope="module",
+    params=["train_mobilenet_v2", "train_xception_41_decoder_hard_mining"],
+)
+def golden_run(request):
+    case = GoldenCase.load(request.param)
     settings = case.content["train"]
     config = ModelConfig.from_official_flags(case.flags)
     context = dataclasses.replace(config.context, dropout=settings["dropout"])
@@ -65,6 +68,8 @@ def golden_run():
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     options = {name: value for name, value in settings.items() if name in fields}
     images, labels = (f(settings["batch"]) for f in (case.images, case.labels))
+    for layer in batch_normalizations(model):
+        layer.frozen = not settings["fine_tune_batch_norm"]
     load_tf1_variables(model, case.weights())
     norms = gradient_norms(model, images, labels, settings["weight_decay"])
     load_tf1_variables(model, case.weights())  # the moving statistics moved

@@ -40,12 +40,7 @@ def _shortcut(x, filters, scope, stride, conv):
     """Returns what a unit adds to its residual."""
     if x.shape[-1] != filters:
         return conv(x, filters, 1, f"{scope}.shortcut", strides=stride, activation=None)
-    if stride == 1:
-        return x
-    subsample = layers.MaxPooling2D(
-        1, stride, data_format="channels_last", name=f"{scope}.subsample"
-    )
-    return subsample(x)
+    return x if stride == 1 else deeplab_layers.subsample(x, stride, scope)
 
 
 def _bottleneck(x, depth, scope, stride, rate, conv):

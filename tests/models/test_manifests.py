@@ -1,0 +1,53 @@
+"""Every official checkpoint has a model of exactly its variables."""
+
+import pytest
+from golden_case import FOLDER, manifest
+
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
+from deeplab_tf.presets import PRESETS
+
+# Whole models, by the preset or the flags that build them.
+MODELS = {
+    "mobilenetv2_voc": "mobilenetv2_coco_voc_trainaug",
+    "mobilenetv2_dm05_voc": "mobilenetv2_dm05_coco_voc_trainaug",
+    "mobilenetv2_cityscapes": "mobilenetv2_coco_cityscapes_trainfine",
+    "mobilenetv2_ade20k_dec4": "mobilenetv2_ade20k_train",
+    "mobilenetv3_large_cityscapes": "mobilenetv3_large_cityscapes_trainfine",
+    "mobilenetv3_small_cityscapes": "mobilenetv3_small_cityscapes_trainfine",
+    "xception65_voc": "xception65_coco_voc_trainaug",
+    "xception65_cityscapes": "xception65_cityscapes_trainfine",
+    "xception65_ade20k": "xception65_ade20k_train",
+    "xception71_dpc_cityscapes": "xception71_dpc_cityscapes_trainfine",
+    "resnet_v1_101_beta_full": "resnet_v1_101_beta_imagenet",
+    "resnet_v1_101_beta_full_dense": "deeplabv3plus_table3_train16_eval16_decoder",
+}
+# Classifiers, of which a model takes everything but its head.
+BACKBONES = {
+    *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_50", "resnet_v1_50_beta"),
+    *("resnet_v1_101", "resnet_v1_101_beta"),
+    *("xception_41", "xception_65", "xception_71"),
+}
+
+
+def shapes_of(model):
+    variables = official_variables(model)
+    return {name: tuple(variable.shape) for name, variable in variables.items()}
+
+
+def test_every_manifest_is_compared():
+    names = {path.stem for path in (FOLDER / "manifests").glob("*.tsv")}
+    assert names == set(MODELS) | BACKBONES
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_has_the_variables_of_its_checkpoint(name):
+    model = build_model(PRESETS[MODELS[name]].model)
+    assert shapes_of(model) == manifest(name)
+
+
+@pytest.mark.parametrize("name", sorted(BACKBONES))
+def test_a_backbone_has_the_variables_of_its_classifier(name):
+    model = build_model(ModelConfig(backbone=name))
+    assert shapes_of(model.get_layer("backbone")) == manifest(name)
