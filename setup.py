@@ -61,6 +61,8 @@ EXTRAS_REQUIRE = {
     ],
     # Draws COCO's polygon and run-length annotations as label maps.
     "coco": ["pycocotools>=2.0.8"],
+    # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
+    "jax": ["jax[cpu]>=0.6.2"],
     "peers": [
         # Another inference engine, to compare speed and logits with.
         "openvino>=2025.0",

@@ -32,6 +32,12 @@ def _asset(relative: str) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def asset():
+    """A function: the path of a file or folder among the assets."""
+    return _asset
+
+
+@pytest.fixture(scope="session")
 def voc_root() -> pathlib.Path:
     """Real PASCAL VOC images in their native layout."""
     return _asset("data/voc2012_sample/VOCdevkit/VOC2012")

@@ -44,7 +44,7 @@ def test_the_pages_hold_commands():
     programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in commands()}
     assert programs == {
         *("datasets.voc2012", "train.py", "eval.py", "export.py"),
-        "deeplab_tf.predict",
+        *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
         "bash\n./demo.sh\n./test.sh\n"

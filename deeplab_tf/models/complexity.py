@@ -17,7 +17,7 @@ from keras import layers
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.layers import WindowMean, scale_dimension
+from deeplab_tf.models.layers import PixelScaling, WindowMean, scale_dimension
 from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.presets import PRESETS
 
@@ -56,7 +56,7 @@ def _convolution(layer, convention: str) -> int:
 def _other_operations(layer) -> int:
     """Returns the operations that the profiler counted besides convolutions."""
     elements = prod(layer.output.shape)
-    if isinstance(layer, layers.Rescaling):
+    if isinstance(layer, PixelScaling):
         # A product and a difference; the mean alone is one difference.
         return elements * (1 if layer.scale == 1.0 else 2)
     if isinstance(layer, layers.Add):

@@ -9,7 +9,7 @@ from deeplab_tf.models.aspp import aspp, concat_projection, image_level_features
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.decoder import decoder, sum_decoder
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
-from deeplab_tf.models.layers import WindowMean, head_style
+from deeplab_tf.models.layers import PixelScaling, WindowMean, head_style
 from deeplab_tf.models.variables import leaf_layers
 
 
@@ -24,10 +24,10 @@ def _nested(name, build, *inputs):
 def _normalize(image, config: ModelConfig):
     """Returns raw pixels as the backbone wants them: mean pixel to 0."""
     if config.traits.subtracts_mean:
-        scaling = (1.0, [-mean for mean in config.mean_pixel])
+        scaling = (1.0, tuple(-mean for mean in config.mean_pixel))
     else:
         scaling = (2.0 / 255.0, -1.0)
-    return layers.Rescaling(*scaling, dtype="float32", name="normalize")(image)
+    return PixelScaling(*scaling, dtype="float32", name="normalize")(image)
 
 
 def _backbone(image, config: ModelConfig):

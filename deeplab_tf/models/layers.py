@@ -207,6 +207,36 @@ def _minimum(a, b):
     return min(a, b) if known else ops.minimum(a, b)
 
 
+@keras.saving.register_keras_serializable("deeplab_tf")
+class PixelScaling(layers.Layer):
+    """Scales pixels: `x * scale + offset`.
+
+    Keras' own Rescaling loads TensorFlow on every backend where it is installed.
+
+    Args:
+        scale: Factor.
+        offset: One for all channels, or one for each.
+    """
+
+    def __init__(self, scale: float = 1.0, offset=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+        self.offset = offset
+
+    def call(self, x):
+        """Returns the scaled `[b, h, w, channels]`."""
+        return x * self.scale + ops.convert_to_tensor(self.offset, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        """Returns the shape of the input."""
+        return input_shape
+
+    def get_config(self):
+        """Returns the arguments, for saving."""
+        own = {"scale": self.scale, "offset": self.offset}
+        return {**super().get_config(), **own}
+
+
 def normalize_batch(x, gamma, beta, epsilon: float):
     """Returns `x` normalised by its own moments, these being differentiated too.
 

@@ -1,6 +1,5 @@
 """The primitives: sizes, resizing, batch normalisation, precision."""
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -161,31 +160,6 @@ def test_a_given_momentum_reaches_every_batch_norm(momentum):
 def test_every_batch_norm_is_found(narrow_model):
     named = [n for n in official_variables(narrow_model) if n.endswith("moving_mean")]
     assert len(batch_normalizations(narrow_model)) == len(named) == 65
-
-
-@pytest.fixture
-def mixed_bfloat16():
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.mixed_precision.set_dtype_policy(before)
-
-
-def test_logits_and_output_stay_float32_in_mixed_precision(
-    narrow_model, mixed_bfloat16
-):
-    model = build_model(narrow_model.model_config)
-    model.set_weights(narrow_model.get_weights())
-    layers_of = {layer.name: layer for layer in model.layers}
-    assert layers_of["decoder"].output.dtype == "bfloat16"
-    assert layers_of["logits.semantic"].output.dtype == "float32"
-    assert layers_of["logits"].output.dtype == "float32"
-    assert {v.dtype for v in official_variables(model).values()} == {"float32"}
-    image = np.random.RandomState(0).uniform(0, 255, (1, 33, 33, 3)).astype("float32")
-    mixed, exact = model(image), narrow_model(image)
-    assert mixed.dtype == tf.float32
-    # bfloat16 keeps 8 bits, so some per cent after fifty layers; not garbage.
-    assert np.abs(mixed - exact).max() < 0.2 * np.std(exact)
 
 
 def test_official_names_follow_the_checkpoints(narrow_model):

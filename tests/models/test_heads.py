@@ -14,7 +14,6 @@ import tensorflow as tf
 from golden_case import FOLDER, value
 
 from deeplab_tf import UserError
-from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import (
     RELEASED_CELL,
     CellBranch,
@@ -26,7 +25,11 @@ from deeplab_tf.models.backbones import BACKBONES, xception
 from deeplab_tf.models.deeplab import at_image_scale, build_model
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
 from deeplab_tf.models.layers import WindowMean, head_style
-from deeplab_tf.models.variables import dropout_seeds, leaf_layers
+from deeplab_tf.models.variables import (
+    dropout_seeds,
+    leaf_layers,
+    official_variables,
+)
 
 NARROW = {
     "num_classes": 3,
@@ -71,10 +74,11 @@ def build(scale_of=lambda name: 1.0, **flags):
 
 
 def filled(model, scale_of=lambda name: 1.0):
-    shapes = {name: array.shape for name, array in tf1_variables(model).items()}
-    weights = {n: np.float32(scale_of(n)) * value(n, s) for n, s in shapes.items()}
-    load_tf1_variables(model, weights)
-    return model, weights
+    variables = official_variables(model)
+    w = {n: np.float32(scale_of(n)) * value(n, v.shape) for n, v in variables.items()}
+    for name, variable in variables.items():
+        variable.assign(w[name])
+    return model, w
 
 
 def features(model):
@@ -120,6 +124,12 @@ def separable(x, w, scope, rate=1, act=tf.nn.relu):
     return conv(x, w, f"{scope}_pointwise", act=act)
 
 
+def image_level_of_windows(x, w):
+    # ceil(33 / 16) = 3 and ceil(49 / 16) = 4 cells at a time: 3 x 2 means.
+    pooled = means(x.numpy(), (3, 4), (1, 2))
+    return resized(conv(pooled, w, "image_pooling"), x)
+
+
 def image_level(x, w, act=tf.nn.relu):
     mean = tf.reduce_mean(x, axis=(1, 2), keepdims=True)
     return conv(mean, w, "image_pooling", act=act) * tf.ones_like(x[..., :1])
@@ -144,6 +154,10 @@ SQUEEZE = {"aspp_with_squeeze_and_excitation": True}
 LITE = SQUEEZE | {"aspp_with_concat_projection": False, "atrous_rates": []}
 CONTEXTS = {
     "complete": ({}, lambda x, w: projected([image_level(x, w), *branches(x, w)], w)),
+    "windows": (
+        {"image_pooling_crop_size": "33,49", "image_pooling_stride": "1,2"},
+        lambda x, w: projected([image_level_of_windows(x, w), *branches(x, w)], w),
+    ),
     "no_image_level": (
         {"add_image_level_feature": False},
         lambda x, w: projected(branches(x, w), w),
@@ -436,9 +450,9 @@ def tiny_xception(monkeypatch):
     return build
 
 
-def padded(x, bounded):
-    """Returns what a strided 3x3 convolution sees: fixed padding unless bounded."""
-    return x if bounded else tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+def with_border(x):
+    """Returns `x` within a pixel of zeros: the fixed padding of a 3x3 kernel."""
+    return tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
 
 
 def xception_module(x, w, scope, block, bounded, depthwise_activation):
@@ -452,7 +466,7 @@ def xception_module(x, w, scope, block, bounded, depthwise_activation):
         stride = block.stride if i == 3 else 1
         fixed = stride > 1 and not bounded
         y = tf.nn.depthwise_conv2d(
-            padded(y, not fixed),
+            with_border(y) if fixed else y,
             w[f"{scope}/separable_conv{i}_depthwise/depthwise_weights"],
             [1, stride, stride, 1],
             "VALID" if fixed else "SAME",
@@ -473,8 +487,8 @@ def xception_module(x, w, scope, block, bounded, depthwise_activation):
 def xception_features(image, w, bounded=False, depthwise_activation=False):
     relu = tf.nn.relu6 if bounded else tf.nn.relu
     # The first convolution is padded by one all around, whatever its activation.
-    x = tf.pad(image, [[0, 0], [1, 1], [1, 1], [0, 0]])
-    x = tf.nn.conv2d(x, w["tiny/entry_flow/conv1_1/weights"], 2, "VALID")
+    kernel = w["tiny/entry_flow/conv1_1/weights"]
+    x = tf.nn.conv2d(with_border(image), kernel, 2, "VALID")
     x = relu(norm(x, w, "tiny/entry_flow/conv1_1", 1e-3))
     x = conv(x, w, "tiny/entry_flow/conv1_2", act=relu, epsilon=1e-3)
     for block in BLOCKS:
@@ -543,7 +557,7 @@ CELL = (
 
 
 def test_a_cell_is_its_branches_one_by_one():
-    model, w = filled_cell(CELL, output_stride=8)
+    model, w = filled(cell_model(CELL, output_stride=8))
     x = np.random.RandomState(0).standard_normal((2, 7, 9, 4)).astype("float32")
     scope = "meta_architecture/branch"
     dilated = separable(x, w, f"{scope}0", (2, 4))  # 16 // 8 times (1, 2)
@@ -553,21 +567,6 @@ def test_a_cell_is_its_branches_one_by_one():
     parts = [dilated, resized(pooled, x), conv(dilated, w, f"{scope}2")]
     expected = conv(tf.concat(parts, -1), w, "meta_architecture/concat_projection")
     assert_same(model(x), expected)
-
-
-def filled_cell(branches, output_stride=16, window=None):
-    model = cell_model(branches, output_stride, window)
-    w = {n: value(n, a.shape) for n, a in tf1_variables(model).items()}
-    for layer in leaf_layers(model):
-        name = layer.name.replace(".", "/")
-        leaves = {"kernel": "weights", "bias": "biases"}
-        if "depthwise" in name:
-            leaves["kernel"] = "depthwise_weights"
-        for variable in layer.variables:
-            full = f"{name}/{leaves.get(variable.name, variable.name)}"
-            if full in w:
-                variable.assign(w[full])
-    return model, w
 
 
 def test_pyramid_pooling_by_hand():
@@ -747,10 +746,9 @@ def test_a_window_is_averaged_wherever_it_fits(cells, options, window):
     np.testing.assert_allclose(open_sizes(x), expected, atol=1e-6)
     known = layer(keras.Input((*cells, 3)))
     assert known.shape == (None, *expected.shape[1:])
-    assert layer(keras.Input((None, cells[1], 3))).shape[1:] in (
-        (None, None, 3),
-        (1, 1, 3),  # without a window
-    )
+    whole = not {"crop_size", "grid_size"} & set(options)
+    opened = layer(keras.Input((None, cells[1], 3)))
+    assert opened.shape[1:] == ((1, 1, 3) if whole else (None, None, 3))
     assert WindowMean.from_config(layer.get_config()).get_config() == layer.get_config()
 
 
@@ -785,7 +783,7 @@ def test_a_network_for_another_scale_shares_every_variable():
 def test_a_network_for_another_scale_is_the_one_of_the_scaled_window():
     model, w = build(**CROP)
     other, _ = build(image_pooling_crop_size="17,25")
-    assert list(tf1_variables(other)) == list(w)
+    assert list(official_variables(other)) == list(w)
     assert_same(at_image_scale(model, 0.5)(IMAGE), other(IMAGE))
     difference = model(IMAGE) - other(IMAGE)
     assert np.abs(difference).max() > 1e-2 * np.std(other(IMAGE))

@@ -1,0 +1,190 @@
+"""Real files in other forms than checkpoints: a frozen graph and a TFLite model."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.checkpoints.restore import class_count, load_tf1_variables
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint, read_variables, resolve
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
+from deeplab_tf.presets import PRESETS
+
+
+def photographs(folder, count, size=None):
+    """Returns images spread over a folder, uint8 `[1, height, width, 3]`."""
+    paths = sorted(folder.glob("*.jpg"))
+    for path in paths[:: len(paths) // count][:count]:
+        image = Image.open(path).convert("RGB")
+        yield np.array(image.resize(size[::-1]) if size else image)[None]
+
+
+@pytest.fixture(scope="module")
+def frozen_folder(asset):
+    return asset("weights/mobilenet_v3_small_lraspp_frozen")
+
+
+@pytest.fixture(scope="module")
+def street_config():
+    """The model of the frozen graph: MobileNetV3-small, LR-ASPP, 5 classes."""
+    config = PRESETS["mobilenetv3_small_cityscapes_trainfine"].model
+    flags = {"num_classes": 5, "image_pooling_crop_size": "385,769"}
+    return config.with_official_flags(flags)
+
+
+def test_a_frozen_graph_gives_the_labels_that_it_gives_itself(
+    frozen_folder, street_config, asset
+):
+    path = frozen_folder / "frozen_inference_graph.pb"
+    graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    official = tf.compat.v1.wrap_function(
+        lambda: tf.graph_util.import_graph_def(graph, name=""), []
+    ).prune("ImageTensor:0", "SemanticPredictions:0")
+    model = build_model(street_config)
+    assert load_tf1_checkpoint(model, str(path)).complete
+    predictor = Predictor(model, crop_size=(513, 1025))
+    seen = np.zeros(5, int)
+    for image in photographs(asset("data/camvid/test"), 8):
+        labels = official(tf.constant(image)).numpy()
+        assert np.mean(predictor.labels(image).numpy() == labels) >= 0.999
+        seen += np.bincount(labels.ravel(), minlength=5)
+    assert np.count_nonzero(seen > 1000) >= 4
+
+
+def test_a_folder_of_a_frozen_graph_will_do(frozen_folder):
+    prefix = resolve(str(frozen_folder))
+    assert prefix.endswith("frozen_inference_graph.pb")
+    arrays = read_variables(prefix)
+    assert len(arrays) == 217
+    assert class_count(arrays) == 5
+
+
+def write_graph(path, arrays):
+    with tf.Graph().as_default() as graph:
+        for name, array in arrays.items():
+            tf.constant(array, name=name)
+        tf.constant(2, name="strided_slice/stack")
+    path.write_bytes(graph.as_graph_def().SerializeToString())
+    return str(path)
+
+
+def test_constants_that_were_no_variables_are_passed_over(arrays, zeros, tmp_path):
+    path = write_graph(tmp_path / "frozen_inference_graph.pb", arrays)
+    assert set(read_variables(path)) == set(arrays)
+    assert load_tf1_checkpoint(zeros, path).complete
+
+
+@pytest.mark.parametrize("content", [b"no graph at all", b"\x0a\xff\xff\xff\xff"])
+def test_a_file_that_is_no_graph_is_named(content, tmp_path):
+    path = tmp_path / "frozen.pb"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"frozen\.pb cannot be read as a frozen graph"):
+        read_variables(str(path))
+
+
+def test_a_graph_of_another_architecture_is_refused(arrays, street_config, tmp_path):
+    path = write_graph(tmp_path / "frozen.pb", arrays)
+    with pytest.raises(UserError, match="another architecture than mobilenet_v3_small"):
+        load_tf1_checkpoint(build_model(street_config), path)
+
+
+def unfolded(interpreter, model):
+    """Returns the float tensors of a TFLite model under their official names.
+
+    Its batch normalisations are folded into kernels and biases: what is left of
+    them is the identity and, as beta, the bias.
+    """
+    tensors = {
+        detail["name"]: interpreter.get_tensor(detail["index"])
+        for detail in interpreter.get_tensor_details()
+        if detail["name"].endswith(("weights", "bias"))
+    }
+    arrays = {}
+    for name, variable in official_variables(model).items():
+        scope, _, leaf = name.rpartition("/")
+        scope = scope.removesuffix("/BatchNorm")
+        kind = "depthwise_bias" if scope.endswith("depthwise") else "Conv2D_bias"
+        if leaf in ("weights", "depthwise_weights"):
+            # [filters, h, w, channels], with one filter where it is depthwise.
+            arrays[name] = tensors[name].transpose(1, 2, 3, 0)
+        elif leaf in ("beta", "biases"):
+            arrays[name] = tensors[f"{scope}/{kind}"]
+        else:
+            # gamma / sqrt(moving_variance + 1e-3) = 1, or 1.001e-5 in the heads.
+            epsilon = 1e-3 if scope.startswith("MobilenetV2") else 1.001e-5
+            constant = {"gamma": 1.0, "moving_mean": 0.0}.get(leaf, 1.0 - epsilon)
+            arrays[name] = np.full(variable.shape, constant, np.float32)
+    return arrays
+
+
+@pytest.mark.slow
+def test_the_official_half_width_model_gives_the_logits_of_its_tflite_file(asset):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path = asset("weights/mobilenet_v2_dm05_voc_tflite/deeplabv3_257_mv_gpu.tflite")
+    interpreter = litert.Interpreter(str(path))
+    interpreter.allocate_tensors()
+    model = build_model(PRESETS["mobilenetv2_dm05_coco_voc_trainval"].eval_model)
+    report = load_tf1_variables(model, unfolded(interpreter, model))
+    assert report.complete
+    (source,), (target,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    folder = asset("data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages")
+    for image in photographs(folder, 8, (257, 257)):
+        scaled = image.astype(np.float32) * np.float32(2 / 255) - 1
+        interpreter.set_tensor(source["index"], scaled)
+        interpreter.invoke()
+        logits = interpreter.get_tensor(target["index"])
+        ours = model(image.astype(np.float32)).numpy()
+        assert np.std(logits) > 1
+        assert np.abs(ours - logits).max() < 1e-3
+
+
+def inflated(channels, source=3):
+    """Returns an RGB kernel and what a model of other channels takes of it."""
+    config = dataclasses.replace(ModelConfig(depth_multiplier=0.1), channels=source)
+    rgb = build_model(config)
+    name = "MobilenetV2/Conv/weights"
+    arrays = {n: np.array(v) for n, v in official_variables(rgb).items()}
+    model = build_model(dataclasses.replace(config, channels=channels))
+    report = load_tf1_variables(model, arrays)
+    return arrays[name], np.array(official_variables(model)[name]), report
+
+
+def test_new_channels_begin_with_the_mean_of_red_green_and_blue():
+    kernel, taken, report = inflated(5)
+    assert taken.shape == (3, 3, 5, kernel.shape[-1])
+    np.testing.assert_array_equal(taken[:, :, :3], kernel)
+    for channel in (3, 4):
+        np.testing.assert_allclose(taken[:, :, channel], kernel.mean(2), rtol=1e-6)
+    assert report.inflated == (("MobilenetV2/Conv/weights", 5),)
+    assert "MobilenetV2/Conv/weights inflated to 5 channels" in str(report)
+    assert not report.complete
+    assert not (report.skipped or report.missing or report.unexpected)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_grey_image_looks_as_it_did_in_colour(channels):
+    kernel, taken, _ = inflated(channels)
+    assert taken.shape[2] == channels
+    np.testing.assert_allclose(taken.sum(2), kernel.sum(2), atol=1e-6)
+    np.testing.assert_array_equal(taken[:, :, 0], taken[:, :, -1])
+
+
+def test_weights_of_the_same_channels_are_not_inflated():
+    kernel, taken, report = inflated(4, source=4)
+    np.testing.assert_array_equal(taken, kernel)
+    assert report.inflated == ()
+    assert report.complete
+
+
+def test_weights_of_other_channels_than_rgb_are_refused():
+    with pytest.raises(UserError, match=r"Conv/weights 3x3x4x\d+ into 3x3x5x"):
+        inflated(5, source=4)

@@ -1,0 +1,252 @@
+"""Atrous convolutions in cascade: block4's replicas, their strides and their rates."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from golden_case import value
+
+from deeplab_tf import UserError
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.models.backbones.resnet import resnet_v1_18_beta, resnet_v1_50_beta
+from deeplab_tf.models.cascade import Block, cascaded
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
+
+# (stride of the last unit, rate) of block1 to block7 (DeepLabv3, Fig. 3): until the
+# features are coarse enough blocks end with their stride (Fig. 3a); the strides lost
+# from there on double the rates of the blocks behind (Fig. 3b).
+STRIDED = (2, 1)
+STEPS = {
+    8: [STRIDED, (1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32)],
+    16: [STRIDED, STRIDED, (1, 1), (1, 2), (1, 4), (1, 8), (1, 16)],
+    32: [*3 * [STRIDED], (1, 1), (1, 2), (1, 4), (1, 8)],
+    64: [*4 * [STRIDED], (1, 1), (1, 2), (1, 4)],
+    128: [*5 * [STRIDED], (1, 1), (1, 2)],
+    256: [*6 * [STRIDED], (1, 1)],
+}
+UNITS = (3, 4, 6, 3, 3, 3, 3)  # of ResNet-50
+
+
+def described(build, **options):
+    """Returns a model of a 257x513 image whose variables never get values."""
+    with keras.StatelessScope(initialize_variables=False):
+        image = keras.Input((257, 513, 3))
+        return keras.Model(image, build(image, **options))
+
+
+def unit_layers(model, name):
+    """Returns `{(block, unit): layer}` of the layers of one name."""
+    layers = {}
+    for layer in model.layers:
+        found = re.fullmatch(rf".*\.block(\d)\.unit_(\d)\..*\.{name}", layer.name)
+        if found:
+            layers[int(found[1]), int(found[2])] = layer
+    return layers
+
+
+@pytest.mark.parametrize("grid", [(), (1, 2, 1)])
+@pytest.mark.parametrize("output_stride", STEPS)
+def test_every_unit_has_the_stride_and_rate_of_figure_3(output_stride, grid):
+    model = described(
+        resnet_v1_50_beta,
+        output_stride=output_stride,
+        multi_grid=grid,
+        cascade_blocks=3,
+    )
+    expected = {}
+    for block, (units, (stride, rate)) in enumerate(
+        zip(UNITS, STEPS[output_stride], strict=True), 1
+    ):
+        for unit in range(1, units + 1):
+            unit_rate = grid[unit - 1] if grid and block >= 4 else 1
+            last = stride if unit == units else 1
+            expected[block, unit] = (last, last), 2 * (rate * unit_rate,)
+    found = {
+        unit: (layer.strides, layer.dilation_rate)
+        for unit, layer in unit_layers(model, "conv2").items()
+    }
+    assert found == expected
+    # 1x1 convolutions neither stride nor look around, but for strided shortcuts.
+    for name in ("conv1", "conv3"):
+        ones = unit_layers(model, name).values()
+        assert {x.strides + x.dilation_rate for x in ones} == {(1, 1, 1, 1)}
+
+
+def test_the_grid_of_figure_3b_multiplies_the_rates_of_every_replica():
+    model = described(
+        resnet_v1_50_beta, output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3
+    )
+    convolutions = unit_layers(model, "conv2")
+    rates = [
+        tuple(convolutions[block, unit].dilation_rate[0] for unit in (1, 2, 3))
+        for block in (3, 4, 5, 6, 7)
+    ]
+    # 2, 4, 8 and 16 times (1, 2, 4); block3 has no grid.
+    assert rates == [(1, 1, 1), (2, 4, 8), (4, 8, 16), (8, 16, 32), (16, 32, 64)]
+
+
+@pytest.mark.parametrize(
+    ("output_stride", "cells"),
+    # ceil(257 / stride) x ceil(513 / stride)
+    [(8, (33, 65)), (16, (17, 33)), (64, (5, 9)), (128, (3, 5)), (256, (2, 3))],
+)
+def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
+    output_stride, cells
+):
+    model = described(resnet_v1_50_beta, output_stride=output_stride, cascade_blocks=3)
+    shapes = {key: x.shape[1:] for key, x in model.output.items()}
+    assert shapes["high_level"] == (*cells, 2048)
+    # What a decoder takes stays what it was: 65 x 129 cells of block1.
+    assert shapes[4] == (65, 129, 256)
+
+
+def test_replicas_are_named_and_ordered_behind_block4():
+    model = described(resnet_v1_50_beta, output_stride=16, cascade_blocks=3)
+    scopes = []
+    for name in official_variables(model):
+        scope = "/".join(name.split("/")[1:3])
+        if scope.startswith("block") and scope not in scopes:
+            scopes.append(scope)
+    units = zip(range(1, 8), UNITS, strict=True)
+    expected = [f"block{b}/unit_{u}" for b, n in units for u in range(1, n + 1)]
+    assert scopes == expected
+
+
+def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
+    model = described(resnet_v1_50_beta, output_stride=16, cascade_blocks=3)
+
+    def kernels(block):
+        prefix = f"resnet_v1_50/block{block}/"
+        return {
+            name.removeprefix(prefix): tuple(v.shape)
+            for name, v in official_variables(model).items()
+            if name.startswith(prefix) and name.endswith("/weights")
+        }
+
+    first = "unit_1/bottleneck_v1/"
+    block4 = kernels(4)
+    # block4 widens 1024 to 2048 channels; behind it nothing is left to widen.
+    assert block4.pop(f"{first}shortcut/weights") == (1, 1, 1024, 2048)
+    assert block4.pop(f"{first}conv1/weights") == (1, 1, 1024, 512)
+    for block in (5, 6, 7):
+        replica = kernels(block)
+        assert replica.pop(f"{first}conv1/weights") == (1, 1, 2048, 512)
+        assert replica == block4
+
+
+def test_a_grid_in_a_strided_unit_is_sampled_from_the_dense_convolution():
+    # No backend has stride and rate at once.
+    model = described(
+        resnet_v1_50_beta, output_stride=64, multi_grid=(1, 2, 4), cascade_blocks=1
+    )
+    last = unit_layers(model, "conv2")[4, 3]
+    assert (last.strides, last.dilation_rate) == ((1, 1), (4, 4))
+    assert unit_layers(model, "conv2.subsample")[4, 3].strides == (2, 2)
+    replica = unit_layers(model, "conv2")[5, 3]
+    assert (replica.strides, replica.dilation_rate) == ((1, 1), (4, 4))
+    assert model.output["high_level"].shape[1:] == (5, 9, 2048)
+
+
+def test_only_the_last_of_the_cascaded_blocks_has_no_stride():
+    blocks = (Block(64, 3, 2), Block(512, 5, 1))
+    assert cascaded(blocks, 0) == blocks
+    assert cascaded(blocks, 2) == (
+        Block(64, 3, 2),
+        *(Block(512, 5, 2), Block(512, 5, 2)),
+        Block(512, 5, 1),
+    )
+
+
+def test_the_small_network_has_its_replicas_too():
+    model = described(
+        resnet_v1_18_beta, output_stride=16, multi_grid=(1, 2), cascade_blocks=2
+    )
+    for name in ("conv1", "conv2"):  # both are 3x3 and atrous
+        convolutions = unit_layers(model, name)
+        rates = [convolutions[b, u].dilation_rate[0] for b in (4, 5, 6) for u in (1, 2)]
+        assert rates == [2, 4, 4, 8, 8, 16]
+    assert model.output["high_level"].shape[1:] == (17, 33, 512)
+
+
+NO_HEADS = {
+    "context": ContextConfig(aspp=False),
+    "decoder": DecoderConfig(output_strides=()),
+}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"output_stride": 64},
+            "must be 8, 16 or 32; received 64; 64 needs cascade_blocks=1$",
+        ),
+        (
+            {"output_stride": 256, "cascade_blocks": 2},
+            "must be 8, 16, 32, 64 or 128; received 256; 256 needs cascade_blocks=3$",
+        ),
+        (
+            {"output_stride": 512, "cascade_blocks": 3},
+            "must be 8, 16, 32, 64, 128 or 256; received 512$",
+        ),
+        ({"cascade_blocks": 4}, r"cascade_blocks must be 0, 1, 2 or 3 .*received 4"),
+        ({"cascade_blocks": -1}, r"cascade_blocks must be 0, 1, 2 or 3 .*received -1"),
+        (
+            {"backbone": "xception_65", "cascade_blocks": 1},
+            r"cascade_blocks is not of xception_65; it must be 0 there \(received 1\), "
+            "or model_variant one of resnet_v1_18, resnet_v1_18_beta, resnet_v1_50, "
+            "resnet_v1_50_beta, resnet_v1_101, resnet_v1_101_beta$",
+        ),
+        (
+            {"backbone": "mobilenet_v2", "cascade_blocks": 2},
+            "cascade_blocks is not of mobilenet_v2",
+        ),
+    ],
+)
+def test_an_impossible_cascade_is_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig(**{"backbone": "resnet_v1_50_beta"} | NO_HEADS | options)
+
+
+def test_a_cascade_changes_its_output_stride_within_its_own_bounds():
+    config = ModelConfig("resnet_v1_18_beta", cascade_blocks=2, **NO_HEADS)
+    assert config.at_output_stride(128).output_stride == 128
+    with pytest.raises(UserError, match="256 needs cascade_blocks=3"):
+        config.at_output_stride(256)
+    # 6 * 16 / 64 = 1.5
+    aspp = ModelConfig("resnet_v1_18_beta", cascade_blocks=2)
+    with pytest.raises(UserError, match=r"\[6, 12, 18\] .* no whole counterpart"):
+        aspp.at_output_stride(64)
+
+
+def test_an_aspp_looks_at_the_last_replica():
+    config = ModelConfig(
+        "resnet_v1_18_beta",
+        num_classes=2,
+        cascade_blocks=1,
+        context=ContextConfig((1, 2), filters=8),
+        decoder=DecoderConfig(output_strides=()),
+    )
+    model = build_model(config)
+    variables = official_variables(model)
+    for name, variable in variables.items():
+        variable.assign(value(name, variable.shape))
+    assert variables["aspp0/weights"].shape == (1, 1, 512, 8)
+    scopes = [n.split("/")[1] for n in variables if n.startswith("resnet_v1_18/")]
+    assert scopes[-1] == "block5"
+    image = np.random.RandomState(0).uniform(0, 255, (1, 33, 49, 3)).astype("float32")
+    backbone, x = model.get_layer("backbone"), model.get_layer("normalize")(image)
+    before = np.array(model(image))
+    assert backbone(x).shape == (1, 3, 4, 512) and before.shape == (1, 33, 49, 2)
+    # Without its residuals block5 hands on what block4 gave.
+    for name, variable in variables.items():
+        residual = "block5" in name and "conv2/BatchNorm/" in name
+        if residual and name.endswith(("gamma", "beta")):
+            variable.assign(0 * variable)
+    block4 = backbone.get_layer("resnet_v1_18.block4.unit_2.lite_bottleneck_v1.relu")
+    features = keras.Model(backbone.input, block4.output)(x)
+    assert np.std(features) > 0.1
+    np.testing.assert_allclose(backbone(x), features, rtol=1e-5)
+    assert np.abs(model(image) - before).max() > 0.1 * np.std(before)
