@@ -64,7 +64,6 @@ _MODEL = (
         "File of a dense prediction cell, or the name of the released one.",
     ),
     ("prediction_with_upsampled_logits", "boolean", True, "Resize before argmax."),
-    ("channels", "integer", 3, "Ours: channels of the images."),
     ("cascade_blocks", "integer", 0, "Ours: replicas of a ResNet's block4, up to 3."),
     (
         "depthwise_activation",

@@ -8,6 +8,10 @@ from golden_case import FOLDER, GoldenCase
 
 from deeplab_tf import UserError
 from deeplab_tf.config import (
+    BACKBONES,
+    MODEL_FLAGS,
+    RELEASED_CELL,
+    CellBranch,
     ContextConfig,
     DataConfig,
     DecoderConfig,
@@ -113,6 +117,7 @@ def test_official_defaults_have_no_rates_and_no_decoder():
             (513, 769),
         ),
         ("image_pooling_stride", ["4", "5"], "context.image_pooling_stride", (4, 5)),
+        ("image_pooling_stride", None, "context.image_pooling_stride", (1, 1)),
         ("image_pyramid", "0.5,1", "image_pyramid", (0.5, 1.0)),
         ("image_pyramid", None, "image_pyramid", (1.0,)),
         ("num_classes", "19", "num_classes", 19),
@@ -130,6 +135,77 @@ def test_values_may_be_strings_and_lists(name, value, field, expected):
         config = getattr(config, part)
     assert config == expected
     assert type(config) is type(expected)
+
+
+XCEPTION = {"model_variant": "xception_41"}
+RESNET = {"model_variant": "resnet_v1_50"}
+DECODER = {"decoder_output_stride": 8}
+# Every flag: what it needs, a value unlike the default, and what becomes of it.
+FLAGS = {
+    "model_variant": ({}, "xception_71", "xception_71"),
+    "num_classes": ({}, "19", 19),
+    "output_stride": ({}, "8", 8),
+    "multi_grid": (RESNET, ["1", "2", "4"], (1, 2, 4)),
+    "use_bounded_activation": (RESNET, "true", True),
+    "depth_multiplier": ({}, "0.5", 0.5),
+    "divisible_by": ({}, "8", 8),
+    "logits_kernel_size": (
+        {"aspp_with_batch_norm": False, "atrous_rates": "6,12"},
+        "3",
+        3,
+    ),
+    "image_pyramid": ({}, "0.5,1", (0.5, 1.0)),
+    "merge_method": ({}, "avg", "avg"),
+    "aspp_with_batch_norm": ({}, "false", False),
+    "atrous_rates": ({}, "6,12,18", (6, 12, 18)),
+    "aspp_convs_filters": ({}, "128", 128),
+    "aspp_with_separable_conv": ({}, "0", False),
+    "aspp_with_concat_projection": ({}, "0", False),
+    "add_image_level_feature": ({}, "0", False),
+    "image_pooling_crop_size": ({}, "769,769", (769, 769)),
+    "image_pooling_stride": ({}, "4,5", (4, 5)),
+    "aspp_with_squeeze_and_excitation": ({}, "1", True),
+    "image_se_uses_qsigmoid": ({}, "1", True),
+    "dense_prediction_cell_json": ({}, '[{"op": "conv"}]', (CellBranch("conv"),)),
+    "decoder_output_stride": ({}, "8,4", (8, 4)),
+    "decoder_filters": (DECODER, "128", 128),
+    "decoder_use_separable_conv": (DECODER, "0", False),
+    "decoder_use_sum_merge": (DECODER, "1", True),
+    "decoder_output_is_logits": (DECODER | {"decoder_filters": 21}, "1", True),
+    "cascade_blocks": (RESNET, "3", 3),
+    "depthwise_activation": (XCEPTION, "1", True),
+    "decoder_projection_filters": (DECODER, "32", 32),
+    "decoder_convolutions": (DECODER, "1", 1),
+    "decoder_kernel_size": (DECODER, "1", 1),
+    "batch_norm_momentum": ({}, "0.9", 0.9),
+}
+
+
+def field(config, path):
+    for part in path.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def test_every_model_flag_is_one_field():
+    assert set(FLAGS) == set(MODEL_FLAGS)
+    paths = [path for path, _ in MODEL_FLAGS.values()]
+    assert len(set(paths)) == len(paths)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_a_model_flag_changes_its_field_alone(name):
+    needed, value, expected = FLAGS[name]
+    before = ModelConfig.from_official_flags(needed)
+    after = ModelConfig.from_official_flags(needed | {name: value})
+    changed = [
+        path
+        for path, _ in MODEL_FLAGS.values()
+        if field(before, path) != field(after, path)
+    ]
+    assert changed == [MODEL_FLAGS[name][0]]
+    assert field(after, *changed) == expected
+    assert type(field(after, *changed)) is type(expected)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +274,274 @@ def test_impossible_values_are_refused(make, message):
         make()
 
 
+TAKERS = ", ".join(
+    [
+        *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_50", "resnet_v1_50_beta"),
+        *("resnet_v1_101", "resnet_v1_101_beta"),
+        *("xception_41", "xception_65", "xception_71"),
+    ]
+)
+NO_DECODER = DecoderConfig(output_strides=())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "message"),
+    [
+        (
+            "resnet_v1_152",
+            {},
+            "^model_variant must be one of mobilenet_v2, .*; received 'resnet_v1_152'$",
+        ),
+        (
+            "nas_hnasnet",
+            {},
+            "^model_variant nas_hnasnet is not offered: no checkpoint of it is public",
+        ),
+        (
+            "mobilenet_v2",
+            {"multi_grid": (1, 2, 4)},
+            r"^multi_grid is not of mobilenet_v2; it must be \(\) there \(received "
+            rf"\(1, 2, 4\)\), or model_variant one of {TAKERS}$",
+        ),
+        (
+            "xception_65",
+            {"depth_multiplier": 0.5},
+            r"^depth_multiplier is not of xception_65; it must be 1.0 there \(received "
+            r"0.5\), or model_variant one of mobilenet_v2, mobilenet_v3_large_seg, "
+            "mobilenet_v3_small_seg, mobilenet_edgetpu$",
+        ),
+        (
+            "mobilenet_v3_large_seg",
+            {"divisible_by": 8},
+            "^divisible_by is not of mobilenet_v3_large_seg; it must be None there .*, "
+            "or model_variant one of mobilenet_v2$",
+        ),
+        (
+            "resnet_v1_50",
+            {"depthwise_activation": True},
+            "^depthwise_activation is not of resnet_v1_50; .* one of xception_41, ",
+        ),
+        # Two units end ResNet-18, three every other.
+        (
+            "resnet_v1_18",
+            {"multi_grid": (1, 2, 4)},
+            r"^multi_grid of resnet_v1_18 takes 2 positive rates.*\[1, 2, 4\]$",
+        ),
+        (
+            "resnet_v1_50_beta",
+            {"multi_grid": (1, 2)},
+            r"^multi_grid of resnet_v1_50_beta takes 3 positive rates.*\[1, 2\]$",
+        ),
+        (
+            "xception_71",
+            {"multi_grid": (1, 2, 4, 8)},
+            r"^multi_grid of xception_71 takes 3 positive rates.*\[1, 2, 4, 8\]$",
+        ),
+        (
+            "resnet_v1_101",
+            {"multi_grid": (1, 0, 1)},
+            r"^multi_grid of resnet_v1_101 takes 3 positive rates.*\[1, 0, 1\]$",
+        ),
+        (
+            "mobilenet_edgetpu",
+            {},
+            r"^mobilenet_edgetpu offers low-level features of the strides \[\]; "
+            r"received decoder_output_stride \[4\]$",
+        ),
+        (
+            "resnet_v1_50",
+            {"output_stride": 12},
+            "^output_stride must be 8, 16 or 32; received 12$",
+        ),
+        (
+            "resnet_v1_50",
+            {"output_stride": 64},
+            "^output_stride must be 8, .*; received 64; 64 needs cascade_blocks=1$",
+        ),
+    ],
+)
+def test_a_backbone_refuses_what_it_has_not(backbone, options, message):
+    with pytest.raises(UserError, match=message):
+        ModelConfig(backbone, **options)
+
+
+def test_every_backbone_takes_what_it_has():
+    for backbone, traits in BACKBONES.items():
+        decoder = DecoderConfig(traits.decoder_strides[::-1])  # 16, 8, 4
+        grid = tuple(range(1, traits.multi_grid + 1))
+        given = {"depth_multiplier": 0.5, "divisible_by": 4, "cascade_blocks": 3}
+        given |= {"depthwise_activation": True, "bounded_activation": True}
+        options = {k: v for k, v in given.items() if k in traits.options}
+        config = ModelConfig(backbone, multi_grid=grid, decoder=decoder, **options)
+        assert config.traits is traits
+        # Bounded heads go with any backbone.
+        bounded = dataclasses.replace(config, bounded_activation=True)
+        assert bounded.bounded_activation
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ModelConfig(channels=0), "^channels must be positive; received 0$"),
+        (lambda: ModelConfig(divisible_by=0), "^divisible_by must be positive; .* 0$"),
+        (
+            lambda: ModelConfig(depth_multiplier=-0.5),
+            "^depth_multiplier must be positive; received -0.5$",
+        ),
+        (
+            lambda: ModelConfig(batch_norm_momentum=-0.1),
+            r"^batch_norm_momentum must be in \[0, 1\); received -0.1$",
+        ),
+        (lambda: ContextConfig(filters=0), "^aspp filters must be positive; .* 0$"),
+        (lambda: ContextConfig(dropout=-0.1), r"^dropout must be in \[0, 1\); .*-0.1$"),
+        (
+            lambda: ContextConfig(image_pooling_crop_size=(0, 513)),
+            r"^image_pooling_crop_size .* positive; received \(0, 513\) and \(1, 1\)$",
+        ),
+        (
+            lambda: ContextConfig(image_pooling_stride=(4, 0)),
+            r"image_pooling_stride must be positive; received None and \(4, 0\)$",
+        ),
+        (
+            lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
+            "^aspp_with_squeeze_and_excitation needs add_image_level_feature$",
+        ),
+        (
+            lambda: ContextConfig(dense_prediction_cell=(CellBranch("conv", 0),)),
+            "^branch 0 of the dense prediction cell takes input -1; received 0$",
+        ),
+        (lambda: CellBranch("max"), "^op of a cell must be .*; received 'max'$"),
+        (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
+        (
+            lambda: CellBranch("conv", rate=(0, 1)),
+            r"^rate \(0, 1\) and grid_size \(1, 1\) of a cell must be .*positive",
+        ),
+        (
+            lambda: CellBranch("conv", rate=(6,)),
+            r"^rate \(6,\) and grid_size \(1, 1\) of a cell must be two ",
+        ),
+        (
+            lambda: CellBranch("pyramid_pooling", grid_size=(1, -1)),
+            r"^rate \(1, 1\) and grid_size \(1, -1\) of a cell must be .*positive",
+        ),
+        (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
+        (lambda: DecoderConfig(filters=0), "^decoder filters must be positive; .* 0$"),
+        (
+            lambda: DecoderConfig(projection_filters=-1),
+            "^decoder projection_filters must be positive; received -1$",
+        ),
+        (
+            lambda: DecoderConfig(convolutions=0),
+            "^decoder convolutions must be positive; received 0$",
+        ),
+        (
+            lambda: DecoderConfig(kernel_size=0),
+            "^decoder kernel_size must be positive; received 0$",
+        ),
+        (
+            lambda: DecoderConfig((), outputs_logits=True),
+            "^decoder_output_is_logits needs a decoder_output_stride$",
+        ),
+        (
+            lambda: ModelConfig(output_stride=8, decoder=DecoderConfig((16, 8))),
+            r"^decoder_output_stride \[16, 8\] must not exceed output_stride 8$",
+        ),
+        (
+            lambda: ModelConfig(logits_kernel_size=3),
+            "^logits_kernel_size must be 1, or aspp_with_batch_norm false .* 3$",
+        ),
+        (
+            lambda: ModelConfig(
+                logits_kernel_size=3, context=ContextConfig((), aspp=False)
+            ),
+            "^logits_kernel_size must be 1, or .* atrous_rates given; received 3$",
+        ),
+        (
+            lambda: ModelConfig(
+                output_stride=32,
+                context=ContextConfig(dense_prediction_cell=RELEASED_CELL),
+            ),
+            "^a dense prediction cell needs output_stride 8 or 16; received 32$",
+        ),
+    ],
+)
+def test_impossible_parts_of_a_model_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_cell_stays_at_its_output_strides():
+    context = ContextConfig(dense_prediction_cell=RELEASED_CELL)
+    config = ModelConfig("xception_71", context=context)
+    assert config.context.rates == ()  # those of the ASPP, which it replaces
+    assert config.at_output_stride(8).context == config.context
+    with pytest.raises(UserError, match="needs output_stride 8 or 16; received 32"):
+        config.at_output_stride(32)
+
+
+def test_without_an_aspp_there_are_no_rates_unless_they_are_given():
+    assert ModelConfig(context=ContextConfig(aspp=False)).context.rates == ()
+    given = ModelConfig(
+        context=ContextConfig((6, 12), aspp=False), logits_kernel_size=3
+    )
+    assert given.at_output_stride(8).context.rates == (12, 24)
+
+
+@pytest.mark.parametrize("rates", [(), (6,), (6, 12), (6, 12, 18, 24), (12, 6, 6)])
+def test_any_number_of_rates_will_do(rates):
+    assert ModelConfig(context=ContextConfig(rates)).context.rates == rates
+
+
+def test_a_decoder_of_logits_is_as_deep_as_there_are_classes():
+    flags = {"decoder_output_stride": 8, "decoder_output_is_logits": True}
+    flags["num_classes"] = 19
+    message = "^with .*is_logits decoder_filters must be .* classes, 19; received 256$"
+    with pytest.raises(UserError, match=message):
+        ModelConfig.from_official_flags(flags | {"decoder_filters": "256"})
+    given = ModelConfig.from_official_flags(flags | {"decoder_filters": "19"})
+    assert given == ModelConfig.from_official_flags(flags)
+    assert given.decoder.filters == 19
+    # Where nothing is said, the number of classes is; another one changes it.
+    decoder = DecoderConfig((8,), outputs_logits=True)
+    config = ModelConfig(num_classes=5, decoder=decoder)
+    assert config.decoder.filters == 5
+    assert config.with_official_flags({"num_classes": 7}).decoder.filters == 7
+
+
+def test_an_experiment_with_a_cell_survives_its_json():
+    pooling = CellBranch("pyramid_pooling", 2, grid_size=(4, 8))
+    experiment = Experiment(
+        ModelConfig(
+            "xception_71",
+            num_classes=19,
+            channels=4,
+            multi_grid=(1, 2, 1),
+            depthwise_activation=True,
+            context=ContextConfig(dense_prediction_cell=(*RELEASED_CELL, pooling)),
+            decoder=DecoderConfig((8, 4), projection_filters=32, convolutions=1),
+        ),
+        DataConfig(mean_pixel=4 * (127.5,)),
+    )
+    read = Experiment.from_json(experiment.to_json())
+    assert read == experiment
+    assert isinstance(read.model.context.dense_prediction_cell[0], CellBranch)
+    assert read.model.context.dense_prediction_cell[-1].grid_size == (4, 8)
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        ([{"op": "pool"}], "op of a cell must be"),
+        ([{"op": "conv", "size": 3}], r"unknown fields \['size'\]"),
+        ([{"op": "conv", "input": 1}], "branch 0 .* received 1"),
+    ],
+)
+def test_a_cell_of_an_experiment_that_cannot_be_is_named(cell, reason):
+    text = json.dumps({"model": {"context": {"dense_prediction_cell": cell}}})
+    with pytest.raises(UserError, match=f"^experiment.json .*{reason}"):
+        Experiment.from_json(text)
+
+
 def test_an_experiment_survives_its_json():
     info = DatasetInfo("toy", ("a", "b"), 254, split_sizes={"train": 3})
     experiment = Experiment(
@@ -238,12 +582,28 @@ def test_a_text_that_is_no_experiment_is_named(text, reason):
         Experiment.from_json(text, source="logs/experiment.json")
 
 
-def test_the_mean_pixel_is_what_the_backbone_sees_as_nothing():
-    # 127.5 * 2 / 255 - 1 = 0; the two original ResNets subtract a mean instead.
-    for backbone in ("mobilenet_v2", "xception_65", "resnet_v1_101_beta"):
-        assert ModelConfig(backbone=backbone).mean_pixel == (127.5, 127.5, 127.5)
-    for backbone in ("resnet_v1_50", "resnet_v1_101"):
-        assert ModelConfig(backbone=backbone).mean_pixel == (123.15, 115.90, 103.06)
+MEAN = (123.15, 115.90, 103.06)
+
+
+@pytest.mark.parametrize(
+    ("channels", "scaled", "subtracted"),
+    [
+        # (123.15 + 115.90 + 103.06) / 3 = 342.11 / 3
+        (1, (127.5,), (342.11 / 3,)),
+        (2, 2 * (127.5,), 2 * (342.11 / 3,)),
+        (3, 3 * (127.5,), MEAN),
+        (5, 5 * (127.5,), (*MEAN, 0.0, 0.0)),
+    ],
+)
+def test_the_mean_pixel_is_what_the_backbone_sees_as_nothing(
+    channels, scaled, subtracted
+):
+    # 127.5 * 2 / 255 - 1 = 0; the three original ResNets subtract a mean instead.
+    for backbone in BACKBONES:
+        original = backbone in ("resnet_v1_18", "resnet_v1_50", "resnet_v1_101")
+        config = ModelConfig(backbone, channels=channels, decoder=NO_DECODER)
+        expected = subtracted if original else scaled
+        assert config.mean_pixel == pytest.approx(expected, abs=1e-9), backbone
 
 
 def test_sizes_and_numbers_are_read_in_every_official_spelling():

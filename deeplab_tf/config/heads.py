@@ -33,10 +33,11 @@ class CellBranch:
             self.kernel in ((1, 1), (3, 3)),
             f"kernel of a cell must be 1 or 3; received {self.kernel}",
         )
+        pairs = (self.rate, self.grid_size)
         require(
-            min(*self.rate, *self.grid_size) > 0,
-            f"rate {self.rate} and grid_size {self.grid_size} of a cell must be "
-            "positive",
+            all(len(pair) == 2 and min(pair) > 0 for pair in pairs),
+            f"rate {self.rate} and grid_size {self.grid_size} of a cell must be two "
+            "positive numbers each, vertical and horizontal",
         )
 
 

@@ -40,6 +40,10 @@ def _parse_pyramid(value: object) -> tuple[float, ...]:
     return _parse_floats(value) or (1.0,)
 
 
+def _parse_strides(value: object) -> tuple[int, int]:
+    return parse_size(value) or (1, 1)
+
+
 def _optional_int(value: object) -> int | None:
     return None if value is None else int(value)
 
@@ -108,7 +112,7 @@ MODEL_FLAGS: dict[str, tuple[str, Callable]] = {
     "aspp_with_concat_projection": ("context.projection", _parse_bool),
     "add_image_level_feature": ("context.image_level", _parse_bool),
     "image_pooling_crop_size": ("context.image_pooling_crop_size", parse_size),
-    "image_pooling_stride": ("context.image_pooling_stride", parse_size),
+    "image_pooling_stride": ("context.image_pooling_stride", _parse_strides),
     "aspp_with_squeeze_and_excitation": ("context.squeeze_and_excitation", _parse_bool),
     "image_se_uses_qsigmoid": ("context.hard_sigmoid", _parse_bool),
     "dense_prediction_cell_json": ("context.dense_prediction_cell", parse_cell),
@@ -118,7 +122,6 @@ MODEL_FLAGS: dict[str, tuple[str, Callable]] = {
     "decoder_use_sum_merge": ("decoder.sum_merge", _parse_bool),
     "decoder_output_is_logits": ("decoder.outputs_logits", _parse_bool),
     # Ours.
-    "channels": ("channels", int),
     "cascade_blocks": ("cascade_blocks", int),
     "depthwise_activation": ("depthwise_activation", _parse_bool),
     "decoder_projection_filters": ("decoder.projection_filters", int),

@@ -4,6 +4,8 @@
 `export.py` uses one. Figures are mean IoU in per cent.
 """
 
+import difflib
+
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo
 from deeplab_tf.presets.preset import Preset, Published, describe, deviations
@@ -34,12 +36,11 @@ def find_preset(name: str) -> Preset:
     """Returns a preset by its name.
 
     Raises:
-        UserError: if there is none; names those that contain the same words.
+        UserError: if there is none; names those that are near.
     """
     if name not in PRESETS:
-        words = [word for word in name.lower().split("_") if word]
-        near = [n for n in PRESETS if any(word in n for word in words)][:5]
-        hint = f"such as {', '.join(near)}; " if near else ""
+        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
+        hint = f"near it are {', '.join(near)}; " if near else ""
         raise UserError(
             f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
         )

@@ -19,7 +19,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
 from deeplab_tf.presets import deviations
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, restored_model
+from deeplab_tf.programs.restored import experiment_of, require_rgb, restored_model
 
 FLAGS = absl_flags.FlagValues()
 _EVALUATION = {
@@ -76,6 +76,7 @@ def _evaluate(prefix: str) -> None:
         ignore_label=info.ignore_label,
     )
     model = restored_model(FLAGS, prefix, info.num_classes)
+    require_rgb(model)
     if preset:
         changes = deviations(preset.evaluation, config)
         print("  deviations: " + ("; ".join(changes) or "none"))

@@ -23,7 +23,12 @@ from deeplab_tf.data.records import PICTURE_FORMATS, decode_image
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, named_classes, restored_model
+from deeplab_tf.programs.restored import (
+    experiment_of,
+    named_classes,
+    require_rgb,
+    restored_model,
+)
 from deeplab_tf.serving import saved_model
 
 FLAGS = absl_flags.FlagValues()
@@ -141,13 +146,16 @@ def _stem(path: str) -> str:
 def _labeler(values: absl_flags.FlagValues):
     """Returns `uint8 [1, h, w, 3] -> int32 [1, h, w]` and the model's classes."""
     if saved_model.is_saved_model(values.model):
-        given = [name for name in flags.MODEL_FLAGS if _present(values, name)]
+        given = [
+            name for name in (*flags.MODEL_FLAGS, "preset") if _present(values, name)
+        ]
         if given:
             raise UserError(f"--{given[0]} has no effect on a SavedModel; leave it out")
         info = saved_model.export_info(values.model) or generic_info(255)
         labeler = saved_model.load_labeler(values.model)
         return labeler, named_classes(values.dataset, info, info.num_classes)
     model = restored_model(values, values.model)
+    require_rgb(model)
     experiment = experiment_of(values.model)
     known = experiment.info if experiment else None
     labels = tf.function(

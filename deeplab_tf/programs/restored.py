@@ -61,6 +61,21 @@ def _described(values: absl_flags.FlagValues, prefix: str):
     return experiment and experiment.model, "experiment.json"
 
 
+def require_rgb(model: keras.Model) -> None:
+    """Refuses a model of other images than the programs read.
+
+    Raises:
+        UserError: naming its channels.
+    """
+    channels = model.model_config.channels
+    if channels != 3:
+        raise UserError(
+            f"the model takes images of {channels} channels, but records and image "
+            "files are read as RGB; use deeplab_tf.evaluate or predict_labels from "
+            "Python"
+        )
+
+
 def restored_model(
     values: absl_flags.FlagValues, checkpoint: str, num_classes: int | None = None
 ) -> keras.Model:

@@ -93,6 +93,7 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         values,
         model,
         base,
+        dataset=info.name,
         **flags.field_values(values, _BATCH, base, prefix="train_"),
         **flags.field_values(values, _AUGMENTATION, base),
     )
@@ -122,6 +123,8 @@ def _print_deviations(preset: Preset, experiment: Experiment) -> None:
     ]
     if experiment.split != preset.train_split:
         parts.append(f"train_split: {preset.train_split} -> {experiment.split}")
+    if preset.start != "scratch" and not experiment.train.tf_initial_checkpoint:
+        parts.append(f"start: {preset.start} -> scratch (no tf_initial_checkpoint)")
     print("  deviations: " + ("; ".join(parts) or "none"))
 
 

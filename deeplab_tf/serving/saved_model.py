@@ -27,7 +27,7 @@ def export_saved_model(
 ) -> None:
     """Writes a SavedModel whose `serving_default` labels images.
 
-    `ImageTensor` is uint8 RGB `[batch, height, width, 3]` of any size,
+    `ImageTensor` is uint8 `[batch, height, width, channels]` of any size,
     `SemanticPredictions` int32 `[batch, height, width]`: the same labels as
     `predict_labels` gives, padding and scales being part of the graph.
 
@@ -52,7 +52,11 @@ def export_saved_model(
     archive.add_endpoint(
         name="serving_default",
         fn=lambda images: {OUTPUT: predictor.labels(images)},
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name=INPUT)],
+        input_signature=[
+            tf.TensorSpec(
+                [None, None, None, predictor.config.channels], tf.uint8, name=INPUT
+            )
+        ],
     )
     unfinished = path + ".unfinished"
     if tf.io.gfile.exists(unfinished):
@@ -84,7 +88,8 @@ def load_labeler(path: str):
     """Returns `images -> labels` of an export, uint8 and int32 arrays.
 
     Raises:
-        UserError: if the SavedModel is broken or has other inputs or outputs.
+        UserError: if the SavedModel is broken, has other inputs or outputs, or takes
+            other images than RGB.
     """
     try:
         loaded = tf.saved_model.load(path)
@@ -98,6 +103,10 @@ def load_labeler(path: str):
             f"{path} has no signature serving_default from {INPUT} to {OUTPUT}; "
             f"it takes {sorted(inputs)} and gives {sorted(outputs)}"
         )
+
+    channels = inputs[INPUT].shape[-1]
+    if channels != 3:
+        raise UserError(f"{path} takes images of {channels} channels, not RGB")
 
     def labels(images):
         return serve(**{INPUT: tf.constant(images, tf.uint8)})[OUTPUT].numpy()

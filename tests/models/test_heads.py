@@ -643,7 +643,7 @@ def test_no_cell_is_the_aspp():
         ([{"op": "pool"}], "op of a cell must be conv or pyramid_pooling; .*'pool'"),
         ([{"op": "conv", "kernel": 5}], r"kernel of a cell must be 1 or 3; .*\(5, 5\)"),
         ([{"op": "conv", "kernel": [1, 3]}], r"must be 1 or 3; received \(1, 3\)"),
-        ([{"op": "conv", "kernel": 3, "rate": 0}], r"rate \(0, 0\) .*be positive"),
+        ([{"op": "conv", "kernel": 3, "rate": 0}], r"rate \(0, 0\) .*positive"),
         ([{"op": "pyramid_pooling", "grid_size": [1, 0]}], r"grid_size \(1, 0\)"),
         ([{"op": "conv", "stride": 2}], "unexpected keyword argument 'stride'"),
         ([{"kernel": 3}], "missing .*'op'"),

@@ -1,6 +1,7 @@
 """The programs with official command lines, from records to pictures, and mistakes."""
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import json
@@ -16,12 +17,20 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 
-from deeplab_tf import flags
+from deeplab_tf import UserError, flags
 from deeplab_tf.checkpoints.tf1 import read_variables
-from deeplab_tf.config import Experiment, ModelConfig
+from deeplab_tf.config import (
+    RELEASED_CELL,
+    ContextConfig,
+    DecoderConfig,
+    EvalConfig,
+    Experiment,
+    ModelConfig,
+)
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
+from deeplab_tf.presets import PRESETS, describe, find_preset
 from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
@@ -489,6 +498,170 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
         "logits/semantic/biases",
         "logits/semantic/weights",
     ]
+
+
+def toy_preset():
+    """Returns a row of the papers in small; no value is the default of its flag."""
+    row = find_preset("deeplabv3plus_table5_eval8_decoder_sc_ms_flip")
+    model = ModelConfig(
+        depth_multiplier=0.1,
+        output_stride=32,
+        context=ContextConfig((3, 6), filters=16),
+        decoder=DecoderConfig(filters=16),
+        batch_norm_momentum=0.1,
+    )
+    train = {"training_number_of_steps": 1, "base_learning_rate": 0.05}
+    return dataclasses.replace(
+        row,
+        name="toy",
+        model=model,
+        data=dataclasses.replace(row.data, crop_size=(33, 33), batch_size=2),
+        train=dataclasses.replace(row.train, weight_decay=0.001, **train),
+        train_split="trainval",
+        evaluation=EvalConfig((0.5, 1.0), True, eval_crop_size=(65, 65)),
+        eval_output_stride=16,
+        eval_split="trainval",
+    )
+
+
+@pytest.fixture(scope="module")
+def toy():
+    """A preset that `--preset=toy` names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "toy", toy_preset())
+        yield PRESETS["toy"]
+
+
+@pytest.fixture(scope="module")
+def toy_line(toy, tiny_records, tmp_path_factory):
+    """Folder and output of: train, score and export by a preset, with a few flags."""
+    folder = tmp_path_factory.mktemp("toy")
+    data = f"--dataset_dir={tiny_records}"
+    out = {
+        "train": run(
+            *("train", "--preset=toy", data, f"--train_logdir={folder}/logs"),
+            # The first repeats a default of train.py, which counts as given.
+            *("--base_learning_rate=0.0001", "--learning_power=0.5", "--seed=3"),
+        ),
+        "eval": run(
+            *("eval", "--preset=toy", data, f"--checkpoint_dir={folder}/logs"),
+            *(f"--eval_logdir={folder}/eval", "--eval_scales=1", "--eval_batch_size=1"),
+        ),
+        "export": run(
+            *("export", "--preset=toy", f"--checkpoint_path={folder}/logs"),
+            f"--export_path={folder}/exported",
+        ),
+    }
+    return types.SimpleNamespace(folder=folder, out=out)
+
+
+def test_a_preset_stands_for_what_a_training_was_not_told(toy, toy_line, tiny_records):
+    experiment = read_experiment(str(toy_line.folder / "logs"))
+    assert experiment.model == toy.model
+    assert experiment.split == "trainval"
+    given = {"dataset_dir": tiny_records, "seed": 3}
+    data = dataclasses.replace(experiment.data, dataset=toy.data.dataset)
+    assert data == dataclasses.replace(toy.data, **given)
+    given = {"base_learning_rate": 1e-4, "learning_power": 0.5}
+    given["train_logdir"] = f"{toy_line.folder}/logs"
+    assert experiment.train == dataclasses.replace(toy.train, **given)
+
+
+def test_a_preset_stands_for_what_an_evaluation_was_not_told(toy_line):
+    metrics = json.loads((toy_line.folder / "eval/metrics.json").read_text())
+    protocol = metrics["protocol"]
+    assert protocol["output_stride"] == 16
+    assert protocol["atrous_rates"] == [6, 12]
+    assert protocol["eval_scales"] == [1.0]  # was told
+    assert protocol["add_flipped_images"] is True
+    assert protocol["eval_crop_size"] == [65, 65]
+    assert (protocol["split"], metrics["images"]) == ("trainval", 5)
+
+
+def test_a_preset_stands_for_what_an_export_was_not_told(toy_line):
+    # Without it the official default, 8, would count.
+    assert "mobilenet_v2, 21 classes, output stride 16; " in toy_line.out["export"]
+
+
+def test_the_recipe_of_a_preset_is_printed_first(toy, toy_line):
+    for name, out in toy_line.out.items():
+        assert out.startswith(describe(toy) + "\n"), name
+
+
+def test_deviations_from_a_preset_are_printed(toy_line):
+    deviations = {
+        name: [line for line in out.splitlines() if "deviations" in line]
+        for name, out in toy_line.out.items()
+    }
+    assert deviations["train"] == [
+        "  deviations: seed: 0 -> 3; base_learning_rate: 0.05 -> 0.0001; "
+        "learning_power: 0.9 -> 0.5"
+    ]
+    assert deviations["eval"] == ["  deviations: eval_scales: (0.5, 1.0) -> (1.0,)"]
+    # Neither has another model.
+    assert "note:" not in "".join(toy_line.out.values())
+
+
+def test_a_model_flag_wins_over_a_preset_and_is_noted(toy, capsys):
+    values = parsed("export", "--output_stride=8", "--preset=toy", "--merge_method=max")
+    config = flags.model_config(values, toy.eval_model, "the preset toy")
+    assert config == toy.model.at_output_stride(8)
+    out = capsys.readouterr().out
+    assert out == "note: output_stride is 8, not 16 as in the preset toy\n"
+
+
+def test_a_split_that_is_given_wins_over_a_preset(toy):
+    for name, flag in (("train", "train_split"), ("eval", "eval_split")):
+        assert flags.split_value(parsed(name), flag, toy) == "trainval"
+        given = parsed(name, f"--{flag}=val")
+        assert flags.split_value(given, flag, toy) == "val"
+        official = {"train_split": "train", "eval_split": "val"}[flag]
+        assert flags.split_value(parsed(name), flag, None) == official
+
+
+def test_a_preset_tells_the_dataset_and_the_size_of_its_images():
+    preset = find_preset("mobilenetv2_ade20k_train")
+    assert flags.dataset_fallback(preset) == "ade20k"
+    assert flags.dataset_fallback(None) == "pascal_voc_seg"
+    values = parsed("eval", "--max_resize_value=513")
+    data = flags.data_config(values, preset.model, preset.data)
+    resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)
+    assert resizing == (257, 513, 16)
+    alone = flags.data_config(parsed("eval"), preset.model, None)
+    assert alone.min_resize_value is None
+
+
+@pytest.mark.parametrize("name", REQUIRED)
+def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path):
+    images = f"--images={tiny_voc}/JPEGImages"
+    where = {
+        "train": (f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/l"),
+        "eval": (f"--dataset_dir={tiny_records}", f"--checkpoint_dir={logs}"),
+        "export": (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/e"),
+        "predict": (f"--model={logs}", images, f"--output_dir={tmp_path}/o"),
+    }
+    message = (
+        "there is no preset 'edgetpu'; such as edgetpu_deeplab_os32, .*; python -m "
+        "deeplab_tf.presets lists all"
+    )
+    assert_refused(message, name, *where[name], "--preset=edgetpu")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_cell_is_read_from_any_file_system():
+    branches = [
+        {"op": "conv", "input": b.input, "kernel": 3, "rate": b.rate}
+        for b in RELEASED_CELL[:2]
+    ]
+    with tf.io.gfile.GFile("ram://cells/cell.json", "w") as file:
+        file.write(json.dumps(branches))
+    for name in ("train", "eval", "export"):
+        values = parsed(name, "--dense_prediction_cell_json=ram://cells/cell.json")
+        context = flags.model_config(values).context
+        assert context.dense_prediction_cell == RELEASED_CELL[:2]
+    missing = parsed("eval", "--dense_prediction_cell_json=ram://cells/none.json")
+    with pytest.raises(UserError, match=r"^dense_prediction_cell_json cannot .*ram:"):
+        flags.model_config(missing)
 
 
 def test_help_describes_the_program_and_its_flags():

@@ -6,11 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from golden_case import value
 
+from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.saved_model import (
     export_info,
     export_saved_model,
@@ -145,3 +149,45 @@ def test_a_broken_saved_model_is_refused_by_name(tmp_path, content):
     (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be read as a SavedModel"):
         load_labeler(str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def windowed_model():
+    """LR-ASPP, whose pooling window follows the scale of the image."""
+    config = ModelConfig(
+        "mobilenet_v3_small_seg",
+        num_classes=4,
+        depth_multiplier=0.25,
+        context=ContextConfig(
+            rates=(),
+            filters=16,
+            image_pooling_crop_size=(33, 33),
+            projection=False,
+            squeeze_and_excitation=True,
+        ),
+        decoder=DecoderConfig((8,), sum_merge=True, outputs_logits=True),
+    )
+    model = build_model(config)
+    shapes = {name: array.shape for name, array in tf1_variables(model).items()}
+    load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
+    return model
+
+
+def test_pooling_windows_follow_the_scale_in_an_export_too(windowed_model, tmp_path):
+    path = str(tmp_path / "export")
+    export_saved_model(windowed_model, path, scales=(0.5, 1.0, 2.0), flip=True)
+    images = photos(1, 65, 97)
+    labels = predict_labels(windowed_model, images, (0.5, 1.0, 2.0), flip=True)
+    assert len(np.unique(labels)) > 1
+    np.testing.assert_array_equal(load_labeler(path)(images), labels)
+
+
+def test_an_export_takes_the_channels_of_its_model_and_is_refused_for_files(tmp_path):
+    config = ModelConfig(channels=5, depth_multiplier=0.1, decoder=DecoderConfig(()))
+    path = str(tmp_path / "export")
+    export_saved_model(build_model(config), path)
+    serve = tf.saved_model.load(path).signatures["serving_default"]
+    (image,) = serve.structured_input_signature[1].values()
+    assert image.shape.as_list() == [None, None, None, 5]
+    with pytest.raises(UserError, match="export takes images of 5 channels, not RGB"):
+        load_labeler(path)
