@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import at_image_scale
-from deeplab_tf.models.layers import resize_bilinear, scale_dimension
+from deeplab_tf.models.resampling import resize_bilinear, scale_dimension
 
 
 class Predictor:

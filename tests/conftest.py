@@ -17,7 +17,7 @@ from deeplab_tf.checkpoints import restore
 from deeplab_tf.config import DecoderConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, voc_colors
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.layers import ResizeLike
+from deeplab_tf.models.resampling import ResizeLike
 from deeplab_tf.serving.saved_model import export_saved_model
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

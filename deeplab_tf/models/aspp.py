@@ -6,12 +6,8 @@ image-level features are no branch but a gate.
 
 from keras import layers
 
-from deeplab_tf.models.layers import (
-    ResizeLike,
-    WindowMean,
-    conv_bn_act,
-    separable_conv,
-)
+from deeplab_tf.models.layers import conv_bn_act, separable_conv
+from deeplab_tf.models.resampling import ResizeLike, WindowMean
 
 
 def image_level_features(x, filters: int, window: dict, **style):

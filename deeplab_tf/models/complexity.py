@@ -17,7 +17,8 @@ from keras import layers
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.layers import PixelScaling, WindowMean, scale_dimension
+from deeplab_tf.models.normalization import PixelScaling
+from deeplab_tf.models.resampling import WindowMean, scale_dimension
 from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.presets import PRESETS
 

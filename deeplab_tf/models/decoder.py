@@ -6,7 +6,8 @@ joining and whose depth is the number of classes.
 
 from keras import layers
 
-from deeplab_tf.models.layers import ResizeLike, conv_bn_act, separable_conv
+from deeplab_tf.models.layers import conv_bn_act, separable_conv
+from deeplab_tf.models.resampling import ResizeLike
 
 _SCOPE = "decoder"
 

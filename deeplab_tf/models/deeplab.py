@@ -9,7 +9,9 @@ from deeplab_tf.models.aspp import aspp, concat_projection, image_level_features
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.decoder import decoder, sum_decoder
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
-from deeplab_tf.models.layers import PixelScaling, WindowMean, head_style
+from deeplab_tf.models.layers import head_style
+from deeplab_tf.models.normalization import PixelScaling
+from deeplab_tf.models.resampling import ResizeLike, WindowMean
 from deeplab_tf.models.variables import leaf_layers
 
 
@@ -162,7 +164,7 @@ def at_image_scale(network: keras.Model, scale: float) -> keras.Model:
         )
 
     clone = keras.models.clone_model(network, clone_function=scaled, recursive=True)
-    return keras.Model(clone.inputs, clone.outputs, name=f"{network.name}_at_{scale}")
+    return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
 
 
 def _logits_of_pyramid(image, config: ModelConfig):
@@ -174,9 +176,9 @@ def _logits_of_pyramid(image, config: ModelConfig):
     grid = max(1.0, *scales) / config.logits_stride
     merged = []
     for i, scale in enumerate(scales):
-        resize = deeplab_layers.ResizeLike(scale, dtype="float32", name=f"scale_{i}")
+        resize = ResizeLike(scale, dtype="float32", name=f"scale_{i}")
         logits = at_image_scale(network, scale)(resize(image, image))
-        to_grid = deeplab_layers.ResizeLike(grid, dtype="float32", name=f"grid_{i}")
+        to_grid = ResizeLike(grid, dtype="float32", name=f"grid_{i}")
         merged.append(to_grid(logits, image))
     merge = layers.Maximum if config.merge_method == "max" else layers.Average
     return merge(dtype="float32", name="logits")(merged)
@@ -206,7 +208,7 @@ def build_model(
         logits = layers.Identity(dtype="float32", name="logits")(logits)
     else:
         logits = _logits_of_pyramid(image, config)
-    resize = deeplab_layers.ResizeLike(dtype="float32", name="resize")
+    resize = ResizeLike(dtype="float32", name="resize")
     model = keras.Model(image, resize(logits, image), name="deeplab")
     model.model_config = config
     return model

@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from keras import layers
 
 from deeplab_tf.config import CellBranch
-from deeplab_tf.models.layers import (
-    ResizeLike,
-    WindowMean,
-    conv_bn_act,
-    separable_conv,
-)
+from deeplab_tf.models.layers import conv_bn_act, separable_conv
+from deeplab_tf.models.resampling import ResizeLike, WindowMean
 
 _SCOPE = "meta_architecture"
 _FILTERS = 256

@@ -3,7 +3,7 @@
 import keras
 from keras import layers
 
-from deeplab_tf.models.layers import BatchNormalization
+from deeplab_tf.models.normalization import BatchNormalization
 
 _LEAVES = {"kernel": "weights", "bias": "biases"}
 

@@ -6,7 +6,7 @@ DeepLabv3 (1706.05587), Sec. 4.1; hard-pixel mining as in the official code.
 import keras
 from keras import ops
 
-from deeplab_tf.models.layers import resize_bilinear, spatial_size
+from deeplab_tf.models.resampling import resize_bilinear, spatial_size
 
 
 def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int):

@@ -98,7 +98,11 @@ def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
     model = described(resnet_v1_50_beta, output_stride=output_stride, cascade_blocks=3)
     shapes = {key: x.shape[1:] for key, x in model.output.items()}
     assert shapes["high_level"] == (*cells, 2048)
-    # What a decoder takes stays what it was: 65 x 129 cells of block1.
+    # What a decoder takes stays what it was: of block1 (65 x 129 cells) to block3.
+    assert {key: shapes[key][-1] for key in shapes} == {
+        "high_level": 2048,
+        **{4: 256, 8: 512, 16: 1024},
+    }
     assert shapes[4] == (65, 129, 256)
 
 

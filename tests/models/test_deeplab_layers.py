@@ -6,11 +6,8 @@ import tensorflow as tf
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.layers import (
-    BatchNormalization,
-    resize_bilinear,
-    scale_dimension,
-)
+from deeplab_tf.models.normalization import BatchNormalization
+from deeplab_tf.models.resampling import resize_bilinear, scale_dimension
 from deeplab_tf.models.variables import batch_normalizations, official_variables
 
 # (pixels, scale, cells) of the reference, section 0.1.

@@ -21,7 +21,7 @@ from deeplab_tf import (
     load_tf1_variables,
     tf1_variables,
 )
-from deeplab_tf.models.layers import normalize_batch
+from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
 from deeplab_tf.training.losses import (
     regularization_loss,

@@ -11,6 +11,8 @@ from keras import layers
 
 from deeplab_tf.models import layers as deeplab_layers
 from deeplab_tf.models.backbones.atrous import strides_and_rates
+from deeplab_tf.models.normalization import batch_norm
+from deeplab_tf.models.resampling import WindowMean
 
 _BATCH_NORM_MOMENTUM = 0.997
 _KERNEL = deeplab_layers.truncated_normal(0.09)
@@ -75,7 +77,7 @@ def _squeeze_excite(x, scope: str):
     depth = x.shape[-1]
     scope = f"{scope}.squeeze_excite"
     biased = {"normalize": None, "initializer": _KERNEL}
-    gate = deeplab_layers.WindowMean(name=f"{scope}.mean")(x)
+    gate = WindowMean(name=f"{scope}.mean")(x)
     inner = make_divisible(depth / 4, 8)
     gate = deeplab_layers.conv_bn_act(gate, inner, 1, f"{scope}.Conv", **biased)
     gate = deeplab_layers.conv_bn_act(
@@ -159,7 +161,7 @@ def mobilenet(
     if batch_norm_momentum is None:
         batch_norm_momentum = _BATCH_NORM_MOMENTUM
     normalize = functools.partial(
-        deeplab_layers.batch_norm, momentum=batch_norm_momentum, epsilon=1e-3
+        batch_norm, momentum=batch_norm_momentum, epsilon=1e-3
     )
     conv = functools.partial(
         deeplab_layers.conv_bn_act,

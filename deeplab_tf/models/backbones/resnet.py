@@ -13,6 +13,7 @@ from keras import layers
 from deeplab_tf.models import layers as deeplab_layers
 from deeplab_tf.models.backbones.atrous import strides_and_rates
 from deeplab_tf.models.cascade import Block, cascaded
+from deeplab_tf.models.normalization import batch_norm
 
 _DEPTHS = (64, 128, 256, 512)
 _BATCH_NORM_MOMENTUM = 0.95
@@ -123,7 +124,7 @@ def resnet_v1(
     conv = functools.partial(
         deeplab_layers.conv_bn_act,
         normalize=functools.partial(
-            deeplab_layers.batch_norm, momentum=batch_norm_momentum, epsilon=1e-5
+            batch_norm, momentum=batch_norm_momentum, epsilon=1e-5
         ),
         initializer=keras.initializers.HeNormal(),
         padding="fixed",

@@ -7,6 +7,7 @@ from keras import layers
 
 from deeplab_tf.models import layers as deeplab_layers
 from deeplab_tf.models.backbones.atrous import strides_and_rates
+from deeplab_tf.models.normalization import batch_norm
 
 _BATCH_NORM_MOMENTUM = 0.9997
 _KERNEL = deeplab_layers.truncated_normal(0.09)
@@ -179,7 +180,7 @@ def xception(
     if batch_norm_momentum is None:
         batch_norm_momentum = _BATCH_NORM_MOMENTUM
     normalize = functools.partial(
-        deeplab_layers.batch_norm, momentum=batch_norm_momentum, epsilon=1e-3
+        batch_norm, momentum=batch_norm_momentum, epsilon=1e-3
     )
     style = Style(normalize, depthwise_activation, bounded_activation)
     x = image

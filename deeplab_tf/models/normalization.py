@@ -1,0 +1,103 @@
+"""Normalisation: of raw pixels, and of features over a batch."""
+
+import keras
+from keras import layers, ops
+
+# Every fused batch normalisation of TF1 ran with at least this epsilon, so an
+# official "1e-5" is in truth this.
+_FUSED_EPSILON = 1.001e-5
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class PixelScaling(layers.Layer):
+    """Scales pixels: `x * scale + offset`.
+
+    Keras' own Rescaling loads TensorFlow on every backend where it is installed.
+
+    Args:
+        scale: Factor.
+        offset: One for all channels, or one for each.
+    """
+
+    def __init__(self, scale: float = 1.0, offset=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = scale
+        self.offset = offset
+
+    def call(self, x):
+        """Returns the scaled `[b, h, w, channels]`."""
+        return x * self.scale + ops.convert_to_tensor(self.offset, x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        """Returns the shape of the input."""
+        return input_shape
+
+    def get_config(self):
+        """Returns the arguments, for saving."""
+        own = {"scale": self.scale, "offset": self.offset}
+        return {**super().get_config(), **own}
+
+
+def normalize_batch(x, gamma, beta, epsilon: float):
+    """Returns `x` normalised by its own moments, these being differentiated too.
+
+    Args:
+        x: `[batch, height, width, channels]`.
+        gamma: Scale per channel.
+        beta: Offset per channel.
+        epsilon: Added to the variance.
+
+    Returns:
+        The normalised features, the mean and the unbiased variance per channel.
+    """
+    mean, variance = ops.moments(x, axes=(0, 1, 2))
+    batch, height, width, _ = ops.shape(x)
+    count = ops.cast(batch * height * width, x.dtype)
+    scale = gamma * ops.rsqrt(variance + epsilon)
+    unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
+    return x * scale + (beta - mean * scale), mean, unbiased
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class BatchNormalization(layers.BatchNormalization):
+    """Batch normalisation with the semantics of the official graph.
+
+    The moving variance takes the unbiased batch variance (n / (n - 1)), as the
+    fused op of TF1 does. `frozen` normalises with the moving statistics in
+    training too while gamma and beta keep learning: the official
+    `fine_tune_batch_norm=False`, where Keras' `trainable=False` would stop them.
+
+    `normalize_batch` may be set to another implementation of the function of
+    that name, as the trainer does.
+    """
+
+    def __init__(self, frozen: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.frozen = frozen
+        self.normalize_batch = normalize_batch
+
+    def call(self, inputs, training=None):
+        """Returns the normalised `[b, h, w, channels]`; training uses the batch."""
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        if training and not self.frozen:
+            x, *moments = self.normalize_batch(x, self.gamma, self.beta, self.epsilon)
+            moving_moments = (self.moving_mean, self.moving_variance)
+            for moving, value in zip(moving_moments, moments, strict=True):
+                moving.assign(moving + (1.0 - self.momentum) * (value - moving))
+        else:
+            scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
+            x = x * scale + (self.beta - self.moving_mean * scale)
+        return ops.cast(x, self.compute_dtype)
+
+    def get_config(self):
+        """Returns the arguments, for saving."""
+        return {**super().get_config(), "frozen": self.frozen}
+
+
+def batch_norm(x, scope: str, *, momentum: float, epsilon: float):
+    """Returns `x` normalised, by the layer `<scope>.BatchNorm`."""
+    return BatchNormalization(
+        momentum=momentum,
+        epsilon=max(epsilon, _FUSED_EPSILON),
+        name=f"{scope}.BatchNorm",
+    )(x)
