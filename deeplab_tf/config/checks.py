@@ -1,5 +1,7 @@
 """Refusing what cannot be, before any work starts."""
 
+import dataclasses
+
 from deeplab_tf.errors import UserError
 
 
@@ -13,3 +15,11 @@ def listed(values) -> str:
     """Returns "8, 16 or 32"."""
     *first, last = map(str, values)
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def freeze_lists(config) -> None:
+    """Turns the lists among the fields of a frozen dataclass into tuples."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, list):
+            object.__setattr__(config, field.name, tuple(value))

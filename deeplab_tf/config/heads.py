@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from deeplab_tf.config.checks import require
+from deeplab_tf.config.checks import freeze_lists, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class CellBranch:
     grid_size: tuple[int, int] = (1, 1)
 
     def __post_init__(self):
+        freeze_lists(self)
         require(
             self.op in ("conv", "pyramid_pooling"),
             f"op of a cell must be conv or pyramid_pooling; received {self.op!r}",
@@ -81,6 +82,7 @@ class ContextConfig:
     dense_prediction_cell: tuple[CellBranch, ...] = ()
 
     def __post_init__(self):
+        freeze_lists(self)
         require(
             all(rate > 0 for rate in self.rates or ()),
             f"atrous_rates must be positive; received {self.rates}",
@@ -139,6 +141,7 @@ class DecoderConfig:
     outputs_logits: bool = False
 
     def __post_init__(self):
+        freeze_lists(self)
         strides = list(self.output_strides)
         require(
             strides == sorted(set(strides), reverse=True)

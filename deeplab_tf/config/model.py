@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, BackboneTraits
-from deeplab_tf.config.checks import listed, require
+from deeplab_tf.config.checks import freeze_lists, listed, require
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import FREE_FLAGS, MODEL_FLAGS, parsed
 from deeplab_tf.errors import UserError
@@ -84,6 +84,7 @@ class ModelConfig:
     decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self):
+        freeze_lists(self)
         self._check_values()
         self._check_backbone()
         self._require_output_stride(self.output_stride)
