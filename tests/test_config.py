@@ -492,6 +492,24 @@ def test_any_number_of_rates_will_do(rates):
     assert ModelConfig(context=ContextConfig(rates)).context.rates == rates
 
 
+def test_lists_become_tuples():
+    given = ModelConfig(
+        "resnet_v1_50",
+        multi_grid=[1, 2, 4],
+        image_pyramid=[0.5, 1.0],
+        context=ContextConfig([6, 12], image_pooling_crop_size=[65, 97]),
+        decoder=DecoderConfig([8, 4]),
+    )
+    assert given == ModelConfig(
+        "resnet_v1_50",
+        multi_grid=(1, 2, 4),
+        image_pyramid=(0.5, 1.0),
+        context=ContextConfig((6, 12), image_pooling_crop_size=(65, 97)),
+        decoder=DecoderConfig((8, 4)),
+    )
+    hash(given)  # as the counts of multiply-adds need it
+
+
 def test_a_decoder_of_logits_is_as_deep_as_there_are_classes():
     flags = {"decoder_output_stride": 8, "decoder_output_is_logits": True}
     flags["num_classes"] = 19
