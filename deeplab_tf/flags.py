@@ -8,7 +8,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
-import tensorflow as tf
 from absl import flags
 
 from deeplab_tf.config import (
@@ -127,7 +126,7 @@ _DEAD = {
 }
 _QUANTIZATION = "quantize_delay_step"
 _CELL = "dense_prediction_cell_json"
-_RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
+RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
 
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
@@ -142,8 +141,8 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     flags.DEFINE_string(
         "preset",
         None,
-        "Row of a paper or of the model zoo that stands for every flag not given; "
-        "python -m deeplab_tf.presets lists them.",
+        "Row of a paper or of the model zoo that stands for every flag not given, in "
+        "an export for those of the model; python -m deeplab_tf.presets lists them.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -166,7 +165,7 @@ def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) 
         "dataset_dir", None, "Folder of the TFRecords.", flag_values=values
     )
     flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
-    for name in _RESIZING:
+    for name in RESIZING:
         flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
 
 
@@ -280,10 +279,8 @@ def model_config(
         UserError: for values that cannot be.
     """
     given = {name: values[name].value for name, *_ in _MODEL if values[name].present}
-    cell = given.get(_CELL)
-    if cell and tf.io.gfile.exists(cell):
-        with tf.io.gfile.GFile(cell) as file:
-            given[_CELL] = file.read()
+    if given.get(_CELL):
+        given[_CELL] = _content_or_name(given[_CELL])
     if num_classes is not None:
         given["num_classes"] = num_classes
     if base is None:
@@ -298,6 +295,17 @@ def model_config(
                 f"as in {source}"
             )
     return config
+
+
+def _content_or_name(path: str) -> str:
+    """Returns what a file holds; the path itself if there is none."""
+    import tensorflow as tf  # here: the dataset programs start without it
+
+    if not tf.io.gfile.exists(path):
+        return path
+    with tf.io.gfile.GFile(path) as file:
+        # "[]" is what an empty file means; the config refuses it.
+        return file.read() or "[]"
 
 
 def _field(config, path: str):
@@ -318,7 +326,7 @@ def data_config(
         **fields: Fields of the config.
     """
     own = {"dataset_dir": values.dataset_dir, "dataset": values.dataset}
-    own |= field_values(values, _RESIZING, base)
+    own |= field_values(values, RESIZING, base)
     return DataConfig(mean_pixel=model.mean_pixel, **own | fields)
 
 

@@ -396,11 +396,31 @@ def test_every_backbone_takes_what_it_has():
         (lambda: ContextConfig(dropout=-0.1), r"^dropout must be in \[0, 1\); .*-0.1$"),
         (
             lambda: ContextConfig(image_pooling_crop_size=(0, 513)),
-            r"^image_pooling_crop_size .* positive; received \(0, 513\) and \(1, 1\)$",
+            r"^image_pooling_crop_size .* positive; received \(0, 513\)$",
+        ),
+        (
+            lambda: ContextConfig(image_pooling_crop_size=(513,)),
+            r"^image_pooling_crop_size takes height and width, .*received \(513,\)$",
+        ),
+        (
+            lambda: ContextConfig(aspp=False, dense_prediction_cell=RELEASED_CELL),
+            "^a dense prediction cell stands in the place of the ASPP",
+        ),
+        (
+            lambda: ModelConfig(
+                context=ContextConfig(
+                    (6,), projection=False, squeeze_and_excitation=True
+                )
+            ),
+            r"^aspp_with_squeeze_and_excitation needs .*; received \[6\]$",
+        ),
+        (
+            lambda: ModelConfig(logits_kernel_size=0),
+            "^logits_kernel_size must be positive; received 0$",
         ),
         (
             lambda: ContextConfig(image_pooling_stride=(4, 0)),
-            r"image_pooling_stride must be positive; received None and \(4, 0\)$",
+            r"^image_pooling_stride .* positive; received \(4, 0\)$",
         ),
         (
             lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
@@ -414,15 +434,15 @@ def test_every_backbone_takes_what_it_has():
         (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
         (
             lambda: CellBranch("conv", rate=(0, 1)),
-            r"^rate \(0, 1\) and grid_size \(1, 1\) of a cell must be .*positive",
+            r"^rate of a cell must be two positive .*; received \(0, 1\)$",
         ),
         (
             lambda: CellBranch("conv", rate=(6,)),
-            r"^rate \(6,\) and grid_size \(1, 1\) of a cell must be two ",
+            r"^rate of a cell must be two .*; received \(6,\)$",
         ),
         (
             lambda: CellBranch("pyramid_pooling", grid_size=(1, -1)),
-            r"^rate \(1, 1\) and grid_size \(1, -1\) of a cell must be .*positive",
+            r"^grid_size of a cell .* positive .*; received \(1, -1\)$",
         ),
         (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
         (lambda: DecoderConfig(filters=0), "^decoder filters must be positive; .* 0$"),
@@ -629,3 +649,11 @@ def test_sizes_and_numbers_are_read_in_every_official_spelling():
         assert parse_size(spelling) == (513, 769)
     assert parse_size(None) is None
     assert parse_numbers(["0.5,1", 2], float) == (0.5, 1.0, 2.0)
+
+
+def test_a_decoder_that_no_longer_gives_the_logits_has_its_depth_back():
+    decoder = DecoderConfig((8,), sum_merge=True, outputs_logits=True)
+    config = ModelConfig(num_classes=5, decoder=decoder)
+    assert config.decoder.filters == 5
+    changed = config.with_official_flags({"decoder_output_is_logits": "false"})
+    assert changed.decoder == DecoderConfig((8,), filters=256, sum_merge=True)

@@ -34,11 +34,16 @@ class CellBranch:
             self.kernel in ((1, 1), (3, 3)),
             f"kernel of a cell must be 1 or 3; received {self.kernel}",
         )
-        pairs = (self.rate, self.grid_size)
+        for name in ("rate", "grid_size"):
+            pair = getattr(self, name)
+            require(
+                len(pair) == 2 and all(type(n) is int and n > 0 for n in pair),
+                f"{name} of a cell must be two positive whole numbers, vertical and "
+                f"horizontal; received {pair}",
+            )
         require(
-            all(len(pair) == 2 and min(pair) > 0 for pair in pairs),
-            f"rate {self.rate} and grid_size {self.grid_size} of a cell must be two "
-            "positive numbers each, vertical and horizontal",
+            type(self.input) is int,
+            f"input of a cell must be the index of a branch; received {self.input!r}",
         )
 
 
@@ -94,14 +99,19 @@ class ContextConfig:
             0 <= self.dropout < 1, f"dropout must be in [0, 1); received {self.dropout}"
         )
         require(
-            min(self.image_pooling_crop_size or (1,)) > 0
-            and min(self.image_pooling_stride) > 0,
-            "image_pooling_crop_size and image_pooling_stride must be positive; "
-            f"received {self.image_pooling_crop_size} and {self.image_pooling_stride}",
-        )
-        require(
             self.image_level or not self.squeeze_and_excitation,
             "aspp_with_squeeze_and_excitation needs add_image_level_feature",
+        )
+        for name in ("image_pooling_crop_size", "image_pooling_stride"):
+            pair = getattr(self, name)
+            require(
+                pair is None or (len(pair) == 2 and min(pair) > 0),
+                f"{name} takes height and width, positive; received {pair}",
+            )
+        require(
+            self.aspp or not self.dense_prediction_cell,
+            "a dense prediction cell stands in the place of the ASPP; received one "
+            "with aspp_with_batch_norm false",
         )
         for i, branch in enumerate(self.dense_prediction_cell):
             require(

@@ -15,6 +15,11 @@ _ALL_OUTPUT_STRIDES = OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
 # DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
 _PAPER_RATES = (6, 12, 18)
 _PAPER_RATES_STRIDE = 16
+_POSITIVE = (
+    *("num_classes", "channels", "depth_multiplier", "divisible_by"),
+    "logits_kernel_size",
+)
+_OUTPUTS_LOGITS = "decoder.outputs_logits"
 # 127.5 becomes 0 after the scaling to [-1, 1].
 _MEAN_PIXEL = 127.5
 _IMAGENET_MEAN_PIXEL = (123.15, 115.90, 103.06)
@@ -104,7 +109,7 @@ class ModelConfig:
         return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
 
     def _check_values(self) -> None:
-        for name in ("num_classes", "channels", "depth_multiplier", "divisible_by"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             require(
                 value is None or value > 0, f"{name} must be positive; received {value}"
@@ -184,6 +189,12 @@ class ModelConfig:
         )
         context = self.context
         require(
+            context.projection
+            or not (context.squeeze_and_excitation and context.rates),
+            "aspp_with_squeeze_and_excitation needs aspp_with_concat_projection or no "
+            f"atrous_rates, so that depths agree; received {list(context.rates)}",
+        )
+        require(
             self.logits_kernel_size == 1 or (not context.aspp and context.rates),
             "logits_kernel_size must be 1, or aspp_with_batch_norm false and "
             f"atrous_rates given; received {self.logits_kernel_size}",
@@ -259,6 +270,8 @@ class ModelConfig:
             fields["context.rates"] = _scaled_rates(
                 self.context.rates, self.output_stride, stride
             )
+        if self.decoder.outputs_logits and not fields.get(_OUTPUTS_LOGITS, True):
+            fields.setdefault("decoder.filters", DecoderConfig.filters)
         config = self._with_fields(fields)
         filters = fields.get("decoder.filters", config.decoder.filters)
         require(

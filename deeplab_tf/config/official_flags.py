@@ -76,12 +76,16 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
         return ()
     if isinstance(value, list | tuple):
         return tuple(_cell_branch(dict(branch)) for branch in value)
-    if str(value).lstrip().startswith("["):
-        return parse_cell(json.loads(str(value)))
-    path = pathlib.Path(str(value))
-    if path.name == _RELEASED_CELL_FILE and not path.exists():
-        return RELEASED_CELL
-    return parse_cell(path.read_text())
+    text = str(value)
+    if not text.lstrip().startswith("["):
+        path = pathlib.Path(text)
+        if path.name == _RELEASED_CELL_FILE and not path.exists():
+            return RELEASED_CELL
+        text = path.read_text()
+    branches = json.loads(text)
+    if not branches:
+        raise ValueError("it holds no branches")
+    return parse_cell(branches)
 
 
 def _cell_branch(keys: dict) -> CellBranch:

@@ -3,6 +3,7 @@
 python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 """
 
+import dataclasses
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
-from deeplab_tf.presets import deviations
+from deeplab_tf.presets import Preset, deviations
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import experiment_of, require_rgb, restored_model
 
@@ -77,9 +78,6 @@ def _evaluate(prefix: str) -> None:
     )
     model = restored_model(FLAGS, prefix, info.num_classes)
     require_rgb(model)
-    if preset:
-        changes = deviations(preset.evaluation, config)
-        print("  deviations: " + ("; ".join(changes) or "none"))
     data = flags.data_config(
         FLAGS,
         model.model_config,
@@ -87,6 +85,8 @@ def _evaluate(prefix: str) -> None:
         dataset_dir=dataset_dir,
         batch_size=config.eval_batch_size,
     )
+    if preset:
+        _print_deviations(preset, config, data, split)
     metrics = evaluate(model, load_dataset(data, split, False), config)
     metrics["protocol"] |= {
         "checkpoint": prefix,
@@ -99,6 +99,19 @@ def _evaluate(prefix: str) -> None:
     print(class_table(metrics, info))
     if FLAGS.eval_logdir:
         print(f"written: {_write(metrics, FLAGS.eval_logdir)}")
+
+
+def _print_deviations(preset: Preset, config, data, split: str) -> None:
+    """Prints where this evaluation leaves the protocol of a preset."""
+    # Of the data an evaluation takes the resizing alone.
+    resized = {name: getattr(data, name) for name in flags.RESIZING}
+    parts = [
+        *deviations(preset.evaluation, config),
+        *deviations(preset.data, dataclasses.replace(preset.data, **resized)),
+    ]
+    if split != preset.eval_split:
+        parts.append(f"eval_split: {preset.eval_split} -> {split}")
+    print("  deviations: " + ("; ".join(parts) or "none"))
 
 
 def _write(metrics: dict, folder: str) -> str:

@@ -101,8 +101,7 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         **flags.field_values(values, _TRAINING, preset and preset.train),
         ignore_label=info.ignore_label,
     )
-    one_value = data.batch_size == 1 and model.context.image_level
-    if train.fine_tune_batch_norm and one_value:
+    if train.fine_tune_batch_norm and data.batch_size == 1 and _pools_images(model):
         raise UserError(
             "train_batch_size=1 leaves the batch normalisation of image-level features "
             "a single value; use a larger batch or --fine_tune_batch_norm=false"
@@ -111,6 +110,13 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
     if preset:
         _print_deviations(preset, experiment)
     return experiment
+
+
+def _pools_images(model: ModelConfig) -> bool:
+    """Whether a batch normalisation sees one value for each image."""
+    context = model.context
+    gated = context.squeeze_and_excitation or context.dense_prediction_cell
+    return context.aspp and context.image_level and not gated
 
 
 def _print_deviations(preset: Preset, experiment: Experiment) -> None:
