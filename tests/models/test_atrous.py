@@ -69,7 +69,6 @@ ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
         # squeezes and excites, so that every cell depends on all others.
         ("mobilenet_v2", {"depth_multiplier": 0.5}, [ODD]),
         ("xception_41", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
-        ("xception_71", {}, [EVEN]),
         ("resnet_v1_18", {"multi_grid": (1, 2)}, [ODD, EVEN]),
         ("resnet_v1_50_beta", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
     ],
@@ -90,7 +89,7 @@ def test_a_cascade_of_a_smaller_stride_contains_one_of_a_larger():
     options = {"cascade_blocks": 3, "multi_grid": (1, 2)}
     strides = (8, 16, 32, 64, 128, 256)
     models = {s: features_at(s, "resnet_v1_18", **options) for s in strides}
-    for image in random_images([(257, 129), (192, 256)]):
+    for image in random_images([(129, 65), (96, 128)]):
         features = {stride: np.array(model(image)) for stride, model in models.items()}
         assert features[256].shape[1:3] == tuple(-(-n // 256) for n in image.shape[1:3])
         assert_consistent(features)

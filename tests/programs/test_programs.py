@@ -683,3 +683,29 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stderr.startswith("train.py: ")
     assert ended.stderr.count("\n") == 1 and "no_such_flag" in ended.stderr
     assert ended.stdout == ""
+
+
+def test_the_split_and_the_size_of_images_are_deviations_too(toy, capsys):
+    data = dataclasses.replace(toy.data, min_resize_value=40)
+    program("eval")._print_deviations(toy, toy.evaluation, data, "val")
+    assert capsys.readouterr().out == (
+        "  deviations: min_resize_value: None -> 40; eval_split: trainval -> val\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        ["--add_image_level_feature=false"],
+        ["--aspp_with_batch_norm=false"],
+        ["--aspp_with_squeeze_and_excitation"],
+        [
+            "--dense_prediction_cell_json="
+            "dense_prediction_cell_branch5_top1_cityscapes.json"
+        ],
+    ],
+)
+def test_one_image_is_a_batch_where_none_is_pooled_to_one_value(head, tiny_records):
+    where = f"--dataset_dir={tiny_records}"
+    values = parsed("train", where, "--train_batch_size=1", *head)
+    assert program("train")._experiment(values).data.batch_size == 1
