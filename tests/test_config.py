@@ -344,7 +344,7 @@ NO_DECODER = DecoderConfig(output_strides=())
         ),
         (
             "mobilenet_edgetpu",
-            {},
+            {"decoder": DecoderConfig((4,))},
             r"^mobilenet_edgetpu offers low-level features of the strides \[\]; "
             r"received decoder_output_stride \[4\]$",
         ),
@@ -657,3 +657,9 @@ def test_a_decoder_that_no_longer_gives_the_logits_has_its_depth_back():
     assert config.decoder.filters == 5
     changed = config.with_official_flags({"decoder_output_is_logits": "false"})
     assert changed.decoder == DecoderConfig((8,), filters=256, sum_merge=True)
+
+
+def test_the_decoder_is_the_papers_where_the_backbone_offers_its_features():
+    for backbone, traits in BACKBONES.items():
+        strides = ModelConfig(backbone).decoder.output_strides
+        assert strides == ((4,) if traits.decoder_strides else ())

@@ -126,8 +126,9 @@ class DecoderConfig:
     """The decoder of DeepLabv3+ (1802.02611, Sec. 3.1 and 4.1).
 
     Attributes:
-        output_strides: Strides of the low-level features taken up, descending;
-            the papers use (4,). () is DeepLabv3, without a decoder.
+        output_strides: Strides of the low-level features taken up, descending.
+            None takes the papers' (4,), or nothing of a backbone that offers
+            nothing; () is DeepLabv3, without a decoder.
         filters: Depth of the 3x3 convolutions. Where the decoder gives the
             logits it is the number of classes, whatever is said here.
         projection_filters: Depth to which low-level features are reduced
@@ -141,7 +142,7 @@ class DecoderConfig:
             are linear then, and the logits layer is left out.
     """
 
-    output_strides: tuple[int, ...] = (4,)
+    output_strides: tuple[int, ...] | None = None
     filters: int = 256
     projection_filters: int = 48
     convolutions: int = 2
@@ -152,7 +153,7 @@ class DecoderConfig:
 
     def __post_init__(self):
         freeze_lists(self)
-        strides = list(self.output_strides)
+        strides = [4] if self.output_strides is None else list(self.output_strides)
         require(
             strides == sorted(set(strides), reverse=True)
             and set(strides) <= {4, 8, 16},

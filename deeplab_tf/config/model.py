@@ -95,6 +95,9 @@ class ModelConfig:
         self._require_output_stride(self.output_stride)
         if self.context.rates is None:
             self._derive("context", rates=self._paper_rates())
+        if self.decoder.output_strides is None:
+            offered = self.traits.decoder_strides
+            self._derive("decoder", output_strides=tuple({4} & set(offered)))
         self._check_heads()
         if self.decoder.outputs_logits:
             self._derive("decoder", filters=self.num_classes)

@@ -6,7 +6,7 @@ from math import prod
 import pytest
 
 from deeplab_tf.config import BACKBONES as TRAITS
-from deeplab_tf.config import DecoderConfig, ModelConfig
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.complexity import parameters
 from deeplab_tf.models.deeplab import build_model
@@ -220,11 +220,6 @@ PRESET_COUNTS = {
 COUNT_OF = {name: count for count, names in PRESET_COUNTS.items() for name in names}
 
 
-def config_of(backbone):
-    decoder = DecoderConfig() if TRAITS[backbone].decoder_strides else DecoderConfig(())
-    return ModelConfig(backbone, decoder=decoder)
-
-
 def test_every_backbone_and_preset_has_its_counts():
     assert set(BACKBONE_COUNTS) == set(BACKBONES) == set(TRAITS)
     assert set(COUNT_OF) == set(PRESETS)
@@ -232,7 +227,7 @@ def test_every_backbone_and_preset_has_its_counts():
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONE_COUNTS))
 def test_parameters_of_every_backbone(backbone):
-    assert parameters(config_of(backbone)) == BACKBONE_COUNTS[backbone]
+    assert parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
 
 
 def without_rates(config):
@@ -248,7 +243,7 @@ def test_parameters_of_every_preset():
 
 
 def test_parameters_are_those_of_the_built_model():
-    config = config_of("mobilenet_v3_small_seg")
+    config = ModelConfig("mobilenet_v3_small_seg")
     model = build_model(config)
     everything = sum(prod(v.shape) for v in official_variables(model).values())
     assert everything == parameters(config)[1]

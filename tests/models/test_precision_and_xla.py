@@ -19,12 +19,11 @@ SIZE = (33, 33)
 
 def config_of(backbone):
     """A model with every kind of head layer, narrow and without dropout."""
-    decoder = DecoderConfig(filters=16) if BACKBONES[backbone].decoder_strides else None
     return ModelConfig(
         backbone,
         num_classes=5,
         context=ContextConfig(rates=(1, 2), filters=16, dropout=0.0),
-        decoder=decoder or DecoderConfig(()),
+        decoder=DecoderConfig(filters=16),
     )
 
 
