@@ -16,6 +16,7 @@ from deeplab_tf.config import (
     ModelConfig,
     parse_numbers,
     parse_size,
+    parsed,
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset, find_preset
@@ -92,6 +93,7 @@ _DEFINE = {
 
 _LOGGING = "logging goes to the terminal"
 _DISTRIBUTION = "training runs in one process on one device"
+_ONLY_TRAINING = {"label_weights": ("list", "they weigh the training loss")}
 # Flags of the official scripts that mean nothing here, and what replaces them.
 _DEAD = {
     "common": {
@@ -120,9 +122,12 @@ _DEAD = {
         "save_summaries_secs": ("string", "the progress bar shows the loss"),
         "save_summaries_images": ("boolean", "deeplab_tf.predict draws overlays"),
     },
-    "eval": {},
-    "predict": {},
-    "export": {"save_inference_graph": ("boolean", "a SavedModel holds its graph")},
+    "eval": _ONLY_TRAINING,
+    "predict": _ONLY_TRAINING,
+    "export": {
+        "save_inference_graph": ("boolean", "a SavedModel holds its graph"),
+        **_ONLY_TRAINING,
+    },
 }
 _QUANTIZATION = "quantize_delay_step"
 _CELL = "dense_prediction_cell_json"
@@ -134,7 +139,7 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
 
     Args:
         values: Where to define them.
-        program: "train", "eval" or "export".
+        program: "train", "eval", "export" or "predict".
     """
     for name, kind, default, text in _MODEL:
         _DEFINE[kind](name, default, text, flag_values=values)
@@ -232,19 +237,12 @@ def split_value(values: flags.FlagValues, name: str, preset: Preset | None) -> s
 
 def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
     """Returns height and width of a size flag."""
-    return _parsed(name, values[name].value, parse_size)
+    return parsed(f"--{name}", values[name].value, parse_size)
 
 
 def numbers_value(values: flags.FlagValues, name: str) -> tuple[float, ...]:
     """Returns the numbers of a list flag."""
-    return _parsed(name, values[name].value, lambda v: parse_numbers(v, float))
-
-
-def _parsed(name: str, value, parse):
-    try:
-        return parse(value)
-    except ValueError as error:
-        raise UserError(f"--{name} cannot be {value!r}: {error}") from error
+    return parsed(f"--{name}", values[name].value, lambda v: parse_numbers(v, float))
 
 
 def check_flags(values: flags.FlagValues, program: str) -> None:
@@ -272,7 +270,7 @@ def model_config(
         base: The model of a preset or an `experiment.json`; flags given
             explicitly are laid over it, and what they change is printed. None
             starts from the official defaults.
-        source: What to call the base.
+        source: What to call the base in these notes; "" prints none.
         num_classes: Number of classes, where it is known besides.
 
     Raises:
@@ -284,12 +282,13 @@ def model_config(
     if num_classes is not None:
         given["num_classes"] = num_classes
     if base is None:
-        defaults = {name: values[name].value for name, *_ in _MODEL}
-        return ModelConfig.from_official_flags(defaults | given)
+        # The one default that differs between the official programs.
+        stride = {"output_stride": values.output_stride}
+        return ModelConfig.from_official_flags(stride | given)
     config = base.with_official_flags(given)
     for name in given:
         field = MODEL_FLAGS.get(name, ("",))[0]
-        if field and _field(config, field) != _field(base, field):
+        if source and field and _field(config, field) != _field(base, field):
             print(
                 f"note: {name} is {_field(config, field)}, not {_field(base, field)} "
                 f"as in {source}"

@@ -250,6 +250,19 @@ def test_rates_scale_along_unless_they_are_given():
         (lambda: ModelConfig(depth_multiplier=0.0), "depth_multiplier .* 0.0"),
         (lambda: ModelConfig(image_pyramid=()), "image_pyramid"),
         (lambda: ModelConfig(image_pyramid=(1.0, -1.0)), "image_pyramid .*-1.0"),
+        (lambda: ModelConfig(image_pyramid=(0.5, 0.5)), r"each once; .*\(0.5, 0.5\)"),
+        (
+            lambda: DecoderConfig(convolutions=3, sum_merge=True),
+            "^a decoder that adds has one convolution .*left at 2; received 3$",
+        ),
+        (
+            lambda: DecoderConfig(projection_filters=8, sum_merge=True),
+            "^a decoder that adds .*projection_filters must be left at 48; received 8$",
+        ),
+        (
+            lambda: DecoderConfig(kernel_size=1, sum_merge=True, outputs_logits=True),
+            "^a decoder that adds and gives the logits .*left at 3; received 1$",
+        ),
         (lambda: ModelConfig(merge_method="sum"), "max or avg; received 'sum'"),
         (lambda: ModelConfig(batch_norm_momentum=1.0), "batch_norm_momentum .*1.0"),
         (lambda: ContextConfig(rates=(6, 0)), "atrous_rates .*0"),
@@ -265,7 +278,7 @@ def test_rates_scale_along_unless_they_are_given():
         (lambda: DataConfig(min_scale_factor=3.0), "received 3.0 and 2.0"),
         (lambda: DataConfig(scale_factor_step_size=-0.1), "scale_factor_step_size"),
         (lambda: DataConfig(max_resize_value=513), "need min_resize_value"),
-        (lambda: EvalConfig(eval_scales=()), "eval_scales"),
+        (lambda: EvalConfig(eval_scales=()), "scales must be positive"),
         (lambda: EvalConfig(eval_crop_size=(513, 0)), "eval_crop_size"),
     ],
 )

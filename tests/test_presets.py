@@ -15,7 +15,8 @@ from deeplab_tf.config import (
     DecoderConfig,
     ModelConfig,
 )
-from deeplab_tf.presets import PRESETS, describe, deviations, find_preset
+from deeplab_tf.presets import PRESETS, describe, find_preset, report
+from deeplab_tf.presets.preset import deviations
 
 
 def rows(prefix):
@@ -261,7 +262,8 @@ def test_rows_of_test_sets_are_trained_at_output_stride_8_with_frozen_statistics
 
 def test_everything_else_is_trained_with_batch_statistics():
     frozen = [p.name for p in PRESETS.values() if not p.train.fine_tune_batch_norm]
-    assert len(frozen) == 4 and all("_test" in name for name in frozen)
+    assert len(frozen) == 7
+    assert all("_test" in name or name.endswith("voc_trainval") for name in frozen)
 
 
 # dataset -> classes, ignored label, steps, crops, crops of the evaluation, splits.
@@ -327,6 +329,8 @@ def test_learning_rates_follow_the_pretraining():
             ),
             "deeplabv3plus_table5_eval16_decoder_sc_coco",
             "deeplabv3plus_table5_eval16_decoder_sc_jft",
+            *("mobilenetv2_dm05_coco_voc_trainaug", "mobilenetv2_coco_voc_trainaug"),
+            "xception65_coco_voc_trainaug",
         ),
         0.001,
     )
@@ -340,7 +344,8 @@ def test_learning_rates_follow_the_pretraining():
 
 def test_what_a_preset_starts_from_exists():
     for preset in PRESETS.values():
-        assert "table" not in preset.start or preset.start in PRESETS
+        named = "table" in preset.start or "voc" in preset.start
+        assert not named or preset.start in PRESETS
 
 
 def test_images_of_ade20k_are_resized_to_their_crop():
@@ -467,7 +472,8 @@ def test_models_of_the_zoo_are_those_of_their_flags():
     edgetpu = {"model_variant": "mobilenet_edgetpu", "num_classes": 19}
     for name, flags in {
         "mobilenetv2_coco_voc_trainaug": {},
-        "mobilenetv2_dm05_coco_voc_trainval": {"depth_multiplier": 0.5},
+        "mobilenetv2_dm05_coco_voc_trainaug": {"depth_multiplier": 0.5},
+        "mobilenetv2_coco_voc_trainval": {"output_stride": 8},
         "mobilenetv2_coco_cityscapes_trainfine": {"num_classes": 19},
         "mobilenetv2_ade20k_train": {"num_classes": 151, "decoder_output_stride": 4},
         "mobilenetv3_large_cityscapes_trainfine": mobilenet_v3,
@@ -478,7 +484,8 @@ def test_models_of_the_zoo_are_those_of_their_flags():
         | {"depth_multiplier": 0.75, "aspp_convs_filters": 128, "output_stride": 32},
         "xception65_coco_voc_trainval": {
             "model_variant": X65,
-            "atrous_rates": "6,12,18",
+            "output_stride": 8,
+            "atrous_rates": "12,24,36",
             "decoder_output_stride": 4,
         },
     }.items():
@@ -590,3 +597,14 @@ def test_the_program_lists_every_preset_without_tensorflow():
     imported = {line.split("|")[-1].strip() for line in ended.stderr.splitlines()}
     assert "deeplab_tf.presets" in imported
     assert not {name.split(".")[0] for name in imported} & {"tensorflow", "keras"}
+
+
+def test_a_report_tells_what_differs_and_nothing_else():
+    preset = find_preset("mobilenetv2_coco_voc_trainaug")
+    train = dataclasses.replace(preset.train, train_logdir="logs", momentum=0.5)
+    parts = [(preset.model, preset.model), (preset.train, train)]
+    others = {"train_split": "train_aug", "eval_split": "test"}
+    changes = "momentum: 0.9 -> 0.5; eval_split: val -> test"
+    told = f"{describe(preset)}\n  deviations: {changes}"
+    assert report(preset, parts, **others) == told
+    assert report(preset, parts[:1]).endswith("\n  deviations: none")

@@ -109,7 +109,8 @@ def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Returns an RGB kernel for images of other channels, `[h, w, channels, depth]`.
 
     New channels begin with the mean of red, green and blue. With fewer than
-    three, each takes its share of all, so that grey looks as it did.
+    three, each takes its share of all, so that grey looks as it did (but for the
+    means that the ResNets without beta subtract).
     """
     if channels < 3:
         share = kernel.sum(axis=2, keepdims=True) / channels
@@ -118,9 +119,8 @@ def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
     return np.concatenate([kernel, np.repeat(mean, channels - 3, axis=2)], axis=2)
 
 
-def _inflate_first(model, variables, given: dict) -> tuple[tuple[str, int], ...]:
-    """Fits RGB weights to the channels of the model; returns what was inflated."""
-    first, channels = next(iter(variables)), model.model_config.channels
+def _inflate(first: str, channels: int, given: dict) -> tuple[tuple[str, int], ...]:
+    """Fits RGB weights to the channels of a model; returns what was inflated."""
     shape = np.shape(given.get(first))
     if channels == 3 or len(shape) != 4 or shape[2] != 3:
         return ()
@@ -155,10 +155,12 @@ def load_tf1_variables(
     """
     given = {n: a for n, a in arrays.items() if is_model_variable(n)}
     variables = official_variables(model)
-    inflated = _inflate_first(model, variables, given)
     wanted = {
         n: v for n, v in variables.items() if not (exclude and n.startswith(exclude))
     }
+    first, inflated = next(iter(variables)), ()
+    if first in wanted:
+        inflated = _inflate(first, model.model_config.channels, given)
     common = [name for name in wanted if name in given]
     skipped = tuple(
         (name, tuple(np.shape(given[name])), tuple(wanted[name].shape))

@@ -52,7 +52,7 @@ def resolve(path: str) -> str:
         raise UserError(f"no checkpoint {path} (no file {path}.index); {hint}")
     latest = tf.train.latest_checkpoint(path)
     if latest is None:
-        found = _prefixes(path) or tf.io.gfile.glob(os.path.join(path, "*.pb"))
+        found = _prefixes(path) or _frozen_graphs(path)
         if not found:
             raise UserError(
                 f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
@@ -63,6 +63,20 @@ def resolve(path: str) -> str:
 
 def _is_frozen(path: str) -> bool:
     return path.endswith(_FROZEN) and tf.io.gfile.exists(path)
+
+
+def _frozen_graphs(folder: str) -> list[str]:
+    """Returns the only frozen graph of a folder, if there is one."""
+    found = tf.io.gfile.glob(os.path.join(folder, f"*{_FROZEN}"))
+    if any(os.path.basename(path) == "saved_model.pb" for path in found):
+        raise UserError(
+            f"{folder} is an export (SavedModel); give the checkpoint it was made from"
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"several frozen graphs in {folder}: {', '.join(sorted(found))}"
+        )
+    return found
 
 
 def _prefixes(folder: str) -> list[str]:
@@ -96,11 +110,14 @@ def _frozen_variables(path: str) -> dict[str, np.ndarray]:
             graph.ParseFromString(file.read())
     except (DecodeError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be read as a frozen graph: {error}") from error
-    return {
+    arrays = {
         node.name: tf.make_ndarray(node.attr["value"].tensor)
         for node in graph.node
         if node.op == "Const" and node.name.rpartition("/")[2] in _LEAVES
     }
+    if not arrays:
+        raise UserError(f"{path} holds no weights by their official names")
+    return arrays
 
 
 def read_variables(prefix: str) -> dict[str, np.ndarray]:

@@ -17,13 +17,17 @@ from deeplab_tf.config.heads import (
     ContextConfig,
     DecoderConfig,
 )
-from deeplab_tf.config.model import OUTPUT_STRIDES, ModelConfig
-from deeplab_tf.config.official_flags import MODEL_FLAGS, parse_numbers, parse_size
+from deeplab_tf.config.model import ModelConfig
+from deeplab_tf.config.official_flags import (
+    MODEL_FLAGS,
+    parse_numbers,
+    parse_size,
+    parsed,
+)
 
 __all__ = [
     "BACKBONES",
     "MODEL_FLAGS",
-    "OUTPUT_STRIDES",
     "RELEASED_CELL",
     "CellBranch",
     "ContextConfig",
@@ -35,4 +39,5 @@ __all__ = [
     "TrainConfig",
     "parse_numbers",
     "parse_size",
+    "parsed",
 ]

@@ -5,7 +5,7 @@ import json
 import types
 import typing
 
-from deeplab_tf.config.checks import require
+from deeplab_tf.config.checks import freeze_lists, require
 from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -45,6 +45,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self):
+        freeze_lists(self)
         require(
             min(self.crop_size) > 0,
             f"crop size must be positive; received {self.crop_size}",
@@ -143,6 +144,7 @@ class TrainConfig:
     save_interval_steps: int = 0
 
     def __post_init__(self):
+        freeze_lists(self)
         require(
             self.training_number_of_steps > 0,
             "training_number_of_steps must be positive; received "
@@ -184,9 +186,10 @@ class EvalConfig:
     ignore_label: int = 255
 
     def __post_init__(self):
+        freeze_lists(self)
         require(
             bool(self.eval_scales) and min(self.eval_scales) > 0,
-            f"eval_scales takes positive scales; received {self.eval_scales}",
+            f"scales must be positive, and one at least; received {self.eval_scales}",
         )
         require(
             min(self.eval_crop_size or (1,)) > 0,

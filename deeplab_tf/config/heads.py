@@ -165,6 +165,20 @@ class DecoderConfig:
                 getattr(self, name) > 0,
                 f"decoder {name} must be positive; received {getattr(self, name)}",
             )
+        for name in ("projection_filters", "convolutions"):
+            value, default = getattr(self, name), getattr(DecoderConfig, name)
+            require(
+                not self.sum_merge or value == default,
+                f"a decoder that adds has one convolution and no other depth: {name} "
+                f"must be left at {default}; received {value}",
+            )
+        require(
+            self.kernel_size == DecoderConfig.kernel_size
+            or not (self.sum_merge and self.outputs_logits),
+            "a decoder that adds and gives the logits has 1x1 convolutions: "
+            f"kernel_size must be left at {DecoderConfig.kernel_size}; received "
+            f"{self.kernel_size}",
+        )
         require(
             bool(strides) or not self.outputs_logits,
             "decoder_output_is_logits needs a decoder_output_stride",

@@ -9,9 +9,9 @@ from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import FREE_FLAGS, MODEL_FLAGS, parsed
 from deeplab_tf.errors import UserError
 
-OUTPUT_STRIDES = (8, 16, 32)
+_OUTPUT_STRIDES = (8, 16, 32)
 _CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with one, two and three replicas
-_ALL_OUTPUT_STRIDES = OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
+_ALL_OUTPUT_STRIDES = _OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
 # DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
 _PAPER_RATES = (6, 12, 18)
 _PAPER_RATES_STRIDE = 16
@@ -64,7 +64,7 @@ class ModelConfig:
         batch_norm_momentum: Decay of every moving statistic; None takes the
             official constant of each part (0.9997, 0.997, 0.95), which is far
             too slow for runs of some hundred steps from scratch.
-        context: The ASPP.
+        context: The ASPP, or what replaces it.
         decoder: The decoder.
 
     Raises:
@@ -117,9 +117,10 @@ class ModelConfig:
             require(
                 value is None or value > 0, f"{name} must be positive; received {value}"
             )
+        scales = self.image_pyramid
         require(
-            bool(self.image_pyramid) and min(self.image_pyramid) > 0,
-            f"image_pyramid takes positive scales; received {self.image_pyramid}",
+            bool(scales) and min(scales) > 0 and len(set(scales)) == len(scales),
+            f"image_pyramid takes positive scales, each once; received {scales}",
         )
         require(
             self.merge_method in ("max", "avg"),
@@ -171,7 +172,7 @@ class ModelConfig:
         cascaded = _CASCADE_OUTPUT_STRIDES
         needed = cascaded.index(output_stride) + 1 if output_stride in cascaded else 0
         hint = f"; {output_stride} needs cascade_blocks={needed}" if needed else ""
-        choices = OUTPUT_STRIDES + cascaded[: self.cascade_blocks]
+        choices = _OUTPUT_STRIDES + cascaded[: self.cascade_blocks]
         require(
             output_stride in choices,
             f"output_stride must be {listed(choices)}; received {output_stride}{hint}",

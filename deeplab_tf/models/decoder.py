@@ -82,7 +82,7 @@ def sum_decoder(
     """Returns context features to which low-level ones are added.
 
     One convolution of the up-sampled context meets the low-level features, both
-    of the depth `filters`. The arguments are those of `decoder`.
+    of the depth `filters`. The arguments are those of `decoder` of these names.
     """
     for level, features in enumerate(low_level):
         suffix = _suffix(level)

@@ -75,6 +75,7 @@ def _context(x, config: ModelConfig):
     cell = config.context.dense_prediction_cell
     if not cell:
         return _aspp(x, config)
+    # The official cell has no ReLU6.
     return dense_prediction_cell(
         x,
         cell,

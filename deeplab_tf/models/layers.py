@@ -52,7 +52,7 @@ def conv(
         kernel_size,
         strides=strides,
         dilation_rate=rate,
-        kernel_initializer=initializer or "glorot_uniform",
+        kernel_initializer=_own(initializer),
         data_format="channels_last",
         name=scope,
         **{"use_bias": False} | _padded(padding, strides) | layer_options,
@@ -75,11 +75,18 @@ def depthwise_conv(
         strides=strides,
         dilation_rate=rate,
         use_bias=False,
-        depthwise_initializer=initializer or "glorot_uniform",
+        depthwise_initializer=_own(initializer),
         data_format="channels_last",
         name=scope,
         **_padded(padding, strides),
     )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
+
+
+def _own(initializer):
+    """Returns an initialiser for one layer; None is slim's default, Xavier uniform."""
+    # An initialiser without a seed draws one when it is made and would give every
+    # kernel of one shape the same values.
+    return initializer.clone() if initializer else "glorot_uniform"
 
 
 def subsample(x, strides: int, scope: str):

@@ -8,15 +8,15 @@ import difflib
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo
-from deeplab_tf.presets.preset import Preset, Published, describe, deviations
+from deeplab_tf.presets.preset import Preset, Published, describe, report
 
 __all__ = [
     "PRESETS",
     "Preset",
     "Published",
     "describe",
-    "deviations",
     "find_preset",
+    "report",
 ]
 
 PRESETS: dict[str, Preset] = {

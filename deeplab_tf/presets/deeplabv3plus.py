@@ -171,4 +171,5 @@ def cityscapes() -> Iterator[Preset]:
         eval_split="test_fine",
         start="deeplabv3plus_table7_x71_no_image_level",
         miou=82.1,
+        remark="the paper does not tell the protocol of this entry",
     )

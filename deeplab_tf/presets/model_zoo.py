@@ -15,6 +15,7 @@ from deeplab_tf.presets.recipes import (
     INFERENCE,
     NO_DECODER,
     VOC,
+    VOC_TEST,
     ade20k,
     deeplabv3plus,
     row,
@@ -70,20 +71,15 @@ def pascal_voc() -> Iterator[Preset]:
     """Yields the zoo's PASCAL VOC checkpoints."""
     small, v2, x65 = _mobilenet_v2(multiplier=0.5), _mobilenet_v2(), deeplabv3plus()
     several = {"eval_output_stride": 8} | INFERENCE["_ms_flip"]
-    at_8 = {"eval_output_stride": 8}
-    test = {"train_split": "trainval", "eval_split": "test"}
     quantized = {"remark": "figures of the 8-bit network"}
     for name, model, options, miou, cost in (
         ("mobilenetv2_dm05_coco_voc_trainaug", small, {}, 70.19, 0.88),
-        ("mobilenetv2_dm05_coco_voc_trainval", small, at_8 | test, 71.83, 2.84),
         ("mobilenetv2_dm05_coco_voc_trainaug_8bit", small, quantized, 69.65, 0.88),
         ("mobilenetv2_coco_voc_trainaug", v2, {}, 75.32, 2.75),
         ("mobilenetv2_coco_voc_trainaug_os8_ms_flip", v2, several, 77.33, 152.59),
         ("mobilenetv2_coco_voc_trainaug_8bit", v2, quantized, 74.26, 2.75),
-        ("mobilenetv2_coco_voc_trainval", v2, several | test, 80.25, 152.59),
         ("xception65_coco_voc_trainaug", x65, {}, 82.20, 54.17),
         ("xception65_coco_voc_trainaug_os8_ms_flip", x65, several, 83.58, 3055.35),
-        ("xception65_coco_voc_trainval", x65, several | test, 87.80, 3055.35),
     ):
         yield row(
             name,
@@ -92,6 +88,22 @@ def pascal_voc() -> Iterator[Preset]:
             VOC,
             start="ImageNet, COCO",
             train={"base_learning_rate": 1e-4},
+            miou=miou,
+            multiply_adds=cost,
+            **options,
+        )
+    several = INFERENCE["_ms_flip"]
+    for name, model, options, miou, cost in (
+        ("mobilenetv2_dm05_coco_voc", small, {}, 71.83, 2.84),
+        ("mobilenetv2_coco_voc", v2, several, 80.25, 152.59),
+        ("xception65_coco_voc", x65, several, 87.80, 3055.35),
+    ):
+        yield row(
+            f"{name}_trainval",
+            _ZOO,
+            model.at_output_stride(8),
+            VOC_TEST,
+            start=f"{name}_trainaug",
             miou=miou,
             multiply_adds=cost,
             **options,

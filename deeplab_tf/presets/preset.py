@@ -97,6 +97,23 @@ def describe(preset: Preset) -> str:
     )
 
 
+def report(preset: Preset, parts, **others) -> str:
+    """Returns what a preset is, and where a run leaves it.
+
+    Args:
+        preset: The preset.
+        parts: Pairs of configs, the preset's and what takes its place.
+        **others: Values that take the place of the preset's of that name.
+    """
+    changes = [line for pair in parts for line in deviations(*pair)]
+    changes += [
+        f"{name}: {getattr(preset, name)} -> {value}"
+        for name, value in others.items()
+        if value != getattr(preset, name)
+    ]
+    return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
+
+
 def deviations(preset_part, part) -> list[str]:
     """Returns what differs between two configs of one class, "name: was -> is".
 

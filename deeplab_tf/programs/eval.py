@@ -18,7 +18,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
-from deeplab_tf.presets import Preset, deviations
+from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import experiment_of, require_rgb, restored_model
 
@@ -82,11 +82,20 @@ def _evaluate(prefix: str) -> None:
         FLAGS,
         model.model_config,
         preset and preset.data,
+        dataset=info.name,
         dataset_dir=dataset_dir,
         batch_size=config.eval_batch_size,
     )
     if preset:
-        _print_deviations(preset, config, data, split)
+        # Of the data an evaluation takes the dataset and the resizing alone.
+        names = ("dataset", *flags.RESIZING)
+        taken = {name: getattr(data, name) for name in names}
+        parts = [
+            (preset.eval_model, model.model_config),
+            (preset.evaluation, config),
+            (preset.data, dataclasses.replace(preset.data, **taken)),
+        ]
+        print(report(preset, parts, eval_split=split))
     metrics = evaluate(model, load_dataset(data, split, False), config)
     metrics["protocol"] |= {
         "checkpoint": prefix,
@@ -99,19 +108,6 @@ def _evaluate(prefix: str) -> None:
     print(class_table(metrics, info))
     if FLAGS.eval_logdir:
         print(f"written: {_write(metrics, FLAGS.eval_logdir)}")
-
-
-def _print_deviations(preset: Preset, config, data, split: str) -> None:
-    """Prints where this evaluation leaves the protocol of a preset."""
-    # Of the data an evaluation takes the resizing alone.
-    resized = {name: getattr(data, name) for name in flags.RESIZING}
-    parts = [
-        *deviations(preset.evaluation, config),
-        *deviations(preset.data, dataclasses.replace(preset.data, **resized)),
-    ]
-    if split != preset.eval_split:
-        parts.append(f"eval_split: {preset.eval_split} -> {split}")
-    print("  deviations: " + ("; ".join(parts) or "none"))
 
 
 def _write(metrics: dict, folder: str) -> str:

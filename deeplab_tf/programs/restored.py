@@ -16,7 +16,6 @@ from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.presets import describe
 from deeplab_tf.training.resume import read_experiment
 
 
@@ -52,11 +51,13 @@ def named_classes(
 
 
 def _described(values: absl_flags.FlagValues, prefix: str):
-    """Returns the model that preset or `experiment.json` describe, and by what name."""
+    """Returns the model that preset or `experiment.json` describe, and what to call it.
+
+    A preset has no name here: the programs report what differs from it.
+    """
     preset = flags.chosen_preset(values)
     if preset:
-        print(describe(preset))
-        return preset.eval_model, f"the preset {preset.name}"
+        return preset.eval_model, ""
     experiment = experiment_of(prefix)
     return experiment and experiment.model, "experiment.json"
 

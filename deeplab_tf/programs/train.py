@@ -17,7 +17,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.presets import Preset, describe, deviations
+from deeplab_tf.presets import Preset, report
 from deeplab_tf.programs import run_program
 from deeplab_tf.training import resume
 from deeplab_tf.training.trainer import Trainer
@@ -85,7 +85,6 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
     model = flags.model_config(
         values,
         preset and preset.model,
-        source=f"the preset {values.preset}",
         num_classes=info.num_classes,
     )
     base = preset and preset.data
@@ -108,30 +107,34 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         )
     experiment = Experiment(model, data, train, split, info)
     if preset:
-        _print_deviations(preset, experiment)
+        print(_report(preset, experiment))
     return experiment
+
+
+def _report(preset: Preset, experiment: Experiment) -> str:
+    """Returns the recipe of a preset, and where this training leaves it."""
+    parts = [
+        (preset.model, experiment.model),
+        (preset.data, experiment.data),
+        (preset.train, experiment.train),
+    ]
+    checkpoint = experiment.train.tf_initial_checkpoint
+    scratch = "scratch (no tf_initial_checkpoint)"
+    needless = checkpoint or preset.start == "scratch"
+    start = preset.start if needless else scratch
+    return report(preset, parts, train_split=experiment.split, start=start)
 
 
 def _pools_images(model: ModelConfig) -> bool:
     """Whether a batch normalisation sees one value for each image."""
     context = model.context
-    gated = context.squeeze_and_excitation or context.dense_prediction_cell
+    if context.dense_prediction_cell:
+        return any(
+            branch.op == "pyramid_pooling" and branch.grid_size == (1, 1)
+            for branch in context.dense_prediction_cell
+        )
+    gated = context.squeeze_and_excitation
     return context.aspp and context.image_level and not gated
-
-
-def _print_deviations(preset: Preset, experiment: Experiment) -> None:
-    """Prints the recipe of a preset, and where this training leaves it."""
-    print(describe(preset))
-    parts = [
-        *deviations(preset.model, experiment.model),
-        *deviations(preset.data, experiment.data),
-        *deviations(preset.train, experiment.train),
-    ]
-    if experiment.split != preset.train_split:
-        parts.append(f"train_split: {preset.train_split} -> {experiment.split}")
-    if preset.start != "scratch" and not experiment.train.tf_initial_checkpoint:
-        parts.append(f"start: {preset.start} -> scratch (no tf_initial_checkpoint)")
-    print("  deviations: " + ("; ".join(parts) or "none"))
 
 
 def _initialize(trainer: Trainer, config: TrainConfig) -> None:

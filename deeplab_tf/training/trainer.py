@@ -21,7 +21,7 @@ from deeplab_tf.training import losses, optimizer, resume
 
 
 def _fused_batch_norm(x, gamma, beta, epsilon: float):
-    """Returns what `models.layers.normalize_batch` does, from one op.
+    """Returns what `models.normalization.normalize_batch` does, from one op.
 
     Keras composes it of a dozen; one makes a step on CPU about a fifth shorter.
     """

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from golden_case import value
 from PIL import Image
 
 from deeplab_tf.checkpoints.restore import class_count, load_tf1_variables
@@ -65,6 +66,20 @@ def test_a_folder_of_a_frozen_graph_will_do(frozen_folder):
     assert class_count(arrays) == 5
 
 
+def test_the_folder_of_an_export_is_told_apart(tmp_path):
+    for name in ("saved_model.pb", "fingerprint.pb"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"is an export \(SavedModel\); give the check"):
+        resolve(str(tmp_path))
+
+
+def test_one_of_several_frozen_graphs_has_to_be_named(tmp_path):
+    for name in ("a.pb", "b.pb"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"several frozen graphs in .*a\.pb, .*b\.pb$"):
+        resolve(str(tmp_path))
+
+
 def write_graph(path, arrays):
     with tf.Graph().as_default() as graph:
         for name, array in arrays.items():
@@ -78,6 +93,12 @@ def test_constants_that_were_no_variables_are_passed_over(arrays, zeros, tmp_pat
     path = write_graph(tmp_path / "frozen_inference_graph.pb", arrays)
     assert set(read_variables(path)) == set(arrays)
     assert load_tf1_checkpoint(zeros, path).complete
+
+
+def test_a_graph_without_weights_is_named(tmp_path):
+    path = write_graph(tmp_path / "frozen.pb", {})
+    with pytest.raises(UserError, match=r"frozen\.pb holds no weights"):
+        read_variables(path)
 
 
 @pytest.mark.parametrize("content", [b"no graph at all", b"\x0a\xff\xff\xff\xff"])
@@ -172,10 +193,18 @@ def test_new_channels_begin_with_the_mean_of_red_green_and_blue():
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_a_grey_image_looks_as_it_did_in_colour(channels):
-    kernel, taken, _ = inflated(channels)
-    assert taken.shape[2] == channels
-    np.testing.assert_allclose(taken.sum(2), kernel.sum(2), atol=1e-6)
-    np.testing.assert_array_equal(taken[:, :, 0], taken[:, :, -1])
+    config = ModelConfig(depth_multiplier=0.1)
+    rgb = build_model(config)
+    for name, variable in official_variables(rgb).items():
+        variable.assign(value(name, variable.shape))
+    model = build_model(dataclasses.replace(config, channels=channels))
+    load_tf1_variables(
+        model, {n: np.array(v) for n, v in official_variables(rgb).items()}
+    )
+    grey = np.random.RandomState(0).uniform(0, 255, (1, 33, 49, 1)).astype("float32")
+    expected = rgb(np.repeat(grey, 3, -1)).numpy()
+    logits = model(np.repeat(grey, channels, -1)).numpy()
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.std(expected))
 
 
 def test_weights_of_the_same_channels_are_not_inflated():
@@ -183,6 +212,16 @@ def test_weights_of_the_same_channels_are_not_inflated():
     np.testing.assert_array_equal(taken, kernel)
     assert report.inflated == ()
     assert report.complete
+
+
+def test_excluded_weights_are_not_inflated():
+    rgb, model = (
+        build_model(ModelConfig(depth_multiplier=0.1, channels=n)) for n in (3, 4)
+    )
+    arrays = {n: np.array(v) for n, v in official_variables(rgb).items()}
+    report = load_tf1_variables(model, arrays, exclude=("MobilenetV2/Conv/",))
+    assert report.inflated == ()
+    assert len(report.restored) == len(arrays) - 5
 
 
 def test_weights_of_other_channels_than_rgb_are_refused():

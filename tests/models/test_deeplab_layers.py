@@ -1,10 +1,11 @@
 """The primitives: sizes, resizing, batch normalisation, precision."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.config import ModelConfig
+from deeplab_tf.config import ContextConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.resampling import resize_bilinear, scale_dimension
@@ -157,6 +158,23 @@ def test_a_given_momentum_reaches_every_batch_norm(momentum):
 def test_every_batch_norm_is_found(narrow_model):
     named = [n for n in official_variables(narrow_model) if n.endswith("moving_mean")]
     assert len(batch_normalizations(narrow_model)) == len(named) == 65
+
+
+def kernels(seed, backbone):
+    keras.utils.set_random_seed(seed)
+    model = build_model(ModelConfig(backbone, context=ContextConfig(filters=16)))
+    variables = official_variables(model)
+    return {n: np.array(v) for n, v in variables.items() if n.endswith("weights")}
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v3_small_seg", "resnet_v1_18"])
+def test_every_kernel_is_drawn_on_its_own_and_by_the_seed(backbone):
+    first, same, other = (kernels(seed, backbone) for seed in (0, 0, 1))
+    values = [tuple(kernel.ravel()[:8]) for kernel in first.values()]
+    assert len(set(values)) == len(values)
+    for name, kernel in first.items():
+        np.testing.assert_array_equal(same[name], kernel)
+        assert not np.array_equal(other[name], kernel), name
 
 
 def test_official_names_follow_the_checkpoints(narrow_model):

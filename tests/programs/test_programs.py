@@ -407,7 +407,7 @@ def test_mistakes_in_evaluation_are_told_before_anything_is_written(
             "no file .*index.*: model.ckpt-2, model",
         ),
         ([checkpoint, "--eval_split=test"], "no test-. records in .*: train, trainval"),
-        ([checkpoint, "--eval_scales=0"], "eval_scales takes positive scales"),
+        ([checkpoint, "--eval_scales=0"], "scales must be positive"),
         ([checkpoint, "--eval_crop_size=65"], "expected height and width"),
         ([checkpoint, "--eval_split=val", "x"], "unexpected argument 'x'"),
     ):
@@ -550,12 +550,17 @@ def toy_line(toy, tiny_records, tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         # Nothing is written: `line` has an export.
-        patch.setattr(program("export"), "export_saved_model", lambda *_, **__: None)
+        exports = []
+
+        def keep(*_, **options):
+            exports.append(options)
+
+        patch.setattr(program("export"), "export_saved_model", keep)
         out["export"] = run(
             *("export", "--preset=toy", f"--checkpoint_path={folder}/logs"),
-            f"--export_path={folder}/exported",
+            *(f"--export_path={folder}/exported", "--crop_size=97,97"),
         )
-    return types.SimpleNamespace(folder=folder, out=out)
+    return types.SimpleNamespace(folder=folder, out=out, export=exports[0])
 
 
 def test_a_preset_stands_for_what_a_training_was_not_told(toy, toy_line, tiny_records):
@@ -583,6 +588,9 @@ def test_a_preset_stands_for_what_an_evaluation_was_not_told(toy_line):
 def test_a_preset_stands_for_what_an_export_was_not_told(toy_line):
     # Without it the official default, 8, would count.
     assert "mobilenet_v2, 21 classes, output stride 16; " in toy_line.out["export"]
+    assert toy_line.export["scales"] == (0.5, 1.0)
+    assert toy_line.export["flip"] is True
+    assert toy_line.export["crop_size"] == (97, 97)  # was told
 
 
 def test_the_recipe_of_a_preset_is_printed_first(toy, toy_line):
@@ -601,6 +609,9 @@ def test_deviations_from_a_preset_are_printed(toy_line):
         "start: ImageNet -> scratch (no tf_initial_checkpoint)"
     ]
     assert deviations["eval"] == ["  deviations: eval_scales: (0.5, 1.0) -> (1.0,)"]
+    assert deviations["export"] == [
+        "  deviations: eval_crop_size: (65, 65) -> (97, 97)"
+    ]
     # Neither has another model.
     assert "note:" not in "".join(toy_line.out.values())
 
@@ -685,14 +696,6 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stdout == ""
 
 
-def test_the_split_and_the_size_of_images_are_deviations_too(toy, capsys):
-    data = dataclasses.replace(toy.data, min_resize_value=40)
-    program("eval")._print_deviations(toy, toy.evaluation, data, "val")
-    assert capsys.readouterr().out == (
-        "  deviations: min_resize_value: None -> 40; eval_split: trainval -> val\n"
-    )
-
-
 @pytest.mark.parametrize(
     "head",
     [
@@ -709,3 +712,19 @@ def test_one_image_is_a_batch_where_none_is_pooled_to_one_value(head, tiny_recor
     where = f"--dataset_dir={tiny_records}"
     values = parsed("train", where, "--train_batch_size=1", *head)
     assert program("train")._experiment(values).data.batch_size == 1
+
+
+def test_a_cell_that_pools_the_image_needs_more_than_one(tiny_records):
+    cell = '[{"op": "pyramid_pooling", "grid_size": 1}]'
+    flags_of = (f"--dense_prediction_cell_json={cell}", f"--dataset_dir={tiny_records}")
+    values = parsed("train", "--train_batch_size=1", *flags_of)
+    with pytest.raises(UserError, match="leaves the batch normalisation"):
+        program("train")._experiment(values)
+
+
+def test_official_flags_without_a_meaning_here_are_told(tiny_records, logs, tmp_path):
+    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/exported")
+    message = "--min_resize_value: an export takes images as they are"
+    assert_refused(message, "export", *where, "--min_resize_value=33")
+    for name in ("eval", "export", "predict"):
+        flags.check_flags(parsed(name, "--label_weights=1"), name)
