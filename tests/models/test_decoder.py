@@ -1,0 +1,148 @@
+"""The decoders and their ablations, convolution by convolution."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from plain_heads import (
+    LEVEL,
+    assert_same,
+    branches,
+    build,
+    decoded,
+    features,
+    image_level,
+    linear,
+    logits,
+    projected,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_backbone")
+
+
+DENSE = {"decoder_use_separable_conv": False}
+SUM = {"decoder_use_sum_merge": True}
+SCORES = {"decoder_output_is_logits": True, "decoder_filters": 3}
+DENSE_LEVEL = (LEVEL[0], *(f"decoder_conv0/decoder_conv0_{i}" for i in (1, 2)))
+DECODERS = {
+    "one": ({"decoder_convolutions": 1}, [LEVEL[:2]]),
+    "three": ({"decoder_convolutions": 3}, [(*LEVEL, "decoder_conv2")]),
+    "dense": (DENSE, [DENSE_LEVEL]),
+    "dense_three": (
+        DENSE | {"decoder_convolutions": 3},
+        [(*DENSE_LEVEL, "decoder_conv0/decoder_conv0_3")],
+    ),
+    # A 1x1 convolution has no depthwise half.
+    "pointwise": (
+        {"decoder_kernel_size": 1, "decoder_convolutions": 1},
+        [DENSE_LEVEL[:2]],
+    ),
+    "dense_two_levels": (
+        DENSE | {"decoder_output_stride": [8, 4]},
+        [
+            DENSE_LEVEL,
+            (
+                "feature_projection0_1",
+                *(f"decoder_conv0_1/decoder_conv0_1_{i}" for i in (1, 2)),
+            ),
+        ],
+    ),
+    "sum": (SUM, [(LEVEL[0], "decoder_split_sep_conv0")]),
+    "sum_dense": (SUM | DENSE, [LEVEL[:2]]),
+    "sum_two_levels": (
+        SUM | {"decoder_output_stride": [16, 4]},
+        [
+            (LEVEL[0], "decoder_split_sep_conv0"),
+            ("feature_projection0_1", "decoder_split_sep_conv0_1"),
+        ],
+    ),
+    "sum_logits": (SUM | SCORES, [LEVEL[:2]]),
+    "logits": (SCORES, [DENSE_LEVEL]),
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_the_decoder_is_its_levels_one_by_one(name):
+    flags, levels = DECODERS[name]
+    model, w = build(**{"decoder_output_stride": 4} | flags)
+    scopes = {
+        n.split("/BatchNorm")[0].rsplit("/", 1)[0] for n in w if "BatchN" not in n
+    }
+    halves = ("_depthwise", "_pointwise")
+    found = {functools.reduce(str.removesuffix, halves, scope) for scope in scopes}
+    expected = {f"decoder/{scope}" for level in levels for scope in level}
+    assert {scope for scope in found if scope.startswith("decoder/")} == expected
+    x, *low_level = features(model)
+    context = model.get_layer("context")(x)
+    act = linear if "logits" in name else tf.nn.relu
+    output = decoded(context, low_level, w, levels, "sum" in name, act)
+    assert np.std(output) > 0.1
+    assert_same(model.get_layer("decoder")([context, *low_level]), output)
+    if "logits" in name:
+        assert not any(n.startswith("logits/") for n in w)
+        assert_same(logits(model), output)
+
+
+def kernels_of(flags):
+    """Returns the shapes of the dense decoder's kernels, in order."""
+    _, w = build(**{"decoder_output_stride": 4, "decoder_filters": 256} | DENSE | flags)
+    return [a.shape for n, a in w.items() if "decoder/" in n and n.endswith("/weights")]
+
+
+@pytest.mark.parametrize("depth", [8, 16, 32, 48, 64])
+def test_table_1_of_deeplabv3plus_reduces_the_low_level_features(depth):
+    # The low-level features of stride 4 have 16 channels, the context 8.
+    one = {"decoder_convolutions": 1, "decoder_projection_filters": depth}
+    assert kernels_of(one) == [(1, 1, 16, depth), (3, 3, 8 + depth, 256)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kernels"),
+    [
+        ({"decoder_convolutions": 1}, [(3, 3, 56, 256)]),
+        ({"decoder_convolutions": 2}, [(3, 3, 56, 256), (3, 3, 256, 256)]),
+        ({"decoder_convolutions": 3}, [(3, 3, 56, 256), *2 * [(3, 3, 256, 256)]]),
+        ({"decoder_convolutions": 1, "decoder_filters": 128}, [(3, 3, 56, 128)]),
+        ({"decoder_convolutions": 1, "decoder_kernel_size": 1}, [(1, 1, 56, 256)]),
+    ],
+)
+def test_table_2_of_deeplabv3plus_varies_the_convolutions(flags, kernels):
+    assert kernels_of(flags) == [(1, 1, 16, 48), *kernels]  # 8 + 48 = 56
+
+
+def test_table_2_of_deeplabv3plus_takes_two_levels():
+    both = {"decoder_convolutions": 1, "decoder_output_stride": [8, 4]}
+    # Stride 8 comes first, with 24 channels.
+    assert kernels_of(both) == [
+        *((1, 1, 24, 48), (3, 3, 8 + 48, 256)),
+        *((1, 1, 16, 48), (3, 3, 256 + 48, 256)),
+    ]
+
+
+def test_the_kernels_of_a_decoder_of_logits_follow_its_merge():
+    flags = {"decoder_filters": 3, "decoder_output_is_logits": True}
+    # Added: one 1x1 convolution of each, as deep as there are classes.
+    assert kernels_of(flags | SUM) == [(1, 1, 16, 3), (1, 1, 8, 3)]
+    # Joined: the usual two 3x3 convolutions, though without activation.
+    assert kernels_of(flags) == [(1, 1, 16, 48), (3, 3, 56, 3), (3, 3, 3, 3)]
+
+
+def test_bounded_activations_stop_heads_at_6_but_not_the_image_level_branch():
+    def loud(name):
+        """Returns a factor that makes the normalised features of heads large."""
+        head = not name.startswith(("backbone", "logits"))
+        return 30.0 if head and name.endswith("gamma") else 1.0
+
+    model, w = build(loud, use_bounded_activation=True, decoder_output_stride=4)
+    x, low = features(model)
+    relu6 = tf.nn.relu6
+    image, parts = image_level(x, w), branches(x, w, act=relu6)
+    assert np.max(image) > 7.0 and all(np.max(part) == 6.0 for part in parts)
+    context = projected([image, *parts], w, relu6)
+    assert_same(model.get_layer("context")(x), context)
+    output = decoded(context, [low], w, [LEVEL], act=relu6)
+    assert np.max(output) == 6.0
+    assert_same(model.get_layer("decoder")([context, low]), output)
+    unbounded, _ = build(loud, decoder_output_stride=4)
+    assert np.max(unbounded.get_layer("context")(x)) > 6.0

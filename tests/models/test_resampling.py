@@ -1,0 +1,132 @@
+"""Means over windows, and windows that follow the scale of an image."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from plain_heads import IMAGE, assert_same, build, logits, means, resized
+
+from deeplab_tf.models.deeplab import at_image_scale
+from deeplab_tf.models.resampling import WindowMean
+from deeplab_tf.models.variables import (
+    leaf_layers,
+    official_variables,
+)
+
+pytestmark = pytest.mark.usefixtures("quick_backbone")
+
+
+WINDOWS = [
+    # (cells, arguments, window): ceil(33 / 8) = 5 and ceil(49 / 8) = 7 cells.
+    ((10, 14), {"crop_size": (33, 49), "output_stride": 8}, (5, 7)),
+    ((9, 13), {"crop_size": (33, 49), "output_stride": 8, "strides": (4, 5)}, (5, 7)),
+    # The whole map, at 65 x 97 pixels.
+    ((9, 13), {"crop_size": (65, 97), "output_stride": 8}, (9, 13)),
+    # Rounded up: ceil(66 / 8) = 9 and ceil(98 / 16) = 7.
+    ((12, 14), {"crop_size": (66, 98), "output_stride": 8}, (9, 13)),
+    ((12, 14), {"crop_size": (66, 98), "output_stride": 16}, (5, 7)),
+    # Parts of 5 and 7 cells: ceil(5 / 2) = 3 and ceil(7 / 3) = 3; of 10 in four: 3.
+    (
+        (9, 8),
+        {"crop_size": (33, 49), "output_stride": 8, "grid_size": (2, 3)},
+        (3, 3),
+    ),
+    ((10, 7), {"grid_size": (4, 1)}, (3, 7)),
+    ((7, 10), {"grid_size": (2, 2), "strides": (3, 2)}, (4, 5)),
+    # At half the scale 33 and 49 pixels are 17 and 25: 3 and 4 cells; at 1.5 times
+    # int(32 * 1.5 + 1) = 49 and int(48 * 1.5 + 1) = 73: 7 and 10 cells.
+    (
+        (8, 9),
+        {"crop_size": (33, 49), "output_stride": 8, "image_scale": 0.5},
+        (3, 4),
+    ),
+    (
+        (13, 12),
+        {"crop_size": (33, 49), "output_stride": 8, "image_scale": 1.5},
+        (7, 10),
+    ),
+    # Larger than the map on one side, and on both.
+    ((4, 14), {"crop_size": (65, 49), "output_stride": 8}, (4, 7)),
+    ((4, 5), {"crop_size": (769, 769), "output_stride": 8, "strides": (4, 5)}, (4, 5)),
+    # No window: everything, whatever the strides.
+    ((4, 5), {}, (4, 5)),
+    ((7, 6), {"strides": (2, 2), "image_scale": 0.5}, (7, 6)),
+    # MobileNetV3 at 1025 x 2049 (reference, section 2.5): 25 x 25 -> 3 x 9.
+    (
+        (33, 65),
+        {"crop_size": (769, 769), "output_stride": 32, "strides": (4, 5)},
+        (25, 25),
+    ),
+]
+
+
+@pytest.mark.parametrize(("cells", "options", "window"), WINDOWS)
+def test_a_window_is_averaged_wherever_it_fits(cells, options, window):
+    layer = WindowMean(**options)
+    x = np.random.RandomState(0).standard_normal((2, *cells, 3)).astype("float32")
+    expected = means(x, window, options.get("strides", (1, 1)))
+    np.testing.assert_allclose(layer(x), expected, atol=1e-6)
+    open_sizes = tf.function(
+        layer, input_signature=[tf.TensorSpec([None, None, None, 3])]
+    )
+    np.testing.assert_allclose(open_sizes(x), expected, atol=1e-6)
+    known = layer(keras.Input((*cells, 3)))
+    assert known.shape == (None, *expected.shape[1:])
+    whole = not {"crop_size", "grid_size"} & set(options)
+    opened = layer(keras.Input((None, cells[1], 3)))
+    assert opened.shape[1:] == ((1, 1, 3) if whole else (None, None, 3))
+    saved = WindowMean.from_config(layer.get_config())
+    np.testing.assert_array_equal(saved(x), layer(x))
+
+
+def test_mobilenetv3_pools_to_3_by_9():
+    cells, options, window = WINDOWS[-1]
+    shape = WindowMean(**options)(keras.Input((*cells, 1))).shape
+    assert (window, shape) == ((25, 25), (None, 3, 9, 1))
+
+
+CROP = {"image_pooling_crop_size": "33,49"}
+
+
+def windows(model):
+    """Returns the pooling windows of a model, for features without end."""
+    layers = [x for x in leaf_layers(model) if isinstance(x, WindowMean)]
+    return [layer.window((99, 99)) for layer in layers]
+
+
+def test_a_network_for_another_scale_shares_every_variable():
+    model, _ = build(output_stride=8, **CROP)
+    half = at_image_scale(model, 0.5)
+    assert {id(v) for v in half.variables} == {id(v) for v in model.variables}
+    # ceil(33 / 8) and ceil(49 / 8); int(32 / 2 + 1) = 17 and 25 pixels at half.
+    assert (windows(model), windows(half)) == ([[5, 7]], [[3, 4]])
+    # 1.5 of a half: int(32 * 0.75 + 1) = 25 and int(48 * 0.75 + 1) = 37.
+    assert windows(at_image_scale(half, 1.5)) == [[4, 5]]
+    assert at_image_scale(model, 1.0) is model
+    whole, _ = build()
+    assert at_image_scale(whole, 0.5) is whole
+
+
+def test_a_network_for_another_scale_is_the_one_of_the_scaled_window():
+    model, w = build(**CROP)
+    other, _ = build(image_pooling_crop_size="17,25")
+    assert list(official_variables(other)) == list(w)
+    assert_same(at_image_scale(model, 0.5)(IMAGE), other(IMAGE))
+    difference = model(IMAGE) - other(IMAGE)
+    assert np.abs(difference).max() > 1e-2 * np.std(other(IMAGE))
+
+
+@pytest.mark.parametrize("method", ["avg", "max"])
+def test_an_image_pyramid_scales_the_pooling_window_along(method):
+    model, w = build(image_pyramid="0.5,1", merge_method=method, **CROP)
+    whole, one = build(**CROP)
+    assert list(w) == list(one)
+    # The half image of 33 x 49 pixels, seen through half the window.
+    half, _ = build(image_pooling_crop_size="17,25")
+    small = tf.raw_ops.ResizeBilinear(images=IMAGE, size=(33, 49), align_corners=True)
+    first, second = resized(logits(half, small), logits(whole)), logits(whole)
+    merge = {"avg": lambda a, b: (a + b) / 2, "max": tf.maximum}[method]
+    assert_same(logits(model), merge(first, second))
+    # An unscaled window would have told on itself.
+    unscaled = resized(logits(whole, small), second)
+    assert np.abs(unscaled - first).max() > 1e-2 * np.std(first)

@@ -1,0 +1,173 @@
+"""The heads of the official graph written out in plain TensorFlow, branch by branch.
+
+Models with one layer in the place of a backbone (`quick_backbone`) are compared with
+them.
+"""
+
+import keras
+import numpy as np
+import tensorflow as tf
+from golden_case import value
+
+from deeplab_tf.config import (
+    ModelConfig,
+)
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import (
+    official_variables,
+)
+
+NARROW = {
+    "num_classes": 3,
+    "atrous_rates": [2, 3],
+    "aspp_convs_filters": 8,
+    "decoder_filters": 6,
+}
+# 5 x 7 cells at output stride 16, 17 x 25 at the decoder's stride 4.
+BLOCKS_OF_8 = np.random.RandomState(0).uniform(60, 255, (1, 9, 13, 3))
+IMAGE = BLOCKS_OF_8.repeat(8, 1).repeat(8, 2)[:, :65, :97].astype("float32")
+LEVEL = ("feature_projection0", "decoder_conv0", "decoder_conv1")
+DEPTHS = {"high_level": 32, 4: 16, 8: 24, 16: 28}
+
+
+def strided_backbone(image, output_stride, **_):
+    """Returns features as a backbone would, each by one convolution."""
+    strides = {"high_level": output_stride, 4: 4, 8: 8, 16: 16}
+    return {
+        key: keras.layers.Conv2D(
+            DEPTHS[key],
+            3,
+            strides=stride,
+            padding="same",
+            use_bias=False,
+            name=f"backbone.{key}",
+        )(image)
+        for key, stride in strides.items()
+    }
+
+
+def build(scale_of=lambda name: 1.0, **flags):
+    """Returns a narrow model, and the values of its variables by official name."""
+    config = ModelConfig.from_official_flags(NARROW | flags)
+    return filled(build_model(config), scale_of)
+
+
+def filled(model, scale_of=lambda name: 1.0):
+    variables = official_variables(model)
+    w = {n: np.float32(scale_of(n)) * value(n, v.shape) for n, v in variables.items()}
+    for name, variable in variables.items():
+        variable.assign(w[name])
+    return model, w
+
+
+def features(model):
+    """Returns high-level, then low-level features of the image."""
+    found = model.get_layer("backbone")(model.get_layer("normalize")(IMAGE))
+    return found if isinstance(found, list) else [found]  # Keras unpacks a single one
+
+
+def logits(model, image=IMAGE):
+    return keras.Model(model.input, model.get_layer("logits").output)(image)
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.std(expected))
+
+
+def linear(x):
+    return x
+
+
+def norm(x, w, scope, epsilon):
+    gamma, beta, mean, variance = (
+        w[f"{scope}/BatchNorm/{leaf}"]
+        for leaf in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    return (x - mean) * gamma / np.sqrt(variance + epsilon) + beta
+
+
+def conv(x, w, scope, rate=1, act=tf.nn.relu, *, strides=1, epsilon=1.001e-5):
+    """Returns a convolution and what follows it: a bias, or batch normalisation."""
+    kernel = w[f"{scope}/weights"]
+    x = tf.nn.conv2d(x, kernel, strides, "SAME", dilations=rate)
+    if f"{scope}/biases" in w:
+        return act(x + w[f"{scope}/biases"])
+    return act(norm(x, w, scope, epsilon))
+
+
+def separable(x, w, scope, rate=1, act=tf.nn.relu):
+    """Returns the two halves of a head's convolution, the activation after both."""
+    kernel, rates = w[f"{scope}_depthwise/depthwise_weights"], np.broadcast_to(rate, 2)
+    x = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME", dilations=rates)
+    x = act(norm(x, w, f"{scope}_depthwise", 1.001e-5))
+    return conv(x, w, f"{scope}_pointwise", act=act)
+
+
+def image_level_of_windows(x, w):
+    # ceil(33 / 16) = 3 and ceil(49 / 16) = 4 cells at a time: 3 x 2 means.
+    pooled = means(x.numpy(), (3, 4), (1, 2))
+    return resized(conv(pooled, w, "image_pooling"), x)
+
+
+def image_level(x, w, act=tf.nn.relu):
+    mean = tf.reduce_mean(x, axis=(1, 2), keepdims=True)
+    return conv(mean, w, "image_pooling", act=act) * tf.ones_like(x[..., :1])
+
+
+def branches(x, w, atrous=separable, act=tf.nn.relu):
+    """Returns the branches beside the image-level one; their rates are 2 and 3."""
+    return [conv(x, w, "aspp0", act=act)] + [
+        atrous(x, w, f"aspp{i}", rate, act) for i, rate in ((1, 2), (2, 3))
+    ]
+
+
+def projected(parts, w, act=tf.nn.relu):
+    return conv(tf.concat(parts, -1), w, "concat_projection", act=act)
+
+
+def hard_sigmoid(x):
+    return tf.nn.relu6(x + 3.0) * 0.16667
+
+
+def resized(x, like):
+    """Returns `x` at the size of another tensor by TensorFlow's own op."""
+    return tf.raw_ops.ResizeBilinear(images=x, size=like.shape[1:3], align_corners=True)
+
+
+def means(x, window, strides):
+    """Returns the mean of every window that lies within `x`, one by one."""
+    (height, width), (rows, columns) = x.shape[1:3], window
+    return np.stack(
+        [
+            np.stack(
+                [
+                    x[:, i : i + rows, j : j + columns].mean((1, 2))
+                    for j in range(0, width - columns + 1, strides[1])
+                ],
+                axis=1,
+            )
+            for i in range(0, height - rows + 1, strides[0])
+        ],
+        axis=1,
+    )
+
+
+def decoded(x, low_level, w, levels, add=False, act=tf.nn.relu):
+    """Returns the decoder's output, level by level.
+
+    Args:
+        levels: Scopes of each level: the projection's, then the convolutions'.
+        add: Whether the low-level features are added, behind the convolution.
+        act: The activation.
+    """
+    for low, (projection, *scopes) in zip(low_level, levels, strict=True):
+        reduced = conv(low, w, f"decoder/{projection}", act=act)
+        x = resized(x, reduced)
+        if not add:
+            x = tf.concat([x, reduced], -1)
+        for scope in scopes:
+            one = conv if f"decoder/{scope}/weights" in w else separable
+            x = one(x, w, f"decoder/{scope}", act=act)
+        if add:
+            x = x + reduced
+    return x
