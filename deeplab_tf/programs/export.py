@@ -121,7 +121,8 @@ def main(values: absl_flags.FlagValues) -> None:
     )
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
-        f"{config.output_stride}; ImageTensor uint8 [batch, height, width, 3] -> "
+        f"{config.output_stride}; ImageTensor uint8 [batch, height, width, "
+        f"{config.channels}] -> "
         "SemanticPredictions int32 [batch, height, width]"
     )
 
