@@ -236,6 +236,7 @@ def without_rates(config):
     return dataclasses.replace(same, multi_grid=())
 
 
+@pytest.mark.slow
 def test_parameters_of_every_preset():
     configs = {name: without_rates(preset.model) for name, preset in PRESETS.items()}
     counts = {config: parameters(config) for config in set(configs.values())}
