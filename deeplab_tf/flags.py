@@ -157,21 +157,40 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
         _DEFINE[kind](name, None, f"Without effect: {text}.", flag_values=values)
 
 
-def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) -> None:
-    """Defines where the records are and how they are resized."""
+def define_dataset_location(values: flags.FlagValues) -> None:
+    """Defines where the records are."""
     flags.DEFINE_string(
         "dataset",
         None,
-        "Name of the dataset; default: the dataset_info.json beside the records, "
-        "else pascal_voc_seg.",
+        "Name of the dataset, or tfds:NAME[:image_key:label_key] for one of "
+        "tensorflow-datasets; default: the dataset_info.json beside the records, else "
+        "pascal_voc_seg.",
         flag_values=values,
     )
     flags.DEFINE_string(
-        "dataset_dir", None, "Folder of the TFRecords.", flag_values=values
+        "dataset_dir",
+        None,
+        "Folder of the TFRecords, or of tensorflow-datasets.",
+        flag_values=values,
     )
+
+
+def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) -> None:
+    """Defines where the records are and how they are resized."""
+    define_dataset_location(values)
     flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
     for name in RESIZING:
         flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
+
+
+def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
+    """Refuses a command line that says nothing of where the records are.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    if not dataset_dir and not (dataset or "").startswith("tfds:"):
+        raise UserError("--dataset_dir is needed: the folder of the TFRecords")
 
 
 def define_fields(
@@ -324,7 +343,7 @@ def data_config(
         base: A preset's, for the flags which were not given.
         **fields: Fields of the config.
     """
-    own = {"dataset_dir": values.dataset_dir, "dataset": values.dataset}
+    own = {"dataset_dir": values.dataset_dir or "", "dataset": values.dataset}
     own |= field_values(values, RESIZING, base)
     return DataConfig(mean_pixel=model.mean_pixel, **own | fields)
 

@@ -46,10 +46,17 @@ def module_name(path):
 MODULES = {module_name(path): path for path in FILES}
 
 
+def is_program(node):
+    """Whether this is what a file does as a program, on top of everything else."""
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
+
+
 def imports(path):
-    """Returns every module that a file imports, wherever in it."""
+    """Returns every module that a file imports as a module, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if not is_program(node)]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

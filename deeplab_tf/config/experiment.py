@@ -28,6 +28,10 @@ class DataConfig:
         max_scale_factor: Largest random scale in training.
         scale_factor_step_size: Distance of the random scales; 0 is continuous.
         mean_pixel: Value of each channel, 0..255, of the padding.
+        photometric_jitter: Largest relative change of brightness, contrast and
+            saturation in training, 0..1; 0, as the papers, is none.
+        bootstrap_classes: Images with one of these classes come twice an epoch
+            (DeepLabv3, Sec. 4.3: the hard images of VOC).
         seed: Seed of the order and of the augmentation.
     """
 
@@ -42,6 +46,8 @@ class DataConfig:
     max_scale_factor: float = 2.0
     scale_factor_step_size: float = 0.25
     mean_pixel: tuple[float, ...] = ModelConfig().mean_pixel
+    photometric_jitter: float = 0.0
+    bootstrap_classes: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self):
@@ -63,6 +69,11 @@ class DataConfig:
             self.scale_factor_step_size >= 0,
             f"scale_factor_step_size must not be negative; received "
             f"{self.scale_factor_step_size}",
+        )
+        require(
+            0 <= self.photometric_jitter <= 1,
+            f"photometric_jitter is a share in 0..1; received "
+            f"{self.photometric_jitter}",
         )
         require(
             self.min_resize_value is not None

@@ -1,4 +1,11 @@
-"""Scale, pad, crop and flip one sample, in the official order and arithmetic."""
+"""Scale, pad, crop and flip one sample, in the official order and arithmetic.
+
+In training the crop is known before the image is scaled, so that only what it shows
+is decoded and interpolated. Its pixels are those of scaling, padding and cropping one
+after the other.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -18,19 +25,18 @@ def resize_label(label, size):
     )[0]
 
 
-def _resize(image, label, size):
-    return resize_image(image, size), resize_label(label, size)
-
-
 def resize_to_range(image, label, min_size, max_size=None, factor=None):
     """Returns a sample whose shorter side is `min_size`, the longer bounded.
 
     Args:
-        image: float32 `[height, width, 3]`.
+        image: `[height, width, channels]`.
         label: uint8 `[height, width, 1]`.
         min_size: Shorter side, in pixels.
         max_size: Bound of the longer side; the aspect ratio is kept.
         factor: Sides are raised to the next multiple of it, plus 1.
+
+    Returns:
+        float32 image and uint8 label.
     """
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     size = tf.floor(sides * (min_size / tf.reduce_min(sides)))
@@ -42,68 +48,207 @@ def resize_to_range(image, label, min_size, max_size=None, factor=None):
     size = tf.cast(size, tf.int32)
     if factor is not None:
         size += (factor - (size - 1) % factor) % factor
-    return _resize(image, label, size)
+    return resize_image(image, size), resize_label(label, size)
 
 
-def random_scale(image, label, seed, smallest, largest, step):
-    """Returns a sample at a random scale.
+class Draw(NamedTuple):
+    """What chance says of a crop, before the size of the image is known.
+
+    Attributes:
+        scale: Factor of the sides of the image, a float32 scalar.
+        place: Where the crop is, as shares of the room for it, float32 `[2]`.
+        mirrored: Whether it is mirrored left to right, a bool scalar.
+    """
+
+    scale: tf.Tensor
+    place: tf.Tensor
+    mirrored: tf.Tensor
+
+
+def random_draw(seed, smallest, largest, step) -> Draw:
+    """Returns a random scale and place, and a mirroring in half of all cases.
 
     Args:
-        image: float32 `[height, width, 3]`.
-        label: uint8 `[height, width, 1]`.
         seed: Two integers.
         smallest: Smallest scale.
         largest: Largest scale.
         step: Distance of the scales to pick from, which end in `largest`; 0 is
             continuous.
     """
+    chance = tf.random.stateless_uniform([4], seed)
     if smallest == largest:
         scale = tf.constant(smallest, tf.float32)
     elif step == 0:
-        scale = tf.random.stateless_uniform([], seed, smallest, largest)
+        scale = smallest + (largest - smallest) * chance[0]
     else:
         # As the official code spaces them, also where `step` does not divide.
         count = int((largest - smallest) / step + 1 + 1e-6)  # 0.7 / 0.1 is below 7
         scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
-        scale = scales[tf.random.stateless_uniform([], seed, 0, count, tf.int32)]
-    size = tf.cast(tf.cast(tf.shape(image)[:2], tf.float32) * scale, tf.int32)
-    return _resize(image, label, tf.maximum(size, 1))
+        scale = scales[tf.minimum(tf.cast(chance[0] * count, tf.int32), count - 1)]
+    return Draw(scale, chance[1:3], chance[3] < 0.5)
 
 
-def pad_to(image, label, size, mean_pixel, ignore_label):
-    """Returns a sample of at least `size`, padded at the bottom and the right.
+class Window(NamedTuple):
+    """A crop of a scaled image, before any pixel is known.
+
+    What lies beyond the scaled image, at the bottom and the right, is padding.
+
+    Attributes:
+        scaled: Height and width of the scaled image, int32 `[2]`.
+        offset: Where the crop begins in it, int32 `[2]`.
+        mirrored: Whether the crop is mirrored left to right, a bool scalar.
+        row: Of each visible row of the crop, the one of the image before it, int32.
+        row_share: How far it is on the way to the next, float32.
+        column: As `row`, of the columns.
+        column_share: As `row_share`.
+    """
+
+    scaled: tf.Tensor
+    offset: tf.Tensor
+    mirrored: tf.Tensor
+    row: tf.Tensor
+    row_share: tf.Tensor
+    column: tf.Tensor
+    column_share: tf.Tensor
+
+    @property
+    def first_row(self):
+        """First row of the image that the crop shows."""
+        return self.row[0]
+
+    def row_count(self, height):
+        """Returns the number of rows that the crop shows of an image's `height`."""
+        return tf.minimum(self.row[-1] + 2, height) - self.row[0]
+
+
+def window_of(draw: Draw, source, size) -> Window:
+    """Returns the crop that a draw means in an image of a size.
 
     Args:
-        image: float32 `[height, width, 3]`.
-        label: uint8 `[height, width, 1]`.
-        size: Least height and width.
-        mean_pixel: RGB value of the padding.
-        ignore_label: Label of the padding.
+        draw: What chance says.
+        source: Height and width of the image, int32 `[2]`.
+        size: Height and width of the crop.
     """
-    missing = tf.maximum(tf.constant(size) - tf.shape(image)[:2], 0)
-    paddings = [[0, missing[0]], [0, missing[1]], [0, 0]]
-    mean_pixel = tf.constant(mean_pixel, tf.float32)
-    image = tf.pad(image - mean_pixel, paddings) + mean_pixel
-    label = tf.pad(label, paddings, constant_values=ignore_label)
-    return image, label
-
-
-def random_crop(image, label, size, seed):
-    """Returns the same random window of image and label."""
-    room = tf.shape(image)[:2] - tf.constant(size)
-    offset = tf.random.stateless_uniform([2], seed, maxval=1.0)
-    offset = tf.cast(offset * tf.cast(room + 1, tf.float32), tf.int32)
+    scaled = tf.cast(tf.cast(source, tf.float32) * draw.scale, tf.int32)
+    scaled = tf.maximum(scaled, 1)
+    room = tf.maximum(scaled - tf.constant(size), 0)
+    offset = tf.cast(draw.place * tf.cast(room + 1, tf.float32), tf.int32)
     offset = tf.minimum(offset, room)
+    end = tf.minimum(offset + tf.constant(size), scaled)
+    # In float32 and by one multiplication, as TF1's resize finds the neighbours.
+    steps = tf.cast(tf.maximum(scaled - 1, 1), tf.float32)
+    ratio = tf.cast(source - 1, tf.float32) / steps
+    last = source - 1
+    axes = [_neighbours(offset[i], end[i], ratio[i], last[i]) for i in range(2)]
+    return Window(scaled, offset, draw.mirrored, *axes[0], *axes[1])
 
-    def crop(x):
-        x = tf.slice(x, [offset[0], offset[1], 0], [*size, -1])
-        return tf.ensure_shape(x, [*size, x.shape[-1]])
 
-    return crop(image), crop(label)
+def _neighbours(begin, end, ratio, last):
+    """Returns the pixels before those of a crop, and the shares of the way on."""
+    position = tf.cast(tf.range(begin, end), tf.float32) * ratio
+    lower = tf.minimum(tf.cast(position, tf.int32), last)
+    share = position - tf.cast(lower, tf.float32)
+    # Rounding may carry the last position beyond the last pixel.
+    return lower, tf.where(lower < last, share, 0.0)
 
 
-def random_flip(image, label, seed):
-    """Returns the sample mirrored left to right in half of all cases."""
-    mirror = tf.random.stateless_uniform([], seed) <= 0.5
-    flipped = tf.reverse(image, [1]), tf.reverse(label, [1])
-    return tf.cond(mirror, lambda: flipped, lambda: (image, label))
+def crop_image(rows, window: Window, size, mean_pixel):
+    """Returns the crop of a scaled and padded image.
+
+    Args:
+        rows: What the window shows of the image, `[rows, width, channels]`.
+        window: The crop.
+        size: Its height and width.
+        mean_pixel: Value of each channel in the padding.
+
+    Returns:
+        float32 `[*size, channels]`.
+    """
+    height, width = size
+    channels = rows.shape[-1]
+    mean_pixel = tf.constant(mean_pixel, tf.float32)
+    count, columns = tf.unstack(tf.shape(rows)[:2])
+    # Two rows of padding below, for the indices that point beyond.
+    below = tf.broadcast_to(mean_pixel, [2, columns, channels])
+    x = tf.concat([tf.cast(rows, tf.float32), below], 0)
+    # Columns first, which the resize does for whole rows; the rows stay what they are.
+    x = resize_image(x, tf.stack([count + 2, window.scaled[1]]))
+    x = x[:, window.offset[1] : window.offset[1] + width]
+    x = tf.cond(
+        window.scaled[1] < width, lambda: _padded(x, width, mean_pixel), lambda: x
+    )
+    x = tf.cond(window.mirrored, lambda: tf.reverse(x, [1]), lambda: x)
+    # Then rows: each is a share of the way from one to the next. The row behind the
+    # last is padding, and the way from there leads nowhere.
+    x = tf.reshape(x, [count + 2, width * channels])
+    before = _filled(window.row - window.first_row, height, count)
+    share = _filled(window.row_share, height, 0.0)
+    x = tf.gather(x, before) + tf.gather(x[1:] - x[:-1], before) * share[:, None]
+    return tf.reshape(x, [height, width, channels])
+
+
+def _padded(x, width, mean_pixel):
+    """Returns `x` with mean pixels to its right."""
+    rows, columns, channels = tf.unstack(tf.shape(x))
+    # As lines of memory, which copy and broadcast fast; pixels do not.
+    line = tf.tile(mean_pixel, [width - columns])
+    beyond = tf.broadcast_to(line, [rows, tf.size(line)])
+    x = tf.concat([tf.reshape(x, [rows, columns * channels]), beyond], 1)
+    return tf.reshape(x, [rows, width, channels])
+
+
+def crop_label(label, window: Window, size, ignore_label):
+    """Returns the crop of a scaled and padded label, uint8 `[*size, 1]`.
+
+    Args:
+        label: uint8 `[height, width, 1]`.
+        window: The crop.
+        size: Its height and width.
+        ignore_label: Value of the padding.
+    """
+    row = window.row + tf.cast(window.row_share >= 0.5, tf.int32)
+    column = window.column + tf.cast(window.column_share >= 0.5, tf.int32)
+    rows = tf.squeeze(label, -1)[row[0] : row[-1] + 1]
+    count, columns = tf.unstack(tf.shape(rows))
+    # One row and one column of padding, for the indices that point beyond.
+    rows = tf.pad(rows, [[0, 1], [0, 1]], constant_values=ignore_label)
+    column = _filled(column, size[1], columns)
+    column = tf.cond(window.mirrored, lambda: tf.reverse(column, [0]), lambda: column)
+    # Gathering whole lines of memory is fast, single pixels is not.
+    x = tf.transpose(tf.gather(tf.transpose(rows), column))
+    x = tf.gather(x, _filled(row - row[0], size[0], count))
+    return tf.reshape(x, [*size, 1])
+
+
+def _filled(x, length, value):
+    """Returns the vector `x`, `value` behind it up to a length."""
+    return tf.concat([x, tf.fill([length - tf.size(x)], value)], 0)
+
+
+# Photometric jitter.
+
+_GREY = (0.299, 0.587, 0.114)
+
+
+def jittered(image, seed, strength):
+    """Returns an image of other brightness, contrast and saturation.
+
+    Each factor is uniform in `1 - strength .. 1 + strength`, as in torchvision's
+    ColorJitter. Images of other than three channels have no saturation.
+
+    Args:
+        image: 0..255, `[height, width, channels]`.
+        seed: Two integers.
+        strength: 0..1.
+
+    Returns:
+        float32 0..255, of the same shape.
+    """
+    factors = tf.random.stateless_uniform([3], seed, 1.0 - strength, 1.0 + strength)
+    image = tf.cast(image, tf.float32) * factors[0]
+    grey = image
+    if image.shape[-1] == 3:
+        grey = tf.reduce_sum(image * _GREY, -1, keepdims=True)
+        image = grey + (image - grey) * factors[2]
+    mean = tf.reduce_mean(grey)
+    return tf.clip_by_value(mean + (image - mean) * factors[1], 0.0, 255.0)

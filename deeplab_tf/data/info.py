@@ -36,16 +36,30 @@ class DatasetInfo:
     Attributes:
         name: Name of the dataset, as in `--dataset`.
         class_names: One name per class id, `0..num_classes-1`.
-        ignore_label: Label value of pixels that count for nothing.
+        ignore_label: Label value of pixels that count for nothing. ADE20K's is 0,
+            one of its class ids; everyone else's is beyond the last class.
         colors: One RGB colour (0..255) per class; VOC colours unless given.
+        channels: Channels of an image.
+        max_value: Value in the image files that a network sees as 255: 255 for 8
+            bits, 65535 for 16, 4095 for a 12-bit sensor.
         split_sizes: Number of images per split, for information.
+        class_pixels: Labelled pixels of each class, by split.
+        class_image_pixels: Labelled pixels of the images that hold each class, by
+            split; with `class_pixels` they give the class frequencies.
+        content_hashes: By split, a hash over names and pixels that does not depend
+            on the order of the images.
     """
 
     name: str
     class_names: tuple[str, ...]
     ignore_label: int = 255
     colors: tuple[tuple[int, int, int], ...] = ()
+    channels: int = 3
+    max_value: int = 255
     split_sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    class_pixels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    class_image_pixels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    content_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if isinstance(self.class_names, str):
@@ -56,6 +70,12 @@ class DatasetInfo:
             raise UserError(
                 f"ignore_label must be an integer in 0..255; received "
                 f"{self.ignore_label!r}"
+            )
+        if self.channels < 1:
+            raise UserError(f"channels must be at least 1; received {self.channels!r}")
+        if self.max_value not in range(1, 65536):
+            raise UserError(
+                f"max_value must be an integer in 1..65535; received {self.max_value!r}"
             )
         colors = self.colors or voc_colors(self.num_classes)
         object.__setattr__(self, "class_names", tuple(self.class_names))
@@ -70,8 +90,16 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; the ignore label is never one of them."""
+        """Number of classes, as many as the logits have channels."""
         return len(self.class_names)
+
+    @property
+    def known_labels(self) -> str:
+        """The label values that may occur, in words."""
+        classes = f"0..{self.num_classes - 1}"
+        if self.ignore_label < self.num_classes:
+            return f"{classes} ({self.ignore_label} is ignored)"
+        return f"{classes} and {self.ignore_label} (ignored)"
 
     def to_json(self) -> str:
         """Returns the text of `dataset_info.json`."""
@@ -182,7 +210,52 @@ _CAMVID = DatasetInfo(
     split_sizes={"train": 367, "val": 101, "test": 233},
 )
 
-DATASETS = {info.name: info for info in (_VOC, _CITYSCAPES, _CAMVID)}
+# The first of the names that the scene parsing challenge gives to each of its 150
+# classes (`objectInfo150.txt`), in the order of its label values 1..150.
+_ADE20K_NAMES = (
+    "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, "
+    "cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain, "
+    "chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, "
+    "armchair, seat, fence, desk, rock, wardrobe, lamp, bathtub, railing, cushion, "
+    "base, box, column, signboard, chest of drawers, counter, sand, sink, "
+    "skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, "
+    "pool table, pillow, screen door, stairway, river, bridge, bookcase, blind, "
+    "coffee table, toilet, flower, book, hill, bench, countertop, stove, palm, "
+    "kitchen island, computer, swivel chair, boat, bar, arcade machine, hovel, bus, "
+    "towel, light, truck, tower, chandelier, awning, streetlight, booth, "
+    "television, airplane, dirt track, apparel, pole, land, bannister, escalator, "
+    "ottoman, bottle, buffet, poster, stage, van, ship, fountain, conveyer belt, "
+    "canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, "
+    "tent, bag, minibike, cradle, oven, ball, food, step, tank, trade name, "
+    "microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture, "
+    "hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, "
+    "monitor, bulletin board, shower, radiator, glass, clock, flag"
+).split(", ")
+_ADE20K_SIZES = {"train": 20210, "val": 2000}
+
+_ADE20K = DatasetInfo(
+    name="ade20k",
+    class_names=("background", *_ADE20K_NAMES),
+    ignore_label=0,
+    split_sizes=_ADE20K_SIZES,
+)
+
+# The same with the classes from 0 on, as most other code counts them.
+_ADE20K_150 = DatasetInfo(
+    name="ade20k_150",
+    class_names=tuple(_ADE20K_NAMES),
+    split_sizes=_ADE20K_SIZES,
+)
+
+# COCO's objects of the classes of PASCAL VOC.
+_COCO_VOC = DatasetInfo(
+    name="coco_voc", class_names=_VOC.class_names, colors=_VOC.colors
+)
+
+DATASETS = {
+    info.name: info
+    for info in (_VOC, _CITYSCAPES, _CAMVID, _ADE20K, _ADE20K_150, _COCO_VOC)
+}
 
 
 def dataset_info(name: str) -> DatasetInfo:

@@ -1,37 +1,68 @@
 """TFRecords in the official schema: the only file that spells their keys."""
 
-import math
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
+from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 
-_IMAGE = "image/encoded"
-_LABEL = "image/segmentation/class/encoded"
-_NAME = "image/filename"
 _INFO_FILE = "dataset_info.json"
-_UNFINISHED = ".unfinished"
-# What `decode_image` reads: Pillow's name of a format to the official one. MPO is
-# how many cameras write a JPEG, with a second picture behind the first.
-PICTURE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
+# Of shards that are being written, and that wait for the others of their set.
+UNFINISHED, FINISHED = ".unfinished", ".finished"
+_SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.tfrecord)?")
 
 
-def serialize(
-    image: bytes, image_format: str, label: bytes, name: str, height: int, width: int
-) -> bytes:
+class Keys(NamedTuple):
+    """Where a record has what a sample is made of.
+
+    Attributes:
+        image: Key of the encoded image.
+        label: Key of the encoded label.
+        name: Key of the name; "" where there is none.
+    """
+
+    image: str
+    label: str
+    name: str
+
+
+OFFICIAL_KEYS = Keys(
+    "image/encoded", "image/segmentation/class/encoded", "image/filename"
+)
+
+
+class Picture(NamedTuple):
+    """An encoded image, and what its record tells of it.
+
+    Attributes:
+        content: JPEG or PNG bytes.
+        format: "jpeg" or "png".
+        height: Height in pixels.
+        width: Width in pixels.
+        channels: Number of channels.
+    """
+
+    content: bytes
+    format: str
+    height: int
+    width: int
+    channels: int = 3
+
+
+def serialize(image: Picture, label: bytes, name: str) -> bytes:
     """Returns one sample as an official record.
 
     Args:
-        image: Encoded JPEG or PNG, RGB.
-        image_format: "jpeg" or "png".
+        image: The encoded image.
         label: Encoded one-channel PNG of class ids.
         name: Name of the image, without folder and extension for VOC.
-        height: Height in pixels.
-        width: Width in pixels.
     """
 
     def bytes_feature(value):
@@ -40,125 +71,160 @@ def serialize(
     def int_feature(value):
         return tf.train.Feature(int64_list=tf.train.Int64List(value=[value]))
 
+    keys = OFFICIAL_KEYS
     feature = {
-        _IMAGE: bytes_feature(image),
-        _NAME: bytes_feature(name.encode()),
-        "image/format": bytes_feature(image_format.encode()),
-        "image/height": int_feature(height),
-        "image/width": int_feature(width),
-        "image/channels": int_feature(3),
-        _LABEL: bytes_feature(label),
+        keys.image: bytes_feature(image.content),
+        keys.name: bytes_feature(name.encode()),
+        "image/format": bytes_feature(image.format.encode()),
+        "image/height": int_feature(image.height),
+        "image/width": int_feature(image.width),
+        "image/channels": int_feature(image.channels),
+        keys.label: bytes_feature(label),
         "image/segmentation/class/format": bytes_feature(b"png"),
     }
     example = tf.train.Example(features=tf.train.Features(feature=feature))
     return example.SerializeToString()
 
 
-def decode_image(encoded):
-    """Returns uint8 RGB `[height, width, 3]` of JPEG or PNG bytes, in a graph.
-
-    JPEGs are decoded with TensorFlow's default method, as the official pipeline
-    does; an accurate one moves mIoU by up to 0.15 points.
-    """
-    return tf.cond(
-        tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=3),
-        lambda: tf.io.decode_png(encoded, channels=3),
-    )
-
-
-def parse(record):
-    """Returns image uint8 `[h, w, 3]`, label uint8 `[h, w, 1]` and name."""
+def parse(record, keys: Keys = OFFICIAL_KEYS):
+    """Returns encoded image, encoded label and name of a record, string scalars."""
     string = tf.io.FixedLenFeature([], tf.string)
-    name = tf.io.FixedLenFeature([], tf.string, default_value="")
-    sample = tf.io.parse_single_example(
-        record, {_IMAGE: string, _LABEL: string, _NAME: name}
-    )
-    label = tf.io.decode_png(sample[_LABEL], channels=1)
-    return decode_image(sample[_IMAGE]), label, sample[_NAME]
+    features = {keys.image: string, keys.label: string}
+    if keys.name:
+        features[keys.name] = tf.io.FixedLenFeature([], tf.string, default_value="")
+    sample = tf.io.parse_single_example(record, features)
+    return sample[keys.image], sample[keys.label], sample.get(keys.name, "")
 
 
 def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """Returns the shards of a split, in order.
 
     Raises:
-        UserError: if there are none; names the splits that are there.
+        UserError: if there are none, naming the splits that are there, or if the
+            names tell that some are missing.
     """
     split = split_name(split)
     paths = tf.io.gfile.glob(os.path.join(dataset_dir, f"{split}-*"))
-    paths = sorted(p for p in paths if not p.endswith(_UNFINISHED))
+    paths = sorted(p for p in paths if not p.endswith((UNFINISHED, FINISHED)))
     if not paths:
-        there = tf.io.gfile.glob(os.path.join(dataset_dir, "*-of-*.tfrecord"))
-        splits = sorted({os.path.basename(p).rsplit("-", 3)[0] for p in there})
+        splits = split_names(dataset_dir)
         found = f"splits there: {', '.join(splits)}" if splits else "no records there"
         raise UserError(f"no {split}-* records in {dataset_dir or '.'}; {found}")
+    for (number, of), there in _numbered(paths).items():
+        if there < of:
+            raise UserError(
+                f"{dataset_dir or '.'} has {there} of the {of} shards of {split} "
+                f"(such as {paths[0]}, number {number}); copy or convert it again"
+            )
     return paths
 
 
-def write_shards(
-    splits: Mapping[str, Sequence[Callable[[], bytes]]],
-    output_dir: str,
-    num_shards: int = 4,
-) -> None:
-    """Writes `<split>-00000-of-0000N.tfrecord` for every split.
+def _numbered(paths: Sequence[str]) -> dict[tuple[int, int], int]:
+    """Returns the number of shards by (first number, number they ought to be)."""
+    sets: dict[int, list[int]] = {}
+    for path in paths:
+        name = _SHARD.fullmatch(os.path.basename(path))
+        if name:
+            sets.setdefault(int(name[3]), []).append(int(name[2]))
+    return {(min(n), of): len(n) for of, n in sets.items()}
 
-    Shards hold `ceil(n / num_shards)` consecutive records, as the official
-    converters make them. They get their names when those of all splits are
-    complete; an error leaves nothing behind.
 
-    Args:
-        splits: Official name of a split to what makes its records, in order.
-        output_dir: Folder of the shards; made if need be.
-        num_shards: Files per split; the official 4 for VOC.
+def split_names(dataset_dir: str) -> list[str]:
+    """Returns the splits that a folder has shards of, in alphabetical order."""
+    names = tf.io.gfile.glob(os.path.join(dataset_dir, "*-of-*"))
+    shards = [_SHARD.fullmatch(os.path.basename(name)) for name in names]
+    return sorted({shard[1] for shard in shards if shard})
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordIndex:
+    """Where every record of some files is, so that any can be read by itself.
+
+    Attributes:
+        paths: The files.
+        file: Index into `paths`, int32 `[records]`.
+        number: Number of the record in its file, from 0, int64 `[records]`.
+        offset: Byte at which it begins, int64 `[records]`.
+    """
+
+    paths: tuple[str, ...]
+    file: np.ndarray
+    number: np.ndarray
+    offset: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.file)
+
+    def taken(self, chosen: np.ndarray) -> "RecordIndex":
+        """Returns the index of some records, given by their positions."""
+        parts = (self.file[chosen], self.number[chosen], self.offset[chosen])
+        return RecordIndex(self.paths, *parts)
+
+
+def index_records(paths: Sequence[str]) -> RecordIndex:
+    """Returns the index of TFRecord files, from the lengths in them alone.
 
     Raises:
-        UserError: if a split is empty, or from the makers of records.
+        UserError: where a file is cut short; names file and record.
     """
-    empty = [split for split, makers in splits.items() if not makers]
-    if empty:
-        raise UserError(f"split {empty[0]} is empty")
-    made = not tf.io.gfile.exists(output_dir)
-    tf.io.gfile.makedirs(output_dir)
-    written: list[str] = []
-    try:
-        for split, makers in splits.items():
-            _write_split(split, makers, output_dir, num_shards, written)
-    except BaseException:
-        _remove(path + _UNFINISHED for path in written)
-        if made and not tf.io.gfile.listdir(output_dir):
-            tf.io.gfile.rmtree(output_dir)
-        raise
-    for split in splits:
-        # Shards of another count would be read along with these.
-        shards = tf.io.gfile.glob(os.path.join(output_dir, f"{split}-?????-of-*"))
-        _remove(path for path in shards if not path.endswith(_UNFINISHED))
-    for path in written:
-        tf.io.gfile.rename(path + _UNFINISHED, path, overwrite=True)
+    offsets = [_offsets(path) for path in paths]
+    counts = [len(of_file) for of_file in offsets]
+    return RecordIndex(
+        tuple(paths),
+        np.repeat(np.arange(len(paths), dtype=np.int32), counts),
+        np.concatenate([np.arange(n, dtype=np.int64) for n in counts] or [[]]),
+        np.concatenate([np.array(o, np.int64) for o in offsets] or [[]]),
+    )
 
 
-def _remove(paths: Iterable[str]) -> None:
-    for path in paths:
-        if tf.io.gfile.exists(path):
-            tf.io.gfile.remove(path)
+def _offsets(path: str) -> list[int]:
+    """Returns the bytes at which the records of a file begin."""
+    # A record: its length in 8 bytes, 4 of checksum, itself, 4 of checksum.
+    offsets, offset = [], 0
+    with tf.io.gfile.GFile(path, "rb") as file:
+        size = file.size()
+        while offset < size:
+            file.seek(offset)
+            header = file.read(8)
+            length = struct.unpack("<Q", header)[0] if len(header) == 8 else size
+            offsets.append(offset)
+            offset += 16 + length
+            if offset > size:
+                raise UserError(broken_record(path, len(offsets) - 1))
+    return offsets
 
 
-def _write_split(split, makers, output_dir, num_shards, written) -> None:
-    size = math.ceil(len(makers) / num_shards)
-    with tqdm(total=len(makers), desc=f"{split} records", unit="img") as progress:
-        for i in range(num_shards):
-            name = f"{split}-{i:05d}-of-{num_shards:05d}.tfrecord"
-            path = os.path.join(output_dir, name)
-            written.append(path)
-            with tf.io.TFRecordWriter(path + _UNFINISHED) as writer:
-                for make_record in makers[i * size : (i + 1) * size]:
-                    writer.write(make_record())
-                    progress.update()
+def broken_record(path: str, number: int) -> str:
+    """Returns what there is to say of a record that cannot be read."""
+    return f"record {number} of {path} is broken or cut short"
+
+
+def one_record(path, offset) -> tf.data.Dataset:
+    """Returns a dataset of the record that begins at a byte of a file, in a graph.
+
+    The record is read when the dataset is, and its checksums are verified.
+    """
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=tf.reshape(path, [1]),
+        compression_type="",
+        buffer_size=tf.constant(0, tf.int64),
+        byte_offsets=tf.reshape(offset, [1]),
+        metadata="",
+    )
+    record = tf.TensorSpec([], tf.string)
+    return tf.data.experimental.from_variant(variant, record).take(1)
+
+
+def write_text(text: str, path: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with tf.io.gfile.GFile(path + UNFINISHED, "w") as file:
+        file.write(text)
+    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
 
 
 def write_info(info: DatasetInfo, folder: str) -> None:
     """Writes `dataset_info.json` into a folder."""
-    with tf.io.gfile.GFile(os.path.join(folder, _INFO_FILE), "w") as file:
-        file.write(info.to_json())
+    write_text(info.to_json(), os.path.join(folder, _INFO_FILE))
 
 
 def read_info(folder: str) -> DatasetInfo | None:
@@ -168,27 +234,3 @@ def read_info(folder: str) -> DatasetInfo | None:
         return None
     with tf.io.gfile.GFile(path) as file:
         return DatasetInfo.from_json(file.read(), source=path)
-
-
-def resolve_info(
-    name: str | None, dataset_dir: str, fallback: str = "pascal_voc_seg"
-) -> DatasetInfo:
-    """Returns the dataset's description: beside its records, else by name.
-
-    Args:
-        name: Value of `--dataset`, None where it was not given.
-        dataset_dir: Folder of the records.
-        fallback: Name where neither tells it.
-
-    Raises:
-        UserError: if the two contradict each other, or the name is unknown.
-    """
-    beside = read_info(dataset_dir)
-    if beside is None:
-        return dataset_info(name or fallback)
-    if name not in (None, beside.name):
-        raise UserError(
-            f"--dataset={name} but {os.path.join(dataset_dir, _INFO_FILE)} says "
-            f"{beside.name}"
-        )
-    return beside

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.pipeline import batches
+from deeplab_tf.data.reader import batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.inference import Predictor

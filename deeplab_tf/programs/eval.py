@@ -14,13 +14,16 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import EvalConfig
-from deeplab_tf.data import records
+from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
 from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, require_rgb, restored_model
+from deeplab_tf.programs.restored import (
+    experiment_of,
+    require_channels,
+    restored_model,
+)
 
 FLAGS = absl_flags.FlagValues()
 _EVALUATION = {
@@ -65,25 +68,26 @@ _define()
 def _evaluate(prefix: str) -> None:
     """Scores one checkpoint, prints the table and writes the metrics."""
     experiment = experiment_of(prefix)
-    dataset_dir = FLAGS.dataset_dir or (experiment and experiment.data.dataset_dir)
-    if not dataset_dir:
-        raise UserError("--dataset_dir is needed: the folder of the TFRecords")
+    dataset, dataset_dir = FLAGS.dataset, FLAGS.dataset_dir
+    if dataset is None and dataset_dir is None and experiment:
+        dataset, dataset_dir = experiment.data.dataset, experiment.data.dataset_dir
+    flags.require_dataset_dir(dataset, dataset_dir)
     preset = flags.chosen_preset(FLAGS)
     fallback = flags.dataset_fallback(preset)
-    info = records.resolve_info(FLAGS.dataset, dataset_dir, fallback)
+    info = sources.resolve_info(dataset, dataset_dir or "", fallback)
     split = flags.split_value(FLAGS, "eval_split", preset)
     config = EvalConfig(
         **flags.field_values(FLAGS, _EVALUATION, preset and preset.evaluation),
         ignore_label=info.ignore_label,
     )
     model = restored_model(FLAGS, prefix, info.num_classes)
-    require_rgb(model)
+    require_channels(model, info.channels, f"the records of {info.name}")
     data = flags.data_config(
         FLAGS,
         model.model_config,
         preset and preset.data,
         dataset=info.name,
-        dataset_dir=dataset_dir,
+        dataset_dir=dataset_dir or "",
         batch_size=config.eval_batch_size,
     )
     if preset:

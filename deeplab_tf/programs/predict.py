@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from deeplab_tf import flags, visualize
 from deeplab_tf.data.info import DatasetInfo, generic_info
-from deeplab_tf.data.records import PICTURE_FORMATS, decode_image
+from deeplab_tf.data.pictures import PICTURE_FORMATS, decode_image
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import (
     experiment_of,
     named_classes,
-    require_rgb,
+    require_channels,
     restored_model,
 )
 from deeplab_tf.serving import saved_model
@@ -155,7 +155,7 @@ def _labeler(values: absl_flags.FlagValues):
         labeler = saved_model.load_labeler(values.model)
         return labeler, named_classes(values.dataset, info, info.num_classes)
     model = restored_model(values, values.model)
-    require_rgb(model)
+    require_channels(model, 3, "image files, read as RGB,")
     experiment = experiment_of(values.model)
     known = experiment.info if experiment else None
     labels = tf.function(

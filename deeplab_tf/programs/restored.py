@@ -62,18 +62,21 @@ def _described(values: absl_flags.FlagValues, prefix: str):
     return experiment and experiment.model, "experiment.json"
 
 
-def require_rgb(model: keras.Model) -> None:
-    """Refuses a model of other images than the programs read.
+def require_channels(model: keras.Model, channels: int, images: str) -> None:
+    """Refuses a model of images with other channels.
+
+    Args:
+        model: The model.
+        channels: Channels of the images.
+        images: What to call them.
 
     Raises:
-        UserError: naming its channels.
+        UserError: naming both.
     """
-    channels = model.model_config.channels
-    if channels != 3:
+    wanted = model.model_config.channels
+    if wanted != channels:
         raise UserError(
-            f"the model takes images of {channels} channels, but records and image "
-            "files are read as RGB; use deeplab_tf.evaluate or predict_labels from "
-            "Python"
+            f"the model takes images of {wanted} channels, but {images} have {channels}"
         )
 
 

@@ -13,7 +13,7 @@ from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import DataConfig, Experiment, ModelConfig, TrainConfig
-from deeplab_tf.data import records
+from deeplab_tf.data import doctor, sources, statistics
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
@@ -58,6 +58,8 @@ _AUGMENTATION = {
     "min_scale_factor": "Smallest random scale.",
     "max_scale_factor": "Largest random scale.",
     "scale_factor_step_size": "Distance of the random scales; 0 is continuous.",
+    "photometric_jitter": "Ours: largest relative change of brightness, contrast and "
+    "saturation.",
     "seed": "Seed of weights, order and augmentation.",
 }
 
@@ -68,8 +70,21 @@ def _define() -> None:
     flags.define_fields(FLAGS, TrainConfig, _TRAINING)
     flags.define_fields(FLAGS, DataConfig, _AUGMENTATION)
     flags.define_fields(FLAGS, DataConfig, _BATCH, prefix="train_")
-    for name in ("train_logdir", "dataset_dir"):
-        absl_flags.mark_flag_as_required(name, flag_values=FLAGS)
+    absl_flags.DEFINE_list(
+        "bootstrap_classes",
+        None,
+        "Ours: images with one of these classes come twice an epoch; the paper's for "
+        "VOC are bicycle,chair,diningtable,pottedplant,sofa.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_enum(
+        "class_weighting",
+        "none",
+        ["none", "median_frequency"],
+        "Ours: label_weights from the pixel counts of the training split.",
+        flag_values=FLAGS,
+    )
+    absl_flags.mark_flag_as_required("train_logdir", flag_values=FLAGS)
 
 
 _define()
@@ -78,15 +93,15 @@ _define()
 def _experiment(values: absl_flags.FlagValues) -> Experiment:
     """Returns everything that the flags say, checked as far as values go."""
     preset = flags.chosen_preset(values)
-    fallback = flags.dataset_fallback(preset)
-    info = records.resolve_info(values.dataset, values.dataset_dir, fallback)
     split = flags.split_value(values, "train_split", preset)
-    records.shard_paths(values.dataset_dir, split)
+    source = _source(values, preset, split)
+    info = source.info
     model = flags.model_config(
         values,
         preset and preset.model,
         num_classes=info.num_classes,
     )
+    model = dataclasses.replace(model, channels=info.channels)
     base = preset and preset.data
     data = flags.data_config(
         values,
@@ -95,7 +110,10 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         dataset=info.name,
         **flags.field_values(values, _BATCH, base, prefix="train_"),
         **flags.field_values(values, _AUGMENTATION, base),
+        bootstrap_classes=tuple(values.bootstrap_classes or ()),
     )
+    statistics.class_ids(data.bootstrap_classes, info)
+    doctor.check_quickly(source, split)
     train = TrainConfig(
         **flags.field_values(values, _TRAINING, preset and preset.train),
         ignore_label=info.ignore_label,
@@ -105,10 +123,33 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
             "train_batch_size=1 leaves the batch normalisation of image-level features "
             "a single value; use a larger batch or --fine_tune_batch_norm=false"
         )
+    train = _weighted(values, train, source, split)
     experiment = Experiment(model, data, train, split, info)
     if preset:
         print(_report(preset, experiment))
     return experiment
+
+
+def _source(values, preset: Preset | None, split: str) -> sources.Source:
+    """Returns the training records, and what their labels mean."""
+    flags.require_dataset_dir(values.dataset, values.dataset_dir)
+    folder = values.dataset_dir or ""
+    info = sources.resolve_info(values.dataset, folder, flags.dataset_fallback(preset))
+    return sources.open_split(info.name, folder, split)
+
+
+def _weighted(values, train: TrainConfig, source: sources.Source, split: str):
+    """Returns the config with the label weights that `--class_weighting` means."""
+    if values.class_weighting == "none":
+        return train
+    if train.label_weights:
+        raise UserError(
+            f"--class_weighting={values.class_weighting} and --label_weights exclude "
+            "each other"
+        )
+    weights = statistics.class_weights(source, split)
+    print(f"label_weights: {', '.join(f'{w:.4g}' for w in weights)}")
+    return dataclasses.replace(train, label_weights=weights)
 
 
 def _report(preset: Preset, experiment: Experiment) -> str:

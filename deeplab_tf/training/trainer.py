@@ -9,7 +9,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from deeplab_tf.config import TrainConfig
-from deeplab_tf.data.pipeline import batches
+from deeplab_tf.data.reader import batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.resampling import spatial_size
 from deeplab_tf.models.variables import (

@@ -25,12 +25,45 @@ def run(request):
     return request.param
 
 
-def over_seeds(count, function):
-    """Returns what `function(seed)` gives for `count` seeds."""
+def draws(count, *scales):
+    """Returns what `random_draw` gives for `count` seeds."""
     dataset = tf.data.Dataset.range(count).map(
-        lambda i: function(tf.stack([7, tf.cast(i, tf.int32)]))
+        lambda i: augment.random_draw(tf.stack([7, tf.cast(i, tf.int32)]), *scales)
     )
     return list(dataset.as_numpy_iterator())
+
+
+def draw_of(scale, place=(0.0, 0.0), mirrored=False):
+    place = tf.constant(place, tf.float32)
+    return augment.Draw(tf.constant(scale, tf.float32), place, tf.constant(mirrored))
+
+
+def crop_first(image, label, draw, size, mean_pixel=(127.5,) * 3, ignore_label=255):
+    """Returns the crop of a draw as the pipeline makes it, from the rows it shows."""
+    source = tf.shape(image)[:2]
+    window = augment.window_of(draw, source, size)
+    first, count = window.first_row, window.row_count(source[0])
+    rows = image[first : first + count]
+    return (
+        augment.crop_image(rows, window, size, mean_pixel),
+        augment.crop_label(label, window, size, ignore_label),
+    )
+
+
+def scale_first(image, label, draw, size, mean_pixel, ignore_label):
+    """Returns the same crop in the official order: scale, pad, crop, flip."""
+    scaled = (np.float32(image.shape[:2]) * np.float32(draw.scale)).astype(np.int32)
+    scaled = np.maximum(scaled, 1)
+    image = augment.resize_image(tf.cast(image, tf.float32), scaled).numpy()
+    label = augment.resize_label(label, scaled).numpy()
+    room = np.maximum(scaled - size, 0)
+    top, left = np.minimum((draw.place * np.float32(room + 1)).astype(int), room)
+    padding = [(0, max(0, n - m)) for n, m in zip(size, scaled, strict=True)] + [(0, 0)]
+    image = np.pad(image - np.float32(mean_pixel), padding) + np.float32(mean_pixel)
+    label = np.pad(label, padding, constant_values=ignore_label)
+    window = np.s_[top : top + size[0], left : left + size[1]]
+    step = -1 if draw.mirrored else 1
+    return image[window][:, ::step], label[window][:, ::step]
 
 
 def grid(height, width):
@@ -52,10 +85,9 @@ def assert_golden(sample, image_key, label_key):
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25])
 def test_scale_equals_the_official_one(run, scale):
+    size = GOLDEN[f"scaled_label_{scale}"].shape[:2]
     scaled = run(
-        lambda image, label: augment.random_scale(
-            image, label, [0, 0], scale, scale, 0.25
-        ),
+        lambda image, label: crop_first(image, label, draw_of(scale), size),
         *golden_sample(),
     )
     assert_golden(scaled, f"scaled_image_{scale}", f"scaled_label_{scale}")
@@ -73,7 +105,7 @@ def test_resize_to_range_equals_the_official_one(run, factor):
 
 def test_padding_equals_the_official_one(run):
     padded = run(
-        lambda image, label: augment.pad_to(image, label, (65, 65), [127.5] * 3, 255),
+        lambda image, label: crop_first(image, label, draw_of(1.0), (65, 65)),
         *golden_sample(),
     )
     assert_golden(padded, "eval_padded_image", "eval_padded_label")
@@ -83,56 +115,106 @@ def test_padding_is_at_the_bottom_and_the_right_of_short_sides_only(run):
     image, label = grid(7, 9)
     mean = (123.15, 115.90, 103.06)
     padded, padded_label = run(
-        lambda image, label: augment.pad_to(image, label, (10, 5), mean, 200),
+        lambda image, label: crop_first(image, label, draw_of(1.0), (10, 5), mean, 200),
         image,
         label,
     )
-    assert padded.shape == (10, 9, 3)
-    np.testing.assert_allclose(padded[:7], image, atol=1e-4)
-    np.testing.assert_array_equal(padded[7:], np.full((3, 9, 3), mean, np.float32))
-    np.testing.assert_array_equal(padded_label[:7], label)
-    np.testing.assert_array_equal(padded_label[7:], np.full((3, 9, 1), 200))
+    assert padded.shape == (10, 5, 3)
+    np.testing.assert_array_equal(padded[:7], image[:, :5])
+    np.testing.assert_array_equal(padded[7:], np.full((3, 5, 3), mean, np.float32))
+    np.testing.assert_array_equal(padded_label[:7], label[:, :5])
+    np.testing.assert_array_equal(padded_label[7:], np.full((3, 5, 1), 200))
+
+
+# Of the image, of the crop, and the scale; sides of one pixel, crops larger and
+# smaller than the scaled image, and scales that leave less than a pixel.
+_EDGES = [
+    ((1, 1), (3, 2), 1.0),
+    ((1, 1), (4, 4), 3.7),
+    ((2, 1), (1, 1), 0.5),
+    ((1, 40), (17, 17), 2.0),
+    ((40, 1), (17, 17), 0.02),
+    ((375, 500), (513, 513), 2.0),
+    ((500, 333), (513, 513), 1.9999),
+    ((281, 500), (129, 513), 0.75),
+]
+
+
+def assert_crop_first_equals_scale_first(random, source, size, scale, run=eagerly):
+    channels = random.integers(1, 6)
+    image = random.integers(0, 256, (*source, channels)).astype(np.uint8)
+    label = random.integers(0, 256, (*source, 1)).astype(np.uint8)
+    mean, ignored = random.uniform(0, 255, channels), int(random.integers(0, 256))
+    place = random.uniform(0, 1, 2).astype(np.float32)
+    draw = augment.Draw(np.float32(scale), place, bool(random.integers(2)))
+    tensors = draw_of(scale, place, draw.mirrored)
+    ours = run(
+        lambda x, y: crop_first(x, y, tensors, size, mean, ignored), image, label
+    )
+    official = scale_first(image, label, draw, size, mean, ignored)
+    # Noise: neighbours differ by up to 255, so that a position that is off by 1e-5
+    # pixels would show.
+    np.testing.assert_allclose(ours[0], official[0], rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(ours[1], official[1])
+
+
+@pytest.mark.parametrize(("source", "size", "scale"), _EDGES)
+def test_crop_first_equals_scale_first_at_the_edges(run, source, size, scale):
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        assert_crop_first_equals_scale_first(random, source, size, scale, run)
+
+
+def assert_on_random_crops(first, last, largest):
+    for seed in range(first, last):
+        random = np.random.default_rng(seed)
+        source = tuple(random.integers(1, largest, 2))
+        size = tuple(int(n) for n in random.integers(1, largest, 2))
+        scale = 2 ** random.uniform(-3, 2)
+        assert_crop_first_equals_scale_first(random, source, size, scale)
+
+
+def test_crop_first_equals_scale_first():
+    assert_on_random_crops(0, 100, 90)
+
+
+@pytest.mark.slow
+def test_crop_first_equals_scale_first_on_large_images():
+    assert_on_random_crops(1000, 1300, 700)
 
 
 @pytest.mark.parametrize(
-    ("largest", "step", "heights"),
-    # int(41 * s) for s = 0.5, 0.75, ... 2 and for s = 0.5, 0.6, ... 1.2, although
-    # (1.2 - 0.5) / 0.1 is less than 7 in floating point.
+    ("largest", "step", "scales"),
+    # Although (1.2 - 0.5) / 0.1 is less than 7 in floating point.
     [
-        (2.0, 0.25, [20, 30, 41, 51, 61, 71, 82]),
-        (1.2, 0.1, [20, 24, 28, 32, 36, 41, 45, 49]),
+        (2.0, 0.25, [0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]),
+        (1.2, 0.1, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]),
     ],
 )
-def test_scales_are_those_of_the_steps(largest, step, heights):
-    image, label = grid(41, 5)
-    seen = over_seeds(
-        100,
-        lambda seed: tf.shape(
-            augment.random_scale(image, label, seed, 0.5, largest, step)[0]
-        )[0],
-    )
-    assert sorted(set(seen)) == heights
+def test_scales_are_those_of_the_steps(largest, step, scales):
+    seen = [draw.scale for draw in draws(400, 0.5, largest, step)]
+    values, counts = np.unique(seen, return_counts=True)
+    np.testing.assert_allclose(values, scales, rtol=1e-6)
+    # All alike: 400 / 7 or 400 / 8 times each, give or take four deviations.
+    assert counts.min() >= 25 and counts.max() <= 90
 
 
 def test_step_0_scales_continuously():
-    image, label = grid(41, 5)
-    seen = over_seeds(
-        100,
-        lambda seed: tf.shape(augment.random_scale(image, label, seed, 0.5, 2.0, 0)[1])[
-            0
-        ],
-    )
-    assert 20 <= min(seen) < 25 and 75 < max(seen) <= 82
-    assert len(set(seen)) > 30
+    seen = [draw.scale for draw in draws(100, 0.5, 2.0, 0)]
+    assert 0.5 <= min(seen) < 0.6 and 1.9 < max(seen) <= 2.0
+    assert len(set(seen)) == 100
+
+
+def test_a_single_scale_is_that():
+    assert {draw.scale for draw in draws(5, 0.75, 0.75, 0.25)} == {0.75}
 
 
 def test_crop_takes_one_window_of_both_and_reaches_every_place():
     image, label = grid(7, 9)
-    crops = over_seeds(
-        300, lambda seed: augment.random_crop(image, label, (5, 6), seed)
-    )
     corners = set()
-    for crop, crop_label in crops:
+    for draw in draws(300, 1.0, 1.0, 0):
+        draw = draw_of(draw.scale, draw.place)
+        crop, crop_label = crop_first(image, label, draw, (5, 6))
         row, column = divmod(int(crop_label[0, 0, 0]), 9)
         window = np.s_[row : row + 5, column : column + 6]
         np.testing.assert_array_equal(crop, image[window])
@@ -142,38 +224,45 @@ def test_crop_takes_one_window_of_both_and_reaches_every_place():
     assert corners == {(row, column) for row in range(3) for column in range(4)}
 
 
-def test_crop_of_the_whole_is_the_whole(run):
-    image, label = grid(7, 9)
-    crop, crop_label = run(
-        lambda image, label: augment.random_crop(image, label, (7, 9), [3, 4]),
-        image,
-        label,
-    )
-    np.testing.assert_array_equal(crop, image)
-    np.testing.assert_array_equal(crop_label, label)
-
-
-def test_flip_mirrors_both_or_neither_in_half_of_all_cases():
+def test_flip_mirrors_both_in_half_of_all_cases():
     image, label = grid(4, 5)
-    mirrored = []
-    for flipped, flipped_label in over_seeds(
-        200, lambda seed: augment.random_flip(image, label, seed)
-    ):
-        mirrored.append(flipped[0, 0, 0] != image[0, 0, 0])
-        step = -1 if mirrored[-1] else 1
-        np.testing.assert_array_equal(flipped, image[:, ::step])
-        np.testing.assert_array_equal(flipped_label, label[:, ::step])
-    assert 70 < sum(mirrored) < 130
+    crop, crop_label = crop_first(image, label, draw_of(1.0, mirrored=True), (4, 5))
+    np.testing.assert_array_equal(crop, image[:, ::-1])
+    np.testing.assert_array_equal(crop_label, label[:, ::-1])
+    assert 70 < sum(draw.mirrored for draw in draws(200, 1.0, 1.0, 0)) < 130
 
 
-def test_one_seed_gives_one_sample(run):
-    def augmented(image, label):
-        image, label = augment.random_scale(image, label, [1, 2], 0.5, 2.0, 0.25)
-        image, label = augment.pad_to(image, label, (20, 20), [0.0] * 3, 255)
-        image, label = augment.random_crop(image, label, (20, 20), [3, 4])
-        return augment.random_flip(image, label, [5, 6])
+def test_one_seed_gives_one_draw():
+    first, again = (draws(3, 0.5, 2.0, 0.25) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert one.scale == other.scale and one.mirrored == other.mirrored
+        np.testing.assert_array_equal(one.place, other.place)
+    assert not np.array_equal(first[0].place, first[1].place)
 
-    first, again = (run(augmented, *golden_sample()) for _ in range(2))
-    np.testing.assert_array_equal(first[0], again[0])
-    np.testing.assert_array_equal(first[1], again[1])
-    assert first[0].shape == (20, 20, 3)
+
+def test_jitter_changes_brightness_contrast_and_saturation_alone():
+    image = np.random.default_rng(0).uniform(80, 120, (6, 5, 3)).astype(np.float32)
+    jittered = augment.jittered(image, [1, 2], 0.4).numpy()
+    assert jittered.shape == image.shape and not np.allclose(jittered, image, atol=1)
+    # Linear in the pixels: b * image, then towards or from their grey by s, then
+    # towards or from the mean grey by c.
+    factors = tf.random.stateless_uniform([3], [1, 2], 0.6, 1.4).numpy()
+    brightness, contrast, saturation = factors
+    bright = image * brightness
+    grey = bright @ np.array([[0.299], [0.587], [0.114]], np.float32)
+    vivid = grey + (bright - grey) * saturation
+    expected = grey.mean() + (vivid - grey.mean()) * contrast
+    np.testing.assert_allclose(jittered, np.clip(expected, 0, 255), atol=1e-3)
+
+
+def test_jitter_stays_in_range_and_leaves_other_channels_their_ratio():
+    white = np.full((3, 3, 2), 250.0, np.float32)
+    for seed in range(20):
+        x = augment.jittered(white, [0, seed], 0.9).numpy()
+        assert x.min() >= 0 and x.max() <= 255
+        np.testing.assert_allclose(x[..., 0], x[..., 1])
+
+
+def test_no_jitter_is_no_change():
+    image, _ = grid(4, 5)
+    np.testing.assert_allclose(augment.jittered(image, [0, 1], 0.0), image, atol=1e-4)

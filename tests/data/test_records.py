@@ -1,15 +1,14 @@
-"""Records in the official schema, and shards that are whole or not there."""
+"""Records in the official schema, and where they are."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from plain_records import write
 
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
 INFO = DatasetInfo(
@@ -21,22 +20,13 @@ INFO = DatasetInfo(
 )
 
 
-def encoded(array, file_format, **options):
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(array, np.uint8)).save(file, file_format, **options)
-    return file.getvalue()
-
-
-def noise(*shape):
-    return np.random.RandomState(3).randint(0, 256, shape).astype(np.uint8)
-
-
 def features(record):
     return tf.train.Example.FromString(record).features.feature
 
 
 def test_the_schema_is_the_official_one():
-    feature = features(records.serialize(b"J", "jpeg", b"L", "2007_000032", 281, 500))
+    picture = records.Picture(b"J", "jpeg", 281, 500)
+    feature = features(records.serialize(picture, b"L", "2007_000032"))
     kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}
     assert kinds == {
         "image/encoded": "bytes_list",
@@ -64,35 +54,21 @@ def test_the_schema_is_the_official_one():
 
 
 def test_a_record_of_image_and_label_alone_is_read():
-    image, label = noise(5, 7, 3), noise(5, 7)
     record = tf.train.Example()
-    for key, content in (
-        ("image/encoded", encoded(image, "PNG")),
-        ("image/segmentation/class/encoded", encoded(label, "PNG")),
-    ):
-        record.features.feature[key].bytes_list.value.append(content)
-    read_image, read_label, name = records.parse(record.SerializeToString())
-    np.testing.assert_array_equal(read_image, image)
-    np.testing.assert_array_equal(read_label[..., 0], label)
+    for key in ("image/encoded", "image/segmentation/class/encoded"):
+        record.features.feature[key].bytes_list.value.append(key.encode())
+    image, label, name = records.parse(record.SerializeToString())
+    assert image == b"image/encoded" and label == b"image/segmentation/class/encoded"
     assert name == b""
 
 
-def test_jpegs_are_decoded_by_tensorflows_default_whatever_the_format_says():
-    jpeg = encoded(noise(40, 56, 3), "JPEG", quality=70)
-    default = tf.io.decode_jpeg(jpeg, channels=3)
-    accurate = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
-    assert (default != accurate).numpy().any()
-    record = records.serialize(jpeg, "png", encoded(noise(40, 56), "PNG"), "a", 40, 56)
-    image, _, name = records.parse(record)
-    np.testing.assert_array_equal(image, default)
-    assert name == b"a"
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
-def test_grey_pictures_have_three_channels(file_format):
-    grey = np.full((4, 6), 77)
-    image = records.decode_image(tf.constant(encoded(grey, file_format)))
-    np.testing.assert_array_equal(image, np.full((4, 6, 3), 77))
+def test_records_under_other_keys_are_read():
+    record = tf.train.Example()
+    for key in ("photo", "mask"):
+        record.features.feature[key].bytes_list.value.append(key.encode())
+    keys = records.Keys("photo", "mask", "")
+    image, label, name = records.parse(record.SerializeToString(), keys)
+    assert (image, label, name) == (b"photo", b"mask", "")
 
 
 @pytest.fixture(params=["disk", "ram"])
@@ -102,76 +78,9 @@ def folder(request, tmp_path):
     return disk if request.param == "disk" else f"ram://{disk}"
 
 
-def makers(*contents):
-    return [lambda content=content: content for content in contents]
-
-
-def stored(folder):
-    """Returns the records by file name."""
-    return {
-        name: list(tf.data.TFRecordDataset(f"{folder}/{name}").as_numpy_iterator())
-        for name in sorted(tf.io.gfile.listdir(folder))
-    }
-
-
-def test_shards_are_consecutive_and_named_as_the_official_ones(folder):
-    # ceil(9 / 4) = 3 per shard, so that the last is empty; ceil(1 / 4) = 1.
-    train = [b"%d" % i for i in range(9)]
-    records.write_shards({"train": makers(*train), "val": makers(b"v")}, folder)
-    assert stored(folder) == {
-        "train-00000-of-00004.tfrecord": train[:3],
-        "train-00001-of-00004.tfrecord": train[3:6],
-        "train-00002-of-00004.tfrecord": train[6:],
-        "train-00003-of-00004.tfrecord": [],
-        "val-00000-of-00004.tfrecord": [b"v"],
-        "val-00001-of-00004.tfrecord": [],
-        "val-00002-of-00004.tfrecord": [],
-        "val-00003-of-00004.tfrecord": [],
-    }
-    paths = records.shard_paths(folder, "train")
-    assert [p.rpartition("/")[2] for p in paths] == sorted(stored(folder))[:4]
-
-
-def broken():
-    raise UserError("b.png is broken")
-
-
-def test_an_error_in_the_middle_leaves_nothing(folder):
-    splits = {"train": makers(b"a", b"b"), "val": [*makers(b"c"), broken]}
-    with pytest.raises(UserError, match=r"b\.png is broken"):
-        records.write_shards(splits, folder, 1)
-    assert not tf.io.gfile.exists(folder)
-
-
-def test_an_error_in_the_middle_leaves_what_was_there(folder):
-    records.write_shards({"train": makers(b"old")}, folder, 1)
-    splits = {"train": makers(b"new"), "val": [broken]}
-    with pytest.raises(UserError):
-        records.write_shards(splits, folder, 2)
-    assert stored(folder) == {"train-00000-of-00001.tfrecord": [b"old"]}
-
-
-def test_an_empty_split_is_refused_before_anything_is_written(folder):
-    with pytest.raises(UserError, match="split val is empty"):
-        records.write_shards({"train": makers(b"a"), "val": []}, folder)
-    assert not tf.io.gfile.exists(folder)
-
-
-def test_stale_shards_of_another_count_go_and_other_splits_stay(folder):
-    for split in ("train", "train_aug"):
-        records.write_shards({split: makers(b"1", b"2")}, folder, 3)
-    records.write_shards({"train": makers(b"3", b"4")}, folder, 2)
-    names = list(stored(folder))
-    assert [n for n in names if n.startswith("train-")] == [
-        "train-00000-of-00002.tfrecord",
-        "train-00001-of-00002.tfrecord",
-    ]
-    assert len([n for n in names if n.startswith("train_aug-")]) == 3
-
-
 def test_trainaug_means_train_aug_and_train_does_not(folder):
-    records.write_shards({"train": makers(b"t")}, folder, 1)
-    records.write_shards({"train_aug": makers(b"a")}, folder, 1)
+    write(folder, b"t", split="train")
+    write(folder, b"a", split="train_aug")
     (augmented,) = records.shard_paths(folder, "trainaug")
     assert augmented.endswith("train_aug-00000-of-00001.tfrecord")
     (train,) = records.shard_paths(folder, "train")
@@ -179,7 +88,7 @@ def test_trainaug_means_train_aug_and_train_does_not(folder):
 
 
 def test_unfinished_shards_are_not_read(folder):
-    records.write_shards({"train": makers(b"t")}, folder, 1)
+    write(folder, b"t", split="train")
     (path,) = records.shard_paths(folder, "train")
     tf.io.gfile.copy(path, f"{path}.unfinished")
     assert records.shard_paths(folder, "train") == [path]
@@ -187,11 +96,61 @@ def test_unfinished_shards_are_not_read(folder):
 
 def test_a_split_without_records_names_those_that_are_there(folder):
     for split in ("val", "train_aug"):
-        records.write_shards({split: makers(b"a")}, folder)
+        write(folder, b"a", split=split)
     with pytest.raises(UserError, match=r"no test-. records in .*: train_aug, val$"):
         records.shard_paths(folder, "test")
     with pytest.raises(UserError, match=r"no val-. records in .*; no records there$"):
         records.shard_paths(f"{folder}/missing", "val")
+
+
+def test_a_set_of_shards_that_is_not_whole_is_refused(folder):
+    write(folder, b"1", b"2", b"3", shards=3)
+    tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
+    with pytest.raises(UserError, match=r"has 2 of the 3 shards of train .*copy or co"):
+        records.shard_paths(folder, "train")
+
+
+def test_shards_of_any_name_are_read(folder):
+    for name in ("train-a", "train-00001-of-many"):
+        write(folder, b"1")
+        tf.io.gfile.rename(
+            f"{folder}/train-00000-of-00001.tfrecord", f"{folder}/{name}"
+        )
+    assert len(records.shard_paths(folder, "train")) == 2
+
+
+def test_the_index_says_where_every_record_is(folder):
+    contents = [b"a", b"bb" * 300, b"", b"c", b"dd"]
+    paths = records.shard_paths(write(folder, *contents, shards=3), "train")
+    index = records.index_records(paths)
+    assert index.file.tolist() == [0, 0, 1, 1, 2]
+    assert index.number.tolist() == [0, 1, 0, 1, 0]
+    found = [
+        records.one_record(paths[f], o).get_single_element().numpy()
+        for f, o in zip(index.file, index.offset, strict=True)
+    ]
+    assert found == contents
+    some = index.taken(np.array([4, 1, 1]))
+    assert some.offset.tolist() == index.offset[[4, 1, 1]].tolist() and len(some) == 3
+
+
+def test_an_empty_file_has_no_records(folder):
+    index = records.index_records(records.shard_paths(write(folder), "train"))
+    assert len(index) == 0
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 20, 24, 28])
+def test_a_file_cut_short_is_named_with_the_record(folder, cut):
+    # Of the 16 + 10 bytes of the second record, or all of it and of the first.
+    paths = records.shard_paths(write(folder, b"0123456789", b"0123456789"), "train")
+    with tf.io.gfile.GFile(paths[0], "rb") as file:
+        content = file.read()
+    tf.io.gfile.remove(paths[0])
+    with tf.io.gfile.GFile(paths[0], "wb") as file:
+        file.write(content[:-cut])
+    broken = 0 if cut > 26 else 1
+    with pytest.raises(UserError, match=rf"^record {broken} of {paths[0]} is broken"):
+        records.index_records(paths)
 
 
 def test_dataset_info_travels_as_json(folder):
@@ -206,19 +165,6 @@ def test_another_json_is_refused_with_its_path(tmp_path, text):
     (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}/dataset_info.json describes no"):
         records.read_info(str(tmp_path))
-
-
-def test_the_info_beside_the_records_counts_and_a_conflict_is_refused(tmp_path):
-    folder = str(tmp_path)
-    assert records.resolve_info(None, folder) == dataset_info("pascal_voc_seg")
-    assert records.resolve_info("camvid", folder) == dataset_info("camvid")
-    with pytest.raises(UserError, match=r"must be one of pascal_voc_seg, .*'coco'"):
-        records.resolve_info("coco", folder)
-    records.write_info(INFO, folder)
-    assert records.resolve_info(None, folder) == INFO
-    assert records.resolve_info("toys", folder) == INFO
-    with pytest.raises(UserError, match=r"--dataset=camvid but .*json says toys"):
-        records.resolve_info("camvid", folder)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
+from plain_records import record, write
 
 from deeplab_tf import UserError, flags
 from deeplab_tf.checkpoints.tf1 import read_variables
@@ -352,7 +353,11 @@ def test_mistakes_in_training_are_told_before_anything_is_written(
 
 
 def test_folders_that_are_not_given_are_told():
-    assert_refused("--dataset_dir must have a value", "train", "--train_logdir=l")
+    assert_refused(
+        "--dataset_dir is needed: the folder of the TFRecords",
+        "train",
+        "--train_logdir=l",
+    )
     assert_refused("--train_logdir must have a value", "train", "--dataset_dir=d")
     assert_refused("--checkpoint_dir must have a value", "eval", "--dataset_dir=d")
     assert_refused("--export_path must have a value", "export", "--checkpoint_path=c")
@@ -449,18 +454,10 @@ def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_pat
         assert os.listdir(tmp_path) == []
 
 
-def png(array):
-    file = io.BytesIO()
-    Image.fromarray(np.asarray(array, np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
 def write_records(folder, label, info):
     """Writes two records with one label."""
-    height, width = np.shape(label)
-    image = np.random.RandomState(0).randint(0, 256, (height, width, 3))
-    record = records.serialize(png(image), "png", png(label), "bad", height, width)
-    records.write_shards({"train": [lambda: record] * 2}, str(folder))
+    image = np.random.RandomState(0).randint(0, 256, (*np.shape(label), 3))
+    write(folder, *[record(image, label, "bad")] * 2)
     records.write_info(info, str(folder))
 
 
@@ -469,7 +466,8 @@ def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
     # What an earlier attempt without a checkpoint was told binds nobody.
     write_experiment(Experiment(), str(tmp_path / "logs"))
     assert_refused(
-        "the label of bad has the value 77 outside 0..20 and 255",
+        "train is not safe to train on, label values that are no class: record 0 of "
+        r".*/train-00000-of-00001.tfrecord \(bad\): value 77 \(first at x 0, y 0\)",
         *("train", *[flag for flag in TRAINING if "--dataset=" not in flag]),
         *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
     )

@@ -1,0 +1,560 @@
+"""Images and labels to TFRecord shards: in parallel, resumable, all or nothing.
+
+A converter says which samples a split has; everything else is here. Shards get their
+names when those of all splits are complete, so that no reader meets half a data set.
+Those that were finished before an interruption, or by an earlier run from the same
+files, are not made again.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent import futures
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from deeplab_tf.data import pictures, records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+
+_MANIFEST = "conversion.json"
+_HASH_MODULUS = 1 << 256
+
+
+class Sample(NamedTuple):
+    """An image and its label, before they are a record.
+
+    Attributes:
+        name: Name in the record; for VOC the file name without its extension.
+        image: JPEG or PNG, or what `read_array` reads.
+        label: File that the label is made of, to name it in errors and to notice
+            that it changed.
+        read_label: Returns the class ids, uint8 `[height, width]`.
+    """
+
+    name: str
+    image: epath.Path
+    label: epath.Path
+    read_label: Callable[[], np.ndarray]
+
+
+def opened(path: epath.Path, content: bytes | None = None) -> Image.Image:
+    """Returns the decoded picture of a file.
+
+    Args:
+        path: The file.
+        content: Its bytes, where they were read already.
+
+    Raises:
+        UserError: if it is broken; names it.
+    """
+    content = path.read_bytes() if content is None else content
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except Exception as error:  # Pillow's decoders raise whatever they stumble over
+        raise UserError(f"{path} is broken: {error}") from error
+    return image
+
+
+def read_index_label(path: epath.Path) -> np.ndarray:
+    """Returns the class ids of a label PNG, uint8 `[height, width]`.
+
+    Args:
+        path: PNG with a palette (read as indices) or with one channel.
+
+    Raises:
+        UserError: if the file is broken or in colour.
+    """
+    content = path.read_bytes()
+    return index_label(path, opened(path, content), content)
+
+
+# Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
+_STRETCH = {2: 85, 4: 17}
+
+
+def index_label(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
+    """Returns the class ids of a label that is open already.
+
+    Args:
+        path: As in `read_index_label`; names the file in errors.
+        image: What `opened` returned for it.
+        content: Its bytes.
+
+    Raises:
+        UserError: if the file is no PNG or in colour.
+    """
+    if image.format != "PNG":
+        # Lossy formats smear class ids into other class ids.
+        raise UserError(f"{path} is {image.format}; labels are PNG")
+    if image.mode not in ("P", "L", "1", "I", "I;16"):
+        raise UserError(
+            f"{path} has mode {image.mode}; a label is a PNG with a palette or "
+            "one channel of class ids"
+        )
+    label = np.array(image)
+    if image.mode == "L":
+        label //= _STRETCH.get(_png_depth(content), 1)
+    if label.max() > 255:
+        raise UserError(f"{path} has the value {label.max()}; class ids end at 255")
+    return label.astype(np.uint8)
+
+
+def _read_array(path: epath.Path) -> np.ndarray:
+    """Returns the pixels `[height, width, channels]` of an image of any depth."""
+    if path.suffix.lower() == ".npy":
+        array = _read_npy(path)
+    elif path.suffix.lower() in (".tif", ".tiff"):
+        array = _read_tiff(path)
+    else:
+        array = _decoded_png(path)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _read_npy(path: epath.Path) -> np.ndarray:
+    try:
+        return np.lib.format.read_array(io.BytesIO(path.read_bytes()))
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path} is broken: {error}") from error
+
+
+def _read_tiff(path: epath.Path) -> np.ndarray:
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError(
+            f"{path}: TIFFs need pip install 'deeplab_tf[tiff]' ({error})"
+        ) from error
+    try:
+        with tifffile.TiffFile(io.BytesIO(path.read_bytes())) as file:
+            series = file.series[0]
+            array, axes = series.asarray(), series.axes
+            photometric = series.keyframe.photometric
+    except Exception as error:  # tifffile raises whatever it stumbles over
+        raise UserError(f"{path} is broken: {error}") from error
+    if photometric == tifffile.PHOTOMETRIC.PALETTE:
+        raise UserError(f"{path} has a palette; an image has its colours in channels")
+    # Pages, or planes of separate channels, come first.
+    return np.moveaxis(array, 0, -1) if array.ndim == 3 and axes[-1] == "X" else array
+
+
+def _decoded_png(path: epath.Path) -> np.ndarray:
+    content = path.read_bytes()
+    dtype = tf.uint16 if _png_depth(content) == 16 else tf.uint8
+    try:
+        pixels = tf.io.decode_png(content, dtype=dtype)
+    except tf.errors.InvalidArgumentError as error:
+        opened(path, content)  # tells more
+        raise UserError(f"{path} is no PNG: {error.message}") from error
+    return pixels.numpy()
+
+
+def _png_depth(content: bytes) -> int:
+    """Returns the bits of a channel of a PNG, 0 for other files."""
+    return content[24] if content[:4] == b"\x89PNG" and len(content) > 24 else 0
+
+
+def _read_image(path: epath.Path, info: DatasetInfo) -> records.Picture:
+    """Returns the image of a file as it goes into a record.
+
+    JPEGs and PNGs of one or three 8-bit channels go as they are; other images
+    become PNGs.
+    """
+    suffix = path.suffix.lower()
+    if info.max_value > 255 or info.channels not in (1, 3) or suffix in _ARRAYS:
+        return _array_picture(path, info)
+    content = path.read_bytes()
+    if _png_depth(content) == 16:
+        # As it goes, TensorFlow would keep the upper byte alone.
+        return _array_picture(path, info)
+    image = opened(path, content)
+    if image.format not in pictures.PICTURE_FORMATS:
+        raise UserError(f"{path} is {image.format}; images are JPEG or PNG")
+    return records.Picture(
+        content,
+        pictures.PICTURE_FORMATS[image.format],
+        image.height,
+        image.width,
+        info.channels,
+    )
+
+
+_ARRAYS = (".npy", ".tif", ".tiff")
+
+
+def _array_picture(path: epath.Path, info: DatasetInfo) -> records.Picture:
+    array = _read_array(path)
+    if array.ndim != 3 or array.shape[2] != info.channels or not array.size:
+        raise UserError(
+            f"{path} has the shape {array.shape}; images are height x width x "
+            f"{info.channels} channels"
+        )
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise UserError(f"{path} holds {array.dtype}; images are uint8 or uint16")
+    if array.max() > info.max_value:
+        raise UserError(
+            f"{path} has the value {array.max()}, but max_value is {info.max_value}"
+        )
+    if array.dtype.itemsize == 1 and info.max_value > 255:
+        # It would be nearly black beside the others.
+        raise UserError(f"{path} has 8 bits, but max_value is {info.max_value}")
+    depth = np.uint8 if info.max_value < 256 else np.uint16
+    height, width, channels = array.shape
+    png = pictures.encode_image(array.astype(depth))
+    return records.Picture(png, "png", height, width, channels)
+
+
+@dataclasses.dataclass
+class _Content:
+    """What is known of some samples without reading their records again."""
+
+    images: int
+    class_pixels: np.ndarray
+    class_image_pixels: np.ndarray
+    hash_sum: int
+
+    @classmethod
+    def empty(cls, num_classes: int) -> "_Content":
+        zeros = np.zeros(num_classes, np.int64)
+        return cls(0, zeros, zeros, 0)
+
+    def __add__(self, other: "_Content") -> "_Content":
+        return _Content(
+            self.images + other.images,
+            self.class_pixels + other.class_pixels,
+            self.class_image_pixels + other.class_image_pixels,
+            (self.hash_sum + other.hash_sum) % _HASH_MODULUS,
+        )
+
+    def to_json(self) -> dict:
+        return {
+            "images": self.images,
+            "class_pixels": self.class_pixels.tolist(),
+            "class_image_pixels": self.class_image_pixels.tolist(),
+            "content_hash": f"{self.hash_sum:064x}",
+        }
+
+    @classmethod
+    def from_json(cls, values: dict) -> "_Content":
+        return cls(
+            values["images"],
+            np.array(values["class_pixels"], np.int64),
+            np.array(values["class_image_pixels"], np.int64),
+            int(values["content_hash"], 16),
+        )
+
+
+def class_pixels(label: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Returns the labelled pixels of each class, int64 `[num_classes]`."""
+    counts = np.bincount(label.ravel(), minlength=256)
+    counts[info.ignore_label] = 0
+    return counts[: info.num_classes]
+
+
+def _content_of(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> _Content:
+    counts = class_pixels(label, info)
+    content = hashlib.sha256(f"{name}\0{pixels.shape}\0{label.shape}\0".encode())
+    content.update(np.ascontiguousarray(pixels))
+    content.update(np.ascontiguousarray(label))
+    # A sum, so that neither order nor sharding counts.
+    hash_sum = int.from_bytes(content.digest(), "big")
+    return _Content(1, counts, np.where(counts > 0, counts.sum(), 0), hash_sum)
+
+
+def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
+    """Returns the record of a sample, after checking both of its files."""
+    picture = _read_image(sample.image, info)
+    label = sample.read_label()
+    wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
+    if wrong.size:
+        raise UserError(
+            f"{sample.label} has the value {wrong[0]}; labels are {info.known_labels}"
+        )
+    if label.shape != (picture.height, picture.width):
+        raise UserError(
+            f"{sample.label} is {label.shape[1]}x{label.shape[0]} but its image "
+            f"{sample.image} is {picture.width}x{picture.height}"
+            f"{_orientation(sample.image)}"
+        )
+    try:
+        # What training will see; Pillow reads files that TensorFlow does not.
+        pixels = pictures.decode_image(picture.content, info.channels, info.max_value)
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"TensorFlow cannot decode {sample.image}: {error}") from error
+    png = io.BytesIO()
+    Image.fromarray(label).save(png, "PNG")
+    record = records.serialize(picture, png.getvalue(), sample.name)
+    return record, _content_of(sample.name, pixels.numpy(), label, info)
+
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def _orientation(path: epath.Path) -> str:
+    """Returns a hint where the camera was held upright and only EXIF tells."""
+    if path.suffix.lower() in _ARRAYS:
+        return ""
+    turned = opened(path).getexif().get(_EXIF_ORIENTATION, 1) > 4
+    return " before its EXIF rotation; rotate the pixels themselves" if turned else ""
+
+
+class _Manifest:
+    """Which shards of a folder are finished, from which files, and what they hold."""
+
+    def __init__(self, folder: str):
+        self._path = os.path.join(folder, _MANIFEST)
+        self._lock = threading.Lock()
+        self._shards: dict[str, dict] = {}
+        self.found = tf.io.gfile.exists(self._path)
+        if self.found:
+            try:
+                with tf.io.gfile.GFile(self._path) as file:
+                    self._shards = dict(json.loads(file.read())["shards"])
+            except (ValueError, KeyError, TypeError):
+                self._shards = {}  # then everything is made again
+
+    def content(self, name: str, fingerprint: str) -> _Content | None:
+        """Returns what a finished shard holds, None if it is of other files."""
+        shard = self._shards.get(name)
+        if not isinstance(shard, dict) or shard.get("sources") != fingerprint:
+            return None
+        return _Content.from_json(shard)
+
+    def add(self, name: str, fingerprint: str, content: _Content) -> None:
+        with self._lock:
+            self._shards[name] = {"sources": fingerprint} | content.to_json()
+            self._write()
+
+    def keep(self, is_kept: Callable[[str], bool]) -> None:
+        with self._lock:
+            self._shards = {k: v for k, v in self._shards.items() if is_kept(k)}
+            if self._shards:
+                self._write()
+            else:
+                _remove([self._path])
+
+    def _write(self) -> None:
+        text = json.dumps({"shards": self._shards}, indent=1)
+        records.write_text(text, self._path)
+
+
+class _Shard(NamedTuple):
+    split: str
+    name: str
+    samples: Sequence[Sample]
+
+
+def _shards(split: str, samples: Sequence[Sample], num_shards: int) -> list[_Shard]:
+    """Returns shards of `ceil(n / num_shards)` consecutive samples, as officially."""
+    size = math.ceil(len(samples) / num_shards)
+    return [
+        _Shard(
+            split,
+            f"{split}-{i:05d}-of-{num_shards:05d}.tfrecord",
+            samples[i * size : (i + 1) * size],
+        )
+        for i in range(num_shards)
+    ]
+
+
+def _fingerprint(shard: _Shard, info: DatasetInfo, recipe: str) -> str:
+    """Returns a hash of the files that a shard is made of, and of how."""
+    what = (info.class_names, info.ignore_label, info.channels, info.max_value)
+    text = [repr((recipe, what))]
+    for sample in shard.samples:
+        for path in (sample.image, sample.label):
+            stat = tf.io.gfile.stat(os.fspath(path))
+            text.append(f"{sample.name} {path} {stat.length} {stat.mtime_nsec}")
+    return hashlib.sha256("\n".join(text).encode()).hexdigest()
+
+
+class _Conversion:
+    """One run of a converter in a folder."""
+
+    def __init__(self, info: DatasetInfo, output_dir: str, recipe: str):
+        self.info = info
+        self.recipe = recipe
+        self.folder = output_dir
+        made = not _exists(output_dir)
+        tf.io.gfile.makedirs(output_dir)
+        self.manifest = _Manifest(output_dir)
+        # Whether the folder is of this run, or of one that was interrupted.
+        self.is_ours = made or self.manifest.found
+        self.stopped = threading.Event()
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def finish(self, shard: _Shard, progress: tqdm) -> _Content:
+        """Returns what a shard holds, after writing it unless that was done."""
+        fingerprint = _fingerprint(shard, self.info, self.recipe)
+        content = self.manifest.content(shard.name, fingerprint)
+        path = self.path(shard.name)
+        if content is not None and _exists(path, path + records.FINISHED):
+            progress.update(len(shard.samples))
+            return content
+        content = self._write(shard, path + records.UNFINISHED, progress)
+        tf.io.gfile.rename(
+            path + records.UNFINISHED, path + records.FINISHED, overwrite=True
+        )
+        self.manifest.add(shard.name, fingerprint, content)
+        return content
+
+    def _write(self, shard: _Shard, path: str, progress: tqdm) -> _Content:
+        content = _Content.empty(self.info.num_classes)
+        try:
+            with tf.io.TFRecordWriter(path) as writer:
+                for sample in shard.samples:
+                    if self.stopped.is_set():
+                        raise futures.CancelledError
+                    record, of_sample = _record(sample, self.info)
+                    writer.write(record)
+                    content += of_sample
+                    progress.update()
+        except BaseException:
+            _remove([path])
+            raise
+        return content
+
+    def undo(self, shards: Sequence[_Shard]) -> None:
+        """Removes what has no name yet, of this run and of interrupted ones."""
+        for split in {shard.split for shard in shards}:
+            for suffix in (records.FINISHED, records.UNFINISHED):
+                _remove(tf.io.gfile.glob(self.path(f"{split}-?????-of-*{suffix}")))
+        self.manifest.keep(lambda name: _exists(self.path(name)))
+        if self.is_ours and not tf.io.gfile.listdir(self.folder):
+            tf.io.gfile.rmtree(self.folder)
+
+    def publish(self, shards: Sequence[_Shard]) -> None:
+        """Gives all shards their names, in place of what their splits had."""
+        kept = {shard.name for shard in shards}
+        for split in {shard.split for shard in shards}:
+            # Shards of another count would be read along with these.
+            there = tf.io.gfile.glob(self.path(f"{split}-?????-of-*"))
+            waiting = {self.path(name) + records.FINISHED for name in kept}
+            named = {self.path(name) for name in kept}
+            _remove(path for path in there if path not in waiting | named)
+        for name in kept:
+            finished = self.path(name) + records.FINISHED
+            if _exists(finished):
+                tf.io.gfile.rename(finished, self.path(name), overwrite=True)
+        self.manifest.keep(lambda name: _exists(self.path(name)))
+
+
+def _exists(*paths: str) -> bool:
+    return any(tf.io.gfile.exists(path) for path in paths)
+
+
+def _remove(paths: Iterable[str]) -> None:
+    for path in paths:
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
+
+
+def convert(
+    splits: Mapping[str, Sequence[Sample]],
+    info: DatasetInfo,
+    output_dir: str,
+    num_shards: int = 4,
+    recipe: str = "",
+) -> DatasetInfo:
+    """Writes `<split>-00000-of-0000N.tfrecord` for every split, and the info.
+
+    An error leaves nothing behind. After an interruption the finished shards stay,
+    without a name that a reader would take, for the next run.
+
+    Args:
+        splits: Official name of a split to its samples, in order.
+        info: The classes; counts and hashes are filled in.
+        output_dir: Folder of the shards; made if need be. Other splits that are
+            there stay, also in the info.
+        num_shards: Files per split; the official 4 for VOC, 10 for Cityscapes.
+        recipe: What the label depends on besides its file. Shards of another
+            recipe are made again.
+
+    Returns:
+        The info that was written: with sizes, class pixels and content hashes.
+
+    Raises:
+        UserError: if a split is empty, the folder is of another data set, or a
+            sample is broken, of two sizes or has a label value that is no class;
+            names the file.
+    """
+    for split, samples in splits.items():
+        if not samples:
+            raise UserError(f"split {split} is empty")
+    _refuse_another(info, splits, output_dir)
+    conversion = _Conversion(info, output_dir, recipe)
+    shards = [s for split in splits for s in _shards(split, splits[split], num_shards)]
+    try:
+        contents = _finish_all(conversion, shards)
+    except Exception:
+        conversion.undo(shards)
+        raise
+    conversion.publish(shards)
+    info = _described(info, output_dir, shards, contents)
+    records.write_info(info, output_dir)
+    return info
+
+
+def _refuse_another(info: DatasetInfo, splits: Iterable[str], output_dir: str) -> None:
+    """Refuses a folder in which splits of another data set would stay."""
+    old = records.read_info(output_dir)
+    stay = sorted(set(records.split_names(output_dir)) - set(splits))
+    if old is not None and old.name != info.name and stay:
+        raise UserError(
+            f"{output_dir} holds records of {old.name} ({', '.join(stay)}); choose "
+            f"another folder for {info.name}"
+        )
+
+
+def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[_Content]:
+    """Returns what every shard holds, once all of them are finished."""
+    total = sum(len(shard.samples) for shard in shards)
+    with (
+        tqdm(total=total, desc="records", unit="img") as progress,
+        futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        work = [pool.submit(conversion.finish, shard, progress) for shard in shards]
+        try:
+            for done in futures.as_completed(work):
+                done.result()
+        except BaseException:
+            conversion.stopped.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [done.result() for done in work]
+
+
+def _described(info, output_dir, shards, contents) -> DatasetInfo:
+    """Returns the info with what was counted, beside the splits that were there."""
+    splits: dict[str, _Content] = {}
+    for shard, content in zip(shards, contents, strict=True):
+        before = splits.get(shard.split, _Content.empty(info.num_classes))
+        splits[shard.split] = before + content
+    found = {split: content.to_json() for split, content in splits.items()}
+    old = records.read_info(output_dir)
+    of_field = {
+        "split_sizes": "images",
+        "class_pixels": "class_pixels",
+        "class_image_pixels": "class_image_pixels",
+        "content_hashes": "content_hash",
+    }
+    there = set(records.split_names(output_dir))
+    fields = {}
+    for field, key in of_field.items():
+        kept = getattr(old, field) if old and old.name == info.name else {}
+        fields[field] = {s: v for s, v in kept.items() if s in there}
+        fields[field] |= {split: content[key] for split, content in found.items()}
+    return dataclasses.replace(info, **fields)

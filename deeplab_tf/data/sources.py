@@ -1,0 +1,85 @@
+"""Where the records of a split are, and what its labels mean."""
+
+import dataclasses
+import os
+
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.errors import UserError
+
+TFDS_PREFIX = "tfds:"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The records of a split.
+
+    Attributes:
+        info: What its images and labels mean.
+        keys: Where the records have them.
+        index: Where the records are.
+        place: Folder of the records, or the name of the data set, for errors.
+    """
+
+    info: DatasetInfo
+    keys: records.Keys
+    index: records.RecordIndex
+    place: str
+
+
+def resolve_info(
+    name: str | None, dataset_dir: str, fallback: str = "pascal_voc_seg"
+) -> DatasetInfo:
+    """Returns the dataset's description: beside its records, else by name.
+
+    Args:
+        name: Value of `--dataset`, None where it was not given.
+        dataset_dir: Folder of the records.
+        fallback: Name where neither tells it.
+
+    Raises:
+        UserError: if the two contradict each other, or the name is unknown.
+    """
+    if name and name.startswith(TFDS_PREFIX):
+        from deeplab_tf.data import tfds_source  # here: it takes seconds to import
+
+        return tfds_source.describe(name, dataset_dir)
+    beside = records.read_info(dataset_dir)
+    if beside is None:
+        return dataset_info(name or fallback)
+    if name not in (None, beside.name):
+        raise UserError(
+            f"--dataset={name} but {os.path.join(dataset_dir, 'dataset_info.json')} "
+            f"says {beside.name}"
+        )
+    return beside
+
+
+def split_names(info: DatasetInfo, dataset_dir: str) -> list[str]:
+    """Returns the splits of a data set whose records are in a folder."""
+    if info.name.startswith(TFDS_PREFIX):
+        return list(info.split_sizes)
+    return records.split_names(dataset_dir)
+
+
+def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
+    """Returns the records of a split.
+
+    Args:
+        name: Value of `--dataset`, None where it was not given.
+        dataset_dir: Folder of the records.
+        split: Official name of the split; `trainaug` is `train_aug`.
+
+    Raises:
+        UserError: if the split has no records, or a file of it is cut short.
+    """
+    info = resolve_info(name, dataset_dir)
+    if name and name.startswith(TFDS_PREFIX):
+        from deeplab_tf.data import tfds_source
+
+        keys, index = tfds_source.open_split(name, dataset_dir, split)
+        return Source(info, keys, index, name)
+    index = records.index_records(records.shard_paths(dataset_dir, split))
+    if not len(index):
+        raise UserError(f"the records of {split} in {dataset_dir or '.'} are empty")
+    return Source(info, records.OFFICIAL_KEYS, index, dataset_dir or ".")

@@ -1,0 +1,36 @@
+"""Which records a split has, and what they mean."""
+
+import pytest
+from plain_records import write
+
+from deeplab_tf.data import records, sources
+from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.errors import UserError
+
+INFO = DatasetInfo("toys", ("floor", "ball"), ignore_label=9)
+
+
+def test_the_info_beside_the_records_counts_and_a_conflict_is_refused(tmp_path):
+    folder = str(tmp_path)
+    assert sources.resolve_info(None, folder) == dataset_info("pascal_voc_seg")
+    assert sources.resolve_info("camvid", folder) == dataset_info("camvid")
+    with pytest.raises(UserError, match=r"must be one of pascal_voc_seg, .*'coco'"):
+        sources.resolve_info("coco", folder)
+    records.write_info(INFO, folder)
+    assert sources.resolve_info(None, folder) == INFO
+    assert sources.resolve_info("toys", folder) == INFO
+    with pytest.raises(UserError, match=r"--dataset=camvid but .*json says toys"):
+        sources.resolve_info("camvid", folder)
+
+
+def test_a_split_is_opened_with_its_info(tmp_path):
+    folder = write(tmp_path, b"a", b"b", split="val", shards=2)
+    records.write_info(INFO, folder)
+    source = sources.open_split(None, folder, "val")
+    assert source.info == INFO and source.keys == records.OFFICIAL_KEYS
+    assert len(source.index) == 2 and source.place == folder
+
+
+def test_a_split_of_empty_shards_is_refused(tmp_path):
+    with pytest.raises(UserError, match=f"the records of val in {tmp_path} are empty"):
+        sources.open_split(None, write(tmp_path, split="val"), "val")
