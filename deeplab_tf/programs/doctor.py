@@ -1,0 +1,196 @@
+"""Examines every record of a data set and says whether it is safe to train.
+
+    python -m deeplab_tf.data.doctor --dataset_dir=tfrecord
+
+It prints what the labels hold and everything odd, and draws samples with their labels
+into doctor.png. The exit status is 0 if it is safe to train, else 1.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.data import sources
+from deeplab_tf.data.doctor import (
+    ERRORS,
+    WARNINGS,
+    Problem,
+    SplitReport,
+    examine_split,
+    is_safe,
+    shared_images,
+)
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.reader import Reader
+from deeplab_tf.errors import UserError
+from deeplab_tf.programs import run_program
+from deeplab_tf.visualize import add_legend, overlay
+
+FLAGS = absl_flags.FlagValues()
+_SHOWN = 5  # of each kind of problem
+_CELL = 320  # pixels of the longer side of a picture in the sheet
+
+
+def _define() -> None:
+    flags.define_dataset_location(FLAGS)
+    absl_flags.DEFINE_list(
+        "splits", None, "Splits to examine; default: all.", flag_values=FLAGS
+    )
+    absl_flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of doctor.png; default: the folder of the records.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_integer(
+        "samples",
+        12,
+        "Pictures of each split in doctor.png; 0 draws none.",
+        lower_bound=0,
+        flag_values=FLAGS,
+    )
+
+
+_define()
+
+
+def _opened(values) -> dict[str, sources.Source]:
+    """Returns the splits to examine."""
+    flags.require_dataset_dir(values.dataset, values.dataset_dir)
+    folder = values.dataset_dir or ""
+    info = sources.resolve_info(values.dataset, folder)
+    splits = values.splits or sources.split_names(info, folder)
+    if not splits:
+        raise UserError(f"no records in {folder}; they are named train-00000-of-00004")
+    return {s: sources.open_split(info.name, folder, s) for s in splits}
+
+
+def _print_problems(problems: Sequence[Problem]) -> None:
+    for kinds, severity in ((ERRORS, "ERROR"), (WARNINGS, "warning")):
+        for kind, meaning in kinds.items():
+            found = [problem for problem in problems if problem.kind == kind]
+            if found:
+                print(f"\n{severity}: {meaning} ({len(found)})")
+            for problem in found[:_SHOWN]:
+                print(f"  {problem.split}: {problem.text}")
+            if len(found) > _SHOWN:
+                print(f"  and {len(found) - _SHOWN} more")
+
+
+def _print_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> None:
+    """Prints, by split, the share of the pixels and the images with each value."""
+    names = {i: name for i, name in enumerate(info.class_names)}
+    names[info.ignore_label] = "(ignored)"
+    there = np.flatnonzero(sum(report.values for report in reports))
+    values = sorted({*range(info.num_classes), *there.tolist()})
+    width = max(len(name) for name in names.values()) + 5
+    print(f"\n{'label':<{width}}" + "".join(f"{r.split:>20}" for r in reports))
+    print(" " * width + len(reports) * f"{'pixels    images':>20}")
+    for value in values:
+        row = f"{value:>3} {names.get(value, '(no class)'):<{width - 4}}"
+        for report in reports:
+            share = report.values[value] / max(1, report.values.sum())
+            row += f"{100 * share:>10.3f}%{report.images_with[value]:>9}"
+        print(row)
+
+
+def _print_images(reports: Sequence[SplitReport]) -> None:
+    for report in reports:
+        print(f"\n{report.split}: {report.images} images")
+        if not report.sizes:
+            continue
+        sizes = np.array(list(report.sizes.elements()))
+        (height, width), often = report.sizes.most_common(1)[0]
+        low, high = sizes.min(0), sizes.max(0)
+        print(
+            f"  width {low[1]} to {high[1]}, height {low[0]} to {high[0]}; "
+            f"{width}x{height} is the most frequent size ({often} images)"
+        )
+        mean, deviation = (
+            ", ".join(f"{x:.2f}" for x in xs) for xs in (report.mean, report.deviation)
+        )
+        print(f"  mean of each channel {mean}; standard deviation {deviation}")
+
+
+def _pictured(image, info: DatasetInfo) -> np.ndarray:
+    """Returns an image of any channels and depth as uint8 RGB."""
+    image = np.asarray(image, np.float32) * (255.0 / info.max_value)
+    if image.shape[-1] < 3:
+        image = image[..., :1]
+    return np.broadcast_to(image[..., :3], (*image.shape[:2], 3)).astype(np.uint8)
+
+
+def _picture(image, label, info: DatasetInfo) -> np.ndarray:
+    """Returns an image and its label side by side, small, with a legend."""
+    step = -(-max(label.shape) // _CELL)
+    image, label = _pictured(image, info)[::step, ::step], label[::step, ::step]
+    pair = np.concatenate([image, overlay(image, label, info)], axis=1)
+    return add_legend(pair, label, info)
+
+
+def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None:
+    """Returns pictures of samples of every split in rows, None if none is readable."""
+    pictures = []
+    for source in splits.values():
+        reader, count = Reader(source), len(source.index)
+        for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
+            try:
+                image, label, _ = reader.sample(tf.constant(position))
+            except tf.errors.InvalidArgumentError:
+                continue  # the report tells of it
+            label = label.numpy()[..., 0]
+            pictures.append(_picture(image.numpy(), label, source.info))
+    if not pictures:
+        return None
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    columns = 3
+    rows = -(-len(pictures) // columns)
+    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * height, i % columns * width
+        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _draw(values, splits: dict[str, sources.Source]) -> None:
+    sheet = _sheet(splits, values.samples) if values.samples else None
+    if sheet is None:
+        return
+    folder = values.output_dir or values.dataset_dir or "."
+    tf.io.gfile.makedirs(folder)
+    path = os.path.join(folder, "doctor.png")
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(tf.io.encode_png(sheet).numpy())
+    print(f"\nsamples with their labels: {path}")
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Examines, prints and draws; ends with status 1 if it is not safe to train."""
+    splits = _opened(values)
+    info = next(iter(splits.values())).info
+    reports = [examine_split(source, split) for split, source in splits.items()]
+    problems = [problem for report in reports for problem in report.problems]
+    problems += shared_images(reports)
+    print(
+        f"{info.name}: {info.num_classes} classes, labels {info.known_labels}, "
+        f"{info.channels} channels of 0..{info.max_value}"
+    )
+    _print_images(reports)
+    _print_labels(reports, info)
+    _print_problems(problems)
+    _draw(values, splits)
+    if not is_safe(problems):
+        print("\nnot safe to train: see the errors above")
+        sys.exit(1)
+    print("\nsafe to train")
+
+
+def run() -> None:
+    """Console entry."""
+    run_program(main, FLAGS)
