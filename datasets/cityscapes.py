@@ -1,0 +1,159 @@
+"""Cityscapes in its official layout to TFRecords.
+
+    python -m datasets.cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
+
+The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
+labels are made of the `*_labelIds.png` of the archives; no script has to be run
+before. A split is written if all of its folders are there.
+"""
+
+import functools
+
+import numpy as np
+from absl import flags
+from etils import epath
+
+import deeplab_tf.programs
+from deeplab_tf.data import conversion
+from deeplab_tf.data.info import dataset_info
+from deeplab_tf.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "cityscapes_root",
+    None,
+    "Folder that holds leftImg8bit and gtFine.",
+    flag_values=FLAGS,
+    required=True,
+)
+flags.DEFINE_string(
+    "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
+)
+flags.DEFINE_integer(
+    "num_shards", 10, "Files per split.", lower_bound=1, flag_values=FLAGS
+)
+
+# The ids of road, sidewalk, ..., bicycle: of class 0, 1, ..., 18.
+_CLASS_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+_NUM_IDS = 34
+
+# Official name of a split: its kind of label, and its folders in sorted order.
+_SPLITS = {
+    "train_fine": ("gtFine", ("train",)),
+    "val_fine": ("gtFine", ("val",)),
+    # Its labels are placeholders in which everything is void.
+    "test_fine": ("gtFine", ("test",)),
+    "trainval_fine": ("gtFine", ("train", "val")),
+    "train_coarse": ("gtCoarse", ("train", "train_extra")),
+    "trainval_coarse": ("gtCoarse", ("train", "train_extra", "val")),
+}
+
+
+def train_ids() -> np.ndarray:
+    """Returns the class of each id in a labelIds file, uint8 `[34]`; 255 is void.
+
+    The id of licence plates is -1: the archives' label files leave them out.
+    """
+    table = np.full(_NUM_IDS, 255, np.uint8)
+    table[list(_CLASS_IDS)] = np.arange(len(_CLASS_IDS))
+    return table
+
+
+def _read_label(path: epath.Path) -> np.ndarray:
+    ids = conversion.read_index_label(path)
+    if ids.max() >= _NUM_IDS:
+        raise UserError(
+            f"{path} has the value {ids.max()}; the ids of labelIds files are "
+            f"0..{_NUM_IDS - 1}"
+        )
+    return train_ids()[ids]
+
+
+def _by_stem(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
+    """Returns the files of all cities, sorted; the key is `<city>/<stem>`."""
+    return {
+        f"{path.parent.name}/{path.name.removesuffix(suffix)}": path
+        for path in sorted(folder.glob(f"*/*{suffix}"))
+    }
+
+
+def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
+    """Returns the samples of one folder, in the order of their paths."""
+    image_dir, label_dir = root / "leftImg8bit" / folder, root / kind / folder
+    image_suffix, label_suffix = "_leftImg8bit.png", f"_{kind}_labelIds.png"
+    images = _by_stem(image_dir, image_suffix)
+    labels = _by_stem(label_dir, label_suffix)
+    if not images:
+        raise UserError(f"{image_dir} has no <city>/*{image_suffix}")
+    for stem in sorted(images.keys() ^ labels.keys()):
+        if stem in images:
+            missing = label_dir / f"{stem}{label_suffix}"
+            raise UserError(f"{images[stem]} has no label {missing}")
+        missing = image_dir / f"{stem}{image_suffix}"
+        raise UserError(f"{labels[stem]} has no image {missing}")
+    return [
+        conversion.Sample(
+            image.name.removesuffix(image_suffix),
+            image,
+            labels[stem],
+            functools.partial(_read_label, labels[stem]),
+        )
+        for stem, image in images.items()
+    ]
+
+
+def _find_splits(root: epath.Path) -> dict[str, list[conversion.Sample]]:
+    """Returns the samples of every split whose folders are there."""
+    if not (root / "leftImg8bit").is_dir():
+        raise UserError(
+            f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
+            "the folder that holds leftImg8bit and gtFine"
+        )
+    samples = functools.cache(functools.partial(_samples, root))
+    splits = {
+        split: [sample for folder in folders for sample in samples(kind, folder)]
+        for split, (kind, folders) in _SPLITS.items()
+        if all(
+            (root / part / folder).is_dir()
+            for part in ("leftImg8bit", kind)
+            for folder in folders
+        )
+    }
+    if not splits:
+        raise UserError(
+            f"{root} has none of train, val and test in both leftImg8bit and gtFine"
+        )
+    return splits
+
+
+def convert(
+    cityscapes_root: str, output_dir: str, num_shards: int = 10
+) -> dict[str, int]:
+    """Writes the shards of every split whose folders are there.
+
+    Args:
+        cityscapes_root: Folder that holds `leftImg8bit` and `gtFine`.
+        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        num_shards: Files per split; the official converter writes 10.
+
+    Returns:
+        Number of images by split.
+
+    Raises:
+        UserError: for anything missing, unpaired, broken or out of range.
+    """
+    splits = _find_splits(epath.Path(cityscapes_root))
+    info = dataset_info("cityscapes")
+    written = conversion.convert(splits, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in splits}
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    sizes = convert(values.cityscapes_root, values.output_dir, values.num_shards)
+    counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
+    print(f"{values.output_dir}: {counts} images")
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)

@@ -1,0 +1,126 @@
+"""Data sets of a few small images, in the layouts of their archives."""
+
+import json
+
+import numpy as np
+from PIL import Image
+
+# Some of COCO's 80 names, in its order; the 20 of VOC among them.
+COCO_CATEGORIES = (
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
+    "traffic light, bird, cat, dog, horse, sheep, cow, elephant, bottle, chair, "
+    "couch, potted plant, dining table, tv"
+).split(", ")
+
+
+def save_image(path, height=20, width=30, seed=0):
+    """Writes a picture of noise, JPEG or PNG as the name has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.RandomState(seed).randint(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+def save_label(path, label):
+    """Writes class ids as a PNG of one channel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(label, np.uint8)).save(path)
+
+
+def cityscapes(root, coarse=True):
+    """Writes a Cityscapes of one or two images per folder; returns its root.
+
+    The label of image i of a folder holds the ids i, i + 1, ... up to 33 and begins
+    again at 0; the test split's are 0 as in the archive.
+    """
+    folders = {"train": ("aachen", "ulm"), "val": ("munster",), "test": ("berlin",)}
+    if coarse:
+        folders["train_extra"] = ("augsburg", "nuernberg")
+    for folder, cities in folders.items():
+        for i, city in enumerate(cities):
+            stem = f"{city}_00000{i}_000019"
+            save_image(root / f"leftImg8bit/{folder}/{city}/{stem}_leftImg8bit.png")
+            ids = (np.arange(20 * 30).reshape(20, 30) + i) % 34
+            kinds = ["gtFine"] if folder != "train_extra" else []
+            kinds += ["gtCoarse"] if coarse and folder != "test" else []
+            for kind in kinds:
+                label = ids if folder != "test" else 0 * ids
+                label = label if kind == "gtFine" else np.minimum(label, 7)
+                path = root / f"{kind}/{folder}/{city}/{stem}_{kind}"
+                save_label(path.with_name(f"{path.name}_labelIds.png"), label)
+                # The archives have these, too; nobody asked for them.
+                save_label(path.with_name(f"{path.name}_instanceIds.png"), label)
+    return root
+
+
+def ade20k(root):
+    """Writes an ADE20K with two training images and one for validation.
+
+    The label of image i holds the values i, i + 1, ... up to 150 and begins again.
+    """
+    for folder, short, count in (("training", "train", 2), ("validation", "val", 1)):
+        for i in range(count):
+            stem = f"ADE_{short}_{i + 1:08d}"
+            save_image(root / f"images/{folder}/{stem}.jpg")
+            label = (np.arange(20 * 30).reshape(20, 30) + i) % 151
+            save_label(root / f"annotations/{folder}/{stem}.png", label)
+    return root
+
+
+def rectangle(top, left, height, width):
+    """Returns the polygon that COCO's rasteriser fills with exactly these pixels."""
+    bottom, right = top + height, left + width
+    return [left, top, right, top, right, bottom, left, bottom]
+
+
+class Coco:
+    """An instances file and its images, being put together."""
+
+    def __init__(self, root):
+        self.path = root / "annotations/instances_train2017.json"
+        self.image_dir = root / "train2017"
+        self.image_dir.mkdir(parents=True)
+        self.path.parent.mkdir()
+        # Ids with gaps, as COCO's.
+        self.category_ids = {n: 2 * i + 1 for i, n in enumerate(COCO_CATEGORIES)}
+        self.content = {
+            "images": [],
+            "annotations": [],
+            "categories": [
+                {"id": i, "name": name} for name, i in self.category_ids.items()
+            ],
+        }
+
+    def add_image(self, name, height=40, width=60):
+        """Writes an image and lists it; returns its id."""
+        save_image(self.image_dir / name, height, width)
+        image_id = 7000 + len(self.content["images"])
+        self.content["images"].append(
+            {"id": image_id, "file_name": name, "height": height, "width": width}
+        )
+        return image_id
+
+    def add(self, image_id, category, segmentation, iscrowd=0):
+        """Lists an object."""
+        self.content["annotations"].append(
+            {
+                "id": 100 + len(self.content["annotations"]),
+                "image_id": image_id,
+                "category_id": self.category_ids[category],
+                "segmentation": segmentation,
+                "iscrowd": iscrowd,
+            }
+        )
+
+    def save(self):
+        """Writes the instances file."""
+        self.path.write_text(json.dumps(self.content))
+
+
+def coco(root):
+    """Writes a COCO of two images, one with a large object; returns its root."""
+    files = Coco(root)
+    for name, side in (("000000000009.jpg", 36), ("000000000025.jpg", 3)):
+        image_id = files.add_image(name)
+        files.add(image_id, "couch", [rectangle(0, 0, side, side)])
+    files.save()
+    return root
