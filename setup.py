@@ -61,6 +61,14 @@ EXTRAS_REQUIRE = {
     ],
     # Draws COCO's polygon and run-length annotations as label maps.
     "coco": ["pycocotools>=2.0.8"],
+    # The authors' own code: its labels are what ours are tested against.
+    "cityscapes": ["cityscapesScripts>=2.2.4"],
+    "tiff": [
+        # Reads the pages and planes of TIFFs, of any number of channels.
+        "tifffile>=2025.5.10",
+        # Decompresses what tifffile alone does not: LZW, JPEG, Zstandard.
+        "imagecodecs>=2025.3.30",
+    ],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
     "peers": [

@@ -1,31 +1,77 @@
-"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
+r"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
 
     python -m datasets.voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
 
 The splits are those of `ImageSets/Segmentation`: train, val and trainval with
 the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
 `SegmentationClassAug` where both are there. Everything is checked before the
-first shard is written. A `dataset_info.json` in the folder names other classes
+first shard gets its name. A `dataset_info.json` in the folder names other classes
 than VOC's.
+
+    python -m datasets.voc2012 --download --output_dir=tfrecord
+    python -m datasets.voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
+      --sbd_archive=benchmark.tgz --output_dir=tfrecord
+
+These make the same splits from the two official archives: train_aug is VOC's
+train, then what the Semantic Boundaries Dataset (SBD) labels besides, in
+alphabetical order and without VOC's val. --download fetches the archives that
+are not given, about 3.4 GB.
 """
 
-import dataclasses
 import functools
-import io
+import os
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 from absl import flags
 from etils import epath
-from PIL import Image
 
 import deeplab_tf.programs
-from deeplab_tf.data import records
+from datasets import archives, sbd
+from deeplab_tf.data import conversion, records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
 
+# Size and SHA-256 are those of TensorFlow Datasets (url_checksums/voc.txt).
+VOC_SOURCE = archives.Source(
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    size=1999639040,
+    sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
+)
+SBD_SOURCE = archives.Source(
+    "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
+    "semantic_contours/benchmark.tgz",
+    md5="82b4d87ceb2ed10f6038a1cba92111cb",
+)
+
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
-    "voc_root", None, "Folder that holds JPEGImages.", flag_values=FLAGS, required=True
+    "voc_root", None, "Folder that holds JPEGImages.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "voc_archive", None, "VOCtrainval_11-May-2012.tar.", flag_values=FLAGS
+)
+flags.DEFINE_string("sbd_archive", None, "SBD's benchmark.tgz.", flag_values=FLAGS)
+flags.DEFINE_boolean(
+    "download", False, "Fetch the archives that are not given.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "voc_url", VOC_SOURCE.url, "A mirror of the VOC archive.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "sbd_url", SBD_SOURCE.url, "A mirror of the SBD archive.", flag_values=FLAGS
+)
+flags.DEFINE_string(
+    "work_dir",
+    None,
+    "Folder of downloads and of what is extracted, about 6 GB, which may be removed "
+    "afterwards; default: output_dir with _sources behind it.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_boolean(
+    "official_sizes",
+    True,
+    "Refuse archives whose splits have other sizes than the official ones.",
+    flag_values=FLAGS,
 )
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
@@ -36,118 +82,116 @@ flags.DEFINE_integer(
 
 _SPLITS = ("train", "val", "trainval", "trainaug", "train_aug")
 _SUFFIXES = (".jpg", ".jpeg", ".png")
+_DEVKIT = "VOCdevkit/VOC2012"
+_MEMBERS = tuple(
+    f"{_DEVKIT}/{name}"
+    for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
+)
+
+Files = Mapping[str, epath.Path]
 
 
-def _opened(path: epath.Path, content: bytes) -> Image.Image:
-    """Returns the decoded picture; a truncated one is an error with its name."""
-    try:
-        image = Image.open(io.BytesIO(content))
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is broken: {error}") from error
-    return image
+class _Root:
+    """The images, labels and lists of a folder in VOC layout."""
 
-
-def read_label(path: epath.Path, info: DatasetInfo) -> np.ndarray:
-    """Returns the class ids of a label PNG, uint8 `[height, width]`.
-
-    Args:
-        path: PNG with a palette (read as indices) or with one 8-bit channel.
-        info: The classes that may occur.
-
-    Raises:
-        UserError: if the file is broken, in colour, or holds another value.
-    """
-    image = _opened(path, path.read_bytes())
-    if image.mode not in ("P", "L"):
-        raise UserError(
-            f"{path} has mode {image.mode}; a label is a PNG with a palette or "
-            "one 8-bit channel of class ids"
-        )
-    label = np.array(image)
-    values = np.unique(label)
-    wrong = values[(values >= info.num_classes) & (values != info.ignore_label)]
-    if wrong.size:
-        raise UserError(
-            f"{path} has the value {wrong[0]}; labels are 0..{info.num_classes - 1} "
-            f"and {info.ignore_label} (ignored)"
-        )
-    return label
-
-
-class _Split:
-    """The image and label files of one list, and the records made of them."""
-
-    def __init__(self, voc_root: epath.Path, list_path: epath.Path, label_dir: str):
-        self.name = split_name(list_path.stem)
-        self.stems = list_path.read_text().split()
-        if not self.stems:
-            raise UserError(f"{list_path} lists no image: the split is empty")
-        self.image_dir = voc_root / "JPEGImages"
-        self.label_dir = voc_root / label_dir
+    def __init__(self, folder: epath.Path):
+        self.image_dir = folder / "JPEGImages"
+        self.lists = folder / "ImageSets" / "Segmentation"
+        for path in (self.image_dir, folder / "SegmentationClass", self.lists):
+            if not path.is_dir():
+                raise UserError(
+                    f"--voc_root={folder} has no folder {path}; it is the folder "
+                    "that holds JPEGImages, such as VOCdevkit/VOC2012"
+                )
         self.images = {
             path.stem: path
             for path in sorted(self.image_dir.iterdir(), reverse=True)
             if path.suffix.lower() in _SUFFIXES
         }
-        self._check_pairs(list_path)
 
-    def _check_pairs(self, list_path: epath.Path) -> None:
-        labels = {p.stem for p in self.label_dir.iterdir() if p.suffix == ".png"}
-        for stem in self.stems:
-            if stem not in self.images:
+    def names(self, list_path: epath.Path) -> list[str]:
+        """Returns the lines of a list."""
+        names = list_path.read_text().split()
+        if not names:
+            raise UserError(f"{list_path} lists no image: the split is empty")
+        return names
+
+    def samples(
+        self, names: Sequence[str], source: str, labels: Files, label_of: str
+    ) -> list[conversion.Sample]:
+        """Returns the samples of some names, in order.
+
+        Args:
+            names: Names without extension.
+            source: What lists them, to be named in errors.
+            labels: Label files by name.
+            label_of: Where a label ought to be, with {} for its name.
+        """
+        for name in names:
+            if name not in self.images:
                 raise UserError(
-                    f"{list_path} lists {stem} but {self.image_dir} has no such image"
+                    f"{source} lists {name} but {self.image_dir} has no such image"
                 )
-            if stem not in labels:
-                raise UserError(f"{self.images[stem]} has no label {self._label(stem)}")
-        for stem in sorted(labels - set(self.images)):
+            if name not in labels:
+                raise UserError(
+                    f"{self.images[name]} has no label {label_of.format(name)}"
+                )
+        for name in sorted(set(labels) - set(self.images)):
             raise UserError(
-                f"{self._label(stem)} has no image of its name in {self.image_dir}"
+                f"{labels[name]} has no image of its name in {self.image_dir}"
             )
-
-    def _label(self, stem: str) -> epath.Path:
-        return self.label_dir / f"{stem}.png"
-
-    def record(self, stem: str, info: DatasetInfo) -> bytes:
-        """Returns the record of an entry, after checking both of its files."""
-        image_path, label_path = self.images[stem], self._label(stem)
-        content = image_path.read_bytes()
-        image = _opened(image_path, content)
-        if image.format not in records.PICTURE_FORMATS:
-            raise UserError(f"{image_path} is {image.format}; images are JPEG or PNG")
-        label = read_label(label_path, info)
-        if image.size != label.shape[::-1]:
-            raise UserError(
-                f"{label_path} is {label.shape[1]}x{label.shape[0]} but its image "
-                f"{image_path} is {image.size[0]}x{image.size[1]}"
-            )
-        png = io.BytesIO()
-        Image.fromarray(label).save(png, "PNG")
-        image_format = records.PICTURE_FORMATS[image.format]
-        return records.serialize(
-            content, image_format, png.getvalue(), stem, image.height, image.width
-        )
+        return [_sample(name, self.images[name], labels[name]) for name in names]
 
 
-def _find_splits(voc_root: epath.Path) -> list[_Split]:
-    lists = voc_root / "ImageSets" / "Segmentation"
-    for folder in (voc_root / "JPEGImages", voc_root / "SegmentationClass", lists):
-        if not folder.is_dir():
-            raise UserError(
-                f"--voc_root={voc_root} has no folder {folder}; it is the folder "
-                "that holds JPEGImages, such as VOCdevkit/VOC2012"
-            )
+def _labels(folder: epath.Path, suffix: str = ".png") -> Files:
+    """Returns the label files of a folder by name."""
+    return {p.stem: p for p in folder.iterdir() if p.suffix == suffix}
+
+
+def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
+    read = sbd.read_label if label.suffix == ".mat" else conversion.read_index_label
+    return conversion.Sample(name, image, label, functools.partial(read, label))
+
+
+def _folder_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:
+    """Returns the samples of every split of a folder in VOC layout."""
+    root = _Root(voc_root)
     splits = {}
-    for name in _SPLITS:
-        augmented = split_name(name) == "train_aug"
-        labels = "SegmentationClassAug" if augmented else "SegmentationClass"
-        path = lists / f"{name}.txt"
-        if path.exists() and (voc_root / labels).is_dir():
-            splits[split_name(name)] = _Split(voc_root, path, labels)
+    for list_name in _SPLITS:
+        split = split_name(list_name)
+        augmented = "Aug" if split == "train_aug" else ""
+        label_dir = voc_root / f"SegmentationClass{augmented}"
+        path = root.lists / f"{list_name}.txt"
+        if path.exists() and label_dir.is_dir():
+            names, labels = root.names(path), _labels(label_dir)
+            splits[split] = root.samples(
+                names, os.fspath(path), labels, f"{label_dir}/{{}}.png"
+            )
     if not splits:
-        raise UserError(f"{lists} has none of train.txt, val.txt, trainval.txt")
-    return list(splits.values())
+        raise UserError(f"{root.lists} has none of train.txt, val.txt, trainval.txt")
+    return splits
+
+
+def _archive_splits(
+    voc_root: epath.Path, sbd_dir: epath.Path
+) -> dict[str, list[conversion.Sample]]:
+    """Returns the samples of every split of the two extracted archives."""
+    splits = _folder_splits(voc_root)
+    for split in ("train", "val"):
+        if split not in splits:
+            raise UserError(f"the VOC archive has no list of the split {split}")
+    root = _Root(voc_root)
+    listed = {sample.name for split in ("train", "val") for sample in splits[split]}
+    more = sorted(sbd.names(sbd_dir) - listed)
+    # VOC's own labels win; they have a void border.
+    labels = _labels(sbd_dir / "cls", ".mat") | _labels(voc_root / "SegmentationClass")
+    splits["train_aug"] = splits["train"] + root.samples(
+        more,
+        f"{sbd_dir}/train.txt or val.txt",
+        {name: labels[name] for name in more if name in labels},
+        f"{sbd_dir}/cls/{{}}.mat",
+    )
+    return splits
 
 
 def convert(
@@ -169,24 +213,112 @@ def convert(
         UserError: for anything missing, unpaired, broken or out of range.
     """
     info = info or records.read_info(voc_root) or dataset_info("pascal_voc_seg")
-    splits = _find_splits(epath.Path(voc_root))
-    sizes = {split.name: len(split.stems) for split in splits}
-    records.write_shards(
-        {
-            split.name: [functools.partial(split.record, s, info) for s in split.stems]
-            for split in splits
-        },
-        output_dir,
-        num_shards,
-    )
-    info = dataclasses.replace(info, split_sizes=sizes)
-    records.write_info(info, output_dir)
-    return sizes
+    splits = _folder_splits(epath.Path(voc_root))
+    written = conversion.convert(splits, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in splits}
+
+
+def convert_archives(
+    voc: str | archives.Source,
+    sbd_archive: str | archives.Source,
+    output_dir: str,
+    work_dir: str | None = None,
+    num_shards: int = 4,
+    official_sizes: bool = True,
+) -> dict[str, int]:
+    """Writes the shards of the four splits of the official archives.
+
+    Args:
+        voc: `VOCtrainval_11-May-2012.tar`, or where to fetch it.
+        sbd_archive: SBD's `benchmark.tgz`, or where to fetch it.
+        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        work_dir: Folder of downloads and of what is extracted, on a disk of this
+            machine; None is `output_dir` with `_sources` behind it.
+        num_shards: Files per split.
+        official_sizes: Whether the splits must be 1464, 1449, 2913 and 10582.
+
+    Returns:
+        Number of images by split.
+
+    Raises:
+        UserError: for archives that are not to be had, broken, unsafe or others
+            than the official ones.
+    """
+    work = epath.Path(work_dir or f"{output_dir.rstrip('/')}_sources")
+    if "://" in os.fspath(work):
+        raise UserError(f"--work_dir must be a folder of this machine; received {work}")
+    found = [_archive(source, work) for source in (voc, sbd_archive)]
+    voc_root = archives.extract(found[0], work / "voc2012", _MEMBERS) / _DEVKIT
+    sbd_dir = archives.extract(found[1], work / "sbd", sbd.MEMBERS) / sbd.FOLDER
+    splits = _archive_splits(voc_root, sbd_dir)
+    info = dataset_info("pascal_voc_seg")
+    if official_sizes:
+        _check_sizes(splits, info.split_sizes)
+    written = conversion.convert(splits, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in splits}
+
+
+def _archive(source: str | archives.Source, work: epath.Path) -> epath.Path:
+    if isinstance(source, archives.Source):
+        return archives.fetch(source, work / "downloads")
+    path = epath.Path(source)
+    if not path.exists() or path.is_dir():
+        raise UserError(f"there is no archive {source}")
+    return path
+
+
+def _check_sizes(splits: Mapping[str, Sequence], expected: Mapping[str, int]) -> None:
+    for split, size in expected.items():
+        received = len(splits.get(split, ()))
+        if received != size:
+            raise UserError(
+                f"split {split} has {received} images, officially {size}; "
+                "--official_sizes=false accepts that"
+            )
+
+
+def _chosen_archives(
+    values: flags.FlagValues,
+) -> tuple[str | archives.Source, str | archives.Source]:
+    """Returns path or source of both archives.
+
+    Raises:
+        UserError: if one is neither given nor to be downloaded.
+    """
+    found = []
+    for name, source in (("voc", VOC_SOURCE), ("sbd", SBD_SOURCE)):
+        path = values[f"{name}_archive"].value
+        if not path and not values.download:
+            raise UserError(
+                f"--{name}_archive is missing: give the path of that archive too, or "
+                "--download to fetch it"
+            )
+        found.append(path or source._replace(url=values[f"{name}_url"].value))
+    return tuple(found)
 
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
-    sizes = convert(values.voc_root, values.output_dir, values.num_shards)
+    from_archives = values.voc_archive or values.sbd_archive or values.download
+    if bool(values.voc_root) == bool(from_archives):
+        received = "both" if from_archives else "neither"
+        raise UserError(
+            "give either --voc_root or the archives (--voc_archive and --sbd_archive, "
+            f"or --download); received {received}"
+        )
+    if from_archives:
+        sizes = convert_archives(
+            *_chosen_archives(values),
+            values.output_dir,
+            values.work_dir,
+            values.num_shards,
+            values.official_sizes,
+        )
+    else:
+        sizes = convert(values.voc_root, values.output_dir, values.num_shards)
+    hashes = records.read_info(values.output_dir).content_hashes
+    for split in sizes:
+        print(f"content of {split}: {hashes[split]}")
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
     print(f"{values.output_dir}: {counts} images")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import small_sources
 from conftest import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +29,8 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(voc_root, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
-    """A folder as the docs suppose it, with real images and weights."""
+    """A folder as the docs suppose it, with real images and weights, and other data
+    sets in small."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("datasets", "train.py", "eval.py", "export.py"):
         (folder / name).symlink_to(ROOT / name)
@@ -37,13 +39,17 @@ def workplace(voc_root, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
     (folder / "photos").mkdir()
     for photo in sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3]:
         shutil.copy(photo, folder / "photos")
+    small_sources.cityscapes(folder / "cityscapes")
+    small_sources.ade20k(folder / "ADEChallengeData2016")
+    small_sources.coco(folder / "coco")
     return folder
 
 
 def test_the_pages_hold_commands():
     programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in commands()}
     assert programs == {
-        *("datasets.voc2012", "train.py", "eval.py", "export.py"),
+        *("datasets.voc2012", "datasets.cityscapes", "datasets.ade20k"),
+        *("datasets.coco_voc", "train.py", "eval.py", "export.py"),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
@@ -61,6 +67,8 @@ def test_every_command_runs(workplace):
         subprocess.run(short, shell=True, cwd=workplace, check=True, env=environment())
     assert (workplace / "eval/metrics.json").exists()
     assert (workplace / "pictures/overview.png").exists()
+    for name in ("cityscapes", "ade20k", "coco_voc"):
+        assert (workplace / "tfrecord" / name / "dataset_info.json").exists()
 
 
 @pytest.mark.slow

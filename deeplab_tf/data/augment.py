@@ -65,17 +65,17 @@ class Draw(NamedTuple):
     mirrored: tf.Tensor
 
 
-def random_draw(seed, smallest, largest, step) -> Draw:
+def random_draw(chance, smallest, largest, step) -> Draw:
     """Returns a random scale and place, and a mirroring in half of all cases.
 
     Args:
-        seed: Two integers.
+        chance: Four numbers, uniform in 0..1.
         smallest: Smallest scale.
         largest: Largest scale.
         step: Distance of the scales to pick from, which end in `largest`; 0 is
             continuous.
     """
-    chance = tf.random.stateless_uniform([4], seed)
+    chance = tf.unstack(chance)
     if smallest == largest:
         scale = tf.constant(smallest, tf.float32)
     elif step == 0:
@@ -84,8 +84,9 @@ def random_draw(seed, smallest, largest, step) -> Draw:
         # As the official code spaces them, also where `step` does not divide.
         count = int((largest - smallest) / step + 1 + 1e-6)  # 0.7 / 0.1 is below 7
         scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
-        scale = scales[tf.minimum(tf.cast(chance[0] * count, tf.int32), count - 1)]
-    return Draw(scale, chance[1:3], chance[3] < 0.5)
+        chosen = tf.minimum(tf.cast(chance[0] * count, tf.int32), count - 1)
+        scale = tf.gather(scales, chosen)
+    return Draw(scale, tf.stack(chance[1:3]), chance[3] < 0.5)
 
 
 class Window(NamedTuple):
@@ -94,8 +95,10 @@ class Window(NamedTuple):
     What lies beyond the scaled image, at the bottom and the right, is padding.
 
     Attributes:
-        scaled: Height and width of the scaled image, int32 `[2]`.
-        offset: Where the crop begins in it, int32 `[2]`.
+        first_row: First row of the image that the crop shows, a scalar.
+        row_count: Number of rows that it shows, a scalar.
+        scaled: Height and width of the scaled image, two scalars.
+        left: First column of the crop in the scaled image, a scalar.
         mirrored: Whether the crop is mirrored left to right, a bool scalar.
         row: Of each visible row of the crop, the one of the image before it, int32.
         row_share: How far it is on the way to the next, float32.
@@ -103,22 +106,15 @@ class Window(NamedTuple):
         column_share: As `row_share`.
     """
 
-    scaled: tf.Tensor
-    offset: tf.Tensor
+    first_row: tf.Tensor
+    row_count: tf.Tensor
+    scaled: tuple[tf.Tensor, tf.Tensor]
+    left: tf.Tensor
     mirrored: tf.Tensor
     row: tf.Tensor
     row_share: tf.Tensor
     column: tf.Tensor
     column_share: tf.Tensor
-
-    @property
-    def first_row(self):
-        """First row of the image that the crop shows."""
-        return self.row[0]
-
-    def row_count(self, height):
-        """Returns the number of rows that the crop shows of an image's `height`."""
-        return tf.minimum(self.row[-1] + 2, height) - self.row[0]
 
 
 def window_of(draw: Draw, source, size) -> Window:
@@ -136,20 +132,30 @@ def window_of(draw: Draw, source, size) -> Window:
     offset = tf.minimum(offset, room)
     end = tf.minimum(offset + tf.constant(size), scaled)
     # In float32 and by one multiplication, as TF1's resize finds the neighbours.
-    steps = tf.cast(tf.maximum(scaled - 1, 1), tf.float32)
-    ratio = tf.cast(source - 1, tf.float32) / steps
-    last = source - 1
-    axes = [_neighbours(offset[i], end[i], ratio[i], last[i]) for i in range(2)]
-    return Window(scaled, offset, draw.mirrored, *axes[0], *axes[1])
+    last = tf.cast(source - 1, tf.float32)
+    ratio = last / tf.cast(tf.maximum(scaled - 1, 1), tf.float32)
+    axes = zip(*(tf.unstack(x) for x in (offset, end, ratio, last)), strict=True)
+    (row, row_share), (column, column_share) = (_neighbours(*axis) for axis in axes)
+    # Up to the row behind the last, to which the last is interpolated.
+    first, last_row = tf.reduce_min(row), tf.reduce_max(row)
+    count = tf.minimum(last_row + 2, source[0]) - first
+    return Window(
+        first,
+        count,
+        tuple(tf.unstack(scaled)),
+        offset[1],
+        draw.mirrored,
+        *(row, row_share, column, column_share),
+    )
 
 
 def _neighbours(begin, end, ratio, last):
     """Returns the pixels before those of a crop, and the shares of the way on."""
     position = tf.cast(tf.range(begin, end), tf.float32) * ratio
-    lower = tf.minimum(tf.cast(position, tf.int32), last)
-    share = position - tf.cast(lower, tf.float32)
     # Rounding may carry the last position beyond the last pixel.
-    return lower, tf.where(lower < last, share, 0.0)
+    position = tf.minimum(position, last)
+    before = tf.floor(position)
+    return tf.cast(before, tf.int32), position - before
 
 
 def crop_image(rows, window: Window, size, mean_pixel):
@@ -167,33 +173,47 @@ def crop_image(rows, window: Window, size, mean_pixel):
     height, width = size
     channels = rows.shape[-1]
     mean_pixel = tf.constant(mean_pixel, tf.float32)
-    count, columns = tf.unstack(tf.shape(rows)[:2])
-    # Two rows of padding below, for the indices that point beyond.
-    below = tf.broadcast_to(mean_pixel, [2, columns, channels])
-    x = tf.concat([tf.cast(rows, tf.float32), below], 0)
-    # Columns first, which the resize does for whole rows; the rows stay what they are.
-    x = resize_image(x, tf.stack([count + 2, window.scaled[1]]))
-    x = x[:, window.offset[1] : window.offset[1] + width]
-    x = tf.cond(
-        window.scaled[1] < width, lambda: _padded(x, width, mean_pixel), lambda: x
-    )
+    scaled_height, scaled_width = window.scaled
+    # The resize knows no offset. It does the columns of whole rows, and the rows too
+    # where all of them are in the crop.
+    is_whole = scaled_height <= height
+    count = tf.where(is_whole, scaled_height, window.row_count)
+    x = resize_image(tf.cast(rows, tf.float32), [count, scaled_width])
+    visible = [-1, tf.size(window.column), -1]
+    x = tf.slice(x, [0, window.left, 0], visible)
     x = tf.cond(window.mirrored, lambda: tf.reverse(x, [1]), lambda: x)
-    # Then rows: each is a share of the way from one to the next. The row behind the
-    # last is padding, and the way from there leads nowhere.
-    x = tf.reshape(x, [count + 2, width * channels])
-    before = _filled(window.row - window.first_row, height, count)
-    share = _filled(window.row_share, height, 0.0)
-    x = tf.gather(x, before) + tf.gather(x[1:] - x[:-1], before) * share[:, None]
-    return tf.reshape(x, [height, width, channels])
-
-
-def _padded(x, width, mean_pixel):
-    """Returns `x` with mean pixels to its right."""
-    rows, columns, channels = tf.unstack(tf.shape(x))
+    x = tf.cond(
+        scaled_width < width,
+        lambda: _padded(x, width, mean_pixel, window.mirrored),
+        lambda: x,
+    )
     # As lines of memory, which copy and broadcast fast; pixels do not.
+    x = tf.reshape(x, [count, width * channels])
+
+    def padded():
+        line = tf.tile(mean_pixel, [width])
+        return tf.concat([x, tf.tile(line[None], [height - count, 1])], 0)
+
+    def interpolated():
+        before = window.row - window.first_row
+        upper = tf.gather(x, before)
+        lower = tf.gather(x, tf.minimum(before + 1, count - 1))
+        return upper + (lower - upper) * window.row_share[:, None]
+
+    return tf.reshape(
+        tf.cond(is_whole, padded, interpolated), [height, width, channels]
+    )
+
+
+def _padded(x, width, mean_pixel, mirrored):
+    """Returns `x` with mean pixels to its right, or to its left where mirrored."""
+    rows, columns, channels = tf.unstack(tf.shape(x))
     line = tf.tile(mean_pixel, [width - columns])
     beyond = tf.broadcast_to(line, [rows, tf.size(line)])
-    x = tf.concat([tf.reshape(x, [rows, columns * channels]), beyond], 1)
+    x = tf.reshape(x, [rows, columns * channels])
+    x = tf.cond(
+        mirrored, lambda: tf.concat([beyond, x], 1), lambda: tf.concat([x, beyond], 1)
+    )
     return tf.reshape(x, [rows, width, channels])
 
 
@@ -206,18 +226,22 @@ def crop_label(label, window: Window, size, ignore_label):
         size: Its height and width.
         ignore_label: Value of the padding.
     """
-    row = window.row + tf.cast(window.row_share >= 0.5, tf.int32)
-    column = window.column + tf.cast(window.column_share >= 0.5, tf.int32)
-    rows = tf.squeeze(label, -1)[row[0] : row[-1] + 1]
-    count, columns = tf.unstack(tf.shape(rows))
+    row = window.row - window.first_row + _rounded(window.row_share)
+    column = window.column + _rounded(window.column_share)
+    count = window.row_count
+    rows = tf.slice(tf.squeeze(label, -1), [window.first_row, 0], [count, -1])
     # One row and one column of padding, for the indices that point beyond.
     rows = tf.pad(rows, [[0, 1], [0, 1]], constant_values=ignore_label)
-    column = _filled(column, size[1], columns)
-    column = tf.cond(window.mirrored, lambda: tf.reverse(column, [0]), lambda: column)
+    column = _filled(column, size[1], tf.shape(label)[1])
+    column = tf.raw_ops.Reverse(tensor=column, dims=[window.mirrored])
     # Gathering whole lines of memory is fast, single pixels is not.
     x = tf.transpose(tf.gather(tf.transpose(rows), column))
-    x = tf.gather(x, _filled(row - row[0], size[0], count))
+    x = tf.gather(x, _filled(row, size[0], count))
     return tf.reshape(x, [*size, 1])
+
+
+def _rounded(share):
+    return tf.cast(share >= 0.5, tf.int32)
 
 
 def _filled(x, length, value):
@@ -230,7 +254,7 @@ def _filled(x, length, value):
 _GREY = (0.299, 0.587, 0.114)
 
 
-def jittered(image, seed, strength):
+def jittered(image, chance, strength):
     """Returns an image of other brightness, contrast and saturation.
 
     Each factor is uniform in `1 - strength .. 1 + strength`, as in torchvision's
@@ -238,13 +262,13 @@ def jittered(image, seed, strength):
 
     Args:
         image: 0..255, `[height, width, channels]`.
-        seed: Two integers.
+        chance: Three numbers, uniform in 0..1.
         strength: 0..1.
 
     Returns:
         float32 0..255, of the same shape.
     """
-    factors = tf.random.stateless_uniform([3], seed, 1.0 - strength, 1.0 + strength)
+    factors = tf.unstack(1.0 + strength * (2.0 * chance - 1.0))
     image = tf.cast(image, tf.float32) * factors[0]
     grey = image
     if image.shape[-1] == 3:

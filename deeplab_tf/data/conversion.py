@@ -508,15 +508,22 @@ def convert(
     return info
 
 
+_SAME = ("name", "class_names", "colors", "ignore_label", "channels", "max_value")
+
+
 def _refuse_another(info: DatasetInfo, splits: Iterable[str], output_dir: str) -> None:
-    """Refuses a folder in which splits of another data set would stay."""
+    """Refuses a folder in which splits of other classes would stay beside these."""
     old = records.read_info(output_dir)
     stay = sorted(set(records.split_names(output_dir)) - set(splits))
-    if old is not None and old.name != info.name and stay:
-        raise UserError(
-            f"{output_dir} holds records of {old.name} ({', '.join(stay)}); choose "
-            f"another folder for {info.name}"
-        )
+    if old is None or not stay:
+        return
+    for field in _SAME:
+        there, new = getattr(old, field), getattr(info, field)
+        if there != new:
+            raise UserError(
+                f"{output_dir} has the split {stay[0]} with the {field} {there}, not "
+                f"{new}; use another output_dir, or remove that split"
+            )
 
 
 def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[_Content]:

@@ -13,12 +13,42 @@ PICTURE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 # Headers of broken files promise anything; nobody labels more than 134 megapixels.
 MAX_PIXELS = 1 << 27
 _PNG_CHANNELS = (1, 3, 4)
-# Signature, and the chunk IHDR up to the kind of colour.
+_JPEG_CHANNELS = (1, 3)
+# A PNG begins with its signature and the chunk IHDR; of the latter: width, height,
+# bits of a channel, kind of colour.
+_PNG_SIGNATURE = (*b"\x89PNG",)
 _PNG_HEAD = 26
+_PNG_SIDES = slice(16, 24)
+_PNG_GREY = (8, 0)
 
 
 def _has_planes(channels: int) -> bool:
     return channels not in _PNG_CHANNELS
+
+
+def _png_head(encoded):
+    """Returns the first bytes of a PNG as int32; refuses what is shorter."""
+    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, _PNG_HEAD), tf.uint8)
+    return tf.cast(tf.ensure_shape(head, [_PNG_HEAD]), tf.int32)
+
+
+def _png_size(head):
+    """Returns int32 `[height, width]`, negative beyond 2^31."""
+    sides = tf.reshape(head[_PNG_SIDES], [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1]
+    return tf.reverse(tf.reduce_sum(sides, 1), [0])
+
+
+def _bounded(size, planes: int, is_valid):
+    """Returns a size after refusing what is invalid, or no size of a picture."""
+    is_there = tf.reduce_all(size > 0)
+    pixels = tf.reduce_prod(tf.cast(size, tf.float32))
+    # The bare operation: this runs for every sample.
+    refused = tf.raw_ops.Assert(
+        condition=is_valid & is_there & (pixels <= float(MAX_PIXELS * planes)),
+        data=["no picture of a possible size:", size],
+    )
+    with tf.control_dependencies([] if refused is None else [refused]):
+        return tf.identity(size)
 
 
 def picture_size(encoded, channels: int = 3):
@@ -32,31 +62,21 @@ def picture_size(encoded, channels: int = 3):
         tf.errors.InvalidArgumentError: for what is neither, is empty, or promises
             more than `MAX_PIXELS` pixels.
     """
-    is_jpeg = tf.io.is_jpeg(encoded)
-    head = tf.strings.substr(encoded, 0, 24)
+
+    def jpeg_size():
+        return tf.image.extract_jpeg_shape(encoded)[:2], True
 
     def png_size():
-        # Signature, length and name of the chunk IHDR, then width and height; zeros
-        # where the file is shorter.
-        sides = tf.strings.substr(tf.strings.join([head, b"\0" * 24]), 16, 8)
-        sides = tf.io.decode_raw(sides, tf.int32, little_endian=False)
-        return tf.ensure_shape(sides[::-1], [2])
+        head = _png_head(encoded)
+        return _png_size(head), tf.reduce_all(head[:4] == _PNG_SIGNATURE)
 
-    size = tf.cond(is_jpeg, lambda: tf.image.extract_jpeg_shape(encoded)[:2], png_size)
+    size, valid = tf.cond(tf.io.is_jpeg(encoded), jpeg_size, png_size)
     planes = channels if _has_planes(channels) else 1
-    height, width = tf.unstack(tf.cast(size, tf.int64))
-    possible = (
-        (is_jpeg | (tf.strings.substr(head, 0, 4) == b"\x89PNG"))
-        & tf.reduce_all(size > 0)
-        # Not their product, which may overflow.
-        & (height <= MAX_PIXELS * planes // tf.maximum(width, 1))
-    )
-    message = ["no picture of a possible size:", size]
-    with tf.control_dependencies([tf.debugging.Assert(possible, message)]):
-        return size // [planes, 1]
+    size = _bounded(size, planes, valid)
+    return size if planes == 1 else size // [planes, 1]
 
 
-def decode_image(encoded, channels: int = 3, max_value: int = 255, rows=None):
+def decode_image(encoded, channels: int = 3, max_value: int = 255):
     """Returns the pixels of an image, `[height, width, channels]`.
 
     JPEGs are decoded with TensorFlow's default method, as the official pipeline
@@ -66,33 +86,53 @@ def decode_image(encoded, channels: int = 3, max_value: int = 255, rows=None):
         encoded: JPEG or PNG bytes, a string scalar.
         channels: Channels of the image.
         max_value: As in `DatasetInfo`; beyond 255 the pixels are uint16, else uint8.
-        rows: First row and number of rows to decode, int32 `[2]`; None is all.
+
+    Raises:
+        tf.errors.InvalidArgumentError: for what cannot be decoded.
     """
-    size = picture_size(encoded, channels)
+    return decode_rows(encoded, 0, MAX_PIXELS, channels, max_value)[0]
+
+
+def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
+    """Returns some rows of an image, and the height and width of all of it.
+
+    Args:
+        encoded: JPEG or PNG bytes, a string scalar.
+        first: First row, a scalar; rows beyond the image are left out.
+        count: Number of rows, a scalar.
+        channels: Channels of the image.
+        max_value: As in `DatasetInfo`.
+
+    Returns:
+        Pixels `[rows, width, channels]` and the size, int32 `[2]`.
+    """
     dtype = tf.uint8 if max_value < 256 else tf.uint16
-    if _has_planes(channels):
-        planes = tf.io.decode_png(encoded, channels=1, dtype=dtype)
-        planes = tf.reshape(planes, tf.concat([[channels], size], 0))
-        return _rows(tf.transpose(planes, [1, 2, 0]), rows)
-
-    def png():
-        return _rows(tf.io.decode_png(encoded, channels=channels, dtype=dtype), rows)
-
-    if dtype == tf.uint16 or channels == 4:
-        return png()
 
     def jpeg():
-        if rows is None:
-            return tf.io.decode_jpeg(encoded, channels=channels)
-        # Skips the transforms of the rows that are not asked for.
-        window = tf.stack([rows[0], 0, rows[1], size[1]])
-        return tf.io.decode_and_crop_jpeg(encoded, window, channels=channels)
+        size = _bounded(tf.image.extract_jpeg_shape(encoded)[:2], 1, True)
+        height, width = tf.unstack(size)
+        top = tf.minimum(first, height - 1)
+        # Skips the transforms of the other rows.
+        window = tf.stack([top, 0, tf.minimum(count, height - top), width])
+        return tf.io.decode_and_crop_jpeg(encoded, window, channels=channels), size
 
+    def png():
+        with tf.control_dependencies([picture_size(encoded, channels)]):
+            pixels = _decode_png(encoded, channels, dtype)
+        return pixels[first : first + count], tf.shape(pixels)[:2]
+
+    if dtype == tf.uint16 or channels not in _JPEG_CHANNELS:
+        return png()
     return tf.cond(tf.io.is_jpeg(encoded), jpeg, png)
 
 
-def _rows(pixels, rows):
-    return pixels if rows is None else pixels[rows[0] : rows[0] + rows[1]]
+def _decode_png(encoded, channels: int, dtype):
+    if not _has_planes(channels):
+        return tf.io.decode_png(encoded, channels=channels, dtype=dtype)
+    planes = tf.io.decode_png(encoded, channels=1, dtype=dtype)
+    height, width = tf.unstack(tf.shape(planes)[:2])
+    planes = tf.reshape(planes, [channels, height // channels, width])
+    return tf.transpose(planes, [1, 2, 0])
 
 
 def decode_label(encoded):
@@ -104,18 +144,10 @@ def decode_label(encoded):
     Raises:
         tf.errors.InvalidArgumentError: for anything else.
     """
-    head = tf.strings.substr(encoded, 0, _PNG_HEAD)
-    # Zeros where the file is shorter.
-    head = tf.strings.substr(tf.strings.join([head, b"\0" * _PNG_HEAD]), 0, _PNG_HEAD)
-    head = tf.ensure_shape(tf.io.decode_raw(head, tf.uint8), [_PNG_HEAD])
-    # Signature, depth and kind of colour.
-    is_grey = tf.reduce_all(
-        tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*b"\x89PNG", 8, 0]
-    )
-    message = ["a label is a grey 8-bit PNG"]
-    with tf.control_dependencies(
-        [picture_size(encoded), tf.debugging.Assert(is_grey, message)]
-    ):
+    head = _png_head(encoded)
+    is_grey = tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*_PNG_SIGNATURE, *_PNG_GREY]
+    size = _bounded(_png_size(head), 1, tf.reduce_all(is_grey))
+    with tf.control_dependencies([size]):
         return tf.io.decode_png(encoded, channels=1)
 
 

@@ -8,104 +8,133 @@ import tensorflow as tf
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
-from deeplab_tf.data.reader import Reader
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.reader import Decoded, Reader, without_errors
 from deeplab_tf.data.sources import Source, open_split
 from deeplab_tf.data.statistics import epoch_positions
 from deeplab_tf.errors import UserError
 
 
-class _Samples:
-    """What training and evaluation make of the records of a source."""
+class _Cropper:
+    """Makes random crops of the records of a source, for training."""
 
     def __init__(self, source: Source, config: DataConfig):
         self.info = source.info
         self.config = config
-        self._reader = Reader(source)
+        self.reader = Reader(source)
 
-    def whole(self, position):
-        """Returns float32 image and uint8 label, resized where that is asked for."""
-        sample = self._reader.sample(position)
-        image, config = self._in_range(sample.image), self.config
-        if config.min_resize_value is None:
-            return image, sample.label
-        return augment.resize_to_range(
-            image,
-            sample.label,
-            config.min_resize_value,
-            config.max_resize_value,
-            config.resize_factor,
-        )
-
-    def crop(self, position, index):
-        """Returns a random crop, float32 `[*crop_size, channels]`, and its label.
+    def batch(self, positions, indices):
+        """Returns crops float32 `[batch, *crop_size, channels]`, and their labels.
 
         Args:
-            position: Of the record in the index.
-            index: Of the sample among all that a training sees.
+            positions: Of the records in the index, int64 `[batch]`.
+            indices: Of the samples among all that a training sees, int64 `[batch]`.
         """
+        count = positions.shape[0]
+        samples = tf.data.Dataset.from_tensor_slices((positions, indices))
+        samples = samples.map(lambda position, i: (position, self._crop(position, i)))
+        samples = without_errors(samples, count).batch(count)
+        found, (images, labels, facts) = samples.get_single_element()
+        with self.reader.refuse_broken(found, positions):
+            facts = tf.nest.map_structure(tf.identity, facts)
+        is_bad = tf.reduce_any(facts.size != facts.label_size, 1) | (facts.value > 0)
+        # The first bad one; where none is, any will do.
+        first = tf.argmax(is_bad)
+        of_first = tf.nest.map_structure(lambda x: tf.gather(x, first), facts)
+        with self.reader.checked(tf.gather(positions, first), of_first):
+            return (
+                tf.ensure_shape(images, [count, *images.shape[1:]]),
+                tf.ensure_shape(labels, [count, *labels.shape[1:]]),
+            )
+
+    def _crop(self, position, index):
+        """Returns crop and label of one sample, and the facts to check."""
         config = self.config
-        seeds = tf.random.split([config.seed, tf.cast(index, tf.int32)], 2)
+        chance = tf.random.stateless_uniform([7], [config.seed, index])
         draw = augment.random_draw(
-            seeds[0],
+            chance[:4],
             config.min_scale_factor,
             config.max_scale_factor,
             config.scale_factor_step_size,
         )
-        image, label, window = self._cropped_rows(position, draw)
+        image, label, window, facts = self._rows(position, draw)
         if config.photometric_jitter:
-            image = augment.jittered(image, seeds[1], config.photometric_jitter)
+            image = augment.jittered(image, chance[4:], config.photometric_jitter)
         size = config.crop_size
-        return (
-            augment.crop_image(image, window, size, config.mean_pixel),
-            augment.crop_label(label, window, size, self.info.ignore_label),
-        )
+        image = augment.crop_image(image, window, size, config.mean_pixel)
+        label = augment.crop_label(label, window, size, self.info.ignore_label)
+        return image, label, facts
 
-    def _cropped_rows(self, position, draw: augment.Draw):
-        """Returns the rows of an image that a crop shows, its label, the window."""
+    def _rows(self, position, draw: augment.Draw) -> Decoded:
+        """Returns those rows of an image that a crop shows, and its label."""
 
         def window_of(size):
             return augment.window_of(draw, size, self.config.crop_size)
 
         if self.config.min_resize_value is None:
-            image, label, window = self._reader.sample(position, window_of)
-            return self._in_range(image), label, window
-        image, label = self.whole(position)
-        height = tf.shape(image)[0]
-        window = window_of(tf.shape(image)[:2])
-        end = window.first_row + window.row_count(height)
-        return image[window.first_row : end], label, window
+            sample = self.reader.decoded(position, window_of)
+            return sample._replace(image=_in_range(sample.image, self.info))
+        sample = self.reader.decoded(position)
+        image, label = _resized(sample.image, sample.label, self.info, self.config)
+        window = window_of(tf.shape(label)[:2])
+        first, count = window.first_row, window.row_count
+        return Decoded(image[first : first + count], label, window, sample.facts)
 
-    def _in_range(self, image):
-        """Returns float32 pixels in 0..255."""
-        image = tf.cast(image, tf.float32)
-        if self.info.max_value == 255:
-            return image
-        return image * (255.0 / self.info.max_value)
+
+def _in_range(image, info: DatasetInfo):
+    """Returns float32 pixels in 0..255."""
+    image = tf.cast(image, tf.float32)
+    return image if info.max_value == 255 else image * (255.0 / info.max_value)
+
+
+def _resized(image, label, info: DatasetInfo, config: DataConfig):
+    """Returns float32 image and uint8 label, resized where that is asked for."""
+    image = _in_range(image, info)
+    if config.min_resize_value is None:
+        return image, label
+    return augment.resize_to_range(
+        image,
+        label,
+        config.min_resize_value,
+        config.max_resize_value,
+        config.resize_factor,
+    )
 
 
 def _training(source: Source, config: DataConfig, start: int, worker: int, of: int):
-    samples = _Samples(source, config)
-    positions = tf.constant(epoch_positions(source, config.bootstrap_classes))
-    count = tf.size(positions, tf.int64)
+    cropper = _Cropper(source, config)
+    table = tf.constant(epoch_positions(source, config.bootstrap_classes))
+    count = tf.size(table, tf.int64)
     rows = config.batch_size // of
 
-    def sample(k):
-        # The k-th sample of this worker, which has some rows of every batch.
-        index = start + k // rows * config.batch_size + worker * rows + k % rows
-        place = tf.random.experimental.index_shuffle(
-            index % count, [config.seed, index // count], count - 1
+    def batch(number):
+        # This worker has some rows of every batch.
+        begin = start + number * config.batch_size + worker * rows
+        indices = begin + tf.range(rows, dtype=tf.int64)
+        # Every epoch is a permutation of its own, of which nobody has to know more
+        # than a few places. The fewer rounds of tf.random's do not mix small ones.
+        seeds = [tf.fill([rows], config.seed), tf.cast(indices // count, tf.int32)]
+        places = tf.raw_ops.RandomIndexShuffle(
+            index=indices % count,
+            seed=tf.stack([*seeds, tf.ones_like(seeds[0])], 1),
+            max_index=tf.fill([rows], count - 1),
+            rounds=8,
         )
-        return samples.crop(positions[place], index)
+        return cropper.batch(tf.gather(table, places), indices)
 
+    # Whole batches in parallel: what a batch costs besides its samples is paid once.
     dataset = tf.data.Dataset.range(tf.int64.max)
-    dataset = dataset.map(sample, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(rows, drop_remainder=True)
+    return dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _evaluation(source: Source, config: DataConfig, worker: int, of: int):
-    samples = _Samples(source, config)
+    reader = Reader(source)
+
+    def whole(position):
+        return _resized(*reader.sample(position), source.info, config)
+
     dataset = tf.data.Dataset.range(worker, len(source.index), of)
-    dataset = dataset.map(samples.whole, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(whole, num_parallel_calls=tf.data.AUTOTUNE)
     rows = config.batch_size // of
     if rows == 1:
         return dataset.batch(1)

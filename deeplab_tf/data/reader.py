@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data import augment, pictures, records
@@ -16,6 +17,22 @@ _UNREADABLE = (
 )
 
 
+class Facts(NamedTuple):
+    """What decides whether a sample can be used.
+
+    Attributes:
+        name: Name of the image.
+        size: Height and width of the image, int32 `[2]`.
+        label_size: Height and width of the label, int32 `[2]`.
+        value: Largest label value that is no class; 0 is none.
+    """
+
+    name: tf.Tensor
+    size: tf.Tensor
+    label_size: tf.Tensor
+    value: tf.Tensor
+
+
 class Decoded(NamedTuple):
     """What is made of a record.
 
@@ -23,11 +40,13 @@ class Decoded(NamedTuple):
         image: Pixels of the image, or of those rows that the window shows.
         label: uint8 `[height, width, 1]`.
         window: The window, or ().
+        facts: To be checked before the rest is used.
     """
 
     image: tf.Tensor
     label: tf.Tensor
     window: augment.Window | tuple[()]
+    facts: Facts
 
 
 class Reader:
@@ -37,12 +56,24 @@ class Reader:
         self.info = source.info
         self._keys = source.keys
         self._paths = tf.constant(source.index.paths)
-        self._file = tf.constant(source.index.file)
-        self._number = tf.constant(source.index.number)
-        self._offset = tf.constant(source.index.offset)
+        index = (source.index.file, source.index.number, source.index.offset)
+        self._index = tf.constant(np.stack(index, 1), tf.int64)
 
-    def sample(self, position, window_of=None) -> Decoded:
+    def _record(self, position) -> tf.data.Dataset:
+        # Gathered, for a subscript is a dozen operations.
+        file, _, offset = tf.unstack(tf.gather(self._index, position))
+        return records.one_record(tf.gather(self._paths, file), offset)
+
+    def _which(self, position) -> list:
+        """Returns the words that name a record."""
+        file, number, _ = tf.unstack(tf.gather(self._index, position))
+        return ["record", number, "of", tf.gather(self._paths, file)]
+
+    def decoded(self, position, window_of=None) -> Decoded:
         """Returns the image and label of a record.
+
+        A broken one raises whatever TensorFlow says of it: see `checked` and
+        `refuse_broken`.
 
         Args:
             position: Of the record in the index.
@@ -50,94 +81,120 @@ class Reader:
                 the rows that it shows are decoded. None decodes all of them.
         """
         info = self.info
+        record = self._record(position).get_single_element()
+        image, label, name = records.parse(record, self._keys)
+        label = pictures.decode_label(label)
+        # Of the label, for it should be that of the image.
+        label_size = tf.shape(label)[:2]
+        window, first, count = (), 0, label_size[0]
+        if window_of is not None:
+            window = window_of(label_size)
+            first, count = window.first_row, window.row_count
+        image, size = pictures.decode_rows(
+            image, first, count, info.channels, info.max_value
+        )
+        facts = Facts(name, size, label_size, self._unknown(label))
+        return Decoded(image, label, window, facts)
 
-        def decode(record):
-            image, label, name = records.parse(record, self._keys)
-            size = pictures.picture_size(image, info.channels)
-            window, rows = (), None
-            if window_of is not None:
-                window = window_of(size)
-                rows = tf.stack([window.first_row, window.row_count(size[0])])
-            image = pictures.decode_image(image, info.channels, info.max_value, rows)
-            return Decoded(image, pictures.decode_label(label), window), size, name
+    def _unknown(self, label):
+        last = min(self.info.num_classes - 1, 255)
+        is_unknown = (label > last) & (label != self.info.ignore_label)
+        return tf.cond(
+            tf.reduce_any(is_unknown),
+            lambda: tf.reduce_max(tf.boolean_mask(label, is_unknown)),
+            lambda: tf.constant(0, tf.uint8),
+        )
 
-        decoded, size, name = self._read(position, decode)
-        return self._checked(position, decoded, size, name)
-
-    def raw(self, position):
-        """Returns whether the checksums of a record match, and its bytes if so."""
-        path = self._paths[self._file[position]]
-        record = records.one_record(path, self._offset[position])
-        record = record.map(lambda record: (True, record)).ignore_errors()
-        nothing = tf.data.Dataset.from_tensors((False, ""))
-        return record.concatenate(nothing).take(1).get_single_element()
+    def sample(self, position) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns image and label of a record; whatever is wrong is told."""
+        found = self._found(position, self.decoded)
+        with self.checked(position, found.facts):
+            return tf.identity(found.image), tf.identity(found.label)
 
     def label(self, position):
         """Returns the label of a record alone, uint8 `[height, width, 1]`."""
 
-        def decode(record):
+        def decode(position):
+            record = self._record(position).get_single_element()
             _, label, name = records.parse(record, self._keys)
             label = pictures.decode_label(label)
-            return Decoded((), label, ()), tf.shape(label)[:2], name
+            size = tf.shape(label)[:2]
+            return Decoded((), label, (), Facts(name, size, size, self._unknown(label)))
 
-        decoded, size, name = self._read(position, decode)
-        return self._checked(position, decoded, size, name).label
+        found = self._found(position, decode)
+        with self.checked(position, found.facts):
+            return tf.identity(found.label)
 
-    def _which(self, position) -> list:
-        """Returns the words that name a record."""
-        path = self._paths[self._file[position]]
-        return ["record", self._number[position], "of", path]
+    def raw(self, position):
+        """Returns whether the checksums of a record match, and its bytes if so."""
+        record = self._record(position).map(lambda record: (True, record))
+        nothing = tf.data.Dataset.from_tensors((False, ""))
+        record = record.ignore_errors().concatenate(nothing).take(1)
+        return record.get_single_element()
 
-    def _read(self, position, decode):
-        """Returns what `decode` makes of a record."""
-        path = self._paths[self._file[position]]
-        sample = records.one_record(path, self._offset[position])
-        sample = sample.map(lambda record: (True, decode(record)))
-        # TensorFlow's own errors do not say where they happened. So what raises one
-        # leaves the dataset empty, and what follows is found instead.
-        nothing = tf.nest.map_structure(_zeros, sample.element_spec[1])
-        nothing = tf.data.Dataset.from_tensors((False, nothing))
-        sample = sample.ignore_errors().concatenate(nothing).take(1)
-        is_whole, sample = sample.get_single_element()
-        whole = tf.debugging.Assert(is_whole, [*self._which(position), _UNREADABLE])
-        with _after(whole):
+    def _found(self, position, decode):
+        """Returns what `decode` makes of a record; refuses a broken one."""
+        position = tf.cast(position, tf.int64)
+        samples = tf.data.Dataset.from_tensors(position)
+        samples = samples.map(lambda position: (position, decode(position)))
+        found, sample = without_errors(samples, 1).get_single_element()
+        with self.refuse_broken(found[None], position[None]):
             return tf.nest.map_structure(tf.identity, sample)
 
-    def _checked(self, position, sample: Decoded, size, name) -> Decoded:
-        """Returns a sample after refusing sizes and labels that cannot be right."""
-        which = [*self._which(position), "image", name]
-        label, info = sample.label, self.info
-        label_size = tf.shape(label)[:2]
-        same_size = tf.debugging.Assert(
-            tf.reduce_all(label_size == size),
-            [*which, "is", size, "but its label", label_size],
+    def refuse_broken(self, found, wanted):
+        """Returns a context whose operations run only if all samples were found.
+
+        Args:
+            found: Positions that `without_errors` left, int64 `[found]`.
+            wanted: Positions of all samples, int64 `[count]`.
+        """
+        same = tf.cast(found == wanted[: tf.size(found)], tf.int32)
+        # The first that is missing; where none is, any will do.
+        first = tf.minimum(tf.reduce_sum(tf.math.cumprod(same)), tf.size(wanted) - 1)
+        which = self._which(tf.gather(wanted, first))
+        return _require(tf.reduce_all(same > 0), [*which, _UNREADABLE])
+
+    def checked(self, position, facts: Facts):
+        """Returns a context whose operations run only if a sample can be used."""
+        which = [*self._which(position), "image", facts.name]
+        same_size = tf.reduce_all(facts.size == facts.label_size)
+        message = ["is", facts.size, "but its label", facts.label_size]
+        with _require(same_size, which + message):
+            value = tf.identity(facts.value)
+        message = ["has a label of value", value, "outside", self.info.known_labels]
+        return _require(value == 0, which + message)
+
+
+def without_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Returns the samples that raise no error, and a stand-in behind them.
+
+    TensorFlow's own errors do not say where they happened. So what raises one is left
+    out, and who misses it knows where it should have been.
+
+    Args:
+        samples: Pairs of a position and a sample.
+        count: Number of samples; no more are returned, stand-in included.
+
+    Returns:
+        The pairs; the stand-in is of position -1.
+    """
+    _, spec = samples.element_spec
+
+    def nothing(position):
+        return position, tf.nest.map_structure(
+            lambda part: tf.zeros([side or 0 for side in part.shape], part.dtype), spec
         )
-        last = min(info.num_classes - 1, 255)
-        unknown = (label > last) & (label != info.ignore_label)
-        any_unknown = tf.reduce_any(unknown)
-        value = tf.cond(
-            any_unknown, lambda: tf.reduce_max(tf.boolean_mask(label, unknown)), _zero
-        )
-        known = tf.debugging.Assert(
-            ~any_unknown,
-            [*which, "has a label of value", value, "outside", info.known_labels],
-        )
-        with _after(same_size, known):
-            return sample._replace(label=tf.identity(label))
+
+    stand_in = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)).map(nothing)
+    return samples.ignore_errors().concatenate(stand_in).take(count)
 
 
-def _zero():
-    return tf.constant(0, tf.uint8)
-
-
-def _after(*operations):
-    # Outside of graphs an assertion has run already, and there is no operation.
-    return tf.control_dependencies([op for op in operations if op is not None])
-
-
-def _zeros(spec: tf.TensorSpec):
-    """Returns a tensor of a spec, empty where a side is unknown."""
-    return tf.zeros([side or 0 for side in spec.shape], spec.dtype)
+def _require(condition, message: list):
+    """Returns a context whose operations run only where a condition holds."""
+    # The bare operation: this runs for every sample.
+    refused = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
+    # Outside of graphs it has run already, and there is no operation.
+    return tf.control_dependencies([] if refused is None else [refused])
 
 
 def batches(dataset: tf.data.Dataset) -> Iterator:

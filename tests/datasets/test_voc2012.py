@@ -20,10 +20,13 @@ from deeplab_tf.programs import run_program
 
 
 def samples(folder, split):
-    """Returns image, label and name of every record of a split."""
+    """Returns the pixels of image and label and the name of every record."""
     paths = records.shard_paths(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
-    return list(dataset.as_numpy_iterator())
+    return [
+        (tf.io.decode_image(image).numpy(), tf.io.decode_png(label).numpy(), name)
+        for image, label, name in dataset.as_numpy_iterator()
+    ]
 
 
 @pytest.fixture
@@ -53,7 +56,8 @@ def test_the_splits_and_their_sizes_are_described_beside_them(tiny_records):
     info = records.read_info(tiny_records)
     assert info.name == "pascal_voc_seg" and info.num_classes == 21
     assert info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
-    assert len(os.listdir(tiny_records)) == 3 * 4 + 1
+    # And dataset_info.json and conversion.json.
+    assert len(os.listdir(tiny_records)) == 3 * 4 + 2
 
 
 @pytest.mark.parametrize("list_name", ["trainaug", "train_aug"])
@@ -226,7 +230,7 @@ def command(voc, tmp_path):
 
 def assert_one_line(stderr, message):
     """Checks that apart from tqdm's bars there is one line, and which."""
-    lines = [x for x in stderr.splitlines() if x and " records: " not in x]
+    lines = [x for x in stderr.splitlines() if x and not x.startswith("records: ")]
     assert len(lines) == 1, lines
     assert re.search(f"^voc2012.py: .*{message}", lines[0])
 
@@ -256,8 +260,13 @@ def test_the_program_ends_with_one_line_on_stderr(voc, command, tmp_path):
 
 def test_the_program_says_what_there_is(command, tmp_path, capsys):
     run_program(voc2012.main, voc2012.FLAGS, command)
-    out = capsys.readouterr().out
-    assert out == f"{tmp_path}/out: train 3, val 2, trainval 5 images\n"
+    *contents, last = capsys.readouterr().out.splitlines()
+    assert last == f"{tmp_path}/out: train 3, val 2, trainval 5 images"
+    hashes = records.read_info(f"{tmp_path}/out").content_hashes
+    assert len(set(hashes.values())) == 3 and len(hashes["val"]) == 64
+    assert contents == [
+        f"content of {split}: {hashes[split]}" for split in ("train", "val", "trainval")
+    ]
 
 
 def test_the_real_sample(voc_records):

@@ -1,0 +1,281 @@
+r"""A folder of images and a folder of labels to TFRecords.
+
+    python -m datasets.folder --image_dir=photos --label_dir=masks \
+      --classes=classes.txt --output_dir=tfrecord
+
+`classes.txt` has a class per line, in the order of the label values: `name`, or
+`name r g b` where labels are painted in the colours of their classes. Images and
+labels have the same name up to the extension. Images are JPEG or PNG and, for other
+channels and depths, also .npy and .tif. --split says what they are for; several runs
+into one output_dir add up.
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Sequence
+
+from absl import flags
+from etils import epath
+
+import deeplab_tf.programs
+from datasets import color_labels
+from datasets.class_list import ClassList, as_color, read_class_list
+from deeplab_tf.data import conversion
+from deeplab_tf.data.info import DatasetInfo, split_name
+from deeplab_tf.errors import UserError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string(
+    "image_dir", None, "Folder of the images.", flag_values=FLAGS, required=True
+)
+flags.DEFINE_string(
+    "label_dir", None, "Folder of the label PNGs.", flag_values=FLAGS, required=True
+)
+flags.DEFINE_string(
+    "classes",
+    None,
+    "Text file with a class per line, `name` or `name r g b`; or a dataset_info.json.",
+    flag_values=FLAGS,
+    required=True,
+)
+flags.DEFINE_string(
+    "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
+)
+flags.DEFINE_string("split", "train", "Name of the split.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "label_suffix",
+    "",
+    "What a label has between name and extension, such as _L.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "ignore_label",
+    None,
+    "Label value of void; default: of the JSON, else 255.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "ignore_color", None, "Colour r,g,b of void in colour masks.", flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "channels",
+    None,
+    "Channels of an image; default: of the JSON, else 3.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "max_value",
+    None,
+    "Value of white in the image files, such as 65535 for 16 bits or 4095 for 12; "
+    "default: of the JSON, else 255.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "name", None, "Name of the dataset; default: of output_dir.", flag_values=FLAGS
+)
+flags.DEFINE_float(
+    "val_share",
+    0.0,
+    "Share of the images for the split val instead. A hash of its name decides where "
+    "an image goes, so that further images move none.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "num_shards", 4, "Files per split.", lower_bound=1, flag_values=FLAGS
+)
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".npy", ".tif", ".tiff")
+
+
+def _some(paths: Sequence[epath.Path]) -> str:
+    """Returns the first names of a list, in words."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(os.fspath(path) for path in paths[:3]) + more
+
+
+def _by_stem(paths: Sequence[epath.Path], suffix: str = "") -> dict[str, epath.Path]:
+    """Returns files by stem without a suffix.
+
+    Raises:
+        UserError: if two have the same.
+    """
+    found = {}
+    for path in paths:
+        stem = path.stem.removesuffix(suffix)
+        if stem in found:
+            raise UserError(
+                f"{found[stem]} and {path.name} have one name; remove one of them"
+            )
+        found[stem] = path
+    return found
+
+
+def _files(flag: str, folder: str) -> list[epath.Path]:
+    path = epath.Path(folder)
+    if not path.is_dir():
+        raise UserError(f"--{flag}={folder} is no folder")
+    return sorted(p for p in path.iterdir() if not p.name.startswith("."))
+
+
+def find_pairs(
+    image_dir: str, label_dir: str, label_suffix: str = ""
+) -> dict[str, tuple[epath.Path, epath.Path]]:
+    """Returns image and label by name, in alphabetical order.
+
+    Args:
+        image_dir: Folder of the images.
+        label_dir: Folder of the labels; may be the same.
+        label_suffix: What labels have behind the name.
+
+    Raises:
+        UserError: if a folder is missing or has none, if two files have one name, or
+            an image or a label is alone.
+    """
+    label_paths = [
+        path
+        for path in _files("label_dir", label_dir)
+        if path.suffix.lower() == ".png" and path.stem.endswith(label_suffix)
+    ]
+    are_labels = set(label_paths)
+    image_paths = [
+        path
+        for path in _files("image_dir", image_dir)
+        if path.suffix.lower() in _IMAGES and path not in are_labels
+    ]
+    if not image_paths:
+        raise UserError(f"--image_dir={image_dir} has no image ({', '.join(_IMAGES)})")
+    if not label_paths:
+        raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
+    images, labels = _by_stem(image_paths), _by_stem(label_paths, label_suffix)
+    alone = [path for stem, path in images.items() if stem not in labels]
+    if alone:
+        raise UserError(
+            f"there is no label in {label_dir}, such as "
+            f"{alone[0].stem}{label_suffix}.png, for {_some(alone)}"
+        )
+    alone = [path for stem, path in labels.items() if stem not in images]
+    if alone:
+        raise UserError(f"there is no image in {image_dir} for {_some(alone)}")
+    return {stem: (images[stem], labels[stem]) for stem in sorted(images)}
+
+
+def goes_to_val(name: str, share: float) -> bool:
+    """Returns whether an image is among the share for validation."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _splits(
+    samples: Sequence[conversion.Sample], split: str, val_share: float
+) -> dict[str, list[conversion.Sample]]:
+    if not 0 <= val_share < 1:
+        raise UserError(
+            f"--val_share must be at least 0 and below 1; received {val_share}"
+        )
+    if not val_share:
+        return {split: list(samples)}
+    if split == "val":
+        raise UserError("--val_share makes a split val, so --split must be another one")
+    splits = {split: [], "val": []}
+    for sample in samples:
+        splits["val" if goes_to_val(sample.name, val_share) else split].append(sample)
+    for name, members in splits.items():
+        if not members:
+            raise UserError(
+                f"--val_share={val_share} of {len(samples)} images gives none to {name}"
+            )
+    return splits
+
+
+def convert(
+    image_dir: str,
+    label_dir: str,
+    classes: ClassList,
+    output_dir: str,
+    split: str = "train",
+    label_suffix: str = "",
+    val_share: float = 0.0,
+    num_shards: int = 4,
+) -> DatasetInfo:
+    """Writes the shards of a folder of images and a folder of labels.
+
+    Args:
+        image_dir: Folder of the images.
+        label_dir: Folder of the labels, PNGs of the same names.
+        classes: What labels mean.
+        output_dir: Folder of the TFRecords; splits that are there stay.
+        split: Name of the split.
+        label_suffix: What labels have between name and extension.
+        val_share: Share of the images for the split `val` instead, 0 to below 1.
+        num_shards: Files per split.
+
+    Returns:
+        The info that was written beside the shards.
+
+    Raises:
+        UserError: for anything missing, unpaired, broken or out of range.
+    """
+    samples = [
+        conversion.Sample(
+            name,
+            image,
+            label,
+            functools.partial(color_labels.read_label, label, classes),
+        )
+        for name, (image, label) in find_pairs(
+            image_dir, label_dir, label_suffix
+        ).items()
+    ]
+    splits = _splits(samples, split_name(split), val_share)
+    recipe = repr(sorted(classes.color_ids().items()))
+    return conversion.convert(splits, classes.info, output_dir, num_shards, recipe)
+
+
+def _class_list(values: flags.FlagValues) -> ClassList:
+    """Returns the classes that the flags describe."""
+    color = values.ignore_color
+    if color is not None:
+        numbers = [int(x) if x.isdecimal() else x for x in color.split(",")]
+        color = as_color("--ignore_color", numbers)
+    fields = ("name", "ignore_label", "channels", "max_value")
+    given = {field: values[field].value for field in fields}
+    return read_class_list(
+        epath.Path(values.classes),
+        os.path.basename(os.path.abspath(values.output_dir)),
+        color,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+
+
+def _absent(info: DatasetInfo, split: str) -> list[str]:
+    """Returns the classes that no pixel of a split has."""
+    pixels = zip(info.class_names, info.class_pixels[split], strict=True)
+    return [
+        name
+        for i, (name, count) in enumerate(pixels)
+        if not count and i != info.ignore_label
+    ]
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    info = convert(
+        values.image_dir,
+        values.label_dir,
+        _class_list(values),
+        values.output_dir,
+        values.split,
+        values.label_suffix,
+        values.val_share,
+        values.num_shards,
+    )
+    for split in info.class_pixels:
+        if absent := _absent(info, split):
+            print(f"no pixel in {split} is {', '.join(absent)}")
+    counts = ", ".join(f"{split} {size}" for split, size in info.split_sizes.items())
+    print(f"{values.output_dir}: {counts} images")
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)

@@ -1,0 +1,89 @@
+"""The archives of PASCAL VOC and SBD in small: their layout, tiny pictures."""
+
+import functools
+import io
+import tarfile
+
+import numpy as np
+import scipy.io
+from PIL import Image
+
+HEIGHT, WIDTH = 6, 8
+
+
+def number(name):
+    """Returns the class id that the label of an image is full of, 1..19."""
+    return 1 + sum(name.encode()) % 19
+
+
+@functools.cache
+def jpeg(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), 10 * value, np.uint8)).save(
+        file, "JPEG"
+    )
+    return file.getvalue()
+
+
+@functools.cache
+def png(value):
+    file = io.BytesIO()
+    Image.fromarray(np.full((HEIGHT, WIDTH), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@functools.cache
+def mat(value, height=HEIGHT, width=WIDTH):
+    """Returns a MATLAB file as SBD has them; its first pixel is background."""
+    label = np.full((height, width), value, np.uint8)
+    label[0, 0] = 0
+    file = io.BytesIO()
+    truth = {"Boundaries": np.zeros((20, 1)), "Segmentation": label}
+    scipy.io.savemat(file, {"GTcls": truth}, do_compression=True)
+    return file.getvalue()
+
+
+def lines(names):
+    return "".join(f"{name}\n" for name in names).encode()
+
+
+def voc_files(train, val, others=()):
+    """Returns path and content of every file; `others` are images without labels."""
+    root = "VOCdevkit/VOC2012"
+    lists = {"train": train, "val": val, "trainval": sorted([*train, *val])}
+    files = {f"{root}/JPEGImages/{n}.jpg": jpeg(number(n)) for n in (*train, *val)}
+    files |= {f"{root}/JPEGImages/{n}.jpg": jpeg(number(n)) for n in others}
+    for name in (*train, *val):
+        files[f"{root}/SegmentationClass/{name}.png"] = png(number(name))
+        # Nobody asked for these.
+        files[f"{root}/SegmentationObject/{name}.png"] = png(1)
+    for split, names in lists.items():
+        files[f"{root}/ImageSets/Segmentation/{split}.txt"] = lines(names)
+        files[f"{root}/ImageSets/Main/{split}.txt"] = lines(names)
+    return files
+
+
+def sbd_files(train, val):
+    """Returns path and content of every file."""
+    root = "benchmark_RELEASE/dataset"
+    files = {f"{root}/cls/{n}.mat": mat(number(n)) for n in (*train, *val)}
+    files |= {f"{root}/inst/{n}.mat": b"unused" for n in (*train, *val)}
+    return files | {f"{root}/train.txt": lines(train), f"{root}/val.txt": lines(val)}
+
+
+def write_tar(path, files, *members):
+    """Writes an archive of files and of further members; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mode = "w:gz" if path.suffix == ".tgz" else "w"
+    with (
+        tarfile.open(path, mode, compresslevel=1)
+        if mode == "w:gz"
+        else tarfile.open(path, mode) as tar
+    ):
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(content), 1_300_000_000
+            tar.addfile(member, io.BytesIO(content))
+        for member in members:
+            tar.addfile(member)
+    return path
