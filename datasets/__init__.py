@@ -1,1 +1,1 @@
-"""Programs that write data sets in the folder layouts that the converters read."""
+"""Programs that prepare data sets: official archives and folders to TFRecords."""

@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import official_archives
 import pytest
 import small_sources
 from conftest import ROOT
+
+from deeplab_tf.data.info import dataset_info
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
@@ -28,11 +31,11 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(voc_root, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
+def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
     """A folder as the docs suppose it, with real images and weights, and other data
     sets in small."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("datasets", "train.py", "eval.py", "export.py"):
+    for name in ("benchmarks", "datasets", "train.py", "eval.py", "export.py"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "VOCdevkit").symlink_to(voc_root.parent)
     (folder / CHECKPOINT).symlink_to(pathlib.Path(voc_checkpoint).parent)
@@ -42,6 +45,14 @@ def workplace(voc_root, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
     small_sources.cityscapes(folder / "cityscapes")
     small_sources.ade20k(folder / "ADEChallengeData2016")
     small_sources.coco(folder / "coco")
+    small_sources.street(folder / "street")
+    (folder / "camvid").symlink_to(camvid)
+    names = dataset_info("camvid").class_names
+    (folder / "camvid.txt").write_text("".join(f"{name}\n" for name in names))
+    voc = official_archives.voc_files(["a", "b"], ["c"], others=["d"])
+    official_archives.write_tar(folder / "VOCtrainval_11-May-2012.tar", voc)
+    sbd = official_archives.sbd_files(["a", "d"], ["c"])
+    official_archives.write_tar(folder / "benchmark.tgz", sbd)
     return folder
 
 
@@ -49,7 +60,8 @@ def test_the_pages_hold_commands():
     programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in commands()}
     assert programs == {
         *("datasets.voc2012", "datasets.cityscapes", "datasets.ade20k"),
-        *("datasets.coco_voc", "train.py", "eval.py", "export.py"),
+        *("datasets.coco_voc", "datasets.folder", "deeplab_tf.data.doctor"),
+        *("benchmarks.input_pipeline", "train.py", "eval.py", "export.py"),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
@@ -60,14 +72,17 @@ def test_the_pages_hold_commands():
 @pytest.mark.slow
 def test_every_command_runs(workplace):
     for command in commands():
-        # Two steps on two images stand for the training; all else is as written.
+        # Two steps on two images stand for the training, one short turn for a
+        # benchmark, small archives for the official ones; all else is as written.
         short = re.sub(r"(--training_number_of_steps)=\d+", r"\1=2", command)
         short = re.sub(r"(--train_batch_size)=\d+", r"\1=2", short)
+        short = re.sub(r"(benchmarks\.\S+)", r"\1 --turns=1 --images=64", short)
+        short = re.sub(r"(--sbd_archive=\S+)", r"\1 --official_sizes=false", short)
         short = short.replace("python", sys.executable, 1)
         subprocess.run(short, shell=True, cwd=workplace, check=True, env=environment())
     assert (workplace / "eval/metrics.json").exists()
     assert (workplace / "pictures/overview.png").exists()
-    for name in ("cityscapes", "ade20k", "coco_voc"):
+    for name in ("voc", "cityscapes", "ade20k", "coco_voc", "street", "camvid"):
         assert (workplace / "tfrecord" / name / "dataset_info.json").exists()
 
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from deeplab_tf.data import pictures
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
-from deeplab_tf.data.records import Keys
+from deeplab_tf.data.records import Keys, parse
 from deeplab_tf.data.sources import Source
 from deeplab_tf.errors import UserError
 
@@ -46,6 +46,8 @@ WARNINGS = {
     "repeated": "images twice in a split",
 }
 _QUICK = 200
+# The latter where its message quotes bytes that are no UTF-8.
+_ERRORS_OF_TENSORFLOW = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 _EXIF_ORIENTATION = 0x0112
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey and alpha", 6: "RGBA"}
 
@@ -203,18 +205,30 @@ class _Examiner:
 def _features(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
     """Returns encoded image, encoded label and name of a record."""
     try:
+        # As training does, for other parsers take more or less for an example.
+        image, label, name = map(tf.convert_to_tensor, parse(record, keys))
+    except _ERRORS_OF_TENSORFLOW as error:
+        raise UserError(_why_no_sample(record, keys)) from error
+    name = name.numpy().decode(errors="replace")
+    # One line, whatever is in it.
+    return image.numpy(), label.numpy(), "".join(filter(str.isprintable, name))
+
+
+def _why_no_sample(record: bytes, keys: Keys) -> str:
+    """Returns why a record cannot be parsed."""
+    try:
         features = tf.train.Example.FromString(record).features.feature
     except DecodeError as error:
-        raise UserError(f"it is no tf.train.Example ({error})") from error
+        return f"it is no tf.train.Example ({error})"
     for key in (keys.image, keys.label):
-        if key not in features or not features[key].bytes_list.value:
+        if key not in features:
             there = ", ".join(sorted(features)) or "nothing"
-            raise UserError(f"it has no {key}; it has {there}")
-    name = features[keys.name].bytes_list.value if keys.name in features else [b""]
-    image, label = (
-        features[key].bytes_list.value[0] for key in (keys.image, keys.label)
-    )
-    return image, label, b"".join(name[:1]).decode(errors="replace")
+            return f"it has no {key}; it has {there}"
+    for key in set(filter(None, keys)) & set(features):
+        count = len(features[key].bytes_list.value)
+        if count != 1:
+            return f"its {key} is {count} byte strings; it must be one"
+    return "TensorFlow cannot parse it"
 
 
 def _brief(error: tf.errors.OpError) -> str:
@@ -225,7 +239,7 @@ def _brief(error: tf.errors.OpError) -> str:
 def _decoded(image: bytes, info: DatasetInfo) -> np.ndarray:
     try:
         pixels = pictures.decode_image(image, info.channels, info.max_value)
-    except (tf.errors.InvalidArgumentError, UnicodeDecodeError) as error:
+    except _ERRORS_OF_TENSORFLOW as error:
         try:
             Image.open(io.BytesIO(image)).load()
             reason = _brief(error)

@@ -208,6 +208,10 @@ def batches(dataset: tf.data.Dataset) -> Iterator:
         yield from dataset
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
         raise UserError(_first_fact(error.message)) from error
+    except UnicodeDecodeError as error:
+        # Of a name that is no UTF-8: TensorFlow's error does not reach Python.
+        message = bytes(error.object).decode(errors="replace")
+        raise UserError(_first_fact(message)) from error
 
 
 def _first_fact(message: str) -> str:

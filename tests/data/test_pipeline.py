@@ -6,9 +6,11 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from plain_records import record, write
+from plain_records import encoded, record, write
 
 from deeplab_tf.config import DataConfig
+from deeplab_tf.data import pictures, records
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.data.reader import batches
 from deeplab_tf.errors import UserError
@@ -235,3 +237,102 @@ def test_a_split_without_records_is_refused(plain, tmp_path):
     (tmp_path / "train-00000-of-00001.tfrecord").touch()
     with pytest.raises(UserError, match="are empty"):
         load_dataset(DataConfig(str(tmp_path)), "train", training=True)
+
+
+def test_a_restart_at_step_137_goes_on_with_the_same_batches(plain):
+    config = dataclasses.replace(plain, batch_size=2)
+    whole = taken(config, 140)
+    assert_same(taken(config, 3, start=2 * 137), whole[137:])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_workers_have_the_rows_of_one_batch_between_them(plain, workers):
+    config = dataclasses.replace(plain, batch_size=10)
+    of_worker = []
+    for worker in range(workers):
+        dataset = load_dataset(
+            config, "train", True, start=20, worker=worker, num_workers=workers
+        )
+        assert dataset.element_spec[0].shape[0] == 10 // workers
+        of_worker.append(list(dataset.take(3).as_numpy_iterator()))
+    together = [
+        tuple(np.concatenate(parts) for parts in zip(*batch, strict=True))
+        for batch in zip(*of_worker, strict=True)
+    ]
+    assert_same(together, taken(config, 3, start=20))
+
+
+def test_workers_share_an_evaluation_without_duplicates(plain):
+    seen = []
+    for worker in range(3):
+        dataset = load_dataset(
+            dataclasses.replace(plain, batch_size=3),
+            "train",
+            training=False,
+            worker=worker,
+            num_workers=3,
+        )
+        seen.append([labels[0, 0, 0, 0] for _, labels in dataset.as_numpy_iterator()])
+    assert seen == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(plain):
+    with pytest.raises(UserError, match="a batch of 5 cannot be shared by 2 workers"):
+        load_dataset(plain, "train", training=True, num_workers=2)
+
+
+def test_the_order_of_large_epochs_is_mixed_well(tmp_path):
+    # Of 97 records the classes of which are 0..19 again and again.
+    contents = [plain_record(i % 20, 1, 1, name=str(i)) for i in range(97)]
+    config = DataConfig(write(tmp_path, *contents), crop_size=(1, 1), batch_size=97)
+    ones, others = (labels.ravel() for _, labels in taken(config, 2))
+    for shown in (ones, others):
+        assert np.bincount(shown, minlength=20).tolist() == 17 * [5] + 3 * [4]
+        # Records that stay where they are, and neighbours that stay neighbours:
+        # one and two in a random permutation.
+        assert (shown == np.arange(97) % 20).sum() < 15
+        assert (np.diff(shown.astype(int)) == 1).sum() < 15
+    assert (ones == others).sum() < 15
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("channels", "max_value"), [(1, 255), (5, 4095), (2, 65535)])
+def test_any_channels_and_depth_become_0_to_255(
+    tmp_path, channels, max_value, training
+):
+    depth = np.uint8 if max_value == 255 else np.uint16
+    pixels = np.random.RandomState(0).randint(0, max_value + 1, (6, 7, channels))
+    png = pictures.encode_image(pixels.astype(depth))
+    picture = records.Picture(png, "png", 6, 7, channels)
+    label = encoded(np.arange(42).reshape(6, 7) % 3)
+    folder = write(tmp_path, records.serialize(picture, label, "a"))
+    info = DatasetInfo("a", ("x", "y", "z"), channels=channels, max_value=max_value)
+    records.write_info(info, folder)
+    config = DataConfig(
+        folder,
+        crop_size=(6, 7),
+        batch_size=1,
+        min_scale_factor=1.0,
+        max_scale_factor=1.0,
+        mean_pixel=(0.0,) * channels,
+    )
+    dataset = load_dataset(config, "train", training)
+    images, labels = next(iter(dataset))
+    expected = pixels * (255.0 / max_value)
+    mirrored = labels[0, 0, 0, 0] != 0
+    if mirrored:
+        expected = expected[:, ::-1]
+    np.testing.assert_allclose(images[0], expected, rtol=1e-6)
+    assert images.shape[-1] == channels
+
+
+def test_jitter_changes_images_and_no_label(plain):
+    plain = dataclasses.replace(plain, mean_pixel=(0.0, 0.0, 0.0))
+    jittered = dataclasses.replace(plain, photometric_jitter=0.5)
+    for (ones, labels), (others, same) in zip(
+        taken(plain, 2), taken(jittered, 2), strict=True
+    ):
+        np.testing.assert_array_equal(labels, same)
+        inside = labels[..., 0] != 255
+        assert not np.allclose(ones[inside], others[inside], atol=1)
+        np.testing.assert_array_equal(others[~inside], 0)

@@ -1,0 +1,1 @@
+"""Programs that measure; run from the root as `python -m benchmarks.NAME`."""
