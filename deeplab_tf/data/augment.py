@@ -235,9 +235,14 @@ def crop_label(label, window: Window, size, ignore_label):
     column = _filled(column, size[1], tf.shape(label)[1])
     column = tf.raw_ops.Reverse(tensor=column, dims=[window.mirrored])
     # Gathering whole lines of memory is fast, single pixels is not.
-    x = tf.transpose(tf.gather(tf.transpose(rows), column))
-    x = tf.gather(x, _filled(row, size[0], count))
+    x = _transposed(tf.gather(_transposed(tf.cast(rows, tf.int32)), column))
+    x = tf.gather(tf.cast(x, tf.uint8), _filled(row, size[0], count))
     return tf.reshape(x, [*size, 1])
+
+
+def _transposed(x):
+    # TensorFlow complains of uint8 in a `tf.transpose` on CPUs without AVX-512.
+    return tf.einsum("ij->ji", x)
 
 
 def _rounded(share):

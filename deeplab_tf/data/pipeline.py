@@ -21,35 +21,49 @@ class _Cropper:
     def __init__(self, source: Source, config: DataConfig):
         self.info = source.info
         self.config = config
-        self.reader = Reader(source)
+        self._reader = Reader(source)
+        self._epoch = tf.constant(epoch_positions(source, config.bootstrap_classes))
 
-    def batch(self, positions, indices):
+    def _position(self, index):
+        """Returns the position of the record that a sample is made of."""
+        count = tf.size(self._epoch, tf.int64)
+        # Every epoch is a permutation of its own, of which nobody has to know more
+        # than a few places. Its key is mixed first: few bits of it count where there
+        # are few records.
+        key = tf.random.stateless_uniform(
+            [3], [self.config.seed, index // count], None, None, tf.int64
+        )
+        place = tf.raw_ops.RandomIndexShuffle(
+            index=index % count, seed=key, max_index=count - 1, rounds=8
+        )
+        return tf.gather(self._epoch, place)
+
+    def batch(self, indices):
         """Returns crops float32 `[batch, *crop_size, channels]`, and their labels.
 
         Args:
-            positions: Of the records in the index, int64 `[batch]`.
             indices: Of the samples among all that a training sees, int64 `[batch]`.
         """
-        count = positions.shape[0]
-        samples = tf.data.Dataset.from_tensor_slices((positions, indices))
-        samples = samples.map(lambda position, i: (position, self._crop(position, i)))
-        samples = without_errors(samples, count).batch(count)
-        found, (images, labels, facts) = samples.get_single_element()
-        with self.reader.refuse_broken(found, positions):
+        count = indices.shape[0]
+        samples = tf.data.Dataset.from_tensor_slices(indices)
+        samples = without_errors(samples.map(lambda i: (i, self._crop(i))), count)
+        found, (images, labels, facts) = samples.batch(count).get_single_element()
+        is_found = found == indices[: tf.size(found)]
+        missing = self._position(tf.gather(indices, _first(~is_found)))
+        with self._reader.refuse_broken(missing, tf.reduce_all(is_found)):
             facts = tf.nest.map_structure(tf.identity, facts)
         is_bad = tf.reduce_any(facts.size != facts.label_size, 1) | (facts.value > 0)
-        # The first bad one; where none is, any will do.
-        first = tf.argmax(is_bad)
-        of_first = tf.nest.map_structure(lambda x: tf.gather(x, first), facts)
-        with self.reader.checked(tf.gather(positions, first), of_first):
+        bad = _first(is_bad)
+        of_bad = tf.nest.map_structure(lambda x: tf.gather(x, bad), facts)
+        with self._reader.checked(self._position(tf.gather(indices, bad)), of_bad):
             return (
                 tf.ensure_shape(images, [count, *images.shape[1:]]),
                 tf.ensure_shape(labels, [count, *labels.shape[1:]]),
             )
 
-    def _crop(self, position, index):
+    def _crop(self, index):
         """Returns crop and label of one sample, and the facts to check."""
-        config = self.config
+        config, position = self.config, self._position(index)
         chance = tf.random.stateless_uniform([7], [config.seed, index])
         draw = augment.random_draw(
             chance[:4],
@@ -72,9 +86,9 @@ class _Cropper:
             return augment.window_of(draw, size, self.config.crop_size)
 
         if self.config.min_resize_value is None:
-            sample = self.reader.decoded(position, window_of)
+            sample = self._reader.decoded(position, window_of)
             return sample._replace(image=_in_range(sample.image, self.info))
-        sample = self.reader.decoded(position)
+        sample = self._reader.decoded(position)
         image, label = _resized(sample.image, sample.label, self.info, self.config)
         window = window_of(tf.shape(label)[:2])
         first, count = window.first_row, window.row_count
@@ -101,26 +115,19 @@ def _resized(image, label, info: DatasetInfo, config: DataConfig):
     )
 
 
+def _first(conditions):
+    """Returns the place of the first that holds; 0 where none does."""
+    return tf.argmax(tf.cast(conditions, tf.int32))
+
+
 def _training(source: Source, config: DataConfig, start: int, worker: int, of: int):
     cropper = _Cropper(source, config)
-    table = tf.constant(epoch_positions(source, config.bootstrap_classes))
-    count = tf.size(table, tf.int64)
     rows = config.batch_size // of
 
     def batch(number):
         # This worker has some rows of every batch.
         begin = start + number * config.batch_size + worker * rows
-        indices = begin + tf.range(rows, dtype=tf.int64)
-        # Every epoch is a permutation of its own, of which nobody has to know more
-        # than a few places. The fewer rounds of tf.random's do not mix small ones.
-        seeds = [tf.fill([rows], config.seed), tf.cast(indices // count, tf.int32)]
-        places = tf.raw_ops.RandomIndexShuffle(
-            index=indices % count,
-            seed=tf.stack([*seeds, tf.ones_like(seeds[0])], 1),
-            max_index=tf.fill([rows], count - 1),
-            rounds=8,
-        )
-        return cropper.batch(tf.gather(table, places), indices)
+        return cropper.batch(begin + tf.range(rows, dtype=tf.int64))
 
     # Whole batches in parallel: what a batch costs besides its samples is paid once.
     dataset = tf.data.Dataset.range(tf.int64.max)

@@ -138,21 +138,12 @@ class Reader:
         samples = tf.data.Dataset.from_tensors(position)
         samples = samples.map(lambda position: (position, decode(position)))
         found, sample = without_errors(samples, 1).get_single_element()
-        with self.refuse_broken(found[None], position[None]):
+        with self.refuse_broken(position, found == position):
             return tf.nest.map_structure(tf.identity, sample)
 
-    def refuse_broken(self, found, wanted):
-        """Returns a context whose operations run only if all samples were found.
-
-        Args:
-            found: Positions that `without_errors` left, int64 `[found]`.
-            wanted: Positions of all samples, int64 `[count]`.
-        """
-        same = tf.cast(found == wanted[: tf.size(found)], tf.int32)
-        # The first that is missing; where none is, any will do.
-        first = tf.minimum(tf.reduce_sum(tf.math.cumprod(same)), tf.size(wanted) - 1)
-        which = self._which(tf.gather(wanted, first))
-        return _require(tf.reduce_all(same > 0), [*which, _UNREADABLE])
+    def refuse_broken(self, position, is_whole):
+        """Returns a context whose operations run only if a record was decoded."""
+        return _require(is_whole, [*self._which(position), _UNREADABLE])
 
     def checked(self, position, facts: Facts):
         """Returns a context whose operations run only if a sample can be used."""
@@ -172,16 +163,16 @@ def without_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
     out, and who misses it knows where it should have been.
 
     Args:
-        samples: Pairs of a position and a sample.
+        samples: Pairs of a number, int64, and a sample.
         count: Number of samples; no more are returned, stand-in included.
 
     Returns:
-        The pairs; the stand-in is of position -1.
+        The pairs; the number of the stand-in is -1.
     """
     _, spec = samples.element_spec
 
-    def nothing(position):
-        return position, tf.nest.map_structure(
+    def nothing(number):
+        return number, tf.nest.map_structure(
             lambda part: tf.zeros([side or 0 for side in part.shape], part.dtype), spec
         )
 

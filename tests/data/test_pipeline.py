@@ -75,9 +75,10 @@ def test_one_seed_gives_one_stream(plain):
     assert_same(taken(plain, 5), taken(plain, 5))
 
 
-def test_another_seed_gives_another_stream(plain):
+@pytest.mark.parametrize("seed", [1, -1, 1 << 40])
+def test_another_seed_gives_another_stream(plain, seed):
     ones = taken(plain, 2)
-    others = taken(dataclasses.replace(plain, seed=1), 2)
+    others = taken(dataclasses.replace(plain, seed=seed), 2)
     assert [classes(x) for _, labels in ones for x in labels] != [
         classes(x) for _, labels in others for x in labels
     ]
