@@ -8,6 +8,7 @@ before. A split is written if all of its folders are there.
 """
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -31,6 +32,14 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer(
     "num_shards", 10, "Files per split.", lower_bound=1, flag_values=FLAGS
+)
+
+flags.DEFINE_list(
+    "splits",
+    None,
+    "Splits to write; default: all whose folders are there, each with its own copy of "
+    "the images.",
+    flag_values=FLAGS,
 )
 
 # The ids of road, sidewalk, ..., bicycle: of class 0, 1, ..., 18.
@@ -102,8 +111,13 @@ def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample
     ]
 
 
-def _find_splits(root: epath.Path) -> dict[str, list[conversion.Sample]]:
-    """Returns the samples of every split whose folders are there."""
+def _find_splits(
+    root: epath.Path, wanted: Sequence[str]
+) -> dict[str, list[conversion.Sample]]:
+    """Returns the samples of those wanted splits whose folders are there."""
+    for split in wanted:
+        if split not in _SPLITS:
+            raise UserError(f"--splits={split} must be of {', '.join(_SPLITS)}")
     if not (root / "leftImg8bit").is_dir():
         raise UserError(
             f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
@@ -113,21 +127,28 @@ def _find_splits(root: epath.Path) -> dict[str, list[conversion.Sample]]:
     splits = {
         split: [sample for folder in folders for sample in samples(kind, folder)]
         for split, (kind, folders) in _SPLITS.items()
-        if all(
+        if split in wanted
+        and all(
             (root / part / folder).is_dir()
             for part in ("leftImg8bit", kind)
             for folder in folders
         )
     }
-    if not splits:
+    missing = [split for split in wanted if split not in splits]
+    if missing and (not splits or list(wanted) != list(_SPLITS)):
+        kind, folders = _SPLITS[missing[0]]
         raise UserError(
-            f"{root} has none of train, val and test in both leftImg8bit and gtFine"
+            f"{root} has no {' and '.join(folders)} in both leftImg8bit and {kind}, "
+            f"for the split {missing[0]}"
         )
     return splits
 
 
 def convert(
-    cityscapes_root: str, output_dir: str, num_shards: int = 10
+    cityscapes_root: str,
+    output_dir: str,
+    num_shards: int = 10,
+    splits: Sequence[str] = (),
 ) -> dict[str, int]:
     """Writes the shards of every split whose folders are there.
 
@@ -135,6 +156,7 @@ def convert(
         cityscapes_root: Folder that holds `leftImg8bit` and `gtFine`.
         output_dir: Folder of the TFRecords; nothing is left in it on an error.
         num_shards: Files per split; the official converter writes 10.
+        splits: Names of those to write; () is all whose folders are there.
 
     Returns:
         Number of images by split.
@@ -142,15 +164,20 @@ def convert(
     Raises:
         UserError: for anything missing, unpaired, broken or out of range.
     """
-    splits = _find_splits(epath.Path(cityscapes_root))
+    samples = _find_splits(epath.Path(cityscapes_root), splits or tuple(_SPLITS))
     info = dataset_info("cityscapes")
-    written = conversion.convert(splits, info, output_dir, num_shards)
-    return {split: written.split_sizes[split] for split in splits}
+    written = conversion.convert(samples, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in samples}
 
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
-    sizes = convert(values.cityscapes_root, values.output_dir, values.num_shards)
+    sizes = convert(
+        values.cityscapes_root,
+        values.output_dir,
+        values.num_shards,
+        values.splits or (),
+    )
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
     print(f"{values.output_dir}: {counts} images")
 

@@ -13,6 +13,7 @@ into one output_dir add up.
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -172,6 +173,10 @@ def _splits(
     if not 0 <= val_share < 1:
         raise UserError(
             f"--val_share must be at least 0 and below 1; received {val_share}"
+        )
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(
+            f"--split must be letters, digits and underscores; received {split!r}"
         )
     if not val_share:
         return {split: list(samples)}

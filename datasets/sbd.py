@@ -10,6 +10,7 @@ import numpy as np
 import scipy.io
 from etils import epath
 
+from deeplab_tf.data import conversion
 from deeplab_tf.errors import UserError
 
 FOLDER = "benchmark_RELEASE/dataset"
@@ -23,7 +24,7 @@ def names(folder: epath.Path) -> set[str]:
         folder: The extracted `FOLDER`.
     """
     lists = (folder / "train.txt", folder / "val.txt")
-    return {name for path in lists for name in path.read_text().split()}
+    return {name for path in lists for name in conversion.read_names(path)}
 
 
 def read_label(path: epath.Path) -> np.ndarray:

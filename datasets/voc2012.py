@@ -111,7 +111,7 @@ class _Root:
 
     def names(self, list_path: epath.Path) -> list[str]:
         """Returns the lines of a list."""
-        names = list_path.read_text().split()
+        names = conversion.read_names(list_path)
         if not names:
             raise UserError(f"{list_path} lists no image: the split is empty")
         return names

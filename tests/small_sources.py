@@ -1,6 +1,7 @@
 """Data sets of a few small images, in the layouts of their archives."""
 
 import json
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -13,8 +14,16 @@ COCO_CATEGORIES = (
 ).split(", ")
 
 
-def save_image(path, height=20, width=30, seed=0):
-    """Writes a picture of noise, JPEG or PNG as the name has it."""
+def save_image(path, height=20, width=30, seed=None):
+    """Writes a picture of noise, JPEG or PNG as the name has it.
+
+    Args:
+        path: Of the file.
+        height: Height in pixels.
+        width: Width in pixels.
+        seed: Of the noise; None is another for every name.
+    """
+    seed = zlib.crc32(path.name.encode()) if seed is None else seed
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.RandomState(seed).randint(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(path)

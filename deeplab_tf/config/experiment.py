@@ -71,6 +71,10 @@ class DataConfig:
             f"{self.scale_factor_step_size}",
         )
         require(
+            0 <= self.seed < 2**32,
+            f"seed must be at least 0 and below 2^32; received {self.seed}",
+        )
+        require(
             0 <= self.photometric_jitter <= 1,
             f"photometric_jitter is a share in 0..1; received "
             f"{self.photometric_jitter}",

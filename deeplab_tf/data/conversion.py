@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from etils import epath
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from deeplab_tf.data import pictures, records
@@ -28,6 +28,9 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
 _MANIFEST = "conversion.json"
+# To be raised when converters make other records of the same files: then all shards are
+# made again.
+_FORMAT = 1
 _HASH_MODULUS = 1 << 256
 
 
@@ -62,9 +65,26 @@ def opened(path: epath.Path, content: bytes | None = None) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content))
         image.load()
+    except UnidentifiedImageError as error:
+        reason = (
+            f"its {len(content)} bytes are no picture" if content else "it is empty"
+        )
+        raise UserError(f"{path} is broken: {reason}") from error
     except Exception as error:  # Pillow's decoders raise whatever they stumble over
         raise UserError(f"{path} is broken: {error}") from error
     return image
+
+
+def read_names(path: epath.Path) -> list[str]:
+    """Returns the words of a list of names.
+
+    Raises:
+        UserError: if it is no text; names it.
+    """
+    try:
+        return path.read_text(encoding="utf-8").split()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: {error}") from error
 
 
 def read_index_label(path: epath.Path) -> np.ndarray:
@@ -125,7 +145,7 @@ def _read_array(path: epath.Path) -> np.ndarray:
 def _read_npy(path: epath.Path) -> np.ndarray:
     try:
         return np.lib.format.read_array(io.BytesIO(path.read_bytes()))
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, MemoryError) as error:
         raise UserError(f"{path} is broken: {error}") from error
 
 
@@ -292,20 +312,23 @@ def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
         pixels = pictures.decode_image(picture.content, info.channels, info.max_value)
     except tf.errors.InvalidArgumentError as error:
         raise UserError(f"TensorFlow cannot decode {sample.image}: {error}") from error
+    brightest = pixels.numpy().max()
+    if brightest > info.max_value:
+        raise UserError(
+            f"{sample.image} has the value {brightest}, but max_value is "
+            f"{info.max_value}"
+        )
     png = io.BytesIO()
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(picture, png.getvalue(), sample.name)
     return record, _content_of(sample.name, pixels.numpy(), label, info)
 
 
-_EXIF_ORIENTATION = 0x0112
-
-
 def _orientation(path: epath.Path) -> str:
     """Returns a hint where the camera was held upright and only EXIF tells."""
     if path.suffix.lower() in _ARRAYS:
         return ""
-    turned = opened(path).getexif().get(_EXIF_ORIENTATION, 1) > 4
+    turned = pictures.exif_orientation(path.read_bytes()) > 4
     return " before its EXIF rotation; rotate the pixels themselves" if turned else ""
 
 
@@ -371,7 +394,7 @@ def _shards(split: str, samples: Sequence[Sample], num_shards: int) -> list[_Sha
 def _fingerprint(shard: _Shard, info: DatasetInfo, recipe: str) -> str:
     """Returns a hash of the files that a shard is made of, and of how."""
     what = (info.class_names, info.ignore_label, info.channels, info.max_value)
-    text = [repr((recipe, what))]
+    text = [repr((_FORMAT, recipe, what))]
     for sample in shard.samples:
         for path in (sample.image, sample.label):
             stat = tf.io.gfile.stat(os.fspath(path))
@@ -404,6 +427,8 @@ class _Conversion:
         if content is not None and _exists(path, path + records.FINISHED):
             progress.update(len(shard.samples))
             return content
+        # Before anything is written: what is there may be of other files.
+        self.manifest.keep(lambda name: name != shard.name)
         content = self._write(shard, path + records.UNFINISHED, progress)
         tf.io.gfile.rename(
             path + records.UNFINISHED, path + records.FINISHED, overwrite=True
@@ -429,26 +454,37 @@ class _Conversion:
 
     def undo(self, shards: Sequence[_Shard]) -> None:
         """Removes what has no name yet, of this run and of interrupted ones."""
-        for split in {shard.split for shard in shards}:
-            for suffix in (records.FINISHED, records.UNFINISHED):
-                _remove(tf.io.gfile.glob(self.path(f"{split}-?????-of-*{suffix}")))
-        self.manifest.keep(lambda name: _exists(self.path(name)))
+        paths = self._files(shards)
+        waiting = [p for p in paths if p.endswith(records.FINISHED)]
+        _remove(p for p in paths if p.endswith((records.FINISHED, records.UNFINISHED)))
+        # A shard of that name may be there, but of other files.
+        gone = {os.path.basename(p).removesuffix(records.FINISHED) for p in waiting}
+        self.manifest.keep(lambda name: _exists(self.path(name)) and name not in gone)
         if self.is_ours and not tf.io.gfile.listdir(self.folder):
             tf.io.gfile.rmtree(self.folder)
 
-    def publish(self, shards: Sequence[_Shard]) -> None:
+    def _files(self, shards: Sequence[_Shard]) -> list[str]:
+        """Returns the paths of all that there is of the splits of some shards."""
+        splits = {shard.split for shard in shards}
+        return [p for split in splits for p in records.split_files(self.folder, split)]
+
+    def publish(self, shards: Sequence[_Shard], info: DatasetInfo) -> None:
         """Gives all shards their names, in place of what their splits had."""
-        kept = {shard.name for shard in shards}
-        for split in {shard.split for shard in shards}:
-            # Shards of another count would be read along with these.
-            there = tf.io.gfile.glob(self.path(f"{split}-?????-of-*"))
-            waiting = {self.path(name) + records.FINISHED for name in kept}
-            named = {self.path(name) for name in kept}
-            _remove(path for path in there if path not in waiting | named)
-        for name in kept:
-            finished = self.path(name) + records.FINISHED
-            if _exists(finished):
-                tf.io.gfile.rename(finished, self.path(name), overwrite=True)
+        finished = {shard.name + records.FINISHED for shard in shards}
+        kept = finished | {
+            shard.name
+            for shard in shards
+            if not _exists(self.path(shard.name) + records.FINISHED)
+        }
+        # First all that is old: half of the new ones are refused, a mixture is not.
+        paths = self._files(shards)
+        _remove(path for path in paths if os.path.basename(path) not in kept)
+        records.write_info(info, self.folder)
+        for name in sorted(finished):
+            path = self.path(name)
+            if _exists(path):
+                name = path.removesuffix(records.FINISHED)
+                tf.io.gfile.rename(path, name, overwrite=True)
         self.manifest.keep(lambda name: _exists(self.path(name)))
 
 
@@ -502,9 +538,8 @@ def convert(
     except Exception:
         conversion.undo(shards)
         raise
-    conversion.publish(shards)
     info = _described(info, output_dir, shards, contents)
-    records.write_info(info, output_dir)
+    conversion.publish(shards, info)
     return info
 
 

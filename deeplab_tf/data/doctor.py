@@ -34,12 +34,13 @@ ERRORS = {
     "size": "labels of another size than their images",
     "picture": "labels that are no grey 8-bit PNG",
     "value": "label values that are no class",
-    "rotated": "images that EXIF turns: viewers show them so, networks do not",
     "one-sided": "splits of which every label is empty",
     "white": "labels of 0 and the ignored value alone",
     "leak": "images of an evaluation split in a training split",
 }
 WARNINGS = {
+    "rotated": "images that EXIF turns: viewers show them so, networks do not",
+    "unlikely": "samples that hold no class",
     "void": "labels without a labelled pixel",
     "background": "labels of class 0 alone",
     "absent": "classes that no image holds",
@@ -47,8 +48,8 @@ WARNINGS = {
 }
 _QUICK = 200
 # The latter where its message quotes bytes that are no UTF-8.
-_ERRORS_OF_TENSORFLOW = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
-_EXIF_ORIENTATION = 0x0112
+DECODING_ERRORS = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
+_PIXELS_AT_ONCE = 1 << 20
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey and alpha", 6: "RGBA"}
 
 
@@ -70,7 +71,7 @@ class _Examined(NamedTuple):
     """What was found in a record; statistics are None where it could not be read."""
 
     problems: list[tuple[str, str]]
-    name: str = ""
+    where: str = ""
     size: tuple[int, int] | None = None
     values: np.ndarray | None = None
     moments: np.ndarray | None = None
@@ -91,7 +92,7 @@ class SplitReport:
         sizes: (height, width) to number of images.
         mean: Mean of each channel over all pixels, 0..max_value.
         deviation: Standard deviation of each channel.
-        digests: Hash of the pixels to the name of the image.
+        digests: Hash of the pixels of each image to where it is.
     """
 
     split: str
@@ -154,11 +155,11 @@ class _Examiner:
             return _Examined([("broken", f"{where}: a checksum does not match")])
         try:
             image, label, name = _features(record, self._source.keys)
-            return self._sample(f"{where} ({name or 'no name'})", name, image, label)
+            return self._sample(f"{where} ({name or 'no name'})", image, label)
         except UserError as error:
-            return _Examined([("broken", f"{where}: {error}")])
+            return _Examined([("broken", f"{where}: {_line(error)}")])
 
-    def _sample(self, where, name, image: bytes, label: bytes) -> _Examined:
+    def _sample(self, where, image: bytes, label: bytes) -> _Examined:
         pixels = _decoded(image, self._info)
         problems = [("rotated", f"{where}: {text}") for text in _rotation(image)]
         kind = _label_kind(label)
@@ -169,14 +170,14 @@ class _Examiner:
         else:
             values, found = self._label(where, pixels.shape[:2], label)
             problems += found
-        size, digest = pixels.shape[:2], hashlib.sha256(pixels).digest()[:16]
-        return _Examined(problems, name, size, values, _moments(pixels), digest)
+        size, digest = pixels.shape[:2], _digest(pixels)
+        return _Examined(problems, where, size, values, _moments(pixels), digest)
 
     def _label(self, where, size, label: bytes):
         """Returns the pixels of each value, and the problems of a label."""
         try:
-            label = tf.io.decode_png(label, channels=1).numpy()[..., 0]
-        except tf.errors.InvalidArgumentError as error:
+            label = pictures.decode_label(label).numpy()[..., 0]
+        except DECODING_ERRORS as error:
             raise UserError(f"the label cannot be decoded: {_brief(error)}") from error
         problems, info = [], self._info
         if label.shape != size:
@@ -207,11 +208,14 @@ def _features(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
     try:
         # As training does, for other parsers take more or less for an example.
         image, label, name = map(tf.convert_to_tensor, parse(record, keys))
-    except _ERRORS_OF_TENSORFLOW as error:
+    except DECODING_ERRORS as error:
         raise UserError(_why_no_sample(record, keys)) from error
-    name = name.numpy().decode(errors="replace")
-    # One line, whatever is in it.
-    return image.numpy(), label.numpy(), "".join(filter(str.isprintable, name))
+    return image.numpy(), label.numpy(), _line(name.numpy().decode(errors="replace"))
+
+
+def _line(text) -> str:
+    """Returns a text, or an error's, without what would break or colour its line."""
+    return "".join(filter(str.isprintable, " ".join(str(text).split())))
 
 
 def _why_no_sample(record: bytes, keys: Keys) -> str:
@@ -239,7 +243,7 @@ def _brief(error: tf.errors.OpError) -> str:
 def _decoded(image: bytes, info: DatasetInfo) -> np.ndarray:
     try:
         pixels = pictures.decode_image(image, info.channels, info.max_value)
-    except _ERRORS_OF_TENSORFLOW as error:
+    except DECODING_ERRORS as error:
         try:
             Image.open(io.BytesIO(image)).load()
             reason = _brief(error)
@@ -249,8 +253,21 @@ def _decoded(image: bytes, info: DatasetInfo) -> np.ndarray:
     return pixels.numpy()
 
 
+def _digest(pixels: np.ndarray) -> bytes:
+    content = hashlib.sha256(repr(pixels.shape).encode())
+    content.update(np.ascontiguousarray(pixels))
+    return content.digest()[:16]
+
+
 def _moments(pixels: np.ndarray) -> np.ndarray:
     """Returns sum and sum of squares of each channel, float64 `[2, channels]`."""
+    # Some rows at a time, for NumPy makes 64-bit integers of what it counts.
+    rows = max(1, _PIXELS_AT_ONCE // pixels.shape[1])
+    parts = (pixels[i : i + rows] for i in range(0, len(pixels), rows))
+    return sum(_moments_of_rows(part) for part in parts)
+
+
+def _moments_of_rows(pixels: np.ndarray) -> np.ndarray:
     # By way of the histograms, which are much smaller than the pixels.
     channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
     counts = [np.bincount(channel) for channel in channels]
@@ -263,7 +280,7 @@ def _rotation(image: bytes) -> Iterator[str]:
     """Yields what EXIF says of an image that is not upright as it is."""
     if not image.startswith(b"\xff\xd8"):
         return
-    orientation = Image.open(io.BytesIO(image)).getexif().get(_EXIF_ORIENTATION, 1)
+    orientation = pictures.exif_orientation(image)
     if orientation != 1:
         yield f"EXIF orientation {orientation}; rotate the pixels themselves"
 
@@ -319,9 +336,9 @@ def examine_split(source: Source, split: str, at_most: int | None = None):
 
 def _count_image(report: SplitReport, examined: _Examined) -> None:
     report.sizes[examined.size] += 1
-    twin = report.digests.setdefault(examined.digest, examined.name)
-    if twin != examined.name:
-        text = f"{examined.name} and {twin} have the same pixels"
+    twin = report.digests.setdefault(examined.digest, examined.where)
+    if twin != examined.where:
+        text = f"{examined.where} and {twin} have the same pixels"
         report.problems.append(Problem("repeated", report.split, text))
 
 
@@ -332,20 +349,29 @@ def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
     there = [i for i in classes if values[i]]
     if not values.sum():
         return []
-    ignored = values[info.ignore_label] / values.sum()
-    if there == [0] and ignored and len(classes) > 1:
+    if there == [0] and values[info.ignore_label] and len(classes) > 1:
         text = (
             f"0 and {info.ignore_label} are the only values: is {info.ignore_label} a "
             "class painted white? Class ids are 0, 1, 2, ..."
         )
-        return [Problem("white", split, text)]
+        return [Problem(_if_all(report, "white"), split, text)]
     if not there or (there == [0] and len(classes) > 1):
         what = f"class 0 ({info.class_names[0]})" if there else "the ignored value"
-        return [Problem("one-sided", split, f"{what} is all that there is")]
+        text = f"{what} is all that there is"
+        return [Problem(_if_all(report, "one-sided"), split, text)]
     if report.examined < report.images:
         return []  # rare classes may be in the others
     absent = ", ".join(info.class_names[i] for i in classes if not values[i])
     return [Problem("absent", split, absent)] if absent else []
+
+
+def _if_all(report: SplitReport, kind: str) -> str:
+    """Returns a kind of error, unless it may be none.
+
+    Rare classes may be in what was not examined, and test splits may have no labels.
+    """
+    is_sure = report.examined == report.images and not _is_evaluation(report.split)
+    return kind if is_sure else "unlikely"
 
 
 def _is_evaluation(split: str) -> bool:
@@ -355,24 +381,26 @@ def _is_evaluation(split: str) -> bool:
 def shared_images(reports: Sequence[SplitReport]) -> list[Problem]:
     """Returns images of evaluation splits that a training split has too.
 
-    A training split that holds a whole evaluation split, as VOC's trainval does, is
-    meant to.
+    A split named trainval, as VOC's, is meant to hold them.
     """
     problems = []
     for held_out in filter(lambda r: _is_evaluation(r.split), reports):
         for report in reports:
             shared = report.digests.keys() & held_out.digests.keys()
-            meant = len(shared) == len(held_out.digests)
-            if _is_evaluation(report.split) or not shared or meant:
+            is_meant = report.split.startswith("trainval")
+            if _is_evaluation(report.split) or is_meant or not shared:
                 continue
-            some = ", ".join(sorted(held_out.digests[d] for d in shared)[:5])
+            some = min(held_out.digests[digest] for digest in shared)
             text = f"{len(shared)} images of {held_out.split} are there, such as {some}"
             problems.append(Problem("leak", report.split, text))
     return problems
 
 
-def check_quickly(source: Source, split: str) -> None:
+def check_quickly(source: Source, split: str) -> list[Problem]:
     """Refuses a split of which a sample of records cannot be trained on.
+
+    Returns:
+        What is odd about the sample.
 
     Raises:
         UserError: telling the first error and how many there are of its kind.
@@ -387,6 +415,7 @@ def check_quickly(source: Source, split: str) -> None:
             f"({of_kind} in {report.examined} records that were checked; python -m "
             "deeplab_tf.data.doctor checks all of them)"
         )
+    return report.problems
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@ channels are one grey PNG, the planes of the channels below each other, because 
 picture format that TensorFlow decodes holds more than four.
 """
 
+import io
+
 import tensorflow as tf
+from PIL import Image
 
 # Pillow's name of a format to the official one. MPO is how many cameras write a
 # JPEG, with a second picture behind the first.
@@ -20,6 +23,7 @@ _PNG_SIGNATURE = (*b"\x89PNG",)
 _PNG_HEAD = 26
 _PNG_SIDES = slice(16, 24)
 _PNG_GREY = (8, 0)
+_EXIF_ORIENTATION = 0x0112
 
 
 def _has_planes(channels: int) -> bool:
@@ -98,7 +102,7 @@ def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
 
     Args:
         encoded: JPEG or PNG bytes, a string scalar.
-        first: First row, a scalar; rows beyond the image are left out.
+        first: First row, a scalar; at least one row of the image is returned.
         count: Number of rows, a scalar.
         channels: Channels of the image.
         max_value: As in `DatasetInfo`.
@@ -119,7 +123,8 @@ def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
     def png():
         with tf.control_dependencies([picture_size(encoded, channels)]):
             pixels = _decode_png(encoded, channels, dtype)
-        return pixels[first : first + count], tf.shape(pixels)[:2]
+        top = tf.minimum(first, tf.shape(pixels)[0] - 1)
+        return pixels[top : top + count], tf.shape(pixels)[:2]
 
     if dtype == tf.uint16 or channels not in _JPEG_CHANNELS:
         return png()
@@ -161,3 +166,14 @@ def encode_image(pixels) -> bytes:
     if _has_planes(channels):
         pixels = pixels.transpose(2, 0, 1).reshape(channels * height, width, 1)
     return tf.io.encode_png(pixels).numpy()
+
+
+def exif_orientation(encoded: bytes) -> int:
+    """Returns how viewers turn an image: 1..8 as in EXIF, 1 being not at all."""
+    try:
+        exif = Image.open(io.BytesIO(encoded)).getexif()
+        orientation = exif.get(_EXIF_ORIENTATION)
+    except Exception:  # Pillow's parsers raise whatever they stumble over
+        return 1
+    # Some cameras write 0.
+    return orientation if orientation in range(1, 9) else 1

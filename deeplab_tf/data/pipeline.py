@@ -22,6 +22,7 @@ class _Cropper:
         self.info = source.info
         self.config = config
         self._reader = Reader(source)
+        self._mean_pixel = _mean_pixel(config, source.info)
         self._epoch = tf.constant(epoch_positions(source, config.bootstrap_classes))
 
     def _position(self, index):
@@ -75,7 +76,7 @@ class _Cropper:
         if config.photometric_jitter:
             image = augment.jittered(image, chance[4:], config.photometric_jitter)
         size = config.crop_size
-        image = augment.crop_image(image, window, size, config.mean_pixel)
+        image = augment.crop_image(image, window, size, self._mean_pixel)
         label = augment.crop_label(label, window, size, self.info.ignore_label)
         return image, label, facts
 
@@ -93,6 +94,19 @@ class _Cropper:
         window = window_of(tf.shape(label)[:2])
         first, count = window.first_row, window.row_count
         return Decoded(image[first : first + count], label, window, sample.facts)
+
+
+def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
+    """Returns one value for each channel of the images."""
+    values = config.mean_pixel
+    if len(values) == info.channels:
+        return values
+    if len(set(values)) == 1:
+        return values[:1] * info.channels
+    raise UserError(
+        f"mean_pixel needs one value for each of {info.channels} channels of "
+        f"{info.name}; received {values}"
+    )
 
 
 def _in_range(image, info: DatasetInfo):
@@ -141,16 +155,23 @@ def _evaluation(source: Source, config: DataConfig, worker: int, of: int):
         return _resized(*reader.sample(position), source.info, config)
 
     dataset = tf.data.Dataset.range(worker, len(source.index), of)
-    dataset = dataset.map(whole, num_parallel_calls=tf.data.AUTOTUNE)
     rows = config.batch_size // of
-    if rows == 1:
-        return dataset.batch(1)
-    # Images of one size form a batch, so that nothing is resized or padded.
-    return dataset.group_by_window(
-        lambda image, _: tf.reduce_sum(tf.shape(image, tf.int64)[:2] * [1 << 20, 1]),
-        lambda _, same_size: same_size.batch(rows),
-        window_size=rows,
-    )
+    if rows > 1:
+        # Images of one size form a batch, so that nothing is resized or padded. They
+        # are decoded when it is full, for all that wait would need much memory.
+        dataset = dataset.map(lambda p: (p, reader.size(p))).group_by_window(
+            lambda _, size: tf.reduce_sum(tf.cast(size, tf.int64) * [1 << 32, 1]),
+            lambda _, same_size: same_size.map(lambda p, _: p).batch(rows),
+            window_size=rows,
+        )
+    else:
+        dataset = dataset.batch(1)
+
+    def batch(positions):
+        samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
+        return samples.batch(rows).get_single_element()
+
+    return dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def load_dataset(

@@ -12,8 +12,8 @@ from deeplab_tf.data.sources import Source
 from deeplab_tf.errors import UserError
 
 _UNREADABLE = (
-    "is broken: a checksum does not match, or its image is no JPEG or PNG, or its "
-    "label no grey PNG; python -m deeplab_tf.data.doctor tells more"
+    "is broken: it is gone, a checksum does not match, its image is no JPEG or PNG, or "
+    "its label no grey PNG; python -m deeplab_tf.data.doctor tells more"
 )
 
 
@@ -124,6 +124,16 @@ class Reader:
         found = self._found(position, decode)
         with self.checked(position, found.facts):
             return tf.identity(found.label)
+
+    def size(self, position):
+        """Returns height and width of the image of a record, from its header."""
+
+        def decode(position):
+            record = self._record(position).get_single_element()
+            image, _, _ = records.parse(record, self._keys)
+            return pictures.picture_size(image, self.info.channels)
+
+        return self._found(position, decode)
 
     def raw(self, position):
         """Returns whether the checksums of a record match, and its bytes if so."""

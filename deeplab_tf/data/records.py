@@ -96,43 +96,61 @@ def parse(record, keys: Keys = OFFICIAL_KEYS):
     return sample[keys.image], sample[keys.label], sample.get(keys.name, "")
 
 
+def split_files(folder: str, split: str) -> list[str]:
+    """Returns the paths of a split's shards, unfinished ones too, in order.
+
+    As in the official code these are `<split>-*`, but no shards of a split whose name
+    begins alike.
+    """
+    # Not a glob, for which a folder may have any name but `a[1]`.
+    names = tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else []
+    found = []
+    for name in sorted(names):
+        shard = _SHARD.fullmatch(name.removesuffix(UNFINISHED).removesuffix(FINISHED))
+        if shard[1] == split if shard else name.startswith(f"{split}-"):
+            found.append(os.path.join(folder, name))
+    return found
+
+
 def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """Returns the shards of a split, in order.
 
     Raises:
         UserError: if there are none, naming the splits that are there, or if the
-            names tell that some are missing.
+            names tell that some are missing, or are of two conversions.
     """
     split = split_name(split)
-    paths = tf.io.gfile.glob(os.path.join(dataset_dir, f"{split}-*"))
-    paths = sorted(p for p in paths if not p.endswith((UNFINISHED, FINISHED)))
+    paths = split_files(dataset_dir, split)
+    paths = [p for p in paths if not p.endswith((UNFINISHED, FINISHED))]
     if not paths:
         splits = split_names(dataset_dir)
         found = f"splits there: {', '.join(splits)}" if splits else "no records there"
         raise UserError(f"no {split}-* records in {dataset_dir or '.'}; {found}")
-    for (number, of), there in _numbered(paths).items():
-        if there < of:
-            raise UserError(
-                f"{dataset_dir or '.'} has {there} of the {of} shards of {split} "
-                f"(such as {paths[0]}, number {number}); copy or convert it again"
-            )
+    _require_one_set(paths)
     return paths
 
 
-def _numbered(paths: Sequence[str]) -> dict[tuple[int, int], int]:
-    """Returns the number of shards by (first number, number they ought to be)."""
-    sets: dict[int, list[int]] = {}
-    for path in paths:
-        name = _SHARD.fullmatch(os.path.basename(path))
-        if name:
-            sets.setdefault(int(name[3]), []).append(int(name[2]))
-    return {(min(n), of): len(n) for of, n in sets.items()}
+def _require_one_set(paths: Sequence[str]) -> None:
+    """Refuses shards whose names tell that they are not one whole set."""
+    shards = [_SHARD.fullmatch(os.path.basename(path)) for path in paths]
+    numbered = [(int(s[2]), int(s[3])) for s in shards if s]
+    numbers, counts = ({n[i] for n in numbered} for i in (0, 1))
+    if len(counts) > 1 or len(numbered) > len(numbers):
+        raise UserError(
+            f"{paths[0]} and {paths[-1]} are of two sets of shards; remove one of them"
+        )
+    if counts and len(numbers) < max(counts):
+        raise UserError(
+            f"{paths[0]} is one of {len(numbers)} shards of {max(counts)}; copy or "
+            "convert them again"
+        )
 
 
 def split_names(dataset_dir: str) -> list[str]:
     """Returns the splits that a folder has shards of, in alphabetical order."""
-    names = tf.io.gfile.glob(os.path.join(dataset_dir, "*-of-*"))
-    shards = [_SHARD.fullmatch(os.path.basename(name)) for name in names]
+    if not tf.io.gfile.exists(dataset_dir):
+        return []
+    shards = [_SHARD.fullmatch(name) for name in tf.io.gfile.listdir(dataset_dir)]
     return sorted({shard[1] for shard in shards if shard})
 
 
@@ -232,5 +250,8 @@ def read_info(folder: str) -> DatasetInfo | None:
     path = os.path.join(folder, _INFO_FILE)
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path) as file:
-        return DatasetInfo.from_json(file.read(), source=path)
+    try:
+        with tf.io.gfile.GFile(path) as file:
+            return DatasetInfo.from_json(file.read(), source=path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text: {error}") from error

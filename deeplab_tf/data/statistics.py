@@ -39,9 +39,13 @@ def _value_counts(reader: Reader, count: int) -> tf.data.Dataset:
 
 
 def label_values(reader: Reader, count: int) -> np.ndarray:
-    """Returns the pixels of each label value in the first `count` records, `[256]`."""
-    counts = _value_counts(reader, count)
-    return sum(counts.as_numpy_iterator(), np.zeros(256, np.int64))
+    """Returns the pixels of each label value in the first `count` records, `[256]`.
+
+    Raises:
+        UserError: for a broken record; names it.
+    """
+    counts = batches(_value_counts(reader, count))
+    return sum((values.numpy() for values in counts), np.zeros(256, np.int64))
 
 
 def count_labels(source: Source) -> LabelCounts:

@@ -41,18 +41,27 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(_parse(name).builder, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).split("\n")[0]
+        # All the names that there are would follow.
+        reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"--dataset={name}: tensorflow-datasets has none of that name: {reason}"
         ) from error
     if not builder.is_prepared():
-        builder.download_and_prepare(file_format="tfrecord")
+        _prepare(name, builder)
     if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
         raise UserError(
             f"--dataset={name} is prepared as {builder.info.file_format.value} in "
             f"{builder.data_dir}; prepare it with file_format='tfrecord'"
         )
     return builder
+
+
+def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    try:
+        builder.download_and_prepare(file_format="tfrecord")
+    except Exception as error:  # the scripts of data sets raise whatever they like
+        reason = " ".join(str(error).split())
+        raise UserError(f"--dataset={name} cannot be prepared: {reason}") from error
 
 
 def _images(features, prefix: str = "") -> dict[str, tfds.features.Image]:
@@ -89,8 +98,9 @@ def _features(name: str, builder) -> tuple[str, str]:
     labels = [k for k, f in images.items() if isinstance(f, tfds.features.LabeledImage)]
     grey = [k for k, f in images.items() if f.shape[-1] == 1]
     label = _the_one(name, "label", images, labels or grey)
-    photos = [key for key in images if key not in labels + grey]
-    return _the_one(name, "image", images, photos), label
+    others = [key for key in images if key != label]
+    photos = [key for key in others if key not in labels + grey]
+    return _the_one(name, "image", images, photos or others), label
 
 
 @functools.lru_cache
@@ -118,9 +128,10 @@ def describe(name: str, data_dir: str) -> DatasetInfo:
             f"{label_depth} {label.shape}; images are uint8 or uint16 and labels uint8 "
             "of one channel"
         )
-    names = getattr(label, "names", None) or _numbered(
-        getattr(label, "num_classes", None) or _class_count(name, data_dir, builder)
-    )
+    if getattr(label, "num_classes", None):
+        names = label.names
+    else:
+        names = _numbered(_class_count(name, data_dir, builder))
     return DatasetInfo(
         name=name,
         class_names=tuple(names),
@@ -156,19 +167,23 @@ def open_split(
         split: As tensorflow-datasets writes it, such as `train[:90%]`.
 
     Raises:
-        UserError: if there is no such split.
+        UserError: if there is no such split, or nothing in it.
     """
     builder = _builder(name, data_dir)
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
+        # The splits would follow, and a link before it.
+        reason = str(error).split("\n")[-1].split(". ")[0].rstrip(".")
         raise UserError(
-            f"--dataset={name} has no split {split!r}; it has "
+            f"--dataset={name} has no split {split!r}: {reason}; it has "
             f"{', '.join(builder.info.splits)}"
         ) from error
     index = records.index_records([part.filename for part in parts])
     first = np.array([part.skip for part in parts])[index.file]
     count = np.array([part.take for part in parts])[index.file]
     chosen = (index.number >= first) & (index.number - first < count)
+    if not chosen.any():
+        raise UserError(f"--dataset={name} has no record in {split!r}")
     keys = records.Keys(*_features(name, builder), "")
     return keys, index.taken(np.flatnonzero(chosen))

@@ -87,6 +87,7 @@ def run_program(
         *(UserError, flags.Error),
         # What Python and tf.io.gfile say of a path that cannot be.
         *(OSError, errors.PermissionDeniedError, errors.FailedPreconditionError),
+        *(errors.NotFoundError, errors.ResourceExhaustedError),
     )
     argv = sys.argv if argv is None else argv
     program = os.path.basename(argv[0])

@@ -17,6 +17,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.data import sources
 from deeplab_tf.data.doctor import (
+    DECODING_ERRORS,
     ERRORS,
     WARNINGS,
     Problem,
@@ -141,7 +142,7 @@ def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None
         for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
             try:
                 image, label = reader.sample(tf.constant(position))
-            except tf.errors.InvalidArgumentError:
+            except DECODING_ERRORS:
                 continue  # the report tells of it
             label = label.numpy()[..., 0]
             pictures.append(_picture(image.numpy(), label, source.info))

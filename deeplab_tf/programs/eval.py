@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import EvalConfig
-from deeplab_tf.data import sources
+from deeplab_tf.data import records, sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import class_table, evaluate
 from deeplab_tf.presets import report
@@ -118,9 +118,7 @@ def _write(metrics: dict, folder: str) -> str:
     """Writes `metrics.json`, whole or not at all, and returns its path."""
     path = os.path.join(folder, "metrics.json")
     tf.io.gfile.makedirs(folder)
-    with tf.io.gfile.GFile(path + ".unfinished", "w") as file:
-        file.write(json.dumps(metrics, indent=2) + "\n")
-    tf.io.gfile.rename(path + ".unfinished", path, overwrite=True)
+    records.write_text(json.dumps(metrics, indent=2) + "\n", path)
     return path
 
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from deeplab_tf import flags, visualize
 from deeplab_tf.data.info import DatasetInfo, generic_info
-from deeplab_tf.data.pictures import PICTURE_FORMATS, decode_image
+from deeplab_tf.data.pictures import PICTURE_FORMATS, decode_image, exif_orientation
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.programs import run_program
@@ -36,7 +36,6 @@ _SUFFIXES = (".jpg", ".jpeg", ".png")
 # Larger pictures are refused from their header, before they fill the memory.
 _MOST_PIXELS = 100_000_000
 _SHOWN = 12
-_EXIF_ORIENTATION = 0x0112
 # EXIF orientation -> how to turn the stored picture upright.
 _UPRIGHT = {
     2: np.fliplr,
@@ -108,7 +107,7 @@ def read_image(path: str) -> np.ndarray:
     picture = _opened(io.BytesIO(content), path)
     try:
         picture.load()  # tells a broken file in one line, TensorFlow in several
-        orientation = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        orientation = exif_orientation(content)
         image = decode_image(tf.constant(content)).numpy()
     except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as error:
         raise UserError(f"{path} is broken: {error}") from error

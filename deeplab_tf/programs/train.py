@@ -5,6 +5,7 @@ r"""Trains a model on TFRecords; started again, it goes on where it was.
 """
 
 import dataclasses
+import sys
 
 import tensorflow as tf
 from absl import flags as absl_flags
@@ -90,11 +91,11 @@ def _define() -> None:
 _define()
 
 
-def _experiment(values: absl_flags.FlagValues) -> Experiment:
+def _experiment(
+    values: absl_flags.FlagValues, preset: Preset | None, source: sources.Source
+) -> Experiment:
     """Returns everything that the flags say, checked as far as values go."""
-    preset = flags.chosen_preset(values)
     split = flags.split_value(values, "train_split", preset)
-    source = _source(values, preset, split)
     info = source.info
     model = flags.model_config(
         values,
@@ -113,7 +114,6 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
         bootstrap_classes=tuple(values.bootstrap_classes or ()),
     )
     statistics.class_ids(data.bootstrap_classes, info)
-    doctor.check_quickly(source, split)
     train = TrainConfig(
         **flags.field_values(values, _TRAINING, preset and preset.train),
         ignore_label=info.ignore_label,
@@ -123,33 +123,42 @@ def _experiment(values: absl_flags.FlagValues) -> Experiment:
             "train_batch_size=1 leaves the batch normalisation of image-level features "
             "a single value; use a larger batch or --fine_tune_batch_norm=false"
         )
-    train = _weighted(values, train, source, split)
+    if values.class_weighting != "none" and train.label_weights:
+        raise UserError(
+            f"--class_weighting={values.class_weighting} and --label_weights exclude "
+            "each other"
+        )
     experiment = Experiment(model, data, train, split, info)
     if preset:
         print(_report(preset, experiment))
     return experiment
 
 
-def _source(values, preset: Preset | None, split: str) -> sources.Source:
+def _source(values, preset: Preset | None) -> sources.Source:
     """Returns the training records, and what their labels mean."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
-    info = sources.resolve_info(values.dataset, folder, flags.dataset_fallback(preset))
+    fallback = flags.dataset_fallback(preset)
+    info = sources.resolve_info(values.dataset, folder, fallback)
+    split = flags.split_value(values, "train_split", preset)
     return sources.open_split(info.name, folder, split)
 
 
-def _weighted(values, train: TrainConfig, source: sources.Source, split: str):
-    """Returns the config with the label weights that `--class_weighting` means."""
+def _examined(values, experiment: Experiment, source: sources.Source) -> Experiment:
+    """Returns the experiment with the label weights that `--class_weighting` means.
+
+    Reads records, so that it comes behind what costs nothing to check.
+    """
+    for problem in doctor.check_quickly(source, experiment.split):
+        if problem.kind == "unlikely":
+            what = doctor.WARNINGS[problem.kind]
+            print(f"warning: {what}: {problem.text}", file=sys.stderr)
     if values.class_weighting == "none":
-        return train
-    if train.label_weights:
-        raise UserError(
-            f"--class_weighting={values.class_weighting} and --label_weights exclude "
-            "each other"
-        )
-    weights = statistics.class_weights(source, split)
+        return experiment
+    weights = statistics.class_weights(source, experiment.split)
     print(f"label_weights: {', '.join(f'{w:.4g}' for w in weights)}")
-    return dataclasses.replace(train, label_weights=weights)
+    train = dataclasses.replace(experiment.train, label_weights=weights)
+    return dataclasses.replace(experiment, train=train)
 
 
 def _report(preset: Preset, experiment: Experiment) -> str:
@@ -215,11 +224,14 @@ def _require_same_model(model: ModelConfig, folder: str) -> None:
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
     flags.check_flags(values, "train")
-    experiment = _experiment(values)
+    preset = flags.chosen_preset(values)
+    source = _source(values, preset)
+    experiment = _experiment(values, preset, source)
+    _require_same_model(experiment.model, experiment.train.train_logdir)
+    if experiment.train.tf_initial_checkpoint:
+        tf1.resolve(experiment.train.tf_initial_checkpoint)
+    experiment = _examined(values, experiment, source)
     config = experiment.train
-    _require_same_model(experiment.model, config.train_logdir)
-    if config.tf_initial_checkpoint:
-        tf1.resolve(config.tf_initial_checkpoint)
     tf.keras.utils.set_random_seed(experiment.data.seed)
     trainer = Trainer(build_model(experiment.model), config)
     _initialize(trainer, config)

@@ -270,6 +270,69 @@ def test_an_error_after_an_interruption_leaves_nothing(sources, folder, monkeypa
     assert not tf.io.gfile.exists(folder)
 
 
+def test_shards_that_an_error_undid_are_not_taken_for_finished(
+    sources, folder, monkeypatch
+):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    conversion.convert({"train": samples(sources, *range(6))}, INFO, folder, 3)
+    # The first shard is made again before the last fails.
+    (sources / "0_label.png").write_bytes(encoded(LABELS[2]))
+    sound = (sources / "5.jpg").read_bytes()
+    with pytest.raises(UserError):
+        conversion.convert({"train": broken(sources, *range(6))}, INFO, folder, 3)
+    assert records.read_info(folder).class_pixels == {"train": [40, 35, 40]}
+    (sources / "5.jpg").write_bytes(sound)
+    splits = {"train": samples(sources, *range(6))}
+    info = conversion.convert(splits, INFO, folder, 3)
+    assert info.class_pixels == {"train": [20, 35, 60]}
+    assert {0, 1} <= set(samples.read)
+
+
+def test_no_mixture_is_read_when_the_last_step_is_interrupted(
+    sources, folder, monkeypatch
+):
+    conversion.convert({"train": samples(sources, 0, 1, 2)}, INFO, folder, 3)
+    rename, renamed = tf.io.gfile.rename, []
+
+    def interrupted_rename(source, *arguments, **options):
+        if source.endswith(".tfrecord.finished"):
+            if renamed:
+                raise KeyboardInterrupt
+            renamed.append(source)
+        rename(source, *arguments, **options)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", interrupted_rename)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
+    with pytest.raises(UserError, match="is one of 1 shards of 3"):
+        records.shard_paths(folder, "train")
+    monkeypatch.setattr(tf.io.gfile, "rename", rename)
+    conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
+    assert samples.read == []
+    assert sorted(name for (name,) in names_in(folder).values()) == named(3, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("0.jpg", b"", "0.jpg is broken: it is empty"),
+        ("0.jpg", b"hello", "0.jpg is broken: its 5 bytes are no picture"),
+    ],
+)
+def test_what_is_no_picture_is_told(sources, folder, name, content, message):
+    (sources / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+
+
+def test_a_value_beyond_the_largest_is_refused(sources, folder):
+    info = dataclasses.replace(INFO, max_value=100)
+    with pytest.raises(
+        UserError, match=r"0\.jpg has the value 2.., but max_value is 100"
+    ):
+        conversion.convert({"train": samples(sources, 0)}, info, folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"shards": 3}', '{"shards": {"a": 1}}'])
 def test_an_unreadable_manifest_only_costs_time(sources, folder, text):
     conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
@@ -321,6 +384,22 @@ def test_a_label_drawn_on_the_turned_image_is_refused_with_a_hint(sources, folde
     )
     with pytest.raises(UserError, match=message):
         conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+
+
+def test_broken_exif_data_do_not_matter(sources, folder):
+    jpeg = encoded(image(0).transpose(1, 0, 2), "JPEG", exif=b"Exif\0\0no TIFF")
+    (sources / "0.jpg").write_bytes(jpeg)
+    with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
+        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+
+
+def test_names_are_the_words_of_a_text(tmp_path):
+    path = epath.Path(tmp_path / "train.txt")
+    path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
+    assert conversion.read_names(path) == ["a", "b_1", "ö"]
+    path.write_bytes(b"a\n\xffb")
+    with pytest.raises(UserError, match=f"^{path} is no UTF-8 text: .*0xff"):
+        conversion.read_names(path)
 
 
 def test_records_without_a_manifest_are_replaced(sources, tmp_path):

@@ -124,3 +124,28 @@ def test_labels_that_would_be_read_as_brightness_are_refused(mode):
 def test_labels_that_are_no_png_are_refused(content):
     with pytest.raises(tf.errors.InvalidArgumentError):
         in_graph(pictures.decode_label, content)
+
+
+def turned(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(noise(9, 9, 3), "JPEG", exif=exif)
+
+
+def test_the_orientation_is_that_of_exif():
+    found = [pictures.exif_orientation(turned(i)) for i in range(1, 9)]
+    assert found == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        turned(0),
+        turned(9),
+        encoded(noise(9, 9, 3), "JPEG"),
+        encoded(noise(9, 9, 3), "JPEG", exif=b"Exif\0\0no TIFF"),
+        b"\xff\xd8\xff",
+    ],
+)
+def test_what_says_no_orientation_is_upright(content):
+    assert pictures.exif_orientation(content) == 1

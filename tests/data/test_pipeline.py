@@ -75,7 +75,7 @@ def test_one_seed_gives_one_stream(plain):
     assert_same(taken(plain, 5), taken(plain, 5))
 
 
-@pytest.mark.parametrize("seed", [1, -1, 1 << 40])
+@pytest.mark.parametrize("seed", [1, 256, 2**32 - 1])
 def test_another_seed_gives_another_stream(plain, seed):
     ones = taken(plain, 2)
     others = taken(dataclasses.replace(plain, seed=seed), 2)
@@ -157,6 +157,19 @@ def test_a_label_out_of_range_names_image_and_value(tmp_path, training):
     )
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(tmp_path, training):
+    content = plain_record(1, 9, 9, np.full((9, 9), 77, np.uint8), name="ab__\nd")
+    folder = write(tmp_path, content.replace(b"ab__\nd", b"ab\xff\xed\nd"))
+    config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
+    with pytest.raises(UserError) as error:
+        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+    assert str(error.value) == (
+        f"record 0 of {folder}/train-00000-of-00001.tfrecord image ab\ufffd\ufffd\\nd "
+        "has a label of value 77 outside 0..20 and 255 (ignored)"
+    )
+
+
 def test_the_ignored_label_and_the_last_class_are_in_range(tmp_path):
     label = np.array([[20, 255], [0, 255]], np.uint8)
     folder = write(tmp_path, plain_record(1, 2, 2, label), split="val")
@@ -190,9 +203,7 @@ def test_a_broken_picture_is_told_by_file_and_record(tmp_path, training, part):
     with pytest.raises(UserError) as error:
         list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
     path = f"{folder}/train-00000-of-00001.tfrecord"
-    assert str(error.value).startswith(
-        f"record 1 of {path} is broken: a checksum does "
-    )
+    assert str(error.value).startswith(f"record 1 of {path} is broken: it is gone, a ")
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -203,7 +214,9 @@ def test_a_flipped_bit_is_told_by_file_and_record(tmp_path, training):
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
-    with pytest.raises(UserError, match=f"^record 1 of {path} is broken: a checksum"):
+    with pytest.raises(
+        UserError, match=f"^record 1 of {path} is broken: it is gone, a checksum"
+    ):
         list(itertools.islice(batches(load_dataset(config, "val", training)), 3))
 
 
@@ -337,3 +350,34 @@ def test_jitter_changes_images_and_no_label(plain):
         inside = labels[..., 0] != 255
         assert not np.allclose(ones[inside], others[inside], atol=1)
         np.testing.assert_array_equal(others[~inside], 0)
+
+
+def test_one_mean_pixel_stands_for_all_channels(tmp_path):
+    png = pictures.encode_image(np.full((3, 3, 5), 9, np.uint8))
+    picture = records.Picture(png, "png", 3, 3, 5)
+    content = records.serialize(picture, encoded(np.zeros((3, 3))), "a")
+    folder = write(tmp_path, content)
+    records.write_info(DatasetInfo("five", ("x",), channels=5), folder)
+    config = DataConfig(folder, crop_size=(9, 9), batch_size=1)
+    ((images, _),) = taken(config, 1)
+    assert images.shape == (1, 9, 9, 5) and images[0, -1, -1].tolist() == 5 * [127.5]
+    config = dataclasses.replace(config, mean_pixel=(1.0, 2.0, 3.0))
+    with pytest.raises(UserError, match=r"mean_pixel needs one .* 5 channels of five"):
+        load_dataset(config, "train", training=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_small_image_beside_a_large_label_is_told_by_its_size(tmp_path, training):
+    content = record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
+    config = DataConfig(write(tmp_path, content), crop_size=(17, 17), batch_size=1)
+    with pytest.raises(UserError, match="image small is 6 9 but its label 300 200"):
+        list(itertools.islice(batches(load_dataset(config, "train", training)), 4))
+
+
+def test_what_is_gone_after_the_start_is_told(tmp_path):
+    folder = write(tmp_path, *(plain_record(i, 9, 9) for i in range(3)))
+    dataset = load_dataset(DataConfig(folder, batch_size=1), "train", training=False)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    with pytest.raises(UserError, match=f"record 0 of {path} is broken: it is gone, "):
+        list(batches(dataset))

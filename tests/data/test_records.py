@@ -106,8 +106,35 @@ def test_a_split_without_records_names_those_that_are_there(folder):
 def test_a_set_of_shards_that_is_not_whole_is_refused(folder):
     write(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
-    with pytest.raises(UserError, match=r"has 2 of the 3 shards of train .*copy or co"):
+    with pytest.raises(
+        UserError, match=r"00000-of-00003.* is one of 2 shards of 3; copy"
+    ):
         records.shard_paths(folder, "train")
+
+
+@pytest.mark.parametrize(
+    "name", ["train-00000-of-00002.tfrecord", "train-00000-of-00001"]
+)
+def test_two_sets_of_shards_are_refused(tmp_path, name):
+    folder = write(tmp_path, b"1")
+    there = f"{folder}/train-00000-of-00001.tfrecord"
+    tf.io.gfile.copy(there, f"{folder}/{name}")
+    with pytest.raises(UserError, match="are of two sets of shards; remove one"):
+        records.shard_paths(folder, "train")
+
+
+def test_splits_whose_names_begin_alike_are_told_apart(folder):
+    for split in ("train", "train-hard", "train_aug"):
+        write(folder, b"1", split=split)
+    (path,) = records.shard_paths(folder, "train")
+    assert path.endswith("/train-00000-of-00001.tfrecord")
+    assert len(records.shard_paths(folder, "train-hard")) == 1
+
+
+def test_a_folder_may_have_any_name(tmp_path):
+    folder = write(tmp_path / "a[1]*", b"1")
+    assert len(records.shard_paths(folder, "train")) == 1
+    assert records.split_names(folder) == ["train"]
 
 
 def test_shards_of_any_name_are_read(folder):
@@ -164,6 +191,13 @@ def test_dataset_info_travels_as_json(folder):
 def test_another_json_is_refused_with_its_path(tmp_path, text):
     (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}/dataset_info.json describes no"):
+        records.read_info(str(tmp_path))
+
+
+def test_an_info_that_is_no_text_is_refused_with_its_path(tmp_path):
+    path = tmp_path / "dataset_info.json"
+    path.write_bytes(b'{"name": "\xff"}')
+    with pytest.raises(UserError, match=f"{path} is no UTF-8 text: .*0xff"):
         records.read_info(str(tmp_path))
 
 

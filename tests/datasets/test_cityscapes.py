@@ -205,7 +205,7 @@ BROKEN = {
         another_folder,
         "--cityscapes_root=.*/cityscapes has no folder .*/cityscapes/leftImg8bit;",
     ),
-    "no labels": (no_fine, "/cityscapes has none of train, val and test in both left"),
+    "no labels": (no_fine, "/cityscapes has no train in both leftImg8bit and gtFine"),
     "no cities": (no_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
 }
 
@@ -227,3 +227,16 @@ def test_the_program_says_what_there_is(root, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out == f"{tmp_path}/out: train_fine 2, val_fine 1, trainval_fine 3 images\n"
     assert len(records.shard_paths(f"{tmp_path}/out", "val_fine")) == 10
+
+
+def test_only_the_splits_that_are_wanted_are_written(tmp_path):
+    root = small_sources.cityscapes(tmp_path / "cityscapes")
+    wanted = ("val_fine", "train_fine")
+    sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, wanted)
+    assert sizes == {"train_fine": 2, "val_fine": 1}
+    assert records.split_names(str(tmp_path / "out")) == ["train_fine", "val_fine"]
+    with pytest.raises(UserError, match="--splits=val must be of train_fine, val_fine"):
+        cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val",))
+    shutil.rmtree(root / "gtFine/val")
+    with pytest.raises(UserError, match="no val in both leftImg8bit and gtFine, for"):
+        cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val_fine",))

@@ -694,6 +694,12 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stdout == ""
 
 
+def experiment(values):
+    """Returns what the flags of a training say."""
+    train = program("train")
+    return train._experiment(values, None, train._source(values, None))
+
+
 @pytest.mark.parametrize(
     "head",
     [
@@ -709,7 +715,7 @@ def test_a_mistake_ends_the_process_with_one_line():
 def test_one_image_is_a_batch_where_none_is_pooled_to_one_value(head, tiny_records):
     where = f"--dataset_dir={tiny_records}"
     values = parsed("train", where, "--train_batch_size=1", *head)
-    assert program("train")._experiment(values).data.batch_size == 1
+    assert experiment(values).data.batch_size == 1
 
 
 def test_a_cell_that_pools_the_image_needs_more_than_one(tiny_records):
@@ -717,7 +723,7 @@ def test_a_cell_that_pools_the_image_needs_more_than_one(tiny_records):
     flags_of = (f"--dense_prediction_cell_json={cell}", f"--dataset_dir={tiny_records}")
     values = parsed("train", "--train_batch_size=1", *flags_of)
     with pytest.raises(UserError, match="leaves the batch normalisation"):
-        program("train")._experiment(values)
+        experiment(values)
 
 
 def test_official_flags_without_a_meaning_here_are_told(tiny_records, logs, tmp_path):
