@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from deeplab_tf.data import conversion
+from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 
@@ -45,7 +45,7 @@ _DATASETS = {151: "ade20k", 150: "ade20k_150"}
 
 def _read_shifted(path: epath.Path) -> np.ndarray:
     """Returns the label with the classes from 0 on and 255 in place of 0."""
-    label = conversion.read_index_label(path)
+    label = image_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
             f"{path} has the value {label.max()}; annotations have 0..150 "
@@ -54,7 +54,7 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
     return label - np.uint8(1)  # 0 wraps around to 255
 
 
-_READERS = {151: conversion.read_index_label, 150: _read_shifted}
+_READERS = {151: image_files.read_index_label, 150: _read_shifted}
 
 
 def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:

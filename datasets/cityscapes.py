@@ -15,7 +15,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from deeplab_tf.data import conversion
+from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 
@@ -69,7 +69,7 @@ def train_ids() -> np.ndarray:
 
 
 def _read_label(path: epath.Path) -> np.ndarray:
-    ids = conversion.read_index_label(path)
+    ids = image_files.read_index_label(path)
     if ids.max() >= _NUM_IDS:
         raise UserError(
             f"{path} has the value {ids.max()}; the ids of labelIds files are "

@@ -7,7 +7,7 @@ from etils import epath
 from PIL import Image
 
 from datasets.class_list import ClassList, Color
-from deeplab_tf.data import conversion
+from deeplab_tf.data import image_files
 from deeplab_tf.errors import UserError
 
 
@@ -26,10 +26,10 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
         UserError: if the file is broken or has a colour of no class.
     """
     content = path.read_bytes()
-    image = conversion.opened(path, content)
+    image = image_files.opened(path, content)
     if image.format == "PNG" and image.mode in ("RGB", "RGBA"):
         return _of_colors(path, np.asarray(image.convert("RGB")), classes)
-    label = conversion.index_label(path, image, content)
+    label = image_files.index_label(path, image, content)
     if image.mode == "P" and classes.has_colors:
         return _of_palette(path, image, label, classes)
     _check_grey(path, label, classes)

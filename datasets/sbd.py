@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 from etils import epath
 
-from deeplab_tf.data import conversion
+from deeplab_tf.data import image_files
 from deeplab_tf.errors import UserError
 
 FOLDER = "benchmark_RELEASE/dataset"
@@ -24,7 +24,7 @@ def names(folder: epath.Path) -> set[str]:
         folder: The extracted `FOLDER`.
     """
     lists = (folder / "train.txt", folder / "val.txt")
-    return {name for path in lists for name in conversion.read_names(path)}
+    return {name for path in lists for name in image_files.read_names(path)}
 
 
 def read_label(path: epath.Path) -> np.ndarray:

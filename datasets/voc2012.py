@@ -27,7 +27,7 @@ from etils import epath
 
 import deeplab_tf.programs
 from datasets import archives, sbd
-from deeplab_tf.data import conversion, records
+from deeplab_tf.data import conversion, image_files, records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
 
@@ -111,7 +111,7 @@ class _Root:
 
     def names(self, list_path: epath.Path) -> list[str]:
         """Returns the lines of a list."""
-        names = conversion.read_names(list_path)
+        names = image_files.read_names(list_path)
         if not names:
             raise UserError(f"{list_path} lists no image: the split is empty")
         return names
@@ -149,7 +149,7 @@ def _labels(folder: epath.Path, suffix: str = ".png") -> Files:
 
 
 def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
-    read = sbd.read_label if label.suffix == ".mat" else conversion.read_index_label
+    read = sbd.read_label if label.suffix == ".mat" else image_files.read_index_label
     return conversion.Sample(name, image, label, functools.partial(read, label))
 
 

@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 from plain_records import encoded, write
 
-from deeplab_tf.data import conversion, pictures, records
+from deeplab_tf.data import conversion, image_files, pictures, records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
@@ -50,7 +50,7 @@ def samples(sources, *numbers):
     def read(path):
         def read_label():
             samples.read.append(int(path.name[0]))
-            return conversion.read_index_label(path)
+            return image_files.read_index_label(path)
 
         return read_label
 
@@ -396,10 +396,10 @@ def test_broken_exif_data_do_not_matter(sources, folder):
 def test_names_are_the_words_of_a_text(tmp_path):
     path = epath.Path(tmp_path / "train.txt")
     path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
-    assert conversion.read_names(path) == ["a", "b_1", "ö"]
+    assert image_files.read_names(path) == ["a", "b_1", "ö"]
     path.write_bytes(b"a\n\xffb")
     with pytest.raises(UserError, match=f"^{path} is no UTF-8 text: .*0xff"):
-        conversion.read_names(path)
+        image_files.read_names(path)
 
 
 def test_records_without_a_manifest_are_replaced(sources, tmp_path):
