@@ -31,6 +31,8 @@ INSTALL_REQUIRES = [
     "tensorflow>=2.20",
     "keras>=3.12",
     "tensorflow-datasets>=4.9.9",
+    # tensorflow-datasets imports it to prepare data sets, without asking for it.
+    "importlib-resources>=6.0",
     "numpy>=2.0",
     "absl-py>=2.1",
     "opencv-python-headless>=4.10.0.84",

@@ -40,13 +40,14 @@ def resolve_info(
     Raises:
         UserError: if the two contradict each other, or the name is unknown.
     """
-    if name and name.startswith(TFDS_PREFIX):
+    beside = records.read_info(dataset_dir)
+    if (name or "").startswith(TFDS_PREFIX) or beside is None:
+        name = name or fallback
+        if not name.startswith(TFDS_PREFIX):
+            return dataset_info(name)
         from deeplab_tf.data import tfds_source  # here: it takes seconds to import
 
         return tfds_source.describe(name, dataset_dir)
-    beside = records.read_info(dataset_dir)
-    if beside is None:
-        return dataset_info(name or fallback)
     if name not in (None, beside.name):
         raise UserError(
             f"--dataset={name} but {os.path.join(dataset_dir, 'dataset_info.json')} "

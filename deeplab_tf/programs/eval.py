@@ -73,7 +73,8 @@ def _evaluate(prefix: str) -> None:
         dataset, dataset_dir = experiment.data.dataset, experiment.data.dataset_dir
     flags.require_dataset_dir(dataset, dataset_dir)
     preset = flags.chosen_preset(FLAGS)
-    fallback = flags.dataset_fallback(preset)
+    trained_on = experiment and experiment.data.dataset
+    fallback = trained_on or flags.dataset_fallback(preset)
     info = sources.resolve_info(dataset, dataset_dir or "", fallback)
     split = flags.split_value(FLAGS, "eval_split", preset)
     config = EvalConfig(
