@@ -9,6 +9,9 @@ from PIL import Image
 
 from deeplab_tf.data import records
 
+# EXIF data in which the orientation is the text "abc".
+ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
+
 
 def encoded(array, file_format="PNG", **options):
     """Returns the bytes of a picture."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from plain_records import encoded
+from plain_records import ODD_EXIF, encoded
 
 from deeplab_tf.data import pictures
 
@@ -143,7 +143,7 @@ def test_the_orientation_is_that_of_exif():
         turned(0),
         turned(9),
         encoded(noise(9, 9, 3), "JPEG"),
-        encoded(noise(9, 9, 3), "JPEG", exif=b"Exif\0\0no TIFF"),
+        encoded(noise(9, 9, 3), "JPEG", exif=ODD_EXIF),
         b"\xff\xd8\xff",
     ],
 )
