@@ -4,6 +4,8 @@ Any record can be read by itself, so that an epoch is a permutation of all of th
 a worker reads its own records alone, and a restart reads nothing twice.
 """
 
+import os
+
 import tensorflow as tf
 
 from deeplab_tf.config import DataConfig
@@ -13,6 +15,11 @@ from deeplab_tf.data.reader import Decoded, Reader, without_errors
 from deeplab_tf.data.sources import Source, open_split
 from deeplab_tf.data.statistics import epoch_positions
 from deeplab_tf.errors import UserError
+
+# Batches that are made at once. Twice the cores, for their threads often wait for each
+# other; some memory is the limit.
+_AT_ONCE = min(2 * (os.cpu_count() or 1), 32)
+_READY = 2  # batches that wait for the training
 
 
 class _Cropper:
@@ -145,7 +152,7 @@ def _training(source: Source, config: DataConfig, start: int, worker: int, of: i
 
     # Whole batches in parallel: what a batch costs besides its samples is paid once.
     dataset = tf.data.Dataset.range(tf.int64.max)
-    return dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(batch, num_parallel_calls=_AT_ONCE)
 
 
 def _evaluation(source: Source, config: DataConfig, worker: int, of: int):
@@ -171,7 +178,7 @@ def _evaluation(source: Source, config: DataConfig, worker: int, of: int):
         samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
         return samples.batch(rows).get_single_element()
 
-    return dataset.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(batch, num_parallel_calls=_AT_ONCE)
 
 
 def load_dataset(
@@ -212,6 +219,8 @@ def load_dataset(
     else:
         dataset = _evaluation(source, config, worker, num_workers)
     options = tf.data.Options()
-    # Samples are made in parallel; threads within an operation would be too many.
+    # Batches are made in parallel; threads within an operation would be too many, and
+    # watching what might be tuned costs one image in twenty.
     options.threading.max_intra_op_parallelism = 1
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    options.autotune.enabled = False
+    return dataset.prefetch(_READY).with_options(options)
