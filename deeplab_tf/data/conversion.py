@@ -343,7 +343,7 @@ def convert(
     shards = [s for split in splits for s in _shards(split, splits[split], num_shards)]
     try:
         contents = _finish_all(conversion, shards)
-    except Exception:
+    except Exception:  # not an interruption, which leaves what is finished
         conversion.undo(shards)
         raise
     info = _described(info, output_dir, shards, contents)

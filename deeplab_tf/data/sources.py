@@ -18,13 +18,11 @@ class Source:
         info: What its images and labels mean.
         keys: Where the records have them.
         index: Where the records are.
-        place: Folder of the records, or the name of the data set, for errors.
     """
 
     info: DatasetInfo
     keys: records.Keys
     index: records.RecordIndex
-    place: str
 
 
 def resolve_info(
@@ -79,8 +77,8 @@ def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
         from deeplab_tf.data import tfds_source
 
         keys, index = tfds_source.open_split(name, dataset_dir, split)
-        return Source(info, keys, index, name)
+        return Source(info, keys, index)
     index = records.index_records(records.shard_paths(dataset_dir, split))
     if not len(index):
         raise UserError(f"the records of {split} in {dataset_dir or '.'} are empty")
-    return Source(info, records.OFFICIAL_KEYS, index, dataset_dir or ".")
+    return Source(info, records.OFFICIAL_KEYS, index)

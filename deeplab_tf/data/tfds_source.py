@@ -149,7 +149,7 @@ def _class_count(name: str, data_dir: str, builder) -> int:
     splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
     any_value = DatasetInfo(name, tuple(_numbered(256)))
     keys, index = open_split(name, data_dir, splits[0])
-    values = label_values(Reader(Source(any_value, keys, index, name)), len(index))
+    values = label_values(Reader(Source(any_value, keys, index)), len(index))
     values[any_value.ignore_label] = 0
     if not values.any():
         raise UserError(f"--dataset={name}: the labels of {splits[0]} hold no class")

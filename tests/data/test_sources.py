@@ -28,7 +28,7 @@ def test_a_split_is_opened_with_its_info(tmp_path):
     records.write_info(INFO, folder)
     source = sources.open_split(None, folder, "val")
     assert source.info == INFO and source.keys == records.OFFICIAL_KEYS
-    assert len(source.index) == 2 and source.place == folder
+    assert len(source.index) == 2
 
 
 def test_a_split_of_empty_shards_is_refused(tmp_path):

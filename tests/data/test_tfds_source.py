@@ -138,7 +138,7 @@ def test_a_name_may_have_a_version_and_keys(folder, name):
     # What an experiment.json has to say to find the data again.
     assert info.name == f"tfds:{name}"
     source = sources.open_split(info.name, folder, "train")
-    assert source.keys == ("image", "mask", "") and source.place == info.name
+    assert source.keys == ("image", "mask", "")
 
 
 def test_records_are_found_in_several_shards(folder):
