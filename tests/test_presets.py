@@ -1,4 +1,7 @@
-"""Presets: the rows of the papers' tables and of the zoo, and how they are told."""
+"""Presets: the rows of the papers' tables and of the zoo, and how they are told.
+
+The training stages have tests/test_presets_stages.py.
+"""
 
 import dataclasses
 import re
@@ -17,6 +20,8 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.presets import PRESETS, describe, find_preset, report
 from deeplab_tf.presets.preset import deviations
+
+ROWS = {name: preset for name, preset in PRESETS.items() if "_stage" not in name}
 
 
 def rows(prefix):
@@ -181,9 +186,7 @@ ZOO = {
 
 
 def test_the_zoo_has_its_figures_and_protocols():
-    scored = [
-        p for p in PRESETS.values() if p.source == "model zoo" and p.published.miou
-    ]
+    scored = [p for p in ROWS.values() if p.source == "model zoo" and p.published.miou]
     found = {
         preset.name: (
             preset.published.multiply_adds,
@@ -203,7 +206,7 @@ def test_the_zoo_has_its_figures_and_protocols():
 
 
 def test_classifiers_to_start_from_have_no_figure():
-    unscored = [n for n, p in PRESETS.items() if p.published.miou is None]
+    unscored = [n for n, p in ROWS.items() if p.published.miou is None]
     assert unscored == [
         *("xception_41_imagenet", "xception_65_imagenet", "xception_71_imagenet"),
         *("resnet_v1_50_beta_imagenet", "resnet_v1_101_beta_imagenet"),
@@ -215,15 +218,16 @@ def test_classifiers_to_start_from_have_no_figure():
 
 def test_names_are_unique():
     # A second row of a name would take the first one's place. Six classifiers, and 14
-    # and 24 rows of the inference tables.
+    # and 24 rows of the inference tables. Four stages of three models.
     tables = sum(map(len, TABLES.values())) + 14 + 24
-    assert len(PRESETS) == tables + len(ZOO) + 6 == 136
+    assert len(ROWS) == tables + len(ZOO) + 6 == 136
+    assert len(PRESETS) == len(ROWS) + 4 * 3
     for name, preset in PRESETS.items():
         assert name == preset.name and re.fullmatch("[a-z0-9_]+", name)
 
 
 def test_every_row_names_its_table():
-    for name, preset in PRESETS.items():
+    for name, preset in ROWS.items():
         paper = {"deeplabv3": "1706.05587", "deeplabv3plus": "1802.02611"}
         family, _, table = name.partition("_table")
         if table:
@@ -262,8 +266,9 @@ def test_rows_of_test_sets_are_trained_at_output_stride_8_with_frozen_statistics
 
 def test_everything_else_is_trained_with_batch_statistics():
     frozen = [p.name for p in PRESETS.values() if not p.train.fine_tune_batch_norm]
-    assert len(frozen) == 7
-    assert all("_test" in name or name.endswith("voc_trainval") for name in frozen)
+    assert len(frozen) == 7 + 3
+    ends = ("voc_trainval", "stage3_trainval")
+    assert all("_test" in name or name.endswith(ends) for name in frozen)
 
 
 # dataset -> classes, ignored label, steps, crops, crops of the evaluation, splits.
@@ -279,6 +284,10 @@ PROTOCOLS = {
             ("trainval_fine", "test_fine"),
             ("trainval_coarse", "test_fine"),
         },
+    ),
+    "coco_voc": (
+        *(21, 255, 500000, {(513, 513)}, {(641, 641)}),
+        {("train", "val")},
     ),
     "ade20k": (
         *(151, 0, 150000, {(257, 257), (513, 513)}, {(257, 257), (513, 513)}),
@@ -334,7 +343,7 @@ def test_learning_rates_follow_the_pretraining():
         ),
         0.001,
     )
-    presets = [p for p in PRESETS.values() if p.data.dataset == "pascal_voc_seg"]
+    presets = [p for p in ROWS.values() if p.data.dataset == "pascal_voc_seg"]
     found = {p.name: p.train.base_learning_rate for p in presets}
     expected = {p.name: rates[p.start] for p in presets}
     expected["xception_65_coco"] = 0.007  # whatever it is trained for
@@ -344,7 +353,7 @@ def test_learning_rates_follow_the_pretraining():
 
 def test_what_a_preset_starts_from_exists():
     for preset in PRESETS.values():
-        named = "table" in preset.start or "voc" in preset.start
+        named = any(part in preset.start for part in ("table", "voc", "stage"))
         assert not named or preset.start in PRESETS
 
 

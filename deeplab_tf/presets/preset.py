@@ -28,12 +28,12 @@ class Preset:
 
     Attributes:
         name: What `--preset` takes.
-        source: Paper and table, or the model zoo.
+        source: Paper and table or section, or the model zoo.
         model: The model at its output stride of training.
         data: Dataset, crop and batch.
         train: The optimiser's recipe.
         train_split: Split it is trained on.
-        start: What the weights come from.
+        start: What the weights come from; may be the name of a preset.
         evaluation: Scales, flip and crop of the evaluation.
         eval_output_stride: Output stride of the evaluation.
         eval_split: Split it is scored on.
@@ -76,13 +76,14 @@ def describe(preset: Preset) -> str:
         "{} B multiply-adds": published.multiply_adds,
     }
     found = [text.format(value) for text, value in figures.items() if value]
+    found = found or ["no figure"]
     found += [published.remark] if published.remark else []
     norm = "trained" if train.fine_tune_batch_norm else "frozen"
     scales = ", ".join(map(str, evaluation.eval_scales))
     flip = ", mirrored" if evaluation.add_flipped_images else ""
     return "\n".join(
         [
-            f"{preset.name} ({preset.source}): {', '.join(found) or 'no figure'}",
+            f"{preset.name} ({preset.source}): {', '.join(found)}",
             f"  model: {model.backbone}, {model.num_classes} classes, output stride "
             f"{model.output_stride}, from {preset.start}",
             f"  training: {data.dataset} {preset.train_split}, "

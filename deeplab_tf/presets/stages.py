@@ -1,0 +1,64 @@
+"""The papers' training stages on VOC: COCO, `train_aug`, `trainval`.
+
+Each starts from the checkpoint of the one before (1706.05587, Sec. 4.1 and 4.3), which
+DeepLabv3+ follows. A stage is the row of a table that it ends in, so that figure and
+protocol are those of the row; COCO has none. Who leaves COCO out begins with
+`train_aug` from ImageNet, at the larger learning rate of the table.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo
+from deeplab_tf.presets.preset import Preset
+from deeplab_tf.presets.recipes import COCO, VOC, row
+
+_PAPER = "1706.05587"
+_COCO_REMARK = (
+    "rate and steps are no paper's but the authors' in tensorflow/models#4234, where "
+    "300000 steps are called enough"
+)
+_NO_FIGURE = "the zoo's figure is from COCO"
+# Family -> the rows that its trainings end in: `train_aug` from ImageNet, if that was
+# printed, `train_aug` from COCO, and `trainval`.
+_FINISHED = {
+    "deeplabv3_mobilenet_v2": (
+        None,
+        "mobilenetv2_coco_voc_trainaug",
+        "mobilenetv2_coco_voc_trainval",
+    ),
+    "deeplabv3_resnet_v1_101_beta": (
+        "deeplabv3_table6_os16",
+        "deeplabv3_table6_os8_ms_flip_coco",
+        "deeplabv3_table7_test",
+    ),
+    "deeplabv3plus_xception_65": (
+        "deeplabv3plus_table5_eval16_decoder_sc",
+        "deeplabv3plus_table5_eval16_decoder_sc_coco",
+        "deeplabv3plus_table6_test",
+    ),
+}
+
+
+def _stage(name: str, finished: Preset, start: str) -> Preset:
+    """Returns the row that a training ends in, under the name of the stage."""
+    # What an inference costs stands in the table, once.
+    published = dataclasses.replace(finished.published, multiply_adds=None)
+    return dataclasses.replace(finished, name=name, start=start, published=published)
+
+
+def stages() -> Iterator[Preset]:
+    """Yields the stages of MobileNetV2, DeepLabv3 and DeepLabv3+."""
+    tables = (deeplabv3.pyramids, deeplabv3plus.xception_65, model_zoo.pascal_voc)
+    rows = {preset.name: preset for table in tables for preset in table()}
+    for family, (imagenet, coco, trainval) in _FINISHED.items():
+        first, second = f"{family}_stage1_coco", f"{family}_stage2_train_aug"
+        model, source = rows[coco].model, f"{_PAPER}, Sec. 4"
+        yield row(first, f"{source}.3", model, COCO, remark=_COCO_REMARK)
+        name = f"{second}_from_imagenet"
+        if imagenet:
+            yield _stage(name, rows[imagenet], VOC["start"])
+        else:
+            yield row(name, f"{source}.1", model, VOC, remark=_NO_FIGURE)
+        yield _stage(f"{second}_from_coco", rows[coco], first)
+        yield _stage(f"{family}_stage3_trainval", rows[trainval], f"{second}_from_coco")
