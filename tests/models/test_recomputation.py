@@ -1,0 +1,344 @@
+"""Recomputation changes the memory of a step, and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from golden_case import value
+
+from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.models import backbones
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.recomputation import cuts, recomputed
+from deeplab_tf.models.variables import (
+    batch_normalizations,
+    dropout_seeds,
+    official_variables,
+)
+
+HEADS = {
+    "num_classes": 5,
+    "context": ContextConfig(rates=(1, 2), filters=16),
+    "decoder": DecoderConfig(filters=16),
+}
+CONFIG = ModelConfig("mobilenet_v3_small_seg", **HEADS)
+
+
+def fused_batch_norm(x, gamma, beta, epsilon):
+    """Takes the values of variables, as the trainer's does."""
+    return tf.compat.v1.nn.fused_batch_norm(
+        x, gamma.value, beta.value, epsilon=epsilon, is_training=True
+    )
+
+
+def filled_model(config, frozen=False, **sizes):
+    """Returns a model with golden weights, normalising as the trainer has it."""
+    model = build_model(config, **sizes)
+    for name, variable in official_variables(model).items():
+        variable.assign(value(name, variable.shape))
+    for layer in batch_normalizations(model):
+        layer.normalize_batch = fused_batch_norm
+        layer.frozen = frozen
+    for i, seed in enumerate(dropout_seeds(model).values()):
+        seed.assign([i, 7])
+    return model
+
+
+def images(batch=2, size=33):
+    random = np.random.RandomState(0)
+    return tf.constant(random.uniform(0, 255, (batch, size, size, 3)), tf.float32)
+
+
+def outcome(model, network, training=True, **options):
+    """Returns logits and gradients of a step, and what all variables are after it.
+
+    With options it is a `tf.function` of those options.
+    """
+    sources = [v.value for v in model.trainable_variables]
+
+    def step(x):
+        with tf.GradientTape() as tape:
+            logits = network(x, training=training)
+            loss = tf.reduce_mean(tf.square(logits - 1.0))
+        return logits, tape.gradient(loss, sources)
+
+    logits, gradients = (tf.function(step, **options) if options else step)(images())
+    return [
+        logits.numpy(),
+        *(x.numpy() for x in gradients),
+        *(v.numpy() for v in model.variables),
+    ]
+
+
+def outcomes(config=CONFIG, inner=lambda model: model, frozen=False, **options):
+    """Returns the outcome of a step as it is, and with recomputation."""
+    results = []
+    for wrap in (lambda network: network, recomputed):
+        model = filled_model(config, frozen)
+        results.append(outcome(model, wrap(inner(model)), **options))
+    return results
+
+
+def assert_same_step(*arguments, **options):
+    """Compares both outcomes bit by bit; returns them."""
+    plain, again = outcomes(*arguments, **options)
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    return again
+
+
+def assert_close(plain, again):
+    """Compares outcomes of which the graph optimiser may have reordered sums."""
+    # The gradients of image-level pooling are nothing but rounding: two samples
+    # normalise to +1 and -1.
+    for a, b in zip(plain, again, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 + 1e-5 * np.abs(a).max())
+
+
+def changed(model, after):
+    """Returns the names of the variables that a step changed."""
+    values = after[-len(model.variables) :]
+    pairs = zip(model.variables, values, strict=True)
+    return {v.name for v, x in pairs if np.any(v.numpy() != x)}
+
+
+def dense(units, name):
+    return keras.layers.Dense(units, use_bias=False, name=name)
+
+
+def test_cuts_keep_as_little_as_the_largest_segment_allows():
+    # Nine equal layers: k segments keep k - 1 tensors and compute 9 / k again;
+    # 2 + 3 for k = 3 is least.
+    image = x = keras.Input((4, 4, 3))
+    for i in range(9):
+        x = dense(3, f"layer_{i}")(x)
+    assert cuts(keras.Model(image, x)) == (3, 6, 9)
+
+
+def test_cuts_avoid_wide_tensors():
+    # 1 + 31 for the cut at the narrow one; any other keeps 10.
+    image = x = keras.Input((4, 4, 1))
+    for i, units in enumerate((10, 10, 10, 1, 10, 10, 10)):
+        x = dense(units, f"layer_{i}")(x)
+    assert cuts(keras.Model(image, x)) == (4, 7)
+
+
+def test_cuts_go_past_a_shortcut():
+    # The source of the sum is kept beside each tensor that is cut at.
+    image = keras.Input((4, 4, 4))
+    source = x = dense(1, "source")(image)
+    for i in range(16):
+        x = dense(4, f"layer_{i}")(x)
+    x = dense(1, "last")(x)
+    model = keras.Model(image, keras.layers.Add()([source, x]))
+    inside = [cut for cut in cuts(model) if 1 < cut < 17]
+    assert len(inside) >= 2
+
+
+def test_a_step_is_the_same():
+    after = assert_same_step()
+    assert changed(filled_model(CONFIG), after) == {
+        *("moving_mean", "moving_variance"),
+        "seed_generator_state",
+    }
+
+
+def test_half_precision_gives_the_same():
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    try:
+        assert_same_step()
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+
+
+def test_frozen_normalisation_keeps_its_statistics():
+    after = assert_same_step(frozen=True)
+    assert changed(filled_model(CONFIG), after) == {"seed_generator_state"}
+
+
+def test_without_training_nothing_changes():
+    after = assert_same_step(training=False)
+    assert changed(filled_model(CONFIG), after) == set()
+
+
+def test_a_model_may_end_at_its_logits():
+    def inner(model):
+        return keras.Model(model.input, model.get_layer("logits").output)
+
+    assert assert_same_step(inner=inner)[0].shape == (2, 9, 9, 5)
+
+
+def test_image_pyramids_share_their_statistics():
+    # Both scales move them, one after the other.
+    config = ModelConfig("mobilenet_v3_small_seg", image_pyramid=(0.5, 1.0), **HEADS)
+    assert_same_step(config)
+
+
+def test_backbones_whose_outputs_come_straight_from_the_image(quick_backbone):
+    config = ModelConfig("mobilenet_v2", **HEADS)
+    assert_same_step(config)
+
+
+def noisy_backbone(image, output_stride, **_):
+    """Returns features of a backbone that draws random numbers."""
+    x = keras.layers.Conv2D(8, 3, strides=4, padding="same", name="first")(image)
+    low = keras.layers.Dropout(0.5, name="noise")(x)
+    for i in range(4):
+        x = keras.layers.Add(name=f"sum_{i}")([x, low])
+        x = keras.layers.Conv2D(8, 3, padding="same", name=f"layer_{i}")(x)
+    x = keras.layers.Conv2D(8, 3, output_stride // 4, "same", name="last")(x)
+    return {"high_level": x, 4: low}
+
+
+def test_dropout_in_a_backbone_is_drawn_once(monkeypatch):
+    monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", noisy_backbone)
+    config = ModelConfig("mobilenet_v2", **HEADS)
+    # The sum of the gradients of `low` is in another order.
+    assert_close(*outcomes(config))
+
+
+def test_variables_and_layers_stay_the_models_own():
+    model = filled_model(CONFIG)
+    network = recomputed(model)
+    assert [id(v) for v in network.variables] == [id(v) for v in model.variables]
+    assert model.get_layer("logits").output.shape == (None, None, None, 5)
+
+
+def test_a_model_without_a_backbone_is_refused(color_model):
+    with pytest.raises(UserError, match='"backbone"; received'):
+        recomputed(color_model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_every_backbone_is_cut_and_gives_the_same(backbone):
+    model = filled_model(ModelConfig(backbone, **HEADS))
+    assert len(cuts(model.get_layer("backbone"))) >= 4
+    x = images()
+    np.testing.assert_array_equal(recomputed(model)(x), model(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_compiled_step_is_the_same(jit_compile, frozen):
+    assert_close(*outcomes(frozen=frozen, jit_compile=jit_compile))
+
+
+def steps_on_two_replicas():
+    """Compares two steps of a mirrored model with and without recomputation."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(
+        cpu, 2 * [tf.config.LogicalDeviceConfiguration()]
+    )
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    results = []
+    for wrap in (lambda network: network, recomputed):
+        with strategy.scope():
+            model = filled_model(CONFIG)
+        assert len(model.trainable_variables[0].value.values) == 2
+        network = wrap(model)
+        sources = [v.value for v in model.trainable_variables]
+
+        def step(x, network=network, sources=sources):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(network(x, training=True) - 1.0))
+            return tape.gradient(loss, sources)
+
+        def value_of(context):
+            return images() + 10.0 * context.replica_id_in_sync_group
+
+        x = strategy.experimental_distribute_values_from_function(value_of)
+        gradients = tf.function(lambda x, step=step: strategy.run(step, (x,)))(x)
+        results.append(
+            [
+                value.numpy()
+                for x in (*gradients, *(v.value for v in model.variables))
+                for value in strategy.experimental_local_results(x)
+            ]
+        )
+    assert_close(*results)
+
+
+def run_apart(program, **environment):
+    """Runs a program in a process of its own; returns what it prints."""
+    paths = (str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "models"))
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+def test_mirrored_variables_are_recomputed_in_each_replica():
+    run_apart("import test_recomputation as t; t.steps_on_two_replicas()")
+
+
+JAX_PROGRAM = """
+import sys
+
+sys.modules["tensorflow"] = None  # so that importing it fails
+import jax
+import numpy as np
+from golden_case import value
+
+import deeplab_tf
+from deeplab_tf.config import ContextConfig, DecoderConfig
+from deeplab_tf.models.recomputation import recomputed
+
+model = deeplab_tf.build_model(
+    deeplab_tf.ModelConfig(
+        "mobilenet_v3_small_seg",
+        num_classes=5,
+        context=ContextConfig(rates=(1, 2), filters=16, dropout=0.0),
+        decoder=DecoderConfig(filters=16),
+    )
+)
+images = np.random.RandomState(0).uniform(0, 255, (2, 33, 33, 3)).astype("float32")
+learned = [v.value for v in model.trainable_variables]
+state = [v.value for v in model.non_trainable_variables]
+results = []
+for network in (model, recomputed(model)):
+
+    def loss(learned):
+        logits, after = network.stateless_call(learned, state, images, training=True)
+        return ((logits - 1.0) ** 2).mean(), after
+
+    results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(learned))
+for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(a).max())
+assert "remat" in str(jax.make_jaxpr(lambda x: loss(x)[0])(learned))
+"""
+
+
+@pytest.mark.slow
+def test_jax_gives_the_same():
+    pytest.importorskip("jax")
+    run_apart(JAX_PROGRAM, KERAS_BACKEND="jax")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="has no ru_maxrss")
+def test_a_step_takes_much_less_memory():
+    mebibytes = {}
+    for recompute in ("false", "true"):
+        program = (
+            "from program_runs import run; print(run('benchmarks.recompute', "
+            "'--model_variant=xception_65', '--train_batch_size=2', '--steps=1', "
+            f"'--recompute={recompute}'))"
+        )
+        mebibytes[recompute] = json.loads(run_apart(program))["mebibytes"]
+    # About 1770 and 720.
+    assert mebibytes["true"] < 0.6 * mebibytes["false"]
