@@ -1,15 +1,22 @@
-"""Label maps as pictures: palette, overlay and legend."""
+"""Label maps as pictures: palette, overlay, legend, panel, confusion matrix."""
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_tf.data.info import DatasetInfo, voc_colors
 
 # The colour in which the VOC devkit shows pixels that are not scored.
 _IGNORED_COLOR = (224, 224, 192)
+_FONT_SIZE, _LINE = 13, 20  # pixels
+_CELL = 512  # pixels of the longer side of a picture in a panel
+_READABLE_CLASSES = 40  # of a confusion matrix that has figures in its cells
+_ABSENT_COLOR = "0.9"  # grey, of the row of a class that the truth lacks
 
 
 def _palette(info: DatasetInfo) -> np.ndarray:
@@ -48,6 +55,25 @@ def overlay(
     return np.rint(mixed).astype(np.uint8)
 
 
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """Returns an image of any channels as uint8 RGB `[height, width, 3]`.
+
+    Args:
+        image: 0..255, `[height, width, channels]`; of more than three channels the
+            first three are shown, of fewer the first as grey.
+    """
+    image = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
+    if image.shape[-1] < 3:
+        image = image[..., :1]
+    return np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
+
+
+def _shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Returns the share of each class in all pixels, `[num_classes]`."""
+    counts = np.bincount(np.asarray(labels).ravel(), minlength=info.num_classes)
+    return counts[: info.num_classes] / np.size(labels)
+
+
 def add_legend(
     picture: np.ndarray, labels: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
@@ -58,25 +84,66 @@ def add_legend(
         labels: Class ids `[height, width]`.
         info: Names and colours of the classes.
     """
-    values, counts = np.unique(labels, return_counts=True)
-    rows = [
-        (info.class_names[v], tuple(map(int, info.colors[v])), count / labels.size)
-        for v, count in zip(values, counts, strict=True)
-        if v < info.num_classes
-    ]
-    rows.sort(key=lambda row: -row[2])
-    font, line = ImageFont.load_default(13), 20
-    texts = [f"{name} {share:.1%}" for name, _, share in rows]
-    width = int(max((font.getlength(text) for text in texts), default=0)) + 38
-    height = max(picture.shape[0], line * len(rows) + 8)
+    shares = _shares(labels, info)
+    classes = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
+    rows = [(f"{info.class_names[i]} {shares[i]:.1%}", info.colors[i]) for i in classes]
+    return _with_rows(picture, rows)
+
+
+def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
+    """Returns the picture with texts and their colours, or None, at its right."""
+    font = ImageFont.load_default(_FONT_SIZE)
+    width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
+    height = max(picture.shape[0], _LINE * len(rows) + 8)
     canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for i, (text, (_, color, _)) in enumerate(zip(texts, rows, strict=True)):
-        left, top = picture.shape[1] + 10, 8 + i * line
-        draw.rectangle((left, top, left + 14, top + 12), fill=color, outline="black")
+    for i, (text, color) in enumerate(rows):
+        left, top = picture.shape[1] + 10, 8 + i * _LINE
+        if color is not None:
+            box = (left, top, left + 14, top + 12)
+            draw.rectangle(box, fill=tuple(map(int, color)), outline="black")
         draw.text((left + 20, top - 2), text, fill="black", font=font)
     return np.array(canvas)
+
+
+def _with_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Returns a row of pictures, equally wide, with a text above each."""
+    height, width = sheet.shape[:2]
+    canvas = Image.new("RGB", (width, height + _LINE), "white")
+    canvas.paste(Image.fromarray(sheet), (0, _LINE))
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for i, caption in enumerate(captions):
+        place = (i * width // len(captions) + 4, 6)
+        draw.text(place, caption, fill="black", font=font)
+    return np.array(canvas)
+
+
+def panel(
+    image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
+) -> np.ndarray:
+    """Returns image, truth and prediction side by side, and a legend, uint8 RGB.
+
+    The legend has the classes of either, with their shares of all pixels in the truth
+    and in the prediction. Large pictures are shrunk.
+
+    Args:
+        image: RGB 0..255 `[height, width, 3]`.
+        truth: Labels `[height, width]`.
+        prediction: Class ids `[height, width]`.
+        info: Names and colours of the classes.
+    """
+    step = -(-max(np.shape(truth)) // _CELL)
+    pictures = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
+    sheet = contact_sheet([picture[::step, ::step] for picture in pictures])
+    shares = np.stack([_shares(truth, info), _shares(prediction, info)], 1)
+    rows = [("truth / prediction", None)]
+    for i in np.argsort(-shares.max(1), kind="stable"):
+        if shares[i].any():
+            text = f"{info.class_names[i]} {shares[i, 0]:.1%} / {shares[i, 1]:.1%}"
+            rows.append((text, info.colors[i]))
+    return _with_rows(_with_captions(sheet, ("image", "truth", "prediction")), rows)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
@@ -95,6 +162,63 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarra
         top, left = i // columns * height + 4, i % columns * width + 4
         sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
     return sheet
+
+
+def drawn(figure: Figure) -> np.ndarray:
+    """Returns a Matplotlib figure as a uint8 picture `[height, width, 3]`."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        # Of class names in scripts that Matplotlib's font lacks; it draws boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(file, format="png", bbox_inches="tight")
+    return np.array(Image.open(file).convert("RGB"))
+
+
+def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Returns a confusion matrix as a uint8 picture: where the pixels of a class went.
+
+    Every row is divided by its sum; that of a class without pixels is grey. Up to some
+    forty classes, cells of 0.5 % and more also have the figure, in percent.
+
+    Args:
+        counts: Pixels `[truth, prediction]`.
+        class_names: Names of the classes.
+    """
+    counts = np.asarray(counts, np.float64)
+    sums = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, sums, out=np.full_like(counts, np.nan), where=sums > 0)
+    readable = len(counts) <= _READABLE_CLASSES
+    side = len(counts) * (0.34 if readable else 0.13)  # inches
+    figure = Figure((side, side))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.imshow(shares, colormaps["Blues"], vmin=0, vmax=1, aspect="auto")
+    axes.set_facecolor(_ABSENT_COLOR)
+    size = 9 if readable else 7  # points
+    ticks = range(len(counts))
+    axes.set_xticks(ticks, class_names, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(ticks, class_names, fontsize=size, parse_math=False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("truth")
+    axes.set_title("prediction for the pixels of each class, in %")
+    if readable:
+        _write_shares(axes, shares)
+    return drawn(figure)
+
+
+def _write_shares(axes, shares: np.ndarray) -> None:
+    """Writes percentages into the cells of a confusion matrix."""
+    for row, column in np.argwhere(shares >= 0.005):
+        share = shares[row, column]
+        color = "white" if share > 0.5 else "black"
+        axes.text(
+            column,
+            row,
+            f"{100 * share:.0f}",
+            color=color,
+            fontsize=8,
+            ha="center",
+            va="center",
+        )
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

@@ -145,3 +145,110 @@ def test_a_contact_sheet_shows_every_picture_whole_and_in_order():
     np.testing.assert_array_equal(sheet[15:, 17:], 255)
     one = visualize.contact_sheet(pictures[:1])
     assert one.shape == (13, 17, 3)
+
+
+@pytest.mark.parametrize(
+    ("pixel", "shown"),
+    [
+        ((7,), (7, 7, 7)),
+        ((7, 9), (7, 7, 7)),
+        ((1.4, 254.6, 300), (1, 255, 255)),
+        ((-3, 2, 3, 99), (0, 2, 3)),
+    ],
+)
+def test_an_image_of_any_channels_is_shown_as_rgb(pixel, shown):
+    rgb = visualize.as_rgb(np.full((2, 5, len(pixel)), pixel))
+    np.testing.assert_array_equal(rgb, np.full((2, 5, 3), shown))
+    assert rgb.dtype == np.uint8
+
+
+def test_a_panel_is_image_truth_prediction_and_legend():
+    image = np.random.RandomState(0).randint(0, 256, (30, 40, 3)).astype(np.uint8)
+    truth, prediction = np.zeros((2, 30, 40), np.uint8)
+    truth[:10], prediction[:, :20] = 255, 2
+    picture = visualize.panel(image, truth, prediction, VOC)
+    assert picture.dtype == np.uint8
+    # Captions of 20 pixels, then cells of 40 + 8 by 30 + 8 pixels.
+    shown = [picture[24:54, 4 + 48 * i :][:, :40] for i in range(3)]
+    np.testing.assert_array_equal(shown[0], image)
+    np.testing.assert_array_equal(shown[1][:10], np.full((10, 40, 3), IGNORED))
+    np.testing.assert_array_equal(shown[1][10:], 0)
+    np.testing.assert_array_equal(shown[2][:, :20], np.full((30, 20, 3), VOC.colors[2]))
+    np.testing.assert_array_equal(shown[2][:, 20:], 0)
+    assert (picture[:20, :144] == 0).any()
+    legend = picture[:, 144:].reshape(-1, 3).tolist()
+    # The bicycle is in the prediction alone.
+    assert list(VOC.colors[2]) in legend and list(VOC.colors[1]) not in legend
+
+
+def test_the_legend_of_a_panel_begins_with_what_is_large_in_either():
+    truth, prediction = np.zeros((10, 10), np.uint8), np.full((10, 10), 2)
+    truth[0] = 1
+    picture = visualize.panel(np.zeros((10, 10, 3)), truth, prediction, VOC)
+    legend = picture[:, 3 * 18 :]
+    # All pixels are predicted as the second, a tenth is the first.
+    second, first = (
+        np.nonzero((legend == VOC.colors[i]).all(-1))[0].min() for i in (2, 1)
+    )
+    assert second < first
+
+
+def test_a_panel_of_a_large_image_is_small():
+    labels = np.zeros((1024, 2048), np.uint8)
+    image = np.zeros((1024, 2048, 3), np.uint8)
+    picture = visualize.panel(image, labels, labels, dataset_info("cityscapes"))
+    legend = picture.shape[1] - 3 * (512 + 8)
+    assert picture.shape[0] == 20 + 256 + 8 and 0 < legend < 300
+
+
+def cells(counts, names=("a", "b", "c")):
+    """Returns the colours of the corners of the cells, which have no text."""
+    picture = visualize.confusion_picture(np.diag(np.ones(len(names))), names)
+    assert picture.dtype == np.uint8
+    # The darkest blue is where the share is 1: from the first cell to the last.
+    rows, columns = np.nonzero((picture == (8, 48, 107)).all(-1))
+    top, left = rows.min(), columns.min()
+    height, width = rows.max() + 1 - top, columns.max() + 1 - left
+    picture = visualize.confusion_picture(counts, names)
+    count = len(names)
+    places = (np.arange(count) + 0.15) / count
+    rows, columns = (top + places * height).astype(int), (left + places * width)
+    return picture[np.ix_(rows, columns.astype(int))]
+
+
+def test_a_confusion_picture_is_the_truth_by_rows():
+    colors = cells(np.array([[0, 90, 10], [4, 0, 0], [0, 0, 0]]))
+    darkest, nothing, absent = (8, 48, 107), (247, 251, 255), (230, 230, 230)
+    # 90 % is dark, but not the darkest; 10 % is light, but not nothing.
+    assert darkest[1] < colors[0, 1, 1] < 100 < 200 < colors[0, 2, 1] < nothing[1]
+    for color in (colors[0, 0], colors[1, 1], colors[1, 2]):
+        assert tuple(color) == nothing
+    assert tuple(colors[1, 0]) == darkest
+    np.testing.assert_array_equal(colors[2], np.full((3, 3), absent))
+
+
+def test_figures_stand_where_they_can_be_read():
+    few = visualize.confusion_picture(np.eye(2) * 100 + [[0, 1], [0, 0]], ("a", "b"))
+    none = visualize.confusion_picture(np.eye(2) * 100, ("a", "b"))
+    # 1 % in an otherwise light cell adds something dark.
+    assert (few.max(-1) < 90).sum() > (none.max(-1) < 90).sum()
+    names = [f"class {i}" for i in range(60)]
+    many = visualize.confusion_picture(np.eye(60), names)
+    # 60 cells, all of one colour.
+    _, columns = np.nonzero((many == (8, 48, 107)).all(-1))
+    side = (columns.max() + 1 - columns.min()) / 60
+    assert len(columns) == pytest.approx(60 * side**2, rel=0.01)
+
+
+def test_class_names_are_written_as_they_are():
+    plain = visualize.confusion_picture(np.eye(2), ("x", "x"))
+    named = visualize.confusion_picture(np.eye(2), ("$\\frac$ 车", "猫"))
+    assert named.shape != plain.shape
+
+
+def test_drawing_leaves_the_state_of_pyplot_alone():
+    import matplotlib.pyplot as plt
+
+    before = plt.get_backend(), plt.get_fignums()
+    visualize.confusion_picture(np.eye(2), ("a", "b"))
+    assert (plt.get_backend(), plt.get_fignums()) == before

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -9,7 +10,7 @@ import tensorflow as tf
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.evaluation.evaluator import class_table, evaluate
+from deeplab_tf.evaluation.evaluator import Evaluator, class_table, evaluate
 
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
 
@@ -126,6 +127,79 @@ def test_nothing_to_score_is_an_error(color_model, count):
     dataset = tf.data.Dataset.from_tensor_slices(void).batch(1).take(count)
     with pytest.raises(UserError, match=f"{count} images hold no pixel .* in 0..2"):
         evaluate(color_model, dataset)
+
+
+def test_again_and_again_with_one_compiled_step(color_model):
+    images, labels, counts = samples(5)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    evaluator = Evaluator(color_model)
+    first = evaluator.evaluate(dataset)
+    np.testing.assert_array_equal(first["confusion_matrix"], counts)
+    # Batches of 2 and of 1, which make one more trace, of any number.
+    traces = evaluator._compiled_step.experimental_get_tracing_count()
+    half = evaluator.evaluate(dataset.take(1))
+    assert half["images"] == 2 and half != first
+    assert evaluator.evaluate(dataset) == first
+    assert evaluator._compiled_step.experimental_get_tracing_count() == traces <= 2
+
+
+def test_scores_follow_the_weights(strided_model):
+    model = keras.models.clone_model(strided_model)
+    model.model_config = strided_model.model_config
+    images, labels, _ = samples(2)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
+    evaluator = Evaluator(model)
+    kernel, bias = strided_model.get_layer("logits").get_weights()
+    for weights in ([kernel, bias], [-kernel, bias], [0 * kernel, np.eye(4)[2]]):
+        model.get_layer("logits").set_weights(weights)
+        metrics = evaluator.evaluate(dataset)
+        assert metrics == evaluate(model, dataset)
+    # Every pixel is of class 2 now.
+    hits = int((labels == 2).sum())
+    assert metrics["pixel_accuracy"] == hits / (labels != 255).sum()
+
+
+def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
+    images = np.random.RandomState(2).randint(0, 256, (3, 17, 25, 3))
+    labels = np.random.RandomState(3).randint(0, 4, (3, 17, 25, 1))
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
+    evaluator = Evaluator(strided_model, EvalConfig(eval_crop_size=(17, 17)))
+    whole = evaluator.evaluate(dataset)
+    note = capsys.readouterr().out
+    others = []
+    evaluator.evaluate(dataset.skip(1), lambda a: others.append(a) or a)
+    assert all(array.dtype == np.int64 for array in others)
+    calls = iter(others)
+    mine = evaluator.evaluate(dataset.take(1), lambda a: a + next(calls))
+    assert mine == whole and whole["images"] == 3
+    assert capsys.readouterr().out.endswith(note)
+
+
+def test_a_worker_without_images_scores_what_the_others_have(color_model):
+    images, labels, counts = samples(2)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
+    calls = iter([np.array([2, 0]), counts])
+    metrics = Evaluator(color_model).evaluate(
+        dataset.take(0), lambda a: a + next(calls)
+    )
+    assert metrics == evaluate(color_model, dataset)
+
+
+def test_the_first_images_are_kept_as_examples(color_model):
+    images, labels, _ = samples(5)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    evaluator = Evaluator(color_model)
+    evaluator.evaluate(dataset, examples=3)
+    assert len(evaluator.examples) == 3
+    for i, (image, truth, prediction) in enumerate(evaluator.examples):
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, images[i])
+        np.testing.assert_array_equal(truth, labels[i, ..., 0])
+        np.testing.assert_array_equal(prediction, images[i].argmax(-1))
+    evaluator.evaluate(dataset)
+    assert evaluator.examples == []
+    evaluator.evaluate(dataset, examples=9)
+    assert len(evaluator.examples) == 5
 
 
 def test_the_table_names_classes_and_pixels():
