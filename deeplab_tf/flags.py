@@ -8,6 +8,7 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
+import keras
 from absl import flags
 
 from deeplab_tf.config import (
@@ -92,7 +93,7 @@ _DEFINE = {
 }
 
 _LOGGING = "logging goes to the terminal"
-_DISTRIBUTION = "training runs in one process on one device"
+_DISTRIBUTION = "TF_CONFIG names the workers, see --distribution_strategy"
 _ONLY_TRAINING = {"label_weights": ("list", "they weigh the training loss")}
 # Flags of the official scripts that mean nothing here, and what replaces them.
 _DEAD = {
@@ -111,16 +112,13 @@ _DEAD = {
         "nas_remove_os32_stride": ("boolean", "there are no NAS backbones"),
     },
     "train": {
-        "num_clones": ("string", _DISTRIBUTION),
-        "clone_on_cpu": ("boolean", _DISTRIBUTION),
         "num_replicas": ("string", _DISTRIBUTION),
         "startup_delay_steps": ("string", _DISTRIBUTION),
         "num_ps_tasks": ("string", _DISTRIBUTION),
         "task": ("string", _DISTRIBUTION),
         "profile_logdir": ("string", "tf.profiler replaces tfprof"),
         "drop_path_keep_prob": ("string", "there are no NAS backbones"),
-        "save_summaries_secs": ("string", "the progress bar shows the loss"),
-        "save_summaries_images": ("boolean", "deeplab_tf.predict draws overlays"),
+        "save_summaries_secs": ("string", "summaries come with every --log_steps"),
     },
     "eval": _ONLY_TRAINING,
     "predict": _ONLY_TRAINING,
@@ -130,6 +128,11 @@ _DEAD = {
     },
 }
 _QUANTIZATION = "quantize_delay_step"
+_POLICIES = {
+    "float32": "float32",
+    "bfloat16": "mixed_bfloat16",
+    "float16": "mixed_float16",
+}
 _CELL = "dense_prediction_cell_json"
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
@@ -148,6 +151,13 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
         None,
         "Row of a paper or of the model zoo that stands for every flag not given, in "
         "an export for those of the model; python -m deeplab_tf.presets lists them.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "precision",
+        "float32",
+        list(_POLICIES),
+        "Ours: of convolutions; weights, logits and losses are float32.",
         flag_values=values,
     )
     flags.DEFINE_integer(
@@ -274,6 +284,11 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
             f"--{_QUANTIZATION}={values[_QUANTIZATION].value}: quantisation-aware "
             "training is not offered; it must be -1"
         )
+
+
+def use_precision(values: flags.FlagValues) -> None:
+    """Lets models that are built from now on compute in the precision of the flag."""
+    keras.config.set_dtype_policy(_POLICIES[values.precision])
 
 
 def model_config(

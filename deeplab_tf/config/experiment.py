@@ -92,7 +92,8 @@ class TrainConfig:
 
     Attributes:
         training_number_of_steps: Optimiser steps in all.
-        optimizer: "momentum" (TF1's, as the papers) or "adam".
+        optimizer: "momentum" (TF1's, as the papers), "adam" or "adamw". AdamW
+            decays the kernels themselves instead of adding L2 to the loss.
         learning_policy: "poly" or "step"; Adam ignores it.
         base_learning_rate: Learning rate at step 0; the papers' 0.007 goes with
             batch 16 and trained batch normalisation.
@@ -126,6 +127,23 @@ class TrainConfig:
         log_steps: Steps between two reports.
         save_interval_secs: Seconds between two checkpoints.
         save_interval_steps: Steps between two checkpoints; 0 is by time only.
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        batch_norm: "train" normalises by the batch of each replica, "sync" by that
+            of all, "freeze" by the moving statistics; "auto" is what
+            `fine_tune_batch_norm` says, unless the program finds better.
+        accumulate_steps: Parts of a batch whose gradients are added, one after the
+            other, into one optimiser step.
+        ema_decay: Decay of the moving average of the weights, which evaluation and
+            export then take; 0 keeps none.
+        recompute: Whether the backward pass computes the backbone's activations
+            anew instead of keeping them.
+        jit: Whether XLA compiles the step: "on", "off" or "auto" for the platform.
+        steps_per_call: Steps that the host starts at once; 0 is 1 on CPU, else 10.
+        eval_interval_steps: Steps between two evaluations; 0 evaluates never.
+        early_stop_evals: Evaluations without a better mIoU after which the training
+            ends; 0 never ends it.
+        save_summaries_images: Whether TensorBoard shows images at each checkpoint,
+            not only at each evaluation.
     """
 
     training_number_of_steps: int = 30000
@@ -157,6 +175,16 @@ class TrainConfig:
     log_steps: int = 10
     save_interval_secs: float = 1200.0
     save_interval_steps: int = 0
+    focal_gamma: float = 0.0
+    batch_norm: str = "auto"
+    accumulate_steps: int = 1
+    ema_decay: float = 0.0
+    recompute: bool = False
+    jit: str = "auto"
+    steps_per_call: int = 0
+    eval_interval_steps: int = 0
+    early_stop_evals: int = 0
+    save_summaries_images: bool = False
 
     def __post_init__(self):
         freeze_lists(self)
@@ -165,19 +193,51 @@ class TrainConfig:
             "training_number_of_steps must be positive; received "
             f"{self.training_number_of_steps}",
         )
-        require(
-            self.optimizer in ("momentum", "adam"),
-            f"optimizer must be momentum or adam; received {self.optimizer!r}",
-        )
-        require(
-            self.learning_policy in ("poly", "step"),
-            f"learning_policy must be poly or step; received {self.learning_policy!r}",
-        )
+        for name, choices in (
+            ("optimizer", ("momentum", "adam", "adamw")),
+            ("learning_policy", ("poly", "step")),
+            ("batch_norm", ("auto", "train", "sync", "freeze")),
+            ("jit", ("auto", "on", "off")),
+        ):
+            value = getattr(self, name)
+            require(
+                value in choices,
+                f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}; "
+                f"received {value!r}",
+            )
         require(
             0 < self.top_k_percent_pixels <= 1,
             "top_k_percent_pixels is a share in (0, 1]; received "
             f"{self.top_k_percent_pixels}",
         )
+        require(
+            0 <= self.ema_decay < 1,
+            f"ema_decay must be in [0, 1); received {self.ema_decay}",
+        )
+        for name, least in (
+            ("log_steps", 1),
+            ("accumulate_steps", 1),
+            ("steps_per_call", 0),
+            ("save_interval_steps", 0),
+            ("eval_interval_steps", 0),
+            ("early_stop_evals", 0),
+            ("focal_gamma", 0),
+        ):
+            value = getattr(self, name)
+            require(
+                value >= least, f"{name} must be at least {least}; received {value}"
+            )
+        require(
+            not self.early_stop_evals or self.eval_interval_steps > 0,
+            f"early_stop_evals={self.early_stop_evals} needs eval_interval_steps",
+        )
+
+    @property
+    def normalization(self) -> str:
+        """How batch normalisation is trained: "train", "sync" or "freeze"."""
+        if self.batch_norm != "auto":
+            return self.batch_norm
+        return "train" if self.fine_tune_batch_norm else "freeze"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +281,7 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     split: str = "train"
     info: DatasetInfo | None = None
+    precision: str = "float32"
     format_version: int = 1
 
     def __post_init__(self):

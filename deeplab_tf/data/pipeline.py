@@ -46,6 +46,10 @@ class _Cropper:
         )
         return tf.gather(self._epoch, place)
 
+    def describe(self, index: int) -> str:
+        """Returns which record a sample is made of."""
+        return self._reader.describe(self._position(tf.constant(index, tf.int64)))
+
     def batch(self, indices):
         """Returns crops float32 `[batch, *crop_size, channels]`, and their labels.
 
@@ -224,3 +228,17 @@ def load_dataset(
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return dataset.prefetch(_READY).with_options(options)
+
+
+def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
+    """Returns the records that training samples are made of, in words.
+
+    Args:
+        config: Where the records are and how a sample is made.
+        split: Official name of the split.
+        start: Number of the first sample among all that a training sees.
+        count: Number of samples.
+    """
+    source = open_split(config.dataset, config.dataset_dir, split)
+    cropper = _Cropper(source, config)
+    return "; ".join(cropper.describe(start + i) for i in range(count))

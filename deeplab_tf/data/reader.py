@@ -1,5 +1,6 @@
 """One record at a time, in a graph; what is wrong is told by file and record."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -68,6 +69,14 @@ class Reader:
         """Returns the words that name a record."""
         file, number, _ = tf.unstack(tf.gather(self._index, position))
         return ["record", number, "of", tf.gather(self._paths, file)]
+
+    def describe(self, position) -> str:
+        """Returns file, number and name of a record, outside of graphs."""
+        is_whole, record = self.raw(position)
+        name = records.parse(record, self._keys)[2].numpy() if is_whole else b"broken"
+        file, number, _ = (int(x) for x in tf.gather(self._index, position))
+        path = self._paths[file].numpy().decode()
+        return f"record {number} of {path} ({name.decode(errors='replace')})"
 
     def decoded(self, position, window_of=None) -> Decoded:
         """Returns the image and label of a record.
@@ -198,21 +207,39 @@ def _require(condition, message: list):
     return tf.control_dependencies([] if refused is None else [refused])
 
 
-def batches(dataset: tf.data.Dataset) -> Iterator:
-    """Yields what a dataset holds, telling broken samples in one line.
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """Tells what a dataset says of broken samples in one line.
 
     Raises:
         UserError: for a record that is cut short, a sample that cannot be decoded
             or has impossible labels; names file and record.
     """
     try:
-        yield from dataset
+        yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        raise UserError(_first_fact(error.message)) from error
+        if _is_of_data(error):
+            raise UserError(_first_fact(error.message)) from error
+        raise
     except UnicodeDecodeError as error:
         # Of a name that is no UTF-8: TensorFlow's error does not reach Python.
         message = bytes(error.object).decode(errors="replace")
         raise UserError(_first_fact(message)) from error
+
+
+def batches(dataset: tf.data.Dataset) -> Iterator:
+    """Yields what a dataset holds, telling broken samples in one line.
+
+    Raises:
+        UserError: as `readable_errors` does.
+    """
+    with readable_errors():
+        yield from dataset
+
+
+def _is_of_data(error: tf.errors.OpError) -> bool:
+    """Whether an error comes from a dataset, not from what works on its batches."""
+    return "GetNext" in error.message or "assertion failed" in error.message
 
 
 def _first_fact(message: str) -> str:

@@ -27,7 +27,7 @@ def scale_dimension(size, scale: float):
 
 
 def spatial_size(x):
-    """Returns height and width of `[batch, height, width, channels]`."""
+    """Returns height and width of `[batch, height, width, ...]`."""
     return tuple(ops.shape(x)[1:3])
 
 

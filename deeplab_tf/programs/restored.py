@@ -99,6 +99,7 @@ def restored_model(
     if num_classes is None:
         num_classes = class_count(arrays)
     config = flags.model_config(values, base, source, num_classes)
+    flags.use_precision(values)
     model = build_model(config)
     report = load_tf1_variables(model, arrays, source=prefix)
     require_complete(report, prefix, model)

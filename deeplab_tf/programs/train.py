@@ -7,27 +7,31 @@ r"""Trains a model on TFRecords; started again, it goes on where it was.
 import dataclasses
 import sys
 
+import keras
 import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import last_layer_scopes
-from deeplab_tf.config import DataConfig, Experiment, ModelConfig, TrainConfig
+from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import doctor, sources, statistics
-from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, report
 from deeplab_tf.programs import run_program
-from deeplab_tf.training import resume
+from deeplab_tf.training import distribution, resume
+from deeplab_tf.training.batch_norm import resolve_batch_norm
+from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
 FLAGS = absl_flags.FlagValues()
 _TRAINING = {
     "train_logdir": "Folder of the checkpoints.",
     "training_number_of_steps": "Optimiser steps in all.",
-    "optimizer": "momentum or adam.",
+    "optimizer": "momentum, adam or adamw (ours).",
     "learning_policy": "poly or step.",
     "base_learning_rate": "Learning rate at step 0; 0.007 for VOC at batch 16.",
     "end_learning_rate": "Learning rate at the end of poly.",
@@ -53,6 +57,18 @@ _TRAINING = {
     "log_steps": "Steps between two reports.",
     "save_interval_secs": "Seconds between two checkpoints.",
     "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
+    "save_summaries_images": "TensorBoard shows crops at each checkpoint, too.",
+    "focal_gamma": "Ours: exponent of the focal loss; 0 is the cross-entropy.",
+    "batch_norm": "Ours: auto, train, sync (over all replicas) or freeze; "
+    "--fine_tune_batch_norm, where given, decides for auto.",
+    "accumulate_steps": "Ours: parts of a batch that are seen one after the other.",
+    "ema_decay": "Ours: decay of the moving average of the weights; 0 keeps none.",
+    "recompute": "Ours: less memory, for a third more time.",
+    "jit": "Ours: auto, on or off; whether XLA compiles the step.",
+    "steps_per_call": "Ours: steps the host starts at once; 0 is 1 on CPU, else 10.",
+    "eval_interval_steps": "Ours: steps between two evaluations of --eval_split; 0 "
+    "evaluates never.",
+    "early_stop_evals": "Ours: evaluations without a better mIoU that end it; 0: none.",
 }
 _BATCH = {"crop_size": "Size of a training crop.", "batch_size": "Images per step."}
 _AUGMENTATION = {
@@ -85,7 +101,40 @@ def _define() -> None:
         "Ours: label_weights from the pixel counts of the training split.",
         flag_values=FLAGS,
     )
+    _define_machine()
     absl_flags.mark_flag_as_required("train_logdir", flag_values=FLAGS)
+
+
+def _define_machine() -> None:
+    boolean, string = absl_flags.DEFINE_boolean, absl_flags.DEFINE_string
+    string("eval_split", "val", "Ours: split of evaluations.", flag_values=FLAGS)
+    absl_flags.DEFINE_enum(
+        "distribution_strategy",
+        "auto",
+        list(distribution.STRATEGIES),
+        "Ours: auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_integer(
+        "num_clones",
+        None,
+        "Devices that train; default: all GPUs. On CPU as many logical devices.",
+        flag_values=FLAGS,
+    )
+    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
+    string("tpu", None, "Ours: name or address of a TPU.", flag_values=FLAGS)
+    boolean(
+        "deterministic",
+        False,
+        "Ours: the same weights, to the last bit, every time.",
+        flag_values=FLAGS,
+    )
+    boolean(
+        "sanity_overfit",
+        False,
+        "Ours: overfit one batch, say whether model, labels and loss fit, and end.",
+        flag_values=FLAGS,
+    )
 
 
 _define()
@@ -118,17 +167,12 @@ def _experiment(
         **flags.field_values(values, _TRAINING, preset and preset.train),
         ignore_label=info.ignore_label,
     )
-    if train.fine_tune_batch_norm and data.batch_size == 1 and _pools_images(model):
-        raise UserError(
-            "train_batch_size=1 leaves the batch normalisation of image-level features "
-            "a single value; use a larger batch or --fine_tune_batch_norm=false"
-        )
     if values.class_weighting != "none" and train.label_weights:
         raise UserError(
             f"--class_weighting={values.class_weighting} and --label_weights exclude "
             "each other"
         )
-    experiment = Experiment(model, data, train, split, info)
+    experiment = Experiment(model, data, train, split, info, values.precision)
     if preset:
         print(_report(preset, experiment))
     return experiment
@@ -175,43 +219,77 @@ def _report(preset: Preset, experiment: Experiment) -> str:
     return report(preset, parts, train_split=experiment.split, start=start)
 
 
-def _pools_images(model: ModelConfig) -> bool:
-    """Whether a batch normalisation sees one value for each image."""
-    context = model.context
-    if context.dense_prediction_cell:
-        return any(
-            branch.op == "pyramid_pooling" and branch.grid_size == (1, 1)
-            for branch in context.dense_prediction_cell
-        )
-    gated = context.squeeze_and_excitation
-    return context.aspp and context.image_level and not gated
+def _initialize(model: keras.Model, config: TrainConfig) -> tuple[str, ...]:
+    """Takes weights from the initial checkpoint.
+
+    Returns:
+        The moving statistics that have never been trained.
+    """
+    statistics = [n for n in official_variables(model) if n.endswith("moving_mean")]
+    if not config.tf_initial_checkpoint:
+        return tuple(statistics)
+    excluded = ()
+    if not config.initialize_last_layer:
+        excluded = last_layer_scopes(config.last_layers_contain_logits_only)
+    report = tf1.load_tf1_checkpoint(model, config.tf_initial_checkpoint, excluded)
+    print(f"{config.tf_initial_checkpoint}: {report}")
+    return tuple(n for n in statistics if n not in report.restored)
 
 
-def _initialize(trainer: Trainer, config: TrainConfig) -> None:
-    """Takes weights from the latest checkpoint, else from the initial one."""
-    latest = trainer.restore_latest()
-    if latest:
-        print(f"going on from {latest}; tf_initial_checkpoint is not read")
-    elif config.tf_initial_checkpoint:
-        excluded = ()
-        if not config.initialize_last_layer:
-            excluded = last_layer_scopes(config.last_layers_contain_logits_only)
-        report = tf1.load_tf1_checkpoint(
-            trainer.model, config.tf_initial_checkpoint, excluded
-        )
-        print(f"{config.tf_initial_checkpoint}: {report}")
-        fresh = [n for n in report.missing if n.endswith("moving_mean")]
-        if fresh and not config.fine_tune_batch_norm:
-            print(
-                f"warning: fine_tune_batch_norm=false freezes {len(fresh)} batch "
-                f"normalisations that the checkpoint lacks ({fresh[0]}, ...); their "
-                "moving statistics were never trained"
+def _asked_batch_norm(values, preset: Preset | None) -> str:
+    """Returns the policy of the flags; "auto" where they leave it open."""
+    policy, fine_tune = values.batch_norm, values["fine_tune_batch_norm"]
+    if fine_tune.present and policy != "auto":
+        if fine_tune.value == (policy == "freeze"):
+            raise UserError(
+                f"--batch_norm={policy} and --fine_tune_batch_norm="
+                f"{str(fine_tune.value).lower()} exclude each other"
             )
+        return policy
+    if fine_tune.present:
+        return "train" if fine_tune.value else "freeze"
+    is_frozen = preset is not None and not preset.train.fine_tune_batch_norm
+    return "freeze" if policy == "auto" and is_frozen else policy
 
 
-def _require_same_model(model: ModelConfig, folder: str) -> None:
-    if tf.train.latest_checkpoint(folder) is None:
-        return
+def _with_batch_norm(
+    experiment: Experiment, asked: str, fresh: tuple[str, ...], share: tuple[int, int]
+) -> Experiment:
+    """Returns the experiment with the policy that the flags come to.
+
+    Args:
+        experiment: What the flags say.
+        asked: "auto" or a policy.
+        fresh: Moving statistics that have never been trained.
+        share: Images that a replica sees at once, and number of replicas.
+    """
+    resolved = resolve_batch_norm(asked, *share, fresh)
+    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
+    is_frozen = resolved.policy == "freeze"
+    if is_frozen and fresh:
+        print(
+            f"warning: {len(fresh)} frozen batch normalisations ({fresh[0]}, ...) were "
+            "never trained, which starves what is behind them; "
+            "--batch_norm=train learns them",
+            file=sys.stderr,
+        )
+    train = dataclasses.replace(
+        experiment.train,
+        batch_norm=resolved.policy,
+        fine_tune_batch_norm=not is_frozen,
+    )
+    return dataclasses.replace(experiment, train=train)
+
+
+def _experiment_before(experiment: Experiment) -> Experiment | None:
+    """Returns what the checkpoints of `train_logdir` were trained with, if any.
+
+    Raises:
+        UserError: if they are of another model.
+    """
+    folder, model = experiment.train.train_logdir, experiment.model
+    if not resume.has_checkpoint(folder):
+        return None
     before = resume.read_experiment(folder)
     if before is not None and before.model != model:
         old, new = dataclasses.asdict(before.model), dataclasses.asdict(model)
@@ -219,29 +297,98 @@ def _require_same_model(model: ModelConfig, folder: str) -> None:
         raise UserError(
             f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
         )
+    return before or experiment
+
+
+def _validation(values, experiment: Experiment, preset) -> Validation | None:
+    """Returns what the model is scored on while it is trained."""
+    if not experiment.train.eval_interval_steps:
+        return None
+    data, info = experiment.data, experiment.info
+    split = flags.split_value(values, "eval_split", preset)
+    sources.open_split(data.dataset, data.dataset_dir, split)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        one_each = dataclasses.replace(data, batch_size=num_workers)
+        options = {"worker": worker, "num_workers": num_workers}
+        return load_dataset(one_each, split, training=False, **options)
+
+    config = EvalConfig(ignore_label=info.ignore_label)
+    return Validation(dataset, config)
+
+
+def _strategy(values) -> tf.distribute.Strategy:
+    """Returns the strategy of the flags, before TensorFlow uses any device."""
+    if values.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    return distribution.make_strategy(
+        values.distribution_strategy,
+        values.num_clones,
+        values.clone_on_cpu,
+        values.tpu,
+    )
+
+
+def _print_machine(values, trainer: Trainer) -> None:
+    strategy, worker = trainer.strategy, trainer.worker
+    devices = ", ".join(d.name for d in tf.config.list_logical_devices())
+    print(
+        f"devices: {devices}; strategy: {type(strategy).__name__}, "
+        f"replicas: {strategy.num_replicas_in_sync}, worker {worker.index + 1} of "
+        f"{worker.count}; precision: {values.precision}; "
+        f"jit: {'on' if trainer.compiles else 'off'}"
+    )
+
+
+def _trainer(experiment: Experiment, values, preset, strategy) -> tuple:
+    """Returns the trainer with its weights, and the experiment with what it found."""
+    train = experiment.train
+    replicas, parts = strategy.num_replicas_in_sync, train.accumulate_steps
+    images = distribution.require_divisible(experiment.data.batch_size, replicas, parts)
+    asked = _asked_batch_norm(values, preset)
+    before = _experiment_before(experiment)
+    tf.keras.utils.set_random_seed(experiment.data.seed)
+    flags.use_precision(values)
+    with strategy.scope():
+        model = build_model(experiment.model)
+    fresh = ()
+    if before is None:
+        fresh = _initialize(model, train)
+    elif asked == "auto":
+        asked = before.train.normalization
+    experiment = _with_batch_norm(experiment, asked, fresh, (images, replicas))
+    trainer = Trainer(model, experiment.train)
+    latest = trainer.restore_latest()
+    if latest:
+        print(f"going on from {latest}; tf_initial_checkpoint is not read")
+    return trainer, experiment
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
     flags.check_flags(values, "train")
     preset = flags.chosen_preset(values)
+    strategy = _strategy(values)
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
-    _require_same_model(experiment.model, experiment.train.train_logdir)
     if experiment.train.tf_initial_checkpoint:
         tf1.resolve(experiment.train.tf_initial_checkpoint)
+    validation = _validation(values, experiment, preset)
     experiment = _examined(values, experiment, source)
-    config = experiment.train
-    tf.keras.utils.set_random_seed(experiment.data.seed)
-    trainer = Trainer(build_model(experiment.model), config)
-    _initialize(trainer, config)
-    resume.write_experiment(experiment, config.train_logdir)
-    devices = [d.name for d in tf.config.list_logical_devices()]
-    print(f"devices: {', '.join(devices)}; precision: float32; jit: off")
-    dataset = load_dataset(
-        experiment.data, experiment.split, training=True, start=trainer.samples
-    )
-    trainer.train(dataset)
+    trainer, experiment = _trainer(experiment, values, preset, strategy)
+    config, data, split = experiment.train, experiment.data, experiment.split
+    _print_machine(values, trainer)
+    if trainer.worker.is_chief:
+        resume.write_experiment(experiment, config.train_logdir)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        start = trainer.samples
+        return load_dataset(data, split, True, start, worker, num_workers)
+
+    def name_samples(start: int, count: int) -> str:
+        return describe_samples(data, split, start, count)
+
+    trainer.train(dataset, validation, experiment.info, name_samples)
     print(f"{config.train_logdir}: {trainer.step} steps, model.ckpt-{trainer.step}")
 
 

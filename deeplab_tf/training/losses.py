@@ -24,14 +24,42 @@ def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int
 
 
 def segmentation_loss(
-    labels, logits, ignore_label: int = 255, label_weights=(), share=1.0
+    labels,
+    logits,
+    ignore_label: int = 255,
+    label_weights=(),
+    share=1.0,
+    focal_gamma: float = 0.0,
 ):
     """Returns the mean cross-entropy of the pixels that count, a scalar.
 
-    Weights change the sum but not the number it is divided by. Without a pixel
-    that counts the loss and its gradient are 0. Mining keeps the `share` of all
+    The quotient of what `loss_and_count` gives; without a pixel that counts it
+    and its gradient are 0.
+
+    Args:
+        labels: Class ids `[batch, height, width]` or `[..., 1]`.
+        logits: `[batch, height, width, num_classes]`, float32.
+        ignore_label: Label of pixels without loss.
+        label_weights: One weight per class; () weighs all alike.
+        share: Share (0..1] of pixels kept, a number or a scalar tensor.
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+    """
+    total, count = loss_and_count(
+        labels, logits, ignore_label, label_weights, share, focal_gamma
+    )
+    return total / ops.maximum(count, 1.0)
+
+
+def loss_and_count(
+    labels, logits, ignore_label, label_weights=(), share=1.0, focal_gamma=0.0
+):
+    """Returns the sum of the losses of pixels, and the number it is divided by.
+
+    Weights change the sum but not the number. Mining keeps the `share` of all
     pixels, ignored ones included, with the largest losses, and divides by how
-    many of those are not 0.
+    many of those are not 0. The focal loss multiplies the cross-entropy by
+    `(1 - p) ** focal_gamma` (1708.02002, Eq. 4), p being the probability of the
+    right class.
 
     Args:
         labels: Class ids `[batch, height, width]` or `[..., 1]`. Values outside
@@ -40,27 +68,41 @@ def segmentation_loss(
         ignore_label: Label of pixels without loss.
         label_weights: One weight per class; () weighs all alike.
         share: Share (0..1] of pixels kept, a number or a scalar tensor.
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
     """
     num_classes = logits.shape[-1]
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     logits = ops.reshape(logits, (-1, num_classes))
-    counted = labels != ignore_label
-    known = counted & (labels >= 0) & (labels < num_classes)
+    known = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
     safe = ops.where(known, labels, 0)
     weights = ops.cast(known, logits.dtype)
     if len(label_weights):
         per_class = ops.convert_to_tensor(label_weights, dtype=logits.dtype)
         weights = weights * ops.take(per_class, safe)
-    losses = weights * ops.sparse_categorical_crossentropy(
-        safe, logits, from_logits=True
-    )
-    if isinstance(share, float | int) and share == 1.0:
-        count = ops.sum(ops.cast(counted, logits.dtype))
-        return ops.sum(losses) / ops.maximum(count, 1.0)
-    return _mean_of_hardest(losses, share)
+    entropy = ops.sparse_categorical_crossentropy(safe, logits, from_logits=True)
+    if focal_gamma:
+        # 1 - p, of which no more than rounding is left where p is almost 1.
+        wrong = ops.maximum(-ops.expm1(-entropy), 1e-7)
+        entropy = ops.power(wrong, focal_gamma) * entropy
+    losses = weights * entropy
+    if is_mined(share):
+        return _hardest(losses, share)
+    return ops.sum(losses), pixel_count(labels, ignore_label)
 
 
-def _mean_of_hardest(losses, share):
+def is_mined(share) -> bool:
+    """Whether a share, a number or a tensor, may leave pixels out."""
+    return not (isinstance(share, float | int) and share == 1.0)
+
+
+def pixel_count(labels, ignore_label: int):
+    """Returns the number of labels that are not ignored, float32."""
+    counted = ops.cast(labels, "int32") != ignore_label
+    return ops.sum(ops.cast(counted, "float32"))
+
+
+def _hardest(losses, share):
+    """Returns the sum of the largest losses, and how many of them are not 0."""
     # Sorting once and masking by rank keeps shapes static under XLA, where
     # `top_k` would be compiled anew for every k.
     size = ops.shape(losses)[0]
@@ -68,8 +110,7 @@ def _mean_of_hardest(losses, share):
     descending = -ops.sort(-losses)
     chosen = ops.cast(ops.arange(size), "float32") < kept
     hardest = ops.where(chosen, descending, 0.0)
-    present = ops.sum(ops.cast(hardest > 0, losses.dtype))
-    return ops.sum(hardest) / ops.maximum(present, 1.0)
+    return ops.sum(hardest), ops.sum(ops.cast(hardest > 0, losses.dtype))
 
 
 def regularization_loss(variables, weight_decay: float):
@@ -80,9 +121,14 @@ def regularization_loss(variables, weight_decay: float):
             and beta are not decayed.
         weight_decay: The official flag's value.
     """
-    kernels = [v for name, v in variables.items() if name.endswith("/weights")]
+    kernels = [v for name, v in variables.items() if is_decayed(name)]
     squares = [ops.sum(ops.square(ops.cast(v, "float32"))) for v in kernels]
     return 0.5 * weight_decay * sum(squares)
+
+
+def is_decayed(name: str) -> bool:
+    """Whether the variable of an official name is a kernel with L2."""
+    return name.endswith("/weights")
 
 
 def shrink_labels(labels, size):
@@ -114,6 +160,7 @@ class SegmentationLoss(keras.losses.Loss):
         ignore_label: Label of pixels without loss.
         label_weights: One weight per class; () weighs all alike.
         share: Share (0..1] of the hardest pixels kept.
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
     """
 
     def __init__(
@@ -121,6 +168,7 @@ class SegmentationLoss(keras.losses.Loss):
         ignore_label: int = 255,
         label_weights=(),
         share: float = 1.0,
+        focal_gamma: float = 0.0,
         name="segmentation_loss",
         **kwargs,
     ):
@@ -128,19 +176,21 @@ class SegmentationLoss(keras.losses.Loss):
         self.ignore_label = ignore_label
         self.label_weights = tuple(label_weights)
         self.share = share
+        self.focal_gamma = focal_gamma
 
     def call(self, y_true, y_pred):
         """Returns the scalar loss of labels `[b, h, w(, 1)]` against logits."""
         logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
-        return segmentation_loss(
-            y_true, logits, self.ignore_label, self.label_weights, self.share
-        )
+        return segmentation_loss(y_true, logits, **self._options())
 
-    def get_config(self):
-        """Returns the arguments, for saving."""
-        own = {
+    def _options(self) -> dict:
+        return {
             "ignore_label": self.ignore_label,
             "label_weights": self.label_weights,
             "share": self.share,
+            "focal_gamma": self.focal_gamma,
         }
-        return {**super().get_config(), **own}
+
+    def get_config(self):
+        """Returns the arguments, for saving."""
+        return {**super().get_config(), **self._options()}

@@ -5,6 +5,7 @@ from keras import ops
 
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import TrainConfig
+from deeplab_tf.training.losses import is_decayed
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -114,7 +115,27 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
         return keras.optimizers.Adam(
             config.adam_learning_rate, epsilon=config.adam_epsilon
         )
+    if config.optimizer == "adamw":
+        return keras.optimizers.AdamW(
+            learning_rate_schedule(config),
+            weight_decay=config.weight_decay,
+            epsilon=config.adam_epsilon,
+        )
     return Momentum(learning_rate_schedule(config), config.momentum)
+
+
+def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
+    """Creates the state of an optimiser.
+
+    Args:
+        optimizer: One of `make_optimizer`.
+        trained: Official name to trained variable.
+    """
+    if isinstance(optimizer, keras.optimizers.AdamW):
+        optimizer.exclude_from_weight_decay(
+            [v.value for n, v in trained.items() if not is_decayed(n)]
+        )
+    optimizer.build(list(trained.values()))
 
 
 def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:

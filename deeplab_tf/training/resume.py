@@ -1,8 +1,19 @@
-"""Training state on disk: `<train_logdir>/model.ckpt-<step>`, by official name."""
+"""Training state on disk: `<train_logdir>/model.ckpt-<step>`, by official name.
 
+A checkpoint is written beside the others and then moved among them, its index file
+last: what has an index file is whole, whenever the process was killed.
+"""
+
+import contextlib
 import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 
+import keras
 import tensorflow as tf
+from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from deeplab_tf.checkpoints.tf1 import MODEL_KEY, NAME
 from deeplab_tf.config import Experiment
@@ -10,7 +21,18 @@ from deeplab_tf.errors import UserError
 
 FORMAT_VERSION = 1
 _KEPT = 5
+_BEST = "best"
+_SCRATCH = ".writing-"
+_STATE_FILE = "checkpoint"
 _EXPERIMENT = "experiment.json"
+_FILE = re.compile(rf"({re.escape(NAME)}-(\d+))\.(index|data-\d+-of-\d+)")
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+# Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
+_NOT_OURS = {_GRAPH, f"save_counter{_VALUE}"}
+# `tf.errors` has no common name for what reading a damaged file raises.
+_UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
+_UNWRITABLE = (tf.errors.OpError, OSError)
 
 
 class TrainingState:
@@ -18,66 +40,296 @@ class TrainingState:
 
     Args:
         folder: The `train_logdir`.
-        weights: Official name to `keras.Variable`, moving statistics included.
-        optimizer: Slot name to `keras.Variable`.
+        groups: Name of a group (`MODEL_KEY`: the weights by official name, moving
+            statistics included) to its variables by name, each a `keras.Variable`
+            or `tf.Variable`. The names are the format on disk; an empty group
+            leaves nothing there.
         step: The optimiser's `iterations`.
         samples: `tf.Variable` with the number of training samples consumed.
-        seeds: Layer name to `keras.Variable`, which its next dropouts follow from.
+        is_chief: False in all but one of several workers. These write as well, for
+            reading a variable may need every worker, but keep nothing.
     """
 
-    def __init__(self, folder: str, weights, optimizer, step, samples, seeds=()):
+    def __init__(
+        self,
+        folder: str,
+        groups: Mapping[str, Mapping[str, keras.Variable | tf.Variable]],
+        step: keras.Variable,
+        samples: tf.Variable,
+        is_chief: bool = True,
+    ):
         self.folder = folder
+        self._is_chief = is_chief
         self._step = step
-        self._format_version = tf.Variable(FORMAT_VERSION)
-        checkpoint = tf.train.Checkpoint(
-            **{
-                MODEL_KEY: _tensorflow_variables(weights),
-                "optimizer": _tensorflow_variables(optimizer),
-                "step": step.value,
-                "samples": samples,
-                "seeds": _tensorflow_variables(dict(seeds)),
-                "format_version": self._format_version,
-            }
-        )
-        self._checkpoint = checkpoint
-        self._manager = tf.train.CheckpointManager(
-            checkpoint, folder, max_to_keep=_KEPT, checkpoint_name=NAME
-        )
+        tree = {
+            group: {n: _tensorflow_variable(v) for n, v in variables.items()}
+            for group, variables in groups.items()
+            if variables
+        }
+        single = {
+            "step": _tensorflow_variable(step),
+            "samples": samples,
+            "format_version": tf.Variable(FORMAT_VERSION),
+        }
+        self._weights = tree.get(MODEL_KEY, {})
+        self._variables = {_key(name): v for name, v in single.items()} | {
+            _key(group, name): v
+            for group, variables in tree.items()
+            for name, v in variables.items()
+        }
+        self._checkpoint = tf.train.Checkpoint(**tree, **single)
 
     def restore_latest(self) -> str | None:
-        """Restores the latest checkpoint of the folder and returns its prefix.
+        """Restores the latest whole checkpoint of the folder.
+
+        One that is damaged is passed over with a line on stderr.
+
+        Returns:
+            The prefix of the checkpoint; None if there is no checkpoint.
 
         Raises:
-            UserError: if it does not belong to this model and optimiser.
+            UserError: if it does not belong to this model and optimiser, or if
+                every checkpoint is damaged.
         """
-        latest = self._manager.latest_checkpoint
-        if latest is None:
-            return None
-        # Made now and `expect_partial`: otherwise a refusal drags along a line of
-        # TensorFlow's log for every value that was not restored.
-        _ = self._checkpoint.save_counter
-        try:
-            # Both ways: nothing of the model is missing, nothing of the file left.
-            self._checkpoint.restore(latest).expect_partial().assert_consumed()
-        except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+        damaged = []
+        for prefix in reversed(_prefixes(self.folder)):
+            # All of it is read before anything is restored, so that nothing of a
+            # damaged file is left among the values of the one before.
+            reason = _damage(prefix)
+            if reason is None:
+                for other in damaged:
+                    warning = f"warning: {other}; going on from the one before"
+                    print(warning, file=sys.stderr)
+                self._require_match(prefix)
+                self._checkpoint.read(prefix).expect_partial()
+                return prefix
+            damaged.append(f"{prefix} is damaged ({reason})")
+        if damaged:
             raise UserError(
-                f"{latest} cannot be resumed by this model and optimiser; give "
-                f"another --train_logdir: {str(error).splitlines()[0]}"
-            ) from error
-        if self._format_version.numpy() != FORMAT_VERSION:
-            raise UserError(
-                f"{latest} has format version {self._format_version.numpy()}; this "
-                f"deeplab_tf resumes {FORMAT_VERSION}"
+                f"no checkpoint in {self.folder} is whole; give another "
+                f"--train_logdir: {damaged[0]}"
             )
-        return latest
+        return None
 
     def save(self) -> str:
-        """Writes a checkpoint of the present step and returns its prefix."""
-        return self._manager.save(checkpoint_number=int(self._step.numpy()))
+        """Writes a checkpoint of the present step and removes old ones.
+
+        The newest five stay. Killed at any moment, it leaves the ones before it as
+        they were. One of the same step is replaced.
+
+        Returns:
+            The prefix of the checkpoint, `<folder>/model.ckpt-<step>`.
+
+        Raises:
+            UserError: if it cannot be written or the weights are not finite.
+        """
+        return self._save(self.folder, _KEPT)
+
+    def save_best(self) -> str:
+        """Writes a checkpoint as `save` does, to `<folder>/best`, where one stays."""
+        return self._save(os.path.join(self.folder, _BEST), 1)
+
+    def _save(self, folder: str, kept: int) -> str:
+        step = int(self._step.numpy())
+        name = f"{NAME}-{step}"
+        self._require_finite(step)
+        others = [n for n in map(os.path.basename, _prefixes(folder)) if n != name]
+        # The new one counts as the newest: where a training began anew it is not.
+        names = [*others, name][-kept:]
+        try:
+            with self._scratch_folder() as scratch:
+                self._checkpoint.write(os.path.join(scratch, name))
+                if self._is_chief:
+                    _write_state_file(scratch, names)
+                    _move(scratch, name, folder)
+        except _UNWRITABLE as error:
+            raise UserError(
+                f"could not save {name} in {folder}: {_cause(error)}; "
+                f"{_latest_whole(folder)}"
+            ) from error
+        if self._is_chief:
+            _remove_all_but(names, folder)
+        return os.path.join(folder, name)
+
+    @contextlib.contextmanager
+    def _scratch_folder(self) -> Iterator[str]:
+        """Gives a new folder, on the file system of ours, and removes it."""
+        if not self._is_chief:
+            with tempfile.TemporaryDirectory() as scratch:
+                yield scratch
+            return
+        _remove_scratch(self.folder)
+        scratch = os.path.join(self.folder, f"{_SCRATCH}{os.getpid()}")
+        tf.io.gfile.makedirs(scratch)
+        try:
+            yield scratch
+        finally:
+            # What cannot be removed now is removed by the next save; the reason why
+            # the writing failed says more.
+            with contextlib.suppress(*_UNWRITABLE):
+                tf.io.gfile.rmtree(scratch)
+
+    def _require_finite(self, step: int) -> None:
+        floating = {n: v for n, v in self._weights.items() if v.dtype.is_floating}
+        if not floating:
+            return
+        # Stacked, so that a GPU is waited for once and not for every weight.
+        finite = [tf.reduce_all(tf.math.is_finite(v)) for v in floating.values()]
+        for name, is_finite in zip(floating, tf.stack(finite).numpy(), strict=True):
+            if not is_finite:
+                raise UserError(
+                    f"the weights are no longer finite at step {step} (first: "
+                    f"{name}); nothing was saved"
+                )
+
+    def _require_match(self, prefix: str) -> None:
+        """Refuses a whole checkpoint of another format, model or optimiser."""
+        reader = _reader(prefix)
+        version_key = _key("format_version")
+        if reader.has_tensor(version_key):
+            version = int(reader.get_tensor(version_key))
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{prefix} has format version {version}; this deeplab_tf resumes "
+                    f"{FORMAT_VERSION}"
+                )
+        dtypes = reader.get_variable_to_dtype_map()
+        there = {
+            key: f"{dtypes[key].name} of shape {list(shape)}"
+            for key, shape in reader.get_variable_to_shape_map().items()
+            if key not in _NOT_OURS
+        }
+        here = {
+            key: f"{variable.dtype.name} of shape {variable.shape.as_list()}"
+            for key, variable in self._variables.items()
+        }
+        # Both ways: nothing of the model is missing, nothing of the file left.
+        for key in sorted(here.keys() | there.keys()):
+            if here.get(key) != there.get(key):
+                name = key.removesuffix(_VALUE).replace(".S", "/")
+                raise UserError(
+                    f"{prefix} cannot be resumed by this model and optimiser; give "
+                    f"another --train_logdir: {name} is {there.get(key, 'not there')}, "
+                    f"but {here.get(key, 'not in use')} here"
+                )
 
 
-def _tensorflow_variables(variables) -> dict[str, tf.Variable]:
-    return {name: variable.value for name, variable in variables.items()}
+def _tensorflow_variable(variable) -> tf.Variable:
+    return variable.value if isinstance(variable, keras.Variable) else variable
+
+
+def _key(*names: str) -> str:
+    """Returns the key of a value in the files of tf.train.Checkpoint."""
+    escaped = [name.replace(".", "..").replace("/", ".S") for name in names]
+    return "/".join(escaped) + _VALUE
+
+
+def _prefixes(folder: str) -> list[str]:
+    """Returns the checkpoints of a folder, damaged ones included, by step.
+
+    They are looked for, because the state file may be gone or cut short.
+    """
+    if not tf.io.gfile.isdir(folder):
+        return []
+    found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
+    steps = {int(m[2]): m[1] for m in found if m[3] == "index"}
+    return [os.path.join(folder, steps[step]) for step in sorted(steps)]
+
+
+def _reader(prefix: str):
+    # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
+    return tf.compat.v1.train.NewCheckpointReader(prefix)
+
+
+def _damage(prefix: str) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, None if nothing is.
+
+    Every tensor is read, which is what compares its checksum.
+    """
+    try:
+        reader = _reader(prefix)
+        keys = set(reader.get_variable_to_shape_map())
+        for key in keys:
+            reader.get_tensor(key)
+        missing = _own_keys(reader, keys) - keys
+    except _UNREADABLE as error:
+        return _reason(error)
+    return f"its index lacks {min(missing)}" if missing else None
+
+
+def _own_keys(reader, keys: set[str]) -> set[str]:
+    """Returns the keys that a checkpoint should have by its own account.
+
+    The reader silently leaves out a damaged block of an index file that has several
+    (more than about 2000 variables).
+    """
+    if _GRAPH not in keys:
+        # An official checkpoint has none, ours without it has lost the block.
+        return {_GRAPH} if any(key.endswith(_VALUE) for key in keys) else set()
+    graph = trackable_object_graph_pb2.TrackableObjectGraph()
+    graph.ParseFromString(reader.get_tensor(_GRAPH))
+    return {a.checkpoint_key for node in graph.nodes for a in node.attributes}
+
+
+def _latest_whole(folder: str) -> str:
+    """Tells which checkpoint of a folder is there to go on from."""
+    for prefix in reversed(_prefixes(folder)):
+        if _damage(prefix) is None:
+            return f"the checkpoint before it, {prefix}, is whole"
+    return "there is no whole checkpoint before it"
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of an error without the names of TensorFlow's ops."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", line)
+
+
+def _cause(error: Exception) -> str:
+    """Returns the reason without the file, which is a scratch file."""
+    return _reason(error).rpartition("; ")[2]
+
+
+def _write_state_file(folder: str, names: list[str]) -> None:
+    """Writes the file by which TensorFlow finds the latest checkpoint, the last.
+
+    With relative paths, so that it holds in a folder that was moved.
+    """
+    lines = [f'model_checkpoint_path: "{names[-1]}"']
+    lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
+    with tf.io.gfile.GFile(os.path.join(folder, _STATE_FILE), "w") as file:
+        file.write("\n".join([*lines, ""]))
+
+
+def _move(scratch: str, name: str, folder: str) -> None:
+    """Moves a checkpoint to where it stays, index and state file last."""
+    tf.io.gfile.makedirs(folder)
+    # Data of one checkpoint never lie beside the index of another.
+    index = f"{name}.index"
+    if tf.io.gfile.exists(os.path.join(folder, index)):
+        tf.io.gfile.remove(os.path.join(folder, index))
+    parts = {p for p in tf.io.gfile.listdir(scratch) if _FILE.fullmatch(p)} - {index}
+    for part in (*sorted(parts), index, _STATE_FILE):
+        tf.io.gfile.rename(
+            os.path.join(scratch, part), os.path.join(folder, part), overwrite=True
+        )
+
+
+def _remove_all_but(names: list[str], folder: str) -> None:
+    """Removes the other checkpoints, and data that never got their index."""
+    found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
+    old = [match for match in found if match[1] not in names]
+    # The index first: one without its data would look damaged.
+    for match in sorted(old, key=lambda match: match[3] != "index"):
+        tf.io.gfile.remove(os.path.join(folder, match[0]))
+
+
+def _remove_scratch(folder: str) -> None:
+    """Removes what killed processes have left."""
+    if tf.io.gfile.isdir(folder):
+        for name in tf.io.gfile.listdir(folder):
+            if name.startswith(_SCRATCH):
+                tf.io.gfile.rmtree(os.path.join(folder, name))
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:
@@ -94,3 +346,8 @@ def read_experiment(folder: str) -> Experiment | None:
         return None
     with tf.io.gfile.GFile(path) as file:
         return Experiment.from_json(file.read(), source=path)
+
+
+def has_checkpoint(folder: str) -> bool:
+    """Whether a folder holds a checkpoint, whole or not."""
+    return bool(_prefixes(folder))

@@ -1,45 +1,52 @@
-"""The training loop: one compiled step, repeated, reported and saved."""
+"""The training loop: compiled steps, repeated, watched and saved."""
 
+import contextlib
+import functools
 import math
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import keras
+import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
+from deeplab_tf.checkpoints.tf1 import MODEL_KEY
 from deeplab_tf.config import TrainConfig
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.resampling import spatial_size
-from deeplab_tf.models.variables import (
-    batch_normalizations,
-    dropout_seeds,
-    official_variables,
+from deeplab_tf.models.recomputation import recomputed
+from deeplab_tf.models.variables import dropout_seeds, official_variables
+from deeplab_tf.training import distribution, optimizer, resume
+from deeplab_tf.training.batch_norm import set_batch_norm
+from deeplab_tf.training.interruption import Interruption
+from deeplab_tf.training.loss_scaling import LossScale
+from deeplab_tf.training.reporter import Reporter, Validation
+from deeplab_tf.training.step import (
+    TrainStep,
+    computes_in_half,
+    training_outputs,
 )
-from deeplab_tf.training import losses, optimizer, resume
 
-
-def _fused_batch_norm(x, gamma, beta, epsilon: float):
-    """Returns what `models.normalization.normalize_batch` does, from one op.
-
-    Keras composes it of a dozen; one makes a step on CPU about a fifth shorter.
-    """
-    return tf.compat.v1.nn.fused_batch_norm(
-        x, gamma.value, beta.value, epsilon=epsilon, is_training=True
-    )
+# What is told of a step, in the order of the vector that the graph returns.
+_TOLD = ("data_loss", "regularization_loss", "learning_rate", "broken_gradients")
 
 
 class Trainer:
     """Trains a model with the official semantics.
 
+    The strategy is that under which the model was built. Batches are those of all
+    replicas together, whatever their number.
+
     Args:
-        model: A model of `build_model`. With `fine_tune_batch_norm=False` its
-            batch normalisations are frozen.
+        model: A model of `build_model`. Its batch normalisations follow
+            `config.normalization`.
         config: How to train.
 
     Raises:
-        UserError: for label weights that do not fit the classes.
+        UserError: for label weights that do not fit the classes, or a compiler that
+            the strategy cannot have.
     """
 
     def __init__(self, model: keras.Model, config: TrainConfig):
@@ -51,33 +58,50 @@ class Trainer:
             )
         self.model = model
         self.config = config
-        for layer in batch_normalizations(model):
-            layer.frozen = not config.fine_tune_batch_norm
-            layer.normalize_batch = _fused_batch_norm
+        self.strategy = model.distribute_strategy
+        self.worker = distribution.worker_of(self.strategy)
+        self._replicas = self.strategy.num_replicas_in_sync
+        self._jit = _compiles(config.jit, self.strategy)
+        set_batch_norm(model, config.normalization, self._replicas)
         variables = official_variables(model)
-        self._trained = {n: v for n, v in variables.items() if v.trainable}
-        self._multipliers = [
-            optimizer.gradient_multiplier(name, config) for name in self._trained
-        ]
-        self._network = model
-        if not config.upsample_logits:
-            self._network = keras.Model(model.input, model.get_layer("logits").output)
-        self.optimizer = optimizer.make_optimizer(config)
-        self.optimizer.build(list(self._trained.values()))
+        trained = {n: v for n, v in variables.items() if v.trainable}
+        with self.strategy.scope():
+            self.optimizer = optimizer.make_optimizer(config)
+            optimizer.build(self.optimizer, trained)
+            self._averages = {
+                name: keras.Variable(v.numpy(), trainable=False, name="average")
+                for name, v in (variables.items() if config.ema_decay else ())
+            }
         self._samples = tf.Variable(0, dtype=tf.int64, name="samples")
+        self._loss_scale = LossScale() if computes_in_half(model) else None
+        network = training_outputs(model)
+        if config.recompute:
+            network = recomputed(network)
+        self._step = TrainStep(model, config, network, self.optimizer, self._averages)
+        self._whole_step = self._compiled_step()
+        self._seeds = dropout_seeds(model)
+        self._spread_seeds()
         self._state = None
         if config.train_logdir is not None:
-            self._state = resume.TrainingState(
-                config.train_logdir,
-                variables,
-                optimizer.slots(self.optimizer, self._trained),
-                self.optimizer.iterations,
-                self._samples,
-                dropout_seeds(model),
-            )
-        # XLA makes depthwise convolutions on CPU some twenty times slower.
-        self._compiled_step = tf.function(
-            self._step, jit_compile=False, reduce_retracing=True
+            self._state = self._training_state(config.train_logdir, trained)
+        self._compiled_steps = tf.function(self._steps, reduce_retracing=True)
+        self._compiled_total = tf.function(self._total, autograph=False)
+
+    def _training_state(self, folder: str, trained) -> resume.TrainingState:
+        scaling = self._loss_scale.variables if self._loss_scale else {}
+        groups = {
+            MODEL_KEY: official_variables(self.model),
+            "optimizer": optimizer.slots(self.optimizer, trained),
+            "seeds": self._seeds,
+            "average": self._averages,
+            "loss_scale": scaling,
+        }
+        return resume.TrainingState(
+            folder,
+            groups,
+            self.optimizer.iterations,
+            self._samples,
+            self.worker.is_chief,
         )
 
     @property
@@ -90,129 +114,373 @@ class Trainer:
         """Number of training samples consumed; `start` of `load_dataset`."""
         return int(self._samples.numpy())
 
+    @property
+    def compiles(self) -> bool:
+        """Whether XLA compiles the step."""
+        return self._jit
+
     def restore_latest(self) -> str | None:
-        """Goes on from the latest checkpoint of `train_logdir`, if there is one.
+        """Goes on from the latest checkpoint of `train_logdir` that is whole.
 
         Returns:
-            The prefix of the checkpoint, or None.
+            The prefix of the checkpoint, None if there is none.
 
         Raises:
-            UserError: if it is of another model.
+            UserError: if it is of another model, or none is whole.
         """
-        return self._state and self._state.restore_latest()
+        prefix = self._state and self._state.restore_latest()
+        if prefix:
+            self._spread_seeds()
+        else:
+            self._start_averages()
+        return prefix
 
-    def _data_loss(self, images, labels):
-        config = self.config
-        logits = self._network(images, training=True)
-        if not config.upsample_logits:
-            labels = losses.shrink_labels(labels, spatial_size(logits))
-        share = losses.mined_share(
-            self.optimizer.iterations,
-            config.top_k_percent_pixels,
-            config.hard_example_mining_step,
+    def _start_averages(self) -> None:
+        """Lets the averages begin at the weights as they are."""
+        variables = official_variables(self.model)
+        for name, average in self._averages.items():
+            average.assign(variables[name])
+
+    def _spread_seeds(self) -> None:
+        """Gives every replica its own dropout; the first keeps what is saved."""
+        if self._replicas == 1:
+            return
+
+        def spread():
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in self._seeds.values():
+                offset = tf.stack([tf.cast(replica, state.dtype) * 1_000_003, 0])
+                state.assign(state.value + tf.cast(offset, state.dtype))
+
+        tf.function(lambda: self.strategy.run(spread))()
+
+    @tf.autograph.experimental.do_not_convert
+    def _one_step(self, images, labels):
+        """Does a step of all replicas; returns the facts, and whether it was done."""
+        if self._loss_scale is None:
+            results = self.strategy.run(self._whole_step, args=(images, labels))
+            return self._first_replica(results)
+        gradients, results, finite = self.strategy.run(
+            self._step.gradients_in_half,
+            args=(images, labels, self._loss_scale.value()),
         )
-        return losses.segmentation_loss(
-            labels, logits, config.ignore_label, config.label_weights, share
+        self._loss_scale.update(
+            self._first_replica(finite),
+            lambda: self.strategy.run(self._step.update_in_half, args=(gradients,)),
+        )
+        return self._first_replica(results)
+
+    def _compiled_step(self) -> Callable:
+        def step(images, labels):
+            gradients, results = self._step.gradients(images, labels)
+            self._step.update(gradients)
+            return results
+
+        # On a TPU all that a replica runs is compiled anyway.
+        is_compiled = self._jit and not distribution.is_tpu(self.strategy)
+        return tf.function(step, jit_compile=True) if is_compiled else step
+
+    def _first_replica(self, values):
+        return tf.nest.map_structure(
+            lambda value: self.strategy.experimental_local_results(value)[0], values
         )
 
-    def _step(self, images, labels):
-        trained = list(self._trained.values())
-        with tf.GradientTape() as tape:
-            data_loss = self._data_loss(images, labels)
-            decay = losses.regularization_loss(self._trained, self.config.weight_decay)
-            total = data_loss + decay
-        gradients = tape.gradient(total, [v.value for v in trained])
-        gradients = [g * m for g, m in zip(gradients, self._multipliers, strict=True)]
-        learning_rate = tf.identity(self.optimizer.learning_rate)
-        self.optimizer.apply(gradients, trained)
-        self._samples.assign_add(tf.shape(images, out_type=tf.int64)[0])
-        return {
-            "data_loss": data_loss,
-            "regularization_loss": decay,
-            "learning_rate": learning_rate,
-        }
+    def _steps(self, iterator, count):
+        """Does up to `count` steps; returns `[steps, told]` and class counts.
+
+        It ends behind a loss or a gradient that is not finite.
+        """
+        told = tf.TensorArray(tf.float32, 0, True, element_shape=[len(_TOLD)])
+        classes = tf.zeros([2, self.model.model_config.num_classes])
+        done, is_finite = tf.constant(0), tf.constant(True)
+        while done < count and is_finite:
+            images, labels = next(iterator)
+            results = self._one_step(images, labels)
+            rows = tf.shape(self._first_replica(images), out_type=tf.int64)[0]
+            self._samples.assign_add(rows * self._replicas)
+            row = tf.stack([results[name] for name in _TOLD])
+            told = told.write(done, row)
+            classes += tf.stack([results["predicted"], results["truth"]])
+            is_finite = _is_whole(row)
+            done += 1
+        return told.stack(), classes
 
     def train_step(self, images, labels) -> dict[str, float]:
         """Does one optimiser step.
 
         Args:
-            images: RGB 0..255, `[batch, height, width, 3]`.
+            images: RGB 0..255 of all replicas, `[batch, height, width, 3]`.
             labels: Class ids, `[batch, height, width]` or `[..., 1]`.
 
         Returns:
             `data_loss`, `regularization_loss` and `learning_rate`, all of the
             weights before the update.
         """
-        results = self._compiled_step(
-            tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels)
+        dataset = tf.data.Dataset.from_tensors(
+            (tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels))
         )
-        return {name: float(value) for name, value in results.items()}
+        told, _ = self._compiled_steps(self._iterator(dataset), tf.constant(1))
+        return _public(told[0])
 
-    def train(self, dataset: Iterable) -> dict[str, float]:
-        """Trains up to `training_number_of_steps`, saving along the way.
+    def _iterator(self, dataset):
+        """Returns an iterator over each replica's rows of every batch.
 
         Args:
-            dataset: Batches of images and labels, as `load_dataset` gives them.
+            dataset: Whole batches, or a function of a worker's index and the number
+                of workers that gives this worker's rows of them.
+        """
+        workers = self.worker.count
+        local = self._replicas // workers
+        if callable(dataset):
+            dataset = dataset(self.worker.index, workers)
+        else:
+            dataset = _as_dataset(dataset)
+            if workers > 1:
+                dataset = dataset.map(
+                    functools.partial(_rows_of, self.worker.index, workers)
+                )
+        if self._replicas == 1:
+            return iter(dataset)
+        if local > 1:
+            dataset = dataset.flat_map(functools.partial(_replica_batches, local))
+        return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+
+    def sum_over_workers(self, array):
+        """Returns the sum of an int64 array over all workers."""
+        if self.worker.count == 1:
+            return array
+        array = np.asarray(array, np.int64)
+        local = self._replicas // self.worker.count
+
+        def own(context):
+            # One replica of a worker brings its array, the others nothing.
+            is_first = context.replica_id_in_sync_group % local == 0
+            return tf.constant(array if is_first else 0 * array)
+
+        values = self.strategy.experimental_distribute_values_from_function(own)
+        return self._compiled_total(values).numpy()
+
+    def _total(self, values):
+        def total(value):
+            context = tf.distribute.get_replica_context()
+            # A copy, for the argument itself is on no device.
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+
+        return self._first_replica(self.strategy.run(total, args=(values,)))
+
+    def train(
+        self,
+        dataset: Iterable | Callable[[int, int], tf.data.Dataset],
+        validation: Validation | None = None,
+        info: DatasetInfo | None = None,
+        name_samples: Callable[[int, int], str] | None = None,
+    ) -> dict[str, float]:
+        """Trains up to `training_number_of_steps`, saving along the way.
+
+        SIGTERM and Ctrl-C save after the running host call and end the program with
+        status 143 or 130.
+
+        Args:
+            dataset: Batches of images and labels, as `load_dataset` gives them, or a
+                function of `(worker, num_workers)` that gives a worker its rows.
+            validation: What the model is scored on at every `eval_interval_steps`.
+            info: Names and colours of the classes, for what is shown.
+            name_samples: Names the samples from a number on, for errors.
 
         Returns:
             The results of the last step.
 
         Raises:
-            UserError: if the loss stops being a number, or the data end early.
+            UserError: if the loss stops being a number, the data end early or a
+                checkpoint cannot be written.
         """
-        config, results = self.config, {}
-        saved_at = time.monotonic()
-        data = iter(batches(dataset))
-        with tqdm(
-            total=config.training_number_of_steps,
-            initial=self.step,
-            desc="training",
-            unit="step",
-        ) as progress:
-            while (step := self.step) < config.training_number_of_steps:
-                images, labels = _next(data, step)
-                results = self.train_step(images, labels)
-                _require_finite(results, step)
-                progress.update()
-                self._report(progress, results, len(images))
-                if self._due(step + 1, saved_at):
-                    self._state.save()
+        results = {}
+        with (
+            Interruption() as interruption,
+            self._reporter(validation, info) as reporter,
+        ):
+            reporter.restart(self.step, self.samples)
+            saved_at = time.monotonic()
+            data = None
+            while not self._is_done(reporter):
+                step, first = self.step, self.samples
+                data = data or self._iterator(dataset)
+                count = self._call_length(step)
+                with readable_errors(), _ended_data(step), self._lost_workers():
+                    told, classes = self._compiled_steps(data, tf.constant(count))
+                told = told.numpy()
+                results = _public(told[-1])
+                self._require_finite(told, step, first, name_samples)
+                reporter.trained(step, told, classes.numpy(), self.samples)
+                self._evaluate_if_due(reporter, validation)
+                stop, save = self._agreed(
+                    interruption.signal is not None, self._is_save_due(saved_at)
+                )
+                if save or stop or self._is_done(reporter):
+                    self._save(reporter)
                     saved_at = time.monotonic()
+                if stop:
+                    reporter.say(f"interrupted after step {self.step}")
+                    sys.exit(interruption.exit_status)
+            reporter.finish()
         return results
 
-    def _report(self, progress, results, batch_size) -> None:
-        if progress.n % self.config.log_steps == 0:
-            rate = progress.format_dict["rate"] or 0.0
-            progress.set_postfix(
-                loss=f"{results['data_loss']:.3f}",
-                lr=f"{results['learning_rate']:.2g}",
-                img_per_s=f"{rate * batch_size:.1f}",
-            )
+    @contextlib.contextmanager
+    def _lost_workers(self) -> Iterator[None]:
+        """Tells that another worker has gone, where that is what an error means."""
+        try:
+            yield
+        except (
+            *(tf.errors.UnavailableError, tf.errors.AbortedError),
+            *(tf.errors.CancelledError, tf.errors.InternalError),
+        ) as error:
+            if self.worker.count == 1:
+                raise
+            raise UserError(
+                f"worker {self.worker.index + 1} of {self.worker.count} stops after "
+                f"step {self.step}, for another one has gone; start all of them again, "
+                "and they go on from the latest checkpoint"
+            ) from error
 
-    def _due(self, step: int, saved_at: float) -> bool:
-        """Whether a checkpoint is to be written after this many steps."""
+    def _reporter(self, validation, info: DatasetInfo | None) -> Reporter:
+        info = info or generic_info(self.model.model_config.num_classes)
+        return Reporter(self.config, info, self.worker.is_chief, validation)
+
+    def _is_done(self, reporter: Reporter) -> bool:
+        limit = self.config.early_stop_evals
+        is_stuck = bool(limit) and reporter.evaluations_since_best >= limit
+        return is_stuck or self.step >= self.config.training_number_of_steps
+
+    def _call_length(self, step: int) -> int:
+        """Returns how many steps the host starts at once, up to what is due next."""
         config = self.config
-        if self._state is None:
-            return False
+        steps = config.steps_per_call or (10 if self._is_accelerated() else 1)
+        for every in (config.save_interval_steps, config.eval_interval_steps):
+            if every:
+                steps = min(steps, every - step % every)
+        return min(steps, config.training_number_of_steps - step)
+
+    def _is_accelerated(self) -> bool:
+        return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
+
+    def _evaluate_if_due(self, reporter, validation: Validation | None) -> None:
+        every, step = self.config.eval_interval_steps, self.step
+        if validation is None or not every:
+            return
+        if step % every and step != self.config.training_number_of_steps:
+            return
+        with self.averaged_weights():
+            is_best = reporter.evaluate(
+                step, self.model, self.worker, self.sum_over_workers
+            )
+        if is_best and self._state is not None:
+            self._state.save_best()
+            reporter.keep_best()
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Lets the model have the moving average of its weights, if one is kept."""
+        variables = official_variables(self.model)
+        own = {name: variables[name].numpy() for name in self._averages}
+        try:
+            for name, average in self._averages.items():
+                variables[name].assign(average)
+            yield
+        finally:
+            for name, value in own.items():
+                variables[name].assign(value)
+
+    def _agreed(self, *wishes: bool) -> list[bool]:
+        """Returns which wishes at least one worker has: all do the same."""
+        counts = self.sum_over_workers(np.array(wishes, np.int64))
+        return [bool(count) for count in counts]
+
+    def _is_save_due(self, saved_at: float) -> bool:
+        """Whether a checkpoint is to be written after this step."""
+        config, step = self.config, self.step
         every = config.save_interval_steps
         return (
-            step == config.training_number_of_steps
-            or bool(every and step % every == 0)
+            bool(every and step % every == 0)
             or time.monotonic() - saved_at > config.save_interval_secs
         )
 
+    def _save(self, reporter: Reporter) -> None:
+        reporter.flush()
+        if self._state is not None:
+            self._state.save()
 
-def _next(data, step: int):
-    try:
-        return next(data)
-    except StopIteration:
-        raise UserError(f"the dataset ended after {step} steps") from None
-
-
-def _require_finite(results: dict[str, float], step: int) -> None:
-    if not math.isfinite(results["data_loss"]):
+    def _require_finite(self, told, step: int, first: int, name_samples) -> None:
+        if _is_whole(told[-1]):
+            return
+        loss, _, _, broken = told[-1]
+        what = f"the loss is {loss}"
+        if math.isfinite(loss):
+            what = f"{broken:.0f} gradients are not finite (loss {loss:.3f})"
+        step += len(told) - 1
+        batch = (self.samples - first) // len(told)
+        begin = self.samples - batch
+        which = f"; the batch: {name_samples(begin, batch)}" if name_samples else ""
         raise UserError(
-            f"the loss is {results['data_loss']} at step {step}; a lower "
-            "base_learning_rate, a larger batch or fine_tune_batch_norm=false may "
-            "help, and so may a look at the labels"
+            f"{what} at step {step}; a lower base_learning_rate, a larger batch or "
+            "fine_tune_batch_norm=false may help, and so may a look at the labels"
+            f"{which}"
         )
+
+
+def _public(row) -> dict[str, float]:
+    """Returns what a step tells its caller."""
+    return dict(zip(_TOLD[:3], map(float, row), strict=False))
+
+
+def _is_whole(row):
+    """Whether losses and gradients of a step are finite."""
+    return tf.reduce_all(tf.math.is_finite(row)) & (row[3] == 0)
+
+
+def _compiles(jit: str, strategy: tf.distribute.Strategy) -> bool:
+    """Whether XLA compiles the step: on one GPU and on TPUs, unless told otherwise.
+
+    On CPU it makes depthwise convolutions some twenty times slower.
+    """
+    if distribution.is_tpu(strategy):
+        return True
+    is_alone = strategy.num_replicas_in_sync == 1
+    if jit == "on" and not is_alone:
+        raise UserError(
+            "jit=on compiles the step of one replica; "
+            f"{strategy.num_replicas_in_sync} exchange values within it"
+        )
+    return jit == "on" or (jit == "auto" and is_alone and distribution.uses_gpu())
+
+
+def _as_dataset(batches: Iterable) -> tf.data.Dataset:
+    if isinstance(batches, tf.data.Dataset):
+        return batches
+    batches = list(batches)
+    images, labels = batches[0]
+    shapes = (np.shape(images)[1:], np.shape(labels)[1:])
+    dtypes = (tf.float32, tf.as_dtype(labels.dtype))
+    signature = tuple(
+        tf.TensorSpec((None, *shape), dtype)
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+    return tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+
+
+def _rows_of(index: int, count: int, *batch):
+    """Returns one worker's rows of a batch."""
+    return tuple(tf.split(part, count)[index] for part in batch)
+
+
+def _replica_batches(count: int, *batch) -> tf.data.Dataset:
+    """Returns the rows of each local replica, one after the other."""
+    parts = tuple(tf.stack(tf.split(part, count)) for part in batch)
+    return tf.data.Dataset.from_tensor_slices(parts)
+
+
+@contextlib.contextmanager
+def _ended_data(step: int) -> Iterator[None]:
+    try:
+        yield
+    except tf.errors.OutOfRangeError:
+        raise UserError(f"the dataset ended after {step} steps") from None

@@ -59,9 +59,8 @@ def test_our_training_checkpoint_is_read_by_the_same_reader(
     kernel = "MobilenetV2/Conv/weights"
     slot = keras.Variable(np.ones(variables[kernel].shape), name="slot")
     step = keras.Variable(12, dtype="int64", name="step")
-    state = TrainingState(
-        str(tmp_path), variables, {f"{kernel}/Momentum": slot}, step, tf.Variable(96)
-    )
+    groups = {"model": variables, "optimizer": {f"{kernel}/Momentum": slot}}
+    state = TrainingState(str(tmp_path), groups, step, tf.Variable(96))
     prefix = state.save()
     assert prefix == str(tmp_path / "model.ckpt-12")
     assert set(read_variables(prefix)) == set(arrays)

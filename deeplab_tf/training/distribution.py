@@ -1,0 +1,206 @@
+"""Which devices train together: strategies, workers and their shares of a batch."""
+
+import dataclasses
+import json
+import os
+
+import tensorflow as tf
+
+from deeplab_tf.errors import UserError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
+_TF_CONFIG = "TF_CONFIG"
+_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+    '"task": {"type": "worker", "index": 0}}'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Worker:
+    """Place of this process among those that train together.
+
+    Attributes:
+        index: From 0; the worker 0 writes.
+        count: Number of workers.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this is the worker that writes."""
+        return self.index == 0
+
+
+def worker_of(strategy: tf.distribute.Strategy) -> Worker:
+    """Returns the place of this process in a strategy."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return Worker()
+    cluster = resolver.cluster_spec().as_dict()
+    tasks = [(kind, i) for kind in ("chief", "worker") for i in _tasks(cluster, kind)]
+    if not tasks:
+        return Worker()
+    return Worker(tasks.index((resolver.task_type, resolver.task_id)), len(tasks))
+
+
+def _tasks(cluster: dict, kind: str) -> range:
+    return range(len(cluster.get(kind, ())))
+
+
+def make_strategy(
+    name: str = "auto",
+    num_clones: int | None = None,
+    clone_on_cpu: bool = False,
+    tpu: str | None = None,
+) -> tf.distribute.Strategy:
+    """Returns the strategy of a name, before TensorFlow has used any device.
+
+    Args:
+        name: One of `STRATEGIES`. "auto" is several workers where the environment
+            variable TF_CONFIG names them, else all visible GPUs, else the CPU.
+        num_clones: Devices of this machine that train; None is all GPUs. On CPU it
+            makes as many logical devices.
+        clone_on_cpu: Whether GPUs are left alone.
+        tpu: Name or address of the TPU, for "tpu".
+
+    Raises:
+        UserError: for a strategy that this machine cannot offer.
+    """
+    if num_clones is not None and num_clones < 1:
+        raise UserError(f"num_clones must be at least 1; received {num_clones}")
+    gpus = _visible_gpus(clone_on_cpu)
+    if name == "auto":
+        name = _found(gpus, num_clones, tpu)
+    if name == "tpu":
+        return _tpu_strategy(tpu)
+    if gpus and (num_clones or 0) > len(gpus):
+        raise UserError(
+            f"num_clones={num_clones}, but TensorFlow sees {len(gpus)} GPUs; "
+            "clone_on_cpu leaves them alone"
+        )
+    if name == "multi_worker_mirrored":
+        _require_tf_config()
+        tf.config.set_visible_devices(gpus[:num_clones], "GPU")
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy(_devices(gpus, num_clones))
+    if (num_clones or 1) > 1:
+        raise UserError(
+            f"distribution_strategy=one_device is of one device; num_clones="
+            f"{num_clones} needs distribution_strategy=mirrored"
+        )
+    return tf.distribute.get_strategy()
+
+
+def _devices(gpus: list, count: int | None) -> list[str]:
+    """Returns the devices that are mirrored, logical CPUs where there is no GPU."""
+    if gpus:
+        return [f"GPU:{i}" for i in range(count or len(gpus))]
+    (cpu,), count = tf.config.list_physical_devices("CPU"), count or 1
+    tf.config.set_logical_device_configuration(
+        cpu, count * [tf.config.LogicalDeviceConfiguration()]
+    )
+    return [f"CPU:{i}" for i in range(count)]
+
+
+def _visible_gpus(clone_on_cpu: bool) -> list:
+    if clone_on_cpu:
+        tf.config.set_visible_devices([], "GPU")
+    return tf.config.get_visible_devices("GPU")
+
+
+def _found(gpus, num_clones: int | None, tpu: str | None) -> str:
+    """Returns what "auto" means here."""
+    if tpu:
+        return "tpu"
+    if os.environ.get(_TF_CONFIG):
+        return "multi_worker_mirrored"
+    return "mirrored" if (num_clones or len(gpus)) > 1 else "one_device"
+
+
+def _require_tf_config() -> None:
+    """Refuses a TF_CONFIG that TensorFlow would wait on, or misread.
+
+    Raises:
+        UserError: saying what is wrong with it, and how one looks.
+    """
+    text = os.environ.get(_TF_CONFIG, "")
+    problem = _problem_of_tf_config(text)
+    if problem:
+        raise UserError(
+            f"multi_worker_mirrored needs the environment variable {_TF_CONFIG}, such "
+            f"as {_EXAMPLE}: {problem}"
+        )
+
+
+def _problem_of_tf_config(text: str) -> str:
+    if not text:
+        return "it is not set"
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        kind, index = task["type"], int(task["index"])
+        addresses = {k: list(cluster[k]) for k in cluster}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return f"received {text!r} ({type(error).__name__}: {error})"
+    strange = set(addresses) - {"chief", "worker"}
+    if strange:
+        return f"the cluster may hold chief and worker; received {sorted(strange)}"
+    if not 0 <= index < len(addresses.get(kind, ())):
+        return f"the cluster has no {kind} {index}; received {text!r}"
+    wrong = [a for of in addresses.values() for a in of if not _is_address(a)]
+    return f"{wrong[0]!r} is no host:port" if wrong else ""
+
+
+def _is_address(text) -> bool:
+    host, _, port = str(text).rpartition(":")
+    return bool(host) and port.isdigit()
+
+
+def _tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, RuntimeError, OSError, tf.errors.OpError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"there is no TPU {tpu or 'on this machine'}: {reason}; --tpu takes its "
+            "name or grpc:// address"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
+
+
+def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
+    """Returns how many images a replica sees at once.
+
+    Args:
+        batch_size: Images per optimiser step, over all replicas.
+        replicas: Number of replicas.
+        parts: Parts of a batch that are seen one after the other.
+
+    Raises:
+        UserError: if the batch cannot be shared evenly.
+    """
+    shares = replicas * parts
+    if batch_size < shares or batch_size % shares:
+        nearest = max(batch_size // shares, 1) * shares
+        of_parts = f" of accumulate_steps={parts}" if parts > 1 else ""
+        raise UserError(
+            f"a batch of {batch_size} images cannot be shared evenly by {replicas} "
+            f"replicas{of_parts}; {nearest} can"
+        )
+    return batch_size // shares
+
+
+def uses_gpu() -> bool:
+    """Whether computations land on a GPU by default."""
+    return bool(tf.config.get_visible_devices("GPU"))
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a strategy trains on a TPU."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)

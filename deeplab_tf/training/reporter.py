@@ -1,0 +1,220 @@
+"""What a training tells: progress, summaries, curves, warnings, the best model."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from deeplab_tf.config import EvalConfig, TrainConfig
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.training.distribution import Worker
+from deeplab_tf.training.history import History, collapsed_class, draw_curves
+from deeplab_tf.training.summaries import Summaries
+
+# Steps whose predictions are looked at together. The first ones are let go: every model
+# begins by predicting what is most frequent.
+_WINDOW = 100
+_EXAMPLES = 4
+_METRICS = "metrics.json"
+BEST = "best"
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What a model is scored on while it is trained.
+
+    Attributes:
+        dataset: Function of `(worker, num_workers)` that gives the images of a
+            worker, as `load_dataset` does.
+        config: How to look at the images.
+    """
+
+    dataset: Callable[[int, int], tf.data.Dataset]
+    config: EvalConfig = EvalConfig()
+
+
+class Reporter:
+    """Tells how a training goes; one worker of several writes.
+
+    Args:
+        config: How the model is trained, `train_logdir` included.
+        info: Names and colours of the classes.
+        is_chief: Whether this process shows and writes.
+        validation: What the model is scored on, if it is.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        info: DatasetInfo,
+        is_chief: bool,
+        validation: Validation | None,
+    ):
+        self._config = config
+        self._validation = validation
+        self._info = info
+        self._folder = config.train_logdir
+        self._writes = is_chief and self._folder is not None
+        self._history = History(self._folder)
+        self._summaries = Summaries(self._folder if self._writes else None, self._info)
+        self._classes = np.zeros((2, info.num_classes))
+        self._window_began = 0
+        self._evaluator = None
+        self._best_kept = -1.0
+        self._told_at = (time.monotonic(), 0)
+        self._progress = tqdm(
+            total=config.training_number_of_steps,
+            desc="training",
+            unit="step",
+            disable=not is_chief,
+        )
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._progress.close()
+        self._summaries.close()
+
+    def restart(self, step: int, samples: int) -> None:
+        """Begins where the training does.
+
+        Args:
+            step: Steps that were done before.
+            samples: Samples that they took.
+        """
+        self._progress.update(step)
+        self._progress.initial = step
+        self._told_at = (time.monotonic(), samples)
+        self._window_began = step
+        self._history.restart(step)
+        self._summaries.restart(step)
+        if self._folder is not None:
+            self._best_kept = _best_kept(self._folder)
+
+    def trained(self, step: int, told: np.ndarray, classes, samples: int) -> None:
+        """Takes in the steps of a host call.
+
+        Args:
+            step: Steps that were done before them.
+            told: `[steps, 4]`: data loss, regularisation loss, learning rate, and more.
+            classes: `[2, num_classes]`: pixels predicted, and true, as each class.
+            samples: Samples that the training took up to now.
+        """
+        self._progress.update(len(told))
+        self._watch_classes(step + len(told), classes)
+        every = self._config.log_steps
+        for number, row in enumerate(told.tolist(), step + 1):
+            if number % every == 0:
+                self._tell(number, row, samples)
+
+    def _tell(self, step: int, row: list[float], samples: int) -> None:
+        data_loss, regularization, learning_rate, *_ = row
+        now, (before, samples_before) = time.monotonic(), self._told_at
+        speed = (samples - samples_before) / max(now - before, 1e-9)
+        if samples > samples_before:
+            self._told_at = (now, samples)
+        self._progress.set_postfix(
+            loss=f"{data_loss:.3f}", lr=f"{learning_rate:.2g}", img_per_s=f"{speed:.1f}"
+        )
+        values = {"data_loss": data_loss, "learning_rate": learning_rate}
+        self._history.append({"step": step, **values})
+        values |= {
+            "regularization_loss": regularization,
+            "total_loss": data_loss + regularization,
+            "images_per_second": speed,
+        }
+        self._summaries.scalars(step, {f"train/{k}": v for k, v in values.items()})
+
+    def _watch_classes(self, step: int, classes) -> None:
+        """Warns when the predictions of a whole window are of one class."""
+        self._classes += classes
+        if step - self._window_began < _WINDOW:
+            return
+        found = collapsed_class(*self._classes, self._info.class_names)
+        if found and self._window_began:
+            self.say(f"warning: step {step}: {found}")
+        self._classes[:], self._window_began = 0, step
+
+    def evaluate(
+        self, step: int, model: keras.Model, worker: Worker, total: Callable
+    ) -> bool:
+        """Scores the model; returns whether it is the best so far.
+
+        Args:
+            step: Steps that were done.
+            model: The model as it is to be scored.
+            worker: This process among those that score together.
+            total: Sums an int64 array over all workers.
+        """
+        validation = self._validation
+        if self._evaluator is None:
+            self._evaluator = Evaluator(model, validation.config)
+        dataset = validation.dataset(worker.index, worker.count)
+        metrics = self._evaluator.evaluate(dataset, total, _EXAMPLES)
+        metrics["step"] = step
+        self._metrics = metrics
+        self._history.append({"step": step, "miou": metrics["miou"]})
+        self._summaries.evaluation(step, metrics, self._evaluator.examples)
+        counts = np.array(metrics["confusion_matrix"])
+        found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
+        if found:
+            self.say(f"warning: step {step}: {found}")
+        is_best = metrics["miou"] > self._best_kept
+        self._best_kept = max(self._best_kept, metrics["miou"])
+        self.say(
+            f"step {step}: mIoU {metrics['miou']:.4f}"
+            + (", the best so far" if is_best else "")
+        )
+        return is_best
+
+    @property
+    def evaluations_since_best(self) -> int:
+        """Evaluations since the best one; the same for all workers."""
+        return self._history.evaluations_since_best
+
+    def keep_best(self) -> None:
+        """Writes the metrics of the best checkpoint, and its experiment, beside it."""
+        if not self._writes:
+            return
+        folder = os.path.join(self._folder, BEST)
+        text = json.dumps(self._metrics, indent=2) + "\n"
+        records.write_text(text, os.path.join(folder, _METRICS))
+        experiment = os.path.join(self._folder, "experiment.json")
+        if tf.io.gfile.exists(experiment):
+            copy = os.path.join(folder, "experiment.json")
+            tf.io.gfile.copy(experiment, copy, overwrite=True)
+
+    def flush(self) -> None:
+        """Writes what was told so far; before a checkpoint, which counts on it."""
+        if self._writes:
+            self._history.flush()
+            self._summaries.flush()
+
+    def finish(self) -> None:
+        """Draws the curves of the whole training."""
+        if self._writes:
+            draw_curves(self._history, os.path.join(self._folder, "curves.png"))
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if not self._progress.disable:
+            self._progress.write(text, file=sys.stderr)
+
+
+def _best_kept(folder: str) -> float:
+    """Returns the mIoU of the best checkpoint of a folder, -1 if there is none."""
+    path = os.path.join(folder, BEST, _METRICS)
+    if not tf.io.gfile.exists(path):
+        return -1.0
+    with tf.io.gfile.GFile(path) as file:
+        return json.load(file)["miou"]

@@ -1,0 +1,233 @@
+"""What one replica does in one optimiser step."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf.config import ModelConfig, TrainConfig
+from deeplab_tf.models.resampling import (
+    resize_bilinear,
+    scale_dimension,
+    spatial_size,
+)
+from deeplab_tf.models.variables import leaf_layers, official_variables
+from deeplab_tf.training import losses, optimizer
+
+
+def training_outputs(model: keras.Model) -> keras.Model:
+    """Returns the model that gives every logits with a loss, before the last resize.
+
+    Those of an image pyramid are the merged ones and those of each scale, as the
+    official code has a loss for all of them.
+
+    Args:
+        model: A model of `build_model`.
+    """
+    scales = model.model_config.image_pyramid
+    names = ["logits"]
+    if len(scales) > 1:
+        names += [f"grid_{i}" for i in range(len(scales))]
+    return keras.Model(model.input, [model.get_layer(n).output for n in names])
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Whether a model computes in float16, whose gradients may vanish or overflow."""
+    return any(layer.compute_dtype == "float16" for layer in leaf_layers(model))
+
+
+class TrainStep:
+    """Loss, gradients and update of one replica's share of a batch.
+
+    To be called in a replica context. The replicas' losses add up to that of the
+    batch: each is divided by the pixels that count in the shares of all.
+
+    Args:
+        model: A model of `build_model`.
+        config: How to train.
+        network: What `training_outputs` gives, or what does the same.
+        optimizer: A built optimiser.
+        averages: Official name to the moving average of that variable.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        config: TrainConfig,
+        network: Callable,
+        optimizer: keras.optimizers.Optimizer,
+        averages: dict[str, keras.Variable],
+    ):
+        self._model_config: ModelConfig = model.model_config
+        self._config = config
+        self._network = network
+        self._optimizer = optimizer
+        variables = official_variables(model)
+        self._trained = {n: v for n, v in variables.items() if v.trainable}
+        self._averaged = [(averages[n], variables[n]) for n in averages]
+
+    def gradients(self, images, labels, loss_scale=None):
+        """Returns this replica's share of the gradients, and what is to be told.
+
+        Args:
+            images: float32 `[rows, height, width, channels]`.
+            labels: `[rows, height, width]` or `[..., 1]`.
+            loss_scale: Factor on the loss, undone in the gradients; None is 1.
+
+        Returns:
+            One gradient per trained variable, L2 and multipliers included, and
+            `data_loss`, `regularization_loss` and `learning_rate` (of the weights
+            before the update, over all replicas), `broken_gradients`, the number of
+            those that are not finite, and the pixel counts `predicted` and `truth`
+            per class, on the grid of the logits.
+        """
+        config = self._config
+        labels = tf.cast(labels, tf.int32)
+        if len(labels.shape) == 4:
+            labels = labels[..., 0]
+        if not config.upsample_logits:
+            labels = losses.shrink_labels(labels, self._grid(labels))
+        count = self._sum(losses.pixel_count(labels, config.ignore_label))
+        parts = config.accumulate_steps
+        gradients, told = None, None
+        for rows in zip(tf.split(images, parts), tf.split(labels, parts), strict=True):
+            if gradients is not None:
+                # One after the other, or all would be in memory at once.
+                with tf.control_dependencies(gradients):
+                    rows = [tf.identity(part) for part in rows]
+            more, of_part = self._differentiate(*rows, count, loss_scale)
+            gradients = more if told is None else _added(gradients, more)
+            told = of_part if told is None else told + of_part
+        broken = 0.0
+        if loss_scale is None:  # else they may overflow, and are left out
+            broken = tf.add_n([tf.cast(~_is_finite(g), tf.float32) for g in gradients])
+        told = self._sum(tf.concat([[broken], told], 0))
+        predicted, truth = tf.unstack(tf.reshape(told[2:], (2, -1)))
+        results = {
+            "data_loss": told[1],
+            "regularization_loss": self._decay(),
+            "learning_rate": tf.identity(self._optimizer.learning_rate),
+            "broken_gradients": told[0],
+            "predicted": predicted,
+            "truth": truth,
+        }
+        return self._finished(gradients, loss_scale), results
+
+    def update(self, gradients) -> None:
+        """Moves the variables against the sum of the replicas' gradients."""
+        # The optimiser counts its steps whether there are data or not.
+        with tf.control_dependencies(gradients):
+            gradients = [tf.identity(gradient) for gradient in gradients]
+            self._optimizer.apply(gradients, list(self._trained.values()))
+        decay = self._config.ema_decay
+        for average, variable in self._averaged:
+            average.assign(decay * average + (1.0 - decay) * variable)
+
+    def gradients_in_half(self, images, labels, loss_scale):
+        """Returns the gradients of all replicas, what is to be told, whether finite.
+
+        See `gradients`; for float16, where a step that overflows is left out, which
+        all replicas have to know before any of them moves.
+        """
+        gradients, results = self.gradients(images, labels, loss_scale)
+        gradients = self._sum(gradients)
+        is_finite = tf.reduce_all([_is_finite(g) for g in gradients])
+        return gradients, results, is_finite
+
+    def update_in_half(self, gradients) -> None:
+        """Does `update` with gradients that have been summed over the replicas."""
+        context = tf.distribute.get_replica_context()
+        # The optimiser adds them up once more.
+        self.update([g / context.num_replicas_in_sync for g in gradients])
+
+    def _grid(self, labels) -> tuple:
+        """Returns height and width of the logits, before the last resize."""
+        config = self._model_config
+        scale = max(1.0, *config.image_pyramid) / config.logits_stride
+        return tuple(scale_dimension(size, scale) for size in spatial_size(labels))
+
+    def _sum(self, value):
+        """Returns the sum of a value over all replicas."""
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1:
+            return value
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+    def _differentiate(self, images, labels, count, loss_scale):
+        """Returns the gradients of a part of the batch, and a vector of its facts."""
+        with tf.GradientTape() as tape:
+            several = tf.nest.flatten(self._network(images, training=True))
+            loss = tf.add_n([self._loss(x, labels, count) for x in several])
+            scaled = loss if loss_scale is None else loss * loss_scale
+        variables = [v.value for v in self._trained.values()]
+        gradients = tape.gradient(scaled, variables)
+        facts = [loss[None], *self._class_counts(several[0], labels)]
+        return gradients, tf.concat(facts, 0)
+
+    def _loss(self, logits, labels, count):
+        config = self._config
+        if config.upsample_logits:
+            logits = resize_bilinear(logits, spatial_size(labels))
+        share = losses.mined_share(
+            self._optimizer.iterations,
+            config.top_k_percent_pixels,
+            config.hard_example_mining_step,
+        )
+        total, own_count = losses.loss_and_count(
+            labels,
+            logits,
+            config.ignore_label,
+            config.label_weights,
+            share,
+            config.focal_gamma,
+        )
+        if losses.is_mined(share):
+            # Picked in each part of each replica, as in the official clones; which
+            # of them are not 0 is not known before.
+            count = self._sum(own_count) * config.accumulate_steps
+        return total / tf.maximum(count, 1.0)
+
+    def _class_counts(self, logits, labels):
+        """Returns how often each class is predicted and true, on the logits' grid."""
+        classes = logits.shape[-1]
+        if self._config.upsample_logits:
+            labels = losses.shrink_labels(labels, spatial_size(logits))
+        labels = tf.where(labels == self._config.ignore_label, -1, labels)
+        is_scored = tf.cast(labels >= 0, tf.float32)[..., None]
+        predicted = tf.one_hot(tf.argmax(logits, -1), classes) * is_scored
+        truth = tf.one_hot(labels, classes)
+        return [tf.reduce_sum(counts, (0, 1, 2)) for counts in (predicted, truth)]
+
+    def _decays(self) -> bool:
+        return self._config.optimizer != "adamw"
+
+    def _decay(self):
+        if not self._decays():
+            return tf.constant(0.0)
+        return losses.regularization_loss(self._trained, self._config.weight_decay)
+
+    def _finished(self, gradients, loss_scale) -> list:
+        """Returns gradients with L2 and the official multipliers."""
+        context = tf.distribute.get_replica_context()
+        # Replicas add up to one L2.
+        decay = self._config.weight_decay / context.num_replicas_in_sync
+        finished = []
+        for gradient, (name, variable) in zip(
+            gradients, self._trained.items(), strict=True
+        ):
+            if loss_scale is not None:
+                gradient = gradient / loss_scale
+            if self._decays() and losses.is_decayed(name):
+                gradient = gradient + decay * variable.value
+            finished.append(
+                gradient * optimizer.gradient_multiplier(name, self._config)
+            )
+        return finished
+
+
+def _added(ones: list, others: list) -> list:
+    return [a + b for a, b in zip(ones, others, strict=True)]
+
+
+def _is_finite(values):
+    return tf.reduce_all(tf.math.is_finite(values))

@@ -1,0 +1,125 @@
+"""What TensorBoard shows of a training: curves, scores and pictures.
+
+Written by TensorFlow alone: `tf.summary.scalar` and `.image` would need the package
+tensorboard, which is wanted only where someone looks.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.visualize import confusion_picture, panel, png_bytes
+
+# What each of TensorBoard's plugins calls the kind of its data.
+_DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
+# So that the file is written every two minutes (TensorFlow's default), not whenever
+# ten values wait: on gs:// it is written from its beginning every time.
+_QUEUE = 10_000
+
+
+class Summaries:
+    """Writes event files.
+
+    Args:
+        folder: Where to; None writes nothing.
+        info: Names and colours of the classes; None numbers them.
+    """
+
+    def __init__(self, folder: str | None, info: DatasetInfo | None):
+        self._info = info
+        self._writer = None
+        if folder is not None:
+            # Of this kind the handle is public.
+            self._writer = tf.summary.create_file_writer(
+                folder, max_queue=_QUEUE, experimental_trackable=True
+            )
+
+    def restart(self, step: int) -> None:
+        """Marks the begin of a training; what follows replaces all of later steps.
+
+        To be called before anything is written, by a new training too: TensorBoard
+        takes the first mark of a folder for its begin.
+
+        Args:
+            step: Steps that were done before: 0, or those of the checkpoint.
+        """
+        if self._writer is None:
+            return
+        session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
+        # TensorBoard drops all from the step of the mark on.
+        event = tf.compat.v1.Event(
+            wall_time=time.time(), step=step + 1, session_log=session
+        )
+        tf.raw_ops.ImportEvent(
+            writer=self._writer.resource_handle, event=event.SerializeToString()
+        )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds a value to each of some curves.
+
+        Args:
+            step: Steps done.
+            values: Tag, such as "train/data_loss", to value.
+        """
+        for tag, value in values.items():
+            self._write(step, tag, np.float32(value), "scalars")
+
+    def evaluation(
+        self,
+        step: int,
+        metrics: Mapping,
+        examples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+    ) -> None:
+        """Adds scores, confusion matrix and examples of an evaluation.
+
+        Args:
+            step: Steps done.
+            metrics: Those of `Evaluator.evaluate`.
+            examples: `Evaluator.examples`: image, truth and prediction of each.
+        """
+        if self._writer is None:
+            return
+        counts = np.array(metrics["confusion_matrix"])
+        info = self._info or generic_info(len(counts))
+        ious = zip(info.class_names, metrics["iou_per_class"], strict=True)
+        scores = {f"eval/{name}": metrics[name] for name in ("miou", "pixel_accuracy")}
+        scores |= {f"eval/iou/{name}": iou for name, iou in ious if iou is not None}
+        self.scalars(step, scores)
+        picture = confusion_picture(counts, info.class_names)
+        self._image(step, "eval/confusion_matrix", picture)
+        for i, example in enumerate(examples):
+            self._image(step, f"eval/example_{i}", panel(*example, info))
+
+    def flush(self) -> None:
+        """Has everything written by now."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Writes the rest; nothing can be added afterwards."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _image(self, step: int, tag: str, picture: np.ndarray) -> None:
+        height, width = picture.shape[:2]
+        parts = [str(width), str(height), png_bytes(picture)]
+        self._write(step, tag, tf.constant(parts, tf.string), "images")
+
+    def _write(self, step: int, tag: str, value, plugin: str) -> None:
+        if self._writer is None:
+            return
+        metadata = tf.compat.v1.SummaryMetadata(
+            plugin_data={"plugin_name": plugin}, data_class=_DATA_CLASSES[plugin]
+        )
+        # What `tf.summary.write` does, but for its context, which flushes at its end.
+        with tf.device("cpu:0"):
+            tf.raw_ops.WriteSummary(
+                writer=self._writer.resource_handle,
+                step=step,
+                tensor=value,
+                tag=tag,
+                summary_metadata=metadata.SerializeToString(),
+            )

@@ -1,0 +1,73 @@
+"""Trains a narrow model under the strategy of the command line; prints its losses.
+
+    python distributed_training.py STRATEGY BATCH_NORM
+
+Run by test_distribution.py, since a process has one set of devices.
+"""
+
+import json
+import sys
+
+import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+
+# isort: split
+import keras
+import numpy as np
+
+from deeplab_tf import (
+    ContextConfig,
+    DecoderConfig,
+    ModelConfig,
+    TrainConfig,
+    Trainer,
+    build_model,
+    tf1_variables,
+)
+from deeplab_tf.training.distribution import make_strategy
+
+MODEL = ModelConfig(
+    backbone="mobilenet_v3_small_seg",
+    depth_multiplier=0.25,
+    context=ContextConfig(rates=(), filters=16, dropout=0.0),
+    decoder=DecoderConfig(output_strides=()),
+)
+BATCH, STEPS = 4, 20
+
+
+def batches():
+    """Yields batches: a row full of labels, one with some, and half of them void."""
+    random = np.random.RandomState(0)
+    for _ in range(STEPS):
+        images = random.uniform(0, 255, (BATCH, 5, 5, 3)).astype("float32")
+        images = np.kron(images, np.ones((1, 13, 13, 1), np.float32))
+        labels = np.kron(
+            random.randint(0, 21, (BATCH, 5, 5, 1), np.uint8),
+            np.ones((1, 13, 13, 1), np.uint8),
+        )
+        labels[1, 20:] = 255
+        labels[BATCH // 2 :] = 255
+        yield images, labels
+
+
+def main(strategy: str, batch_norm: str) -> None:
+    """Trains, and prints losses and what the weights came to as JSON."""
+    clones = 2 if strategy == "mirrored" else None
+    strategy = make_strategy(strategy, clones)
+    keras.utils.set_random_seed(1)
+    with strategy.scope():
+        model = build_model(MODEL)
+    config = TrainConfig(
+        training_number_of_steps=STEPS,
+        base_learning_rate=0.003,
+        weight_decay=1e-3,
+        batch_norm=batch_norm,
+    )
+    trainer = Trainer(model, config)
+    results = [trainer.train_step(*batch) for batch in batches()]
+    norms = {n: float(np.linalg.norm(a)) for n, a in tf1_variables(model).items()}
+    worker = trainer.worker.index
+    print(json.dumps({"worker": worker, "results": results, "norms": norms}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,138 @@
+"""Strategies: one device, two replicas and two workers train the same model."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from deeplab_tf import UserError
+from deeplab_tf.training.distribution import make_strategy, require_divisible
+
+PROGRAM = ROOT / "tests" / "distributed_training.py"
+
+
+def start(strategy, batch_norm, **environment):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, strategy, batch_norm],
+        env=os.environ | {"PYTHONPATH": path} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return json.loads(out.splitlines()[-1])
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+def start_workers(batch_norm):
+    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
+    for index in range(2):
+        task = {"type": "worker", "index": index}
+        config = json.dumps({"cluster": cluster, "task": task})
+        yield start("multi_worker_mirrored", batch_norm, TF_CONFIG=config)
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param("freeze", marks=pytest.mark.slow), "sync"]
+)
+def one_device(request):
+    return request.param, finished(start("one_device", request.param))
+
+
+def assert_same(run, expected):
+    for name in ("data_loss", "regularization_loss", "learning_rate"):
+        values = [result[name] for result in run["results"]]
+        of_one = [result[name] for result in expected["results"]]
+        assert values == pytest.approx(of_one, rel=1e-4), name
+    # Dead units have a norm of 0 up to rounding.
+    assert run["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
+
+
+def test_two_replicas_train_as_one(one_device):
+    batch_norm, expected = one_device
+    assert_same(finished(start("mirrored", batch_norm)), expected)
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(one_device):
+    batch_norm, expected = one_device
+    workers = list(start_workers(batch_norm))
+    runs = [finished(worker) for worker in workers]
+    assert [run["worker"] for run in runs] == [0, 1]
+    for run in runs:
+        assert_same(run, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "problem"),
+    [
+        (None, "it is not set"),
+        ("{", "received '{' "),
+        ("[]", r"received '\[\]'"),
+        ('{"cluster": {"worker": ["a:1"]}}', r".*\(KeyError: 'task'\)"),
+        (
+            '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 1}}',
+            "the cluster has no worker 1",
+        ),
+        (
+            '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
+            "'a' is no host:port",
+        ),
+        (
+            '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
+            r"the cluster may hold chief and worker; received \['ps'\]",
+        ),
+    ],
+)
+def test_an_unreadable_tf_config_is_refused_with_an_example(
+    config, problem, monkeypatch
+):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    if config is not None:
+        monkeypatch.setenv("TF_CONFIG", config)
+    with pytest.raises(UserError, match=rf'TF_CONFIG, such as {{"clu.*: {problem}'):
+        make_strategy("multi_worker_mirrored")
+
+
+def test_impossible_devices_are_refused():
+    with pytest.raises(UserError, match="num_clones must be at least 1; received 0"):
+        make_strategy("mirrored", num_clones=0)
+    with pytest.raises(UserError, match="is of one device; num_clones=2 needs"):
+        make_strategy("one_device", num_clones=2)
+    with pytest.raises(UserError, match=r"there is no TPU nowhere: .*--tpu takes"):
+        make_strategy("tpu", tpu="nowhere")
+
+
+def test_auto_is_one_device_where_there_is_nothing_else(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert make_strategy("auto").num_replicas_in_sync == 1
+    monkeypatch.setenv("TF_CONFIG", "{")
+    with pytest.raises(UserError, match="TF_CONFIG"):
+        make_strategy("auto")
+
+
+def test_batches_are_shared_evenly_or_not_at_all():
+    assert require_divisible(16, 4, 2) == 2
+    with pytest.raises(UserError, match=r"a batch of 2 images .* 4 replicas; 4 can"):
+        require_divisible(2, 4, 1)
+    message = "a batch of 10 .* by 2 replicas of accumulate_steps=2; 8 can"
+    with pytest.raises(UserError, match=message):
+        require_divisible(10, 2, 2)

@@ -1,0 +1,149 @@
+"""Event files as TensorBoard reads them."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf import visualize
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.training.summaries import Summaries
+
+INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
+METRICS = {
+    "miou": 0.3125,
+    "pixel_accuracy": 0.8,
+    "iou_per_class": [0.5, 0.125, None],
+    "confusion_matrix": [[12, 3, 0], [5, 0, 0], [0, 0, 0]],
+}
+START = tf.compat.v1.SessionLog.START
+
+
+def events(folder):
+    """Returns the events of the only file of a folder."""
+    (path,) = tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
+    records = [record.numpy() for record in tf.data.TFRecordDataset(path)]
+    return [tf.compat.v1.Event.FromString(record) for record in records]
+
+
+def values(folder):
+    """Returns the values of the only file: `{(step, tag): value}`, `{tag: plugin}`."""
+    found, plugins = {}, {}
+    for event in events(folder):
+        for value in event.summary.value:
+            assert (event.step, value.tag) not in found
+            found[event.step, value.tag] = tf.make_ndarray(value.tensor)
+            plugins[value.tag] = (
+                value.metadata.plugin_data.plugin_name,
+                value.metadata.data_class,
+            )
+    return found, plugins
+
+
+@pytest.fixture(params=["", "ram://"])
+def folder(request, tmp_path):
+    """Where event files go: a folder, and what `gs://` would be."""
+    return request.param + str(tmp_path / "new")
+
+
+def test_curves(folder):
+    summaries = Summaries(folder, INFO)
+    summaries.scalars(10, {"train/data_loss": 2.5, "train/learning_rate": 0.007})
+    summaries.scalars(20, {"train/data_loss": np.float64(1.5)})
+    summaries.close()
+    found, plugins = values(folder)
+    assert found == {
+        (10, "train/data_loss"): 2.5,
+        (10, "train/learning_rate"): np.float32(0.007),
+        (20, "train/data_loss"): 1.5,
+    }
+    for value in found.values():
+        assert value.dtype == np.float32 and value.shape == ()
+    # The number of DATA_CLASS_SCALAR in TensorFlow's summary.proto.
+    assert set(plugins.values()) == {("scalars", 1)}
+
+
+def test_scores_of_an_evaluation(tmp_path):
+    summaries = Summaries(str(tmp_path), INFO)
+    summaries.evaluation(30, METRICS)
+    summaries.close()
+    found, _ = values(tmp_path)
+    scores = {tag: float(v) for (_, tag), v in found.items() if not v.shape}
+    assert scores == {
+        "eval/miou": 0.3125,
+        "eval/pixel_accuracy": pytest.approx(0.8),
+        "eval/iou/red": 0.5,
+        "eval/iou/green": 0.125,
+    }
+
+
+@pytest.mark.parametrize("info", [INFO, None])
+def test_pictures_of_an_evaluation(info, tmp_path):
+    random = np.random.RandomState(0)
+    image = random.randint(0, 256, (20, 30, 3)).astype(np.uint8)
+    truth, prediction = random.randint(0, 3, (2, 20, 30))
+    summaries = Summaries(str(tmp_path), info)
+    summaries.evaluation(30, METRICS, [(image, truth, prediction)] * 2)
+    summaries.close()
+    found, plugins = values(tmp_path)
+    tags = {tag for tag, (plugin, _) in plugins.items() if plugin == "images"}
+    assert tags == {"eval/confusion_matrix", "eval/example_0", "eval/example_1"}
+    # The number of DATA_CLASS_BLOB_SEQUENCE.
+    assert plugins["eval/example_0"] == ("images", 3)
+    for tag in tags:
+        width, height, png = found[30, tag]
+        with Image.open(io.BytesIO(png)) as picture:
+            assert picture.size == (int(width), int(height))
+            shown = np.array(picture)
+        if tag != "eval/confusion_matrix":
+            np.testing.assert_array_equal(shown[24:44, 4:34], image)
+        elif info:
+            counts = np.array(METRICS["confusion_matrix"])
+            expected = visualize.confusion_picture(counts, info.class_names)
+            np.testing.assert_array_equal(shown, expected)
+
+
+def test_a_restart_drops_what_came_after_its_checkpoint(tmp_path):
+    summaries = Summaries(str(tmp_path), INFO)
+    summaries.restart(40)
+    summaries.scalars(50, {"train/data_loss": 2.5})
+    summaries.close()
+    version, start, _ = events(tmp_path)
+    assert version.file_version == "brain.Event:2"
+    # TensorBoard drops the step of the mark too, and 40 is in the checkpoint.
+    assert (start.session_log.status, start.step) == (START, 41)
+    assert abs(start.wall_time - version.wall_time) < 60
+
+
+def test_a_new_training_marks_its_begin(tmp_path):
+    summaries = Summaries(str(tmp_path), INFO)
+    summaries.restart(0)
+    summaries.close()
+    assert events(tmp_path)[1].session_log.status == START
+
+
+def test_flushed_values_can_be_seen_while_the_training_goes_on(tmp_path):
+    summaries = Summaries(str(tmp_path), INFO)
+    for step in range(100):
+        summaries.scalars(step, {"train/data_loss": 2.5})
+    # Written by the minute only.
+    assert len(values(tmp_path)[0]) < 90
+    summaries.flush()
+    assert len(values(tmp_path)[0]) == 100
+    summaries.scalars(100, {"train/data_loss": 1.5})
+    summaries.close()
+    summaries.close()
+    assert len(values(tmp_path)[0]) == 101
+
+
+def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    summaries = Summaries(None, None)
+    summaries.restart(0)
+    summaries.scalars(10, {"train/data_loss": 2.5})
+    summaries.evaluation(10, METRICS)
+    summaries.flush()
+    summaries.close()
+    assert not list(tmp_path.iterdir())
