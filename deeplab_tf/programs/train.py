@@ -22,7 +22,7 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, report
 from deeplab_tf.programs import run_program
-from deeplab_tf.training import distribution, resume
+from deeplab_tf.training import distribution, resume, sanity
 from deeplab_tf.training.batch_norm import resolve_batch_norm
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
@@ -378,12 +378,19 @@ def main(values: absl_flags.FlagValues) -> None:
     trainer, experiment = _trainer(experiment, values, preset, strategy)
     config, data, split = experiment.train, experiment.data, experiment.split
     _print_machine(values, trainer)
-    if trainer.worker.is_chief:
-        resume.write_experiment(experiment, config.train_logdir)
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
         start = trainer.samples
         return load_dataset(data, split, True, start, worker, num_workers)
+
+    if values.sanity_overfit:
+        verdict = sanity.check(trainer.model, config, dataset(0, 1))
+        if not verdict.fits:
+            raise UserError(str(verdict))
+        print(verdict)
+        return
+    if trainer.worker.is_chief:
+        resume.write_experiment(experiment, config.train_logdir)
 
     def name_samples(start: int, count: int) -> str:
         return describe_samples(data, split, start, count)

@@ -66,7 +66,7 @@ class Reporter:
         self._writes = is_chief and self._folder is not None
         self._history = History(self._folder)
         self._summaries = Summaries(self._folder if self._writes else None, self._info)
-        self._classes = np.zeros((2, info.num_classes))
+        self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
         self._evaluator = None
         self._best_kept = -1.0
@@ -107,7 +107,8 @@ class Reporter:
         Args:
             step: Steps that were done before them.
             told: `[steps, 4]`: data loss, regularisation loss, learning rate, and more.
-            classes: `[2, num_classes]`: pixels predicted, and true, as each class.
+            classes: `[3, num_classes]`: pixels predicted as, being and rightly
+                predicted as each class.
             samples: Samples that the training took up to now.
         """
         self._progress.update(len(told))
@@ -140,7 +141,7 @@ class Reporter:
         self._classes += classes
         if step - self._window_began < _WINDOW:
             return
-        found = collapsed_class(*self._classes, self._info.class_names)
+        found = collapsed_class(*self._classes[:2], self._info.class_names)
         if found and self._window_began:
             self.say(f"warning: step {step}: {found}")
         self._classes[:], self._window_began = 0, step

@@ -1,0 +1,96 @@
+"""--sanity_overfit: yes for real images with their labels, no for any others."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    TrainConfig,
+    build_model,
+    load_dataset,
+)
+from deeplab_tf.training import sanity
+
+
+def crops(records, batch_size=8):
+    config = DataConfig(
+        dataset_dir=records, crop_size=(129, 129), batch_size=batch_size
+    )
+    return load_dataset(config, "train", training=True)
+
+
+def of_other_images(images, labels):
+    """The labels of the batch, each with the image beside its own."""
+    return images, tf.roll(labels, 1, 0)
+
+
+def scattered(images, labels):
+    """Every label's pixels at random places."""
+    scattered = [tf.random.shuffle(tf.reshape(x, (-1, 1))) for x in tf.unstack(labels)]
+    return images, tf.reshape(tf.stack(scattered), labels.shape)
+
+
+def test_borders_of_real_labels_lie_on_their_images(voc_records):
+    verdict = sanity.labels_lie_on_images(crops(voc_records), 255)
+    assert verdict.fits, verdict
+
+
+@pytest.mark.parametrize("shuffled", [of_other_images, scattered])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_borders_of_shuffled_labels_do_not(shuffled, seed, voc_records):
+    tf.keras.utils.set_random_seed(seed)
+    data = crops(voc_records).skip(8 * seed).map(shuffled)
+    verdict = sanity.labels_lie_on_images(data, 255)
+    assert not verdict.fits, verdict
+    assert "the labels seem to be of other images" in str(verdict)
+
+
+def test_too_few_borders_give_no_verdict():
+    images, labels = (
+        np.zeros((4, 9, 9, 3), np.float32),
+        np.zeros((4, 9, 9, 1), np.uint8),
+    )
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    verdict = sanity.labels_lie_on_images(data, 255)
+    assert verdict.fits
+    assert "only 0 of 64 crops have some; no verdict" in str(verdict)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shuffled", "told"),
+    [
+        (None, "sanity: yes"),
+        (of_other_images, "of other images"),
+        (scattered, "do not let it be learned by heart"),
+    ],
+)
+def test_a_network_is_told_whether_it_fits(shuffled, told, voc_records):
+    tf.keras.utils.set_random_seed(0)
+    context = ContextConfig(rates=(), filters=64)
+    decoder = DecoderConfig(output_strides=())
+    model = build_model(ModelConfig(context=context, decoder=decoder))
+    data = crops(voc_records, 4)
+    verdict = sanity.check(
+        model, TrainConfig(), data.map(shuffled) if shuffled else data
+    )
+    assert verdict.fits == (shuffled is None), verdict
+    assert told in str(verdict)
+
+
+@pytest.mark.slow
+def test_only_void_is_no_yes():
+    model = build_model(
+        ModelConfig(
+            depth_multiplier=0.1,
+            context=ContextConfig(rates=(), filters=16),
+            decoder=DecoderConfig(output_strides=()),
+        )
+    )
+    batch = np.zeros((2, 33, 33, 3), np.float32), np.full((2, 33, 33, 1), 255, np.uint8)
+    data = tf.data.Dataset.from_tensors(batch).repeat()
+    assert not sanity.check(model, TrainConfig(), data).fits
