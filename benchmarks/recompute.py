@@ -28,6 +28,7 @@ from deeplab_tf.flags import size_value
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import batch_normalizations
+from deeplab_tf.training.batch_norm import fused_batch_norm
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_list(
@@ -46,16 +47,6 @@ flags.DEFINE_enum(
     "Which to measure; one alone is measured in this process and printed as JSON.",
     flag_values=FLAGS,
 )
-
-
-def fused_batch_norm(x, gamma, beta, epsilon: float):
-    """Returns what `models.normalization.normalize_batch` does, as the trainer has it.
-
-    Composed of a dozen operations it would keep several times the activations.
-    """
-    return tf.compat.v1.nn.fused_batch_norm(
-        x, gamma.value, beta.value, epsilon=epsilon, is_training=True
-    )
 
 
 def training_step(backbone: str, recompute: bool):

@@ -119,6 +119,10 @@ _DEAD = {
         "profile_logdir": ("string", "tf.profiler replaces tfprof"),
         "drop_path_keep_prob": ("string", "there are no NAS backbones"),
         "save_summaries_secs": ("string", "summaries come with every --log_steps"),
+        "save_summaries_images": (
+            "boolean",
+            "images are shown at every --eval_interval_steps",
+        ),
     },
     "eval": _ONLY_TRAINING,
     "predict": _ONLY_TRAINING,

@@ -20,8 +20,9 @@ from deeplab_tf.checkpoints.restore import (
 )
 from deeplab_tf.errors import UserError
 
-# Key of a weight in our files: MODEL_KEY, "/", the escaped name, VALUE_SUFFIX.
-MODEL_KEY = "model"
+# Key of a weight in our files: MODEL_KEY, "/", the escaped name, VALUE_SUFFIX. Where a
+# moving average of the weights was kept, it has AVERAGE_KEY.
+MODEL_KEY, AVERAGE_KEY = "model", "average"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NAME = "model.ckpt"
 _FROZEN = ".pb"
@@ -94,12 +95,15 @@ def _prefixes(folder: str) -> list[str]:
     return sorted(names, key=step)
 
 
-def _official_name(key: str) -> str | None:
-    """Returns the official name behind a key of either kind of file."""
-    if not key.endswith(_VALUE_SUFFIX):
-        return key
-    name = key.removeprefix(f"{MODEL_KEY}/").removesuffix(_VALUE_SUFFIX)
-    return name.replace(".S", "/") if key.startswith(f"{MODEL_KEY}/") else None
+def _keys_of_ours(keys) -> dict[str, str]:
+    """Returns `{official name: key}` of a file of ours; averages where it has them."""
+    found = {}
+    for group in (MODEL_KEY, AVERAGE_KEY):
+        for key in keys:
+            if key.startswith(f"{group}/") and key.endswith(_VALUE_SUFFIX):
+                name = key.removeprefix(f"{group}/").removesuffix(_VALUE_SUFFIX)
+                found[name.replace(".S", "/")] = key
+    return found
 
 
 def _frozen_variables(path: str) -> dict[str, np.ndarray]:
@@ -123,6 +127,8 @@ def _frozen_variables(path: str) -> dict[str, np.ndarray]:
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a checkpoint or a frozen graph.
 
+    Of a training with `ema_decay` they are the moving averages of the weights.
+
     Raises:
         UserError: if the files are missing, damaged or cut short.
     """
@@ -131,13 +137,11 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
     try:
         # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
-        ours = reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH")
-        names = {
-            key: _official_name(key)
-            for key in reader.get_variable_to_shape_map()
-            if not ours or key.startswith(f"{MODEL_KEY}/")
-        }
-        return {name: reader.get_tensor(key) for key, name in names.items() if name}
+        keys = list(reader.get_variable_to_shape_map())
+        names = {key: key for key in keys}
+        if reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"):
+            names = _keys_of_ours(keys)
+        return {name: reader.get_tensor(key) for name, key in names.items()}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{prefix} cannot be read as a checkpoint: {first}") from error

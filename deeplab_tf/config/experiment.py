@@ -142,8 +142,6 @@ class TrainConfig:
         eval_interval_steps: Steps between two evaluations; 0 evaluates never.
         early_stop_evals: Evaluations without a better mIoU after which the training
             ends; 0 never ends it.
-        save_summaries_images: Whether TensorBoard shows images at each checkpoint,
-            not only at each evaluation.
     """
 
     training_number_of_steps: int = 30000
@@ -184,7 +182,6 @@ class TrainConfig:
     steps_per_call: int = 0
     eval_interval_steps: int = 0
     early_stop_evals: int = 0
-    save_summaries_images: bool = False
 
     def __post_init__(self):
         freeze_lists(self)

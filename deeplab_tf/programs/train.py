@@ -57,7 +57,6 @@ _TRAINING = {
     "log_steps": "Steps between two reports.",
     "save_interval_secs": "Seconds between two checkpoints.",
     "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
-    "save_summaries_images": "TensorBoard shows crops at each checkpoint, too.",
     "focal_gamma": "Ours: exponent of the focal loss; 0 is the cross-entropy.",
     "batch_norm": "Ours: auto, train, sync (over all replicas) or freeze; "
     "--fine_tune_batch_norm, where given, decides for auto.",

@@ -39,9 +39,10 @@ class LossScale:
 
         def finite():
             do_step()
-            grows = self._steps >= _GROWS_AFTER - 1
+            steps = self._steps + 1
+            grows = steps >= _GROWS_AFTER
             self._scale.assign(self._scale * tf.where(grows, 2.0, 1.0))
-            self._steps.assign(tf.where(grows, 0, self._steps + 1))
+            self._steps.assign(tf.where(grows, tf.zeros_like(steps), steps))
             return 0
 
         def overflown():

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf.checkpoints.tf1 import MODEL_KEY
+from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
@@ -93,7 +93,7 @@ class Trainer:
             MODEL_KEY: official_variables(self.model),
             "optimizer": optimizer.slots(self.optimizer, trained),
             "seeds": self._seeds,
-            "average": self._averages,
+            AVERAGE_KEY: self._averages,
             "loss_scale": scaling,
         }
         return resume.TrainingState(

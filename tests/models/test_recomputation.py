@@ -22,6 +22,7 @@ from deeplab_tf.models.variables import (
     dropout_seeds,
     official_variables,
 )
+from deeplab_tf.training.batch_norm import fused_batch_norm
 
 HEADS = {
     "num_classes": 5,
@@ -29,13 +30,6 @@ HEADS = {
     "decoder": DecoderConfig(filters=16),
 }
 CONFIG = ModelConfig("mobilenet_v3_small_seg", **HEADS)
-
-
-def fused_batch_norm(x, gamma, beta, epsilon):
-    """Takes the values of variables, as the trainer's does."""
-    return tf.compat.v1.nn.fused_batch_norm(
-        x, gamma.value, beta.value, epsilon=epsilon, is_training=True
-    )
 
 
 def filled_model(config, frozen=False, **sizes):

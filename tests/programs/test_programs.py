@@ -261,8 +261,6 @@ COMMON_DEAD = (
 )
 DEAD = {
     "train": (
-        "--num_clones=1",
-        "--clone_on_cpu=false",
         "--num_replicas=1",
         "--startup_delay_steps=15",
         "--num_ps_tasks=0",
@@ -330,7 +328,32 @@ def assert_refused(message, name, *arguments):
             ["--dataset=cityscapes"],
             "--dataset=cityscapes but .*json says pascal_voc_seg",
         ),
-        (["--train_batch_size=1"], "train_batch_size=1 leaves the batch normalisation"),
+        (
+            ["--train_batch_size=1"],
+            r"batch normalisation cannot be trained \(train\) on one image at a time; "
+            ".* --batch_norm=freeze",
+        ),
+        (
+            ["--num_clones=3", "--distribution_strategy=one_device"],
+            "num_clones=3 needs",
+        ),
+        (["--accumulate_steps=3"], "2 images cannot be shared evenly .*=3; 3 can"),
+        (["--distribution_strategy=all"], "should be one of <auto|one_device|"),
+        (["--precision=float8"], "should be one of <float32|bfloat16|float16>"),
+        (
+            ["--batch_norm=freeze"],
+            "--batch_norm=freeze and --fine_tune_batch_norm=true",
+        ),
+        (
+            ["--batch_norm=off"],
+            "batch_norm must be auto, train, sync or freeze; .*'off'",
+        ),
+        (["--ema_decay=1"], r"ema_decay must be in \[0, 1\); received 1.0"),
+        (["--early_stop_evals=2"], "early_stop_evals=2 needs eval_interval_steps"),
+        (
+            ["--eval_interval_steps=1", "--eval_split=nowhere"],
+            "no nowhere-. records in .*there: train, trainval, val",
+        ),
         (["--train_batch_size=0"], "batch size must be positive; received 0"),
         (["--train_crop_size=33,33,33"], "expected height and width, such as 513,513"),
         (["--train_crop_size=-33,33"], "crop size must be positive"),
@@ -568,7 +591,7 @@ def test_a_preset_stands_for_what_a_training_was_not_told(toy, toy_line, tiny_re
     given = {"dataset_dir": tiny_records, "seed": 3}
     assert experiment.data == dataclasses.replace(toy.data, **given)
     given = {"base_learning_rate": 1e-4, "learning_power": 0.5}
-    given["train_logdir"] = f"{toy_line.folder}/logs"
+    given |= {"train_logdir": f"{toy_line.folder}/logs", "batch_norm": "train"}
     assert experiment.train == dataclasses.replace(toy.train, **given)
 
 
@@ -692,38 +715,6 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stderr.startswith("train.py: ")
     assert ended.stderr.count("\n") == 1 and "no_such_flag" in ended.stderr
     assert ended.stdout == ""
-
-
-def experiment(values):
-    """Returns what the flags of a training say."""
-    train = program("train")
-    return train._experiment(values, None, train._source(values, None))
-
-
-@pytest.mark.parametrize(
-    "head",
-    [
-        ["--add_image_level_feature=false"],
-        ["--aspp_with_batch_norm=false"],
-        ["--aspp_with_squeeze_and_excitation"],
-        [
-            "--dense_prediction_cell_json="
-            "dense_prediction_cell_branch5_top1_cityscapes.json"
-        ],
-    ],
-)
-def test_one_image_is_a_batch_where_none_is_pooled_to_one_value(head, tiny_records):
-    where = f"--dataset_dir={tiny_records}"
-    values = parsed("train", where, "--train_batch_size=1", *head)
-    assert experiment(values).data.batch_size == 1
-
-
-def test_a_cell_that_pools_the_image_needs_more_than_one(tiny_records):
-    cell = '[{"op": "pyramid_pooling", "grid_size": 1}]'
-    flags_of = (f"--dense_prediction_cell_json={cell}", f"--dataset_dir={tiny_records}")
-    values = parsed("train", "--train_batch_size=1", *flags_of)
-    with pytest.raises(UserError, match="leaves the batch normalisation"):
-        experiment(values)
 
 
 def test_official_flags_without_a_meaning_here_are_told(tiny_records, logs, tmp_path):

@@ -1,6 +1,7 @@
 """The trainer: the official steps, frozen batch norm, resuming, refusals."""
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 from golden_case import GoldenCase, value
 
+import deeplab_tf
 from deeplab_tf import (
     ContextConfig,
     DataConfig,
@@ -23,10 +25,12 @@ from deeplab_tf import (
 )
 from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
+from deeplab_tf.training.history import History
 from deeplab_tf.training.losses import (
     regularization_loss,
     segmentation_loss,
 )
+from deeplab_tf.training.reporter import Validation
 
 NARROW = ModelConfig(
     depth_multiplier=0.1,
@@ -303,3 +307,80 @@ def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one():
 
     for a, b in zip(all_of(fused), all_of(normalize_batch), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+def scripted(model, images, right):
+    """Returns a validation whose every use has another share of labels right."""
+    predicted = deeplab_tf.predict_labels(model, images).astype(np.uint8)[..., None]
+    shares = iter(right)
+
+    def dataset(worker, num_workers):
+        labels = predicted.copy()
+        wrong = int(33 * (1 - next(shares)))
+        labels[:, :wrong] = (labels[:, :wrong] + 1) % 21
+        return tf.data.Dataset.from_tensors((images, labels))
+
+    return Validation(dataset)
+
+
+def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
+    model = lively_model()
+    config = TrainConfig(
+        train_logdir=str(tmp_path),
+        training_number_of_steps=100,
+        base_learning_rate=0.0,
+        fine_tune_batch_norm=False,
+        log_steps=1,
+        eval_interval_steps=2,
+        early_stop_evals=3,
+    )
+    images, labels = batch()
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    # The best is the second; a value met again is no progress.
+    validation = scripted(model, images, [0.5, 0.8, 0.7, 0.8, 0.2, 0.9])
+    Trainer(model, config).train(data, validation)
+    history = History(str(tmp_path))
+    history.restart(100)
+    steps, mious = history.values("miou")
+    assert list(steps) == [2, 4, 6, 8, 10]
+    assert mious[1] == mious[3] > mious[2] > mious[0] > mious[4]
+    best = tmp_path / "best"
+    assert tf.train.latest_checkpoint(str(best)) == str(best / "model.ckpt-4")
+    metrics = json.loads((best / "metrics.json").read_text())
+    assert (metrics["step"], metrics["miou"]) == (4, mious[1])
+    assert tf.train.latest_checkpoint(str(tmp_path)) == str(tmp_path / "model.ckpt-10")
+    assert (tmp_path / "curves.png").exists()
+    tags = {
+        value.tag
+        for path in tmp_path.glob("events*")
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    assert {"train/data_loss", "train/learning_rate", "train/images_per_second"} <= tags
+    assert {"eval/miou", "eval/confusion_matrix", "eval/example_0"} <= tags
+    # Started again it has nothing to do.
+    again = Trainer(model, config)
+    assert again.restore_latest() == str(tmp_path / "model.ckpt-10")
+    again.train(data, scripted(model, images, []))
+    assert again.step == 10
+    # Nor is the best lost to what is better than the rest, but not than it.
+    patient = dataclasses.replace(config, early_stop_evals=0)
+    patient = dataclasses.replace(patient, training_number_of_steps=14)
+    again = Trainer(model, patient)
+    again.restore_latest()
+    again.train(data, scripted(model, images, [0.75, 0.95]))
+    assert tf.train.latest_checkpoint(str(best)) == str(best / "model.ckpt-14")
+
+
+def test_predictions_of_one_class_are_warned_of(capsys):
+    model = build_model(NARROW)
+    biases = official_variables(model)["logits/semantic/biases"]
+    biases.assign(np.eye(21)[7] * 100)
+    images, labels = batch()
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    config = TrainConfig(training_number_of_steps=200, base_learning_rate=0.0)
+    Trainer(model, config).train(data, info=deeplab_tf.dataset_info("pascal_voc_seg"))
+    err = capsys.readouterr().err
+    # Not in the first hundred steps, when every model does so.
+    assert err.count("warning: ") == 1
+    assert "warning: step 200: 100 % of the predicted pixels are 'car'" in err
