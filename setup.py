@@ -71,6 +71,8 @@ EXTRAS_REQUIRE = {
         # Decompresses what tifffile alone does not: LZW, JPEG, Zstandard.
         "imagecodecs>=2025.3.30",
     ],
+    # Shows what train.py writes; TensorFlow 2.21 no longer brings it.
+    "tensorboard": ["tensorboard>=2.20"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
     "peers": [

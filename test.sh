@@ -10,7 +10,7 @@ selection=()
 if [[ "${1:-}" == --all ]]; then
   shift
   # Not gpu and peers: gigabytes that only benchmarks/ and machines with a GPU use.
-  extras=hub,export,coco,cityscapes,tiff,jax,dev
+  extras=hub,export,coco,cityscapes,tiff,tensorboard,jax,dev
   selection=(-m "")
 fi
 

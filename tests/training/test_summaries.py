@@ -147,3 +147,19 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     summaries.flush()
     summaries.close()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_it(tmp_path):
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    summaries = Summaries(str(tmp_path), INFO)
+    for step in (10, 20):
+        summaries.scalars(step, {"train/data_loss": 5.0 / step})
+    summaries.close()
+    found = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    events = found.Tensors("train/data_loss")
+    assert [event.step for event in events] == [10, 20]
+    assert [float(tf.make_ndarray(e.tensor_proto)) for e in events] == [0.5, 0.25]
+    assert "train/data_loss" in found.PluginTagToContent("scalars")
