@@ -368,6 +368,11 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "train")
     preset = flags.chosen_preset(values)
     strategy = _strategy(values)
+    with distribution.lost_workers(distribution.worker_of(strategy)):
+        _train(values, preset, strategy)
+
+
+def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
     if experiment.train.tf_initial_checkpoint:

@@ -1,8 +1,10 @@
 """Which devices train together: strategies, workers and their shares of a batch."""
 
+import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
 
 import tensorflow as tf
 
@@ -46,6 +48,30 @@ def worker_of(strategy: tf.distribute.Strategy) -> Worker:
     return Worker(tasks.index((resolver.task_type, resolver.task_id)), len(tasks))
 
 
+@contextlib.contextmanager
+def lost_workers(worker: Worker) -> Iterator[None]:
+    """Tells that another worker has gone, where that is what an error means.
+
+    Args:
+        worker: This process; alone it has none to lose.
+
+    Raises:
+        UserError: instead of what collective operations raise.
+    """
+    try:
+        yield
+    except (
+        *(tf.errors.UnavailableError, tf.errors.AbortedError),
+        *(tf.errors.CancelledError, tf.errors.InternalError),
+    ) as error:
+        if worker.count == 1:
+            raise
+        raise UserError(
+            f"worker {worker.index + 1} of {worker.count} stops, for another one has "
+            "gone; start all of them again, and they go on from the latest checkpoint"
+        ) from error
+
+
 def _tasks(cluster: dict, kind: str) -> range:
     return range(len(cluster.get(kind, ())))
 
@@ -84,7 +110,7 @@ def make_strategy(
     if name == "multi_worker_mirrored":
         _require_tf_config()
         tf.config.set_visible_devices(gpus[:num_clones], "GPU")
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_devices(gpus, num_clones))
     if (num_clones or 1) > 1:
@@ -158,6 +184,16 @@ def _problem_of_tf_config(text: str) -> str:
 def _is_address(text) -> bool:
     host, _, port = str(text).rpartition(":")
     return bool(host) and port.isdigit()
+
+
+def _multi_worker_strategy() -> tf.distribute.Strategy:
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(
+            f"cannot join the workers of {_TF_CONFIG}={os.environ[_TF_CONFIG]}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:

@@ -188,12 +188,13 @@ class Reporter:
         if not self._writes:
             return
         folder = os.path.join(self._folder, BEST)
-        text = json.dumps(self._metrics, indent=2) + "\n"
-        records.write_text(text, os.path.join(folder, _METRICS))
         experiment = os.path.join(self._folder, "experiment.json")
         if tf.io.gfile.exists(experiment):
             copy = os.path.join(folder, "experiment.json")
             tf.io.gfile.copy(experiment, copy, overwrite=True)
+        # The last: killed before it, a training that goes on keeps the best anew.
+        text = json.dumps(self._metrics, indent=2) + "\n"
+        records.write_text(text, os.path.join(folder, _METRICS))
 
     def flush(self) -> None:
         """Writes what was told so far; before a checkpoint, which counts on it."""

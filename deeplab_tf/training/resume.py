@@ -17,6 +17,7 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from deeplab_tf.checkpoints.tf1 import MODEL_KEY, NAME
 from deeplab_tf.config import Experiment
+from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
 
 FORMAT_VERSION = 1
@@ -145,7 +146,7 @@ class TrainingState:
         except _UNWRITABLE as error:
             raise UserError(
                 f"could not save {name} in {folder}: {_cause(error)}; "
-                f"{_latest_whole(folder)}"
+                f"{_latest_whole(self.folder)}"
             ) from error
         if self._is_chief:
             _remove_all_but(names, folder)
@@ -333,10 +334,12 @@ def _remove_scratch(folder: str) -> None:
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:
-    """Writes `experiment.json` beside the checkpoints."""
+    """Writes `experiment.json` beside the checkpoints, whole or not at all.
+
+    Cut short, it would keep them from being trained further.
+    """
     tf.io.gfile.makedirs(folder)
-    with tf.io.gfile.GFile(os.path.join(folder, _EXPERIMENT), "w") as file:
-        file.write(experiment.to_json())
+    records.write_text(experiment.to_json(), os.path.join(folder, _EXPERIMENT))
 
 
 def read_experiment(folder: str) -> Experiment | None:

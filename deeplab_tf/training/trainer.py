@@ -318,6 +318,7 @@ class Trainer:
         with (
             Interruption() as interruption,
             self._reporter(validation, info) as reporter,
+            distribution.lost_workers(self.worker),
         ):
             reporter.restart(self.step, self.samples)
             saved_at = time.monotonic()
@@ -326,7 +327,7 @@ class Trainer:
                 step, first = self.step, self.samples
                 data = data or self._iterator(dataset)
                 count = self._call_length(step)
-                with readable_errors(), self._ended_data(), self._lost_workers():
+                with readable_errors(), self._ended_data():
                     told, classes = self._compiled_steps(data, tf.constant(count))
                 told = told.numpy()
                 results = _public(told[-1])
@@ -356,23 +357,6 @@ class Trainer:
             yield
         except tf.errors.OutOfRangeError:
             raise UserError(f"the dataset ended after {self.step} steps") from None
-
-    @contextlib.contextmanager
-    def _lost_workers(self) -> Iterator[None]:
-        """Tells that another worker has gone, where that is what an error means."""
-        try:
-            yield
-        except (
-            *(tf.errors.UnavailableError, tf.errors.AbortedError),
-            *(tf.errors.CancelledError, tf.errors.InternalError),
-        ) as error:
-            if self.worker.count == 1:
-                raise
-            raise UserError(
-                f"worker {self.worker.index + 1} of {self.worker.count} stops after "
-                f"step {self.step}, for another one has gone; start all of them again, "
-                "and they go on from the latest checkpoint"
-            ) from error
 
     def _reporter(self, validation, info: DatasetInfo | None) -> Reporter:
         info = info or generic_info(self.model.model_config.num_classes)
