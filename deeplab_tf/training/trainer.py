@@ -332,14 +332,16 @@ class Trainer:
                 told = told.numpy()
                 results = _public(told[-1])
                 self._require_finite(told, step, first, name_samples)
-                reporter.trained(step, told, classes.numpy(), self.samples)
-                # Not once more where every step was left out, as float16 may do.
-                has_moved = self.step > step
-                if has_moved:
+                # Fewer than asked for where float16 left some out.
+                done = self.step - step
+                reporter.trained(
+                    step, told[len(told) - done :], classes.numpy(), self.samples
+                )
+                if done:
                     self._evaluate_if_due(reporter, validation)
                 stop, save = self._agreed(
                     interruption.signal is not None,
-                    has_moved and self._is_save_due(saved_at),
+                    done > 0 and self._is_save_due(saved_at),
                 )
                 if save or stop or self._is_done(reporter):
                     self._save(reporter)

@@ -115,6 +115,51 @@ def test_mining_weighs_before_it_ranks():
 
 
 @pytest.mark.parametrize(
+    ("label", "logits", "gamma", "expected"),
+    [
+        # (1 - p) ** gamma times the cross-entropy, p being 3/4, 1/4 or 1/2.
+        (0, SURE, 2.0, LN4_3 / 16),
+        (1, SURE, 2.0, LN4 * 9 / 16),
+        (0, UNSURE, 0.5, LN2 * math.sqrt(0.5)),
+        (1, SURE, 0.0, LN4),
+    ],
+)
+def test_the_focal_loss_spares_what_is_easy(label, logits, gamma, expected):
+    options = {"focal_gamma": gamma, "label_weights": (3.0, 3.0)}
+    # Of three pixels two are counted, and one of these has a class.
+    loss, _ = loss_and_gradient([label, 255, 7], 3 * [logits], **options)
+    assert loss == pytest.approx(3 * expected / 2, rel=1e-6)
+
+
+def test_the_gradient_of_the_focal_loss_is_that_of_the_formula():
+    _, gradient = loss_and_gradient([0], [SURE], focal_gamma=2.0)
+    # d/dp of (1 - p)^2 (-ln p) at 3/4, times dp/dlogit = p (1 - p).
+    slope = -2 * 0.25 * LN4_3 - 0.25**2 / 0.75
+    np.testing.assert_allclose(
+        gradient[0], [slope * 3 / 16, -slope * 3 / 16], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("logit", [10.0, 20.0, 90.0, 1000.0])
+def test_the_focal_loss_has_a_gradient_where_all_is_certain(gamma, logit):
+    # p of the right class is almost 1, 1 and 0.
+    labels, logits = [0, 1, 1], [[logit, 0.0], [0.0, logit], [logit, 0.0]]
+    loss, gradient = loss_and_gradient(labels, logits, focal_gamma=gamma)
+    # The wrong one costs its logit, and its gradient is -1, 1, over three pixels.
+    assert loss == pytest.approx(logit / 3, rel=1e-3)
+    np.testing.assert_allclose(gradient[2], [1 / 3, -1 / 3], rtol=2e-3)
+    np.testing.assert_allclose(gradient[:2], 0.0, atol=5e-3)
+
+
+def test_mining_ranks_focal_losses():
+    # 3/4 ln 2 = 0.52 and 9/16 ln 4 = 0.78; without focus the first one is larger.
+    options = {"share": 0.5, "label_weights": (3.0, 1.0), "focal_gamma": 2.0}
+    loss, _ = loss_and_gradient([0, 1], [UNSURE, SURE], **options)
+    assert loss == pytest.approx(9 / 16 * LN4, rel=1e-6)
+
+
+@pytest.mark.parametrize(
     ("step", "expected"), [(0, 1.0), (5, 0.625), (10, 0.25), (99, 0.25)]
 )
 def test_mining_sets_in_linearly(step, expected):
@@ -206,11 +251,15 @@ def test_the_loss_in_compile_resizes_logits_with_aligned_corners():
 
 
 def test_loss_and_metric_survive_their_config():
-    loss = SegmentationLoss(254, (1.0, 2.0), 0.5, name="mined")
+    loss = SegmentationLoss(254, (1.0, 2.0), 0.5, focal_gamma=2.0, name="mined")
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert isinstance(again, SegmentationLoss)
     assert again.get_config() == loss.get_config()
     assert (again.ignore_label, again.label_weights) == (254, (1.0, 2.0))
     assert (again.share, again.name) == (0.5, "mined")
+    assert again.focal_gamma == 2.0
+    labels, logits = tf.constant([[[0, 1]]]), tf.constant([[[UNSURE, SURE]]])
+    # Half of the two pixels: 2 * 9/16 ln 4 of the second.
+    assert float(again(labels, logits)) == pytest.approx(9 / 8 * LN4)
     metric = keras.metrics.deserialize(keras.metrics.serialize(MeanIoU(5, 254)))
     assert (metric.num_classes, metric.ignore_label) == (5, 254)

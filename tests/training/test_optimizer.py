@@ -8,6 +8,7 @@ import tensorflow as tf
 from deeplab_tf import TrainConfig, UserError
 from deeplab_tf.training.optimizer import (
     Momentum,
+    build,
     gradient_multiplier,
     learning_rate_schedule,
     make_optimizer,
@@ -133,6 +134,43 @@ def test_adam_ignores_the_schedule():
     assert {v.shape for v in found.values()} == {(3,)}
 
 
+def test_adamw_decays_kernels_beside_the_gradient():
+    config = TrainConfig(
+        optimizer="adamw",
+        base_learning_rate=0.5,
+        training_number_of_steps=4,
+        weight_decay=0.1,
+        adam_epsilon=1e-6,
+    )
+    names = (
+        "a/weights",
+        "a_depthwise/depthwise_weights",
+        "a/BatchNorm/gamma",
+        "b/biases",
+    )
+    trained = {name: keras.Variable([1.0, 2.0, 3.0]) for name in names}
+    optimizer = make_optimizer(config)
+    build(optimizer, trained)
+    weight = np.array([1.0, 2.0, 3.0])
+    decayed, first, second = weight, 0.0, 0.0
+    for step in range(3):
+        rate = 0.5 * (1 - step / 4) ** 0.9
+        gradient = np.array([0.0, 1.0, -0.1 * step])
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        share = np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
+        moved = rate * share * first / (np.sqrt(second) + 1e-6)
+        weight, decayed = weight - moved, decayed * (1 - rate * 0.1) - moved
+        same = tf.constant(gradient, tf.float32)
+        optimizer.apply([same] * len(names), list(trained.values()))
+    for name, variable in trained.items():
+        expected = decayed if name == "a/weights" else weight
+        np.testing.assert_allclose(variable, expected, rtol=1e-4, err_msg=name)
+    found = slots(optimizer, names)
+    np.testing.assert_allclose(found["a/weights/Adam"], first, rtol=1e-5)
+    np.testing.assert_allclose(found["a/weights/Adam_1"], second, rtol=1e-5)
+
+
 def test_the_optimizer_survives_its_config():
     options = {"training_number_of_steps": 10, "slow_start_step": 4, "momentum": 0.5}
     optimizer = make_optimizer(TrainConfig(**options))
@@ -173,7 +211,7 @@ def test_gradient_multipliers(name, whole_head, logits_only):
     ("options", "message"),
     [
         ({"training_number_of_steps": 0}, "must be positive; received 0"),
-        ({"optimizer": "sgd"}, "must be momentum or adam; received 'sgd'"),
+        ({"optimizer": "sgd"}, "must be momentum, adam or adamw; received 'sgd'"),
         ({"learning_policy": "cosine"}, "must be poly or step; received 'cosine'"),
         ({"top_k_percent_pixels": 0.0}, r"share in \(0, 1\]; received 0.0"),
         ({"top_k_percent_pixels": 20}, "received 20"),

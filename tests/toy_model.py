@@ -1,0 +1,36 @@
+"""Two convolutions in a network's place, quick to compile."""
+
+import keras
+from golden_case import value
+
+from deeplab_tf import (
+    ContextConfig,
+    DecoderConfig,
+    ModelConfig,
+    load_tf1_variables,
+    tf1_variables,
+)
+from deeplab_tf.models.normalization import BatchNormalization
+from deeplab_tf.models.resampling import ResizeLike
+
+NUM_CLASSES = 5
+
+
+def toy_model(dropout=0.0, size=(33, 33)):
+    """Returns a model with what a trainer looks for, every weight of which matters."""
+    image = keras.Input((*size, 3), name="image")
+    x = keras.layers.Rescaling(2.0 / 255.0, -1.0)(image)
+    x = keras.layers.Conv2D(8, 9, strides=8, padding="same", name="conv")(x)
+    x = BatchNormalization(name="bn")(x)
+    x = keras.layers.Dropout(dropout, name="dropout")(x)
+    x = keras.layers.Conv2D(NUM_CLASSES, 1, dtype="float32", name="logits")(x)
+    model = keras.Model(image, ResizeLike(dtype="float32")(x, image))
+    model.model_config = ModelConfig(
+        num_classes=NUM_CLASSES,
+        output_stride=8,
+        context=ContextConfig(rates=()),
+        decoder=DecoderConfig(output_strides=()),
+    )
+    shapes = {name: a.shape for name, a in tf1_variables(model).items()}
+    load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
+    return model

@@ -1,0 +1,496 @@
+"""What a training step may be told: parts, mining, averages, scales, half precision."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from golden_case import value
+from toy_model import toy_model
+
+from deeplab_tf import (
+    ContextConfig,
+    DecoderConfig,
+    ModelConfig,
+    TrainConfig,
+    Trainer,
+    UserError,
+    build_model,
+    load_tf1_variables,
+    tf1_variables,
+)
+from deeplab_tf.models.resampling import resize_bilinear
+from deeplab_tf.models.variables import dropout_seeds, official_variables
+from deeplab_tf.training.batch_norm import set_batch_norm
+from deeplab_tf.training.loss_scaling import LossScale
+from deeplab_tf.training.losses import segmentation_loss, shrink_labels
+from deeplab_tf.training.optimizer import build, make_optimizer
+from deeplab_tf.training.step import TrainStep, training_outputs
+
+NARROW = ModelConfig(
+    num_classes=5,
+    depth_multiplier=0.1,
+    context=ContextConfig(rates=(), filters=16, dropout=0.0),
+    decoder=DecoderConfig(output_strides=()),
+)
+DROPPING = dataclasses.replace(
+    NARROW, context=dataclasses.replace(NARROW.context, dropout=0.5)
+)
+FROZEN = {"batch_norm": "freeze", "base_learning_rate": 0.1}
+WEIGHTS = (1.0, 0.0, 2.0, 0.5, 3.0)
+
+
+@pytest.fixture
+def eagerly():
+    """Runs steps eagerly: for a few of them quicker than compiling."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def precision():
+    """A function that sets the dtype policy for the time of a test."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+def lively_model(config=NARROW, **sizes):
+    """Returns a model whose every weight matters, with the same dropout each time."""
+    model = build_model(config, **sizes)
+    shapes = {name: a.shape for name, a in tf1_variables(model).items()}
+    load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
+    for seed in dropout_seeds(model).values():
+        seed.assign([0, 7])
+    return model
+
+
+def batch(count=8):
+    """Returns a batch; of eight images, some labels are void, all of two in a row."""
+    random = np.random.RandomState(0)
+    images = random.uniform(0, 255, (count, 33, 33, 3)).astype("float32")
+    labels = np.kron(random.randint(0, 5, (count, 11, 11)), np.ones((1, 3, 3), int))
+    labels[1:2, 10:] = 255
+    labels[4:6] = 255
+    labels[6:, :, :30] = 255
+    return images, labels.astype(np.uint8)
+
+
+def stream(count, images=2):
+    """Returns a dataset of one batch, again and again."""
+    return tf.data.Dataset.from_tensors(batch(images)).repeat(count)
+
+
+def step_of(model, **options):
+    """Returns the step of a model alone, with frozen batch normalisation."""
+    config = TrainConfig(**{**FROZEN, **options})
+    set_batch_norm(model, config.normalization, 1)
+    trained = {n: v for n, v in official_variables(model).items() if v.trainable}
+    optimizer = make_optimizer(config)
+    build(optimizer, trained)
+    return TrainStep(model, config, training_outputs(model), optimizer, {})
+
+
+def trained(model, count=2, images=8, **options):
+    """Returns a trainer after some steps, and what each of them gave."""
+    trainer = Trainer(model, TrainConfig(**options))
+    results = [trainer.train_step(*batch(images)) for _ in range(count)]
+    return trainer, results
+
+
+def assert_close(ones, others, rtol=1e-5, atol=1e-6):
+    for name, array in ones.items():
+        np.testing.assert_allclose(
+            array, others[name], rtol=rtol, atol=atol, err_msg=name
+        )
+
+
+# ---- Parts of a batch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"label_weights": WEIGHTS}, {"upsample_logits": False, "focal_gamma": 2.0}],
+)
+def test_the_parts_of_a_batch_add_up_to_it(options):
+    images, labels = batch()
+    counts = np.sum(labels.reshape(4, -1) != 255, axis=1)
+    assert len(set(counts)) == 4
+    assert not counts[2]
+    model = lively_model()
+    whole, told = step_of(model, **options).gradients(images, labels)
+    parts, told_of_parts = step_of(model, accumulate_steps=4, **options).gradients(
+        images, labels
+    )
+    for name, expected in told.items():
+        np.testing.assert_allclose(told_of_parts[name], expected, rtol=1e-5)
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole)
+    for one, other in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
+
+
+def test_a_training_in_parts_is_the_training():
+    whole, results = trained(toy_model(), **FROZEN)
+    parts, of_parts = trained(toy_model(), accumulate_steps=4, **FROZEN)
+    for one, other in zip(of_parts, results, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert results[0]["data_loss"] > 1.005 * results[1]["data_loss"]
+    assert_close(tf1_variables(parts.model), tf1_variables(whole.model))
+    assert (parts.step, parts.samples) == (2, 16)
+
+
+def entropies(model, images, labels, weights=()):
+    """Returns the weighted cross-entropy of each pixel, 0 where it is void."""
+    logits = model(images).numpy()
+    logits -= logits.max(-1, keepdims=True)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    known = labels != 255
+    safe = np.where(known, labels, 0)
+    factors = np.array(weights or 5 * [1.0])[safe] * known
+    return -np.take_along_axis(logs, safe[..., None].astype(int), -1)[..., 0] * factors
+
+
+@pytest.mark.parametrize(
+    ("parts", "ramp", "share", "weights"),
+    [
+        (1, 0, 0.25, ()),
+        (4, 0, 0.25, ()),
+        (4, 0, 0.25, WEIGHTS),
+        (4, 10, 0.625, ()),  # at step 5 of 10 half of the way from 1 to 0.25
+    ],
+)
+def test_each_part_picks_its_own_hard_pixels(parts, ramp, share, weights):
+    images, labels = batch()
+    model = toy_model()
+    step = step_of(
+        model,
+        accumulate_steps=parts,
+        top_k_percent_pixels=0.25,
+        hard_example_mining_step=ramp,
+        label_weights=weights,
+    )
+    step._optimizer.iterations.assign(5)
+    _, told = step.gradients(images, labels)
+    # The mean over the parts; each is divided by its hard pixels that have a loss.
+    expected = 0.0
+    for row in entropies(model, images, labels, weights).reshape(parts, -1):
+        hardest = np.sort(row)[::-1][: int(share * row.size)]
+        expected += hardest.sum() / max(np.sum(hardest > 0), 1) / parts
+    assert float(told["data_loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+# ---- The moving average of the weights
+
+
+def assert_averaged(trainer, expected):
+    """Asserts what the model has within and without `averaged_weights`."""
+    own = tf1_variables(trainer.model)
+    with trainer.averaged_weights():
+        assert_close(tf1_variables(trainer.model), expected)
+    with pytest.raises(KeyError), trainer.averaged_weights():
+        raise KeyError
+    for name, array in tf1_variables(trainer.model).items():
+        np.testing.assert_array_equal(array, own[name])
+
+
+def test_averages_follow_the_weights_and_come_back(tmp_path):
+    options = {
+        "ema_decay": 0.75,
+        "base_learning_rate": 0.1,
+        "train_logdir": str(tmp_path),
+    }
+    trainer = Trainer(toy_model(), TrainConfig(**options))
+    # They start from the weights as they are when the training does.
+    others = {n: 1.5 * a for n, a in tf1_variables(trainer.model).items()}
+    load_tf1_variables(trainer.model, others)
+    assert trainer.restore_latest() is None
+    averages = before = tf1_variables(trainer.model)
+    for _ in range(3):
+        trainer.train_step(*batch(4))
+        after = tf1_variables(trainer.model)
+        averages = {n: 0.75 * a + 0.25 * after[n] for n, a in averages.items()}
+    moved = [n for n, a in before.items() if not np.array_equal(a, after[n])]
+    assert any("moving_variance" in name for name in moved)
+    assert any(name.endswith("/weights") for name in moved)
+    assert_averaged(trainer, averages)
+    config = TrainConfig(training_number_of_steps=4, **options)
+    trainer = Trainer(trainer.model, config)
+    trainer.train(stream(4))
+    with trainer.averaged_weights():
+        expected = tf1_variables(trainer.model)
+    again = Trainer(toy_model(), config)
+    assert again.restore_latest() == str(tmp_path / "model.ckpt-4")
+    assert_averaged(again, expected)
+
+
+def test_the_average_of_what_stays_is_what_stays():
+    trainer, _ = trained(toy_model(), count=3, ema_decay=0.9999, **FROZEN)
+    before = tf1_variables(toy_model())
+    with trainer.averaged_weights():
+        for name, array in tf1_variables(trainer.model).items():
+            kept = np.array_equal(array, before[name])
+            assert kept == name.endswith(("moving_mean", "moving_variance")), name
+
+
+def test_without_averages_the_weights_are_their_own():
+    trainer, _ = trained(toy_model(), **FROZEN)
+    assert_averaged(trainer, tf1_variables(trainer.model))
+
+
+# ---- Image pyramids
+
+
+@pytest.mark.parametrize("upsample", [True, False])
+@pytest.mark.parametrize(("scales", "cells"), [((0.5, 1.0), 3), ((1.0, 2.0), 5)])
+def test_every_scale_of_a_pyramid_has_a_loss(upsample, scales, cells):
+    images, labels = batch(2)
+    single = lively_model()
+    logits = keras.Model(single.input, single.get_layer("logits").output)
+    seen = []
+    for scale in scales:
+        side = int(32 * scale) + 1
+        at_scale = logits(resize_bilinear(tf.constant(images), (side, side)))
+        seen.append(resize_bilinear(at_scale, (cells, cells)))
+    seen.append(tf.maximum(*seen))
+    if upsample:
+        seen = [resize_bilinear(x, (33, 33)) for x in seen]
+    truth = labels if upsample else shrink_labels(labels, (cells, cells))
+    expected = sum(float(segmentation_loss(truth, x)) for x in seen)
+    pyramid = lively_model(dataclasses.replace(NARROW, image_pyramid=scales))
+    step = step_of(pyramid, upsample_logits=upsample)
+    _, told = step.gradients(images, labels)
+    assert float(told["data_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert expected > 2.5 * float(segmentation_loss(truth, seen[-1]))
+
+
+# ---- AdamW
+
+
+def test_adamw_has_no_l2_in_loss_or_gradient():
+    images, labels = batch(2)
+    step = step_of(toy_model(), optimizer="adamw", weight_decay=0.1)
+    gradients, told = step.gradients(images, np.full_like(labels, 255))
+    assert told["regularization_loss"] == 0.0
+    assert not any(np.any(gradient) for gradient in gradients)
+    # With another optimiser there are both.
+    step = step_of(toy_model(), weight_decay=0.1)
+    gradients, told = step.gradients(images, np.full_like(labels, 255))
+    assert told["regularization_loss"] > 0.0
+    assert any(np.any(gradient) for gradient in gradients)
+
+
+# ---- Half precision
+
+
+def test_the_scale_of_the_loss_is_undone_in_the_gradients():
+    images, labels = batch(2)
+    step = step_of(toy_model(), weight_decay=0.1, accumulate_steps=2)
+    gradients, told = step.gradients(images, labels)
+    scaled, told_of_scaled = step.gradients(images, labels, tf.constant(1024.0))
+    assert float(told_of_scaled["data_loss"]) == float(told["data_loss"])
+    for one, other in zip(scaled, gradients, strict=True):
+        # A power of two changes no digit.
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("mixed_float16", 0.005), ("mixed_bfloat16", 0.05)]
+)
+def test_gradients_in_half_precision_are_about_the_exact_ones(
+    policy, tolerance, precision
+):
+    def gradients(loss_scale=None):
+        step = step_of(lively_model())
+        found, _ = step.gradients(*batch(2), loss_scale)
+        return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
+
+    exact = gradients()
+    precision(policy)
+    half = gradients(2.0**15 if policy == "mixed_float16" else None)
+    for name, gradient in exact.items():
+        if name.startswith(("concat_projection", "logits")):
+            error = np.linalg.norm(half[name] - gradient)
+            assert error < tolerance * np.linalg.norm(gradient), name
+    # Further down, weights rounded to three digits switch ReLUs: in float32 as well,
+    # they change the gradient by 18 %.
+    one, other = (np.concatenate(list(x.values())) for x in (exact, half))
+    assert np.linalg.norm(other - one) < 0.4 * np.linalg.norm(one)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_a_training_in_half_precision_learns(policy, precision):
+    precision(policy)
+    config = TrainConfig(base_learning_rate=0.02, training_number_of_steps=20)
+    trainer = Trainer(lively_model(DROPPING), config)
+    images, labels = batch()
+    labels = np.where(labels == 255, 255, 3)  # one class is quick to learn
+    losses = [trainer.train_step(images, labels)["data_loss"] for _ in range(20)]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+    # float16 leaves out a few at the start, until the scale fits.
+    assert 14 <= trainer.step <= 20
+    assert trainer.samples == 160
+    arrays = tf1_variables(trainer.model).values()
+    assert all(np.isfinite(array).all() for array in arrays)
+
+
+def state_of(trainer):
+    """Returns what an optimiser step changes, by name."""
+    slots = {f"slot {i}": v.numpy() for i, v in enumerate(trainer.optimizer.variables)}
+    averages = {f"average {n}": v.numpy() for n, v in trainer._averages.items()}
+    return tf1_variables(trainer.model) | slots | averages
+
+
+def test_a_step_that_overflows_is_left_out(precision):
+    precision("mixed_float16")
+    trainer, _ = trained(toy_model(), count=1, images=2, ema_decay=0.5, **FROZEN)
+    scale = trainer._loss_scale.variables["scale"]
+    assert scale.numpy() == 2.0**15
+    scale.assign(2.0**120)
+    before = state_of(trainer)
+    result = trainer.train_step(*batch(2))
+    assert np.isfinite(result["data_loss"])
+    for name, array in state_of(trainer).items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    assert scale.numpy() == 2.0**119
+    assert (trainer.step, trainer.samples) == (1, 4)
+    scale.assign(2.0**15)
+    trainer.train_step(*batch(2))
+    same = [n for n, a in state_of(trainer).items() if np.array_equal(a, before[n])]
+    assert all("moving" in name for name in same)
+    assert trainer.step == 2
+
+
+def test_the_scale_of_the_loss_doubles_after_two_thousand_steps():
+    scale, done = LossScale(), tf.Variable(0)
+    compiled = tf.function(scale.update)
+
+    def update(is_finite):
+        compiled(tf.constant(is_finite), lambda: done.assign_add(1))
+        return [int(variable.numpy()) for variable in scale.variables.values()]
+
+    assert update(True) == [2**15, 1]
+    scale.variables["steps"].assign(1998)
+    assert update(True) == [2**15, 1999]
+    assert update(True) == [2**16, 0]
+    assert update(True) == [2**16, 1]
+    assert done.numpy() == 4
+    assert update(False) == [2**15, 0]
+    assert update(False) == [2**14, 0]
+    assert done.numpy() == 4
+    scale.variables["scale"].assign(1.0)
+    assert update(False) == [1, 0]
+
+
+def test_the_scale_of_the_loss_is_saved(precision, tmp_path):
+    precision("mixed_float16")
+    config = TrainConfig(training_number_of_steps=3, train_logdir=str(tmp_path))
+    trainer = Trainer(toy_model(), config)
+    trainer._loss_scale.variables["scale"].assign(2.0**10)
+    trainer.train(stream(3))
+    again = Trainer(toy_model(), config)
+    assert again.restore_latest()
+    found = {n: float(v.numpy()) for n, v in again._loss_scale.variables.items()}
+    assert found == {"scale": 2.0**10, "steps": 3.0}
+
+
+def test_steps_that_are_left_out_save_nothing(precision, tmp_path):
+    precision("mixed_float16")
+    config = TrainConfig(
+        training_number_of_steps=2, save_interval_steps=1, train_logdir=str(tmp_path)
+    )
+    trainer = Trainer(toy_model(), config)
+    trainer._loss_scale.variables["scale"].assign(2.0**120)
+    with pytest.raises(UserError, match="dataset ended after 0 steps"):
+        trainer.train(stream(1))
+    assert trainer.samples == 2
+    assert not list(tmp_path.glob("model.ckpt-*"))
+    trainer._loss_scale.variables["scale"].assign(2.0**10)
+    trainer.train(stream(2))
+    assert {path.stem for path in tmp_path.glob("*.index")} == {
+        "model.ckpt-1",
+        "model.ckpt-2",
+    }
+
+
+# ---- Recomputation
+
+
+@pytest.mark.slow
+def test_recomputation_changes_no_result(eagerly):
+    options = {"base_learning_rate": 0.1, "ema_decay": 0.5}
+    plain, results = trained(lively_model(DROPPING), 3, 2, **options)
+    again, of_again = trained(lively_model(DROPPING), 3, 2, recompute=True, **options)
+    for one, other in zip(of_again, results, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+    assert len({result["data_loss"] for result in results}) == 3
+    assert_close(state_of(again), state_of(plain), rtol=1e-4, atol=1e-5)
+    seeds = [dropout_seeds(t.model).values() for t in (plain, again)]
+    for one, other in zip(*seeds, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# ---- XLA
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"recompute": True},
+        {"accumulate_steps": 2, "ema_decay": 0.5, "optimizer": "adamw"},
+        {"top_k_percent_pixels": 0.5, "hard_example_mining_step": 2},
+    ],
+)
+def test_a_compiled_training_is_the_training(options):
+    options = {**FROZEN, "adam_epsilon": 0.1, **options}
+    plain, results = trained(lively_model(), 3, 4, jit="off", **options)
+    compiled, of_compiled = trained(lively_model(), 3, 4, jit="on", **options)
+    assert compiled.compiles
+    assert not plain.compiles
+    for one, other in zip(of_compiled, results, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    assert_close(state_of(compiled), state_of(plain), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "xception_65"])
+def test_the_whole_step_compiles(backbone, policy, precision):
+    precision(policy)
+    strides = {"output_strides": (4,)}
+    config = ModelConfig(backbone, decoder=DecoderConfig(**strides))
+    model = build_model(config, image_size=(65, 65), batch_size=2)
+    trainer = Trainer(model, TrainConfig(jit="on"))
+    shapes = tf.TensorSpec((2, 65, 65, 3)), tf.TensorSpec((2, 65, 65), tf.uint8)
+    compiled = trainer._whole_step.experimental_get_compiler_ir(*shapes)
+    text = compiled(stage="optimized_hlo")
+    assert "ENTRY" in text
+    assert ("bf16[" in text) == (policy == "mixed_bfloat16")
+
+
+# ---- Data that end
+
+
+def test_a_step_without_data_changes_nothing():
+    config = TrainConfig(training_number_of_steps=9, steps_per_call=5)
+    trainer = Trainer(toy_model(dropout=0.5), config)
+
+    def everything():
+        seeds = {n: v.numpy() for n, v in dropout_seeds(trainer.model).items()}
+        return state_of(trainer) | seeds | {"samples": trainer.samples}
+
+    trainer.train_step(*batch(2))
+    before = everything()
+    assert {"dropout", "bn/moving_mean"} <= set(before)
+    with pytest.raises(UserError, match="dataset ended after 1 steps"):
+        trainer.train(stream(0))
+    for name, array in everything().items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+    # The steps of a call that had their data were done, and count.
+    with pytest.raises(UserError, match="dataset ended after 3 steps"):
+        trainer.train(stream(2))
+    assert (trainer.step, trainer.samples) == (3, 6)

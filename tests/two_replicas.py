@@ -1,0 +1,120 @@
+"""Two logical CPUs in one process: what their replicas make of a batch.
+
+    python two_replicas.py FILE.npz
+
+Run by test_two_replicas.py, since a process has one set of devices.
+"""
+
+import sys
+
+import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from toy_model import toy_model
+
+from deeplab_tf import (
+    TrainConfig,
+    Trainer,
+    UserError,
+    tf1_variables,
+)
+from deeplab_tf.models.variables import batch_normalizations
+from deeplab_tf.training.batch_norm import set_batch_norm
+from deeplab_tf.training.distribution import make_strategy
+
+STEPS = 2
+# Trained for two steps each, as `TrainConfig` has it; all are frozen.
+OPTIONS = {
+    "mined": {"top_k_percent_pixels": 0.25, "accumulate_steps": 2},
+    "averaged": {
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "adam_epsilon": 0.1,
+        "ema_decay": 0.75,
+    },
+    "mixed_float16": {"weight_decay": 1.0},
+}
+GAMMA, BETA, EPSILON = (0.5, 1.0, 2.0), (3.0, 0.0, -1.0), 1e-3
+
+
+def batch():
+    """Returns eight images, of which the fifth to seventh are void."""
+    random = np.random.RandomState(0)
+    images = random.uniform(0, 255, (8, 33, 33, 3)).astype("float32")
+    labels = random.randint(0, 5, (8, 33, 33)).astype(np.uint8)
+    labels[4:7] = 255
+    return images, labels
+
+
+def outcome(trainer) -> dict:
+    """Returns losses, weights and averages after two steps."""
+    losses = [trainer.train_step(*batch())["data_loss"] for _ in range(STEPS)]
+    found = {"losses": np.array(losses), **tf1_variables(trainer.model)}
+    with trainer.averaged_weights():
+        averages = tf1_variables(trainer.model)
+    return found | {f"average/{name}": a for name, a in averages.items()}
+
+
+def features():
+    """Returns features far from 0 with little variance, and gradients, per replica."""
+    random = np.random.RandomState(0)
+    spread = np.array([1.0, 0.3, 0.1])
+    x = 1e4 + spread * random.standard_normal((2, 2, 9, 9, 3))
+    x[1] += 0.5
+    return x.astype(np.float32), random.normal(0, 1, x.shape).astype(np.float32)
+
+
+def normalized(strategy) -> dict:
+    """Returns values, moments and gradients of synchronised batch normalisation."""
+    with strategy.scope():
+        model = toy_model()
+        gamma, beta = (keras.Variable(np.array(a, np.float32)) for a in (GAMMA, BETA))
+    set_batch_norm(model, "sync", 2)
+    (synchronized,) = {x.normalize_batch for x in batch_normalizations(model)}
+
+    def run():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        x, up = (tf.gather(tf.constant(of), replica) for of in features())
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, mean, variance = synchronized(x, gamma, beta, EPSILON)
+            loss = tf.reduce_sum(y * up)
+        return y, mean, variance, *tape.gradient(loss, [x, gamma.value, beta.value])
+
+    names = ("y", "mean", "variance", "dx", "dgamma", "dbeta")
+    results = tf.function(lambda: strategy.run(run))()
+    return {
+        name: np.stack(strategy.experimental_local_results(per_replica))
+        for name, per_replica in zip(names, results, strict=True)
+    }
+
+
+def refusal(model) -> str:
+    """Returns what is said of a compiler that several replicas cannot have."""
+    try:
+        Trainer(model, TrainConfig(jit="on"))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(path: str) -> None:
+    """Writes all of it into one file."""
+    strategy = make_strategy("mirrored", 2)
+    results = {f"sync/{n}": a for n, a in normalized(strategy).items()}
+    for case, options in OPTIONS.items():
+        policy = case if case.startswith("mixed") else "float32"
+        keras.config.set_dtype_policy(policy)
+        with strategy.scope():
+            model = toy_model()
+        config = TrainConfig(batch_norm="freeze", base_learning_rate=0.1, **options)
+        found = outcome(Trainer(model, config))
+        results |= {f"{case}/{name}": a for name, a in found.items()}
+    np.savez(path, refusal=refusal(model), **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
