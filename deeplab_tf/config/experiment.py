@@ -278,7 +278,6 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     split: str = "train"
     info: DatasetInfo | None = None
-    precision: str = "float32"
     format_version: int = 1
 
     def __post_init__(self):

@@ -23,7 +23,7 @@ from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, report
 from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume, sanity
-from deeplab_tf.training.batch_norm import resolve_batch_norm
+from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
@@ -171,7 +171,7 @@ def _experiment(
             f"--class_weighting={values.class_weighting} and --label_weights exclude "
             "each other"
         )
-    experiment = Experiment(model, data, train, split, info, values.precision)
+    experiment = Experiment(model, data, train, split, info)
     if preset:
         print(_report(preset, experiment))
     return experiment
@@ -252,17 +252,15 @@ def _asked_batch_norm(values, preset: Preset | None) -> str:
 
 
 def _with_batch_norm(
-    experiment: Experiment, asked: str, fresh: tuple[str, ...], share: tuple[int, int]
+    experiment: Experiment, resolved: Resolved, fresh: tuple[str, ...]
 ) -> Experiment:
     """Returns the experiment with the policy that the flags come to.
 
     Args:
         experiment: What the flags say.
-        asked: "auto" or a policy.
+        resolved: The policy, and why.
         fresh: Moving statistics that have never been trained.
-        share: Images that a replica sees at once, and number of replicas.
     """
-    resolved = resolve_batch_norm(asked, *share, fresh)
     print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
     is_frozen = resolved.policy == "freeze"
     if is_frozen and fresh:
@@ -350,12 +348,14 @@ def _trainer(experiment: Experiment, values, preset, strategy) -> tuple:
     flags.use_precision(values)
     with strategy.scope():
         model = build_model(experiment.model)
-    fresh = ()
-    if before is None:
-        fresh = _initialize(model, train)
-    elif asked == "auto":
-        asked = before.train.normalization
-    experiment = _with_batch_norm(experiment, asked, fresh, (images, replicas))
+    fresh = _initialize(model, train) if before is None else ()
+    is_kept = before is not None and asked == "auto"
+    policy = before.train.normalization if is_kept else asked
+    resolved = resolve_batch_norm(policy, images, replicas, fresh)
+    if is_kept:
+        reason = f"as {train.train_logdir} was trained"
+        resolved = dataclasses.replace(resolved, reason=reason)
+    experiment = _with_batch_norm(experiment, resolved, fresh)
     trainer = Trainer(model, experiment.train)
     latest = trainer.restore_latest()
     if latest:

@@ -64,11 +64,15 @@ def lost_workers(worker: Worker) -> Iterator[None]:
         *(tf.errors.UnavailableError, tf.errors.AbortedError),
         *(tf.errors.CancelledError, tf.errors.InternalError),
     ) as error:
-        if worker.count == 1:
+        # The others may as well mean that this very worker has failed.
+        is_of_others = isinstance(error, tf.errors.UnavailableError)
+        if worker.count == 1 or not (is_of_others or "ollective" in error.message):
             raise
+        lines = [line for line in error.message.splitlines() if "ollective" in line]
         raise UserError(
             f"worker {worker.index + 1} of {worker.count} stops, for another one has "
-            "gone; start all of them again, and they go on from the latest checkpoint"
+            "gone; start all of them again, and they go on from the latest checkpoint "
+            f"({(lines or [error.message])[0][:200]})"
         ) from error
 
 

@@ -16,6 +16,7 @@ from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import History, collapsed_class, draw_curves
 from deeplab_tf.training.summaries import Summaries
@@ -25,7 +26,6 @@ from deeplab_tf.training.summaries import Summaries
 _WINDOW = 100
 _EXAMPLES = 4
 _METRICS = "metrics.json"
-BEST = "best"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reporter:
         self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
         self._evaluator = None
-        self._best_kept = -1.0
+        self._metrics = {}
         self._told_at = (time.monotonic(), 0)
         self._progress = tqdm(
             total=config.training_number_of_steps,
@@ -92,14 +92,14 @@ class Reporter:
             step: Steps that were done before.
             samples: Samples that they took.
         """
-        self._progress.update(step)
-        self._progress.initial = step
+        # Not `update`, by which all of them would be of this second.
+        bar = self._progress
+        bar.n = bar.initial = bar.last_print_n = step
+        bar.refresh()
         self._told_at = (time.monotonic(), samples)
         self._window_began = step
         self._history.restart(step)
         self._summaries.restart(step)
-        if self._folder is not None:
-            self._best_kept = _best_kept(self._folder)
 
     def trained(self, step: int, told: np.ndarray, classes, samples: int) -> None:
         """Takes in the steps of a host call.
@@ -113,17 +113,18 @@ class Reporter:
         """
         self._progress.update(len(told))
         self._watch_classes(step + len(told), classes)
-        every = self._config.log_steps
-        for number, row in enumerate(told.tolist(), step + 1):
-            if number % every == 0:
-                self._tell(number, row, samples)
-
-    def _tell(self, step: int, row: list[float], samples: int) -> None:
-        data_loss, regularization, learning_rate, *_ = row
+        rows = list(enumerate(told.tolist(), step + 1))
+        due = [row for row in rows if row[0] % self._config.log_steps == 0]
+        if not due:
+            return
         now, (before, samples_before) = time.monotonic(), self._told_at
         speed = (samples - samples_before) / max(now - before, 1e-9)
-        if samples > samples_before:
-            self._told_at = (now, samples)
+        self._told_at = (now, samples)
+        for number, row in due:
+            self._tell(number, row, speed)
+
+    def _tell(self, step: int, row: list[float], speed: float) -> None:
+        data_loss, regularization, learning_rate, *_ = row
         self._progress.set_postfix(
             loss=f"{data_loss:.3f}", lr=f"{learning_rate:.2g}", img_per_s=f"{speed:.1f}"
         )
@@ -164,19 +165,25 @@ class Reporter:
         metrics = self._evaluator.evaluate(dataset, total, _EXAMPLES)
         metrics["step"] = step
         self._metrics = metrics
+        best = self._history.best
+        is_best = best is None or metrics["miou"] > best[1]
         self._history.append({"step": step, "miou": metrics["miou"]})
         self._summaries.evaluation(step, metrics, self._evaluator.examples)
         counts = np.array(metrics["confusion_matrix"])
         found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:
             self.say(f"warning: step {step}: {found}")
-        is_best = metrics["miou"] > self._best_kept
-        self._best_kept = max(self._best_kept, metrics["miou"])
+        # The time of an evaluation is none of the training's.
+        self._told_at = (time.monotonic(), self._told_at[1])
         self.say(
             f"step {step}: mIoU {metrics['miou']:.4f}"
             + (", the best so far" if is_best else "")
         )
         return is_best
+
+    def has_evaluated(self, step: int) -> bool:
+        """Whether the model was scored at a step; the same for all workers."""
+        return step in self._history.values("miou")[0]
 
     @property
     def evaluations_since_best(self) -> int:
@@ -187,20 +194,27 @@ class Reporter:
         """Writes the metrics of the best checkpoint, and its experiment, beside it."""
         if not self._writes:
             return
-        folder = os.path.join(self._folder, BEST)
-        experiment = os.path.join(self._folder, "experiment.json")
-        if tf.io.gfile.exists(experiment):
-            copy = os.path.join(folder, "experiment.json")
-            tf.io.gfile.copy(experiment, copy, overwrite=True)
+        folder = os.path.join(self._folder, resume.BEST)
+        experiment = resume.read_experiment(self._folder)
+        if experiment is not None:
+            resume.write_experiment(experiment, folder)
         # The last: killed before it, a training that goes on keeps the best anew.
         text = json.dumps(self._metrics, indent=2) + "\n"
         records.write_text(text, os.path.join(folder, _METRICS))
 
     def flush(self) -> None:
-        """Writes what was told so far; before a checkpoint, which counts on it."""
-        if self._writes:
+        """Writes what was told so far; before a checkpoint, which counts on it.
+
+        Where that fails the checkpoint matters more, so that it is only warned of.
+        """
+        if not self._writes:
+            return
+        try:
             self._history.flush()
             self._summaries.flush()
+        except (OSError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            self.say(f"warning: could not write what {self._folder} tells: {reason}")
 
     def finish(self) -> None:
         """Draws the curves of the whole training."""
@@ -211,12 +225,3 @@ class Reporter:
         """Prints a line above the progress bar."""
         if not self._progress.disable:
             self._progress.write(text, file=sys.stderr)
-
-
-def _best_kept(folder: str) -> float:
-    """Returns the mIoU of the best checkpoint of a folder, -1 if there is none."""
-    path = os.path.join(folder, BEST, _METRICS)
-    if not tf.io.gfile.exists(path):
-        return -1.0
-    with tf.io.gfile.GFile(path) as file:
-        return json.load(file)["miou"]

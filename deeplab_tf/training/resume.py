@@ -22,7 +22,7 @@ from deeplab_tf.errors import UserError
 
 FORMAT_VERSION = 1
 _KEPT = 5
-_BEST = "best"
+BEST = "best"
 _SCRATCH = ".writing-"
 _STATE_FILE = "checkpoint"
 _EXPERIMENT = "experiment.json"
@@ -128,7 +128,7 @@ class TrainingState:
 
     def save_best(self) -> str:
         """Writes a checkpoint as `save` does, to `<folder>/best`, where one stays."""
-        return self._save(os.path.join(self.folder, _BEST), 1)
+        return self._save(os.path.join(self.folder, BEST), 1)
 
     def _save(self, folder: str, kept: int) -> str:
         step = int(self._step.numpy())

@@ -124,6 +124,12 @@ class TrainStep:
             # 1, and the average of a constant would come to 0.9998 of it.
             average.assign_add(share * (variable - average))
 
+    def whole(self, images, labels) -> dict:
+        """Does `gradients` and `update`; returns what is to be told."""
+        gradients, results = self.gradients(images, labels)
+        self.update(gradients)
+        return results
+
     def gradients_in_half(self, images, labels, loss_scale):
         """Returns the gradients of all replicas, what is to be told, whether finite.
 

@@ -5,6 +5,7 @@ import functools
 import math
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import keras
@@ -78,7 +79,9 @@ class Trainer:
         if config.recompute:
             network = recomputed(network)
         self._step = TrainStep(model, config, network, self.optimizer, self._averages)
-        self._whole_step = self._compiled_step()
+        self._whole_step = self._compiled(self._step.whole)
+        self._gradients_in_half = self._compiled(self._step.gradients_in_half)
+        self._update_in_half = self._compiled(self._step.update_in_half)
         self._seeds = dropout_seeds(model)
         self._spread_seeds()
         self._state = None
@@ -160,25 +163,24 @@ class Trainer:
         if self._loss_scale is None:
             results = self.strategy.run(self._whole_step, args=(images, labels))
             return self._first_replica(results)
-        gradients, results, finite = self.strategy.run(
-            self._step.gradients_in_half,
-            args=(images, labels, self._loss_scale.value()),
+        scale = self._loss_scale.value()
+        gradients, *told = self.strategy.run(
+            self._gradients_in_half, args=(images, labels, scale)
         )
+        results, is_finite = self._first_replica(told)
         self._loss_scale.update(
-            self._first_replica(finite),
-            lambda: self.strategy.run(self._step.update_in_half, args=(gradients,)),
+            is_finite,
+            lambda: self.strategy.run(self._update_in_half, args=(gradients,)),
         )
-        return self._first_replica(results)
+        # Nothing is left to halve: no smaller scale will do.
+        is_hopeless = ~is_finite & (scale <= 1.0)
+        return results | {"broken_gradients": tf.cast(is_hopeless, tf.float32)}
 
-    def _compiled_step(self) -> Callable:
-        def step(images, labels):
-            gradients, results = self._step.gradients(images, labels)
-            self._step.update(gradients)
-            return results
-
+    def _compiled(self, function: Callable) -> Callable:
+        """Returns a replica's function, by XLA if that is asked for."""
         # On a TPU all that a replica runs is compiled anyway.
         is_compiled = self._jit and not distribution.is_tpu(self.strategy)
-        return tf.function(step, jit_compile=True) if is_compiled else step
+        return tf.function(function, jit_compile=True) if is_compiled else function
 
     def _first_replica(self, values):
         return tf.nest.map_structure(
@@ -266,10 +268,10 @@ class Trainer:
         return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
 
     def sum_over_workers(self, array):
-        """Returns the sum of an int64 array over all workers."""
+        """Returns the sum of an array over all workers."""
         if self.worker.count == 1:
             return array
-        array = np.asarray(array, np.int64)
+        array = np.asarray(array)
         local = self._replicas // self.worker.count
 
         def own(context):
@@ -320,10 +322,13 @@ class Trainer:
             self._reporter(validation, info) as reporter,
             distribution.lost_workers(self.worker),
         ):
-            reporter.restart(self.step, self.samples)
-            saved_at = time.monotonic()
-            data = None
-            while not self._is_done(reporter):
+            self._begin(reporter)
+            saved_at, data = time.monotonic(), None
+            while True:
+                # Behind the checkpoint: it takes long, and may fail.
+                self._evaluate_if_due(reporter, validation)
+                if self._is_done(reporter):
+                    break
                 step, first = self.step, self.samples
                 data = data or self._iterator(dataset)
                 count = self._call_length(step)
@@ -331,19 +336,17 @@ class Trainer:
                     told, classes = self._compiled_steps(data, tf.constant(count))
                 told = told.numpy()
                 results = _public(told[-1])
-                self._require_finite(told, step, first, name_samples)
+                self._require_finite(told, first, name_samples)
                 # Fewer than asked for where float16 left some out.
                 done = self.step - step
                 reporter.trained(
                     step, told[len(told) - done :], classes.numpy(), self.samples
                 )
-                if done:
-                    self._evaluate_if_due(reporter, validation)
                 stop, save = self._agreed(
                     interruption.signal is not None,
                     done > 0 and self._is_save_due(saved_at),
                 )
-                if save or stop or self._is_done(reporter):
+                if save or stop:
                     self._save(reporter)
                     saved_at = time.monotonic()
                 if stop:
@@ -381,12 +384,45 @@ class Trainer:
     def _is_accelerated(self) -> bool:
         return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
 
-    def _evaluate_if_due(self, reporter, validation: Validation | None) -> None:
+    def _begin(self, reporter: Reporter) -> None:
+        if self.step == 0:
+            self._start_averages()
+        reporter.restart(self.step, self.samples)
+        if self.worker.count > 1:
+            self._require_agreement()
+
+    def _require_agreement(self) -> None:
+        """Refuses workers that begin with different weights, or elsewhere.
+
+        Raises:
+            UserError: on all of them.
+        """
+        arrays = [v.numpy() for v in official_variables(self.model).values()]
+        weights = functools.reduce(lambda crc, a: zlib.crc32(a, crc), arrays, 0)
+        states = np.zeros((self.worker.count, 3), np.int64)
+        states[self.worker.index] = (self.step, self.samples, weights)
+        states = self.sum_over_workers(states)
+        if (states != states[0]).any():
+            raise UserError(
+                "the workers begin differently, at the steps "
+                f"{states[:, 0].tolist()}; all of them have to see the same "
+                f"train_logdir ({self.config.train_logdir}) and initial checkpoint"
+            )
+
+    def _is_evaluation_due(self) -> bool:
         every, step = self.config.eval_interval_steps, self.step
-        if validation is None or not every:
+        is_last = step == self.config.training_number_of_steps
+        return bool(every) and step > 0 and (step % every == 0 or is_last)
+
+    def _evaluate_if_due(self, reporter, validation: Validation | None) -> None:
+        """Scores the model; after a restart also what was to be scored before."""
+        step = self.step
+        if validation is None or not self._is_evaluation_due():
             return
-        if step % every and step != self.config.training_number_of_steps:
+        if reporter.has_evaluated(step):
             return
+        if self.worker.count > 1 and self.config.normalization == "train":
+            self._share_statistics()
         with self.averaged_weights():
             is_best = reporter.evaluate(
                 step, self.model, self.worker, self.sum_over_workers
@@ -394,6 +430,18 @@ class Trainer:
         if is_best and self._state is not None:
             self._state.save_best()
             reporter.keep_best()
+        reporter.flush()
+
+    def _share_statistics(self) -> None:
+        """Gives all workers the moving statistics of the first, which are saved."""
+        variables = official_variables(self.model)
+        moving = [v for v in variables.values() if not v.trainable]
+        moving += [self._averages[n] for n, v in variables.items() if not v.trainable]
+        values = np.concatenate([v.numpy().ravel() for v in moving])
+        values = self.sum_over_workers(values if self.worker.is_chief else 0 * values)
+        ends = np.cumsum([v.numpy().size for v in moving])
+        for variable, value in zip(moving, np.split(values, ends[:-1]), strict=True):
+            variable.assign(value.reshape(variable.shape))
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -418,7 +466,9 @@ class Trainer:
         config, step = self.config, self.step
         every = config.save_interval_steps
         return (
-            bool(every and step % every == 0)
+            step == config.training_number_of_steps
+            or self._is_evaluation_due()
+            or bool(every and step % every == 0)
             or time.monotonic() - saved_at > config.save_interval_secs
         )
 
@@ -427,21 +477,23 @@ class Trainer:
         if self._state is not None:
             self._state.save()
 
-    def _require_finite(self, told, step: int, first: int, name_samples) -> None:
+    def _require_finite(self, told, first: int, name_samples) -> None:
         loss, _, _, broken = told[-1]
-        # NumPy's, for every operation of TensorFlow's takes the host a tenth of a
-        # millisecond.
+        # NumPy's: TensorFlow's would take the host a quarter of a millisecond.
         if np.isfinite(told[-1]).all() and broken == 0:
             return
-        what = f"the loss is {loss}"
+        what, hint = f"the loss is {loss}", "a lower base_learning_rate"
         if math.isfinite(loss):
-            what = f"{broken:.0f} gradients are not finite (loss {loss:.3f})"
-        step += len(told) - 1
+            what = f"the gradients are not finite (loss {loss:.3f})"
+        if self._loss_scale:
+            hint = "precision=bfloat16"
+        # float16 leaves the step out.
+        step = self.step - (self._loss_scale is None)
         batch = (self.samples - first) // len(told)
         begin = self.samples - batch
         which = f"; the batch: {name_samples(begin, batch)}" if name_samples else ""
         raise UserError(
-            f"{what} at step {step}; a lower base_learning_rate, a larger batch or "
+            f"{what} at step {step}; {hint}, a larger batch or "
             "fine_tune_batch_norm=false may help, and so may a look at the labels"
             f"{which}"
         )
