@@ -1,7 +1,8 @@
 """Trains a narrow model under the strategy of the command line; prints its losses.
 
-    python distributed_training.py STRATEGY BATCH_NORM
+    python distributed_training.py STRATEGY BATCH_NORM [apart]
 
+With "apart" the workers begin with different weights.
 Run by test_distribution.py, since a process has one set of devices.
 """
 
@@ -49,7 +50,7 @@ def batches():
         yield images, labels
 
 
-def main(strategy: str, batch_norm: str) -> None:
+def main(strategy: str, batch_norm: str, apart: str = "") -> None:
     """Trains, and prints losses and what the weights came to as JSON."""
     clones = 2 if strategy == "mirrored" else None
     strategy = make_strategy(strategy, clones)
@@ -63,6 +64,10 @@ def main(strategy: str, batch_norm: str) -> None:
         batch_norm=batch_norm,
     )
     trainer = Trainer(model, config)
+    if apart:
+        kernel = model.trainable_variables[0]
+        kernel.assign(kernel + trainer.worker.index)
+        trainer.train(batches())
     results = [trainer.train_step(*batch) for batch in batches()]
     norms = {n: float(np.linalg.norm(a)) for n, a in tf1_variables(model).items()}
     worker = trainer.worker.index

@@ -15,10 +15,10 @@ from deeplab_tf.training.distribution import make_strategy, require_divisible
 PROGRAM = ROOT / "tests" / "distributed_training.py"
 
 
-def start(strategy, batch_norm, **environment):
+def start(*arguments, **environment):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
-        [sys.executable, PROGRAM, strategy, batch_norm],
+        [sys.executable, PROGRAM, *arguments],
         env=os.environ | {"PYTHONPATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -42,12 +42,12 @@ def free_ports(count):
     return ports
 
 
-def start_workers(batch_norm):
+def start_workers(*arguments):
     cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     for index in range(2):
         task = {"type": "worker", "index": index}
         config = json.dumps({"cluster": cluster, "task": task})
-        yield start("multi_worker_mirrored", batch_norm, TF_CONFIG=config)
+        yield start("multi_worker_mirrored", *arguments, TF_CONFIG=config)
 
 
 @pytest.fixture(
@@ -79,6 +79,14 @@ def test_two_workers_train_as_one(one_device):
     assert [run["worker"] for run in runs] == [0, 1]
     for run in runs:
         assert_same(run, expected)
+
+
+@pytest.mark.slow
+def test_workers_that_begin_differently_are_refused():
+    for worker in list(start_workers("freeze", "apart")):
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 1
+        assert "the workers begin differently, at the steps [0, 0]; all of" in errors
 
 
 @pytest.mark.parametrize(

@@ -344,6 +344,17 @@ def state_of(trainer):
     return tf1_variables(trainer.model) | slots | averages
 
 
+def test_gradients_that_no_scale_helps_end_the_training(precision):
+    precision("mixed_float16")
+    weights = {"label_weights": (1e8,) * 5, "batch_norm": "freeze"}
+    trainer = Trainer(toy_model(), TrainConfig(steps_per_call=10, **weights))
+    message = r"gradients are not finite .* at step 0; precision=bfloat16, "
+    with pytest.raises(UserError, match=message):
+        trainer.train(stream(100))
+    # The scale is halved down to 1 before, which takes a step each.
+    assert (trainer.step, trainer.samples) == (0, 2 * 16)
+
+
 def test_a_step_that_overflows_is_left_out(precision):
     precision("mixed_float16")
     trainer, _ = trained(toy_model(), count=1, images=2, ema_decay=0.5, **FROZEN)
