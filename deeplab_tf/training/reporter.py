@@ -1,6 +1,7 @@
 """What a training tells: progress, summaries, curves, warnings, the best model."""
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -173,6 +174,8 @@ class Reporter:
         found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:
             self.say(f"warning: step {step}: {found}")
+        # Figures are full of cycles, which Python leaves alone for many evaluations.
+        gc.collect()
         # The time of an evaluation is none of the training's.
         self._told_at = (time.monotonic(), self._told_at[1])
         self.say(

@@ -240,8 +240,8 @@ def _added(ones: list, others: list) -> list:
 
 def _broken(gradients: list):
     """Returns how many gradients are not finite throughout, float32."""
-    # A sum is not finite where a term is not: a single pass over each, which makes a
-    # step on CPU about a hundredth shorter.
+    # A sum is not finite where a term is not, nor where finite terms overflow. It takes
+    # a fraction of the operations of looking at every term.
     sums = tf.stack([tf.reduce_sum(gradient) for gradient in gradients])
     return tf.reduce_sum(tf.cast(~tf.math.is_finite(sums), tf.float32))
 
