@@ -8,7 +8,6 @@ import dataclasses
 import sys
 from collections.abc import Iterable
 
-import keras
 from absl import flags
 
 from deeplab_tf.config import (
@@ -132,11 +131,7 @@ _DEAD = {
     },
 }
 _QUANTIZATION = "quantize_delay_step"
-_POLICIES = {
-    "float32": "float32",
-    "bfloat16": "mixed_bfloat16",
-    "float16": "mixed_float16",
-}
+_PRECISIONS = ("float32", "bfloat16", "float16")
 _CELL = "dense_prediction_cell_json"
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
@@ -160,7 +155,7 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     flags.DEFINE_enum(
         "precision",
         "float32",
-        list(_POLICIES),
+        _PRECISIONS,
         "Ours: of convolutions; weights, logits and losses are float32.",
         flag_values=values,
     )
@@ -288,11 +283,6 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
             f"--{_QUANTIZATION}={values[_QUANTIZATION].value}: quantisation-aware "
             "training is not offered; it must be -1"
         )
-
-
-def use_precision(values: flags.FlagValues) -> None:
-    """Lets models that are built from now on compute in the precision of the flag."""
-    keras.config.set_dtype_policy(_POLICIES[values.precision])
 
 
 def model_config(

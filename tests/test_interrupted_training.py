@@ -8,7 +8,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from loopback import clusters
 
 from deeplab_tf import Experiment
 from deeplab_tf.training.resume import read_experiment, write_experiment
@@ -344,22 +344,10 @@ def test_an_experiment_that_cannot_be_written_leaves_the_one_before(tmp_path):
     assert read_experiment(str(tmp_path)) == Experiment(split="trainval")
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def start_two(records, logs, *flags):
     """Starts two workers of one training."""
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
     flags = (f"--training_number_of_steps={STEPS_OF_TWO}", *flags)
-    for i in range(2):
-        place = {"cluster": cluster, "task": {"type": "worker", "index": i}}
+    for place in clusters():
         yield Training(records, logs, *flags, tf_config=place)
 
 

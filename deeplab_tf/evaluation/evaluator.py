@@ -25,6 +25,7 @@ class Evaluator:
     Args:
         model: A model of `build_model`.
         config: How to look at the images.
+        shows_progress: Whether this process shows a progress bar.
 
     Attributes:
         examples: First images of the last dataset, as many as were asked for: tuples
@@ -32,8 +33,14 @@ class Evaluator:
             labels, `[height, width]`.
     """
 
-    def __init__(self, model: keras.Model, config: EvalConfig = EvalConfig()):
+    def __init__(
+        self,
+        model: keras.Model,
+        config: EvalConfig = EvalConfig(),
+        shows_progress: bool = True,
+    ):
         self.examples = []
+        self._shows_progress = shows_progress
         self._model_config = model.model_config
         self._config = config
         self._predictor = Predictor(
@@ -86,7 +93,8 @@ class Evaluator:
     def _score(self, dataset, examples: int) -> np.ndarray:
         """Counts a dataset; returns its images and how many exceed the crop size."""
         seen = np.zeros(2, np.int64)
-        with tqdm(desc="evaluating", unit="img") as progress:
+        hidden = not self._shows_progress
+        with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
             for images, labels in batches(dataset):
                 predictions = self._compiled_step(images, labels)
                 self._keep(images, labels, predictions, examples)

@@ -16,6 +16,7 @@ from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.precision import use_precision
 from deeplab_tf.training.resume import read_experiment
 
 
@@ -99,7 +100,7 @@ def restored_model(
     if num_classes is None:
         num_classes = class_count(arrays)
     config = flags.model_config(values, base, source, num_classes)
-    flags.use_precision(values)
+    use_precision(values.precision)
     model = build_model(config)
     report = load_tf1_variables(model, arrays, source=prefix)
     require_complete(report, prefix, model)

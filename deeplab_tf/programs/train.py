@@ -19,6 +19,7 @@ from deeplab_tf.data import doctor, sources, statistics
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, report
 from deeplab_tf.programs import run_program
@@ -345,7 +346,7 @@ def _trainer(experiment: Experiment, values, preset, strategy) -> tuple:
     asked = _asked_batch_norm(values, preset)
     before = _experiment_before(experiment)
     tf.keras.utils.set_random_seed(experiment.data.seed)
-    flags.use_precision(values)
+    use_precision(values.precision)
     with strategy.scope():
         model = build_model(experiment.model)
     fresh = _initialize(model, train) if before is None else ()

@@ -64,6 +64,7 @@ class Reporter:
         self._validation = validation
         self._info = info
         self._folder = config.train_logdir
+        self._is_chief = is_chief
         self._writes = is_chief and self._folder is not None
         self._history = History(self._folder)
         self._summaries = Summaries(self._folder if self._writes else None, self._info)
@@ -161,7 +162,7 @@ class Reporter:
         """
         validation = self._validation
         if self._evaluator is None:
-            self._evaluator = Evaluator(model, validation.config)
+            self._evaluator = Evaluator(model, validation.config, self._is_chief)
         dataset = validation.dataset(worker.index, worker.count)
         metrics = self._evaluator.evaluate(dataset, total, _EXAMPLES)
         metrics["step"] = step

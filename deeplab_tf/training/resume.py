@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from deeplab_tf.checkpoints.tf1 import MODEL_KEY, NAME
+from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME
 from deeplab_tf.config import Experiment
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
@@ -25,6 +25,12 @@ _KEPT = 5
 BEST = "best"
 _SCRATCH = ".writing-"
 _STATE_FILE = "checkpoint"
+# Which flag a group of variables is there for.
+_FLAGS = {
+    "optimizer": "optimizer",
+    AVERAGE_KEY: "ema_decay",
+    "loss_scale": "precision",
+}
 _EXPERIMENT = "experiment.json"
 _FILE = re.compile(rf"({re.escape(NAME)}-(\d+))\.(index|data-\d+-of-\d+)")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -204,15 +210,30 @@ class TrainingState:
             key: f"{variable.dtype.name} of shape {variable.shape.as_list()}"
             for key, variable in self._variables.items()
         }
-        # Both ways: nothing of the model is missing, nothing of the file left.
-        for key in sorted(here.keys() | there.keys()):
+        # Both ways: nothing of the model is missing, nothing of the file left. The
+        # model first: another one has other slots and averages, too.
+        keys = sorted(
+            here.keys() | there.keys(), key=lambda k: (_group(k) != MODEL_KEY, k)
+        )
+        for key in keys:
             if here.get(key) != there.get(key):
-                name = key.removesuffix(_VALUE).replace(".S", "/")
-                raise UserError(
-                    f"{prefix} cannot be resumed by this model and optimiser; give "
-                    f"another --train_logdir: {name} is {there.get(key, 'not there')}, "
-                    f"but {here.get(key, 'not in use')} here"
-                )
+                raise UserError(_mismatch(prefix, key, there.get(key), here.get(key)))
+
+
+def _mismatch(prefix: str, key: str, there: str | None, here: str | None) -> str:
+    """Tells in which value a checkpoint is of another training."""
+    name = key.removesuffix(_VALUE).replace(".S", "/")
+    remedy = "another --train_logdir"
+    if _group(key) in _FLAGS and None in (there, here):
+        remedy += f", or --{_FLAGS[_group(key)]} as it was"
+    return (
+        f"{prefix} cannot be resumed by this model and optimiser; give {remedy}: "
+        f"{name} is {there or 'not there'}, but {here or 'not in use'} here"
+    )
+
+
+def _group(key: str) -> str:
+    return key.partition("/")[0]
 
 
 def _tensorflow_variable(variable) -> tf.Variable:

@@ -175,6 +175,14 @@ def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
     assert capsys.readouterr().out.endswith(note)
 
 
+@pytest.mark.parametrize("shows_progress", [True, False])
+def test_progress_is_shown_by_one_worker_only(color_model, shows_progress, capfd):
+    images, labels, _ = samples(2)
+    dataset = tf.data.Dataset.from_tensors((images, labels))
+    Evaluator(color_model, shows_progress=shows_progress).evaluate(dataset)
+    assert ("evaluating" in capfd.readouterr().err) == shows_progress
+
+
 def test_a_worker_without_images_scores_what_the_others_have(color_model):
     images, labels, counts = samples(2)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from loopback import clusters
 
 from deeplab_tf import UserError
 from deeplab_tf.training.distribution import make_strategy, require_divisible
@@ -32,22 +32,9 @@ def finished(process):
     return json.loads(out.splitlines()[-1])
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
-
-
 def start_workers(*arguments):
-    cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(2)]}
-    for index in range(2):
-        task = {"type": "worker", "index": index}
-        config = json.dumps({"cluster": cluster, "task": task})
-        yield start("multi_worker_mirrored", *arguments, TF_CONFIG=config)
+    for place in clusters():
+        yield start("multi_worker_mirrored", *arguments, TF_CONFIG=json.dumps(place))
 
 
 @pytest.fixture(

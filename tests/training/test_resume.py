@@ -206,6 +206,20 @@ def test_the_state_of_another_model_is_refused_in_one_line(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("group", "flag"),
+    [("average", "ema_decay"), ("loss_scale", "precision"), ("optimizer", "optimizer")],
+)
+def test_the_flag_behind_a_group_of_values_is_named(group, flag, tmp_path):
+    names = ("model", "optimizer")
+    groups = {n: {"a/weights": keras.Variable([0.0])} for n in names if n != group}
+    counters = keras.Variable(0, dtype="int64"), tf.Variable(0, dtype=tf.int64)
+    TrainingState(str(tmp_path), groups, *counters).save()
+    groups[group] = {"a/weights": keras.Variable([0.0])}
+    with pytest.raises(UserError, match=f"logdir, or --{flag} as it was: {group}/a/"):
+        TrainingState(str(tmp_path), groups, *counters).restore_latest()
+
+
 def test_another_type_of_value_is_refused(tmp_path):
     save_steps(tmp_path, 7)
     step = keras.Variable(0, dtype="int64")
