@@ -289,7 +289,6 @@ sys.modules["tensorflow"] = None  # so that importing it fails
 import jax
 import numpy as np
 from golden_case import value
-from plain_heads import strided_backbone
 
 import deeplab_tf
 from deeplab_tf.config import ContextConfig, DecoderConfig
