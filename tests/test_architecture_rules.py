@@ -17,6 +17,7 @@ LEVELS = (
     {"presets"},
     {"models", "data"},
     {"checkpoints"},
+    {"windows"},
     {"inference", "visualize"},
     {"evaluation"},
     {"training", "serving"},

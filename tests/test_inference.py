@@ -1,12 +1,19 @@
 """How an image of any size is padded, scaled, mirrored, averaged and cut back."""
 
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.models.deeplab import build_model
 
 
 def photo(*shape):
@@ -170,3 +177,155 @@ def test_labels_are_int32_whatever_the_image_is(strided_model):
 def test_scales_must_be_positive(strided_model, scales):
     with pytest.raises(UserError, match="scales must be positive"):
         Predictor(strided_model, scales)
+
+
+def sizes():
+    """Returns sizes from 1x1 to 700x500: edges, 16 k + 1 and its neighbours, others."""
+    random = np.random.RandomState(7)
+    drawn = [(random.randint(1, 701), random.randint(1, 501)) for _ in range(20)]
+    aligned = [16 * k + 1 + near for k in range(44) for near in (-1, 0, 1)]
+    tall = [(h, random.randint(1, 60)) for h in aligned if 1 <= h <= 700]
+    wide = [(random.randint(1, 60), w) for w in aligned if 1 <= w <= 500]
+    return [(1, 1), (1, 500), (700, 1), (700, 500), *drawn, *tall, *wide]
+
+
+@pytest.mark.parametrize(("step", "options"), [(1, {}), (9, {"window": (97, 130)})])
+def test_label_maps_have_the_size_of_the_image(step, options):
+    config = ModelConfig("mobilenet_v2", 5, depth_multiplier=0.1)
+    predictor = Predictor(build_model(config), **options)
+    images = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    label = tf.function(predictor.labels, input_signature=[images])
+    for size in sizes()[::step]:
+        labels = label(photo(1, *size).astype(np.uint8))
+        assert labels.shape == (1, *size)
+        assert 0 <= labels.numpy().min() <= labels.numpy().max() < 5
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0)])
+@pytest.mark.parametrize(
+    "options", [{"window": (50, 70)}, {"window": (99, 99)}, {"memory_limit": 1 << 30}]
+)
+def test_an_image_that_fits_is_seen_whole(strided_model, scales, options):
+    images = photo(2, 50, 70)
+    whole = Predictor(strided_model, scales)
+    windowed = Predictor(strided_model, scales, **options)
+    for function in ("labels", "probabilities"):
+        expected = getattr(whole, function)(images)
+        np.testing.assert_array_equal(getattr(windowed, function)(images), expected)
+
+
+@pytest.mark.parametrize("window", [(20, 31), (13, 5), (64, 9), (50, 40)])
+def test_windows_change_nothing_for_a_network_that_sees_single_pixels(
+    color_model, window
+):
+    images = photo(2, 50, 41) / 255
+    expected = Predictor(color_model).probabilities(images)
+    predictor = Predictor(color_model, window=window)
+    np.testing.assert_allclose(predictor.probabilities(images), expected, atol=1e-6)
+    labels = predictor.labels(images)
+    np.testing.assert_array_equal(labels, np.argmax(images, -1))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.5)])
+def test_overlaps_are_blended_by_the_distance_to_the_ends(strided_model, scales):
+    images, (rows, columns) = photo(2, 60, 45), (25, 33)
+    whole = Predictor(strided_model, scales)
+    total, weight = np.zeros((2, 60, 45, 4)), np.zeros((60, 45, 1))
+    near = [np.minimum(np.arange(n) + 1, n - np.arange(n)) for n in (rows, columns)]
+    for top in (0, 11, 23, 35):
+        for left in (0, 12):
+            part = np.s_[:, top : top + rows, left : left + columns]
+            seen = np.array(whole.probabilities(images[part]))
+            # One view is blended before its softmax.
+            scores = np.log(seen) if scales == (1.0,) else seen
+            share = np.outer(*near)[..., None]
+            total[part] += share * scores
+            weight[part[1:]] += share
+    blended = total / weight
+    expected = softmax(blended) if scales == (1.0,) else blended
+    predictor = Predictor(strided_model, scales, window=(rows, columns))
+    np.testing.assert_allclose(predictor.probabilities(images), expected, atol=1e-5)
+    np.testing.assert_array_equal(predictor.labels(images), expected.argmax(-1))
+
+
+def test_a_compiled_function_slides_the_same(tiny_model):
+    predictor = Predictor(tiny_model, window=(33, 49))
+    images = tf.TensorSpec([None, None, None, 3], tf.uint8)
+    compiled = tf.function(predictor.labels, input_signature=[images])
+    for size in ((60, 45), (20, 90), (33, 49)):
+        seen = photo(1, *size).astype(np.uint8)
+        np.testing.assert_array_equal(compiled(seen), predictor.labels(seen))
+
+
+def test_a_window_and_a_limit_exclude_each_other(strided_model):
+    with pytest.raises(UserError, match="exclude each other"):
+        Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
+
+
+def test_a_limit_below_the_smallest_window_is_refused(tiny_model):
+    with pytest.raises(UserError, match=r"limit of 0 MiB is too small: .* 65x65"):
+        Predictor(tiny_model, memory_limit=1 << 16)
+
+
+def test_an_image_too_wide_for_the_limit_is_refused(strided_model):
+    predictor = Predictor(strided_model, memory_limit=3_000_000)
+    assert predictor.labels(photo(1, 70, 70)).shape == (1, 70, 70)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="limit is too small"):
+        predictor.labels(photo(1, 66, 6000))
+
+
+MEMORY_PROGRAM = """
+import sys
+import deeplab_tf.programs
+import numpy as np
+import tensorflow as tf
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
+
+backbone, limit, views = sys.argv[1:]
+scales = (0.5, 1.0, 1.25) if views == "several" else (1.0,)
+limit = int(limit) << 20 if int(limit) else None
+model = build_model(ModelConfig(backbone, 19))
+predictor = Predictor(model, scales, views == "several", memory_limit=limit)
+images = tf.TensorSpec([None, None, None, 3], tf.uint8)
+label = tf.function(predictor.labels, input_signature=[images])
+label(np.zeros((1, 65, 65, 3), np.uint8))
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak starts again
+
+
+def kibibytes(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith(name))
+
+
+before = kibibytes("VmRSS")
+label(np.random.default_rng(0).integers(0, 256, (1, 1024, 2048, 3), np.uint8))
+print((kibibytes("VmHWM") - before) // 1024)
+"""
+
+
+def peak_mebibytes(*arguments):
+    command = [sys.executable, "-c", MEMORY_PROGRAM, *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
+@pytest.mark.parametrize(
+    ("backbone", "views", "limit"),
+    [
+        ("mobilenet_v2", "one", 200),
+        ("mobilenet_v2", "one", 450),
+        ("mobilenet_v2", "several", 600),
+        ("xception_65", "one", 400),
+        ("resnet_v1_50_beta", "one", 400),
+        ("mobilenet_v3_large_seg", "one", 300),
+    ],
+)
+def test_a_large_image_stays_below_the_limit(backbone, views, limit):
+    assert peak_mebibytes(backbone, limit, views) < limit
+    assert peak_mebibytes(backbone, 0, views) > limit

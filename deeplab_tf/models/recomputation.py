@@ -13,6 +13,7 @@ import keras
 from keras import layers, ops, tree
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.calls import Call, calls_of
 
 # Only the ratios of sizes matter where a model leaves its own open.
 _NOMINAL_SIZE = 513
@@ -20,41 +21,11 @@ _NOMINAL_SIZE = 513
 _SHARE, _POWERS = 0.9, 40
 
 
-class _Call(NamedTuple):
-    """What a layer takes and gives at one place of a model."""
-
-    inputs: list
-    outputs: list
-
-
-def _calls(model: keras.Model, image) -> tuple[list[_Call], list]:
-    """Returns a model's calls on a symbolic image, in order, and its outputs."""
-    calls = []
-
-    def recorded(layer, *args, **kwargs):
-        outputs = layer(*args, **kwargs)
-        taken = [x for x in tree.flatten((args, kwargs)) if _is_symbolic(x)]
-        calls.append(_Call(taken, tree.flatten(outputs)))
-        return outputs
-
-    clone = keras.models.clone_model(
-        model,
-        input_tensors=image,
-        clone_function=lambda layer: layer,
-        call_function=recorded,
-    )
-    return calls, clone.outputs
-
-
-def _is_symbolic(x) -> bool:
-    return isinstance(x, keras.KerasTensor)
-
-
 def _elements(tensors) -> int:
     return sum(prod(x.shape) for x in tensors)
 
 
-def _crossings(calls: list[_Call], image) -> dict[int, list]:
+def _crossings(calls: list[Call], image) -> dict[int, list]:
     """Returns `{cut: tensors}`: what the calls from a cut on take from before it.
 
     The latest tensor is first. Cuts through more than two tensors are left out.
@@ -100,7 +71,7 @@ def cuts(model: keras.Model) -> tuple[int, ...]:
     """
     shape = [size or _NOMINAL_SIZE for size in model.input.shape[1:]]
     image = keras.Input(batch_shape=(1, *shape), dtype=model.input.dtype)
-    calls, _ = _calls(model, image)
+    calls, _ = calls_of(model, image)
     totals = [0, *itertools.accumulate(_elements(call.outputs) for call in calls)]
     kept = {cut: _elements(x) for cut, x in _crossings(calls, image).items()}
     kept[len(calls)] = 0
@@ -135,7 +106,7 @@ def _segments(model: keras.Model) -> tuple[list[_Segment], list[int]]:
     The image's key is 0.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
-    calls, outputs = _calls(model, image)
+    calls, outputs = calls_of(model, image)
     crossings = _crossings(calls, image)
     keys = {id(x): i for i, call in enumerate(calls, 1) for x in call.outputs}
     keys[id(image)] = 0
