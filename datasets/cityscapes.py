@@ -16,7 +16,7 @@ from etils import epath
 
 import deeplab_tf.programs
 from deeplab_tf.data import conversion, image_files
-from deeplab_tf.data.info import dataset_info
+from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
 
 FLAGS = flags.FlagValues()
@@ -42,8 +42,6 @@ flags.DEFINE_list(
     flag_values=FLAGS,
 )
 
-# The ids of road, sidewalk, ..., bicycle: of class 0, 1, ..., 18.
-_CLASS_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 _NUM_IDS = 34
 
 # Official name of a split: its kind of label, and its folders in sorted order.
@@ -64,7 +62,7 @@ def train_ids() -> np.ndarray:
     The id of licence plates is -1: the archives' label files leave them out.
     """
     table = np.full(_NUM_IDS, 255, np.uint8)
-    table[list(_CLASS_IDS)] = np.arange(len(_CLASS_IDS))
+    table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
     return table
 
 

@@ -187,6 +187,10 @@ _CITYSCAPES = DatasetInfo(
     },
 )
 
+# What the files of Cityscapes call its classes 0, 1, ..., 18: the id of each one in a
+# labelIds file.
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+
 _CAMVID = DatasetInfo(
     name="camvid",
     class_names=tuple(

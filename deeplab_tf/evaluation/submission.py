@@ -1,0 +1,216 @@
+"""Label maps of test images, packed as the servers of the benchmarks take them.
+
+PASCAL VOC: the VOC2012 development kit, section 5.3. Cityscapes: what its authors'
+`evalPixelLevelSemanticLabeling` reads.
+"""
+
+import io
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf.data.info import CITYSCAPES_IDS, DatasetInfo, dataset_info
+from deeplab_tf.data.records import UNFINISHED
+from deeplab_tf.errors import UserError
+from deeplab_tf.visualize import palette_png_bytes, png_bytes
+
+_VOC_NAME = re.compile("[0-9]{4}_[0-9]{6}")
+_VOC_COMPETITIONS = ("comp5", "comp6")
+_TAR_MODES = {".tgz": "w:gz", ".tar.gz": "w:gz", ".tar": "w"}
+# The records leave out what only the image files have at their end.
+_CITYSCAPES_NAME = re.compile("([A-Za-z-]+_[0-9]{6}_[0-9]{6})(_leftImg8bit)?")
+_CITYSCAPES_SIZE = (1024, 2048)  # height and width of every image
+
+
+class _Submission:
+    """An archive of label maps that is written whole or not at all.
+
+    Each benchmark says what opens its archive and appends to it, what an image is
+    called in it (or why it is none) and how its label map is encoded.
+    """
+
+    _benchmark = ""
+    _suffixes = ()
+
+    def __init__(self, path: str, info: DatasetInfo):
+        self._num_classes = dataset_info(self._benchmark).num_classes
+        if info.num_classes != self._num_classes:
+            raise UserError(
+                f"a submission to {self._benchmark} has its {self._num_classes} "
+                f"classes; {info.name} has {info.num_classes}"
+            )
+        if not path.endswith(tuple(self._suffixes)):
+            raise UserError(
+                f"{path} must end with {' or '.join(self._suffixes)}, the archives of "
+                f"{self._benchmark}"
+            )
+        self._path = path
+
+    def __enter__(self):
+        self._probe()
+        self._members = set()
+        # Archives are written with seeks, which gs:// does not have.
+        self._scratch = tempfile.TemporaryFile()
+        self._archive = self._opened(self._scratch)
+        return self
+
+    def __exit__(self, error_type, error, trace):
+        with self._scratch:
+            self._archive.close()
+            if error_type is None:
+                self._publish()
+
+    def _probe(self) -> None:
+        """Fails where nothing can be written, before the long work starts."""
+        unfinished = self._path + UNFINISHED
+        with tf.io.gfile.GFile(unfinished, "wb") as file:
+            file.write(b"")
+        tf.io.gfile.remove(unfinished)
+
+    def _publish(self) -> None:
+        if not self._members:
+            raise UserError(f"{self._path} would be empty: no image was labelled")
+        unfinished = self._path + UNFINISHED
+        self._scratch.seek(0)
+        try:
+            with tf.io.gfile.GFile(unfinished, "wb") as file:
+                shutil.copyfileobj(self._scratch, file)
+            tf.io.gfile.rename(unfinished, self._path, overwrite=True)
+        except BaseException:
+            if tf.io.gfile.exists(unfinished):
+                tf.io.gfile.remove(unfinished)
+            raise
+
+    def add(self, name: str, labels: np.ndarray) -> None:
+        """Packs the label map of one image.
+
+        Args:
+            name: Name of the image file without its suffix.
+            labels: Class ids `[height, width]` at the size of the image, from 0 on.
+
+        Raises:
+            UserError: if the server does not take the name or the labels, or the
+                image came before.
+        """
+        member = self._member(name)
+        if member in self._members:
+            raise UserError(f"image {name} is twice in the submission {self._path}")
+        labels = np.asarray(labels)
+        self._check(name, labels)
+        self._append(member, self._png(labels))
+        self._members.add(member)
+
+    def _check(self, name: str, labels: np.ndarray) -> None:
+        if labels.ndim != 2 or labels.dtype.kind not in "iu":
+            raise UserError(
+                f"the labels of {name} must be integers [height, width]; received "
+                f"{labels.dtype} {list(labels.shape)}"
+            )
+        wrong = labels[(labels < 0) | (labels >= self._num_classes)]
+        if wrong.size:
+            raise UserError(
+                f"{name} has the label {wrong[0]}; the classes of {self._benchmark} "
+                f"are 0..{self._num_classes - 1}"
+            )
+
+
+class VocSubmission(_Submission):
+    """The results of PASCAL VOC 2012's test images, as its devkit lays them out.
+
+    Entering the context makes sure that the path can be written; leaving it without
+    an error writes the archive, and with one leaves nothing behind.
+
+    Args:
+        path: Archive to write, `.tgz`, `.tar.gz` or `.tar`; `tf.io.gfile` paths work.
+        info: Classes of the model; must be as many as VOC's 21.
+        competition: "comp5" for models that saw VOC's own data alone, "comp6" for
+            all others, such as those that begin from ImageNet's weights.
+
+    Raises:
+        UserError: if one of the arguments is not as above, or, at the end, no image
+            was added.
+    """
+
+    _benchmark = "pascal_voc_seg"
+    _suffixes = tuple(_TAR_MODES)
+
+    def __init__(self, path: str, info: DatasetInfo, competition: str = "comp6"):
+        super().__init__(path, info)
+        if competition not in _VOC_COMPETITIONS:
+            raise UserError(
+                f"competition must be {' or '.join(_VOC_COMPETITIONS)}; received "
+                f"{competition!r}"
+            )
+        self._folder = f"results/VOC2012/Segmentation/{competition}_test_cls"
+
+    def _opened(self, scratch) -> tarfile.TarFile:
+        mode = next(m for s, m in _TAR_MODES.items() if self._path.endswith(s))
+        return tarfile.open(fileobj=scratch, mode=mode)
+
+    def _append(self, member: str, content: bytes) -> None:
+        entry = tarfile.TarInfo(member)
+        entry.size = len(content)
+        self._archive.addfile(entry, io.BytesIO(content))
+
+    def _member(self, name: str) -> str:
+        if not _VOC_NAME.fullmatch(name):
+            raise UserError(f"{name} is no image of VOC, such as 2008_000006")
+        return f"{self._folder}/{name}.png"
+
+    def _png(self, labels: np.ndarray) -> bytes:
+        # VOC's palette even if the model's own colours are others.
+        return palette_png_bytes(labels, dataset_info(self._benchmark))
+
+
+class CityscapesSubmission(_Submission):
+    """The results of Cityscapes' test images: one folder of labelIds pictures.
+
+    Entering the context makes sure that the path can be written; leaving it without
+    an error writes the archive, and with one leaves nothing behind.
+
+    Args:
+        path: Archive to write, `.zip`; `tf.io.gfile` paths work.
+        info: Classes of the model; must be as many as Cityscapes' 19.
+
+    Raises:
+        UserError: if one of the arguments is not as above, or, at the end, no image
+            was added.
+    """
+
+    _benchmark = "cityscapes"
+    _suffixes = (".zip",)
+
+    def _opened(self, scratch) -> zipfile.ZipFile:
+        return zipfile.ZipFile(scratch, "w")
+
+    def _append(self, member: str, content: bytes) -> None:
+        self._archive.writestr(member, content)
+
+    def _member(self, name: str) -> str:
+        match = _CITYSCAPES_NAME.fullmatch(name)
+        if match is None:
+            raise UserError(
+                f"{name} is no image of Cityscapes, such as "
+                "berlin_000000_000019_leftImg8bit"
+            )
+        return f"{match[1]}_labelIds.png"
+
+    def _check(self, name: str, labels: np.ndarray) -> None:
+        super()._check(name, labels)
+        if labels.shape != _CITYSCAPES_SIZE:
+            height, width = _CITYSCAPES_SIZE
+            raise UserError(
+                f"the labels of {name} are {labels.shape[1]}x{labels.shape[0]}; the "
+                f"server of Cityscapes takes {width}x{height}, the size of its images"
+            )
+
+    def _png(self, labels: np.ndarray) -> bytes:
+        return png_bytes(np.array(CITYSCAPES_IDS, np.uint8)[labels])
+
+
+SUBMISSIONS = {"pascal_voc_seg": VocSubmission, "cityscapes": CityscapesSubmission}
