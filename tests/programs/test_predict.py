@@ -9,10 +9,11 @@ from PIL import Image, ImageOps
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
+from deeplab_tf.data.info import generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import predict_labels
 from deeplab_tf.programs import predict, run_program
-from deeplab_tf.serving.saved_model import export_info
+from deeplab_tf.serving.saved_model import export_info, export_saved_model
 from deeplab_tf.training.resume import write_experiment
 
 ORIENTATION = 0x0112
@@ -135,6 +136,39 @@ def test_two_images_of_one_name_are_an_error(folder):
         predict.find_images(str(folder))
 
 
+@pytest.fixture
+def image_list(folder):
+    """Writes a list of names and returns its path."""
+
+    def write(content):
+        path = folder / "list.txt"
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+def test_only_listed_images_are_taken(folder, image_list):
+    # Two of one name are no harm where it is not listed.
+    (folder / "b.png").touch()
+    listed = image_list(b"\xef\xbb\xbfc[1]\r\na\n")
+    paths = predict.find_images(str(folder), listed)
+    assert paths == [f"{folder}/a.png", f"{folder}/c[1].jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a y x", "^y of .*list.txt is not among --images; 2 of its 3 names"),
+        (b"\n", "list.txt names no image$"),
+        (b"\xff\xfe", "list.txt is no UTF-8 text"),
+    ],
+)
+def test_a_bad_list_is_told(folder, image_list, content, message):
+    with pytest.raises(UserError, match=message):
+        predict.find_images(str(folder), image_list(content))
+
+
 def run(*arguments):
     for name in predict.FLAGS:
         predict.FLAGS[name].unparse()
@@ -191,6 +225,45 @@ def test_the_pictures_show_the_labels(predicted, tiny_model):
         assert picture.height >= 49 and picture.width > 33
 
 
+def test_several_views_of_an_image_are_averaged(predicted, tiny_model, tmp_path):
+    run(
+        *(f"--model={predicted}/logs", f"--images={predicted}/photos/plain.png"),
+        *(f"--output_dir={tmp_path}", "--eval_scales=1.25", "--add_flipped_images"),
+    )
+    image = predict.read_image(str(predicted / "photos/plain.png"))[None]
+    with Image.open(tmp_path / "plain_label.png") as picture:
+        labels = np.array(picture)
+    expected = predict_labels(tiny_model, image, (1.25,), flip=True)[0]
+    np.testing.assert_array_equal(labels, expected)
+    assert not np.array_equal(labels, predict_labels(tiny_model, image, (1.25,))[0])
+
+
+def test_a_batch_ends_where_the_size_changes():
+    sizes = (4, 4, 4, 5, 4, 4)
+    images = [(i, np.zeros((size, 6, 3))) for i, size in enumerate(sizes)]
+    batches = [[i for i, _ in batch] for batch in predict._batches(iter(images), 2)]
+    assert batches == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
+    export_saved_model(strided_model, f"{tmp_path}/export", info=generic_info(4))
+    (tmp_path / "photos").mkdir()
+    for i, size in enumerate(((20, 31), (20, 31), (33, 49), (20, 31), (20, 31))):
+        photo = Image.fromarray(np.roll(np.array(noise(*size)), i, 0))
+        photo.save(tmp_path / f"photos/{i}.png")
+    written = []
+    for batch_size in (1, 3):
+        out = tmp_path / f"out{batch_size}"
+        run(
+            *(f"--model={tmp_path}/export", f"--images={tmp_path}/photos"),
+            *(f"--output_dir={out}", f"--batch_size={batch_size}"),
+        )
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert len(written[0]) == 3 * 5 + 1
+    assert written[0] == written[1]
+    assert len({written[0][f"{i}_label.png"] for i in range(5)}) == 5
+
+
 def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
     photos, out = f"--images={predicted}/photos", f"--output_dir={tmp_path}/out"
     for arguments, message in (
@@ -201,6 +274,14 @@ def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
             "--output_stride has no effect on a SavedModel; leave it out",
+        ),
+        (
+            [f"--model={tiny_export}", photos, out, "--eval_scales=0.5"],
+            "--eval_scales has no effect on a SavedModel; leave it out",
+        ),
+        (
+            [f"--model={tiny_export}", photos, out, "--add_flipped_images"],
+            "--add_flipped_images has no effect on a SavedModel; leave it out",
         ),
     ):
         with pytest.raises(SystemExit, match=f"^predict.py: .*{message}") as ended:
