@@ -1,4 +1,4 @@
-"""Label maps as pictures: palette, overlay, legend, panel, confusion matrix."""
+"""Label maps and scores as pictures: palette, overlay, panel, errors, diagrams."""
 
 import io
 import warnings
@@ -17,6 +17,9 @@ _FONT_SIZE, _LINE = 13, 20  # pixels
 _CELL = 512  # pixels of the longer side of a picture in a panel
 _READABLE_CLASSES = 40  # of a confusion matrix that has figures in its cells
 _ABSENT_COLOR = "0.9"  # grey, of the row of a class that the truth lacks
+_RIGHT_COLOR, _UNSCORED_COLOR = (240, 243, 238), (200, 200, 200)  # of an error map
+_BLUE, _RED = "#3b6ea8", "#d1604d"  # of diagrams
+_SHARP = 200  # dots per inch of diagrams, for screens of narrow pixels
 
 
 def _palette(info: DatasetInfo) -> np.ndarray:
@@ -146,6 +149,29 @@ def panel(
     return _with_rows(_with_captions(sheet, ("image", "truth", "prediction")), rows)
 
 
+def error_map(
+    truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
+) -> np.ndarray:
+    """Returns where a prediction is wrong, uint8 RGB `[height, width, 3]`.
+
+    What is wrong has the colour of the predicted class, what is right is pale, and
+    what is not scored is grey.
+
+    Args:
+        truth: Labels `[height, width]`.
+        prediction: Class ids `[height, width]`.
+        info: Colours of the classes, and the label to ignore.
+    """
+    truth = np.asarray(truth)
+    # Not `colorize`: a class may have the ignored label (ADE20K), and be predicted.
+    picture = np.array(info.colors, np.uint8)[prediction]
+    picture[truth == prediction] = _RIGHT_COLOR
+    picture[(truth >= info.num_classes) | (truth == info.ignore_label)] = (
+        _UNSCORED_COLOR
+    )
+    return picture
+
+
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     """Returns the pictures side by side on white, row by row.
 
@@ -219,6 +245,58 @@ def _write_shares(axes, shares: np.ndarray) -> None:
             ha="center",
             va="center",
         )
+
+
+def trimap_picture(widths: Sequence[int], mious: Sequence[float | None]) -> np.ndarray:
+    """Returns the curve of the mIoU in bands around boundaries, a uint8 picture.
+
+    Args:
+        widths: Widths of the bands in pixels.
+        mious: mIoU 0..1 in each band; None where nothing was scored.
+    """
+    figure = Figure((6, 3.4), dpi=_SHARP)
+    axes = figure.add_subplot()
+    # None becomes NaN, which is a gap in the curve.
+    percent = 100 * np.array(mious, np.float64)
+    axes.plot(widths, percent, color=_BLUE, marker="o", markersize=4)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("width of the band in pixels")
+    axes.set_ylabel("mIoU in %")
+    axes.grid(color=_ABSENT_COLOR)
+    return drawn(figure)
+
+
+def reliability_picture(
+    confidences: Sequence[float | None],
+    accuracies: Sequence[float | None],
+    pixels: Sequence[int],
+) -> np.ndarray:
+    """Returns a reliability diagram as a uint8 picture (arXiv:1706.04599, Fig. 1).
+
+    Args:
+        confidences: Mean confidence 0..1 in each of equally wide bins of 0..1; None
+            where a bin is empty.
+        accuracies: Share of right pixels in each bin; None where it is empty.
+        pixels: Number of pixels in each bin.
+    """
+    figure = Figure((5, 5), dpi=_SHARP)
+    upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
+    bins = len(pixels)
+    places = {"x": (np.arange(bins) + 0.5) / bins, "width": 1 / bins}
+    # None becomes NaN, which is no bar.
+    heights, means = (np.array(v, np.float64) for v in (accuracies, confidences))
+    upper.bar(
+        height=heights, color=_BLUE, edgecolor="white", label="accuracy", **places
+    )
+    gaps = {"height": means - heights, "bottom": heights, "color": _RED, "alpha": 0.5}
+    upper.bar(**gaps, edgecolor="white", label="gap to the confidence", **places)
+    upper.plot((0, 1), (0, 1), color="0.4", linestyle="--", linewidth=1)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.legend(loc="upper left", frameon=False)
+    shares = 100 * np.array(pixels) / max(1, np.sum(pixels))
+    lower.bar(height=shares, color="0.6", edgecolor="white", **places)
+    lower.set(xlabel="confidence", ylabel="pixels in %")
+    return drawn(figure)
 
 
 def png_bytes(picture: np.ndarray) -> bytes:

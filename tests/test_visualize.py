@@ -201,6 +201,92 @@ def test_a_panel_of_a_large_image_is_small():
     assert picture.shape[0] == 20 + 256 + 8 and 0 < legend < 300
 
 
+def test_an_error_map_shows_what_was_predicted_where_it_is_wrong():
+    truth = np.array([[0, 1, 0, 1], [9, 7, 9, 255]], np.uint8)
+    prediction = np.array([[0, 0, 1, 1], [0, 1, 1, 0]], np.int32)
+    errors = visualize.error_map(truth, prediction, TOYS)
+    right, unscored = (240, 243, 238), (200, 200, 200)
+    floor, ball = TOYS.colors
+    # 7 and 255 are no classes, and 9 is ignored.
+    expected = [[right, floor, ball, right], [unscored] * 4]
+    np.testing.assert_array_equal(errors, expected)
+    assert errors.dtype == np.uint8
+
+
+def test_an_error_map_of_ade20k_shows_the_ignored_class_where_it_is_predicted():
+    info = dataset_info("ade20k")
+    errors = visualize.error_map(np.array([[0, 5]]), np.array([[0, 0]]), info)
+    np.testing.assert_array_equal(errors, [[(200, 200, 200), info.colors[0]]])
+
+
+BLUE, RED = (59, 110, 168), (232, 175, 166)  # the latter is half transparent
+
+
+def drawn_in(picture, color):
+    """Returns the rows and columns of the pixels of a colour."""
+    assert picture.dtype == np.uint8
+    return np.nonzero((np.abs(picture.astype(int) - color) <= 3).all(-1))
+
+
+def test_the_trimap_curve_rises_with_the_scores():
+    rows, columns = drawn_in(
+        visualize.trimap_picture([1, 5, 40], [0.2, 0.3, 0.8]), BLUE
+    )
+    left, right = columns.min(), columns.max()
+    assert rows[columns == left].min() > rows[columns == right].max()
+    # The second of the widths stands at a tenth of the way: 4 of 39 pixels.
+    tenth = left + (right - left) * 4 // 39
+    height = np.ptp(rows)
+    assert rows.max() - rows[columns == tenth].mean() == pytest.approx(
+        height / 6, abs=height / 30
+    )
+
+
+def test_a_band_without_pixels_is_a_gap_in_the_curve():
+    picture = visualize.trimap_picture([10, 20, 30, 40, 50], [0.5, 0.5, None, 0.5, 0.5])
+    _, columns = drawn_in(picture, BLUE)
+    missing = np.setdiff1d(np.arange(columns.min(), columns.max()), columns)
+    # From the second point to the fourth, but for their markers.
+    assert len(missing) == pytest.approx(np.ptp(columns) / 2, rel=0.1)
+    visualize.trimap_picture([1, 2], [None, None])
+
+
+def bars(picture, color):
+    """Returns the highest and the lowest row of a colour in each column that has it."""
+    rows, columns = drawn_in(picture, color)
+    return {c: (rows[columns == c].min(), rows[columns == c].max()) for c in {*columns}}
+
+
+def test_a_reliability_diagram_has_a_bar_for_each_bin_with_pixels():
+    # Right as often as it is confident, so that there is no gap; the third is empty.
+    shares = [0.2, 0.4, None, 0.8]
+    picture = visualize.reliability_picture(shares, shares, [5, 5, 0, 90])
+    found = bars(picture, BLUE)
+    left, right = min(found), max(found)
+    quarter = (right - left) / 4
+    # Right of the legend, which has the same colours.
+    heights = [np.ptp(found[int(left + (i + 0.8) * quarter)]) for i in (0, 1, 3)]
+    assert np.array(heights) / heights[0] == pytest.approx([1, 2, 4], rel=0.05)
+    assert int(left + 2.8 * quarter) not in found
+
+
+def test_a_gap_reaches_from_the_accuracy_to_the_confidence():
+    accuracies, confidences = [0.5, 0.6], [0.25, 0.9]
+    picture = visualize.reliability_picture(confidences, accuracies, [1, 1])
+    blue, red = bars(picture, BLUE), bars(picture, RED)
+    # Within the second bin, where the gap stands on the bar.
+    column = (min(blue) + 7 * max(blue)) // 8
+    bottom, unit = blue[column][1], np.ptp(blue[column]) / 0.6
+    low, high = ((bottom - row) / unit for row in red[column][::-1])
+    assert (low, high) == pytest.approx((0.6, 0.9), abs=0.02)
+    even = visualize.reliability_picture(accuracies, accuracies, [1, 1])
+    assert max(bars(picture, RED)) > max(bars(even, RED))
+
+
+def test_a_reliability_diagram_of_nothing_is_no_error():
+    visualize.reliability_picture([None] * 3, [None] * 3, [0] * 3)
+
+
 def cells(counts, names=("a", "b", "c")):
     """Returns the colours of the corners of the cells, which have no text."""
     picture = visualize.confusion_picture(np.diag(np.ones(len(names))), names)

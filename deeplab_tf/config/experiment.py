@@ -249,6 +249,10 @@ class EvalConfig:
             image to the next `k * output_stride + 1`.
         eval_batch_size: Images per forward pass.
         ignore_label: Label of pixels that are not scored.
+        window_size: Height and width of the windows through which larger images are
+            seen; None sees every image whole.
+        memory_limit_mb: Mebibytes that the inference of an image may take beside the
+            model; an image that needs more is seen through windows. None is no limit.
     """
 
     eval_scales: tuple[float, ...] = (1.0,)
@@ -256,6 +260,8 @@ class EvalConfig:
     eval_crop_size: tuple[int, int] | None = None
     eval_batch_size: int = 1
     ignore_label: int = 255
+    window_size: tuple[int, int] | None = None
+    memory_limit_mb: int | None = None
 
     def __post_init__(self):
         freeze_lists(self)
@@ -266,6 +272,14 @@ class EvalConfig:
         require(
             min(self.eval_crop_size or (1,)) > 0,
             f"eval_crop_size must be positive; received {self.eval_crop_size}",
+        )
+        require(
+            min(self.window_size or (1,)) > 0,
+            f"window_size must be positive; received {self.window_size}",
+        )
+        require(
+            self.window_size is None or self.memory_limit_mb is None,
+            "window_size and memory_limit_mb exclude each other",
         )
 
 

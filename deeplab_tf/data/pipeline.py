@@ -159,11 +159,13 @@ def _training(source: Source, config: DataConfig, start: int, worker: int, of: i
     return dataset.map(batch, num_parallel_calls=_AT_ONCE)
 
 
-def _evaluation(source: Source, config: DataConfig, worker: int, of: int):
+def _evaluation(source: Source, config: DataConfig, worker: int, of: int, named: bool):
     reader = Reader(source)
 
     def whole(position):
-        return _resized(*reader.sample(position), source.info, config)
+        *pair, name = reader.sample(position)
+        pair = _resized(*pair, source.info, config)
+        return (*pair, name) if named else pair
 
     dataset = tf.data.Dataset.range(worker, len(source.index), of)
     rows = config.batch_size // of
@@ -192,6 +194,7 @@ def load_dataset(
     start: int = 0,
     worker: int = 0,
     num_workers: int = 1,
+    named: bool = False,
 ) -> tf.data.Dataset:
     """Returns batches of images and labels.
 
@@ -205,10 +208,12 @@ def load_dataset(
         worker: Number of this worker, from 0.
         num_workers: Workers that share the batches: each gets its rows of every
             one in training, its own images otherwise.
+        named: Whether the names of the images come along; not in training.
 
     Returns:
         Pairs of float32 images 0..255 `[batch, height, width, channels]` and uint8
-        labels `[batch, height, width, 1]`, a batch being `batch_size / num_workers`.
+        labels `[batch, height, width, 1]`, a batch being `batch_size / num_workers`;
+        behind them the names, strings `[batch]`, where they are asked for.
 
     Raises:
         UserError: if the split has no records, or the batch cannot be shared.
@@ -221,7 +226,7 @@ def load_dataset(
     if training:
         dataset = _training(source, config, start, worker, num_workers)
     else:
-        dataset = _evaluation(source, config, worker, num_workers)
+        dataset = _evaluation(source, config, worker, num_workers, named)
     options = tf.data.Options()
     # Batches are made in parallel; threads within an operation would be too many, and
     # watching what might be tuned costs one image in twenty.

@@ -114,11 +114,12 @@ class Reader:
             lambda: tf.constant(0, tf.uint8),
         )
 
-    def sample(self, position) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns image and label of a record; whatever is wrong is told."""
+    def sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Returns image, label and name of a record; whatever is wrong is told."""
         found = self._found(position, self.decoded)
         with self.checked(position, found.facts):
-            return tf.identity(found.image), tf.identity(found.label)
+            parts = found.image, found.label, found.facts.name
+            return tuple(map(tf.identity, parts))
 
     def label(self, position):
         """Returns the label of a record alone, uint8 `[height, width, 1]`."""

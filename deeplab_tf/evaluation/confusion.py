@@ -5,6 +5,11 @@ import numpy as np
 from keras import ops
 
 
+def is_scored(labels, num_classes: int, ignore_label: int):
+    """Returns which labels count, booleans: those of a class that is not ignored."""
+    return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+
+
 def confusion_matrix(labels, predictions, num_classes: int, ignore_label: int):
     """Returns int64 counts `[truth, prediction]` of the pixels that count.
 
@@ -16,7 +21,7 @@ def confusion_matrix(labels, predictions, num_classes: int, ignore_label: int):
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
-    scored = (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+    scored = is_scored(labels, num_classes, ignore_label)
     # Pixels that do not count go to one cell behind the matrix.
     cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
     counts = ops.bincount(cells, minlength=num_classes**2 + 1)[:-1]
@@ -31,9 +36,52 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     Args:
         confusion: Counts `[truth, prediction]`.
     """
-    hits = np.diag(confusion).astype(np.float64)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return np.divide(hits, union, out=np.full_like(hits, np.nan), where=union > 0)
+    hits, truth, predicted = _sums(confusion)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Returns the share of each class's pixels that were found; NaN without any.
+
+    Args:
+        confusion: Counts `[truth, prediction]`.
+    """
+    hits, truth, _ = _sums(confusion)
+    return _ratio(hits, truth)
+
+
+def f_score_per_class(confusion: np.ndarray) -> np.ndarray:
+    """Returns the harmonic mean of precision and recall; NaN where a class is absent.
+
+    Args:
+        confusion: Counts `[truth, prediction]`.
+    """
+    hits, truth, predicted = _sums(confusion)
+    return _ratio(2 * hits, truth + predicted)
+
+
+def frequency_weighted_iou(confusion: np.ndarray) -> float:
+    """Returns the mean IoU, each class weighing as much as it has pixels.
+
+    Long et al., 1411.4038, Sec. 5.
+
+    Args:
+        confusion: Counts `[truth, prediction]`, at least one.
+    """
+    truth = confusion.sum(1)
+    present = truth > 0
+    return float(truth[present] @ iou_per_class(confusion)[present] / truth.sum())
+
+
+def _sums(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Returns each class's hits and its pixels of the truth and of the prediction."""
+    return np.diag(confusion), confusion.sum(1), confusion.sum(0)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Returns quotients; NaN where there is nothing to divide by."""
+    nothing = np.full(part.shape, np.nan)
+    return np.divide(part, whole, out=nothing, where=whole > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:

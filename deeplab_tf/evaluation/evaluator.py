@@ -1,7 +1,8 @@
 """A model over a whole split: the metrics of `metrics.json`."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,27 +11,48 @@ from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
+from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.inference import Predictor
-from deeplab_tf.visualize import as_rgb
+
+_MIB = 1 << 20
+
+
+class _Batch(NamedTuple):
+    """Images of one size with what was predicted for them.
+
+    Attributes:
+        images: `[batch, height, width, channels]`.
+        labels: `[batch, height, width, 1]`.
+        names: Strings `[batch]`.
+        predictions: Class ids `[batch, height, width]`.
+        confidences: Probabilities of the predicted classes; None where not asked for.
+        counts: Confusion matrix, int64 `[num_classes, num_classes]`.
+    """
+
+    images: tf.Tensor
+    labels: tf.Tensor
+    names: tf.Tensor
+    predictions: tf.Tensor
+    confidences: tf.Tensor | None
+    counts: tf.Tensor
 
 
 class Evaluator:
     """Scores a model again and again, with one compiled step.
 
-    The weights may change in between: every score is of those of its moment.
+    The weights may change in between: every score is of those of its moment. A model
+    that was built under `tf.distribute.MirroredStrategy` is evaluated on all of its
+    replicas, each of which takes whole batches; every image counts once.
 
     Args:
-        model: A model of `build_model`.
+        model: A model of `build_model`, or what was exported of one: an object with
+            `labels`, `probabilities`, `num_classes` and a dictionary `protocol`, as
+            `Predictor` has them.
         config: How to look at the images.
         shows_progress: Whether this process shows a progress bar.
-
-    Attributes:
-        examples: First images of the last dataset, as many as were asked for: tuples
-            of the image, uint8 RGB `[height, width, 3]`, its label and the predicted
-            labels, `[height, width]`.
     """
 
     def __init__(
@@ -39,50 +61,78 @@ class Evaluator:
         config: EvalConfig = EvalConfig(),
         shows_progress: bool = True,
     ):
-        self.examples = []
-        self._shows_progress = shows_progress
-        self._model_config = model.model_config
         self._config = config
-        self._predictor = Predictor(
-            model, config.eval_scales, config.add_flipped_images, config.eval_crop_size
+        self._shows_progress = shows_progress
+        self._strategy = None
+        self._predictor, self._compiled_step = model, self._step
+        if isinstance(model, keras.Model):
+            self._predictor = make_predictor(model, config)
+            self._compiled_step = tf.function(self._step, reduce_retracing=True)
+            if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
+                self._strategy = model.distribute_strategy
+        self._compiled_replicas = tf.function(
+            self._replicas_step, reduce_retracing=True
         )
-        num_classes = model.model_config.num_classes
-        self._metric = confusion.MeanIoU(num_classes, config.ignore_label)
-        self._compiled_step = tf.function(self._step, reduce_retracing=True)
 
-    def _step(self, images, labels):
-        predictions = self._predictor.labels(images)
-        self._metric.update_labels(labels, predictions)
-        return predictions
+    @property
+    def num_classes(self) -> int:
+        """Number of classes of the model."""
+        return self._predictor.num_classes
+
+    def _step(self, images, labels, confident: bool):
+        """Returns predictions, confidences if they are asked for, and counts."""
+        confidences = None
+        if confident:
+            probabilities = self._predictor.probabilities(images)
+            predictions = tf.argmax(probabilities, -1, tf.int32)
+            confidences = tf.reduce_max(probabilities, -1)
+        else:
+            predictions = self._predictor.labels(images)
+        counts = confusion.confusion_matrix(
+            labels, predictions, self.num_classes, self._config.ignore_label
+        )
+        return predictions, confidences, counts
 
     def evaluate(
         self,
-        dataset: tf.data.Dataset,
+        dataset: Iterable,
         total: Callable[[np.ndarray], np.ndarray] | None = None,
-        examples: int = 0,
+        measures: Sequence = (),
+        gallery: Gallery | None = None,
     ) -> dict:
         """Returns the metrics of the model on a dataset, scored at its image sizes.
 
         Args:
-            dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and
-                labels `[batch, height, width, 1]`; of several workers, the share of
-                this one.
+            dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
+                and labels `[batch, height, width, 1]`, behind which names may come; of
+                several workers, the share of this one.
             total: Returns the sum of an int64 array over all workers, each of which
                 calls it equally often. None is one worker.
-            examples: Number of images to keep in `examples`.
+            measures: What else is to see every label map: `TrimapCurve` and the like.
+            gallery: Keeps images.
 
         Returns:
-            `images`, `miou`, `pixel_accuracy`, `iou_per_class` (None for a class
-            that neither truth nor prediction has), `confusion_matrix` (rows are the
-            truth) and the `protocol`.
+            `images`, `miou`, `pixel_accuracy`, `frequency_weighted_iou`,
+            `iou_per_class`, `accuracy_per_class` and `f_score_per_class` (None for a
+            class that is absent), `confusion_matrix` (rows are the truth) and the
+            `protocol`.
 
         Raises:
             UserError: if the dataset is empty or holds no pixel to score.
         """
-        self._metric.reset_state()
-        self.examples = []
-        seen = self._score(dataset, examples)
-        counts = keras.ops.convert_to_numpy(self._metric.counts)
+        for watcher in (*measures, *([gallery] if gallery else [])):
+            watcher.reset()
+        seen = np.zeros(2, np.int64)
+        counts = np.zeros((self.num_classes,) * 2, np.int64)
+        confident = any(measure.needs_confidences for measure in measures)
+        hidden = not self._shows_progress
+        with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
+            for batch in self._scored(dataset, confident):
+                counts += np.asarray(batch.counts)
+                exceeds = _exceeds(batch.images.shape[1:3], self._config.eval_crop_size)
+                seen += len(batch.images) * np.array([1, exceeds])
+                _show(batch, measures, gallery)
+                progress.update(len(batch.images))
         if total is not None:
             seen, counts = np.asarray(total(seen)), np.asarray(total(counts))
         images, enlarged = seen.tolist()
@@ -90,43 +140,113 @@ class Evaluator:
             print(f"note: {enlarged} images exceed eval_crop_size and enlarged it")
         return self._metrics(images, counts)
 
-    def _score(self, dataset, examples: int) -> np.ndarray:
-        """Counts a dataset; returns its images and how many exceed the crop size."""
-        seen = np.zeros(2, np.int64)
-        hidden = not self._shows_progress
-        with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
-            for images, labels in batches(dataset):
-                predictions = self._compiled_step(images, labels)
-                self._keep(images, labels, predictions, examples)
-                exceeds = _exceeds(images.shape[1:3], self._config.eval_crop_size)
-                seen += len(images) * np.array([1, exceeds])
-                progress.update(len(images))
-        return seen
+    def _scored(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
+        if self._strategy is not None:
+            yield from self._scored_by_replicas(dataset, confident)
+            return
+        for images, labels, *names in batches(dataset):
+            scored = self._compiled_step(images, labels, confident)
+            names = names[0] if names else _nameless(images)
+            yield _Batch(images, labels, names, *scored)
 
-    def _keep(self, images, labels, predictions, examples: int) -> None:
-        for i in range(min(examples - len(self.examples), len(images))):
-            prediction = predictions[i].numpy()
-            truth = np.reshape(labels[i], prediction.shape)
-            self.examples.append((as_rgb(images[i]), truth, prediction))
+    def _scored_by_replicas(self, dataset, confident: bool) -> Iterator[_Batch]:
+        endless = _with_stand_ins(dataset, self._config.ignore_label)
+        distributed = self._strategy.distribute_datasets_from_function(
+            lambda _: endless
+        )
+        iterator, is_real = iter(distributed), True
+        while is_real:
+            with readable_errors():
+                several = self._compiled_replicas(iterator, confident)
+            for is_real, *parts in zip(*several, strict=True):
+                if not is_real:
+                    return
+                yield _Batch(*parts)
+
+    def _replicas_step(self, iterator, confident: bool):
+        """Returns what each replica makes of a batch of its own, by part."""
+
+        def step(is_real, images, labels, names):
+            predictions, confidences, counts = self._step(images, labels, confident)
+            confidences = counts if confidences is None else confidences
+            return is_real, images, labels, names, predictions, confidences, counts
+
+        parts = self._strategy.run(step, args=next(iterator))
+        return [self._strategy.experimental_local_results(part) for part in parts]
 
     def _metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
                 f"{images} images hold no pixel with a label in 0..{len(counts) - 1}"
             )
-        ious = confusion.iou_per_class(counts)
         return {
             "images": images,
             "miou": confusion.mean_iou(counts),
             "pixel_accuracy": confusion.pixel_accuracy(counts),
-            "iou_per_class": [None if np.isnan(iou) else float(iou) for iou in ious],
+            "frequency_weighted_iou": confusion.frequency_weighted_iou(counts),
+            "iou_per_class": _for_json(confusion.iou_per_class(counts)),
+            "accuracy_per_class": _for_json(confusion.accuracy_per_class(counts)),
+            "f_score_per_class": _for_json(confusion.f_score_per_class(counts)),
             "confusion_matrix": counts.tolist(),
             "protocol": {
-                "output_stride": self._model_config.output_stride,
-                "atrous_rates": list(self._model_config.context.rates),
+                **self._predictor.protocol,
                 **dataclasses.asdict(self._config),
             },
         }
+
+
+def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
+    """Returns a model together with how a config looks at images."""
+    limit = config.memory_limit_mb
+    return Predictor(
+        model,
+        config.eval_scales,
+        config.add_flipped_images,
+        config.eval_crop_size,
+        config.window_size,
+        None if limit is None else limit * _MIB,
+    )
+
+
+def _show(batch: _Batch, measures: Sequence, gallery: Gallery | None) -> None:
+    """Gives the images of a batch to whom is to see them."""
+    if not measures and gallery is None:
+        return
+    labels, predictions = np.asarray(batch.labels), np.asarray(batch.predictions)
+    for i, name in enumerate(np.asarray(batch.names)):
+        truth, prediction = labels[i].reshape(predictions[i].shape), predictions[i]
+        confidences = None
+        if batch.confidences is not None:
+            confidences = np.asarray(batch.confidences[i])
+        for measure in measures:
+            measure.update(truth, prediction, confidences)
+        if gallery is not None:
+            text = name.decode(errors="replace")
+            gallery.update(text, np.asarray(batch.images[i]), truth, prediction)
+
+
+def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Dataset:
+    """Returns whether a batch is real, and the batch; stand-ins without end follow.
+
+    So every replica has something to do until the last batch is scored.
+    """
+
+    def real(images, labels, *names):
+        return True, images, labels, names[0] if names else _nameless(images)
+
+    channels = dataset.element_spec[0].shape[-1]
+    image, label = tf.zeros([1, 1, 1, channels]), tf.fill([1, 1, 1, 1], ignore_label)
+    label = tf.cast(label, dataset.element_spec[1].dtype)
+    stand_in = tf.data.Dataset.from_tensors((False, image, label, [""]))
+    return dataset.map(real).concatenate(stand_in.repeat())
+
+
+def _nameless(images):
+    return tf.fill([tf.shape(images)[0]], "")
+
+
+def _for_json(scores: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(score) else float(score) for score in scores]
 
 
 def evaluate(
@@ -156,17 +276,27 @@ def _exceeds(size, crop_size) -> bool:
 
 def class_table(metrics: dict, info: DatasetInfo) -> str:
     """Returns the per-class table of some metrics, ready to print."""
-    counts = np.array(metrics["confusion_matrix"])
+    pixels = np.sum(metrics["confusion_matrix"], 1)
+    columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
     width = max(map(len, info.class_names))
-    lines = [f"{'class':<{width}}  {'IoU':>7}  {'pixels':>12}"]
-    for name, iou, pixels in zip(
-        info.class_names, metrics["iou_per_class"], counts.sum(1), strict=True
-    ):
-        shown = "absent" if iou is None else f"{iou:.4f}"
-        lines.append(f"{name:<{width}}  {shown:>7}  {pixels:>12,}")
+    lines = [f"{'class':<{width}}  {'IoU':>7}  accuracy  F-score  {'pixels':>12}"]
+
+    def add(name, scores, count):
+        iou, accuracy, f_score = (
+            "-" if score is None else f"{score:.4f}" for score in scores
+        )
+        iou = "absent" if iou == "-" else iou
+        lines.append(
+            f"{name:<{width}}  {iou:>7}  {accuracy:>8}  {f_score:>7}  {count:>12,}"
+        )
+
+    for name, *scores, count in zip(info.class_names, *columns, pixels, strict=True):
+        add(name, scores, count)
+    means = [np.mean([x for x in column if x is not None]) for column in columns]
+    add("mean", (metrics["miou"], *means[1:]), pixels.sum())
     lines.append(
-        f"{'mean':<{width}}  {metrics['miou']:>7.4f}  {counts.sum():>12,}"
-        f"   pixel accuracy {metrics['pixel_accuracy']:.4f}, "
+        f"pixel accuracy {metrics['pixel_accuracy']:.4f}, "
+        f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.4f}, "
         f"{metrics['images']} images"
     )
     return "\n".join(lines)

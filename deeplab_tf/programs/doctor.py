@@ -141,7 +141,7 @@ def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None
         reader, count = Reader(source), len(source.index)
         for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
             try:
-                image, label = reader.sample(tf.constant(position))
+                image, label, _ = reader.sample(tf.constant(position))
             except DECODING_ERRORS:
                 continue  # the report tells of it
             label = label.numpy()[..., 0]

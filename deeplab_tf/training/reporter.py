@@ -17,6 +17,7 @@ from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import History, collapsed_class, draw_curves
@@ -71,6 +72,7 @@ class Reporter:
         self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
         self._evaluator = None
+        self._gallery = Gallery(info.num_classes, info.ignore_label, first=_EXAMPLES)
         self._metrics = {}
         self._told_at = (time.monotonic(), 0)
         self._progress = tqdm(
@@ -164,13 +166,13 @@ class Reporter:
         if self._evaluator is None:
             self._evaluator = Evaluator(model, validation.config, self._is_chief)
         dataset = validation.dataset(worker.index, worker.count)
-        metrics = self._evaluator.evaluate(dataset, total, _EXAMPLES)
+        metrics = self._evaluator.evaluate(dataset, total, gallery=self._gallery)
         metrics["step"] = step
         self._metrics = metrics
         best = self._history.best
         is_best = best is None or metrics["miou"] > best[1]
         self._history.append({"step": step, "miou": metrics["miou"]})
-        self._summaries.evaluation(step, metrics, self._evaluator.examples)
+        self._summaries.evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
         found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.visualize import confusion_picture, panel, png_bytes
 
 # What each of TensorBoard's plugins calls the kind of its data.
@@ -71,14 +72,14 @@ class Summaries:
         self,
         step: int,
         metrics: Mapping,
-        examples: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]] = (),
+        examples: Sequence[ScoredImage] = (),
     ) -> None:
         """Adds scores, confusion matrix and examples of an evaluation.
 
         Args:
             step: Steps done.
             metrics: Those of `Evaluator.evaluate`.
-            examples: `Evaluator.examples`: image, truth and prediction of each.
+            examples: Images to show.
         """
         if self._writer is None:
             return
@@ -91,7 +92,8 @@ class Summaries:
         picture = confusion_picture(counts, info.class_names)
         self._image(step, "eval/confusion_matrix", picture)
         for i, example in enumerate(examples):
-            self._image(step, f"eval/example_{i}", panel(*example, info))
+            picture = panel(example.image, example.truth, example.prediction, info)
+            self._image(step, f"eval/example_{i}", picture)
 
     def flush(self) -> None:
         """Has everything written by now."""

@@ -6,7 +6,10 @@ import pytest
 
 from deeplab_tf.evaluation.confusion import (
     MeanIoU,
+    accuracy_per_class,
     confusion_matrix,
+    f_score_per_class,
+    frequency_weighted_iou,
     iou_per_class,
     mean_iou,
     pixel_accuracy,
@@ -31,6 +34,19 @@ def test_scores_of_the_counts():
     np.testing.assert_allclose(iou_per_class(counts), [1 / 3, 2 / 3, 0])
     assert mean_iou(counts) == pytest.approx(1 / 3)
     assert pixel_accuracy(counts) == pytest.approx(3 / 5)
+    np.testing.assert_allclose(accuracy_per_class(counts), [1 / 2, 1, 0])
+    # 2 hits / (truth + prediction): 2 / 4, 4 / 5, 0 / 1.
+    np.testing.assert_allclose(f_score_per_class(counts), [1 / 2, 4 / 5, 0])
+    weighted = (2 * 1 / 3 + 2 * 2 / 3 + 1 * 0) / 5
+    assert frequency_weighted_iou(counts) == pytest.approx(weighted)
+
+
+def test_classes_without_pixels_have_no_accuracy_and_no_weight():
+    # The second is only predicted, the third absent.
+    counts = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(accuracy_per_class(counts), [0.75, np.nan, np.nan])
+    np.testing.assert_allclose(f_score_per_class(counts), [6 / 7, 0, np.nan])
+    assert frequency_weighted_iou(counts) == 0.75
 
 
 def test_a_class_of_neither_truth_nor_prediction_is_left_out():

@@ -1,16 +1,22 @@
 """Metrics of a whole split, on a stand-in that is always right about colours."""
 
 import json
+import os
+import subprocess
+import sys
 
+import evaluation_by_replicas
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator, class_table, evaluate
+from deeplab_tf.evaluation.gallery import Gallery
 
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
 
@@ -37,10 +43,13 @@ def test_metrics_by_hand(color_model):
     dataset = tf.data.Dataset.from_tensors((images, labels))
     metrics = evaluate(color_model, dataset)
     assert metrics.pop("iou_per_class") == pytest.approx([1 / 3, 2 / 3, 0])
+    assert metrics.pop("accuracy_per_class") == pytest.approx([1 / 2, 1, 0])
+    assert metrics.pop("f_score_per_class") == pytest.approx([1 / 2, 4 / 5, 0])
     assert metrics == {
         "images": 1,
         "miou": pytest.approx(1 / 3),
         "pixel_accuracy": pytest.approx(3 / 5),
+        "frequency_weighted_iou": pytest.approx((2 / 3 + 4 / 3 + 0) / 5),
         "confusion_matrix": [[1, 1, 0], [0, 2, 0], [1, 0, 0]],
         "protocol": {
             "output_stride": 8,
@@ -50,6 +59,8 @@ def test_metrics_by_hand(color_model):
             "eval_crop_size": None,
             "eval_batch_size": 1,
             "ignore_label": 255,
+            "window_size": None,
+            "memory_limit_mb": None,
         },
     }
 
@@ -193,21 +204,56 @@ def test_a_worker_without_images_scores_what_the_others_have(color_model):
     assert metrics == evaluate(color_model, dataset)
 
 
-def test_the_first_images_are_kept_as_examples(color_model):
-    images, labels, _ = samples(5)
-    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+def test_measures_and_galleries_see_every_image(color_model):
+    images, labels, counts = samples(5)
+    names = np.array([b"a", b"b", b"c", b"d", b"e"])
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels, names)).batch(2)
+    gallery = Gallery(3, 255, first=3)
+    seen = []
+
+    class Seen:
+        needs_confidences = True
+
+        def reset(self):
+            seen.clear()
+
+        def update(self, truth, prediction, confidences):
+            seen.append((truth, prediction, confidences))
+
     evaluator = Evaluator(color_model)
-    evaluator.evaluate(dataset, examples=3)
-    assert len(evaluator.examples) == 3
-    for i, (image, truth, prediction) in enumerate(evaluator.examples):
-        assert image.dtype == np.uint8
-        np.testing.assert_array_equal(image, images[i])
+    for _ in range(2):
+        metrics = evaluator.evaluate(dataset, measures=[Seen()], gallery=gallery)
+    np.testing.assert_array_equal(metrics["confusion_matrix"], counts)
+    assert [scored.name for scored in gallery.first] == ["a", "b", "c"]
+    for i, (truth, prediction, confidences) in enumerate(seen):
         np.testing.assert_array_equal(truth, labels[i, ..., 0])
         np.testing.assert_array_equal(prediction, images[i].argmax(-1))
-    evaluator.evaluate(dataset)
-    assert evaluator.examples == []
-    evaluator.evaluate(dataset, examples=9)
-    assert len(evaluator.examples) == 5
+        # The logits are the colours, 200 and twice 0.
+        np.testing.assert_allclose(confidences, 1.0)
+        if i < 3:
+            np.testing.assert_array_equal(gallery.first[i].image, images[i])
+            np.testing.assert_array_equal(gallery.first[i].truth, truth)
+            np.testing.assert_array_equal(gallery.first[i].prediction, prediction)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("replicas", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_replicas_count_every_image_once(replicas):
+    folders = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    ended = subprocess.run(
+        [sys.executable, evaluation_by_replicas.__file__, str(replicas)],
+        env=os.environ | {"PYTHONPATH": folders},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = json.loads(ended.stdout)
+    assert len(found["names"]) == found["metrics"]["images"] == 9
+    expected = evaluation_by_replicas.results(tf.distribute.get_strategy())
+    confidences = found.pop("calibration"), expected.pop("calibration")
+    error = "expected_calibration_error"
+    assert confidences[0][error] == pytest.approx(confidences[1][error], abs=1e-6)
+    assert found == json.loads(json.dumps(expected))
 
 
 def test_the_table_names_classes_and_pixels():
@@ -215,13 +261,17 @@ def test_the_table_names_classes_and_pixels():
         "images": 2,
         "miou": 0.3125,
         "pixel_accuracy": 0.8,
+        "frequency_weighted_iou": 0.75,
         "iou_per_class": [0.5, 0.125, None],
+        "accuracy_per_class": [0.625, None, None],
+        "f_score_per_class": [0.6, 0.2, None],
         "confusion_matrix": [[1200, 34, 0], [5, 0, 0], [0, 0, 0]],
     }
     assert class_table(metrics, INFO).splitlines() == [
-        "class          IoU        pixels",
-        "red         0.5000         1,234",
-        "green       0.1250             5",
-        "deep blue   absent             0",
-        "mean        0.3125         1,239   pixel accuracy 0.8000, 2 images",
+        "class          IoU  accuracy  F-score        pixels",
+        "red         0.5000    0.6250   0.6000         1,234",
+        "green       0.1250         -   0.2000             5",
+        "deep blue   absent         -        -             0",
+        "mean        0.3125    0.6250   0.4000         1,239",
+        "pixel accuracy 0.8000, frequency-weighted IoU 0.7500, 2 images",
     ]

@@ -9,6 +9,7 @@ from PIL import Image
 
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.training.summaries import Summaries
 
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
@@ -85,7 +86,9 @@ def test_pictures_of_an_evaluation(info, tmp_path):
     image = random.randint(0, 256, (20, 30, 3)).astype(np.uint8)
     truth, prediction = random.randint(0, 3, (2, 20, 30))
     summaries = Summaries(str(tmp_path), info)
-    summaries.evaluation(30, METRICS, [(image, truth, prediction)] * 2)
+    summaries.evaluation(
+        30, METRICS, [ScoredImage("a", image, truth, prediction, 1)] * 2
+    )
     summaries.close()
     found, plugins = values(tmp_path)
     tags = {tag for tag, (plugin, _) in plugins.items() if plugin == "images"}

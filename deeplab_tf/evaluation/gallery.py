@@ -1,0 +1,109 @@
+"""The images of an evaluation that are worth looking at."""
+
+import dataclasses
+
+import numpy as np
+
+from deeplab_tf.evaluation import confusion
+from deeplab_tf.visualize import as_rgb
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoredImage:
+    """An image with its truth, its prediction and its score.
+
+    Attributes:
+        name: Name of the image.
+        image: uint8 RGB `[height, width, 3]`.
+        truth: Labels, uint8 `[height, width]`.
+        prediction: Class ids, int32 `[height, width]`.
+        miou: Mean IoU 0..1 over the classes of this image; None if none of its pixels
+            is scored.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray
+    prediction: np.ndarray
+    miou: float | None
+
+
+class Gallery:
+    """Keeps the first images of a split, and those with the worst and best scores.
+
+    Args:
+        num_classes: Number of classes.
+        ignore_label: Label of pixels that are not scored.
+        first: Number of first images to keep.
+        extremes: Number of worst and of best images to keep.
+
+    Attributes:
+        first: `ScoredImage`s in the order of the split.
+        worst: `ScoredImage`s, the worst first.
+        best: `ScoredImage`s, the best first; none of the worst.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_label: int, first: int = 0, extremes: int = 0
+    ):
+        self._classes = num_classes, ignore_label
+        self._first, self._extremes = first, extremes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all images."""
+        self.first = []
+        self._worst, self._best = [], []
+
+    def update(self, name: str, image, truth, prediction) -> None:
+        """Takes in an image.
+
+        Args:
+            name: Its name.
+            image: 0..255 `[height, width, channels]`.
+            truth: Labels, uint8 `[height, width]`.
+            prediction: Class ids, int32 `[height, width]`.
+        """
+        if not self._extremes and len(self.first) >= self._first:
+            return
+        miou = self._score(truth, prediction)
+        is_worst = miou is not None and self._belongs(self._worst, -miou)
+        is_best = miou is not None and self._belongs(self._best, miou)
+        is_first = len(self.first) < self._first
+        if not (is_worst or is_best or is_first):
+            return
+        scored = ScoredImage(name, as_rgb(image), truth, prediction, miou)
+        if is_first:
+            self.first.append(scored)
+        if is_worst:
+            self._insert(self._worst, scored, -miou)
+        if is_best:
+            self._insert(self._best, scored, miou)
+
+    def _score(self, truth, prediction) -> float | None:
+        num_classes, ignore_label = self._classes
+        scored = confusion.is_scored(truth, num_classes, ignore_label)
+        cells = truth[scored].astype(np.int64) * num_classes + prediction[scored]
+        counts = np.bincount(cells, minlength=num_classes**2)
+        counts = counts.reshape(num_classes, num_classes)
+        return confusion.mean_iou(counts) if len(cells) else None
+
+    def _belongs(self, kept: list, rank: float) -> bool:
+        return len(kept) < self._extremes or (self._extremes > 0 and rank > kept[-1][0])
+
+    def _insert(self, kept: list, scored: ScoredImage, rank: float) -> None:
+        kept.append((rank, scored))
+        # Stable: of equal scores the earlier image stays.
+        kept.sort(key=lambda pair: -pair[0])
+        del kept[self._extremes :]
+
+    @property
+    def worst(self) -> list[ScoredImage]:
+        """The images with the lowest scores, the worst first."""
+        return [scored for _, scored in self._worst]
+
+    @property
+    def best(self) -> list[ScoredImage]:
+        """The images with the highest scores, the best first; none of the worst."""
+        shown = {id(scored) for _, scored in self._worst}
+        return [scored for _, scored in self._best if id(scored) not in shown]

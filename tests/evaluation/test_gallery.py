@@ -1,0 +1,67 @@
+"""Which images of a split are kept."""
+
+import numpy as np
+import pytest
+
+from deeplab_tf.evaluation.gallery import Gallery
+
+TRUTH = np.array([[0, 0, 1, 1]], np.uint8)
+# By the number of wrong pixels, mIoU 1, (2/3 + 1/2) / 2, (1/2 + 0) / 2, ...
+PREDICTIONS = {
+    "all": [0, 0, 1, 1],
+    "most": [0, 0, 0, 1],
+    "half": [0, 0, 0, 0],
+    "none": [1, 1, 0, 0],
+}
+SCORES = {"all": 1.0, "most": 7 / 12, "half": 1 / 4, "none": 0.0}
+
+
+def show(gallery, names, truth=TRUTH):
+    for name in names:
+        image = np.full((1, 4, 1), 7.4)
+        gallery.update(name, image, truth, np.array([PREDICTIONS[name]], np.int32))
+
+
+def names(scored):
+    return [each.name for each in scored]
+
+
+def test_extremes_are_sorted_by_score():
+    gallery = Gallery(2, 255, extremes=2)
+    show(gallery, ["most", "none", "all", "half"])
+    assert names(gallery.worst) == ["none", "half"]
+    assert names(gallery.best) == ["all", "most"]
+    for scored in (*gallery.worst, *gallery.best):
+        assert scored.miou == pytest.approx(SCORES[scored.name])
+        assert scored.image.shape == (1, 4, 3) and scored.image.dtype == np.uint8
+
+
+def test_no_image_is_among_both():
+    gallery = Gallery(2, 255, extremes=3)
+    show(gallery, ["most", "none", "all", "half"])
+    assert names(gallery.worst) == ["none", "half", "most"]
+    assert names(gallery.best) == ["all"]
+
+
+def test_of_equal_scores_the_first_stay():
+    gallery = Gallery(2, 255, extremes=1)
+    for name in "abc":
+        gallery.update(name, np.zeros((1, 4, 3)), TRUTH, TRUTH.astype(np.int32))
+    assert names(gallery.worst) == ["a"]
+
+
+def test_the_first_are_kept_whatever_their_score():
+    gallery = Gallery(2, 255, first=3)
+    show(gallery, ["none", "all", "half", "most"])
+    assert names(gallery.first) == ["none", "all", "half"]
+    assert not gallery.worst and not gallery.best
+    gallery.reset()
+    show(gallery, ["most"])
+    assert names(gallery.first) == ["most"]
+
+
+def test_images_without_a_scored_pixel_are_no_extremes():
+    gallery = Gallery(2, 255, first=1, extremes=2)
+    show(gallery, ["none"], np.full_like(TRUTH, 255))
+    assert not gallery.worst and not gallery.best
+    assert gallery.first[0].miou is None

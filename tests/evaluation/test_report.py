@@ -1,0 +1,478 @@
+"""A report, read by a parser and by a browser."""
+
+import base64
+import dataclasses
+import html
+import html.parser
+import io
+import json
+import platform
+import re
+import shutil
+import subprocess
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import deeplab_tf
+from deeplab_tf import visualize
+from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.report import ScoredImage, write_report
+
+EVIL = "<script>alert(\"Gänsefüßchen\")</script> & 'co'"
+INFO = DatasetInfo("toys", ("floor", EVIL, "ball", "Bär"), ignore_label=9)
+# Of 100 pixels each of floor and evil; no ball anywhere; bears are only predicted.
+METRICS = {
+    "images": 1234,
+    "miou": 0.43210,
+    "pixel_accuracy": 0.6,
+    "frequency_weighted_iou": 0.45678,
+    "iou_per_class": [0.5, 0.625, None, 0.0],
+    "accuracy_per_class": [0.75, 0.8125, None, None],
+    "f_score_per_class": [0.667, 0.769, None, 0.0],
+    "confusion_matrix": [[70, 25, 0, 5], [17, 83, 0, 0], [0] * 4, [0] * 4],
+    "protocol": {
+        "output_stride": 16,
+        "eval_scales": [0.5, 1.0],
+        "add_flipped_images": True,
+        "eval_crop_size": None,
+        "split": "val",
+        "checkpoint": f"/logs/{EVIL}/model.ckpt-7",
+    },
+}
+MEASURED = {
+    "robustness": {
+        "clean": 0.8,
+        "severities": [1, 3],
+        "miou": {"fog": [0.7, 0.5], "snow": [0.6, 0.1]},
+    },
+    "calibration": {
+        "bins": 2,
+        "expected_calibration_error": 0.0432,
+        "maximum_calibration_error": 0.2,
+        "confidence": [None, 0.8],
+        "accuracy": [None, 0.7],
+        "pixels": [0, 200],
+    },
+    "boundary_iou": {
+        "ratio": 0.02,
+        "boundary_iou": 0.3456,
+        "per_class": [0.4, 0.3, None, 0.0],
+    },
+    "trimap": {
+        "around": "void",
+        "widths": [1, 40],
+        "miou": [None, 0.5],
+        "pixel_accuracy": [None, 0.75],
+        "pixels": [0, 2000],
+    },
+}
+COMMAND = ["python", "eval.py", "--checkpoint_dir=my logs", f"--dataset={EVIL}"]
+
+
+class Page(html.parser.HTMLParser):
+    """What a page holds: tags with their attributes, texts, rows of tables."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.source, self.tags, self.texts, self.rows = text, [], [], []
+        self._in_cell = False
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            self._in_cell = True
+
+    def handle_endtag(self, tag):
+        self._in_cell &= tag not in ("td", "th")
+
+    def handle_data(self, data):
+        if self.lasttag != "style":
+            self.texts.append(data)
+        if self._in_cell:
+            self.rows[-1][-1] += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+    @property
+    def headings(self):
+        return re.findall(r"<h2>(.*)</h2>", self.source)
+
+    @property
+    def images(self):
+        found = []
+        for attributes in self.all("img"):
+            data = attributes["src"].partition("base64,")[2]
+            with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as file:
+                found.append((attributes, np.array(file.convert("RGB"))))
+        return found
+
+
+def written(metrics=METRICS, info=INFO, worst=(), best=(), command=COMMAND):
+    # As they are in the file.
+    metrics = json.loads(json.dumps(metrics, allow_nan=False))
+    write_report("ram://report.html", metrics, info, worst, best, command)
+    with tf.io.gfile.GFile("ram://report.html") as file:
+        return Page(file.read())
+
+
+def scored(height=20, width=30, info=INFO, name=EVIL):
+    random = np.random.RandomState(0)
+    image = np.full((height, width, 3), random.randint(0, 256, 3), np.uint8)
+    image[:, width // 2 :] = random.randint(0, 256, 3)
+    truth = np.zeros((height, width), np.uint8)
+    truth[: height // 2], truth[:, : width // 3] = 1, info.ignore_label
+    prediction = np.zeros((height, width), np.int32)
+    prediction[:, width // 2 :] = 3
+    return ScoredImage(name, image, truth, prediction, 0.123456)
+
+
+@pytest.fixture(scope="module")
+def page():
+    """A report of everything."""
+    image = scored()
+    other = dataclasses.replace(image, name="good", miou=0.9)
+    return written(METRICS | MEASURED, worst=[image], best=[other])
+
+
+def test_a_report_loads_nothing(page):
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "base")
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("src", "data:image/").startswith("data:image/")
+        assert attributes.get("href", "#").startswith("#")
+        assert not {"srcset", "poster", "background"} & set(attributes)
+    for text in ("@import", "url(", "http:", "https:"):
+        assert text not in page.source
+    (policy,) = [a for a in page.all("meta") if "http-equiv" in a]
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    assert policy["content"].startswith("default-src 'none';")
+
+
+def test_every_link_has_its_target(page):
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert [link["href"] for link in page.all("a")] == [f"#{i}" for i in ids]
+    assert len(set(ids)) == len(ids) == len(page.headings)
+
+
+def test_every_image_decodes_and_says_what_it_shows(page):
+    # Confusion matrix, curve, reliability, and four views of two images.
+    assert len(page.images) == 3 + 8
+    for attributes, pixels in page.images:
+        assert attributes["alt"]
+        shape = float(attributes["height"]) / float(attributes["width"])
+        assert pixels.shape[0] / pixels.shape[1] == pytest.approx(shape, rel=0.01)
+    assert sum(EVIL in attributes["alt"] for attributes, _ in page.images) == 4
+
+
+def test_the_sections_have_their_order(page):
+    always = ["Protocol", "Classes", "Confusion matrix", "Most frequent confusions"]
+    measured = ["Near boundaries", "Boundary IoU", "Calibration", "Robustness"]
+    images = ["Worst images", "Best images"]
+    assert page.headings == [*always, *measured, *images, "How to reproduce"]
+    plain = written()
+    assert plain.headings == [*always, "How to reproduce"]
+    assert len(plain.images) == 1
+
+
+def test_the_headline_has_the_scores(page):
+    assert "<title>Evaluation on toys val</title>" in page.source
+    shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.source))
+    assert shown == {
+        "mIoU": "43.21&nbsp;%",
+        "Pixel accuracy": "60.00&nbsp;%",
+        "Frequency-weighted IoU": "45.68&nbsp;%",
+        "Images": "1,234",
+    }
+
+
+def test_the_protocol_begins_with_what_was_scored(page):
+    assert page.rows[:6] == [
+        ["checkpoint", f"/logs/{EVIL}/model.ckpt-7"],
+        ["split", "val"],
+        ["output stride", "16"],
+        ["eval scales", "0.5, 1.0"],
+        ["add flipped images", "yes"],
+        ["eval crop size", "–"],  # noqa: RUF001
+    ]
+
+
+def test_every_class_has_its_scores(page):
+    none = "–"  # noqa: RUF001
+    start = page.rows.index(
+        ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Boundary IoU, %", "Pixels"]
+    )
+    assert page.rows[start + 1 : start + 5] == [
+        ["floor", "50.00", "75.00", "66.70", "40.00", "100"],
+        [EVIL, "62.50", "81.25", "76.90", "30.00", "100"],
+        ["ball", "absent", none, none, none, "0"],
+        ["Bär", "0.00", none, "0.00", "0.00", "0"],
+    ]
+    # A bar for each that is not absent, and the colours of VOC.
+    assert re.findall(r'<i style="width: (.*?)%"', page.source) == [
+        "50.0",
+        "62.5",
+        "0.0",
+    ]
+    colors = re.findall(r'<th scope="row"><i .*?rgb\((.*?)\)', page.source)
+    assert colors == ["0, 0, 0", "128, 0, 0", "0, 128, 0", "128, 128, 0"]
+
+
+def test_boundary_scores_have_no_column_where_there_are_none():
+    header = written().rows[6]
+    assert header == ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Pixels"]
+
+
+def test_confusions_are_told_in_words(page):
+    assert (
+        f"floor predicted as {EVIL}: 25 pixels, 25.00 % of floor "
+        f"{EVIL} predicted as floor: 17 pixels, 17.00 % of {EVIL} "
+        "floor predicted as Bär: 5 pixels, 5.00 % of floor"
+    ) in page.text
+    assert page.source.count("<li>") == 3
+
+
+def test_ten_confusions_are_told():
+    info = DatasetInfo("many", tuple("abcd"))
+    counts = np.arange(16).reshape(4, 4)
+    page = written(METRICS | {"confusion_matrix": counts.tolist()}, info)
+    # Off the diagonal 14, 13, 12, 11, 9, 8, 7, 6, 4, 3; then 2 and 1, not shown.
+    pixels = re.findall(r": (\d+) pixels", page.text)
+    assert pixels == "14 13 12 11 9 8 7 6 4 3".split()
+    # 14 of 12 + 13 + 14 + 15 = 54.
+    assert "d predicted as c: 14 pixels, 25.93 % of d" in page.text
+
+
+def test_without_confusion_there_is_a_word_instead():
+    page = written(METRICS | {"confusion_matrix": np.eye(4, dtype=int).tolist()})
+    assert "No pixel is confused." in page.text and "<li>" not in page.source
+
+
+def test_what_only_some_evaluations_measure_stands_in_the_text(page):
+    none = "–"  # noqa: RUF001
+    for row in (
+        ["1", none, none, "0"],
+        ["40", "50.00", "75.00", "2,000"],
+        ["mIoU, %", "Severity 1", "Severity 3", "Mean"],
+        ["fog", "70.00", "50.00", "60.00"],
+        ["snow", "60.00", "10.00", "35.00"],
+        ["mean", "65.00", "30.00", "47.50"],
+    ):
+        assert row in page.rows
+    for text in (
+        "in bands around unlabelled pixels",
+        "Mean over the classes: 34.56 %",
+        "as wide as 2.00 % of",
+        "Expected calibration error 4.32 %, maximum 20.00 %",
+        "mIoU of the clean images: 80.00 %",
+    ):
+        assert text in page.text
+
+
+def test_bands_around_classes_are_called_so():
+    trimap = MEASURED["trimap"] | {"around": "classes"}
+    page = written(METRICS | {"trimap": trimap})
+    assert "in bands around boundaries between classes" in page.text
+
+
+def test_an_image_is_shown_with_truth_prediction_and_errors(page):
+    image = scored()
+    shown = [pixels for _, pixels in page.images[3:7]]
+    photograph = shown[0].astype(int) - image.image
+    assert shown[0].shape == (20, 30, 3) and np.abs(photograph).mean() < 3
+    for pixels, expected in zip(
+        shown[1:],
+        (
+            visualize.colorize(image.truth, INFO),
+            visualize.colorize(image.prediction, INFO),
+            visualize.error_map(image.truth, image.prediction, INFO),
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(pixels, expected)
+    captions = re.findall("<figcaption>(.*?)</figcaption>", page.source)
+    assert captions == ["Image", "Truth", "Prediction", "Errors"] * 2
+    assert f"{EVIL} mIoU 12.35 %" in page.text and "good mIoU 90.00 %" in page.text
+
+
+def test_the_classes_of_an_image_are_named_largest_first(page):
+    # In 20 x 30 pixels 300 bears are predicted and 300 floors, of which the truth
+    # has 200 more, and 200 of the evil.
+    legend = page.source.split('class="legend"')[1].split("</div>")[0]
+    names = re.findall("</i>(.*?)</span>", legend)
+    assert list(map(html.unescape, names)) == ["floor", "Bär", EVIL]
+
+
+def test_an_image_of_many_classes_names_the_largest():
+    # As in ADE20K, whose class 0 is not scored.
+    info = DatasetInfo("many", tuple(f"class {i}" for i in range(20)), ignore_label=0)
+    labels = np.repeat(np.arange(20), np.arange(20, 0, -1))[None]
+    image = np.zeros((*labels.shape, 3), np.uint8)
+    many = ScoredImage("many", image, labels.astype(np.uint8), labels, 1.0)
+    page = written(of_classes(info), info, worst=[many])
+    legend = page.source.split('class="legend"')[1].split("</div>")[0]
+    assert re.findall("</i>(.*?)</span>", legend) == list(info.class_names[1:13])
+    assert "and 7 more" in legend
+
+
+@pytest.mark.parametrize(
+    ("size", "small"), [((1000, 1920), (250, 480)), ((963, 2), (480, 1))]
+)
+def test_large_images_are_shrunk_and_labels_stay_labels(size, small):
+    page = written(worst=[scored(*size)])
+    views = [pixels for _, pixels in page.images[1:]]
+    assert {pixels.shape for pixels in views} == {(*small, 3)}
+    colors = {tuple(color) for color in views[1].reshape(-1, 3).tolist()}
+    assert colors <= {(0, 0, 0), (128, 0, 0), (224, 224, 192)}
+
+
+def test_an_image_without_a_score_has_a_dash():
+    page = written(worst=[dataclasses.replace(scored(), miou=float("nan"))])
+    assert f"{EVIL} mIoU – %" in page.text  # noqa: RUF001
+
+
+def test_names_are_never_markup(page):
+    assert "<script" not in page.source
+    # In protocol and class table, thrice in confusions; an image and two legends.
+    assert page.text.count(EVIL) == 8 and "Bär" in page.source
+
+
+def test_how_to_reproduce_can_be_pasted_into_a_shell(page):
+    line = html.unescape(re.search(r"<pre>(.*?)</pre>", page.source, re.S)[1])
+    words = subprocess.run(
+        ["sh", "-c", f'set -- {line}; printf "%s\\n" "$@"'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert words == COMMAND
+    assert (
+        f"With deeplab_tf {deeplab_tf.__version__}, TensorFlow {tf.__version__}, "
+        f"Keras {keras.__version__}, Python {platform.python_version()}."
+    ) in page.text
+
+
+def test_a_command_line_that_is_no_text_is_written_all_the_same():
+    # What Python makes of a folder named in Latin-1.
+    page = written(command=["eval.py", "--dir=B\udce4r"])
+    assert "eval.py '--dir=B?r'" in page.text
+
+
+def test_a_report_replaces_the_last_one_or_leaves_it():
+    page = written()
+    assert not tf.io.gfile.glob("ram://report.html.*")
+    with pytest.raises(UserError, match="the metrics are of 4 classes; ade20k has 151"):
+        written(info=dataset_info("ade20k"))
+    with pytest.raises(KeyError, match="around"):
+        written(METRICS | {"trimap": {"widths": [1]}})
+    with tf.io.gfile.GFile("ram://report.html") as file:
+        assert file.read() == page.source
+
+
+def of_classes(info):
+    """Returns metrics of a data set whose every class is the next one, now and then."""
+    count = info.num_classes
+    counts = 90 * np.eye(count, dtype=int) + 10 * np.eye(count, k=1, dtype=int)
+    scores = [0.8] * count
+    return METRICS | {
+        "iou_per_class": scores,
+        "accuracy_per_class": scores,
+        "f_score_per_class": scores,
+        "confusion_matrix": counts.tolist(),
+    }
+
+
+def test_150_classes_are_all_shown():
+    info = dataset_info("ade20k_150")
+    page = written(of_classes(info), info)
+    classes = [row for row in page.rows if row[1:] == ["80.00"] * 3 + ["100"]]
+    # The last has no next one, and 90 pixels.
+    assert [row[0] for row in classes] == list(info.class_names[:-1])
+    assert page.rows[-1] == [info.class_names[-1], *["80.00"] * 3, "90"]
+    assert len(page.source) < 1e6
+
+
+def test_24_photographs_stay_small(voc_root):
+    info = dataset_info("pascal_voc_seg")
+    names = (voc_root / "ImageSets/Segmentation/val.txt").read_text().split()[:24]
+    images = []
+    for name in names:
+        image = np.array(Image.open(voc_root / f"JPEGImages/{name}.jpg"))
+        truth = np.array(Image.open(voc_root / f"SegmentationClass/{name}.png"))
+        prediction = np.roll(truth, 5, 1).astype(np.int32)
+        prediction[prediction == info.ignore_label] = 15
+        images.append(ScoredImage(name, image, truth, prediction, 0.5))
+    page = written(of_classes(info), info, worst=images[:12], best=images[12:])
+    assert len(page.images) == 1 + 4 * 24
+    assert len(page.source) < 5e6
+
+
+_MEASURE = """
+<body>{frames}
+<script>
+onload = () => {{
+  document.body.textContent = JSON.stringify([0, 1].map(i => frames[i]).map(frame => [
+    frame.innerWidth, frame.document.documentElement.scrollWidth,
+    frame.document.images.length,
+  ]));
+}};
+</script>
+"""
+
+
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    return path or pytest.skip(f"needs one of {', '.join(names)}")
+
+
+def test_no_browser_scrolls_the_page_sideways(tmp_path):
+    long = "x" * 150
+    info = DatasetInfo(long, (long, f"{long} y", *map(str, range(58))))
+    scores = of_classes(info) | MEASURED
+    scores["boundary_iou"] = MEASURED["boundary_iou"] | {"per_class": [0.5] * 60}
+    mious = {long: [0.5] * 5, "fog": [0.5] * 5}
+    severities = [1, 2, 3, 4, 5]
+    robustness = {"clean": 0.5, "severities": severities, "miou": mious}
+    scores |= {"robustness": robustness, "protocol": {"checkpoint": long}}
+    images = [scored(300, 1000, info, long), scored(1000, 300, info)]
+    page = written(scores, info, images, [scored()], [*COMMAND, long])
+    # Frames, for the window of a browser cannot be as narrow as a telephone.
+    frames = [
+        f'<iframe width="{width}" height="800" style="border: 0" '
+        f'srcdoc="{html.escape(page.source)}"></iframe>'
+        for width in (390, 1280)
+    ]
+    (tmp_path / "measure.html").write_text(_MEASURE.format(frames="".join(frames)))
+    result = subprocess.run(
+        [
+            browser(),
+            "--headless",
+            "--no-sandbox",  # which is not there for root, as in containers
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--dump-dom",
+            (tmp_path / "measure.html").as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    sizes = json.loads(re.search(r"<body>(.*)</body>", result.stdout, re.S)[1])
+    count = len(page.images)
+    for inner, (width, scrolled, images) in zip((390, 1280), sizes, strict=True):
+        assert (width, images) == (inner, count)
+        assert scrolled <= inner
