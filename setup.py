@@ -71,6 +71,13 @@ EXTRAS_REQUIRE = {
         # Decompresses what tifffile alone does not: LZW, JPEG, Zstandard.
         "imagecodecs>=2025.3.30",
     ],
+    "robustness": [
+        # What imagecorruptions-imaug, the reference code of the common corruptions,
+        # depends on. It has to be installed by itself with pip install --no-deps, for
+        # it asks for opencv-python, whose files replace those of the headless build.
+        "scikit-image>=0.25",
+        "numba>=0.68",
+    ],
     # Shows what train.py writes; TensorFlow 2.21 no longer brings it.
     "tensorboard": ["tensorboard>=2.20"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.

@@ -10,11 +10,16 @@ selection=()
 if [[ "${1:-}" == --all ]]; then
   shift
   # Not gpu and peers: gigabytes that only benchmarks/ and machines with a GPU use.
-  extras=hub,export,coco,cityscapes,tiff,tensorboard,jax,dev
+  extras=hub,export,coco,cityscapes,tiff,robustness,tensorboard,jax,dev
   selection=(-m "")
 fi
 
 ensure_venv "$extras"
+if [[ "$extras" == *robustness* ]]; then
+  # Without what it asks for: opencv-python would replace the headless build of cv2.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+    --constraint constraints.txt imagecorruptions-imaug
+fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 exec .venv/bin/python -m pytest ${selection[@]+"${selection[@]}"} "$@"
