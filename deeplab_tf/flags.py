@@ -6,6 +6,7 @@ imported into one process. Lists are read as `513,513` and as a repeated flag.
 
 import dataclasses
 import sys
+import typing
 from collections.abc import Iterable
 
 from absl import flags
@@ -213,12 +214,14 @@ def define_fields(
         help_of: Field name to help text.
         prefix: Of the flags, such as "train_".
     """
-    defaults = {f.name: f.default for f in dataclasses.fields(config)}
+    fields = {f.name: f for f in dataclasses.fields(config)}
     for name, text in help_of.items():
-        default = defaults[name]
+        default = fields[name].default
         if isinstance(default, tuple) or (default is None and "size" in name):
             default = ",".join(map(str, default)) if default else None
             kind = "list"
+        elif int in typing.get_args(fields[name].type):
+            kind = "integer"
         elif default is None or isinstance(default, str):
             kind = "string"
         else:
@@ -271,6 +274,11 @@ def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
 def numbers_value(values: flags.FlagValues, name: str) -> tuple[float, ...]:
     """Returns the numbers of a list flag."""
     return parsed(f"--{name}", values[name].value, lambda v: parse_numbers(v, float))
+
+
+def whole_numbers_value(values: flags.FlagValues, name: str) -> tuple[int, ...]:
+    """Returns the whole numbers of a list flag."""
+    return parsed(f"--{name}", values[name].value, lambda v: parse_numbers(v, int))
 
 
 def check_flags(values: flags.FlagValues, program: str) -> None:

@@ -14,6 +14,9 @@ from deeplab_tf.data.info import DatasetInfo, voc_colors
 # The colour in which the VOC devkit shows pixels that are not scored.
 _IGNORED_COLOR = (224, 224, 192)
 _FONT_SIZE, _LINE = 13, 20  # pixels
+# The text of a legend below a video is the higher the larger the video; a legend that
+# is higher than this share of the video is left out.
+_FONTS_PER_SIDE, _MOST_LEGEND = 54, 0.5
 _CELL = 512  # pixels of the longer side of a picture in a panel
 _READABLE_CLASSES = 40  # of a confusion matrix that has figures in its cells
 _ABSENT_COLOR = "0.9"  # grey, of the row of a class that the truth lacks
@@ -107,6 +110,39 @@ def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
             box = (left, top, left + 14, top + 12)
             draw.rectangle(box, fill=tuple(map(int, color)), outline="black")
         draw.text((left + 20, top - 2), text, fill="black", font=font)
+    return np.array(canvas)
+
+
+def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
+    """Returns all classes that an overlay colours, for below a video.
+
+    Args:
+        info: Names and colours of the classes.
+        height: Of the video, in pixels.
+        width: Of the video, in pixels.
+
+    Returns:
+        uint8 `[legend height, width, 3]`, of no height where it would be too high.
+    """
+    classes = zip(info.class_names, info.colors, strict=True)
+    classes = [(name, color) for name, color in classes if name != "background"]
+    size = max(_FONT_SIZE, min(height, width) // _FONTS_PER_SIDE)
+    font = ImageFont.load_default(size)
+    line, box, margin = size * 3 // 2, size, size // 2
+    longest = max((font.getlength(name) for name, _ in classes), default=0)
+    cell = int(box + 2 * margin + longest + margin)
+    columns = max(1, (width - margin) // cell)
+    legend_height = line * -(-len(classes) // columns) + margin
+    if legend_height > _MOST_LEGEND * height:
+        return np.zeros((0, width, 3), np.uint8)
+    canvas = Image.new("RGB", (width, legend_height), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, (name, color) in enumerate(classes):
+        left, top = margin + i % columns * cell, margin + i // columns * line
+        corners = (left, top, left + box, top + box)
+        draw.rectangle(corners, fill=tuple(map(int, color)), outline="black")
+        middle = (left + box + margin, top + box / 2)
+        draw.text(middle, name, fill="black", font=font, anchor="lm")
     return np.array(canvas)
 
 

@@ -188,11 +188,15 @@ class Evaluator:
             "accuracy_per_class": _for_json(confusion.accuracy_per_class(counts)),
             "f_score_per_class": _for_json(confusion.f_score_per_class(counts)),
             "confusion_matrix": counts.tolist(),
-            "protocol": {
-                **self._predictor.protocol,
-                **dataclasses.asdict(self._config),
-            },
+            "protocol": self._protocol(),
         }
+
+    def _protocol(self) -> dict:
+        config = dataclasses.asdict(self._config)
+        if not isinstance(self._predictor, Predictor):
+            # How what was exported looks at an image was decided there.
+            config = {k: config[k] for k in ("eval_batch_size", "ignore_label")}
+        return self._predictor.protocol | config
 
 
 def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:

@@ -1,38 +1,54 @@
-"""Scores a checkpoint on a split and writes metrics.json.
+"""Scores a checkpoint, a SavedModel or a TFLite file on a split.
 
-python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
+    python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
+
+writes `metrics.json`, and `report.html` for people, which is one file.
 """
 
 import dataclasses
 import itertools
 import json
 import os
+import sys
 
 import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.config import EvalConfig
+from deeplab_tf.config import DataConfig, EvalConfig
 from deeplab_tf.data import records, sources
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.evaluation.evaluator import class_table, evaluate
+from deeplab_tf.evaluation import corruptions
+from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
+from deeplab_tf.evaluation.calibration import Calibration
+from deeplab_tf.evaluation.evaluator import Evaluator, class_table
+from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import (
     experiment_of,
     require_channels,
+    require_no_model_flags,
     restored_model,
 )
+from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.training.distribution import make_local_strategy
 
 FLAGS = absl_flags.FlagValues()
-_EVALUATION = {
+_VIEW = {
     "eval_scales": "Scales whose probabilities are averaged.",
     "add_flipped_images": "Whether every scale is also seen mirrored.",
     "eval_crop_size": "Size to which images are padded; default: each to its own "
     "next k * output_stride + 1.",
-    "eval_batch_size": "Images per forward pass.",
+    "window_size": "Ours: size of the windows through which larger images are seen.",
+    "memory_limit_mb": "Ours: MiB that the inference of an image may take; those that "
+    "need more are seen through windows.",
 }
+_EVALUATION = _VIEW | {"eval_batch_size": "Images per forward pass."}
+_SHOWN = 12  # worst and best images in the report
 
 
 def _define() -> None:
@@ -40,14 +56,21 @@ def _define() -> None:
     flags.define_dataset_flags(FLAGS, "eval_split", "val")
     flags.define_fields(FLAGS, EvalConfig, _EVALUATION)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    boolean = absl_flags.DEFINE_boolean
     string(
         "checkpoint_dir",
         None,
-        "Folder or prefix of a checkpoint, official or ours.",
+        "Folder or prefix of a checkpoint, official or ours; or a SavedModel, or a "
+        "TFLite file.",
         required=True,
         flag_values=FLAGS,
     )
-    string("eval_logdir", None, "Folder of metrics.json.", flag_values=FLAGS)
+    string(
+        "eval_logdir",
+        None,
+        "Folder of metrics.json and report.html.",
+        flag_values=FLAGS,
+    )
     integer(
         "eval_interval_secs",
         None,
@@ -60,38 +83,119 @@ def _define() -> None:
         "Evaluations before the end when following; 0 is no end.",
         flag_values=FLAGS,
     )
+    integer(
+        "num_clones",
+        None,
+        "Devices that evaluate; default: all GPUs. On CPU as many logical devices.",
+        flag_values=FLAGS,
+    )
+    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
+    boolean("report", True, "Ours: write report.html.", flag_values=FLAGS)
+    absl_flags.DEFINE_enum(
+        "trimap",
+        "none",
+        ["none", "void", "classes"],
+        "Ours: mIoU within bands around void pixels (PASCAL VOC) or class boundaries.",
+        flag_values=FLAGS,
+    )
+    boolean("boundary_iou", False, "Ours: Boundary IoU.", flag_values=FLAGS)
+    boolean(
+        "calibration", False, "Ours: expected calibration error.", flag_values=FLAGS
+    )
+    absl_flags.DEFINE_list(
+        "corruptions",
+        [],
+        "Ours: corruptions to score the model under; all are the 15 common ones.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_list(
+        "severities", [1, 2, 3, 4, 5], "Ours: of the corruptions.", flag_values=FLAGS
+    )
 
 
 _define()
 
 
-def _evaluate(prefix: str) -> None:
-    """Scores one checkpoint, prints the table and writes the metrics."""
-    experiment = experiment_of(prefix)
+@dataclasses.dataclass(frozen=True)
+class _Split:
+    """What is evaluated on.
+
+    Attributes:
+        data: Where the records are.
+        name: Official name of the split.
+        info: What its images and labels mean.
+    """
+
+    data: DataConfig
+    name: str
+    info: DatasetInfo
+
+    def load(self) -> tf.data.Dataset:
+        return load_dataset(self.data, self.name, False, named=True)
+
+
+def _located(trained_on: DataConfig | None, fallback: str | None) -> tuple:
+    """Returns where the data are, and their description.
+
+    Args:
+        trained_on: The data that the model was trained on, if that is known.
+        fallback: Name of the dataset where neither flags nor records tell it.
+    """
     dataset, dataset_dir = FLAGS.dataset, FLAGS.dataset_dir
-    if dataset is None and dataset_dir is None and experiment:
-        dataset, dataset_dir = experiment.data.dataset, experiment.data.dataset_dir
+    if dataset is None and dataset_dir is None and trained_on:
+        dataset, dataset_dir = trained_on.dataset, trained_on.dataset_dir
     flags.require_dataset_dir(dataset, dataset_dir)
     preset = flags.chosen_preset(FLAGS)
-    trained_on = experiment and experiment.data.dataset
-    fallback = trained_on or flags.dataset_fallback(preset)
-    info = sources.resolve_info(dataset, dataset_dir or "", fallback)
-    split = flags.split_value(FLAGS, "eval_split", preset)
-    config = EvalConfig(
-        **flags.field_values(FLAGS, _EVALUATION, preset and preset.evaluation),
-        ignore_label=info.ignore_label,
-    )
-    model = restored_model(FLAGS, prefix, info.num_classes)
+    fallback = fallback or flags.dataset_fallback(preset)
+    return dataset_dir or "", sources.resolve_info(dataset, dataset_dir or "", fallback)
+
+
+def _eval_config(info: DatasetInfo) -> EvalConfig:
+    preset = flags.chosen_preset(FLAGS)
+    fields = flags.field_values(FLAGS, _EVALUATION, preset and preset.evaluation)
+    return EvalConfig(**fields, ignore_label=info.ignore_label)
+
+
+def _evaluate_artefact(path: str) -> None:
+    """Scores a SavedModel or a TFLite file."""
+    require_no_model_flags(FLAGS, path, _VIEW)
+    artefact = load_artefact(path)
+    known = artefact.info and artefact.info.name
+    folder, info = _located(None, known)
+    if artefact.num_classes is None:
+        artefact.num_classes = info.num_classes
+    config = _eval_config(info)
+    data = DataConfig(folder, info.name, batch_size=config.eval_batch_size)
+    data = dataclasses.replace(data, **flags.field_values(FLAGS, flags.RESIZING))
+    split = _Split(data, FLAGS.eval_split, info)
+    _score(Evaluator(artefact, config), split, path)
+
+
+def _evaluate_checkpoint(prefix: str, strategy, announces: bool = True) -> None:
+    """Scores one checkpoint.
+
+    Args:
+        prefix: Of the checkpoint.
+        strategy: On which devices.
+        announces: Whether a preset's recipe is printed.
+    """
+    experiment = experiment_of(prefix)
+    trained_on = experiment and experiment.data
+    folder, info = _located(trained_on, trained_on and trained_on.dataset)
+    config, preset = _eval_config(info), flags.chosen_preset(FLAGS)
+    with strategy.scope():
+        model = restored_model(FLAGS, prefix, info.num_classes)
     require_channels(model, info.channels, f"the records of {info.name}")
     data = flags.data_config(
         FLAGS,
         model.model_config,
         preset and preset.data,
         dataset=info.name,
-        dataset_dir=dataset_dir or "",
+        dataset_dir=folder,
         batch_size=config.eval_batch_size,
     )
-    if preset:
+    split = _Split(data, flags.split_value(FLAGS, "eval_split", preset), info)
+    if preset and announces:
         # Of the data an evaluation takes the dataset and the resizing alone.
         names = ("dataset", *flags.RESIZING)
         taken = {name: getattr(data, name) for name in names}
@@ -100,46 +204,144 @@ def _evaluate(prefix: str) -> None:
             (preset.evaluation, config),
             (preset.data, dataclasses.replace(preset.data, **taken)),
         ]
-        print(report(preset, parts, eval_split=split))
-    metrics = evaluate(model, load_dataset(data, split, False), config)
+        print(report(preset, parts, eval_split=split.name))
+    _score(Evaluator(model, config), split, prefix)
+
+
+def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
+    """Scores a model, prints the table and writes what was found."""
+    info = split.info
+    measures = _measures(info)
+    gallery = None
+    if FLAGS.report and FLAGS.eval_logdir:
+        gallery = Gallery(info.num_classes, info.ignore_label, extremes=_SHOWN)
+    metrics = evaluator.evaluate(split.load(), None, measures.values(), gallery)
+    metrics |= {name: measure.metrics() for name, measure in measures.items()}
     metrics["protocol"] |= {
-        "checkpoint": prefix,
+        "checkpoint": source,
         "dataset": info.name,
-        "split": split,
-        "min_resize_value": data.min_resize_value,
-        "max_resize_value": data.max_resize_value,
+        "split": split.name,
+        "min_resize_value": split.data.min_resize_value,
+        "max_resize_value": split.data.max_resize_value,
     }
     metrics["class_names"] = list(info.class_names)
     print(class_table(metrics, info))
+    if _corruptions():
+        metrics["robustness"] = _robustness(evaluator, split, metrics["miou"])
+    for line in _told(metrics):
+        print(line)
     if FLAGS.eval_logdir:
-        print(f"written: {_write(metrics, FLAGS.eval_logdir)}")
+        for path in _written(metrics, info, gallery):
+            print(f"written: {path}")
 
 
-def _write(metrics: dict, folder: str) -> str:
-    """Writes `metrics.json`, whole or not at all, and returns its path."""
-    path = os.path.join(folder, "metrics.json")
-    tf.io.gfile.makedirs(folder)
-    records.write_text(json.dumps(metrics, indent=2) + "\n", path)
-    return path
+def _measures(info: DatasetInfo) -> dict:
+    """Returns what else is measured, by its name in `metrics.json`."""
+    classes = info.num_classes, info.ignore_label
+    measures = {}
+    if FLAGS.trimap != "none":
+        measures["trimap"] = TrimapCurve(*classes, around=FLAGS.trimap)
+    if FLAGS.boundary_iou:
+        measures["boundary_iou"] = BoundaryIoU(*classes)
+    if FLAGS.calibration:
+        measures["calibration"] = Calibration(*classes)
+    return measures
 
 
-def _follow(folder: str) -> None:
+def _corruptions() -> list[str]:
+    given = FLAGS.corruptions
+    return list(corruptions.CORRUPTIONS) if given == ["all"] else given
+
+
+def _severities() -> list[int]:
+    return list(flags.whole_numbers_value(FLAGS, "severities"))
+
+
+def _robustness(evaluator: Evaluator, split: _Split, clean: float) -> dict:
+    """Returns the mIoU under every corruption at every severity."""
+    names, severities = _corruptions(), _severities()
+
+    def miou(name: str, severity: int) -> float:
+        dataset = split.load()
+        corrupted = tf.data.Dataset.from_generator(
+            lambda: corruptions.corrupted(dataset, name, severity),
+            output_signature=dataset.element_spec,
+        )
+        print(f"{name}, severity {severity}", file=sys.stderr)
+        return evaluator.evaluate(corrupted.prefetch(2))["miou"]
+
+    scores = {name: [miou(name, severity) for severity in severities] for name in names}
+    return {"clean": clean, "severities": severities, "miou": scores}
+
+
+def _told(metrics: dict) -> list[str]:
+    """Returns what was measured besides the table, a line each."""
+    lines = []
+    if "trimap" in metrics:
+        trimap = metrics["trimap"]
+        pairs = zip(trimap["widths"], trimap["miou"], strict=True)
+        curve = ", ".join(f"{w} px {_score_text(miou)}" for w, miou in pairs)
+        lines.append(f"mIoU around {trimap['around']}: {curve}")
+    if "boundary_iou" in metrics:
+        score = metrics["boundary_iou"]["boundary_iou"]
+        lines.append(f"Boundary IoU {_score_text(score)}")
+    if "calibration" in metrics:
+        error = metrics["calibration"]["expected_calibration_error"]
+        lines.append(f"expected calibration error {_score_text(error)}")
+    robustness = metrics.get("robustness", {"miou": {}})
+    for name, scores in robustness["miou"].items():
+        pairs = zip(robustness["severities"], scores, strict=True)
+        lines.append(f"{name}: " + ", ".join(f"{s}: {x:.4f}" for s, x in pairs))
+    return lines
+
+
+def _score_text(score: float | None) -> str:
+    return "-" if score is None else f"{score:.4f}"
+
+
+def _written(metrics: dict, info: DatasetInfo, gallery: Gallery | None) -> list[str]:
+    """Writes `metrics.json` and the report, each whole or not at all."""
+    tf.io.gfile.makedirs(FLAGS.eval_logdir)
+    paths = [os.path.join(FLAGS.eval_logdir, "metrics.json")]
+    records.write_text(json.dumps(metrics, indent=2) + "\n", paths[0])
+    if gallery is not None:
+        paths.append(os.path.join(FLAGS.eval_logdir, "report.html"))
+        write_report(paths[1], metrics, info, gallery.worst, gallery.best, _command())
+    return paths
+
+
+def _command() -> list[str]:
+    """Returns the command line, to be run again."""
+    program, *arguments = sys.argv
+    name = os.path.basename(program)
+    return [*(["python"] if name.endswith(".py") else []), name, *arguments]
+
+
+def _follow(folder: str, strategy) -> None:
     """Scores every new checkpoint of a folder."""
     checkpoints = tf.train.checkpoints_iterator(folder, FLAGS.eval_interval_secs)
     # No end is 0, which `islice` spells None.
-    for prefix in itertools.islice(
-        checkpoints, FLAGS.max_number_of_evaluations or None
-    ):
-        _evaluate(prefix)
+    limit = FLAGS.max_number_of_evaluations or None
+    for i, prefix in enumerate(itertools.islice(checkpoints, limit)):
+        _evaluate_checkpoint(prefix, strategy, announces=i == 0)
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Scores once, or follows a training."""
     flags.check_flags(values, "eval")
-    if values.eval_interval_secs is not None and values.max_number_of_evaluations != 1:
-        _follow(values.checkpoint_dir)
+    for name in _corruptions():
+        for severity in _severities():
+            corruptions.corrupted((), name, severity)  # whether it can be had
+    follows = values.eval_interval_secs is not None
+    path = values.checkpoint_dir
+    if is_artefact(path):
+        _evaluate_artefact(path)
+        return
+    strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
+    if follows and values.max_number_of_evaluations != 1:
+        _follow(path, strategy)
     else:
-        _evaluate(tf1.resolve(values.checkpoint_dir))
+        _evaluate_checkpoint(tf1.resolve(path), strategy)
 
 
 def run() -> None:

@@ -1,6 +1,7 @@
 """The model that flags, checkpoint and `experiment.json` describe together."""
 
 import os
+from collections.abc import Iterable
 
 import keras
 from absl import flags as absl_flags
@@ -61,6 +62,24 @@ def _described(values: absl_flags.FlagValues, prefix: str):
         return preset.eval_model, ""
     experiment = experiment_of(prefix)
     return experiment and experiment.model, "experiment.json"
+
+
+def require_no_model_flags(
+    values: absl_flags.FlagValues, path: str, others: Iterable[str] = ()
+) -> None:
+    """Refuses flags that say how a model is built; an artefact is built already.
+
+    Args:
+        values: Parsed flags of a program.
+        path: Of the artefact.
+        others: Names of more flags to refuse.
+
+    Raises:
+        UserError: naming the first of them that was given.
+    """
+    for name in (*flags.MODEL_FLAGS, "preset", "precision", *others):
+        if name in values and values[name].present:
+            raise UserError(f"--{name} has no effect on {path}, which is exported")
 
 
 def require_channels(model: keras.Model, channels: int, images: str) -> None:

@@ -125,6 +125,22 @@ def make_strategy(
     return tf.distribute.get_strategy()
 
 
+def make_local_strategy(
+    num_clones: int | None = None, clone_on_cpu: bool = False
+) -> tf.distribute.Strategy:
+    """Returns the strategy of all devices of this machine, whatever TF_CONFIG says.
+
+    Args:
+        num_clones: See `make_strategy`.
+        clone_on_cpu: See `make_strategy`.
+
+    Raises:
+        UserError: as `make_strategy` does.
+    """
+    name = _found_here(_visible_gpus(clone_on_cpu), num_clones)
+    return make_strategy(name, num_clones, clone_on_cpu)
+
+
 def _devices(gpus: list, count: int | None) -> list[str]:
     """Returns the devices that are mirrored, logical CPUs where there is no GPU."""
     if gpus:
@@ -148,6 +164,10 @@ def _found(gpus, num_clones: int | None, tpu: str | None) -> str:
         return "tpu"
     if os.environ.get(_TF_CONFIG):
         return "multi_worker_mirrored"
+    return _found_here(gpus, num_clones)
+
+
+def _found_here(gpus, num_clones: int | None) -> str:
     return "mirrored" if (num_clones or len(gpus)) > 1 else "one_device"
 
 

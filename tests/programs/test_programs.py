@@ -159,11 +159,12 @@ def test_a_training_goes_on_where_it_was(line, logs):
 
 
 def test_an_evaluation_writes_metrics_json(line, tiny_records):
-    assert os.listdir(line.folder / "eval") == ["metrics.json"]
+    assert sorted(os.listdir(line.folder / "eval")) == ["metrics.json", "report.html"]
     metrics = json.loads((line.folder / "eval/metrics.json").read_text())
     assert set(metrics) == {
-        *("images", "miou", "pixel_accuracy", "iou_per_class", "confusion_matrix"),
-        *("class_names", "protocol"),
+        *("images", "miou", "pixel_accuracy", "frequency_weighted_iou"),
+        *("iou_per_class", "accuracy_per_class", "f_score_per_class"),
+        *("confusion_matrix", "class_names", "protocol"),
     }
     assert metrics["images"] == 2
     assert np.shape(metrics["confusion_matrix"]) == (21, 21)
@@ -181,6 +182,8 @@ def test_an_evaluation_writes_metrics_json(line, tiny_records):
         "min_resize_value": None,
         "max_resize_value": None,
         "ignore_label": 255,
+        "window_size": None,
+        "memory_limit_mb": None,
     }
     assert f"written: {line.folder}/eval/metrics.json" in line.out["eval"]
     assert "aeroplane" in line.out["eval"]

@@ -1,0 +1,193 @@
+"""Where the time of a single-scale evaluation goes: the model, and all around it.
+
+    python -m benchmarks.evaluation --dataset_dir=tfrecord --eval_crop_size=513,513
+
+The model is the compiled `Predictor.labels` (network, last resize and argmax) on images
+that were decoded before and lie in memory. `Evaluator.evaluate` does the same to the
+same images in the same order and batches, and more: it decodes, counts the confusion
+matrix and shows progress; on request it keeps a gallery or feeds measures. All of these
+are measured in turns, after one that compiles, and so is the model once more: how far
+it is from itself is the noise. Weights do not matter for speed: without
+--checkpoint_dir they are random. Printed are the time of an image and that of all
+processors together, which other programs on the machine disturb less. Decoding goes on
+behind the model, and costs less by the clock than by the processors if some are idle.
+The first batch waits for TensorFlow to build the pipeline, which takes as long for few
+images as for many; so the share of the model is also printed without it.
+"""
+
+import collections
+import functools
+import time
+from collections.abc import Callable
+
+import deeplab_tf.programs
+
+# isort: split
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.data import sources
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
+from deeplab_tf.evaluation.calibration import Calibration
+from deeplab_tf.evaluation.evaluator import Evaluator, make_predictor
+from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.precision import use_precision
+from deeplab_tf.programs.restored import require_channels, restored_model
+
+FLAGS = absl_flags.FlagValues()
+_EXTREMES = 12  # worst and best images of the gallery
+
+
+def _define() -> None:
+    flags.define_model_flags(FLAGS, "eval")
+    flags.define_dataset_flags(FLAGS, "eval_split", "val")
+    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    string("checkpoint_dir", None, "Folder or prefix; or none.", flag_values=FLAGS)
+    absl_flags.DEFINE_multi_string(
+        "eval_crop_size", "513,513", "Size of padded images.", flag_values=FLAGS
+    )
+    integer("eval_batch_size", 1, "Images per forward pass.", flag_values=FLAGS)
+    integer(
+        "images",
+        60,
+        "Images of a turn, the first of the split.",
+        lower_bound=1,
+        flag_values=FLAGS,
+    )
+    integer("turns", 9, "Turns of each.", lower_bound=1, flag_values=FLAGS)
+
+
+_define()
+
+
+def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
+    """Returns the model of a checkpoint, or what the flags describe, untrained."""
+    if values.checkpoint_dir:
+        return restored_model(values, values.checkpoint_dir, num_classes)
+    preset = flags.chosen_preset(values)
+    base = preset and preset.eval_model
+    use_precision(values.precision)
+    return build_model(flags.model_config(values, base, num_classes=num_classes))
+
+
+def make_dataset(
+    values: absl_flags.FlagValues, info: DatasetInfo, model: keras.Model
+) -> tf.data.Dataset:
+    """Returns the batches of a turn, decoded anew in every one."""
+    preset = flags.chosen_preset(values)
+    data = flags.data_config(
+        values,
+        model.model_config,
+        preset and preset.data,
+        dataset=info.name,
+        batch_size=values.eval_batch_size,
+    )
+    split = flags.split_value(values, "eval_split", preset)
+    batches = -(-values.images // values.eval_batch_size)
+    return load_dataset(data, split, training=False).take(batches)
+
+
+def model_alone(labels: Callable, decoded: list) -> None:
+    """Predicts the labels of batches that lie in memory."""
+    for images, _ in decoded:
+        predictions = labels(images)
+    predictions.numpy()  # a GPU is still at work when the call returns
+
+
+def runs(
+    labels: Callable, evaluator: Evaluator, dataset: tf.data.Dataset, info: DatasetInfo
+) -> dict[str, Callable]:
+    """Returns what is measured, by name."""
+    classes = info.num_classes, info.ignore_label
+    gallery = Gallery(*classes, extremes=_EXTREMES)
+    measures = [TrimapCurve(*classes), BoundaryIoU(*classes), Calibration(*classes)]
+    decoded = list(dataset)
+    alone = functools.partial(model_alone, labels, decoded)
+    evaluate = functools.partial(evaluator.evaluate, dataset)
+    return {
+        "model": alone,
+        "model again": alone,
+        "evaluate": evaluate,
+        "evaluate what is decoded": functools.partial(evaluator.evaluate, decoded),
+        "evaluate with gallery": functools.partial(evaluate, gallery=gallery),
+        "evaluate with measures": functools.partial(evaluate, measures=measures),
+        "decode": functools.partial(collections.deque, dataset, 0),
+        "first batch": lambda: next(iter(dataset)),
+    }
+
+
+def measured(run: Callable) -> np.ndarray:
+    """Returns the seconds of a run, by the clock and of all processors."""
+    start = time.perf_counter(), time.process_time()
+    run()
+    return np.subtract((time.perf_counter(), time.process_time()), start)
+
+
+def compare(several: dict[str, Callable], turns: int) -> dict[str, np.ndarray]:
+    """Returns the seconds `[turns, 2]` of each, measured in turns."""
+    for run in several.values():
+        run()  # compiles, and warms up
+    seconds = {name: [] for name in several}
+    for turn in range(turns):
+        # Forwards and backwards, so that none is always the first.
+        for name in list(several)[:: -1 if turn % 2 else 1]:
+            seconds[name].append(measured(several[name]))
+    return {name: np.array(series) for name, series in seconds.items()}
+
+
+def show(seconds: dict[str, np.ndarray], images: int) -> None:
+    """Prints medians and quartiles, and how much of an evaluation is the model."""
+    print("an image, and how many times the model of its turn: median and quartiles")
+    model = seconds["model"]
+    for name, series in seconds.items():
+        times = 1000 * np.median(series, 0) / images
+        ratios = map(_spread, (series / model).T)
+        print(f"{name:24s}", *map(_described, times, ratios, ("", " of processors")))
+    evaluate, start = seconds["evaluate"], seconds["first batch"]
+    for whole, of in ((evaluate, ""), (evaluate - start, " but for the first batch")):
+        clock, processors = map(_spread, (model / whole).T)
+        print(f"the model is {clock} of evaluate{of}; of processors {processors}")
+
+
+def _described(milliseconds: float, ratios: str, of: str) -> str:
+    return f"{milliseconds:7.1f} ms{of}, {ratios}"
+
+
+def _spread(ratios: np.ndarray) -> str:
+    median, low, high = np.quantile(ratios, (0.5, 0.25, 0.75))
+    return f"{median:.3f} ({low:.3f}..{high:.3f})"
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Measures and prints."""
+    flags.check_flags(values, "eval")
+    flags.require_dataset_dir(values.dataset, values.dataset_dir)
+    keras.utils.set_random_seed(0)
+    info = sources.resolve_info(values.dataset, values.dataset_dir or "")
+    config = EvalConfig(
+        eval_crop_size=flags.size_value(values, "eval_crop_size"),
+        eval_batch_size=values.eval_batch_size,
+        ignore_label=info.ignore_label,
+    )
+    model = make_model(values, info.num_classes)
+    require_channels(model, info.channels, f"the records of {info.name}")
+    dataset = make_dataset(values, info, model)
+    predictor = make_predictor(model, config)
+    labels = tf.function(predictor.labels, reduce_retracing=True)
+    shapes = [tuple(images.shape) for images, _ in dataset]
+    several = runs(labels, Evaluator(model, config), dataset, info)
+    seconds = compare(several, values.turns)
+    images, graphs = sum(s[0] for s in shapes), labels.experimental_get_tracing_count()
+    print(f"{images} images, batches of {len(set(shapes))} shapes, {graphs} graphs")
+    show(seconds, images)
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)

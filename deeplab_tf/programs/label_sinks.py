@@ -1,0 +1,131 @@
+"""Where labelled images go: to pictures, to an archive, to a video.
+
+Each is open as long as it is entered, and tells what it wrote.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf import visualize
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.videos import Video, write_video
+from deeplab_tf.evaluation.submission import SUBMISSIONS
+
+# Pictures that are also shown together.
+_SHOWN = 12
+
+# Name, uint8 RGB `[h, w, 3]` and labels `[h, w]` of an image that was labelled.
+Sink = Callable[[str, np.ndarray, np.ndarray], None]
+
+
+def write_pictures(
+    image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
+) -> np.ndarray:
+    """Writes `<prefix>_label.png`, `_color.png` and `_overlay.png`.
+
+    Args:
+        image: uint8 RGB `[height, width, 3]`.
+        labels: Class ids `[height, width]`.
+        info: Names and colours of the classes.
+        prefix: Path of the pictures up to the underscore.
+
+    Returns:
+        The overlay with its legend, uint8 `[h, w, 3]`.
+    """
+    laid_over = visualize.overlay(image, labels, info)
+    with_legend = visualize.add_legend(laid_over, labels, info)
+    _write(f"{prefix}_label.png", visualize.png_bytes(labels.astype(np.uint8)))
+    _write(f"{prefix}_color.png", visualize.palette_png_bytes(labels, info))
+    _write(f"{prefix}_overlay.png", visualize.png_bytes(with_legend))
+    return with_legend
+
+
+def _write(path: str, content: bytes) -> None:
+    with tf.io.gfile.GFile(path, "wb") as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
+    """Writes the pictures of every image, and at the end some together.
+
+    Args:
+        folder: Where to write them.
+        info: Names and colours of the classes.
+    """
+    tf.io.gfile.makedirs(folder)
+    overlays = []
+
+    def add(name, image, labels):
+        laid_over = write_pictures(image, labels, info, os.path.join(folder, name))
+        if len(overlays) < _SHOWN:
+            overlays.append(laid_over)
+
+    yield add
+    overview = os.path.join(folder, "overview.png")
+    _write(overview, visualize.png_bytes(visualize.contact_sheet(overlays)))
+    print(f"written: {overview}, the first {len(overlays)}")
+
+
+@contextlib.contextmanager
+def submission(benchmark: str, path: str, info: DatasetInfo) -> Iterator[Sink]:
+    """Packs the labels of every image as the server of a benchmark takes them.
+
+    Args:
+        benchmark: Name among `SUBMISSIONS`.
+        path: Archive to write.
+        info: The classes.
+
+    Raises:
+        UserError: if classes, path or an image are not those of the benchmark.
+    """
+    with SUBMISSIONS[benchmark](path, info) as archive:
+        yield lambda name, image, labels: archive.add(name, labels)
+    print(f"written: {path}, for the server of {benchmark}")
+
+
+@contextlib.contextmanager
+def overlay_video(folder: str, video: Video, info: DatasetInfo) -> Iterator[Sink]:
+    """Writes every frame with its colours, above a legend that stays the same.
+
+    Args:
+        folder: Where to write `<name of the video>_overlay.mp4`.
+        video: Where the frames are from.
+        info: Names and colours of the classes.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    tf.io.gfile.makedirs(folder)
+    path = os.path.join(folder, f"{video.name}_overlay.mp4")
+    height, width = video.size
+    legend = visualize.legend_strip(info, height, width)
+    with write_video(path, video.rate, (height + len(legend), width)) as write:
+
+        def add(name, image, labels):
+            write(np.concatenate([visualize.overlay(image, labels, info), legend]))
+
+        yield add
+    print(f"written: {path}")
+
+
+@contextlib.contextmanager
+def label_maps(folder: str, info: DatasetInfo) -> Iterator[Sink]:
+    """Writes the labels of every frame, as VOC keeps them.
+
+    Args:
+        folder: Where to write `<name>.png` of each.
+        info: Colours of the classes.
+    """
+    tf.io.gfile.makedirs(folder)
+
+    def add(name, image, labels):
+        path = os.path.join(folder, f"{name}.png")
+        _write(path, visualize.palette_png_bytes(labels, info))
+
+    yield add
+    print(f"written: {folder}")

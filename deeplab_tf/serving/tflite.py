@@ -1,0 +1,275 @@
+"""A model as a TFLite file: images of one size in, labels or scores out."""
+
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.resampling import resize_bilinear
+from deeplab_tf.serving.saved_model import INPUT, require_known_labels
+from deeplab_tf.windows import blended
+
+# What images are padded with; the files do not tell theirs.
+_MEAN_PIXEL = np.float32(127.5)
+# How far sums of probabilities may be from 1, besides what quantisation does.
+_NEARLY = 1e-3
+
+
+class TFLitePredictor:
+    """A TFLite file as evaluation and prediction look at it.
+
+    A file takes images of one size. Smaller ones are padded at the bottom and the
+    right with the mean pixel 127.5, as the official protocol does; larger ones are
+    seen through windows that overlap by a third, where what they see is blended as
+    `Predictor` does it.
+
+    An input of uint8 takes the pixels 0..255 as they are. Any other input takes 0..255
+    if it is called `ImageTensor` (the official name of exports, and ours), else -1..1
+    as the official mobile files do, quantised where the file says so.
+
+    The output is integer labels `[1, H, W]` or `[1, H, W, 1]`, of the input's size, or
+    scores `[1, h, w, num_classes]` of any size: logits or probabilities, which are told
+    apart by their sums. Quantised scores are made real.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        num_classes: Number of classes, to be set where it is None: the file gives
+            labels alone.
+        channels: Channels of the images.
+        info: Class names and colours; None, because these files tell none.
+        protocol: What decides about results besides weights.
+
+    Raises:
+        UserError: if the file is broken or of another kind, or the interpreter is not
+            installed.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._interpreter = _interpreter(path)
+        self._input = _image_input(self._interpreter, path)
+        self._takes_pixels = _is_named_as_ours(self._interpreter, self._input)
+        *self._size, self.channels = self._input["shape"][1:].tolist()
+        self._output = _output(self._interpreter, self._size, path)
+        self._gives_scores = _are_scores(self._output)
+        self.num_classes: int | None = None
+        if self._gives_scores:
+            self.num_classes = int(self._output["shape"][-1])
+        self.info: DatasetInfo | None = None
+        self.protocol = {"artefact": "TFLite", "input_size": self._size}
+
+    def _fed(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns pixels 0..255 as the file takes them."""
+        dtype = self._input["dtype"]
+        if dtype == np.uint8:
+            return _rounded(pixels, dtype)
+        values = pixels if self._takes_pixels else pixels / _MEAN_PIXEL - 1
+        if np.issubdtype(dtype, np.floating):
+            return values.astype(dtype)
+        scale, zero_point = self._input["quantization"]
+        return _rounded(values / scale + zero_point, dtype)
+
+    def _given(self, image) -> np.ndarray:
+        """Returns what the file gives for an image that fits, as real numbers.
+
+        Args:
+            image: 0..255, `[1, height, width, channels]`.
+        """
+        pixels = np.asarray(image, np.float32)
+        below, beside = np.subtract(self._size, pixels.shape[1:3])
+        paddings = [(0, 0), (0, below), (0, beside), (0, 0)]
+        padded = np.pad(pixels, paddings, constant_values=_MEAN_PIXEL)
+        self._interpreter.set_tensor(self._input["index"], self._fed(padded))
+        self._interpreter.invoke()
+        given = self._interpreter.get_tensor(self._output["index"])
+        scale, zero_point = self._output["quantization"]
+        if np.issubdtype(given.dtype, np.integer) and scale:
+            given = np.float32(scale) * (given.astype(np.float32) - zero_point)
+        return given
+
+    def _scores(self, image):
+        """Returns scores of an image that fits, at its own size."""
+        height, width = image.shape[1:3]
+        given = tf.constant(self._given(image), tf.float32)
+        return resize_bilinear(given, self._size)[:, :height, :width]
+
+    def _through_windows(self, image, finish: Callable) -> np.ndarray:
+        """Returns `finish` of the scores of an image of any size."""
+        height, width = image.shape[1:3]
+        rows, columns = min(height, self._size[0]), min(width, self._size[1])
+        classes = int(self._output["shape"][-1])
+
+        def strip(top):
+            seen = image[:, top : top + rows]
+
+            def piece(left):
+                return self._scores(seen[:, :, left : left + columns])
+
+            shape = (1, rows, width, classes)
+            return blended(piece, shape, columns, 2, tf.identity)
+
+        return blended(strip, (1, height, width, classes), rows, 1, finish).numpy()
+
+    def _labels_only(self, image) -> np.ndarray:
+        """Returns the labels of an image, which has to fit."""
+        height, width = image.shape[1:3]
+        if height > self._size[0] or width > self._size[1]:
+            raise UserError(
+                f"{self._path} gives labels only, and of images up to "
+                f"{_text(self._size)}; received {_text((height, width))}"
+            )
+        labels = self._given(image).reshape(1, *self._size)
+        return labels[:, :height, :width].astype(np.int32)
+
+    def _finished(self, images, finish: Callable) -> np.ndarray:
+        """Returns `finish` of the scores of images, one after the other."""
+        images = self._checked(images)
+        return np.concatenate([self._through_windows(x, finish) for x in images])
+
+    def _checked(self, images) -> list[np.ndarray]:
+        """Returns images one by one, `[1, height, width, channels]`."""
+        images = np.asarray(images)
+        if images.shape[-1] != self.channels:
+            raise UserError(
+                f"{self._path} takes images of {self.channels} channels; received "
+                f"{images.shape[-1]}"
+            )
+        return [image[None] for image in images]
+
+    def labels(self, images) -> np.ndarray:
+        """Returns the most probable classes, int32 `[batch, height, width]`.
+
+        Args:
+            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`.
+
+        Raises:
+            UserError: for images that are too large for a file that gives labels only,
+                and for a label beyond `num_classes`.
+        """
+        if self._gives_scores:
+            labels = self._finished(images, _most_probable)
+        else:
+            labels = np.concatenate(
+                [self._labels_only(image) for image in self._checked(images)]
+            )
+        require_known_labels(labels, self.num_classes, self._path)
+        return labels
+
+    def probabilities(self, images) -> np.ndarray:
+        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
+
+        Args:
+            images: As in `labels`.
+
+        Raises:
+            UserError: if the file gives labels only.
+        """
+        if not self._gives_scores:
+            raise UserError(f"{self._path} gives labels only, no probabilities")
+        return self._finished(images, self._as_probabilities)
+
+    def _as_probabilities(self, scores):
+        """Returns the softmax of scores, unless they are probabilities already."""
+        scale, _ = self._output["quantization"]
+        tolerance = _NEARLY + scores.shape[-1] * scale / 2
+        sums = tf.reduce_sum(scores, -1, keepdims=True)
+        if tf.reduce_min(scores) >= 0 and tf.reduce_all(tf.abs(sums - 1) <= tolerance):
+            return scores / sums
+        return tf.nn.softmax(scores)
+
+
+def _interpreter(path: str):
+    """Returns the interpreter of a file, ready to run."""
+    try:
+        # Here, because it is an extra that only these files need.
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise UserError(
+            f'{path}: TFLite files need pip install "deeplab_tf[export]" ({error})'
+        ) from error
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"there is no file {path}")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        interpreter = Interpreter(model_content=content)
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be read as a TFLite file: {error}") from error
+    return interpreter
+
+
+def _image_input(interpreter, path: str) -> dict:
+    """Returns the only input, which is an image of a fixed size."""
+    details = interpreter.get_input_details()
+    shapes = [detail["shape_signature"].tolist() for detail in details]
+    batch, *shape = shapes[0] if len(shapes) == 1 else [0]
+    # A batch that is open (-1) is one image here.
+    if abs(batch) != 1 or len(shape) != 3 or min(shape) < 1:
+        raise UserError(
+            f"{path} takes {' and '.join(map(str, shapes))}; one image "
+            "[1, height, width, channels] of a fixed size is needed"
+        )
+    detail = details[0]
+    is_real = np.issubdtype(detail["dtype"], np.floating)
+    if not (is_real or detail["dtype"] == np.uint8 or detail["quantization"][0]):
+        raise UserError(
+            f"{path} takes {np.dtype(detail['dtype'])}; pixels are float32, uint8 or "
+            "quantised"
+        )
+    return detail
+
+
+def _is_named_as_ours(interpreter, detail: dict) -> bool:
+    """Whether the only input is called `ImageTensor`."""
+    # What the converter makes of the name of a signature's input.
+    name = detail["name"].partition(":")[0].removeprefix("serving_default_")
+    signatures = interpreter.get_signature_list().values()
+    return INPUT in {name, *(n for s in signatures for n in s["inputs"])}
+
+
+def _output(interpreter, size: list[int], path: str) -> dict:
+    """Returns the output that tells most: scores before labels."""
+    details = interpreter.get_output_details()
+    labels = [d for d in details if _are_labels(d, size)]
+    found = [d for d in details if _are_scores(d)] + labels
+    if not found:
+        shapes = [f"{np.dtype(d['dtype'])} {d['shape'].tolist()}" for d in details]
+        raise UserError(
+            f"{path} gives {' and '.join(shapes)}; scores [1, height, width, classes] "
+            f"or integer labels [1, {size[0]}, {size[1]}] are needed"
+        )
+    return found[0]
+
+
+def _are_scores(detail: dict) -> bool:
+    """Whether an output is `[1, height, width, classes]` of real numbers."""
+    shape = detail["shape"]
+    is_real = np.issubdtype(detail["dtype"], np.floating)
+    is_quantized = detail["quantization"][0] > 0
+    return len(shape) == 4 and shape[-1] > 1 and (is_real or is_quantized)
+
+
+def _are_labels(detail: dict, size: list[int]) -> bool:
+    """Whether an output is integer class ids of a size."""
+    shape = detail["shape"].tolist()
+    is_integer = np.issubdtype(detail["dtype"], np.integer)
+    return is_integer and shape in ([1, *size], [1, *size, 1])
+
+
+def _rounded(values: np.ndarray, dtype) -> np.ndarray:
+    """Returns the nearest integers that a type holds."""
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
+
+
+def _most_probable(scores):
+    return tf.argmax(scores, axis=-1, output_type=tf.int32)
+
+
+def _text(size) -> str:
+    return "x".join(map(str, size))

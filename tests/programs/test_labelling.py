@@ -1,0 +1,35 @@
+"""Images go through a model in batches, in their order."""
+
+import numpy as np
+
+from deeplab_tf.programs.labelling import Source, _batches, label_all
+
+
+def test_a_batch_ends_where_the_size_changes():
+    sizes = (4, 4, 4, 5, 4, 4)
+    images = [(i, np.zeros((size, 6, 3))) for i, size in enumerate(sizes)]
+    batches = [[i for i, _ in batch] for batch in _batches(iter(images), 2)]
+    assert batches == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_every_image_reaches_every_sink_with_its_labels():
+    images = [(str(i), np.full((4, 6, 3), i, np.uint8)) for i in range(5)]
+    seen, again, batches = [], [], []
+
+    def labeler(batch):
+        batches.append(len(batch))
+        return batch[..., 0] + np.int32(10)
+
+    def sink(name, image, labels):
+        seen.append((name, image.max(), labels.min(), labels.shape))
+
+    count = label_all(
+        Source(iter(images), None, "img"),
+        labeler,
+        batch_size=2,
+        sinks=[sink, lambda name, *_: again.append(name)],
+    )
+    assert count == 5
+    assert batches == [2, 2, 1]
+    assert seen == [(str(i), i, i + 10, (4, 6)) for i in range(5)]
+    assert again == [name for name, *_ in seen]
