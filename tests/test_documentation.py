@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import official_archives
 import pytest
 import small_sources
 from conftest import ROOT
 
 from deeplab_tf.data.info import dataset_info
+from deeplab_tf.data.videos import write_video
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
@@ -47,6 +49,9 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     small_sources.coco(folder / "coco")
     small_sources.street(folder / "street")
     (folder / "camvid").symlink_to(camvid)
+    with write_video(str(folder / "drive.mp4"), 10.0, (48, 64)) as write:
+        for _ in range(3):
+            write(np.full((48, 64, 3), 200, np.uint8))
     names = dataset_info("camvid").class_names
     (folder / "camvid.txt").write_text("".join(f"{name}\n" for name in names))
     voc = official_archives.voc_files(["a", "b"], ["c"], others=["d"])
@@ -81,7 +86,10 @@ def test_every_command_runs(workplace):
         short = short.replace("python", sys.executable, 1)
         subprocess.run(short, shell=True, cwd=workplace, check=True, env=environment())
     assert (workplace / "eval/metrics.json").exists()
-    assert (workplace / "pictures/overview.png").exists()
+    for name in ("overview.png", "drive_overlay.mp4"):
+        assert (workplace / "pictures" / name).exists()
+    for name in ("eval/report.html", "eval_os8/report.html", "results.tgz"):
+        assert (workplace / name).exists()
     for name in ("voc", "cityscapes", "ade20k", "coco_voc", "street", "camvid"):
         assert (workplace / "tfrecord" / name / "dataset_info.json").exists()
 

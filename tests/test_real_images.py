@@ -1,9 +1,14 @@
 """The official checkpoint on real photographs scores what the official graph scores."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import real_predictions
+from conftest import ROOT
 from PIL import Image
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
@@ -81,3 +86,20 @@ def test_label_maps_of_four_photographs(model, voc_root, official_results):
         with Image.open(path) as official:
             same = np.array(official) == np.array(labels)
         assert same.mean() > 0.999
+
+
+@pytest.mark.slow
+def test_batches_and_devices_change_next_to_nothing(
+    voc_checkpoint, voc_records, tmp_path
+):
+    alone = real_predictions.predictions(voc_checkpoint, voc_records, 1)
+    command = (sys.executable, real_predictions.__file__, voc_checkpoint, voc_records)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for batch, devices in ((4, 1), (7, 1), (1, 2)):
+        place = (str(batch), str(devices), str(tmp_path / "found.npz"))
+        subprocess.run([*command, *place], env=environment, check=True)
+        found = np.load(tmp_path / "found.npz")
+        assert set(found) == set(alone) and len(alone) == 60
+        changed = sum(np.sum(found[name] != labels) for name, labels in alone.items())
+        pixels = sum(labels.size for labels in alone.values())
+        assert changed / pixels <= 1e-5, (batch, devices, changed)
