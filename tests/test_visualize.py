@@ -128,6 +128,23 @@ def test_a_legend_of_nothing_is_no_error():
     np.testing.assert_array_equal(framed[:3, :7], 0)
 
 
+def test_a_strip_of_all_classes_stands_below_a_video():
+    # Text of 13 pixels: rows of 19 and a margin of 6.
+    strip = visualize.legend_strip(VOC, 480, 640)
+    assert strip.shape[1:] == (640, 3) and (len(strip) - 6) % 19 == 0
+    colors = {tuple(color) for color in strip.reshape(-1, 3)}
+    assert {tuple(color) for color in VOC.colors[1:]} <= colors
+    assert strip[6 + 7, 6 + 7].tolist() == [128, 0, 0]  # in the first box
+    # What stays clear is not listed: one class less is one row for the toys.
+    assert visualize.legend_strip(TOYS, 480, 640).shape == (25, 640, 3)
+
+
+def test_a_strip_is_the_higher_the_larger_the_video_and_never_over_half_of_it():
+    # Text of 20 pixels: a row of 30 and a margin of 10.
+    assert visualize.legend_strip(TOYS, 1080, 1920).shape == (40, 1920, 3)
+    assert visualize.legend_strip(VOC, 100, 640).shape == (0, 640, 3)
+
+
 def test_a_contact_sheet_shows_every_picture_whole_and_in_order():
     random = np.random.RandomState(0)
     sizes = [(5, 9), (7, 4), (6, 6), (3, 3)]

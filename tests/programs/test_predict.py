@@ -1,16 +1,18 @@
 """Photographs from files to pictures of labels."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.data.photographs import read_image
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.programs import predict, run_program
 from deeplab_tf.serving.saved_model import export_info, export_saved_model
 from deeplab_tf.training.resume import write_experiment
@@ -92,6 +94,94 @@ def test_several_views_of_an_image_are_averaged(predicted, tiny_model, tmp_path)
     assert not np.array_equal(labels, predict_labels(tiny_model, image, (1.25,))[0])
 
 
+def labels_in(folder, name):
+    with Image.open(folder / f"{name}_label.png") as picture:
+        return np.array(picture)
+
+
+def test_an_image_is_padded_and_seen_through_windows(predicted, tiny_model, tmp_path):
+    run(
+        *(f"--model={predicted}/logs", f"--images={predicted}/photos/lying.jpg"),
+        *(f"--output_dir={tmp_path}", "--eval_crop_size=41,41", "--window_size=33,33"),
+    )
+    labels = labels_in(tmp_path, "lying")
+    image = read_image(str(predicted / "photos/lying.jpg"))[None]
+    padded, windows = {"crop_size": (41, 41)}, {"window": (33, 33)}
+    expected = Predictor(tiny_model, **padded, **windows).labels(image)[0]
+    np.testing.assert_array_equal(labels, expected)
+    for options in (padded, windows):
+        other = Predictor(tiny_model, **options).labels(image)[0]
+        assert (labels != other).numpy().any()
+
+
+def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_path):
+    shutil.copy(predicted / "photos/plain.png", tmp_path)
+    Image.new("RGB", (30000, 70)).save(tmp_path / "wide.png")
+    for flag, message in (
+        ("--memory_limit_mb=64", "--memory_limit_mb=64 is too small for 30000x70 pix"),
+        ("--memory_limit_mb=1", "memory limit of 1 MiB is too small: this model needs"),
+        ("--memory_limit_mb=64 --window_size=9,9", "window_size and memory_limit_mb"),
+    ):
+        with pytest.raises(SystemExit, match=f"^predict.py: .*{message}") as ended:
+            run(
+                *(f"--model={predicted}/logs", f"--images={tmp_path}/*.png"),
+                *(f"--output_dir={tmp_path}/out", *flag.split()),
+            )
+        assert "\n" not in ended.value.code
+    exported = labels_in(predicted / "exported", "plain")
+    np.testing.assert_array_equal(labels_in(tmp_path / "out", "plain"), exported)
+
+
+def test_a_preset_tells_what_it_is_and_where_the_flags_leave_it(
+    predicted, tmp_path, capsys
+):
+    run(
+        *(f"--model={predicted}/logs", f"--images={predicted}/photos/plain.png"),
+        *(f"--output_dir={tmp_path}", "--preset=mobilenetv2_coco_voc_trainaug"),
+        *("--depth_multiplier=0.1", "--atrous_rates=1,2", "--aspp_convs_filters=16"),
+        *("--decoder_output_stride=4", "--decoder_filters=16"),
+        *("--add_image_level_feature", "--eval_crop_size=33,33"),
+    )
+    printed = capsys.readouterr().out
+    assert "mobilenetv2_coco_voc_trainaug (" in printed
+    assert "num_classes: 21 -> 5" in printed
+    assert "eval_crop_size: (513, 513) -> (33, 33)" in printed
+
+
+def write_tflite(path, function):
+    """Writes a TFLite file that takes images of 33x49 pixels."""
+    module = tf.Module()
+    spec = tf.TensorSpec([1, 33, 49, 3], tf.float32, "ImageTensor")
+    module.function = tf.function(function, [spec], autograph=False)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [module.function.get_concrete_function()], module
+    )
+    path.write_bytes(converter.convert())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["labels", "scores"])
+def test_a_tflite_file_labels_images(predicted, tmp_path, kind):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    functions = {"labels": lambda x: tf.argmax(x, -1), "scores": lambda x: x / 9}
+    model = write_tflite(tmp_path / "m.tflite", functions[kind])
+    command = (
+        *(f"--model={model}", f"--images={predicted}/photos/plain.png"),
+        *(f"--output_dir={tmp_path}/out", "--dataset=camvid"),
+    )
+    if kind == "scores":
+        with pytest.raises(SystemExit, match=r"camvid has 11 classes, .* model has 3$"):
+            run(*command)
+        command = command[:-1]
+    run(*command)
+    image = read_image(str(predicted / "photos/plain.png"))
+    labels = labels_in(tmp_path / "out", "plain")
+    np.testing.assert_array_equal(labels, image.argmax(-1))
+    with Image.open(tmp_path / "out/plain_color.png") as picture:
+        first = {"labels": [128, 128, 128], "scores": [0, 0, 0]}[kind]
+        assert picture.getpalette()[:3] == first
+
+
 def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
     export_saved_model(strided_model, f"{tmp_path}/export", info=generic_info(4))
     (tmp_path / "photos").mkdir()
@@ -122,13 +212,15 @@ def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
             "--output_stride has no effect on .*, which is exported",
         ),
-        (
-            [f"--model={tiny_export}", photos, out, "--eval_scales=0.5"],
-            "--eval_scales has no effect on .*, which is exported",
-        ),
-        (
-            [f"--model={tiny_export}", photos, out, "--add_flipped_images"],
-            "--add_flipped_images has no effect on .*, which is exported",
+        *(
+            (
+                [f"--model={tiny_export}", photos, out, f"--{flag}"],
+                f"--{flag.partition('=')[0]} has no effect on .*, which is exported",
+            )
+            for flag in (
+                *("eval_scales=0.5", "add_flipped_images", "eval_crop_size=9,9"),
+                *("window_size=9,9", "memory_limit_mb=9", "precision=bfloat16"),
+            )
         ),
     ):
         with pytest.raises(SystemExit, match=f"^predict.py: .*{message}") as ended:

@@ -17,10 +17,10 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.saved_model import (
+    SavedModelPredictor,
     export_info,
     export_saved_model,
     is_saved_model,
-    load_labeler,
 )
 
 
@@ -37,10 +37,10 @@ def strided_export(strided_model, tmp_path_factory):
 
 
 def test_an_export_labels_as_the_model_does(tiny_model, tiny_export):
-    labels_of = load_labeler(tiny_export)
+    predictor = SavedModelPredictor(tiny_export)
     for shape in ((1, 33, 49), (2, 20, 17), (3, 8, 1)):
         images = photos(*shape)
-        labels = labels_of(images)
+        labels = predictor.labels(images)
         assert labels.dtype == np.int32
         np.testing.assert_array_equal(labels, predict_labels(tiny_model, images))
 
@@ -64,7 +64,7 @@ def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path
     export_saved_model(strided_model, path, **options)
     images = photos(2, 21, 30)
     expected = Predictor(strided_model, **options).labels(images)
-    np.testing.assert_array_equal(load_labeler(path)(images), expected)
+    np.testing.assert_array_equal(SavedModelPredictor(path).labels(images), expected)
     for name in options:
         fewer = {k: v for k, v in options.items() if k != name}
         assert (
@@ -112,7 +112,8 @@ def test_an_earlier_export_stays_until_the_new_one_is_complete(
     with pytest.raises(OSError, match="no space left"):
         export_saved_model(strided_model, str(earlier), info=dataset_info("camvid"))
     assert (earlier / "old.txt").exists()
-    assert load_labeler(str(earlier))(photos(1, 5, 6)).shape == (1, 5, 6)
+    labels = SavedModelPredictor(str(earlier)).labels(photos(1, 5, 6))
+    assert labels.shape == (1, 5, 6)
 
 
 @pytest.mark.parametrize("what", ["folder", "file"])
@@ -142,14 +143,14 @@ def test_a_saved_model_of_something_else_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="no signature serving_default from ImageTensor"
     ):
-        load_labeler(str(tmp_path))
+        SavedModelPredictor(str(tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
 def test_a_broken_saved_model_is_refused_by_name(tmp_path, content):
     (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be read as a SavedModel"):
-        load_labeler(str(tmp_path))
+        SavedModelPredictor(str(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -180,17 +181,98 @@ def test_pooling_windows_follow_the_scale_in_an_export_too(windowed_model, tmp_p
     images = photos(1, 65, 97)
     labels = predict_labels(windowed_model, images, (0.5, 1.0))
     assert len(np.unique(labels)) > 1
-    np.testing.assert_array_equal(load_labeler(path)(images), labels)
+    np.testing.assert_array_equal(SavedModelPredictor(path).labels(images), labels)
 
 
-def test_an_export_takes_the_channels_of_its_model_and_is_refused_for_files(tmp_path):
+def test_an_export_takes_the_channels_of_its_model(tmp_path):
     image = keras.Input((None, None, 5), name="image")
     model = keras.Model(image, keras.layers.Identity(name="logits")(image))
     model.model_config = ModelConfig(num_classes=5, channels=5)
     path = str(tmp_path / "export")
     export_saved_model(model, path)
-    serve = tf.saved_model.load(path).signatures["serving_default"]
-    (image,) = serve.structured_input_signature[1].values()
-    assert image.shape.as_list() == [None, None, None, 5]
-    with pytest.raises(UserError, match="export takes images of 5 channels, not RGB"):
-        load_labeler(path)
+    predictor = SavedModelPredictor(path)
+    assert predictor.channels == 5
+    images = np.random.RandomState(2).randint(0, 256, (2, 4, 6, 5), np.uint8)
+    np.testing.assert_array_equal(predictor.labels(images), images.argmax(-1))
+    with pytest.raises(UserError, match=r"takes images \?x\?x\?x5; received 1x4x6x3"):
+        predictor.labels(photos(1, 4, 6))
+
+
+def test_what_a_saved_model_tells_of_itself(tiny_export, strided_export):
+    named, bare = (SavedModelPredictor(str(p)) for p in (tiny_export, strided_export))
+    assert (named.num_classes, named.channels) == (5, 3)
+    assert named.info == export_info(tiny_export)
+    assert (bare.num_classes, bare.info) == (None, None)
+    assert named.protocol == bare.protocol == {"artefact": "SavedModel"}
+    with pytest.raises(UserError, match="export gives labels only"):
+        named.probabilities(photos(1, 4, 6))
+
+
+def test_float_images_are_rounded_and_bounded(strided_export):
+    predictor = SavedModelPredictor(str(strided_export))
+    images = photos(1, 33, 49)
+    labels = predictor.labels(images)
+    moved = images + np.float32(0.4) * np.where(images % 2, 1, -1).astype(np.float32)
+    moved[images == 0] = -3
+    moved[images == 255] = 258
+    assert moved.min() < 0 and moved.max() > 255
+    np.testing.assert_array_equal(predictor.labels(moved), labels)
+
+
+def test_a_label_beyond_the_classes_is_refused(strided_export):
+    predictor = SavedModelPredictor(str(strided_export))
+    images = photos(1, 33, 49)
+    assert predictor.labels(images).max() == 3
+    predictor.num_classes = 4
+    predictor.labels(images)
+    predictor.num_classes = 3
+    message = f"{strided_export} gives the label 3, beyond the last of 3 classes, 2"
+    with pytest.raises(UserError, match=message):
+        predictor.labels(images)
+
+
+class Shares(tf.Module):
+    """Three classes whose probabilities are the shares of the colours."""
+
+    def __init__(self, batch, dtype=tf.uint8):
+        image = tf.TensorSpec([batch, None, None, 3], dtype, "ImageTensor")
+        self.labels = tf.function(self._labels, [image])
+        self.shares = tf.function(self._shares, [image])
+        self.both = tf.function(
+            lambda x: self._labels(x) | self._shares(x), input_signature=[image]
+        )
+
+    def _labels(self, ImageTensor):
+        return {"SemanticPredictions": tf.argmax(ImageTensor, -1)}
+
+    def _shares(self, ImageTensor):
+        colors = tf.cast(ImageTensor, tf.float32)
+        shares = colors / tf.reduce_sum(colors, -1, keepdims=True)
+        return {"SemanticProbabilities": shares}
+
+
+@pytest.mark.parametrize("batch", [None, 1])
+@pytest.mark.parametrize("together", [True, False])
+def test_probabilities_are_given_where_they_are_there(tmp_path, together, batch):
+    module = Shares(batch)
+    signatures = {"serving_default": module.both if together else module.labels}
+    if not together:
+        signatures["probabilities"] = module.shares
+    tf.saved_model.save(module, str(tmp_path), signatures)
+    predictor = SavedModelPredictor(str(tmp_path))
+    assert predictor.num_classes == 3
+    images = np.maximum(photos(2, 4, 6), 1)
+    expected = images / images.sum(-1, keepdims=True, dtype=np.float32)
+    probabilities = predictor.probabilities(images)
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
+    labels = predictor.labels(images)
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, images.argmax(-1))
+
+
+def test_an_input_of_floats_is_not_rounded(tmp_path):
+    module = Shares(None, tf.float32)
+    tf.saved_model.save(module, str(tmp_path), {"serving_default": module.both})
+    image = np.array([[[[10.2, 10.4, 10.3]]]], np.float32)
+    assert SavedModelPredictor(str(tmp_path)).labels(image) == 1

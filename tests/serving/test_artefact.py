@@ -1,0 +1,52 @@
+"""Exported models stand where a Keras model stands."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_model
+
+
+@pytest.fixture(scope="module")
+def exported(strided_model, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("exported") / "export")
+    export_saved_model(strided_model, path)
+    return path
+
+
+def test_artefacts_are_told_by_their_names(exported, tmp_path):
+    assert is_artefact(exported)
+    assert is_artefact(str(tmp_path / "model.tflite"))
+    (tmp_path / "logs.tflite").mkdir()
+    for path in (tmp_path, tmp_path / "logs.tflite", tmp_path / "model.ckpt-0"):
+        assert not is_artefact(str(path))
+
+
+def test_a_folder_is_loaded_as_a_saved_model(exported):
+    assert isinstance(load_artefact(exported), SavedModelPredictor)
+
+
+def test_a_file_is_loaded_as_a_tflite_file(tmp_path):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    (tmp_path / "model.tflite").write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"model\.tflite cannot be read as a TFLite f"):
+        load_artefact(str(tmp_path / "model.tflite"))
+
+
+def test_an_artefact_scores_as_its_model_does(strided_model, exported):
+    random = np.random.RandomState(3)
+    images = random.randint(0, 256, (3, 33, 49, 3)).astype(np.float32)
+    labels = random.randint(0, 4, (3, 33, 49, 1)).astype(np.uint8)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+    config = EvalConfig(eval_batch_size=2)
+    expected = Evaluator(strided_model, config, shows_progress=False).evaluate(dataset)
+    artefact = load_artefact(exported)
+    artefact.num_classes = 4
+    metrics = Evaluator(artefact, config, shows_progress=False).evaluate(dataset)
+    assert metrics["confusion_matrix"] == expected["confusion_matrix"]
+    assert np.count_nonzero(np.sum(metrics["confusion_matrix"], 0)) > 1
+    assert metrics["protocol"]["artefact"] == "SavedModel"
