@@ -6,9 +6,11 @@ softmax probabilities over scales and mirrored images. An image that is too larg
 the memory is seen through windows that overlap.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -28,6 +30,7 @@ _NOMINAL_SIDE = 513
 # While rows of windows are blended there are so many copies of their scores.
 _COPIES_OF_ROWS = 6
 _LEAST_WINDOW = 65
+_TOO_SMALL = "the memory limit is too small for images of"
 _MIB = 1 << 20
 
 
@@ -124,14 +127,13 @@ class Predictor:
         # The side whose `_needed` is the limit.
         half = in_rows * tf.cast(width, tf.float32) / (2 * in_window)
         largest = tf.cast(tf.sqrt(half**2 + limit / in_window) - half, tf.int32)
+        area = tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
+        fits = (in_window + in_rows) * area <= limit
         tf.debugging.Assert(
-            largest >= _LEAST_WINDOW,
-            ["the memory limit is too small for images of", tf.shape(images)],
+            fits | (largest >= _LEAST_WINDOW), [_TOO_SMALL, height, width]
         )
         stride = self.config.output_stride
         side = (largest - 1) // stride * stride + 1
-        area = tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
-        fits = (in_window + in_rows) * area <= limit
         sides = tf.minimum(side, height), tf.minimum(side, width)
         return tuple(map(functools.partial(tf.where, fits), (height, width), sides))
 
@@ -220,6 +222,23 @@ class Predictor:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
         return self._finished(images, _most_probable)
+
+
+@contextlib.contextmanager
+def readable_limits() -> Iterator[None]:
+    """Tells in one line that a memory limit is too small for some images.
+
+    Raises:
+        UserError: instead of what the graph raises.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"{_TOO_SMALL}\D+(\d+)\D+(\d+)", error.message)
+        if not found:
+            raise
+        height, width = found.groups()
+        raise UserError(f"{_TOO_SMALL} {width}x{height} pixels") from error
 
 
 def _most_probable(scores):

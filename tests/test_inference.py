@@ -12,7 +12,7 @@ from conftest import ROOT
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.inference import Predictor, predict_labels, readable_limits
 from deeplab_tf.models.deeplab import build_model
 
 
@@ -270,8 +270,14 @@ def test_a_limit_below_the_smallest_window_is_refused(tiny_model):
 def test_an_image_too_wide_for_the_limit_is_refused(strided_model):
     predictor = Predictor(strided_model, memory_limit=3_000_000)
     assert predictor.labels(photo(1, 70, 70)).shape == (1, 70, 70)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="limit is too small"):
-        predictor.labels(photo(1, 66, 6000))
+    # Fits whole, though no window of it would.
+    assert predictor.labels(photo(1, 1, 6000)).shape == (1, 1, 6000)
+    for label in (predictor.labels, tf.function(predictor.labels)):
+        with (
+            pytest.raises(UserError, match=r"images of 6000x66 pixels$"),
+            readable_limits(),
+        ):
+            label(photo(1, 66, 6000))
 
 
 MEMORY_PROGRAM = """

@@ -15,7 +15,7 @@ from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
-from deeplab_tf.inference import Predictor
+from deeplab_tf.inference import Predictor, readable_limits
 
 _MIB = 1 << 20
 
@@ -145,7 +145,8 @@ class Evaluator:
             yield from self._scored_by_replicas(dataset, confident)
             return
         for images, labels, *names in batches(dataset):
-            scored = self._compiled_step(images, labels, confident)
+            with readable_limits():
+                scored = self._compiled_step(images, labels, confident)
             names = names[0] if names else _nameless(images)
             yield _Batch(images, labels, names, *scored)
 
@@ -156,7 +157,7 @@ class Evaluator:
         )
         iterator, is_real = iter(distributed), True
         while is_real:
-            with readable_errors():
+            with readable_limits(), readable_errors():
                 several = self._compiled_replicas(iterator, confident)
             for is_real, *parts in zip(*several, strict=True):
                 if not is_real:

@@ -20,6 +20,7 @@ from deeplab_tf.config import DataConfig, EvalConfig
 from deeplab_tf.data import records, sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
 from deeplab_tf.evaluation.calibration import Calibration
@@ -164,6 +165,11 @@ def _evaluate_artefact(path: str) -> None:
     folder, info = _located(None, known)
     if artefact.num_classes is None:
         artefact.num_classes = info.num_classes
+    if (artefact.num_classes, artefact.channels) != (info.num_classes, info.channels):
+        raise UserError(
+            f"{path} is of {artefact.num_classes} classes and {artefact.channels} "
+            f"channels, but {info.name} has {info.num_classes} and {info.channels}"
+        )
     config = _eval_config(info)
     data = DataConfig(folder, info.name, batch_size=config.eval_batch_size)
     data = dataclasses.replace(data, **flags.field_values(FLAGS, flags.RESIZING))

@@ -39,6 +39,7 @@ from deeplab_tf.data.videos import Video, read_video
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
+from deeplab_tf.inference import readable_limits
 from deeplab_tf.presets import report
 from deeplab_tf.programs import label_sinks, run_program
 from deeplab_tf.programs.labelling import Source, label_all
@@ -177,16 +178,8 @@ def _compiled(model, config: EvalConfig) -> _Labeler:
     )
 
     def labels(images):
-        try:
+        with readable_limits():
             return compiled(images).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            if config.memory_limit_mb is None or "memory limit" not in error.message:
-                raise
-            count, height, width, _ = images.shape
-            raise UserError(
-                f"--memory_limit_mb={config.memory_limit_mb} is too small for "
-                f"{width}x{height} pixels, in batches of {count}"
-            ) from error
 
     return labels
 

@@ -122,6 +122,12 @@ def test_what_was_exported_cannot_be_changed(flag, name, trained, tiny_records):
     assert_refused(rf"--{name} has no effect on \S+exported", EVAL, source, where, flag)
 
 
+def test_an_artefact_of_other_classes_is_refused(tiny_export, tiny_records):
+    where = (f"--checkpoint_dir={tiny_export}", f"--dataset_dir={tiny_records}")
+    message = "of 5 classes and 3 channels, but pascal_voc_seg has 21 and 3"
+    assert_refused(message, EVAL, *where, "--dataset=pascal_voc_seg")
+
+
 def test_windows_are_of_the_protocol(trained, plain, tmp_path):
     _, metrics = evaluate(trained / "logs", tmp_path, "--window_size=33,33")
     assert metrics["protocol"]["window_size"] == [33, 33]

@@ -118,7 +118,10 @@ def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_p
     shutil.copy(predicted / "photos/plain.png", tmp_path)
     Image.new("RGB", (30000, 70)).save(tmp_path / "wide.png")
     for flag, message in (
-        ("--memory_limit_mb=64", "--memory_limit_mb=64 is too small for 30000x70 pix"),
+        (
+            "--memory_limit_mb=64",
+            "memory limit is too small for images of 30000x70 pix",
+        ),
         ("--memory_limit_mb=1", "memory limit of 1 MiB is too small: this model needs"),
         ("--memory_limit_mb=64 --window_size=9,9", "window_size and memory_limit_mb"),
     ):
