@@ -56,12 +56,12 @@ def _define() -> None:
     integer("eval_batch_size", 1, "Images per forward pass.", flag_values=FLAGS)
     integer(
         "images",
-        60,
-        "Images of a turn, the first of the split.",
+        200,
+        "First images of the split, in whole batches; few are outweighed by the start.",
         lower_bound=1,
         flag_values=FLAGS,
     )
-    integer("turns", 9, "Turns of each.", lower_bound=1, flag_values=FLAGS)
+    integer("turns", 5, "Turns of each.", lower_bound=1, flag_values=FLAGS)
 
 
 _define()
@@ -150,7 +150,7 @@ def show(seconds: dict[str, np.ndarray], images: int) -> None:
         times = 1000 * np.median(series, 0) / images
         ratios = map(_spread, (series / model).T)
         print(f"{name:24s}", *map(_described, times, ratios, ("", " of processors")))
-    evaluate, start = seconds["evaluate"], seconds["first batch"]
+    evaluate, start = seconds["evaluate"], np.median(seconds["first batch"], 0)
     for whole, of in ((evaluate, ""), (evaluate - start, " but for the first batch")):
         clock, processors = map(_spread, (model / whole).T)
         print(f"the model is {clock} of evaluate{of}; of processors {processors}")

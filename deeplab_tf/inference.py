@@ -179,8 +179,8 @@ class Predictor:
         padded = self._padded(images)
         views = [view for scale in self.scales for view in self._logits(padded, scale)]
         if len(views) > 1:
-            views = [tf.nn.softmax(view) for view in views]
-        return (tf.add_n(views) / len(views))[:, :height, :width]
+            views = [tf.add_n([tf.nn.softmax(view) for view in views]) / len(views)]
+        return views[0][:, :height, :width]
 
     def _through_windows(self, images, finish: Callable):
         """Returns `finish` of what `_scores` gives, rows at a time."""

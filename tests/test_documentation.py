@@ -66,7 +66,13 @@ def test_the_pages_hold_commands():
     assert programs == {
         *("datasets.voc2012", "datasets.cityscapes", "datasets.ade20k"),
         *("datasets.coco_voc", "datasets.folder", "deeplab_tf.data.doctor"),
-        *("benchmarks.input_pipeline", "train.py", "eval.py", "export.py"),
+        *(
+            "benchmarks.input_pipeline",
+            "benchmarks.evaluation",
+            "train.py",
+            "eval.py",
+            "export.py",
+        ),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
