@@ -6,11 +6,8 @@ softmax probabilities over scales and mirrored images. An image that is too larg
 the memory is seen through windows that overlap.
 """
 
-import contextlib
-import functools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -19,8 +16,9 @@ import tensorflow as tf
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import at_image_scale
 from deeplab_tf.models.memory import activation_bytes
+from deeplab_tf.models.precision import precision_of
 from deeplab_tf.models.resampling import resize_bilinear, scale_dimension
-from deeplab_tf.windows import blended
+from deeplab_tf.windows import Budget, blended
 
 # What an inference takes beside its activations: 1.3 to 1.7 times as much in all was
 # measured for all kinds of backbones (Eigen's and oneDNN's workspaces).
@@ -29,9 +27,6 @@ _WORKSPACE = 2.0
 _NOMINAL_SIDE = 513
 # While rows of windows are blended there are so many copies of their scores.
 _COPIES_OF_ROWS = 6
-_LEAST_WINDOW = 65
-_TOO_SMALL = "the memory limit is too small for images of"
-_MIB = 1 << 20
 
 
 class Predictor:
@@ -68,6 +63,8 @@ class Predictor:
         self.config = model.model_config
         if window is not None and memory_limit is not None:
             raise UserError("a window and a memory limit exclude each other")
+        if min(window or (1,)) < 1:
+            raise UserError(f"a window needs positive sides; received {window}")
         self.scales = tuple(float(scale) for scale in scales)
         if not all(scale > 0 for scale in self.scales or (0.0,)):
             raise UserError(f"scales must be positive; received {self.scales}")
@@ -79,13 +76,7 @@ class Predictor:
         self.network = keras.Model(model.input, logits, name="logits_of_image")
         self.networks = {s: at_image_scale(self.network, s) for s in self.scales}
         if memory_limit is not None:
-            least = self._needed(_LEAST_WINDOW, _LEAST_WINDOW)
-            if memory_limit < least:
-                raise UserError(
-                    f"a memory limit of {memory_limit / _MIB:.0f} MiB is too small: "
-                    f"this model needs {math.ceil(least / _MIB)} MiB for the smallest "
-                    f"window, {_LEAST_WINDOW}x{_LEAST_WINDOW}"
-                )
+            self._budget = Budget(memory_limit, *self._bytes_per_pixel())
 
     @property
     def num_classes(self) -> int:
@@ -98,57 +89,44 @@ class Predictor:
         return {
             "output_stride": self.config.output_stride,
             "atrous_rates": list(self.config.context.rates),
+            "precision": precision_of(self.network),
         }
 
-    @functools.cached_property
     def _bytes_per_pixel(self) -> tuple[float, float]:
         """What a pixel of a window takes, and one of the rows that it belongs to."""
-        area = _NOMINAL_SIDE**2
+        size = [side or _NOMINAL_SIDE for side in self.network.input.shape[1:3]]
         largest = max(1.0, *self.scales) ** 2
-        features = activation_bytes(self.network, (_NOMINAL_SIDE, _NOMINAL_SIDE)) / area
+        features = activation_bytes(self.network, size) / math.prod(size)
         scores = 4 * self.config.num_classes
         views = len(self.scales) * (2 if self.flip else 1)
         # Each view before and after its softmax; sums of blended rows while they grow.
         in_window = _WORKSPACE * features * largest + (2 * views + 2) * scores
         return in_window, _COPIES_OF_ROWS * scores
 
-    def _needed(self, side, width):
-        """Returns the bytes for square windows on an image of a width."""
-        in_window, in_rows = self._bytes_per_pixel
-        return in_window * side**2 + in_rows * side * width
-
-    def _window(self, images):
-        """Returns height and width of the windows for images."""
-        height, width = _size(images)
+    def _window(self, height, width):
+        """Returns height and width of the windows for an image."""
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
-        limit = self.memory_limit / tf.cast(tf.shape(images)[0], tf.float32)
-        in_window, in_rows = self._bytes_per_pixel
-        # The side whose `_needed` is the limit.
-        half = in_rows * tf.cast(width, tf.float32) / (2 * in_window)
-        largest = tf.cast(tf.sqrt(half**2 + limit / in_window) - half, tf.int32)
-        area = tf.cast(height, tf.float32) * tf.cast(width, tf.float32)
-        fits = (in_window + in_rows) * area <= limit
-        tf.debugging.Assert(
-            fits | (largest >= _LEAST_WINDOW), [_TOO_SMALL, height, width]
-        )
         stride = self.config.output_stride
-        side = (largest - 1) // stride * stride + 1
-        sides = tf.minimum(side, height), tf.minimum(side, width)
-        return tuple(map(functools.partial(tf.where, fits), (height, width), sides))
+        return self._budget.window(height, width, stride)
 
-    def _padded(self, images):
+    def _aligned(self, side):
+        """Returns the next `k * output_stride + 1`."""
+        stride = self.config.output_stride
+        return (side - 1 + stride - 1) // stride * stride + 1
+
+    def _padded(self, images, size):
         """Returns images padded at the bottom and the right with the mean pixel."""
-        size = tf.shape(images)[1:3]
-        if self.crop_size is not None:
-            target = tf.maximum(tf.constant(self.crop_size), size)
-        else:
-            stride = self.config.output_stride
-            target = (size - 1 + stride - 1) // stride * stride + 1
-        missing = target - size
-        paddings = [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]]
+        height, width = _size(images)
+        paddings = [[0, 0], [0, size[0] - height], [0, size[1] - width], [0, 0]]
         mean_pixel = tf.constant(self.config.mean_pixel, tf.float32)
         return tf.pad(images - mean_pixel, paddings) + mean_pixel
+
+    def _to_crop(self, images):
+        """Returns images padded to the crop size, which larger ones enlarge."""
+        sides = zip(self.crop_size, _size(images), strict=True)
+        images = tf.cast(images, tf.float32)
+        return self._padded(images, [tf.maximum(*pair) for pair in sides])
 
     def _logits(self, images, scale: float):
         """Returns logits of padded images seen at a scale, at their own size."""
@@ -172,11 +150,13 @@ class Predictor:
             logits = [resize_bilinear(x, grid) for x in logits]
         return [resize_bilinear(x, size) for x in logits]
 
-    def _scores(self, images):
-        """Returns logits (one view) or mean probabilities, at the images' size."""
-        images = tf.cast(images, tf.float32)
+    def _scores(self, images, size):
+        """Returns logits (one view) or mean probabilities of images padded to a size.
+
+        They have the images' own size.
+        """
         height, width = _size(images)
-        padded = self._padded(images)
+        padded = self._padded(tf.cast(images, tf.float32), size)
         views = [view for scale in self.scales for view in self._logits(padded, scale)]
         if len(views) > 1:
             views = [tf.add_n([tf.nn.softmax(view) for view in views]) / len(views)]
@@ -186,13 +166,19 @@ class Predictor:
         """Returns `finish` of what `_scores` gives, rows at a time."""
         batch, classes = tf.shape(images)[0], self.config.num_classes
         height, width = _size(images)
-        rows, columns = self._window(images)
+        rows, columns = self._window(height, width)
+        # A side that is seen whole has the crop size already.
+        sides = ((rows, height), (columns, width))
+        size = [self._aligned(window) for window, _ in sides]
+        if self.crop_size is not None:
+            pairs = zip(size, sides, strict=True)
+            size = [tf.where(w == side, side, x) for x, (w, side) in pairs]
 
         def strip(top):
             seen = images[:, top : top + rows]
 
             def piece(left):
-                return self._scores(seen[:, :, left : left + columns])
+                return self._scores(seen[:, :, left : left + columns], size)
 
             shape = (batch, rows, width, classes)
             return blended(piece, shape, columns, 2, tf.identity)
@@ -202,9 +188,28 @@ class Predictor:
 
     def _finished(self, images, finish: Callable):
         """Returns `finish` of the scores of images."""
-        if self.window is None and self.memory_limit is None:
-            return finish(self._scores(images))
-        return self._through_windows(images, finish)
+        height, width = _size(images)
+        if self.crop_size is not None:
+            images = self._to_crop(images)
+        if self.memory_limit is not None:
+            # One by one, so that neither the limit nor the windows depend on a batch.
+            kind = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
+            results = tf.map_fn(
+                lambda image: self._through_windows(image[None], finish)[0],
+                images,
+                parallel_iterations=1,
+                fn_output_signature=tf.TensorSpec(
+                    [None, None, *kind.shape[3:]], kind.dtype
+                ),
+            )
+        elif self.window is not None:
+            results = self._through_windows(images, finish)
+        else:
+            size = [self._aligned(side) for side in _size(images)]
+            if self.crop_size is not None:
+                size = _size(images)
+            results = finish(self._scores(images, size))
+        return results[:, :height, :width]
 
     def probabilities(self, images):
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
@@ -212,8 +217,11 @@ class Predictor:
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
+        return self._finished(images, self._as_probabilities)
+
+    def _as_probabilities(self, scores):
         one_view = len(self.scales) == 1 and not self.flip
-        return self._finished(images, tf.nn.softmax if one_view else tf.identity)
+        return tf.nn.softmax(scores) if one_view else scores
 
     def labels(self, images):
         """Returns the most probable classes, int32 `[batch, height, width]`.
@@ -223,22 +231,20 @@ class Predictor:
         """
         return self._finished(images, _most_probable)
 
+    def labels_and_confidences(self, images):
+        """Returns what `labels` does, and the probabilities of these, float32.
 
-@contextlib.contextmanager
-def readable_limits() -> Iterator[None]:
-    """Tells in one line that a memory limit is too small for some images.
+        Args:
+            images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
+        """
 
-    Raises:
-        UserError: instead of what the graph raises.
-    """
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        found = re.search(rf"{_TOO_SMALL}\D+(\d+)\D+(\d+)", error.message)
-        if not found:
-            raise
-        height, width = found.groups()
-        raise UserError(f"{_TOO_SMALL} {width}x{height} pixels") from error
+        def both(scores):
+            confidences = tf.reduce_max(self._as_probabilities(scores), -1)
+            labels = tf.cast(_most_probable(scores), tf.float32)
+            return tf.stack([labels, confidences], -1)
+
+        labels, confidences = tf.unstack(self._finished(images, both), axis=-1)
+        return tf.cast(labels, tf.int32), confidences
 
 
 def _most_probable(scores):

@@ -1,11 +1,87 @@
 """Images through windows that overlap, where what the windows see is blended."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import tensorflow as tf
 
+from deeplab_tf.errors import UserError
+
 # Windows share at least one part in so many of their side with the next one.
 _OVERLAP = 3
+_LEAST_WINDOW = 65
+_MIB = 1 << 20
+_TOO_SMALL = "the memory limit is too small for images of"
+
+
+class Budget:
+    """How large windows may be for the memory that there is.
+
+    Args:
+        limit: Bytes that an image may take.
+        in_window: Bytes that a pixel of a window takes.
+        in_rows: Bytes that a pixel of the rows of a window takes, at the image's width.
+
+    Raises:
+        UserError: if not even the smallest window stays below the limit.
+    """
+
+    def __init__(self, limit: int, in_window: float, in_rows: float):
+        self._limit = float(limit)
+        self._in_window, self._in_rows = in_window, in_rows
+        least = (in_window + in_rows) * _LEAST_WINDOW**2
+        if limit < least:
+            raise UserError(
+                f"a memory limit of {limit / _MIB:.0f} MiB is too small: this model "
+                f"needs {math.ceil(least / _MIB)} MiB for the smallest window, "
+                f"{_LEAST_WINDOW}x{_LEAST_WINDOW}"
+            )
+
+    def window(self, height, width, stride: int):
+        """Returns height and width of the windows for an image, int32 scalars.
+
+        Args:
+            height: Pixels of the image, as it comes.
+            width: Likewise.
+            stride: The model's output stride; what it sees is `k * stride + 1`.
+        """
+        in_window, in_rows = self._in_window, self._in_rows
+        seen = [
+            tf.cast(-(-(x - 1) // stride) * stride + 1, tf.float32)
+            for x in (height, width)
+        ]
+        fits = (in_window + in_rows) * seen[0] * seen[1] <= self._limit
+        # The side of which a square window takes all of the limit.
+        half = in_rows * seen[1] / (2 * in_window)
+        largest = tf.sqrt(half**2 + self._limit / in_window) - half
+        tf.debugging.Assert(
+            fits | (largest >= _LEAST_WINDOW), [_TOO_SMALL, height, width]
+        )
+        side = tf.maximum(tf.cast(largest, tf.int32), 1)
+        side = (side - 1) // stride * stride + 1
+        return (
+            tf.where(fits, height, tf.minimum(side, height)),
+            tf.where(fits, width, tf.minimum(side, width)),
+        )
+
+
+@contextlib.contextmanager
+def readable_limits() -> Iterator[None]:
+    """Tells in one line that a memory limit is too small for some images.
+
+    Raises:
+        UserError: instead of what the graph raises.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(rf"{_TOO_SMALL}\D+(\d+)\D+(\d+)", error.message)
+        if not found:
+            raise
+        height, width = found.groups()
+        raise UserError(f"{_TOO_SMALL} {width}x{height} pixels") from error
 
 
 def window_starts(side, window):

@@ -12,8 +12,9 @@ from conftest import ROOT
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import Predictor, predict_labels, readable_limits
+from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.windows import readable_limits
 
 
 def photo(*shape):
@@ -262,6 +263,11 @@ def test_a_window_and_a_limit_exclude_each_other(strided_model):
         Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
 
 
+def test_a_window_has_sides(strided_model):
+    with pytest.raises(UserError, match=r"positive sides; received \(0, 9\)"):
+        Predictor(strided_model, window=(0, 9))
+
+
 def test_a_limit_below_the_smallest_window_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"limit of 0 MiB is too small: .* 65x65"):
         Predictor(tiny_model, memory_limit=1 << 16)
@@ -272,12 +278,46 @@ def test_an_image_too_wide_for_the_limit_is_refused(strided_model):
     assert predictor.labels(photo(1, 70, 70)).shape == (1, 70, 70)
     # Fits whole, though no window of it would.
     assert predictor.labels(photo(1, 1, 6000)).shape == (1, 1, 6000)
-    for label in (predictor.labels, tf.function(predictor.labels)):
+    labels = predictor.labels
+    for label, width in ((labels, 6000), (tf.function(labels), 60000)):
         with (
-            pytest.raises(UserError, match=r"images of 6000x66 pixels$"),
+            pytest.raises(UserError, match=rf"images of {width}x66 pixels$"),
             readable_limits(),
         ):
-            label(photo(1, 66, 6000))
+            label(photo(1, 66, width))
+
+
+@pytest.mark.parametrize("options", [{"window": (33, 65)}, {"memory_limit": 3_000_000}])
+def test_windows_are_cut_from_the_image_at_the_crop_size(strided_model, options):
+    # 81x95 pixels on a canvas of 129x97: its windows are those of the canvas.
+    images = photo(1, 81, 95)
+    canvas = np.full((1, 129, 97, 3), 127.5, np.float32)
+    canvas[:, :81, :95] = images
+    expected = Predictor(strided_model, **options).probabilities(canvas)
+    predictor = Predictor(strided_model, crop_size=(129, 97), **options)
+    np.testing.assert_allclose(
+        predictor.probabilities(images), expected[:, :81, :95], atol=1e-6
+    )
+
+
+def test_the_windows_of_a_limit_do_not_depend_on_the_batch(strided_model):
+    images = photo(3, 150, 170)
+    predictor = Predictor(strided_model, memory_limit=3_000_000)
+    together = predictor.probabilities(images)
+    alone = [predictor.probabilities(image[None])[0] for image in images]
+    np.testing.assert_allclose(together, alone, atol=1e-6)
+    whole = Predictor(strided_model).probabilities(images)
+    assert np.abs(whole - together).max() > 1e-3
+
+
+def test_confidences_are_the_probabilities_of_the_labels(strided_model):
+    images = photo(2, 40, 50)
+    for options in ({}, {"window": (25, 25)}, {"scales": (0.5, 1.0), "flip": True}):
+        predictor = Predictor(strided_model, **options)
+        labels, confidences = predictor.labels_and_confidences(images)
+        np.testing.assert_array_equal(labels, predictor.labels(images))
+        probabilities = np.array(predictor.probabilities(images))
+        np.testing.assert_allclose(confidences, probabilities.max(-1), atol=1e-6)
 
 
 MEMORY_PROGRAM = """

@@ -281,6 +281,12 @@ class EvalConfig:
             self.window_size is None or self.memory_limit_mb is None,
             "window_size and memory_limit_mb exclude each other",
         )
+        for name in ("eval_batch_size", "memory_limit_mb"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1,
+                f"{name} must be at least 1; received {value}",
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -250,4 +250,6 @@ def _first_fact(message: str) -> str:
     failed = re.search(r"assertion failed: \[(.*)\]", sentence, re.S)
     if failed:
         sentence = failed.group(1).replace("] [", " ")
+    # What Python raises within a dataset comes with its type and its traceback.
+    sentence = sentence.partition("\nTraceback")[0].removeprefix("UserError: ")
     return " ".join(sentence.split())

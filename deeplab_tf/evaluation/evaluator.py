@@ -15,7 +15,8 @@ from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
-from deeplab_tf.inference import Predictor, readable_limits
+from deeplab_tf.inference import Predictor
+from deeplab_tf.windows import readable_limits
 
 _MIB = 1 << 20
 
@@ -28,16 +29,16 @@ class _Batch(NamedTuple):
         labels: `[batch, height, width, 1]`.
         names: Strings `[batch]`.
         predictions: Class ids `[batch, height, width]`.
-        confidences: Probabilities of the predicted classes; None where not asked for.
         counts: Confusion matrix, int64 `[num_classes, num_classes]`.
+        confidences: Probabilities of the predicted classes; None where not asked for.
     """
 
     images: tf.Tensor
     labels: tf.Tensor
     names: tf.Tensor
     predictions: tf.Tensor
-    confidences: tf.Tensor | None
     counts: tf.Tensor
+    confidences: tf.Tensor | None = None
 
 
 class Evaluator:
@@ -49,8 +50,8 @@ class Evaluator:
 
     Args:
         model: A model of `build_model`, or what was exported of one: an object with
-            `labels`, `probabilities`, `num_classes` and a dictionary `protocol`, as
-            `Predictor` has them.
+            `labels`, `probabilities`, `num_classes` and `protocol`, as `Predictor` has
+            them.
         config: How to look at the images.
         shows_progress: Whether this process shows a progress bar.
     """
@@ -63,16 +64,16 @@ class Evaluator:
     ):
         self._config = config
         self._shows_progress = shows_progress
-        self._strategy = None
+        self._strategy, self._has_noted = None, False
         self._predictor, self._compiled_step = model, self._step
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
             self._compiled_step = tf.function(self._step, reduce_retracing=True)
             if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
                 self._strategy = model.distribute_strategy
-        self._compiled_replicas = tf.function(
-            self._replicas_step, reduce_retracing=True
-        )
+                self._compiled_replicas = tf.function(
+                    self._replicas_step, reduce_retracing=True
+                )
 
     @property
     def num_classes(self) -> int:
@@ -82,16 +83,33 @@ class Evaluator:
     def _step(self, images, labels, confident: bool):
         """Returns predictions, confidences if they are asked for, and counts."""
         confidences = None
-        if confident:
-            probabilities = self._predictor.probabilities(images)
-            predictions = tf.argmax(probabilities, -1, tf.int32)
-            confidences = tf.reduce_max(probabilities, -1)
+        if not isinstance(self._predictor, Predictor):
+            predictions, confidences = self._ask(images, confident)
+        elif confident:
+            predictions, confidences = self._predictor.labels_and_confidences(images)
         else:
             predictions = self._predictor.labels(images)
         counts = confusion.confusion_matrix(
             labels, predictions, self.num_classes, self._config.ignore_label
         )
         return predictions, confidences, counts
+
+    def _ask(self, images, confident: bool):
+        """Returns what something exported predicts, which may be anything."""
+        predictions = np.asarray(self._predictor.labels(images))
+        if predictions.shape != tuple(images.shape[:3]):
+            raise UserError(
+                f"the label maps for images of shape {list(images.shape)} have the "
+                f"shape {list(predictions.shape)}"
+            )
+        if not 0 <= predictions.min() <= predictions.max() < self.num_classes:
+            raise UserError(
+                f"labels from {predictions.min()} to {predictions.max()} were "
+                f"predicted; there are {self.num_classes} classes"
+            )
+        if not confident:
+            return predictions, None
+        return predictions, tf.reduce_max(self._predictor.probabilities(images), -1)
 
     def evaluate(
         self,
@@ -105,7 +123,8 @@ class Evaluator:
         Args:
             dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
                 and labels `[batch, height, width, 1]`, behind which names may come; of
-                several workers, the share of this one.
+                several workers, the share of this one. Several replicas need a
+                `tf.data.Dataset`.
             total: Returns the sum of an int64 array over all workers, each of which
                 calls it equally often. None is one worker.
             measures: What else is to see every label map: `TrimapCurve` and the like.
@@ -130,14 +149,15 @@ class Evaluator:
             for batch in self._scored(dataset, confident):
                 counts += np.asarray(batch.counts)
                 exceeds = _exceeds(batch.images.shape[1:3], self._config.eval_crop_size)
+                _show(batch, int(seen[0]), measures, gallery)
                 seen += len(batch.images) * np.array([1, exceeds])
-                _show(batch, measures, gallery)
                 progress.update(len(batch.images))
         if total is not None:
             seen, counts = np.asarray(total(seen)), np.asarray(total(counts))
         images, enlarged = seen.tolist()
-        if enlarged:
+        if enlarged and not self._has_noted:
             print(f"note: {enlarged} images exceed eval_crop_size and enlarged it")
+            self._has_noted = True
         return self._metrics(images, counts)
 
     def _scored(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
@@ -146,9 +166,11 @@ class Evaluator:
             return
         for images, labels, *names in batches(dataset):
             with readable_limits():
-                scored = self._compiled_step(images, labels, confident)
+                predictions, confidences, counts = self._compiled_step(
+                    images, labels, confident
+                )
             names = names[0] if names else _nameless(images)
-            yield _Batch(images, labels, names, *scored)
+            yield _Batch(images, labels, names, predictions, counts, confidences)
 
     def _scored_by_replicas(self, dataset, confident: bool) -> Iterator[_Batch]:
         endless = _with_stand_ins(dataset, self._config.ignore_label)
@@ -167,12 +189,13 @@ class Evaluator:
     def _replicas_step(self, iterator, confident: bool):
         """Returns what each replica makes of a batch of its own, by part."""
 
-        def step(is_real, images, labels, names):
+        def step(images, labels):
             predictions, confidences, counts = self._step(images, labels, confident)
-            confidences = counts if confidences is None else confidences
-            return is_real, images, labels, names, predictions, confidences, counts
+            return predictions, counts, *([confidences] if confident else [])
 
-        parts = self._strategy.run(step, args=next(iterator))
+        is_real, images, labels, names = next(iterator)
+        results = self._strategy.run(step, args=(images, labels))
+        parts = (is_real, images, labels, names, *results)
         return [self._strategy.experimental_local_results(part) for part in parts]
 
     def _metrics(self, images: int, counts: np.ndarray) -> dict:
@@ -213,21 +236,28 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
     )
 
 
-def _show(batch: _Batch, measures: Sequence, gallery: Gallery | None) -> None:
-    """Gives the images of a batch to whom is to see them."""
+def _show(batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None):
+    """Gives the images of a batch to whom is to see them.
+
+    Args:
+        batch: The batch.
+        first: Number of its first image in the split, for images without a name.
+        measures: See `Evaluator.evaluate`.
+        gallery: See `Evaluator.evaluate`.
+    """
     if not measures and gallery is None:
         return
-    labels, predictions = np.asarray(batch.labels), np.asarray(batch.predictions)
-    for i, name in enumerate(np.asarray(batch.names)):
-        truth, prediction = labels[i].reshape(predictions[i].shape), predictions[i]
-        confidences = None
-        if batch.confidences is not None:
-            confidences = np.asarray(batch.confidences[i])
+    images, labels, names, predictions = map(np.asarray, batch[:4])
+    confidences = [None] * len(images)
+    if batch.confidences is not None:
+        confidences = np.asarray(batch.confidences)
+    for i, (prediction, name) in enumerate(zip(predictions, names, strict=True)):
+        truth = labels[i].reshape(prediction.shape)
         for measure in measures:
-            measure.update(truth, prediction, confidences)
+            measure.update(truth, prediction, confidences[i])
         if gallery is not None:
-            text = name.decode(errors="replace")
-            gallery.update(text, np.asarray(batch.images[i]), truth, prediction)
+            text = name.decode(errors="replace") if isinstance(name, bytes) else name
+            gallery.update(text or f"image {first + i}", images[i], truth, prediction)
 
 
 def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Dataset:
@@ -241,7 +271,8 @@ def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Data
 
     channels = dataset.element_spec[0].shape[-1]
     image, label = tf.zeros([1, 1, 1, channels]), tf.fill([1, 1, 1, 1], ignore_label)
-    label = tf.cast(label, dataset.element_spec[1].dtype)
+    specs = dataset.element_spec
+    image, label = tf.cast(image, specs[0].dtype), tf.cast(label, specs[1].dtype)
     stand_in = tf.data.Dataset.from_tensors((False, image, label, [""]))
     return dataset.map(real).concatenate(stand_in.repeat())
 
@@ -283,7 +314,7 @@ def class_table(metrics: dict, info: DatasetInfo) -> str:
     """Returns the per-class table of some metrics, ready to print."""
     pixels = np.sum(metrics["confusion_matrix"], 1)
     columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
-    width = max(map(len, info.class_names))
+    width = max(map(len, ("class", *info.class_names)))
     lines = [f"{'class':<{width}}  {'IoU':>7}  accuracy  F-score  {'pixels':>12}"]
 
     def add(name, scores, count):

@@ -16,7 +16,7 @@ class ScoredImage:
         name: Name of the image.
         image: uint8 RGB `[height, width, 3]`.
         truth: Labels, uint8 `[height, width]`.
-        prediction: Class ids, int32 `[height, width]`.
+        prediction: Class ids, uint8 `[height, width]`.
         miou: Mean IoU 0..1 over the classes of this image; None if none of its pixels
             is scored.
     """
@@ -72,7 +72,9 @@ class Gallery:
         is_first = len(self.first) < self._first
         if not (is_worst or is_best or is_first):
             return
-        scored = ScoredImage(name, as_rgb(image), truth, prediction, miou)
+        # Copies, for what comes may be a part of a whole batch.
+        truth, prediction = truth.astype(np.uint8), prediction.astype(np.uint8)
+        scored = ScoredImage(name, as_rgb(image).copy(), truth, prediction, miou)
         if is_first:
             self.first.append(scored)
         if is_worst:

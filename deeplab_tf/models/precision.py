@@ -2,6 +2,8 @@
 
 import keras
 
+from deeplab_tf.models.variables import leaf_layers
+
 
 def use_precision(precision: str) -> None:
     """Lets models that are built from now on compute in a precision.
@@ -13,3 +15,9 @@ def use_precision(precision: str) -> None:
     """
     mixed = "" if precision == "float32" else "mixed_"
     keras.config.set_dtype_policy(mixed + precision)
+
+
+def precision_of(model: keras.Model) -> str:
+    """Returns the precision in which the convolutions of a model compute."""
+    narrow = {layer.compute_dtype for layer in leaf_layers(model)} - {"float32"}
+    return min(narrow & {"bfloat16", "float16"}, default="float32")

@@ -10,7 +10,10 @@ import itertools
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
@@ -49,6 +52,9 @@ _VIEW = {
     "need more are seen through windows.",
 }
 _EVALUATION = _VIEW | {"eval_batch_size": "Images per forward pass."}
+# Besides those of the model.
+_OF_CHECKPOINTS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
+_OFFICIAL_INTERVAL = 300  # seconds between two evaluations
 _SHOWN = 12  # worst and best images in the report
 
 
@@ -76,12 +82,14 @@ def _define() -> None:
         "eval_interval_secs",
         None,
         "Given: follow a training, scoring each new checkpoint.",
+        lower_bound=0,
         flag_values=FLAGS,
     )
     integer(
         "max_number_of_evaluations",
         0,
         "Evaluations before the end when following; 0 is no end.",
+        lower_bound=0,
         flag_values=FLAGS,
     )
     integer(
@@ -159,17 +167,20 @@ def _eval_config(info: DatasetInfo) -> EvalConfig:
 
 def _evaluate_artefact(path: str) -> None:
     """Scores a SavedModel or a TFLite file."""
-    require_no_model_flags(FLAGS, path, _VIEW)
+    require_no_model_flags(FLAGS, path, (*_VIEW, *_OF_CHECKPOINTS))
     artefact = load_artefact(path)
     known = artefact.info and artefact.info.name
     folder, info = _located(None, known)
     if artefact.num_classes is None:
         artefact.num_classes = info.num_classes
-    if (artefact.num_classes, artefact.channels) != (info.num_classes, info.channels):
+    channels = artefact.channels or info.channels
+    if (artefact.num_classes, channels) != (info.num_classes, info.channels):
         raise UserError(
-            f"{path} is of {artefact.num_classes} classes and {artefact.channels} "
-            f"channels, but {info.name} has {info.num_classes} and {info.channels}"
+            f"{path} is of {artefact.num_classes} classes and {channels} channels, but "
+            f"{info.name} has {info.num_classes} and {info.channels}"
         )
+    if FLAGS.calibration:
+        artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
     config = _eval_config(info)
     data = DataConfig(folder, info.name, batch_size=config.eval_batch_size)
     data = dataclasses.replace(data, **flags.field_values(FLAGS, flags.RESIZING))
@@ -217,6 +228,10 @@ def _evaluate_checkpoint(prefix: str, strategy, announces: bool = True) -> None:
 def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
     """Scores a model, prints the table and writes what was found."""
     info = split.info
+    if _corruptions() and info.channels != 3:
+        raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
+    if FLAGS.eval_logdir:
+        tf.io.gfile.makedirs(FLAGS.eval_logdir)
     measures = _measures(info)
     gallery = None
     if FLAGS.report and FLAGS.eval_logdir:
@@ -227,18 +242,17 @@ def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
         "checkpoint": source,
         "dataset": info.name,
         "split": split.name,
-        "min_resize_value": split.data.min_resize_value,
-        "max_resize_value": split.data.max_resize_value,
+        **{name: getattr(split.data, name) for name in flags.RESIZING},
     }
     metrics["class_names"] = list(info.class_names)
     print(class_table(metrics, info))
+    paths = _written(metrics, info, gallery)
     if _corruptions():
+        # Long: what is known already is written already.
         metrics["robustness"] = _robustness(evaluator, split, metrics["miou"])
-    for line in _told(metrics):
+        paths = _written(metrics, info, gallery)
+    for line in (*_told(metrics), *(f"written: {path}" for path in paths)):
         print(line)
-    if FLAGS.eval_logdir:
-        for path in _written(metrics, info, gallery):
-            print(f"written: {path}")
 
 
 def _measures(info: DatasetInfo) -> dict:
@@ -256,11 +270,24 @@ def _measures(info: DatasetInfo) -> dict:
 
 def _corruptions() -> list[str]:
     given = FLAGS.corruptions
-    return list(corruptions.CORRUPTIONS) if given == ["all"] else given
+    every = list(corruptions.CORRUPTIONS)
+    return every if given == ["all"] else list(dict.fromkeys(given))
 
 
 def _severities() -> list[int]:
-    return list(flags.whole_numbers_value(FLAGS, "severities"))
+    given = flags.whole_numbers_value(FLAGS, "severities")
+    if not given:
+        raise UserError("--severities needs one at least, of 1 to 5")
+    return list(dict.fromkeys(given))
+
+
+def _check_corruptions() -> None:
+    """Refuses corruptions that cannot be had."""
+    if FLAGS["severities"].present and not FLAGS.corruptions:
+        raise UserError("--severities has no effect without --corruptions")
+    for name in _corruptions():
+        for severity in _severities():
+            corruptions.corrupted((), name, severity)
 
 
 def _robustness(evaluator: Evaluator, split: _Split, clean: float) -> dict:
@@ -306,8 +333,9 @@ def _score_text(score: float | None) -> str:
 
 
 def _written(metrics: dict, info: DatasetInfo, gallery: Gallery | None) -> list[str]:
-    """Writes `metrics.json` and the report, each whole or not at all."""
-    tf.io.gfile.makedirs(FLAGS.eval_logdir)
+    """Writes `metrics.json` and the report, each whole or not at all; returns them."""
+    if not FLAGS.eval_logdir:
+        return []
     paths = [os.path.join(FLAGS.eval_logdir, "metrics.json")]
     records.write_text(json.dumps(metrics, indent=2) + "\n", paths[0])
     if gallery is not None:
@@ -323,9 +351,38 @@ def _command() -> list[str]:
     return [*(["python"] if name.endswith(".py") else []), name, *arguments]
 
 
-def _follow(folder: str, strategy) -> None:
+def _checkpoints(folder: str, seconds: float) -> Iterator[str]:
+    """Yields the newest checkpoint of a folder, and every newer one that comes.
+
+    Args:
+        folder: The `train_logdir`; it may be made later.
+        seconds: Time between two looks.
+    """
+    latest, is_told = None, False
+    while True:
+        began = time.monotonic()
+        newest = _newest(folder)
+        if newest not in (None, latest):
+            yield newest
+            latest, is_told = newest, False
+        elif not is_told:
+            print(f"waiting for a checkpoint in {folder}", flush=True)
+            is_told = True
+        time.sleep(max(1.0, began + seconds - time.monotonic()))
+
+
+def _newest(folder: str) -> str | None:
+    if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
+        raise UserError(f"{folder} is no folder; --eval_interval_secs follows one")
+    try:
+        return tf1.resolve(folder)
+    except UserError:
+        return None
+
+
+def _follow(folder: str, seconds: float, strategy) -> None:
     """Scores every new checkpoint of a folder."""
-    checkpoints = tf.train.checkpoints_iterator(folder, FLAGS.eval_interval_secs)
+    checkpoints = _checkpoints(folder, seconds)
     # No end is 0, which `islice` spells None.
     limit = FLAGS.max_number_of_evaluations or None
     for i, prefix in enumerate(itertools.islice(checkpoints, limit)):
@@ -335,19 +392,18 @@ def _follow(folder: str, strategy) -> None:
 def main(values: absl_flags.FlagValues) -> None:
     """Scores once, or follows a training."""
     flags.check_flags(values, "eval")
-    for name in _corruptions():
-        for severity in _severities():
-            corruptions.corrupted((), name, severity)  # whether it can be had
-    follows = values.eval_interval_secs is not None
-    path = values.checkpoint_dir
+    _check_corruptions()
+    path, seconds = values.checkpoint_dir, values.eval_interval_secs
     if is_artefact(path):
         _evaluate_artefact(path)
         return
     strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
-    if follows and values.max_number_of_evaluations != 1:
-        _follow(path, strategy)
-    else:
+    if seconds is None and values.max_number_of_evaluations > 1:
+        seconds = _OFFICIAL_INTERVAL
+    if seconds is None or values.max_number_of_evaluations == 1:
         _evaluate_checkpoint(tf1.resolve(path), strategy)
+    else:
+        _follow(path, seconds, strategy)
 
 
 def run() -> None:

@@ -39,7 +39,6 @@ from deeplab_tf.data.videos import Video, read_video
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
-from deeplab_tf.inference import readable_limits
 from deeplab_tf.presets import report
 from deeplab_tf.programs import label_sinks, run_program
 from deeplab_tf.programs.labelling import Source, label_all
@@ -52,6 +51,7 @@ from deeplab_tf.programs.restored import (
 )
 from deeplab_tf.serving.artefact import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
+from deeplab_tf.windows import readable_limits
 
 FLAGS = absl_flags.FlagValues()
 _TEXTS = {

@@ -6,12 +6,13 @@ import keras
 import tensorflow as tf
 
 from deeplab_tf.config import ModelConfig, TrainConfig
+from deeplab_tf.models.precision import precision_of
 from deeplab_tf.models.resampling import (
     resize_bilinear,
     scale_dimension,
     spatial_size,
 )
-from deeplab_tf.models.variables import leaf_layers, official_variables
+from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training import losses, optimizer
 
 
@@ -33,7 +34,7 @@ def training_outputs(model: keras.Model) -> keras.Model:
 
 def computes_in_half(model: keras.Model) -> bool:
     """Whether a model computes in float16, whose gradients may vanish or overflow."""
-    return any(layer.compute_dtype == "float16" for layer in leaf_layers(model))
+    return precision_of(model) == "float16"
 
 
 class TrainStep:

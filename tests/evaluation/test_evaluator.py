@@ -12,9 +12,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from deeplab_tf.config import EvalConfig
+from deeplab_tf.config import EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.calibration import Calibration
 from deeplab_tf.evaluation.evaluator import Evaluator, class_table, evaluate
 from deeplab_tf.evaluation.gallery import Gallery
 
@@ -54,6 +55,7 @@ def test_metrics_by_hand(color_model):
         "protocol": {
             "output_stride": 8,
             "atrous_rates": [12, 24, 36],
+            "precision": "float32",
             "eval_scales": (1.0,),
             "add_flipped_images": False,
             "eval_crop_size": None,
@@ -174,16 +176,20 @@ def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
     images = np.random.RandomState(2).randint(0, 256, (3, 17, 25, 3))
     labels = np.random.RandomState(3).randint(0, 4, (3, 17, 25, 1))
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
-    evaluator = Evaluator(strided_model, EvalConfig(eval_crop_size=(17, 17)))
-    whole = evaluator.evaluate(dataset)
+    config = EvalConfig(eval_crop_size=(17, 17))
+    whole = Evaluator(strided_model, config).evaluate(dataset)
     note = capsys.readouterr().out
-    others = []
+    evaluator, others = Evaluator(strided_model, config), []
     evaluator.evaluate(dataset.skip(1), lambda a: others.append(a) or a)
+    assert capsys.readouterr().out == note.replace("3 images", "2 images")
     assert all(array.dtype == np.int64 for array in others)
     calls = iter(others)
-    mine = evaluator.evaluate(dataset.take(1), lambda a: a + next(calls))
-    assert mine == whole and whole["images"] == 3
-    assert capsys.readouterr().out.endswith(note)
+    evaluator = Evaluator(strided_model, config)
+    for told in (note, ""):  # once
+        mine = evaluator.evaluate(dataset.take(1), lambda a: a + next(calls))
+        assert mine == whole and whole["images"] == 3
+        assert capsys.readouterr().out == told
+        calls = iter(others)
 
 
 @pytest.mark.parametrize("shows_progress", [True, False])
@@ -256,6 +262,59 @@ def test_replicas_count_every_image_once(replicas):
     assert found == json.loads(json.dumps(expected))
 
 
+class Exported:
+    """Something exported that gives whatever label maps it is told to."""
+
+    num_classes, protocol = 3, {}
+
+    def __init__(self, labels):
+        self.labels = labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            lambda x: np.zeros((1, 8, 9), int),
+            r"\[1, 9, 8, 3\] have the shape \[1, 8, 9\]",
+        ),
+        (lambda x: np.zeros((1, 9, 8, 1), int), r"have the shape \[1, 9, 8, 1\]"),
+        (lambda x: np.full((1, 9, 8), -1), "labels from -1 to -1 .* 3 classes"),
+        (lambda x: np.full((1, 9, 8), 3), "labels from 3 to 3 .* 3 classes"),
+    ],
+)
+def test_label_maps_that_cannot_be_are_refused(labels, message):
+    image, truth = np.zeros((1, 9, 8, 3), np.float32), np.zeros((1, 9, 8, 1), np.uint8)
+    dataset = tf.data.Dataset.from_tensors((image, truth))
+    with pytest.raises(UserError, match=message):
+        Evaluator(Exported(labels)).evaluate(dataset)
+
+
+def test_images_without_a_name_are_numbered(color_model):
+    images, labels, _ = samples(3)
+    gallery = Gallery(3, 255, first=3)
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels, ["a", "", ""]))
+    Evaluator(color_model).evaluate(dataset.batch(2), gallery=gallery)
+    names = [scored.name for scored in gallery.first]
+    assert names == ["a", "image 1", "image 2"]
+
+
+def test_measures_change_no_count(tiny_model):
+    # Probabilities of scores this near are equal, the scores are not.
+    scores = np.float32([1e-4 * 100, 1e-4 * 100.0002])
+    image = keras.Input((None, None, 3))
+    bias = keras.initializers.Constant(scores)
+    logits = keras.layers.Dense(2, "linear", True, "zeros", bias, name="logits")(image)
+    model = keras.Model(image, logits)
+    model.model_config = ModelConfig(num_classes=2, output_stride=8)
+    truth = np.ones((1, 9, 9, 1), np.uint8)
+    dataset = tf.data.Dataset.from_tensors((np.zeros((1, 9, 9, 3), np.float32), truth))
+    evaluator, calibration = Evaluator(model), Calibration(2, 255)
+    for measures in ((), (calibration,)):
+        assert evaluator.evaluate(dataset, measures=measures)["miou"] == 1.0
+    assert calibration.metrics()["expected_calibration_error"] == pytest.approx(0.5)
+
+
 def test_the_table_names_classes_and_pixels():
     metrics = {
         "images": 2,
@@ -267,6 +326,10 @@ def test_the_table_names_classes_and_pixels():
         "f_score_per_class": [0.6, 0.2, None],
         "confusion_matrix": [[1200, 34, 0], [5, 0, 0], [0, 0, 0]],
     }
+    short = DatasetInfo("short", ("a", "b", "c"))
+    assert (
+        len({len(line) for line in class_table(metrics, short).splitlines()[:-1]}) == 1
+    )
     assert class_table(metrics, INFO).splitlines() == [
         "class          IoU  accuracy  F-score        pixels",
         "red         0.5000    0.6250   0.6000         1,234",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -103,6 +104,7 @@ def test_a_saved_model_scores_what_its_checkpoint_does(trained, plain, tiny_reco
         "ignore_label": 255,
         "min_resize_value": None,
         "max_resize_value": None,
+        "resize_factor": None,
     }
 
 
@@ -114,6 +116,8 @@ def test_a_saved_model_scores_what_its_checkpoint_does(trained, plain, tiny_reco
         ("--window_size=33,33", "window_size"),
         ("--preset=mobilenetv2_coco_voc_trainaug", "preset"),
         ("--precision=bfloat16", "precision"),
+        ("--num_clones=2", "num_clones"),
+        ("--eval_interval_secs=1", "eval_interval_secs"),
     ],
 )
 def test_what_was_exported_cannot_be_changed(flag, name, trained, tiny_records):
@@ -174,12 +178,50 @@ def test_corruptions_are_scored_at_every_severity(trained, plain, tmp_path):
     assert "shot_noise" in (tmp_path / "report.html").read_text()
 
 
+def test_a_corruption_that_fails_leaves_the_metrics_before_it(trained, tmp_path):
+    pytest.importorskip("imagecorruptions", reason="needs imagecorruptions-imaug")
+    where = (f"--checkpoint_dir={trained}/logs", f"--eval_logdir={tmp_path}")
+    # The smaller image has 29 rows.
+    message = "corruptions need images of at least 32x32 pixels; received 64x29$"
+    assert_refused(message, EVAL, *where, "--corruptions=fog", "--severities=1")
+    assert "miou" in json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_every_new_checkpoint_of_a_folder_is_scored(trained, tmp_path):
+    folder = tmp_path / "logs"
+    follow = ("--eval_interval_secs=1", "--max_number_of_evaluations=2")
+    where = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
+    command = [sys.executable, ROOT / "eval.py", *where, *follow]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == f"waiting for a checkpoint in {folder}\n"
+        # As in the official archives, no file tells which one is the latest.
+        shutil.copytree(trained / "logs", folder)
+        assert any("waiting" in line for line in process.stdout)
+        assert (tmp_path / "eval/metrics.json").exists()
+        for path in sorted(folder.glob("model.ckpt-7.*"), reverse=True):
+            shutil.copy(path, folder / path.name.replace("ckpt-7", "ckpt-9"))
+        assert process.wait(120) == 0
+    metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
+    assert metrics["protocol"]["checkpoint"] == f"{folder}/model.ckpt-9"
+
+
+def test_a_file_cannot_be_followed(tmp_path):
+    (tmp_path / "file").write_text("")
+    where = (f"--checkpoint_dir={tmp_path}/file", f"--dataset_dir={tmp_path}")
+    assert_refused("file is no folder", EVAL, *where, "--eval_interval_secs=1")
+
+
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
         ("--corruptions=fogg", "no corruption 'fogg'; near it are fog"),
         ("--corruptions=fog --severities=0", "severity must be .* received 0"),
         ("--corruptions=fog --severities=one", "--severities"),
+        ("--corruptions=fog --severities=", "--severities needs one at least"),
+        ("--severities=1", "--severities has no effect without --corruptions"),
+        ("--memory_limit_mb=0", "memory_limit_mb must be at least 1"),
+        ("--eval_batch_size=0", "eval_batch_size must be at least 1"),
+        ("--max_number_of_evaluations=-1", "max_number_of_evaluations"),
         ("--window_size=33", "--window_size"),
         ("--window_size=33,33 --memory_limit_mb=900", "exclude each other"),
         ("--num_clones=0", "num_clones must be at least 1"),

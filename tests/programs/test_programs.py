@@ -184,6 +184,8 @@ def test_an_evaluation_writes_metrics_json(line, tiny_records):
         "ignore_label": 255,
         "window_size": None,
         "memory_limit_mb": None,
+        "precision": "float32",
+        "resize_factor": None,
     }
     assert f"written: {line.folder}/eval/metrics.json" in line.out["eval"]
     assert "aeroplane" in line.out["eval"]
