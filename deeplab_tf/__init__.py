@@ -25,6 +25,7 @@ _HOME = {
     "dataset_info": "data.info",
     "evaluate": "evaluation.evaluator",
     "export_saved_model": "serving.saved_model",
+    "from_pretrained": "checkpoints.pretrained",
     "load_dataset": "data.pipeline",
     "load_tf1_checkpoint": "checkpoints.tf1",
     "load_tf1_variables": "checkpoints.restore",

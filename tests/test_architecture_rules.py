@@ -12,7 +12,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # not know each other.
 LEVELS = (
     {"errors"},
-    {"data.info"},
+    {"archives", "data.info"},
     {"config"},
     {"presets"},
     {"models", "data"},

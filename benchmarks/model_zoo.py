@@ -1,0 +1,123 @@
+"""What the checkpoints of the official zoo score here, beside the published figures.
+
+    python benchmarks/model_zoo.py --dataset_dir=tfrecord/voc
+
+Every checkpoint of the data set in that folder is downloaded and evaluated as it was
+for its figures: output strides, scales, mirroring, crop and resizing are those of the
+presets. What has no records there, such as the test splits whose labels nobody has, is
+named and left out; --eval_split takes another split instead. --images looks at the
+first ones only, to try it out. The 8-bit checkpoints are evaluated in floating point.
+"""
+
+import dataclasses
+
+import deeplab_tf.programs
+
+# isort: split
+import keras
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.checkpoints.pretrained import from_pretrained
+from deeplab_tf.checkpoints.zoo import ZOO, ZooCheckpoint
+from deeplab_tf.data import records, sources
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.presets import Preset
+
+FLAGS = absl_flags.FlagValues()
+_ALL = -1
+# Names of the measures in metrics.json and in what was published.
+_MEASURES = ("miou", "pixel_accuracy")
+
+
+def _define() -> None:
+    flags.define_dataset_location(FLAGS)
+    string = absl_flags.DEFINE_string
+    absl_flags.DEFINE_list(
+        "checkpoints", [], "Names in the zoo; default: all.", flag_values=FLAGS
+    )
+    string("eval_split", None, "Split to take for all.", flag_values=FLAGS)
+    string("cache_dir", None, "Folder of the downloads.", flag_values=FLAGS)
+    absl_flags.DEFINE_integer(
+        "images", _ALL, "Images of a split; default: all.", flag_values=FLAGS
+    )
+
+
+_define()
+
+
+def chosen(names: list[str], dataset: str) -> list[ZooCheckpoint]:
+    """Returns the checkpoints of a data set, all or those of some names."""
+    known = [c for c in ZOO.values() if c.info and c.info.name == dataset]
+    for name in names:
+        if name not in (c.name for c in known):
+            raise UserError(
+                f"--checkpoints={name} is none of {dataset} in the zoo; they are "
+                f"{', '.join(c.name for c in known)}"
+            )
+    return [c for c in known if not names or c.name in names]
+
+
+def score(
+    checkpoint: ZooCheckpoint, preset: Preset, split: str, values: absl_flags.FlagValues
+) -> dict:
+    """Returns the metrics of a checkpoint by one of its protocols."""
+    folder = values.dataset_dir
+    records.shard_paths(folder, split)  # before anything is downloaded
+    keras.backend.clear_session()
+    model = from_pretrained(
+        checkpoint.name,
+        output_stride=preset.eval_output_stride,
+        cache_dir=values.cache_dir,
+    )
+    data = dataclasses.replace(
+        preset.data,
+        dataset_dir=folder,
+        dataset=checkpoint.info.name,
+        batch_size=preset.evaluation.eval_batch_size,
+    )
+    dataset = load_dataset(data, split, training=False).take(values.images)
+    return Evaluator(model, preset.evaluation).evaluate(dataset)
+
+
+def show(preset: Preset, split: str, metrics: dict) -> None:
+    """Prints a row for each figure that was published."""
+    remark = "" if split == preset.eval_split else f"  published: {preset.eval_split}"
+    for measure in _MEASURES:
+        published = getattr(preset.published, measure)
+        if published is None:
+            continue
+        ours = 100 * metrics[measure]
+        print(
+            f"{preset.name:<50}{split:>10}{metrics['images']:>7}  {measure:<14}"
+            f"{ours:>7.2f}{published:>11.2f}{ours - published:>+8.2f}{remark}",
+            flush=True,
+        )
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Scores one after the other and prints as it goes."""
+    flags.require_dataset_dir(values.dataset, values.dataset_dir)
+    info = sources.resolve_info(values.dataset, values.dataset_dir or "")
+    checkpoints = chosen(values.checkpoints, info.name)
+    scored = 0
+    print(
+        f"{'checkpoint and protocol':<50}{'split':>10}{'images':>7}  {'per cent':<14}"
+        f"{'ours':>7}{'published':>11}{'':>8}"
+    )
+    for checkpoint in checkpoints:
+        for preset in checkpoint.evaluations:
+            split = values.eval_split or preset.eval_split
+            try:
+                show(preset, split, score(checkpoint, preset, split, values))
+                scored += 1
+            except UserError as error:
+                print(f"{preset.name:<50}{split:>10}  left out: {error}", flush=True)
+    if not scored:
+        raise UserError(f"no checkpoint of {info.name} in the zoo could be scored")
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)

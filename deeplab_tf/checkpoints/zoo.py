@@ -1,0 +1,237 @@
+"""The checkpoints of the official model zoo: where they are and what they are.
+
+    python -m deeplab_tf.checkpoints.zoo
+
+lists them with their figures. Names and archives are those of `model_zoo.md` and
+`quantize.md` in github.com/tensorflow/models/tree/master/research/deeplab/g3doc;
+models, protocols and figures are those of the presets.
+"""
+
+import dataclasses
+import difflib
+import os
+import signal
+
+from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.presets import PRESETS, Preset
+
+_ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
+# What model_zoo.md spells http://download.tensorflow.org/models. Most archives have no
+# published SHA-256, so nobody should be able to change them on their way.
+_ADDRESS = "https://storage.googleapis.com/download.tensorflow.org/models"
+_SUFFIX = ".tar.gz"
+
+
+def zoo_address() -> str:
+    """Returns the folder of the archives: the official one, or DEEPLAB_TF_ZOO."""
+    return (os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS).rstrip("/")
+
+
+@dataclasses.dataclass(frozen=True)
+class ZooCheckpoint:
+    """A checkpoint of the official model zoo.
+
+    Attributes:
+        name: Its name in `model_zoo.md`.
+        archive: Name of its archive.
+        evaluations: The presets that it was scored by; the first has its model.
+        sha256: SHA-256 of the archive in hexadecimal digits; "" where none was found.
+    """
+
+    name: str
+    archive: str
+    evaluations: tuple[Preset, ...]
+    sha256: str = ""
+
+    @property
+    def preset(self) -> Preset:
+        """Its model, and the first way in which it was scored."""
+        return self.evaluations[0]
+
+    @property
+    def url(self) -> str:
+        """Where its archive is."""
+        return f"{zoo_address()}/{self.archive}"
+
+    @property
+    def is_pretrained_backbone(self) -> bool:
+        """Whether it is a backbone to begin a training with, no whole model."""
+        return self.preset.published.miou is None
+
+    @property
+    def info(self) -> DatasetInfo | None:
+        """Its classes; None for a backbone, which has none of ours."""
+        if self.is_pretrained_backbone:
+            return None
+        return dataset_info(self.preset.data.dataset)
+
+
+# Name, archive without its suffix, and the presets that are not named alike.
+_ROWS = (
+    (
+        "mobilenetv2_dm05_coco_voc_trainaug",
+        "deeplabv3_mnv2_dm05_pascal_trainaug_2018_10_01",
+    ),
+    (
+        "mobilenetv2_dm05_coco_voc_trainaug_8bit",
+        "deeplabv3_mnv2_dm05_pascal_train_aug_8bit_2019_04_26",
+    ),
+    (
+        "mobilenetv2_dm05_coco_voc_trainval",
+        "deeplabv3_mnv2_dm05_pascal_trainval_2018_10_01",
+    ),
+    ("mobilenetv2_coco_voc_trainaug", "deeplabv3_mnv2_pascal_train_aug_2018_01_29"),
+    (
+        "mobilenetv2_coco_voc_trainaug_8bit",
+        "deeplabv3_mnv2_pascal_train_aug_8bit_2019_04_26",
+    ),
+    ("mobilenetv2_coco_voc_trainval", "deeplabv3_mnv2_pascal_trainval_2018_01_29"),
+    ("xception65_coco_voc_trainaug", "deeplabv3_pascal_train_aug_2018_01_04"),
+    ("xception65_coco_voc_trainval", "deeplabv3_pascal_trainval_2018_01_04"),
+    (
+        "mobilenetv2_coco_cityscapes_trainfine",
+        "deeplabv3_mnv2_cityscapes_train_2018_02_05",
+    ),
+    (
+        "mobilenetv3_large_cityscapes_trainfine",
+        "deeplab_mnv3_large_cityscapes_trainfine_2019_11_15",
+    ),
+    (
+        "mobilenetv3_small_cityscapes_trainfine",
+        "deeplab_mnv3_small_cityscapes_trainfine_2019_11_15",
+    ),
+    ("xception65_cityscapes_trainfine", "deeplabv3_cityscapes_train_2018_02_06"),
+    (
+        "xception71_dpc_cityscapes_trainfine",
+        "deeplab_cityscapes_xception71_trainfine_2018_09_08",
+    ),
+    (
+        "xception71_dpc_cityscapes_trainval",
+        "deeplab_cityscapes_xception71_trainvalfine_2018_09_08",
+    ),
+    (
+        "EdgeTPU-DeepLab",
+        "edgetpu-deeplab_2020_03_09",
+        *("edgetpu_deeplab_os32", "edgetpu_deeplab_os16"),
+    ),
+    (
+        "EdgeTPU-DeepLab-slim",
+        "edgetpu-deeplab-slim_2020_03_09",
+        *("edgetpu_deeplab_slim_os32", "edgetpu_deeplab_slim_os16"),
+    ),
+    ("mobilenetv2_ade20k_train", "deeplabv3_mnv2_ade20k_train_2018_12_03"),
+    ("xception65_ade20k_train", "deeplabv3_xception_ade20k_train_2018_05_29"),
+    ("xception_41_imagenet", "xception_41_2018_05_09"),
+    ("xception_65_imagenet", "deeplabv3_xception_2018_01_04"),
+    (
+        "xception_65_imagenet_coco",
+        "xception_65_coco_pretrained_2018_10_02",
+        "xception_65_coco",
+    ),
+    ("xception_71_imagenet", "xception_71_2018_05_09"),
+    ("resnet_v1_50_beta_imagenet", "resnet_v1_50_2018_05_04"),
+    ("resnet_v1_101_beta_imagenet", "resnet_v1_101_2018_05_04"),
+)
+_SHA256 = {
+    # Open Model Zoo, models/public/deeplabv3/model.yml, commit ee686f2d.
+    "mobilenetv2_coco_voc_trainaug": (
+        "cd506941e4f88fd053903913761df2e76ea00c01079cecfd35855304a4a5fb48"
+    ),
+    # Two users of the archive, independently of each other; one had it from _ADDRESS.
+    "mobilenetv2_coco_voc_trainval": (
+        "2b7fe43461c2d9d56b3ed6baed5547fc066361ba12ab84c8e85f0c31914c034f"
+    ),
+}
+
+
+def _evaluations(name: str, others: tuple[str, ...]) -> tuple[Preset, ...]:
+    """Returns the presets of a checkpoint, its own before those of other protocols."""
+    names = others or (name, f"{name}_os8_ms_flip")
+    return tuple(PRESETS[n] for n in names if n in PRESETS)
+
+
+ZOO: dict[str, ZooCheckpoint] = {
+    name: ZooCheckpoint(
+        name, archive + _SUFFIX, _evaluations(name, others), _SHA256.get(name, "")
+    )
+    for name, archive, *others in _ROWS
+}
+
+
+def find_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset] | None:
+    """Returns a checkpoint by its name, and the preset that has its model.
+
+    Args:
+        name: Name of the checkpoint, or of a preset that it was scored by.
+
+    Returns:
+        None if there is none of that name.
+    """
+    if name in ZOO:
+        return ZOO[name], ZOO[name].preset
+    found = (
+        (checkpoint, preset)
+        for checkpoint in ZOO.values()
+        for preset in checkpoint.evaluations
+        if preset.name == name
+    )
+    return next(found, None)
+
+
+def require_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset]:
+    """Returns what `find_checkpoint` does.
+
+    Raises:
+        UserError: if there is none; names those that are near.
+    """
+    found = find_checkpoint(name)
+    if found is None:
+        near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
+        hint = f"near it are {', '.join(near)}; " if near else ""
+        raise UserError(
+            f"there is no file or folder {name} and no checkpoint of the zoo is called "
+            f"so; {hint}python -m deeplab_tf.checkpoints.zoo lists all"
+        )
+    return found
+
+
+def _figures(preset: Preset) -> str:
+    published = preset.published
+    figures = {
+        "mIoU {} %": published.miou,
+        "pixel accuracy {} %": published.pixel_accuracy,
+        "{} B multiply-adds": published.multiply_adds,
+        "{}": published.remark,
+    }
+    return ", ".join(text.format(value) for text, value in figures.items() if value)
+
+
+def _protocol(preset: Preset) -> str:
+    scales, flip = preset.evaluation.eval_scales, preset.evaluation.add_flipped_images
+    views = f", {len(scales)} scales" if len(scales) > 1 else ""
+    return (
+        f"{preset.data.dataset} {preset.eval_split}, output stride "
+        f"{preset.eval_output_stride}{views}{', mirrored' if flip else ''}"
+    )
+
+
+def table() -> str:
+    """Returns every checkpoint with its archive and figures, some lines each."""
+    lines = []
+    for checkpoint in ZOO.values():
+        lines.append(f"{checkpoint.name} ({checkpoint.archive})")
+        if checkpoint.is_pretrained_backbone:
+            backbone = checkpoint.preset.model.backbone
+            lines.append(f"  {backbone} from {checkpoint.preset.start}, to be trained")
+            continue
+        for preset in checkpoint.evaluations:
+            lines.append(f"  {_protocol(preset)}: {_figures(preset)}")
+    return "\n".join([*lines, f"archives: {zoo_address()}"])
+
+
+if __name__ == "__main__":
+    # So that `| head` ends it without a traceback; Windows has no such signal.
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    print(table())

@@ -1,0 +1,308 @@
+"""Models from names, paths and URLs: always functional, trainable and whole."""
+
+import dataclasses
+import os
+import shutil
+import socket
+import tarfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_zoo import MODEL, REAL, pack, real_checkpoint, tiny_checkpoint
+
+import deeplab_tf
+from deeplab_tf.checkpoints.restore import require_complete, tf1_variables
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint, save_tf1_checkpoint
+from deeplab_tf.checkpoints.zoo import ZOO
+from deeplab_tf.config import DecoderConfig, Experiment, ModelConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.training.resume import write_experiment
+
+LOGITS = ("logits/semantic/weights", "logits/semantic/biases")
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Nobody's own cache is touched."""
+    monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny(monkeypatch, tmp_path):
+    """The weights of a checkpoint called "tiny" of a zoo in tmp_path/zoo."""
+    return tiny_checkpoint(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def archive(tiny, tmp_path):
+    return tmp_path / "zoo/tiny.tar.gz"
+
+
+def refused(message, what, **options):
+    """Checks that there is one line that holds a message."""
+    with pytest.raises(UserError, match=message) as error:
+        deeplab_tf.from_pretrained(what, **options)
+    assert "\n" not in str(error.value)
+
+
+def differing(model, arrays):
+    """Returns the names whose values are others than in `arrays`."""
+    found = tf1_variables(model)
+    assert set(found) == set(arrays)
+    return {n for n, a in arrays.items() if not np.array_equal(found[n], a)}
+
+
+def test_the_real_checkpoint_by_its_name(voc_checkpoint, monkeypatch, tmp_path, cache):
+    packed = real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
+    model = deeplab_tf.from_pretrained(REAL)
+    expected = build_model(ZOO[REAL].preset.model)
+    require_complete(load_tf1_checkpoint(expected, voc_checkpoint), REAL, expected)
+    assert differing(model, tf1_variables(expected)) == set()
+    assert model.model_config == ZOO[REAL].preset.model
+    assert type(model).__name__ == "Functional" and model.trainable
+    assert len(model.trainable_variables) == len(expected.trainable_variables) > 100
+    packed.unlink()  # no zoo any more: what is in the cache will do
+    again = deeplab_tf.from_pretrained(REAL, output_stride=16)
+    assert differing(again, tf1_variables(expected)) == set()
+    assert again.model_config == ZOO[REAL].preset.model.at_output_stride(16)
+
+
+def test_a_repacked_archive_is_not_the_published_one(
+    voc_checkpoint, cache, monkeypatch
+):
+    source = os.path.dirname(voc_checkpoint)
+    published = ZOO[REAL]
+    real_checkpoint(monkeypatch, cache.parent, source)
+    monkeypatch.setitem(ZOO, REAL, published)
+    refused(rf"SHA-256 .* not the one that was published, {published.sha256}$", REAL)
+    assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
+
+
+def test_another_class_count_renews_the_logits_alone(tiny, capsys):
+    model = deeplab_tf.from_pretrained("tiny", num_classes=3, output_stride=8)
+    expected = dataclasses.replace(MODEL, num_classes=3).at_output_stride(8)
+    assert model.model_config == expected
+    assert model.output_shape[-1] == 3
+    assert differing(model, tiny) == set(LOGITS)
+    assert (
+        "2 skipped for their shape (logits/semantic/weights 1x1x16x21 into 1x1x16x3"
+        in (capsys.readouterr().out)
+    )
+    deeplab_tf.from_pretrained("tiny", num_classes=21)
+    assert "skipped" not in capsys.readouterr().out
+
+
+def test_the_cache_may_be_given(tiny, tmp_path, cache):
+    deeplab_tf.from_pretrained("tiny", cache_dir=str(tmp_path / "mine"))
+    assert (tmp_path / "mine/tiny.tar.gz").exists()
+    assert not cache.exists()
+
+
+def test_hidden_companions_of_a_mac_are_passed_over(tiny, archive, tmp_path):
+    for name in ("._model.ckpt-30000.index", "._frozen_inference_graph.pb"):
+        (tmp_path / "made" / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "made/frozen_inference_graph.pb").write_bytes(b"of no interest")
+    pack(archive, tmp_path / "made")
+    assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
+
+
+def test_a_damaged_archive_is_named_and_can_be_fetched_again(tiny, archive, cache):
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    refused(rf"tiny.tar.gz cannot be extracted: .*remove {cache}/tiny.tar.gz\*", "tiny")
+    assert not (cache / "tiny.extracted").exists()
+    archive.write_bytes(whole)
+    for path in cache.glob("tiny.tar.gz*"):
+        path.unlink()
+    assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
+
+
+@pytest.mark.parametrize("evil", ["../evil", "some_folder/../../../evil", "/tmp/evil"])
+def test_an_archive_that_writes_elsewhere_is_refused_whole(archive, evil, tmp_path):
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "made", "some_folder")
+        tar.addfile(tarfile.TarInfo(evil))
+    refused(rf"tiny.tar.gz has the .*{evil.lstrip('.')}; refused", "tiny")
+    assert list(tmp_path.rglob("*evil*")) == []
+    assert [path.suffix for path in tmp_path.rglob("*extracted*")] == [".lock"]
+
+
+def test_an_archive_of_something_else_is_refused(tiny, archive, tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("no weights")
+    pack(archive, tmp_path / "texts")
+    refused("tiny.tar.gz holds no checkpoint, frozen graph or SavedModel", "tiny")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny, archive, tmp_path):
+    shutil.rmtree(tmp_path / "made")
+    other = dataclasses.replace(MODEL, decoder=DecoderConfig(output_strides=()))
+    save_tf1_checkpoint(build_model(other), str(tmp_path / "made/model.ckpt"))
+    pack(archive, tmp_path / "made")
+    refused(r"is not a checkpoint of this mobilenet_v2 .*: .* missing", "tiny")
+    refused(r"is not a checkpoint of this .*: .* missing", "tiny", num_classes=3)
+
+
+def test_without_a_network_the_place_of_the_file_is_told(tiny, monkeypatch, cache):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv(
+            "DEEPLAB_TF_ZOO", f"http://127.0.0.1:{closed.getsockname()[1]}"
+        )
+    refused(rf"cannot be fetched: .*put the file at {cache}/tiny.tar.gz$", "tiny")
+
+
+def test_unknown_names_and_paths_are_told(tmp_path):
+    refused(r"called so; near it are xception65_", "xception65_coco_voc")
+    refused(r"^no checkpoint .*nothing/here", str(tmp_path / "nothing/here"))
+    refused(r"^there is no archive .*none.tar.gz$", str(tmp_path / "none.tar.gz"))
+
+
+@pytest.mark.parametrize("folder", ["ram://test_pretrained/logs", None])
+def test_a_training_tells_its_model(folder, tmp_path, tiny):
+    folder = folder or str(tmp_path / "logs")
+    config = dataclasses.replace(MODEL, num_classes=4)
+    model = build_model(config)
+    save_tf1_checkpoint(model, f"{folder}/model.ckpt-7")
+    write_experiment(Experiment(model=config), folder)
+    for path in (folder, f"{folder}/model.ckpt-7"):
+        again = deeplab_tf.from_pretrained(path)
+        assert again.model_config == config
+        assert differing(again, tf1_variables(model)) == set()
+    renewed = deeplab_tf.from_pretrained(folder, num_classes=2)
+    assert differing(renewed, tf1_variables(model)) == set(LOGITS)
+
+
+def test_a_checkpoint_without_a_description_is_known_by_its_variables(
+    tiny, tmp_path, capsys
+):
+    model = deeplab_tf.from_pretrained(str(tmp_path / "made"))
+    assert model.model_config == MODEL
+    assert differing(model, tiny) == set()
+    assert "has the variables of tiny and is taken for" in capsys.readouterr().out
+    fewer = dataclasses.replace(MODEL, num_classes=5)
+    save_tf1_checkpoint(build_model(fewer), str(tmp_path / "own/model.ckpt"))
+    assert deeplab_tf.from_pretrained(str(tmp_path / "own")).model_config == fewer
+
+
+def test_a_checkpoint_of_no_known_model_is_refused(tmp_path):
+    config = ModelConfig(depth_multiplier=0.2)
+    save_tf1_checkpoint(build_model(config), str(tmp_path / "own/model.ckpt"))
+    refused(
+        r"own/model.ckpt has no experiment.json beside it and the variables of no",
+        str(tmp_path / "own"),
+    )
+
+
+def test_a_frozen_graph_of_the_official_export_is_known(asset):
+    folder = str(asset("weights/mobilenet_v3_small_lraspp_frozen"))
+    model = deeplab_tf.from_pretrained(folder)
+    zoo = ZOO["mobilenetv3_small_cityscapes_trainfine"].preset.model
+    assert model.model_config == dataclasses.replace(zoo, num_classes=5)
+    renewed = deeplab_tf.from_pretrained(folder, num_classes=2)
+    # Without a layer of logits the last two of the decoder give them, as a sum.
+    others = {
+        name
+        for name in differing_in_shape(renewed, tf1_variables(model))
+        if not name.startswith(("decoder/decoder_conv", "decoder/feature_projection"))
+    }
+    assert others == set()
+    assert renewed.output_shape[-1] == 2
+
+
+def differing_in_shape(model, arrays):
+    found = tf1_variables(model)
+    same = {n for n, a in arrays.items() if found[n].shape == a.shape}
+    assert all(np.array_equal(found[n], arrays[n]) for n in same)
+    return set(arrays) - same
+
+
+def test_archives_of_the_user(tiny, tmp_path, monkeypatch):
+    own = tmp_path / "own.tgz"
+    write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
+    pack(own, tmp_path / "made")
+    monkeypatch.chdir(tmp_path)
+    for what in (str(own), "own.tgz", f"file://{own}"):
+        assert differing(deeplab_tf.from_pretrained(what), tiny) == set()
+    # Another file of that name is another checkpoint, and so is a new one.
+    model = build_model(MODEL)
+    save_tf1_checkpoint(model, str(tmp_path / "made/model.ckpt-30000"))
+    pack(tmp_path / "other/own.tgz", tmp_path / "made")
+    pack(own, tmp_path / "made")
+    for what in ("other/own.tgz", "own.tgz"):
+        again = deeplab_tf.from_pretrained(what)
+        assert differing(again, tf1_variables(model)) == set()
+
+
+def test_the_archive_of_the_zoo_from_another_address_is_known(tiny, archive, capsys):
+    assert differing(deeplab_tf.from_pretrained(archive.as_uri()), tiny) == set()
+    assert "is taken for" not in capsys.readouterr().out
+
+
+def backbone_only(monkeypatch, tmp_path, without=""):
+    """Makes of "tiny" a classifier, without the variables of a prefix."""
+    arrays = tiny_checkpoint(monkeypatch, tmp_path, miou=None)
+    kept = {
+        name: array
+        for name, array in arrays.items()
+        if name.startswith("MobilenetV2/") and not (without and without in name)
+    }
+    kept["MobilenetV2/Logits/Conv2d_1c_1x1/biases"] = np.zeros(1001, np.float32)
+    shutil.rmtree(tmp_path / "made")
+    os.makedirs(tmp_path / "made")
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "made/model.ckpt"),
+        tensor_names=list(kept),
+        shape_and_slices=[""] * len(kept),
+        tensors=list(map(tf.constant, kept.values())),
+    )
+    pack(tmp_path / "zoo/tiny.tar.gz", tmp_path / "made")
+    return arrays
+
+
+def test_a_backbone_gets_a_new_head(monkeypatch, tmp_path, capsys):
+    arrays = backbone_only(monkeypatch, tmp_path)
+    model = deeplab_tf.from_pretrained("tiny", num_classes=3)
+    found = tf1_variables(model)
+    backbone = [name for name in arrays if name.startswith("MobilenetV2/")]
+    assert len(backbone) > 200
+    assert all(np.array_equal(found[name], arrays[name]) for name in backbone)
+    assert found[LOGITS[1]].shape == (3,)
+    printed = capsys.readouterr().out
+    assert f"{len(backbone)} restored" in printed
+    assert "1 not in the model (MobilenetV2/Logits/Conv2d_1c_1x1/biases)" in printed
+
+
+def test_half_a_backbone_is_refused(monkeypatch, tmp_path):
+    backbone_only(monkeypatch, tmp_path, without="expanded_conv_3/")
+    refused(r"has not all of the backbone: .*expanded_conv_3/", "tiny")
+
+
+def test_an_export_is_a_model_again(tmp_path, tiny_model, tiny_export):
+    arrays = tf1_variables(tiny_model)
+    model = deeplab_tf.from_pretrained(tiny_export)
+    assert model.model_config == tiny_model.model_config
+    assert differing(model, arrays) == set()
+    archive = pack(tmp_path / "export.tar.gz", tiny_export)
+    renewed = deeplab_tf.from_pretrained(str(archive), num_classes=3, output_stride=8)
+    assert differing(renewed, arrays) == set(LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("model.json", "model"), ("model.ckpt.index", "weights")]
+)
+def test_an_export_that_lacks_something_is_refused(name, what, tiny_export, tmp_path):
+    path = tmp_path / "export"
+    shutil.copytree(tiny_export, path)
+    (path / "assets.extra" / name).unlink()
+    refused(rf"was exported without its {what} \(.*{name} is missing\); g", str(path))
+
+
+def test_a_broken_description_of_an_export_is_named(tiny_export, tmp_path):
+    path = tmp_path / "export"
+    shutil.copytree(tiny_export, path)
+    (path / "assets.extra/model.json").write_text("{")
+    refused("model.json describes no model: ", str(path))

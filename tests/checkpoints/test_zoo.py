@@ -1,0 +1,136 @@
+"""The table of the zoo, and its benchmark."""
+
+import os
+import subprocess
+import sys
+
+import program_runs
+import pytest
+from conftest import ROOT
+from small_zoo import REAL, real_checkpoint, tiny_checkpoint
+
+from deeplab_tf.checkpoints.zoo import ZOO, find_checkpoint, require_checkpoint, table
+from deeplab_tf.errors import UserError
+from deeplab_tf.presets import PRESETS
+
+
+@pytest.fixture
+def tiny_zoo(monkeypatch, tmp_path):
+    """A zoo with one small checkpoint that the table knows."""
+    return tiny_checkpoint(monkeypatch, tmp_path)
+
+
+def test_every_preset_of_the_zoo_scores_one_checkpoint():
+    presets = [preset for c in ZOO.values() for preset in c.evaluations]
+    # Stages of training have their own names.
+    of_the_zoo = {p.name for p in PRESETS.values() if p.source == "model zoo"}
+    assert {p.name for p in presets} == {n for n in of_the_zoo if "_stage" not in n}
+    assert len(presets) == len({p.name for p in presets})
+    # 16 of VOC and Cityscapes (of which two are 8-bit), 2 of ADE20K, 6 backbones.
+    assert len(ZOO) == len({c.archive for c in ZOO.values()}) == 16 + 2 + 6
+
+
+def test_a_checkpoint_knows_its_classes():
+    for checkpoint in ZOO.values():
+        if checkpoint.info:
+            for preset in checkpoint.evaluations:
+                assert preset.model.num_classes == checkpoint.info.num_classes
+    assert ZOO["xception65_ade20k_train"].info.class_names[1] == "wall"
+    backbones = [name for name, c in ZOO.items() if c.info is None]
+    assert backbones == [name for name, c in ZOO.items() if c.is_pretrained_backbone]
+    assert all("_imagenet" in name for name in backbones)
+
+
+def test_its_archive_is_at_the_official_address_or_at_a_mirror(monkeypatch):
+    monkeypatch.delenv("DEEPLAB_TF_ZOO", raising=False)
+    archive = "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz"
+    assert ZOO[REAL].url == (
+        f"https://storage.googleapis.com/download.tensorflow.org/models/{archive}"
+    )
+    monkeypatch.setenv("DEEPLAB_TF_ZOO", "file:///data/zoo/")
+    assert ZOO[REAL].url == f"file:///data/zoo/{archive}"
+
+
+def test_a_checkpoint_is_found_by_its_protocols_too():
+    assert find_checkpoint("xception65_coco_voc_trainaug")[1].eval_output_stride == 16
+    checkpoint, preset = find_checkpoint("edgetpu_deeplab_slim_os16")
+    assert checkpoint.name == "EdgeTPU-DeepLab-slim"
+    assert (preset.model.output_stride, checkpoint.preset.model.output_stride) == (
+        16,
+        32,
+    )
+    assert find_checkpoint("xception_65_coco")[0].name == "xception_65_imagenet_coco"
+    assert find_checkpoint("deeplabv3_table4_os16") is None
+    with pytest.raises(
+        UserError, match=r"xception65_ade20k .*; near it are xception65_a"
+    ):
+        require_checkpoint("xception65_ade20k")
+
+
+def test_the_table_tells_figures_and_protocols():
+    lines = table().splitlines()
+    first = lines.index(
+        "xception65_coco_voc_trainaug (deeplabv3_pascal_train_aug_2018_01_04.tar.gz)"
+    )
+    assert lines[first + 1 : first + 3] == [
+        "  pascal_voc_seg val, output stride 16: mIoU 82.2 %, 54.17 B multiply-adds",
+        "  pascal_voc_seg val, output stride 8, 6 scales, mirrored: mIoU 83.58 %, "
+        "3055.35 B multiply-adds",
+    ]
+    assert (
+        "  ade20k val, output stride 16: mIoU 32.04 %, pixel accuracy 75.41 %" in lines
+    )
+    assert "  xception_71 from ImageNet, to be trained" in lines
+
+
+def test_the_module_prints_the_table():
+    command = [sys.executable, "-m", "deeplab_tf.checkpoints.zoo"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (printed.stdout.splitlines(), printed.stderr) == (table().splitlines(), "")
+
+
+def benchmark(records, cache, *arguments):
+    where = (f"--dataset_dir={records}", f"--cache_dir={cache}")
+    return program_runs.run("benchmarks.model_zoo", *where, *arguments).splitlines()
+
+
+def test_the_benchmark_scores_and_names_what_it_leaves_out(
+    tiny_zoo, tiny_records, tmp_path
+):
+    rows = benchmark(tiny_records, tmp_path, "--checkpoints=tiny", "--images=1")
+    header = "checkpoint and protocol split images per cent ours published"
+    assert rows[0].split() == header.split()
+    name, split, images, measure, ours, published, difference = rows[1].split()
+    assert (name, split, images, measure) == ("tiny", "val", "1", "miou")
+    assert published == "75.32"
+    assert float(difference) == pytest.approx(float(ours) - 75.32, abs=0.011)
+    assert rows[2].startswith("tiny_test") and "no test-* records in" in rows[2]
+
+
+def test_the_benchmark_refuses_what_it_cannot_score(tiny_zoo, tiny_records, tmp_path):
+    program_runs.assert_refused(
+        r"--checkpoints=xception65_ade20k_train is none of pascal_voc_seg in the zoo",
+        "benchmarks.model_zoo",
+        f"--dataset_dir={tiny_records}",
+        "--checkpoints=xception65_ade20k_train",
+    )
+    program_runs.assert_refused(
+        "no checkpoint of pascal_voc_seg in the zoo could be scored",
+        "benchmarks.model_zoo",
+        f"--dataset_dir={tiny_records}",
+        f"--cache_dir={tmp_path}",
+        "--checkpoints=mobilenetv2_dm05_coco_voc_trainaug",  # not in this zoo
+    )
+
+
+@pytest.mark.slow
+def test_the_benchmark_scores_the_real_checkpoint(
+    voc_checkpoint, voc_records, tmp_path, monkeypatch
+):
+    real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
+    where = (f"--checkpoints={REAL}", "--eval_split=val", "--images=1")
+    row = benchmark(voc_records, tmp_path, *where)[1].split()
+    assert row[:4] == [REAL, "val", "1", "miou"]
+    assert float(row[4]) > 40
+    assert row[5] == "80.25"
+    assert row[7:] == ["published:", "test"]
