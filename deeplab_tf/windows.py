@@ -56,10 +56,13 @@ class Budget:
         # The side of which a square window takes all of the limit.
         half = in_rows * seen[1] / (2 * in_window)
         largest = tf.sqrt(half**2 + self._limit / in_window) - half
-        tf.debugging.Assert(
+        check = tf.debugging.Assert(
             fits | (largest >= _LEAST_WINDOW), [_TOO_SMALL, height, width]
         )
-        side = tf.maximum(tf.cast(largest, tf.int32), 1)
+        # In a graph the rest would not wait, and begin with thousands of windows.
+        # Outside of one there is no operation.
+        with tf.control_dependencies([] if check is None else [check]):
+            side = tf.maximum(tf.cast(largest, tf.int32), 1)
         side = (side - 1) // stride * stride + 1
         return (
             tf.where(fits, height, tf.minimum(side, height)),
