@@ -230,13 +230,13 @@ def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
     info = split.info
     if _corruptions() and info.channels != 3:
         raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
+    dataset, measures = split.load(), _measures(info)
     if FLAGS.eval_logdir:
-        tf.io.gfile.makedirs(FLAGS.eval_logdir)
-    measures = _measures(info)
+        tf.io.gfile.makedirs(FLAGS.eval_logdir)  # or refuses it
     gallery = None
     if FLAGS.report and FLAGS.eval_logdir:
         gallery = Gallery(info.num_classes, info.ignore_label, extremes=_SHOWN)
-    metrics = evaluator.evaluate(split.load(), None, measures.values(), gallery)
+    metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
     metrics["protocol"] |= {
         "checkpoint": source,
