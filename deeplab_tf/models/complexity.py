@@ -6,6 +6,7 @@ prints the papers' Multiply-Adds columns beside ours. The published figures are 
 of what the TF1 profiler called `float_ops`; docs/complexity.md tells what is in them.
 """
 
+import concurrent.futures
 import functools
 from collections.abc import Sequence
 from math import prod
@@ -27,8 +28,15 @@ CONVENTIONS = ("exact", "tf1", "profiler")
 
 def _described(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
     """Returns a model for one image whose variables are never given values."""
-    with keras.StatelessScope(initialize_variables=False):
-        return build_model(config, image_size=size, batch_size=1)
+
+    def build():
+        with keras.StatelessScope(initialize_variables=False):
+            return build_model(config, image_size=size, batch_size=1)
+
+    # Keras gives such variables values in whatever StatelessScope ends next in the same
+    # thread: gigabytes, for counting a few models.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(build).result()
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:

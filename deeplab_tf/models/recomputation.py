@@ -141,7 +141,8 @@ def _recomputed_call(network: keras.Model, inputs: list, training) -> list:
     def function(*tensors):
         values = [*tensors[len(inputs) :], *state_values]
         mapping = list(zip([*learned, *state], values, strict=True))
-        with keras.StatelessScope(mapping) as scope:
+        # The network has its variables; others that wait for values are none of ours.
+        with keras.StatelessScope(mapping, initialize_variables=False) as scope:
             before = [scope.get_current_value(v) for v in state]
             outputs = network(list(tensors[: len(inputs)]), training=training)
             after = [scope.get_current_value(v) for v in state]

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
@@ -184,3 +185,14 @@ def test_the_program_prints_every_published_figure():
     published = [p for p in PRESETS.values() if p.published.multiply_adds]
     assert [line.split()[0] for line in lines[1:]] == [p.name for p in published]
     assert printed == table() + "\n"
+
+
+def test_counting_leaves_no_variables_to_be_given_values(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a variable of a model that was counted is given a value")
+
+    # Another size than those that were counted already, and are kept.
+    multiply_adds(ModelConfig("mobilenet_v2", depth_multiplier=0.35), (43, 47))
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", refuse)
+    with keras.StatelessScope():
+        pass
