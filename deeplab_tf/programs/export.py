@@ -1,6 +1,9 @@
 """Exports a checkpoint as a SavedModel: ImageTensor -> SemanticPredictions.
 
 python export.py --checkpoint_path=logs --export_path=exported
+
+Its other signatures are probabilities, encoded (JPEG or PNG in, PNG out) and features;
+docs/serving.md tells of them.
 """
 
 import dataclasses
@@ -8,14 +11,30 @@ import dataclasses
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.config import EvalConfig, ModelConfig
-from deeplab_tf.errors import UserError
+from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import experiment_of, named_classes, restored_model
-from deeplab_tf.serving.saved_model import export_saved_model
+from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
+from deeplab_tf.serving.signatures import Resizing
 
 FLAGS = absl_flags.FlagValues()
+# Flag to default and help.
+_SWITCHES = {
+    "add_flipped_images": (False, "Whether every scale is also seen mirrored."),
+    "export_probabilities": (
+        False,
+        "Whether serving_default gives SemanticProbabilities, too.",
+    ),
+    "fold_batch_norm": (
+        True,
+        "Whether batch normalisations become part of convolutions, which is faster.",
+    ),
+    "export_weights": (
+        True,
+        "Whether the checkpoint goes along, for training to go on from the export.",
+    ),
+}
 
 
 def _define() -> None:
@@ -57,14 +76,22 @@ def _define() -> None:
         "Scales whose probabilities are averaged.",
         flag_values=FLAGS,
     )
-    absl_flags.DEFINE_boolean(
-        "add_flipped_images",
-        False,
-        "Whether every scale is also seen mirrored.",
+    absl_flags.DEFINE_multi_string(
+        "window_size",
+        None,
+        "Size of the windows through which larger images are seen.",
         flag_values=FLAGS,
     )
+    for name, (default, text) in _SWITCHES.items():
+        absl_flags.DEFINE_boolean(name, default, text, flag_values=FLAGS)
     for name in flags.RESIZING:
-        absl_flags.DEFINE_integer(name, None, "Not offered.", flag_values=FLAGS)
+        absl_flags.DEFINE_integer(
+            name,
+            None,
+            "Resizing of every image; its labels have its own size again.",
+            lower_bound=1,
+            flag_values=FLAGS,
+        )
     # The official export differs here from the other programs.
     FLAGS["output_stride"].default = 8
     FLAGS["output_stride"].unparse()
@@ -79,11 +106,13 @@ def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig
         "eval_scales": "inference_scales",
         "add_flipped_images": "add_flipped_images",
         "eval_crop_size": "crop_size",
+        "window_size": "window_size",
     }
     given = {
         "eval_scales": flags.numbers_value(values, "inference_scales"),
         "add_flipped_images": values.add_flipped_images,
         "eval_crop_size": flags.size_value(values, "crop_size"),
+        "window_size": flags.size_value(values, "window_size"),
     }
     preset = flags.chosen_preset(values)
     if preset is None:
@@ -95,15 +124,17 @@ def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig
     return evaluation
 
 
+def _resizing(values: absl_flags.FlagValues) -> Resizing | None:
+    """Returns to what size the export resizes images."""
+    sizes = {name: values[name].value for name in flags.RESIZING}
+    DataConfig(**sizes)  # refuses what does not go together
+    return Resizing(*sizes.values()) if values.min_resize_value else None
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Exports."""
     flags.check_flags(values, "export")
-    resized = [name for name in flags.RESIZING if values[name].present]
-    if resized:
-        raise UserError(
-            f"--{resized[0]}: an export takes images as they are, so far; resize them "
-            "before it"
-        )
+    resizing = _resizing(values)
     experiment = experiment_of(values.checkpoint_path)
     model = restored_model(values, values.checkpoint_path, values.num_classes)
     config = model.model_config
@@ -118,6 +149,13 @@ def main(values: absl_flags.FlagValues) -> None:
         flip=evaluation.add_flipped_images,
         crop_size=evaluation.eval_crop_size,
         info=info,
+        options=ExportOptions(
+            window=evaluation.window_size,
+            resizing=resizing,
+            probabilities=values.export_probabilities,
+            fold_batch_norm=values.fold_batch_norm,
+            weights=values.export_weights,
+        ),
     )
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "

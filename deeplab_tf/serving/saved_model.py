@@ -1,24 +1,62 @@
 """A model as a SavedModel: images of any size in, label maps out."""
 
+import dataclasses
+import json
 import os
+import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
+from deeplab_tf.models.folding import folded
+from deeplab_tf.serving import warmup
+from deeplab_tf.serving.signatures import (
+    ENCODED_INPUT,
+    INPUT,
+    OUTPUT,
+    PROBABILITIES,
+    SERVING,
+    ResizedView,
+    Resizing,
+    Signature,
+    signatures,
+)
 
-# Names that clients of the official frozen graphs know.
-INPUT = "ImageTensor"
-OUTPUT = "SemanticPredictions"
-# What a SavedModel may give besides.
-PROBABILITIES = "SemanticProbabilities"
-_SERVING = "serving_default"
 # Files here travel with a SavedModel without being part of its graph.
 _EXTRA = "assets.extra"
+_MODEL = "model.json"
+_CLASS_NAMES = "class_names.txt"
+# Side of the images of warm-up requests, where no crop size tells it.
+_WARMUP_SIDE = 513
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """What an export holds, and how it looks at images, besides the common arguments.
+
+    Attributes:
+        window: Height and width of the windows through which larger images are seen,
+            as in `Predictor`; None sees every image whole.
+        resizing: Size to which images are resized first; None takes them as they are.
+        probabilities: Whether `serving_default` gives `SemanticProbabilities` too.
+        fold_batch_norm: Whether batch normalisations are folded into convolutions,
+            which is faster.
+        weights: Whether the weights by their official names go along as a checkpoint,
+            for training to go on from the export: folding cannot be undone.
+    """
+
+    window: tuple[int, int] | None = None
+    resizing: Resizing | None = None
+    probabilities: bool = False
+    fold_batch_norm: bool = True
+    weights: bool = True
 
 
 def export_saved_model(
@@ -28,15 +66,27 @@ def export_saved_model(
     flip: bool = False,
     crop_size: tuple[int, int] | None = None,
     info: DatasetInfo | None = None,
+    options: ExportOptions | None = None,
 ) -> None:
-    """Writes a SavedModel whose `serving_default` labels images.
+    """Writes a SavedModel that labels images of any size, any number at once.
 
-    `ImageTensor` is uint8 `[batch, height, width, channels]` of any size,
-    `SemanticPredictions` int32 `[batch, height, width]`: the same labels as
-    `predict_labels` gives, padding and scales being part of the graph.
+    Its signatures, in which padding, scales and windows are part of the graph:
+
+    - `serving_default`: from `ImageTensor`, uint8 `[batch, height, width, channels]`,
+      to `SemanticPredictions`, int32 `[batch, height, width]`, the same labels as
+      `Predictor` gives.
+    - `probabilities`: from `ImageTensor` to `SemanticProbabilities`, float32 `[batch,
+      height, width, num_classes]`.
+    - `encoded`, of RGB models: from `image_bytes`, JPEGs or PNGs, strings `[batch]`, to
+      `label_map_bytes`, grey PNGs, strings `[batch]`; `error` tells what is wrong with
+      an image, the label map of which is empty then.
+    - `features`, unless the model has an image pyramid: from `ImageTensor` to the
+      encoder's features, float32 `[batch, height / stride, width / stride, depth]`,
+      `high_level` and for each stride that the decoder takes `low_level_<stride>`, of
+      images as they are.
 
     Args:
-        model: A model of `build_model`.
+        model: A model of `build_model`, which is left as it is.
         path: Folder to write; an earlier export there is replaced once the new
             one is complete.
         scales: Scales whose probabilities are averaged.
@@ -44,35 +94,78 @@ def export_saved_model(
         crop_size: Height and width to which images are padded; None is the next
             `k * output_stride + 1`.
         info: Class names and colours to send along.
+        options: What else is asked for; None asks for what `ExportOptions` does.
 
     Raises:
         UserError: if `path` holds something that is not an export.
     """
-    path = path.rstrip("/")
+    path, options = path.rstrip("/"), options or ExportOptions()
     _require_free(path)
-    predictor = Predictor(model, scales, flip, crop_size)
-    archive = keras.export.ExportArchive()
-    archive.track(predictor.network)
-    archive.add_endpoint(
-        name=_SERVING,
-        fn=lambda images: {OUTPUT: predictor.labels(images)},
-        input_signature=[
-            tf.TensorSpec(
-                [None, None, None, predictor.config.channels], tf.uint8, name=INPUT
-            )
-        ],
-    )
+    network = folded(model) if options.fold_batch_norm else model
+    view = Predictor(network, scales, flip, crop_size, options.window)
+    if options.resizing is not None:
+        view = ResizedView(view, options.resizing)
+    offered = signatures(network, view, options.probabilities)
     unfinished = path + ".unfinished"
     if tf.io.gfile.exists(unfinished):
         tf.io.gfile.rmtree(unfinished)
-    archive.write_out(unfinished, verbose=False)
-    if info is not None:
-        extra = os.path.join(unfinished, _EXTRA)
-        tf.io.gfile.makedirs(extra)
-        records.write_info(info, extra)
+    _write_graphs(unfinished, offered, info)
+    extra = os.path.join(unfinished, _EXTRA)
+    tf.io.gfile.makedirs(extra)
+    logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
+    warmup.write_warmup_requests(logs, extra)
+    _write_description(model.model_config, info, extra)
+    if options.weights and model.variables:
+        tf1.save_tf1_checkpoint(model, os.path.join(extra, tf1.NAME))
     if tf.io.gfile.exists(path):
         tf.io.gfile.rmtree(path)
     tf.io.gfile.rename(unfinished, path)
+
+
+def _write_graphs(
+    path: str, offered: dict[str, Signature], info: DatasetInfo | None
+) -> None:
+    """Writes the SavedModel itself."""
+    graphs = {
+        name: tf.function(function, autograph=False).get_concrete_function(spec)
+        for name, (function, spec) in offered.items()
+    }
+    used = {id(v): v for graph in graphs.values() for v in graph.graph.variables}
+    # Not keras.export.ExportArchive, which writes every variable twice if it is to
+    # track the model, and no assets.
+    root = tf.train.Checkpoint(variables=list(used.values()), **graphs)
+    with tempfile.TemporaryDirectory() as folder:
+        if info is not None:
+            names = os.path.join(folder, _CLASS_NAMES)
+            with open(names, "w", encoding="utf-8") as file:
+                file.write("".join(f"{name}\n" for name in info.class_names))
+            root.class_names = tf.saved_model.Asset(names)
+        tf.saved_model.save(root, path, signatures=graphs)
+
+
+def _warmup_logs(offered: dict[str, Signature], size: tuple[int, int]) -> list[bytes]:
+    """Returns a request for each signature, with an image of a size."""
+    logs = []
+    for name, (_, spec) in offered.items():
+        if spec.name == ENCODED_INPUT:
+            picture = tf.io.encode_jpeg(tf.zeros([*size, 3], tf.uint8)).numpy()
+            tensor = tf.make_tensor_proto([picture])
+        else:
+            # One number that stands for all: a small file.
+            shape = [1, *size, spec.shape[-1]]
+            tensor = tf.make_tensor_proto(0, spec.dtype, shape)
+        logs.append(warmup.prediction_log(name, {spec.name: tensor}))
+    return logs
+
+
+def _write_description(
+    config: ModelConfig, info: DatasetInfo | None, folder: str
+) -> None:
+    """Writes what the model is, and its classes."""
+    with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
+        file.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+    if info is not None:
+        records.write_info(info, folder)
 
 
 def _require_free(path: str) -> None:
@@ -209,12 +302,12 @@ def _inputs(signature) -> dict[str, tf.TensorSpec]:
 
 def _labels_signature(loaded, path: str):
     """Returns the signature that labels images."""
-    serve = loaded.signatures.get(_SERVING)
+    serve = loaded.signatures.get(SERVING)
     inputs = _inputs(serve) if serve else {}
     outputs = serve.structured_outputs if serve else {}
     if set(inputs) != {INPUT} or OUTPUT not in outputs:
         raise UserError(
-            f"{path} has no signature {_SERVING} from {INPUT} to {OUTPUT}; "
+            f"{path} has no signature {SERVING} from {INPUT} to {OUTPUT}; "
             f"it takes {sorted(inputs)} and gives {sorted(outputs)}"
         )
     return serve
@@ -222,7 +315,7 @@ def _labels_signature(loaded, path: str):
 
 def _probabilities_signature(loaded):
     """Returns a signature that gives probabilities, None where there is none."""
-    for name in (_SERVING, "probabilities"):
+    for name in (SERVING, "probabilities"):
         signature = loaded.signatures.get(name)
         if (
             signature

@@ -722,9 +722,6 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stdout == ""
 
 
-def test_official_flags_without_a_meaning_here_are_told(tiny_records, logs, tmp_path):
-    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/exported")
-    message = "--min_resize_value: an export takes images as they are"
-    assert_refused(message, "export", *where, "--min_resize_value=33")
+def test_official_flags_without_a_meaning_here_are_told():
     for name in ("eval", "export", "predict"):
         flags.check_flags(parsed(name, "--label_weights=1"), name)

@@ -1,7 +1,9 @@
 """SavedModels give what `predict_labels` gives, and replace only their like."""
 
+import json
 import os
 import shutil
+from tempfile import gettempdir
 
 import keras
 import numpy as np
@@ -10,18 +12,22 @@ import tensorflow as tf
 from golden_case import value
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
-from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.checkpoints.tf1 import read_variables
+from deeplab_tf.config import ContextConfig, DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.folding import folded
 from deeplab_tf.serving.saved_model import (
+    ExportOptions,
     SavedModelPredictor,
     export_info,
     export_saved_model,
     is_saved_model,
 )
+from deeplab_tf.serving.signatures import ResizedView, Resizing, features_model
 
 
 def photos(*shape):
@@ -45,17 +51,159 @@ def test_an_export_labels_as_the_model_does(tiny_model, tiny_export):
         np.testing.assert_array_equal(labels, predict_labels(tiny_model, images))
 
 
-def test_the_signature_is_that_of_the_official_graphs(strided_export):
-    loaded = tf.saved_model.load(str(strided_export))
-    assert list(loaded.signatures) == ["serving_default"]
-    serve = loaded.signatures["serving_default"]
+def outputs_of(signature):
+    return {
+        name: (spec.dtype.name, spec.shape.as_list())
+        for name, spec in signature.structured_outputs.items()
+    }
+
+
+def test_the_default_signature_is_that_of_the_official_graphs(tiny_export):
+    serve = tf.saved_model.load(tiny_export).signatures["serving_default"]
     ((name, image),) = serve.structured_input_signature[1].items()
     assert (name, image.dtype) == ("ImageTensor", tf.uint8)
     assert image.shape.as_list() == [None, None, None, 3]
-    assert list(serve.structured_outputs) == ["SemanticPredictions"]
-    labels = serve.structured_outputs["SemanticPredictions"]
-    assert labels.dtype == tf.int32
-    assert labels.shape.as_list() == [None, None, None]
+    labels = {"SemanticPredictions": ("int32", [None, None, None])}
+    assert outputs_of(serve) == labels
+
+
+def test_the_other_signatures_are_ours(tiny_model, tiny_export):
+    signatures = tf.saved_model.load(tiny_export).signatures
+    assert set(signatures) == {
+        *("serving_default", "probabilities", "encoded", "features")
+    }
+    for name in ("probabilities", "features"):
+        ((key, image),) = signatures[name].structured_input_signature[1].items()
+        assert (key, image.dtype.name) == ("ImageTensor", "uint8")
+        assert image.shape.as_list() == [None, None, None, 3]
+    (strings,) = signatures["encoded"].structured_input_signature[1].items()
+    assert strings == ("image_bytes", tf.TensorSpec([None], tf.string, "image_bytes"))
+    low_level = tiny_model.get_layer("decoder").inputs[1].shape[-1]
+    assert outputs_of(signatures["probabilities"]) == {
+        "SemanticProbabilities": ("float32", [None, None, None, 5])
+    }
+    assert outputs_of(signatures["encoded"]) == {
+        "label_map_bytes": ("string", [None]),
+        "error": ("string", [None]),
+    }
+    assert outputs_of(signatures["features"]) == {
+        "high_level": ("float32", [None, None, None, 16]),
+        "low_level_4": ("float32", [None, None, None, low_level]),
+    }
+
+
+def test_probabilities_and_encoded_maps_agree_with_the_labels(tiny_model, tiny_export):
+    loaded = tf.saved_model.load(tiny_export)
+    images = photos(2, 20, 31)
+    probabilities = SavedModelPredictor(tiny_export).probabilities(images)
+    expected = Predictor(tiny_model).probabilities(images)
+    np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
+    pictures = [tf.io.encode_png(image).numpy() for image in (*images, photos(9, 40))]
+    served = loaded.signatures["encoded"](image_bytes=tf.constant([*pictures, b"no"]))
+    *maps, nothing = served["label_map_bytes"].numpy()
+    assert nothing == b"" and not any(served["error"].numpy()[:3])
+    for picture, label in zip(pictures, maps, strict=True):
+        labels = predict_labels(tiny_model, tf.io.decode_png(picture)[None])
+        np.testing.assert_array_equal(tf.io.decode_png(label)[..., 0], labels[0])
+
+
+def test_features_are_those_of_the_images_as_they_are(tiny_model, tiny_export):
+    features = tf.saved_model.load(tiny_export).signatures["features"]
+    images = photos(2, 33, 49)
+    expected = features_model(tiny_model)(images.astype(np.float32))
+    served = features(ImageTensor=tf.constant(images))
+    assert set(served) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_allclose(served[name], array, rtol=0, atol=1e-4)
+
+
+def test_wrong_tensors_fail_their_own_call_alone(tiny_model, tiny_export):
+    signatures = tf.saved_model.load(tiny_export).signatures
+    serve, encoded = signatures["serving_default"], signatures["encoded"]
+    images = photos(1, 20, 31)
+    expected = predict_labels(tiny_model, images)
+    mistakes = [images.astype(np.float32), images[0], images[None], images[..., :2]]
+    calls = [(serve, "ImageTensor", wrong) for wrong in (*mistakes, b"JPEG")]
+    calls += [(encoded, "image_bytes", wrong) for wrong in (images, b"no list")]
+    for signature, name, wrong in calls:
+        with pytest.raises((TypeError, tf.errors.InvalidArgumentError)):
+            signature(**{name: tf.constant(wrong)})
+        served = serve(ImageTensor=tf.constant(images))
+        np.testing.assert_array_equal(served["SemanticPredictions"], expected)
+
+
+@pytest.fixture(scope="module")
+def other_export(tiny_model, tmp_path_factory):
+    """An export with all that is not the default."""
+    path = str(tmp_path_factory.mktemp("other") / "export")
+    options = ExportOptions(
+        window=(33, 33),
+        resizing=Resizing(40),
+        probabilities=True,
+        fold_batch_norm=False,
+        weights=False,
+    )
+    export_saved_model(tiny_model, path, options=options)
+    return path
+
+
+def test_windows_and_resizing_are_part_of_the_graph(tiny_model, other_export):
+    images = photos(1, 66, 99)
+    loaded = tf.saved_model.load(other_export)
+    served = loaded.signatures["serving_default"](ImageTensor=tf.constant(images))
+    view = ResizedView(Predictor(tiny_model, window=(33, 33)), Resizing(40))
+    assert set(served) == {"SemanticPredictions", "SemanticProbabilities"}
+    probabilities = view.probabilities(images)
+    np.testing.assert_allclose(
+        served["SemanticProbabilities"], probabilities, rtol=0, atol=1e-5
+    )
+    labels = served["SemanticPredictions"].numpy()
+    np.testing.assert_array_equal(labels, tf.argmax(probabilities, -1))
+    assert np.mean(labels != predict_labels(tiny_model, images)) > 0.01
+
+
+def test_batch_normalisations_are_folded_unless_told(tiny_export, other_export):
+    for path, normalised in ((tiny_export, False), (other_export, True)):
+        names = [v.name for v in tf.saved_model.load(path).variables]
+        assert any("moving_mean" in name for name in names) == normalised
+
+
+def test_every_variable_is_written_once(tiny_model, tiny_export):
+    written = tf.train.list_variables(f"{tiny_export}/variables/variables")
+    count = sum(int(np.prod(shape)) for name, shape in written if shape)
+    assert count == folded(tiny_model).count_params()
+
+
+def test_the_weights_travel_along_by_their_official_names(
+    tiny_model, tiny_export, other_export
+):
+    arrays = read_variables(f"{tiny_export}/assets.extra/model.ckpt")
+    expected = tf1_variables(tiny_model)
+    assert set(arrays) == set(expected)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(arrays[name], array)
+    assert not tf.io.gfile.glob(f"{other_export}/assets.extra/model.ckpt*")
+
+
+def test_the_model_is_described(tiny_model, tiny_export):
+    with open(f"{tiny_export}/assets.extra/model.json") as file:
+        text = json.dumps({"model": json.load(file)})
+    assert Experiment.from_json(text).model == tiny_model.model_config
+
+
+def test_class_names_are_an_asset(tiny_export, strided_export):
+    with open(f"{tiny_export}/assets/class_names.txt") as file:
+        assert file.read() == "sky\nbuilding\npole\nroad\npavement\n"
+    assert not (strided_export / "assets/class_names.txt").exists()
+
+
+def test_nothing_of_this_machine_is_written(tiny_export):
+    for folder, _, files in os.walk(tiny_export):
+        for name in files:
+            with open(os.path.join(folder, name), "rb") as file:
+                content = file.read()
+            for place in (os.getcwd(), os.path.dirname(tiny_export), gettempdir()):
+                assert place.encode() not in content, name
 
 
 def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path):
@@ -202,10 +350,17 @@ def test_what_a_saved_model_tells_of_itself(tiny_export, strided_export):
     named, bare = (SavedModelPredictor(str(p)) for p in (tiny_export, strided_export))
     assert (named.num_classes, named.channels) == (5, 3)
     assert named.info == export_info(tiny_export)
-    assert (bare.num_classes, bare.info) == (None, None)
+    assert (bare.num_classes, bare.info) == (4, None)
     assert named.protocol == bare.protocol == {"artefact": "SavedModel"}
-    with pytest.raises(UserError, match="export gives labels only"):
-        named.probabilities(photos(1, 4, 6))
+
+
+def test_labels_alone_have_no_probabilities(tmp_path):
+    module = Shares(None)
+    tf.saved_model.save(module, str(tmp_path), {"serving_default": module.labels})
+    predictor = SavedModelPredictor(str(tmp_path))
+    assert predictor.num_classes is None
+    with pytest.raises(UserError, match=f"{tmp_path} gives labels only"):
+        predictor.probabilities(photos(1, 4, 6))
 
 
 def test_float_images_are_rounded_and_bounded(strided_export):

@@ -1,0 +1,165 @@
+"""What a SavedModel can be asked for: labels, probabilities, encoded maps, features."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf.data.augment import resize_to_range
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.calls import calls_of
+from deeplab_tf.models.resampling import resize_bilinear
+from deeplab_tf.serving.encoded import label_maps
+
+# Names that clients of the official frozen graphs know.
+INPUT = "ImageTensor"
+OUTPUT = "SemanticPredictions"
+# Ours.
+PROBABILITIES = "SemanticProbabilities"
+# TensorFlow Serving sends strings over REST as base64 if they are called so.
+ENCODED_INPUT, ENCODED_OUTPUT = "image_bytes", "label_map_bytes"
+ERROR = "error"
+SERVING = "serving_default"
+
+
+class Signature(NamedTuple):
+    """A function of one input.
+
+    Attributes:
+        function: Of a tensor, to outputs by their names.
+        spec: Of the input, with its name.
+    """
+
+    function: Callable
+    spec: tf.TensorSpec
+
+
+class Resizing(NamedTuple):
+    """How images are resized before they are looked at, as in `resize_to_range`.
+
+    Attributes:
+        min_size: Shorter side, in pixels.
+        max_size: Bound of the longer side.
+        factor: Sides are raised to the next multiple of it, plus 1.
+    """
+
+    min_size: int
+    max_size: int | None = None
+    factor: int | None = None
+
+
+class ResizedView:
+    """A predictor that looks at resized images; what it gives has the images' size.
+
+    Labels go back to that size as those of their nearest neighbours, as in the official
+    export.
+
+    Args:
+        predictor: Looks at the resized images.
+        resizing: Their size.
+    """
+
+    def __init__(self, predictor: Predictor, resizing: Resizing):
+        self.config = predictor.config
+        self._predictor = predictor
+        self._resizing = resizing
+
+    def _resized(self, images):
+        def resized(image):
+            unused = tf.zeros_like(image[..., :1])
+            return resize_to_range(image, unused, *self._resizing)[0]
+
+        spec = tf.TensorSpec([None, None, images.shape[-1]], tf.float32)
+        return tf.map_fn(resized, images, fn_output_signature=spec)
+
+    def labels(self, images):
+        """Returns the most probable classes; see `Predictor`."""
+        labels = self._predictor.labels(self._resized(images))
+        return tf.raw_ops.ResizeNearestNeighbor(
+            images=labels[..., None], size=tf.shape(images)[1:3], align_corners=True
+        )[..., 0]
+
+    def probabilities(self, images):
+        """Returns the probabilities, interpolated bilinearly; see `Predictor`."""
+        probabilities = self._predictor.probabilities(self._resized(images))
+        return resize_bilinear(probabilities, tf.unstack(tf.shape(images)[1:3]))
+
+
+def features_model(model: keras.Model) -> keras.Model | None:
+    """Returns a model of the encoder's features; None if it sees several scales.
+
+    `high_level` is what the ASPP or its like gives, else the backbone; of each stride
+    that the decoder takes, `low_level_<stride>` is what the backbone gives.
+
+    Args:
+        model: A model of `build_model`, every layer of which is shared.
+    """
+    image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
+    given = {call.layer.name: call.outputs for call in calls_of(model, image)[0]}
+    if "backbone" not in given:
+        return None
+    high_level, *low_level = given["backbone"]
+    high_level = given.get("context", [high_level])[0]
+    strides = model.model_config.decoder.output_strides
+    names = ["high_level", *(f"low_level_{stride}" for stride in strides)]
+    outputs = dict(zip(names, [high_level, *low_level], strict=True))
+    return keras.Model(image, outputs, name="features")
+
+
+def _labels(labels: Callable, images) -> dict:
+    return {OUTPUT: labels(images)}
+
+
+def _probabilities(probabilities: Callable, images) -> dict:
+    return {PROBABILITIES: probabilities(images)}
+
+
+def _both(probabilities: Callable, images) -> dict:
+    scores = probabilities(images)
+    labels = tf.argmax(scores, -1, output_type=tf.int32)
+    return {OUTPUT: labels, PROBABILITIES: scores}
+
+
+def _encoded(labels: Callable, num_classes: int, encoded) -> dict:
+    maps, errors = label_maps(encoded, labels, num_classes)
+    return {ENCODED_OUTPUT: maps, ERROR: errors}
+
+
+def _features(network: keras.Model, images) -> dict:
+    features = network(tf.cast(images, tf.float32), training=False)
+    return {name: tf.cast(x, tf.float32) for name, x in features.items()}
+
+
+def signatures(
+    model: keras.Model, view, gives_probabilities: bool = False
+) -> dict[str, Signature]:
+    """Returns what an export can be asked for, by name.
+
+    Args:
+        model: A model of `build_model`.
+        view: A `Predictor` of it, or a `ResizedView`.
+        gives_probabilities: Whether `serving_default` gives probabilities too.
+    """
+    config = view.config
+    image = tf.TensorSpec([None, None, None, config.channels], tf.uint8, name=INPUT)
+    picture = tf.TensorSpec([None], tf.string, name=ENCODED_INPUT)
+    # A function of its own is traced and stored once, however many signatures call it.
+    compiled = functools.partial(tf.function, input_signature=[image], autograph=False)
+    labels, probabilities = compiled(view.labels), compiled(view.probabilities)
+    found = {
+        SERVING: (_both, probabilities) if gives_probabilities else (_labels, labels),
+        "probabilities": (_probabilities, probabilities),
+    }
+    features = features_model(model)
+    if features is not None:
+        found["features"] = (_features, features)
+    offered = {
+        name: Signature(functools.partial(*parts), image)
+        for name, parts in found.items()
+    }
+    if config.channels == 3:
+        function = functools.partial(_encoded, labels, config.num_classes)
+        offered["encoded"] = Signature(function, picture)
+    return offered

@@ -1,0 +1,133 @@
+"""Pictures in, label maps out; what is no picture harms nobody else in the batch."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from hostile_pictures import HOSTILE, JPEG, PNG, noise, picture
+from PIL import Image
+
+from deeplab_tf.serving import encoded
+from deeplab_tf.serving.encoded import MOST_PIXELS, REFUSAL, label_maps, readable
+
+
+@tf.function(
+    input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)], autograph=False
+)
+def reds(images):
+    """Labels each pixel with how red it is."""
+    return tf.cast(images[..., 0], tf.int32)
+
+
+@pytest.fixture(scope="module")
+def maps_and_errors():
+    """`label_maps` in a graph."""
+    function = tf.function(
+        lambda strings: label_maps(strings, reds, 21),
+        input_signature=[tf.TensorSpec([None], tf.string)],
+        autograph=False,
+    )
+
+    def call(pictures):
+        maps, errors = function(tf.constant(pictures, tf.string, [len(pictures)]))
+        return list(maps.numpy()), list(errors.numpy())
+
+    return call
+
+
+def test_each_picture_has_a_map_of_its_own_size(maps_and_errors):
+    pictures = [JPEG, PNG, picture(noise(1, 1, 3))]
+    maps, errors = maps_and_errors(pictures)
+    assert errors == [b"", b"", b""]
+    for one, label in zip(pictures, maps, strict=True):
+        pixels = tf.io.decode_image(one).numpy()
+        decoded = np.array(Image.open(io.BytesIO(label)))
+        assert decoded.dtype == np.uint8
+        np.testing.assert_array_equal(decoded, pixels[..., 0])
+
+
+def test_grey_transparent_palette_and_deep_pictures_are_read_as_rgb(maps_and_errors):
+    grey, rgba = noise(5, 6), noise(5, 6, 4)
+    palette = Image.fromarray(noise(5, 6) % 7, "P")
+    palette.putpalette(bytes(range(21)))
+    file = io.BytesIO()
+    palette.save(file, "PNG")
+    deep = tf.io.encode_png(tf.cast(noise(5, 6, 3), tf.uint16) * 256).numpy()
+    pictures = {
+        picture(grey): grey,
+        picture(grey, "JPEG", quality=100, subsampling=0): None,
+        picture(rgba): rgba[..., 0],
+        file.getvalue(): np.array(palette) * 3,
+        deep: noise(5, 6, 3)[..., 0],
+    }
+    maps, errors = maps_and_errors(list(pictures))
+    assert set(errors) == {b""}
+    for label, expected in zip(maps, pictures.values(), strict=True):
+        decoded = np.array(Image.open(io.BytesIO(label)))
+        if expected is not None:
+            np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_is_no_picture_has_an_error_and_its_neighbours_have_maps(
+    what, maps_and_errors
+):
+    (first, bad, last), errors = maps_and_errors([PNG, HOSTILE[what], JPEG])
+    assert errors == [b"", REFUSAL.encode(), b""]
+    assert bad == b""
+    for label, size in ((first, (7, 11)), (last, (30, 20))):
+        assert Image.open(io.BytesIO(label)).size == size
+
+
+def damaged(content, random):
+    """Returns bytes some of which were changed, removed or repeated."""
+    broken = bytearray(content)
+    for _ in range(random.randint(1, 5)):
+        place = random.randint(len(broken))
+        kind = random.randint(3)
+        if kind == 0:
+            broken[place] = random.randint(256)
+        elif kind == 1:
+            del broken[place : place + random.randint(1, 20)]
+        else:
+            broken[place:place] = broken[place : place + random.randint(1, 20)]
+    return bytes(broken)
+
+
+def test_no_damage_of_a_picture_breaks_the_batch(maps_and_errors):
+    random = np.random.RandomState(0)
+    pictures = [damaged((JPEG, PNG)[i % 2], random) for i in range(400)]
+    maps, errors = maps_and_errors([*pictures, PNG])
+    assert all(
+        bool(label) != bool(error) for label, error in zip(maps, errors, strict=True)
+    )
+    assert 100 < sum(map(bool, errors)) < 400
+    assert maps[-1]
+
+
+def test_a_batch_may_be_empty_or_all_bad(maps_and_errors):
+    assert maps_and_errors([]) == ([], [])
+    maps, errors = maps_and_errors([b"", b"no"])
+    assert (maps, errors) == ([b"", b""], 2 * [REFUSAL.encode()])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_the_bound_of_pixels_is_kept_to_the_pixel(kind, monkeypatch):
+    monkeypatch.setattr(encoded, "MOST_PIXELS", 7 * 11)
+    pictures = [picture(noise(*size, 3), kind) for size in ((11, 7), (6, 13))]
+    assert readable(tf.constant(pictures)).numpy().tolist() == [True, False]
+
+
+def test_a_photograph_of_a_large_camera_is_within_the_bound():
+    assert 6720 * 4480 <= MOST_PIXELS < 30000 * 30000
+
+
+def test_labels_beyond_255_have_16_bits():
+    def labels(images):
+        return tf.fill(tf.shape(images)[:3], 299)
+
+    (png,), _ = label_maps(tf.constant([PNG]), labels, 300)
+    decoded = tf.io.decode_png(png, dtype=tf.uint16).numpy()
+    assert decoded.shape == (11, 7, 1)
+    assert set(decoded.ravel()) == {299}

@@ -1,0 +1,157 @@
+"""Whatever loads a SavedModel gets the labels of the Keras model out of ours."""
+
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.data.photographs import read_image
+from deeplab_tf.inference import predict_labels
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.serving.saved_model import export_saved_model
+
+CLI = "tensorflow.python.tools.saved_model_cli"
+
+
+def from_loaded(loaded):
+    # A signature alone does not keep its variables alive.
+    return lambda images: loaded.signatures["serving_default"](
+        ImageTensor=tf.constant(images)
+    )["SemanticPredictions"]
+
+
+def by_tensorflow(path, _):
+    return from_loaded(tf.saved_model.load(path))
+
+
+def by_keras(path, _):
+    layer = keras.layers.TFSMLayer(path, call_endpoint="serving_default")
+    return lambda images: layer(tf.constant(images))["SemanticPredictions"]
+
+
+def by_hub(path, _):
+    hub = pytest.importorskip("tensorflow_hub")
+    return from_loaded(hub.load(path))
+
+
+def by_the_command_line(path, folder):
+    def labels(images):
+        np.save(folder / "images.npy", images)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", CLI, "run", "--dir", path),
+                *("--tag_set", "serve", "--signature_def", "serving_default"),
+                *("--inputs", f"ImageTensor={folder}/images.npy"),
+                *("--outdir", str(folder), "--overwrite"),
+            ],
+            check=True,
+            capture_output=True,
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        return np.load(folder / "SemanticPredictions.npy")
+
+    return labels
+
+
+def by_a_session(path, _):
+    """As TensorFlow Serving runs it."""
+
+    def labels(images):
+        return run_in_session(path, "serving_default", images)["SemanticPredictions"]
+
+    return labels
+
+
+def run_in_session(path, name, value):
+    """Returns the outputs of a signature of one input."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        signature = meta.signature_def[name]
+        (taken,) = signature.inputs.values()
+        fetches = {key: info.name for key, info in signature.outputs.items()}
+        return session.run(fetches, {taken.name: value})
+
+
+LOADERS = [
+    by_tensorflow,
+    by_keras,
+    by_hub,
+    by_a_session,
+    pytest.param(by_the_command_line, marks=pytest.mark.slow),
+]
+
+
+def photos(*shape):
+    return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_labels_are_those_of_the_model(loader, tiny_model, tiny_export, tmp_path):
+    labels = loader(tiny_export, tmp_path)
+    for shape in ((2, 33, 49), (1, 20, 17)):
+        images = photos(*shape)
+        expected = predict_labels(tiny_model, images)
+        assert expected.max() > expected.min()
+        np.testing.assert_array_equal(labels(images), expected)
+
+
+def test_every_signature_runs_in_a_session(tiny_model, tiny_export):
+    images = photos(2, 20, 17)
+    expected = predict_labels(tiny_model, images)
+    given = run_in_session(tiny_export, "probabilities", images)
+    probabilities = given["SemanticProbabilities"]
+    np.testing.assert_array_equal(probabilities.argmax(-1), expected)
+    features = run_in_session(tiny_export, "features", images)
+    assert features["high_level"].shape == (2, 2, 2, 16)
+    pictures = [*(tf.io.encode_png(image).numpy() for image in images), b"", b"no"]
+    given = run_in_session(tiny_export, "encoded", pictures)
+    assert [bool(error) for error in given["error"]] == [False, False, True, True]
+    maps = [tf.io.decode_png(label)[..., 0] for label in given["label_map_bytes"][:2]]
+    np.testing.assert_array_equal(maps, expected)
+
+
+@pytest.fixture(scope="module")
+def real_model(voc_checkpoint):
+    model = build_model(ModelConfig.from_official_flags({}))
+    load_tf1_checkpoint(model, voc_checkpoint)
+    return model
+
+
+@pytest.fixture(scope="module")
+def real_export(real_model, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("real") / "export")
+    export_saved_model(real_model, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def batches(voc_root):
+    """Photographs of every size of the split, two of them at once where there are."""
+    names = (voc_root / "ImageSets/Segmentation/val.txt").read_text().split()
+    sizes = {}
+    for name in names:
+        image = read_image(str(voc_root / f"JPEGImages/{name}.jpg"))
+        sizes.setdefault(image.shape, []).append(image)
+    return [np.stack(images[:2]) for images in sizes.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", LOADERS)
+def test_real_labels_are_those_of_the_model(
+    loader, real_model, real_export, batches, tmp_path
+):
+    if loader is by_the_command_line:
+        batches = batches[:3]  # it loads the model anew for each
+    labels = loader(real_export, tmp_path)
+    equal = []
+    for images in batches:
+        expected = predict_labels(real_model, images)
+        equal += [np.ravel(np.asarray(labels(images)) == expected)]
+    assert len(equal) >= 3 and max(map(len, batches)) == 2
+    assert np.mean(np.concatenate(equal)) >= 0.9999
