@@ -1,5 +1,8 @@
 """A model as a TFLite file: images of one size in, labels or scores out."""
 
+import io
+import json
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -11,8 +14,10 @@ from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.serving.saved_model import INPUT, require_known_labels
 from deeplab_tf.windows import blended
 
-# What images are padded with; the files do not tell theirs.
+# What images are padded with, unless a file tells its own.
 _MEAN_PIXEL = np.float32(127.5)
+# What our exports tell of themselves, in the ZIP archive behind the file.
+INFO_NOTE, EXPORT_NOTE = "dataset_info.json", "export.json"
 # How far sums of probabilities may be from 1, besides what quantisation does.
 _NEARLY = 1e-3
 
@@ -21,9 +26,9 @@ class TFLitePredictor:
     """A TFLite file as evaluation and prediction look at it.
 
     A file takes images of one size. Smaller ones are padded at the bottom and the
-    right with the mean pixel 127.5, as the official protocol does; larger ones are
-    seen through windows that overlap by a third, where what they see is blended as
-    `Predictor` does it.
+    right with the mean pixel, 127.5 unless the file tells another, as the official
+    protocol does; larger ones are seen through windows that overlap by a third, where
+    what they see is blended as `Predictor` does it.
 
     An input of uint8 takes the pixels 0..255 as they are. Any other input takes 0..255
     if it is called `ImageTensor` (the official name of exports, and ours), else -1..1
@@ -38,9 +43,9 @@ class TFLitePredictor:
 
     Attributes:
         num_classes: Number of classes, to be set where it is None: the file gives
-            labels alone.
+            labels alone and tells no class names.
         channels: Channels of the images.
-        info: Class names and colours; None, because these files tell none.
+        info: Class names and colours that were sent along, if any were.
         protocol: What decides about results besides weights.
 
     Raises:
@@ -50,17 +55,20 @@ class TFLitePredictor:
 
     def __init__(self, path: str):
         self._path = path
-        self._interpreter = _interpreter(path)
+        interpreter_class = _interpreter_class(path)
+        content = _content(path)
+        self._interpreter = _interpreter(interpreter_class, content, path)
         self._input = _image_input(self._interpreter, path)
         self._takes_pixels = _is_named_as_ours(self._interpreter, self._input)
         *self._size, self.channels = self._input["shape"][1:].tolist()
         self._output = _output(self._interpreter, self._size, path)
         self._gives_scores = _are_scores(self._output)
-        self.num_classes: int | None = None
+        self.info, told = _notes(content, path)
+        self._mean_pixel = told.pop("mean_pixel", _MEAN_PIXEL)
+        self.num_classes: int | None = self.info and self.info.num_classes
         if self._gives_scores:
             self.num_classes = int(self._output["shape"][-1])
-        self.info: DatasetInfo | None = None
-        self.protocol = {"artefact": "TFLite", "input_size": self._size}
+        self.protocol = {"artefact": "TFLite", "input_size": self._size} | told
 
     def _fed(self, pixels: np.ndarray) -> np.ndarray:
         """Returns pixels 0..255 as the file takes them."""
@@ -80,9 +88,10 @@ class TFLitePredictor:
             image: 0..255, `[1, height, width, channels]`.
         """
         pixels = np.asarray(image, np.float32)
-        below, beside = np.subtract(self._size, pixels.shape[1:3])
-        paddings = [(0, 0), (0, below), (0, beside), (0, 0)]
-        padded = np.pad(pixels, paddings, constant_values=_MEAN_PIXEL)
+        height, width = pixels.shape[1:3]
+        padded = np.empty((1, *self._size, self.channels), np.float32)
+        padded[:] = self._mean_pixel
+        padded[:, :height, :width] = pixels
         self._interpreter.set_tensor(self._input["index"], self._fed(padded))
         self._interpreter.invoke()
         given = self._interpreter.get_tensor(self._output["index"])
@@ -182,8 +191,28 @@ class TFLitePredictor:
         return tf.nn.softmax(scores)
 
 
-def _interpreter(path: str):
-    """Returns the interpreter of a file, ready to run."""
+def _content(path: str) -> bytes:
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"there is no file {path}")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def _notes(content: bytes, path: str) -> tuple[DatasetInfo | None, dict]:
+    """Returns class names and what else a file of ours tells of itself."""
+    file = io.BytesIO(content)
+    if not zipfile.is_zipfile(file):
+        return None, {}
+    try:
+        with zipfile.ZipFile(file) as archive:
+            notes = {name: archive.read(name) for name in archive.namelist()}
+        info, told = notes.get(INFO_NOTE), json.loads(notes.get(EXPORT_NOTE, "{}"))
+        return info and DatasetInfo.from_json(info, f"{path}: {INFO_NOTE}"), told
+    except (zipfile.BadZipFile, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: its {EXPORT_NOTE} is broken: {error}") from error
+
+
+def _interpreter_class(path: str) -> type:
     try:
         # Here, because it is an extra that only these files need.
         from ai_edge_litert.interpreter import Interpreter
@@ -191,12 +220,13 @@ def _interpreter(path: str):
         raise UserError(
             f'{path}: TFLite files need pip install "deeplab_tf[export]" ({error})'
         ) from error
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"there is no file {path}")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
+    return Interpreter
+
+
+def _interpreter(interpreter_class: type, content: bytes, path: str):
+    """Returns the interpreter of a file, ready to run."""
     try:
-        interpreter = Interpreter(model_content=content)
+        interpreter = interpreter_class(model_content=content)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be read as a TFLite file: {error}") from error

@@ -1,0 +1,303 @@
+"""A model as an ONNX file: images of any size in, label maps out.
+
+ONNX Runtime and OpenVINO run it without TensorFlow.
+"""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.records import UNFINISHED
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.layers import q_sigmoid
+from deeplab_tf.serving.native_layers import NATIVE, native
+from deeplab_tf.serving.saved_model import require_known_labels
+from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
+
+# Has every operation here, and is read by every engine since 2023.
+_OPSET = 18
+_INFO = "dataset_info"
+_AXES = ("batch", "height", "width")
+
+
+def _convolved(operation: Callable, layer, x):
+    """Returns a convolution by an operation that knows atrous rates itself.
+
+    TensorFlow takes the image apart for them instead, which is slow elsewhere. It has
+    no kernel for atrous depthwise ones: these graphs are for conversion only.
+    """
+    x = operation(
+        input=x,
+        filter=layer.kernel,
+        strides=[1, *layer.strides, 1],
+        padding=layer.padding.upper(),
+        dilations=[1, *layer.dilation_rate, 1],
+    )
+    return layer.activation(x + layer.bias if layer.use_bias else x)
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class NativeConv2D(layers.Conv2D):
+    """A convolution that says its atrous rate."""
+
+    def call(self, x):
+        """Returns the convolved `[b, h, w, filters]`."""
+        return _convolved(tf.raw_ops.Conv2D, self, x)
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
+    """A depthwise convolution that says its atrous rate."""
+
+    def call(self, x):
+        """Returns the convolved `[b, h, w, channels]`."""
+        return _convolved(tf.raw_ops.DepthwiseConv2dNative, self, x)
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class NativeActivation(layers.Activation):
+    """An activation whose constants have an axis.
+
+    tf2onnx 1.17 stumbles over a number that is added to a convolution, and then leaves
+    every transposition in the graph.
+    """
+
+    def call(self, x):
+        """Returns the activation of `x`."""
+        if self.activation is not q_sigmoid:
+            return super().call(x)
+        return tf.nn.relu6(x + tf.constant([3.0])) * 0.16667
+
+
+_KINDS = NATIVE | {
+    layers.Conv2D: NativeConv2D,
+    layers.DepthwiseConv2D: NativeDepthwiseConv2D,
+    layers.Activation: NativeActivation,
+}
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str,
+    probabilities: bool = False,
+    info: DatasetInfo | None = None,
+) -> None:
+    """Writes an ONNX file that labels images of any number and size.
+
+    `ImageTensor` is uint8 `[batch, height, width, channels]`, RGB 0..255;
+    `SemanticPredictions` is int32 `[batch, height, width]`: the labels of
+    `predict_labels` at one scale, padding being part of the graph.
+
+    Args:
+        model: A model of `build_model`, of float32.
+        path: File to write, `.onnx` at its end; replaced once the new one is whole.
+        probabilities: Whether `SemanticProbabilities`, float32 `[batch, height, width,
+            num_classes]`, is another output.
+        info: Class names and colours to send along.
+
+    Raises:
+        UserError: if the converter is not installed, and for settings that cannot
+            work.
+    """
+    if not path.endswith(".onnx"):
+        raise UserError(f"an ONNX file has .onnx at its end; received {path}")
+    onnx, tf2onnx = _converter(path)
+    serve = _serving(model, probabilities)
+    converted, _ = tf2onnx.convert.from_function(
+        serve, input_signature=serve.input_signature, opset=_OPSET
+    )
+    _name_input(converted.graph)
+    _name_axes(converted.graph)
+    _pad_explicitly(converted.graph, onnx.helper.make_attribute)
+    if info is not None:
+        onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
+    onnx.checker.check_model(converted, full_check=True)
+    with tf.io.gfile.GFile(path + UNFINISHED, "wb") as file:
+        file.write(converted.SerializeToString())
+    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
+
+
+def _converter(path: str):
+    """Returns the modules that convert."""
+    try:
+        # Here, because they are an extra that only these files need.
+        import onnx
+        import tf2onnx
+    except ImportError as error:
+        raise _missing(path, error) from error
+    return onnx, tf2onnx
+
+
+def _missing(path: str, error: ImportError) -> UserError:
+    return UserError(
+        f'{path}: ONNX files need pip install "deeplab_tf[export]" ({error})'
+    )
+
+
+def _serving(model: keras.Model, probabilities: bool) -> Callable:
+    """Returns what labels images, as a graph without sizes."""
+    config = model.model_config
+    network = native(model, _KINDS)
+    shape = [None, None, None, config.channels]
+
+    def serve(images):
+        height, width = tf.unstack(tf.shape(images)[1:3])
+        logits = network(_padded(images, config), training=False)
+        logits = logits[:, :height, :width]
+        outputs = {OUTPUT: tf.argmax(logits, axis=-1, output_type=tf.int32)}
+        return outputs | (
+            {PROBABILITIES: tf.nn.softmax(logits)} if probabilities else {}
+        )
+
+    signature = [tf.TensorSpec(shape, tf.uint8, name=INPUT)]
+    return tf.function(serve, signature, autograph=False)
+
+
+def _padded(images, config):
+    """Returns images padded with the mean pixel, sides of `k * output_stride + 1`."""
+    stride = config.output_stride
+    # Enough for every size, then cut: engines that follow which values a size may have
+    # take a padding that depends on it for negative.
+    most = [[0, 0], [0, stride - 1], [0, stride - 1], [0, 0]]
+    mean_pixel = tf.constant(config.mean_pixel, tf.float32)
+    padded = tf.pad(tf.cast(images, tf.float32) - mean_pixel, most) + mean_pixel
+    sides = (tf.shape(images)[1:3] + (stride - 2)) // stride * stride + 1
+    return padded[:, : sides[0], : sides[1]]
+
+
+def _name_input(graph) -> None:
+    """Gives the input its name, which the converter has in small letters."""
+    old = graph.input[0].name
+    graph.input[0].name = INPUT
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == old:
+                node.input[i] = INPUT
+
+
+def _name_axes(graph) -> None:
+    """Names the open sizes, for whoever looks at the file."""
+    for value in (*graph.input, *graph.output):
+        sides = value.type.tensor_type.shape.dim
+        for name, side in zip(_AXES, sides, strict=False):
+            side.dim_param = name
+
+
+def _pad_explicitly(graph, make_attribute: Callable) -> None:
+    """Spells the padding of dense convolutions out.
+
+    ONNX Runtime refuses atrous ones that ask for the same size instead.
+    """
+    for node in graph.node:
+        found = {attribute.name: attribute for attribute in node.attribute}
+        automatic = found.get("auto_pad")
+        if automatic is None or automatic.s != b"SAME_UPPER" or node.op_type != "Conv":
+            continue
+        if set(found["strides"].ints) != {1}:
+            continue
+        kernel, rates = found["kernel_shape"].ints, found["dilations"].ints
+        total = [rate * (k - 1) for rate, k in zip(rates, kernel, strict=True)]
+        before = [missing // 2 for missing in total]
+        after = [n - m for n, m in zip(total, before, strict=True)]
+        node.attribute.remove(automatic)
+        node.attribute.append(make_attribute("pads", before + after))
+
+
+class OnnxPredictor:
+    """An ONNX file of `export_onnx` as evaluation and prediction look at it.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        num_classes: Number of classes, to be set where it is None: the file gives
+            labels alone and tells no class names.
+        channels: Channels of the images.
+        info: Class names and colours that were sent along, if any were.
+        protocol: What decides about results besides weights.
+
+    Raises:
+        UserError: if the file is broken or of another kind, or ONNX Runtime is not
+            installed.
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+        self._session = _session(path)
+        inputs = {x.name: x for x in self._session.get_inputs()}
+        outputs = {x.name: x for x in self._session.get_outputs()}
+        if set(inputs) != {INPUT} or OUTPUT not in outputs:
+            raise UserError(
+                f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; {INPUT} "
+                f"and {OUTPUT} are needed"
+            )
+        self.channels = inputs[INPUT].shape[-1]
+        told = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
+        self.info = told and DatasetInfo.from_json(told, f"{path}: {_INFO}")
+        self.num_classes: int | None = self.info and self.info.num_classes
+        self._gives_probabilities = PROBABILITIES in outputs
+        if self._gives_probabilities:
+            self.num_classes = outputs[PROBABILITIES].shape[-1]
+        self.protocol = {"artefact": "ONNX"}
+
+    def _run(self, output: str, images) -> np.ndarray:
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != self.channels:
+            raise UserError(
+                f"{self._path} takes images [batch, height, width, {self.channels}]; "
+                f"received {list(images.shape)}"
+            )
+        pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
+        return self._session.run([output], {INPUT: pixels})[0]
+
+    def labels(self, images) -> np.ndarray:
+        """Returns the most probable classes, int32 `[batch, height, width]`.
+
+        Args:
+            images: RGB 0..255, `[batch, height, width, channels]`; rounded to uint8.
+
+        Raises:
+            UserError: for images of another number of channels, and for a label beyond
+                `num_classes`.
+        """
+        labels = self._run(OUTPUT, images)
+        require_known_labels(labels, self.num_classes, self._path)
+        return labels
+
+    def probabilities(self, images) -> np.ndarray:
+        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
+
+        Args:
+            images: As in `labels`.
+
+        Raises:
+            UserError: if the file gives labels only.
+        """
+        if not self._gives_probabilities:
+            raise UserError(f"{self._path} gives labels only, no {PROBABILITIES}")
+        return self._run(PROBABILITIES, images)
+
+
+def _session(path: str):
+    """Returns what runs a file."""
+    try:
+        # Here, because it is an extra that only these files need.
+        import onnxruntime
+    except ImportError as error:
+        raise _missing(path, error) from error
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"there is no file {path}")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    runtime = onnxruntime.capi.onnxruntime_pybind11_state
+    broken = [runtime.Fail, runtime.InvalidProtobuf, runtime.InvalidGraph]
+    broken += [runtime.InvalidArgument, runtime.NotImplemented]
+    try:
+        return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except tuple(broken) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read as an ONNX file: {reason}") from error

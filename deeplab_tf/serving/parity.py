@@ -1,0 +1,186 @@
+"""The gate: what is exported scores as the model does, or is not let out."""
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.data.records import write_text
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.layer_errors import layer_errors, table
+from deeplab_tf.serving.onnx_file import OnnxPredictor
+from deeplab_tf.serving.tflite_export import calibration_images, tflite_content
+
+# Images that the table of layers is made of.
+_IMAGES_OF_TABLE = 4
+
+
+def comparison_path(artefact_path: str) -> str:
+    """Returns where the comparison of an artefact with its model is written."""
+    return artefact_path.rstrip("/") + ".parity.json"
+
+
+def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
+    """Returns the metrics of a model and of what was exported of it side by side.
+
+    Args:
+        model_metrics: Of `Evaluator.evaluate`.
+        artefact_metrics: The same for the artefact, on the same images.
+
+    Returns:
+        `images`; `miou` and `pixel_accuracy`, each with `model`, `artefact` and `drop`,
+        how many points of a hundred the artefact is below the model; `iou_per_class`
+        of both; the `protocol` of both.
+
+    Raises:
+        UserError: if these are metrics of other images.
+    """
+    both = {"model": model_metrics, "artefact": artefact_metrics}
+    seen = [metrics["images"] for metrics in both.values()]
+    if seen[0] != seen[1]:
+        raise UserError(
+            f"the model saw {seen[0]} images and the artefact {seen[1]}; the same "
+            "records are needed"
+        )
+
+    def of_both(key):
+        return {name: metrics[key] for name, metrics in both.items()}
+
+    comparison = {"images": seen[0]}
+    for key in ("miou", "pixel_accuracy"):
+        values = of_both(key)
+        drop = 100 * (values["model"] - values["artefact"])
+        comparison[key] = {**values, "drop": drop}
+    for key in ("iou_per_class", "protocol"):
+        comparison[key] = of_both(key)
+    return comparison
+
+
+def gate(
+    model: keras.Model,
+    artefact_path: str,
+    dataset: Iterable,
+    config: EvalConfig = EvalConfig(),
+    max_miou_drop: float = 0.5,
+) -> dict:
+    """Returns how what was exported compares with its model, if it is good enough.
+
+    Both are evaluated on the same records, and the comparison is written to
+    `<artefact>.parity.json`. For an int8 file that is refused the error of every layer
+    is printed.
+
+    Args:
+        model: The model that was exported.
+        artefact_path: A SavedModel, a TFLite or an ONNX file.
+        dataset: As `Evaluator.evaluate` takes it; it is read twice.
+        config: How the model looks at an image; for a file of one size, that size is
+            to be `eval_crop_size`.
+        max_miou_drop: How many points of mIoU, of a hundred, the artefact may be below
+            the model.
+
+    Raises:
+        UserError: if it is further below; the artefact stays where it is, which is why
+            it is best written to what `unpublished` gives.
+    """
+    artefact = _loaded(artefact_path)
+    if artefact.num_classes is None:
+        artefact.num_classes = model.model_config.num_classes
+    scored = [Evaluator(x, config).evaluate(dataset) for x in (model, artefact)]
+    comparison = {**compare(*scored), "max_miou_drop": max_miou_drop}
+    write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
+    miou = comparison["miou"]
+    if miou["drop"] > max_miou_drop:
+        if artefact.protocol.get("precision") == "int8":
+            size = artefact.protocol["input_size"]
+            print(table_of_layers(model, artefact_path, size, dataset))
+        raise UserError(
+            f"{artefact_path} scores a mIoU of {miou['artefact']:.2%}, which is "
+            f"{miou['drop']:.2f} points below the model's {miou['model']:.2%}; "
+            f"{max_miou_drop} are allowed"
+        )
+    return comparison
+
+
+def _loaded(path: str):
+    return OnnxPredictor(path) if path.endswith(".onnx") else load_artefact(path)
+
+
+def table_of_layers(
+    model: keras.Model, path: str, size: tuple[int, int], images: Iterable
+) -> str:
+    """Returns the errors of the layers of an int8 file as a table, ready to print.
+
+    Args:
+        model: The model that it was made of.
+        path: The file, of `export_tflite`.
+        size: Its height and width.
+        images: As `calibration` of `export_tflite`; the first four are used.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        quantized = file.read()
+    padded = calibration_images(images, model.model_config.mean_pixel, size)
+    some = itertools.islice(padded, _IMAGES_OF_TABLE)
+    return table(layer_errors(tflite_content(model, size), quantized, some))
+
+
+@contextlib.contextmanager
+def unpublished(path: str) -> Iterator[str]:
+    """Gives a name to write an artefact to; at the end it takes its own.
+
+    If the block fails, what was written is removed and an earlier artefact stays:
+
+        with unpublished(path) as unproven:
+            export_tflite(model, unproven, size)
+            gate(model, unproven, dataset, config)
+
+    Args:
+        path: Where the artefact is to be, folder or file.
+
+    Yields:
+        A path beside it, with the same ending.
+
+    Raises:
+        UserError: if `path` holds something that is not an artefact.
+    """
+    folder, name = os.path.split(path.rstrip("/"))
+    path, unproven = (os.path.join(folder, x) for x in (name, f"unproven.{name}"))
+    _require_replaceable(path)
+    _remove(unproven)
+    try:
+        yield unproven
+        _move(unproven, path)
+    finally:
+        _remove(unproven)
+
+
+def _require_replaceable(path: str) -> None:
+    """Refuses to overwrite anything but an artefact or an empty folder."""
+    is_file = path.endswith((".tflite", ".onnx")) and not tf.io.gfile.isdir(path)
+    is_empty = tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)
+    if tf.io.gfile.exists(path) and not (is_file or is_empty or is_artefact(path)):
+        raise UserError(f"{path} is there and is no artefact; give a new path")
+
+
+def _move(source: str, target: str) -> None:
+    """Moves an artefact and its comparison, replacing earlier ones."""
+    if tf.io.gfile.isdir(target) or not tf.io.gfile.exists(comparison_path(source)):
+        _remove(target)
+    for old, new in ((source, target), tuple(map(comparison_path, (source, target)))):
+        if tf.io.gfile.exists(old):
+            tf.io.gfile.rename(old, new, overwrite=True)
+
+
+def _remove(path: str) -> None:
+    """Removes an artefact and its comparison, if they are there."""
+    for each in (path, comparison_path(path)):
+        if tf.io.gfile.isdir(each):
+            tf.io.gfile.rmtree(each)
+        elif tf.io.gfile.exists(each):
+            tf.io.gfile.remove(each)

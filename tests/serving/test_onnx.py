@@ -1,0 +1,198 @@
+"""ONNX files label images as the model does that they were exported of."""
+
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.layers import q_sigmoid
+from deeplab_tf.serving import parity
+from deeplab_tf.serving.onnx_file import (
+    NativeActivation,
+    NativeConv2D,
+    NativeDepthwiseConv2D,
+    OnnxPredictor,
+    export_onnx,
+)
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("tf2onnx")
+pytest.importorskip("onnxruntime")
+INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
+# Images of a batch have one size; these are around `k * 16 + 1`.
+SHAPES = [(1, 33, 49), (3, 40, 31), (2, 17, 18), (1, 1, 70)]
+
+
+def photos(batch, height, width):
+    coarse = np.random.RandomState(3).randint(0, 256, (batch, 9, 9, 3))
+    photo = np.kron(coarse, np.ones((1, 8, 8, 1)))[:, :height, :width]
+    return photo.astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def path(tiny_model, tmp_path_factory):
+    """A file of `tiny_model` with probabilities."""
+    path = str(tmp_path_factory.mktemp("onnx") / "model.onnx")
+    export_onnx(tiny_model, path, probabilities=True, info=INFO)
+    return path
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_of_any_number_and_size(path, tiny_model, shape):
+    file, expected = OnnxPredictor(path), Predictor(tiny_model)
+    images = photos(*shape)
+    labels = file.labels(images)
+    assert (labels.dtype, labels.shape) == (np.int32, shape)
+    assert np.mean(labels == expected.labels(images).numpy()) > 0.999
+    np.testing.assert_allclose(
+        file.probabilities(images), expected.probabilities(images), atol=1e-4
+    )
+    # Bytes are made of fractions.
+    np.testing.assert_array_equal(file.labels(images + np.float32(0.3)), labels)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_openvino_reads_it_as_well(path, tiny_model, shape):
+    openvino = pytest.importorskip("openvino")
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", exact)
+    images = photos(*shape)
+    labels = compiled({"ImageTensor": images})["SemanticPredictions"]
+    expected = Predictor(tiny_model).labels(images).numpy()
+    assert np.mean(labels == expected) > 0.999
+
+
+def test_what_the_file_tells(path):
+    file = OnnxPredictor(path)
+    assert (file.info, file.num_classes, file.channels) == (INFO, 5, 3)
+    graph = onnx.load(path).graph
+    (taken,) = graph.input
+    axes = [
+        side.dim_param or side.dim_value for side in taken.type.tensor_type.shape.dim
+    ]
+    assert (taken.name, axes) == ("ImageTensor", ["batch", "height", "width", 3])
+    assert [x.name for x in graph.output] == [
+        "SemanticPredictions",
+        "SemanticProbabilities",
+    ]
+
+
+def test_engines_find_their_own_operations(path):
+    operations = [node.op_type for node in onnx.load(path).graph.node]
+    assert operations.count("Resize") == 3
+    # No normalisation is left, no atrous convolution is taken apart, no resize is a
+    # product of matrices.
+    apart = {"BatchNormalization", "SpaceToDepth", "DepthToSpace", "MatMul"}
+    assert not apart & set(operations)
+
+
+def test_native_layers_give_the_same():
+    x = tf.constant(np.random.RandomState(1).normal(0, 3, (2, 9, 11, 4)), tf.float32)
+    for layer, kind in (
+        (layers.Activation(q_sigmoid), NativeActivation),
+        (layers.Activation("relu"), NativeActivation),
+        (layers.Conv2D(5, 3, dilation_rate=(2, 4), padding="same"), NativeConv2D),
+        (layers.Conv2D(5, 3, strides=2, activation="relu"), NativeConv2D),
+        (layers.DepthwiseConv2D(3, padding="same"), NativeDepthwiseConv2D),
+    ):
+        layer.build(x.shape)
+        # The bias begins as 0.
+        layer.set_weights([weight + 0.1 for weight in layer.get_weights()])
+        same = kind.from_config(layer.get_config())
+        same.build(x.shape)
+        same.set_weights(layer.get_weights())
+        np.testing.assert_allclose(same(x), layer(x), atol=1e-5)
+
+
+def test_labels_alone(strided_model, tmp_path):
+    export_onnx(strided_model, str(tmp_path / "m.onnx"))
+    assert [x.name for x in tmp_path.iterdir()] == ["m.onnx"]
+    file = OnnxPredictor(str(tmp_path / "m.onnx"))
+    assert (file.info, file.num_classes) == (None, None)
+    images = photos(1, 30, 40)
+    labels = file.labels(images)
+    assert np.mean(labels == Predictor(strided_model).labels(images).numpy()) > 0.999
+    file.num_classes = 2
+    with pytest.raises(UserError, match=r"gives the label 3, beyond the last of 2"):
+        file.labels(images)
+    with pytest.raises(UserError, match=r"m\.onnx gives labels only, no Semantic"):
+        file.probabilities(images)
+    with pytest.raises(UserError, match=r"width, 3\]; received \[1, 4, 4, 1\]"):
+        file.labels(np.zeros((1, 4, 4, 1)))
+
+
+def test_a_file_elsewhere_passes_the_gate(strided_model):
+    images = photos(1, 33, 49)
+    labels = Predictor(strided_model).labels(images)[..., None]
+    with parity.unpublished("ram://onnx/m.onnx") as unproven:
+        export_onnx(strided_model, unproven)
+        parity.gate(strided_model, unproven, [(images, labels)], max_miou_drop=0.1)
+    assert sorted(tf.io.gfile.listdir("ram://onnx")) == ["m.onnx", "m.onnx.parity.json"]
+
+
+def test_what_cannot_be_read_is_told(tmp_path):
+    path = tmp_path / "m.onnx"
+    with pytest.raises(UserError, match=r"^there is no file .*m\.onnx$"):
+        OnnxPredictor(str(path))
+    for content in (b"", b"garbage" * 99):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"m\.onnx cannot be read as") as refused:
+            OnnxPredictor(str(path))
+        assert "\n" not in str(refused.value)
+
+
+def test_files_of_others_are_told(tmp_path):
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value], [result])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(
+        onnx.helper.make_model(graph, opset_imports=opset, ir_version=9),
+        str(tmp_path / "m.onnx"),
+    )
+    with pytest.raises(UserError, match=r"takes \['x'\] and gives \['y'\]; ImageT"):
+        OnnxPredictor(str(tmp_path / "m.onnx"))
+
+
+def test_the_extra_and_the_ending_are_named(color_model, monkeypatch):
+    with pytest.raises(UserError, match=r"\.onnx at its end; received m\.pb"):
+        export_onnx(color_model, "m.pb")
+    for missing in ("tf2onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    message = r'm\.onnx: ONNX files need pip install "deeplab_tf\[export\]"'
+    with pytest.raises(UserError, match=message):
+        export_onnx(color_model, "m.onnx")
+    with pytest.raises(UserError, match=message):
+        OnnxPredictor("m.onnx")
+
+
+@pytest.mark.slow
+def test_the_official_network_on_photographs(voc_checkpoint, voc_records, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    model = build_model(ModelConfig.from_official_flags({}))
+    assert load_tf1_checkpoint(model, voc_checkpoint).complete
+    path = str(tmp_path / "m.onnx")
+    export_onnx(model, path)
+    exact = {"INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(path, "CPU", exact)
+    dataset = load_dataset(DataConfig(voc_records, batch_size=1), "val", training=False)
+    file, expected = OnnxPredictor(path), Predictor(model)
+    for image, *_ in dataset.take(12):
+        labels = expected.labels(image).numpy()
+        pixels = np.uint8(np.rint(image))
+        assert np.mean(file.labels(image) == labels) >= 0.999
+        seen = compiled({"ImageTensor": pixels})["SemanticPredictions"]
+        assert np.mean(seen == labels) >= 0.999
+    comparison = parity.gate(model, path, dataset, EvalConfig(), 0.01)
+    print(comparison["miou"])
+    assert comparison["images"] == 60

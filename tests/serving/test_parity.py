@@ -1,0 +1,163 @@
+"""Nothing that scores worse than its model is let out."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.inference import Predictor
+from deeplab_tf.serving import parity
+from deeplab_tf.serving.saved_model import export_saved_model
+from deeplab_tf.serving.tflite_export import export_tflite
+
+pytest.importorskip("ai_edge_litert.interpreter")
+SIZE = (33, 49)
+CONFIG = EvalConfig(eval_crop_size=SIZE)
+
+
+def shifted(model):
+    """Returns a stand-in for `strided_model` that has learnt something else."""
+    worse = keras.models.clone_model(model)
+    kernel, bias = model.get_layer("logits").get_weights()
+    worse.get_layer("logits").set_weights([kernel, bias + np.eye(4)[3] / 2])
+    worse.model_config = model.model_config
+    return worse
+
+
+@pytest.fixture(scope="module")
+def dataset(strided_model):
+    """Two images and what `strided_model` sees in them."""
+    images = np.random.RandomState(6).randint(0, 256, (2, *SIZE, 3)).astype(np.uint8)
+    labels = Predictor(strided_model, crop_size=SIZE).labels(images)
+    return [
+        (image[None], label[None, ..., None])
+        for image, label in zip(images, labels, strict=True)
+    ]
+
+
+def export(model, path):
+    export_tflite(model, path, SIZE)
+
+
+def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
+    path = str(tmp_path / "m.tflite")
+    with parity.unpublished(path) as unproven:
+        export(strided_model, unproven)
+        comparison = parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
+        assert not tf.io.gfile.exists(path)
+    written = json.loads((tmp_path / "m.tflite.parity.json").read_text())
+    assert written == json.loads(json.dumps(comparison))
+    assert written["images"] == 2
+    assert written["miou"]["model"] == 1.0
+    assert written["miou"]["artefact"] > 0.999
+    assert written["max_miou_drop"] == 0.1
+    assert written["protocol"]["artefact"]["precision"] == "float32"
+    assert written["protocol"]["model"]["eval_crop_size"] == [33, 49]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_scores_worse_is_refused_and_what_was_there_stays(
+    strided_model, dataset, tmp_path
+):
+    path = tmp_path / "m.tflite"
+    path.write_text("earlier")
+    with (
+        pytest.raises(
+            UserError, match=r"is (\d+\.\d\d) points below .*100.00%; 5 are"
+        ) as refused,
+        parity.unpublished(str(path)) as unproven,
+    ):
+        export(shifted(strided_model), unproven)
+        parity.gate(strided_model, unproven, dataset, CONFIG, 5)
+    assert "\n" not in str(refused.value)
+    assert path.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):
+    path = str(tmp_path / "m.tflite")
+    worse = shifted(strided_model)
+    export(worse, path)
+    comparison = parity.gate(strided_model, path, dataset, CONFIG, 100)
+    scored = Evaluator(worse, CONFIG).evaluate(dataset)
+    assert comparison["miou"]["drop"] == pytest.approx(100 * (1 - scored["miou"]))
+    assert comparison["miou"]["drop"] > 5
+    # The other way round the artefact is the better one.
+    worse_by_itself = parity.compare(
+        scored, Evaluator(strided_model, CONFIG).evaluate(dataset)
+    )
+    assert worse_by_itself["miou"]["drop"] == pytest.approx(-comparison["miou"]["drop"])
+
+
+def test_folders_are_published_too(strided_model, dataset, tmp_path):
+    path = tmp_path / "export"
+    for _ in range(2):
+        with parity.unpublished(f"{path}/") as unproven:
+            export_saved_model(strided_model, unproven, crop_size=SIZE)
+            parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
+    assert (path / "saved_model.pb").exists()
+    assert sorted(x.name for x in tmp_path.iterdir()) == [
+        "export",
+        "export.parity.json",
+    ]
+
+
+def test_a_comparison_goes_with_its_artefact(tmp_path):
+    path = tmp_path / "m.tflite"
+    path.write_text("earlier")
+    pathlib.Path(parity.comparison_path(str(path))).write_text("earlier")
+    with parity.unpublished(str(path)) as unproven:
+        pathlib.Path(unproven).write_text("new")
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_other_peoples_folders_are_left_alone(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").write_text("cat")
+    with (
+        pytest.raises(UserError, match="photos is there and is no artefact"),
+        parity.unpublished(str(tmp_path / "photos")),
+    ):
+        pass
+    assert (tmp_path / "photos/cat.jpg").exists()
+
+
+def test_metrics_of_other_images_are_not_compared():
+    with pytest.raises(UserError, match="model saw 3 images and the artefact 2"):
+        parity.compare({"images": 3}, {"images": 2})
+
+
+def test_a_refused_int8_file_tells_the_error_of_its_layers(
+    strided_model, dataset, tmp_path, capsys
+):
+    path = str(tmp_path / "m.tflite")
+    # Calibrated on darkness it cuts off everything brighter.
+    dark = [np.zeros((1, *SIZE, 3))]
+    export_tflite(strided_model, path, SIZE, "int8", calibration=dark)
+    with pytest.raises(UserError, match="points below"):
+        parity.gate(strided_model, path, dataset, CONFIG, 1)
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["layer", "error", "8-bit", "step"]
+    errors = {row.split()[0]: float(row.split()[1].rstrip("%")) for row in rows}
+    assert any("logits" in name for name in errors)
+    assert max(errors.values()) > 20
+
+
+def test_the_error_of_a_layer_that_8_bits_hold_is_small(
+    strided_model, dataset, tmp_path
+):
+    path = str(tmp_path / "m.tflite")
+    export_tflite(strided_model, path, SIZE, "int8", calibration=[dataset[0]])
+    rows = parity.table_of_layers(strided_model, path, SIZE, dataset).splitlines()[1:]
+    errors = [[float(x.rstrip("%")) for x in row.split()[1:]] for row in rows]
+    assert len(rows) >= 2
+    for error, step in errors:
+        # Rounding alone makes step / sqrt(12).
+        assert 0.1 * step < error < 3 * step < 12

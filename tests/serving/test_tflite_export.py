@@ -1,0 +1,241 @@
+"""TFLite files label images as the model does that they were exported of."""
+
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.config import DataConfig, DecoderConfig, EvalConfig, ModelConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.serving.tflite import TFLitePredictor
+from deeplab_tf.serving.tflite_export import export_tflite
+
+litert = pytest.importorskip("ai_edge_litert.interpreter")
+SIZE = (33, 49)
+INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
+
+
+def photos(*shape):
+    """Returns noise with edges, in which more than one class is seen."""
+    coarse = np.random.RandomState(3).randint(0, 256, (*shape, 3)).astype(np.uint8)
+    return np.kron(coarse, np.ones((1, 8, 8, 1), np.uint8))
+
+
+def exported(model, folder, **options):
+    path = str(folder / "model.tflite")
+    export_tflite(model, path, SIZE, info=INFO, **options)
+    return TFLitePredictor(path)
+
+
+@pytest.fixture(scope="module")
+def labels_file(tiny_model, tmp_path_factory):
+    """A float32 file of `tiny_model` that gives labels."""
+    return exported(tiny_model, tmp_path_factory.mktemp("labels"))
+
+
+@pytest.fixture(scope="module")
+def int8_file(tiny_model, tmp_path_factory):
+    """An int8 file of `tiny_model` that gives labels."""
+    batches = [(photos(2, 4, 6), "label"), photos(1, 9, 9)[0]]
+    folder = tmp_path_factory.mktemp("int8")
+    return exported(tiny_model, folder, precision="int8", calibration=iter(batches))
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_model):
+    """`tiny_model` as it pads images to the size of the files."""
+    return Predictor(tiny_model, crop_size=SIZE)
+
+
+def interpreter_of(predictor):
+    interpreter = litert.Interpreter(predictor._path)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (1, 3, 2)])
+def test_labels_of_images_that_fit(labels_file, expected, shape):
+    labels = labels_file.labels(photos(*shape))
+    assert len(np.unique(labels)) > 1
+    assert (labels == expected.labels(photos(*shape))).numpy().mean() > 0.999
+
+
+def test_the_signature_has_the_official_names(labels_file, expected):
+    runner = interpreter_of(labels_file).get_signature_runner("serving_default")
+    image = np.float32(photos(1, 5, 7)[:, :33, :49])
+    labels = runner(ImageTensor=image)["SemanticPredictions"]
+    assert (labels.dtype, labels.shape) == (np.int32, (1, *SIZE))
+    assert (labels == expected.labels(image)).numpy().mean() > 0.999
+
+
+def test_engines_find_their_own_operations(labels_file):
+    operations = {x["op_name"] for x in interpreter_of(labels_file)._get_ops_details()}
+    known = {"CONV_2D", "DEPTHWISE_CONV_2D", "RESIZE_BILINEAR", "ARG_MAX"}
+    # Arithmetic: pixels are scaled, residuals added. The mean is image-level pooling.
+    rest = {"ADD", "MUL", "CONCATENATION", "MEAN", "DELEGATE"}
+    assert known <= operations <= known | rest
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("float16", 2e-3)])
+def test_logits(strided_model, tmp_path, precision, error):
+    predictor = exported(strided_model, tmp_path, output="logits", precision=precision)
+    assert predictor.num_classes == 4
+    kinds = {x["dtype"] for x in interpreter_of(predictor).get_tensor_details()}
+    assert (np.float16 in kinds) == (precision == "float16")
+    images = photos(1, 3, 6)
+    expected = Predictor(strided_model, crop_size=SIZE).probabilities(images)
+    np.testing.assert_allclose(predictor.probabilities(images), expected, atol=error)
+
+
+def test_dynamic_weights_have_8_bits(tiny_model, labels_file, tmp_path):
+    predictor = exported(tiny_model, tmp_path, precision="dynamic")
+    labels = labels_file.labels(photos(1, 4, 6))
+    assert (predictor.labels(photos(1, 4, 6)) == labels).mean() > 0.9
+    details = interpreter_of(predictor).get_tensor_details()
+    assert np.int8 in {detail["dtype"] for detail in details}
+    assert predictor._input["dtype"] == np.float32
+    assert predictor.protocol["precision"] == "dynamic"
+
+
+def test_int8_takes_pixels_as_bytes(int8_file, labels_file):
+    interpreter = interpreter_of(int8_file)
+    (taken,), (given,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    assert (taken["dtype"], taken["quantization"]) == (np.uint8, (1.0, 0))
+    assert given["dtype"] == np.int32
+    kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
+    assert not kinds & {np.float32, np.float16}
+    labels = labels_file.labels(photos(2, 4, 6))
+    assert (int8_file.labels(photos(2, 4, 6)) == labels).mean() > 0.8
+
+
+def test_what_the_files_tell(labels_file, int8_file):
+    for predictor, precision in ((labels_file, "float32"), (int8_file, "int8")):
+        assert predictor.info == INFO
+        assert predictor.num_classes == 5
+        assert predictor.protocol == {
+            "artefact": "TFLite",
+            "input_size": [33, 49],
+            "precision": precision,
+        }
+    with zipfile.ZipFile(labels_file._path) as archive:
+        assert archive.read("labels.txt") == b"a\nb\nc\nd\ne\n"
+
+
+def test_the_mean_pixel_pads():
+    image = keras.Input((None, None, 3), name="image")
+    model = keras.Model(image, keras.layers.Identity(name="logits")(image))
+    decoder = DecoderConfig(output_strides=())
+    model.model_config = ModelConfig(
+        backbone="resnet_v1_50", num_classes=3, decoder=decoder
+    )
+    # ImageNet's red, green and blue: 123.15, 115.90 and 103.06.
+    export_tflite(model, "ram://m.tflite", (2, 2), output="logits")
+    predictor = TFLitePredictor("ram://m.tflite")
+    given = predictor._given(np.zeros((1, 1, 2, 3), np.float32))
+    np.testing.assert_allclose(given[0, 0], 0)
+    np.testing.assert_allclose(given[0, 1], 2 * [model.model_config.mean_pixel])
+    assert predictor.info is None
+
+
+def test_equal_models_are_equal_files(color_model, tmp_path):
+    paths = [tmp_path / name for name in ("a.tflite", "b.tflite")]
+    for path in paths:
+        export_tflite(color_model, str(path), (9, 9), info=INFO)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert sorted(tmp_path.iterdir()) == paths
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": "m.lite"}, r"\.tflite at its end; received m\.lite"),
+        ({"precision": "int4"}, "one of float32, .*int8; received 'int4'"),
+        ({"output": "maps"}, "output must be one of labels, logits; received 'maps'"),
+        ({"size": (9, 0)}, r"a height and a width; received \(9, 0\)"),
+        ({"precision": "int8"}, "needs them; received int8 without images"),
+        ({"calibration": []}, "are for .* int8.*; received float32 with images"),
+        ({"precision": "int8", "calibration": []}, "an image at least; received none"),
+    ],
+)
+def test_settings_that_cannot_work(color_model, options, message):
+    with pytest.raises(UserError, match=message):
+        export_tflite(color_model, **{"path": "m.tflite", "size": (9, 9)} | options)
+
+
+def test_a_file_that_tells_nonsense_is_refused(color_model, tmp_path):
+    path = str(tmp_path / "m.tflite")
+    export_tflite(color_model, path, (9, 9), info=INFO)
+    with zipfile.ZipFile(path) as archive:
+        start = min(x.header_offset for x in archive.infolist())
+    with open(path, "r+b") as file:
+        file.truncate(start)
+    assert TFLitePredictor(path).info is None
+    for name, text in (("export.json", "{"), ("dataset_info.json", "[]")):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(name, text)
+        with pytest.raises(UserError, match=rf"m\.tflite: .*{name}"):
+            TFLitePredictor(path)
+        with open(path, "r+b") as file:
+            file.truncate(start)
+
+
+CROP = (513, 513)
+
+
+@pytest.fixture(scope="module")
+def official(voc_checkpoint):
+    """The official network."""
+    model = build_model(ModelConfig.from_official_flags({}))
+    assert load_tf1_checkpoint(model, voc_checkpoint).complete
+    return model
+
+
+def validation(records):
+    return load_dataset(DataConfig(records, batch_size=1), "val", training=False)
+
+
+@pytest.fixture(scope="module")
+def official_miou(official, voc_records):
+    """What the official network scores on the real photographs."""
+    evaluator = Evaluator(official, EvalConfig(eval_crop_size=CROP))
+    return evaluator.evaluate(validation(voc_records))["miou"]
+
+
+@pytest.mark.slow
+def test_float32_labels_photographs_as_the_official_network(
+    official, voc_records, tmp_path
+):
+    path = str(tmp_path / "m.tflite")
+    export_tflite(official, path, CROP)
+    file, expected = TFLitePredictor(path), Predictor(official, crop_size=CROP)
+    for image, *_ in validation(voc_records).take(12):
+        share = np.mean(file.labels(image) == expected.labels(image).numpy())
+        assert share >= 0.999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "points"), [("float16", 0.3), ("dynamic", 0.5), ("int8", 1.5)]
+)
+def test_miou_of_smaller_files(
+    official, official_miou, voc_records, tmp_path, precision, points
+):
+    path = str(tmp_path / "m.tflite")
+    calibration = validation(voc_records).take(40) if precision == "int8" else None
+    export_tflite(official, path, CROP, precision, calibration=calibration)
+    predictor = TFLitePredictor(path)
+    predictor.num_classes = 21
+    metrics = Evaluator(predictor, EvalConfig()).evaluate(validation(voc_records))
+    assert metrics["images"] == 60
+    print(f"{precision}: {metrics['miou']:.4%} of {official_miou:.4%}")
+    assert metrics["miou"] == pytest.approx(official_miou, abs=points / 100)
