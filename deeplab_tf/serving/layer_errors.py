@@ -1,6 +1,5 @@
 """Where an int8 file departs from the model: the error of every layer."""
 
-import collections
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -42,23 +41,16 @@ def layer_errors(
         pair = zip(interpreters, outputs, strict=True)
         return [_value(interpreter, known[name]) for interpreter, known in pair]
 
-    # Before anything has run only constants have their values.
-    idle = {name: values(name)[0] for name in common}
-    sums, count = collections.defaultdict(lambda: np.zeros(3)), collections.Counter()
+    sums, count = {name: np.zeros(3) for name in common}, 0
     for image in images:
         for interpreter in interpreters:
             _run(interpreter, image)
         for name in common:
             value, rounded = values(name)
-            if not np.array_equal(value, idle[name]):
-                squares = np.mean((rounded - value) ** 2)
-                sums[name] += np.mean(value), np.mean(value**2), squares
-                count[name] += 1
-    return [
-        _error(name, sums[name] / count[name], outputs[1][name])
-        for name in common
-        if count[name]
-    ]
+            squares = np.mean((rounded - value) ** 2)
+            sums[name] += np.mean(value), np.mean(value**2), squares
+        count += 1
+    return [_error(name, sums[name] / count, outputs[1][name]) for name in common]
 
 
 def table(errors: list[LayerError]) -> str:

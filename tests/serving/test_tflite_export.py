@@ -118,6 +118,18 @@ def test_int8_takes_pixels_as_bytes(int8_file, labels_file):
     assert (int8_file.labels(photos(2, 4, 6)) == labels).mean() > 0.8
 
 
+def test_bytes_are_pixels_whatever_calibrates(strided_model, tmp_path):
+    grey = photos(1, 5, 7) // 4 + 99
+    predictor = exported(
+        strided_model, tmp_path, precision="int8", calibration=[grey], output="logits"
+    )
+    (taken,) = interpreter_of(predictor).get_input_details()
+    assert taken["quantization"] == (1.0, 0)
+    images = grey[:, :30, :40]
+    expected = Predictor(strided_model, crop_size=SIZE).probabilities(images)
+    np.testing.assert_allclose(predictor.probabilities(images), expected, atol=0.1)
+
+
 def test_what_the_files_tell(labels_file, int8_file):
     for predictor, precision in ((labels_file, "float32"), (int8_file, "int8")):
         assert predictor.info == INFO
