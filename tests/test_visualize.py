@@ -301,7 +301,8 @@ def test_a_gap_reaches_from_the_accuracy_to_the_confidence():
 
 
 def test_a_reliability_diagram_of_nothing_is_no_error():
-    visualize.reliability_picture([None] * 3, [None] * 3, [0] * 3)
+    picture = visualize.reliability_picture([None] * 3, [None] * 3, [0] * 3)
+    assert picture.dtype == np.uint8 and picture.ndim == 3
 
 
 def cells(counts, names=("a", "b", "c")):

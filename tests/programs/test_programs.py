@@ -722,6 +722,7 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stdout == ""
 
 
-def test_official_flags_without_a_meaning_here_are_told():
+def test_official_flags_without_a_meaning_here_are_told(capsys):
     for name in ("eval", "export", "predict"):
         flags.check_flags(parsed(name, "--label_weights=1"), name)
+        assert "warning: --label_weights has no effect" in capsys.readouterr().err
