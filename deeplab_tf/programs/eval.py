@@ -38,7 +38,7 @@ from deeplab_tf.programs.restored import (
     require_no_model_flags,
     restored_model,
 )
-from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.distribution import make_local_strategy
 
 FLAGS = absl_flags.FlagValues()

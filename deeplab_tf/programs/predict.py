@@ -49,7 +49,7 @@ from deeplab_tf.programs.restored import (
     require_no_model_flags,
     restored_model,
 )
-from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import readable_limits
 

@@ -1,28 +1,97 @@
-"""An exported model, whatever its form, as evaluation and prediction look at it."""
+"""What is common to exported models as evaluation and prediction look at them."""
 
-import tensorflow as tf
+import abc
 
-from deeplab_tf.serving.saved_model import SavedModelPredictor, is_saved_model
-from deeplab_tf.serving.tflite import TFLitePredictor
+import numpy as np
 
-
-def is_artefact(path: str) -> bool:
-    """Whether a path is an exported model: a SavedModel or a TFLite file, by name."""
-    return is_saved_model(path) or _is_tflite(path)
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
 
 
-def _is_tflite(path: str) -> bool:
-    return path.endswith(".tflite") and not tf.io.gfile.isdir(path)
-
-
-def load_artefact(path: str) -> SavedModelPredictor | TFLitePredictor:
-    """Returns an exported model as a predictor, which `Evaluator` takes too.
+class Artefact(abc.ABC):
+    """An exported model, whatever its form, as something that labels images.
 
     Args:
-        path: Folder of a SavedModel, or a file that ends with `.tflite`.
+        path: Where it is.
+        channels: Channels of the images; None takes any.
+        info: Class names and colours that were sent along, if any were.
+        protocol: What decides about results besides weights.
+        gives_probabilities: Whether there are probabilities besides labels.
+        num_classes: Number of classes, as far as the probabilities tell it.
 
-    Raises:
-        UserError: if the model is broken, or has other inputs or outputs than those
-            that label images.
+    Attributes:
+        channels: As above, and so are `info`, `protocol` and `gives_probabilities`.
+        num_classes: Number of classes, by the probabilities or the class names; to be
+            set where it is None.
     """
-    return TFLitePredictor(path) if _is_tflite(path) else SavedModelPredictor(path)
+
+    def __init__(
+        self,
+        path: str,
+        channels: int | None,
+        info: DatasetInfo | None,
+        protocol: dict,
+        gives_probabilities: bool,
+        num_classes: int | None = None,
+    ):
+        self._path = path
+        self.channels = channels
+        self.info = info
+        self.num_classes = num_classes or (info and info.num_classes)
+        self.protocol = protocol
+        self.gives_probabilities = gives_probabilities
+
+    def labels(self, images) -> np.ndarray:
+        """Returns the most probable classes, int32 `[batch, height, width]`.
+
+        Args:
+            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`.
+
+        Raises:
+            UserError: for images that it does not take, and for a label beyond
+                `num_classes`.
+        """
+        labels = self._labels(self._checked(images))
+        highest = labels.max(initial=0)
+        if self.num_classes is not None and highest >= self.num_classes:
+            raise UserError(
+                f"{self._path} gives the label {highest}, beyond the last of "
+                f"{self.num_classes} classes, {self.num_classes - 1}"
+            )
+        return labels
+
+    def probabilities(self, images) -> np.ndarray:
+        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
+
+        Args:
+            images: As in `labels`.
+
+        Raises:
+            UserError: if it gives labels only, and for images that it does not take.
+        """
+        if not self.gives_probabilities:
+            raise UserError(f"{self._path} gives labels only, no probabilities")
+        return self._probabilities(self._checked(images))
+
+    def _checked(self, images) -> np.ndarray:
+        images = np.asarray(images)
+        channels = images.shape[-1] if self.channels is None else self.channels
+        if images.ndim != 4 or images.shape[-1] != channels:
+            raise UserError(
+                f"{self._path} takes images [batch, height, width, "
+                f"{self.channels or 'channels'}]; received {list(images.shape)}"
+            )
+        return images
+
+    @abc.abstractmethod
+    def _labels(self, images: np.ndarray) -> np.ndarray:
+        """Returns `labels` of images that were checked."""
+
+    @abc.abstractmethod
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        """Returns `probabilities` of images that were checked."""
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Returns images as uint8, rounded."""
+    return np.clip(np.rint(images), 0, 255).astype(np.uint8)

@@ -11,11 +11,11 @@ import tensorflow as tf
 from keras import layers
 
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.records import UNFINISHED
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import q_sigmoid
+from deeplab_tf.serving.artefact import Artefact, pixels
 from deeplab_tf.serving.native_layers import NATIVE, native
-from deeplab_tf.serving.saved_model import require_known_labels
+from deeplab_tf.serving.publication import ONNX, require_replaceable, unpublished
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
 # Has every operation here, and is read by every engine since 2023.
@@ -103,8 +103,9 @@ def export_onnx(
         UserError: if the converter is not installed, and for settings that cannot
             work.
     """
-    if not path.endswith(".onnx"):
+    if not path.endswith(ONNX):
         raise UserError(f"an ONNX file has .onnx at its end; received {path}")
+    require_replaceable(path)
     onnx, tf2onnx = _converter(path)
     serve = _serving(model, probabilities)
     converted, _ = tf2onnx.convert.from_function(
@@ -116,9 +117,8 @@ def export_onnx(
     if info is not None:
         onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
     onnx.checker.check_model(converted, full_check=True)
-    with tf.io.gfile.GFile(path + UNFINISHED, "wb") as file:
+    with unpublished(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
         file.write(converted.SerializeToString())
-    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
 
 
 def _converter(path: str):
@@ -207,18 +207,11 @@ def _pad_explicitly(graph, make_attribute: Callable) -> None:
         node.attribute.append(make_attribute("pads", before + after))
 
 
-class OnnxPredictor:
+class OnnxPredictor(Artefact):
     """An ONNX file of `export_onnx` as evaluation and prediction look at it.
 
     Args:
         path: The file.
-
-    Attributes:
-        num_classes: Number of classes, to be set where it is None: the file gives
-            labels alone and tells no class names.
-        channels: Channels of the images.
-        info: Class names and colours that were sent along, if any were.
-        protocol: What decides about results besides weights.
 
     Raises:
         UserError: if the file is broken or of another kind, or ONNX Runtime is not
@@ -226,7 +219,6 @@ class OnnxPredictor:
     """
 
     def __init__(self, path: str):
-        self._path = path
         self._session = _session(path)
         inputs = {x.name: x for x in self._session.get_inputs()}
         outputs = {x.name: x for x in self._session.get_outputs()}
@@ -235,51 +227,18 @@ class OnnxPredictor:
                 f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; {INPUT} "
                 f"and {OUTPUT} are needed"
             )
-        self.channels = inputs[INPUT].shape[-1]
         told = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
-        self.info = told and DatasetInfo.from_json(told, f"{path}: {_INFO}")
-        self.num_classes: int | None = self.info and self.info.num_classes
-        self._gives_probabilities = PROBABILITIES in outputs
-        if self._gives_probabilities:
-            self.num_classes = outputs[PROBABILITIES].shape[-1]
-        self.protocol = {"artefact": "ONNX"}
+        info = DatasetInfo.from_json(told, f"{path}: {_INFO}") if told else None
+        scores, channels = outputs.get(PROBABILITIES), inputs[INPUT].shape[-1]
+        protocol = {"artefact": "ONNX"}
+        classes = scores and scores.shape[-1]
+        super().__init__(path, channels, info, protocol, bool(scores), classes)
 
-    def _run(self, output: str, images) -> np.ndarray:
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != self.channels:
-            raise UserError(
-                f"{self._path} takes images [batch, height, width, {self.channels}]; "
-                f"received {list(images.shape)}"
-            )
-        pixels = np.clip(np.rint(images), 0, 255).astype(np.uint8)
-        return self._session.run([output], {INPUT: pixels})[0]
+    def _labels(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run([OUTPUT], {INPUT: pixels(images)})[0]
 
-    def labels(self, images) -> np.ndarray:
-        """Returns the most probable classes, int32 `[batch, height, width]`.
-
-        Args:
-            images: RGB 0..255, `[batch, height, width, channels]`; rounded to uint8.
-
-        Raises:
-            UserError: for images of another number of channels, and for a label beyond
-                `num_classes`.
-        """
-        labels = self._run(OUTPUT, images)
-        require_known_labels(labels, self.num_classes, self._path)
-        return labels
-
-    def probabilities(self, images) -> np.ndarray:
-        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
-
-        Args:
-            images: As in `labels`.
-
-        Raises:
-            UserError: if the file gives labels only.
-        """
-        if not self._gives_probabilities:
-            raise UserError(f"{self._path} gives labels only, no {PROBABILITIES}")
-        return self._run(PROBABILITIES, images)
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        return self._session.run([PROBABILITIES], {INPUT: pixels(images)})[0]
 
 
 def _session(path: str):

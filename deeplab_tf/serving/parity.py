@@ -1,10 +1,8 @@
 """The gate: what is exported scores as the model does, or is not let out."""
 
-import contextlib
 import itertools
 import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import keras
 import tensorflow as tf
@@ -13,18 +11,13 @@ from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.records import write_text
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
-from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import layer_errors, table
-from deeplab_tf.serving.onnx_file import OnnxPredictor
+from deeplab_tf.serving.publication import comparison_path
 from deeplab_tf.serving.tflite_export import calibration_images, tflite_content
 
 # Images that the table of layers is made of.
 _IMAGES_OF_TABLE = 4
-
-
-def comparison_path(artefact_path: str) -> str:
-    """Returns where the comparison of an artefact with its model is written."""
-    return artefact_path.rstrip("/") + ".parity.json"
 
 
 def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
@@ -89,7 +82,7 @@ def gate(
         UserError: if it is further below; the artefact stays where it is, which is why
             it is best written to what `unpublished` gives.
     """
-    artefact = _loaded(artefact_path)
+    artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
         artefact.num_classes = model.model_config.num_classes
     scored = [Evaluator(x, config).evaluate(dataset) for x in (model, artefact)]
@@ -108,10 +101,6 @@ def gate(
     return comparison
 
 
-def _loaded(path: str):
-    return OnnxPredictor(path) if path.endswith(".onnx") else load_artefact(path)
-
-
 def table_of_layers(
     model: keras.Model, path: str, size: tuple[int, int], images: Iterable
 ) -> str:
@@ -128,59 +117,3 @@ def table_of_layers(
     padded = calibration_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _IMAGES_OF_TABLE)
     return table(layer_errors(tflite_content(model, size), quantized, some))
-
-
-@contextlib.contextmanager
-def unpublished(path: str) -> Iterator[str]:
-    """Gives a name to write an artefact to; at the end it takes its own.
-
-    If the block fails, what was written is removed and an earlier artefact stays:
-
-        with unpublished(path) as unproven:
-            export_tflite(model, unproven, size)
-            gate(model, unproven, dataset, config)
-
-    Args:
-        path: Where the artefact is to be, folder or file.
-
-    Yields:
-        A path beside it, with the same ending.
-
-    Raises:
-        UserError: if `path` holds something that is not an artefact.
-    """
-    folder, name = os.path.split(path.rstrip("/"))
-    path, unproven = (os.path.join(folder, x) for x in (name, f"unproven.{name}"))
-    _require_replaceable(path)
-    _remove(unproven)
-    try:
-        yield unproven
-        _move(unproven, path)
-    finally:
-        _remove(unproven)
-
-
-def _require_replaceable(path: str) -> None:
-    """Refuses to overwrite anything but an artefact or an empty folder."""
-    is_file = path.endswith((".tflite", ".onnx")) and not tf.io.gfile.isdir(path)
-    is_empty = tf.io.gfile.isdir(path) and not tf.io.gfile.listdir(path)
-    if tf.io.gfile.exists(path) and not (is_file or is_empty or is_artefact(path)):
-        raise UserError(f"{path} is there and is no artefact; give a new path")
-
-
-def _move(source: str, target: str) -> None:
-    """Moves an artefact and its comparison, replacing earlier ones."""
-    if tf.io.gfile.isdir(target) or not tf.io.gfile.exists(comparison_path(source)):
-        _remove(target)
-    for old, new in ((source, target), tuple(map(comparison_path, (source, target)))):
-        if tf.io.gfile.exists(old):
-            tf.io.gfile.rename(old, new, overwrite=True)
-
-
-def _remove(path: str) -> None:
-    """Removes an artefact and its comparison, if they are there."""
-    for each in (path, comparison_path(path)):
-        if tf.io.gfile.isdir(each):
-            tf.io.gfile.rmtree(each)
-        elif tf.io.gfile.exists(each):
-            tf.io.gfile.remove(each)

@@ -17,6 +17,8 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.folding import folded
 from deeplab_tf.serving import warmup
+from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.publication import require_replaceable, unpublished
 from deeplab_tf.serving.signatures import (
     ENCODED_INPUT,
     INPUT,
@@ -99,27 +101,22 @@ def export_saved_model(
     Raises:
         UserError: if `path` holds something that is not an export.
     """
-    path, options = path.rstrip("/"), options or ExportOptions()
-    _require_free(path)
+    options = options or ExportOptions()
+    require_replaceable(path)
     network = folded(model) if options.fold_batch_norm else model
     view = Predictor(network, scales, flip, crop_size, options.window)
     if options.resizing is not None:
         view = ResizedView(view, options.resizing)
     offered = signatures(network, view, options.probabilities)
-    unfinished = path + ".unfinished"
-    if tf.io.gfile.exists(unfinished):
-        tf.io.gfile.rmtree(unfinished)
-    _write_graphs(unfinished, offered, info)
-    extra = os.path.join(unfinished, _EXTRA)
-    tf.io.gfile.makedirs(extra)
     logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
-    warmup.write_warmup_requests(logs, extra)
-    _write_description(model.model_config, info, extra)
-    if options.weights and model.variables:
-        tf1.save_tf1_checkpoint(model, os.path.join(extra, tf1.NAME))
-    if tf.io.gfile.exists(path):
-        tf.io.gfile.rmtree(path)
-    tf.io.gfile.rename(unfinished, path)
+    with unpublished(path) as unfinished:
+        extra = os.path.join(unfinished, _EXTRA)
+        tf.io.gfile.makedirs(extra)
+        warmup.write_warmup_requests(logs, extra)
+        _write_description(model.model_config, info, extra)
+        if options.weights and model.variables:
+            tf1.save_tf1_checkpoint(model, os.path.join(extra, tf1.NAME))
+        _write_graphs(unfinished, offered, info)
 
 
 def _write_graphs(
@@ -168,60 +165,43 @@ def _write_description(
         records.write_info(info, folder)
 
 
-def _require_free(path: str) -> None:
-    """Refuses to overwrite anything but an export or an empty folder."""
-    if not tf.io.gfile.exists(path) or is_saved_model(path):
-        return
-    if not tf.io.gfile.isdir(path) or tf.io.gfile.listdir(path):
-        raise UserError(f"{path} is there and is no SavedModel; give a new folder")
-
-
-def is_saved_model(path: str) -> bool:
-    """Whether a folder holds a SavedModel."""
-    return tf.io.gfile.exists(os.path.join(path, "saved_model.pb"))
-
-
-class SavedModelPredictor:
+class SavedModelPredictor(Artefact):
     """A SavedModel as evaluation and prediction look at it.
 
     It is called through the signature `serving_default` from `ImageTensor` to
     `SemanticPredictions`; probabilities are what that signature, or one called
-    `probabilities`, gives as `SemanticProbabilities`.
+    `probabilities`, gives as `SemanticProbabilities`. Pixels are rounded where it takes
+    uint8.
 
     Args:
         path: Folder of the SavedModel.
-
-    Attributes:
-        num_classes: Number of classes, to be set where it is None: the SavedModel gives
-            labels alone and had no class names sent along.
-        channels: Channels of the images.
-        info: Class names and colours that were sent along, if any were.
-        protocol: What decides about results besides weights.
 
     Raises:
         UserError: if the SavedModel is broken, or has other inputs or outputs.
     """
 
     def __init__(self, path: str):
-        self._path = path
         # A signature alone does not keep its variables alive.
         self._loaded = _loaded(path)
-        self._labels = _labels_signature(self._loaded, path)
-        self._probabilities = _probabilities_signature(self._loaded)
-        self._input = _inputs(self._labels)[INPUT]
-        self.channels = self._input.shape[-1]
-        self.info = export_info(path)
-        self.num_classes = self.info and self.info.num_classes
-        if self._probabilities:
-            shape = self._probabilities.structured_outputs[PROBABILITIES].shape
-            self.num_classes = shape[-1] or self.num_classes
-        self.protocol = {"artefact": "SavedModel"}
+        self._serve = _labels_signature(self._loaded, path)
+        self._score = _probabilities_signature(self._loaded)
+        self._input = _inputs(self._serve)[INPUT]
+        classes = None
+        if self._score:
+            classes = self._score.structured_outputs[PROBABILITIES].shape[-1]
+        super().__init__(
+            path,
+            channels=self._input.shape[-1],
+            info=export_info(path),
+            protocol={"artefact": "SavedModel"},
+            gives_probabilities=self._score is not None,
+            num_classes=classes,
+        )
 
-    def _served(self, signature, output: str, images) -> np.ndarray:
+    def _served(self, signature, output: str, images: np.ndarray) -> np.ndarray:
         """Returns an output of a signature for images."""
-        images = tf.convert_to_tensor(images)
-        if self._input.dtype.is_integer and images.dtype.is_floating:
-            images = tf.round(images)
+        if self._input.dtype.is_integer and images.dtype.kind == "f":
+            images = np.rint(images)
         images = tf.saturate_cast(images, self._input.dtype)
         # The official exports take images one by one.
         parts = tf.split(images, len(images)) if self._input.shape[0] == 1 else [images]
@@ -234,55 +214,11 @@ class SavedModelPredictor:
         served = [signature(**{INPUT: part})[output].numpy() for part in parts]
         return np.concatenate(served)
 
-    def labels(self, images) -> np.ndarray:
-        """Returns the most probable classes, int32 `[batch, height, width]`.
+    def _labels(self, images: np.ndarray) -> np.ndarray:
+        return self._served(self._serve, OUTPUT, images).astype(np.int32)
 
-        Args:
-            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`;
-                rounded where the SavedModel takes uint8.
-
-        Raises:
-            UserError: for images that it does not take, and for a label beyond
-                `num_classes`.
-        """
-        labels = self._served(self._labels, OUTPUT, images).astype(np.int32)
-        require_known_labels(labels, self.num_classes, self._path)
-        return labels
-
-    def probabilities(self, images) -> np.ndarray:
-        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
-
-        Args:
-            images: As in `labels`.
-
-        Raises:
-            UserError: if the SavedModel gives labels only, and for images that it does
-                not take.
-        """
-        if self._probabilities is None:
-            raise UserError(f"{self._path} gives labels only, no {PROBABILITIES}")
-        return self._served(self._probabilities, PROBABILITIES, images)
-
-
-def require_known_labels(
-    labels: np.ndarray, num_classes: int | None, path: str
-) -> None:
-    """Refuses labels of classes that there are not.
-
-    Args:
-        labels: Class ids of any shape.
-        num_classes: Number of classes; None knows all.
-        path: Of the model that gave them.
-
-    Raises:
-        UserError: naming the highest label and the number of classes.
-    """
-    highest = labels.max(initial=0)
-    if num_classes is not None and highest >= num_classes:
-        raise UserError(
-            f"{path} gives the label {highest}, beyond the last of {num_classes} "
-            f"classes, {num_classes - 1}"
-        )
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
+        return self._served(self._score, PROBABILITIES, images)
 
 
 def _text(shape: tf.TensorShape) -> str:

@@ -11,7 +11,8 @@ import tensorflow as tf
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.resampling import resize_bilinear
-from deeplab_tf.serving.saved_model import INPUT, require_known_labels
+from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.signatures import INPUT
 from deeplab_tf.windows import blended
 
 # What images are padded with, unless a file tells its own.
@@ -22,7 +23,7 @@ INFO_NOTE, EXPORT_NOTE = "dataset_info.json", "export.json"
 _NEARLY = 1e-3
 
 
-class TFLitePredictor:
+class TFLitePredictor(Artefact):
     """A TFLite file as evaluation and prediction look at it.
 
     A file takes images of one size. Smaller ones are padded at the bottom and the
@@ -41,34 +42,25 @@ class TFLitePredictor:
     Args:
         path: The file.
 
-    Attributes:
-        num_classes: Number of classes, to be set where it is None: the file gives
-            labels alone and tells no class names.
-        channels: Channels of the images.
-        info: Class names and colours that were sent along, if any were.
-        protocol: What decides about results besides weights.
-
     Raises:
         UserError: if the file is broken or of another kind, or the interpreter is not
             installed.
     """
 
     def __init__(self, path: str):
-        self._path = path
         interpreter_class = _interpreter_class(path)
         content = _content(path)
         self._interpreter = _interpreter(interpreter_class, content, path)
         self._input = _image_input(self._interpreter, path)
         self._takes_pixels = _is_named_as_ours(self._interpreter, self._input)
-        *self._size, self.channels = self._input["shape"][1:].tolist()
+        *self._size, channels = self._input["shape"][1:].tolist()
         self._output = _output(self._interpreter, self._size, path)
-        self._gives_scores = _are_scores(self._output)
-        self.info, told = _notes(content, path)
+        info, told = _notes(content, path)
         self._mean_pixel = told.pop("mean_pixel", _MEAN_PIXEL)
-        self.num_classes: int | None = self.info and self.info.num_classes
-        if self._gives_scores:
-            self.num_classes = int(self._output["shape"][-1])
-        self.protocol = {"artefact": "TFLite", "input_size": self._size} | told
+        has_scores = _are_scores(self._output)
+        classes = int(self._output["shape"][-1]) if has_scores else None
+        protocol = {"artefact": "TFLite", "input_size": self._size} | told
+        super().__init__(path, channels, info, protocol, has_scores, classes)
 
     def _fed(self, pixels: np.ndarray) -> np.ndarray:
         """Returns pixels 0..255 as the file takes them."""
@@ -136,49 +128,14 @@ class TFLitePredictor:
 
     def _finished(self, images, finish: Callable) -> np.ndarray:
         """Returns `finish` of the scores of images, one after the other."""
-        images = self._checked(images)
-        return np.concatenate([self._through_windows(x, finish) for x in images])
+        return np.concatenate([self._through_windows(x[None], finish) for x in images])
 
-    def _checked(self, images) -> list[np.ndarray]:
-        """Returns images one by one, `[1, height, width, channels]`."""
-        images = np.asarray(images)
-        if images.shape[-1] != self.channels:
-            raise UserError(
-                f"{self._path} takes images of {self.channels} channels; received "
-                f"{images.shape[-1]}"
-            )
-        return [image[None] for image in images]
+    def _labels(self, images: np.ndarray) -> np.ndarray:
+        if self.gives_probabilities:
+            return self._finished(images, _most_probable)
+        return np.concatenate([self._labels_only(image[None]) for image in images])
 
-    def labels(self, images) -> np.ndarray:
-        """Returns the most probable classes, int32 `[batch, height, width]`.
-
-        Args:
-            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`.
-
-        Raises:
-            UserError: for images that are too large for a file that gives labels only,
-                and for a label beyond `num_classes`.
-        """
-        if self._gives_scores:
-            labels = self._finished(images, _most_probable)
-        else:
-            labels = np.concatenate(
-                [self._labels_only(image) for image in self._checked(images)]
-            )
-        require_known_labels(labels, self.num_classes, self._path)
-        return labels
-
-    def probabilities(self, images) -> np.ndarray:
-        """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
-
-        Args:
-            images: As in `labels`.
-
-        Raises:
-            UserError: if the file gives labels only.
-        """
-        if not self._gives_scores:
-            raise UserError(f"{self._path} gives labels only, no probabilities")
+    def _probabilities(self, images: np.ndarray) -> np.ndarray:
         return self._finished(images, self._as_probabilities)
 
     def _as_probabilities(self, scores):

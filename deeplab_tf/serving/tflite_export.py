@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.records import UNFINISHED
 from deeplab_tf.errors import UserError
 from deeplab_tf.serving.native_layers import native
+from deeplab_tf.serving.publication import TFLITE, require_replaceable, unpublished
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 
@@ -66,13 +66,13 @@ def export_tflite(
     Raises:
         UserError: for settings that cannot work.
     """
-    if not path.endswith(".tflite"):
+    if not path.endswith(TFLITE):
         raise UserError(f"a TFLite file has .tflite at its end; received {path}")
+    require_replaceable(path)
     content = tflite_content(model, size, precision, output, calibration)
     content = _with_notes(content, model, precision, info)
-    with tf.io.gfile.GFile(path + UNFINISHED, "wb") as file:
+    with unpublished(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
         file.write(content)
-    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
 
 
 def tflite_content(

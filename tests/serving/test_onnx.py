@@ -23,6 +23,7 @@ from deeplab_tf.serving.onnx_file import (
     OnnxPredictor,
     export_onnx,
 )
+from deeplab_tf.serving.publication import unpublished
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("tf2onnx")
@@ -124,7 +125,7 @@ def test_labels_alone(strided_model, tmp_path):
     file.num_classes = 2
     with pytest.raises(UserError, match=r"gives the label 3, beyond the last of 2"):
         file.labels(images)
-    with pytest.raises(UserError, match=r"m\.onnx gives labels only, no Semantic"):
+    with pytest.raises(UserError, match=r"m\.onnx gives labels only, no prob"):
         file.probabilities(images)
     with pytest.raises(UserError, match=r"width, 3\]; received \[1, 4, 4, 1\]"):
         file.labels(np.zeros((1, 4, 4, 1)))
@@ -133,7 +134,7 @@ def test_labels_alone(strided_model, tmp_path):
 def test_a_file_elsewhere_passes_the_gate(strided_model):
     images = photos(1, 33, 49)
     labels = Predictor(strided_model).labels(images)[..., None]
-    with parity.unpublished("ram://onnx/m.onnx") as unproven:
+    with unpublished("ram://onnx/m.onnx") as unproven:
         export_onnx(strided_model, unproven)
         parity.gate(strided_model, unproven, [(images, labels)], max_miou_drop=0.1)
     assert sorted(tf.io.gfile.listdir("ram://onnx")) == ["m.onnx", "m.onnx.parity.json"]

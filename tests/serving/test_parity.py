@@ -1,7 +1,6 @@
 """Nothing that scores worse than its model is let out."""
 
 import json
-import pathlib
 
 import keras
 import numpy as np
@@ -13,6 +12,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.inference import Predictor
 from deeplab_tf.serving import parity
+from deeplab_tf.serving.publication import unpublished
 from deeplab_tf.serving.saved_model import export_saved_model
 from deeplab_tf.serving.tflite_export import export_tflite
 
@@ -47,7 +47,7 @@ def export(model, path):
 
 def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
     path = str(tmp_path / "m.tflite")
-    with parity.unpublished(path) as unproven:
+    with unpublished(path) as unproven:
         export(strided_model, unproven)
         comparison = parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
         assert not tf.io.gfile.exists(path)
@@ -71,7 +71,7 @@ def test_what_scores_worse_is_refused_and_what_was_there_stays(
         pytest.raises(
             UserError, match=r"is (\d+\.\d\d) points below .*100.00%; 5 are"
         ) as refused,
-        parity.unpublished(str(path)) as unproven,
+        unpublished(str(path)) as unproven,
     ):
         export(shifted(strided_model), unproven)
         parity.gate(strided_model, unproven, dataset, CONFIG, 5)
@@ -98,7 +98,7 @@ def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):
 def test_folders_are_published_too(strided_model, dataset, tmp_path):
     path = tmp_path / "export"
     for _ in range(2):
-        with parity.unpublished(f"{path}/") as unproven:
+        with unpublished(f"{path}/") as unproven:
             export_saved_model(strided_model, unproven, crop_size=SIZE)
             parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
     assert (path / "saved_model.pb").exists()
@@ -106,27 +106,6 @@ def test_folders_are_published_too(strided_model, dataset, tmp_path):
         "export",
         "export.parity.json",
     ]
-
-
-def test_a_comparison_goes_with_its_artefact(tmp_path):
-    path = tmp_path / "m.tflite"
-    path.write_text("earlier")
-    pathlib.Path(parity.comparison_path(str(path))).write_text("earlier")
-    with parity.unpublished(str(path)) as unproven:
-        pathlib.Path(unproven).write_text("new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_other_peoples_folders_are_left_alone(tmp_path):
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos/cat.jpg").write_text("cat")
-    with (
-        pytest.raises(UserError, match="photos is there and is no artefact"),
-        parity.unpublished(str(tmp_path / "photos")),
-    ):
-        pass
-    assert (tmp_path / "photos/cat.jpg").exists()
 
 
 def test_metrics_of_other_images_are_not_compared():

@@ -25,7 +25,6 @@ from deeplab_tf.serving.saved_model import (
     SavedModelPredictor,
     export_info,
     export_saved_model,
-    is_saved_model,
 )
 from deeplab_tf.serving.signatures import ResizedView, Resizing, features_model
 
@@ -240,7 +239,7 @@ def earlier(strided_export, tmp_path):
 
 
 def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
-    leftover = earlier.parent / "export.unfinished"
+    leftover = earlier.parent / "unfinished.export"
     leftover.mkdir()
     (leftover / "half.txt").touch()
     export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
@@ -281,7 +280,7 @@ def test_anything_else_is_never_overwritten(strided_model, tmp_path, what):
 
 def test_an_empty_folder_is_filled(strided_model, tmp_path):
     export_saved_model(strided_model, str(tmp_path))
-    assert is_saved_model(str(tmp_path))
+    assert (tmp_path / "saved_model.pb").exists()
 
 
 def test_a_saved_model_of_something_else_is_refused(tmp_path):
@@ -342,7 +341,7 @@ def test_an_export_takes_the_channels_of_its_model(tmp_path):
     assert predictor.channels == 5
     images = np.random.RandomState(2).randint(0, 256, (2, 4, 6, 5), np.uint8)
     np.testing.assert_array_equal(predictor.labels(images), images.argmax(-1))
-    with pytest.raises(UserError, match=r"takes images \?x\?x\?x5; received 1x4x6x3"):
+    with pytest.raises(UserError, match=r"takes .*width, 5\]; received \[1, 4, 6, 3\]"):
         predictor.labels(photos(1, 4, 6))
 
 

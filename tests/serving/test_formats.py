@@ -7,7 +7,7 @@ import tensorflow as tf
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
-from deeplab_tf.serving.artefact import is_artefact, load_artefact
+from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_model
 
 
@@ -21,6 +21,7 @@ def exported(strided_model, tmp_path_factory):
 def test_artefacts_are_told_by_their_names(exported, tmp_path):
     assert is_artefact(exported)
     assert is_artefact(str(tmp_path / "model.tflite"))
+    assert is_artefact(str(tmp_path / "model.onnx"))
     (tmp_path / "logs.tflite").mkdir()
     for path in (tmp_path, tmp_path / "logs.tflite", tmp_path / "model.ckpt-0"):
         assert not is_artefact(str(path))
@@ -30,11 +31,18 @@ def test_a_folder_is_loaded_as_a_saved_model(exported):
     assert isinstance(load_artefact(exported), SavedModelPredictor)
 
 
-def test_a_file_is_loaded_as_a_tflite_file(tmp_path):
-    pytest.importorskip("ai_edge_litert.interpreter")
-    (tmp_path / "model.tflite").write_bytes(b"garbage")
-    with pytest.raises(UserError, match=r"model\.tflite cannot be read as a TFLite f"):
-        load_artefact(str(tmp_path / "model.tflite"))
+@pytest.mark.parametrize(
+    ("name", "kind", "needs"),
+    [
+        ("model.tflite", "a TFLite", "ai_edge_litert.interpreter"),
+        ("model.onnx", "an ONNX", "onnxruntime"),
+    ],
+)
+def test_a_file_is_loaded_by_its_name(name, kind, needs, tmp_path):
+    pytest.importorskip(needs)
+    (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(UserError, match=f"{name} cannot be read as {kind} file"):
+        load_artefact(str(tmp_path / name))
 
 
 def test_an_artefact_scores_as_its_model_does(strided_model, exported):
