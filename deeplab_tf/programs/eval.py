@@ -1,4 +1,4 @@
-"""Scores a checkpoint, a SavedModel or a TFLite file on a split.
+"""Scores a checkpoint or an exported model (SavedModel, TFLite, ONNX) on a split.
 
     python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 
@@ -35,6 +35,7 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import (
     experiment_of,
     require_channels,
+    require_classes,
     require_no_model_flags,
     restored_model,
 )
@@ -67,8 +68,8 @@ def _define() -> None:
     string(
         "checkpoint_dir",
         None,
-        "Folder or prefix of a checkpoint, official or ours; or a SavedModel, or a "
-        "TFLite file.",
+        "Folder or prefix of a checkpoint, official or ours; or an exported model: a "
+        "SavedModel, a TFLite or an ONNX file.",
         required=True,
         flag_values=FLAGS,
     )
@@ -166,7 +167,7 @@ def _eval_config(info: DatasetInfo) -> EvalConfig:
 
 
 def _evaluate_artefact(path: str) -> None:
-    """Scores a SavedModel or a TFLite file."""
+    """Scores an exported model."""
     require_no_model_flags(FLAGS, path, (*_VIEW, *_OF_CHECKPOINTS))
     artefact = load_artefact(path)
     known = artefact.info and artefact.info.name
@@ -174,11 +175,7 @@ def _evaluate_artefact(path: str) -> None:
     if artefact.num_classes is None:
         artefact.num_classes = info.num_classes
     channels = artefact.channels or info.channels
-    if (artefact.num_classes, channels) != (info.num_classes, info.channels):
-        raise UserError(
-            f"{path} is of {artefact.num_classes} classes and {channels} channels, but "
-            f"{info.name} has {info.num_classes} and {info.channels}"
-        )
+    require_classes(info, artefact.num_classes, channels, path)
     if FLAGS.calibration:
         artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
     config = _eval_config(info)

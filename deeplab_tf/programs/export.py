@@ -1,9 +1,12 @@
-"""Exports a checkpoint as a SavedModel: ImageTensor -> SemanticPredictions.
+"""Exports a checkpoint as a SavedModel, a TFLite or an ONNX file, for deployment.
 
-python export.py --checkpoint_path=logs --export_path=exported
+    python export.py --checkpoint_path=logs --export_path=exported
+    python export.py --checkpoint_path=logs --export_path=model.tflite
+    python export.py --checkpoint_path=logs --export_path=model.onnx
 
-Its other signatures are probabilities, encoded (JPEG or PNG in, PNG out) and features;
-docs/serving.md tells of them.
+With --dataset_dir, what is exported is scored beside the model on these records, and
+not let out if its mIoU is more than --max_miou_drop below. docs/serving.md tells of the
+signatures of a SavedModel, docs/formats.md of files.
 """
 
 import dataclasses
@@ -12,19 +15,51 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.data import sources
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.errors import UserError
 from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import experiment_of, named_classes, restored_model
-from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
+from deeplab_tf.programs.export_forms import WRITERS, Order, compare
+from deeplab_tf.programs.restored import (
+    experiment_of,
+    named_classes,
+    require_classes,
+    restored_model,
+)
+from deeplab_tf.serving.publication import (
+    ONNX,
+    TFLITE,
+    comparison_path,
+    ending_of,
+    require_replaceable,
+    unpublished,
+)
 from deeplab_tf.serving.signatures import Resizing
+from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
 
 FLAGS = absl_flags.FlagValues()
+_SAVED_MODEL = ""  # is a folder, whose name may end with anything
+# What only some forms have, by flag.
+_FORMS_OF_FLAGS = {
+    "export_probabilities": (_SAVED_MODEL, ONNX),
+    "crop_size": (_SAVED_MODEL, TFLITE),
+    "fold_batch_norm": (_SAVED_MODEL,),
+    "export_weights": (_SAVED_MODEL,),
+    **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
+    "tflite_precision": (TFLITE,),
+    "tflite_output": (TFLITE,),
+    "calibration_images": (TFLITE,),
+}
+# The official default, for files of one size.
+_FILE_SIZE = (513, 513)
 # Flag to default and help.
 _SWITCHES = {
     "add_flipped_images": (False, "Whether every scale is also seen mirrored."),
     "export_probabilities": (
         False,
-        "Whether serving_default gives SemanticProbabilities, too.",
+        "Whether a SavedModel's serving_default, or an ONNX file, gives "
+        "SemanticProbabilities, too.",
     ),
     "fold_batch_norm": (
         True,
@@ -35,6 +70,31 @@ _SWITCHES = {
         "Whether the checkpoint goes along, for training to go on from the export.",
     ),
 }
+
+
+def _define_tflite() -> None:
+    absl_flags.DEFINE_enum(
+        "tflite_precision",
+        "float32",
+        PRECISIONS,
+        "Ours: of a TFLite file: float32; float16 weights; 8-bit weights (dynamic); 8 "
+        "bits throughout (int8).",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_enum(
+        "tflite_output",
+        "labels",
+        OUTPUTS,
+        "Ours: what a TFLite file gives.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_integer(
+        "calibration_images",
+        100,
+        "Ours: images of --eval_split that tell int8 the range of the values.",
+        lower_bound=1,
+        flag_values=FLAGS,
+    )
 
 
 def _define() -> None:
@@ -50,16 +110,22 @@ def _define() -> None:
     string(
         "export_path",
         None,
-        "Folder of the SavedModel; a .pb at its end is dropped.",
+        "Folder of the SavedModel (a .pb at its end is dropped), or a file that ends "
+        "with .tflite or .onnx.",
         required=True,
         flag_values=FLAGS,
     )
-    string(
-        "dataset",
-        None,
-        "Dataset whose class names go along; default: the training's.",
+    flags.define_dataset_location(FLAGS)
+    string("eval_split", "val", "Ours: split that is compared on.", flag_values=FLAGS)
+    absl_flags.DEFINE_float(
+        "max_miou_drop",
+        0.5,
+        "Ours: points of mIoU, of a hundred, that what is exported may be below the "
+        "model on the records of --dataset_dir.",
+        lower_bound=0.0,
         flag_values=FLAGS,
     )
+    _define_tflite()
     absl_flags.DEFINE_integer(
         "num_classes", None, "Default: the checkpoint's.", flag_values=FLAGS
     )
@@ -67,7 +133,7 @@ def _define() -> None:
         "crop_size",
         None,
         "Size to which images are padded; default: each to its own next "
-        "k * output_stride + 1.",
+        "k * output_stride + 1, in a TFLite file 513,513.",
         flag_values=FLAGS,
     )
     absl_flags.DEFINE_multi_string(
@@ -131,38 +197,95 @@ def _resizing(values: absl_flags.FlagValues) -> Resizing | None:
     return Resizing(*sizes.values()) if values.min_resize_value else None
 
 
+def _check_form(values: absl_flags.FlagValues, path: str) -> None:
+    """Refuses flags that the form of an artefact does not have."""
+    form = ending_of(path)
+    for name, forms in _FORMS_OF_FLAGS.items():
+        if values[name].present and form not in forms:
+            raise UserError(f"--{name} has no effect on {path}")
+    if values["calibration_images"].present and values.tflite_precision != "int8":
+        raise UserError("--calibration_images is for --tflite_precision=int8")
+    if values.tflite_precision == "int8" and not _has_records(values):
+        raise UserError(
+            "--tflite_precision=int8 needs --dataset_dir: the records whose images "
+            "tell the range of the values"
+        )
+    for name in ("eval_split", "max_miou_drop"):
+        if values[name].present and not _has_records(values):
+            raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
+    require_replaceable(path)
+
+
+def _has_records(values: absl_flags.FlagValues) -> bool:
+    """Whether there are records to compare what is exported with the model."""
+    is_tfds = (values.dataset or "").startswith(sources.TFDS_PREFIX)
+    return bool(values.dataset_dir) or is_tfds
+
+
+def _of_form(evaluation: EvalConfig, path: str) -> EvalConfig:
+    """Returns how an artefact of a form looks at images.
+
+    Raises:
+        UserError: if a file were to look at an image several times.
+    """
+    form = ending_of(path)
+    if form == _SAVED_MODEL:
+        return evaluation
+    several = evaluation.add_flipped_images or evaluation.window_size is not None
+    if several or evaluation.eval_scales != (1.0,):
+        raise UserError(
+            f"{path} sees an image once and whole, which is --inference_scales=1.0 "
+            "--noadd_flipped_images without --window_size; a SavedModel can do more"
+        )
+    # Each of several sizes to its own grid in an ONNX file; all to one in TFLite, to
+    # whose windows larger ones go.
+    size = (evaluation.eval_crop_size or _FILE_SIZE) if form == TFLITE else None
+    return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
+
+
+def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
+    """Returns what the flags ask for, once all of it is found."""
+    resizing, preset = _resizing(values), flags.chosen_preset(values)
+    experiment = experiment_of(values.checkpoint_path)
+    records, num_classes = None, values.num_classes
+    info = experiment.info if experiment else None
+    if _has_records(values):
+        folder, fallback = values.dataset_dir or "", flags.dataset_fallback(preset)
+        info = sources.resolve_info(values.dataset, folder, fallback)
+        split = flags.split_value(values, "eval_split", preset)
+        records = load_dataset(
+            DataConfig(folder, info.name, batch_size=1), split, False
+        )
+        num_classes = num_classes or info.num_classes
+    model = restored_model(values, values.checkpoint_path, num_classes)
+    config = model.model_config
+    if records is None:
+        info = named_classes(values.dataset, info, config.num_classes)
+    else:
+        require_classes(info, config.num_classes, config.channels, "the model")
+    evaluation = _of_form(_evaluation(values, config), path)
+    evaluation = dataclasses.replace(evaluation, ignore_label=info.ignore_label)
+    return Order(model, evaluation, resizing, info, records)
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Exports."""
     flags.check_flags(values, "export")
-    resizing = _resizing(values)
-    experiment = experiment_of(values.checkpoint_path)
-    model = restored_model(values, values.checkpoint_path, values.num_classes)
-    config = model.model_config
-    known = experiment.info if experiment else None
-    info = named_classes(values.dataset, known, config.num_classes)
-    evaluation = _evaluation(values, config)
-    path = values.export_path.removesuffix(".pb")
-    export_saved_model(
-        model,
-        path,
-        scales=evaluation.eval_scales,
-        flip=evaluation.add_flipped_images,
-        crop_size=evaluation.eval_crop_size,
-        info=info,
-        options=ExportOptions(
-            window=evaluation.window_size,
-            resizing=resizing,
-            probabilities=values.export_probabilities,
-            fold_batch_norm=values.fold_batch_norm,
-            weights=values.export_weights,
-        ),
-    )
+    path = values.export_path.rstrip("/").removesuffix(".pb")
+    _check_form(values, path)
+    order = _ordered(values, path)
+    compared = "not compared with the model; --dataset_dir names records to do so on"
+    with unpublished(path) as unfinished:
+        description = WRITERS[ending_of(path)](values, order, unfinished)
+        if order.records is not None:
+            compared = compare(order, unfinished, values.max_miou_drop)
+            compared += f": {comparison_path(path)}"
+    config = order.model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
-        f"{config.output_stride}; ImageTensor uint8 [batch, height, width, "
-        f"{config.channels}] -> "
-        "SemanticPredictions int32 [batch, height, width]"
+        f"{config.output_stride}; {description}"
     )
+    print(compared)
 
 
 def run() -> None:

@@ -101,7 +101,7 @@ def _define() -> None:
     absl_flags.DEFINE_string(
         "model",
         None,
-        "Train_logdir, checkpoint, SavedModel or TFLite file.",
+        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
         required=True,
         flag_values=FLAGS,
     )

@@ -82,6 +82,27 @@ def require_no_model_flags(
             raise UserError(f"--{name} has no effect on {path}, which is exported")
 
 
+def require_classes(
+    info: DatasetInfo, num_classes: int, channels: int, model: str
+) -> None:
+    """Refuses a model of other classes or channels than a dataset has.
+
+    Args:
+        info: Of the dataset.
+        num_classes: Number of classes of the model.
+        channels: Channels of the images that it takes.
+        model: What to call it.
+
+    Raises:
+        UserError: naming both.
+    """
+    if (num_classes, channels) != (info.num_classes, info.channels):
+        raise UserError(
+            f"{model} is of {num_classes} classes and {channels} channels, but "
+            f"{info.name} has {info.num_classes} and {info.channels}"
+        )
+
+
 def require_channels(model: keras.Model, channels: int, images: str) -> None:
     """Refuses a model of images with other channels.
 

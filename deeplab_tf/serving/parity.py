@@ -62,6 +62,7 @@ def gate(
     dataset: Iterable,
     config: EvalConfig = EvalConfig(),
     max_miou_drop: float = 0.5,
+    view=None,
 ) -> dict:
     """Returns how what was exported compares with its model, if it is good enough.
 
@@ -77,6 +78,8 @@ def gate(
             to be `eval_crop_size`.
         max_miou_drop: How many points of mIoU, of a hundred, the artefact may be below
             the model.
+        view: What labels images as the model in this artefact does, where `config` does
+            not tell it: a `ResizedView`.
 
     Raises:
         UserError: if it is further below; the artefact stays where it is, which is why
@@ -85,7 +88,7 @@ def gate(
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
         artefact.num_classes = model.model_config.num_classes
-    scored = [Evaluator(x, config).evaluate(dataset) for x in (model, artefact)]
+    scored = [Evaluator(x, config).evaluate(dataset) for x in (view or model, artefact)]
     comparison = {**compare(*scored), "max_miou_drop": max_miou_drop}
     write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
     miou = comparison["miou"]

@@ -66,6 +66,16 @@ class ResizedView:
         self._predictor = predictor
         self._resizing = resizing
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self._predictor.num_classes
+
+    @property
+    def protocol(self) -> dict:
+        """What decides about results besides weights."""
+        return self._predictor.protocol | {"resizing": list(self._resizing)}
+
     def _resized(self, images):
         def resized(image):
             unused = tf.zeros_like(image[..., :1])

@@ -121,7 +121,8 @@ class TFLitePredictor(Artefact):
         if height > self._size[0] or width > self._size[1]:
             raise UserError(
                 f"{self._path} gives labels only, and of images up to "
-                f"{_text(self._size)}; received {_text((height, width))}"
+                f"{_text(self._size)}; received {_text((height, width))}; a file of "
+                "logits sees larger ones through windows"
             )
         labels = self._given(image).reshape(1, *self._size)
         return labels[:, :height, :width].astype(np.int32)

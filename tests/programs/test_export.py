@@ -6,12 +6,15 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from plain_records import record, write
 from program_runs import assert_refused, run
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
+from deeplab_tf.data.records import write_info
 from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 
 EXPORT = "deeplab_tf.programs.export"
@@ -128,4 +131,120 @@ def test_the_model_is_told_as_it_was_exported(plain_export, tiny_model):
 def test_sizes_that_cannot_be_are_refused(logs, tmp_path, message, flag):
     where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/exported")
     assert_refused(message, EXPORT, *where, flag)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def validation(tiny_model, tmp_path_factory):
+    """Records of images of two sizes, and of what `tiny_model` sees in them."""
+    folder = tmp_path_factory.mktemp("validation")
+    images = [photos(33, 49), photos(40, 30), photos(49, 65)]
+    labels = [predict_labels(tiny_model, image[None])[0] for image in images]
+    pairs = zip(images, labels, strict=True)
+    contents = [record(x, y.astype(np.uint8), f"{i}") for i, (x, y) in enumerate(pairs)]
+    write(folder, *contents, split="val")
+    write_info(generic_info(5), str(folder))
+    return str(folder)
+
+
+def gated(logs, validation, path, *arguments):
+    """Exports with a comparison; returns what is printed and the comparison."""
+    where = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    records = f"--dataset_dir={validation}"
+    out = run(EXPORT, *where, "--output_stride=16", records, *arguments)
+    return out, json.loads((path.parent / f"{path.name}.parity.json").read_text())
+
+
+def test_a_saved_model_is_compared_with_its_model(logs, validation, tmp_path):
+    path = tmp_path / "export"
+    out, comparison = gated(logs, validation, path, "--max_miou_drop=0.1")
+    assert f"of the model 1.0000, on 3 images: {path}.parity.json" in out
+    assert comparison["images"] == 3
+    assert comparison["miou"]["artefact"] > 0.999
+    assert comparison["max_miou_drop"] == 0.1
+    assert sorted(os.listdir(tmp_path)) == ["export", "export.parity.json"]
+
+
+@pytest.mark.slow
+def test_the_model_that_is_compared_sees_what_the_export_sees(
+    logs, validation, tmp_path
+):
+    resized = ("--min_resize_value=33", "--max_resize_value=65", "--max_miou_drop=0.1")
+    _, comparison = gated(logs, validation, tmp_path / "export", *resized)
+    # Of resized images the labels are others.
+    assert comparison["miou"]["model"] < 0.99
+    assert comparison["protocol"]["model"]["resizing"] == [33, 65, None]
+
+
+def test_an_onnx_file_is_one_of_the_forms(logs, validation, tmp_path):
+    pytest.importorskip("tf2onnx")
+    path = tmp_path / "model.onnx"
+    out, comparison = gated(logs, validation, path, "--export_probabilities")
+    assert "ImageTensor uint8 [batch, height, width, 3] -> SemanticPred" in out
+    assert comparison["miou"]["model"] == 1.0
+    assert comparison["miou"]["artefact"] > 0.99
+    assert load_artefact(str(path)).gives_probabilities
+
+
+def test_a_tflite_file_sees_larger_images_through_windows(
+    logs, validation, tiny_model, tmp_path
+):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    path = tmp_path / "model.tflite"
+    size, output = "--crop_size=33,33", "--tflite_output=logits"
+    out, comparison = gated(logs, validation, path, size, output)
+    assert "float32 [1, 33, 33, 3] -> SemanticLogits float32 [1, 33, 33, 5]" in out
+    assert abs(comparison["miou"]["drop"]) < 0.1
+    images = photos(1, 49, 65)
+    predictor = Predictor(tiny_model, crop_size=(33, 33), window=(33, 33))
+    labels = load_artefact(str(path)).labels(images)
+    assert np.mean(labels == predictor.labels(images).numpy()) > 0.999
+
+
+@pytest.mark.slow
+def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
+    pytest.importorskip("ai_edge_litert.interpreter")
+    path, size = tmp_path / "model.tflite", "--crop_size=65,65"
+    flags = ("--tflite_precision=int8", "--calibration_images=2", size)
+    out, _ = gated(logs, validation, path, *flags, "--max_miou_drop=100")
+    assert "int8; ImageTensor uint8 [1, 65, 65, 3] -> SemanticPredictions int32" in out
+    content = path.read_bytes()
+    where = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    records = (f"--dataset_dir={validation}", "--output_stride=16")
+    message = r"points below the model's .*%; 0.0 are allowed"
+    assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
+    assert path.read_bytes() == content
+    assert sorted(os.listdir(tmp_path)) == ["model.tflite", "model.tflite.parity.json"]
+
+
+@pytest.mark.parametrize(
+    ("message", "name", "flags"),
+    [
+        ("model.onnx sees an image once", "model.onnx", ["--inference_scales=1,2"]),
+        ("sees an image once", "model.tflite", ["--add_flipped_images"]),
+        ("sees an image once", "model.tflite", ["--window_size=33,33"]),
+        ("--crop_size has no effect on ", "model.onnx", ["--crop_size=33,33"]),
+        ("--resize_factor has no effect", "model.onnx", ["--resize_factor=16"]),
+        ("--export_weights has no eff", "model.tflite", ["--noexport_weights"]),
+        ("--tflite_output has no effect", "export", ["--tflite_output=logits"]),
+        ("int8 needs --dataset_dir", "model.tflite", ["--tflite_precision=int8"]),
+        ("--calibration_images is for", "model.tflite", ["--calibration_images=3"]),
+        ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
+        ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
+        ("float32 are converted; rec", "model.onnx", ["--precision=bfloat16"]),
+    ],
+)
+def test_flags_that_a_form_does_not_have_are_refused(
+    logs, tmp_path, message, name, flags
+):
+    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/{name}")
+    assert_refused(message, EXPORT, *where, "--output_stride=16", *flags)
+    assert os.listdir(tmp_path) == []
+
+
+def test_records_of_other_classes_are_refused(logs, tiny_records, tmp_path):
+    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export")
+    message = "the model is of 5 classes and 3 channels, but pascal_voc_seg has 21"
+    records = (f"--dataset_dir={tiny_records}", "--num_classes=5")
+    assert_refused(message, EXPORT, *where, "--output_stride=16", *records)
     assert os.listdir(tmp_path) == []
