@@ -74,6 +74,7 @@ def test_the_pages_hold_commands():
             "export.py",
         ),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
+        "deeplab_tf.checkpoints.zoo",
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
         "bash\n./demo.sh\n./test.sh\n"
