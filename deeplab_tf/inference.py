@@ -229,7 +229,21 @@ class Predictor:
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
-        return self._finished(images, _most_probable)
+        return self._finished(images, most_probable)
+
+    def labels_and_probabilities(self, images):
+        """Returns what `labels` and `probabilities` do, from one look at the images.
+
+        Args:
+            images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
+        """
+
+        def both(scores):
+            labels = tf.cast(most_probable(scores), tf.float32)[..., None]
+            return tf.concat([labels, self._as_probabilities(scores)], -1)
+
+        results = self._finished(images, both)
+        return tf.cast(results[..., 0], tf.int32), results[..., 1:]
 
     def labels_and_confidences(self, images):
         """Returns what `labels` does, and the probabilities of these, float32.
@@ -240,14 +254,15 @@ class Predictor:
 
         def both(scores):
             confidences = tf.reduce_max(self._as_probabilities(scores), -1)
-            labels = tf.cast(_most_probable(scores), tf.float32)
+            labels = tf.cast(most_probable(scores), tf.float32)
             return tf.stack([labels, confidences], -1)
 
         labels, confidences = tf.unstack(self._finished(images, both), axis=-1)
         return tf.cast(labels, tf.int32), confidences
 
 
-def _most_probable(scores):
+def most_probable(scores):
+    """Returns the classes of the highest scores, int32 `[batch, height, width]`."""
     return tf.argmax(scores, axis=-1, output_type=tf.int32)
 
 

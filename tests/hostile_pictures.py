@@ -42,6 +42,13 @@ def promising_jpeg(width, height):
     return jpeg[:start] + struct.pack(">HH", height, width) + jpeg[start + 4 :]
 
 
+def inflated_png(width, height, length):
+    """Returns a small PNG with a long text."""
+    png = picture(noise(height, width, 3))
+    text = chunk(b"tEXt", b"Comment\0" + bytes(length).replace(b"\0", b"x"))
+    return png[:33] + text + png[33:]  # behind the header
+
+
 JPEG, PNG = picture(noise(20, 30, 3), "JPEG"), picture(noise(11, 7, 3))
 HOSTILE = {
     "nothing": b"",
@@ -52,6 +59,10 @@ HOSTILE = {
     "truncated PNG": PNG[: len(PNG) // 2],
     "JPEG of 30,000x30,000": promising_jpeg(30000, 30000),
     "PNG of 30,000x30,000": promising_png(30000, 30000),
+    "PNG of 200,000x2": promising_png(200000, 2),
+    "PNG of 2x4,000,000,000": promising_png(2, 4_000_000_000),
+    "JPEG of 2x60,000": promising_jpeg(2, 60000),
+    "small PNG of two megabytes": inflated_png(4, 4, 1 << 21),
     "PNG of no pixels": promising_png(0, 5),
     "PNG of two channels": picture(noise(5, 6, 2)),
     "GIF": picture(noise(5, 6), "GIF"),

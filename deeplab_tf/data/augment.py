@@ -38,7 +38,20 @@ def resize_to_range(image, label, min_size, max_size=None, factor=None):
     Returns:
         float32 image and uint8 label.
     """
-    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    size = size_in_range(tf.shape(image)[:2], min_size, max_size, factor)
+    return resize_image(image, size), resize_label(label, size)
+
+
+def size_in_range(sides, min_size, max_size=None, factor=None):
+    """Returns the size to which `resize_to_range` resizes, int32 `[2]`.
+
+    Args:
+        sides: Height and width of the image, `[2]`.
+        min_size: As in `resize_to_range`, and so are the others.
+        max_size: Bound of the longer side.
+        factor: What sides are raised to a multiple of, plus 1.
+    """
+    sides = tf.cast(sides, tf.float32)
     size = tf.floor(sides * (min_size / tf.reduce_min(sides)))
     if max_size is not None:
         if factor is not None:
@@ -48,7 +61,7 @@ def resize_to_range(image, label, min_size, max_size=None, factor=None):
     size = tf.cast(size, tf.int32)
     if factor is not None:
         size += (factor - (size - 1) % factor) % factor
-    return resize_image(image, size), resize_label(label, size)
+    return size
 
 
 class Draw(NamedTuple):

@@ -27,6 +27,8 @@ from deeplab_tf.programs.restored import (
     require_classes,
     restored_model,
 )
+from deeplab_tf.serving.encoded import Bounds
+from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
 from deeplab_tf.serving.publication import (
     ONNX,
     TFLITE,
@@ -46,6 +48,7 @@ _FORMS_OF_FLAGS = {
     "crop_size": (_SAVED_MODEL, TFLITE),
     "fold_batch_norm": (_SAVED_MODEL,),
     "export_weights": (_SAVED_MODEL,),
+    "max_pixels": (_SAVED_MODEL,),
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
     "tflite_precision": (TFLITE,),
     "tflite_output": (TFLITE,),
@@ -110,8 +113,8 @@ def _define() -> None:
     string(
         "export_path",
         None,
-        "Folder of the SavedModel (a .pb at its end is dropped), or a file that ends "
-        "with .tflite or .onnx.",
+        "Folder of the SavedModel, or a file that ends with .tflite or .onnx; with .pb "
+        "at its end, a folder of that name without it and a frozen graph beside it.",
         required=True,
         flag_values=FLAGS,
     )
@@ -150,6 +153,13 @@ def _define() -> None:
     )
     for name, (default, text) in _SWITCHES.items():
         absl_flags.DEFINE_boolean(name, default, text, flag_values=FLAGS)
+    absl_flags.DEFINE_integer(
+        "max_pixels",
+        Bounds().pixels,
+        "Ours: of a picture that the signature encoded takes.",
+        lower_bound=1,
+        flag_values=FLAGS,
+    )
     for name in flags.RESIZING:
         absl_flags.DEFINE_integer(
             name,
@@ -271,7 +281,7 @@ def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
 def main(values: absl_flags.FlagValues) -> None:
     """Exports."""
     flags.check_flags(values, "export")
-    path = values.export_path.rstrip("/").removesuffix(".pb")
+    path = values.export_path.rstrip("/").removesuffix(FROZEN)
     _check_form(values, path)
     order = _ordered(values, path)
     compared = "not compared with the model; --dataset_dir names records to do so on"
@@ -280,6 +290,8 @@ def main(values: absl_flags.FlagValues) -> None:
         if order.records is not None:
             compared = compare(order, unfinished, values.max_miou_drop)
             compared += f": {comparison_path(path)}"
+        if values.export_path.endswith(FROZEN):
+            write_frozen_graph(unfinished, path + FROZEN)
     config = order.model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "

@@ -50,6 +50,7 @@ def _saved_model(values: absl_flags.FlagValues, order: Order, path: str) -> str:
             probabilities=values.export_probabilities,
             fold_batch_norm=values.fold_batch_norm,
             weights=values.export_weights,
+            max_pixels=values.max_pixels,
         ),
     )
     return _of_any_size(order)

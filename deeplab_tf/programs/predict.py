@@ -129,9 +129,14 @@ _define()
 
 def _labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     """Returns `uint8 [b, h, w, 3] -> int32 [b, h, w]` and the model's classes."""
-    if is_artefact(values.model):
-        return _artefact_labeler(values)
-    return _checkpoint_labeler(values)
+    is_exported = is_artefact(values.model)
+    labeler, info = (_artefact_labeler if is_exported else _checkpoint_labeler)(values)
+    if info.max_value != 255:
+        raise UserError(
+            f"{values.model} is of images with values of 0..{info.max_value}; image "
+            "files are read as 8 bits here, of 0..255"
+        )
+    return labeler, info
 
 
 def _artefact_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:

@@ -1,8 +1,10 @@
 """What is common to exported models as evaluation and prediction look at them."""
 
 import abc
+from collections.abc import Iterable
 
 import numpy as np
+import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -45,7 +47,8 @@ class Artefact(abc.ABC):
         """Returns the most probable classes, int32 `[batch, height, width]`.
 
         Args:
-            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`.
+            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`,
+                of one at least.
 
         Raises:
             UserError: for images that it does not take, and for a label beyond
@@ -81,6 +84,10 @@ class Artefact(abc.ABC):
                 f"{self._path} takes images [batch, height, width, "
                 f"{self.channels or 'channels'}]; received {list(images.shape)}"
             )
+        if not images.size:
+            raise UserError(
+                f"{self._path} needs an image at least; received {list(images.shape)}"
+            )
         return images
 
     @abc.abstractmethod
@@ -90,6 +97,45 @@ class Artefact(abc.ABC):
     @abc.abstractmethod
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         """Returns `probabilities` of images that were checked."""
+
+
+def read_file(path: str) -> bytes:
+    """Returns what a file of an exported model holds.
+
+    Raises:
+        UserError: if there is no such file.
+    """
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"there is no file {path}")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return file.read()
+
+
+def missing_extra(path: str, kind: str, error: ImportError) -> UserError:
+    """Returns what to raise where a kind of file needs what is not installed."""
+    return UserError(
+        f'{path}: {kind} files need pip install "deeplab_tf[export]" ({error})'
+    )
+
+
+def size_text(sides: Iterable[int | None]) -> str:
+    """Returns sides as people write them: `1x513x513x3`, of which open ones are `?`."""
+    return "x".join("?" if side is None else str(side) for side in sides)
+
+
+def padded(image: np.ndarray, size: tuple[int, int], mean_pixel) -> np.ndarray:
+    """Returns an image `[1, *size, channels]`, float32; what exceeds it is cut off.
+
+    Args:
+        image: `[height, width, channels]`, which comes to the top left.
+        size: Height and width.
+        mean_pixel: What is around it, a number or one for each channel.
+    """
+    canvas = np.empty((1, *size, image.shape[-1]), np.float32)
+    canvas[:] = mean_pixel
+    seen = image[: size[0], : size[1]]
+    canvas[0, : seen.shape[0], : seen.shape[1]] = seen
+    return canvas
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from keras import layers
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import q_sigmoid
-from deeplab_tf.serving.artefact import Artefact, pixels
+from deeplab_tf.serving.artefact import Artefact, missing_extra, pixels, read_file
 from deeplab_tf.serving.native_layers import NATIVE, native
 from deeplab_tf.serving.publication import ONNX, require_replaceable, unpublished
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
@@ -128,14 +128,8 @@ def _converter(path: str):
         import onnx
         import tf2onnx
     except ImportError as error:
-        raise _missing(path, error) from error
+        raise missing_extra(path, "ONNX", error) from error
     return onnx, tf2onnx
-
-
-def _missing(path: str, error: ImportError) -> UserError:
-    return UserError(
-        f'{path}: ONNX files need pip install "deeplab_tf[export]" ({error})'
-    )
 
 
 def _serving(model: keras.Model, probabilities: bool) -> Callable:
@@ -247,11 +241,8 @@ def _session(path: str):
         # Here, because it is an extra that only these files need.
         import onnxruntime
     except ImportError as error:
-        raise _missing(path, error) from error
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"there is no file {path}")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
+        raise missing_extra(path, "ONNX", error) from error
+    content = read_file(path)
     runtime = onnxruntime.capi.onnxruntime_pybind11_state
     broken = [runtime.Fail, runtime.InvalidProtobuf, runtime.InvalidGraph]
     broken += [runtime.InvalidArgument, runtime.NotImplemented]

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterable
 
 import keras
@@ -88,8 +89,10 @@ def gate(
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
         artefact.num_classes = model.model_config.num_classes
-    scored = [Evaluator(x, config).evaluate(dataset) for x in (view or model, artefact)]
-    comparison = {**compare(*scored), "max_miou_drop": max_miou_drop}
+    # The artefact first: what it cannot take, such as large images, is told early.
+    of_artefact = Evaluator(artefact, config).evaluate(dataset)
+    of_model = Evaluator(view or model, config).evaluate(dataset)
+    comparison = {**compare(of_model, of_artefact), "max_miou_drop": max_miou_drop}
     write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
     miou = comparison["miou"]
     if miou["drop"] > max_miou_drop:
@@ -97,8 +100,9 @@ def gate(
             size = artefact.protocol["input_size"]
             print(table_of_layers(model, artefact_path, size, dataset))
         raise UserError(
-            f"{artefact_path} scores a mIoU of {miou['artefact']:.2%}, which is "
-            f"{miou['drop']:.2f} points below the model's {miou['model']:.2%}; "
+            f"{os.path.basename(artefact_path)} scores a mIoU of "
+            f"{miou['artefact']:.2%}, which is {miou['drop']:.2f} points "
+            f"below the model's {miou['model']:.2%}; "
             f"{max_miou_drop} are allowed"
         )
     return comparison

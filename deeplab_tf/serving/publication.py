@@ -31,11 +31,17 @@ def comparison_path(artefact_path: str) -> str:
     return artefact_path.rstrip("/") + ".parity.json"
 
 
+def refusal_path(artefact_path: str) -> str:
+    """Returns where the comparison of an artefact is kept that was refused."""
+    return artefact_path.rstrip("/") + ".refused.json"
+
+
 @contextlib.contextmanager
 def unpublished(path: str) -> Iterator[str]:
     """Gives a name to write an artefact to; at the end it takes its own.
 
-    If the block fails, what was written is removed and an earlier artefact stays:
+    If the block fails, what was written is removed and an earlier artefact stays; of an
+    artefact that `gate` refuses the comparison is kept, see `refusal_path`:
 
         with unpublished(path) as unfinished:
             export_tflite(model, unfinished, size)
@@ -53,21 +59,47 @@ def unpublished(path: str) -> Iterator[str]:
     """
     path = path.rstrip("/")
     require_replaceable(path)
-    if "://" in path:
-        with tempfile.TemporaryDirectory() as folder:
-            unfinished = os.path.join(folder, os.path.basename(path))
+    is_store = "://" in path
+    # A link stays a link.
+    path = path if is_store else os.path.realpath(path)
+    with _scratch(path, is_store) as scratch:
+        unfinished = os.path.join(scratch, os.path.basename(path))
+        with _kept_refusal(unfinished, path):
             yield unfinished
+        if is_store:
             _copy(unfinished, path)
+        else:
+            _replace(path, unfinished)
+
+
+@contextlib.contextmanager
+def _scratch(path: str, is_store: bool) -> Iterator[str]:
+    """Makes a folder for what is unfinished, in the end removed: beside its place."""
+    if is_store:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield scratch
         return
     folder, name = os.path.split(path)
-    unfinished = os.path.join(folder, f"unfinished.{name}")
-    _remove(unfinished)
-    os.makedirs(folder or ".", exist_ok=True)
+    scratch = os.path.join(folder, f".unfinished.{name}")
+    shutil.rmtree(scratch, ignore_errors=True)  # of a program that was killed
+    os.makedirs(scratch)
     try:
-        yield unfinished
-        _replace(path, unfinished)
+        yield scratch
     finally:
-        _remove(unfinished)
+        shutil.rmtree(scratch)
+
+
+@contextlib.contextmanager
+def _kept_refusal(unfinished: str, path: str) -> Iterator[None]:
+    """Keeps the comparison of what is refused."""
+    try:
+        yield
+    except UserError as error:
+        comparison, kept = comparison_path(unfinished), refusal_path(path)
+        if not os.path.exists(comparison):
+            raise
+        tf.io.gfile.copy(comparison, kept, overwrite=True)
+        raise UserError(f"{error}; {kept} compares them") from error
 
 
 def require_replaceable(path: str) -> None:
@@ -94,20 +126,13 @@ def require_replaceable(path: str) -> None:
 def _replace(path: str, unfinished: str) -> None:
     """Moves an artefact and its comparison to where earlier ones may be."""
     if os.path.isdir(path):
-        shutil.rmtree(path)
+        os.replace(path, os.path.join(os.path.dirname(unfinished), "earlier"))
     os.replace(unfinished, path)
-    _remove(comparison_path(path))
+    for stale in (comparison_path(path), refusal_path(path)):
+        if os.path.exists(stale):
+            os.remove(stale)
     if os.path.exists(comparison_path(unfinished)):
         os.replace(comparison_path(unfinished), comparison_path(path))
-
-
-def _remove(path: str) -> None:
-    """Removes an artefact and its comparison, if they are there."""
-    for each in (path, comparison_path(path)):
-        if os.path.isdir(each):
-            shutil.rmtree(each)
-        elif os.path.exists(each):
-            os.remove(each)
 
 
 def _files(path: str) -> list[str]:
@@ -121,7 +146,8 @@ def _files(path: str) -> list[str]:
 def _copy(source: str, target: str) -> None:
     """Copies an artefact to a store, where nothing can be moved in one go."""
     # Of an earlier one first what makes it an artefact, as it is not whole any more.
-    stale = [comparison_path(target), *(target + end for end in _files(target)[::-1])]
+    stale = [target + end for end in _files(target)[::-1]]
+    stale += [comparison_path(target), refusal_path(target)]
     for path in filter(tf.io.gfile.exists, stale):
         tf.io.gfile.remove(path)
     pairs = [(source + end, target + end) for end in _files(source)]

@@ -16,8 +16,10 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.folding import folded
+from deeplab_tf.models.precision import precision_of
 from deeplab_tf.serving import warmup
-from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.artefact import Artefact, size_text
+from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import require_replaceable, unpublished
 from deeplab_tf.serving.signatures import (
     ENCODED_INPUT,
@@ -49,7 +51,8 @@ class ExportOptions:
         resizing: Size to which images are resized first; None takes them as they are.
         probabilities: Whether `serving_default` gives `SemanticProbabilities` too.
         fold_batch_norm: Whether batch normalisations are folded into convolutions,
-            which is faster.
+            which is faster; models that compute in half precision keep them.
+        max_pixels: Pixels of a picture that `encoded` takes; memory grows with them.
         weights: Whether the weights by their official names go along as a checkpoint,
             for training to go on from the export: folding cannot be undone.
     """
@@ -59,6 +62,7 @@ class ExportOptions:
     probabilities: bool = False
     fold_batch_norm: bool = True
     weights: bool = True
+    max_pixels: int = Bounds().pixels
 
 
 def export_saved_model(
@@ -79,9 +83,9 @@ def export_saved_model(
       `Predictor` gives.
     - `probabilities`: from `ImageTensor` to `SemanticProbabilities`, float32 `[batch,
       height, width, num_classes]`.
-    - `encoded`, of RGB models: from `image_bytes`, JPEGs or PNGs, strings `[batch]`, to
-      `label_map_bytes`, grey PNGs, strings `[batch]`; `error` tells what is wrong with
-      an image, the label map of which is empty then.
+    - `encoded`, of models of RGB in 8 bits: from `image_bytes`, JPEGs or PNGs, strings
+      `[batch]`, to `label_map_bytes`, grey PNGs, strings `[batch]`; `error` tells what
+      is wrong with an image, the label map of which is empty then.
     - `features`, unless the model has an image pyramid: from `ImageTensor` to the
       encoder's features, float32 `[batch, height / stride, width / stride, depth]`,
       `high_level` and for each stride that the decoder takes `low_level_<stride>`, of
@@ -103,11 +107,16 @@ def export_saved_model(
     """
     options = options or ExportOptions()
     require_replaceable(path)
-    network = folded(model) if options.fold_batch_norm else model
+    # In half precision a bias would be added that is rounded, which moves labels.
+    folds = options.fold_batch_norm and precision_of(model) == "float32"
+    network = folded(model) if folds else model
     view = Predictor(network, scales, flip, crop_size, options.window)
     if options.resizing is not None:
         view = ResizedView(view, options.resizing)
-    offered = signatures(network, view, options.probabilities)
+    # A decoder of 8 bits would make other images of those that have more.
+    is_deep = info is not None and info.max_value != 255
+    most = None if is_deep else options.max_pixels
+    offered = signatures(network, view, options.probabilities, most)
     logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with unpublished(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
@@ -208,8 +217,8 @@ class SavedModelPredictor(Artefact):
         for part in parts:
             if not self._input.shape.is_compatible_with(part.shape):
                 raise UserError(
-                    f"{self._path} takes images {_text(self._input.shape)}; received "
-                    f"{_text(images.shape)}"
+                    f"{self._path} takes images {size_text(self._input.shape)}; "
+                    f"received {size_text(images.shape)}"
                 )
         served = [signature(**{INPUT: part})[output].numpy() for part in parts]
         return np.concatenate(served)
@@ -219,10 +228,6 @@ class SavedModelPredictor(Artefact):
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         return self._served(self._score, PROBABILITIES, images)
-
-
-def _text(shape: tf.TensorShape) -> str:
-    return "x".join("?" if side is None else str(side) for side in shape)
 
 
 def _loaded(path: str):

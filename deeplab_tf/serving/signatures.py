@@ -7,11 +7,11 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from deeplab_tf.data.augment import resize_to_range
+from deeplab_tf.data.augment import resize_to_range, size_in_range
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.calls import calls_of
 from deeplab_tf.models.resampling import resize_bilinear
-from deeplab_tf.serving.encoded import label_maps
+from deeplab_tf.serving.encoded import Bounds, label_maps
 
 # Names that clients of the official frozen graphs know.
 INPUT = "ImageTensor"
@@ -84,17 +84,30 @@ class ResizedView:
         spec = tf.TensorSpec([None, None, images.shape[-1]], tf.float32)
         return tf.map_fn(resized, images, fn_output_signature=spec)
 
+    def seen(self, sides):
+        """Returns the size to which an image is resized, both int32 `[2]`."""
+        return size_in_range(sides, *self._resizing)
+
     def labels(self, images):
         """Returns the most probable classes; see `Predictor`."""
-        labels = self._predictor.labels(self._resized(images))
-        return tf.raw_ops.ResizeNearestNeighbor(
-            images=labels[..., None], size=tf.shape(images)[1:3], align_corners=True
-        )[..., 0]
+        return self._nearest(self._predictor.labels(self._resized(images)), images)
 
     def probabilities(self, images):
         """Returns the probabilities, interpolated bilinearly; see `Predictor`."""
-        probabilities = self._predictor.probabilities(self._resized(images))
-        return resize_bilinear(probabilities, tf.unstack(tf.shape(images)[1:3]))
+        return self.labels_and_probabilities(images)[1]
+
+    def labels_and_probabilities(self, images):
+        """Returns what `labels` and `probabilities` do."""
+        resized = self._resized(images)
+        labels, probabilities = self._predictor.labels_and_probabilities(resized)
+        size = tf.unstack(tf.shape(images)[1:3])
+        return self._nearest(labels, images), resize_bilinear(probabilities, size)
+
+    def _nearest(self, labels, images):
+        """Returns labels at the size of images."""
+        return tf.raw_ops.ResizeNearestNeighbor(
+            images=labels[..., None], size=tf.shape(images)[1:3], align_corners=True
+        )[..., 0]
 
 
 def features_model(model: keras.Model) -> keras.Model | None:
@@ -122,18 +135,16 @@ def _labels(labels: Callable, images) -> dict:
     return {OUTPUT: labels(images)}
 
 
-def _probabilities(probabilities: Callable, images) -> dict:
-    return {PROBABILITIES: probabilities(images)}
+def _probabilities(both: Callable, images) -> dict:
+    return {PROBABILITIES: both(images)[1]}
 
 
-def _both(probabilities: Callable, images) -> dict:
-    scores = probabilities(images)
-    labels = tf.argmax(scores, -1, output_type=tf.int32)
-    return {OUTPUT: labels, PROBABILITIES: scores}
+def _both(both: Callable, images) -> dict:
+    return dict(zip((OUTPUT, PROBABILITIES), both(images), strict=True))
 
 
-def _encoded(labels: Callable, num_classes: int, encoded) -> dict:
-    maps, errors = label_maps(encoded, labels, num_classes)
+def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dict:
+    maps, errors = label_maps(encoded, labels, num_classes, bounds)
     return {ENCODED_OUTPUT: maps, ERROR: errors}
 
 
@@ -143,7 +154,10 @@ def _features(network: keras.Model, images) -> dict:
 
 
 def signatures(
-    model: keras.Model, view, gives_probabilities: bool = False
+    model: keras.Model,
+    view,
+    gives_probabilities: bool = False,
+    max_pixels: int | None = Bounds().pixels,
 ) -> dict[str, Signature]:
     """Returns what an export can be asked for, by name.
 
@@ -151,16 +165,17 @@ def signatures(
         model: A model of `build_model`.
         view: A `Predictor` of it, or a `ResizedView`.
         gives_probabilities: Whether `serving_default` gives probabilities too.
+        max_pixels: Bound of an encoded picture; None offers no `encoded`.
     """
     config = view.config
     image = tf.TensorSpec([None, None, None, config.channels], tf.uint8, name=INPUT)
     picture = tf.TensorSpec([None], tf.string, name=ENCODED_INPUT)
     # A function of its own is traced and stored once, however many signatures call it.
     compiled = functools.partial(tf.function, input_signature=[image], autograph=False)
-    labels, probabilities = compiled(view.labels), compiled(view.probabilities)
+    labels, both = compiled(view.labels), compiled(view.labels_and_probabilities)
     found = {
-        SERVING: (_both, probabilities) if gives_probabilities else (_labels, labels),
-        "probabilities": (_probabilities, probabilities),
+        SERVING: (_both, both) if gives_probabilities else (_labels, labels),
+        "probabilities": (_probabilities, both),
     }
     features = features_model(model)
     if features is not None:
@@ -169,7 +184,8 @@ def signatures(
         name: Signature(functools.partial(*parts), image)
         for name, parts in found.items()
     }
-    if config.channels == 3:
-        function = functools.partial(_encoded, labels, config.num_classes)
+    if config.channels == 3 and max_pixels is not None:
+        bounds = Bounds(max_pixels, getattr(view, "seen", None))
+        function = functools.partial(_encoded, labels, config.num_classes, bounds)
         offered["encoded"] = Signature(function, picture)
     return offered

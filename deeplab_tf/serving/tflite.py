@@ -10,8 +10,15 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.inference import most_probable
 from deeplab_tf.models.resampling import resize_bilinear
-from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.artefact import (
+    Artefact,
+    missing_extra,
+    padded,
+    read_file,
+    size_text,
+)
 from deeplab_tf.serving.signatures import INPUT
 from deeplab_tf.windows import blended
 
@@ -49,14 +56,16 @@ class TFLitePredictor(Artefact):
 
     def __init__(self, path: str):
         interpreter_class = _interpreter_class(path)
-        content = _content(path)
+        content = read_file(path)
         self._interpreter = _interpreter(interpreter_class, content, path)
         self._input = _image_input(self._interpreter, path)
         self._takes_pixels = _is_named_as_ours(self._interpreter, self._input)
         *self._size, channels = self._input["shape"][1:].tolist()
         self._output = _output(self._interpreter, self._size, path)
-        info, told = _notes(content, path)
-        self._mean_pixel = told.pop("mean_pixel", _MEAN_PIXEL)
+        notes, info = _notes(content, path), None
+        if INFO_NOTE in notes:
+            info = DatasetInfo.from_json(notes[INFO_NOTE], f"{path}: {INFO_NOTE}")
+        self._mean_pixel, told = _export_note(notes, channels, path)
         has_scores = _are_scores(self._output)
         classes = int(self._output["shape"][-1]) if has_scores else None
         protocol = {"artefact": "TFLite", "input_size": self._size} | told
@@ -79,12 +88,8 @@ class TFLitePredictor(Artefact):
         Args:
             image: 0..255, `[1, height, width, channels]`.
         """
-        pixels = np.asarray(image, np.float32)
-        height, width = pixels.shape[1:3]
-        padded = np.empty((1, *self._size, self.channels), np.float32)
-        padded[:] = self._mean_pixel
-        padded[:, :height, :width] = pixels
-        self._interpreter.set_tensor(self._input["index"], self._fed(padded))
+        framed = padded(np.asarray(image)[0], self._size, self._mean_pixel)
+        self._interpreter.set_tensor(self._input["index"], self._fed(framed))
         self._interpreter.invoke()
         given = self._interpreter.get_tensor(self._output["index"])
         scale, zero_point = self._output["quantization"]
@@ -121,8 +126,8 @@ class TFLitePredictor(Artefact):
         if height > self._size[0] or width > self._size[1]:
             raise UserError(
                 f"{self._path} gives labels only, and of images up to "
-                f"{_text(self._size)}; received {_text((height, width))}; a file of "
-                "logits sees larger ones through windows"
+                f"{size_text(self._size)}; received {size_text((height, width))}; a "
+                "file of logits sees larger ones through windows"
             )
         labels = self._given(image).reshape(1, *self._size)
         return labels[:, :height, :width].astype(np.int32)
@@ -133,7 +138,7 @@ class TFLitePredictor(Artefact):
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
         if self.gives_probabilities:
-            return self._finished(images, _most_probable)
+            return self._finished(images, most_probable)
         return np.concatenate([self._labels_only(image[None]) for image in images])
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
@@ -149,25 +154,28 @@ class TFLitePredictor(Artefact):
         return tf.nn.softmax(scores)
 
 
-def _content(path: str) -> bytes:
-    if not tf.io.gfile.exists(path):
-        raise UserError(f"there is no file {path}")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return file.read()
-
-
-def _notes(content: bytes, path: str) -> tuple[DatasetInfo | None, dict]:
-    """Returns class names and what else a file of ours tells of itself."""
+def _notes(content: bytes, path: str) -> dict:
+    """Returns what a file of ours tells of itself, by the name of the note."""
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
-        return None, {}
+        return {}
     try:
         with zipfile.ZipFile(file) as archive:
-            notes = {name: archive.read(name) for name in archive.namelist()}
-        info, told = notes.get(INFO_NOTE), json.loads(notes.get(EXPORT_NOTE, "{}"))
-        return info and DatasetInfo.from_json(info, f"{path}: {INFO_NOTE}"), told
-    except (zipfile.BadZipFile, json.JSONDecodeError) as error:
+            found = {INFO_NOTE, EXPORT_NOTE}.intersection(archive.namelist())
+            return {name: archive.read(name) for name in found}
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: its notes cannot be read: {error}") from error
+
+
+def _export_note(notes: dict, channels: int, path: str) -> tuple[np.ndarray, dict]:
+    """Returns the mean pixel, and what else is told of the export."""
+    try:
+        told = json.loads(notes.get(EXPORT_NOTE, "{}"))
+        mean_pixel = np.float32(told.pop("mean_pixel", _MEAN_PIXEL))
+        np.broadcast_to(mean_pixel, [channels])
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: its {EXPORT_NOTE} is broken: {error}") from error
+    return mean_pixel, told
 
 
 def _interpreter_class(path: str) -> type:
@@ -175,9 +183,7 @@ def _interpreter_class(path: str) -> type:
         # Here, because it is an extra that only these files need.
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
-        raise UserError(
-            f'{path}: TFLite files need pip install "deeplab_tf[export]" ({error})'
-        ) from error
+        raise missing_extra(path, "TFLite", error) from error
     return Interpreter
 
 
@@ -253,11 +259,3 @@ def _rounded(values: np.ndarray, dtype) -> np.ndarray:
     """Returns the nearest integers that a type holds."""
     limits = np.iinfo(dtype)
     return np.clip(np.rint(values), limits.min, limits.max).astype(dtype)
-
-
-def _most_probable(scores):
-    return tf.argmax(scores, axis=-1, output_type=tf.int32)
-
-
-def _text(size) -> str:
-    return "x".join(map(str, size))

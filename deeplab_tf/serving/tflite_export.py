@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.serving.artefact import padded
 from deeplab_tf.serving.native_layers import native
 from deeplab_tf.serving.publication import TFLITE, require_replaceable, unpublished
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
@@ -147,22 +148,13 @@ def calibration_images(
     """
     for element in images:
         for image in _images(element):
-            yield _padded(image, mean_pixel, size)
+            yield padded(image, size, mean_pixel)
 
 
 def _images(element) -> np.ndarray:
     """Returns the images, `[batch, h, w, channels]`, of an element of a dataset."""
     images = np.asarray(element[0] if isinstance(element, tuple) else element)
     return images[None] if images.ndim == 3 else images
-
-
-def _padded(image: np.ndarray, mean_pixel, size) -> np.ndarray:
-    """Returns an image `[1, *size, channels]`, float32; what exceeds it is cut off."""
-    canvas = np.empty((1, *size, image.shape[-1]), np.float32)
-    canvas[:] = mean_pixel
-    seen = image[: size[0], : size[1]]
-    canvas[0, : seen.shape[0], : seen.shape[1]] = seen
-    return canvas
 
 
 def _write_graph(model: keras.Model, size, output: str, folder: str) -> None:

@@ -89,10 +89,14 @@ def test_flags_change_what_is_exported(logs, tiny_model, tmp_path):
 
 
 def test_images_are_resized_if_asked_for(logs, tiny_model, tmp_path):
-    path = exported(logs, tmp_path, "--min_resize_value=33", "--max_resize_value=65")
+    flags = ("--min_resize_value=33", "--max_resize_value=65", "--max_pixels=5000")
+    path = exported(logs, tmp_path, *flags)
     images = photos(1, 66, 99)
     labels = SavedModelPredictor(path).labels(images)
     assert labels.shape == (1, 66, 99)
+    encode = tf.saved_model.load(path).signatures["encoded"]
+    (error,) = encode(image_bytes=tf.io.encode_png(images[0])[None])["error"].numpy()
+    assert b"of at most 5000 pixels" in error
     assert np.mean(labels != predict_labels(tiny_model, images)) > 0.01
 
 

@@ -1,5 +1,6 @@
 """Photographs from files to pictures of labels."""
 
+import dataclasses
 import os
 import shutil
 
@@ -15,7 +16,7 @@ from deeplab_tf.data.photographs import read_image
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.programs import predict, run_program
 from deeplab_tf.serving.saved_model import export_info, export_saved_model
-from deeplab_tf.training.resume import write_experiment
+from deeplab_tf.training.resume import read_experiment, write_experiment
 
 ORIENTATION = 0x0112
 
@@ -133,6 +134,20 @@ def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_p
         assert "\n" not in ended.value.code
     exported = labels_in(predicted / "exported", "plain")
     np.testing.assert_array_equal(labels_in(tmp_path / "out", "plain"), exported)
+
+
+def test_a_model_of_deeper_images_is_not_shown_others(predicted, tmp_path):
+    shutil.copytree(predicted / "logs", tmp_path / "logs")
+    experiment = read_experiment(str(tmp_path / "logs"))
+    info = dataclasses.replace(generic_info(5), max_value=4095)
+    described = dataclasses.replace(experiment, info=info).to_json()
+    (tmp_path / "logs/experiment.json").write_text(described)
+    with pytest.raises(SystemExit, match=r"values of 0\.\.4095; image files are read"):
+        run(
+            *(f"--model={tmp_path}/logs", f"--images={predicted}/photos"),
+            f"--output_dir={tmp_path}/out",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_preset_tells_what_it_is_and_where_the_flags_leave_it(

@@ -195,8 +195,11 @@ def test_flags_that_repeat_the_experiment_are_not_noted(line):
     assert "note:" not in "".join(line.out.values())
 
 
-def test_an_export_drops_the_suffix_and_takes_the_classes_along(line):
+def test_an_export_has_a_frozen_graph_beside_it_and_takes_the_classes_along(line):
     assert (line.folder / "frozen_graph/saved_model.pb").exists()
+    frozen = tf.compat.v1.GraphDef()
+    frozen.ParseFromString((line.folder / "frozen_graph.pb").read_bytes())
+    assert {"ImageTensor", "SemanticPredictions"} < {node.name for node in frozen.node}
     assert export_info(f"{line.folder}/frozen_graph").class_names[1] == "aeroplane"
     assert "mobilenet_v2, 21 classes, output stride 16" in line.out["export"]
 
@@ -575,13 +578,14 @@ def toy_line(toy, tiny_records, tmp_path_factory):
         ),
     }
     with pytest.MonkeyPatch.context() as patch:
-        # Nothing is written: `line` has an export.
+        # Hardly anything is written: `line` has an export.
         exports = []
 
-        def keep(*_, **options):
+        def keep(_, path, **options):
+            os.makedirs(path)
             exports.append(options)
 
-        patch.setattr(program("export"), "export_saved_model", keep)
+        patch.setattr(program("export_forms"), "export_saved_model", keep)
         out["export"] = run(
             *("export", "--preset=toy", f"--checkpoint_path={folder}/logs"),
             *(f"--export_path={folder}/exported", "--crop_size=97,97"),

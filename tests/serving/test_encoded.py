@@ -5,11 +5,12 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_pictures import HOSTILE, JPEG, PNG, noise, picture
+from hostile_pictures import HOSTILE, JPEG, PNG, inflated_png, noise, picture
 from PIL import Image
 
-from deeplab_tf.serving import encoded
-from deeplab_tf.serving.encoded import MOST_PIXELS, REFUSAL, label_maps, readable
+from deeplab_tf.serving.encoded import Bounds, label_maps, readable
+
+BOUNDS = Bounds()
 
 
 @tf.function(
@@ -24,7 +25,7 @@ def reds(images):
 def maps_and_errors():
     """`label_maps` in a graph."""
     function = tf.function(
-        lambda strings: label_maps(strings, reds, 21),
+        lambda strings: label_maps(strings, reds, 21, BOUNDS),
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
@@ -54,9 +55,10 @@ def test_grey_transparent_palette_and_deep_pictures_are_read_as_rgb(maps_and_err
     file = io.BytesIO()
     palette.save(file, "PNG")
     deep = tf.io.encode_png(tf.cast(noise(5, 6, 3), tf.uint16) * 256).numpy()
+    jpeg = picture(grey, "JPEG")
     pictures = {
         picture(grey): grey,
-        picture(grey, "JPEG", quality=100, subsampling=0): None,
+        jpeg: tf.io.decode_jpeg(jpeg, channels=3).numpy()[..., 0],
         picture(rgba): rgba[..., 0],
         file.getvalue(): np.array(palette) * 3,
         deep: noise(5, 6, 3)[..., 0],
@@ -65,8 +67,7 @@ def test_grey_transparent_palette_and_deep_pictures_are_read_as_rgb(maps_and_err
     assert set(errors) == {b""}
     for label, expected in zip(maps, pictures.values(), strict=True):
         decoded = np.array(Image.open(io.BytesIO(label)))
-        if expected is not None:
-            np.testing.assert_array_equal(decoded, expected)
+        np.testing.assert_array_equal(decoded, expected)
 
 
 @pytest.mark.parametrize("what", HOSTILE)
@@ -74,7 +75,7 @@ def test_what_is_no_picture_has_an_error_and_its_neighbours_have_maps(
     what, maps_and_errors
 ):
     (first, bad, last), errors = maps_and_errors([PNG, HOSTILE[what], JPEG])
-    assert errors == [b"", REFUSAL.encode(), b""]
+    assert errors == [b"", BOUNDS.refusal.encode(), b""]
     assert bad == b""
     for label, size in ((first, (7, 11)), (last, (30, 20))):
         assert Image.open(io.BytesIO(label)).size == size
@@ -109,25 +110,38 @@ def test_no_damage_of_a_picture_breaks_the_batch(maps_and_errors):
 def test_a_batch_may_be_empty_or_all_bad(maps_and_errors):
     assert maps_and_errors([]) == ([], [])
     maps, errors = maps_and_errors([b"", b"no"])
-    assert (maps, errors) == ([b"", b""], 2 * [REFUSAL.encode()])
+    assert (maps, errors) == ([b"", b""], 2 * [BOUNDS.refusal.encode()])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_the_bound_of_pixels_is_kept_to_the_pixel(kind, monkeypatch):
-    monkeypatch.setattr(encoded, "MOST_PIXELS", 7 * 11)
+def test_the_bound_of_pixels_is_kept_to_the_pixel(kind):
     pictures = [picture(noise(*size, 3), kind) for size in ((11, 7), (6, 13))]
-    assert readable(tf.constant(pictures)).numpy().tolist() == [True, False]
+    bounds = Bounds(7 * 11)
+    assert readable(tf.constant(pictures), bounds).numpy().tolist() == [True, False]
+    assert "of at most 77 pixels" in bounds.refusal
 
 
-def test_a_photograph_of_a_large_camera_is_within_the_bound():
-    assert 6720 * 4480 <= MOST_PIXELS < 30000 * 30000
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_what_the_model_sees_is_bounded_too(kind):
+    pictures = [picture(noise(*size, 3), kind) for size in ((3, 7), (7, 3), (3, 8))]
+    bounds = Bounds(21 * 100, lambda sides: sides * 10)
+    are_readable = readable(tf.constant(pictures), bounds).numpy().tolist()
+    assert are_readable == [True, True, False]
+    of_sides = Bounds(1 << 24, lambda sides: sides * [1, 1 << 12])
+    are_readable = readable(tf.constant(pictures), of_sides).numpy().tolist()
+    assert are_readable == [False, True, False]
+
+
+def test_a_small_picture_may_have_a_long_description(maps_and_errors):
+    _, errors = maps_and_errors([inflated_png(4, 4, 1 << 19)])
+    assert errors == [b""]
 
 
 def test_labels_beyond_255_have_16_bits():
     def labels(images):
         return tf.fill(tf.shape(images)[:3], 299)
 
-    (png,), _ = label_maps(tf.constant([PNG]), labels, 300)
+    (png,), _ = label_maps(tf.constant([PNG]), labels, 300, BOUNDS)
     decoded = tf.io.decode_png(png, dtype=tf.uint16).numpy()
     assert decoded.shape == (11, 7, 1)
     assert set(decoded.ravel()) == {299}

@@ -58,3 +58,8 @@ def test_an_artefact_scores_as_its_model_does(strided_model, exported):
     assert metrics["confusion_matrix"] == expected["confusion_matrix"]
     assert np.count_nonzero(np.sum(metrics["confusion_matrix"], 0)) > 1
     assert metrics["protocol"]["artefact"] == "SavedModel"
+
+
+def test_no_image_is_one_too_few(exported):
+    with pytest.raises(UserError, match=r"needs an image at least; received \[0, 9,"):
+        load_artefact(exported).labels(np.zeros((0, 9, 9, 3), np.uint8))

@@ -15,6 +15,7 @@ from deeplab_tf.data.photographs import read_image
 from deeplab_tf.inference import predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.saved_model import export_saved_model
+from deeplab_tf.serving.signatures import features_model
 
 CLI = "tensorflow.python.tools.saved_model_cli"
 
@@ -114,6 +115,19 @@ def test_every_signature_runs_in_a_session(tiny_model, tiny_export):
     assert [bool(error) for error in given["error"]] == [False, False, True, True]
     maps = [tf.io.decode_png(label)[..., 0] for label in given["label_map_bytes"][:2]]
     np.testing.assert_array_equal(maps, expected)
+
+
+def test_an_export_is_part_of_another_model(tiny_model, tiny_export):
+    encoder = keras.layers.TFSMLayer(tiny_export, call_endpoint="features")
+    image = keras.Input((33, 49, 3), dtype="uint8")
+    average = keras.layers.GlobalAveragePooling2D()(encoder(image)["high_level"])
+    classifier = keras.Model(image, keras.layers.Dense(2)(average))
+    images = photos(2, 33, 49)
+    assert classifier(images).shape == (2, 2)
+    expected = features_model(tiny_model)(images.astype(np.float32))["high_level"]
+    np.testing.assert_allclose(
+        keras.Model(image, average)(images), np.mean(expected, (1, 2)), atol=1e-5
+    )
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,8 @@ def test_what_scores_worse_is_refused_and_what_was_there_stays(
     path.write_text("earlier")
     with (
         pytest.raises(
-            UserError, match=r"is (\d+\.\d\d) points below .*100.00%; 5 are"
+            UserError,
+            match=r"is \d+\.\d\d points below .*100.00%; 5 are .*refused.json compares",
         ) as refused,
         unpublished(str(path)) as unproven,
     ):
@@ -77,7 +78,14 @@ def test_what_scores_worse_is_refused_and_what_was_there_stays(
         parity.gate(strided_model, unproven, dataset, CONFIG, 5)
     assert "\n" not in str(refused.value)
     assert path.read_text() == "earlier"
-    assert list(tmp_path.iterdir()) == [path]
+    kept = json.loads((tmp_path / "m.tflite.refused.json").read_text())
+    assert kept["miou"]["drop"] > 5
+    assert len(list(tmp_path.iterdir())) == 2
+    with unpublished(str(path)) as unproven:
+        export(strided_model, unproven)
+        parity.gate(strided_model, unproven, dataset, CONFIG, 5)
+    names = sorted(x.name for x in tmp_path.iterdir())
+    assert names == ["m.tflite", "m.tflite.parity.json"]
 
 
 def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):

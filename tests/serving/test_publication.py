@@ -89,6 +89,33 @@ def test_a_folder_is_replaced_by_a_whole_one(place, tmp_path):
     assert len(tf.io.gfile.listdir(f"{folder}/new")) == 1
 
 
+def test_a_link_stays_one(tmp_path):
+    write_saved_model(tmp_path / "3", "first")
+    (tmp_path / "current").symlink_to("3")
+    with unpublished(str(tmp_path / "current")) as unfinished:
+        write_saved_model(unfinished, "second")
+    assert (tmp_path / "current").is_symlink()
+    assert (tmp_path / "3/saved_model.pb").read_text() == "second"
+
+
+def test_the_folder_that_one_is_in_is_replaced(tmp_path, monkeypatch):
+    write_saved_model(tmp_path / "export", "first")
+    monkeypatch.chdir(tmp_path / "export")
+    with unpublished(".") as unfinished:
+        write_saved_model(unfinished, "second")
+    assert (tmp_path / "export/saved_model.pb").read_text() == "second"
+    assert [x.name for x in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_a_killed_program_left_is_removed(tmp_path):
+    write_saved_model(tmp_path / ".unfinished.export/export", "half")
+    (tmp_path / "unfinished.export").mkdir()  # of somebody else
+    with unpublished(str(tmp_path / "export")) as unfinished:
+        write_saved_model(unfinished, "whole")
+    names = sorted(x.name for x in tmp_path.iterdir())
+    assert names == ["export", "unfinished.export"]
+
+
 def test_a_model_is_exported_to_where_no_folders_are(tiny_model):
     images = np.random.RandomState(3).randint(0, 256, (1, 20, 30, 3)).astype(np.uint8)
     path = "ram://exports/served/1"

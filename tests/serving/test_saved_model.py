@@ -1,5 +1,6 @@
 """SavedModels give what `predict_labels` gives, and replace only their like."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import read_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.data import records
-from deeplab_tf.data.info import dataset_info
+from deeplab_tf.data.info import dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
@@ -106,6 +107,13 @@ def test_probabilities_and_encoded_maps_agree_with_the_labels(tiny_model, tiny_e
         np.testing.assert_array_equal(tf.io.decode_png(label)[..., 0], labels[0])
 
 
+def test_pictures_of_more_than_8_bits_are_not_taken_for_others(tiny_model, tmp_path):
+    info = dataclasses.replace(generic_info(5), max_value=4095)
+    export_saved_model(tiny_model, str(tmp_path), info=info)
+    signatures = tf.saved_model.load(str(tmp_path)).signatures
+    assert set(signatures) == {"serving_default", "probabilities", "features"}
+
+
 def test_features_are_those_of_the_images_as_they_are(tiny_model, tiny_export):
     features = tf.saved_model.load(tiny_export).signatures["features"]
     images = photos(2, 33, 49)
@@ -152,12 +160,16 @@ def test_windows_and_resizing_are_part_of_the_graph(tiny_model, other_export):
     served = loaded.signatures["serving_default"](ImageTensor=tf.constant(images))
     view = ResizedView(Predictor(tiny_model, window=(33, 33)), Resizing(40))
     assert set(served) == {"SemanticPredictions", "SemanticProbabilities"}
-    probabilities = view.probabilities(images)
+    labels, probabilities = view.labels_and_probabilities(images)
     np.testing.assert_allclose(
         served["SemanticProbabilities"], probabilities, rtol=0, atol=1e-5
     )
-    labels = served["SemanticPredictions"].numpy()
-    np.testing.assert_array_equal(labels, tf.argmax(probabilities, -1))
+    np.testing.assert_array_equal(served["SemanticPredictions"], labels)
+    encoded = loaded.signatures["encoded"](
+        image_bytes=[tf.io.encode_png(images[0]).numpy()]
+    )
+    label_map = tf.io.decode_png(encoded["label_map_bytes"][0])[..., 0]
+    np.testing.assert_array_equal(label_map, labels[0])
     assert np.mean(labels != predict_labels(tiny_model, images)) > 0.01
 
 
@@ -210,8 +222,14 @@ def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path
     path = str(tmp_path / "export")
     export_saved_model(strided_model, path, **options)
     images = photos(2, 21, 30)
-    expected = Predictor(strided_model, **options).labels(images)
-    np.testing.assert_array_equal(SavedModelPredictor(path).labels(images), expected)
+    exported, predictor = SavedModelPredictor(path), Predictor(strided_model, **options)
+    expected = predictor.labels(images)
+    np.testing.assert_array_equal(exported.labels(images), expected)
+    given, probabilities = (
+        exported.probabilities(images),
+        predictor.probabilities(images),
+    )
+    np.testing.assert_allclose(given, probabilities, rtol=0, atol=1e-5)
     for name in options:
         fewer = {k: v for k, v in options.items() if k != name}
         assert (
@@ -239,12 +257,8 @@ def earlier(strided_export, tmp_path):
 
 
 def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
-    leftover = earlier.parent / "unfinished.export"
-    leftover.mkdir()
-    (leftover / "half.txt").touch()
     export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
     assert not (earlier / "old.txt").exists()
-    assert not (earlier / "half.txt").exists()
     assert export_info(str(earlier)) == dataset_info("camvid")
     assert os.listdir(earlier.parent) == ["export"]
 

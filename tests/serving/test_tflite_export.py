@@ -192,7 +192,12 @@ def test_a_file_that_tells_nonsense_is_refused(color_model, tmp_path):
     with open(path, "r+b") as file:
         file.truncate(start)
     assert TFLitePredictor(path).info is None
-    for name, text in (("export.json", "{"), ("dataset_info.json", "[]")):
+    for name, text in (
+        ("export.json", "{"),
+        ("export.json", "[]"),
+        ("export.json", '{"mean_pixel": [1, 2]}'),
+        ("dataset_info.json", "[]"),
+    ):
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(name, text)
         with pytest.raises(UserError, match=rf"m\.tflite: .*{name}"):
