@@ -58,6 +58,8 @@ EXTRAS_REQUIRE = {
         "onnx>=1.17",
         # Runs the ONNX file to prove that it equals the Keras model.
         "onnxruntime>=1.20",
+        # The same with another engine, which is faster on many CPUs.
+        "openvino>=2025.0",
         # Runs TFLite files; it replaces the deprecated tf.lite.Interpreter.
         "ai-edge-litert>=2.1",
     ],
@@ -83,9 +85,8 @@ EXTRAS_REQUIRE = {
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
     "peers": [
-        # Another inference engine, to compare speed and logits with.
+        # Engines to compare speed with, as in the extra export.
         "openvino>=2025.0",
-        # The ONNX engine, to compare speed and logits with.
         "onnxruntime>=1.20",
         # Has a Keras 3 DeepLabv3+ of its own, to compare with.
         "keras-hub>=0.19",
@@ -120,6 +121,7 @@ setup(
             "deeplab-eval = deeplab_tf.programs.eval:run",
             "deeplab-export = deeplab_tf.programs.export:run",
             "deeplab-predict = deeplab_tf.predict:run",
+            "deeplab-pretrain = deeplab_tf.pretrain:run",
         ]
     },
     classifiers=[

@@ -40,6 +40,23 @@ def examples(images, labels):
     return [{"image": image, "mask": label} for image, label in pairs]
 
 
+def classified(count, seed, classes=3):
+    """Returns examples of noise in which one channel, that of the class, is bright."""
+    random = np.random.RandomState(seed)
+    found = []
+    for i in range(count):
+        image = random.randint(0, 60, (40, 48 + i, 3))
+        image[..., i % classes] += 150
+        found.append({"image": image.astype(np.uint8), "label": i % classes})
+    return found
+
+
+def prepare_classes(folder, splits, name="colors"):
+    """Writes a data set of `classified` images of red, green and blue."""
+    label = features.ClassLabel(names=["red", "green", "blue"])
+    prepare(folder, name, {"image": rgb(), "label": label}, splits)
+
+
 class InMemory(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A data set of examples that are there already, in their order."""
 

@@ -23,7 +23,7 @@ LEVELS = (
     {"training", "serving"},
     {"flags"},
     {"programs"},
-    {"predict"},
+    {"predict", "pretrain"},
 )
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.

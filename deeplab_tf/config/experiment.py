@@ -92,8 +92,9 @@ class TrainConfig:
 
     Attributes:
         training_number_of_steps: Optimiser steps in all.
-        optimizer: "momentum" (TF1's, as the papers), "adam" or "adamw". AdamW
-            decays the kernels themselves instead of adding L2 to the loss.
+        optimizer: "momentum" (TF1's, as the papers), "nesterov" (its look-ahead, with
+            which the papers pre-train), "adam" or "adamw". AdamW decays the kernels
+            themselves instead of adding L2 to the loss.
         learning_policy: "poly" or "step"; Adam ignores it.
         base_learning_rate: Learning rate at step 0; the papers' 0.007 goes with
             batch 16 and trained batch normalisation.
@@ -191,7 +192,7 @@ class TrainConfig:
             f"{self.training_number_of_steps}",
         )
         for name, choices in (
-            ("optimizer", ("momentum", "adam", "adamw")),
+            ("optimizer", ("momentum", "nesterov", "adam", "adamw")),
             ("learning_policy", ("poly", "step")),
             ("batch_norm", ("auto", "train", "sync", "freeze")),
             ("jit", ("auto", "on", "off")),

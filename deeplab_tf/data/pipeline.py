@@ -5,6 +5,7 @@ a worker reads its own records alone, and a restart reads nothing twice.
 """
 
 import os
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -21,8 +22,26 @@ from deeplab_tf.errors import UserError
 _AT_ONCE = min(2 * (os.cpu_count() or 1), 32)
 # In an evaluation, whose images are not augmented, the model takes nearly all the time;
 # each batch at once costs 0.13 s at the start.
-_WHOLE_AT_ONCE = max(2, _AT_ONCE // 4)
+WHOLE_AT_ONCE = max(2, _AT_ONCE // 4)
 _READY = 2  # batches that wait for the training
+
+
+def place_in_epoch(index, count, seed: int):
+    """Returns which of the records of its epoch a training sample is made of, int64.
+
+    Every epoch is a permutation of its own, of which nobody has to know more than a
+    few places.
+
+    Args:
+        index: Number of the sample among all that a training sees, an int64 scalar.
+        count: Number of records in an epoch, an int64 scalar.
+        seed: Seed of the order.
+    """
+    # The key is mixed first: few bits of it count where there are few records.
+    key = tf.random.stateless_uniform([3], [seed, index // count], None, None, tf.int64)
+    return tf.raw_ops.RandomIndexShuffle(
+        index=index % count, seed=key, max_index=count - 1, rounds=8
+    )
 
 
 class _Cropper:
@@ -38,15 +57,7 @@ class _Cropper:
     def _position(self, index):
         """Returns the position of the record that a sample is made of."""
         count = tf.size(self._epoch, tf.int64)
-        # Every epoch is a permutation of its own, of which nobody has to know more
-        # than a few places. Its key is mixed first: few bits of it count where there
-        # are few records.
-        key = tf.random.stateless_uniform(
-            [3], [self.config.seed, index // count], None, None, tf.int64
-        )
-        place = tf.raw_ops.RandomIndexShuffle(
-            index=index % count, seed=key, max_index=count - 1, rounds=8
-        )
+        place = place_in_epoch(index, count, self.config.seed)
         return tf.gather(self._epoch, place)
 
     def describe(self, index: int) -> str:
@@ -102,7 +113,7 @@ class _Cropper:
 
         if self.config.min_resize_value is None:
             sample = self._reader.decoded(position, window_of)
-            return sample._replace(image=_in_range(sample.image, self.info))
+            return sample._replace(image=in_range(sample.image, self.info))
         sample = self._reader.decoded(position)
         image, label = _resized(sample.image, sample.label, self.info, self.config)
         window = window_of(tf.shape(label)[:2])
@@ -123,7 +134,7 @@ def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
     )
 
 
-def _in_range(image, info: DatasetInfo):
+def in_range(image, info: DatasetInfo):
     """Returns float32 pixels in 0..255."""
     image = tf.cast(image, tf.float32)
     return image if info.max_value == 255 else image * (255.0 / info.max_value)
@@ -131,7 +142,7 @@ def _in_range(image, info: DatasetInfo):
 
 def _resized(image, label, info: DatasetInfo, config: DataConfig):
     """Returns float32 image and uint8 label, resized where that is asked for."""
-    image = _in_range(image, info)
+    image = in_range(image, info)
     if config.min_resize_value is None:
         return image, label
     return augment.resize_to_range(
@@ -148,18 +159,40 @@ def _first(conditions):
     return tf.argmax(tf.cast(conditions, tf.int32))
 
 
-def _training(source: Source, config: DataConfig, start: int, worker: int, of: int):
-    cropper = _Cropper(source, config)
-    rows = config.batch_size // of
+def training_batches(
+    batch_of: Callable, batch_size: int, start: int, worker: int, num_workers: int
+) -> tf.data.Dataset:
+    """Returns a worker's rows of the batches of a training, without end.
+
+    Args:
+        batch_of: Makes a batch of the samples of some indices, int64 `[rows]`.
+        batch_size: Samples of all workers.
+        start: Index of the first sample.
+        worker: Number of this worker, from 0.
+        num_workers: Workers that share the batches.
+    """
+    rows = batch_size // num_workers
 
     def batch(number):
         # This worker has some rows of every batch.
-        begin = start + number * config.batch_size + worker * rows
-        return cropper.batch(begin + tf.range(rows, dtype=tf.int64))
+        begin = start + number * batch_size + worker * rows
+        return batch_of(begin + tf.range(rows, dtype=tf.int64))
 
     # Whole batches in parallel: what a batch costs besides its samples is paid once.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_AT_ONCE)
+
+
+def require_shared(batch_size: int, num_workers: int) -> None:
+    """Refuses a batch that the workers cannot share.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if batch_size % num_workers:
+        raise UserError(
+            f"a batch of {batch_size} cannot be shared by {num_workers} workers"
+        )
 
 
 def _evaluation(source: Source, config: DataConfig, worker: int, of: int, named: bool):
@@ -187,7 +220,7 @@ def _evaluation(source: Source, config: DataConfig, worker: int, of: int, named:
         samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
         return samples.batch(rows).get_single_element()
 
-    return dataset.map(batch, num_parallel_calls=_WHOLE_AT_ONCE)
+    return dataset.map(batch, num_parallel_calls=WHOLE_AT_ONCE)
 
 
 def load_dataset(
@@ -221,15 +254,20 @@ def load_dataset(
     Raises:
         UserError: if the split has no records, or the batch cannot be shared.
     """
-    if config.batch_size % num_workers:
-        raise UserError(
-            f"a batch of {config.batch_size} cannot be shared by {num_workers} workers"
-        )
+    require_shared(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)
     if training:
-        dataset = _training(source, config, start, worker, num_workers)
+        cropper = _Cropper(source, config)
+        dataset = training_batches(
+            cropper.batch, config.batch_size, start, worker, num_workers
+        )
     else:
         dataset = _evaluation(source, config, worker, num_workers, named)
+    return made_ahead(dataset)
+
+
+def made_ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns batches that are made while those before them are used."""
     options = tf.data.Options()
     # Batches are made in parallel; threads within an operation would be too many, and
     # watching what might be tuned costs one image in twenty.

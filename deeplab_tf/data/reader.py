@@ -60,13 +60,14 @@ class Reader:
         index = (source.index.file, source.index.number, source.index.offset)
         self._index = tf.constant(np.stack(index, 1), tf.int64)
 
-    def _record(self, position) -> tf.data.Dataset:
+    def record(self, position) -> tf.data.Dataset:
+        """Returns a dataset of the bytes of a record alone."""
         # Gathered, for a subscript is a dozen operations.
         file, _, offset = tf.unstack(tf.gather(self._index, position))
         return records.one_record(tf.gather(self._paths, file), offset)
 
-    def _which(self, position) -> list:
-        """Returns the words that name a record."""
+    def which(self, position) -> list:
+        """Returns the words that name a record, for `require`."""
         file, number, _ = tf.unstack(tf.gather(self._index, position))
         return ["record", number, "of", tf.gather(self._paths, file)]
 
@@ -90,7 +91,7 @@ class Reader:
                 the rows that it shows are decoded. None decodes all of them.
         """
         info = self.info
-        record = self._record(position).get_single_element()
+        record = self.record(position).get_single_element()
         image, label, name = records.parse(record, self._keys)
         label = pictures.decode_label(label)
         # Of the label, for it should be that of the image.
@@ -125,7 +126,7 @@ class Reader:
         """Returns the label of a record alone, uint8 `[height, width, 1]`."""
 
         def decode(position):
-            record = self._record(position).get_single_element()
+            record = self.record(position).get_single_element()
             _, label, name = records.parse(record, self._keys)
             label = pictures.decode_label(label)
             size = tf.shape(label)[:2]
@@ -139,7 +140,7 @@ class Reader:
         """Returns height and width of the image of a record, from its header."""
 
         def decode(position):
-            record = self._record(position).get_single_element()
+            record = self.record(position).get_single_element()
             image, _, _ = records.parse(record, self._keys)
             return pictures.picture_size(image, self.info.channels)
 
@@ -147,7 +148,7 @@ class Reader:
 
     def raw(self, position):
         """Returns whether the checksums of a record match, and its bytes if so."""
-        record = self._record(position).map(lambda record: (True, record))
+        record = self.record(position).map(lambda record: (True, record))
         nothing = tf.data.Dataset.from_tensors((False, ""))
         record = record.ignore_errors().concatenate(nothing).take(1)
         return record.get_single_element()
@@ -163,17 +164,17 @@ class Reader:
 
     def refuse_broken(self, position, is_whole):
         """Returns a context whose operations run only if a record was decoded."""
-        return _require(is_whole, [*self._which(position), _UNREADABLE])
+        return require(is_whole, [*self.which(position), _UNREADABLE])
 
     def checked(self, position, facts: Facts):
         """Returns a context whose operations run only if a sample can be used."""
-        which = [*self._which(position), "image", facts.name]
+        which = [*self.which(position), "image", facts.name]
         same_size = tf.reduce_all(facts.size == facts.label_size)
         message = ["is", facts.size, "but its label", facts.label_size]
-        with _require(same_size, which + message):
+        with require(same_size, which + message):
             value = tf.identity(facts.value)
         message = ["has a label of value", value, "outside", self.info.known_labels]
-        return _require(value == 0, which + message)
+        return require(value == 0, which + message)
 
 
 def without_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
@@ -200,8 +201,14 @@ def without_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
     return samples.ignore_errors().concatenate(stand_in).take(count)
 
 
-def _require(condition, message: list):
-    """Returns a context whose operations run only where a condition holds."""
+def require(condition, message: list):
+    """Returns a context whose operations run only where a condition holds.
+
+    Args:
+        condition: A bool scalar.
+        message: Words and scalars of the sentence that is told where it does not; see
+            `readable_errors`.
+    """
     # The bare operation: this runs for every sample.
     refused = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
     # Outside of graphs it has run already, and there is no operation.

@@ -96,6 +96,21 @@ def parse(record, keys: Keys = OFFICIAL_KEYS):
     return sample[keys.image], sample[keys.label], sample.get(keys.name, "")
 
 
+def parse_class(record, keys: Keys):
+    """Returns the encoded image of a record and its class id, scalars.
+
+    Args:
+        record: Bytes, a string scalar.
+        keys: Where the record has them; its label is a number.
+    """
+    features = {
+        keys.image: tf.io.FixedLenFeature([], tf.string),
+        keys.label: tf.io.FixedLenFeature([], tf.int64),
+    }
+    sample = tf.io.parse_single_example(record, features)
+    return sample[keys.image], sample[keys.label]
+
+
 def split_files(folder: str, split: str) -> list[str]:
     """Returns the paths of a split's shards, unfinished ones too, in order.
 

@@ -169,6 +169,11 @@ def open_split(
     Raises:
         UserError: if there is no such split, or nothing in it.
     """
+    index = _index(name, data_dir, split)
+    return records.Keys(*_features(name, _builder(name, data_dir)), ""), index
+
+
+def _index(name: str, data_dir: str, split: str) -> records.RecordIndex:
     builder = _builder(name, data_dir)
     try:
         parts = builder.info.splits[split].file_instructions
@@ -185,5 +190,71 @@ def open_split(
     chosen = (index.number >= first) & (index.number - first < count)
     if not chosen.any():
         raise UserError(f"--dataset={name} has no record in {split!r}")
-    keys = records.Keys(*_features(name, builder), "")
-    return keys, index.taken(np.flatnonzero(chosen))
+    return index.taken(np.flatnonzero(chosen))
+
+
+def _class_features(name: str, builder) -> tuple[str, str]:
+    """Returns the keys of image and class: those given, else `image` and `label`."""
+    features, keys = builder.info.features, _parse(name)
+    image, label = keys.image, keys.label
+    if image is None:
+        image, label = "image", "label"
+    is_named = isinstance(features, tfds.features.FeaturesDict)
+    there = dict(features.items()) if is_named else {}
+    for key, kind in ((image, tfds.features.Image), (label, tfds.features.ClassLabel)):
+        if not isinstance(there.get(key), kind):
+            found = ", ".join(f"{k} ({type(v).__name__})" for k, v in there.items())
+            raise UserError(
+                f"--dataset={name} has no {kind.__name__} {key!r}; a data set of "
+                f"classified images has one of each, named as {TFDS_PREFIX}NAME:"
+                f"image_key:label_key where they are not image and label; it has "
+                f"{found or 'no features by name'}"
+            )
+    return image, label
+
+
+def describe_classes(name: str, data_dir: str) -> DatasetInfo:
+    """Returns the classes of a data set of classified images.
+
+    Args:
+        name: `tfds:NAME[:image_key:label_key]`, the keys being image and label where
+            they are not given.
+        data_dir: Of tensorflow-datasets; "" is its default.
+
+    Raises:
+        UserError: if there is no such data set, or no such feature.
+    """
+    builder = _builder(name, data_dir)
+    image_key, label_key = _class_features(name, builder)
+    image, label = (builder.info.features[key] for key in (image_key, label_key))
+    depth, channels = np.dtype(image.np_dtype).name, image.shape[-1]
+    if depth not in _MAX_VALUES or channels is None or not label.num_classes:
+        raise UserError(
+            f"--dataset={name}: {image_key} is {depth} {image.shape} and {label_key} "
+            f"has {label.num_classes} classes; images are uint8 or uint16 of a known "
+            "number of channels, and the classes are counted"
+        )
+    return DatasetInfo(
+        name=name,
+        class_names=tuple(label.names),
+        channels=channels,
+        max_value=_MAX_VALUES[depth],
+        split_sizes={s: i.num_examples for s, i in builder.info.splits.items()},
+    )
+
+
+def open_classes(
+    name: str, data_dir: str, split: str
+) -> tuple[records.Keys, records.RecordIndex]:
+    """Returns keys and index of the records of a split of classified images.
+
+    Args:
+        name: See `describe_classes`.
+        data_dir: Of tensorflow-datasets; "" is its default.
+        split: As tensorflow-datasets writes it, such as `train[:90%]`.
+
+    Raises:
+        UserError: if there is no such split, or nothing in it.
+    """
+    index = _index(name, data_dir, split)
+    return records.Keys(*_class_features(name, _builder(name, data_dir)), ""), index

@@ -131,10 +131,24 @@ def _logits(x, config: ModelConfig):
     return layers.Add(dtype="float32", name="logits.sum")(branches)
 
 
+def image_features(image, config: ModelConfig) -> list:
+    """Returns what the backbone makes of raw images.
+
+    Args:
+        image: RGB 0..255, `[batch, height, width, channels]`.
+        config: What to build.
+
+    Returns:
+        The high-level features `[batch, height / output_stride, ..., depth]`, and the
+        low-level ones of the decoder's strides.
+    """
+    x = _normalize(image, config)
+    return _nested("backbone", lambda x: _backbone(x, config), x)
+
+
 def _logits_at_one_scale(image, config: ModelConfig):
     """Returns the logits of raw images, before any resize: Fig. 2."""
-    x = _normalize(image, config)
-    x, *low_level = _nested("backbone", lambda x: _backbone(x, config), x)
+    x, *low_level = image_features(image, config)
     if config.context.aspp:
         x = _nested("context", lambda x: _context(x, config), x)
     if low_level:

@@ -32,7 +32,7 @@ FLAGS = absl_flags.FlagValues()
 _TRAINING = {
     "train_logdir": "Folder of the checkpoints.",
     "training_number_of_steps": "Optimiser steps in all.",
-    "optimizer": "momentum, adam or adamw (ours).",
+    "optimizer": "momentum, nesterov (ours), adam or adamw (ours).",
     "learning_policy": "poly or step.",
     "base_learning_rate": "Learning rate at step 0; 0.007 for VOC at batch 16.",
     "end_learning_rate": "Learning rate at the end of poly.",

@@ -1,5 +1,6 @@
 """The course of a training, in a file of one line per report, and drawn."""
 
+import functools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,9 @@ from deeplab_tf.visualize import drawn, png_bytes
 
 # From which share of one class on predictions have collapsed, and a truth has not.
 _COLLAPSED, _ONE_SIDED = 0.999, 0.95
-_LOSS, _LEARNING_RATE, _MIOU = "tab:blue", "tab:gray", "tab:green"
+_LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
+# What evaluations measure, and what it is called.
+MEASURES = {"miou": "mIoU", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
 class History:
@@ -24,13 +27,16 @@ class History:
 
     Args:
         folder: Folder of the file, the `train_logdir`; None keeps it in memory.
+        measure: Name in `MEASURES` of what tells the best evaluation.
 
     Attributes:
+        measure: As given.
         rows: By time. Each has its `step`; a report of the training also `data_loss`,
-            `learning_rate` and whatever else, an evaluation `miou`.
+            `learning_rate` and whatever else, an evaluation the measure.
     """
 
-    def __init__(self, folder: str | None):
+    def __init__(self, folder: str | None, measure: str = "miou"):
+        self.measure = measure
         self.rows = []
         self._evaluations = []
         self._path = folder and os.path.join(folder, "history.jsonl")
@@ -55,8 +61,8 @@ class History:
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a row, which is written by the next `flush`."""
         self.rows.append(dict(row))
-        if "miou" in row:
-            self._evaluations.append((row["step"], row["miou"]))
+        if self.measure in row:
+            self._evaluations.append((row["step"], row[self.measure]))
 
     def flush(self) -> None:
         """Writes the file, whole or not at all; meant for checkpoints, not steps.
@@ -78,7 +84,7 @@ class History:
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and mIoU of the best evaluation, the first of equals; None without."""
+        """Step and score of the best evaluation, the first of equals; None without."""
         return max(self._evaluations, key=lambda scored: scored[1], default=None)
 
     @property
@@ -133,14 +139,14 @@ def collapsed_class(
     if share < _COLLAPSED or true_share >= _ONE_SIDED:
         return None
     return (
-        f"{100 * share:.4g} % of the predicted pixels are '{class_names[largest]}', "
+        f"{100 * share:.4g} % of the predictions are '{class_names[largest]}', "
         f"which is {100 * true_share:.2g} % of the truth: the predictions have "
         "collapsed; look at the learning rate, the labels and the class weights"
     )
 
 
 def draw_curves(history: History, path: str) -> None:
-    """Draws loss, mIoU and learning rate over the steps into a PNG.
+    """Draws loss, measure and learning rate over the steps into a PNG.
 
     Args:
         history: What to draw; without rows nothing is drawn.
@@ -148,7 +154,8 @@ def draw_curves(history: History, path: str) -> None:
     """
     if not history.rows:
         return
-    drawings = [(_draw_loss, "data_loss", 3), (_draw_miou, "miou", 3)]
+    draw_score = functools.partial(_draw_score, MEASURES[history.measure])
+    drawings = [(_draw_loss, "data_loss", 3), (draw_score, history.measure, 3)]
     drawings.append((_draw_learning_rate, "learning_rate", 1))
     drawings = [d for d in drawings if len(history.values(d[1])[0])]
     heights = [height for *_, height in drawings]
@@ -188,21 +195,21 @@ def _draw_loss(axes, steps, losses) -> None:
     axes.set_ylabel("data loss")
 
 
-def _draw_miou(axes, steps, mious) -> None:
-    best = np.argmax(mious)
-    axes.plot(steps, mious, color=_MIOU, linewidth=1.8, marker="o", markersize=4)
+def _draw_score(name: str, axes, steps, scores) -> None:
+    best = np.argmax(scores)
+    axes.plot(steps, scores, color=_SCORE, linewidth=1.8, marker="o", markersize=4)
     axes.plot(
         steps[best],
-        mious[best],
+        scores[best],
         color="tab:red",
         marker="*",
         markersize=15,
         linestyle="",
-        label=f"best: {mious[best]:.2%} at step {steps[best]:.0f}",
+        label=f"best: {scores[best]:.2%} at step {steps[best]:.0f}",
     )
     axes.legend(loc="lower right")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylabel("mIoU")
+    axes.set_ylabel(name)
 
 
 def _draw_learning_rate(axes, steps, rates) -> None:

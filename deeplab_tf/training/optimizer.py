@@ -73,18 +73,27 @@ def learning_rate_schedule(config: TrainConfig):
 class Momentum(keras.optimizers.Optimizer):
     """TF1's momentum: `v = m v + g; w = w - lr v`.
 
-    Keras' SGD keeps `v = m v - lr g` instead, which remembers the learning rates
-    of the past and so differs while the rate decays.
+    With Nesterov's look-ahead the weight moves by `lr (g + m v)` instead, of the new
+    `v`. Keras' SGD keeps `v = m v - lr g`, which remembers the learning rates of the
+    past and so differs while the rate decays.
 
     Args:
         learning_rate: Rate or schedule.
         momentum: Share of the accumulated gradient that is kept.
+        nesterov: Whether to look ahead.
     """
 
-    def __init__(self, learning_rate=0.007, momentum: float = 0.9, **kwargs):
+    def __init__(
+        self,
+        learning_rate=0.007,
+        momentum: float = 0.9,
+        nesterov: bool = False,
+        **kwargs,
+    ):
         kwargs.setdefault("name", "momentum")
         super().__init__(learning_rate=learning_rate, **kwargs)
         self.momentum = momentum
+        self.nesterov = nesterov
 
     def build(self, variables):
         """Creates one accumulator per variable."""
@@ -102,11 +111,14 @@ class Momentum(keras.optimizers.Optimizer):
         rate = ops.cast(learning_rate, variable.dtype)
         moved = ops.add(ops.multiply(accumulator, self.momentum), gradient)
         self.assign(accumulator, moved)
+        if self.nesterov:
+            moved = ops.add(gradient, ops.multiply(moved, self.momentum))
         self.assign_sub(variable, ops.multiply(rate, moved))
 
     def get_config(self):
         """Returns the arguments, for saving."""
-        return {**super().get_config(), "momentum": self.momentum}
+        own = {"momentum": self.momentum, "nesterov": self.nesterov}
+        return {**super().get_config(), **own}
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
@@ -121,7 +133,8 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
             weight_decay=config.weight_decay,
             epsilon=config.adam_epsilon,
         )
-    return Momentum(learning_rate_schedule(config), config.momentum)
+    nesterov = config.optimizer == "nesterov"
+    return Momentum(learning_rate_schedule(config), config.momentum, nesterov)
 
 
 def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:

@@ -1,12 +1,14 @@
 """What a training tells: progress, summaries, curves, warnings, the best model."""
 
 import dataclasses
+import functools
 import gc
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 import keras
 import numpy as np
@@ -20,7 +22,12 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
-from deeplab_tf.training.history import History, collapsed_class, draw_curves
+from deeplab_tf.training.history import (
+    MEASURES,
+    History,
+    collapsed_class,
+    draw_curves,
+)
 from deeplab_tf.training.summaries import Summaries
 
 # Steps whose predictions are looked at together. The first ones are let go: every model
@@ -38,10 +45,30 @@ class Validation:
         dataset: Function of `(worker, num_workers)` that gives the images of a
             worker, as `load_dataset` does.
         config: How to look at the images.
+        measures: Names in `history.MEASURES` of what is told; the first one decides
+            which model is the best.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
     config: EvalConfig = EvalConfig()
+    measures: ClassVar[tuple[str, ...]] = ("miou",)
+
+    def scorer(
+        self, model: keras.Model, gallery: Gallery, shows_progress: bool
+    ) -> Callable:
+        """Returns what scores the model again and again.
+
+        Args:
+            model: The model; its weights may change in between.
+            gallery: Keeps images, where they can be shown.
+            shows_progress: Whether this process shows a progress bar.
+
+        Returns:
+            A function of a dataset and of another one, which sums an array over all
+            workers, that returns the metrics.
+        """
+        evaluator = Evaluator(model, self.config, shows_progress)
+        return functools.partial(evaluator.evaluate, gallery=gallery)
 
 
 class Reporter:
@@ -67,11 +94,12 @@ class Reporter:
         self._folder = config.train_logdir
         self._is_chief = is_chief
         self._writes = is_chief and self._folder is not None
-        self._history = History(self._folder)
+        self._measures = (validation or Validation).measures
+        self._history = History(self._folder, self._measures[0])
         self._summaries = Summaries(self._folder if self._writes else None, self._info)
         self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
-        self._evaluator = None
+        self._scorer = None
         self._gallery = Gallery(info.num_classes, info.ignore_label, first=_EXAMPLES)
         self._metrics = {}
         self._told_at = (time.monotonic(), 0)
@@ -163,33 +191,40 @@ class Reporter:
             total: Sums an int64 array over all workers.
         """
         validation = self._validation
-        if self._evaluator is None:
-            self._evaluator = Evaluator(model, validation.config, self._is_chief)
+        if self._scorer is None:
+            self._scorer = validation.scorer(model, self._gallery, self._is_chief)
         dataset = validation.dataset(worker.index, worker.count)
-        metrics = self._evaluator.evaluate(dataset, total, gallery=self._gallery)
+        metrics = self._scorer(dataset, total)
         metrics["step"] = step
         self._metrics = metrics
         best = self._history.best
-        is_best = best is None or metrics["miou"] > best[1]
-        self._history.append({"step": step, "miou": metrics["miou"]})
+        is_best = best is None or metrics[self._history.measure] > best[1]
+        scores = {name: metrics[name] for name in self._measures}
+        self._history.append({"step": step, **scores})
+        if "confusion_matrix" in metrics:
+            self._show_classes(step, metrics)
+        else:
+            self._summaries.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
+        # Figures are full of cycles, which Python leaves alone for many evaluations.
+        gc.collect()
+        # The time of an evaluation is none of the training's.
+        self._told_at = (time.monotonic(), self._told_at[1])
+        told = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
+        told += ["the best so far"] if is_best else []
+        self.say(f"step {step}: {', '.join(told)}")
+        return is_best
+
+    def _show_classes(self, step: int, metrics: dict) -> None:
+        """Shows what became of each class, and warns when all became one."""
         self._summaries.evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
         found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:
             self.say(f"warning: step {step}: {found}")
-        # Figures are full of cycles, which Python leaves alone for many evaluations.
-        gc.collect()
-        # The time of an evaluation is none of the training's.
-        self._told_at = (time.monotonic(), self._told_at[1])
-        self.say(
-            f"step {step}: mIoU {metrics['miou']:.4f}"
-            + (", the best so far" if is_best else "")
-        )
-        return is_best
 
     def has_evaluated(self, step: int) -> bool:
         """Whether the model was scored at a step; the same for all workers."""
-        return step in self._history.values("miou")[0]
+        return step in self._history.values(self._history.measure)[0]
 
     @property
     def evaluations_since_best(self) -> int:

@@ -41,8 +41,8 @@ class Trainer:
     replicas together, whatever their number.
 
     Args:
-        model: A model of `build_model`. Its batch normalisations follow
-            `config.normalization`.
+        model: A model of `build_model`, or of `build_classifier`, whose labels are of
+            a single pixel. Its batch normalisations follow `config.normalization`.
         config: How to train.
 
     Raises:

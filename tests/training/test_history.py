@@ -134,7 +134,7 @@ def test_collapsed_predictions_are_told():
     names = ("background", "cat", "dog")
     warning = collapsed_class(np.array([9990, 10, 0]), np.array([71, 20, 9]), names)
     assert warning.startswith(
-        "99.9 % of the predicted pixels are 'background', which is 71 % of the truth: "
+        "99.9 % of the predictions are 'background', which is 71 % of the truth: "
     )
     assert "learning rate" in warning and "\n" not in warning
 
@@ -218,6 +218,17 @@ def test_only_what_there_is_gets_a_panel(tmp_path):
     # The first report, of weights that are all zero.
     one = drawn(course([0.0], rate=0.0), str(tmp_path / "one.png"))
     assert len(places(one, LOSS)[0])
+
+
+def test_the_best_is_of_the_measure_that_is_asked_for(tmp_path):
+    history = History(str(tmp_path), "top1")
+    for step, (top1, top5) in enumerate([(0.2, 0.9), (0.6, 0.8), (0.5, 1.0)], 1):
+        history.append({"step": step, "top1": top1, "top5": top5})
+    assert history.best == (2, 0.6)
+    assert history.evaluations_since_best == 1
+    picture = drawn(history, str(tmp_path / "curves.png"))
+    rows, columns = places(picture, MIOU)
+    assert rows[columns.argmin()] > rows[columns.argmax()]
 
 
 def test_an_empty_history_draws_nothing(tmp_path):

@@ -98,11 +98,14 @@ def test_momentum_is_tf1s():
     np.testing.assert_allclose(weight, [0.8, 2.0], rtol=1e-6)
 
 
-def test_momentum_equals_the_official_op():
+@pytest.mark.parametrize("kind", ["momentum", "nesterov"])
+def test_momentum_equals_the_official_op(kind):
     random = np.random.RandomState(0)
     ours = keras.Variable(random.standard_normal(5).astype("float32"))
     theirs, accumulator = tf.Variable(ours.value), tf.Variable(tf.zeros(5))
-    config = TrainConfig(base_learning_rate=0.5, training_number_of_steps=4)
+    config = TrainConfig(
+        optimizer=kind, base_learning_rate=0.5, training_number_of_steps=4
+    )
     optimizer = make_optimizer(config)
     for step in range(4):
         gradient = tf.constant(random.standard_normal(5), tf.float32)
@@ -113,6 +116,7 @@ def test_momentum_equals_the_official_op():
             lr=0.5 * (1 - step / 4) ** 0.9,
             grad=gradient,
             momentum=0.9,
+            use_nesterov=kind == "nesterov",
         )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     slot = slots(optimizer, ["logits/semantic/biases"])
@@ -211,7 +215,10 @@ def test_gradient_multipliers(name, whole_head, logits_only):
     ("options", "message"),
     [
         ({"training_number_of_steps": 0}, "must be positive; received 0"),
-        ({"optimizer": "sgd"}, "must be momentum, adam or adamw; received 'sgd'"),
+        (
+            {"optimizer": "sgd"},
+            "must be momentum, nesterov, adam or adamw; received 'sgd'",
+        ),
         ({"learning_policy": "cosine"}, "must be poly or step; received 'cosine'"),
         ({"top_k_percent_pixels": 0.0}, r"share in \(0, 1\]; received 0.0"),
         ({"top_k_percent_pixels": 20}, "received 20"),

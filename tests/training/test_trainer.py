@@ -386,4 +386,4 @@ def test_predictions_of_one_class_are_warned_of(capsys):
     err = capsys.readouterr().err
     # Not in the first hundred steps, when every model does so.
     assert err.count("warning: ") == 1
-    assert "warning: step 200: 100 % of the predicted pixels are 'car'" in err
+    assert "warning: step 200: 100 % of the predictions are 'car'" in err

@@ -1,0 +1,235 @@
+"""Images of one class each, from tensorflow-datasets, for pre-training.
+
+In training a window of random area and aspect is cut out of an image, resized to the
+crop size and mirrored in half of all cases (GoogLeNet, 1409.4842, Sec. 6); in
+evaluation it is the middle. As in segmentation every sample is a function of (seed,
+epoch, index).
+"""
+
+import functools
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from deeplab_tf.config import DataConfig
+from deeplab_tf.data import augment, pictures, records
+from deeplab_tf.data.pipeline import (
+    WHOLE_AT_ONCE,
+    in_range,
+    made_ahead,
+    place_in_epoch,
+    require_shared,
+    training_batches,
+)
+from deeplab_tf.data.reader import Reader, require, without_errors
+from deeplab_tf.data.sources import TFDS_PREFIX, Source
+from deeplab_tf.errors import UserError
+
+# Of the area of the image, and width by height.
+AREAS, ASPECTS = (0.08, 1.0), (3 / 4, 4 / 3)
+# Share of each side that an evaluation sees, as in the official classifiers.
+CENTRAL_SHARE = 0.875
+_ATTEMPTS = 100
+_UNREADABLE = (
+    "is broken: it is gone, a checksum does not match, it lacks image or class, or its "
+    "image is no JPEG or PNG"
+)
+
+
+def open_classes(name: str, data_dir: str, split: str) -> Source:
+    """Returns the records of a split of classified images.
+
+    Args:
+        name: `tfds:NAME[:image_key:label_key]`.
+        data_dir: Of tensorflow-datasets; "" is its default.
+        split: As tensorflow-datasets writes it, such as `train[:90%]`.
+
+    Raises:
+        UserError: if there is no such data set or split, or it has other features.
+    """
+    if not name.startswith(TFDS_PREFIX):
+        raise UserError(
+            f"--dataset={name} must be a set of classified images of "
+            f"tensorflow-datasets, such as {TFDS_PREFIX}imagenet2012"
+        )
+    from deeplab_tf.data import tfds_source  # here: it takes seconds to import
+
+    info = tfds_source.describe_classes(name, data_dir)
+    return Source(info, *tfds_source.open_classes(name, data_dir, split))
+
+
+def random_window(size, seed):
+    """Returns a window of random area and aspect in an image.
+
+    Its area is uniform in `AREAS` of the image's, its aspect in `ASPECTS`. Of an image
+    in which there seems to be none, being too narrow, it is the whole.
+
+    Args:
+        size: Height and width of the image, int32 `[2]`.
+        seed: What chance follows from, int64 `[2]`.
+
+    Returns:
+        Top, left, height and width, int32 `[4]`.
+    """
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.concat([size, [3]], 0),
+        tf.zeros([1, 0, 4]),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=ASPECTS,
+        area_range=AREAS,
+        max_attempts=_ATTEMPTS,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], extent[:2]], 0)
+
+
+def central_window(size):
+    """Returns the middle of an image, `CENTRAL_SHARE` of each side.
+
+    Args:
+        size: Height and width of the image, int32 `[2]`.
+
+    Returns:
+        Top, left, height and width, int32 `[4]`.
+    """
+    extent = tf.cast(tf.round(tf.cast(size, tf.float32) * CENTRAL_SHARE), tf.int32)
+    extent = tf.maximum(extent, 1)
+    return tf.concat([(size - extent) // 2, extent], 0)
+
+
+class _Cropper:
+    """Makes crops of the images of a source."""
+
+    def __init__(self, source: Source, config: DataConfig):
+        self._info, self._keys, self._config = source.info, source.keys, config
+        self._reader = Reader(source)
+        self._count = len(source.index)
+
+    def position(self, index):
+        """Returns the position of the record that a training sample is made of."""
+        count = tf.constant(self._count, tf.int64)
+        return place_in_epoch(index, count, self._config.seed)
+
+    def describe(self, index: int) -> str:
+        """Returns which record a training sample is made of."""
+        words = self._reader.which(self.position(tf.constant(index, tf.int64)))
+        return b" ".join(tf.strings.as_string(w).numpy() for w in words).decode()
+
+    def training_batch(self, indices):
+        """Returns random crops of the samples of some indices, and their classes.
+
+        Args:
+            indices: Of the samples among all that a training sees, int64 `[batch]`.
+        """
+        return self._batch(indices, self._random_crop, self.position)
+
+    def central_batch(self, positions):
+        """Returns the middles of the images of some positions, and their classes."""
+        return self._batch(positions, self._central_crop, lambda position: position)
+
+    def _batch(self, numbers, crop_of: Callable, position_of: Callable):
+        """Returns crops and classes of some samples; whatever is wrong is told."""
+        count = tf.size(numbers, tf.int64)
+        samples = tf.data.Dataset.from_tensor_slices(numbers)
+        samples = without_errors(samples.map(lambda n: (n, crop_of(n))), count)
+        found, (images, classes) = samples.batch(count).get_single_element()
+
+        def first(conditions):
+            place = tf.argmax(tf.cast(conditions, tf.int32))
+            return self._reader.which(position_of(tf.gather(numbers, place)))
+
+        is_lost = found != numbers[: tf.size(found)]
+        message = [*first(is_lost), _UNREADABLE]
+        with require(~tf.reduce_any(is_lost), message):
+            classes = tf.identity(classes)
+        is_odd = (classes < 0) | (classes >= self._info.num_classes)
+        message = [*first(is_odd), "has a class outside"]
+        message.append(f"0..{self._info.num_classes - 1}")
+        with require(~tf.reduce_any(is_odd), message):
+            size = [numbers.shape[0], *images.shape[1:]]
+            classes = tf.cast(classes, tf.int32)[:, None, None]
+            return tf.ensure_shape(images, size), classes
+
+    def _random_crop(self, index):
+        seed = tf.stack([tf.constant(self._config.seed, tf.int64), index])
+        window = functools.partial(random_window, seed=seed)
+        image, label = self._crop(self.position(index), window)
+        # Of another seed: that of the window has given its numbers.
+        seed = tf.random.experimental.stateless_fold_in(seed, 1)
+        is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
+        return tf.raw_ops.Reverse(tensor=image, dims=[False, is_mirrored, False]), label
+
+    def _central_crop(self, position):
+        return self._crop(position, central_window)
+
+    def _crop(self, position, window_of: Callable):
+        """Returns a window of an image, float32 of the crop size, and its class."""
+        info = self._info
+        record = self._reader.record(position).get_single_element()
+        encoded, label = records.parse_class(record, self._keys)
+        size = pictures.picture_size(encoded, info.channels)
+        top, left, height, width = tf.unstack(window_of(size))
+        # Only the rows that the window shows are decoded.
+        rows, _ = pictures.decode_rows(
+            encoded, top, height, info.channels, info.max_value
+        )
+        image = in_range(rows[:, left : left + width], info)
+        image = augment.resize_image(image, self._config.crop_size)
+        return tf.ensure_shape(image, [*self._config.crop_size, info.channels]), label
+
+
+def load_classes(
+    config: DataConfig,
+    split: str,
+    training: bool,
+    start: int = 0,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> tf.data.Dataset:
+    """Returns batches of classified images, all of the crop size.
+
+    Args:
+        config: Where the records are, crop size, batch size and seed.
+        split: As tensorflow-datasets writes it.
+        training: Whether images are shuffled, cropped at random and repeated for
+            ever. Otherwise the middle of every image comes once; the last batch may
+            be smaller.
+        start: Number of training samples to pass over.
+        worker: Number of this worker, from 0.
+        num_workers: Workers that share the batches, as in `pipeline.load_dataset`.
+
+    Returns:
+        Pairs of float32 images 0..255 `[batch, *crop_size, channels]` and int32
+        classes `[batch, 1, 1]`: labels of a single pixel.
+
+    Raises:
+        UserError: if the split has no records, or the batch cannot be shared.
+    """
+    require_shared(config.batch_size, num_workers)
+    source = open_classes(config.dataset, config.dataset_dir, split)
+    cropper = _Cropper(source, config)
+    if training:
+        size = config.batch_size
+        dataset = training_batches(
+            cropper.training_batch, size, start, worker, num_workers
+        )
+    else:
+        dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
+        dataset = dataset.batch(config.batch_size // num_workers)
+        dataset = dataset.map(cropper.central_batch, num_parallel_calls=WHOLE_AT_ONCE)
+    return made_ahead(dataset)
+
+
+def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
+    """Returns the records that training samples are made of, in words.
+
+    Args:
+        config: See `load_classes`.
+        split: As tensorflow-datasets writes it.
+        start: Number of the first sample among all that a training sees.
+        count: Number of samples.
+    """
+    source = open_classes(config.dataset, config.dataset_dir, split)
+    cropper = _Cropper(source, config)
+    return "; ".join(cropper.describe(start + i) for i in range(count))

@@ -1,0 +1,104 @@
+"""The image classifiers that backbones are pre-trained as (DeepLabv3+, 1802.02611)."""
+
+from typing import NamedTuple
+
+import keras
+from keras import layers
+
+from deeplab_tf.config import BACKBONES, ModelConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.models import layers as deeplab_layers
+from deeplab_tf.models.deeplab import image_features
+
+
+class _Head(NamedTuple):
+    """What the official classifiers of a family end in.
+
+    Attributes:
+        initializer: Of the kernel of the logits.
+        dropout: Fraction of the pooled features that is dropped in training.
+    """
+
+    initializer: keras.initializers.Initializer
+    dropout: float = 0.0
+
+
+_HEADS = {
+    "xception": _Head(deeplab_layers.truncated_normal(0.09), dropout=0.5),
+    "resnet": _Head(keras.initializers.HeNormal()),
+}
+
+
+def _family(backbone: str) -> str:
+    return backbone.partition("_")[0]
+
+
+def require_classifier(config: ModelConfig) -> None:
+    """Refuses a backbone whose classifier is not offered.
+
+    Raises:
+        UserError: naming those that are.
+    """
+    if _family(config.backbone) not in _HEADS:
+        choices = [name for name in BACKBONES if _family(name) in _HEADS]
+        raise UserError(
+            f"model_variant must be one of {', '.join(choices)} to be pre-trained; "
+            f"received {config.backbone!r}"
+        )
+
+
+def build_classifier(
+    config: ModelConfig,
+    image_size: tuple[int, int] | None = None,
+    batch_size: int | None = None,
+) -> keras.Model:
+    """Returns a backbone with an image classifier's head, as a functional model.
+
+    It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
+    gives float32 logits `[batch, num_classes]`. The layer named "logits" gives them as
+    those of an image of a single pixel, `[batch, 1, 1, num_classes]`, so that it is
+    trained as a segmentation is. Its variables have the names of the official ImageNet
+    checkpoints, those of the backbone being a DeepLab model's.
+
+    Args:
+        config: The backbone, the number of classes, and the output stride, which is
+            32 in the papers. Context and decoder are passed over. Kept as
+            `model.model_config`.
+        image_size: Fixed height and width; None leaves them open.
+        batch_size: Fixed batch size; None leaves it open.
+
+    Raises:
+        UserError: for a backbone whose classifier is not offered.
+    """
+    require_classifier(config)
+    head = _HEADS[_family(config.backbone)]
+    shape = (batch_size, *(image_size or (None, None)), config.channels)
+    image = keras.Input(batch_shape=shape, dtype="float32", name="image")
+    x, *_ = image_features(image, config)
+    # The official scope of a "beta" network has no such suffix.
+    scope = config.backbone.removesuffix("_beta")
+    x = layers.GlobalAveragePooling2D(
+        keepdims=True,
+        data_format="channels_last",
+        dtype="float32",
+        name=f"{scope}.global_pool",
+    )(x)
+    if head.dropout:
+        dropout = layers.Dropout(
+            head.dropout, dtype="float32", name=f"{scope}.prelogits_dropout"
+        )
+        x = dropout(x)
+    x = deeplab_layers.conv(
+        x,
+        config.num_classes,
+        1,
+        f"{scope}.logits",
+        initializer=head.initializer,
+        use_bias=True,
+        dtype="float32",
+    )
+    x = layers.Identity(dtype="float32", name="logits")(x)
+    x = layers.Reshape((config.num_classes,), dtype="float32", name="classes")(x)
+    model = keras.Model(image, x, name="classifier")
+    model.model_config = config
+    return model

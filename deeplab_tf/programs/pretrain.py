@@ -1,0 +1,302 @@
+r"""Pre-trains a backbone as a classifier; started again, it goes on where it was.
+
+    python -m deeplab_tf.pretrain --dataset=tfds:imagenet2012 \
+        --model_variant=xception_65 --train_logdir=imagenet \
+        --training_number_of_steps=2000000
+    python train.py --tf_initial_checkpoint=imagenet ...
+
+The defaults are those of DeepLabv3+ (arXiv:1802.02611): Nesterov momentum 0.9, learning
+rate 0.05 that decays by 0.94 every two epochs, weight decay 4e-5, crops of 299. The
+paper does not tell the number of steps. At output stride 32, any Xception or ResNet.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.config import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    ModelConfig,
+    TrainConfig,
+)
+from deeplab_tf.data.classification import (
+    CENTRAL_SHARE,
+    describe_samples,
+    load_classes,
+    open_classes,
+)
+from deeplab_tf.data.sources import Source
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.classifier import build_classifier, require_classifier
+from deeplab_tf.models.precision import use_precision
+from deeplab_tf.models.variables import official_variables
+from deeplab_tf.programs import run_program
+from deeplab_tf.training import distribution, resume
+from deeplab_tf.training.batch_norm import resolve_batch_norm
+from deeplab_tf.training.classification import ClassValidation
+from deeplab_tf.training.trainer import Trainer
+
+FLAGS = absl_flags.FlagValues()
+_OUTPUT_STRIDE = 32
+_NO_LABEL = -1  # every image has its class: none is ignored
+_TEXTS = {
+    "dataset": "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
+    "dataset_dir": "Folder of tensorflow-datasets; default: its own.",
+    "tpu": "Name or address of a TPU.",
+}
+_TRAINING = {
+    "train_logdir": "Folder of the checkpoints.",
+    "training_number_of_steps": "Optimiser steps in all.",
+    "base_learning_rate": "Learning rate at step 0.",
+    "learning_rate_decay_factor": "Factor on the learning rate at each decay.",
+    "momentum": "Nesterov momentum.",
+    "weight_decay": "L2 on convolution kernels.",
+    "log_steps": "Steps between two reports.",
+    "save_interval_secs": "Seconds between two checkpoints.",
+    "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
+    "eval_interval_steps": "Steps between two evaluations; 0 is at the end only.",
+    "accumulate_steps": "Parts of a batch that are seen one after the other.",
+    "ema_decay": "Decay of the moving average of the weights; 0 keeps none.",
+    "recompute": "Less memory, for a third more time.",
+    "jit": "auto, on or off; whether XLA compiles the step.",
+    "steps_per_call": "Steps the host starts at once; 0 is 1 on CPU, else 10.",
+}
+_BATCH = {"crop_size": "Size of a crop.", "batch_size": "Images per step."}
+_SEED = {"seed": "Seed of weights, order and crops."}
+_RECIPE = {
+    "base_learning_rate": 0.05,
+    "learning_rate_decay_factor": 0.94,
+    "train_crop_size": "299,299",
+    "train_batch_size": 32,
+    # The paper tells none.
+    "training_number_of_steps": None,
+}
+_REQUIRED = ["dataset", "train_logdir", "training_number_of_steps"]
+_ENUMS = {
+    "precision": (
+        ["float32", "bfloat16", "float16"],
+        "Of convolutions; weights, logits and losses are float32.",
+    ),
+    "batch_norm": (
+        ["auto", "train", "sync"],
+        "Normalise by the batch of a replica (train) or of all (sync).",
+    ),
+    "distribution_strategy": (
+        list(distribution.STRATEGIES),
+        "auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
+    ),
+}
+
+
+def _define() -> None:
+    string, boolean = absl_flags.DEFINE_string, absl_flags.DEFINE_boolean
+    for name, text in _TEXTS.items():
+        string(name, None, text, flag_values=FLAGS)
+    string("train_split", "train", "Split to train on.", flag_values=FLAGS)
+    string("eval_split", "validation", "Split to score.", flag_values=FLAGS)
+    absl_flags.DEFINE_float(
+        "learning_rate_decay_epochs",
+        2.0,
+        "Epochs between two decays of the learning rate.",
+        flag_values=FLAGS,
+    )
+    flags.define_fields(FLAGS, TrainConfig, _TRAINING)
+    flags.define_fields(FLAGS, DataConfig, _BATCH, prefix="train_")
+    flags.define_fields(FLAGS, DataConfig, _SEED)
+    for name, (choices, text) in _ENUMS.items():
+        absl_flags.DEFINE_enum(name, choices[0], choices, text, flag_values=FLAGS)
+    absl_flags.DEFINE_integer(
+        "num_clones", None, "Devices that train; default: all GPUs.", flag_values=FLAGS
+    )
+    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
+    boolean("deterministic", False, "The same weights every time.", flag_values=FLAGS)
+    _define_model()
+    for name, value in _RECIPE.items():
+        FLAGS.set_default(name, value)
+    absl_flags.mark_flags_as_required(_REQUIRED, flag_values=FLAGS)
+
+
+def _define_model() -> None:
+    absl_flags.DEFINE_string(
+        "model_variant",
+        "xception_65",
+        "Backbone: an Xception or a ResNet.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_multi_string(
+        "multi_grid",
+        None,
+        "Unit rates of the last block, such as 1,2,4.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_boolean(
+        "depthwise_activation",
+        False,
+        "The ReLU after each depthwise convolution of Xception in the paper.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_float(
+        "batch_norm_momentum",
+        None,
+        "Decay of the moving statistics; the default is the official constant, too "
+        "slow for runs of some hundred steps.",
+        flag_values=FLAGS,
+    )
+
+
+_define()
+
+
+def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
+    config = ModelConfig(
+        backbone=values.model_variant,
+        num_classes=source.info.num_classes,
+        output_stride=_OUTPUT_STRIDE,
+        channels=source.info.channels,
+        multi_grid=flags.whole_numbers_value(values, "multi_grid"),
+        depthwise_activation=values.depthwise_activation,
+        batch_norm_momentum=values.batch_norm_momentum,
+        # As far as a segmentation can be a classification.
+        context=ContextConfig(rates=(), aspp=False),
+        decoder=DecoderConfig(output_strides=()),
+    )
+    require_classifier(config)
+    return config
+
+
+def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
+    """Returns how the flags train on that many images."""
+    epochs = values.learning_rate_decay_epochs
+    if not epochs > 0:
+        raise UserError(
+            f"learning_rate_decay_epochs must be positive; received {epochs}"
+        )
+    config = TrainConfig(
+        **flags.field_values(values, _TRAINING),
+        optimizer="nesterov",
+        learning_policy="step",
+        learning_rate_decay_step=max(1, round(epochs * images / data.batch_size)),
+        ignore_label=_NO_LABEL,
+    )
+    # The last step is always scored, if any is.
+    every = config.eval_interval_steps or config.training_number_of_steps
+    return dataclasses.replace(config, eval_interval_steps=every)
+
+
+def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
+    """Returns everything that the flags say, checked as far as values go."""
+    model = _model_config(values, source)
+    data = DataConfig(
+        dataset_dir=values.dataset_dir or "",
+        dataset=values.dataset,
+        mean_pixel=model.mean_pixel,
+        **flags.field_values(values, _BATCH, prefix="train_"),
+        **flags.field_values(values, _SEED),
+    )
+    train = _train_config(values, data, len(source.index))
+    return Experiment(model, data, train, values.train_split)
+
+
+def _require_same_model(experiment: Experiment) -> None:
+    """Refuses a folder with checkpoints of another model.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    folder = experiment.train.train_logdir
+    before = resume.has_checkpoint(folder) and resume.read_experiment(folder)
+    if not before or before.model == experiment.model:
+        return
+    old, new = map(dataclasses.asdict, (before.model, experiment.model))
+    changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
+    raise UserError(
+        f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
+    )
+
+
+def _trainer(
+    experiment: Experiment, values, strategy: tf.distribute.Strategy
+) -> tuple[Trainer, Experiment]:
+    """Returns the trainer, at its latest checkpoint, and the experiment as it is."""
+    train, replicas = experiment.train, strategy.num_replicas_in_sync
+    images = distribution.require_divisible(
+        experiment.data.batch_size, replicas, train.accumulate_steps
+    )
+    _require_same_model(experiment)
+    tf.keras.utils.set_random_seed(experiment.data.seed)
+    use_precision(values.precision)
+    with strategy.scope():
+        model = build_classifier(experiment.model)
+    # None of them comes from a checkpoint.
+    fresh = tuple(n for n in official_variables(model) if n.endswith("moving_mean"))
+    resolved = resolve_batch_norm(values.batch_norm, images, replicas, fresh)
+    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
+    train = dataclasses.replace(train, batch_norm=resolved.policy)
+    trainer = Trainer(model, train)
+    latest = trainer.restore_latest()
+    if latest:
+        print(f"going on from {latest}")
+    return trainer, dataclasses.replace(experiment, train=train)
+
+
+def _validation(values, data: DataConfig) -> ClassValidation:
+    """Returns what the model is scored on while it is trained."""
+    split = values.eval_split
+    open_classes(data.dataset, data.dataset_dir, split)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        return load_classes(data, split, False, 0, worker, num_workers)
+
+    protocol = {"split": split, "crop_size": data.crop_size}
+    return ClassValidation(dataset, protocol | {"central_share": CENTRAL_SHARE})
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Checks everything, then trains."""
+    if values.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = distribution.make_strategy(
+        values.distribution_strategy,
+        values.num_clones,
+        values.clone_on_cpu,
+        values.tpu,
+    )
+    with distribution.lost_workers(distribution.worker_of(strategy)):
+        _train(values, strategy)
+
+
+def _train(values, strategy: tf.distribute.Strategy) -> None:
+    source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
+    experiment = _experiment(values, source)
+    data, split = experiment.data, experiment.split
+    validation = _validation(values, data)
+    trainer, experiment = _trainer(experiment, values, strategy)
+    folder, worker = experiment.train.train_logdir, trainer.worker
+    print(
+        f"strategy: {type(strategy).__name__}, "
+        f"replicas: {strategy.num_replicas_in_sync}, worker {worker.index + 1} of "
+        f"{worker.count}; precision: {values.precision}; "
+        f"jit: {'on' if trainer.compiles else 'off'}; {len(source.index)} images of "
+        f"{source.info.num_classes} classes"
+    )
+    if worker.is_chief:
+        resume.write_experiment(experiment, folder)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        return load_classes(data, split, True, trainer.samples, worker, num_workers)
+
+    def name_samples(start: int, count: int) -> str:
+        return describe_samples(data, split, start, count)
+
+    trainer.train(dataset, validation, source.info, name_samples)
+    print(f"{folder}: {trainer.step} steps, model.ckpt-{trainer.step}")
+
+
+def run() -> None:
+    """Console entry."""
+    run_program(main, FLAGS)

@@ -1,0 +1,207 @@
+"""python -m deeplab_tf.pretrain: from classified images to a backbone for train.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from golden_case import manifest
+from program_runs import assert_refused, run
+from small_tfds import classified, prepare_classes
+
+from deeplab_tf import ModelConfig, build_model
+from deeplab_tf.checkpoints.restore import last_layer_scopes
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.training.resume import read_experiment
+
+PROGRAM = "deeplab_tf.programs.pretrain"
+STEPS = 12
+TRAINING = (
+    *("--dataset=tfds:colors", "--train_crop_size=33,33", "--train_batch_size=6"),
+    *(f"--training_number_of_steps={STEPS}", "--save_interval_steps=2"),
+    *("--log_steps=1", "--base_learning_rate=0.005", "--batch_norm_momentum=0.5"),
+)
+RESNET = "--model_variant=resnet_v1_18"
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data_dir of colors."""
+    folder = str(tmp_path_factory.mktemp("classes"))
+    prepare_classes(
+        folder, {"train": classified(24, 0), "validation": classified(10, 1)}
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset=imagenet2012"], "must be a set of classified images of tensorfl"),
+        (["--dataset=tfds:nosuch"], "tensorflow-datasets has none of that name"),
+        (["--dataset=tfds:colors:image:mask"], "has no ClassLabel 'mask'"),
+        (["--eval_split=test"], "has no split 'test': .* has train, validation"),
+        (["--model_variant=mobilenet_v2"], "one of resnet_v1_18, .* to be pre-train"),
+        (["--learning_rate_decay_epochs=0"], "epochs must be positive; received 0"),
+        (["--multi_grid=1,2"], "multi_grid of xception_65 takes 3 positive rates"),
+        (["--train_batch_size=5", "--accumulate_steps=2"], "5 images cannot be shared"),
+        (["--batch_norm=freeze"], "--batch_norm=freeze: value should be one of <auto|"),
+        (["--output_stride=16"], "Unknown command line flag 'output_stride'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(folder, tmp_path, flags, message):
+    where = (f"--dataset_dir={folder}", f"--train_logdir={tmp_path}/logs")
+    assert_refused(message, PROGRAM, *TRAINING, *where, *flags)
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset", "train_logdir", "training_number_of_steps"]
+)
+def test_what_has_no_default_is_asked_for(name):
+    others = [f for f in (*TRAINING, "--train_logdir=logs") if f"--{name}=" not in f]
+    assert_refused(f"--{name} must have a value", PROGRAM, *others)
+
+
+def command(folder, logs, *flags):
+    where = (f"--dataset_dir={folder}", f"--train_logdir={logs}")
+    module = (sys.executable, "-m", "deeplab_tf.pretrain")
+    return [*module, *TRAINING, *where, "--deterministic", *flags]
+
+
+def steps_of(logs):
+    """Returns the steps of the checkpoints of a folder."""
+    names = " ".join(os.listdir(logs)) if logs.exists() else ""
+    return sorted(map(int, re.findall(r"model\.ckpt-(\d+)\.index", names)))
+
+
+def values_of(prefix):
+    reader = tf.train.load_checkpoint(str(prefix))
+    keys = [k for k in reader.get_variable_to_shape_map() if k.endswith(VALUE)]
+    return {key: np.asarray(reader.get_tensor(key)) for key in keys}
+
+
+def interrupted(folder, logs, number, *flags):
+    """Starts a training and ends it by a signal once it has saved."""
+    before = steps_of(logs)
+    process = subprocess.Popen(command(folder, logs, *flags), cwd=ROOT)
+    end = time.monotonic() + 300
+    while steps_of(logs) == before:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+    process.send_signal(number)
+    return process.wait(120)
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """The `train_logdir` of a training that nothing happened to."""
+    logs = tmp_path_factory.mktemp("whole") / "logs"
+    subprocess.run(command(folder, logs, RESNET), check=True, cwd=ROOT)
+    return logs
+
+
+@pytest.mark.slow
+def test_killed_and_asked_to_stop_it_ends_as_uninterrupted(trained, folder, tmp_path):
+    logs = tmp_path / "logs"
+    assert interrupted(folder, logs, signal.SIGKILL, RESNET) == -signal.SIGKILL
+    killed = steps_of(logs)[-1]
+    assert interrupted(folder, logs, signal.SIGTERM, RESNET) == 143
+    assert killed < steps_of(logs)[-1] < STEPS
+    subprocess.run(command(folder, logs, RESNET), check=True, cwd=ROOT)
+    ends = [values_of(f / f"model.ckpt-{STEPS}") for f in (logs, trained)]
+    assert ends[0].keys() == ends[1].keys()
+    assert [k for k, v in ends[0].items() if v.tobytes() != ends[1][k].tobytes()] == []
+    histories = [(f / "history.jsonl").read_text() for f in (logs, trained)]
+    assert histories[0] == histories[1]
+
+
+@pytest.mark.slow
+def test_it_learns_and_tells_what_it_did(trained):
+    rows = [
+        json.loads(r) for r in (trained / "history.jsonl").read_text().split("\n")[:-1]
+    ]
+    losses = [row["data_loss"] for row in rows if "data_loss" in row]
+    assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
+    # Without --eval_interval_steps at the end alone.
+    assert [row["step"] for row in rows if "top1" in row] == [STEPS]
+    metrics = json.loads((trained / "best/metrics.json").read_text())
+    assert (metrics["images"], metrics["top5"]) == (10, 1.0)
+    assert metrics["top1"] > 0.9
+    assert metrics["protocol"] == {
+        "split": "validation",
+        "crop_size": [33, 33],
+        "central_share": 0.875,
+    }
+    rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
+    # Two epochs of 24 images are 8 batches of 6.
+    assert rates == pytest.approx(8 * [0.005] + 4 * [0.94 * 0.005])
+    experiment = read_experiment(str(trained))
+    assert experiment.model.backbone == "resnet_v1_18"
+    assert experiment.model.output_stride == 32
+    assert experiment.train.optimizer == "nesterov"
+    assert experiment.train.ignore_label == -1  # of 1000 classes 255 is one
+    assert (experiment.train.momentum, experiment.train.weight_decay) == (0.9, 4e-5)
+
+
+@pytest.mark.slow
+def test_another_model_in_the_folder_is_refused(trained, folder):
+    flags = (f"--dataset_dir={folder}", f"--train_logdir={trained}")
+    message = "holds another model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
+    assert_refused(
+        message, PROGRAM, *TRAINING, *flags, "--model_variant=resnet_v1_18_beta"
+    )
+
+
+def assert_begins(backbone, logs):
+    """Checks that a segmentation takes all of the backbone, and lacks its head."""
+    model = build_model(ModelConfig(backbone=backbone))
+    report = load_tf1_checkpoint(model, str(logs))
+    assert set(report.restored) == set(manifest(backbone))
+    assert not report.skipped
+    assert report.missing
+    assert all(n.startswith(last_layer_scopes(False)) for n in report.missing)
+    scope = backbone.removesuffix("_beta")
+    assert set(report.unexpected) == {
+        f"{scope}/logits/weights",
+        f"{scope}/logits/biases",
+    }
+
+
+@pytest.mark.slow
+def test_a_segmentation_begins_with_its_backbone(trained, tiny_records, tmp_path):
+    assert_begins("resnet_v1_18", trained)
+    out = run(
+        "deeplab_tf.programs.train",
+        *(f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"),
+        *(f"--tf_initial_checkpoint={trained}", RESNET, "--train_crop_size=33,33"),
+        *("--train_batch_size=2", "--training_number_of_steps=1"),
+    )
+    assert f"{trained}: 100 restored, " in out
+    assert "2 not in the model (resnet_v1_18/logits/weights" in out
+
+
+@pytest.mark.slow
+def test_an_xception_is_trained_and_begins_a_segmentation(folder, tmp_path):
+    flags = ("--model_variant=xception_41", "--training_number_of_steps=2")
+    logs = tmp_path / "logs"
+    subprocess.run(command(folder, logs, *flags), check=True, cwd=ROOT)
+    assert_begins("xception_41", logs)
+
+
+@pytest.mark.slow
+def test_two_replicas_score_every_image_once(folder, tmp_path):
+    logs = tmp_path / "logs"
+    flags = (RESNET, "--num_clones=2", "--batch_norm=sync", "--ema_decay=0.5")
+    subprocess.run(command(folder, logs, *flags), check=True, cwd=ROOT)
+    metrics = json.loads((logs / "best/metrics.json").read_text())
+    assert metrics["images"] == 10
+    assert metrics["top1"] > 0.9
