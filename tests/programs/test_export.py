@@ -218,7 +218,8 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
     message = r"points below the model's .*%; 0.0 are allowed"
     assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
     assert path.read_bytes() == content
-    assert sorted(os.listdir(tmp_path)) == ["model.tflite", "model.tflite.parity.json"]
+    names = ("", ".parity.json", ".refused.json")
+    assert sorted(os.listdir(tmp_path)) == [f"model.tflite{name}" for name in names]
 
 
 @pytest.mark.parametrize(
