@@ -8,7 +8,7 @@ import difflib
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo, stages
-from deeplab_tf.presets.preset import Preset, Published, describe, report
+from deeplab_tf.presets.preset import Preset, Published, describe, is_followed, report
 
 __all__ = [
     "PRESETS",
@@ -16,6 +16,7 @@ __all__ = [
     "Published",
     "describe",
     "find_preset",
+    "is_followed",
     "report",
 ]
 

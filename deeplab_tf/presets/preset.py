@@ -38,6 +38,8 @@ class Preset:
         eval_output_stride: Output stride of the evaluation.
         eval_split: Split it is scored on.
         published: The figures.
+        canaries: Pairs of a number of steps and the mIoU, 0..1, that the recipe gives
+            on `eval_split` after them at one scale, where that was measured here.
     """
 
     name: str
@@ -51,11 +53,23 @@ class Preset:
     eval_output_stride: int
     eval_split: str
     published: Published
+    canaries: tuple[tuple[int, float], ...] = ()
 
     @property
     def eval_model(self) -> ModelConfig:
         """The model as it is scored: the same weights at another output stride."""
         return self.model.at_output_stride(self.eval_output_stride)
+
+
+def is_followed(preset: Preset, parts, **others) -> bool:
+    """Whether a run is what a preset says.
+
+    Args:
+        preset: The preset.
+        parts: As in `report`.
+        **others: As in `report`.
+    """
+    return not _changes(preset, parts, others)
 
 
 def _size(size: tuple[int, int]) -> str:
@@ -81,6 +95,7 @@ def describe(preset: Preset) -> str:
     norm = "trained" if train.fine_tune_batch_norm else "frozen"
     scales = ", ".join(map(str, evaluation.eval_scales))
     flip = ", mirrored" if evaluation.add_flipped_images else ""
+    expected = [f"{miou:.2f} at step {step}" for step, miou in preset.canaries]
     return "\n".join(
         [
             f"{preset.name} ({preset.source}): {', '.join(found)}",
@@ -94,6 +109,7 @@ def describe(preset: Preset) -> str:
             f"  evaluation: {preset.eval_split}, output stride "
             f"{preset.eval_output_stride}, crop {_size(evaluation.eval_crop_size)}, "
             f"scales {scales}{flip}",
+            *([f"  to be expected: mIoU {', '.join(expected)}"] if expected else []),
         ]
     )
 
@@ -106,13 +122,18 @@ def report(preset: Preset, parts, **others) -> str:
         parts: Pairs of configs, the preset's and what takes its place.
         **others: Values that take the place of the preset's of that name.
     """
+    changes = _changes(preset, parts, others)
+    return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
+
+
+def _changes(preset: Preset, parts, others: dict) -> list[str]:
+    """Returns where a run leaves a preset."""
     changes = [line for pair in parts for line in deviations(*pair)]
-    changes += [
+    return changes + [
         f"{name}: {getattr(preset, name)} -> {value}"
         for name, value in others.items()
         if value != getattr(preset, name)
     ]
-    return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
 
 
 def deviations(preset_part, part) -> list[str]:

@@ -21,7 +21,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.presets import Preset, report
+from deeplab_tf.presets import Preset, is_followed, report
 from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume, sanity
 from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
@@ -174,7 +174,8 @@ def _experiment(
         )
     experiment = Experiment(model, data, train, split, info)
     if preset:
-        print(_report(preset, experiment))
+        parts, others = _beside(preset, experiment)
+        print(report(preset, parts, **others))
     return experiment
 
 
@@ -205,18 +206,17 @@ def _examined(values, experiment: Experiment, source: sources.Source) -> Experim
     return dataclasses.replace(experiment, train=train)
 
 
-def _report(preset: Preset, experiment: Experiment) -> str:
-    """Returns the recipe of a preset, and where this training leaves it."""
+def _beside(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
+    """Returns what to compare of a preset and of this training, as `report` does."""
     parts = [
         (preset.model, experiment.model),
         (preset.data, experiment.data),
         (preset.train, experiment.train),
     ]
     checkpoint = experiment.train.tf_initial_checkpoint
-    scratch = "scratch (no tf_initial_checkpoint)"
     needless = checkpoint or preset.start == "scratch"
-    start = preset.start if needless else scratch
-    return report(preset, parts, train_split=experiment.split, start=start)
+    start = preset.start if needless else "scratch (no tf_initial_checkpoint)"
+    return parts, {"train_split": experiment.split, "start": start}
 
 
 def _initialize(model: keras.Model, config: TrainConfig) -> tuple[str, ...]:
@@ -311,8 +311,12 @@ def _validation(values, experiment: Experiment, preset) -> Validation | None:
         options = {"worker": worker, "num_workers": num_workers}
         return load_dataset(one_each, split, training=False, **options)
 
-    config = EvalConfig(ignore_label=info.ignore_label)
-    return Validation(dataset, config)
+    config, canaries = EvalConfig(ignore_label=info.ignore_label), {}
+    if preset and split == preset.eval_split:
+        parts, others = _beside(preset, experiment)
+        if is_followed(preset, parts, **others):
+            canaries = dict(preset.canaries)
+    return Validation(dataset, config, canaries)
 
 
 def _strategy(values) -> tf.distribute.Strategy:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import keras
@@ -34,6 +34,8 @@ from deeplab_tf.training.summaries import Summaries
 # begins by predicting what is most frequent.
 _WINDOW = 100
 _EXAMPLES = 4
+# How far a run may be below what others gave, by seed and hardware.
+_CANARY_SPREAD = 0.04
 _METRICS = "metrics.json"
 
 
@@ -45,12 +47,14 @@ class Validation:
         dataset: Function of `(worker, num_workers)` that gives the images of a
             worker, as `load_dataset` does.
         config: How to look at the images.
+        canaries: What is to be expected after some steps, by their number.
         measures: Names in `history.MEASURES` of what is told; the first one decides
             which model is the best.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
     config: EvalConfig = EvalConfig()
+    canaries: Mapping[int, float] = dataclasses.field(default_factory=dict)
     measures: ClassVar[tuple[str, ...]] = ("miou",)
 
     def scorer(
@@ -211,6 +215,8 @@ class Reporter:
         self._told_at = (time.monotonic(), self._told_at[1])
         told = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
         told += ["the best so far"] if is_best else []
+        if "miou" in metrics and step in validation.canaries:
+            told.append(_canary(metrics["miou"], validation.canaries[step]))
         self.say(f"step {step}: {', '.join(told)}")
         return is_best
 
@@ -266,3 +272,13 @@ class Reporter:
         """Prints a line above the progress bar."""
         if not self._progress.disable:
             self._progress.write(text, file=sys.stderr)
+
+
+def _canary(miou: float, expected: float) -> str:
+    """Returns how a score compares with what a preset gave at this step before."""
+    if miou >= expected - _CANARY_SPREAD:
+        return f"as expected ({expected:.2f})"
+    return (
+        f"warning: {expected:.2f} was to be expected here; look at data and labels "
+        "(python -m deeplab_tf.data.doctor)"
+    )

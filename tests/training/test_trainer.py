@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import keras
 import numpy as np
@@ -311,7 +312,7 @@ def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one():
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
-def scripted(model, images, right):
+def scripted(model, images, right, canaries=None):
     """Returns a validation whose every use has another share of labels right."""
     predicted = deeplab_tf.predict_labels(model, images).astype(np.uint8)[..., None]
     shares = iter(right)
@@ -322,7 +323,26 @@ def scripted(model, images, right):
         labels[:, :wrong] = (labels[:, :wrong] + 1) % 5
         return tf.data.Dataset.from_tensors((images, labels))
 
-    return Validation(dataset)
+    return Validation(dataset, canaries=canaries or {})
+
+
+def test_what_was_to_be_expected_is_told(capsys):
+    model = toy_model()
+    config = TrainConfig(
+        training_number_of_steps=6,
+        base_learning_rate=0.0,
+        fine_tune_batch_norm=False,
+        eval_interval_steps=2,
+    )
+    images, labels = batch(num_classes=5)
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    # All is right, and all is wrong.
+    validation = scripted(model, images, [1.0, 0.0, 1.0], {2: 0.9, 4: 0.5})
+    Trainer(model, config).train(data, validation)
+    first, second, third = re.findall("step .: mIoU.*", capsys.readouterr().err)
+    assert first.endswith("mIoU 1.0000, the best so far, as expected (0.90)")
+    assert "mIoU 0.0000, warning: 0.50 was to be expected here; look at" in second
+    assert third == "step 6: mIoU 1.0000"
 
 
 def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
