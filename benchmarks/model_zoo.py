@@ -1,6 +1,6 @@
 """What the checkpoints of the official zoo score here, beside the published figures.
 
-    python benchmarks/model_zoo.py --dataset_dir=tfrecord/voc
+    python benchmarks/model_zoo.py --dataset_dir=tfrecord
 
 Every checkpoint of the data set in that folder is downloaded and evaluated as it was
 for its figures: output strides, scales, mirroring, crop and resizing are those of the
@@ -27,7 +27,7 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.presets import Preset
 
 FLAGS = absl_flags.FlagValues()
-_ALL = -1
+_ALL = -1  # as tf.data spells it
 # Names of the measures in metrics.json and in what was published.
 _MEASURES = ("miou", "pixel_accuracy")
 
@@ -41,7 +41,11 @@ def _define() -> None:
     string("eval_split", None, "Split to take for all.", flag_values=FLAGS)
     string("cache_dir", None, "Folder of the downloads.", flag_values=FLAGS)
     absl_flags.DEFINE_integer(
-        "images", _ALL, "Images of a split; default: all.", flag_values=FLAGS
+        "images",
+        None,
+        "Images of a split; default: all.",
+        lower_bound=1,
+        flag_values=FLAGS,
     )
 
 
@@ -78,7 +82,8 @@ def score(
         dataset=checkpoint.info.name,
         batch_size=preset.evaluation.eval_batch_size,
     )
-    dataset = load_dataset(data, split, training=False).take(values.images)
+    images = values.images or _ALL
+    dataset = load_dataset(data, split, training=False).take(images)
     return Evaluator(model, preset.evaluation).evaluate(dataset)
 
 

@@ -74,12 +74,9 @@ def sbd_files(train, val):
 def write_tar(path, files, *members):
     """Writes an archive of files and of further members; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    mode = "w:gz" if path.suffix == ".tgz" else "w"
-    with (
-        tarfile.open(path, mode, compresslevel=1)
-        if mode == "w:gz"
-        else tarfile.open(path, mode) as tar
-    ):
+    gzip = {"mode": "w:gz", "compresslevel": 1}
+    options = gzip if path.suffix == ".tgz" else {"mode": "w"}
+    with tarfile.open(path, **options) as tar:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size, member.mtime = len(content), 1_300_000_000

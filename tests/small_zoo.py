@@ -5,10 +5,12 @@ import hashlib
 import os
 import tarfile
 
-from deeplab_tf.checkpoints.restore import tf1_variables
+from golden_case import value
+
+from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.checkpoints.zoo import ZOO, ZooCheckpoint
-from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
+from deeplab_tf.config import ContextConfig, DecoderConfig, EvalConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.presets import PRESETS
 
@@ -29,23 +31,45 @@ def pack(archive, source, folder="some_folder"):
     return archive
 
 
+def _value(name, array):
+    # Twice as steep as others, or all of an image would be of one class.
+    return value(name, array.shape) * (2 if name.endswith("/gamma") else 1)
+
+
 def tiny_checkpoint(monkeypatch, folder, **published):
     """Puts a checkpoint called "tiny" into the table and its archive into a folder.
+
+    Its three protocols have little in common. Its labels vary over an image.
 
     Returns:
         `{official name: array}` of it.
     """
     model = build_model(MODEL)
+    load_tf1_variables(
+        model, {n: _value(n, a) for n, a in tf1_variables(model).items()}
+    )
     save_tf1_checkpoint(model, str(folder / "made/model.ckpt-30000"))
     pack(folder / "zoo/tiny.tar.gz", folder / "made")
     preset = dataclasses.replace(
-        PRESETS["mobilenetv2_coco_voc_trainaug"], name="tiny", model=MODEL
+        PRESETS["mobilenetv2_coco_voc_trainaug"],
+        name="tiny",
+        model=MODEL,
+        evaluation=EvalConfig(eval_crop_size=(65, 97)),
     )
     if published:
         figures = dataclasses.replace(preset.published, **published)
         preset = dataclasses.replace(preset, published=figures)
     test = dataclasses.replace(preset, name="tiny_test", eval_split="test")
-    row = ZooCheckpoint("tiny", "tiny.tar.gz", (preset, test))
+    several = dataclasses.replace(
+        preset,
+        name="tiny_os8_ms_flip",
+        eval_output_stride=8,
+        evaluation=EvalConfig((0.5, 1.5), True, eval_crop_size=(65, 97)),
+        data=dataclasses.replace(
+            preset.data, min_resize_value=49, max_resize_value=97, resize_factor=16
+        ),
+    )
+    row = ZooCheckpoint("tiny", "tiny.tar.gz", (preset, test, several))
     monkeypatch.setitem(ZOO, "tiny", row)
     monkeypatch.setenv("DEEPLAB_TF_ZOO", f"file://{folder}/zoo")
     return tf1_variables(model)

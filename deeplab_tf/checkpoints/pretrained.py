@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
-import urllib.parse
 from collections.abc import Mapping
 
 import keras
@@ -12,9 +12,17 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from deeplab_tf.archives import extract
+from deeplab_tf.archives import UnusableFolderError, extract, find_damage
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.download import cache_folder, fetch, is_web, locked
+from deeplab_tf.checkpoints.download import (
+    CACHE_HINT,
+    cache_folder,
+    fetch,
+    file_name,
+    is_web,
+    local_path,
+    locked,
+)
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
@@ -24,14 +32,13 @@ from deeplab_tf.checkpoints.restore import (
 )
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
-    ZooCheckpoint,
+    ZooModel,
     find_checkpoint,
     require_checkpoint,
 )
-from deeplab_tf.config import Experiment, ModelConfig
+from deeplab_tf.config import ContextConfig, Experiment, ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.presets import Preset
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _SAVED_MODEL = "saved_model.pb"
@@ -39,12 +46,14 @@ _EXPERIMENT = "experiment.json"
 # A ModelConfig, in the form that it has in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
 _EXPORTED_WEIGHTS = os.path.join("assets.extra", tf1.NAME)
-
-_Known = tuple[ZooCheckpoint, Preset]
+# It takes every output stride that any model does.
+_MOST_STRIDES = ModelConfig(
+    "resnet_v1_50_beta", cascade_blocks=3, context=ContextConfig(rates=())
+)
 
 
 def from_pretrained(
-    name_path_or_url: str,
+    name_path_or_url: str | os.PathLike,
     num_classes: int | None = None,
     output_stride: int | None = None,
     cache_dir: str | None = None,
@@ -59,10 +68,13 @@ def from_pretrained(
         name_path_or_url: Name of a checkpoint of the zoo (`python -m
             deeplab_tf.checkpoints.zoo` lists them); a `train_logdir`; folder or prefix
             of a checkpoint, official or ours, or a frozen graph; folder of an export;
-            an archive of one of these, or its URL.
+            an archive of one of these, or its URL. What is there by that name is taken
+            before a name of the zoo.
         num_classes: Number of classes; another one than the checkpoint's renews the
-            layer of the logits, nothing else. None is the checkpoint's.
-        output_stride: Output stride for the same weights; None is the checkpoint's.
+            layer of the logits, nothing else. None is the checkpoint's; for a backbone,
+            which has none of ours, the 21 of PASCAL VOC.
+        output_stride: Output stride for the same weights; None is the checkpoint's, or
+            that of the preset in the zoo.
         cache_dir: Folder for what is downloaded and extracted; None takes the
             environment variable DEEPLAB_TF_CACHE, else `~/.cache/deeplab_tf`. What is
             there is used without a network.
@@ -71,60 +83,104 @@ def from_pretrained(
         UserError: if there is no such thing, it cannot be fetched, or it is damaged or
             of another model than it says.
     """
-    path, known = _located(name_path_or_url, cache_folder(cache_dir))
-    config = known[1].model if known else None
+    what = _spelled(name_path_or_url)
+    known = _known(what)
+    config = known.preset.model if known else None
+    # Before anything is fetched.
+    _adapted(config or _MOST_STRIDES, num_classes, output_stride)
+    path = _located(what, known, cache_folder(cache_dir))
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
         config, path = _of_export(path)
     prefix = tf1.resolve(path)
     arrays = tf1.read_variables(prefix)
     config = config or _described(prefix, arrays)
-    model = _build(config, num_classes, output_stride)
+    model = build_model(_adapted(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
-    if known and known[0].is_pretrained_backbone:
+    if known and known.checkpoint.is_pretrained_backbone:
         _require_backbone(report, prefix)
     else:
         _require_all_but_logits(report, prefix, model, config.num_classes)
     return model
 
 
-def _build(
+def _adapted(
     config: ModelConfig, num_classes: int | None, output_stride: int | None
-) -> keras.Model:
+) -> ModelConfig:
+    asked = {"num_classes": num_classes, "output_stride": output_stride}
+    for name, value in asked.items():
+        if not (value is None or isinstance(value, numbers.Integral)):
+            raise UserError(f"{name} must be a whole number; received {value!r}")
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if output_stride is not None:
         config = config.at_output_stride(output_stride)
-    return build_model(config)
+    return config
 
 
-def _located(what: str, cache: str) -> tuple[str, _Known | None]:
-    """Returns a path to load, and what it is in the zoo, if it is from there."""
-    known = find_checkpoint(what)
-    if known:
-        return _unpacked(fetch(known[0].url, cache, known[0].sha256), cache), known
-    name = os.path.basename(urllib.parse.urlsplit(what).path)
-    if is_web(what) or name.endswith(_ARCHIVES):
-        known = next(
-            (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name), None
+def _spelled(what: str | os.PathLike) -> str:
+    """Returns a name, a URL, or a path that is there for `tf.io.gfile` to look at."""
+    if not isinstance(what, str | os.PathLike) or not os.fspath(what):
+        raise UserError(
+            "from_pretrained takes a name of the zoo, a path or a URL; received "
+            f"{what!r}"
         )
-        return _opened(what, cache, known), known
+    what = local_path(os.fspath(what))
+    try:
+        if not is_web(what):
+            tf.io.gfile.exists(what)
+    except tf.errors.OpError as error:
+        raise UserError(f"{what} cannot be read: {error.message}") from error
+    return what
+
+
+def _known(what: str) -> ZooModel | None:
+    """Returns what a name is in the zoo, or an archive by its official name."""
+    if _is_archive(what):
+        name = file_name(what)
+        found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)
+        return next(found, None)
+    known = find_checkpoint(what)
+    if known and _exists(what):
+        print(f"note: the zoo has a {what} too; {os.path.abspath(what)} is taken")
+        return None
+    return known
+
+
+def _is_archive(what: str) -> bool:
+    """Whether something has to be extracted, and maybe fetched before."""
+    return is_web(what) or (
+        file_name(what).lower().endswith(_ARCHIVES) and not tf.io.gfile.isdir(what)
+    )
+
+
+def _located(what: str, known: ZooModel | None, cache: str) -> str:
+    """Returns a path to load."""
+    if _is_archive(what):
+        return _opened(what, known, cache)
+    if known:
+        return _unpacked(_fetched(known.checkpoint.url, known, cache), cache)
     if not (os.path.dirname(what) or _exists(what)):
         require_checkpoint(what)
-    return what, None
+    return what
+
+
+def _fetched(url: str, known: ZooModel | None, folder: str) -> str:
+    published = known.checkpoint.sha256 if known else ""
+    return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
 
 def _exists(path: str) -> bool:
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
 
 
-def _opened(archive: str, cache: str, known: _Known | None) -> str:
+def _opened(archive: str, known: ZooModel | None, cache: str) -> str:
     """Returns the folder of what is in an archive of the user's."""
     # Archives of one name from several places do not get in each other's way.
     is_url = "://" in archive
     place = archive if is_url else os.path.abspath(archive)
     own = os.path.join(cache, hashlib.sha256(place.encode()).hexdigest()[:16])
     if is_url:
-        archive = fetch(archive, own, known[0].sha256 if known else "")
+        archive = _fetched(archive, known, own)
     elif not os.path.exists(archive):
         raise UserError(f"there is no archive {archive}")
     return _unpacked(archive, own)
@@ -139,16 +195,28 @@ def _unpacked(archive: str, folder: str) -> str:
     with locked(path):
         try:
             extract(epath.Path(archive), epath.Path(path))
-        except UserError as error:
-            raise UserError(
-                f"{error}; if it was downloaded, remove {archive}* to fetch it again"
-            ) from error
-    for here, _, files in os.walk(path):
+        except UnusableFolderError as error:
+            raise UserError(f"{error}; {CACHE_HINT}") from error
+    return _folder_of_weights(archive, path)
+
+
+def _folder_of_weights(archive: str, path: str) -> str:
+    """Returns the folder that has the weights of an extracted archive."""
+    found = []
+    for here, folders, files in os.walk(path):
         # A Mac's archives have a hidden companion of each file.
         shown = [file for file in files if not file.startswith(".")]
         if any(file.endswith((".index", ".pb")) for file in shown):
-            return here
-    raise UserError(f"{archive} holds no checkpoint, frozen graph or SavedModel")
+            found.append(here)
+            folders.clear()  # what is beneath belongs to it: an export has a checkpoint
+    if len(found) != 1:
+        names = ", ".join(sorted(os.path.relpath(here, path) for here in found))
+        raise UserError(
+            f"{archive} holds several checkpoints ({names}); extract it and give one"
+            if found
+            else f"{archive} holds no checkpoint, frozen graph or SavedModel"
+        )
+    return found[0]
 
 
 def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
@@ -161,9 +229,9 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     path = os.path.join(os.path.dirname(prefix), _EXPERIMENT)
     if tf.io.gfile.exists(path):
         return Experiment.from_json(_text(path), source=path).model
-    for preset in _candidates(arrays):
+    for candidate in candidates(arrays):
         config = dataclasses.replace(
-            preset.model, num_classes=class_count(arrays) or preset.model.num_classes
+            candidate, num_classes=class_count(arrays) or candidate.num_classes
         )
         try:
             complete = load_tf1_variables(build_model(config), arrays).complete
@@ -171,28 +239,60 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
             continue
         if complete:
             print(
-                f"note: {prefix} has no {_EXPERIMENT}; it has the variables of "
-                f"{preset.name} and is taken for that model"
+                f"note: {prefix} has no {_EXPERIMENT}; by its variables it is taken "
+                f"for a {config.backbone} with output_stride {config.output_stride} "
+                f"and atrous_rates {list(config.context.rates)}"
             )
             return config
+    backbones = _backbones(arrays)
+    hint = "load_tf1_checkpoint takes it into a model of build_model"
+    if backbones:
+        hint = f"of a backbone of the zoo give the name: {' or '.join(backbones)}"
     raise UserError(
         f"{prefix} has no {_EXPERIMENT} beside it and the variables of no model of the "
-        "zoo; load_tf1_checkpoint takes it into a model of build_model"
+        f"zoo; {hint}"
     )
 
 
-def _candidates(arrays: Mapping[str, np.ndarray]) -> list[Preset]:
-    """Returns presets of the zoo of each model that may be a checkpoint's."""
-    scopes = {_plain(name.partition("/")[0]) for name in arrays}
-    has_decoder = "decoder" in scopes
-    models: dict[ModelConfig, Preset] = {}
+def candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
+    """Returns the zoo's models that may be a checkpoint's, of other variables each.
+
+    Args:
+        arrays: Official name to value; the names will do.
+    """
+    has_decoder = any(name.startswith("decoder/") for name in arrays)
+    models: dict[ModelConfig, ModelConfig] = {}
     for checkpoint in ZOO.values():
-        config = dataclasses.replace(checkpoint.preset.model, num_classes=1)
-        # A scope is xception_65, or resnet_v1_50 of resnet_v1_50_beta too.
-        same_backbone = _plain(config.backbone).startswith(tuple(scopes))
-        if same_backbone and bool(config.decoder.output_strides) == has_decoder:
-            models.setdefault(config, checkpoint.preset)
+        model = checkpoint.preset.model
+        same_decoder = bool(model.decoder.output_strides) == has_decoder
+        if same_decoder and _has_scope_of(arrays, model):
+            models.setdefault(_with_same_variables(model), model)
     return list(models.values())
+
+
+def _with_same_variables(config: ModelConfig) -> ModelConfig:
+    """Returns one model for all that differ in strides, rates and classes alone."""
+    rates = tuple(1 for _ in config.context.rates)
+    context = dataclasses.replace(config.context, rates=rates)
+    return dataclasses.replace(config, num_classes=1, output_stride=16, context=context)
+
+
+def _backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns names of the zoo's backbones that a checkpoint without head may be."""
+    if any(name.startswith(last_layer_scopes(logits_only=False)) for name in arrays):
+        return []
+    return [
+        name
+        for name, checkpoint in ZOO.items()
+        if checkpoint.is_pretrained_backbone
+        and _has_scope_of(arrays, checkpoint.preset.model)
+    ]
+
+
+def _has_scope_of(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> bool:
+    # A scope is xception_65, or resnet_v1_50 of resnet_v1_50_beta too.
+    scopes = {_plain(name.partition("/")[0]) for name in arrays}
+    return _plain(config.backbone).startswith(tuple(scopes))
 
 
 def _plain(name: str) -> str:

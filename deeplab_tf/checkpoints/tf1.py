@@ -38,12 +38,13 @@ def resolve(path: str) -> str:
 
     In a folder it is the one that the `checkpoint` file names, else the one of
     the highest step (the official archives hold no `checkpoint` file), else a
-    frozen graph, which is its own prefix.
+    frozen graph, which is its own prefix. Hidden files, which a Mac puts beside
+    others, are passed over.
 
     Raises:
         UserError: if there is none; names what is there instead.
     """
-    path = path.removesuffix(".index")
+    path = os.path.expanduser(path).removesuffix(".index")
     if tf.io.gfile.exists(path + ".index") or _is_frozen(path):
         return path
     if not tf.io.gfile.isdir(path):
@@ -68,7 +69,7 @@ def _is_frozen(path: str) -> bool:
 
 def _frozen_graphs(folder: str) -> list[str]:
     """Returns the only frozen graph of a folder, if there is one."""
-    found = tf.io.gfile.glob(os.path.join(folder, f"*{_FROZEN}"))
+    found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
     if any(os.path.basename(path) == "saved_model.pb" for path in found):
         raise UserError(
             f"{folder} is an export (SavedModel); give the checkpoint it was made from"
@@ -85,7 +86,7 @@ def _prefixes(folder: str) -> list[str]:
     names = [
         name.removesuffix(".index")
         for name in tf.io.gfile.listdir(folder)
-        if name.endswith(".index")
+        if name.endswith(".index") and not name.startswith(".")
     ]
 
     def step(name):

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import os
 import signal
+from typing import NamedTuple
 
 from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.errors import UserError
@@ -25,7 +26,8 @@ _SUFFIX = ".tar.gz"
 
 def zoo_address() -> str:
     """Returns the folder of the archives: the official one, or DEEPLAB_TF_ZOO."""
-    return (os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS).rstrip("/")
+    address = os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS
+    return os.path.expanduser(address).rstrip("/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +67,13 @@ class ZooCheckpoint:
         if self.is_pretrained_backbone:
             return None
         return dataset_info(self.preset.data.dataset)
+
+
+class ZooModel(NamedTuple):
+    """A checkpoint of the zoo, and the preset that has the model to build for it."""
+
+    checkpoint: ZooCheckpoint
+    preset: Preset
 
 
 # Name, archive without its suffix, and the presets that are not named alike.
@@ -159,8 +168,8 @@ ZOO: dict[str, ZooCheckpoint] = {
 }
 
 
-def find_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset] | None:
-    """Returns a checkpoint by its name, and the preset that has its model.
+def find_checkpoint(name: str) -> ZooModel | None:
+    """Returns a checkpoint by its name, with its model.
 
     Args:
         name: Name of the checkpoint, or of a preset that it was scored by.
@@ -169,9 +178,9 @@ def find_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset] | None:
         None if there is none of that name.
     """
     if name in ZOO:
-        return ZOO[name], ZOO[name].preset
+        return ZooModel(ZOO[name], ZOO[name].preset)
     found = (
-        (checkpoint, preset)
+        ZooModel(checkpoint, preset)
         for checkpoint in ZOO.values()
         for preset in checkpoint.evaluations
         if preset.name == name
@@ -179,21 +188,19 @@ def find_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset] | None:
     return next(found, None)
 
 
-def require_checkpoint(name: str) -> tuple[ZooCheckpoint, Preset]:
-    """Returns what `find_checkpoint` does.
+def require_checkpoint(name: str) -> None:
+    """Refuses a name that is none of the zoo.
 
     Raises:
-        UserError: if there is none; names those that are near.
+        UserError: if there is no checkpoint of that name; names those that are near.
     """
-    found = find_checkpoint(name)
-    if found is None:
+    if find_checkpoint(name) is None:
         near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
         hint = f"near it are {', '.join(near)}; " if near else ""
         raise UserError(
             f"there is no file or folder {name} and no checkpoint of the zoo is called "
             f"so; {hint}python -m deeplab_tf.checkpoints.zoo lists all"
         )
-    return found
 
 
 def _figures(preset: Preset) -> str:

@@ -5,13 +5,14 @@ import hashlib
 import http.server
 import os
 import pathlib
+import re
 import threading
 import time
 
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.checkpoints.download import cache_folder, fetch
+from deeplab_tf.checkpoints.download import cache_folder, fetch, local_path
 from deeplab_tf.errors import UserError
 
 # More than two blocks of what is read at once.
@@ -28,6 +29,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         time.sleep(server.delay)
         start = 0
         same = self.headers.get("If-Range", server.tag) == server.tag
+        same = same or server.ignores_if_range
         if asked and server.ranges and same:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
         if start >= len(server.content):
@@ -40,6 +42,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{last}/{whole}")
         if server.tag:
             self.send_header("ETag", server.tag)
+        if server.time:
+            self.send_header("Last-Modified", server.time)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body[: server.cut])
@@ -54,6 +58,7 @@ def server():
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.tag, server.ranges = CONTENT, '"one"', True
         server.cut, server.delay, server.asked = None, 0.0, []
+        server.ignores_if_range, server.time = False, ""
         server.url = f"http://127.0.0.1:{server.server_port}/some.tar.gz?download=1"
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -140,6 +145,52 @@ def test_a_file_that_changed_meanwhile_is_not_glued_to_the_old_one(server, cache
     server.content, server.tag = OTHER, '"two"'
     assert read(fetch(server.url, str(cache))) == OTHER
     assert server.asked == [None, f"bytes={cut}-"]
+
+
+@pytest.mark.parametrize("change", ["tag", "time", "size"])
+def test_a_server_that_sends_a_part_of_another_file_is_not_believed(
+    server, cache, change
+):
+    server.ignores_if_range, server.cut = True, 1_500_000
+    if change == "time":
+        server.tag, server.time = "", "Thu, 04 Jan 2018 00:00:00 GMT"
+    with pytest.raises(UserError, match="broke off"):
+        fetch(server.url, str(cache))
+    server.cut, server.content = None, OTHER + b"more" * (change == "size")
+    if change == "tag":
+        server.tag = '"two"'
+    if change == "time":
+        server.time = "Fri, 05 Jan 2018 00:00:00 GMT"
+    assert read(fetch(server.url, str(cache))) == server.content
+    assert server.asked == [None, "bytes=1500000-", None]
+
+
+def test_a_part_whose_origin_was_cut_short_begins_anew(server, cache, cut):
+    (cache / "some.tar.gz.part.from").write_text(f"{server.url}\n")
+    assert read(fetch(server.url, str(cache))) == CONTENT
+    assert server.asked == [None, None]
+
+
+def test_what_is_damaged_is_not_kept_and_has_no_recorded_sum(server, cache):
+    def find_damage(path):
+        return None if read(path) == CONTENT else "it is another"
+
+    server.content = OTHER
+    message = rf"some.tar.gz is damaged: it is .*{server.url.replace('?', '.')} sent"
+    with pytest.raises(UserError, match=message):
+        fetch(server.url, str(cache), find_damage=find_damage)
+    assert left(cache) == []
+    path = cache / "some.tar.gz"  # as by hand
+    path.write_bytes(OTHER)
+    with pytest.raises(UserError, match=rf"is damaged: .*; remove {path} to fetch it"):
+        fetch(server.url, str(cache), find_damage=find_damage)
+    assert left(cache) == ["some.tar.gz"]
+    path.unlink()
+    server.content = CONTENT
+    for _ in range(2):
+        found = fetch(server.url, str(cache), find_damage=find_damage)
+        assert read(found) == CONTENT
+    assert left(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
 
 
 def test_a_server_without_ranges_sends_all_again(server, cache, cut):
@@ -229,9 +280,46 @@ def test_paths_are_copied(kind, tmp_path, cache):
         fetch(missing, str(cache))
 
 
-def test_a_url_without_a_file_is_refused(cache):
-    with pytest.raises(UserError, match=r"^https://example.org/ names no file$"):
-        fetch("https://example.org/", str(cache))
+@pytest.mark.parametrize("path", ["", "a/", "a/.", "a/..", "?file=a.tgz"])
+def test_a_url_without_a_file_is_refused(cache, path):
+    url = f"https://example.org/{path}"
+    with pytest.raises(UserError, match=rf"^{re.escape(url)} names no file$"):
+        fetch(url, str(cache))
+
+
+def test_what_is_no_url_is_refused(cache):
+    with pytest.raises(UserError, match=r"^http://\[::1/a.tgz is no URL: Invalid IPv6"):
+        fetch("http://[::1/a.tgz", str(cache))
+
+
+@pytest.mark.parametrize("name", ["modèle.tar.gz", "my model.tar.gz", "a%2Fb.tar.gz"])
+def test_urls_may_be_spelled_as_they_are_read(server, cache, name):
+    url = server.url.replace("some.tar.gz", name).replace("http:", "HTTP:")
+    assert read(fetch(url, str(cache))) == CONTENT
+    assert left(cache) == [name, f"{name}.sha256"]
+
+
+def test_a_cache_that_cannot_be_used_is_named(server, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder/some.tar.gz").mkdir(parents=True)
+    (tmp_path / "part/some.tar.gz.part").mkdir(parents=True)
+    for name in ("file", "folder", "part"):
+        message = (
+            rf"^the cache {tmp_path}/{name} cannot be used: .*; give another folder as "
+            "cache_dir or DEEPLAB_TF_CACHE$"
+        )
+        with pytest.raises(UserError, match=message) as error:
+            fetch(server.url, str(tmp_path / name))
+        assert "\n" not in str(error.value)
+
+
+def test_file_urls_and_home_folders_are_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for url in ("file:///a%20b/c.tgz", "file:/a b/c.tgz", "FILE://localhost/a b/c.tgz"):
+        assert local_path(url) == "/a b/c.tgz"
+    assert local_path("~/c.tgz") == "/home/someone/c.tgz"
+    for path in ("c.tgz", "/~/c.tgz", "gs://bucket/a%20b.tgz", "https://a.org/c.tgz"):
+        assert local_path(path) == path
 
 
 def test_the_cache_is_where_it_is_said_to_be(monkeypatch):

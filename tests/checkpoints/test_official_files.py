@@ -73,6 +73,21 @@ def test_the_folder_of_an_export_is_told_apart(tmp_path):
         resolve(str(tmp_path))
 
 
+def test_hidden_companions_of_a_mac_are_passed_over(tmp_path):
+    for name in ("a.pb", "._a.pb"):
+        (tmp_path / name).write_bytes(b"")
+    assert resolve(str(tmp_path)) == str(tmp_path / "a.pb")
+    for name in ("model.ckpt-7.index", "._model.ckpt-9.index"):
+        (tmp_path / name).write_bytes(b"")
+    assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-7")
+
+
+def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.pb").write_bytes(b"")
+    assert resolve("~/a.pb") == str(tmp_path / "a.pb")
+
+
 def test_one_of_several_frozen_graphs_has_to_be_named(tmp_path):
     for name in ("a.pb", "b.pb"):
         (tmp_path / name).write_bytes(b"")

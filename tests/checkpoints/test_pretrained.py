@@ -12,6 +12,7 @@ import tensorflow as tf
 from small_zoo import MODEL, REAL, pack, real_checkpoint, tiny_checkpoint
 
 import deeplab_tf
+from deeplab_tf.checkpoints import pretrained
 from deeplab_tf.checkpoints.restore import require_complete, tf1_variables
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint, save_tf1_checkpoint
 from deeplab_tf.checkpoints.zoo import ZOO
@@ -77,7 +78,7 @@ def test_a_repacked_archive_is_not_the_published_one(
     published = ZOO[REAL]
     real_checkpoint(monkeypatch, cache.parent, source)
     monkeypatch.setitem(ZOO, REAL, published)
-    refused(rf"SHA-256 .* not the one that was published, {published.sha256}$", REAL)
+    refused(rf"SHA-256 .* not the one that was published, {published.sha256}; ", REAL)
     assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
 
 
@@ -109,15 +110,35 @@ def test_hidden_companions_of_a_mac_are_passed_over(tiny, archive, tmp_path):
     assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
 
 
-def test_a_damaged_archive_is_named_and_can_be_fetched_again(tiny, archive, cache):
+@pytest.mark.parametrize("damage", ["cut", "page of a portal"])
+def test_a_damaged_download_is_not_kept(tiny, archive, cache, damage):
     whole = archive.read_bytes()
-    archive.write_bytes(whole[: len(whole) // 2])
-    refused(rf"tiny.tar.gz cannot be extracted: .*remove {cache}/tiny.tar.gz\*", "tiny")
-    assert not (cache / "tiny.extracted").exists()
+    half = whole[: len(whole) // 2]
+    archive.write_bytes(half if damage == "cut" else b"<html>login</html>")
+    refused(rf"^tiny.tar.gz is damaged: .*; file://{archive} sent it; it was", "tiny")
+    assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
     archive.write_bytes(whole)
-    for path in cache.glob("tiny.tar.gz*"):
-        path.unlink()
     assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
+
+
+def test_nobody_is_told_to_remove_an_own_archive(tmp_path):
+    (tmp_path / "own.tgz").write_bytes(b"damaged")
+    refused(
+        "own.tgz cannot be extracted: file could not be opened successfully$",
+        str(tmp_path / "own.tgz"),
+    )
+
+
+def test_a_cache_that_cannot_be_used_is_named(tiny, tmp_path, archive):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder/tiny.tar.gz").mkdir(parents=True)
+    for what, place in (("tiny", "file"), (str(archive), "file"), ("tiny", "folder")):
+        path = str(tmp_path / place)
+        refused(
+            rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$",
+            what,
+            cache_dir=path,
+        )
 
 
 @pytest.mark.parametrize("evil", ["../evil", "some_folder/../../../evil", "/tmp/evil"])
@@ -135,6 +156,13 @@ def test_an_archive_of_something_else_is_refused(tiny, archive, tmp_path):
     (tmp_path / "texts/a.txt").write_text("no weights")
     pack(archive, tmp_path / "texts")
     refused("tiny.tar.gz holds no checkpoint, frozen graph or SavedModel", "tiny")
+
+
+def test_several_checkpoints_in_an_archive_are_refused(tiny, archive, tmp_path):
+    with tarfile.open(archive, "w:gz") as tar:
+        for name in ("a", "b/c"):
+            tar.add(tmp_path / "made", name)
+    refused(r"tiny.tar.gz holds several checkpoints \(a, b/c\); extract it", "tiny")
 
 
 def test_a_checkpoint_of_another_model_is_refused(tiny, archive, tmp_path):
@@ -159,6 +187,42 @@ def test_unknown_names_and_paths_are_told(tmp_path):
     refused(r"called so; near it are xception65_", "xception65_coco_voc")
     refused(r"^no checkpoint .*nothing/here", str(tmp_path / "nothing/here"))
     refused(r"^there is no archive .*none.tar.gz$", str(tmp_path / "none.tar.gz"))
+    refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
+    refused(r"^http://\[::1/x is no URL: Invalid IPv6", "http://[::1/x")
+    for what in (None, "", 7):
+        refused(rf"^from_pretrained takes a name .*; received {what!r}$", what)
+
+
+def test_mistakes_are_told_before_anything_is_fetched(tiny, cache):
+    for what in ("tiny", "https://example.org/some.tar.gz"):
+        refused("^output_stride must be 8, 16.*; received 7$", what, output_stride=7)
+        refused("^num_classes must be positive; received 0$", what, num_classes=0)
+        refused("^num_classes must be a whole .* received '3'$", what, num_classes="3")
+    assert not cache.exists()
+
+
+def test_what_is_here_is_taken_before_the_zoo(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(MODEL, num_classes=4)
+    save_tf1_checkpoint(build_model(config), str(tmp_path / "tiny/model.ckpt"))
+    write_experiment(Experiment(model=config), str(tmp_path / "tiny"))
+    assert deeplab_tf.from_pretrained("tiny").model_config == config
+    printed = capsys.readouterr().out
+    assert f"note: the zoo has a tiny too; {tmp_path}/tiny is taken" in printed
+
+
+def test_paths_are_spelled_in_many_ways(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
+    (tmp_path / "made").rename(tmp_path / "a folder.tar")
+    folder = tmp_path / "a folder.tar"
+    for what in (
+        folder,
+        "~/a folder.tar",
+        folder.as_uri(),
+        f"{folder}/model.ckpt-30000",
+    ):
+        assert differing(deeplab_tf.from_pretrained(what), tiny) == set()
 
 
 @pytest.mark.parametrize("folder", ["ram://test_pretrained/logs", None])
@@ -182,7 +246,10 @@ def test_a_checkpoint_without_a_description_is_known_by_its_variables(
     model = deeplab_tf.from_pretrained(str(tmp_path / "made"))
     assert model.model_config == MODEL
     assert differing(model, tiny) == set()
-    assert "has the variables of tiny and is taken for" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "taken for a mobilenet_v2 with output_stride 16 and atrous_rates [6]" in (
+        printed
+    )
     fewer = dataclasses.replace(MODEL, num_classes=5)
     save_tf1_checkpoint(build_model(fewer), str(tmp_path / "own/model.ckpt"))
     assert deeplab_tf.from_pretrained(str(tmp_path / "own")).model_config == fewer
@@ -195,6 +262,16 @@ def test_a_checkpoint_of_no_known_model_is_refused(tmp_path):
         r"own/model.ckpt has no experiment.json beside it and the variables of no",
         str(tmp_path / "own"),
     )
+
+
+def test_models_of_the_same_variables_are_built_once():
+    """VOC and Cityscapes, train and trainval, 8 bit and not: of the same variables."""
+    without = pretrained.candidates({"MobilenetV2/Conv/weights": None})
+    assert [model.depth_multiplier for model in without] == [0.5, 1.0]
+    decoder = {"decoder/decoder_conv0_pointwise/weights": None}
+    assert len(pretrained.candidates({"MobilenetV2/a": None} | decoder)) == 1
+    assert len(pretrained.candidates({"xception_65/a": None} | decoder)) == 1
+    assert len(pretrained.candidates({"MobilenetEdgeTPU/a": None})) == 2
 
 
 def test_a_frozen_graph_of_the_official_export_is_known(asset):
@@ -237,6 +314,19 @@ def test_archives_of_the_user(tiny, tmp_path, monkeypatch):
         assert differing(again, tf1_variables(model)) == set()
 
 
+def test_an_archive_on_disk_is_not_kept_elsewhere(tiny, tmp_path, cache):
+    own = tmp_path / "own.tgz"
+    write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
+    pack(own, tmp_path / "made")
+    deeplab_tf.from_pretrained(own.as_uri())
+    model = build_model(MODEL)
+    save_tf1_checkpoint(model, str(tmp_path / "made/model.ckpt-30000"))
+    pack(own, tmp_path / "made")
+    again = deeplab_tf.from_pretrained(own.as_uri())
+    assert differing(again, tf1_variables(model)) == set()
+    assert list(cache.rglob("*.tgz")) == []
+
+
 def test_the_archive_of_the_zoo_from_another_address_is_known(tiny, archive, capsys):
     assert differing(deeplab_tf.from_pretrained(archive.as_uri()), tiny) == set()
     assert "is taken for" not in capsys.readouterr().out
@@ -274,6 +364,14 @@ def test_a_backbone_gets_a_new_head(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{len(backbone)} restored" in printed
     assert "1 not in the model (MobilenetV2/Logits/Conv2d_1c_1x1/biases)" in printed
+
+
+def test_a_folder_of_a_backbone_is_referred_to_its_name(monkeypatch, tmp_path):
+    backbone_only(monkeypatch, tmp_path)
+    refused(
+        "made/model.ckpt has no .* of a backbone of the zoo give the name: tiny$",
+        str(tmp_path / "made"),
+    )
 
 
 def test_half_a_backbone_is_refused(monkeypatch, tmp_path):

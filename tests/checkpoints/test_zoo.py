@@ -1,16 +1,24 @@
 """The table of the zoo, and its benchmark."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+import types
 
+import numpy as np
 import program_runs
 import pytest
 from conftest import ROOT
 from small_zoo import REAL, real_checkpoint, tiny_checkpoint
 
+from benchmarks import model_zoo
+from deeplab_tf.checkpoints.pretrained import from_pretrained
 from deeplab_tf.checkpoints.zoo import ZOO, find_checkpoint, require_checkpoint, table
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import evaluate
 from deeplab_tf.presets import PRESETS
 
 
@@ -47,24 +55,33 @@ def test_its_archive_is_at_the_official_address_or_at_a_mirror(monkeypatch):
     assert ZOO[REAL].url == (
         f"https://storage.googleapis.com/download.tensorflow.org/models/{archive}"
     )
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("DEEPLAB_TF_ZOO", "~/zoo")
+    assert ZOO[REAL].url == f"/home/someone/zoo/{archive}"
     monkeypatch.setenv("DEEPLAB_TF_ZOO", "file:///data/zoo/")
     assert ZOO[REAL].url == f"file:///data/zoo/{archive}"
 
 
 def test_a_checkpoint_is_found_by_its_protocols_too():
-    assert find_checkpoint("xception65_coco_voc_trainaug")[1].eval_output_stride == 16
+    assert (
+        find_checkpoint("xception65_coco_voc_trainaug").preset.eval_output_stride == 16
+    )
     checkpoint, preset = find_checkpoint("edgetpu_deeplab_slim_os16")
     assert checkpoint.name == "EdgeTPU-DeepLab-slim"
     assert (preset.model.output_stride, checkpoint.preset.model.output_stride) == (
         16,
         32,
     )
-    assert find_checkpoint("xception_65_coco")[0].name == "xception_65_imagenet_coco"
+    assert (
+        find_checkpoint("xception_65_coco").checkpoint.name
+        == "xception_65_imagenet_coco"
+    )
     assert find_checkpoint("deeplabv3_table4_os16") is None
     with pytest.raises(
         UserError, match=r"xception65_ade20k .*; near it are xception65_a"
     ):
         require_checkpoint("xception65_ade20k")
+    require_checkpoint("xception65_ade20k_train")
 
 
 def test_the_table_tells_figures_and_protocols():
@@ -105,6 +122,41 @@ def test_the_benchmark_scores_and_names_what_it_leaves_out(
     assert published == "75.32"
     assert float(difference) == pytest.approx(float(ours) - 75.32, abs=0.011)
     assert rows[2].startswith("tiny_test") and "no test-* records in" in rows[2]
+
+
+def test_the_benchmark_scores_by_the_protocol_of_the_preset(
+    tiny_zoo, tiny_records, tmp_path
+):
+    """As done by hand: output stride 8, two scales, mirrored, images resized."""
+    data = dataclasses.replace(
+        ZOO["tiny"].preset.data,
+        dataset_dir=tiny_records,
+        batch_size=1,
+        min_resize_value=49,
+        max_resize_value=97,
+        resize_factor=16,
+    )
+    config = EvalConfig((0.5, 1.5), add_flipped_images=True, eval_crop_size=(65, 97))
+    expected = evaluate(
+        from_pretrained("tiny", output_stride=8, cache_dir=str(tmp_path)),
+        load_dataset(data, "val", training=False).take(1),
+        config,
+    )
+    protocol = ZOO["tiny"].evaluations[-1]
+    values = types.SimpleNamespace(
+        dataset_dir=tiny_records, cache_dir=str(tmp_path), images=1
+    )
+    found = model_zoo.score(ZOO["tiny"], protocol, "val", values)
+    assert found["images"] == expected["images"] == 1
+    assert found["confusion_matrix"] == expected["confusion_matrix"]
+    # All of one class would look alike by any protocol.
+    assert np.count_nonzero(np.sum(expected["confusion_matrix"], 0)) > 2
+
+
+@pytest.mark.parametrize("images", ["0", "-1"])
+def test_the_benchmark_takes_a_positive_number_of_images(tiny_records, images):
+    with pytest.raises(SystemExit, match=r"--images=-?\d: .*positive"):
+        benchmark(tiny_records, "unused", f"--images={images}")
 
 
 def test_the_benchmark_refuses_what_it_cannot_score(tiny_zoo, tiny_records, tmp_path):
