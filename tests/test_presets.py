@@ -18,10 +18,12 @@ from deeplab_tf.config import (
     DecoderConfig,
     ModelConfig,
 )
+from deeplab_tf.data.info import dataset_info
 from deeplab_tf.presets import PRESETS, describe, find_preset, report
 from deeplab_tf.presets.preset import deviations
 
-ROWS = {name: preset for name, preset in PRESETS.items() if "_stage" not in name}
+PRINTED = {n: preset for n, preset in PRESETS.items() if not n.startswith("camvid_")}
+ROWS = {name: preset for name, preset in PRINTED.items() if "_stage" not in name}
 
 
 def rows(prefix):
@@ -218,10 +220,10 @@ def test_classifiers_to_start_from_have_no_figure():
 
 def test_names_are_unique():
     # A second row of a name would take the first one's place. Six classifiers, and 14
-    # and 24 rows of the inference tables. Four stages of three models.
+    # and 24 rows of the inference tables. Four stages of three models, and CamVid.
     tables = sum(map(len, TABLES.values())) + 14 + 24
     assert len(ROWS) == tables + len(ZOO) + 6 == 136
-    assert len(PRESETS) == len(ROWS) + 4 * 3
+    assert len(PRESETS) == len(ROWS) + 4 * 3 + 1
     for name, preset in PRESETS.items():
         assert name == preset.name and re.fullmatch("[a-z0-9_]+", name)
 
@@ -316,11 +318,28 @@ def test_recipes_follow_the_dataset(dataset):
 
 
 def test_every_preset_has_a_recipe_of_a_known_dataset():
-    assert {preset.data.dataset for preset in PRESETS.values()} == set(PROTOCOLS)
+    assert {preset.data.dataset for preset in PRINTED.values()} == set(PROTOCOLS)
+
+
+def test_the_recipe_of_camvid_fits_its_classes_and_images():
+    preset, info = find_preset("camvid_mobilenetv2"), dataset_info("camvid")
+    assert preset.model.num_classes == len(preset.train.label_weights) == 11
+    ignored = preset.train.ignore_label, preset.evaluation.ignore_label
+    assert ignored == 2 * (info.ignore_label,)
+    evaluation = preset.evaluation
+    for side, image in zip(evaluation.eval_crop_size, (360, 480), strict=True):
+        assert image <= side < image + 64
+        for scale in evaluation.eval_scales:
+            assert (side - 1) * scale % preset.eval_output_stride == 0
+    # They are met only if the model is scored then.
+    every = preset.train.eval_interval_steps
+    assert all(step % every == 0 for step, _ in preset.canaries)
+    *_, expected = describe(preset).splitlines()
+    assert "mIoU 0.37 at step 100, 0.57 at step 500" in expected
 
 
 def test_weight_decay_is_larger_for_resnets():
-    for preset in PRESETS.values():
+    for preset in PRINTED.values():
         resnet = preset.model.backbone.startswith("resnet")
         assert preset.train.weight_decay == (1e-4 if resnet else 4e-5)
 
@@ -602,7 +621,8 @@ def test_the_program_lists_every_preset_without_tensorflow():
     assert ended.returncode == 0
     lines = ended.stdout.splitlines()
     assert lines == "\n".join(map(describe, PRESETS.values())).splitlines()
-    assert len(lines) == 4 * len(PRESETS)
+    told_more = [preset for preset in PRESETS.values() if preset.canaries]
+    assert len(lines) == 4 * len(PRESETS) + len(told_more)
     imported = {line.split("|")[-1].strip() for line in ended.stderr.splitlines()}
     assert "deeplab_tf.presets" in imported
     assert not {name.split(".")[0] for name in imported} & {"tensorflow", "keras"}

@@ -1,4 +1,4 @@
-"""Named experiments: rows of the papers' tables and of the model zoo, and stages.
+"""Named experiments: rows of the papers' tables and of the model zoo, stages, CamVid.
 
 `python -m deeplab_tf.presets` lists them; `--preset=NAME` of `train.py`, `eval.py` and
 `export.py` uses one. Figures are mean IoU in per cent.
@@ -7,7 +7,7 @@
 import difflib
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo, stages
+from deeplab_tf.presets import camvid, deeplabv3, deeplabv3plus, model_zoo, stages
 from deeplab_tf.presets.preset import Preset, Published, describe, is_followed, report
 
 __all__ = [
@@ -28,7 +28,7 @@ PRESETS: dict[str, Preset] = {
         *(deeplabv3plus.xception_65, deeplabv3plus.cityscapes),
         *(model_zoo.pascal_voc, model_zoo.cityscapes),
         *(model_zoo.ade20k_checkpoints, model_zoo.classifiers),
-        stages.stages,
+        *(stages.stages, camvid.recipes),
     )
     for preset in rows()
 }
