@@ -1,0 +1,187 @@
+"""The table of `benchmarks.ablations`: the papers' claims, and what came out here.
+
+Differences are in points of mIoU. How far chance moves the score of a training is
+estimated from the rows with several seeds: the standard deviation over seeds, pooled.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from benchmarks.ablation_rows import BASE_ROW, ROWS, Claim, Row
+
+_BILINEAR = "bilinear"
+_TRIMAP = "1802.02611, Fig. 5"
+# With ResNet-101 (1802.02611, Sec. 4.4).
+_NARROWEST_GAIN = 4.8
+_SURE = 2.0  # standard deviations
+_NOTE = (
+    "Points of mIoU on val. What stands behind ± is twice the standard deviation that\n"
+    "seeds give such a difference; a claim is unclear within it, or where it is not\n"
+    "known. Rows that look at one trained model in two ways differ by no chance.\n"
+)
+
+
+def verdict(expected: str, difference: float, noise: float | None) -> str:
+    """Returns whether a claim holds: "yes", "no" or "unclear".
+
+    Args:
+        expected: "better", "worse" or "alike".
+        difference: What came out.
+        noise: How large a difference may be by chance; None if that is not known.
+    """
+    if noise is None or not math.isfinite(difference):
+        return "unclear"
+    if expected == "alike":
+        return "yes" if abs(difference) <= noise else "no"
+    if abs(difference) <= noise:
+        return "unclear"
+    return "yes" if (difference > 0) == (expected == "better") else "no"
+
+
+def mious(runs: Sequence[dict]) -> np.ndarray:
+    """Returns the mIoU of some runs in per cent."""
+    return 100 * np.array([run["miou"] for run in runs])
+
+
+def deviation_of_seeds(results: Mapping[str, Sequence[dict]]) -> float | None:
+    """Returns the standard deviation of mIoU over seeds; None if each row has one.
+
+    Args:
+        results: Runs by the name of their row.
+    """
+    several = [mious(runs) for runs in results.values() if len(runs) > 1]
+    if not several:
+        return None
+    squares = sum(((scores - scores.mean()) ** 2).sum() for scores in several)
+    return math.sqrt(squares / sum(len(scores) - 1 for scores in several))
+
+
+def difference(
+    row: Row, claim: Claim, results: Mapping[str, Sequence[dict]]
+) -> tuple[float, float | None]:
+    """Returns how far a row is from the other one of a claim, and the noise of that.
+
+    Args:
+        row: The row; it has runs.
+        claim: What is said of it; the other row has runs, too.
+        results: Runs by the name of their row.
+    """
+    other = ROWS[claim.reference]
+    own, others = results[row.name], results[other.name]
+    if (row.trained_by or row.name) == (other.trained_by or other.name):
+        seeds = {run["seed"] for run in own} & {run["seed"] for run in others}
+        own, others = (
+            [run for run in runs if run["seed"] in seeds] for runs in (own, others)
+        )
+        return mious(own).mean() - mious(others).mean(), 0.0
+    deviation = deviation_of_seeds(results)
+    noise = None
+    if deviation is not None:
+        noise = _SURE * deviation * math.sqrt(1 / len(own) + 1 / len(others))
+    return mious(own).mean() - mious(others).mean(), noise
+
+
+def trimap_gains(results: Mapping[str, Sequence[dict]]) -> np.ndarray:
+    """Returns what the decoder gains, `[seeds, widths + 1]`; whole images come last.
+
+    Args:
+        results: Runs by the name of their row.
+    """
+    with_decoder, without = (
+        {run["seed"]: _curve(run) for run in results[name]}
+        for name in (BASE_ROW, _BILINEAR)
+    )
+    seeds = sorted(with_decoder.keys() & without.keys())
+    return np.array([with_decoder[seed] - without[seed] for seed in seeds])
+
+
+def _curve(run: dict) -> np.ndarray:
+    """Returns mIoU in per cent by width, and that of whole images."""
+    return 100 * np.array([*run["trimap"]["miou"], run["miou"]], float)
+
+
+def markdown(results: Mapping[str, Sequence[dict]]) -> str:
+    """Returns all tables.
+
+    Args:
+        results: Runs by the name of their row; a row without runs is left out.
+    """
+    parts = [
+        _table("row", "claim", "source", "published", "ours", "holds"),
+        *_claim_lines(results),
+        f"\n{_NOTE}",
+        _table("row", "mIoU in %", "seeds", "minutes of training"),
+        *_score_lines(results),
+    ]
+    if results[BASE_ROW] and results[_BILINEAR]:
+        parts += [
+            "\nmIoU in % within trimaps: mean and standard deviation over seeds.\n",
+            _table("width", "decoder", "bilinear", "gain"),
+            *_trimap_lines(results),
+        ]
+    return "\n".join(parts) + "\n"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _table(*names: str) -> str:
+    return f"{_line(*names)}\n|{len(names) * '---|'}"
+
+
+def _claim_lines(results) -> Iterator[str]:
+    for row in ROWS.values():
+        for claim in row.claims:
+            ours, holds = "not run", ""
+            if results[row.name] and results[claim.reference]:
+                found = difference(row, claim, results)
+                ours, holds = _signed(*found), verdict(claim.expected, *found)
+            published = "" if claim.published is None else _signed(claim.published)
+            yield _line(row.name, claim.text, claim.source, published, ours, holds)
+    if results[BASE_ROW] and results[_BILINEAR]:
+        yield _trimap_claim(trimap_gains(results))
+
+
+def _trimap_claim(gains: np.ndarray) -> str:
+    """Returns the line of how much more the decoder gains where it is hardest."""
+    bilinear = ROWS[_BILINEAR].claims[0]
+    more = gains[:, 0] - gains[:, -1]
+    noise = None
+    if len(more) > 1:
+        noise = _SURE * more.std(ddof=1) / math.sqrt(len(more))
+    return _line(
+        BASE_ROW,
+        "It gains more in the narrowest trimap than in whole images.",
+        _TRIMAP,
+        _signed(_NARROWEST_GAIN + bilinear.published),
+        _signed(more.mean(), noise),
+        verdict("better", more.mean(), noise),
+    )
+
+
+def _signed(value: float, noise: float | None = None) -> str:
+    return f"{value:+.2f}" + (f" ± {noise:.2f}" if noise else "")
+
+
+def _score_lines(results) -> Iterator[str]:
+    for name, runs in results.items():
+        if runs:
+            minutes = sum(run["train_seconds"] for run in runs) / 60
+            spread = _spread(mious(runs))
+            yield _line(name, spread, str(len(runs)), f"{minutes:.1f}")
+
+
+def _spread(scores: np.ndarray) -> str:
+    deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.2f}{deviation}"
+
+
+def _trimap_lines(results) -> Iterator[str]:
+    curves = [np.array(list(map(_curve, results[n]))) for n in (BASE_ROW, _BILINEAR)]
+    columns = [*curves, trimap_gains(results)]
+    widths = [*results[BASE_ROW][0]["trimap"]["widths"], "whole image"]
+    for i, width in enumerate(widths):
+        yield _line(str(width), *(_spread(column[:, i]) for column in columns))

@@ -1,0 +1,30 @@
+"""The ablations with narrow models and small crops: `python -m tests.narrow_ablations`.
+
+Two replicas need a process of their own, in which no device was used before.
+"""
+
+import dataclasses
+
+import deeplab_tf.programs
+
+# isort: split
+from benchmarks import ablations
+from benchmarks.ablation_rows import BASE, BASE_EVALUATION
+
+NARROW = dataclasses.replace(
+    BASE,
+    model=dataclasses.replace(
+        BASE.model,
+        depth_multiplier=0.1,
+        context=dataclasses.replace(BASE.model.context, filters=16),
+        decoder=dataclasses.replace(BASE.model.decoder, filters=16),
+    ),
+    data=dataclasses.replace(BASE.data, crop_size=(33, 65), batch_size=4),
+    train=dataclasses.replace(BASE.train, save_interval_steps=0),
+)
+NARROW_EVALUATION = dataclasses.replace(BASE_EVALUATION, eval_crop_size=(65, 65))
+
+
+if __name__ == "__main__":
+    ablations.BASE, ablations.BASE_EVALUATION = NARROW, NARROW_EVALUATION
+    deeplab_tf.programs.run_program(ablations.main, ablations.FLAGS)
