@@ -236,7 +236,7 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
         ("--calibration_images is for", "model.tflite", ["--calibration_images=3"]),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
-        ("float32 are converted; rec", "model.onnx", ["--precision=bfloat16"]),
+        ("float32 are converted; rec", "model.tflite", ["--precision=bfloat16"]),
     ],
 )
 def test_flags_that_a_form_does_not_have_are_refused(
