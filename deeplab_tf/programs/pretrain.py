@@ -202,23 +202,6 @@ def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
     return Experiment(model, data, train, values.train_split)
 
 
-def _require_same_model(experiment: Experiment) -> None:
-    """Refuses a folder with checkpoints of another model.
-
-    Raises:
-        UserError: naming what differs.
-    """
-    folder = experiment.train.train_logdir
-    before = resume.has_checkpoint(folder) and resume.read_experiment(folder)
-    if not before or before.model == experiment.model:
-        return
-    old, new = map(dataclasses.asdict, (before.model, experiment.model))
-    changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
-    raise UserError(
-        f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
-    )
-
-
 def _trainer(
     experiment: Experiment, values, strategy: tf.distribute.Strategy
 ) -> tuple[Trainer, Experiment]:
@@ -227,7 +210,7 @@ def _trainer(
     images = distribution.require_divisible(
         experiment.data.batch_size, replicas, train.accumulate_steps
     )
-    _require_same_model(experiment)
+    resume.experiment_before(experiment)  # refuses another model
     tf.keras.utils.set_random_seed(experiment.data.seed)
     use_precision(values.precision)
     with strategy.scope():

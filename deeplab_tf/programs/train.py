@@ -279,25 +279,6 @@ def _with_batch_norm(
     return dataclasses.replace(experiment, train=train)
 
 
-def _experiment_before(experiment: Experiment) -> Experiment | None:
-    """Returns what the checkpoints of `train_logdir` were trained with, if any.
-
-    Raises:
-        UserError: if they are of another model.
-    """
-    folder, model = experiment.train.train_logdir, experiment.model
-    if not resume.has_checkpoint(folder):
-        return None
-    before = resume.read_experiment(folder)
-    if before is not None and before.model != model:
-        old, new = dataclasses.asdict(before.model), dataclasses.asdict(model)
-        changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
-        raise UserError(
-            f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
-        )
-    return before or experiment
-
-
 def _validation(values, experiment: Experiment, preset) -> Validation | None:
     """Returns what the model is scored on while it is trained."""
     if not experiment.train.eval_interval_steps:
@@ -348,7 +329,7 @@ def _trainer(experiment: Experiment, values, preset, strategy) -> tuple:
     replicas, parts = strategy.num_replicas_in_sync, train.accumulate_steps
     images = distribution.require_divisible(experiment.data.batch_size, replicas, parts)
     asked = _asked_batch_norm(values, preset)
-    before = _experiment_before(experiment)
+    before = resume.experiment_before(experiment)
     tf.keras.utils.set_random_seed(experiment.data.seed)
     use_precision(values.precision)
     with strategy.scope():

@@ -5,6 +5,7 @@ last: what has an index file is whole, whenever the process was killed.
 """
 
 import contextlib
+import dataclasses
 import os
 import re
 import sys
@@ -361,6 +362,28 @@ def write_experiment(experiment: Experiment, folder: str) -> None:
     """
     tf.io.gfile.makedirs(folder)
     records.write_text(experiment.to_json(), os.path.join(folder, _EXPERIMENT))
+
+
+def experiment_before(experiment: Experiment) -> Experiment | None:
+    """Returns what the checkpoints of the `train_logdir` were trained with, if any.
+
+    Args:
+        experiment: What is asked for now; it stands for one that nobody wrote down.
+
+    Raises:
+        UserError: if they are of another model, naming what differs.
+    """
+    folder = experiment.train.train_logdir
+    if not has_checkpoint(folder):
+        return None
+    before = read_experiment(folder) or experiment
+    if before.model != experiment.model:
+        old, new = map(dataclasses.asdict, (before.model, experiment.model))
+        changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
+        raise UserError(
+            f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
+        )
+    return before
 
 
 def read_experiment(folder: str) -> Experiment | None:

@@ -222,6 +222,8 @@ PRESET_COUNTS = {
         "edgetpu_deeplab_slim_os16",
     ),
     (2_304_519, 2_339_847): ("mobilenetv2_ade20k_train",),
+    # Of 11 classes instead of 151, each of 257 numbers.
+    (2_268_539, 2_303_867): ("camvid_mobilenetv2",),
     (41_088_823, 41_291_623): ("xception65_ade20k_train",),
     (28_108_661, 28_241_573): ("xception_41_imagenet",),
     (43_477_837, 43_694_413): ("xception_71_imagenet",),
