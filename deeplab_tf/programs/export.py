@@ -128,10 +128,18 @@ def _define() -> None:
         lower_bound=0.0,
         flag_values=FLAGS,
     )
-    _define_tflite()
     absl_flags.DEFINE_integer(
         "num_classes", None, "Default: the checkpoint's.", flag_values=FLAGS
     )
+    _define_tflite()
+    _define_view()
+    # The official export differs here from the other programs.
+    FLAGS["output_stride"].default = 8
+    FLAGS["output_stride"].unparse()
+
+
+def _define_view() -> None:
+    """Defines how what is exported looks at images, and what it holds."""
     absl_flags.DEFINE_multi_string(
         "crop_size",
         None,
@@ -168,9 +176,6 @@ def _define() -> None:
             lower_bound=1,
             flag_values=FLAGS,
         )
-    # The official export differs here from the other programs.
-    FLAGS["output_stride"].default = 8
-    FLAGS["output_stride"].unparse()
 
 
 _define()

@@ -125,9 +125,15 @@ def require_replaceable(path: str) -> None:
 
 def _replace(path: str, unfinished: str) -> None:
     """Moves an artefact and its comparison to where earlier ones may be."""
+    earlier = os.path.join(os.path.dirname(unfinished), "earlier")
     if os.path.isdir(path):
-        os.replace(path, os.path.join(os.path.dirname(unfinished), "earlier"))
-    os.replace(unfinished, path)
+        os.replace(path, earlier)
+    try:
+        os.replace(unfinished, path)
+    except OSError:
+        if os.path.exists(earlier):
+            os.replace(earlier, path)
+        raise
     for stale in (comparison_path(path), refusal_path(path)):
         if os.path.exists(stale):
             os.remove(stale)

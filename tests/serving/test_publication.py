@@ -89,6 +89,14 @@ def test_a_folder_is_replaced_by_a_whole_one(place, tmp_path):
     assert len(tf.io.gfile.listdir(f"{folder}/new")) == 1
 
 
+def test_an_earlier_one_comes_back_if_the_new_one_cannot_take_its_place(tmp_path):
+    write_saved_model(tmp_path / "export", "first")
+    with pytest.raises(FileNotFoundError), unpublished(str(tmp_path / "export")):
+        pass  # nothing was written
+    assert (tmp_path / "export/saved_model.pb").read_text() == "first"
+    assert [x.name for x in tmp_path.iterdir()] == ["export"]
+
+
 def test_a_link_stays_one(tmp_path):
     write_saved_model(tmp_path / "3", "first")
     (tmp_path / "current").symlink_to("3")
