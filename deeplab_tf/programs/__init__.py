@@ -1,8 +1,8 @@
 """What the root scripts and the console scripts call.
 
 Importing this package starts TensorFlow without the notices that it prints every
-time, so that one line on stderr is one line. It is imported before TensorFlow is,
-hence by `import` where a module needs both.
+time, so that one line on stderr is one line, and with oneDNN's kernels. It is imported
+before TensorFlow is, hence by `import` where a module needs both.
 """
 
 import contextlib
@@ -32,6 +32,10 @@ def _silent_stderr() -> Iterator[None]:
 def _start_tensorflow() -> None:
     """Imports TensorFlow and finds its devices, quietly."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # By itself TensorFlow takes these kernels only where the processor has the
+    # instructions of AVX512-VNNI or later; without them a training step of MobileNetV2
+    # with AVX2 alone takes twice the time.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _silent_stderr():
         import tensorflow as tf
 
