@@ -1,4 +1,4 @@
-"""A model with its weights from a name, a path or a URL."""
+"""A model with its weights, or these alone, from a name, a path or a URL."""
 
 import dataclasses
 import hashlib
@@ -101,6 +101,25 @@ def from_pretrained(
     else:
         _require_all_but_logits(report, prefix, model, config.num_classes)
     return model
+
+
+def find_weights(
+    name_path_or_url: str | os.PathLike, cache_dir: str | None = None
+) -> str:
+    """Returns what `load_tf1_checkpoint` takes: the prefix of a checkpoint.
+
+    Args:
+        name_path_or_url: As `from_pretrained` takes it; what has to be fetched is.
+        cache_dir: As in `from_pretrained`.
+
+    Raises:
+        UserError: if there is no such thing, it cannot be fetched, or it is damaged.
+    """
+    what = _spelled(name_path_or_url)
+    path = _located(what, _known(what), cache_folder(cache_dir))
+    if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
+        _, path = _of_export(path)
+    return tf1.resolve(path)
 
 
 def _adapted(

@@ -13,6 +13,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.pretrained import find_weights
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import doctor, sources, statistics
@@ -53,7 +54,8 @@ _TRAINING = {
     "hard_example_mining_step": "Steps over which hard-pixel mining sets in.",
     "top_k_percent_pixels": "Share of the hardest pixels in the loss.",
     "label_weights": "One weight per class.",
-    "tf_initial_checkpoint": "Checkpoint to start from, official or ours.",
+    "tf_initial_checkpoint": "Weights to start from: a checkpoint, official or ours, "
+    "an export, an archive or URL of one, or a name of the zoo.",
     "initialize_last_layer": "Whether the last layers are taken from it.",
     "log_steps": "Steps between two reports.",
     "save_interval_secs": "Seconds between two checkpoints.",
@@ -231,7 +233,8 @@ def _initialize(model: keras.Model, config: TrainConfig) -> tuple[str, ...]:
     excluded = ()
     if not config.initialize_last_layer:
         excluded = last_layer_scopes(config.last_layers_contain_logits_only)
-    report = tf1.load_tf1_checkpoint(model, config.tf_initial_checkpoint, excluded)
+    weights = find_weights(config.tf_initial_checkpoint)
+    report = tf1.load_tf1_checkpoint(model, weights, excluded)
     print(f"{config.tf_initial_checkpoint}: {report}")
     return tuple(n for n in statistics if n not in report.restored)
 
@@ -362,7 +365,7 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
     if experiment.train.tf_initial_checkpoint:
-        tf1.resolve(experiment.train.tf_initial_checkpoint)
+        find_weights(experiment.train.tf_initial_checkpoint)
     validation = _validation(values, experiment, preset)
     experiment = _examined(values, experiment, source)
     trainer, experiment = _trainer(experiment, values, preset, strategy)

@@ -14,7 +14,11 @@ from small_zoo import MODEL, REAL, pack, real_checkpoint, tiny_checkpoint
 import deeplab_tf
 from deeplab_tf.checkpoints import pretrained
 from deeplab_tf.checkpoints.restore import require_complete, tf1_variables
-from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint, save_tf1_checkpoint
+from deeplab_tf.checkpoints.tf1 import (
+    load_tf1_checkpoint,
+    read_variables,
+    save_tf1_checkpoint,
+)
 from deeplab_tf.checkpoints.zoo import ZOO
 from deeplab_tf.config import DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.errors import UserError
@@ -69,6 +73,24 @@ def test_the_real_checkpoint_by_its_name(voc_checkpoint, monkeypatch, tmp_path, 
     again = deeplab_tf.from_pretrained(REAL, output_stride=16)
     assert differing(again, tf1_variables(expected)) == set()
     assert again.model_config == ZOO[REAL].preset.model.at_output_stride(16)
+
+
+def test_weights_are_found_without_a_model(tiny, archive, tmp_path):
+    made = str(tmp_path / "made/model.ckpt-30000")
+    for what in ("tiny", str(archive), f"file://{archive}"):
+        found = pretrained.find_weights(what)
+        assert found.endswith(".extracted/some_folder/model.ckpt-30000")
+        arrays = read_variables(found)
+        assert all(np.array_equal(arrays[name], a) for name, a in tiny.items())
+    assert pretrained.find_weights(str(tmp_path / "made")) == made
+    assert pretrained.find_weights(made) == made
+    export = tmp_path / "export"
+    model = deeplab_tf.from_pretrained("tiny")
+    deeplab_tf.export_saved_model(model, str(export))
+    found = pretrained.find_weights(str(export))
+    assert found == str(export / "assets.extra/model.ckpt")
+    with pytest.raises(UserError, match="near it are tiny;"):
+        pretrained.find_weights("tinny")
 
 
 def test_a_repacked_archive_is_not_the_published_one(

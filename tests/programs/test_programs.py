@@ -17,6 +17,7 @@ import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
 from plain_records import record, write
+from small_zoo import tiny_checkpoint
 
 from deeplab_tf import UserError, flags
 from deeplab_tf.checkpoints.tf1 import read_variables
@@ -527,6 +528,23 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
         "logits/semantic/biases",
         "logits/semantic/weights",
     ]
+
+
+def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_path):
+    monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
+    published = tiny_checkpoint(monkeypatch, tmp_path)
+    out = run(
+        *("train", *TRAINING[:2], "--depth_multiplier=0.1", "--atrous_rates=6"),
+        *("--aspp_convs_filters=16", "--decoder_output_stride=4"),
+        *("--decoder_filters=16", "--tf_initial_checkpoint=tiny"),
+        *("--train_crop_size=33,33", "--train_batch_size=2", "--base_learning_rate=0"),
+        *("--training_number_of_steps=1", "--fine_tune_batch_norm=false"),
+        *(f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"),
+    )
+    assert f"tiny: {len(published)} restored" in out
+    tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
+    assert all(np.array_equal(tuned[name], a) for name, a in published.items())
+    assert read_experiment(str(tmp_path / "logs")).train.tf_initial_checkpoint == "tiny"
 
 
 def toy_preset():
