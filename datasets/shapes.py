@@ -445,15 +445,11 @@ def color_baseline(root, train_split="train", eval_split="test"):
 # Command line.
 
 
-def _parse(argv):
-    """Returns the flags in `argv`.
+FLAGS = flags.FlagValues()
 
-    Raises:
-        flags.Error: if a flag is unknown or has a value of the wrong kind.
-        UserError: if there is anything else on the command line.
-    """
-    values = flags.FlagValues()
-    define = {"flag_values": values}
+
+def _define() -> None:
+    define = {"flag_values": FLAGS}
     train, val, test, image_size, seed = write.__defaults__
     flags.DEFINE_boolean("help", False, "Show this help.", **define)
     flags.DEFINE_string("output_dir", None, "Folder to create.", **define)
@@ -464,10 +460,9 @@ def _parse(argv):
         "image_size", ",".join(map(str, image_size)), "Height,width.", **define
     )
     flags.DEFINE_integer("seed", seed, "Seed of all chance.", **define)
-    rest = values(argv)[1:]
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
-    return values
+
+
+_define()
 
 
 def _run(values):
@@ -484,13 +479,18 @@ def _run(values):
 
 
 def main(argv):
-    """Returns the exit status: 1, after one line of error, if nothing was written."""
+    """Returns the exit status: 1, after one line of error, if nothing was written.
+
+    Unlike the other programs this one does without TensorFlow, and so is there at once.
+    """
     try:
-        values = _parse(argv)
-        if values.help:
-            print(f"{__doc__}\nflags:\n{values.get_help()}")
+        rest = FLAGS(argv)[1:]
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+        if FLAGS.help:
+            print(f"{__doc__}\nflags:\n{FLAGS.get_help()}")
         else:
-            _run(values)
+            _run(FLAGS)
     except (UserError, flags.Error, OSError) as error:
         print(f"shapes: {' '.join(str(error).split())}", file=sys.stderr)
         return 1

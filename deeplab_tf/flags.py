@@ -149,8 +149,8 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     flags.DEFINE_string(
         "preset",
         None,
-        "Row of a paper or of the model zoo that stands for every flag not given, in "
-        "an export for those of the model; python -m deeplab_tf.presets lists them.",
+        "Ours: row of a paper or of the model zoo that stands for all flags not given, "
+        "in an export for those of the model; python -m deeplab_tf.presets lists them.",
         flag_values=values,
     )
     flags.DEFINE_enum(

@@ -15,6 +15,7 @@ from conftest import ROOT
 
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.data.videos import write_video
+from tools import documentation
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
@@ -59,6 +60,40 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     sbd = official_archives.sbd_files(["a", "d"], ["c"])
     official_archives.write_tar(folder / "benchmark.tgz", sbd)
     return folder
+
+
+def test_what_the_pages_take_from_the_code_is_of_today():
+    for path, text in documentation.pages().items():
+        outdated = path.read_text() != text
+        assert not outdated, f"{path.name}: run python tools/documentation.py"
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, *ROOT.glob("*.md")]:
+        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+            if "://" in target:
+                continue
+            name, _, anchor = target.partition("#")
+            path = (page.parent / name).resolve() if name else page
+            assert path.exists(), f"{page.name} links {target}"
+            if anchor and path.suffix == ".md":
+                assert anchor in anchors(path), f"{page.name} links {target}"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+    """Returns the names of a page's headings, as they are linked."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_a_link_needs_one_line_to_lead_to():
+    page = "[`BACKBONES`](../deeplab_tf/models/backbones/__init__.py#L1) and more"
+    line = documentation.with_line_numbers(page).split("#L")[1].partition(")")[0]
+    source = (ROOT / "deeplab_tf/models/backbones/__init__.py").read_text()
+    assert source.splitlines()[int(line) - 1] == "BACKBONES = {"
+    for text, times in (("resnet_v1_50", 4), ("resnet_v3", 0)):
+        with pytest.raises(ValueError, match=f"{text}' is {times} times in"):
+            documentation.with_line_numbers(page.replace("BACKBONES", text))
 
 
 def test_the_pages_hold_commands():

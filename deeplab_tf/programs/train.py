@@ -59,7 +59,7 @@ _TRAINING = {
     "initialize_last_layer": "Whether the last layers are taken from it.",
     "log_steps": "Steps between two reports.",
     "save_interval_secs": "Seconds between two checkpoints.",
-    "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
+    "save_interval_steps": "Ours: steps between two checkpoints; 0 is by time only.",
     "focal_gamma": "Ours: exponent of the focal loss; 0 is the cross-entropy.",
     "batch_norm": "Ours: auto, train, sync (over all replicas) or freeze; "
     "--fine_tune_batch_norm, where given, decides for auto.",
@@ -79,7 +79,7 @@ _AUGMENTATION = {
     "scale_factor_step_size": "Distance of the random scales; 0 is continuous.",
     "photometric_jitter": "Ours: largest relative change of brightness, contrast and "
     "saturation.",
-    "seed": "Seed of weights, order and augmentation.",
+    "seed": "Ours: seed of weights, order and augmentation.",
 }
 
 

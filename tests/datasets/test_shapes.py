@@ -212,6 +212,8 @@ def test_bad_settings_are_refused_before_anything_is_written(
 
 def run(capsys, *arguments):
     """Returns exit status, output lines and error lines of the program."""
+    for flag in shapes.FLAGS:
+        shapes.FLAGS[flag].unparse()
     status = shapes.main(["shapes", *arguments])
     captured = capsys.readouterr()
     return status, captured.out.splitlines(), captured.err.splitlines()

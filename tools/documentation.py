@@ -1,0 +1,164 @@
+"""Writes what the documentation takes from the code.
+
+    python tools/documentation.py
+
+That is all of docs/flags.md, and the line numbers of links such as
+[`aspp`](../deeplab_tf/models/aspp.py#L30) in docs/architecture.md, which follow the
+definition, or the only line with that text. tests/test_documentation.py tells when it
+has to be run again.
+"""
+
+import importlib
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # datasets/ is not installed
+
+import deeplab_tf.programs  # noqa: E402, F401  (TensorFlow without its notices)
+
+# How a program is called, and the module with its flags.
+PROGRAMS = {
+    "train.py": "deeplab_tf.programs.train",
+    "eval.py": "deeplab_tf.programs.eval",
+    "export.py": "deeplab_tf.programs.export",
+    "deeplab_tf.predict": "deeplab_tf.programs.predict",
+    "deeplab_tf.pretrain": "deeplab_tf.programs.pretrain",
+    "deeplab_tf.data.doctor": "deeplab_tf.programs.doctor",
+    "datasets.voc2012": "datasets.voc2012",
+    "datasets.cityscapes": "datasets.cityscapes",
+    "datasets.ade20k": "datasets.ade20k",
+    "datasets.coco_voc": "datasets.coco_voc",
+    "datasets.folder": "datasets.folder",
+    "datasets.shapes": "datasets.shapes",
+}
+# The programs that build a model of flags; what all of them have is told once.
+BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict")
+INTRODUCTION = """# Flags
+
+Written by `python tools/documentation.py` from the programs themselves, which tell the
+same with `--help`. "Ours" marks what the official programs do not have; other names,
+and unless [migration](migration.md) says otherwise their meanings and defaults, are the
+official ones. A list is written as `--train_crop_size=513,513` or as a flag that is
+given several times, a boolean as `--recompute`, `--norecompute` or `--recompute=false`.
+An unknown flag ends a program.
+"""
+_DEAD = "Without effect: "
+_REPEATED = "repeat this option to specify a list of values"
+_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
+
+
+def command(program: str) -> str:
+    """Returns what a user types to start a program."""
+    return f"python {program}" if program.endswith(".py") else f"python -m {program}"
+
+
+def flag_rows(program: str) -> dict[str, tuple[str, ...]]:
+    """Returns type, default and meaning of each flag, by its name."""
+    values = importlib.import_module(PROGRAMS[program]).FLAGS
+    return {name: _row(values[name]) for name in values}
+
+
+def _row(flag) -> tuple[str, ...]:
+    text = " ".join(flag.help.replace(_REPEATED, "").split()).removesuffix(";")
+    kind = flag.flag_type().split()[0].replace("multi", "list").replace("comma", "list")
+    choices = re.match(r"<([\w|]+)>: ", text)
+    if choices:
+        text = text.removeprefix(choices[0])
+        kind = choices[1].replace("|", ", ")
+    default = "" if flag.default is None else _spelled(flag.default)
+    return kind, default, text.replace("|", "\\|")
+
+
+def _spelled(value) -> str:
+    if isinstance(value, list):
+        value = ",".join(map(str, value))
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return f"`{text}`" if text else ""
+
+
+def flags_page() -> str:
+    """Returns the text of docs/flags.md."""
+    rows = {program: flag_rows(program) for program in PROGRAMS}
+    first, *others = (set(rows[program].items()) for program in BUILDERS)
+    shared = dict(first.intersection(*others))
+    alive = {name: row for name, row in shared.items() if not _is_dead(row)}
+    parts = [INTRODUCTION, _table("The model", f"Of {_listed(BUILDERS)}.", alive)]
+    dead = {}
+    for program, own in rows.items():
+        own = {name: row for name, row in own.items() if name not in shared}
+        dead |= {name: row for name, row in own.items() if _is_dead(row)}
+        living = {name: row for name, row in own.items() if name not in dead}
+        too = " Those of [the model](#the-model), too." if program in BUILDERS else ""
+        parts.append(_table(program, f"`{command(program)}`.{too}", living))
+    dead |= {name: row for name, row in shared.items() if _is_dead(row)}
+    parts.append(_dead_table(dead))
+    return "\n".join(parts)
+
+
+def _is_dead(row: tuple[str, ...]) -> bool:
+    return row[-1].startswith(_DEAD)
+
+
+def _listed(names) -> str:
+    *first, last = (f"`{command(name)}`" for name in names)
+    return f"{', '.join(first)} and {last}"
+
+
+def _table(title: str, text: str, rows: dict) -> str:
+    lines = [f"## {title}", "", text, "", "| flag | type | default | meaning |"]
+    lines += ["|---|---|---|---|"]
+    lines += [f"| `--{name}` | {' | '.join(rows[name])} |" for name in sorted(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _dead_table(rows: dict) -> str:
+    lines = ["## Without effect", ""]
+    lines += ["Official flags that are accepted, with a warning that says why.", ""]
+    lines += ["| flag | why |", "|---|---|"]
+    reasons = {name: row[-1].removeprefix(_DEAD) for name, row in rows.items()}
+    lines += [f"| `--{name}` | {reasons[name]} |" for name in sorted(reasons)]
+    return "\n".join(lines) + "\n"
+
+
+def with_line_numbers(page: str) -> str:
+    """Returns a page whose links into the code lead to the right lines.
+
+    Args:
+        page: Text with links of a name, or of a piece of code, to a line of a file.
+
+    Raises:
+        ValueError: if a file does not have it, or has the text several times.
+    """
+    return _LINK.sub(lambda link: _link(link[1], link[2]), page)
+
+
+def _link(text: str, path: str) -> str:
+    return f"[`{text}`](../{path}#L{_line(text, path)})"
+
+
+def _line(text: str, path: str) -> int:
+    lines = (ROOT / path).read_text().splitlines()
+    name = re.escape(text.rpartition(".")[2])
+    definition = re.compile(rf"\s*(def|class) {name}\b|{name}( =|:)")
+    found = [i for i, line in enumerate(lines, 1) if definition.match(line)]
+    found = found or [i for i, line in enumerate(lines, 1) if text in line]
+    if len(found) != 1:
+        raise ValueError(f"{text!r} is {len(found)} times in {path}; a link needs one")
+    return found[0]
+
+
+def pages() -> dict[pathlib.Path, str]:
+    """Returns what each page is to be."""
+    architecture = ROOT / "docs/architecture.md"
+    return {
+        ROOT / "docs/flags.md": flags_page(),
+        architecture: with_line_numbers(architecture.read_text()),
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text)
+        print(path.relative_to(ROOT))
