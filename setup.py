@@ -121,6 +121,7 @@ setup(
             "deeplab-eval = deeplab_tf.programs.eval:run",
             "deeplab-export = deeplab_tf.programs.export:run",
             "deeplab-predict = deeplab_tf.predict:run",
+            "deeplab-doctor = deeplab_tf.programs.doctor:run",
             "deeplab-pretrain = deeplab_tf.pretrain:run",
         ]
     },

@@ -7,12 +7,18 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
+SCRIPTS_OF_THE_WHEEL = [
+    *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-predict"),
+    *("deeplab-pretrain", "deeplab-train"),
+]
 # What the scripts call besides Python; a fake PATH has these and nothing else.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]
 TOOLS += ["touch", "tr", "cat"]
@@ -285,21 +291,57 @@ def test_every_constraint_is_exact():
     assert {"tensorflow", "keras", "numpy", "protobuf", "tf2onnx"} <= names
 
 
-def test_wheel_holds_the_package_alone(tmp_path):
+def tracked_files():
+    """Returns the paths in the repository, below its root."""
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        pytest.skip("no git checkout")
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.splitlines()
+    return {name for name in listed if (ROOT / name).is_file()}
+
+
+def build(kind, source, folder):
+    """Builds an "sdist" or a "wheel" without the network; returns its path."""
+    script = "import sys; from setuptools import build_meta as b; "
+    script += f"print(b.build_{kind}(sys.argv[1]), end='')"
+    command = [sys.executable, "-W", "ignore", "-c", script, folder]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / done.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """A source archive of what is in the repository."""
+    source = tmp_path_factory.mktemp("source")
+    for name in tracked_files():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, source / name)
+    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """A wheel of that archive."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    shutil.unpack_archive(sdist, folder, filter="data")
+    [source] = folder.iterdir()
+    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+
+
+def test_source_archive_holds_the_repository(sdist):
+    with tarfile.open(sdist) as archive:
+        members = [member.name for member in archive if member.isfile()]
+    held = {name.partition("/")[2] for name in members}
+    made = {"PKG-INFO", "setup.cfg"}
+    held = {name for name in held - made if ".egg-info/" not in name}
+    assert held == tracked_files()
+
+
+def test_wheel_holds_the_package_alone(wheel):
     """A top-level `datasets` would shadow the one of Hugging Face."""
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ["setup.py", "pyproject.toml", "LICENSE"]:
-        shutil.copy(ROOT / name, source)
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ["deeplab_tf", "datasets", "tests", "benchmarks", "tools"]:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps"]
-    command += ["--no-build-isolation", "--wheel-dir", tmp_path, source]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    [wheel] = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [entry_points] = [n for n in names if n.endswith("entry_points.txt")]
@@ -309,7 +351,77 @@ def test_wheel_holds_the_package_alone(tmp_path):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "deeplab_tf").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
-    assert "deeplab-train = deeplab_tf.programs.train:run" in scripts
+    assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A function that runs a script of the wheel, installed beside a foreign package
+    named `datasets`, in a folder outside of the checkout; the folder is its last part.
+    """
+    folder = tmp_path_factory.mktemp("elsewhere")
+    environment = folder / "environment"
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", environment], check=True
+    )
+    [packages] = environment.glob("lib/python*/site-packages")
+    # The requirements, without the editable installation: no .pth is read in there.
+    (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    (packages / "datasets").mkdir()
+    (packages / "datasets/__init__.py").write_text('FOREIGN = "yes"\n')
+    command = [sys.executable, "-m", "pip", "--python", environment / "bin/python"]
+    command += ["install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, check=True)
+    apart = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+
+    def run(script, *arguments):
+        done = subprocess.run(
+            [environment / "bin" / script, *arguments],
+            cwd=folder,
+            env=apart,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run, folder
+
+
+@pytest.mark.slow
+def test_scripts_of_the_wheel_run_outside_of_the_checkout(
+    installed, tiny_records, voc_root
+):
+    run, folder = installed
+    where = "import datasets, deeplab_tf; print(datasets.FOREIGN, deeplab_tf.__file__)"
+    shown = run("python", "-c", where).split()
+    assert shown[0] == "yes" and shown[1].startswith(str(folder / "environment"))
+    done = {"deeplab-doctor": run("deeplab-doctor", f"--dataset_dir={tiny_records}")}
+    assert "safe to train" in done["deeplab-doctor"]
+    done["deeplab-train"] = run(
+        *("deeplab-train", "--depth_multiplier=0.1", "--train_crop_size=33,33"),
+        *("--train_batch_size=2", "--training_number_of_steps=1"),
+        *(f"--dataset_dir={tiny_records}", "--train_logdir=logs"),
+    )
+    assert "logs: 1 steps" in done["deeplab-train"]
+    done["deeplab-eval"] = run(
+        *("deeplab-eval", "--checkpoint_dir=logs", f"--dataset_dir={tiny_records}"),
+        "--eval_logdir=eval",
+    )
+    assert (folder / "eval/report.html").exists()
+    done["deeplab-export"] = run(
+        "deeplab-export", "--checkpoint_path=logs", "--export_path=exported"
+    )
+    photo = sorted((voc_root / "JPEGImages").glob("*.jpg"))[0]
+    done["deeplab-predict"] = run(
+        *("deeplab-predict", "--model=exported", f"--images={photo}"),
+        "--output_dir=pictures",
+    )
+    assert (folder / f"pictures/{photo.stem}_overlay.png").exists()
+    # A data set of tensorflow-datasets needs its name: tests/programs/test_pretrain.py.
+    done["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
+    assert "--learning_rate_decay_epochs" in done["deeplab-pretrain"]
+    assert sorted(done) == sorted(SCRIPTS_OF_THE_WHEEL)
 
 
 # Imports the dependencies and every module, then prints what the process has loaded.
