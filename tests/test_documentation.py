@@ -1,11 +1,13 @@
 """Every command and every Python block of README and docs runs as written."""
 
+import json
 import os
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import official_archives
@@ -18,18 +20,21 @@ from deeplab_tf.data.videos import write_video
 from tools import documentation
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Followed line by line, with its trainings as long as they are there.
+OWN_DATA = ROOT / "docs/own_data.md"
+TOGETHER = [page for page in PAGES if page != OWN_DATA]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
 # Tested by tests/test_demo.py and by whoever runs this; they install packages.
 SCRIPTS = ("./demo.sh", "./test.sh", "pip install")
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, pages=TOGETHER) -> list[str]:
     pattern = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
-    return [block for page in PAGES for block in pattern.findall(page.read_text())]
+    return [block for page in pages for block in pattern.findall(page.read_text())]
 
 
-def commands() -> list[str]:
-    lines = "\n".join(blocks("bash")).replace("\\\n", " ").splitlines()
+def commands(pages=TOGETHER) -> list[str]:
+    lines = "\n".join(blocks("bash", pages)).replace("\\\n", " ").splitlines()
     return [line for line in lines if line and not line.startswith(SCRIPTS)]
 
 
@@ -38,8 +43,7 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     """A folder as the docs suppose it, with real images and weights, and other data
     sets in small."""
     folder = tmp_path_factory.mktemp("docs")
-    for name in ("benchmarks", "datasets", "train.py", "eval.py", "export.py"):
-        (folder / name).symlink_to(ROOT / name)
+    link_programs(folder)
     (folder / "VOCdevkit").symlink_to(voc_root.parent)
     (folder / CHECKPOINT).symlink_to(pathlib.Path(voc_checkpoint).parent)
     (folder / "photos").mkdir()
@@ -60,6 +64,22 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     sbd = official_archives.sbd_files(["a", "d"], ["c"])
     official_archives.write_tar(folder / "benchmark.tgz", sbd)
     return folder
+
+
+def link_programs(folder: pathlib.Path) -> None:
+    """Makes a folder look like the checkout to whoever starts programs in it."""
+    for name in ("benchmarks", "datasets", "train.py", "eval.py", "export.py"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+def run_shell(command: str, folder: pathlib.Path) -> None:
+    command = command.replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, cwd=folder, check=True, env=environment())
+
+
+def run_python(source: str, folder: pathlib.Path) -> None:
+    command = [sys.executable, "-c", source]
+    subprocess.run(command, cwd=folder, check=True, env=environment())
 
 
 def test_what_the_pages_take_from_the_code_is_of_today():
@@ -125,8 +145,7 @@ def test_every_command_runs(workplace):
         short = re.sub(r"(--train_batch_size)=\d+", r"\1=2", short)
         short = re.sub(r"(benchmarks\.\S+)", r"\1 --turns=1 --images=64", short)
         short = re.sub(r"(--sbd_archive=\S+)", r"\1 --official_sizes=false", short)
-        short = short.replace("python", sys.executable, 1)
-        subprocess.run(short, shell=True, cwd=workplace, check=True, env=environment())
+        run_shell(short, workplace)
     assert (workplace / "eval/metrics.json").exists()
     for name in ("overview.png", "drive_overlay.mp4"):
         assert (workplace / "pictures" / name).exists()
@@ -141,9 +160,42 @@ def test_every_python_block_runs(workplace):
     sources = blocks("python")
     assert sources
     for source in sources:
-        subprocess.run(
-            [sys.executable, "-c", source], cwd=workplace, check=True, env=environment()
-        )
+        run_python(source, workplace)
+
+
+@pytest.fixture
+def own_data(camvid, voc_checkpoint, tmp_path) -> pathlib.Path:
+    """A checkout with 40 real photographs, masks and classes of other names."""
+    link_programs(tmp_path)
+    # By this name it is taken before the zoo's, which needs the network.
+    checkpoint = tmp_path / "mobilenetv2_coco_voc_trainval"
+    checkpoint.symlink_to(pathlib.Path(voc_checkpoint).parent)
+    data = tmp_path / "my_data"
+    for folder in ("images", "masks"):
+        (data / folder).mkdir(parents=True)
+    for photo in sorted((camvid / "train").iterdir())[::9][:40]:
+        shutil.copy(photo, data / "images")
+        shutil.copy(camvid / f"trainannot/{photo.stem}.png", data / "masks")
+    names = "heaven house post street footpath plant board barrier vehicle person rider"
+    (data / "classes.txt").write_text("\n".join(names.split()) + "\n")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_own_data_becomes_a_served_model_line_by_line(own_data):
+    began = time.monotonic()
+    for command in commands([OWN_DATA]):
+        run_shell(command, own_data)
+    (served,) = blocks("python", [OWN_DATA])
+    run_python(served, own_data)
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    metrics = json.loads((own_data / "eval_my_data/metrics.json").read_text())
+    assert "heaven" in metrics["iou_per_class"]
+    print(f"mIoU {metrics['miou']:.3f}")
+    # Of sky, buildings and road alone it could not be more than 3 / 11.
+    assert metrics["miou"] > 0.35
+    assert (own_data / "eval_my_data/report.html").exists()
+    assert (own_data / "pictures_my_data/overview.png").exists()
 
 
 def environment() -> dict[str, str]:
