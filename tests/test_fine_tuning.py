@@ -1,6 +1,8 @@
 """The official checkpoint fine-tuned on real images, from records to pictures."""
 
+import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -11,6 +13,8 @@ from conftest import ROOT
 from PIL import Image
 
 import deeplab_tf
+from deeplab_tf.data.info import dataset_info
+from deeplab_tf.presets import find_preset
 from deeplab_tf.training import losses
 
 STEPS = 300
@@ -33,6 +37,43 @@ def loss_on(checkpoint: str, batches) -> float:
             for images, labels in batches
         ]
     )
+
+
+@pytest.fixture
+def camvid_records(camvid, tmp_path):
+    """TFRecords of the real images of train and val."""
+    info = tmp_path / "info.json"
+    info.write_text(json.dumps(dataclasses.asdict(dataset_info("camvid"))))
+    for split in ("train", "val"):
+        run(
+            *("-m", "datasets.folder", f"--image_dir={camvid}/{split}"),
+            *(f"--label_dir={camvid}/{split}annot", f"--classes={info}"),
+            *(f"--split={split}", f"--output_dir={tmp_path}/camvid"),
+        )
+    return f"{tmp_path}/camvid"
+
+
+@pytest.mark.slow
+def test_the_first_steps_of_the_camvid_preset_are_as_expected(
+    camvid_records, voc_checkpoint, tmp_path
+):
+    step, expected = find_preset("camvid_mobilenetv2").canaries[0]
+    command = [sys.executable, "train.py", "--preset=camvid_mobilenetv2"]
+    command += [f"--dataset_dir={camvid_records}", f"--train_logdir={tmp_path}/logs"]
+    command += [f"--tf_initial_checkpoint={voc_checkpoint}"]
+    # The recipe's own length: with another one it would be another recipe.
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as training:
+        lines = []
+        for line in training.stdout:
+            lines.append(line)
+            if f"step {step}: " in line:
+                break
+        training.terminate()
+    assert re.search(
+        rf"step {step}: mIoU 0\.\d+, .*as expected \({expected:.2f}\)", lines[-1]
+    ), lines[-5:]
 
 
 @pytest.mark.slow
