@@ -190,11 +190,10 @@ def test_own_data_becomes_a_served_model_line_by_line(own_data):
     run_python(served, own_data)
     print(f"{(time.monotonic() - began) / 60:.1f} minutes")
     metrics = json.loads((own_data / "eval_my_data/metrics.json").read_text())
-    assert "heaven" in metrics["iou_per_class"]
     print(f"mIoU {metrics['miou']:.3f}")
     # Of sky, buildings and road alone it could not be more than 3 / 11.
     assert metrics["miou"] > 0.35
-    assert (own_data / "eval_my_data/report.html").exists()
+    assert "heaven" in (own_data / "eval_my_data/report.html").read_text()
     assert (own_data / "pictures_my_data/overview.png").exists()
 
 
