@@ -10,6 +10,8 @@ from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
+_Config = typing.TypeVar("_Config")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -50,7 +52,7 @@ class DataConfig:
     bootstrap_classes: tuple[str, ...] = ()
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             min(self.crop_size) > 0,
@@ -184,7 +186,7 @@ class TrainConfig:
     eval_interval_steps: int = 0
     early_stop_evals: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             self.training_number_of_steps > 0,
@@ -264,7 +266,7 @@ class EvalConfig:
     window_size: tuple[int, int] | None = None
     memory_limit_mb: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             bool(self.eval_scales) and min(self.eval_scales) > 0,
@@ -301,7 +303,7 @@ class Experiment:
     info: DatasetInfo | None = None
     format_version: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.format_version == 1,
             f"format_version {self.format_version} is of a newer deeplab_tf; "
@@ -325,7 +327,7 @@ class Experiment:
             raise UserError(f"{source} describes no experiment: {error}") from error
 
 
-def _from_dict(cls, values):
+def _from_dict(cls: type[_Config], values: dict) -> _Config:
     """Returns a dataclass of the nested dictionaries that `asdict` made of it."""
     hints = typing.get_type_hints(cls)
     unknown = set(values) - set(hints)
@@ -334,12 +336,13 @@ def _from_dict(cls, values):
     return cls(**{k: _from_value(hints[k], v) for k, v in values.items()})
 
 
-def _from_value(hint, value):
+def _from_value(hint: typing.Any, value: typing.Any) -> typing.Any:
+    """Returns a field of the hinted type, of what JSON made of it."""
     if value is None:
         return None
     if isinstance(hint, types.UnionType):
         hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _from_dict(hint, value)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]

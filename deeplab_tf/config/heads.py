@@ -24,7 +24,7 @@ class CellBranch:
     rate: tuple[int, int] = (1, 1)
     grid_size: tuple[int, int] = (1, 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             self.op in ("conv", "pyramid_pooling"),
@@ -86,7 +86,7 @@ class ContextConfig:
     hard_sigmoid: bool = False
     dense_prediction_cell: tuple[CellBranch, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             all(rate > 0 for rate in self.rates or ()),
@@ -151,7 +151,7 @@ class DecoderConfig:
     sum_merge: bool = False
     outputs_logits: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         strides = [4] if self.output_strides is None else list(self.output_strides)
         require(

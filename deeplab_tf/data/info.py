@@ -20,13 +20,11 @@ def voc_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     Bit `3 j + c` of the index is bit `7 - j` of channel `c` (VOC devkit,
     `VOCcolormap.m`).
     """
-    return tuple(
-        tuple(
-            sum((index >> (3 * j + c) & 1) << (7 - j) for j in range(8))
-            for c in range(3)
-        )
-        for index in range(count)
-    )
+
+    def channel(index: int, c: int) -> int:
+        return sum((index >> (3 * j + c) & 1) << (7 - j) for j in range(8))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +59,7 @@ class DatasetInfo:
     class_image_pixels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     content_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.class_names, str):
             raise UserError(
                 f"class_names must be a list of names; received {self.class_names!r}"
