@@ -309,6 +309,7 @@ def test_wheel_holds_the_package_alone(tmp_path):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "deeplab_tf").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
+    assert "deeplab_tf/py.typed" in names
     assert "deeplab-train = deeplab_tf.programs.train:run" in scripts
 
 
