@@ -283,12 +283,17 @@ def predict_labels(
 ) -> np.ndarray:
     """Returns the most probable class of every pixel, int32 `[b, h, w]`.
 
+    Of several views the probabilities are averaged (DeepLabv3, 1706.05587, Sec. 4).
+
     Args:
         model: A model of `build_model`.
         images: RGB 0..255, `[batch, height, width, 3]`, of any size.
         scales: Scales whose probabilities are averaged; the papers use 0.5 to
             1.75 in steps of 0.25.
         flip: Whether every scale is also seen mirrored.
+
+    Raises:
+        UserError: for scales that are not positive.
     """
     predictor = Predictor(model, scales, flip)
     return predictor.labels(tf.convert_to_tensor(images)).numpy()

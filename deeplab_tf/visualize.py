@@ -48,7 +48,7 @@ def overlay(
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
-        labels: Class ids `[height, width]`.
+        labels: Class ids `[height, width]`, 0..255; the ignored one has a colour too.
         info: Names and colours of the classes.
         opacity: Share of the class colour in the mixture, 0..1.
     """

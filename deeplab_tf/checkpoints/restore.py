@@ -208,7 +208,15 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
 
 
 def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`."""
+    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`.
+
+    Args:
+        model: A model of `build_model`.
+
+    Returns:
+        Float32 arrays in the shapes that TF1 keeps, which are Keras': kernels `[height,
+        width, channels, filters]`, depthwise ones `[height, width, channels, 1]`.
+    """
     return {
         name: keras.ops.convert_to_numpy(variable)
         for name, variable in official_variables(model).items()

@@ -160,6 +160,9 @@ def load_tf1_checkpoint(
         prefix: Prefix or folder of the checkpoint, or a frozen graph.
         exclude: Scopes (prefixes of names) to leave as they are.
 
+    Returns:
+        Which names were restored, skipped, missing and unexpected.
+
     Raises:
         UserError: if there is no such checkpoint, or it is of another
             architecture.
@@ -169,7 +172,12 @@ def load_tf1_checkpoint(
 
 
 def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
-    """Writes the weights as a checkpoint that the official code reads."""
+    """Writes the weights as a checkpoint that the official code reads.
+
+    Args:
+        model: A model of `build_model`.
+        prefix: Path of its files without their endings; the folder is made.
+    """
     arrays = tf1_variables(model)
     tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
     tf.raw_ops.SaveV2(

@@ -16,6 +16,9 @@ class CellBranch:
         rate: Atrous rates of a 3x3 convolution, vertical and horizontal, at
             output stride 16.
         grid_size: Rows and columns into which pooling divides the image.
+
+    Raises:
+        UserError: for a value that cannot be.
     """
 
     op: str
@@ -70,7 +73,10 @@ class ContextConfig:
             instead of joining them (LR-ASPP, 1905.02244, Fig. 10).
         hard_sigmoid: Whether that gate is made of straight pieces.
         dense_prediction_cell: The branches that replace the ASPP, of the depth
-            256; () is the ASPP.
+            256 (1809.04184); () is the ASPP.
+
+    Raises:
+        UserError: for a value or a combination that cannot be; names the flag.
     """
 
     rates: tuple[int, ...] | None = None
@@ -140,6 +146,9 @@ class DecoderConfig:
             convolution, instead of joined (1905.02244, Fig. 10).
         outputs_logits: Whether the decoder gives the logits: its convolutions
             are linear then, and the logits layer is left out.
+
+    Raises:
+        UserError: for a value or a combination that cannot be; names the flag.
     """
 
     output_strides: tuple[int, ...] | None = None

@@ -238,6 +238,9 @@ class ModelConfig:
         Args:
             output_stride: 8, 16 or 32, or a larger one of a cascade; atrous rates
                 scale along.
+
+        Raises:
+            UserError: for another stride, or rates without a whole counterpart.
         """
         self._require_output_stride(output_stride)
         rates = _scaled_rates(self.atrous_rates, self.output_stride, output_stride)
@@ -266,6 +269,12 @@ class ModelConfig:
         """Returns this config with the given official flags laid over it.
 
         A new output stride scales the atrous rates along unless they are given.
+
+        Args:
+            flags: As in `from_official_flags`.
+
+        Raises:
+            UserError: for a name or value that is not known.
         """
         fields: dict = {}
         for name, value in flags.items():

@@ -46,6 +46,10 @@ class DatasetInfo:
             split; with `class_pixels` they give the class frequencies.
         content_hashes: By split, a hash over names and pixels that does not depend
             on the order of the images.
+
+    Raises:
+        UserError: for a value that cannot be, or colours that are not as many as the
+            classes.
     """
 
     name: str
@@ -106,6 +110,10 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, text: str, source: str = "dataset_info.json") -> "DatasetInfo":
         """Returns the info that `to_json` wrote.
+
+        Args:
+            text: What the file holds.
+            source: What to call the file in an error.
 
         Raises:
             UserError: if the text is not such a description; names `source`.
@@ -262,6 +270,9 @@ DATASETS = {
 
 def dataset_info(name: str) -> DatasetInfo:
     """Returns the description of a dataset known by name.
+
+    Args:
+        name: As in `--dataset`, such as `pascal_voc_seg`.
 
     Raises:
         UserError: if the name is unknown; lists the known ones.

@@ -241,7 +241,8 @@ def load_dataset(
     """Returns batches of images and labels.
 
     Args:
-        config: Where the records are and how a sample is made.
+        config: Where the records are and how a sample is made; training crops, scales
+            and mirrors as DeepLabv3 (1706.05587, Sec. 4.1) does.
         split: Official name of the split; `trainaug` is `train_aug`.
         training: Whether samples are shuffled, augmented to the crop size and
             repeated for ever. Otherwise every image comes once, at its own size.

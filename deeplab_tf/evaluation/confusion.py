@@ -110,6 +110,8 @@ class MeanIoU(keras.metrics.Metric):
     Args:
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
+        name: Name of the metric.
+        **kwargs: Passed to `keras.metrics.Metric`.
     """
 
     def __init__(
@@ -132,7 +134,17 @@ class MeanIoU(keras.metrics.Metric):
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
     ) -> None:
-        """Counts labels `[b, h, w]` or `[b, h, w, 1]` against logits."""
+        """Counts labels against logits of the same height and width.
+
+        Args:
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
+            y_pred: Scores `[batch, height, width, num_classes]`, logits or
+                probabilities.
+            sample_weight: None, the only weight there is.
+
+        Raises:
+            ValueError: for a weight.
+        """
         if sample_weight is not None:
             raise ValueError("MeanIoU weighs all pixels alike; use ignore_label")
         self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
@@ -145,7 +157,7 @@ class MeanIoU(keras.metrics.Metric):
         self.counts.assign_add(counts)
 
     def result(self) -> Tensor:
-        """Returns the mean over classes that occur in truth or prediction."""
+        """Returns the mean, 0..1, over classes that occur in truth or prediction."""
         counts = ops.cast(self.counts, "float32")
         hits = ops.diagonal(counts)
         union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits

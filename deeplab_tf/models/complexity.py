@@ -118,9 +118,11 @@ def multiply_adds(
 ) -> int:
     """Returns the multiply-adds that labelling one image takes.
 
+    DeepLabv3+ (1802.02611) prints them in billions, in Tables 3 and 5.
+
     Args:
         config: The model, at the output stride of the evaluation.
-        crop_size: Height and width of the image.
+        crop_size: Height and width of the image, in pixels.
         convention: "exact" counts every product of a kernel once; "tf1" what TF1
             computed, whose atrous convolutions pad each phase; "profiler" what
             the papers print: "tf1" and half of the other operations that TF1's

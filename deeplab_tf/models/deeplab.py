@@ -217,7 +217,7 @@ def build_model(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> keras.Model:
-    """Returns a DeepLab network as a functional Keras model.
+    """Returns a DeepLab network as a functional Keras model (1802.02611, Fig. 2).
 
     It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
     gives float32 logits `[batch, height, width, num_classes]`. The layer named
@@ -226,7 +226,7 @@ def build_model(
 
     Args:
         config: What to build; kept as `model.model_config`.
-        image_size: Fixed height and width; None leaves them open.
+        image_size: Fixed height and width, in pixels; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)

@@ -169,11 +169,17 @@ def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 class SegmentationLoss(keras.losses.Loss):
     """`segmentation_loss` for `compile`; logits are resized to the labels.
 
+    The labels keep their resolution, for their details are lost when they shrink
+    (DeepLabv3, 1706.05587, Sec. 4.1).
+
     Args:
         ignore_label: Label of pixels without loss.
         label_weights: One weight per class; () weighs all alike.
         share: Share (0..1] of the hardest pixels kept.
-        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4); 0 is the
+            cross-entropy.
+        name: Name of the loss.
+        **kwargs: Passed to `keras.losses.Loss`.
     """
 
     def __init__(
@@ -192,7 +198,12 @@ class SegmentationLoss(keras.losses.Loss):
         self.focal_gamma = focal_gamma
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Returns the scalar loss of labels `[b, h, w(, 1)]` against logits."""
+        """Returns the scalar loss of labels against logits.
+
+        Args:
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
+            y_pred: Logits `[batch, any height, any width, num_classes]`.
+        """
         logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
         return segmentation_loss(y_true, logits, **self._options())
 
