@@ -98,6 +98,8 @@ EXTRAS_REQUIRE = {
         "pytest>=8.0",
         # Formats and lints; a new ruff may format differently, so constraints.txt pins.
         "ruff>=0.17",
+        # Checks the hints of the public modules; new releases find other faults.
+        "mypy>=2.0",
         # Builds the wheel that tests/test_packaging.py opens, without the network.
         "setuptools>=77",
     ],
@@ -113,6 +115,8 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["deeplab_tf", "deeplab_tf.*"]),
+    # Tells type checkers that the public names have hints.
+    package_data={"deeplab_tf": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={

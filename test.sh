@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Lints and tests: ./test.sh [--all] [pytest options]
+# Lints, checks types and tests: ./test.sh [--all] [pytest options]
 # With --all also the slow tests and those that need the extras.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
@@ -22,4 +22,5 @@ if [[ "$extras" == *robustness* ]]; then
 fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
+.venv/bin/python -m mypy
 exec .venv/bin/python -m pytest ${selection[@]+"${selection[@]}"} "$@"

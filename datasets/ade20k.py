@@ -14,6 +14,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
+from datasets.pairs import require_pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
@@ -64,12 +65,12 @@ def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample
     labels = {path.stem: path for path in sorted(label_dir.glob("*.png"))}
     if not images:
         raise UserError(f"{image_dir} has no *.jpg")
-    for stem in sorted(images.keys() ^ labels.keys()):
-        if stem in images:
-            missing = label_dir / f"{stem}.png"
-            raise UserError(f"{images[stem]} has no label {missing}")
-        missing = image_dir / f"{stem}.jpg"
-        raise UserError(f"{labels[stem]} has no image {missing}")
+    require_pairs(
+        images,
+        labels,
+        lambda stem: image_dir / f"{stem}.jpg",
+        lambda stem: label_dir / f"{stem}.png",
+    )
     return [
         conversion.Sample(
             stem, image, labels[stem], functools.partial(read, labels[stem])

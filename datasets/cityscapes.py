@@ -15,6 +15,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
+from datasets.pairs import require_pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
@@ -92,12 +93,12 @@ def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample
     labels = _by_stem(label_dir, label_suffix)
     if not images:
         raise UserError(f"{image_dir} has no <city>/*{image_suffix}")
-    for stem in sorted(images.keys() ^ labels.keys()):
-        if stem in images:
-            missing = label_dir / f"{stem}{label_suffix}"
-            raise UserError(f"{images[stem]} has no label {missing}")
-        missing = image_dir / f"{stem}{image_suffix}"
-        raise UserError(f"{labels[stem]} has no image {missing}")
+    require_pairs(
+        images,
+        labels,
+        lambda stem: image_dir / f"{stem}{image_suffix}",
+        lambda stem: label_dir / f"{stem}{label_suffix}",
+    )
     return [
         conversion.Sample(
             image.name.removesuffix(image_suffix),

@@ -5,6 +5,7 @@ where TensorFlow is absent.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -41,13 +42,53 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
+if TYPE_CHECKING:
+    # The names of `_HOME` once more: type checkers do not run the function below, and
+    # would take any name for one of ours if they saw it.
+    from deeplab_tf.checkpoints.pretrained import from_pretrained as from_pretrained
+    from deeplab_tf.checkpoints.restore import (
+        load_tf1_variables as load_tf1_variables,
+        tf1_variables as tf1_variables,
+    )
+    from deeplab_tf.checkpoints.tf1 import (
+        load_tf1_checkpoint as load_tf1_checkpoint,
+        save_tf1_checkpoint as save_tf1_checkpoint,
+    )
+    from deeplab_tf.config import (
+        ContextConfig as ContextConfig,
+        DataConfig as DataConfig,
+        DecoderConfig as DecoderConfig,
+        EvalConfig as EvalConfig,
+        Experiment as Experiment,
+        ModelConfig as ModelConfig,
+        TrainConfig as TrainConfig,
+    )
+    from deeplab_tf.data.info import (
+        DatasetInfo as DatasetInfo,
+        dataset_info as dataset_info,
+    )
+    from deeplab_tf.data.pipeline import load_dataset as load_dataset
+    from deeplab_tf.errors import UserError as UserError
+    from deeplab_tf.evaluation.confusion import MeanIoU as MeanIoU
+    from deeplab_tf.evaluation.evaluator import evaluate as evaluate
+    from deeplab_tf.inference import predict_labels as predict_labels
+    from deeplab_tf.models.complexity import multiply_adds as multiply_adds
+    from deeplab_tf.models.deeplab import build_model as build_model
+    from deeplab_tf.serving.formats import load_artefact as load_artefact
+    from deeplab_tf.serving.onnx_file import export_onnx as export_onnx
+    from deeplab_tf.serving.saved_model import export_saved_model as export_saved_model
+    from deeplab_tf.serving.tflite_export import export_tflite as export_tflite
+    from deeplab_tf.training.losses import SegmentationLoss as SegmentationLoss
+    from deeplab_tf.training.trainer import Trainer as Trainer
+    from deeplab_tf.visualize import overlay as overlay
+else:
 
-def __getattr__(name: str):
-    """Returns a public name from the module that defines it."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
-    return getattr(module, name)
+    def __getattr__(name: str) -> object:
+        """Returns a public name from the module that defines it."""
+        if name not in _HOME:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+        return getattr(module, name)
 
 
 def __dir__() -> list[str]:

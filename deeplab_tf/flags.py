@@ -7,7 +7,7 @@ imported into one process. Lists are read as `513,513` and as a repeated flag.
 import dataclasses
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from absl import flags
 
@@ -19,6 +19,7 @@ from deeplab_tf.config import (
     parse_size,
     parsed,
 )
+from deeplab_tf.config.checks import Dataclass
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset, find_preset
 
@@ -84,7 +85,7 @@ _MODEL = (
     ),
 )
 
-_DEFINE = {
+_DEFINE: dict[str, Callable] = {
     "string": flags.DEFINE_string,
     "integer": flags.DEFINE_integer,
     "float": flags.DEFINE_float,
@@ -131,7 +132,6 @@ _DEAD = {
         **_ONLY_TRAINING,
     },
 }
-_QUANTIZATION = "quantize_delay_step"
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _CELL = "dense_prediction_cell_json"
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
@@ -161,7 +161,10 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        _QUANTIZATION, -1, "Quantisation-aware: not offered.", flag_values=values
+        "quantize_delay_step",
+        -1,
+        "Quantisation-aware: not offered.",
+        flag_values=values,
     )
     for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
         _DEFINE[kind](name, None, f"Without effect: {text}.", flag_values=values)
@@ -204,7 +207,10 @@ def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
 
 
 def define_fields(
-    values: flags.FlagValues, config, help_of: dict[str, str], prefix: str = ""
+    values: flags.FlagValues,
+    config: type[Dataclass],
+    help_of: dict[str, str],
+    prefix: str = "",
 ) -> None:
     """Defines one flag per named field of a config, with the field's default.
 
@@ -230,7 +236,10 @@ def define_fields(
 
 
 def field_values(
-    values: flags.FlagValues, names: Iterable[str], base=None, prefix: str = ""
+    values: flags.FlagValues,
+    names: Iterable[str],
+    base: Dataclass | None = None,
+    prefix: str = "",
 ) -> dict:
     """Returns the values of such flags, lists as tuples of numbers.
 
@@ -262,7 +271,7 @@ def chosen_preset(values: flags.FlagValues) -> Preset | None:
 def split_value(values: flags.FlagValues, name: str, preset: Preset | None) -> str:
     """Returns the value of a split flag, else the preset's split of that name."""
     if preset is None or values[name].present:
-        return values[name].value
+        return getattr(values, name)
     return getattr(preset, name)
 
 
@@ -286,10 +295,11 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
     for name, (_, text) in (_DEAD["common"] | _DEAD[program]).items():
         if values[name].present:
             print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
-    if values[_QUANTIZATION].value >= 0:
+    delay = values.quantize_delay_step
+    if delay >= 0:
         raise UserError(
-            f"--{_QUANTIZATION}={values[_QUANTIZATION].value}: quantisation-aware "
-            "training is not offered; it must be -1"
+            f"--quantize_delay_step={delay}: quantisation-aware training is not "
+            "offered; it must be -1"
         )
 
 
@@ -312,7 +322,9 @@ def model_config(
     Raises:
         UserError: for values that cannot be.
     """
-    given = {name: values[name].value for name, *_ in _MODEL if values[name].present}
+    given: dict = {
+        name: values[name].value for name, *_ in _MODEL if values[name].present
+    }
     if given.get(_CELL):
         given[_CELL] = _content_or_name(given[_CELL])
     if num_classes is not None:
@@ -343,14 +355,17 @@ def _content_or_name(path: str) -> str:
         return file.read() or "[]"
 
 
-def _field(config, path: str):
+def _field(config: object, path: str) -> object:
     for name in path.split("."):
         config = getattr(config, name)
     return config
 
 
 def data_config(
-    values: flags.FlagValues, model: ModelConfig, base: DataConfig | None, **fields
+    values: flags.FlagValues,
+    model: ModelConfig,
+    base: DataConfig | None,
+    **fields: typing.Any,
 ) -> DataConfig:
     """Returns the data config of the dataset flags, with other fields given.
 
@@ -367,4 +382,4 @@ def data_config(
 
 def dataset_fallback(preset: Preset | None) -> str:
     """Returns the dataset where neither flag nor records tell it."""
-    return preset.data.dataset if preset else "pascal_voc_seg"
+    return (preset and preset.data.dataset) or "pascal_voc_seg"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import at_image_scale
@@ -88,7 +89,7 @@ class Predictor:
         """What decides about results besides weights and how an image is looked at."""
         return {
             "output_stride": self.config.output_stride,
-            "atrous_rates": list(self.config.context.rates),
+            "atrous_rates": list(self.config.atrous_rates),
             "precision": precision_of(self.network),
         }
 
@@ -103,32 +104,34 @@ class Predictor:
         in_window = _WORKSPACE * features * largest + (2 * views + 2) * scores
         return in_window, _COPIES_OF_ROWS * scores
 
-    def _window(self, height, width):
+    def _window(
+        self, height: tf.Tensor, width: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns height and width of the windows for an image."""
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
         stride = self.config.output_stride
         return self._budget.window(height, width, stride)
 
-    def _aligned(self, side):
+    def _aligned(self, side: tf.Tensor) -> tf.Tensor:
         """Returns the next `k * output_stride + 1`."""
         stride = self.config.output_stride
         return (side - 1 + stride - 1) // stride * stride + 1
 
-    def _padded(self, images, size):
+    def _padded(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns images padded at the bottom and the right with the mean pixel."""
         height, width = _size(images)
         paddings = [[0, 0], [0, size[0] - height], [0, size[1] - width], [0, 0]]
         mean_pixel = tf.constant(self.config.mean_pixel, tf.float32)
         return tf.pad(images - mean_pixel, paddings) + mean_pixel
 
-    def _to_crop(self, images):
+    def _to_crop(self, images: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
         """Returns images padded to the crop size, which larger ones enlarge."""
-        sides = zip(self.crop_size, _size(images), strict=True)
+        sides = zip(crop_size, _size(images), strict=True)
         images = tf.cast(images, tf.float32)
         return self._padded(images, [tf.maximum(*pair) for pair in sides])
 
-    def _logits(self, images, scale: float):
+    def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns logits of padded images seen at a scale, at their own size."""
         size = _size(images)
         if scale != 1.0:
@@ -150,7 +153,7 @@ class Predictor:
             logits = [resize_bilinear(x, grid) for x in logits]
         return [resize_bilinear(x, size) for x in logits]
 
-    def _scores(self, images, size):
+    def _scores(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns logits (one view) or mean probabilities of images padded to a size.
 
         They have the images' own size.
@@ -162,7 +165,7 @@ class Predictor:
             views = [tf.add_n([tf.nn.softmax(view) for view in views]) / len(views)]
         return views[0][:, :height, :width]
 
-    def _through_windows(self, images, finish: Callable):
+    def _through_windows(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Returns `finish` of what `_scores` gives, rows at a time."""
         batch, classes = tf.shape(images)[0], self.config.num_classes
         height, width = _size(images)
@@ -174,10 +177,10 @@ class Predictor:
             pairs = zip(size, sides, strict=True)
             size = [tf.where(w == side, side, x) for x, (w, side) in pairs]
 
-        def strip(top):
+        def strip(top: tf.Tensor) -> tf.Tensor:
             seen = images[:, top : top + rows]
 
-            def piece(left):
+            def piece(left: tf.Tensor) -> tf.Tensor:
                 return self._scores(seen[:, :, left : left + columns], size)
 
             shape = (batch, rows, width, classes)
@@ -186,11 +189,11 @@ class Predictor:
         shape = (batch, height, width, classes)
         return blended(strip, shape, rows, 1, finish)
 
-    def _finished(self, images, finish: Callable):
+    def _finished(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Returns `finish` of the scores of images."""
         height, width = _size(images)
         if self.crop_size is not None:
-            images = self._to_crop(images)
+            images = self._to_crop(images, self.crop_size)
         if self.memory_limit is not None:
             # One by one, so that neither the limit nor the windows depend on a batch.
             kind = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
@@ -205,13 +208,12 @@ class Predictor:
         elif self.window is not None:
             results = self._through_windows(images, finish)
         else:
-            size = [self._aligned(side) for side in _size(images)]
-            if self.crop_size is not None:
-                size = _size(images)
+            aligned = [self._aligned(side) for side in _size(images)]
+            size = aligned if self.crop_size is None else _size(images)
             results = finish(self._scores(images, size))
         return results[:, :height, :width]
 
-    def probabilities(self, images):
+    def probabilities(self, images: tf.Tensor) -> tf.Tensor:
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
 
         Args:
@@ -219,11 +221,11 @@ class Predictor:
         """
         return self._finished(images, self._as_probabilities)
 
-    def _as_probabilities(self, scores):
+    def _as_probabilities(self, scores: tf.Tensor) -> tf.Tensor:
         one_view = len(self.scales) == 1 and not self.flip
         return tf.nn.softmax(scores) if one_view else scores
 
-    def labels(self, images):
+    def labels(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the most probable classes, int32 `[batch, height, width]`.
 
         Args:
@@ -231,28 +233,30 @@ class Predictor:
         """
         return self._finished(images, most_probable)
 
-    def labels_and_probabilities(self, images):
+    def labels_and_probabilities(
+        self, images: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what `labels` and `probabilities` do, from one look at the images.
 
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
 
-        def both(scores):
+        def both(scores: tf.Tensor) -> tf.Tensor:
             labels = tf.cast(most_probable(scores), tf.float32)[..., None]
             return tf.concat([labels, self._as_probabilities(scores)], -1)
 
         results = self._finished(images, both)
         return tf.cast(results[..., 0], tf.int32), results[..., 1:]
 
-    def labels_and_confidences(self, images):
+    def labels_and_confidences(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns what `labels` does, and the probabilities of these, float32.
 
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
 
-        def both(scores):
+        def both(scores: tf.Tensor) -> tf.Tensor:
             confidences = tf.reduce_max(self._as_probabilities(scores), -1)
             labels = tf.cast(most_probable(scores), tf.float32)
             return tf.stack([labels, confidences], -1)
@@ -261,23 +265,25 @@ class Predictor:
         return tf.cast(labels, tf.int32), confidences
 
 
-def most_probable(scores):
+def most_probable(scores: tf.Tensor) -> tf.Tensor:
     """Returns the classes of the highest scores, int32 `[batch, height, width]`."""
     return tf.argmax(scores, axis=-1, output_type=tf.int32)
 
 
-def _size(images):
+def _size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     size = tf.shape(images)
     return size[1], size[2]
 
 
 def predict_labels(
     model: keras.Model,
-    images,
+    images: ArrayLike,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> np.ndarray:
     """Returns the most probable class of every pixel, int32 `[b, h, w]`.
+
+    Of several views the probabilities are averaged (DeepLabv3, 1706.05587, Sec. 4).
 
     Args:
         model: A model of `build_model`.
@@ -285,6 +291,9 @@ def predict_labels(
         scales: Scales whose probabilities are averaged; the papers use 0.5 to
             1.75 in steps of 0.25.
         flip: Whether every scale is also seen mirrored.
+
+    Raises:
+        UserError: for scales that are not positive.
     """
     predictor = Predictor(model, scales, flip)
     return predictor.labels(tf.convert_to_tensor(images)).numpy()

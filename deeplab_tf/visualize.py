@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
@@ -47,7 +48,7 @@ def overlay(
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
-        labels: Class ids `[height, width]`.
+        labels: Class ids `[height, width]`, 0..255; the ignored one has a colour too.
         info: Names and colours of the classes.
         opacity: Share of the class colour in the mixture, 0..1.
     """
@@ -124,8 +125,8 @@ def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
     Returns:
         uint8 `[legend height, width, 3]`, of no height where it would be too high.
     """
-    classes = zip(info.class_names, info.colors, strict=True)
-    classes = [(name, color) for name, color in classes if name != "background"]
+    every = zip(info.class_names, info.colors, strict=True)
+    classes = [(name, color) for name, color in every if name != "background"]
     size = max(_FONT_SIZE, min(height, width) // _FONTS_PER_SIDE)
     font = ImageFont.load_default(size)
     line, box, margin = size * 3 // 2, size, size // 2
@@ -177,7 +178,7 @@ def panel(
     pictures = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
     sheet = contact_sheet([picture[::step, ::step] for picture in pictures])
     shares = np.stack([_shares(truth, info), _shares(prediction, info)], 1)
-    rows = [("truth / prediction", None)]
+    rows: list[tuple] = [("truth / prediction", None)]
     for i in np.argsort(-shares.max(1), kind="stable"):
         if shares[i].any():
             text = f"{info.class_names[i]} {shares[i, 0]:.1%} / {shares[i, 1]:.1%}"
@@ -267,7 +268,7 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     return drawn(figure)
 
 
-def _write_shares(axes, shares: np.ndarray) -> None:
+def _write_shares(axes: Axes, shares: np.ndarray) -> None:
     """Writes percentages into the cells of a confusion matrix."""
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]

@@ -1,6 +1,30 @@
-"""A cluster of processes on this machine."""
+"""What listens on this machine alone: HTTP servers, and clusters of processes."""
 
+import contextlib
+import http.server
 import socket
+import threading
+
+
+class Quiet:
+    """To be inherited by a handler of requests that does not log them."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """Yields an HTTP server on a free port, which has its `url`."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def clusters(count=2):

@@ -2,8 +2,11 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
+
+import deeplab_tf
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "deeplab_tf"
@@ -52,11 +55,18 @@ def is_program(node):
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
+def is_for_type_checkers(node):
+    """Whether this is never run."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def imports(path):
     """Returns every module that a file imports as a module, wherever in it."""
     found = set()
     tree = ast.parse(path.read_text())
     tree.body = [node for node in tree.body if not is_program(node)]
+    if path == MODULES[PACKAGE]:
+        tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -94,6 +104,29 @@ def test_imports_point_one_way(module):
 
 def test_the_package_itself_loads_its_names_lazily():
     assert own_imports(PACKAGE) == set()
+
+
+def test_type_checkers_know_the_names_that_are_loaded_lazily():
+    tree = ast.parse(MODULES[PACKAGE].read_text())
+    [block] = [node for node in tree.body if is_for_type_checkers(node)]
+    told = {
+        # Without "as" a name is not passed on.
+        alias.asname: node.module
+        for node in block.body
+        for alias in node.names
+    }
+    homes = deeplab_tf._HOME.items()
+    assert told == {name: f"{PACKAGE}.{home}" for name, home in homes}
+
+
+def test_homes_of_public_names_are_type_checked():
+    section = (ROOT / "pyproject.toml").read_text().split("[tool.mypy]")[1]
+    checked = re.search(r"^files = \[(.*?)\]", section, re.DOTALL | re.MULTILINE)[1]
+    checked = [ROOT / path for path in re.findall(r'"(.+)"', checked)]
+    for name, home in deeplab_tf._HOME.items():
+        path = MODULES[f"{PACKAGE}.{home}"]
+        assert {path, *path.parents} & set(checked), f"{path} of {name}"
+    assert all(path.exists() for path in checked)
 
 
 def test_the_package_never_needs_the_checkout_around_it():

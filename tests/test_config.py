@@ -91,10 +91,11 @@ def test_the_flags_of_a_golden_case_are_read_as_they_stand(name):
 
 def test_official_defaults_have_no_rates_and_no_decoder():
     config = ModelConfig.from_official_flags({})
-    assert config.context.rates == ()
-    assert config.decoder.output_strides == ()
+    assert config.context.rates == config.atrous_rates == ()
+    assert config.decoder.output_strides == config.decoder_output_strides == ()
     ours = ModelConfig()
-    assert ours.decoder.output_strides == (4,)
+    assert ours.decoder.output_strides == ours.decoder_output_strides == (4,)
+    assert ours.context.rates == ours.atrous_rates == (6, 12, 18)
     assert config == dataclasses.replace(
         ours, context=config.context, decoder=config.decoder
     )

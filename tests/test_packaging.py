@@ -351,6 +351,7 @@ def test_wheel_holds_the_package_alone(wheel):
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "deeplab_tf").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
+    assert "deeplab_tf/py.typed" in names
     assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
 
 

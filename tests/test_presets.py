@@ -16,6 +16,7 @@ from deeplab_tf.config import (
     RELEASED_CELL,
     ContextConfig,
     DecoderConfig,
+    EvalConfig,
     ModelConfig,
 )
 from deeplab_tf.data.info import dataset_info
@@ -558,6 +559,13 @@ def test_a_preset_is_told_in_four_lines():
 def test_the_figures_of_a_preset_are_those_that_were_printed(name, figures):
     first, *_ = describe(find_preset(name)).splitlines()
     assert first == f"{name} (model zoo): {figures}"
+
+
+def test_a_preset_without_a_size_of_padded_images_is_told():
+    preset = find_preset("xception65_cityscapes_trainfine")
+    preset = dataclasses.replace(preset, evaluation=EvalConfig())
+    *_, last = describe(preset).splitlines()
+    assert "crop of each image, scales 1.0" in last
 
 
 def test_deviations_name_what_was_and_what_is():

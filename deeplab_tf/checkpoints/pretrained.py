@@ -260,7 +260,7 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
             print(
                 f"note: {prefix} has no {_EXPERIMENT}; by its variables it is taken "
                 f"for a {config.backbone} with output_stride {config.output_stride} "
-                f"and atrous_rates {list(config.context.rates)}"
+                f"and atrous_rates {list(config.atrous_rates)}"
             )
             return config
     backbones = _backbones(arrays)
@@ -283,7 +283,7 @@ def candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
     models: dict[ModelConfig, ModelConfig] = {}
     for checkpoint in ZOO.values():
         model = checkpoint.preset.model
-        same_decoder = bool(model.decoder.output_strides) == has_decoder
+        same_decoder = bool(model.decoder_output_strides) == has_decoder
         if same_decoder and _has_scope_of(arrays, model):
             models.setdefault(_with_same_variables(model), model)
     return list(models.values())
@@ -291,7 +291,7 @@ def candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
 
 def _with_same_variables(config: ModelConfig) -> ModelConfig:
     """Returns one model for all that differ in strides, rates and classes alone."""
-    rates = tuple(1 for _ in config.context.rates)
+    rates = tuple(1 for _ in config.atrous_rates)
     context = dataclasses.replace(config.context, rates=rates)
     return dataclasses.replace(config, num_classes=1, output_stride=16, context=context)
 

@@ -1,7 +1,7 @@
 """Arrays by official name into a model, and out of it, with a report."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -94,11 +94,11 @@ class RestoreReport:
         return ", ".join(part for part in parts if part)
 
 
-def _shape(shape) -> str:
+def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _count(what: str, names, examples: int = 3) -> str:
+def _count(what: str, names: Sequence[str], examples: int = 3) -> str:
     if not names:
         return ""
     more = ", ..." if len(names) > examples else ""
@@ -121,7 +121,7 @@ def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 def _inflate(first: str, channels: int, given: dict) -> tuple[tuple[str, int], ...]:
     """Fits RGB weights to the channels of a model; returns what was inflated."""
-    shape = np.shape(given.get(first))
+    shape = np.shape(given.get(first, ()))
     if channels == 3 or len(shape) != 4 or shape[2] != 3:
         return ()
     given[first] = _inflated(np.asarray(given[first]), channels)
@@ -129,7 +129,7 @@ def _inflate(first: str, channels: int, given: dict) -> tuple[tuple[str, int], .
 
 
 def load_tf1_variables(
-    model,
+    model: keras.Model,
     arrays: Mapping[str, np.ndarray],
     exclude: tuple[str, ...] = (),
     source: str = "the arrays",
@@ -158,7 +158,8 @@ def load_tf1_variables(
     wanted = {
         n: v for n, v in variables.items() if not (exclude and n.startswith(exclude))
     }
-    first, inflated = next(iter(variables)), ()
+    first = next(iter(variables))
+    inflated: tuple[tuple[str, int], ...] = ()
     if first in wanted:
         inflated = _inflate(first, model.model_config.channels, given)
     common = [name for name in wanted if name in given]
@@ -187,13 +188,13 @@ def load_tf1_variables(
     return report
 
 
-def _architecture(model) -> str:
+def _architecture(model: keras.Model) -> str:
     config = model.model_config
     width = config.depth_multiplier
     return config.backbone + (f" (depth_multiplier {width})" if width != 1 else "")
 
 
-def require_complete(report: RestoreReport, source: str, model) -> None:
+def require_complete(report: RestoreReport, source: str, model: keras.Model) -> None:
     """Refuses a model that is not wholly the one in the checkpoint.
 
     Raises:
@@ -206,8 +207,16 @@ def require_complete(report: RestoreReport, source: str, model) -> None:
         )
 
 
-def tf1_variables(model) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`."""
+def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
+    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`.
+
+    Args:
+        model: A model of `build_model`.
+
+    Returns:
+        Float32 arrays in the shapes that TF1 keeps, which are Keras': kernels `[height,
+        width, channels, filters]`, depthwise ones `[height, width, channels, 1]`.
+    """
     return {
         name: keras.ops.convert_to_numpy(variable)
         for name, variable in official_variables(model).items()

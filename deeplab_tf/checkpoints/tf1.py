@@ -8,7 +8,9 @@ names, so that one reader serves both (`deeplab_tf.training.resume` writes them)
 """
 
 import os
+from collections.abc import Iterable
 
+import keras
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -89,14 +91,14 @@ def _prefixes(folder: str) -> list[str]:
         if name.endswith(".index") and not name.startswith(".")
     ]
 
-    def step(name):
+    def step(name: str) -> tuple[int, str]:
         digits = name.rpartition("-")[2]
         return (int(digits) if digits.isdigit() else -1, name)
 
     return sorted(names, key=step)
 
 
-def _keys_of_ours(keys) -> dict[str, str]:
+def _keys_of_ours(keys: Iterable[str]) -> dict[str, str]:
     """Returns `{official name: key}` of a file of ours; averages where it has them."""
     found = {}
     for group in (MODEL_KEY, AVERAGE_KEY):
@@ -149,7 +151,7 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
 
 
 def load_tf1_checkpoint(
-    model, prefix: str, exclude: tuple[str, ...] = ()
+    model: keras.Model, prefix: str, exclude: tuple[str, ...] = ()
 ) -> RestoreReport:
     """Assigns a checkpoint, official or ours, to a model.
 
@@ -157,6 +159,9 @@ def load_tf1_checkpoint(
         model: A model of `build_model`.
         prefix: Prefix or folder of the checkpoint, or a frozen graph.
         exclude: Scopes (prefixes of names) to leave as they are.
+
+    Returns:
+        Which names were restored, skipped, missing and unexpected.
 
     Raises:
         UserError: if there is no such checkpoint, or it is of another
@@ -166,8 +171,13 @@ def load_tf1_checkpoint(
     return load_tf1_variables(model, read_variables(prefix), exclude, source=prefix)
 
 
-def save_tf1_checkpoint(model, prefix: str) -> None:
-    """Writes the weights as a checkpoint that the official code reads."""
+def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
+    """Writes the weights as a checkpoint that the official code reads.
+
+    Args:
+        model: A model of `build_model`.
+        prefix: Path of its files without their endings; the folder is made.
+    """
     arrays = tf1_variables(model)
     tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
     tf.raw_ops.SaveV2(

@@ -10,21 +10,28 @@ from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
+_Config = typing.TypeVar("_Config")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where the records are and how a sample is made of them.
 
     Attributes:
-        dataset_dir: Folder of the TFRecord shards.
+        dataset_dir: Folder of the TFRecord shards, or of tensorflow-datasets; "" is its
+            default.
         dataset: Name of the dataset, for its classes; None reads the
-            `dataset_info.json` beside the shards.
-        crop_size: Height and width of a training crop.
+            `dataset_info.json` beside the shards. `tfds:NAME` is one of
+            tensorflow-datasets.
+        crop_size: Height and width of a training crop, in pixels; the papers' 513x513
+            for VOC and 769x769 for Cityscapes are `k * output_stride + 1`.
         batch_size: Images per batch, over all replicas.
-        min_resize_value: Shorter side to which every image is resized first.
+        min_resize_value: Shorter side, in pixels, to which every image is resized
+            first; None leaves it as it is.
         max_resize_value: Bound of the longer side in that resizing.
         resize_factor: Resized sides are raised to a multiple of this, plus 1.
-        min_scale_factor: Smallest random scale in training.
+        min_scale_factor: Smallest random scale in training; 0.5 and 2.0 are the papers'
+            (DeepLabv3, Sec. 4.1).
         max_scale_factor: Largest random scale in training.
         scale_factor_step_size: Distance of the random scales; 0 is continuous.
         mean_pixel: Value of each channel, 0..255, of the padding.
@@ -32,7 +39,10 @@ class DataConfig:
             saturation in training, 0..1; 0, as the papers, is none.
         bootstrap_classes: Images with one of these classes come twice an epoch
             (DeepLabv3, Sec. 4.3: the hard images of VOC).
-        seed: Seed of the order and of the augmentation.
+        seed: Seed of the order and of the augmentation, at least 0 and below 2^32.
+
+    Raises:
+        UserError: for a value that cannot be; names the field.
     """
 
     dataset_dir: str = ""
@@ -50,7 +60,7 @@ class DataConfig:
     bootstrap_classes: tuple[str, ...] = ()
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             min(self.crop_size) > 0,
@@ -99,7 +109,7 @@ class TrainConfig:
         base_learning_rate: Learning rate at step 0; the papers' 0.007 goes with
             batch 16 and trained batch normalisation.
         end_learning_rate: Learning rate at the end of the poly policy.
-        learning_power: Exponent of the poly policy.
+        learning_power: Exponent of the poly policy (DeepLabv3, Sec. 4.1).
         decay_steps: Length of the poly policy; 0 is all steps after slow start.
         learning_rate_decay_factor: Factor of the step policy.
         learning_rate_decay_step: Steps between two decays of the step policy.
@@ -128,14 +138,15 @@ class TrainConfig:
         log_steps: Steps between two reports.
         save_interval_secs: Seconds between two checkpoints.
         save_interval_steps: Steps between two checkpoints; 0 is by time only.
-        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4); 0 is the
+            cross-entropy.
         batch_norm: "train" normalises by the batch of each replica, "sync" by that
             of all, "freeze" by the moving statistics; "auto" is what
             `fine_tune_batch_norm` says, unless the program finds better.
         accumulate_steps: Parts of a batch whose gradients are added, one after the
             other, into one optimiser step.
-        ema_decay: Decay of the moving average of the weights, which evaluation and
-            export then take; 0 keeps none.
+        ema_decay: Decay, in [0, 1), of the moving average of the weights, which
+            evaluation and export then take; 0 keeps none.
         recompute: Whether the backward pass computes the backbone's activations
             anew instead of keeping them.
         jit: Whether XLA compiles the step: "on", "off" or "auto" for the platform.
@@ -143,6 +154,9 @@ class TrainConfig:
         eval_interval_steps: Steps between two evaluations; 0 evaluates never.
         early_stop_evals: Evaluations without a better mIoU after which the training
             ends; 0 never ends it.
+
+    Raises:
+        UserError: for a value that cannot be; names the field and the choices.
     """
 
     training_number_of_steps: int = 30000
@@ -184,7 +198,7 @@ class TrainConfig:
     eval_interval_steps: int = 0
     early_stop_evals: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             self.training_number_of_steps > 0,
@@ -243,10 +257,11 @@ class EvalConfig:
     """How a model is scored; the fields carry the official flag names.
 
     Attributes:
-        eval_scales: Scales whose probabilities are averaged.
+        eval_scales: Scales whose probabilities are averaged; the papers use 1.0, or 0.5
+            to 1.75 in steps of 0.25 (DeepLabv3, Sec. 4).
         add_flipped_images: Whether every scale is also seen mirrored.
-        eval_crop_size: Height and width to which every image is padded, as the
-            official protocol does; larger images enlarge it. None pads each
+        eval_crop_size: Height and width, in pixels, to which every image is padded, as
+            the official protocol does; larger images enlarge it. None pads each
             image to the next `k * output_stride + 1`.
         eval_batch_size: Images per forward pass.
         ignore_label: Label of pixels that are not scored.
@@ -254,6 +269,9 @@ class EvalConfig:
             seen; None sees every image whole.
         memory_limit_mb: Mebibytes that the inference of an image may take beside the
             model; an image that needs more is seen through windows. None is no limit.
+
+    Raises:
+        UserError: for a value or a combination that cannot be; names the field.
     """
 
     eval_scales: tuple[float, ...] = (1.0,)
@@ -264,7 +282,7 @@ class EvalConfig:
     window_size: tuple[int, int] | None = None
     memory_limit_mb: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             bool(self.eval_scales) and min(self.eval_scales) > 0,
@@ -292,7 +310,19 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Everything that `train.py` was told; the text of `experiment.json`."""
+    """Everything that `train.py` was told; the text of `experiment.json`.
+
+    Attributes:
+        model: What is trained.
+        data: Where its samples come from.
+        train: How it is trained.
+        split: Split it is trained on.
+        info: Classes and colours of the data; None where they are not known.
+        format_version: Of the file; 1.
+
+    Raises:
+        UserError: for another `format_version`.
+    """
 
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -301,7 +331,7 @@ class Experiment:
     info: DatasetInfo | None = None
     format_version: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(
             self.format_version == 1,
             f"format_version {self.format_version} is of a newer deeplab_tf; "
@@ -316,6 +346,10 @@ class Experiment:
     def from_json(cls, text: str, source: str = "experiment.json") -> "Experiment":
         """Returns the experiment that `to_json` wrote.
 
+        Args:
+            text: What the file holds.
+            source: What to call the file in an error.
+
         Raises:
             UserError: if the text is something else; names `source`.
         """
@@ -325,7 +359,7 @@ class Experiment:
             raise UserError(f"{source} describes no experiment: {error}") from error
 
 
-def _from_dict(cls, values):
+def _from_dict(cls: type[_Config], values: dict) -> _Config:
     """Returns a dataclass of the nested dictionaries that `asdict` made of it."""
     hints = typing.get_type_hints(cls)
     unknown = set(values) - set(hints)
@@ -334,12 +368,13 @@ def _from_dict(cls, values):
     return cls(**{k: _from_value(hints[k], v) for k, v in values.items()})
 
 
-def _from_value(hint, value):
+def _from_value(hint: typing.Any, value: typing.Any) -> typing.Any:
+    """Returns a field of the hinted type, of what JSON made of it."""
     if value is None:
         return None
     if isinstance(hint, types.UnionType):
         hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _from_dict(hint, value)
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]

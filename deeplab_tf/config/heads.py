@@ -16,6 +16,9 @@ class CellBranch:
         rate: Atrous rates of a 3x3 convolution, vertical and horizontal, at
             output stride 16.
         grid_size: Rows and columns into which pooling divides the image.
+
+    Raises:
+        UserError: for a value that cannot be.
     """
 
     op: str
@@ -24,7 +27,7 @@ class CellBranch:
     rate: tuple[int, int] = (1, 1)
     grid_size: tuple[int, int] = (1, 1)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             self.op in ("conv", "pyramid_pooling"),
@@ -70,7 +73,10 @@ class ContextConfig:
             instead of joining them (LR-ASPP, 1905.02244, Fig. 10).
         hard_sigmoid: Whether that gate is made of straight pieces.
         dense_prediction_cell: The branches that replace the ASPP, of the depth
-            256; () is the ASPP.
+            256 (1809.04184); () is the ASPP.
+
+    Raises:
+        UserError: for a value or a combination that cannot be; names the flag.
     """
 
     rates: tuple[int, ...] | None = None
@@ -86,7 +92,7 @@ class ContextConfig:
     hard_sigmoid: bool = False
     dense_prediction_cell: tuple[CellBranch, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         require(
             all(rate > 0 for rate in self.rates or ()),
@@ -140,6 +146,9 @@ class DecoderConfig:
             convolution, instead of joined (1905.02244, Fig. 10).
         outputs_logits: Whether the decoder gives the logits: its convolutions
             are linear then, and the logits layer is left out.
+
+    Raises:
+        UserError: for a value or a combination that cannot be; names the flag.
     """
 
     output_strides: tuple[int, ...] | None = None
@@ -151,7 +160,7 @@ class DecoderConfig:
     sum_merge: bool = False
     outputs_logits: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         strides = [4] if self.output_strides is None else list(self.output_strides)
         require(

@@ -88,7 +88,7 @@ class ModelConfig:
     context: ContextConfig = ContextConfig()
     decoder: DecoderConfig = DecoderConfig()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         freeze_lists(self)
         self._check_values()
         self._check_backbone()
@@ -102,7 +102,7 @@ class ModelConfig:
         if self.decoder.outputs_logits:
             self._derive("decoder", filters=self.num_classes)
 
-    def _derive(self, part: str, **fields) -> None:
+    def _derive(self, part: str, **fields: object) -> None:
         derived = dataclasses.replace(getattr(self, part), **fields)
         object.__setattr__(self, part, derived)
 
@@ -179,7 +179,7 @@ class ModelConfig:
         )
 
     def _check_heads(self) -> None:
-        strides = self.decoder.output_strides
+        strides, rates = self.decoder_output_strides, self.atrous_rates
         offered = self.traits.decoder_strides
         require(
             set(strides) <= set(offered),
@@ -193,13 +193,12 @@ class ModelConfig:
         )
         context = self.context
         require(
-            context.projection
-            or not (context.squeeze_and_excitation and context.rates),
+            context.projection or not (context.squeeze_and_excitation and rates),
             "aspp_with_squeeze_and_excitation needs aspp_with_concat_projection or no "
-            f"atrous_rates, so that depths agree; received {list(context.rates)}",
+            f"atrous_rates, so that depths agree; received {list(rates)}",
         )
         require(
-            self.logits_kernel_size == 1 or (not context.aspp and context.rates),
+            self.logits_kernel_size == 1 or (not context.aspp and bool(rates)),
             "logits_kernel_size must be 1, or aspp_with_batch_norm false and "
             f"atrous_rates given; received {self.logits_kernel_size}",
         )
@@ -210,9 +209,19 @@ class ModelConfig:
         )
 
     @property
+    def atrous_rates(self) -> tuple[int, ...]:
+        """Rates of the context's 3x3 branches, those that were left open included."""
+        return self.context.rates or ()
+
+    @property
+    def decoder_output_strides(self) -> tuple[int, ...]:
+        """Strides of the decoder, those that were left open included."""
+        return self.decoder.output_strides or ()
+
+    @property
     def logits_stride(self) -> int:
         """Image pixels per cell of the logits before they are resized."""
-        return min((self.output_stride, *self.decoder.output_strides))
+        return min((self.output_stride, *self.decoder_output_strides))
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:
@@ -229,9 +238,12 @@ class ModelConfig:
         Args:
             output_stride: 8, 16 or 32, or a larger one of a cascade; atrous rates
                 scale along.
+
+        Raises:
+            UserError: for another stride, or rates without a whole counterpart.
         """
         self._require_output_stride(output_stride)
-        rates = _scaled_rates(self.context.rates, self.output_stride, output_stride)
+        rates = _scaled_rates(self.atrous_rates, self.output_stride, output_stride)
         context = dataclasses.replace(self.context, rates=rates)
         return dataclasses.replace(self, output_stride=output_stride, context=context)
 
@@ -257,6 +269,12 @@ class ModelConfig:
         """Returns this config with the given official flags laid over it.
 
         A new output stride scales the atrous rates along unless they are given.
+
+        Args:
+            flags: As in `from_official_flags`.
+
+        Raises:
+            UserError: for a name or value that is not known.
         """
         fields: dict = {}
         for name, value in flags.items():
@@ -265,14 +283,15 @@ class ModelConfig:
                     f"unknown model flag {name!r}; known: "
                     f"{', '.join(sorted([*MODEL_FLAGS, *FREE_FLAGS]))}"
                 )
-            field, parse = MODEL_FLAGS.get(name, (None, FREE_FLAGS.get(name)))
+            is_field = name in MODEL_FLAGS
+            field, parse = MODEL_FLAGS[name] if is_field else ("", FREE_FLAGS[name])
             value = parsed(name, value, parse)
-            if field:
+            if is_field:
                 fields[field] = value
         stride = fields.get("output_stride", self.output_stride)
         if stride in _ALL_OUTPUT_STRIDES and "context.rates" not in fields:
             fields["context.rates"] = _scaled_rates(
-                self.context.rates, self.output_stride, stride
+                self.atrous_rates, self.output_stride, stride
             )
         if self.decoder.outputs_logits and not fields.get(_OUTPUTS_LOGITS, True):
             fields.setdefault("decoder.filters", DecoderConfig.filters)
@@ -285,7 +304,7 @@ class ModelConfig:
         )
         return config
 
-    def _with_fields(self, fields: Mapping[str, object]) -> "ModelConfig":
+    def _with_fields(self, fields: dict) -> "ModelConfig":
         """Returns a copy with dotted field names replaced all at once."""
         own = {k: v for k, v in fields.items() if "." not in k}
         for part in ("context", "decoder"):

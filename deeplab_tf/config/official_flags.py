@@ -3,10 +3,12 @@
 import json
 import pathlib
 from collections.abc import Callable
+from typing import TypeVar
 
 from deeplab_tf.config.heads import RELEASED_CELL, CellBranch
 from deeplab_tf.errors import UserError
 
+_Value = TypeVar("_Value")
 _RELEASED_CELL_FILE = "dense_prediction_cell_branch5_top1_cityscapes.json"
 
 
@@ -44,15 +46,15 @@ def _parse_strides(value: object) -> tuple[int, int]:
     return parse_size(value) or (1, 1)
 
 
-def _optional_int(value: object) -> int | None:
+def _optional_int(value: str | float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def _optional_float(value: object) -> float | None:
+def _optional_float(value: str | float | None) -> float | None:
     return None if value is None else float(value)
 
 
-def parsed(name: str, value: object, parse: Callable):
+def parsed(name: str, value: object, parse: Callable[..., _Value]) -> _Value:
     """Returns `parse(value)`.
 
     Raises:

@@ -20,13 +20,11 @@ def voc_colors(count: int) -> tuple[tuple[int, int, int], ...]:
     Bit `3 j + c` of the index is bit `7 - j` of channel `c` (VOC devkit,
     `VOCcolormap.m`).
     """
-    return tuple(
-        tuple(
-            sum((index >> (3 * j + c) & 1) << (7 - j) for j in range(8))
-            for c in range(3)
-        )
-        for index in range(count)
-    )
+
+    def channel(index: int, c: int) -> int:
+        return sum((index >> (3 * j + c) & 1) << (7 - j) for j in range(8))
+
+    return tuple((channel(i, 0), channel(i, 1), channel(i, 2)) for i in range(count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,10 @@ class DatasetInfo:
             split; with `class_pixels` they give the class frequencies.
         content_hashes: By split, a hash over names and pixels that does not depend
             on the order of the images.
+
+    Raises:
+        UserError: for a value that cannot be, or colours that are not as many as the
+            classes.
     """
 
     name: str
@@ -61,7 +63,7 @@ class DatasetInfo:
     class_image_pixels: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     content_hashes: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.class_names, str):
             raise UserError(
                 f"class_names must be a list of names; received {self.class_names!r}"
@@ -108,6 +110,10 @@ class DatasetInfo:
     @classmethod
     def from_json(cls, text: str, source: str = "dataset_info.json") -> "DatasetInfo":
         """Returns the info that `to_json` wrote.
+
+        Args:
+            text: What the file holds.
+            source: What to call the file in an error.
 
         Raises:
             UserError: if the text is not such a description; names `source`.
@@ -264,6 +270,9 @@ DATASETS = {
 
 def dataset_info(name: str) -> DatasetInfo:
     """Returns the description of a dataset known by name.
+
+    Args:
+        name: As in `--dataset`, such as `pascal_voc_seg`.
 
     Raises:
         UserError: if the name is unknown; lists the known ones.

@@ -12,7 +12,7 @@ import tensorflow as tf
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import Decoded, Reader, without_errors
+from deeplab_tf.data.reader import Facts, Reader, without_errors
 from deeplab_tf.data.sources import Source, open_split
 from deeplab_tf.data.statistics import epoch_positions
 from deeplab_tf.errors import UserError
@@ -26,7 +26,7 @@ WHOLE_AT_ONCE = max(2, _AT_ONCE // 4)
 _READY = 2  # batches that wait for the training
 
 
-def place_in_epoch(index, count, seed: int):
+def place_in_epoch(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     """Returns which of the records of its epoch a training sample is made of, int64.
 
     Every epoch is a permutation of its own, of which nobody has to know more than a
@@ -54,7 +54,7 @@ class _Cropper:
         self._mean_pixel = _mean_pixel(config, source.info)
         self._epoch = tf.constant(epoch_positions(source, config.bootstrap_classes))
 
-    def _position(self, index):
+    def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of the record that a sample is made of."""
         count = tf.size(self._epoch, tf.int64)
         place = place_in_epoch(index, count, self.config.seed)
@@ -64,7 +64,7 @@ class _Cropper:
         """Returns which record a sample is made of."""
         return self._reader.describe(self._position(tf.constant(index, tf.int64)))
 
-    def batch(self, indices):
+    def batch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns crops float32 `[batch, *crop_size, channels]`, and their labels.
 
         Args:
@@ -87,7 +87,7 @@ class _Cropper:
                 tf.ensure_shape(labels, [count, *labels.shape[1:]]),
             )
 
-    def _crop(self, index):
+    def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, Facts]:
         """Returns crop and label of one sample, and the facts to check."""
         config, position = self.config, self._position(index)
         chance = tf.random.stateless_uniform([7], [config.seed, index])
@@ -105,20 +105,22 @@ class _Cropper:
         label = augment.crop_label(label, window, size, self.info.ignore_label)
         return image, label, facts
 
-    def _rows(self, position, draw: augment.Draw) -> Decoded:
-        """Returns those rows of an image that a crop shows, and its label."""
+    def _rows(
+        self, position: tf.Tensor, draw: augment.Draw
+    ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, Facts]:
+        """Returns those rows of an image that a crop shows, its label and the crop."""
 
-        def window_of(size):
+        def window_of(size: tf.Tensor) -> augment.Window:
             return augment.window_of(draw, size, self.config.crop_size)
 
-        if self.config.min_resize_value is None:
-            sample = self._reader.decoded(position, window_of)
-            return sample._replace(image=in_range(sample.image, self.info))
-        sample = self._reader.decoded(position)
+        is_resized = self.config.min_resize_value is not None
+        sample = self._reader.decoded(position, None if is_resized else window_of)
         image, label = _resized(sample.image, sample.label, self.info, self.config)
-        window = window_of(tf.shape(label)[:2])
-        first, count = window.first_row, window.row_count
-        return Decoded(image[first : first + count], label, window, sample.facts)
+        window = sample.window or window_of(tf.shape(label)[:2])
+        if is_resized:
+            first, count = window.first_row, window.row_count
+            image = image[first : first + count]
+        return image, label, window, sample.facts
 
 
 def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
@@ -134,13 +136,15 @@ def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
     )
 
 
-def in_range(image, info: DatasetInfo):
+def in_range(image: tf.Tensor, info: DatasetInfo) -> tf.Tensor:
     """Returns float32 pixels in 0..255."""
     image = tf.cast(image, tf.float32)
     return image if info.max_value == 255 else image * (255.0 / info.max_value)
 
 
-def _resized(image, label, info: DatasetInfo, config: DataConfig):
+def _resized(
+    image: tf.Tensor, label: tf.Tensor, info: DatasetInfo, config: DataConfig
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns float32 image and uint8 label, resized where that is asked for."""
     image = in_range(image, info)
     if config.min_resize_value is None:
@@ -154,7 +158,7 @@ def _resized(image, label, info: DatasetInfo, config: DataConfig):
     )
 
 
-def _first(conditions):
+def _first(conditions: tf.Tensor) -> tf.Tensor:
     """Returns the place of the first that holds; 0 where none does."""
     return tf.argmax(tf.cast(conditions, tf.int32))
 
@@ -173,7 +177,7 @@ def training_batches(
     """
     rows = batch_size // num_workers
 
-    def batch(number):
+    def batch(number: tf.Tensor) -> tuple:
         # This worker has some rows of every batch.
         begin = start + number * batch_size + worker * rows
         return batch_of(begin + tf.range(rows, dtype=tf.int64))
@@ -195,12 +199,14 @@ def require_shared(batch_size: int, num_workers: int) -> None:
         )
 
 
-def _evaluation(source: Source, config: DataConfig, worker: int, of: int, named: bool):
+def _evaluation(
+    source: Source, config: DataConfig, worker: int, of: int, named: bool
+) -> tf.data.Dataset:
     reader = Reader(source)
 
-    def whole(position):
-        *pair, name = reader.sample(position)
-        pair = _resized(*pair, source.info, config)
+    def whole(position: tf.Tensor) -> tuple:
+        image, label, name = reader.sample(position)
+        pair = _resized(image, label, source.info, config)
         return (*pair, name) if named else pair
 
     dataset = tf.data.Dataset.range(worker, len(source.index), of)
@@ -216,7 +222,7 @@ def _evaluation(source: Source, config: DataConfig, worker: int, of: int, named:
     else:
         dataset = dataset.batch(1)
 
-    def batch(positions):
+    def batch(positions: tf.Tensor) -> tuple:
         samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
         return samples.batch(rows).get_single_element()
 
@@ -235,7 +241,8 @@ def load_dataset(
     """Returns batches of images and labels.
 
     Args:
-        config: Where the records are and how a sample is made.
+        config: Where the records are and how a sample is made; training crops, scales
+            and mirrors as DeepLabv3 (1706.05587, Sec. 4.1) does.
         split: Official name of the split; `trainaug` is `train_aug`.
         training: Whether samples are shuffled, augmented to the crop size and
             repeated for ever. Otherwise every image comes once, at its own size.

@@ -1,16 +1,22 @@
 """The confusion matrix, and every score that is a function of it."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from deeplab_tf.models.tensors import Tensor
 
-def is_scored(labels, num_classes: int, ignore_label: int):
+
+def is_scored(labels: Tensor, num_classes: int, ignore_label: int) -> Tensor:
     """Returns which labels count, booleans: those of a class that is not ignored."""
     return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
 
 
-def confusion_matrix(labels, predictions, num_classes: int, ignore_label: int):
+def confusion_matrix(
+    labels: Tensor, predictions: Tensor, num_classes: int, ignore_label: int
+) -> Tensor:
     """Returns int64 counts `[truth, prediction]` of the pixels that count.
 
     Args:
@@ -104,10 +110,16 @@ class MeanIoU(keras.metrics.Metric):
     Args:
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
+        name: Name of the metric.
+        **kwargs: Passed to `keras.metrics.Metric`.
     """
 
     def __init__(
-        self, num_classes: int, ignore_label: int = 255, name="miou", **kwargs
+        self,
+        num_classes: int,
+        ignore_label: int = 255,
+        name: str = "miou",
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         self.num_classes = num_classes
@@ -119,21 +131,33 @@ class MeanIoU(keras.metrics.Metric):
             name="confusion",
         )
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        """Counts labels `[b, h, w]` or `[b, h, w, 1]` against logits."""
+    def update_state(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
+    ) -> None:
+        """Counts labels against logits of the same height and width.
+
+        Args:
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
+            y_pred: Scores `[batch, height, width, num_classes]`, logits or
+                probabilities.
+            sample_weight: None, the only weight there is.
+
+        Raises:
+            ValueError: for a weight.
+        """
         if sample_weight is not None:
             raise ValueError("MeanIoU weighs all pixels alike; use ignore_label")
         self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
 
-    def update_labels(self, labels, predictions):
+    def update_labels(self, labels: Tensor, predictions: Tensor) -> None:
         """Counts labels against predicted labels of the same number of pixels."""
         counts = confusion_matrix(
             labels, predictions, self.num_classes, self.ignore_label
         )
         self.counts.assign_add(counts)
 
-    def result(self):
-        """Returns the mean over classes that occur in truth or prediction."""
+    def result(self) -> Tensor:
+        """Returns the mean, 0..1, over classes that occur in truth or prediction."""
         counts = ops.cast(self.counts, "float32")
         hits = ops.diagonal(counts)
         union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits
@@ -141,7 +165,7 @@ class MeanIoU(keras.metrics.Metric):
         iou = hits / ops.maximum(union, 1.0)
         return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Returns the arguments, for saving."""
         own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
         return {**super().get_config(), **own}

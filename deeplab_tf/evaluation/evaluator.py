@@ -1,6 +1,7 @@
 """A model over a whole split: the metrics of `metrics.json`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -64,7 +65,8 @@ class Evaluator:
     ):
         self._config = config
         self._shows_progress = shows_progress
-        self._strategy, self._has_noted = None, False
+        self._strategy: tf.distribute.Strategy | None = None
+        self._has_noted = False
         self._predictor, self._compiled_step = model, self._step
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
@@ -72,7 +74,8 @@ class Evaluator:
             if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
                 self._strategy = model.distribute_strategy
                 self._compiled_replicas = tf.function(
-                    self._replicas_step, reduce_retracing=True
+                    functools.partial(self._replicas_step, self._strategy),
+                    reduce_retracing=True,
                 )
 
     @property
@@ -80,7 +83,9 @@ class Evaluator:
         """Number of classes of the model."""
         return self._predictor.num_classes
 
-    def _step(self, images, labels, confident: bool):
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, confident: bool
+    ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
         """Returns predictions, confidences if they are asked for, and counts."""
         confidences = None
         if not isinstance(self._predictor, Predictor):
@@ -94,7 +99,9 @@ class Evaluator:
         )
         return predictions, confidences, counts
 
-    def _ask(self, images, confident: bool):
+    def _ask(
+        self, images: tf.Tensor, confident: bool
+    ) -> tuple[np.ndarray, tf.Tensor | None]:
         """Returns what something exported predicts, which may be anything."""
         predictions = np.asarray(self._predictor.labels(images))
         if predictions.shape != tuple(images.shape[:3]):
@@ -162,7 +169,7 @@ class Evaluator:
 
     def _scored(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
         if self._strategy is not None:
-            yield from self._scored_by_replicas(dataset, confident)
+            yield from self._scored_by_replicas(self._strategy, dataset, confident)
             return
         for images, labels, *names in batches(dataset):
             with readable_limits():
@@ -172,11 +179,14 @@ class Evaluator:
             names = names[0] if names else _nameless(images)
             yield _Batch(images, labels, names, predictions, counts, confidences)
 
-    def _scored_by_replicas(self, dataset, confident: bool) -> Iterator[_Batch]:
+    def _scored_by_replicas(
+        self,
+        strategy: tf.distribute.Strategy,
+        dataset: tf.data.Dataset,
+        confident: bool,
+    ) -> Iterator[_Batch]:
         endless = _with_stand_ins(dataset, self._config.ignore_label)
-        distributed = self._strategy.distribute_datasets_from_function(
-            lambda _: endless
-        )
+        distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
             with readable_limits(), readable_errors():
@@ -186,17 +196,19 @@ class Evaluator:
                     return
                 yield _Batch(*parts)
 
-    def _replicas_step(self, iterator, confident: bool):
+    def _replicas_step(
+        self, strategy: tf.distribute.Strategy, iterator: Iterator, confident: bool
+    ) -> list:
         """Returns what each replica makes of a batch of its own, by part."""
 
-        def step(images, labels):
+        def step(images: tf.Tensor, labels: tf.Tensor) -> tuple:
             predictions, confidences, counts = self._step(images, labels, confident)
             return predictions, counts, *([confidences] if confident else [])
 
         is_real, images, labels, names = next(iterator)
-        results = self._strategy.run(step, args=(images, labels))
+        results = strategy.run(step, args=(images, labels))
         parts = (is_real, images, labels, names, *results)
-        return [self._strategy.experimental_local_results(part) for part in parts]
+        return [strategy.experimental_local_results(part) for part in parts]
 
     def _metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
@@ -236,7 +248,9 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
     )
 
 
-def _show(batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None):
+def _show(
+    batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None
+) -> None:
     """Gives the images of a batch to whom is to see them.
 
     Args:
@@ -248,7 +262,7 @@ def _show(batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None
     if not measures and gallery is None:
         return
     images, labels, names, predictions = map(np.asarray, batch[:4])
-    confidences = [None] * len(images)
+    confidences: Sequence | np.ndarray = [None] * len(images)
     if batch.confidences is not None:
         confidences = np.asarray(batch.confidences)
     for i, (prediction, name) in enumerate(zip(predictions, names, strict=True)):
@@ -266,7 +280,7 @@ def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Data
     So every replica has something to do until the last batch is scored.
     """
 
-    def real(images, labels, *names):
+    def real(images: tf.Tensor, labels: tf.Tensor, *names: tf.Tensor) -> tuple:
         return True, images, labels, names[0] if names else _nameless(images)
 
     channels = dataset.element_spec[0].shape[-1]
@@ -277,7 +291,7 @@ def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Data
     return dataset.map(real).concatenate(stand_in.repeat())
 
 
-def _nameless(images):
+def _nameless(images: tf.Tensor) -> tf.Tensor:
     return tf.fill([tf.shape(images)[0]], "")
 
 
@@ -305,7 +319,7 @@ def evaluate(
     return Evaluator(model, config).evaluate(dataset)
 
 
-def _exceeds(size, crop_size) -> bool:
+def _exceeds(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool:
     height, width = crop_size or size
     return size[0] > height or size[1] > width
 
@@ -317,7 +331,7 @@ def class_table(metrics: dict, info: DatasetInfo) -> str:
     width = max(map(len, ("class", *info.class_names)))
     lines = [f"{'class':<{width}}  {'IoU':>7}  accuracy  F-score  {'pixels':>12}"]
 
-    def add(name, scores, count):
+    def add(name: str, scores: Iterable[float | None], count: int) -> None:
         iou, accuracy, f_score = (
             "-" if score is None else f"{score:.4f}" for score in scores
         )

@@ -29,7 +29,7 @@ CONVENTIONS = ("exact", "tf1", "profiler")
 def _described(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
     """Returns a model for one image whose variables are never given values."""
 
-    def build():
+    def build() -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
             return build_model(config, image_size=size, batch_size=1)
 
@@ -51,7 +51,7 @@ def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
     return rate * (-(-(cells + margin * rate) // rate) - margin)
 
 
-def _convolution(layer, convention: str) -> int:
+def _convolution(layer: layers.Layer, convention: str) -> int:
     """Returns the multiply-adds of a convolution."""
     _, *size, filters = layer.output.shape
     if convention != "exact":
@@ -62,7 +62,7 @@ def _convolution(layer, convention: str) -> int:
     return prod(size) * prod(layer.kernel_size) * depth * filters
 
 
-def _other_operations(layer) -> int:
+def _other_operations(layer: layers.Layer) -> int:
     """Returns the operations that the profiler counted besides convolutions."""
     elements = prod(layer.output.shape)
     if isinstance(layer, PixelScaling):
@@ -77,7 +77,7 @@ def _other_operations(layer) -> int:
     return 0
 
 
-def _weight_operations(layer) -> int:
+def _weight_operations(layer: layers.Layer) -> int:
     """Returns the operations that the profiler counted for the weights themselves.
 
     Two per weight for drawing it at random, three for its L2 loss, which
@@ -118,9 +118,11 @@ def multiply_adds(
 ) -> int:
     """Returns the multiply-adds that labelling one image takes.
 
+    DeepLabv3+ (1802.02611) prints them in billions, in Tables 3 and 5.
+
     Args:
         config: The model, at the output stride of the evaluation.
-        crop_size: Height and width of the image.
+        crop_size: Height and width of the image, in pixels.
         convention: "exact" counts every product of a kernel once; "tf1" what TF1
             computed, whose atrous convolutions pad each phase; "profiler" what
             the papers print: "tf1" and half of the other operations that TF1's
@@ -175,13 +177,13 @@ def table() -> str:
         + f"{'error':>9}"
     ]
     for preset in PRESETS.values():
-        published = preset.published.multiply_adds
-        if published is None:
-            continue
         evaluation, model = preset.evaluation, preset.eval_model
+        published, size = preset.published.multiply_adds, evaluation.eval_crop_size
+        if published is None or size is None:
+            continue
         views = (evaluation.eval_scales, evaluation.add_flipped_images)
         counts = [
-            multiply_adds(model, evaluation.eval_crop_size, convention, *views) / 1e9
+            multiply_adds(model, size, convention, *views) / 1e9
             for convention in CONVENTIONS
         ]
         trained, _ = parameters(model)

@@ -1,5 +1,8 @@
 """DeepLabv3 and DeepLabv3+ (1706.05587; 1802.02611, Fig. 2) as a Keras model."""
 
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
 import keras
 from keras import layers
 
@@ -14,8 +17,12 @@ from deeplab_tf.models.normalization import PixelScaling
 from deeplab_tf.models.resampling import ResizeLike, WindowMean
 from deeplab_tf.models.variables import leaf_layers
 
+_Outputs = TypeVar("_Outputs")
 
-def _nested(name, build, *inputs):
+
+def _nested(
+    name: str, build: Callable[..., _Outputs], *inputs: keras.KerasTensor
+) -> _Outputs:
     """Returns `build(*inputs)` as one nested model, a line of `summary()`."""
     heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
     if len(heads) == 1:
@@ -23,16 +30,15 @@ def _nested(name, build, *inputs):
     return keras.Model(heads, build(*heads), name=name)(list(inputs))
 
 
-def _normalize(image, config: ModelConfig):
+def _normalize(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     """Returns raw pixels as the backbone wants them: mean pixel to 0."""
+    scaling: tuple = (2.0 / 255.0, -1.0)
     if config.traits.subtracts_mean:
         scaling = (1.0, tuple(-mean for mean in config.mean_pixel))
-    else:
-        scaling = (2.0 / 255.0, -1.0)
     return PixelScaling(*scaling, dtype="float32", name="normalize")(image)
 
 
-def _backbone(image, config: ModelConfig):
+def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
     options = {name: getattr(config, name) for name in config.traits.options}
     features = BACKBONES[config.backbone](
         image,
@@ -40,7 +46,7 @@ def _backbone(image, config: ModelConfig):
         batch_norm_momentum=config.batch_norm_momentum,
         **options,
     )
-    return [features[key] for key in ("high_level", *config.decoder.output_strides)]
+    return [features[key] for key in ("high_level", *config.decoder_output_strides)]
 
 
 def _window(config: ModelConfig) -> dict:
@@ -51,7 +57,7 @@ def _window(config: ModelConfig) -> dict:
     }
 
 
-def _aspp(x, config: ModelConfig):
+def _aspp(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     context = config.context
     style = head_style(config.batch_norm_momentum, config.bounded_activation)
     image = gate = None
@@ -65,13 +71,13 @@ def _aspp(x, config: ModelConfig):
         # The official code has no ReLU6 here.
         unbounded = style | {"activation": "relu"}
         image = image_level_features(x, context.filters, window, **unbounded)
-    x = aspp(x, context.rates, context.filters, context.separable, image, **style)
+    x = aspp(x, config.atrous_rates, context.filters, context.separable, image, **style)
     if context.projection:
         x = concat_projection(x, context.filters, context.dropout, **style)
     return x if gate is None else layers.Multiply(name="image_gate")([x, gate])
 
 
-def _context(x, config: ModelConfig):
+def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     cell = config.context.dense_prediction_cell
     if not cell:
         return _aspp(x, config)
@@ -86,7 +92,9 @@ def _context(x, config: ModelConfig):
     )
 
 
-def _decoder(x, low_level, config: ModelConfig):
+def _decoder(
+    x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
+) -> keras.KerasTensor:
     options = config.decoder
     style = head_style(config.batch_norm_momentum, config.bounded_activation)
     kernel_size, separable = options.kernel_size, options.separable
@@ -109,10 +117,9 @@ def _decoder(x, low_level, config: ModelConfig):
     )
 
 
-def _logits(x, config: ModelConfig):
+def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
     """Returns the scores of features, float32; DeepLabv2's are of several rates."""
-    context = config.context
-    rates = () if context.aspp else context.rates
+    rates = () if config.context.aspp else config.atrous_rates
     branches = [
         deeplab_layers.conv(
             x,
@@ -131,7 +138,9 @@ def _logits(x, config: ModelConfig):
     return layers.Add(dtype="float32", name="logits.sum")(branches)
 
 
-def image_features(image, config: ModelConfig) -> list:
+def image_features(
+    image: keras.KerasTensor, config: ModelConfig
+) -> list[keras.KerasTensor]:
     """Returns what the backbone makes of raw images.
 
     Args:
@@ -146,7 +155,9 @@ def image_features(image, config: ModelConfig) -> list:
     return _nested("backbone", lambda x: _backbone(x, config), x)
 
 
-def _logits_at_one_scale(image, config: ModelConfig):
+def _logits_at_one_scale(
+    image: keras.KerasTensor, config: ModelConfig
+) -> keras.KerasTensor:
     """Returns the logits of raw images, before any resize: Fig. 2."""
     x, *low_level = image_features(image, config)
     if config.context.aspp:
@@ -170,7 +181,7 @@ def at_image_scale(network: keras.Model, scale: float) -> keras.Model:
     if scale == 1.0 or not any(layer.crop_size for layer in windows):
         return network
 
-    def scaled(layer):
+    def scaled(layer: layers.Layer) -> layers.Layer:
         if not isinstance(layer, WindowMean):
             return layer
         image_scale = scale * layer.image_scale
@@ -182,7 +193,9 @@ def at_image_scale(network: keras.Model, scale: float) -> keras.Model:
     return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
 
 
-def _logits_of_pyramid(image, config: ModelConfig):
+def _logits_of_pyramid(
+    image: keras.KerasTensor, config: ModelConfig
+) -> keras.KerasTensor:
     """Returns logits merged over `image_pyramid`, on the largest scale's grid."""
     scales = config.image_pyramid
     shape = (image.shape[0], None, None, config.channels)
@@ -204,7 +217,7 @@ def build_model(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> keras.Model:
-    """Returns a DeepLab network as a functional Keras model.
+    """Returns a DeepLab network as a functional Keras model (1802.02611, Fig. 2).
 
     It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
     gives float32 logits `[batch, height, width, num_classes]`. The layer named
@@ -213,7 +226,7 @@ def build_model(
 
     Args:
         config: What to build; kept as `model.model_config`.
-        image_size: Fixed height and width; None leaves them open.
+        image_size: Fixed height and width, in pixels; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)

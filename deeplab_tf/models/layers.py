@@ -47,16 +47,13 @@ def conv(
         # block needs it. The dense convolution is sampled instead.
         dense = {"rate": rate, "initializer": initializer, **layer_options}
         return subsample(conv(x, filters, kernel_size, scope, **dense), strides, scope)
-    return layers.Conv2D(
+    convolution = layers.Conv2D(
         filters,
         kernel_size,
-        strides=strides,
-        dilation_rate=rate,
         kernel_initializer=_own(initializer),
-        data_format="channels_last",
-        name=scope,
-        **{"use_bias": False} | _padded(padding, strides) | layer_options,
-    )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
+        **_options(scope, strides, rate, padding) | layer_options,
+    )
+    return convolution(_padded(x, kernel_size, scope, strides, padding))
 
 
 def depthwise_conv(
@@ -70,16 +67,12 @@ def depthwise_conv(
     padding: str = "same",
 ):
     """Returns a depthwise convolution of `x`, by the layer `scope`; see `conv`."""
-    return layers.DepthwiseConv2D(
+    convolution = layers.DepthwiseConv2D(
         kernel_size,
-        strides=strides,
-        dilation_rate=rate,
-        use_bias=False,
         depthwise_initializer=_own(initializer),
-        data_format="channels_last",
-        name=scope,
-        **_padded(padding, strides),
-    )(pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x)
+        **_options(scope, strides, rate, padding),
+    )
+    return convolution(_padded(x, kernel_size, scope, strides, padding))
 
 
 def _own(initializer):
@@ -101,8 +94,20 @@ def _is_fixed(padding: str, strides: int) -> bool:
     return padding == "fixed" and strides > 1
 
 
-def _padded(padding: str, strides: int) -> dict[str, str]:
-    return {"padding": "valid" if _is_fixed(padding, strides) else "same"}
+def _options(scope: str, strides: int, rate, padding: str) -> dict:
+    """Returns what the layers of all convolutions are told alike."""
+    return {
+        "strides": strides,
+        "dilation_rate": rate,
+        "padding": "valid" if _is_fixed(padding, strides) else "same",
+        "use_bias": False,
+        "data_format": "channels_last",
+        "name": scope,
+    }
+
+
+def _padded(x, kernel_size: int, scope: str, strides: int, padding: str):
+    return pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x
 
 
 def pad_fixed(x, kernel_size: int, scope: str):

@@ -1,5 +1,6 @@
 """How much memory the activations of an inference take."""
 
+from collections.abc import Sequence
 from math import prod
 
 import keras
@@ -8,7 +9,7 @@ from keras import tree
 from deeplab_tf.models.calls import calls_of
 
 
-def activation_bytes(model: keras.Model, size: tuple[int, int]) -> int:
+def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
     """Returns the most bytes of activations that are needed at one moment.
 
     While a layer is called, there are what it takes, what it gives, and whatever later

@@ -14,14 +14,16 @@ from deeplab_tf.presets.recipes import (
 )
 
 _PAPER = "1706.05587"
-_CASCADE = {"context": ContextConfig(aspp=False), "decoder": NO_DECODER}
+_CASCADE: dict = {"context": ContextConfig(aspp=False), "decoder": NO_DECODER}
 
 
 def _grid_name(grid: tuple[int, ...]) -> str:
     return "mg" + "".join(map(str, grid or (1, 1, 1)))
 
 
-def _cascaded(backbone: str, blocks: int, output_stride: int = 16, grid=()):
+def _cascaded(
+    backbone: str, blocks: int, output_stride: int = 16, grid: tuple[int, ...] = ()
+) -> ModelConfig:
     """Returns a ResNet up to block<blocks>, scored by one convolution."""
     return ModelConfig(
         backbone=f"{backbone}_beta",
@@ -35,7 +37,7 @@ def _cascaded(backbone: str, blocks: int, output_stride: int = 16, grid=()):
 def cascades() -> Iterator[Preset]:
     """Yields Tables 1 to 4 of DeepLabv3: block4 to block7 in cascade."""
     strides = (8, 16, 32, 64, 128, 256)
-    mious = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
+    mious: tuple[float, ...] = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
     for stride, miou in zip(strides, mious, strict=True):
         yield row(
             f"deeplabv3_table1_resnet50_block7_os{stride}",
@@ -82,7 +84,12 @@ def cascades() -> Iterator[Preset]:
         )
 
 
-def _views(first, second, multi_scale: float, flipped: float):
+def _views(
+    first: tuple[int, float],
+    second: tuple[int, float],
+    multi_scale: float,
+    flipped: float,
+) -> Iterator[tuple[str, int, dict]]:
     """Yields the four protocols of DeepLabv3's Tables 4 and 6.
 
     Args:
@@ -121,7 +128,7 @@ def pyramids() -> Iterator[Preset]:
             eval_output_stride=stride,
             **options,
         )
-    several = {"scales": VOC_SCALES, "flip": True}
+    several: dict = {"scales": VOC_SCALES, "flip": True}
     yield row(
         "deeplabv3_table6_os8_ms_flip_coco",
         f"{_PAPER}, Table 6",

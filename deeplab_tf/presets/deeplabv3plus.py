@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from deeplab_tf.config import DecoderConfig, ModelConfig
 from deeplab_tf.presets.preset import Preset
@@ -18,7 +19,7 @@ from deeplab_tf.presets.recipes import (
 _PAPER = "1802.02611"
 
 
-def _decoder_ablation(**decoder) -> ModelConfig:
+def _decoder_ablation(**decoder: Any) -> ModelConfig:
     options = {"separable": False, "convolutions": 1} | decoder
     return dataclasses.replace(deeplabv3(), decoder=DecoderConfig(**options))
 
@@ -147,7 +148,7 @@ def xception_65() -> Iterator[Preset]:
 
 def cityscapes() -> Iterator[Preset]:
     """Yields Table 7 of DeepLabv3+."""
-    no_image = {"context": {"image_level": False}, "num_classes": 19}
+    no_image: dict = {"context": {"image_level": False}, "num_classes": 19}
     deepest = deeplabv3plus("xception_71", **no_image)
     for suffix, model, miou in (
         ("x65_no_decoder", deeplabv3plus(decoder=False, num_classes=19), 77.33),

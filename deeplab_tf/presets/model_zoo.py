@@ -70,7 +70,7 @@ def _edgetpu(output_stride: int, multiplier: float, filters: int) -> ModelConfig
 def pascal_voc() -> Iterator[Preset]:
     """Yields the zoo's PASCAL VOC checkpoints."""
     small, v2, x65 = _mobilenet_v2(multiplier=0.5), _mobilenet_v2(), deeplabv3plus()
-    several = {"eval_output_stride": 8} | INFERENCE["_ms_flip"]
+    several: dict = {"eval_output_stride": 8} | INFERENCE["_ms_flip"]
     quantized = {"remark": "figures of the 8-bit network"}
     for name, model, options, miou, cost in (
         ("mobilenetv2_dm05_coco_voc_trainaug", small, {}, 70.19, 0.88),
@@ -115,7 +115,11 @@ def cityscapes() -> Iterator[Preset]:
     v2, x65 = _mobilenet_v2(19), deeplabv3plus(num_classes=19)
     cell = ContextConfig(dense_prediction_cell=RELEASED_CELL)
     searched = ModelConfig("xception_71", num_classes=19, context=cell)
-    several = {"eval_output_stride": 8, "scales": _CITYSCAPES_SCALES, "flip": True}
+    several: dict = {
+        "eval_output_stride": 8,
+        "scales": _CITYSCAPES_SCALES,
+        "flip": True,
+    }
     coco = {"start": "ImageNet, COCO"}
     scratch = {
         "start": "scratch",

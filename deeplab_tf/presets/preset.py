@@ -1,8 +1,14 @@
 """What a preset is, and how it is told."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import TypeAlias
 
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
+from deeplab_tf.config.checks import Dataclass
+
+# A config of a preset, and what takes its place.
+Pair: TypeAlias = tuple[Dataclass, Dataclass]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Preset:
         return self.model.at_output_stride(self.eval_output_stride)
 
 
-def is_followed(preset: Preset, parts, **others) -> bool:
+def is_followed(preset: Preset, parts: Iterable[Pair], **others: object) -> bool:
     """Whether a run is what a preset says.
 
     Args:
@@ -72,8 +78,8 @@ def is_followed(preset: Preset, parts, **others) -> bool:
     return not _changes(preset, parts, others)
 
 
-def _size(size: tuple[int, int]) -> str:
-    return "x".join(map(str, size))
+def _size(size: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size)) if size else "of each image"
 
 
 # Where things lie is no part of a recipe.
@@ -114,7 +120,7 @@ def describe(preset: Preset) -> str:
     )
 
 
-def report(preset: Preset, parts, **others) -> str:
+def report(preset: Preset, parts: Iterable[Pair], **others: object) -> str:
     """Returns what a preset is, and where a run leaves it.
 
     Args:
@@ -126,7 +132,7 @@ def report(preset: Preset, parts, **others) -> str:
     return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
 
 
-def _changes(preset: Preset, parts, others: dict) -> list[str]:
+def _changes(preset: Preset, parts: Iterable[Pair], others: dict) -> list[str]:
     """Returns where a run leaves a preset."""
     changes = [line for pair in parts for line in deviations(*pair)]
     return changes + [
@@ -136,7 +142,7 @@ def _changes(preset: Preset, parts, others: dict) -> list[str]:
     ]
 
 
-def deviations(preset_part, part) -> list[str]:
+def deviations(preset_part: Dataclass, part: Dataclass) -> list[str]:
     """Returns what differs between two configs of one class, "name: was -> is".
 
     Args:
@@ -146,7 +152,7 @@ def deviations(preset_part, part) -> list[str]:
     found = []
     for field in dataclasses.fields(preset_part):
         was, now = getattr(preset_part, field.name), getattr(part, field.name)
-        if dataclasses.is_dataclass(was):
+        if dataclasses.is_dataclass(type(was)):
             found += [f"{field.name}.{line}" for line in deviations(was, now)]
         elif was != now and field.name not in _PATHS:
             found.append(f"{field.name}: {was} -> {now}")

@@ -5,6 +5,7 @@ Where the papers leave a number of a recipe open, it is that of DeepLabv3
 """
 
 import dataclasses
+from typing import Any
 
 from deeplab_tf.config import (
     ContextConfig,
@@ -19,14 +20,16 @@ from deeplab_tf.presets.preset import Preset, Published
 VOC_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 _ONE_SCALE = (1.0,)
 # Scales and flip as the inference tables of DeepLabv3+ abbreviate them.
-INFERENCE = {
+INFERENCE: dict[str, dict] = {
     "": {},
     "_ms": {"scales": VOC_SCALES},
     "_ms_flip": {"scales": VOC_SCALES, "flip": True},
 }
 
 
-def row(name: str, source: str, model: ModelConfig, protocol: dict, **fields):
+def row(
+    name: str, source: str, model: ModelConfig, protocol: dict, **fields: Any
+) -> Preset:
     """Returns a preset; `protocol` is a dictionary such as `VOC`."""
     train = dataclasses.asdict(protocol["train"])
     if model.backbone.startswith("resnet"):
@@ -51,7 +54,7 @@ def row(name: str, source: str, model: ModelConfig, protocol: dict, **fields):
 
 
 # DeepLabv3, Sec. 4.1.
-VOC = {
+VOC: dict = {
     "data": DataConfig(dataset="pascal_voc_seg", crop_size=(513, 513), batch_size=16),
     "train": TrainConfig(base_learning_rate=0.007, training_number_of_steps=30000),
     "train_split": "train_aug",
@@ -112,7 +115,11 @@ def ade20k(size: int) -> dict:
 NO_DECODER = DecoderConfig(output_strides=())
 
 
-def deeplabv3(grid=(1, 2, 4), rates=(6, 12, 18), image_level=True) -> ModelConfig:
+def deeplabv3(
+    grid: tuple[int, ...] = (1, 2, 4),
+    rates: tuple[int, ...] = (6, 12, 18),
+    image_level: bool = True,
+) -> ModelConfig:
     """Returns DeepLabv3's ASPP on ResNet-101."""
     context = ContextConfig(rates, separable=False, image_level=image_level)
     return ModelConfig(
@@ -124,7 +131,10 @@ def deeplabv3(grid=(1, 2, 4), rates=(6, 12, 18), image_level=True) -> ModelConfi
 
 
 def deeplabv3plus(
-    backbone="xception_65", decoder=True, separable=True, **fields
+    backbone: str = "xception_65",
+    decoder: bool = True,
+    separable: bool = True,
+    **fields: Any,
 ) -> ModelConfig:
     """Returns DeepLabv3+ on an Xception; `separable` is the tables' SC."""
     context = ContextConfig(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -39,11 +40,11 @@ class Artefact(abc.ABC):
         self._path = path
         self.channels = channels
         self.info = info
-        self.num_classes = num_classes or (info and info.num_classes)
+        self.num_classes = num_classes or (info.num_classes if info else None)
         self.protocol = protocol
         self.gives_probabilities = gives_probabilities
 
-    def labels(self, images) -> np.ndarray:
+    def labels(self, images: ArrayLike) -> np.ndarray:
         """Returns the most probable classes, int32 `[batch, height, width]`.
 
         Args:
@@ -63,7 +64,7 @@ class Artefact(abc.ABC):
             )
         return labels
 
-    def probabilities(self, images) -> np.ndarray:
+    def probabilities(self, images: ArrayLike) -> np.ndarray:
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
 
         Args:
@@ -76,8 +77,8 @@ class Artefact(abc.ABC):
             raise UserError(f"{self._path} gives labels only, no probabilities")
         return self._probabilities(self._checked(images))
 
-    def _checked(self, images) -> np.ndarray:
-        images = np.asarray(images)
+    def _checked(self, given: ArrayLike) -> np.ndarray:
+        images = np.asarray(given)
         channels = images.shape[-1] if self.channels is None else self.channels
         if images.ndim != 4 or images.shape[-1] != channels:
             raise UserError(
@@ -123,7 +124,9 @@ def size_text(sides: Iterable[int | None]) -> str:
     return "x".join("?" if side is None else str(side) for side in sides)
 
 
-def padded(image: np.ndarray, size: tuple[int, int], mean_pixel) -> np.ndarray:
+def padded(
+    image: np.ndarray, size: tuple[int, int], mean_pixel: ArrayLike
+) -> np.ndarray:
     """Returns an image `[1, *size, channels]`, float32; what exceeds it is cut off.
 
     Args:

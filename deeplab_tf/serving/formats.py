@@ -1,5 +1,7 @@
 """The forms in which models leave the project, told by the names of their files."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from deeplab_tf.serving.artefact import Artefact
@@ -8,7 +10,10 @@ from deeplab_tf.serving.publication import ONNX, TFLITE, ending_of, is_saved_mod
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 from deeplab_tf.serving.tflite import TFLitePredictor
 
-_READERS: dict[str, type[Artefact]] = {TFLITE: TFLitePredictor, ONNX: OnnxPredictor}
+_READERS: dict[str, Callable[[str], Artefact]] = {
+    TFLITE: TFLitePredictor,
+    ONNX: OnnxPredictor,
+}
 
 
 def _is_file(path: str) -> bool:

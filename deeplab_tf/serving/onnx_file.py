@@ -4,12 +4,15 @@ ONNX Runtime and OpenVINO run it without TensorFlow.
 """
 
 from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import q_sigmoid
@@ -18,13 +21,17 @@ from deeplab_tf.serving.native_layers import NATIVE, native
 from deeplab_tf.serving.publication import ONNX, require_replaceable, unpublished
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
 # Has every operation here, and is read by every engine since 2023.
 _OPSET = 18
 _INFO = "dataset_info"
 _AXES = ("batch", "height", "width")
 
 
-def _convolved(operation: Callable, layer, x):
+def _convolved(operation: Callable, layer: layers.Layer, x: tf.Tensor) -> tf.Tensor:
     """Returns a convolution by an operation that knows atrous rates itself.
 
     TensorFlow takes the image apart for them instead, which is slow elsewhere. It has
@@ -44,7 +51,7 @@ def _convolved(operation: Callable, layer, x):
 class NativeConv2D(layers.Conv2D):
     """A convolution that says its atrous rate."""
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolved `[b, h, w, filters]`."""
         return _convolved(tf.raw_ops.Conv2D, self, x)
 
@@ -53,7 +60,7 @@ class NativeConv2D(layers.Conv2D):
 class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
     """A depthwise convolution that says its atrous rate."""
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolved `[b, h, w, channels]`."""
         return _convolved(tf.raw_ops.DepthwiseConv2dNative, self, x)
 
@@ -66,7 +73,7 @@ class NativeActivation(layers.Activation):
     every transposition in the graph.
     """
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the activation of `x`."""
         if self.activation is not q_sigmoid:
             return super().call(x)
@@ -121,7 +128,7 @@ def export_onnx(
         file.write(converted.SerializeToString())
 
 
-def _converter(path: str):
+def _converter(path: str) -> tuple[ModuleType, ModuleType]:
     """Returns the modules that convert."""
     try:
         # Here, because they are an extra that only these files need.
@@ -132,13 +139,15 @@ def _converter(path: str):
     return onnx, tf2onnx
 
 
-def _serving(model: keras.Model, probabilities: bool) -> Callable:
+def _serving(
+    model: keras.Model, probabilities: bool
+) -> tf.types.experimental.PolymorphicFunction:
     """Returns what labels images, as a graph without sizes."""
     config = model.model_config
     network = native(model, _KINDS)
     shape = [None, None, None, config.channels]
 
-    def serve(images):
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         height, width = tf.unstack(tf.shape(images)[1:3])
         logits = network(_padded(images, config), training=False)
         logits = logits[:, :height, :width]
@@ -151,7 +160,7 @@ def _serving(model: keras.Model, probabilities: bool) -> Callable:
     return tf.function(serve, signature, autograph=False)
 
 
-def _padded(images, config):
+def _padded(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns images padded with the mean pixel, sides of `k * output_stride + 1`."""
     stride = config.output_stride
     # Enough for every size, then cut: engines that follow which values a size may have
@@ -163,7 +172,7 @@ def _padded(images, config):
     return padded[:, : sides[0], : sides[1]]
 
 
-def _name_input(graph) -> None:
+def _name_input(graph: "onnx.GraphProto") -> None:
     """Gives the input its name, which the converter has in small letters."""
     old = graph.input[0].name
     graph.input[0].name = INPUT
@@ -173,7 +182,7 @@ def _name_input(graph) -> None:
                 node.input[i] = INPUT
 
 
-def _name_axes(graph) -> None:
+def _name_axes(graph: "onnx.GraphProto") -> None:
     """Names the open sizes, for whoever looks at the file."""
     for value in (*graph.input, *graph.output):
         sides = value.type.tensor_type.shape.dim
@@ -181,7 +190,7 @@ def _name_axes(graph) -> None:
             side.dim_param = name
 
 
-def _pad_explicitly(graph, make_attribute: Callable) -> None:
+def _pad_explicitly(graph: "onnx.GraphProto", make_attribute: Callable) -> None:
     """Spells the padding of dense convolutions out.
 
     ONNX Runtime refuses atrous ones that ask for the same size instead.
@@ -235,7 +244,7 @@ class OnnxPredictor(Artefact):
         return self._session.run([PROBABILITIES], {INPUT: pixels(images)})[0]
 
 
-def _session(path: str):
+def _session(path: str) -> "onnxruntime.InferenceSession":
     """Returns what runs a file."""
     try:
         # Here, because it is an extra that only these files need.

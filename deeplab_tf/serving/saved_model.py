@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -68,7 +69,7 @@ class ExportOptions:
 def export_saved_model(
     model: keras.Model,
     path: str,
-    scales=(1.0,),
+    scales: Sequence[float] = (1.0,),
     flip: bool = False,
     crop_size: tuple[int, int] | None = None,
     info: DatasetInfo | None = None,
@@ -110,9 +111,9 @@ def export_saved_model(
     # In half precision a bias would be added that is rounded, which moves labels.
     folds = options.fold_batch_norm and precision_of(model) == "float32"
     network = folded(model) if folds else model
-    view = Predictor(network, scales, flip, crop_size, options.window)
-    if options.resizing is not None:
-        view = ResizedView(view, options.resizing)
+    predictor = Predictor(network, scales, flip, crop_size, options.window)
+    resizing = options.resizing
+    view = predictor if resizing is None else ResizedView(predictor, resizing)
     # A decoder of 8 bits would make other images of those that have more.
     is_deep = info is not None and info.max_value != 255
     most = None if is_deep else options.max_pixels
@@ -207,7 +208,12 @@ class SavedModelPredictor(Artefact):
             num_classes=classes,
         )
 
-    def _served(self, signature, output: str, images: np.ndarray) -> np.ndarray:
+    def _served(
+        self,
+        signature: tf.types.experimental.ConcreteFunction,
+        output: str,
+        images: np.ndarray,
+    ) -> np.ndarray:
         """Returns an output of a signature for images."""
         if self._input.dtype.is_integer and images.dtype.kind == "f":
             images = np.rint(images)
@@ -230,18 +236,22 @@ class SavedModelPredictor(Artefact):
         return self._served(self._score, PROBABILITIES, images)
 
 
-def _loaded(path: str):
+def _loaded(path: str) -> tf.Module:
     try:
         return tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be read as a SavedModel: {error}") from error
 
 
-def _inputs(signature) -> dict[str, tf.TensorSpec]:
+def _inputs(
+    signature: tf.types.experimental.ConcreteFunction,
+) -> dict[str, tf.TensorSpec]:
     return signature.structured_input_signature[1]
 
 
-def _labels_signature(loaded, path: str):
+def _labels_signature(
+    loaded: tf.Module, path: str
+) -> tf.types.experimental.ConcreteFunction:
     """Returns the signature that labels images."""
     serve = loaded.signatures.get(SERVING)
     inputs = _inputs(serve) if serve else {}
@@ -254,7 +264,9 @@ def _labels_signature(loaded, path: str):
     return serve
 
 
-def _probabilities_signature(loaded):
+def _probabilities_signature(
+    loaded: tf.Module,
+) -> tf.types.experimental.ConcreteFunction | None:
     """Returns a signature that gives probabilities, None where there is none."""
     for name in (SERVING, "probabilities"):
         signature = loaded.signatures.get(name)

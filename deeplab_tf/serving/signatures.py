@@ -125,7 +125,7 @@ def features_model(model: keras.Model) -> keras.Model | None:
         return None
     high_level, *low_level = given["backbone"]
     high_level = given.get("context", [high_level])[0]
-    strides = model.model_config.decoder.output_strides
+    strides = model.model_config.decoder_output_strides
     names = ["high_level", *(f"low_level_{stride}" for stride in strides)]
     outputs = dict(zip(names, [high_level, *low_level], strict=True))
     return keras.Model(image, outputs, name="features")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -97,7 +98,7 @@ def tflite_content(
     """
     _check(size, precision, output, calibration)
     # Looked at before the conversion, which takes a while.
-    samples = _samples(model, size, calibration) if precision == "int8" else None
+    samples = () if calibration is None else _samples(model, size, calibration)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         for message in _CONVERTER_WARNINGS:
             warnings.filterwarnings("ignore", message)
@@ -105,7 +106,9 @@ def tflite_content(
         return _converter(folder, precision, samples).convert()
 
 
-def _check(size, precision: str, output: str, calibration) -> None:
+def _check(
+    size: tuple[int, int], precision: str, output: str, calibration: Iterable | None
+) -> None:
     choices = (("precision", precision, PRECISIONS), ("output", output, OUTPUTS))
     for name, value, known in choices:
         if value not in known:
@@ -121,7 +124,9 @@ def _check(size, precision: str, output: str, calibration) -> None:
         )
 
 
-def _samples(model: keras.Model, size, images: Iterable) -> Iterator[np.ndarray]:
+def _samples(
+    model: keras.Model, size: tuple[int, int], images: Iterable
+) -> Iterator[np.ndarray]:
     """Returns images as the file takes them, before they are asked for.
 
     Raises:
@@ -151,17 +156,19 @@ def calibration_images(
             yield padded(image, size, mean_pixel)
 
 
-def _images(element) -> np.ndarray:
+def _images(element: ArrayLike | tuple) -> np.ndarray:
     """Returns the images, `[batch, h, w, channels]`, of an element of a dataset."""
     images = np.asarray(element[0] if isinstance(element, tuple) else element)
     return images[None] if images.ndim == 3 else images
 
 
-def _write_graph(model: keras.Model, size, output: str, folder: str) -> None:
+def _write_graph(
+    model: keras.Model, size: tuple[int, int], output: str, folder: str
+) -> None:
     """Writes a SavedModel for images of a size."""
     network = native(model)
 
-    def serve(images):
+    def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(images, training=False)
         if output == "logits":
             return {LOGITS: logits}
@@ -178,7 +185,9 @@ def _write_graph(model: keras.Model, size, output: str, folder: str) -> None:
     archive.write_out(folder, verbose=False)
 
 
-def _converter(folder: str, precision: str, samples) -> tf.lite.TFLiteConverter:
+def _converter(
+    folder: str, precision: str, samples: Iterable[np.ndarray]
+) -> tf.lite.TFLiteConverter:
     """Returns what converts a SavedModel."""
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if precision != "float32":

@@ -3,13 +3,19 @@
 DeepLabv3 (1706.05587), Sec. 4.1; hard-pixel mining as in the official code.
 """
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from deeplab_tf.models.resampling import resize_bilinear, spatial_size
+from deeplab_tf.models.tensors import Tensor
 
 
-def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int):
+def mined_share(
+    step: Tensor, top_k_percent_pixels: float, hard_example_mining_step: int
+) -> Tensor:
     """Returns the share of pixels in the loss, falling from 1 as mining sets in.
 
     Args:
@@ -24,13 +30,13 @@ def mined_share(step, top_k_percent_pixels: float, hard_example_mining_step: int
 
 
 def segmentation_loss(
-    labels,
-    logits,
+    labels: Tensor,
+    logits: Tensor,
     ignore_label: int = 255,
-    label_weights=(),
-    share=1.0,
+    label_weights: Sequence[float] = (),
+    share: float | Tensor = 1.0,
     focal_gamma: float = 0.0,
-):
+) -> Tensor:
     """Returns the mean cross-entropy of the pixels that count, a scalar.
 
     The quotient of what `loss_and_count` gives; without a pixel that counts it
@@ -51,8 +57,13 @@ def segmentation_loss(
 
 
 def loss_and_count(
-    labels, logits, ignore_label, label_weights=(), share=1.0, focal_gamma=0.0
-):
+    labels: Tensor,
+    logits: Tensor,
+    ignore_label: int,
+    label_weights: Sequence[float] = (),
+    share: float | Tensor = 1.0,
+    focal_gamma: float = 0.0,
+) -> tuple[Tensor, Tensor]:
     """Returns the sum of the losses of pixels, and the number it is divided by.
 
     Weights change the sum but not the number. Mining keeps the `share` of all
@@ -90,18 +101,18 @@ def loss_and_count(
     return ops.sum(losses), pixel_count(labels, ignore_label)
 
 
-def is_mined(share) -> bool:
+def is_mined(share: float | Tensor) -> bool:
     """Whether a share, a number or a tensor, may leave pixels out."""
     return not (isinstance(share, float | int) and share == 1.0)
 
 
-def pixel_count(labels, ignore_label: int):
+def pixel_count(labels: Tensor, ignore_label: int) -> Tensor:
     """Returns the number of labels that are not ignored, float32."""
     counted = ops.cast(labels, "int32") != ignore_label
     return ops.sum(ops.cast(counted, "float32"))
 
 
-def _hardest(losses, share):
+def _hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
     """Returns the sum of the largest losses, and how many of them are not 0."""
     # Sorting once and masking by rank keeps shapes static under XLA, where
     # `top_k` would be compiled anew for every k.
@@ -113,7 +124,9 @@ def _hardest(losses, share):
     return ops.sum(hardest), ops.sum(ops.cast(hardest > 0, losses.dtype))
 
 
-def regularization_loss(variables, weight_decay: float):
+def regularization_loss(
+    variables: Mapping[str, keras.Variable], weight_decay: float
+) -> Tensor:
     """Returns `weight_decay / 2` times the squares of the convolution kernels.
 
     Args:
@@ -131,7 +144,7 @@ def is_decayed(name: str) -> bool:
     return name.endswith("/weights")
 
 
-def shrink_labels(labels, size):
+def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
     """Returns labels at the size of the logits, to nearest neighbours.
 
     Corners stay on corners, halves round up (TF1's align_corners).
@@ -156,21 +169,27 @@ def shrink_labels(labels, size):
 class SegmentationLoss(keras.losses.Loss):
     """`segmentation_loss` for `compile`; logits are resized to the labels.
 
+    The labels keep their resolution, for their details are lost when they shrink
+    (DeepLabv3, 1706.05587, Sec. 4.1).
+
     Args:
         ignore_label: Label of pixels without loss.
         label_weights: One weight per class; () weighs all alike.
         share: Share (0..1] of the hardest pixels kept.
-        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+        focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4); 0 is the
+            cross-entropy.
+        name: Name of the loss.
+        **kwargs: Passed to `keras.losses.Loss`.
     """
 
     def __init__(
         self,
         ignore_label: int = 255,
-        label_weights=(),
+        label_weights: Sequence[float] = (),
         share: float = 1.0,
         focal_gamma: float = 0.0,
-        name="segmentation_loss",
-        **kwargs,
+        name: str = "segmentation_loss",
+        **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
         self.ignore_label = ignore_label
@@ -178,8 +197,13 @@ class SegmentationLoss(keras.losses.Loss):
         self.share = share
         self.focal_gamma = focal_gamma
 
-    def call(self, y_true, y_pred):
-        """Returns the scalar loss of labels `[b, h, w(, 1)]` against logits."""
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Returns the scalar loss of labels against logits.
+
+        Args:
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
+            y_pred: Logits `[batch, any height, any width, num_classes]`.
+        """
         logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
         return segmentation_loss(y_true, logits, **self._options())
 
@@ -191,6 +215,6 @@ class SegmentationLoss(keras.losses.Loss):
             "focal_gamma": self.focal_gamma,
         }
 
-    def get_config(self):
+    def get_config(self) -> dict:
         """Returns the arguments, for saving."""
         return {**super().get_config(), **self._options()}

@@ -7,10 +7,12 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
@@ -30,6 +32,9 @@ from deeplab_tf.training.step import (
     training_outputs,
 )
 
+# Of all workers, or a function of a worker's index and their number that gives its own.
+Batches: TypeAlias = Iterable | Callable[[int, int], tf.data.Dataset]
+_Values = TypeVar("_Values")
 # What is told of a step, in the order of the vector that the graph returns.
 _TOLD = ("data_loss", "regularization_loss", "learning_rate", "broken_gradients")
 
@@ -90,7 +95,9 @@ class Trainer:
         self._compiled_steps = tf.function(self._steps, reduce_retracing=True)
         self._compiled_total = tf.function(self._total, autograph=False)
 
-    def _training_state(self, folder: str, trained) -> resume.TrainingState:
+    def _training_state(
+        self, folder: str, trained: dict[str, keras.Variable]
+    ) -> resume.TrainingState:
         scaling = self._loss_scale.variables if self._loss_scale else {}
         groups = {
             MODEL_KEY: official_variables(self.model),
@@ -131,7 +138,7 @@ class Trainer:
         Raises:
             UserError: if it is of another model, or none is whole.
         """
-        prefix = self._state and self._state.restore_latest()
+        prefix = self._state.restore_latest() if self._state else None
         if prefix:
             self._spread_seeds()
         else:
@@ -149,7 +156,7 @@ class Trainer:
         if self._replicas == 1:
             return
 
-        def spread():
+        def spread() -> None:
             replica = tf.distribute.get_replica_context().replica_id_in_sync_group
             for state in self._seeds.values():
                 offset = tf.stack([tf.cast(replica, state.dtype) * 1_000_003, 0])
@@ -158,7 +165,7 @@ class Trainer:
         tf.function(lambda: self.strategy.run(spread))()
 
     @tf.autograph.experimental.do_not_convert
-    def _one_step(self, images, labels):
+    def _one_step(self, images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
         """Does a step of all replicas; returns the facts, and whether it was done."""
         if self._loss_scale is None:
             results = self.strategy.run(self._whole_step, args=(images, labels))
@@ -182,12 +189,14 @@ class Trainer:
         is_compiled = self._jit and not distribution.is_tpu(self.strategy)
         return tf.function(function, jit_compile=True) if is_compiled else function
 
-    def _first_replica(self, values):
+    def _first_replica(self, values: _Values) -> _Values:
         return tf.nest.map_structure(
             lambda value: self.strategy.experimental_local_results(value)[0], values
         )
 
-    def _steps(self, iterator, count):
+    def _steps(
+        self, iterator: Iterator, count: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """Does up to `count` steps; returns `[steps, told]` and class counts.
 
         It ends behind a loss or a gradient that is not finite.
@@ -209,7 +218,7 @@ class Trainer:
             done += 1
         return told.stack(), classes
 
-    def train_step(self, images, labels) -> dict[str, float]:
+    def train_step(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Does one optimiser step.
 
         Args:
@@ -226,7 +235,9 @@ class Trainer:
         told, _ = self.train_steps(dataset, 1)
         return _public(told[0])
 
-    def train_steps(self, dataset, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def train_steps(
+        self, dataset: Batches, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Does some optimiser steps in one host call.
 
         Args:
@@ -244,7 +255,7 @@ class Trainer:
         )
         return told.numpy(), classes.numpy()
 
-    def _iterator(self, dataset):
+    def _iterator(self, dataset: Batches) -> Iterator:
         """Returns an iterator over each replica's rows of every batch.
 
         Args:
@@ -254,36 +265,34 @@ class Trainer:
         workers = self.worker.count
         local = self._replicas // workers
         if callable(dataset):
-            dataset = dataset(self.worker.index, workers)
+            rows = dataset(self.worker.index, workers)
         else:
-            dataset = _as_dataset(dataset)
+            rows = _as_dataset(dataset)
             if workers > 1:
-                dataset = dataset.map(
-                    functools.partial(_rows_of, self.worker.index, workers)
-                )
+                rows = rows.map(functools.partial(_rows_of, self.worker.index, workers))
         if self._replicas == 1:
-            return iter(dataset)
+            return iter(rows)
         if local > 1:
-            dataset = dataset.flat_map(functools.partial(_replica_batches, local))
-        return iter(self.strategy.distribute_datasets_from_function(lambda _: dataset))
+            rows = rows.flat_map(functools.partial(_replica_batches, local))
+        return iter(self.strategy.distribute_datasets_from_function(lambda _: rows))
 
-    def sum_over_workers(self, array):
+    def sum_over_workers(self, array: ArrayLike) -> np.ndarray:
         """Returns the sum of an array over all workers."""
+        own = np.asarray(array)
         if self.worker.count == 1:
-            return array
-        array = np.asarray(array)
+            return own
         local = self._replicas // self.worker.count
 
-        def own(context):
+        def bring(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
             # One replica of a worker brings its array, the others nothing.
             is_first = context.replica_id_in_sync_group % local == 0
-            return tf.constant(array if is_first else 0 * array)
+            return tf.constant(own if is_first else 0 * own)
 
-        values = self.strategy.experimental_distribute_values_from_function(own)
+        values = self.strategy.experimental_distribute_values_from_function(bring)
         return self._compiled_total(values).numpy()
 
-    def _total(self, values):
-        def total(value):
+    def _total(self, values: tf.distribute.DistributedValues) -> tf.Tensor:
+        def total(value: tf.Tensor) -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             # A copy, for the argument itself is on no device.
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
@@ -292,7 +301,7 @@ class Trainer:
 
     def train(
         self,
-        dataset: Iterable | Callable[[int, int], tf.data.Dataset],
+        dataset: Batches,
         validation: Validation | None = None,
         info: DatasetInfo | None = None,
         name_samples: Callable[[int, int], str] | None = None,
@@ -363,7 +372,9 @@ class Trainer:
         except tf.errors.OutOfRangeError:
             raise UserError(f"the dataset ended after {self.step} steps") from None
 
-    def _reporter(self, validation, info: DatasetInfo | None) -> Reporter:
+    def _reporter(
+        self, validation: Validation | None, info: DatasetInfo | None
+    ) -> Reporter:
         info = info or generic_info(self.model.model_config.num_classes)
         return Reporter(self.config, info, self.worker.is_chief, validation)
 
@@ -414,7 +425,9 @@ class Trainer:
         is_last = step == self.config.training_number_of_steps
         return bool(every) and step > 0 and (step % every == 0 or is_last)
 
-    def _evaluate_if_due(self, reporter, validation: Validation | None) -> None:
+    def _evaluate_if_due(
+        self, reporter: Reporter, validation: Validation | None
+    ) -> None:
         """Scores the model; after a restart also what was to be scored before."""
         step = self.step
         if validation is None or not self._is_evaluation_due():
@@ -477,7 +490,12 @@ class Trainer:
         if self._state is not None:
             self._state.save()
 
-    def _require_finite(self, told, first: int, name_samples) -> None:
+    def _require_finite(
+        self,
+        told: np.ndarray,
+        first: int,
+        name_samples: Callable[[int, int], str] | None,
+    ) -> None:
         loss, _, _, broken = told[-1]
         # NumPy's: TensorFlow's would take the host a quarter of a millisecond.
         if np.isfinite(told[-1]).all() and broken == 0:
@@ -499,12 +517,12 @@ class Trainer:
         )
 
 
-def _public(row) -> dict[str, float]:
+def _public(row: np.ndarray) -> dict[str, float]:
     """Returns what a step tells its caller."""
     return dict(zip(_TOLD[:3], map(float, row), strict=False))
 
 
-def _is_whole(row):
+def _is_whole(row: tf.Tensor) -> tf.Tensor:
     """Whether losses and gradients of a step are finite."""
     return tf.reduce_all(tf.math.is_finite(row)) & (row[3] == 0)
 
@@ -539,12 +557,12 @@ def _as_dataset(batches: Iterable) -> tf.data.Dataset:
     return tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
 
 
-def _rows_of(index: int, count: int, *batch):
+def _rows_of(index: int, count: int, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns one worker's rows of a batch."""
     return tuple(tf.split(part, count)[index] for part in batch)
 
 
-def _replica_batches(count: int, *batch) -> tf.data.Dataset:
+def _replica_batches(count: int, *batch: tf.Tensor) -> tf.data.Dataset:
     """Returns the rows of each local replica, one after the other."""
     parts = tuple(tf.stack(tf.split(part, count)) for part in batch)
     return tf.data.Dataset.from_tensor_slices(parts)

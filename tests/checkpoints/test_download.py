@@ -9,6 +9,7 @@ import re
 import threading
 import time
 
+import loopback
 import pytest
 import tensorflow as tf
 
@@ -20,7 +21,7 @@ CONTENT = bytes(range(256)) * 9000
 OTHER = CONTENT[::-1]
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(loopback.Quiet, http.server.BaseHTTPRequestHandler):
     """Serves one file, and parts of it, as its server says."""
 
     def do_GET(self):
@@ -48,23 +49,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body[: server.cut])
 
-    def log_message(self, *arguments):
-        pass
-
 
 @pytest.fixture
 def server():
     """A server of `content`; `asked` has the Range of each request."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with loopback.serving(Handler) as server:
         server.content, server.tag, server.ranges = CONTENT, '"one"', True
         server.cut, server.delay, server.asked = None, 0.0, []
         server.ignores_if_range, server.time = False, ""
-        server.url = f"http://127.0.0.1:{server.server_port}/some.tar.gz?download=1"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+        server.url += "/some.tar.gz?download=1"
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -15,8 +15,7 @@ from deeplab_tf.data import doctor, records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
-from deeplab_tf.programs import doctor as program
-from deeplab_tf.programs import run_program
+from deeplab_tf.programs import doctor as program, run_program
 
 INFO = DatasetInfo("toys", ("floor", "ball", "cat"))
 HEIGHT, WIDTH = 6, 9

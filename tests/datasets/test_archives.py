@@ -9,8 +9,8 @@ import os
 import pathlib
 import re
 import tarfile
-import threading
 
+import loopback
 import official_archives
 import pytest
 from etils import epath
@@ -23,7 +23,7 @@ FILES = {"top/a/1.txt": b"one", "top/a/b/2.txt": b"two", "top/c.txt": b"see"}
 WANTED = ("top/a", "top/c.txt")
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(loopback.Quiet, http.server.SimpleHTTPRequestHandler):
     """Serves a folder; ends the connection half way for paths with `?cut`."""
 
     def do_GET(self):
@@ -35,23 +35,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         whole = not self.path.endswith("?cut")
         outputfile.write(content if whole else content[: len(content) // 2])
 
-    def log_message(self, *arguments):
-        pass
-
 
 @pytest.fixture
 def server(tmp_path):
     """A server of the files in tmp_path/web; `.url` and `.hits`."""
     (tmp_path / "web").mkdir()
     handler = functools.partial(Handler, directory=str(tmp_path / "web"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with loopback.serving(handler) as server:
         server.hits = []
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

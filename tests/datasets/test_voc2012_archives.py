@@ -132,7 +132,6 @@ def test_official_sizes_are_asked_for_before_a_record_is_written(convert, tmp_pa
 
 
 CLS = "benchmark_RELEASE/dataset/cls/2008_000008.mat"
-LISTS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
 
 
 def matlab(**content):

@@ -5,8 +5,7 @@ from math import prod
 
 import pytest
 
-from deeplab_tf.config import BACKBONES as TRAITS
-from deeplab_tf.config import ModelConfig
+from deeplab_tf.config import BACKBONES as TRAITS, ModelConfig
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.complexity import parameters
 from deeplab_tf.models.deeplab import build_model
