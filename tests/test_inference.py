@@ -210,8 +210,10 @@ def test_an_image_that_fits_is_seen_whole(strided_model, scales, options):
     images = photo(2, 50, 70)
     whole = Predictor(strided_model, scales)
     windowed = Predictor(strided_model, scales, **options)
+    # Under a limit images are seen one by one, which may round otherwise than together.
+    groups = tf.split(images, 2) if "memory_limit" in options else [images]
     for function in ("labels", "probabilities"):
-        expected = getattr(whole, function)(images)
+        expected = tf.concat([getattr(whole, function)(x) for x in groups], 0)
         np.testing.assert_array_equal(getattr(windowed, function)(images), expected)
 
 
