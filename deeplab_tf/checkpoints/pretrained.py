@@ -36,13 +36,17 @@ from deeplab_tf.checkpoints.zoo import (
     find_checkpoint,
     require_checkpoint,
 )
-from deeplab_tf.config import ContextConfig, Experiment, ModelConfig
+from deeplab_tf.config import (
+    EXPERIMENT_FILE,
+    ContextConfig,
+    Experiment,
+    ModelConfig,
+)
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _SAVED_MODEL = "saved_model.pb"
-_EXPERIMENT = "experiment.json"
 # A ModelConfig, in the form that it has in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
 _EXPORTED_WEIGHTS = os.path.join("assets.extra", tf1.NAME)
@@ -245,7 +249,7 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
         UserError: if there is no `experiment.json`, and no model of the zoo that has
             the same variables.
     """
-    path = os.path.join(os.path.dirname(prefix), _EXPERIMENT)
+    path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
         return Experiment.from_json(_text(path), source=path).model
     for candidate in candidates(arrays):
@@ -258,9 +262,9 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
             continue
         if complete:
             print(
-                f"note: {prefix} has no {_EXPERIMENT}; by its variables it is taken "
-                f"for a {config.backbone} with output_stride {config.output_stride} "
-                f"and atrous_rates {list(config.atrous_rates)}"
+                f"note: {prefix} has no {EXPERIMENT_FILE}; by its variables it is "
+                f"taken for a {config.backbone} with output_stride "
+                f"{config.output_stride} and atrous_rates {list(config.atrous_rates)}"
             )
             return config
     backbones = _backbones(arrays)
@@ -268,8 +272,8 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     if backbones:
         hint = f"of a backbone of the zoo give the name: {' or '.join(backbones)}"
     raise UserError(
-        f"{prefix} has no {_EXPERIMENT} beside it and the variables of no model of the "
-        f"zoo; {hint}"
+        f"{prefix} has no {EXPERIMENT_FILE} beside it and the variables of no model of "
+        f"the zoo; {hint}"
     )
 
 

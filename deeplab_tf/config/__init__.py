@@ -6,6 +6,7 @@ line, a golden case and an `experiment.json` describe a model in the same words.
 
 from deeplab_tf.config.backbones import BACKBONES
 from deeplab_tf.config.experiment import (
+    EXPERIMENT_FILE,
     DataConfig,
     EvalConfig,
     Experiment,
@@ -27,6 +28,7 @@ from deeplab_tf.config.official_flags import (
 
 __all__ = [
     "BACKBONES",
+    "EXPERIMENT_FILE",
     "MODEL_FLAGS",
     "RELEASED_CELL",
     "CellBranch",

@@ -10,6 +10,9 @@ from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 
+# Its name beside the checkpoints of a training.
+EXPERIMENT_FILE = "experiment.json"
+
 _Config = typing.TypeVar("_Config")
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
+from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
@@ -350,3 +353,15 @@ def class_table(metrics: dict, info: DatasetInfo) -> str:
         f"{metrics['images']} images"
     )
     return "\n".join(lines)
+
+
+def write_metrics(metrics: dict, folder: str) -> str:
+    """Writes `metrics.json`, whole or not at all; returns its path.
+
+    Args:
+        metrics: What `evaluate` returns.
+        folder: Where to.
+    """
+    path = os.path.join(folder, "metrics.json")
+    records.write_text(json.dumps(metrics, indent=2) + "\n", path)
+    return path

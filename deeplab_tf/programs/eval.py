@@ -7,7 +7,6 @@ writes `metrics.json`, and `report.html` for people, which is one file.
 
 import dataclasses
 import itertools
-import json
 import os
 import sys
 import time
@@ -20,14 +19,14 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import DataConfig, EvalConfig
-from deeplab_tf.data import records, sources
+from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
 from deeplab_tf.evaluation.calibration import Calibration
-from deeplab_tf.evaluation.evaluator import Evaluator, class_table
+from deeplab_tf.evaluation.evaluator import Evaluator, class_table, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.presets import report
@@ -333,8 +332,7 @@ def _written(metrics: dict, info: DatasetInfo, gallery: Gallery | None) -> list[
     """Writes `metrics.json` and the report, each whole or not at all; returns them."""
     if not FLAGS.eval_logdir:
         return []
-    paths = [os.path.join(FLAGS.eval_logdir, "metrics.json")]
-    records.write_text(json.dumps(metrics, indent=2) + "\n", paths[0])
+    paths = [write_metrics(metrics, FLAGS.eval_logdir)]
     if gallery is not None:
         paths.append(os.path.join(FLAGS.eval_logdir, "report.html"))
         write_report(paths[1], metrics, info, gallery.worst, gallery.best, _command())

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import gc
-import json
 import os
 import sys
 import time
@@ -16,9 +15,8 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig, TrainConfig
-from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
@@ -36,7 +34,6 @@ _WINDOW = 100
 _EXAMPLES = 4
 # How far a run may be below what others gave, by seed and hardware.
 _CANARY_SPREAD = 0.04
-_METRICS = "metrics.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +243,7 @@ class Reporter:
         if experiment is not None:
             resume.write_experiment(experiment, folder)
         # The last: killed before it, a training that goes on keeps the best anew.
-        text = json.dumps(self._metrics, indent=2) + "\n"
-        records.write_text(text, os.path.join(folder, _METRICS))
+        write_metrics(self._metrics, folder)
 
     def flush(self) -> None:
         """Writes what was told so far; before a checkpoint, which counts on it.

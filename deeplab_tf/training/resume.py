@@ -17,7 +17,7 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME
-from deeplab_tf.config import Experiment
+from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
 
@@ -32,7 +32,6 @@ _FLAGS = {
     AVERAGE_KEY: "ema_decay",
     "loss_scale": "precision",
 }
-_EXPERIMENT = "experiment.json"
 _FILE = re.compile(rf"({re.escape(NAME)}-(\d+))\.(index|data-\d+-of-\d+)")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -361,7 +360,7 @@ def write_experiment(experiment: Experiment, folder: str) -> None:
     Cut short, it would keep them from being trained further.
     """
     tf.io.gfile.makedirs(folder)
-    records.write_text(experiment.to_json(), os.path.join(folder, _EXPERIMENT))
+    records.write_text(experiment.to_json(), os.path.join(folder, EXPERIMENT_FILE))
 
 
 def experiment_before(experiment: Experiment) -> Experiment | None:
@@ -388,7 +387,7 @@ def experiment_before(experiment: Experiment) -> Experiment | None:
 
 def read_experiment(folder: str) -> Experiment | None:
     """Returns the `experiment.json` of a folder, None where there is none."""
-    path = os.path.join(folder, _EXPERIMENT)
+    path = os.path.join(folder, EXPERIMENT_FILE)
     if not tf.io.gfile.exists(path):
         return None
     with tf.io.gfile.GFile(path) as file:
