@@ -168,7 +168,8 @@ def load_tf1_checkpoint(
 
 def save_tf1_checkpoint(model, prefix: str) -> None:
     """Writes the weights as a checkpoint that the official code reads."""
-    arrays = tf1_variables(model)
+    # The official eval.py and vis.py restore the step, too, and end without one.
+    arrays = tf1_variables(model) | {"global_step": np.int64(0)}
     tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
     tf.raw_ops.SaveV2(
         prefix=prefix,
