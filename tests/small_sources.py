@@ -88,6 +88,21 @@ def street(root):
     return root
 
 
+def satellite(root):
+    """Writes ten images of four 12-bit channels, masks of ids, and the classes."""
+    (root / "images").mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for i in range(10):
+        np.save(
+            root / f"images/{i}.npy", random.randint(0, 4096, (20, 30, 4), "uint16")
+        )
+        mask = np.zeros((20, 30))
+        mask[i + 5 :] = 1
+        save_label(root / f"masks/{i}.png", mask)
+    (root / "classes.txt").write_text("land\nwater\n")
+    return root
+
+
 def rectangle(top, left, height, width):
     """Returns the polygon that COCO's rasteriser fills with exactly these pixels."""
     bottom, right = top + height, left + width

@@ -1,9 +1,11 @@
 """Every command and every Python block of README and docs runs as written."""
 
+import importlib
 import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import small_sources
 from conftest import ROOT
 
+from deeplab_tf import flags
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.data.videos import write_video
 from tools import documentation
@@ -34,7 +37,9 @@ def blocks(language: str, pages=TOGETHER) -> list[str]:
 
 
 def commands(pages=TOGETHER) -> list[str]:
+    """Returns the commands of some pages; one that they repeat, once."""
     lines = "\n".join(blocks("bash", pages)).replace("\\\n", " ").splitlines()
+    lines = dict.fromkeys(" ".join(line.split()) for line in lines)
     return [line for line in lines if line and not line.startswith(SCRIPTS)]
 
 
@@ -50,9 +55,11 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     for photo in sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3]:
         shutil.copy(photo, folder / "photos")
     small_sources.cityscapes(folder / "cityscapes")
+    full_size_test_image(folder / "cityscapes")
     small_sources.ade20k(folder / "ADEChallengeData2016")
     small_sources.coco(folder / "coco")
     small_sources.street(folder / "street")
+    small_sources.satellite(folder / "satellite")
     (folder / "camvid").symlink_to(camvid)
     with write_video(str(folder / "drive.mp4"), 10.0, (48, 64)) as write:
         for _ in range(3):
@@ -64,6 +71,16 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     sbd = official_archives.sbd_files(["a", "d"], ["c"])
     official_archives.write_tar(folder / "benchmark.tgz", sbd)
     return folder
+
+
+def full_size_test_image(root: pathlib.Path):
+    """Replaces the test image of a small Cityscapes: its server takes no small ones."""
+    size, name = (1024, 2048), "berlin/berlin_000000_000019"
+    small_sources.save_image(
+        root / f"leftImg8bit/test/{name}_leftImg8bit.png", *size, seed=0
+    )
+    label = root / f"gtFine/test/{name}_gtFine_labelIds.png"
+    small_sources.save_label(label, np.zeros(size))
 
 
 def link_programs(folder: pathlib.Path) -> None:
@@ -90,7 +107,8 @@ def test_what_the_pages_take_from_the_code_is_of_today():
 
 def test_links_lead_somewhere():
     for page in [*PAGES, *ROOT.glob("*.md")]:
-        for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        for target in re.findall(r"\]\(([^)]+)\)", prose):
             if "://" in target:
                 continue
             name, _, anchor = target.partition("#")
@@ -129,11 +147,37 @@ def test_the_pages_hold_commands():
             "export.py",
         ),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
-        "deeplab_tf.checkpoints.zoo",
+        *("deeplab_tf.checkpoints.zoo", "json.tool"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
         "bash\n./demo.sh\n./test.sh\n"
     )
+
+
+MIGRATION = (ROOT / "docs/migration.md").read_text()
+OFFICIAL = re.compile(r"^python deeplab/(train|eval|export_model)\.py (.*)$", re.M)
+
+
+def test_the_official_command_lines_are_understood(capsys):
+    lines = OFFICIAL.findall(MIGRATION.replace("\\\n", " "))
+    assert {name for name, _ in lines} == {"train", "eval", "export_model"}
+    for name, arguments in lines:
+        name = name.removesuffix("_model")
+        program = importlib.import_module(f"deeplab_tf.programs.{name}")
+        for flag in program.FLAGS:
+            program.FLAGS[flag].unparse()
+        program.FLAGS([name, *shlex.split(arguments)])
+        flags.check_flags(program.FLAGS, name)
+        assert capsys.readouterr().err.count("\n") == 1  # --logtostderr
+        config = flags.model_config(program.FLAGS)
+        assert bool(config.decoder.output_strides) == ("xception" in config.backbone)
+
+
+def test_every_official_flag_without_effect_is_in_the_table():
+    table = MIGRATION.partition("### Accepted, with a warning")[2].partition("###")[0]
+    told = set(re.findall(r"`--(\w+)`", table.replace("| instead", "")))
+    dead = {name for group in flags._DEAD.values() for name in group}
+    assert dead <= told
 
 
 @pytest.mark.slow

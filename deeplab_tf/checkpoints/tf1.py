@@ -178,7 +178,8 @@ def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
         model: A model of `build_model`.
         prefix: Path of its files without their endings; the folder is made.
     """
-    arrays = tf1_variables(model)
+    # The official eval.py and vis.py restore the step, too, and end without one.
+    arrays = tf1_variables(model) | {"global_step": np.int64(0)}
     tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
     tf.raw_ops.SaveV2(
         prefix=prefix,

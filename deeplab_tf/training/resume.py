@@ -192,6 +192,11 @@ class TrainingState:
     def _require_match(self, prefix: str) -> None:
         """Refuses a whole checkpoint of another format, model or optimiser."""
         reader = _reader(prefix)
+        if not reader.has_tensor(_GRAPH):
+            raise UserError(
+                f"{prefix} is a checkpoint of TF1, whose training does not go on here; "
+                "give it as --tf_initial_checkpoint, with another --train_logdir"
+            )
         version_key = _key("format_version")
         if reader.has_tensor(version_key):
             version = int(reader.get_tensor(version_key))

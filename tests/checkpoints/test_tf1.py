@@ -38,9 +38,11 @@ def test_saved_weights_are_read_back(folder, zeros, arrays, holds, tmp_path):
     assert report.complete
     assert len(report.restored) == 272
     assert holds(zeros, arrays)
-    # The official code looks for these names, and nothing beside them.
-    shapes = tf.compat.v1.train.NewCheckpointReader(prefix).get_variable_to_shape_map()
-    assert shapes == {name: list(array.shape) for name, array in arrays.items()}
+    # The official code looks for these names and the step, and nothing beside them.
+    reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+    shapes = {name: list(array.shape) for name, array in arrays.items()}
+    assert reader.get_variable_to_shape_map() == shapes | {"global_step": []}
+    assert reader.get_variable_to_dtype_map()["global_step"] == tf.int64
 
 
 def test_an_official_training_checkpoint_is_read(zeros, arrays, holds, tmp_path):
