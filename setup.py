@@ -96,6 +96,8 @@ EXTRAS_REQUIRE = {
     "dev": [
         # Runs the tests.
         "pytest>=8.0",
+        # Runs them in several processes: most of their time is one thread's.
+        "pytest-xdist>=3.6",
         # Formats and lints; a new ruff may format differently, so constraints.txt pins.
         "ruff>=0.17",
         # Checks the hints of the public modules; new releases find other faults.

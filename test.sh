@@ -6,11 +6,14 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source tools/venv.sh
 
 extras=dev
-selection=()
+# A file's tests stay together, for what they share is made once. At most four, because
+# each process takes up to 4 GB.
+selection=(--numprocesses=auto --maxprocesses=4 --dist=loadfile)
 if [[ "${1:-}" == --all ]]; then
   shift
   # Not gpu and peers: gigabytes that only benchmarks/ and machines with a GPU use.
   extras=hub,export,coco,cityscapes,tiff,robustness,tensorboard,jax,dev
+  # One by one: some measure time or memory, or start several processes of their own.
   selection=(-m "")
 fi
 
@@ -23,4 +26,4 @@ fi
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
-exec .venv/bin/python -m pytest ${selection[@]+"${selection[@]}"} "$@"
+exec .venv/bin/python -m pytest "${selection[@]}" "$@"
