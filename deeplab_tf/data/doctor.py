@@ -6,6 +6,9 @@ The exit status is 0 if it is safe to train. What makes it unsafe is in `ERRORS`
 everything else is worth a look.
 """
 
+if __name__ == "__main__":
+    import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+
 import collections
 import dataclasses
 import hashlib

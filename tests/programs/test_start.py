@@ -29,3 +29,18 @@ def test_onednn_is_used_unless_told_otherwise(asked, found):
         text=True,
     )
     assert (shown.stdout, shown.stderr) == (f"{found}\n", "")
+
+
+def test_the_doctor_says_nothing_but_its_own():
+    # Its module needs TensorFlow before it is a program.
+    quiet = {key: value for key, value in os.environ.items() if key[:3] != "TF_"}
+    done = subprocess.run(
+        [sys.executable, "-m", "deeplab_tf.data.doctor"],
+        env=quiet,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    needed = "doctor.py: --dataset_dir is needed: the folder of the TFRecords\n"
+    assert (done.stdout, done.stderr) == ("", needed)
