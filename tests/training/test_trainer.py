@@ -87,10 +87,20 @@ def golden_run(request):
     return GoldenRun(case.content, norms, results, after)
 
 
+# How far rounding moves the loss of each step. The last bit of every weight, changed at
+# random five times, moves the losses by 1e-6, 7e-6, 4e-4 and 6e-4 (the case with hard
+# pixels, each of which is in the loss or is not) and by less in the other case; so does
+# another processor.
+LOSS_TOLERANCES = (1e-5, 3e-5, 1e-3, 1.5e-3)
+
+
 def test_losses_equal_the_official_ones(golden_run):
-    for name in ("data_loss", "regularization_loss"):
-        losses = [result[name] for result in golden_run.results]
-        assert losses == pytest.approx(golden_run.golden[name], rel=3e-4)
+    found = [result["data_loss"] for result in golden_run.results]
+    expected = golden_run.golden["data_loss"]
+    for loss, golden, tolerance in zip(found, expected, LOSS_TOLERANCES, strict=True):
+        assert loss == pytest.approx(golden, rel=tolerance)
+    decays = [result["regularization_loss"] for result in golden_run.results]
+    assert decays == pytest.approx(golden_run.golden["regularization_loss"], rel=1e-6)
     rates = [result["learning_rate"] for result in golden_run.results[:3]]
     assert rates == pytest.approx(golden_run.golden["learning_rate"], rel=1e-6)
 
