@@ -227,6 +227,7 @@ def test_a_claim_without_a_figure_tells_its_section():
 # --- Running.
 
 
+@pytest.mark.slow
 def test_a_finished_row_is_kept(program, tmp_path):
     out = program("--rows=bilinear", "--steps=1")
     (done,) = runs_of(tmp_path, "bilinear")
