@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Lints, checks types and tests: ./test.sh [--all] [pytest options]
-# With --all also the slow tests and those that need the extras.
+# With --all also the slow tests and those that need the extras. Without it the tests run
+# in several processes; -n0 is for -s, --pdb and slow tests that measure.
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 source tools/venv.sh

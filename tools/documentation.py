@@ -38,11 +38,11 @@ BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict")
 INTRODUCTION = """# Flags
 
 Written by `python tools/documentation.py` from the programs themselves, which tell the
-same with `--help`. "Ours" marks what the official programs do not have; other names,
-and unless [migration](migration.md) says otherwise their meanings and defaults, are the
-official ones. A list is written as `--train_crop_size=513,513` or as a flag that is
-given several times, a boolean as `--recompute`, `--norecompute` or `--recompute=false`.
-An unknown flag ends a program.
+same with `--help`. In train.py, eval.py and export.py "Ours" marks what the official
+programs do not have; other names, and unless [migration](migration.md) says otherwise
+their meanings and defaults, are the official ones. A list is written as
+`--train_crop_size=513,513` or as a flag that is given several times, a boolean as
+`--recompute`, `--norecompute` or `--recompute=false`. An unknown flag ends a program.
 """
 _DEAD = "Without effect: "
 _REPEATED = "repeat this option to specify a list of values"

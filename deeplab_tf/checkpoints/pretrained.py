@@ -144,8 +144,7 @@ def _spelled(what: str | os.PathLike) -> str:
     """Returns a name, a URL, or a path that is there for `tf.io.gfile` to look at."""
     if not isinstance(what, str | os.PathLike) or not os.fspath(what):
         raise UserError(
-            "from_pretrained takes a name of the zoo, a path or a URL; received "
-            f"{what!r}"
+            f"expected a name of the zoo, a path or a URL; received {what!r}"
         )
     what = local_path(os.fspath(what))
     try:

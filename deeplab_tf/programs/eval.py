@@ -95,10 +95,10 @@ def _define() -> None:
     integer(
         "num_clones",
         None,
-        "Devices that evaluate; default: all GPUs. On CPU as many logical devices.",
+        "Ours: devices that evaluate; default: all GPUs. On CPU as many logical ones.",
         flag_values=FLAGS,
     )
-    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
+    boolean("clone_on_cpu", False, "Ours: leave GPUs alone.", flag_values=FLAGS)
     boolean("report", True, "Ours: write report.html.", flag_values=FLAGS)
     absl_flags.DEFINE_enum(
         "trimap",

@@ -61,16 +61,18 @@ _SWITCHES = {
     "add_flipped_images": (False, "Whether every scale is also seen mirrored."),
     "export_probabilities": (
         False,
-        "Whether a SavedModel's serving_default, or an ONNX file, gives "
+        "Ours: whether a SavedModel's serving_default, or an ONNX file, gives "
         "SemanticProbabilities, too.",
     ),
     "fold_batch_norm": (
         True,
-        "Whether batch normalisations become part of convolutions, which is faster.",
+        "Ours: whether batch normalisations become part of convolutions, which is "
+        "faster.",
     ),
     "export_weights": (
         True,
-        "Whether the checkpoint goes along, for training to go on from the export.",
+        "Ours: whether the checkpoint goes along, for training to go on from the "
+        "export.",
     ),
 }
 
@@ -156,7 +158,7 @@ def _define_view() -> None:
     absl_flags.DEFINE_multi_string(
         "window_size",
         None,
-        "Size of the windows through which larger images are seen.",
+        "Ours: size of the windows through which larger images are seen.",
         flag_values=FLAGS,
     )
     for name, (default, text) in _SWITCHES.items():

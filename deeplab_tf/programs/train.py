@@ -6,6 +6,7 @@ r"""Trains a model on TFRecords; started again, it goes on where it was.
 
 import dataclasses
 import sys
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -221,19 +222,25 @@ def _beside(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
     return parts, {"train_split": experiment.split, "start": start}
 
 
-def _initialize(model: keras.Model, config: TrainConfig) -> tuple[str, ...]:
+def _initialize(
+    model: keras.Model, config: TrainConfig, weights: str | None
+) -> tuple[str, ...]:
     """Takes weights from the initial checkpoint.
+
+    Args:
+        model: The model.
+        config: How it is trained.
+        weights: Prefix of the checkpoint that `tf_initial_checkpoint` means, if any.
 
     Returns:
         The moving statistics that have never been trained.
     """
     statistics = [n for n in official_variables(model) if n.endswith("moving_mean")]
-    if not config.tf_initial_checkpoint:
+    if not weights:
         return tuple(statistics)
     excluded = ()
     if not config.initialize_last_layer:
         excluded = last_layer_scopes(config.last_layers_contain_logits_only)
-    weights = find_weights(config.tf_initial_checkpoint)
     report = tf1.load_tf1_checkpoint(model, weights, excluded)
     print(f"{config.tf_initial_checkpoint}: {report}")
     return tuple(n for n in statistics if n not in report.restored)
@@ -326,21 +333,49 @@ def _print_machine(values, trainer: Trainer) -> None:
     )
 
 
-def _trainer(experiment: Experiment, values, preset, strategy) -> tuple:
-    """Returns the trainer with its weights, and the experiment with what it found."""
+class _Start(NamedTuple):
+    """What a training begins with.
+
+    Attributes:
+        images: Images that a replica sees at once.
+        before: The experiment that it goes on with; None begins anew.
+        weights: Prefix of the checkpoint to begin with, if there is one.
+    """
+
+    images: int
+    before: Experiment | None
+    weights: str | None
+
+
+def _start(experiment: Experiment, strategy: tf.distribute.Strategy) -> _Start:
+    """Returns what the training begins with, fetched if need be."""
     train = experiment.train
-    replicas, parts = strategy.num_replicas_in_sync, train.accumulate_steps
-    images = distribution.require_divisible(experiment.data.batch_size, replicas, parts)
-    asked = _asked_batch_norm(values, preset)
+    images = distribution.require_divisible(
+        experiment.data.batch_size,
+        strategy.num_replicas_in_sync,
+        train.accumulate_steps,
+    )
     before = resume.experiment_before(experiment)
+    is_wanted = train.tf_initial_checkpoint and before is None
+    weights = find_weights(train.tf_initial_checkpoint) if is_wanted else None
+    return _Start(images, before, weights)
+
+
+def _trainer(
+    experiment: Experiment, values, preset: Preset | None, strategy, start: _Start
+) -> tuple:
+    """Returns the trainer with its weights, and the experiment with what it found."""
+    train, before = experiment.train, start.before
+    asked = _asked_batch_norm(values, preset)
     tf.keras.utils.set_random_seed(experiment.data.seed)
     use_precision(values.precision)
     with strategy.scope():
         model = build_model(experiment.model)
-    fresh = _initialize(model, train) if before is None else ()
+    fresh = _initialize(model, train, start.weights) if before is None else ()
     is_kept = before is not None and asked == "auto"
     policy = before.train.normalization if is_kept else asked
-    resolved = resolve_batch_norm(policy, images, replicas, fresh)
+    replicas = strategy.num_replicas_in_sync
+    resolved = resolve_batch_norm(policy, start.images, replicas, fresh)
     if is_kept:
         reason = f"as {train.train_logdir} was trained"
         resolved = dataclasses.replace(resolved, reason=reason)
@@ -364,17 +399,15 @@ def main(values: absl_flags.FlagValues) -> None:
 def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
-    if experiment.train.tf_initial_checkpoint:
-        find_weights(experiment.train.tf_initial_checkpoint)
     validation = _validation(values, experiment, preset)
+    start = _start(experiment, strategy)
     experiment = _examined(values, experiment, source)
-    trainer, experiment = _trainer(experiment, values, preset, strategy)
+    trainer, experiment = _trainer(experiment, values, preset, strategy, start)
     config, data, split = experiment.train, experiment.data, experiment.split
     _print_machine(values, trainer)
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
-        start = trainer.samples
-        return load_dataset(data, split, True, start, worker, num_workers)
+        return load_dataset(data, split, True, trainer.samples, worker, num_workers)
 
     if values.sanity_overfit:
         verdict = sanity.check(trainer.model, config, dataset(0, 1))

@@ -212,7 +212,7 @@ def test_unknown_names_and_paths_are_told(tmp_path):
     refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
     refused(r"^http://\[::1/x is no URL: Invalid IPv6", "http://[::1/x")
     for what in (None, "", 7):
-        refused(rf"^from_pretrained takes a name .*; received {what!r}$", what)
+        refused(rf"^expected a name .*; received {what!r}$", what)
 
 
 def test_mistakes_are_told_before_anything_is_fetched(tiny, cache):

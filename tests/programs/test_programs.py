@@ -533,7 +533,7 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
 def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_path):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
     published = tiny_checkpoint(monkeypatch, tmp_path)
-    out = run(
+    command = (
         *("train", *TRAINING[:2], "--depth_multiplier=0.1", "--atrous_rates=6"),
         *("--aspp_convs_filters=16", "--decoder_output_stride=4"),
         *("--decoder_filters=16", "--tf_initial_checkpoint=tiny"),
@@ -541,10 +541,14 @@ def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_p
         *("--training_number_of_steps=1", "--fine_tune_batch_norm=false"),
         *(f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"),
     )
-    assert f"tiny: {len(published)} restored" in out
+    assert f"tiny: {len(published)} restored" in run(*command)
     tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
     assert all(np.array_equal(tuned[name], a) for name, a in published.items())
     assert read_experiment(str(tmp_path / "logs")).train.tf_initial_checkpoint == "tiny"
+    # What goes on needs neither zoo nor cache.
+    shutil.rmtree(tmp_path / "zoo")
+    shutil.rmtree(tmp_path / "cache")
+    assert "going on from" in run(*command)
 
 
 def toy_preset():
