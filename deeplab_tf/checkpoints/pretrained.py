@@ -92,12 +92,9 @@ def from_pretrained(
     config = known.preset.model if known else None
     # Before anything is fetched.
     _adapted(config or _MOST_STRIDES, num_classes, output_stride)
-    path = _located(what, known, cache_folder(cache_dir))
-    if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
-        config, path = _of_export(path)
-    prefix = tf1.resolve(path)
+    told, prefix = _found(what, known, cache_dir)
     arrays = tf1.read_variables(prefix)
-    config = config or _described(prefix, arrays)
+    config = told or config or _described(prefix, arrays)
     model = build_model(_adapted(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
     if known and known.checkpoint.is_pretrained_backbone:
@@ -120,10 +117,18 @@ def find_weights(
         UserError: if there is no such thing, it cannot be fetched, or it is damaged.
     """
     what = _spelled(name_path_or_url)
-    path = _located(what, _known(what), cache_folder(cache_dir))
+    _, prefix = _found(what, _known(what), cache_dir)
+    return prefix
+
+
+def _found(
+    what: str, known: ZooModel | None, cache_dir: str | None
+) -> tuple[ModelConfig | None, str]:
+    """Returns the model that an export tells, if it is one, and the checkpoint."""
+    path, config = _located(what, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
-        _, path = _of_export(path)
-    return tf1.resolve(path)
+        config, path = _of_export(path)
+    return config, tf1.resolve(path)
 
 
 def _adapted(

@@ -338,35 +338,35 @@ class _Start(NamedTuple):
 
     Attributes:
         images: Images that a replica sees at once.
+        batch_norm: The policy that is asked for; "auto" where that is left open.
         before: The experiment that it goes on with; None begins anew.
         weights: Prefix of the checkpoint to begin with, if there is one.
     """
 
     images: int
+    batch_norm: str
     before: Experiment | None
     weights: str | None
 
 
-def _start(experiment: Experiment, strategy: tf.distribute.Strategy) -> _Start:
-    """Returns what the training begins with, fetched if need be."""
+def _start(values, preset: Preset | None, experiment: Experiment, strategy) -> _Start:
+    """Returns what the training begins with; what has to be fetched comes last."""
     train = experiment.train
     images = distribution.require_divisible(
         experiment.data.batch_size,
         strategy.num_replicas_in_sync,
         train.accumulate_steps,
     )
+    asked = _asked_batch_norm(values, preset)
     before = resume.experiment_before(experiment)
     is_wanted = train.tf_initial_checkpoint and before is None
     weights = find_weights(train.tf_initial_checkpoint) if is_wanted else None
-    return _Start(images, before, weights)
+    return _Start(images, asked, before, weights)
 
 
-def _trainer(
-    experiment: Experiment, values, preset: Preset | None, strategy, start: _Start
-) -> tuple:
+def _trainer(experiment: Experiment, values, strategy, start: _Start) -> tuple:
     """Returns the trainer with its weights, and the experiment with what it found."""
-    train, before = experiment.train, start.before
-    asked = _asked_batch_norm(values, preset)
+    train, before, asked = experiment.train, start.before, start.batch_norm
     tf.keras.utils.set_random_seed(experiment.data.seed)
     use_precision(values.precision)
     with strategy.scope():
@@ -400,9 +400,9 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
     validation = _validation(values, experiment, preset)
-    start = _start(experiment, strategy)
+    start = _start(values, preset, experiment, strategy)
     experiment = _examined(values, experiment, source)
-    trainer, experiment = _trainer(experiment, values, preset, strategy, start)
+    trainer, experiment = _trainer(experiment, values, strategy, start)
     config, data, split = experiment.train, experiment.data, experiment.split
     _print_machine(values, trainer)
 
