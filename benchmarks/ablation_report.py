@@ -4,12 +4,16 @@ Differences are in points of mIoU. How far chance moves the score of a training 
 estimated from the rows with several seeds: the standard deviation over seeds, pooled.
 """
 
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.ablation_rows import BASE_ROW, ROWS, Claim, Row
+from deeplab_tf.visualize import drawn
 
 _BILINEAR = "bilinear"
 _TRIMAP = "1802.02611, Fig. 5"
@@ -21,6 +25,22 @@ _NOTE = (
     "seeds give such a difference; a claim is unclear within it, or where it is not\n"
     "known. Rows that look at one trained model in two ways differ by no chance.\n"
 )
+
+
+def result_path(folder: str, row: str) -> str:
+    """Returns the file of the runs of a row."""
+    return os.path.join(folder, f"{row}.json")
+
+
+def read(folder: str) -> dict[str, list[dict]]:
+    """Returns the runs in a folder by the name of their row, none where no file is."""
+    results: dict[str, list[dict]] = {}
+    for name in ROWS:
+        path, results[name] = result_path(folder, name), []
+        if os.path.exists(path):
+            with open(path) as file:
+                results[name] = json.load(file)["runs"]
+    return results
 
 
 def verdict(expected: str, difference: float, noise: float | None) -> str:
@@ -121,6 +141,7 @@ def markdown(results: Mapping[str, Sequence[dict]]) -> str:
             _table("width", "decoder", "bilinear", "gain"),
             *_trimap_lines(results),
         ]
+    parts += ["", *_circumstances(results)]
     return "\n".join(parts) + "\n"
 
 
@@ -172,6 +193,47 @@ def _score_lines(results) -> Iterator[str]:
             minutes = sum(run["train_seconds"] for run in runs) / 60
             spread = _spread(mious(runs))
             yield _line(name, spread, str(len(runs)), f"{minutes:.1f}")
+
+
+def _circumstances(results) -> Iterator[str]:
+    """Returns by what code and machine each row was made, rows alike in one line."""
+    rows: dict[tuple, list[str]] = {}
+    for name, runs in results.items():
+        for run in runs:
+            versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
+            how = (run["steps"], run["code"], run["hardware"], versions)
+            of_such = rows.setdefault(how, [])
+            if name not in of_such:
+                of_such.append(name)
+    for (steps, code, hardware, versions), names in rows.items():
+        which = "All rows" if len(rows) == 1 else f"Of {', '.join(names)}"
+        yield f"{which}: {steps} steps, commit {code}, {hardware}; {versions}."
+
+
+def trimap_picture(results: Mapping[str, Sequence[dict]]) -> np.ndarray:
+    """Returns mIoU against the width of the trimap, a uint8 picture.
+
+    Means over seeds of decoder and bilinear, and in a band of its own how far seeds
+    spread (DeepLabv3+, Fig. 5).
+
+    Args:
+        results: Runs by the name of their row; of both at least one.
+    """
+    figure = Figure((6, 3.6), dpi=120)
+    axes = figure.add_subplot()
+    widths = results[BASE_ROW][0]["trimap"]["widths"]
+    for name in (BASE_ROW, _BILINEAR):
+        curves = np.array([_curve(run)[:-1] for run in results[name]])
+        (line,) = axes.plot(widths, curves.mean(0), marker="o", markersize=4)
+        line.set_label(name)
+        band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+        axes.fill_between(widths, curves.min(0), curves.max(0), **band)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("width of the trimap in pixels")
+    axes.set_ylabel("mIoU in %")
+    axes.grid(color="0.9")
+    axes.legend(frameon=False)
+    return drawn(figure)
 
 
 def _spread(scores: np.ndarray) -> str:

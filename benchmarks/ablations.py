@@ -5,7 +5,7 @@ r"""The papers' ablations in small: what each choice of DeepLabv3+ brings, on Ca
       --output_dir=ablations
 
 A row (`benchmarks/ablation_rows.py`) is a MobileNetV2 that is trained on `train` for
-600 steps of small crops, or one of these looked at in another way; it is scored on
+300 steps of small crops, or one of these looked at in another way; it is scored on
 `val`. --rows=dense,bilinear runs these alone, and before them the training whose model
 a row of evaluation shares, if it is not there. Decoder and naive up-sampling are
 trained with several seeds, which tells how far chance moves a score; all other rows
@@ -40,8 +40,8 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from benchmarks.ablation_report import markdown
-from benchmarks.ablation_rows import BASE, BASE_EVALUATION, ROWS, Row
+from benchmarks.ablation_report import markdown, result_path, trimap_picture
+from benchmarks.ablation_rows import BASE, BASE_EVALUATION, BASE_ROW, ROWS, Row
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import require_complete
@@ -55,11 +55,12 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
+from deeplab_tf.visualize import png_bytes
 
 FLAGS = absl_flags.FlagValues()
 _TRAIN, _VAL = "train", "val"
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_REPORT = "ablations.md"
+_REPORT, _CURVES = "ablations.md", "trimap.png"
 
 
 def _define() -> None:
@@ -82,7 +83,7 @@ def _define() -> None:
     absl_flags.DEFINE_list(
         "rows", [], f"Of {', '.join(ROWS)}; default: all.", flag_values=FLAGS
     )
-    integer("steps", 600, "Steps of a training.", lower_bound=1, flag_values=FLAGS)
+    integer("steps", 300, "Steps of a training.", lower_bound=1, flag_values=FLAGS)
     integer(
         "seeds",
         3,
@@ -271,12 +272,20 @@ def _last_checkpoint(experiment: Experiment) -> str:
     return os.path.join(config.train_logdir, name)
 
 
-def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
-    """Returns the metrics on the validation split, those of trimaps among them."""
-    stride = row.eval_output_stride or experiment.model.output_stride
+def trained_model(
+    experiment: Experiment, output_stride: int | None = None
+) -> keras.Model:
+    """Returns what `train` made, at another output stride if one is given."""
+    stride = output_stride or experiment.model.output_stride
     model = build_model(experiment.model.at_output_stride(stride))
     prefix = _last_checkpoint(experiment)
     require_complete(tf1.load_tf1_checkpoint(model, prefix), prefix, model)
+    return model
+
+
+def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
+    """Returns the metrics on the validation split, those of trimaps among them."""
+    model = trained_model(experiment, row.eval_output_stride)
     # Nobody drew rims of void around objects, as they did for VOC.
     trimap = TrimapCurve(
         bench.info.num_classes, bench.info.ignore_label, around="classes"
@@ -344,13 +353,9 @@ def _hardware() -> str:
     return f"{len(may_use(0))} of {os.cpu_count()} cores of {name}"
 
 
-def _result_path(row: Row, bench: Bench) -> str:
-    return os.path.join(bench.output_dir, f"{row.name}.json")
-
-
 def finished(row: Row, bench: Bench) -> list[dict]:
     """Returns the runs of a row that were made with its present settings, by seed."""
-    path = _result_path(row, bench)
+    path = result_path(bench.output_dir, row.name)
     if not tf.io.gfile.exists(path):
         return []
     with tf.io.gfile.GFile(path) as file:
@@ -374,7 +379,7 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
             "runs": sorted(runs, key=lambda done: done["seed"]),
         }
         text = json.dumps(result, indent=2) + "\n"
-        records.write_text(text, _result_path(row, bench))
+        records.write_text(text, result_path(bench.output_dir, row.name))
         print(f"{row.name}, seed {seed}: mIoU {100 * runs[-1]['miou']:.2f} %")
 
 
@@ -397,8 +402,12 @@ def main(values: absl_flags.FlagValues) -> None:
     tf.io.gfile.makedirs(bench.output_dir)
     for row in rows:
         finish(row, bench, strategies[_trained_row(row).replicas])
-    text = markdown({name: finished(row, bench) for name, row in ROWS.items()})
+    results = {name: finished(row, bench) for name, row in ROWS.items()}
+    text = markdown(results)
     records.write_text(text, os.path.join(bench.output_dir, _REPORT))
+    if results[BASE_ROW] and results["bilinear"]:
+        with tf.io.gfile.GFile(os.path.join(bench.output_dir, _CURVES), "wb") as file:
+            file.write(png_bytes(trimap_picture(results)))
     print(text, end="")
 
 

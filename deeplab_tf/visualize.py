@@ -147,7 +147,7 @@ def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
     return np.array(canvas)
 
 
-def _with_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+def with_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
     """Returns a row of pictures, equally wide, with a text above each."""
     height, width = sheet.shape[:2]
     canvas = Image.new("RGB", (width, height + _LINE), "white")
@@ -183,7 +183,7 @@ def panel(
         if shares[i].any():
             text = f"{info.class_names[i]} {shares[i, 0]:.1%} / {shares[i, 1]:.1%}"
             rows.append((text, info.colors[i]))
-    return _with_rows(_with_captions(sheet, ("image", "truth", "prediction")), rows)
+    return _with_rows(with_captions(sheet, ("image", "truth", "prediction")), rows)
 
 
 def error_map(

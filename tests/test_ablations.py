@@ -156,7 +156,11 @@ def made(*mious, narrow=(0.0, 0.0, 0.0)):
         {
             "seed": seed,
             "miou": miou,
+            "steps": 300,
             "train_seconds": 90.0,
+            "code": "0a1b",
+            "hardware": "2 of 2 cores of a processor",
+            "versions": {"keras": "3.15.1"},
             "trimap": {"widths": [1, 40], "miou": [miou - narrow[seed], miou]},
         }
         for seed, miou in enumerate(mious)
@@ -216,7 +220,30 @@ def test_the_tables_tell_claims_and_spread(results):
     assert "| decoder | 61.00 ± 1.00 | 3 | 4.5 |" in lines
     assert "| dense | 63.00 | 1 | 1.5 |" in lines
     assert "| 1 | 41.00 ± 1.00 | 32.00 ± 1.00 | 9.00 ± 1.00 |" in lines
-    assert lines[-1].startswith("| whole image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
+    assert lines[-3].startswith("| whole image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
+    circumstances = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
+    assert lines[-1] == f"All rows: 300 steps, {circumstances}"
+
+
+def test_rows_of_another_machine_are_told_apart(results):
+    results["dense"][0]["hardware"] = "1 core"
+    *_, first, second = ablation_report.markdown(results).splitlines()
+    assert first.startswith("Of decoder, bilinear, multi_scale: 300 steps, ")
+    assert second.startswith("Of dense: 300 steps, commit 0a1b, 1 core")
+
+
+def test_the_trimap_picture_has_both_curves(results):
+    picture = ablation_report.trimap_picture(results)
+    assert picture.dtype == np.uint8 and picture.ndim == 3
+    colors = {tuple(color) for color in picture.reshape(-1, 3)}
+    assert {(31, 119, 180), (255, 127, 14)} <= colors  # of Matplotlib's first curves
+
+
+def test_files_of_rows_are_read(tmp_path):
+    (tmp_path / "dense.json").write_text(json.dumps({"runs": made(0.63)}))
+    found = ablation_report.read(str(tmp_path))
+    assert list(found) == list(ROWS)
+    assert (found["dense"], found["decoder"]) == (made(0.63), [])
 
 
 def test_a_claim_without_a_figure_tells_its_section():

@@ -2,7 +2,8 @@
 
     python tools/documentation.py
 
-That is all of docs/flags.md, and the line numbers of links such as
+That is all of docs/flags.md, the tables of the ablations in docs/results.md, from the
+files in benchmarks/results/ablations, and the line numbers of links such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30) in docs/architecture.md, which follow the
 definition, or the only line with that text. tests/test_documentation.py tells when it
 has to be run again.
@@ -17,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # datasets/ is not installed
 
 import deeplab_tf.programs  # noqa: E402, F401  (TensorFlow without its notices)
+from benchmarks import ablation_report  # noqa: E402
 
 # How a program is called, and the module with its flags.
 PROGRAMS = {
@@ -46,6 +48,7 @@ their meanings and defaults, are the official ones. A list is written as
 """
 _DEAD = "Without effect: "
 _REPEATED = "repeat this option to specify a list of values"
+_ABLATIONS = re.compile("(?<=<!-- ablations -->\n).*(?=<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
 
@@ -122,6 +125,13 @@ def _dead_table(rows: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
+def with_ablations(page: str) -> str:
+    """Returns a page with the tables of all finished ablations between its marks."""
+    results = ablation_report.read(str(ROOT / "benchmarks/results/ablations"))
+    tables = f"\n{ablation_report.markdown(results)}\n"
+    return _ABLATIONS.sub(lambda _: tables, page)
+
+
 def with_line_numbers(page: str) -> str:
     """Returns a page whose links into the code lead to the right lines.
 
@@ -151,10 +161,11 @@ def _line(text: str, path: str) -> int:
 
 def pages() -> dict[pathlib.Path, str]:
     """Returns what each page is to be."""
-    architecture = ROOT / "docs/architecture.md"
+    architecture, results = ROOT / "docs/architecture.md", ROOT / "docs/results.md"
     return {
         ROOT / "docs/flags.md": flags_page(),
         architecture: with_line_numbers(architecture.read_text()),
+        results: with_ablations(results.read_text()),
     }
 
 

@@ -1,0 +1,45 @@
+"""The pictures of the decoder: what is drawn, and by which trainings."""
+
+import numpy as np
+import pytest
+from narrow_ablations import NARROW
+from PIL import Image
+from program_runs import run
+
+from benchmarks import qualitative
+from deeplab_tf.config import Experiment
+from deeplab_tf.data.info import generic_info
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.training import resume
+
+
+def test_each_scene_is_a_row_with_every_model():
+    info = generic_info(NARROW.model.num_classes)
+    model = build_model(NARROW.model)
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    truth = np.zeros((32, 48), np.uint8)
+    truth[0] = info.ignore_label
+    scenes = [(image, truth), (image[::-1], truth)]
+    drawn = qualitative.picture(scenes, {"decoder": model, "bilinear": model}, info)
+    height, width = (48 + 8) * 2, (72 + 8) * 6
+    assert drawn.shape[1] == width and height < drawn.shape[0] < height + 30
+    rows = drawn[-height:].reshape(2, 56, 6, 80, 3).swapaxes(1, 2)[:, :, 4:52, 4:76]
+    np.testing.assert_array_equal(rows[0, 2:4], rows[0, 4:6])  # both models
+    assert (rows[0, 0] != rows[1, 0]).any()
+    # Nothing is wrong where nothing is known.
+    assert len(np.unique(rows[0, 3][0].reshape(-1, 3), axis=0)) == 1
+
+
+@pytest.mark.slow
+def test_both_models_are_trained_and_drawn(tmp_path):
+    small = ("--steps=1", "--train_images=8", "--val_images=3", "--rows=2")
+    out = run("benchmarks.qualitative", f"--output_dir={tmp_path}", *small)
+    for name, strides in (("decoder", (4,)), ("bilinear", ())):
+        assert f"{name:8s} mIoU " in out
+        experiment: Experiment = resume.read_experiment(str(tmp_path / name))
+        assert experiment.model.decoder_output_strides == strides
+    with Image.open(tmp_path / qualitative.PICTURE) as picture:
+        assert picture.size == ((192 + 8) * 6, (192 + 8) * 2 + 20)
+    assert "going on" not in out
+    again = run("benchmarks.qualitative", f"--output_dir={tmp_path}", *small)
+    assert "training" not in again
