@@ -28,7 +28,6 @@ import gc
 import json
 import os
 import platform
-import subprocess
 import time
 import zlib
 
@@ -40,6 +39,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
+from benchmarks import measuring
 from benchmarks.ablation_report import markdown, result_path, trimap_picture
 from benchmarks.ablation_rows import BASE, BASE_EVALUATION, BASE_ROW, ROWS, Row
 from deeplab_tf import flags
@@ -59,7 +59,6 @@ from deeplab_tf.visualize import png_bytes
 
 FLAGS = absl_flags.FlagValues()
 _TRAIN, _VAL = "train", "val"
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _REPORT, _CURVES = "ablations.md", "trimap.png"
 
 
@@ -313,14 +312,14 @@ def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> 
         "first_step": first_step,
         "train_seconds": round(trained - began, 1),
         "evaluate_seconds": round(time.monotonic() - trained, 1),
-        "code": _commit(),
+        "code": measuring.commit(),
         "versions": {
             "python": platform.python_version(),
             "tensorflow": tf.__version__,
             "keras": keras.__version__,
             "numpy": np.__version__,
         },
-        "hardware": _hardware(),
+        "hardware": measuring.hardware(),
     }
 
 
@@ -328,29 +327,6 @@ def _forget_graphs() -> None:
     """Gives back the memory of models that nobody uses any more."""
     keras.backend.clear_session()
     gc.collect()
-
-
-def _commit() -> str | None:
-    """Returns the commit of this code, "-dirty" where it was changed, if git knows."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        return subprocess.run(
-            command, cwd=_ROOT, check=True, capture_output=True, text=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _hardware() -> str:
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [x.partition(":")[2] for x in file if x.startswith("model name")]
-        name = names[0].strip() if names else name
-    except OSError:
-        pass  # not Linux
-    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return f"{len(may_use(0))} of {os.cpu_count()} cores of {name}"
 
 
 def finished(row: Row, bench: Bench) -> list[dict]:

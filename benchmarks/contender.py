@@ -1,0 +1,65 @@
+"""The process of a contender of `benchmarks.measuring`, which starts it.
+
+    python -m benchmarks.contender MODULE:FUNCTION ARGUMENTS
+
+On each line of stdin it works and answers with a line of JSON: the first time what the
+work told of itself, after some turns that warm up; then the seconds of a turn. Whatever
+libraries print goes to stderr.
+"""
+
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+
+_WARM_UP = 2  # turns
+
+
+def peak_mebibytes() -> float:
+    """Returns the most memory that this process has held so far, in MiB."""
+    # Kilobytes, but bytes on macOS.
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def serve(factory: str, arguments: dict, requests, answers) -> None:
+    """Answers every request for a turn.
+
+    Args:
+        factory: `module:function` that returns the work of a turn; what it has as an
+            attribute `facts` is told once.
+        arguments: Of the factory.
+        requests: Lines.
+        answers: File of the answers.
+    """
+    module, _, name = factory.partition(":")
+    work = None
+    for _ in requests:
+        if work is None:
+            work = getattr(importlib.import_module(module), name)(**arguments)
+            for _ in range(_WARM_UP):
+                work()
+            answer = getattr(work, "facts", {})
+        else:
+            start = time.perf_counter(), time.process_time()
+            work()
+            answer = {
+                "clock": time.perf_counter() - start[0],
+                "processors": time.process_time() - start[1],
+                "mebibytes": peak_mebibytes(),
+            }
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def main() -> None:
+    """Serves stdin."""
+    # Libraries write notices to stdout.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    serve(sys.argv[1], json.loads(sys.argv[2]), sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()

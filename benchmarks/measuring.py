@@ -1,0 +1,286 @@
+"""Several contenders, measured in turns and told beside each other.
+
+Each contender works in a process of its own, `benchmarks.contender`, so that no
+framework's threads and settings disturb another's; only one of them works at a time. In
+every turn each has its go, forwards and backwards, so that none is always the first,
+and is compared with the others of the same turn: what slows down the machine for a
+while slows down all. Told are medians over the turns and the quartiles of the ratios.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from absl import flags as absl_flags
+
+from deeplab_tf.errors import UserError
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PACKAGES = ("deeplab_tf", "tensorflow", "keras", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """What is measured, and where it works.
+
+    Attributes:
+        name: What tables call it.
+        factory: `module:function`, which is called in a process of its own and returns
+            a function without arguments: the work of a turn.
+        arguments: Of the factory, as JSON has them.
+        environment: Variables that differ in its process.
+        packages: Distributions whose versions are told.
+        cores: Processors it may use; None leaves all.
+    """
+
+    name: str
+    factory: str
+    arguments: Mapping = dataclasses.field(default_factory=dict)
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    packages: tuple[str, ...] = ()
+    cores: tuple[int, ...] | None = None
+
+
+class Series(dict):
+    """What was measured: seconds `[turns, 2]` by the name of the contender.
+
+    The columns are the clock and all processors together, which other programs on the
+    machine disturb less.
+
+    Attributes:
+        mebibytes: The most memory that each process has held.
+        facts: What each contender tells of itself.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.mebibytes: dict[str, float] = {}
+        self.facts: dict[str, dict] = {}
+
+    def ratios(self, name: str, reference: str) -> np.ndarray:
+        """Returns how many times the reference's seconds of its turn, `[turns]`."""
+        return self[name][:, 0] / self[reference][:, 0]
+
+
+class _Worker:
+    """A contender's process: it gets ready, then works whenever it is told."""
+
+    def __init__(self, contender: Contender, errors):
+        self._name, self._errors = contender.name, errors
+        command = [sys.executable, "-m", "benchmarks.contender", contender.factory]
+        arguments = json.dumps(dict(contender.arguments))
+        own = os.environ | dict(contender.environment)
+        before = None
+        if contender.cores is not None:
+            cores = set(contender.cores)
+            before = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
+        self._process = subprocess.Popen(
+            [*command, arguments],
+            cwd=_ROOT,
+            env=own,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            preexec_fn=before,
+        )
+
+    def answer(self) -> dict:
+        """Returns what the process tells next.
+
+        Raises:
+            UserError: if it ended instead.
+        """
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._errors.seek(0)
+        said = self._errors.read().strip().splitlines() or ["nothing"]
+        raise UserError(f"{self._name} ended; its last line: {said[-1]}")
+
+    def start(self) -> None:
+        """Lets it work for a turn."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+@contextlib.contextmanager
+def _workers(contenders: Sequence[Contender]) -> Iterator[dict[str, _Worker]]:
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for contender in contenders:
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            workers[contender.name] = worker = _Worker(contender, errors)
+            stack.callback(worker.end)
+        yield workers
+
+
+def measure(contenders: Sequence[Contender], turns: int) -> Series:
+    """Returns what contenders take for a turn, measured in turns.
+
+    Raises:
+        UserError: if one of them fails, with what it said last.
+    """
+    series = Series()
+    with _workers(contenders) as workers:
+        for name, worker in workers.items():
+            # One after the other: they warm up, and should not disturb each other.
+            worker.start()
+            series.facts[name] = worker.answer()
+        seconds: dict[str, list] = {name: [] for name in workers}
+        for turn in range(turns):
+            for name in list(workers)[:: -1 if turn % 2 else 1]:
+                workers[name].start()
+                answer = workers[name].answer()
+                seconds[name].append((answer["clock"], answer["processors"]))
+                series.mebibytes[name] = answer["mebibytes"]
+    series.update({name: np.array(turns) for name, turns in seconds.items()})
+    return series
+
+
+def measure_together(contenders: Sequence[Contender], turns: int) -> np.ndarray:
+    """Returns the seconds `[turns]` until all of some contenders have had a turn.
+
+    They work at the same time.
+    """
+    seconds = []
+    with _workers(contenders) as workers:
+        for worker in workers.values():
+            worker.start()
+            worker.answer()
+        for _ in range(turns):
+            for worker in workers.values():
+                worker.start()
+            answers = [worker.answer() for worker in workers.values()]
+            seconds.append(max(answer["clock"] for answer in answers))
+    return np.array(seconds)
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Returns median and quartiles."""
+    median, low, high = np.quantile(values, (0.5, 0.25, 0.75))
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def compared(series: Series, reference: str, per_turn: float = 1.0) -> list[dict]:
+    """Returns a row for each contender: its times, and its ratio to the reference.
+
+    Args:
+        series: What was measured.
+        reference: Name of the contender that the others are compared with.
+        per_turn: Steps or images of a turn; times are those of one.
+    """
+    rows = []
+    for name, seconds in series.items():
+        clock, processors = np.median(seconds, 0) / per_turn
+        rows.append(
+            {
+                "name": name,
+                "milliseconds": 1000 * float(clock),
+                "processor_milliseconds": 1000 * float(processors),
+                "ratio": spread(series.ratios(name, reference)),
+                "mebibytes": series.mebibytes.get(name),
+                **series.facts.get(name, {}),
+            }
+        )
+    return rows
+
+
+def table(rows: Sequence[Mapping], reference: str, unit: str = "image") -> str:
+    """Returns rows of `compared` as a Markdown table."""
+    lines = [
+        f"| | ms per {unit} | of all processors | times {reference} (quartiles) "
+        "| MiB |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = "{median:.3f} ({low:.3f}..{high:.3f})".format(**row["ratio"])
+        times = f"{row['milliseconds']:.1f} | {row['processor_milliseconds']:.1f}"
+        memory = "" if row["mebibytes"] is None else f"{row['mebibytes']:.0f}"
+        lines.append(f"| {row['name']} | {times} | {ratio} | {memory} |")
+    return "\n".join(lines)
+
+
+def circumstances(packages: Sequence[str] = ()) -> dict:
+    """Returns hardware, versions and commit, for whoever compares results."""
+    versions = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *packages):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "code": commit(),
+        "hardware": hardware(),
+        "versions": versions,
+    }
+
+
+def commit() -> str | None:
+    """Returns the commit of this code, "-dirty" where it was changed, if git knows."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=_ROOT, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def hardware() -> str:
+    """Returns the processor, and how many of its cores may be used."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [x.partition(":")[2] for x in file if x.startswith("model name")]
+        name = names[0].strip() if names else name
+    except OSError:
+        pass  # not Linux
+    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return f"{len(may_use(0))} of {os.cpu_count()} cores of {name}"
+
+
+def define_flags(values: absl_flags.FlagValues, turns: int) -> None:
+    """Defines what all comparisons have in common."""
+    absl_flags.DEFINE_integer(
+        "turns", turns, "Turns of each.", lower_bound=1, flag_values=values
+    )
+    absl_flags.DEFINE_string(
+        "json", None, "File for the results, besides the table.", flag_values=values
+    )
+
+
+def report(
+    values: absl_flags.FlagValues, title: str, result: Mapping, text: str
+) -> None:
+    """Prints a table with its circumstances, and writes them as JSON if asked for.
+
+    Args:
+        values: The program's flags, which are told, too.
+        title: What was measured.
+        result: What the file is to hold.
+        text: The table.
+    """
+    packages = result.get("packages", ())
+    around = circumstances(packages)
+    told = ", ".join(f"{name} {number}" for name, number in around["versions"].items())
+    print(f"{title}\n\n{text}\n\n{around['hardware']}; {told}; {around['code']}")
+    if values.json:
+        settings = {name: values[name].value for name in values if name != "json"}
+        whole = {"title": title, **around, "settings": settings, **result}
+        with open(values.json, "w", encoding="utf-8") as file:
+            json.dump(whole, file, indent=2)
+            file.write("\n")
