@@ -2,9 +2,10 @@
 
     python -m benchmarks.contender MODULE:FUNCTION ARGUMENTS
 
-On each line of stdin it works and answers with a line of JSON: the first time what the
-work told of itself, after some turns that warm up; then the seconds of a turn. Whatever
-libraries print goes to stderr.
+On each line of stdin it works and answers with a line of JSON: the first time, after
+some turns that warm up, with what the work tells of itself and the memory before them;
+then with the seconds of a turn and the most memory so far. Whatever libraries print
+goes to stderr.
 """
 
 import importlib
@@ -39,9 +40,9 @@ def serve(factory: str, arguments: dict, requests, answers) -> None:
     for _ in requests:
         if work is None:
             work = getattr(importlib.import_module(module), name)(**arguments)
+            answer = {"ready_mebibytes": peak_mebibytes(), **getattr(work, "facts", {})}
             for _ in range(_WARM_UP):
                 work()
-            answer = getattr(work, "facts", {})
         else:
             start = time.perf_counter(), time.process_time()
             work()

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 from absl import flags as absl_flags
@@ -29,25 +30,34 @@ _PACKAGES = ("deeplab_tf", "tensorflow", "keras", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
+class Process:
+    """Where a contender works, or a part of it.
+
+    Attributes:
+        environment: Variables that differ in it.
+        cores: Processors that it may use; None leaves all.
+    """
+
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    cores: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Contender:
-    """What is measured, and where it works.
+    """What is measured.
 
     Attributes:
         name: What tables call it.
         factory: `module:function`, which is called in a process of its own and returns
             a function without arguments: the work of a turn.
         arguments: Of the factory, as JSON has them.
-        environment: Variables that differ in its process.
-        packages: Distributions whose versions are told.
-        cores: Processors it may use; None leaves all.
+        processes: Several work at the same time, and a turn ends with the last.
     """
 
     name: str
     factory: str
     arguments: Mapping = dataclasses.field(default_factory=dict)
-    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    packages: tuple[str, ...] = ()
-    cores: tuple[int, ...] | None = None
+    processes: tuple[Process, ...] = (Process(),)
 
 
 class Series(dict):
@@ -72,27 +82,29 @@ class Series(dict):
 
 
 class _Worker:
-    """A contender's process: it gets ready, then works whenever it is told."""
+    """A process of a contender: it gets ready, then works whenever it is told."""
 
-    def __init__(self, contender: Contender, errors):
+    def __init__(self, contender: Contender, process: Process, errors: IO[str]):
         self._name, self._errors = contender.name, errors
         command = [sys.executable, "-m", "benchmarks.contender", contender.factory]
-        arguments = json.dumps(dict(contender.arguments))
-        own = os.environ | dict(contender.environment)
-        before = None
-        if contender.cores is not None:
-            cores = set(contender.cores)
-            before = lambda: os.sched_setaffinity(0, cores)  # noqa: E731
         self._process = subprocess.Popen(
-            [*command, arguments],
+            [*command, json.dumps(dict(contender.arguments))],
             cwd=_ROOT,
-            env=own,
+            env=os.environ | dict(process.environment),
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            preexec_fn=before,
         )
+        if process.cores is not None:
+            # Before it imports anything that counts them.
+            os.sched_setaffinity(self._process.pid, process.cores)
+
+    def start(self) -> None:
+        """Lets it work for a turn."""
+        with contextlib.suppress(BrokenPipeError):  # it ended, which `answer` tells
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def answer(self) -> dict:
         """Returns what the process tells next.
@@ -107,25 +119,33 @@ class _Worker:
         said = self._errors.read().strip().splitlines() or ["nothing"]
         raise UserError(f"{self._name} ended; its last line: {said[-1]}")
 
-    def start(self) -> None:
-        """Lets it work for a turn."""
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-
     def end(self) -> None:
         """Ends the process."""
         self._process.kill()
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+
+def _turn(workers: Sequence[_Worker]) -> list[dict]:
+    """Returns what the processes of a contender tell of a turn."""
+    for worker in workers:
+        worker.start()
+    return [worker.answer() for worker in workers]
 
 
 @contextlib.contextmanager
-def _workers(contenders: Sequence[Contender]) -> Iterator[dict[str, _Worker]]:
+def _workers(contenders: Sequence[Contender]) -> Iterator[dict[str, list[_Worker]]]:
     with contextlib.ExitStack() as stack:
-        workers = {}
+        workers: dict[str, list[_Worker]] = {}
         for contender in contenders:
-            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            workers[contender.name] = worker = _Worker(contender, errors)
-            stack.callback(worker.end)
+            workers[contender.name] = []
+            for process in contender.processes:
+                errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+                worker = _Worker(contender, process, errors)
+                stack.callback(worker.end)
+                workers[contender.name].append(worker)
         yield workers
 
 
@@ -137,37 +157,20 @@ def measure(contenders: Sequence[Contender], turns: int) -> Series:
     """
     series = Series()
     with _workers(contenders) as workers:
-        for name, worker in workers.items():
+        for name, own in workers.items():
             # One after the other: they warm up, and should not disturb each other.
-            worker.start()
-            series.facts[name] = worker.answer()
+            series.facts[name] = _turn(own)[0]
         seconds: dict[str, list] = {name: [] for name in workers}
         for turn in range(turns):
             for name in list(workers)[:: -1 if turn % 2 else 1]:
-                workers[name].start()
-                answer = workers[name].answer()
-                seconds[name].append((answer["clock"], answer["processors"]))
-                series.mebibytes[name] = answer["mebibytes"]
-    series.update({name: np.array(turns) for name, turns in seconds.items()})
+                answers = _turn(workers[name])
+                clock = max(answer["clock"] for answer in answers)
+                processors = sum(answer["processors"] for answer in answers)
+                seconds[name].append((clock, processors))
+                mebibytes = [answer["mebibytes"] for answer in answers]
+                series.mebibytes[name] = sum(mebibytes)
+    series.update({name: np.array(each) for name, each in seconds.items()})
     return series
-
-
-def measure_together(contenders: Sequence[Contender], turns: int) -> np.ndarray:
-    """Returns the seconds `[turns]` until all of some contenders have had a turn.
-
-    They work at the same time.
-    """
-    seconds = []
-    with _workers(contenders) as workers:
-        for worker in workers.values():
-            worker.start()
-            worker.answer()
-        for _ in range(turns):
-            for worker in workers.values():
-                worker.start()
-            answers = [worker.answer() for worker in workers.values()]
-            seconds.append(max(answer["clock"] for answer in answers))
-    return np.array(seconds)
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
@@ -213,6 +216,26 @@ def table(rows: Sequence[Mapping], reference: str, unit: str = "image") -> str:
         memory = "" if row["mebibytes"] is None else f"{row['mebibytes']:.0f}"
         lines.append(f"| {row['name']} | {times} | {ratio} | {memory} |")
     return "\n".join(lines)
+
+
+def add_multiply_adds(rows: Sequence[dict], own: int, reference: str) -> str:
+    """Adds the ratio per multiply-add to each row; returns it for other networks.
+
+    Args:
+        rows: Of `compared`; those of another network tell their `multiply_adds`.
+        own: Multiply-adds of an image of the others.
+        reference: Name of the contender that is compared with.
+    """
+    lines = []
+    for row in rows:
+        count = row.setdefault("multiply_adds", own)
+        per_one = row["ratio_per_multiply_add"] = row["ratio"]["median"] * own / count
+        if count != own:
+            lines.append(
+                f"\n\n{row['name']}: {count / 1e9:.2f} billion multiply-adds, ours "
+                f"{own / 1e9:.2f}; per multiply-add {per_one:.3f} times {reference}"
+            )
+    return "".join(lines)
 
 
 def circumstances(packages: Sequence[str] = ()) -> dict:

@@ -96,13 +96,26 @@ class _Count(NamedTuple):
     weights: int
 
 
+def _convolutions(model: keras.Model) -> list[layers.Layer]:
+    kinds = layers.Conv2D | layers.DepthwiseConv2D
+    return [layer for layer in leaf_layers(model) if isinstance(layer, kinds)]
+
+
+def convolution_multiply_adds(model: keras.Model) -> int:
+    """Returns the multiply-adds of the convolutions of any model, exactly.
+
+    Args:
+        model: A functional model of one image of known size, ours or not.
+    """
+    return sum(_convolution(layer, "exact") for layer in _convolutions(model))
+
+
 @functools.lru_cache(maxsize=512)
 def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
-    leaves = leaf_layers(_described(config, size))
-    kinds = layers.Conv2D | layers.DepthwiseConv2D
-    convolutions = [layer for layer in leaves if isinstance(layer, kinds)]
+    model = _described(config, size)
+    leaves, convolutions = leaf_layers(model), _convolutions(model)
     return _Count(
-        sum(_convolution(layer, "exact") for layer in convolutions),
+        convolution_multiply_adds(model),
         sum(_convolution(layer, "tf1") for layer in convolutions),
         sum(_other_operations(layer) for layer in leaves),
         sum(_weight_operations(layer) for layer in convolutions),

@@ -1,0 +1,146 @@
+r"""A step of training: ours beside PyTorch and keras-hub.
+
+    pip install 'deeplab_tf[peers]'
+    python -m benchmarks.train_step --cases=mobilenet_v2:321:8,xception_65:257:2
+
+A case is backbone, side of the crop and images of a batch; the model is DeepLabv3+ with
+separable convolutions at output stride 16. A step is forward, loss on up-sampled
+logits, backward, L2 and momentum on one batch in memory. PyTorch has the same layers,
+in either memory layout; keras-hub has its own DeepLabv3+ with ResNet-50 at output
+stride 32, which is told per multiply-add, with and without XLA. Those that are not
+installed are left out.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import deeplab_tf.programs
+
+# isort: split
+from absl import flags as absl_flags
+
+from benchmarks import measuring
+from benchmarks.contenders import make_config
+from benchmarks.measuring import Contender
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.complexity import multiply_adds
+
+FLAGS = absl_flags.FlagValues()
+_REFERENCE = "float32"
+_HERE = "benchmarks.contenders"
+# Module that has to be installed, factory, and what its arguments are besides the task.
+_CONTENDERS = {
+    _REFERENCE: ("", "training_step", {}),
+    "bfloat16": ("", "training_step", {"precision": "bfloat16"}),
+    "pytorch": ("torch", "torch_training_step", {"channels_last": True}),
+    "pytorch, NCHW": ("torch", "torch_training_step", {"channels_last": False}),
+    "keras-hub": ("keras_hub", "keras_hub_training_step", {"jit": False}),
+    "keras-hub, jit": ("keras_hub", "keras_hub_training_step", {"jit": True}),
+}
+_OTHER_NETWORK = "keras_hub"
+
+
+class Case(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        backbone: Official `--model_variant`.
+        side: Height and width of the crop.
+        batch: Images of a step.
+    """
+
+    backbone: str
+    side: int
+    batch: int
+
+    @property
+    def model(self) -> dict:
+        """Official flags of the model."""
+        return {"model_variant": self.backbone, "output_stride": 16}
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the forward pass of one image."""
+        return multiply_adds(make_config(self.model), (self.side, self.side))
+
+
+def parse_case(text: str) -> Case:
+    """Returns a case as `--cases` spells it.
+
+    Raises:
+        UserError: for anything else.
+    """
+    backbone, *numbers = text.split(":")
+    if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+        raise UserError(f"--cases takes BACKBONE:CROP:BATCH; received {text!r}")
+    return Case(backbone, *map(int, numbers))
+
+
+def _define() -> None:
+    absl_flags.DEFINE_list(
+        "cases",
+        ["mobilenet_v2:321:8", "xception_65:257:2"],
+        "Backbone, side of the crop, images of a batch.",
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_list(
+        "leave_out",
+        [],
+        f"Modules not to compare with: {', '.join(_modules())}.",
+        flag_values=FLAGS,
+    )
+    integer = absl_flags.DEFINE_integer
+    integer("steps", 2, "Steps of a turn.", lower_bound=1, flag_values=FLAGS)
+    measuring.define_flags(FLAGS, turns=9)
+
+
+def _modules() -> list[str]:
+    return sorted({module for module, *_ in _CONTENDERS.values()} - {""})
+
+
+_define()
+
+
+def contenders(case: Case, steps: int, left_out: list[str]) -> Iterator[Contender]:
+    """Yields what is installed and not left out."""
+    task = {"batch": case.batch, "size": [case.side, case.side], "times": steps}
+    for name, (module, factory, own) in _CONTENDERS.items():
+        if module in left_out or (module and not importlib.util.find_spec(module)):
+            continue
+        model = {} if module == _OTHER_NETWORK else {"model": case.model}
+        yield Contender(name, f"{_HERE}:{factory}", task | own | model)
+
+
+def compare(case: Case, values: absl_flags.FlagValues) -> tuple[list[dict], str]:
+    """Returns the rows of a case, and their table."""
+    several = list(contenders(case, values.steps, values.leave_out))
+    series = measuring.measure(several, values.turns)
+    rows = measuring.compared(series, _REFERENCE, values.steps)
+    counts = case.multiply_adds
+    others = measuring.add_multiply_adds(rows, counts, _REFERENCE)
+    for row in rows:
+        row["images_per_second"] = 1000 * case.batch / row["milliseconds"]
+    return rows, measuring.table(rows, _REFERENCE, "step") + others
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Measures and prints."""
+    cases = [parse_case(text) for text in values.cases]
+    result, texts = {}, []
+    for text, case in zip(values.cases, cases, strict=True):
+        result[text], told = compare(case, values)
+        texts.append(
+            f"{case.backbone}, crop {case.side}x{case.side}, batch {case.batch}, "
+            f"{case.multiply_adds / 1e9:.2f} billion multiply-adds an image\n\n{told}"
+        )
+    measuring.report(
+        values,
+        "A step of training",
+        {"cases": result, "packages": _modules()},
+        "\n\n".join(texts),
+    )
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)
