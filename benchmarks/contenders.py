@@ -25,13 +25,18 @@ def noise_labels(batch: int, size: Sequence[int], num_classes: int) -> np.ndarra
 
 
 class _WithFacts:
-    """A work that tells something of itself."""
+    """A work that tells something of itself: facts, or a function that finds them."""
 
-    def __init__(self, work: Callable[[], object], facts: dict):
-        self._work, self.facts = work, facts
+    def __init__(self, work: Callable[[], object], facts: dict | Callable[[], dict]):
+        self._work, self._facts = work, facts
 
     def __call__(self) -> None:
         self._work()
+
+    @property
+    def facts(self) -> dict:
+        """What is told once it has warmed up."""
+        return self._facts() if callable(self._facts) else self._facts
 
 
 def make_config(model: Mapping):
@@ -111,23 +116,66 @@ def onnxruntime(path: str, batch: int, size: Sequence[int], times: int) -> Calla
 
 
 def torch_inference(
-    model: Mapping, batch: int, size: Sequence[int], times: int
+    model: Mapping,
+    batch: int,
+    size: Sequence[int],
+    times: int,
+    device: str = "cpu",
+    precision: str = "float32",
+    compiled: bool = False,
 ) -> Callable:
-    """Labels by the same network in PyTorch."""
+    """Labels by the same network in PyTorch, or by torchvision's DeepLabv3.
+
+    Args:
+        model: Official flags, or `torchvision`: the name of a function there.
+        batch: Images at once.
+        size: Height and width.
+        times: Batches of a turn.
+        device: "cpu" or "cuda".
+        precision: "float32" or "bfloat16", of convolutions.
+        compiled: Whether torch.compile compiles it.
+    """
     import torch
 
-    from benchmarks.peers.pytorch import TorchDeepLab
-
-    twin = TorchDeepLab(make_model(model), tuple(size)).eval()
-    twin = twin.to(memory_format=torch.channels_last)
-    images = torch.tensor(noise(batch, size))
+    network = _torch_network(model, size).eval().to(device)
+    network = network.to(memory_format=torch.channels_last)
+    network = torch.compile(network) if compiled else network
+    images = torch.tensor(noise(batch, size), device=device)
 
     @torch.inference_mode()
     def label() -> np.ndarray:
         x = images.permute(0, 3, 1, 2).float()
-        return twin(x).argmax(1).numpy()
+        return _torch_logits(network, x, device, precision).argmax(1).cpu().numpy()
 
-    return _repeated(label, times)
+    return _WithFacts(_repeated(label, times), lambda: _torch_memory(device))
+
+
+def _torch_network(model: Mapping, size: Sequence[int]):
+    if "torchvision" in model:
+        import torchvision
+
+        make = getattr(torchvision.models.segmentation, model["torchvision"])
+        return make(weights=None, weights_backbone=None, num_classes=21)
+    from benchmarks.peers.pytorch import TorchDeepLab
+
+    return TorchDeepLab(make_model(model), tuple(size))
+
+
+def _torch_logits(network, images, device: str, precision: str):
+    import torch
+
+    with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = network(images)
+    # Torchvision's give a dictionary.
+    return logits["out"] if isinstance(logits, dict) else logits
+
+
+def _torch_memory(device: str) -> dict:
+    import torch
+
+    if device == "cpu":
+        return {}
+    return {"device_mebibytes": torch.cuda.max_memory_allocated() / 2**20}
 
 
 def keras_hub_size(size: Sequence[int]) -> list[int]:
@@ -279,9 +327,14 @@ def worker_training_step(**task) -> Callable:
 
 
 def training_on_records(
-    dataset_dir: str, model: Mapping, batch: int, size: Sequence[int], times: int
+    dataset_dir: str,
+    split: str,
+    model: Mapping,
+    batch: int,
+    size: Sequence[int],
+    times: int,
 ) -> Callable:
-    """Optimiser steps of our trainer on the records of a split `train`."""
+    """Optimiser steps of our trainer on the records of a split."""
     import deeplab_tf.programs  # noqa: F401
 
     # isort: split
@@ -299,7 +352,7 @@ def training_on_records(
         mean_pixel=network.model_config.mean_pixel,
     )
     # One iterator for all turns: every new one would fill its buffers first.
-    batches = iter(load_dataset(data, "train", training=True))
+    batches = iter(load_dataset(data, split, training=True))
     return functools.partial(trainer.train_steps, lambda *worker: batches, times)
 
 
@@ -309,33 +362,124 @@ def torch_training_step(
     size: Sequence[int],
     times: int,
     channels_last: bool = True,
+    device: str = "cpu",
+    precision: str = "float32",
+    compiled: bool = False,
 ) -> Callable:
-    """Optimiser steps of the same network in PyTorch: momentum, L2, poly, as ours."""
+    """Optimiser steps of a network in PyTorch: momentum and L2, as ours.
+
+    Args:
+        model: As `torch_inference` takes it.
+        batch: Images of a step.
+        size: Height and width of the crop.
+        times: Steps of a turn.
+        channels_last: Memory layout.
+        device: "cpu" or "cuda".
+        precision: "float32" or "bfloat16", of convolutions.
+        compiled: Whether torch.compile compiles it.
+    """
     import torch
     from torch.nn import functional
 
-    from benchmarks.peers.pytorch import TorchDeepLab
-
-    network = make_model(model)
-    num_classes = network.model_config.num_classes
-    twin = TorchDeepLab(network, tuple(size)).train()
-    if channels_last:
-        twin = twin.to(memory_format=torch.channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    images = torch.tensor(noise(batch, size)).permute(0, 3, 1, 2).float()
-    images = images.contiguous(memory_format=layout)
-    labels = torch.tensor(noise_labels(batch, size, num_classes)).long()
-    optimizer = torch.optim.SGD(
-        twin.parameters(), lr=1e-4, momentum=0.9, weight_decay=4e-5
-    )
+    network = _torch_network(model, size).train().to(device, memory_format=layout)
+    weights = list(network.parameters())
+    network = torch.compile(network) if compiled else network
+    images = torch.tensor(noise(batch, size), device=device).permute(0, 3, 1, 2)
+    images = images.float().contiguous(memory_format=layout)
+    labels = torch.tensor(noise_labels(batch, size, 21), device=device).long()
+    optimizer = torch.optim.SGD(weights, lr=1e-4, momentum=0.9, weight_decay=4e-5)
 
-    def step() -> None:
+    def step():
         optimizer.zero_grad()
-        loss = functional.cross_entropy(twin(images), labels, ignore_index=255)
+        logits = _torch_logits(network, images, device, precision).float()
+        loss = functional.cross_entropy(logits, labels, ignore_index=255)
         loss.backward()
         optimizer.step()
+        return loss
 
-    return _repeated(step, times)
+    def work() -> None:
+        for _ in range(times):
+            loss = step()
+        loss.item()  # a GPU is still at work until then
+
+    return _WithFacts(work, lambda: _torch_memory(device))
+
+
+def jax_inference(
+    model: Mapping, batch: int, size: Sequence[int], times: int, precision: str
+) -> Callable:
+    """Labels by our model on JAX; the environment sets KERAS_BACKEND=jax."""
+    import jax
+    import jax.numpy as jnp
+
+    network = make_model(model, precision)
+    learned, state = _jax_values(network)
+    images = jnp.asarray(noise(batch, size))
+
+    @jax.jit
+    def label(learned, state, images):
+        x = images.astype("float32")
+        logits, _ = network.stateless_call(learned, state, x, training=False)
+        return logits.argmax(-1)
+
+    work = _repeated(lambda: np.asarray(label(learned, state, images)), times)
+    return _WithFacts(work, _jax_memory)
+
+
+def _jax_values(network) -> tuple[list, list]:
+    return (
+        [v.value for v in network.trainable_variables],
+        [v.value for v in network.non_trainable_variables],
+    )
+
+
+def _jax_memory() -> dict:
+    import jax
+
+    found = jax.devices()[0].memory_stats() or {}
+    peak = found.get("peak_bytes_in_use")
+    return {} if peak is None else {"device_mebibytes": peak / 2**20}
+
+
+def jax_training_step(
+    model: Mapping, batch: int, size: Sequence[int], times: int, precision: str
+) -> Callable:
+    """Optimiser steps of our model and loss on JAX: momentum and L2."""
+    import jax
+    import jax.numpy as jnp
+
+    from deeplab_tf.training.losses import segmentation_loss
+
+    network = make_model(model, precision)
+    learned, state = _jax_values(network)
+    momentum = [jnp.zeros_like(value) for value in learned]
+    images = jnp.asarray(noise(batch, size), "float32")
+    labels = jnp.asarray(noise_labels(batch, size, 21))
+
+    def loss_of(learned, state):
+        logits, state = network.stateless_call(learned, state, images, training=True)
+        return segmentation_loss(labels, logits), state
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(learned, state, momentum):
+        gradients = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, state), found = gradients(learned, state)
+        moved = [
+            0.9 * m + g + 4e-5 * w
+            for m, g, w in zip(momentum, found, learned, strict=True)
+        ]
+        learned = [w - 1e-4 * m for w, m in zip(learned, moved, strict=True)]
+        return learned, state, moved, loss
+
+    values = [learned, state, momentum]
+
+    def work() -> None:
+        for _ in range(times):
+            *values[:], loss = step(*values)
+        float(loss)  # an accelerator is still at work until then
+
+    return _WithFacts(work, _jax_memory)
 
 
 def keras_hub_training_step(

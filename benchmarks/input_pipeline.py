@@ -6,7 +6,8 @@ Decoding alone is `tf.io.decode_jpeg` or `decode_png` of the same records in a p
 `map`, as fast as TensorFlow does it, without checks, scaling, cropping and batching.
 Both are measured in turns, each turn with a new iterator; medians over the turns are
 printed. With --grow=10000 also the same for copies of the first 100 records, and of as
-many as are asked for, with the seconds to the first batch.
+many as are asked for, with the seconds to the first batch. With --training_steps=5 also
+steps of training on the records beside steps on one batch in memory.
 """
 
 import os
@@ -17,15 +18,19 @@ import time
 import deeplab_tf.programs
 
 # isort: split
+import numpy as np
 import tensorflow as tf
 from absl import flags
 
+from benchmarks import measuring
+from benchmarks.measuring import Contender
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.flags import size_value
 
 FLAGS = flags.FlagValues()
+_HERE = "benchmarks.contenders"
 flags.DEFINE_string(
     "dataset_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
@@ -33,7 +38,11 @@ flags.DEFINE_string("train_split", "train", "Split to read.", flag_values=FLAGS)
 flags.DEFINE_multi_string("train_crop_size", "513,513", "Crop.", flag_values=FLAGS)
 flags.DEFINE_integer("train_batch_size", 8, "Images per batch.", flag_values=FLAGS)
 flags.DEFINE_integer("images", 640, "Images of a turn.", flag_values=FLAGS)
-flags.DEFINE_integer("turns", 9, "Turns of each.", flag_values=FLAGS)
+flags.DEFINE_integer(
+    "training_steps", 0, "Steps of a turn of training; 0 has none.", flag_values=FLAGS
+)
+flags.DEFINE_string("model_variant", "mobilenet_v2", "To train.", flag_values=FLAGS)
+measuring.define_flags(FLAGS, turns=9)
 flags.DEFINE_integer(
     "grow", 0, "Records of the large copy; 0 makes none.", flag_values=FLAGS
 )
@@ -85,8 +94,8 @@ def copy_records(paths: list[str], folder: str, count: int) -> None:
                 writer.write(next(contents))
 
 
-def compare(values: flags.FlagValues) -> None:
-    """Prints the training pipeline beside decoding alone."""
+def compare(values: flags.FlagValues) -> tuple[dict, str]:
+    """Returns images per second of the training pipeline and of decoding alone."""
     paths = records.shard_paths(values.dataset_dir, values.train_split)
     config = _config(values, values.dataset_dir)
     training, alone = [], []
@@ -94,9 +103,18 @@ def compare(values: flags.FlagValues) -> None:
         alone.append(measured(decoding(paths), values.images, 1))
         pipeline = load_dataset(config, values.train_split, training=True)
         training.append(measured(pipeline, values.images, config.batch_size))
-    training, alone = statistics.median(training), statistics.median(alone)
-    print(f"decoding alone     {alone:8.0f} images/s")
-    print(f"training pipeline  {training:8.0f} images/s, {training / alone:.2f} of it")
+    share = measuring.spread(np.divide(training, alone))
+    result = {
+        "decoding": statistics.median(alone),
+        "pipeline": statistics.median(training),
+        "share": share,
+    }
+    return result, (
+        "| | images/s | of decoding (quartiles) |\n|---|---|---|\n"
+        f"| decoding alone | {result['decoding']:.0f} | |\n"
+        f"| training pipeline | {result['pipeline']:.0f} | "
+        "{median:.3f} ({low:.3f}..{high:.3f}) |".format(**share)
+    )
 
 
 def _config(values: flags.FlagValues, folder: str) -> DataConfig:
@@ -107,8 +125,8 @@ def _config(values: flags.FlagValues, folder: str) -> DataConfig:
     )
 
 
-def compare_sizes(values: flags.FlagValues) -> None:
-    """Prints the training pipeline for a small and a large copy of the records."""
+def compare_sizes(values: flags.FlagValues) -> tuple[dict, str]:
+    """Returns speed and start of the pipeline on a small and a large copy."""
     paths = records.shard_paths(values.dataset_dir, values.train_split)
     with tempfile.TemporaryDirectory() as folder:
         configs = {}
@@ -123,16 +141,48 @@ def compare_sizes(values: flags.FlagValues) -> None:
                 dataset = load_dataset(config, "train", training=True)
                 rate = measured(dataset, values.images, config.batch_size)
                 rates[count].append(rate)
-        for count in configs:
-            rate, start = (statistics.median(x[count]) for x in (rates, starts))
-            print(f"{count:6d} records {rate:8.0f} images/s, first batch {start:.2f} s")
+    result, lines = {}, ["| records | images/s | first batch |", "|---|---|---|"]
+    for count in configs:
+        rate, start = (statistics.median(x[count]) for x in (rates, starts))
+        result[count] = {"images_per_second": rate, "first_batch_seconds": start}
+        lines.append(f"| {count} | {rate:.0f} | {start:.2f} s |")
+    return result, "\n".join(lines)
+
+
+def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
+    """Returns rows of training on records and on a batch in memory."""
+    task = {
+        "model": {"model_variant": values.model_variant, "output_stride": 16},
+        "batch": values.train_batch_size,
+        "size": list(size_value(values, "train_crop_size")),
+        "times": values.training_steps,
+    }
+    place = {"dataset_dir": values.dataset_dir, "split": values.train_split}
+    memory, on_records = "batch in memory", "records"
+    several = [
+        Contender(memory, f"{_HERE}:training_step", task),
+        Contender(on_records, f"{_HERE}:training_on_records", task | place),
+    ]
+    series = measuring.measure(several, values.turns)
+    rows = measuring.compared(series, memory, values.training_steps)
+    throughput = 1 / rows[1]["ratio"]["median"]
+    return rows, (
+        f"{measuring.table(rows, memory, 'step')}\n\n"
+        f"training on records has {throughput:.3f} of the throughput"
+    )
 
 
 def main(values: flags.FlagValues) -> None:
     """Measures and prints."""
-    compare(values)
+    result, text = compare(values)
+    whole, texts = {"pipeline": result}, [text]
     if values.grow:
-        compare_sizes(values)
+        whole["sizes"], text = compare_sizes(values)
+        texts.append(text)
+    if values.training_steps:
+        whole["training"], text = compare_training(values)
+        texts.append(text)
+    measuring.report(values, "The training pipeline", whole, "\n\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Several contenders, measured in turns and told beside each other.
 
-Each contender works in a process of its own, `benchmarks.contender`, so that no
-framework's threads and settings disturb another's; only one of them works at a time. In
-every turn each has its go, forwards and backwards, so that none is always the first,
-and is compared with the others of the same turn: what slows down the machine for a
-while slows down all. Told are medians over the turns and the quartiles of the ratios.
+Where frameworks are compared, each contender works in a process of its own,
+`benchmarks.contender`, so that nobody's threads and settings disturb another's; only
+one of them works at a time. In every turn each has its go, forwards and backwards, so
+that none is always the first, and is compared with the others of the same turn: what
+slows down the machine for a while slows down all. Told are medians over the turns and
+the quartiles of the ratios.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import IO
 
 import numpy as np
@@ -169,6 +171,27 @@ def measure(contenders: Sequence[Contender], turns: int) -> Series:
                 seconds[name].append((clock, processors))
                 mebibytes = [answer["mebibytes"] for answer in answers]
                 series.mebibytes[name] = sum(mebibytes)
+    series.update({name: np.array(each) for name, each in seconds.items()})
+    return series
+
+
+def measure_here(works: Mapping[str, Callable[[], object]], turns: int) -> Series:
+    """Returns what several works of this process take, measured in turns.
+
+    Args:
+        works: By name; each is done once before, to warm up.
+        turns: How often each is measured.
+    """
+    for work in works.values():
+        work()
+    seconds: dict[str, list] = {name: [] for name in works}
+    for turn in range(turns):
+        for name in list(works)[:: -1 if turn % 2 else 1]:
+            start = time.perf_counter(), time.process_time()
+            works[name]()
+            end = time.perf_counter(), time.process_time()
+            seconds[name].append(np.subtract(end, start))
+    series = Series()
     series.update({name: np.array(each) for name, each in seconds.items()})
     return series
 

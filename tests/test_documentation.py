@@ -142,7 +142,7 @@ def test_the_pages_hold_commands():
         *("datasets.coco_voc", "datasets.folder", "deeplab_tf.data.doctor"),
         *(
             "benchmarks.input_pipeline",
-            "benchmarks.evaluation",
+            "benchmarks.evaluate",
             "train.py",
             "eval.py",
             "export.py",

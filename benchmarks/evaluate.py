@@ -1,6 +1,6 @@
 """Where the time of a single-scale evaluation goes: the model, and all around it.
 
-    python -m benchmarks.evaluation --dataset_dir=tfrecord --eval_crop_size=513,513
+    python -m benchmarks.evaluate --dataset_dir=tfrecord --eval_crop_size=513,513
 
 The model is the compiled `Predictor.labels` (network, last resize and argmax) on images
 that were decoded before and lie in memory. `Evaluator.evaluate` does the same to the
@@ -17,7 +17,6 @@ images as for many; so the share of the model is also printed without it.
 
 import collections
 import functools
-import time
 from collections.abc import Callable
 
 import deeplab_tf.programs
@@ -28,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
+from benchmarks import measuring
 from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data import sources
@@ -61,7 +61,7 @@ def _define() -> None:
         lower_bound=1,
         flag_values=FLAGS,
     )
-    integer("turns", 5, "Turns of each.", lower_bound=1, flag_values=FLAGS)
+    measuring.define_flags(FLAGS, turns=5)
 
 
 _define()
@@ -123,46 +123,19 @@ def runs(
     }
 
 
-def measured(run: Callable) -> np.ndarray:
-    """Returns the seconds of a run, by the clock and of all processors."""
-    start = time.perf_counter(), time.process_time()
-    run()
-    return np.subtract((time.perf_counter(), time.process_time()), start)
+def shares(series: measuring.Series) -> dict[str, dict[str, float]]:
+    """Returns how much of an evaluation the model is, with and without its start.
 
-
-def compare(several: dict[str, Callable], turns: int) -> dict[str, np.ndarray]:
-    """Returns the seconds `[turns, 2]` of each, measured in turns."""
-    for run in several.values():
-        run()  # compiles, and warms up
-    seconds = {name: [] for name in several}
-    for turn in range(turns):
-        # Forwards and backwards, so that none is always the first.
-        for name in list(several)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(measured(several[name]))
-    return {name: np.array(series) for name, series in seconds.items()}
-
-
-def show(seconds: dict[str, np.ndarray], images: int) -> None:
-    """Prints medians and quartiles, and how much of an evaluation is the model."""
-    print("an image, and how many times the model of its turn: median and quartiles")
-    model = seconds["model"]
-    for name, series in seconds.items():
-        times = 1000 * np.median(series, 0) / images
-        ratios = map(_spread, (series / model).T)
-        print(f"{name:24s}", *map(_described, times, ratios, ("", " of processors")))
-    evaluate, start = seconds["evaluate"], np.median(seconds["first batch"], 0)
-    for whole, of in ((evaluate, ""), (evaluate - start, " but for the first batch")):
-        clock, processors = map(_spread, (model / whole).T)
-        print(f"the model is {clock} of evaluate{of}; of processors {processors}")
-
-
-def _described(milliseconds: float, ratios: str, of: str) -> str:
-    return f"{milliseconds:7.1f} ms{of}, {ratios}"
-
-
-def _spread(ratios: np.ndarray) -> str:
-    median, low, high = np.quantile(ratios, (0.5, 0.25, 0.75))
-    return f"{median:.3f} ({low:.3f}..{high:.3f})"
+    The first batch waits for the pipeline to be built, however many follow.
+    """
+    model, evaluate = (series[name][:, 0] for name in ("model", "evaluate"))
+    start = np.median(series["first batch"][:, 0])
+    return {
+        "of evaluate": measuring.spread(model / evaluate),
+        "of evaluate but for the first batch": measuring.spread(
+            model / (evaluate - start)
+        ),
+    }
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -183,10 +156,22 @@ def main(values: absl_flags.FlagValues) -> None:
     labels = tf.function(predictor.labels, reduce_retracing=True)
     shapes = [tuple(images.shape) for images, _ in dataset]
     several = runs(labels, Evaluator(model, config), dataset, info)
-    seconds = compare(several, values.turns)
+    series = measuring.measure_here(several, values.turns)
     images, graphs = sum(s[0] for s in shapes), labels.experimental_get_tracing_count()
-    print(f"{images} images, batches of {len(set(shapes))} shapes, {graphs} graphs")
-    show(seconds, images)
+    rows = measuring.compared(series, "model", images)
+    found = shares(series)
+    lines = [measuring.table(rows, "the model"), ""]
+    for name, share in found.items():
+        lines.append(
+            "the model is {median:.3f} ({low:.3f}..{high:.3f}) ".format(**share) + name
+        )
+    measuring.report(
+        values,
+        f"Evaluation of {images} images, batches of {len(set(shapes))} shapes, "
+        f"{graphs} graphs",
+        {"rows": rows, "model": found},
+        "\n".join(lines),
+    )
 
 
 if __name__ == "__main__":
