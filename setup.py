@@ -129,6 +129,7 @@ setup(
             "deeplab-predict = deeplab_tf.predict:run",
             "deeplab-doctor = deeplab_tf.programs.doctor:run",
             "deeplab-pretrain = deeplab_tf.pretrain:run",
+            "deeplab-plan = deeplab_tf.plan:run",
         ]
     },
     classifiers=[

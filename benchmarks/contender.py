@@ -11,18 +11,12 @@ goes to stderr.
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 
+from deeplab_tf.memory import peak_bytes
+
 _WARM_UP = 2  # turns
-
-
-def peak_mebibytes() -> float:
-    """Returns the most memory that this process has held so far, in MiB."""
-    # Kilobytes, but bytes on macOS.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def serve(factory: str, arguments: dict, requests, answers) -> None:
@@ -40,7 +34,7 @@ def serve(factory: str, arguments: dict, requests, answers) -> None:
     for _ in requests:
         if work is None:
             work = getattr(importlib.import_module(module), name)(**arguments)
-            answer = {"ready_mebibytes": peak_mebibytes()}
+            answer = {"ready_mebibytes": peak_bytes() / 2**20}
             for _ in range(_WARM_UP):
                 work()
             answer |= getattr(work, "facts", {})
@@ -50,7 +44,7 @@ def serve(factory: str, arguments: dict, requests, answers) -> None:
             answer = {
                 "clock": time.perf_counter() - start[0],
                 "processors": time.process_time() - start[1],
-                "mebibytes": peak_mebibytes(),
+                "mebibytes": peak_bytes() / 2**20,
             }
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -9,7 +9,6 @@ does not matter.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from absl import flags
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.flags import size_value
+from deeplab_tf.memory import peak_bytes
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import batch_normalizations
@@ -70,13 +70,6 @@ def training_step(backbone: str, recompute: bool):
     return step
 
 
-def peak_memory() -> float:
-    """Returns the most memory that this process has held so far, in MiB."""
-    # Kilobytes, but bytes on macOS.
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
 def measured(backbone: str, values: flags.FlagValues) -> dict[str, float]:
     """Returns MiB and seconds of a step, measured in this process."""
     keras.utils.set_random_seed(0)
@@ -84,14 +77,14 @@ def measured(backbone: str, values: flags.FlagValues) -> dict[str, float]:
     shape = (values.train_batch_size, *size_value(values, "train_crop_size"), 3)
     images = np.random.default_rng(0).uniform(0, 255, shape).astype("float32")
     images = tf.constant(images)
-    before, seconds = peak_memory(), []
+    before, seconds = peak_bytes(), []
     step(images)
     for _ in range(values.steps):
         start = time.perf_counter()
         step(images)
         seconds.append(time.perf_counter() - start)
     return {
-        "mebibytes": peak_memory() - before,
+        "mebibytes": (peak_bytes() - before) / 2**20,
         "seconds": statistics.median(seconds),
     }
 

@@ -11,7 +11,6 @@ things up) and at the end.
 """
 
 import concurrent.futures
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -24,6 +23,7 @@ import tensorflow as tf
 from absl import flags
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.memory import resident_bytes
 from deeplab_tf.serving.signatures import ENCODED_INPUT, ENCODED_OUTPUT, ERROR
 
 FLAGS = flags.FlagValues()
@@ -58,15 +58,6 @@ class Load(NamedTuple):
         """Median bytes of the second and of the last quarter of the requests."""
         quarters = np.array_split(self.resident, 4)
         return float(np.median(quarters[1])), float(np.median(quarters[3]))
-
-
-def resident_bytes() -> int:
-    """Returns the memory of this process, 0 where Linux does not tell it."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def noise_pictures(smallest: int, largest: int, count: int) -> list[bytes]:

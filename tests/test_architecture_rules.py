@@ -14,7 +14,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # What may be imported grows from one level to the next; within a level, parts do
 # not know each other.
 LEVELS = (
-    {"errors"},
+    {"errors", "memory"},
     {"archives", "data.info"},
     {"config"},
     {"presets"},
@@ -26,7 +26,7 @@ LEVELS = (
     {"training", "serving"},
     {"flags"},
     {"programs"},
-    {"predict", "pretrain"},
+    {"plan", "predict", "pretrain"},
 )
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
     *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-predict"),
-    *("deeplab-pretrain", "deeplab-train"),
+    *("deeplab-plan", "deeplab-pretrain", "deeplab-train"),
 ]
 # What the scripts call besides Python; a fake PATH has these and nothing else.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]
@@ -433,6 +433,11 @@ def test_scripts_of_the_wheel_run_outside_of_the_checkout(
     # A data set of tensorflow-datasets needs its name: tests/programs/test_pretrain.py.
     done["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
     assert "--learning_rate_decay_epochs" in done["deeplab-pretrain"]
+    done["deeplab-plan"] = run(
+        *("deeplab-plan", "--model_variant=mobilenet_v3_small_seg", "--steps=1"),
+        *("--crop_sizes=33", "--batch_sizes=2", "--train_batch_size=4"),
+    )
+    assert "--accumulate_steps=2" in done["deeplab-plan"]
     assert sorted(done) == sorted(SCRIPTS_OF_THE_WHEEL)
 
 

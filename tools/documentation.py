@@ -27,6 +27,7 @@ PROGRAMS = {
     "export.py": "deeplab_tf.programs.export",
     "deeplab_tf.predict": "deeplab_tf.programs.predict",
     "deeplab_tf.pretrain": "deeplab_tf.programs.pretrain",
+    "deeplab_tf.plan": "deeplab_tf.programs.plan",
     "deeplab_tf.data.doctor": "deeplab_tf.programs.doctor",
     "datasets.voc2012": "datasets.voc2012",
     "datasets.cityscapes": "datasets.cityscapes",
@@ -36,7 +37,7 @@ PROGRAMS = {
     "datasets.shapes": "datasets.shapes",
 }
 # The programs that build a model of flags; what all of them have is told once.
-BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict")
+BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
 Written by `python tools/documentation.py` from the programs themselves, which tell the

@@ -1,0 +1,48 @@
+"""How much memory this machine has, and this process takes."""
+
+import os
+import re
+import resource
+import sys
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process has held so far."""
+    # Linux' getrusage also counts what the parent held when it started the process.
+    found = _status("VmHWM")
+    if found is not None:
+        return found
+    # Kilobytes, but bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resident_bytes() -> int:
+    """Returns the memory that this process holds, 0 where Linux does not tell it."""
+    return _status("VmRSS") or 0
+
+
+def _status(name: str) -> int | None:
+    try:
+        with open("/proc/self/status") as file:
+            found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)
+    except OSError:
+        return None
+    return found and int(found[1]) * 1024
+
+
+def machine_bytes() -> int:
+    """Returns the memory of the machine, or what a container may take of it."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in (
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ):
+        try:
+            with open(path) as file:
+                limit = file.read().strip()
+        except OSError:
+            continue
+        if limit.isdigit():
+            return min(total, int(limit))
+    return total

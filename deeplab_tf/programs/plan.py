@@ -1,0 +1,264 @@
+r"""Tells which batch fits a device, and how fast it trains, before anything is trained.
+
+    python -m deeplab_tf.plan --preset=camvid_mobilenetv2 --batch_sizes=2,4,8
+
+Every batch, crop and output stride is a few steps of the trainer on noise, in a process
+of its own: the first compiles, the others are timed. More images than fit by the line
+through the last two are not tried. At the end train.py's flags for --train_batch_size
+images with the first crop and output stride: the most images at once that fit, the rest
+accumulated, in the fastest precision and with XLA or without. No data are needed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.config import ModelConfig, TrainConfig
+from deeplab_tf.data import records
+from deeplab_tf.errors import UserError
+from deeplab_tf.presets import Preset
+from deeplab_tf.programs import run_program
+from deeplab_tf.training import distribution, planning
+from deeplab_tf.training.planning import Cell, Measurement
+
+FLAGS = absl_flags.FlagValues()
+_PRECISIONS = ("float32", "bfloat16")
+# Of a model without a preset: PASCAL VOC's classes, the official crop and batch.
+_NUM_CLASSES, _CROP, _BATCH = 21, (513, 513), 16
+
+
+def _define() -> None:
+    flags.define_model_flags(FLAGS, "train")
+    whole = absl_flags.DEFINE_list
+    whole(
+        "batch_sizes",
+        ["1", "2", "4", "8", "16"],
+        "Numbers of images at once.",
+        flag_values=FLAGS,
+    )
+    whole(
+        "crop_sizes",
+        None,
+        "Crops, as 513 or 769x1025; default: the preset's.",
+        flag_values=FLAGS,
+    )
+    whole(
+        "output_strides",
+        None,
+        "Output strides; default: the preset's.",
+        flag_values=FLAGS,
+    )
+    integer = absl_flags.DEFINE_integer
+    integer(
+        "train_batch_size",
+        None,
+        "Images of an optimiser step; default: the preset's.",
+        lower_bound=1,
+        flag_values=FLAGS,
+    )
+    integer("steps", 2, "Steps that are timed.", lower_bound=1, flag_values=FLAGS)
+    absl_flags.DEFINE_float(
+        "memory_gib",
+        None,
+        "Memory that there is; default: that of the GPU or the machine.",
+        lower_bound=0,
+        flag_values=FLAGS,
+    )
+    absl_flags.DEFINE_string("json", None, "File for the results.", flag_values=FLAGS)
+
+
+_define()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What is to be planned."""
+
+    model: ModelConfig
+    train: TrainConfig
+    crop_sizes: tuple[tuple[int, int], ...]
+    output_strides: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    batch: int
+    mebibytes: float
+    steps: int
+
+    def measure(self, cell: Cell) -> Measurement | None:
+        """Returns what a step takes; None if memory ran out."""
+        return planning.measure_apart(cell, self.model, self.train, self.steps)
+
+
+def _crop(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) for side in sides):
+        raise UserError(
+            f"--crop_sizes takes sides in pixels such as 513 or 769x1025; received "
+            f"{text!r}"
+        )
+    height, width = int(sides[0]), int(sides[-1])
+    return height, width
+
+
+def _request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
+    model = flags.model_config(
+        values,
+        preset and preset.model,
+        num_classes=preset.model.num_classes if preset else _NUM_CLASSES,
+    )
+    crops = tuple(map(_crop, values.crop_sizes or ()))
+    strides = flags.whole_numbers_value(values, "output_strides")
+    batches = flags.whole_numbers_value(values, "batch_sizes")
+    if not batches or min(batches) < 1:
+        raise UserError(f"--batch_sizes needs positive numbers; received {batches}")
+    preset_crop = (preset and preset.data.crop_size) or _CROP
+    preset_batch = preset.data.batch_size if preset else _BATCH
+    for stride in strides:
+        model.at_output_stride(stride)  # refuses what cannot be
+    if values.memory_gib is None:
+        mebibytes = planning.device_mebibytes()
+    else:
+        mebibytes = 1024 * values.memory_gib
+    return _Request(
+        model,
+        preset.train if preset else TrainConfig(),
+        crops or (preset_crop,),
+        strides or (model.output_stride,),
+        tuple(sorted(set(batches))),
+        values.train_batch_size or preset_batch,
+        mebibytes,
+        values.steps,
+    )
+
+
+def _grid(request: _Request, precision: str, say: Callable) -> Iterator[Measurement]:
+    """Yields what fits the memory, and says so of everything."""
+    limit = planning.usable(request.mebibytes)
+    for crop in request.crop_sizes:
+        for stride in request.output_strides:
+            alike: list[Measurement] = []
+            for images in request.batch_sizes:
+                cell = Cell(crop, stride, images, precision)
+                expected = planning.predicted_mebibytes(alike, images)
+                if expected is not None and expected > limit:
+                    say(_line(cell, f"would take about {expected:.0f} MiB"))
+                    break
+                one = request.measure(cell)
+                if one is None:
+                    say(_line(cell, "memory ran out"))
+                    break
+                say(_measured_line(one, limit))
+                alike.append(one)
+                yield one
+
+
+def _alternatives(best: Measurement) -> Iterator[Cell]:
+    """Yields other ways to do the same step."""
+    for precision in _PRECISIONS:
+        # XLA makes depthwise convolutions some twenty times slower on CPU.
+        for jit in ("on", "off") if distribution.uses_gpu() else ("auto",):
+            cell = dataclasses.replace(best.cell, precision=precision, jit=jit)
+            if cell != best.cell:
+                yield cell
+
+
+def _recommended(
+    request: _Request, measured: Sequence[Measurement], say: Callable
+) -> Measurement | None:
+    """Returns the best way to train with the first crop and output stride."""
+    first = (request.crop_sizes[0], request.output_strides[0])
+    # One image has no statistics to train batch normalisation with.
+    least = 1 if request.train.normalization == "freeze" else 2
+    own = [
+        one
+        for one in measured
+        if (one.cell.crop_size, one.cell.output_stride) == first
+        and one.cell.images >= least
+    ]
+    limit = planning.usable(request.mebibytes)
+    best = planning.largest(own, request.batch, request.mebibytes)
+    if best is None:
+        # The smallest batch that has statistics, with less memory.
+        images = 2 if request.batch % 2 == 0 else request.batch
+        one = request.measure(Cell(*first, images, recompute=True))
+        if one is None or one.mebibytes > limit:
+            return None
+        say(_measured_line(one, limit))
+        return one
+    for cell in _alternatives(best):
+        one = request.measure(cell)
+        if one is None:
+            continue
+        say(_measured_line(one, limit))
+        if one.mebibytes <= limit and one.step_seconds < best.step_seconds:
+            best = one
+    return best
+
+
+def _line(cell: Cell, told: str) -> str:
+    height, width = cell.crop_size
+    how = cell.precision + ("" if cell.jit == "auto" else f", jit {cell.jit}")
+    how += ", recomputed" if cell.recompute else ""
+    crop = f"{height}x{width}"
+    return f"{crop:>10} {cell.output_stride:>6} {cell.images:>6}  {how:<18}{told}"
+
+
+def _measured_line(one: Measurement, limit: float) -> str:
+    told = (
+        f"{one.mebibytes:>8.0f} {one.step_seconds:>8.2f} {one.images_per_second:>8.1f} "
+        f"{one.compile_seconds:>8.1f}"
+    )
+    return _line(one.cell, told + ("" if one.mebibytes <= limit else "  too much"))
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Measures, prints and recommends."""
+    flags.check_flags(values, "train")
+    request = _request(values, flags.chosen_preset(values))
+    limit = planning.usable(request.mebibytes)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    say(f"{limit:.0f} of {request.mebibytes:.0f} MiB may be taken")
+    say(
+        f"{'crop':>10} {'stride':>6} {'images':>6}  {'precision':<18}{'MiB':>8} "
+        f"{'s/step':>8} {'images/s':>8} {'compile':>8}"
+    )
+    measured = list(_grid(request, values.precision, say))
+    best = _recommended(request, measured, say)
+    if best is None:
+        height, width = request.crop_sizes[0]
+        raise UserError(
+            f"no step of {height}x{width} at output stride "
+            f"{request.output_strides[0]} fits {limit:.0f} MiB, recomputed or not; "
+            "take a smaller crop, a larger output stride or a smaller model"
+        )
+    told = planning.recommended_flags(best, request.batch)
+    say(f"\n{' '.join(told)}")
+    say(
+        f"{best.images_per_second:.1f} images a second, "
+        f"{request.batch / best.images_per_second:.2f} s for a step of "
+        f"{request.batch} images, {best.mebibytes:.0f} MiB"
+    )
+    if values.json:
+        text = json.dumps(
+            {
+                "mebibytes": request.mebibytes,
+                "measured": [_row(one) for one in measured],
+                "recommended": {**_row(best), "flags": told},
+            },
+            indent=2,
+        )
+        records.write_text(f"{text}\n", values.json)
+
+
+def _row(one: Measurement) -> dict:
+    return dataclasses.asdict(one) | {"images_per_second": one.images_per_second}
+
+
+def run() -> None:
+    """Console entry."""
+    run_program(main, FLAGS)

@@ -1,0 +1,211 @@
+"""Which batch fits: memory and time of a training step, by measuring it."""
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf import memory
+from deeplab_tf.config import ModelConfig, TrainConfig
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.precision import use_precision
+from deeplab_tf.training import distribution
+from deeplab_tf.training.trainer import Trainer
+
+# What a step takes varies a little, and evaluations come in between.
+_USABLE = 0.9
+_MEBIBYTE = 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A way to do a step.
+
+    Attributes:
+        crop_size: Height and width, in pixels.
+        output_stride: Of training.
+        images: Images that are seen at once: the batch over `--accumulate_steps`.
+        precision: "float32", "bfloat16" or "float16".
+        jit: "auto", "on" or "off", as `TrainConfig` has it.
+        recompute: Whether activations are computed again.
+    """
+
+    crop_size: tuple[int, int]
+    output_stride: int
+    images: int
+    precision: str = "float32"
+    jit: str = "auto"
+    recompute: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """What a step in a cell takes.
+
+    Attributes:
+        cell: The cell.
+        mebibytes: The most memory: of the device on a GPU, else of the process.
+        compile_seconds: Of the first step, in which TensorFlow compiles it.
+        step_seconds: Median of the later ones.
+    """
+
+    cell: Cell
+    mebibytes: float
+    compile_seconds: float
+    step_seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Images a second, accumulated or not."""
+        return self.cell.images / self.step_seconds
+
+
+def measure(
+    cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
+) -> Measurement:
+    """Returns what a step takes, measured in this process, which should be a new one.
+
+    Args:
+        cell: The cell.
+        model: The model; its output stride is the cell's.
+        train: How it is trained; where it is told otherwise, the cell is right.
+        steps: How many are timed behind the first.
+    """
+    use_precision(cell.precision)
+    keras.utils.set_random_seed(0)
+    config = dataclasses.replace(
+        train,
+        train_logdir=None,
+        training_number_of_steps=steps + 1,
+        accumulate_steps=1,
+        jit=cell.jit,
+        recompute=cell.recompute,
+    )
+    network = build_model(model.at_output_stride(cell.output_stride))
+    trainer = Trainer(network, config)
+    random = np.random.default_rng(0)
+    shape = (cell.images, *cell.crop_size)
+    images = random.uniform(0, 255, (*shape, model.channels)).astype(np.float32)
+    labels = random.integers(0, model.num_classes, shape, np.uint8)
+    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    seconds = []
+    for _ in range(steps + 1):
+        start = time.perf_counter()
+        trainer.train_steps(dataset, 1)
+        seconds.append(time.perf_counter() - start)
+    first, *later = seconds
+    return Measurement(cell, _peak() / _MEBIBYTE, first, statistics.median(later))
+
+
+def _peak() -> int:
+    if distribution.uses_gpu():
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return memory.peak_bytes()
+
+
+def measure_apart(
+    cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
+) -> Measurement | None:
+    """Returns what `measure` does from a new process; None if memory ran out there."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+        try:
+            return pool.submit(measure, cell, model, train, steps).result()
+        except (
+            concurrent.futures.process.BrokenProcessPool,  # ended by the system
+            tf.errors.ResourceExhaustedError,
+            MemoryError,
+        ):
+            return None
+
+
+def device_mebibytes() -> float:
+    """Returns the memory of the first GPU, or of the machine where there is none.
+
+    Raises:
+        UserError: where the GPU's is not known.
+    """
+    if not distribution.uses_gpu():
+        return memory.machine_bytes() / _MEBIBYTE
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        raise UserError(
+            "nvidia-smi, which tells the memory of the GPU, is not there; give "
+            "--memory_gib"
+        )
+    query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    told = subprocess.run([program, *query], capture_output=True, text=True, check=True)
+    return float(told.stdout.split()[0])
+
+
+def usable(mebibytes: float) -> float:
+    """Returns how much of a device's memory a step may take."""
+    return _USABLE * mebibytes
+
+
+def predicted_mebibytes(measured: Sequence[Measurement], images: int) -> float | None:
+    """Returns what more images would take: a line through the last two measurements.
+
+    Args:
+        measured: By ascending number of images, else alike.
+        images: How many.
+
+    Returns:
+        None for less than two.
+    """
+    if len(measured) < 2:
+        return None
+    first, last = measured[-2:]
+    slope = (last.mebibytes - first.mebibytes) / (last.cell.images - first.cell.images)
+    return last.mebibytes + slope * (images - last.cell.images)
+
+
+def largest(
+    measured: Sequence[Measurement], batch: int, mebibytes: float
+) -> Measurement | None:
+    """Returns that of most images at once that fit and make up the batch.
+
+    Batch normalisation is the better for every image (DeepLabv3, 1706.05587, Sec.
+    4.1), and a step is seldom slower per image.
+
+    Args:
+        measured: Measurements.
+        batch: Images of an optimiser step.
+        mebibytes: Memory of the device.
+    """
+    fitting = [
+        one
+        for one in measured
+        if batch % one.cell.images == 0 and one.mebibytes <= usable(mebibytes)
+    ]
+    return max(fitting, key=lambda one: one.cell.images, default=None)
+
+
+def recommended_flags(best: Measurement, batch: int) -> list[str]:
+    """Returns the flags of train.py for a batch."""
+    cell = best.cell
+    height, width = cell.crop_size
+    flags = [
+        f"--train_crop_size={height},{width}",
+        f"--output_stride={cell.output_stride}",
+        f"--train_batch_size={batch}",
+    ]
+    parts = batch // cell.images
+    if parts > 1:
+        flags.append(f"--accumulate_steps={parts}")
+    if cell.precision != "float32":
+        flags.append(f"--precision={cell.precision}")
+    if cell.jit != "auto":
+        flags.append(f"--jit={cell.jit}")
+    if cell.recompute:
+        flags.append("--recompute")
+    return flags

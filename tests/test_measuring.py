@@ -1,0 +1,141 @@
+"""Comparisons: who works when, what is told of it, and what follows of the numbers."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from absl import flags
+
+from benchmarks import measuring, scaling, train_step
+from benchmarks.measuring import Contender, Process, Series
+from deeplab_tf.errors import UserError
+
+WORKS = "tests.contender_works"
+
+
+def sleeper(name, seconds, log, cores=None):
+    process = Process({"CONTENDER": name}, cores)
+    arguments = {"seconds": seconds, "log": str(log)}
+    return Contender(name, f"{WORKS}:sleeper", arguments, (process,))
+
+
+def test_contenders_take_turns_forwards_and_backwards(tmp_path):
+    log = tmp_path / "log"
+    several = [sleeper("a", 0.01, log), sleeper("b", 0.05, log)]
+    series = measuring.measure(several, 3)
+    names = [line.split()[0] for line in log.read_text().splitlines()]
+    # Both warm up with two turns, then the three that are measured.
+    assert names == [*"aabb", *"ab", *"ba", *"ab"]
+    assert series["a"].shape == series["b"].shape == (3, 2)
+    assert (series["a"][:, 0] >= 0.01).all() and (series["b"][:, 0] >= 0.05).all()
+    # Sleeping takes no processor.
+    assert (series["b"][:, 1] < 0.05).all()
+    np.testing.assert_allclose(
+        series.ratios("b", "a"), series["b"][:, 0] / series["a"][:, 0]
+    )
+    assert 1 < series.mebibytes["a"] < 1000
+    assert series.facts["a"]["ready_mebibytes"] <= series.mebibytes["a"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux' call")
+def test_a_process_keeps_to_its_cores(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    series = measuring.measure([sleeper("a", 0.0, tmp_path / "log", (core,))], 1)
+    assert series.facts["a"]["cores"] == [core]
+
+
+def test_processes_of_a_contender_work_at_the_same_time(tmp_path):
+    processes = tuple(Process({"CONTENDER": name}) for name in ("first", "second"))
+    several = Contender("both", f"{WORKS}:worker", {"folder": str(tmp_path)}, processes)
+    series = measuring.measure([several], 2)
+    assert series["both"].shape == (2, 2)
+    assert series.mebibytes["both"] > 2
+
+
+@pytest.mark.parametrize(
+    "work, said",
+    [
+        ("broken", "ImportError: no module named an_engine"),
+        ("breaking", "MemoryError: out of memory in turn 3"),
+    ],
+)
+def test_a_contender_that_fails_is_told(work, said):
+    with pytest.raises(UserError, match=f"engine ended; its last line: {said}"):
+        measuring.measure([Contender("engine", f"{WORKS}:{work}")], 1)
+
+
+def test_works_of_this_process_take_turns():
+    done = []
+    works = {name: lambda name=name: done.append(name) for name in "ab"}
+    series = measuring.measure_here(works, 2)
+    assert "".join(done) == "ab" + "ab" + "ba"
+    assert series["a"].shape == (2, 2)
+
+
+@pytest.fixture
+def series():
+    found = Series()
+    found["ours"] = np.array([[1.0, 2.0], [2.0, 4.0], [1.0, 2.0]])
+    found["theirs"] = np.array([[3.0, 3.0], [4.0, 4.0], [2.0, 2.0]])
+    found.facts = {"ours": {}, "theirs": {"multiply_adds": 500}}
+    found.mebibytes = {"ours": 10.0}
+    return found
+
+
+def test_ratios_are_those_of_the_same_turn(series):
+    ours, theirs = measuring.compared(series, "ours", per_turn=2)
+    assert ours["milliseconds"] == 500 and ours["processor_milliseconds"] == 1000
+    assert ours["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    # 3, 2 and 2, where the medians of the times would give 3.
+    assert theirs["ratio"]["median"] == 2.0
+    lines = measuring.table([ours, theirs], "ours").splitlines()
+    assert lines[2] == "| ours | 500.0 | 1000.0 | 1.000 (1.000..1.000) | 10 |"
+    assert lines[3].startswith("| theirs | 1500.0 | 1500.0 | 2.000 (2.000..2.500) |  |")
+
+
+def test_another_network_is_told_per_multiply_add(series):
+    rows = measuring.compared(series, "ours")
+    text = measuring.add_multiply_adds(rows, 1000, "ours")
+    assert rows[0]["ratio_per_multiply_add"] == 1.0
+    assert rows[1]["ratio_per_multiply_add"] == 4.0
+    assert "theirs: 0.00 billion" in text and "4.000 times ours" in text
+    assert "\n\nours" not in text
+
+
+def test_a_report_tells_its_circumstances(tmp_path, capsys):
+    values = flags.FlagValues()
+    measuring.define_flags(values, turns=3)
+    path = tmp_path / "result.json"
+    values(["program", f"--json={path}"])
+    measuring.report(values, "A title", {"rows": [1]}, "| table |")
+    out = capsys.readouterr().out
+    assert out.startswith("A title\n\n| table |\n\n") and "tensorflow 2." in out
+    result = json.loads(path.read_text())
+    assert result["rows"] == [1] and result["settings"] == {"turns": 3}
+    assert "cores of" in result["hardware"] and result["versions"]["keras"]
+
+
+def test_a_case_is_spelled_in_three_parts():
+    case = train_step.parse_case("xception_65:257:2")
+    assert case == ("xception_65", 257, 2)
+    for text in ("xception_65", "xception_65:257", "xception_65:257:two"):
+        with pytest.raises(UserError, match="BACKBONE:CROP:BATCH"):
+            train_step.parse_case(text)
+
+
+def test_the_exponent_of_a_power_is_found():
+    areas = np.array([1.0, 4.0, 9.0])
+    assert scaling.exponent(areas, 3 * areas**1.25) == pytest.approx(1.25)
+
+
+def test_the_picture_of_scaling_is_drawn():
+    result = {
+        "sides": [100, 200],
+        "seconds": [0.1, 0.4],
+        "mebibytes": [10.0, 40.0],
+        "exponent_of_seconds": 1.0,
+        "exponent_of_mebibytes": 1.0,
+    }
+    picture = scaling.picture(result)
+    assert picture.dtype == np.uint8 and picture.shape[1] > picture.shape[0] > 100

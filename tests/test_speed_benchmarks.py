@@ -1,0 +1,112 @@
+"""The comparisons from end to end, in small: that they run and tell what they should."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from program_runs import assert_refused, run
+
+from benchmarks import accelerator, inference
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def names(rows):
+    return [row["name"] for row in rows]
+
+
+@pytest.mark.slow
+def test_inference_beside_what_is_installed(tmp_path):
+    path = tmp_path / "result.json"
+    small = ("--size=65,65", "--turns=2", "--times=1", "--scales=0.5,1")
+    out = run(
+        *("benchmarks.inference", "--model_variant=mobilenet_v2", *small),
+        f"--json={path}",
+    )
+    found = json.loads(path.read_text())["backbones"]["mobilenet_v2"]
+    engines = names(found["engines"])
+    assert engines[:2] == ["float32", "bfloat16"]
+    for module, name in (("openvino", "openvino"), ("torch", "pytorch")):
+        assert (name in engines) == (importlib.util.find_spec(module) is not None)
+    assert all(row["milliseconds"] > 0 for row in found["engines"])
+    assert names(found["views"]) == ["each view alone", "all views"]
+    assert out.count("times float32 (quartiles)") == 1
+    assert "scales 0.5, 1, each mirrored too" in out
+
+
+def test_engines_that_are_none_are_refused():
+    assert_refused(
+        "--engines=tensorrt is none", "benchmarks.inference", "--engines=tensorrt"
+    )
+    assert inference.chosen(["bfloat16"]) == ["float32", "bfloat16"]
+
+
+@pytest.mark.slow
+def test_training_beside_what_is_installed(tmp_path):
+    path = tmp_path / "result.json"
+    out = run(
+        *("benchmarks.train_step", "--cases=mobilenet_v2:65:2", "--turns=2"),
+        *("--steps=1", "--leave_out=keras_hub", f"--json={path}"),
+    )
+    (rows,) = json.loads(path.read_text())["cases"].values()
+    expected = ["float32", "bfloat16"] + HAS_TORCH * ["pytorch", "pytorch, NCHW"]
+    assert names(rows) == expected
+    assert all(row["images_per_second"] > 0 for row in rows)
+    assert "mobilenet_v2, crop 65x65, batch 2, " in out
+
+
+@pytest.mark.slow
+def test_scaling_is_fitted_and_drawn(tmp_path):
+    path, plot = tmp_path / "result.json", tmp_path / "scaling.png"
+    out = run(
+        *("benchmarks.scaling", "--sides=65,129", "--turns=2", f"--plot={plot}"),
+        *("--train_crop_size=65", "--train_batch_size=4", f"--json={path}"),
+    )
+    found = json.loads(path.read_text())
+    assert len(found["sizes"]["seconds"]) == 2
+    assert names(found["processes"]) == ["one process", "two workers"]
+    assert "two workers have " in out and plot.stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_training_on_records_is_compared(tiny_records, tmp_path):
+    out = run(
+        *("benchmarks.input_pipeline", f"--dataset_dir={tiny_records}"),
+        *("--train_crop_size=65,65", "--train_batch_size=2", "--images=8"),
+        *("--turns=2", "--training_steps=1"),
+    )
+    assert "training on records has " in out
+
+
+@pytest.mark.slow
+def test_jax_beside_pytorch(tmp_path):
+    pytest.importorskip("jax")
+    path = tmp_path / "result.json"
+    small = ("--model_variant=mobilenet_v2", "--sides=65", "--batches=2", "--turns=1")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.accelerator", *small),
+            *("--times=1", "--device=cpu", "--precision=float32"),
+            *("--peak_teraflops=0.1", f"--json={path}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cases = json.loads(path.read_text())["cases"]
+    assert [case["pass"] for case in cases] == ["forward", "training"]
+    for case in cases:
+        ours, *others = case["rows"]
+        assert ours["name"] == "deeplab_tf on JAX"
+        assert 0 < ours["share_of_peak"] < 1
+        assert names(others) == HAS_TORCH * ["torch.compile"]
+
+
+def test_the_peak_of_a_device_is_known_by_its_name():
+    assert accelerator.peak_of("NVIDIA H200", None) == 989e12
+    assert accelerator.peak_of("NVIDIA H200", 500.0) == 500e12
+    assert accelerator.peak_of("2 of 2 cores", None) is None
