@@ -1,4 +1,4 @@
-"""The comparisons from end to end, in small: that they run and tell what they should."""
+"""The comparisons from end to end, in small: that they run and what they tell."""
 
 import importlib.util
 import json
