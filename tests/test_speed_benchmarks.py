@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from program_runs import assert_refused, run
 
-from benchmarks import accelerator, inference
+from benchmarks import accelerator, inference, op_profile
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
@@ -110,3 +110,37 @@ def test_the_peak_of_a_device_is_known_by_its_name():
     assert accelerator.peak_of("NVIDIA H200", None) == 989e12
     assert accelerator.peak_of("NVIDIA H200", 500.0) == 500e12
     assert accelerator.peak_of("2 of 2 cores", None) is None
+
+
+def test_operations_are_told_by_what_they_are_for():
+    found = op_profile.by_purpose(
+        {
+            "_MklNativeConv2D": (3.0, 1),
+            "_MklNativeDepthwiseConv2dNative": (1.0, 2),
+            "_MklNativeFusedBatchNormGradV3": (2.0, 1),
+            "Conv2DBackpropFilter": (4.0, 1),
+            "AddN": (0.5, 7),
+        }
+    )
+    assert found == {
+        "convolutions": 7.0,
+        "batch normalisation": 2.0,
+        "depthwise convolutions": 1.0,
+        "all others": 0.5,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["training", "inference"])
+def test_the_time_of_operations_is_recorded(what, tmp_path):
+    path = tmp_path / "profile.json"
+    out = run(
+        *("benchmarks.op_profile", f"--what={what}", "--size=129,129", "--batch=2"),
+        f"--json={path}",
+    )
+    sums = json.loads(path.read_text())["purposes"]
+    shares = {name: value / sum(sums.values()) for name, value in sums.items()}
+    convolutions = shares["convolutions"] + shares["depthwise convolutions"]
+    assert 0.2 < convolutions < 1.0
+    assert shares.get("all others", 0.0) < 0.5
+    assert "| convolutions | " in out

@@ -41,6 +41,8 @@ class PixelScaling(layers.Layer):
 def normalize_batch(x, gamma, beta, epsilon: float):
     """Returns `x` normalised by its own moments, these being differentiated too.
 
+    It computes in float32, whatever the features are.
+
     Args:
         x: `[batch, height, width, channels]`.
         gamma: Scale per channel.
@@ -48,14 +50,21 @@ def normalize_batch(x, gamma, beta, epsilon: float):
         epsilon: Added to the variance.
 
     Returns:
-        The normalised features, the mean and the unbiased variance per channel.
+        The normalised features of the dtype of `x`, the mean and the unbiased variance
+        per channel.
     """
+    dtype = x.dtype
+    x = _at_least_float32(x)
     mean, variance = ops.moments(x, axes=(0, 1, 2))
     batch, height, width, _ = ops.shape(x)
     count = ops.cast(batch * height * width, x.dtype)
     scale = gamma * ops.rsqrt(variance + epsilon)
     unbiased = variance * (count / ops.maximum(count - 1.0, 1.0))
-    return x * scale + (beta - mean * scale), mean, unbiased
+    return ops.cast(x * scale + (beta - mean * scale), dtype), mean, unbiased
+
+
+def _at_least_float32(x):
+    return ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -78,15 +87,15 @@ class BatchNormalization(layers.BatchNormalization):
 
     def call(self, inputs, training=None):
         """Returns the normalised `[b, h, w, channels]`; training uses the batch."""
-        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
-        if training and not self.frozen:
-            x, *moments = self.normalize_batch(x, self.gamma, self.beta, self.epsilon)
-            moving_moments = (self.moving_mean, self.moving_variance)
-            for moving, value in zip(moving_moments, moments, strict=True):
-                moving.assign(moving + (1.0 - self.momentum) * (value - moving))
-        else:
+        if not training or self.frozen:
             scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
-            x = x * scale + (self.beta - self.moving_mean * scale)
+            offset = self.beta - self.moving_mean * scale
+            x = _at_least_float32(inputs) * scale + offset
+            return ops.cast(x, self.compute_dtype)
+        x, *moments = self.normalize_batch(inputs, self.gamma, self.beta, self.epsilon)
+        moving_moments = (self.moving_mean, self.moving_variance)
+        for moving, value in zip(moving_moments, moments, strict=True):
+            moving.assign(moving + (1.0 - self.momentum) * (value - moving))
         return ops.cast(x, self.compute_dtype)
 
     def get_config(self):

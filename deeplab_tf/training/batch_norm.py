@@ -15,7 +15,8 @@ _ENOUGH = 12
 def fused_batch_norm(x, gamma, beta, epsilon: float):
     """Returns what `models.normalization.normalize_batch` does, from one op.
 
-    Keras composes it of a dozen; one makes a step on CPU about a fifth shorter.
+    Keras composes it of a dozen; one makes a step on CPU about a fifth shorter. It
+    takes features of half precision as they are and computes in float32.
     """
     return tf.compat.v1.nn.fused_batch_norm(
         x, gamma.value, beta.value, epsilon=epsilon, is_training=True
@@ -30,6 +31,7 @@ def _synchronized(x, gamma, beta, epsilon: float):
     """
     context = tf.distribute.get_replica_context()
     replicas = context.num_replicas_in_sync
+    dtype, x = x.dtype, tf.cast(x, tf.float32)
 
     def over_replicas(value):
         return context.all_reduce(tf.distribute.ReduceOp.SUM, value) / replicas
@@ -40,7 +42,7 @@ def _synchronized(x, gamma, beta, epsilon: float):
     count = tf.cast(tf.size(x) // tf.shape(x)[-1] * replicas, x.dtype)
     unbiased = variance * (count / tf.maximum(count - 1.0, 1.0))
     scale = gamma.value * tf.math.rsqrt(variance + epsilon)
-    return centred * scale + beta.value, mean, unbiased
+    return tf.cast(centred * scale + beta.value, dtype), mean, unbiased
 
 
 def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:

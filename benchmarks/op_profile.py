@@ -1,0 +1,157 @@
+r"""Where the time of a step of training, or of labelling an image, goes.
+
+    python -m benchmarks.op_profile --what=training --model_variant=mobilenet_v2 \
+      --size=321,321 --batch=8
+
+TensorFlow's profiler records every operation of a few calls on the CPU; they are summed
+by what they are for. Shares are of the time of all operations together, on one thread
+each. Told are also the operations that take most.
+"""
+
+import collections
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable
+
+import deeplab_tf.programs
+
+# isort: split
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from benchmarks import contenders, measuring
+from deeplab_tf.errors import UserError
+from deeplab_tf.flags import size_value
+from deeplab_tf.serving.saved_model import export_saved_model
+
+FLAGS = absl_flags.FlagValues()
+# What an operation is for, by the first of these that its name matches.
+_PURPOSES = {
+    "depthwise convolutions": "Depthwise",
+    "convolutions": "Conv2D",
+    "batch normalisation": "BatchNorm",
+    "activations": "Relu",
+    "loss": "CrossEntropy|Softmax",
+    "resizing": "MatMul|Resize|Interpolat",
+    "layout and copies": (
+        "SpaceToBatch|BatchToSpace|Pad|Concat|Cast|Transpose|Slice|Split|Reshape"
+    ),
+}
+_OTHERS = "all others"
+_WRAPPERS = re.compile(
+    r"^(While|StatelessWhile|PartitionedCall|Stateful|If|_Recv|_Send)"
+)
+
+
+def _define() -> None:
+    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    absl_flags.DEFINE_enum(
+        "what", "training", ["training", "inference"], "Of what.", flag_values=FLAGS
+    )
+    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=FLAGS)
+    string("precision", "float32", "Of convolutions.", flag_values=FLAGS)
+    absl_flags.DEFINE_multi_string(
+        "size", "321,321", "Height and width of the images.", flag_values=FLAGS
+    )
+    integer("batch", 8, "Images at once.", lower_bound=1, flag_values=FLAGS)
+    integer("calls", 2, "Calls that are recorded.", lower_bound=1, flag_values=FLAGS)
+    string("json", None, "File for the results.", flag_values=FLAGS)
+
+
+_define()
+
+
+def recorded(work: Callable[[], object], calls: int) -> dict[str, tuple[float, int]]:
+    """Returns milliseconds and number of each kind of operation in a call.
+
+    Args:
+        work: What is recorded, once it has warmed up.
+        calls: How often.
+    """
+    for _ in range(2):
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        # Operations are told at this level of detail, and no further ones.
+        options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=2)
+        tf.profiler.experimental.start(folder, options)
+        for _ in range(calls):
+            work()
+        tf.profiler.experimental.stop()
+        (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+        return _operations(path.read_bytes(), calls)
+
+
+def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
+    # The profiler's own format; nothing public reads it without TensorBoard.
+    from tensorflow.tsl.profiler.protobuf import xplane_pb2
+
+    space = xplane_pb2.XSpace.FromString(trace)
+    times, counts = collections.Counter(), collections.Counter()
+    for plane in space.planes:
+        names = {key: data.name for key, data in plane.event_metadata.items()}
+        for line in plane.lines:
+            for event in line.events:
+                # `name of the node:kind of operation`
+                _, colon, kind = names[event.metadata_id].rpartition(":")
+                kind = kind.partition("#")[0]
+                if colon and kind and not _WRAPPERS.match(kind):
+                    times[kind] += event.duration_ps / 1e9
+                    counts[kind] += 1
+    return {kind: (times[kind] / calls, counts[kind] // calls) for kind in times}
+
+
+def purpose(kind: str) -> str:
+    """Returns what a kind of operation is for."""
+    matches = (name for name, part in _PURPOSES.items() if re.search(part, kind))
+    return next(matches, _OTHERS)
+
+
+def by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Returns milliseconds by purpose, the longest first."""
+    sums = collections.Counter()
+    for kind, (milliseconds, _) in operations.items():
+        sums[purpose(kind)] += milliseconds
+    return dict(sums.most_common())
+
+
+def make_work(values: absl_flags.FlagValues, folder: str) -> Callable[[], object]:
+    """Returns what is recorded."""
+    model = {"model_variant": values.model_variant, "output_stride": 16}
+    size = size_value(values, "size")
+    task = {"batch": values.batch, "size": size, "times": 1}
+    if values.what == "training":
+        return contenders.training_step(model, **task, precision=values.precision)
+    export_saved_model(contenders.make_model(model, values.precision), folder)
+    return contenders.saved_model(folder, **task)
+
+
+def show(operations: dict[str, tuple[float, int]]) -> str:
+    """Returns both tables."""
+    sums = by_purpose(operations)
+    total = sum(sums.values())
+    lines = ["| for | ms | share |", "|---|---|---|"]
+    lines += [f"| {n} | {t:.1f} | {100 * t / total:.1f} % |" for n, t in sums.items()]
+    lines += ["", "| operation | ms | how many |", "|---|---|---|"]
+    longest = sorted(operations.items(), key=lambda item: -item[1][0])[:15]
+    lines += [f"| {kind} | {t:.1f} | {count} |" for kind, (t, count) in longest]
+    return "\n".join(lines)
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Records and prints."""
+    if tf.config.list_physical_devices("GPU"):
+        raise UserError("operations of a GPU are not told apart; hide it first")
+    with tempfile.TemporaryDirectory() as folder:
+        work = make_work(values, f"{folder}/exported")
+        operations = recorded(work, values.calls)
+    measuring.report(
+        values,
+        f"{values.what} of {values.model_variant}, {values.precision}",
+        {"purposes": by_purpose(operations), "operations": operations},
+        show(operations),
+    )
+
+
+if __name__ == "__main__":
+    deeplab_tf.programs.run_program(main, FLAGS)
