@@ -148,6 +148,7 @@ def test_the_pages_hold_commands():
             "export.py",
         ),
         *("deeplab_tf.predict", "deeplab_tf.presets", "deeplab_tf.models.complexity"),
+        "deeplab_tf.plan",
         *("deeplab_tf.checkpoints.zoo", "json.tool"),
     }
     assert (ROOT / "README.md").read_text().split("```")[1] == (
