@@ -320,13 +320,15 @@ def report(
         result: What the file is to hold.
         text: The table.
     """
-    packages = result.get("packages", ())
-    around = circumstances(packages)
+    around = circumstances(result.get("packages", ()))
     told = ", ".join(f"{name} {number}" for name, number in around["versions"].items())
-    print(f"{title}\n\n{text}\n\n{around['hardware']}; {told}; {around['code']}")
+    where = f"On {around['date']}, {around['hardware']}; commit {around['code']}"
+    text += f"\n\n{where}; {told}."
+    print(f"{title}\n\n{text}")
     if values.json:
         settings = {name: values[name].value for name in values if name != "json"}
         whole = {"title": title, **around, "settings": settings, **result}
+        whole["text"] = text
         with open(values.json, "w", encoding="utf-8") as file:
             json.dump(whole, file, indent=2)
             file.write("\n")

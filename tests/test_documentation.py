@@ -135,6 +135,17 @@ def test_a_link_needs_one_line_to_lead_to():
             documentation.with_line_numbers(page.replace("BACKBONES", text))
 
 
+def test_results_come_between_their_marks(monkeypatch, tmp_path):
+    monkeypatch.setattr(documentation, "ROOT", tmp_path)
+    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    result = tmp_path / "benchmarks/results/inference.json"
+    result.write_text('{"text": "| table |"}')
+    page = "Before.\n<!-- result of inference -->\nold\n<!-- end -->\nBehind.\n"
+    expected = page.replace("old", "\n| table |\n")
+    assert documentation.with_results(page) == expected
+    assert documentation.with_results(expected) == expected
+
+
 def test_the_pages_hold_commands():
     programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in commands()}
     assert programs == {

@@ -113,6 +113,7 @@ def test_a_report_tells_its_circumstances(tmp_path, capsys):
     assert out.startswith("A title\n\n| table |\n\n") and "tensorflow 2." in out
     result = json.loads(path.read_text())
     assert result["rows"] == [1] and result["settings"] == {"turns": 3}
+    assert out == f"A title\n\n{result['text']}\n"
     assert "cores of" in result["hardware"] and result["versions"]["keras"]
 
 

@@ -2,14 +2,15 @@
 
     python tools/documentation.py
 
-That is all of docs/flags.md, the tables of the ablations in docs/results.md, from the
-files in benchmarks/results/ablations, and the line numbers of links such as
+That is all of docs/flags.md, the tables in docs/results.md, from the files in
+benchmarks/results, and the line numbers of links such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30) in docs/architecture.md, which follow the
 definition, or the only line with that text. tests/test_documentation.py tells when it
 has to be run again.
 """
 
 import importlib
+import json
 import pathlib
 import re
 import sys
@@ -49,7 +50,7 @@ their meanings and defaults, are the official ones. A list is written as
 """
 _DEAD = "Without effect: "
 _REPEATED = "repeat this option to specify a list of values"
-_ABLATIONS = re.compile("(?<=<!-- ablations -->\n).*(?=<!-- end -->)", re.DOTALL)
+_RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
 
@@ -126,11 +127,19 @@ def _dead_table(rows: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_ablations(page: str) -> str:
-    """Returns a page with the tables of all finished ablations between its marks."""
-    results = ablation_report.read(str(ROOT / "benchmarks/results/ablations"))
-    tables = f"\n{ablation_report.markdown(results)}\n"
-    return _ABLATIONS.sub(lambda _: tables, page)
+def with_results(page: str) -> str:
+    """Returns a page with what programs of benchmarks/ wrote between its marks.
+
+    A mark names the program; its results are in benchmarks/results.
+    """
+    return _RESULT.sub(lambda mark: f"{mark[1]}\n{_result(mark[2])}\n{mark[3]}", page)
+
+
+def _result(program: str) -> str:
+    folder = ROOT / "benchmarks/results"
+    if program == "ablations":
+        return ablation_report.markdown(ablation_report.read(str(folder / program)))
+    return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
 
 
 def with_line_numbers(page: str) -> str:
@@ -166,7 +175,7 @@ def pages() -> dict[pathlib.Path, str]:
     return {
         ROOT / "docs/flags.md": flags_page(),
         architecture: with_line_numbers(architecture.read_text()),
-        results: with_ablations(results.read_text()),
+        results: with_results(results.read_text()),
     }
 
 
