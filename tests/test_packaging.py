@@ -16,8 +16,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
-    *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-predict"),
-    *("deeplab-plan", "deeplab-pretrain", "deeplab-train"),
+    *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-plan"),
+    *("deeplab-predict", "deeplab-pretrain", "deeplab-train"),
 ]
 # What the scripts call besides Python; a fake PATH has these and nothing else.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]

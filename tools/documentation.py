@@ -139,7 +139,29 @@ def _result(program: str) -> str:
     folder = ROOT / "benchmarks/results"
     if program == "ablations":
         return ablation_report.markdown(ablation_report.read(str(folder / program)))
+    if program == "camvid":
+        return _scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
+
+
+def _scores(folder: pathlib.Path) -> str:
+    """Returns a table of the metrics that eval.py wrote into some files."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        metrics = json.loads(path.read_text())
+        names, protocol = metrics["class_names"], metrics["protocol"]
+        if not lines:
+            columns = ["split", "scales", "mirrored", "output stride", "mIoU", *names]
+            lines = [f"| {' | '.join(columns)} |", f"|{len(columns) * '---|'}"]
+        cells = [
+            protocol["split"],
+            ", ".join(f"{scale:g}" for scale in protocol["eval_scales"]),
+            "yes" if protocol["add_flipped_images"] else "no",
+            str(protocol["output_stride"]),
+            *(f"{100 * x:.1f}" for x in (metrics["miou"], *metrics["iou_per_class"])),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def with_line_numbers(page: str) -> str:
