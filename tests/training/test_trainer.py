@@ -121,8 +121,12 @@ def test_variables_after_three_steps_equal_the_official_ones(golden_run):
     assert set(golden_run.after) == set(golden)
     for name, (mean, rms) in golden.items():
         array = golden_run.after[name]
-        # The worst is the first beta, by 1.2e-5; the others are below 1e-6.
-        assert np.sqrt(np.mean(array**2)) == pytest.approx(rms, rel=5e-5), name
+        # The last bit of every weight, changed at random three times, moves the worst
+        # (betas) by 1.3e-5. But the biases of the logits began at 0 and are sums over
+        # the picked pixels, each of which is in or not: these it moves by 6.7e-5, and
+        # leaves them up to 1.1e-4 from the official ones.
+        rel = 2e-4 if name == "logits/semantic/biases" else 5e-5
+        assert np.sqrt(np.mean(array**2)) == pytest.approx(rms, rel=rel), name
         assert np.mean(array) == pytest.approx(mean, abs=5e-5 * rms), name
 
 
