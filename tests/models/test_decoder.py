@@ -129,10 +129,12 @@ def test_the_kernels_of_a_decoder_of_logits_follow_its_merge():
 
 
 def test_bounded_activations_stop_heads_at_6_but_not_the_image_level_branch():
+    gain = 30.0
+
     def loud(name):
         """Returns a factor that makes the normalised features of heads large."""
         head = not name.startswith(("backbone", "logits"))
-        return 30.0 if head and name.endswith("gamma") else 1.0
+        return gain if head and name.endswith("gamma") else 1.0
 
     model, w = build(loud, use_bounded_activation=True, decoder_output_stride=4)
     x, low = features(model)
@@ -140,9 +142,9 @@ def test_bounded_activations_stop_heads_at_6_but_not_the_image_level_branch():
     image, parts = image_level(x, w), branches(x, w, act=relu6)
     assert np.max(image) > 7.0 and all(np.max(part) == 6.0 for part in parts)
     context = projected([image, *parts], w, relu6)
-    assert_same(model.get_layer("context")(x), context)
+    assert_same(model.get_layer("context")(x), context, gain)
     output = decoded(context, [low], w, [LEVEL], act=relu6)
     assert np.max(output) == 6.0
-    assert_same(model.get_layer("decoder")([context, low]), output)
+    assert_same(model.get_layer("decoder")([context, low]), output, gain)
     unbounded, _ = build(loud, decoder_output_stride=4)
     assert np.max(unbounded.get_layer("context")(x)) > 6.0
