@@ -39,9 +39,10 @@ _PURPOSES = {
     ),
 }
 _OTHERS = "all others"
-_WRAPPERS = re.compile(
-    r"^(While|StatelessWhile|PartitionedCall|Stateful|If|_Recv|_Send)"
-)
+# `name of the node:kind of operation`, but not `Executor::Process`.
+_EVENT = re.compile(r"[^:]*:(\w+)(#.*)?")
+# They hold other operations.
+_WRAPPERS = re.compile("__|While|StatelessWhile|PartitionedCall|Stateful|If$")
 
 
 def _define() -> None:
@@ -92,12 +93,10 @@ def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
         names = {key: data.name for key, data in plane.event_metadata.items()}
         for line in plane.lines:
             for event in line.events:
-                # `name of the node:kind of operation`
-                _, colon, kind = names[event.metadata_id].rpartition(":")
-                kind = kind.partition("#")[0]
-                if colon and kind and not _WRAPPERS.match(kind):
-                    times[kind] += event.duration_ps / 1e9
-                    counts[kind] += 1
+                found = _EVENT.fullmatch(names[event.metadata_id])
+                if found and not _WRAPPERS.match(found[1]):
+                    times[found[1]] += event.duration_ps / 1e9
+                    counts[found[1]] += 1
     return {kind: (times[kind] / calls, counts[kind] // calls) for kind in times}
 
 
