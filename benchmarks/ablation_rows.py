@@ -84,7 +84,7 @@ class Row:
 
 
 # What all rows have in common. The official recipe of fine-tuning teaches a new decoder
-# too little in 600 steps: on val AdamW was 8 points ahead after 300. For the decay of
+# too little in few steps: on val AdamW was 8 points ahead after 300. For the decay of
 # the moving statistics 0.9997 is too slow as well. Sides are k * 32 + 1, so that the
 # cells of every output stride meet the corners of an image: the crop of 193x257 is the
 # one next to 180x240, and 385x481 holds an image of 360x480.

@@ -16,10 +16,9 @@ settings change; what was killed goes on from its latest checkpoint in
 <output_dir>/<row>/seed<n>. At the end all finished rows are compared with the papers,
 on the terminal and in <output_dir>/ablations.md.
 
-It runs on the CPU. A step of the base takes 0.6 s of one core, of 193x257 and batch 8;
-the cheapest 0.4 s (bilinear), the dearest 1.8 s (dense). All 18 trainings are two hours
-of one core, evaluations and compiling twenty minutes, so that two cores that have
-nothing else to do need one and a half hours. Checkpoints take 1.1 GB.
+It runs on the CPU. A step of the base, of 193x257 and batch 8, takes about a second of
+one core; bilinear takes least, output stride 8 and dense most. All 18 trainings and the
+evaluations are two and a half hours of one core. Checkpoints take 1.1 GB.
 """
 
 import dataclasses

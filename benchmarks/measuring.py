@@ -151,6 +151,12 @@ def _workers(contenders: Sequence[Contender]) -> Iterator[dict[str, list[_Worker
         yield workers
 
 
+def _order(names: Sequence[str], turns: int) -> Iterator[str]:
+    """Yields who has its go, forwards and backwards: none is always the first."""
+    for turn in range(turns):
+        yield from names[:: -1 if turn % 2 else 1]
+
+
 def measure(contenders: Sequence[Contender], turns: int) -> Series:
     """Returns what contenders take for a turn, measured in turns.
 
@@ -163,14 +169,12 @@ def measure(contenders: Sequence[Contender], turns: int) -> Series:
             # One after the other: they warm up, and should not disturb each other.
             series.facts[name] = _turn(own)[0]
         seconds: dict[str, list] = {name: [] for name in workers}
-        for turn in range(turns):
-            for name in list(workers)[:: -1 if turn % 2 else 1]:
-                answers = _turn(workers[name])
-                clock = max(answer["clock"] for answer in answers)
-                processors = sum(answer["processors"] for answer in answers)
-                seconds[name].append((clock, processors))
-                mebibytes = [answer["mebibytes"] for answer in answers]
-                series.mebibytes[name] = sum(mebibytes)
+        for name in _order(list(workers), turns):
+            answers = _turn(workers[name])
+            clock = max(answer["clock"] for answer in answers)
+            processors = sum(answer["processors"] for answer in answers)
+            seconds[name].append((clock, processors))
+            series.mebibytes[name] = sum(answer["mebibytes"] for answer in answers)
     series.update({name: np.array(each) for name, each in seconds.items()})
     return series
 
@@ -185,12 +189,11 @@ def measure_here(works: Mapping[str, Callable[[], object]], turns: int) -> Serie
     for work in works.values():
         work()
     seconds: dict[str, list] = {name: [] for name in works}
-    for turn in range(turns):
-        for name in list(works)[:: -1 if turn % 2 else 1]:
-            start = time.perf_counter(), time.process_time()
-            works[name]()
-            end = time.perf_counter(), time.process_time()
-            seconds[name].append(np.subtract(end, start))
+    for name in _order(list(works), turns):
+        start = time.perf_counter(), time.process_time()
+        works[name]()
+        end = time.perf_counter(), time.process_time()
+        seconds[name].append(np.subtract(end, start))
     series = Series()
     series.update({name: np.array(each) for name, each in seconds.items()})
     return series

@@ -45,7 +45,7 @@ def recipes() -> Iterator[Preset]:
         crop_size=(321, 321),
         batch_size=8,
         mean_pixel=model.mean_pixel,
-        # The test drives are darker than those of the training.
+        # One of the two test drives is at dusk, as a sixth of the training images are.
         photometric_jitter=0.5,
     )
     evaluation = EvalConfig(
