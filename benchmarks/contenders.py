@@ -49,15 +49,25 @@ def make_config(model: Mapping):
 
 
 def make_model(model: Mapping, precision: str = "float32"):
-    """Returns a model of official model flags, with random weights."""
+    """Returns a model of official model flags, with random weights.
+
+    Its normalisations move their features, as trained ones do: engines leave out what
+    adds nothing.
+    """
     import keras
 
     from deeplab_tf.models.deeplab import build_model
     from deeplab_tf.models.precision import use_precision
+    from deeplab_tf.models.variables import batch_normalizations
 
     keras.utils.set_random_seed(_SEED)
     use_precision(precision)
-    return build_model(make_config(model))
+    built = build_model(make_config(model))
+    random = np.random.default_rng(_SEED)
+    for layer in batch_normalizations(built):
+        for variable in (layer.beta, layer.moving_mean):
+            variable.assign(random.uniform(-0.5, 0.5, variable.shape))
+    return built
 
 
 def _repeated(function: Callable[[], object], times: int) -> Callable[[], None]:

@@ -18,6 +18,8 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import evaluate
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.precision import use_precision
+from deeplab_tf.serving.constant_graph import fast_on_cpu
 
 CROP = (513, 513)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -86,6 +88,22 @@ def test_label_maps_of_four_photographs(model, voc_root, official_results):
         with Image.open(path) as official:
             same = np.array(official) == np.array(labels)
         assert same.mean() > 0.999
+
+
+def test_exports_of_half_precision_move_few_labels(
+    model, voc_checkpoint, voc_root, official_results
+):
+    use_precision("bfloat16")
+    try:
+        half = fast_on_cpu(restored(voc_checkpoint, 16))
+    finally:
+        use_precision("float32")
+    exact, rounded = Predictor(model), Predictor(half)
+    moved = []
+    for path in (official_results / "voc2012_sample_predictions_os16").glob("*.png"):
+        image = read_image(str(voc_root / f"JPEGImages/{path.stem}.jpg"))[None]
+        moved.append(np.mean(exact.labels(image) != rounded.labels(image)))
+    assert 0 < np.mean(moved) < 0.01
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ well: one pass over the features less for each of them (1712.05877, Sec. 3.2).
 """
 
 import collections
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 from keras import layers, tree
 
-from deeplab_tf.models.calls import calls_of
+from deeplab_tf.models.calls import Call, calls_of
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.recomputation import RecomputedModel
 
@@ -20,6 +21,15 @@ def _parts(model: keras.Model) -> list[keras.Model]:
     nested = [_plain(layer) for layer in model.layers]
     nested = [layer for layer in nested if isinstance(layer, keras.Model)]
     return [model, *(part for layer in nested for part in _parts(layer))]
+
+
+def calls_within(model: keras.Model) -> Iterator[tuple[list[Call], list]]:
+    """Yields calls and outputs of a model and of each model within it."""
+    for part in _parts(model):
+        inputs = tree.map_structure(
+            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), part.input
+        )
+        yield calls_of(part, inputs)
 
 
 def _plain(layer):
@@ -38,11 +48,7 @@ def _pairs(model: keras.Model) -> dict:
     called, has no pair.
     """
     takers, givers = collections.defaultdict(set), collections.defaultdict(set)
-    for part in _parts(model):
-        inputs = tree.map_structure(
-            lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), part.input
-        )
-        calls, outputs = calls_of(part, inputs)
+    for calls, outputs in calls_within(model):
         giver = {id(x): call.layer for call in calls for x in call.outputs}
         links = [(x, call.layer) for call in calls for x in call.inputs]
         links += [(x, None) for x in outputs]
@@ -77,10 +83,12 @@ class _Copies:
 
     Args:
         pairs: Convolutions, which get a bias, and normalisations, which get no copy.
+        kind_of: Which class the copy of a layer has.
     """
 
-    def __init__(self, pairs: dict):
+    def __init__(self, pairs: dict, kind_of: Callable[[layers.Layer], type]):
         self._pairs, self._gone = pairs, set(pairs.values())
+        self._kind_of = kind_of
         self._made = {}
 
     def of(self, layer):
@@ -98,7 +106,7 @@ class _Copies:
                 layer, clone_function=self.of, call_function=_called
             )
         options = {"use_bias": True} if layer in self._pairs else {}
-        return type(layer).from_config({**layer.get_config(), **options})
+        return self._kind_of(layer).from_config({**layer.get_config(), **options})
 
     def take_weights(self) -> None:
         """Gives every copy its weights."""
@@ -113,7 +121,9 @@ def _called(layer, x, *args, **kwargs):
     return x if layer is None else layer(x, *args, **kwargs)
 
 
-def folded(model: keras.Model) -> keras.Model:
+def folded(
+    model: keras.Model, kind_of: Callable[[layers.Layer], type] = type
+) -> keras.Model:
     """Returns a model for inference, batch normalisations folded into convolutions.
 
     Inputs, outputs, names of layers and `model_config` are the model's; the weights
@@ -123,8 +133,10 @@ def folded(model: keras.Model) -> keras.Model:
 
     Args:
         model: A model of `build_model`, which is left as it is.
+        kind_of: Which class stands for a layer's, with the same configuration and the
+            same variables.
     """
-    copies = _Copies(_pairs(model))
+    copies = _Copies(_pairs(model), kind_of)
     clone = copies.of(model)
     copies.take_weights()
     clone.model_config = model.model_config

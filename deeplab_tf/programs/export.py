@@ -66,8 +66,8 @@ _SWITCHES = {
     ),
     "fold_batch_norm": (
         True,
-        "Ours: whether batch normalisations become part of convolutions, which is "
-        "faster.",
+        "Ours: whether batch normalisations become part of convolutions and weights "
+        "are constants, which is faster.",
     ),
     "export_weights": (
         True,

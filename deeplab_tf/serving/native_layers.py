@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.inference import resized
 from deeplab_tf.models.folding import folded
 from deeplab_tf.models.precision import precision_of
 from deeplab_tf.models.resampling import (
@@ -27,13 +28,7 @@ class NativeResizeLike(ResizeLike):
 
     def call(self, x, like):
         """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
-        size = [scale_dimension(side, self.scale) for side in spatial_size(like)]
-        is_known = all(isinstance(side, int) for side in size)
-        if is_known and size == x.shape[1:3].as_list():
-            return x
-        return tf.raw_ops.ResizeBilinear(
-            images=x, size=tf.stack(size), align_corners=True
-        )
+        return resized(x, [scale_dimension(s, self.scale) for s in spatial_size(like)])
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -71,19 +66,4 @@ def native(model: keras.Model, kinds: Mapping[type, type] = NATIVE) -> keras.Mod
         raise UserError(
             f"only models that compute in float32 are converted; received {precision}"
         )
-    copies = {}
-
-    def replaced(layer):
-        if type(layer) not in kinds:
-            return layer
-        if layer not in copies:
-            copies[layer] = kinds[type(layer)].from_config(layer.get_config())
-        return copies[layer]
-
-    clone = keras.models.clone_model(
-        folded(model), clone_function=replaced, recursive=True
-    )
-    for layer, copy in copies.items():
-        copy.set_weights(layer.get_weights())
-    clone.model_config = model.model_config
-    return clone
+    return folded(model, lambda layer: kinds.get(type(layer), type(layer)))

@@ -16,10 +16,10 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
-from deeplab_tf.models.folding import folded
 from deeplab_tf.models.precision import precision_of
 from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, size_text
+from deeplab_tf.serving.constant_graph import fast_on_cpu, with_constants
 from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import require_replaceable, unpublished
 from deeplab_tf.serving.signatures import (
@@ -31,6 +31,7 @@ from deeplab_tf.serving.signatures import (
     ResizedView,
     Resizing,
     Signature,
+    features_model,
     signatures,
 )
 
@@ -51,8 +52,9 @@ class ExportOptions:
             as in `Predictor`; None sees every image whole.
         resizing: Size to which images are resized first; None takes them as they are.
         probabilities: Whether `serving_default` gives `SemanticProbabilities` too.
-        fold_batch_norm: Whether batch normalisations are folded into convolutions,
-            which is faster; models that compute in half precision keep them.
+        fold_batch_norm: Whether batch normalisations are folded into convolutions and
+            weights are constants of the graph, which is faster; models that compute in
+            float16 keep normalisations and variables.
         max_pixels: Pixels of a picture that `encoded` takes; memory grows with them.
         weights: Whether the weights by their official names go along as a checkpoint,
             for training to go on from the export: folding cannot be undone.
@@ -108,16 +110,19 @@ def export_saved_model(
     """
     options = options or ExportOptions()
     require_replaceable(path)
-    # In half precision a bias would be added that is rounded, which moves labels.
-    folds = options.fold_batch_norm and precision_of(model) == "float32"
-    network = folded(model) if folds else model
+    # float16 might have no number for a kernel that is scaled.
+    folds = options.fold_batch_norm and precision_of(model) != "float16"
+    network = fast_on_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
+    features = features_model(network)
+    if folds:
+        features = with_constants(predictor, network)
     resizing = options.resizing
     view = predictor if resizing is None else ResizedView(predictor, resizing)
     # A decoder of 8 bits would make other images of those that have more.
     is_deep = info is not None and info.max_value != 255
     most = None if is_deep else options.max_pixels
-    offered = signatures(network, view, options.probabilities, most)
+    offered = signatures(features, view, options.probabilities, most)
     logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with unpublished(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)

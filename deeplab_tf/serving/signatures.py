@@ -8,9 +8,8 @@ import keras
 import tensorflow as tf
 
 from deeplab_tf.data.augment import resize_to_range, size_in_range
-from deeplab_tf.inference import Predictor
+from deeplab_tf.inference import Predictor, resized
 from deeplab_tf.models.calls import calls_of
-from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.serving.encoded import Bounds, label_maps
 
 # Names that clients of the official frozen graphs know.
@@ -98,10 +97,10 @@ class ResizedView:
 
     def labels_and_probabilities(self, images):
         """Returns what `labels` and `probabilities` do."""
-        resized = self._resized(images)
-        labels, probabilities = self._predictor.labels_and_probabilities(resized)
+        seen = self._resized(images)
+        labels, probabilities = self._predictor.labels_and_probabilities(seen)
         size = tf.unstack(tf.shape(images)[1:3])
-        return self._nearest(labels, images), resize_bilinear(probabilities, size)
+        return self._nearest(labels, images), resized(probabilities, size)
 
     def _nearest(self, labels, images):
         """Returns labels at the size of images."""
@@ -110,7 +109,7 @@ class ResizedView:
         )[..., 0]
 
 
-def features_model(model: keras.Model) -> keras.Model | None:
+def features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
     """Returns a model of the encoder's features; None if it sees several scales.
 
     `high_level` is what the ASPP or its like gives, else the backbone; of each stride
@@ -118,6 +117,7 @@ def features_model(model: keras.Model) -> keras.Model | None:
 
     Args:
         model: A model of `build_model`, every layer of which is shared.
+        logits: Whether it gives `logits` as well.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
     given = {call.layer.name: call.outputs for call in calls_of(model, image)[0]}
@@ -128,6 +128,8 @@ def features_model(model: keras.Model) -> keras.Model | None:
     strides = model.model_config.decoder_output_strides
     names = ["high_level", *(f"low_level_{stride}" for stride in strides)]
     outputs = dict(zip(names, [high_level, *low_level], strict=True))
+    if logits:
+        (outputs["logits"],) = given["logits"]
     return keras.Model(image, outputs, name="features")
 
 
@@ -148,13 +150,13 @@ def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dic
     return {ENCODED_OUTPUT: maps, ERROR: errors}
 
 
-def _features(network: keras.Model, images) -> dict:
-    features = network(tf.cast(images, tf.float32), training=False)
-    return {name: tf.cast(x, tf.float32) for name, x in features.items()}
+def _features(features: Callable, images) -> dict:
+    given = features(tf.cast(images, tf.float32), training=False)
+    return {name: tf.cast(x, tf.float32) for name, x in given.items()}
 
 
 def signatures(
-    model: keras.Model,
+    features: Callable | None,
     view,
     gives_probabilities: bool = False,
     max_pixels: int | None = Bounds().pixels,
@@ -162,8 +164,8 @@ def signatures(
     """Returns what an export can be asked for, by name.
 
     Args:
-        model: A model of `build_model`.
-        view: A `Predictor` of it, or a `ResizedView`.
+        features: Gives what `features_model` does; None offers no `features`.
+        view: A `Predictor`, or a `ResizedView`.
         gives_probabilities: Whether `serving_default` gives probabilities too.
         max_pixels: Bound of an encoded picture; None offers no `encoded`.
     """
@@ -177,7 +179,6 @@ def signatures(
         SERVING: (_both, both) if gives_probabilities else (_labels, labels),
         "probabilities": (_probabilities, both),
     }
-    features = features_model(model)
     if features is not None:
         found["features"] = (_features, features)
     offered = {

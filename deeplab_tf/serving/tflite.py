@@ -10,8 +10,7 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import most_probable
-from deeplab_tf.models.resampling import resize_bilinear
+from deeplab_tf.inference import most_probable, resized
 from deeplab_tf.serving.artefact import (
     Artefact,
     missing_extra,
@@ -101,7 +100,7 @@ class TFLitePredictor(Artefact):
         """Returns scores of an image that fits, at its own size."""
         height, width = image.shape[1:3]
         given = tf.constant(self._given(image), tf.float32)
-        return resize_bilinear(given, self._size)[:, :height, :width]
+        return resized(given, self._size)[:, :height, :width]
 
     def _through_windows(self, image, finish: Callable) -> np.ndarray:
         """Returns `finish` of the scores of an image of any size."""
