@@ -129,20 +129,34 @@ def markdown(results: Mapping[str, Sequence[dict]]) -> str:
         results: Runs by the name of their row; a row without runs is left out.
     """
     parts = [
-        _table("row", "claim", "source", "published", "ours", "holds"),
+        _CLAIMS,
         *_claim_lines(results),
         f"\n{_NOTE}",
         _table("row", "mIoU in %", "seeds", "minutes of training"),
         *_score_lines(results),
     ]
     if results[BASE_ROW] and results[_BILINEAR]:
-        parts += [
-            "\nmIoU in % within trimaps: mean and standard deviation over seeds.\n",
-            _table("width", "decoder", "bilinear", "gain"),
-            *_trimap_lines(results),
-        ]
+        parts += _trimap_parts(results)
     parts += ["", *_circumstances(results)]
     return "\n".join(parts) + "\n"
+
+
+def trimaps(results: Mapping[str, Sequence[dict]]) -> str:
+    """Returns the tables of decoder and bilinear alone, of which there are runs.
+
+    Args:
+        results: Runs by the name of their row.
+    """
+    parts = [_CLAIMS, _trimap_claim(trimap_gains(results)), *_trimap_parts(results)]
+    return "\n".join([*parts, "", *_circumstances(results)]) + "\n"
+
+
+def _trimap_parts(results) -> list[str]:
+    return [
+        "\nmIoU in % within trimaps: mean and standard deviation over seeds.\n",
+        _table("width", "decoder", "bilinear", "gain"),
+        *_trimap_lines(results),
+    ]
 
 
 def _line(*cells: str) -> str:
@@ -151,6 +165,9 @@ def _line(*cells: str) -> str:
 
 def _table(*names: str) -> str:
     return f"{_line(*names)}\n|{len(names) * '---|'}"
+
+
+_CLAIMS = _table("row", "claim", "source", "published", "ours", "holds")
 
 
 def _claim_lines(results) -> Iterator[str]:

@@ -225,6 +225,15 @@ def test_the_tables_tell_claims_and_spread(results):
     assert lines[-1] == f"All rows: 300 steps, {circumstances}"
 
 
+def test_decoder_and_bilinear_can_be_told_alone(results):
+    whole = ablation_report.markdown(results).splitlines()
+    lines = ablation_report.trimaps(results).splitlines()
+    assert [line for line in lines if line in whole] == lines
+    claims = [line for line in lines if "1802.02611" in line]
+    assert len(claims) == 1 and "+6.00 ± 1.15" in claims[0]
+    assert "dense" not in "".join(lines[:-1])
+
+
 def test_rows_of_another_machine_are_told_apart(results):
     results["dense"][0]["hardware"] = "1 core"
     *_, first, second = ablation_report.markdown(results).splitlines()
