@@ -327,7 +327,12 @@ def training_step(
     images = noise(batch, size).astype(np.float32)
     labels = noise_labels(batch, size, network.model_config.num_classes)
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    work = functools.partial(trainer.train_steps, dataset, times)
+    # One iterator for all turns, as a training has it: behind each new one a step may
+    # have all its threads on one core.
+    batches = iter(dataset)
+    is_alone = strategy == "one_device"
+    given = (lambda *worker: batches) if is_alone else dataset
+    work = functools.partial(trainer.train_steps, given, times)
     return _WithFacts(work, {"jit": trainer.compiles})
 
 
