@@ -36,7 +36,7 @@ _CONTENDERS = {
     "pytorch": ("torch", "torch_training_step", {"channels_last": True}),
     "pytorch, NCHW": ("torch", "torch_training_step", {"channels_last": False}),
     "keras-hub": ("keras_hub", "keras_hub_training_step", {"jit": False}),
-    "keras-hub, jit": ("keras_hub", "keras_hub_training_step", {"jit": True}),
+    "keras-hub with XLA": ("keras_hub", "keras_hub_training_step", {"jit": True}),
 }
 _OTHER_NETWORK = "keras_hub"
 
@@ -87,7 +87,7 @@ def _define() -> None:
     absl_flags.DEFINE_list(
         "leave_out",
         [],
-        f"Modules not to compare with: {', '.join(_modules())}.",
+        f"What not to compare with: {', '.join([*_modules(), *_CONTENDERS])}.",
         flag_values=FLAGS,
     )
     integer = absl_flags.DEFINE_integer
@@ -106,7 +106,8 @@ def contenders(case: Case, steps: int, left_out: list[str]) -> Iterator[Contende
     """Yields what is installed and not left out."""
     task = {"batch": case.batch, "size": [case.side, case.side], "times": steps}
     for name, (module, factory, own) in _CONTENDERS.items():
-        if module in left_out or (module and not importlib.util.find_spec(module)):
+        is_missing = module and not importlib.util.find_spec(module)
+        if is_missing or {module, name} & set(left_out):
             continue
         model = {} if module == _OTHER_NETWORK else {"model": case.model}
         yield Contender(name, f"{_HERE}:{factory}", task | own | model)
