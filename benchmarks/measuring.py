@@ -312,6 +312,12 @@ def define_flags(values: absl_flags.FlagValues, turns: int) -> None:
     )
 
 
+def _without_place(value: object) -> object:
+    """Returns a setting; of a file or a folder the name, but not where it lies."""
+    is_place = isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_place else value
+
+
 def report(
     values: absl_flags.FlagValues, title: str, result: Mapping, text: str
 ) -> None:
@@ -329,7 +335,7 @@ def report(
     text += f"\n\n{where}; {told}."
     print(f"{title}\n\n{text}")
     if values.json:
-        settings = {name: values[name].value for name in values if name != "json"}
+        settings = {n: _without_place(values[n].value) for n in values if n != "json"}
         whole = {"title": title, **around, "settings": settings, **result}
         whole["text"] = text
         with open(values.json, "w", encoding="utf-8") as file:

@@ -193,6 +193,20 @@ def test_every_official_flag_without_effect_is_in_the_table():
     assert dead <= told
 
 
+def test_the_commands_of_results_are_understood():
+    """They take hours; tests of their own run these programs in small."""
+    pages = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
+    text = "\n".join(blocks("text", pages)).replace("\\\n", " ")
+    lines = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", text, re.M)
+    assert len({name for name, _ in lines}) >= 6
+    for name, arguments in lines:
+        values = importlib.import_module(name).FLAGS
+        values.unparse_flags()
+        values([name, *shlex.split(arguments)])
+        for flag in values:
+            values[flag].unparse()
+
+
 @pytest.mark.slow
 def test_every_command_runs(workplace):
     for command in commands():

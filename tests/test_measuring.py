@@ -106,13 +106,16 @@ def test_another_network_is_told_per_multiply_add(series):
 def test_a_report_tells_its_circumstances(tmp_path, capsys):
     values = flags.FlagValues()
     measuring.define_flags(values, turns=3)
+    flags.DEFINE_string("dataset_dir", None, "", flag_values=values)
     path = tmp_path / "result.json"
-    values(["program", f"--json={path}"])
+    values(["program", f"--json={path}", f"--dataset_dir={tmp_path}/tfrecord"])
     measuring.report(values, "A title", {"rows": [1]}, "| table |")
     out = capsys.readouterr().out
     assert out.startswith("A title\n\n| table |\n\n") and "tensorflow 2." in out
     result = json.loads(path.read_text())
-    assert result["rows"] == [1] and result["settings"] == {"turns": 3}
+    assert result["rows"] == [1]
+    # Results are published: nobody needs to know where something lay.
+    assert result["settings"] == {"turns": 3, "dataset_dir": "tfrecord"}
     assert out == f"A title\n\n{result['text']}\n"
     assert "cores of" in result["hardware"] and result["versions"]["keras"]
 

@@ -2,8 +2,8 @@
 
     python tools/documentation.py
 
-That is all of docs/flags.md, the tables in docs/results.md, from the files in
-benchmarks/results, and the line numbers of links such as
+That is all of docs/flags.md, the tables in docs/results.md and docs/performance.md,
+from the files in benchmarks/results, and the line numbers of links such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30) in docs/architecture.md, which follow the
 definition, or the only line with that text. tests/test_documentation.py tells when it
 has to be run again.
@@ -137,8 +137,13 @@ def with_results(page: str) -> str:
 
 def _result(program: str) -> str:
     folder = ROOT / "benchmarks/results"
-    if program == "ablations":
-        return ablation_report.markdown(ablation_report.read(str(folder / program)))
+    # Two rows of ablations_600, which were trained for longer.
+    tables = {
+        "ablations": ablation_report.markdown,
+        "ablations_600": ablation_report.trimaps,
+    }
+    if program in tables:
+        return tables[program](ablation_report.read(str(folder / program)))
     if program == "camvid":
         return _scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
@@ -193,11 +198,12 @@ def _line(text: str, path: str) -> int:
 
 def pages() -> dict[pathlib.Path, str]:
     """Returns what each page is to be."""
-    architecture, results = ROOT / "docs/architecture.md", ROOT / "docs/results.md"
+    architecture = ROOT / "docs/architecture.md"
+    measured = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
     return {
         ROOT / "docs/flags.md": flags_page(),
         architecture: with_line_numbers(architecture.read_text()),
-        results: with_results(results.read_text()),
+        **{page: with_results(page.read_text()) for page in measured},
     }
 
 

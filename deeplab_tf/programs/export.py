@@ -47,6 +47,7 @@ _FORMS_OF_FLAGS = {
     "export_probabilities": (_SAVED_MODEL, ONNX),
     "crop_size": (_SAVED_MODEL, TFLITE),
     "fold_batch_norm": (_SAVED_MODEL,),
+    "constant_weights": (_SAVED_MODEL,),
     "export_weights": (_SAVED_MODEL,),
     "max_pixels": (_SAVED_MODEL,),
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
@@ -66,8 +67,13 @@ _SWITCHES = {
     ),
     "fold_batch_norm": (
         True,
-        "Ours: whether batch normalisations become part of convolutions and weights "
-        "are constants, which is faster.",
+        "Ours: whether batch normalisations become part of convolutions, which is "
+        "faster.",
+    ),
+    "constant_weights": (
+        True,
+        "Ours: whether the weights of such a model are constants of its graph, which "
+        "is faster, but takes more memory while it is loaded.",
     ),
     "export_weights": (
         True,

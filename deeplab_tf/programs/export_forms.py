@@ -49,6 +49,7 @@ def _saved_model(values: absl_flags.FlagValues, order: Order, path: str) -> str:
             resizing=order.resizing,
             probabilities=values.export_probabilities,
             fold_batch_norm=values.fold_batch_norm,
+            constant_weights=values.constant_weights,
             weights=values.export_weights,
             max_pixels=values.max_pixels,
         ),

@@ -52,9 +52,10 @@ class ExportOptions:
             as in `Predictor`; None sees every image whole.
         resizing: Size to which images are resized first; None takes them as they are.
         probabilities: Whether `serving_default` gives `SemanticProbabilities` too.
-        fold_batch_norm: Whether batch normalisations are folded into convolutions and
-            weights are constants of the graph, which is faster; models that compute in
-            float16 keep normalisations and variables.
+        fold_batch_norm: Whether batch normalisations are folded into convolutions,
+            which is faster; models that compute in float16 keep them.
+        constant_weights: Whether the weights of a folded model are constants of the
+            graph, which is faster, too, but takes more memory while it is loaded.
         max_pixels: Pixels of a picture that `encoded` takes; memory grows with them.
         weights: Whether the weights by their official names go along as a checkpoint,
             for training to go on from the export: folding cannot be undone.
@@ -64,6 +65,7 @@ class ExportOptions:
     resizing: Resizing | None = None
     probabilities: bool = False
     fold_batch_norm: bool = True
+    constant_weights: bool = True
     weights: bool = True
     max_pixels: int = Bounds().pixels
 
@@ -115,7 +117,7 @@ def export_saved_model(
     network = fast_on_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
     features = features_model(network)
-    if folds:
+    if folds and options.constant_weights:
         features = with_constants(predictor, network)
     resizing = options.resizing
     view = predictor if resizing is None else ResizedView(predictor, resizing)

@@ -206,6 +206,17 @@ def test_every_weight_is_written_once(tiny_model, tiny_export, other_export):
     assert not tf.saved_model.load(tiny_export).variables
 
 
+def test_folded_weights_may_be_variables(tiny_model, tiny_export, tmp_path):
+    path = str(tmp_path / "export")
+    options = ExportOptions(constant_weights=False, weights=False)
+    export_saved_model(tiny_model, path, options=options)
+    numbers = sum(v.shape.num_elements() for v in tf.saved_model.load(path).variables)
+    assert numbers == folded(tiny_model).count_params()
+    images = photos(1, 33, 49)
+    labels = [SavedModelPredictor(p).labels(images) for p in (path, tiny_export)]
+    np.testing.assert_array_equal(*labels)
+
+
 def test_the_weights_travel_along_by_their_official_names(
     tiny_model, tiny_export, other_export
 ):
