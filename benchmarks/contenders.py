@@ -327,12 +327,9 @@ def training_step(
     images = noise(batch, size).astype(np.float32)
     labels = noise_labels(batch, size, network.model_config.num_classes)
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    # One iterator for all turns, as a training has it: behind each new one a step may
-    # have all its threads on one core.
-    batches = iter(dataset)
-    is_alone = strategy == "one_device"
-    given = (lambda *worker: batches) if is_alone else dataset
-    work = functools.partial(trainer.train_steps, given, times)
+    # One iterator for all turns, as a training has it: a new one takes seconds of
+    # several workers, and behind it a step may have all its threads on one core.
+    work = functools.partial(trainer.train_steps, trainer.iterate(dataset), times)
     return _WithFacts(work, {"jit": trainer.compiles})
 
 
@@ -367,8 +364,8 @@ def training_on_records(
         mean_pixel=network.model_config.mean_pixel,
     )
     # One iterator for all turns: every new one would fill its buffers first.
-    batches = iter(load_dataset(data, split, training=True))
-    return functools.partial(trainer.train_steps, lambda *worker: batches, times)
+    batches = trainer.iterate(load_dataset(data, split, training=True))
+    return functools.partial(trainer.train_steps, batches, times)
 
 
 def torch_training_step(

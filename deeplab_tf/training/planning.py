@@ -96,11 +96,11 @@ def measure(
     shape = (cell.images, *cell.crop_size)
     images = random.uniform(0, 255, (*shape, model.channels)).astype(np.float32)
     labels = random.integers(0, model.num_classes, shape, np.uint8)
-    dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    data = trainer.iterate(tf.data.Dataset.from_tensors((images, labels)).repeat())
     seconds = []
     for _ in range(steps + 1):
         start = time.perf_counter()
-        trainer.train_steps(dataset, 1)
+        trainer.train_steps(data, 1)
         seconds.append(time.perf_counter() - start)
     first, *later = seconds
     return Measurement(cell, _peak() / _MEBIBYTE, first, statistics.median(later))

@@ -61,7 +61,7 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
     adam = {"optimizer": "adam", "adam_learning_rate": 1e-3, "weight_decay": 0.0}
     alone = {"train_logdir": None, "training_number_of_steps": _STEPS, "ema_decay": 0.0}
     trainer = Trainer(model, dataclasses.replace(config, **adam, **alone))
-    batch = dataset.take(1).cache().repeat()
+    batch = trainer.iterate(dataset.take(1).cache().repeat())
     for _ in range(0, _STEPS, _STEPS_AT_ONCE):
         told, counts = trainer.train_steps(batch, _STEPS_AT_ONCE)
         miou, accuracy = _scores(counts)

@@ -232,16 +232,14 @@ class Trainer:
         dataset = tf.data.Dataset.from_tensors(
             (tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels))
         )
-        told, _ = self.train_steps(dataset, 1)
+        told, _ = self.train_steps(self.iterate(dataset), 1)
         return _public(told[0])
 
-    def train_steps(
-        self, dataset: Batches, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def train_steps(self, data: Iterator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Does some optimiser steps in one host call.
 
         Args:
-            dataset: As `train` takes it.
+            data: What `iterate` gives.
             count: Number of steps.
 
         Returns:
@@ -250,13 +248,11 @@ class Trainer:
             `[3, num_classes]`: pixels on the grid of the logits that were predicted
             as, are and were rightly predicted as each class.
         """
-        told, classes = self._compiled_steps(
-            self._iterator(dataset), tf.constant(count)
-        )
+        told, classes = self._compiled_steps(data, tf.constant(count))
         return told.numpy(), classes.numpy()
 
-    def _iterator(self, dataset: Batches) -> Iterator:
-        """Returns an iterator over each replica's rows of every batch.
+    def iterate(self, dataset: Batches) -> Iterator:
+        """Returns an iterator for `train_steps`: each replica's rows of every batch.
 
         Args:
             dataset: Whole batches, or a function of a worker's index and the number
@@ -339,7 +335,7 @@ class Trainer:
                 if self._is_done(reporter):
                     break
                 step, first = self.step, self.samples
-                data = data or self._iterator(dataset)
+                data = data or self.iterate(dataset)
                 count = self._call_length(step)
                 with readable_errors(), self._ended_data():
                     told, classes = self._compiled_steps(data, tf.constant(count))
