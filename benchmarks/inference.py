@@ -53,7 +53,7 @@ _ENGINES = {
     "onnxruntime": _Engine("onnxruntime", "model.onnx", "onnxruntime"),
     "pytorch": _Engine("torch_inference", "", "torch"),
     "keras-hub": _Engine("keras_hub_inference", None, "keras_hub"),
-    "keras-hub, jit": _Engine("keras_hub_jit_inference", None, "keras_hub"),
+    "keras-hub with XLA": _Engine("keras_hub_jit_inference", None, "keras_hub"),
 }
 _REFERENCE = "float32"
 _HERE = "benchmarks.contenders"

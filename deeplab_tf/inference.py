@@ -273,8 +273,9 @@ def most_probable(scores: tf.Tensor) -> tf.Tensor:
 def resized(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Returns what `resampling.resize_bilinear` does, by TensorFlow's own operation.
 
-    It is the one of the official graph, and on a CPU several times as fast; training
-    and other backends have no use for it.
+    It is the one of the official graph, and on a CPU several times as fast. Training
+    does without it: other backends lack it, and its gradient on a GPU is not the same
+    twice.
 
     Args:
         x: `[batch, height, width, channels]`, of any precision.

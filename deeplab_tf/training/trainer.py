@@ -338,15 +338,12 @@ class Trainer:
                 data = data or self.iterate(dataset)
                 count = self._call_length(step)
                 with readable_errors(), self._ended_data():
-                    told, classes = self._compiled_steps(data, tf.constant(count))
-                told = told.numpy()
+                    told, classes = self.train_steps(data, count)
                 results = _public(told[-1])
                 self._require_finite(told, first, name_samples)
                 # Fewer than asked for where float16 left some out.
                 done = self.step - step
-                reporter.trained(
-                    step, told[len(told) - done :], classes.numpy(), self.samples
-                )
+                reporter.trained(step, told[len(told) - done :], classes, self.samples)
                 stop, save = self._agreed(
                     interruption.signal is not None,
                     done > 0 and self._is_save_due(saved_at),
