@@ -37,6 +37,14 @@ def asset():
     return _asset
 
 
+@pytest.fixture
+def precision():
+    """A function that sets the dtype policy for the time of a test."""
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
 @pytest.fixture(scope="session")
 def voc_root() -> pathlib.Path:
     """Real PASCAL VOC images in their native layout."""

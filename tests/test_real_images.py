@@ -18,7 +18,6 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import evaluate
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.serving.constant_graph import fast_on_cpu
 
 CROP = (513, 513)
@@ -91,13 +90,11 @@ def test_label_maps_of_four_photographs(model, voc_root, official_results):
 
 
 def test_exports_of_half_precision_move_few_labels(
-    model, voc_checkpoint, voc_root, official_results
+    model, voc_checkpoint, voc_root, official_results, precision
 ):
-    use_precision("bfloat16")
-    try:
-        half = fast_on_cpu(restored(voc_checkpoint, 16))
-    finally:
-        use_precision("float32")
+    precision("mixed_bfloat16")
+    half = fast_on_cpu(restored(voc_checkpoint, 16))
+    precision("float32")
     exact, rounded = Predictor(model), Predictor(half)
     moved = []
     for path in (official_results / "voc2012_sample_predictions_os16").glob("*.png"):

@@ -10,7 +10,6 @@ from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.folding import folded
 from deeplab_tf.models.normalization import BatchNormalization
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import batch_normalizations, leaf_layers
 
@@ -125,13 +124,11 @@ def test_recomputation_is_undone(small):
     assert difference(small, other, photos(1, 33, 49, 3)) <= 1e-5
 
 
-def test_half_precision_stays_half(small):
-    use_precision("bfloat16")
-    try:
-        half = build_model(small.model_config)
-        load_tf1_variables(half, tf1_variables(small))
-    finally:
-        use_precision("float32")
+def test_half_precision_stays_half(small, precision):
+    precision("mixed_bfloat16")
+    half = build_model(small.model_config)
+    load_tf1_variables(half, tf1_variables(small))
+    precision("float32")
     other = folded(half)
     assert batch_normalizations(other) == []
     before, after = (

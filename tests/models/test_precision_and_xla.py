@@ -42,12 +42,10 @@ def batch(count=2):
 
 
 @pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
-def half_precision(request):
+def half_precision(request, precision):
     """The dtype policy, set for the time of a test."""
-    before = keras.mixed_precision.dtype_policy()
-    keras.mixed_precision.set_dtype_policy(request.param)
-    yield request.param
-    keras.mixed_precision.set_dtype_policy(before)
+    precision(request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("backbone", LIGHT)

@@ -15,7 +15,6 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.layers import activate, conv_bn_act, head_style
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.serving.constant_graph import (
     PhasedDepthwiseConv2D,
@@ -127,13 +126,11 @@ def test_weights_are_constants(tiny_model):
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * expected.std())
 
 
-def test_half_precision_loses_no_more_than_it_does_unfolded(tiny_model):
-    use_precision("bfloat16")
-    try:
-        half = build_model(tiny_model.model_config)
-        load_tf1_variables(half, tf1_variables(tiny_model))
-    finally:
-        use_precision("float32")
+def test_half_precision_loses_no_more_than_it_does_unfolded(tiny_model, precision):
+    precision("mixed_bfloat16")
+    half = build_model(tiny_model.model_config)
+    load_tf1_variables(half, tf1_variables(tiny_model))
+    precision("float32")
     images = 255 * np.abs(random(2, 65, 97, 3))
     expected = Predictor(tiny_model).probabilities(images)
     unfolded, fast = (

@@ -8,7 +8,6 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.normalization import BatchNormalization
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.resampling import ResizeLike, WindowMean
 from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.serving.native_layers import (
@@ -64,11 +63,9 @@ def test_means_over_windows(options, shape):
     assert ("AvgPool" in pools) == (bool(options) and shape[0] == 1)
 
 
-def test_models_of_half_precision_are_refused():
-    use_precision("bfloat16")
-    try:
-        model = build_model(ModelConfig.from_official_flags({"depth_multiplier": 0.1}))
-    finally:
-        use_precision("float32")
+def test_models_of_half_precision_are_refused(precision):
+    precision("mixed_bfloat16")
+    model = build_model(ModelConfig.from_official_flags({"depth_multiplier": 0.1}))
+    precision("float32")
     with pytest.raises(UserError, match=r"in float32 .*; received bfloat16"):
         native(model)
