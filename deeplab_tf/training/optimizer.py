@@ -1,6 +1,7 @@
 """Learning rate, momentum and gradient multipliers of the official trainer."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from deeplab_tf.checkpoints.restore import last_layer_scopes
@@ -107,13 +108,15 @@ class Momentum(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable against its accumulated gradient."""
         accumulator = self.accumulators[self._get_variable_index(variable)]
-        gradient = ops.cast(gradient, variable.dtype)
-        rate = ops.cast(learning_rate, variable.dtype)
-        moved = ops.add(ops.multiply(accumulator, self.momentum), gradient)
-        self.assign(accumulator, moved)
-        if self.nesterov:
-            moved = ops.add(gradient, ops.multiply(moved, self.momentum))
-        self.assign_sub(variable, ops.multiply(rate, moved))
+        # One pass over each, where products and sums of their own take four.
+        tf.raw_ops.ResourceApplyMomentum(
+            var=variable.handle,
+            accum=accumulator.value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=tf.cast(gradient, variable.dtype),
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=self.nesterov,
+        )
 
     def get_config(self):
         """Returns the arguments, for saving."""
