@@ -19,6 +19,7 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.pointwise import with_products
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import dropout_seeds, official_variables
 from deeplab_tf.training import distribution, optimizer, resume
@@ -81,6 +82,8 @@ class Trainer:
         self._samples = tf.Variable(0, dtype=tf.int64, name="samples")
         self._loss_scale = LossScale() if computes_in_half(model) else None
         network = training_outputs(model)
+        if not (self._jit or self._is_accelerated()):
+            network = with_products(network)
         if config.recompute:
             network = recomputed(network)
         self._step = TrainStep(model, config, network, self.optimizer, self._averages)

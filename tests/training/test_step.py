@@ -49,14 +49,6 @@ def eagerly():
     tf.config.run_functions_eagerly(False)
 
 
-@pytest.fixture
-def precision():
-    """A function that sets the dtype policy for the time of a test."""
-    before = keras.config.dtype_policy()
-    yield keras.config.set_dtype_policy
-    keras.config.set_dtype_policy(before)
-
-
 def lively_model(config=NARROW, **sizes):
     """Returns a model whose every weight matters, with the same dropout each time."""
     model = build_model(config, **sizes)
@@ -445,6 +437,19 @@ def test_recomputation_changes_no_result(eagerly):
 
 
 # ---- XLA
+
+
+@pytest.mark.parametrize("jit", ["off", "on"])
+def test_a_cpu_multiplies_where_xla_convolves(jit):
+    model = lively_model()
+    trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
+    shapes = tf.TensorSpec((2, 33, 33, 3)), tf.TensorSpec((2, 33, 33), tf.uint8)
+    graph = tf.function(trainer._step.whole).get_concrete_function(*shapes).graph
+    operations = [op.type for op in graph.get_operations()]
+    found = [operations.count(kind) for kind in ("Conv2D", "MatMul")]
+    # All but the first are pointwise. A product has two more for its gradients.
+    count = len([n for n in official_variables(model) if n.endswith("/weights")])
+    assert found == ([1, 3 * (count - 1)] if jit == "off" else [count, 0])
 
 
 @pytest.mark.slow
