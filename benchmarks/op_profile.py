@@ -29,11 +29,12 @@ FLAGS = absl_flags.FlagValues()
 # What an operation is for, by the first of these that its name matches.
 _PURPOSES = {
     "depthwise convolutions": "Depthwise",
-    "convolutions": "Conv2D",
+    # A pointwise one may be a product.
+    "convolutions": "Conv2D|(?<!Batch)MatMul",
     "batch normalisation": "BatchNorm",
     "activations": "Relu",
     "loss": "CrossEntropy|Softmax",
-    "resizing": "MatMul|Resize|Interpolat",
+    "resizing": "BatchMatMul|Resize|Interpolat",
     "layout and copies": (
         "SpaceToBatch|BatchToSpace|Pad|Concat|Cast|Transpose|Slice|Split|Reshape"
     ),

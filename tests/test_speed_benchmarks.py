@@ -118,7 +118,9 @@ def test_operations_are_told_by_what_they_are_for():
             "_MklNativeConv2D": (3.0, 1),
             "_MklNativeDepthwiseConv2dNative": (1.0, 2),
             "_MklNativeFusedBatchNormGradV3": (2.0, 1),
-            "Conv2DBackpropFilter": (4.0, 1),
+            "Conv2DBackpropFilter": (3.0, 1),
+            "_MklMatMul": (1.0, 1),
+            "_MklBatchMatMulV2": (0.75, 2),
             "AddN": (0.5, 7),
         }
     )
@@ -126,6 +128,7 @@ def test_operations_are_told_by_what_they_are_for():
         "convolutions": 7.0,
         "batch normalisation": 2.0,
         "depthwise convolutions": 1.0,
+        "resizing": 0.75,
         "all others": 0.5,
     }
 

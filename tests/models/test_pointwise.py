@@ -13,13 +13,14 @@ from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import official_variables
 
 
-def small_model(variant):
+def small_model(variant, **options):
     """Returns a model with golden weights, inner logits alone."""
     config = ModelConfig(
         variant,
         num_classes=5,
         context=ContextConfig(rates=(1, 2), filters=16),
         decoder=DecoderConfig(filters=16),
+        **options,
     )
     model = build_model(config)
     for name, variable in official_variables(model).items():
@@ -70,6 +71,16 @@ def test_a_network_of_products_is_the_network(variant, wrap, precision):
         np.testing.assert_allclose(
             of_products[name], gradient, atol=1e-4 * scale, err_msg=name
         )
+
+
+def test_every_scale_of_a_pyramid_has_the_same_products():
+    network = small_model("mobilenet_v2", image_pyramid=(0.5, 1.0))
+    products = with_products(network)
+    assert {id(v) for v in products.variables} == {id(v) for v in network.variables}
+    images = tf.ones((1, 33, 33, 3))
+    assert kinds(products, images)["Conv2D"] == 2
+    expected = network(images)
+    np.testing.assert_allclose(products(images), expected, atol=1e-4 * np.std(expected))
 
 
 def test_pointwise_convolutions_of_few_positions_are_products():
