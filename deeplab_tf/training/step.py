@@ -202,11 +202,16 @@ class TrainStep:
             labels = losses.shrink_labels(labels, spatial_size(logits))
         classes = logits.shape[-1]
         labels = tf.where(labels == self._config.ignore_label, -1, labels)
-        truth = tf.one_hot(labels, classes)
-        is_scored = tf.reduce_sum(truth, -1, keepdims=True)
-        predicted = tf.one_hot(tf.argmax(logits, -1), classes) * is_scored
-        counted = (predicted, truth, predicted * truth)
-        return [tf.reduce_sum(counts, (0, 1, 2)) for counts in counted]
+        truth, predicted = (
+            tf.reshape(tf.one_hot(ids, classes), (-1, classes))
+            for ids in (labels, tf.argmax(logits, -1))
+        )
+        confusion = tf.matmul(truth, predicted, transpose_a=True)
+        return [
+            tf.reduce_sum(confusion, 0),
+            tf.reduce_sum(confusion, 1),
+            tf.linalg.diag_part(confusion),
+        ]
 
     def _decays(self) -> bool:
         return self._config.optimizer != "adamw"
