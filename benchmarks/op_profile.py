@@ -29,7 +29,7 @@ FLAGS = absl_flags.FlagValues()
 # What an operation is for, by the first of these that its name matches.
 _PURPOSES = {
     "depthwise convolutions": "Depthwise",
-    # A pointwise one may be a product.
+    # Pointwise ones may be products. So is the count of classes, which is small.
     "convolutions": "Conv2D|(?<!Batch)MatMul",
     "batch normalisation": "BatchNorm",
     "activations": "Relu",

@@ -2,8 +2,7 @@
 
 TensorFlow's convolutions on a CPU bring the kernel into an order of their own in every
 step, forward and backward, and products take it as it is. Where features have few
-positions, that is a good part of the time: a fifth of the convolutions of a training
-step of Xception-65 (`benchmarks/train_step.py`).
+positions, that is a good part of the time (`benchmarks/op_profile.py`).
 """
 
 import math
@@ -11,7 +10,7 @@ import math
 import keras
 from keras import layers, ops
 
-# With more positions the convolutions make up for it.
+# With more, in all images of a batch together, the convolutions make up for it.
 _MOST_POSITIONS = 1 << 14
 
 
@@ -31,11 +30,13 @@ class PointwiseProduct(layers.Layer):
         positions = x.shape[:-1]
         if None in positions or math.prod(positions) > _MOST_POSITIONS:
             return self.convolution(x)
-        kernel = self.convolution.kernel[0, 0]
-        y = ops.matmul(ops.reshape(x, (-1, x.shape[-1])), kernel)
+        channels, filters = self.convolution.kernel.shape[2:]
+        # Not `kernel[0, 0]`, whose gradient is written twice.
+        kernel = ops.reshape(self.convolution.kernel, (channels, filters))
+        y = ops.matmul(ops.reshape(x, (-1, channels)), kernel)
         if self.convolution.use_bias:
             y = y + self.convolution.bias
-        y = ops.reshape(y, (*positions, self.convolution.filters))
+        y = ops.reshape(y, (*positions, filters))
         return self.convolution.activation(y)
 
     def compute_output_spec(self, x):
@@ -48,6 +49,7 @@ def _is_pointwise(layer: keras.Layer) -> bool:
         type(layer) is layers.Conv2D
         and layer.kernel_size == layer.strides == (1, 1)
         and layer.groups == 1
+        and layer.data_format == "channels_last"
     )
 
 

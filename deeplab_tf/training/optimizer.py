@@ -108,10 +108,10 @@ class Momentum(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable against its accumulated gradient."""
         accumulator = self.accumulators[self._get_variable_index(variable)]
-        # One pass over each, where products and sums of their own take four.
+        # In place, where products and sums of their own make four tensors.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
-            accum=accumulator.value.handle,
+            accum=accumulator.handle,
             lr=tf.cast(learning_rate, variable.dtype),
             grad=tf.cast(gradient, variable.dtype),
             momentum=tf.cast(self.momentum, variable.dtype),

@@ -22,6 +22,7 @@ from deeplab_tf import (
 )
 from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.models.variables import dropout_seeds, official_variables
+from deeplab_tf.training import distribution
 from deeplab_tf.training.batch_norm import set_batch_norm
 from deeplab_tf.training.loss_scaling import LossScale
 from deeplab_tf.training.losses import segmentation_loss, shrink_labels
@@ -462,8 +463,12 @@ def test_recomputation_changes_no_result(eagerly):
 # ---- XLA
 
 
-@pytest.mark.parametrize("jit", ["off", "on"])
-def test_a_cpu_multiplies_where_xla_convolves(jit):
+@pytest.mark.parametrize(
+    ("jit", "gpu", "multiplies"),
+    [("off", False, True), ("on", False, False), ("off", True, False)],
+)
+def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatch):
+    monkeypatch.setattr(distribution, "uses_gpu", lambda: gpu)
     model = lively_model()
     trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
     shapes = tf.TensorSpec((2, 33, 33, 3)), tf.TensorSpec((2, 33, 33), tf.uint8)
@@ -473,7 +478,7 @@ def test_a_cpu_multiplies_where_xla_convolves(jit):
     found = [operations.count(kind) for kind in kinds]
     count = len([n for n in official_variables(model) if n.endswith("/weights")])
     # All but the first are pointwise.
-    assert found == ([1, 1] if jit == "off" else [count, count])
+    assert found == ([1, 1] if multiplies else [count, count])
 
 
 @pytest.mark.slow
