@@ -29,6 +29,15 @@ from deeplab_tf.errors import UserError
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _PACKAGES = ("deeplab_tf", "tensorflow", "keras", "numpy")
+# Variables that change the speed of frameworks.
+_ENVIRONMENT = (
+    "GLIBC_TUNABLES",
+    "KERAS_BACKEND",
+    "OMP_NUM_THREADS",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "TF_ENABLE_ONEDNN_OPTS",
+    "XLA_FLAGS",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,7 +274,7 @@ def add_multiply_adds(rows: Sequence[dict], own: int, reference: str) -> str:
 
 
 def circumstances(packages: Sequence[str] = ()) -> dict:
-    """Returns hardware, versions and commit, for whoever compares results."""
+    """Returns hardware, environment, versions and commit, for whoever compares."""
     versions = {"python": platform.python_version()}
     for name in (*_PACKAGES, *packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -274,6 +283,7 @@ def circumstances(packages: Sequence[str] = ()) -> dict:
         "date": datetime.date.today().isoformat(),
         "code": commit(),
         "hardware": hardware(),
+        "environment": {n: os.environ[n] for n in _ENVIRONMENT if n in os.environ},
         "versions": versions,
     }
 
@@ -331,7 +341,9 @@ def report(
     """
     around = circumstances(result.get("packages", ()))
     told = ", ".join(f"{name} {number}" for name, number in around["versions"].items())
-    where = f"On {around['date']}, {around['hardware']}; commit {around['code']}"
+    where = f"On {around['date']}, {around['hardware']}"
+    where += "".join(f", {n}={value}" for n, value in around["environment"].items())
+    where += f"; commit {around['code']}"
     text += f"\n\n{where}; {told}."
     print(f"{title}\n\n{text}")
     if values.json:

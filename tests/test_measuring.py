@@ -103,7 +103,8 @@ def test_another_network_is_told_per_multiply_add(series):
     assert "\n\nours" not in text
 
 
-def test_a_report_tells_its_circumstances(tmp_path, capsys):
+def test_a_report_tells_its_circumstances(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     values = flags.FlagValues()
     measuring.define_flags(values, turns=3)
     flags.DEFINE_string("dataset_dir", None, "", flag_values=values)
@@ -117,6 +118,8 @@ def test_a_report_tells_its_circumstances(tmp_path, capsys):
     # Results are published: nobody needs to know where something lay.
     assert result["settings"] == {"turns": 3, "dataset_dir": "tfrecord"}
     assert out == f"A title\n\n{result['text']}\n"
+    assert result["environment"]["OMP_NUM_THREADS"] == "3"
+    assert ", OMP_NUM_THREADS=3" in out
     assert "cores of" in result["hardware"] and result["versions"]["keras"]
 
 
