@@ -41,11 +41,11 @@ from absl import flags as absl_flags
 from benchmarks import measuring
 from benchmarks.ablation_report import markdown, result_path, trimap_picture
 from benchmarks.ablation_rows import BASE, BASE_EVALUATION, BASE_ROW, ROWS, Row
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import require_complete
 from deeplab_tf.config import EvalConfig, Experiment
-from deeplab_tf.data import records, sources, statistics
+from deeplab_tf.data import sources, statistics
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
@@ -354,7 +354,7 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
             "runs": sorted(runs, key=lambda done: done["seed"]),
         }
         text = json.dumps(result, indent=2) + "\n"
-        records.write_text(text, result_path(bench.output_dir, row.name))
+        files.write_text(text, result_path(bench.output_dir, row.name))
         print(f"{row.name}, seed {seed}: mIoU {100 * runs[-1]['miou']:.2f} %")
 
 
@@ -379,10 +379,12 @@ def main(values: absl_flags.FlagValues) -> None:
         finish(row, bench, strategies[_trained_row(row).replicas])
     results = {name: finished(row, bench) for name, row in ROWS.items()}
     text = markdown(results)
-    records.write_text(text, os.path.join(bench.output_dir, _REPORT))
+    # Results may be copied here, to be continued.
+    files.claim(bench.output_dir, [_REPORT, _CURVES], overwrite=True)
+    files.write_text(text, os.path.join(bench.output_dir, _REPORT))
     if results[BASE_ROW] and results["bilinear"]:
-        with tf.io.gfile.GFile(os.path.join(bench.output_dir, _CURVES), "wb") as file:
-            file.write(png_bytes(trimap_picture(results)))
+        path = os.path.join(bench.output_dir, _CURVES)
+        files.write_bytes(png_bytes(trimap_picture(results)), path)
     print(text, end="")
 
 

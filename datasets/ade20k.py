@@ -18,6 +18,7 @@ from datasets.pairs import require_pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import define_overwrite
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -30,6 +31,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
+define_overwrite(FLAGS)
 flags.DEFINE_integer(
     "num_classes",
     151,
@@ -118,6 +120,8 @@ def convert(
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
+    if values.overwrite:
+        conversion.claim_folder(values.output_dir)
     sizes = convert(
         values.ade20k_root, values.output_dir, values.num_shards, values.num_classes
     )

@@ -19,6 +19,7 @@ from datasets.pairs import require_pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import define_overwrite
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -31,6 +32,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
+define_overwrite(FLAGS)
 flags.DEFINE_integer(
     "num_shards", 10, "Files per split.", lower_bound=1, flag_values=FLAGS
 )
@@ -171,6 +173,8 @@ def convert(
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
+    if values.overwrite:
+        conversion.claim_folder(values.output_dir)
     sizes = convert(
         values.cityscapes_root,
         values.output_dir,

@@ -22,6 +22,7 @@ import deeplab_tf.programs
 from deeplab_tf.data import conversion, pictures
 from deeplab_tf.data.info import dataset_info, split_name
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import define_overwrite
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -40,6 +41,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
+define_overwrite(FLAGS)
 flags.DEFINE_integer(
     "num_shards", 100, "Files of the split.", lower_bound=1, flag_values=FLAGS
 )
@@ -320,6 +322,8 @@ def convert(
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
+    if values.overwrite:
+        conversion.claim_folder(values.output_dir)
     sizes = convert(
         values.annotations,
         values.image_dir,

@@ -25,6 +25,7 @@ from datasets.class_list import ClassList, as_color, read_class_list
 from deeplab_tf.data import conversion
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import define_overwrite
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string(
@@ -43,6 +44,7 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
+define_overwrite(FLAGS)
 flags.DEFINE_string("split", "train", "Name of the split.", flag_values=FLAGS)
 flags.DEFINE_string(
     "label_suffix",
@@ -265,6 +267,8 @@ def _absent(info: DatasetInfo, split: str) -> list[str]:
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
+    if values.overwrite:
+        conversion.claim_folder(values.output_dir)
     info = convert(
         values.image_dir,
         values.label_dir,

@@ -30,6 +30,7 @@ from datasets import archives, sbd
 from deeplab_tf.data import conversion, image_files, records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import define_overwrite
 
 # Size and SHA-256 are those of TensorFlow Datasets (url_checksums/voc.txt).
 VOC_SOURCE = archives.Source(
@@ -76,6 +77,7 @@ flags.DEFINE_boolean(
 flags.DEFINE_string(
     "output_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
 )
+define_overwrite(FLAGS)
 flags.DEFINE_integer(
     "num_shards", 4, "Files per split.", lower_bound=1, flag_values=FLAGS
 )
@@ -299,6 +301,8 @@ def _chosen_archives(
 
 def main(values: flags.FlagValues) -> None:
     """Converts, then says what there is."""
+    if values.overwrite:
+        conversion.claim_folder(values.output_dir)
     from_archives = values.voc_archive or values.sbd_archive or values.download
     if bool(values.voc_root) == bool(from_archives):
         received = "both" if from_archives else "neither"

@@ -196,6 +196,16 @@ def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) 
         flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
 
 
+def define_overwrite(values: flags.FlagValues) -> None:
+    """Defines the flag that permits replacing files of somebody else."""
+    flags.DEFINE_boolean(
+        "overwrite",
+        False,
+        "Ours: also replace files that are not earlier output of this program.",
+        flag_values=values,
+    )
+
+
 def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
     """Refuses a command line that says nothing of where the records are.
 

@@ -23,11 +23,14 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
+from deeplab_tf import files
 from deeplab_tf.data import image_files, pictures, records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import write_text
 
 _MANIFEST = "conversion.json"
+_OWN_FILES = (_MANIFEST, records.INFO_FILE)
 # To be raised when converters make other records of the same files: then all shards are
 # made again.
 _FORMAT = 1
@@ -177,7 +180,7 @@ class _Manifest:
 
     def _write(self) -> None:
         text = json.dumps({"shards": self._shards}, indent=1)
-        records.write_text(text, self._path)
+        write_text(text, self._path)
 
 
 class _Shard(NamedTuple):
@@ -218,7 +221,8 @@ class _Conversion:
         self.recipe = recipe
         self.folder = output_dir
         made = not _exists(output_dir)
-        tf.io.gfile.makedirs(output_dir)
+        files.claim(output_dir, _OWN_FILES)
+        records.finish_publishing(output_dir)
         self.manifest = _Manifest(output_dir)
         # Whether the folder is of this run, or of one that was interrupted.
         self.is_ours = made or self.manifest.found
@@ -264,35 +268,24 @@ class _Conversion:
         """Removes what has no name yet, of this run and of interrupted ones."""
         paths = self._files(shards)
         waiting = [p for p in paths if p.endswith(records.FINISHED)]
-        _remove(p for p in paths if p.endswith((records.FINISHED, records.UNFINISHED)))
+        endings = (records.FINISHED, records.UNFINISHED)
+        _remove(p for p in paths if records.is_shard(p) and p.endswith(endings))
         # A shard of that name may be there, but of other files.
         gone = {os.path.basename(p).removesuffix(records.FINISHED) for p in waiting}
         self.manifest.keep(lambda name: _exists(self.path(name)) and name not in gone)
-        if self.is_ours and not tf.io.gfile.listdir(self.folder):
-            tf.io.gfile.rmtree(self.folder)
+        files.remove_if_empty(self.folder, keep=not self.is_ours)
 
     def _files(self, shards: Sequence[_Shard]) -> list[str]:
-        """Returns the paths of all that there is of the splits of some shards."""
+        """Returns the files of the splits of some shards, finished or not."""
         splits = {shard.split for shard in shards}
         return [p for split in splits for p in records.split_files(self.folder, split)]
 
     def publish(self, shards: Sequence[_Shard], info: DatasetInfo) -> None:
         """Gives all shards their names, in place of what their splits had."""
-        finished = {shard.name + records.FINISHED for shard in shards}
-        kept = finished | {
-            shard.name
-            for shard in shards
-            if not _exists(self.path(shard.name) + records.FINISHED)
-        }
-        # First all that is old: half of the new ones are refused, a mixture is not.
-        paths = self._files(shards)
-        _remove(path for path in paths if os.path.basename(path) not in kept)
-        records.write_info(info, self.folder)
-        for name in sorted(finished):
-            path = self.path(name)
-            if _exists(path):
-                name = path.removesuffix(records.FINISHED)
-                tf.io.gfile.rename(path, name, overwrite=True)
+        names: dict[str, list[str]] = {}
+        for shard in shards:
+            names.setdefault(shard.split, []).append(shard.name)
+        records.publish(names, info, self.folder)
         self.manifest.keep(lambda name: _exists(self.path(name)))
 
 
@@ -331,14 +324,15 @@ def convert(
         The info that was written: with sizes, class pixels and content hashes.
 
     Raises:
-        UserError: if a split is empty, the folder is of another data set, or a
-            sample is broken, of two sizes or has a label value that is no class;
-            names the file.
+        UserError: if a split is empty, the folder is of another data set, of the
+            images or of files that we did not write, or a sample is broken, of two
+            sizes or has a label value that is no class; names the file.
     """
     for split, samples in splits.items():
         if not samples:
             raise UserError(f"split {split} is empty")
     _refuse_another(info, splits, output_dir)
+    _refuse_sources(splits, output_dir)
     conversion = _Conversion(info, output_dir, recipe)
     shards = [s for split in splits for s in _shards(split, splits[split], num_shards)]
     try:
@@ -349,6 +343,27 @@ def convert(
     info = _described(info, output_dir, shards, contents)
     conversion.publish(shards, info)
     return info
+
+
+def _refuse_sources(splits: Mapping[str, Sequence[Sample]], output_dir: str) -> None:
+    """Refuses to write among the images and labels: names might collide."""
+    folders = {
+        os.path.realpath(folder): folder
+        for samples in splits.values()
+        for sample in samples
+        for folder in {os.fspath(sample.image.parent), os.fspath(sample.label.parent)}
+    }
+    source = folders.get(os.path.realpath(output_dir))
+    if source is not None:
+        raise UserError(
+            f"output_dir={output_dir} is the folder of the images or labels, {source}; "
+            "give the records a folder of their own"
+        )
+
+
+def claim_folder(output_dir: str) -> None:
+    """Lets `convert` replace the info and the manifest of somebody else in a folder."""
+    files.claim(output_dir, _OWN_FILES, overwrite=True)
 
 
 _SAME = ("name", "class_names", "colors", "ignore_label", "channels", "max_value")

@@ -1,10 +1,11 @@
 """TFRecords in the official schema: the only file that spells their keys."""
 
 import dataclasses
+import json
 import os
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +13,18 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import write_text
 
-_INFO_FILE = "dataset_info.json"
+INFO_FILE = "dataset_info.json"
 # Of shards that are being written, and that wait for the others of their set.
 UNFINISHED, FINISHED = ".unfinished", ".finished"
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.tfrecord)?")
+_OWN_SHARD = re.compile(
+    r".+-\d{5}-of-\d{5}\.tfrecord"
+    rf"({re.escape(UNFINISHED)}|{re.escape(FINISHED)})?"
+)
+# While it is there, it says which shards a folder has.
+_PUBLISHING = ".publishing.json"
 
 
 class Keys(NamedTuple):
@@ -127,6 +135,58 @@ def split_files(folder: str, split: str) -> list[str]:
     return found
 
 
+def is_shard(path: str) -> bool:
+    """Returns whether a file has the name of a shard as converters write it."""
+    return bool(_OWN_SHARD.fullmatch(os.path.basename(path)))
+
+
+def publish(
+    shards: Mapping[str, Sequence[str]], info: DatasetInfo, folder: str
+) -> None:
+    """Replaces the shards of some splits and the info, atomically for our readers.
+
+    Args:
+        shards: The names of all shards of each split. Those that are new have
+            `FINISHED` at their end.
+        info: What becomes `dataset_info.json`.
+        folder: Folder of both.
+    """
+    text = json.dumps({"shards": shards, "info": json.loads(info.to_json())})
+    write_text(text, os.path.join(folder, _PUBLISHING))
+    finish_publishing(folder)
+
+
+def finish_publishing(folder: str) -> None:
+    """Does what `publish` had yet to do when its program was killed."""
+    pending = _pending(folder)
+    if pending is None:
+        return
+    for split, names in pending["shards"].items():
+        for path in (os.path.join(folder, name) for name in names):
+            if tf.io.gfile.exists(path + FINISHED):
+                tf.io.gfile.rename(path + FINISHED, path, overwrite=True)
+        for path in split_files(folder, split):
+            # A file whose name only begins like a shard's belongs to somebody else.
+            if is_shard(path) and os.path.basename(path) not in names:
+                tf.io.gfile.remove(path)
+    write_info(_pending_info(pending, folder), folder)
+    tf.io.gfile.remove(os.path.join(folder, _PUBLISHING))
+
+
+def _pending(folder: str) -> dict | None:
+    """Returns the shards and the info that are being published, if any are."""
+    path = os.path.join(folder, _PUBLISHING)
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        return json.loads(file.read())
+
+
+def _pending_info(pending: dict, folder: str) -> DatasetInfo:
+    source = os.path.join(folder, _PUBLISHING)
+    return DatasetInfo.from_json(json.dumps(pending["info"]), source=source)
+
+
 def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """Returns the shards of a split, in order.
 
@@ -135,6 +195,13 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
             names tell that some are missing, or are of two conversions.
     """
     split = split_name(split)
+    pending = _pending(dataset_dir)
+    if pending and split in pending["shards"]:
+        paths = [os.path.join(dataset_dir, n) for n in pending["shards"][split]]
+        new = (path + FINISHED for path in paths)
+        return [
+            n if tf.io.gfile.exists(n) else p for p, n in zip(paths, new, strict=True)
+        ]
     paths = split_files(dataset_dir, split)
     paths = [p for p in paths if not p.endswith((UNFINISHED, FINISHED))]
     if not paths:
@@ -166,7 +233,8 @@ def split_names(dataset_dir: str) -> list[str]:
     if not tf.io.gfile.exists(dataset_dir):
         return []
     shards = [_SHARD.fullmatch(name) for name in tf.io.gfile.listdir(dataset_dir)]
-    return sorted({shard[1] for shard in shards if shard})
+    pending = _pending(dataset_dir) or {"shards": {}}
+    return sorted({shard[1] for shard in shards if shard} | set(pending["shards"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,21 +316,17 @@ def one_record(path, offset) -> tf.data.Dataset:
     return tf.data.experimental.from_variant(variant, record).take(1)
 
 
-def write_text(text: str, path: str) -> None:
-    """Writes a text file, whole or not at all."""
-    with tf.io.gfile.GFile(path + UNFINISHED, "w") as file:
-        file.write(text)
-    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
-
-
 def write_info(info: DatasetInfo, folder: str) -> None:
     """Writes `dataset_info.json` into a folder."""
-    write_text(info.to_json(), os.path.join(folder, _INFO_FILE))
+    write_text(info.to_json(), os.path.join(folder, INFO_FILE))
 
 
 def read_info(folder: str) -> DatasetInfo | None:
     """Returns the `dataset_info.json` of a folder, None where there is none."""
-    path = os.path.join(folder, _INFO_FILE)
+    path = os.path.join(folder, INFO_FILE)
+    pending = _pending(folder)
+    if pending:
+        return _pending_info(pending, folder)
     if not tf.io.gfile.exists(path):
         return None
     try:

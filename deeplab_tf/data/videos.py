@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf import files
 from deeplab_tf.errors import UserError
 
 # What OpenCV's wheels can encode and every player reads; H.264 they cannot encode.
@@ -95,13 +96,14 @@ def read_video(source: str) -> Iterator[Video]:
 def write_video(
     path: str, rate: float, size: tuple[int, int]
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """Opens an MP4 file, whole once it is left, also by an error.
+    """Yields a function that writes a frame, uint8 RGB `[height, width, 3]`, to an MP4.
 
-    What is entered writes a frame, uint8 RGB `[height, width, 3]`. Odd frames are
-    written with their last row or column twice, because the codec has even ones only.
+    The file is published when the block ends; if it ends with an error, with the frames
+    up to there. The last row or column of odd frames is written twice, because the
+    codec takes even sides only.
 
     Args:
-        path: Of the file.
+        path: Path of the file; our own earlier output there is replaced.
         rate: Frames per second.
         size: Height and width of the frames.
 
@@ -111,7 +113,8 @@ def write_video(
     _silence()
     odd = [(0, side % 2) for side in size]
     height, width = (side + side % 2 for side in size)
-    with _local_original(path) as local:
+    failure = None
+    with files.publish(path) as local:
         codec = cv2.VideoWriter_fourcc(*_CODEC)
         writer = cv2.VideoWriter(local, cv2.CAP_FFMPEG, codec, rate, (width, height))
         if not writer.isOpened():
@@ -123,22 +126,21 @@ def write_video(
 
         try:
             yield write
+        except Exception as error:  # after which the frames so far are published
+            failure = error
         finally:
             writer.release()
         # The writer does not tell of a full disk, but an MP4 ends in its contents.
         if not cv2.VideoCapture(local, cv2.CAP_FFMPEG).isOpened():
-            raise UserError(f"{path} could not be written whole; is the disk full?")
+            raise UserError(f"{path} could not be written; is the disk full?")
+    if failure is not None:
+        raise failure
 
 
 def _silence() -> None:
     """Keeps OpenCV from saying on stderr what a `UserError` says."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def _is_remote(path: str) -> bool:
-    """Whether TensorFlow reads a path which OpenCV does not."""
-    return "://" in path
 
 
 @contextlib.contextmanager
@@ -151,21 +153,9 @@ def _local_copy(path: str) -> Iterator[str]:
     if not is_file:
         raise UserError(f"there is no video {path}")
     with tempfile.TemporaryDirectory() as folder:
-        if _is_remote(path):
+        if files.is_remote(path):
             local = os.path.join(folder, os.path.basename(path))
             tf.io.gfile.copy(path, local)
         else:
             local = path
         yield local
-
-
-@contextlib.contextmanager
-def _local_original(path: str) -> Iterator[str]:
-    """Yields where to write a file that is to be at a path."""
-    with tempfile.TemporaryDirectory() as folder:
-        local = os.path.join(folder, os.path.basename(path))
-        try:
-            yield local if _is_remote(path) else path
-        finally:
-            if _is_remote(path) and os.path.exists(local):
-                tf.io.gfile.copy(local, path, overwrite=True)

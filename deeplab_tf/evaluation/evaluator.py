@@ -13,15 +13,16 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
-from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.files import write_text
 from deeplab_tf.inference import Predictor
 from deeplab_tf.windows import readable_limits
 
+METRICS_FILE = "metrics.json"
 _MIB = 1 << 20
 
 
@@ -356,12 +357,12 @@ def class_table(metrics: dict, info: DatasetInfo) -> str:
 
 
 def write_metrics(metrics: dict, folder: str) -> str:
-    """Writes `metrics.json`, whole or not at all; returns its path.
+    """Writes `metrics.json` atomically and returns its path.
 
     Args:
         metrics: What `evaluate` returns.
         folder: Where to.
     """
-    path = os.path.join(folder, "metrics.json")
-    records.write_text(json.dumps(metrics, indent=2) + "\n", path)
+    path = os.path.join(folder, METRICS_FILE)
+    write_text(json.dumps(metrics, indent=2) + "\n", path)
     return path

@@ -18,9 +18,9 @@ from PIL import Image
 import deeplab_tf
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.records import write_text
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import ScoredImage
+from deeplab_tf.files import write_text
 
 _SIDE = 480  # pixels of the longer side of a thumbnail
 _CONFUSIONS = 10

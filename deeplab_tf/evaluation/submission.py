@@ -5,17 +5,16 @@ PASCAL VOC: the VOC2012 development kit, section 5.3. Cityscapes: what its autho
 """
 
 import io
+import os
 import re
-import shutil
 import tarfile
 import tempfile
 import zipfile
 
 import numpy as np
-import tensorflow as tf
 
+from deeplab_tf import files
 from deeplab_tf.data.info import CITYSCAPES_IDS, DatasetInfo, dataset_info
-from deeplab_tf.data.records import UNFINISHED
 from deeplab_tf.errors import UserError
 from deeplab_tf.visualize import palette_png_bytes, png_bytes
 
@@ -37,7 +36,7 @@ class _Submission:
     _benchmark = ""
     _suffixes = ()
 
-    def __init__(self, path: str, info: DatasetInfo):
+    def __init__(self, path: str, info: DatasetInfo, overwrite: bool = False):
         self._num_classes = dataset_info(self._benchmark).num_classes
         if info.num_classes != self._num_classes:
             raise UserError(
@@ -50,9 +49,11 @@ class _Submission:
                 f"{self._benchmark}"
             )
         self._path = path
+        self._overwrite = overwrite
 
     def __enter__(self):
-        self._probe()
+        folder, name = os.path.split(self._path)
+        files.claim(folder or ".", [name], self._overwrite)
         self._members = set()
         # Archives are written with seeks, which gs:// does not have.
         self._scratch = tempfile.TemporaryFile()
@@ -65,26 +66,11 @@ class _Submission:
             if error_type is None:
                 self._publish()
 
-    def _probe(self) -> None:
-        """Fails where nothing can be written, before the long work starts."""
-        unfinished = self._path + UNFINISHED
-        with tf.io.gfile.GFile(unfinished, "wb") as file:
-            file.write(b"")
-        tf.io.gfile.remove(unfinished)
-
     def _publish(self) -> None:
         if not self._members:
             raise UserError(f"{self._path} would be empty: no image was labelled")
-        unfinished = self._path + UNFINISHED
         self._scratch.seek(0)
-        try:
-            with tf.io.gfile.GFile(unfinished, "wb") as file:
-                shutil.copyfileobj(self._scratch, file)
-            tf.io.gfile.rename(unfinished, self._path, overwrite=True)
-        except BaseException:
-            if tf.io.gfile.exists(unfinished):
-                tf.io.gfile.remove(unfinished)
-            raise
+        files.write_bytes(self._scratch.read(), self._path)
 
     def add(self, name: str, labels: np.ndarray) -> None:
         """Packs the label map of one image.
@@ -130,6 +116,7 @@ class VocSubmission(_Submission):
         info: Classes of the model; must be as many as VOC's 21.
         competition: "comp5" for models that saw VOC's own data alone, "comp6" for
             all others, such as those that begin from ImageNet's weights.
+        overwrite: Whether to replace a file that is not our earlier output, too.
 
     Raises:
         UserError: if one of the arguments is not as above, or, at the end, no image
@@ -139,8 +126,14 @@ class VocSubmission(_Submission):
     _benchmark = "pascal_voc_seg"
     _suffixes = tuple(_TAR_MODES)
 
-    def __init__(self, path: str, info: DatasetInfo, competition: str = "comp6"):
-        super().__init__(path, info)
+    def __init__(
+        self,
+        path: str,
+        info: DatasetInfo,
+        competition: str = "comp6",
+        overwrite: bool = False,
+    ):
+        super().__init__(path, info, overwrite)
         if competition not in _VOC_COMPETITIONS:
             raise UserError(
                 f"competition must be {' or '.join(_VOC_COMPETITIONS)}; received "
@@ -176,6 +169,7 @@ class CityscapesSubmission(_Submission):
     Args:
         path: Archive to write, `.zip`; `tf.io.gfile` paths work.
         info: Classes of the model; must be as many as Cityscapes' 19.
+        overwrite: Whether to replace a file that is not our earlier output, too.
 
     Raises:
         UserError: if one of the arguments is not as above, or, at the end, no image

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.data import sources
 from deeplab_tf.data.doctor import (
     DECODING_ERRORS,
@@ -33,6 +33,7 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import add_legend, overlay
 
 FLAGS = absl_flags.FlagValues()
+_SHEET = "doctor.png"
 _SHOWN = 5  # of each kind of problem
 _CELL = 320  # pixels of the longer side of a picture in the sheet
 
@@ -55,6 +56,7 @@ def _define() -> None:
         lower_bound=0,
         flag_values=FLAGS,
     )
+    flags.define_overwrite(FLAGS)
 
 
 _define()
@@ -159,21 +161,24 @@ def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None
     return sheet
 
 
+def _output_dir(values) -> str:
+    return values.output_dir or values.dataset_dir or "."
+
+
 def _draw(values, splits: dict[str, sources.Source]) -> None:
     sheet = _sheet(splits, values.samples) if values.samples else None
     if sheet is None:
         return
-    folder = values.output_dir or values.dataset_dir or "."
-    tf.io.gfile.makedirs(folder)
-    path = os.path.join(folder, "doctor.png")
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(tf.io.encode_png(sheet).numpy())
+    path = os.path.join(_output_dir(values), _SHEET)
+    files.write_bytes(tf.io.encode_png(sheet).numpy(), path)
     print(f"\nsamples with their labels: {path}")
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Examines, prints and draws; ends with status 1 if it is not safe to train."""
     splits = _opened(values)
+    if values.samples:
+        files.claim(_output_dir(values), [_SHEET], values.overwrite)
     info = next(iter(splits.values())).info
     reports = [examine_split(source, split) for split, source in splits.items()]
     problems = [problem for report in reports for problem in report.problems]

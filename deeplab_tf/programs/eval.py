@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import DataConfig, EvalConfig
 from deeplab_tf.data import sources
@@ -26,7 +26,12 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
 from deeplab_tf.evaluation.calibration import Calibration
-from deeplab_tf.evaluation.evaluator import Evaluator, class_table, write_metrics
+from deeplab_tf.evaluation.evaluator import (
+    METRICS_FILE,
+    Evaluator,
+    class_table,
+    write_metrics,
+)
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.presets import report
@@ -55,11 +60,13 @@ _EVALUATION = _VIEW | {"eval_batch_size": "Images per forward pass."}
 # Besides those of the model.
 _OF_CHECKPOINTS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
 _OFFICIAL_INTERVAL = 300  # seconds between two evaluations
+_REPORT = "report.html"
 _SHOWN = 12  # worst and best images in the report
 
 
 def _define() -> None:
     flags.define_model_flags(FLAGS, "eval")
+    flags.define_overwrite(FLAGS)
     flags.define_dataset_flags(FLAGS, "eval_split", "val")
     flags.define_fields(FLAGS, EvalConfig, _EVALUATION)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
@@ -228,7 +235,8 @@ def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
         raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
     dataset, measures = split.load(), _measures(info)
     if FLAGS.eval_logdir:
-        tf.io.gfile.makedirs(FLAGS.eval_logdir)  # or refuses it
+        names = [METRICS_FILE, _REPORT][: 1 + FLAGS.report]
+        files.claim(FLAGS.eval_logdir, names, FLAGS.overwrite)
     gallery = None
     if FLAGS.report and FLAGS.eval_logdir:
         gallery = Gallery(info.num_classes, info.ignore_label, extremes=_SHOWN)
@@ -334,7 +342,7 @@ def _written(metrics: dict, info: DatasetInfo, gallery: Gallery | None) -> list[
         return []
     paths = [write_metrics(metrics, FLAGS.eval_logdir)]
     if gallery is not None:
-        paths.append(os.path.join(FLAGS.eval_logdir, "report.html"))
+        paths.append(os.path.join(FLAGS.eval_logdir, _REPORT))
         write_report(paths[1], metrics, info, gallery.worst, gallery.best, _command())
     return paths
 

@@ -10,10 +10,11 @@ signatures of a SavedModel, docs/formats.md of files.
 """
 
 import dataclasses
+import os
 
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
@@ -34,8 +35,8 @@ from deeplab_tf.serving.publication import (
     TFLITE,
     comparison_path,
     ending_of,
+    publish_artefact,
     require_replaceable,
-    unpublished,
 )
 from deeplab_tf.serving.signatures import Resizing
 from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
@@ -141,6 +142,7 @@ def _define() -> None:
     )
     _define_tflite()
     _define_view()
+    flags.define_overwrite(FLAGS)
     # The official export differs here from the other programs.
     FLAGS["output_stride"].default = 8
     FLAGS["output_stride"].unparse()
@@ -236,7 +238,7 @@ def _check_form(values: absl_flags.FlagValues, path: str) -> None:
     for name in ("eval_split", "max_miou_drop"):
         if values[name].present and not _has_records(values):
             raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
-    require_replaceable(path)
+    require_replaceable(path, values.overwrite)
 
 
 def _has_records(values: absl_flags.FlagValues) -> bool:
@@ -296,9 +298,12 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "export")
     path = values.export_path.rstrip("/").removesuffix(FROZEN)
     _check_form(values, path)
+    if values.export_path.endswith(FROZEN):
+        folder, name = os.path.split(path + FROZEN)
+        files.claim(folder or ".", [name], values.overwrite)
     order = _ordered(values, path)
     compared = "not compared with the model; --dataset_dir names records to do so on"
-    with unpublished(path) as unfinished:
+    with publish_artefact(path, values.overwrite) as unfinished:
         description = WRITERS[ending_of(path)](values, order, unfinished)
         if order.records is not None:
             compared = compare(order, unfinished, values.max_miou_drop)

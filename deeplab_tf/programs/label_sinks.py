@@ -5,18 +5,19 @@ Each is open as long as it is entered, and tells what it wrote.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-import tensorflow as tf
 
-from deeplab_tf import visualize
+from deeplab_tf import files, visualize
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.videos import Video, write_video
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 
 # Pictures that are also shown together.
 _SHOWN = 12
+_OVERVIEW = "overview.png"
+_SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
 # Name, uint8 RGB `[h, w, 3]` and labels `[h, w]` of an image that was labelled.
 Sink = Callable[[str, np.ndarray, np.ndarray], None]
@@ -38,15 +39,24 @@ def write_pictures(
     """
     laid_over = visualize.overlay(image, labels, info)
     with_legend = visualize.add_legend(laid_over, labels, info)
-    _write(f"{prefix}_label.png", visualize.png_bytes(labels.astype(np.uint8)))
-    _write(f"{prefix}_color.png", visualize.palette_png_bytes(labels, info))
-    _write(f"{prefix}_overlay.png", visualize.png_bytes(with_legend))
+    contents = (
+        visualize.png_bytes(labels.astype(np.uint8)),
+        visualize.palette_png_bytes(labels, info),
+        visualize.png_bytes(with_legend),
+    )
+    for suffix, content in zip(_SUFFIXES, contents, strict=True):
+        files.write_bytes(content, prefix + suffix)
     return with_legend
 
 
-def _write(path: str, content: bytes) -> None:
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(content)
+def picture_names(images: Iterable[str]) -> list[str]:
+    """Returns the names of all files that `pictures` writes for some images.
+
+    Args:
+        images: Names of the images, without suffix.
+    """
+    names = [image + suffix for image in images for suffix in _SUFFIXES]
+    return [*names, _OVERVIEW]
 
 
 @contextlib.contextmanager
@@ -54,10 +64,9 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     """Writes the pictures of every image, and at the end some together.
 
     Args:
-        folder: Where to write them.
+        folder: Where to write them; exists.
         info: Names and colours of the classes.
     """
-    tf.io.gfile.makedirs(folder)
     overlays = []
 
     def add(name, image, labels):
@@ -66,26 +75,34 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
             overlays.append(laid_over)
 
     yield add
-    overview = os.path.join(folder, "overview.png")
-    _write(overview, visualize.png_bytes(visualize.contact_sheet(overlays)))
+    overview = os.path.join(folder, _OVERVIEW)
+    files.write_bytes(visualize.png_bytes(visualize.contact_sheet(overlays)), overview)
     print(f"written: {overview}, the first {len(overlays)}")
 
 
 @contextlib.contextmanager
-def submission(benchmark: str, path: str, info: DatasetInfo) -> Iterator[Sink]:
+def submission(
+    benchmark: str, path: str, info: DatasetInfo, overwrite: bool
+) -> Iterator[Sink]:
     """Packs the labels of every image as the server of a benchmark takes them.
 
     Args:
         benchmark: Name among `SUBMISSIONS`.
         path: Archive to write.
         info: The classes.
+        overwrite: Whether to replace a file that is not our earlier output, too.
 
     Raises:
         UserError: if classes, path or an image are not those of the benchmark.
     """
-    with SUBMISSIONS[benchmark](path, info) as archive:
+    with SUBMISSIONS[benchmark](path, info, overwrite=overwrite) as archive:
         yield lambda name, image, labels: archive.add(name, labels)
     print(f"written: {path}, for the server of {benchmark}")
+
+
+def video_file(video: Video) -> str:
+    """Returns the name of the file that `overlay_video` writes."""
+    return f"{video.name}_overlay.mp4"
 
 
 @contextlib.contextmanager
@@ -93,15 +110,14 @@ def overlay_video(folder: str, video: Video, info: DatasetInfo) -> Iterator[Sink
     """Writes every frame with its colours, above a legend that stays the same.
 
     Args:
-        folder: Where to write `<name of the video>_overlay.mp4`.
+        folder: Where to write `<name of the video>_overlay.mp4`; exists.
         video: Where the frames are from.
         info: Names and colours of the classes.
 
     Raises:
         UserError: if the file cannot be written.
     """
-    tf.io.gfile.makedirs(folder)
-    path = os.path.join(folder, f"{video.name}_overlay.mp4")
+    path = os.path.join(folder, video_file(video))
     height, width = video.size
     legend = visualize.legend_strip(info, height, width)
     with write_video(path, video.rate, (height + len(legend), width)) as write:
@@ -118,14 +134,13 @@ def label_maps(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     """Writes the labels of every frame, as VOC keeps them.
 
     Args:
-        folder: Where to write `<name>.png` of each.
+        folder: Where to write `<name>.png` of each; exists.
         info: Colours of the classes.
     """
-    tf.io.gfile.makedirs(folder)
 
     def add(name, image, labels):
         path = os.path.join(folder, f"{name}.png")
-        _write(path, visualize.palette_png_bytes(labels, info))
+        files.write_bytes(visualize.palette_png_bytes(labels, info), path)
 
     yield add
     print(f"written: {folder}")

@@ -11,13 +11,13 @@ accumulated, in the fastest precision and with XLA or without. No data are neede
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.config import ModelConfig, TrainConfig
-from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset
 from deeplab_tf.programs import run_program
@@ -32,6 +32,7 @@ _NUM_CLASSES, _CROP, _BATCH = 21, (513, 513), 16
 
 def _define() -> None:
     flags.define_model_flags(FLAGS, "train")
+    flags.define_overwrite(FLAGS)
     whole = absl_flags.DEFINE_list
     whole(
         "batch_sizes",
@@ -217,6 +218,9 @@ def main(values: absl_flags.FlagValues) -> None:
     """Measures, prints and recommends."""
     flags.check_flags(values, "train")
     request = _request(values, flags.chosen_preset(values))
+    if values.json:
+        folder, name = os.path.split(values.json)
+        files.claim(folder or ".", [name], values.overwrite)
     limit = planning.usable(request.mebibytes)
 
     def say(line: str) -> None:
@@ -252,7 +256,7 @@ def main(values: absl_flags.FlagValues) -> None:
             },
             indent=2,
         )
-        records.write_text(f"{text}\n", values.json)
+        files.write_text(f"{text}\n", values.json)
 
 
 def _row(one: Measurement) -> dict:

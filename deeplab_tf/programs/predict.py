@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -26,7 +27,7 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
+from deeplab_tf import files, flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.data.photographs import (
@@ -122,6 +123,7 @@ def _define() -> None:
         "Whether the labels of every frame are also written as a PNG with a palette.",
         flag_values=FLAGS,
     )
+    flags.define_overwrite(FLAGS)
 
 
 _define()
@@ -194,13 +196,16 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     paths = find_images(values.images, values.image_list)
     for path in paths:
         check_image(path)
+    if values.output_dir:
+        names = label_sinks.picture_names(map(image_name, paths))
+        files.claim(values.output_dir, names, values.overwrite, inputs=paths)
     labeler, info = _labeler(values)
     images = ((image_name(path), read_image(path)) for path in paths)
     with contextlib.ExitStack() as stack:
         sinks = []
         if values.submission:
             archive = values.submission, values.submission_file
-            sinks.append(label_sinks.submission(*archive, info))
+            sinks.append(label_sinks.submission(*archive, info, values.overwrite))
         if values.output_dir:
             sinks.append(label_sinks.pictures(values.output_dir, info))
         sinks = [stack.enter_context(sink) for sink in sinks]
@@ -216,11 +221,11 @@ def _label_video(values: absl_flags.FlagValues) -> None:
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))
+        _claim_video_files(values, video)
         labeler, info = _labeler(values)
         sinks = [label_sinks.overlay_video(values.output_dir, video, info)]
         if values.save_frames:
-            folder = os.path.join(values.output_dir, f"{video.name}_labels")
-            sinks.append(label_sinks.label_maps(folder, info))
+            sinks.append(label_sinks.label_maps(_frames_dir(values, video), info))
         sinks = [stack.enter_context(sink) for sink in sinks]
         interruption = stack.enter_context(Interruption())
         source = _frames(video, values.max_frames, interruption)
@@ -230,6 +235,21 @@ def _label_video(values: absl_flags.FlagValues) -> None:
         _warn_of_an_early_end(values.video, count, source.total)
     elif not video.is_camera:
         sys.exit(interruption.exit_status)
+
+
+def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
+    return os.path.join(values.output_dir, f"{video.name}_labels")
+
+
+def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
+    names = [label_sinks.video_file(video)]
+    files.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
+    if values.save_frames:
+        folder = _frames_dir(values, video)
+        # How many frames there will be is not known.
+        there = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+        names = [name for name in there if re.fullmatch(r"\d{6,}\.png", name)]
+        files.claim(folder, names, values.overwrite)
 
 
 def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:

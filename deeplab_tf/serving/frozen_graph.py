@@ -5,7 +5,7 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
-from deeplab_tf.data.records import UNFINISHED
+from deeplab_tf import files
 from deeplab_tf.serving.signatures import INPUT, SERVING
 
 # What such a file ends with.
@@ -20,7 +20,10 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
 
     Args:
         saved_model: Folder of an export.
-        path: File to write, replaced once the new one is whole.
+        path: File to write, atomically; our own earlier output is replaced.
+
+    Raises:
+        UserError: if there is another file at `path`.
     """
     loaded = tf.saved_model.load(saved_model)
     signature = loaded.signatures[SERVING]
@@ -33,6 +36,4 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
     spec = tf.TensorSpec(taken.shape, taken.dtype, INPUT)
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
     graph = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
-    with tf.io.gfile.GFile(path + UNFINISHED, "wb") as file:
-        file.write(graph.SerializeToString())
-    tf.io.gfile.rename(path + UNFINISHED, path, overwrite=True)
+    files.write_bytes(graph.SerializeToString(), path)

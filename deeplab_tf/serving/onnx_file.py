@@ -18,7 +18,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.serving.artefact import Artefact, missing_extra, pixels, read_file
 from deeplab_tf.serving.native_layers import NATIVE, native
-from deeplab_tf.serving.publication import ONNX, require_replaceable, unpublished
+from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def export_onnx(
     if info is not None:
         onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
     onnx.checker.check_model(converted, full_check=True)
-    with unpublished(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
+    with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
         file.write(converted.SerializeToString())
 
 

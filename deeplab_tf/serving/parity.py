@@ -9,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from deeplab_tf.config import EvalConfig
-from deeplab_tf.data.records import write_text
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.files import write_text
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import layer_errors, table
 from deeplab_tf.serving.publication import comparison_path
@@ -84,7 +84,7 @@ def gate(
 
     Raises:
         UserError: if it is further below; the artefact stays where it is, which is why
-            it is best written to what `unpublished` gives.
+            it is best written to what `publish_artefact` gives.
     """
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:

@@ -21,7 +21,7 @@ from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, size_text
 from deeplab_tf.serving.constant_graph import fast_on_cpu, with_constants
 from deeplab_tf.serving.encoded import Bounds
-from deeplab_tf.serving.publication import require_replaceable, unpublished
+from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import (
     ENCODED_INPUT,
     INPUT,
@@ -126,7 +126,7 @@ def export_saved_model(
     most = None if is_deep else options.max_pixels
     offered = signatures(features, view, options.probabilities, most)
     logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
-    with unpublished(path) as unfinished:
+    with publish_artefact(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
         tf.io.gfile.makedirs(extra)
         warmup.write_warmup_requests(logs, extra)

@@ -17,7 +17,7 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.serving.artefact import padded
 from deeplab_tf.serving.native_layers import native
-from deeplab_tf.serving.publication import TFLITE, require_replaceable, unpublished
+from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 
@@ -73,7 +73,7 @@ def export_tflite(
     require_replaceable(path)
     content = tflite_content(model, size, precision, output, calibration)
     content = _with_notes(content, model, precision, info)
-    with unpublished(path) as unfinished, tf.io.gfile.GFile(unfinished, "wb") as file:
+    with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
         file.write(content)
 
 

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import ndimage
 
-from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import write_bytes, write_text
 from deeplab_tf.visualize import drawn, png_bytes
 
 # From which share of one class on predictions have collapsed, and a truth has not.
@@ -74,7 +74,7 @@ class History:
             return
         lines = [json.dumps(row, default=np.generic.item) for row in self.rows]
         tf.io.gfile.makedirs(os.path.dirname(self._path))
-        records.write_text("".join(f"{line}\n" for line in lines), self._path)
+        write_text("".join(f"{line}\n" for line in lines), self._path)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps of the rows that have a value, and the values."""
@@ -170,8 +170,7 @@ def draw_curves(history: History, path: str) -> None:
     all_axes[-1, 0].set_xlabel("step")
     locator = MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     all_axes[-1, 0].xaxis.set_major_locator(locator)
-    with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(png_bytes(drawn(figure)))
+    write_bytes(png_bytes(drawn(figure)), path)
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:

@@ -18,8 +18,8 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
-from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import write_text
 
 FORMAT_VERSION = 1
 _KEPT = 5
@@ -365,7 +365,7 @@ def write_experiment(experiment: Experiment, folder: str) -> None:
     Cut short, it would keep them from being trained further.
     """
     tf.io.gfile.makedirs(folder)
-    records.write_text(experiment.to_json(), os.path.join(folder, EXPERIMENT_FILE))
+    write_text(experiment.to_json(), os.path.join(folder, EXPERIMENT_FILE))
 
 
 def experiment_before(experiment: Experiment) -> Experiment | None:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import json
 import os
 
 import numpy as np
@@ -69,13 +68,13 @@ def samples(sources, *numbers):
 
 def names_in(folder):
     """Returns the names of the images by shard."""
-    found = {}
-    for path in tf.io.gfile.glob(f"{folder}/*.tfrecord"):
-        dataset = tf.data.TFRecordDataset(path)
-        parsed = (records.parse(record) for record in dataset)
-        names = [name.numpy().decode() for _, _, name in parsed]
-        found[os.path.basename(path)] = names
-    return found
+    paths = tf.io.gfile.glob(f"{folder}/*.tfrecord")
+    return {os.path.basename(path): names_in_file(path) for path in paths}
+
+
+def names_in_file(path):
+    parsed = (records.parse(record) for record in tf.data.TFRecordDataset(path))
+    return [name.numpy().decode() for _, _, name in parsed]
 
 
 def named(*numbers):
@@ -288,10 +287,11 @@ def test_shards_that_an_error_undid_are_not_taken_for_finished(
     assert {0, 1} <= set(samples.read)
 
 
-def test_no_mixture_is_read_when_the_last_step_is_interrupted(
-    sources, folder, monkeypatch
+@pytest.mark.parametrize("shards_before", [2, 3])
+def test_publishing_is_atomic_when_it_is_interrupted(
+    sources, folder, shards_before, monkeypatch
 ):
-    conversion.convert({"train": samples(sources, 0, 1, 2)}, INFO, folder, 3)
+    conversion.convert({"train": samples(sources, 0, 1)}, INFO, folder, shards_before)
     rename, renamed = tf.io.gfile.rename, []
 
     def interrupted_rename(source, *arguments, **options):
@@ -304,8 +304,10 @@ def test_no_mixture_is_read_when_the_last_step_is_interrupted(
     monkeypatch.setattr(tf.io.gfile, "rename", interrupted_rename)
     with pytest.raises(KeyboardInterrupt):
         conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
-    with pytest.raises(UserError, match="is one of 1 shards of 3"):
-        records.shard_paths(folder, "train")
+    paths = records.shard_paths(folder, "train")
+    names = [name for path in paths for name in names_in_file(path)]
+    assert sorted(names) == named(3, 4, 5)
+    assert records.read_info(folder).split_sizes == {"train": 3}
     monkeypatch.setattr(tf.io.gfile, "rename", rename)
     conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
     assert samples.read == []
@@ -333,18 +335,38 @@ def test_a_value_beyond_the_largest_is_refused(sources, folder):
         conversion.convert({"train": samples(sources, 0)}, info, folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"shards": 3}', '{"shards": {"a": 1}}'])
-def test_an_unreadable_manifest_only_costs_time(sources, folder, text):
+def test_edited_manifest_is_refused(sources, folder):
     conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
-    tf.io.gfile.remove(f"{folder}/conversion.json")
-    with tf.io.gfile.GFile(f"{folder}/conversion.json", "w") as file:
-        file.write(text)
-    conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
-    assert samples.read == [0]
-    with tf.io.gfile.GFile(f"{folder}/conversion.json") as file:
-        assert list(json.loads(file.read())["shards"]) == [
-            "train-00000-of-00001.tfrecord"
-        ]
+    manifest = f"{folder}/conversion.json"
+    with tf.io.gfile.GFile(manifest, "a") as file:
+        file.write(" ")
+    with pytest.raises(UserError, match=r"conversion\.json exists and is not our"):
+        conversion.convert({"train": samples(sources, 1)}, INFO, folder, 1)
+    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(0)}
+    tf.io.gfile.remove(manifest)
+    conversion.convert({"train": samples(sources, 1)}, INFO, folder, 1)
+    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(1)}
+
+
+def test_records_do_not_go_where_the_images_are(sources):
+    before = {path: path.read_bytes() for path in sources.iterdir()}
+    with pytest.raises(UserError, match="is the folder of the images or labels"):
+        conversion.convert({"train": samples(sources, 0)}, INFO, str(sources))
+    assert {path: path.read_bytes() for path in sources.iterdir()} == before
+
+
+def test_files_named_like_a_split_stay(sources, folder):
+    tf.io.gfile.makedirs(folder)
+    foreign = ["train-log.txt", "train-000.png", "train-1-of-2", "train-a.unfinished"]
+    for name in foreign:
+        with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
+            file.write("mine")
+    with tf.io.gfile.GFile(f"{folder}/train-00000-of-00009.tfrecord", "w") as file:
+        file.write("a shard of an earlier conversion")
+    for number in (0, 1):
+        conversion.convert({"train": samples(sources, number)}, INFO, folder, 1)
+        assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(number)}
+    assert set(foreign) < set(tf.io.gfile.listdir(folder))
 
 
 def test_shards_are_written_side_by_side(sources, folder, monkeypatch):

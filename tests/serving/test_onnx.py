@@ -23,7 +23,7 @@ from deeplab_tf.serving.onnx_file import (
     OnnxPredictor,
     export_onnx,
 )
-from deeplab_tf.serving.publication import unpublished
+from deeplab_tf.serving.publication import publish_artefact
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("tf2onnx")
@@ -134,7 +134,7 @@ def test_labels_alone(strided_model, tmp_path):
 def test_a_file_elsewhere_passes_the_gate(strided_model):
     images = photos(1, 33, 49)
     labels = Predictor(strided_model).labels(images)[..., None]
-    with unpublished("ram://onnx/m.onnx") as unproven:
+    with publish_artefact("ram://onnx/m.onnx") as unproven:
         export_onnx(strided_model, unproven)
         parity.gate(strided_model, unproven, [(images, labels)], max_miou_drop=0.1)
     assert sorted(tf.io.gfile.listdir("ram://onnx")) == ["m.onnx", "m.onnx.parity.json"]

@@ -10,9 +10,10 @@ import tensorflow as tf
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.files import LEDGER, write_text
 from deeplab_tf.inference import Predictor
 from deeplab_tf.serving import parity
-from deeplab_tf.serving.publication import unpublished
+from deeplab_tf.serving.publication import publish_artefact
 from deeplab_tf.serving.saved_model import export_saved_model
 from deeplab_tf.serving.tflite_export import export_tflite
 
@@ -41,13 +42,17 @@ def dataset(strided_model):
     ]
 
 
+def visible(folder):
+    return sorted(x.name for x in folder.iterdir() if x.name != LEDGER)
+
+
 def export(model, path):
     export_tflite(model, path, SIZE)
 
 
 def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
     path = str(tmp_path / "m.tflite")
-    with unpublished(path) as unproven:
+    with publish_artefact(path) as unproven:
         export(strided_model, unproven)
         comparison = parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
         assert not tf.io.gfile.exists(path)
@@ -59,20 +64,20 @@ def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
     assert written["max_miou_drop"] == 0.1
     assert written["protocol"]["artefact"]["precision"] == "float32"
     assert written["protocol"]["model"]["eval_crop_size"] == [33, 49]
-    assert len(list(tmp_path.iterdir())) == 2
+    assert visible(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
 
 
 def test_what_scores_worse_is_refused_and_what_was_there_stays(
     strided_model, dataset, tmp_path
 ):
     path = tmp_path / "m.tflite"
-    path.write_text("earlier")
+    write_text("earlier", str(path))
     with (
         pytest.raises(
             UserError,
             match=r"is \d+\.\d\d points below .*100.00%; 5 are .*refused.json compares",
         ) as refused,
-        unpublished(str(path)) as unproven,
+        publish_artefact(str(path)) as unproven,
     ):
         export(shifted(strided_model), unproven)
         parity.gate(strided_model, unproven, dataset, CONFIG, 5)
@@ -80,12 +85,11 @@ def test_what_scores_worse_is_refused_and_what_was_there_stays(
     assert path.read_text() == "earlier"
     kept = json.loads((tmp_path / "m.tflite.refused.json").read_text())
     assert kept["miou"]["drop"] > 5
-    assert len(list(tmp_path.iterdir())) == 2
-    with unpublished(str(path)) as unproven:
+    assert visible(tmp_path) == ["m.tflite", "m.tflite.refused.json"]
+    with publish_artefact(str(path)) as unproven:
         export(strided_model, unproven)
         parity.gate(strided_model, unproven, dataset, CONFIG, 5)
-    names = sorted(x.name for x in tmp_path.iterdir())
-    assert names == ["m.tflite", "m.tflite.parity.json"]
+    assert visible(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
 
 
 def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):
@@ -106,14 +110,11 @@ def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):
 def test_folders_are_published_too(strided_model, dataset, tmp_path):
     path = tmp_path / "export"
     for _ in range(2):
-        with unpublished(f"{path}/") as unproven:
+        with publish_artefact(f"{path}/") as unproven:
             export_saved_model(strided_model, unproven, crop_size=SIZE)
             parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
     assert (path / "saved_model.pb").exists()
-    assert sorted(x.name for x in tmp_path.iterdir()) == [
-        "export",
-        "export.parity.json",
-    ]
+    assert visible(tmp_path) == ["export", "export.parity.json"]
 
 
 def test_metrics_of_other_images_are_not_compared():

@@ -1,0 +1,171 @@
+"""Scratch files and folders beside what they become, and their atomic exchange.
+
+Each is locked while its process is alive, so that what a killed process has left can be
+told from what another one is still writing.
+"""
+
+import contextlib
+import ctypes
+import os
+import re
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+_NAME = re.compile(r"\.deeplab_tf-[0-9a-f]{16}\.tmp")
+_LOCK, _EARLIER = ".lock", ".earlier"
+# Of renameat2 on Linux and renamex_np on macOS.
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+
+
+def _new_path(folder: str) -> str:
+    return os.path.join(folder, f".deeplab_tf-{secrets.token_hex(8)}.tmp")
+
+
+def _try_lock(file) -> bool:
+    """Locks an open file if nobody else has; returns whether it is still in place."""
+    if fcntl:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a disk without locks, where leftovers are not removed either
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def file(folder: str) -> Iterator[BinaryIO]:
+    """Opens a scratch file for writing; it is removed unless it was moved."""
+    while True:
+        # Not the tempfile module's, which nobody else may read.
+        scratch = open(_new_path(folder), "xb")  # noqa: SIM115
+        if _try_lock(scratch):
+            break
+        scratch.close()  # somebody took it for a leftover
+    with scratch:
+        try:
+            yield scratch
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(scratch.name)
+
+
+@contextlib.contextmanager
+def folder(parent: str | None) -> Iterator[str]:
+    """Makes a scratch folder, which is removed in the end.
+
+    Args:
+        parent: Where; made if need be. None is the system's folder for such.
+    """
+    if parent is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield scratch
+        return
+    os.makedirs(parent, exist_ok=True)
+    remove_leftovers(parent)
+    scratch, lock = _new_folder(parent)
+    with lock:
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch)
+
+
+def _new_folder(parent: str) -> tuple[str, BinaryIO]:
+    while True:
+        scratch = _new_path(parent)
+        os.mkdir(scratch)
+        with contextlib.suppress(FileNotFoundError):
+            lock = open(os.path.join(scratch, _LOCK), "xb")  # noqa: SIM115
+            if _try_lock(lock):
+                return scratch, lock
+            lock.close()
+
+
+def remove_leftovers(folder: str) -> None:
+    """Removes the scratch files and folders that killed processes left in a folder.
+
+    Where a process was killed between the two renames of `replace_folder`, the earlier
+    folder gets its name back.
+    """
+    if fcntl is None or not os.path.isdir(folder):
+        return
+    for name in filter(_NAME.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path) and not os.listdir(path):
+                os.rmdir(path)
+                continue
+            lock = os.path.join(path, _LOCK) if os.path.isdir(path) else path
+            # Not created by looking, and never waited for.
+            with open(os.open(lock, os.O_RDWR | os.O_NONBLOCK), "r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove_leftover(path)
+
+
+def _remove_leftover(path: str) -> None:
+    if not os.path.isdir(path):
+        os.remove(path)
+        return
+    _restore_earlier(path)
+    shutil.rmtree(path)
+
+
+def _restore_earlier(scratch: str) -> None:
+    note = os.path.join(scratch, _EARLIER)
+    if not os.path.isdir(note):
+        return
+    for name in os.listdir(note):
+        target = os.path.join(os.path.dirname(scratch), name)
+        if not os.path.lexists(target):
+            os.rename(os.path.join(note, name), target)
+
+
+def replace_folder(new: str, path: str) -> None:
+    """Replaces a folder by another one on the same disk.
+
+    Args:
+        new: The new folder, in a scratch folder, where the earlier one then is.
+        path: The folder to replace, or a free path.
+    """
+    if not os.path.isdir(path):
+        os.rename(new, path)
+        return
+    if _exchange(new, path):
+        return
+    # Disks that cannot exchange two folders, such as NFS: `remove_leftovers` undoes
+    # the first rename if the second one never comes.
+    earlier = os.path.join(os.path.dirname(new), _EARLIER)
+    os.mkdir(earlier)
+    earlier = os.path.join(earlier, os.path.basename(path))
+    os.rename(path, earlier)
+    try:
+        os.rename(new, path)
+    except OSError:
+        os.rename(earlier, path)
+        raise
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Exchanges two folders in one step; returns whether the system can do that."""
+    one, other = os.fsencode(one), os.fsencode(other)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            return libc.renamex_np(one, other, _RENAME_SWAP) == 0
+        paths = _AT_FDCWD, one, _AT_FDCWD, other
+        return libc.renameat2(*paths, _RENAME_EXCHANGE) == 0
+    except (AttributeError, OSError, TypeError):  # an older system, or Windows
+        return False
