@@ -31,6 +31,14 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def split(path: str) -> tuple[str, str]:
+    """Returns the folder and the name of a path; "." and the root of a store, too."""
+    folder, slash, name = path.rpartition("/")
+    if folder.endswith(":/") or not folder:
+        folder += slash
+    return folder or ".", name
+
+
 def _digest(path: str) -> str:
     digest = hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -142,7 +150,7 @@ def is_ours(path: str) -> bool:
         path: A file that exists.
     """
     path = _real_path(path)
-    folder, name = os.path.split(path)
+    folder, name = split(path)
     digests = _ledger(folder).digests(name)
     return bool(digests) and _digest(path) in digests
 
@@ -207,7 +215,7 @@ def claim(
 
 
 def _record(path: str, digest: str) -> None:
-    folder, name = os.path.split(path)
+    folder, name = split(path)
     _ledger(folder).add(name, digest)
 
 
@@ -379,7 +387,7 @@ def _move(unfinished: str, path: str) -> None:
 def _upload(source: str, target: str) -> None:
     """Copies a file or folder to a store; the ledger comes last and goes first."""
     if not os.path.isdir(source):
-        tf.io.gfile.makedirs(os.path.dirname(target))
+        tf.io.gfile.makedirs(split(target)[0])
         _record(target, _digest(source))
         tf.io.gfile.copy(source, target, overwrite=True)
         return

@@ -80,7 +80,7 @@ def folder(parent: str | None) -> Iterator[str]:
         try:
             yield scratch
         finally:
-            shutil.rmtree(scratch)
+            _remove_folder(scratch)
 
 
 def _new_folder(parent: str) -> tuple[str, BinaryIO]:
@@ -120,7 +120,19 @@ def _remove_leftover(path: str) -> None:
         os.remove(path)
         return
     _restore_earlier(path)
-    shutil.rmtree(path)
+    _remove_folder(path)
+
+
+def _remove_folder(scratch: str) -> None:
+    # The lock last: without it nobody would take the rest for a leftover.
+    for name in os.listdir(scratch):
+        path = os.path.join(scratch, name)
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        elif name != _LOCK:
+            os.remove(path)
+    os.remove(os.path.join(scratch, _LOCK))
+    os.rmdir(scratch)
 
 
 def _restore_earlier(scratch: str) -> None:

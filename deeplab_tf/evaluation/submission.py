@@ -5,13 +5,13 @@ PASCAL VOC: the VOC2012 development kit, section 5.3. Cityscapes: what its autho
 """
 
 import io
-import os
 import re
 import tarfile
 import tempfile
 import zipfile
 
 import numpy as np
+import tensorflow as tf
 
 from deeplab_tf import files
 from deeplab_tf.data.info import CITYSCAPES_IDS, DatasetInfo, dataset_info
@@ -52,8 +52,10 @@ class _Submission:
         self._overwrite = overwrite
 
     def __enter__(self):
-        folder, name = os.path.split(self._path)
-        files.claim(folder or ".", [name], self._overwrite)
+        folder, name = files.split(self._path)
+        if not tf.io.gfile.isdir(folder):
+            raise UserError(f"there is no folder {folder} for {self._path}; make it")
+        files.claim(folder, [name], self._overwrite)
         self._members = set()
         # Archives are written with seeks, which gs:// does not have.
         self._scratch = tempfile.TemporaryFile()

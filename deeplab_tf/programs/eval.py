@@ -234,9 +234,6 @@ def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
     if _corruptions() and info.channels != 3:
         raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
     dataset, measures = split.load(), _measures(info)
-    if FLAGS.eval_logdir:
-        names = [METRICS_FILE, _REPORT][: 1 + FLAGS.report]
-        files.claim(FLAGS.eval_logdir, names, FLAGS.overwrite)
     gallery = None
     if FLAGS.report and FLAGS.eval_logdir:
         gallery = Gallery(info.num_classes, info.ignore_label, extremes=_SHOWN)
@@ -396,6 +393,9 @@ def main(values: absl_flags.FlagValues) -> None:
     """Scores once, or follows a training."""
     flags.check_flags(values, "eval")
     _check_corruptions()
+    if values.eval_logdir:
+        names = [METRICS_FILE, _REPORT] if values.report else [METRICS_FILE]
+        files.claim(values.eval_logdir, names, values.overwrite)
     path, seconds = values.checkpoint_dir, values.eval_interval_secs
     if is_artefact(path):
         _evaluate_artefact(path)

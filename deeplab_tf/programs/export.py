@@ -10,7 +10,6 @@ signatures of a SavedModel, docs/formats.md of files.
 """
 
 import dataclasses
-import os
 
 from absl import flags as absl_flags
 
@@ -299,8 +298,8 @@ def main(values: absl_flags.FlagValues) -> None:
     path = values.export_path.rstrip("/").removesuffix(FROZEN)
     _check_form(values, path)
     if values.export_path.endswith(FROZEN):
-        folder, name = os.path.split(path + FROZEN)
-        files.claim(folder or ".", [name], values.overwrite)
+        folder, name = files.split(path + FROZEN)
+        files.claim(folder, [name], values.overwrite)
     order = _ordered(values, path)
     compared = "not compared with the model; --dataset_dir names records to do so on"
     with publish_artefact(path, values.overwrite) as unfinished:

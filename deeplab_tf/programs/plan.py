@@ -11,7 +11,6 @@ accumulated, in the fastest precision and with XLA or without. No data are neede
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags as absl_flags
@@ -219,8 +218,8 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "train")
     request = _request(values, flags.chosen_preset(values))
     if values.json:
-        folder, name = os.path.split(values.json)
-        files.claim(folder or ".", [name], values.overwrite)
+        folder, name = files.split(values.json)
+        files.claim(folder, [name], values.overwrite)
     limit = planning.usable(request.mebibytes)
 
     def say(line: str) -> None:

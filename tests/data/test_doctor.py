@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 from PIL import Image
 from plain_records import ODD_EXIF, encoded, record, write
 
@@ -358,7 +359,7 @@ def test_the_exit_status_says_that_it_is_not_safe(folder, tmp_path, capsys):
     assert "warning: images twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
-    assert [path.name for path in pictures.iterdir()] == ["doctor.png"]
+    assert listed(pictures) == ["doctor.png"]
 
 
 def test_the_program_examines_images_of_any_channels(tmp_path, capsys):

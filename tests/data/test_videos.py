@@ -1,6 +1,5 @@
 """Frames of video files, in and out."""
 
-import os
 import resource
 import struct
 
@@ -9,6 +8,7 @@ import moving_shapes
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 
 from deeplab_tf.data.videos import read_video, write_video
 from deeplab_tf.errors import UserError
@@ -155,7 +155,7 @@ def test_videos_are_where_tensorflow_keeps_files():
     folder = "ram://videos"
     tf.io.gfile.makedirs(folder)
     write_mp4(f"{folder}/out.mp4")
-    assert tf.io.gfile.listdir(folder) == ["out.mp4"]
+    assert listed(folder) == ["out.mp4"]
     with read_video(f"{folder}/out.mp4") as video:
         assert video.name == "out"
         assert len(list(video)) == 10
@@ -163,11 +163,12 @@ def test_videos_are_where_tensorflow_keeps_files():
         read_video(f"{folder}/x.mp4").__enter__()
 
 
-def test_an_unwritable_place_is_told(tmp_path, capfd):
-    path = f"{tmp_path}/nowhere/out.mp4"
+def test_size_that_no_video_has_is_refused(tmp_path, capfd):
+    path = f"{tmp_path}/out.mp4"
     with pytest.raises(UserError, match=f"^{path} cannot be written as a video$"):
-        write_video(path, 10, (120, 160)).__enter__()
+        write_video(path, 10, (0, 0)).__enter__()
     assert capfd.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_full_midway_is_told(tmp_path):
@@ -178,11 +179,11 @@ def test_a_disk_that_is_full_midway_is_told(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, before[1]))
     try:
         with (
-            pytest.raises(UserError, match=r"could not be written whole; is the disk"),
+            pytest.raises(UserError, match=r"could not be written; is the disk"),
             write_video(str(path), 10, (240, 320)) as write,
         ):
             for _ in range(30):
                 write(random.randint(0, 256, (240, 320, 3)).astype(np.uint8))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert os.path.getsize(path) <= 300_000
+    assert not path.exists()

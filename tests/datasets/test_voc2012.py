@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from listing import listed
 from PIL import Image
 
 from datasets import voc2012
@@ -57,7 +58,7 @@ def test_the_splits_and_their_sizes_are_described_beside_them(tiny_records):
     assert info.name == "pascal_voc_seg" and info.num_classes == 21
     assert info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
     # And dataset_info.json and conversion.json.
-    assert len(os.listdir(tiny_records)) == 3 * 4 + 2
+    assert len(listed(tiny_records)) == 3 * 4 + 2
 
 
 @pytest.mark.parametrize("list_name", ["trainaug", "train_aug"])

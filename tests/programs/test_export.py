@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 from plain_records import record, write
 from program_runs import assert_refused, run
 
@@ -50,7 +51,7 @@ def plain_export(logs, tmp_path_factory):
 
 def test_an_export_holds_all_it_can(plain_export, tiny_model):
     path = plain_export
-    assert sorted(os.listdir(f"{path}/assets.extra")) == [
+    assert listed(f"{path}/assets.extra") == [
         "dataset_info.json",
         "model.ckpt.data-00000-of-00001",
         "model.ckpt.index",
@@ -166,7 +167,7 @@ def test_a_saved_model_is_compared_with_its_model(logs, validation, tmp_path):
     assert comparison["images"] == 3
     assert comparison["miou"]["artefact"] > 0.999
     assert comparison["max_miou_drop"] == 0.1
-    assert sorted(os.listdir(tmp_path)) == ["export", "export.parity.json"]
+    assert listed(tmp_path) == ["export", "export.parity.json"]
 
 
 @pytest.mark.slow
@@ -219,7 +220,7 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
     assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
     assert path.read_bytes() == content
     names = ("", ".parity.json", ".refused.json")
-    assert sorted(os.listdir(tmp_path)) == [f"model.tflite{name}" for name in names]
+    assert listed(tmp_path) == [f"model.tflite{name}" for name in names]
 
 
 @pytest.mark.parametrize(

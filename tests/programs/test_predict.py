@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 from PIL import Image
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
@@ -56,11 +57,11 @@ def predicted(tiny_model, tiny_export, tmp_path_factory):
 
 
 def test_a_saved_model_and_its_checkpoint_give_the_same_pictures(predicted):
-    names = sorted(os.listdir(predicted / "exported"))
+    names = listed(predicted / "exported")
     kinds = ("color", "label", "overlay")
     pictures = [f"{stem}_{kind}.png" for stem in ("lying", "plain") for kind in kinds]
     assert names == sorted([*pictures, "overview.png"])
-    assert sorted(os.listdir(predicted / "checkpoint")) == names
+    assert listed(predicted / "checkpoint") == names
     for name in names:
         exported = (predicted / "exported" / name).read_bytes()
         assert exported == (predicted / "checkpoint" / name).read_bytes()
@@ -213,7 +214,7 @@ def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
             *(f"--model={tmp_path}/export", f"--images={tmp_path}/photos"),
             *(f"--output_dir={out}", f"--batch_size={batch_size}"),
         )
-        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+        written.append({path.name: path.read_bytes() for path in out.glob("*.png")})
     assert len(written[0]) == 3 * 5 + 1
     assert written[0] == written[1]
     assert len({written[0][f"{i}_label.png"] for i in range(5)}) == 5

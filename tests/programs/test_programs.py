@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from listing import listed
 from PIL import Image
 from plain_records import record, write
 from small_zoo import tiny_checkpoint
@@ -160,7 +161,7 @@ def test_a_training_goes_on_where_it_was(line, logs):
 
 
 def test_an_evaluation_writes_metrics_json(line, tiny_records):
-    assert sorted(os.listdir(line.folder / "eval")) == ["metrics.json", "report.html"]
+    assert listed(line.folder / "eval") == ["metrics.json", "report.html"]
     metrics = json.loads((line.folder / "eval/metrics.json").read_text())
     assert set(metrics) == {
         *("images", "miou", "pixel_accuracy", "frequency_weighted_iou"),

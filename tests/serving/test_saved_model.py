@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_case import value
+from listing import listed
 from tensorflow.core.protobuf import saved_model_pb2
 
+from deeplab_tf import files
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import read_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, Experiment, ModelConfig
@@ -277,7 +279,7 @@ def test_class_names_and_colours_travel_along(tiny_export, strided_export):
 
 
 def test_nothing_else_is_left_beside_an_export(strided_export):
-    assert os.listdir(strided_export.parent) == ["export"]
+    assert listed(strided_export.parent) == ["export"]
 
 
 @pytest.fixture
@@ -285,6 +287,7 @@ def earlier(strided_export, tmp_path):
     """An export with a file that a new one does not have."""
     path = shutil.copytree(strided_export, tmp_path / "export")
     (path / "old.txt").touch()
+    files.seal(str(path))
     return path
 
 
@@ -292,7 +295,7 @@ def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
     export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
     assert not (earlier / "old.txt").exists()
     assert export_info(str(earlier)) == dataset_info("camvid")
-    assert os.listdir(earlier.parent) == ["export"]
+    assert listed(earlier.parent) == ["export"]
 
 
 def test_an_earlier_export_stays_until_the_new_one_is_complete(
@@ -317,11 +320,11 @@ def test_anything_else_is_never_overwritten(strided_model, tmp_path, what):
         (path / "thesis.tex").write_text("years of work")
     else:
         path.write_text("years of work")
-    with pytest.raises(UserError, match=f"{path} is there and is no SavedModel"):
+    with pytest.raises(UserError, match="is not our earlier output"):
         export_saved_model(strided_model, str(path))
     kept = path / "thesis.tex" if what == "folder" else path
     assert kept.read_text() == "years of work"
-    assert os.listdir(tmp_path) == ["export"]
+    assert listed(tmp_path) == ["export"]
 
 
 def test_an_empty_folder_is_filled(strided_model, tmp_path):
