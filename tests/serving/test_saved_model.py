@@ -243,8 +243,8 @@ def test_class_names_are_an_asset(tiny_export, strided_export):
 
 
 def test_nothing_of_this_machine_is_written(tiny_export):
-    for folder, _, files in os.walk(tiny_export):
-        for name in files:
+    for folder, _, paths in os.walk(tiny_export):
+        for name in paths:
             with open(os.path.join(folder, name), "rb") as file:
                 content = file.read()
             for place in (os.getcwd(), os.path.dirname(tiny_export), gettempdir()):
