@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf import text_files
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 
@@ -265,8 +266,4 @@ def read_info(folder: str) -> DatasetInfo | None:
     path = os.path.join(folder, _INFO_FILE)
     if not tf.io.gfile.exists(path):
         return None
-    try:
-        with tf.io.gfile.GFile(path) as file:
-            return DatasetInfo.from_json(file.read(), source=path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: {error}") from error
+    return DatasetInfo.from_json(text_files.read_content(path), source=path)
