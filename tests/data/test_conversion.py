@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -333,14 +334,24 @@ def test_a_value_beyond_the_largest_is_refused(sources, folder):
         conversion.convert({"train": samples(sources, 0)}, info, folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"shards": 3}', '{"shards": {"a": 1}}'])
-def test_an_unreadable_manifest_only_costs_time(sources, folder, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "line 1, column 2: "),
+        ("[]", "must hold an object"),
+        ('{"shards": 3}', "shards must be an object; received 3"),
+        ('{"shards": {"a": 1}}', "shards.a must be an object; received 1"),
+    ],
+)
+def test_an_unreadable_manifest_only_costs_time(sources, folder, text, reason, capsys):
     conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
     tf.io.gfile.remove(f"{folder}/conversion.json")
     with tf.io.gfile.GFile(f"{folder}/conversion.json", "w") as file:
         file.write(text)
     conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
     assert samples.read == [0]
+    warning = rf"^warning: .*conversion.json:? {reason}.*; every shard is made again$"
+    assert re.search(warning, capsys.readouterr().err, re.MULTILINE)
     with tf.io.gfile.GFile(f"{folder}/conversion.json") as file:
         assert list(json.loads(file.read())["shards"]) == [
             "train-00000-of-00001.tfrecord"
@@ -398,7 +409,7 @@ def test_names_are_the_words_of_a_text(tmp_path):
     path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
     assert image_files.read_names(path) == ["a", "b_1", "ö"]
     path.write_bytes(b"a\n\xffb")
-    with pytest.raises(UserError, match=f"^{path} is no UTF-8 text: .*0xff"):
+    with pytest.raises(UserError, match=f"^{path}: line 2 is not UTF-8 .*0xff"):
         image_files.read_names(path)
 
 
