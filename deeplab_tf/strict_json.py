@@ -318,7 +318,7 @@ def _check_dict(hint: typing.Any, value: _Value, where: str) -> dict:
     _require_type(dict, value, where)
     _, item = typing.get_args(hint)
     for key in value:
-        check_text(key, f"a key of {where}")
+        check_text(key, f"{where}: a key")
     return {key: check(item, v, f"{where}.{key}") for key, v in value.items()}
 
 

@@ -1,5 +1,6 @@
 """A model as a TFLite file: images of one size in, labels or scores out."""
 
+import dataclasses
 import io
 import zipfile
 import zlib
@@ -176,26 +177,26 @@ def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
     return content
 
 
+@dataclasses.dataclass(frozen=True)
+class _ExportNote:
+    """The JSON of `EXPORT_NOTE`."""
+
+    precision: str
+    mean_pixel: list[float]
+
+
 def _export_note(notes: dict, channels: int, path: str) -> tuple[np.ndarray, dict]:
     """Returns the mean pixel, and the protocol of the export."""
+    if EXPORT_NOTE not in notes:
+        return np.float32(_MEAN_PIXEL), {}
     where = f"{path}: {EXPORT_NOTE}"
-    values = strict_json.load(notes.get(EXPORT_NOTE, "{}"), where)
-    protocol = {
-        name: strict_json.check(str, value, f"{where}: {name}")
-        for name, value in values.items()
-        if name != "mean_pixel"
-    }
-    if "mean_pixel" not in values:
-        return np.float32(_MEAN_PIXEL), protocol
-    mean_pixel = strict_json.check(
-        list[float], values["mean_pixel"], f"{where}: mean_pixel"
-    )
-    if len(mean_pixel) not in (1, channels):
+    note = strict_json.from_json(_ExportNote, notes[EXPORT_NOTE], where)
+    if len(note.mean_pixel) != channels:
         raise UserError(
             f"{where}: mean_pixel must have {channels} values, one for each channel; "
-            f"received {len(mean_pixel)}"
+            f"received {len(note.mean_pixel)}"
         )
-    return np.float32(mean_pixel), protocol
+    return np.float32(note.mean_pixel), {"precision": note.precision}
 
 
 def _interpreter_class(path: str) -> type:

@@ -1,6 +1,5 @@
 """The course of a training, in a file of one line per report, and drawn."""
 
-import contextlib
 import functools
 import json
 import math
@@ -127,18 +126,18 @@ def _checksum(index: int, count: int, row: Mapping[str, float | None]) -> str:
 def _read(path: str) -> list[dict]:
     """Returns the rows of a file.
 
-    Files of earlier versions have no checksums; a last line that is cut short is
-    dropped from them.
+    Raises:
+        UserError: if a line is damaged, or lines are missing; names the line.
     """
     if not tf.io.gfile.exists(path):
         return []
     content = text_files.read_content(path)
     if not content:
         raise UserError(f"{path} is empty; {_REMEDY}")
-    *lines, rest = strict_json.decode(content, path, text_files.MAX_BYTES).split("\n")
-    if rest and (strict_json.CHECKSUM in content.decode() or _is_json(rest)):
-        lines.append(rest)
+    text = strict_json.decode(content, path, text_files.MAX_BYTES)
+    lines = text.removesuffix("\n").split("\n")
     rows = [_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
+    # Earlier versions wrote none.
     checksums = [row.pop(strict_json.CHECKSUM, None) for row in rows]
     if any(checksums):
         for i, row in enumerate(rows):
@@ -148,13 +147,6 @@ def _read(path: str) -> list[dict]:
                     f"the number of lines); restore it, or {_REMEDY}"
                 )
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
-
-
-def _is_json(line: str) -> bool:
-    with contextlib.suppress(UserError):
-        strict_json.parse(line, "")
-        return True
-    return False
 
 
 def _row(line: str, where: str) -> dict:
