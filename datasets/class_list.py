@@ -1,13 +1,14 @@
 """The classes of one's own images, from a text file or a `dataset_info.json`."""
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from etils import epath
 
-from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf import strict_json, text_files
+from deeplab_tf.data.info import DatasetInfo, check_class_names, check_color
 from deeplab_tf.errors import UserError
 
 Color = tuple[int, int, int]
@@ -62,15 +63,13 @@ def read_class_list(
     """
     if not path.exists() or path.is_dir():
         raise UserError(f"--classes={path} is no file")
-    try:
-        text = path.read_text(encoding="utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: {error}") from error
-    if path.suffix == ".json" or text.lstrip().startswith("{"):
-        found = DatasetInfo.from_json(text, source=str(path))
-        has_colors = bool(json.loads(text).get("colors"))
+    content = text_files.read_content(os.fspath(path))
+    if path.suffix == ".json" or content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{":
+        found = DatasetInfo.from_json(content, source=str(path))
+        has_colors = bool(strict_json.parse(content, str(path)).get("colors"))
     else:
-        names, colors = _parsed(path, text)
+        names, colors = _parsed(path, text_files.split_lines(content, str(path)))
+        check_class_names(names, f"{path}: class_names")
         found = DatasetInfo(default_name, names, colors=colors)
         has_colors = bool(colors)
     _check_alike(path, found)
@@ -82,10 +81,12 @@ def read_class_list(
     return classes
 
 
-def _parsed(path: epath.Path, text: str) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+def _parsed(
+    path: epath.Path, lines: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[Color, ...]]:
     """Returns the names and the colours, which may be none, of a text."""
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         words = [word for word in re.split(r"[\s,;]+", line) if word]
         header = not rows and [word.lower() for word in words] == _HEADER
         if words and not header and not words[0].startswith("#"):
@@ -116,7 +117,8 @@ def _row(where: str, words: Sequence[str]) -> tuple[str, Color | None]:
     if not (last or first):
         return " ".join(words), None
     name, color = (words[:-3], words[-3:]) if last else (words[3:], words[:3])
-    values = [int(word) for word in color]
+    # Python refuses to convert thousands of digits.
+    values = [int(word) if len(word) < 10 else 10**9 for word in color]
     return " ".join(name), as_color(f"the colour in {where}", values)
 
 
@@ -126,22 +128,17 @@ def as_color(where: str, values: Sequence) -> Color:
     Raises:
         UserError: unless these are three integers in 0..255; names `where`.
     """
-    if len(values) != 3 or any(value not in range(256) for value in values):
-        text = ",".join(map(str, values))
-        raise UserError(f"{where} must be r,g,b of 0..255 each; received {text}")
+    check_color(values, where)
     return tuple(values)
 
 
 def _check_alike(path: epath.Path, info: DatasetInfo) -> None:
-    """Raises UserError for two classes of one name or colour, or too many."""
-    if info.num_classes > 256:
-        raise UserError(f"{path} lists {info.num_classes} classes; labels hold 256")
+    """Raises UserError for two classes of one name or colour."""
     names, by_color = set(), {}
     for name, color in zip(info.class_names, info.colors, strict=True):
         if name in names:
             raise UserError(f"{path} has two classes named {name}")
         names.add(name)
-        color = as_color(f"the colour of {name} in {path}", color)
         if color in by_color:
             raise UserError(
                 f"{path} gives the classes {by_color[color]} and {name} one colour, "

@@ -8,8 +8,8 @@ annotated pixels of these classes are kept, all other objects are background. Cr
 are ignored. Of 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
 """
 
-import json
 import math
+import os
 import re
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from etils import epath
 from tqdm import tqdm
 
 import deeplab_tf.programs
+from deeplab_tf import strict_json, text_files
 from deeplab_tf.data import conversion, pictures
 from deeplab_tf.data.info import dataset_info, split_name
 from deeplab_tf.errors import UserError
@@ -48,6 +49,8 @@ flags.DEFINE_integer(
 
 # More than so many pixels have to be annotated.
 _TOO_FEW_PIXELS = 1000
+# Of the annotations; those of 2017 have 0.5 GB.
+_MAX_BYTES = 2**31
 # Where COCO has another name for a class of VOC.
 _COCO_NAMES = {
     "aeroplane": "airplane",
@@ -125,10 +128,9 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     """Returns the content of an instances file whose entries have all their fields."""
     if not path.exists():
         raise UserError(f"--annotations={path} does not exist")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+    content = strict_json.parse(
+        text_files.read_content(os.fspath(path), _MAX_BYTES), str(path), _MAX_BYTES
+    )
     for kind, fields in _FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(kind), list):
             raise UserError(f"{path} is no instances file of COCO: it has no {kind}")

@@ -423,7 +423,8 @@ def color_baseline(root, train_split="train", eval_split="test"):
         union, counted over all images at once, void pixels left out.
     """
     root = pathlib.Path(root)
-    info = dataset_info.DatasetInfo.from_json((root / "dataset_info.json").read_text())
+    path = root / "dataset_info.json"
+    info = dataset_info.DatasetInfo.from_json(path.read_bytes(), str(path))
     n = info.num_classes
     sums, counts = np.zeros((n, 3)), np.zeros((n, 1))
     for pixels, label in _labelled_pixels(root, train_split, info.ignore_label):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from absl import flags
 
+from deeplab_tf import strict_json
 from deeplab_tf.config import (
     MODEL_FLAGS,
     DataConfig,
@@ -356,13 +357,15 @@ def model_config(
 
 def _content_or_name(path: str) -> str:
     """Returns what a file holds; the path itself if there is none."""
-    import tensorflow as tf  # here: the dataset programs start without it
+    # Here, because the dataset programs start without TensorFlow.
+    import tensorflow as tf
+
+    from deeplab_tf import text_files
 
     if not tf.io.gfile.exists(path):
         return path
-    with tf.io.gfile.GFile(path) as file:
-        # "[]" is what an empty file means; the config refuses it.
-        return file.read() or "[]"
+    # "[]" is what an empty file means; the config refuses it.
+    return strict_json.decode(text_files.read_content(path), path) or "[]"
 
 
 def _field(config: object, path: str) -> object:

@@ -15,7 +15,8 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # not know each other.
 LEVELS = (
     {"errors", "memory", "scratch"},
-    {"archives", "data.info", "files"},
+    {"strict_json"},
+    {"archives", "data.info", "files", "text_files"},
     {"config"},
     {"presets"},
     {"models", "data"},
@@ -33,6 +34,7 @@ MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 WITHOUT_TENSORFLOW = (
     "config",
     "errors",
+    "strict_json",
     "data.info",
     "presets",
     "models",

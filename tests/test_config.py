@@ -583,14 +583,14 @@ def test_an_experiment_with_a_cell_survives_its_json():
 @pytest.mark.parametrize(
     ("cell", "reason"),
     [
-        ([{"op": "pool"}], "op of a cell must be"),
-        ([{"op": "conv", "size": 3}], r"unknown fields \['size'\]"),
+        ([{"op": "pool"}], r"dense_prediction_cell\[0\]: op of a cell must be"),
+        ([{"op": "conv", "size": 3}], r'cell\[0\]: unknown key "size"'),
         ([{"op": "conv", "input": 1}], "branch 0 .* received 1"),
     ],
 )
 def test_a_cell_of_an_experiment_that_cannot_be_is_named(cell, reason):
     text = json.dumps({"model": {"context": {"dense_prediction_cell": cell}}})
-    with pytest.raises(UserError, match=f"^experiment.json .*{reason}"):
+    with pytest.raises(UserError, match=f"^experiment.json: model.context.*{reason}"):
         Experiment.from_json(text)
 
 
@@ -610,27 +610,37 @@ def test_an_experiment_survives_its_json():
     )
     assert Experiment.from_json(experiment.to_json()) == experiment
     assert Experiment.from_json(Experiment().to_json()) == Experiment()
-    assert Experiment.from_json("{}") == Experiment()
+    assert Experiment.from_json('{"format_version": 1, "model": {}}') == Experiment()
 
 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "Expecting value"),
-        ("{", "Expecting property name"),
-        ("null", ""),
-        ("3", ""),
-        ("[1]", ""),
-        (json.dumps({"modle": {}}), "modle"),
-        (json.dumps({"model": {"num_clases": 2}}), "num_clases"),
-        (json.dumps({"model": 3}), ""),
-        (json.dumps({"model": {"image_pyramid": 1.0}}), ""),
-        (json.dumps({"model": {"output_stride": 12}}), "must be 8, 16 or 32"),
-        (json.dumps({"info": {"name": "toy", "class_names": []}}), "names no class"),
+        ("", " is empty"),
+        ("{", ": line 1, column 2: Expecting property name"),
+        ("null", " must hold an object; received null"),
+        ("3", " must hold an object; received 3"),
+        ("[1]", " must hold an object; received a list"),
+        ("{}", ': the key "format_version" is missing'),
+        (json.dumps({"modle": {}}), ': unknown key "modle"; did you mean "model"'),
+        (json.dumps({"model": {"num_clases": 2}}), ': model: unknown key "num_clases"'),
+        (json.dumps({"model": 3}), ": model must be an object; received 3"),
+        (
+            json.dumps({"model": {"image_pyramid": 1.0}}),
+            ": model.image_pyramid must be a list; received 1.0",
+        ),
+        (
+            json.dumps({"model": {"output_stride": 12}}),
+            ": model: output_stride must be 8, 16 or 32",
+        ),
+        (
+            json.dumps({"info": {"name": "toy", "class_names": []}}),
+            ": info: dataset 'toy' names no class",
+        ),
     ],
 )
 def test_a_text_that_is_no_experiment_is_named(text, reason):
-    with pytest.raises(UserError, match=f"^logs/experiment.json .*{reason}"):
+    with pytest.raises(UserError, match=f"^logs/experiment.json{reason}"):
         Experiment.from_json(text, source="logs/experiment.json")
 
 

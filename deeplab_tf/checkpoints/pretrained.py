@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import numbers
 import os
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
+from deeplab_tf import strict_json, text_files
 from deeplab_tf.archives import UnusableFolderError, extract, find_damage
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.download import (
@@ -255,7 +255,7 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """
     path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
-        return Experiment.from_json(_text(path), source=path).model
+        return Experiment.from_json(text_files.read_content(path), source=path).model
     for candidate in candidates(arrays):
         config = dataclasses.replace(
             candidate, num_classes=class_count(arrays) or candidate.num_classes
@@ -326,11 +326,6 @@ def _plain(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _text(path: str) -> str:
-    with tf.io.gfile.GFile(path) as file:
-        return file.read()
-
-
 def _of_export(path: str) -> tuple[ModelConfig, str]:
     """Returns the model that a SavedModel was made from, and its checkpoint.
 
@@ -345,11 +340,9 @@ def _of_export(path: str) -> tuple[ModelConfig, str]:
                 f"{path} was exported without {what} ({needed} is missing); give the "
                 "checkpoint that it was made from"
             )
-    try:
-        text = json.dumps({"model": json.loads(_text(described))})
-    except ValueError as error:
-        raise UserError(f"{described} describes no model: {error}") from error
-    return Experiment.from_json(text, source=described).model, prefix
+    content = text_files.read_content(described)
+    required = ("backbone", "num_classes")
+    return strict_json.from_json(ModelConfig, content, described, required), prefix
 
 
 def _require_all_but_logits(

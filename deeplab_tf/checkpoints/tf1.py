@@ -7,14 +7,19 @@ Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the officia
 names, so that one reader serves both (`deeplab_tf.training.resume` writes them).
 """
 
+import functools
 import os
+import sys
 from collections.abc import Iterable
 
 import keras
 import numpy as np
 import tensorflow as tf
+from google.protobuf import text_format
 from google.protobuf.message import DecodeError
+from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
 
+from deeplab_tf import strict_json, text_files
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     load_tf1_variables,
@@ -27,6 +32,8 @@ from deeplab_tf.errors import UserError
 MODEL_KEY, AVERAGE_KEY = "model", "average"
 _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NAME = "model.ckpt"
+# Names the latest checkpoint of a folder, as a text proto.
+STATE_FILE = "checkpoint"
 _FROZEN = ".pb"
 # Last parts of the names of variables, to know them among a graph's constants.
 _LEAVES = {
@@ -35,16 +42,22 @@ _LEAVES = {
 }
 
 
+class MissingCheckpointError(UserError):
+    """There is no checkpoint in a folder, or of a prefix."""
+
+
 def resolve(path: str) -> str:
     """Returns the prefix of the checkpoint meant by a prefix or a folder.
 
     In a folder it is the one that the `checkpoint` file names, else the one of
     the highest step (the official archives hold no `checkpoint` file), else a
-    frozen graph, which is its own prefix. Hidden files, which a Mac puts beside
+    frozen graph, which is its own prefix. A `checkpoint` file that names a missing
+    checkpoint is ignored with a warning. Hidden files, which a Mac puts beside
     others, are passed over.
 
     Raises:
-        UserError: if there is none; names what is there instead.
+        MissingCheckpointError: if there is none; names what is there instead.
+        UserError: if the `checkpoint` file is damaged.
     """
     path = os.path.expanduser(path).removesuffix(".index")
     if tf.io.gfile.exists(path + ".index") or _is_frozen(path):
@@ -53,16 +66,86 @@ def resolve(path: str) -> str:
         folder = os.path.dirname(path) or "."
         near = _prefixes(folder) if tf.io.gfile.isdir(folder) else []
         hint = f"in {folder}: {', '.join(near)}" if near else f"none in {folder} either"
-        raise UserError(f"no checkpoint {path} (no file {path}.index); {hint}")
-    latest = tf.train.latest_checkpoint(path)
-    if latest is None:
-        found = _prefixes(path) or _frozen_graphs(path)
-        if not found:
-            raise UserError(
-                f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
-            )
-        latest = os.path.join(path, os.path.basename(found[-1]))
-    return latest
+        raise MissingCheckpointError(
+            f"no checkpoint {path} (no file {path}.index); {hint}"
+        )
+    names = _prefixes(path)
+    found = _named_by_state_file(path, names) or names or _frozen_graphs(path)
+    if not found:
+        raise MissingCheckpointError(
+            f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
+        )
+    return os.path.join(path, os.path.basename(found[-1]))
+
+
+def _named_by_state_file(folder: str, names: list[str]) -> list[str]:
+    """Returns the checkpoint that the `checkpoint` file of a folder names.
+
+    Args:
+        folder: The folder.
+        names: Checkpoints of the folder, by step.
+
+    Returns:
+        Its name; none if there is no such file, or no longer that checkpoint.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = os.path.join(folder, STATE_FILE)
+    if not tf.io.gfile.exists(path):
+        return []
+    state = _read_state(path)
+    place, name = os.path.split(state.model_checkpoint_path)
+    if name not in names:
+        if names:
+            _warn(f"{path} names {name}, which is not there; using {names[-1]}")
+        return []
+    if place and os.path.abspath(place) != os.path.abspath(folder):
+        _warn(f"{path} names {state.model_checkpoint_path}; using {name} of {folder}")
+    elif not state.all_model_checkpoint_paths and name != names[-1]:
+        _warn(f"{path} names {name}, although {folder} has {names[-1]} too")
+    return [name]
+
+
+def _read_state(path: str) -> CheckpointState:
+    """Returns the content of a `checkpoint` file.
+
+    Not by `tf.train.latest_checkpoint`, which takes a damaged file for none and then
+    goes by other files.
+
+    Raises:
+        UserError: if the file is damaged, or contradicts itself.
+    """
+    content = text_files.read_content(path, strict_json.MAX_BYTES)
+    try:
+        text = strict_json.decode(content, path)
+        state = text_format.Parse(text, CheckpointState())
+    except (text_format.ParseError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error).splitlines()[0]) from error
+    latest, listed = state.model_checkpoint_path, state.all_model_checkpoint_paths
+    if os.path.basename(latest) in ("", ".", ".."):
+        raise _damaged(path, f"model_checkpoint_path is {latest!r}")
+    strict_json.check_text(latest, f"{path}: model_checkpoint_path")
+    if listed and listed[-1] != latest:
+        raise _damaged(
+            path,
+            f"model_checkpoint_path is {latest!r}, but the last of "
+            f"all_model_checkpoint_paths {listed[-1]!r}",
+        )
+    return state
+
+
+def _damaged(path: str, reason: str) -> UserError:
+    return UserError(
+        f"{path} is damaged ({reason}); delete it to use the highest step, or give the "
+        "prefix of a checkpoint"
+    )
+
+
+# Once each: programs resolve a folder several times, or all the time.
+@functools.cache
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _is_frozen(path: str) -> bool:

@@ -1,19 +1,16 @@
 """Data, training and evaluation, and all of it as one experiment.json."""
 
 import dataclasses
-import json
-import types
-import typing
 
+from deeplab_tf import strict_json
 from deeplab_tf.config.checks import freeze_lists, require
 from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
 
 # Its name beside the checkpoints of a training.
 EXPERIMENT_FILE = "experiment.json"
-
-_Config = typing.TypeVar("_Config")
+# Keys that an experiment.json has in any case, by which a gap in it is noticed.
+_REQUIRED = ("format_version", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,43 +340,24 @@ class Experiment:
 
     def to_json(self) -> str:
         """Returns the text of `experiment.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        values = dataclasses.asdict(self)
+        return strict_json.dump({key: values[key] for key in _REQUIRED} | values)
 
     @classmethod
-    def from_json(cls, text: str, source: str = "experiment.json") -> "Experiment":
+    def from_json(
+        cls, text: str | bytes, source: str = EXPERIMENT_FILE
+    ) -> "Experiment":
         """Returns the experiment that `to_json` wrote.
 
         Args:
-            text: What the file holds.
+            text: Content of the file.
             source: What to call the file in an error.
 
         Raises:
-            UserError: if the text is something else; names `source`.
+            UserError: if the text is something else, or was changed after `to_json`
+                wrote it; names `source` and the key.
         """
-        try:
-            return _from_dict(cls, json.loads(text))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"{source} describes no experiment: {error}") from error
-
-
-def _from_dict(cls: type[_Config], values: dict) -> _Config:
-    """Returns a dataclass of the nested dictionaries that `asdict` made of it."""
-    hints = typing.get_type_hints(cls)
-    unknown = set(values) - set(hints)
-    if unknown:
-        raise TypeError(f"unknown fields {sorted(unknown)}")
-    return cls(**{k: _from_value(hints[k], v) for k, v in values.items()})
-
-
-def _from_value(hint: typing.Any, value: typing.Any) -> typing.Any:
-    """Returns a field of the hinted type, of what JSON made of it."""
-    if value is None:
-        return None
-    if isinstance(hint, types.UnionType):
-        hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _from_dict(hint, value)
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        return tuple(_from_value(item, v) for v in value)
-    return value
+        experiment = strict_json.from_json(cls, text, source, _REQUIRED)
+        if experiment.info is not None:
+            experiment.info.check_contents(f"{source}: info.")
+        return experiment

@@ -1,10 +1,10 @@
 """The official flag names, and what their values mean."""
 
-import json
 import pathlib
 from collections.abc import Callable
 from typing import TypeVar
 
+from deeplab_tf import strict_json
 from deeplab_tf.config.heads import RELEASED_CELL, CellBranch
 from deeplab_tf.errors import UserError
 
@@ -79,12 +79,15 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     if isinstance(value, list | tuple):
         return tuple(_cell_branch(dict(branch)) for branch in value)
     text = str(value)
+    content: str | bytes = text
     if not text.lstrip().startswith("["):
         path = pathlib.Path(text)
         if path.name == _RELEASED_CELL_FILE and not path.exists():
             return RELEASED_CELL
-        text = path.read_text()
-    branches = json.loads(text)
+        content = path.read_bytes()
+    branches = strict_json.parse(content, "the cell")
+    if not isinstance(branches, list):
+        raise ValueError("the cell must be a list of branches")
     if not branches:
         raise ValueError("it holds no branches")
     return parse_cell(branches)

@@ -9,9 +9,9 @@ files, are not made again.
 import dataclasses
 import hashlib
 import io
-import json
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
@@ -23,9 +23,9 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from deeplab_tf import files
+from deeplab_tf import files, strict_json, text_files
 from deeplab_tf.data import image_files, pictures, records
-from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.info import DatasetInfo, check_hash
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
 
@@ -143,27 +143,56 @@ def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
     return record, _content_of(sample.name, pixels.numpy(), label, info)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A finished shard in the manifest: `_Content.to_json`, and its sources."""
+
+    sources: str
+    images: int
+    class_pixels: list[int]
+    class_image_pixels: list[int]
+    content_hash: str
+
+    def __post_init__(self):
+        check_hash(self.content_hash, "content_hash")
+        if min(self.images, *self.class_pixels, *self.class_image_pixels) < 0:
+            raise UserError("a count is negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class _ManifestFile:
+    """The JSON of the manifest."""
+
+    shards: dict[str, _Entry]
+
+
 class _Manifest:
     """Which shards of a folder are finished, from which files, and what they hold."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, num_classes: int):
+        self._num_classes = num_classes
         self._path = os.path.join(folder, _MANIFEST)
         self._lock = threading.Lock()
         self._shards: dict[str, dict] = {}
         self.found = tf.io.gfile.exists(self._path)
         if self.found:
             try:
-                with tf.io.gfile.GFile(self._path) as file:
-                    self._shards = dict(json.loads(file.read())["shards"])
-            except (ValueError, KeyError, TypeError):
-                self._shards = {}  # then everything is made again
+                self._shards = self._read()
+            except UserError as error:
+                print(f"warning: {error}; every shard is made again", file=sys.stderr)
+
+    def _read(self) -> dict[str, dict]:
+        content = text_files.read_content(self._path)
+        file = strict_json.from_json(_ManifestFile, content, self._path)
+        return dataclasses.asdict(file)["shards"]
 
     def content(self, name: str, fingerprint: str) -> _Content | None:
         """Returns what a finished shard holds, None if it is of other files."""
         shard = self._shards.get(name)
-        if not isinstance(shard, dict) or shard.get("sources") != fingerprint:
+        if shard is None or shard["sources"] != fingerprint:
             return None
-        return _Content.from_json(shard)
+        sizes = {len(shard["class_pixels"]), len(shard["class_image_pixels"])}
+        return _Content.from_json(shard) if sizes == {self._num_classes} else None
 
     def add(self, name: str, fingerprint: str, content: _Content) -> None:
         with self._lock:
@@ -179,8 +208,7 @@ class _Manifest:
                 _remove([self._path])
 
     def _write(self) -> None:
-        text = json.dumps({"shards": self._shards}, indent=1)
-        write_text(text, self._path)
+        write_text(strict_json.dump({"shards": self._shards}), self._path)
 
 
 class _Shard(NamedTuple):
@@ -223,7 +251,7 @@ class _Conversion:
         made = not _exists(output_dir)
         files.claim(output_dir, _OWN_FILES)
         records.finish_publishing(output_dir)
-        self.manifest = _Manifest(output_dir)
+        self.manifest = _Manifest(output_dir, info.num_classes)
         # Whether the folder is of this run, or of one that was interrupted.
         self.is_ours = made or self.manifest.found
         self.stopped = threading.Event()

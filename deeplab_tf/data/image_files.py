@@ -1,12 +1,14 @@
 """Images and labels of anyone's files, before they are records."""
 
 import io
+import os
 
 import numpy as np
 import tensorflow as tf
 from etils import epath
 from PIL import Image, UnidentifiedImageError
 
+from deeplab_tf import text_files
 from deeplab_tf.data import pictures, records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -42,12 +44,9 @@ def read_names(path: epath.Path) -> list[str]:
     """Returns the words of a list of names.
 
     Raises:
-        UserError: if it is no text; names it.
+        UserError: if it is not text; names the line.
     """
-    try:
-        return path.read_text(encoding="utf-8").split()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: {error}") from error
+    return text_files.read_words(os.fspath(path))
 
 
 def read_index_label(path: epath.Path) -> np.ndarray:

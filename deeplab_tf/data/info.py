@@ -1,9 +1,15 @@
 """What a dataset means: its classes, their colours and the label to ignore."""
 
 import dataclasses
-import json
+import re
+from collections.abc import Mapping, Sequence
 
+from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
+
+# Label values are bytes, and 255 marks pixels of no class.
+MAX_CLASSES = 255
+_MAX_NAME = 200  # characters, to fit into tables and drawings
 
 # What users call an official split.
 _SPLIT_ALIASES = {"trainaug": "train_aug"}
@@ -105,23 +111,112 @@ class DatasetInfo:
 
     def to_json(self) -> str:
         """Returns the text of `dataset_info.json`."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return strict_json.dump(dataclasses.asdict(self))
 
     @classmethod
-    def from_json(cls, text: str, source: str = "dataset_info.json") -> "DatasetInfo":
-        """Returns the info that `to_json` wrote.
+    def from_json(
+        cls, text: str | bytes, source: str = "dataset_info.json"
+    ) -> "DatasetInfo":
+        """Returns the info that `to_json`, or a person, wrote.
 
         Args:
-            text: What the file holds.
+            text: Content of the file.
             source: What to call the file in an error.
 
         Raises:
-            UserError: if the text is not such a description; names `source`.
+            UserError: if the text is not such a description, or was changed after
+                `to_json` wrote it; names `source` and the key.
         """
-        try:
-            return cls(**json.loads(text))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise UserError(f"{source} describes no dataset: {error}") from error
+        info = strict_json.from_json(cls, text, source)
+        info.check_contents(f"{source}: ")
+        return info
+
+    def check_contents(self, where: str) -> None:
+        """Refuses names, colours, counts and hashes that make no sense.
+
+        Args:
+            where: What precedes the name of a field in an error.
+
+        Raises:
+            UserError: for the first such value; names `where`, field and index.
+        """
+        check_class_names(self.class_names, f"{where}class_names")
+        for i, color in enumerate(self.colors):
+            check_color(color, f"{where}colors[{i}]")
+        _check_counts(self.split_sizes, f"{where}split_sizes")
+        for name in ("class_pixels", "class_image_pixels"):
+            for split, counts in getattr(self, name).items():
+                place = f"{where}{name}.{split}"
+                if len(counts) != self.num_classes:
+                    raise UserError(
+                        f"{place} must have one count per class, {self.num_classes}; "
+                        f"received {len(counts)}"
+                    )
+                _check_counts(dict(enumerate(counts)), place)
+        for split, digest in self.content_hashes.items():
+            check_hash(digest, f"{where}content_hashes.{split}")
+
+
+def check_class_names(names: Sequence[str], where: str) -> None:
+    """Refuses blank names, control characters, and more names than label values.
+
+    Args:
+        names: Names of the classes.
+        where: What to call them in an error.
+
+    Raises:
+        UserError: if one cannot be the name of a class.
+    """
+    if len(names) > MAX_CLASSES:
+        raise UserError(
+            f"{where} has {len(names)} classes; labels hold {MAX_CLASSES}, with the "
+            f"ids 0..{MAX_CLASSES - 1}"
+        )
+    for i, name in enumerate(names):
+        if not name.strip():
+            raise UserError(f"{where}[{i}] is blank; every class needs a name")
+        if len(name) > _MAX_NAME:
+            raise UserError(
+                f"{where}[{i}] has {len(name)} characters; a name has at most "
+                f"{_MAX_NAME}"
+            )
+        strict_json.check_text(name, f"{where}[{i}]")
+
+
+def check_color(color: Sequence[int], where: str) -> None:
+    """Refuses what is no RGB colour of 8 bits.
+
+    Args:
+        color: Red, green and blue.
+        where: What to call the colour in an error.
+
+    Raises:
+        UserError: unless there are three whole numbers in 0..255.
+    """
+    is_color = len(color) == 3 and all(type(v) is int for v in color)
+    if not (is_color and 0 <= min(color) <= max(color) <= 255):
+        text = ",".join(map(str, color))
+        raise UserError(f"{where} must be r,g,b of 0..255 each; received {text}")
+
+
+def _check_counts(counts: Mapping[str, int] | Mapping[int, int], where: str) -> None:
+    for key, count in counts.items():
+        if count < 0:
+            raise UserError(f"{where}[{key}] must not be negative; received {count}")
+
+
+def check_hash(digest: str, where: str) -> None:
+    """Refuses what is no hexadecimal digest.
+
+    Args:
+        digest: The digest.
+        where: What to call it in an error.
+
+    Raises:
+        UserError: if there are other characters, or none.
+    """
+    if not re.fullmatch("[0-9a-fA-F]+", digest):
+        raise UserError(f"{where} must be hexadecimal; received {digest[:80]!r}")
 
 
 def generic_info(num_classes: int, ignore_label: int = 255) -> DatasetInfo:

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from deeplab_tf import text_files
 from deeplab_tf.data.pictures import PICTURE_FORMATS, decode_image, exif_orientation
 from deeplab_tf.errors import UserError
 
@@ -58,12 +59,7 @@ def find_images(pattern: str, image_list: str | None = None) -> list[str]:
 
 def _listed(paths: list[str], image_list: str) -> list[str]:
     """Returns those paths whose names a text file lists."""
-    with tf.io.gfile.GFile(image_list, "rb") as file:
-        content = file.read()
-    try:
-        names = content.decode("utf-8-sig").split()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{image_list} is no UTF-8 text: {error}") from error
+    names = text_files.read_words(image_list)
     if not names:
         raise UserError(f"{image_list} names no image")
     found = {image_name(path) for path in paths}

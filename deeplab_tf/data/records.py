@@ -1,7 +1,6 @@
 """TFRecords in the official schema: the only file that spells their keys."""
 
 import dataclasses
-import json
 import os
 import re
 import struct
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf import strict_json, text_files
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
@@ -151,7 +151,8 @@ def publish(
         info: What becomes `dataset_info.json`.
         folder: Folder of both.
     """
-    text = json.dumps({"shards": shards, "info": json.loads(info.to_json())})
+    publication = _Publication({k: list(v) for k, v in shards.items()}, info)
+    text = strict_json.dump(dataclasses.asdict(publication))
     write_text(text, os.path.join(folder, _PUBLISHING))
     finish_publishing(folder)
 
@@ -161,7 +162,7 @@ def finish_publishing(folder: str) -> None:
     pending = _pending(folder)
     if pending is None:
         return
-    for split, names in pending["shards"].items():
+    for split, names in pending.shards.items():
         for path in (os.path.join(folder, name) for name in names):
             if tf.io.gfile.exists(path + FINISHED):
                 tf.io.gfile.rename(path + FINISHED, path, overwrite=True)
@@ -169,22 +170,28 @@ def finish_publishing(folder: str) -> None:
             # A file whose name only begins like a shard's belongs to somebody else.
             if is_shard(path) and os.path.basename(path) not in names:
                 tf.io.gfile.remove(path)
-    write_info(_pending_info(pending, folder), folder)
+    write_info(pending.info, folder)
     tf.io.gfile.remove(os.path.join(folder, _PUBLISHING))
 
 
-def _pending(folder: str) -> dict | None:
-    """Returns the shards and the info that are being published, if any are."""
+@dataclasses.dataclass(frozen=True)
+class _Publication:
+    """The shards of each split and the info that are being published."""
+
+    shards: dict[str, list[str]]
+    info: DatasetInfo
+
+
+def _pending(folder: str) -> _Publication | None:
     path = os.path.join(folder, _PUBLISHING)
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path) as file:
-        return json.loads(file.read())
-
-
-def _pending_info(pending: dict, folder: str) -> DatasetInfo:
-    source = os.path.join(folder, _PUBLISHING)
-    return DatasetInfo.from_json(json.dumps(pending["info"]), source=source)
+    content = text_files.read_content(path)
+    pending = strict_json.from_json(_Publication, content, path)
+    for name in (name for names in pending.shards.values() for name in names):
+        if "/" in name or not is_shard(name):
+            raise UserError(f"{path}: {name!r} is not the name of a shard")
+    return pending
 
 
 def shard_paths(dataset_dir: str, split: str) -> list[str]:
@@ -196,8 +203,8 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """
     split = split_name(split)
     pending = _pending(dataset_dir)
-    if pending and split in pending["shards"]:
-        paths = [os.path.join(dataset_dir, n) for n in pending["shards"][split]]
+    if pending and split in pending.shards:
+        paths = [os.path.join(dataset_dir, n) for n in pending.shards[split]]
         new = (path + FINISHED for path in paths)
         return [
             n if tf.io.gfile.exists(n) else p for p, n in zip(paths, new, strict=True)
@@ -233,8 +240,9 @@ def split_names(dataset_dir: str) -> list[str]:
     if not tf.io.gfile.exists(dataset_dir):
         return []
     shards = [_SHARD.fullmatch(name) for name in tf.io.gfile.listdir(dataset_dir)]
-    pending = _pending(dataset_dir) or {"shards": {}}
-    return sorted({shard[1] for shard in shards if shard} | set(pending["shards"]))
+    pending = _pending(dataset_dir)
+    found = {shard[1] for shard in shards if shard}
+    return sorted(found | set(pending.shards if pending else ()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,11 +334,7 @@ def read_info(folder: str) -> DatasetInfo | None:
     path = os.path.join(folder, INFO_FILE)
     pending = _pending(folder)
     if pending:
-        return _pending_info(pending, folder)
+        return pending.info
     if not tf.io.gfile.exists(path):
         return None
-    try:
-        with tf.io.gfile.GFile(path) as file:
-            return DatasetInfo.from_json(file.read(), source=path)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text: {error}") from error
+    return DatasetInfo.from_json(text_files.read_content(path), source=path)

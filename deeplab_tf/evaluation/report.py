@@ -3,12 +3,10 @@
 It loads nothing, neither fonts nor scripts, so that it can be sent and kept.
 """
 
-import base64
-import html
 import io
 import platform
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -20,16 +18,26 @@ from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import ScoredImage
+from deeplab_tf.evaluation.markup import (
+    Markup,
+    element,
+    fragment,
+    image,
+    row,
+    scroll,
+    table,
+)
 from deeplab_tf.files import write_text
 
 _SIDE = 480  # pixels of the longer side of a thumbnail
 _CONFUSIONS = 10
 _NAMED_CLASSES = 12  # below an image
-_NOTHING = "&ndash;"
+_NOTHING = "\u2013"
 # What identifies an evaluation comes first; the rest follows as it is.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 # Whatever a name may hold, the page runs and loads nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_VIEWPORT = "width=device-width, initial-scale=1"
 
 _STYLE = """
 :root {
@@ -155,35 +163,26 @@ def write_report(
     write_text(_page(_title(metrics, info), _headline(metrics), sections), path)
 
 
-def _page(title: str, headline: str, sections: Sequence[tuple[str, str]]) -> str:
+def _page(
+    title: str, headline: Markup, sections: Sequence[tuple[str, Markup]]
+) -> Markup:
+    newline = Markup("\n")
     links, bodies = [], []
     for i, (name, body) in enumerate(sections):
-        links.append(f'<a href="#part{i}">{name}</a>')
-        bodies.append(f'<section id="part{i}">\n<h2>{name}</h2>\n{body}\n</section>\n')
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{headline}
-<nav>{" ".join(links)}</nav>
-{"".join(bodies)}</main>
-</body>
-</html>
-"""
-
-
-def _text(value) -> str:
-    """Returns anything as text that is safe between tags and in attributes."""
-    # A command line may hold bytes that are no UTF-8, as surrogates.
-    return html.escape(str(value).encode(errors="replace").decode())
+        links += [element("a", name, href=f"#part{i}"), " "]
+        parts = (newline, element("h2", name), newline, body, newline)
+        bodies += [element("section", *parts, id=f"part{i}"), newline]
+    head = (
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content=_VIEWPORT),
+        element("title", title),
+        element("style", Markup(_STYLE)),
+    )
+    heading = element("h1", title)
+    main = element("main", heading, headline, element("nav", *links[:-1]), *bodies)
+    page = element("html", element("head", *head), element("body", main), lang="en")
+    return fragment(Markup("<!DOCTYPE html>\n"), page, newline)
 
 
 def _percent(share: float | None) -> str:
@@ -195,49 +194,32 @@ def _percent(share: float | None) -> str:
 
 def _title(metrics: Mapping, info: DatasetInfo) -> str:
     split = metrics["protocol"].get("split", "")
-    return _text(f"Evaluation on {info.name} {split}".rstrip())
+    return f"Evaluation on {info.name} {split}".rstrip()
 
 
-def _headline(metrics: Mapping) -> str:
+def _headline(metrics: Mapping) -> Markup:
     shares = {
         "mIoU": metrics["miou"],
         "Pixel accuracy": metrics["pixel_accuracy"],
         "Frequency-weighted IoU": metrics["frequency_weighted_iou"],
     }
-    figures = {name: f"{_percent(share)}&nbsp;%" for name, share in shares.items()}
+    figures = {name: f"{_percent(share)}\xa0%" for name, share in shares.items()}
     figures["Images"] = f"{metrics['images']:,}"
-    rows = (f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in figures.items())
-    return f"<dl>{''.join(rows)}</dl>"
+    rows = (
+        element("div", element("dt", name), element("dd", value))
+        for name, value in figures.items()
+    )
+    return element("dl", *rows)
 
 
-def _row(cells: Iterable[str]) -> str:
-    first, *others = cells
-    columns = "".join(f"<td>{cell}</td>" for cell in others)
-    return f'<tr><th scope="row">{first}</th>{columns}</tr>\n'
-
-
-def _scroll(label: str, content: str) -> str:
-    """Returns content in a box that scrolls by itself, by keyboard too."""
-    attributes = f'class="scroll" tabindex="0" role="region" aria-label="{label}"'
-    return f"<div {attributes}>{content}</div>"
-
-
-def _figures(label: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a table of figures; all but its label is HTML already."""
-    head = "".join(f'<th scope="col">{name}</th>' for name in header)
-    body = "".join(map(_row, rows))
-    table = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
-    return _scroll(_text(label), f'<table class="figures">{table}</table>')
-
-
-def _protocol(protocol: Mapping) -> str:
+def _protocol(protocol: Mapping) -> Markup:
     names = [name for name in _FIRST if name in protocol]
     names += [name for name in protocol if name not in _FIRST]
-    rows = ((_text(n.replace("_", " ")), _value(protocol[n])) for n in names)
-    return f"<table>{''.join(map(_row, rows))}</table>"
+    rows = ((name.replace("_", " "), _value(protocol[name])) for name in names)
+    return element("table", *map(row, rows))
 
 
-def _value(value) -> str:
+def _value(value: object) -> str:
     """Returns a setting as one reads it."""
     if value is None:
         return _NOTHING
@@ -245,24 +227,25 @@ def _value(value) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(_value, value)) or _NOTHING
-    return _text(value)
+    return str(value)
 
 
-def _swatch(label: int, info: DatasetInfo) -> str:
+def _swatch(label: int, info: DatasetInfo) -> Markup:
     """Returns the name of a class with its colour before it."""
     red, green, blue = info.colors[label]
     style = f"background: rgb({red}, {green}, {blue})"
-    return f'<i class="swatch" style="{style}"></i>{_text(info.class_names[label])}'
+    swatch = element("i", class_="swatch", style=style)
+    return fragment(swatch, info.class_names[label])
 
 
-def _bar(share: float | None) -> str:
+def _bar(share: float | None) -> Markup | str:
     if share is None:
         return "absent"
-    width = f"width: {100 * share:.1f}%"
-    return f'{_percent(share)}<span class="bar"><i style="{width}"></i></span>'
+    bar = element("i", style=f"width: {100 * share:.1f}%")
+    return fragment(_percent(share), element("span", bar, class_="bar"))
 
 
-def _classes(metrics: Mapping, info: DatasetInfo) -> str:
+def _classes(metrics: Mapping, info: DatasetInfo) -> Markup:
     columns = {
         "IoU, %": map(_bar, metrics["iou_per_class"]),
         "Accuracy, %": map(_percent, metrics["accuracy_per_class"]),
@@ -276,18 +259,18 @@ def _classes(metrics: Mapping, info: DatasetInfo) -> str:
     columns["Pixels"] = (f"{count:,}" for count in pixels)
     names = (_swatch(label, info) for label in range(info.num_classes))
     rows = zip(names, *columns.values(), strict=True)
-    return _figures("Scores of the classes", ("Class", *columns), rows)
+    return table("Scores of the classes", ("Class", *columns), rows)
 
 
-def _confusion_matrix(metrics: Mapping, info: DatasetInfo) -> str:
+def _confusion_matrix(metrics: Mapping, info: DatasetInfo) -> Markup:
     counts = np.array(metrics["confusion_matrix"])
     picture = visualize.confusion_picture(counts, info.class_names)
     alt = "Confusion matrix: a row for each class of the truth, a column for each "
     alt += "predicted class; the most frequent confusions follow in words."
-    return _scroll("Confusion matrix", _diagram(picture, alt))
+    return scroll("Confusion matrix", _diagram(picture, alt))
 
 
-def _diagram(picture: np.ndarray, alt: str, density: int = 1) -> str:
+def _diagram(picture: np.ndarray, alt: str, density: int = 1) -> Markup:
     """Returns a drawing as HTML.
 
     Args:
@@ -297,19 +280,10 @@ def _diagram(picture: np.ndarray, alt: str, density: int = 1) -> str:
     """
     data = visualize.png_bytes(picture)
     size = picture.shape[1] // density, picture.shape[0] // density
-    return _picture(data, "png", alt, size, 'class="diagram" ')
+    return image(data, "png", alt, size, class_="diagram")
 
 
-def _picture(
-    data: bytes, kind: str, alt: str, size: tuple[int, int], attributes: str = ""
-) -> str:
-    width, height = size
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    attributes += f'width="{width}" height="{height}" alt="{_text(alt)}"'
-    return f'<img {attributes} src="{source}">'
-
-
-def _confusions(metrics: Mapping, info: DatasetInfo) -> str:
+def _confusions(metrics: Mapping, info: DatasetInfo) -> Markup:
     counts = np.array(metrics["confusion_matrix"])
     sums = counts.sum(1)
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
@@ -318,14 +292,14 @@ def _confusions(metrics: Mapping, info: DatasetInfo) -> str:
         truth, predicted = divmod(int(cell), len(counts))
         count = wrong[truth, predicted]
         if count:
-            names = f"{_swatch(truth, info)} predicted as {_swatch(predicted, info)}"
+            names = (_swatch(truth, info), " predicted as ", _swatch(predicted, info))
             share = _percent(count / sums[truth])
-            of = f"{share}&nbsp;% of {_text(info.class_names[truth])}"
-            rows.append(f"<li>{names}: {count:,} pixels, {of}</li>\n")
-    return f"<ol>{''.join(rows)}</ol>" if rows else "<p>No pixel is confused.</p>"
+            of = f": {count:,} pixels, {share}\xa0% of {info.class_names[truth]}"
+            rows += [element("li", *names, of), Markup("\n")]
+    return element("ol", *rows) if rows else element("p", "No pixel is confused.")
 
 
-def _measured(metrics: Mapping) -> list[tuple[str, str]]:
+def _measured(metrics: Mapping) -> list[tuple[str, Markup]]:
     """Returns the sections of what only some evaluations measure."""
     kinds = {
         "trimap": ("Near boundaries", _trimap),
@@ -337,7 +311,7 @@ def _measured(metrics: Mapping) -> list[tuple[str, str]]:
     return [(title, body(metrics[key])) for key, (title, body) in there.items()]
 
 
-def _trimap(trimap: Mapping) -> str:
+def _trimap(trimap: Mapping) -> Markup:
     around = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
     place = around.get(trimap["around"], trimap["around"])
     picture = visualize.trimap_picture(trimap["widths"], trimap["miou"])
@@ -350,69 +324,85 @@ def _trimap(trimap: Mapping) -> str:
         strict=True,
     )
     header = ("Width in pixels", "mIoU, %", "Pixel accuracy, %", "Pixels")
-    table = _figures("Scores near boundaries", header, rows)
-    text = f"Scores of the pixels in bands around {_text(place)}."
-    return f"<p>{text}</p>\n{_diagram(picture, alt, 2)}\n{table}"
+    text = element("p", f"Scores of the pixels in bands around {place}.")
+    scores = table("Scores near boundaries", header, rows)
+    return _paragraphs(text, _diagram(picture, alt, 2), scores)
 
 
-def _boundary_iou(boundary: Mapping) -> str:
-    mean, ratio = (_percent(boundary[name]) for name in ("boundary_iou", "ratio"))
-    return (
-        f"<p>Mean over the classes: <b>{mean}&nbsp;%</b>. Of every mask only the rim "
-        f"counts, as wide as {ratio}&nbsp;% of the image's diagonal. The table of the "
-        "classes has the value of each.</p>"
+def _paragraphs(*parts: Markup) -> Markup:
+    """Returns elements, each on a line."""
+    lines = [piece for part in parts for piece in (part, Markup("\n"))]
+    return fragment(*lines[:-1])
+
+
+def _bold_percent(share: float | None) -> Markup:
+    return element("b", f"{_percent(share)}\xa0%")
+
+
+def _boundary_iou(boundary: Mapping) -> Markup:
+    return element(
+        "p",
+        "Mean over the classes: ",
+        _bold_percent(boundary["boundary_iou"]),
+        f". Of every mask only the rim counts, as wide as "
+        f"{_percent(boundary['ratio'])}\xa0% of the image's diagonal. The table of the "
+        "classes has the value of each.",
     )
 
 
-def _calibration(calibration: Mapping) -> str:
+def _calibration(calibration: Mapping) -> Markup:
     parts = [calibration[name] for name in ("confidence", "accuracy", "pixels")]
     alt = f"Reliability diagram: accuracy in {calibration['bins']} bins of confidence."
     expected, maximum = (
-        f"<b>{_percent(calibration[f'{kind}_calibration_error'])}&nbsp;%</b>"
+        _bold_percent(calibration[f"{kind}_calibration_error"])
         for kind in ("expected", "maximum")
     )
-    text = f"Expected calibration error {expected}, maximum {maximum}."
+    text = ("Expected calibration error ", expected, ", maximum ", maximum, ".")
     picture = visualize.reliability_picture(*parts)
-    return f"<p>{text}</p>\n{_diagram(picture, alt, 2)}"
+    return _paragraphs(element("p", *text), _diagram(picture, alt, 2))
 
 
-def _robustness(robustness: Mapping) -> str:
-    mious = {_text(name): values for name, values in robustness["miou"].items()}
-    mious["<b>mean</b>"] = np.mean(list(mious.values()), 0).tolist()
+def _robustness(robustness: Mapping) -> Markup:
+    mious = dict(robustness["miou"])
+    mean = np.mean(list(mious.values()), 0).tolist()
     rows = [
         (name, *map(_percent, values), _percent(np.mean(values)))
-        for name, values in mious.items()
+        for name, values in [*mious.items(), (element("b", "mean"), mean)]
     ]
     header = ("mIoU, %", *(f"Severity {s}" for s in robustness["severities"]), "Mean")
-    text = f"mIoU of the clean images: <b>{_percent(robustness['clean'])}&nbsp;%</b>."
-    table = _figures("Scores of corrupted images", header, rows)
-    return f"<p>{text}</p>\n{table}"
+    clean = ("mIoU of the clean images: ", _bold_percent(robustness["clean"]), ".")
+    scores = table("Scores of corrupted images", header, rows)
+    return _paragraphs(element("p", *clean), scores)
 
 
 def _images(
     title: str, images: Sequence[ScoredImage], info: DatasetInfo
-) -> list[tuple[str, str]]:
+) -> list[tuple[str, Markup]]:
     if not images:
         return []
-    text = "<p>Errors have the colour of what was predicted; what is right is pale, "
-    text += "what is not scored grey. mIoU is over the classes of the image.</p>\n"
-    return [(title, text + "".join(_scored_image(image, info) for image in images))]
+    text = "Errors have the colour of what was predicted; what is right is pale, "
+    text += "what is not scored grey. mIoU is over the classes of the image."
+    shown = (_scored_image(scored, info) for scored in images)
+    return [(title, fragment(element("p", text), Markup("\n"), *shown))]
 
 
-def _scored_image(scored: ScoredImage, info: DatasetInfo) -> str:
+def _scored_image(scored: ScoredImage, info: DatasetInfo) -> Markup:
     views = (
-        f"<figure>{view}<figcaption>{caption}</figcaption></figure>"
+        element("figure", view, element("figcaption", caption))
         for caption, view in _thumbnails(scored, info).items()
     )
-    return (
-        f'<div class="image">\n<h3>{_text(scored.name)}</h3>\n'
-        f'<div class="soft">mIoU {_percent(scored.miou)}&nbsp;%</div>\n'
-        f'<div class="views">{"".join(views)}</div>\n{_legend(scored, info)}</div>\n'
+    newline = Markup("\n")
+    parts = _paragraphs(
+        element("h3", scored.name),
+        element("div", f"mIoU {_percent(scored.miou)}\xa0%", class_="soft"),
+        element("div", *views, class_="views"),
+        _legend(scored, info),
     )
+    return fragment(element("div", newline, parts, class_="image"), newline)
 
 
-def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, str]:
-    """Returns small pictures as HTML, by what they show."""
+def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, Markup]:
+    """Returns small images as HTML, by what they show."""
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
     height, width = small.tolist()
@@ -429,11 +419,11 @@ def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, str]:
         "Prediction": visualize.colorize(prediction, info),
         "Errors": visualize.error_map(truth, prediction, info),
     }
-    photograph, size = _jpeg(scored.image, (width, height)), (width, height)
-    views = {"Image": _picture(photograph, "jpeg", scored.name, size)}
+    size = (width, height)
+    views = {"Image": image(_jpeg(scored.image, size), "jpeg", scored.name, size)}
     for name, picture in shown.items():
         alt, data = f"{name} of {scored.name}", visualize.png_bytes(picture)
-        views[name] = _picture(data, "png", alt, size)
+        views[name] = image(data, "png", alt, size)
     return views
 
 
@@ -444,7 +434,7 @@ def _jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def _legend(scored: ScoredImage, info: DatasetInfo) -> str:
+def _legend(scored: ScoredImage, info: DatasetInfo) -> Markup:
     """Returns the classes of truth or prediction, the largest first."""
     pixels = np.zeros(256, np.int64)
     for labels in (scored.truth, scored.prediction):
@@ -452,18 +442,21 @@ def _legend(scored: ScoredImage, info: DatasetInfo) -> str:
     pixels[info.ignore_label] = 0
     order = np.argsort(-pixels[: info.num_classes], kind="stable")
     classes = [int(label) for label in order if pixels[label]]
-    rows = [f"<span>{_swatch(label, info)}</span>" for label in classes]
-    if len(rows) > _NAMED_CLASSES:
-        rows[_NAMED_CLASSES:] = [f"<span>and {len(rows) - _NAMED_CLASSES} more</span>"]
-    return f'<div class="legend">{" ".join(rows)}</div>'
+    names = [_swatch(label, info) for label in classes[:_NAMED_CLASSES]]
+    if len(classes) > _NAMED_CLASSES:
+        names.append(fragment(f"and {len(classes) - _NAMED_CLASSES} more"))
+    spans = [part for name in names for part in (element("span", name), " ")]
+    return element("div", *spans[:-1], class_="legend")
 
 
-def _origin(command: Sequence[str]) -> str:
+def _origin(command: Sequence[str]) -> Markup:
     versions = {
         "deeplab_tf": deeplab_tf.__version__,
         "TensorFlow": tf.__version__,
         "Keras": keras.__version__,
         "Python": platform.python_version(),
     }
-    text = ", ".join(f"{name} {_text(version)}" for name, version in versions.items())
-    return f"<pre>{_text(shlex.join(command))}</pre>\n<p>With {text}.</p>"
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return _paragraphs(
+        element("pre", shlex.join(command)), element("p", f"With {text}.")
+    )

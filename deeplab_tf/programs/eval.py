@@ -376,7 +376,7 @@ def _newest(folder: str) -> str | None:
         raise UserError(f"{folder} is no folder; --eval_interval_secs follows one")
     try:
         return tf1.resolve(folder)
-    except UserError:
+    except tf1.MissingCheckpointError:
         return None
 
 

@@ -1,7 +1,6 @@
 """A model as a SavedModel: images of any size in, label maps out."""
 
 import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf import strict_json
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.data import records
@@ -177,7 +177,7 @@ def _write_description(
 ) -> None:
     """Writes what the model is, and its classes."""
     with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
-        file.write(json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        file.write(strict_json.dump(dataclasses.asdict(config)))
     if info is not None:
         records.write_info(info, folder)
 

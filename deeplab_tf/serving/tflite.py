@@ -1,13 +1,15 @@
 """A model as a TFLite file: images of one size in, labels or scores out."""
 
+import dataclasses
 import io
-import json
 import zipfile
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import most_probable, resized
@@ -161,20 +163,40 @@ def _notes(content: bytes, path: str) -> dict:
     try:
         with zipfile.ZipFile(file) as archive:
             found = {INFO_NOTE, EXPORT_NOTE}.intersection(archive.namelist())
-            return {name: archive.read(name) for name in found}
-    except zipfile.BadZipFile as error:
+            return {name: _read_note(archive, name, path) for name in found}
+    # Beyond zipfile's own error: encrypted, of an unknown method, damaged.
+    except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
         raise UserError(f"{path}: its notes cannot be read: {error}") from error
 
 
+def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
+    with archive.open(name) as file:
+        content = file.read(strict_json.MAX_BYTES + 1)
+    if len(content) > strict_json.MAX_BYTES:
+        raise UserError(f"{path}: its {name} is too large")
+    return content
+
+
+@dataclasses.dataclass(frozen=True)
+class _ExportNote:
+    """The JSON of `EXPORT_NOTE`."""
+
+    precision: str
+    mean_pixel: list[float]
+
+
 def _export_note(notes: dict, channels: int, path: str) -> tuple[np.ndarray, dict]:
-    """Returns the mean pixel, and what else is told of the export."""
-    try:
-        told = json.loads(notes.get(EXPORT_NOTE, "{}"))
-        mean_pixel = np.float32(told.pop("mean_pixel", _MEAN_PIXEL))
-        np.broadcast_to(mean_pixel, [channels])
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: its {EXPORT_NOTE} is broken: {error}") from error
-    return mean_pixel, told
+    """Returns the mean pixel, and the protocol of the export."""
+    if EXPORT_NOTE not in notes:
+        return np.float32(_MEAN_PIXEL), {}
+    where = f"{path}: {EXPORT_NOTE}"
+    note = strict_json.from_json(_ExportNote, notes[EXPORT_NOTE], where)
+    if len(note.mean_pixel) != channels:
+        raise UserError(
+            f"{where}: mean_pixel must have {channels} values, one for each channel; "
+            f"received {len(note.mean_pixel)}"
+        )
+    return np.float32(note.mean_pixel), {"precision": note.precision}
 
 
 def _interpreter_class(path: str) -> type:

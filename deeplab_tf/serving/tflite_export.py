@@ -2,7 +2,6 @@
 
 import io
 import itertools
-import json
 import tempfile
 import warnings
 import zipfile
@@ -13,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.serving.artefact import padded
@@ -210,7 +210,7 @@ def _with_notes(
         "precision": precision,
         "mean_pixel": list(model.model_config.mean_pixel),
     }
-    notes = {EXPORT_NOTE: json.dumps(export)}
+    notes = {EXPORT_NOTE: strict_json.dump(export)}
     if info is not None:
         notes[INFO_NOTE] = info.to_json()
         notes[_LABELS_NOTE] = "".join(f"{name}\n" for name in info.class_names)

@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 
 import tensorflow as tf
 
+from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
@@ -190,7 +190,7 @@ def _problem_of_tf_config(text: str) -> str:
     if not text:
         return "it is not set"
     try:
-        config = json.loads(text)
+        config = strict_json.parse(text, "its text")
         cluster, task = config["cluster"], config["task"]
         kind, index = task["type"], int(task["index"])
         addresses = {k: list(cluster[k]) for k in cluster}

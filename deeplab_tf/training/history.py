@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import ndimage
 
+from deeplab_tf import strict_json, text_files
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_bytes, write_text
 from deeplab_tf.visualize import drawn, png_bytes
 
 # From which share of one class on predictions have collapsed, and a truth has not.
 _COLLAPSED, _ONE_SIDED = 0.999, 0.95
+_REMEDY = "remove it to resume without the history"
 _LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
 # What evaluations measure, and what it is called.
 MEASURES = {"miou": "mIoU", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
@@ -72,9 +75,13 @@ class History:
         """
         if self._path is None:
             return
-        lines = [json.dumps(row, default=np.generic.item) for row in self.rows]
+        if not self.rows:
+            # Not an empty file, which could as well be one that was cut short.
+            if tf.io.gfile.exists(self._path):
+                tf.io.gfile.remove(self._path)
+            return
         tf.io.gfile.makedirs(os.path.dirname(self._path))
-        write_text("".join(f"{line}\n" for line in lines), self._path)
+        write_text(_to_text(self.rows), self._path)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns the steps of the rows that have a value, and the values."""
@@ -95,28 +102,70 @@ class History:
         return len(self._evaluations) - 1 - self._evaluations.index(self.best)
 
 
+def _to_text(rows: Sequence[Mapping[str, float]]) -> str:
+    """Returns the lines of the file, each with a checksum."""
+    values = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    lines = [
+        json.dumps({strict_json.CHECKSUM: _checksum(i, len(rows), row), **row})
+        for i, row in enumerate(values)
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _plain(value: float | np.generic) -> float | None:
+    """Returns a number as JSON has it; null is not a number or infinite."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return value if math.isfinite(value) else None
+
+
+def _checksum(index: int, count: int, row: Mapping[str, float | None]) -> str:
+    # With the number of rows, so that no line is lost, doubled or moved unnoticed.
+    return strict_json.checksum([index, count, row])
+
+
 def _read(path: str) -> list[dict]:
-    """Returns the rows of a file, without a last line that is cut short."""
+    """Returns the rows of a file.
+
+    Raises:
+        UserError: if a line is damaged, or lines are missing; names the line.
+    """
     if not tf.io.gfile.exists(path):
         return []
-    with tf.io.gfile.GFile(path, "rb") as file:
-        lines = file.read().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line or b"null")
-        except ValueError:
-            # A whole line has its end: who wrote the last one was stopped at it.
-            row = None if number == len(lines) else line
-        if row is None:
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(
-                f"line {number} of {path} must be an object with a step, such as "
-                f'{{"step": 10, "data_loss": 0.5}}; received {line[:80]!r}'
-            )
-        rows.append(row)
-    return rows
+    content = text_files.read_content(path)
+    if not content:
+        raise UserError(f"{path} is empty; {_REMEDY}")
+    text = strict_json.decode(content, path, text_files.MAX_BYTES)
+    lines = text.removesuffix("\n").split("\n")
+    rows = [_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
+    # Earlier versions wrote none.
+    checksums = [row.pop(strict_json.CHECKSUM, None) for row in rows]
+    if any(checksums):
+        for i, row in enumerate(rows):
+            if checksums[i] != _checksum(i, len(rows), row):
+                raise UserError(
+                    f"{path} was changed after deeplab_tf wrote it (line {i + 1}, or "
+                    f"the number of lines); restore it, or {_REMEDY}"
+                )
+    return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+
+
+def _row(line: str, where: str) -> dict:
+    """Returns a row whose values have the right types.
+
+    Raises:
+        UserError: if the line is something else; names `where`.
+    """
+    row = strict_json.parse(line, where)
+    if not isinstance(row, dict) or "step" not in row:
+        raise UserError(
+            f"{where} must be an object with a step, such as "
+            f'{{"step": 10, "data_loss": 0.5}}; received {line[:80]!r}'
+        )
+    hints = {"step": int, strict_json.CHECKSUM: str}
+    for name, value in row.items():
+        hint = hints.get(name, float | None)
+        strict_json.check(hint, value, f"{where}: {strict_json.describe(name)}")
+    return row
 
 
 def collapsed_class(

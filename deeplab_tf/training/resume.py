@@ -16,7 +16,8 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME
+from deeplab_tf import text_files
+from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME, STATE_FILE
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
@@ -25,7 +26,6 @@ FORMAT_VERSION = 1
 _KEPT = 5
 BEST = "best"
 _SCRATCH = ".writing-"
-_STATE_FILE = "checkpoint"
 # Which flag a group of variables is there for.
 _FLAGS = {
     "optimizer": "optimizer",
@@ -324,7 +324,7 @@ def _write_state_file(folder: str, names: list[str]) -> None:
     """
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
-    with tf.io.gfile.GFile(os.path.join(folder, _STATE_FILE), "w") as file:
+    with tf.io.gfile.GFile(os.path.join(folder, STATE_FILE), "w") as file:
         file.write("\n".join([*lines, ""]))
 
 
@@ -336,7 +336,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
     if tf.io.gfile.exists(os.path.join(folder, index)):
         tf.io.gfile.remove(os.path.join(folder, index))
     parts = {p for p in tf.io.gfile.listdir(scratch) if _FILE.fullmatch(p)} - {index}
-    for part in (*sorted(parts), index, _STATE_FILE):
+    for part in (*sorted(parts), index, STATE_FILE):
         tf.io.gfile.rename(
             os.path.join(scratch, part), os.path.join(folder, part), overwrite=True
         )
@@ -395,8 +395,7 @@ def read_experiment(folder: str) -> Experiment | None:
     path = os.path.join(folder, EXPERIMENT_FILE)
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path) as file:
-        return Experiment.from_json(file.read(), source=path)
+    return Experiment.from_json(text_files.read_content(path), source=path)
 
 
 def has_checkpoint(folder: str) -> bool:

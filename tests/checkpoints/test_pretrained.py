@@ -425,4 +425,4 @@ def test_a_broken_description_of_an_export_is_named(tiny_export, tmp_path):
     path = tmp_path / "export"
     shutil.copytree(tiny_export, path)
     (path / "assets.extra/model.json").write_text("{")
-    refused("model.json describes no model: ", str(path))
+    refused("model.json: line 1, column 2: ", str(path))

@@ -1,5 +1,7 @@
 """Checkpoint files, official and ours: found, read, written, refused."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -99,10 +101,83 @@ def test_a_checkpoint_without_a_step_comes_before_all_steps(tmp_path):
     assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-1")
 
 
-def test_a_stale_checkpoint_file_is_passed_over(tmp_path):
-    write_checkpoint(tmp_path / "model.ckpt-5", SMALL)
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-9"\n')
-    assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-5")
+def folder_with(folder, text, steps=(5, 7)):
+    """Returns a folder of checkpoints whose `checkpoint` file has a text."""
+    folder.mkdir(exist_ok=True)
+    for step in steps:
+        (folder / f"model.ckpt-{step}.index").touch()
+    (folder / "checkpoint").write_bytes(text)
+    return str(folder)
+
+
+LATEST = b'model_checkpoint_path: "model.ckpt-5"\n'
+ALL = b'all_model_checkpoint_paths: "%s"\n'
+
+
+@pytest.mark.parametrize(
+    ("state", "name", "warning"),
+    [
+        (LATEST + ALL % b"model.ckpt-7" + ALL % b"model.ckpt-5", "model.ckpt-5", ""),
+        (
+            LATEST,
+            "model.ckpt-5",
+            "names model.ckpt-5, although .* has model.ckpt-7 too",
+        ),
+        (
+            LATEST.replace(b"-5", b"-9"),
+            "model.ckpt-7",
+            "names model.ckpt-9, which is not there; using model.ckpt-7",
+        ),
+        (
+            LATEST.replace(b"model.ckpt", b"/old/model.ckpt")
+            + ALL % b"/old/model.ckpt-5",
+            "model.ckpt-5",
+            "names /old/model.ckpt-5; using model.ckpt-5 of ",
+        ),
+    ],
+)
+def test_a_checkpoint_file_is_followed_within_its_folder(
+    state, name, warning, tmp_path, capsys
+):
+    folder = folder_with(tmp_path, state)
+    # A program resolves a folder several times.
+    assert resolve(folder) == resolve(folder) == f"{folder}/{name}"
+    err = capsys.readouterr().err
+    expected = rf"^warning: {folder}/checkpoint {warning}.*\n$" if warning else "^$"
+    assert re.search(expected, err)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        b"",
+        b"model_checkpoint_path",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"steps: 7",
+        LATEST + LATEST,
+        LATEST[:-3],
+        LATEST + ALL % b"model.ckpt-7",
+        LATEST.replace(b"-5", b"-5\\n"),
+        LATEST.replace(b"-5", b"-5\\377"),
+        b'model_checkpoint_path: "model.ckpt-5/"',
+        b'model_checkpoint_path: ".."',
+    ],
+)
+def test_a_damaged_checkpoint_file_is_refused(state, tmp_path):
+    with pytest.raises(UserError, match=f"^{tmp_path}/checkpoint") as error:
+        resolve(folder_with(tmp_path, state))
+    assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_file_in_memory_is_followed():
+    folder = "ram://state_file"
+    for name in ("model.ckpt-5.index", "model.ckpt-7.index"):
+        with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
+            file.write("")
+    with tf.io.gfile.GFile(f"{folder}/checkpoint", "wb") as file:
+        file.write(LATEST + ALL % b"model.ckpt-5")
+    assert resolve(folder) == f"{folder}/model.ckpt-5"
 
 
 def test_a_prefix_may_be_spelled_as_its_index_file(tmp_path):

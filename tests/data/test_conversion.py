@@ -420,7 +420,7 @@ def test_names_are_the_words_of_a_text(tmp_path):
     path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
     assert image_files.read_names(path) == ["a", "b_1", "ö"]
     path.write_bytes(b"a\n\xffb")
-    with pytest.raises(UserError, match=f"^{path} is no UTF-8 text: .*0xff"):
+    with pytest.raises(UserError, match=f"^{path}: line 2 is not UTF-8 .*0xff"):
         image_files.read_names(path)
 
 

@@ -154,7 +154,7 @@ def test_only_listed_images_are_taken(folder, image_list):
     [
         (b"a y x", "^y of .*list.txt is not among the images; 2 of its 3 names"),
         (b"\n", "list.txt names no image$"),
-        (b"\xff\xfe", "list.txt is no UTF-8 text"),
+        (b"\xff\xfe", "list.txt: line 1 is not UTF-8"),
     ],
 )
 def test_a_bad_list_is_told(folder, image_list, content, message):

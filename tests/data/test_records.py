@@ -187,17 +187,24 @@ def test_dataset_info_travels_as_json(folder):
     assert records.read_info(folder) == INFO
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"name": "toys", "sizes": 3}'])
-def test_another_json_is_refused_with_its_path(tmp_path, text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", ": line 1, column 2: "),
+        ("[1]", " must hold an object"),
+        ('{"name": "toys", "sizes": 3}', ': unknown key "sizes"'),
+    ],
+)
+def test_another_json_is_refused_with_its_path(tmp_path, text, reason):
     (tmp_path / "dataset_info.json").write_text(text)
-    with pytest.raises(UserError, match=f"{tmp_path}/dataset_info.json describes no"):
+    with pytest.raises(UserError, match=f"{tmp_path}/dataset_info.json{reason}"):
         records.read_info(str(tmp_path))
 
 
 def test_an_info_that_is_no_text_is_refused_with_its_path(tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_bytes(b'{"name": "\xff"}')
-    with pytest.raises(UserError, match=f"{path} is no UTF-8 text: .*0xff"):
+    with pytest.raises(UserError, match=f"{path}: line 1 is not UTF-8 .*0xff"):
         records.read_info(str(tmp_path))
 
 

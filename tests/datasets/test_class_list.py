@@ -98,16 +98,16 @@ WRONG = {
     "no name": ("a 1 2 3\n4 5 6\n", "line 2 of {} has a colour but no name: 4 5 6"),
     "two ways": ("1 2 3 zone 4 5 6", "line 1 of {} can be read in two ways: 1 2 3 zon"),
     "too many": (
-        "".join(f"c{i}\n" for i in range(257)),
-        "classes.txt lists 257 classes; labels hold 256",
+        "".join(f"c{i}\n" for i in range(256)),
+        "classes.txt: class_names has 256 classes; labels hold 255",
     ),
-    "broken JSON": ('{"name": "a",', "classes.txt describes no dataset: "),
-    "other JSON": ('{"names": ["a"]}', "classes.txt describes no dataset: "),
+    "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
+    "other JSON": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
     "colour of JSON": (
         '{"name": "a", "class_names": ["x"], "colors": [[1, 2]]}',
-        "the colour of x in {} must be r,g,b of 0..255 each; received 1,2",
+        "classes.txt: colors[0] must have 3 values; received 2",
     ),
-    "no text": (b"\xff\xfe\x00", "classes.txt is no UTF-8 text: "),
+    "no text": (b"\xff\xfe\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
 }
 
 

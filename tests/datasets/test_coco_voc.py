@@ -376,7 +376,9 @@ def test_a_broken_file_is_named_and_nothing_is_written(files, tmp_path, kind):
 @pytest.mark.parametrize("text", ["", '{"images": [', "[1, 2]", "\udcff"])
 def test_malformed_json_is_named(files, tmp_path, text):
     files.path.write_text(text, errors="surrogateescape")
-    with pytest.raises(UserError, match=r"instances_train2017.json is no (JSON|inst)"):
+    with pytest.raises(
+        UserError, match=r"instances_train2017.json( is empty|: line 1| is no inst)"
+    ):
         coco_voc.convert(
             str(files.path), str(files.image_dir), f"{tmp_path}/o", "train"
         )

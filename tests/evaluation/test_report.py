@@ -476,3 +476,41 @@ def test_no_browser_scrolls_the_page_sideways(tmp_path):
     for inner, (width, scrolled, images) in zip((390, 1280), sizes, strict=True):
         assert (width, images) == (inner, count)
         assert scrolled <= inner
+
+
+def filled_with(text):
+    """Returns a report in which everything that can be text is a text."""
+    info = DatasetInfo(text, (text, f"{text}1", f"{text}2", f"{text}3"), 9)
+    measured = MEASURED | {
+        "robustness": MEASURED["robustness"] | {"miou": {text: [0.7, 0.5]}},
+        "trimap": MEASURED["trimap"] | {"around": text},
+    }
+    protocol = {"split": text, "checkpoint": text, f"z{text}": [text, {text: text}]}
+    metrics = METRICS | measured | {"protocol": protocol}
+    image = scored(info=info, name=text)
+    return written(metrics, info, [image], [image], [text, f"--dataset={text}"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<script>alert(1)</script>",
+        '" onload="alert(1)" x=\'',
+        "' onload='alert(1)",
+        "</style></title></pre><img src=x onerror=alert(1)>",
+        "--><!-- &lt;b&gt; & &#60;i&#62;",
+        "]]><svg/onload=alert(1)>",
+        "</td></th></tr></table><a href='javascript:alert(1)'>",
+    ],
+)
+def test_no_text_changes_the_elements_of_a_page(text):
+    plain, hostile = filled_with("plain"), filled_with(text)
+    elements, expected = (
+        [(tag, list(attributes)) for tag, attributes in page.tags]
+        for page in (hostile, plain)
+    )
+    assert elements == expected
+    # Texts as they are: names of classes and images, protocol, attributes.
+    assert hostile.rows[0] == ["checkpoint", text]
+    assert [a["alt"] for a in hostile.all("img")].count(text) == 2
+    assert f"Truth of {text}" in [a["alt"] for a in hostile.all("img")]

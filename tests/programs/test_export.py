@@ -10,8 +10,9 @@ from listing import listed
 from plain_records import record, write
 from program_runs import assert_refused, run
 
+from deeplab_tf import strict_json
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
-from deeplab_tf.config import Experiment
+from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.data.records import write_info
 from deeplab_tf.inference import Predictor, predict_labels
@@ -120,8 +121,8 @@ def test_half_precision_is_exported(logs, tiny_model, tmp_path):
 
 def test_the_model_is_told_as_it_was_exported(plain_export, tiny_model):
     with open(f"{plain_export}/assets.extra/model.json") as file:
-        text = json.dumps({"model": json.load(file)})
-    assert Experiment.from_json(text).model == tiny_model.model_config
+        described = strict_json.from_json(ModelConfig, file.read(), "model.json")
+    assert described == tiny_model.model_config
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """SavedModels give what `predict_labels` gives, and replace only their like."""
 
 import dataclasses
-import json
 import os
 import shutil
 from tempfile import gettempdir
@@ -14,10 +13,10 @@ from golden_case import value
 from listing import listed
 from tensorflow.core.protobuf import saved_model_pb2
 
-from deeplab_tf import files
+from deeplab_tf import files, strict_json
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import read_variables
-from deeplab_tf.config import ContextConfig, DecoderConfig, Experiment, ModelConfig
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info, generic_info
 from deeplab_tf.errors import UserError
@@ -232,8 +231,8 @@ def test_the_weights_travel_along_by_their_official_names(
 
 def test_the_model_is_described(tiny_model, tiny_export):
     with open(f"{tiny_export}/assets.extra/model.json") as file:
-        text = json.dumps({"model": json.load(file)})
-    assert Experiment.from_json(text).model == tiny_model.model_config
+        described = strict_json.from_json(ModelConfig, file.read(), "model.json")
+    assert described == tiny_model.model_config
 
 
 def test_class_names_are_an_asset(tiny_export, strided_export):

@@ -37,7 +37,9 @@ def test_rows_come_back(scheme, tmp_path):
     folder = scheme + str(tmp_path / "new")
     filled(folder).flush()
     with tf.io.gfile.GFile(f"{folder}/history.jsonl") as file:
-        assert [json.loads(line) for line in file.read().splitlines()] == ROWS
+        lines = [json.loads(line) for line in file.read().splitlines()]
+    assert [next(iter(row)) for row in lines] == ["checksum"] * 4
+    assert [{k: v for k, v in row.items() if k != "checksum"} for row in lines] == ROWS
     again = History(folder)
     again.restart(30)
     assert again.rows == ROWS
@@ -82,26 +84,68 @@ def test_a_restart_without_a_file_is_a_beginning(tmp_path):
     assert history.rows == [] and history.best is None
 
 
-def test_a_last_line_that_is_cut_short_is_dropped(tmp_path):
+def test_a_history_without_checksums_is_read(tmp_path):
+    text = "".join(f"{json.dumps(row)}\n" for row in ROWS)
+    (tmp_path / "history.jsonl").write_text(text)
+    history = History(str(tmp_path))
+    history.restart(30)
+    assert history.rows == ROWS
+
+
+def _without(lines, number):
+    return [line for i, line in enumerate(lines) if i != number]
+
+
+DAMAGE = {
+    "first line lost": lambda lines: lines[1:],
+    "line lost": lambda lines: _without(lines, 2),
+    "last line lost": lambda lines: lines[:-1],
+    "line doubled": lambda lines: [*lines[:2], *lines[1:]],
+    "lines exchanged": lambda lines: [*lines[:2], lines[3], lines[2]],
+    "value changed": lambda lines: [line.replace(b"0.25", b"0.75") for line in lines],
+    "no checksum": lambda lines: [lines[0], b'{"step": 20}\n', *lines[2:]],
+    "last line cut": lambda lines: [*lines[:3], lines[3][:-4]],
+    "only line cut": lambda lines: [b'{"step": 1'],
+    "emptied": lambda lines: [],
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_of_a_history_is_refused(kind, tmp_path):
     filled(str(tmp_path)).flush()
     path = tmp_path / "history.jsonl"
-    whole = path.read_bytes()
-    begin = whole[:-1].rindex(b"\n") + 1
-    for size in range(begin, len(whole) + 1):
-        path.write_bytes(whole[:size])
-        history = History(str(tmp_path))
-        history.restart(30)
-        # With its brace, or its newline too, the last line is whole.
-        assert history.rows == ROWS[: 4 if size >= len(whole) - 1 else 3]
+    path.write_bytes(b"".join(DAMAGE[kind](path.read_bytes().splitlines(True))))
+    with pytest.raises(UserError, match=r"history.jsonl") as error:
+        History(str(tmp_path)).restart(30)
+    assert "\n" not in str(error.value)
+
+
+def test_a_history_without_rows_has_no_file(tmp_path):
+    filled(str(tmp_path)).flush()
+    History(str(tmp_path)).flush()
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_are_not_finite_come_back_as_nan(tmp_path):
+    filled(str(tmp_path), [{"step": 1, "data_loss": np.float32("inf")}]).flush()
+    history = History(str(tmp_path))
+    history.restart(1)
+    assert np.isnan(history.rows[0]["data_loss"])
 
 
 @pytest.mark.parametrize(
-    "line", [b"loss: 2.5", b"[1]", b"7", b'{"miou": 1}', b'{"step": "x"}', b"\xff{}"]
+    "line",
+    [
+        *(b"loss: 2.5", b"[1]", b"7", b'{"miou": 1}', b'{"step": "x"}', b"\xff{}"),
+        *(b'{"step": true}', b'{"step": 1, "miou": "0.5"}', b'{"step": 1, "step": 2}'),
+    ],
 )
 def test_other_garbage_is_refused_by_line(line, tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 10}\n' + line + b'\n{"step": 20}\n')
-    with pytest.raises(UserError, match=r"line 2 of .*history.jsonl") as error:
+    with pytest.raises(
+        UserError, match=r"(line 2 of .*history.jsonl|history.jsonl: line 2)"
+    ) as error:
         History(str(tmp_path)).restart(30)
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,386 @@
+"""Strict JSON: what we write carries a checksum, what we read is checked.
+
+Files that people edit, copy and cut short are read through here. Every problem is
+one `UserError` that names the file and the place: line and column of a syntax error,
+or the key path of a value, such as `colors[3]`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import re
+import sys
+import types
+import typing
+import unicodedata
+from collections.abc import Mapping
+
+from deeplab_tf.errors import UserError
+
+# Small enough to parse within 300 MiB of memory, whatever the content.
+MAX_BYTES = 16 * 2**20
+# Integers up to here survive every JSON parser (RFC 7493), and sums of them int64.
+MAX_COUNT = 2**53
+CHECKSUM = "checksum"
+# Python before 3.10.7 needs minutes for very long numbers, later ones raise.
+_LONG_NUMBER = re.compile(r"[0-9]{310}")
+# A surrogate pair, half of one, or any other escape.
+_ESCAPES = re.compile(
+    r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
+)
+# Control characters, surrogates, line and paragraph separators. Joiners and marks
+# of direction (Cf) belong to ordinary text.
+_UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
+_NAMES = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
+
+_Config = typing.TypeVar("_Config")
+_Value = typing.Any  # as parsed from JSON
+
+
+def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
+    """Returns the text of a UTF-8 file, without its byte order mark.
+
+    Args:
+        content: Bytes of the file.
+        source: What to call the file in an error.
+        max_bytes: Largest size that is accepted.
+
+    Raises:
+        UserError: if the content is too large or not UTF-8.
+    """
+    if len(content) > max_bytes:
+        raise UserError(
+            f"{source} has more than {max_bytes:,} bytes; it cannot be such a file"
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # `error.start` counts from the end of the byte order mark.
+        start = len(content) - len(error.object) + error.start
+        line = content.count(b"\n", 0, start) + 1
+        raise UserError(
+            f"{source}: line {line} is not UTF-8 (byte 0x{content[start]:02x}); save "
+            "the file as UTF-8"
+        ) from error
+
+
+def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typing.Any:
+    """Returns the value of a JSON text.
+
+    Stricter than `json.loads`: no NaN or infinity, no duplicate keys, no absurdly
+    long numbers, no half of a surrogate pair.
+
+    Args:
+        content: The text, or its bytes in UTF-8.
+        source: What to call the file in an error.
+        max_bytes: Largest size that is accepted.
+
+    Raises:
+        UserError: if the text is not such JSON; names `source` and the place.
+    """
+    if isinstance(content, bytes):
+        content = decode(content, source, max_bytes)
+    elif len(content) > max_bytes:
+        raise UserError(f"{source} has more than {max_bytes:,} characters")
+    if not content.strip():
+        raise UserError(f"{source} is empty")
+    number = _LONG_NUMBER.search(content)
+    if number:
+        where = _position(content, number.start())
+        raise UserError(f"{source}: {where}: a number with too many digits")
+    _refuse_lone_surrogates(content, source)
+    try:
+        return json.loads(
+            content,
+            object_pairs_hook=_object,
+            parse_constant=_refuse_constant,
+            parse_float=_finite_float,
+        )
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise UserError(f"{source}: {where}: {error.msg}") from error
+    except RecursionError:
+        raise UserError(f"{source}: its values are nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def _position(text: str, index: int) -> str:
+    line = text.count("\n", 0, index) + 1
+    return f"line {line}, column {index - text.rfind(chr(10), 0, index)}"
+
+
+def _refuse_lone_surrogates(text: str, source: str) -> None:
+    for escape in _ESCAPES.finditer(text):
+        if escape[1]:
+            where = _position(text, escape.start())
+            raise UserError(
+                f"{source}: {where}: {escape[0]} is half of a surrogate pair"
+            )
+
+
+def _object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {json.dumps(twice)} occurs twice in one object")
+    return values
+
+
+def _refuse_constant(name: str) -> typing.NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _finite_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"the number {_shorten(text)} is too large")
+    return value
+
+
+def dump(values: Mapping[str, typing.Any]) -> str:
+    """Returns the JSON text of an object, with a checksum of its other entries.
+
+    The checksum comes first, and the keys that a reader requires should follow: a
+    gap in the file that swallows the checksum then takes a required key along.
+    """
+    # What is read back has lists for tuples.
+    values = json.loads(json.dumps(values, allow_nan=False))
+    return json.dumps({CHECKSUM: checksum(values), **values}, indent=2) + "\n"
+
+
+def load(
+    content: str | bytes, source: str, max_bytes: int = MAX_BYTES
+) -> dict[str, typing.Any]:
+    """Returns the entries of a JSON object, after verifying its checksum.
+
+    An object without a checksum is accepted: people write such files by hand.
+
+    Args:
+        content: The text, or its bytes in UTF-8.
+        source: What to call the file in an error.
+        max_bytes: Largest size that is accepted.
+
+    Raises:
+        UserError: if the text is not JSON, not an object, or differs from what its
+            checksum was computed from.
+    """
+    values = parse(content, source, max_bytes)
+    if not isinstance(values, dict):
+        raise UserError(f"{source} must hold an object; received {describe(values)}")
+    if CHECKSUM in values and values.pop(CHECKSUM) != checksum(values):
+        raise UserError(
+            f"{source} was changed after deeplab_tf wrote it; restore it, or delete "
+            f'its "{CHECKSUM}" entry to accept the change'
+        )
+    return values
+
+
+def checksum(value: typing.Any) -> str:
+    """Returns the checksum of a JSON value, whatever its order of keys and spaces."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def from_json(
+    cls: type[_Config],
+    content: str | bytes,
+    source: str,
+    required: tuple[str, ...] = (),
+) -> _Config:
+    """Returns the dataclass that a JSON object describes.
+
+    Args:
+        cls: A dataclass; every value must have the type of its field.
+        content: The text, or its bytes in UTF-8.
+        source: What to call the file in an error.
+        required: Fields that must be given although they have a default.
+
+    Raises:
+        UserError: if the text describes no such dataclass; names `source` and the
+            key path of the value.
+    """
+    values = load(content, source)
+    config = build(cls, values, source)
+    require_keys(required, values, source)
+    return config
+
+
+def build(
+    cls: type[_Config], values: dict[str, _Value], where: str, separator: str = ": "
+) -> _Config:
+    """Returns a dataclass from parsed JSON, whose types are checked at any depth.
+
+    Args:
+        cls: The dataclass.
+        values: Its fields, as `dataclasses.asdict` gives them.
+        where: What to call the object in an error.
+        separator: What joins `where` and the name of a field.
+
+    Raises:
+        UserError: for an unknown or missing key, or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = dataclasses.fields(typing.cast(typing.Any, cls))
+    absent = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is f.default_factory is absent]
+    _refuse_unknown_keys(values, list(hints), where)
+    require_keys(needed, values, where)
+    checked = {
+        name: check(hints[name], value, f"{where}{separator}{name}")
+        for name, value in values.items()
+    }
+    try:
+        return cls(**checked)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def require_keys(
+    needed: typing.Iterable[str], values: dict[str, _Value], where: str
+) -> None:
+    """Raises UserError for a key that an object lacks; names `where` and the key."""
+    missing = [name for name in needed if name not in values]
+    if missing:
+        raise UserError(f'{where}: the key "{missing[0]}" is missing')
+
+
+def _refuse_unknown_keys(
+    values: dict[str, _Value], known: list[str], where: str
+) -> None:
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f'did you mean "{near[0]}"?' if near else "remove it"
+            raise UserError(f"{where}: unknown key {describe(name)}; {hint}")
+
+
+def check(hint: typing.Any, value: _Value, where: str) -> typing.Any:
+    """Returns a parsed JSON value as a field of a type takes it.
+
+    Args:
+        hint: The type: `str`, `bool`, `int`, `float`, a dataclass, a list, tuple or
+            dictionary of such, or one of these `| None`.
+        value: The value.
+        where: What to call the value in an error.
+
+    Raises:
+        UserError: if the value has another type; names `where`.
+    """
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        _require_type(dict, value, where)
+        return build(typing.cast(type, hint), value, where, ".")
+    checkers: dict[typing.Any, typing.Callable] = {
+        tuple: _check_tuple,
+        list: _check_list,
+        dict: _check_dict,
+        str: _check_str,
+        bool: _check_bool,
+        int: _check_int,
+        float: _check_float,
+    }
+    return checkers[typing.get_origin(hint) or hint](hint, value, where)
+
+
+def _check_tuple(hint: typing.Any, value: _Value, where: str) -> tuple:
+    _require_type(list, value, where)
+    items = typing.get_args(hint)
+    if items[-1] is Ellipsis:
+        items = (items[0],) * len(value)
+    if len(items) != len(value):
+        raise UserError(f"{where} must have {len(items)} values; received {len(value)}")
+    pairs = enumerate(zip(items, value, strict=True))
+    return tuple(check(item, v, f"{where}[{i}]") for i, (item, v) in pairs)
+
+
+def _check_list(hint: typing.Any, value: _Value, where: str) -> list:
+    _require_type(list, value, where)
+    (item,) = typing.get_args(hint)
+    return [check(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+
+
+def _check_dict(hint: typing.Any, value: _Value, where: str) -> dict:
+    _require_type(dict, value, where)
+    _, item = typing.get_args(hint)
+    for key in value:
+        check_text(key, f"{where}: a key")
+    return {key: check(item, v, f"{where}.{key}") for key, v in value.items()}
+
+
+def _check_str(hint: typing.Any, value: _Value, where: str) -> str:
+    _require_type(str, value, where)
+    check_text(value, where)
+    return value
+
+
+def _check_bool(hint: typing.Any, value: _Value, where: str) -> bool:
+    _require_type(bool, value, where)
+    return value
+
+
+def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
+    # `type`, because a bool is an int.
+    if type(value) is not int:
+        raise _other_type(int, value, where)
+    if abs(value) > MAX_COUNT:
+        raise UserError(f"{where} is too large; received {describe(value)}")
+    return value
+
+
+def _check_float(hint: typing.Any, value: _Value, where: str) -> float:
+    # A whole number below 10^310 may be too large for a float.
+    if type(value) not in (int, float) or abs(value) > sys.float_info.max:
+        raise _other_type(float, value, where)
+    return float(value)
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses control characters, which no name or path has.
+
+    Args:
+        text: Any text of a single line.
+        where: What to call it in an error.
+
+    Raises:
+        UserError: if the text has such a character.
+    """
+    for character in text:
+        if unicodedata.category(character) in _UNPRINTABLE:
+            raise UserError(
+                f"{where} has the control character U+{ord(character):04X}; remove it"
+            )
+
+
+def _require_type(kind: type, value: _Value, where: str) -> None:
+    if type(value) is not kind:
+        raise _other_type(kind, value, where)
+
+
+def _other_type(kind: type, value: _Value, where: str) -> UserError:
+    return UserError(f"{where} must be {_NAMES[kind]}; received {describe(value)}")
+
+
+def describe(value: typing.Any) -> str:
+    """Returns a parsed JSON value in a few words, for an error of one line."""
+    if isinstance(value, list | dict) or value is None:
+        return _NAMES[type(value)]
+    return _shorten(json.dumps(value))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,175 @@
+"""The text files that the package reads: a valid one of each kind, and its reader."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+from etils import epath
+
+from datasets.class_list import read_class_list
+from deeplab_tf import strict_json
+from deeplab_tf.checkpoints import pretrained, tf1
+from deeplab_tf.config import (
+    ContextConfig,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    TrainConfig,
+)
+from deeplab_tf.config.heads import CellBranch
+from deeplab_tf.data import conversion, image_files, records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.serving import tflite
+from deeplab_tf.training import resume
+from deeplab_tf.training.history import History
+
+INFO = DatasetInfo(
+    "toys",
+    ("floor", "Bär", "雪だるま", "نیم‌فاصله"),
+    ignore_label=254,
+    split_sizes={"train": 1464, "val": 1449},
+    class_pixels={"train": [123456, 0, 7, 88], "val": [1, 2, 3, 4]},
+    class_image_pixels={"train": [123456, 0, 70, 99], "val": [5, 6, 7, 8]},
+    content_hashes={"train": "0123456789abcdef" * 4, "val": "fedcba9876543210" * 4},
+)
+MODEL = ModelConfig(
+    "resnet_v1_18_beta",
+    num_classes=4,
+    image_pyramid=(0.5, 1.0),
+    context=ContextConfig(dense_prediction_cell=(CellBranch("conv"),)),
+)
+EXPERIMENT = Experiment(
+    MODEL,
+    DataConfig(dataset_dir="records", crop_size=(65, 97), min_resize_value=60),
+    TrainConfig(label_weights=(1.0, 0.5), train_logdir="logs", momentum=0.85),
+    "train",
+    INFO,
+)
+SHARDS = {
+    f"train-0000{i}-of-00002.tfrecord": {
+        "sources": f"{i}a" * 32,
+        "images": 40 + i,
+        "class_pixels": [1000, 20, 0, i],
+        "class_image_pixels": [1000, 30, 0, i],
+        "content_hash": f"{i}f" * 32,
+    }
+    for i in range(2)
+}
+ROWS = [
+    *({"step": 10 * i, "data_loss": 2.5 / i, "learning_rate": 0.007} for i in (1, 2)),
+    {"step": 20, "miou": 0.25},
+    {"step": 30, "data_loss": 1.25, "learning_rate": 0.005},
+    {"step": 30, "miou": 0.75},
+]
+STEPS = (1, 10, 100, 101, 110)
+STATE = "".join(
+    [
+        'model_checkpoint_path: "model.ckpt-101"\n',
+        *(f'all_model_checkpoint_paths: "model.ckpt-{s}"\n' for s in (10, 110, 101)),
+    ]
+)
+COLORED = "# our classes\nroad 128 64 128\nside walk 0 0 192\nBär, 1, 2, 3\n\nsky 9 9 9"
+NAMES = "2007_000001\n2007_000002\r\nöl_3\n"
+NOTE = {"precision": "float16", "mean_pixel": [127.5, 127.5, 127.5]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of file.
+
+    Attributes:
+        name: Path of the file in a folder.
+        text: Valid content, as the package writes it.
+        read: Returns what is read from a folder.
+        prepare: Writes other files of the folder.
+        is_sealed: Whether no change of the content may go unnoticed.
+    """
+
+    name: str
+    text: str
+    read: Callable[[str], Any]
+    prepare: Callable[[str], None] = lambda folder: None
+    is_sealed: bool = True
+
+    def write(self, folder, content=None):
+        """Writes the file, and what belongs to it."""
+        path = os.path.join(folder, self.name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        self.prepare(str(folder))
+        content = self.text if content is None else content
+        with open(path, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def _touch(*names):
+    def prepare(folder):
+        for name in names:
+            with open(os.path.join(folder, name), "wb"):
+                pass
+
+    return prepare
+
+
+def _read_history(folder):
+    history = History(folder)
+    history.restart(10**9)
+    return history.rows
+
+
+def _history_text(folder="ram://text_kinds"):
+    history = History(folder)
+    for row in ROWS:
+        history.append(row)
+    history.flush()
+    return records.tf.io.gfile.GFile(f"{folder}/history.jsonl").read()
+
+
+def _read_note(folder):
+    with open(os.path.join(folder, "export.json"), "rb") as file:
+        notes = {tflite.EXPORT_NOTE: file.read()}
+    mean_pixel, protocol = tflite._export_note(
+        notes, 3, os.path.join(folder, "m.tflite")
+    )
+    return mean_pixel.tolist(), protocol
+
+
+def _read_classes(name):
+    return lambda folder: read_class_list(epath.Path(folder) / name, "mine")
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("dataset_info.json", INFO.to_json(), records.read_info),
+        Kind("experiment.json", EXPERIMENT.to_json(), resume.read_experiment),
+        Kind(
+            "assets.extra/model.json",
+            strict_json.dump(dataclasses.asdict(MODEL)),
+            lambda folder: pretrained._of_export(folder)[0],
+            _touch("assets.extra/model.ckpt.index"),
+        ),
+        Kind(
+            "conversion.json",
+            strict_json.dump({"shards": SHARDS}),
+            lambda folder: conversion._Manifest(folder, 4)._shards,
+        ),
+        Kind("export.json", strict_json.dump(NOTE), _read_note),
+        Kind("history.jsonl", _history_text(), _read_history),
+        Kind(
+            "checkpoint",
+            STATE,
+            tf1.resolve,
+            _touch(*(f"model.ckpt-{step}.index" for step in STEPS)),
+        ),
+        Kind("classes.txt", COLORED, _read_classes("classes.txt"), is_sealed=False),
+        Kind("classes.json", INFO.to_json(), _read_classes("classes.json")),
+        Kind(
+            "names.txt",
+            NAMES,
+            lambda folder: image_files.read_names(epath.Path(folder) / "names.txt"),
+            is_sealed=False,
+        ),
+    )
+}
+JSON = [n for n in KINDS if n.endswith(".json")]
