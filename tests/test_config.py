@@ -247,8 +247,6 @@ def test_rates_scale_along_unless_they_are_given():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(num_classes=0), "num_classes .* received 0"),
-        (lambda: ModelConfig(depth_multiplier=0.0), "depth_multiplier .* 0.0"),
         (lambda: ModelConfig(image_pyramid=()), "image_pyramid"),
         (lambda: ModelConfig(image_pyramid=(1.0, -1.0)), "image_pyramid .*-1.0"),
         (lambda: ModelConfig(image_pyramid=(0.5, 0.5)), r"each once; .*\(0.5, 0.5\)"),
@@ -264,23 +262,19 @@ def test_rates_scale_along_unless_they_are_given():
             lambda: DecoderConfig(kernel_size=1, sum_merge=True, outputs_logits=True),
             "^a decoder that adds and gives the logits .*left at 3; received 1$",
         ),
-        (lambda: ModelConfig(merge_method="sum"), "max or avg; received 'sum'"),
-        (lambda: ModelConfig(batch_norm_momentum=1.0), "batch_norm_momentum .*1.0"),
-        (lambda: ContextConfig(rates=(6, 0)), "atrous_rates .*0"),
-        (lambda: ContextConfig(dropout=1.0), "dropout .*1.0"),
+        (lambda: ContextConfig(rates=(6, 0)), "atrous_rates.* each at least 1 .*0"),
         (lambda: DecoderConfig((4, 8)), r"descending order; received \[4, 8\]"),
         (lambda: DecoderConfig((2,)), r"received \[2\]"),
         (
             lambda: ModelConfig(output_stride=8, decoder=DecoderConfig((16,))),
             r"\[16\] must not exceed output_stride 8",
         ),
-        (lambda: DataConfig(crop_size=(0, 513)), "crop size"),
-        (lambda: DataConfig(batch_size=0), "batch size"),
         (lambda: DataConfig(min_scale_factor=3.0), "received 3.0 and 2.0"),
-        (lambda: DataConfig(scale_factor_step_size=-0.1), "scale_factor_step_size"),
         (lambda: DataConfig(max_resize_value=513), "need min_resize_value"),
-        (lambda: EvalConfig(eval_scales=()), "scales must be positive"),
-        (lambda: EvalConfig(eval_crop_size=(513, 0)), "eval_crop_size"),
+        (
+            lambda: EvalConfig(eval_scales=()),
+            "^eval_scales must hold at least one",
+        ),
     ],
 )
 def test_impossible_values_are_refused(make, message):
@@ -396,26 +390,6 @@ def test_every_backbone_takes_what_it_has():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ModelConfig(channels=0), "^channels must be positive; received 0$"),
-        (lambda: ModelConfig(divisible_by=0), "^divisible_by must be positive; .* 0$"),
-        (
-            lambda: ModelConfig(depth_multiplier=-0.5),
-            "^depth_multiplier must be positive; received -0.5$",
-        ),
-        (
-            lambda: ModelConfig(batch_norm_momentum=-0.1),
-            r"^batch_norm_momentum must be in \[0, 1\); received -0.1$",
-        ),
-        (lambda: ContextConfig(filters=0), "^aspp filters must be positive; .* 0$"),
-        (lambda: ContextConfig(dropout=-0.1), r"^dropout must be in \[0, 1\); .*-0.1$"),
-        (
-            lambda: ContextConfig(image_pooling_crop_size=(0, 513)),
-            r"^image_pooling_crop_size .* positive; received \(0, 513\)$",
-        ),
-        (
-            lambda: ContextConfig(image_pooling_crop_size=(513,)),
-            r"^image_pooling_crop_size takes height and width, .*received \(513,\)$",
-        ),
         (
             lambda: ContextConfig(aspp=False, dense_prediction_cell=RELEASED_CELL),
             "^a dense prediction cell stands in the place of the ASPP",
@@ -429,14 +403,6 @@ def test_every_backbone_takes_what_it_has():
             r"^aspp_with_squeeze_and_excitation needs .*; received \[6\]$",
         ),
         (
-            lambda: ModelConfig(logits_kernel_size=0),
-            "^logits_kernel_size must be positive; received 0$",
-        ),
-        (
-            lambda: ContextConfig(image_pooling_stride=(4, 0)),
-            r"^image_pooling_stride .* positive; received \(4, 0\)$",
-        ),
-        (
             lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
             "^aspp_with_squeeze_and_excitation needs add_image_level_feature$",
         ),
@@ -446,32 +412,7 @@ def test_every_backbone_takes_what_it_has():
         ),
         (lambda: CellBranch("max"), "^op of a cell must be .*; received 'max'$"),
         (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
-        (
-            lambda: CellBranch("conv", rate=(0, 1)),
-            r"^rate of a cell must be two positive .*; received \(0, 1\)$",
-        ),
-        (
-            lambda: CellBranch("conv", rate=(6,)),
-            r"^rate of a cell must be two .*; received \(6,\)$",
-        ),
-        (
-            lambda: CellBranch("pyramid_pooling", grid_size=(1, -1)),
-            r"^grid_size of a cell .* positive .*; received \(1, -1\)$",
-        ),
         (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
-        (lambda: DecoderConfig(filters=0), "^decoder filters must be positive; .* 0$"),
-        (
-            lambda: DecoderConfig(projection_filters=-1),
-            "^decoder projection_filters must be positive; received -1$",
-        ),
-        (
-            lambda: DecoderConfig(convolutions=0),
-            "^decoder convolutions must be positive; received 0$",
-        ),
-        (
-            lambda: DecoderConfig(kernel_size=0),
-            "^decoder kernel_size must be positive; received 0$",
-        ),
         (
             lambda: DecoderConfig((), outputs_logits=True),
             "^decoder_output_is_logits needs a decoder_output_stride$",

@@ -101,6 +101,23 @@ def refusal(model) -> str:
     return ""
 
 
+def broken_image(policy: str, strategy) -> str:
+    """Returns how a training names an image of the second replica."""
+    keras.config.set_dtype_policy(policy)
+    with strategy.scope():
+        model = toy_model()
+    images, labels = batch()
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat(2)
+    images[6, 0, 0, 0] = np.nan
+    data = data.concatenate(tf.data.Dataset.from_tensors((images, labels)))
+    config = TrainConfig(steps_per_call=5, training_number_of_steps=5)
+    try:
+        Trainer(model, config).train(data, name_samples=lambda *args: str(args))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def main(path: str) -> None:
     """Writes all of it into one file."""
     strategy = make_strategy("mirrored", 2)
@@ -113,7 +130,10 @@ def main(path: str) -> None:
         config = TrainConfig(batch_norm="freeze", base_learning_rate=0.1, **options)
         found = outcome(Trainer(model, config))
         results |= {f"{case}/{name}": a for name, a in found.items()}
-    np.savez(path, refusal=refusal(model), **results)
+    results["refusal"] = refusal(model)
+    for policy in ("mixed_float16", "float32"):
+        results[f"broken image/{policy}"] = broken_image(policy, strategy)
+    np.savez(path, **results)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,18 @@
 import dataclasses
 
 from deeplab_tf import strict_json
-from deeplab_tf.config.checks import freeze_lists, require
+from deeplab_tf.config.checks import (
+    COUNT,
+    FRACTION,
+    LONGEST_SIDE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SCALES,
+    Range,
+    check_fields,
+    require,
+    setting,
+)
 from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 
@@ -11,6 +22,11 @@ from deeplab_tf.data.info import DatasetInfo
 EXPERIMENT_FILE = "experiment.json"
 # Keys that an experiment.json has in any case, by which a gap in it is noticed.
 _REQUIRED = ("format_version", "model")
+
+# Sides of crops and windows, in pixels.
+_SIDE = Range(at_least=1, at_most=LONGEST_SIDE)
+# Every scale between the smallest and the largest is listed.
+_SMALLEST_SCALE_STEP = 0.001
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,47 +63,35 @@ class DataConfig:
 
     dataset_dir: str = ""
     dataset: str | None = None
-    crop_size: tuple[int, int] = (513, 513)
-    batch_size: int = 8
-    min_resize_value: int | None = None
-    max_resize_value: int | None = None
-    resize_factor: int | None = None
-    min_scale_factor: float = 0.5
-    max_scale_factor: float = 2.0
-    scale_factor_step_size: float = 0.25
-    mean_pixel: tuple[float, ...] = ModelConfig().mean_pixel
-    photometric_jitter: float = 0.0
+    crop_size: tuple[int, int] = setting((513, 513), _SIDE, flag="--train_crop_size")
+    batch_size: int = setting(
+        8, Range(at_least=1, at_most=10**6), flag="--train_batch_size"
+    )
+    min_resize_value: int | None = setting(None, _SIDE)
+    max_resize_value: int | None = setting(None, _SIDE)
+    resize_factor: int | None = setting(None, _SIDE)
+    min_scale_factor: float = setting(0.5, SCALES)
+    max_scale_factor: float = setting(2.0, SCALES)
+    scale_factor_step_size: float = setting(0.25, Range(at_least=0, at_most=16))
+    mean_pixel: tuple[float, ...] = setting(
+        ModelConfig().mean_pixel, Range(at_least=0, at_most=255)
+    )
+    photometric_jitter: float = setting(0.0, Range(at_least=0, at_most=1))
     bootstrap_classes: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int = setting(0, NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        check_fields(self)
         require(
-            min(self.crop_size) > 0,
-            f"crop size must be positive; received {self.crop_size}",
+            self.min_scale_factor <= self.max_scale_factor,
+            "min_scale_factor must be at most max_scale_factor; received "
+            f"{self.min_scale_factor} and {self.max_scale_factor}",
         )
+        step = self.scale_factor_step_size
         require(
-            self.batch_size > 0,
-            f"batch size must be positive; received {self.batch_size}",
-        )
-        require(
-            0 < self.min_scale_factor <= self.max_scale_factor,
-            "min_scale_factor must be positive and at most max_scale_factor; "
-            f"received {self.min_scale_factor} and {self.max_scale_factor}",
-        )
-        require(
-            self.scale_factor_step_size >= 0,
-            f"scale_factor_step_size must not be negative; received "
-            f"{self.scale_factor_step_size}",
-        )
-        require(
-            0 <= self.seed < 2**32,
-            f"seed must be at least 0 and below 2^32; received {self.seed}",
-        )
-        require(
-            0 <= self.photometric_jitter <= 1,
-            f"photometric_jitter is a share in 0..1; received "
-            f"{self.photometric_jitter}",
+            step == 0 or step >= _SMALLEST_SCALE_STEP,
+            f"scale_factor_step_size must be 0, which is continuous, or at least "
+            f"{_SMALLEST_SCALE_STEP}; received {step}",
         )
         require(
             self.min_resize_value is not None
@@ -159,86 +163,58 @@ class TrainConfig:
         UserError: for a value that cannot be; names the field and the choices.
     """
 
-    training_number_of_steps: int = 30000
-    optimizer: str = "momentum"
-    learning_policy: str = "poly"
-    base_learning_rate: float = 1e-4
-    end_learning_rate: float = 0.0
-    learning_power: float = 0.9
-    decay_steps: int = 0
-    learning_rate_decay_factor: float = 0.1
-    learning_rate_decay_step: int = 2000
-    slow_start_step: int = 0
-    slow_start_learning_rate: float = 1e-4
-    momentum: float = 0.9
-    adam_learning_rate: float = 1e-3
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 4e-5
-    last_layer_gradient_multiplier: float = 1.0
+    training_number_of_steps: int = setting(30000, COUNT)
+    optimizer: str = setting(
+        "momentum", choices=("momentum", "nesterov", "adam", "adamw")
+    )
+    learning_policy: str = setting("poly", choices=("poly", "step"))
+    base_learning_rate: float = setting(1e-4, NOT_NEGATIVE)
+    end_learning_rate: float = setting(0.0, NOT_NEGATIVE)
+    learning_power: float = setting(0.9, NOT_NEGATIVE)
+    decay_steps: int = setting(0, NOT_NEGATIVE)
+    learning_rate_decay_factor: float = setting(0.1, Range(above=0, at_most=1))
+    learning_rate_decay_step: int = setting(2000, NOT_NEGATIVE)
+    slow_start_step: int = setting(0, NOT_NEGATIVE)
+    slow_start_learning_rate: float = setting(1e-4, NOT_NEGATIVE)
+    momentum: float = setting(0.9, FRACTION)
+    adam_learning_rate: float = setting(1e-3, NOT_NEGATIVE)
+    adam_epsilon: float = setting(1e-8, POSITIVE)
+    weight_decay: float = setting(4e-5, NOT_NEGATIVE)
+    last_layer_gradient_multiplier: float = setting(1.0, NOT_NEGATIVE)
     last_layers_contain_logits_only: bool = False
     fine_tune_batch_norm: bool = True
     upsample_logits: bool = True
-    hard_example_mining_step: int = 0
-    top_k_percent_pixels: float = 1.0
-    label_weights: tuple[float, ...] = ()
+    hard_example_mining_step: int = setting(0, NOT_NEGATIVE)
+    top_k_percent_pixels: float = setting(1.0, Range(above=0, at_most=1))
+    label_weights: tuple[float, ...] = setting((), NOT_NEGATIVE)
     ignore_label: int = 255
     initialize_last_layer: bool = True
     tf_initial_checkpoint: str | None = None
     train_logdir: str | None = None
-    log_steps: int = 10
-    save_interval_secs: float = 1200.0
-    save_interval_steps: int = 0
-    focal_gamma: float = 0.0
-    batch_norm: str = "auto"
-    accumulate_steps: int = 1
-    ema_decay: float = 0.0
+    log_steps: int = setting(10, COUNT)
+    save_interval_secs: float = setting(1200.0, NOT_NEGATIVE)
+    save_interval_steps: int = setting(0, NOT_NEGATIVE)
+    focal_gamma: float = setting(0.0, NOT_NEGATIVE)
+    batch_norm: str = setting("auto", choices=("auto", "train", "sync", "freeze"))
+    accumulate_steps: int = setting(1, COUNT)
+    ema_decay: float = setting(0.0, FRACTION)
     recompute: bool = False
-    jit: str = "auto"
-    steps_per_call: int = 0
-    eval_interval_steps: int = 0
-    early_stop_evals: int = 0
+    jit: str = setting("auto", choices=("auto", "on", "off"))
+    steps_per_call: int = setting(0, Range(at_least=0, at_most=10**6))
+    eval_interval_steps: int = setting(0, NOT_NEGATIVE)
+    early_stop_evals: int = setting(0, NOT_NEGATIVE)
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        check_fields(self)
         require(
-            self.training_number_of_steps > 0,
-            "training_number_of_steps must be positive; received "
-            f"{self.training_number_of_steps}",
-        )
-        for name, choices in (
-            ("optimizer", ("momentum", "nesterov", "adam", "adamw")),
-            ("learning_policy", ("poly", "step")),
-            ("batch_norm", ("auto", "train", "sync", "freeze")),
-            ("jit", ("auto", "on", "off")),
-        ):
-            value = getattr(self, name)
-            require(
-                value in choices,
-                f"{name} must be {', '.join(choices[:-1])} or {choices[-1]}; "
-                f"received {value!r}",
-            )
-        require(
-            0 < self.top_k_percent_pixels <= 1,
-            "top_k_percent_pixels is a share in (0, 1]; received "
-            f"{self.top_k_percent_pixels}",
+            not self.label_weights or any(self.label_weights),
+            f"label_weights must not all be 0; received {self.label_weights}",
         )
         require(
-            0 <= self.ema_decay < 1,
-            f"ema_decay must be in [0, 1); received {self.ema_decay}",
+            self.learning_policy != "step" or self.learning_rate_decay_step > 0,
+            "learning_rate_decay_step must be at least 1 with learning_policy=step; "
+            f"received {self.learning_rate_decay_step}",
         )
-        for name, least in (
-            ("log_steps", 1),
-            ("accumulate_steps", 1),
-            ("steps_per_call", 0),
-            ("save_interval_steps", 0),
-            ("eval_interval_steps", 0),
-            ("early_stop_evals", 0),
-            ("focal_gamma", 0),
-        ):
-            value = getattr(self, name)
-            require(
-                value >= least, f"{name} must be at least {least}; received {value}"
-            )
         require(
             not self.early_stop_evals or self.eval_interval_steps > 0,
             f"early_stop_evals={self.early_stop_evals} needs eval_interval_steps",
@@ -274,38 +250,28 @@ class EvalConfig:
         UserError: for a value or a combination that cannot be; names the field.
     """
 
-    eval_scales: tuple[float, ...] = (1.0,)
+    eval_scales: tuple[float, ...] = setting(
+        (1.0,), SCALES, flag="--inference_scales of an export"
+    )
     add_flipped_images: bool = False
-    eval_crop_size: tuple[int, int] | None = None
-    eval_batch_size: int = 1
+    eval_crop_size: tuple[int, int] | None = setting(
+        None, _SIDE, flag="--crop_size of an export"
+    )
+    eval_batch_size: int = setting(1, Range(at_least=1, at_most=10**6))
     ignore_label: int = 255
-    window_size: tuple[int, int] | None = None
-    memory_limit_mb: int | None = None
+    window_size: tuple[int, int] | None = setting(None, _SIDE)
+    memory_limit_mb: int | None = setting(None, COUNT)
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        check_fields(self)
         require(
-            bool(self.eval_scales) and min(self.eval_scales) > 0,
-            f"scales must be positive, and one at least; received {self.eval_scales}",
-        )
-        require(
-            min(self.eval_crop_size or (1,)) > 0,
-            f"eval_crop_size must be positive; received {self.eval_crop_size}",
-        )
-        require(
-            min(self.window_size or (1,)) > 0,
-            f"window_size must be positive; received {self.window_size}",
+            bool(self.eval_scales),
+            "eval_scales must hold at least one scale; received ()",
         )
         require(
             self.window_size is None or self.memory_limit_mb is None,
             "window_size and memory_limit_mb exclude each other",
         )
-        for name in ("eval_batch_size", "memory_limit_mb"):
-            value = getattr(self, name)
-            require(
-                value is None or value >= 1,
-                f"{name} must be at least 1; received {value}",
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +298,7 @@ class Experiment:
     format_version: int = 1
 
     def __post_init__(self) -> None:
+        check_fields(self)
         require(
             self.format_version == 1,
             f"format_version {self.format_version} is of a newer deeplab_tf; "

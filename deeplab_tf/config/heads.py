@@ -2,7 +2,19 @@
 
 import dataclasses
 
-from deeplab_tf.config.checks import freeze_lists, require
+from deeplab_tf.config.checks import (
+    FRACTION,
+    LONGEST_SIDE,
+    Range,
+    check_fields,
+    require,
+    setting,
+)
+
+# Channels of a layer: far more than any network has, and few enough to be built.
+_CHANNELS = Range(at_least=1, at_most=2**16)
+# Rates, strides and kernels, in feature cells.
+_CELLS = Range(at_least=1, at_most=LONGEST_SIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,32 +33,17 @@ class CellBranch:
         UserError: for a value that cannot be.
     """
 
-    op: str
+    op: str = setting(choices=("conv", "pyramid_pooling"))
     input: int = -1
     kernel: tuple[int, int] = (1, 1)
-    rate: tuple[int, int] = (1, 1)
-    grid_size: tuple[int, int] = (1, 1)
+    rate: tuple[int, int] = setting((1, 1), _CELLS)
+    grid_size: tuple[int, int] = setting((1, 1), _CELLS)
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        require(
-            self.op in ("conv", "pyramid_pooling"),
-            f"op of a cell must be conv or pyramid_pooling; received {self.op!r}",
-        )
+        check_fields(self, " of a cell")
         require(
             self.kernel in ((1, 1), (3, 3)),
             f"kernel of a cell must be 1 or 3; received {self.kernel}",
-        )
-        for name in ("rate", "grid_size"):
-            pair = getattr(self, name)
-            require(
-                len(pair) == 2 and all(type(n) is int and n > 0 for n in pair),
-                f"{name} of a cell must be two positive whole numbers, vertical and "
-                f"horizontal; received {pair}",
-            )
-        require(
-            type(self.input) is int,
-            f"input of a cell must be the index of a branch; received {self.input!r}",
         )
 
 
@@ -79,41 +76,25 @@ class ContextConfig:
         UserError: for a value or a combination that cannot be; names the flag.
     """
 
-    rates: tuple[int, ...] | None = None
+    rates: tuple[int, ...] | None = setting(None, _CELLS, flag="--atrous_rates")
     aspp: bool = True
-    filters: int = 256
+    filters: int = setting(256, _CHANNELS, flag="--aspp_convs_filters")
     separable: bool = True
     image_level: bool = True
-    image_pooling_crop_size: tuple[int, int] | None = None
-    image_pooling_stride: tuple[int, int] = (1, 1)
+    image_pooling_crop_size: tuple[int, int] | None = setting(None, _CELLS)
+    image_pooling_stride: tuple[int, int] = setting((1, 1), _CELLS)
     projection: bool = True
-    dropout: float = 0.1
+    dropout: float = setting(0.1, FRACTION)
     squeeze_and_excitation: bool = False
     hard_sigmoid: bool = False
     dense_prediction_cell: tuple[CellBranch, ...] = ()
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        require(
-            all(rate > 0 for rate in self.rates or ()),
-            f"atrous_rates must be positive; received {self.rates}",
-        )
-        require(
-            self.filters > 0, f"aspp filters must be positive; received {self.filters}"
-        )
-        require(
-            0 <= self.dropout < 1, f"dropout must be in [0, 1); received {self.dropout}"
-        )
+        check_fields(self)
         require(
             self.image_level or not self.squeeze_and_excitation,
             "aspp_with_squeeze_and_excitation needs add_image_level_feature",
         )
-        for name in ("image_pooling_crop_size", "image_pooling_stride"):
-            pair = getattr(self, name)
-            require(
-                pair is None or (len(pair) == 2 and min(pair) > 0),
-                f"{name} takes height and width, positive; received {pair}",
-            )
         require(
             self.aspp or not self.dense_prediction_cell,
             "a dense prediction cell stands in the place of the ASPP; received one "
@@ -151,17 +132,25 @@ class DecoderConfig:
         UserError: for a value or a combination that cannot be; names the flag.
     """
 
-    output_strides: tuple[int, ...] | None = None
-    filters: int = 256
-    projection_filters: int = 48
-    convolutions: int = 2
-    kernel_size: int = 3
+    output_strides: tuple[int, ...] | None = setting(
+        None, flag="--decoder_output_stride"
+    )
+    filters: int = setting(256, _CHANNELS, flag="--decoder_filters")
+    projection_filters: int = setting(
+        48, _CHANNELS, flag="--decoder_projection_filters"
+    )
+    convolutions: int = setting(
+        2, Range(at_least=1, at_most=100), flag="--decoder_convolutions"
+    )
+    kernel_size: int = setting(
+        3, Range(at_least=1, at_most=99), flag="--decoder_kernel_size"
+    )
     separable: bool = True
     sum_merge: bool = False
     outputs_logits: bool = False
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
+        check_fields(self)
         strides = [4] if self.output_strides is None else list(self.output_strides)
         require(
             strides == sorted(set(strides), reverse=True)
@@ -169,11 +158,6 @@ class DecoderConfig:
             "decoder_output_stride takes 4, 8 and 16 in descending order; "
             f"received {strides}",
         )
-        for name in ("filters", "projection_filters", "convolutions", "kernel_size"):
-            require(
-                getattr(self, name) > 0,
-                f"decoder {name} must be positive; received {getattr(self, name)}",
-            )
         for name in ("projection_filters", "convolutions"):
             value, default = getattr(self, name), getattr(DecoderConfig, name)
             require(

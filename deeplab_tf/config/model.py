@@ -4,7 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, BackboneTraits
-from deeplab_tf.config.checks import freeze_lists, listed, require
+from deeplab_tf.config.checks import (
+    FRACTION,
+    SCALES,
+    Range,
+    check_fields,
+    listed,
+    require,
+    setting,
+)
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import FREE_FLAGS, MODEL_FLAGS, parsed
 from deeplab_tf.errors import UserError
@@ -15,10 +23,6 @@ _ALL_OUTPUT_STRIDES = _OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
 # DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
 _PAPER_RATES = (6, 12, 18)
 _PAPER_RATES_STRIDE = 16
-_POSITIVE = (
-    *("num_classes", "channels", "depth_multiplier", "divisible_by"),
-    "logits_kernel_size",
-)
 _OUTPUTS_LOGITS = "decoder.outputs_logits"
 # 127.5 becomes 0 after the scaling to [-1, 1].
 _MEAN_PIXEL = 127.5
@@ -71,26 +75,30 @@ class ModelConfig:
         UserError: for a combination that cannot be; names the choices.
     """
 
-    backbone: str = "mobilenet_v2"
-    num_classes: int = 21
+    backbone: str = setting("mobilenet_v2", flag="--model_variant")
+    num_classes: int = setting(21, Range(at_least=1, at_most=2**16))
     output_stride: int = 16
-    channels: int = 3
+    channels: int = setting(3, Range(at_least=1, at_most=2**12))
     multi_grid: tuple[int, ...] = ()
     cascade_blocks: int = 0
     depthwise_activation: bool = False
     bounded_activation: bool = False
-    depth_multiplier: float = 1.0
-    divisible_by: int | None = None
-    logits_kernel_size: int = 1
-    image_pyramid: tuple[float, ...] = (1.0,)
-    merge_method: str = "max"
-    batch_norm_momentum: float | None = None
+    depth_multiplier: float = setting(1.0, Range(above=0, at_most=16))
+    divisible_by: int | None = setting(None, Range(at_least=1, at_most=2**10))
+    logits_kernel_size: int = setting(1, Range(at_least=1, at_most=99))
+    image_pyramid: tuple[float, ...] = setting((1.0,), SCALES)
+    merge_method: str = setting("max", choices=("max", "avg"))
+    batch_norm_momentum: float | None = setting(None, FRACTION)
     context: ContextConfig = ContextConfig()
     decoder: DecoderConfig = DecoderConfig()
 
     def __post_init__(self) -> None:
-        freeze_lists(self)
-        self._check_values()
+        check_fields(self)
+        scales = self.image_pyramid
+        require(
+            bool(scales) and len(set(scales)) == len(scales),
+            f"image_pyramid takes at least one scale, each once; received {scales}",
+        )
         self._check_backbone()
         self._require_output_stride(self.output_stride)
         if self.context.rates is None:
@@ -110,27 +118,6 @@ class ModelConfig:
         if not self.context.aspp or self.context.dense_prediction_cell:
             return ()
         return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
-
-    def _check_values(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            require(
-                value is None or value > 0, f"{name} must be positive; received {value}"
-            )
-        scales = self.image_pyramid
-        require(
-            bool(scales) and min(scales) > 0 and len(set(scales)) == len(scales),
-            f"image_pyramid takes positive scales, each once; received {scales}",
-        )
-        require(
-            self.merge_method in ("max", "avg"),
-            f"merge_method must be max or avg; received {self.merge_method!r}",
-        )
-        momentum = self.batch_norm_momentum
-        require(
-            momentum is None or 0 <= momentum < 1,
-            f"batch_norm_momentum must be in [0, 1); received {momentum}",
-        )
 
     @property
     def traits(self) -> BackboneTraits:

@@ -46,8 +46,13 @@ def _parse_strides(value: object) -> tuple[int, int]:
     return parse_size(value) or (1, 1)
 
 
-def _optional_int(value: str | float | None) -> int | None:
-    return None if value is None else int(value)
+def _parse_int(value: object) -> int:
+    # As text, or 1.5 would be 1 and True would be 1.
+    return int(str(value))
+
+
+def _optional_int(value: object) -> int | None:
+    return None if value is None else _parse_int(value)
 
 
 def _optional_float(value: str | float | None) -> float | None:
@@ -105,18 +110,18 @@ def _cell_branch(keys: dict) -> CellBranch:
 # Official model flags, and a few of ours in their manner -> field and parser.
 MODEL_FLAGS: dict[str, tuple[str, Callable]] = {
     "model_variant": ("backbone", str),
-    "num_classes": ("num_classes", int),
-    "output_stride": ("output_stride", int),
+    "num_classes": ("num_classes", _parse_int),
+    "output_stride": ("output_stride", _parse_int),
     "multi_grid": ("multi_grid", parse_numbers),
     "use_bounded_activation": ("bounded_activation", _parse_bool),
     "depth_multiplier": ("depth_multiplier", float),
     "divisible_by": ("divisible_by", _optional_int),
-    "logits_kernel_size": ("logits_kernel_size", int),
+    "logits_kernel_size": ("logits_kernel_size", _parse_int),
     "image_pyramid": ("image_pyramid", _parse_pyramid),
     "merge_method": ("merge_method", str),
     "aspp_with_batch_norm": ("context.aspp", _parse_bool),
     "atrous_rates": ("context.rates", parse_numbers),
-    "aspp_convs_filters": ("context.filters", int),
+    "aspp_convs_filters": ("context.filters", _parse_int),
     "aspp_with_separable_conv": ("context.separable", _parse_bool),
     "aspp_with_concat_projection": ("context.projection", _parse_bool),
     "add_image_level_feature": ("context.image_level", _parse_bool),
@@ -126,16 +131,16 @@ MODEL_FLAGS: dict[str, tuple[str, Callable]] = {
     "image_se_uses_qsigmoid": ("context.hard_sigmoid", _parse_bool),
     "dense_prediction_cell_json": ("context.dense_prediction_cell", parse_cell),
     "decoder_output_stride": ("decoder.output_strides", parse_numbers),
-    "decoder_filters": ("decoder.filters", int),
+    "decoder_filters": ("decoder.filters", _parse_int),
     "decoder_use_separable_conv": ("decoder.separable", _parse_bool),
     "decoder_use_sum_merge": ("decoder.sum_merge", _parse_bool),
     "decoder_output_is_logits": ("decoder.outputs_logits", _parse_bool),
     # Ours.
-    "cascade_blocks": ("cascade_blocks", int),
+    "cascade_blocks": ("cascade_blocks", _parse_int),
     "depthwise_activation": ("depthwise_activation", _parse_bool),
-    "decoder_projection_filters": ("decoder.projection_filters", int),
-    "decoder_convolutions": ("decoder.convolutions", int),
-    "decoder_kernel_size": ("decoder.kernel_size", int),
+    "decoder_projection_filters": ("decoder.projection_filters", _parse_int),
+    "decoder_convolutions": ("decoder.convolutions", _parse_int),
+    "decoder_kernel_size": ("decoder.kernel_size", _parse_int),
     "batch_norm_momentum": ("batch_norm_momentum", _optional_float),
 }
 

@@ -11,6 +11,7 @@ paper does not tell the number of steps. At output stride 32, any Xception or Re
 """
 
 import dataclasses
+import math
 
 import tensorflow as tf
 from absl import flags as absl_flags
@@ -172,9 +173,10 @@ def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
 def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
     """Returns how the flags train on that many images."""
     epochs = values.learning_rate_decay_epochs
-    if not epochs > 0:
+    if not 0 < epochs < math.inf:
         raise UserError(
-            f"learning_rate_decay_epochs must be positive; received {epochs}"
+            "learning_rate_decay_epochs must be a finite number above 0; received "
+            f"{epochs}"
         )
     config = TrainConfig(
         **flags.field_values(values, _TRAINING),

@@ -21,6 +21,7 @@ from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME, STATE_FILE
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
+from deeplab_tf.training.divergence import first_not_finite
 
 FORMAT_VERSION = 1
 _KEPT = 5
@@ -177,17 +178,12 @@ class TrainingState:
                 tf.io.gfile.rmtree(scratch)
 
     def _require_finite(self, step: int) -> None:
-        floating = {n: v for n, v in self._weights.items() if v.dtype.is_floating}
-        if not floating:
-            return
-        # Stacked, so that a GPU is waited for once and not for every weight.
-        finite = [tf.reduce_all(tf.math.is_finite(v)) for v in floating.values()]
-        for name, is_finite in zip(floating, tf.stack(finite).numpy(), strict=True):
-            if not is_finite:
-                raise UserError(
-                    f"the weights are no longer finite at step {step} (first: "
-                    f"{name}); nothing was saved"
-                )
+        name = first_not_finite(self._weights)
+        if name is not None:
+            raise UserError(
+                f"the weights are no longer finite at step {step} (first: {name}); "
+                "nothing was saved"
+            )
 
     def _require_match(self, prefix: str) -> None:
         """Refuses a whole checkpoint of another format, model or optimiser."""

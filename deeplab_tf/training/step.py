@@ -14,6 +14,7 @@ from deeplab_tf.models.resampling import (
 )
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training import losses, optimizer
+from deeplab_tf.training.divergence import find_broken_images
 
 
 def training_outputs(model: keras.Model) -> keras.Model:
@@ -147,6 +148,26 @@ class TrainStep:
         context = tf.distribute.get_replica_context()
         # The optimiser adds them up once more.
         self.update([g / context.num_replicas_in_sync for g in gradients])
+
+    def first_broken_image(self, images):
+        """Returns the place of the first image with pixels that cannot be meant.
+
+        Args:
+            images: As in `gradients`.
+
+        Returns:
+            The place in the batch of all replicas, a float32 scalar that is the same
+            on every replica; -1 where all images are sound.
+        """
+        context = tf.distribute.get_replica_context()
+        own_row = tf.one_hot(
+            context.replica_id_in_sync_group, context.num_replicas_in_sync
+        )
+        broken = tf.cast(find_broken_images(images), tf.float32)
+        # Each replica fills its own row, so that the sum holds those of all.
+        broken = self._sum(own_row[:, None] * broken[None])
+        first = tf.cast(tf.argmax(tf.reshape(broken, [-1])), tf.float32)
+        return tf.where(tf.reduce_any(broken > 0), first, -1.0)
 
     def _grid(self, labels) -> tuple:
         """Returns height and width of the logits, before the last resize."""

@@ -1,8 +1,8 @@
 """The training loop: compiled steps, repeated, watched and saved."""
 
+import collections
 import contextlib
 import functools
-import math
 import sys
 import time
 import zlib
@@ -24,6 +24,11 @@ from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import dropout_seeds, official_variables
 from deeplab_tf.training import distribution, optimizer, resume
 from deeplab_tf.training.batch_norm import set_batch_norm
+from deeplab_tf.training.divergence import (
+    REPORTED_LOSSES,
+    explain_divergence,
+    first_not_finite,
+)
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.training.loss_scaling import LossScale
 from deeplab_tf.training.reporter import Reporter, Validation
@@ -36,8 +41,11 @@ from deeplab_tf.training.step import (
 # Of all workers, or a function of a worker's index and their number that gives its own.
 Batches: TypeAlias = Iterable | Callable[[int, int], tf.data.Dataset]
 _Values = TypeVar("_Values")
-# What is told of a step, in the order of the vector that the graph returns.
-_TOLD = ("data_loss", "regularization_loss", "learning_rate", "broken_gradients")
+# Metrics of a step, in the order of the vector that the graph returns.
+_TOLD = (
+    *("data_loss", "regularization_loss", "learning_rate", "broken_gradients"),
+    *("broken_image", "images"),
+)
 
 
 class Trainer:
@@ -92,6 +100,9 @@ class Trainer:
         self._update_in_half = self._compiled(self._step.update_in_half)
         self._seeds = dropout_seeds(model)
         self._spread_seeds()
+        self._losses = collections.deque[float](maxlen=REPORTED_LOSSES)
+        self._first_step = 0
+        self._restored: str | None = None
         self._state = None
         if config.train_logdir is not None:
             self._state = self._training_state(config.train_logdir, trained)
@@ -139,9 +150,12 @@ class Trainer:
             The prefix of the checkpoint, None if there is none.
 
         Raises:
-            UserError: if it is of another model, or none is whole.
+            UserError: if it is of another model, none is whole, or the weights to
+                start from are not finite.
         """
         prefix = self._state.restore_latest() if self._state else None
+        self._restored = prefix
+        self._require_finite_weights()
         if prefix:
             self._spread_seeds()
         else:
@@ -172,7 +186,9 @@ class Trainer:
         """Does a step of all replicas; returns the facts, and whether it was done."""
         if self._loss_scale is None:
             results = self.strategy.run(self._whole_step, args=(images, labels))
-            return self._first_replica(results)
+            results = self._first_replica(results)
+            is_finite = results["broken_gradients"] == 0
+            return self._with_broken_image(results, is_finite, images)
         scale = self._loss_scale.value()
         gradients, *told = self.strategy.run(
             self._gradients_in_half, args=(images, labels, scale)
@@ -184,7 +200,23 @@ class Trainer:
         )
         # Nothing is left to halve: no smaller scale will do.
         is_hopeless = ~is_finite & (scale <= 1.0)
-        return results | {"broken_gradients": tf.cast(is_hopeless, tf.float32)}
+        results |= {"broken_gradients": tf.cast(is_hopeless, tf.float32)}
+        return self._with_broken_image(results, is_finite, images)
+
+    def _with_broken_image(
+        self, results: dict[str, tf.Tensor], is_finite: tf.Tensor, images: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        """Adds the place of an image that broke the step; -1 where none did."""
+        for name in ("data_loss", "regularization_loss"):
+            is_finite &= tf.math.is_finite(results[name])
+
+        def find() -> tf.Tensor:
+            places = self.strategy.run(self._step.first_broken_image, args=(images,))
+            return self._first_replica(places)
+
+        # Pixels are examined only after a step has failed, which all replicas agree on.
+        place = tf.cond(is_finite, lambda: tf.constant(-1.0), find)
+        return results | {"broken_image": place}
 
     def _compiled(self, function: Callable) -> Callable:
         """Returns a replica's function, by XLA if that is asked for."""
@@ -211,6 +243,7 @@ class Trainer:
             images, labels = next(iterator)
             results = self._one_step(images, labels)
             rows = tf.shape(self._first_replica(images), out_type=tf.int64)[0]
+            results["images"] = tf.cast(rows * self._replicas, tf.float32)
             row = tf.stack([results[name] for name in _TOLD])
             # A batch whose size is known would be counted even if it does not come.
             with tf.control_dependencies([row]):
@@ -246,8 +279,9 @@ class Trainer:
             count: Number of steps.
 
         Returns:
-            `[steps, 4]`: data loss, regularisation loss, learning rate and number of
-            gradients that are not finite; it ends behind a step that is broken. And
+            `[steps, 6]`: data loss, regularisation loss, learning rate, number of
+            gradients that are not finite, place in the batch of an image that is not
+            (else -1) and number of images; the last step may be broken. And
             `[3, num_classes]`: pixels on the grid of the logits that were predicted
             as, are and were rightly predicted as each class.
         """
@@ -315,14 +349,15 @@ class Trainer:
                 function of `(worker, num_workers)` that gives a worker its rows.
             validation: What the model is scored on at every `eval_interval_steps`.
             info: Names and colours of the classes, for what is shown.
-            name_samples: Names the samples from a number on, for errors.
+            name_samples: Names some samples, by the number of the first and their
+                count, for errors.
 
         Returns:
             The results of the last step.
 
         Raises:
-            UserError: if the loss stops being a number, the data end early or a
-                checkpoint cannot be written.
+            UserError: if the weights, a loss or a gradient are not finite, the data
+                end early or a checkpoint cannot be written.
         """
         results = {}
         with (
@@ -337,13 +372,13 @@ class Trainer:
                 self._evaluate_if_due(reporter, validation)
                 if self._is_done(reporter):
                     break
-                step, first = self.step, self.samples
+                step = self.step
                 data = data or self.iterate(dataset)
                 count = self._call_length(step)
                 with readable_errors(), self._ended_data():
                     told, classes = self.train_steps(data, count)
                 results = _public(told[-1])
-                self._require_finite(told, first, name_samples)
+                self._require_finite(told, name_samples)
                 # Fewer than asked for where float16 left some out.
                 done = self.step - step
                 reporter.trained(step, told[len(told) - done :], classes, self.samples)
@@ -392,6 +427,9 @@ class Trainer:
         return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
 
     def _begin(self, reporter: Reporter) -> None:
+        self._require_finite_weights()
+        self._first_step = self.step
+        self._losses.clear()
         if self.step == 0:
             self._start_averages()
         reporter.restart(self.step, self.samples)
@@ -487,30 +525,53 @@ class Trainer:
             self._state.save()
 
     def _require_finite(
-        self,
-        told: np.ndarray,
-        first: int,
-        name_samples: Callable[[int, int], str] | None,
+        self, told: np.ndarray, name_samples: Callable[[int, int], str] | None
     ) -> None:
-        loss, _, _, broken = told[-1]
+        """Refuses a broken last step; names the image or the setting that caused it."""
+        metrics = dict(zip(_TOLD, told[-1].tolist(), strict=True))
+        place = int(metrics["broken_image"])
         # NumPy's: TensorFlow's would take the host a quarter of a millisecond.
-        if np.isfinite(told[-1]).all() and broken == 0:
+        is_finite = np.isfinite(told[-1]).all() and not metrics["broken_gradients"]
+        if is_finite and place < 0:
+            self._losses.extend(told[:, 0].tolist())
             return
-        what, hint = f"the loss is {loss}", "a lower base_learning_rate"
-        if math.isfinite(loss):
-            what = f"the gradients are not finite (loss {loss:.3f})"
-        if self._loss_scale:
-            hint = "precision=bfloat16"
+        self._losses.extend(told[:-1, 0].tolist())
         # float16 leaves the step out.
         step = self.step - (self._loss_scale is None)
-        batch = (self.samples - first) // len(told)
-        begin = self.samples - batch
-        which = f"; the batch: {name_samples(begin, batch)}" if name_samples else ""
+        if place >= 0:
+            number = self.samples - int(metrics["images"]) + place
+            name = f" ({name_samples(number, 1)})" if name_samples else ""
+            raise UserError(
+                f"image {place} of the batch at step {step}{name} has pixels that are "
+                "not finite or absurdly large; correct what makes the images, whose "
+                "pixels are 0..255"
+            )
+        start = self._start if step == self._first_step else None
+        is_half = self._loss_scale is not None
         raise UserError(
-            f"{what} at step {step}; {hint}, a larger batch or "
-            "fine_tune_batch_norm=false may help, and so may a look at the labels"
-            f"{which}"
+            explain_divergence(self.config, step, metrics, self._losses, start, is_half)
         )
+
+    @property
+    def _start(self) -> str:
+        """What the weights come from, in words."""
+        if self._restored:
+            return self._restored
+        checkpoint = self.config.tf_initial_checkpoint
+        return f"tf_initial_checkpoint={checkpoint}" if checkpoint else "the model"
+
+    def _require_finite_weights(self) -> None:
+        """Refuses to train from weights, averages or accumulators with NaN."""
+        variables = official_variables(self.model)
+        trained = [name for name, v in variables.items() if v.trainable]
+        variables |= optimizer.slots(self.optimizer, trained)
+        variables |= {f"{AVERAGE_KEY}/{n}": v for n, v in self._averages.items()}
+        name = first_not_finite({n: v.value for n, v in variables.items()})
+        if name is not None:
+            raise UserError(
+                f"{self._start} holds values that are not finite (first: {name}); "
+                "start from another checkpoint"
+            )
 
 
 def _public(row: np.ndarray) -> dict[str, float]:
@@ -520,7 +581,7 @@ def _public(row: np.ndarray) -> dict[str, float]:
 
 def _is_whole(row: tf.Tensor) -> tf.Tensor:
     """Whether losses and gradients of a step are finite."""
-    return tf.reduce_all(tf.math.is_finite(row)) & (row[3] == 0)
+    return tf.reduce_all(tf.math.is_finite(row)) & (row[3] == 0) & (row[4] < 0)
 
 
 def _compiles(jit: str, strategy: tf.distribute.Strategy) -> bool:

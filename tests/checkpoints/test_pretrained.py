@@ -218,7 +218,7 @@ def test_unknown_names_and_paths_are_told(tmp_path):
 def test_mistakes_are_told_before_anything_is_fetched(tiny, cache):
     for what in ("tiny", "https://example.org/some.tar.gz"):
         refused("^output_stride must be 8, 16.*; received 7$", what, output_stride=7)
-        refused("^num_classes must be positive; received 0$", what, num_classes=0)
+        refused("^num_classes must be at least 1 .*; received 0$", what, num_classes=0)
         refused("^num_classes must be a whole .* received '3'$", what, num_classes="3")
     assert not cache.exists()
 

@@ -131,7 +131,7 @@ def test_the_model_is_told_as_it_was_exported(plain_export, tiny_model):
         ("need min_resize_value", "--max_resize_value=513"),
         ("need min_resize_value", "--resize_factor=16"),
         ("min_resize_value", "--min_resize_value=0"),
-        ("window_size must be positive", "--window_size=0,33"),
+        ("window_size must be two integers, each at least 1", "--window_size=0,33"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(logs, tmp_path, message, flag):

@@ -358,21 +358,36 @@ def assert_refused(message, name, *arguments):
             ["--batch_norm=off"],
             "batch_norm must be auto, train, sync or freeze; .*'off'",
         ),
-        (["--ema_decay=1"], r"ema_decay must be in \[0, 1\); received 1.0"),
+        (["--ema_decay=1"], "ema_decay must be at least 0 and below 1; received 1.0"),
         (["--early_stop_evals=2"], "early_stop_evals=2 needs eval_interval_steps"),
         (
             ["--eval_interval_steps=1", "--eval_split=nowhere"],
             "no nowhere-. records in .*there: train, trainval, val",
         ),
-        (["--train_batch_size=0"], "batch size must be positive; received 0"),
+        (
+            ["--train_batch_size=0"],
+            r"\(--train_batch_size\) .* least 1 .* received 0$",
+        ),
         (["--train_crop_size=33,33,33"], "expected height and width, such as 513,513"),
-        (["--train_crop_size=-33,33"], "crop size must be positive"),
+        (
+            ["--train_crop_size=-33,33"],
+            r"--train_crop_size\) must be two integers, ",
+        ),
         (["--label_weights=1,2"], "one weight for each of 21 classes; received 2"),
         (
             ["--learning_policy=cosine"],
             "learning_policy must be poly or step; .*'cosine'",
         ),
-        (["--min_scale_factor=3"], "min_scale_factor must be positive and at most"),
+        (
+            ["--base_learning_rate=nan"],
+            "base_learning_rate must be a finite number, at least 0; received nan",
+        ),
+        (["--momentum=1.5"], "momentum must be at least 0 and below 1; received 1.5"),
+        (
+            ["--label_weights=nan,1"],
+            r"label_weights must be finite numbers, each at least 0; .*\(nan, 1.0\)",
+        ),
+        (["--min_scale_factor=3"], "min_scale_factor must be at most max_scale_factor"),
     ],
 )
 def test_mistakes_in_training_are_told_before_anything_is_written(
@@ -445,7 +460,7 @@ def test_mistakes_in_evaluation_are_told_before_anything_is_written(
             "no file .*index.*: model.ckpt-2, model",
         ),
         ([checkpoint, "--eval_split=test"], "no test-. records in .*: train, trainval"),
-        ([checkpoint, "--eval_scales=0"], "scales must be positive"),
+        ([checkpoint, "--eval_scales=0"], "eval_scales .* at least 0.01"),
         ([checkpoint, "--eval_crop_size=65"], "expected height and width"),
         ([checkpoint, "--eval_split=val", "x"], "unexpected argument 'x'"),
     ):
@@ -477,7 +492,7 @@ def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_pat
             "output_stride must be 8, 16 or 32; .* 12",
         ),
         ([checkpoint, "--dataset=camvid"], "camvid has 11 classes, but .* has 21"),
-        ([checkpoint, "--inference_scales=0"], "scales must be positive"),
+        ([checkpoint, "--inference_scales=0"], "--inference_scales .* 0.01"),
         (
             [checkpoint, "--num_classes=19"],
             "is not a checkpoint of .* 2 skipped for th",

@@ -209,13 +209,13 @@ def test_gradient_multipliers(name, whole_head, logits_only):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"training_number_of_steps": 0}, "must be positive; received 0"),
+        ({"training_number_of_steps": 0}, "must be at least 1; received 0"),
         (
             {"optimizer": "sgd"},
             "must be momentum, nesterov, adam or adamw; received 'sgd'",
         ),
         ({"learning_policy": "cosine"}, "must be poly or step; received 'cosine'"),
-        ({"top_k_percent_pixels": 0.0}, r"share in \(0, 1\]; received 0.0"),
+        ({"top_k_percent_pixels": 0.0}, r"above 0 and at most 1; received 0.0"),
         ({"top_k_percent_pixels": 20}, "received 20"),
     ],
 )

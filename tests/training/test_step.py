@@ -364,7 +364,11 @@ def test_gradients_that_no_scale_helps_end_the_training(precision):
     precision("mixed_float16")
     weights = {"label_weights": (1e8,) * 5, "batch_norm": "freeze"}
     trainer = Trainer(toy_model(), TrainConfig(steps_per_call=10, **weights))
-    message = r"gradients are not finite .* at step 0; precision=bfloat16, "
+    message = (
+        "^the gradients are not finite at step 0 .* label_weights: 1e.08 exceeds the "
+        "usual 10; float16 may overflow: precision=bfloat16 does not; no step has "
+        "changed the weights, so check where they come from: the model$"
+    )
     with pytest.raises(UserError, match=message):
         trainer.train(stream(100))
     # The scale is halved down to 1 before, which takes a step each.

@@ -111,6 +111,14 @@ def test_replicas_do_what_one_device_does(found, case, tolerance):
         )
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_an_image_of_any_replica_is_named(found, policy):
+    message = str(found[f"broken image/{policy}"])
+    # Two batches of eight came before it.
+    assert message.startswith("image 6 of the batch at step "), message
+    assert " ((22, 1)) has pixels that are not finite" in message
+
+
 def test_several_replicas_cannot_have_the_compiler(found):
     message = "jit=on compiles the step of one replica; 2 exchange values within it"
     assert str(found["refusal"]) == message

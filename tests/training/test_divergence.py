@@ -1,0 +1,171 @@
+"""What a training that breaks is blamed on: weights, an image or a setting."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from toy_model import toy_model
+
+from deeplab_tf import TrainConfig, Trainer, UserError
+from deeplab_tf.models.variables import official_variables
+from deeplab_tf.training.divergence import explain_divergence, find_broken_images
+
+
+def stream(count, broken=None, value=np.nan):
+    """Returns batches of two images; `broken` is the number of an image to spoil."""
+    random = np.random.RandomState(0)
+    images = random.uniform(0, 255, (2 * count, 33, 33, 3)).astype(np.float32)
+    labels = random.randint(0, 5, (2 * count, 33, 33)).astype(np.uint8)
+    if broken is not None:
+        images[broken, 16, 16, 1] = value
+    return tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
+
+
+def name_samples(first, count):
+    return ", ".join(f"record {i}" for i in range(first, first + count))
+
+
+def refusal(trainer, data, **names):
+    """Returns the message, of one line, by which a training stops."""
+    with pytest.raises(UserError) as error:
+        trainer.train(data, **names)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65536.0, 1e30])
+def test_images_with_impossible_pixels_are_found(value):
+    images = np.full((4, 3, 3, 2), 65535.0, np.float32)
+    images[2, 1, 0, 1] = value
+    found = tf.function(find_broken_images)(tf.constant(images))
+    assert found.numpy().tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("precision_policy", "options"),
+    [
+        ("float32", {"steps_per_call": 10}),
+        pytest.param("float32", {"jit": "on"}, marks=pytest.mark.slow),
+        ("float32", {"accumulate_steps": 2, "batch_norm": "freeze"}),
+        ("mixed_float16", {"steps_per_call": 10}),
+        ("mixed_bfloat16", {}),
+    ],
+)
+def test_the_image_that_breaks_a_step_is_named(precision_policy, options, precision):
+    precision(precision_policy)
+    trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9, **options))
+    # The second image of the third batch.
+    message = refusal(trainer, stream(5, broken=5), name_samples=name_samples)
+    step = trainer.step - (precision_policy != "mixed_float16")
+    assert message.startswith(
+        f"image 1 of the batch at step {step} (record 5) has pixels that are not finite"
+    )
+    assert trainer.samples == 6
+    assert step == 2 or precision_policy == "mixed_float16"
+
+
+def test_an_image_is_named_by_its_place_where_samples_have_no_names():
+    trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9))
+    assert refusal(trainer, stream(2, broken=0, value=np.inf)) == (
+        "image 0 of the batch at step 0 has pixels that are not finite or absurdly "
+        "large; correct what makes the images, whose pixels are 0..255"
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_learning_rate": 1e25, "optimizer": "nesterov"},
+        {"base_learning_rate": 1e25, "steps_per_call": 10},
+        {"adam_learning_rate": 1e25, "optimizer": "adam"},
+        {"slow_start_learning_rate": 1e25, "slow_start_step": 5},
+    ],
+)
+def test_a_divergence_names_the_learning_rate_and_no_image(options):
+    name = next(iter(options))
+    options |= {"weight_decay": 0.5, "training_number_of_steps": 20}
+    trainer = Trainer(toy_model(), TrainConfig(**options))
+    message = refusal(trainer, stream(20), name_samples=name_samples)
+    assert f"training diverged: lower {name}=1e+25 (learning rate " in message
+    assert "lower weight_decay: 0.5 exceeds the usual 0.001" in message
+    assert "record" not in message and "image" not in message
+    assert f" at step {trainer.step - 1}" in message and "after" in message
+
+
+def test_broken_initial_weights_are_refused_before_the_first_step(tmp_path):
+    model = toy_model()
+    checkpoint = {"tf_initial_checkpoint": "zoo/model.ckpt"}
+    trainer = Trainer(model, TrainConfig(**checkpoint))
+    weights = official_variables(model)["logits/weights"]
+    weights.assign(np.full(weights.shape, np.nan))
+    for start in (lambda: trainer.train(stream(2)), trainer.restore_latest):
+        with pytest.raises(UserError) as error:
+            start()
+        assert str(error.value) == (
+            "tf_initial_checkpoint=zoo/model.ckpt holds values that are not finite "
+            "(first: logits/weights); start from another checkpoint"
+        )
+    assert trainer.step == 0
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [("weights", "conv/biases"), ("slots", "conv/weights/Momentum")],
+)
+def test_a_checkpoint_with_broken_values_is_not_resumed(group, name, tmp_path):
+    config = TrainConfig(train_logdir=str(tmp_path), training_number_of_steps=1)
+    trainer = Trainer(toy_model(), config)
+    broken = official_variables(trainer.model)["conv/biases"]
+    if group == "slots":
+        broken = trainer.optimizer.accumulators[0]
+    broken.assign(np.full(broken.shape, np.inf))
+    trainer._state._weights = {}  # otherwise it saves none that are broken
+    prefix = trainer._state.save()
+    again = Trainer(toy_model(), config)
+    message = rf"^{prefix} holds values that are not finite \(first: {name}\)"
+    with pytest.raises(UserError, match=message):
+        again.restore_latest()
+
+
+LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
+
+
+@pytest.mark.parametrize(
+    ("options", "losses", "loss", "start", "is_float16", "message"),
+    [
+        (
+            {"base_learning_rate": 0.5},
+            *(LOSSES, np.nan, None, False),
+            "the loss is nan at step 7, after growing from 2.31 to 4.1e+30 in 6 steps; "
+            "training diverged: lower base_learning_rate=0.5 (learning rate 0.25 at "
+            "this step)",
+        ),
+        (
+            {"optimizer": "adam", "focal_gamma": 8},
+            *((2.0, 1.0), 3.14159, None, False),
+            "the gradients are not finite at step 7 (loss 3.14), after going from 2 to "
+            "1 in 1 steps; training diverged: lower adam_learning_rate=0.001 (learning "
+            "rate 0.25 at this step); lower focal_gamma: 8 exceeds the usual 5",
+        ),
+        (
+            {"slow_start_step": 8, "label_weights": (1, 1e8)},
+            *((2.0,), np.inf, None, True),
+            "the loss is inf at step 7, after a loss of 2; training diverged: lower "
+            "slow_start_learning_rate=0.0001 (learning rate 0.25 at this step); lower "
+            "label_weights: 1e+08 exceeds the usual 10; float16 may overflow: "
+            "precision=bfloat16 does not",
+        ),
+        (
+            {"momentum": 0.999, "last_layer_gradient_multiplier": 100},
+            *((), np.inf, "logs/model.ckpt-7", False),
+            "the loss is inf at step 7; lower last_layer_gradient_multiplier: 100 "
+            "exceeds the usual 10; lower momentum: 0.999 exceeds the usual 0.99; no "
+            "step has changed the weights, so check where they come from: "
+            "logs/model.ckpt-7",
+        ),
+    ],
+)
+def test_explanations(options, losses, loss, start, is_float16, message):
+    metrics = {"data_loss": float(loss), "learning_rate": 0.25}
+    config = TrainConfig(**options)
+    found = explain_divergence(config, 7, metrics, losses, start, is_float16)
+    assert found == message
