@@ -21,7 +21,6 @@ from deeplab_tf.checkpoints.download import (
     file_name,
     is_web,
     local_path,
-    locked,
 )
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
@@ -43,6 +42,7 @@ from deeplab_tf.config import (
     ModelConfig,
 )
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import locked
 from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
