@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -130,6 +129,18 @@ def test_flock_of_another_machine_does_not_count(tmp_path, capfd):
     assert "taking over" in capfd.readouterr().err
 
 
+def during_the_watch(monkeypatch, action):
+    """Does something once the lock was read, between two looks at its heartbeat."""
+    sleep, actions = time.sleep, [action]
+
+    def act_then_sleep(seconds):
+        if actions:
+            actions.pop()()
+        sleep(seconds)
+
+    monkeypatch.setattr(locks.time, "sleep", act_then_sleep)
+
+
 @pytest.mark.parametrize("has_flock", [True, False])
 def test_a_heartbeat_of_another_machine_is_refused(has_flock, tmp_path, monkeypatch):
     if not has_flock:
@@ -137,21 +148,17 @@ def test_a_heartbeat_of_another_machine_is_refused(has_flock, tmp_path, monkeypa
     owner = leave_lock(tmp_path, **ELSEWHERE)
     later = dataclasses.replace(owner, beat=1).to_bytes()
     path = tmp_path / TRAINING_LOCK
-    timer = threading.Timer(0.03, path.write_bytes, [later])
-    timer.start()
+    during_the_watch(monkeypatch, lambda: path.write_bytes(later))
     message = f"process {os.getpid()} on far, since"
     with pytest.raises(UserError, match=message):
         hold(tmp_path)
-    timer.join()
     assert path.read_bytes() == later
 
 
-def test_a_lock_released_while_it_is_watched_is_free(tmp_path):
+def test_a_lock_released_while_it_is_watched_is_free(tmp_path, monkeypatch):
     leave_lock(tmp_path, **ELSEWHERE)
-    timer = threading.Timer(0.03, (tmp_path / TRAINING_LOCK).unlink)
-    timer.start()
+    during_the_watch(monkeypatch, (tmp_path / TRAINING_LOCK).unlink)
     assert hold(tmp_path).pid == os.getpid()
-    timer.join()
 
 
 @pytest.mark.parametrize("folder", [None, "ram://test_locks/logs"])
@@ -179,13 +186,7 @@ def test_a_remote_folder_is_locked_by_its_heartbeat():
 
 
 def test_of_two_newcomers_without_flock_one_wins(without_flock, tmp_path, monkeypatch):
-    sleep = time.sleep
-
-    def overtaken(seconds):
-        leave_lock(tmp_path, **ELSEWHERE)
-        sleep(seconds)
-
-    monkeypatch.setattr(locks.time, "sleep", overtaken)
+    during_the_watch(monkeypatch, lambda: leave_lock(tmp_path, **ELSEWHERE))
     with pytest.raises(UserError, match=r"in use by another training .* on far"):
         hold(tmp_path)
     assert Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes()).host == "far"

@@ -1,5 +1,7 @@
 """Training state on disk: what is saved, kept, restored, refused and survives."""
 
+import dataclasses
+import itertools
 import os
 import pathlib
 import random
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf import Experiment, UserError
+from deeplab_tf import Experiment, UserError, locks
+from deeplab_tf.lock_file import Owner
+from deeplab_tf.locks import TRAINING_LOCK, training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.resume import (
     TrainingState,
@@ -26,6 +30,13 @@ from deeplab_tf.training.resume import (
 
 WEIGHTS = ("a/weights", "a/BatchNorm/moving_mean")
 INDEX, DATA = "index", "data-00000-of-00001"
+
+
+@pytest.fixture(autouse=True)
+def _short_periods(monkeypatch):
+    """Shortens what locks wait for where there is no flock."""
+    monkeypatch.setattr(locks, "HEARTBEAT_SECS", 0.1)
+    monkeypatch.setattr(locks, "SETTLE_SECS", 0.01)
 
 
 def state_of(folder, fill, weights=WEIGHTS, size=3, **options):
@@ -337,13 +348,92 @@ def test_weights_that_are_not_finite_are_not_saved(number, tmp_path):
 
 def test_what_killed_processes_left_is_removed(tmp_path):
     save_steps(tmp_path, 6)
-    for name in (".writing-1/model.ckpt-7_temp", f".writing-{os.getpid()}"):
+    left = f".writing-{os.getpid()}-0123abcd"
+    for name in (".writing-1-01234567/model.ckpt-7_temp", left):
         (tmp_path / name).mkdir(parents=True)
         shutil.copy(tmp_path / "model.ckpt-6.index", tmp_path / name)
     shutil.copy(tmp_path / f"model.ckpt-6.{DATA}", tmp_path / f"model.ckpt-7.{DATA}")
     save_steps(tmp_path, 8)
     assert steps_in(tmp_path) == [6, 8]
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_what_another_program_left_stays(tmp_path):
+    names = (
+        ".writing-1",
+        ".writing-mine",
+        ".writing-1-0123456",
+        "a.writing-1-01234567",
+    )
+    for name in (*names, "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".writing-1-01234567").symlink_to("elsewhere")
+    save_steps(tmp_path, 8)
+    for name in (*names, "elsewhere", ".writing-1-01234567"):
+        assert (tmp_path / name / "file").exists()
+
+
+def test_another_training_keeps_its_scratch_folder(tmp_path, monkeypatch):
+    # Its lock is of another machine, and its heartbeat is seen.
+    save_steps(tmp_path, 6)
+    owner = dataclasses.replace(Owner.this_process(), boot="another", host="far")
+    lock, scratch = tmp_path / TRAINING_LOCK, tmp_path / ".writing-9-01234567"
+    lock.write_bytes(owner.to_bytes())
+    scratch.mkdir()
+    beats = itertools.count(1)
+
+    def beat_then_sleep(seconds, sleep=time.sleep):
+        lock.write_bytes(dataclasses.replace(owner, beat=next(beats)).to_bytes())
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", beat_then_sleep)
+    with pytest.raises(UserError, match=r"is in use by another training \(process"):
+        save_steps(tmp_path, 8)
+    assert scratch.exists()
+    lock.unlink()
+    assert steps_in(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("moment", ["before", "while writing", "while moving"])
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_folder_that_vanishes_ends_the_training(moment, save, tmp_path, monkeypatch):
+    folder = tmp_path / "logs"
+    state, variables = state_of(folder, 7.0)
+    write, rename = tf.train.Checkpoint.write, tf.io.gfile.rename
+
+    def write_then_vanish(checkpoint, prefix):
+        write(checkpoint, prefix)
+        shutil.rmtree(folder)
+
+    def vanish_then_rename(*arguments, **options):
+        shutil.rmtree(folder)
+        rename(*arguments, **options)
+
+    with training_lock(str(folder)):
+        state.save()
+        fill_with(variables, 8)
+        if moment == "before":
+            shutil.rmtree(folder)
+        if moment == "while writing":
+            monkeypatch.setattr(tf.train.Checkpoint, "write", write_then_vanish)
+        if moment == "while moving":
+            monkeypatch.setattr(tf.io.gfile, "rename", vanish_then_rename)
+        message = f"^--train_logdir={folder} was removed while this training ran; "
+        with pytest.raises(UserError, match=message):
+            getattr(state, save)()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_folder_that_was_taken_over_is_left_alone(save, tmp_path):
+    state, _ = state_of(tmp_path, 7.0)
+    other = dataclasses.replace(Owner.this_process(), token="other")
+    with training_lock(str(tmp_path)):
+        (tmp_path / TRAINING_LOCK).write_bytes(other.to_bytes())
+        with pytest.raises(UserError, match=f"was taken over by {other} while"):
+            getattr(state, save)()
+    assert os.listdir(tmp_path) == [TRAINING_LOCK]
 
 
 @pytest.mark.parametrize("before", [(), (6,), (6, 7)])
