@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +18,13 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import training_lock
 from deeplab_tf.models.pointwise import with_products
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import dropout_seeds, official_variables
 from deeplab_tf.training import distribution, optimizer, resume
 from deeplab_tf.training.batch_norm import set_batch_norm
-from deeplab_tf.training.interruption import Interruption
+from deeplab_tf.training.interruption import Interrupted, Interruption
 from deeplab_tf.training.loss_scaling import LossScale
 from deeplab_tf.training.reporter import Reporter, Validation
 from deeplab_tf.training.step import (
@@ -307,8 +307,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Trains up to `training_number_of_steps`, saving along the way.
 
-        SIGTERM and Ctrl-C save after the running host call and end the program with
-        status 143 or 130.
+        The `train_logdir` is locked meanwhile. SIGTERM, SIGHUP and Ctrl-C save after
+        the running host call and end the program with status 143, 129 or 130.
 
         Args:
             dataset: Batches of images and labels, as `load_dataset` gives them, or a
@@ -321,11 +321,13 @@ class Trainer:
             The results of the last step.
 
         Raises:
-            UserError: if the loss stops being a number, the data end early or a
-                checkpoint cannot be written.
+            UserError: if another process trains in `train_logdir`, or removes it; if
+                the loss stops being a number, the data end early or a checkpoint
+                cannot be written.
         """
         results = {}
         with (
+            self._folder_lock(),
             Interruption() as interruption,
             self._reporter(validation, info) as reporter,
             distribution.lost_workers(self.worker),
@@ -352,13 +354,20 @@ class Trainer:
                     done > 0 and self._is_save_due(saved_at),
                 )
                 if save or stop:
-                    self._save(reporter)
+                    checkpoint = self._save(reporter)
                     saved_at = time.monotonic()
                 if stop:
-                    reporter.say(f"interrupted after step {self.step}")
-                    sys.exit(interruption.exit_status)
+                    what = f"saved {checkpoint}" if checkpoint else "nothing was saved"
+                    reporter.say(f"interrupted after step {self.step}; {what}")
+                    raise Interrupted(interruption.number, checkpoint)
             reporter.finish()
         return results
+
+    def _folder_lock(self) -> contextlib.AbstractContextManager:
+        folder = self.config.train_logdir
+        if folder is None or not self.worker.is_chief:
+            return contextlib.nullcontext()
+        return training_lock(folder)
 
     @contextlib.contextmanager
     def _ended_data(self) -> Iterator[None]:
@@ -481,10 +490,10 @@ class Trainer:
             or time.monotonic() - saved_at > config.save_interval_secs
         )
 
-    def _save(self, reporter: Reporter) -> None:
+    def _save(self, reporter: Reporter) -> str | None:
+        """Saves a checkpoint; returns its prefix, None without a `train_logdir`."""
         reporter.flush()
-        if self._state is not None:
-            self._state.save()
+        return self._state.save() if self._state is not None else None
 
     def _require_finite(
         self,
