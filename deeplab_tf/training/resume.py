@@ -35,7 +35,9 @@ _FLAGS = {
     AVERAGE_KEY: "ema_decay",
     "loss_scale": "precision",
 }
-_FILE = re.compile(rf"({re.escape(NAME)}-(\d+))\.(index|data-\d+-of-\d+)")
+# Ends the name of a checkpoint while one of the same step replaces it.
+_ASIDE = "-replaced"
+_FILE = re.compile(rf"({re.escape(NAME)}-(\d+)(?:{_ASIDE})?)\.(index|data-\d+-of-\d+)")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
@@ -125,8 +127,8 @@ class TrainingState:
         """Writes a checkpoint of the present step and removes old ones.
 
         The newest five stay. Killed at any moment, it leaves the ones before it as
-        they were. One of the same step is replaced. The folder is locked while this
-        runs, unless this process has locked it already.
+        they were; one of the same step stays or is replaced, and is never lost. The
+        folder is locked while this runs, unless this process has locked it already.
 
         Returns:
             The prefix of the checkpoint, `<folder>/model.ckpt-<step>`.
@@ -162,7 +164,8 @@ class TrainingState:
             with tempfile.TemporaryDirectory() as scratch:
                 self._checkpoint.write(os.path.join(scratch, name))
             return
-        others = [n for n in map(os.path.basename, _prefixes(folder)) if n != name]
+        found = map(os.path.basename, _prefixes(folder))
+        others = [n for n in found if n not in (name, name + _ASIDE)]
         # The new one counts as the newest: where a training began anew it is not.
         names = [*others, name][-kept:]
         with _scratch_folder(self.folder) as scratch:
@@ -170,6 +173,7 @@ class TrainingState:
             _write_state_file(scratch, names)
             # Writing takes long; the lock may have been lost meanwhile.
             verify_training_lock(self.folder)
+            _set_aside(scratch, name, folder)
             _move(scratch, name, folder)
         _remove_all_but(names, folder)
 
@@ -256,8 +260,10 @@ def _prefixes(folder: str) -> list[str]:
     if not tf.io.gfile.isdir(folder):
         return []
     found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
-    steps = {int(m[2]): m[1] for m in found if m[3] == "index"}
-    return [os.path.join(folder, steps[step]) for step in sorted(steps)]
+    steps = {m[1]: int(m[2]) for m in found if m[3] == "index"}
+    # The longer name first: what replaces a checkpoint is newer.
+    names = sorted(steps, key=lambda name: (steps[name], -len(name)))
+    return [os.path.join(folder, name) for name in names]
 
 
 def _reader(prefix: str):
@@ -340,6 +346,24 @@ def _write_state_file(folder: str, names: list[str]) -> None:
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
     with tf.io.gfile.GFile(os.path.join(folder, _STATE_FILE), "w") as file:
         file.write("\n".join([*lines, ""]))
+
+
+def _set_aside(scratch: str, name: str, folder: str) -> None:
+    """Copies the checkpoint that is about to be replaced, if it is intact.
+
+    Its index and data cannot be replaced at once; until both are, the copy counts.
+    """
+    prefix = os.path.join(folder, name)
+    if not tf.io.gfile.exists(f"{prefix}.index") or _damage(prefix) is not None:
+        return
+    found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
+    parts = sorted(m[3] for m in found if m[1] == name)  # the index last
+    for part in parts:
+        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
+        tf.io.gfile.copy(f"{prefix}.{part}", copy)
+    for part in parts:
+        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
+        tf.io.gfile.rename(copy, f"{prefix}{_ASIDE}.{part}", overwrite=True)
 
 
 def _move(scratch: str, name: str, folder: str) -> None:
