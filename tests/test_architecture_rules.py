@@ -14,9 +14,9 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # What may be imported grows from one level to the next; within a level, parts do
 # not know each other.
 LEVELS = (
-    {"errors", "memory", "scratch"},
+    {"errors", "lock_file", "memory", "scratch"},
     {"strict_json"},
-    {"archives", "data.info", "files", "text_files"},
+    {"archives", "data.info", "files", "locks", "text_files"},
     {"config"},
     {"presets"},
     {"models", "data"},

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pty
 import random
 import re
 import resource
@@ -19,6 +20,7 @@ from conftest import ROOT
 from loopback import clusters
 
 from deeplab_tf import Experiment
+from deeplab_tf.locks import TRAINING_LOCK
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 # Saves and evaluations fall together now and then, but not always.
@@ -93,7 +95,7 @@ class Training:
 
     @property
     def is_saving(self):
-        return (self.logs / f".writing-{self.process.pid}").exists()
+        return any(self.logs.glob(f".writing-{self.process.pid}-*"))
 
     @property
     def is_evaluating(self):
@@ -210,14 +212,20 @@ def test_asked_to_stop_it_saves_that_step_and_ends_as_uninterrupted(
 ):
     # Nothing but the signal and what is to be scored makes it save.
     rarely = "--save_interval_steps=0"
-    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    statuses = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
+    for number, status in statuses.items():
         training = Training(tiny_records, tmp_path / "logs", rarely)
         training.wait_for(lambda training: training.has_trained)
         time.sleep(random.uniform(0, 0.5))
         assert training.send(number) == status, training.errors
-        stopped = re.search(r"interrupted after step (\d+)", training.errors)
+        line = r"interrupted after step (\d+); saved (\S+)\n"
+        stopped = re.search(line, training.errors)
         assert training.first < int(stopped[1]) == newest(training.logs) < STEPS
+        assert stopped[2] == f"{training.logs}/model.ckpt-{stopped[1]}"
         assert "Traceback" not in training.errors
+        command = f"python {ROOT}/train.py --dataset_dir={tiny_records} --train_logdir="
+        assert f"\nto resume, run: {command}" in training.errors
+        assert not (training.logs / TRAINING_LOCK).exists()
     training = Training(tiny_records, tmp_path / "logs")
     assert training.ended() == 0, training.errors
     assert f"going on from {training.logs}/model.ckpt-{stopped[1]};" in training.out
@@ -297,6 +305,79 @@ def test_a_folder_that_cannot_be_is_told_before_training(
     assert_refused(training, "(a_file|/proc/logs)")
     assert not training.has_trained
     assert (tmp_path / "a_file").read_text() == "mine"
+
+
+def linked(logs, name):
+    """Returns another path of a `train_logdir`."""
+    path = logs.with_name(name)
+    path.symlink_to(logs)
+    return path
+
+
+@pytest.mark.slow
+def test_a_second_training_and_a_removed_folder_are_refused(tiny_records, tmp_path):
+    first = Training(tiny_records, tmp_path / "logs")
+    first.wait_for(lambda training: training.has_saved)
+    second = Training(tiny_records, linked(first.logs, "second"))
+    assert_refused(
+        second, rf"is in use by another training \(process {first.process.pid}"
+    )
+    assert "devices: " not in second.out
+    sanity = Training(tiny_records, linked(first.logs, "sanity"), "--sanity_overfit")
+    assert sanity.ended() in (0, 1)  # noise is not learned, which is no refusal
+    assert "is in use" not in sanity.errors
+    assert first.process.poll() is None
+    shutil.rmtree(tmp_path / "logs")
+    assert_refused(first, f"--train_logdir={first.logs} was removed while")
+    assert not first.logs.exists()
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_and_ends_the_training(tiny_records, tmp_path):
+    logs = tmp_path / "logs"
+    where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
+    command = (sys.executable, str(ROOT / "train.py"), *where, *TRAINING)
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(command[0], [*command, "--save_interval_steps=0"])
+    shown = b""
+    while b"img_per_s" not in shown:
+        shown += os.read(terminal, 10_000)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    assert 0 < newest(logs) < STEPS
+    assert not (logs / TRAINING_LOCK).exists()
+
+
+@pytest.mark.slow
+def test_evaluations_and_an_export_run_beside_a_training(tiny_records, tmp_path):
+    logs = tmp_path / "logs"
+    often = ("--save_interval_steps=1", "--eval_interval_steps=0")
+    training = Training(tiny_records, logs, *often, "--training_number_of_steps=100000")
+    training.wait_for(lambda training: training.has_saved)
+    for number in range(3):
+        follow = ("--eval_interval_secs=0", "--max_number_of_evaluations=3")
+        evaluation = (
+            *(sys.executable, ROOT / "eval.py", f"--dataset_dir={tiny_records}"),
+            *("--eval_split=val", "--eval_crop_size=65,65"),
+        )
+        commands = [
+            (*evaluation, f"--checkpoint_dir={logs}", *follow),
+            (*evaluation, f"--checkpoint_dir={logs}"),
+            (
+                *(sys.executable, ROOT / "export.py", f"--checkpoint_path={logs}"),
+                f"--export_path={tmp_path}/export{number}",
+            ),
+        ]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        readers = [subprocess.Popen(c, text=True, **options) for c in commands]
+        RUNNING.extend(readers)
+        second = Training(tiny_records, linked(logs, f"second{number}"), *often)
+        assert_refused(second, "is in use by another training")
+        for reader in readers:
+            printed, _ = reader.communicate()
+            assert reader.returncode == 0, printed
+    assert training.send(signal.SIGTERM) == 143, training.errors
 
 
 # Runs a command where a folder holds 1.5 MB, about three checkpoints, and once more

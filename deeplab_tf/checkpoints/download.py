@@ -11,7 +11,6 @@ import http.client
 import os
 import re
 import string
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -22,11 +21,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from deeplab_tf.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from deeplab_tf.locks import locked
 
 _CACHE_VARIABLE = "DEEPLAB_TF_CACHE"
 CACHE_HINT = f"give another folder as cache_dir or {_CACHE_VARIABLE}"
@@ -154,33 +149,6 @@ def _blaming_cache(folder: str) -> Iterator[None]:
         raise UserError(
             f"the cache {folder} cannot be used: {error}; {CACHE_HINT}"
         ) from error
-
-
-@contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Keeps out other processes on this machine that ask for the same path.
-
-    A process that is killed leaves no lock. Nobody is kept out where the folder cannot
-    be written to, where its disk has no locks, and on Windows.
-
-    Args:
-        path: What is to be written; its folder is made if need be.
-    """
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            if fcntl:
-                _lock(stack.enter_context(open(f"{path}.lock", "a")), path)
-        yield
-
-
-def _lock(file, path: str) -> None:
-    """Waits until nobody else has a file locked, and locks it until it is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"waiting for another process with {path}", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _fetch_anew(url: str, path: str, sha256: str, find_damage) -> None:

@@ -21,7 +21,6 @@ from deeplab_tf.checkpoints.download import (
     file_name,
     is_web,
     local_path,
-    locked,
 )
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
@@ -43,6 +42,7 @@ from deeplab_tf.config import (
     ModelConfig,
 )
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import locked
 from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -92,8 +92,9 @@ def from_pretrained(
     config = known.preset.model if known else None
     # Before anything is fetched.
     _adapted(config or _MOST_STRIDES, num_classes, output_stride)
-    told, prefix = _found(what, known, cache_dir)
-    arrays = tf1.read_variables(prefix)
+    told, path = _found(what, known, cache_dir)
+    checkpoint = tf1.read_checkpoint(path)
+    prefix, arrays = checkpoint.prefix, checkpoint.arrays
     config = told or config or _described(prefix, arrays)
     model = build_model(_adapted(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
@@ -117,18 +118,21 @@ def find_weights(
         UserError: if there is no such thing, it cannot be fetched, or it is damaged.
     """
     what = _spelled(name_path_or_url)
-    _, prefix = _found(what, _known(what), cache_dir)
-    return prefix
+    _, path = _found(what, _known(what), cache_dir)
+    return tf1.find_checkpoint(path)
 
 
 def _found(
     what: str, known: ZooModel | None, cache_dir: str | None
 ) -> tuple[ModelConfig | None, str]:
-    """Returns the model that an export tells, if it is one, and the checkpoint."""
+    """Returns the model that an export describes, if it is one, and its checkpoint.
+
+    The checkpoint is a prefix or a folder.
+    """
     path, config = _located(what, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
         config, path = _of_export(path)
-    return config, tf1.resolve(path)
+    return config, path
 
 
 def _adapted(

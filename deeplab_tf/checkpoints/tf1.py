@@ -7,9 +7,11 @@ Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the officia
 names, so that one reader serves both (`deeplab_tf.training.resume` writes them).
 """
 
+import dataclasses
 import functools
 import os
 import sys
+import time
 from collections.abc import Iterable
 
 import keras
@@ -35,6 +37,8 @@ NAME = "model.ckpt"
 # Names the latest checkpoint of a folder, as a text proto.
 STATE_FILE = "checkpoint"
 _FROZEN = ".pb"
+# How often a checkpoint is read that changes meanwhile, and the seconds in between.
+_TRIES, _PAUSE = 20, 0.05
 # Last parts of the names of variables, to know them among a graph's constants.
 _LEAVES = {
     *("weights", "depthwise_weights", "biases"),
@@ -233,6 +237,98 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
         raise UserError(f"{prefix} cannot be read as a checkpoint: {first}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        prefix: Where it was read.
+        arrays: `{official name: array}`, as `read_variables` returns it.
+    """
+
+    prefix: str
+    arrays: dict[str, np.ndarray]
+
+
+def read_checkpoint(path: str) -> Checkpoint:
+    """Reads the variables of a checkpoint, also while a training saves and removes.
+
+    If the files change meanwhile, everything is read again: of a folder the newest
+    checkpoint at that time. So all variables are of one checkpoint.
+
+    Args:
+        path: A prefix or a folder, as `resolve` takes it.
+
+    Raises:
+        UserError: if there is no checkpoint, if it is damaged, or if it is removed
+            while it is read.
+    """
+    was_found, failure = False, None
+    for _ in range(_TRIES):
+        try:
+            prefix = find_checkpoint(path)
+        except UserError as error:
+            failure = error
+            break
+        was_found, failure, before = True, None, _index(prefix)
+        try:
+            arrays = read_variables(prefix)
+        except UserError as error:
+            failure = error
+        is_unchanged = before is not None and before == _index(prefix)
+        if is_unchanged and failure is None:
+            return Checkpoint(prefix, arrays)
+        if is_unchanged:
+            break
+        time.sleep(_PAUSE)
+    if failure is not None and not (was_found and _index(prefix) is None):
+        raise failure
+    raise UserError(
+        f"{path} was removed or replaced while it was read; a training keeps only its "
+        "newest checkpoints: give its folder, or a copy of the checkpoint"
+    )
+
+
+def find_checkpoint(path: str) -> str:
+    """Returns what `resolve` returns; waits while a training replaces the checkpoint.
+
+    Raises:
+        UserError: as `resolve` does.
+    """
+    for _ in range(_TRIES):
+        try:
+            return resolve(path)
+        except UserError:
+            if not _is_being_replaced(path):
+                raise
+        time.sleep(_PAUSE)
+    return resolve(path)
+
+
+def _is_being_replaced(path: str) -> bool:
+    """Whether there are data of a checkpoint whose index is missing."""
+    folder, name = (path, "") if tf.io.gfile.isdir(path) else os.path.split(path)
+    try:
+        names = tf.io.gfile.listdir(folder or ".")
+    except tf.errors.OpError:
+        return False
+    return any(n.startswith(f"{name}.data-" if name else NAME) for n in names)
+
+
+def _index(prefix: str) -> bytes | None:
+    """Returns the index file, which has the checksums of all variables.
+
+    None if it is missing; b"" of a frozen graph, which is one file.
+    """
+    if _is_frozen(prefix):
+        return b""
+    try:
+        with tf.io.gfile.GFile(f"{prefix}.index", "rb") as file:
+            return file.read()
+    except tf.errors.OpError:
+        return None
+
+
 def load_tf1_checkpoint(
     model: keras.Model, prefix: str, exclude: tuple[str, ...] = ()
 ) -> RestoreReport:
@@ -250,8 +346,10 @@ def load_tf1_checkpoint(
         UserError: if there is no such checkpoint, or it is of another
             architecture.
     """
-    prefix = resolve(prefix)
-    return load_tf1_variables(model, read_variables(prefix), exclude, source=prefix)
+    checkpoint = read_checkpoint(prefix)
+    return load_tf1_variables(
+        model, checkpoint.arrays, exclude, source=checkpoint.prefix
+    )
 
 
 def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:

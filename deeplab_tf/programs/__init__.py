@@ -7,6 +7,7 @@ before TensorFlow is, hence by `import` where a module needs both.
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 
@@ -78,7 +79,8 @@ def run_program(
 ) -> None:
     """Parses the command line and runs a program.
 
-    A mistake of the user ends it with one line on stderr and exit status 1.
+    A mistake of the user ends it with one line on stderr and exit status 1. Ctrl-C,
+    SIGTERM and SIGHUP end it with one line and the statuses 130, 143 and 129.
 
     Args:
         main: Takes the parsed flags.
@@ -86,6 +88,8 @@ def run_program(
         argv: Command line; None is `sys.argv`.
     """
     from tensorflow import errors
+
+    from deeplab_tf.training.interruption import Interrupted, raise_on_signals
 
     mistakes = (
         *(UserError, flags.Error),
@@ -99,9 +103,29 @@ def run_program(
         print(f"{sys.modules[main.__module__].__doc__}\n{values.get_help()}")
         return
     try:
-        rest = values(argv)[1:]
-        if rest:
-            raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
-        main(values)
+        with raise_on_signals():
+            rest = values(argv)[1:]
+            if rest:
+                raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+            main(values)
     except mistakes as error:
         sys.exit(f"{program}: {' '.join(str(error).split())}")
+    except Interrupted as error:
+        line = f"{program}: interrupted by {error.signal.name} before it finished"
+        if error.checkpoint:
+            line = f"to resume, run: {shlex.join(command_line())}"
+        # SIGHUP comes because the terminal was closed.
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+        raise
+
+
+def command_line() -> list[str]:
+    """Returns the command line of this process, to be run again."""
+    program, *arguments = sys.argv
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    # As started by `python -m`.
+    if name.rpartition(".")[2] == os.path.basename(program).removesuffix(".py"):
+        return ["python", "-m", name, *arguments]
+    return [*(["python"] if program.endswith(".py") else []), program, *arguments]

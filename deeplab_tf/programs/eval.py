@@ -37,7 +37,6 @@ from deeplab_tf.evaluation.report import write_report
 from deeplab_tf.presets import report
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import (
-    experiment_of,
     require_channels,
     require_classes,
     require_no_model_flags,
@@ -45,6 +44,7 @@ from deeplab_tf.programs.restored import (
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.distribution import make_local_strategy
+from deeplab_tf.training.resume import read_experiment
 
 FLAGS = absl_flags.FlagValues()
 _VIEW = {
@@ -191,20 +191,22 @@ def _evaluate_artefact(path: str) -> None:
     _score(Evaluator(artefact, config), split, path)
 
 
-def _evaluate_checkpoint(prefix: str, strategy, announces: bool = True) -> None:
+def _evaluate_checkpoint(
+    checkpoint: tf1.Checkpoint, strategy, announces: bool = True
+) -> None:
     """Scores one checkpoint.
 
     Args:
-        prefix: Of the checkpoint.
+        checkpoint: The checkpoint; its files may be gone by now.
         strategy: On which devices.
         announces: Whether a preset's recipe is printed.
     """
-    experiment = experiment_of(prefix)
+    experiment = read_experiment(os.path.dirname(checkpoint.prefix))
     trained_on = experiment and experiment.data
     folder, info = _located(trained_on, trained_on and trained_on.dataset)
     config, preset = _eval_config(info), flags.chosen_preset(FLAGS)
     with strategy.scope():
-        model = restored_model(FLAGS, prefix, info.num_classes)
+        model = restored_model(FLAGS, checkpoint, info.num_classes)
     require_channels(model, info.channels, f"the records of {info.name}")
     data = flags.data_config(
         FLAGS,
@@ -225,7 +227,7 @@ def _evaluate_checkpoint(prefix: str, strategy, announces: bool = True) -> None:
             (preset.data, dataclasses.replace(preset.data, **taken)),
         ]
         print(report(preset, parts, eval_split=split.name))
-    _score(Evaluator(model, config), split, prefix)
+    _score(Evaluator(model, config), split, checkpoint.prefix)
 
 
 def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
@@ -351,7 +353,7 @@ def _command() -> list[str]:
     return [*(["python"] if name.endswith(".py") else []), name, *arguments]
 
 
-def _checkpoints(folder: str, seconds: float) -> Iterator[str]:
+def _checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
     """Yields the newest checkpoint of a folder, and every newer one that comes.
 
     Args:
@@ -363,8 +365,9 @@ def _checkpoints(folder: str, seconds: float) -> Iterator[str]:
         began = time.monotonic()
         newest = _newest(folder)
         if newest not in (None, latest):
-            yield newest
-            latest, is_told = newest, False
+            checkpoint = tf1.read_checkpoint(folder)
+            latest, is_told = checkpoint.prefix, False
+            yield checkpoint
         elif not is_told:
             print(f"waiting for a checkpoint in {folder}", flush=True)
             is_told = True
@@ -385,8 +388,8 @@ def _follow(folder: str, seconds: float, strategy) -> None:
     checkpoints = _checkpoints(folder, seconds)
     # No end is 0, which `islice` spells None.
     limit = FLAGS.max_number_of_evaluations or None
-    for i, prefix in enumerate(itertools.islice(checkpoints, limit)):
-        _evaluate_checkpoint(prefix, strategy, announces=i == 0)
+    for i, checkpoint in enumerate(itertools.islice(checkpoints, limit)):
+        _evaluate_checkpoint(checkpoint, strategy, announces=i == 0)
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -404,7 +407,7 @@ def main(values: absl_flags.FlagValues) -> None:
     if seconds is None and values.max_number_of_evaluations > 1:
         seconds = _OFFICIAL_INTERVAL
     if seconds is None or values.max_number_of_evaluations == 1:
-        _evaluate_checkpoint(tf1.resolve(path), strategy)
+        _evaluate_checkpoint(tf1.read_checkpoint(path), strategy)
     else:
         _follow(path, seconds, strategy)
 

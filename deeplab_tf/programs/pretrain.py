@@ -10,6 +10,7 @@ rate 0.05 that decays by 0.94 every two epochs, weight decay 4e-5, crops of 299.
 paper does not tell the number of steps. At output stride 32, any Xception or ResNet.
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -33,6 +34,7 @@ from deeplab_tf.data.classification import (
 )
 from deeplab_tf.data.sources import Source
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import training_lock
 from deeplab_tf.models.classifier import build_classifier, require_classifier
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
@@ -258,9 +260,24 @@ def main(values: absl_flags.FlagValues) -> None:
 def _train(values, strategy: tf.distribute.Strategy) -> None:
     source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
     experiment = _experiment(values, source)
-    data, split = experiment.data, experiment.split
-    validation = _validation(values, data)
-    trainer, experiment = _trainer(experiment, values, strategy)
+    validation = _validation(values, experiment.data)
+    is_chief = distribution.worker_of(strategy).is_chief
+    folder = experiment.train.train_logdir
+    # Before anything is read from the folder, or built.
+    with training_lock(folder) if is_chief else contextlib.nullcontext():
+        trainer, experiment = _trainer(experiment, values, strategy)
+        _run(values, trainer, experiment, validation, source)
+
+
+def _run(
+    values,
+    trainer: Trainer,
+    experiment: Experiment,
+    validation: ClassValidation,
+    source: Source,
+) -> None:
+    """Prints what trains, and trains."""
+    strategy, data, split = trainer.strategy, experiment.data, experiment.split
     folder, worker = experiment.train.train_logdir, trainer.worker
     print(
         f"strategy: {type(strategy).__name__}, "

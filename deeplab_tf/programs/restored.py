@@ -23,7 +23,7 @@ from deeplab_tf.training.resume import read_experiment
 
 def experiment_of(checkpoint: str) -> Experiment | None:
     """Returns the `experiment.json` beside a checkpoint, if it is one of ours."""
-    return read_experiment(os.path.dirname(tf1.resolve(checkpoint)))
+    return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
 
 def named_classes(
@@ -122,20 +122,23 @@ def require_channels(model: keras.Model, channels: int, images: str) -> None:
 
 
 def restored_model(
-    values: absl_flags.FlagValues, checkpoint: str, num_classes: int | None = None
+    values: absl_flags.FlagValues,
+    checkpoint: str | tf1.Checkpoint,
+    num_classes: int | None = None,
 ) -> keras.Model:
     """Returns the model of a checkpoint, every variable of it restored.
 
     Args:
         values: Parsed flags of a program.
-        checkpoint: Prefix or folder, official or ours.
+        checkpoint: Prefix or folder, official or ours; or what was read of it.
         num_classes: Number of classes of the data; None takes the checkpoint's.
 
     Raises:
         UserError: if there is no such checkpoint or it is of another model.
     """
-    prefix = tf1.resolve(checkpoint)
-    arrays = tf1.read_variables(prefix)
+    if isinstance(checkpoint, str):
+        checkpoint = tf1.read_checkpoint(checkpoint)
+    prefix, arrays = checkpoint.prefix, checkpoint.arrays
     base, source = _described(values, prefix)
     if num_classes is None:
         num_classes = class_count(arrays)

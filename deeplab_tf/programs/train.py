@@ -4,6 +4,7 @@ r"""Trains a model on TFRecords; started again, it goes on where it was.
         --model_variant=mobilenet_v2 --decoder_output_stride=4
 """
 
+import contextlib
 import dataclasses
 import sys
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import doctor, sources, statistics
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import training_lock
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
@@ -400,9 +402,21 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
     validation = _validation(values, experiment, preset)
-    start = _start(values, preset, experiment, strategy)
-    experiment = _examined(values, experiment, source)
-    trainer, experiment = _trainer(experiment, values, strategy, start)
+    is_chief = distribution.worker_of(strategy).is_chief
+    writes = is_chief and not values.sanity_overfit
+    # Before anything is read from the folder, or built.
+    folder = experiment.train.train_logdir
+    with training_lock(folder) if writes else contextlib.nullcontext():
+        start = _start(values, preset, experiment, strategy)
+        experiment = _examined(values, experiment, source)
+        trainer, experiment = _trainer(experiment, values, strategy, start)
+        _run(values, trainer, experiment, validation)
+
+
+def _run(
+    values, trainer: Trainer, experiment: Experiment, validation: Validation | None
+) -> None:
+    """Trains, or tries to overfit one batch."""
     config, data, split = experiment.train, experiment.data, experiment.split
     _print_machine(values, trainer)
 

@@ -1,11 +1,33 @@
-"""SIGTERM and Ctrl-C: a training is asked to end, not cut off."""
+"""SIGTERM, SIGHUP and Ctrl-C ask a program to end; a second signal ends it at once."""
 
+import contextlib
 import signal
 import threading
+from collections.abc import Callable, Iterator
+
+# SIGHUP comes when a terminal is closed; Windows has none.
+_HANGUP = getattr(signal, "SIGHUP", None)
+_SIGNALS = [n for n in (signal.SIGTERM, signal.SIGINT, _HANGUP) if n is not None]
+
+
+class Interrupted(SystemExit):
+    """Ends a program with the status of a signal, 128 plus its number.
+
+    Args:
+        number: Number of the signal.
+        checkpoint: Prefix of the checkpoint that was saved before ending.
+    """
+
+    def __init__(self, number: int, checkpoint: str | None = None):
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+        self.checkpoint = checkpoint
 
 
 class Interruption:
-    """Notes the first SIGTERM or SIGINT while it is entered; a second one ends it.
+    """Notes the first signal while it is entered.
+
+    A SIGHUP that was ignored, as under nohup, stays ignored.
 
     Attributes:
         signal: Number of the signal, None as long as there was none.
@@ -13,31 +35,63 @@ class Interruption:
 
     def __init__(self):
         self.signal = None
-        self._before = {}
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Interruption":
-        # Python runs handlers in the main thread only, and lets no other set them.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._before[number] = signal.signal(number, self._note)
+        numbers = [n for n in _SIGNALS if n != _HANGUP or not _is_ignored(n)]
+        self._stack.enter_context(_first_signal(self._note, numbers))
         return self
 
-    def _note(self, number, frame) -> None:
+    def _note(self, number: int) -> None:
         self.signal = number
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._before:
-            number, handler = self._before.popitem()
-            signal.signal(number, handler)
 
     def __exit__(self, *error) -> None:
-        self._restore()
+        self._stack.close()
 
     @property
     def exit_status(self) -> int:
-        """What a program ended by the signal returns.
+        """What a program ended by the signal returns."""
+        return Interrupted(self.number).code
 
-        143, that of SIGTERM, where another worker has had it.
-        """
-        return 128 + (self.signal or signal.SIGTERM)
+    @property
+    def number(self) -> int:
+        """Number of the signal; SIGTERM where another worker has received it."""
+        return self.signal or signal.SIGTERM
+
+
+@contextlib.contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """Raises `Interrupted` at the first signal that is not ignored."""
+
+    def interrupt(number: int) -> None:
+        raise Interrupted(number)
+
+    with _first_signal(interrupt, [n for n in _SIGNALS if not _is_ignored(n)]):
+        yield
+
+
+@contextlib.contextmanager
+def _first_signal(handle: Callable[[int], None], numbers: list[int]) -> Iterator[None]:
+    """Handles the first of some signals; a second one has its default action."""
+    before = {}
+
+    def handle_once(number, frame) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        handle(number)
+
+    # Python runs handlers in the main thread only, and lets no other set them.
+    is_main = threading.current_thread() is threading.main_thread()
+    try:
+        for number in numbers if is_main else ():
+            # Kept before it is replaced: the signal may come right after that.
+            before[number] = signal.getsignal(number) or signal.SIG_DFL
+            signal.signal(number, handle_once)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_ignored(number: int) -> bool:
+    return signal.getsignal(number) == signal.SIG_IGN

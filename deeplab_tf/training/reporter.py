@@ -1,12 +1,13 @@
 """What a training tells: progress, summaries, curves, warnings, the best model."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar
 
 import keras
@@ -18,6 +19,7 @@ from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.locks import verify_training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import (
@@ -116,7 +118,8 @@ class Reporter:
 
     def __exit__(self, *error) -> None:
         self._progress.close()
-        self._summaries.close()
+        with self._unwritable_is_reported():
+            self._summaries.close()
 
     def restart(self, step: int, samples: int) -> None:
         """Begins where the training does.
@@ -246,28 +249,45 @@ class Reporter:
         write_metrics(self._metrics, folder)
 
     def flush(self) -> None:
-        """Writes what was told so far; before a checkpoint, which counts on it.
+        """Writes history and summaries; before a checkpoint, which counts on them.
 
-        Where that fails the checkpoint matters more, so that it is only warned of.
+        If that fails there is only a warning, for the checkpoint matters more.
+
+        Raises:
+            UserError: if the folder was removed or taken over by another training.
         """
         if not self._writes:
             return
-        try:
+        verify_training_lock(self._folder)
+        with self._unwritable_is_reported():
             self._history.flush()
             self._summaries.flush()
+
+    @contextlib.contextmanager
+    def _unwritable_is_reported(self) -> Iterator[None]:
+        """Warns instead of raising what writing a file raises."""
+        try:
+            yield
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
-            self.say(f"warning: could not write what {self._folder} tells: {reason}")
+            self.say(f"warning: could not write reports to {self._folder}: {reason}")
 
     def finish(self) -> None:
-        """Draws the curves of the whole training."""
+        """Draws the curves of the complete training.
+
+        Raises:
+            UserError: if the folder was removed or taken over by another training.
+        """
         if self._writes:
+            verify_training_lock(self._folder)
             draw_curves(self._history, os.path.join(self._folder, "curves.png"))
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        if not self._progress.disable:
-            self._progress.write(text, file=sys.stderr)
+        # A terminal that was closed must not keep a training from saving.
+        with contextlib.suppress(OSError):
+            if not self._progress.disable:
+                self._progress.write(text, file=sys.stderr)
 
 
 def _canary(miou: float, expected: float) -> str:

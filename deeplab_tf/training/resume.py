@@ -4,13 +4,14 @@ A checkpoint is written beside the others and then moved among them, its index f
 last: what has an index file is whole, whenever the process was killed.
 """
 
-import contextlib
 import dataclasses
 import os
 import re
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 
 import keras
 import tensorflow as tf
@@ -21,19 +22,23 @@ from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME, STATE_FILE
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
+from deeplab_tf.locks import training_lock, verify_training_lock
 from deeplab_tf.training.divergence import first_not_finite
 
 FORMAT_VERSION = 1
 _KEPT = 5
 BEST = "best"
-_SCRATCH = ".writing-"
+# Of the process with this id. The random end keeps apart processes of several machines.
+_SCRATCH = re.compile(r"\.writing-\d+-[0-9a-f]{8}")
 # Which flag a group of variables is there for.
 _FLAGS = {
     "optimizer": "optimizer",
     AVERAGE_KEY: "ema_decay",
     "loss_scale": "precision",
 }
-_FILE = re.compile(rf"({re.escape(NAME)}-(\d+))\.(index|data-\d+-of-\d+)")
+# Ends the name of a checkpoint while one of the same step replaces it.
+_ASIDE = "-replaced"
+_FILE = re.compile(rf"({re.escape(NAME)}-(\d+)(?:{_ASIDE})?)\.(index|data-\d+-of-\d+)")
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
@@ -123,13 +128,15 @@ class TrainingState:
         """Writes a checkpoint of the present step and removes old ones.
 
         The newest five stay. Killed at any moment, it leaves the ones before it as
-        they were. One of the same step is replaced.
+        they were; one of the same step stays or is replaced, and is never lost. The
+        folder is locked while this runs, unless this process has locked it already.
 
         Returns:
             The prefix of the checkpoint, `<folder>/model.ckpt-<step>`.
 
         Raises:
-            UserError: if it cannot be written or the weights are not finite.
+            UserError: if it cannot be written, if the weights are not finite, or if
+                the folder was removed or taken over by another training.
         """
         return self._save(self.folder, _KEPT)
 
@@ -141,41 +148,35 @@ class TrainingState:
         step = int(self._step.numpy())
         name = f"{NAME}-{step}"
         self._require_finite(step)
-        others = [n for n in map(os.path.basename, _prefixes(folder)) if n != name]
-        # The new one counts as the newest: where a training began anew it is not.
-        names = [*others, name][-kept:]
-        try:
-            with self._scratch_folder() as scratch:
-                self._checkpoint.write(os.path.join(scratch, name))
-                if self._is_chief:
-                    _write_state_file(scratch, names)
-                    _move(scratch, name, folder)
-        except _UNWRITABLE as error:
-            raise UserError(
-                f"could not save {name} in {folder}: {_cause(error)}; "
-                f"{_latest_whole(self.folder)}"
-            ) from error
-        if self._is_chief:
-            _remove_all_but(names, folder)
+        with training_lock(self.folder) if self._is_chief else nullcontext():
+            try:
+                self._publish(name, folder, kept)
+            except _UNWRITABLE as error:
+                verify_training_lock(self.folder)
+                raise UserError(
+                    f"could not save {name} in {folder}: {_cause(error)}; "
+                    f"{_latest_whole(self.folder)}"
+                ) from error
         return os.path.join(folder, name)
 
-    @contextlib.contextmanager
-    def _scratch_folder(self) -> Iterator[str]:
-        """Gives a new folder, on the file system of ours, and removes it."""
+    def _publish(self, name: str, folder: str, kept: int) -> None:
+        """Writes a checkpoint, moves it to its place and removes old ones."""
         if not self._is_chief:
             with tempfile.TemporaryDirectory() as scratch:
-                yield scratch
+                self._checkpoint.write(os.path.join(scratch, name))
             return
-        _remove_scratch(self.folder)
-        scratch = os.path.join(self.folder, f"{_SCRATCH}{os.getpid()}")
-        tf.io.gfile.makedirs(scratch)
-        try:
-            yield scratch
-        finally:
-            # What cannot be removed now is removed by the next save; the reason why
-            # the writing failed says more.
-            with contextlib.suppress(*_UNWRITABLE):
-                tf.io.gfile.rmtree(scratch)
+        found = map(os.path.basename, _prefixes(folder))
+        others = [n for n in found if n not in (name, name + _ASIDE)]
+        # The new one counts as the newest: where a training began anew it is not.
+        names = [*others, name][-kept:]
+        with _scratch_folder(self.folder) as scratch:
+            self._checkpoint.write(os.path.join(scratch, name))
+            _write_state_file(scratch, names)
+            # Writing takes long; the lock may have been lost meanwhile.
+            verify_training_lock(self.folder)
+            _set_aside(scratch, name, folder)
+            _move(scratch, name, folder)
+        _remove_all_but(names, folder)
 
     def _require_finite(self, step: int) -> None:
         name = first_not_finite(self._weights)
@@ -255,8 +256,10 @@ def _prefixes(folder: str) -> list[str]:
     if not tf.io.gfile.isdir(folder):
         return []
     found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
-    steps = {int(m[2]): m[1] for m in found if m[3] == "index"}
-    return [os.path.join(folder, steps[step]) for step in sorted(steps)]
+    steps = {m[1]: int(m[2]) for m in found if m[3] == "index"}
+    # The longer name first: what replaces a checkpoint is newer.
+    names = sorted(steps, key=lambda name: (steps[name], -len(name)))
+    return [os.path.join(folder, name) for name in names]
 
 
 def _reader(prefix: str):
@@ -313,6 +316,23 @@ def _cause(error: Exception) -> str:
     return _reason(error).rpartition("; ")[2]
 
 
+@contextmanager
+def _scratch_folder(folder: str) -> Iterator[str]:
+    """Makes a folder within a locked one, on the same disk, and removes it."""
+    _remove_scratch(folder)
+    name = f".writing-{os.getpid()}-{secrets.token_hex(4)}"
+    scratch = os.path.join(folder, name)
+    # Not makedirs: a train_logdir that vanished is not made again.
+    tf.io.gfile.mkdir(scratch)
+    try:
+        yield scratch
+    finally:
+        # What cannot be removed now is removed by the next save; the reason why the
+        # writing failed says more.
+        with suppress(*_UNWRITABLE):
+            tf.io.gfile.rmtree(scratch)
+
+
 def _write_state_file(folder: str, names: list[str]) -> None:
     """Writes the file by which TensorFlow finds the latest checkpoint, the last.
 
@@ -324,9 +344,28 @@ def _write_state_file(folder: str, names: list[str]) -> None:
         file.write("\n".join([*lines, ""]))
 
 
+def _set_aside(scratch: str, name: str, folder: str) -> None:
+    """Copies the checkpoint that is about to be replaced, if it is intact.
+
+    Its index and data cannot be replaced at once; until both are, the copy counts.
+    """
+    prefix = os.path.join(folder, name)
+    if not tf.io.gfile.exists(f"{prefix}.index") or _damage(prefix) is not None:
+        return
+    found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
+    parts = sorted(m[3] for m in found if m[1] == name)  # the index last
+    for part in parts:
+        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
+        tf.io.gfile.copy(f"{prefix}.{part}", copy)
+    for part in parts:
+        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
+        tf.io.gfile.rename(copy, f"{prefix}{_ASIDE}.{part}", overwrite=True)
+
+
 def _move(scratch: str, name: str, folder: str) -> None:
     """Moves a checkpoint to where it stays, index and state file last."""
-    tf.io.gfile.makedirs(folder)
+    if not tf.io.gfile.isdir(folder):
+        tf.io.gfile.mkdir(folder)
     # Data of one checkpoint never lie beside the index of another.
     index = f"{name}.index"
     if tf.io.gfile.exists(os.path.join(folder, index)):
@@ -348,11 +387,11 @@ def _remove_all_but(names: list[str], folder: str) -> None:
 
 
 def _remove_scratch(folder: str) -> None:
-    """Removes what killed processes have left."""
-    if tf.io.gfile.isdir(folder):
-        for name in tf.io.gfile.listdir(folder):
-            if name.startswith(_SCRATCH):
-                tf.io.gfile.rmtree(os.path.join(folder, name))
+    """Removes the scratch folders that killed processes left in a locked folder."""
+    for name in tf.io.gfile.listdir(folder):
+        path = os.path.join(folder, name.rstrip("/"))  # as gs:// lists folders
+        if _SCRATCH.fullmatch(name.rstrip("/")) and not os.path.islink(path):
+            tf.io.gfile.rmtree(path)
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:

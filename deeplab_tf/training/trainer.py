@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import functools
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
+from deeplab_tf.locks import training_lock
 from deeplab_tf.models.pointwise import with_products
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import dropout_seeds, official_variables
@@ -29,7 +29,7 @@ from deeplab_tf.training.divergence import (
     explain_divergence,
     first_not_finite,
 )
-from deeplab_tf.training.interruption import Interruption
+from deeplab_tf.training.interruption import Interrupted, Interruption
 from deeplab_tf.training.loss_scaling import LossScale
 from deeplab_tf.training.reporter import Reporter, Validation
 from deeplab_tf.training.step import (
@@ -341,8 +341,8 @@ class Trainer:
     ) -> dict[str, float]:
         """Trains up to `training_number_of_steps`, saving along the way.
 
-        SIGTERM and Ctrl-C save after the running host call and end the program with
-        status 143 or 130.
+        The `train_logdir` is locked meanwhile. SIGTERM, SIGHUP and Ctrl-C save after
+        the running host call and end the program with status 143, 129 or 130.
 
         Args:
             dataset: Batches of images and labels, as `load_dataset` gives them, or a
@@ -356,11 +356,13 @@ class Trainer:
             The results of the last step.
 
         Raises:
-            UserError: if the weights, a loss or a gradient are not finite, the data
-                end early or a checkpoint cannot be written.
+            UserError: if another process trains in `train_logdir`, or removes it; if
+                the weights, a loss or a gradient are not finite, the data end early or
+                a checkpoint cannot be written.
         """
         results = {}
         with (
+            self._folder_lock(),
             Interruption() as interruption,
             self._reporter(validation, info) as reporter,
             distribution.lost_workers(self.worker),
@@ -387,13 +389,20 @@ class Trainer:
                     done > 0 and self._is_save_due(saved_at),
                 )
                 if save or stop:
-                    self._save(reporter)
+                    checkpoint = self._save(reporter)
                     saved_at = time.monotonic()
                 if stop:
-                    reporter.say(f"interrupted after step {self.step}")
-                    sys.exit(interruption.exit_status)
+                    what = f"saved {checkpoint}" if checkpoint else "nothing was saved"
+                    reporter.say(f"interrupted after step {self.step}; {what}")
+                    raise Interrupted(interruption.number, checkpoint)
             reporter.finish()
         return results
+
+    def _folder_lock(self) -> contextlib.AbstractContextManager:
+        folder = self.config.train_logdir
+        if folder is None or not self.worker.is_chief:
+            return contextlib.nullcontext()
+        return training_lock(folder)
 
     @contextlib.contextmanager
     def _ended_data(self) -> Iterator[None]:
@@ -519,10 +528,10 @@ class Trainer:
             or time.monotonic() - saved_at > config.save_interval_secs
         )
 
-    def _save(self, reporter: Reporter) -> None:
+    def _save(self, reporter: Reporter) -> str | None:
+        """Saves a checkpoint; returns its prefix, None without a `train_logdir`."""
         reporter.flush()
-        if self._state is not None:
-            self._state.save()
+        return self._state.save() if self._state is not None else None
 
     def _require_finite(
         self, told: np.ndarray, name_samples: Callable[[int, int], str] | None

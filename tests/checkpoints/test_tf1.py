@@ -8,8 +8,14 @@ import pytest
 import tensorflow as tf
 
 from deeplab_tf import UserError, load_tf1_checkpoint, save_tf1_checkpoint
+from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import load_tf1_variables
-from deeplab_tf.checkpoints.tf1 import read_variables, resolve
+from deeplab_tf.checkpoints.tf1 import (
+    find_checkpoint,
+    read_checkpoint,
+    read_variables,
+    resolve,
+)
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training.resume import TrainingState
 
@@ -221,3 +227,128 @@ def test_damaged_files_are_one_line(suffix, damage, tmp_path):
     with pytest.raises(UserError, match=r"model.ckpt cannot be read as") as error:
         read_variables(prefix)
     assert "\n" not in str(error.value)
+
+
+NAME = "logits/semantic/biases"
+INDEX, DATA = ".index", ".data-00000-of-00001"
+
+
+def write_number(prefix, number):
+    """Writes a checkpoint of one value."""
+    write_checkpoint(prefix, {NAME: np.full(1000, number, np.float32)})
+
+
+def remove(prefix):
+    for suffix in (INDEX, DATA):
+        tf.io.gfile.remove(f"{prefix}{suffix}")
+
+
+@pytest.fixture
+def at_first_read(monkeypatch):
+    """A function that does something before or after the first read of variables."""
+
+    def install(before=None, after=None):
+        actions = [(before, after)]
+
+        def read(prefix):
+            first, last = actions.pop() if actions else (None, None)
+            if first:
+                first()
+            arrays = read_variables(prefix)
+            if last:
+                last()
+            return arrays
+
+        monkeypatch.setattr(tf1, "read_variables", read)
+
+    return install
+
+
+def replace_data(prefix, number):
+    """Moves other data next to an index, as a save of the same step is killed."""
+    write_number(f"{prefix}-new", number)
+    tf.io.gfile.rename(f"{prefix}-new{DATA}", f"{prefix}{DATA}", overwrite=True)
+    tf.io.gfile.remove(f"{prefix}-new{INDEX}")
+
+
+@pytest.mark.parametrize("folder", [None, "ram://test_tf1/changing"])
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_checkpoint_removed_while_it_is_read_is_followed_by_the_newest(
+    moment, folder, at_first_read, tmp_path
+):
+    folder = f"{folder or tmp_path}/{moment}"
+    write_number(f"{folder}/model.ckpt-1", 1)
+
+    def save_and_remove():
+        write_number(f"{folder}/model.ckpt-2", 2)
+        remove(f"{folder}/model.ckpt-1")
+
+    at_first_read(**{moment: save_and_remove})
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.prefix == f"{folder}/model.ckpt-2"
+    assert set(checkpoint.arrays[NAME]) == {2}
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_checkpoint_replaced_while_it_is_read_is_read_again(
+    moment, at_first_read, tmp_path
+):
+    prefix = str(tmp_path / "model.ckpt-1")
+    write_number(prefix, 1)
+    at_first_read(**{moment: lambda: write_number(prefix, 2)})
+    assert set(read_checkpoint(prefix).arrays[NAME]) == {2}
+
+
+def test_data_of_another_save_are_not_read(at_first_read, tmp_path, monkeypatch):
+    # Between the moves of the data and of the index.
+    prefix = str(tmp_path / "model.ckpt-1")
+    write_number(prefix, 1)
+
+    def replace_data_and_remove_index():
+        replace_data(prefix, 2)
+        tf.io.gfile.remove(f"{prefix}{INDEX}")
+
+    at_first_read(before=replace_data_and_remove_index)
+    monkeypatch.setattr(tf1.time, "sleep", lambda seconds: write_number(prefix, 2))
+    assert set(read_checkpoint(prefix).arrays[NAME]) == {2}
+
+
+def test_data_that_stay_another_save_s_are_damage(at_first_read, tmp_path):
+    prefix = str(tmp_path / "model.ckpt-1")
+    write_number(prefix, 1)
+    at_first_read(before=lambda: replace_data(prefix, 2))
+    with pytest.raises(UserError, match="cannot be read as a checkpoint: "):
+        read_checkpoint(prefix)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_prefix_that_vanished_is_refused_in_one_line(moment, at_first_read, tmp_path):
+    prefix = str(tmp_path / "model.ckpt-1")
+    write_number(prefix, 1)
+    at_first_read(**{moment: lambda: remove(prefix)})
+    message = rf"^{prefix} was removed or replaced while it was read; .*its folder"
+    with pytest.raises(UserError, match=message):
+        read_checkpoint(prefix)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_the_index_of_a_replaced_checkpoint_is_waited_for(
+    is_folder, tmp_path, monkeypatch
+):
+    prefix = tmp_path / "model.ckpt-1"
+    write_number(prefix, 1)
+    (tmp_path / f"model.ckpt-1{INDEX}").rename(tmp_path / "index")
+
+    def finish(seconds):
+        (tmp_path / "index").rename(tmp_path / f"model.ckpt-1{INDEX}")
+
+    monkeypatch.setattr(tf1.time, "sleep", finish)
+    assert find_checkpoint(str(tmp_path if is_folder else prefix)) == str(prefix)
+
+
+def test_what_is_not_there_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.delattr(tf1.time, "sleep")
+    write_number(tmp_path / "model.ckpt-1", 1)
+    for missing in ("model.ckpt-2", "logs", "logs/model.ckpt-1"):
+        with pytest.raises(UserError, match=r"^no checkpoint"):
+            read_checkpoint(str(tmp_path / missing))

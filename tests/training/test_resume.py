@@ -1,8 +1,11 @@
 """Training state on disk: what is saved, kept, restored, refused and survives."""
 
+import dataclasses
+import itertools
 import os
 import pathlib
 import random
+import re
 import resource
 import shutil
 import signal
@@ -16,7 +19,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf import Experiment, UserError
+from deeplab_tf import Experiment, UserError, locks
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.tf1 import resolve
+from deeplab_tf.lock_file import Owner
+from deeplab_tf.locks import TRAINING_LOCK, training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.resume import (
     TrainingState,
@@ -26,6 +33,13 @@ from deeplab_tf.training.resume import (
 
 WEIGHTS = ("a/weights", "a/BatchNorm/moving_mean")
 INDEX, DATA = "index", "data-00000-of-00001"
+
+
+@pytest.fixture(autouse=True)
+def _short_periods(monkeypatch):
+    """Shortens what locks wait for where there is no flock."""
+    monkeypatch.setattr(locks, "HEARTBEAT_SECS", 0.1)
+    monkeypatch.setattr(locks, "SETTLE_SECS", 0.01)
 
 
 def state_of(folder, fill, weights=WEIGHTS, size=3, **options):
@@ -337,13 +351,92 @@ def test_weights_that_are_not_finite_are_not_saved(number, tmp_path):
 
 def test_what_killed_processes_left_is_removed(tmp_path):
     save_steps(tmp_path, 6)
-    for name in (".writing-1/model.ckpt-7_temp", f".writing-{os.getpid()}"):
+    left = f".writing-{os.getpid()}-0123abcd"
+    for name in (".writing-1-01234567/model.ckpt-7_temp", left):
         (tmp_path / name).mkdir(parents=True)
         shutil.copy(tmp_path / "model.ckpt-6.index", tmp_path / name)
     shutil.copy(tmp_path / f"model.ckpt-6.{DATA}", tmp_path / f"model.ckpt-7.{DATA}")
     save_steps(tmp_path, 8)
     assert steps_in(tmp_path) == [6, 8]
     assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_what_another_program_left_stays(tmp_path):
+    names = (
+        ".writing-1",
+        ".writing-mine",
+        ".writing-1-0123456",
+        "a.writing-1-01234567",
+    )
+    for name in (*names, "elsewhere"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".writing-1-01234567").symlink_to("elsewhere")
+    save_steps(tmp_path, 8)
+    for name in (*names, "elsewhere", ".writing-1-01234567"):
+        assert (tmp_path / name / "file").exists()
+
+
+def test_another_training_keeps_its_scratch_folder(tmp_path, monkeypatch):
+    # Its lock is of another machine, and its heartbeat is seen.
+    save_steps(tmp_path, 6)
+    owner = dataclasses.replace(Owner.this_process(), boot="another", host="far")
+    lock, scratch = tmp_path / TRAINING_LOCK, tmp_path / ".writing-9-01234567"
+    lock.write_bytes(owner.to_bytes())
+    scratch.mkdir()
+    beats = itertools.count(1)
+
+    def beat_then_sleep(seconds, sleep=time.sleep):
+        lock.write_bytes(dataclasses.replace(owner, beat=next(beats)).to_bytes())
+        sleep(seconds)
+
+    monkeypatch.setattr(time, "sleep", beat_then_sleep)
+    with pytest.raises(UserError, match=r"is in use by another training \(process"):
+        save_steps(tmp_path, 8)
+    assert scratch.exists()
+    lock.unlink()
+    assert steps_in(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("moment", ["before", "while writing", "while moving"])
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_folder_that_vanishes_ends_the_training(moment, save, tmp_path, monkeypatch):
+    folder = tmp_path / "logs"
+    state, variables = state_of(folder, 7.0)
+    write, rename = tf.train.Checkpoint.write, tf.io.gfile.rename
+
+    def write_then_vanish(checkpoint, prefix):
+        write(checkpoint, prefix)
+        shutil.rmtree(folder)
+
+    def vanish_then_rename(*arguments, **options):
+        shutil.rmtree(folder)
+        rename(*arguments, **options)
+
+    with training_lock(str(folder)):
+        state.save()
+        fill_with(variables, 8)
+        if moment == "before":
+            shutil.rmtree(folder)
+        if moment == "while writing":
+            monkeypatch.setattr(tf.train.Checkpoint, "write", write_then_vanish)
+        if moment == "while moving":
+            monkeypatch.setattr(tf.io.gfile, "rename", vanish_then_rename)
+        message = f"^--train_logdir={folder} was removed while this training ran; "
+        with pytest.raises(UserError, match=message):
+            getattr(state, save)()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("save", ["save", "save_best"])
+def test_a_folder_that_was_taken_over_is_left_alone(save, tmp_path):
+    state, _ = state_of(tmp_path, 7.0)
+    other = dataclasses.replace(Owner.this_process(), token="other")
+    with training_lock(str(tmp_path)):
+        (tmp_path / TRAINING_LOCK).write_bytes(other.to_bytes())
+        with pytest.raises(UserError, match=f"was taken over by {other} while"):
+            getattr(state, save)()
+    assert os.listdir(tmp_path) == [TRAINING_LOCK]
 
 
 @pytest.mark.parametrize("before", [(), (6,), (6, 7)])
@@ -381,15 +474,25 @@ def test_data_of_one_save_never_lie_beside_the_index_of_another(
     rename = tf.io.gfile.rename
 
     def rename_data(source, *arguments, **options):
-        if source.endswith(INDEX):
+        if source.endswith("model.ckpt-7.index"):
             raise OSError("killed")
         rename(source, *arguments, **options)
 
     monkeypatch.setattr(tf.io.gfile, "rename", rename_data)
-    with pytest.raises(UserError, match=r"model.ckpt-7 in .*: killed; .*-6, is whole"):
+    message = r"model.ckpt-7 in .*: killed; .*-7-replaced, is whole"
+    with pytest.raises(UserError, match=message):
         state.save()
-    assert state.restore_latest() == str(tmp_path / "model.ckpt-6")
+    # The one of the same step stays, by another name.
+    for _ in range(2):
+        assert state.restore_latest() == str(tmp_path / "model.ckpt-7-replaced")
+        assert the_number_in(variables) == 7
+        assert resolve(str(tmp_path)).startswith(str(tmp_path / "model.ckpt-"))
+        with pytest.raises(UserError, match=message):
+            state.save()
+    monkeypatch.undo()
     assert capfd.readouterr().err == ""
+    state.save()
+    assert steps_in(tmp_path) == [6, 7]
 
 
 def run_apart(call, *before):
@@ -544,6 +647,108 @@ def test_whenever_it_is_killed_the_last_state_is_whole(tmp_path):
     state.save()
     assert len(steps_in(tmp_path)) == 5
     assert not list(tmp_path.glob(".writing-*"))
+
+
+# All that may change a file. `openat` creates some; that it also reads does no harm.
+CHANGES = (
+    "open,openat,creat,write,pwrite64,writev,ftruncate,truncate,rename,renameat,"
+    "renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat,"
+    "fallocate,copy_file_range,sendfile"
+)
+
+
+def save_number(folder, step, number, save, start):
+    """Saves a number as every weight once a byte is read."""
+    state, variables = state_of(folder, 0.0, size=2000)
+    fill_with(variables, number)
+    variables["step"].assign(step)
+    os.read(start, 1)
+    getattr(state, save)()
+
+
+def save_traced(options, *arguments):
+    """Saves in a process that strace traces; returns whether it was killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            save_number(*arguments, reader)
+        finally:
+            os._exit(0)
+    tracer = subprocess.Popen(["strace", "-f", "-qq", "-p", str(child), *options])
+    while "TracerPid:\t0\n" in pathlib.Path(f"/proc/{child}/status").read_text():
+        assert tracer.poll() is None, "strace cannot trace"
+        time.sleep(0.005)
+    os.write(writer, b"x")
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+    _, status = os.waitpid(child, 0)
+    tracer.wait()
+    return os.WIFSIGNALED(status)
+
+
+def kill_at_every_call(folder, step, save, count):
+    """Replaces 1 by 2 and so on, killed at every system call that changes files.
+
+    Args:
+        folder: The `train_logdir`.
+        step: Step of the checkpoints; None is a new one each time.
+        save: Name of the method.
+        count: Checkpoints in the folder before.
+    """
+    place = os.path.join(folder, "best") if save == "save_best" else folder
+    for i in range(1, count + 1):
+        state, variables = state_of(folder, 0.0, size=2000)
+        fill_with(variables, 1)
+        variables["step"].assign(i)
+        getattr(state, save)()
+    number, found = 1, {"old": 0, "new": 0, "complete": 0}
+
+    def save_next(*options):
+        nonlocal number
+        new = number + 1
+        is_killed = save_traced(options, folder, step or count + new, new, save)
+        state, variables = state_of(place, 0.0, size=2000)
+        assert state.restore_latest(), options
+        restored = the_number_in({n: v for n, v in variables.items() if n != "step"})
+        assert restored in ((number, new) if is_killed else (new,)), options
+        # Evaluations read an intact checkpoint of the folder, too.
+        for array in tf1.read_checkpoint(place).arrays.values():
+            assert len(np.unique(array)) == 1
+        kind = "new" if restored == new else "old"
+        found[kind if is_killed else "complete"] += 1
+        number = restored
+        return is_killed
+
+    trace = os.path.join(os.path.dirname(folder), "trace")
+    save_next("-e", f"trace={CHANGES}", "-o", trace)
+    calls = set(re.findall(r"(?m)^\d+ +(\w+)\(", pathlib.Path(trace).read_text()))
+    for call in sorted(calls):
+        inject = ("-e", f"trace={call}", "-o", os.devnull, "-e")
+        # Of each kind of call the first, the second and so on, until none is left.
+        numbers = itertools.count(1)
+        while save_next(*inject, f"inject={call}:signal=SIGKILL:when={next(numbers)}"):
+            pass
+    assert not list(pathlib.Path(folder).glob(".writing-*"))
+    print("killed", found, sorted(calls), file=sys.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "save", "count"), [(None, "save", 5), (1, "save", 1), (1, "save_best", 1)]
+)
+def test_killed_at_any_system_call_of_a_save_the_old_or_the_new_state_is_intact(
+    step, save, count, tmp_path
+):
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    folder = tmp_path / "logs"
+    arguments = f"{str(folder)!r}, {step}, {save!r}, {count}"
+    messages = run_apart(f"kill_at_every_call({arguments})")
+    print(messages)
+    assert "damaged" not in messages
+    old, new = map(int, re.search(r"'old': (\d+), 'new': (\d+)", messages).groups())
+    assert old > 20 and new > 2
 
 
 def save_and_restore_mirrored(folder):

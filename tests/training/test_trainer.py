@@ -1,8 +1,12 @@
 """The trainer: the official steps, frozen batch norm, resuming, refusals."""
 
 import dataclasses
+import fcntl
 import json
+import os
 import re
+import shutil
+import signal
 
 import keras
 import numpy as np
@@ -26,9 +30,12 @@ from deeplab_tf import (
     load_tf1_variables,
     tf1_variables,
 )
+from deeplab_tf.lock_file import Owner
+from deeplab_tf.locks import TRAINING_LOCK
 from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
 from deeplab_tf.training.history import History
+from deeplab_tf.training.interruption import Interrupted
 from deeplab_tf.training.losses import (
     regularization_loss,
     segmentation_loss,
@@ -434,3 +441,82 @@ def test_predictions_of_one_class_are_warned_of(capsys):
     # Not in the first hundred steps, when every model does so.
     assert err.count("warning: ") == 1
     assert "warning: step 200: 100 % of the predictions are 'car'" in err
+
+
+def interrupting(number, at):
+    """Yields batches; a signal comes with one of them."""
+    for i in range(10):
+        if i == at:
+            os.kill(os.getpid(), number)
+        yield batch(num_classes=5)
+
+
+def toy_trainer(folder, **options):
+    folder = None if folder is None else str(folder)
+    return Trainer(toy_model(), TrainConfig(train_logdir=folder, **options))
+
+
+def signature():
+    return tuple(tf.TensorSpec(a.shape, a.dtype) for a in batch(num_classes=5))
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_a_signal_saves_and_reports_the_step(
+    number, status, has_folder, tmp_path, capsys
+):
+    trainer = toy_trainer(tmp_path if has_folder else None)
+    data = tf.data.Dataset.from_generator(
+        lambda: interrupting(number, at=2), output_signature=signature()
+    )
+    with pytest.raises(Interrupted) as error:
+        trainer.train(data)
+    checkpoint = f"{tmp_path}/model.ckpt-{trainer.step}" if has_folder else None
+    assert 0 < trainer.step < 10
+    assert (error.value.code, error.value.checkpoint) == (status, checkpoint)
+    what = f"saved {checkpoint}" if has_folder else "nothing was saved"
+    line = f"interrupted after step {trainer.step}; {what}\n"
+    assert line in capsys.readouterr().err
+    if has_folder:
+        assert tf.train.latest_checkpoint(str(tmp_path)) == checkpoint
+    assert not (tmp_path / TRAINING_LOCK).exists()
+
+
+@pytest.mark.parametrize("moment", ["a save", "the end"])
+def test_a_folder_that_vanishes_ends_the_training_with_an_error(
+    moment, tmp_path, capsys
+):
+    folder = tmp_path / "logs"
+
+    def batches():
+        for i in range(4):
+            if i == 3:
+                shutil.rmtree(folder)
+            yield batch(num_classes=5)
+
+    steps = {"training_number_of_steps": 4, "save_interval_steps": 1}
+    trainer = toy_trainer(folder, **steps)
+    if moment == "the end":
+        trainer._save = lambda reporter: None
+    data = tf.data.Dataset.from_generator(batches, output_signature=signature())
+    with pytest.raises(UserError, match=f"^--train_logdir={folder} was removed while"):
+        trainer.train(data)
+    assert not folder.exists()
+
+
+def test_a_training_is_refused_while_another_one_runs(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    other = dataclasses.replace(Owner.this_process(), token="other", pid=os.getppid())
+    path = tmp_path / TRAINING_LOCK
+    with open(path, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(other.to_bytes())
+        file.flush()
+        message = rf"^--train_logdir={tmp_path} is in use by .*process {other.pid} on "
+        with pytest.raises(UserError, match=message):
+            trainer.train([batch(num_classes=5)])
+    assert trainer.step == 0
+    assert os.listdir(tmp_path) == [TRAINING_LOCK]

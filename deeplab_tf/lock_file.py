@@ -1,0 +1,228 @@
+"""A lock file: which process holds the lock, whether it runs, and how it is written.
+
+Local files are opened anew each time, which is when a network disk shows what other
+machines have written; remote ones (gs://) go through `tf.io.gfile`.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+
+_RECORD_BYTES = 1024
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Owner:
+    """The process that a lock file names.
+
+    Attributes:
+        token: Random; tells two holds of the same process apart.
+        host: Name of the machine.
+        boot: Identifies the running kernel; containers of one machine share it.
+        namespace: Process id namespace in which `pid` counts.
+        pid: Process id.
+        started: When the process started, in clock ticks; ids are reused.
+        since: When the lock was acquired.
+        beat: Heartbeats so far.
+    """
+
+    token: str
+    host: str
+    boot: str
+    namespace: str
+    pid: int
+    started: str
+    since: str
+    beat: int = 0
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}, since {self.since}"
+
+    @classmethod
+    def this_process(cls) -> "Owner":
+        """Returns a new owner with its own token."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return cls(
+            token=secrets.token_hex(8),
+            host=socket.gethostname(),
+            boot=_read_proc("sys/kernel/random/boot_id"),
+            namespace=_process_namespace(),
+            pid=os.getpid(),
+            started=_start_time(os.getpid()),
+            since=f"{now:%Y-%m-%d %H:%M:%S} UTC",
+        )
+
+    @classmethod
+    def from_bytes(cls, record: bytes) -> "Owner | None":
+        """Returns the owner that a record names, None if it is not a record."""
+        text = record.decode("utf-8", "replace")
+        lines = (line.partition("=") for line in text.split("\n"))
+        values = {name: value for name, _, value in lines if value.isprintable()}
+        try:
+            fields = dataclasses.fields(cls)
+            return cls(**{f.name: f.type(values[f.name]) for f in fields})
+        except (KeyError, ValueError):
+            return None
+
+    def to_bytes(self) -> bytes:
+        """Returns the record, padded so that one write replaces any other."""
+        lines = [
+            f"{name}={value}\n" for name, value in dataclasses.asdict(self).items()
+        ]
+        return "".join(lines).encode().ljust(_RECORD_BYTES)
+
+    def shares_kernel_with(self, other: "Owner") -> bool:
+        """Whether two processes run under the same kernel."""
+        if self.boot or other.boot:
+            return self.boot == other.boot
+        return self.host == other.host
+
+    def is_running(self, observer: "Owner") -> bool | None:
+        """Whether the process is alive; None if the observer cannot see that."""
+        is_visible = self.namespace == observer.namespace
+        if not (self.started and is_visible and self.shares_kernel_with(observer)):
+            return None
+        if self.pid == observer.pid:
+            return False  # a lock of this very process that is not held any more
+        started = _start_time(self.pid)
+        if started:
+            return started == self.started
+        return None if _is_hidden(self.pid) else False
+
+
+def _read_proc(name: str) -> str:
+    """Returns the text of a file in /proc, "" where there is none."""
+    try:
+        with open(f"/proc/{name}") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _process_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _start_time(pid: int) -> str:
+    """Returns when a process started: "" if unknown, Z or X if it is dead."""
+    # The name of the program, in brackets, may itself contain spaces and brackets.
+    state, *fields = _read_proc(f"{pid}/stat").rpartition(")")[2].split() or [""]
+    return state if state in ("", "Z", "X") else fields[18]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process exists though /proc does not show it."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is read and written through `tf.io.gfile`."""
+    return "://" in path
+
+
+def absolute(folder: str) -> str:
+    """Returns a path that stays right when the working directory changes."""
+    return folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
+
+
+def join(folder: str, name: str) -> str:
+    """Returns the path of a file in a folder."""
+    return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def make_folder(folder: str) -> list[str]:
+    """Makes a folder; returns the local ones that were created, innermost first."""
+    if is_remote(folder):
+        import tensorflow as tf
+
+        with _as_os_errors():
+            tf.io.gfile.makedirs(folder)
+        return []
+    missing, parent = [], folder
+    while not os.path.lexists(parent):
+        missing.append(parent)
+        parent = os.path.dirname(parent)
+    os.makedirs(folder, exist_ok=True)
+    return missing
+
+
+@contextlib.contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Raises what `tf.io.gfile` reports of a remote path as an OSError."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.NotFoundError as error:
+        raise FileNotFoundError(errno.ENOENT, error.message) from error
+    except tf.errors.OpError as error:
+        raise OSError(error.message) from error
+
+
+def open_local(path: str, flags: int = 0) -> int:
+    """Opens a local lock file without following links or waiting for a pipe."""
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, os.O_RDWR | flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return descriptor
+
+
+def read(path: str) -> bytes | None:
+    """Returns the record of a lock file, None if there is no such file."""
+    try:
+        if not is_remote(path):
+            with os.fdopen(open_local(path), "rb") as file:
+                return file.read(_RECORD_BYTES)
+        import tensorflow as tf
+
+        with _as_os_errors(), tf.io.gfile.GFile(path, "rb") as file:
+            return file.read(_RECORD_BYTES)
+    except OSError as error:
+        if error.errno in _MISSING:
+            return None
+        raise
+
+
+def write(path: str, record: bytes) -> None:
+    """Replaces the record of a lock file; a local one has to exist."""
+    if is_remote(path):
+        import tensorflow as tf
+
+        unfinished = f"{path}.{os.getpid()}"
+        with _as_os_errors():
+            with tf.io.gfile.GFile(unfinished, "wb") as file:
+                file.write(record)
+            tf.io.gfile.rename(unfinished, path, overwrite=True)
+        return
+    with os.fdopen(open_local(path), "r+b", buffering=0) as file:
+        file.write(record)
+
+
+def remove(path: str) -> None:
+    """Removes a lock file."""
+    if is_remote(path):
+        import tensorflow as tf
+
+        with _as_os_errors():
+            tf.io.gfile.remove(path)
+        return
+    os.unlink(path)

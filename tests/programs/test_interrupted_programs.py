@@ -1,0 +1,82 @@
+"""How programs end when a signal asks them to."""
+
+import os
+import signal
+import sys
+import types
+
+import pytest
+from absl import flags
+
+from deeplab_tf.programs import command_line, run_program
+from deeplab_tf.training.interruption import Interrupted
+
+
+def ended(main, capfd):
+    """Runs a program; returns its exit status and what it prints on stderr."""
+    with pytest.raises(SystemExit) as error:
+        run_program(main, flags.FlagValues(), ["/repo/train.py"])
+    return error.value.code, capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+)
+def test_a_signal_ends_a_program_with_one_line(number, status, capfd):
+    cleaned = []
+
+    def main(values):
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            cleaned.append(number)
+
+    line = f"train.py: interrupted by {number.name} before it finished\n"
+    assert ended(main, capfd) == (status, line)
+    assert cleaned == [number]
+
+
+def test_an_interrupted_training_prints_how_to_resume(monkeypatch, capfd):
+    def main(values):
+        raise Interrupted(signal.SIGHUP, "logs/model.ckpt-7")
+
+    argv = ["train.py", "--train_logdir=my logs", "--train_split=a$b"]
+    monkeypatch.setattr(sys, "argv", argv)
+    line = (
+        "to resume, run: python train.py '--train_logdir=my logs' '--train_split=a$b'\n"
+    )
+    assert ended(main, capfd) == (129, line)
+
+
+def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capfd):
+    def main(values):
+        raise Interrupted(signal.SIGHUP)
+
+    def write(text):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(write=write))
+    assert ended(main, capfd)[0] == 129
+
+
+@pytest.mark.parametrize(
+    ("argv", "module", "expected"),
+    [
+        (["/a/train.py", "--x"], None, ["python", "/a/train.py", "--x"]),
+        (["bin/deeplab-train", "--x"], None, ["bin/deeplab-train", "--x"]),
+        (
+            ["/a/deeplab_tf/pretrain.py", "--x"],
+            "deeplab_tf.pretrain",
+            ["python", "-m", "deeplab_tf.pretrain", "--x"],
+        ),
+        (["eval.py"], "pytest.__main__", ["python", "eval.py"]),
+    ],
+)
+def test_the_command_line_is_the_one_that_was_typed(
+    argv, module, expected, monkeypatch
+):
+    monkeypatch.setattr(sys, "argv", argv)
+    spec = module and types.SimpleNamespace(name=module)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    assert command_line() == expected
