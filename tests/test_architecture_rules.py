@@ -15,7 +15,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # not know each other.
 LEVELS = (
     {"errors", "memory"},
-    {"archives", "data.info"},
+    {"archives", "data.info", "file_kinds"},
     {"config"},
     {"presets"},
     {"models", "data"},

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, one_line
 
 
 @contextlib.contextmanager
@@ -87,6 +87,8 @@ def run_program(
     """
     from tensorflow import errors
 
+    from deeplab_tf import file_kinds
+
     mistakes = (
         *(UserError, flags.Error),
         # What Python and tf.io.gfile say of a path that cannot be.
@@ -102,6 +104,15 @@ def run_program(
         rest = values(argv)[1:]
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+        for name in values:
+            for value in _texts(values[name].value):
+                file_kinds.refuse_special(name, value)
         main(values)
     except mistakes as error:
-        sys.exit(f"{program}: {' '.join(str(error).split())}")
+        sys.exit(f"{program}: {one_line(error)}")
+
+
+def _texts(value: object) -> list[str]:
+    """Returns the texts of the value of a flag."""
+    values = value if isinstance(value, list) else [value]
+    return [value for value in values if isinstance(value, str)]
