@@ -9,6 +9,7 @@ import contextlib
 import enum
 import errno
 import glob
+import io
 import os
 import stat
 import sys
@@ -198,8 +199,11 @@ def read_bytes(path: PathLike) -> bytes:
 
 def file_size(file: BinaryIO) -> int:
     """Returns the bytes of an open file, and goes back to its beginning."""
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
+    try:
+        size = os.fstat(file.fileno()).st_size
+    except (AttributeError, io.UnsupportedOperation):  # remote, or in memory
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
     file.seek(0)
     return size
 

@@ -117,14 +117,15 @@ def shrink(picture: np.ndarray, side: int) -> np.ndarray:
 def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
     """Returns the picture with texts and their colours, or None, at its right.
 
-    Next to a picture so wide and low that they would take more space than it, beyond
-    that of a contact sheet, they are left out.
+    They are left out where they would more than double a picture and exceed the size
+    of a contact sheet: next to one that is wide and low.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
     height = max(picture.shape[0], _LINE * len(rows) + 8)
     width += picture.shape[1]
-    if height * width > max(SHEET_SIDE**2, picture.size):
+    pixels = picture.shape[0] * picture.shape[1]
+    if height * width > max(SHEET_SIDE**2, 2 * pixels):
         return picture
     canvas = Image.new("RGB", (width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))

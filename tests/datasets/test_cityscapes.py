@@ -55,7 +55,7 @@ def test_the_splits_are_those_of_the_official_code_in_sorted_order(root, tmp_pat
     assert set(sizes) == set(dataset_info("cityscapes").split_sizes)
     for split, stems in SPLITS.items():
         assert names(out, split) == stems
-    assert len(records.shard_paths(str(out), "val_fine")) == 3
+    assert len(records.shard_paths(str(out), "train_fine")) == 2
 
 
 def test_records_hold_the_image_file_and_the_training_ids(root, tmp_path):
