@@ -14,7 +14,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from datasets.pairs import require_pairs
+from datasets import pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
@@ -39,7 +39,11 @@ flags.DEFINE_integer(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "num_shards", 4, "Files per split.", lower_bound=1, flag_values=FLAGS
+    "num_shards",
+    4,
+    "Files per split at most; none is empty.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 _SPLITS = {"train": "training", "val": "validation"}
@@ -60,24 +64,30 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
 _READERS = {151: image_files.read_index_label, 150: _read_shifted}
 
 
+def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
+    paths = pairs.list_folder(folder)
+    return pairs.find_entries(paths, lambda p: p.stem if p.suffix == suffix else None)
+
+
 def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:
     """Returns the samples of `training` or `validation`, sorted."""
     image_dir, label_dir = root / "images" / folder, root / "annotations" / folder
-    images = {path.stem: path for path in sorted(image_dir.glob("*.jpg"))}
-    labels = {path.stem: path for path in sorted(label_dir.glob("*.png"))}
-    if not images:
+    images, labels = _by_stem(image_dir, ".jpg"), _by_stem(label_dir, ".png")
+    if not images.files:
         raise UserError(f"{image_dir} has no *.jpg")
-    require_pairs(
+    pairs.require_pairs(
         images,
         labels,
         lambda stem: image_dir / f"{stem}.jpg",
         lambda stem: label_dir / f"{stem}.png",
     )
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
     return [
         conversion.Sample(
-            stem, image, labels[stem], functools.partial(read, labels[stem])
+            stem, image, labels.files[stem], functools.partial(read, labels.files[stem])
         )
-        for stem, image in images.items()
+        for stem, image in images.files.items()
     ]
 
 

@@ -15,7 +15,7 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from datasets.pairs import require_pairs
+from datasets import pairs
 from deeplab_tf.data import conversion, image_files
 from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
@@ -34,7 +34,11 @@ flags.DEFINE_string(
 )
 define_overwrite(FLAGS)
 flags.DEFINE_integer(
-    "num_shards", 10, "Files per split.", lower_bound=1, flag_values=FLAGS
+    "num_shards",
+    10,
+    "Files per split at most; none is empty.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 flags.DEFINE_list(
@@ -79,12 +83,16 @@ def _read_label(path: epath.Path) -> np.ndarray:
     return train_ids()[ids]
 
 
-def _by_stem(folder: epath.Path, suffix: str) -> dict[str, epath.Path]:
+def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
     """Returns the files of all cities, sorted; the key is `<city>/<stem>`."""
-    return {
-        f"{path.parent.name}/{path.name.removesuffix(suffix)}": path
-        for path in sorted(folder.glob(f"*/*{suffix}"))
-    }
+
+    def name_of(path: epath.Path) -> str | None:
+        name = f"{path.parent.name}/{path.name}"
+        return name.removesuffix(suffix) if name.endswith(suffix) else None
+
+    cities = [path for path in pairs.list_folder(folder) if path.is_dir()]
+    paths = [path for city in cities for path in pairs.list_folder(city)]
+    return pairs.find_entries(paths, name_of)
 
 
 def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
@@ -93,22 +101,24 @@ def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample
     image_suffix, label_suffix = "_leftImg8bit.png", f"_{kind}_labelIds.png"
     images = _by_stem(image_dir, image_suffix)
     labels = _by_stem(label_dir, label_suffix)
-    if not images:
+    if not images.files:
         raise UserError(f"{image_dir} has no <city>/*{image_suffix}")
-    require_pairs(
+    pairs.require_pairs(
         images,
         labels,
         lambda stem: image_dir / f"{stem}{image_suffix}",
         lambda stem: label_dir / f"{stem}{label_suffix}",
     )
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
     return [
         conversion.Sample(
             image.name.removesuffix(image_suffix),
             image,
-            labels[stem],
-            functools.partial(_read_label, labels[stem]),
+            labels.files[stem],
+            functools.partial(_read_label, labels.files[stem]),
         )
-        for stem, image in images.items()
+        for stem, image in images.files.items()
     ]
 
 

@@ -19,7 +19,8 @@ from etils import epath
 from tqdm import tqdm
 
 import deeplab_tf.programs
-from deeplab_tf import strict_json, text_files
+from datasets import pairs
+from deeplab_tf import file_kinds, strict_json, text_files
 from deeplab_tf.data import conversion, pictures
 from deeplab_tf.data.info import dataset_info, split_name
 from deeplab_tf.errors import UserError
@@ -44,7 +45,11 @@ flags.DEFINE_string(
 )
 define_overwrite(FLAGS)
 flags.DEFINE_integer(
-    "num_shards", 100, "Files of the split.", lower_bound=1, flag_values=FLAGS
+    "num_shards",
+    100,
+    "Files of the split at most; none is empty.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 # More than so many pixels have to be annotated.
@@ -126,8 +131,7 @@ def _in_drawing_order(objects: list[_Object]) -> list[_Object]:
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
     """Returns the content of an instances file whose entries have all their fields."""
-    if not path.exists():
-        raise UserError(f"--annotations={path} does not exist")
+    file_kinds.require_file(path)
     content = strict_json.parse(
         text_files.read_content(os.fspath(path), _MAX_BYTES), str(path), _MAX_BYTES
     )
@@ -223,12 +227,13 @@ def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -
     """Raises UserError unless every image has a file and a possible size."""
     if not image_dir.is_dir():
         raise UserError(f"--image_dir={image_dir} is no folder")
-    files = {file.name for file in image_dir.iterdir()}
+    listed = {str(image["file_name"]) for image in images}
+    entries = pairs.find_entries(
+        pairs.list_folder(image_dir), lambda p: p.name if p.name in listed else None
+    )
     for image in images:
-        if image["file_name"] not in files:
-            raise UserError(
-                f"{path} lists {image['file_name']} but {image_dir} has no such image"
-            )
+        name = str(image["file_name"])
+        entries.find(name, f"{path} lists {name} but {image_dir} has no such image")
         sides = image["height"], image["width"]
         possible = all(isinstance(side, int) and side > 0 for side in sides)
         if not possible or math.prod(sides) > pictures.MAX_PIXELS:

@@ -7,6 +7,7 @@ from etils import epath
 from PIL import Image
 
 from datasets.class_list import ClassList, Color
+from deeplab_tf import file_kinds
 from deeplab_tf.data import image_files
 from deeplab_tf.errors import UserError
 
@@ -25,9 +26,9 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
     Raises:
         UserError: if the file is broken or has a colour of no class.
     """
-    content = path.read_bytes()
-    image = image_files.opened(path, content)
-    if image.format == "PNG" and image.mode in ("RGB", "RGBA"):
+    content = file_kinds.read_bytes(path)
+    image = image_files.load_label(path, content)
+    if image.mode in ("RGB", "RGBA"):
         return _of_colors(path, np.asarray(image.convert("RGB")), classes)
     label = image_files.index_label(path, image, content)
     if image.mode == "P" and classes.has_colors:

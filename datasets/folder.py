@@ -20,8 +20,9 @@ from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from datasets import color_labels
+from datasets import color_labels, pairs
 from datasets.class_list import ClassList, as_color, read_class_list
+from deeplab_tf import file_kinds
 from deeplab_tf.data import conversion
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
@@ -85,7 +86,11 @@ flags.DEFINE_float(
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(
-    "num_shards", 4, "Files per split.", lower_bound=1, flag_values=FLAGS
+    "num_shards",
+    4,
+    "Files per split at most; none is empty.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".npy", ".tif", ".tiff")
@@ -97,28 +102,17 @@ def _some(paths: Sequence[epath.Path]) -> str:
     return ", ".join(os.fspath(path) for path in paths[:3]) + more
 
 
-def _by_stem(paths: Sequence[epath.Path], suffix: str = "") -> dict[str, epath.Path]:
-    """Returns files by stem without a suffix.
-
-    Raises:
-        UserError: if two have the same.
-    """
-    found = {}
-    for path in paths:
-        stem = path.stem.removesuffix(suffix)
-        if stem in found:
-            raise UserError(
-                f"{found[stem]} and {path.name} have one name; remove one of them"
-            )
-        found[stem] = path
-    return found
+def _require_unique(entries: pairs.Entries) -> None:
+    for stem, path in entries.duplicates.items():
+        raise UserError(
+            f"{entries.files[stem]} and {path.name} have one name; remove one of them"
+        )
 
 
-def _files(flag: str, folder: str) -> list[epath.Path]:
-    path = epath.Path(folder)
-    if not path.is_dir():
+def _list_folder(flag: str, folder: str) -> list[epath.Path]:
+    if file_kinds.kind_of(folder) is not file_kinds.Kind.DIRECTORY:
         raise UserError(f"--{flag}={folder} is no folder")
-    return sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    return pairs.list_folder(epath.Path(folder))
 
 
 def find_pairs(
@@ -132,35 +126,52 @@ def find_pairs(
         label_suffix: What labels have behind the name.
 
     Raises:
-        UserError: if a folder is missing or has none, if two files have one name, or
-            an image or a label is alone.
+        UserError: if a folder is missing or has none, if two files have one name, if
+            an image or a label is alone, or one of a pair is not a file.
     """
-    label_paths = [
-        path
-        for path in _files("label_dir", label_dir)
-        if path.suffix.lower() == ".png" and path.stem.endswith(label_suffix)
-    ]
-    are_labels = set(label_paths)
-    image_paths = [
-        path
-        for path in _files("image_dir", image_dir)
-        if path.suffix.lower() in _IMAGES and path not in are_labels
-    ]
-    if not image_paths:
+
+    def label_stem(path: epath.Path) -> str | None:
+        is_label = path.suffix.lower() == ".png" and path.stem.endswith(label_suffix)
+        return path.stem.removesuffix(label_suffix) if is_label else None
+
+    label_paths = _list_folder("label_dir", label_dir)
+    are_labels = {path for path in label_paths if label_stem(path) is not None}
+
+    def image_stem(path: epath.Path) -> str | None:
+        is_image = path.suffix.lower() in _IMAGES and path not in are_labels
+        return path.stem if is_image else None
+
+    labels = pairs.find_entries(label_paths, label_stem)
+    images = pairs.find_entries(_list_folder("image_dir", image_dir), image_stem)
+    _require_paired(images, labels, image_dir, label_dir, label_suffix)
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
+    return {s: (images.files[s], labels.files[s]) for s in sorted(images.files)}
+
+
+def _require_paired(
+    images: pairs.Entries,
+    labels: pairs.Entries,
+    image_dir: str,
+    label_dir: str,
+    label_suffix: str,
+) -> None:
+    pairs.require_files(images, labels)
+    if not images.files:
         raise UserError(f"--image_dir={image_dir} has no image ({', '.join(_IMAGES)})")
-    if not label_paths:
+    if not labels.files:
         raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
-    images, labels = _by_stem(image_paths), _by_stem(label_paths, label_suffix)
-    alone = [path for stem, path in images.items() if stem not in labels]
+    _require_unique(images)
+    _require_unique(labels)
+    alone = [path for stem, path in images.files.items() if stem not in labels.files]
     if alone:
         raise UserError(
             f"there is no label in {label_dir}, such as "
             f"{alone[0].stem}{label_suffix}.png, for {_some(alone)}"
         )
-    alone = [path for stem, path in labels.items() if stem not in images]
+    alone = [path for stem, path in labels.files.items() if stem not in images.files]
     if alone:
         raise UserError(f"there is no image in {image_dir} for {_some(alone)}")
-    return {stem: (images[stem], labels[stem]) for stem in sorted(images)}
 
 
 def goes_to_val(name: str, share: float) -> bool:

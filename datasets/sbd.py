@@ -10,6 +10,7 @@ import numpy as np
 import scipy.io
 from etils import epath
 
+from deeplab_tf import file_kinds
 from deeplab_tf.data import image_files
 from deeplab_tf.errors import UserError
 
@@ -36,8 +37,9 @@ def read_label(path: epath.Path) -> np.ndarray:
     Raises:
         UserError: if the file is broken or holds something else.
     """
+    content = file_kinds.read_bytes(path)
     try:
-        content = scipy.io.loadmat(io.BytesIO(path.read_bytes()))
+        content = scipy.io.loadmat(io.BytesIO(content))
     except Exception as error:  # SciPy raises whatever it stumbles over
         raise UserError(f"{path} is broken: {error}") from error
     try:

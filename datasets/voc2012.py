@@ -20,13 +20,14 @@ are not given, about 3.4 GB.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from absl import flags
 from etils import epath
 
 import deeplab_tf.programs
-from datasets import archives, sbd
+from datasets import archives, pairs, sbd
+from deeplab_tf import file_kinds
 from deeplab_tf.data import conversion, image_files, records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
@@ -79,7 +80,11 @@ flags.DEFINE_string(
 )
 define_overwrite(FLAGS)
 flags.DEFINE_integer(
-    "num_shards", 4, "Files per split.", lower_bound=1, flag_values=FLAGS
+    "num_shards",
+    4,
+    "Files per split at most; none is empty.",
+    lower_bound=1,
+    flag_values=FLAGS,
 )
 
 _SPLITS = ("train", "val", "trainval", "trainaug", "train_aug")
@@ -89,8 +94,6 @@ _MEMBERS = tuple(
     f"{_DEVKIT}/{name}"
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation")
 )
-
-Files = Mapping[str, epath.Path]
 
 
 class _Root:
@@ -105,49 +108,55 @@ class _Root:
                     f"--voc_root={folder} has no folder {path}; it is the folder "
                     "that holds JPEGImages, such as VOCdevkit/VOC2012"
                 )
-        self.images = {
-            path.stem: path
-            for path in sorted(self.image_dir.iterdir(), reverse=True)
-            if path.suffix.lower() in _SUFFIXES
-        }
+        self.images = _by_stem(self.image_dir, _SUFFIXES)
 
     def names(self, list_path: epath.Path) -> list[str]:
         """Returns the lines of a list."""
+        file_kinds.require_file(list_path)
         names = image_files.read_names(list_path)
         if not names:
             raise UserError(f"{list_path} lists no image: the split is empty")
         return names
 
     def samples(
-        self, names: Sequence[str], source: str, labels: Files, label_of: str
+        self,
+        names: Sequence[str],
+        source: str,
+        labels: pairs.Entries,
+        label_path: Callable[[str], epath.Path],
     ) -> list[conversion.Sample]:
         """Returns the samples of some names, in order.
 
         Args:
             names: Names without extension.
             source: What lists them, to be named in errors.
-            labels: Label files by name.
-            label_of: Where a label ought to be, with {} for its name.
+            labels: Labels by name.
+            label_path: Returns where the label of a name should be.
         """
+        samples = []
         for name in names:
-            if name not in self.images:
-                raise UserError(
-                    f"{source} lists {name} but {self.image_dir} has no such image"
-                )
-            if name not in labels:
-                raise UserError(
-                    f"{self.images[name]} has no label {label_of.format(name)}"
-                )
-        for name in sorted(set(labels) - set(self.images)):
-            raise UserError(
-                f"{labels[name]} has no image of its name in {self.image_dir}"
+            image = self.images.find(
+                name, f"{source} lists {name} but {self.image_dir} has no such image"
             )
-        return [_sample(name, self.images[name], labels[name]) for name in names]
+            label = labels.find(name, f"{image} has no label {label_path(name)}")
+            samples.append(_sample(name, image, label))
+        for name in sorted(set(labels.files) - set(self.images.files)):
+            raise UserError(
+                f"{labels.files[name]} has no image of its name in {self.image_dir}"
+            )
+        return samples
 
 
-def _labels(folder: epath.Path, suffix: str = ".png") -> Files:
-    """Returns the label files of a folder by name."""
-    return {p.stem: p for p in folder.iterdir() if p.suffix == suffix}
+def _by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
+    paths = pairs.list_folder(folder)
+    return pairs.find_entries(
+        paths, lambda p: p.stem if p.suffix.lower() in suffixes else None
+    )
+
+
+def _labels(folder: epath.Path, suffix: str = ".png") -> pairs.Entries:
+    """Returns the labels of a folder by name."""
+    return _by_stem(folder, (suffix,))
 
 
 def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
@@ -157,20 +166,27 @@ def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sampl
 
 def _folder_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:
     """Returns the samples of every split of a folder in VOC layout."""
-    root = _Root(voc_root)
+    root, labels_of = _Root(voc_root), {}
     splits = {}
     for list_name in _SPLITS:
         split = split_name(list_name)
         augmented = "Aug" if split == "train_aug" else ""
         label_dir = voc_root / f"SegmentationClass{augmented}"
         path = root.lists / f"{list_name}.txt"
-        if path.exists() and label_dir.is_dir():
-            names, labels = root.names(path), _labels(label_dir)
+        is_there = file_kinds.kind_of(path) is not file_kinds.Kind.MISSING
+        if is_there and label_dir.is_dir():
+            if label_dir not in labels_of:
+                labels_of[label_dir] = _labels(label_dir)
             splits[split] = root.samples(
-                names, os.fspath(path), labels, f"{label_dir}/{{}}.png"
+                root.names(path),
+                os.fspath(path),
+                labels_of[label_dir],
+                lambda name, folder=label_dir: folder / f"{name}.png",
             )
     if not splits:
         raise UserError(f"{root.lists} has none of train.txt, val.txt, trainval.txt")
+    for folder, entries in {root.image_dir: root.images, **labels_of}.items():
+        entries.report_skipped(folder)
     return splits
 
 
@@ -186,12 +202,13 @@ def _archive_splits(
     listed = {sample.name for split in ("train", "val") for sample in splits[split]}
     more = sorted(sbd.names(sbd_dir) - listed)
     # VOC's own labels win; they have a void border.
-    labels = _labels(sbd_dir / "cls", ".mat") | _labels(voc_root / "SegmentationClass")
+    labels = _labels(sbd_dir / "cls", ".mat")
+    files = labels.files | _labels(voc_root / "SegmentationClass").files
     splits["train_aug"] = splits["train"] + root.samples(
         more,
         f"{sbd_dir}/train.txt or val.txt",
-        {name: labels[name] for name in more if name in labels},
-        f"{sbd_dir}/cls/{{}}.mat",
+        labels._replace(files={name: files[name] for name in more if name in files}),
+        lambda name: sbd_dir / "cls" / f"{name}.mat",
     )
     return splits
 
@@ -263,10 +280,8 @@ def convert_archives(
 def _archive(source: str | archives.Source, work: epath.Path) -> epath.Path:
     if isinstance(source, archives.Source):
         return archives.fetch(source, work / "downloads")
-    path = epath.Path(source)
-    if not path.exists() or path.is_dir():
-        raise UserError(f"there is no archive {source}")
-    return path
+    file_kinds.require_file(source)
+    return epath.Path(source)
 
 
 def _check_sizes(splits: Mapping[str, Sequence], expected: Mapping[str, int]) -> None:

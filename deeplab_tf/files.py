@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from deeplab_tf import scratch
 from deeplab_tf.errors import UserError
+from deeplab_tf.file_kinds import is_remote
 
 LEDGER = ".deeplab_tf.sha256"
 _LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
@@ -24,11 +25,6 @@ _BLOCK = 1 << 20
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _ELSEWHERE = "choose another path"
 _CHOICES = "choose another path, move it away, or add --overwrite to replace it"
-
-
-def is_remote(path: str) -> bool:
-    """Returns whether a path is of a store such as `gs://`, not of a local disk."""
-    return "://" in path
 
 
 def split(path: str) -> tuple[str, str]:
@@ -59,7 +55,7 @@ def _real_path(path: str) -> str:
         )
     if is_remote(path):
         return path.rstrip("/")
-    real = os.path.realpath(path)
+    real = os.path.realpath(path.removeprefix("file://"))
     if os.path.islink(real):
         raise UserError(f"{path} is a loop of links; give another path")
     return real

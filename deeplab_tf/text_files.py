@@ -2,9 +2,7 @@
 
 import re
 
-import tensorflow as tf
-
-from deeplab_tf import strict_json
+from deeplab_tf import file_kinds, strict_json
 from deeplab_tf.errors import UserError
 
 # Lists and histories of millions of lines.
@@ -21,14 +19,10 @@ def read_content(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         UserError: if the file cannot be read or is larger.
     """
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            size = file.size()
-            # A file that grows meanwhile is read up to its old end.
-            content = file.read(size) if size <= max_bytes else b""
-    except (tf.errors.OpError, OSError, UnicodeError) as error:
-        reason = getattr(error, "message", str(error)).rpartition("; ")[2]
-        raise UserError(f"{path} cannot be read: {reason}") from error
+    with file_kinds.open_file(path) as file:
+        size = file_kinds.file_size(file)
+        # A file that grows meanwhile is read up to its old end.
+        content = file.read(size) if 0 < size <= max_bytes else b""
     if size > max_bytes:
         raise UserError(
             f"{path} has {size:,} bytes; such a file has at most {max_bytes:,}"

@@ -19,6 +19,9 @@ _FONT_SIZE, _LINE = 13, 20  # pixels
 # is higher than this share of the video is left out.
 _FONTS_PER_SIDE, _MOST_LEGEND = 54, 0.5
 _CELL = 512  # pixels of the longer side of a picture in a panel
+_MARGIN = 4  # pixels around a picture in a contact sheet
+# The most pixels of a contact sheet are the square of this, 100 MB as RGB.
+SHEET_SIDE = 5792
 _READABLE_CLASSES = 40  # of a confusion matrix that has figures in its cells
 _ABSENT_COLOR = "0.9"  # grey, of the row of a class that the truth lacks
 _RIGHT_COLOR, _UNSCORED_COLOR = (240, 243, 238), (200, 200, 200)  # of an error map
@@ -97,12 +100,34 @@ def add_legend(
     return _with_rows(picture, rows)
 
 
+def shrink(picture: np.ndarray, side: int) -> np.ndarray:
+    """Returns a picture whose sides are at most `side`, its every n-th pixel.
+
+    Pixels are not averaged, so that colours of classes stay those of classes.
+
+    Args:
+        picture: `[height, width, ...]`.
+        side: The longest side in pixels.
+    """
+    step = -(-max(picture.shape[:2]) // side)
+    # A view would keep the original in memory.
+    return picture if step < 2 else picture[::step, ::step].copy()
+
+
 def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
-    """Returns the picture with texts and their colours, or None, at its right."""
+    """Returns the picture with texts and their colours, or None, at its right.
+
+    They are left out where they would more than double a picture and exceed the size
+    of a contact sheet: next to one that is wide and low.
+    """
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
     height = max(picture.shape[0], _LINE * len(rows) + 8)
-    canvas = Image.new("RGB", (picture.shape[1] + width, height), "white")
+    width += picture.shape[1]
+    pixels = picture.shape[0] * picture.shape[1]
+    if height * width > max(SHEET_SIDE**2, 2 * pixels):
+        return picture
+    canvas = Image.new("RGB", (width, height), "white")
     canvas.paste(Image.fromarray(picture), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for i, (text, color) in enumerate(rows):
@@ -174,9 +199,8 @@ def panel(
         prediction: Class ids `[height, width]`.
         info: Names and colours of the classes.
     """
-    step = -(-max(np.shape(truth)) // _CELL)
     pictures = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
-    sheet = contact_sheet([picture[::step, ::step] for picture in pictures])
+    sheet = contact_sheet([shrink(picture, _CELL) for picture in pictures])
     shares = np.stack([_shares(truth, info), _shares(prediction, info)], 1)
     rows: list[tuple] = [("truth / prediction", None)]
     for i in np.argsort(-shares.max(1), kind="stable"):
@@ -212,19 +236,31 @@ def error_map(
 def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     """Returns the pictures side by side on white, row by row.
 
+    Where the sheet would have more than `SHEET_SIDE` squared pixels, large pictures
+    are shrunk.
+
     Args:
         pictures: uint8 `[height_i, width_i, 3]`, at least one.
         columns: Pictures per row.
     """
-    height = max(picture.shape[0] for picture in pictures) + 8
-    width = max(picture.shape[1] for picture in pictures) + 8
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
+    height, width = _cell_size(pictures)
+    if rows * height * columns * width > SHEET_SIDE**2:
+        side = int(SHEET_SIDE / (rows * columns) ** 0.5) - 2 * _MARGIN
+        pictures = [shrink(picture, max(1, side)) for picture in pictures]
+        height, width = _cell_size(pictures)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
-        top, left = i // columns * height + 4, i % columns * width + 4
+        top, left = i // columns * height + _MARGIN, i % columns * width + _MARGIN
         sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
     return sheet
+
+
+def _cell_size(pictures: Sequence[np.ndarray]) -> tuple[int, int]:
+    """Returns height and width of the cells of a contact sheet."""
+    height, width = (max(picture.shape[i] for picture in pictures) for i in (0, 1))
+    return height + 2 * _MARGIN, width + 2 * _MARGIN
 
 
 def drawn(figure: Figure) -> np.ndarray:

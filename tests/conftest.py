@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 from golden_case import value
+from odd_entries import ODD_ENTRIES, must_not_block
 from PIL import Image
 
 import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
@@ -35,6 +36,13 @@ def _asset(relative: str) -> pathlib.Path:
 def asset():
     """A function: the path of a file or folder among the assets."""
     return _asset
+
+
+@pytest.fixture(params=ODD_ENTRIES)
+def odd(request):
+    """A kind of entry that is not a file, and a function that makes a path one."""
+    with must_not_block():
+        yield request.param, ODD_ENTRIES[request.param]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # not know each other.
 LEVELS = (
     {"errors", "lock_file", "memory", "scratch"},
-    {"strict_json"},
+    {"file_kinds", "strict_json"},
     {"archives", "data.info", "files", "locks", "text_files"},
     {"config"},
     {"presets"},

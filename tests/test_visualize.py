@@ -165,6 +165,64 @@ def test_a_contact_sheet_shows_every_picture_whole_and_in_order():
 
 
 @pytest.mark.parametrize(
+    "sides",
+    [
+        [(1, 30_000), (30_000, 20)] * 6,
+        [(65_000, 1), (1, 65_000)],
+        [(1, 1_000_000)] * 12,
+        [(3_000, 4_000)] * 12,
+        [(6_000, 6_000)],
+        [(60, 60)] * 10_000,
+    ],
+)
+def test_a_contact_sheet_is_bounded_whatever_the_sides(sides):
+    row = np.arange(256, dtype=np.uint8)[:, None].repeat(3, 1)
+    # Views of one row, for the originals would be large themselves.
+    pictures = [np.broadcast_to(row[side[0] % 256], (*side, 3)) for side in sides]
+    sheet = visualize.contact_sheet(pictures)
+    assert sheet.shape[0] * sheet.shape[1] <= visualize.SHEET_SIDE**2
+    rows, columns = -(-len(sides) // 3), min(3, len(sides))
+    cell = sheet.shape[0] // rows, sheet.shape[1] // columns
+    for i, side in enumerate(sides[:2]):
+        window = sheet[:, i * cell[1] :][: cell[0], : cell[1]]
+        # Each is there, between margins of 4 pixels, and keeps its colour.
+        assert (window[4, 4] == side[0] % 256).all()
+        assert (window[:4] == 255).all() and (window[:, :4] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "side",
+    # Overlays of Cityscapes and of PASCAL VOC with their legends.
+    [(1024, 2048 + 160), (375, 500 + 160)],
+)
+def test_ordinary_contact_sheets_are_not_shrunk(side):
+    sheet = visualize.contact_sheet([np.zeros((*side, 3), np.uint8)] * 12)
+    assert sheet.shape == (4 * (side[0] + 8), 3 * (side[1] + 8), 3)
+
+
+def test_pictures_are_shrunk_to_a_side_by_leaving_out_pixels():
+    picture = np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3)
+    np.testing.assert_array_equal(visualize.shrink(picture, 4), picture[::2, ::2])
+    np.testing.assert_array_equal(visualize.shrink(picture, 3), picture[::3, ::3])
+    assert visualize.shrink(picture, 7) is picture
+    # The large original is not kept in memory.
+    assert visualize.shrink(picture, 4).base is None
+
+
+@pytest.mark.parametrize(
+    ("side", "has_legend"),
+    [((1, 30_000), True), ((30_000, 20), True), ((1, 1_000_000), False)],
+)
+def test_overlays_and_legends_of_degenerate_sides_are_bounded(side, has_legend):
+    labels = np.arange(side[0] * side[1]).reshape(side) % 21
+    laid_over = visualize.overlay(np.zeros((*side, 3), np.uint8), labels, VOC)
+    framed = visualize.add_legend(laid_over, labels, VOC)
+    assert framed.shape[0] * framed.shape[1] <= visualize.SHEET_SIDE**2
+    assert (framed.shape[1] > side[1]) == has_legend
+    np.testing.assert_array_equal(framed[: side[0], : side[1]], laid_over)
+
+
+@pytest.mark.parametrize(
     ("pixel", "shown"),
     [
         ((7,), (7, 7, 7)),

@@ -113,7 +113,7 @@ def _content_of(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> _Con
 
 def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
     """Returns the record of a sample, after checking both of its files."""
-    picture = image_files.read_image(sample.image, info)
+    picture = image_files.read_encoded(sample.image, info)
     label = sample.read_label()
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
@@ -218,8 +218,12 @@ class _Shard(NamedTuple):
 
 
 def _shards(split: str, samples: Sequence[Sample], num_shards: int) -> list[_Shard]:
-    """Returns shards of `ceil(n / num_shards)` consecutive samples, as officially."""
+    """Returns shards of `ceil(n / num_shards)` consecutive samples, as officially.
+
+    There are fewer than `num_shards` where some would be empty.
+    """
     size = math.ceil(len(samples) / num_shards)
+    num_shards = math.ceil(len(samples) / size)
     return [
         _Shard(
             split,
@@ -344,7 +348,8 @@ def convert(
         info: The classes; counts and hashes are filled in.
         output_dir: Folder of the shards; made if need be. Other splits that are
             there stay, also in the info.
-        num_shards: Files per split; the official 4 for VOC, 10 for Cityscapes.
+        num_shards: Files per split, or fewer so that none is empty; the official 4
+            for VOC, 10 for Cityscapes.
         recipe: What the label depends on besides its file. Shards of another
             recipe are made again.
 

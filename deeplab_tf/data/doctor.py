@@ -29,7 +29,7 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.data.records import Keys, parse
 from deeplab_tf.data.sources import Source
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, one_line
 
 # Kinds of problems with which a training would stop, or learn something wrong.
 ERRORS = {
@@ -160,7 +160,7 @@ class _Examiner:
             image, label, name = _features(record, self._source.keys)
             return self._sample(f"{where} ({name or 'no name'})", image, label)
         except UserError as error:
-            return _Examined([("broken", f"{where}: {_line(error)}")])
+            return _Examined([("broken", f"{where}: {one_line(error)}")])
 
     def _sample(self, where, image: bytes, label: bytes) -> _Examined:
         pixels = _decoded(image, self._info)
@@ -213,12 +213,7 @@ def _features(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
         image, label, name = map(tf.convert_to_tensor, parse(record, keys))
     except DECODING_ERRORS as error:
         raise UserError(_why_no_sample(record, keys)) from error
-    return image.numpy(), label.numpy(), _line(name.numpy().decode(errors="replace"))
-
-
-def _line(text) -> str:
-    """Returns a text, or an error's, without what would break or colour its line."""
-    return "".join(filter(str.isprintable, " ".join(str(text).split())))
+    return image.numpy(), label.numpy(), one_line(name.numpy().decode(errors="replace"))
 
 
 def _why_no_sample(record: bytes, keys: Keys) -> str:

@@ -1,19 +1,18 @@
 """Image files to be labelled: found, checked by their headers, read upright."""
 
-import io
 import os
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
-from deeplab_tf import text_files
-from deeplab_tf.data.pictures import PICTURE_FORMATS, decode_image, exif_orientation
-from deeplab_tf.errors import UserError
+from deeplab_tf import file_kinds, text_files
+from deeplab_tf.data import image_files
+from deeplab_tf.data.pictures import decode_image, exif_orientation
+from deeplab_tf.errors import UserError, escape
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-# Larger pictures are refused from their header, before they fill the memory.
-_MOST_PIXELS = 100_000_000
+# The longest of what replaces the suffix in the name of an output.
+_OUTPUT_ENDING = "_overlay.png"
 # EXIF orientation -> how to turn the stored picture upright.
 _UPRIGHT = {
     2: np.fliplr,
@@ -29,32 +28,51 @@ _UPRIGHT = {
 def find_images(pattern: str, image_list: str | None = None) -> list[str]:
     """Returns the images of a file, a folder or a glob, sorted.
 
+    Directories, FIFOs and other entries that are not files are skipped with one line
+    on stderr if a folder or glob gave them, and refused if the pattern or the list
+    names them.
+
     Args:
         pattern: The file, folder or glob.
         image_list: Text file of their names without suffix, if only some are wanted.
 
     Raises:
-        UserError: if there is none, one of the list is missing, or two would be
-            written to one name.
+        UserError: if there is none, one of the list is missing or not a file, two
+            would be written to one name, or that name would be too long.
     """
-    if tf.io.gfile.isdir(pattern):
-        names = tf.io.gfile.listdir(pattern)
-        paths = [os.path.join(pattern, name) for name in names]
-    elif tf.io.gfile.exists(pattern):  # its name may hold brackets
-        paths = [pattern]
-    else:
-        paths = tf.io.gfile.glob(pattern)
-    paths = sorted(p for p in paths if p.lower().endswith(_SUFFIXES))
-    if not paths:
-        raise UserError(f"{pattern} matches no JPEG or PNG file")
-    if image_list:
+    paths = [p for p in _candidates(pattern) if p.lower().endswith(_SUFFIXES)]
+    if image_list and paths:
+        file_kinds.require_file(image_list)
         paths = _listed(paths, image_list)
+        for path in file_kinds.find_other_kinds(paths):
+            file_kinds.require_file(path)
+    else:
+        paths = file_kinds.keep_files(paths, pattern)
+    if not paths:
+        raise UserError(f"{escape(pattern)} matches no JPEG or PNG file")
+    _check_output_names(paths)
+    return paths
+
+
+def _candidates(pattern: str) -> list[str]:
+    """Returns the paths that a file, a folder or a glob stands for, sorted."""
+    kind = file_kinds.kind_of(pattern)
+    if kind is file_kinds.Kind.DIRECTORY:
+        names = file_kinds.list_names(pattern)
+        return [os.path.join(pattern, name) for name in names]
+    if kind is file_kinds.Kind.MISSING:
+        return file_kinds.expand_glob(pattern)
+    file_kinds.require_file(pattern)  # its name may hold brackets
+    return [pattern]
+
+
+def _check_output_names(paths: list[str]) -> None:
     stems: dict[str, str] = {}
     for path in paths:
         other = stems.setdefault(image_name(path), path)
         if other != path:
             raise UserError(f"{other} and {path} would be written to the same name")
-    return paths
+        file_kinds.require_room_in_name(path, _OUTPUT_ENDING)
 
 
 def _listed(paths: list[str], image_list: str) -> list[str]:
@@ -79,47 +97,35 @@ def image_name(path: str) -> str:
 
 
 def check_image(path: str) -> None:
-    """Refuses a file that is no picture or too large, by its header.
+    """Refuses a file that is not an image, or too large, by its header.
 
     Raises:
         UserError: naming the file.
     """
-    with tf.io.gfile.GFile(path, "rb") as file:
-        _opened(file, path)
-
-
-def _opened(file, path: str) -> Image.Image:
-    """Returns a picture of which only the header was read."""
-    try:
-        picture = Image.open(file)
-    except (
-        *(OSError, SyntaxError, ValueError, Image.DecompressionBombError),
-        tf.errors.OutOfRangeError,  # how a GFile ends
-    ) as error:
-        raise UserError(f"{path} is no picture: {error}") from error
-    if picture.format not in PICTURE_FORMATS:
-        raise UserError(f"{path} is {picture.format}; JPEG and PNG are read")
-    if picture.width * picture.height > _MOST_PIXELS:
-        raise UserError(
-            f"{path} has {picture.width}x{picture.height} pixels; at most "
-            f"{_MOST_PIXELS:,} are read"
-        )
-    return picture
+    with file_kinds.open_file(path) as file:
+        header = image_files.open_image(path, file)
+        image_files.require_image_format(path, header)
+        file.seek(0)
+        is_deep = image_files.png_depth(file.read(32)) == 16
+    if is_deep:  # its values decide
+        image_files.encode(path, file_kinds.read_bytes(path))
 
 
 def read_image(path: str) -> np.ndarray:
     """Returns an image file upright, uint8 RGB `[height, width, 3]`.
 
+    Its pixels are those of the record that the converters make of the file; what
+    these refuse is refused.
+
     Raises:
-        UserError: if the file is no JPEG or PNG, broken, or too large.
+        UserError: if the file is no JPEG or PNG, broken, too large, or has more than
+            8 bits.
     """
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
-    picture = _opened(io.BytesIO(content), path)
+    content = file_kinds.read_bytes(path)
+    encoded = image_files.encode(path, content).content
     try:
-        picture.load()  # tells a broken file in one line, TensorFlow in several
-        orientation = exif_orientation(content)
-        image = decode_image(tf.constant(content)).numpy()
-    except (OSError, SyntaxError, ValueError, tf.errors.InvalidArgumentError) as error:
-        raise UserError(f"{path} is broken: {error}") from error
-    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))
+        image = decode_image(tf.constant(encoded)).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        raise UserError(f"{path} is broken: {error.message}") from error
+    turn_upright = _UPRIGHT.get(exif_orientation(content), np.asarray)
+    return np.ascontiguousarray(turn_upright(image))

@@ -6,6 +6,7 @@ picture format that TensorFlow decodes holds more than four.
 """
 
 import io
+import warnings
 
 import tensorflow as tf
 from PIL import Image
@@ -15,6 +16,8 @@ from PIL import Image
 PICTURE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 # Headers of broken files promise anything; nobody labels more than 134 megapixels.
 MAX_PIXELS = 1 << 27
+# Pillow warns from 89 megapixels on.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _PNG_CHANNELS = (1, 3, 4)
 _JPEG_CHANNELS = (1, 3)
 # A PNG begins with its signature and the chunk IHDR; of the latter: width, height,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf import strict_json, text_files
+from deeplab_tf import file_kinds, strict_json, text_files
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_text
@@ -126,9 +126,8 @@ def split_files(folder: str, split: str) -> list[str]:
     begins alike.
     """
     # Not a glob, for which a folder may have any name but `a[1]`.
-    names = tf.io.gfile.listdir(folder) if tf.io.gfile.exists(folder) else []
     found = []
-    for name in sorted(names):
+    for name in _names(folder):
         shard = _SHARD.fullmatch(name.removesuffix(UNFINISHED).removesuffix(FINISHED))
         if shard[1] == split if shard else name.startswith(f"{split}-"):
             found.append(os.path.join(folder, name))
@@ -194,12 +193,19 @@ def _pending(folder: str) -> _Publication | None:
     return pending
 
 
+def _names(folder: str) -> list[str]:
+    """Returns the names in a folder, none if there is no such folder."""
+    is_folder = file_kinds.kind_of(folder) is file_kinds.Kind.DIRECTORY
+    return file_kinds.list_names(folder) if is_folder else []
+
+
 def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """Returns the shards of a split, in order.
 
     Raises:
-        UserError: if there are none, naming the splits that are there, or if the
-            names tell that some are missing, or are of two conversions.
+        UserError: if there are none, naming the splits that are there, if the
+            names tell that some are missing, or are of two conversions, or if one is
+            not a file.
     """
     split = split_name(split)
     pending = _pending(dataset_dir)
@@ -216,6 +222,8 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
         found = f"splits there: {', '.join(splits)}" if splits else "no records there"
         raise UserError(f"no {split}-* records in {dataset_dir or '.'}; {found}")
     _require_one_set(paths)
+    for path in file_kinds.find_other_kinds(paths):
+        file_kinds.require_file(path)
     return paths
 
 
@@ -237,9 +245,7 @@ def _require_one_set(paths: Sequence[str]) -> None:
 
 def split_names(dataset_dir: str) -> list[str]:
     """Returns the splits that a folder has shards of, in alphabetical order."""
-    if not tf.io.gfile.exists(dataset_dir):
-        return []
-    shards = [_SHARD.fullmatch(name) for name in tf.io.gfile.listdir(dataset_dir)]
+    shards = [_SHARD.fullmatch(name) for name in _names(dataset_dir)]
     pending = _pending(dataset_dir)
     found = {shard[1] for shard in shards if shard}
     return sorted(found | set(pending.shards if pending else ()))
@@ -274,10 +280,11 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
     """Returns the index of TFRecord files, from the lengths in them alone.
 
     Raises:
-        UserError: where a file is cut short; names file and record.
+        UserError: where a file is cut short or not a file; names file and record.
     """
     offsets = [_offsets(path) for path in paths]
     counts = [len(of_file) for of_file in offsets]
+    _require_last_empty(paths, counts)
     return RecordIndex(
         tuple(paths),
         np.repeat(np.arange(len(paths), dtype=np.int32), counts),
@@ -290,8 +297,8 @@ def _offsets(path: str) -> list[int]:
     """Returns the bytes at which the records of a file begin."""
     # A record: its length in 8 bytes, 4 of checksum, itself, 4 of checksum.
     offsets, offset = [], 0
-    with tf.io.gfile.GFile(path, "rb") as file:
-        size = file.size()
+    with file_kinds.open_file(path) as file:
+        size = file_kinds.file_size(file)
         while offset < size:
             file.seek(offset)
             header = file.read(8)
@@ -301,6 +308,19 @@ def _offsets(path: str) -> list[int]:
             if offset > size:
                 raise UserError(broken_record(path, len(offsets) - 1))
     return offsets
+
+
+def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
+    """Refuses an empty file before one with records.
+
+    The official converters fill shard by shard, so that only the last can be empty.
+    """
+    for i, path in enumerate(paths):
+        if not counts[i] and any(counts[i:]):
+            raise UserError(
+                f"{path} is empty although later shards of its split are not; copy "
+                "or convert it again"
+            )
 
 
 def broken_record(path: str, number: int) -> str:
@@ -337,4 +357,5 @@ def read_info(folder: str) -> DatasetInfo | None:
         return pending.info
     if not tf.io.gfile.exists(path):
         return None
+    file_kinds.require_file(path)
     return DatasetInfo.from_json(text_files.read_content(path), source=path)

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 
+import numpy as np
+
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
 
 TFDS_PREFIX = "tfds:"
@@ -54,6 +56,20 @@ def resolve_info(
     return beside
 
 
+def _require_size(split: str, dataset_dir: str, count: int) -> None:
+    """Refuses a split that has lost records, where its size is described beside it.
+
+    For splits with an empty shard, which may be a file that was not copied.
+    """
+    beside = records.read_info(dataset_dir)
+    expected = beside.split_sizes.get(split_name(split), count) if beside else count
+    if count != expected:
+        raise UserError(
+            f"{dataset_dir or '.'} has {count} records of {split} and an empty shard, "
+            f"but its dataset_info.json says {expected}; copy or convert it again"
+        )
+
+
 def split_names(info: DatasetInfo, dataset_dir: str) -> list[str]:
     """Returns the splits of a data set whose records are in a folder."""
     if info.name.startswith(TFDS_PREFIX):
@@ -81,4 +97,6 @@ def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
     index = records.index_records(records.shard_paths(dataset_dir, split))
     if not len(index):
         raise UserError(f"the records of {split} in {dataset_dir or '.'} are empty")
+    if len(np.unique(index.file)) < len(index.paths):
+        _require_size(split, dataset_dir, len(index))
     return Source(info, records.OFFICIAL_KEYS, index)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf import files
+from deeplab_tf import file_kinds, files
 from deeplab_tf.errors import UserError
 
 # What OpenCV's wheels can encode and every player reads; H.264 they cannot encode.
@@ -146,16 +146,12 @@ def _silence() -> None:
 @contextlib.contextmanager
 def _local_copy(path: str) -> Iterator[str]:
     """Yields the path of a file for OpenCV, which knows local files only."""
-    try:
-        is_file = tf.io.gfile.exists(path) and not tf.io.gfile.isdir(path)
-    except tf.errors.UnimplementedError as error:
-        raise UserError(f"{path} is no path that can be read: {error}") from error
-    if not is_file:
-        raise UserError(f"there is no video {path}")
+    file_kinds.require_file(path)
+    if not file_kinds.is_remote(path):
+        # FFmpeg would take "concat:a.mp4" for a protocol.
+        yield os.path.abspath(path)
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if files.is_remote(path):
-            local = os.path.join(folder, os.path.basename(path))
-            tf.io.gfile.copy(path, local)
-        else:
-            local = path
+        local = os.path.join(folder, os.path.basename(path))
+        tf.io.gfile.copy(path, local)
         yield local

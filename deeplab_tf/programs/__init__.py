@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from absl import flags
 
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, one_line
 
 
 @contextlib.contextmanager
@@ -89,6 +89,7 @@ def run_program(
     """
     from tensorflow import errors
 
+    from deeplab_tf import file_kinds
     from deeplab_tf.training.interruption import Interrupted, raise_on_signals
 
     mistakes = (
@@ -107,9 +108,12 @@ def run_program(
             rest = values(argv)[1:]
             if rest:
                 raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+            for name in values:
+                for value in _texts(values[name].value):
+                    file_kinds.refuse_special(name, value)
             main(values)
     except mistakes as error:
-        sys.exit(f"{program}: {' '.join(str(error).split())}")
+        sys.exit(f"{program}: {one_line(error)}")
     except Interrupted as error:
         line = f"{program}: interrupted by {error.signal.name} before it finished"
         if error.checkpoint:
@@ -129,3 +133,9 @@ def command_line() -> list[str]:
     if name.rpartition(".")[2] == os.path.basename(program).removesuffix(".py"):
         return ["python", "-m", name, *arguments]
     return [*(["python"] if program.endswith(".py") else []), program, *arguments]
+
+
+def _texts(value: object) -> list[str]:
+    """Returns the texts of the value of a flag."""
+    values = value if isinstance(value, list) else [value]
+    return [value for value in values if isinstance(value, str)]

@@ -30,11 +30,12 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
-from deeplab_tf.visualize import add_legend, overlay
+from deeplab_tf.visualize import add_legend, contact_sheet, overlay, shrink
 
 FLAGS = absl_flags.FlagValues()
 _SHEET = "doctor.png"
 _SHOWN = 5  # of each kind of problem
+_MOST_SAMPLES = 100  # of a split
 _CELL = 320  # pixels of the longer side of a picture in the sheet
 
 
@@ -54,6 +55,7 @@ def _define() -> None:
         12,
         "Pictures of each split in doctor.png; 0 draws none.",
         lower_bound=0,
+        upper_bound=_MOST_SAMPLES,
         flag_values=FLAGS,
     )
     flags.define_overwrite(FLAGS)
@@ -130,8 +132,7 @@ def _pictured(image, info: DatasetInfo) -> np.ndarray:
 
 def _picture(image, label, info: DatasetInfo) -> np.ndarray:
     """Returns an image and its label side by side, small, with a legend."""
-    step = -(-max(label.shape) // _CELL)
-    image, label = _pictured(image, info)[::step, ::step], label[::step, ::step]
+    image, label = shrink(_pictured(image, info), _CELL), shrink(label, _CELL)
     pair = np.concatenate([image, overlay(image, label, info)], axis=1)
     return add_legend(pair, label, info)
 
@@ -148,17 +149,7 @@ def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None
                 continue  # the report tells of it
             label = label.numpy()[..., 0]
             pictures.append(_picture(image.numpy(), label, source.info))
-    if not pictures:
-        return None
-    height = max(picture.shape[0] for picture in pictures)
-    width = max(picture.shape[1] for picture in pictures)
-    columns = 3
-    rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
-        top, left = i // columns * height, i % columns * width
-        sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
-    return sheet
+    return contact_sheet(pictures) if pictures else None
 
 
 def _output_dir(values) -> str:

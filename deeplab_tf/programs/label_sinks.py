@@ -72,7 +72,7 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     def add(name, image, labels):
         laid_over = write_pictures(image, labels, info, os.path.join(folder, name))
         if len(overlays) < _SHOWN:
-            overlays.append(laid_over)
+            overlays.append(visualize.shrink(laid_over, visualize.SHEET_SIDE))
 
     yield add
     overview = os.path.join(folder, _OVERVIEW)

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from deeplab_tf import files
 from deeplab_tf.errors import UserError
+from deeplab_tf.file_kinds import is_remote
 
 # What every SavedModel has.
 GRAPH = "saved_model.pb"
@@ -81,7 +82,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
     """
     require_replaceable(path, overwrite)
     # A link stays a link.
-    path = path.rstrip("/") if files.is_remote(path) else os.path.realpath(path)
+    path = path.rstrip("/") if is_remote(path) else os.path.realpath(path)
     with files.publish(path, overwrite) as unfinished:
         with _keep_refusal(unfinished, path):
             yield unfinished

@@ -86,14 +86,11 @@ def test_shards_are_consecutive_and_named_as_the_official_ones(sources, folder):
     splits = {"train": samples(sources, *range(9)), "val": samples(sources, 4)}
     conversion.convert(splits, INFO, folder)
     assert names_in(folder) == {
-        "train-00000-of-00004.tfrecord": named(0, 1, 2),
-        "train-00001-of-00004.tfrecord": named(3, 4, 5),
-        "train-00002-of-00004.tfrecord": named(6, 7, 8),
-        "train-00003-of-00004.tfrecord": [],
-        "val-00000-of-00004.tfrecord": named(4),
-        "val-00001-of-00004.tfrecord": [],
-        "val-00002-of-00004.tfrecord": [],
-        "val-00003-of-00004.tfrecord": [],
+        # Three of them hold all, and a fourth would be empty.
+        "train-00000-of-00003.tfrecord": named(0, 1, 2),
+        "train-00001-of-00003.tfrecord": named(3, 4, 5),
+        "train-00002-of-00003.tfrecord": named(6, 7, 8),
+        "val-00000-of-00001.tfrecord": named(4),
     }
 
 
@@ -175,14 +172,13 @@ def test_an_empty_split_is_refused_before_anything_is_written(sources, folder):
 
 def test_stale_shards_of_another_count_go_and_other_splits_stay(sources, folder):
     for split in ("train", "train_aug"):
-        conversion.convert({split: samples(sources, 0, 1)}, INFO, folder, 3)
-    info = conversion.convert({"train": samples(sources, 2, 3)}, INFO, folder, 2)
+        conversion.convert({split: samples(sources, 0, 1)}, INFO, folder, 2)
+    info = conversion.convert({"train": samples(sources, 2, 3)}, INFO, folder, 1)
     shards = names_in(folder)
     assert [n for n in shards if n.startswith("train-")] == [
-        "train-00000-of-00002.tfrecord",
-        "train-00001-of-00002.tfrecord",
+        "train-00000-of-00001.tfrecord"
     ]
-    assert len([n for n in shards if n.startswith("train_aug-")]) == 3
+    assert len([n for n in shards if n.startswith("train_aug-")]) == 2
     assert info.split_sizes == {"train": 2, "train_aug": 2}
     assert info.class_pixels == {"train": [20, 0, 20], "train_aug": [20, 15, 0]}
 
@@ -318,7 +314,7 @@ def test_publishing_is_atomic_when_it_is_interrupted(
     ("name", "content", "message"),
     [
         ("0.jpg", b"", "0.jpg is broken: it is empty"),
-        ("0.jpg", b"hello", "0.jpg is broken: its 5 bytes are no picture"),
+        ("0.jpg", b"hello", "0.jpg is broken: its 5 bytes are not an image"),
     ],
 )
 def test_what_is_no_picture_is_told(sources, folder, name, content, message):
@@ -387,11 +383,40 @@ def test_shards_are_written_side_by_side(sources, folder, monkeypatch):
     assert len(names_in(folder)) == 2
 
 
-def test_an_image_that_training_would_not_decode_is_refused(
-    sources, folder, monkeypatch
-):
+@pytest.mark.parametrize(
+    ("num_images", "shards"),
+    # Official splits: VOC's four, then those of Cityscapes.
+    [(1464, 4), (1449, 4), (2913, 4), (10582, 4), (2975, 10), (500, 10), (22973, 10)],
+)
+def test_official_splits_have_the_official_number_of_shards(num_images, shards):
+    names = [s.name for s in conversion._shards("train", range(num_images), shards)]
+    assert names == [f"train-{i:05d}-of-{shards:05d}.tfrecord" for i in range(shards)]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "num_shards", "sizes"),
+    [(3, 4, [1, 1, 1]), (3, 10**6, [1, 1, 1]), (5, 4, [2, 2, 1]), (4, 3, [2, 2])],
+)
+def test_no_shard_is_empty(num_images, num_shards, sizes):
+    shards = conversion._shards("train", range(num_images), num_shards)
+    assert [len(shard.samples) for shard in shards] == sizes
+    assert {s.name.partition("-of-")[2] for s in shards} == {
+        f"{len(sizes):05d}.tfrecord"
+    }
+
+
+def test_an_image_that_training_would_not_decode_is_refused(sources, folder):
+    # Pillow reads PNGs of any width; libpng in TensorFlow, up to a million.
+    wide = np.zeros((1, 1_000_001), np.uint8)
+    (sources / "0.jpg").write_bytes(encoded(wide, "PNG"))
+    sample = samples(sources, 0)[0]._replace(read_label=lambda: wide)
+    with pytest.raises(UserError, match=r"TensorFlow cannot decode .*0\.jpg: "):
+        conversion.convert({"train": [sample]}, INFO, folder)
+
+
+def test_an_image_of_too_many_pixels_is_refused(sources, folder, monkeypatch):
     monkeypatch.setattr(pictures, "MAX_PIXELS", 19)
-    with pytest.raises(UserError, match=r"cannot decode .*0\.jpg: .*possible size"):
+    with pytest.raises(UserError, match=r"0\.jpg has 5x4 pixels; at most 19 are read"):
         conversion.convert({"train": samples(sources, 0)}, INFO, folder)
 
 

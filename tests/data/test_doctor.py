@@ -103,7 +103,7 @@ _AILMENTS = {
     "name of two lines": (
         record(image(), label(3), "a\n b\0c"),
         "value",
-        r"record 1 of \S+ \(a bc\): value 3 ",
+        r"record 1 of \S+ \(a b\\x00c\): value 3 ",
     ),
     "huge label": (
         record(image(), promising(20_000)),

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from deeplab_tf.data import photographs
+from deeplab_tf.data import pictures
 from deeplab_tf.data.photographs import find_images, read_image
 from deeplab_tf.errors import UserError
 
@@ -68,11 +68,11 @@ def empty(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (write_text, "is no picture"),
-        (empty, "is no picture"),
+        (write_text, "is broken: its 17 bytes are not an image"),
+        (empty, "is broken: it is empty"),
         (cut_jpeg, "is broken: .*truncated"),
         (cut_png, "is broken: .*truncated"),
-        (save_gif, "is GIF; JPEG and PNG are read"),
+        (save_gif, "is GIF; images are JPEG or PNG"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path, capfd, make, message):
@@ -89,7 +89,7 @@ def test_the_size_is_bounded_before_decoding(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"photo.{suffix}"
     noise(40, 50).save(path)
     path.write_bytes(path.read_bytes()[:-300])
-    monkeypatch.setattr(photographs, "_MOST_PIXELS", 1999)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 1999)
     with pytest.raises(UserError, match=r"has 50x40 pixels; at most 1,999 are read"):
         read_image(str(path))
 

@@ -103,8 +103,8 @@ def folder(path):
         (text, "{} is no video, or broken"),
         (without_its_end, "{} is no video, or broken"),
         (without_pictures, "{} gives no frame"),
-        (folder, "there is no video {}"),
-        (lambda path: None, "there is no video {}"),
+        (folder, "{} is a directory; a file is needed"),
+        (lambda path: None, "{} does not exist"),
     ],
 )
 def test_what_is_no_video_is_told_in_one_line(tmp_path, capfd, make, message):
@@ -123,7 +123,7 @@ def test_a_camera_that_is_not_there_is_told_in_one_line(capfd):
 
 
 def test_a_scheme_that_nobody_reads_is_told():
-    with pytest.raises(UserError, match=r"^rtsp://host/1 is no path"):
+    with pytest.raises(UserError, match=r"^rtsp://host/1 cannot be read: .*rtsp"):
         read_video("rtsp://host/1").__enter__()
 
 
@@ -159,7 +159,7 @@ def test_videos_are_where_tensorflow_keeps_files():
     with read_video(f"{folder}/out.mp4") as video:
         assert video.name == "out"
         assert len(list(video)) == 10
-    with pytest.raises(UserError, match=r"^there is no video ram://videos/x\.mp4$"):
+    with pytest.raises(UserError, match=r"^ram://videos/x\.mp4 does not exist$"):
         read_video(f"{folder}/x.mp4").__enter__()
 
 

@@ -254,7 +254,7 @@ WAYS = {
     "SBD alone": (["--sbd_archive=x"], "--voc_archive is missing: .* or --download"),
     "absent": (
         ["--voc_archive=/none/voc.tar", "--sbd_archive=x"],
-        "there is no archive /none/voc.tar",
+        "/none/voc.tar does not exist",
     ),
     "remote folder": (
         ["--voc_archive=x", "--sbd_archive=x", "--work_dir=gs://bucket/work"],

@@ -255,7 +255,7 @@ def test_a_file_that_is_no_picture_is_found_before_the_first_is_labelled(
     photos.mkdir()
     Image.new("RGB", (20, 10)).save(photos / "a.jpg")
     (photos / "b.jpg").write_text("not a picture")
-    with pytest.raises(SystemExit, match=r"predict.py: .*b.jpg is no picture"):
+    with pytest.raises(SystemExit, match=r"predict.py: .*b.jpg is broken: its 13 by"):
         run(
             f"--model={tiny_export}", f"--images={photos}", f"--output_dir={tmp_path}/o"
         )
