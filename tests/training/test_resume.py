@@ -5,7 +5,6 @@ import itertools
 import os
 import pathlib
 import random
-import re
 import resource
 import shutil
 import signal
@@ -18,9 +17,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from training_states import WEIGHTS, fill_with, run_apart, state_of, the_number_in
 
 from deeplab_tf import Experiment, UserError, locks
-from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.tf1 import resolve
 from deeplab_tf.lock_file import Owner
 from deeplab_tf.locks import TRAINING_LOCK, training_lock
@@ -31,7 +30,6 @@ from deeplab_tf.training.resume import (
     write_experiment,
 )
 
-WEIGHTS = ("a/weights", "a/BatchNorm/moving_mean")
 INDEX, DATA = "index", "data-00000-of-00001"
 
 
@@ -40,28 +38,6 @@ def _short_periods(monkeypatch):
     """Shortens what locks wait for where there is no flock."""
     monkeypatch.setattr(locks, "HEARTBEAT_SECS", 0.1)
     monkeypatch.setattr(locks, "SETTLE_SECS", 0.01)
-
-
-def state_of(folder, fill, weights=WEIGHTS, size=3, **options):
-    """Returns a state whose values are all `fill`, and its variables."""
-    model = {n: keras.Variable(np.full(size, fill, np.float32)) for n in weights}
-    slots = {"a/weights/Momentum": tf.Variable(np.full(size, fill, np.float32))}
-    step = keras.Variable(int(fill), dtype="int64")
-    samples = tf.Variable(int(fill), dtype=tf.int64)
-    groups = {"model": model, "optimizer": slots, "seeds": {}}
-    state = TrainingState(str(folder), groups, step, samples, **options)
-    return state, {**model, **slots, "step": step, "samples": samples}
-
-
-def fill_with(variables, number):
-    for variable in variables.values():
-        variable.assign(np.full(variable.shape, number))
-
-
-def the_number_in(variables):
-    """Returns the one number that every value is."""
-    (number,) = {n for v in variables.values() for n in np.unique(v.numpy())}
-    return int(number)
 
 
 def save_steps(folder, *steps, **options):
@@ -495,24 +471,6 @@ def test_data_of_one_save_never_lie_beside_the_index_of_another(
     assert steps_in(tmp_path) == [6, 7]
 
 
-def run_apart(call, *before):
-    """Runs a function of this file in a process of its own; returns its stderr."""
-    here = pathlib.Path(__file__).resolve()
-    paths = (str(here.parent), str(here.parents[2]))
-    ended = subprocess.run(
-        [*before, sys.executable, "-c", f"import test_resume; test_resume.{call}"],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(paths),
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-        },
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr
-
-
 def fill_the_disk(folder):
     """Saves on a file system of 4 MB until it is full, and then once more."""
     folder = pathlib.Path(folder)
@@ -563,7 +521,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path):
         subprocess.run([*apart, *mount], check=True, stderr=subprocess.PIPE)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("needs unshare and leave to mount a tmpfs")
-    run_apart(f"fill_the_disk({str(tmp_path)!r})", *apart)
+    run_apart("training/test_resume", f"fill_the_disk({str(tmp_path)!r})", *apart)
 
 
 def train_until_killed(folder, report, kill_at):
@@ -636,7 +594,9 @@ def kill_again_and_again(folder):
 
 @pytest.mark.slow
 def test_whenever_it_is_killed_the_last_state_is_whole(tmp_path):
-    messages = run_apart(f"kill_again_and_again({str(tmp_path)!r})")
+    messages = run_apart(
+        "training/test_resume", f"kill_again_and_again({str(tmp_path)!r})"
+    )
     assert "damaged" not in messages
     saved = int(messages.split()[-1])
     assert saved > 12
@@ -647,108 +607,6 @@ def test_whenever_it_is_killed_the_last_state_is_whole(tmp_path):
     state.save()
     assert len(steps_in(tmp_path)) == 5
     assert not list(tmp_path.glob(".writing-*"))
-
-
-# All that may change a file. `openat` creates some; that it also reads does no harm.
-CHANGES = (
-    "open,openat,creat,write,pwrite64,writev,ftruncate,truncate,rename,renameat,"
-    "renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat,"
-    "fallocate,copy_file_range,sendfile"
-)
-
-
-def save_number(folder, step, number, save, start):
-    """Saves a number as every weight once a byte is read."""
-    state, variables = state_of(folder, 0.0, size=2000)
-    fill_with(variables, number)
-    variables["step"].assign(step)
-    os.read(start, 1)
-    getattr(state, save)()
-
-
-def save_traced(options, *arguments):
-    """Saves in a process that strace traces; returns whether it was killed."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            save_number(*arguments, reader)
-        finally:
-            os._exit(0)
-    tracer = subprocess.Popen(["strace", "-f", "-qq", "-p", str(child), *options])
-    while "TracerPid:\t0\n" in pathlib.Path(f"/proc/{child}/status").read_text():
-        assert tracer.poll() is None, "strace cannot trace"
-        time.sleep(0.005)
-    os.write(writer, b"x")
-    for descriptor in (reader, writer):
-        os.close(descriptor)
-    _, status = os.waitpid(child, 0)
-    tracer.wait()
-    return os.WIFSIGNALED(status)
-
-
-def kill_at_every_call(folder, step, save, count):
-    """Replaces 1 by 2 and so on, killed at every system call that changes files.
-
-    Args:
-        folder: The `train_logdir`.
-        step: Step of the checkpoints; None is a new one each time.
-        save: Name of the method.
-        count: Checkpoints in the folder before.
-    """
-    place = os.path.join(folder, "best") if save == "save_best" else folder
-    for i in range(1, count + 1):
-        state, variables = state_of(folder, 0.0, size=2000)
-        fill_with(variables, 1)
-        variables["step"].assign(i)
-        getattr(state, save)()
-    number, found = 1, {"old": 0, "new": 0, "complete": 0}
-
-    def save_next(*options):
-        nonlocal number
-        new = number + 1
-        is_killed = save_traced(options, folder, step or count + new, new, save)
-        state, variables = state_of(place, 0.0, size=2000)
-        assert state.restore_latest(), options
-        restored = the_number_in({n: v for n, v in variables.items() if n != "step"})
-        assert restored in ((number, new) if is_killed else (new,)), options
-        # Evaluations read an intact checkpoint of the folder, too.
-        for array in tf1.read_checkpoint(place).arrays.values():
-            assert len(np.unique(array)) == 1
-        kind = "new" if restored == new else "old"
-        found[kind if is_killed else "complete"] += 1
-        number = restored
-        return is_killed
-
-    trace = os.path.join(os.path.dirname(folder), "trace")
-    save_next("-e", f"trace={CHANGES}", "-o", trace)
-    calls = set(re.findall(r"(?m)^\d+ +(\w+)\(", pathlib.Path(trace).read_text()))
-    for call in sorted(calls):
-        inject = ("-e", f"trace={call}", "-o", os.devnull, "-e")
-        # Of each kind of call the first, the second and so on, until none is left.
-        numbers = itertools.count(1)
-        while save_next(*inject, f"inject={call}:signal=SIGKILL:when={next(numbers)}"):
-            pass
-    assert not list(pathlib.Path(folder).glob(".writing-*"))
-    print("killed", found, sorted(calls), file=sys.stderr)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("step", "save", "count"), [(None, "save", 5), (1, "save", 1), (1, "save_best", 1)]
-)
-def test_killed_at_any_system_call_of_a_save_the_old_or_the_new_state_is_intact(
-    step, save, count, tmp_path
-):
-    if shutil.which("strace") is None:
-        pytest.skip("needs strace")
-    folder = tmp_path / "logs"
-    arguments = f"{str(folder)!r}, {step}, {save!r}, {count}"
-    messages = run_apart(f"kill_at_every_call({arguments})")
-    print(messages)
-    assert "damaged" not in messages
-    old, new = map(int, re.search(r"'old': (\d+), 'new': (\d+)", messages).groups())
-    assert old > 20 and new > 2
 
 
 def save_and_restore_mirrored(folder):
@@ -783,7 +641,7 @@ def save_and_restore_mirrored(folder):
 
 @pytest.mark.slow
 def test_mirrored_variables_come_back_on_every_device(tmp_path):
-    run_apart(f"save_and_restore_mirrored({str(tmp_path)!r})")
+    run_apart("training/test_resume", f"save_and_restore_mirrored({str(tmp_path)!r})")
 
 
 def test_the_experiment_lies_beside_the_checkpoints():
