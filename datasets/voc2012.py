@@ -33,10 +33,9 @@ from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import define_overwrite
 
-# Size and SHA-256 are those of TensorFlow Datasets (url_checksums/voc.txt).
+# The SHA-256 is that of TensorFlow Datasets (url_checksums/voc.txt).
 VOC_SOURCE = archives.Source(
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-    size=1999639040,
     sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
 )
 SBD_SOURCE = archives.Source(

@@ -1,27 +1,42 @@
-"""Tar archives extracted safely and completely, or not at all."""
+"""Tar archives extracted safely and completely, or not at all.
+
+An extracted folder holds a stamp: a text file that names the archive and has the
+SHA-256 of each file, in the format of `sha256sum`.
+"""
 
 import contextlib
+import hashlib
 import os
-import tarfile
-import zlib
+import re
+import secrets
+import shutil
+import stat
+import sys
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
-import tensorflow as tf
 from etils import epath
 from tqdm import tqdm
 
+from deeplab_tf.compression import ArchiveError
 from deeplab_tf.errors import UserError
+from deeplab_tf.tar import Member, read_members
 
-# What an extracted folder was made of; its last file, so it is complete with it.
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 _STAMP = "archive.txt"
-_UNFINISHED = ".unfinished"
+# Stamps without checksums, of earlier versions, begin with a digit.
+_STAMP_START = re.compile(rb"(# )?[0-9]+ bytes of [0-9]+: ")
+_STAMP_LINE = re.compile(rb"([0-9a-f]{64})  (.+)\n")
+_MAX_LINE = 1 << 14
+_UNFINISHED = ".unfinished."
 _BLOCK = 1 << 20
 _GIB = 1 << 30
-_DAMAGE = (tarfile.TarError, EOFError, zlib.error)
-
-
-class _DamageError(Exception):
-    """What is wrong with an archive, in one line."""
+_LIMIT = 4 * _GIB
+_ATTEMPTS = 10
 
 
 class UnusableFolderError(UserError):
@@ -32,137 +47,130 @@ def extract(
     archive: epath.Path,
     folder: epath.Path,
     wanted: Sequence[str] | None = None,
-    limit: int = 4 * _GIB,
+    limit: int = _LIMIT,
 ) -> epath.Path:
-    """Returns a folder with some files and folders of an archive, or with all.
+    """Extracts an archive, or some files and folders of it, and returns the folder.
 
-    It gets its name when it is complete; then it is not extracted again unless the
-    archive changes. Links are refused, wherever they lead to.
+    The folder gets its name when it is complete. It is reused as long as the archive
+    is the same and every file still has its checksum; otherwise the archive is
+    extracted again, and a folder with other files than ours is kept under another
+    name. Several processes may extract the same archive at once.
 
     Args:
-        archive: Tar file, compressed or not.
+        archive: Tar file, compressed by gzip, bzip2, xz or not at all.
         folder: Folder to make, on a disk of this machine.
         wanted: Paths in the archive; None is all of it.
         limit: Bytes that the extracted files may have together.
 
     Raises:
-        UnusableFolderError: if the folder cannot be written.
+        UnusableFolderError: if the folder cannot be written, or holds something else.
         UserError: if the archive is broken, lacks something that is wanted, has a
             member that is no plain file or folder or would be written elsewhere, or
             more than `limit` bytes; names archive and member.
     """
-    stat = tf.io.gfile.stat(os.fspath(archive))
-    what = "all" if wanted is None else " ".join(wanted)
-    stamp = f"{stat.length} bytes of {stat.mtime_nsec}: {what}\n"
-    if (folder / _STAMP).exists() and (folder / _STAMP).read_text() == stamp:
-        return folder
-    if not hasattr(tarfile, "data_filter"):
-        raise UserError(
-            "extracting archives safely needs Python 3.10.12, 3.11.4 or later; "
-            f"update it, or extract {archive} yourself and give the folder"
-        )
-    unfinished = folder.with_name(folder.name + _UNFINISHED)
+    # Opening a FIFO would wait for ever; etils does not tell it from a file.
+    is_remote = "://" in os.fspath(archive)
+    if not (archive.exists() if is_remote else os.path.isfile(archive)):
+        raise UserError(f"there is no archive {archive}")
+    target = os.path.abspath(folder)
     try:
-        _clear(unfinished)
-        _extract_all(archive, unfinished, wanted, limit)
-        (unfinished / _STAMP).write_text(stamp)
-        _clear(folder)
-        return unfinished.rename(folder)
-    except _DamageError as error:
+        title = _describe(archive, wanted)
+        if not _is_intact(target, title):
+            _require_replaceable(target)
+            with _make_unfinished(target) as unfinished:
+                _extract_members(archive, unfinished, title, wanted, limit)
+                _publish(unfinished, target, title)
+    except ArchiveError as error:
         raise UserError(f"{archive} cannot be extracted: {error}") from error
     except OSError as error:
         raise UnusableFolderError(
-            f"{archive} cannot be extracted into {folder.parent}: {error}"
+            f"{archive} cannot be extracted into {os.path.dirname(target)}: {error}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            _clear(unfinished)
+    return folder
 
 
-def find_damage(archive: epath.Path) -> str | None:
-    """Returns what is wrong with an archive, in one line; None if nothing is.
+def find_damage(archive: epath.Path, limit: int = _LIMIT) -> str | None:
+    """Returns why `extract` would refuse an archive, in one line; None if it would not.
 
-    It is read to its end; nothing is written.
+    Reads the archive to its end and writes nothing.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the archive cannot be read.
     """
+    size = 0
     try:
-        with _open(archive) as tar:
-            for _ in tar:
-                pass
-            _check_end(tar)
-    except _DamageError as error:
+        with archive.open("rb") as file:
+            for member in read_members(file):
+                size += member.size
+                _require_within(size, limit)
+    except ArchiveError as error:
         return str(error)
     return None
 
 
-@contextlib.contextmanager
-def _open(archive: epath.Path) -> Iterator[tarfile.TarFile]:
-    try:
-        with archive.open("rb") as file, tarfile.open(fileobj=file) as tar:
-            yield tar
-    except (*_DAMAGE, OSError) as error:
-        # What gzip and bz2 find wrong are OSErrors, but none of the system's.
-        if getattr(error, "errno", None) is not None:
-            raise
-        # Where no format fits, the other lines tell of each why.
-        reason = str(error).partition("\n")[0].rstrip(":")
-        raise _DamageError(reason) from error
+def digest_file(path: str, digest) -> str:
+    """Returns the digest of a file in hexadecimal digits.
+
+    Args:
+        path: Path of the file.
+        digest: A new hash object, such as `hashlib.sha256()`.
+    """
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
-def _clear(folder: epath.Path) -> None:
-    if folder.exists():
-        folder.rmtree()
+def _describe(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
+    """Returns the first line of a stamp, a comment for `sha256sum`."""
+    found = archive.stat()
+    what = "all" if wanted is None else " ".join(wanted)
+    return f"# {found.length} bytes of {found.mtime}: {what}\n".encode()
 
 
-def _extract_all(
-    archive, folder: epath.Path, wanted: Sequence[str] | None, limit: int
+def _extract_members(
+    archive: epath.Path,
+    folder: str,
+    title: bytes,
+    wanted: Sequence[str] | None,
+    limit: int,
 ) -> None:
-    folder.mkdir(parents=True)
     size = 0
-    with _open(archive) as tar, tqdm(tar, desc="extract", unit="file") as members:
-        for member in members:
-            # All are looked at: an archive that tries it once deserves no trust at all.
-            _require_safe(archive, member, folder)
-            if _is_wanted(os.path.normpath(member.name), wanted):
-                size += member.size
-                _require_within(archive, size, limit)
-                tar.extract(member, os.fspath(folder), filter="data")
-        _check_end(tar)
+    with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
+        stamp.write(title)
+        stamp.flush()  # so that the folder is known to be ours
+        with tqdm(read_members(file), desc="extract", unit="file") as members:
+            for member in members:
+                if member.name.partition("/")[0] == _STAMP:
+                    raise ArchiveError(f"its member {_STAMP} has the name of our stamp")
+                if _is_wanted(member.name, wanted):
+                    size += member.size
+                    _require_within(size, limit)
+                    _write(member, folder, stamp)
     for name in wanted or ():
-        if not (folder / name).exists():
+        if not os.path.exists(os.path.join(folder, name)):
             raise UserError(f"{archive} has no {name}; is it the right archive?")
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
-    """Raises ReadError where an archive was cut; tarfile ends there in silence."""
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("it has no end")
-    while tar.fileobj.read(_BLOCK):
-        pass  # gzip verifies its checksum at the very end
+def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
+    """Writes a file or folder, and the checksum of a file to the stamp."""
+    path = os.path.join(folder, *member.name.split("/"))
+    os.makedirs(path if member.is_folder else os.path.dirname(path), exist_ok=True)
+    if member.is_folder:
+        return
+    digest = hashlib.sha256()
+    with open(path, "xb") as file:
+        for block in member.blocks():
+            file.write(block)
+            digest.update(block)
+    stamp.write(f"{digest.hexdigest()}  {member.name}\n".encode())
 
 
-def _require_safe(archive, member: tarfile.TarInfo, folder: epath.Path) -> None:
-    if member.name.startswith("/"):
-        raise UserError(f"{archive} has the absolute path {member.name}; refused")
-    what = f"{archive} has the member {member.name}; refused"
-    # The filter of Python before 3.10.18, 3.11.13, 3.12.11 and 3.13.4 lets a chain of
-    # links lead out of the folder (CVE-2025-4517).
-    if not (member.isfile() or member.isdir()):
-        raise UserError(f"{what}: it is no plain file or folder")
-    try:
-        tarfile.data_filter(member, os.fspath(folder))
-    except tarfile.FilterError as error:
-        raise UserError(f"{what}: {error}") from error
-
-
-def _require_within(archive, size: int, limit: int) -> None:
+def _require_within(size: int, limit: int) -> None:
     if size > limit:
-        raise UserError(
-            f"{archive} has more than {limit / _GIB:.3g} GiB of files; refused, "
-            "extract it yourself and give the folder if that is right"
+        raise ArchiveError(
+            f"it has more than {limit / _GIB:.3g} GiB of files; extract it yourself "
+            "and give the folder if that is right"
         )
 
 
@@ -170,3 +178,162 @@ def _is_wanted(name: str, wanted: Sequence[str] | None) -> bool:
     return wanted is None or any(
         name == path or name.startswith(f"{path}/") for path in wanted
     )
+
+
+def _has_stamp(folder: str) -> bool:
+    path = os.path.join(folder, _STAMP)
+    if not _is_plain_file(path):
+        return False
+    with open(path, "rb") as stamp:
+        return bool(_STAMP_START.match(stamp.readline(_MAX_LINE)))
+
+
+def _is_intact(folder: str, title: bytes | None = None) -> bool:
+    """Whether a folder holds the files of its stamp, unchanged, and no others.
+
+    Args:
+        folder: Folder, which need not exist.
+        title: First line that the stamp must have; None accepts any.
+    """
+    if not _has_stamp(folder):
+        return False
+    count = 1  # the stamp
+    with open(os.path.join(folder, _STAMP), "rb") as stamp:
+        if stamp.readline(_MAX_LINE) != title and title is not None:
+            return False
+        while line := stamp.readline(_MAX_LINE):
+            match = _STAMP_LINE.fullmatch(line)
+            if not match:
+                return False
+            path = os.path.join(folder, os.fsdecode(match[2]))
+            if not _is_plain_file(path):
+                return False
+            if digest_file(path, hashlib.sha256()) != match[1].decode():
+                return False
+            count += 1
+    return count == _count_files(folder)
+
+
+def _is_plain_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _count_files(folder: str) -> int:
+    """Returns the number of files of any kind in a folder, links included."""
+    count = 0
+    for here, folders, files in os.walk(folder):
+        links = (os.path.islink(os.path.join(here, name)) for name in folders)
+        count += len(files) + sum(links)
+    return count
+
+
+def _require_replaceable(folder: str) -> None:
+    """Raises UnusableFolderError unless a folder is absent, empty or one of ours."""
+    if not os.path.lexists(folder):
+        return
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        raise UnusableFolderError(f"{folder} is in the way: it is no folder")
+    if os.listdir(folder) and not _has_stamp(folder):
+        raise UnusableFolderError(
+            f"{folder} is in the way: it was not extracted from an archive by this "
+            "program; move it"
+        )
+
+
+@contextlib.contextmanager
+def _make_unfinished(target: str) -> Iterator[str]:
+    """Yields a new folder next to `target`; removes it unless it was renamed.
+
+    A lock on the folder shows other processes that it is in use. One that a killed
+    process left is not locked any more, and removed by the next.
+    """
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    _remove_leftovers(target)
+    with contextlib.ExitStack() as stack:
+        for _ in range(_ATTEMPTS):
+            path = _name_unfinished(target)
+            os.mkdir(path)
+            # Another process may have taken it for a leftover until it is locked.
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                stack.enter_context(_lock_folder(path))
+                break
+        else:
+            raise FileNotFoundError("other processes remove what is extracted")
+        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        yield path
+
+
+def _name_unfinished(target: str) -> str:
+    return f"{target}{_UNFINISHED}{secrets.token_hex(4)}"
+
+
+@contextlib.contextmanager
+def _lock_folder(path: str) -> Iterator[bool]:
+    """Locks a folder; yields whether its disk and the system allow that.
+
+    Raises:
+        BlockingIOError: if another process has it locked.
+        FileNotFoundError: if another process removed it.
+    """
+    if fcntl is None:
+        yield False
+        return
+    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        is_locked = True
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # some network disks
+            is_locked = False
+        os.stat(path)
+        yield is_locked
+    finally:
+        os.close(lock)
+
+
+def _remove_leftovers(target: str) -> None:
+    """Removes the unfinished folders of processes that were killed."""
+    parent, name = os.path.split(target)
+    leftover = re.compile(re.escape(name + _UNFINISHED) + "[0-9a-f]{8}")
+    for found in filter(leftover.fullmatch, os.listdir(parent)):
+        path = os.path.join(parent, found)
+        with contextlib.suppress(OSError), _lock_folder(path) as is_locked:
+            if is_locked and _has_stamp(path):
+                shutil.rmtree(path)
+            elif is_locked:
+                os.rmdir(path)  # only if it is empty
+
+
+def _publish(unfinished: str, target: str, title: bytes) -> None:
+    """Renames a complete folder to its final name."""
+    for _ in range(_ATTEMPTS):
+        try:
+            os.rename(unfinished, target)
+            return
+        except OSError:
+            if not os.path.isdir(target):
+                raise
+        if _is_intact(target, title):
+            return  # another process was faster
+        _require_replaceable(target)
+        _move_away(target)
+    raise UnusableFolderError(f"{target} cannot be replaced: others write there")
+
+
+def _move_away(folder: str) -> None:
+    """Removes a folder if all of it is ours; otherwise gives it another name."""
+    if not os.listdir(folder):
+        os.rmdir(folder)
+    elif _is_intact(folder):
+        old = _name_unfinished(folder)
+        os.rename(folder, old)
+        shutil.rmtree(old)
+    else:
+        aside = f"{folder}.replaced.{secrets.token_hex(4)}"
+        os.rename(folder, aside)
+        print(f"note: {folder} was changed; it is kept as {aside}", file=sys.stderr)

@@ -14,8 +14,8 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # What may be imported grows from one level to the next; within a level, parts do
 # not know each other.
 LEVELS = (
-    {"errors", "lock_file", "memory", "scratch"},
-    {"file_kinds", "strict_json"},
+    {"compression", "errors", "lock_file", "memory", "scratch"},
+    {"file_kinds", "strict_json", "tar"},
     {"archives", "data.info", "files", "locks", "text_files"},
     {"config"},
     {"presets"},

@@ -1,12 +1,12 @@
-"""Files from the network: resumed where they broke off, verified, and kept.
+"""Downloads into a cache: resumed where they broke off, verified, and bounded.
 
-A file that is in the cache is used without any request. Where no SHA-256 of a file was
-published, that of its first use is kept beside it and compared from then on.
+A file that is in the cache is used without any request. pooch and the download manager
+of TensorFlow Datasets do not resume, keep no lock and bound nothing, and the latter
+does not verify a file that it has already.
 """
 
 import contextlib
 import errno
-import hashlib
 import http.client
 import os
 import re
@@ -14,28 +14,36 @@ import string
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 from tqdm import tqdm
 
+from deeplab_tf.checkpoints.cache import (
+    blame_cache,
+    is_plain_file,
+    read_record,
+    verify,
+    write_record,
+)
 from deeplab_tf.errors import UserError
 from deeplab_tf.locks import locked
 
-_CACHE_VARIABLE = "DEEPLAB_TF_CACHE"
-CACHE_HINT = f"give another folder as cache_dir or {_CACHE_VARIABLE}"
-_CACHE = os.path.join("~", ".cache", "deeplab_tf")
 _WEB = ("http://", "https://")
 _FILE_URL = re.compile("file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 # What a file may not be called, and what basename has for a folder.
 _NO_NAMES = ("", ".", "..")
 _TIMEOUT = 30  # seconds of silence
-_BLOCK = 1 << 20
+_BLOCK = 1 << 18
+_LIMIT = 4 << 30  # bytes of a file
+# What is next to a file in the cache.
+_SUFFIXES = ("", ".lock", ".part", ".part.from", ".sha256")
+_BYTES = re.compile("[0-9]{1,15}")
 _PARTIAL_CONTENT = 206
 _RANGE_NOT_SATISFIABLE = 416
-# tf.io.gfile has no common name for what it raises.
-_UNREADABLE = (OSError, http.client.HTTPException, tf.errors.OpError)
+# What urllib finds wrong with a redirect or a header is a ValueError.
+_UNREADABLE = (OSError, ValueError, http.client.HTTPException, tf.errors.OpError)
 # Of the cache's disk; those of a connection are others, or none of the system's.
 _OF_THE_DISK = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR),
@@ -49,30 +57,12 @@ class _Origin(NamedTuple):
     Attributes:
         url: Where it is from.
         validator: What the server knows it by, an ETag or a time.
-        total: Bytes of the whole file in digits; "" where that was not told.
+        total: Bytes of the file in digits; "" if the server did not report them.
     """
 
     url: str
     validator: str
     total: str
-
-
-def cache_folder(cache_dir: str | None = None) -> str:
-    """Returns the folder of the cache, which need not be there yet.
-
-    Args:
-        cache_dir: Folder on a disk of this machine; None takes the environment
-            variable DEEPLAB_TF_CACHE, else `~/.cache/deeplab_tf`.
-
-    Raises:
-        UserError: if it is on no disk of this machine.
-    """
-    folder = os.path.expanduser(cache_dir or os.environ.get(_CACHE_VARIABLE) or _CACHE)
-    if "://" in folder:
-        raise UserError(
-            f"the cache must be a folder on a disk of this machine; received {folder}"
-        )
-    return folder
 
 
 def is_web(url: str) -> bool:
@@ -129,47 +119,46 @@ def fetch(
     path = os.path.join(cache_dir, name)
     if name in _NO_NAMES:
         raise UserError(f"{url} names no file")
-    with _blaming_cache(cache_dir):
-        if not os.path.exists(path):
+    with blame_cache(cache_dir):
+        for suffix in _SUFFIXES:
+            is_plain_file(path + suffix)  # before anything is opened
+        if not is_plain_file(path):
             with locked(path):
-                if not os.path.exists(path):  # nobody fetched it meanwhile
+                if not is_plain_file(path):  # nobody fetched it meanwhile
                     _fetch_anew(url, path, sha256, find_damage)
                     return path
         hint = f"remove {path} to fetch it again"
-        _verify(path, path, sha256, find_damage, hint)
+        verify(path, path, sha256, find_damage, hint)
     return path
-
-
-@contextlib.contextmanager
-def _blaming_cache(folder: str) -> Iterator[None]:
-    """Tells in one line what the disk says of the cache."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"the cache {folder} cannot be used: {error}; {CACHE_HINT}"
-        ) from error
 
 
 def _fetch_anew(url: str, path: str, sha256: str, find_damage) -> None:
     part = f"{path}.part"
     try:
         _download(url, part) if is_web(url) else _copy(local_path(url), part)
+    except UserError:
+        raise
     except _UNREADABLE as error:
         if getattr(error, "errno", None) in _OF_THE_DISK:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = _shorten(str(error)) or type(error).__name__
         raise UserError(
             f"{url} cannot be fetched: {reason}; without a network put the file at "
             f"{path}"
         ) from error
     try:
-        _verify(part, path, sha256, find_damage, f"{url} sent it; it was not kept")
+        verify(part, path, sha256, find_damage, f"{url} sent it; it was not kept")
     except UserError:
         _discard(part)
         raise
     os.replace(part, path)
     _discard(part)
+
+
+def _shorten(reason: str) -> str:
+    """Returns what a server may have written as one short line for a terminal."""
+    line = " ".join(reason.split())[:300]
+    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def _discard(part: str) -> None:
@@ -185,9 +174,28 @@ def _origin(part: str) -> str:
 
 def _copy(path: str, part: str) -> None:
     """Writes a file that `tf.io.gfile` reads; begins anew every time."""
+    if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
+        raise OSError("it is no file")
     total = tf.io.gfile.stat(path).length
-    with tf.io.gfile.GFile(path, "rb") as source, open(part, "wb") as file:
-        _pour(source, file, total)
+    _discard(part)
+    with tf.io.gfile.GFile(path, "rb") as source, open(part, "xb") as file:
+        _pour(source.read, file, _require_bytes(str(total)))
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to web servers only; urllib would follow them to ftp."""
+
+    def http_error_302(self, req, fp, code, msg, headers):
+        fp.close()  # urllib reads the page into memory, however long it is
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not is_web(newurl):
+            reason = f"redirection to {newurl} is not allowed"
+            raise urllib.error.HTTPError(newurl, code, reason, headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _download(url: str, part: str) -> None:
@@ -202,7 +210,7 @@ def _download(url: str, part: str) -> None:
         # The server sends the whole file if it is not the one that we have a part of.
         request.add_header("If-Range", origin.validator)
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+        with _opener().open(request, timeout=_TIMEOUT) as response:
             if response.status != _PARTIAL_CONTENT:
                 start = 0
             # Some servers send a part of whatever they have now.
@@ -217,15 +225,21 @@ def _download(url: str, part: str) -> None:
     _download(url, part)
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_WebRedirects)
+
+
 def _resumable(url: str, part: str) -> _Origin | None:
-    """Returns what there is a part of, if it is of this URL and can be known again."""
-    if not (os.path.exists(part) and os.path.exists(_origin(part))):
+    """Returns the origin of a part, if it is this URL and can be compared."""
+    text = read_record(_origin(part)).decode("utf-8", "replace")
+    fields = text.split("\n")[:-1]
+    # It may be of another version, or edited.
+    if len(fields) != len(_Origin._fields) or fields[0] != url:
         return None
-    with open(_origin(part)) as file:
-        fields = file.read().split("\n")[:-1]
-    # It may have been cut short as well.
-    is_of_url = len(fields) == len(_Origin._fields) and fields[0] == url
-    return _Origin(*fields) if is_of_url else None
+    origin = _Origin(*fields)
+    is_valid = origin.validator.isascii() and origin.validator.isprintable()
+    is_ours = is_plain_file(part) and os.stat(part).st_nlink == 1
+    return origin if is_valid and is_ours else None
 
 
 def _is_same(headers, origin: _Origin, start: int) -> bool:
@@ -243,12 +257,26 @@ def _validator(headers) -> str:
 
 
 def _total(headers, start: int) -> str:
-    """Returns the bytes of the whole file in digits; "" where that is not told."""
-    total = headers.get("Content-Range", "").rpartition("/")[2]
-    length = headers.get("Content-Length", "")
-    if not total.isdigit() and length.isdigit():
-        total = str(start + int(length))
-    return total if total.isdigit() else ""
+    """Returns the bytes of the file in digits; "" if the server does not say.
+
+    Raises:
+        OSError: if it announces something that is no size, or too much.
+    """
+    length = headers.get("Content-Length", "").strip()
+    size = _require_bytes(length) if length else None
+    total = headers.get("Content-Range", "").rpartition("/")[2].strip()
+    if total not in ("", "*"):
+        return str(_require_bytes(total))
+    return "" if size is None else str(_require_bytes(str(start + size)))
+
+
+def _require_bytes(text: str) -> int:
+    if not _BYTES.fullmatch(text) or int(text) > _LIMIT:
+        raise OSError(
+            f"its size of {text[:40]} bytes is not within 0..{_LIMIT}, the most that "
+            "is fetched"
+        )
+    return int(text)
 
 
 def _receive(response, url: str, part: str, start: int) -> None:
@@ -263,77 +291,38 @@ def _receive(response, url: str, part: str, start: int) -> None:
     total = _total(headers, start)
     if not start:
         _remember(_Origin(url, _validator(headers), total), part)
-    with open(part, "r+b" if start else "wb") as file:
+    with open(part, "r+b" if start else "xb") as file:
         file.seek(start)
-        _pour(response, file, int(total) if total else None)
+        # read1, as read would follow a chunk of negative size to the end.
+        _pour(response.read1, file, int(total) if total else None)
 
 
 def _remember(origin: _Origin, part: str) -> None:
-    """Keeps what a file is of; without a validator it would begin anew."""
+    """Records the origin of a part; without a validator it could not be resumed."""
     _discard(part)
     if origin.validator:
-        with open(_origin(part), "w") as file:
-            file.write("".join(f"{field}\n" for field in origin))
+        write_record(_origin(part), "".join(f"{field}\n" for field in origin))
 
 
-def _pour(source, file, total: int | None) -> None:
+def _pour(read: Callable[[int], bytes], file, total: int | None) -> None:
     """Writes the rest of a source to a file.
 
     Args:
-        source: Has `read`.
+        read: Reads up to so many bytes; b"" at the end.
         file: Open at the byte that comes next.
-        total: Bytes of the whole file; None where that is not known.
+        total: Bytes of the file; None if that is not known.
 
     Raises:
-        OSError: if the source ends early.
+        OSError: if the source ends early, or does not end where it should.
     """
     name = os.path.basename(file.name).removesuffix(".part")
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    limit = _LIMIT if total is None else total
     with tqdm(desc=name, total=total, initial=file.tell(), **units) as progress:
-        while block := source.read(_BLOCK):
+        while block := read(_BLOCK):
+            if file.tell() + len(block) > limit:
+                raise OSError(f"more than {limit} bytes were sent")
             file.write(block)
             progress.update(len(block))
     if total is not None and file.tell() != total:
         raise OSError(f"it broke off after {file.tell()} of {total} bytes")
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _verify(found: str, path: str, sha256: str, find_damage, hint: str) -> None:
-    """Compares a file with its SHA-256, which is recorded at the first use.
-
-    Args:
-        found: What to look at.
-        path: What it is, or becomes once it is verified.
-        sha256: The published SHA-256; "" takes the recorded one.
-        find_damage: As `fetch` has it.
-        hint: What to add to an error.
-
-    Raises:
-        UserError: if it is another, or damaged at its first use.
-    """
-    record = f"{path}.sha256"
-    name = os.path.basename(path)
-    expected, whose = sha256, "that was published"
-    if not expected and os.path.exists(record):
-        with open(record) as file:
-            expected, whose = file.read().split()[0], f"of its first use ({record})"
-    digest = _sha256(found)
-    if digest != (expected or digest):
-        raise UserError(
-            f"{name} has the SHA-256 {digest}, not the one {whose}, {expected}; {hint}"
-        )
-    if expected:
-        return
-    damage = find_damage and find_damage(found)
-    if damage:
-        raise UserError(f"{name} is damaged: {damage}; {hint}")
-    # A cache that cannot be written to has none.
-    with contextlib.suppress(OSError), open(record, "w") as file:
-        file.write(f"{digest}  {name}\n")

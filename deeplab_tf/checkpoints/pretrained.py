@@ -14,9 +14,8 @@ from etils import epath
 from deeplab_tf import strict_json, text_files
 from deeplab_tf.archives import UnusableFolderError, extract, find_damage
 from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private
 from deeplab_tf.checkpoints.download import (
-    CACHE_HINT,
-    cache_folder,
     fetch,
     file_name,
     is_web,
@@ -189,7 +188,8 @@ def _located(what: str, known: ZooModel | None, cache: str) -> str:
     if _is_archive(what):
         return _opened(what, known, cache)
     if known:
-        return _unpacked(_fetched(known.checkpoint.url, known, cache), cache)
+        archive = _fetched(known.checkpoint.url, known, make_private(cache))
+        return _unpacked(archive, cache)
     if not (os.path.dirname(what) or _exists(what)):
         require_checkpoint(what)
     return what
@@ -209,11 +209,12 @@ def _opened(archive: str, known: ZooModel | None, cache: str) -> str:
     # Archives of one name from several places do not get in each other's way.
     is_url = "://" in archive
     place = archive if is_url else os.path.abspath(archive)
-    own = os.path.join(cache, hashlib.sha256(place.encode()).hexdigest()[:16])
+    name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
+    if not is_url and not os.path.isfile(archive):
+        raise UserError(f"there is no archive {archive}")
+    own = make_private(os.path.join(make_private(cache), name))
     if is_url:
         archive = _fetched(archive, known, own)
-    elif not os.path.exists(archive):
-        raise UserError(f"there is no archive {archive}")
     return _unpacked(archive, own)
 
 

@@ -13,7 +13,8 @@ import loopback
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.checkpoints.download import cache_folder, fetch, local_path
+from deeplab_tf.checkpoints import download
+from deeplab_tf.checkpoints.download import fetch, local_path
 from deeplab_tf.errors import UserError
 
 # More than two blocks of what is read at once.
@@ -170,13 +171,16 @@ def test_what_is_damaged_is_not_kept_and_has_no_recorded_sum(server, cache):
         return None if read(path) == CONTENT else "it is another"
 
     server.content = OTHER
-    message = rf"some.tar.gz is damaged: it is .*{server.url.replace('?', '.')} sent"
+    url = server.url.replace("?", ".")
+    message = rf"some.tar.gz is damaged or unsafe: it is .*{url} sent"
     with pytest.raises(UserError, match=message):
         fetch(server.url, str(cache), find_damage=find_damage)
     assert left(cache) == []
     path = cache / "some.tar.gz"  # as by hand
     path.write_bytes(OTHER)
-    with pytest.raises(UserError, match=rf"is damaged: .*; remove {path} to fetch it"):
+    with pytest.raises(
+        UserError, match=rf"is damaged or unsafe: .*; remove {path} to fetch it"
+    ):
         fetch(server.url, str(cache), find_damage=find_damage)
     assert left(cache) == ["some.tar.gz"]
     path.unlink()
@@ -295,16 +299,158 @@ def test_urls_may_be_spelled_as_they_are_read(server, cache, name):
 
 def test_a_cache_that_cannot_be_used_is_named(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    (tmp_path / "folder/some.tar.gz").mkdir(parents=True)
-    (tmp_path / "part/some.tar.gz.part").mkdir(parents=True)
-    for name in ("file", "folder", "part"):
-        message = (
-            rf"^the cache {tmp_path}/{name} cannot be used: .*; give another folder as "
-            "cache_dir or DEEPLAB_TF_CACHE$"
-        )
-        with pytest.raises(UserError, match=message) as error:
-            fetch(server.url, str(tmp_path / name))
-        assert "\n" not in str(error.value)
+    message = (
+        rf"^the cache {tmp_path}/file cannot be used: .*; give another folder as "
+        "cache_dir or DEEPLAB_TF_CACHE$"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        fetch(server.url, str(tmp_path / "file"))
+    assert "\n" not in str(error.value)
+
+
+KINDS = {
+    "a symbolic link": lambda path: path.symlink_to(path.parent.parent / "victim"),
+    "a folder": lambda path: path.mkdir(),
+    "a FIFO": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", ["", ".part", ".part.from", ".sha256", ".lock"])
+def test_what_is_no_plain_file_is_refused(server, tmp_path, cache, suffix, kind):
+    cache.mkdir()
+    (tmp_path / "victim").write_bytes(b"of someone else")
+    path = cache / f"some.tar.gz{suffix}"
+    KINDS[kind](path)
+    message = rf"^{path} is {kind}, not a plain file; remove it$"
+    with pytest.raises(UserError, match=message):
+        fetch(server.url, str(cache))
+    assert (tmp_path / "victim").read_bytes() == b"of someone else"
+    assert server.asked == []
+
+
+def test_a_part_that_is_linked_elsewhere_begins_anew(server, tmp_path, cache, cut):
+    os.link(cache / "some.tar.gz.part", tmp_path / "victim")
+    assert read(fetch(server.url, str(cache))) == CONTENT
+    assert read(tmp_path / "victim") == CONTENT[:cut]
+    assert server.asked == [None, None]
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [b"", b"\xff\xfe" * 100, b"x\n" * 100_000, b"\n\n\n", b'{url}\n"\r"\n7\n'],
+    ids=["empty", "not UTF-8", "large", "no fields", "a line break in the tag"],
+)
+def test_a_broken_origin_begins_anew(server, cache, cut, origin):
+    origin = origin.replace(b"{url}", server.url.encode())
+    (cache / "some.tar.gz.part.from").write_bytes(origin)
+    assert read(fetch(server.url, str(cache))) == CONTENT
+    assert server.asked == [None, None]
+
+
+def announce(length, body=b"some", status=200, **headers):
+    """Returns what a server sends that announces a length."""
+    lines = [f"{name.replace('_', '-')}: {text}\r\n" for name, text in headers.items()]
+    start = f"HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n"
+    return (start + "".join(lines) + "\r\n").encode() + body
+
+
+def chunked(*chunks):
+    return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(chunks)
+
+
+NO_SIZE = r"its size of .{1,40} bytes is not within 0\.\.4294967296"
+# What a server sends, and why it is refused.
+HOSTILE = {
+    "a negative size": (announce(-5), NO_SIZE),
+    "a size of 5000 digits": (announce(5000 * "9"), NO_SIZE),
+    "a size of other digits": (announce("\xb2"), NO_SIZE),
+    "a size of 1 TiB": (announce(1 << 40), NO_SIZE),
+    "a negative range": (
+        announce(4, status=206, Content_Range="bytes 0-3/-4"),
+        NO_SIZE,
+    ),
+    "a range of 5000 digits": (
+        announce(4, status=206, Content_Range=f"bytes 0-3/{5000 * '9'}"),
+        NO_SIZE,
+    ),
+    "more than announced": (
+        announce(2000, bytes(2000), 206, Content_Range="bytes 0-3/4"),
+        "more than 4 bytes were sent",
+    ),
+    "less than announced": (announce(5), "it broke off after 4 of 5 bytes"),
+    "pieces without end": (
+        chunked(*100 * [b"400\r\n" + bytes(1024) + b"\r\n"]),
+        "more than 65536 bytes were sent",
+    ),
+    "a piece of negative size": (chunked(b"-1\r\n" + bytes(100_000)), "."),
+    "a body without end": (
+        b"HTTP/1.0 200 OK\r\n\r\n" + bytes(100_000),
+        "more than 65536 bytes were sent",
+    ),
+    "a header without end": (b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x", "header line"),
+    "headers without end": (
+        b"HTTP/1.1 200 OK\r\n" + 200 * b"X: y\r\n",
+        "more than 100 headers",
+    ),
+    "nothing": (b"", "Remote end closed connection"),
+    "another protocol": (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
+    "a reason for the terminal": (
+        b"HTTP/1.1 404 \x1b[2J" + 5000 * b"x" + b"\r\n\r\n",
+        r"HTTP Error 404: \?\[2Jx{50,300};",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_hostile_answer_is_refused_in_one_line(server, cache, kind, monkeypatch):
+    sent, message = HOSTILE[kind]
+    if "65536" in message or kind == "a piece of negative size":
+        monkeypatch.setattr(download, "_LIMIT", 65536)
+    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.wfile.write(sent))
+    with pytest.raises(UserError, match=f"cannot be fetched: .*{message}") as error:
+        fetch(server.url, str(cache))
+    assert str(error.value).isprintable() and len(str(error.value)) < 700
+    assert "some.tar.gz" not in left(cache)
+    assert all(path.stat().st_size <= 65536 for path in cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("ftp://127.0.0.1:1/some.tar.gz", "file:///etc/passwd", "gs://a/b.tgz"),
+        *("http://[::1/some.tar.gz", "http://a..b/c", "http://127.0.0.1:x/", "/loop"),
+    ],
+)
+def test_a_redirect_elsewhere_is_refused_in_one_line(
+    server, cache, target, monkeypatch
+):
+    def redirect(handler):
+        handler.wfile.write(announce(4, status=302, Location=target))
+
+    monkeypatch.setattr(Handler, "do_GET", redirect)
+    with pytest.raises(UserError, match=r"^http.* cannot be fetched: ") as error:
+        fetch(server.url, str(cache))
+    assert str(error.value).isprintable()
+    if target.startswith(("ftp", "file", "gs")):
+        assert "is not allowed" in str(error.value)
+    assert left(cache) == []
+
+
+def test_a_redirect_to_a_web_server_is_followed(server, cache, monkeypatch):
+    send = Handler.do_GET
+
+    def redirect(handler):
+        if "moved" in handler.path:
+            return send(handler)
+        location = server.url.replace("some", "moved")
+        # Nobody reads the page of a redirect, which may have no end.
+        answer = announce(1 << 40, bytes(1 << 20), status=302, Location=location)
+        return handler.wfile.write(answer)
+
+    monkeypatch.setattr(Handler, "do_GET", redirect)
+    assert read(fetch(server.url, str(cache))) == CONTENT
+    assert left(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
 
 
 def test_file_urls_and_home_folders_are_paths(monkeypatch):
@@ -314,14 +460,3 @@ def test_file_urls_and_home_folders_are_paths(monkeypatch):
     assert local_path("~/c.tgz") == "/home/someone/c.tgz"
     for path in ("c.tgz", "/~/c.tgz", "gs://bucket/a%20b.tgz", "https://a.org/c.tgz"):
         assert local_path(path) == path
-
-
-def test_the_cache_is_where_it_is_said_to_be(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/someone")
-    monkeypatch.delenv("DEEPLAB_TF_CACHE", raising=False)
-    assert cache_folder() == "/home/someone/.cache/deeplab_tf"
-    monkeypatch.setenv("DEEPLAB_TF_CACHE", "~/weights")
-    assert cache_folder() == "/home/someone/weights"
-    assert cache_folder("/data") == "/data"
-    with pytest.raises(UserError, match=r"on a disk of this machine; received gs://"):
-        cache_folder("gs://bucket")

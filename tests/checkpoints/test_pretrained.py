@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import shutil
 import socket
 import tarfile
@@ -137,7 +138,8 @@ def test_a_damaged_download_is_not_kept(tiny, archive, cache, damage):
     whole = archive.read_bytes()
     half = whole[: len(whole) // 2]
     archive.write_bytes(half if damage == "cut" else b"<html>login</html>")
-    refused(rf"^tiny.tar.gz is damaged: .*; file://{archive} sent it; it was", "tiny")
+    message = rf"^tiny.tar.gz is damaged or .*; file://{archive} sent it; it was"
+    refused(message, "tiny")
     assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
     archive.write_bytes(whole)
     assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
@@ -146,21 +148,39 @@ def test_a_damaged_download_is_not_kept(tiny, archive, cache, damage):
 def test_nobody_is_told_to_remove_an_own_archive(tmp_path):
     (tmp_path / "own.tgz").write_bytes(b"damaged")
     refused(
-        "own.tgz cannot be extracted: file could not be opened successfully$",
+        "own.tgz cannot be extracted: it is no tar archive$",
         str(tmp_path / "own.tgz"),
     )
 
 
 def test_a_cache_that_cannot_be_used_is_named(tiny, tmp_path, archive):
     (tmp_path / "file").write_bytes(b"")
+    path = str(tmp_path / "file")
+    message = rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$"
+    for what in ("tiny", str(archive)):
+        refused(message, what, cache_dir=path)
     (tmp_path / "folder/tiny.tar.gz").mkdir(parents=True)
-    for what, place in (("tiny", "file"), (str(archive), "file"), ("tiny", "folder")):
-        path = str(tmp_path / place)
-        refused(
-            rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$",
-            what,
-            cache_dir=path,
-        )
+    message = f"{tmp_path}/folder/tiny.tar.gz is a folder, not a plain file; remove it"
+    refused(message, "tiny", cache_dir=str(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize("what", ["name", "path", "url"])
+def test_a_cache_that_others_can_write_to_is_refused(tiny, archive, cache, what):
+    cache.mkdir()
+    cache.chmod(0o777)
+    spelled = {"name": "tiny", "path": str(archive), "url": "http://127.0.0.1:1/a.tgz"}
+    refused(f"other users can write to the cache {cache}; type chmod", spelled[what])
+    assert os.listdir(cache) == []
+
+
+def test_a_changed_file_in_the_cache_is_extracted_again(tiny, archive, cache):
+    found = pretrained.find_weights("tiny")
+    index = pathlib.Path(f"{found}.index")
+    intact = index.read_bytes()
+    index.write_bytes(b"evil")
+    assert pretrained.find_weights("tiny") == found
+    assert index.read_bytes() == intact
+    assert cache.stat().st_mode & 0o777 == 0o700
 
 
 @pytest.mark.parametrize("evil", ["../evil", "some_folder/../../../evil", "/tmp/evil"])
@@ -168,7 +188,10 @@ def test_an_archive_that_writes_elsewhere_is_refused_whole(archive, evil, tmp_pa
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made", "some_folder")
         tar.addfile(tarfile.TarInfo(evil))
-    refused(rf"tiny.tar.gz has the .*{evil.lstrip('.')}; refused", "tiny")
+    refused(f"tiny.tar.gz is damaged or unsafe: its member {evil} .*not kept", "tiny")
+    own = tmp_path / "own.tar.gz"
+    archive.rename(own)
+    refused(f"own.tar.gz cannot be extracted: its member {evil} ", str(own))
     assert list(tmp_path.rglob("*evil*")) == []
     assert [path.suffix for path in tmp_path.rglob("*extracted*")] == [".lock"]
 

@@ -1,0 +1,192 @@
+"""The cache of downloads: private to its user, and verified before each use.
+
+Where no SHA-256 of a file was published, that of its first use is recorded next to it
+and compared from then on.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shlex
+import stat
+from collections.abc import Callable, Iterator
+
+from deeplab_tf.archives import digest_file
+from deeplab_tf.errors import UserError
+
+try:
+    import grp
+    import pwd
+except ImportError:  # Windows
+    grp = pwd = None  # type: ignore[assignment]
+
+_VARIABLE = "DEEPLAB_TF_CACHE"
+_DEFAULT = os.path.join("~", ".cache", "deeplab_tf")
+CACHE_HINT = f"give another folder as cache_dir or {_VARIABLE}"
+_MAX_RECORD = 1 << 14
+_SHA256 = re.compile(rb"([0-9a-fA-F]{64})( [ *][^\n]*)?\n?")
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def cache_folder(cache_dir: str | None = None) -> str:
+    """Returns the folder of the cache, which need not exist yet.
+
+    Args:
+        cache_dir: Folder on a disk of this machine; None takes the environment
+            variable DEEPLAB_TF_CACHE, else `~/.cache/deeplab_tf`.
+
+    Raises:
+        UserError: if it is on no disk of this machine.
+    """
+    folder = os.path.expanduser(cache_dir or os.environ.get(_VARIABLE) or _DEFAULT)
+    if "://" in folder:
+        raise UserError(
+            f"the cache must be a folder on a disk of this machine; received {folder}"
+        )
+    return folder
+
+
+def make_private(folder: str) -> str:
+    """Makes a folder of the cache unless it exists, and returns it.
+
+    Raises:
+        UserError: if it cannot be made, or if other users can write to it.
+    """
+    with blame_cache(folder):
+        os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        status = os.stat(folder)
+    if pwd is None:
+        return folder
+    if status.st_uid not in (0, os.geteuid()):
+        raise UserError(
+            f"the cache {folder} belongs to {_user_name(status.st_uid)}, who could "
+            f"replace what is loaded from it; {CACHE_HINT}"
+        )
+    mode = status.st_mode
+    if mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(status)):
+        raise UserError(
+            f"other users can write to the cache {folder}; type chmod go-w "
+            f"{shlex.quote(folder)} or {CACHE_HINT}"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def blame_cache(folder: str) -> Iterator[None]:
+    """Turns what the disk reports of the cache into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache {folder} cannot be used: {error}; {CACHE_HINT}"
+        ) from error
+
+
+def is_plain_file(path: str) -> bool:
+    """Returns whether a file exists.
+
+    Raises:
+        UserError: if something else than a plain file is there, such as a link.
+    """
+    try:
+        kind = stat.S_IFMT(os.lstat(path).st_mode)
+    except FileNotFoundError:
+        return False
+    if kind != stat.S_IFREG:
+        what = _KINDS.get(kind, "a device")
+        raise UserError(f"{path} is {what}, not a plain file; remove it")
+    return True
+
+
+def read_record(path: str) -> bytes:
+    """Returns a small file that was written by `write_record`; b"" if there is none."""
+    if not is_plain_file(path):
+        return b""
+    with open(path, "rb") as file:
+        return file.read(_MAX_RECORD)
+
+
+def write_record(path: str, text: str) -> None:
+    """Writes a small file next to a download, atomically."""
+    unfinished = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(unfinished)
+    with open(unfinished, "x", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(unfinished, path)
+
+
+def verify(
+    found: str,
+    path: str,
+    sha256: str,
+    find_damage: Callable[[str], str | None] | None,
+    hint: str,
+) -> None:
+    """Compares a file with its SHA-256, which is recorded at the first use.
+
+    Args:
+        found: File to verify.
+        path: Its path in the cache, once it is verified.
+        sha256: Published SHA-256; "" takes the recorded one.
+        find_damage: Returns what is wrong with the file at a path, None if nothing.
+        hint: What to add to an error.
+
+    Raises:
+        UserError: if it has another SHA-256, or is damaged at its first use.
+    """
+    record, name = f"{path}.sha256", os.path.basename(path)
+    recorded = "" if sha256 else _read_sha256(record)
+    expected = sha256.lower() or recorded
+    digest = digest_file(found, hashlib.sha256())
+    if digest != (expected or digest):
+        source = "that was published" if sha256 else f"of its first use ({record})"
+        raise UserError(
+            f"{name} has the SHA-256 {digest}, not the one {source}, {expected}; {hint}"
+        )
+    if expected:
+        return
+    damage = find_damage and find_damage(found)
+    if damage:
+        raise UserError(f"{name} is damaged or unsafe: {damage}; {hint}")
+    # Read-only caches have no records.
+    with contextlib.suppress(OSError):
+        write_record(record, f"{digest}  {name}\n")
+
+
+def _read_sha256(record: str) -> str:
+    """Returns the recorded SHA-256; "" if there is no record."""
+    if not is_plain_file(record):
+        return ""
+    match = _SHA256.fullmatch(read_record(record))
+    if not match:
+        path = record.removesuffix(".sha256")
+        raise UserError(
+            f"{record} holds no SHA-256; remove it and {path} to fetch the file again"
+        )
+    return match[1].decode().lower()
+
+
+def _is_own_group(status: os.stat_result) -> bool:
+    """Whether nobody else is in the group of a file, as many systems set users up."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    is_private = status.st_gid == user.pw_gid and group.gr_name == user.pw_name
+    return is_private and set(group.gr_mem) <= {user.pw_name}
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
