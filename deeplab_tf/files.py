@@ -151,6 +151,22 @@ def is_ours(path: str) -> bool:
     return bool(digests) and _digest(path) in digests
 
 
+def is_listed(path: str) -> bool:
+    """Returns whether we wrote a file of this name there, whatever it holds now."""
+    folder, name = split(_real_path(path))
+    return bool(_ledger(folder).digests(name))
+
+
+def list_before_move(source: str, path: str) -> None:
+    """Adds a file to the ledger that is about to be moved to its place.
+
+    Args:
+        source: The file.
+        path: Its place.
+    """
+    _record(_real_path(path), _digest(source))
+
+
 def _identities(paths: Iterable[str]) -> set:
     """Returns what tells files apart, whatever the names or links that lead to them."""
     found = set()

@@ -23,10 +23,6 @@ VIDEO = (
     *("deeplab_tf.programs.predict", "--model={model}"),
     *("--video={video}", "--output_dir=out", "--save_frames"),
 )
-SUBMISSION = (
-    *("deeplab_tf.programs.predict", "--model={model}", "--images=photos"),
-    *("--submission=pascal_voc_seg", "--submission_file=out.tgz", "--num_classes=21"),
-)
 EVAL = (
     *("deeplab_tf.programs.eval", "--checkpoint_dir={model}", "--eval_logdir=out"),
     "--dataset_dir={records}",
@@ -56,6 +52,7 @@ SITUATIONS = [
         "path is empty": [((*EXPORT, "--export_path=.pb"), "a.txt")],
         FOREIGN: [
             ((*EXPORT, "--export_path=out"), "out/thesis.tex"),
+            ((*EXPORT, "--export_path=notes"), "notes"),
             ((*EXPORT, "--export_path=out"), "out/saved_model.pb"),
             ((*EXPORT, "--export_path=out"), "out/sub/thesis.tex"),
             ((*EXPORT, "--export_path=out"), "out.parity.json"),
@@ -70,7 +67,6 @@ SITUATIONS = [
             (PREDICT, "out/overview.png"),
             (VIDEO, "out/drive_overlay.mp4"),
             (VIDEO, "out/drive_labels/000003.png"),
-            (SUBMISSION, "out.tgz"),
             (EVAL, "out/metrics.json"),
             (EVAL, "out/report.html"),
             (TRAIN, "out/experiment.json"),
@@ -81,18 +77,16 @@ SITUATIONS = [
             (TRAIN, "out/best/metrics.json"),
             (DOCTOR, "out/doctor.png"),
             (PLAN, "out.json"),
-            (FOLDER, "out/dataset_info.json"),
             (FOLDER, "out/conversion.json"),
-            (VOC, "out/dataset_info.json"),
             (VOC, "out/conversion.json"),
+        ],
+        "dataset_info.json: line 1": [
+            (FOLDER, "out/dataset_info.json"),
+            (VOC, "out/dataset_info.json"),
         ],
         "is the folder of the images or labels": [
             ((*FOLDER[:-1], "--output_dir=photos"), "photos/train-log.txt"),
-            ((*FOLDER[:-1], "--output_dir=labels"), "labels/train-001.png"),
-        ],
-        "exists and is a file": [((*EXPORT, "--export_path=notes"), "notes")],
-        "output_dir must be empty": [
-            (("datasets.shapes", "--output_dir=out"), "out/thesis.tex")
+            ((*FOLDER[:-1], "--output_dir=labels"), "labels/train-log.txt"),
         ],
     }.items()
     for case in cases

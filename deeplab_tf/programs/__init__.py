@@ -15,6 +15,12 @@ from absl import flags
 
 from deeplab_tf.errors import UserError, one_line
 
+# Flags that name what a program writes.
+_OUTPUTS = (
+    *("export_path", "output_dir", "train_logdir", "eval_logdir", "submission_file"),
+    *("json", "work_dir", "download_dir"),
+)
+
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
@@ -109,6 +115,7 @@ def run_program(
             if rest:
                 raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
             for name in values:
+                _refuse_empty_output(values[name])
                 for value in _texts(values[name].value):
                     file_kinds.refuse_special(name, value)
             main(values)
@@ -133,6 +140,13 @@ def command_line() -> list[str]:
     if name.rpartition(".")[2] == os.path.basename(program).removesuffix(".py"):
         return ["python", "-m", name, *arguments]
     return [*(["python"] if program.endswith(".py") else []), program, *arguments]
+
+
+def _refuse_empty_output(flag: flags.Flag) -> None:
+    if flag.name in _OUTPUTS and flag.value == "":
+        raise UserError(
+            f"--{flag.name} is empty; give a path (is a shell variable unset?)"
+        )
 
 
 def _texts(value: object) -> list[str]:

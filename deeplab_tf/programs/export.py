@@ -295,7 +295,7 @@ def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
 def main(values: absl_flags.FlagValues) -> None:
     """Exports."""
     flags.check_flags(values, "export")
-    path = values.export_path.rstrip("/").removesuffix(FROZEN)
+    path = (values.export_path.rstrip("/") or "/").removesuffix(FROZEN)
     _check_form(values, path)
     if values.export_path.endswith(FROZEN):
         folder, name = files.split(path + FROZEN)

@@ -121,6 +121,7 @@ def _define() -> None:
     _define_model()
     for name, value in _RECIPE.items():
         FLAGS.set_default(name, value)
+    flags.define_overwrite(FLAGS)
     absl_flags.mark_flags_as_required(_REQUIRED, flag_values=FLAGS)
 
 
@@ -265,6 +266,8 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
     folder = experiment.train.train_logdir
     # Before anything is read from the folder, or built.
     with training_lock(folder) if is_chief else contextlib.nullcontext():
+        if is_chief:
+            resume.claim_folder(folder, values.overwrite)
         trainer, experiment = _trainer(experiment, values, strategy)
         _run(values, trainer, experiment, validation, source)
 

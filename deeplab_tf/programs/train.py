@@ -107,6 +107,7 @@ def _define() -> None:
         flag_values=FLAGS,
     )
     _define_machine()
+    flags.define_overwrite(FLAGS)
     absl_flags.mark_flag_as_required("train_logdir", flag_values=FLAGS)
 
 
@@ -407,6 +408,8 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     # Before anything is read from the folder, or built.
     folder = experiment.train.train_logdir
     with training_lock(folder) if writes else contextlib.nullcontext():
+        if writes:
+            resume.claim_folder(folder, values.overwrite)
         start = _start(values, preset, experiment, strategy)
         experiment = _examined(values, experiment, source)
         trainer, experiment = _trainer(experiment, values, strategy, start)

@@ -17,6 +17,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import write_bytes, write_text
 from deeplab_tf.visualize import drawn, png_bytes
 
+HISTORY_FILE, CURVES_FILE = "history.jsonl", "curves.png"
 # From which share of one class on predictions have collapsed, and a truth has not.
 _COLLAPSED, _ONE_SIDED = 0.999, 0.95
 _REMEDY = "remove it to resume without the history"
@@ -42,7 +43,7 @@ class History:
         self.measure = measure
         self.rows = []
         self._evaluations = []
-        self._path = folder and os.path.join(folder, "history.jsonl")
+        self._path = folder and os.path.join(folder, HISTORY_FILE)
 
     def restart(self, step: int) -> None:
         """Takes the rows up to a step from the file, for what follows comes again.

@@ -23,6 +23,7 @@ from deeplab_tf.locks import verify_training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import (
+    CURVES_FILE,
     MEASURES,
     History,
     collapsed_class,
@@ -280,7 +281,7 @@ class Reporter:
         """
         if self._writes:
             verify_training_lock(self._folder)
-            draw_curves(self._history, os.path.join(self._folder, "curves.png"))
+            draw_curves(self._history, os.path.join(self._folder, CURVES_FILE))
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""

@@ -17,17 +17,23 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from deeplab_tf import text_files
+from deeplab_tf import files, text_files
 from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME, STATE_FILE
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.evaluator import METRICS_FILE
 from deeplab_tf.files import write_text
 from deeplab_tf.locks import training_lock, verify_training_lock
 from deeplab_tf.training.divergence import first_not_finite
+from deeplab_tf.training.history import CURVES_FILE, HISTORY_FILE
 
 FORMAT_VERSION = 1
 _KEPT = 5
 BEST = "best"
+_STATE_KEYS = (
+    *("model_checkpoint_path", "all_model_checkpoint_paths"),
+    *("all_model_checkpoint_timestamps", "last_preserved_timestamp"),
+)
 # Of the process with this id. The random end keeps apart processes of several machines.
 _SCRATCH = re.compile(r"\.writing-\d+-[0-9a-f]{8}")
 # Which flag a group of variables is there for.
@@ -368,19 +374,27 @@ def _move(scratch: str, name: str, folder: str) -> None:
         tf.io.gfile.mkdir(folder)
     # Data of one checkpoint never lie beside the index of another.
     index = f"{name}.index"
-    if tf.io.gfile.exists(os.path.join(folder, index)):
-        tf.io.gfile.remove(os.path.join(folder, index))
+    path = os.path.join(folder, index)
+    if tf.io.gfile.exists(path):
+        if not files.is_listed(path) and _damage(os.path.join(folder, name)):
+            raise UserError(f"{path} exists and is not our checkpoint; move it away")
+        tf.io.gfile.remove(path)
     parts = {p for p in tf.io.gfile.listdir(scratch) if _FILE.fullmatch(p)} - {index}
     for part in (*sorted(parts), index, STATE_FILE):
-        tf.io.gfile.rename(
-            os.path.join(scratch, part), os.path.join(folder, part), overwrite=True
-        )
+        source, path = os.path.join(scratch, part), os.path.join(folder, part)
+        if part in (index, STATE_FILE):  # small ones, by which we know the others
+            files.list_before_move(source, path)
+        tf.io.gfile.rename(source, path, overwrite=True)
 
 
 def _remove_all_but(names: list[str], folder: str) -> None:
     """Removes the other checkpoints, and data that never got their index."""
     found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
-    old = [match for match in found if match[1] not in names]
+    old = [
+        match
+        for match in found
+        if match[1] not in names and _is_ours(os.path.join(folder, match[1]))
+    ]
     # The index first: one without its data would look damaged.
     for match in sorted(old, key=lambda match: match[3] != "index"):
         tf.io.gfile.remove(os.path.join(folder, match[0]))
@@ -392,6 +406,48 @@ def _remove_scratch(folder: str) -> None:
         path = os.path.join(folder, name.rstrip("/"))  # as gs:// lists folders
         if _SCRATCH.fullmatch(name.rstrip("/")) and not os.path.islink(path):
             tf.io.gfile.rmtree(path)
+
+
+def claim_folder(folder: str, overwrite: bool = False) -> None:
+    """Refuses a `train_logdir` in which a training would replace files of others.
+
+    Args:
+        folder: The `train_logdir`; made if need be.
+        overwrite: Whether such files may be replaced.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    best = os.path.join(folder, BEST)
+    names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
+    for place in (folder, best) if tf.io.gfile.isdir(best) else (folder,):
+        files.claim(place, names, overwrite)
+        state = os.path.join(place, STATE_FILE)
+        is_foreign = tf.io.gfile.exists(state) and not _is_state_file(state)
+        files.claim(place, [STATE_FILE] if is_foreign else [], overwrite)
+    found = filter(None, map(_FILE.fullmatch, _names(best)))
+    for prefix in (os.path.join(best, match[1]) for match in found):
+        if not (overwrite or _is_ours(prefix)):
+            raise UserError(
+                f"{prefix} is not our earlier output, and a better checkpoint would "
+                "replace it; give another --train_logdir"
+            )
+
+
+def _is_ours(prefix: str) -> bool:
+    """Returns whether we wrote a checkpoint, or a copy of it that was set aside."""
+    return files.is_listed(f"{prefix.removesuffix(_ASIDE)}.index")
+
+
+def _is_state_file(path: str) -> bool:
+    """Returns whether a file names checkpoints; it may have been cut short."""
+    lines = text_files.read_content(path).decode(errors="replace").split("\n")
+    keys = (line.partition(":")[0].strip() for line in lines)
+    return all(any(known.startswith(key) for known in _STATE_KEYS) for key in keys)
+
+
+def _names(folder: str) -> list[str]:
+    return tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:

@@ -294,6 +294,14 @@ def test_an_archive_that_cannot_take_its_place_leaves_nothing(tmp_path):
     assert listed(tmp_path) == ["results.tgz"]
 
 
+def test_archive_of_somebody_else_stays(tmp_path):
+    path = tmp_path / "results.tgz"
+    path.write_text("years of work")
+    with pytest.raises(UserError, match="is not our earlier output"):
+        VocSubmission(str(path), VOC).__enter__()
+    assert path.read_text() == "years of work"
+
+
 def test_a_folder_that_is_not_there_is_told_before_the_first_image(tmp_path):
     path = str(tmp_path / "missing/results.tgz")
     with pytest.raises(UserError, match=r"no folder .*/missing for .*results\.tgz"):
