@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 from PIL import Image
 
 from deeplab_tf import UserError
@@ -123,7 +124,7 @@ def test_damage_of_a_history_is_refused(kind, tmp_path):
 def test_a_history_without_rows_has_no_file(tmp_path):
     filled(str(tmp_path)).flush()
     History(str(tmp_path)).flush()
-    assert not list(tmp_path.iterdir())
+    assert listed(tmp_path) == []
 
 
 def test_numbers_that_are_not_finite_come_back_as_nan(tmp_path):
