@@ -7,10 +7,8 @@ digest is in the ledger, a folder if that holds for every file in it.
 """
 
 import contextlib
-import functools
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
@@ -18,11 +16,15 @@ import tensorflow as tf
 from deeplab_tf import scratch
 from deeplab_tf.errors import UserError
 from deeplab_tf.file_kinds import is_remote
+from deeplab_tf.ledger import (
+    LEDGER,
+    Ledger,
+    digest_file,
+    entry,
+    is_regular_file,
+    open_ledger,
+)
 
-LEDGER = ".deeplab_tf.sha256"
-_LINE = re.compile(r"(\\?)([0-9a-f]{64})  (.+)")
-_BLOCK = 1 << 20
-_ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 _ELSEWHERE = "choose another path"
 _CHOICES = "choose another path, move it away, or add --overwrite to replace it"
 
@@ -33,14 +35,6 @@ def split(path: str) -> tuple[str, str]:
     if folder.endswith(":/") or not folder:
         folder += slash
     return folder or ".", name
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _real_path(path: str) -> str:
@@ -61,84 +55,6 @@ def _real_path(path: str) -> str:
     return real
 
 
-class _Ledger:
-    """The files that we wrote to a folder: their digests by name.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        UserError: if something else is in the place of the ledger.
-    """
-
-    def __init__(self, folder: str):
-        self._path = os.path.join(folder, LEDGER)
-        if tf.io.gfile.exists(self._path) and not is_regular(self._path):
-            raise UserError(f"{self._path} is not an ordinary file; move it away")
-        self._digests, self._version = {}, None
-
-    def digests(self, name: str) -> set[str]:
-        """Returns the digests of a name; there are several after an interruption."""
-        version = self._current_version()
-        if version != self._version:
-            self._digests, self._version = self._read(), version
-        return self._digests.get(name, set())
-
-    def add(self, name: str, digest: str) -> None:
-        """Adds a file; to be called before it is written, as we may be killed."""
-        if digest in self.digests(name):
-            return
-        content = _line(name, digest).encode(errors="surrogateescape")
-        if is_remote(self._path):
-            with tf.io.gfile.GFile(self._path, "ab") as file:
-                file.write(content)
-        else:
-            # A single write, for several processes may add lines at once.
-            with open(self._path, "ab", buffering=0) as file:
-                file.write(content)
-        self._digests.setdefault(name, set()).add(digest)
-        self._version = self._current_version()
-
-    def _current_version(self) -> tuple[int, int] | None:
-        if not tf.io.gfile.exists(self._path):
-            return None
-        stat = tf.io.gfile.stat(self._path)
-        return stat.length, stat.mtime_nsec
-
-    def _read(self) -> dict[str, set[str]]:
-        found = {}
-        if not tf.io.gfile.exists(self._path):
-            return found
-        with tf.io.gfile.GFile(self._path, "rb") as file:
-            lines = file.read().decode(errors="surrogateescape").split("\n")
-        for line in filter(None, map(_LINE.fullmatch, lines)):
-            name = line[3]
-            if line[1]:
-                name = re.sub(r"\\[\\nr]", lambda match: _ESCAPES[match[0]], name)
-            found.setdefault(name, set()).add(line[2])
-        return found
-
-
-@functools.lru_cache(maxsize=64)
-def _ledger(folder: str) -> _Ledger:
-    # Kept, for a program may write thousands of files to one folder.
-    return _Ledger(folder)
-
-
-def _line(name: str, digest: str) -> str:
-    escaped = name
-    for escape, character in _ESCAPES.items():
-        escaped = escaped.replace(character, escape)
-    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
-
-
-def is_regular(path: str) -> bool:
-    """Returns whether a path is an ordinary file, not a folder, link or device."""
-    if is_remote(path):
-        return not tf.io.gfile.isdir(path)
-    return os.path.isfile(path) and not os.path.islink(path)
-
-
 def is_ours(path: str) -> bool:
     """Returns whether a file is what we wrote there, unchanged.
 
@@ -147,14 +63,14 @@ def is_ours(path: str) -> bool:
     """
     path = _real_path(path)
     folder, name = split(path)
-    digests = _ledger(folder).digests(name)
-    return bool(digests) and _digest(path) in digests
+    digests = open_ledger(folder).digests(name)
+    return bool(digests) and digest_file(path) in digests
 
 
 def is_listed(path: str) -> bool:
     """Returns whether we wrote a file of this name there, whatever it holds now."""
     folder, name = split(_real_path(path))
-    return bool(_ledger(folder).digests(name))
+    return bool(open_ledger(folder).digests(name))
 
 
 def list_before_move(source: str, path: str) -> None:
@@ -164,7 +80,7 @@ def list_before_move(source: str, path: str) -> None:
         source: The file.
         path: Its place.
     """
-    _record(_real_path(path), _digest(source))
+    _record(_real_path(path), digest_file(source))
 
 
 def _identities(paths: Iterable[str]) -> set:
@@ -187,7 +103,7 @@ def _require_replaceable_file(path: str, overwrite: bool = False) -> None:
     """
     if not tf.io.gfile.exists(path):
         return
-    if not is_regular(path):
+    if not is_regular_file(path):
         raise UserError(f"{path} exists and is not an ordinary file; {_ELSEWHERE}")
     if not (overwrite or is_ours(path)):
         raise UserError(f"{path} exists and is not our earlier output; {_CHOICES}")
@@ -223,12 +139,12 @@ def claim(
         target = _real_path(path)
         _require_replaceable_file(target, overwrite)
         if overwrite:
-            _record(target, _digest(target))
+            _record(target, digest_file(target))
 
 
 def _record(path: str, digest: str) -> None:
     folder, name = split(path)
-    _ledger(folder).add(name, digest)
+    open_ledger(folder).add(name, digest)
 
 
 def write_bytes(content: bytes, path: str) -> None:
@@ -319,13 +235,13 @@ def _files_of(folder: str) -> list[str]:
 
 def _foreign_entry(folder: str) -> str | None:
     """Returns the first entry of a folder that is not in its ledger, if any."""
-    ledger = _Ledger(folder)
+    ledger = Ledger(folder)
     for name in _files_of(folder):
         path = os.path.join(folder, name)
         if name == LEDGER:
             continue
         digests = ledger.digests(name)
-        if not (digests and is_regular(path) and _digest(path) in digests):
+        if not (digests and is_regular_file(path) and digest_file(path) in digests):
             return name
     return None
 
@@ -349,7 +265,7 @@ def remove_if_empty(folder: str, keep: bool = False) -> None:
 def seal(folder: str) -> None:
     """Writes the ledger of a folder with all files in it, which makes them ours."""
     names = [name for name in _files_of(folder) if name != LEDGER]
-    lines = [_line(name, _digest(os.path.join(folder, name))) for name in names]
+    lines = [entry(name, digest_file(os.path.join(folder, name))) for name in names]
     with tf.io.gfile.GFile(os.path.join(folder, LEDGER), "wb") as file:
         file.write("".join(lines).encode(errors="surrogateescape"))
 
@@ -392,7 +308,7 @@ def _move(unfinished: str, path: str) -> None:
     if os.path.isdir(unfinished):
         scratch.replace_folder(unfinished, path)
         return
-    _record(path, _digest(unfinished))
+    _record(path, digest_file(unfinished))
     os.replace(unfinished, path)
 
 
@@ -400,7 +316,7 @@ def _upload(source: str, target: str) -> None:
     """Copies a file or folder to a store; the ledger comes last and goes first."""
     if not os.path.isdir(source):
         tf.io.gfile.makedirs(split(target)[0])
-        _record(target, _digest(source))
+        _record(target, digest_file(source))
         tf.io.gfile.copy(source, target, overwrite=True)
         return
     if tf.io.gfile.isdir(target):

@@ -21,7 +21,7 @@ except ImportError:  # Windows
     fcntl = None
 
 _NAME = re.compile(r"\.deeplab_tf-[0-9a-f]{16}\.tmp")
-_LOCK, _EARLIER = ".lock", ".earlier"
+_EARLIER = ".earlier"
 # Of renameat2 on Linux and renamex_np on macOS.
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
@@ -30,17 +30,17 @@ def _new_path(folder: str) -> str:
     return os.path.join(folder, f".deeplab_tf-{secrets.token_hex(8)}.tmp")
 
 
-def _try_lock(file) -> bool:
-    """Locks an open file if nobody else has; returns whether it is still in place."""
+def _try_lock(descriptor: int, path: str) -> bool:
+    """Locks an open file or folder; returns whether nobody else has, or removed it."""
     if fcntl:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
             pass  # a disk without locks, where leftovers are not removed either
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
 
@@ -51,9 +51,9 @@ def file(folder: str) -> Iterator[BinaryIO]:
     while True:
         # Not the tempfile module's, which nobody else may read.
         scratch = open(_new_path(folder), "xb")  # noqa: SIM115
-        if _try_lock(scratch):
+        if _try_lock(scratch.fileno(), scratch.name):
             break
-        scratch.close()  # somebody took it for a leftover
+        scratch.close()  # another process took it for a leftover
     with scratch:
         try:
             yield scratch
@@ -69,29 +69,31 @@ def folder(parent: str | None) -> Iterator[str]:
     Args:
         parent: Where; made if need be. None is the system's folder for such.
     """
-    if parent is None:
-        with tempfile.TemporaryDirectory() as scratch:
+    if parent is None or fcntl is None:
+        if parent is not None:
+            os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent) as scratch:
             yield scratch
         return
     os.makedirs(parent, exist_ok=True)
     remove_leftovers(parent)
-    scratch, lock = _new_folder(parent)
-    with lock:
-        try:
-            yield scratch
-        finally:
-            _remove_folder(scratch)
+    scratch, descriptor = _new_folder(parent)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch)
+        os.close(descriptor)
 
 
-def _new_folder(parent: str) -> tuple[str, BinaryIO]:
+def _new_folder(parent: str) -> tuple[str, int]:
     while True:
         scratch = _new_path(parent)
         os.mkdir(scratch)
         with contextlib.suppress(FileNotFoundError):
-            lock = open(os.path.join(scratch, _LOCK), "xb")  # noqa: SIM115
-            if _try_lock(lock):
-                return scratch, lock
-            lock.close()
+            descriptor = os.open(scratch, os.O_RDONLY)
+            if _try_lock(descriptor, scratch):
+                return scratch, descriptor
+            os.close(descriptor)
 
 
 def remove_leftovers(folder: str) -> None:
@@ -105,14 +107,14 @@ def remove_leftovers(folder: str) -> None:
     for name in filter(_NAME.fullmatch, os.listdir(folder)):
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
-            if os.path.isdir(path) and not os.listdir(path):
-                os.rmdir(path)
-                continue
-            lock = os.path.join(path, _LOCK) if os.path.isdir(path) else path
-            # Not created by looking, and never waited for.
-            with open(os.open(lock, os.O_RDWR | os.O_NONBLOCK), "r+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Links are not followed, and the writer of a FIFO is not waited for.
+            options = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+            descriptor = os.open(path, options)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _remove_leftover(path)
+            finally:
+                os.close(descriptor)
 
 
 def _remove_leftover(path: str) -> None:
@@ -120,29 +122,17 @@ def _remove_leftover(path: str) -> None:
         os.remove(path)
         return
     _restore_earlier(path)
-    _remove_folder(path)
-
-
-def _remove_folder(scratch: str) -> None:
-    # The lock last: without it nobody would take the rest for a leftover.
-    for name in os.listdir(scratch):
-        path = os.path.join(scratch, name)
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif name != _LOCK:
-            os.remove(path)
-    os.remove(os.path.join(scratch, _LOCK))
-    os.rmdir(scratch)
+    shutil.rmtree(path)
 
 
 def _restore_earlier(scratch: str) -> None:
-    note = os.path.join(scratch, _EARLIER)
-    if not os.path.isdir(note):
+    earlier = os.path.join(scratch, _EARLIER)
+    if not os.path.isdir(earlier):
         return
-    for name in os.listdir(note):
+    for name in os.listdir(earlier):
         target = os.path.join(os.path.dirname(scratch), name)
         if not os.path.lexists(target):
-            os.rename(os.path.join(note, name), target)
+            os.rename(os.path.join(earlier, name), target)
 
 
 def replace_folder(new: str, path: str) -> None:

@@ -16,6 +16,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 LEVELS = (
     {"compression", "errors", "lock_file", "memory", "scratch"},
     {"file_kinds", "strict_json", "tar"},
+    {"ledger"},
     {"archives", "data.info", "files", "locks", "text_files"},
     {"config"},
     {"presets"},

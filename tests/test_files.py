@@ -203,7 +203,7 @@ def test_folder_is_replaced_where_folders_cannot_be_exchanged(tmp_path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(os, "rename", fail)
-        patch.setattr(scratch, "_remove_folder", lambda path: None)
+        patch.setattr("shutil.rmtree", lambda path: None)
         publish_folder(tmp_path / "export")
     assert not (tmp_path / "export").exists()
     scratch.remove_leftovers(str(tmp_path))
