@@ -262,7 +262,7 @@ def _make_unfinished(target: str) -> Iterator[str]:
                 break
         else:
             raise FileNotFoundError("other processes remove what is extracted")
-        stack.callback(shutil.rmtree, path, ignore_errors=True)
+        stack.callback(_discard, path)
         yield path
 
 
@@ -303,10 +303,32 @@ def _remove_leftovers(target: str) -> None:
     for found in filter(leftover.fullmatch, os.listdir(parent)):
         path = os.path.join(parent, found)
         with contextlib.suppress(OSError), _lock_folder(path) as is_locked:
-            if is_locked and _has_stamp(path):
-                shutil.rmtree(path)
-            elif is_locked:
-                os.rmdir(path)  # only if it is empty
+            if is_locked and _is_ours(path):
+                _remove(path)
+
+
+def _is_ours(unfinished: str) -> bool:
+    """Whether a folder holds our stamp, or a process was killed before it wrote one."""
+    names = os.listdir(unfinished)
+    if names == [_STAMP] and not os.path.getsize(os.path.join(unfinished, _STAMP)):
+        return True
+    return not names or _has_stamp(unfinished)
+
+
+def _remove(folder: str) -> None:
+    """Removes a folder of ours; its stamp last, so that it can be removed again."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != _STAMP:
+                os.remove(entry.path)
+    shutil.rmtree(folder)
+
+
+def _discard(unfinished: str) -> None:
+    with contextlib.suppress(OSError):  # it was renamed, or its disk is full or gone
+        _remove(unfinished)
 
 
 def _publish(unfinished: str, target: str, title: bytes) -> None:
@@ -332,7 +354,7 @@ def _move_away(folder: str) -> None:
     elif _is_intact(folder):
         old = _name_unfinished(folder)
         os.rename(folder, old)
-        shutil.rmtree(old)
+        _remove(old)
     else:
         aside = f"{folder}.replaced.{secrets.token_hex(4)}"
         os.rename(folder, aside)
