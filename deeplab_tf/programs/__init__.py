@@ -8,7 +8,9 @@ before TensorFlow is, hence by `import` where a module needs both.
 import contextlib
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from absl import flags
@@ -34,6 +36,21 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(terminal, 2)
         os.close(terminal)
         os.close(null)
+
+
+@contextlib.contextmanager
+def _quiet_ctrl_c() -> Iterator[None]:
+    """Lets Ctrl-C end the process without a traceback, as SIGTERM does."""
+    handler = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if handler is not signal.default_int_handler or not is_main:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _start_tensorflow() -> None:
@@ -74,8 +91,10 @@ def _require_tensorflow_backend() -> None:
         )
 
 
-_start_tensorflow()
-_require_tensorflow_backend()
+# Imports take seconds, in which many a command line is regretted.
+with _quiet_ctrl_c():
+    _start_tensorflow()
+    _require_tensorflow_backend()
 
 
 def run_program(

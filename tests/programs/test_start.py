@@ -1,8 +1,11 @@
 """How the programs start TensorFlow."""
 
 import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import ROOT
@@ -44,3 +47,17 @@ def test_the_doctor_says_nothing_but_its_own():
     assert done.returncode == 1
     needed = "doctor.py: --dataset_dir is needed: the folder of the TFRecords\n"
     assert (done.stdout, done.stderr) == ("", needed)
+
+
+def test_ctrl_c_while_tensorflow_is_imported_ends_without_a_traceback():
+    program = "import deeplab_tf.programs"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        # TensorFlow's library is mapped long before its import has ended.
+        maps = pathlib.Path(f"/proc/{process.pid}/maps")
+        while "libtensorflow" not in maps.read_text():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == -signal.SIGINT
+        assert process.stderr.read() == ""
