@@ -223,7 +223,7 @@ BROKEN = {
     ),
     "text named .jpg": (text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
     "empty split": (empty_split, "Segmentation/val.txt lists no image: the split is e"),
-    "list that is no text": (blot_list, "Segmentation/val.txt is no UTF-8 text: "),
+    "list that is no text": (blot_list, "Segmentation/val.txt: line 1 is not UTF-8"),
     "no lists": (no_lists, "ImageSets/Segmentation has none of train.txt, val.txt, t"),
     "wrong voc_root": (no_images, "--voc_root=.*/VOC2012 has no folder .*/JPEGImages;"),
 }

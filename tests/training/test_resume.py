@@ -651,5 +651,5 @@ def test_the_experiment_lies_beside_the_checkpoints():
     assert read_experiment(folder) == Experiment(split="trainval")
     with tf.io.gfile.GFile(f"{folder}/experiment.json", "w") as file:
         file.write("{")
-    with pytest.raises(UserError, match=r"^ram://test_resume/logs/experiment.json "):
+    with pytest.raises(UserError, match=r"^ram://test_resume/logs/experiment.json: "):
         read_experiment(folder)
