@@ -1,5 +1,6 @@
 """Bounded reading of text files, local or remote."""
 
+import os
 import re
 
 import tensorflow as tf
@@ -21,6 +22,9 @@ def read_content(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     Raises:
         UserError: if the file cannot be read or is larger.
     """
+    # A pipe would block, a device never end.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise UserError(f"{path} is not a regular file")
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             size = file.size()
