@@ -79,12 +79,13 @@ def test_a_huge_file_is_refused_before_it_is_read(kind, tmp_path, capsys):
     assert_refused(kind, tmp_path, capsys, "has 1,099,511,627,776 bytes")
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "export.json"])
-def test_a_folder_is_no_file(kind, tmp_path, capsys):
+def test_a_folder_or_a_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
     KINDS[kind].write(tmp_path)
     (tmp_path / kind).unlink()
-    (tmp_path / kind).mkdir()
-    assert_refused(kind, tmp_path, capsys, "cannot be read: Is a dir|is no file")
+    make(tmp_path / kind)
+    assert_refused(kind, tmp_path, capsys, "is not a regular file|is no file")
 
 
 SYNTAX = {

@@ -138,15 +138,13 @@ def _read(path: str) -> list[dict]:
     text = strict_json.decode(content, path, text_files.MAX_BYTES)
     lines = text.removesuffix("\n").split("\n")
     rows = [_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
-    # Earlier versions wrote none.
-    checksums = [row.pop(strict_json.CHECKSUM, None) for row in rows]
-    if any(checksums):
-        for i, row in enumerate(rows):
-            if checksums[i] != _checksum(i, len(rows), row):
-                raise UserError(
-                    f"{path} was changed after deeplab_tf wrote it (line {i + 1}, or "
-                    f"the number of lines); restore it, or {_REMEDY}"
-                )
+    for i, row in enumerate(rows):
+        if row.pop(strict_json.CHECKSUM, None) != _checksum(i, len(rows), row):
+            raise UserError(
+                f"{path} was changed after deeplab_tf wrote it, or comes from an "
+                f"earlier version (line {i + 1}, or the number of lines); restore it, "
+                f"or {_REMEDY}"
+            )
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 

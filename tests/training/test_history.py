@@ -85,14 +85,6 @@ def test_a_restart_without_a_file_is_a_beginning(tmp_path):
     assert history.rows == [] and history.best is None
 
 
-def test_a_history_without_checksums_is_read(tmp_path):
-    text = "".join(f"{json.dumps(row)}\n" for row in ROWS)
-    (tmp_path / "history.jsonl").write_text(text)
-    history = History(str(tmp_path))
-    history.restart(30)
-    assert history.rows == ROWS
-
-
 def _without(lines, number):
     return [line for i, line in enumerate(lines) if i != number]
 
@@ -107,6 +99,8 @@ DAMAGE = {
     "no checksum": lambda lines: [lines[0], b'{"step": 20}\n', *lines[2:]],
     "last line cut": lambda lines: [*lines[:3], lines[3][:-4]],
     "only line cut": lambda lines: [b'{"step": 1'],
+    "no checksums": lambda lines: [json.dumps(row).encode() + b"\n" for row in ROWS],
+    "last line alone": lambda lines: [b'{"step": 30, "miou": 0.75}\n'],
     "emptied": lambda lines: [],
 }
 
