@@ -115,10 +115,10 @@ def claim(
     overwrite: bool = False,
     inputs: Iterable[str] = (),
 ) -> None:
-    """Makes a folder and checks that files may be written there, before long work.
+    """Checks that files may be written to a folder, before long work.
 
     Args:
-        folder: The folder; made if need be.
+        folder: The folder, which need not exist.
         names: Names of the files.
         overwrite: Whether files that are not ours may be replaced, too: they are
             added to the ledger.
@@ -128,7 +128,8 @@ def claim(
         UserError: if a file exists that may not be replaced; names it.
     """
     real = _real_path(folder)
-    tf.io.gfile.makedirs(real)
+    if not tf.io.gfile.isdir(real):
+        return
     scratch.remove_leftovers(real)
     existing = set(tf.io.gfile.listdir(real))
     paths = [os.path.join(folder, name) for name in names if name in existing]

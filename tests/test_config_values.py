@@ -252,22 +252,16 @@ def test_a_zero_that_switches_something_off_is_accepted(zero):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("part", "reason"),
     [
-        ('{"train": {"momentum": NaN}}', "momentum .* received nan"),
-        ('{"train": {"weight_decay": 1e999}}', "weight_decay .* received inf"),
-        ('{"train": {"label_weights": "12"}}', "label_weights .* received '12'"),
-        ('{"data": {"bootstrap_classes": "cat"}}', "bootstrap_classes .* 'cat'"),
-        ('{"data": {"crop_size": [513, 513.0]}}', "crop_size .* two integers"),
-        ('{"model": {"backbone": 3}}', "backbone .* must be a string; received 3"),
-        ('{"model": {"context": {"filters": true}}}', "filters .* received True"),
-        ('{"train": null}', "train must be a TrainConfig; received None"),
-        ('{"split": 3}', "split must be a string; received 3"),
+        ({"train": {"momentum": 1.5}}, "train: momentum must be at least 0 and below"),
+        ({"data": {"seed": -1}}, "data: seed must be at least 0"),
+        ({"model": {"num_classes": 0}}, "model: num_classes must be at least"),
     ],
 )
-def test_values_of_an_experiment_are_checked(text, reason):
-    json.loads(text)
-    with pytest.raises(UserError, match=f"^experiment.json .*{reason}"):
+def test_values_of_an_experiment_are_checked(part, reason):
+    text = json.dumps({"format_version": 1, "model": {}} | part)
+    with pytest.raises(UserError, match=f"^experiment.json: {reason}"):
         Experiment.from_json(text)
 
 

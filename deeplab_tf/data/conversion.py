@@ -254,6 +254,7 @@ class _Conversion:
         self.folder = output_dir
         made = not _exists(output_dir)
         files.claim(output_dir, _OWN_FILES)
+        tf.io.gfile.makedirs(output_dir)
         records.finish_publishing(output_dir)
         self.manifest = _Manifest(output_dir, info.num_classes)
         # Whether the folder is of this run, or of one that was interrupted.

@@ -160,6 +160,7 @@ def _draw(values, splits: dict[str, sources.Source]) -> None:
     sheet = _sheet(splits, values.samples) if values.samples else None
     if sheet is None:
         return
+    tf.io.gfile.makedirs(_output_dir(values))
     path = os.path.join(_output_dir(values), _SHEET)
     files.write_bytes(tf.io.encode_png(sheet).numpy(), path)
     print(f"\nsamples with their labels: {path}")

@@ -236,6 +236,8 @@ def _score(evaluator: Evaluator, split: _Split, source: str) -> None:
     if _corruptions() and info.channels != 3:
         raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
     dataset, measures = split.load(), _measures(info)
+    if FLAGS.eval_logdir:
+        tf.io.gfile.makedirs(FLAGS.eval_logdir)  # or refuses it
     gallery = None
     if FLAGS.report and FLAGS.eval_logdir:
         gallery = Gallery(info.num_classes, info.ignore_label, extremes=_SHOWN)

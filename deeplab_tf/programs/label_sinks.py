@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import tensorflow as tf
 
 from deeplab_tf import files, visualize
 from deeplab_tf.data.info import DatasetInfo
@@ -64,9 +65,10 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     """Writes the pictures of every image, and at the end some together.
 
     Args:
-        folder: Where to write them; exists.
+        folder: Where to write them.
         info: Names and colours of the classes.
     """
+    tf.io.gfile.makedirs(folder)
     overlays = []
 
     def add(name, image, labels):
@@ -110,13 +112,14 @@ def overlay_video(folder: str, video: Video, info: DatasetInfo) -> Iterator[Sink
     """Writes every frame with its colours, above a legend that stays the same.
 
     Args:
-        folder: Where to write `<name of the video>_overlay.mp4`; exists.
+        folder: Where to write `<name of the video>_overlay.mp4`.
         video: Where the frames are from.
         info: Names and colours of the classes.
 
     Raises:
         UserError: if the file cannot be written.
     """
+    tf.io.gfile.makedirs(folder)
     path = os.path.join(folder, video_file(video))
     height, width = video.size
     legend = visualize.legend_strip(info, height, width)
@@ -134,9 +137,10 @@ def label_maps(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     """Writes the labels of every frame, as VOC keeps them.
 
     Args:
-        folder: Where to write `<name>.png` of each; exists.
+        folder: Where to write `<name>.png` of each.
         info: Colours of the classes.
     """
+    tf.io.gfile.makedirs(folder)
 
     def add(name, image, labels):
         path = os.path.join(folder, f"{name}.png")

@@ -412,7 +412,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
     """Refuses a `train_logdir` in which a training would replace files of others.
 
     Args:
-        folder: The `train_logdir`; made if need be.
+        folder: The `train_logdir`.
         overwrite: Whether such files may be replaced.
 
     Raises:
