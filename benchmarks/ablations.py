@@ -375,12 +375,13 @@ def main(values: absl_flags.FlagValues) -> None:
     strategies = make_strategies(rows)
     bench = make_bench(values)
     tf.io.gfile.makedirs(bench.output_dir)
+    # Results that were copied here are continued.
+    names = [_REPORT, _CURVES, *(f"{row.name}.json" for row in rows)]
+    files.claim(bench.output_dir, names, overwrite=True)
     for row in rows:
         finish(row, bench, strategies[_trained_row(row).replicas])
     results = {name: finished(row, bench) for name, row in ROWS.items()}
     text = markdown(results)
-    # Results may be copied here, to be continued.
-    files.claim(bench.output_dir, [_REPORT, _CURVES], overwrite=True)
     files.write_text(text, os.path.join(bench.output_dir, _REPORT))
     if results[BASE_ROW] and results["bilinear"]:
         path = os.path.join(bench.output_dir, _CURVES)
