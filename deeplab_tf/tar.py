@@ -17,7 +17,7 @@ from deeplab_tf.compression import ArchiveError, decompress
 _HEADER = 512
 _BLOCK = 1 << 20
 _MAX_ENTRIES = 100_000  # PASCAL VOC 2012 has 40,000
-_MAX_HEADERS = 200_000  # extension headers included
+_MAX_HEADERS = 150_000  # extension headers included
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 4  # in a row
 _MAX_RECORDS = 64  # of a pax header; those of all are bounded together as well
@@ -346,6 +346,10 @@ def _validate(header: _Header, stream: _Stream) -> Member:
     return Member(name, header.size, is_folder, stream.read_data)
 
 
+def _has_long_part(parts: list[str]) -> bool:
+    return any(len(part.encode()) > _MAX_COMPONENT for part in parts)
+
+
 def _clean(raw: bytes) -> str:
     """Returns the path of a member, normalised.
 
@@ -364,7 +368,7 @@ def _clean(raw: bytes) -> str:
         "has a backslash in its name": "\\" in name,
         "has control characters in its name": _CONTROL.search(name),
         "has a name that is too long": len(raw) > _MAX_NAME
-        or any(len(part.encode()) > _MAX_COMPONENT for part in parts),
+        or (len(raw) > _MAX_COMPONENT and _has_long_part(parts)),
         "is too deep in folders": len(parts) > _MAX_DEPTH,
     }
     for fault, is_found in faults.items():
