@@ -77,6 +77,7 @@ def extract(
         title = _describe(archive, wanted)
         if not _is_intact(target, title):
             _require_replaceable(target)
+            _require_safe(archive, wanted, limit)
             with _make_unfinished(target) as unfinished:
                 _extract_members(archive, unfinished, title, wanted, limit)
                 _publish(unfinished, target, title)
@@ -97,12 +98,8 @@ def find_damage(archive: epath.Path, limit: int = _LIMIT) -> str | None:
     Raises:
         OSError: if the archive cannot be read.
     """
-    size = 0
     try:
-        with archive.open("rb") as file:
-            for member in read_members(file):
-                size += member.size
-                _require_within(size, limit)
+        _require_safe(archive, None, limit)
     except ArchiveError as error:
         return str(error)
     return None
@@ -128,6 +125,33 @@ def _describe(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
     return f"# {found.length} bytes of {found.mtime}: {what}\n".encode()
 
 
+def _require_safe(
+    archive: epath.Path, wanted: Sequence[str] | None, limit: int
+) -> None:
+    """Reads an archive to its end; raises ArchiveError if it is not to be extracted.
+
+    Writing as it is read would take minutes to write, and to remove, what a hostile
+    archive has before it is refused.
+    """
+    with archive.open("rb") as file:
+        for _ in _read_wanted(file, wanted, limit):
+            pass
+
+
+def _read_wanted(
+    file: BinaryIO, wanted: Sequence[str] | None, limit: int
+) -> Iterator[Member]:
+    """Yields the wanted members; all others are validated as well."""
+    size = 0
+    for member in read_members(file):
+        if member.name.partition("/")[0] == _STAMP:
+            raise ArchiveError(f"its member {_STAMP} has the name of our stamp")
+        if _is_wanted(member.name, wanted):
+            size += member.size
+            _require_within(size, limit)
+            yield member
+
+
 def _extract_members(
     archive: epath.Path,
     folder: str,
@@ -135,18 +159,12 @@ def _extract_members(
     wanted: Sequence[str] | None,
     limit: int,
 ) -> None:
-    size = 0
     with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
         stamp.write(title)
         stamp.flush()  # so that the folder is known to be ours
-        with tqdm(read_members(file), desc="extract", unit="file") as members:
-            for member in members:
-                if member.name.partition("/")[0] == _STAMP:
-                    raise ArchiveError(f"its member {_STAMP} has the name of our stamp")
-                if _is_wanted(member.name, wanted):
-                    size += member.size
-                    _require_within(size, limit)
-                    _write(member, folder, stamp)
+        found = _read_wanted(file, wanted, limit)
+        for member in tqdm(found, desc="extract", unit="file"):
+            _write(member, folder, stamp)
     for name in wanted or ():
         if not os.path.exists(os.path.join(folder, name)):
             raise UserError(f"{archive} has no {name}; is it the right archive?")

@@ -17,6 +17,7 @@ from deeplab_tf.compression import ArchiveError, decompress
 _HEADER = 512
 _BLOCK = 1 << 20
 _MAX_ENTRIES = 100_000  # PASCAL VOC 2012 has 40,000
+_MAX_FOLDERS = 10_000  # those included that no member names
 _MAX_HEADERS = 150_000  # extension headers included
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 4  # in a row
@@ -188,6 +189,7 @@ class _Entries:
 
     def __init__(self):
         self._known: dict[bytes, bool] = {}  # whether it is a folder
+        self._folders = 0
 
     def add(self, member: Member) -> None:
         """Adds a member and the folders that it is in."""
@@ -206,10 +208,13 @@ class _Entries:
         known = self._known.get(key)
         if known is None:
             self._known[key] = is_folder
+            self._folders += is_folder
         elif known != is_folder:
             raise _refuse(member.name, f"makes {quote(path)} both a file and a folder")
         if len(self._known) > _MAX_ENTRIES:
             raise ArchiveError(f"it has more than {_MAX_ENTRIES} files and folders")
+        if self._folders > _MAX_FOLDERS:
+            raise ArchiveError(f"it has more than {_MAX_FOLDERS} folders")
         return known is not None
 
 

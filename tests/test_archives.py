@@ -227,8 +227,7 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, kind, wanted)
         tmp_path / "new/out",
         wanted=wanted,
     )
-    assert sorted(os.listdir(tmp_path)) == ["new", "some.tar"]
-    assert os.listdir(tmp_path / "new") == []
+    assert sorted(os.listdir(tmp_path)) == ["some.tar"]  # nothing was ever written
     assert re.search(message, find_damage(epath.Path(path)))
 
 
