@@ -84,7 +84,7 @@ def list_before_move(source: str, path: str) -> None:
 
 
 def _identities(paths: Iterable[str]) -> set:
-    """Returns what tells files apart, whatever the names or links that lead to them."""
+    """Returns the identities of files, whatever names or links lead to them."""
     found = set()
     for path in paths:
         if is_remote(path):

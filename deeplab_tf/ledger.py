@@ -39,7 +39,7 @@ class Ledger:
         folder: The folder.
 
     Raises:
-        UserError: if something else is in the place of the ledger.
+        UserError: if the ledger is a folder, a link or a device.
     """
 
     def __init__(self, folder: str):

@@ -1,7 +1,7 @@
-"""Scratch files and folders beside what they become, and their atomic exchange.
+"""Scratch files and folders next to what they become, and their atomic exchange.
 
-Each is locked while its process is alive, so that what a killed process has left can be
-told from what another one is still writing.
+Each is locked while its process is alive. A lock that is free marks what a killed
+process left, and what another process is still writing is never removed.
 """
 
 import contextlib

@@ -36,6 +36,8 @@ _VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NAME = "model.ckpt"
 # Names the latest checkpoint of a folder, as a text proto.
 STATE_FILE = "checkpoint"
+# Ends the name of a copy that counts while the checkpoint of its step is replaced.
+REPLACED = "-replaced"
 _FROZEN = ".pb"
 # How often a checkpoint is read that changes meanwhile, and the seconds in between.
 _TRIES, _PAUSE = 20, 0.05
@@ -100,6 +102,8 @@ def _named_by_state_file(folder: str, names: list[str]) -> list[str]:
         return []
     state = _read_state(path)
     place, name = os.path.split(state.model_checkpoint_path)
+    if name not in names and name + REPLACED in names:
+        return [name + REPLACED]
     if name not in names:
         if names:
             _warn(f"{path} names {name}, which is not there; using {names[-1]}")
@@ -178,9 +182,11 @@ def _prefixes(folder: str) -> list[str]:
         if name.endswith(".index") and not name.startswith(".")
     ]
 
-    def step(name: str) -> tuple[int, str]:
-        digits = name.rpartition("-")[2]
-        return (int(digits) if digits.isdigit() else -1, name)
+    def step(name: str) -> tuple[int, bool, str]:
+        original = name.removesuffix(REPLACED)
+        digits = original.rpartition("-")[2]
+        # What replaces a checkpoint is newer than the copy of it.
+        return (int(digits) if digits.isdigit() else -1, name == original, name)
 
     return sorted(names, key=step)
 

@@ -18,7 +18,13 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from deeplab_tf import files, text_files
-from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY, NAME, STATE_FILE
+from deeplab_tf.checkpoints.tf1 import (
+    AVERAGE_KEY,
+    MODEL_KEY,
+    NAME,
+    REPLACED,
+    STATE_FILE,
+)
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import METRICS_FILE
@@ -42,9 +48,9 @@ _FLAGS = {
     AVERAGE_KEY: "ema_decay",
     "loss_scale": "precision",
 }
-# Ends the name of a checkpoint while one of the same step replaces it.
-_ASIDE = "-replaced"
-_FILE = re.compile(rf"({re.escape(NAME)}-(\d+)(?:{_ASIDE})?)\.(index|data-\d+-of-\d+)")
+_FILE = re.compile(
+    rf"({re.escape(NAME)}-(\d+)(?:{REPLACED})?)\.(index|data-\d+-of-\d+)"
+)
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 _GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
@@ -172,7 +178,7 @@ class TrainingState:
                 self._checkpoint.write(os.path.join(scratch, name))
             return
         found = map(os.path.basename, _prefixes(folder))
-        others = [n for n in found if n not in (name, name + _ASIDE)]
+        others = [n for n in found if n not in (name, name + REPLACED)]
         # The new one counts as the newest: where a training began anew it is not.
         names = [*others, name][-kept:]
         with _scratch_folder(self.folder) as scratch:
@@ -361,11 +367,11 @@ def _set_aside(scratch: str, name: str, folder: str) -> None:
     found = filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder)))
     parts = sorted(m[3] for m in found if m[1] == name)  # the index last
     for part in parts:
-        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
+        copy = os.path.join(scratch, f"{name}{REPLACED}.{part}")
         tf.io.gfile.copy(f"{prefix}.{part}", copy)
     for part in parts:
-        copy = os.path.join(scratch, f"{name}{_ASIDE}.{part}")
-        tf.io.gfile.rename(copy, f"{prefix}{_ASIDE}.{part}", overwrite=True)
+        copy = os.path.join(scratch, f"{name}{REPLACED}.{part}")
+        tf.io.gfile.rename(copy, f"{prefix}{REPLACED}.{part}", overwrite=True)
 
 
 def _move(scratch: str, name: str, folder: str) -> None:
@@ -380,10 +386,13 @@ def _move(scratch: str, name: str, folder: str) -> None:
             raise UserError(f"{path} exists and is not our checkpoint; move it away")
         tf.io.gfile.remove(path)
     parts = {p for p in tf.io.gfile.listdir(scratch) if _FILE.fullmatch(p)} - {index}
-    for part in (*sorted(parts), index, STATE_FILE):
-        source, path = os.path.join(scratch, part), os.path.join(folder, part)
-        if part in (index, STATE_FILE):  # small ones, by which we know the others
-            files.list_before_move(source, path)
+    moves = [
+        (os.path.join(scratch, part), os.path.join(folder, part))
+        for part in (*sorted(parts), index, STATE_FILE)
+    ]
+    for move in moves[-2:]:  # the index, which stands for the data as well
+        files.list_before_move(*move)
+    for source, path in moves:
         tf.io.gfile.rename(source, path, overwrite=True)
 
 
@@ -436,7 +445,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
 
 def _is_ours(prefix: str) -> bool:
     """Returns whether we wrote a checkpoint, or a copy of it that was set aside."""
-    return files.is_listed(f"{prefix.removesuffix(_ASIDE)}.index")
+    return files.is_listed(f"{prefix.removesuffix(REPLACED)}.index")
 
 
 def _is_state_file(path: str) -> bool:

@@ -17,9 +17,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from listing import listed
 from training_states import WEIGHTS, fill_with, run_apart, state_of, the_number_in
 
-from deeplab_tf import Experiment, UserError, locks
+from deeplab_tf import Experiment, UserError, files, locks
 from deeplab_tf.checkpoints.tf1 import resolve
 from deeplab_tf.lock_file import Owner
 from deeplab_tf.locks import TRAINING_LOCK, training_lock
@@ -69,7 +70,7 @@ def test_everything_comes_back(folder, tmp_path):
     folder = folder or str(tmp_path)
     for _ in range(2):  # the second replaces the first
         assert state_of(folder, 7.0)[0].save() == f"{folder}/model.ckpt-7"
-    assert sorted(tf.io.gfile.listdir(folder)) == [
+    assert listed(folder) == [
         "checkpoint",
         "model.ckpt-7.data-00000-of-00001",
         "model.ckpt-7.index",
@@ -332,7 +333,12 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         shutil.copy(tmp_path / "model.ckpt-6.index", tmp_path / name)
     shutil.copy(tmp_path / f"model.ckpt-6.{DATA}", tmp_path / f"model.ckpt-7.{DATA}")
+    index = str(tmp_path / "model.ckpt-6.index")
+    files.list_before_move(index, str(tmp_path / "model.ckpt-7.index"))
+    (tmp_path / f"model.ckpt-5.{DATA}").write_text("not ours")
     save_steps(tmp_path, 8)
+    assert (tmp_path / f"model.ckpt-5.{DATA}").read_text() == "not ours"
+    (tmp_path / f"model.ckpt-5.{DATA}").unlink()
     assert steps_in(tmp_path) == [6, 8]
     assert not list(tmp_path.glob(".writing-*"))
 
@@ -462,7 +468,7 @@ def test_data_of_one_save_never_lie_beside_the_index_of_another(
     for _ in range(2):
         assert state.restore_latest() == str(tmp_path / "model.ckpt-7-replaced")
         assert the_number_in(variables) == 7
-        assert resolve(str(tmp_path)).startswith(str(tmp_path / "model.ckpt-"))
+        assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-7-replaced")
         with pytest.raises(UserError, match=message):
             state.save()
     monkeypatch.undo()
