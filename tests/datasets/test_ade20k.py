@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import small_sources
 import tensorflow as tf
+from listing import listed
 
 from datasets import ade20k
 from deeplab_tf.data import records
@@ -136,7 +137,7 @@ def test_the_program_says_what_there_is(root, tmp_path, capsys):
     run_program(ade20k.main, ade20k.FLAGS, [*command, "--num_classes=150"])
     assert capsys.readouterr().out == f"{tmp_path}/out: train 2, val 1 images\n"
     # A shard for each image, and what describes them.
-    assert len(os.listdir(tmp_path / "out")) == 2 + 1 + 2
+    assert len(listed(tmp_path / "out")) == 2 + 1 + 2
     assert records.read_info(f"{tmp_path}/out").name == "ade20k_150"
     with pytest.raises(SystemExit, match="num_classes must be 151 or 150; received 3"):
         run_program(ade20k.main, ade20k.FLAGS, [*command, "--num_classes=3"])
