@@ -319,7 +319,7 @@ def test_shards_of_the_official_converter_need_the_name_alone(
     tiny_records, tiny_voc, tmp_path
 ):
     folder = tmp_path / "records"
-    ours = shutil.ignore_patterns("*.json")
+    ours = shutil.ignore_patterns("*.json", ".*")
     shutil.copytree(tiny_records, folder, ignore=ours)
     assert all("-of-" in name for name in os.listdir(folder))
     names = (tiny_voc / "ImageSets/Segmentation/val.txt").read_text().split()
