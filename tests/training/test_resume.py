@@ -502,7 +502,7 @@ def fill_the_disk(folder):
             )
             assert state.restore_latest() == f"{folder}/model.ckpt-3"
             assert the_number_in(variables) == 3
-            assert sorted(os.listdir(folder)) == sorted(
+            assert listed(folder) == sorted(
                 ["checkpoint", "filler"]
                 + [
                     f"model.ckpt-{s}.{part}"
