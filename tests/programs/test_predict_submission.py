@@ -87,7 +87,7 @@ def other_export(strided_model, tmp_path_factory):
 def test_mistakes_leave_no_archive(arguments, other_export, tmp_path):
     for message, *others in (
         ("has its 21 classes; .* has 4", f"--model={other_export}"),
-        ("--submission_file is needed", "--submission_file="),
+        ("--submission_file is empty", "--submission_file="),
         ("results.txt must end with", f"--submission_file={tmp_path}/results.txt"),
         ("value should be one of", "--submission=camvid"),
     ):
