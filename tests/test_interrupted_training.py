@@ -34,6 +34,8 @@ TRAINING = (
     f"--eval_interval_steps={EVALUATE}",
 )
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+# The tests themselves may run under nohup.
+HANGS_UP = ("env", "--default-signal=HUP")
 RUNNING = []
 
 
@@ -214,7 +216,7 @@ def test_asked_to_stop_it_saves_that_step_and_ends_as_uninterrupted(
     rarely = "--save_interval_steps=0"
     statuses = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
     for number, status in statuses.items():
-        training = Training(tiny_records, tmp_path / "logs", rarely)
+        training = Training(tiny_records, tmp_path / "logs", rarely, before=HANGS_UP)
         training.wait_for(lambda training: training.has_trained)
         time.sleep(random.uniform(0, 0.5))
         assert training.send(number) == status, training.errors
@@ -316,7 +318,8 @@ def linked(logs, name):
 
 @pytest.mark.slow
 def test_a_second_training_and_a_removed_folder_are_refused(tiny_records, tmp_path):
-    first = Training(tiny_records, tmp_path / "logs")
+    long = "--training_number_of_steps=100000"
+    first = Training(tiny_records, tmp_path / "logs", long)
     first.wait_for(lambda training: training.has_saved)
     second = Training(tiny_records, linked(first.logs, "second"))
     assert_refused(
@@ -336,16 +339,19 @@ def test_a_second_training_and_a_removed_folder_are_refused(tiny_records, tmp_pa
 def test_a_closed_terminal_saves_and_ends_the_training(tiny_records, tmp_path):
     logs = tmp_path / "logs"
     where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    command = (sys.executable, str(ROOT / "train.py"), *where, *TRAINING)
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(command[0], [*command, "--save_interval_steps=0"])
-    shown = b""
-    while b"img_per_s" not in shown:
-        shown += os.read(terminal, 10_000)
+    command = (sys.executable, ROOT / "train.py", *where, *TRAINING)
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [*HANGS_UP, "setsid", "--ctty", *command, "--training_number_of_steps=100000"],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), end),
+    )
+    RUNNING.append(process)
+    os.close(end)
+    while newest(logs) == 0:
+        os.read(terminal, 10_000)
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
-    assert 0 < newest(logs) < STEPS
+    assert process.wait(60) == 129
+    assert newest(logs) > 0
     assert not (logs / TRAINING_LOCK).exists()
 
 

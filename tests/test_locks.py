@@ -234,24 +234,53 @@ def test_a_folder_made_for_the_lock_alone_is_removed(tmp_path):
         assert (tmp_path / "a").exists() == bool(content)
 
 
-def test_a_forked_process_has_no_part_in_the_lock(tmp_path):
-    with training_lock(str(tmp_path)):
-        child = os.fork()
-        if child == 0:
-            # Nor does it keep the lock for a parent that was killed.
-            os._exit(len(locks._held) + lock_of_descriptors(tmp_path))
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert lock_of_descriptors(tmp_path) == 1
+FORK = """
+import os, signal, sys, time
+from deeplab_tf.locks import training_lock
+with training_lock(sys.argv[1]):
+    if os.fork() == 0:
+        print("forked", flush=True)
+        time.sleep(60)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def lock_of_descriptors(folder):
-    """Returns how many descriptors of this process are of the lock file."""
-    path = (folder / TRAINING_LOCK).stat()
-    count = 0
-    for name in os.listdir("/proc/self/fd"):
-        if os.path.exists(f"/proc/self/fd/{name}"):
-            count += os.path.samestat(os.stat(f"/proc/self/fd/{name}"), path)
-    return count
+def test_a_forked_process_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORK, tmp_path],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    with process:
+        assert process.stdout.readline() == b"forked\n"
+        assert process.wait(60) == -signal.SIGKILL
+        assert (tmp_path / TRAINING_LOCK).exists()
+        try:
+            assert hold(tmp_path).pid == os.getpid()
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the forked process, in its session
+
+
+LEAVE_FORKED = """
+import os, sys
+from deeplab_tf.locks import training_lock
+with training_lock(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        sys.exit()
+    os.waitpid(child, 0)
+    print(os.listdir(sys.argv[1]))
+"""
+
+
+def test_a_forked_process_that_ends_leaves_the_lock(tmp_path):
+    listed = subprocess.check_output(
+        [sys.executable, "-c", LEAVE_FORKED, tmp_path],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        text=True,
+    )
+    assert listed == f"{[TRAINING_LOCK]}\n"
 
 
 def make_symlink(path):

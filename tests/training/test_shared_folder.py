@@ -131,9 +131,9 @@ EXPERIMENT = Experiment(split="trainval")
 
 
 def train_often(root, counts):
-    """Starts a training again and again; counts how often it was refused."""
+    """Starts half of the trainings; counts how often one was refused before."""
     folder = str(root / "logs")
-    for _ in range(ROUNDS):
+    while counts["trained"] < ROUNDS // 2:
         try:
             with training_lock(folder):
                 train_a_little(folder)
@@ -218,12 +218,12 @@ def test_two_trainings_and_three_readers_share_a_folder(tmp_path):
     messages = run_apart("training/test_shared_folder", call)
     print(messages)
     totals = json.loads(messages.split("counts ")[1].splitlines()[0])
-    assert totals["trained"] + totals["refused"] == 2 * ROUNDS
+    assert totals["trained"] == ROUNDS
     assert min(totals.values()) > 50
     assert "Traceback" not in messages and "damaged" not in messages
     state, variables = state_of(folder, 0.0, size=2000)
     state.restore_latest()
     # Every training that was not refused went on from the one before.
-    assert the_number_in(variables) == 3 * totals["trained"]
+    assert the_number_in(variables) == 3 * ROUNDS
     assert not list(folder.glob(".writing-*"))
     assert not (folder / TRAINING_LOCK).exists()
