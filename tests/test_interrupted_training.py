@@ -282,7 +282,8 @@ def test_a_loss_that_is_no_number_leaves_a_checkpoint_that_is_finite(
     logs = pathlib.Path(shutil.copytree(uninterrupted, tmp_path / "logs"))
     flags = ("--base_learning_rate=1e30", f"--training_number_of_steps={2 * STEPS}")
     assert_refused(
-        Training(tiny_records, logs, *flags), rf"at step {STEPS + 1}; .*2007_"
+        Training(tiny_records, logs, *flags),
+        rf"at step {STEPS + 1}.*base_learning_rate=1e\+30",
     )
     values = values_of(logs / f"model.ckpt-{newest(logs)}")
     assert all(np.isfinite(value).all() for value in values.values())
