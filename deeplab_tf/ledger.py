@@ -1,5 +1,6 @@
 """The ledger of a folder: which files we wrote there, by name and SHA-256."""
 
+import errno
 import functools
 import hashlib
 import os
@@ -46,7 +47,7 @@ class Ledger:
         self._path = os.path.join(folder, LEDGER)
         if tf.io.gfile.exists(self._path) and not is_regular_file(self._path):
             raise UserError(f"{self._path} is not an ordinary file; move it away")
-        self._digests, self._version = {}, None
+        self._digests, self._version, self._is_cut = {}, None, False
 
     def digests(self, name: str) -> set[str]:
         """Returns the digests of a name; there are several after an interruption."""
@@ -60,13 +61,18 @@ class Ledger:
         if digest in self.digests(name):
             return
         content = entry(name, digest).encode(errors="surrogateescape")
+        if self._is_cut:
+            content = b"\n" + content
         if is_remote(self._path):
             with tf.io.gfile.GFile(self._path, "ab") as file:
                 file.write(content)
         else:
             # A single write, for several processes may add lines at once.
             with open(self._path, "ab", buffering=0) as file:
-                file.write(content)
+                if file.write(content) < len(content):
+                    # The next line does not continue what is there of this one.
+                    raise OSError(errno.ENOSPC, "No room for the ledger", self._path)
+        self._is_cut = False
         self._digests.setdefault(name, set()).add(digest)
         self._version = self._current_version()
 
@@ -82,6 +88,7 @@ class Ledger:
             return found
         with tf.io.gfile.GFile(self._path, "rb") as file:
             lines = file.read().decode(errors="surrogateescape").split("\n")
+        self._is_cut = bool(lines[-1])
         for line in filter(None, map(_LINE.fullmatch, lines)):
             name = line[3]
             if line[1]:

@@ -181,6 +181,16 @@ def test_inputs_are_never_replaced(overwrite, tmp_path):
             files.claim(str(tmp_path), ["a_label.png"], overwrite, inputs)
 
 
+def test_ledger_that_was_cut_short_is_continued(tmp_path):
+    path, ledger = tmp_path / "a.json", tmp_path / files.LEDGER
+    files.write_text("first", str(path))
+    for content in ("second", "third"):
+        # As on a disk that became full; the line that follows is its own.
+        ledger.write_text(ledger.read_text() + "0123456789abcdef")
+        files.write_text(content, str(path))
+        assert files.is_ours(str(path))
+
+
 def test_ledger_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()

@@ -13,6 +13,7 @@ from PIL import Image
 from program_runs import run
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
+from deeplab_tf.data.videos import write_video
 
 EXPORT = ("deeplab_tf.programs.export", "--checkpoint_path={model}")
 PREDICT = (
@@ -129,12 +130,9 @@ def state_of(folder):
 
 
 def make_video(path):
-    import cv2
-
-    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), 5, (32, 32))
-    for _ in range(4):
-        writer.write(np.zeros((32, 32, 3), np.uint8))
-    writer.release()
+    with write_video(path, 5, (32, 32)) as write:
+        for _ in range(4):
+            write(np.zeros((32, 32, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
