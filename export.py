@@ -1,6 +1,6 @@
 """See deeplab_tf/programs/export.py; the same as the console script deeplab-export."""
 
-from deeplab_tf.programs.export import run
+from deeplab_tf.programs import run_program
 
 if __name__ == "__main__":
-    run()
+    run_program("deeplab_tf.programs.export")

@@ -123,13 +123,14 @@ setup(
     extras_require=EXTRAS_REQUIRE,
     entry_points={
         "console_scripts": [
-            "deeplab-train = deeplab_tf.programs.train:run",
-            "deeplab-eval = deeplab_tf.programs.eval:run",
-            "deeplab-export = deeplab_tf.programs.export:run",
-            "deeplab-predict = deeplab_tf.predict:run",
-            "deeplab-doctor = deeplab_tf.programs.doctor:run",
-            "deeplab-pretrain = deeplab_tf.pretrain:run",
-            "deeplab-plan = deeplab_tf.plan:run",
+            "deeplab-train = deeplab_tf.programs.commands:train",
+            "deeplab-eval = deeplab_tf.programs.commands:evaluate",
+            "deeplab-export = deeplab_tf.programs.commands:export",
+            "deeplab-predict = deeplab_tf.programs.commands:predict",
+            "deeplab-doctor = deeplab_tf.programs.commands:doctor",
+            "deeplab-pretrain = deeplab_tf.programs.commands:pretrain",
+            "deeplab-plan = deeplab_tf.programs.commands:plan",
+            "deeplab-convert = deeplab_tf.programs.commands:convert",
         ]
     },
     classifiers=[

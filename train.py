@@ -1,6 +1,6 @@
 """See deeplab_tf/programs/train.py; the same as the console script deeplab-train."""
 
-from deeplab_tf.programs.train import run
+from deeplab_tf.programs import run_program
 
 if __name__ == "__main__":
-    run()
+    run_program("deeplab_tf.programs.train")

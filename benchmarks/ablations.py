@@ -30,7 +30,7 @@ import platform
 import time
 import zlib
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras
@@ -41,7 +41,7 @@ from absl import flags as absl_flags
 from benchmarks import measuring
 from benchmarks.ablation_report import markdown, result_path, trimap_picture
 from benchmarks.ablation_rows import BASE, BASE_EVALUATION, BASE_ROW, ROWS, Row
-from deeplab_tf import files, flags
+from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import require_complete
 from deeplab_tf.config import EvalConfig, Experiment
@@ -51,47 +51,48 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.boundary import TrimapCurve
 from deeplab_tf.evaluation.evaluator import Evaluator
+from deeplab_tf.files import outputs
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
 from deeplab_tf.visualize import png_bytes
 
-FLAGS = absl_flags.FlagValues()
 _TRAIN, _VAL = "train", "val"
 _REPORT, _CURVES = "ablations.md", "trimap.png"
 
 
-def _define() -> None:
-    flags.define_dataset_location(FLAGS)
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_dataset_location(values)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     string(
         "tf_initial_checkpoint",
         None,
         "Official MobileNetV2 of PASCAL VOC.",
-        flag_values=FLAGS,
+        flag_values=values,
         required=True,
     )
     string(
         "output_dir",
         None,
         "Folder of results and checkpoints.",
-        flag_values=FLAGS,
+        flag_values=values,
         required=True,
     )
     absl_flags.DEFINE_list(
-        "rows", [], f"Of {', '.join(ROWS)}; default: all.", flag_values=FLAGS
+        "rows", [], f"Of {', '.join(ROWS)}; default: all.", flag_values=values
     )
-    integer("steps", 300, "Steps of a training.", lower_bound=1, flag_values=FLAGS)
+    integer("steps", 300, "Steps of a training.", lower_bound=1, flag_values=values)
     integer(
         "seeds",
         3,
         "Trainings of decoder and bilinear.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-
-
-_define()
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,7 +355,7 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
             "runs": sorted(runs, key=lambda done: done["seed"]),
         }
         text = json.dumps(result, indent=2) + "\n"
-        files.write_text(text, result_path(bench.output_dir, row.name))
+        outputs.write_text(text, result_path(bench.output_dir, row.name))
         print(f"{row.name}, seed {seed}: mIoU {100 * runs[-1]['miou']:.2f} %")
 
 
@@ -377,17 +378,17 @@ def main(values: absl_flags.FlagValues) -> None:
     tf.io.gfile.makedirs(bench.output_dir)
     # Results that were copied here are continued.
     names = [_REPORT, _CURVES, *(f"{row.name}.json" for row in rows)]
-    files.claim(bench.output_dir, names, overwrite=True)
+    outputs.claim(bench.output_dir, names, overwrite=True)
     for row in rows:
         finish(row, bench, strategies[_trained_row(row).replicas])
     results = {name: finished(row, bench) for name, row in ROWS.items()}
     text = markdown(results)
-    files.write_text(text, os.path.join(bench.output_dir, _REPORT))
+    outputs.write_text(text, os.path.join(bench.output_dir, _REPORT))
     if results[BASE_ROW] and results["bilinear"]:
         path = os.path.join(bench.output_dir, _CURVES)
-        files.write_bytes(png_bytes(trimap_picture(results)), path)
+        outputs.write_bytes(png_bytes(trimap_picture(results)), path)
     print(text, end="")
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -19,7 +19,7 @@ import collections
 import functools
 from collections.abc import Callable
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras
@@ -39,32 +39,32 @@ from deeplab_tf.evaluation.evaluator import Evaluator, make_predictor
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
+from deeplab_tf.programs import run_program
 from deeplab_tf.programs.restored import require_channels, restored_model
 
-FLAGS = absl_flags.FlagValues()
 _EXTREMES = 12  # worst and best images of the gallery
 
 
-def _define() -> None:
-    flags.define_model_flags(FLAGS, "eval")
-    flags.define_dataset_flags(FLAGS, "eval_split", "val")
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_model_flags(values, "eval")
+    flags.define_dataset_flags(values, "eval_split", "val")
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string("checkpoint_dir", None, "Folder or prefix; or none.", flag_values=FLAGS)
+    string("checkpoint_dir", None, "Folder or prefix; or none.", flag_values=values)
     absl_flags.DEFINE_multi_string(
-        "eval_crop_size", "513,513", "Size of padded images.", flag_values=FLAGS
+        "eval_crop_size", "513,513", "Size of padded images.", flag_values=values
     )
-    integer("eval_batch_size", 1, "Images per forward pass.", flag_values=FLAGS)
+    integer("eval_batch_size", 1, "Images per forward pass.", flag_values=values)
     integer(
         "images",
         200,
         "First images of the split, in whole batches; few are outweighed by the start.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    measuring.define_flags(FLAGS, turns=5)
-
-
-_define()
+    measuring.define_flags(values, turns=5)
+    return values
 
 
 def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
@@ -175,4 +175,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -14,7 +14,7 @@ import os
 import tempfile
 from typing import NamedTuple
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 from absl import flags as absl_flags
@@ -26,10 +26,9 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.flags import size_value
 from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.models.precision import use_precision
+from deeplab_tf.programs import run_program
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.saved_model import export_saved_model
-
-FLAGS = absl_flags.FlagValues()
 
 
 class _Engine(NamedTuple):
@@ -59,32 +58,32 @@ _REFERENCE = "float32"
 _HERE = "benchmarks.contenders"
 
 
-def _define() -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
     string = absl_flags.DEFINE_multi_string
     absl_flags.DEFINE_list(
         "model_variant",
         ["mobilenet_v2", "xception_65"],
         "Backbones.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    string("size", "513,513", "Height and width of the image.", flag_values=FLAGS)
+    string("size", "513,513", "Height and width of the image.", flag_values=values)
     integer = absl_flags.DEFINE_integer
-    integer("batch", 1, "Images at once.", lower_bound=1, flag_values=FLAGS)
-    integer("output_stride", 16, "Output stride.", flag_values=FLAGS)
-    integer("times", 3, "Batches of a turn.", lower_bound=1, flag_values=FLAGS)
+    integer("batch", 1, "Images at once.", lower_bound=1, flag_values=values)
+    integer("output_stride", 16, "Output stride.", flag_values=values)
+    integer("times", 3, "Batches of a turn.", lower_bound=1, flag_values=values)
     absl_flags.DEFINE_list(
-        "engines", list(_ENGINES), "Which to measure.", flag_values=FLAGS
+        "engines", list(_ENGINES), "Which to measure.", flag_values=values
     )
     absl_flags.DEFINE_list(
         "scales",
         ["0.75", "1", "1.25"],
         "Of the comparison of several views with each alone; empty leaves it out.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    measuring.define_flags(FLAGS, turns=15)
-
-
-_define()
+    measuring.define_flags(values, turns=15)
+    return values
 
 
 def chosen(names: list[str]) -> list[str]:
@@ -191,4 +190,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

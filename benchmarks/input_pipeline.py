@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import time
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -28,24 +28,39 @@ from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.flags import size_value
+from deeplab_tf.programs import run_program
 
-FLAGS = flags.FlagValues()
 _HERE = "benchmarks.contenders"
-flags.DEFINE_string(
-    "dataset_dir", None, "Folder of the TFRecords.", flag_values=FLAGS, required=True
-)
-flags.DEFINE_string("train_split", "train", "Split to read.", flag_values=FLAGS)
-flags.DEFINE_multi_string("train_crop_size", "513,513", "Crop.", flag_values=FLAGS)
-flags.DEFINE_integer("train_batch_size", 8, "Images per batch.", flag_values=FLAGS)
-flags.DEFINE_integer("images", 640, "Images of a turn.", flag_values=FLAGS)
-flags.DEFINE_integer(
-    "training_steps", 0, "Steps of a turn of training; 0 has none.", flag_values=FLAGS
-)
-flags.DEFINE_string("model_variant", "mobilenet_v2", "To train.", flag_values=FLAGS)
-measuring.define_flags(FLAGS, turns=9)
-flags.DEFINE_integer(
-    "grow", 0, "Records of the large copy; 0 makes none.", flag_values=FLAGS
-)
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "dataset_dir",
+        None,
+        "Folder of the TFRecords.",
+        flag_values=values,
+        required=True,
+    )
+    flags.DEFINE_string("train_split", "train", "Split to read.", flag_values=values)
+    flags.DEFINE_multi_string("train_crop_size", "513,513", "Crop.", flag_values=values)
+    flags.DEFINE_integer("train_batch_size", 8, "Images per batch.", flag_values=values)
+    flags.DEFINE_integer("images", 640, "Images of a turn.", flag_values=values)
+    flags.DEFINE_integer(
+        "training_steps",
+        0,
+        "Steps of a turn of training; 0 has none.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "model_variant", "mobilenet_v2", "To train.", flag_values=values
+    )
+    measuring.define_flags(values, turns=9)
+    flags.DEFINE_integer(
+        "grow", 0, "Records of the large copy; 0 makes none.", flag_values=values
+    )
+    return values
 
 
 def decoding(paths: list[str]) -> tf.data.Dataset:
@@ -186,4 +201,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -11,7 +11,7 @@ first ones only, to try it out. The 8-bit checkpoints are evaluated in floating 
 
 import dataclasses
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras
@@ -25,31 +25,31 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.presets import Preset
+from deeplab_tf.programs import run_program
 
-FLAGS = absl_flags.FlagValues()
 _ALL = -1  # as tf.data spells it
 # Names of the measures in metrics.json and in what was published.
 _MEASURES = ("miou", "pixel_accuracy")
 
 
-def _define() -> None:
-    flags.define_dataset_location(FLAGS)
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_dataset_location(values)
     string = absl_flags.DEFINE_string
     absl_flags.DEFINE_list(
-        "checkpoints", [], "Names in the zoo; default: all.", flag_values=FLAGS
+        "checkpoints", [], "Names in the zoo; default: all.", flag_values=values
     )
-    string("eval_split", None, "Split to take for all.", flag_values=FLAGS)
-    string("cache_dir", None, "Folder of the downloads.", flag_values=FLAGS)
+    string("eval_split", None, "Split to take for all.", flag_values=values)
+    string("cache_dir", None, "Folder of the downloads.", flag_values=values)
     absl_flags.DEFINE_integer(
         "images",
         None,
         "Images of a split; default: all.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-
-
-_define()
+    return values
 
 
 def chosen(names: list[str], dataset: str) -> list[ZooCheckpoint]:
@@ -125,4 +125,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -14,7 +14,7 @@ import re
 import tempfile
 from collections.abc import Callable
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import tensorflow as tf
@@ -23,9 +23,9 @@ from absl import flags as absl_flags
 from benchmarks import contenders, measuring
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import size_value
+from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_saved_model
 
-FLAGS = absl_flags.FlagValues()
 # What an operation is for, by the first of these that its name matches.
 _PURPOSES = {
     "depthwise convolutions": "Depthwise",
@@ -46,22 +46,22 @@ _EVENT = re.compile(r"[^:]*:(\w+)(#.*)?")
 _WRAPPERS = re.compile("__|While|StatelessWhile|PartitionedCall|Stateful|If$")
 
 
-def _define() -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     absl_flags.DEFINE_enum(
-        "what", "training", ["training", "inference"], "Of what.", flag_values=FLAGS
+        "what", "training", ["training", "inference"], "Of what.", flag_values=values
     )
-    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=FLAGS)
-    string("precision", "float32", "Of convolutions.", flag_values=FLAGS)
+    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=values)
+    string("precision", "float32", "Of convolutions.", flag_values=values)
     absl_flags.DEFINE_multi_string(
-        "size", "321,321", "Height and width of the images.", flag_values=FLAGS
+        "size", "321,321", "Height and width of the images.", flag_values=values
     )
-    integer("batch", 8, "Images at once.", lower_bound=1, flag_values=FLAGS)
-    integer("calls", 2, "Calls that are recorded.", lower_bound=1, flag_values=FLAGS)
-    string("json", None, "File for the results.", flag_values=FLAGS)
-
-
-_define()
+    integer("batch", 8, "Images at once.", lower_bound=1, flag_values=values)
+    integer("calls", 2, "Calls that are recorded.", lower_bound=1, flag_values=values)
+    string("json", None, "File for the results.", flag_values=values)
+    return values
 
 
 def recorded(work: Callable[[], object], calls: int) -> dict[str, tuple[float, int]]:
@@ -154,4 +154,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -13,7 +13,7 @@ was. Each training takes some minutes of two cores.
 import os
 from collections.abc import Iterator
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import cv2
@@ -23,7 +23,6 @@ import tensorflow as tf
 from absl import flags as absl_flags
 
 from benchmarks.ablations import train, trained_model
-from datasets import shapes, voc2012
 from deeplab_tf.config import (
     DataConfig,
     DecoderConfig,
@@ -31,12 +30,14 @@ from deeplab_tf.config import (
     ModelConfig,
     TrainConfig,
 )
+from deeplab_tf.convert import shapes, voc2012
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.boundary import TrimapCurve
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.inference import predict_labels
+from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import (
     as_rgb,
     colorize,
@@ -46,26 +47,32 @@ from deeplab_tf.visualize import (
     with_captions,
 )
 
-FLAGS = absl_flags.FlagValues()
 _MODELS = {"decoder": DecoderConfig(), "bilinear": DecoderConfig(output_strides=())}
 _UNSEEN = "val"
 _ENLARGED = 1.5
 PICTURE = "decoder.png"
 
-absl_flags.DEFINE_string(
-    "output_dir",
-    None,
-    "Folder of scenes, checkpoints and picture.",
-    required=True,
-    flag_values=FLAGS,
-)
-for _name, _default, _text in (
-    ("steps", 1200, "Steps of a training."),
-    ("train_images", 1600, "Scenes to train on."),
-    ("val_images", 200, "Unseen scenes to score."),
-    ("rows", 5, "Scenes of the picture."),
-):
-    absl_flags.DEFINE_integer(_name, _default, _text, lower_bound=1, flag_values=FLAGS)
+
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    absl_flags.DEFINE_string(
+        "output_dir",
+        None,
+        "Folder of scenes, checkpoints and picture.",
+        required=True,
+        flag_values=values,
+    )
+    for name, default, text in (
+        ("steps", 1200, "Steps of a training."),
+        ("train_images", 1600, "Scenes to train on."),
+        ("val_images", 200, "Unseen scenes to score."),
+        ("rows", 5, "Scenes of the picture."),
+    ):
+        absl_flags.DEFINE_integer(
+            name, default, text, lower_bound=1, flag_values=values
+        )
+    return values
 
 
 def make_records(values: absl_flags.FlagValues) -> str:
@@ -184,4 +191,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras
@@ -28,25 +28,30 @@ from deeplab_tf.memory import peak_bytes
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import batch_normalizations
+from deeplab_tf.programs import run_program
 from deeplab_tf.training.batch_norm import fused_batch_norm
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_list(
-    "model_variant",
-    ["mobilenet_v2", "xception_65"],
-    "Backbones.",
-    flag_values=FLAGS,
-)
-flags.DEFINE_multi_string("train_crop_size", "321,321", "Crop.", flag_values=FLAGS)
-flags.DEFINE_integer("train_batch_size", 4, "Images per batch.", flag_values=FLAGS)
-flags.DEFINE_integer("steps", 5, "Steps that are timed.", flag_values=FLAGS)
-flags.DEFINE_enum(
-    "recompute",
-    "both",
-    ["both", "true", "false"],
-    "Which to measure; one alone is measured in this process and printed as JSON.",
-    flag_values=FLAGS,
-)
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    flags.DEFINE_list(
+        "model_variant",
+        ["mobilenet_v2", "xception_65"],
+        "Backbones.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string("train_crop_size", "321,321", "Crop.", flag_values=values)
+    flags.DEFINE_integer("train_batch_size", 4, "Images per batch.", flag_values=values)
+    flags.DEFINE_integer("steps", 5, "Steps that are timed.", flag_values=values)
+    flags.DEFINE_enum(
+        "recompute",
+        "both",
+        ["both", "true", "false"],
+        "Which to measure; one alone is measured in this process and printed as JSON.",
+        flag_values=values,
+    )
+    return values
 
 
 def training_step(backbone: str, recompute: bool):
@@ -132,4 +137,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

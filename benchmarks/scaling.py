@@ -13,7 +13,7 @@ import os
 import socket
 import tempfile
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -25,35 +25,35 @@ from benchmarks import measuring
 from benchmarks.contenders import make_model
 from benchmarks.measuring import Contender, Process
 from deeplab_tf.errors import UserError
+from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_saved_model
 from deeplab_tf.visualize import drawn, png_bytes
 
-FLAGS = absl_flags.FlagValues()
 _HERE = "benchmarks.contenders"
 _ONE, _TWO = "one process", "two workers"
 
 
-def _define() -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=FLAGS)
+    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=values)
     absl_flags.DEFINE_list(
         "sides",
         ["257", "385", "513", "769", "1025", "1281", "1537"],
         "Sides of the images in pixels.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    string("plot", None, "File for the picture.", flag_values=FLAGS)
-    integer("train_crop_size", 321, "Side of the crop.", flag_values=FLAGS)
+    string("plot", None, "File for the picture.", flag_values=values)
+    integer("train_crop_size", 321, "Side of the crop.", flag_values=values)
     integer(
         "train_batch_size",
         8,
         "Images of a step, of both workers together; 0 leaves them out.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    measuring.define_flags(FLAGS, turns=7)
-
-
-_define()
+    measuring.define_flags(values, turns=7)
+    return values
 
 
 def exponent(areas: np.ndarray, values: np.ndarray) -> float:
@@ -190,4 +190,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np
@@ -24,20 +24,30 @@ from absl import flags
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.memory import resident_bytes
+from deeplab_tf.programs import run_program
 from deeplab_tf.serving.signatures import ENCODED_INPUT, ENCODED_OUTPUT, ERROR
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string(
-    "export_path", None, "Folder of the SavedModel.", required=True, flag_values=FLAGS
-)
-for _name, _default, _least, _text in (
-    ("requests", 1000, 4, "Requests in all; memory settles within some hundred."),
-    ("clients", 4, 1, "Requests at once."),
-    ("smallest", 65, 1, "Shortest side of a picture."),
-    ("largest", 513, 1, "Longest side of a picture."),
-):
-    flags.DEFINE_integer(_name, _default, _text, lower_bound=_least, flag_values=FLAGS)
 _DIFFERENT_PICTURES = 64
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "export_path",
+        None,
+        "Folder of the SavedModel.",
+        required=True,
+        flag_values=values,
+    )
+    for name, default, least, text in (
+        ("requests", 1000, 4, "Requests in all; memory settles within some hundred."),
+        ("clients", 4, 1, "Requests at once."),
+        ("smallest", 65, 1, "Shortest side of a picture."),
+        ("largest", 513, 1, "Longest side of a picture."),
+    ):
+        flags.DEFINE_integer(name, default, text, lower_bound=least, flag_values=values)
+    return values
 
 
 class Load(NamedTuple):
@@ -130,4 +140,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

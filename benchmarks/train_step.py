@@ -15,7 +15,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 from absl import flags as absl_flags
@@ -25,8 +25,8 @@ from benchmarks.contenders import make_config
 from benchmarks.measuring import Contender
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.complexity import multiply_adds
+from deeplab_tf.programs import run_program
 
-FLAGS = absl_flags.FlagValues()
 _REFERENCE = "float32"
 _HERE = "benchmarks.contenders"
 # Module that has to be installed, factory, and what its arguments are besides the task.
@@ -77,29 +77,29 @@ def parse_case(text: str) -> Case:
     return Case(backbone, *map(int, numbers))
 
 
-def _define() -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
     absl_flags.DEFINE_list(
         "cases",
         ["mobilenet_v2:321:8", "xception_65:257:2"],
         "Backbone, side of the crop, images of a batch.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_list(
         "leave_out",
         [],
         f"What not to compare with: {', '.join([*_modules(), *_CONTENDERS])}.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     integer = absl_flags.DEFINE_integer
-    integer("steps", 2, "Steps of a turn.", lower_bound=1, flag_values=FLAGS)
-    measuring.define_flags(FLAGS, turns=9)
+    integer("steps", 2, "Steps of a turn.", lower_bound=1, flag_values=values)
+    measuring.define_flags(values, turns=9)
+    return values
 
 
 def _modules() -> list[str]:
     return sorted({module for module, *_ in _CONTENDERS.values()} - {""})
-
-
-_define()
 
 
 def contenders(case: Case, steps: int, left_out: list[str]) -> Iterator[Contender]:
@@ -144,4 +144,4 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-import deeplab_tf.programs
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras
@@ -29,18 +29,25 @@ from deeplab_tf.config import ModelConfig, TrainConfig
 from deeplab_tf.flags import size_value
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
+from deeplab_tf.programs import run_program
 from deeplab_tf.training import losses, optimizer
 from deeplab_tf.training.trainer import Trainer
 
-FLAGS = flags.FlagValues()
-flags.DEFINE_string("model_variant", "mobilenet_v2", "Backbone.", flag_values=FLAGS)
-flags.DEFINE_multi_string("train_crop_size", "129,129", "Crop.", flag_values=FLAGS)
-flags.DEFINE_integer("train_batch_size", 4, "Images per batch.", flag_values=FLAGS)
-flags.DEFINE_multi_integer(
-    "steps_per_call", [1, 10], "Steps that the host starts.", flag_values=FLAGS
-)
-flags.DEFINE_integer("steps", 20, "Steps of a turn.", flag_values=FLAGS)
-flags.DEFINE_integer("turns", 15, "Turns of each.", flag_values=FLAGS)
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "model_variant", "mobilenet_v2", "Backbone.", flag_values=values
+    )
+    flags.DEFINE_multi_string("train_crop_size", "129,129", "Crop.", flag_values=values)
+    flags.DEFINE_integer("train_batch_size", 4, "Images per batch.", flag_values=values)
+    flags.DEFINE_multi_integer(
+        "steps_per_call", [1, 10], "Steps that the host starts.", flag_values=values
+    )
+    flags.DEFINE_integer("steps", 20, "Steps of a turn.", flag_values=values)
+    flags.DEFINE_integer("turns", 15, "Turns of each.", flag_values=values)
+    return values
 
 
 class Clocked:
@@ -164,4 +171,4 @@ def main(values: flags.FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    deeplab_tf.programs.run_program(main, FLAGS)
+    run_program(__name__)

@@ -1,1 +1,1 @@
-"""Programs that prepare data sets: official archives and folders to TFRecords."""
+"""Programs that prepare datasets, the same as the console script deeplab-convert."""

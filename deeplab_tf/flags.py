@@ -360,7 +360,7 @@ def _content_or_name(path: str) -> str:
     # Here, because the dataset programs start without TensorFlow.
     import tensorflow as tf
 
-    from deeplab_tf import text_files
+    from deeplab_tf.files import text_files
 
     if not tf.io.gfile.exists(path):
         return path

@@ -5,11 +5,10 @@ import pathlib
 
 import numpy as np
 import pytest
+import quiet_tensorflow  # noqa: F401
 from golden_case import value
 from odd_entries import ODD_ENTRIES, must_not_block
 from PIL import Image
-
-import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
 
 # isort: split
 import keras
@@ -81,7 +80,7 @@ def official_results() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def voc_records(voc_root, tmp_path_factory) -> str:
     """TFRecords of the real images."""
-    from datasets import voc2012
+    from deeplab_tf.convert import voc2012
 
     folder = str(tmp_path_factory.mktemp("voc") / "records")
     voc2012.convert(str(voc_root), folder)
@@ -119,7 +118,7 @@ def tiny_voc(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="session")
 def tiny_records(tiny_voc, tmp_path_factory) -> str:
     """TFRecords of `tiny_voc`."""
-    from datasets import voc2012
+    from deeplab_tf.convert import voc2012
 
     folder = str(tmp_path_factory.mktemp("tiny_voc_records") / "records")
     voc2012.convert(str(tiny_voc), folder)

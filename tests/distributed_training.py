@@ -9,7 +9,7 @@ Run by test_distribution.py, since a process has one set of devices.
 import json
 import sys
 
-import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras

@@ -8,7 +8,7 @@ Run by evaluation/test_evaluator.py, since a process has one set of devices.
 import json
 import sys
 
-import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np

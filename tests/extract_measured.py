@@ -12,8 +12,8 @@ import time
 
 from etils import epath
 
-from deeplab_tf.archives import extract, find_damage
 from deeplab_tf.errors import UserError
+from deeplab_tf.files.archives import extract, find_damage
 
 
 def memory():

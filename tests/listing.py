@@ -4,7 +4,7 @@ import os
 
 import tensorflow as tf
 
-from deeplab_tf.files import LEDGER
+from deeplab_tf.files.outputs import LEDGER
 
 
 def listed(folder):

@@ -11,8 +11,10 @@ import tensorflow as tf
 from PIL import Image
 from plain_records import encoded
 
-from deeplab_tf.data import pictures, records
+from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.images import decoding
+from deeplab_tf.images.decoding import EncodedImage
 
 SIZES = ((17, 23), (23, 17), (17, 23))
 CLASSES = ("floor", "ball", "cat")
@@ -192,7 +194,7 @@ class Sound(NamedTuple):
     def record(self):
         height, width = self.ids.shape
         kind = "png" if self.image[:4] == b"\x89PNG" else "jpeg"
-        picture = records.Picture(self.image, kind, height, width)
+        picture = EncodedImage(self.image, kind, height, width)
         return records.serialize(picture, self.label, self.name)
 
     def features(self):
@@ -259,7 +261,7 @@ def _images(kind, noise):
     if info.max_value > 255:
         pixels = pixels * np.uint16(257) % np.uint32(info.max_value + 1)
     pixels = pixels.astype(np.uint8 if info.max_value < 256 else np.uint16)
-    yield pictures.encode_image(pixels), pixels
+    yield decoding.encode_image(pixels), pixels
     if kind == "grey":
         jpeg = saved(pixels[..., 0], file_format="JPEG")
         yield jpeg, tf.io.decode_jpeg(jpeg, channels=1).numpy()

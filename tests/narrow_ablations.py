@@ -5,11 +5,12 @@ Two replicas need a process of their own, in which no device was used before.
 
 import dataclasses
 
-import deeplab_tf.programs
+import quiet_tensorflow  # noqa: F401
 
 # isort: split
 from benchmarks import ablations
 from benchmarks.ablation_rows import BASE, BASE_EVALUATION
+from deeplab_tf.programs import run_program
 
 NARROW = dataclasses.replace(
     BASE,
@@ -27,4 +28,4 @@ NARROW_EVALUATION = dataclasses.replace(BASE_EVALUATION, eval_crop_size=(65, 65)
 
 if __name__ == "__main__":
     ablations.BASE, ablations.BASE_EVALUATION = NARROW, NARROW_EVALUATION
-    deeplab_tf.programs.run_program(ablations.main, ablations.FLAGS)
+    run_program("benchmarks.ablations")

@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from deeplab_tf.data import records
+from deeplab_tf.images.decoding import EncodedImage
 
 # EXIF data in which the orientation is the text "abc".
 ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
@@ -25,7 +26,7 @@ def record(image, label, name="a", file_format="PNG"):
     height, width = label.shape if isinstance(label, np.ndarray) else (1, 1)
     image = image if isinstance(image, bytes) else encoded(image, file_format)
     label = label if isinstance(label, bytes) else encoded(label)
-    picture = records.Picture(image, file_format.lower(), height, width)
+    picture = EncodedImage(image, file_format.lower(), height, width)
     return records.serialize(picture, label, name)
 
 

@@ -1,7 +1,6 @@
 """Runs any program of ours in this process."""
 
 import contextlib
-import importlib
 import io
 
 import pytest
@@ -13,15 +12,12 @@ def run(module, *arguments):
     """Runs a program and returns what it prints.
 
     Args:
-        module: Its name, such as `datasets.folder`.
+        module: Its name, such as `deeplab_tf.programs.train`.
         *arguments: Its command line.
     """
-    program = importlib.import_module(module)
-    for flag in program.FLAGS:
-        program.FLAGS[flag].unparse()
     argv = [f"{module.rpartition('.')[2]}.py", *map(str, arguments)]
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        run_program(program.main, program.FLAGS, argv)
+        run_program(module, argv)
     return out.getvalue()
 
 

@@ -14,21 +14,21 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # What may be imported grows from one level to the next; within a level, parts do
 # not know each other.
 LEVELS = (
-    {"compression", "errors", "lock_file", "memory", "scratch"},
-    {"file_kinds", "strict_json", "tar"},
-    {"ledger"},
-    {"archives", "data.info", "files", "locks", "text_files"},
-    {"config"},
+    {"errors", "memory"},
+    {"strict_json"},
+    {"files", "data.info"},
+    {"config", "images"},
     {"presets"},
     {"models", "data"},
     {"checkpoints"},
+    {"convert"},
     {"windows"},
     {"inference", "visualize"},
     {"evaluation"},
     {"training", "serving"},
     {"flags"},
     {"programs"},
-    {"plan", "predict", "pretrain"},
+    {"data.doctor", "plan", "predict", "pretrain"},
 )
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.
@@ -63,11 +63,12 @@ def is_for_type_checkers(node):
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports(path):
+def imports(path, as_program=False):
     """Returns every module that a file imports as a module, wherever in it."""
     found = set()
     tree = ast.parse(path.read_text())
-    tree.body = [node for node in tree.body if not is_program(node)]
+    if not as_program:
+        tree.body = [node for node in tree.body if not is_program(node)]
     if path == MODULES[PACKAGE]:
         tree.body = [node for node in tree.body if not is_for_type_checkers(node)]
     for node in ast.walk(tree):
@@ -81,18 +82,22 @@ def imports(path):
     return found
 
 
-def own_imports(module):
-    return {n for n in imports(MODULES[module]) if n.split(".")[0] == PACKAGE}
+def own_imports(module, as_program=False):
+    found = imports(MODULES[module], as_program)
+    return {name for name in found if name.split(".")[0] == PACKAGE}
 
 
 def part_of(module):
     """Returns the part of the house, and its level, that a module belongs to."""
-    path = module.removeprefix(f"{PACKAGE}.")
-    for level, parts in enumerate(LEVELS):
-        for part in parts:
-            if path == part or (path + ".").startswith(part + "."):
-                return part, level
-    raise AssertionError(f"{module} has no place in LEVELS; see DESIGN, section 1")
+    path = module.removeprefix(f"{PACKAGE}.") + "."
+    places = [
+        (part, level)
+        for level, parts in enumerate(LEVELS)
+        for part in parts
+        if path.startswith(f"{part}.")
+    ]
+    assert places, f"{module} has no place in LEVELS"
+    return max(places, key=lambda place: len(place[0]))
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
@@ -103,6 +108,44 @@ def test_imports_point_one_way(module):
         assert other == part or other_level < level, f"{module} imports {imported}"
         halves = ({part, other} & MODEL_HALF) and ({part, other} & DATA_HALF)
         assert not halves, f"{module} imports {imported} of the other half"
+
+
+def find_circle(graph):
+    """Returns the modules of a circle of imports, none if there is none."""
+    done, path = set(), []
+
+    def visit(module):
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        path.append(module)
+        circles = (visit(imported) for imported in sorted(graph[module]))
+        found = next(filter(None, circles), [])
+        path.pop()
+        done.add(module)
+        return found
+
+    return next(filter(None, map(visit, sorted(graph))), [])
+
+
+def test_no_modules_import_each_other():
+    modules = set(MODULES) - {PACKAGE}
+    graph = {m: own_imports(m, as_program=True) & modules for m in modules}
+    assert find_circle(graph) == []
+
+
+@pytest.mark.parametrize(
+    ("graph", "circle"),
+    [
+        ({"a": "b", "b": ""}, []),
+        ({"a": "bc", "b": "d", "c": "d", "d": ""}, []),
+        ({"a": "b", "b": "c", "c": "b"}, ["b", "c"]),
+        ({"a": "a"}, ["a"]),
+    ],
+)
+def test_circles_are_found(graph, circle):
+    assert find_circle(graph) == circle
 
 
 def test_the_package_itself_loads_its_names_lazily():

@@ -20,7 +20,7 @@ from PIL import Image
 
 from deeplab_tf import flags
 from deeplab_tf.data.info import dataset_info
-from deeplab_tf.data.videos import write_video
+from deeplab_tf.images.videos import write_video
 from tools import documentation
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -177,12 +177,11 @@ def test_the_official_command_lines_are_understood(capsys):
     for name, arguments in lines:
         name = name.removesuffix("_model")
         program = importlib.import_module(f"deeplab_tf.programs.{name}")
-        for flag in program.FLAGS:
-            program.FLAGS[flag].unparse()
-        program.FLAGS([name, *shlex.split(arguments)])
-        flags.check_flags(program.FLAGS, name)
+        values = program.define_flags()
+        values([name, *shlex.split(arguments)])
+        flags.check_flags(values, name)
         assert capsys.readouterr().err.count("\n") == 1  # --logtostderr
-        config = flags.model_config(program.FLAGS)
+        config = flags.model_config(values)
         assert bool(config.decoder.output_strides) == ("xception" in config.backbone)
 
 
@@ -200,11 +199,7 @@ def test_the_commands_of_results_are_understood():
     lines = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", text, re.M)
     assert len({name for name, _ in lines}) >= 6
     for name, arguments in lines:
-        values = importlib.import_module(name).FLAGS
-        values.unparse_flags()
-        values([name, *shlex.split(arguments)])
-        for flag in values:
-            values[flag].unparse()
+        importlib.import_module(name).define_flags()([name, *shlex.split(arguments)])
 
 
 @pytest.mark.slow

@@ -324,7 +324,7 @@ def test_confidences_are_the_probabilities_of_the_labels(strided_model):
 
 MEMORY_PROGRAM = """
 import sys
-import deeplab_tf.programs
+import quiet_tensorflow  # noqa: F401
 import numpy as np
 import tensorflow as tf
 from deeplab_tf.config import ModelConfig

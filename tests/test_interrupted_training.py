@@ -20,7 +20,7 @@ from conftest import ROOT
 from loopback import clusters
 
 from deeplab_tf import Experiment
-from deeplab_tf.locks import TRAINING_LOCK
+from deeplab_tf.files.locks import TRAINING_LOCK
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 # Saves and evaluations fall together now and then, but not always.

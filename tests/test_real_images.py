@@ -13,9 +13,9 @@ from PIL import Image
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
-from deeplab_tf.data.photographs import read_image
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import evaluate
+from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.constant_graph import fast_on_cpu

@@ -7,7 +7,6 @@ from typing import Any
 
 from etils import epath
 
-from datasets.class_list import read_class_list
 from deeplab_tf import strict_json
 from deeplab_tf.checkpoints import pretrained, tf1
 from deeplab_tf.config import (
@@ -18,8 +17,11 @@ from deeplab_tf.config import (
     TrainConfig,
 )
 from deeplab_tf.config.heads import CellBranch
-from deeplab_tf.data import conversion, image_files, records
+from deeplab_tf.convert import conversion
+from deeplab_tf.convert.class_list import read_class_list
+from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.images import image_files
 from deeplab_tf.serving import tflite
 from deeplab_tf.training import resume
 from deeplab_tf.training.history import History

@@ -7,7 +7,7 @@ Run by test_two_replicas.py, since a process has one set of devices.
 
 import sys
 
-import deeplab_tf.programs  # noqa: F401  (TensorFlow without its notices)
+import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras

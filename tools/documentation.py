@@ -16,9 +16,9 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # datasets/ is not installed
+sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
-import deeplab_tf.programs  # noqa: E402, F401  (TensorFlow without its notices)
+import benchmarks.quiet_tensorflow  # noqa: E402, F401
 from benchmarks import ablation_report  # noqa: E402
 
 # How a program is called, and the module with its flags.
@@ -30,12 +30,12 @@ PROGRAMS = {
     "deeplab_tf.pretrain": "deeplab_tf.programs.pretrain",
     "deeplab_tf.plan": "deeplab_tf.programs.plan",
     "deeplab_tf.data.doctor": "deeplab_tf.programs.doctor",
-    "datasets.voc2012": "datasets.voc2012",
-    "datasets.cityscapes": "datasets.cityscapes",
-    "datasets.ade20k": "datasets.ade20k",
-    "datasets.coco_voc": "datasets.coco_voc",
-    "datasets.folder": "datasets.folder",
-    "datasets.shapes": "datasets.shapes",
+    "datasets.voc2012": "deeplab_tf.programs.convert.voc2012",
+    "datasets.cityscapes": "deeplab_tf.programs.convert.cityscapes",
+    "datasets.ade20k": "deeplab_tf.programs.convert.ade20k",
+    "datasets.coco_voc": "deeplab_tf.programs.convert.coco_voc",
+    "datasets.folder": "deeplab_tf.programs.convert.folder",
+    "datasets.shapes": "deeplab_tf.programs.convert.shapes",
 }
 # The programs that build a model of flags; what all of them have is told once.
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
@@ -61,7 +61,7 @@ def command(program: str) -> str:
 
 def flag_rows(program: str) -> dict[str, tuple[str, ...]]:
     """Returns type, default and meaning of each flag, by its name."""
-    values = importlib.import_module(PROGRAMS[program]).FLAGS
+    values = importlib.import_module(PROGRAMS[program]).define_flags()
     return {name: _row(values[name]) for name in values}
 
 

@@ -12,8 +12,8 @@ import shlex
 import stat
 from collections.abc import Callable, Iterator
 
-from deeplab_tf.archives import digest_file
 from deeplab_tf.errors import UserError
+from deeplab_tf.files.archives import digest_file
 
 try:
     import grp

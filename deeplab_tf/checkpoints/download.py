@@ -28,7 +28,7 @@ from deeplab_tf.checkpoints.cache import (
     write_record,
 )
 from deeplab_tf.errors import UserError
-from deeplab_tf.locks import locked
+from deeplab_tf.files.locks import locked
 
 _WEB = ("http://", "https://")
 _FILE_URL = re.compile("file:(//(localhost)?)?(?=/)", re.IGNORECASE)

@@ -11,8 +11,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from deeplab_tf import strict_json, text_files
-from deeplab_tf.archives import UnusableFolderError, extract, find_damage
+from deeplab_tf import strict_json
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private
 from deeplab_tf.checkpoints.download import (
@@ -41,7 +40,9 @@ from deeplab_tf.config import (
     ModelConfig,
 )
 from deeplab_tf.errors import UserError
-from deeplab_tf.locks import locked
+from deeplab_tf.files import text_files
+from deeplab_tf.files.archives import UnusableFolderError, extract, find_damage
+from deeplab_tf.files.locks import locked
 from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")

@@ -21,13 +21,14 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError
 from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
 
-from deeplab_tf import strict_json, text_files
+from deeplab_tf import strict_json
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     load_tf1_variables,
     tf1_variables,
 )
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import text_files
 
 # Key of a weight in our files: MODEL_KEY, "/", the escaped name, VALUE_SUFFIX. Where a
 # moving average of the weights was kept, it has AVERAGE_KEY.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from deeplab_tf.config import DataConfig
-from deeplab_tf.data import augment, pictures, records
+from deeplab_tf.data import augment, records
 from deeplab_tf.data.pipeline import (
     WHOLE_AT_ONCE,
     in_range,
@@ -22,8 +22,9 @@ from deeplab_tf.data.pipeline import (
     training_batches,
 )
 from deeplab_tf.data.reader import Reader, require, without_errors
-from deeplab_tf.data.sources import TFDS_PREFIX, Source
+from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
 
 # Of the area of the image, and width by height.
 AREAS, ASPECTS = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -168,10 +169,10 @@ class _Cropper:
         info = self._info
         record = self._reader.record(position).get_single_element()
         encoded, label = records.parse_class(record, self._keys)
-        size = pictures.picture_size(encoded, info.channels)
+        size = decoding.picture_size(encoded, info.channels)
         top, left, height, width = tf.unstack(window_of(size))
         # Only the rows that the window shows are decoded.
-        rows, _ = pictures.decode_rows(
+        rows, _ = decoding.decode_rows(
             encoded, top, height, info.channels, info.max_value
         )
         image = in_range(rows[:, left : left + width], info)

@@ -13,7 +13,8 @@ from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Facts, Reader, without_errors
-from deeplab_tf.data.sources import Source, open_split
+from deeplab_tf.data.source import Source
+from deeplab_tf.data.sources import open_split
 from deeplab_tf.data.statistics import epoch_positions
 from deeplab_tf.errors import UserError
 

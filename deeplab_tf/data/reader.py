@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf.data import augment, pictures, records
-from deeplab_tf.data.sources import Source
+from deeplab_tf.data import augment, records
+from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
 
 _UNREADABLE = (
     "is broken: it is gone, a checksum does not match, its image is no JPEG or PNG, or "
@@ -93,14 +94,14 @@ class Reader:
         info = self.info
         record = self.record(position).get_single_element()
         image, label, name = records.parse(record, self._keys)
-        label = pictures.decode_label(label)
+        label = decoding.decode_label(label)
         # Of the label, for it should be that of the image.
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
         if window_of is not None:
             window = window_of(label_size)
             first, count = window.first_row, window.row_count
-        image, size = pictures.decode_rows(
+        image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value
         )
         facts = Facts(name, size, label_size, self._unknown(label))
@@ -128,7 +129,7 @@ class Reader:
         def decode(position):
             record = self.record(position).get_single_element()
             _, label, name = records.parse(record, self._keys)
-            label = pictures.decode_label(label)
+            label = decoding.decode_label(label)
             size = tf.shape(label)[:2]
             return Decoded((), label, (), Facts(name, size, size, self._unknown(label)))
 
@@ -142,7 +143,7 @@ class Reader:
         def decode(position):
             record = self.record(position).get_single_element()
             image, _, _ = records.parse(record, self._keys)
-            return pictures.picture_size(image, self.info.channels)
+            return decoding.picture_size(image, self.info.channels)
 
         return self._found(position, decode)
 

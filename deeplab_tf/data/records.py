@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf import file_kinds, strict_json, text_files
+from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import write_text
+from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.files.outputs import write_text
+from deeplab_tf.images.decoding import EncodedImage
 
 INFO_FILE = "dataset_info.json"
 # Of shards that are being written, and that wait for the others of their set.
@@ -46,25 +48,7 @@ OFFICIAL_KEYS = Keys(
 )
 
 
-class Picture(NamedTuple):
-    """An encoded image, and what its record tells of it.
-
-    Attributes:
-        content: JPEG or PNG bytes.
-        format: "jpeg" or "png".
-        height: Height in pixels.
-        width: Width in pixels.
-        channels: Number of channels.
-    """
-
-    content: bytes
-    format: str
-    height: int
-    width: int
-    channels: int = 3
-
-
-def serialize(image: Picture, label: bytes, name: str) -> bytes:
+def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
     """Returns one sample as an official record.
 
     Args:

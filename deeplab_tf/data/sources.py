@@ -1,30 +1,13 @@
 """Where the records of a split are, and what its labels mean."""
 
-import dataclasses
 import os
 
 import numpy as np
 
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
+from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
-
-TFDS_PREFIX = "tfds:"
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """The records of a split.
-
-    Attributes:
-        info: What its images and labels mean.
-        keys: Where the records have them.
-        index: Where the records are.
-    """
-
-    info: DatasetInfo
-    keys: records.Keys
-    index: records.RecordIndex
 
 
 def resolve_info(

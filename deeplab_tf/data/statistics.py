@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.data.reader import Reader, batches
-from deeplab_tf.data.sources import Source
+from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 
 

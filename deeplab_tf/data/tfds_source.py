@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
-from deeplab_tf.data.sources import TFDS_PREFIX, Source
+from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.data.statistics import label_values
 from deeplab_tf.errors import UserError
 

@@ -18,7 +18,7 @@ from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
-from deeplab_tf.files import write_text
+from deeplab_tf.files.outputs import write_text
 from deeplab_tf.inference import Predictor
 from deeplab_tf.windows import readable_limits
 

@@ -27,7 +27,7 @@ from deeplab_tf.evaluation.markup import (
     scroll,
     table,
 )
-from deeplab_tf.files import write_text
+from deeplab_tf.files.outputs import write_text
 
 _SIDE = 480  # pixels of the longer side of a thumbnail
 _CONFUSIONS = 10

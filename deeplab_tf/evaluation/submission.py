@@ -13,9 +13,9 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf import files
 from deeplab_tf.data.info import CITYSCAPES_IDS, DatasetInfo, dataset_info
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import outputs
 from deeplab_tf.visualize import palette_png_bytes, png_bytes
 
 _VOC_NAME = re.compile("[0-9]{4}_[0-9]{6}")
@@ -52,10 +52,10 @@ class _Submission:
         self._overwrite = overwrite
 
     def __enter__(self):
-        folder, name = files.split(self._path)
+        folder, name = outputs.split(self._path)
         if not tf.io.gfile.isdir(folder):
             raise UserError(f"there is no folder {folder} for {self._path}; make it")
-        files.claim(folder, [name], self._overwrite)
+        outputs.claim(folder, [name], self._overwrite)
         self._members = set()
         # Archives are written with seeks, which gs:// does not have.
         self._scratch = tempfile.TemporaryFile()
@@ -72,7 +72,7 @@ class _Submission:
         if not self._members:
             raise UserError(f"{self._path} would be empty: no image was labelled")
         self._scratch.seek(0)
-        files.write_bytes(self._scratch.read(), self._path)
+        outputs.write_bytes(self._scratch.read(), self._path)
 
     def add(self, name: str, labels: np.ndarray) -> None:
         """Packs the label map of one image.

@@ -1,17 +1,17 @@
-"""What the root scripts and the console scripts call.
+"""Runs the programs: root scripts, console scripts and `python -m`.
 
-Importing this package starts TensorFlow without the notices that it prints every
-time, so that one line on stderr is one line, and with oneDNN's kernels. It is imported
-before TensorFlow is, hence by `import` where a module needs both.
+A program is a module with its docstring for `--help`, `define_flags()` that returns
+its flags, and `main(values)` that takes them parsed.
 """
 
 import contextlib
+import importlib
 import os
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -53,8 +53,12 @@ def _quiet_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _start_tensorflow() -> None:
-    """Imports TensorFlow and finds its devices, quietly."""
+def start_tensorflow() -> None:
+    """Imports TensorFlow and Keras and finds the devices.
+
+    Without the notices that TensorFlow prints every time, so that one line on stderr is
+    one line, and with oneDNN's kernels; hence before anything else imports TensorFlow.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # By itself TensorFlow takes these kernels only where the processor has the
     # instructions of AVX512-VNNI or later; without them a training step of MobileNetV2
@@ -65,8 +69,9 @@ def _start_tensorflow() -> None:
 
         gpus = tf.config.list_physical_devices("GPU")
         for gpu in gpus:
-            # Without this TensorFlow takes all of the memory at once.
-            tf.config.experimental.set_memory_growth(gpu, True)
+            if not tf.config.experimental.get_memory_growth(gpu):
+                # Without this TensorFlow takes all of the memory at once.
+                tf.config.experimental.set_memory_growth(gpu, True)
     # What the notices would have told about a GPU that is there but unused.
     if not gpus and os.path.exists("/dev/nvidia0"):
         print(
@@ -74,6 +79,7 @@ def _start_tensorflow() -> None:
             "pip install 'deeplab_tf[gpu]' brings CUDA",
             file=sys.stderr,
         )
+    _require_tensorflow_backend()
 
 
 def _require_tensorflow_backend() -> None:
@@ -84,37 +90,29 @@ def _require_tensorflow_backend() -> None:
     except ImportError as error:
         backend = f"one that is not installed ({error})"
     if backend != "tensorflow":
-        # Here, because importing the programs already builds on the backend.
+        # Here, because importing a program already builds on the backend.
         sys.exit(
             "the programs need the Keras backend tensorflow; the environment variable "
             f"KERAS_BACKEND or keras.json sets {backend}"
         )
 
 
-# Imports take seconds, in which many a command line is regretted.
-with _quiet_ctrl_c():
-    _start_tensorflow()
-    _require_tensorflow_backend()
-
-
-def run_program(
-    main: Callable[[flags.FlagValues], None],
-    values: flags.FlagValues,
-    argv: list[str] | None = None,
-) -> None:
+def run_program(name: str, argv: list[str] | None = None) -> None:
     """Parses the command line and runs a program.
 
     A mistake of the user ends it with one line on stderr and exit status 1. Ctrl-C,
     SIGTERM and SIGHUP end it with one line and the statuses 130, 143 and 129.
 
     Args:
-        main: Takes the parsed flags.
-        values: The program's flags.
+        name: Module of the program, such as `deeplab_tf.programs.train`.
         argv: Command line; None is `sys.argv`.
     """
+    # Imports take seconds, in which many a command line is regretted.
+    with _quiet_ctrl_c():
+        start_tensorflow()
+        program = importlib.import_module(name)
     from tensorflow import errors
 
-    from deeplab_tf import file_kinds
     from deeplab_tf.training.interruption import Interrupted, raise_on_signals
 
     mistakes = (
@@ -124,30 +122,44 @@ def run_program(
         *(errors.NotFoundError, errors.ResourceExhaustedError),
     )
     argv = sys.argv if argv is None else argv
-    program = os.path.basename(argv[0])
+    called = os.path.basename(argv[0])
+    values = program.define_flags()
     if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(f"{sys.modules[main.__module__].__doc__}\n{values.get_help()}")
+        print(f"{program.__doc__}\n{values.get_help()}")
         return
     try:
         with raise_on_signals():
-            rest = values(argv)[1:]
-            if rest:
-                raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
-            for name in values:
-                _refuse_empty_output(values[name])
-                for value in _texts(values[name].value):
-                    file_kinds.refuse_special(name, value)
-            main(values)
+            parse_flags(values, argv)
+            program.main(values)
     except mistakes as error:
-        sys.exit(f"{program}: {one_line(error)}")
+        sys.exit(f"{called}: {one_line(error)}")
     except Interrupted as error:
-        line = f"{program}: interrupted by {error.signal.name} before it finished"
+        line = f"{called}: interrupted by {error.signal.name} before it finished"
         if error.checkpoint:
             line = f"to resume, run: {shlex.join(command_line())}"
         # SIGHUP comes because the terminal was closed.
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
         raise
+
+
+def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
+    """Parses a command line, and refuses paths that cannot be meant.
+
+    Raises:
+        UserError: for an argument that is no flag, an empty output path, and a special
+            file such as a FIFO in place of a file.
+    """
+    # Here, because it imports TensorFlow.
+    from deeplab_tf.files import file_kinds
+
+    rest = values(argv)[1:]
+    if rest:
+        raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+    for name in values:
+        _refuse_empty_output(values[name])
+        for value in _texts(values[name].value):
+            file_kinds.refuse_special(name, value)
 
 
 def command_line() -> list[str]:

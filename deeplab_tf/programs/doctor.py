@@ -14,9 +14,12 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import files, flags
+from deeplab_tf import flags
 from deeplab_tf.data import sources
-from deeplab_tf.data.doctor import (
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.reader import Reader
+from deeplab_tf.data.source import Source
+from deeplab_tf.data.validation import (
     DECODING_ERRORS,
     ERRORS,
     WARNINGS,
@@ -26,29 +29,28 @@ from deeplab_tf.data.doctor import (
     is_safe,
     shared_images,
 )
-from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import Reader
 from deeplab_tf.errors import UserError
-from deeplab_tf.programs import run_program
+from deeplab_tf.files import outputs
 from deeplab_tf.visualize import add_legend, contact_sheet, overlay, shrink
 
-FLAGS = absl_flags.FlagValues()
 _SHEET = "doctor.png"
 _SHOWN = 5  # of each kind of problem
 _MOST_SAMPLES = 100  # of a split
 _CELL = 320  # pixels of the longer side of a picture in the sheet
 
 
-def _define() -> None:
-    flags.define_dataset_location(FLAGS)
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_dataset_location(values)
     absl_flags.DEFINE_list(
-        "splits", None, "Splits to examine; default: all.", flag_values=FLAGS
+        "splits", None, "Splits to examine; default: all.", flag_values=values
     )
     absl_flags.DEFINE_string(
         "output_dir",
         None,
         "Folder of doctor.png; default: the folder of the records.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_integer(
         "samples",
@@ -56,15 +58,13 @@ def _define() -> None:
         "Pictures of each split in doctor.png; 0 draws none.",
         lower_bound=0,
         upper_bound=_MOST_SAMPLES,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    flags.define_overwrite(FLAGS)
+    flags.define_overwrite(values)
+    return values
 
 
-_define()
-
-
-def _opened(values) -> dict[str, sources.Source]:
+def _opened(values) -> dict[str, Source]:
     """Returns the splits to examine."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
@@ -137,7 +137,7 @@ def _picture(image, label, info: DatasetInfo) -> np.ndarray:
     return add_legend(pair, label, info)
 
 
-def _sheet(splits: dict[str, sources.Source], samples: int) -> np.ndarray | None:
+def _sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
     """Returns pictures of samples of every split in rows, None if none is readable."""
     pictures = []
     for source in splits.values():
@@ -156,13 +156,13 @@ def _output_dir(values) -> str:
     return values.output_dir or values.dataset_dir or "."
 
 
-def _draw(values, splits: dict[str, sources.Source]) -> None:
+def _draw(values, splits: dict[str, Source]) -> None:
     sheet = _sheet(splits, values.samples) if values.samples else None
     if sheet is None:
         return
     tf.io.gfile.makedirs(_output_dir(values))
     path = os.path.join(_output_dir(values), _SHEET)
-    files.write_bytes(tf.io.encode_png(sheet).numpy(), path)
+    outputs.write_bytes(tf.io.encode_png(sheet).numpy(), path)
     print(f"\nsamples with their labels: {path}")
 
 
@@ -170,7 +170,7 @@ def main(values: absl_flags.FlagValues) -> None:
     """Examines, prints and draws; ends with status 1 if it is not safe to train."""
     splits = _opened(values)
     if values.samples:
-        files.claim(_output_dir(values), [_SHEET], values.overwrite)
+        outputs.claim(_output_dir(values), [_SHEET], values.overwrite)
     info = next(iter(splits.values())).info
     reports = [examine_split(source, split) for split, source in splits.items()]
     problems = [problem for report in reports for problem in report.problems]
@@ -187,8 +187,3 @@ def main(values: absl_flags.FlagValues) -> None:
         print("\nnot safe to train: see the errors above")
         sys.exit(1)
     print("\nsafe to train")
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

@@ -13,13 +13,13 @@ import dataclasses
 
 from absl import flags as absl_flags
 
-from deeplab_tf import files, flags
+from deeplab_tf import flags
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import outputs
 from deeplab_tf.presets import report
-from deeplab_tf.programs import run_program
 from deeplab_tf.programs.export_forms import WRITERS, Order, compare
 from deeplab_tf.programs.restored import (
     experiment_of,
@@ -40,7 +40,6 @@ from deeplab_tf.serving.publication import (
 from deeplab_tf.serving.signatures import Resizing
 from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
 
-FLAGS = absl_flags.FlagValues()
 _SAVED_MODEL = ""  # is a folder, whose name may end with anything
 # What only some forms have, by flag.
 _FORMS_OF_FLAGS = {
@@ -83,40 +82,42 @@ _SWITCHES = {
 }
 
 
-def _define_tflite() -> None:
+def _define_tflite(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "tflite_precision",
         "float32",
         PRECISIONS,
         "Ours: of a TFLite file: float32; float16 weights; 8-bit weights (dynamic); 8 "
         "bits throughout (int8).",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_enum(
         "tflite_output",
         "labels",
         OUTPUTS,
         "Ours: what a TFLite file gives.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_integer(
         "calibration_images",
         100,
         "Ours: images of --eval_split that tell int8 the range of the values.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
 
 
-def _define() -> None:
-    flags.define_model_flags(FLAGS, "export")
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_model_flags(values, "export")
     string = absl_flags.DEFINE_string
     string(
         "checkpoint_path",
         None,
         "Folder or prefix of a checkpoint, official or ours.",
         required=True,
-        flag_values=FLAGS,
+        flag_values=values,
     )
     string(
         "export_path",
@@ -124,58 +125,59 @@ def _define() -> None:
         "Folder of the SavedModel, or a file that ends with .tflite or .onnx; with .pb "
         "at its end, a folder of that name without it and a frozen graph beside it.",
         required=True,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    flags.define_dataset_location(FLAGS)
-    string("eval_split", "val", "Ours: split that is compared on.", flag_values=FLAGS)
+    flags.define_dataset_location(values)
+    string("eval_split", "val", "Ours: split that is compared on.", flag_values=values)
     absl_flags.DEFINE_float(
         "max_miou_drop",
         0.5,
         "Ours: points of mIoU, of a hundred, that what is exported may be below the "
         "model on the records of --dataset_dir.",
         lower_bound=0.0,
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_integer(
-        "num_classes", None, "Default: the checkpoint's.", flag_values=FLAGS
+        "num_classes", None, "Default: the checkpoint's.", flag_values=values
     )
-    _define_tflite()
-    _define_view()
-    flags.define_overwrite(FLAGS)
+    _define_tflite(values)
+    _define_view(values)
+    flags.define_overwrite(values)
     # The official export differs here from the other programs.
-    FLAGS["output_stride"].default = 8
-    FLAGS["output_stride"].unparse()
+    values["output_stride"].default = 8
+    values["output_stride"].unparse()
+    return values
 
 
-def _define_view() -> None:
+def _define_view(values: absl_flags.FlagValues) -> None:
     """Defines how what is exported looks at images, and what it holds."""
     absl_flags.DEFINE_multi_string(
         "crop_size",
         None,
         "Size to which images are padded; default: each to its own next "
         "k * output_stride + 1, in a TFLite file 513,513.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_multi_string(
         "inference_scales",
         "1.0",
         "Scales whose probabilities are averaged.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_multi_string(
         "window_size",
         None,
         "Ours: size of the windows through which larger images are seen.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     for name, (default, text) in _SWITCHES.items():
-        absl_flags.DEFINE_boolean(name, default, text, flag_values=FLAGS)
+        absl_flags.DEFINE_boolean(name, default, text, flag_values=values)
     absl_flags.DEFINE_integer(
         "max_pixels",
         Bounds().pixels,
         "Ours: of a picture that the signature encoded takes.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
     for name in flags.RESIZING:
         absl_flags.DEFINE_integer(
@@ -183,11 +185,8 @@ def _define_view() -> None:
             None,
             "Resizing of every image; its labels have its own size again.",
             lower_bound=1,
-            flag_values=FLAGS,
+            flag_values=values,
         )
-
-
-_define()
 
 
 def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
@@ -298,8 +297,8 @@ def main(values: absl_flags.FlagValues) -> None:
     path = (values.export_path.rstrip("/") or "/").removesuffix(FROZEN)
     _check_form(values, path)
     if values.export_path.endswith(FROZEN):
-        folder, name = files.split(path + FROZEN)
-        files.claim(folder, [name], values.overwrite)
+        folder, name = outputs.split(path + FROZEN)
+        outputs.claim(folder, [name], values.overwrite)
     order = _ordered(values, path)
     compared = "not compared with the model; --dataset_dir names records to do so on"
     with publish_artefact(path, values.overwrite) as unfinished:
@@ -315,8 +314,3 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{config.output_stride}; {description}"
     )
     print(compared)
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

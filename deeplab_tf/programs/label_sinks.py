@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf import files, visualize
+from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.videos import Video, write_video
 from deeplab_tf.evaluation.submission import SUBMISSIONS
+from deeplab_tf.files import outputs
+from deeplab_tf.images.videos import Video, write_video
 
 # Pictures that are also shown together.
 _SHOWN = 12
@@ -46,7 +47,7 @@ def write_pictures(
         visualize.png_bytes(with_legend),
     )
     for suffix, content in zip(_SUFFIXES, contents, strict=True):
-        files.write_bytes(content, prefix + suffix)
+        outputs.write_bytes(content, prefix + suffix)
     return with_legend
 
 
@@ -78,7 +79,9 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
 
     yield add
     overview = os.path.join(folder, _OVERVIEW)
-    files.write_bytes(visualize.png_bytes(visualize.contact_sheet(overlays)), overview)
+    outputs.write_bytes(
+        visualize.png_bytes(visualize.contact_sheet(overlays)), overview
+    )
     print(f"written: {overview}, the first {len(overlays)}")
 
 
@@ -144,7 +147,7 @@ def label_maps(folder: str, info: DatasetInfo) -> Iterator[Sink]:
 
     def add(name, image, labels):
         path = os.path.join(folder, f"{name}.png")
-        files.write_bytes(visualize.palette_png_bytes(labels, info), path)
+        outputs.write_bytes(visualize.palette_png_bytes(labels, info), path)
 
     yield add
     print(f"written: {folder}")

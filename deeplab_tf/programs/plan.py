@@ -15,41 +15,42 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags as absl_flags
 
-from deeplab_tf import files, flags
+from deeplab_tf import flags
 from deeplab_tf.config import ModelConfig, TrainConfig
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import outputs
 from deeplab_tf.presets import Preset
-from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, planning
 from deeplab_tf.training.planning import Cell, Measurement
 
-FLAGS = absl_flags.FlagValues()
 _PRECISIONS = ("float32", "bfloat16")
 # Of a model without a preset: PASCAL VOC's classes, the official crop and batch.
 _NUM_CLASSES, _CROP, _BATCH = 21, (513, 513), 16
 
 
-def _define() -> None:
-    flags.define_model_flags(FLAGS, "train")
-    flags.define_overwrite(FLAGS)
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_model_flags(values, "train")
+    flags.define_overwrite(values)
     whole = absl_flags.DEFINE_list
     whole(
         "batch_sizes",
         ["1", "2", "4", "8", "16"],
         "Numbers of images at once.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     whole(
         "crop_sizes",
         None,
         "Crops, as 513 or 769x1025; default: the preset's.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     whole(
         "output_strides",
         None,
         "Output strides; default: the preset's.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     integer = absl_flags.DEFINE_integer
     integer(
@@ -57,20 +58,18 @@ def _define() -> None:
         None,
         "Images of an optimiser step; default: the preset's.",
         lower_bound=1,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    integer("steps", 2, "Steps that are timed.", lower_bound=1, flag_values=FLAGS)
+    integer("steps", 2, "Steps that are timed.", lower_bound=1, flag_values=values)
     absl_flags.DEFINE_float(
         "memory_gib",
         None,
         "Memory that there is; default: that of the GPU or the machine.",
         lower_bound=0,
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    absl_flags.DEFINE_string("json", None, "File for the results.", flag_values=FLAGS)
-
-
-_define()
+    absl_flags.DEFINE_string("json", None, "File for the results.", flag_values=values)
+    return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +217,8 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "train")
     request = _request(values, flags.chosen_preset(values))
     if values.json:
-        folder, name = files.split(values.json)
-        files.claim(folder, [name], values.overwrite)
+        folder, name = outputs.split(values.json)
+        outputs.claim(folder, [name], values.overwrite)
     limit = planning.usable(request.mebibytes)
 
     def say(line: str) -> None:
@@ -255,13 +254,8 @@ def main(values: absl_flags.FlagValues) -> None:
             },
             indent=2,
         )
-        files.write_text(f"{text}\n", values.json)
+        outputs.write_text(f"{text}\n", values.json)
 
 
 def _row(one: Measurement) -> dict:
     return dataclasses.asdict(one) | {"images_per_second": one.images_per_second}
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

@@ -27,21 +27,17 @@ import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import files, flags
+from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
-from deeplab_tf.data.photographs import (
-    check_image,
-    find_images,
-    image_name,
-    read_image,
-)
-from deeplab_tf.data.videos import Video, read_video
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
+from deeplab_tf.files import outputs
+from deeplab_tf.images.inputs import check_image, find_images, image_name, read_image
+from deeplab_tf.images.videos import Video, read_video
 from deeplab_tf.presets import report
-from deeplab_tf.programs import label_sinks, run_program
+from deeplab_tf.programs import label_sinks
 from deeplab_tf.programs.labelling import Source, label_all
 from deeplab_tf.programs.restored import (
     experiment_of,
@@ -54,7 +50,6 @@ from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import readable_limits
 
-FLAGS = absl_flags.FlagValues()
 _TEXTS = {
     "images": "File, folder or glob of JPEG and PNG images.",
     "image_list": "Text file that names those --images to label; default: all.",
@@ -96,37 +91,39 @@ _MOST_CLASSES = 255
 _Labeler = Callable[[np.ndarray], np.ndarray]
 
 
-def _define() -> None:
-    flags.define_model_flags(FLAGS, "predict")
-    flags.define_fields(FLAGS, EvalConfig, _VIEW)
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_model_flags(values, "predict")
+    flags.define_fields(values, EvalConfig, _VIEW)
     absl_flags.DEFINE_string(
         "model",
         None,
         "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
         required=True,
-        flag_values=FLAGS,
+        flag_values=values,
     )
     for name, text in _TEXTS.items():
-        absl_flags.DEFINE_string(name, None, text, flag_values=FLAGS)
+        absl_flags.DEFINE_string(name, None, text, flag_values=values)
     for name, (default, text) in _COUNTS.items():
-        absl_flags.DEFINE_integer(name, default, text, lower_bound=1, flag_values=FLAGS)
+        absl_flags.DEFINE_integer(
+            name, default, text, lower_bound=1, flag_values=values
+        )
     absl_flags.DEFINE_enum(
         "submission",
         None,
         sorted(SUBMISSIONS),
         "Benchmark whose server takes the labels of --images.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_boolean(
         "save_frames",
         False,
         "Whether the labels of every frame are also written as a PNG with a palette.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    flags.define_overwrite(FLAGS)
-
-
-_define()
+    flags.define_overwrite(values)
+    return values
 
 
 def _labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
@@ -198,7 +195,7 @@ def _label_images(values: absl_flags.FlagValues) -> None:
         check_image(path)
     if values.output_dir:
         names = label_sinks.picture_names(map(image_name, paths))
-        files.claim(values.output_dir, names, values.overwrite, inputs=paths)
+        outputs.claim(values.output_dir, names, values.overwrite, inputs=paths)
     labeler, info = _labeler(values)
     images = ((image_name(path), read_image(path)) for path in paths)
     with contextlib.ExitStack() as stack:
@@ -243,13 +240,13 @@ def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
 
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
     names = [label_sinks.video_file(video)]
-    files.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
+    outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)
         # How many frames there will be is not known.
         there = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
         names = [name for name in there if re.fullmatch(r"\d{6,}\.png", name)]
-        files.claim(folder, names, values.overwrite)
+        outputs.claim(folder, names, values.overwrite)
 
 
 def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:
@@ -292,8 +289,3 @@ def main(values: absl_flags.FlagValues) -> None:
         _label_video(values)
     else:
         _label_images(values)
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

@@ -32,19 +32,17 @@ from deeplab_tf.data.classification import (
     load_classes,
     open_classes,
 )
-from deeplab_tf.data.sources import Source
+from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.locks import training_lock
+from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.classifier import build_classifier, require_classifier
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.batch_norm import resolve_batch_norm
 from deeplab_tf.training.classification import ClassValidation
 from deeplab_tf.training.trainer import Trainer
 
-FLAGS = absl_flags.FlagValues()
 _OUTPUT_STRIDE = 32
 _NO_LABEL = -1  # every image has its class: none is ignored
 _TEXTS = {
@@ -96,64 +94,64 @@ _ENUMS = {
 }
 
 
-def _define() -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
     string, boolean = absl_flags.DEFINE_string, absl_flags.DEFINE_boolean
     for name, text in _TEXTS.items():
-        string(name, None, text, flag_values=FLAGS)
-    string("train_split", "train", "Split to train on.", flag_values=FLAGS)
-    string("eval_split", "validation", "Split to score.", flag_values=FLAGS)
+        string(name, None, text, flag_values=values)
+    string("train_split", "train", "Split to train on.", flag_values=values)
+    string("eval_split", "validation", "Split to score.", flag_values=values)
     absl_flags.DEFINE_float(
         "learning_rate_decay_epochs",
         2.0,
         "Epochs between two decays of the learning rate.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    flags.define_fields(FLAGS, TrainConfig, _TRAINING)
-    flags.define_fields(FLAGS, DataConfig, _BATCH, prefix="train_")
-    flags.define_fields(FLAGS, DataConfig, _SEED)
+    flags.define_fields(values, TrainConfig, _TRAINING)
+    flags.define_fields(values, DataConfig, _BATCH, prefix="train_")
+    flags.define_fields(values, DataConfig, _SEED)
     for name, (choices, text) in _ENUMS.items():
-        absl_flags.DEFINE_enum(name, choices[0], choices, text, flag_values=FLAGS)
+        absl_flags.DEFINE_enum(name, choices[0], choices, text, flag_values=values)
     absl_flags.DEFINE_integer(
-        "num_clones", None, "Devices that train; default: all GPUs.", flag_values=FLAGS
+        "num_clones", None, "Devices that train; default: all GPUs.", flag_values=values
     )
-    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
-    boolean("deterministic", False, "The same weights every time.", flag_values=FLAGS)
-    _define_model()
+    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=values)
+    boolean("deterministic", False, "The same weights every time.", flag_values=values)
+    _define_model(values)
     for name, value in _RECIPE.items():
-        FLAGS.set_default(name, value)
-    flags.define_overwrite(FLAGS)
-    absl_flags.mark_flags_as_required(_REQUIRED, flag_values=FLAGS)
+        values.set_default(name, value)
+    flags.define_overwrite(values)
+    absl_flags.mark_flags_as_required(_REQUIRED, flag_values=values)
+    return values
 
 
-def _define_model() -> None:
+def _define_model(values: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_string(
         "model_variant",
         "xception_65",
         "Backbone: an Xception or a ResNet.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_multi_string(
         "multi_grid",
         None,
         "Unit rates of the last block, such as 1,2,4.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_boolean(
         "depthwise_activation",
         False,
         "The ReLU after each depthwise convolution of Xception in the paper.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_float(
         "batch_norm_momentum",
         None,
         "Decay of the moving statistics; the default is the official constant, too "
         "slow for runs of some hundred steps.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-
-
-_define()
 
 
 def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
@@ -300,8 +298,3 @@ def _run(
 
     trainer.train(dataset, validation, source.info, name_samples)
     print(f"{folder}: {trainer.step} steps, model.ckpt-{trainer.step}")
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

@@ -18,21 +18,20 @@ from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.pretrained import find_weights
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
-from deeplab_tf.data import doctor, sources, statistics
+from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
+from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.locks import training_lock
+from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, is_followed, report
-from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume, sanity
 from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
-FLAGS = absl_flags.FlagValues()
 _TRAINING = {
     "train_logdir": "Folder of the checkpoints.",
     "training_number_of_steps": "Optimiser steps in all.",
@@ -86,68 +85,68 @@ _AUGMENTATION = {
 }
 
 
-def _define() -> None:
-    flags.define_model_flags(FLAGS, "train")
-    flags.define_dataset_flags(FLAGS, "train_split", "train")
-    flags.define_fields(FLAGS, TrainConfig, _TRAINING)
-    flags.define_fields(FLAGS, DataConfig, _AUGMENTATION)
-    flags.define_fields(FLAGS, DataConfig, _BATCH, prefix="train_")
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_model_flags(values, "train")
+    flags.define_dataset_flags(values, "train_split", "train")
+    flags.define_fields(values, TrainConfig, _TRAINING)
+    flags.define_fields(values, DataConfig, _AUGMENTATION)
+    flags.define_fields(values, DataConfig, _BATCH, prefix="train_")
     absl_flags.DEFINE_list(
         "bootstrap_classes",
         None,
         "Ours: images with one of these classes come twice an epoch; the paper's for "
         "VOC are bicycle,chair,diningtable,pottedplant,sofa.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_enum(
         "class_weighting",
         "none",
         ["none", "median_frequency"],
         "Ours: label_weights from the pixel counts of the training split.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    _define_machine()
-    flags.define_overwrite(FLAGS)
-    absl_flags.mark_flag_as_required("train_logdir", flag_values=FLAGS)
+    _define_machine(values)
+    flags.define_overwrite(values)
+    absl_flags.mark_flag_as_required("train_logdir", flag_values=values)
+    return values
 
 
-def _define_machine() -> None:
+def _define_machine(values: absl_flags.FlagValues) -> None:
     boolean, string = absl_flags.DEFINE_boolean, absl_flags.DEFINE_string
-    string("eval_split", "val", "Ours: split of evaluations.", flag_values=FLAGS)
+    string("eval_split", "val", "Ours: split of evaluations.", flag_values=values)
     absl_flags.DEFINE_enum(
         "distribution_strategy",
         "auto",
         list(distribution.STRATEGIES),
         "Ours: auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     absl_flags.DEFINE_integer(
         "num_clones",
         None,
         "Devices that train; default: all GPUs. On CPU as many logical devices.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
-    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=FLAGS)
-    string("tpu", None, "Ours: name or address of a TPU.", flag_values=FLAGS)
+    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=values)
+    string("tpu", None, "Ours: name or address of a TPU.", flag_values=values)
     boolean(
         "deterministic",
         False,
         "Ours: the same weights, to the last bit, every time.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
     boolean(
         "sanity_overfit",
         False,
         "Ours: overfit one batch, say whether model, labels and loss fit, and end.",
-        flag_values=FLAGS,
+        flag_values=values,
     )
 
 
-_define()
-
-
 def _experiment(
-    values: absl_flags.FlagValues, preset: Preset | None, source: sources.Source
+    values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
     """Returns everything that the flags say, checked as far as values go."""
     split = flags.split_value(values, "train_split", preset)
@@ -185,7 +184,7 @@ def _experiment(
     return experiment
 
 
-def _source(values, preset: Preset | None) -> sources.Source:
+def _source(values, preset: Preset | None) -> Source:
     """Returns the training records, and what their labels mean."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
@@ -195,14 +194,14 @@ def _source(values, preset: Preset | None) -> sources.Source:
     return sources.open_split(info.name, folder, split)
 
 
-def _examined(values, experiment: Experiment, source: sources.Source) -> Experiment:
+def _examined(values, experiment: Experiment, source: Source) -> Experiment:
     """Returns the experiment with the label weights that `--class_weighting` means.
 
     Reads records, so that it comes behind what costs nothing to check.
     """
-    for problem in doctor.check_quickly(source, experiment.split):
+    for problem in validation.check_quickly(source, experiment.split):
         if problem.kind == "unlikely":
-            what = doctor.WARNINGS[problem.kind]
+            what = validation.WARNINGS[problem.kind]
             print(f"warning: {what}: {problem.text}", file=sys.stderr)
     if values.class_weighting == "none":
         return experiment
@@ -440,8 +439,3 @@ def _run(
 
     trainer.train(dataset, validation, experiment.info, name_samples)
     print(f"{config.train_logdir}: {trainer.step} steps, model.ckpt-{trainer.step}")
-
-
-def run() -> None:
-    """Console entry."""
-    run_program(main, FLAGS)

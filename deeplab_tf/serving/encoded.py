@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from deeplab_tf.data.pictures import decode_image
+from deeplab_tf.images.decoding import decode_image
 
 # What resizing by products with matrices takes grows with the square of a side.
 MOST_SIDE = 1 << 14

@@ -5,7 +5,7 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
-from deeplab_tf import files
+from deeplab_tf.files import outputs
 from deeplab_tf.serving.signatures import INPUT, SERVING
 
 # What such a file ends with.
@@ -36,4 +36,4 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
     spec = tf.TensorSpec(taken.shape, taken.dtype, INPUT)
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
     graph = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
-    files.write_bytes(graph.SerializeToString(), path)
+    outputs.write_bytes(graph.SerializeToString(), path)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
-from deeplab_tf.files import write_text
+from deeplab_tf.files.outputs import write_text
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import layer_errors, table
 from deeplab_tf.serving.publication import comparison_path

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from deeplab_tf import files
 from deeplab_tf.errors import UserError
-from deeplab_tf.file_kinds import is_remote
+from deeplab_tf.files import outputs
+from deeplab_tf.files.file_kinds import is_remote
 
 # What every SavedModel has.
 GRAPH = "saved_model.pb"
@@ -46,7 +46,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
     Raises:
         UserError: naming what is in the way.
     """
-    files.require_replaceable(path, overwrite)
+    outputs.require_replaceable(path, overwrite)
     is_folder = tf.io.gfile.isdir(path)
     if tf.io.gfile.exists(path) and is_folder == bool(ending_of(path)):
         kind = "folder" if is_folder else "file"
@@ -55,7 +55,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
             f"{path} exists and is a {kind}, not a {expected}; choose another path"
         )
     for other in (comparison_path(path), refusal_path(path)):
-        files.require_replaceable(other, overwrite)
+        outputs.require_replaceable(other, overwrite)
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
     require_replaceable(path, overwrite)
     # A link stays a link.
     path = path.rstrip("/") if is_remote(path) else os.path.realpath(path)
-    with files.publish(path, overwrite) as unfinished:
+    with outputs.publish(path, overwrite) as unfinished:
         with _keep_refusal(unfinished, path):
             yield unfinished
         comparison = _read_if_there(comparison_path(unfinished))
@@ -92,7 +92,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
             if tf.io.gfile.exists(stale):
                 tf.io.gfile.remove(stale)
     if comparison is not None:
-        files.write_bytes(comparison, comparison_path(path))
+        outputs.write_bytes(comparison, comparison_path(path))
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def _keep_refusal(unfinished: str, path: str) -> Iterator[None]:
             raise
         kept = refusal_path(path)
         tf.io.gfile.makedirs(os.path.dirname(kept))
-        files.write_bytes(comparison, kept)
+        outputs.write_bytes(comparison, kept)
         raise UserError(f"{error}; {kept} compares them") from error
 
 

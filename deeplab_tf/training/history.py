@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy import ndimage
 
-from deeplab_tf import strict_json, text_files
+from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import write_bytes, write_text
+from deeplab_tf.files import text_files
+from deeplab_tf.files.outputs import write_bytes, write_text
 from deeplab_tf.visualize import drawn, png_bytes
 
 HISTORY_FILE, CURVES_FILE = "history.jsonl", "curves.png"

@@ -19,7 +19,7 @@ from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
-from deeplab_tf.locks import verify_training_lock
+from deeplab_tf.files.locks import verify_training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import (

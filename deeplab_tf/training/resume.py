@@ -17,7 +17,6 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from deeplab_tf import files, text_files
 from deeplab_tf.checkpoints.tf1 import (
     AVERAGE_KEY,
     MODEL_KEY,
@@ -28,8 +27,9 @@ from deeplab_tf.checkpoints.tf1 import (
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import METRICS_FILE
-from deeplab_tf.files import write_text
-from deeplab_tf.locks import training_lock, verify_training_lock
+from deeplab_tf.files import outputs, text_files
+from deeplab_tf.files.locks import training_lock, verify_training_lock
+from deeplab_tf.files.outputs import write_text
 from deeplab_tf.training.divergence import first_not_finite
 from deeplab_tf.training.history import CURVES_FILE, HISTORY_FILE
 
@@ -382,7 +382,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
     index = f"{name}.index"
     path = os.path.join(folder, index)
     if tf.io.gfile.exists(path):
-        if not files.is_listed(path) and _damage(os.path.join(folder, name)):
+        if not outputs.is_listed(path) and _damage(os.path.join(folder, name)):
             raise UserError(f"{path} exists and is not our checkpoint; move it away")
         tf.io.gfile.remove(path)
     parts = {p for p in tf.io.gfile.listdir(scratch) if _FILE.fullmatch(p)} - {index}
@@ -391,7 +391,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
         for part in (*sorted(parts), index, STATE_FILE)
     ]
     for move in moves[-2:]:  # the index, which stands for the data as well
-        files.list_before_move(*move)
+        outputs.list_before_move(*move)
     for source, path in moves:
         tf.io.gfile.rename(source, path, overwrite=True)
 
@@ -430,10 +430,10 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
     best = os.path.join(folder, BEST)
     names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
     for place in (folder, best) if tf.io.gfile.isdir(best) else (folder,):
-        files.claim(place, names, overwrite)
+        outputs.claim(place, names, overwrite)
         state = os.path.join(place, STATE_FILE)
         is_foreign = tf.io.gfile.exists(state) and not _is_state_file(state)
-        files.claim(place, [STATE_FILE] if is_foreign else [], overwrite)
+        outputs.claim(place, [STATE_FILE] if is_foreign else [], overwrite)
     found = filter(None, map(_FILE.fullmatch, _names(best)))
     for prefix in (os.path.join(best, match[1]) for match in found):
         if not (overwrite or _is_ours(prefix)):
@@ -445,7 +445,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
 
 def _is_ours(prefix: str) -> bool:
     """Returns whether we wrote a checkpoint, or a copy of it that was set aside."""
-    return files.is_listed(f"{prefix.removesuffix(REPLACED)}.index")
+    return outputs.is_listed(f"{prefix.removesuffix(REPLACED)}.index")
 
 
 def _is_state_file(path: str) -> bool:

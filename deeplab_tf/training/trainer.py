@@ -18,7 +18,7 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
-from deeplab_tf.locks import training_lock
+from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.pointwise import with_products
 from deeplab_tf.models.recomputation import recomputed
 from deeplab_tf.models.variables import dropout_seeds, official_variables

@@ -17,9 +17,9 @@ import tensorflow as tf
 from mutations import INFOS, Mutant
 
 import deeplab_tf
-from datasets import voc2012
 from deeplab_tf.config import DataConfig
-from deeplab_tf.data import doctor, records
+from deeplab_tf.convert import voc2012
+from deeplab_tf.data import records, validation
 from deeplab_tf.data.reader import batches
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
@@ -164,7 +164,7 @@ def trained(folder, count, info, batch_size=1):
 
 
 def found_by_the_doctor(folder, count):
-    report = doctor.examine_split(open_split(None, str(folder), "train"), "train")
+    report = validation.examine_split(open_split(None, str(folder), "train"), "train")
     assert report.examined == count
     return {told(p.text) for p in report.problems if p.kind in _REFUSED}
 

@@ -9,11 +9,13 @@ import tensorflow as tf
 from plain_records import encoded, record, write
 
 from deeplab_tf.config import DataConfig
-from deeplab_tf.data import pictures, records
+from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.data.reader import batches
 from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
+from deeplab_tf.images.decoding import EncodedImage
 
 # Image i is of colour (20 i, 7, 100) and of class i everywhere, at these sizes.
 SIZES = [(9, 12), (20, 15), (9, 12), (9, 20), (16, 20)] * 2
@@ -316,8 +318,8 @@ def test_any_channels_and_depth_become_0_to_255(
 ):
     depth = np.uint8 if max_value == 255 else np.uint16
     pixels = np.random.RandomState(0).randint(0, max_value + 1, (6, 7, channels))
-    png = pictures.encode_image(pixels.astype(depth))
-    picture = records.Picture(png, "png", 6, 7, channels)
+    png = decoding.encode_image(pixels.astype(depth))
+    picture = EncodedImage(png, "png", 6, 7, channels)
     label = encoded(np.arange(42).reshape(6, 7) % 3)
     folder = write(tmp_path, records.serialize(picture, label, "a"))
     info = DatasetInfo("a", ("x", "y", "z"), channels=channels, max_value=max_value)
@@ -353,8 +355,8 @@ def test_jitter_changes_images_and_no_label(plain):
 
 
 def test_one_mean_pixel_stands_for_all_channels(tmp_path):
-    png = pictures.encode_image(np.full((3, 3, 5), 9, np.uint8))
-    picture = records.Picture(png, "png", 3, 3, 5)
+    png = decoding.encode_image(np.full((3, 3, 5), 9, np.uint8))
+    picture = EncodedImage(png, "png", 3, 3, 5)
     content = records.serialize(picture, encoded(np.zeros((3, 3))), "a")
     folder = write(tmp_path, content)
     records.write_info(DatasetInfo("five", ("x",), channels=5), folder)

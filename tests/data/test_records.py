@@ -10,6 +10,7 @@ from plain_records import write
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.images.decoding import EncodedImage
 
 INFO = DatasetInfo(
     "toys",
@@ -25,7 +26,7 @@ def features(record):
 
 
 def test_the_schema_is_the_official_one():
-    picture = records.Picture(b"J", "jpeg", 281, 500)
+    picture = EncodedImage(b"J", "jpeg", 281, 500)
     feature = features(records.serialize(picture, b"L", "2007_000032"))
     kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}
     assert kinds == {

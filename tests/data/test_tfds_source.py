@@ -18,9 +18,9 @@ from tensorflow_datasets import features
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import sources, statistics, tfds_source
-from deeplab_tf.data.doctor import examine_split
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.data.reader import batches
+from deeplab_tf.data.validation import examine_split
 from deeplab_tf.errors import UserError
 
 TRAIN, TEST = 7, 3

@@ -11,7 +11,7 @@ import tensorflow as tf
 from listing import listed
 from PIL import Image
 
-from datasets import cityscapes
+from deeplab_tf.convert import cityscapes
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion

@@ -14,8 +14,11 @@ from deeplab_tf.training.interruption import Interrupted
 
 def ended(main, capfd):
     """Runs a program; returns its exit status and what it prints on stderr."""
-    with pytest.raises(SystemExit) as error:
-        run_program(main, flags.FlagValues(), ["/repo/train.py"])
+    program = types.ModuleType("program")
+    program.define_flags, program.main = flags.FlagValues, main
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
+        patch.setitem(sys.modules, "program", program)
+        run_program("program", ["/repo/train.py"])
     return error.value.code, capfd.readouterr().err
 
 

@@ -13,9 +13,9 @@ from PIL import Image
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
-from deeplab_tf.data.photographs import read_image
+from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor, predict_labels
-from deeplab_tf.programs import predict, run_program
+from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_info, export_saved_model
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -28,9 +28,7 @@ def noise(height, width):
 
 
 def run(*arguments):
-    for name in predict.FLAGS:
-        predict.FLAGS[name].unparse()
-    run_program(predict.main, predict.FLAGS, ["predict.py", *arguments])
+    run_program("deeplab_tf.programs.predict", ["predict.py", *arguments])
 
 
 @pytest.fixture(scope="module")

@@ -67,19 +67,11 @@ def program(name):
     return importlib.import_module(f"deeplab_tf.programs.{name}")
 
 
-def unparsed(name):
-    """Returns the flags of a program as they were before any command line."""
-    values = program(name).FLAGS
-    for flag in values:
-        values[flag].unparse()
-    return values
-
-
 def run(name, *arguments):
     """Runs a program in this process and returns what it prints."""
     argv = [f"{name}.py", *map(str, arguments)]
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        run_program(program(name).main, unparsed(name), argv)
+        run_program(f"deeplab_tf.programs.{name}", argv)
     return out.getvalue()
 
 
@@ -229,7 +221,7 @@ REQUIRED = {
 
 
 def parsed(name, *arguments):
-    values = unparsed(name)
+    values = program(name).define_flags()
     values([name, *REQUIRED[name], *arguments])
     return values
 

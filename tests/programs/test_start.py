@@ -12,7 +12,8 @@ from conftest import ROOT
 
 # TensorFlow has no public name for it.
 SHOWS_ONEDNN = """
-import deeplab_tf.programs
+from deeplab_tf.programs import start_tensorflow
+start_tensorflow()
 from tensorflow.python.util import _pywrap_util_port
 print(_pywrap_util_port.IsMklEnabled())
 """
@@ -50,7 +51,7 @@ def test_the_doctor_says_nothing_but_its_own():
 
 
 def test_ctrl_c_while_tensorflow_is_imported_ends_without_a_traceback():
-    program = "import deeplab_tf.programs"
+    program = "from deeplab_tf.programs import commands; commands.train()"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -87,7 +87,7 @@ def test_relus_of_sums_that_others_take():
 
 
 RUN = """
-import deeplab_tf.programs, test_constant_graph as tests, tensorflow as tf
+import quiet_tensorflow, test_constant_graph as tests, tensorflow as tf
 from deeplab_tf.models.folding import folded
 from deeplab_tf.serving.constant_graph import constant, fast_on_cpu
 make = {"fast": fast_on_cpu, "folded": folded}[KIND]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
-from deeplab_tf.files import LEDGER, write_text
+from deeplab_tf.files.outputs import LEDGER, write_text
 from deeplab_tf.inference import Predictor
 from deeplab_tf.serving import parity
 from deeplab_tf.serving.publication import publish_artefact

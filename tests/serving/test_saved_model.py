@@ -13,13 +13,14 @@ from golden_case import value
 from listing import listed
 from tensorflow.core.protobuf import saved_model_pb2
 
-from deeplab_tf import files, strict_json
+from deeplab_tf import strict_json
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import read_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info, generic_info
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import outputs
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.folding import folded
@@ -286,7 +287,7 @@ def earlier(strided_export, tmp_path):
     """An export with a file that a new one does not have."""
     path = shutil.copytree(strided_export, tmp_path / "export")
     (path / "old.txt").touch()
-    files.seal(str(path))
+    outputs.seal(str(path))
     return path
 
 

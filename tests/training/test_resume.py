@@ -20,10 +20,11 @@ import tensorflow as tf
 from listing import listed
 from training_states import WEIGHTS, fill_with, run_apart, state_of, the_number_in
 
-from deeplab_tf import Experiment, UserError, files, locks
+from deeplab_tf import Experiment, UserError
 from deeplab_tf.checkpoints.tf1 import resolve
-from deeplab_tf.lock_file import Owner
-from deeplab_tf.locks import TRAINING_LOCK, training_lock
+from deeplab_tf.files import locks, outputs
+from deeplab_tf.files.lock_file import Owner
+from deeplab_tf.files.locks import TRAINING_LOCK, training_lock
 from deeplab_tf.training import resume
 from deeplab_tf.training.resume import (
     TrainingState,
@@ -334,7 +335,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         shutil.copy(tmp_path / "model.ckpt-6.index", tmp_path / name)
     shutil.copy(tmp_path / f"model.ckpt-6.{DATA}", tmp_path / f"model.ckpt-7.{DATA}")
     index = str(tmp_path / "model.ckpt-6.index")
-    files.list_before_move(index, str(tmp_path / "model.ckpt-7.index"))
+    outputs.list_before_move(index, str(tmp_path / "model.ckpt-7.index"))
     (tmp_path / f"model.ckpt-5.{DATA}").write_text("not ours")
     save_steps(tmp_path, 8)
     assert (tmp_path / f"model.ckpt-5.{DATA}").read_text() == "not ours"

@@ -19,7 +19,7 @@ from training_states import fill_with, run_apart, state_of, the_number_in
 
 from deeplab_tf import Experiment, UserError
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.locks import TRAINING_LOCK, training_lock
+from deeplab_tf.files.locks import TRAINING_LOCK, training_lock
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 # All that may change a file. `openat` creates some; that it also reads does no harm.

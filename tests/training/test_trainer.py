@@ -30,8 +30,8 @@ from deeplab_tf import (
     load_tf1_variables,
     tf1_variables,
 )
-from deeplab_tf.lock_file import Owner
-from deeplab_tf.locks import TRAINING_LOCK
+from deeplab_tf.files.lock_file import Owner
+from deeplab_tf.files.locks import TRAINING_LOCK
 from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
 from deeplab_tf.training.history import History

@@ -1,0 +1,5 @@
+"""Importing this first starts TensorFlow as the programs do: quiet, with oneDNN."""
+
+from deeplab_tf.programs import start_tensorflow
+
+start_tensorflow()

@@ -1,0 +1,1 @@
+"""Makes TFRecords of datasets as people have them."""

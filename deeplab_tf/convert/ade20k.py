@@ -1,0 +1,99 @@
+"""ADE20K of the scene parsing challenge (ADEChallengeData2016) to TFRecords.
+
+    python -m datasets.ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
+
+The official form keeps the values: 151 classes, of which 0 is ignored; the official
+checkpoints have as many. With `--num_classes=150` the classes begin at 0 and 255 is
+ignored; the data set is then called ade20k_150.
+"""
+
+import functools
+
+import numpy as np
+from etils import epath
+
+from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.data.info import dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import image_files
+
+_SPLITS = {"train": "training", "val": "validation"}
+_DATASETS = {151: "ade20k", 150: "ade20k_150"}
+
+
+def _read_shifted(path: epath.Path) -> np.ndarray:
+    """Returns the label with the classes from 0 on and 255 in place of 0."""
+    label = image_files.read_index_label(path)
+    if label.max() > 150:
+        raise UserError(
+            f"{path} has the value {label.max()}; annotations have 0..150 "
+            "(0 is ignored)"
+        )
+    return label - np.uint8(1)  # 0 wraps around to 255
+
+
+_READERS = {151: image_files.read_index_label, 150: _read_shifted}
+
+
+def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
+    paths = pairs.list_folder(folder)
+    return pairs.find_entries(paths, lambda p: p.stem if p.suffix == suffix else None)
+
+
+def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:
+    """Returns the samples of `training` or `validation`, sorted."""
+    image_dir, label_dir = root / "images" / folder, root / "annotations" / folder
+    images, labels = _by_stem(image_dir, ".jpg"), _by_stem(label_dir, ".png")
+    if not images.files:
+        raise UserError(f"{image_dir} has no *.jpg")
+    pairs.require_pairs(
+        images,
+        labels,
+        lambda stem: image_dir / f"{stem}.jpg",
+        lambda stem: label_dir / f"{stem}.png",
+    )
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
+    return [
+        conversion.Sample(
+            stem, image, labels.files[stem], functools.partial(read, labels.files[stem])
+        )
+        for stem, image in images.files.items()
+    ]
+
+
+def convert(
+    ade20k_root: str, output_dir: str, num_shards: int = 4, num_classes: int = 151
+) -> dict[str, int]:
+    """Writes the shards of train and val.
+
+    Args:
+        ade20k_root: Folder that holds `images` and `annotations`.
+        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        num_shards: Files per split; the official converter writes 4.
+        num_classes: 151 for the official form, in which 0 is ignored; 150 for
+            classes from 0 on, in which 255 is.
+
+    Returns:
+        Number of images by split.
+
+    Raises:
+        UserError: for anything missing, unpaired, broken or out of range.
+    """
+    if num_classes not in _DATASETS:
+        raise UserError(f"num_classes must be 151 or 150; received {num_classes!r}")
+    root = epath.Path(ade20k_root)
+    for part in ("images", "annotations"):
+        for folder in _SPLITS.values():
+            if not (root / part / folder).is_dir():
+                raise UserError(
+                    f"--ade20k_root={root} has no folder {root / part / folder}; it "
+                    "is the folder ADEChallengeData2016 of the archive"
+                )
+    read = _READERS[num_classes]
+    splits = {
+        split: _find_samples(root, folder, read) for split, folder in _SPLITS.items()
+    }
+    info = dataset_info(_DATASETS[num_classes])
+    written = conversion.convert(splits, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in splits}

@@ -1,0 +1,150 @@
+"""Cityscapes in its official layout to TFRecords.
+
+    python -m datasets.cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
+
+The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
+labels are made of the `*_labelIds.png` of the archives; no script has to be run
+before. A split is written if all of its folders are there.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import image_files
+
+_NUM_IDS = 34
+
+# Official name of a split: its kind of label, and its folders in sorted order.
+_SPLITS = {
+    "train_fine": ("gtFine", ("train",)),
+    "val_fine": ("gtFine", ("val",)),
+    # Its labels are placeholders in which everything is void.
+    "test_fine": ("gtFine", ("test",)),
+    "trainval_fine": ("gtFine", ("train", "val")),
+    "train_coarse": ("gtCoarse", ("train", "train_extra")),
+    "trainval_coarse": ("gtCoarse", ("train", "train_extra", "val")),
+}
+
+
+def train_ids() -> np.ndarray:
+    """Returns the class of each id in a labelIds file, uint8 `[34]`; 255 is void.
+
+    The id of licence plates is -1: the archives' label files leave them out.
+    """
+    table = np.full(_NUM_IDS, 255, np.uint8)
+    table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
+    return table
+
+
+def _read_label(path: epath.Path) -> np.ndarray:
+    ids = image_files.read_index_label(path)
+    if ids.max() >= _NUM_IDS:
+        raise UserError(
+            f"{path} has the value {ids.max()}; the ids of labelIds files are "
+            f"0..{_NUM_IDS - 1}"
+        )
+    return train_ids()[ids]
+
+
+def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
+    """Returns the files of all cities, sorted; the key is `<city>/<stem>`."""
+
+    def name_of(path: epath.Path) -> str | None:
+        name = f"{path.parent.name}/{path.name}"
+        return name.removesuffix(suffix) if name.endswith(suffix) else None
+
+    cities = [path for path in pairs.list_folder(folder) if path.is_dir()]
+    paths = [path for city in cities for path in pairs.list_folder(city)]
+    return pairs.find_entries(paths, name_of)
+
+
+def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
+    """Returns the samples of one folder, in the order of their paths."""
+    image_dir, label_dir = root / "leftImg8bit" / folder, root / kind / folder
+    image_suffix, label_suffix = "_leftImg8bit.png", f"_{kind}_labelIds.png"
+    images = _by_stem(image_dir, image_suffix)
+    labels = _by_stem(label_dir, label_suffix)
+    if not images.files:
+        raise UserError(f"{image_dir} has no <city>/*{image_suffix}")
+    pairs.require_pairs(
+        images,
+        labels,
+        lambda stem: image_dir / f"{stem}{image_suffix}",
+        lambda stem: label_dir / f"{stem}{label_suffix}",
+    )
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
+    return [
+        conversion.Sample(
+            image.name.removesuffix(image_suffix),
+            image,
+            labels.files[stem],
+            functools.partial(_read_label, labels.files[stem]),
+        )
+        for stem, image in images.files.items()
+    ]
+
+
+def _find_splits(
+    root: epath.Path, wanted: Sequence[str]
+) -> dict[str, list[conversion.Sample]]:
+    """Returns the samples of those wanted splits whose folders are there."""
+    for split in wanted:
+        if split not in _SPLITS:
+            raise UserError(f"--splits={split} must be of {', '.join(_SPLITS)}")
+    if not (root / "leftImg8bit").is_dir():
+        raise UserError(
+            f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
+            "the folder that holds leftImg8bit and gtFine"
+        )
+    samples = functools.cache(functools.partial(_samples, root))
+    splits = {
+        split: [sample for folder in folders for sample in samples(kind, folder)]
+        for split, (kind, folders) in _SPLITS.items()
+        if split in wanted
+        and all(
+            (root / part / folder).is_dir()
+            for part in ("leftImg8bit", kind)
+            for folder in folders
+        )
+    }
+    missing = [split for split in wanted if split not in splits]
+    if missing and (not splits or list(wanted) != list(_SPLITS)):
+        kind, folders = _SPLITS[missing[0]]
+        raise UserError(
+            f"{root} has no {' and '.join(folders)} in both leftImg8bit and {kind}, "
+            f"for the split {missing[0]}"
+        )
+    return splits
+
+
+def convert(
+    cityscapes_root: str,
+    output_dir: str,
+    num_shards: int = 10,
+    splits: Sequence[str] = (),
+) -> dict[str, int]:
+    """Writes the shards of every split whose folders are there.
+
+    Args:
+        cityscapes_root: Folder that holds `leftImg8bit` and `gtFine`.
+        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        num_shards: Files per split; the official converter writes 10.
+        splits: Names of those to write; () is all whose folders are there.
+
+    Returns:
+        Number of images by split.
+
+    Raises:
+        UserError: for anything missing, unpaired, broken or out of range.
+    """
+    samples = _find_splits(epath.Path(cityscapes_root), splits or tuple(_SPLITS))
+    info = dataset_info("cityscapes")
+    written = conversion.convert(samples, info, output_dir, num_shards)
+    return {split: written.split_sizes[split] for split in samples}

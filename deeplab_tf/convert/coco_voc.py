@@ -1,0 +1,299 @@
+r"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
+
+    python -m datasets.coco_voc --annotations=annotations/instances_train2017.json \
+      --image_dir=train2017 --split=train --output_dir=tfrecord
+
+For pretraining, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
+annotated pixels of these classes are kept, all other objects are background. Crowds
+are ignored. Of 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
+"""
+
+import math
+import os
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from deeplab_tf import strict_json
+from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.data.info import dataset_info, split_name
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.images import decoding
+
+# More than so many pixels have to be annotated.
+_TOO_FEW_PIXELS = 1000
+# Of the annotations; those of 2017 have 0.5 GB.
+_MAX_BYTES = 2**31
+# Where COCO has another name for a class of VOC.
+_COCO_NAMES = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+}
+_FIELDS = {
+    "categories": ("id", "name"),
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "segmentation"),
+}
+
+
+def _masks():
+    """Returns `pycocotools.mask`."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise UserError(
+            f"COCO's outlines need pip install 'deeplab_tf[coco]' ({error})"
+        ) from error
+    return mask
+
+
+class _Object(NamedTuple):
+    """One object of the 20 classes: class id, area in pixels, compressed runs."""
+
+    class_id: int
+    area: int
+    runs: dict[str, Any]
+    is_crowd: bool
+
+
+class _Scene(NamedTuple):
+    """An image and the objects in it, those to be drawn first at the beginning."""
+
+    file_name: str
+    height: int
+    width: int
+    objects: list[_Object]
+
+    def annotated_pixels(self) -> int:
+        """Returns the pixels of any class in the label, without drawing it.
+
+        A union of runs takes a fifteenth of the time of drawing, and does not
+        depend on what covers what.
+        """
+        masks = _masks()
+        everything = masks.merge([o.runs for o in self.objects])
+        crowds = masks.merge([o.runs for o in self.objects if o.is_crowd])
+        return int(masks.area(everything)) - int(masks.area(crowds))
+
+    def draw(self) -> np.ndarray:
+        """Returns the label, uint8 `[height, width]`."""
+        label = np.zeros((self.height, self.width), np.uint8)
+        for item in self.objects:
+            label[_masks().decode(item.runs) == 1] = item.class_id
+        return label
+
+
+def _in_drawing_order(objects: list[_Object]) -> list[_Object]:
+    """Returns the objects from back to front.
+
+    COCO does not tell what is in front. A small object before a large one is
+    rather seen than one behind it, so the larger areas come first. Crowds come last:
+    their outlines cover the gaps between objects as well, and whatever else is
+    there, so that nothing within them is certain.
+    """
+    return sorted(objects, key=lambda o: (o.is_crowd, -o.area))
+
+
+def _read_json(path: epath.Path) -> dict[str, Any]:
+    """Returns the content of an instances file whose entries have all their fields."""
+    file_kinds.require_file(path)
+    content = strict_json.parse(
+        text_files.read_content(os.fspath(path), _MAX_BYTES), str(path), _MAX_BYTES
+    )
+    for kind, fields in _FIELDS.items():
+        if not isinstance(content, dict) or not isinstance(content.get(kind), list):
+            raise UserError(f"{path} is no instances file of COCO: it has no {kind}")
+        for number, entry in enumerate(content[kind]):
+            for field in fields:
+                if not isinstance(entry, dict) or field not in entry:
+                    raise UserError(f"{path}: {kind}[{number}] has no {field}")
+    return content
+
+
+def _class_ids(path: epath.Path, categories: list[dict]) -> dict[int, int]:
+    """Returns the class of each category, by COCO's ids; 0 is background."""
+    by_name = {category["name"]: category["id"] for category in categories}
+    class_ids = dict.fromkeys(by_name.values(), 0)
+    names = dataset_info("coco_voc").class_names
+    for class_id, name in enumerate(names[1:], 1):
+        coco_name = _COCO_NAMES.get(name, name)
+        if coco_name not in by_name:
+            raise UserError(
+                f"{path} has no category {coco_name!r}; the categories of an "
+                "instances file of COCO are needed"
+            )
+        class_ids[by_name[coco_name]] = class_id
+    return class_ids
+
+
+def _unpacked(counts: str) -> list[int]:
+    """Returns the run lengths in COCO's compressed text.
+
+    Five bits in each character from "0" on, the lowest first; the sixth tells that
+    more follow. From the fourth on, lengths are differences to the last but one.
+    """
+    lengths, value, shift = [], 0, 0
+    for character in counts:
+        bits = ord(character) - ord("0")
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+        value, shift = 0, 0
+    return lengths
+
+
+def _runs_of_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
+    counts, size = outline["counts"], [height, width]
+    counts = _unpacked(counts) if isinstance(counts, str) else list(counts)
+    if list(outline["size"]) != size:
+        raise ValueError(f"its runs are of size {outline['size']}")
+    # pycocotools shows what happens to be in the memory where runs are missing.
+    if sum(counts) != height * width or min(counts) < 0:
+        raise ValueError("its runs do not fill the image")
+    return _masks().frPyObjects({"counts": counts, "size": size}, *size)
+
+
+def _runs_of_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
+    polygons = [np.array(polygon, np.float64) for polygon in outline]
+    if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
+        raise ValueError("its polygons are not lists of x, y, x, y, ...")
+    # pycocotools walks along every edge, as long as the memory lasts.
+    limit = 2 * max(height, width)
+    if not all((np.abs(polygon) <= limit).all() for polygon in polygons):
+        raise ValueError("its polygons are far outside of the image")
+    # Fewer than three points enclose nothing; pycocotools would take two for a box.
+    polygons = [polygon.tolist() for polygon in polygons if polygon.size >= 6]
+    parts = _masks().frPyObjects(polygons, height, width) if polygons else []
+    return _masks().merge(parts)  # of nothing: no pixels
+
+
+def _read_object(path, annotation: dict, class_id: int, image: dict) -> _Object:
+    """Returns the object of an annotation, after checking its outline."""
+    outline = annotation["segmentation"]
+    runs_of = _runs_of_polygons if isinstance(outline, list) else _runs_of_counts
+    try:
+        runs = runs_of(outline, image["height"], image["width"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"annotation {annotation['id']} of {path}, in the {image['width']}x"
+            f"{image['height']} image {image['file_name']}, is broken: {error}"
+        ) from error
+    is_crowd = bool(annotation.get("iscrowd", 0))
+    ignore_label = dataset_info("coco_voc").ignore_label
+    area = int(_masks().area(runs))
+    return _Object(ignore_label if is_crowd else class_id, area, runs, is_crowd)
+
+
+def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -> None:
+    """Raises UserError unless every image has a file and a possible size."""
+    if not image_dir.is_dir():
+        raise UserError(f"--image_dir={image_dir} is no folder")
+    listed = {str(image["file_name"]) for image in images}
+    entries = pairs.find_entries(
+        pairs.list_folder(image_dir), lambda p: p.name if p.name in listed else None
+    )
+    for image in images:
+        name = str(image["file_name"])
+        entries.find(name, f"{path} lists {name} but {image_dir} has no such image")
+        sides = image["height"], image["width"]
+        possible = all(isinstance(side, int) and side > 0 for side in sides)
+        if not possible or math.prod(sides) > decoding.MAX_PIXELS:
+            raise UserError(
+                f"{path}: the height and width of {image['file_name']} are {sides}"
+            )
+
+
+def _objects(
+    path: epath.Path, content: dict, images: dict[Any, dict]
+) -> dict[Any, list[_Object]]:
+    """Returns the objects of the 20 classes, by the id of their image."""
+    class_ids = _class_ids(path, content["categories"])
+    objects: dict[Any, list[_Object]] = {}
+    for annotation in tqdm(content["annotations"], desc="outlines", unit="obj"):
+        image_id, category_id = annotation["image_id"], annotation["category_id"]
+        for field, known in (("image_id", images), ("category_id", class_ids)):
+            if annotation[field] not in known:
+                raise UserError(
+                    f"annotation {annotation['id']} of {path} has the {field} "
+                    f"{annotation[field]!r}, which is not in the file"
+                )
+        if class_ids[category_id]:
+            item = _read_object(
+                path, annotation, class_ids[category_id], images[image_id]
+            )
+            if item.area:
+                objects.setdefault(image_id, []).append(item)
+    return objects
+
+
+def _scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
+    """Returns the images with enough annotated pixels, by file name.
+
+    The objects are kept as compressed runs, some hundred bytes each: all masks, or
+    the polygons as Python's numbers, would need gigabytes.
+    """
+    content = _read_json(path)
+    _check_images(path, image_dir, content["images"])
+    images = {image["id"]: image for image in content["images"]}
+    scenes = [
+        _Scene(
+            images[image_id]["file_name"],
+            images[image_id]["height"],
+            images[image_id]["width"],
+            _in_drawing_order(objects),
+        )
+        for image_id, objects in _objects(path, content, images).items()
+    ]
+    kept = [scene for scene in scenes if scene.annotated_pixels() > _TOO_FEW_PIXELS]
+    if not kept:
+        raise UserError(
+            f"{path} has no image with more than {_TOO_FEW_PIXELS} annotated pixels "
+            "of VOC's classes"
+        )
+    return sorted(kept, key=lambda scene: scene.file_name)
+
+
+def convert(
+    annotations: str, image_dir: str, output_dir: str, split: str, num_shards: int = 100
+) -> dict[str, int]:
+    """Writes the shards of one split.
+
+    Args:
+        annotations: `instances_train2017.json`, or one of its kind.
+        image_dir: Folder of the images that it lists; others may be there, too.
+        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        split: Name of the split.
+        num_shards: Files of the split; of 100, each has some 150 MB of COCO's train.
+
+    Returns:
+        Number of images that were kept, by split.
+
+    Raises:
+        UserError: for anything missing, broken or out of range, and where
+            pycocotools is not installed.
+    """
+    _masks()
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(f"split must be letters, digits and _; received {split!r}")
+    split = split_name(split)
+    path, folder = epath.Path(annotations), epath.Path(image_dir)
+    samples = [
+        conversion.Sample(
+            epath.Path(scene.file_name).stem, folder / scene.file_name, path, scene.draw
+        )
+        for scene in _scenes(path, folder)
+    ]
+    info = dataset_info("coco_voc")
+    written = conversion.convert({split: samples}, info, output_dir, num_shards)
+    return {split: written.split_sizes[split]}

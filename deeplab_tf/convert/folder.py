@@ -1,0 +1,181 @@
+r"""A folder of images and a folder of labels to TFRecords.
+
+    python -m datasets.folder --image_dir=photos --label_dir=masks \
+      --classes=classes.txt --output_dir=tfrecord
+
+`classes.txt` has a class per line, in the order of the label values: `name`, or
+`name r g b` where labels are painted in the colours of their classes. Images and
+labels have the same name up to the extension. Images are JPEG or PNG and, for other
+channels and depths, also .npy and .tif. --split says what they are for; several runs
+into one output_dir add up.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+
+from etils import epath
+
+from deeplab_tf.convert import color_labels, conversion, pairs
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.data.info import DatasetInfo, split_name
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".npy", ".tif", ".tiff")
+
+
+def _some(paths: Sequence[epath.Path]) -> str:
+    """Returns the first names of a list, in words."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(os.fspath(path) for path in paths[:3]) + more
+
+
+def _require_unique(entries: pairs.Entries) -> None:
+    for stem, path in entries.duplicates.items():
+        raise UserError(
+            f"{entries.files[stem]} and {path.name} have one name; remove one of them"
+        )
+
+
+def _list_folder(flag: str, folder: str) -> list[epath.Path]:
+    if file_kinds.kind_of(folder) is not file_kinds.Kind.DIRECTORY:
+        raise UserError(f"--{flag}={folder} is no folder")
+    return pairs.list_folder(epath.Path(folder))
+
+
+def find_pairs(
+    image_dir: str, label_dir: str, label_suffix: str = ""
+) -> dict[str, tuple[epath.Path, epath.Path]]:
+    """Returns image and label by name, in alphabetical order.
+
+    Args:
+        image_dir: Folder of the images.
+        label_dir: Folder of the labels; may be the same.
+        label_suffix: What labels have behind the name.
+
+    Raises:
+        UserError: if a folder is missing or has none, if two files have one name, if
+            an image or a label is alone, or one of a pair is not a file.
+    """
+
+    def label_stem(path: epath.Path) -> str | None:
+        is_label = path.suffix.lower() == ".png" and path.stem.endswith(label_suffix)
+        return path.stem.removesuffix(label_suffix) if is_label else None
+
+    label_paths = _list_folder("label_dir", label_dir)
+    are_labels = {path for path in label_paths if label_stem(path) is not None}
+
+    def image_stem(path: epath.Path) -> str | None:
+        is_image = path.suffix.lower() in _IMAGES and path not in are_labels
+        return path.stem if is_image else None
+
+    labels = pairs.find_entries(label_paths, label_stem)
+    images = pairs.find_entries(_list_folder("image_dir", image_dir), image_stem)
+    _require_paired(images, labels, image_dir, label_dir, label_suffix)
+    images.report_skipped(image_dir)
+    labels.report_skipped(label_dir)
+    return {s: (images.files[s], labels.files[s]) for s in sorted(images.files)}
+
+
+def _require_paired(
+    images: pairs.Entries,
+    labels: pairs.Entries,
+    image_dir: str,
+    label_dir: str,
+    label_suffix: str,
+) -> None:
+    pairs.require_files(images, labels)
+    if not images.files:
+        raise UserError(f"--image_dir={image_dir} has no image ({', '.join(_IMAGES)})")
+    if not labels.files:
+        raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
+    _require_unique(images)
+    _require_unique(labels)
+    alone = [path for stem, path in images.files.items() if stem not in labels.files]
+    if alone:
+        raise UserError(
+            f"there is no label in {label_dir}, such as "
+            f"{alone[0].stem}{label_suffix}.png, for {_some(alone)}"
+        )
+    alone = [path for stem, path in labels.files.items() if stem not in images.files]
+    if alone:
+        raise UserError(f"there is no image in {image_dir} for {_some(alone)}")
+
+
+def goes_to_val(name: str, share: float) -> bool:
+    """Returns whether an image is among the share for validation."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _splits(
+    samples: Sequence[conversion.Sample], split: str, val_share: float
+) -> dict[str, list[conversion.Sample]]:
+    if not 0 <= val_share < 1:
+        raise UserError(
+            f"--val_share must be at least 0 and below 1; received {val_share}"
+        )
+    if not re.fullmatch(r"\w+", split):
+        raise UserError(
+            f"--split must be letters, digits and underscores; received {split!r}"
+        )
+    if not val_share:
+        return {split: list(samples)}
+    if split == "val":
+        raise UserError("--val_share makes a split val, so --split must be another one")
+    splits = {split: [], "val": []}
+    for sample in samples:
+        splits["val" if goes_to_val(sample.name, val_share) else split].append(sample)
+    for name, members in splits.items():
+        if not members:
+            raise UserError(
+                f"--val_share={val_share} of {len(samples)} images gives none to {name}"
+            )
+    return splits
+
+
+def convert(
+    image_dir: str,
+    label_dir: str,
+    classes: ClassList,
+    output_dir: str,
+    split: str = "train",
+    label_suffix: str = "",
+    val_share: float = 0.0,
+    num_shards: int = 4,
+) -> DatasetInfo:
+    """Writes the shards of a folder of images and a folder of labels.
+
+    Args:
+        image_dir: Folder of the images.
+        label_dir: Folder of the labels, PNGs of the same names.
+        classes: What labels mean.
+        output_dir: Folder of the TFRecords; splits that are there stay.
+        split: Name of the split.
+        label_suffix: What labels have between name and extension.
+        val_share: Share of the images for the split `val` instead, 0 to below 1.
+        num_shards: Files per split.
+
+    Returns:
+        The info that was written beside the shards.
+
+    Raises:
+        UserError: for anything missing, unpaired, broken or out of range.
+    """
+    samples = [
+        conversion.Sample(
+            name,
+            image,
+            label,
+            functools.partial(color_labels.read_label, label, classes),
+        )
+        for name, (image, label) in find_pairs(
+            image_dir, label_dir, label_suffix
+        ).items()
+    ]
+    splits = _splits(samples, split_name(split), val_share)
+    recipe = repr(sorted(classes.color_ids().items()))
+    return conversion.convert(splits, classes.info, output_dir, num_shards, recipe)

@@ -1,0 +1,1 @@
+"""Files on disk: what may be written, replaced, read, locked and unpacked."""

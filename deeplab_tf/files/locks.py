@@ -1,0 +1,325 @@
+"""Locks between processes: one download of a file, one training in a folder.
+
+A training holds `<train_logdir>/.training.lock` while it runs. Two mechanisms protect
+the file, because neither works everywhere:
+
+- `flock`, which the kernel releases when a process dies, however it dies. Object stores
+  (gs://), some network disks and Windows have none.
+- A heartbeat. The holder renews a counter in the file. Whoever finds the lock of
+  another machine watches the counter, and takes over a lock that stands still.
+
+The holder checks the file before every write, so that a process that was suspended
+until its lock went to another one stops instead of writing as well.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import lock_file
+from deeplab_tf.files.lock_file import Owner
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+HEARTBEAT_SECS = 20.0
+# A lock whose heartbeat stands still for this many periods is stale.
+STALE_PERIODS = 2.5
+# Without flock the last of several newcomers to write the file wins; the others see
+# that after this time.
+SETTLE_SECS = 1.0
+TRAINING_LOCK = ".training.lock"
+_NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Waits until no other process on this machine holds the same path.
+
+    The kernel releases the lock of a process that is killed. Nothing is locked in a
+    folder that cannot be written to, on a disk without locks, and on Windows.
+
+    Args:
+        path: The file about to be written; its folder is created if needed.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if fcntl:
+                _lock(stack.enter_context(open(f"{path}.lock", "a")), path)
+        yield
+
+
+def _lock(file, path: str) -> None:
+    """Locks a file until it is closed; reports when it has to wait."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"waiting for another process with {path}", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
+@contextlib.contextmanager
+def training_lock(folder: str) -> Iterator[None]:
+    """Keeps other processes from training in a folder.
+
+    A process that already holds the folder enters at once, after checking that the
+    lock is still its own.
+
+    Args:
+        folder: The `train_logdir`, local or remote; created if needed. A folder that
+            was created here and is still empty at the end is removed again.
+
+    Raises:
+        UserError: if another process trains there, or if the lock was lost.
+    """
+    if not folder:
+        raise UserError("--train_logdir is empty; give the folder of the checkpoints")
+    key = lock_file.absolute(folder)
+    with _guard:
+        lock = _held.get(key)
+        if lock is None:
+            lock = _TrainingLock(folder)
+            lock.acquire()
+            _held[key] = lock
+        else:
+            lock.verify()
+        lock.depth += 1
+    try:
+        yield
+    finally:
+        with _guard:
+            lock.depth -= 1
+            if lock.depth == 0 and _held.pop(key, None) is lock:
+                lock.release()
+
+
+def verify_training_lock(folder: str) -> None:
+    """Checks that a folder still exists and that this process still holds its lock.
+
+    Raises:
+        UserError: if the folder was removed or taken over. A folder that this process
+            never locked is not checked.
+    """
+    lock = _held.get(lock_file.absolute(folder))
+    if lock is not None:
+        lock.verify()
+
+
+class _TrainingLock:
+    """The lock of one folder; see `training_lock`.
+
+    Attributes:
+        depth: How often it was entered and not left.
+    """
+
+    def __init__(self, folder: str):
+        self.depth = 0
+        self._folder = folder
+        self._path = lock_file.join(lock_file.absolute(folder), TRAINING_LOCK)
+        self._owner = Owner.this_process()
+        self._descriptor: int | None = None
+        self._created: list[str] = []
+        self._ended = threading.Event()
+        # The heartbeat writes while `verify` reads.
+        self._file_guard = threading.Lock()
+        self._heartbeat = threading.Thread(target=self._beat, daemon=True)
+
+    def acquire(self) -> None:
+        try:
+            self._created = lock_file.make_folder(os.path.dirname(self._path))
+            while not self._try():
+                self._close()
+        except BaseException as error:
+            self._clear()
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"--train_logdir={self._folder} cannot be locked: {error}; give "
+                    "another --train_logdir"
+                ) from error
+            raise
+        self._heartbeat.start()
+
+    def _try(self) -> bool:
+        """Writes the lock file; returns False if it vanished meanwhile."""
+        has_flock = not lock_file.is_remote(self._path) and self._flock()
+        before = self._read()
+        if before is not None:
+            self._require_stale(before, has_flock)
+        if self._descriptor is not None and not self._is_open_file():
+            return False
+        lock_file.write(self._path, self._owner.to_bytes())
+        if not has_flock:
+            time.sleep(SETTLE_SECS)
+            winner = self._read()
+            if winner is None or winner.token != self._owner.token:
+                raise self._refusal(winner)
+        return True
+
+    def _flock(self) -> bool:
+        """Opens and locks the file; returns False where that is not supported."""
+        self._descriptor = lock_file.open_local(self._path, os.O_CREAT)
+        if fcntl:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                raise self._refusal(self._read_patiently()) from None
+            except OSError as error:
+                if error.errno not in _NO_FLOCK:
+                    raise
+        # Windows does not remove a file that is open.
+        self._close()
+        return False
+
+    def _is_open_file(self) -> bool:
+        """Whether the locked file is still the one at the path: holders unlink it."""
+        try:
+            found = os.stat(self._path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self._descriptor))
+
+    def _read_patiently(self) -> Owner | None:
+        """Returns who holds the lock, who may be about to write that."""
+        for _ in range(20):
+            owner = self._read()
+            if owner is not None:
+                return owner
+            time.sleep(0.05)
+        return None
+
+    def _require_stale(self, owner: Owner, has_flock: bool) -> None:
+        """Refuses the lock of a process that may be alive.
+
+        With flock, a process under the same kernel would still have it locked.
+        """
+        if has_flock and owner.shares_kernel_with(self._owner):
+            return
+        is_running = owner.is_running(self._owner)
+        if is_running is None:
+            is_running = self._is_renewed(owner)
+        if is_running:
+            raise self._refusal(owner)
+
+    def _is_renewed(self, owner: Owner) -> bool:
+        """Watches the heartbeat of a process that cannot be seen from here."""
+        limit = STALE_PERIODS * HEARTBEAT_SECS
+        print(
+            f"{self._folder} is locked by {owner}; watching for {limit:.0f} s whether "
+            "it still trains",
+            file=sys.stderr,
+        )
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            time.sleep(HEARTBEAT_SECS / 10)
+            now = self._read()
+            if now != owner:
+                return now is not None
+        print(
+            f"{self._folder}: taking over the lock of {owner}, which no longer renews "
+            "it",
+            file=sys.stderr,
+        )
+        return False
+
+    def _refusal(self, owner: Owner | None) -> UserError:
+        return UserError(
+            f"--train_logdir={self._folder} is in use by another training "
+            f"({owner or 'process unknown'}); stop that process or give another "
+            "--train_logdir"
+        )
+
+    def verify(self) -> None:
+        try:
+            found = self._read()
+        except OSError:
+            return  # a disk that fails now may work again; the save will report it
+        if found is None or found.token != self._owner.token:
+            reason = f"taken over by {found}" if found else "removed"
+            raise UserError(
+                f"--train_logdir={self._folder} was {reason} while this training ran; "
+                "nothing more can be saved there"
+            )
+
+    def _beat(self) -> None:
+        owner = self._owner
+        while not self._ended.wait(HEARTBEAT_SECS):
+            owner = dataclasses.replace(owner, beat=owner.beat + 1)
+            # A beat that fails is made up for by the next one.
+            with contextlib.suppress(OSError):
+                self._renew(owner)
+
+    def _renew(self, owner: Owner) -> None:
+        with self._file_guard:
+            found = Owner.from_bytes(lock_file.read(self._path) or b"")
+            # Neither a folder that was removed nor the lock of another one.
+            if found is not None and found.token == owner.token:
+                lock_file.write(self._path, owner.to_bytes())
+
+    def release(self) -> None:
+        # A forked process has no part in its parent's lock.
+        if os.getpid() != self._owner.pid:
+            return
+        self._ended.set()
+        self._heartbeat.join()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Removes what this lock has created."""
+        with contextlib.suppress(OSError, UserError):
+            found = self._read()
+            # Before the descriptor is closed: nobody else has the file locked.
+            if found is not None and found.token == self._owner.token:
+                lock_file.remove(self._path)
+        self._close()
+        with contextlib.suppress(OSError):
+            for folder in self._created:
+                os.rmdir(folder)
+
+    def _read(self) -> Owner | None:
+        """Returns the owner that the file names, None for an empty or missing file.
+
+        Raises:
+            UserError: for a file that is not a lock of ours; it is not overwritten.
+        """
+        with self._file_guard:
+            record = lock_file.read(self._path)
+        owner = Owner.from_bytes(record or b"")
+        # A machine that lost power may leave zeros.
+        if owner is None and (record or b"").strip(b"\0 \n"):
+            raise UserError(
+                f"{self._path} is not the lock of a training; remove it if no training "
+                "runs there"
+            )
+        return owner
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+_held: dict[str, _TrainingLock] = {}
+_guard = threading.RLock()
+
+
+def _forget_locks() -> None:
+    """Closes a forked process's copies of the locks, which would outlive the parent."""
+    global _guard
+    _guard = threading.RLock()
+    for lock in _held.values():
+        lock._close()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_locks)

@@ -1,0 +1,382 @@
+"""A strict, bounded reader of tar archives (POSIX.1-2001 pax, ustar and GNU).
+
+Reads plain files and folders and refuses everything else: links, devices, sparse
+files, names that lead elsewhere. Unlike `tarfile`, it never trusts a size: memory and
+time are bounded whatever the archive holds, and every error is an `ArchiveError` of
+one line.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+from deeplab_tf.files.compression import ArchiveError, decompress
+
+_HEADER = 512
+_BLOCK = 1 << 20
+_MAX_ENTRIES = 100_000  # PASCAL VOC 2012 has 40,000
+_MAX_FOLDERS = 10_000  # those included that no member names
+_MAX_HEADERS = 150_000  # extension headers included
+_MAX_EXTENSION = 1 << 20
+_MAX_EXTENSIONS = 4  # in a row
+_MAX_RECORDS = 64  # of a pax header; those of all are bounded together as well
+_MAX_ALL_RECORDS = 500_000
+_MAX_NAME = 1024  # PATH_MAX of macOS
+_MAX_COMPONENT = 255
+_MAX_DEPTH = 64
+_MAX_AFTER_END = 64 << 20
+# Real archives compress by less than 10; a bomb of gzip by 1,000, of bzip2 by far more.
+_MAX_RATIO = 100
+_SMALL = 256 << 20
+
+_FILE_TYPES = (b"0", b"\0", b"7")
+_FOLDER, _LONG_NAME, _PAX, _GLOBAL_PAX = b"5", b"L", b"x", b"g"
+_EXTENSIONS = (_LONG_NAME, _PAX, _GLOBAL_PAX)
+_REFUSED_TYPES = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a character device",
+    b"4": "a block device",
+    b"6": "a FIFO",
+    b"K": "a link",
+    b"S": "a sparse file",
+}
+_OCTAL = re.compile(rb" *([0-7]*) *")
+_RECORD = re.compile(rb"([1-9][0-9]{0,6}) ([^=\n]+)=")
+_SIZE = re.compile(rb"[0-9]{1,18}")
+_DRIVE = re.compile("[A-Za-z]:")
+_CONTROL = re.compile("[\0-\x1f\x7f]")
+
+
+class Member(NamedTuple):
+    """A validated member of an archive.
+
+    Attributes:
+        name: Relative path with `/`, without `.` and `..`.
+        size: Bytes of the data; 0 for a folder.
+        is_folder: Whether it is a folder rather than a file.
+        blocks: Iterates over the data, once, until the next member is read.
+    """
+
+    name: str
+    size: int
+    is_folder: bool
+    blocks: Callable[[], Iterator[bytes]]
+
+
+def read_members(file: BinaryIO) -> Iterator[Member]:
+    """Yields the members of an archive in order, then verifies its end.
+
+    Args:
+        file: Opened tar file, plain or compressed by gzip, bzip2 or xz; seekable.
+
+    Raises:
+        ArchiveError: if the archive is damaged or cannot be trusted.
+        OSError: if the file cannot be read.
+    """
+    stream = _Stream(file)
+    entries = _Entries()
+    while header := _read_header(stream):
+        member = _validate(header, stream)
+        if member.name:
+            entries.add(member)
+            yield member
+        stream.skip_data()
+    stream.read_to_end()
+
+
+def quote(name: str | bytes) -> str:
+    """Returns the name of a member as an error message shows it: short, one line."""
+    if isinstance(name, bytes):
+        name = name[: 2 * _MAX_NAME].decode("utf-8", "backslashreplace")
+    text = ascii(name)[1:-1]
+    return text if len(text) <= 100 else f"{text[:60]}...{text[-30:]}"
+
+
+class _Header(NamedTuple):
+    """A header block with what the extension headers before it say.
+
+    Attributes:
+        name: Path as stored, not validated.
+        size: Bytes of data that follow.
+        kind: The byte of the type.
+    """
+
+    name: bytes
+    size: int
+    kind: bytes
+
+
+class _Stream:
+    """The bytes of an archive; knows how much data of a member is left."""
+
+    def __init__(self, file: BinaryIO):
+        file.seek(0, os.SEEK_END)
+        size = file.tell()
+        file.seek(0)
+        self._file, is_compressed = decompress(file)
+        self._is_seekable = not is_compressed
+        # Bytes that the headers may claim.
+        self._budget = max(_SMALL, _MAX_RATIO * size) if is_compressed else size
+        self._data = self._padding = self._headers = self._records = 0
+        self.position = 0
+
+    def read_block(self) -> bytes:
+        """Returns the next block of 512 bytes; a shorter one at the end."""
+        self._headers += 1
+        if self._headers > _MAX_HEADERS:
+            raise ArchiveError(f"it has more than {_MAX_HEADERS} headers")
+        self._budget -= _HEADER
+        return self._read(_HEADER)
+
+    def count_record(self) -> None:
+        """Counts a record of a pax header."""
+        self._records += 1
+        if self._records > _MAX_ALL_RECORDS:
+            raise ArchiveError(f"it has more than {_MAX_ALL_RECORDS} pax records")
+
+    def start_data(self, header: _Header) -> None:
+        """Begins the data of a header, which `read_data` and `skip_data` end."""
+        size = header.size
+        self._data, self._padding = size, -size % _HEADER
+        self._budget -= size
+        if self._budget < 0:
+            bomb = f"more than {_MAX_RATIO} times the size of the archive"
+            reason = "it is cut off" if self._is_seekable else bomb
+            raise _refuse(header.name, f"claims {size} bytes of data: {reason}")
+
+    def read_data(self) -> Iterator[bytes]:
+        """Yields what is left of the data of a member."""
+        while self._data:
+            block = self._read(min(_BLOCK, self._data))
+            if not block:
+                raise ArchiveError("it is cut off")
+            self._data -= len(block)
+            yield block
+
+    def skip_data(self) -> None:
+        """Skips what is left of the data, and the padding after it."""
+        self._data += self._padding
+        self._padding = 0
+        if self._is_seekable and self._data:
+            # The last byte is read, because files may be positioned beyond their end.
+            self._file.seek(self._data - 1, os.SEEK_CUR)
+            self.position += self._data - 1
+            self._data = 1
+        for _ in self.read_data():
+            pass
+
+    def read_to_end(self) -> None:
+        """Reads what follows the end of the archive, for the checksum of the stream."""
+        left = _MAX_AFTER_END
+        while block := self._read(_BLOCK):
+            left -= len(block)
+            if left < 0:
+                raise ArchiveError(
+                    f"more than {_MAX_AFTER_END >> 20} MiB follow its end"
+                )
+
+    def _read(self, size: int) -> bytes:
+        block = self._file.read(size)
+        self.position += len(block)
+        return block
+
+
+class _Entries:
+    """Files and folders seen so far, by digests of their paths to bound memory."""
+
+    def __init__(self):
+        self._known: dict[bytes, bool] = {}  # whether it is a folder
+        self._folders = 0
+
+    def add(self, member: Member) -> None:
+        """Adds a member and the folders that it is in."""
+        parts = member.name.split("/")
+        for end in range(len(parts) - 1, 0, -1):
+            # Its parents are known if it is.
+            if self._add("/".join(parts[:end]), True, member):
+                break
+        is_known = self._add(member.name, member.is_folder, member)
+        if is_known and not member.is_folder:
+            raise _refuse(member.name, "is there twice")
+
+    def _add(self, path: str, is_folder: bool, member: Member) -> bool:
+        """Adds a path; returns whether it was known."""
+        key = hashlib.blake2b(path.encode(), digest_size=16).digest()
+        known = self._known.get(key)
+        if known is None:
+            self._known[key] = is_folder
+            self._folders += is_folder
+        elif known != is_folder:
+            raise _refuse(member.name, f"makes {quote(path)} both a file and a folder")
+        if len(self._known) > _MAX_ENTRIES:
+            raise ArchiveError(f"it has more than {_MAX_ENTRIES} files and folders")
+        if self._folders > _MAX_FOLDERS:
+            raise ArchiveError(f"it has more than {_MAX_FOLDERS} folders")
+        return known is not None
+
+
+def _refuse(name: str | bytes, reason: str) -> ArchiveError:
+    return ArchiveError(f"its member {quote(name)} {reason}")
+
+
+def _read_header(stream: _Stream) -> _Header | None:
+    """Returns the next header with its extensions applied; None at the end."""
+    name, size = None, None
+    for _ in range(_MAX_EXTENSIONS + 1):
+        header = _read_plain_header(stream)
+        if header is None:
+            if name or size is not None:
+                raise ArchiveError("it ends after an extension header")
+            return None
+        if header.kind not in _EXTENSIONS:
+            size = header.size if size is None else size
+            return _Header(name or header.name, size, header.kind)
+        if header.kind == _LONG_NAME:
+            name = _read_extension(stream, header).rstrip(b"\0")
+            continue
+        records = _read_pax(stream, header)
+        if records and header.kind == _GLOBAL_PAX:
+            raise ArchiveError("a global pax header sets a path or a size")
+        name = records.get(b"path", name)
+        size = _parse_pax_size(records.get(b"size"), size)
+    raise ArchiveError(f"more than {_MAX_EXTENSIONS} extension headers are in a row")
+
+
+def _read_plain_header(stream: _Stream) -> _Header | None:
+    position = stream.position
+    block = stream.read_block()
+    if len(block) < _HEADER:
+        what = "it has no end" if position else "it is no tar archive"
+        raise ArchiveError(what if stream.position else "it is empty")
+    if not any(block):
+        return None
+    _verify_checksum(block, position)
+    name = _cut(block[:100])
+    kind = block[156:157]
+    if block[257:265] == b"ustar\x0000" and (prefix := _cut(block[345:500])):
+        name = prefix + b"/" + name
+    return _Header(name, _parse_number(block[124:136], name), kind)
+
+
+def _verify_checksum(block: bytes, position: int) -> None:
+    computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
+    match = _OCTAL.fullmatch(_cut(block[148:156]))
+    stored = int(match[1] or b"0", 8) if match else -1
+    if stored != computed and stored != computed - _excess(block):
+        broken = f"its header at byte {position} is damaged"
+        raise ArchiveError(broken if position else "it is no tar archive")
+
+
+def _excess(block: bytes) -> int:
+    """Returns by how much a checksum differs that adds signed bytes, as of old."""
+    return 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+
+
+def _cut(field: bytes) -> bytes:
+    return field.partition(b"\0")[0]
+
+
+def _parse_number(field: bytes, name: bytes) -> int:
+    """Returns a number in octal digits, or in GNU's base 256."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    match = _OCTAL.fullmatch(_cut(field))
+    if not match:
+        raise _refuse(name, "has a negative or broken size")
+    return int(match[1] or b"0", 8)
+
+
+def _read_extension(stream: _Stream, header: _Header) -> bytes:
+    """Returns the data of an extension header."""
+    if header.size > _MAX_EXTENSION:
+        raise ArchiveError(f"an extension header claims {header.size} bytes")
+    stream.start_data(header)
+    data = b"".join(stream.read_data())
+    stream.skip_data()
+    return data
+
+
+def _read_pax(stream: _Stream, header: _Header) -> dict[bytes, bytes]:
+    """Returns the path and the size that a pax header sets, if it does.
+
+    Raises:
+        ArchiveError: if a record is not `length key=value` or describes a sparse file.
+    """
+    data, records, position = _read_extension(stream, header), {}, 0
+    for _ in range(_MAX_RECORDS):
+        if position == len(data):
+            return records
+        stream.count_record()
+        match = _RECORD.match(data, position)
+        end = position + int(match[1]) if match else 0
+        if not match or data[match.end() : end][-1:] != b"\n" or end > len(data):
+            raise ArchiveError("a pax header is broken")
+        if match[2].startswith(b"GNU.sparse"):
+            raise ArchiveError("a member is a sparse file")
+        if match[2] in (b"path", b"size"):
+            records[match[2]] = data[match.end() : end - 1]
+        position = end
+    raise ArchiveError(f"a pax header has more than {_MAX_RECORDS} records")
+
+
+def _parse_pax_size(value: bytes | None, default: int | None) -> int | None:
+    if value is None:
+        return default
+    if not _SIZE.fullmatch(value):
+        raise ArchiveError(f"a pax header has the size {quote(value)}")
+    return int(value)
+
+
+def _validate(header: _Header, stream: _Stream) -> Member:
+    """Returns the member of a header; its name is empty for the topmost folder.
+
+    Raises:
+        ArchiveError: naming the member and what is wrong with it.
+    """
+    is_folder = header.kind == _FOLDER or (
+        header.kind == b"\0" and header.name.endswith(b"/")  # before ustar
+    )
+    if not is_folder and header.kind not in _FILE_TYPES:
+        kind = _REFUSED_TYPES.get(header.kind, "of an unknown type")
+        raise _refuse(header.name, f"is {kind}, no plain file or folder")
+    name = _clean(header.name)
+    if is_folder and header.size:
+        raise _refuse(header.name, "is a folder with data")
+    if not is_folder and (not name or header.name.endswith(b"/")):
+        raise _refuse(header.name, "is a file with the name of a folder")
+    stream.start_data(header)
+    return Member(name, header.size, is_folder, stream.read_data)
+
+
+def _has_long_part(parts: list[str]) -> bool:
+    return any(len(part.encode()) > _MAX_COMPONENT for part in parts)
+
+
+def _clean(raw: bytes) -> str:
+    """Returns the path of a member, normalised.
+
+    Raises:
+        ArchiveError: if it would not be the same path inside any folder anywhere.
+    """
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _refuse(raw, "has a name that is not UTF-8") from error
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    faults = {
+        "has no name": not name,
+        "has an absolute path": name.startswith("/") or _DRIVE.match(name),
+        "leads outside, by ..": ".." in parts,
+        "has a backslash in its name": "\\" in name,
+        "has control characters in its name": _CONTROL.search(name),
+        "has a name that is too long": len(raw) > _MAX_NAME
+        or (len(raw) > _MAX_COMPONENT and _has_long_part(parts)),
+        "is too deep in folders": len(parts) > _MAX_DEPTH,
+    }
+    for fault, is_found in faults.items():
+        if is_found:
+            raise _refuse(name, fault)
+    return "/".join(parts)

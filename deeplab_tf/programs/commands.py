@@ -1,0 +1,61 @@
+"""The console scripts, a function each."""
+
+import sys
+
+from deeplab_tf.programs import run_program
+
+# What `deeplab-convert` makes records of, or, of shapes, an example to make them of.
+_CONVERTERS = ("ade20k", "cityscapes", "coco_voc", "folder", "shapes", "voc2012")
+
+
+def train() -> None:
+    """Runs `deeplab-train`."""
+    run_program("deeplab_tf.programs.train")
+
+
+def evaluate() -> None:
+    """Runs `deeplab-eval`."""
+    run_program("deeplab_tf.programs.eval")
+
+
+def export() -> None:
+    """Runs `deeplab-export`."""
+    run_program("deeplab_tf.programs.export")
+
+
+def predict() -> None:
+    """Runs `deeplab-predict`."""
+    run_program("deeplab_tf.programs.predict")
+
+
+def doctor() -> None:
+    """Runs `deeplab-doctor`."""
+    run_program("deeplab_tf.programs.doctor")
+
+
+def pretrain() -> None:
+    """Runs `deeplab-pretrain`."""
+    run_program("deeplab_tf.programs.pretrain")
+
+
+def plan() -> None:
+    """Runs `deeplab-plan`."""
+    run_program("deeplab_tf.programs.plan")
+
+
+def convert(argv: list[str] | None = None) -> None:
+    """Runs `deeplab-convert DATASET`.
+
+    Args:
+        argv: Command line; None is `sys.argv`. Its first argument names the converter.
+    """
+    program, *arguments = sys.argv if argv is None else argv
+    usage = f"usage: deeplab-convert {{{','.join(_CONVERTERS)}}} [flags]"
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(f"{usage}\ndeeplab-convert DATASET --help lists the flags")
+        return
+    if not arguments or arguments[0] not in _CONVERTERS:
+        received = f"; received {arguments[0]!r}" if arguments else ""
+        sys.exit(f"deeplab-convert: {usage}{received}")
+    name, *rest = arguments
+    run_program(f"deeplab_tf.programs.convert.{name}", [f"{program} {name}", *rest])

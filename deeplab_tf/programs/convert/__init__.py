@@ -1,0 +1,1 @@
+"""The converters' command lines: flags to `deeplab_tf.convert`, and one summary."""

@@ -1,0 +1,47 @@
+"""Cityscapes in its official layout to TFRecords.
+
+    python -m datasets.cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
+
+The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
+labels are made of the `*_labelIds.png` of the archives; no script has to be run
+before. A split is written if all of its folders are there.
+"""
+
+from absl import flags
+
+from deeplab_tf.convert import cityscapes
+from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(
+        "cityscapes_root",
+        None,
+        "Folder that holds leftImg8bit and gtFine.",
+        flag_values=values,
+        required=True,
+    )
+
+    flags.DEFINE_list(
+        "splits",
+        None,
+        "Splits to write; default: all whose folders are there, each with its own copy "
+        "of the images.",
+        flag_values=values,
+    )
+    define_output(values, 10)
+    return values
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    claim_output(values)
+    sizes = cityscapes.convert(
+        values.cityscapes_root,
+        values.output_dir,
+        values.num_shards,
+        values.splits or (),
+    )
+    print_sizes(values.output_dir, sizes)

@@ -1,0 +1,45 @@
+r"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
+
+    python -m datasets.coco_voc --annotations=annotations/instances_train2017.json \
+      --image_dir=train2017 --split=train --output_dir=tfrecord
+
+For pretraining, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
+annotated pixels of these classes are kept, all other objects are background. Crowds
+are ignored. Of 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
+"""
+
+import functools
+
+from absl import flags
+
+from deeplab_tf.convert import coco_voc
+from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string(
+        "annotations",
+        None,
+        "The file instances_train2017.json or one like it.",
+        required=True,
+    )
+    string("image_dir", None, "Folder of its JPEGs.", required=True)
+    string("split", None, "Name of the split, such as train.", required=True)
+    define_output(values, 100)
+    return values
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    claim_output(values)
+    sizes = coco_voc.convert(
+        values.annotations,
+        values.image_dir,
+        values.output_dir,
+        values.split,
+        values.num_shards,
+    )
+    print_sizes(values.output_dir, sizes)

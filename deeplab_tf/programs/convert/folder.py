@@ -1,0 +1,116 @@
+r"""A folder of images and a folder of labels to TFRecords.
+
+    python -m datasets.folder --image_dir=photos --label_dir=masks \
+      --classes=classes.txt --output_dir=tfrecord
+
+`classes.txt` has a class per line, in the order of the label values: `name`, or
+`name r g b` where labels are painted in the colours of their classes. Images and
+labels have the same name up to the extension. Images are JPEG or PNG and, for other
+channels and depths, also .npy and .tif. --split says what they are for; several runs
+into one output_dir add up.
+"""
+
+import functools
+import os
+
+from absl import flags
+from etils import epath
+
+from deeplab_tf.convert import folder
+from deeplab_tf.convert.class_list import ClassList, as_color, read_class_list
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string("image_dir", None, "Folder of the images.", required=True)
+    string("label_dir", None, "Folder of the label PNGs.", required=True)
+    string(
+        "classes",
+        None,
+        "Text file with a class per line, `name` or `name r g b`; or a "
+        "dataset_info.json.",
+        required=True,
+    )
+    string("split", "train", "Name of the split.")
+    string(
+        "label_suffix",
+        "",
+        "What a label has between name and extension, such as _L.",
+    )
+    integer(
+        "ignore_label",
+        None,
+        "Label value of void; default: of the JSON, else 255.",
+    )
+    string("ignore_color", None, "Colour r,g,b of void in colour masks.")
+    integer(
+        "channels",
+        None,
+        "Channels of an image; default: of the JSON, else 3.",
+    )
+    integer(
+        "max_value",
+        None,
+        "Value of white in the image files, such as 65535 for 16 bits or 4095 for 12; "
+        "default: of the JSON, else 255.",
+    )
+    string("name", None, "Name of the dataset; default: of output_dir.")
+    flags.DEFINE_float(
+        "val_share",
+        0.0,
+        "Share of the images for the split val instead. A hash of its name decides "
+        "where an image goes, so that further images move none.",
+        flag_values=values,
+    )
+    define_output(values, 4)
+    return values
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    claim_output(values)
+    info = folder.convert(
+        values.image_dir,
+        values.label_dir,
+        _class_list(values),
+        values.output_dir,
+        values.split,
+        values.label_suffix,
+        values.val_share,
+        values.num_shards,
+    )
+    for split in info.class_pixels:
+        if absent := _absent(info, split):
+            print(f"no pixel in {split} is {', '.join(absent)}")
+    print_sizes(values.output_dir, info.split_sizes)
+
+
+def _class_list(values: flags.FlagValues) -> ClassList:
+    """Returns the classes that the flags describe."""
+    color = values.ignore_color
+    if color is not None:
+        numbers = [int(x) if x.isdecimal() else x for x in color.split(",")]
+        color = as_color("--ignore_color", numbers)
+    fields = ("name", "ignore_label", "channels", "max_value")
+    given = {field: values[field].value for field in fields}
+    return read_class_list(
+        epath.Path(values.classes),
+        os.path.basename(os.path.abspath(values.output_dir)),
+        color,
+        **{field: value for field, value in given.items() if value is not None},
+    )
+
+
+def _absent(info: DatasetInfo, split: str) -> list[str]:
+    """Returns the classes that no pixel of a split has."""
+    pixels = zip(info.class_names, info.class_pixels[split], strict=True)
+    return [
+        name
+        for i, (name, count) in enumerate(pixels)
+        if not count and i != info.ignore_label
+    ]

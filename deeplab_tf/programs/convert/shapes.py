@@ -1,0 +1,123 @@
+"""Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
+
+Two to five objects lie over one another on a patterned, slightly blurred ground.
+A class is an outline and a weave, of random size, rotation and contrast. Colour
+alone does not tell classes apart: each merely leans towards a hue of its own, and
+`color_baseline` measures how little that helps. As in PASCAL VOC, the pixels
+along every contour are void (255).
+
+    python -m datasets.shapes --output_dir=DIR
+"""
+
+import functools
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from deeplab_tf.convert import shapes
+from deeplab_tf.data import info as dataset_info
+from deeplab_tf.errors import UserError, one_line
+from deeplab_tf.flags import size_value
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    train, val, test, image_size, seed = shapes.write.__defaults__
+    string("output_dir", None, "Folder to create.")
+    integer("train_images", train, "Training scenes.")
+    integer("val_images", val, "Validation scenes.")
+    integer("test_images", test, "Test scenes.")
+    flags.DEFINE_multi_string(
+        "image_size",
+        ",".join(map(str, image_size)),
+        "Height,width.",
+        flag_values=values,
+    )
+    integer("seed", seed, "Seed of all chance.")
+    return values
+
+
+def main(values):
+    """Writes the data set that the flags describe and says what there is."""
+    if not values.output_dir:
+        raise UserError("--output_dir must name the folder to create")
+    names = ("output_dir", "train_images", "val_images", "test_images", "seed")
+    settings = {name: values[name].value for name in names}
+    info = shapes.write(image_size=size_value(values, "image_size") or (), **settings)
+    sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in shapes.SPLITS)
+    print(f"{values.output_dir}: {sizes} images")
+    miou = color_baseline(values.output_dir, eval_split="val")
+    print(f"mIoU on val of labelling by the nearest mean colour: {miou:.3f}")
+
+
+def run(argv):
+    """Returns the exit status: 1, after one line of error, if nothing was written.
+
+    Unlike the other programs this one does without TensorFlow, and so is there at once.
+    """
+    values = define_flags()
+    try:
+        if {"--help", "-help", "-h"} & set(argv[1:]):
+            print(f"{__doc__}\n{values.get_help()}")
+            return 0
+        rest = values(argv)[1:]
+        if rest:
+            raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+        main(values)
+    except (UserError, flags.Error, OSError) as error:
+        print(f"shapes: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _labelled_pixels(root, split, ignore_label):
+    """Yields colours `[n, 3]` and class ids `[n]` of the known pixels per image."""
+    names = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+    for name in names:
+        with Image.open(root / "JPEGImages" / f"{name}.jpg") as file:
+            image = np.asarray(file.convert("RGB"))
+        with Image.open(root / "SegmentationClass" / f"{name}.png") as file:
+            label = np.asarray(file)
+        known = label != ignore_label
+        yield image[known].astype(np.float64), label[known].astype(np.int64)
+
+
+def color_baseline(root, train_split="train", eval_split="test"):
+    """Returns the mIoU of naming each pixel after the nearest mean class colour.
+
+    This is what colour alone achieves; a network has to do better.
+
+    Args:
+        root: Folder that `write` made.
+        train_split: Split whose pixels give the mean colours.
+        eval_split: Split of unseen images to label.
+
+    Returns:
+        Mean over the classes that occur or are predicted of intersection over
+        union, counted over all images at once, void pixels left out.
+    """
+    root = pathlib.Path(root)
+    path = root / "dataset_info.json"
+    info = dataset_info.DatasetInfo.from_json(path.read_bytes(), str(path))
+    n = info.num_classes
+    sums, counts = np.zeros((n, 3)), np.zeros((n, 1))
+    for pixels, label in _labelled_pixels(root, train_split, info.ignore_label):
+        counts[:, 0] += np.bincount(label, minlength=n)
+        for channel in range(3):
+            sums[:, channel] += np.bincount(label, pixels[:, channel], minlength=n)
+    means = sums / np.maximum(counts, 1)
+    # |p - m|^2 without |p|^2, the same for all; a class never seen is never near.
+    offsets = np.where(counts[:, 0] > 0, np.sum(means**2, 1), np.inf)
+    confusion = np.zeros((n, n), np.int64)
+    for pixels, label in _labelled_pixels(root, eval_split, info.ignore_label):
+        nearest = np.argmin(offsets - 2 * pixels @ means.T, axis=1)
+        confusion += np.bincount(n * label + nearest, minlength=n * n).reshape(n, n)
+    hits = np.diag(confusion)
+    union = confusion.sum(0) + confusion.sum(1) - hits
+    return float(np.mean(hits[union > 0] / union[union > 0]))

@@ -1,0 +1,100 @@
+r"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
+
+    python -m datasets.voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
+
+The splits are those of `ImageSets/Segmentation`: train, val and trainval with
+the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
+`SegmentationClassAug` where both are there. Everything is checked before the
+first shard gets its name. A `dataset_info.json` in the folder names other classes
+than VOC's.
+
+    python -m datasets.voc2012 --download --output_dir=tfrecord
+    python -m datasets.voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
+      --sbd_archive=benchmark.tgz --output_dir=tfrecord
+
+These make the same splits from the two official archives: train_aug is VOC's
+train, then what the Semantic Boundaries Dataset (SBD) labels besides, in
+alphabetical order and without VOC's val. --download fetches the archives that
+are not given, about 3.4 GB.
+"""
+
+import functools
+
+from absl import flags
+
+from deeplab_tf.convert import sources, voc2012
+from deeplab_tf.data import records
+from deeplab_tf.errors import UserError
+from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+
+
+def define_flags() -> flags.FlagValues:
+    """Returns the flags of the program."""
+    values = flags.FlagValues()
+    boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string("voc_root", None, "Folder that holds JPEGImages.")
+    string("voc_archive", None, "VOCtrainval_11-May-2012.tar.")
+    string("sbd_archive", None, "SBD's benchmark.tgz.")
+    boolean("download", False, "Fetch the archives that are not given.")
+    string("voc_url", voc2012.VOC_SOURCE.url, "A mirror of the VOC archive.")
+    string("sbd_url", voc2012.SBD_SOURCE.url, "A mirror of the SBD archive.")
+    string(
+        "work_dir",
+        None,
+        "Folder of downloads and of what is extracted, about 6 GB, which may be "
+        "removed afterwards; default: output_dir with _sources behind it.",
+    )
+    boolean(
+        "official_sizes",
+        True,
+        "Refuse archives whose splits have other sizes than the official ones.",
+    )
+    define_output(values, 4)
+    return values
+
+
+def main(values: flags.FlagValues) -> None:
+    """Converts, then says what there is."""
+    claim_output(values)
+    from_archives = values.voc_archive or values.sbd_archive or values.download
+    if bool(values.voc_root) == bool(from_archives):
+        received = "both" if from_archives else "neither"
+        raise UserError(
+            "give either --voc_root or the archives (--voc_archive and --sbd_archive, "
+            f"or --download); received {received}"
+        )
+    if from_archives:
+        sizes = voc2012.convert_archives(
+            *_chosen_archives(values),
+            values.output_dir,
+            values.work_dir,
+            values.num_shards,
+            values.official_sizes,
+        )
+    else:
+        sizes = voc2012.convert(values.voc_root, values.output_dir, values.num_shards)
+    hashes = records.read_info(values.output_dir).content_hashes
+    for split in sizes:
+        print(f"content of {split}: {hashes[split]}")
+    print_sizes(values.output_dir, sizes)
+
+
+def _chosen_archives(
+    values: flags.FlagValues,
+) -> tuple[str | sources.Source, str | sources.Source]:
+    """Returns path or source of both archives.
+
+    Raises:
+        UserError: if one is neither given nor to be downloaded.
+    """
+    found = []
+    for name, source in (("voc", voc2012.VOC_SOURCE), ("sbd", voc2012.SBD_SOURCE)):
+        path = values[f"{name}_archive"].value
+        if not path and not values.download:
+            raise UserError(
+                f"--{name}_archive is missing: give the path of that archive too, or "
+                "--download to fetch it"
+            )
+        found.append(path or source._replace(url=values[f"{name}_url"].value))
+    return tuple(found)

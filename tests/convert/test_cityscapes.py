@@ -1,0 +1,243 @@
+"""Cityscapes in its official layout to records."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import small_sources
+import tensorflow as tf
+
+from deeplab_tf.convert import cityscapes
+from deeplab_tf.data import records
+from deeplab_tf.data.info import dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.programs import run_program
+
+
+def samples(folder, split):
+    """Returns image, label and name of every record of a split."""
+    paths = records.shard_paths(str(folder), split)
+    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
+    return list(dataset.as_numpy_iterator())
+
+
+def names(folder, split):
+    return [name.decode() for _, _, name in samples(folder, split)]
+
+
+def labels(folder, split):
+    return [tf.io.decode_png(x).numpy()[..., 0] for _, x, _ in samples(folder, split)]
+
+
+@pytest.fixture
+def root(tmp_path):
+    return small_sources.cityscapes(tmp_path / "cityscapes")
+
+
+TRAIN = ["aachen_000000_000019", "ulm_000001_000019"]
+EXTRA = ["augsburg_000000_000019", "nuernberg_000001_000019"]
+VAL, TEST = ["munster_000000_000019"], ["berlin_000000_000019"]
+SPLITS = {
+    "train_fine": TRAIN,
+    "val_fine": VAL,
+    "test_fine": TEST,
+    "trainval_fine": TRAIN + VAL,
+    "train_coarse": TRAIN + EXTRA,
+    "trainval_coarse": TRAIN + EXTRA + VAL,
+}
+
+
+def test_the_splits_are_those_of_the_official_code_in_sorted_order(root, tmp_path):
+    out = tmp_path / "out"
+    sizes = cityscapes.convert(str(root), str(out), num_shards=3)
+    assert sizes == {split: len(stems) for split, stems in SPLITS.items()}
+    assert set(sizes) == set(dataset_info("cityscapes").split_sizes)
+    for split, stems in SPLITS.items():
+        assert names(out, split) == stems
+    assert len(records.shard_paths(str(out), "train_fine")) == 2
+
+
+def test_records_hold_the_image_file_and_the_training_ids(root, tmp_path):
+    out = tmp_path / "out"
+    cityscapes.convert(str(root), str(out), num_shards=1)
+    image, _, _ = samples(out, "val_fine")[0]
+    path = root / "leftImg8bit/val/munster/munster_000000_000019_leftImg8bit.png"
+    assert image == path.read_bytes()
+    [fine] = labels(out, "val_fine")
+    # The pixels of the first row have the ids 0, 1, 2, ..., 29.
+    void = 255
+    assert fine[0].tolist() == (
+        [void] * 7  # unlabeled .. static, dynamic, ground
+        + [0, 1, void, void, 2, 3, 4]  # road, sidewalk, parking, rail track, building
+        + [void, void, void, 5, void, 6, 7]  # guard rail, bridge, tunnel, pole
+        + [8, 9, 10, 11, 12, 13, 14, 15]  # vegetation .. bus
+        + [void]  # caravan
+    )
+    # The second row has the ids 30, 31, 32, 33, 0: trailer, train, motorcycle, bicycle.
+    assert fine[1, :5].tolist() == [void, 16, 17, 18, void]
+
+
+def test_coarse_splits_take_the_coarse_labels(root, tmp_path):
+    out = tmp_path / "out"
+    cityscapes.convert(str(root), str(out), num_shards=1)
+    # The small source's coarse labels hold no id beyond 7, road.
+    for split in ("train_coarse", "trainval_coarse"):
+        assert [np.unique(x).tolist() for x in labels(out, split)] == (
+            [[0, 255]] * len(SPLITS[split])
+        )
+    assert all((x == 18).any() for x in labels(out, "trainval_fine"))
+    [test] = labels(out, "test_fine")
+    assert (test == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        (["gtCoarse"], ["train_fine", "val_fine", "test_fine", "trainval_fine"]),
+        # gtCoarse is one archive, its images another of 44 GB.
+        (
+            ["leftImg8bit/train_extra", "leftImg8bit/test"],
+            ["train_fine", "val_fine", "trainval_fine"],
+        ),
+        (["gtCoarse", "leftImg8bit/train", "gtFine/test"], ["val_fine"]),
+    ],
+)
+def test_only_splits_whose_folders_are_there(root, tmp_path, gone, left):
+    for folder in gone:
+        shutil.rmtree(root / folder)
+    sizes = cityscapes.convert(str(root), str(tmp_path / "out"), num_shards=1)
+    assert list(sizes) == left
+    assert records.split_names(str(tmp_path / "out")) == sorted(left)
+
+
+@pytest.mark.slow
+def test_the_ids_are_those_of_the_authors():
+    # Not importorskip: whoever asks for the slow tests has installed the extra.
+    from cityscapesscripts.helpers.labels import labels as of_the_authors
+
+    train_ids, info = cityscapes.train_ids(), dataset_info("cityscapes")
+    by_id = {label.id: label for label in of_the_authors}
+    assert sorted(by_id) == [-1, *range(len(train_ids))]
+    # Licence plates: the only one without a place in a PNG.
+    assert by_id.pop(-1).trainId == -1
+    for number, label in by_id.items():
+        assert train_ids[number] == label.trainId
+        assert (label.trainId == 255) == label.ignoreInEval
+        if not label.ignoreInEval:
+            assert info.class_names[label.trainId] == label.name
+            assert info.colors[label.trainId] == label.color
+
+
+ULM = "ulm/ulm_000001_000019"
+
+
+def drop(name):
+    return lambda root: (root / name).unlink()
+
+
+def set_id(value, folder="gtFine/train"):
+    def change(root):
+        kind = folder.split("/")[0]
+        label = np.full((20, 30), 7)
+        label[3, 4] = value
+        small_sources.save_label(root / f"{folder}/{ULM}_{kind}_labelIds.png", label)
+
+    return change
+
+
+def shrink_label(root):
+    path = root / f"gtFine/train/{ULM}_gtFine_labelIds.png"
+    small_sources.save_label(path, np.zeros((19, 30)))
+
+
+def only_train_ids(root):
+    path = root / f"gtFine/train/{ULM}_gtFine_labelIds.png"
+    path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+
+
+def another_folder(root):
+    (root / "leftImg8bit").rename(root / "images")
+
+
+def no_fine(root):
+    shutil.rmtree(root / "gtFine")
+    shutil.rmtree(root / "gtCoarse")
+
+
+def no_cities(root):
+    shutil.rmtree(root / "leftImg8bit/val/munster")
+
+
+# How to break the folder, and what its message must say.
+BROKEN = {
+    "image without label": (
+        drop(f"gtFine/train/{ULM}_gtFine_labelIds.png"),
+        f"/leftImg8bit/train/{ULM}_leftImg8bit.png has no label "
+        f".*/gtFine/train/{ULM}_gtFine_labelIds.png",
+    ),
+    "coarse image without label": (
+        drop(f"gtCoarse/train/{ULM}_gtCoarse_labelIds.png"),
+        f"{ULM}_leftImg8bit.png has no label .*/gtCoarse/train/{ULM}_gtCoarse_labelIds",
+    ),
+    "label without image": (
+        drop(f"leftImg8bit/train/{ULM}_leftImg8bit.png"),
+        f"/gtFine/train/{ULM}_gtFine_labelIds.png has no image "
+        f".*/leftImg8bit/train/{ULM}_leftImg8bit.png",
+    ),
+    "training ids only": (
+        only_train_ids,
+        f"{ULM}_leftImg8bit.png has no label .*{ULM}_gtFine_labelIds.png",
+    ),
+    "id beyond the last": (
+        set_id(34),
+        f"{ULM}_gtFine_labelIds.png has the value 34; the ids of labelIds files are 0",
+    ),
+    "training ids in a labelIds file": (
+        set_id(255, "gtCoarse/train"),
+        f"{ULM}_gtCoarse_labelIds.png has the value 255; the ids of labelIds files",
+    ),
+    "label of another size": (
+        shrink_label,
+        f"{ULM}_gtFine_labelIds.png is 30x19 but its image .* is 30x20",
+    ),
+    "another folder": (
+        another_folder,
+        "--cityscapes_root=.*/cityscapes has no folder .*/cityscapes/leftImg8bit;",
+    ),
+    "no labels": (no_fine, "/cityscapes has no train in both leftImg8bit and gtFine"),
+    "no cities": (no_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_named_and_nothing_is_written(root, tmp_path, kind):
+    change, message = BROKEN[kind]
+    change(root)
+    with pytest.raises(UserError, match=message):
+        cityscapes.convert(str(root), str(tmp_path / "out"))
+    assert os.listdir(tmp_path) == ["cityscapes"]
+
+
+def test_the_program_says_what_there_is(root, tmp_path, capsys):
+    for folder in ("gtCoarse", "gtFine/test"):
+        shutil.rmtree(root / folder)
+    flags = [f"--cityscapes_root={root}", f"--output_dir={tmp_path}/out"]
+    run_program("deeplab_tf.programs.convert.cityscapes", ["cityscapes.py", *flags])
+    out = capsys.readouterr().out
+    assert out == f"{tmp_path}/out: train_fine 2, val_fine 1, trainval_fine 3 images\n"
+    # At most 10, of which none is empty.
+    assert len(records.shard_paths(f"{tmp_path}/out", "trainval_fine")) == 3
+
+
+def test_only_the_splits_that_are_wanted_are_written(tmp_path):
+    root = small_sources.cityscapes(tmp_path / "cityscapes")
+    wanted = ("val_fine", "train_fine")
+    sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, wanted)
+    assert sizes == {"train_fine": 2, "val_fine": 1}
+    assert records.split_names(str(tmp_path / "out")) == ["train_fine", "val_fine"]
+    with pytest.raises(UserError, match="--splits=val must be of train_fine, val_fine"):
+        cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val",))
+    shutil.rmtree(root / "gtFine/val")
+    with pytest.raises(UserError, match="no val in both leftImg8bit and gtFine, for"):
+        cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val_fine",))

@@ -1,0 +1,136 @@
+"""Class lists as people write them."""
+
+import json
+import re
+
+import pytest
+from etils import epath
+
+from deeplab_tf.convert.class_list import read_class_list
+from deeplab_tf.data.info import DatasetInfo, voc_colors
+from deeplab_tf.errors import UserError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Returns what a text means."""
+
+    def write_and_read(text, file="classes.txt", **settings):
+        path = epath.Path(tmp_path / file)
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return read_class_list(path, "mine", **settings)
+
+    return write_and_read
+
+
+def test_a_name_per_line(read):
+    classes = read("road\n\n  side walk \r\n# a comment\nlow\tplants\n")
+    assert classes.info.class_names == ("road", "side walk", "low plants")
+    assert classes.info.name == "mine"
+    assert (classes.info.ignore_label, classes.info.channels) == (255, 3)
+    assert not classes.has_colors and classes.color_ids() == {}
+    assert classes.info.colors == voc_colors(3)
+
+
+COLORED = {
+    "spaces": "road 128 64 128\nside walk 0 0 192\n",
+    "commas": "road,128,64,128\nside walk,0,0,192",
+    "commas and spaces": "road, 128, 64, 128\nside walk , 0, 0, 192\n",
+    "tabs": "road\t128\t64\t128\nside walk\t0\t0\t192\n",
+    "colour first": "128 64 128\troad\n0 0 192\t\tside walk\n",
+    "header": "name,r,g,b\nroad,128,64,128\nside walk,0,0,192\n",
+    "byte order mark": "\ufeffroad 128 64 128\nside walk 0 0 192\n",
+}
+
+
+@pytest.mark.parametrize("kind", COLORED)
+def test_names_with_colors(read, kind):
+    classes = read(COLORED[kind], ignore_color=(0, 0, 0))
+    assert classes.info.class_names == ("road", "side walk")
+    assert classes.info.colors == ((128, 64, 128), (0, 0, 192))
+    assert classes.color_ids() == {(128, 64, 128): 0, (0, 0, 192): 1, (0, 0, 0): 255}
+
+
+def test_a_dataset_info_with_and_without_colors(read):
+    info = {"name": "street", "class_names": ["a", "b"], "ignore_label": 9}
+    classes = read(json.dumps(info), "dataset_info.json")
+    assert (classes.info.name, classes.info.class_names) == ("street", ("a", "b"))
+    assert classes.info.ignore_label == 9 and not classes.has_colors
+    whole = DatasetInfo(
+        "street",
+        ("a", "b"),
+        colors=((9, 9, 9), (1, 2, 3)),
+        channels=4,
+        max_value=4095,
+        split_sizes={"train": 7},
+        content_hashes={"train": "ab"},
+    )
+    classes = read(whole.to_json())
+    assert classes.has_colors
+    assert classes.info == DatasetInfo(
+        "street", ("a", "b"), colors=((9, 9, 9), (1, 2, 3)), channels=4, max_value=4095
+    )
+
+
+def test_flags_win_over_the_file(read):
+    info = DatasetInfo("street", ("a", "b"), ignore_label=9, channels=4)
+    found = read(info.to_json(), ignore_label=7, channels=1, name="other").info
+    assert (found.name, found.ignore_label, found.channels) == ("other", 7, 1)
+    assert read("a\nb", max_value=4095).info.max_value == 4095
+
+
+WRONG = {
+    "nothing": ("\n# none\n", "classes.txt lists no class"),
+    "one name": ("a\nb\na\n", "classes.txt has two classes named a"),
+    "one colour": (
+        "a 1 2 3\nb 0 0 0\nc 1 2 3",
+        "classes.txt gives the classes a and c one colour, (1, 2, 3)",
+    ),
+    "some colours": (
+        "a 1 2 3\n\nb\n",
+        "has a colour in line 1 but none in line 3; give all classes a colour, or none",
+    ),
+    "no colour": (
+        "a 1 2 256",
+        "the colour in line 1 of {} must be r,g,b of 0..255 each; received 1,2,256",
+    ),
+    "negative": ("a 1 -2 3", "must be r,g,b of 0..255 each; received 1,-2,3"),
+    "no name": ("a 1 2 3\n4 5 6\n", "line 2 of {} has a colour but no name: 4 5 6"),
+    "two ways": ("1 2 3 zone 4 5 6", "line 1 of {} can be read in two ways: 1 2 3 zon"),
+    "too many": (
+        "".join(f"c{i}\n" for i in range(256)),
+        "classes.txt: class_names has 256 classes; labels hold 255",
+    ),
+    "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
+    "other JSON": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
+    "colour of JSON": (
+        '{"name": "a", "class_names": ["x"], "colors": [[1, 2]]}',
+        "classes.txt: colors[0] must have 3 values; received 2",
+    ),
+    "no text": (b"\xff\xfe\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_cannot_be_a_list_is_told(read, tmp_path, kind):
+    text, message = WRONG[kind]
+    message = message.replace("{}", str(tmp_path / "classes.txt"))
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(text)
+
+
+def test_a_list_is_a_file(tmp_path):
+    for path in (tmp_path / "none.txt", tmp_path):
+        with pytest.raises(UserError, match=f"--classes={path} is no file"):
+            read_class_list(epath.Path(path), "mine")
+
+
+def test_the_color_of_void_is_that_of_no_class(read):
+    with pytest.raises(
+        UserError, match=r"ignore_color=1,2,3 is the colour .* class b "
+    ):
+        read("a 0 0 0\nb 1 2 3\n", ignore_color=(1, 2, 3))
+    with pytest.raises(
+        UserError, match=r"--ignore_color needs a colour for each class"
+    ):
+        read("a\nb\n", ignore_color=(1, 2, 3))

@@ -1,0 +1,360 @@
+"""Folders of one's own images to records, and what a broken folder is told."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.convert import folder
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo, dataset_info
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
+from deeplab_tf.programs import run_program
+
+NAMES = ("road", "walk", "tree")
+PLAIN = ClassList(DatasetInfo("mine", NAMES))
+HEIGHT, WIDTH = 5, 7
+HALF = [False, False, True, True]
+
+
+def save_image(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.RandomState(seed).randint(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def save_label(path, value):
+    """Writes a label whose pixels are all a class but for one void."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    label = np.full((HEIGHT, WIDTH), value, np.uint8)
+    label[0, 0] = 255
+    Image.fromarray(label).save(path)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder with images a, b, c, d in every plain format, and their labels."""
+    names = ("b.jpg", "a.png", "d.JPEG", "c.PNG")
+    for i, name in enumerate(names):
+        save_image(tmp_path / "source/photos" / name, i)
+        save_label(tmp_path / f"source/masks/{name[0]}.png", i % 3)
+    (tmp_path / "source/photos/notes.txt").write_text("no image")
+    (tmp_path / "source/photos/.hidden.png").write_text("no image")
+    (tmp_path / "source/classes.txt").write_text("\n".join(NAMES))
+    return tmp_path / "source"
+
+
+@pytest.fixture
+def convert(source, tmp_path):
+    def run(**settings):
+        return folder.convert(
+            str(source / "photos"),
+            str(source / "masks"),
+            **({"classes": PLAIN, "output_dir": str(tmp_path / "out")} | settings),
+        )
+
+    return run
+
+
+def samples(path, split="train", channels=3, max_value=255):
+    """Returns pixels of image and label by the name of every record."""
+    dataset = tf.data.TFRecordDataset(records.shard_paths(str(path), split))
+    return {
+        name.decode(): (
+            decoding.decode_image(image, channels, max_value).numpy(),
+            decoding.decode_label(label).numpy()[..., 0],
+        )
+        for image, label, name in dataset.map(records.parse).as_numpy_iterator()
+    }
+
+
+def test_images_and_labels_are_paired_by_name(convert, source, tmp_path):
+    info = convert(num_shards=2)
+    found = samples(tmp_path / "out")
+    assert list(found) == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(
+        found["a"][0], np.array(Image.open(source / "photos/a.png"))
+    )
+    jpeg = (source / "photos/b.jpg").read_bytes()
+    np.testing.assert_array_equal(found["b"][0], tf.io.decode_jpeg(jpeg))
+    for name, value in {"b": 0, "a": 1, "d": 2, "c": 0}.items():
+        assert found[name][1][0, 0] == 255
+        assert (found[name][1].ravel()[1:] == value).all()
+    # 35 pixels each, one of them void.
+    assert info.class_pixels == {"train": [68, 34, 34]}
+    assert info.split_sizes == {"train": 4}
+    assert len(info.content_hashes["train"]) == 64
+    assert records.read_info(str(tmp_path / "out")) == info
+
+
+def test_labels_may_have_a_suffix(convert, source, tmp_path):
+    for path in list((source / "masks").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_L.png"))
+    save_label(source / "masks/a_instances.png", 9)  # of no interest
+    convert(label_suffix="_L")
+    assert list(samples(tmp_path / "out")) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("suffix", ["", "_L"])
+def test_both_may_be_in_one_folder(tmp_path, suffix):
+    both = tmp_path / "both"
+    save_image(both / ("x.jpg" if not suffix else "x.png"))
+    save_label(both / f"x{suffix}.png", 2)
+    out = str(tmp_path / "out")
+    folder.convert(str(both), str(both), PLAIN, out, label_suffix=suffix)
+    assert samples(out)["x"][1][1, 1] == 2
+
+
+def test_several_runs_add_up(convert, tmp_path):
+    first = convert()
+    info = convert(split="val", num_shards=1)
+    assert info.split_sizes == {"train": 4, "val": 4}
+    assert info.content_hashes["val"] == first.content_hashes["train"]
+    assert len(samples(tmp_path / "out", "train")) == 4
+    # Once more: the split is replaced.
+    assert convert(split="val", num_shards=3).split_sizes == {"train": 4, "val": 4}
+    assert len(records.shard_paths(str(tmp_path / "out"), "val")) == 2
+
+
+def test_splits_of_other_classes_do_not_add_up(convert, tmp_path):
+    convert()
+    other = ClassList(DatasetInfo("mine", ("road", "walk", "bush")))
+    with pytest.raises(
+        UserError, match=r"out has the split train with the class_names "
+    ):
+        convert(split="val", classes=other)
+    assert records.read_info(str(tmp_path / "out")).class_names == NAMES
+    # But the same split may get other classes.
+    assert convert(classes=other).class_names == ("road", "walk", "bush")
+
+
+def test_other_colors_make_the_labels_anew(convert, source, tmp_path):
+    for path in (source / "masks").iterdir():
+        pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        pixels[0] = 0, 0, 9
+        Image.fromarray(pixels).save(path)
+    colors = ((0, 0, 0), (0, 0, 9), (0, 9, 0))
+    info = convert(classes=ClassList(DatasetInfo("m", NAMES, colors=colors), True))
+    assert info.class_pixels["train"] == [4 * 28, 4 * 7, 0]
+    turned = DatasetInfo("m", NAMES, colors=(colors[1], colors[0], colors[2]))
+    assert convert(classes=ClassList(turned, True)).class_pixels["train"] == [
+        28,
+        112,
+        0,
+    ]
+
+
+def test_the_share_for_val_stays_where_it_was():
+    names = [f"image_{i}" for i in range(1000)]
+    chosen = {name for name in names if folder.goes_to_val(name, 0.2)}
+    # 200, give or take four standard deviations of sqrt(1000 * 0.2 * 0.8) = 12.6.
+    assert 150 < len(chosen) < 250
+    # Their SHA-256 begin with 95, d7, 50 and 73; half of 100 is 80.
+    assert [folder.goes_to_val(f"image_{i}", 0.5) for i in (0, 1, 3, 4)] == HALF
+    assert chosen < {name for name in names if folder.goes_to_val(name, 0.3)}
+
+
+def test_a_share_goes_to_val(convert, tmp_path):
+    info = convert(val_share=0.5)
+    train, val = (set(samples(tmp_path / "out", split)) for split in ("train", "val"))
+    assert val == {name for name in "abcd" if folder.goes_to_val(name, 0.5)}
+    assert train == set("abcd") - val
+    assert info.split_sizes == {"train": len(train), "val": len(val)}
+
+
+def remove(name):
+    return lambda source: (source / name).unlink()
+
+
+def add_twin(source):
+    save_image(source / "photos/a.jpg")
+
+
+def empty(name):
+    def change(source):
+        for path in (source / name).iterdir():
+            path.unlink()
+
+    return change
+
+
+def lone_labels(source):
+    for i in range(5):
+        save_label(source / f"masks/x{i}.png", 0)
+
+
+def turn(source):
+    """Makes the camera of image b held upright: 7x5 pixels, label 5x7."""
+    image = Image.open(source / "photos/b.jpg")
+    image.load()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(source / "photos/b.jpg", exif=exif)
+    Image.fromarray(np.zeros((WIDTH, HEIGHT), np.uint8)).save(source / "masks/b.png")
+
+
+def large_value(source):
+    save_label(source / "masks/c.png", 3)
+
+
+BROKEN = {
+    "no label": (
+        remove("masks/c.png"),
+        "there is no label in .*/masks, such as c.png, for .*/photos/c.PNG$",
+    ),
+    "no image": (
+        remove("photos/a.png"),
+        "there is no image in .*/photos for .*/masks/a.png$",
+    ),
+    "many without image": (
+        lone_labels,
+        "no image in .*/photos for .*x0.png, .*x1.png, .*x2.png and 2 more$",
+    ),
+    "twins": (add_twin, "photos/a.jpg and a.png have one name; remove one of them"),
+    "no images": (empty("photos"), "--image_dir=.*/photos has no image .*.jpg, .jpeg"),
+    "no labels": (empty("masks"), r"--label_dir=.*/masks has no label \*.png"),
+    "no folder": (
+        lambda source: (source / "masks").rename(source / "labels"),
+        "--label_dir=.*/masks is no folder",
+    ),
+    "EXIF": (
+        turn,
+        "masks/b.png is 5x7 but its image .*b.jpg is 7x5 before its EXIF rotation; rot",
+    ),
+    "value": (
+        large_value,
+        "masks/c.png has the value 3; labels are 0..2 and 255 .ignored.",
+    ),
+}
+
+
+def run(source, tmp_path, *more):
+    """Runs the program; returns nothing, or raises SystemExit with its line."""
+    arguments = {
+        "image_dir": source / "photos",
+        "label_dir": source / "masks",
+        "classes": source / "classes.txt",
+        "output_dir": tmp_path / "out",
+    }
+    given = [f"--{flag}={value}" for flag, value in arguments.items()]
+    run_program("deeplab_tf.programs.convert.folder", ["folder.py", *given, *more])
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_named_and_nothing_is_written(source, tmp_path, kind):
+    change, message = BROKEN[kind]
+    change(source)
+    with pytest.raises(SystemExit, match=f"^folder.py: .*{message}"):
+        run(source, tmp_path)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+FLAGS = {
+    "share": (
+        ["--val_share=1"],
+        "--val_share must be at least 0 and below 1; received 1",
+    ),
+    "share of val": (["--val_share=.5", "--split=val"], "--split must be another one"),
+    "small share": (
+        ["--val_share=0.0001"],
+        "--val_share=0.0001 of 4 images gives none to val",
+    ),
+    "colour": (["--ignore_color=1,2"], "--ignore_color must be r,g,b .* received 1,2$"),
+    "word": (
+        ["--ignore_color=r,2,3"],
+        "--ignore_color must be r,g,b .* received r,2,3$",
+    ),
+    "void": (["--ignore_label=256"], "ignore_label must be an integer in 0..255; rec"),
+    "depth": (["--max_value=65536"], "max_value must be an integer in 1..65535; recei"),
+    "channels": (["--channels=0"], "channels must be at least 1; received 0"),
+    "classes": (["--classes=/none"], "--classes=/none is no file"),
+}
+
+
+@pytest.mark.parametrize("kind", FLAGS)
+def test_flags_that_cannot_be_are_told(source, tmp_path, kind):
+    arguments, message = FLAGS[kind]
+    with pytest.raises(SystemExit, match=f"^folder.py: .*{message}"):
+        run(source, tmp_path, *arguments)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_the_program_says_what_there_is(source, tmp_path, capsys):
+    run(source, tmp_path)
+    assert capsys.readouterr().out == f"{tmp_path}/out: train 4 images\n"
+    (source / "classes.txt").write_text("".join(f"{n}\n" for n in (*NAMES, "a b")))
+    run(source, tmp_path, "--name=street", "--ignore_label=255")
+    info = records.read_info(str(tmp_path / "out"))
+    assert (info.name, info.class_names) == ("street", (*NAMES, "a b"))
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == "no pixel in train is a b"
+    assert last == f"{tmp_path}/out: train 4 images"
+
+
+def test_the_dataset_is_called_after_its_folder(source, tmp_path):
+    run(source, tmp_path)
+    assert records.read_info(str(tmp_path / "out")).name == "out"
+
+
+def test_every_flag_reaches_the_records(source, tmp_path):
+    """Colour masks with void, 16-bit images of one channel, a suffix, a split."""
+    for path in list((source / "masks").iterdir()):
+        path.unlink()
+        pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        pixels[0], pixels[1] = (9, 9, 0), (255, 0, 255)
+        Image.fromarray(pixels).save(path.with_name(f"{path.stem}.gt.png"))
+    for i, path in enumerate(list((source / "photos").glob("[abcd].*"))):
+        path.unlink()
+        image = np.full((HEIGHT, WIDTH), 4000 + i, np.uint16)
+        Image.fromarray(image).save(path.with_suffix(".png"))
+    (source / "classes.txt").write_text("9 9 0\troad\n0 0 0\twild land\n")
+    run(
+        source,
+        tmp_path,
+        *("--label_suffix=.gt", "--ignore_label=9", "--ignore_color=255,0,255"),
+        *("--channels=1", "--max_value=4095", "--split=trainaug", "--num_shards=1"),
+    )
+    info = records.read_info(str(tmp_path / "out"))
+    assert (info.channels, info.max_value, info.ignore_label) == (1, 4095, 9)
+    assert info.class_names == ("road", "wild land")
+    # 4 images of 5 rows of 7: one row of road, one of void.
+    assert info.class_pixels == {"train_aug": [28, 84]}
+    found = samples(tmp_path / "out", "train_aug", 1, 4095)
+    values = sorted(int(image[0, 0, 0]) for image, _ in found.values())
+    assert values == [4000, 4001, 4002, 4003]
+    for _, label in found.values():
+        np.testing.assert_array_equal(label[:, 0], [0, 9, 1, 1, 1])
+
+
+@pytest.mark.slow
+def test_camvid(camvid, tmp_path):
+    info = dataset_info("camvid")
+    (tmp_path / "classes.txt").write_text("\n".join(info.class_names))
+    for split in info.split_sizes:
+        arguments = [
+            f"--image_dir={camvid / split}",
+            f"--label_dir={camvid / split}annot",
+            f"--classes={tmp_path}/classes.txt",
+            f"--output_dir={tmp_path}/camvid",
+            f"--split={split}",
+            "--ignore_label=11",
+        ]
+        run_program("deeplab_tf.programs.convert.folder", ["folder.py", *arguments])
+    written = records.read_info(str(tmp_path / "camvid"))
+    assert written.split_sizes == {"train": 367, "val": 101, "test": 233}
+    assert written.split_sizes == info.split_sizes
+    assert (written.name, written.ignore_label) == ("camvid", 11)
+    # Of 367 x 480 x 360 pixels all but the void ones, counted from the PNGs.
+    labels = [
+        np.array(Image.open(p)) for p in sorted((camvid / "trainannot").iterdir())
+    ]
+    counts = sum(np.bincount(label.ravel(), minlength=12) for label in labels)
+    assert written.class_pixels["train"] == counts[:11].tolist()
+    name, (image, label) = next(iter(samples(tmp_path / "camvid", "test").items()))
+    assert image.shape == (360, 480, 3)
+    np.testing.assert_array_equal(label, Image.open(camvid / f"testannot/{name}.png"))

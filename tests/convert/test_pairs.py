@@ -1,0 +1,180 @@
+"""Entries of folders that are not files: skipped, unless they belong to one."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from odd_entries import assert_skipped
+from PIL import Image
+from small_sources import Coco, ade20k, cityscapes, save_image, save_label
+
+from deeplab_tf.convert import (
+    ade20k as ade20k_program,
+    cityscapes as cityscapes_program,
+    coco_voc,
+    folder,
+    pairs,
+    voc2012,
+)
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+
+CLASSES = ClassList(DatasetInfo("toys", ("floor", "ball")))
+NOT_UTF8 = "caf\udce9.png"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Images a and b with their masks."""
+    for name in ("a", "b"):
+        save_image(tmp_path / f"photos/{name}.jpg")
+        save_label(tmp_path / f"masks/{name}.png", np.ones((20, 30)))
+    return tmp_path
+
+
+def convert_folder(root, **settings):
+    places = str(root / "photos"), str(root / "masks")
+    return folder.convert(*places, CLASSES, str(root / "out"), **settings)
+
+
+def test_the_folder_converter_skips_what_it_lists(photos, capfd, odd):
+    kind, make = odd
+    make(photos / "photos/x.png")
+    assert convert_folder(photos).split_sizes == {"train": 2}
+    assert_skipped(capfd, f"skipped 1 of 3 entries of {photos}/photos: x.png ({kind})")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("masks/c.png", "photos/c.jpg has no label: {}/masks/c.png is a {}$"),
+        ("photos/c.jpg", "masks/c.png has no image: {}/photos/c.jpg is a {}$"),
+    ],
+)
+def test_the_folder_converter_refuses_what_belongs_to_a_file(
+    photos, capfd, odd, name, message
+):
+    kind, make = odd
+    save_image(photos / "photos/c.jpg")
+    save_label(photos / "masks/c.png", np.ones((20, 30)))
+    (photos / name).unlink()
+    make(photos / name)
+    with pytest.raises(UserError, match=message.format(photos, kind)):
+        convert_folder(photos)
+    assert capfd.readouterr().err == ""
+    assert not (photos / "out").exists()
+
+
+def test_names_of_all_kinds_are_converted_or_skipped(photos, capfd):
+    for name in ("-rf", "a\nb\x1b[31m", "é" * 120):
+        save_image(photos / f"photos/{name}.png")
+        save_label(photos / f"masks/{name}.png", np.ones((20, 30)))
+    Image.new("RGB", (3, 3)).save(photos / "photos" / NOT_UTF8)
+    (photos / "photos/.hidden.png").mkdir()
+    assert convert_folder(photos).split_sizes == {"train": 5}
+    assert_skipped(capfd, r"photos: caf\udce9.png (name not UTF-8)")
+
+
+def test_many_skipped_entries_are_counted(photos, capfd):
+    for i in range(9):
+        (photos / f"photos/{i}.png").mkdir()
+    convert_folder(photos)
+    listed = ", ".join(f"{i}.png (directory)" for i in range(3))
+    assert_skipped(
+        capfd, f"skipped 9 of 11 entries of {photos}/photos: {listed}, and 6"
+    )
+
+
+def test_an_empty_mask_is_refused(photos):
+    (photos / "masks/a.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"masks/a.png is broken: it is empty$"):
+        convert_folder(photos)
+
+
+@pytest.fixture
+def voc(photos):
+    root = photos / "voc"
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (photos / "photos").rename(root / "JPEGImages")
+    (photos / "masks").rename(root / "SegmentationClass")
+    (lists / "train.txt").write_text("a\nb\n")
+    return root
+
+
+def convert_voc(root):
+    return voc2012.convert(str(root), str(root.parent / "out"))
+
+
+def test_the_voc_converter_skips_what_no_list_names(voc, capfd, odd):
+    kind, make = odd
+    make(voc / "JPEGImages/x.jpg")
+    assert convert_voc(voc) == {"train": 2}
+    assert_skipped(capfd, f"skipped 1 of 3 entries of {voc}/JPEGImages: x.jpg ({kind})")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/train.txt"],
+)
+def test_the_voc_converter_refuses_what_a_list_names(voc, odd, name):
+    kind, make = odd
+    (voc / name).unlink()
+    make(voc / name)
+    with pytest.raises(UserError, match=f"^{voc}/{name} is a {kind}; a file is needed"):
+        convert_voc(voc)
+
+
+def test_cityscapes_skips_and_refuses(tmp_path, capfd, odd):
+    kind, make = odd
+    root = cityscapes(tmp_path / "cityscapes", coarse=False)
+    city = root / "leftImg8bit/train/ulm"
+    make(city / "x_leftImg8bit.png")
+    make(city.parent / "not_a_city" if kind != "directory" else city / "empty")
+    out = str(tmp_path / "out")
+    cityscapes_program.convert(str(root), out, splits=["train_fine"])
+    assert_skipped(capfd, f"leftImg8bit/train: x_leftImg8bit.png ({kind})")
+    (label,) = (root / "gtFine/train/ulm").glob("*labelIds.png")
+    label.unlink()
+    make(label)
+    with pytest.raises(UserError, match=f"has no label: {label} is a {kind}$"):
+        cityscapes_program.convert(str(root), out, splits=["train_fine"])
+
+
+def test_ade20k_skips_and_refuses(tmp_path, capfd, odd):
+    kind, make = odd
+    root = ade20k(tmp_path / "ade")
+    make(root / "images/training/x.jpg")
+    ade20k_program.convert(str(root), str(tmp_path / "out"))
+    assert_skipped(capfd, f"images/training: x.jpg ({kind})")
+    label = root / "annotations/training/ADE_train_00000001.png"
+    label.unlink()
+    make(label)
+    with pytest.raises(UserError, match=f"has no label: {label} is a {kind}$"):
+        ade20k_program.convert(str(root), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("is_image", [True, False])
+def test_coco_refuses_what_its_file_lists(tmp_path, odd, is_image):
+    pytest.importorskip("pycocotools")
+    kind, make = odd
+    files = Coco(tmp_path)
+    files.add_image("a.jpg")
+    files.save()
+    path = files.image_dir / "a.jpg" if is_image else files.path
+    path.unlink()
+    make(path)
+    with pytest.raises(UserError, match=f"^{path} is a {kind}; a file is needed$"):
+        coco_voc.convert(
+            str(files.path), str(files.image_dir), str(tmp_path / "out"), "train"
+        )
+
+
+def test_second_files_of_a_name_do_not_hide_behind_a_directory(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "a.png").mkdir()
+    paths = pairs.list_folder(pathlib.Path(tmp_path))
+    entries = pairs.find_entries(paths, lambda path: path.stem)
+    assert list(entries.files) == list(entries.others) == ["a"]
+    assert not entries.duplicates

@@ -1,0 +1,284 @@
+"""Folders in VOC layout to records, and what a broken folder is told."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT
+from listing import listed
+from PIL import Image
+
+from deeplab_tf.convert import voc2012
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.programs import run_program
+
+
+def samples(folder, split):
+    """Returns the pixels of image and label and the name of every record."""
+    paths = records.shard_paths(str(folder), split)
+    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
+    return [
+        (tf.io.decode_image(image).numpy(), tf.io.decode_png(label).numpy(), name)
+        for image, label, name in dataset.as_numpy_iterator()
+    ]
+
+
+@pytest.fixture
+def voc(tiny_voc, tmp_path):
+    """A copy of the tiny folder, to be changed."""
+    return shutil.copytree(tiny_voc, tmp_path / "VOC2012")
+
+
+def save_label(path, label):
+    Image.fromarray(np.asarray(label, np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "trainval"])
+def test_records_hold_the_files_as_they_are(tiny_voc, tiny_records, split):
+    listed = (tiny_voc / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+    found = samples(tiny_records, split)
+    assert [name.decode() for _, _, name in found] == listed
+    for (image, label, _), stem in zip(found, listed, strict=True):
+        jpeg = (tiny_voc / f"JPEGImages/{stem}.jpg").read_bytes()
+        np.testing.assert_array_equal(image, tf.io.decode_jpeg(jpeg))
+        with Image.open(tiny_voc / f"SegmentationClass/{stem}.png") as palette:
+            assert palette.mode == "P"
+            np.testing.assert_array_equal(label[..., 0], np.array(palette))
+
+
+def test_the_splits_and_their_sizes_are_described_beside_them(tiny_records):
+    info = records.read_info(tiny_records)
+    assert info.name == "pascal_voc_seg" and info.num_classes == 21
+    assert info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
+    # Of trainval 2, 2 and 1 images; and dataset_info.json and conversion.json.
+    assert len(listed(tiny_records)) == 3 + 2 + 3 + 2
+
+
+@pytest.mark.parametrize("list_name", ["trainaug", "train_aug"])
+def test_train_aug_takes_the_augmented_labels(voc, tmp_path, list_name):
+    stems = ["2007_000003", "2007_000000"]
+    (voc / "SegmentationClassAug").mkdir()
+    (voc / f"ImageSets/Segmentation/{list_name}.txt").write_text("\n".join(stems))
+    for stem in stems:
+        with Image.open(voc / f"JPEGImages/{stem}.jpg") as image:
+            label = np.full(image.size[::-1], 5)
+        save_label(voc / f"SegmentationClassAug/{stem}.png", label)
+    sizes = voc2012.convert(str(voc), str(tmp_path / "out"))
+    assert sizes == {"train": 3, "val": 2, "trainval": 5, "train_aug": 2}
+    found = samples(tmp_path / "out", "train_aug")
+    assert [name.decode() for _, _, name in found] == stems
+    assert all((label == 5).all() for _, label, _ in found)
+    assert not all((x == 5).all() for _, x, _ in samples(tmp_path / "out", "train"))
+
+
+@pytest.mark.parametrize("missing", ["folder", "list"])
+def test_no_train_aug_unless_list_and_labels_are_there(voc, tmp_path, missing):
+    if missing == "folder":
+        (voc / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000000")
+    else:
+        (voc / "SegmentationClassAug").mkdir()
+    sizes = voc2012.convert(str(voc), str(tmp_path / "out"))
+    assert list(sizes) == ["train", "val", "trainval"]
+
+
+def test_a_dataset_info_in_the_folder_names_other_classes(voc, tmp_path):
+    for path in (voc / "SegmentationClass").iterdir():
+        with Image.open(path) as old:
+            label = np.full(old.size[::-1], 1)
+        label[0, 0] = 9
+        save_label(path, label)
+    info = DatasetInfo("toys", ("floor", "ball"), ignore_label=9)
+    records.write_info(info, str(voc))
+    voc2012.convert(str(voc), str(tmp_path / "out"), num_shards=2)
+    beside = records.read_info(str(tmp_path / "out"))
+    assert (beside.name, beside.class_names) == ("toys", ("floor", "ball"))
+    assert beside.ignore_label == 9
+    label[0, 0] = 255
+    save_label(path, label)
+    with pytest.raises(UserError, match=r"has the value 255; labels are 0..1 and 9 "):
+        voc2012.convert(str(voc), str(tmp_path / "again"))
+
+
+def drop_label(voc):
+    (voc / "SegmentationClass/2007_000001.png").unlink()
+
+
+def drop_image(voc):
+    (voc / "JPEGImages/2007_000001.jpg").unlink()
+
+
+def add_label(voc):
+    save_label(voc / "SegmentationClass/2007_000099.png", np.zeros((3, 3)))
+
+
+def shrink_label(voc):
+    save_label(voc / "SegmentationClass/2007_000003.png", np.zeros((50, 60)))
+
+
+def set_label(value):
+    def change(voc):
+        path = voc / "SegmentationClass/2007_000004.png"
+        with Image.open(path) as image:
+            label = np.array(image)
+        label[-1, -1] = value
+        save_label(path, label)
+
+    return change
+
+
+def cut(name):
+    def change(voc):
+        content = (voc / name).read_bytes()
+        (voc / name).write_bytes(content[: len(content) * 4 // 5])
+
+    return change
+
+
+def paint_label(voc):
+    path = voc / "SegmentationClass/2007_000002.png"
+    with Image.open(path) as image:
+        painted = image.convert("RGB")
+    painted.save(path)
+
+
+def image_as(file_format):
+    def change(voc):
+        path = voc / "JPEGImages/2007_000002.jpg"
+        with Image.open(path) as image:
+            image.load()
+        image.save(path, file_format)
+
+    return change
+
+
+def text_as_image(voc):
+    (voc / "JPEGImages/2007_000002.jpg").write_text("no picture")
+
+
+def empty_split(voc):
+    (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
+
+
+def blot_list(voc):
+    (voc / "ImageSets/Segmentation/val.txt").write_bytes(b"2007_\xff")
+
+
+def no_lists(voc):
+    for path in (voc / "ImageSets/Segmentation").iterdir():
+        path.unlink()
+
+
+def no_images(voc):
+    (voc / "JPEGImages").rename(voc / "Images")
+
+
+# How to break the folder, and what its message must say.
+BROKEN = {
+    "missing label": (
+        drop_label,
+        "JPEGImages/2007_000001.jpg has no label .*/SegmentationClass/2007_000001.png",
+    ),
+    "label without image": (
+        add_label,
+        "SegmentationClass/2007_000099.png has no image .*/JPEGImages",
+    ),
+    "image listed but missing": (
+        drop_image,
+        "/train.txt lists 2007_000001 but .*/JPEGImages has no such image",
+    ),
+    "label of another size": (
+        shrink_label,
+        "SegmentationClass/2007_000003.png is 60x50 but .*2007_000003.jpg is 61x50",
+    ),
+    "value beyond the classes": (
+        set_label(21),
+        "SegmentationClass/2007_000004.png has the value 21; labels are 0..20 and 255",
+    ),
+    "value below the ignored one": (
+        set_label(254),
+        "SegmentationClass/2007_000004.png has the value 254; labels are 0..20 and 255",
+    ),
+    "truncated JPEG": (
+        cut("JPEGImages/2007_000001.jpg"),
+        "JPEGImages/2007_000001.jpg is broken: .*truncated",
+    ),
+    "truncated PNG": (
+        cut("SegmentationClass/2007_000001.png"),
+        "SegmentationClass/2007_000001.png is broken: ",
+    ),
+    "RGB label": (
+        paint_label,
+        "SegmentationClass/2007_000002.png has mode RGB; a label is a PNG with a pal",
+    ),
+    "GIF named .jpg": (
+        image_as("GIF"),
+        "JPEGImages/2007_000002.jpg is GIF; images are JPEG or PNG",
+    ),
+    "text named .jpg": (text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
+    "empty split": (empty_split, "Segmentation/val.txt lists no image: the split is e"),
+    "list that is no text": (blot_list, "Segmentation/val.txt: line 1 is not UTF-8"),
+    "no lists": (no_lists, "ImageSets/Segmentation has none of train.txt, val.txt, t"),
+    "wrong voc_root": (no_images, "--voc_root=.*/VOC2012 has no folder .*/JPEGImages;"),
+}
+
+
+@pytest.fixture
+def command(voc, tmp_path):
+    return ["voc2012.py", f"--voc_root={voc}", f"--output_dir={tmp_path}/out"]
+
+
+def assert_one_line(stderr, message):
+    """Checks that apart from tqdm's bars there is one line, and which."""
+    lines = [x for x in stderr.splitlines() if x and not x.startswith("records: ")]
+    assert len(lines) == 1, lines
+    assert re.search(f"^voc2012.py: .*{message}", lines[0])
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_is_named_and_nothing_is_written(
+    voc, command, tmp_path, capfd, kind
+):
+    change, message = BROKEN[kind]
+    change(voc)
+    with pytest.raises(SystemExit) as ended:
+        run_program("deeplab_tf.programs.convert.voc2012", command)
+    # The interpreter prints the code of `SystemExit` and ends with status 1.
+    assert_one_line(f"{capfd.readouterr().err}\n{ended.value.code}", message)
+    assert os.listdir(tmp_path) == ["VOC2012"]
+
+
+def test_the_program_ends_with_one_line_on_stderr(voc, command, tmp_path):
+    change, message = BROKEN["truncated JPEG"]
+    change(voc)
+    command = [sys.executable, "-m", "datasets.voc2012", *command[1:]]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert_one_line(ended.stderr, message)
+    assert os.listdir(tmp_path) == ["VOC2012"]
+
+
+def test_the_program_says_what_there_is(command, tmp_path, capsys):
+    run_program("deeplab_tf.programs.convert.voc2012", command)
+    *contents, last = capsys.readouterr().out.splitlines()
+    assert last == f"{tmp_path}/out: train 3, val 2, trainval 5 images"
+    hashes = records.read_info(f"{tmp_path}/out").content_hashes
+    assert len(set(hashes.values())) == 3 and len(hashes["val"]) == 64
+    assert contents == [
+        f"content of {split}: {hashes[split]}" for split in ("train", "val", "trainval")
+    ]
+
+
+def test_the_real_sample(voc_records):
+    sizes = {"train": 93, "val": 60, "trainval": 153, "train_aug": 100}
+    assert records.read_info(voc_records).split_sizes == sizes
+    for split, size in sizes.items():
+        paths = records.shard_paths(voc_records, split)
+        assert len(paths) == 4
+        assert sum(1 for _ in tf.data.TFRecordDataset(paths)) == size

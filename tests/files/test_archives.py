@@ -1,0 +1,308 @@
+"""Archives extracted onto a real disk: completely, or one line of error."""
+
+import fcntl
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import tarfile
+
+import hostile_tars
+import official_archives
+import pytest
+from etils import epath
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import archives
+from deeplab_tf.files.archives import find_damage
+
+FILES = {"top/a/1.txt": b"one", "top/a/b/2.txt": b"two", "top/c.txt": b"see"}
+WANTED = ("top/a", "top/c.txt")
+
+
+def extract(archive, folder, wanted=WANTED, **limit):
+    return archives.extract(epath.Path(archive), epath.Path(folder), wanted, **limit)
+
+
+def refused(message, archive, folder, **options):
+    """Checks that there is one line that holds a message."""
+    with pytest.raises(UserError, match=message) as error:
+        extract(archive, folder, **options)
+    assert "\n" not in str(error.value)
+
+
+def files_in(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in pathlib.Path(folder).rglob("*")
+        if path.is_file() and path.name != "archive.txt"
+    }
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """An archive of FILES in a folder of its own."""
+    return official_archives.write_tar(tmp_path / "some.tar", FILES)
+
+
+@pytest.fixture
+def folder(tmp_path, archive):
+    """The folder that the archive was extracted into."""
+    return extract(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["some.tar", "some.tgz"])
+def test_only_what_is_wanted_is_extracted(tmp_path, name):
+    more = {"top/other.txt": b"", "top/a2/3.txt": b"", "./top/a/4.txt": b"four"}
+    archive = official_archives.write_tar(tmp_path / name, FILES | more)
+    folder = extract(archive, tmp_path / "out")
+    assert files_in(folder) == FILES | {"top/a/4.txt": b"four"}
+    assert sorted(os.listdir(tmp_path)) == ["out", name]
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="needs sha256sum")
+def test_sha256sum_reads_the_stamp(folder):
+    command = ["sha256sum", "--check", "--strict", "archive.txt"]
+    checked = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert checked.returncode == 0 and not checked.stderr
+    assert sorted(checked.stdout.split("\n")[:-1]) == [
+        f"{n}: OK" for n in sorted(FILES)
+    ]
+    (folder / "top/c.txt").write_text("mine")
+    assert subprocess.run(command, cwd=folder, capture_output=True).returncode == 1
+
+
+def test_an_intact_folder_is_not_extracted_again(archive, folder):
+    inode = os.stat(folder).st_ino
+    assert extract(archive, folder) == folder
+    assert os.stat(folder).st_ino == inode
+
+
+def test_a_changed_archive_is_extracted_again(tmp_path, archive, folder):
+    files = FILES | {"top/c.txt": b"other"}
+    official_archives.write_tar(archive, {k: files[k] for k in reversed(files)})
+    os.utime(archive, ns=(0, 0))
+    assert files_in(extract(archive, folder)) == files
+    refused("some.tar has no top/d; is it the right", archive, folder, wanted=["top/d"])
+    assert files_in(folder) == files  # of before
+    assert sorted(os.listdir(tmp_path)) == ["out", "some.tar"]
+
+
+def change(folder):
+    (folder / "top/c.txt").write_bytes(b"SEE")
+
+
+def remove(folder):
+    (folder / "top/c.txt").unlink()
+
+
+def add(folder):
+    (folder / "top/mine.txt").write_bytes(b"mine")
+
+
+def link(folder):
+    (folder / "top/c.txt").rename(folder.parent / "c.txt")
+    os.symlink(folder.parent / "c.txt", folder / "top/c.txt")
+
+
+def link_folder(folder):
+    os.symlink("/", folder / "top/root")
+
+
+def block(folder):
+    (folder / "top/c.txt").unlink()
+    os.mkfifo(folder / "top/c.txt")
+
+
+def shorten_stamp(folder):
+    stamp = folder / "archive.txt"
+    stamp.write_bytes(stamp.read_bytes()[:-30])
+
+
+def break_stamp(folder):
+    stamp = folder / "archive.txt"
+    stamp.write_bytes(stamp.read_bytes() + b"\xff" * 100_000)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [change, remove, add, link, link_folder, block, shorten_stamp, break_stamp],
+    ids=lambda function: function.__name__,
+)
+def test_a_folder_that_changed_is_kept_and_extracted_again(
+    archive, folder, damage, capsys
+):
+    damage(folder)
+    changed = files_in(folder)
+    assert files_in(extract(archive, folder)) == FILES
+    [aside] = pathlib.Path(folder).parent.glob("out.replaced.*")
+    assert files_in(aside) == changed
+    assert f"{folder} was changed; it is kept as {aside}" in capsys.readouterr().err
+
+
+def test_a_stamp_without_checksums_is_one_of_ours(archive, folder):
+    (folder / "archive.txt").write_text("10 bytes of 7: all\n")
+    assert files_in(extract(archive, folder)) == FILES
+
+
+def test_an_empty_folder_is_used(tmp_path, archive):
+    (tmp_path / "out").mkdir()
+    assert files_in(extract(archive, tmp_path / "out")) == FILES
+
+
+@pytest.mark.parametrize("stamp", [None, "my notes\n", "", "# 1 byte\n"])
+def test_a_folder_of_the_user_is_refused(tmp_path, archive, stamp):
+    mine = tmp_path / "out/top/c.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    if stamp is not None:
+        (tmp_path / "out/archive.txt").write_text(stamp)
+    refused(f"{tmp_path}/out is in the way: it was not", archive, tmp_path / "out")
+    assert mine.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling", "fifo"])
+def test_what_is_no_folder_is_refused(tmp_path, archive, kind):
+    out = tmp_path / "out"
+    (tmp_path / "elsewhere").mkdir()
+    make = {
+        "file": lambda: out.write_bytes(b"mine"),
+        "link": lambda: out.symlink_to(tmp_path / "elsewhere"),
+        "dangling": lambda: out.symlink_to(tmp_path / "nowhere"),
+        "fifo": lambda: os.mkfifo(out),
+    }
+    make[kind]()
+    refused("out is in the way: it is no folder", archive, out)
+    assert os.listdir(tmp_path / "elsewhere") == []
+    assert os.path.lexists(out)
+
+
+def test_leftovers_are_removed_unless_somebody_uses_them(tmp_path, archive):
+    names = [f"out.unfinished.0000000{i}" for i in range(4)]
+    dead, alive, mine, empty = [tmp_path / name for name in names]
+    for path in (dead, alive):
+        extract(archive, path)
+    mine.mkdir()
+    (mine / "notes.txt").write_text("mine")
+    empty.mkdir()
+    (tmp_path / "out.unfinished.notes").mkdir()
+    lock = os.open(alive, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        extract(archive, tmp_path / "out")
+    finally:
+        os.close(lock)
+    left = ["out", "out.unfinished.notes", *names[1:3], "some.tar"]
+    assert sorted(os.listdir(tmp_path)) == sorted(left)
+    assert files_in(alive) == FILES
+
+
+def test_a_folder_that_another_process_published_meanwhile_is_used(
+    tmp_path, archive, monkeypatch
+):
+    """The other one is faster by all of the extraction."""
+    write = archives._extract_members
+
+    def write_twice(*arguments):
+        monkeypatch.setattr(archives, "_extract_members", write)
+        extract(archive, tmp_path / "out")
+        write(*arguments)
+
+    monkeypatch.setattr(archives, "_extract_members", write_twice)
+    assert files_in(extract(archive, tmp_path / "out")) == FILES
+    assert sorted(os.listdir(tmp_path)) == ["out", "some.tar"]
+
+
+@pytest.mark.parametrize("wanted", [None, ["b"]])
+@pytest.mark.parametrize("kind", hostile_tars.HOSTILE)
+def test_a_hostile_archive_is_refused_and_leaves_nothing(tmp_path, kind, wanted):
+    make, message = hostile_tars.HOSTILE[kind]
+    path = tmp_path / "some.tar"
+    path.write_bytes(make())
+    refused(
+        f"some.tar cannot be extracted: .*{message}",
+        path,
+        tmp_path / "new/out",
+        wanted=wanted,
+    )
+    assert sorted(os.listdir(tmp_path)) == ["some.tar"]  # nothing was ever written
+    assert re.search(message, find_damage(epath.Path(path)))
+
+
+def test_a_chain_of_links_does_not_lead_out(tmp_path):
+    """CVE-2025-4517: the filter of tarfile stops resolving beyond the longest path."""
+    deep, steps, path, links = "d" * 247, "abcdefghijklmnop", "", []
+    for step in steps:
+        links.append(member(os.path.join(path, step), tarfile.SYMTYPE, deep))
+        path = os.path.join(path, deep)
+    long = f"{'/'.join(steps)}/{'l' * 254}"
+    links.append(member(long, tarfile.SYMTYPE, "../" * len(steps)))
+    links.append(member("link", tarfile.LNKTYPE, "escape/victim.txt"))
+    links.append(member("link"))  # writes through it
+    (tmp_path / "victim.txt").write_text("of someone else")
+    archive = official_archives.write_tar(tmp_path / "some.tar", {}, *links)
+    refused("no plain file or folder", archive, tmp_path / "out", wanted=None)
+    assert (tmp_path / "victim.txt").read_text() == "of someone else"
+
+
+def member(name, kind=tarfile.REGTYPE, target=""):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_more_than_the_limit_is_refused_before_it_is_written(tmp_path):
+    # FILES and 1 MiB, which gzip makes small.
+    archive = official_archives.write_tar(
+        tmp_path / "some.tgz", FILES | {"top/a/big.bin": bytes(1 << 20)}
+    )
+    limit = sum(map(len, FILES.values())) + (1 << 20)
+    extract(archive, tmp_path / "out", limit=limit)
+    assert find_damage(epath.Path(archive), limit) is None
+    message = r"it has more than 0.000977 GiB of files; extract it yourself"
+    refused(message, archive, tmp_path / "other", limit=limit - 1)
+    assert re.match(message, find_damage(epath.Path(archive), limit - 1))
+    assert sorted(os.listdir(tmp_path)) == ["out", "some.tgz"]
+
+
+def test_what_is_not_wanted_does_not_count(tmp_path, archive):
+    folder = extract(archive, tmp_path / "out", ("top/c.txt",), limit=3)
+    assert files_in(folder) == {"top/c.txt": b"see"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, archive):
+    (tmp_path / "file").write_bytes(b"")
+    refused(
+        rf"some.tar cannot be extracted into {tmp_path}/file: .*File exists",
+        archive,
+        tmp_path / "file/out",
+    )
+
+
+@pytest.mark.parametrize("name", ["archive.txt", "archive.txt/a"])
+def test_the_name_of_the_stamp_is_refused(tmp_path, name):
+    archive = official_archives.write_tar(tmp_path / "some.tar", {name: b"mine"})
+    message = "its member archive.txt has the name of our stamp"
+    refused(message, archive, tmp_path / "out", wanted=None)
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "fifo"])
+def test_what_is_no_file_is_no_archive(tmp_path, kind):
+    path = tmp_path / "some.tar"
+    {"missing": lambda _: None, "folder": os.mkdir, "fifo": os.mkfifo}[kind](path)
+    refused(f"^there is no archive {path}$", path, tmp_path / "out")
+
+
+def test_an_intact_archive_has_no_damage(tmp_path):
+    for name in ("some.tar", "some.tgz"):
+        archive = official_archives.write_tar(tmp_path / name, FILES)
+        assert find_damage(epath.Path(archive)) is None
+
+
+def test_files_have_the_checksums_of_the_stamp(folder):
+    lines = (folder / "archive.txt").read_text().split("\n")
+    assert re.fullmatch(r"# \d+ bytes of \d+: top/a top/c.txt", lines[0])
+    sums = dict(reversed(line.split("  ")) for line in lines[1:-1])
+    assert sums == {n: hashlib.sha256(c).hexdigest() for n, c in FILES.items()}

@@ -1,0 +1,132 @@
+"""What a path is, files that are opened safely, and flags that name neither."""
+
+import os
+
+import pytest
+import tensorflow as tf
+from odd_entries import ODD_ENTRIES, must_not_block
+from program_runs import assert_refused
+
+from deeplab_tf.errors import UserError, escape, one_line
+from deeplab_tf.files import file_kinds
+from deeplab_tf.files.file_kinds import Kind, kind_of
+
+NOT_UTF8 = "caf\udce9.png"
+
+
+def test_kinds_are_told_without_opening(tmp_path, odd, monkeypatch):
+    kind, make = odd
+    make(tmp_path / "x.png")
+    monkeypatch.setattr(os, "open", None)
+    assert kind_of(tmp_path / "x.png").value == kind
+    with pytest.raises(UserError, match=f"^{tmp_path}/x.png is a {kind}; a file is n"):
+        file_kinds.require_file(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("prefix", ["", "file://"])
+def test_files_are_files_through_links_and_schemes(tmp_path, prefix):
+    (tmp_path / "-rf.png").write_bytes(b"abc")
+    (tmp_path / "link").symlink_to("-rf.png")
+    for name in ("-rf.png", "link"):
+        assert kind_of(f"{prefix}{tmp_path}/{name}") is Kind.FILE
+        assert file_kinds.read_bytes(f"{prefix}{tmp_path}/{name}") == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("none.png", Kind.MISSING, "does not exist"),
+        ("x" * 300, Kind.TOO_LONG, "does not exist: the name is too long"),
+        ("a\0b", Kind.MISSING, r"a\\x00b does not exist"),
+        (NOT_UTF8, Kind.NOT_UTF8, r"caf\\udce9.png has a name that is not UTF-8; ren"),
+        ("file/x.png", Kind.MISSING, "does not exist"),
+    ],
+)
+def test_names_that_cannot_be_read(tmp_path, name, kind, message):
+    (tmp_path / "file").touch()
+    path = os.path.join(tmp_path, name)
+    assert kind_of(path) is kind
+    with pytest.raises(UserError, match=message):
+        file_kinds.read_bytes(path)
+
+
+def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
+    (tmp_path / "x.png").touch()
+    # Root may read everything.
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+    with pytest.raises(UserError, match=r"x.png cannot be read: permission denied$"):
+        file_kinds.read_bytes(tmp_path / "x.png")
+
+
+def test_paths_of_tensorflow_have_kinds_too():
+    tf.io.gfile.makedirs("ram://kinds/dir.png")
+    with tf.io.gfile.GFile("ram://kinds/a.png", "wb") as file:
+        file.write(b"abc")
+    assert kind_of("ram://kinds/a.png") is Kind.FILE
+    assert kind_of("ram://kinds/dir.png") is Kind.DIRECTORY
+    assert kind_of("ram://kinds/none.png") is Kind.MISSING
+    assert file_kinds.read_bytes("ram://kinds/a.png") == b"abc"
+    for name, message in (("dir", "is a directory"), ("none", "does not exist")):
+        with pytest.raises(UserError, match=f"^ram://kinds/{name}.png {message}"):
+            file_kinds.read_bytes(f"ram://kinds/{name}.png")
+    with pytest.raises(UserError, match=r"^foo://x cannot be read: .*foo"):
+        file_kinds.read_bytes("foo://x")
+
+
+def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    os.mkfifo(path)
+    monkeypatch.setattr(file_kinds, "require_file", lambda path: None)
+    with must_not_block(), pytest.raises(UserError, match=r"not a file any more$"):
+        file_kinds.read_bytes(path)
+
+
+def test_the_size_of_a_file_is_bounded(tmp_path):
+    path = tmp_path / "sparse.png"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes; at most 2,147,"):
+        file_kinds.read_bytes(path)
+    assert file_kinds.read_bytes("/proc/version") == b""
+
+
+def test_what_cannot_be_printed_is_escaped():
+    assert escape("a\n\x1b[31m\udce9ö  b") == r"a\n\x1b[31m\udce9ö  b"
+    assert one_line(" a\n\t b\x07 ") == r"a b\x07"
+
+
+PROGRAMS = {
+    "deeplab_tf.programs.predict": ("model", "images", "video", "output_dir"),
+    "deeplab_tf.programs.doctor": ("dataset_dir", "output_dir"),
+    "deeplab_tf.programs.train": ("dataset_dir", "tf_initial_checkpoint"),
+    "deeplab_tf.programs.eval": ("checkpoint_dir",),
+    "deeplab_tf.programs.export": ("checkpoint_path", "export_path"),
+    "deeplab_tf.programs.convert.folder": ("image_dir", "classes"),
+    "deeplab_tf.programs.convert.voc2012": ("voc_archive", "voc_root"),
+}
+NEEDED = {
+    "deeplab_tf.programs.predict": ("model",),
+    "deeplab_tf.programs.train": ("train_logdir",),
+    "deeplab_tf.programs.export": ("checkpoint_path", "export_path"),
+    "deeplab_tf.programs.convert.folder": (
+        "image_dir",
+        "label_dir",
+        "classes",
+        "output_dir",
+    ),
+    "deeplab_tf.programs.convert.voc2012": ("output_dir",),
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "flag"), [(p, flag) for p, flags in PROGRAMS.items() for flag in flags]
+)
+def test_flags_that_name_no_file_or_folder_are_refused(tmp_path, program, flag):
+    others = [f"--{name}=x" for name in NEEDED.get(program, ()) if name != flag]
+    for kind in ("FIFO", "socket", "device", "symbolic link loop"):
+        path = tmp_path / f"{flag} {kind}"
+        ODD_ENTRIES[kind](path)
+        message = f"^{program.rpartition('.')[2]}.py: --{flag}={path} is a {kind}$"
+        assert_refused(message, program, *others, f"--{flag}={path}")
+    message = r"caf\\udce9.png has a name that is not UTF-8"
+    assert_refused(message, program, *others, f"--{flag}={tmp_path}/{NOT_UTF8}")

@@ -1,0 +1,157 @@
+"""No program deletes or replaces a file that it did not write: all programs, refused.
+
+Each situation is a command line and files of the user in its way. The refusal comes
+before the long work, which is why models and records may be missing here.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from program_runs import run
+
+from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
+from deeplab_tf.images.videos import write_video
+
+EXPORT = ("deeplab_tf.programs.export", "--checkpoint_path={model}")
+PREDICT = (
+    *("deeplab_tf.programs.predict", "--model={model}"),
+    *("--images=photos/*.png", "--output_dir=out"),
+)
+VIDEO = (
+    *("deeplab_tf.programs.predict", "--model={model}"),
+    *("--video={video}", "--output_dir=out", "--save_frames"),
+)
+EVAL = (
+    *("deeplab_tf.programs.eval", "--checkpoint_dir={model}", "--eval_logdir=out"),
+    "--dataset_dir={records}",
+)
+TRAIN = (
+    *("deeplab_tf.programs.train", "--dataset_dir={records}", "--train_logdir=out"),
+    *("--train_crop_size=33,33", "--train_batch_size=2"),
+)
+DOCTOR = ("deeplab_tf.programs.doctor", "--dataset_dir={records}", "--output_dir=out")
+PLAN = ("deeplab_tf.programs.plan", "--json=out.json")
+FOLDER = (
+    *("deeplab_tf.programs.convert.folder", "--image_dir=photos", "--label_dir=labels"),
+    *("--classes=classes.txt", "--output_dir=out"),
+)
+VOC = ("deeplab_tf.programs.convert.voc2012", "--voc_root={voc}", "--output_dir=out")
+
+# Command line; the file of the user; what the refusal says.
+FOREIGN = "not our earlier output"
+SITUATIONS = [
+    (*case, message)
+    for message, cases in {
+        "export_path is empty": [((*EXPORT, "--export_path="), "a.txt")],
+        "replaced as a whole": [
+            ((*EXPORT, f"--export_path={path}"), "a.txt")
+            for path in (".", "./", "..", "../..", "/", "{home}", "{home}/", "link")
+        ],
+        "path is empty": [((*EXPORT, "--export_path=.pb"), "a.txt")],
+        FOREIGN: [
+            ((*EXPORT, "--export_path=out"), "out/thesis.tex"),
+            ((*EXPORT, "--export_path=notes"), "notes"),
+            ((*EXPORT, "--export_path=out"), "out/saved_model.pb"),
+            ((*EXPORT, "--export_path=out"), "out/sub/thesis.tex"),
+            ((*EXPORT, "--export_path=out"), "out.parity.json"),
+            ((*EXPORT, "--export_path=out"), "out.refused.json"),
+            ((*EXPORT, "--export_path=link_to_out"), "out/saved_model.pb"),
+            ((*EXPORT, "--export_path=out.tflite"), "out.tflite"),
+            ((*EXPORT, "--export_path=out.onnx"), "out.onnx"),
+            ((*EXPORT, "--export_path=out.pb"), "out.pb"),
+            (PREDICT, "out/a_label.png"),
+            (PREDICT, "out/a_color.png"),
+            (PREDICT, "out/b_overlay.png"),
+            (PREDICT, "out/overview.png"),
+            (VIDEO, "out/drive_overlay.mp4"),
+            (VIDEO, "out/drive_labels/000003.png"),
+            (EVAL, "out/metrics.json"),
+            (EVAL, "out/report.html"),
+            (TRAIN, "out/experiment.json"),
+            (TRAIN, "out/history.jsonl"),
+            (TRAIN, "out/curves.png"),
+            (TRAIN, "out/checkpoint"),
+            (TRAIN, "out/best/model.ckpt-3.index"),
+            (TRAIN, "out/best/metrics.json"),
+            (DOCTOR, "out/doctor.png"),
+            (PLAN, "out.json"),
+            (FOLDER, "out/conversion.json"),
+            (VOC, "out/conversion.json"),
+        ],
+        "dataset_info.json: line 1": [
+            (FOLDER, "out/dataset_info.json"),
+            (VOC, "out/dataset_info.json"),
+        ],
+        "is the folder of the images or labels": [
+            ((*FOLDER[:-1], "--output_dir=photos"), "photos/train-log.txt"),
+            ((*FOLDER[:-1], "--output_dir=labels"), "labels/train-log.txt"),
+        ],
+    }.items()
+    for case in cases
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_model, tmp_path_factory):
+    prefix = str(tmp_path_factory.mktemp("checkpoint") / "model.ckpt-1")
+    save_tf1_checkpoint(tiny_model, prefix)
+    return prefix
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with a project, the current folder, of photographs and masks."""
+    project = tmp_path / "home/project"
+    for name in ("photos", "labels"):
+        (project / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        picture = np.full((8, 8), len(name), np.uint8)
+        Image.fromarray(picture).convert("RGB").save(project / f"photos/{name}.png")
+        Image.fromarray(0 * picture).save(project / f"labels/{name}.png")
+    (project / "classes.txt").write_text("cat\ndog\n")
+    (project / "link").symlink_to(tmp_path / "home")
+    (project / "link_to_out").symlink_to("out")
+    (tmp_path / "home/thesis.tex").write_text("years of work")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(project)
+    return tmp_path / "home"
+
+
+def state_of(folder):
+    """Returns what every path below a folder is, and holds; ledgers are ours."""
+    return {
+        str(path): path.read_bytes() if path.is_file() else os.readlink(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() or path.is_symlink()
+    }
+
+
+def make_video(path):
+    with write_video(path, 5, (32, 32)) as write:
+        for _ in range(4):
+            write(np.zeros((32, 32, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("command", "path", "message"),
+    SITUATIONS,
+    ids=[f"{command[0]}-{path}-{i}" for i, (command, path, _) in enumerate(SITUATIONS)],
+)
+def test_file_of_the_user_stays(
+    command, path, message, home, checkpoint, tiny_records, tiny_voc
+):
+    video = str(home / "drive.mp4")
+    if command is VIDEO:
+        make_video(video)
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_text("years of work")
+    values = {"records": tiny_records, "voc": tiny_voc, "home": home, "video": video}
+    module, *arguments = (x.format(model=checkpoint, **values) for x in command)
+    before = state_of(home)
+    with pytest.raises(SystemExit, match=message) as ended:
+        run(module, *arguments)
+    assert "\n" not in str(ended.value.code)
+    assert state_of(home) == before

@@ -1,0 +1,162 @@
+"""Photographs are found, bounded, decoded and turned upright."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image, ImageOps
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
+from deeplab_tf.images.inputs import find_images, read_image
+
+ORIENTATION = 0x0112
+
+
+def noise(height, width):
+    random = np.random.RandomState(8)
+    return Image.fromarray(random.randint(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [None, *range(1, 9)])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_photographs_are_turned_upright(tmp_path, orientation, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[ORIENTATION] = orientation
+    noise(20, 31).save(path, exif=exif)
+    stored = Image.fromarray(tf.io.decode_image(path.read_bytes()).numpy())
+    stored.getexif().update(exif)
+    upright = np.array(ImageOps.exif_transpose(stored))
+    assert upright.shape == ((31, 20, 3) if (orientation or 1) > 4 else (20, 31, 3))
+    image = read_image(str(path))
+    np.testing.assert_array_equal(image, upright)
+    assert image.flags.c_contiguous and image.dtype == np.uint8
+
+
+def test_two_pictures_in_one_jpeg_are_read_as_the_first(tmp_path):
+    path = tmp_path / "phone.jpg"
+    noise(20, 31).save(path, "MPO", save_all=True, append_images=[noise(5, 8)])
+    with Image.open(path) as picture:
+        assert picture.format == "MPO"
+    expected = tf.io.decode_jpeg(path.read_bytes())
+    np.testing.assert_array_equal(read_image(str(path)), expected)
+
+
+def write_text(path):
+    path.write_text("no picture at all")
+
+
+def cut_jpeg(path):
+    noise(40, 40).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def cut_png(path):
+    noise(40, 40).save(path, "PNG")
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def save_gif(path):
+    noise(40, 40).save(path, "GIF")
+
+
+def empty(path):
+    path.touch()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (write_text, "is broken: its 17 bytes are not an image"),
+        (empty, "is broken: it is empty"),
+        (cut_jpeg, "is broken: .*truncated"),
+        (cut_png, "is broken: .*truncated"),
+        (save_gif, "is GIF; images are JPEG or PNG"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_line(tmp_path, capfd, make, message):
+    path = tmp_path / "photo.jpg"
+    make(path)
+    with pytest.raises(UserError, match=f"^{path} {message}") as error:
+        read_image(str(path))
+    assert "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_the_size_is_bounded_before_decoding(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    noise(40, 50).save(path)
+    path.write_bytes(path.read_bytes()[:-300])
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1999)
+    with pytest.raises(UserError, match=r"has 50x40 pixels; at most 1,999 are read"):
+        read_image(str(path))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.JPG", "a.png", "c[1].jpeg", "notes.txt"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["a.png", "b.JPG", "c[1].jpeg"]),
+        ("/b*", ["b.JPG"]),
+        ("/*", ["a.png", "b.JPG", "c[1].jpeg"]),
+        ("/c[1].jpeg", ["c[1].jpeg"]),
+    ],
+)
+def test_images_are_found_by_folder_glob_and_name(folder, pattern, names):
+    paths = find_images(f"{folder}{pattern}")
+    assert paths == [f"{folder}/{name}" for name in names]
+
+
+@pytest.mark.parametrize("pattern", ["/*.gif", "/notes.txt", "/nowhere/x.jpg"])
+def test_no_image_is_an_error(folder, pattern):
+    with pytest.raises(UserError, match=r"^.* matches no JPEG or PNG file"):
+        find_images(f"{folder}{pattern}")
+
+
+def test_two_images_of_one_name_are_an_error(folder):
+    (folder / "a.jpg").touch()
+    with pytest.raises(
+        UserError, match=r"a\.jpg and .*a\.png would be written to the "
+    ):
+        find_images(str(folder))
+
+
+@pytest.fixture
+def image_list(folder):
+    """Writes a list of names and returns its path."""
+
+    def write(content):
+        path = folder / "list.txt"
+        path.write_bytes(content)
+        return str(path)
+
+    return write
+
+
+def test_only_listed_images_are_taken(folder, image_list):
+    # Two of one name are no harm where it is not listed.
+    (folder / "b.png").touch()
+    listed = image_list(b"\xef\xbb\xbfc[1]\r\na\n")
+    paths = find_images(str(folder), listed)
+    assert paths == [f"{folder}/a.png", f"{folder}/c[1].jpeg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a y x", "^y of .*list.txt is not among the images; 2 of its 3 names"),
+        (b"\n", "list.txt names no image$"),
+        (b"\xff\xfe", "list.txt: line 1 is not UTF-8"),
+    ],
+)
+def test_a_bad_list_is_told(folder, image_list, content, message):
+    with pytest.raises(UserError, match=message):
+        find_images(str(folder), image_list(content))
