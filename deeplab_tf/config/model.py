@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, BackboneTraits
+from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
 from deeplab_tf.config.checks import (
     FRACTION,
     SCALES,
@@ -120,7 +120,7 @@ class ModelConfig:
         return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
 
     @property
-    def traits(self) -> BackboneTraits:
+    def traits(self) -> Backbone:
         """What can be asked of the backbone."""
         return BACKBONES[self.backbone]
 
