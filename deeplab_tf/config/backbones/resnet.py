@@ -18,12 +18,14 @@ class ResNet(NamedTuple):
         root: Depths of the 3x3 convolutions at the beginning; () is one 7x7
             convolution to 64 channels.
         lite: Whether units are two 3x3 convolutions instead of a bottleneck.
+        depths: Base depth of the units of block1 to block4.
     """
 
     scope: str
     units: tuple[int, ...]
     root: tuple[int, ...] = ()
     lite: bool = False
+    depths: tuple[int, ...] = (64, 128, 256, 512)
 
 
 def _row(

@@ -15,7 +15,7 @@ from deeplab_tf.models.cascade import Block, replicate_last_block
 from deeplab_tf.models.layers import activate, conv_bn_act, subsample
 from deeplab_tf.models.normalization import make_batch_norm
 
-_DEPTHS = (64, 128, 256, 512)
+_BLOCKS = 4  # of the classification network; more are replicas
 _STEM_STRIDE = 4  # of root and pooling
 
 
@@ -80,7 +80,7 @@ class _Unit(NamedTuple):
 def _units(blocks, multi_grid):
     """Yields the units of the blocks."""
     for i, block in enumerate(blocks, 1):
-        grid = multi_grid if i >= len(_DEPTHS) and multi_grid else block.units * (1,)
+        grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (1,)
         for number, rate in enumerate(grid, 1):
             stride = block.stride if number == block.units else 1
             yield _Unit(i, number, block.depth, stride, rate)
@@ -118,7 +118,7 @@ def resnet_v1(
         padding="fixed",
     )
     x = _stem(image, network, conv)
-    blocks = tuple(map(Block, _DEPTHS, network.units, (2, 2, 2, 1)))
+    blocks = tuple(map(Block, network.depths, network.units, (2, 2, 2, 1)))
     blocks = replicate_last_block(blocks, cascade_blocks)
     units = list(_units(blocks, multi_grid))
     strides = [unit.stride for unit in units]
@@ -130,6 +130,6 @@ def resnet_v1(
         rate *= unit.rate
         x, residual = residual_unit(x, unit.depth, scope, stride, rate, conv)
         is_before_last = unit.number == blocks[unit.block - 1].units - 1
-        if unit.block < len(_DEPTHS) and is_before_last:
+        if unit.block < _BLOCKS and is_before_last:
             features[2 ** (unit.block + 1)] = residual
     return features | {"high_level": x}
