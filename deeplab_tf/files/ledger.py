@@ -17,9 +17,14 @@ _BLOCK = 1 << 20
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
-def digest_file(path: str) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
+def digest_file(path: str, digest=None) -> str:
+    """Returns the digest of a file in hexadecimal digits.
+
+    Args:
+        path: Path of the file.
+        digest: A new hash object; None is SHA-256.
+    """
+    digest = digest or hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
