@@ -81,11 +81,15 @@ class Ledger:
         self._digests.setdefault(name, set()).add(digest)
         self._version = self._current_version()
 
-    def _current_version(self) -> tuple[int, int] | None:
+    def _current_version(self) -> tuple[int, ...] | None:
         if not tf.io.gfile.exists(self._path):
             return None
-        stat = tf.io.gfile.stat(self._path)
-        return stat.length, stat.mtime_nsec
+        if is_remote(self._path):
+            stat = tf.io.gfile.stat(self._path)
+            return stat.length, stat.mtime_nsec
+        # TensorFlow's has whole seconds, in which another process may write as much.
+        stat = os.stat(self._path)
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _read(self) -> dict[str, set[str]]:
         found = {}
