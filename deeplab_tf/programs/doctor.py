@@ -18,9 +18,9 @@ from deeplab_tf import flags
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
+from deeplab_tf.data.record_checks import DECODING_ERRORS
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.validation import (
-    DECODING_ERRORS,
     ERRORS,
     WARNINGS,
     Problem,

@@ -1,12 +1,9 @@
 """Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
 
-Two to five objects lie over one another on a patterned, slightly blurred ground.
-A class is an outline and a weave, of random size, rotation and contrast. Colour
-alone does not tell classes apart: each merely leans towards a hue of its own, and
-`color_baseline` measures how little that helps. As in PASCAL VOC, the pixels
-along every contour are void (255).
+    deeplab-convert shapes --output_dir=shapes
+    deeplab-convert voc2012 --voc_root=shapes --output_dir=tfrecord
 
-    python -m datasets.shapes --output_dir=DIR
+Prints also what colour alone achieves on them, which a network has to beat.
 """
 
 import functools
