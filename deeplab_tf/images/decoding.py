@@ -23,9 +23,10 @@ _PNG_CHANNELS = (1, 3, 4)
 _JPEG_CHANNELS = (1, 3)
 # A PNG begins with its signature and the chunk IHDR; of the latter: width, height,
 # bits of a channel, kind of colour.
-_PNG_SIGNATURE = (*b"\x89PNG",)
-_PNG_HEAD = 26
-_PNG_SIDES = slice(16, 24)
+PNG_SIGNATURE = (*b"\x89PNG",)
+PNG_HEAD = 26
+_PNG_SIDES = (16, 20)
+_BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 _PNG_GREY = (8, 0)
 _EXIF_ORIENTATION = 0x0112
 
@@ -58,20 +59,27 @@ def png_format(content: bytes) -> tuple[int, int]:
     Args:
         content: The first bytes of a file, at least 26 of them.
     """
-    is_png = content[:4] == bytes(_PNG_SIGNATURE) and len(content) >= _PNG_HEAD
+    is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEAD
     return (content[24], content[25]) if is_png else (0, 0)
 
 
 def _png_head(encoded):
     """Returns the first bytes of a PNG as int32; refuses what is shorter."""
-    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, _PNG_HEAD), tf.uint8)
-    return tf.cast(tf.ensure_shape(head, [_PNG_HEAD]), tf.int32)
+    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, PNG_HEAD), tf.uint8)
+    return tf.cast(tf.ensure_shape(head, [PNG_HEAD]), tf.int32)
 
 
-def _png_size(head):
-    """Returns int32 `[height, width]`, negative beyond 2^31."""
-    sides = tf.reshape(head[_PNG_SIDES], [2, 4]) * [1 << 24, 1 << 16, 1 << 8, 1]
-    return tf.reverse(tf.reduce_sum(sides, 1), [0])
+def png_sides(head):
+    """Returns int32 `[..., 2]`, height and width, negative beyond 2^31.
+
+    Args:
+        head: First bytes of PNGs, int32 `[..., PNG_HEAD]`.
+    """
+    width, height = (
+        tf.reduce_sum(head[..., start : start + 4] * _BIG_ENDIAN, -1)
+        for start in _PNG_SIDES
+    )
+    return tf.stack([height, width], -1)
 
 
 def _bounded(size, planes: int, is_valid):
@@ -104,7 +112,7 @@ def picture_size(encoded, channels: int = 3):
 
     def png_size():
         head = _png_head(encoded)
-        return _png_size(head), tf.reduce_all(head[:4] == _PNG_SIGNATURE)
+        return png_sides(head), tf.reduce_all(head[:4] == PNG_SIGNATURE)
 
     size, valid = tf.cond(tf.io.is_jpeg(encoded), jpeg_size, png_size)
     planes = channels if _has_planes(channels) else 1
@@ -182,8 +190,8 @@ def decode_label(encoded):
         tf.errors.InvalidArgumentError: for anything else.
     """
     head = _png_head(encoded)
-    is_grey = tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*_PNG_SIGNATURE, *_PNG_GREY]
-    size = _bounded(_png_size(head), 1, tf.reduce_all(is_grey))
+    is_grey = tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
+    size = _bounded(png_sides(head), 1, tf.reduce_all(is_grey))
     with tf.control_dependencies([size]):
         return tf.io.decode_png(encoded, channels=1)
 

@@ -5,17 +5,21 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from deeplab_tf.images.decoding import decode_image
+from deeplab_tf.images.decoding import (
+    PNG_HEAD,
+    PNG_SIGNATURE,
+    decode_image,
+    png_sides,
+)
 
 # What resizing by products with matrices takes grows with the square of a side.
 MOST_SIDE = 1 << 14
 # A picture may have so many bytes a pixel, and as many besides as descriptions and
 # colour profiles take: texts in a PNG are inflated, whatever their length.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 8, 1 << 20
-_JPEG_SIGNATURE, _PNG_SIGNATURE = (*b"\xff\xd8\xff",), (*b"\x89PNG",)
-# Of a PNG's first bytes: its sides, and its kind of colour, one of which would lose its
-# second channel.
-_HEAD, _SIDES, _KIND, _GREY_WITH_ALPHA = 26, slice(16, 24), 25, 4
+_JPEG_SIGNATURE = (*b"\xff\xd8\xff",)
+# The byte of a PNG with its kind of colour; this one would lose its second channel.
+_KIND, _GREY_WITH_ALPHA = 25, 4
 
 
 class Bounds(NamedTuple):
@@ -53,14 +57,11 @@ def _known(encoded):
 
     No operation here fails, whatever the bytes.
     """
-    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=_HEAD)  # zeros behind it
+    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=PNG_HEAD)  # zeros after it
     head = tf.cast(head, tf.int32)
     is_jpeg = tf.reduce_all(head[:, : len(_JPEG_SIGNATURE)] == _JPEG_SIGNATURE, 1)
-    is_png = tf.reduce_all(head[:, : len(_PNG_SIGNATURE)] == _PNG_SIGNATURE, 1)
-    bytes_of_sides = tf.cast(tf.reshape(head[:, _SIDES], [-1, 2, 4]), tf.float32)
-    sides = tf.reduce_sum(bytes_of_sides * [1 << 24, 1 << 16, 1 << 8, 1], 2)[:, ::-1]
-    # Beyond them an int32 would be, too.
-    sides = tf.cast(tf.minimum(sides, 2.0 * MOST_SIDE), tf.int32)
+    is_png = tf.reduce_all(head[:, : len(PNG_SIGNATURE)] == PNG_SIGNATURE, 1)
+    sides = png_sides(head)
     is_kind = (head[:, _KIND] != _GREY_WITH_ALPHA) & (tf.reduce_min(sides, 1) > 0)
     return is_jpeg, is_png & is_kind, sides
 
