@@ -35,12 +35,12 @@ def doctor() -> None:
 
 def pretrain() -> None:
     """Runs `deeplab-pretrain`."""
-    run_program("deeplab_tf.programs.pretrain")
+    run_program("deeplab_tf.pretrain.program")
 
 
 def plan() -> None:
     """Runs `deeplab-plan`."""
-    run_program("deeplab_tf.programs.plan")
+    run_program("deeplab_tf.plan.program")
 
 
 def convert(argv: list[str] | None = None) -> None:

@@ -46,16 +46,6 @@ from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.distribution import make_local_strategy
 from deeplab_tf.training.resume import read_experiment
 
-_VIEW = {
-    "eval_scales": "Scales whose probabilities are averaged.",
-    "add_flipped_images": "Whether every scale is also seen mirrored.",
-    "eval_crop_size": "Size to which images are padded; default: each to its own "
-    "next k * output_stride + 1.",
-    "window_size": "Ours: size of the windows through which larger images are seen.",
-    "memory_limit_mb": "Ours: MiB that the inference of an image may take; those that "
-    "need more are seen through windows.",
-}
-_EVALUATION = _VIEW | {"eval_batch_size": "Images per forward pass."}
 # Besides those of the model.
 _OF_CHECKPOINTS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
 _OFFICIAL_INTERVAL = 300  # seconds between two evaluations
@@ -69,7 +59,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_model_flags(values, "eval")
     flags.define_overwrite(values)
     flags.define_dataset_flags(values, "eval_split", "val")
-    flags.define_fields(values, EvalConfig, _EVALUATION)
+    flags.define_options(values, EvalConfig)
     string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     boolean = absl_flags.DEFINE_boolean
     string(
@@ -170,13 +160,13 @@ def _located(
 
 def _eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
     preset = flags.chosen_preset(values)
-    fields = flags.field_values(values, _EVALUATION, preset and preset.evaluation)
-    return EvalConfig(**fields, ignore_label=info.ignore_label)
+    base = preset and preset.evaluation
+    return flags.read_options(values, EvalConfig, base, ignore_label=info.ignore_label)
 
 
 def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
     """Scores an exported model."""
-    require_no_model_flags(values, path, (*_VIEW, *_OF_CHECKPOINTS))
+    require_no_model_flags(values, path, (*flags.INFERENCE, *_OF_CHECKPOINTS))
     artefact = load_artefact(path)
     known = artefact.info and artefact.info.name
     folder, info = _located(values, None, known)
@@ -187,8 +177,13 @@ def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
     if values.calibration:
         artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
     config = _eval_config(values, info)
-    data = DataConfig(folder, info.name, batch_size=config.eval_batch_size)
-    data = dataclasses.replace(data, **flags.field_values(values, flags.RESIZING))
+    data = flags.read_options(
+        values,
+        DataConfig,
+        dataset_dir=folder,
+        dataset=info.name,
+        batch_size=config.eval_batch_size,
+    )
     split = _Split(data, values.eval_split, info)
     _score(values, Evaluator(artefact, config), split, path)
 

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
@@ -54,11 +55,12 @@ _FORMS_OF_FLAGS = {
     "tflite_output": (TFLITE,),
     "calibration_images": (TFLITE,),
 }
+# Fields of `EvalConfig` that an export keeps.
+_INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
 # The official default, for files of one size.
 _FILE_SIZE = (513, 513)
 # Flag to default and help.
 _SWITCHES = {
-    "add_flipped_images": (False, "Whether every scale is also seen mirrored."),
     "export_probabilities": (
         False,
         "Ours: whether a SavedModel's serving_default, or an ONNX file, gives "
@@ -151,25 +153,8 @@ def define_flags() -> absl_flags.FlagValues:
 
 def _define_view(values: absl_flags.FlagValues) -> None:
     """Defines how what is exported looks at images, and what it holds."""
-    absl_flags.DEFINE_multi_string(
-        "crop_size",
-        None,
-        "Size to which images are padded; default: each to its own next "
-        "k * output_stride + 1, in a TFLite file 513,513.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_multi_string(
-        "inference_scales",
-        "1.0",
-        "Scales whose probabilities are averaged.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_multi_string(
-        "window_size",
-        None,
-        "Ours: size of the windows through which larger images are seen.",
-        flag_values=values,
-    )
+    flags.define_options(values, EvalConfig, _INFERENCE, export_flag_name)
+    flags.define_options(values, DataConfig, flags.RESIZING)
     for name, (default, text) in _SWITCHES.items():
         absl_flags.DEFINE_boolean(name, default, text, flag_values=values)
     absl_flags.DEFINE_integer(
@@ -179,35 +164,15 @@ def _define_view(values: absl_flags.FlagValues) -> None:
         lower_bound=1,
         flag_values=values,
     )
-    for name in flags.RESIZING:
-        absl_flags.DEFINE_integer(
-            name,
-            None,
-            "Resizing of every image; its labels have its own size again.",
-            lower_bound=1,
-            flag_values=values,
-        )
 
 
 def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
     """Returns how the export looks at an image."""
-    flag_of = {
-        "eval_scales": "inference_scales",
-        "add_flipped_images": "add_flipped_images",
-        "eval_crop_size": "crop_size",
-        "window_size": "window_size",
-    }
-    given = {
-        "eval_scales": flags.numbers_value(values, "inference_scales"),
-        "add_flipped_images": values.add_flipped_images,
-        "eval_crop_size": flags.size_value(values, "crop_size"),
-        "window_size": flags.size_value(values, "window_size"),
-    }
     preset = flags.chosen_preset(values)
+    base = preset and preset.evaluation
+    evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
     if preset is None:
-        return EvalConfig(**given)
-    told = {k: v for k, v in given.items() if values[flag_of[k]].present}
-    evaluation = dataclasses.replace(preset.evaluation, **told)
+        return evaluation
     parts = [(preset.eval_model, model), (preset.evaluation, evaluation)]
     print(report(preset, parts))
     return evaluation
@@ -215,9 +180,9 @@ def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig
 
 def _resizing(values: absl_flags.FlagValues) -> Resizing | None:
     """Returns to what size the export resizes images."""
-    sizes = {name: values[name].value for name in flags.RESIZING}
-    DataConfig(**sizes)  # refuses what does not go together
-    return Resizing(*sizes.values()) if values.min_resize_value else None
+    data = flags.read_options(values, DataConfig)  # refuses impossible combinations
+    sizes = (getattr(data, name) for name in flags.RESIZING)
+    return Resizing(*sizes) if data.min_resize_value else None
 
 
 def _check_form(values: absl_flags.FlagValues, path: str) -> None:

@@ -16,7 +16,6 @@ With --submission and --submission_file it packs the labels of the images that
 """
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import re
@@ -67,16 +66,6 @@ _COUNTS = {
     ),
     "max_frames": (None, "Frames after which a video ends."),
 }
-# How a checkpoint looks at images; an exported model has its own way.
-_VIEW = {
-    "eval_scales": "Scales whose probabilities are averaged.",
-    "add_flipped_images": "Whether every scale is also seen mirrored.",
-    "eval_crop_size": "Size to which images are padded; default: each to its own "
-    "next k * output_stride + 1.",
-    "window_size": "Size of the windows through which larger images are seen.",
-    "memory_limit_mb": "MiB that the inference of an image may take; those that need "
-    "more are seen through windows.",
-}
 # Flags that mean nothing without another.
 _BELONGS_TO = {
     "image_list": "images",
@@ -95,7 +84,7 @@ def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "predict")
-    flags.define_fields(values, EvalConfig, _VIEW)
+    flags.define_options(values, EvalConfig, flags.INFERENCE)
     absl_flags.DEFINE_string(
         "model",
         None,
@@ -140,7 +129,7 @@ def _labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
 
 def _artefact_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     """Returns the labels and classes of an exported model."""
-    require_no_model_flags(values, values.model, _VIEW)
+    require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
     if artefact.channels != 3:
         raise UserError(
@@ -162,7 +151,7 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
     """Returns the labels and classes of a checkpoint."""
     preset = flags.chosen_preset(values)
     base = preset.evaluation if preset else EvalConfig()
-    config = dataclasses.replace(base, **flags.field_values(values, _VIEW, base))
+    config = flags.read_options(values, EvalConfig, base)
     model = restored_model(values, values.model)
     require_channels(model, 3, "image files, read as RGB,")
     if preset:

@@ -32,57 +32,11 @@ from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
-_TRAINING = {
-    "train_logdir": "Folder of the checkpoints.",
-    "training_number_of_steps": "Optimiser steps in all.",
-    "optimizer": "momentum, nesterov (ours), adam or adamw (ours).",
-    "learning_policy": "poly or step.",
-    "base_learning_rate": "Learning rate at step 0; 0.007 for VOC at batch 16.",
-    "end_learning_rate": "Learning rate at the end of poly.",
-    "learning_power": "Exponent of poly.",
-    "decay_steps": "Length of poly; 0 is all steps.",
-    "learning_rate_decay_factor": "Factor of the step policy.",
-    "learning_rate_decay_step": "Steps between its decays.",
-    "slow_start_step": "Steps at slow_start_learning_rate first.",
-    "slow_start_learning_rate": "Learning rate of the slow start.",
-    "momentum": "Momentum.",
-    "adam_learning_rate": "Learning rate of Adam.",
-    "adam_epsilon": "Epsilon of Adam.",
-    "weight_decay": "L2 on convolution kernels; 1e-4 for ResNets.",
-    "last_layer_gradient_multiplier": "Factor on gradients of the last layers.",
-    "last_layers_contain_logits_only": "Whether these are the logits alone.",
-    "fine_tune_batch_norm": "Batch statistics normalise; false for batches under 12.",
-    "upsample_logits": "Loss at label resolution; false shrinks the labels.",
-    "hard_example_mining_step": "Steps over which hard-pixel mining sets in.",
-    "top_k_percent_pixels": "Share of the hardest pixels in the loss.",
-    "label_weights": "One weight per class.",
-    "tf_initial_checkpoint": "Weights to start from: a checkpoint, official or ours, "
-    "an export, an archive or URL of one, or a name of the zoo.",
-    "initialize_last_layer": "Whether the last layers are taken from it.",
-    "log_steps": "Steps between two reports.",
-    "save_interval_secs": "Seconds between two checkpoints.",
-    "save_interval_steps": "Ours: steps between two checkpoints; 0 is by time only.",
-    "focal_gamma": "Ours: exponent of the focal loss; 0 is the cross-entropy.",
-    "batch_norm": "Ours: auto, train, sync (over all replicas) or freeze; "
-    "--fine_tune_batch_norm, where given, decides for auto.",
-    "accumulate_steps": "Ours: parts of a batch that are seen one after the other.",
-    "ema_decay": "Ours: decay of the moving average of the weights; 0 keeps none.",
-    "recompute": "Ours: less memory, for a third more time.",
-    "jit": "Ours: auto, on or off; whether XLA compiles the step.",
-    "steps_per_call": "Ours: steps the host starts at once; 0 is 1 on CPU, else 10.",
-    "eval_interval_steps": "Ours: steps between two evaluations of --eval_split; 0 "
-    "evaluates never.",
-    "early_stop_evals": "Ours: evaluations without a better mIoU that end it; 0: none.",
-}
-_BATCH = {"crop_size": "Size of a training crop.", "batch_size": "Images per step."}
-_AUGMENTATION = {
-    "min_scale_factor": "Smallest random scale.",
-    "max_scale_factor": "Largest random scale.",
-    "scale_factor_step_size": "Distance of the random scales; 0 is continuous.",
-    "photometric_jitter": "Ours: largest relative change of brightness, contrast and "
-    "saturation.",
-    "seed": "Ours: seed of weights, order and augmentation.",
-}
+# Fields of `DataConfig` that only a training has.
+_SAMPLES = (
+    *("crop_size", "batch_size", "min_scale_factor", "max_scale_factor"),
+    *("scale_factor_step_size", "photometric_jitter", "bootstrap_classes", "seed"),
+)
 
 
 def define_flags() -> absl_flags.FlagValues:
@@ -90,16 +44,8 @@ def define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "train")
     flags.define_dataset_flags(values, "train_split", "train")
-    flags.define_fields(values, TrainConfig, _TRAINING)
-    flags.define_fields(values, DataConfig, _AUGMENTATION)
-    flags.define_fields(values, DataConfig, _BATCH, prefix="train_")
-    absl_flags.DEFINE_list(
-        "bootstrap_classes",
-        None,
-        "Ours: images with one of these classes come twice an epoch; the paper's for "
-        "VOC are bicycle,chair,diningtable,pottedplant,sofa.",
-        flag_values=values,
-    )
+    flags.define_options(values, TrainConfig)
+    flags.define_options(values, DataConfig, _SAMPLES)
     absl_flags.DEFINE_enum(
         "class_weighting",
         "none",
@@ -157,20 +103,10 @@ def _experiment(
         num_classes=info.num_classes,
     )
     model = dataclasses.replace(model, channels=info.channels)
-    base = preset and preset.data
-    data = flags.data_config(
-        values,
-        model,
-        base,
-        dataset=info.name,
-        **flags.field_values(values, _BATCH, base, prefix="train_"),
-        **flags.field_values(values, _AUGMENTATION, base),
-        bootstrap_classes=tuple(values.bootstrap_classes or ()),
-    )
+    data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
     statistics.class_ids(data.bootstrap_classes, info)
-    train = TrainConfig(
-        **flags.field_values(values, _TRAINING, preset and preset.train),
-        ignore_label=info.ignore_label,
+    train = flags.read_options(
+        values, TrainConfig, preset and preset.train, ignore_label=info.ignore_label
     )
     if values.class_weighting != "none" and train.label_weights:
         raise UserError(

@@ -19,9 +19,10 @@ from deeplab_tf import flags
 from deeplab_tf.config import ModelConfig, TrainConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
+from deeplab_tf.plan import measuring
+from deeplab_tf.plan.measuring import Cell, Measurement
 from deeplab_tf.presets import Preset
-from deeplab_tf.training import distribution, planning
-from deeplab_tf.training.planning import Cell, Measurement
+from deeplab_tf.training import distribution
 
 _PRECISIONS = ("float32", "bfloat16")
 # Of a model without a preset: PASCAL VOC's classes, the official crop and batch.
@@ -87,7 +88,7 @@ class _Request:
 
     def measure(self, cell: Cell) -> Measurement | None:
         """Returns what a step takes; None if memory ran out."""
-        return planning.measure_apart(cell, self.model, self.train, self.steps)
+        return measuring.measure_apart(cell, self.model, self.train, self.steps)
 
 
 def _crop(text: str) -> tuple[int, int]:
@@ -117,7 +118,7 @@ def _request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
     for stride in strides:
         model.at_output_stride(stride)  # refuses what cannot be
     if values.memory_gib is None:
-        mebibytes = planning.device_mebibytes()
+        mebibytes = measuring.device_mebibytes()
     else:
         mebibytes = 1024 * values.memory_gib
     return _Request(
@@ -134,13 +135,13 @@ def _request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
 
 def _grid(request: _Request, precision: str, say: Callable) -> Iterator[Measurement]:
     """Yields what fits the memory, and says so of everything."""
-    limit = planning.usable(request.mebibytes)
+    limit = measuring.usable(request.mebibytes)
     for crop in request.crop_sizes:
         for stride in request.output_strides:
             alike: list[Measurement] = []
             for images in request.batch_sizes:
                 cell = Cell(crop, stride, images, precision)
-                expected = planning.predicted_mebibytes(alike, images)
+                expected = measuring.predicted_mebibytes(alike, images)
                 if expected is not None and expected > limit:
                     say(_line(cell, f"would take about {expected:.0f} MiB"))
                     break
@@ -176,8 +177,8 @@ def _recommended(
         if (one.cell.crop_size, one.cell.output_stride) == first
         and one.cell.images >= least
     ]
-    limit = planning.usable(request.mebibytes)
-    best = planning.largest(own, request.batch, request.mebibytes)
+    limit = measuring.usable(request.mebibytes)
+    best = measuring.largest(own, request.batch, request.mebibytes)
     if best is None:
         # The smallest batch that has statistics, with less memory.
         images = 2 if request.batch % 2 == 0 else request.batch
@@ -219,7 +220,7 @@ def main(values: absl_flags.FlagValues) -> None:
     if values.json:
         folder, name = outputs.split(values.json)
         outputs.claim(folder, [name], values.overwrite)
-    limit = planning.usable(request.mebibytes)
+    limit = measuring.usable(request.mebibytes)
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -238,7 +239,7 @@ def main(values: absl_flags.FlagValues) -> None:
             f"{request.output_strides[0]} fits {limit:.0f} MiB, recomputed or not; "
             "take a smaller crop, a larger output stride or a smaller model"
         )
-    told = planning.recommended_flags(best, request.batch)
+    told = measuring.recommended_flags(best, request.batch)
     say(f"\n{' '.join(told)}")
     say(
         f"{best.images_per_second:.1f} images a second, "

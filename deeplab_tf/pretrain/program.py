@@ -26,50 +26,36 @@ from deeplab_tf.config import (
     ModelConfig,
     TrainConfig,
 )
-from deeplab_tf.data.classification import (
+from deeplab_tf.data.source import Source
+from deeplab_tf.errors import UserError
+from deeplab_tf.files.locks import training_lock
+from deeplab_tf.models.precision import use_precision
+from deeplab_tf.models.variables import official_variables
+from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
+from deeplab_tf.pretrain.data import (
     CENTRAL_SHARE,
     describe_samples,
     load_classes,
     open_classes,
 )
-from deeplab_tf.data.source import Source
-from deeplab_tf.errors import UserError
-from deeplab_tf.files.locks import training_lock
-from deeplab_tf.models.classifier import build_classifier, require_classifier
-from deeplab_tf.models.precision import use_precision
-from deeplab_tf.models.variables import official_variables
+from deeplab_tf.pretrain.scoring import ClassValidation
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.batch_norm import resolve_batch_norm
-from deeplab_tf.training.classification import ClassValidation
 from deeplab_tf.training.trainer import Trainer
 
 _OUTPUT_STRIDE = 32
 _NO_LABEL = -1  # every image has its class: none is ignored
-_TEXTS = {
-    "dataset": "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
-    "dataset_dir": "Folder of tensorflow-datasets; default: its own.",
-    "tpu": "Name or address of a TPU.",
-}
-_TRAINING = {
-    "train_logdir": "Folder of the checkpoints.",
-    "training_number_of_steps": "Optimiser steps in all.",
-    "base_learning_rate": "Learning rate at step 0.",
-    "learning_rate_decay_factor": "Factor on the learning rate at each decay.",
-    "momentum": "Nesterov momentum.",
-    "weight_decay": "L2 on convolution kernels.",
-    "log_steps": "Steps between two reports.",
-    "save_interval_secs": "Seconds between two checkpoints.",
-    "save_interval_steps": "Steps between two checkpoints; 0 is by time only.",
-    "eval_interval_steps": "Steps between two evaluations; 0 is at the end only.",
-    "accumulate_steps": "Parts of a batch that are seen one after the other.",
-    "ema_decay": "Decay of the moving average of the weights; 0 keeps none.",
-    "recompute": "Less memory, for a third more time.",
-    "jit": "auto, on or off; whether XLA compiles the step.",
-    "steps_per_call": "Steps the host starts at once; 0 is 1 on CPU, else 10.",
-}
-_BATCH = {"crop_size": "Size of a crop.", "batch_size": "Images per step."}
-_SEED = {"seed": "Seed of weights, order and crops."}
+# Fields of `TrainConfig` and `DataConfig` that are no fixed part of the recipe.
+_TRAINING = (
+    *("train_logdir", "training_number_of_steps", "base_learning_rate"),
+    *("learning_rate_decay_factor", "momentum", "weight_decay", "log_steps"),
+    *("save_interval_secs", "save_interval_steps", "eval_interval_steps"),
+    *("accumulate_steps", "ema_decay", "recompute", "jit", "steps_per_call"),
+)
+_SAMPLES = ("dataset_dir", "crop_size", "batch_size", "seed")
+_MODEL = ("backbone", "multi_grid", "depthwise_activation", "batch_norm_momentum")
 _RECIPE = {
+    "model_variant": "xception_65",
     "base_learning_rate": 0.05,
     "learning_rate_decay_factor": 0.94,
     "train_crop_size": "299,299",
@@ -98,8 +84,13 @@ def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     string, boolean = absl_flags.DEFINE_string, absl_flags.DEFINE_boolean
-    for name, text in _TEXTS.items():
-        string(name, None, text, flag_values=values)
+    string(
+        "dataset",
+        None,
+        "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
+        flag_values=values,
+    )
+    string("tpu", None, "Name or address of a TPU.", flag_values=values)
     string("train_split", "train", "Split to train on.", flag_values=values)
     string("eval_split", "validation", "Split to score.", flag_values=values)
     absl_flags.DEFINE_float(
@@ -108,9 +99,9 @@ def define_flags() -> absl_flags.FlagValues:
         "Epochs between two decays of the learning rate.",
         flag_values=values,
     )
-    flags.define_fields(values, TrainConfig, _TRAINING)
-    flags.define_fields(values, DataConfig, _BATCH, prefix="train_")
-    flags.define_fields(values, DataConfig, _SEED)
+    flags.define_options(values, TrainConfig, _TRAINING)
+    flags.define_options(values, DataConfig, _SAMPLES)
+    flags.define_options(values, ModelConfig, _MODEL)
     for name, (choices, text) in _ENUMS.items():
         absl_flags.DEFINE_enum(name, choices[0], choices, text, flag_values=values)
     absl_flags.DEFINE_integer(
@@ -118,7 +109,6 @@ def define_flags() -> absl_flags.FlagValues:
     )
     boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=values)
     boolean("deterministic", False, "The same weights every time.", flag_values=values)
-    _define_model(values)
     for name, value in _RECIPE.items():
         values.set_default(name, value)
     flags.define_overwrite(values)
@@ -126,43 +116,13 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _define_model(values: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_string(
-        "model_variant",
-        "xception_65",
-        "Backbone: an Xception or a ResNet.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_multi_string(
-        "multi_grid",
-        None,
-        "Unit rates of the last block, such as 1,2,4.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_boolean(
-        "depthwise_activation",
-        False,
-        "The ReLU after each depthwise convolution of Xception in the paper.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_float(
-        "batch_norm_momentum",
-        None,
-        "Decay of the moving statistics; the default is the official constant, too "
-        "slow for runs of some hundred steps.",
-        flag_values=values,
-    )
-
-
 def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
-    config = ModelConfig(
-        backbone=values.model_variant,
+    config = flags.read_options(
+        values,
+        ModelConfig,
         num_classes=source.info.num_classes,
         output_stride=_OUTPUT_STRIDE,
         channels=source.info.channels,
-        multi_grid=flags.whole_numbers_value(values, "multi_grid"),
-        depthwise_activation=values.depthwise_activation,
-        batch_norm_momentum=values.batch_norm_momentum,
         # As far as a segmentation can be a classification.
         context=ContextConfig(rates=(), aspp=False),
         decoder=DecoderConfig(output_strides=()),
@@ -179,8 +139,9 @@ def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
             "learning_rate_decay_epochs must be a finite number above 0; received "
             f"{epochs}"
         )
-    config = TrainConfig(
-        **flags.field_values(values, _TRAINING),
+    config = flags.read_options(
+        values,
+        TrainConfig,
         optimizer="nesterov",
         learning_policy="step",
         learning_rate_decay_step=max(1, round(epochs * images / data.batch_size)),
@@ -194,13 +155,7 @@ def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
 def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
     """Returns everything that the flags say, checked as far as values go."""
     model = _model_config(values, source)
-    data = DataConfig(
-        dataset_dir=values.dataset_dir or "",
-        dataset=values.dataset,
-        mean_pixel=model.mean_pixel,
-        **flags.field_values(values, _BATCH, prefix="train_"),
-        **flags.field_values(values, _SEED),
-    )
+    data = flags.data_config(values, model, None)
     train = _train_config(values, data, len(source.index))
     return Experiment(model, data, train, values.train_split)
 

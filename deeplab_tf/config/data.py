@@ -1,0 +1,125 @@
+"""Where the data are, and how a sample is made of them."""
+
+import dataclasses
+
+from deeplab_tf.config.checks import check_fields, require
+from deeplab_tf.config.model import ModelConfig
+from deeplab_tf.config.options import (
+    NOT_NEGATIVE,
+    SCALES,
+    SIDE,
+    Range,
+    document_fields,
+    option,
+)
+
+# Every scale between the smallest and the largest is listed.
+_SMALLEST_SCALE_STEP = 0.001
+
+
+@document_fields
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the records are and how a sample is made of them.
+
+    Raises:
+        UserError: for an impossible value; names the field.
+    """
+
+    dataset_dir: str = option(
+        "",
+        flag_default=None,
+        help="Folder of the TFRecord shards, or of tensorflow-datasets; default: its "
+        "own.",
+    )
+    dataset: str | None = option(
+        None,
+        help="Name of the dataset, for its classes, or tfds:NAME[:image_key:label_key] "
+        "for one of tensorflow-datasets; default: the dataset_info.json beside the "
+        "records, else pascal_voc_seg.",
+    )
+    crop_size: tuple[int, int] = option(
+        (513, 513),
+        SIDE,
+        flag="train_crop_size",
+        help="Height and width of a training crop, in pixels; the papers' 513,513 for "
+        "VOC and 769,769 for Cityscapes are k * output_stride + 1.",
+    )
+    batch_size: int = option(
+        8,
+        Range(at_least=1, at_most=10**6),
+        flag="train_batch_size",
+        help="Images per batch, over all replicas.",
+    )
+    min_resize_value: int | None = option(
+        None,
+        SIDE,
+        help="Shorter side, in pixels, to which every image is resized first; None "
+        "resizes nothing.",
+    )
+    max_resize_value: int | None = option(
+        None, SIDE, help="Bound of the longer side in that resizing, in pixels."
+    )
+    resize_factor: int | None = option(
+        None,
+        SIDE,
+        help="Sides of resized images are raised to a multiple of this, plus 1.",
+    )
+    min_scale_factor: float = option(
+        0.5,
+        SCALES,
+        help="Smallest random scale in training; 0.5 and 2.0 are the papers' "
+        "(DeepLabv3, Sec. 4.1).",
+    )
+    max_scale_factor: float = option(
+        2.0, SCALES, help="Largest random scale in training."
+    )
+    scale_factor_step_size: float = option(
+        0.25,
+        Range(at_least=0, at_most=16),
+        help="Distance of the random scales; 0 is continuous.",
+    )
+    mean_pixel: tuple[float, ...] = option(
+        ModelConfig().mean_pixel,
+        Range(at_least=0, at_most=255),
+        flag="",
+        help="Value of each channel, 0..255, of the padding.",
+    )
+    photometric_jitter: float = option(
+        0.0,
+        Range(at_least=0, at_most=1),
+        is_ours=True,
+        help="Largest relative change of brightness, contrast and saturation in "
+        "training, 0..1; 0 is none, as in the papers.",
+    )
+    bootstrap_classes: tuple[str, ...] = option(
+        (),
+        is_ours=True,
+        help="Images with one of these classes come twice an epoch; the paper's for "
+        "VOC are bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
+    )
+    seed: int = option(
+        0,
+        NOT_NEGATIVE,
+        is_ours=True,
+        help="Seed of weights, order and augmentation, at least 0 and below 2^32.",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.min_scale_factor <= self.max_scale_factor,
+            "min_scale_factor must be at most max_scale_factor; received "
+            f"{self.min_scale_factor} and {self.max_scale_factor}",
+        )
+        step = self.scale_factor_step_size
+        require(
+            step == 0 or step >= _SMALLEST_SCALE_STEP,
+            f"scale_factor_step_size must be 0, which is continuous, or at least "
+            f"{_SMALLEST_SCALE_STEP}; received {step}",
+        )
+        require(
+            self.min_resize_value is not None
+            or (self.max_resize_value is None and self.resize_factor is None),
+            "max_resize_value and resize_factor need min_resize_value",
+        )
