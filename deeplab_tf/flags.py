@@ -5,9 +5,10 @@ imported into one process. Lists are read as `513,513` and as a repeated flag.
 """
 
 import dataclasses
+import functools
 import sys
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from absl import flags
 
@@ -33,6 +34,38 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset, find_preset
 
 _Config = typing.TypeVar("_Config", bound=Dataclass)
+
+# Kinds of the flags that programs have besides those of the configs.
+BOOLEAN, INTEGER, FLOAT = flags.DEFINE_boolean, flags.DEFINE_integer, flags.DEFINE_float
+STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_list
+
+
+def at_least(bound: int) -> Callable:
+    """Returns the kind of an integer with a smallest value."""
+    return functools.partial(flags.DEFINE_integer, lower_bound=bound)
+
+
+def one_of(*choices: str) -> Callable:
+    """Returns the kind of a string among some choices."""
+
+    def define(
+        name: str, default: str | None, text: str, **options: typing.Any
+    ) -> None:
+        flags.DEFINE_enum(name, default, choices, text, **options)
+
+    return define
+
+
+def define_flags(values: flags.FlagValues, rows: Mapping[str, tuple]) -> None:
+    """Defines the flags of a table.
+
+    Args:
+        values: Where to define them.
+        rows: Names to kind, default and help.
+    """
+    for name, (define, default, text) in rows.items():
+        define(name, default, text, flag_values=values)
+
 
 _LOGGING = "logging goes to the terminal"
 _DISTRIBUTION = "TF_CONFIG names the workers, see --distribution_strategy"
@@ -75,7 +108,6 @@ _DEAD: dict[str, dict[str, tuple[type, str]]] = {
         **_ONLY_TRAINING,
     },
 }
-_PRECISIONS = ("float32", "bfloat16", "float16")
 _CELL = "dense_prediction_cell_json"
 _UPSAMPLED = "prediction_with_upsampled_logits"
 # The data or the checkpoint know it.
@@ -88,6 +120,23 @@ INFERENCE = (
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
 
+# Flags of a model that are no field of its config.
+_MODEL_ROWS = {
+    _UPSAMPLED: (BOOLEAN, True, "Resize before argmax."),
+    "preset": (
+        *(STRING, None),
+        "Ours: row of a paper or of the model zoo that sets every flag you do not "
+        "give, in an export those of the model; python -m deeplab_tf.presets lists "
+        "all.",
+    ),
+    "precision": (
+        *(one_of("float32", "bfloat16", "float16"), "float32"),
+        "Ours: precision of convolutions; weights, logits and losses are float32.",
+    ),
+    "quantize_delay_step": (INTEGER, -1, "Quantisation-aware: not offered."),
+}
+
+
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
     """Defines the official model flags and the dead ones of a program.
 
@@ -97,31 +146,15 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     """
     for name in _MODEL_FLAGS:
         _define(values, name, MODEL_FLAGS[name].field)
-    flags.DEFINE_boolean(_UPSAMPLED, True, "Resize before argmax.", flag_values=values)
-    flags.DEFINE_string(
-        "preset",
-        None,
-        "Ours: row of a paper or of the model zoo that sets every flag you do not "
-        "give, in an export those of the model; python -m deeplab_tf.presets lists "
-        "all.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "precision",
-        "float32",
-        _PRECISIONS,
-        "Ours: precision of convolutions; weights, logits and losses are float32.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "quantize_delay_step",
-        -1,
-        "Quantisation-aware: not offered.",
-        flag_values=values,
-    )
+    define_flags(values, _MODEL_ROWS)
     for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
         define = flags.DEFINE_multi_string if kind is list else _KINDS[kind]
         define(name, None, f"Without effect: {text}.", flag_values=values)
+
+
+def define_precision(values: flags.FlagValues) -> None:
+    """Defines the precision alone of the model flags."""
+    define_flags(values, {"precision": _MODEL_ROWS["precision"]})
 
 
 def define_dataset_location(values: flags.FlagValues) -> None:
@@ -138,12 +171,8 @@ def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) 
 
 def define_overwrite(values: flags.FlagValues) -> None:
     """Defines the flag that permits replacing files that we did not write."""
-    flags.DEFINE_boolean(
-        "overwrite",
-        False,
-        "Ours: also replace files that are not earlier output of this program.",
-        flag_values=values,
-    )
+    text = "Ours: also replace files that are not earlier output of this program."
+    define_flags(values, {"overwrite": (BOOLEAN, False, text)})
 
 
 def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:

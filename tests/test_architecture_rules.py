@@ -25,7 +25,7 @@ LEVELS = (
     {"windows"},
     {"inference", "visualize"},
     {"evaluation"},
-    {"training", "serving"},
+    {"training", "serving", "labelling"},
     {"flags"},
     {"programs"},
     {"data.doctor", "plan", "predict", "pretrain"},

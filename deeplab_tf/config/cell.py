@@ -20,26 +20,22 @@ class CellBranch:
     """
 
     op: str = option(
-        accepts=("conv", "pyramid_pooling"),
-        help='"conv" or "pyramid_pooling".',
+        help='"conv" or "pyramid_pooling".', accepts=("conv", "pyramid_pooling")
     )
     input: int = option(
         -1, help="Index of the branch it continues; -1 is the backbone."
     )
     kernel: tuple[int, int] = option(
-        (1, 1),
-        help="Height and width of a convolution's kernel, 1x1 or 3x3.",
+        (1, 1), help="Height and width of a convolution's kernel, 1x1 or 3x3."
     )
     rate: tuple[int, int] = option(
         (1, 1),
         SIDE,
-        help="Atrous rates of a 3x3 convolution, vertical and horizontal, at output "
+        "Atrous rates of a 3x3 convolution, vertical and horizontal, at output "
         "stride 16.",
     )
     grid_size: tuple[int, int] = option(
-        (1, 1),
-        SIDE,
-        help="Rows and columns into which pooling divides the image.",
+        (1, 1), SIDE, "Rows and columns into which pooling divides the image."
     )
 
     def __post_init__(self) -> None:

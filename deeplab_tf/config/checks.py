@@ -10,12 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_tf.config.options import (
-    Dataclass,
-    flag_name,
-    option_of,
-    type_of,
-)
+from deeplab_tf.config.options import Dataclass, flag_name, option_of, type_of
 from deeplab_tf.errors import UserError
 
 # Training computes in float32: smaller numbers are 0 there, larger ones infinite.

@@ -11,6 +11,7 @@ from deeplab_tf.config.options import (
     Range,
     document_fields,
     option,
+    ours,
 )
 
 # Every scale between the smallest and the largest is listed.
@@ -28,9 +29,9 @@ class DataConfig:
 
     dataset_dir: str = option(
         "",
-        flag_default=None,
         help="Folder of the TFRecord shards, or of tensorflow-datasets; default: its "
         "own.",
+        flag_default=None,
     )
     dataset: str | None = option(
         None,
@@ -41,68 +42,61 @@ class DataConfig:
     crop_size: tuple[int, int] = option(
         (513, 513),
         SIDE,
-        flag="train_crop_size",
-        help="Height and width of a training crop, in pixels; the papers' 513,513 for "
+        "Height and width of a training crop, in pixels; the papers' 513,513 for "
         "VOC and 769,769 for Cityscapes are k * output_stride + 1.",
+        flag="train_crop_size",
     )
     batch_size: int = option(
         8,
         Range(at_least=1, at_most=10**6),
+        "Images per batch, over all replicas.",
         flag="train_batch_size",
-        help="Images per batch, over all replicas.",
     )
     min_resize_value: int | None = option(
         None,
         SIDE,
-        help="Shorter side, in pixels, to which every image is resized first; None "
+        "Shorter side, in pixels, to which every image is resized first; None "
         "resizes nothing.",
     )
     max_resize_value: int | None = option(
-        None, SIDE, help="Bound of the longer side in that resizing, in pixels."
+        None, SIDE, "Bound of the longer side in that resizing, in pixels."
     )
     resize_factor: int | None = option(
-        None,
-        SIDE,
-        help="Sides of resized images are raised to a multiple of this, plus 1.",
+        None, SIDE, "Sides of resized images are raised to a multiple of this, plus 1."
     )
     min_scale_factor: float = option(
         0.5,
         SCALES,
-        help="Smallest random scale in training; 0.5 and 2.0 are the papers' "
+        "Smallest random scale in training; 0.5 and 2.0 are the papers' "
         "(DeepLabv3, Sec. 4.1).",
     )
-    max_scale_factor: float = option(
-        2.0, SCALES, help="Largest random scale in training."
-    )
+    max_scale_factor: float = option(2.0, SCALES, "Largest random scale in training.")
     scale_factor_step_size: float = option(
         0.25,
         Range(at_least=0, at_most=16),
-        help="Distance of the random scales; 0 is continuous.",
+        "Distance of the random scales; 0 is continuous.",
     )
     mean_pixel: tuple[float, ...] = option(
         ModelConfig().mean_pixel,
         Range(at_least=0, at_most=255),
+        "Value of each channel, 0..255, of the padding.",
         flag="",
-        help="Value of each channel, 0..255, of the padding.",
     )
-    photometric_jitter: float = option(
+    photometric_jitter: float = ours(
         0.0,
         Range(at_least=0, at_most=1),
-        is_ours=True,
-        help="Largest relative change of brightness, contrast and saturation in "
+        "Largest relative change of brightness, contrast and saturation in "
         "training, 0..1; 0 is none, as in the papers.",
     )
-    bootstrap_classes: tuple[str, ...] = option(
+    bootstrap_classes: tuple[str, ...] = ours(
         (),
-        is_ours=True,
         help="Images with one of these classes come twice an epoch; the paper's for "
         "VOC are bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
     )
-    seed: int = option(
+    seed: int = ours(
         0,
         NOT_NEGATIVE,
-        is_ours=True,
-        help="Seed of weights, order and augmentation, at least 0 and below 2^32.",
+        "Seed of weights, order and augmentation, at least 0 and below 2^32.",
     )
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ from deeplab_tf.config.options import (
     Range,
     document_fields,
     option,
+    ours,
 )
 
 
@@ -25,9 +26,9 @@ class EvalConfig:
     eval_scales: tuple[float, ...] = option(
         (1.0,),
         SCALES,
-        export_flag="inference_scales",
-        help="Scales whose probabilities are averaged; the papers use 1.0, or 0.5 to "
+        "Scales whose probabilities are averaged; the papers use 1.0, or 0.5 to "
         "1.75 in steps of 0.25 (DeepLabv3, Sec. 4).",
+        export_flag="inference_scales",
     )
     add_flipped_images: bool = option(
         False, help="Whether every scale is also predicted mirrored."
@@ -35,29 +36,27 @@ class EvalConfig:
     eval_crop_size: tuple[int, int] | None = option(
         None,
         SIDE,
-        export_flag="crop_size",
-        help="Height and width, in pixels, to which every image is padded, as in the "
+        "Height and width, in pixels, to which every image is padded, as in the "
         "official protocol; larger images enlarge it. Default: each to its own next "
         "k * output_stride + 1, in a TFLite file 513,513.",
+        export_flag="crop_size",
     )
     eval_batch_size: int = option(
-        1, Range(at_least=1, at_most=10**6), help="Images per forward pass."
+        1, Range(at_least=1, at_most=10**6), "Images per forward pass."
     )
     ignore_label: int = option(
-        255, flag="", help="Label of pixels that are not scored."
+        255, help="Label of pixels that are not scored.", flag=""
     )
-    window_size: tuple[int, int] | None = option(
+    window_size: tuple[int, int] | None = ours(
         None,
         SIDE,
-        is_ours=True,
-        help="Height and width of the sliding windows for larger images; None predicts "
+        "Height and width of the sliding windows for larger images; None predicts "
         "every image at once.",
     )
-    memory_limit_mb: int | None = option(
+    memory_limit_mb: int | None = ours(
         None,
         COUNT,
-        is_ours=True,
-        help="MiB that the inference of an image may take in addition to the model; an "
+        "MiB that the inference of an image may take in addition to the model; an "
         "image that needs more is predicted by sliding windows. None is no limit.",
     )
 

@@ -10,6 +10,7 @@ from deeplab_tf.config.options import (
     Range,
     document_fields,
     option,
+    ours,
 )
 from deeplab_tf.config.parsing import parse_size
 
@@ -33,76 +34,76 @@ class ContextConfig:
     rates: tuple[int, ...] | None = option(
         None,
         SIDE,
-        flag="atrous_rates",
-        flag_default=(),
-        help="Atrous rates of the 3x3 branches of the ASPP, at the model's output "
+        "Atrous rates of the 3x3 branches of the ASPP, at the model's output "
         "stride. None takes the papers' (6, 12, 18) at output stride 16, scaled to "
         "the model's; () leaves the 1x1 branch and the image-level features.",
+        flag="atrous_rates",
+        flag_default=(),
     )
     aspp: bool = option(
         True,
-        flag="aspp_with_batch_norm",
         help="Whether there is a context at all. Without it the logits come from the "
         "backbone, by one convolution for each of the atrous rates (DeepLabv2) or a "
         "single one.",
+        flag="aspp_with_batch_norm",
     )
     filters: int = option(
         256,
         _CHANNELS,
+        "Depth of every branch of the ASPP and of the projection.",
         flag="aspp_convs_filters",
-        help="Depth of every branch of the ASPP and of the projection.",
     )
     separable: bool = option(
         True,
-        flag="aspp_with_separable_conv",
         help="Whether the 3x3 branches of the ASPP are depthwise separable.",
+        flag="aspp_with_separable_conv",
     )
     image_level: bool = option(
         True,
-        flag="add_image_level_feature",
         help="Whether the ASPP has image-level features (DeepLabv3, Fig. 5b).",
+        flag="add_image_level_feature",
     )
     image_pooling_crop_size: tuple[int, int] | None = option(
         None,
         SIDE,
-        help="Height and width in image pixels of the window that image-level pooling "
+        "Height and width in image pixels of the window that image-level pooling "
         "averages; None averages the entire image.",
     )
     image_pooling_stride: tuple[int, int] = option(
         (1, 1),
         SIDE,
+        "Steps of the window of image-level pooling, in feature cells.",
         parse=_parse_strides,
-        help="Steps of the window of image-level pooling, in feature cells.",
     )
     projection: bool = option(
         True,
-        flag="aspp_with_concat_projection",
         help="Whether a 1x1 convolution projects the branches of the ASPP.",
+        flag="aspp_with_concat_projection",
     )
     dropout: float = option(
         0.1,
         FRACTION,
+        "Fraction dropped after the projection, in training only.",
         flag="",
-        help="Fraction dropped after the projection, in training only.",
     )
     squeeze_and_excitation: bool = option(
         False,
-        flag="aspp_with_squeeze_and_excitation",
         help="Whether the image-level features gate the other branches instead of "
         "joining them (LR-ASPP, 1905.02244, Fig. 10).",
+        flag="aspp_with_squeeze_and_excitation",
     )
     hard_sigmoid: bool = option(
         False,
-        flag="image_se_uses_qsigmoid",
         help="Whether the gate of LR-ASPP is a hard sigmoid, piecewise linear.",
+        flag="image_se_uses_qsigmoid",
     )
     dense_prediction_cell: tuple[CellBranch, ...] = option(
         (),
+        help="Branches that replace the ASPP, of depth 256 (1809.04184); () is the "
+        "ASPP. On a command line a JSON file, or the name of the released one.",
         flag="dense_prediction_cell_json",
         flag_default="",
         parse=parse_cell,
-        help="Branches that replace the ASPP, of depth 256 (1809.04184); () is the "
-        "ASPP. On a command line a JSON file, or the name of the released one.",
     )
 
     def __post_init__(self) -> None:
@@ -135,58 +136,54 @@ class DecoderConfig:
 
     output_strides: tuple[int, ...] | None = option(
         None,
-        flag="decoder_output_stride",
-        flag_default=(),
         help="Strides of the decoder's low-level features, descending. None takes the "
         "papers' (4,), or () for a backbone without low-level features; () is "
         "DeepLabv3, without a decoder.",
+        flag="decoder_output_stride",
+        flag_default=(),
     )
     filters: int = option(
         256,
         _CHANNELS,
-        flag="decoder_filters",
-        help="Depth of the decoder's convolutions. Ignored where the decoder gives the "
+        "Depth of the decoder's convolutions. Ignored where the decoder gives the "
         "logits: it is the number of classes then.",
+        flag="decoder_filters",
     )
-    projection_filters: int = option(
+    projection_filters: int = ours(
         48,
         _CHANNELS,
+        "Depth to which the decoder reduces low-level features (DeepLabv3+, Table 1).",
         flag="decoder_projection_filters",
-        is_ours=True,
-        help="Depth to which the decoder reduces low-level features (DeepLabv3+, "
-        "Table 1).",
     )
-    convolutions: int = option(
+    convolutions: int = ours(
         2,
         Range(at_least=1, at_most=100),
-        flag="decoder_convolutions",
-        is_ours=True,
-        help="Number of 3x3 convolutions of the decoder at each stride (DeepLabv3+, "
+        "Number of 3x3 convolutions of the decoder at each stride (DeepLabv3+, "
         "Table 2).",
+        flag="decoder_convolutions",
     )
-    kernel_size: int = option(
+    kernel_size: int = ours(
         3,
         Range(at_least=1, at_most=99),
+        "Side of the kernels of the decoder (DeepLabv3+, Table 2).",
         flag="decoder_kernel_size",
-        is_ours=True,
-        help="Side of the kernels of the decoder (DeepLabv3+, Table 2).",
     )
     separable: bool = option(
         True,
-        flag="decoder_use_separable_conv",
         help="Whether the decoder's convolutions are depthwise separable.",
+        flag="decoder_use_separable_conv",
     )
     sum_merge: bool = option(
         False,
-        flag="decoder_use_sum_merge",
         help="Whether the decoder adds low-level features to the context, after one "
         "convolution, instead of concatenating them (1905.02244, Fig. 10).",
+        flag="decoder_use_sum_merge",
     )
     outputs_logits: bool = option(
         False,
-        flag="decoder_output_is_logits",
         help="Whether the decoder gives the logits: its convolutions are linear then, "
         "and there is no logits layer.",
+        flag="decoder_output_is_logits",
     )
 
     def __post_init__(self) -> None:

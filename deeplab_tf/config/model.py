@@ -14,6 +14,7 @@ from deeplab_tf.config.options import (
     document_fields,
     flag_default,
     option,
+    ours,
 )
 from deeplab_tf.config.parsing import parse_numbers
 
@@ -54,13 +55,13 @@ class ModelConfig:
 
     backbone: str = option(
         "mobilenet_v2",
-        flag="model_variant",
         help="Backbone, a name in `deeplab_tf.config.BACKBONES`.",
+        flag="model_variant",
     )
     num_classes: int = option(
         21,
         Range(at_least=1, at_most=2**16),
-        help="Number of classes, without the ignored label.",
+        "Number of classes, without the ignored label.",
     )
     output_stride: int = option(
         16,
@@ -70,74 +71,65 @@ class ModelConfig:
     channels: int = option(
         3,
         Range(at_least=1, at_most=2**12),
+        "Channels of the image; RGB weights are inflated to others.",
         flag="",
-        help="Channels of the image; RGB weights are inflated to others.",
     )
     multi_grid: tuple[int, ...] = option(
         (),
         help="Unit rates of the last block of an Xception or a ResNet, such as 1,2,4 "
         "(DeepLabv3, Sec. 3.2.1), multiplied by the block's; () is all 1.",
     )
-    cascade_blocks: int = option(
+    cascade_blocks: int = ours(
         0,
-        is_ours=True,
         help="Replicas of a ResNet's block4 in cascade (DeepLabv3, Sec. 3.2): 3 adds "
         "block5, block6 and block7.",
     )
-    depthwise_activation: bool = option(
+    depthwise_activation: bool = ours(
         False,
-        is_ours=True,
         help="Whether an Xception has the ReLU after each depthwise convolution that "
         "DeepLabv3+ (Sec. 3.2) describes; the released code and checkpoints have it "
         "in the last block only.",
     )
     bounded_activation: bool = option(
         False,
-        flag="use_bounded_activation",
         help="Whether heads and Xception have ReLU6 instead of ReLU, and clip linear "
         "features to [-6, 6]: for quantisation.",
+        flag="use_bounded_activation",
     )
     depth_multiplier: float = option(
-        1.0,
-        Range(above=0, at_most=16),
-        help="Width of a MobileNet relative to the paper's.",
+        1.0, Range(above=0, at_most=16), "Width of a MobileNet relative to the paper's."
     )
     divisible_by: int | None = option(
         None,
         Range(at_least=1, at_most=2**10),
-        help="Channel counts of a MobileNetV2 are rounded to a multiple of this; None "
+        "Channel counts of a MobileNetV2 are rounded to a multiple of this; None "
         "is the official rule (8 at depth_multiplier 1, else 1).",
     )
     logits_kernel_size: int = option(
-        1,
-        Range(at_least=1, at_most=99),
-        help="Kernel of the logits where there is no ASPP.",
+        1, Range(at_least=1, at_most=99), "Kernel of the logits where there is no ASPP."
     )
     image_pyramid: tuple[float, ...] = option(
         (1.0,),
         SCALES,
+        "Scales of the image at which the network computes logits, to be merged. "
+        "The papers use 1.0 alone.",
         flag_default=(),
         parse=_parse_pyramid,
-        help="Scales of the image at which the network computes logits, to be merged. "
-        "The papers use 1.0 alone.",
     )
     merge_method: str = option(
-        "max",
-        ("max", "avg"),
-        help="max or avg of the logits over image_pyramid.",
+        "max", ("max", "avg"), "max or avg of the logits over image_pyramid."
     )
-    batch_norm_momentum: float | None = option(
+    batch_norm_momentum: float | None = ours(
         None,
         FRACTION,
-        is_ours=True,
-        help="Decay of all moving statistics; None takes the official constant of each "
+        "Decay of all moving statistics; None takes the official constant of each "
         "part (0.9997, 0.997, 0.95), which is far too slow for runs of some hundred "
         "steps from scratch.",
     )
     context: ContextConfig = option(
-        ContextConfig(), flag="", help="The ASPP, or what replaces it."
+        ContextConfig(), help="The ASPP, or what replaces it."
     )
-    decoder: DecoderConfig = option(DecoderConfig(), flag="", help="The decoder.")
+    decoder: DecoderConfig = option(DecoderConfig(), help="The decoder.")
 
     def __post_init__(self) -> None:
         check_fields(self)

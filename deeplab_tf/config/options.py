@@ -1,6 +1,7 @@
 """An option is one dataclass field: name, type, default, range, help and flag."""
 
 import dataclasses
+import functools
 import inspect
 import textwrap
 import typing
@@ -84,6 +85,7 @@ class Option:
 def option(
     default: Any = dataclasses.MISSING,
     accepts: Range | tuple[str, ...] | None = None,
+    help: str = "",
     **details: Any,
 ) -> Any:
     """Returns a dataclass field that is an option.
@@ -91,10 +93,15 @@ def option(
     Args:
         default: Default value; without one the field must be given.
         accepts: As in `Option`.
+        help: As in `Option`.
         **details: The other attributes of `Option`.
     """
-    metadata = {_OPTION: Option(accepts=accepts, **details)}
+    metadata = {_OPTION: Option(help, accepts, **details)}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+# An option that the official programs lack.
+ours = functools.partial(option, is_ours=True)
 
 
 def option_of(field: dataclasses.Field) -> Option:

@@ -11,6 +11,7 @@ from deeplab_tf.config.options import (
     Range,
     document_fields,
     option,
+    ours,
 )
 
 
@@ -23,71 +24,61 @@ class TrainConfig:
         UserError: for an impossible value; names the field and the choices.
     """
 
-    training_number_of_steps: int = option(
-        30000, COUNT, help="Number of optimiser steps."
-    )
+    training_number_of_steps: int = option(30000, COUNT, "Number of optimiser steps.")
     optimizer: str = option(
         "momentum",
         ("momentum", "nesterov", "adam", "adamw"),
-        help="momentum (TF1's, as the papers), nesterov (ours; its look-ahead, with "
+        "momentum (TF1's, as the papers), nesterov (ours; its look-ahead, with "
         "which the papers pre-train), adam or adamw (ours). AdamW decays the kernels "
         "themselves instead of adding L2 to the loss.",
     )
     learning_policy: str = option(
-        "poly", ("poly", "step"), help="poly or step; Adam ignores it."
+        "poly", ("poly", "step"), "poly or step; Adam ignores it."
     )
     base_learning_rate: float = option(
         1e-4,
         NOT_NEGATIVE,
-        help="Learning rate at step 0; the papers' 0.007 for VOC goes with batch 16 "
+        "Learning rate at step 0; the papers' 0.007 for VOC goes with batch 16 "
         "and trained batch normalisation.",
     )
     end_learning_rate: float = option(
-        0.0, NOT_NEGATIVE, help="Learning rate at the end of the poly policy."
+        0.0, NOT_NEGATIVE, "Learning rate at the end of the poly policy."
     )
     learning_power: float = option(
-        0.9,
-        NOT_NEGATIVE,
-        help="Exponent of the poly policy (DeepLabv3, Sec. 4.1).",
+        0.9, NOT_NEGATIVE, "Exponent of the poly policy (DeepLabv3, Sec. 4.1)."
     )
     decay_steps: int = option(
         0,
         NOT_NEGATIVE,
-        help="Length of the poly policy; 0 is all steps after the slow start.",
+        "Length of the poly policy; 0 is all steps after the slow start.",
     )
     learning_rate_decay_factor: float = option(
         0.1,
         Range(above=0, at_most=1),
-        help="Factor on the learning rate at each decay of the step policy.",
+        "Factor on the learning rate at each decay of the step policy.",
     )
     learning_rate_decay_step: int = option(
-        2000, NOT_NEGATIVE, help="Steps between two decays of the step policy."
+        2000, NOT_NEGATIVE, "Steps between two decays of the step policy."
     )
     slow_start_step: int = option(
-        0,
-        NOT_NEGATIVE,
-        help="Steps at slow_start_learning_rate before the policy.",
+        0, NOT_NEGATIVE, "Steps at slow_start_learning_rate before the policy."
     )
     slow_start_learning_rate: float = option(
-        1e-4, NOT_NEGATIVE, help="Constant learning rate of the slow start."
+        1e-4, NOT_NEGATIVE, "Constant learning rate of the slow start."
     )
-    momentum: float = option(0.9, FRACTION, help="Momentum.")
-    adam_learning_rate: float = option(
-        1e-3, NOT_NEGATIVE, help="Learning rate of Adam."
-    )
-    adam_epsilon: float = option(1e-8, POSITIVE, help="Epsilon of Adam.")
+    momentum: float = option(0.9, FRACTION, "Momentum.")
+    adam_learning_rate: float = option(1e-3, NOT_NEGATIVE, "Learning rate of Adam.")
+    adam_epsilon: float = option(1e-8, POSITIVE, "Epsilon of Adam.")
     weight_decay: float = option(
         4e-5,
         NOT_NEGATIVE,
-        help="L2 coefficient, on convolution kernels but depthwise ones; 1e-4 for "
-        "ResNets.",
+        "L2 coefficient, on convolution kernels but depthwise ones; 1e-4 for ResNets.",
     )
     last_layer_gradient_multiplier: float = option(
-        1.0, NOT_NEGATIVE, help="Factor on the gradients of the last layers."
+        1.0, NOT_NEGATIVE, "Factor on the gradients of the last layers."
     )
     last_layers_contain_logits_only: bool = option(
-        False,
-        help="Whether the last layers are the logits alone, or the entire head.",
+        False, help="Whether the last layers are the logits alone, or the entire head."
     )
     fine_tune_batch_norm: bool = option(
         True,
@@ -100,19 +91,17 @@ class TrainConfig:
         "instead.",
     )
     hard_example_mining_step: int = option(
-        0,
-        NOT_NEGATIVE,
-        help="Steps over which hard-pixel mining grows to its share.",
+        0, NOT_NEGATIVE, "Steps over which hard-pixel mining grows to its share."
     )
     top_k_percent_pixels: float = option(
         1.0,
         Range(above=0, at_most=1),
-        help="Share (0..1] of the hardest pixels in the loss.",
+        "Share (0..1] of the hardest pixels in the loss.",
     )
     label_weights: tuple[float, ...] = option(
-        (), NOT_NEGATIVE, help="One weight per class; none weighs all alike."
+        (), NOT_NEGATIVE, "One weight per class; none weighs all alike."
     )
-    ignore_label: int = option(255, flag="", help="Label of pixels without loss.")
+    ignore_label: int = option(255, help="Label of pixels without loss.", flag="")
     initialize_last_layer: bool = option(
         True,
         help="Whether last layers are taken from tf_initial_checkpoint; a logits layer "
@@ -126,74 +115,61 @@ class TrainConfig:
     train_logdir: str | None = option(
         None, help="Folder of the checkpoints; None keeps none."
     )
-    log_steps: int = option(10, COUNT, help="Steps between two reports.")
+    log_steps: int = option(10, COUNT, "Steps between two reports.")
     save_interval_secs: float = option(
-        1200.0, NOT_NEGATIVE, help="Seconds between two checkpoints."
+        1200.0, NOT_NEGATIVE, "Seconds between two checkpoints."
     )
-    save_interval_steps: int = option(
-        0,
-        NOT_NEGATIVE,
-        is_ours=True,
-        help="Steps between two checkpoints; 0 is by time only.",
+    save_interval_steps: int = ours(
+        0, NOT_NEGATIVE, "Steps between two checkpoints; 0 is by time only."
     )
-    focal_gamma: float = option(
+    focal_gamma: float = ours(
         0.0,
         NOT_NEGATIVE,
-        is_ours=True,
-        help="Exponent of the focal loss (1708.02002, Eq. 4); 0 is the cross-entropy.",
+        "Exponent of the focal loss (1708.02002, Eq. 4); 0 is the cross-entropy.",
     )
-    batch_norm: str = option(
+    batch_norm: str = ours(
         "auto",
         ("auto", "train", "sync", "freeze"),
-        is_ours=True,
-        help="train normalises by the batch of each replica, sync by that of all, "
+        "train normalises by the batch of each replica, sync by that of all, "
         "freeze by the moving statistics; auto is what --fine_tune_batch_norm says, "
         "unless the program finds better.",
     )
-    accumulate_steps: int = option(
+    accumulate_steps: int = ours(
         1,
         COUNT,
-        is_ours=True,
-        help="Parts of a batch whose gradients are added, one after the other, into "
+        "Parts of a batch whose gradients are added, one after the other, into "
         "one optimiser step.",
     )
-    ema_decay: float = option(
+    ema_decay: float = ours(
         0.0,
         FRACTION,
-        is_ours=True,
-        help="Decay, in [0, 1), of the moving average of the weights, which evaluation "
+        "Decay, in [0, 1), of the moving average of the weights, which evaluation "
         "and export then take; 0 keeps none.",
     )
-    recompute: bool = option(
+    recompute: bool = ours(
         False,
-        is_ours=True,
         help="Whether the backward pass computes the backbone's activations again "
         "instead of keeping them: less memory, for a third more time.",
     )
-    jit: str = option(
+    jit: str = ours(
         "auto",
         ("auto", "on", "off"),
-        is_ours=True,
-        help="Whether XLA compiles the step: on, off, or auto for the platform.",
+        "Whether XLA compiles the step: on, off, or auto for the platform.",
     )
-    steps_per_call: int = option(
+    steps_per_call: int = ours(
         0,
         Range(at_least=0, at_most=10**6),
-        is_ours=True,
-        help="Steps that the host starts at once; 0 is 1 on CPU, else 10.",
+        "Steps that the host starts at once; 0 is 1 on CPU, else 10.",
     )
-    eval_interval_steps: int = option(
+    eval_interval_steps: int = ours(
         0,
         NOT_NEGATIVE,
-        is_ours=True,
-        help="Steps between two evaluations of --eval_split; 0 evaluates never.",
+        "Steps between two evaluations of --eval_split; 0 evaluates never.",
     )
-    early_stop_evals: int = option(
+    early_stop_evals: int = ours(
         0,
         NOT_NEGATIVE,
-        is_ours=True,
-        help="Evaluations without a better mIoU that end the training; 0 never ends "
-        "it.",
+        "Evaluations without a better mIoU that end the training; 0 never ends it.",
     )
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-r"""Pre-trains a backbone as a classifier; started again, it goes on where it was.
+r"""Pre-trains a backbone as a classifier; run the same command again to resume.
 
     python -m deeplab_tf.pretrain --dataset=tfds:imagenet2012 \
         --model_variant=xception_65 --train_logdir=imagenet \
@@ -7,10 +7,9 @@ r"""Pre-trains a backbone as a classifier; started again, it goes on where it wa
 
 The defaults are those of DeepLabv3+ (arXiv:1802.02611): Nesterov momentum 0.9, learning
 rate 0.05 that decays by 0.94 every two epochs, weight decay 4e-5, crops of 299. The
-paper does not tell the number of steps. At output stride 32, any Xception or ResNet.
+paper does not give the number of steps. At output stride 32, any Xception or ResNet.
 """
 
-import contextlib
 import dataclasses
 import math
 
@@ -28,9 +27,7 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.precision import use_precision
-from deeplab_tf.models.variables import official_variables
 from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
 from deeplab_tf.pretrain.data import (
     CENTRAL_SHARE,
@@ -39,8 +36,15 @@ from deeplab_tf.pretrain.data import (
     open_classes,
 )
 from deeplab_tf.pretrain.scoring import ClassValidation
+from deeplab_tf.programs.machine import (
+    claimed_logdir,
+    define_machine,
+    describe_machine,
+    make_strategy,
+)
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.batch_norm import resolve_batch_norm
+from deeplab_tf.training.initialization import moving_means
 from deeplab_tf.training.trainer import Trainer
 
 _OUTPUT_STRIDE = 32
@@ -60,22 +64,24 @@ _RECIPE = {
     "learning_rate_decay_factor": 0.94,
     "train_crop_size": "299,299",
     "train_batch_size": 32,
-    # The paper tells none.
+    # The paper gives none.
     "training_number_of_steps": None,
 }
 _REQUIRED = ["dataset", "train_logdir", "training_number_of_steps"]
-_ENUMS = {
-    "precision": (
-        ["float32", "bfloat16", "float16"],
-        "Of convolutions; weights, logits and losses are float32.",
+_FLAGS = {
+    "dataset": (
+        *(flags.STRING, None),
+        "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
+    ),
+    "train_split": (flags.STRING, "train", "Split to train on."),
+    "eval_split": (flags.STRING, "validation", "Split to score."),
+    "learning_rate_decay_epochs": (
+        *(flags.FLOAT, 2.0),
+        "Epochs between two decays of the learning rate.",
     ),
     "batch_norm": (
-        ["auto", "train", "sync"],
+        *(flags.one_of("auto", "train", "sync"), "auto"),
         "Normalise by the batch of a replica (train) or of all (sync).",
-    ),
-    "distribution_strategy": (
-        list(distribution.STRATEGIES),
-        "auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
     ),
 }
 
@@ -83,32 +89,12 @@ _ENUMS = {
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
-    string, boolean = absl_flags.DEFINE_string, absl_flags.DEFINE_boolean
-    string(
-        "dataset",
-        None,
-        "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
-        flag_values=values,
-    )
-    string("tpu", None, "Name or address of a TPU.", flag_values=values)
-    string("train_split", "train", "Split to train on.", flag_values=values)
-    string("eval_split", "validation", "Split to score.", flag_values=values)
-    absl_flags.DEFINE_float(
-        "learning_rate_decay_epochs",
-        2.0,
-        "Epochs between two decays of the learning rate.",
-        flag_values=values,
-    )
+    flags.define_flags(values, _FLAGS)
+    flags.define_precision(values)
     flags.define_options(values, TrainConfig, _TRAINING)
     flags.define_options(values, DataConfig, _SAMPLES)
     flags.define_options(values, ModelConfig, _MODEL)
-    for name, (choices, text) in _ENUMS.items():
-        absl_flags.DEFINE_enum(name, choices[0], choices, text, flag_values=values)
-    absl_flags.DEFINE_integer(
-        "num_clones", None, "Devices that train; default: all GPUs.", flag_values=values
-    )
-    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=values)
-    boolean("deterministic", False, "The same weights every time.", flag_values=values)
+    define_machine(values)
     for name, value in _RECIPE.items():
         values.set_default(name, value)
     flags.define_overwrite(values)
@@ -132,7 +118,7 @@ def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
 
 
 def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
-    """Returns how the flags train on that many images."""
+    """Returns the training of the flags on a number of images."""
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
         raise UserError(
@@ -153,7 +139,7 @@ def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
 
 
 def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
-    """Returns everything that the flags say, checked as far as values go."""
+    """Returns the experiment of the flags, with all values checked."""
     model = _model_config(values, source)
     data = flags.data_config(values, model, None)
     train = _train_config(values, data, len(source.index))
@@ -174,7 +160,7 @@ def _trainer(
     with strategy.scope():
         model = build_classifier(experiment.model)
     # None of them comes from a checkpoint.
-    fresh = tuple(n for n in official_variables(model) if n.endswith("moving_mean"))
+    fresh = moving_means(model)
     resolved = resolve_batch_norm(values.batch_norm, images, replicas, fresh)
     print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
     train = dataclasses.replace(train, batch_norm=resolved.policy)
@@ -186,7 +172,7 @@ def _trainer(
 
 
 def _validation(values, data: DataConfig) -> ClassValidation:
-    """Returns what the model is scored on while it is trained."""
+    """Returns the evaluation during the training."""
     split = values.eval_split
     open_classes(data.dataset, data.dataset_dir, split)
 
@@ -199,14 +185,7 @@ def _validation(values, data: DataConfig) -> ClassValidation:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
-    if values.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    strategy = distribution.make_strategy(
-        values.distribution_strategy,
-        values.num_clones,
-        values.clone_on_cpu,
-        values.tpu,
-    )
+    strategy = make_strategy(values)
     with distribution.lost_workers(distribution.worker_of(strategy)):
         _train(values, strategy)
 
@@ -217,10 +196,7 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
     validation = _validation(values, experiment.data)
     is_chief = distribution.worker_of(strategy).is_chief
     folder = experiment.train.train_logdir
-    # Before anything is read from the folder, or built.
-    with training_lock(folder) if is_chief else contextlib.nullcontext():
-        if is_chief:
-            resume.claim_folder(folder, values.overwrite)
+    with claimed_logdir(folder, values.overwrite, is_chief):
         trainer, experiment = _trainer(experiment, values, strategy)
         _run(values, trainer, experiment, validation, source)
 
@@ -233,13 +209,10 @@ def _run(
     source: Source,
 ) -> None:
     """Prints what trains, and trains."""
-    strategy, data, split = trainer.strategy, experiment.data, experiment.split
+    data, split = experiment.data, experiment.split
     folder, worker = experiment.train.train_logdir, trainer.worker
     print(
-        f"strategy: {type(strategy).__name__}, "
-        f"replicas: {strategy.num_replicas_in_sync}, worker {worker.index + 1} of "
-        f"{worker.count}; precision: {values.precision}; "
-        f"jit: {'on' if trainer.compiles else 'off'}; {len(source.index)} images of "
+        f"{describe_machine(values, trainer)}; {len(source.index)} images of "
         f"{source.info.num_classes} classes"
     )
     if worker.is_chief:

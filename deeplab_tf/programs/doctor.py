@@ -6,6 +6,7 @@ It prints what the labels hold and everything odd, and draws samples with their 
 into doctor.png. The exit status is 0 if it is safe to train, else 1.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -38,28 +39,24 @@ _SHOWN = 5  # of each kind of problem
 _MOST_SAMPLES = 100  # of a split
 _CELL = 320  # pixels of the longer side of a picture in the sheet
 
+_FLAGS = {
+    "splits": (flags.STRINGS, None, "Splits to examine; default: all."),
+    "output_dir": (
+        *(flags.STRING, None),
+        "Folder of doctor.png; default: the folder of the records.",
+    ),
+    "samples": (
+        *(functools.partial(flags.at_least(0), upper_bound=_MOST_SAMPLES), 12),
+        "Images of each split in doctor.png; 0 draws none.",
+    ),
+}
+
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     flags.define_dataset_location(values)
-    absl_flags.DEFINE_list(
-        "splits", None, "Splits to examine; default: all.", flag_values=values
-    )
-    absl_flags.DEFINE_string(
-        "output_dir",
-        None,
-        "Folder of doctor.png; default: the folder of the records.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_integer(
-        "samples",
-        12,
-        "Pictures of each split in doctor.png; 0 draws none.",
-        lower_bound=0,
-        upper_bound=_MOST_SAMPLES,
-        flag_values=values,
-    )
+    flags.define_flags(values, _FLAGS)
     flags.define_overwrite(values)
     return values
 

@@ -35,36 +35,54 @@ from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
 from deeplab_tf.images.inputs import check_image, find_images, image_name, read_image
 from deeplab_tf.images.videos import Video, read_video
+from deeplab_tf.labelling import writers
+from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.presets import report
-from deeplab_tf.programs import label_sinks
-from deeplab_tf.programs.labelling import Source, label_all
-from deeplab_tf.programs.restored import (
+from deeplab_tf.programs.checkpoint import (
     experiment_of,
     named_classes,
     require_channels,
     require_no_model_flags,
-    restored_model,
+    restore_model,
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import readable_limits
 
-_TEXTS = {
-    "images": "File, folder or glob of JPEG and PNG images.",
-    "image_list": "Text file that names those --images to label; default: all.",
-    "video": "Video file, or number of a camera, in the place of --images.",
-    "output_dir": "Folder of the pictures or of the video.",
-    "submission_file": "Archive of the label maps for --submission.",
-    "dataset": "Dataset whose class names and colours are shown; default: the model's.",
-}
-# Flag to default and help.
-_COUNTS = {
+_FLAGS = {
+    "model": (
+        *(flags.STRING, None),
+        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
+    ),
+    "images": (flags.STRING, None, "File, folder or glob of JPEG and PNG images."),
+    "image_list": (
+        *(flags.STRING, None),
+        "Text file that names those --images to label; default: all.",
+    ),
+    "video": (flags.STRING, None, "Video file, or number of a camera."),
+    "output_dir": (flags.STRING, None, "Folder of the images or of the video."),
+    "submission": (
+        *(flags.one_of(*sorted(SUBMISSIONS)), None),
+        "Benchmark whose server takes the labels of --images.",
+    ),
+    "submission_file": (
+        *(flags.STRING, None),
+        "Archive of the label maps for --submission.",
+    ),
+    "dataset": (
+        *(flags.STRING, None),
+        "Dataset whose class names and colours are shown; default: the model's.",
+    ),
     "batch_size": (
-        1,
+        *(flags.at_least(1), 1),
         "Images of one size, or frames, per forward pass; it moves single pixels in "
         "millions, by rounding.",
     ),
-    "max_frames": (None, "Frames after which a video ends."),
+    "max_frames": (flags.at_least(1), None, "Frames after which a video ends."),
+    "save_frames": (
+        *(flags.BOOLEAN, False),
+        "Whether the labels of every frame are also written as a PNG with a palette.",
+    ),
 }
 # Flags that mean nothing without another.
 _BELONGS_TO = {
@@ -85,32 +103,8 @@ def define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "predict")
     flags.define_options(values, EvalConfig, flags.INFERENCE)
-    absl_flags.DEFINE_string(
-        "model",
-        None,
-        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
-        required=True,
-        flag_values=values,
-    )
-    for name, text in _TEXTS.items():
-        absl_flags.DEFINE_string(name, None, text, flag_values=values)
-    for name, (default, text) in _COUNTS.items():
-        absl_flags.DEFINE_integer(
-            name, default, text, lower_bound=1, flag_values=values
-        )
-    absl_flags.DEFINE_enum(
-        "submission",
-        None,
-        sorted(SUBMISSIONS),
-        "Benchmark whose server takes the labels of --images.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_boolean(
-        "save_frames",
-        False,
-        "Whether the labels of every frame are also written as a PNG with a palette.",
-        flag_values=values,
-    )
+    flags.define_flags(values, _FLAGS)
+    absl_flags.mark_flag_as_required("model", flag_values=values)
     flags.define_overwrite(values)
     return values
 
@@ -152,7 +146,7 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
     preset = flags.chosen_preset(values)
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
-    model = restored_model(values, values.model)
+    model = restore_model(values, values.model)
     require_channels(model, 3, "image files, read as RGB,")
     if preset:
         parts = [(preset.eval_model, model.model_config), (base, config)]
@@ -183,20 +177,20 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     for path in paths:
         check_image(path)
     if values.output_dir:
-        names = label_sinks.picture_names(map(image_name, paths))
+        names = writers.image_files(map(image_name, paths))
         outputs.claim(values.output_dir, names, values.overwrite, inputs=paths)
     labeler, info = _labeler(values)
     images = ((image_name(path), read_image(path)) for path in paths)
     with contextlib.ExitStack() as stack:
-        sinks = []
+        opened = []
         if values.submission:
             archive = values.submission, values.submission_file
-            sinks.append(label_sinks.submission(*archive, info, values.overwrite))
+            opened.append(writers.write_submission(*archive, info, values.overwrite))
         if values.output_dir:
-            sinks.append(label_sinks.pictures(values.output_dir, info))
-        sinks = [stack.enter_context(sink) for sink in sinks]
-        source = Source(images, len(paths), "img")
-        count = label_all(source, labeler, values.batch_size, sinks)
+            opened.append(writers.write_images(values.output_dir, info))
+        opened = [stack.enter_context(writer) for writer in opened]
+        source = Images(images, len(paths), "img")
+        count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} images labelled")
 
 
@@ -209,13 +203,13 @@ def _label_video(values: absl_flags.FlagValues) -> None:
         video = stack.enter_context(read_video(values.video))
         _claim_video_files(values, video)
         labeler, info = _labeler(values)
-        sinks = [label_sinks.overlay_video(values.output_dir, video, info)]
+        opened = [writers.write_overlay_video(values.output_dir, video, info)]
         if values.save_frames:
-            sinks.append(label_sinks.label_maps(_frames_dir(values, video), info))
-        sinks = [stack.enter_context(sink) for sink in sinks]
+            opened.append(writers.write_label_maps(_frames_dir(values, video), info))
+        opened = [stack.enter_context(writer) for writer in opened]
         interruption = stack.enter_context(Interruption())
         source = _frames(video, values.max_frames, interruption)
-        count = label_all(source, labeler, values.batch_size, sinks)
+        count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} frames labelled")
     if interruption.signal is None:
         _warn_of_an_early_end(values.video, count, source.total)
@@ -228,7 +222,7 @@ def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
 
 
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
-    names = [label_sinks.video_file(video)]
+    names = [writers.overlay_file(video)]
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)
@@ -246,14 +240,14 @@ def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:
         )
 
 
-def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Source:
+def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Images:
     """Returns the numbered frames until an end of any kind."""
     totals = [total for total in (video.count, max_frames) if total]
     frames = itertools.takewhile(
         lambda _: interruption.signal is None, itertools.islice(video, max_frames)
     )
     numbered = ((f"{i:06d}", frame) for i, frame in enumerate(frames))
-    return Source(numbered, min(totals, default=None), "frame")
+    return Images(numbered, min(totals, default=None), "frame")
 
 
 def _check_choice(values: absl_flags.FlagValues) -> None:

@@ -20,29 +20,29 @@ def measured(images, mebibytes, seconds=1.0, **cell):
 
 def test_more_images_are_predicted_by_a_line():
     two, four = measured(2, 1000.0), measured(4, 1400.0)
-    assert measuring.predicted_mebibytes([two, four], 16) == 1400 + 12 * 200
-    assert measuring.predicted_mebibytes([two], 16) is None
+    assert measuring.predict_mebibytes([two, four], 16) == 1400 + 12 * 200
+    assert measuring.predict_mebibytes([two], 16) is None
 
 
 def test_the_most_images_that_fit_and_divide_the_batch_are_taken():
     several = [measured(2, 1000.0), measured(3, 1100.0), measured(4, 1400.0)]
-    assert measuring.largest(several, 8, 10_000).cell.images == 4
-    assert measuring.largest(several, 9, 10_000).cell.images == 3
+    assert measuring.select_largest(several, 8, 10_000).cell.images == 4
+    assert measuring.select_largest(several, 9, 10_000).cell.images == 3
     # 90 % of it may be taken.
-    assert measuring.largest(several, 8, 1500).cell.images == 2
-    assert measuring.largest(several, 8, 1000) is None
-    assert measuring.largest(several, 7, 10_000) is None
+    assert measuring.select_largest(several, 8, 1500).cell.images == 2
+    assert measuring.select_largest(several, 8, 1000) is None
+    assert measuring.select_largest(several, 7, 10_000) is None
 
 
 def test_the_flags_are_those_of_the_training():
-    plain = measuring.recommended_flags(measured(8, 1.0), 8)
+    plain = measuring.training_flags(measured(8, 1.0), 8)
     assert plain == [
         "--train_crop_size=33,33",
         "--output_stride=16",
         "--train_batch_size=8",
     ]
     other = measured(2, 1.0, precision="bfloat16", jit="on", recompute=True)
-    assert measuring.recommended_flags(other, 8)[3:] == [
+    assert measuring.training_flags(other, 8)[3:] == [
         *("--accumulate_steps=4", "--precision=bfloat16", "--jit=on", "--recompute")
     ]
 
