@@ -53,16 +53,13 @@ class DataConfig:
         flag="train_batch_size",
     )
     min_resize_value: int | None = option(
-        None,
-        SIDE,
-        "Shorter side, in pixels, to which every image is resized first; None "
-        "resizes nothing.",
+        None, SIDE, "Shorter side, in pixels, of resized images; None: no resizing."
     )
     max_resize_value: int | None = option(
-        None, SIDE, "Bound of the longer side in that resizing, in pixels."
+        None, SIDE, "Bound of the longer side of resized images, in pixels."
     )
     resize_factor: int | None = option(
-        None, SIDE, "Sides of resized images are raised to a multiple of this, plus 1."
+        None, SIDE, "Resized sides are raised to a multiple of this, plus 1."
     )
     min_scale_factor: float = option(
         0.5,
@@ -72,9 +69,7 @@ class DataConfig:
     )
     max_scale_factor: float = option(2.0, SCALES, "Largest random scale in training.")
     scale_factor_step_size: float = option(
-        0.25,
-        Range(at_least=0, at_most=16),
-        "Distance of the random scales; 0 is continuous.",
+        0.25, Range(at_least=0, at_most=16), "Distance of random scales; 0: continuous."
     )
     mean_pixel: tuple[float, ...] = option(
         ModelConfig().mean_pixel,
@@ -93,11 +88,7 @@ class DataConfig:
         help="Images with one of these classes come twice an epoch; the paper's for "
         "VOC are bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
     )
-    seed: int = ours(
-        0,
-        NOT_NEGATIVE,
-        "Seed of weights, order and augmentation, at least 0 and below 2^32.",
-    )
+    seed: int = ours(0, NOT_NEGATIVE, "Seed of weights, order and augmentation.")
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -54,14 +54,10 @@ class ModelConfig:
     """
 
     backbone: str = option(
-        "mobilenet_v2",
-        help="Backbone, a name in `deeplab_tf.config.BACKBONES`.",
-        flag="model_variant",
+        "mobilenet_v2", help="Name in config.BACKBONES.", flag="model_variant"
     )
     num_classes: int = option(
-        21,
-        Range(at_least=1, at_most=2**16),
-        "Number of classes, without the ignored label.",
+        21, Range(at_least=1, at_most=2**16), "Classes, without the ignored label."
     )
     output_stride: int = option(
         16,
@@ -106,7 +102,7 @@ class ModelConfig:
         "is the official rule (8 at depth_multiplier 1, else 1).",
     )
     logits_kernel_size: int = option(
-        1, Range(at_least=1, at_most=99), "Kernel of the logits where there is no ASPP."
+        1, Range(at_least=1, at_most=99), "Kernel of the logits without ASPP."
     )
     image_pyramid: tuple[float, ...] = option(
         (1.0,),

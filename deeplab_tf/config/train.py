@@ -48,14 +48,10 @@ class TrainConfig:
         0.9, NOT_NEGATIVE, "Exponent of the poly policy (DeepLabv3, Sec. 4.1)."
     )
     decay_steps: int = option(
-        0,
-        NOT_NEGATIVE,
-        "Length of the poly policy; 0 is all steps after the slow start.",
+        0, NOT_NEGATIVE, "Steps of the poly policy; 0 is all after the slow start."
     )
     learning_rate_decay_factor: float = option(
-        0.1,
-        Range(above=0, at_most=1),
-        "Factor on the learning rate at each decay of the step policy.",
+        0.1, Range(above=0, at_most=1), "Factor of each decay of the step policy."
     )
     learning_rate_decay_step: int = option(
         2000, NOT_NEGATIVE, "Steps between two decays of the step policy."
@@ -70,9 +66,7 @@ class TrainConfig:
     adam_learning_rate: float = option(1e-3, NOT_NEGATIVE, "Learning rate of Adam.")
     adam_epsilon: float = option(1e-8, POSITIVE, "Epsilon of Adam.")
     weight_decay: float = option(
-        4e-5,
-        NOT_NEGATIVE,
-        "L2 coefficient, on convolution kernels but depthwise ones; 1e-4 for ResNets.",
+        4e-5, NOT_NEGATIVE, "L2 of kernels, but depthwise ones; 1e-4 for ResNets."
     )
     last_layer_gradient_multiplier: float = option(
         1.0, NOT_NEGATIVE, "Factor on the gradients of the last layers."
@@ -86,17 +80,13 @@ class TrainConfig:
         "for batches under 12, which still trains gamma and beta.",
     )
     upsample_logits: bool = option(
-        True,
-        help="Whether the loss is taken at label resolution; false shrinks the labels "
-        "instead.",
+        True, help="Whether the loss is at label resolution; false shrinks labels."
     )
     hard_example_mining_step: int = option(
         0, NOT_NEGATIVE, "Steps over which hard-pixel mining grows to its share."
     )
     top_k_percent_pixels: float = option(
-        1.0,
-        Range(above=0, at_most=1),
-        "Share (0..1] of the hardest pixels in the loss.",
+        1.0, Range(above=0, at_most=1), "Share of the hardest pixels in the loss."
     )
     label_weights: tuple[float, ...] = option(
         (), NOT_NEGATIVE, "One weight per class; none weighs all alike."
@@ -123,9 +113,7 @@ class TrainConfig:
         0, NOT_NEGATIVE, "Steps between two checkpoints; 0 is by time only."
     )
     focal_gamma: float = ours(
-        0.0,
-        NOT_NEGATIVE,
-        "Exponent of the focal loss (1708.02002, Eq. 4); 0 is the cross-entropy.",
+        0.0, NOT_NEGATIVE, "Exponent of the focal loss (1708.02002); 0: cross-entropy."
     )
     batch_norm: str = ours(
         "auto",
@@ -135,10 +123,7 @@ class TrainConfig:
         "unless the program finds better.",
     )
     accumulate_steps: int = ours(
-        1,
-        COUNT,
-        "Parts of a batch whose gradients are added, one after the other, into "
-        "one optimiser step.",
+        1, COUNT, "Parts of a batch whose gradients are summed into one step."
     )
     ema_decay: float = ours(
         0.0,
@@ -152,9 +137,7 @@ class TrainConfig:
         "instead of keeping them: less memory, for a third more time.",
     )
     jit: str = ours(
-        "auto",
-        ("auto", "on", "off"),
-        "Whether XLA compiles the step: on, off, or auto for the platform.",
+        "auto", ("auto", "on", "off"), "Whether XLA compiles; auto is by platform."
     )
     steps_per_call: int = ours(
         0,
@@ -162,14 +145,10 @@ class TrainConfig:
         "Steps that the host starts at once; 0 is 1 on CPU, else 10.",
     )
     eval_interval_steps: int = ours(
-        0,
-        NOT_NEGATIVE,
-        "Steps between two evaluations of --eval_split; 0 evaluates never.",
+        0, NOT_NEGATIVE, "Steps between evaluations of --eval_split; 0: no evaluation."
     )
     early_stop_evals: int = ours(
-        0,
-        NOT_NEGATIVE,
-        "Evaluations without a better mIoU that end the training; 0 never ends it.",
+        0, NOT_NEGATIVE, "Evaluations without a better mIoU that end it; 0: none."
     )
 
     def __post_init__(self) -> None:

@@ -27,7 +27,6 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
 from deeplab_tf.pretrain.data import (
     CENTRAL_SHARE,
@@ -43,8 +42,7 @@ from deeplab_tf.programs.machine import (
     make_strategy,
 )
 from deeplab_tf.training import distribution, resume
-from deeplab_tf.training.batch_norm import resolve_batch_norm
-from deeplab_tf.training.initialization import moving_means
+from deeplab_tf.training.preparation import find_start, prepare_trainer
 from deeplab_tf.training.trainer import Trainer
 
 _OUTPUT_STRIDE = 32
@@ -146,31 +144,6 @@ def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
     return Experiment(model, data, train, values.train_split)
 
 
-def _trainer(
-    experiment: Experiment, values, strategy: tf.distribute.Strategy
-) -> tuple[Trainer, Experiment]:
-    """Returns the trainer, at its latest checkpoint, and the experiment as it is."""
-    train, replicas = experiment.train, strategy.num_replicas_in_sync
-    images = distribution.require_divisible(
-        experiment.data.batch_size, replicas, train.accumulate_steps
-    )
-    resume.experiment_before(experiment)  # refuses another model
-    tf.keras.utils.set_random_seed(experiment.data.seed)
-    use_precision(values.precision)
-    with strategy.scope():
-        model = build_classifier(experiment.model)
-    # None of them comes from a checkpoint.
-    fresh = moving_means(model)
-    resolved = resolve_batch_norm(values.batch_norm, images, replicas, fresh)
-    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
-    train = dataclasses.replace(train, batch_norm=resolved.policy)
-    trainer = Trainer(model, train)
-    latest = trainer.restore_latest()
-    if latest:
-        print(f"going on from {latest}")
-    return trainer, dataclasses.replace(experiment, train=train)
-
-
 def _validation(values, data: DataConfig) -> ClassValidation:
     """Returns the evaluation during the training."""
     split = values.eval_split
@@ -197,7 +170,13 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
     is_chief = distribution.worker_of(strategy).is_chief
     folder = experiment.train.train_logdir
     with claimed_logdir(folder, values.overwrite, is_chief):
-        trainer, experiment = _trainer(experiment, values, strategy)
+        replicas = strategy.num_replicas_in_sync
+        start = find_start(experiment, values.batch_norm, replicas)
+        trainer, experiment, latest = prepare_trainer(
+            experiment, start, strategy, values.precision, build_classifier
+        )
+        if latest:
+            print(f"going on from {latest}")
         _run(values, trainer, experiment, validation, source)
 
 

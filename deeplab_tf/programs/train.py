@@ -6,20 +6,16 @@ r"""Trains a model on TFRecords; run the same command again to resume.
 
 import dataclasses
 import sys
-from typing import NamedTuple
 
 import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.checkpoints.pretrained import find_weights
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.precision import use_precision
 from deeplab_tf.presets import Preset, is_followed, report
 from deeplab_tf.programs.machine import (
     claimed_logdir,
@@ -28,8 +24,7 @@ from deeplab_tf.programs.machine import (
     make_strategy,
 )
 from deeplab_tf.training import distribution, resume, sanity
-from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
-from deeplab_tf.training.initialization import initialize
+from deeplab_tf.training.preparation import find_start, prepare_trainer
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
@@ -149,31 +144,6 @@ def _batch_norm_policy(values, preset: Preset | None) -> str:
     return "freeze" if policy == "auto" and is_frozen else policy
 
 
-def _with_batch_norm(
-    experiment: Experiment, resolved: Resolved, fresh: tuple[str, ...]
-) -> Experiment:
-    """Returns the experiment with the resolved policy of batch normalisation.
-
-    Args:
-        experiment: The experiment of the flags.
-        resolved: The policy, and why.
-        fresh: Moving statistics that no checkpoint has trained.
-    """
-    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
-    is_frozen = resolved.policy == "freeze"
-    if is_frozen and fresh:
-        print(
-            f"warning: {len(fresh)} frozen batch normalisations ({fresh[0]}, ...) were "
-            "never trained, which starves what is behind them; "
-            "--batch_norm=train learns them",
-            file=sys.stderr,
-        )
-    train = dataclasses.replace(
-        experiment.train, batch_norm=resolved.policy, fine_tune_batch_norm=not is_frozen
-    )
-    return dataclasses.replace(experiment, train=train)
-
-
 def _validation(values, experiment: Experiment, preset) -> Validation | None:
     """Returns the evaluation during the training, if there is one."""
     if not experiment.train.eval_interval_steps:
@@ -195,60 +165,6 @@ def _validation(values, experiment: Experiment, preset) -> Validation | None:
     return Validation(dataset, config, canaries)
 
 
-class _Start(NamedTuple):
-    """The start of a training.
-
-    Attributes:
-        images: Images that a replica sees at once.
-        batch_norm: The policy of the flags; "auto" where they leave it open.
-        before: The experiment to resume; None starts anew.
-        weights: Prefix of the initial checkpoint, if there is one.
-    """
-
-    images: int
-    batch_norm: str
-    before: Experiment | None
-    weights: str | None
-
-
-def _start(values, preset: Preset | None, experiment: Experiment, strategy) -> _Start:
-    """Returns the start of the training; downloads come last."""
-    train = experiment.train
-    images = distribution.require_divisible(
-        experiment.data.batch_size,
-        strategy.num_replicas_in_sync,
-        train.accumulate_steps,
-    )
-    asked = _batch_norm_policy(values, preset)
-    before = resume.experiment_before(experiment)
-    is_wanted = train.tf_initial_checkpoint and before is None
-    weights = find_weights(train.tf_initial_checkpoint) if is_wanted else None
-    return _Start(images, asked, before, weights)
-
-
-def _trainer(experiment: Experiment, values, strategy, start: _Start) -> tuple:
-    """Returns the trainer with its weights, and the experiment as it is trained."""
-    train, before, asked = experiment.train, start.before, start.batch_norm
-    tf.keras.utils.set_random_seed(experiment.data.seed)
-    use_precision(values.precision)
-    with strategy.scope():
-        model = build_model(experiment.model)
-    fresh = initialize(model, train, start.weights) if before is None else ()
-    is_kept = before is not None and asked == "auto"
-    policy = before.train.normalization if is_kept else asked
-    replicas = strategy.num_replicas_in_sync
-    resolved = resolve_batch_norm(policy, start.images, replicas, fresh)
-    if is_kept:
-        reason = f"as {train.train_logdir} was trained"
-        resolved = dataclasses.replace(resolved, reason=reason)
-    experiment = _with_batch_norm(experiment, resolved, fresh)
-    trainer = Trainer(model, experiment.train)
-    latest = trainer.restore_latest()
-    if latest:
-        print(f"going on from {latest}; tf_initial_checkpoint is not read")
-    return trainer, experiment
-
-
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
     flags.check_flags(values, "train")
@@ -266,9 +182,14 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     writes = is_chief and not values.sanity_overfit
     folder = experiment.train.train_logdir
     with claimed_logdir(folder, values.overwrite, writes):
-        start = _start(values, preset, experiment, strategy)
+        policy = _batch_norm_policy(values, preset)
+        start = find_start(experiment, policy, strategy.num_replicas_in_sync)
         experiment = _examine(values, experiment, source)
-        trainer, experiment = _trainer(experiment, values, strategy, start)
+        trainer, experiment, latest = prepare_trainer(
+            experiment, start, strategy, values.precision
+        )
+        if latest:
+            print(f"going on from {latest}; tf_initial_checkpoint is not read")
         _run(values, trainer, experiment, validation)
 
 
