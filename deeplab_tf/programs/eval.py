@@ -2,7 +2,7 @@
 
     python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 
-writes `metrics.json`, and `report.html` for people, which is one file.
+writes `metrics.json`, and `report.html` for people.
 """
 
 import dataclasses
@@ -99,12 +99,12 @@ def define_flags() -> absl_flags.FlagValues:
 def _located(
     values: absl_flags.FlagValues, trained_on: DataConfig | None, fallback: str | None
 ) -> tuple:
-    """Returns where the data are, and their description.
+    """Returns the folder and the description of the data.
 
     Args:
         values: The parsed flags.
         trained_on: The data that the model was trained on, if that is known.
-        fallback: Name of the dataset where neither flags nor records tell it.
+        fallback: Name of the dataset where neither flags nor records name it.
     """
     dataset, dataset_dir = values.dataset, values.dataset_dir
     if dataset is None and dataset_dir is None and trained_on:
@@ -155,8 +155,8 @@ def _evaluate_checkpoint(
 
     Args:
         values: The parsed flags.
-        checkpoint: The checkpoint; its files may be gone by now.
-        strategy: On which devices.
+        checkpoint: The checkpoint, whose files may have been deleted.
+        strategy: The devices.
         announces: Whether a preset's recipe is printed.
     """
     experiment = read_experiment(os.path.dirname(checkpoint.prefix))
@@ -176,7 +176,7 @@ def _evaluate_checkpoint(
     )
     split = Split(data, flags.split_value(values, "eval_split", preset), info)
     if preset and announces:
-        # Of the data an evaluation takes the dataset and the resizing alone.
+        # An evaluation takes only the dataset and the resizing of the data.
         names = ("dataset", *flags.RESIZING)
         taken = {name: getattr(data, name) for name in names}
         parts = [
@@ -191,7 +191,7 @@ def _evaluate_checkpoint(
 def _score(
     values: absl_flags.FlagValues, evaluator: Evaluator, split: Split, source: str
 ) -> None:
-    """Scores a model, prints the table and writes what was found."""
+    """Scores a model, prints the table and writes the results."""
     info = split.info
     if _corruptions(values) and info.channels != 3:
         raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
@@ -248,7 +248,7 @@ def _severities(values: absl_flags.FlagValues) -> list[int]:
 
 
 def _check_corruptions(values: absl_flags.FlagValues) -> None:
-    """Refuses corruptions that cannot be had."""
+    """Refuses unknown corruptions and severities."""
     if values["severities"].present and not values.corruptions:
         raise UserError("--severities has no effect without --corruptions")
     for name in _corruptions(values):

@@ -3,16 +3,16 @@
     python -m deeplab_tf.predict --model=logs --images='photos/*.jpg' --output_dir=out
     python -m deeplab_tf.predict --model=logs --video=drive.mp4 --output_dir=out
 
-For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the
-same with the palette, as VOC keeps labels) and `photo_overlay.png` (the photo
-with colours and a legend); `overview.png` shows the first overlays together.
-Photographs are turned upright as their EXIF says.
+For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the same
+with a palette, as in VOC) and `photo_overlay.png` (the image with colours and a
+legend); `overview.png` shows the first overlays together. Images are rotated as their
+EXIF says.
 
-Of `drive.mp4` it writes `drive_overlay.mp4`, all frames with colours; a camera, such
+For `drive.mp4` it writes `drive_overlay.mp4`, all frames with colours; a camera, such
 as --video=0, is labelled until --max_frames or Ctrl-C.
 
-With --submission and --submission_file it packs the labels of the images that
---image_list names, as the server of a benchmark takes them.
+With --submission and --submission_file it packs the labels of the images in
+--image_list for the server of a benchmark.
 """
 
 import contextlib
@@ -92,7 +92,7 @@ _BELONGS_TO = {
     "max_frames": "video",
     "save_frames": "video",
 }
-# Where neither the model nor a flag tells how many there are.
+# Where neither the model nor a flag gives the number of classes.
 _MOST_CLASSES = 255
 
 _Labeler = Callable[[np.ndarray], np.ndarray]
@@ -158,7 +158,7 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
 
 
 def _compiled(model, config: EvalConfig) -> _Labeler:
-    """Returns the labels that a model gives as a config looks at images."""
+    """Returns the compiled labels of a model with its inference protocol."""
     compiled = tf.function(
         make_predictor(model, config).labels,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
@@ -195,9 +195,9 @@ def _label_images(values: absl_flags.FlagValues) -> None:
 
 
 def _label_video(values: absl_flags.FlagValues) -> None:
-    """Labels a video, or what a camera sees until it is told to end.
+    """Labels a video, or a camera until it is stopped.
 
-    Ctrl-C and SIGTERM end a file before its end, hence the exit status.
+    Ctrl-C and SIGTERM stop a file before its end, hence the exit status.
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))
@@ -241,7 +241,7 @@ def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:
 
 
 def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Images:
-    """Returns the numbered frames until an end of any kind."""
+    """Returns the numbered frames until the end, the limit or a signal."""
     totals = [total for total in (video.count, max_frames) if total]
     frames = itertools.takewhile(
         lambda _: interruption.signal is None, itertools.islice(video, max_frames)
@@ -251,7 +251,7 @@ def _frames(video: Video, max_frames: int | None, interruption: Interruption) ->
 
 
 def _check_choice(values: absl_flags.FlagValues) -> None:
-    """Refuses flags that do not go together."""
+    """Refuses flags that exclude or need each other."""
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")
