@@ -34,9 +34,9 @@ class ContextConfig:
     rates: tuple[int, ...] | None = option(
         None,
         SIDE,
-        "Atrous rates of the 3x3 branches of the ASPP, at the model's output "
-        "stride. None takes the papers' (6, 12, 18) at output stride 16, scaled to "
-        "the model's; () leaves the 1x1 branch and the image-level features.",
+        "Atrous rates of the 3x3 branches of the ASPP, at the model's output stride. "
+        "(), the flag's default, leaves the 1x1 branch and the image-level features; "
+        "None takes the papers' (6, 12, 18) at output stride 16, scaled to the model's.",
         flag="atrous_rates",
         flag_default=(),
     )
@@ -136,9 +136,9 @@ class DecoderConfig:
 
     output_strides: tuple[int, ...] | None = option(
         None,
-        help="Strides of the decoder's low-level features, descending. None takes the "
-        "papers' (4,), or () for a backbone without low-level features; () is "
-        "DeepLabv3, without a decoder.",
+        help="Strides of the decoder's low-level features, descending. (), the flag's "
+        "default, is DeepLabv3, without a decoder; None takes the papers' (4,), or () "
+        "for a backbone without low-level features.",
         flag="decoder_output_stride",
         flag_default=(),
     )

@@ -54,7 +54,9 @@ class ModelConfig:
     """
 
     backbone: str = option(
-        "mobilenet_v2", help="Name in config.BACKBONES.", flag="model_variant"
+        "mobilenet_v2",
+        help="Backbone, a name in config.BACKBONES.",
+        flag="model_variant",
     )
     num_classes: int = option(
         21, Range(at_least=1, at_most=2**16), "Classes, without the ignored label."
