@@ -35,8 +35,8 @@ class ContextConfig:
         None,
         SIDE,
         "Atrous rates of the 3x3 branches of the ASPP, at the model's output stride. "
-        "(), the flag's default, leaves the 1x1 branch and the image-level features; "
-        "None takes the papers' (6, 12, 18) at output stride 16, scaled to the model's.",
+        "(), the flag's default, leaves the 1x1 branch and the image-level features. "
+        "None is the papers' (6, 12, 18) at output stride 16, scaled to the model's.",
         flag="atrous_rates",
         flag_default=(),
     )
