@@ -40,7 +40,7 @@ from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.programs import run_program
-from deeplab_tf.programs.restored import require_channels, restored_model
+from deeplab_tf.programs.checkpoint import require_channels, restore_model
 
 _EXTREMES = 12  # worst and best images of the gallery
 
@@ -70,7 +70,7 @@ def define_flags() -> absl_flags.FlagValues:
 def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
     """Returns the model of a checkpoint, or what the flags describe, untrained."""
     if values.checkpoint_dir:
-        return restored_model(values, values.checkpoint_dir, num_classes)
+        return restore_model(values, values.checkpoint_dir, num_classes)
     preset = flags.chosen_preset(values)
     base = preset and preset.eval_model
     use_precision(values.precision)

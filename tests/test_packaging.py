@@ -430,7 +430,7 @@ def test_scripts_of_the_wheel_run_outside_of_the_checkout(
         "--output_dir=pictures",
     )
     assert (folder / f"pictures/{photo.stem}_overlay.png").exists()
-    # A data set of tensorflow-datasets needs its name: tests/programs/test_pretrain.py.
+    # A data set of tensorflow-datasets needs its name: tests/pretrain/test_program.py.
     done["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
     assert "--learning_rate_decay_epochs" in done["deeplab-pretrain"]
     done["deeplab-plan"] = run(
