@@ -140,10 +140,10 @@ def _result(program: str) -> str:
     # Two rows of ablations_600, which were trained for longer.
     tables = {
         "ablations": ablation_report.markdown,
-        "ablations_600": ablation_report.trimaps,
+        "ablations_600": ablation_report.trimap_markdown,
     }
     if program in tables:
-        return tables[program](ablation_report.read(str(folder / program)))
+        return tables[program](ablation_report.read_results(str(folder / program)))
     if program == "camvid":
         return _scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
