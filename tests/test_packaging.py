@@ -16,8 +16,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
-    *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-plan"),
-    *("deeplab-predict", "deeplab-pretrain", "deeplab-train"),
+    *("deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
+    *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
 ]
 # What the scripts call besides Python; a fake PATH has these and nothing else.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]
@@ -402,23 +402,28 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.mark.slow
 def test_scripts_of_the_wheel_run_outside_of_the_checkout(
-    installed, tiny_records, voc_root
+    installed, tiny_voc, voc_root
 ):
     run, folder = installed
     where = "import datasets, deeplab_tf; print(datasets.FOREIGN, deeplab_tf.__file__)"
     shown = run("python", "-c", where).split()
     assert shown[0] == "yes" and shown[1].startswith(str(folder / "environment"))
-    done = {"deeplab-doctor": run("deeplab-doctor", f"--dataset_dir={tiny_records}")}
+    done, records = {}, "--dataset_dir=tfrecord"
+    done["deeplab-convert"] = run(
+        *("deeplab-convert", "voc2012", f"--voc_root={tiny_voc}"),
+        "--output_dir=tfrecord",
+    )
+    assert (folder / "tfrecord/dataset_info.json").exists()
+    done["deeplab-doctor"] = run("deeplab-doctor", records)
     assert "safe to train" in done["deeplab-doctor"]
     done["deeplab-train"] = run(
         *("deeplab-train", "--depth_multiplier=0.1", "--train_crop_size=33,33"),
         *("--train_batch_size=2", "--training_number_of_steps=1"),
-        *(f"--dataset_dir={tiny_records}", "--train_logdir=logs"),
+        *(records, "--train_logdir=logs"),
     )
     assert "logs: 1 steps" in done["deeplab-train"]
     done["deeplab-eval"] = run(
-        *("deeplab-eval", "--checkpoint_dir=logs", f"--dataset_dir={tiny_records}"),
-        "--eval_logdir=eval",
+        *("deeplab-eval", "--checkpoint_dir=logs", records, "--eval_logdir=eval")
     )
     assert (folder / "eval/report.html").exists()
     done["deeplab-export"] = run(

@@ -122,8 +122,11 @@ def _dead_table(rows: dict) -> str:
     lines = ["## Without effect", ""]
     lines += ["Official flags that are accepted, with a warning that says why.", ""]
     lines += ["| flag | why |", "|---|---|"]
-    reasons = {name: row[-1].removeprefix(_DEAD) for name, row in rows.items()}
-    lines += [f"| `--{name}` | {reasons[name]} |" for name in sorted(reasons)]
+    flags: dict[str, list[str]] = {}
+    for name in sorted(rows):
+        reason = rows[name][-1].removeprefix(_DEAD)
+        flags.setdefault(reason, []).append(f"`--{name}`")
+    lines += [f"| {', '.join(names)} | {why} |" for why, names in flags.items()]
     return "\n".join(lines) + "\n"
 
 
