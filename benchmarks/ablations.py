@@ -20,6 +20,8 @@ one core; bilinear takes least, output stride 8 and dense most. All 18 trainings
 evaluations are two and a half hours of one core. Checkpoints take 1.1 GB.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import dataclasses
 import functools
 import gc
@@ -28,9 +30,6 @@ import os
 import time
 import zlib
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import keras
 import numpy as np
 import tensorflow as tf

@@ -13,15 +13,13 @@ first batch waits for TensorFlow to build the pipeline, which takes as long for 
 images as for many; so the share of the model is also printed without it.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import collections
 import functools
 from collections.abc import Callable
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
@@ -111,19 +109,6 @@ def make_works(
     }
 
 
-def model_shares(series: measuring.Series) -> dict[str, dict[str, float]]:
-    """Returns the model's share of an evaluation, with and without its start.
-
-    The first batch waits for the pipeline to be built, however many follow.
-    """
-    model, evaluate = (series[name][:, 0] for name in ("model", "evaluate"))
-    later = evaluate - np.median(series["first batch"][:, 0])
-    return {
-        "of evaluate": measuring.quartiles(model / evaluate),
-        "of evaluate but for the first batch": measuring.quartiles(model / later),
-    }
-
-
 def main(values: absl_flags.FlagValues) -> None:
     """Measures and prints."""
     flags.check_flags(values, "eval")
@@ -144,17 +129,13 @@ def main(values: absl_flags.FlagValues) -> None:
     works = make_works(labels, Evaluator(model, config), dataset, info)
     series = measuring.measure_here(works, values.turns)
     images, graphs = sum(s[0] for s in shapes), labels.experimental_get_tracing_count()
-    rows, shares = measuring.summarize(series, "model", images), model_shares(series)
-    lines = [
-        "the model is {median:.3f} ({low:.3f}..{high:.3f}) ".format(**share) + name
-        for name, share in shares.items()
-    ]
+    rows = measuring.summarize(series, images)
     measuring.report(
         values,
         f"Evaluation of {images} images, batches of {len(set(shapes))} shapes, "
         f"{graphs} graphs",
-        {"rows": rows, "model": shares},
-        "\n".join([measuring.table(rows, "the model"), "", *lines]),
+        {"rows": rows},
+        measuring.table(rows),
     )
 
 

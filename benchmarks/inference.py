@@ -10,14 +10,13 @@ images are compared with each of these inference passes alone. Engines that are 
 installed are left out.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import os
 import tempfile
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 from absl import flags as absl_flags
 
 from benchmarks import measuring
@@ -131,9 +130,9 @@ def compare_engines(
         write_files(model, engines, folder)
         several = [make_contender(name, task, model, folder) for name in engines]
         series = measuring.measure(several, values.turns)
-    rows = measuring.summarize(series, _REFERENCE, values.batch * values.times)
-    others = measuring.add_multiply_adds(rows, counts, _REFERENCE)
-    return rows, measuring.table(rows, _REFERENCE) + others
+    rows = measuring.summarize(series, values.batch * values.times)
+    others = measuring.add_multiply_adds(rows, counts)
+    return rows, measuring.table(rows) + others
 
 
 def compare_scales(
@@ -141,14 +140,12 @@ def compare_scales(
 ) -> tuple[list, str]:
     """Returns the rows of several scales combined and alone, and their table."""
     task = task | {"model": model, "scales": [float(scale) for scale in values.scales]}
-    alone = "each view alone"
     several = [
-        Contender(name, "scaled_inference", task | {"is_combined": name != alone})
-        for name in (alone, "all views")
+        Contender(name, "scaled_inference", task | {"is_combined": is_combined})
+        for name, is_combined in (("each view alone", False), ("all views", True))
     ]
-    series = measuring.measure(several, values.turns)
-    rows = measuring.summarize(series, alone, values.batch)
-    return rows, measuring.table(rows, alone)
+    rows = measuring.summarize(measuring.measure(several, values.turns), values.batch)
+    return rows, measuring.table(rows)
 
 
 def main(values: absl_flags.FlagValues) -> None:

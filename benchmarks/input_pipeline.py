@@ -9,12 +9,11 @@ turns. --training_steps=5 also compares training on the records with training on
 batch in memory.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import statistics
 import time
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -105,16 +104,15 @@ def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
         "times": values.training_steps,
     }
     on_records = {"records": [values.dataset_dir, values.train_split]}
-    memory = "batch in memory"
     several = [
-        Contender(memory, "training_step", task),
+        Contender("batch in memory", "training_step", task),
         Contender("records", "training_step", task | on_records),
     ]
     series = measuring.measure(several, values.turns)
-    rows = measuring.summarize(series, memory, values.training_steps)
+    rows = measuring.summarize(series, values.training_steps)
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
-        f"{measuring.table(rows, memory, 'step')}\n\n"
+        f"{measuring.table(rows, 'step')}\n\n"
         f"training on records has {throughput:.3f} of the throughput"
     )
 

@@ -88,9 +88,9 @@ class Series(dict):
         self.mebibytes: dict[str, float] = {}
         self.properties: dict[str, dict] = {}
 
-    def ratios(self, name: str, reference: str) -> np.ndarray:
-        """Returns seconds over those of the reference in the same turn, `[turns]`."""
-        return self[name][:, 0] / self[reference][:, 0]
+    def ratios(self, name: str) -> np.ndarray:
+        """Returns seconds over those of the first one in the same turn, `[turns]`."""
+        return self[name][:, 0] / next(iter(self.values()))[:, 0]
 
 
 class _Worker:
@@ -221,12 +221,11 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
     return {"median": float(median), "low": float(low), "high": float(high)}
 
 
-def summarize(series: Series, reference: str, per_turn: float = 1.0) -> list[dict]:
-    """Returns a row for each contender: its times and its ratio to the reference.
+def summarize(series: Series, per_turn: float = 1.0) -> list[dict]:
+    """Returns a row for each contender: its times and its ratio to the first one.
 
     Args:
         series: What was measured.
-        reference: Name of the contender that the others are compared with.
         per_turn: Steps or images of a turn; times are those of one.
     """
     rows = []
@@ -237,7 +236,7 @@ def summarize(series: Series, reference: str, per_turn: float = 1.0) -> list[dic
                 "name": name,
                 "milliseconds": 1000 * float(clock),
                 "processor_milliseconds": 1000 * float(processors),
-                "ratio": quartiles(series.ratios(name, reference)),
+                "ratio": quartiles(series.ratios(name)),
                 "mebibytes": series.mebibytes.get(name),
                 **series.properties.get(name, {}),
             }
@@ -245,13 +244,11 @@ def summarize(series: Series, reference: str, per_turn: float = 1.0) -> list[dic
     return rows
 
 
-def table(rows: Sequence[Mapping], reference: str, unit: str = "image") -> str:
+def table(rows: Sequence[Mapping], unit: str = "image") -> str:
     """Returns the rows of `summarize` as a Markdown table."""
-    lines = [
-        f"| | ms per {unit} | of all processors | times {reference} (quartiles) "
-        "| MiB |",
-        "|---|---|---|---|---|",
-    ]
+    times = f"times {rows[0]['name']} (quartiles)"
+    lines = [f"| | ms per {unit} | of all processors | {times} | MiB |"]
+    lines.append("|---|---|---|---|---|")
     for row in rows:
         ratio = "{median:.3f} ({low:.3f}..{high:.3f})".format(**row["ratio"])
         times = f"{row['milliseconds']:.1f} | {row['processor_milliseconds']:.1f}"
@@ -260,15 +257,14 @@ def table(rows: Sequence[Mapping], reference: str, unit: str = "image") -> str:
     return "\n".join(lines)
 
 
-def add_multiply_adds(rows: Sequence[dict], own: int, reference: str) -> str:
+def add_multiply_adds(rows: Sequence[dict], own: int) -> str:
     """Adds the ratio per multiply-add to each row; returns it for other networks.
 
     Args:
         rows: Of `summarize`; those of another network have their `multiply_adds`.
         own: Multiply-adds of an image of the others.
-        reference: Name of the contender that is compared with.
     """
-    lines = []
+    lines, reference = [], rows[0]["name"]
     for row in rows:
         count = row.setdefault("multiply_adds", own)
         per_one = row["ratio_per_multiply_add"] = row["ratio"]["median"] * own / count

@@ -9,11 +9,10 @@ out; --eval_split takes another split instead. --images evaluates the first ones
 to try it out. The 8-bit checkpoints are evaluated in floating point.
 """
 
-import dataclasses
-
 import benchmarks.quiet_tensorflow  # noqa: F401
 
-# isort: split
+import dataclasses
+
 import keras
 from absl import flags as absl_flags
 

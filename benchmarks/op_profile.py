@@ -8,15 +8,14 @@ summed by purpose. Shares are of the time of all operations together, on one thr
 each. Printed are also the operations that take most.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import collections
 import pathlib
 import re
 import tempfile
 from collections.abc import Callable
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import tensorflow as tf
 from absl import flags as absl_flags
 

@@ -10,12 +10,11 @@ scenes and of trimaps. Run the same command again to resume. Each training takes
 minutes of two cores.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import json
 import os
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import cv2
 import keras
 import numpy as np

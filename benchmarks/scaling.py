@@ -8,15 +8,14 @@ it takes beyond the loaded model. Then training by two processes of a core each,
 workers of a MultiWorkerMirroredStrategy, is compared with one process on both cores.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import contextlib
 import json
 import os
 import socket
 import tempfile
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import numpy as np
 from absl import flags as absl_flags
 from matplotlib.figure import Figure
@@ -145,18 +144,16 @@ def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list,
     side, batch = values.train_crop_size, values.train_batch_size
     task = {"model": model, "batch": batch, "size": [side, side], "times": _STEPS}
     shared = task | {"strategy": "multi_worker_mirrored"}
-    one = "one process"
     several = [
-        Contender(one, "training_step", task, (Process(cores=cores),)),
+        Contender("one process", "training_step", task, (Process(cores=cores),)),
         Contender("two workers", "training_step", shared, _worker_processes(cores)),
     ]
-    series = measuring.measure(several, values.turns)
-    rows = measuring.summarize(series, one, _STEPS)
+    rows = measuring.summarize(measuring.measure(several, values.turns), _STEPS)
     for row in rows:
         row["images_per_second"] = 1000 * batch / row["milliseconds"]
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
-        f"{measuring.table(rows, one, 'step')}\n\n"
+        f"{measuring.table(rows, 'step')}\n\n"
         f"two workers have {throughput:.3f} of the throughput of one process"
     )
 

@@ -10,14 +10,13 @@ the beginning (after the first quarter of the requests, which set things up) and
 end.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import concurrent.futures
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import numpy as np
 import tensorflow as tf
 from absl import flags

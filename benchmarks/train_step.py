@@ -16,12 +16,11 @@ compares a step that keeps all activations with one that computes them again ins
 The memory is what a step takes beyond the model.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 from absl import flags as absl_flags
 
 from benchmarks import measuring
@@ -31,10 +30,9 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.programs import run_program
 
-_REFERENCE, _RECOMPUTED = "float32", "recomputed"
 # Module that has to be installed, factory, and its arguments besides the task.
 _CONTENDERS = {
-    _REFERENCE: ("", "training_step", {}),
+    "float32": ("", "training_step", {}),
     "bfloat16": ("", "training_step", {"precision": "bfloat16"}),
     "pytorch": ("torch", "torch_training_step", {"channels_last": True}),
     "pytorch, NCHW": ("torch", "torch_training_step", {"channels_last": False}),
@@ -42,8 +40,8 @@ _CONTENDERS = {
     "keras-hub with XLA": ("keras_hub", "keras_hub_training_step", {"jit": True}),
 }
 _RECOMPUTATION = {
-    _REFERENCE: ("", "training_step", {}),
-    _RECOMPUTED: ("", "training_step", {"recompute": True}),
+    "float32": ("", "training_step", {}),
+    "recomputed": ("", "training_step", {"recompute": True}),
 }
 _OTHER_NETWORK = "keras_hub"
 _MODULES = sorted({module for module, *_ in _CONTENDERS.values()} - {""})
@@ -120,11 +118,11 @@ def compare(case: Case, values: absl_flags.FlagValues) -> tuple[list[dict], str]
     if values.recompute:
         for name, own in series.properties.items():
             series.mebibytes[name] -= own["ready_mebibytes"]
-    rows = measuring.summarize(series, _REFERENCE, values.steps)
-    others = measuring.add_multiply_adds(rows, case.multiply_adds, _REFERENCE)
+    rows = measuring.summarize(series, values.steps)
+    others = measuring.add_multiply_adds(rows, case.multiply_adds)
     for row in rows:
         row["images_per_second"] = 1000 * case.batch / row["milliseconds"]
-    return rows, measuring.table(rows, _REFERENCE, "step") + others
+    return rows, measuring.table(rows, "step") + others
 
 
 def main(values: absl_flags.FlagValues) -> None:

@@ -10,15 +10,14 @@ bare step once more, which shows the noise. What a turn needs before its first s
 after its last, such as the checkpoint at the end, is left out.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import dataclasses
 import functools
 import tempfile
 import time
 from collections.abc import Callable
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
@@ -135,8 +134,8 @@ def main(values: flags.FlagValues) -> None:
             for name, loop in make_loops(values, folder).items()
         }
         series = measuring.measure_here(works, values.turns)
-    rows = measuring.summarize(series, "bare step")
-    text = measuring.table(rows, "bare step", "step")
+    rows = measuring.summarize(series)
+    text = measuring.table(rows, "step")
     measuring.report(values, "The training loop", {"rows": rows}, text)
 
 

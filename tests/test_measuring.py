@@ -33,7 +33,7 @@ def test_contenders_take_turns_forwards_and_backwards(tmp_path):
     # Sleeping takes no processor.
     assert (series["b"][:, 1] < 0.05).all()
     np.testing.assert_allclose(
-        series.ratios("b", "a"), series["b"][:, 0] / series["a"][:, 0]
+        series.ratios("b"), series["b"][:, 0] / series["a"][:, 0]
     )
     assert 1 < series.mebibytes["a"] < 1000
     assert series.properties["a"]["ready_mebibytes"] <= series.mebibytes["a"]
@@ -91,19 +91,19 @@ def series():
 
 
 def test_ratios_are_those_of_the_same_turn(series):
-    ours, theirs = measuring.summarize(series, "ours", per_turn=2)
+    ours, theirs = measuring.summarize(series, per_turn=2)
     assert ours["milliseconds"] == 500 and ours["processor_milliseconds"] == 1000
     assert ours["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     # 3, 2 and 2, where the medians of the times would give 3.
     assert theirs["ratio"]["median"] == 2.0
-    lines = measuring.table([ours, theirs], "ours").splitlines()
+    lines = measuring.table([ours, theirs]).splitlines()
     assert lines[2] == "| ours | 500.0 | 1000.0 | 1.000 (1.000..1.000) | 10 |"
     assert lines[3].startswith("| theirs | 1500.0 | 1500.0 | 2.000 (2.000..2.500) |  |")
 
 
 def test_another_network_is_compared_per_multiply_add(series):
-    rows = measuring.summarize(series, "ours")
-    text = measuring.add_multiply_adds(rows, 1000, "ours")
+    rows = measuring.summarize(series)
+    text = measuring.add_multiply_adds(rows, 1000)
     assert rows[0]["ratio_per_multiply_add"] == 1.0
     assert rows[1]["ratio_per_multiply_add"] == 4.0
     assert "theirs: 0.00 billion" in text and "4.000 times ours" in text

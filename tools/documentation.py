@@ -19,6 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 import benchmarks.quiet_tensorflow  # noqa: E402, F401
+
 from benchmarks import ablation_report  # noqa: E402
 
 # How a program is called, and the module with its flags.
