@@ -1,6 +1,7 @@
 """The ablations: what is run, what is kept, and what follows of the numbers."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -39,17 +40,18 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def program(monkeypatch, tiny_records, checkpoint, tmp_path):
+def places(tiny_records, checkpoint, tmp_path):
+    """The required flags."""
+    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
+    return (*where, f"--tf_initial_checkpoint={checkpoint}")
+
+
+@pytest.fixture
+def program(monkeypatch, places):
     """A function of flags that runs the narrow program and returns what it prints."""
     monkeypatch.setattr(ablations, "BASE", NARROW)
     monkeypatch.setattr(ablations, "BASE_EVALUATION", NARROW_EVALUATION)
-
-    def narrow(*arguments):
-        where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
-        start = f"--tf_initial_checkpoint={checkpoint}"
-        return run(PROGRAM, *where, start, "--seeds=1", *arguments)
-
-    return narrow
+    return functools.partial(run, PROGRAM, *places, "--seeds=1")
 
 
 BENCH = ablations.Bench(
@@ -228,7 +230,7 @@ def test_the_trimap_gain_is_taken_by_seed(results):
     assert ablation_report.trimap_gains(results).shape == (2, 3)
 
 
-def test_the_tables_tell_claims_and_spread(results):
+def test_the_tables_have_claims_and_spread(results):
     lines = ablation_report.markdown(results).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     claims = {(row[0], row[2]): row[3:] for row in cells if len(row) == 6}
@@ -245,11 +247,11 @@ def test_the_tables_tell_claims_and_spread(results):
     assert "| dense | 63.00 | 1 | 1.5 |" in lines
     assert "| 1 | 41.00 ± 1.00 | 32.00 ± 1.00 | 9.00 ± 1.00 |" in lines
     assert lines[-3].startswith("| whole image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
-    circumstances = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
-    assert lines[-1] == f"All rows: 300 steps, {circumstances}"
+    provenance = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
+    assert lines[-1] == f"All rows: 300 steps, {provenance}"
 
 
-def test_decoder_and_bilinear_can_be_told_alone(results):
+def test_decoder_and_bilinear_can_be_reported_alone(results):
     whole = ablation_report.markdown(results).splitlines()
     lines = ablation_report.trimap_markdown(results).splitlines()
     assert [line for line in lines if line in whole] == lines
@@ -312,16 +314,20 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
     assert out.count("not run") == len(CLAIMS)
 
 
-def test_mistakes_are_reported(tiny_records, checkpoint, tmp_path):
-    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path / 'out'}")
-    start = f"--tf_initial_checkpoint={checkpoint}"
-    message = r"--rows=flips is no ablation; they are decoder, bilinear"
-    assert_refused(message, PROGRAM, *where, start, "--rows=dense,flips")
-    row = "--rows=dense"
-    assert_refused("no checkpoint .*-none", PROGRAM, *where, f"{start}-none", row)
-    nowhere = f"--dataset_dir={tmp_path}"
-    assert_refused("no train-", PROGRAM, nowhere, where[1], start, row)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    "message, wrong",
+    [
+        (
+            "--rows=flips is no ablation; they are decoder, bilinear",
+            "--rows=dense,flips",
+        ),
+        ("no checkpoint .*none", "--tf_initial_checkpoint=none"),
+        ("no train-", "--dataset_dir=."),
+    ],
+)
+def test_mistakes_are_reported(places, tmp_path, message, wrong):
+    assert_refused(message, PROGRAM, *places, "--rows=dense", wrong)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -367,16 +373,10 @@ def test_a_row_of_evaluation_trains_the_shared_model_once(program, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_row_runs(tiny_records, checkpoint, tmp_path):
-    command = [sys.executable, "-m", "tests.narrow_ablations"]
-    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
-    start = f"--tf_initial_checkpoint={checkpoint}"
-    done = subprocess.run(
-        [*command, *where, start, "--steps=1", "--seeds=1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def test_every_row_runs(places, tmp_path):
+    command = [sys.executable, "-m", "tests.narrow_ablations", *places]
+    command += ["--steps=1", "--seeds=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ROWS:
         assert len(runs_of(tmp_path, name)) == 1

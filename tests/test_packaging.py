@@ -88,51 +88,48 @@ def test_script_is_executable(name):
     assert (ROOT / name).stat().st_mode & stat.S_IXUSR
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
-def test_too_old_python_is_one_line(fresh_machine, script):
+OLD = {"python3": ("3.9", 0), "python3.12": ("3.9", 0), "python3.10": None}
+TOO_OLD = ["3.10", "python3 (3.9)", "python3.10 (does not run)"]
+
+
+@pytest.mark.parametrize(
+    "script, pythons, fragments",
+    [
+        ("demo.sh", OLD, ["demo.sh", *TOO_OLD]),
+        ("test.sh", OLD, ["test.sh", *TOO_OLD]),
+        ("demo.sh", {}, ["needs Python 3.10", "found no Python", "apt install"]),
+        (
+            "demo.sh",
+            {"python3": ("3.11", 1)},
+            ["Python 3.11", "lacks", "apt install python3.11-venv"],
+        ),
+        # That of the variable PYTHON comes first.
+        (
+            "demo.sh",
+            {"python3": ("3.11", 1), "../my python": ("3.13", 1)},
+            ["Python 3.13", "my python"],
+        ),
+        # 2,000,000 blocks of 1024 bytes.
+        ("demo.sh", {"python3": ("3.11", 0), "df": FAKE_DF}, ["5 GB", "2000 MB"]),
+    ],
+)
+def test_a_missing_requirement_is_one_line(fresh_machine, script, pythons, fragments):
     checkout, programs = fresh_machine
-    for name in ["python3", "python3.12"]:
-        fake = FAKE_PYTHON.format(version="3.9", venv_status=0)
-        write_program(programs / name, fake)
-    # A pyenv shim of a version that is not selected.
-    write_program(programs / "python3.10", "#!/bin/sh\necho no such >&2\nexit 127\n")
-    result = run_script(checkout / script, programs)
-    assert_refuses(result, script, "3.10", "python3 (3.9)", "python3.10 (does not run)")
-    assert not (checkout / ".venv").exists()
-
-
-def test_no_python_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    result = run_script(checkout / "demo.sh", programs)
-    assert_refuses(result, "needs Python 3.10", "found no Python", "apt install")
-
-
-def test_python_without_venv_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    fake = FAKE_PYTHON.format(version="3.11", venv_status=1)
-    write_program(programs / "python3", fake)
-    result = run_script(checkout / "demo.sh", programs)
-    assert_refuses(result, "Python 3.11", "lacks", "apt install python3.11-venv")
-
-
-def test_python_of_the_variable_comes_first(fresh_machine):
-    checkout, programs = fresh_machine
-    write_program(programs / "python3", FAKE_PYTHON.format(version=3.11, venv_status=1))
-    chosen = programs.parent / "my python"
-    write_program(chosen, FAKE_PYTHON.format(version=3.13, venv_status=1))
-    result = run_script(checkout / "demo.sh", programs, PYTHON=str(chosen))
-    assert_refuses(result, "Python 3.13", str(chosen))
-
-
-def test_too_little_disk_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    fake = FAKE_PYTHON.format(version="3.11", venv_status=0)
-    write_program(programs / "python3", fake)
-    (programs / "df").unlink()
-    write_program(programs / "df", FAKE_DF)
-    result = run_script(checkout / "demo.sh", programs)
-    # 2,000,000 blocks of 1024 bytes.
-    assert_refuses(result, "5 GB", "2000 MB", str(checkout))
+    for name, python in pythons.items():
+        # None is a pyenv shim of a version that is not selected.
+        text = "#!/bin/sh\necho no such >&2\nexit 127\n"
+        if isinstance(python, tuple):
+            text = FAKE_PYTHON.format(version=python[0], venv_status=python[1])
+        elif python:
+            (programs / name).unlink()
+            text = python
+        write_program(programs / name, text)
+    chosen = (programs / "../my python").resolve()
+    variables = {"PYTHON": str(chosen)} if chosen.exists() else {}
+    result = run_script(checkout / script, programs, **variables)
+    assert_refuses(result, *fragments)
+    assert "my python" not in fragments or str(chosen) in result.stderr
+    assert "2000 MB" not in fragments or str(checkout) in result.stderr
     assert not (checkout / ".venv").exists()
 
 
@@ -247,17 +244,12 @@ def test_killed_installation_starts_anew(ensure_venv):
         assert run()[1] == []
 
 
-def test_environment_without_python_is_made_anew(ensure_venv):
+def test_broken_environment_is_made_anew(ensure_venv):
     checkout, run = ensure_venv
-    (checkout / ".venv" / "lib").mkdir(parents=True)
+    (checkout / ".venv" / "lib").mkdir(parents=True)  # without a Python
     result, calls = run()
     assert (result.returncode, calls) == (0, [MAKE, INSTALL])
     assert not (checkout / ".venv" / "lib").exists()
-
-
-def test_environment_without_pip_is_made_anew(ensure_venv):
-    checkout, run = ensure_venv
-    run()
     (checkout / ".venv" / "bin" / "python.has_no_pip").touch()
     assert run()[1] == []
     assert run("dev")[1] == [MAKE, INSTALL + "[dev]"]
