@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.ablation_rows import BASE_ROW, CLAIMS, ROWS, Claim
+from benchmarks.measuring import markdown_table
 from deeplab_tf.visualize import drawn
 
 BILINEAR = "bilinear"
@@ -23,8 +24,11 @@ _SURE = 2.0  # standard deviations
 _NOTE = (
     "Points of mIoU on val. What stands behind ± is twice the standard deviation that\n"
     "seeds give such a difference; a claim is unclear within it, or where it is not\n"
-    "known. Rows that look at one trained model in two ways differ by no chance.\n"
+    "known. Rows that look at one trained model in two ways differ by no chance."
 )
+_TRIMAP_NOTE = "mIoU in % within trimaps: mean and standard deviation over seeds."
+_CLAIM_COLUMNS = ("row", "claim", "source", "published", "ours", "holds")
+_SCORE_COLUMNS = ("row", "mIoU in %", "seeds", "minutes of training")
 # The runs of each row, by its name.
 _Results = Mapping[str, Sequence[dict]]
 
@@ -120,61 +124,54 @@ def has_trimaps(results: _Results) -> bool:
 def markdown(results: _Results) -> str:
     """Returns all tables; rows without runs are left out."""
     parts = [
-        _CLAIMS,
-        *_claim_lines(results),
-        f"\n{_NOTE}",
-        _table("row", "mIoU in %", "seeds", "minutes of training"),
-        *_score_lines(results),
+        markdown_table(_CLAIM_COLUMNS, _claim_rows(results)),
+        _NOTE,
+        markdown_table(_SCORE_COLUMNS, _score_rows(results)),
     ]
     if has_trimaps(results):
-        parts += _trimap_table(results)
-    return "\n".join([*parts, "", *_provenance(results)]) + "\n"
+        parts += [_TRIMAP_NOTE, _trimap_table(results)]
+    return "\n\n".join([*parts, _provenance(results)]) + "\n"
 
 
 def trimap_markdown(results: _Results) -> str:
     """Returns the tables of decoder and bilinear alone; both have runs."""
-    parts = [_CLAIMS, _trimap_claim(trimap_gains(results)), *_trimap_table(results)]
-    return "\n".join([*parts, "", *_provenance(results)]) + "\n"
+    claim = _trimap_claim(trimap_gains(results))
+    tables = (
+        markdown_table(_CLAIM_COLUMNS, [claim]),
+        _TRIMAP_NOTE,
+        _trimap_table(results),
+        _provenance(results),
+    )
+    return "\n\n".join(tables) + "\n"
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _table(*names: str) -> str:
-    return f"{_line(*names)}\n|{len(names) * '---|'}"
-
-
-_CLAIMS = _table("row", "claim", "source", "published", "ours", "holds")
-
-
-def _claim_lines(results: _Results) -> Iterator[str]:
+def _claim_rows(results: _Results) -> Iterator[list[str]]:
     for claim in CLAIMS:
         ours, holds = "not run", ""
         if results[claim.row] and results[claim.reference]:
             found = compare(claim, results)
             ours, holds = _signed(*found), judge(claim.expected, *found)
         published = "" if claim.published is None else _signed(claim.published)
-        yield _line(claim.row, claim.text, claim.source, published, ours, holds)
+        yield [claim.row, claim.text, claim.source, published, ours, holds]
     if has_trimaps(results):
         yield _trimap_claim(trimap_gains(results))
 
 
-def _trimap_claim(gains: np.ndarray) -> str:
-    """Returns the line of how much more the decoder gains where it is hardest."""
+def _trimap_claim(gains: np.ndarray) -> list[str]:
+    """Returns the row of how much more the decoder gains where it is hardest."""
     bilinear = next(claim for claim in CLAIMS if claim.row == BILINEAR)
     more = gains[:, 0] - gains[:, -1]
     noise = None
     if len(more) > 1:
         noise = _SURE * more.std(ddof=1) / math.sqrt(len(more))
-    return _line(
+    return [
         BASE_ROW,
         "It gains more in the narrowest trimap than in whole images.",
         _TRIMAP,
         _signed(_NARROWEST_GAIN + bilinear.published),
         _signed(more.mean(), noise),
         judge("better", more.mean(), noise),
-    )
+    ]
 
 
 def _signed(value: float, noise: float | None = None) -> str:
@@ -186,37 +183,40 @@ def _mean_and_deviation(scores: np.ndarray) -> str:
     return f"{scores.mean():.2f}{deviation}"
 
 
-def _score_lines(results: _Results) -> Iterator[str]:
+def _score_rows(results: _Results) -> Iterator[list[str]]:
     for name, runs in results.items():
         if runs:
             minutes = sum(run["train_seconds"] for run in runs) / 60
             score = _mean_and_deviation(_mious(runs))
-            yield _line(name, score, str(len(runs)), f"{minutes:.1f}")
+            yield [name, score, str(len(runs)), f"{minutes:.1f}"]
 
 
-def _trimap_table(results: _Results) -> Iterator[str]:
-    yield "\nmIoU in % within trimaps: mean and standard deviation over seeds.\n"
-    yield _table("width", "decoder", "bilinear", "gain")
+def _trimap_table(results: _Results) -> str:
     columns = [
         *(np.array(list(map(_trimap_curve, results[n]))) for n in (BASE_ROW, BILINEAR)),
         trimap_gains(results),
     ]
     widths = [*results[BASE_ROW][0]["trimap"]["widths"], "whole image"]
-    for i, width in enumerate(widths):
-        yield _line(str(width), *(_mean_and_deviation(x[:, i]) for x in columns))
+    rows = (
+        [str(width), *(_mean_and_deviation(column[:, i]) for column in columns)]
+        for i, width in enumerate(widths)
+    )
+    return markdown_table(["width", "decoder", "bilinear", "gain"], rows)
 
 
-def _provenance(results: _Results) -> Iterator[str]:
-    """Yields code and machine of the rows, one line for those that agree."""
+def _provenance(results: _Results) -> str:
+    """Returns code and machine of the rows, one line for those that agree."""
     rows: dict[tuple, dict[str, None]] = {}
     for name, runs in results.items():
         for run in runs:
             versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
             how = (run["steps"], run["code"], run["hardware"], versions)
             rows.setdefault(how, {})[name] = None
+    lines = []
     for (steps, code, hardware, versions), names in rows.items():
         which = "All rows" if len(rows) == 1 else f"Of {', '.join(names)}"
-        yield f"{which}: {steps} steps, commit {code}, {hardware}; {versions}."
+        lines.append(f"{which}: {steps} steps, commit {code}, {hardware}; {versions}.")
+    return "\n".join(lines)
 
 
 def plot_trimaps(results: _Results) -> np.ndarray:

@@ -250,9 +250,8 @@ def training_step(
         recompute: Whether activations are computed again in the backward pass.
         records: Folder and split to train on; () takes one batch in memory.
     """
-    tf = _start_tensorflow()
-    from deeplab_tf.config import DataConfig, TrainConfig
-    from deeplab_tf.data.pipeline import load_dataset
+    _start_tensorflow()
+    from deeplab_tf.config import TrainConfig
     from deeplab_tf.training import distribution
     from deeplab_tf.training.trainer import Trainer
 
@@ -263,22 +262,30 @@ def training_step(
         training_number_of_steps=10**6, batch_norm="train", recompute=recompute
     )
     trainer = Trainer(network, config)
-    if records:
-        folder, split = records
-        mean = network.model_config.mean_pixel
-        data = DataConfig(
-            folder, crop_size=tuple(size), batch_size=batch, mean_pixel=mean
-        )
-        dataset = load_dataset(data, split, training=True)
-    else:
-        images = noise(batch, size).astype(np.float32)
-        labels = noise_labels(batch, size)
-        dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    mean_pixel = network.model_config.mean_pixel
+    dataset = _training_batches(records, batch, tuple(size), mean_pixel)
     # One iterator for all turns, as a training has it: a new one fills its buffers
     # first, takes seconds of several workers, and may leave all threads of a step on
     # one core.
     work = functools.partial(trainer.train_steps, trainer.iterate(dataset), times)
     return _report(work, jit=trainer.compiles)
+
+
+def _training_batches(records: Sequence[str], batch: int, size, mean_pixel):
+    """Returns the training pipeline of records, or one batch of noise, repeated."""
+    import tensorflow as tf
+
+    from deeplab_tf.config import DataConfig
+    from deeplab_tf.data.pipeline import load_dataset
+
+    if records:
+        folder, split = records
+        data = DataConfig(
+            folder, crop_size=size, batch_size=batch, mean_pixel=mean_pixel
+        )
+        return load_dataset(data, split, training=True)
+    noisy = noise(batch, size).astype(np.float32), noise_labels(batch, size)
+    return tf.data.Dataset.from_tensors(noisy).repeat()
 
 
 def torch_training_step(

@@ -247,14 +247,20 @@ def summarize(series: Series, per_turn: float = 1.0) -> list[dict]:
 def table(rows: Sequence[Mapping], unit: str = "image") -> str:
     """Returns the rows of `summarize` as a Markdown table."""
     times = f"times {rows[0]['name']} (quartiles)"
-    lines = [f"| | ms per {unit} | of all processors | {times} | MiB |"]
-    lines.append("|---|---|---|---|---|")
+    names = ["", f"ms per {unit}", "of all processors", times, "MiB"]
+    cells = []
     for row in rows:
         ratio = "{median:.3f} ({low:.3f}..{high:.3f})".format(**row["ratio"])
-        times = f"{row['milliseconds']:.1f} | {row['processor_milliseconds']:.1f}"
+        times = (row["milliseconds"], row["processor_milliseconds"])
         memory = "" if row["mebibytes"] is None else f"{row['mebibytes']:.0f}"
-        lines.append(f"| {row['name']} | {times} | {ratio} | {memory} |")
-    return "\n".join(lines)
+        cells.append([row["name"], *(f"{time:.1f}" for time in times), ratio, memory])
+    return markdown_table(names, cells)
+
+
+def markdown_table(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    """Returns a Markdown table of names of columns and of rows of cells."""
+    header = f"| {' | '.join(names).lstrip()} |\n|{len(names) * '---|'}"
+    return "\n".join([header, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def add_multiply_adds(rows: Sequence[dict], own: int) -> str:

@@ -125,12 +125,15 @@ def make_tables(operations: dict[str, tuple[float, int]]) -> str:
     """Returns both tables."""
     sums = sum_by_purpose(operations)
     total = sum(sums.values())
-    lines = ["| for | ms | share |", "|---|---|---|"]
-    lines += [f"| {n} | {t:.1f} | {100 * t / total:.1f} % |" for n, t in sums.items()]
-    lines += ["", "| operation | ms | how many |", "|---|---|---|"]
+    purposes = [[n, f"{t:.1f}", f"{100 * t / total:.1f} %"] for n, t in sums.items()]
     longest = sorted(operations.items(), key=lambda item: -item[1][0])[:15]
-    lines += [f"| {kind} | {t:.1f} | {count} |" for kind, (t, count) in longest]
-    return "\n".join(lines)
+    kinds = [[kind, f"{t:.1f}", str(count)] for kind, (t, count) in longest]
+    return "\n\n".join(
+        [
+            measuring.markdown_table(["for", "ms", "share"], purposes),
+            measuring.markdown_table(["operation", "ms", "how many"], kinds),
+        ]
+    )
 
 
 def main(values: absl_flags.FlagValues) -> None:

@@ -82,16 +82,16 @@ def compare_sizes(values: absl_flags.FlagValues, model: dict) -> tuple[dict, str
 
 
 def _size_table(result: dict) -> str:
-    lines = ["| side | ms | MiB | ns per pixel |", "|---|---|---|---|"]
     columns = (result[name] for name in ("sides", "seconds", "mebibytes"))
-    for side, seconds, mebibytes in zip(*columns, strict=True):
-        per_pixel = 1e9 * seconds / side**2
-        lines.append(
-            f"| {side} | {1000 * seconds:.1f} | {mebibytes:.0f} | {per_pixel:.0f} |"
-        )
+    rows = [
+        [f"{side}", f"{1e3 * t:.1f}", f"{memory:.0f}", f"{1e9 * t / side**2:.0f}"]
+        for side, t, memory in zip(*columns, strict=True)
+    ]
     time, memory = result["exponent_of_seconds"], result["exponent_of_mebibytes"]
-    lines.append(f"\nAs a power of the area: time {time:.3f}, memory {memory:.3f}")
-    return "\n".join(lines)
+    return (
+        measuring.markdown_table(["side", "ms", "MiB", "ns per pixel"], rows)
+        + f"\n\nAs a power of the area: time {time:.3f}, memory {memory:.3f}"
+    )
 
 
 def plot(result: dict) -> np.ndarray:
