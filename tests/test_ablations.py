@@ -29,29 +29,28 @@ PROGRAM = "benchmarks.ablations"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """What the official checkpoint has: no 3x3 branch, no decoder, VOC's classes."""
+    """The flag of a checkpoint like the official one: no 3x3 branch, no decoder."""
     context = dataclasses.replace(NARROW.model.context, rates=())
     config = dataclasses.replace(
         NARROW.model, context=context, decoder=DecoderConfig(output_strides=())
     )
     prefix = str(tmp_path_factory.mktemp("official") / "model.ckpt")
     save_tf1_checkpoint(build_model(config), prefix)
-    return prefix
+    return f"--tf_initial_checkpoint={prefix}"
 
 
 @pytest.fixture
-def places(tiny_records, checkpoint, tmp_path):
-    """The required flags."""
-    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
-    return (*where, f"--tf_initial_checkpoint={checkpoint}")
+def places(tiny_records, tmp_path):
+    """The required flags, but for the checkpoint."""
+    return f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}"
 
 
 @pytest.fixture
-def program(monkeypatch, places):
+def program(monkeypatch, places, checkpoint):
     """A function of flags that runs the narrow program and returns what it prints."""
     monkeypatch.setattr(ablations, "BASE", NARROW)
     monkeypatch.setattr(ablations, "BASE_EVALUATION", NARROW_EVALUATION)
-    return functools.partial(run, PROGRAM, *places, "--seeds=1")
+    return functools.partial(run, PROGRAM, *places, checkpoint, "--seeds=1")
 
 
 BENCH = ablations.Bench(
@@ -321,12 +320,13 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
             "--rows=flips is no ablation; they are decoder, bilinear",
             "--rows=dense,flips",
         ),
-        ("no checkpoint .*none", "--tf_initial_checkpoint=none"),
+        ("no checkpoint .*none", "--rows=dense"),
         ("no train-", "--dataset_dir=."),
     ],
 )
 def test_mistakes_are_reported(places, tmp_path, message, wrong):
-    assert_refused(message, PROGRAM, *places, "--rows=dense", wrong)
+    start = "--tf_initial_checkpoint=none"
+    assert_refused(message, PROGRAM, *places, start, "--rows=dense", wrong)
     assert not list(tmp_path.iterdir())
 
 
@@ -373,8 +373,8 @@ def test_a_row_of_evaluation_trains_the_shared_model_once(program, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_row_runs(places, tmp_path):
-    command = [sys.executable, "-m", "tests.narrow_ablations", *places]
+def test_every_row_runs(places, checkpoint, tmp_path):
+    command = [sys.executable, "-m", "tests.narrow_ablations", *places, checkpoint]
     command += ["--steps=1", "--seeds=1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,25 +2,24 @@
 
 import numpy as np
 import pytest
-from narrow_ablations import NARROW
 from PIL import Image
 from program_runs import run
 
 from benchmarks import qualitative
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
-from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.training import resume
 
 
-def test_each_scene_is_a_row_with_every_model():
-    info = generic_info(NARROW.model.num_classes)
-    model = build_model(NARROW.model)
+def test_each_scene_is_a_row_with_every_model(strided_model):
+    info = generic_info(strided_model.model_config.num_classes)
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
     truth = np.zeros((32, 48, 1), np.uint8)
     truth[0] = info.ignore_label
     scenes = [(image, truth), (image[::-1], truth)]
-    drawn = qualitative.draw_sheet(scenes, {"decoder": model, "bilinear": model}, info)
+    drawn = qualitative.draw_sheet(
+        scenes, {"decoder": strided_model, "bilinear": strided_model}, info
+    )
     height, width = (48 + 8) * 2, (72 + 8) * 6
     assert drawn.shape[1] == width and height < drawn.shape[0] < height + 30
     rows = drawn[-height:].reshape(2, 56, 6, 80, 3).swapaxes(1, 2)[:, :, 4:52, 4:76]
