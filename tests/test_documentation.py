@@ -1,5 +1,6 @@
 """Every command and every Python block of README and docs runs as written."""
 
+import ast
 import importlib
 import json
 import os
@@ -123,6 +124,14 @@ def anchors(page: pathlib.Path) -> set[str]:
     """Returns the names of a page's headings, as they are linked."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
+
+
+def test_python_blocks_import_what_there_is():
+    for source in (*blocks("python"), *blocks("python", [OWN_DATA])):
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and "deeplab_tf" in node.module:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names)
 
 
 def test_a_link_needs_one_line_to_lead_to():
