@@ -355,6 +355,8 @@ def test_wheel_holds_the_package_alone(wheel):
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
     assert "deeplab_tf/py.typed" in names
+    templates = {f"deeplab_tf/evaluation/templates/report.{e}" for e in ("html", "css")}
+    assert templates <= set(names)
     assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
 
 
