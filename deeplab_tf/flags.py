@@ -5,9 +5,10 @@ imported into one process. Lists are read as `513,513` and as a repeated flag.
 """
 
 import dataclasses
+import functools
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Mapping
 
 from absl import flags
 
@@ -16,126 +17,124 @@ from deeplab_tf.config import (
     MODEL_FLAGS,
     DataConfig,
     ModelConfig,
+    parse,
     parse_numbers,
+    parse_option,
     parse_size,
-    parsed,
 )
-from deeplab_tf.config.checks import Dataclass
+from deeplab_tf.config.options import (
+    Dataclass,
+    flag_default,
+    flag_name,
+    flagged_fields,
+    option_of,
+    type_of,
+)
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset, find_preset
 
-# name, kind, official default, help. "list" flags are parsed by the config.
-_MODEL = (
-    ("model_variant", "string", "mobilenet_v2", "Backbone."),
-    ("atrous_rates", "list", None, "Atrous rates of the ASPP; none: no 3x3 branch."),
-    (
-        "output_stride",
-        "integer",
-        16,
-        "Image pixels per feature cell: 8, 16 or 32; a cascade goes up to 256.",
-    ),
-    ("depth_multiplier", "float", 1.0, "Width of a MobileNet."),
-    ("divisible_by", "integer", None, "Channels are a multiple of this (MobileNetV2)."),
-    ("image_pyramid", "list", None, "Scales merged inside the model."),
-    ("merge_method", "string", "max", "max or avg of the logits over image_pyramid."),
-    ("add_image_level_feature", "boolean", True, "Image-level features in the ASPP."),
-    ("image_pooling_crop_size", "list", None, "Window of image pooling, in pixels."),
-    ("image_pooling_stride", "list", "1,1", "Steps of image pooling, in cells."),
-    ("aspp_with_separable_conv", "boolean", True, "Separable ASPP convolutions."),
-    ("aspp_convs_filters", "integer", 256, "Depth of the ASPP."),
-    ("decoder_output_stride", "list", None, "Strides of the decoder, such as 4."),
-    ("decoder_filters", "integer", 256, "Depth of the decoder."),
-    ("decoder_use_separable_conv", "boolean", True, "Separable decoder convolutions."),
-    ("multi_grid", "list", None, "Unit rates of the last block, such as 1,2,4."),
-    ("logits_kernel_size", "integer", 1, "Kernel of the logits layer."),
-    (
-        "aspp_with_batch_norm",
-        "boolean",
-        True,
-        "False: logits of the backbone, without ASPP.",
-    ),
-    ("aspp_with_concat_projection", "boolean", True, "The ASPP ends in a projection."),
-    ("aspp_with_squeeze_and_excitation", "boolean", False, "LR-ASPP."),
-    ("decoder_use_sum_merge", "boolean", False, "The decoder adds instead of joining."),
-    ("decoder_output_is_logits", "boolean", False, "The decoder gives the logits."),
-    ("image_se_uses_qsigmoid", "boolean", False, "Hard sigmoid in LR-ASPP."),
-    ("use_bounded_activation", "boolean", False, "ReLU6, for quantisation."),
-    (
-        "dense_prediction_cell_json",
-        "string",
-        "",
-        "File of a dense prediction cell, or the name of the released one.",
-    ),
-    ("prediction_with_upsampled_logits", "boolean", True, "Resize before argmax."),
-    ("cascade_blocks", "integer", 0, "Ours: replicas of a ResNet's block4, up to 3."),
-    (
-        "depthwise_activation",
-        "boolean",
-        False,
-        "Ours: the ReLU after each depthwise convolution of Xception in the paper.",
-    ),
-    ("decoder_projection_filters", "integer", 48, "Ours: depth of low-level features."),
-    ("decoder_convolutions", "integer", 2, "Ours: number of decoder convolutions."),
-    ("decoder_kernel_size", "integer", 3, "Ours: kernel of decoder convolutions."),
-    (
-        "batch_norm_momentum",
-        "float",
-        None,
-        "Ours: decay of all moving statistics; the default is the official constant "
-        "of each part, too slow for runs of some hundred steps from scratch.",
-    ),
-)
+_Config = typing.TypeVar("_Config", bound=Dataclass)
 
-_DEFINE: dict[str, Callable] = {
-    "string": flags.DEFINE_string,
-    "integer": flags.DEFINE_integer,
-    "float": flags.DEFINE_float,
-    "boolean": flags.DEFINE_boolean,
-    "list": flags.DEFINE_multi_string,
-}
+# Kinds of the flags that programs have besides those of the configs.
+BOOLEAN, INTEGER, FLOAT = flags.DEFINE_boolean, flags.DEFINE_integer, flags.DEFINE_float
+STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_list
+
+
+def at_least(bound: int) -> Callable:
+    """Returns the kind of an integer with a smallest value."""
+    return functools.partial(flags.DEFINE_integer, lower_bound=bound)
+
+
+def one_of(*choices: str) -> Callable:
+    """Returns the kind of a string among some choices."""
+
+    def define(
+        name: str, default: str | None, text: str, **options: typing.Any
+    ) -> None:
+        flags.DEFINE_enum(name, default, choices, text, **options)
+
+    return define
+
+
+def define_flags(values: flags.FlagValues, rows: Mapping[str, tuple]) -> None:
+    """Defines the flags of a table.
+
+    Args:
+        values: Where to define them.
+        rows: Names to kind, default and help.
+    """
+    for name, (define, default, text) in rows.items():
+        define(name, default, text, flag_values=values)
+
 
 _LOGGING = "logging goes to the terminal"
 _DISTRIBUTION = "TF_CONFIG names the workers, see --distribution_strategy"
-_ONLY_TRAINING = {"label_weights": ("list", "they weigh the training loss")}
+_ONLY_TRAINING: dict[str, tuple[type, str]] = {
+    "label_weights": (list, "they weigh the training loss")
+}
 # Flags of the official scripts that mean nothing here, and what replaces them.
-_DEAD = {
+_DEAD: dict[str, dict[str, tuple[type, str]]] = {
     "common": {
-        "logtostderr": ("boolean", _LOGGING),
-        "alsologtostderr": ("boolean", _LOGGING),
-        "verbosity": ("string", _LOGGING),
-        "master": ("string", _DISTRIBUTION),
+        "logtostderr": (bool, _LOGGING),
+        "alsologtostderr": (bool, _LOGGING),
+        "verbosity": (str, _LOGGING),
+        "master": (str, _DISTRIBUTION),
         "batch_norm_decay": (
-            "string",
+            str,
             "the official code never read it; --batch_norm_momentum sets the decay",
         ),
-        "keep_aspect_ratio": ("boolean", "the aspect ratio is always kept"),
-        "nas_stem_output_num_conv_filters": ("string", "there are no NAS backbones"),
-        "nas_use_classification_head": ("boolean", "there are no NAS backbones"),
-        "nas_remove_os32_stride": ("boolean", "there are no NAS backbones"),
+        "keep_aspect_ratio": (bool, "the aspect ratio is always kept"),
+        "nas_stem_output_num_conv_filters": (str, "there are no NAS backbones"),
+        "nas_use_classification_head": (bool, "there are no NAS backbones"),
+        "nas_remove_os32_stride": (bool, "there are no NAS backbones"),
     },
     "train": {
-        "num_replicas": ("string", _DISTRIBUTION),
-        "startup_delay_steps": ("string", _DISTRIBUTION),
-        "num_ps_tasks": ("string", _DISTRIBUTION),
-        "task": ("string", _DISTRIBUTION),
-        "profile_logdir": ("string", "tf.profiler replaces tfprof"),
-        "drop_path_keep_prob": ("string", "there are no NAS backbones"),
-        "save_summaries_secs": ("string", "summaries come with every --log_steps"),
+        "num_replicas": (str, _DISTRIBUTION),
+        "startup_delay_steps": (str, _DISTRIBUTION),
+        "num_ps_tasks": (str, _DISTRIBUTION),
+        "task": (str, _DISTRIBUTION),
+        "profile_logdir": (str, "tf.profiler replaces tfprof"),
+        "drop_path_keep_prob": (str, "there are no NAS backbones"),
+        "save_summaries_secs": (str, "summaries come with every --log_steps"),
         "save_summaries_images": (
-            "boolean",
+            bool,
             "images are shown at every --eval_interval_steps",
         ),
     },
     "eval": _ONLY_TRAINING,
     "predict": _ONLY_TRAINING,
     "export": {
-        "save_inference_graph": ("boolean", "a SavedModel holds its graph"),
+        "save_inference_graph": (bool, "a SavedModel holds its graph"),
         **_ONLY_TRAINING,
     },
 }
-_PRECISIONS = ("float32", "bfloat16", "float16")
 _CELL = "dense_prediction_cell_json"
+_UPSAMPLED = "prediction_with_upsampled_logits"
+# The data or the checkpoint know it.
+_MODEL_FLAGS = tuple(name for name in MODEL_FLAGS if name != "num_classes")
+# How a checkpoint predicts an image; an exported model has its own way.
+INFERENCE = (
+    *("eval_scales", "add_flipped_images", "eval_crop_size", "window_size"),
+    "memory_limit_mb",
+)
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
+
+
+# Flags of a model that are no field of its config.
+_MODEL_ROWS = {
+    _UPSAMPLED: (BOOLEAN, True, "Resize before argmax."),
+    "preset": (
+        *(STRING, None),
+        "Ours: row of a paper or of the model zoo that sets every flag you do not "
+        "give, in an export those of the model; python -m deeplab_tf.presets lists "
+        "all.",
+    ),
+    "precision": (
+        *(one_of("float32", "bfloat16", "float16"), "float32"),
+        "Ours: precision of convolutions; weights, logits and losses are float32.",
+    ),
+    "quantize_delay_step": (INTEGER, -1, "Quantisation-aware: not offered."),
+}
 
 
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
@@ -145,70 +144,39 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
         values: Where to define them.
         program: "train", "eval", "export" or "predict".
     """
-    for name, kind, default, text in _MODEL:
-        _DEFINE[kind](name, default, text, flag_values=values)
-    flags.DEFINE_string(
-        "preset",
-        None,
-        "Ours: row of a paper or of the model zoo that stands for all flags not given, "
-        "in an export for those of the model; python -m deeplab_tf.presets lists them.",
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "precision",
-        "float32",
-        _PRECISIONS,
-        "Ours: of convolutions; weights, logits and losses are float32.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "quantize_delay_step",
-        -1,
-        "Quantisation-aware: not offered.",
-        flag_values=values,
-    )
+    for name in _MODEL_FLAGS:
+        _define(values, name, MODEL_FLAGS[name].field)
+    define_flags(values, _MODEL_ROWS)
     for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
-        _DEFINE[kind](name, None, f"Without effect: {text}.", flag_values=values)
+        define = flags.DEFINE_multi_string if kind is list else _KINDS[kind]
+        define(name, None, f"Without effect: {text}.", flag_values=values)
+
+
+def define_precision(values: flags.FlagValues) -> None:
+    """Defines the precision alone of the model flags."""
+    define_flags(values, {"precision": _MODEL_ROWS["precision"]})
 
 
 def define_dataset_location(values: flags.FlagValues) -> None:
     """Defines where the records are."""
-    flags.DEFINE_string(
-        "dataset",
-        None,
-        "Name of the dataset, or tfds:NAME[:image_key:label_key] for one of "
-        "tensorflow-datasets; default: the dataset_info.json beside the records, else "
-        "pascal_voc_seg.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "dataset_dir",
-        None,
-        "Folder of the TFRecords, or of tensorflow-datasets.",
-        flag_values=values,
-    )
+    define_options(values, DataConfig, ("dataset", "dataset_dir"))
 
 
 def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) -> None:
     """Defines where the records are and how they are resized."""
     define_dataset_location(values)
     flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
-    for name in RESIZING:
-        flags.DEFINE_integer(name, None, "Resizing of every image.", flag_values=values)
+    define_options(values, DataConfig, RESIZING)
 
 
 def define_overwrite(values: flags.FlagValues) -> None:
-    """Defines the flag that permits replacing files of somebody else."""
-    flags.DEFINE_boolean(
-        "overwrite",
-        False,
-        "Ours: also replace files that are not earlier output of this program.",
-        flag_values=values,
-    )
+    """Defines the flag that permits replacing files that we did not write."""
+    text = "Ours: also replace files that are not earlier output of this program."
+    define_flags(values, {"overwrite": (BOOLEAN, False, text)})
 
 
 def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
-    """Refuses a command line that says nothing of where the records are.
+    """Refuses a command line without a location of the records.
 
     Raises:
         UserError: naming the flag.
@@ -217,61 +185,80 @@ def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
         raise UserError("--dataset_dir is needed: the folder of the TFRecords")
 
 
-def define_fields(
+_KINDS: dict[typing.Any, Callable] = {
+    bool: flags.DEFINE_boolean,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
+# Lists of numbers are parsed by the config.
+_LIST_KINDS: dict[typing.Any, Callable] = {
+    int: flags.DEFINE_multi_string,
+    float: flags.DEFINE_multi_string,
+    str: flags.DEFINE_list,
+}
+
+
+def define_options(
     values: flags.FlagValues,
     config: type[Dataclass],
-    help_of: dict[str, str],
-    prefix: str = "",
+    names: Collection[str] | None = None,
+    spell: Callable[[dataclasses.Field], str] = flag_name,
 ) -> None:
-    """Defines one flag per named field of a config, with the field's default.
+    """Defines the flags of a config.
 
     Args:
         values: Where to define them.
-        config: A config dataclass with defaults.
-        help_of: Field name to help text.
-        prefix: Of the flags, such as "train_".
+        config: A config dataclass.
+        names: Fields whose flags to define; None is all that have one.
+        spell: Returns the name of the flag of a field.
     """
-    fields = {f.name: f for f in dataclasses.fields(config)}
-    for name, text in help_of.items():
-        default = fields[name].default
-        if isinstance(default, tuple) or (default is None and "size" in name):
-            default = ",".join(map(str, default)) if default else None
-            kind = "list"
-        elif int in typing.get_args(fields[name].type):
-            kind = "integer"
-        elif default is None or isinstance(default, str):
-            kind = "string"
-        else:
-            kind = {bool: "boolean", int: "integer", float: "float"}[type(default)]
-        _DEFINE[kind](prefix + name, default, text, flag_values=values)
+    for field in flagged_fields(config):
+        if names is None or field.name in names:
+            _define(values, spell(field), field)
 
 
-def field_values(
+def _define(values: flags.FlagValues, name: str, field: dataclasses.Field) -> None:
+    hint, _ = type_of(field)
+    if typing.get_origin(hint) is tuple:
+        define = _LIST_KINDS.get(typing.get_args(hint)[0], flags.DEFINE_string)
+    else:
+        define = _KINDS[hint]
+    default, text = flag_default(field), option_of(field).help
+    if isinstance(default, tuple):
+        default = ",".join(map(str, default)) or None
+    if option_of(field).is_ours:
+        text = f"Ours: {text[0].lower()}{text[1:]}"
+    define(name, default, text, flag_values=values)
+
+
+def read_options(
     values: flags.FlagValues,
-    names: Iterable[str],
-    base: Dataclass | None = None,
-    prefix: str = "",
-) -> dict:
-    """Returns the values of such flags, lists as tuples of numbers.
+    config: type[_Config],
+    base: _Config | None = None,
+    spell: Callable[[dataclasses.Field], str] = flag_name,
+    **fields: typing.Any,
+) -> _Config:
+    """Returns a config with the values of its flags.
 
     Args:
         values: Parsed flags.
-        names: The fields.
-        base: A config that stands for the flags which were not given.
-        prefix: Of the flags, such as "train_".
+        config: A config dataclass; fields whose flags are not defined keep the base's
+            value, else their default.
+        base: A preset's config, for the flags which were not given.
+        spell: As in `define_options`.
+        **fields: Values of fields, whatever their flags say.
+
+    Raises:
+        UserError: for an impossible value; names flag or field.
     """
-    parsed = {}
-    for name in names:
-        flag = values[prefix + name]
-        if base is not None and not flag.present:
-            parsed[name] = getattr(base, name)
-        elif not isinstance(flag, flags.MultiFlag):
-            parsed[name] = flag.value
-        elif "size" in name:
-            parsed[name] = size_value(values, flag.name)
-        else:
-            parsed[name] = numbers_value(values, flag.name)
-    return parsed
+    for field in flagged_fields(config):
+        name = spell(field)
+        if field.name in fields or name not in values:
+            continue
+        if base is None or values[name].present:
+            fields[field.name] = parse_option(field, f"--{name}", values[name].value)
+    return dataclasses.replace(config() if base is None else base, **fields)
 
 
 def chosen_preset(values: flags.FlagValues) -> Preset | None:
@@ -288,17 +275,17 @@ def split_value(values: flags.FlagValues, name: str, preset: Preset | None) -> s
 
 def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
     """Returns height and width of a size flag."""
-    return parsed(f"--{name}", values[name].value, parse_size)
+    return parse(f"--{name}", values[name].value, parse_size)
 
 
 def numbers_value(values: flags.FlagValues, name: str) -> tuple[float, ...]:
     """Returns the numbers of a list flag."""
-    return parsed(f"--{name}", values[name].value, lambda v: parse_numbers(v, float))
+    return parse(f"--{name}", values[name].value, lambda v: parse_numbers(v, float))
 
 
 def whole_numbers_value(values: flags.FlagValues, name: str) -> tuple[int, ...]:
     """Returns the whole numbers of a list flag."""
-    return parsed(f"--{name}", values[name].value, lambda v: parse_numbers(v, int))
+    return parse(f"--{name}", values[name].value, lambda v: parse_numbers(v, int))
 
 
 def check_flags(values: flags.FlagValues, program: str) -> None:
@@ -324,17 +311,19 @@ def model_config(
 
     Args:
         values: Parsed flags.
-        base: The model of a preset or an `experiment.json`; flags given
-            explicitly are laid over it, and what they change is printed. None
-            starts from the official defaults.
-        source: What to call the base in these notes; "" prints none.
-        num_classes: Number of classes, where it is known besides.
+        base: The model of a preset or an `experiment.json`; flags given explicitly
+            override it, and each change is printed. None starts from the official
+            defaults.
+        source: Name of the base in these notes; "" prints none.
+        num_classes: Number of classes, where the data or the checkpoint know it.
 
     Raises:
-        UserError: for values that cannot be.
+        UserError: for impossible values.
     """
     given: dict = {
-        name: values[name].value for name, *_ in _MODEL if values[name].present
+        name: values[name].value
+        for name in (*_MODEL_FLAGS, _UPSAMPLED)
+        if values[name].present
     }
     if given.get(_CELL):
         given[_CELL] = _content_or_name(given[_CELL])
@@ -345,18 +334,22 @@ def model_config(
         stride = {"output_stride": values.output_stride}
         return ModelConfig.from_official_flags(stride | given)
     config = base.with_official_flags(given)
-    for name in given:
-        field = MODEL_FLAGS.get(name, ("",))[0]
-        if source and field and _field(config, field) != _field(base, field):
-            print(
-                f"note: {name} is {_field(config, field)}, not {_field(base, field)} "
-                f"as in {source}"
-            )
+    if source:
+        _print_changes(given, config, base, source)
     return config
 
 
+def _print_changes(
+    given: Collection[str], config: ModelConfig, base: ModelConfig, source: str
+) -> None:
+    for name in filter(MODEL_FLAGS.get, given):
+        new, old = (_field(c, MODEL_FLAGS[name].path) for c in (config, base))
+        if new != old:
+            print(f"note: {name} is {new}, not {old} as in {source}")
+
+
 def _content_or_name(path: str) -> str:
-    """Returns what a file holds; the path itself if there is none."""
+    """Returns the content of a file; the path itself if there is no such file."""
     # Here, because the dataset programs start without TensorFlow.
     import tensorflow as tf
 
@@ -380,19 +373,17 @@ def data_config(
     base: DataConfig | None,
     **fields: typing.Any,
 ) -> DataConfig:
-    """Returns the data config of the dataset flags, with other fields given.
+    """Returns the data config of the flags, padded as the model needs it.
 
     Args:
         values: Parsed flags.
-        model: The model, for what it takes as padding.
+        model: The model, which tells the value of the padding.
         base: A preset's, for the flags which were not given.
-        **fields: Fields of the config.
+        **fields: Values of fields, whatever their flags say.
     """
-    own = {"dataset_dir": values.dataset_dir or "", "dataset": values.dataset}
-    own |= field_values(values, RESIZING, base)
-    return DataConfig(mean_pixel=model.mean_pixel, **own | fields)
+    return read_options(values, DataConfig, base, mean_pixel=model.mean_pixel, **fields)
 
 
 def dataset_fallback(preset: Preset | None) -> str:
-    """Returns the dataset where neither flag nor records tell it."""
+    """Returns the dataset where neither a flag nor the records name it."""
     return (preset and preset.data.dataset) or "pascal_voc_seg"

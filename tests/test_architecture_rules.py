@@ -25,7 +25,7 @@ LEVELS = (
     {"windows"},
     {"inference", "visualize"},
     {"evaluation"},
-    {"training", "serving"},
+    {"training", "serving", "labelling"},
     {"flags"},
     {"programs"},
     {"data.doctor", "plan", "predict", "pretrain"},
@@ -41,6 +41,7 @@ WITHOUT_TENSORFLOW = (
     "models",
     "checkpoints.restore",
     "training.losses",
+    "pretrain.classifier",
 )
 
 
@@ -213,6 +214,15 @@ def test_models_and_losses_never_import_tensorflow(module):
     for name in loaded_with(module):
         roots = {imported.split(".")[0] for imported in imports(MODULES[name])}
         assert "tensorflow" not in roots, f"{module} loads tensorflow through {name}"
+
+
+@pytest.mark.parametrize("room", ["plan", "pretrain"])
+def test_what_only_some_need_can_be_deleted(room):
+    inside = f"{PACKAGE}.{room}"
+    for module in MODULES:
+        if not f"{module}.".startswith(f"{inside}."):
+            users = {n for n in own_imports(module) if f"{n}.".startswith(f"{inside}.")}
+            assert not users, f"{module} imports {users}"
 
 
 def test_no_file_is_a_drawer_for_odds_and_ends():

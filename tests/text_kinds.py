@@ -10,13 +10,13 @@ from etils import epath
 from deeplab_tf import strict_json
 from deeplab_tf.checkpoints import pretrained, tf1
 from deeplab_tf.config import (
+    CellBranch,
     ContextConfig,
     DataConfig,
     Experiment,
     ModelConfig,
     TrainConfig,
 )
-from deeplab_tf.config.heads import CellBranch
 from deeplab_tf.convert import manifest
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.data import records

@@ -1,30 +1,18 @@
 """What an experiment is: model, data, training and evaluation, as frozen values.
 
-The official flag names are spelled once (`official_flags`), so that a command
-line, a golden case and an `experiment.json` describe a model in the same words.
+An option is one field, which holds its range, its help and its flag (`options`), so
+that a command line, a golden case and an `experiment.json` use the same words.
 """
 
 from deeplab_tf.config.backbones import BACKBONES
-from deeplab_tf.config.experiment import (
-    EXPERIMENT_FILE,
-    DataConfig,
-    EvalConfig,
-    Experiment,
-    TrainConfig,
-)
-from deeplab_tf.config.heads import (
-    RELEASED_CELL,
-    CellBranch,
-    ContextConfig,
-    DecoderConfig,
-)
-from deeplab_tf.config.model import ModelConfig
-from deeplab_tf.config.official_flags import (
-    MODEL_FLAGS,
-    parse_numbers,
-    parse_size,
-    parsed,
-)
+from deeplab_tf.config.cell import RELEASED_CELL, CellBranch
+from deeplab_tf.config.data import DataConfig
+from deeplab_tf.config.evaluation import EvalConfig
+from deeplab_tf.config.experiment import EXPERIMENT_FILE, Experiment
+from deeplab_tf.config.heads import ContextConfig, DecoderConfig
+from deeplab_tf.config.model import MODEL_FLAGS, ModelConfig
+from deeplab_tf.config.parsing import parse, parse_numbers, parse_option, parse_size
+from deeplab_tf.config.train import TrainConfig
 
 __all__ = [
     "BACKBONES",
@@ -39,7 +27,8 @@ __all__ = [
     "Experiment",
     "ModelConfig",
     "TrainConfig",
+    "parse",
     "parse_numbers",
+    "parse_option",
     "parse_size",
-    "parsed",
 ]

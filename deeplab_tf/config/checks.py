@@ -4,26 +4,18 @@ import dataclasses
 import numbers
 import os
 import reprlib
-import types
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 
+from deeplab_tf.config.options import Dataclass, flag_name, option_of, type_of
 from deeplab_tf.errors import UserError
 
 # Training computes in float32: smaller numbers are 0 there, larger ones infinite.
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
 _INTEGER_LIMIT = 2**32
-# Longest side of an image, and of anything that is cut out of one.
-LONGEST_SIDE = 2**16
-
-
-class Dataclass(Protocol):
-    """Any dataclass, to type checkers."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
 
 def require(condition: bool, message: str) -> None:
@@ -36,63 +28,6 @@ def listed(values: Iterable[object]) -> str:
     """Returns "8, 16 or 32"."""
     *first, last = map(str, values)
     return f"{', '.join(first)} or {last}" if first else last
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-    """The numbers that a field accepts; `None` leaves a side unbounded.
-
-    Attributes:
-        at_least: Smallest number.
-        above: Bound below all numbers, itself excluded.
-        at_most: Largest number.
-        below: Bound above all numbers, itself excluded.
-    """
-
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-    def __contains__(self, number: float) -> bool:
-        return (
-            (self.at_least is None or number >= self.at_least)
-            and (self.above is None or number > self.above)
-            and (self.at_most is None or number <= self.at_most)
-            and (self.below is None or number < self.below)
-        )
-
-    def __str__(self) -> str:
-        bounds = dataclasses.asdict(self).items()
-        words = (f"{k.replace('_', ' ')} {v}" for k, v in bounds if v is not None)
-        return " and ".join(words)
-
-
-COUNT = Range(at_least=1)
-NOT_NEGATIVE = Range(at_least=0)
-POSITIVE = Range(above=0)
-FRACTION = Range(at_least=0, below=1)
-# Factors on the sides of an image. The papers scale by 0.5 to 2.
-SCALES = Range(at_least=0.01, at_most=16)
-
-
-def setting(
-    default: Any = dataclasses.MISSING,
-    limits: Range | None = None,
-    *,
-    flag: str = "",
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """Returns a dataclass field whose values `check_fields` restricts.
-
-    Args:
-        default: Default value; without one the field must be given.
-        limits: Range of the number, or of each number of a tuple; None accepts all.
-        flag: The flag as it is typed, where it is not `--` and the field's name.
-        choices: The accepted strings; () accepts any.
-    """
-    rules = {"flag": flag, "choices": choices, "limits": limits}
-    return dataclasses.field(default=default, metadata=rules)
 
 
 def check_fields(config: Dataclass, of: str = "") -> None:
@@ -111,7 +46,7 @@ def check_fields(config: Dataclass, of: str = "") -> None:
     for field in dataclasses.fields(config):
         received = getattr(config, field.name)
         try:
-            value = _convert(field.type, received)
+            value = _convert(*type_of(field), received)
         except TypeError:
             accepted = _accepted_values(field, with_type=True)
             raise _refusal(field, of, accepted, received) from None
@@ -124,9 +59,17 @@ def check_fields(config: Dataclass, of: str = "") -> None:
 def _refusal(
     field: dataclasses.Field, of: str, accepted: str, received: object
 ) -> UserError:
-    flag = field.metadata.get("flag")
-    name = f"{field.name}{of}" + (f" ({flag})" if flag else "")
+    spelled = _spelled_flag(field)
+    name = f"{field.name}{of}" + (f" ({spelled})" if spelled else "")
     return UserError(f"{name} must be {accepted}; received {_shown(received)}")
+
+
+def _spelled_flag(field: dataclasses.Field) -> str:
+    """Returns the flag as it is typed, "" where it is `--` and the field's name."""
+    export_flag, name = option_of(field).export_flag, flag_name(field)
+    if export_flag:
+        return f"--{export_flag} of an export"
+    return f"--{name}" if name not in ("", field.name) else ""
 
 
 def _shown(value: object) -> str:
@@ -143,16 +86,13 @@ def _shown(value: object) -> str:
 
 def _is_within(field: dataclasses.Field, value: Any) -> bool:
     """Whether a converted value is among the choices and in the range."""
-    choices, limits = field.metadata.get("choices"), field.metadata.get("limits")
-    if choices:
-        return value in choices
-    if value is None or limits is None:
+    accepts = option_of(field).accepts
+    if accepts is None:
         return True
-    return all(number in limits for number in _items(value))
-
-
-def _items(value: object) -> tuple:
-    return value if isinstance(value, tuple) else (value,)
+    if isinstance(accepts, tuple):
+        return value in accepts
+    numbers = value if isinstance(value, tuple) else (value,)
+    return value is None or all(number in accepts for number in numbers)
 
 
 def _accepted_values(field: dataclasses.Field, with_type: bool) -> str:
@@ -162,40 +102,33 @@ def _accepted_values(field: dataclasses.Field, with_type: bool) -> str:
         field: The field.
         with_type: Whether to name the type next to the range.
     """
-    if field.metadata.get("choices"):
-        return listed(field.metadata["choices"])
-    hint, limits = _without_none(field.type), field.metadata.get("limits")
+    accepts, (hint, _) = option_of(field).accepts, type_of(field)
+    if isinstance(accepts, tuple):
+        return listed(accepts)
     if typing.get_origin(hint) is tuple:
         item, *more = typing.get_args(hint)
         name = _SCALARS[item].plural if item in _SCALARS else f"{item.__name__} objects"
         name = name if ... in more else f"two {name}"
-        return f"{name}, each {limits}" if limits else name
-    if limits and not with_type:
-        return str(limits)
+        return f"{name}, each {accepts}" if accepts else name
+    if accepts and not with_type:
+        return str(accepts)
     name = _SCALARS[hint].singular if hint in _SCALARS else f"a {hint.__name__}"
-    return f"{name}, {limits}" if limits else name
+    return f"{name}, {accepts}" if accepts else name
 
 
-def _without_none(hint: Any) -> Any:
-    if typing.get_origin(hint) is types.UnionType:
-        return next(a for a in typing.get_args(hint) if a is not types.NoneType)
-    return hint
-
-
-def _convert(hint: Any, value: Any) -> Any:
+def _convert(hint: Any, is_optional: bool, value: Any) -> Any:
     """Returns a value as the type of its field.
 
     Raises:
         TypeError: if it is not of this type.
     """
-    own = _without_none(hint)
-    if own is not hint and value is None:
+    if is_optional and value is None:
         return None
-    if typing.get_origin(own) is tuple:
-        return _convert_items(typing.get_args(own), value)
-    if own in _SCALARS:
-        return _SCALARS[own].convert(value)
-    if not isinstance(value, own):
+    if typing.get_origin(hint) is tuple:
+        return _convert_items(typing.get_args(hint), value)
+    if hint in _SCALARS:
+        return _SCALARS[hint].convert(value)
+    if not isinstance(value, hint):
         raise TypeError
     return value
 
@@ -207,7 +140,7 @@ def _convert_items(hints: tuple, value: Any) -> tuple:
         raise TypeError
     if ... not in hints and len(value) != len(hints):
         raise TypeError
-    return tuple(_convert(hints[0], item) for item in value)
+    return tuple(_convert(hints[0], False, item) for item in value)
 
 
 def _to_bool(value: Any) -> bool:

@@ -2,92 +2,109 @@
 
 import dataclasses
 
-from deeplab_tf.config.checks import (
+from deeplab_tf.config.cell import CellBranch, parse_cell
+from deeplab_tf.config.checks import check_fields, require
+from deeplab_tf.config.options import (
     FRACTION,
-    LONGEST_SIDE,
+    SIDE,
     Range,
-    check_fields,
-    require,
-    setting,
+    document_fields,
+    option,
+    ours,
 )
+from deeplab_tf.config.parsing import parse_size
 
 # Channels of a layer: far more than any network has, and few enough to be built.
 _CHANNELS = Range(at_least=1, at_most=2**16)
-# Rates, strides and kernels, in feature cells.
-_CELLS = Range(at_least=1, at_most=LONGEST_SIDE)
 
 
-@dataclasses.dataclass(frozen=True)
-class CellBranch:
-    """One branch of a dense prediction cell (1809.04184).
-
-    Attributes:
-        op: "conv" or "pyramid_pooling".
-        input: Index of the branch it continues; -1 is the backbone.
-        kernel: Height and width of a convolution's kernel, 1x1 or 3x3.
-        rate: Atrous rates of a 3x3 convolution, vertical and horizontal, at
-            output stride 16.
-        grid_size: Rows and columns into which pooling divides the image.
-
-    Raises:
-        UserError: for a value that cannot be.
-    """
-
-    op: str = setting(choices=("conv", "pyramid_pooling"))
-    input: int = -1
-    kernel: tuple[int, int] = (1, 1)
-    rate: tuple[int, int] = setting((1, 1), _CELLS)
-    grid_size: tuple[int, int] = setting((1, 1), _CELLS)
-
-    def __post_init__(self) -> None:
-        check_fields(self, " of a cell")
-        require(
-            self.kernel in ((1, 1), (3, 3)),
-            f"kernel of a cell must be 1 or 3; received {self.kernel}",
-        )
+def _parse_strides(value: object) -> tuple[int, int]:
+    return parse_size(value) or (1, 1)
 
 
+@document_fields
 @dataclasses.dataclass(frozen=True)
 class ContextConfig:
     """Atrous spatial pyramid pooling (DeepLabv3, Sec. 3.3), or what replaces it.
 
-    Attributes:
-        rates: Atrous rates of the 3x3 branches, at the model's output stride.
-            None takes the papers' (6, 12, 18) at output stride 16, scaled to
-            the model's; () leaves the 1x1 branch and the image-level features.
-        aspp: Whether there is a context at all. Without it the logits look at
-            the backbone, through one convolution for each of `rates` (DeepLabv2)
-            or a single one.
-        filters: Depth of every branch and of the projection.
-        separable: Whether the 3x3 branches are depthwise separable.
-        image_level: Whether image-level features take part (Fig. 5b).
-        image_pooling_crop_size: Height and width in image pixels of the window
-            that image-level pooling averages; None averages the whole image.
-        image_pooling_stride: Steps of that window, in feature cells.
-        projection: Whether a 1x1 convolution projects the branches.
-        dropout: Fraction dropped after the projection, in training only.
-        squeeze_and_excitation: Whether the image-level features gate the others
-            instead of joining them (LR-ASPP, 1905.02244, Fig. 10).
-        hard_sigmoid: Whether that gate is made of straight pieces.
-        dense_prediction_cell: The branches that replace the ASPP, of the depth
-            256 (1809.04184); () is the ASPP.
-
     Raises:
-        UserError: for a value or a combination that cannot be; names the flag.
+        UserError: for an impossible value or combination; names the flag.
     """
 
-    rates: tuple[int, ...] | None = setting(None, _CELLS, flag="--atrous_rates")
-    aspp: bool = True
-    filters: int = setting(256, _CHANNELS, flag="--aspp_convs_filters")
-    separable: bool = True
-    image_level: bool = True
-    image_pooling_crop_size: tuple[int, int] | None = setting(None, _CELLS)
-    image_pooling_stride: tuple[int, int] = setting((1, 1), _CELLS)
-    projection: bool = True
-    dropout: float = setting(0.1, FRACTION)
-    squeeze_and_excitation: bool = False
-    hard_sigmoid: bool = False
-    dense_prediction_cell: tuple[CellBranch, ...] = ()
+    rates: tuple[int, ...] | None = option(
+        None,
+        SIDE,
+        "Atrous rates of the 3x3 branches of the ASPP, at the model's output stride. "
+        "(), the flag's default, leaves the 1x1 branch and the image-level features. "
+        "None is the papers' (6, 12, 18) at output stride 16, scaled to the model's.",
+        flag="atrous_rates",
+        flag_default=(),
+    )
+    aspp: bool = option(
+        True,
+        help="Whether there is a context at all. Without it the logits come from the "
+        "backbone, by one convolution for each of the atrous rates (DeepLabv2) or a "
+        "single one.",
+        flag="aspp_with_batch_norm",
+    )
+    filters: int = option(
+        256,
+        _CHANNELS,
+        "Depth of every branch of the ASPP and of the projection.",
+        flag="aspp_convs_filters",
+    )
+    separable: bool = option(
+        True,
+        help="Whether the 3x3 branches of the ASPP are depthwise separable.",
+        flag="aspp_with_separable_conv",
+    )
+    image_level: bool = option(
+        True,
+        help="Whether the ASPP has image-level features (DeepLabv3, Fig. 5b).",
+        flag="add_image_level_feature",
+    )
+    image_pooling_crop_size: tuple[int, int] | None = option(
+        None,
+        SIDE,
+        "Height and width in image pixels of the window that image-level pooling "
+        "averages; None averages the entire image.",
+    )
+    image_pooling_stride: tuple[int, int] = option(
+        (1, 1),
+        SIDE,
+        "Steps of the window of image-level pooling, in feature cells.",
+        parse=_parse_strides,
+    )
+    projection: bool = option(
+        True,
+        help="Whether a 1x1 convolution projects the branches of the ASPP.",
+        flag="aspp_with_concat_projection",
+    )
+    dropout: float = option(
+        0.1,
+        FRACTION,
+        "Fraction dropped after the projection, in training only.",
+        flag="",
+    )
+    squeeze_and_excitation: bool = option(
+        False,
+        help="Whether the image-level features gate the other branches instead of "
+        "joining them (LR-ASPP, 1905.02244, Fig. 10).",
+        flag="aspp_with_squeeze_and_excitation",
+    )
+    hard_sigmoid: bool = option(
+        False,
+        help="Whether the gate of LR-ASPP is a hard sigmoid, piecewise linear.",
+        flag="image_se_uses_qsigmoid",
+    )
+    dense_prediction_cell: tuple[CellBranch, ...] = option(
+        (),
+        help="Branches that replace the ASPP, of depth 256 (1809.04184); () is the "
+        "ASPP. On a command line a JSON file, or the name of the released one.",
+        flag="dense_prediction_cell_json",
+        flag_default="",
+        parse=parse_cell,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,46 +125,66 @@ class ContextConfig:
             )
 
 
+@document_fields
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
     """The decoder of DeepLabv3+ (1802.02611, Sec. 3.1 and 4.1).
 
-    Attributes:
-        output_strides: Strides of the low-level features taken up, descending.
-            None takes the papers' (4,), or nothing of a backbone that offers
-            nothing; () is DeepLabv3, without a decoder.
-        filters: Depth of the 3x3 convolutions. Where the decoder gives the
-            logits it is the number of classes, whatever is said here.
-        projection_filters: Depth to which low-level features are reduced
-            (Table 1).
-        convolutions: Number of 3x3 convolutions at each stride (Table 2).
-        kernel_size: Side of their kernels (Table 2).
-        separable: Whether the 3x3 convolutions are depthwise separable.
-        sum_merge: Whether low-level features are added to the context, after one
-            convolution, instead of joined (1905.02244, Fig. 10).
-        outputs_logits: Whether the decoder gives the logits: its convolutions
-            are linear then, and the logits layer is left out.
-
     Raises:
-        UserError: for a value or a combination that cannot be; names the flag.
+        UserError: for an impossible value or combination; names the flag.
     """
 
-    output_strides: tuple[int, ...] | None = setting(
-        None, flag="--decoder_output_stride"
+    output_strides: tuple[int, ...] | None = option(
+        None,
+        help="Strides of the decoder's low-level features, descending. (), the flag's "
+        "default, is DeepLabv3, without a decoder; None takes the papers' (4,), or () "
+        "for a backbone without low-level features.",
+        flag="decoder_output_stride",
+        flag_default=(),
     )
-    filters: int = setting(256, _CHANNELS, flag="--decoder_filters")
-    projection_filters: int = setting(
-        48, _CHANNELS, flag="--decoder_projection_filters"
+    filters: int = option(
+        256,
+        _CHANNELS,
+        "Depth of the decoder's convolutions. Ignored where the decoder gives the "
+        "logits: it is the number of classes then.",
+        flag="decoder_filters",
     )
-    convolutions: int = setting(
-        2, Range(at_least=1, at_most=100), flag="--decoder_convolutions"
+    projection_filters: int = ours(
+        48,
+        _CHANNELS,
+        "Depth to which the decoder reduces low-level features (DeepLabv3+, Table 1).",
+        flag="decoder_projection_filters",
     )
-    kernel_size: int = setting(
-        3, Range(at_least=1, at_most=99), flag="--decoder_kernel_size"
+    convolutions: int = ours(
+        2,
+        Range(at_least=1, at_most=100),
+        "Number of 3x3 convolutions of the decoder at each stride (DeepLabv3+, "
+        "Table 2).",
+        flag="decoder_convolutions",
     )
-    separable: bool = True
-    sum_merge: bool = False
-    outputs_logits: bool = False
+    kernel_size: int = ours(
+        3,
+        Range(at_least=1, at_most=99),
+        "Side of the kernels of the decoder (DeepLabv3+, Table 2).",
+        flag="decoder_kernel_size",
+    )
+    separable: bool = option(
+        True,
+        help="Whether the decoder's convolutions are depthwise separable.",
+        flag="decoder_use_separable_conv",
+    )
+    sum_merge: bool = option(
+        False,
+        help="Whether the decoder adds low-level features to the context, after one "
+        "convolution, instead of concatenating them (1905.02244, Fig. 10).",
+        flag="decoder_use_sum_merge",
+    )
+    outputs_logits: bool = option(
+        False,
+        help="Whether the decoder gives the logits: its convolutions are linear then, "
+        "and there is no logits layer.",
+        flag="decoder_output_is_logits",
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -176,13 +213,3 @@ class DecoderConfig:
             bool(strides) or not self.outputs_logits,
             "decoder_output_is_logits needs a decoder_output_stride",
         )
-
-
-# The cell of the zoo's Xception-71 (1809.04184, Fig. 4).
-RELEASED_CELL = tuple(
-    CellBranch("conv", source, (3, 3), rate)
-    for rate, source in (
-        *(((1, 6), -1), ((18, 15), 0), ((6, 3), 1)),
-        *(((1, 1), 0), ((6, 21), 0)),
-    )
-)

@@ -4,18 +4,19 @@ import dataclasses
 from collections.abc import Mapping
 
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
-from deeplab_tf.config.checks import (
+from deeplab_tf.config.checks import check_fields, listed, require
+from deeplab_tf.config.heads import ContextConfig, DecoderConfig
+from deeplab_tf.config.official_flags import collect_flags, parse_model_flags
+from deeplab_tf.config.options import (
     FRACTION,
     SCALES,
     Range,
-    check_fields,
-    listed,
-    require,
-    setting,
+    document_fields,
+    flag_default,
+    option,
+    ours,
 )
-from deeplab_tf.config.heads import ContextConfig, DecoderConfig
-from deeplab_tf.config.official_flags import FREE_FLAGS, MODEL_FLAGS, parsed
-from deeplab_tf.errors import UserError
+from deeplab_tf.config.parsing import parse_numbers
 
 _OUTPUT_STRIDES = (8, 16, 32)
 _CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with one, two and three replicas
@@ -39,58 +40,94 @@ def _scaled_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]
     return tuple(rate * old // new for rate in rates)
 
 
+def _parse_pyramid(value: object) -> tuple[float, ...]:
+    return parse_numbers(value, float) or (1.0,)
+
+
+@document_fields
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """A DeepLab model.
 
-    Attributes:
-        backbone: Name in `deeplab_tf.config.BACKBONES`.
-        num_classes: Number of classes; an ignored label is not one.
-        output_stride: Image pixels per feature cell of the backbone: 8, 16, 32,
-            and one doubling more for each of `cascade_blocks`.
-        channels: Channels of the image; RGB weights are inflated to others.
-        multi_grid: Unit rates of the last block of an Xception or a ResNet
-            (DeepLabv3, Sec. 3.2.1), multiplied by the block's; () is all 1.
-        cascade_blocks: Replicas of a ResNet's block4 in cascade (DeepLabv3,
-            Sec. 3.2): 3 adds block5, block6 and block7.
-        depthwise_activation: Whether an Xception has the ReLU after each
-            depthwise convolution that DeepLabv3+ (Sec. 3.2) describes; the
-            released code and checkpoints have it in the last block only.
-        bounded_activation: Whether ReLU6 stands for ReLU in heads and Xception,
-            whose linear features are clipped to [-6, 6]: for quantisation.
-        depth_multiplier: Width of a MobileNet relative to the paper's.
-        divisible_by: Channel counts of a MobileNetV2 are rounded to a multiple of
-            this; None is the official rule (8 at depth_multiplier 1, else 1).
-        logits_kernel_size: Kernel of the logits where there is no ASPP.
-        image_pyramid: Scales at which the network sees the image; their logits
-            are merged. The papers use (1.0,).
-        merge_method: "max" or "avg" of the logits over `image_pyramid`.
-        batch_norm_momentum: Decay of every moving statistic; None takes the
-            official constant of each part (0.9997, 0.997, 0.95), which is far
-            too slow for runs of some hundred steps from scratch.
-        context: The ASPP, or what replaces it.
-        decoder: The decoder.
-
     Raises:
-        UserError: for a combination that cannot be; names the choices.
+        UserError: for an impossible combination; names the choices.
     """
 
-    backbone: str = setting("mobilenet_v2", flag="--model_variant")
-    num_classes: int = setting(21, Range(at_least=1, at_most=2**16))
-    output_stride: int = 16
-    channels: int = setting(3, Range(at_least=1, at_most=2**12))
-    multi_grid: tuple[int, ...] = ()
-    cascade_blocks: int = 0
-    depthwise_activation: bool = False
-    bounded_activation: bool = False
-    depth_multiplier: float = setting(1.0, Range(above=0, at_most=16))
-    divisible_by: int | None = setting(None, Range(at_least=1, at_most=2**10))
-    logits_kernel_size: int = setting(1, Range(at_least=1, at_most=99))
-    image_pyramid: tuple[float, ...] = setting((1.0,), SCALES)
-    merge_method: str = setting("max", choices=("max", "avg"))
-    batch_norm_momentum: float | None = setting(None, FRACTION)
-    context: ContextConfig = ContextConfig()
-    decoder: DecoderConfig = DecoderConfig()
+    backbone: str = option(
+        "mobilenet_v2",
+        help="Backbone, a name in config.BACKBONES.",
+        flag="model_variant",
+    )
+    num_classes: int = option(
+        21, Range(at_least=1, at_most=2**16), "Classes, without the ignored label."
+    )
+    output_stride: int = option(
+        16,
+        help="Image pixels per feature cell of the backbone: 8, 16, 32, and one "
+        "doubling more for each of cascade_blocks.",
+    )
+    channels: int = option(
+        3,
+        Range(at_least=1, at_most=2**12),
+        "Channels of the image; RGB weights are inflated to others.",
+        flag="",
+    )
+    multi_grid: tuple[int, ...] = option(
+        (),
+        help="Unit rates of the last block of an Xception or a ResNet, such as 1,2,4 "
+        "(DeepLabv3, Sec. 3.2.1), multiplied by the block's; () is all 1.",
+    )
+    cascade_blocks: int = ours(
+        0,
+        help="Replicas of a ResNet's block4 in cascade (DeepLabv3, Sec. 3.2): 3 adds "
+        "block5, block6 and block7.",
+    )
+    depthwise_activation: bool = ours(
+        False,
+        help="Whether an Xception has the ReLU after each depthwise convolution that "
+        "DeepLabv3+ (Sec. 3.2) describes; the released code and checkpoints have it "
+        "in the last block only.",
+    )
+    bounded_activation: bool = option(
+        False,
+        help="Whether heads and Xception have ReLU6 instead of ReLU, and clip linear "
+        "features to [-6, 6]: for quantisation.",
+        flag="use_bounded_activation",
+    )
+    depth_multiplier: float = option(
+        1.0, Range(above=0, at_most=16), "Width of a MobileNet relative to the paper's."
+    )
+    divisible_by: int | None = option(
+        None,
+        Range(at_least=1, at_most=2**10),
+        "Channel counts of a MobileNetV2 are rounded to a multiple of this; None "
+        "is the official rule (8 at depth_multiplier 1, else 1).",
+    )
+    logits_kernel_size: int = option(
+        1, Range(at_least=1, at_most=99), "Kernel of the logits without ASPP."
+    )
+    image_pyramid: tuple[float, ...] = option(
+        (1.0,),
+        SCALES,
+        "Scales of the image at which the network computes logits, to be merged. "
+        "The papers use 1.0 alone.",
+        flag_default=(),
+        parse=_parse_pyramid,
+    )
+    merge_method: str = option(
+        "max", ("max", "avg"), "max or avg of the logits over image_pyramid."
+    )
+    batch_norm_momentum: float | None = ours(
+        None,
+        FRACTION,
+        "Decay of all moving statistics; None takes the official constant of each "
+        "part (0.9997, 0.997, 0.95), which is far too slow for runs of some hundred "
+        "steps from scratch.",
+    )
+    context: ContextConfig = option(
+        ContextConfig(), help="The ASPP, or what replaces it."
+    )
+    decoder: DecoderConfig = option(DecoderConfig(), help="The decoder.")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -135,12 +172,12 @@ class ModelConfig:
             name in BACKBONES,
             f"model_variant must be one of {', '.join(BACKBONES)}; received {name!r}",
         )
-        for option in BACKBONE_OPTIONS:
-            value, default = getattr(self, option), getattr(type(self), option)
-            takers = [n for n, row in BACKBONES.items() if option in row.options]
+        for field in BACKBONE_OPTIONS:
+            value, default = getattr(self, field), getattr(type(self), field)
+            takers = [n for n, row in BACKBONES.items() if field in row.options]
             require(
                 value == default or name in takers,
-                f"{option} is not of {name}; it must be {default!r} there (received "
+                f"{field} is not of {name}; it must be {default!r} there (received "
                 f"{value!r}), or model_variant one of {', '.join(takers)}",
             )
         require(
@@ -247,10 +284,12 @@ class ModelConfig:
         Raises:
             UserError: for a name or value that is not known.
         """
-        official = cls(
-            context=ContextConfig(rates=()), decoder=DecoderConfig(output_strides=())
-        )
-        return official.with_official_flags(flags)
+        defaults = {
+            name: flag_default(field)
+            for name, (_, field) in MODEL_FLAGS.items()
+            if flag_default(field) != field.default
+        }
+        return cls().with_official_flags(defaults | dict(flags))
 
     def with_official_flags(self, flags: Mapping[str, object]) -> "ModelConfig":
         """Returns this config with the given official flags laid over it.
@@ -263,18 +302,7 @@ class ModelConfig:
         Raises:
             UserError: for a name or value that is not known.
         """
-        fields: dict = {}
-        for name, value in flags.items():
-            if name not in MODEL_FLAGS and name not in FREE_FLAGS:
-                raise UserError(
-                    f"unknown model flag {name!r}; known: "
-                    f"{', '.join(sorted([*MODEL_FLAGS, *FREE_FLAGS]))}"
-                )
-            is_field = name in MODEL_FLAGS
-            field, parse = MODEL_FLAGS[name] if is_field else ("", FREE_FLAGS[name])
-            value = parsed(name, value, parse)
-            if is_field:
-                fields[field] = value
+        fields = parse_model_flags(flags, MODEL_FLAGS)
         stride = fields.get("output_stride", self.output_stride)
         if stride in _ALL_OUTPUT_STRIDES and "context.rates" not in fields:
             fields["context.rates"] = _scaled_rates(
@@ -302,3 +330,6 @@ class ModelConfig:
             }
             own[part] = dataclasses.replace(getattr(self, part), **inner)
         return dataclasses.replace(self, **own)
+
+
+MODEL_FLAGS = collect_flags(ModelConfig)

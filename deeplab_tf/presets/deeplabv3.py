@@ -1,13 +1,14 @@
 """The tables of DeepLabv3 (1706.05587)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from deeplab_tf.config import ContextConfig, ModelConfig
 from deeplab_tf.presets.preset import Preset
 from deeplab_tf.presets.recipes import (
+    INFERENCE,
     NO_DECODER,
     VOC,
-    VOC_SCALES,
     VOC_TEST,
     deeplabv3,
     row,
@@ -34,30 +35,27 @@ def _cascaded(
     )
 
 
+def _row(
+    table: int, suffix: str, model: ModelConfig, protocol: dict = VOC, **fields: Any
+) -> Preset:
+    name = f"deeplabv3_table{table}_{suffix}"
+    return row(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
+
+
 def cascades() -> Iterator[Preset]:
     """Yields Tables 1 to 4 of DeepLabv3: block4 to block7 in cascade."""
     strides = (8, 16, 32, 64, 128, 256)
     mious: tuple[float, ...] = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
     for stride, miou in zip(strides, mious, strict=True):
-        yield row(
-            f"deeplabv3_table1_resnet50_block7_os{stride}",
-            f"{_PAPER}, Table 1",
-            _cascaded("resnet_v1_50", 7, stride),
-            VOC,
-            miou=miou,
-        )
-    for backbone, mious in (
-        ("resnet_v1_50", (64.81, 72.14, 74.29, 73.88)),
-        ("resnet_v1_101", (68.39, 73.21, 75.34, 75.76)),
+        model = _cascaded("resnet_v1_50", 7, stride)
+        yield _row(1, f"resnet50_block7_os{stride}", model, miou=miou)
+    for depth, mious in (
+        (50, (64.81, 72.14, 74.29, 73.88)),
+        (101, (68.39, 73.21, 75.34, 75.76)),
     ):
         for block, miou in enumerate(mious, 4):
-            yield row(
-                f"deeplabv3_table2_{backbone.replace('_v1_', '')}_block{block}",
-                f"{_PAPER}, Table 2",
-                _cascaded(backbone, block),
-                VOC,
-                miou=miou,
-            )
+            model = _cascaded(f"resnet_v1_{depth}", block)
+            yield _row(2, f"resnet{depth}_block{block}", model, miou=miou)
     for grid, mious in (
         ((), (68.39, 73.21, 75.34, 75.76)),
         ((1, 2, 1), (70.23, 75.67, 76.09, 76.66)),
@@ -66,30 +64,19 @@ def cascades() -> Iterator[Preset]:
         ((2, 2, 2), (71.45, 74.30, 74.70, 74.62)),
     ):
         for block, miou in enumerate(mious, 4):
-            yield row(
-                f"deeplabv3_table3_{_grid_name(grid)}_block{block}",
-                f"{_PAPER}, Table 3",
-                _cascaded("resnet_v1_101", block, 16, grid),
-                VOC,
-                miou=miou,
-            )
-    for suffix, stride, options in _views((16, 76.66), (8, 78.05), 78.93, 79.35):
-        yield row(
-            f"deeplabv3_table4_{suffix}",
-            f"{_PAPER}, Table 4",
-            _cascaded("resnet_v1_101", 7, 16, (1, 2, 1)),
-            VOC,
-            eval_output_stride=stride,
-            **options,
-        )
+            model = _cascaded("resnet_v1_101", block, 16, grid)
+            yield _row(3, f"{_grid_name(grid)}_block{block}", model, miou=miou)
+    model = _cascaded("resnet_v1_101", 7, 16, (1, 2, 1))
+    for suffix, fields in _protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
+        yield _row(4, suffix, model, **fields)
 
 
-def _views(
+def _protocols(
     first: tuple[int, float],
     second: tuple[int, float],
     multi_scale: float,
     flipped: float,
-) -> Iterator[tuple[str, int, dict]]:
+) -> Iterator[tuple[str, dict]]:
     """Yields the four protocols of DeepLabv3's Tables 4 and 6.
 
     Args:
@@ -99,11 +86,14 @@ def _views(
         flipped: Mean IoU with several scales and mirrored images.
     """
     stride = second[0]
-    several = {"scales": VOC_SCALES}
-    yield f"os{first[0]}", first[0], {"miou": first[1]}
-    yield f"os{stride}", stride, {"miou": second[1]}
-    yield f"os{stride}_ms", stride, {"miou": multi_scale, **several}
-    yield f"os{stride}_ms_flip", stride, {"miou": flipped, "flip": True, **several}
+    for suffix, output_stride, miou, protocol in (
+        (f"os{first[0]}", *first, ""),
+        (f"os{stride}", *second, ""),
+        (f"os{stride}_ms", stride, multi_scale, "_ms"),
+        (f"os{stride}_ms_flip", stride, flipped, "_ms_flip"),
+    ):
+        fields = {"eval_output_stride": output_stride, "miou": miou}
+        yield suffix, fields | INFERENCE[protocol]
 
 
 def pyramids() -> Iterator[Preset]:
@@ -116,40 +106,23 @@ def pyramids() -> Iterator[Preset]:
         ("mg124_rate24", deeplabv3((1, 2, 4), (*rates, 24), False), 76.46),
         ("mg124_image_pooling", deeplabv3(), 77.21),
     ):
-        yield row(
-            f"deeplabv3_table5_{suffix}", f"{_PAPER}, Table 5", model, VOC, miou=miou
-        )
-    for suffix, stride, options in _views((16, 77.21), (8, 78.51), 79.45, 79.77):
-        yield row(
-            f"deeplabv3_table6_{suffix}",
-            f"{_PAPER}, Table 6",
-            deeplabv3(),
-            VOC,
-            eval_output_stride=stride,
-            **options,
-        )
-    several: dict = {"scales": VOC_SCALES, "flip": True}
-    yield row(
-        "deeplabv3_table6_os8_ms_flip_coco",
-        f"{_PAPER}, Table 6",
+        yield _row(5, suffix, model, miou=miou)
+    for suffix, fields in _protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
+        yield _row(6, suffix, deeplabv3(), **fields)
+    yield _row(
+        6,
+        "os8_ms_flip_coco",
         deeplabv3(),
-        VOC,
         train={"base_learning_rate": 1e-4},
         start="ImageNet, COCO",
         eval_output_stride=8,
         miou=82.7,
-        **several,
+        **INFERENCE["_ms_flip"],
     )
+    model = deeplabv3().at_output_stride(8)
     for suffix, start, miou in (
-        ("", "deeplabv3_table6_os8_ms_flip_coco", 85.7),
-        ("_jft", "ImageNet, JFT-300M, COCO, train_aug", 86.9),
+        ("test", "deeplabv3_table6_os8_ms_flip_coco", 85.7),
+        ("test_jft", "ImageNet, JFT-300M, COCO, train_aug", 86.9),
     ):
-        yield row(
-            f"deeplabv3_table7_test{suffix}",
-            f"{_PAPER}, Table 7",
-            deeplabv3().at_output_stride(8),
-            VOC_TEST,
-            start=start,
-            miou=miou,
-            **several,
-        )
+        fields = {"start": start, "miou": miou} | INFERENCE["_ms_flip"]
+        yield _row(7, suffix, model, VOC_TEST, **fields)

@@ -24,17 +24,19 @@ def _decoder_ablation(**decoder: Any) -> ModelConfig:
     return dataclasses.replace(deeplabv3(), decoder=DecoderConfig(**options))
 
 
+def _row(
+    table: str, suffix: str, model: ModelConfig, protocol: dict = VOC, **fields: Any
+) -> Preset:
+    name = f"deeplabv3plus_table{table[0]}_{suffix}"
+    return row(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
+
+
 def decoders() -> Iterator[Preset]:
     """Yields Tables 1 and 2 of DeepLabv3+: the decoder's design."""
     filters, mious = (8, 16, 32, 48, 64), (77.61, 77.92, 78.16, 78.21, 77.94)
     for depth, miou in zip(filters, mious, strict=True):
-        yield row(
-            f"deeplabv3plus_table1_projection{depth}",
-            f"{_PAPER}, Table 1",
-            _decoder_ablation(projection_filters=depth),
-            VOC,
-            miou=miou,
-        )
+        model = _decoder_ablation(projection_filters=depth)
+        yield _row("1", f"projection{depth}", model, miou=miou)
     for suffix, decoder, miou in (
         ("conv2_3x3_256", {}, 78.21),
         ("conv2_3x3_256_x2", {"convolutions": 2}, 78.85),
@@ -43,20 +45,14 @@ def decoders() -> Iterator[Preset]:
         ("conv2_1x1_256", {"kernel_size": 1}, 78.07),
         ("conv3_conv2_3x3_256", {"output_strides": (8, 4)}, 78.61),
     ):
-        yield row(
-            f"deeplabv3plus_table2_{suffix}",
-            f"{_PAPER}, Table 2",
-            _decoder_ablation(**decoder),
-            VOC,
-            miou=miou,
-        )
+        yield _row("2", suffix, _decoder_ablation(**decoder), miou=miou)
 
 
 def resnet() -> Iterator[Preset]:
-    """Yields Table 3 of DeepLabv3+: output strides and views with ResNet-101."""
+    """Yields Table 3 of DeepLabv3+: output strides and protocols with ResNet-101."""
     erratum = "the table's other rows imply 102.78 B, which is our count"
     misprint = "78.45 in the ECCV version; 79.45 in DeepLabv3's Table 6"
-    for train, evaluated, decoder, views, miou, cost, remark in (
+    for train, evaluated, decoder, protocol, miou, cost, remark in (
         (16, 16, False, "", 77.21, 81.02, ""),
         (16, 8, False, "", 78.51, 276.18, ""),
         (16, 8, False, "_ms", 79.45, 2435.37, misprint),
@@ -73,24 +69,22 @@ def resnet() -> Iterator[Preset]:
         (32, 8, True, "", 77.92, 297.92, ""),
     ):
         model = _decoder_ablation(convolutions=2) if decoder else deeplabv3()
-        yield row(
-            f"deeplabv3plus_table3_train{train}_eval{evaluated}"
-            f"{'_decoder' if decoder else ''}{views}",
-            f"{_PAPER}, Table 3",
+        yield _row(
+            "3",
+            f"train{train}_eval{evaluated}{'_decoder' if decoder else ''}{protocol}",
             model.at_output_stride(train),
-            VOC,
             eval_output_stride=evaluated,
             miou=miou,
             multiply_adds=cost,
             remark=remark,
-            **INFERENCE[views],
+            **INFERENCE[protocol],
         )
 
 
 def xception_65() -> Iterator[Preset]:
     """Yields Tables 5 and 6 of DeepLabv3+: Xception-65."""
     jft = "ImageNet, JFT-300M, COCO"
-    for evaluated, kind, views, miou, cost in (
+    for evaluated, kind, protocol, miou, cost in (
         (16, "", "", 79.17, 68.00),
         (16, "", "_ms", 80.57, 601.74),
         (16, "", "_ms_flip", 80.79, 1203.34),
@@ -120,30 +114,23 @@ def xception_65() -> Iterator[Preset]:
         if kind.endswith(("coco", "jft")):
             fields["start"] = jft if kind.endswith("jft") else "ImageNet, COCO"
             fields["train"] = {"base_learning_rate": 1e-4}
-        yield row(
-            f"deeplabv3plus_table5_eval{evaluated}{kind}{views}",
-            f"{_PAPER}, Table 5",
+        yield _row(
+            "5",
+            f"eval{evaluated}{kind}{protocol}",
             deeplabv3plus(decoder="decoder" in kind, separable="sc" in kind),
-            VOC,
             eval_output_stride=evaluated,
             miou=miou,
             multiply_adds=cost,
             **fields,
-            **INFERENCE[views],
+            **INFERENCE[protocol],
         )
+    model = deeplabv3plus().at_output_stride(8)
     for suffix, start, miou in (
-        ("", "deeplabv3plus_table5_eval16_decoder_sc_coco", 87.8),
-        ("_jft", "deeplabv3plus_table5_eval16_decoder_sc_jft", 89.0),
+        ("test", "deeplabv3plus_table5_eval16_decoder_sc_coco", 87.8),
+        ("test_jft", "deeplabv3plus_table5_eval16_decoder_sc_jft", 89.0),
     ):
-        yield row(
-            f"deeplabv3plus_table6_test{suffix}",
-            f"{_PAPER}, Table 6",
-            deeplabv3plus().at_output_stride(8),
-            VOC_TEST,
-            start=start,
-            miou=miou,
-            **INFERENCE["_ms_flip"],
-        )
+        fields = {"start": start, "miou": miou} | INFERENCE["_ms_flip"]
+        yield _row("6", suffix, model, VOC_TEST, **fields)
 
 
 def cityscapes() -> Iterator[Preset]:
@@ -156,16 +143,10 @@ def cityscapes() -> Iterator[Preset]:
         ("x65_no_image_level", deeplabv3plus(**no_image), 79.14),
         ("x71_no_image_level", deepest, 79.55),
     ):
-        yield row(
-            f"deeplabv3plus_table7_{suffix}",
-            f"{_PAPER}, Table 7(a)",
-            model,
-            CITYSCAPES,
-            miou=miou,
-        )
-    yield row(
-        "deeplabv3plus_table7_x71_test",
-        f"{_PAPER}, Table 7(b)",
+        yield _row("7(a)", suffix, model, CITYSCAPES, miou=miou)
+    yield _row(
+        "7(b)",
+        "x71_test",
         deepest,
         CITYSCAPES,
         train_split="trainval_coarse",

@@ -3,12 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from deeplab_tf.config import (
-    RELEASED_CELL,
-    ContextConfig,
-    DecoderConfig,
-    ModelConfig,
-)
+from deeplab_tf.config import RELEASED_CELL, ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.presets.preset import Preset
 from deeplab_tf.presets.recipes import (
     CITYSCAPES,
@@ -155,13 +150,7 @@ def cityscapes() -> Iterator[Preset]:
             4.63,
         ),
         ("xception65_cityscapes_trainfine", x65, {}, 78.79, 418.64),
-        (
-            "xception65_cityscapes_trainfine_os8_ms_flip",
-            x65,
-            several,
-            80.42,
-            8677.92,
-        ),
+        ("xception65_cityscapes_trainfine_os8_ms_flip", x65, several, 80.42, 8677.92),
         ("xception71_dpc_cityscapes_trainfine", searched, {}, 80.31, 502.07),
         ("xception71_dpc_cityscapes_trainval", searched, test, 82.66, None),
         ("edgetpu_deeplab_os32", _edgetpu(32, 1.0, 256), small, 70.6, 5.6),

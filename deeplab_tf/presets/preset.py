@@ -1,4 +1,4 @@
-"""What a preset is, and how it is told."""
+"""A named experiment, its description, and how a run deviates from it."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -7,19 +7,19 @@ from typing import TypeAlias
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
 from deeplab_tf.config.checks import Dataclass
 
-# A config of a preset, and what takes its place.
+# A config of a preset, and the run's.
 Pair: TypeAlias = tuple[Dataclass, Dataclass]
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What was printed for an experiment.
+    """The published figures of an experiment.
 
     Attributes:
         miou: Mean IoU in per cent; None for a checkpoint of a classifier.
         multiply_adds: Billions of multiply-adds.
         pixel_accuracy: Share of right pixels in per cent.
-        remark: What to know of the figures.
+        remark: Remark on the figures.
     """
 
     miou: float | None = None
@@ -30,22 +30,22 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A row: what it trains, how, how it is scored, and what came out.
+    """A row of a table: model, training, evaluation and published figures.
 
     Attributes:
         name: What `--preset` takes.
         source: Paper and table or section, or the model zoo.
-        model: The model at its output stride of training.
+        model: The model at its training output stride.
         data: Dataset, crop and batch.
         train: The optimiser's recipe.
         train_split: Split it is trained on.
-        start: What the weights come from; may be the name of a preset.
+        start: Initial weights; may be the name of a preset.
         evaluation: Scales, flip and crop of the evaluation.
         eval_output_stride: Output stride of the evaluation.
         eval_split: Split it is scored on.
         published: The figures.
-        canaries: Pairs of a number of steps and the mIoU, 0..1, that the recipe gives
-            on `eval_split` after them at one scale, where that was measured here.
+        canaries: Pairs of a step and our own mIoU, 0..1, on `eval_split` after it at
+            one scale.
     """
 
     name: str
@@ -63,12 +63,12 @@ class Preset:
 
     @property
     def eval_model(self) -> ModelConfig:
-        """The model as it is scored: the same weights at another output stride."""
+        """The model of the evaluation: the same weights at another output stride."""
         return self.model.at_output_stride(self.eval_output_stride)
 
 
 def is_followed(preset: Preset, parts: Iterable[Pair], **others: object) -> bool:
-    """Whether a run is what a preset says.
+    """Returns whether a run follows a preset without deviation.
 
     Args:
         preset: The preset.
@@ -82,12 +82,12 @@ def _size(size: tuple[int, int] | None) -> str:
     return "x".join(map(str, size)) if size else "of each image"
 
 
-# Where things lie is no part of a recipe.
+# Paths are no part of a recipe.
 _PATHS = ("dataset_dir", "train_logdir", "tf_initial_checkpoint")
 
 
 def describe(preset: Preset) -> str:
-    """Returns source, figures, recipe and protocol of a preset, a line each."""
+    """Returns source, figures, recipe and protocol of a preset, one line for each."""
     model, data, train = preset.model, preset.data, preset.train
     published, evaluation = preset.published, preset.evaluation
     figures = {
@@ -121,19 +121,19 @@ def describe(preset: Preset) -> str:
 
 
 def report(preset: Preset, parts: Iterable[Pair], **others: object) -> str:
-    """Returns what a preset is, and where a run leaves it.
+    """Returns the description of a preset and the deviations of a run.
 
     Args:
         preset: The preset.
-        parts: Pairs of configs, the preset's and what takes its place.
-        **others: Values that take the place of the preset's of that name.
+        parts: Pairs of configs, the preset's and the run's.
+        **others: The run's values for attributes of the preset.
     """
     changes = _changes(preset, parts, others)
     return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
 
 
 def _changes(preset: Preset, parts: Iterable[Pair], others: dict) -> list[str]:
-    """Returns where a run leaves a preset."""
+    """Returns every deviation of a run from a preset."""
     changes = [line for pair in parts for line in deviations(*pair)]
     return changes + [
         f"{name}: {getattr(preset, name)} -> {value}"
@@ -143,11 +143,11 @@ def _changes(preset: Preset, parts: Iterable[Pair], others: dict) -> list[str]:
 
 
 def deviations(preset_part: Dataclass, part: Dataclass) -> list[str]:
-    """Returns what differs between two configs of one class, "name: was -> is".
+    """Returns the differences of two configs of one class, "name: was -> is".
 
     Args:
         preset_part: A config of a preset.
-        part: What takes its place.
+        part: The run's config.
     """
     found = []
     for field in dataclasses.fields(preset_part):

@@ -166,10 +166,9 @@ def command_line() -> list[str]:
     """Returns the command line of this process, to be run again."""
     program, *arguments = sys.argv
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    name = spec.name.removesuffix(".__main__") if spec else ""
     # As started by `python -m`.
-    if name.rpartition(".")[2] == os.path.basename(program).removesuffix(".py"):
-        return ["python", "-m", name, *arguments]
+    if spec and program.endswith(f"{spec.name.replace('.', os.sep)}.py"):
+        return ["python", "-m", spec.name.removesuffix(".__main__"), *arguments]
     return [*(["python"] if program.endswith(".py") else []), program, *arguments]
 
 

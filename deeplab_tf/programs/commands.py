@@ -1,5 +1,6 @@
-"""The console scripts, a function each."""
+"""The console scripts."""
 
+import functools
 import sys
 
 from deeplab_tf.programs import run_program
@@ -7,40 +8,13 @@ from deeplab_tf.programs import run_program
 # What `deeplab-convert` makes records of, or, of shapes, an example to make them of.
 _CONVERTERS = ("ade20k", "cityscapes", "coco_voc", "folder", "shapes", "voc2012")
 
-
-def train() -> None:
-    """Runs `deeplab-train`."""
-    run_program("deeplab_tf.programs.train")
-
-
-def evaluate() -> None:
-    """Runs `deeplab-eval`."""
-    run_program("deeplab_tf.programs.eval")
-
-
-def export() -> None:
-    """Runs `deeplab-export`."""
-    run_program("deeplab_tf.programs.export")
-
-
-def predict() -> None:
-    """Runs `deeplab-predict`."""
-    run_program("deeplab_tf.programs.predict")
-
-
-def doctor() -> None:
-    """Runs `deeplab-doctor`."""
-    run_program("deeplab_tf.programs.doctor")
-
-
-def pretrain() -> None:
-    """Runs `deeplab-pretrain`."""
-    run_program("deeplab_tf.programs.pretrain")
-
-
-def plan() -> None:
-    """Runs `deeplab-plan`."""
-    run_program("deeplab_tf.programs.plan")
+train = functools.partial(run_program, "deeplab_tf.programs.train")
+evaluate = functools.partial(run_program, "deeplab_tf.programs.eval")
+export = functools.partial(run_program, "deeplab_tf.programs.export")
+predict = functools.partial(run_program, "deeplab_tf.programs.predict")
+doctor = functools.partial(run_program, "deeplab_tf.programs.doctor")
+pretrain = functools.partial(run_program, "deeplab_tf.pretrain.program")
+plan = functools.partial(run_program, "deeplab_tf.plan.program")
 
 
 def convert(argv: list[str] | None = None) -> None:

@@ -1,11 +1,12 @@
-"""Examines every record of a data set and says whether it is safe to train.
+"""Validates a dataset before training and reports problems.
 
     python -m deeplab_tf.data.doctor --dataset_dir=tfrecord
 
-It prints what the labels hold and everything odd, and draws samples with their labels
-into doctor.png. The exit status is 0 if it is safe to train, else 1.
+It prints the contents of the labels and every problem, and draws samples with their
+labels into doctor.png. The exit status is 0 if it is safe to train, else 1.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -36,35 +37,31 @@ from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shr
 _SHEET = "doctor.png"
 _SHOWN = 5  # of each kind of problem
 _MOST_SAMPLES = 100  # of a split
-_CELL = 320  # pixels of the longer side of a picture in the sheet
+_CELL = 320  # pixels of the longer side of an image in the sheet
+
+_FLAGS = {
+    "splits": (flags.STRINGS, None, "Splits to examine; default: all."),
+    "output_dir": (
+        *(flags.STRING, None),
+        "Folder of doctor.png; default: the folder of the records.",
+    ),
+    "samples": (
+        *(functools.partial(flags.at_least(0), upper_bound=_MOST_SAMPLES), 12),
+        "Images of each split in doctor.png; 0 draws none.",
+    ),
+}
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     flags.define_dataset_location(values)
-    absl_flags.DEFINE_list(
-        "splits", None, "Splits to examine; default: all.", flag_values=values
-    )
-    absl_flags.DEFINE_string(
-        "output_dir",
-        None,
-        "Folder of doctor.png; default: the folder of the records.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_integer(
-        "samples",
-        12,
-        "Pictures of each split in doctor.png; 0 draws none.",
-        lower_bound=0,
-        upper_bound=_MOST_SAMPLES,
-        flag_values=values,
-    )
+    flags.define_flags(values, _FLAGS)
     flags.define_overwrite(values)
     return values
 
 
-def _opened(values) -> dict[str, Source]:
+def _open_splits(values) -> dict[str, Source]:
     """Returns the splits to examine."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
@@ -122,20 +119,20 @@ def _print_images(reports: Sequence[SplitReport]) -> None:
         print(f"  mean of each channel {mean}; standard deviation {deviation}")
 
 
-def _pictured(image, info: DatasetInfo) -> np.ndarray:
+def _to_rgb(image, info: DatasetInfo) -> np.ndarray:
     """Returns an image of any channels and depth as uint8 RGB."""
     return as_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
 
 
 def _picture(image, label, info: DatasetInfo) -> np.ndarray:
     """Returns an image and its label side by side, small, with a legend."""
-    image, label = shrink(_pictured(image, info), _CELL), shrink(label, _CELL)
+    image, label = shrink(_to_rgb(image, info), _CELL), shrink(label, _CELL)
     pair = np.concatenate([image, overlay(image, label, info)], axis=1)
     return add_legend(pair, label, info)
 
 
 def _sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
-    """Returns pictures of samples of every split in rows, None if none is readable."""
+    """Returns samples of every split in rows; None if none is readable."""
     pictures = []
     for source in splits.values():
         reader, count = Reader(source), len(source.index)
@@ -143,7 +140,7 @@ def _sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
             try:
                 image, label, _ = reader.sample(tf.constant(position))
             except DECODING_ERRORS:
-                continue  # the report tells of it
+                continue  # it is in the report
             label = label.numpy()[..., 0]
             pictures.append(_picture(image.numpy(), label, source.info))
     return contact_sheet(pictures) if pictures else None
@@ -165,7 +162,7 @@ def _draw(values, splits: dict[str, Source]) -> None:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Examines, prints and draws; ends with status 1 if it is not safe to train."""
-    splits = _opened(values)
+    splits = _open_splits(values)
     if values.samples:
         outputs.claim(_output_dir(values), [_SHEET], values.overwrite)
     info = next(iter(splits.values())).info

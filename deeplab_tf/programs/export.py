@@ -4,30 +4,32 @@
     python export.py --checkpoint_path=logs --export_path=model.tflite
     python export.py --checkpoint_path=logs --export_path=model.onnx
 
-With --dataset_dir, what is exported is scored beside the model on these records, and
-not let out if its mIoU is more than --max_miou_drop below. docs/serving.md tells of the
-signatures of a SavedModel, docs/formats.md of files.
+With --dataset_dir, the export is scored on these records and rejected if its mIoU is
+more than --max_miou_drop below the model's. docs/serving.md describes the signatures of
+a SavedModel, docs/formats.md the files.
 """
 
 import dataclasses
+import functools
 
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
+from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import report
-from deeplab_tf.programs.export_forms import WRITERS, Order, compare
-from deeplab_tf.programs.restored import (
+from deeplab_tf.programs.checkpoint import (
     experiment_of,
     named_classes,
     require_classes,
-    restored_model,
+    restore_model,
 )
 from deeplab_tf.serving.encoded import Bounds
+from deeplab_tf.serving.forms import ExportRequest, compare_artefact, write_artefact
 from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
 from deeplab_tf.serving.publication import (
     ONNX,
@@ -37,6 +39,7 @@ from deeplab_tf.serving.publication import (
     publish_artefact,
     require_replaceable,
 )
+from deeplab_tf.serving.saved_model import ExportOptions
 from deeplab_tf.serving.signatures import Resizing
 from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
 
@@ -54,170 +57,101 @@ _FORMS_OF_FLAGS = {
     "tflite_output": (TFLITE,),
     "calibration_images": (TFLITE,),
 }
+# Fields of `EvalConfig` that an export keeps.
+_INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
 # The official default, for files of one size.
 _FILE_SIZE = (513, 513)
-# Flag to default and help.
-_SWITCHES = {
-    "add_flipped_images": (False, "Whether every scale is also seen mirrored."),
+_FLAGS = {
+    "checkpoint_path": (
+        *(flags.STRING, None),
+        "Folder or prefix of a checkpoint, official or ours.",
+    ),
+    "export_path": (
+        *(flags.STRING, None),
+        "Folder of the SavedModel, or a file that ends with .tflite or .onnx; with .pb "
+        "at its end, a folder of that name without it and a frozen graph beside it.",
+    ),
+    "eval_split": (flags.STRING, "val", "Ours: split that is compared on."),
+    "max_miou_drop": (
+        *(functools.partial(flags.FLOAT, lower_bound=0.0), 0.5),
+        "Ours: points of mIoU, of a hundred, that what is exported may be below the "
+        "model on the records of --dataset_dir.",
+    ),
+    "num_classes": (flags.INTEGER, None, "Default: the checkpoint's."),
+    "tflite_precision": (
+        *(flags.one_of(*PRECISIONS), "float32"),
+        "Ours: of a TFLite file: float32; float16 weights; 8-bit weights (dynamic); 8 "
+        "bits throughout (int8).",
+    ),
+    "tflite_output": (
+        *(flags.one_of(*OUTPUTS), "labels"),
+        "Ours: output of a TFLite file.",
+    ),
+    "calibration_images": (
+        *(flags.at_least(1), 100),
+        "Ours: images of --eval_split that give int8 the range of the values.",
+    ),
     "export_probabilities": (
-        False,
+        *(flags.BOOLEAN, False),
         "Ours: whether a SavedModel's serving_default, or an ONNX file, gives "
         "SemanticProbabilities, too.",
     ),
     "fold_batch_norm": (
-        True,
+        *(flags.BOOLEAN, True),
         "Ours: whether batch normalisations become part of convolutions, which is "
         "faster.",
     ),
     "constant_weights": (
-        True,
+        *(flags.BOOLEAN, True),
         "Ours: whether the weights of such a model are constants of its graph, which "
         "is faster, but takes more memory while it is loaded.",
     ),
     "export_weights": (
-        True,
-        "Ours: whether the checkpoint goes along, for training to go on from the "
-        "export.",
+        *(flags.BOOLEAN, True),
+        "Ours: whether the checkpoint is exported too, for a training to continue from "
+        "the export.",
+    ),
+    "max_pixels": (
+        *(flags.at_least(1), Bounds().pixels),
+        "Ours: most pixels of an image that the signature encoded takes.",
     ),
 }
-
-
-def _define_tflite(values: absl_flags.FlagValues) -> None:
-    absl_flags.DEFINE_enum(
-        "tflite_precision",
-        "float32",
-        PRECISIONS,
-        "Ours: of a TFLite file: float32; float16 weights; 8-bit weights (dynamic); 8 "
-        "bits throughout (int8).",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_enum(
-        "tflite_output",
-        "labels",
-        OUTPUTS,
-        "Ours: what a TFLite file gives.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_integer(
-        "calibration_images",
-        100,
-        "Ours: images of --eval_split that tell int8 the range of the values.",
-        lower_bound=1,
-        flag_values=values,
-    )
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "export")
-    string = absl_flags.DEFINE_string
-    string(
-        "checkpoint_path",
-        None,
-        "Folder or prefix of a checkpoint, official or ours.",
-        required=True,
-        flag_values=values,
-    )
-    string(
-        "export_path",
-        None,
-        "Folder of the SavedModel, or a file that ends with .tflite or .onnx; with .pb "
-        "at its end, a folder of that name without it and a frozen graph beside it.",
-        required=True,
-        flag_values=values,
-    )
     flags.define_dataset_location(values)
-    string("eval_split", "val", "Ours: split that is compared on.", flag_values=values)
-    absl_flags.DEFINE_float(
-        "max_miou_drop",
-        0.5,
-        "Ours: points of mIoU, of a hundred, that what is exported may be below the "
-        "model on the records of --dataset_dir.",
-        lower_bound=0.0,
-        flag_values=values,
-    )
-    absl_flags.DEFINE_integer(
-        "num_classes", None, "Default: the checkpoint's.", flag_values=values
-    )
-    _define_tflite(values)
-    _define_view(values)
+    flags.define_options(values, EvalConfig, _INFERENCE, export_flag_name)
+    flags.define_options(values, DataConfig, flags.RESIZING)
     flags.define_overwrite(values)
+    flags.define_flags(values, _FLAGS)
+    required = ["checkpoint_path", "export_path"]
+    absl_flags.mark_flags_as_required(required, flag_values=values)
     # The official export differs here from the other programs.
     values["output_stride"].default = 8
     values["output_stride"].unparse()
     return values
 
 
-def _define_view(values: absl_flags.FlagValues) -> None:
-    """Defines how what is exported looks at images, and what it holds."""
-    absl_flags.DEFINE_multi_string(
-        "crop_size",
-        None,
-        "Size to which images are padded; default: each to its own next "
-        "k * output_stride + 1, in a TFLite file 513,513.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_multi_string(
-        "inference_scales",
-        "1.0",
-        "Scales whose probabilities are averaged.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_multi_string(
-        "window_size",
-        None,
-        "Ours: size of the windows through which larger images are seen.",
-        flag_values=values,
-    )
-    for name, (default, text) in _SWITCHES.items():
-        absl_flags.DEFINE_boolean(name, default, text, flag_values=values)
-    absl_flags.DEFINE_integer(
-        "max_pixels",
-        Bounds().pixels,
-        "Ours: of a picture that the signature encoded takes.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    for name in flags.RESIZING:
-        absl_flags.DEFINE_integer(
-            name,
-            None,
-            "Resizing of every image; its labels have its own size again.",
-            lower_bound=1,
-            flag_values=values,
-        )
-
-
 def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
-    """Returns how the export looks at an image."""
-    flag_of = {
-        "eval_scales": "inference_scales",
-        "add_flipped_images": "add_flipped_images",
-        "eval_crop_size": "crop_size",
-        "window_size": "window_size",
-    }
-    given = {
-        "eval_scales": flags.numbers_value(values, "inference_scales"),
-        "add_flipped_images": values.add_flipped_images,
-        "eval_crop_size": flags.size_value(values, "crop_size"),
-        "window_size": flags.size_value(values, "window_size"),
-    }
+    """Returns the inference protocol of the export."""
     preset = flags.chosen_preset(values)
+    base = preset and preset.evaluation
+    evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
     if preset is None:
-        return EvalConfig(**given)
-    told = {k: v for k, v in given.items() if values[flag_of[k]].present}
-    evaluation = dataclasses.replace(preset.evaluation, **told)
+        return evaluation
     parts = [(preset.eval_model, model), (preset.evaluation, evaluation)]
     print(report(preset, parts))
     return evaluation
 
 
 def _resizing(values: absl_flags.FlagValues) -> Resizing | None:
-    """Returns to what size the export resizes images."""
-    sizes = {name: values[name].value for name in flags.RESIZING}
-    DataConfig(**sizes)  # refuses what does not go together
-    return Resizing(*sizes.values()) if values.min_resize_value else None
+    """Returns the size to which the export resizes images."""
+    data = flags.read_options(values, DataConfig)  # refuses impossible combinations
+    sizes = (getattr(data, name) for name in flags.RESIZING)
+    return Resizing(*sizes) if data.min_resize_value else None
 
 
 def _check_form(values: absl_flags.FlagValues, path: str) -> None:
@@ -246,10 +180,10 @@ def _has_records(values: absl_flags.FlagValues) -> bool:
 
 
 def _of_form(evaluation: EvalConfig, path: str) -> EvalConfig:
-    """Returns how an artefact of a form looks at images.
+    """Returns the inference protocol of an artefact of a form.
 
     Raises:
-        UserError: if a file were to look at an image several times.
+        UserError: if a file would need several inference passes.
     """
     form = ending_of(path)
     if form == _SAVED_MODEL:
@@ -266,8 +200,8 @@ def _of_form(evaluation: EvalConfig, path: str) -> EvalConfig:
     return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
 
 
-def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
-    """Returns what the flags ask for, once all of it is found."""
+def _request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
+    """Returns the export that the flags describe, with model and records loaded."""
     resizing, preset = _resizing(values), flags.chosen_preset(values)
     experiment = experiment_of(values.checkpoint_path)
     records, num_classes = None, values.num_classes
@@ -280,7 +214,7 @@ def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
             DataConfig(folder, info.name, batch_size=1), split, False
         )
         num_classes = num_classes or info.num_classes
-    model = restored_model(values, values.checkpoint_path, num_classes)
+    model = restore_model(values, values.checkpoint_path, num_classes)
     config = model.model_config
     if records is None:
         info = named_classes(values.dataset, info, config.num_classes)
@@ -288,7 +222,30 @@ def _ordered(values: absl_flags.FlagValues, path: str) -> Order:
         require_classes(info, config.num_classes, config.channels, "the model")
     evaluation = _of_form(_evaluation(values, config), path)
     evaluation = dataclasses.replace(evaluation, ignore_label=info.ignore_label)
-    return Order(model, evaluation, resizing, info, records)
+    return ExportRequest(
+        model,
+        evaluation,
+        info,
+        records,
+        _options(values, evaluation, resizing),
+        values.tflite_precision,
+        values.tflite_output,
+        values.calibration_images,
+    )
+
+
+def _options(
+    values: absl_flags.FlagValues, evaluation: EvalConfig, resizing: Resizing | None
+) -> ExportOptions:
+    return ExportOptions(
+        window=evaluation.window_size,
+        resizing=resizing,
+        probabilities=values.export_probabilities,
+        fold_batch_norm=values.fold_batch_norm,
+        constant_weights=values.constant_weights,
+        max_pixels=values.max_pixels,
+        weights=values.export_weights,
+    )
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -299,16 +256,16 @@ def main(values: absl_flags.FlagValues) -> None:
     if values.export_path.endswith(FROZEN):
         folder, name = outputs.split(path + FROZEN)
         outputs.claim(folder, [name], values.overwrite)
-    order = _ordered(values, path)
+    request, form = _request(values, path), ending_of(path)
     compared = "not compared with the model; --dataset_dir names records to do so on"
     with publish_artefact(path, values.overwrite) as unfinished:
-        description = WRITERS[ending_of(path)](values, order, unfinished)
-        if order.records is not None:
-            compared = compare(order, unfinished, values.max_miou_drop)
+        description = write_artefact(request, unfinished, form)
+        if request.records is not None:
+            compared = compare_artefact(request, unfinished, values.max_miou_drop)
             compared += f": {comparison_path(path)}"
         if values.export_path.endswith(FROZEN):
             write_frozen_graph(unfinished, path + FROZEN)
-    config = order.model.model_config
+    config = request.model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
         f"{config.output_stride}; {description}"

@@ -3,20 +3,19 @@
     python -m deeplab_tf.predict --model=logs --images='photos/*.jpg' --output_dir=out
     python -m deeplab_tf.predict --model=logs --video=drive.mp4 --output_dir=out
 
-For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the
-same with the palette, as VOC keeps labels) and `photo_overlay.png` (the photo
-with colours and a legend); `overview.png` shows the first overlays together.
-Photographs are turned upright as their EXIF says.
+For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the same
+with a palette, as in VOC) and `photo_overlay.png` (the image with colours and a
+legend); `overview.png` shows the first overlays together. Images are rotated as their
+EXIF says.
 
-Of `drive.mp4` it writes `drive_overlay.mp4`, all frames with colours; a camera, such
+For `drive.mp4` it writes `drive_overlay.mp4`, all frames with colours; a camera, such
 as --video=0, is labelled until --max_frames or Ctrl-C.
 
-With --submission and --submission_file it packs the labels of the images that
---image_list names, as the server of a benchmark takes them.
+With --submission and --submission_file it packs the labels of the images in
+--image_list for the server of a benchmark.
 """
 
 import contextlib
-import dataclasses
 import itertools
 import os
 import re
@@ -36,46 +35,54 @@ from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
 from deeplab_tf.images.inputs import check_image, find_images, image_name, read_image
 from deeplab_tf.images.videos import Video, read_video
+from deeplab_tf.labelling import writers
+from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.presets import report
-from deeplab_tf.programs import label_sinks
-from deeplab_tf.programs.labelling import Source, label_all
-from deeplab_tf.programs.restored import (
+from deeplab_tf.programs.checkpoint import (
     experiment_of,
     named_classes,
     require_channels,
     require_no_model_flags,
-    restored_model,
+    restore_model,
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
 from deeplab_tf.windows import readable_limits
 
-_TEXTS = {
-    "images": "File, folder or glob of JPEG and PNG images.",
-    "image_list": "Text file that names those --images to label; default: all.",
-    "video": "Video file, or number of a camera, in the place of --images.",
-    "output_dir": "Folder of the pictures or of the video.",
-    "submission_file": "Archive of the label maps for --submission.",
-    "dataset": "Dataset whose class names and colours are shown; default: the model's.",
-}
-# Flag to default and help.
-_COUNTS = {
+_FLAGS = {
+    "model": (
+        *(flags.STRING, None),
+        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
+    ),
+    "images": (flags.STRING, None, "File, folder or glob of JPEG and PNG images."),
+    "image_list": (
+        *(flags.STRING, None),
+        "Text file that names those --images to label; default: all.",
+    ),
+    "video": (flags.STRING, None, "Video file, or number of a camera."),
+    "output_dir": (flags.STRING, None, "Folder of the images or of the video."),
+    "submission": (
+        *(flags.one_of(*sorted(SUBMISSIONS)), None),
+        "Benchmark whose server takes the labels of --images.",
+    ),
+    "submission_file": (
+        *(flags.STRING, None),
+        "Archive of the label maps for --submission.",
+    ),
+    "dataset": (
+        *(flags.STRING, None),
+        "Dataset whose class names and colours are shown; default: the model's.",
+    ),
     "batch_size": (
-        1,
+        *(flags.at_least(1), 1),
         "Images of one size, or frames, per forward pass; it moves single pixels in "
         "millions, by rounding.",
     ),
-    "max_frames": (None, "Frames after which a video ends."),
-}
-# How a checkpoint looks at images; an exported model has its own way.
-_VIEW = {
-    "eval_scales": "Scales whose probabilities are averaged.",
-    "add_flipped_images": "Whether every scale is also seen mirrored.",
-    "eval_crop_size": "Size to which images are padded; default: each to its own "
-    "next k * output_stride + 1.",
-    "window_size": "Size of the windows through which larger images are seen.",
-    "memory_limit_mb": "MiB that the inference of an image may take; those that need "
-    "more are seen through windows.",
+    "max_frames": (flags.at_least(1), None, "Frames after which a video ends."),
+    "save_frames": (
+        *(flags.BOOLEAN, False),
+        "Whether the labels of every frame are also written as a PNG with a palette.",
+    ),
 }
 # Flags that mean nothing without another.
 _BELONGS_TO = {
@@ -85,7 +92,7 @@ _BELONGS_TO = {
     "max_frames": "video",
     "save_frames": "video",
 }
-# Where neither the model nor a flag tells how many there are.
+# Where neither the model nor a flag gives the number of classes.
 _MOST_CLASSES = 255
 
 _Labeler = Callable[[np.ndarray], np.ndarray]
@@ -95,33 +102,9 @@ def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "predict")
-    flags.define_fields(values, EvalConfig, _VIEW)
-    absl_flags.DEFINE_string(
-        "model",
-        None,
-        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
-        required=True,
-        flag_values=values,
-    )
-    for name, text in _TEXTS.items():
-        absl_flags.DEFINE_string(name, None, text, flag_values=values)
-    for name, (default, text) in _COUNTS.items():
-        absl_flags.DEFINE_integer(
-            name, default, text, lower_bound=1, flag_values=values
-        )
-    absl_flags.DEFINE_enum(
-        "submission",
-        None,
-        sorted(SUBMISSIONS),
-        "Benchmark whose server takes the labels of --images.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_boolean(
-        "save_frames",
-        False,
-        "Whether the labels of every frame are also written as a PNG with a palette.",
-        flag_values=values,
-    )
+    flags.define_options(values, EvalConfig, flags.INFERENCE)
+    flags.define_flags(values, _FLAGS)
+    absl_flags.mark_flag_as_required("model", flag_values=values)
     flags.define_overwrite(values)
     return values
 
@@ -140,7 +123,7 @@ def _labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
 
 def _artefact_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     """Returns the labels and classes of an exported model."""
-    require_no_model_flags(values, values.model, _VIEW)
+    require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
     if artefact.channels != 3:
         raise UserError(
@@ -162,8 +145,8 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
     """Returns the labels and classes of a checkpoint."""
     preset = flags.chosen_preset(values)
     base = preset.evaluation if preset else EvalConfig()
-    config = dataclasses.replace(base, **flags.field_values(values, _VIEW, base))
-    model = restored_model(values, values.model)
+    config = flags.read_options(values, EvalConfig, base)
+    model = restore_model(values, values.model)
     require_channels(model, 3, "image files, read as RGB,")
     if preset:
         parts = [(preset.eval_model, model.model_config), (base, config)]
@@ -175,7 +158,7 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
 
 
 def _compiled(model, config: EvalConfig) -> _Labeler:
-    """Returns the labels that a model gives as a config looks at images."""
+    """Returns the compiled labels of a model with its inference protocol."""
     compiled = tf.function(
         make_predictor(model, config).labels,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
@@ -194,39 +177,39 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     for path in paths:
         check_image(path)
     if values.output_dir:
-        names = label_sinks.picture_names(map(image_name, paths))
+        names = writers.image_files(map(image_name, paths))
         outputs.claim(values.output_dir, names, values.overwrite, inputs=paths)
     labeler, info = _labeler(values)
     images = ((image_name(path), read_image(path)) for path in paths)
     with contextlib.ExitStack() as stack:
-        sinks = []
+        opened = []
         if values.submission:
             archive = values.submission, values.submission_file
-            sinks.append(label_sinks.submission(*archive, info, values.overwrite))
+            opened.append(writers.write_submission(*archive, info, values.overwrite))
         if values.output_dir:
-            sinks.append(label_sinks.pictures(values.output_dir, info))
-        sinks = [stack.enter_context(sink) for sink in sinks]
-        source = Source(images, len(paths), "img")
-        count = label_all(source, labeler, values.batch_size, sinks)
+            opened.append(writers.write_images(values.output_dir, info))
+        opened = [stack.enter_context(writer) for writer in opened]
+        source = Images(images, len(paths), "img")
+        count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} images labelled")
 
 
 def _label_video(values: absl_flags.FlagValues) -> None:
-    """Labels a video, or what a camera sees until it is told to end.
+    """Labels a video, or a camera until it is stopped.
 
-    Ctrl-C and SIGTERM end a file before its end, hence the exit status.
+    Ctrl-C and SIGTERM stop a file before its end, hence the exit status.
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))
         _claim_video_files(values, video)
         labeler, info = _labeler(values)
-        sinks = [label_sinks.overlay_video(values.output_dir, video, info)]
+        opened = [writers.write_overlay_video(values.output_dir, video, info)]
         if values.save_frames:
-            sinks.append(label_sinks.label_maps(_frames_dir(values, video), info))
-        sinks = [stack.enter_context(sink) for sink in sinks]
+            opened.append(writers.write_label_maps(_frames_dir(values, video), info))
+        opened = [stack.enter_context(writer) for writer in opened]
         interruption = stack.enter_context(Interruption())
         source = _frames(video, values.max_frames, interruption)
-        count = label_all(source, labeler, values.batch_size, sinks)
+        count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} frames labelled")
     if interruption.signal is None:
         _warn_of_an_early_end(values.video, count, source.total)
@@ -239,7 +222,7 @@ def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
 
 
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
-    names = [label_sinks.video_file(video)]
+    names = [writers.overlay_file(video)]
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)
@@ -257,18 +240,18 @@ def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:
         )
 
 
-def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Source:
-    """Returns the numbered frames until an end of any kind."""
+def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Images:
+    """Returns the numbered frames until the end, the limit or a signal."""
     totals = [total for total in (video.count, max_frames) if total]
     frames = itertools.takewhile(
         lambda _: interruption.signal is None, itertools.islice(video, max_frames)
     )
     numbered = ((f"{i:06d}", frame) for i, frame in enumerate(frames))
-    return Source(numbered, min(totals, default=None), "frame")
+    return Images(numbered, min(totals, default=None), "frame")
 
 
 def _check_choice(values: absl_flags.FlagValues) -> None:
-    """Refuses flags that do not go together."""
+    """Refuses flags that exclude or need each other."""
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")

@@ -1,87 +1,49 @@
-r"""Trains a model on TFRecords; started again, it goes on where it was.
+r"""Trains a model on TFRecords; run the same command again to resume.
 
     python train.py --dataset_dir=tfrecord --train_logdir=logs \
         --model_variant=mobilenet_v2 --decoder_output_stride=4
 """
 
-import contextlib
 import dataclasses
 import sys
-from typing import NamedTuple
 
-import keras
 import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.pretrained import find_weights
-from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.files.locks import training_lock
-from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.precision import use_precision
-from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import Preset, is_followed, report
+from deeplab_tf.programs.machine import (
+    claimed_logdir,
+    define_machine,
+    describe_machine,
+    make_strategy,
+)
 from deeplab_tf.training import distribution, resume, sanity
-from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
+from deeplab_tf.training.preparation import find_start, prepare_trainer
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
-_TRAINING = {
-    "train_logdir": "Folder of the checkpoints.",
-    "training_number_of_steps": "Optimiser steps in all.",
-    "optimizer": "momentum, nesterov (ours), adam or adamw (ours).",
-    "learning_policy": "poly or step.",
-    "base_learning_rate": "Learning rate at step 0; 0.007 for VOC at batch 16.",
-    "end_learning_rate": "Learning rate at the end of poly.",
-    "learning_power": "Exponent of poly.",
-    "decay_steps": "Length of poly; 0 is all steps.",
-    "learning_rate_decay_factor": "Factor of the step policy.",
-    "learning_rate_decay_step": "Steps between its decays.",
-    "slow_start_step": "Steps at slow_start_learning_rate first.",
-    "slow_start_learning_rate": "Learning rate of the slow start.",
-    "momentum": "Momentum.",
-    "adam_learning_rate": "Learning rate of Adam.",
-    "adam_epsilon": "Epsilon of Adam.",
-    "weight_decay": "L2 on convolution kernels; 1e-4 for ResNets.",
-    "last_layer_gradient_multiplier": "Factor on gradients of the last layers.",
-    "last_layers_contain_logits_only": "Whether these are the logits alone.",
-    "fine_tune_batch_norm": "Batch statistics normalise; false for batches under 12.",
-    "upsample_logits": "Loss at label resolution; false shrinks the labels.",
-    "hard_example_mining_step": "Steps over which hard-pixel mining sets in.",
-    "top_k_percent_pixels": "Share of the hardest pixels in the loss.",
-    "label_weights": "One weight per class.",
-    "tf_initial_checkpoint": "Weights to start from: a checkpoint, official or ours, "
-    "an export, an archive or URL of one, or a name of the zoo.",
-    "initialize_last_layer": "Whether the last layers are taken from it.",
-    "log_steps": "Steps between two reports.",
-    "save_interval_secs": "Seconds between two checkpoints.",
-    "save_interval_steps": "Ours: steps between two checkpoints; 0 is by time only.",
-    "focal_gamma": "Ours: exponent of the focal loss; 0 is the cross-entropy.",
-    "batch_norm": "Ours: auto, train, sync (over all replicas) or freeze; "
-    "--fine_tune_batch_norm, where given, decides for auto.",
-    "accumulate_steps": "Ours: parts of a batch that are seen one after the other.",
-    "ema_decay": "Ours: decay of the moving average of the weights; 0 keeps none.",
-    "recompute": "Ours: less memory, for a third more time.",
-    "jit": "Ours: auto, on or off; whether XLA compiles the step.",
-    "steps_per_call": "Ours: steps the host starts at once; 0 is 1 on CPU, else 10.",
-    "eval_interval_steps": "Ours: steps between two evaluations of --eval_split; 0 "
-    "evaluates never.",
-    "early_stop_evals": "Ours: evaluations without a better mIoU that end it; 0: none.",
-}
-_BATCH = {"crop_size": "Size of a training crop.", "batch_size": "Images per step."}
-_AUGMENTATION = {
-    "min_scale_factor": "Smallest random scale.",
-    "max_scale_factor": "Largest random scale.",
-    "scale_factor_step_size": "Distance of the random scales; 0 is continuous.",
-    "photometric_jitter": "Ours: largest relative change of brightness, contrast and "
-    "saturation.",
-    "seed": "Ours: seed of weights, order and augmentation.",
+# Fields of `DataConfig` that only a training has.
+_SAMPLES = (
+    *("crop_size", "batch_size", "min_scale_factor", "max_scale_factor"),
+    *("scale_factor_step_size", "photometric_jitter", "bootstrap_classes", "seed"),
+)
+
+_FLAGS = {
+    "eval_split": (flags.STRING, "val", "Ours: split of evaluations."),
+    "class_weighting": (
+        *(flags.one_of("none", "median_frequency"), "none"),
+        "Ours: label_weights from the pixel counts of the training split.",
+    ),
+    "sanity_overfit": (
+        *(flags.BOOLEAN, False),
+        "Ours: overfit one batch, report whether model, labels and loss fit, and end.",
+    ),
 }
 
 
@@ -90,87 +52,29 @@ def define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "train")
     flags.define_dataset_flags(values, "train_split", "train")
-    flags.define_fields(values, TrainConfig, _TRAINING)
-    flags.define_fields(values, DataConfig, _AUGMENTATION)
-    flags.define_fields(values, DataConfig, _BATCH, prefix="train_")
-    absl_flags.DEFINE_list(
-        "bootstrap_classes",
-        None,
-        "Ours: images with one of these classes come twice an epoch; the paper's for "
-        "VOC are bicycle,chair,diningtable,pottedplant,sofa.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_enum(
-        "class_weighting",
-        "none",
-        ["none", "median_frequency"],
-        "Ours: label_weights from the pixel counts of the training split.",
-        flag_values=values,
-    )
-    _define_machine(values)
+    flags.define_options(values, TrainConfig)
+    flags.define_options(values, DataConfig, _SAMPLES)
+    flags.define_flags(values, _FLAGS)
+    define_machine(values)
     flags.define_overwrite(values)
     absl_flags.mark_flag_as_required("train_logdir", flag_values=values)
     return values
 
 
-def _define_machine(values: absl_flags.FlagValues) -> None:
-    boolean, string = absl_flags.DEFINE_boolean, absl_flags.DEFINE_string
-    string("eval_split", "val", "Ours: split of evaluations.", flag_values=values)
-    absl_flags.DEFINE_enum(
-        "distribution_strategy",
-        "auto",
-        list(distribution.STRATEGIES),
-        "Ours: auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
-        flag_values=values,
-    )
-    absl_flags.DEFINE_integer(
-        "num_clones",
-        None,
-        "Devices that train; default: all GPUs. On CPU as many logical devices.",
-        flag_values=values,
-    )
-    boolean("clone_on_cpu", False, "Leave GPUs alone.", flag_values=values)
-    string("tpu", None, "Ours: name or address of a TPU.", flag_values=values)
-    boolean(
-        "deterministic",
-        False,
-        "Ours: the same weights, to the last bit, every time.",
-        flag_values=values,
-    )
-    boolean(
-        "sanity_overfit",
-        False,
-        "Ours: overfit one batch, say whether model, labels and loss fit, and end.",
-        flag_values=values,
-    )
-
-
 def _experiment(
     values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
-    """Returns everything that the flags say, checked as far as values go."""
+    """Returns the experiment of the flags, with all values checked."""
     split = flags.split_value(values, "train_split", preset)
     info = source.info
     model = flags.model_config(
-        values,
-        preset and preset.model,
-        num_classes=info.num_classes,
+        values, preset and preset.model, num_classes=info.num_classes
     )
     model = dataclasses.replace(model, channels=info.channels)
-    base = preset and preset.data
-    data = flags.data_config(
-        values,
-        model,
-        base,
-        dataset=info.name,
-        **flags.field_values(values, _BATCH, base, prefix="train_"),
-        **flags.field_values(values, _AUGMENTATION, base),
-        bootstrap_classes=tuple(values.bootstrap_classes or ()),
-    )
+    data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
     statistics.class_ids(data.bootstrap_classes, info)
-    train = TrainConfig(
-        **flags.field_values(values, _TRAINING, preset and preset.train),
-        ignore_label=info.ignore_label,
+    train = flags.read_options(
+        values, TrainConfig, preset and preset.train, ignore_label=info.ignore_label
     )
     if values.class_weighting != "none" and train.label_weights:
         raise UserError(
@@ -179,13 +83,13 @@ def _experiment(
         )
     experiment = Experiment(model, data, train, split, info)
     if preset:
-        parts, others = _beside(preset, experiment)
+        parts, others = _comparison(preset, experiment)
         print(report(preset, parts, **others))
     return experiment
 
 
 def _source(values, preset: Preset | None) -> Source:
-    """Returns the training records, and what their labels mean."""
+    """Returns the training records with the meaning of their labels."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     fallback = flags.dataset_fallback(preset)
@@ -194,10 +98,10 @@ def _source(values, preset: Preset | None) -> Source:
     return sources.open_split(info.name, folder, split)
 
 
-def _examined(values, experiment: Experiment, source: Source) -> Experiment:
-    """Returns the experiment with the label weights that `--class_weighting` means.
+def _examine(values, experiment: Experiment, source: Source) -> Experiment:
+    """Checks the records, and returns the experiment with its label weights.
 
-    Reads records, so that it comes behind what costs nothing to check.
+    Reads records, so that it comes after the checks that cost nothing.
     """
     for problem in validation.check_quickly(source, experiment.split):
         if problem.kind == "unlikely":
@@ -211,8 +115,8 @@ def _examined(values, experiment: Experiment, source: Source) -> Experiment:
     return dataclasses.replace(experiment, train=train)
 
 
-def _beside(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
-    """Returns what to compare of a preset and of this training, as `report` does."""
+def _comparison(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
+    """Returns the arguments of `report` that compare a preset with this training."""
     parts = [
         (preset.model, experiment.model),
         (preset.data, experiment.data),
@@ -224,31 +128,7 @@ def _beside(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
     return parts, {"train_split": experiment.split, "start": start}
 
 
-def _initialize(
-    model: keras.Model, config: TrainConfig, weights: str | None
-) -> tuple[str, ...]:
-    """Takes weights from the initial checkpoint.
-
-    Args:
-        model: The model.
-        config: How it is trained.
-        weights: Prefix of the checkpoint that `tf_initial_checkpoint` means, if any.
-
-    Returns:
-        The moving statistics that have never been trained.
-    """
-    statistics = [n for n in official_variables(model) if n.endswith("moving_mean")]
-    if not weights:
-        return tuple(statistics)
-    excluded = ()
-    if not config.initialize_last_layer:
-        excluded = last_layer_scopes(config.last_layers_contain_logits_only)
-    report = tf1.load_tf1_checkpoint(model, weights, excluded)
-    print(f"{config.tf_initial_checkpoint}: {report}")
-    return tuple(n for n in statistics if n not in report.restored)
-
-
-def _asked_batch_norm(values, preset: Preset | None) -> str:
+def _batch_norm_policy(values, preset: Preset | None) -> str:
     """Returns the policy of the flags; "auto" where they leave it open."""
     policy, fine_tune = values.batch_norm, values["fine_tune_batch_norm"]
     if fine_tune.present and policy != "auto":
@@ -264,35 +144,8 @@ def _asked_batch_norm(values, preset: Preset | None) -> str:
     return "freeze" if policy == "auto" and is_frozen else policy
 
 
-def _with_batch_norm(
-    experiment: Experiment, resolved: Resolved, fresh: tuple[str, ...]
-) -> Experiment:
-    """Returns the experiment with the policy that the flags come to.
-
-    Args:
-        experiment: What the flags say.
-        resolved: The policy, and why.
-        fresh: Moving statistics that have never been trained.
-    """
-    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
-    is_frozen = resolved.policy == "freeze"
-    if is_frozen and fresh:
-        print(
-            f"warning: {len(fresh)} frozen batch normalisations ({fresh[0]}, ...) were "
-            "never trained, which starves what is behind them; "
-            "--batch_norm=train learns them",
-            file=sys.stderr,
-        )
-    train = dataclasses.replace(
-        experiment.train,
-        batch_norm=resolved.policy,
-        fine_tune_batch_norm=not is_frozen,
-    )
-    return dataclasses.replace(experiment, train=train)
-
-
 def _validation(values, experiment: Experiment, preset) -> Validation | None:
-    """Returns what the model is scored on while it is trained."""
+    """Returns the evaluation during the training, if there is one."""
     if not experiment.train.eval_interval_steps:
         return None
     data, info = experiment.data, experiment.info
@@ -306,94 +159,17 @@ def _validation(values, experiment: Experiment, preset) -> Validation | None:
 
     config, canaries = EvalConfig(ignore_label=info.ignore_label), {}
     if preset and split == preset.eval_split:
-        parts, others = _beside(preset, experiment)
+        parts, others = _comparison(preset, experiment)
         if is_followed(preset, parts, **others):
             canaries = dict(preset.canaries)
     return Validation(dataset, config, canaries)
-
-
-def _strategy(values) -> tf.distribute.Strategy:
-    """Returns the strategy of the flags, before TensorFlow uses any device."""
-    if values.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    return distribution.make_strategy(
-        values.distribution_strategy,
-        values.num_clones,
-        values.clone_on_cpu,
-        values.tpu,
-    )
-
-
-def _print_machine(values, trainer: Trainer) -> None:
-    strategy, worker = trainer.strategy, trainer.worker
-    devices = ", ".join(d.name for d in tf.config.list_logical_devices())
-    print(
-        f"devices: {devices}; strategy: {type(strategy).__name__}, "
-        f"replicas: {strategy.num_replicas_in_sync}, worker {worker.index + 1} of "
-        f"{worker.count}; precision: {values.precision}; "
-        f"jit: {'on' if trainer.compiles else 'off'}"
-    )
-
-
-class _Start(NamedTuple):
-    """What a training begins with.
-
-    Attributes:
-        images: Images that a replica sees at once.
-        batch_norm: The policy that is asked for; "auto" where that is left open.
-        before: The experiment that it goes on with; None begins anew.
-        weights: Prefix of the checkpoint to begin with, if there is one.
-    """
-
-    images: int
-    batch_norm: str
-    before: Experiment | None
-    weights: str | None
-
-
-def _start(values, preset: Preset | None, experiment: Experiment, strategy) -> _Start:
-    """Returns what the training begins with; what has to be fetched comes last."""
-    train = experiment.train
-    images = distribution.require_divisible(
-        experiment.data.batch_size,
-        strategy.num_replicas_in_sync,
-        train.accumulate_steps,
-    )
-    asked = _asked_batch_norm(values, preset)
-    before = resume.experiment_before(experiment)
-    is_wanted = train.tf_initial_checkpoint and before is None
-    weights = find_weights(train.tf_initial_checkpoint) if is_wanted else None
-    return _Start(images, asked, before, weights)
-
-
-def _trainer(experiment: Experiment, values, strategy, start: _Start) -> tuple:
-    """Returns the trainer with its weights, and the experiment with what it found."""
-    train, before, asked = experiment.train, start.before, start.batch_norm
-    tf.keras.utils.set_random_seed(experiment.data.seed)
-    use_precision(values.precision)
-    with strategy.scope():
-        model = build_model(experiment.model)
-    fresh = _initialize(model, train, start.weights) if before is None else ()
-    is_kept = before is not None and asked == "auto"
-    policy = before.train.normalization if is_kept else asked
-    replicas = strategy.num_replicas_in_sync
-    resolved = resolve_batch_norm(policy, start.images, replicas, fresh)
-    if is_kept:
-        reason = f"as {train.train_logdir} was trained"
-        resolved = dataclasses.replace(resolved, reason=reason)
-    experiment = _with_batch_norm(experiment, resolved, fresh)
-    trainer = Trainer(model, experiment.train)
-    latest = trainer.restore_latest()
-    if latest:
-        print(f"going on from {latest}; tf_initial_checkpoint is not read")
-    return trainer, experiment
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
     flags.check_flags(values, "train")
     preset = flags.chosen_preset(values)
-    strategy = _strategy(values)
+    strategy = make_strategy(values)
     with distribution.lost_workers(distribution.worker_of(strategy)):
         _train(values, preset, strategy)
 
@@ -404,14 +180,16 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     validation = _validation(values, experiment, preset)
     is_chief = distribution.worker_of(strategy).is_chief
     writes = is_chief and not values.sanity_overfit
-    # Before anything is read from the folder, or built.
     folder = experiment.train.train_logdir
-    with training_lock(folder) if writes else contextlib.nullcontext():
-        if writes:
-            resume.claim_folder(folder, values.overwrite)
-        start = _start(values, preset, experiment, strategy)
-        experiment = _examined(values, experiment, source)
-        trainer, experiment = _trainer(experiment, values, strategy, start)
+    with claimed_logdir(folder, values.overwrite, writes):
+        policy = _batch_norm_policy(values, preset)
+        start = find_start(experiment, policy, strategy.num_replicas_in_sync)
+        experiment = _examine(values, experiment, source)
+        trainer, experiment, latest = prepare_trainer(
+            experiment, start, strategy, values.precision
+        )
+        if latest:
+            print(f"going on from {latest}; tf_initial_checkpoint is not read")
         _run(values, trainer, experiment, validation)
 
 
@@ -420,7 +198,8 @@ def _run(
 ) -> None:
     """Trains, or tries to overfit one batch."""
     config, data, split = experiment.train, experiment.data, experiment.split
-    _print_machine(values, trainer)
+    devices = ", ".join(d.name for d in tf.config.list_logical_devices())
+    print(f"devices: {devices}; {describe_machine(values, trainer)}")
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
         return load_dataset(data, split, True, trainer.samples, worker, num_workers)

@@ -33,7 +33,7 @@ TRAIN = (
     *("--train_crop_size=33,33", "--train_batch_size=2"),
 )
 DOCTOR = ("deeplab_tf.programs.doctor", "--dataset_dir={records}", "--output_dir=out")
-PLAN = ("deeplab_tf.programs.plan", "--json=out.json")
+PLAN = ("deeplab_tf.plan.program", "--json=out.json")
 FOLDER = (
     *("deeplab_tf.programs.convert.folder", "--image_dir=photos", "--label_dir=labels"),
     *("--classes=classes.txt", "--output_dir=out"),

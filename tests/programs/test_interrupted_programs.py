@@ -59,7 +59,9 @@ def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capf
     def write(text):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(sys, "stderr", types.SimpleNamespace(write=write))
+    monkeypatch.setattr(
+        sys, "stderr", types.SimpleNamespace(write=write, flush=lambda: None)
+    )
     assert ended(main, capfd)[0] == 129
 
 
@@ -69,8 +71,13 @@ def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capf
         (["/a/train.py", "--x"], None, ["python", "/a/train.py", "--x"]),
         (["bin/deeplab-train", "--x"], None, ["bin/deeplab-train", "--x"]),
         (
-            ["/a/deeplab_tf/pretrain.py", "--x"],
-            "deeplab_tf.pretrain",
+            ["/a/deeplab_tf/predict.py", "--x"],
+            "deeplab_tf.predict",
+            ["python", "-m", "deeplab_tf.predict", "--x"],
+        ),
+        (
+            ["/a/deeplab_tf/pretrain/__main__.py", "--x"],
+            "deeplab_tf.pretrain.__main__",
             ["python", "-m", "deeplab_tf.pretrain", "--x"],
         ),
         (["eval.py"], "pytest.__main__", ["python", "eval.py"]),

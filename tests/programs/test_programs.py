@@ -20,10 +20,8 @@ from PIL import Image
 from plain_records import record, write
 from small_zoo import tiny_checkpoint
 
-from deeplab_tf import UserError, flags
 from deeplab_tf.checkpoints.tf1 import read_variables
 from deeplab_tf.config import (
-    RELEASED_CELL,
     ContextConfig,
     DecoderConfig,
     EvalConfig,
@@ -35,6 +33,7 @@ from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
 from deeplab_tf.programs import run_program
+from deeplab_tf.serving import forms
 from deeplab_tf.serving.saved_model import export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -218,74 +217,6 @@ REQUIRED = {
     "export": ("--checkpoint_path=c", "--export_path=e"),
     "predict": ("--model=m", "--images=i", "--output_dir=o"),
 }
-
-
-def parsed(name, *arguments):
-    values = program(name).define_flags()
-    values([name, *REQUIRED[name], *arguments])
-    return values
-
-
-def test_explicit_flags_override_the_experiment_and_are_noted(logs, capsys):
-    trained = read_experiment(str(logs)).model
-    values = parsed("eval", "--output_stride=8", "--depth_multiplier=0.1")
-    config = flags.model_config(values, trained, "experiment.json")
-    assert config == trained.at_output_stride(8)
-    assert config.context.rates == (12, 24)
-    out = capsys.readouterr().out
-    assert out == "note: output_stride is 8, not 16 as in experiment.json\n"
-
-
-def test_defaults_do_not_override_the_experiment(logs, capsys):
-    trained = read_experiment(str(logs)).model
-    for name in REQUIRED:
-        assert flags.model_config(parsed(name), trained) == trained
-    assert capsys.readouterr().out == ""
-
-
-def test_without_an_experiment_the_official_defaults_count():
-    for name, output_stride in (("eval", 16), ("export", 8)):
-        config = flags.model_config(parsed(name))
-        official = {"output_stride": output_stride}
-        assert config == ModelConfig.from_official_flags(official)
-
-
-COMMON_DEAD = (
-    "--logtostderr",
-    "--alsologtostderr",
-    "--verbosity=1",
-    "--master=",
-    "--batch_norm_decay=0.9997",
-    "--keep_aspect_ratio=true",
-    "--nas_stem_output_num_conv_filters=20",
-    "--nas_use_classification_head=false",
-    "--nas_remove_os32_stride=false",
-)
-DEAD = {
-    "train": (
-        "--num_replicas=1",
-        "--startup_delay_steps=15",
-        "--num_ps_tasks=0",
-        "--task=0",
-        "--profile_logdir=p",
-        "--drop_path_keep_prob=1.0",
-        "--save_summaries_secs=600",
-        "--save_summaries_images=true",
-    ),
-    "eval": (),
-    "export": ("--save_inference_graph=true",),
-    "predict": (),
-}
-
-
-@pytest.mark.parametrize("name", REQUIRED)
-def test_every_dead_flag_warns_in_one_line(name, capsys):
-    for flag in COMMON_DEAD + DEAD[name]:
-        flags.check_flags(parsed(name, flag), name)
-        (warning,) = capsys.readouterr().err.splitlines()
-        assert warning.startswith(f"warning: {flag.partition('=')[0]} has no effect: ")
-    flags.check_flags(parsed(name), name)
-    assert capsys.readouterr().err == ""
 
 
 def test_every_program_checks_its_flags(tmp_path, capsys):
@@ -615,7 +546,7 @@ def toy_line(toy, tiny_records, tmp_path_factory):
             os.makedirs(path)
             exports.append(options)
 
-        patch.setattr(program("export_forms"), "export_saved_model", keep)
+        patch.setattr(forms, "export_saved_model", keep)
         out["export"] = run(
             *("export", "--preset=toy", f"--checkpoint_path={folder}/logs"),
             *(f"--export_path={folder}/exported", "--crop_size=97,97"),
@@ -676,35 +607,6 @@ def test_deviations_from_a_preset_are_printed(toy_line):
     assert "note:" not in "".join(toy_line.out.values())
 
 
-def test_a_model_flag_wins_over_a_preset_and_is_noted(toy, capsys):
-    values = parsed("export", "--output_stride=8", "--preset=toy", "--merge_method=max")
-    config = flags.model_config(values, toy.eval_model, "the preset toy")
-    assert config == toy.model.at_output_stride(8)
-    out = capsys.readouterr().out
-    assert out == "note: output_stride is 8, not 16 as in the preset toy\n"
-
-
-def test_a_split_that_is_given_wins_over_a_preset(toy):
-    for name, flag in (("train", "train_split"), ("eval", "eval_split")):
-        assert flags.split_value(parsed(name), flag, toy) == "trainval"
-        given = parsed(name, f"--{flag}=val")
-        assert flags.split_value(given, flag, toy) == "val"
-        official = {"train_split": "train", "eval_split": "val"}[flag]
-        assert flags.split_value(parsed(name), flag, None) == official
-
-
-def test_a_preset_tells_the_dataset_and_the_size_of_its_images():
-    preset = find_preset("mobilenetv2_ade20k_train")
-    assert flags.dataset_fallback(preset) == "ade20k"
-    assert flags.dataset_fallback(None) == "pascal_voc_seg"
-    values = parsed("eval", "--max_resize_value=513")
-    data = flags.data_config(values, preset.model, preset.data)
-    resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)
-    assert resizing == (257, 513, 16)
-    alone = flags.data_config(parsed("eval"), preset.model, None)
-    assert alone.min_resize_value is None
-
-
 @pytest.mark.parametrize("name", REQUIRED)
 def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path):
     images = f"--images={tiny_voc}/JPEGImages"
@@ -720,22 +622,6 @@ def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_pa
     )
     assert_refused(message, name, *where[name], "--preset=edgetpu")
     assert os.listdir(tmp_path) == []
-
-
-def test_a_cell_is_read_from_any_file_system():
-    branches = [
-        {"op": "conv", "input": b.input, "kernel": 3, "rate": b.rate}
-        for b in RELEASED_CELL[:2]
-    ]
-    with tf.io.gfile.GFile("ram://cells/cell.json", "w") as file:
-        file.write(json.dumps(branches))
-    for name in ("train", "eval", "export"):
-        values = parsed(name, "--dense_prediction_cell_json=ram://cells/cell.json")
-        context = flags.model_config(values).context
-        assert context.dense_prediction_cell == RELEASED_CELL[:2]
-    missing = parsed("eval", "--dense_prediction_cell_json=ram://cells/none.json")
-    with pytest.raises(UserError, match=r"^dense_prediction_cell_json cannot .*ram:"):
-        flags.model_config(missing)
 
 
 def test_help_describes_the_program_and_its_flags():
@@ -754,9 +640,3 @@ def test_a_mistake_ends_the_process_with_one_line():
     assert ended.stderr.startswith("train.py: ")
     assert ended.stderr.count("\n") == 1 and "no_such_flag" in ended.stderr
     assert ended.stdout == ""
-
-
-def test_official_flags_without_a_meaning_here_are_told(capsys):
-    for name in ("eval", "export", "predict"):
-        flags.check_flags(parsed(name, "--label_weights=1"), name)
-        assert "warning: --label_weights has no effect" in capsys.readouterr().err

@@ -1,6 +1,6 @@
-"""Where labelled images go: to pictures, to an archive, to a video.
+"""Writes labelled images: as images, into an archive, as a video.
 
-Each is open as long as it is entered, and tells what it wrote.
+Each writer is a context manager, and prints what it wrote.
 """
 
 import contextlib
@@ -16,16 +16,16 @@ from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
 from deeplab_tf.images.videos import Video, write_video
 
-# Pictures that are also shown together.
+# Images in the overview.
 _SHOWN = 12
 _OVERVIEW = "overview.png"
 _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
-# Name, uint8 RGB `[h, w, 3]` and labels `[h, w]` of an image that was labelled.
-Sink = Callable[[str, np.ndarray, np.ndarray], None]
+# Takes name, uint8 RGB `[h, w, 3]` and labels `[h, w]` of an image.
+Writer = Callable[[str, np.ndarray, np.ndarray], None]
 
 
-def write_pictures(
+def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
     """Writes `<prefix>_label.png`, `_color.png` and `_overlay.png`.
@@ -34,7 +34,7 @@ def write_pictures(
         image: uint8 RGB `[height, width, 3]`.
         labels: Class ids `[height, width]`.
         info: Names and colours of the classes.
-        prefix: Path of the pictures up to the underscore.
+        prefix: Path of the images up to the underscore.
 
     Returns:
         The overlay with its legend, uint8 `[h, w, 3]`.
@@ -51,8 +51,8 @@ def write_pictures(
     return with_legend
 
 
-def picture_names(images: Iterable[str]) -> list[str]:
-    """Returns the names of all files that `pictures` writes for some images.
+def image_files(images: Iterable[str]) -> list[str]:
+    """Returns the names of all files that `write_images` writes for some images.
 
     Args:
         images: Names of the images, without suffix.
@@ -62,8 +62,8 @@ def picture_names(images: Iterable[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
-    """Writes the pictures of every image, and at the end some together.
+def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
+    """Writes labels, colours and overlay of every image, and an overview.
 
     Args:
         folder: Where to write them.
@@ -73,7 +73,7 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
     overlays = []
 
     def add(name, image, labels):
-        laid_over = write_pictures(image, labels, info, os.path.join(folder, name))
+        laid_over = _write_images(image, labels, info, os.path.join(folder, name))
         if len(overlays) < _SHOWN:
             overlays.append(visualize.shrink(laid_over, visualize.SHEET_SIDE))
 
@@ -86,16 +86,16 @@ def pictures(folder: str, info: DatasetInfo) -> Iterator[Sink]:
 
 
 @contextlib.contextmanager
-def submission(
+def write_submission(
     benchmark: str, path: str, info: DatasetInfo, overwrite: bool
-) -> Iterator[Sink]:
-    """Packs the labels of every image as the server of a benchmark takes them.
+) -> Iterator[Writer]:
+    """Packs the labels of every image into the archive of a benchmark's server.
 
     Args:
         benchmark: Name among `SUBMISSIONS`.
         path: Archive to write.
         info: The classes.
-        overwrite: Whether to replace a file that is not our earlier output, too.
+        overwrite: Whether to replace a file that we did not write.
 
     Raises:
         UserError: if classes, path or an image are not those of the benchmark.
@@ -105,25 +105,27 @@ def submission(
     print(f"written: {path}, for the server of {benchmark}")
 
 
-def video_file(video: Video) -> str:
-    """Returns the name of the file that `overlay_video` writes."""
+def overlay_file(video: Video) -> str:
+    """Returns the name of the file that `write_overlay_video` writes."""
     return f"{video.name}_overlay.mp4"
 
 
 @contextlib.contextmanager
-def overlay_video(folder: str, video: Video, info: DatasetInfo) -> Iterator[Sink]:
-    """Writes every frame with its colours, above a legend that stays the same.
+def write_overlay_video(
+    folder: str, video: Video, info: DatasetInfo
+) -> Iterator[Writer]:
+    """Writes every frame with its colours, above a constant legend.
 
     Args:
         folder: Where to write `<name of the video>_overlay.mp4`.
-        video: Where the frames are from.
+        video: The frames.
         info: Names and colours of the classes.
 
     Raises:
         UserError: if the file cannot be written.
     """
     tf.io.gfile.makedirs(folder)
-    path = os.path.join(folder, video_file(video))
+    path = os.path.join(folder, overlay_file(video))
     height, width = video.size
     legend = visualize.legend_strip(info, height, width)
     with write_video(path, video.rate, (height + len(legend), width)) as write:
@@ -136,8 +138,8 @@ def overlay_video(folder: str, video: Video, info: DatasetInfo) -> Iterator[Sink
 
 
 @contextlib.contextmanager
-def label_maps(folder: str, info: DatasetInfo) -> Iterator[Sink]:
-    """Writes the labels of every frame, as VOC keeps them.
+def write_label_maps(folder: str, info: DatasetInfo) -> Iterator[Writer]:
+    """Writes the labels of every frame as PNGs with a palette, as in VOC.
 
     Args:
         folder: Where to write `<name>.png` of each.

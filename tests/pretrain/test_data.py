@@ -18,15 +18,15 @@ from tensorflow_datasets import features
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
-from deeplab_tf.data.classification import (
+from deeplab_tf.data.reader import batches
+from deeplab_tf.errors import UserError
+from deeplab_tf.pretrain.data import (
     central_window,
     describe_samples,
     load_classes,
     open_classes,
     random_window,
 )
-from deeplab_tf.data.reader import batches
-from deeplab_tf.errors import UserError
 
 TRAIN, TEST = 9, 5
 

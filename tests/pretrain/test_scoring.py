@@ -17,7 +17,7 @@ from deeplab_tf import (
 )
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.training.classification import ClassValidation, Ranking
+from deeplab_tf.pretrain.scoring import ClassValidation, Ranking
 from deeplab_tf.training.history import History
 
 CLASSES = 300

@@ -1,4 +1,4 @@
-r"""Tells which batch fits a device, and how fast it trains, before anything is trained.
+r"""Measures memory and time of each batch size before anything is trained.
 
     python -m deeplab_tf.plan --preset=camvid_mobilenetv2 --batch_sizes=2,4,8
 
@@ -10,6 +10,7 @@ accumulated, in the fastest precision and with XLA or without. No data are neede
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,13 +20,36 @@ from deeplab_tf import flags
 from deeplab_tf.config import ModelConfig, TrainConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
+from deeplab_tf.plan import measuring
+from deeplab_tf.plan.measuring import Cell, Measurement
 from deeplab_tf.presets import Preset
-from deeplab_tf.training import distribution, planning
-from deeplab_tf.training.planning import Cell, Measurement
+from deeplab_tf.training import distribution
 
 _PRECISIONS = ("float32", "bfloat16")
 # Of a model without a preset: PASCAL VOC's classes, the official crop and batch.
 _NUM_CLASSES, _CROP, _BATCH = 21, (513, 513), 16
+
+_FLAGS = {
+    "batch_sizes": (
+        *(flags.STRINGS, ["1", "2", "4", "8", "16"]),
+        "Numbers of images at once.",
+    ),
+    "crop_sizes": (
+        *(flags.STRINGS, None),
+        "Crops, as 513 or 769x1025; default: the preset's.",
+    ),
+    "output_strides": (flags.STRINGS, None, "Output strides; default: the preset's."),
+    "train_batch_size": (
+        *(flags.at_least(1), None),
+        "Images of an optimiser step; default: the preset's.",
+    ),
+    "steps": (flags.at_least(1), 2, "Steps that are timed."),
+    "memory_gib": (
+        *(functools.partial(flags.FLOAT, lower_bound=0), None),
+        "Available memory; default: that of the GPU or the machine.",
+    ),
+    "json": (flags.STRING, None, "File for the results."),
+}
 
 
 def define_flags() -> absl_flags.FlagValues:
@@ -33,48 +57,13 @@ def define_flags() -> absl_flags.FlagValues:
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "train")
     flags.define_overwrite(values)
-    whole = absl_flags.DEFINE_list
-    whole(
-        "batch_sizes",
-        ["1", "2", "4", "8", "16"],
-        "Numbers of images at once.",
-        flag_values=values,
-    )
-    whole(
-        "crop_sizes",
-        None,
-        "Crops, as 513 or 769x1025; default: the preset's.",
-        flag_values=values,
-    )
-    whole(
-        "output_strides",
-        None,
-        "Output strides; default: the preset's.",
-        flag_values=values,
-    )
-    integer = absl_flags.DEFINE_integer
-    integer(
-        "train_batch_size",
-        None,
-        "Images of an optimiser step; default: the preset's.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    integer("steps", 2, "Steps that are timed.", lower_bound=1, flag_values=values)
-    absl_flags.DEFINE_float(
-        "memory_gib",
-        None,
-        "Memory that there is; default: that of the GPU or the machine.",
-        lower_bound=0,
-        flag_values=values,
-    )
-    absl_flags.DEFINE_string("json", None, "File for the results.", flag_values=values)
+    flags.define_flags(values, _FLAGS)
     return values
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
-    """What is to be planned."""
+    """The steps to measure, and the device."""
 
     model: ModelConfig
     train: TrainConfig
@@ -86,8 +75,10 @@ class _Request:
     steps: int
 
     def measure(self, cell: Cell) -> Measurement | None:
-        """Returns what a step takes; None if memory ran out."""
-        return planning.measure_apart(cell, self.model, self.train, self.steps)
+        """Measures a step; returns None if memory ran out."""
+        return measuring.measure_in_new_process(
+            cell, self.model, self.train, self.steps
+        )
 
 
 def _crop(text: str) -> tuple[int, int]:
@@ -117,7 +108,7 @@ def _request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
     for stride in strides:
         model.at_output_stride(stride)  # refuses what cannot be
     if values.memory_gib is None:
-        mebibytes = planning.device_mebibytes()
+        mebibytes = measuring.device_mebibytes()
     else:
         mebibytes = 1024 * values.memory_gib
     return _Request(
@@ -133,14 +124,14 @@ def _request(values: absl_flags.FlagValues, preset: Preset | None) -> _Request:
 
 
 def _grid(request: _Request, precision: str, say: Callable) -> Iterator[Measurement]:
-    """Yields what fits the memory, and says so of everything."""
-    limit = planning.usable(request.mebibytes)
+    """Yields the measurements that ran, and prints every one."""
+    limit = measuring.usable_mebibytes(request.mebibytes)
     for crop in request.crop_sizes:
         for stride in request.output_strides:
             alike: list[Measurement] = []
             for images in request.batch_sizes:
                 cell = Cell(crop, stride, images, precision)
-                expected = planning.predicted_mebibytes(alike, images)
+                expected = measuring.predict_mebibytes(alike, images)
                 if expected is not None and expected > limit:
                     say(_line(cell, f"would take about {expected:.0f} MiB"))
                     break
@@ -154,7 +145,7 @@ def _grid(request: _Request, precision: str, say: Callable) -> Iterator[Measurem
 
 
 def _alternatives(best: Measurement) -> Iterator[Cell]:
-    """Yields other ways to do the same step."""
+    """Yields the same step in other precisions, with XLA and without."""
     for precision in _PRECISIONS:
         # XLA makes depthwise convolutions some twenty times slower on CPU.
         for jit in ("on", "off") if distribution.uses_gpu() else ("auto",):
@@ -163,10 +154,10 @@ def _alternatives(best: Measurement) -> Iterator[Cell]:
                 yield cell
 
 
-def _recommended(
+def _recommend(
     request: _Request, measured: Sequence[Measurement], say: Callable
 ) -> Measurement | None:
-    """Returns the best way to train with the first crop and output stride."""
+    """Returns the fastest step that fits, of the first crop and output stride."""
     first = (request.crop_sizes[0], request.output_strides[0])
     # One image has no statistics to train batch normalisation with.
     least = 1 if request.train.normalization == "freeze" else 2
@@ -176,8 +167,8 @@ def _recommended(
         if (one.cell.crop_size, one.cell.output_stride) == first
         and one.cell.images >= least
     ]
-    limit = planning.usable(request.mebibytes)
-    best = planning.largest(own, request.batch, request.mebibytes)
+    limit = measuring.usable_mebibytes(request.mebibytes)
+    best = measuring.select_largest(own, request.batch, request.mebibytes)
     if best is None:
         # The smallest batch that has statistics, with less memory.
         images = 2 if request.batch % 2 == 0 else request.batch
@@ -196,20 +187,20 @@ def _recommended(
     return best
 
 
-def _line(cell: Cell, told: str) -> str:
+def _line(cell: Cell, result: str) -> str:
     height, width = cell.crop_size
     how = cell.precision + ("" if cell.jit == "auto" else f", jit {cell.jit}")
     how += ", recomputed" if cell.recompute else ""
     crop = f"{height}x{width}"
-    return f"{crop:>10} {cell.output_stride:>6} {cell.images:>6}  {how:<18}{told}"
+    return f"{crop:>10} {cell.output_stride:>6} {cell.images:>6}  {how:<18}{result}"
 
 
 def _measured_line(one: Measurement, limit: float) -> str:
-    told = (
+    result = (
         f"{one.mebibytes:>8.0f} {one.step_seconds:>8.2f} {one.images_per_second:>8.1f} "
         f"{one.compile_seconds:>8.1f}"
     )
-    return _line(one.cell, told + ("" if one.mebibytes <= limit else "  too much"))
+    return _line(one.cell, result + ("" if one.mebibytes <= limit else "  too much"))
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -219,7 +210,7 @@ def main(values: absl_flags.FlagValues) -> None:
     if values.json:
         folder, name = outputs.split(values.json)
         outputs.claim(folder, [name], values.overwrite)
-    limit = planning.usable(request.mebibytes)
+    limit = measuring.usable_mebibytes(request.mebibytes)
 
     def say(line: str) -> None:
         print(line, flush=True)
@@ -230,7 +221,7 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{'s/step':>8} {'images/s':>8} {'compile':>8}"
     )
     measured = list(_grid(request, values.precision, say))
-    best = _recommended(request, measured, say)
+    best = _recommend(request, measured, say)
     if best is None:
         height, width = request.crop_sizes[0]
         raise UserError(
@@ -238,23 +229,27 @@ def main(values: absl_flags.FlagValues) -> None:
             f"{request.output_strides[0]} fits {limit:.0f} MiB, recomputed or not; "
             "take a smaller crop, a larger output stride or a smaller model"
         )
-    told = planning.recommended_flags(best, request.batch)
-    say(f"\n{' '.join(told)}")
+    recommended = measuring.training_flags(best, request.batch)
+    say(f"\n{' '.join(recommended)}")
     say(
         f"{best.images_per_second:.1f} images a second, "
         f"{request.batch / best.images_per_second:.2f} s for a step of "
         f"{request.batch} images, {best.mebibytes:.0f} MiB"
     )
     if values.json:
-        text = json.dumps(
-            {
-                "mebibytes": request.mebibytes,
-                "measured": [_row(one) for one in measured],
-                "recommended": {**_row(best), "flags": told},
-            },
-            indent=2,
-        )
-        outputs.write_text(f"{text}\n", values.json)
+        best_row = {**_row(best), "flags": recommended}
+        _write_json(values.json, request, measured, best_row)
+
+
+def _write_json(
+    path: str, request: _Request, measured: Sequence[Measurement], recommended: dict
+) -> None:
+    content = {
+        "mebibytes": request.mebibytes,
+        "measured": [_row(one) for one in measured],
+        "recommended": recommended,
+    }
+    outputs.write_text(f"{json.dumps(content, indent=2)}\n", path)
 
 
 def _row(one: Measurement) -> dict:

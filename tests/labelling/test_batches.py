@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from deeplab_tf.programs.labelling import Source, _batches, label_all
+from deeplab_tf.labelling.batches import Images, _batches, label_images
 
 
 def test_a_batch_ends_where_the_size_changes():
@@ -12,7 +12,7 @@ def test_a_batch_ends_where_the_size_changes():
     assert batches == [[0, 1], [2], [3], [4, 5]]
 
 
-def test_every_image_reaches_every_sink_with_its_labels():
+def test_every_image_reaches_every_writer_with_its_labels():
     images = [(str(i), np.full((4, 6, 3), i, np.uint8)) for i in range(5)]
     seen, again, batches = [], [], []
 
@@ -20,14 +20,14 @@ def test_every_image_reaches_every_sink_with_its_labels():
         batches.append(len(batch))
         return batch[..., 0] + np.int32(10)
 
-    def sink(name, image, labels):
+    def write(name, image, labels):
         seen.append((name, image.max(), labels.min(), labels.shape))
 
-    count = label_all(
-        Source(iter(images), None, "img"),
+    count = label_images(
+        Images(iter(images), None, "img"),
         labeler,
         batch_size=2,
-        sinks=[sink, lambda name, *_: again.append(name)],
+        writers=[write, lambda name, *_: again.append(name)],
     )
     assert count == 5
     assert batches == [2, 2, 1]

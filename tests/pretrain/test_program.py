@@ -21,7 +21,7 @@ from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.training.resume import read_experiment
 
-PROGRAM = "deeplab_tf.programs.pretrain"
+PROGRAM = "deeplab_tf.pretrain.program"
 STEPS = 12
 TRAINING = (
     *("--dataset=tfds:colors", "--train_crop_size=33,33", "--train_batch_size=6"),

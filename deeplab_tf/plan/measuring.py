@@ -1,4 +1,4 @@
-"""Which batch fits: memory and time of a training step, by measuring it."""
+"""Memory and time of a training step, measured."""
 
 import concurrent.futures
 import dataclasses
@@ -21,19 +21,19 @@ from deeplab_tf.models.precision import use_precision
 from deeplab_tf.training import distribution
 from deeplab_tf.training.trainer import Trainer
 
-# What a step takes varies a little, and evaluations come in between.
+# Memory varies a little between steps, and evaluations need some.
 _USABLE = 0.9
 _MEBIBYTE = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A way to do a step.
+    """A configuration of a training step.
 
     Attributes:
         crop_size: Height and width, in pixels.
         output_stride: Of training.
-        images: Images that are seen at once: the batch over `--accumulate_steps`.
+        images: Images at once: the batch over `--accumulate_steps`.
         precision: "float32", "bfloat16" or "float16".
         jit: "auto", "on" or "off", as `TrainConfig` has it.
         recompute: Whether activations are computed again.
@@ -49,7 +49,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What a step in a cell takes.
+    """Memory and time of a step.
 
     Attributes:
         cell: The cell.
@@ -72,13 +72,13 @@ class Measurement:
 def measure(
     cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
 ) -> Measurement:
-    """Returns what a step takes, measured in this process, which should be a new one.
+    """Measures a step in this process, which should be a new one.
 
     Args:
         cell: The cell.
         model: The model; its output stride is the cell's.
-        train: How it is trained; where it is told otherwise, the cell is right.
-        steps: How many are timed behind the first.
+        train: How it is trained; the cell overrides it.
+        steps: Number of timed steps after the first.
     """
     use_precision(cell.precision)
     keras.utils.set_random_seed(0)
@@ -112,10 +112,10 @@ def _peak() -> int:
     return memory.peak_bytes()
 
 
-def measure_apart(
+def measure_in_new_process(
     cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
 ) -> Measurement | None:
-    """Returns what `measure` does from a new process; None if memory ran out there."""
+    """Runs `measure` in a new process; returns None if memory ran out there."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
         try:
@@ -132,7 +132,7 @@ def device_mebibytes() -> float:
     """Returns the memory of the first GPU, or of the machine where there is none.
 
     Raises:
-        UserError: where the GPU's is not known.
+        UserError: if the GPU's is unknown.
     """
     if not distribution.uses_gpu():
         return memory.machine_bytes() / _MEBIBYTE
@@ -143,21 +143,23 @@ def device_mebibytes() -> float:
             "--memory_gib"
         )
     query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
-    told = subprocess.run([program, *query], capture_output=True, text=True, check=True)
-    return float(told.stdout.split()[0])
+    listed = subprocess.run(
+        [program, *query], capture_output=True, text=True, check=True
+    )
+    return float(listed.stdout.split()[0])
 
 
-def usable(mebibytes: float) -> float:
-    """Returns how much of a device's memory a step may take."""
+def usable_mebibytes(mebibytes: float) -> float:
+    """Returns the part of a device's memory that a step may take."""
     return _USABLE * mebibytes
 
 
-def predicted_mebibytes(measured: Sequence[Measurement], images: int) -> float | None:
-    """Returns what more images would take: a line through the last two measurements.
+def predict_mebibytes(measured: Sequence[Measurement], images: int) -> float | None:
+    """Returns the memory of more images, by a line through the last two measurements.
 
     Args:
         measured: By ascending number of images, else alike.
-        images: How many.
+        images: Number of images.
 
     Returns:
         None for less than two.
@@ -169,10 +171,10 @@ def predicted_mebibytes(measured: Sequence[Measurement], images: int) -> float |
     return last.mebibytes + slope * (images - last.cell.images)
 
 
-def largest(
+def select_largest(
     measured: Sequence[Measurement], batch: int, mebibytes: float
 ) -> Measurement | None:
-    """Returns that of most images at once that fit and make up the batch.
+    """Returns the measurement of most images at once that fit and divide the batch.
 
     Batch normalisation is the better for every image (DeepLabv3, 1706.05587, Sec.
     4.1), and a step is seldom slower per image.
@@ -185,12 +187,12 @@ def largest(
     fitting = [
         one
         for one in measured
-        if batch % one.cell.images == 0 and one.mebibytes <= usable(mebibytes)
+        if batch % one.cell.images == 0 and one.mebibytes <= usable_mebibytes(mebibytes)
     ]
     return max(fitting, key=lambda one: one.cell.images, default=None)
 
 
-def recommended_flags(best: Measurement, batch: int) -> list[str]:
+def training_flags(best: Measurement, batch: int) -> list[str]:
     """Returns the flags of train.py for a batch."""
     cell = best.cell
     height, width = cell.crop_size

@@ -14,8 +14,8 @@ from deeplab_tf import (
 )
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.models.backbones import BACKBONES
-from deeplab_tf.models.classifier import build_classifier
 from deeplab_tf.models.variables import official_variables
+from deeplab_tf.pretrain.classifier import build_classifier
 
 FAMILIES = ("xception", "resnet")
 CLASSIFIED = [name for name in BACKBONES if name.startswith(FAMILIES)]

@@ -22,7 +22,7 @@ from deeplab_tf.training.resume import read_experiment
 
 
 def experiment_of(checkpoint: str) -> Experiment | None:
-    """Returns the `experiment.json` beside a checkpoint, if it is one of ours."""
+    """Returns the `experiment.json` next to a checkpoint, if it is one of ours."""
     return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
 
@@ -33,7 +33,7 @@ def named_classes(
 
     Args:
         dataset: Value of `--dataset`; None where it was not given.
-        known: What came with the model, if anything did.
+        known: The classes stored with the model, if any.
         num_classes: Number of classes of the model.
 
     Raises:
@@ -53,9 +53,9 @@ def named_classes(
 
 
 def _described(values: absl_flags.FlagValues, prefix: str):
-    """Returns the model that preset or `experiment.json` describe, and what to call it.
+    """Returns the model of the preset or the `experiment.json`, and the source's name.
 
-    A preset has no name here: the programs report what differs from it.
+    A preset has no name here: the programs report the deviations from it.
     """
     preset = flags.chosen_preset(values)
     if preset:
@@ -67,11 +67,11 @@ def _described(values: absl_flags.FlagValues, prefix: str):
 def require_no_model_flags(
     values: absl_flags.FlagValues, path: str, others: Iterable[str] = ()
 ) -> None:
-    """Refuses flags that say how a model is built; an artefact is built already.
+    """Refuses flags of the model, which have no effect on an exported one.
 
     Args:
         values: Parsed flags of a program.
-        path: Of the artefact.
+        path: Path of the artefact.
         others: Names of more flags to refuse.
 
     Raises:
@@ -85,13 +85,13 @@ def require_no_model_flags(
 def require_classes(
     info: DatasetInfo, num_classes: int, channels: int, model: str
 ) -> None:
-    """Refuses a model of other classes or channels than a dataset has.
+    """Refuses a model whose classes or channels are not the dataset's.
 
     Args:
-        info: Of the dataset.
+        info: The dataset.
         num_classes: Number of classes of the model.
-        channels: Channels of the images that it takes.
-        model: What to call it.
+        channels: Channels of its images.
+        model: Name of the model, for the error.
 
     Raises:
         UserError: naming both.
@@ -104,12 +104,12 @@ def require_classes(
 
 
 def require_channels(model: keras.Model, channels: int, images: str) -> None:
-    """Refuses a model of images with other channels.
+    """Refuses a model whose images have other channels.
 
     Args:
         model: The model.
         channels: Channels of the images.
-        images: What to call them.
+        images: Name of the images, for the error.
 
     Raises:
         UserError: naming both.
@@ -121,20 +121,20 @@ def require_channels(model: keras.Model, channels: int, images: str) -> None:
         )
 
 
-def restored_model(
+def restore_model(
     values: absl_flags.FlagValues,
     checkpoint: str | tf1.Checkpoint,
     num_classes: int | None = None,
 ) -> keras.Model:
-    """Returns the model of a checkpoint, every variable of it restored.
+    """Returns the model of a checkpoint, with every variable restored.
 
     Args:
         values: Parsed flags of a program.
-        checkpoint: Prefix or folder, official or ours; or what was read of it.
+        checkpoint: Prefix or folder, official or ours; or its content.
         num_classes: Number of classes of the data; None takes the checkpoint's.
 
     Raises:
-        UserError: if there is no such checkpoint or it is of another model.
+        UserError: if there is no such checkpoint or it holds another model.
     """
     if isinstance(checkpoint, str):
         checkpoint = tf1.read_checkpoint(checkpoint)

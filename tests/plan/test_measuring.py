@@ -7,8 +7,8 @@ from program_runs import assert_refused, run
 
 from deeplab_tf import memory
 from deeplab_tf.config import ModelConfig, TrainConfig
-from deeplab_tf.training import planning
-from deeplab_tf.training.planning import Cell, Measurement
+from deeplab_tf.plan import measuring
+from deeplab_tf.plan.measuring import Cell, Measurement
 
 MODEL = ModelConfig("mobilenet_v3_small_seg", num_classes=3)
 CROP = (33, 33)
@@ -20,35 +20,35 @@ def measured(images, mebibytes, seconds=1.0, **cell):
 
 def test_more_images_are_predicted_by_a_line():
     two, four = measured(2, 1000.0), measured(4, 1400.0)
-    assert planning.predicted_mebibytes([two, four], 16) == 1400 + 12 * 200
-    assert planning.predicted_mebibytes([two], 16) is None
+    assert measuring.predict_mebibytes([two, four], 16) == 1400 + 12 * 200
+    assert measuring.predict_mebibytes([two], 16) is None
 
 
 def test_the_most_images_that_fit_and_divide_the_batch_are_taken():
     several = [measured(2, 1000.0), measured(3, 1100.0), measured(4, 1400.0)]
-    assert planning.largest(several, 8, 10_000).cell.images == 4
-    assert planning.largest(several, 9, 10_000).cell.images == 3
+    assert measuring.select_largest(several, 8, 10_000).cell.images == 4
+    assert measuring.select_largest(several, 9, 10_000).cell.images == 3
     # 90 % of it may be taken.
-    assert planning.largest(several, 8, 1500).cell.images == 2
-    assert planning.largest(several, 8, 1000) is None
-    assert planning.largest(several, 7, 10_000) is None
+    assert measuring.select_largest(several, 8, 1500).cell.images == 2
+    assert measuring.select_largest(several, 8, 1000) is None
+    assert measuring.select_largest(several, 7, 10_000) is None
 
 
 def test_the_flags_are_those_of_the_training():
-    plain = planning.recommended_flags(measured(8, 1.0), 8)
+    plain = measuring.training_flags(measured(8, 1.0), 8)
     assert plain == [
         "--train_crop_size=33,33",
         "--output_stride=16",
         "--train_batch_size=8",
     ]
     other = measured(2, 1.0, precision="bfloat16", jit="on", recompute=True)
-    assert planning.recommended_flags(other, 8)[3:] == [
+    assert measuring.training_flags(other, 8)[3:] == [
         *("--accumulate_steps=4", "--precision=bfloat16", "--jit=on", "--recompute")
     ]
 
 
 def test_a_step_is_measured():
-    one = planning.measure(Cell(CROP, 16, 2), MODEL, TrainConfig(), steps=2)
+    one = measuring.measure(Cell(CROP, 16, 2), MODEL, TrainConfig(), steps=2)
     assert one.compile_seconds > one.step_seconds > 0
     assert one.images_per_second == 2 / one.step_seconds
     assert 0 < one.mebibytes <= memory.peak_bytes() / 2**20
@@ -66,7 +66,7 @@ def test_a_plan_is_printed_and_written(tmp_path):
     path = tmp_path / "plan.json"
     small = ("--model_variant=mobilenet_v3_small_seg", "--crop_sizes=33,33x65")
     out = run(
-        *("deeplab_tf.programs.plan", *small, "--steps=1", "--train_batch_size=8"),
+        *("deeplab_tf.plan.program", *small, "--steps=1", "--train_batch_size=8"),
         *("--batch_sizes=1,2", f"--json={path}"),
     )
     told = "--train_crop_size=33,33 --output_stride=16 --train_batch_size=8 "
@@ -80,13 +80,13 @@ def test_a_plan_is_printed_and_written(tmp_path):
     # A process of TensorFlow takes more than that.
     assert_refused(
         "no step of 33x33 at output stride 16 fits 92 MiB, recomputed or not",
-        *("deeplab_tf.programs.plan", *small, "--steps=1", "--batch_sizes=2"),
+        *("deeplab_tf.plan.program", *small, "--steps=1", "--batch_sizes=2"),
         "--memory_gib=0.1",
     )
 
 
 def test_mistakes_are_told():
-    program = ("deeplab_tf.programs.plan", "--model_variant=mobilenet_v2")
+    program = ("deeplab_tf.plan.program", "--model_variant=mobilenet_v2")
     assert_refused(
         "--crop_sizes takes sides .* '5x5x5'", *program, "--crop_sizes=5x5x5"
     )

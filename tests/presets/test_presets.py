@@ -1,6 +1,6 @@
 """Presets: the rows of the papers' tables and of the zoo, and how they are told.
 
-The training stages have tests/test_presets_stages.py.
+The training stages have tests/presets/test_stages.py.
 """
 
 import dataclasses

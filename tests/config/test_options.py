@@ -265,13 +265,12 @@ def test_values_of_an_experiment_are_checked(part, reason):
         Experiment.from_json(text)
 
 
-def test_messages_name_the_flags_of_the_command_line():
+@pytest.mark.parametrize("flag", MODEL_FLAGS)
+def test_messages_name_the_flags_of_the_command_line(flag):
     parts = {"": ModelConfig, "context": ContextConfig, "decoder": DecoderConfig}
-    for flag, (path, _) in MODEL_FLAGS.items():
-        part, _, name = path.rpartition(".")
-        (field,) = (f for f in dataclasses.fields(parts[part]) if f.name == name)
-        if own_type(field)[0] in (int, float):
-            assert field.metadata.get("flag", "") == (name != flag) * f"--{flag}"
+    part, _, name = MODEL_FLAGS[flag].path.rpartition(".")
+    named = name if name == flag else f"{name} (--{flag})"
+    assert refusal(parts[part], **{name: object()}).startswith(f"{named} must be ")
 
 
 @pytest.mark.parametrize("value", [1.5, True, math.nan, "1.5"])

@@ -1,4 +1,4 @@
-"""Images through a model, read ahead and in batches, to where labels go."""
+"""Labels images in batches, reading ahead, and passes them to writers."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,16 +7,16 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from deeplab_tf.programs.label_sinks import Sink
+from deeplab_tf.labelling.writers import Writer
 
 
-class Source(NamedTuple):
+class Images(NamedTuple):
     """Images to label.
 
     Attributes:
         images: Name and pixels, uint8 RGB `[h, w, 3]`, of each.
-        total: How many they are, None where that is not known.
-        unit: What to call one.
+        total: Their number; None where it is not known.
+        unit: Name of one, for the progress bar.
     """
 
     images: Iterable[tuple[str, np.ndarray]]
@@ -25,7 +25,7 @@ class Source(NamedTuple):
 
 
 def _batches(images, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Yields images that follow each other and have one size, in their order."""
+    """Yields consecutive images of one size, in their order."""
     batch = []
     for name, image in images:
         if batch and image.shape != batch[0][1].shape:
@@ -39,28 +39,30 @@ def _batches(images, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
         yield batch
 
 
-def label_all(source: Source, labeler, batch_size: int, sinks: Iterable[Sink]) -> int:
-    """Labels images, hands them to the sinks and returns how many they were.
+def label_images(
+    images: Images, labeler, batch_size: int, writers: Iterable[Writer]
+) -> int:
+    """Labels images, passes them to the writers and returns their number.
 
     Args:
-        source: The images; the next ones are read while the model works.
+        images: The images; the next ones are read while the model works.
         labeler: `uint8 [b, h, w, 3] -> int32 [b, h, w]`.
         batch_size: Images of one size per call of it, at most.
-        sinks: Where each image goes with its labels, in the order of the images.
+        writers: Take each image with its labels, in the order of the images.
     """
-    batches = _batches(source.images, batch_size)
+    batches = _batches(images.images, batch_size)
     with (
         ThreadPoolExecutor(1) as reader,
-        tqdm(total=source.total, desc="predicting", unit=source.unit) as progress,
+        tqdm(total=images.total, desc="predicting", unit=images.unit) as progress,
     ):
         batch = next(batches, None)
         while batch:
             following = reader.submit(next, batches, None)
-            names, images = zip(*batch, strict=True)
-            labels = labeler(np.stack(images))
-            for labelled in zip(names, images, labels, strict=True):
-                for sink in sinks:
-                    sink(*labelled)
+            names, pixels = zip(*batch, strict=True)
+            maps = labeler(np.stack(pixels))
+            for labelled in zip(names, pixels, maps, strict=True):
+                for write in writers:
+                    write(*labelled)
             progress.update(len(batch))
             batch = following.result()
     return progress.n

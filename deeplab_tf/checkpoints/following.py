@@ -1,0 +1,42 @@
+"""Follows a training: its newest checkpoint, then every newer one."""
+
+import time
+from collections.abc import Iterator
+
+import tensorflow as tf
+
+from deeplab_tf.checkpoints import tf1
+from deeplab_tf.errors import UserError
+
+
+def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
+    """Yields the newest checkpoint of a folder, and every newer one as it appears.
+
+    Args:
+        folder: The `train_logdir`, which may not exist yet.
+        seconds: Time between two looks into the folder.
+
+    Raises:
+        UserError: if it is a file.
+    """
+    latest, is_announced = None, False
+    while True:
+        began = time.monotonic()
+        newest = _newest(folder)
+        if newest not in (None, latest):
+            checkpoint = tf1.read_checkpoint(folder)
+            latest, is_announced = checkpoint.prefix, False
+            yield checkpoint
+        elif not is_announced:
+            print(f"waiting for a checkpoint in {folder}", flush=True)
+            is_announced = True
+        time.sleep(max(1.0, began + seconds - time.monotonic()))
+
+
+def _newest(folder: str) -> str | None:
+    if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
+        raise UserError(f"{folder} is no folder; --eval_interval_secs follows one")
+    try:
+        return tf1.resolve(folder)
+    except tf1.MissingCheckpointError:
+        return None

@@ -1,0 +1,88 @@
+"""Reads the value of an option from text, as flags and official files spell it."""
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from deeplab_tf.config.options import option_of, type_of
+from deeplab_tf.errors import UserError
+
+_Value = TypeVar("_Value")
+
+
+def parse_numbers(value: object, number: Callable = int) -> tuple:
+    """Returns the numbers in `"513,513"`, `["513", 513]`, `[513, 513]` or None."""
+    if value is None:
+        return ()
+    parts = value if isinstance(value, list | tuple) else [value]
+    words = [w for part in parts for w in str(part).split(",")]
+    return tuple(number(word) for word in words if word.strip())
+
+
+def parse_size(value: object) -> tuple[int, int] | None:
+    """Returns height and width of `"513,513"`, `["513", "513"]` or None."""
+    numbers = parse_numbers(value)
+    if len(numbers) not in (0, 2):
+        raise ValueError("expected height and width, such as 513,513")
+    return numbers or None
+
+
+def parse_bool(value: object) -> bool:
+    """Returns the boolean of `True`, `"true"`, 1 or `"1"`, and of their opposites."""
+    words = {"true": True, "1": True, "false": False, "0": False}
+    return words[str(value).lower()]
+
+
+def _parse_int(value: object) -> int:
+    # As text, or 1.5 would be 1 and True would be 1.
+    return int(str(value))
+
+
+def _parse_text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+_PARSERS: dict[Any, Callable] = {
+    bool: parse_bool,
+    int: _parse_int,
+    float: float,
+    str: _parse_text,
+}
+
+
+def parse_option(field: dataclasses.Field, flag: str, value: object) -> Any:
+    """Returns the value of a field from the value of its flag.
+
+    Args:
+        field: The field, which tells the type.
+        flag: The flag, for the error.
+        value: A value of the type, or text or a list of texts.
+
+    Raises:
+        UserError: if it cannot be read; names the flag.
+    """
+    return parse(flag, value, option_of(field).parse or _parser_of_type(field))
+
+
+def _parser_of_type(field: dataclasses.Field) -> Callable:
+    hint, is_optional = type_of(field)
+    if typing.get_origin(hint) is not tuple:
+        scalar = _PARSERS[hint]
+        return lambda v: None if is_optional and v is None else scalar(v)
+    item, *more = typing.get_args(hint)
+    if item is str:
+        return lambda texts: tuple(texts or ())
+    return (lambda v: parse_numbers(v, item)) if ... in more else parse_size
+
+
+def parse(flag: str, value: object, parser: Callable[..., _Value]) -> _Value:
+    """Returns `parser(value)`.
+
+    Raises:
+        UserError: if it cannot be read; names the flag.
+    """
+    try:
+        return parser(value)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise UserError(f"{flag} cannot be {value!r}: {error}") from error

@@ -1,0 +1,102 @@
+"""The results of a model on a split: metrics.json and report.html."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from deeplab_tf.config import DataConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.pipeline import load_dataset
+from deeplab_tf.evaluation.evaluator import METRICS_FILE, Evaluator, write_metrics
+from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.evaluation.report import write_report
+
+REPORT_FILE = "report.html"
+_EXTREMES = 12  # worst and best images in the report
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A split to score a model on.
+
+    Attributes:
+        data: Where the records are, their resizing and the batch size.
+        name: Official name of the split.
+        info: Meaning of its images and labels.
+    """
+
+    data: DataConfig
+    name: str
+    info: DatasetInfo
+
+    def load(self) -> tf.data.Dataset:
+        """Returns images, labels and names."""
+        return load_dataset(self.data, self.name, False, named=True)
+
+
+def result_files(with_report: bool) -> list[str]:
+    """Returns the names of the files of the results."""
+    return [METRICS_FILE, REPORT_FILE] if with_report else [METRICS_FILE]
+
+
+def make_gallery(info: DatasetInfo) -> Gallery:
+    """Returns a gallery of the worst and best images, for the report."""
+    return Gallery(info.num_classes, info.ignore_label, extremes=_EXTREMES)
+
+
+def score_split(
+    evaluator: Evaluator,
+    dataset: tf.data.Dataset,
+    split: Split,
+    checkpoint: str,
+    measures: Mapping[str, object],
+    gallery: Gallery | None = None,
+) -> dict:
+    """Returns the metrics of a model on a split, with their protocol.
+
+    Args:
+        evaluator: Scores the model.
+        dataset: Its images, labels and names.
+        split: The split, for the protocol.
+        checkpoint: Path of the model, for the protocol.
+        measures: Further measures by name, from `make_measures`.
+        gallery: Collects the worst and best images; None collects none.
+    """
+    metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
+    metrics |= {name: measure.metrics() for name, measure in measures.items()}
+    data = split.data
+    metrics["protocol"] |= {
+        "checkpoint": checkpoint,
+        "dataset": split.info.name,
+        "split": split.name,
+        "min_resize_value": data.min_resize_value,
+        "max_resize_value": data.max_resize_value,
+        "resize_factor": data.resize_factor,
+    }
+    metrics["class_names"] = list(split.info.class_names)
+    return metrics
+
+
+def write_results(
+    folder: str,
+    metrics: dict,
+    info: DatasetInfo,
+    gallery: Gallery | None,
+    command: Sequence[str],
+) -> list[str]:
+    """Writes metrics.json and the report atomically, and returns their paths.
+
+    Args:
+        folder: Folder of the files.
+        metrics: The metrics, from `score_split`.
+        info: Names and colours of the classes.
+        gallery: Images of the report; None writes no report.
+        command: Command line that gave the results.
+    """
+    paths = [write_metrics(metrics, folder)]
+    if gallery is not None:
+        paths.append(os.path.join(folder, REPORT_FILE))
+        write_report(paths[1], metrics, info, gallery.worst, gallery.best, command)
+    return paths

@@ -1,0 +1,45 @@
+"""mIoU under common corruptions (1903.12261), as DeepLab is measured in 1908.05005."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from deeplab_tf.evaluation import corruptions
+from deeplab_tf.evaluation.evaluator import Evaluator
+
+
+def measure_robustness(
+    evaluator: Evaluator,
+    load: Callable[[], tf.data.Dataset],
+    names: Sequence[str],
+    severities: Sequence[int],
+    clean: float,
+) -> dict:
+    """Returns the mIoU under every corruption at every severity.
+
+    Args:
+        evaluator: Scores the model.
+        load: Returns the images and labels, RGB.
+        names: Corruptions, among `corruptions.CORRUPTIONS`.
+        severities: Severities, 1 to 5.
+        clean: mIoU without corruption.
+
+    Returns:
+        `clean`, `severities` and `miou`, a list by severity for each name.
+
+    Raises:
+        UserError: for an unknown corruption or images that cannot be corrupted.
+    """
+
+    def miou(name: str, severity: int) -> float:
+        dataset = load()
+        corrupted = tf.data.Dataset.from_generator(
+            lambda: corruptions.corrupted(dataset, name, severity),
+            output_signature=dataset.element_spec,
+        )
+        print(f"{name}, severity {severity}", file=sys.stderr)
+        return evaluator.evaluate(corrupted.prefetch(2))["miou"]
+
+    scores = {name: [miou(name, severity) for severity in severities] for name in names}
+    return {"clean": clean, "severities": list(severities), "miou": scores}

@@ -1,0 +1,1 @@
+"""Images, videos and test sets through a model, and the files of their labels."""

@@ -1,6 +1,0 @@
-"""`python -m deeplab_tf.plan`; see deeplab_tf/programs/plan.py."""
-
-from deeplab_tf.programs import run_program
-
-if __name__ == "__main__":
-    run_program("deeplab_tf.programs.plan")

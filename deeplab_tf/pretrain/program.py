@@ -1,0 +1,207 @@
+r"""Pre-trains a backbone as a classifier; run the same command again to resume.
+
+    python -m deeplab_tf.pretrain --dataset=tfds:imagenet2012 \
+        --model_variant=xception_65 --train_logdir=imagenet \
+        --training_number_of_steps=2000000
+    python train.py --tf_initial_checkpoint=imagenet ...
+
+The defaults are those of DeepLabv3+ (arXiv:1802.02611): Nesterov momentum 0.9, learning
+rate 0.05 that decays by 0.94 every two epochs, weight decay 4e-5, crops of 299. The
+paper does not give the number of steps. At output stride 32, any Xception or ResNet.
+"""
+
+import dataclasses
+import math
+
+import tensorflow as tf
+from absl import flags as absl_flags
+
+from deeplab_tf import flags
+from deeplab_tf.config import (
+    ContextConfig,
+    DataConfig,
+    DecoderConfig,
+    Experiment,
+    ModelConfig,
+    TrainConfig,
+)
+from deeplab_tf.data.source import Source
+from deeplab_tf.errors import UserError
+from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
+from deeplab_tf.pretrain.data import (
+    CENTRAL_SHARE,
+    describe_samples,
+    load_classes,
+    open_classes,
+)
+from deeplab_tf.pretrain.scoring import ClassValidation
+from deeplab_tf.programs.machine import (
+    claimed_logdir,
+    define_machine,
+    describe_machine,
+    make_strategy,
+)
+from deeplab_tf.training import distribution, resume
+from deeplab_tf.training.preparation import find_start, prepare_trainer
+from deeplab_tf.training.trainer import Trainer
+
+_OUTPUT_STRIDE = 32
+_NO_LABEL = -1  # every image has its class: none is ignored
+# Fields of `TrainConfig` and `DataConfig` that are no fixed part of the recipe.
+_TRAINING = (
+    *("train_logdir", "training_number_of_steps", "base_learning_rate"),
+    *("learning_rate_decay_factor", "momentum", "weight_decay", "log_steps"),
+    *("save_interval_secs", "save_interval_steps", "eval_interval_steps"),
+    *("accumulate_steps", "ema_decay", "recompute", "jit", "steps_per_call"),
+)
+_SAMPLES = ("dataset_dir", "crop_size", "batch_size", "seed")
+_MODEL = ("backbone", "multi_grid", "depthwise_activation", "batch_norm_momentum")
+_RECIPE = {
+    "model_variant": "xception_65",
+    "base_learning_rate": 0.05,
+    "learning_rate_decay_factor": 0.94,
+    "train_crop_size": "299,299",
+    "train_batch_size": 32,
+    # The paper gives none.
+    "training_number_of_steps": None,
+}
+_REQUIRED = ["dataset", "train_logdir", "training_number_of_steps"]
+_FLAGS = {
+    "dataset": (
+        *(flags.STRING, None),
+        "tfds:NAME[:image_key:label_key], such as tfds:imagenet2012.",
+    ),
+    "train_split": (flags.STRING, "train", "Split to train on."),
+    "eval_split": (flags.STRING, "validation", "Split to score."),
+    "learning_rate_decay_epochs": (
+        *(flags.FLOAT, 2.0),
+        "Epochs between two decays of the learning rate.",
+    ),
+    "batch_norm": (
+        *(flags.one_of("auto", "train", "sync"), "auto"),
+        "Normalise by the batch of a replica (train) or of all (sync).",
+    ),
+}
+
+
+def define_flags() -> absl_flags.FlagValues:
+    """Returns the flags of the program."""
+    values = absl_flags.FlagValues()
+    flags.define_flags(values, _FLAGS)
+    flags.define_precision(values)
+    flags.define_options(values, TrainConfig, _TRAINING)
+    flags.define_options(values, DataConfig, _SAMPLES)
+    flags.define_options(values, ModelConfig, _MODEL)
+    define_machine(values)
+    for name, value in _RECIPE.items():
+        values.set_default(name, value)
+    flags.define_overwrite(values)
+    absl_flags.mark_flags_as_required(_REQUIRED, flag_values=values)
+    return values
+
+
+def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
+    config = flags.read_options(
+        values,
+        ModelConfig,
+        num_classes=source.info.num_classes,
+        output_stride=_OUTPUT_STRIDE,
+        channels=source.info.channels,
+        # As far as a segmentation can be a classification.
+        context=ContextConfig(rates=(), aspp=False),
+        decoder=DecoderConfig(output_strides=()),
+    )
+    require_classifier(config)
+    return config
+
+
+def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
+    """Returns the training of the flags on a number of images."""
+    epochs = values.learning_rate_decay_epochs
+    if not 0 < epochs < math.inf:
+        raise UserError(
+            "learning_rate_decay_epochs must be a finite number above 0; received "
+            f"{epochs}"
+        )
+    config = flags.read_options(
+        values,
+        TrainConfig,
+        optimizer="nesterov",
+        learning_policy="step",
+        learning_rate_decay_step=max(1, round(epochs * images / data.batch_size)),
+        ignore_label=_NO_LABEL,
+    )
+    # The last step is always scored, if any is.
+    every = config.eval_interval_steps or config.training_number_of_steps
+    return dataclasses.replace(config, eval_interval_steps=every)
+
+
+def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
+    """Returns the experiment of the flags, with all values checked."""
+    model = _model_config(values, source)
+    data = flags.data_config(values, model, None)
+    train = _train_config(values, data, len(source.index))
+    return Experiment(model, data, train, values.train_split)
+
+
+def _validation(values, data: DataConfig) -> ClassValidation:
+    """Returns the evaluation during the training."""
+    split = values.eval_split
+    open_classes(data.dataset, data.dataset_dir, split)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        return load_classes(data, split, False, 0, worker, num_workers)
+
+    protocol = {"split": split, "crop_size": data.crop_size}
+    return ClassValidation(dataset, protocol | {"central_share": CENTRAL_SHARE})
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Checks everything, then trains."""
+    strategy = make_strategy(values)
+    with distribution.lost_workers(distribution.worker_of(strategy)):
+        _train(values, strategy)
+
+
+def _train(values, strategy: tf.distribute.Strategy) -> None:
+    source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
+    experiment = _experiment(values, source)
+    validation = _validation(values, experiment.data)
+    is_chief = distribution.worker_of(strategy).is_chief
+    folder = experiment.train.train_logdir
+    with claimed_logdir(folder, values.overwrite, is_chief):
+        replicas = strategy.num_replicas_in_sync
+        start = find_start(experiment, values.batch_norm, replicas)
+        trainer, experiment, latest = prepare_trainer(
+            experiment, start, strategy, values.precision, build_classifier
+        )
+        if latest:
+            print(f"going on from {latest}")
+        _run(values, trainer, experiment, validation, source)
+
+
+def _run(
+    values,
+    trainer: Trainer,
+    experiment: Experiment,
+    validation: ClassValidation,
+    source: Source,
+) -> None:
+    """Prints what trains, and trains."""
+    data, split = experiment.data, experiment.split
+    folder, worker = experiment.train.train_logdir, trainer.worker
+    print(
+        f"{describe_machine(values, trainer)}; {len(source.index)} images of "
+        f"{source.info.num_classes} classes"
+    )
+    if worker.is_chief:
+        resume.write_experiment(experiment, folder)
+
+    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
+        return load_classes(data, split, True, trainer.samples, worker, num_workers)
+
+    def name_samples(start: int, count: int) -> str:
+        return describe_samples(data, split, start, count)
+
+    trainer.train(dataset, validation, source.info, name_samples)
+    print(f"{folder}: {trainer.step} steps, model.ckpt-{trainer.step}")

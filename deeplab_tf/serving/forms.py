@@ -1,0 +1,119 @@
+"""Writes an artefact in the form that its path ends with, and compares it."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.evaluation.evaluator import make_predictor
+from deeplab_tf.serving.onnx_file import export_onnx
+from deeplab_tf.serving.parity import gate
+from deeplab_tf.serving.publication import ONNX, TFLITE
+from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
+from deeplab_tf.serving.signatures import ResizedView
+from deeplab_tf.serving.tflite_export import export_tflite
+
+
+class ExportRequest(NamedTuple):
+    """An export in any form.
+
+    Attributes:
+        model: The model.
+        evaluation: The inference protocol of the artefact.
+        info: The classes.
+        records: Images and labels to compare on, if there are any.
+        options: Options of a SavedModel; `probabilities` is one of ONNX, too.
+        precision: Precision of a TFLite file, in `tflite_export.PRECISIONS`.
+        output: Output of a TFLite file, in `tflite_export.OUTPUTS`.
+        calibration_images: Images of `records` that give int8 its ranges.
+    """
+
+    model: keras.Model
+    evaluation: EvalConfig
+    info: DatasetInfo
+    records: tf.data.Dataset | None
+    options: ExportOptions = ExportOptions()
+    precision: str = "float32"
+    output: str = "labels"
+    calibration_images: int = 100
+
+
+def write_artefact(request: ExportRequest, path: str, form: str) -> str:
+    """Writes an artefact and returns its description.
+
+    Args:
+        request: What to export.
+        path: Where to write it.
+        form: What its final path ends with: "" for a SavedModel, `TFLITE` or `ONNX`.
+    """
+    write = {"": _saved_model, TFLITE: _tflite, ONNX: _onnx}[form]
+    return write(request, path)
+
+
+def _saved_model(request: ExportRequest, path: str) -> str:
+    export_saved_model(
+        request.model,
+        path,
+        scales=request.evaluation.eval_scales,
+        flip=request.evaluation.add_flipped_images,
+        crop_size=request.evaluation.eval_crop_size,
+        info=request.info,
+        options=request.options,
+    )
+    return _describe_any_size(request)
+
+
+def _onnx(request: ExportRequest, path: str) -> str:
+    export_onnx(request.model, path, request.options.probabilities, request.info)
+    return _describe_any_size(request)
+
+
+def _describe_any_size(request: ExportRequest) -> str:
+    channels = request.model.model_config.channels
+    return (
+        f"ImageTensor uint8 [batch, height, width, {channels}] -> "
+        "SemanticPredictions int32 [batch, height, width]"
+    )
+
+
+def _tflite(request: ExportRequest, path: str) -> str:
+    config, size = request.model.model_config, request.evaluation.eval_crop_size
+    precision, output = request.precision, request.output
+    is_int8 = precision == "int8"
+    images = request.records.take(request.calibration_images) if is_int8 else None
+    export_tflite(request.model, path, size, precision, output, images, request.info)
+    pixels, sides = "uint8" if is_int8 else "float32", f"1, {size[0]}, {size[1]}"
+    outputs = {
+        "labels": f"SemanticPredictions int32 [{sides}]",
+        "logits": f"SemanticLogits float32 [{sides}, {config.num_classes}]",
+    }
+    return (
+        f"{precision}; ImageTensor {pixels} [{sides}, {config.channels}] -> "
+        f"{outputs[output]}"
+    )
+
+
+def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) -> str:
+    """Returns the mIoU of an artefact and of its model, in words.
+
+    Args:
+        request: What was exported, with records.
+        path: The artefact.
+        max_miou_drop: As in `gate`.
+
+    Raises:
+        UserError: if the artefact is too far below its model.
+    """
+    view, resizing = None, request.options.resizing
+    if resizing is not None:
+        view = ResizedView(make_predictor(request.model, request.evaluation), resizing)
+    comparison = gate(
+        request.model, path, request.records, request.evaluation, max_miou_drop, view
+    )
+    miou = comparison["miou"]
+    return (
+        f"mIoU {miou['artefact']:.4f}, of the model {miou['model']:.4f}, on "
+        f"{comparison['images']} images"
+    )
