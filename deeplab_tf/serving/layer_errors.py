@@ -1,4 +1,8 @@
-"""Where an int8 file departs from the model: the error of every layer."""
+"""Where an int8 file departs from the model: the error of every layer.
+
+`tf.lite.experimental.QuantizationDebugger` quantises the model anew instead of reading
+the file that is exported, and its statistics lack the deviation of the exact output.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.config import ContextConfig, ModelConfig
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.resampling import resize_bilinear, scale_dimension
@@ -162,7 +162,11 @@ def test_every_batch_norm_is_found(narrow_model):
 
 def kernels(seed, backbone):
     keras.utils.set_random_seed(seed)
-    model = build_model(ModelConfig(backbone, context=ContextConfig(filters=16)))
+    heads = {
+        "context": ContextConfig(rates=(6,), filters=16),
+        "decoder": DecoderConfig(filters=16),
+    }
+    model = build_model(ModelConfig(backbone, **heads))
     variables = official_variables(model)
     return {n: np.array(v) for n, v in variables.items() if n.endswith("weights")}
 
