@@ -275,6 +275,54 @@ def test_rates_scale_along_unless_they_are_given():
             lambda: EvalConfig(eval_scales=()),
             "^eval_scales must hold at least one",
         ),
+        (
+            lambda: ContextConfig(aspp=False, dense_prediction_cell=RELEASED_CELL),
+            "^a dense prediction cell stands in the place of the ASPP",
+        ),
+        (
+            lambda: ModelConfig(
+                context=ContextConfig(
+                    (6,), projection=False, squeeze_and_excitation=True
+                )
+            ),
+            r"^aspp_with_squeeze_and_excitation needs .*; received \[6\]$",
+        ),
+        (
+            lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
+            "^aspp_with_squeeze_and_excitation needs add_image_level_feature$",
+        ),
+        (
+            lambda: ContextConfig(dense_prediction_cell=(CellBranch("conv", 0),)),
+            "^branch 0 of the dense prediction cell takes input -1; received 0$",
+        ),
+        (lambda: CellBranch("max"), "^op of a cell must be .*; received 'max'$"),
+        (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
+        (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
+        (
+            lambda: DecoderConfig((), outputs_logits=True),
+            "^decoder_output_is_logits needs a decoder_output_stride$",
+        ),
+        (
+            lambda: ModelConfig(output_stride=8, decoder=DecoderConfig((16, 8))),
+            r"^decoder_output_stride \[16, 8\] must not exceed output_stride 8$",
+        ),
+        (
+            lambda: ModelConfig(logits_kernel_size=3),
+            "^logits_kernel_size must be 1, or aspp_with_batch_norm false .* 3$",
+        ),
+        (
+            lambda: ModelConfig(
+                logits_kernel_size=3, context=ContextConfig((), aspp=False)
+            ),
+            "^logits_kernel_size must be 1, or .* atrous_rates given; received 3$",
+        ),
+        (
+            lambda: ModelConfig(
+                output_stride=32,
+                context=ContextConfig(dense_prediction_cell=RELEASED_CELL),
+            ),
+            "^a dense prediction cell needs output_stride 8 or 16; received 32$",
+        ),
     ],
 )
 def test_impossible_values_are_refused(make, message):
@@ -385,64 +433,6 @@ def test_every_backbone_takes_what_it_has():
         # Bounded heads go with any backbone.
         bounded = dataclasses.replace(config, bounded_activation=True)
         assert bounded.bounded_activation
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: ContextConfig(aspp=False, dense_prediction_cell=RELEASED_CELL),
-            "^a dense prediction cell stands in the place of the ASPP",
-        ),
-        (
-            lambda: ModelConfig(
-                context=ContextConfig(
-                    (6,), projection=False, squeeze_and_excitation=True
-                )
-            ),
-            r"^aspp_with_squeeze_and_excitation needs .*; received \[6\]$",
-        ),
-        (
-            lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
-            "^aspp_with_squeeze_and_excitation needs add_image_level_feature$",
-        ),
-        (
-            lambda: ContextConfig(dense_prediction_cell=(CellBranch("conv", 0),)),
-            "^branch 0 of the dense prediction cell takes input -1; received 0$",
-        ),
-        (lambda: CellBranch("max"), "^op of a cell must be .*; received 'max'$"),
-        (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
-        (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
-        (
-            lambda: DecoderConfig((), outputs_logits=True),
-            "^decoder_output_is_logits needs a decoder_output_stride$",
-        ),
-        (
-            lambda: ModelConfig(output_stride=8, decoder=DecoderConfig((16, 8))),
-            r"^decoder_output_stride \[16, 8\] must not exceed output_stride 8$",
-        ),
-        (
-            lambda: ModelConfig(logits_kernel_size=3),
-            "^logits_kernel_size must be 1, or aspp_with_batch_norm false .* 3$",
-        ),
-        (
-            lambda: ModelConfig(
-                logits_kernel_size=3, context=ContextConfig((), aspp=False)
-            ),
-            "^logits_kernel_size must be 1, or .* atrous_rates given; received 3$",
-        ),
-        (
-            lambda: ModelConfig(
-                output_stride=32,
-                context=ContextConfig(dense_prediction_cell=RELEASED_CELL),
-            ),
-            "^a dense prediction cell needs output_stride 8 or 16; received 32$",
-        ),
-    ],
-)
-def test_impossible_parts_of_a_model_are_refused(make, message):
-    with pytest.raises(UserError, match=message):
-        make()
 
 
 def test_a_cell_stays_at_its_output_strides():
