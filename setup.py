@@ -40,6 +40,8 @@ INSTALL_REQUIRES = [
     "scipy>=1.14",
     "matplotlib>=3.10.8",
     "tqdm>=4.66",
+    # Writes report.html from its template, in which every text is escaped.
+    "jinja2>=3.1",
 ]
 
 EXTRAS_REQUIRE = {
@@ -117,8 +119,12 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["deeplab_tf", "deeplab_tf.*"]),
-    # Tells type checkers that the public names have hints.
-    package_data={"deeplab_tf": ["py.typed"]},
+    package_data={
+        # Tells type checkers that the public names have hints.
+        "deeplab_tf": ["py.typed"],
+        # What report.html is made of.
+        "deeplab_tf.evaluation": ["templates/*"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     entry_points={

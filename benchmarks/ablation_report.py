@@ -12,10 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.ablation_rows import BASE_ROW, ROWS, Claim, Row
+from benchmarks.ablation_rows import BASE_ROW, CLAIMS, ROWS, Claim
+from benchmarks.measuring import markdown_table
 from deeplab_tf.visualize import drawn
 
-_BILINEAR = "bilinear"
+BILINEAR = "bilinear"
 _TRIMAP = "1802.02611, Fig. 5"
 # With ResNet-101 (1802.02611, Sec. 4.4).
 _NARROWEST_GAIN = 4.8
@@ -23,8 +24,13 @@ _SURE = 2.0  # standard deviations
 _NOTE = (
     "Points of mIoU on val. What stands behind ± is twice the standard deviation that\n"
     "seeds give such a difference; a claim is unclear within it, or where it is not\n"
-    "known. Rows that look at one trained model in two ways differ by no chance.\n"
+    "known. Rows that look at one trained model in two ways differ by no chance."
 )
+_TRIMAP_NOTE = "mIoU in % within trimaps: mean and standard deviation over seeds."
+_CLAIM_COLUMNS = ("row", "claim", "source", "published", "ours", "holds")
+_SCORE_COLUMNS = ("row", "mIoU in %", "seeds", "minutes of training")
+# The runs of each row, by its name.
+_Results = Mapping[str, Sequence[dict]]
 
 
 def result_path(folder: str, row: str) -> str:
@@ -32,7 +38,7 @@ def result_path(folder: str, row: str) -> str:
     return os.path.join(folder, f"{row}.json")
 
 
-def read(folder: str) -> dict[str, list[dict]]:
+def read_results(folder: str) -> dict[str, list[dict]]:
     """Returns the runs in a folder by the name of their row, none where no file is."""
     results: dict[str, list[dict]] = {}
     for name in ROWS:
@@ -43,7 +49,7 @@ def read(folder: str) -> dict[str, list[dict]]:
     return results
 
 
-def verdict(expected: str, difference: float, noise: float | None) -> str:
+def judge(expected: str, difference: float, noise: float | None) -> str:
     """Returns whether a claim holds: "yes", "no" or "unclear".
 
     Args:
@@ -60,187 +66,170 @@ def verdict(expected: str, difference: float, noise: float | None) -> str:
     return "yes" if (difference > 0) == (expected == "better") else "no"
 
 
-def mious(runs: Sequence[dict]) -> np.ndarray:
+def _mious(runs: Sequence[dict]) -> np.ndarray:
     """Returns the mIoU of some runs in per cent."""
     return 100 * np.array([run["miou"] for run in runs])
 
 
-def deviation_of_seeds(results: Mapping[str, Sequence[dict]]) -> float | None:
-    """Returns the standard deviation of mIoU over seeds; None if each row has one.
-
-    Args:
-        results: Runs by the name of their row.
-    """
-    several = [mious(runs) for runs in results.values() if len(runs) > 1]
+def seed_deviation(results: _Results) -> float | None:
+    """Returns the standard deviation of mIoU over seeds; None if each row has one."""
+    several = [_mious(runs) for runs in results.values() if len(runs) > 1]
     if not several:
         return None
     squares = sum(((scores - scores.mean()) ** 2).sum() for scores in several)
     return math.sqrt(squares / sum(len(scores) - 1 for scores in several))
 
 
-def difference(
-    row: Row, claim: Claim, results: Mapping[str, Sequence[dict]]
-) -> tuple[float, float | None]:
-    """Returns how far a row is from the other one of a claim, and the noise of that.
+def compare(claim: Claim, results: _Results) -> tuple[float, float | None]:
+    """Returns the difference of both rows of a claim, and its noise.
 
-    Args:
-        row: The row; it has runs.
-        claim: What is said of it; the other row has runs, too.
-        results: Runs by the name of their row.
+    Both have runs. Two evaluations of one trained model have no noise.
     """
-    other = ROWS[claim.reference]
-    own, others = results[row.name], results[other.name]
-    if (row.trained_by or row.name) == (other.trained_by or other.name):
+    rows = ROWS[claim.row], ROWS[claim.reference]
+    own, others = (results[row.name] for row in rows)
+    trained, trained_other = (row.trained_by or row.name for row in rows)
+    if trained == trained_other:
         seeds = {run["seed"] for run in own} & {run["seed"] for run in others}
         own, others = (
-            [run for run in runs if run["seed"] in seeds] for runs in (own, others)
+            [r for r in runs if r["seed"] in seeds] for runs in (own, others)
         )
-        return mious(own).mean() - mious(others).mean(), 0.0
-    deviation = deviation_of_seeds(results)
-    noise = None
-    if deviation is not None:
-        noise = _SURE * deviation * math.sqrt(1 / len(own) + 1 / len(others))
-    return mious(own).mean() - mious(others).mean(), noise
+        noise = 0.0
+    else:
+        noise = seed_deviation(results)
+        if noise is not None:
+            noise *= _SURE * math.sqrt(1 / len(own) + 1 / len(others))
+    return _mious(own).mean() - _mious(others).mean(), noise
 
 
-def trimap_gains(results: Mapping[str, Sequence[dict]]) -> np.ndarray:
-    """Returns what the decoder gains, `[seeds, widths + 1]`; whole images come last.
-
-    Args:
-        results: Runs by the name of their row.
-    """
+def trimap_gains(results: _Results) -> np.ndarray:
+    """Returns what the decoder gains, `[seeds, widths + 1]`; whole images come last."""
     with_decoder, without = (
-        {run["seed"]: _curve(run) for run in results[name]}
-        for name in (BASE_ROW, _BILINEAR)
+        {run["seed"]: _trimap_curve(run) for run in results[name]}
+        for name in (BASE_ROW, BILINEAR)
     )
     seeds = sorted(with_decoder.keys() & without.keys())
     return np.array([with_decoder[seed] - without[seed] for seed in seeds])
 
 
-def _curve(run: dict) -> np.ndarray:
+def _trimap_curve(run: dict) -> np.ndarray:
     """Returns mIoU in per cent by width, and that of whole images."""
     return 100 * np.array([*run["trimap"]["miou"], run["miou"]], float)
 
 
-def markdown(results: Mapping[str, Sequence[dict]]) -> str:
-    """Returns all tables.
+def has_trimaps(results: _Results) -> bool:
+    """Returns whether both rows of the trimap table have runs."""
+    return bool(results[BASE_ROW] and results[BILINEAR])
 
-    Args:
-        results: Runs by the name of their row; a row without runs is left out.
-    """
+
+def markdown(results: _Results) -> str:
+    """Returns all tables; rows without runs are left out."""
     parts = [
-        _CLAIMS,
-        *_claim_lines(results),
-        f"\n{_NOTE}",
-        _table("row", "mIoU in %", "seeds", "minutes of training"),
-        *_score_lines(results),
+        markdown_table(_CLAIM_COLUMNS, _claim_rows(results)),
+        _NOTE,
+        markdown_table(_SCORE_COLUMNS, _score_rows(results)),
     ]
-    if results[BASE_ROW] and results[_BILINEAR]:
-        parts += _trimap_parts(results)
-    parts += ["", *_circumstances(results)]
-    return "\n".join(parts) + "\n"
+    if has_trimaps(results):
+        parts += [_TRIMAP_NOTE, _trimap_table(results)]
+    return "\n\n".join([*parts, _provenance(results)]) + "\n"
 
 
-def trimaps(results: Mapping[str, Sequence[dict]]) -> str:
-    """Returns the tables of decoder and bilinear alone, of which there are runs.
-
-    Args:
-        results: Runs by the name of their row.
-    """
-    parts = [_CLAIMS, _trimap_claim(trimap_gains(results)), *_trimap_parts(results)]
-    return "\n".join([*parts, "", *_circumstances(results)]) + "\n"
-
-
-def _trimap_parts(results) -> list[str]:
-    return [
-        "\nmIoU in % within trimaps: mean and standard deviation over seeds.\n",
-        _table("width", "decoder", "bilinear", "gain"),
-        *_trimap_lines(results),
-    ]
+def trimap_markdown(results: _Results) -> str:
+    """Returns the tables of decoder and bilinear alone; both have runs."""
+    claim = _trimap_claim(trimap_gains(results))
+    tables = (
+        markdown_table(_CLAIM_COLUMNS, [claim]),
+        _TRIMAP_NOTE,
+        _trimap_table(results),
+        _provenance(results),
+    )
+    return "\n\n".join(tables) + "\n"
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _table(*names: str) -> str:
-    return f"{_line(*names)}\n|{len(names) * '---|'}"
-
-
-_CLAIMS = _table("row", "claim", "source", "published", "ours", "holds")
-
-
-def _claim_lines(results) -> Iterator[str]:
-    for row in ROWS.values():
-        for claim in row.claims:
-            ours, holds = "not run", ""
-            if results[row.name] and results[claim.reference]:
-                found = difference(row, claim, results)
-                ours, holds = _signed(*found), verdict(claim.expected, *found)
-            published = "" if claim.published is None else _signed(claim.published)
-            yield _line(row.name, claim.text, claim.source, published, ours, holds)
-    if results[BASE_ROW] and results[_BILINEAR]:
+def _claim_rows(results: _Results) -> Iterator[list[str]]:
+    for claim in CLAIMS:
+        ours, holds = "not run", ""
+        if results[claim.row] and results[claim.reference]:
+            found = compare(claim, results)
+            ours, holds = _signed(*found), judge(claim.expected, *found)
+        published = "" if claim.published is None else _signed(claim.published)
+        yield [claim.row, claim.text, claim.source, published, ours, holds]
+    if has_trimaps(results):
         yield _trimap_claim(trimap_gains(results))
 
 
-def _trimap_claim(gains: np.ndarray) -> str:
-    """Returns the line of how much more the decoder gains where it is hardest."""
-    bilinear = ROWS[_BILINEAR].claims[0]
+def _trimap_claim(gains: np.ndarray) -> list[str]:
+    """Returns the row of how much more the decoder gains where it is hardest."""
+    bilinear = next(claim for claim in CLAIMS if claim.row == BILINEAR)
     more = gains[:, 0] - gains[:, -1]
     noise = None
     if len(more) > 1:
         noise = _SURE * more.std(ddof=1) / math.sqrt(len(more))
-    return _line(
+    return [
         BASE_ROW,
         "It gains more in the narrowest trimap than in whole images.",
         _TRIMAP,
         _signed(_NARROWEST_GAIN + bilinear.published),
         _signed(more.mean(), noise),
-        verdict("better", more.mean(), noise),
-    )
+        judge("better", more.mean(), noise),
+    ]
 
 
 def _signed(value: float, noise: float | None = None) -> str:
     return f"{value:+.2f}" + (f" ± {noise:.2f}" if noise else "")
 
 
-def _score_lines(results) -> Iterator[str]:
+def _mean_and_deviation(scores: np.ndarray) -> str:
+    deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
+    return f"{scores.mean():.2f}{deviation}"
+
+
+def _score_rows(results: _Results) -> Iterator[list[str]]:
     for name, runs in results.items():
         if runs:
             minutes = sum(run["train_seconds"] for run in runs) / 60
-            spread = _spread(mious(runs))
-            yield _line(name, spread, str(len(runs)), f"{minutes:.1f}")
+            score = _mean_and_deviation(_mious(runs))
+            yield [name, score, str(len(runs)), f"{minutes:.1f}"]
 
 
-def _circumstances(results) -> Iterator[str]:
-    """Returns by what code and machine each row was made, rows alike in one line."""
-    rows: dict[tuple, list[str]] = {}
+def _trimap_table(results: _Results) -> str:
+    columns = [
+        *(np.array(list(map(_trimap_curve, results[n]))) for n in (BASE_ROW, BILINEAR)),
+        trimap_gains(results),
+    ]
+    widths = [*results[BASE_ROW][0]["trimap"]["widths"], "whole image"]
+    rows = (
+        [str(width), *(_mean_and_deviation(column[:, i]) for column in columns)]
+        for i, width in enumerate(widths)
+    )
+    return markdown_table(["width", "decoder", "bilinear", "gain"], rows)
+
+
+def _provenance(results: _Results) -> str:
+    """Returns code and machine of the rows, one line for those that agree."""
+    rows: dict[tuple, dict[str, None]] = {}
     for name, runs in results.items():
         for run in runs:
             versions = ", ".join(f"{k} {v}" for k, v in run["versions"].items())
             how = (run["steps"], run["code"], run["hardware"], versions)
-            of_such = rows.setdefault(how, [])
-            if name not in of_such:
-                of_such.append(name)
+            rows.setdefault(how, {})[name] = None
+    lines = []
     for (steps, code, hardware, versions), names in rows.items():
         which = "All rows" if len(rows) == 1 else f"Of {', '.join(names)}"
-        yield f"{which}: {steps} steps, commit {code}, {hardware}; {versions}."
+        lines.append(f"{which}: {steps} steps, commit {code}, {hardware}; {versions}.")
+    return "\n".join(lines)
 
 
-def trimap_picture(results: Mapping[str, Sequence[dict]]) -> np.ndarray:
-    """Returns mIoU against the width of the trimap, a uint8 picture.
+def plot_trimaps(results: _Results) -> np.ndarray:
+    """Returns a plot of mIoU against the width of the trimap, uint8.
 
     Means over seeds of decoder and bilinear, and in a band of its own how far seeds
-    spread (DeepLabv3+, Fig. 5).
-
-    Args:
-        results: Runs by the name of their row; of both at least one.
+    spread (DeepLabv3+, Fig. 5). Both have runs.
     """
     figure = Figure((6, 3.6), dpi=120)
     axes = figure.add_subplot()
     widths = results[BASE_ROW][0]["trimap"]["widths"]
-    for name in (BASE_ROW, _BILINEAR):
-        curves = np.array([_curve(run)[:-1] for run in results[name]])
+    for name in (BASE_ROW, BILINEAR):
+        curves = np.array([_trimap_curve(run)[:-1] for run in results[name]])
         (line,) = axes.plot(widths, curves.mean(0), marker="o", markersize=4)
         line.set_label(name)
         band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
@@ -251,16 +240,3 @@ def trimap_picture(results: Mapping[str, Sequence[dict]]) -> np.ndarray:
     axes.grid(color="0.9")
     axes.legend(frameon=False)
     return drawn(figure)
-
-
-def _spread(scores: np.ndarray) -> str:
-    deviation = f" ± {scores.std(ddof=1):.2f}" if len(scores) > 1 else ""
-    return f"{scores.mean():.2f}{deviation}"
-
-
-def _trimap_lines(results) -> Iterator[str]:
-    curves = [np.array(list(map(_curve, results[n]))) for n in (BASE_ROW, _BILINEAR)]
-    columns = [*curves, trimap_gains(results)]
-    widths = [*results[BASE_ROW][0]["trimap"]["widths"], "whole image"]
-    for i, width in enumerate(widths):
-        yield _line(str(width), *(_spread(column[:, i]) for column in columns))

@@ -5,46 +5,43 @@ r"""The papers' ablations in small: what each choice of DeepLabv3+ brings, on Ca
       --output_dir=ablations
 
 A row (`benchmarks/ablation_rows.py`) is a MobileNetV2 that is trained on `train` for
-300 steps of small crops, or one of these looked at in another way; it is scored on
-`val`. --rows=dense,bilinear runs these alone, and before them the training whose model
-a row of evaluation shares, if it is not there. Decoder and naive up-sampling are
-trained with several seeds, which tells how far chance moves a score; all other rows
-with one.
+300 steps of small crops, or another evaluation of one of these; it is scored on `val`.
+--rows=dense,bilinear runs these alone, and before them the training whose model a row
+of evaluation shares, if it is missing. Decoder and naive up-sampling are trained with
+several seeds, which shows how far chance moves a score; all other rows with one.
 
-What is finished stays in <output_dir>/<row>.json and is not run again unless its
-settings change; what was killed goes on from its latest checkpoint in
-<output_dir>/<row>/seed<n>. At the end all finished rows are compared with the papers,
-on the terminal and in <output_dir>/ablations.md.
+Finished runs stay in <output_dir>/<row>.json and are not run again unless their
+settings change; killed trainings resume from <output_dir>/<row>/seed<n>. At the end all
+finished rows are compared with the papers, on the terminal and in
+<output_dir>/ablations.md.
 
 It runs on the CPU. A step of the base, of 193x257 and batch 8, takes about a second of
 one core; bilinear takes least, output stride 8 and dense most. All 18 trainings and the
 evaluations are two and a half hours of one core. Checkpoints take 1.1 GB.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
 import dataclasses
 import functools
 import gc
 import json
 import os
-import platform
 import time
 import zlib
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from benchmarks import measuring
-from benchmarks.ablation_report import markdown, result_path, trimap_picture
-from benchmarks.ablation_rows import BASE, BASE_EVALUATION, BASE_ROW, ROWS, Row
+from benchmarks import ablation_report, measuring
+from benchmarks.ablation_report import result_path
+from benchmarks.ablation_rows import BASE, BASE_EVALUATION, ROWS, Row
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.restore import require_complete
-from deeplab_tf.config import EvalConfig, Experiment
+from deeplab_tf.config import EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import sources, statistics
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
@@ -60,63 +57,36 @@ from deeplab_tf.visualize import png_bytes
 
 _TRAIN, _VAL = "train", "val"
 _REPORT, _CURVES = "ablations.md", "trimap.png"
+_VERSIONS = ("python", "tensorflow", "keras", "numpy")
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
+    values = measuring.make_flags(
+        tf_initial_checkpoint=(..., "Official MobileNetV2 of PASCAL VOC."),
+        output_dir=(..., "Folder of results and checkpoints."),
+        rows=([], f"Of {', '.join(ROWS)}; default: all."),
+        steps=(300, "Steps of a training.", 1),
+        seeds=(3, "Trainings of decoder and bilinear.", 1),
+    )
     flags.define_dataset_location(values)
-    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string(
-        "tf_initial_checkpoint",
-        None,
-        "Official MobileNetV2 of PASCAL VOC.",
-        flag_values=values,
-        required=True,
-    )
-    string(
-        "output_dir",
-        None,
-        "Folder of results and checkpoints.",
-        flag_values=values,
-        required=True,
-    )
-    absl_flags.DEFINE_list(
-        "rows", [], f"Of {', '.join(ROWS)}; default: all.", flag_values=values
-    )
-    integer("steps", 300, "Steps of a training.", lower_bound=1, flag_values=values)
-    integer(
-        "seeds",
-        3,
-        "Trainings of decoder and bilinear.",
-        lower_bound=1,
-        flag_values=values,
-    )
     return values
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all rows are run with.
+    """What all rows have in common.
 
     Attributes:
-        dataset_dir: Folder of the records.
-        info: What they mean.
-        label_weights: One weight per class.
-        checkpoint: Prefix of the official checkpoint.
-        checksum: Of its weights: the same ones elsewhere are no other setting.
+        experiment: The base, on the records and from the official checkpoint.
+        checksum: Of the checkpoint: the same weights elsewhere are the same setting.
         output_dir: Folder of results and checkpoints.
-        steps: Steps of a training.
         seeds: Trainings of the rows that have several.
     """
 
-    dataset_dir: str
-    info: DatasetInfo
-    label_weights: tuple[float, ...]
-    checkpoint: str
+    experiment: Experiment
     checksum: str
     output_dir: str
-    steps: int
     seeds: int
 
 
@@ -130,15 +100,25 @@ def make_bench(values: absl_flags.FlagValues) -> Bench:
     checkpoint = tf1.resolve(values.tf_initial_checkpoint)
     # Square roots: the weights of rare classes themselves cost the others more.
     weights = np.sqrt(statistics.class_weights(source, _TRAIN))
-    return Bench(
-        dataset_dir=folder,
-        info=info,
+    train = dataclasses.replace(
+        BASE.train,
+        training_number_of_steps=values.steps,
         label_weights=tuple(weights.round(4).tolist()),
-        checkpoint=checkpoint,
-        checksum=_checksum(checkpoint),
-        output_dir=values.output_dir,
-        steps=values.steps,
-        seeds=values.seeds,
+        ignore_label=info.ignore_label,
+        tf_initial_checkpoint=checkpoint,
+    )
+    experiment = make_base(folder, info, train)
+    return Bench(experiment, _checksum(checkpoint), values.output_dir, values.seeds)
+
+
+def make_base(dataset_dir: str, info: DatasetInfo, train: TrainConfig) -> Experiment:
+    """Returns the base on the records of a folder."""
+    model = dataclasses.replace(
+        BASE.model, num_classes=info.num_classes, channels=info.channels
+    )
+    data = dataclasses.replace(BASE.data, dataset_dir=dataset_dir, dataset=info.name)
+    return dataclasses.replace(
+        BASE, model=model, data=data, train=train, split=_TRAIN, info=info
     )
 
 
@@ -148,11 +128,11 @@ def _checksum(checkpoint: str) -> str:
     return f"{functools.reduce(lambda crc, a: zlib.crc32(a, crc), parts, 0):08x}"
 
 
-def chosen(names: list[str]) -> list[Row]:
+def select_rows(names: list[str]) -> list[Row]:
     """Returns the rows of some names, in the order of the table; all for none.
 
     Raises:
-        UserError: for a name that is none.
+        UserError: for an unknown name.
     """
     for name in names:
         if name not in ROWS:
@@ -165,66 +145,48 @@ def _trained_row(row: Row) -> Row:
 
 
 def make_experiment(row: Row, seed: int, bench: Bench) -> Experiment:
-    """Returns how the model of a row is trained: the base, and where it is left.
+    """Returns how the model of a row is trained: the base with the row's changes.
 
     Args:
         row: The row.
         seed: Of weights, order and augmentation.
-        bench: What all rows are run with.
+        bench: What all rows have in common.
     """
-    row, info = _trained_row(row), bench.info
-    model = dataclasses.replace(
-        BASE.model, num_classes=info.num_classes, channels=info.channels
-    ).with_official_flags(row.model)
-    data = dataclasses.replace(
-        BASE.data,
-        dataset_dir=bench.dataset_dir,
-        dataset=info.name,
-        mean_pixel=model.mean_pixel,
-        seed=seed,
-    )
+    row, base = _trained_row(row), bench.experiment
+    checkpoint = base.train.tf_initial_checkpoint
+    model = base.model.with_official_flags(row.model)
+    data = dataclasses.replace(base.data, mean_pixel=model.mean_pixel, seed=seed)
     train = dataclasses.replace(
-        BASE.train,
-        training_number_of_steps=bench.steps,
-        label_weights=bench.label_weights,
-        ignore_label=info.ignore_label,
-        tf_initial_checkpoint=bench.checkpoint if row.from_checkpoint else None,
+        base.train,
+        tf_initial_checkpoint=checkpoint if row.from_checkpoint else None,
         train_logdir=os.path.join(bench.output_dir, row.name, f"seed{seed}"),
         **row.train,
     )
-    return dataclasses.replace(
-        BASE, model=model, data=data, train=train, split=_TRAIN, info=info
-    )
+    return dataclasses.replace(base, model=model, data=data, train=train)
 
 
 def make_evaluation(row: Row, bench: Bench) -> EvalConfig:
-    """Returns how the model of a row looks at images."""
-    ignore_label = bench.info.ignore_label
+    """Returns how the model of a row is evaluated."""
+    ignore_label = bench.experiment.info.ignore_label
     return dataclasses.replace(
         BASE_EVALUATION, ignore_label=ignore_label, **row.evaluation
     )
 
 
 def make_settings(row: Row, bench: Bench) -> dict:
-    """Returns all that decides over a score but the seed, as JSON has it.
+    """Returns everything that determines a score but the seed, as JSON has it.
 
-    Places are left out, for what lies there is told: records by their hashes, weights
-    by their checksum.
+    Content stands for paths: the hashes of records, the checksum of weights.
     """
     experiment = make_experiment(row, 0, bench)
-    settings = dataclasses.asdict(experiment)
-    for part, names in (
-        ("data", ("dataset_dir", "seed")),
-        ("train", ("tf_initial_checkpoint", "train_logdir")),
-    ):
-        for name in names:
-            del settings[part][name]
-    trained = _trained_row(row)
-    settings["info"] = {
-        "name": bench.info.name,
-        "content_hashes": bench.info.content_hashes,
-    }
+    trained, settings = _trained_row(row), dataclasses.asdict(experiment)
+    for name in ("dataset_dir", "seed"):
+        del settings["data"][name]
+    for name in ("tf_initial_checkpoint", "train_logdir"):
+        del settings["train"][name]
+    info = experiment.info
     settings |= {
+        "info": {"name": info.name, "content_hashes": info.content_hashes},
         "checkpoint": bench.checksum if trained.from_checkpoint else None,
         "replicas": trained.replicas,
         "evaluation": dataclasses.asdict(make_evaluation(row, bench)),
@@ -234,14 +196,11 @@ def make_settings(row: Row, bench: Bench) -> dict:
 
 
 def train(experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
-    """Trains a model, or what a killed program left of its training.
+    """Trains a model, or resumes its killed training; returns the first step.
 
     Args:
         experiment: How.
         strategy: Which devices share a batch.
-
-    Returns:
-        The step it began at.
     """
     config, data = experiment.train, experiment.data
     folder = config.train_logdir
@@ -271,7 +230,7 @@ def _last_checkpoint(experiment: Experiment) -> str:
     return os.path.join(config.train_logdir, name)
 
 
-def trained_model(
+def load_trained_model(
     experiment: Experiment, output_stride: int | None = None
 ) -> keras.Model:
     """Returns what `train` made, at another output stride if one is given."""
@@ -284,11 +243,10 @@ def trained_model(
 
 def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
     """Returns the metrics on the validation split, those of trimaps among them."""
-    model = trained_model(experiment, row.eval_output_stride)
-    # Nobody drew rims of void around objects, as they did for VOC.
-    trimap = TrimapCurve(
-        bench.info.num_classes, bench.info.ignore_label, around="classes"
-    )
+    model = load_trained_model(experiment, row.eval_output_stride)
+    # CamVid has no rims of void around objects, as VOC has.
+    info = experiment.info
+    trimap = TrimapCurve(info.num_classes, info.ignore_label, around="classes")
     data = dataclasses.replace(experiment.data, batch_size=1)
     images = load_dataset(data, _VAL, training=False)
     evaluator = Evaluator(model, make_evaluation(row, bench))
@@ -298,38 +256,34 @@ def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
 
 
 def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> dict:
-    """Returns what came out with a seed, and how it was made."""
+    """Trains and scores a row; returns the metrics and how they were made."""
     _forget_graphs()
     experiment = make_experiment(row, seed, bench)
-    began = time.monotonic()
+    start = time.monotonic()
     first_step = train(experiment, strategy)
     trained = time.monotonic()
     _forget_graphs()
     metrics = score(row, experiment, bench)
+    around = measuring.provenance()
     return metrics | {
         "seed": seed,
-        "steps": bench.steps,
+        "steps": experiment.train.training_number_of_steps,
         "first_step": first_step,
-        "train_seconds": round(trained - began, 1),
+        "train_seconds": round(trained - start, 1),
         "evaluate_seconds": round(time.monotonic() - trained, 1),
-        "code": measuring.commit(),
-        "versions": {
-            "python": platform.python_version(),
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-            "numpy": np.__version__,
-        },
-        "hardware": measuring.hardware(),
+        "code": around["code"],
+        "versions": {name: around["versions"][name] for name in _VERSIONS},
+        "hardware": around["hardware"],
     }
 
 
 def _forget_graphs() -> None:
-    """Gives back the memory of models that nobody uses any more."""
+    """Frees the memory of models that are no longer used."""
     keras.backend.clear_session()
     gc.collect()
 
 
-def finished(row: Row, bench: Bench) -> list[dict]:
+def finished_runs(row: Row, bench: Bench) -> list[dict]:
     """Returns the runs of a row that were made with its present settings, by seed."""
     path = result_path(bench.output_dir, row.name)
     if not tf.io.gfile.exists(path):
@@ -341,8 +295,8 @@ def finished(row: Row, bench: Bench) -> list[dict]:
 
 
 def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
-    """Runs what is missing of a row, and keeps every run as soon as it is done."""
-    runs = finished(row, bench)
+    """Runs the missing seeds of a row, and saves every run as soon as it is done."""
+    runs = finished_runs(row, bench)
     for seed in range(bench.seeds if row.has_several_seeds else 1):
         if seed in (done["seed"] for done in runs):
             print(f"{row.name}, seed {seed}: kept")
@@ -361,18 +315,17 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
 
 def make_strategies(rows: list[Row]) -> dict[int, tf.distribute.Strategy]:
     """Returns strategies by their number of replicas, before any device is used."""
-    several = {_trained_row(row).replicas for row in rows}
     return {
         count: distribution.make_strategy(
             "one_device" if count == 1 else "mirrored", count, clone_on_cpu=True
         )
-        for count in several
+        for count in {_trained_row(row).replicas for row in rows}
     }
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Runs what is missing, then compares what there is with the papers."""
-    rows = chosen(values.rows)
+    """Runs what is missing, then compares all finished rows with the papers."""
+    rows = select_rows(values.rows)
     strategies = make_strategies(rows)
     bench = make_bench(values)
     tf.io.gfile.makedirs(bench.output_dir)
@@ -381,12 +334,12 @@ def main(values: absl_flags.FlagValues) -> None:
     outputs.claim(bench.output_dir, names, overwrite=True)
     for row in rows:
         finish(row, bench, strategies[_trained_row(row).replicas])
-    results = {name: finished(row, bench) for name, row in ROWS.items()}
-    text = markdown(results)
+    results = {name: finished_runs(row, bench) for name, row in ROWS.items()}
+    text = ablation_report.markdown(results)
     outputs.write_text(text, os.path.join(bench.output_dir, _REPORT))
-    if results[BASE_ROW] and results["bilinear"]:
-        path = os.path.join(bench.output_dir, _CURVES)
-        outputs.write_bytes(png_bytes(trimap_picture(results)), path)
+    if ablation_report.has_trimaps(results):
+        plot = png_bytes(ablation_report.plot_trimaps(results))
+        outputs.write_bytes(plot, os.path.join(bench.output_dir, _CURVES))
     print(text, end="")
 
 

@@ -1,29 +1,25 @@
-"""Where the time of a single-scale evaluation goes: the model, and all around it.
+"""Where the time of a single-scale evaluation goes: the model, and everything else.
 
     python -m benchmarks.evaluate --dataset_dir=tfrecord --eval_crop_size=513,513
 
-The model is the compiled `Predictor.labels` (network, last resize and argmax) on images
-that were decoded before and lie in memory. `Evaluator.evaluate` does the same to the
-same images in the same order and batches, and more: it decodes, counts the confusion
-matrix and shows progress; on request it keeps a gallery or feeds measures. All of these
-are measured in turns, after one that compiles, and so is the model once more: how far
-it is from itself is the noise. Weights do not matter for speed: without
---checkpoint_dir they are random. Printed are the time of an image and that of all
-processors together, which other programs on the machine disturb less. Decoding goes on
-behind the model, and costs less by the clock than by the processors if some are idle.
-The first batch waits for TensorFlow to build the pipeline, which takes as long for few
+The model is the compiled `Predictor.labels` (network, last resize and argmax) on
+decoded images in memory. `Evaluator.evaluate` does the same to the same images in the
+same batches, and more: it decodes, counts the confusion matrix and shows progress; on
+request it keeps a gallery or feeds measures. All of these are measured in turns, after
+one that compiles, and so is the model once more, which shows the noise. Weights do not
+matter for speed: without --checkpoint_dir they are random. Decoding runs while the
+model works, and costs less by the clock than by the processors if some are idle. The
+first batch waits for TensorFlow to build the pipeline, which takes as long for few
 images as for many; so the share of the model is also printed without it.
 """
+
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 import collections
 import functools
 from collections.abc import Callable
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import keras
-import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
@@ -47,23 +43,15 @@ _EXTREMES = 12  # worst and best images of the gallery
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
+    values = measuring.make_flags(
+        turns=5,
+        checkpoint_dir=(None, "Folder or prefix; or none."),
+        eval_crop_size=((513, 513), "Size of padded images."),
+        eval_batch_size=(1, "Images per forward pass.", 1),
+        images=(200, "First images of the split, in full batches.", 1),
+    )
     flags.define_model_flags(values, "eval")
     flags.define_dataset_flags(values, "eval_split", "val")
-    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string("checkpoint_dir", None, "Folder or prefix; or none.", flag_values=values)
-    absl_flags.DEFINE_multi_string(
-        "eval_crop_size", "513,513", "Size of padded images.", flag_values=values
-    )
-    integer("eval_batch_size", 1, "Images per forward pass.", flag_values=values)
-    integer(
-        "images",
-        200,
-        "First images of the split, in whole batches; few are outweighed by the start.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    measuring.define_flags(values, turns=5)
     return values
 
 
@@ -94,14 +82,7 @@ def make_dataset(
     return load_dataset(data, split, training=False).take(batches)
 
 
-def model_alone(labels: Callable, decoded: list) -> None:
-    """Predicts the labels of batches that lie in memory."""
-    for images, _ in decoded:
-        predictions = labels(images)
-    predictions.numpy()  # a GPU is still at work when the call returns
-
-
-def runs(
+def make_works(
     labels: Callable, evaluator: Evaluator, dataset: tf.data.Dataset, info: DatasetInfo
 ) -> dict[str, Callable]:
     """Returns what is measured, by name."""
@@ -109,32 +90,22 @@ def runs(
     gallery = Gallery(*classes, extremes=_EXTREMES)
     measures = [TrimapCurve(*classes), BoundaryIoU(*classes), Calibration(*classes)]
     decoded = list(dataset)
-    alone = functools.partial(model_alone, labels, decoded)
+
+    def predict() -> None:
+        for images, _ in decoded:
+            predictions = labels(images)
+        predictions.numpy()  # a GPU is still at work when the call returns
+
     evaluate = functools.partial(evaluator.evaluate, dataset)
     return {
-        "model": alone,
-        "model again": alone,
+        "model": predict,
+        "model again": predict,
         "evaluate": evaluate,
         "evaluate what is decoded": functools.partial(evaluator.evaluate, decoded),
         "evaluate with gallery": functools.partial(evaluate, gallery=gallery),
         "evaluate with measures": functools.partial(evaluate, measures=measures),
         "decode": functools.partial(collections.deque, dataset, 0),
         "first batch": lambda: next(iter(dataset)),
-    }
-
-
-def shares(series: measuring.Series) -> dict[str, dict[str, float]]:
-    """Returns how much of an evaluation the model is, with and without its start.
-
-    The first batch waits for the pipeline to be built, however many follow.
-    """
-    model, evaluate = (series[name][:, 0] for name in ("model", "evaluate"))
-    start = np.median(series["first batch"][:, 0])
-    return {
-        "of evaluate": measuring.spread(model / evaluate),
-        "of evaluate but for the first batch": measuring.spread(
-            model / (evaluate - start)
-        ),
     }
 
 
@@ -155,22 +126,16 @@ def main(values: absl_flags.FlagValues) -> None:
     predictor = make_predictor(model, config)
     labels = tf.function(predictor.labels, reduce_retracing=True)
     shapes = [tuple(images.shape) for images, _ in dataset]
-    several = runs(labels, Evaluator(model, config), dataset, info)
-    series = measuring.measure_here(several, values.turns)
+    works = make_works(labels, Evaluator(model, config), dataset, info)
+    series = measuring.measure_here(works, values.turns)
     images, graphs = sum(s[0] for s in shapes), labels.experimental_get_tracing_count()
-    rows = measuring.compared(series, "model", images)
-    found = shares(series)
-    lines = [measuring.table(rows, "the model"), ""]
-    for name, share in found.items():
-        lines.append(
-            "the model is {median:.3f} ({low:.3f}..{high:.3f}) ".format(**share) + name
-        )
+    rows = measuring.summarize(series, images)
     measuring.report(
         values,
         f"Evaluation of {images} images, batches of {len(set(shapes))} shapes, "
         f"{graphs} graphs",
-        {"rows": rows, "model": found},
-        "\n".join(lines),
+        {"rows": rows},
+        measuring.table(rows),
     )
 
 

@@ -1,22 +1,22 @@
-"""What the checkpoints of the official zoo score here, beside the published figures.
+"""Scores the checkpoints of the official zoo, next to the published figures.
 
     python benchmarks/model_zoo.py --dataset_dir=tfrecord
 
-Every checkpoint of the data set in that folder is downloaded and evaluated as it was
-for its figures: output strides, scales, mirroring, crop and resizing are those of the
-presets. What has no records there, such as the test splits whose labels nobody has, is
-named and left out; --eval_split takes another split instead. --images looks at the
-first ones only, to try it out. The 8-bit checkpoints are evaluated in floating point.
+Every checkpoint of the data set in that folder is downloaded and evaluated by its
+published protocols: output strides, scales, mirroring, crop and resizing are those of
+the presets. Splits without records there, such as the test splits, are named and left
+out; --eval_split takes another split instead. --images evaluates the first ones only,
+to try it out. The 8-bit checkpoints are evaluated in floating point.
 """
-
-import dataclasses
 
 import benchmarks.quiet_tensorflow  # noqa: F401
 
-# isort: split
+import dataclasses
+
 import keras
 from absl import flags as absl_flags
 
+from benchmarks import measuring
 from deeplab_tf import flags
 from deeplab_tf.checkpoints.pretrained import from_pretrained
 from deeplab_tf.checkpoints.zoo import ZOO, ZooCheckpoint
@@ -34,25 +34,18 @@ _MEASURES = ("miou", "pixel_accuracy")
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
+    values = measuring.make_flags(
+        checkpoints=([], "Names in the zoo; default: all."),
+        eval_split=(None, "Split to take for all."),
+        cache_dir=(None, "Folder of the downloads."),
+    )
     flags.define_dataset_location(values)
-    string = absl_flags.DEFINE_string
-    absl_flags.DEFINE_list(
-        "checkpoints", [], "Names in the zoo; default: all.", flag_values=values
-    )
-    string("eval_split", None, "Split to take for all.", flag_values=values)
-    string("cache_dir", None, "Folder of the downloads.", flag_values=values)
-    absl_flags.DEFINE_integer(
-        "images",
-        None,
-        "Images of a split; default: all.",
-        lower_bound=1,
-        flag_values=values,
-    )
+    images = "Images of a split; default: all."
+    absl_flags.DEFINE_integer("images", None, images, lower_bound=1, flag_values=values)
     return values
 
 
-def chosen(names: list[str], dataset: str) -> list[ZooCheckpoint]:
+def select_checkpoints(names: list[str], dataset: str) -> list[ZooCheckpoint]:
     """Returns the checkpoints of a data set, all or those of some names."""
     known = [c for c in ZOO.values() if c.info and c.info.name == dataset]
     for name in names:
@@ -68,13 +61,11 @@ def score(
     checkpoint: ZooCheckpoint, preset: Preset, split: str, values: absl_flags.FlagValues
 ) -> dict:
     """Returns the metrics of a checkpoint by one of its protocols."""
-    folder = values.dataset_dir
+    folder, stride = values.dataset_dir, preset.eval_output_stride
     records.shard_paths(folder, split)  # before anything is downloaded
     keras.backend.clear_session()
     model = from_pretrained(
-        checkpoint.name,
-        output_stride=preset.eval_output_stride,
-        cache_dir=values.cache_dir,
+        checkpoint.name, output_stride=stride, cache_dir=values.cache_dir
     )
     data = dataclasses.replace(
         preset.data,
@@ -82,8 +73,7 @@ def score(
         dataset=checkpoint.info.name,
         batch_size=preset.evaluation.eval_batch_size,
     )
-    images = values.images or _ALL
-    dataset = load_dataset(data, split, training=False).take(images)
+    dataset = load_dataset(data, split, training=False).take(values.images or _ALL)
     return Evaluator(model, preset.evaluation).evaluate(dataset)
 
 
@@ -106,7 +96,7 @@ def main(values: absl_flags.FlagValues) -> None:
     """Scores one after the other and prints as it goes."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     info = sources.resolve_info(values.dataset, values.dataset_dir or "")
-    checkpoints = chosen(values.checkpoints, info.name)
+    checkpoints = select_checkpoints(values.checkpoints, info.name)
     scored = 0
     print(
         f"{'checkpoint and protocol':<50}{'split':>10}{'images':>7}  {'per cent':<14}"

@@ -3,10 +3,12 @@ r"""Where the time of a step of training, or of labelling an image, goes.
     python -m benchmarks.op_profile --what=training --model_variant=mobilenet_v2 \
       --size=321,321 --batch=8
 
-TensorFlow's profiler records every operation of a few calls on the CPU; they are summed
-by what they are for. Shares are of the time of all operations together, on one thread
-each. Told are also the operations that take most.
+TensorFlow's profiler records every operation of a few calls on the CPU; their times are
+summed by purpose. Shares are of the time of all operations together, on one thread
+each. Printed are also the operations that take most.
 """
+
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 import collections
 import pathlib
@@ -14,9 +16,6 @@ import re
 import tempfile
 from collections.abc import Callable
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import tensorflow as tf
 from absl import flags as absl_flags
 
@@ -39,7 +38,6 @@ _PURPOSES = {
         "SpaceToBatch|BatchToSpace|Pad|Concat|Cast|Transpose|Slice|Split|Reshape"
     ),
 }
-_OTHERS = "all others"
 # `name of the node:kind of operation`, but not `Executor::Process`.
 _EVENT = re.compile(r"[^:]*:(\w+)(#.*)?")
 # They hold other operations.
@@ -48,23 +46,20 @@ _WRAPPERS = re.compile("__|While|StatelessWhile|PartitionedCall|Stateful|If$")
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
-    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    absl_flags.DEFINE_enum(
-        "what", "training", ["training", "inference"], "Of what.", flag_values=values
+    return measuring.make_flags(
+        what=("training", "Of what.", "training", "inference"),
+        model_variant=("mobilenet_v2", "Backbone."),
+        precision=("float32", "Of convolutions."),
+        size=((321, 321), "Height and width of the images."),
+        batch=(8, "Images at once.", 1),
+        calls=(2, "Calls that are recorded.", 1),
+        json=(None, "File for the results."),
     )
-    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=values)
-    string("precision", "float32", "Of convolutions.", flag_values=values)
-    absl_flags.DEFINE_multi_string(
-        "size", "321,321", "Height and width of the images.", flag_values=values
-    )
-    integer("batch", 8, "Images at once.", lower_bound=1, flag_values=values)
-    integer("calls", 2, "Calls that are recorded.", lower_bound=1, flag_values=values)
-    string("json", None, "File for the results.", flag_values=values)
-    return values
 
 
-def recorded(work: Callable[[], object], calls: int) -> dict[str, tuple[float, int]]:
+def record_operations(
+    work: Callable[[], object], calls: int
+) -> dict[str, tuple[float, int]]:
     """Returns milliseconds and number of each kind of operation in a call.
 
     Args:
@@ -74,7 +69,7 @@ def recorded(work: Callable[[], object], calls: int) -> dict[str, tuple[float, i
     for _ in range(2):
         work()
     with tempfile.TemporaryDirectory() as folder:
-        # Operations are told at this level of detail, and no further ones.
+        # This level of detail has the operations, and nothing further.
         options = tf.profiler.experimental.ProfilerOptions(host_tracer_level=2)
         tf.profiler.experimental.start(folder, options)
         for _ in range(calls):
@@ -104,10 +99,10 @@ def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
 def purpose(kind: str) -> str:
     """Returns what a kind of operation is for."""
     matches = (name for name, part in _PURPOSES.items() if re.search(part, kind))
-    return next(matches, _OTHERS)
+    return next(matches, "all others")
 
 
-def by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]:
+def sum_by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]:
     """Returns milliseconds by purpose, the longest first."""
     sums = collections.Counter()
     for kind, (milliseconds, _) in operations.items():
@@ -126,16 +121,19 @@ def make_work(values: absl_flags.FlagValues, folder: str) -> Callable[[], object
     return contenders.saved_model(folder, **task)
 
 
-def show(operations: dict[str, tuple[float, int]]) -> str:
+def make_tables(operations: dict[str, tuple[float, int]]) -> str:
     """Returns both tables."""
-    sums = by_purpose(operations)
+    sums = sum_by_purpose(operations)
     total = sum(sums.values())
-    lines = ["| for | ms | share |", "|---|---|---|"]
-    lines += [f"| {n} | {t:.1f} | {100 * t / total:.1f} % |" for n, t in sums.items()]
-    lines += ["", "| operation | ms | how many |", "|---|---|---|"]
+    purposes = [[n, f"{t:.1f}", f"{100 * t / total:.1f} %"] for n, t in sums.items()]
     longest = sorted(operations.items(), key=lambda item: -item[1][0])[:15]
-    lines += [f"| {kind} | {t:.1f} | {count} |" for kind, (t, count) in longest]
-    return "\n".join(lines)
+    kinds = [[kind, f"{t:.1f}", str(count)] for kind, (t, count) in longest]
+    return "\n\n".join(
+        [
+            measuring.markdown_table(["for", "ms", "share"], purposes),
+            measuring.markdown_table(["operation", "ms", "how many"], kinds),
+        ]
+    )
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -144,12 +142,12 @@ def main(values: absl_flags.FlagValues) -> None:
         raise UserError("operations of a GPU are not told apart; hide it first")
     with tempfile.TemporaryDirectory() as folder:
         work = make_work(values, f"{folder}/exported")
-        operations = recorded(work, values.calls)
+        operations = record_operations(work, values.calls)
     measuring.report(
         values,
         f"{values.what} of {values.model_variant}, {values.precision}",
-        {"purposes": by_purpose(operations), "operations": operations},
-        show(operations),
+        {"purposes": sum_by_purpose(operations), "operations": operations},
+        make_tables(operations),
     )
 
 

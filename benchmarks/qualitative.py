@@ -1,41 +1,33 @@
-r"""Pictures of what the decoder does, on scenes that nobody has to download.
+r"""Images of what the decoder does, on scenes that nobody has to download.
 
     python -m benchmarks.qualitative --output_dir=qualitative
 
 `datasets/shapes.py` draws the scenes. Two DeepLabs with MobileNetV2, one with the
 decoder and one with naive bilinear up-sampling instead, are trained on them from
-nothing by the recipe of `demo.sh`, then label scenes that they have not seen.
-<output_dir>/decoder.png has these beside each other, with what is wrong in colour;
-printed are the mIoU of whole scenes and of trimaps. A killed program goes on where it
-was. Each training takes some minutes of two cores.
+scratch by the recipe of `demo.sh`, then label unseen scenes. <output_dir>/decoder.png
+shows both side by side, with the errors in colour; printed are the mIoU of complete
+scenes and of trimaps. Run the same command again to resume. Each training takes some
+minutes of two cores.
 """
-
-import os
-from collections.abc import Iterator
 
 import benchmarks.quiet_tensorflow  # noqa: F401
 
-# isort: split
+import json
+import os
+
 import cv2
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from benchmarks.ablations import train, trained_model
-from deeplab_tf.config import (
-    DataConfig,
-    DecoderConfig,
-    Experiment,
-    ModelConfig,
-    TrainConfig,
-)
+from benchmarks import measuring
+from deeplab_tf.checkpoints.pretrained import from_pretrained
+from deeplab_tf.config import DataConfig
 from deeplab_tf.convert import shapes, voc2012
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.evaluation.boundary import TrimapCurve
-from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.inference import predict_labels
 from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import (
@@ -47,146 +39,101 @@ from deeplab_tf.visualize import (
     with_captions,
 )
 
-_MODELS = {"decoder": DecoderConfig(), "bilinear": DecoderConfig(output_strides=())}
-_UNSEEN = "val"
+_DECODER_STRIDES = {"decoder": "4", "bilinear": ""}
+# That of demo.sh, with the papers' ASPP.
+_RECIPE = (
+    *("--model_variant=mobilenet_v2", "--output_stride=16", "--atrous_rates=6,12,18"),
+    *("--train_crop_size=129,129", "--train_batch_size=8"),
+    *("--min_scale_factor=0.75", "--max_scale_factor=1.25"),
+    *("--base_learning_rate=0.5", "--slow_start_step=50"),
+    *("--slow_start_learning_rate=0.1", "--batch_norm_momentum=0.95"),
+)
 _ENLARGED = 1.5
-PICTURE = "decoder.png"
+SHEET = "decoder.png"
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_string(
-        "output_dir",
-        None,
-        "Folder of scenes, checkpoints and picture.",
-        required=True,
-        flag_values=values,
+    return measuring.make_flags(
+        output_dir=(..., "Folder of scenes, checkpoints and images."),
+        steps=(1200, "Steps of a training.", 1),
+        train_images=(1600, "Scenes to train on.", 1),
+        val_images=(200, "Unseen scenes to score.", 1),
+        rows=(5, "Scenes of the sheet.", 1),
     )
-    for name, default, text in (
-        ("steps", 1200, "Steps of a training."),
-        ("train_images", 1600, "Scenes to train on."),
-        ("val_images", 200, "Unseen scenes to score."),
-        ("rows", 5, "Scenes of the picture."),
-    ):
-        absl_flags.DEFINE_integer(
-            name, default, text, lower_bound=1, flag_values=values
-        )
-    return values
 
 
 def make_records(values: absl_flags.FlagValues) -> str:
-    """Returns the folder of the records of all scenes, which are drawn if need be."""
+    """Returns the folder of the records of all scenes; draws them if missing."""
     folder = os.path.join(values.output_dir, "tfrecord")
     if not tf.io.gfile.exists(folder):
         scenes = os.path.join(values.output_dir, "scenes")
         if not tf.io.gfile.exists(scenes):
-            counts = (values.train_images, values.val_images, 1)
-            shapes.write(scenes, *counts)
+            shapes.write(scenes, values.train_images, values.val_images, 1)
         voc2012.convert(scenes, folder)
     return folder
 
 
-def make_experiment(
-    decoder: DecoderConfig, name: str, dataset_dir: str, values: absl_flags.FlagValues
-) -> Experiment:
-    """Returns the recipe of demo.sh."""
-    info = sources.resolve_info(None, dataset_dir)
-    model = ModelConfig(
-        "mobilenet_v2",
-        num_classes=info.num_classes,
-        output_stride=16,
-        batch_norm_momentum=0.95,
-        decoder=decoder,
-    )
-    data = DataConfig(
-        dataset_dir,
-        dataset=info.name,
-        crop_size=(129, 129),
-        batch_size=8,
-        min_scale_factor=0.75,
-        max_scale_factor=1.25,
-        mean_pixel=model.mean_pixel,
-    )
-    config = TrainConfig(
-        base_learning_rate=0.5,
-        slow_start_step=50,
-        slow_start_learning_rate=0.1,
-        training_number_of_steps=values.steps,
-        ignore_label=info.ignore_label,
-        train_logdir=os.path.join(values.output_dir, name),
-    )
-    return Experiment(model=model, data=data, train=config, split="train", info=info)
+def _run(name: str, *arguments: str) -> None:
+    run_program(f"deeplab_tf.programs.{name}", [f"{name}.py", *arguments])
 
 
-def score(experiment: Experiment, model: keras.Model) -> dict:
-    """Returns the metrics on unseen scenes, those of trimaps among them."""
-    info = experiment.info
-    trimap = TrimapCurve(info.num_classes, info.ignore_label)
-    scenes = load_dataset(experiment.data, _UNSEEN, training=False)
-    metrics = Evaluator(model).evaluate(scenes, measures=[trimap])
-    return metrics | {"trimap": trimap.metrics()}
+def train_and_score(name: str, dataset_dir: str, values: absl_flags.FlagValues) -> str:
+    """Trains and scores one of both models, as a user would; returns its folder."""
+    folder = os.path.join(values.output_dir, name)
+    records = f"--dataset_dir={dataset_dir}"
+    stride = f"--decoder_output_stride={_DECODER_STRIDES[name]}"
+    steps = f"--training_number_of_steps={values.steps}"
+    _run("train", records, f"--train_logdir={folder}", stride, steps, *_RECIPE)
+    scores = (f"--eval_logdir={folder}/eval", "--trimap=void", "--noreport")
+    _run("eval", records, f"--checkpoint_dir={folder}", *scores)
+    with open(f"{folder}/eval/metrics.json") as file:
+        metrics = json.load(file)
+    trimap = metrics["trimap"]
+    bands = zip(trimap["widths"], trimap["miou"], strict=True)
+    trimaps = ", ".join(f"{width}: {100 * miou:.1f}" for width, miou in bands)
+    miou = 100 * metrics["miou"]
+    print(f"{name:8s} mIoU {miou:.1f} %; in trimaps of width {trimaps}")
+    return folder
 
 
-def first_scenes(experiment: Experiment, count: int) -> Iterator[tuple]:
-    """Yields image `[h, w, 3]` and labels `[h, w]` of the first unseen scenes."""
-    scenes = load_dataset(experiment.data, _UNSEEN, training=False).unbatch()
-    for image, labels in scenes.take(count).as_numpy_iterator():
-        yield image, labels[..., 0]
-
-
-def picture(
+def draw_sheet(
     scenes: list[tuple], models: dict[str, keras.Model], info: DatasetInfo
 ) -> np.ndarray:
     """Returns a row for each scene: image, truth, predictions and their errors.
 
     Args:
-        scenes: Images `[h, w, 3]` and labels `[h, w]`, all of one size.
-        models: By the name to write above.
+        scenes: Images `[h, w, 3]` and labels `[h, w, 1]`, all of one size.
+        models: By their captions.
         info: Colours of the classes.
     """
     cells, captions = [], ["image", "truth"]
-    for image, truth in scenes:
+    for image, labels in scenes:
+        truth = labels[..., 0]
         cells += [as_rgb(image), colorize(truth, info)]
         for model in models.values():
-            (labels,) = predict_labels(model, image[None])
-            cells += [colorize(labels, info), error_map(truth, labels, info)]
+            (found,) = predict_labels(model, image[None])
+            cells += [colorize(found, info), error_map(truth, found, info)]
     for name in models:
         captions += [name, "its errors"]
-    cells = [
-        cv2.resize(
-            cell,
-            None,
-            fx=_ENLARGED,
-            fy=_ENLARGED,
-            interpolation=cv2.INTER_NEAREST,
-        )
-        for cell in cells
-    ]
+    nearest = {"fx": _ENLARGED, "fy": _ENLARGED, "interpolation": cv2.INTER_NEAREST}
+    cells = [cv2.resize(cell, None, **nearest) for cell in cells]
     return with_captions(contact_sheet(cells, len(captions)), captions)
-
-
-def show(name: str, metrics: dict) -> None:
-    """Prints mIoU in whole scenes and in trimaps."""
-    trimap = metrics["trimap"]
-    bands = zip(trimap["widths"], trimap["miou"], strict=True)
-    told = ", ".join(f"{width}: {100 * miou:.1f}" for width, miou in bands)
-    print(f"{name:8s} mIoU {100 * metrics['miou']:.1f} %; in trimaps of width {told}")
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Trains, scores and draws."""
-    dataset_dir, models = make_records(values), {}
-    strategy = tf.distribute.get_strategy()
-    for name, decoder in _MODELS.items():
-        experiment = make_experiment(decoder, name, dataset_dir, values)
-        train(experiment, strategy)
-        models[name] = trained_model(experiment)
-        show(name, score(experiment, models[name]))
-    scenes = list(first_scenes(experiment, values.rows))
-    path = os.path.join(values.output_dir, PICTURE)
+    dataset_dir = make_records(values)
+    models = {
+        name: from_pretrained(train_and_score(name, dataset_dir, values))
+        for name in _DECODER_STRIDES
+    }
+    unseen = load_dataset(DataConfig(dataset_dir), "val", training=False).unbatch()
+    scenes = list(unseen.take(values.rows).as_numpy_iterator())
+    info = sources.resolve_info(None, dataset_dir)
+    path = os.path.join(values.output_dir, SHEET)
     with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(png_bytes(picture(scenes, models, experiment.info)))
+        file.write(png_bytes(draw_sheet(scenes, models, info)))
     print(path)
 
 

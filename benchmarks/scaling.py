@@ -5,17 +5,17 @@ r"""How time and memory grow with the image, and training with processes.
 Time and memory of labelling a square image by a SavedModel are fitted as a power of its
 area: an exponent of 1 is linear. Each size has a process of its own; its memory is what
 it takes beyond the loaded model. Then training by two processes of a core each, the
-workers of a MultiWorkerMirroredStrategy, beside one process that has both cores.
+workers of a MultiWorkerMirroredStrategy, is compared with one process on both cores.
 """
 
+import benchmarks.quiet_tensorflow  # noqa: F401
+
+import contextlib
 import json
 import os
 import socket
 import tempfile
 
-import benchmarks.quiet_tensorflow  # noqa: F401
-
-# isort: split
 import numpy as np
 from absl import flags as absl_flags
 from matplotlib.figure import Figure
@@ -29,96 +29,80 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_saved_model
 from deeplab_tf.visualize import drawn, png_bytes
 
-_HERE = "benchmarks.contenders"
-_ONE, _TWO = "one process", "two workers"
+_STEPS = 2
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
-    string, integer = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    string("model_variant", "mobilenet_v2", "Backbone.", flag_values=values)
-    absl_flags.DEFINE_list(
-        "sides",
-        ["257", "385", "513", "769", "1025", "1281", "1537"],
-        "Sides of the images in pixels.",
-        flag_values=values,
+    sides = ["257", "385", "513", "769", "1025", "1281", "1537"]
+    return measuring.make_flags(
+        turns=7,
+        model_variant=("mobilenet_v2", "Backbone."),
+        sides=(sides, "Sides of the images in pixels."),
+        plot=(None, "File for the plot."),
+        train_crop_size=(321, "Side of the crop."),
+        train_batch_size=(
+            8,
+            "Images of a step, of both workers together; 0 leaves them out.",
+        ),
     )
-    string("plot", None, "File for the picture.", flag_values=values)
-    integer("train_crop_size", 321, "Side of the crop.", flag_values=values)
-    integer(
-        "train_batch_size",
-        8,
-        "Images of a step, of both workers together; 0 leaves them out.",
-        flag_values=values,
-    )
-    measuring.define_flags(values, turns=7)
-    return values
 
 
-def exponent(areas: np.ndarray, values: np.ndarray) -> float:
+def fit_exponent(areas: np.ndarray, values: np.ndarray) -> float:
     """Returns p of the fit `values = c * areas ** p`, of logarithms."""
     return float(np.polyfit(np.log(areas), np.log(values), 1)[0])
 
 
-def compare_sizes(values: absl_flags.FlagValues) -> tuple[dict, str]:
+def compare_sizes(values: absl_flags.FlagValues, model: dict) -> tuple[dict, str]:
     """Returns time and memory by size, and their table."""
     sides = [int(side) for side in values.sides]
-    model = {"model_variant": values.model_variant, "output_stride": 16}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "exported")
         export_saved_model(make_model(model), path)
+        task = {"path": path, "batch": 1, "times": 1}
         several = [
-            Contender(
-                str(side),
-                f"{_HERE}:saved_model",
-                {"path": path, "batch": 1, "size": [side, side], "times": 1},
-            )
+            Contender(str(side), "saved_model", task | {"size": [side, side]})
             for side in sides
         ]
         series = measuring.measure(several, values.turns)
-    seconds = np.array([np.median(series[str(side)], 0)[0] for side in sides])
-    mebibytes = np.array(
-        [
-            series.mebibytes[name] - series.facts[name]["ready_mebibytes"]
-            for name in map(str, sides)
-        ]
-    )
+    seconds = [float(np.median(each[:, 0])) for each in series.values()]
+    mebibytes = [
+        series.mebibytes[name] - own["ready_mebibytes"]
+        for name, own in series.properties.items()
+    ]
     areas = np.square(sides, dtype=float)
     result = {
         "sides": sides,
-        "seconds": seconds.tolist(),
-        "mebibytes": mebibytes.tolist(),
-        "exponent_of_seconds": exponent(areas, seconds),
-        "exponent_of_mebibytes": exponent(areas, mebibytes),
+        "seconds": seconds,
+        "mebibytes": mebibytes,
+        "exponent_of_seconds": fit_exponent(areas, seconds),
+        "exponent_of_mebibytes": fit_exponent(areas, mebibytes),
     }
     return result, _size_table(result)
 
 
 def _size_table(result: dict) -> str:
-    lines = ["| side | ms | MiB | ns per pixel |", "|---|---|---|---|"]
     columns = (result[name] for name in ("sides", "seconds", "mebibytes"))
-    for side, seconds, mebibytes in zip(*columns, strict=True):
-        per_pixel = 1e9 * seconds / side**2
-        lines.append(
-            f"| {side} | {1000 * seconds:.1f} | {mebibytes:.0f} | {per_pixel:.0f} |"
-        )
+    rows = [
+        [f"{side}", f"{1e3 * t:.1f}", f"{memory:.0f}", f"{1e9 * t / side**2:.0f}"]
+        for side, t, memory in zip(*columns, strict=True)
+    ]
     time, memory = result["exponent_of_seconds"], result["exponent_of_mebibytes"]
-    lines.append(f"\nAs a power of the area: time {time:.3f}, memory {memory:.3f}")
-    return "\n".join(lines)
-
-
-def picture(result: dict) -> np.ndarray:
-    """Returns time and memory against the side of the image, a uint8 picture."""
-    figure = Figure((8, 3.4), dpi=120)
-    measures = (
-        ("seconds", "seconds", result["exponent_of_seconds"]),
-        ("mebibytes", "MiB beyond the model", result["exponent_of_mebibytes"]),
+    return (
+        measuring.markdown_table(["side", "ms", "MiB", "ns per pixel"], rows)
+        + f"\n\nAs a power of the area: time {time:.3f}, memory {memory:.3f}"
     )
+
+
+def plot(result: dict) -> np.ndarray:
+    """Returns a plot of time and memory against the size of the image, uint8."""
+    figure = Figure((8, 3.4), dpi=120)
+    labels = {"seconds": "seconds", "mebibytes": "MiB beyond the model"}
     megapixels = np.square(result["sides"], dtype=float) / 1e6
-    for axes, (name, label, power) in zip(figure.subplots(1, 2), measures, strict=True):
+    for axes, (name, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
+        power = result[f"exponent_of_{name}"]
         axes.loglog(megapixels, result[name], marker="o", markersize=4)
-        fit = np.exp(np.polyval([power, 0], np.log(megapixels)))
+        fit = megapixels**power
         fit *= np.exp(np.mean(np.log(result[name]) - np.log(fit)))
         axes.loglog(megapixels, fit, "--", color="0.4", linewidth=1)
         axes.set_title(f"area to the power of {power:.2f}", fontsize=10)
@@ -132,61 +116,60 @@ def picture(result: dict) -> np.ndarray:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Returns ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("localhost", 0))
         return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
-def compare_processes(values: absl_flags.FlagValues) -> tuple[list[dict], str]:
+def _worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
+    """Returns the processes of a cluster, a core each."""
+    addresses = [f"localhost:{port}" for port in _free_ports(len(cores))]
+    clusters = (
+        {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        for index in range(len(cores))
+    )
+    return tuple(
+        Process({"TF_CONFIG": json.dumps(cluster)}, (core,))
+        for cluster, core in zip(clusters, cores, strict=True)
+    )
+
+
+def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list, str]:
     """Returns rows of one process and of two workers, and their table."""
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = tuple(sorted(os.sched_getaffinity(0))[:2])
     if len(cores) < 2:
         raise UserError("two workers need two cores; --train_batch_size=0 leaves them")
-    side = values.train_crop_size
-    task = {
-        "model": {"model_variant": values.model_variant, "output_stride": 16},
-        "batch": values.train_batch_size,
-        "size": [side, side],
-        "times": 2,
-    }
-    addresses = [f"localhost:{port}" for port in _free_ports(2)]
-    workers = []
-    for index, core in enumerate(cores):
-        place = {"type": "worker", "index": index}
-        cluster = {"cluster": {"worker": addresses}, "task": place}
-        workers.append(Process({"TF_CONFIG": json.dumps(cluster)}, (core,)))
+    side, batch = values.train_crop_size, values.train_batch_size
+    task = {"model": model, "batch": batch, "size": [side, side], "times": _STEPS}
+    shared = task | {"strategy": "multi_worker_mirrored"}
     several = [
-        Contender(_ONE, f"{_HERE}:training_step", task, (Process(cores=tuple(cores)),)),
-        Contender(_TWO, f"{_HERE}:worker_training_step", task, tuple(workers)),
+        Contender("one process", "training_step", task, (Process(cores=cores),)),
+        Contender("two workers", "training_step", shared, _worker_processes(cores)),
     ]
-    series = measuring.measure(several, values.turns)
-    rows = measuring.compared(series, _ONE, task["times"])
+    rows = measuring.summarize(measuring.measure(several, values.turns), _STEPS)
     for row in rows:
-        row["images_per_second"] = 1000 * values.train_batch_size / row["milliseconds"]
+        row["images_per_second"] = 1000 * batch / row["milliseconds"]
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
-        f"{measuring.table(rows, _ONE, 'step')}\n\n"
+        f"{measuring.table(rows, 'step')}\n\n"
         f"two workers have {throughput:.3f} of the throughput of one process"
     )
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Measures, prints and draws."""
-    result, text = compare_sizes(values)
-    whole = {"sizes": result}
+    """Measures, prints and plots."""
+    model = {"model_variant": values.model_variant, "output_stride": 16}
+    result = {}
+    result["sizes"], text = compare_sizes(values, model)
     if values.plot:
         with open(values.plot, "wb") as file:
-            file.write(png_bytes(picture(result)))
+            file.write(png_bytes(plot(result["sizes"])))
     if values.train_batch_size:
-        whole["processes"], told = compare_processes(values)
-        text += f"\n\n{told}"
-    measuring.report(values, f"Scaling of {values.model_variant}", whole, text)
+        result["processes"], processes = compare_processes(values, model)
+        text += f"\n\n{processes}"
+    measuring.report(values, f"Scaling of {values.model_variant}", result, text)
 
 
 if __name__ == "__main__":

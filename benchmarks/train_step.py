@@ -1,4 +1,4 @@
-r"""A step of training: ours beside PyTorch and keras-hub.
+r"""A step of training: ours, PyTorch and keras-hub compared.
 
     pip install 'deeplab_tf[peers]'
     python -m benchmarks.train_step --cases=mobilenet_v2:321:8,xception_65:257:2
@@ -7,17 +7,20 @@ A case is backbone, side of the crop and images of a batch; the model is DeepLab
 separable convolutions at output stride 16. A step is forward, loss on up-sampled
 logits, backward, L2 and momentum on one batch in memory. PyTorch has the same layers,
 in either memory layout; keras-hub has its own DeepLabv3+ with ResNet-50 at output
-stride 32, which is told per multiply-add, with and without XLA. Those that are not
-installed are left out.
-"""
+stride 32, which is also compared per multiply-add, with and without XLA. What is not
+installed is left out.
 
-import importlib.util
-from collections.abc import Iterator
-from typing import NamedTuple
+    python -m benchmarks.train_step --recompute --cases=xception_65:321:4
+
+compares a step that keeps all activations with one that computes them again instead.
+The memory is what a step takes beyond the model.
+"""
 
 import benchmarks.quiet_tensorflow  # noqa: F401
 
-# isort: split
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from absl import flags as absl_flags
 
 from benchmarks import measuring
@@ -27,18 +30,21 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.programs import run_program
 
-_REFERENCE = "float32"
-_HERE = "benchmarks.contenders"
-# Module that has to be installed, factory, and what its arguments are besides the task.
+# Module that has to be installed, factory, and its arguments besides the task.
 _CONTENDERS = {
-    _REFERENCE: ("", "training_step", {}),
+    "float32": ("", "training_step", {}),
     "bfloat16": ("", "training_step", {"precision": "bfloat16"}),
     "pytorch": ("torch", "torch_training_step", {"channels_last": True}),
     "pytorch, NCHW": ("torch", "torch_training_step", {"channels_last": False}),
     "keras-hub": ("keras_hub", "keras_hub_training_step", {"jit": False}),
     "keras-hub with XLA": ("keras_hub", "keras_hub_training_step", {"jit": True}),
 }
+_RECOMPUTATION = {
+    "float32": ("", "training_step", {}),
+    "recomputed": ("", "training_step", {"recompute": True}),
+}
 _OTHER_NETWORK = "keras_hub"
+_MODULES = sorted({module for module, *_ in _CONTENDERS.values()} - {""})
 
 
 class Case(NamedTuple):
@@ -61,7 +67,7 @@ class Case(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Of the forward pass of one image."""
+        """Multiply-adds of the forward pass of one image."""
         return multiply_adds(make_config(self.model), (self.side, self.side))
 
 
@@ -79,50 +85,44 @@ def parse_case(text: str) -> Case:
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
-    values = absl_flags.FlagValues()
-    absl_flags.DEFINE_list(
-        "cases",
-        ["mobilenet_v2:321:8", "xception_65:257:2"],
-        "Backbone, side of the crop, images of a batch.",
-        flag_values=values,
+    return measuring.make_flags(
+        turns=9,
+        cases=(
+            ["mobilenet_v2:321:8", "xception_65:257:2"],
+            "Backbone, side of the crop, images of a batch.",
+        ),
+        leave_out=(
+            [],
+            f"What not to compare with: {', '.join([*_MODULES, *_CONTENDERS])}.",
+        ),
+        steps=(2, "Steps of a turn.", 1),
+        recompute=(False, "Compare recomputation instead."),
     )
-    absl_flags.DEFINE_list(
-        "leave_out",
-        [],
-        f"What not to compare with: {', '.join([*_modules(), *_CONTENDERS])}.",
-        flag_values=values,
-    )
-    integer = absl_flags.DEFINE_integer
-    integer("steps", 2, "Steps of a turn.", lower_bound=1, flag_values=values)
-    measuring.define_flags(values, turns=9)
-    return values
 
 
-def _modules() -> list[str]:
-    return sorted({module for module, *_ in _CONTENDERS.values()} - {""})
-
-
-def contenders(case: Case, steps: int, left_out: list[str]) -> Iterator[Contender]:
+def make_contenders(case: Case, values: absl_flags.FlagValues) -> Iterator[Contender]:
     """Yields what is installed and not left out."""
-    task = {"batch": case.batch, "size": [case.side, case.side], "times": steps}
-    for name, (module, factory, own) in _CONTENDERS.items():
-        is_missing = module and not importlib.util.find_spec(module)
-        if is_missing or {module, name} & set(left_out):
+    task = {"batch": case.batch, "size": [case.side, case.side], "times": values.steps}
+    several = _RECOMPUTATION if values.recompute else _CONTENDERS
+    for name, (module, factory, own) in several.items():
+        is_left_out = {module, name} & set(values.leave_out)
+        if is_left_out or not measuring.is_installed(module):
             continue
         model = {} if module == _OTHER_NETWORK else {"model": case.model}
-        yield Contender(name, f"{_HERE}:{factory}", task | own | model)
+        yield Contender(name, factory, task | own | model)
 
 
 def compare(case: Case, values: absl_flags.FlagValues) -> tuple[list[dict], str]:
     """Returns the rows of a case, and their table."""
-    several = list(contenders(case, values.steps, values.leave_out))
-    series = measuring.measure(several, values.turns)
-    rows = measuring.compared(series, _REFERENCE, values.steps)
-    counts = case.multiply_adds
-    others = measuring.add_multiply_adds(rows, counts, _REFERENCE)
+    series = measuring.measure(make_contenders(case, values), values.turns)
+    if values.recompute:
+        for name, own in series.properties.items():
+            series.mebibytes[name] -= own["ready_mebibytes"]
+    rows = measuring.summarize(series, values.steps)
+    others = measuring.add_multiply_adds(rows, case.multiply_adds)
     for row in rows:
         row["images_per_second"] = 1000 * case.batch / row["milliseconds"]
-    return rows, measuring.table(rows, _REFERENCE, "step") + others
+    return rows, measuring.table(rows, "step") + others
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -130,15 +130,15 @@ def main(values: absl_flags.FlagValues) -> None:
     cases = [parse_case(text) for text in values.cases]
     result, texts = {}, []
     for text, case in zip(values.cases, cases, strict=True):
-        result[text], told = compare(case, values)
+        result[text], rows = compare(case, values)
         texts.append(
             f"{case.backbone}, crop {case.side}x{case.side}, batch {case.batch}, "
-            f"{case.multiply_adds / 1e9:.2f} billion multiply-adds an image\n\n{told}"
+            f"{case.multiply_adds / 1e9:.2f} billion multiply-adds an image\n\n{rows}"
         )
     measuring.report(
         values,
         "A step of training",
-        {"cases": result, "packages": _modules()},
+        {"cases": result, "packages": _MODULES},
         "\n\n".join(texts),
     )
 

@@ -16,7 +16,7 @@ _HOME = {
     "DecoderConfig": "config",
     "EvalConfig": "config",
     "Experiment": "config",
-    "MeanIoU": "evaluation.confusion",
+    "MeanIoU": "evaluation.mean_iou",
     "ModelConfig": "config",
     "SegmentationLoss": "training.losses",
     "TrainConfig": "config",
@@ -69,8 +69,8 @@ if TYPE_CHECKING:
     )
     from deeplab_tf.data.pipeline import load_dataset as load_dataset
     from deeplab_tf.errors import UserError as UserError
-    from deeplab_tf.evaluation.confusion import MeanIoU as MeanIoU
     from deeplab_tf.evaluation.evaluator import evaluate as evaluate
+    from deeplab_tf.evaluation.mean_iou import MeanIoU as MeanIoU
     from deeplab_tf.inference import predict_labels as predict_labels
     from deeplab_tf.models.complexity import multiply_adds as multiply_adds
     from deeplab_tf.models.deeplab import build_model as build_model

@@ -1,6 +1,8 @@
 """The one exception that stands for a mistake of the person at the keyboard."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -19,6 +21,12 @@ def escape(text: object) -> str:
     surrogates.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+
+
+def near_hint(name: str, choices: Iterable[str]) -> str:
+    """Returns `near it are a, b; ` for the choices that a name resembles, else ""."""
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    return f"near it are {', '.join(near)}; " if near else ""
 
 
 def one_line(text: object) -> str:

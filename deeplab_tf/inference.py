@@ -15,11 +15,12 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.images.resizing import resize_bilinear
 from deeplab_tf.models.deeplab import at_image_scale
 from deeplab_tf.models.memory import activation_bytes
 from deeplab_tf.models.precision import precision_of
-from deeplab_tf.models.resampling import scale_dimension
-from deeplab_tf.windows import Budget, blended
+from deeplab_tf.models.resampling import align_size, scale_dimension
+from deeplab_tf.windows import Budget, slide_window
 
 # What an inference takes beside its activations: 1.3 to 1.7 times as much in all was
 # measured for all kinds of backbones (Eigen's and oneDNN's workspaces).
@@ -113,30 +114,26 @@ class Predictor:
         stride = self.config.output_stride
         return self._budget.window(height, width, stride)
 
-    def _aligned(self, side: tf.Tensor) -> tf.Tensor:
-        """Returns the next `k * output_stride + 1`."""
-        stride = self.config.output_stride
-        return (side - 1 + stride - 1) // stride * stride + 1
+    def _align(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        return [align_size(side, self.config.output_stride) for side in sides]
 
-    def _padded(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns images padded at the bottom and the right with the mean pixel."""
-        height, width = _size(images)
-        paddings = [[0, 0], [0, size[0] - height], [0, size[1] - width], [0, 0]]
-        mean_pixel = tf.constant(self.config.mean_pixel, tf.float32)
-        return tf.pad(images - mean_pixel, paddings) + mean_pixel
+    def _pad(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
+        """Returns images padded to a size at the bottom and the right."""
+        missing = [x - side for x, side in zip(size, _size(images), strict=True)]
+        return pad_with_mean_pixel(images, missing, self.config.mean_pixel)
 
     def _to_crop(self, images: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
         """Returns images padded to the crop size, which larger ones enlarge."""
         sides = zip(crop_size, _size(images), strict=True)
         images = tf.cast(images, tf.float32)
-        return self._padded(images, [tf.maximum(*pair) for pair in sides])
+        return self._pad(images, [tf.maximum(*pair) for pair in sides])
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
         """Returns logits of padded images seen at a scale, at their own size."""
         size = _size(images)
         if scale != 1.0:
             scaled = [scale_dimension(side, scale) for side in size]
-            seen = resized(images, scaled)
+            seen = resize_to(images, scaled)
         else:
             seen = images
         network = self.networks[scale]
@@ -150,8 +147,8 @@ class Predictor:
             # The official graph passes by the grid of the unscaled image.
             stride = self.config.logits_stride
             grid = [scale_dimension(side, 1.0 / stride) for side in size]
-            logits = [resized(x, grid) for x in logits]
-        return [resized(x, size) for x in logits]
+            logits = [resize_to(x, grid) for x in logits]
+        return [resize_to(x, size) for x in logits]
 
     def _scores(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
         """Returns logits (one view) or mean probabilities of images padded to a size.
@@ -159,7 +156,7 @@ class Predictor:
         They have the images' own size.
         """
         height, width = _size(images)
-        padded = self._padded(tf.cast(images, tf.float32), size)
+        padded = self._pad(tf.cast(images, tf.float32), size)
         views = [view for scale in self.scales for view in self._logits(padded, scale)]
         if len(views) > 1:
             views = [tf.add_n([tf.nn.softmax(view) for view in views]) / len(views)]
@@ -172,22 +169,17 @@ class Predictor:
         rows, columns = self._window(height, width)
         # A side that is seen whole has the crop size already.
         sides = ((rows, height), (columns, width))
-        size = [self._aligned(window) for window, _ in sides]
+        size = self._align((rows, columns))
         if self.crop_size is not None:
             pairs = zip(size, sides, strict=True)
             size = [tf.where(w == side, side, x) for x, (w, side) in pairs]
 
-        def strip(top: tf.Tensor) -> tf.Tensor:
-            seen = images[:, top : top + rows]
-
-            def piece(left: tf.Tensor) -> tf.Tensor:
-                return self._scores(seen[:, :, left : left + columns], size)
-
-            shape = (batch, rows, width, classes)
-            return blended(piece, shape, columns, 2, tf.identity)
+        def score(top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
+            seen = images[:, top : top + rows, left : left + columns]
+            return self._scores(seen, size)
 
         shape = (batch, height, width, classes)
-        return blended(strip, shape, rows, 1, finish)
+        return slide_window(score, shape, (rows, columns), finish)
 
     def _finished(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Returns `finish` of the scores of images."""
@@ -208,7 +200,7 @@ class Predictor:
         elif self.window is not None:
             results = self._through_windows(images, finish)
         else:
-            aligned = [self._aligned(side) for side in _size(images)]
+            aligned = self._align(_size(images))
             size = aligned if self.crop_size is None else _size(images)
             results = finish(self._scores(images, size))
         return results[:, :height, :width]
@@ -270,12 +262,8 @@ def most_probable(scores: tf.Tensor) -> tf.Tensor:
     return tf.argmax(scores, axis=-1, output_type=tf.int32)
 
 
-def resized(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
+def resize_to(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Returns what `resampling.resize_bilinear` does, by TensorFlow's own operation.
-
-    It is the one of the official graph, and on a CPU several times as fast. Training
-    does without it: other backends lack it, and its gradient on a GPU is not the same
-    twice.
 
     Args:
         x: `[batch, height, width, channels]`, of any precision.
@@ -284,10 +272,23 @@ def resized(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     known = [side for side in size if isinstance(side, int)]
     if known == x.shape[1:3].as_list():
         return x
-    size = tf.stack(size)
-    # Whatever it takes, it gives float32.
-    given = tf.raw_ops.ResizeBilinear(images=x, size=size, align_corners=True)
-    return tf.cast(given, x.dtype)
+    return tf.cast(resize_bilinear(x, tf.stack(size)), x.dtype)
+
+
+def pad_with_mean_pixel(
+    images: tf.Tensor,
+    missing: Sequence[int | tf.Tensor],
+    mean_pixel: tuple[float, ...],
+) -> tf.Tensor:
+    """Returns images padded at the bottom and the right, which the network sees as 0.
+
+    Args:
+        images: float32 `[batch, height, width, channels]`.
+        missing: Rows and columns to add.
+        mean_pixel: Value of each channel in the padding.
+    """
+    mean = tf.constant(mean_pixel, tf.float32)
+    return tf.pad(images - mean, [[0, 0], *([0, n] for n in missing), [0, 0]]) + mean
 
 
 def _size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

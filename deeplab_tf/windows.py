@@ -1,13 +1,15 @@
-"""Images through windows that overlap, where what the windows see is blended."""
+"""Sliding-window inference with blended overlaps."""
 
 import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import tensorflow as tf
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.resampling import align_size
 
 # Windows share at least one part in so many of their side with the next one.
 _OVERLAP = 3
@@ -48,10 +50,7 @@ class Budget:
             stride: The model's output stride; what it sees is `k * stride + 1`.
         """
         in_window, in_rows = self._in_window, self._in_rows
-        seen = [
-            tf.cast(-(-(x - 1) // stride) * stride + 1, tf.float32)
-            for x in (height, width)
-        ]
+        seen = [tf.cast(align_size(x, stride), tf.float32) for x in (height, width)]
         fits = (in_window + in_rows) * seen[0] * seen[1] <= self._limit
         # The side of which a square window takes all of the limit.
         half = in_rows * seen[1] / (2 * in_window)
@@ -63,7 +62,7 @@ class Budget:
         # Outside of one there is no operation.
         with tf.control_dependencies([] if check is None else [check]):
             side = tf.maximum(tf.cast(largest, tf.int32), 1)
-        side = (side - 1) // stride * stride + 1
+        side = align_size(side - stride + 1, stride)  # the one before
         return (
             tf.where(fits, height, tf.minimum(side, height)),
             tf.where(fits, width, tf.minimum(side, width)),
@@ -72,7 +71,7 @@ class Budget:
 
 @contextlib.contextmanager
 def readable_limits() -> Iterator[None]:
-    """Tells in one line that a memory limit is too small for some images.
+    """Reports in one line that a memory limit is too small for some images.
 
     Raises:
         UserError: instead of what the graph raises.
@@ -101,32 +100,51 @@ def window_starts(side, window):
     return tf.range(last + 1) * (side - window) // tf.maximum(last, 1)
 
 
-def blended(see: Callable, shape: Sequence, window, axis: int, finish: Callable):
-    """Returns what windows along an axis see, put together and finished.
+def slide_window(score: Callable, shape: Sequence, window: Sequence, finish: Callable):
+    """Scores an image in overlapping windows, and returns the blended scores finished.
 
     Where windows overlap, their scores are averaged, each weighing more the farther
-    a pixel is from the window's ends. Only what the next window overlaps is kept.
+    a pixel is from the window's ends. Only the rows that the next window overlaps are
+    kept.
 
     Args:
-        see: Function of a window's start; returns scores, `window` long on the axis.
+        score: Function of a window's top and left; returns its scores.
+        shape: Of all scores: batch, height, width and number of classes.
+        window: Height and width of the windows.
+        finish: Function of blended scores, pixel by pixel.
+    """
+    batch, _, width, classes = shape
+    rows, columns = window
+
+    def score_rows(top):
+        row_shape = (batch, rows, width, classes)
+        return _blend(partial(score, top), row_shape, columns, 2, tf.identity)
+
+    return _blend(score_rows, shape, rows, 1, finish)
+
+
+def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable):
+    """Blends the scores of windows along an axis, and returns them finished.
+
+    Args:
+        score: Function of a window's start; returns scores, `window` long on the axis.
         shape: Of all scores: batch, height, width and number of classes.
         window: Pixels of a window on the axis.
         axis: 1 or 2.
-        finish: What to make of blended scores, pixel by pixel.
+        finish: Function of blended scores, pixel by pixel.
     """
     starts = window_starts(shape[axis], window)
     ends = tf.concat([starts[1:], [shape[axis]]], 0)
-    ramp = _ramp(window, tf.size(starts))
-    # Behind the axis of a window, for weights to fit.
-    ramp = tf.reshape(ramp, [-1, *(4 - axis - 1) * [1]])
+    # With trailing axes, to broadcast over scores.
+    ramp = tf.reshape(_ramp(window, tf.size(starts)), [-1, *(3 - axis) * [1]])
 
     def one(i, scores, weights, pieces):
         missing = window - tf.shape(weights)[0]
-        scores = _extended(scores, axis, missing) + ramp * see(starts[i])
-        weights = _extended(weights, 0, missing) + ramp
+        scores = _extend(scores, axis, missing) + ramp * score(starts[i])
+        weights = _extend(weights, 0, missing) + ramp
         done = ends[i] - starts[i]
         piece = finish(_part(scores, axis, 0, done) / weights[:done])
-        pieces = pieces.write(i, _exchanged(piece, axis))
+        pieces = pieces.write(i, _swap_axes(piece, axis))
         return i + 1, _part(scores, axis, done, window), weights[done:], pieces
 
     nothing = tf.zeros([0 if i == axis else side for i, side in enumerate(shape)])
@@ -145,19 +163,19 @@ def blended(see: Callable, shape: Sequence, window, axis: int, finish: Callable)
         (tf.TensorShape([]), some, tf.TensorShape([None, *ramp.shape[1:]]), None),
         parallel_iterations=1,  # more would be in memory at once
     )
-    return _exchanged(pieces.concat(), axis)
+    return _swap_axes(pieces.concat(), axis)
 
 
 def _ramp(window, count):
     """Returns the weights of a window's pixels along a side, `[window]`."""
     place = tf.range(window)
     ramp = tf.cast(tf.minimum(place + 1, window - place), tf.float32)
-    # What a single window sees is left as it is, to the last bit.
+    # The scores of a single window stay bit-identical.
     return tf.where(count > 1, ramp, tf.ones_like(ramp))
 
 
-def _extended(x, axis: int, missing):
-    """Returns a tensor with zeros behind it."""
+def _extend(x, axis: int, missing):
+    """Returns a tensor with zeros appended on an axis."""
     return tf.pad(x, [[0, missing if i == axis else 0] for i in range(len(x.shape))])
 
 
@@ -165,8 +183,8 @@ def _part(x, axis: int, begin, end):
     return x[:, begin:end] if axis == 1 else x[:, :, begin:end]
 
 
-def _exchanged(x, axis: int):
-    """Returns a tensor whose first axis and another have changed places."""
+def _swap_axes(x, axis: int):
+    """Returns a tensor whose first axis and another are swapped."""
     order = list(range(len(x.shape)))
     order[0], order[axis] = axis, 0
     return tf.transpose(x, order)

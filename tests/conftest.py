@@ -1,17 +1,16 @@
 """Fixtures of all tests; see README.md for the assets."""
 
+import quiet_tensorflow  # noqa: F401
+
 import os
 import pathlib
 
+import keras
 import numpy as np
 import pytest
-import quiet_tensorflow  # noqa: F401
 from golden_case import value
 from odd_entries import ODD_ENTRIES, must_not_block
 from PIL import Image
-
-# isort: split
-import keras
 
 from deeplab_tf.checkpoints import restore
 from deeplab_tf.config import DecoderConfig, ModelConfig

@@ -13,7 +13,7 @@ def sleeper(seconds: float, log: str):
             file.write(f"{os.environ.get('CONTENDER', '?')} {time.time()}\n")
         time.sleep(seconds)
 
-    work.facts = {"cores": sorted(os.sched_getaffinity(0))}
+    work.properties = {"cores": sorted(os.sched_getaffinity(0))}
     print("libraries print what they like")
     return work
 

@@ -6,10 +6,10 @@ With "apart" the workers begin with different weights.
 Run by test_distribution.py, since a process has one set of devices.
 """
 
+import quiet_tensorflow  # noqa: F401
+
 import json
 import sys
-
-import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import keras

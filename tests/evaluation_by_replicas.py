@@ -5,10 +5,10 @@
 Run by evaluation/test_evaluator.py, since a process has one set of devices.
 """
 
+import quiet_tensorflow  # noqa: F401
+
 import json
 import sys
-
-import quiet_tensorflow  # noqa: F401
 
 # isort: split
 import numpy as np

@@ -3,11 +3,10 @@
 Two replicas need a process of their own, in which no device was used before.
 """
 
-import dataclasses
-
 import quiet_tensorflow  # noqa: F401
 
-# isort: split
+import dataclasses
+
 from benchmarks import ablations
 from benchmarks.ablation_rows import BASE, BASE_EVALUATION
 from deeplab_tf.programs import run_program

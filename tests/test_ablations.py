@@ -1,6 +1,7 @@
 """The ablations: what is run, what is kept, and what follows of the numbers."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from narrow_ablations import NARROW, NARROW_EVALUATION
 from program_runs import assert_refused, run
 
 from benchmarks import ablation_report, ablations
-from benchmarks.ablation_rows import BASE, BASE_ROW, ROWS, Claim
+from benchmarks.ablation_rows import BASE, BASE_ROW, CLAIMS, ROWS
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import DecoderConfig
 from deeplab_tf.data.info import dataset_info
@@ -28,35 +29,45 @@ PROGRAM = "benchmarks.ablations"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """What the official checkpoint has: no 3x3 branch, no decoder, VOC's classes."""
+    """The flag of a checkpoint like the official one: no 3x3 branch, no decoder."""
     context = dataclasses.replace(NARROW.model.context, rates=())
     config = dataclasses.replace(
         NARROW.model, context=context, decoder=DecoderConfig(output_strides=())
     )
     prefix = str(tmp_path_factory.mktemp("official") / "model.ckpt")
     save_tf1_checkpoint(build_model(config), prefix)
-    return prefix
+    return f"--tf_initial_checkpoint={prefix}"
 
 
 @pytest.fixture
-def program(monkeypatch, tiny_records, checkpoint, tmp_path):
+def places(tiny_records, tmp_path):
+    """The required flags, but for the checkpoint."""
+    return f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}"
+
+
+@pytest.fixture
+def program(monkeypatch, places, checkpoint):
     """A function of flags that runs the narrow program and returns what it prints."""
     monkeypatch.setattr(ablations, "BASE", NARROW)
     monkeypatch.setattr(ablations, "BASE_EVALUATION", NARROW_EVALUATION)
-
-    def narrow(*arguments):
-        where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
-        start = f"--tf_initial_checkpoint={checkpoint}"
-        return run(PROGRAM, *where, start, "--seeds=1", *arguments)
-
-    return narrow
+    return functools.partial(run, PROGRAM, *places, checkpoint, "--seeds=1")
 
 
-@pytest.fixture
-def bench():
-    """What rows are run with, nothing of which is there."""
-    info = dataset_info("camvid")
-    return ablations.Bench("records", info, (), "model.ckpt", "0a", "out", 600, 3)
+BENCH = ablations.Bench(
+    ablations.make_base(
+        "records",
+        dataset_info("camvid"),
+        dataclasses.replace(
+            BASE.train,
+            training_number_of_steps=600,
+            tf_initial_checkpoint="model.ckpt",
+            ignore_label=11,
+        ),
+    ),
+    checksum="0a",
+    output_dir="out",
+    seeds=3,
+)
 
 
 def runs_of(tmp_path, name):
@@ -66,63 +77,79 @@ def runs_of(tmp_path, name):
 # --- Rows and claims.
 
 
+def claim_of(row):
+    return next(claim for claim in CLAIMS if claim.row == row)
+
+
 def test_claims_agree_with_the_published_figures():
-    for row in ROWS.values():
-        for claim in row.claims:
-            assert claim.reference in ROWS and claim.reference != row.name
-            assert claim.expected in ("better", "worse", "alike")
-            assert claim.source
-            if claim.published is not None and claim.expected != "alike":
-                assert (claim.published > 0) == (claim.expected == "better"), claim
-    projection, *_ = ROWS["projection_8"].claims
+    assert {claim.row for claim in CLAIMS} == ROWS.keys() - {BASE_ROW}
+    for claim in CLAIMS:
+        assert claim.reference in ROWS and claim.reference != claim.row
+        assert claim.expected in ("better", "worse", "alike")
+        assert claim.source
+        if claim.published is not None and claim.expected != "alike":
+            assert (claim.published > 0) == (claim.expected == "better"), claim
+    projection = claim_of("projection_8")
     assert projection.published == pytest.approx(77.61 - 78.21)
     assert projection.source == "1802.02611, Table 1"
+    stride = claim_of("eval_stride_32")
+    assert (stride.published, stride.source) == (None, "1706.05587, Sec. 4.1")
 
 
-def test_every_row_differs_from_the_others(bench):
-    several = [ablations.make_settings(row, bench) for row in ROWS.values()]
-    texts = [json.dumps(settings) for settings in several]
-    assert len(set(texts)) == len(ROWS)
+def test_every_row_differs_from_the_others():
+    settings = {row.name: ablations.make_settings(row, BENCH) for row in ROWS.values()}
+    assert len({json.dumps(own) for own in settings.values()}) == len(ROWS)
     # Only these rows begin with nothing, and share a batch.
-    scratch = [n for n, s in zip(ROWS, several, strict=True) if not s["checkpoint"]]
-    shared = [n for n, s in zip(ROWS, several, strict=True) if s["replicas"] == 2]
+    scratch = [name for name, own in settings.items() if not own["checkpoint"]]
+    shared = [name for name, own in settings.items() if own["replicas"] == 2]
     assert scratch == ["from_scratch"]
     assert shared == ["batch_norm_per_replica", "synchronised_batch_norm"]
 
 
-def test_a_row_leaves_the_base_where_it_says(bench):
-    base = ablations.make_experiment(ROWS[BASE_ROW], 1, bench)
+def test_a_row_leaves_the_base_where_it_says():
+    base = ablations.make_experiment(ROWS[BASE_ROW], 1, BENCH)
     assert base.train.base_learning_rate == BASE.train.base_learning_rate == 0.001
     assert (base.model.num_classes, base.train.ignore_label) == (11, 11)
     assert (base.data.seed, base.train.train_logdir) == (1, "out/decoder/seed1")
     assert ROWS["train_stride_8"].model == {"output_stride": 8}
-    strided = ablations.make_experiment(ROWS["train_stride_8"], 1, bench)
+    strided = ablations.make_experiment(ROWS["train_stride_8"], 1, BENCH)
     assert strided.model == base.model.at_output_stride(8)
-    frozen = ablations.make_experiment(ROWS["frozen_batch_norm"], 1, bench)
+    frozen = ablations.make_experiment(ROWS["frozen_batch_norm"], 1, BENCH)
     assert (frozen.train.normalization, base.train.normalization) == ("freeze", "train")
 
 
-def test_rows_of_evaluation_share_a_model(bench):
-    base = ablations.make_experiment(ROWS[BASE_ROW], 0, bench)
+def test_rows_of_evaluation_share_a_model():
+    base = ablations.make_experiment(ROWS[BASE_ROW], 0, BENCH)
     for row in ROWS.values():
-        own = ablations.make_experiment(row, 0, bench)
+        own = ablations.make_experiment(row, 0, BENCH)
         assert (own == base) == (BASE_ROW in (row.name, row.trained_by)), row.name
         assert not (row.trained_by and ROWS[row.trained_by].trained_by)
-    views = ablations.make_evaluation(ROWS["multi_scale_flips"], bench)
-    assert views.add_flipped_images and len(views.eval_scales) == 6
+    scales = ablations.make_evaluation(ROWS["multi_scale_flips"], BENCH)
+    assert scales.add_flipped_images and len(scales.eval_scales) == 6
 
 
-def test_places_are_no_settings(bench):
-    row = ROWS[BASE_ROW]
-    moved = dataclasses.replace(
-        bench, dataset_dir="there", output_dir="else", checkpoint="moved/model.ckpt"
+@pytest.mark.parametrize(
+    "part, change, is_setting",
+    [
+        ("data", {"dataset_dir": "there"}, False),
+        ("train", {"tf_initial_checkpoint": "moved/model.ckpt"}, False),
+        (None, {"output_dir": "else"}, False),
+        (None, {"checksum": "1b"}, True),
+        ("train", {"training_number_of_steps": 300}, True),
+        ("train", {"label_weights": (1.0,) * 11}, True),
+    ],
+)
+def test_places_are_no_settings(part, change, is_setting):
+    if part:
+        changed = dataclasses.replace(getattr(BENCH.experiment, part), **change)
+        change = {
+            "experiment": dataclasses.replace(BENCH.experiment, **{part: changed})
+        }
+    before, after = (
+        ablations.make_settings(ROWS[BASE_ROW], bench)
+        for bench in (BENCH, dataclasses.replace(BENCH, **change))
     )
-    assert ablations.make_settings(row, moved) == ablations.make_settings(row, bench)
-    for other in ({"checksum": "1b"}, {"steps": 300}, {"label_weights": (1.0,) * 11}):
-        changed = dataclasses.replace(bench, **other)
-        assert ablations.make_settings(row, changed) != ablations.make_settings(
-            row, bench
-        )
+    assert (before != after) == is_setting
 
 
 # --- What follows of the numbers.
@@ -147,7 +174,7 @@ def test_places_are_no_settings(bench):
     ],
 )
 def test_verdicts(expected, difference, noise, holds):
-    assert ablation_report.verdict(expected, difference, noise) == holds
+    assert ablation_report.judge(expected, difference, noise) == holds
 
 
 def made(*mious, narrow=(0.0, 0.0, 0.0)):
@@ -181,18 +208,16 @@ def results():
 def test_noise_is_that_of_seeds(results):
     # Squares: 1 + 0 + 1 of the one, 4 + 4 + 0 of the other, 2 + 2 degrees of freedom.
     deviation = math.sqrt((2 + 8) / 4)
-    assert ablation_report.deviation_of_seeds(results) == pytest.approx(deviation)
-    (dense,) = ROWS["dense"].claims
-    found = ablation_report.difference(ROWS["dense"], dense, results)
+    assert ablation_report.seed_deviation(results) == pytest.approx(deviation)
+    found = ablation_report.compare(claim_of("dense"), results)
     # One run against the mean of three, 61.
     assert found == pytest.approx((2.0, 2 * deviation * math.sqrt(1 + 1 / 3)))
     del results["decoder"][1:], results["bilinear"][1:]
-    assert ablation_report.deviation_of_seeds(results) is None
+    assert ablation_report.seed_deviation(results) is None
 
 
 def test_rows_of_one_model_are_compared_seed_by_seed(results):
-    row = ROWS["multi_scale"]
-    found = ablation_report.difference(row, row.claims[0], results)
+    found = ablation_report.compare(claim_of("multi_scale"), results)
     assert found == pytest.approx((0.5, 0.0))  # of seed 0 alone: 60.5 and 60
 
 
@@ -204,7 +229,7 @@ def test_the_trimap_gain_is_taken_by_seed(results):
     assert ablation_report.trimap_gains(results).shape == (2, 3)
 
 
-def test_the_tables_tell_claims_and_spread(results):
+def test_the_tables_have_claims_and_spread(results):
     lines = ablation_report.markdown(results).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     claims = {(row[0], row[2]): row[3:] for row in cells if len(row) == 6}
@@ -221,13 +246,13 @@ def test_the_tables_tell_claims_and_spread(results):
     assert "| dense | 63.00 | 1 | 1.5 |" in lines
     assert "| 1 | 41.00 ± 1.00 | 32.00 ± 1.00 | 9.00 ± 1.00 |" in lines
     assert lines[-3].startswith("| whole image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
-    circumstances = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
-    assert lines[-1] == f"All rows: 300 steps, {circumstances}"
+    provenance = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
+    assert lines[-1] == f"All rows: 300 steps, {provenance}"
 
 
-def test_decoder_and_bilinear_can_be_told_alone(results):
+def test_decoder_and_bilinear_can_be_reported_alone(results):
     whole = ablation_report.markdown(results).splitlines()
-    lines = ablation_report.trimaps(results).splitlines()
+    lines = ablation_report.trimap_markdown(results).splitlines()
     assert [line for line in lines if line in whole] == lines
     claims = [line for line in lines if "1802.02611" in line]
     assert len(claims) == 1 and "+6.00 ± 1.15" in claims[0]
@@ -241,30 +266,25 @@ def test_rows_of_another_machine_are_told_apart(results):
     assert second.startswith("Of dense: 300 steps, commit 0a1b, 1 core")
 
 
-def test_the_trimap_picture_has_both_curves(results):
-    picture = ablation_report.trimap_picture(results)
-    assert picture.dtype == np.uint8 and picture.ndim == 3
-    colors = {tuple(color) for color in picture.reshape(-1, 3)}
+def test_the_trimap_plot_has_both_curves(results):
+    plot = ablation_report.plot_trimaps(results)
+    assert plot.dtype == np.uint8 and plot.ndim == 3
+    colors = {tuple(color) for color in plot.reshape(-1, 3)}
     assert {(31, 119, 180), (255, 127, 14)} <= colors  # of Matplotlib's first curves
 
 
 def test_files_of_rows_are_read(tmp_path):
     (tmp_path / "dense.json").write_text(json.dumps({"runs": made(0.63)}))
-    found = ablation_report.read(str(tmp_path))
+    found = ablation_report.read_results(str(tmp_path))
     assert list(found) == list(ROWS)
     assert (found["dense"], found["decoder"]) == (made(0.63), [])
-
-
-def test_a_claim_without_a_figure_tells_its_section():
-    claim = Claim("It is so.", "alike", section="1706.05587, Sec. 4.1")
-    assert (claim.published, claim.source) == (None, "1706.05587, Sec. 4.1")
 
 
 # --- Running.
 
 
 @pytest.mark.slow
-def test_a_finished_row_is_kept(program, tmp_path):
+def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
     out = program("--rows=bilinear", "--steps=1")
     (done,) = runs_of(tmp_path, "bilinear")
     assert (done["seed"], done["steps"], done["first_step"]) == (0, 1, 0)
@@ -279,39 +299,35 @@ def test_a_finished_row_is_kept(program, tmp_path):
     before = (tmp_path / "bilinear.json").read_text()
     assert "bilinear, seed 0: kept" in program("--rows=bilinear", "--steps=1")
     assert (tmp_path / "bilinear.json").read_text() == before
-
-
-def test_mistakes_are_told(tiny_records, checkpoint, tmp_path):
-    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path / 'out'}")
-    start = f"--tf_initial_checkpoint={checkpoint}"
-    message = r"--rows=flips is no ablation; they are decoder, bilinear"
-    assert_refused(message, PROGRAM, *where, start, "--rows=dense,flips")
-    row = "--rows=dense"
-    assert_refused("no checkpoint .*-none", PROGRAM, *where, f"{start}-none", row)
-    nowhere = f"--dataset_dir={tmp_path}"
-    assert_refused("no train-", PROGRAM, nowhere, where[1], start, row)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.slow
-def test_changed_settings_run_a_row_again(program, tmp_path):
-    program("--rows=bilinear", "--steps=1")
-    out = program("--rows=bilinear", "--steps=2")
-    assert "kept" not in out and "going on" not in out
-    (done,) = runs_of(tmp_path, "bilinear")
-    assert (done["steps"], done["first_step"]) == (2, 0)
-    # Nothing of the others was finished with these settings.
-    assert out.count("not run") == sum(len(row.claims) for row in ROWS.values())
-
-
-@pytest.mark.slow
-def test_a_second_seed_is_added(program, tmp_path):
-    program("--rows=bilinear", "--steps=1")
+    # A second seed is added.
     out = program("--rows=bilinear", "--steps=1", "--seeds=2")
     assert "bilinear, seed 0: kept" in out
     first, second = runs_of(tmp_path, "bilinear")
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["miou"] != second["miou"]
+    # Nothing of any row was finished with other settings.
+    out = program("--rows=bilinear", "--steps=2")
+    assert "kept" not in out and "going on" not in out
+    (done,) = runs_of(tmp_path, "bilinear")
+    assert (done["steps"], done["first_step"]) == (2, 0)
+    assert out.count("not run") == len(CLAIMS)
+
+
+@pytest.mark.parametrize(
+    "message, wrong",
+    [
+        (
+            "--rows=flips is no ablation; they are decoder, bilinear",
+            "--rows=dense,flips",
+        ),
+        ("no checkpoint .*none", "--rows=dense"),
+        ("no train-", "--dataset_dir=."),
+    ],
+)
+def test_mistakes_are_reported(places, tmp_path, message, wrong):
+    start = "--tf_initial_checkpoint=none"
+    assert_refused(message, PROGRAM, *places, start, "--rows=dense", wrong)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
@@ -353,21 +369,14 @@ def test_a_row_of_evaluation_trains_the_shared_model_once(program, tmp_path):
     out = program("--rows=decoder,multi_scale_flips", "--steps=1")
     for name in ("decoder", "multi_scale_flips"):
         assert runs_of(tmp_path, name)[0]["first_step"] == 1
-    published = ROWS["eval_stride_8"].claims[0].published
-    assert f"| {published:+.2f} | " in out
+    assert f"| {claim_of('eval_stride_8').published:+.2f} | " in out
 
 
 @pytest.mark.slow
-def test_every_row_runs(tiny_records, checkpoint, tmp_path):
-    command = [sys.executable, "-m", "tests.narrow_ablations"]
-    where = (f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}")
-    start = f"--tf_initial_checkpoint={checkpoint}"
-    done = subprocess.run(
-        [*command, *where, start, "--steps=1", "--seeds=1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+def test_every_row_runs(places, checkpoint, tmp_path):
+    command = [sys.executable, "-m", "tests.narrow_ablations", *places, checkpoint]
+    command += ["--steps=1", "--seeds=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     for name in ROWS:
         assert len(runs_of(tmp_path, name)) == 1

@@ -1,15 +1,16 @@
-"""Comparisons: who works when, what is told of it, and what follows of the numbers."""
+"""Comparisons: who works when, what is reported, and what follows of the numbers."""
 
 import json
 import os
 
 import numpy as np
 import pytest
-from absl import flags
+from absl.flags import Error
 
 from benchmarks import measuring, scaling, train_step
 from benchmarks.measuring import Contender, Process, Series
 from deeplab_tf.errors import UserError
+from deeplab_tf.flags import size_value
 
 WORKS = "tests.contender_works"
 
@@ -32,17 +33,17 @@ def test_contenders_take_turns_forwards_and_backwards(tmp_path):
     # Sleeping takes no processor.
     assert (series["b"][:, 1] < 0.05).all()
     np.testing.assert_allclose(
-        series.ratios("b", "a"), series["b"][:, 0] / series["a"][:, 0]
+        series.ratios("b"), series["b"][:, 0] / series["a"][:, 0]
     )
     assert 1 < series.mebibytes["a"] < 1000
-    assert series.facts["a"]["ready_mebibytes"] <= series.mebibytes["a"]
+    assert series.properties["a"]["ready_mebibytes"] <= series.mebibytes["a"]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux' call")
 def test_a_process_keeps_to_its_cores(tmp_path):
     core = min(os.sched_getaffinity(0))
     series = measuring.measure([sleeper("a", 0.0, tmp_path / "log", (core,))], 1)
-    assert series.facts["a"]["cores"] == [core]
+    assert series.properties["a"]["cores"] == [core]
 
 
 def test_processes_of_a_contender_work_at_the_same_time(tmp_path):
@@ -54,14 +55,14 @@ def test_processes_of_a_contender_work_at_the_same_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "work, said",
+    "work, last_line",
     [
         ("broken", "ImportError: no module named an_engine"),
         ("breaking", "MemoryError: out of memory in turn 3"),
     ],
 )
-def test_a_contender_that_fails_is_told(work, said):
-    with pytest.raises(UserError, match=f"engine ended; its last line: {said}"):
+def test_a_contender_that_fails_is_reported(work, last_line):
+    with pytest.raises(UserError, match=f"engine ended; its last line: {last_line}"):
         measuring.measure([Contender("engine", f"{WORKS}:{work}")], 1)
 
 
@@ -71,43 +72,47 @@ def test_works_of_this_process_take_turns():
     series = measuring.measure_here(works, 2)
     assert "".join(done) == "ab" + "ab" + "ba"
     assert series["a"].shape == (2, 2)
+    # A work may take its own time.
+    works = {"c": lambda: np.array([3.0, 4.0])}
+    assert measuring.measure_here(works, 2)["c"].tolist() == [[3.0, 4.0]] * 2
 
 
 @pytest.fixture
 def series():
-    found = Series()
-    found["ours"] = np.array([[1.0, 2.0], [2.0, 4.0], [1.0, 2.0]])
-    found["theirs"] = np.array([[3.0, 3.0], [4.0, 4.0], [2.0, 2.0]])
-    found.facts = {"ours": {}, "theirs": {"multiply_adds": 500}}
+    found = Series(
+        {
+            "ours": [[1.0, 2.0], [2.0, 4.0], [1.0, 2.0]],
+            "theirs": [[3.0, 3.0], [4.0, 4.0], [2.0, 2.0]],
+        }
+    )
+    found.properties = {"ours": {}, "theirs": {"multiply_adds": 500}}
     found.mebibytes = {"ours": 10.0}
     return found
 
 
 def test_ratios_are_those_of_the_same_turn(series):
-    ours, theirs = measuring.compared(series, "ours", per_turn=2)
+    ours, theirs = measuring.summarize(series, per_turn=2)
     assert ours["milliseconds"] == 500 and ours["processor_milliseconds"] == 1000
     assert ours["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
     # 3, 2 and 2, where the medians of the times would give 3.
     assert theirs["ratio"]["median"] == 2.0
-    lines = measuring.table([ours, theirs], "ours").splitlines()
+    lines = measuring.table([ours, theirs]).splitlines()
     assert lines[2] == "| ours | 500.0 | 1000.0 | 1.000 (1.000..1.000) | 10 |"
     assert lines[3].startswith("| theirs | 1500.0 | 1500.0 | 2.000 (2.000..2.500) |  |")
 
 
-def test_another_network_is_told_per_multiply_add(series):
-    rows = measuring.compared(series, "ours")
-    text = measuring.add_multiply_adds(rows, 1000, "ours")
+def test_another_network_is_compared_per_multiply_add(series):
+    rows = measuring.summarize(series)
+    text = measuring.add_multiply_adds(rows, 1000)
     assert rows[0]["ratio_per_multiply_add"] == 1.0
     assert rows[1]["ratio_per_multiply_add"] == 4.0
     assert "theirs: 0.00 billion" in text and "4.000 times ours" in text
     assert "\n\nours" not in text
 
 
-def test_a_report_tells_its_circumstances(tmp_path, capsys, monkeypatch):
+def test_a_report_has_its_provenance(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    values = flags.FlagValues()
-    measuring.define_flags(values, turns=3)
-    flags.DEFINE_string("dataset_dir", None, "", flag_values=values)
+    values = measuring.make_flags(turns=3, dataset_dir=(None, ""))
     path = tmp_path / "result.json"
     values(["program", f"--json={path}", f"--dataset_dir={tmp_path}/tfrecord"])
     measuring.report(values, "A title", {"rows": [1]}, "| table |")
@@ -123,6 +128,27 @@ def test_a_report_tells_its_circumstances(tmp_path, capsys, monkeypatch):
     assert "cores of" in result["hardware"] and result["versions"]["keras"]
 
 
+def test_a_flag_has_the_type_of_its_default():
+    values = measuring.make_flags(
+        path=(..., ""),
+        size=((5, 7), ""),
+        names=(["a"], ""),
+        count=(3, "", 2),
+        is_fast=(False, ""),
+        kind=("x", "", "x", "y"),
+    )
+    values(["program", "--path=here"])
+    assert size_value(values, "size") == (5, 7)
+    found = values.flag_values_dict()
+    assert "json" not in found and found["names"] == ["a"]
+    assert (found["count"], found["is_fast"], found["kind"]) == (3, False, "x")
+    for wrong in ("--count=1", "--kind=z", "--size"):
+        with pytest.raises(Error):
+            values(["program", "--path=here", wrong])
+    with pytest.raises(Error, match="path"):
+        measuring.make_flags(path=(..., ""))(["program"])
+
+
 def test_a_case_is_spelled_in_three_parts():
     case = train_step.parse_case("xception_65:257:2")
     assert case == ("xception_65", 257, 2)
@@ -133,10 +159,10 @@ def test_a_case_is_spelled_in_three_parts():
 
 def test_the_exponent_of_a_power_is_found():
     areas = np.array([1.0, 4.0, 9.0])
-    assert scaling.exponent(areas, 3 * areas**1.25) == pytest.approx(1.25)
+    assert scaling.fit_exponent(areas, 3 * areas**1.25) == pytest.approx(1.25)
 
 
-def test_the_picture_of_scaling_is_drawn():
+def test_scaling_is_plotted():
     result = {
         "sides": [100, 200],
         "seconds": [0.1, 0.4],
@@ -144,5 +170,5 @@ def test_the_picture_of_scaling_is_drawn():
         "exponent_of_seconds": 1.0,
         "exponent_of_mebibytes": 1.0,
     }
-    picture = scaling.picture(result)
-    assert picture.dtype == np.uint8 and picture.shape[1] > picture.shape[0] > 100
+    plot = scaling.plot(result)
+    assert plot.dtype == np.uint8 and plot.shape[1] > plot.shape[0] > 100

@@ -16,8 +16,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
-    *("deeplab-doctor", "deeplab-eval", "deeplab-export", "deeplab-plan"),
-    *("deeplab-predict", "deeplab-pretrain", "deeplab-train"),
+    *("deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
+    *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
 ]
 # What the scripts call besides Python; a fake PATH has these and nothing else.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]
@@ -88,51 +88,48 @@ def test_script_is_executable(name):
     assert (ROOT / name).stat().st_mode & stat.S_IXUSR
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
-def test_too_old_python_is_one_line(fresh_machine, script):
+OLD = {"python3": ("3.9", 0), "python3.12": ("3.9", 0), "python3.10": None}
+TOO_OLD = ["3.10", "python3 (3.9)", "python3.10 (does not run)"]
+
+
+@pytest.mark.parametrize(
+    "script, pythons, fragments",
+    [
+        ("demo.sh", OLD, ["demo.sh", *TOO_OLD]),
+        ("test.sh", OLD, ["test.sh", *TOO_OLD]),
+        ("demo.sh", {}, ["needs Python 3.10", "found no Python", "apt install"]),
+        (
+            "demo.sh",
+            {"python3": ("3.11", 1)},
+            ["Python 3.11", "lacks", "apt install python3.11-venv"],
+        ),
+        # That of the variable PYTHON comes first.
+        (
+            "demo.sh",
+            {"python3": ("3.11", 1), "../my python": ("3.13", 1)},
+            ["Python 3.13", "my python"],
+        ),
+        # 2,000,000 blocks of 1024 bytes.
+        ("demo.sh", {"python3": ("3.11", 0), "df": FAKE_DF}, ["5 GB", "2000 MB"]),
+    ],
+)
+def test_a_missing_requirement_is_one_line(fresh_machine, script, pythons, fragments):
     checkout, programs = fresh_machine
-    for name in ["python3", "python3.12"]:
-        fake = FAKE_PYTHON.format(version="3.9", venv_status=0)
-        write_program(programs / name, fake)
-    # A pyenv shim of a version that is not selected.
-    write_program(programs / "python3.10", "#!/bin/sh\necho no such >&2\nexit 127\n")
-    result = run_script(checkout / script, programs)
-    assert_refuses(result, script, "3.10", "python3 (3.9)", "python3.10 (does not run)")
-    assert not (checkout / ".venv").exists()
-
-
-def test_no_python_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    result = run_script(checkout / "demo.sh", programs)
-    assert_refuses(result, "needs Python 3.10", "found no Python", "apt install")
-
-
-def test_python_without_venv_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    fake = FAKE_PYTHON.format(version="3.11", venv_status=1)
-    write_program(programs / "python3", fake)
-    result = run_script(checkout / "demo.sh", programs)
-    assert_refuses(result, "Python 3.11", "lacks", "apt install python3.11-venv")
-
-
-def test_python_of_the_variable_comes_first(fresh_machine):
-    checkout, programs = fresh_machine
-    write_program(programs / "python3", FAKE_PYTHON.format(version=3.11, venv_status=1))
-    chosen = programs.parent / "my python"
-    write_program(chosen, FAKE_PYTHON.format(version=3.13, venv_status=1))
-    result = run_script(checkout / "demo.sh", programs, PYTHON=str(chosen))
-    assert_refuses(result, "Python 3.13", str(chosen))
-
-
-def test_too_little_disk_is_one_line(fresh_machine):
-    checkout, programs = fresh_machine
-    fake = FAKE_PYTHON.format(version="3.11", venv_status=0)
-    write_program(programs / "python3", fake)
-    (programs / "df").unlink()
-    write_program(programs / "df", FAKE_DF)
-    result = run_script(checkout / "demo.sh", programs)
-    # 2,000,000 blocks of 1024 bytes.
-    assert_refuses(result, "5 GB", "2000 MB", str(checkout))
+    for name, python in pythons.items():
+        # None is a pyenv shim of a version that is not selected.
+        text = "#!/bin/sh\necho no such >&2\nexit 127\n"
+        if isinstance(python, tuple):
+            text = FAKE_PYTHON.format(version=python[0], venv_status=python[1])
+        elif python:
+            (programs / name).unlink()
+            text = python
+        write_program(programs / name, text)
+    chosen = (programs / "../my python").resolve()
+    variables = {"PYTHON": str(chosen)} if chosen.exists() else {}
+    result = run_script(checkout / script, programs, **variables)
+    assert_refuses(result, *fragments)
+    assert "my python" not in fragments or str(chosen) in result.stderr
+    assert "2000 MB" not in fragments or str(checkout) in result.stderr
     assert not (checkout / ".venv").exists()
 
 
@@ -247,17 +244,12 @@ def test_killed_installation_starts_anew(ensure_venv):
         assert run()[1] == []
 
 
-def test_environment_without_python_is_made_anew(ensure_venv):
+def test_broken_environment_is_made_anew(ensure_venv):
     checkout, run = ensure_venv
-    (checkout / ".venv" / "lib").mkdir(parents=True)
+    (checkout / ".venv" / "lib").mkdir(parents=True)  # without a Python
     result, calls = run()
     assert (result.returncode, calls) == (0, [MAKE, INSTALL])
     assert not (checkout / ".venv" / "lib").exists()
-
-
-def test_environment_without_pip_is_made_anew(ensure_venv):
-    checkout, run = ensure_venv
-    run()
     (checkout / ".venv" / "bin" / "python.has_no_pip").touch()
     assert run()[1] == []
     assert run("dev")[1] == [MAKE, INSTALL + "[dev]"]
@@ -363,6 +355,8 @@ def test_wheel_holds_the_package_alone(wheel):
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
     assert "deeplab_tf/py.typed" in names
+    templates = {f"deeplab_tf/evaluation/templates/report.{e}" for e in ("html", "css")}
+    assert templates <= set(names)
     assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
 
 
@@ -402,23 +396,28 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.mark.slow
 def test_scripts_of_the_wheel_run_outside_of_the_checkout(
-    installed, tiny_records, voc_root
+    installed, tiny_voc, voc_root
 ):
     run, folder = installed
     where = "import datasets, deeplab_tf; print(datasets.FOREIGN, deeplab_tf.__file__)"
     shown = run("python", "-c", where).split()
     assert shown[0] == "yes" and shown[1].startswith(str(folder / "environment"))
-    done = {"deeplab-doctor": run("deeplab-doctor", f"--dataset_dir={tiny_records}")}
+    done, records = {}, "--dataset_dir=tfrecord"
+    done["deeplab-convert"] = run(
+        *("deeplab-convert", "voc2012", f"--voc_root={tiny_voc}"),
+        "--output_dir=tfrecord",
+    )
+    assert (folder / "tfrecord/dataset_info.json").exists()
+    done["deeplab-doctor"] = run("deeplab-doctor", records)
     assert "safe to train" in done["deeplab-doctor"]
     done["deeplab-train"] = run(
         *("deeplab-train", "--depth_multiplier=0.1", "--train_crop_size=33,33"),
         *("--train_batch_size=2", "--training_number_of_steps=1"),
-        *(f"--dataset_dir={tiny_records}", "--train_logdir=logs"),
+        *(records, "--train_logdir=logs"),
     )
     assert "logs: 1 steps" in done["deeplab-train"]
     done["deeplab-eval"] = run(
-        *("deeplab-eval", "--checkpoint_dir=logs", f"--dataset_dir={tiny_records}"),
-        "--eval_logdir=eval",
+        *("deeplab-eval", "--checkpoint_dir=logs", records, "--eval_logdir=eval")
     )
     assert (folder / "eval/report.html").exists()
     done["deeplab-export"] = run(

@@ -22,7 +22,7 @@ MODELS = {
 }
 
 
-def randomised(config: ModelConfig) -> keras.Model:
+def make_model(config: ModelConfig) -> keras.Model:
     """Returns a model whose statistics and offsets are not those of a new one."""
     model = build_model(config)
     random = np.random.default_rng(0)
@@ -36,12 +36,12 @@ def randomised(config: ModelConfig) -> keras.Model:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_are_equal(name):
-    model = randomised(MODELS[name])
+    model = make_model(MODELS[name])
     image = np.random.default_rng(1).uniform(0, 255, (2, *SIZE, 3)).astype(np.float32)
     expected = model(image, training=False).numpy()
-    twin = TorchDeepLab(model, SIZE).eval()
+    module = TorchDeepLab(model, SIZE).eval()
     with torch.no_grad():
-        logits = twin(torch.tensor(image).permute(0, 3, 1, 2))
+        logits = module(torch.tensor(image).permute(0, 3, 1, 2))
     found = logits.permute(0, 2, 3, 1).numpy()
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= 1e-3 * expected.std()
@@ -49,16 +49,16 @@ def test_logits_are_equal(name):
 
 def test_it_trains_alike():
     config = dataclasses.replace(MODELS["mobilenet_v2"], batch_norm_momentum=0.9)
-    model = randomised(config)
-    twin = TorchDeepLab(model, SIZE, is_upsampled=False).train()
-    for part in twin.modules():
+    model = make_model(config)
+    module = TorchDeepLab(model, SIZE, is_upsampled=False).train()
+    for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
     image = np.random.default_rng(1).uniform(0, 255, (2, *SIZE, 3)).astype(np.float32)
-    logits = twin(torch.tensor(image).permute(0, 3, 1, 2))
+    logits = module(torch.tensor(image).permute(0, 3, 1, 2))
     assert logits.shape == (2, 5, 17, 25)
     logits.square().mean().backward()
-    gradients = [p.grad for p in twin.parameters()]
+    gradients = [p.grad for p in module.parameters()]
     assert all(g is not None and bool(g.abs().sum() > 0) for g in gradients)
     assert sum(g.numel() for g in gradients) == sum(
         np.prod(v.shape) for v in model.trainable_variables

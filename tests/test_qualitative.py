@@ -1,26 +1,25 @@
-"""The pictures of the decoder: what is drawn, and by which trainings."""
+"""The images of the decoder: what is drawn, and by which trainings."""
 
 import numpy as np
 import pytest
-from narrow_ablations import NARROW
 from PIL import Image
 from program_runs import run
 
 from benchmarks import qualitative
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
-from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.training import resume
 
 
-def test_each_scene_is_a_row_with_every_model():
-    info = generic_info(NARROW.model.num_classes)
-    model = build_model(NARROW.model)
+def test_each_scene_is_a_row_with_every_model(strided_model):
+    info = generic_info(strided_model.model_config.num_classes)
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
-    truth = np.zeros((32, 48), np.uint8)
+    truth = np.zeros((32, 48, 1), np.uint8)
     truth[0] = info.ignore_label
     scenes = [(image, truth), (image[::-1], truth)]
-    drawn = qualitative.picture(scenes, {"decoder": model, "bilinear": model}, info)
+    drawn = qualitative.draw_sheet(
+        scenes, {"decoder": strided_model, "bilinear": strided_model}, info
+    )
     height, width = (48 + 8) * 2, (72 + 8) * 6
     assert drawn.shape[1] == width and height < drawn.shape[0] < height + 30
     rows = drawn[-height:].reshape(2, 56, 6, 80, 3).swapaxes(1, 2)[:, :, 4:52, 4:76]
@@ -38,8 +37,8 @@ def test_both_models_are_trained_and_drawn(tmp_path):
         assert f"{name:8s} mIoU " in out
         experiment: Experiment = resume.read_experiment(str(tmp_path / name))
         assert experiment.model.decoder_output_strides == strides
-    with Image.open(tmp_path / qualitative.PICTURE) as picture:
-        assert picture.size == ((192 + 8) * 6, (192 + 8) * 2 + 20)
+    with Image.open(tmp_path / qualitative.SHEET) as sheet:
+        assert sheet.size == ((192 + 8) * 6, (192 + 8) * 2 + 20)
     assert "going on" not in out
     again = run("benchmarks.qualitative", f"--output_dir={tmp_path}", *small)
     assert "training" not in again

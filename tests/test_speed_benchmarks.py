@@ -1,17 +1,14 @@
 """The comparisons from end to end, in small: that they run and what they tell."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
 from program_runs import assert_refused, run
 
-from benchmarks import accelerator, inference, op_profile
+from benchmarks import inference, op_profile
+from benchmarks.measuring import is_installed
 
-HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_TORCH = is_installed("torch")
 
 
 def names(rows):
@@ -30,7 +27,7 @@ def test_inference_beside_what_is_installed(tmp_path):
     engines = names(found["engines"])
     assert engines[:2] == ["float32", "bfloat16"]
     for module, name in (("openvino", "openvino"), ("torch", "pytorch")):
-        assert (name in engines) == (importlib.util.find_spec(module) is not None)
+        assert (name in engines) == (is_installed(module))
     assert all(row["milliseconds"] > 0 for row in found["engines"])
     assert names(found["views"]) == ["each view alone", "all views"]
     assert out.count("times float32 (quartiles)") == 1
@@ -41,7 +38,7 @@ def test_engines_that_are_none_are_refused():
     assert_refused(
         "--engines=tensorrt is none", "benchmarks.inference", "--engines=tensorrt"
     )
-    assert inference.chosen(["bfloat16"]) == ["float32", "bfloat16"]
+    assert inference.select_engines(["bfloat16"]) == ["float32", "bfloat16"]
 
 
 @pytest.mark.slow
@@ -81,39 +78,8 @@ def test_training_on_records_is_compared(tiny_records, tmp_path):
     assert "training on records has " in out
 
 
-@pytest.mark.slow
-def test_jax_beside_pytorch(tmp_path):
-    pytest.importorskip("jax")
-    path = tmp_path / "result.json"
-    small = ("--model_variant=mobilenet_v2", "--sides=65", "--batches=2", "--turns=1")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "benchmarks.accelerator", *small),
-            *("--times=1", "--device=cpu", "--precision=float32"),
-            *("--peak_teraflops=0.1", f"--json={path}"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    cases = json.loads(path.read_text())["cases"]
-    assert [case["pass"] for case in cases] == ["forward", "training"]
-    for case in cases:
-        ours, *others = case["rows"]
-        assert ours["name"] == "deeplab_tf on JAX"
-        assert 0 < ours["share_of_peak"] < 1
-        assert names(others) == HAS_TORCH * ["torch.compile"]
-
-
-def test_the_peak_of_a_device_is_known_by_its_name():
-    assert accelerator.peak_of("NVIDIA H200", None) == 989e12
-    assert accelerator.peak_of("NVIDIA H200", 500.0) == 500e12
-    assert accelerator.peak_of("2 of 2 cores", None) is None
-
-
 def test_operations_are_told_by_what_they_are_for():
-    found = op_profile.by_purpose(
+    found = op_profile.sum_by_purpose(
         {
             "_MklNativeConv2D": (3.0, 1),
             "_MklNativeDepthwiseConv2dNative": (1.0, 2),

@@ -17,7 +17,7 @@ from deeplab_tf.config import (
     ModelConfig,
     TrainConfig,
 )
-from deeplab_tf.convert import conversion
+from deeplab_tf.convert import manifest
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
@@ -154,7 +154,7 @@ KINDS = {
         Kind(
             "conversion.json",
             strict_json.dump({"shards": SHARDS}),
-            lambda folder: conversion._Manifest(folder, 4)._shards,
+            lambda folder: manifest.Manifest(folder, 4)._shards,
         ),
         Kind("export.json", strict_json.dump(NOTE), _read_note),
         Kind("history.jsonl", _history_text(), _read_history),

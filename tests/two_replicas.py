@@ -5,9 +5,9 @@
 Run by test_two_replicas.py, since a process has one set of devices.
 """
 
-import sys
-
 import quiet_tensorflow  # noqa: F401
+
+import sys
 
 # isort: split
 import keras

@@ -19,7 +19,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # benchmarks/ is not installed
 
 import benchmarks.quiet_tensorflow  # noqa: E402, F401
+
 from benchmarks import ablation_report  # noqa: E402
+from benchmarks.measuring import markdown_table  # noqa: E402
 
 # How a program is called, and the module with its flags.
 PROGRAMS = {
@@ -112,19 +114,23 @@ def _listed(names) -> str:
 
 
 def _table(title: str, text: str, rows: dict) -> str:
-    lines = [f"## {title}", "", text, "", "| flag | type | default | meaning |"]
-    lines += ["|---|---|---|---|"]
-    lines += [f"| `--{name}` | {' | '.join(rows[name])} |" for name in sorted(rows)]
-    return "\n".join(lines) + "\n"
+    names = ["flag", "type", "default", "meaning"]
+    table = markdown_table(
+        names, ([f"`--{name}`", *rows[name]] for name in sorted(rows))
+    )
+    return f"## {title}\n\n{text}\n\n{table}\n"
 
 
 def _dead_table(rows: dict) -> str:
-    lines = ["## Without effect", ""]
-    lines += ["Official flags that are accepted, with a warning that says why.", ""]
-    lines += ["| flag | why |", "|---|---|"]
-    reasons = {name: row[-1].removeprefix(_DEAD) for name, row in rows.items()}
-    lines += [f"| `--{name}` | {reasons[name]} |" for name in sorted(reasons)]
-    return "\n".join(lines) + "\n"
+    flags: dict[str, list[str]] = {}
+    for name in sorted(rows):
+        reason = rows[name][-1].removeprefix(_DEAD)
+        flags.setdefault(reason, []).append(f"`--{name}`")
+    table = markdown_table(
+        ["flag", "why"], ([", ".join(names), why] for why, names in flags.items())
+    )
+    text = "Official flags that are accepted, with a warning that says why."
+    return f"## Without effect\n\n{text}\n\n{table}\n"
 
 
 def with_results(page: str) -> str:
@@ -140,10 +146,10 @@ def _result(program: str) -> str:
     # Two rows of ablations_600, which were trained for longer.
     tables = {
         "ablations": ablation_report.markdown,
-        "ablations_600": ablation_report.trimaps,
+        "ablations_600": ablation_report.trimap_markdown,
     }
     if program in tables:
-        return tables[program](ablation_report.read(str(folder / program)))
+        return tables[program](ablation_report.read_results(str(folder / program)))
     if program == "camvid":
         return _scores(folder / program)
     return json.loads((folder / f"{program}.json").read_text())["text"] + "\n"
@@ -151,22 +157,24 @@ def _result(program: str) -> str:
 
 def _scores(folder: pathlib.Path) -> str:
     """Returns a table of the metrics that eval.py wrote into some files."""
-    lines: list[str] = []
+    rows = []
     for path in sorted(folder.glob("*.json")):
         metrics = json.loads(path.read_text())
         names, protocol = metrics["class_names"], metrics["protocol"]
-        if not lines:
-            columns = ["split", "scales", "mirrored", "output stride", "mIoU", *names]
-            lines = [f"| {' | '.join(columns)} |", f"|{len(columns) * '---|'}"]
-        cells = [
-            protocol["split"],
-            ", ".join(f"{scale:g}" for scale in protocol["eval_scales"]),
-            "yes" if protocol["add_flipped_images"] else "no",
-            str(protocol["output_stride"]),
-            *(f"{100 * x:.1f}" for x in (metrics["miou"], *metrics["iou_per_class"])),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(
+            [
+                protocol["split"],
+                ", ".join(f"{scale:g}" for scale in protocol["eval_scales"]),
+                "yes" if protocol["add_flipped_images"] else "no",
+                str(protocol["output_stride"]),
+                *(
+                    f"{100 * x:.1f}"
+                    for x in (metrics["miou"], *metrics["iou_per_class"])
+                ),
+            ]
+        )
+    columns = ["split", "scales", "mirrored", "output stride", "mIoU", *names]
+    return markdown_table(columns, rows) + "\n"
 
 
 def with_line_numbers(page: str) -> str:

@@ -5,7 +5,6 @@ and compared from then on.
 """
 
 import contextlib
-import hashlib
 import os
 import re
 import shlex
@@ -13,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.files.archives import digest_file
+from deeplab_tf.files.ledger import digest_file
 
 try:
     import grp
@@ -146,7 +145,7 @@ def verify(
     record, name = f"{path}.sha256", os.path.basename(path)
     recorded = "" if sha256 else _read_sha256(record)
     expected = sha256.lower() or recorded
-    digest = digest_file(found, hashlib.sha256())
+    digest = digest_file(found)
     if digest != (expected or digest):
         source = "that was published" if sha256 else f"of its first use ({record})"
         raise UserError(

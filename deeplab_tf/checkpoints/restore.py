@@ -60,7 +60,7 @@ def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """What became of every variable in an import.
+    """Which variables an import restored, and why not the others.
 
     Attributes:
         restored: Names taken over.
@@ -159,33 +159,43 @@ def load_tf1_variables(
         n: v for n, v in variables.items() if not (exclude and n.startswith(exclude))
     }
     first = next(iter(variables))
-    inflated: tuple[tuple[str, int], ...] = ()
-    if first in wanted:
-        inflated = _inflate(first, model.model_config.channels, given)
+    channels = model.model_config.channels
+    inflated = _inflate(first, channels, given) if first in wanted else ()
+    report = _match(given, wanted, variables)
+    report = dataclasses.replace(report, inflated=inflated)
+    _require_backbone(report, source, model)
+    for name in report.restored:
+        wanted[name].assign(given[name])
+    return report
+
+
+def _match(given: Mapping, wanted: Mapping, variables: Mapping) -> RestoreReport:
+    """Reports which arrays fit which variables.
+
+    Args:
+        given: Official name to array.
+        wanted: Official name to variable, of those to be restored.
+        variables: The same of the entire model.
+    """
     common = [name for name in wanted if name in given]
-    skipped = tuple(
-        (name, tuple(np.shape(given[name])), tuple(wanted[name].shape))
-        for name in common
-        if tuple(np.shape(given[name])) != tuple(wanted[name].shape)
-    )
-    refused = {name for name, *_ in skipped}
-    report = RestoreReport(
-        restored=tuple(name for name in common if name not in refused),
-        skipped=skipped,
+    shapes = {n: (tuple(np.shape(given[n])), tuple(wanted[n].shape)) for n in common}
+    return RestoreReport(
+        restored=tuple(n for n, (source, model) in shapes.items() if source == model),
+        skipped=tuple((n, *pair) for n, pair in shapes.items() if pair[0] != pair[1]),
         missing=tuple(name for name in wanted if name not in given),
         unexpected=tuple(name for name in given if name not in variables),
-        inflated=inflated,
     )
-    nothing = all(_in_head(name) for name in report.restored)
-    if nothing or not all(_in_head(name) for name in refused):
-        what = "nothing" if nothing else "not all"
+
+
+def _require_backbone(report: RestoreReport, source: str, model: keras.Model) -> None:
+    """Refuses arrays that do not hold the backbone of a model."""
+    is_empty = all(map(_in_head, report.restored))
+    if is_empty or not all(_in_head(name) for name, *_ in report.skipped):
+        what = "nothing" if is_empty else "not all"
         raise UserError(
             f"{source} holds another architecture than {_architecture(model)}: "
             f"{what} of the backbone matches; {report}"
         )
-    for name in report.restored:
-        wanted[name].assign(given[name])
-    return report
 
 
 def _architecture(model: keras.Model) -> str:

@@ -12,16 +12,15 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from google.protobuf import text_format
-from google.protobuf.message import DecodeError
-from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+from google.protobuf.message import DecodeError, Message
 
 from deeplab_tf import strict_json
+from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     load_tf1_variables,
@@ -30,10 +29,6 @@ from deeplab_tf.checkpoints.restore import (
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 
-# Key of a weight in our files: MODEL_KEY, "/", the escaped name, VALUE_SUFFIX. Where a
-# moving average of the weights was kept, it has AVERAGE_KEY.
-MODEL_KEY, AVERAGE_KEY = "model", "average"
-_VALUE_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 NAME = "model.ckpt"
 # Names the latest checkpoint of a folder, as a text proto.
 STATE_FILE = "checkpoint"
@@ -116,7 +111,7 @@ def _named_by_state_file(folder: str, names: list[str]) -> list[str]:
     return [name]
 
 
-def _read_state(path: str) -> CheckpointState:
+def _read_state(path: str) -> Message:
     """Returns the content of a `checkpoint` file.
 
     Not by `tf.train.latest_checkpoint`, which takes a damaged file for none and then
@@ -128,7 +123,10 @@ def _read_state(path: str) -> CheckpointState:
     content = text_files.read_content(path, strict_json.MAX_BYTES)
     try:
         text = strict_json.decode(content, path)
-        state = text_format.Parse(text, CheckpointState())
+        # The public way to a message of this type.
+        state = tf.compat.v1.train.generate_checkpoint_state_proto(".", STATE_FILE)
+        state.Clear()
+        text_format.Parse(text, state)
     except (text_format.ParseError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error).splitlines()[0]) from error
     latest, listed = state.model_checkpoint_path, state.all_model_checkpoint_paths
@@ -192,17 +190,6 @@ def _prefixes(folder: str) -> list[str]:
     return sorted(names, key=step)
 
 
-def _keys_of_ours(keys: Iterable[str]) -> dict[str, str]:
-    """Returns `{official name: key}` of a file of ours; averages where it has them."""
-    found = {}
-    for group in (MODEL_KEY, AVERAGE_KEY):
-        for key in keys:
-            if key.startswith(f"{group}/") and key.endswith(_VALUE_SUFFIX):
-                name = key.removeprefix(f"{group}/").removesuffix(_VALUE_SUFFIX)
-                found[name.replace(".S", "/")] = key
-    return found
-
-
 def _frozen_variables(path: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a frozen graph."""
     graph = tf.compat.v1.GraphDef()
@@ -234,10 +221,9 @@ def read_variables(prefix: str) -> dict[str, np.ndarray]:
     try:
         # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
-        keys = list(reader.get_variable_to_shape_map())
-        names = {key: key for key in keys}
-        if reader.has_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"):
-            names = _keys_of_ours(keys)
+        keys = reader.get_variable_to_shape_map()
+        is_ours = reader.has_tensor(GRAPH_KEY)
+        names = weight_keys(keys) if is_ours else {key: key for key in keys}
         return {name: reader.get_tensor(key) for name, key in names.items()}
     except (tf.errors.OpError, ValueError, RuntimeError, IndexError) as error:
         first = str(error).splitlines()[0]

@@ -8,13 +8,12 @@ models, protocols and figures are those of the presets.
 """
 
 import dataclasses
-import difflib
 import os
 import signal
 from typing import NamedTuple
 
 from deeplab_tf.data.info import DatasetInfo, dataset_info
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, near_hint
 from deeplab_tf.presets import PRESETS, Preset
 
 _ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
@@ -195,11 +194,9 @@ def require_checkpoint(name: str) -> None:
         UserError: if there is no checkpoint of that name; names those that are near.
     """
     if find_checkpoint(name) is None:
-        near = difflib.get_close_matches(name, ZOO, n=3, cutoff=0.5)
-        hint = f"near it are {', '.join(near)}; " if near else ""
         raise UserError(
             f"there is no file or folder {name} and no checkpoint of the zoo is called "
-            f"so; {hint}python -m deeplab_tf.checkpoints.zoo lists all"
+            f"so; {near_hint(name, ZOO)}python -m deeplab_tf.checkpoints.zoo lists all"
         )
 
 

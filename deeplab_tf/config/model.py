@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, BackboneTraits
+from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
 from deeplab_tf.config.checks import check_fields, listed, require
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import collect_flags, parse_model_flags
@@ -157,7 +157,7 @@ class ModelConfig:
         return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
 
     @property
-    def traits(self) -> BackboneTraits:
+    def traits(self) -> Backbone:
         """What can be asked of the backbone."""
         return BACKBONES[self.backbone]
 

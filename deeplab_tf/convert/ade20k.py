@@ -1,11 +1,4 @@
-"""ADE20K of the scene parsing challenge (ADEChallengeData2016) to TFRecords.
-
-    python -m datasets.ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
-
-The official form keeps the values: 151 classes, of which 0 is ignored; the official
-checkpoints have as many. With `--num_classes=150` the classes begin at 0 and 255 is
-ignored; the data set is then called ade20k_150.
-"""
+"""ADE20K of the scene parsing challenge: `ADEChallengeData2016` to TFRecords."""
 
 import functools
 
@@ -35,30 +28,15 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
 _READERS = {151: image_files.read_index_label, 150: _read_shifted}
 
 
-def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
-    paths = pairs.list_folder(folder)
-    return pairs.find_entries(paths, lambda p: p.stem if p.suffix == suffix else None)
-
-
 def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:
     """Returns the samples of `training` or `validation`, sorted."""
-    image_dir, label_dir = root / "images" / folder, root / "annotations" / folder
-    images, labels = _by_stem(image_dir, ".jpg"), _by_stem(label_dir, ".png")
-    if not images.files:
-        raise UserError(f"{image_dir} has no *.jpg")
-    pairs.require_pairs(
-        images,
-        labels,
-        lambda stem: image_dir / f"{stem}.jpg",
-        lambda stem: label_dir / f"{stem}.png",
+    found = pairs.find_pairs(
+        pairs.Folder(root / "images" / folder, ".jpg"),
+        pairs.Folder(root / "annotations" / folder, ".png"),
     )
-    images.report_skipped(image_dir)
-    labels.report_skipped(label_dir)
     return [
-        conversion.Sample(
-            stem, image, labels.files[stem], functools.partial(read, labels.files[stem])
-        )
-        for stem, image in images.files.items()
+        conversion.Sample(stem, image, label, functools.partial(read, label))
+        for stem, (image, label) in found.items()
     ]
 
 

@@ -1,10 +1,7 @@
 """Cityscapes in its official layout to TFRecords.
 
-    python -m datasets.cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
-
-The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
-labels are made of the `*_labelIds.png` of the archives; no script has to be run
-before. A split is written if all of its folders are there.
+Labels are made from the `*_labelIds.png` of the archives; no script has to be run
+before.
 """
 
 import functools
@@ -52,42 +49,21 @@ def _read_label(path: epath.Path) -> np.ndarray:
     return train_ids()[ids]
 
 
-def _by_stem(folder: epath.Path, suffix: str) -> pairs.Entries:
-    """Returns the files of all cities, sorted; the key is `<city>/<stem>`."""
-
-    def name_of(path: epath.Path) -> str | None:
-        name = f"{path.parent.name}/{path.name}"
-        return name.removesuffix(suffix) if name.endswith(suffix) else None
-
-    cities = [path for path in pairs.list_folder(folder) if path.is_dir()]
-    paths = [path for city in cities for path in pairs.list_folder(city)]
-    return pairs.find_entries(paths, name_of)
-
-
 def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
     """Returns the samples of one folder, in the order of their paths."""
-    image_dir, label_dir = root / "leftImg8bit" / folder, root / kind / folder
-    image_suffix, label_suffix = "_leftImg8bit.png", f"_{kind}_labelIds.png"
-    images = _by_stem(image_dir, image_suffix)
-    labels = _by_stem(label_dir, label_suffix)
-    if not images.files:
-        raise UserError(f"{image_dir} has no <city>/*{image_suffix}")
-    pairs.require_pairs(
-        images,
-        labels,
-        lambda stem: image_dir / f"{stem}{image_suffix}",
-        lambda stem: label_dir / f"{stem}{label_suffix}",
+    suffix = "_leftImg8bit.png"
+    found = pairs.find_pairs(
+        pairs.Folder(root / "leftImg8bit" / folder, suffix, "<city>/"),
+        pairs.Folder(root / kind / folder, f"_{kind}_labelIds.png", "<city>/"),
     )
-    images.report_skipped(image_dir)
-    labels.report_skipped(label_dir)
     return [
         conversion.Sample(
-            image.name.removesuffix(image_suffix),
+            image.name.removesuffix(suffix),
             image,
-            labels.files[stem],
-            functools.partial(_read_label, labels.files[stem]),
+            label,
+            functools.partial(_read_label, label),
         )
-        for stem, image in images.files.items()
+        for image, label in found.values()
     ]
 
 

@@ -1,11 +1,8 @@
-r"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
+"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
 
-    python -m datasets.coco_voc --annotations=annotations/instances_train2017.json \
-      --image_dir=train2017 --split=train --output_dir=tfrecord
-
-For pretraining, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
+For pre-training, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
 annotated pixels of these classes are kept, all other objects are background. Crowds
-are ignored. Of 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
+are ignored.
 """
 
 import math

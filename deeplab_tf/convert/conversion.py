@@ -11,7 +11,6 @@ import hashlib
 import io
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
@@ -23,20 +22,17 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from deeplab_tf import strict_json
+from deeplab_tf.convert.manifest import MANIFEST, Content, Manifest, exists, remove
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, check_hash
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import outputs, text_files
-from deeplab_tf.files.outputs import write_text
+from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, image_files
 
-_MANIFEST = "conversion.json"
-_OWN_FILES = (_MANIFEST, records.INFO_FILE)
+_OWN_FILES = (MANIFEST, records.INFO_FILE)
 # To be raised when converters make other records of the same files: then all shards are
 # made again.
 _FORMAT = 1
-_HASH_MODULUS = 1 << 256
 
 
 class Sample(NamedTuple):
@@ -56,46 +52,6 @@ class Sample(NamedTuple):
     read_label: Callable[[], np.ndarray]
 
 
-@dataclasses.dataclass
-class _Content:
-    """What is known of some samples without reading their records again."""
-
-    images: int
-    class_pixels: np.ndarray
-    class_image_pixels: np.ndarray
-    hash_sum: int
-
-    @classmethod
-    def empty(cls, num_classes: int) -> "_Content":
-        zeros = np.zeros(num_classes, np.int64)
-        return cls(0, zeros, zeros, 0)
-
-    def __add__(self, other: "_Content") -> "_Content":
-        return _Content(
-            self.images + other.images,
-            self.class_pixels + other.class_pixels,
-            self.class_image_pixels + other.class_image_pixels,
-            (self.hash_sum + other.hash_sum) % _HASH_MODULUS,
-        )
-
-    def to_json(self) -> dict:
-        return {
-            "images": self.images,
-            "class_pixels": self.class_pixels.tolist(),
-            "class_image_pixels": self.class_image_pixels.tolist(),
-            "content_hash": f"{self.hash_sum:064x}",
-        }
-
-    @classmethod
-    def from_json(cls, values: dict) -> "_Content":
-        return cls(
-            values["images"],
-            np.array(values["class_pixels"], np.int64),
-            np.array(values["class_image_pixels"], np.int64),
-            int(values["content_hash"], 16),
-        )
-
-
 def class_pixels(label: np.ndarray, info: DatasetInfo) -> np.ndarray:
     """Returns the labelled pixels of each class, int64 `[num_classes]`."""
     counts = np.bincount(label.ravel(), minlength=256)
@@ -103,17 +59,17 @@ def class_pixels(label: np.ndarray, info: DatasetInfo) -> np.ndarray:
     return counts[: info.num_classes]
 
 
-def _content_of(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> _Content:
+def _content_of(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Content:
     counts = class_pixels(label, info)
     content = hashlib.sha256(f"{name}\0{pixels.shape}\0{label.shape}\0".encode())
     content.update(np.ascontiguousarray(pixels))
     content.update(np.ascontiguousarray(label))
     # A sum, so that neither order nor sharding counts.
     hash_sum = int.from_bytes(content.digest(), "big")
-    return _Content(1, counts, np.where(counts > 0, counts.sum(), 0), hash_sum)
+    return Content(1, counts, np.where(counts > 0, counts.sum(), 0), hash_sum)
 
 
-def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
+def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
     """Returns the record of a sample, after checking both of its files."""
     picture = image_files.read_encoded(sample.image, info)
     label = sample.read_label()
@@ -143,74 +99,6 @@ def _record(sample: Sample, info: DatasetInfo) -> tuple[bytes, _Content]:
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(picture, png.getvalue(), sample.name)
     return record, _content_of(sample.name, pixels.numpy(), label, info)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """A finished shard in the manifest: `_Content.to_json`, and its sources."""
-
-    sources: str
-    images: int
-    class_pixels: list[int]
-    class_image_pixels: list[int]
-    content_hash: str
-
-    def __post_init__(self):
-        check_hash(self.content_hash, "content_hash")
-        if min(self.images, *self.class_pixels, *self.class_image_pixels) < 0:
-            raise UserError("a count is negative")
-
-
-@dataclasses.dataclass(frozen=True)
-class _ManifestFile:
-    """The JSON of the manifest."""
-
-    shards: dict[str, _Entry]
-
-
-class _Manifest:
-    """Which shards of a folder are finished, from which files, and what they hold."""
-
-    def __init__(self, folder: str, num_classes: int):
-        self._num_classes = num_classes
-        self._path = os.path.join(folder, _MANIFEST)
-        self._lock = threading.Lock()
-        self._shards: dict[str, dict] = {}
-        self.found = tf.io.gfile.exists(self._path)
-        if self.found:
-            try:
-                self._shards = self._read()
-            except UserError as error:
-                print(f"warning: {error}; every shard is made again", file=sys.stderr)
-
-    def _read(self) -> dict[str, dict]:
-        content = text_files.read_content(self._path)
-        file = strict_json.from_json(_ManifestFile, content, self._path)
-        return dataclasses.asdict(file)["shards"]
-
-    def content(self, name: str, fingerprint: str) -> _Content | None:
-        """Returns what a finished shard holds, None if it is of other files."""
-        shard = self._shards.get(name)
-        if shard is None or shard["sources"] != fingerprint:
-            return None
-        sizes = {len(shard["class_pixels"]), len(shard["class_image_pixels"])}
-        return _Content.from_json(shard) if sizes == {self._num_classes} else None
-
-    def add(self, name: str, fingerprint: str, content: _Content) -> None:
-        with self._lock:
-            self._shards[name] = {"sources": fingerprint} | content.to_json()
-            self._write()
-
-    def keep(self, is_kept: Callable[[str], bool]) -> None:
-        with self._lock:
-            self._shards = {k: v for k, v in self._shards.items() if is_kept(k)}
-            if self._shards:
-                self._write()
-            else:
-                _remove([self._path])
-
-    def _write(self) -> None:
-        write_text(strict_json.dump({"shards": self._shards}), self._path)
 
 
 class _Shard(NamedTuple):
@@ -254,11 +142,11 @@ class _Conversion:
         self.info = info
         self.recipe = recipe
         self.folder = output_dir
-        made = not _exists(output_dir)
+        made = not exists(output_dir)
         outputs.claim(output_dir, _OWN_FILES)
         tf.io.gfile.makedirs(output_dir)
         records.finish_publishing(output_dir)
-        self.manifest = _Manifest(output_dir, info.num_classes)
+        self.manifest = Manifest(output_dir, info.num_classes)
         # Whether the folder is of this run, or of one that was interrupted.
         self.is_ours = made or self.manifest.found
         self.stopped = threading.Event()
@@ -266,12 +154,12 @@ class _Conversion:
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
-    def finish(self, shard: _Shard, progress: tqdm) -> _Content:
+    def finish(self, shard: _Shard, progress: tqdm) -> Content:
         """Returns what a shard holds, after writing it unless that was done."""
         fingerprint = _fingerprint(shard, self.info, self.recipe)
         content = self.manifest.content(shard.name, fingerprint)
         path = self.path(shard.name)
-        if content is not None and _exists(path, path + records.FINISHED):
+        if content is not None and exists(path, path + records.FINISHED):
             progress.update(len(shard.samples))
             return content
         # Before anything is written: what is there may be of other files.
@@ -283,8 +171,8 @@ class _Conversion:
         self.manifest.add(shard.name, fingerprint, content)
         return content
 
-    def _write(self, shard: _Shard, path: str, progress: tqdm) -> _Content:
-        content = _Content.empty(self.info.num_classes)
+    def _write(self, shard: _Shard, path: str, progress: tqdm) -> Content:
+        content = Content.empty(self.info.num_classes)
         try:
             with tf.io.TFRecordWriter(path) as writer:
                 for sample in shard.samples:
@@ -295,7 +183,7 @@ class _Conversion:
                     content += of_sample
                     progress.update()
         except BaseException:
-            _remove([path])
+            remove([path])
             raise
         return content
 
@@ -304,10 +192,10 @@ class _Conversion:
         paths = self._files(shards)
         waiting = [p for p in paths if p.endswith(records.FINISHED)]
         endings = (records.FINISHED, records.UNFINISHED)
-        _remove(p for p in paths if records.is_shard(p) and p.endswith(endings))
+        remove(p for p in paths if records.is_shard(p) and p.endswith(endings))
         # A shard of that name may be there, but of other files.
         gone = {os.path.basename(p).removesuffix(records.FINISHED) for p in waiting}
-        self.manifest.keep(lambda name: _exists(self.path(name)) and name not in gone)
+        self.manifest.keep(lambda name: exists(self.path(name)) and name not in gone)
         outputs.remove_if_empty(self.folder, keep=not self.is_ours)
 
     def _files(self, shards: Sequence[_Shard]) -> list[str]:
@@ -321,17 +209,7 @@ class _Conversion:
         for shard in shards:
             names.setdefault(shard.split, []).append(shard.name)
         records.publish(names, info, self.folder)
-        self.manifest.keep(lambda name: _exists(self.path(name)))
-
-
-def _exists(*paths: str) -> bool:
-    return any(tf.io.gfile.exists(path) for path in paths)
-
-
-def _remove(paths: Iterable[str]) -> None:
-    for path in paths:
-        if tf.io.gfile.exists(path):
-            tf.io.gfile.remove(path)
+        self.manifest.keep(lambda name: exists(self.path(name)))
 
 
 def convert(
@@ -420,7 +298,7 @@ def _refuse_another(info: DatasetInfo, splits: Iterable[str], output_dir: str) -
             )
 
 
-def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[_Content]:
+def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[Content]:
     """Returns what every shard holds, once all of them are finished."""
     total = sum(len(shard.samples) for shard in shards)
     with (
@@ -440,9 +318,9 @@ def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[_Cont
 
 def _described(info, output_dir, shards, contents) -> DatasetInfo:
     """Returns the info with what was counted, beside the splits that were there."""
-    splits: dict[str, _Content] = {}
+    splits: dict[str, Content] = {}
     for shard, content in zip(shards, contents, strict=True):
-        before = splits.get(shard.split, _Content.empty(info.num_classes))
+        before = splits.get(shard.split, Content.empty(info.num_classes))
         splits[shard.split] = before + content
     found = {split: content.to_json() for split, content in splits.items()}
     old = records.read_info(output_dir)

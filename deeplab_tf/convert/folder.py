@@ -1,14 +1,4 @@
-r"""A folder of images and a folder of labels to TFRecords.
-
-    python -m datasets.folder --image_dir=photos --label_dir=masks \
-      --classes=classes.txt --output_dir=tfrecord
-
-`classes.txt` has a class per line, in the order of the label values: `name`, or
-`name r g b` where labels are painted in the colours of their classes. Images and
-labels have the same name up to the extension. Images are JPEG or PNG and, for other
-channels and depths, also .npy and .tif. --split says what they are for; several runs
-into one output_dir add up.
-"""
+"""A folder of images and a folder of labels of the same names to TFRecords."""
 
 import functools
 import hashlib

@@ -85,25 +85,58 @@ def require_files(images: Entries, labels: Entries) -> None:
             raise UserError(f"{files[name]} has no {what}: {other}")
 
 
-def require_pairs(
-    images: Entries,
-    labels: Entries,
-    image_path: Callable[[str], epath.Path],
-    label_path: Callable[[str], epath.Path],
-) -> None:
-    """Refuses images without a label, and labels without an image.
+class Folder(NamedTuple):
+    """A folder of images or of labels, whose files end alike.
+
+    Attributes:
+        path: The folder.
+        suffix: End of their names, such as "_leftImg8bit.png".
+        subfolders: Their subfolders, for messages, such as "<city>/"; a name is then
+            "subfolder/stem". "" if the files are in the folder itself.
+    """
+
+    path: epath.Path
+    suffix: str
+    subfolders: str = ""
+
+    def entries(self) -> Entries:
+        """Returns the files by name, sorted."""
+        folders = [self.path]
+        if self.subfolders:
+            folders = [path for path in list_folder(self.path) if path.is_dir()]
+        paths = [path for folder in folders for path in list_folder(folder)]
+        return find_entries(paths, self._name)
+
+    def _name(self, path: epath.Path) -> str | None:
+        if not path.name.endswith(self.suffix):
+            return None
+        stem = path.name.removesuffix(self.suffix)
+        return f"{path.parent.name}/{stem}" if self.subfolders else stem
+
+
+def find_pairs(images: Folder, labels: Folder) -> dict[str, tuple[epath.Path, ...]]:
+    """Returns image and label by name, sorted; what is not a file is reported.
 
     Args:
-        images: Images by name.
-        labels: Labels by name.
-        image_path: Returns where the image of such a name should be.
-        label_path: Returns where its label should be.
+        images: Folder of the images.
+        labels: Folder of their labels.
 
     Raises:
-        UserError: naming the file that is there and the one that is missing.
+        UserError: if there is no image, an image has no label or a label no image;
+            names the file that is there and the one that is missing.
     """
-    require_files(images, labels)
-    for name in sorted(images.files.keys() ^ labels.files.keys()):
-        if name in images.files:
-            raise UserError(f"{images.files[name]} has no label {label_path(name)}")
-        raise UserError(f"{labels.files[name]} has no image {image_path(name)}")
+    of_images, of_labels = images.entries(), labels.entries()
+    if not of_images.files:
+        raise UserError(f"{images.path} has no {images.subfolders}*{images.suffix}")
+    require_files(of_images, of_labels)
+    for name in sorted(of_images.files.keys() ^ of_labels.files.keys()):
+        image = of_images.files.get(name) or images.path / f"{name}{images.suffix}"
+        label = of_labels.files.get(name) or labels.path / f"{name}{labels.suffix}"
+        if name in of_images.files:
+            raise UserError(f"{image} has no label {label}")
+        raise UserError(f"{label} has no image {image}")
+    for folder, entries in ((images.path, of_images), (labels.path, of_labels)):
+        entries.report_skipped(folder)
+    return {
+        name: (of_images.files[name], of_labels.files[name]) for name in of_images.files
+    }

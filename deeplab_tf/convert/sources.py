@@ -7,7 +7,8 @@ from typing import NamedTuple
 from etils import epath
 
 from deeplab_tf.checkpoints import download
-from deeplab_tf.files.archives import digest_file, extract
+from deeplab_tf.files.archives import extract
+from deeplab_tf.files.ledger import digest_file
 
 __all__ = ["Source", "extract", "fetch"]
 

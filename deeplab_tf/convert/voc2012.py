@@ -1,21 +1,8 @@
-r"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
+"""PASCAL VOC 2012, any folder in its layout, or VOC with SBD's labels, to TFRecords.
 
-    python -m datasets.voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
-
-The splits are those of `ImageSets/Segmentation`: train, val and trainval with
-the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
-`SegmentationClassAug` where both are there. Everything is checked before the
-first shard gets its name. A `dataset_info.json` in the folder names other classes
-than VOC's.
-
-    python -m datasets.voc2012 --download --output_dir=tfrecord
-    python -m datasets.voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
-      --sbd_archive=benchmark.tgz --output_dir=tfrecord
-
-These make the same splits from the two official archives: train_aug is VOC's
-train, then what the Semantic Boundaries Dataset (SBD) labels besides, in
-alphabetical order and without VOC's val. --download fetches the archives that
-are not given, about 3.4 GB.
+The splits are those of `ImageSets/Segmentation`. train_aug is VOC's train, followed by
+what the Semantic Boundaries Dataset (SBD) labels in addition, in alphabetical order and
+without VOC's val.
 """
 
 import functools

@@ -10,19 +10,17 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from deeplab_tf.images.resizing import resize_bilinear, resize_nearest
+
 
 def resize_image(image, size):
     """Returns float32 `image` resized bilinearly, corners aligned (TF1)."""
-    return tf.raw_ops.ResizeBilinear(
-        images=tf.expand_dims(image, 0), size=size, align_corners=True
-    )[0]
+    return resize_bilinear(tf.expand_dims(image, 0), size)[0]
 
 
 def resize_label(label, size):
     """Returns `label` resized to nearest neighbours, corners aligned (TF1)."""
-    return tf.raw_ops.ResizeNearestNeighbor(
-        images=tf.expand_dims(label, 0), size=size, align_corners=True
-    )[0]
+    return resize_nearest(tf.expand_dims(label, 0), size)[0]
 
 
 def resize_to_range(image, label, min_size, max_size=None, factor=None):

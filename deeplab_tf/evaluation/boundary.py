@@ -85,10 +85,8 @@ class TrimapCurve:
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
         bands = self._bands(labels, scored)
         near = scored & (bands < len(self._widths))
-        cells = bands[near] * self._num_classes + labels[near]
-        cells = cells * self._num_classes + predictions[near]
-        counts = np.bincount(cells, minlength=self.counts.size)
-        self.counts += counts.reshape(self.counts.shape)
+        cells = bands[near], labels[near], predictions[near]
+        self.counts += confusion.count_cells(cells, self.counts.shape)
 
     def _bands(self, labels, scored) -> np.ndarray:
         """Returns the narrowest band of every pixel; one too many outside of all."""
@@ -167,10 +165,8 @@ class BoundaryIoU:
             confidences: Not looked at.
         """
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
-        truth = self._boundaries(labels, scored)
-        cells = truth * len(self.counts) + self._boundaries(predictions, scored)
-        counts = np.bincount(cells.ravel(), minlength=self.counts.size)
-        self.counts += counts.reshape(self.counts.shape)
+        both = [self._boundaries(x, scored).ravel() for x in (labels, predictions)]
+        self.counts += confusion.count_cells(both, self.counts.shape)
 
     def _boundaries(self, classes, scored) -> np.ndarray:
         """Returns the class of every boundary pixel; one too many elsewhere."""

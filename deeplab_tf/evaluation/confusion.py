@@ -1,37 +1,46 @@
 """The confusion matrix, and every score that is a function of it."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
-from keras import ops
-
-from deeplab_tf.models.tensors import Tensor
+from numpy.typing import ArrayLike
 
 
-def is_scored(labels: Tensor, num_classes: int, ignore_label: int) -> Tensor:
+def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
     """Returns which labels count, booleans: those of a class that is not ignored."""
     return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
 
 
+def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """Counts how often each cell of an array is named, int64 `shape`.
+
+    Args:
+        indices: For each axis of the array the index of each item, integers `[items]`.
+        shape: Shape of the array.
+    """
+    cells = np.ravel_multi_index(tuple(indices), shape)
+    return np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
+
+
 def confusion_matrix(
-    labels: Tensor, predictions: Tensor, num_classes: int, ignore_label: int
-) -> Tensor:
+    labels: ArrayLike, predictions: ArrayLike, num_classes: int, ignore_label: int
+) -> np.ndarray:
     """Returns int64 counts `[truth, prediction]` of the pixels that count.
+
+    `mean_iou.count_confusions` is the same for tensors.
 
     Args:
         labels: Integer class ids of any shape.
-        predictions: Integer class ids of the same shape.
+        predictions: Integer class ids of the same number of pixels.
         num_classes: Number of classes; labels outside count for nothing.
         ignore_label: Label of pixels that count for nothing.
     """
-    labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-    predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
+    labels, predictions = np.ravel(labels), np.ravel(predictions)
     scored = is_scored(labels, num_classes, ignore_label)
-    # Pixels that do not count go to one cell behind the matrix.
-    cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
-    counts = ops.bincount(cells, minlength=num_classes**2 + 1)[:-1]
-    return ops.cast(ops.reshape(counts, (num_classes, num_classes)), "int64")
+    pairs = labels[scored], predictions[scored]
+    return count_cells(pairs, (num_classes, num_classes))
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
@@ -98,74 +107,3 @@ def mean_iou(confusion: np.ndarray) -> float:
 def pixel_accuracy(confusion: np.ndarray) -> float:
     """Returns the share of scored pixels whose class is right."""
     return float(np.trace(confusion) / confusion.sum())
-
-
-@keras.saving.register_keras_serializable("deeplab_tf")
-class MeanIoU(keras.metrics.Metric):
-    """Mean IoU of logits against labels, over everything seen.
-
-    Counts are integers and divided once, so the result depends neither on the
-    batch size nor on the order, and stays exact beyond 2^24 pixels.
-
-    Args:
-        num_classes: Number of classes.
-        ignore_label: Label of pixels that are not scored.
-        name: Name of the metric.
-        **kwargs: Passed to `keras.metrics.Metric`.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        ignore_label: int = 255,
-        name: str = "miou",
-        **kwargs: Any,
-    ):
-        super().__init__(name=name, **kwargs)
-        self.num_classes = num_classes
-        self.ignore_label = ignore_label
-        self.counts = self.add_variable(
-            shape=(num_classes, num_classes),
-            initializer="zeros",
-            dtype="int64",
-            name="confusion",
-        )
-
-    def update_state(
-        self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
-    ) -> None:
-        """Counts labels against logits of the same height and width.
-
-        Args:
-            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
-            y_pred: Scores `[batch, height, width, num_classes]`, logits or
-                probabilities.
-            sample_weight: None, the only weight there is.
-
-        Raises:
-            ValueError: for a weight.
-        """
-        if sample_weight is not None:
-            raise ValueError("MeanIoU weighs all pixels alike; use ignore_label")
-        self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
-
-    def update_labels(self, labels: Tensor, predictions: Tensor) -> None:
-        """Counts labels against predicted labels of the same number of pixels."""
-        counts = confusion_matrix(
-            labels, predictions, self.num_classes, self.ignore_label
-        )
-        self.counts.assign_add(counts)
-
-    def result(self) -> Tensor:
-        """Returns the mean, 0..1, over classes that occur in truth or prediction."""
-        counts = ops.cast(self.counts, "float32")
-        hits = ops.diagonal(counts)
-        union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits
-        present = ops.cast(union > 0, "float32")
-        iou = hits / ops.maximum(union, 1.0)
-        return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
-
-    def get_config(self) -> dict:
-        """Returns the arguments, for saving."""
-        own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
-        return {**super().get_config(), **own}

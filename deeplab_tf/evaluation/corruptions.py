@@ -6,7 +6,6 @@ computed by a kept fork of the reference code, imagecorruptions-imaug. Labels st
 they are: what moves pixels (`elastic_transform`, `zoom_blur`) moves them by little.
 """
 
-import difflib
 import importlib
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ from importlib import metadata
 
 import numpy as np
 
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, near_hint
 
 CORRUPTIONS = (
     # noise
@@ -62,8 +61,7 @@ def _package():
 
 def _check_kind(name: str, severity: int) -> None:
     if name not in CORRUPTIONS:
-        near = difflib.get_close_matches(name, CORRUPTIONS, n=3, cutoff=0.5)
-        hint = f"near it are {', '.join(near)}; " if near else ""
+        hint = near_hint(name, CORRUPTIONS)
         raise UserError(
             f"there is no corruption {name!r}; {hint}all are {', '.join(CORRUPTIONS)}"
         )

@@ -18,6 +18,7 @@ from deeplab_tf.data.reader import batches, readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.evaluation.mean_iou import count_confusions
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.inference import Predictor
 from deeplab_tf.windows import readable_limits
@@ -98,7 +99,7 @@ class Evaluator:
             predictions, confidences = self._predictor.labels_and_confidences(images)
         else:
             predictions = self._predictor.labels(images)
-        counts = confusion.confusion_matrix(
+        counts = count_confusions(
             labels, predictions, self.num_classes, self._config.ignore_label
         )
         return predictions, confidences, counts

@@ -83,12 +83,8 @@ class Gallery:
             self._insert(self._best, scored, miou)
 
     def _score(self, truth, prediction) -> float | None:
-        num_classes, ignore_label = self._classes
-        scored = confusion.is_scored(truth, num_classes, ignore_label)
-        cells = truth[scored].astype(np.int64) * num_classes + prediction[scored]
-        counts = np.bincount(cells, minlength=num_classes**2)
-        counts = counts.reshape(num_classes, num_classes)
-        return confusion.mean_iou(counts) if len(cells) else None
+        counts = confusion.confusion_matrix(truth, prediction, *self._classes)
+        return confusion.mean_iou(counts) if counts.any() else None
 
     def _belongs(self, kept: list, rank: float) -> bool:
         return len(kept) < self._extremes or (self._extremes > 0 and rank > kept[-1][0])

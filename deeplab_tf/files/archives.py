@@ -4,12 +4,10 @@ An extracted folder holds a stamp: a text file that names the archive and has th
 SHA-256 of each file, in the format of `sha256sum`.
 """
 
-import contextlib
 import hashlib
 import os
 import re
 import secrets
-import shutil
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,21 +17,16 @@ from etils import epath
 from tqdm import tqdm
 
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import scratch
 from deeplab_tf.files.compression import ArchiveError
+from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.files.tar import Member, read_members
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 _STAMP = "archive.txt"
 # Stamps without checksums, of earlier versions, begin with a digit.
 _STAMP_START = re.compile(rb"(# )?[0-9]+ bytes of [0-9]+: ")
 _STAMP_LINE = re.compile(rb"([0-9a-f]{64})  (.+)\n")
 _MAX_LINE = 1 << 14
-_UNFINISHED = ".unfinished."
-_BLOCK = 1 << 20
 _GIB = 1 << 30
 _LIMIT = 4 * _GIB
 _ATTEMPTS = 10
@@ -78,9 +71,10 @@ def extract(
         if not _is_intact(target, title):
             _require_replaceable(target)
             _require_safe(archive, wanted, limit)
-            with _make_unfinished(target) as unfinished:
-                _extract_members(archive, unfinished, title, wanted, limit)
-                _publish(unfinished, target, title)
+            with scratch.folder(os.path.dirname(target)) as unfinished:
+                new = os.path.join(unfinished, os.path.basename(target))
+                _extract_members(archive, new, title, wanted, limit)
+                _publish(new, target, title)
     except ArchiveError as error:
         raise UserError(f"{archive} cannot be extracted: {error}") from error
     except OSError as error:
@@ -103,19 +97,6 @@ def find_damage(archive: epath.Path, limit: int = _LIMIT) -> str | None:
     except ArchiveError as error:
         return str(error)
     return None
-
-
-def digest_file(path: str, digest) -> str:
-    """Returns the digest of a file in hexadecimal digits.
-
-    Args:
-        path: Path of the file.
-        digest: A new hash object, such as `hashlib.sha256()`.
-    """
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _describe(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
@@ -159,9 +140,9 @@ def _extract_members(
     wanted: Sequence[str] | None,
     limit: int,
 ) -> None:
+    os.mkdir(folder)
     with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
         stamp.write(title)
-        stamp.flush()  # so that the folder is known to be ours
         found = _read_wanted(file, wanted, limit)
         for member in tqdm(found, desc="extract", unit="file"):
             _write(member, folder, stamp)
@@ -226,7 +207,7 @@ def _is_intact(folder: str, title: bytes | None = None) -> bool:
             path = os.path.join(folder, os.fsdecode(match[2]))
             if not _is_plain_file(path):
                 return False
-            if digest_file(path, hashlib.sha256()) != match[1].decode():
+            if digest_file(path) != match[1].decode():
                 return False
             count += 1
     return count == _count_files(folder)
@@ -261,99 +242,11 @@ def _require_replaceable(folder: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _make_unfinished(target: str) -> Iterator[str]:
-    """Yields a new folder next to `target`; removes it unless it was renamed.
-
-    A lock on the folder shows other processes that it is in use. One that a killed
-    process left is not locked any more, and removed by the next.
-    """
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    _remove_leftovers(target)
-    with contextlib.ExitStack() as stack:
-        for _ in range(_ATTEMPTS):
-            path = _name_unfinished(target)
-            os.mkdir(path)
-            # Another process may have taken it for a leftover until it is locked.
-            with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                stack.enter_context(_lock_folder(path))
-                break
-        else:
-            raise FileNotFoundError("other processes remove what is extracted")
-        stack.callback(_discard, path)
-        yield path
-
-
-def _name_unfinished(target: str) -> str:
-    return f"{target}{_UNFINISHED}{secrets.token_hex(4)}"
-
-
-@contextlib.contextmanager
-def _lock_folder(path: str) -> Iterator[bool]:
-    """Locks a folder; yields whether its disk and the system allow that.
-
-    Raises:
-        BlockingIOError: if another process has it locked.
-        FileNotFoundError: if another process removed it.
-    """
-    if fcntl is None:
-        yield False
-        return
-    lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        is_locked = True
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError:  # some network disks
-            is_locked = False
-        os.stat(path)
-        yield is_locked
-    finally:
-        os.close(lock)
-
-
-def _remove_leftovers(target: str) -> None:
-    """Removes the unfinished folders of processes that were killed."""
-    parent, name = os.path.split(target)
-    leftover = re.compile(re.escape(name + _UNFINISHED) + "[0-9a-f]{8}")
-    for found in filter(leftover.fullmatch, os.listdir(parent)):
-        path = os.path.join(parent, found)
-        with contextlib.suppress(OSError), _lock_folder(path) as is_locked:
-            if is_locked and _is_ours(path):
-                _remove(path)
-
-
-def _is_ours(unfinished: str) -> bool:
-    """Whether a folder holds our stamp, or a process was killed before it wrote one."""
-    names = os.listdir(unfinished)
-    if names == [_STAMP] and not os.path.getsize(os.path.join(unfinished, _STAMP)):
-        return True
-    return not names or _has_stamp(unfinished)
-
-
-def _remove(folder: str) -> None:
-    """Removes a folder of ours; its stamp last, so that it can be removed again."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name != _STAMP:
-                os.remove(entry.path)
-    shutil.rmtree(folder)
-
-
-def _discard(unfinished: str) -> None:
-    with contextlib.suppress(OSError):  # it was renamed, or its disk is full or gone
-        _remove(unfinished)
-
-
-def _publish(unfinished: str, target: str, title: bytes) -> None:
+def _publish(new: str, target: str, title: bytes) -> None:
     """Renames a complete folder to its final name."""
     for _ in range(_ATTEMPTS):
         try:
-            os.rename(unfinished, target)
+            os.rename(new, target)
             return
         except OSError:
             if not os.path.isdir(target):
@@ -361,19 +254,15 @@ def _publish(unfinished: str, target: str, title: bytes) -> None:
         if _is_intact(target, title):
             return  # another process was faster
         _require_replaceable(target)
-        _move_away(target)
+        _move_away(target, os.path.dirname(new))
     raise UnusableFolderError(f"{target} cannot be replaced: others write there")
 
 
-def _move_away(folder: str) -> None:
-    """Removes a folder if all of it is ours; otherwise gives it another name."""
-    if not os.listdir(folder):
-        os.rmdir(folder)
-    elif _is_intact(folder):
-        old = _name_unfinished(folder)
-        os.rename(folder, old)
-        _remove(old)
-    else:
-        aside = f"{folder}.replaced.{secrets.token_hex(4)}"
-        os.rename(folder, aside)
-        print(f"note: {folder} was changed; it is kept as {aside}", file=sys.stderr)
+def _move_away(folder: str, unfinished: str) -> None:
+    """Moves a folder to those to be removed, or aside if it was changed."""
+    if not os.listdir(folder) or _is_intact(folder):
+        os.rename(folder, os.path.join(unfinished, secrets.token_hex(4)))
+        return
+    aside = f"{folder}.replaced.{secrets.token_hex(4)}"
+    os.rename(folder, aside)
+    print(f"note: {folder} was changed; it is kept as {aside}", file=sys.stderr)

@@ -17,9 +17,14 @@ _BLOCK = 1 << 20
 _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
-def digest_file(path: str) -> str:
-    """Returns the SHA-256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
+def digest_file(path: str, digest=None) -> str:
+    """Returns the digest of a file in hexadecimal digits.
+
+    Args:
+        path: Path of the file.
+        digest: A new hash object; None is SHA-256.
+    """
+    digest = digest or hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)
@@ -76,11 +81,15 @@ class Ledger:
         self._digests.setdefault(name, set()).add(digest)
         self._version = self._current_version()
 
-    def _current_version(self) -> tuple[int, int] | None:
+    def _current_version(self) -> tuple[int, ...] | None:
         if not tf.io.gfile.exists(self._path):
             return None
-        stat = tf.io.gfile.stat(self._path)
-        return stat.length, stat.mtime_nsec
+        if is_remote(self._path):
+            stat = tf.io.gfile.stat(self._path)
+            return stat.length, stat.mtime_nsec
+        # TensorFlow's has whole seconds, in which another process may write as much.
+        stat = os.stat(self._path)
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
     def _read(self) -> dict[str, set[str]]:
         found = {}

@@ -52,6 +52,16 @@ def _has_planes(channels: int) -> bool:
     return channels not in _PNG_CHANNELS
 
 
+def png_format(content: bytes) -> tuple[int, int]:
+    """Returns bits per channel and colour type of a PNG, (0, 0) for other files.
+
+    Args:
+        content: The first bytes of a file, at least 26 of them.
+    """
+    is_png = content[:4] == bytes(_PNG_SIGNATURE) and len(content) >= _PNG_HEAD
+    return (content[24], content[25]) if is_png else (0, 0)
+
+
 def _png_head(encoded):
     """Returns the first bytes of a PNG as int32; refuses what is shorter."""
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, _PNG_HEAD), tf.uint8)

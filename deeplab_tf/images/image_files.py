@@ -137,7 +137,7 @@ def index_label(path: epath.Path, image: Image.Image, content: bytes) -> np.ndar
         )
     label = np.array(image)
     if image.mode == "L":
-        label //= _STRETCH.get(png_depth(content), 1)
+        label //= _STRETCH.get(decoding.png_format(content)[0], 1)
     if label.max() > 255:
         raise UserError(f"{path} has the value {label.max()}; class ids end at 255")
     return label.astype(np.uint8)
@@ -199,17 +199,12 @@ def _bound_values(path: _Path, shape: tuple[int, ...], channels: int) -> None:
 
 def _read_png(path: _Path, content: bytes) -> np.ndarray:
     require_image_format(path, open_image(path, io.BytesIO(content)))
-    dtype = tf.uint16 if png_depth(content) == 16 else tf.uint8
+    dtype = tf.uint16 if decoding.png_format(content)[0] == 16 else tf.uint8
     try:
         return tf.io.decode_png(content, dtype=dtype).numpy()
     except tf.errors.InvalidArgumentError as error:
         load_image(path, content)  # its message says more
         raise UserError(f"{path} is broken: {error.message}") from error
-
-
-def png_depth(content: bytes) -> int:
-    """Returns the bits of a channel of a PNG, 0 for other files."""
-    return content[24] if content[:4] == b"\x89PNG" and len(content) > 24 else 0
 
 
 def read_encoded(path: _Path, info: DatasetInfo) -> decoding.EncodedImage:
@@ -237,7 +232,7 @@ def encode(
     """
     if max_value > 255 or channels not in (1, 3) or _suffix(path) in _ARRAYS:
         return _encode_array(path, content, channels, max_value)
-    if png_depth(content) == 16:
+    if decoding.png_format(content)[0] == 16:
         # As it goes, TensorFlow would keep the upper byte alone.
         return _encode_array(path, content, channels, max_value)
     image = load_image(path, content)

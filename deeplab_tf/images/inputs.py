@@ -8,7 +8,7 @@ import tensorflow as tf
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import image_files
-from deeplab_tf.images.decoding import decode_image, exif_orientation
+from deeplab_tf.images.decoding import decode_image, exif_orientation, png_format
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # The longest of what replaces the suffix in the name of an output.
@@ -106,7 +106,7 @@ def check_image(path: str) -> None:
         header = image_files.open_image(path, file)
         image_files.require_image_format(path, header)
         file.seek(0)
-        is_deep = image_files.png_depth(file.read(32)) == 16
+        is_deep = png_format(file.read(32))[0] == 16
     if is_deep:  # its values decide
         image_files.encode(path, file_kinds.read_bytes(path))
 

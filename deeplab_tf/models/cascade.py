@@ -17,8 +17,8 @@ class Block(NamedTuple):
     stride: int
 
 
-def cascaded(blocks: tuple[Block, ...], replicas: int) -> tuple[Block, ...]:
-    """Returns the blocks with replicas of the last one in cascade behind it.
+def replicate_last_block(blocks: tuple[Block, ...], replicas: int) -> tuple[Block, ...]:
+    """Returns the blocks with replicas of the last one in cascade after it.
 
     Every block but the new last one ends with a stride of 2, so that without
     atrous convolution each replica halves the resolution (Fig. 3a); with it the

@@ -8,11 +8,12 @@ from keras import layers
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.models import layers as deeplab_layers
-from deeplab_tf.models.aspp import aspp, concat_projection, image_level_features
+from deeplab_tf.models.aspp import aspp
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.decoder import decoder, sum_decoder
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
 from deeplab_tf.models.layers import head_style
+from deeplab_tf.models.lr_aspp import lr_aspp
 from deeplab_tf.models.normalization import PixelScaling
 from deeplab_tf.models.resampling import ResizeLike, WindowMean
 from deeplab_tf.models.variables import leaf_layers
@@ -31,7 +32,7 @@ def _nested(
 
 
 def _normalize(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns raw pixels as the backbone wants them: mean pixel to 0."""
+    """Returns pixels scaled for the backbone, with the mean pixel at 0."""
     scaling: tuple = (2.0 / 255.0, -1.0)
     if config.traits.subtracts_mean:
         scaling = (1.0, tuple(-mean for mean in config.mean_pixel))
@@ -49,47 +50,36 @@ def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.Keras
     return [features[key] for key in ("high_level", *config.decoder_output_strides)]
 
 
-def _window(config: ModelConfig) -> dict:
-    """Returns the arguments of the `WindowMean` of image-level pooling."""
-    return {
-        "crop_size": config.context.image_pooling_crop_size,
+def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Returns high-level features with context: ASPP or what replaces it."""
+    context = config.context
+    window: dict = {
+        "crop_size": context.image_pooling_crop_size,
         "output_stride": config.output_stride,
     }
-
-
-def _aspp(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    context = config.context
-    style = head_style(config.batch_norm_momentum, config.bounded_activation)
-    image = gate = None
-    window = _window(config) | {"strides": context.image_pooling_stride}
-    if context.squeeze_and_excitation:
-        sigmoid = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
-        gate = image_level_features(
-            x, context.filters, window, normalize=None, activation=sigmoid
+    if context.dense_prediction_cell:
+        # The official cell has no ReLU6.
+        return dense_prediction_cell(
+            x,
+            context.dense_prediction_cell,
+            config.output_stride,
+            window,
+            context.dropout,
+            **head_style(config.batch_norm_momentum),
         )
-    elif context.image_level:
-        # The official code has no ReLU6 here.
-        unbounded = style | {"activation": "relu"}
-        image = image_level_features(x, context.filters, window, **unbounded)
-    x = aspp(x, config.atrous_rates, context.filters, context.separable, image, **style)
-    if context.projection:
-        x = concat_projection(x, context.filters, context.dropout, **style)
-    return x if gate is None else layers.Multiply(name="image_gate")([x, gate])
-
-
-def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    cell = config.context.dense_prediction_cell
-    if not cell:
-        return _aspp(x, config)
-    # The official cell has no ReLU6.
-    return dense_prediction_cell(
-        x,
-        cell,
-        config.output_stride,
-        _window(config),
-        config.context.dropout,
-        **head_style(config.batch_norm_momentum),
-    )
+    rates = config.atrous_rates
+    window["strides"] = context.image_pooling_stride
+    options: dict = {
+        "dropout": context.dropout,
+        "separable": context.separable,
+        "projection": context.projection,
+        **head_style(config.batch_norm_momentum, config.bounded_activation),
+    }
+    if context.squeeze_and_excitation:
+        gate = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
+        return lr_aspp(x, rates, context.filters, window, gate, **options)
+    options["window"] = window if context.image_level else None
+    return aspp(x, rates, context.filters, **options)
 
 
 def _decoder(
@@ -141,7 +131,7 @@ def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
 def image_features(
     image: keras.KerasTensor, config: ModelConfig
 ) -> list[keras.KerasTensor]:
-    """Returns what the backbone makes of raw images.
+    """Returns the backbone's features of raw images.
 
     Args:
         image: RGB 0..255, `[batch, height, width, channels]`.

@@ -4,12 +4,10 @@ Layers are called by their scope in the official graph, with `.` for `/` (which
 Keras refuses), so the layer `aspp0.BatchNorm` owns `aspp0/BatchNorm/gamma`.
 """
 
-import functools
-
 import keras
 from keras import layers, ops
 
-from deeplab_tf.models.normalization import batch_norm
+from deeplab_tf.models.normalization import make_batch_norm
 
 
 def truncated_normal(stddev: float):
@@ -95,7 +93,7 @@ def _is_fixed(padding: str, strides: int) -> bool:
 
 
 def _options(scope: str, strides: int, rate, padding: str) -> dict:
-    """Returns what the layers of all convolutions are told alike."""
+    """Returns the options that the layers of all convolutions share."""
     return {
         "strides": strides,
         "dilation_rate": rate,
@@ -164,8 +162,8 @@ def conv_bn_act(
         filters: Depth of the output.
         kernel_size: Side of the kernel.
         scope: Official scope with `.` for `/`.
-        normalize: `(x, scope) -> x`, `batch_norm` with its constants bound; None
-            adds a bias instead.
+        normalize: `(x, scope) -> x`, see `make_batch_norm`; None adds a bias
+            instead.
         activation: Name of the activation; None is linear.
         **conv_options: Passed to `conv`.
     """
@@ -213,13 +211,11 @@ def separable_conv(
 
 
 def head_style(momentum: float | None = None, bounded: bool = False) -> dict:
-    """Returns `normalize` and `activation` of everything behind the backbone.
+    """Returns `normalize` and `activation` of everything after the backbone.
 
     Args:
         momentum: Decay of the moving statistics, None for 0.9997.
-        bounded: Whether ReLU6 stands for ReLU.
+        bounded: Whether ReLU6 replaces ReLU.
     """
-    if momentum is None:
-        momentum = 0.9997
-    normalize = functools.partial(batch_norm, momentum=momentum, epsilon=1e-5)
+    normalize = make_batch_norm(momentum, 0.9997, epsilon=1e-5)
     return {"normalize": normalize, "activation": "relu6" if bounded else "relu"}

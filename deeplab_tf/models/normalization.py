@@ -103,10 +103,19 @@ class BatchNormalization(layers.BatchNormalization):
         return {**super().get_config(), "frozen": self.frozen}
 
 
-def batch_norm(x, scope: str, *, momentum: float, epsilon: float):
-    """Returns `x` normalised, by the layer `<scope>.BatchNorm`."""
-    return BatchNormalization(
-        momentum=momentum,
-        epsilon=max(epsilon, _FUSED_EPSILON),
-        name=f"{scope}.BatchNorm",
-    )(x)
+def make_batch_norm(momentum: float | None, official: float, epsilon: float):
+    """Returns `(x, scope) -> x`, which normalises by the layer `<scope>.BatchNorm`.
+
+    Args:
+        momentum: Decay of the moving statistics; None is the official one.
+        official: Decay in the official code.
+        epsilon: Added to the variance.
+    """
+    momentum = official if momentum is None else momentum
+    epsilon = max(epsilon, _FUSED_EPSILON)
+
+    def batch_norm(x, scope: str):
+        name = f"{scope}.BatchNorm"
+        return BatchNormalization(momentum=momentum, epsilon=epsilon, name=name)(x)
+
+    return batch_norm

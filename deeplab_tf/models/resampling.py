@@ -26,6 +26,16 @@ def scale_dimension(size, scale: float):
     return (size - 1) * ratio.numerator // ratio.denominator + 1
 
 
+def align_size(size, stride: int):
+    """Returns the next `k * stride + 1`, where features and pixels align.
+
+    Args:
+        size: Length in pixels, an int or an integer tensor.
+        stride: Image pixels per feature cell.
+    """
+    return (size + stride - 2) // stride * stride + 1
+
+
 def spatial_size(x):
     """Returns height and width of `[batch, height, width, ...]`."""
     return tuple(ops.shape(x)[1:3])

@@ -4,9 +4,7 @@
 `export.py` uses one. Figures are mean IoU in per cent.
 """
 
-import difflib
-
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, near_hint
 from deeplab_tf.presets import camvid, deeplabv3, deeplabv3plus, model_zoo, stages
 from deeplab_tf.presets.preset import Preset, Published, describe, is_followed, report
 
@@ -41,8 +39,7 @@ def find_preset(name: str) -> Preset:
         UserError: if there is none; names those that are near.
     """
     if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.5)
-        hint = f"near it are {', '.join(near)}; " if near else ""
+        hint = near_hint(name, PRESETS)
         raise UserError(
             f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
         )

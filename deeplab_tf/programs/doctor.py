@@ -19,9 +19,9 @@ from deeplab_tf import flags
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
+from deeplab_tf.data.record_checks import DECODING_ERRORS
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.validation import (
-    DECODING_ERRORS,
     ERRORS,
     WARNINGS,
     Problem,
@@ -32,7 +32,7 @@ from deeplab_tf.data.validation import (
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
-from deeplab_tf.visualize import add_legend, contact_sheet, overlay, shrink
+from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shrink
 
 _SHEET = "doctor.png"
 _SHOWN = 5  # of each kind of problem
@@ -121,10 +121,7 @@ def _print_images(reports: Sequence[SplitReport]) -> None:
 
 def _to_rgb(image, info: DatasetInfo) -> np.ndarray:
     """Returns an image of any channels and depth as uint8 RGB."""
-    image = np.asarray(image, np.float32) * (255.0 / info.max_value)
-    if image.shape[-1] < 3:
-        image = image[..., :1]
-    return np.broadcast_to(image[..., :3], (*image.shape[:2], 3)).astype(np.uint8)
+    return as_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
 
 
 def _picture(image, label, info: DatasetInfo) -> np.ndarray:

@@ -1,7 +1,9 @@
 """What is common to exported models as evaluation and prediction look at them."""
 
 import abc
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
@@ -112,11 +114,23 @@ def read_file(path: str) -> bytes:
         return file.read()
 
 
-def missing_extra(path: str, kind: str, error: ImportError) -> UserError:
-    """Returns what to raise where a kind of file needs what is not installed."""
-    return UserError(
-        f'{path}: {kind} files need pip install "deeplab_tf[export]" ({error})'
-    )
+def import_extra(module: str, path: str, kind: str) -> ModuleType:
+    """Imports a module that only one kind of file needs.
+
+    Args:
+        module: Name of the module.
+        path: The file.
+        kind: What it is, for the error.
+
+    Raises:
+        UserError: if it is not installed; names the extra that has it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f'{path}: {kind} files need pip install "deeplab_tf[export]" ({error})'
+        ) from error
 
 
 def size_text(sides: Iterable[int | None]) -> str:
@@ -124,15 +138,15 @@ def size_text(sides: Iterable[int | None]) -> str:
     return "x".join("?" if side is None else str(side) for side in sides)
 
 
-def padded(
+def pad_to_size(
     image: np.ndarray, size: tuple[int, int], mean_pixel: ArrayLike
 ) -> np.ndarray:
-    """Returns an image `[1, *size, channels]`, float32; what exceeds it is cut off.
+    """Pads or crops an image to `[1, *size, channels]`, float32.
 
     Args:
         image: `[height, width, channels]`, which comes to the top left.
         size: Height and width.
-        mean_pixel: What is around it, a number or one for each channel.
+        mean_pixel: Value of the padding, a number or one for each channel.
     """
     canvas = np.empty((1, *size, image.shape[-1]), np.float32)
     canvas[:] = mean_pixel

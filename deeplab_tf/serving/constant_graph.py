@@ -91,6 +91,23 @@ def fast_on_cpu(model: keras.Model) -> keras.Model:
     return folded(model, kind_of)
 
 
+def freeze(
+    function: tf.types.experimental.ConcreteFunction, lower_control_flow: bool = True
+) -> tf.types.experimental.ConcreteFunction:
+    """Returns a function whose variables are constants of its graph.
+
+    TensorFlow 2 has no public name for it.
+
+    Args:
+        function: Of a graph.
+        lower_control_flow: Whether loops and branches become the primitive operations
+            of TF1, which clients of frozen graphs know.
+    """
+    return convert_variables_to_constants_v2(
+        function, lower_control_flow=lower_control_flow
+    )
+
+
 def constant(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Returns a network as a function whose weights are constants of its graph.
 
@@ -106,9 +123,7 @@ def constant(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     def outputs(images):
         return tf.nest.flatten(network(images, training=False))
 
-    function = convert_variables_to_constants_v2(
-        outputs.get_concrete_function(), lower_control_flow=False
-    )
+    function = freeze(outputs.get_concrete_function(), lower_control_flow=False)
     return lambda images: tf.nest.flatten(function(images))
 
 

@@ -1,11 +1,9 @@
 """A SavedModel as a frozen graph, for clients of the official export."""
 
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import (
-    convert_variables_to_constants_v2,
-)
 
 from deeplab_tf.files import outputs
+from deeplab_tf.serving.constant_graph import freeze
 from deeplab_tf.serving.signatures import INPUT, SERVING
 
 # What such a file ends with.
@@ -35,5 +33,5 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
     taken = signature.structured_input_signature[1][INPUT]
     spec = tf.TensorSpec(taken.shape, taken.dtype, INPUT)
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
-    graph = convert_variables_to_constants_v2(concrete).graph.as_graph_def()
+    graph = freeze(concrete).graph.as_graph_def()
     outputs.write_bytes(graph.SerializeToString(), path)

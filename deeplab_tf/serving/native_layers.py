@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import resized
+from deeplab_tf.inference import resize_to
 from deeplab_tf.models.folding import folded
 from deeplab_tf.models.precision import precision_of
 from deeplab_tf.models.resampling import (
@@ -28,7 +28,9 @@ class NativeResizeLike(ResizeLike):
 
     def call(self, x, like):
         """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
-        return resized(x, [scale_dimension(s, self.scale) for s in spatial_size(like)])
+        return resize_to(
+            x, [scale_dimension(s, self.scale) for s in spatial_size(like)]
+        )
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")

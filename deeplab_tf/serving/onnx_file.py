@@ -4,7 +4,6 @@ ONNX Runtime and OpenVINO run it without TensorFlow.
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import keras
@@ -15,8 +14,10 @@ from keras import layers
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.inference import pad_with_mean_pixel
 from deeplab_tf.models.layers import q_sigmoid
-from deeplab_tf.serving.artefact import Artefact, missing_extra, pixels, read_file
+from deeplab_tf.models.resampling import align_size
+from deeplab_tf.serving.artefact import Artefact, import_extra, pixels, read_file
 from deeplab_tf.serving.native_layers import NATIVE, native
 from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
@@ -113,7 +114,7 @@ def export_onnx(
     if not path.endswith(ONNX):
         raise UserError(f"an ONNX file has .onnx at its end; received {path}")
     require_replaceable(path)
-    onnx, tf2onnx = _converter(path)
+    onnx, tf2onnx = (import_extra(x, path, "ONNX") for x in ("onnx", "tf2onnx"))
     serve = _serving(model, probabilities)
     converted, _ = tf2onnx.convert.from_function(
         serve, input_signature=serve.input_signature, opset=_OPSET
@@ -128,17 +129,6 @@ def export_onnx(
         file.write(converted.SerializeToString())
 
 
-def _converter(path: str) -> tuple[ModuleType, ModuleType]:
-    """Returns the modules that convert."""
-    try:
-        # Here, because they are an extra that only these files need.
-        import onnx
-        import tf2onnx
-    except ImportError as error:
-        raise missing_extra(path, "ONNX", error) from error
-    return onnx, tf2onnx
-
-
 def _serving(
     model: keras.Model, probabilities: bool
 ) -> tf.types.experimental.PolymorphicFunction:
@@ -149,7 +139,7 @@ def _serving(
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         height, width = tf.unstack(tf.shape(images)[1:3])
-        logits = network(_padded(images, config), training=False)
+        logits = network(_pad_to_stride(images, config), training=False)
         logits = logits[:, :height, :width]
         outputs = {OUTPUT: tf.argmax(logits, axis=-1, output_type=tf.int32)}
         return outputs | (
@@ -160,15 +150,15 @@ def _serving(
     return tf.function(serve, signature, autograph=False)
 
 
-def _padded(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
+def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Returns images padded with the mean pixel, sides of `k * output_stride + 1`."""
     stride = config.output_stride
     # Enough for every size, then cut: engines that follow which values a size may have
     # take a padding that depends on it for negative.
-    most = [[0, 0], [0, stride - 1], [0, stride - 1], [0, 0]]
-    mean_pixel = tf.constant(config.mean_pixel, tf.float32)
-    padded = tf.pad(tf.cast(images, tf.float32) - mean_pixel, most) + mean_pixel
-    sides = (tf.shape(images)[1:3] + (stride - 2)) // stride * stride + 1
+    most = (stride - 1, stride - 1)
+    images = tf.cast(images, tf.float32)
+    padded = pad_with_mean_pixel(images, most, config.mean_pixel)
+    sides = align_size(tf.shape(images)[1:3], stride)
     return padded[:, : sides[0], : sides[1]]
 
 
@@ -246,17 +236,10 @@ class OnnxPredictor(Artefact):
 
 def _session(path: str) -> "onnxruntime.InferenceSession":
     """Returns what runs a file."""
-    try:
-        # Here, because it is an extra that only these files need.
-        import onnxruntime
-    except ImportError as error:
-        raise missing_extra(path, "ONNX", error) from error
+    engine = import_extra("onnxruntime", path, "ONNX")
     content = read_file(path)
-    runtime = onnxruntime.capi.onnxruntime_pybind11_state
-    broken = [runtime.Fail, runtime.InvalidProtobuf, runtime.InvalidGraph]
-    broken += [runtime.InvalidArgument, runtime.NotImplemented]
     try:
-        return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except tuple(broken) as error:
+        return engine.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the engine has no public class of its errors
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as an ONNX file: {reason}") from error

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterable
 
 import keras
-import tensorflow as tf
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
+from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import layer_errors, table
 from deeplab_tf.serving.publication import comparison_path
@@ -119,8 +119,6 @@ def table_of_layers(
         size: Its height and width.
         images: As `calibration` of `export_tflite`; the first four are used.
     """
-    with tf.io.gfile.GFile(path, "rb") as file:
-        quantized = file.read()
     padded = calibration_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _IMAGES_OF_TABLE)
-    return table(layer_errors(tflite_content(model, size), quantized, some))
+    return table(layer_errors(tflite_content(model, size), read_file(path), some))

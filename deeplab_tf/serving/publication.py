@@ -9,6 +9,7 @@ import tensorflow as tf
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.files.file_kinds import is_remote
+from deeplab_tf.serving.artefact import read_file
 
 # What every SavedModel has.
 GRAPH = "saved_model.pb"
@@ -111,7 +112,4 @@ def _keep_refusal(unfinished: str, path: str) -> Iterator[None]:
 
 
 def _read_if_there(path: str) -> bytes | None:
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path, "rb") as file:
-        return file.read()
+    return read_file(path) if tf.io.gfile.exists(path) else None

@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from deeplab_tf import strict_json
 from deeplab_tf.checkpoints import tf1
-from deeplab_tf.config import ModelConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -91,10 +90,9 @@ def export_saved_model(
     - `encoded`, of models of RGB in 8 bits: from `image_bytes`, JPEGs or PNGs, strings
       `[batch]`, to `label_map_bytes`, grey PNGs, strings `[batch]`; `error` tells what
       is wrong with an image, the label map of which is empty then.
-    - `features`, unless the model has an image pyramid: from `ImageTensor` to the
-      encoder's features, float32 `[batch, height / stride, width / stride, depth]`,
-      `high_level` and for each stride that the decoder takes `low_level_<stride>`, of
-      images as they are.
+    - `features`, unless the model has an image pyramid: from `ImageTensor` to
+      `high_level` and for each stride that the decoder takes `low_level_<stride>`,
+      float32 `[batch, height / stride, width / stride, depth]`, of images as they are.
 
     Args:
         model: A model of `build_model`, which is left as it is.
@@ -116,24 +114,33 @@ def export_saved_model(
     folds = options.fold_batch_norm and precision_of(model) != "float16"
     network = fast_on_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
+    offered = _signatures(network, predictor, folds, info, options)
+    logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
+    with publish_artefact(path) as unfinished:
+        extra = os.path.join(unfinished, _EXTRA)
+        tf.io.gfile.makedirs(extra)
+        warmup.write_warmup_requests(logs, extra)
+        _write_description(model, info, options.weights, extra)
+        _write_graphs(unfinished, offered, info)
+
+
+def _signatures(
+    network: keras.Model,
+    predictor: Predictor,
+    is_folded: bool,
+    info: DatasetInfo | None,
+    options: ExportOptions,
+) -> dict[str, Signature]:
+    """Returns the signatures of a predictor of a network, by name."""
     features = features_model(network)
-    if folds and options.constant_weights:
+    if is_folded and options.constant_weights:
         features = with_constants(predictor, network)
     resizing = options.resizing
     view = predictor if resizing is None else ResizedView(predictor, resizing)
     # A decoder of 8 bits would make other images of those that have more.
     is_deep = info is not None and info.max_value != 255
     most = None if is_deep else options.max_pixels
-    offered = signatures(features, view, options.probabilities, most)
-    logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
-    with publish_artefact(path) as unfinished:
-        extra = os.path.join(unfinished, _EXTRA)
-        tf.io.gfile.makedirs(extra)
-        warmup.write_warmup_requests(logs, extra)
-        _write_description(model.model_config, info, extra)
-        if options.weights and model.variables:
-            tf1.save_tf1_checkpoint(model, os.path.join(extra, tf1.NAME))
-        _write_graphs(unfinished, offered, info)
+    return signatures(features, view, options.probabilities, most)
 
 
 def _write_graphs(
@@ -173,13 +180,15 @@ def _warmup_logs(offered: dict[str, Signature], size: tuple[int, int]) -> list[b
 
 
 def _write_description(
-    config: ModelConfig, info: DatasetInfo | None, folder: str
+    model: keras.Model, info: DatasetInfo | None, has_weights: bool, folder: str
 ) -> None:
-    """Writes what the model is, and its classes."""
+    """Writes the config of the model, its classes and its weights."""
     with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
-        file.write(strict_json.dump(dataclasses.asdict(config)))
+        file.write(strict_json.dump(dataclasses.asdict(model.model_config)))
     if info is not None:
         records.write_info(info, folder)
+    if has_weights and model.variables:
+        tf1.save_tf1_checkpoint(model, os.path.join(folder, tf1.NAME))
 
 
 class SavedModelPredictor(Artefact):

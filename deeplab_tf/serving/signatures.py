@@ -7,8 +7,9 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from deeplab_tf.data.augment import resize_to_range, size_in_range
-from deeplab_tf.inference import Predictor, resized
+from deeplab_tf.data.augment import resize_image, size_in_range
+from deeplab_tf.images.resizing import resize_nearest
+from deeplab_tf.inference import Predictor, resize_to
 from deeplab_tf.models.calls import calls_of
 from deeplab_tf.serving.encoded import Bounds, label_maps
 
@@ -75,13 +76,12 @@ class ResizedView:
         """What decides about results besides weights."""
         return self._predictor.protocol | {"resizing": list(self._resizing)}
 
-    def _resized(self, images):
-        def resized(image):
-            unused = tf.zeros_like(image[..., :1])
-            return resize_to_range(image, unused, *self._resizing)[0]
+    def _resize(self, images):
+        def resize(image):
+            return resize_image(image, self.seen(tf.shape(image)[:2]))
 
         spec = tf.TensorSpec([None, None, images.shape[-1]], tf.float32)
-        return tf.map_fn(resized, images, fn_output_signature=spec)
+        return tf.map_fn(resize, images, fn_output_signature=spec)
 
     def seen(self, sides):
         """Returns the size to which an image is resized, both int32 `[2]`."""
@@ -89,7 +89,7 @@ class ResizedView:
 
     def labels(self, images):
         """Returns the most probable classes; see `Predictor`."""
-        return self._nearest(self._predictor.labels(self._resized(images)), images)
+        return self._nearest(self._predictor.labels(self._resize(images)), images)
 
     def probabilities(self, images):
         """Returns the probabilities, interpolated bilinearly; see `Predictor`."""
@@ -97,16 +97,14 @@ class ResizedView:
 
     def labels_and_probabilities(self, images):
         """Returns what `labels` and `probabilities` do."""
-        seen = self._resized(images)
+        seen = self._resize(images)
         labels, probabilities = self._predictor.labels_and_probabilities(seen)
         size = tf.unstack(tf.shape(images)[1:3])
-        return self._nearest(labels, images), resized(probabilities, size)
+        return self._nearest(labels, images), resize_to(probabilities, size)
 
     def _nearest(self, labels, images):
         """Returns labels at the size of images."""
-        return tf.raw_ops.ResizeNearestNeighbor(
-            images=labels[..., None], size=tf.shape(images)[1:3], align_corners=True
-        )[..., 0]
+        return resize_nearest(labels[..., None], tf.shape(images)[1:3])[..., 0]
 
 
 def features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:

@@ -12,16 +12,16 @@ import tensorflow as tf
 from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import most_probable, resized
+from deeplab_tf.inference import most_probable, resize_to
 from deeplab_tf.serving.artefact import (
     Artefact,
-    missing_extra,
-    padded,
+    import_extra,
+    pad_to_size,
     read_file,
     size_text,
 )
 from deeplab_tf.serving.signatures import INPUT
-from deeplab_tf.windows import blended
+from deeplab_tf.windows import slide_window
 
 # What images are padded with, unless a file tells its own.
 _MEAN_PIXEL = np.float32(127.5)
@@ -56,9 +56,9 @@ class TFLitePredictor(Artefact):
     """
 
     def __init__(self, path: str):
-        interpreter_class = _interpreter_class(path)
+        engine = import_extra("ai_edge_litert.interpreter", path, "TFLite")
         content = read_file(path)
-        self._interpreter = _interpreter(interpreter_class, content, path)
+        self._interpreter = _interpreter(engine.Interpreter, content, path)
         self._input = _image_input(self._interpreter, path)
         self._takes_pixels = _is_named_as_ours(self._interpreter, self._input)
         *self._size, channels = self._input["shape"][1:].tolist()
@@ -89,7 +89,7 @@ class TFLitePredictor(Artefact):
         Args:
             image: 0..255, `[1, height, width, channels]`.
         """
-        framed = padded(np.asarray(image)[0], self._size, self._mean_pixel)
+        framed = pad_to_size(np.asarray(image)[0], self._size, self._mean_pixel)
         self._interpreter.set_tensor(self._input["index"], self._fed(framed))
         self._interpreter.invoke()
         given = self._interpreter.get_tensor(self._output["index"])
@@ -102,24 +102,18 @@ class TFLitePredictor(Artefact):
         """Returns scores of an image that fits, at its own size."""
         height, width = image.shape[1:3]
         given = tf.constant(self._given(image), tf.float32)
-        return resized(given, self._size)[:, :height, :width]
+        return resize_to(given, self._size)[:, :height, :width]
 
     def _through_windows(self, image, finish: Callable) -> np.ndarray:
         """Returns `finish` of the scores of an image of any size."""
         height, width = image.shape[1:3]
         rows, columns = min(height, self._size[0]), min(width, self._size[1])
-        classes = int(self._output["shape"][-1])
 
-        def strip(top):
-            seen = image[:, top : top + rows]
+        def score(top, left):
+            return self._scores(image[:, top : top + rows, left : left + columns])
 
-            def piece(left):
-                return self._scores(seen[:, :, left : left + columns])
-
-            shape = (1, rows, width, classes)
-            return blended(piece, shape, columns, 2, tf.identity)
-
-        return blended(strip, (1, height, width, classes), rows, 1, finish).numpy()
+        shape = (1, height, width, int(self._output["shape"][-1]))
+        return slide_window(score, shape, (rows, columns), finish).numpy()
 
     def _labels_only(self, image) -> np.ndarray:
         """Returns the labels of an image, which has to fit."""
@@ -197,15 +191,6 @@ def _export_note(notes: dict, channels: int, path: str) -> tuple[np.ndarray, dic
             f"received {len(note.mean_pixel)}"
         )
     return np.float32(note.mean_pixel), {"precision": note.precision}
-
-
-def _interpreter_class(path: str) -> type:
-    try:
-        # Here, because it is an extra that only these files need.
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise missing_extra(path, "TFLite", error) from error
-    return Interpreter
 
 
 def _interpreter(interpreter_class: type, content: bytes, path: str):

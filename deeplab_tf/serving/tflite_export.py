@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.serving.artefact import padded
+from deeplab_tf.serving.artefact import pad_to_size
 from deeplab_tf.serving.native_layers import native
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
@@ -153,7 +153,7 @@ def calibration_images(
     """
     for element in images:
         for image in _images(element):
-            yield padded(image, size, mean_pixel)
+            yield pad_to_size(image, size, mean_pixel)
 
 
 def _images(element: ArrayLike | tuple) -> np.ndarray:

@@ -17,13 +17,14 @@ import keras
 import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
-from deeplab_tf.checkpoints.tf1 import (
+from deeplab_tf.checkpoints.keys import (
     AVERAGE_KEY,
+    GRAPH_KEY,
     MODEL_KEY,
-    NAME,
-    REPLACED,
-    STATE_FILE,
+    from_key,
+    to_key,
 )
+from deeplab_tf.checkpoints.tf1 import NAME, REPLACED, STATE_FILE
 from deeplab_tf.config import EXPERIMENT_FILE, Experiment
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import METRICS_FILE
@@ -51,10 +52,8 @@ _FLAGS = {
 _FILE = re.compile(
     rf"({re.escape(NAME)}-(\d+)(?:{REPLACED})?)\.(index|data-\d+-of-\d+)"
 )
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
-_NOT_OURS = {_GRAPH, f"save_counter{_VALUE}"}
+_NOT_OURS = {GRAPH_KEY, to_key("save_counter")}
 # `tf.errors` has no common name for what reading a damaged file raises.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 _UNWRITABLE = (tf.errors.OpError, OSError)
@@ -97,8 +96,8 @@ class TrainingState:
             "format_version": tf.Variable(FORMAT_VERSION),
         }
         self._weights = tree.get(MODEL_KEY, {})
-        self._variables = {_key(name): v for name, v in single.items()} | {
-            _key(group, name): v
+        self._variables = {to_key(name): v for name, v in single.items()} | {
+            to_key(group, name): v
             for group, variables in tree.items()
             for name, v in variables.items()
         }
@@ -201,12 +200,12 @@ class TrainingState:
     def _require_match(self, prefix: str) -> None:
         """Refuses a whole checkpoint of another format, model or optimiser."""
         reader = _reader(prefix)
-        if not reader.has_tensor(_GRAPH):
+        if not reader.has_tensor(GRAPH_KEY):
             raise UserError(
                 f"{prefix} is a checkpoint of TF1, whose training does not go on here; "
                 "give it as --tf_initial_checkpoint, with another --train_logdir"
             )
-        version_key = _key("format_version")
+        version_key = to_key("format_version")
         if reader.has_tensor(version_key):
             version = int(reader.get_tensor(version_key))
             if version != FORMAT_VERSION:
@@ -236,7 +235,7 @@ class TrainingState:
 
 def _mismatch(prefix: str, key: str, there: str | None, here: str | None) -> str:
     """Tells in which value a checkpoint is of another training."""
-    name = key.removesuffix(_VALUE).replace(".S", "/")
+    name = "/".join(from_key(key)) or key
     remedy = "another --train_logdir"
     if _group(key) in _FLAGS and None in (there, here):
         remedy += f", or --{_FLAGS[_group(key)]} as it was"
@@ -252,12 +251,6 @@ def _group(key: str) -> str:
 
 def _tensorflow_variable(variable) -> tf.Variable:
     return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _key(*names: str) -> str:
-    """Returns the key of a value in the files of tf.train.Checkpoint."""
-    escaped = [name.replace(".", "..").replace("/", ".S") for name in names]
-    return "/".join(escaped) + _VALUE
 
 
 def _prefixes(folder: str) -> list[str]:
@@ -301,11 +294,11 @@ def _own_keys(reader, keys: set[str]) -> set[str]:
     The reader silently leaves out a damaged block of an index file that has several
     (more than about 2000 variables).
     """
-    if _GRAPH not in keys:
+    if GRAPH_KEY not in keys:
         # An official checkpoint has none, ours without it has lost the block.
-        return {_GRAPH} if any(key.endswith(_VALUE) for key in keys) else set()
+        return {GRAPH_KEY} if any(map(from_key, keys)) else set()
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
-    graph.ParseFromString(reader.get_tensor(_GRAPH))
+    graph.ParseFromString(reader.get_tensor(GRAPH_KEY))
     return {a.checkpoint_key for node in graph.nodes for a in node.attributes}
 
 

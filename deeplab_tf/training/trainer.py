@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
-from deeplab_tf.checkpoints.tf1 import AVERAGE_KEY, MODEL_KEY
+from deeplab_tf.checkpoints.keys import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors

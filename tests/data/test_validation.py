@@ -12,7 +12,7 @@ from listing import listed
 from PIL import Image
 from plain_records import ODD_EXIF, encoded, record, write
 
-from deeplab_tf.data import records, validation
+from deeplab_tf.data import record_checks, records, validation
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
@@ -200,7 +200,7 @@ def test_what_training_reads_is_not_broken(folder):
 def test_the_mean_of_an_image_does_not_depend_on_how_it_is_cut(folder, monkeypatch):
     write(folder, SOUND)
     whole = examined(folder)
-    monkeypatch.setattr(validation, "_PIXELS_AT_ONCE", 4 * WIDTH)  # of six lines
+    monkeypatch.setattr(record_checks, "_PIXELS_AT_ONCE", 4 * WIDTH)  # of six lines
     parts = examined(folder)
     np.testing.assert_allclose(parts.mean, image(0).mean((0, 1)))
     np.testing.assert_allclose(parts.deviation, whole.deviation)

@@ -491,6 +491,11 @@ def filled_with(text):
     return written(metrics, info, [image], [image], [text, f"--dataset={text}"])
 
 
+@pytest.fixture(scope="module")
+def plain_page():
+    return filled_with("plain")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -503,11 +508,11 @@ def filled_with(text):
         "</td></th></tr></table><a href='javascript:alert(1)'>",
     ],
 )
-def test_no_text_changes_the_elements_of_a_page(text):
-    plain, hostile = filled_with("plain"), filled_with(text)
+def test_no_text_changes_the_elements_of_a_page(text, plain_page):
+    hostile = filled_with(text)
     elements, expected = (
         [(tag, list(attributes)) for tag, attributes in page.tags]
-        for page in (hostile, plain)
+        for page in (hostile, plain_page)
     )
     assert elements == expected
     # Texts as they are: names of classes and images, protocol, attributes.

@@ -25,7 +25,7 @@ from deeplab_tf.files import archives
 
 pytestmark = pytest.mark.slow
 
-TESTS = pathlib.Path(__file__).parent
+TESTS = pathlib.Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
 COMPRESSIONS = {
     "tar": bytes,

@@ -1,6 +1,5 @@
 """Archives extracted onto a real disk: completely, or one line of error."""
 
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -177,26 +176,6 @@ def test_what_is_no_folder_is_refused(tmp_path, archive, kind):
     refused("out is in the way: it is no folder", archive, out)
     assert os.listdir(tmp_path / "elsewhere") == []
     assert os.path.lexists(out)
-
-
-def test_leftovers_are_removed_unless_somebody_uses_them(tmp_path, archive):
-    names = [f"out.unfinished.0000000{i}" for i in range(4)]
-    dead, alive, mine, empty = [tmp_path / name for name in names]
-    for path in (dead, alive):
-        extract(archive, path)
-    mine.mkdir()
-    (mine / "notes.txt").write_text("mine")
-    empty.mkdir()
-    (tmp_path / "out.unfinished.notes").mkdir()
-    lock = os.open(alive, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        extract(archive, tmp_path / "out")
-    finally:
-        os.close(lock)
-    left = ["out", "out.unfinished.notes", *names[1:3], "some.tar"]
-    assert sorted(os.listdir(tmp_path)) == sorted(left)
-    assert files_in(alive) == FILES
 
 
 def test_a_folder_that_another_process_published_meanwhile_is_used(

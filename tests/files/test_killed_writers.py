@@ -8,12 +8,14 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
 from etils import epath
 from killing import kill_at_every_call, require_strace
 from PIL import Image
+from tqdm import tqdm
 
 from deeplab_tf.convert import class_list, folder as folder_program
 from deeplab_tf.data import records
@@ -91,7 +93,7 @@ def test_output_is_old_or_new(write, has_earlier, tmp_path):
 
 CONVERSIONS = """
 import pathlib, sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests", "tests/files"]
 import test_killed_writers
 test_killed_writers.kill_conversions(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
 """
@@ -124,6 +126,8 @@ def images_there(out):
 
 def kill_conversions(folder, shards_before):
     """Kills conversions of three images, with records of two others before them."""
+    # tqdm's own lock is shared with forks, and would stay locked after a killed one.
+    tqdm.set_lock(threading.RLock())
     make_pairs(folder)
     classes = class_list.read_class_list(epath.Path(folder / "classes.txt"), "pets")
     out = folder / "out"

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -189,6 +190,19 @@ def test_ledger_that_was_cut_short_is_continued(tmp_path):
         ledger.write_text(ledger.read_text() + "0123456789abcdef")
         outputs.write_text(content, str(path))
         assert outputs.is_ours(str(path))
+
+
+def test_ledger_replaced_within_the_same_second_is_read_again(tmp_path):
+    for i, content in enumerate(("one", "two")):
+        other = tmp_path / content
+        other.mkdir()
+        outputs.write_text(content, str(other / "a.txt"))
+        os.utime(other / outputs.LEDGER, ns=(0, 10**18 + i))
+    shutil.copytree(tmp_path / "one", tmp_path / "place")
+    assert outputs.is_ours(str(tmp_path / "place/a.txt"))
+    shutil.rmtree(tmp_path / "place")
+    shutil.copytree(tmp_path / "two", tmp_path / "place")
+    assert outputs.is_ours(str(tmp_path / "place/a.txt"))
 
 
 def test_ledger_that_is_a_link_is_not_followed(tmp_path):

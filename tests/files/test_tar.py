@@ -172,5 +172,5 @@ def test_files_on_disk_are_skipped_by_position(tmp_path):
 
 def test_the_reader_needs_the_standard_library_alone():
     for name in ("tar", "compression"):
-        text = pathlib.Path(f"deeplab_tf/{name}.py").read_text()
+        text = pathlib.Path(f"deeplab_tf/files/{name}.py").read_text()
         assert "tensorflow" not in text and "etils" not in text

@@ -9,8 +9,8 @@ from golden_case import value
 
 from deeplab_tf import UserError
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
-from deeplab_tf.models.backbones.resnet import resnet_v1_18_beta, resnet_v1_50_beta
-from deeplab_tf.models.cascade import Block, cascaded
+from deeplab_tf.models.backbones import BACKBONES
+from deeplab_tf.models.cascade import Block, replicate_last_block
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 
@@ -29,11 +29,11 @@ STEPS = {
 UNITS = (3, 4, 6, 3, 3, 3, 3)  # of ResNet-50
 
 
-def described(build, **options):
+def described(backbone="resnet_v1_50_beta", **options):
     """Returns a model of a 257x513 image whose variables never get values."""
     with keras.StatelessScope(initialize_variables=False):
         image = keras.Input((257, 513, 3))
-        return keras.Model(image, build(image, **options))
+        return keras.Model(image, BACKBONES[backbone](image, **options))
 
 
 def unit_layers(model, name):
@@ -50,7 +50,6 @@ def unit_layers(model, name):
 @pytest.mark.parametrize("output_stride", STEPS)
 def test_every_unit_has_the_stride_and_rate_of_figure_3(output_stride, grid):
     model = described(
-        resnet_v1_50_beta,
         output_stride=output_stride,
         multi_grid=grid,
         cascade_blocks=3,
@@ -75,9 +74,7 @@ def test_every_unit_has_the_stride_and_rate_of_figure_3(output_stride, grid):
 
 
 def test_the_grid_of_figure_3b_multiplies_the_rates_of_every_replica():
-    model = described(
-        resnet_v1_50_beta, output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3
-    )
+    model = described(output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3)
     convolutions = unit_layers(model, "conv2")
     rates = [
         tuple(convolutions[block, unit].dilation_rate[0] for unit in (1, 2, 3))
@@ -95,7 +92,7 @@ def test_the_grid_of_figure_3b_multiplies_the_rates_of_every_replica():
 def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
     output_stride, cells
 ):
-    model = described(resnet_v1_50_beta, output_stride=output_stride, cascade_blocks=3)
+    model = described(output_stride=output_stride, cascade_blocks=3)
     shapes = {key: x.shape[1:] for key, x in model.output.items()}
     assert shapes["high_level"] == (*cells, 2048)
     # What a decoder takes stays what it was: of block1 (65 x 129 cells) to block3.
@@ -107,7 +104,7 @@ def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
 
 
 def test_replicas_are_named_and_ordered_behind_block4():
-    model = described(resnet_v1_50_beta, output_stride=16, cascade_blocks=3)
+    model = described(output_stride=16, cascade_blocks=3)
     scopes = []
     for name in official_variables(model):
         scope = "/".join(name.split("/")[1:3])
@@ -119,7 +116,7 @@ def test_replicas_are_named_and_ordered_behind_block4():
 
 
 def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
-    model = described(resnet_v1_50_beta, output_stride=16, cascade_blocks=3)
+    model = described(output_stride=16, cascade_blocks=3)
 
     def kernels(block):
         prefix = f"resnet_v1_50/block{block}/"
@@ -142,9 +139,7 @@ def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
 
 def test_a_grid_in_a_strided_unit_is_sampled_from_the_dense_convolution():
     # No backend has stride and rate at once.
-    model = described(
-        resnet_v1_50_beta, output_stride=64, multi_grid=(1, 2, 4), cascade_blocks=1
-    )
+    model = described(output_stride=64, multi_grid=(1, 2, 4), cascade_blocks=1)
     last = unit_layers(model, "conv2")[4, 3]
     assert (last.strides, last.dilation_rate) == ((1, 1), (4, 4))
     assert unit_layers(model, "conv2.subsample")[4, 3].strides == (2, 2)
@@ -155,8 +150,8 @@ def test_a_grid_in_a_strided_unit_is_sampled_from_the_dense_convolution():
 
 def test_only_the_last_of_the_cascaded_blocks_has_no_stride():
     blocks = (Block(64, 3, 2), Block(512, 5, 1))
-    assert cascaded(blocks, 0) == blocks
-    assert cascaded(blocks, 2) == (
+    assert replicate_last_block(blocks, 0) == blocks
+    assert replicate_last_block(blocks, 2) == (
         Block(64, 3, 2),
         *(Block(512, 5, 2), Block(512, 5, 2)),
         Block(512, 5, 1),
@@ -165,7 +160,7 @@ def test_only_the_last_of_the_cascaded_blocks_has_no_stride():
 
 def test_the_small_network_has_its_replicas_too():
     model = described(
-        resnet_v1_18_beta, output_stride=16, multi_grid=(1, 2), cascade_blocks=2
+        "resnet_v1_18_beta", output_stride=16, multi_grid=(1, 2), cascade_blocks=2
     )
     for name in ("conv1", "conv2"):  # both are 3x3 and atrous
         convolutions = unit_layers(model, name)

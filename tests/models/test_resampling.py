@@ -7,13 +7,21 @@ import tensorflow as tf
 from plain_heads import IMAGE, assert_same, build, logits, means, resized
 
 from deeplab_tf.models.deeplab import at_image_scale
-from deeplab_tf.models.resampling import WindowMean
+from deeplab_tf.models.resampling import WindowMean, align_size
 from deeplab_tf.models.variables import (
     leaf_layers,
     official_variables,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_backbone")
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "aligned"),
+    [(1, 16, 1), (2, 16, 17), (17, 16, 17), (18, 16, 33), (513, 8, 513), (500, 8, 505)],
+)
+def test_aligned_sizes_are_the_next_multiple_plus_1(size, stride, aligned):
+    assert align_size(size, stride) == align_size(tf.constant(size), stride) == aligned
 
 
 WINDOWS = [

@@ -12,23 +12,24 @@ from deeplab_tf.config import (
     DecoderConfig,
     ModelConfig,
 )
-from deeplab_tf.models.backbones import BACKBONES, xception
+from deeplab_tf.config.backbones.xception import Block, Xception
+from deeplab_tf.models.backbones import BACKBONES
+from deeplab_tf.models.backbones.xception import xception
 from deeplab_tf.models.deeplab import build_model
 
 # An Xception in small: one block of each kind.
 BLOCKS = (
-    xception.Block("entry_flow.block1", (4, 4, 6), "conv", 2),
-    xception.Block("entry_flow.block2", (6, 6, 8), "conv", 2),
-    xception.Block("middle_flow.block1", (8, 8, 8), "sum", 1),
-    xception.Block("exit_flow.block2", (8, 10, 12), "none", 1),
+    Block("entry_flow.block1", (4, 4, 6), "conv", 2),
+    Block("entry_flow.block2", (6, 6, 8), "conv", 2),
+    Block("middle_flow.block1", (8, 8, 8), "sum", 1),
+    Block("exit_flow.block2", (8, 10, 12), "none", 1),
 )
 
 
 @pytest.fixture
 def tiny_xception(monkeypatch):
     """Returns a function that builds one, loud enough to be clipped."""
-    monkeypatch.setitem(xception._NETWORKS, "tiny", BLOCKS)
-    tiny = functools.partial(xception.xception, name="tiny")
+    tiny = functools.partial(xception, network=Xception("tiny", BLOCKS))
     monkeypatch.setitem(BACKBONES, "xception_41", tiny)
 
     def build(**options):

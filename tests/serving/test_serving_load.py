@@ -6,7 +6,7 @@ import tensorflow as tf
 from hostile_pictures import HOSTILE
 from program_runs import assert_refused, run
 
-from benchmarks.serving_load import measured, noise_pictures
+from benchmarks.serving_load import measure_load, noise_jpegs
 from deeplab_tf.inference import predict_labels
 
 PROGRAM = "benchmarks.serving_load"
@@ -38,18 +38,18 @@ def test_mistakes_are_told(tmp_path, tiny_export):
 def test_mixed_requests_leave_memory_flat(tiny_model, tiny_export):
     loaded = tf.saved_model.load(tiny_export)
     random = np.random.RandomState(0)
-    good, bad = noise_pictures(16, 160, 60), list(HOSTILE.values())
+    good, bad = noise_jpegs(16, 160, 60), list(HOSTILE.values())
     # For each new size oneDNN keeps what it prepared, up to a thousand times, which is
     # what the second thousand is for.
     kinds = [bad if i % 20 == 7 else good for i in range(2000)]
     pictures = [kind[random.randint(len(kind))] for kind in kinds]
-    load = measured(loaded.signatures["encoded"], pictures, clients=4)
+    load = measure_load(loaded.signatures["encoded"], pictures, clients=4)
     told = [picture in bad for picture in pictures]
     assert [bool(error) for error in load.errors] == told
     assert sum(told) == 100
     first, last = load.growth
     assert last <= 1.03 * first
-    of_one_size = measured(loaded.signatures["encoded"], 800 * good[:1], clients=4)
+    of_one_size = measure_load(loaded.signatures["encoded"], 800 * good[:1], clients=4)
     first, last = of_one_size.growth
     assert last <= 1.002 * first
     # It still answers as at the beginning.

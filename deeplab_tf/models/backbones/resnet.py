@@ -1,7 +1,6 @@
 """ResNet v1 as DeepLab's backbone (1512.03385; DeepLabv3, 1706.05587, Sec. 3.2).
 
-The stride of a block sits in its last unit. "beta" networks begin with three 3x3
-convolutions in place of a 7x7 one (PSPNet, 1612.01105).
+The stride of a block sits in its last unit.
 """
 
 import functools
@@ -10,38 +9,21 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from deeplab_tf.models import layers as deeplab_layers
+from deeplab_tf.config.backbones.resnet import ResNet
 from deeplab_tf.models.backbones.atrous import strides_and_rates
-from deeplab_tf.models.cascade import Block, cascaded
-from deeplab_tf.models.normalization import batch_norm
+from deeplab_tf.models.cascade import Block, replicate_last_block
+from deeplab_tf.models.layers import activate, conv_bn_act, subsample
+from deeplab_tf.models.normalization import make_batch_norm
 
-_DEPTHS = (64, 128, 256, 512)
-_BATCH_NORM_MOMENTUM = 0.95
+_BLOCKS = 4  # of the classification network; more are replicas
 _STEM_STRIDE = 4  # of root and pooling
-
-
-class ResNet(NamedTuple):
-    """A residual network.
-
-    Attributes:
-        scope: Official scope.
-        units: Residual units of block1 to block4.
-        root: Depths of the 3x3 convolutions at the beginning; None is one 7x7
-            convolution to 64 channels.
-        lite: Whether units are two 3x3 convolutions instead of a bottleneck.
-    """
-
-    scope: str
-    units: tuple[int, ...]
-    root: tuple[int, ...] | None = None
-    lite: bool = False
 
 
 def _shortcut(x, filters, scope, stride, conv):
     """Returns what a unit adds to its residual."""
     if x.shape[-1] != filters:
         return conv(x, filters, 1, f"{scope}.shortcut", strides=stride, activation=None)
-    return x if stride == 1 else deeplab_layers.subsample(x, stride, scope)
+    return x if stride == 1 else subsample(x, stride, scope)
 
 
 def _bottleneck(x, depth, scope, stride, rate, conv):
@@ -67,12 +49,12 @@ def _lite_bottleneck(x, depth, scope, stride, rate, conv):
 
 def _sum(shortcut, residual, scope):
     x = layers.Add(name=f"{scope}.sum")([shortcut, residual])
-    return deeplab_layers.activate(x, "relu", scope)
+    return activate(x, "relu", scope)
 
 
 def _stem(image, network: ResNet, conv):
     """Returns features of stride 4."""
-    if network.root is None:
+    if not network.root:
         x = conv(image, 64, 7, f"{network.scope}.conv1", strides=2)
     else:
         x = image
@@ -85,13 +67,23 @@ def _stem(image, network: ResNet, conv):
     return pool(x)
 
 
+class _Unit(NamedTuple):
+    """A residual unit, with its nominal stride and its rate within the block."""
+
+    block: int
+    number: int
+    depth: int
+    stride: int
+    rate: int
+
+
 def _units(blocks, multi_grid):
-    """Yields (block number, unit number, depth, nominal stride, unit rate)."""
-    for number, block in enumerate(blocks, 1):
-        grid = multi_grid if number >= len(_DEPTHS) else ()
-        for unit in range(1, block.units + 1):
-            stride = block.stride if unit == block.units else 1
-            yield number, unit, block.depth, stride, grid[unit - 1] if grid else 1
+    """Yields the units of the blocks."""
+    for i, block in enumerate(blocks, 1):
+        grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (1,)
+        for number, rate in enumerate(grid, 1):
+            stride = block.stride if number == block.units else 1
+            yield _Unit(i, number, block.depth, stride, rate)
 
 
 def resnet_v1(
@@ -119,47 +111,25 @@ def resnet_v1(
         ResNet-18), and by their stride (4, 8, 16) the residual of the unit
         before a block's strided one, linear and without the shortcut.
     """
-    if batch_norm_momentum is None:
-        batch_norm_momentum = _BATCH_NORM_MOMENTUM
     conv = functools.partial(
-        deeplab_layers.conv_bn_act,
-        normalize=functools.partial(
-            batch_norm, momentum=batch_norm_momentum, epsilon=1e-5
-        ),
+        conv_bn_act,
+        normalize=make_batch_norm(batch_norm_momentum, 0.95, epsilon=1e-5),
         initializer=keras.initializers.HeNormal(),
         padding="fixed",
     )
     x = _stem(image, network, conv)
-    blocks = cascaded(
-        tuple(map(Block, _DEPTHS, network.units, (2, 2, 2, 1))), cascade_blocks
-    )
+    blocks = tuple(map(Block, network.depths, network.units, (2, 2, 2, 1)))
+    blocks = replicate_last_block(blocks, cascade_blocks)
     units = list(_units(blocks, multi_grid))
-    steps = strides_and_rates([u[3] for u in units], output_stride // _STEM_STRIDE)
-    unit = _lite_bottleneck if network.lite else _bottleneck
+    strides = [unit.stride for unit in units]
+    steps = strides_and_rates(strides, output_stride // _STEM_STRIDE)
+    residual_unit = _lite_bottleneck if network.lite else _bottleneck
     features = {}
-    for (number, index, depth, _, grid), (stride, rate) in zip(
-        units, steps, strict=True
-    ):
-        scope = f"{network.scope}.block{number}.unit_{index}"
-        x, residual = unit(x, depth, scope, stride, rate * grid, conv)
-        if number < len(_DEPTHS) and index == blocks[number - 1].units - 1:
-            features[2 ** (number + 1)] = residual
+    for unit, (stride, rate) in zip(units, steps, strict=True):
+        scope = f"{network.scope}.block{unit.block}.unit_{unit.number}"
+        rate *= unit.rate
+        x, residual = residual_unit(x, unit.depth, scope, stride, rate, conv)
+        is_before_last = unit.number == blocks[unit.block - 1].units - 1
+        if unit.block < _BLOCKS and is_before_last:
+            features[2 ** (unit.block + 1)] = residual
     return features | {"high_level": x}
-
-
-_BETA_ROOT = (64, 64, 128)
-
-
-def _pair(scope, units, **options):
-    """Returns a network with the 7x7 root and with the beta one."""
-    lite = options.get("lite", False)
-    root = tuple(depth // 4 for depth in _BETA_ROOT) if lite else _BETA_ROOT
-    return (
-        functools.partial(resnet_v1, network=ResNet(scope, units, **options)),
-        functools.partial(resnet_v1, network=ResNet(scope, units, root, **options)),
-    )
-
-
-resnet_v1_18, resnet_v1_18_beta = _pair("resnet_v1_18", (2, 2, 2, 2), lite=True)
-resnet_v1_50, resnet_v1_50_beta = _pair("resnet_v1_50", (3, 4, 6, 3))
-resnet_v1_101, resnet_v1_101_beta = _pair("resnet_v1_101", (3, 4, 23, 3))

@@ -1,6 +1,6 @@
 """ADE20K of the scene parsing challenge (ADEChallengeData2016) to TFRecords.
 
-    python -m datasets.ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
+    deeplab-convert ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
 
 The official form keeps the values: 151 classes, of which 0 is ignored; the official
 checkpoints have as many. With `--num_classes=150` the classes begin at 0 and 255 is

@@ -1,6 +1,6 @@
 """Cityscapes in its official layout to TFRecords.
 
-    python -m datasets.cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
+    deeplab-convert cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
 
 The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
 labels are made of the `*_labelIds.png` of the archives; no script has to be run

@@ -1,6 +1,6 @@
 r"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
 
-    python -m datasets.coco_voc --annotations=annotations/instances_train2017.json \
+    deeplab-convert coco_voc --annotations=annotations/instances_train2017.json \
       --image_dir=train2017 --split=train --output_dir=tfrecord
 
 For pretraining, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000

@@ -1,6 +1,6 @@
 r"""A folder of images and a folder of labels to TFRecords.
 
-    python -m datasets.folder --image_dir=photos --label_dir=masks \
+    deeplab-convert folder --image_dir=photos --label_dir=masks \
       --classes=classes.txt --output_dir=tfrecord
 
 `classes.txt` has a class per line, in the order of the label values: `name`, or

@@ -1,12 +1,9 @@
 """Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
 
-Two to five objects lie over one another on a patterned, slightly blurred ground.
-A class is an outline and a weave, of random size, rotation and contrast. Colour
-alone does not tell classes apart: each merely leans towards a hue of its own, and
-`color_baseline` measures how little that helps. As in PASCAL VOC, the pixels
-along every contour are void (255).
+    deeplab-convert shapes --output_dir=shapes
+    deeplab-convert voc2012 --voc_root=shapes --output_dir=tfrecord
 
-    python -m datasets.shapes --output_dir=DIR
+Prints also what colour alone achieves on them, which a network has to beat.
 """
 
 import functools
@@ -20,6 +17,7 @@ from PIL import Image
 from deeplab_tf.convert import shapes
 from deeplab_tf.data import info as dataset_info
 from deeplab_tf.errors import UserError, one_line
+from deeplab_tf.evaluation import confusion
 from deeplab_tf.flags import size_value
 
 
@@ -114,10 +112,8 @@ def color_baseline(root, train_split="train", eval_split="test"):
     means = sums / np.maximum(counts, 1)
     # |p - m|^2 without |p|^2, the same for all; a class never seen is never near.
     offsets = np.where(counts[:, 0] > 0, np.sum(means**2, 1), np.inf)
-    confusion = np.zeros((n, n), np.int64)
+    matrix = np.zeros((n, n), np.int64)
     for pixels, label in _labelled_pixels(root, eval_split, info.ignore_label):
         nearest = np.argmin(offsets - 2 * pixels @ means.T, axis=1)
-        confusion += np.bincount(n * label + nearest, minlength=n * n).reshape(n, n)
-    hits = np.diag(confusion)
-    union = confusion.sum(0) + confusion.sum(1) - hits
-    return float(np.mean(hits[union > 0] / union[union > 0]))
+        matrix += confusion.confusion_matrix(label, nearest, n, info.ignore_label)
+    return confusion.mean_iou(matrix)

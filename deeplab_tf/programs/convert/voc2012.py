@@ -1,6 +1,6 @@
 r"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
 
-    python -m datasets.voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
+    deeplab-convert voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
 
 The splits are those of `ImageSets/Segmentation`: train, val and trainval with
 the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
@@ -8,8 +8,8 @@ the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
 first shard gets its name. A `dataset_info.json` in the folder names other classes
 than VOC's.
 
-    python -m datasets.voc2012 --download --output_dir=tfrecord
-    python -m datasets.voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
+    deeplab-convert voc2012 --download --output_dir=tfrecord
+    deeplab-convert voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
       --sbd_archive=benchmark.tgz --output_dir=tfrecord
 
 These make the same splits from the two official archives: train_aug is VOC's

@@ -1,0 +1,41 @@
+"""Keys of variables in the files of `tf.train.Checkpoint`, and back.
+
+Ours are written from a dictionary of groups (the weights, their averages, the
+optimiser ...), each keyed by name. TensorFlow escapes `.` as `..` and `/` as `.S`.
+"""
+
+import re
+from collections.abc import Iterable
+
+MODEL_KEY, AVERAGE_KEY = "model", "average"
+# Holds the graph of the objects that were saved; official checkpoints have none.
+GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def to_key(*names: str) -> str:
+    """Returns the key of a variable from its group, if it has one, and its name."""
+    escaped = [name.replace(".", "..").replace("/", ".S") for name in names]
+    return "/".join(escaped) + _SUFFIX
+
+
+def from_key(key: str) -> tuple[str, ...]:
+    """Returns what `to_key` was given; () if the key is not a variable's."""
+    if not key.endswith(_SUFFIX):
+        return ()
+    escaped = key.removesuffix(_SUFFIX).split("/")
+    return tuple(
+        re.sub(r"\.(.)", lambda match: match[1].replace("S", "/"), name)
+        for name in escaped
+    )
+
+
+def weight_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Returns `{official name: key}` of the weights; averages where there are any."""
+    parts = {from_key(key): key for key in keys}
+    return {
+        names[1]: key
+        for group in (MODEL_KEY, AVERAGE_KEY)
+        for names, key in parts.items()
+        if len(names) == 2 and names[0] == group
+    }

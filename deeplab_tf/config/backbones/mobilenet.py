@@ -1,0 +1,156 @@
+"""The MobileNets for segmentation: tables of inverted residual blocks.
+
+MobileNetV2 (1801.04381, Table 2 and Sec. 6.3) without the 1x1 convolution to 1280
+channels: its features are the 320 channels of the last block. MobileNetV3 (1905.02244,
+Tables 1 and 2, Sec. 6.4), whose last blocks have half the depth of the classifier's:
+its features are those of the 1x1 convolution after them. MobileNetEdgeTPU.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from deeplab_tf.config.backbones.backbone import Backbone
+
+
+class Block(NamedTuple):
+    """An inverted residual block.
+
+    Attributes:
+        expansion: Inner depth relative to the input's.
+        filters: Depth of the output.
+        stride: Nominal stride.
+        kernel_size: Side of the spatial kernel.
+        activation: Name of the activation.
+        squeeze: Whether squeeze-and-excitation weighs the inner channels.
+        fused: Whether one full spatial convolution expands, instead of a 1x1 and a
+            depthwise one (EdgeTPU).
+        residual: Whether the input is added where the shapes allow it.
+    """
+
+    expansion: float
+    filters: int
+    stride: int = 1
+    kernel_size: int = 3
+    activation: str = "relu6"
+    squeeze: bool = False
+    fused: bool = False
+    residual: bool = True
+
+
+class MobileNet(NamedTuple):
+    """A network of inverted residuals.
+
+    Attributes:
+        scope: Official scope.
+        blocks: The blocks, after a 3x3 convolution of stride 2.
+        first: Depth of that convolution.
+        last: Depth of a 1x1 convolution after the blocks; None for none.
+        activation: Activation of both convolutions.
+        low_level: Stride of low-level features to the index of the block whose
+            depthwise output they are.
+        narrow_last: Whether a multiplier below 1 narrows the last convolution, too.
+        divisor: Depths become multiples of it at another `depth_multiplier` than 1,
+            where it is 8.
+    """
+
+    scope: str
+    blocks: tuple[Block, ...]
+    first: int
+    last: int | None
+    activation: str
+    low_level: Mapping[int, int]
+    narrow_last: bool = True
+    divisor: int = 8
+
+
+_RELU = functools.partial(Block, activation="relu")
+_HARD_SWISH = functools.partial(Block, activation="hard_silu")
+_FUSED = functools.partial(_RELU, fused=True)
+
+_V2 = MobileNet(
+    scope="MobilenetV2",
+    blocks=(
+        Block(1, 16),
+        *(Block(6, 24, 2), Block(6, 24)),
+        *(Block(6, 32, 2), *2 * (Block(6, 32),)),
+        *(Block(6, 64, 2), *3 * (Block(6, 64),)),
+        *3 * (Block(6, 96),),
+        *(Block(6, 160, 2), *2 * (Block(6, 160),)),
+        Block(6, 320),
+    ),
+    first=32,
+    last=None,
+    activation="relu6",
+    low_level={4: 2, 8: 5, 16: 12},
+    # As in the DeepLab checkpoints; ImageNet checkpoints of slim always have 8.
+    divisor=1,
+)
+
+_V3_LARGE = MobileNet(
+    scope="MobilenetV3",
+    blocks=(
+        _RELU(1, 16),
+        *(_RELU(4, 24, 2), _RELU(3, 24)),
+        _RELU(3, 40, 2, 5, squeeze=True),
+        *2 * (_RELU(3, 40, 1, 5, squeeze=True),),
+        *(_HARD_SWISH(6, 80, 2), _HARD_SWISH(2.5, 80)),
+        *2 * (_HARD_SWISH(2.3, 80),),
+        *2 * (_HARD_SWISH(6, 112, squeeze=True),),
+        _HARD_SWISH(3, 80, 2, 5, squeeze=True),
+        *2 * (_HARD_SWISH(6, 80, 1, 5, squeeze=True),),
+    ),
+    first=16,
+    last=480,
+    activation="hard_silu",
+    low_level={4: 2, 8: 5, 16: 11},
+)
+
+_V3_SMALL = MobileNet(
+    scope="MobilenetV3",
+    blocks=(
+        _RELU(1, 16, 2, squeeze=True),
+        *(_RELU(72 / 16, 24, 2), _RELU(88 / 24, 24)),
+        _HARD_SWISH(4, 40, 2, 5, squeeze=True),
+        *2 * (_HARD_SWISH(6, 40, 1, 5, squeeze=True),),
+        *2 * (_HARD_SWISH(3, 48, 1, 5, squeeze=True),),
+        _HARD_SWISH(3, 48, 2, 5, squeeze=True),
+        *2 * (_HARD_SWISH(6, 48, 1, 5, squeeze=True),),
+    ),
+    first=16,
+    last=288,
+    activation="hard_silu",
+    low_level={4: 0, 8: 2, 16: 7},
+)
+
+_EDGETPU = MobileNet(
+    scope="MobilenetEdgeTPU",
+    blocks=(
+        _FUSED(1, 16),
+        *(_FUSED(8, 32, 2), *3 * (_FUSED(4, 32),)),
+        *(_FUSED(8, 48, 2), *3 * (_FUSED(4, 48),)),
+        *(_RELU(8, 96, 2), *3 * (_RELU(4, 96),)),
+        *(_RELU(8, 96, residual=False), *3 * (_RELU(4, 96),)),
+        *(_RELU(8, 160, 2, 5), *3 * (_RELU(4, 160, 1, 5),)),
+        _RELU(8, 192),
+    ),
+    first=32,
+    last=1280,
+    activation="relu",
+    low_level={},
+    # The released EdgeTPU-DeepLab-slim (multiplier 0.75) has all 1280 channels.
+    narrow_last=False,
+)
+
+
+def _row(network: MobileNet, *options: str) -> Backbone:
+    strides = tuple(network.low_level)
+    return Backbone(network, ("depth_multiplier", *options), decoder_strides=strides)
+
+
+MOBILENETS = {
+    "mobilenet_v2": _row(_V2, "divisible_by"),
+    "mobilenet_v3_large_seg": _row(_V3_LARGE),
+    "mobilenet_v3_small_seg": _row(_V3_SMALL),
+    "mobilenet_edgetpu": _row(_EDGETPU),
+}

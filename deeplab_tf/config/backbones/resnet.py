@@ -1,0 +1,51 @@
+"""ResNet v1 (1512.03385, Table 1), with either of two roots.
+
+"beta" networks begin with three 3x3 convolutions in place of a 7x7 one (PSPNet,
+1612.01105).
+"""
+
+from typing import NamedTuple
+
+from deeplab_tf.config.backbones.backbone import Backbone
+
+
+class ResNet(NamedTuple):
+    """A residual network.
+
+    Attributes:
+        scope: Official scope.
+        units: Residual units of block1 to block4.
+        root: Depths of the 3x3 convolutions at the beginning; () is one 7x7
+            convolution to 64 channels.
+        lite: Whether units are two 3x3 convolutions instead of a bottleneck.
+        depths: Base depth of the units of block1 to block4.
+    """
+
+    scope: str
+    units: tuple[int, ...]
+    root: tuple[int, ...] = ()
+    lite: bool = False
+    depths: tuple[int, ...] = (64, 128, 256, 512)
+
+
+def _row(
+    scope: str, units: tuple[int, ...], root: tuple[int, ...] = (), lite: bool = False
+) -> Backbone:
+    return Backbone(
+        ResNet(scope, units, root, lite),
+        options=("multi_grid", "cascade_blocks"),
+        multi_grid=units[-1],
+        subtracts_mean=not root,
+    )
+
+
+_BETA, _LITE_BETA = (64, 64, 128), (16, 16, 32)
+
+RESNETS = {
+    "resnet_v1_18": _row("resnet_v1_18", (2, 2, 2, 2), lite=True),
+    "resnet_v1_18_beta": _row("resnet_v1_18", (2, 2, 2, 2), _LITE_BETA, lite=True),
+    "resnet_v1_50": _row("resnet_v1_50", (3, 4, 6, 3)),
+    "resnet_v1_50_beta": _row("resnet_v1_50", (3, 4, 6, 3), _BETA),
+    "resnet_v1_101": _row("resnet_v1_101", (3, 4, 23, 3)),
+    "resnet_v1_101_beta": _row("resnet_v1_101", (3, 4, 23, 3), _BETA),
+}

@@ -1,0 +1,72 @@
+"""The modified aligned Xception (DeepLabv3+, 1802.02611, Sec. 3.2, Fig. 4)."""
+
+from typing import NamedTuple
+
+from deeplab_tf.config.backbones.backbone import Backbone
+
+
+class Block(NamedTuple):
+    """Modules of one kind.
+
+    Attributes:
+        scope: Official scope within the network's.
+        depths: Depths of a module's three separable convolutions.
+        shortcut: "conv", "sum" or "none".
+        stride: Nominal stride of the last convolution.
+        units: Number of modules.
+        low_level: Stride at which the block offers low-level features.
+    """
+
+    scope: str
+    depths: tuple[int, int, int]
+    shortcut: str
+    stride: int
+    units: int = 1
+    low_level: int | None = None
+
+
+class Xception(NamedTuple):
+    """An Xception.
+
+    Attributes:
+        scope: Official scope.
+        blocks: Blocks after the two convolutions of the root.
+    """
+
+    scope: str
+    blocks: tuple[Block, ...]
+
+
+def _entry(
+    index: int, depth: int, stride: int = 2, low_level: int | None = None
+) -> Block:
+    return Block(f"entry_flow.block{index}", 3 * (depth,), "conv", stride, 1, low_level)
+
+
+def _middle(units: int) -> Block:
+    return Block("middle_flow.block1", 3 * (728,), "sum", 1, units)
+
+
+_EXIT_FLOW = (
+    Block("exit_flow.block1", (728, 1024, 1024), "conv", 2, 1, 16),
+    Block("exit_flow.block2", (1536, 1536, 2048), "none", 1),
+)
+_ENTRY_FLOW = (_entry(1, 128), _entry(2, 256, 2, 4), _entry(3, 728, 2, 8))
+_ENTRY_FLOW_71 = (
+    _entry(1, 128),
+    *(_entry(2, 256, 1), _entry(3, 256, 2, 4)),
+    *(_entry(4, 728, 1), _entry(5, 728, 2, 8)),
+)
+
+XCEPTIONS = {
+    name: Backbone(
+        Xception(name, (*entry_flow, _middle(units), *_EXIT_FLOW)),
+        options=("multi_grid", "bounded_activation", "depthwise_activation"),
+        multi_grid=3,
+    )
+    for name, entry_flow, units in (
+        ("xception_41", _ENTRY_FLOW, 8),
+        ("xception_65", _ENTRY_FLOW, 16),
+        ("xception_71", _ENTRY_FLOW_71, 16),
+    )
+}

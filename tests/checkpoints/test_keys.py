@@ -1,0 +1,28 @@
+"""Keys of variables: those of TensorFlow, and back."""
+
+import pytest
+import tensorflow as tf
+
+from deeplab_tf.checkpoints.keys import from_key, to_key, weight_keys
+
+NAMES = ["Conv/weights", "a.b/c", "a.S/b", ".S", "..", "S/S.", "global_step"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_is_tensorflows_and_has_its_name_back(name, tmp_path):
+    checkpoint = tf.train.Checkpoint(group={name: tf.Variable(1.0)})
+    prefix = checkpoint.write(str(tmp_path / "x"))
+    key = to_key("group", name)
+    assert key in dict(tf.train.list_variables(prefix))
+    assert from_key(key) == ("group", name)
+
+
+def test_what_is_no_variable_has_no_name():
+    assert from_key("_CHECKPOINTABLE_OBJECT_GRAPH") == ()
+    assert from_key("aspp0/weights") == ()
+
+
+def test_averages_win_over_weights():
+    keys = [to_key("average", "a/b"), to_key("model", "a/b"), to_key("model", "c")]
+    others = [to_key("step"), to_key("optimizer", "a/b")]
+    assert weight_keys([*keys, *others]) == {"a/b": keys[0], "c": keys[2]}
