@@ -102,40 +102,34 @@ def test_official_defaults_have_no_rates_and_no_decoder():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "field", "expected"),
+    ("name", "value", "expected"),
     [
-        ("atrous_rates", ["6", "12", "18"], "context.rates", (6, 12, 18)),
-        ("atrous_rates", "6,12,18", "context.rates", (6, 12, 18)),
-        ("atrous_rates", ("6, 12", 18), "context.rates", (6, 12, 18)),
-        ("atrous_rates", "", "context.rates", ()),
-        ("decoder_output_stride", "4", "decoder.output_strides", (4,)),
-        ("decoder_output_stride", 4, "decoder.output_strides", (4,)),
-        ("decoder_output_stride", "", "decoder.output_strides", ()),
-        (
-            "image_pooling_crop_size",
-            "513,769",
-            "context.image_pooling_crop_size",
-            (513, 769),
-        ),
-        ("image_pooling_stride", ["4", "5"], "context.image_pooling_stride", (4, 5)),
-        ("image_pooling_stride", None, "context.image_pooling_stride", (1, 1)),
-        ("image_pyramid", "0.5,1", "image_pyramid", (0.5, 1.0)),
-        ("image_pyramid", None, "image_pyramid", (1.0,)),
-        ("num_classes", "19", "num_classes", 19),
-        ("depth_multiplier", "0.5", "depth_multiplier", 0.5),
-        ("divisible_by", None, "divisible_by", None),
-        ("divisible_by", "8", "divisible_by", 8),
-        ("add_image_level_feature", "False", "context.image_level", False),
-        ("add_image_level_feature", 1, "context.image_level", True),
-        ("aspp_with_separable_conv", False, "context.separable", False),
+        ("atrous_rates", ["6", "12", "18"], (6, 12, 18)),
+        ("atrous_rates", "6,12,18", (6, 12, 18)),
+        ("atrous_rates", ("6, 12", 18), (6, 12, 18)),
+        ("atrous_rates", "", ()),
+        ("decoder_output_stride", "4", (4,)),
+        ("decoder_output_stride", 4, (4,)),
+        ("decoder_output_stride", "", ()),
+        ("image_pooling_crop_size", "513,769", (513, 769)),
+        ("image_pooling_stride", ["4", "5"], (4, 5)),
+        ("image_pooling_stride", None, (1, 1)),
+        ("image_pyramid", "0.5,1", (0.5, 1.0)),
+        ("image_pyramid", None, (1.0,)),
+        ("num_classes", "19", 19),
+        ("depth_multiplier", "0.5", 0.5),
+        ("divisible_by", None, None),
+        ("divisible_by", "8", 8),
+        ("add_image_level_feature", "False", False),
+        ("add_image_level_feature", 1, True),
+        ("aspp_with_separable_conv", False, False),
     ],
 )
-def test_values_may_be_strings_and_lists(name, value, field, expected):
+def test_values_may_be_strings_and_lists(name, value, expected):
     config = ModelConfig.from_official_flags({name: value})
-    for part in field.split("."):
-        config = getattr(config, part)
-    assert config == expected
-    assert type(config) is type(expected)
+    found = field(config, MODEL_FLAGS[name].path)
+    assert found == expected
+    assert type(found) is type(expected)
 
 
 XCEPTION = {"model_variant": "xception_41"}
