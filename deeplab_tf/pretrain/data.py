@@ -129,7 +129,7 @@ class _Cropper:
         return self._batch(positions, self._central_crop, lambda position: position)
 
     def _batch(self, numbers, crop_of: Callable, position_of: Callable):
-        """Returns crops and classes of some samples, or an error that names a record."""
+        """Returns crops and classes of some samples, or names the broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
         samples = without_errors(samples.map(lambda n: (n, crop_of(n))), count)
