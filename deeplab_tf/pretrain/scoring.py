@@ -1,4 +1,4 @@
-"""What a classifier is scored on while it is trained: top-1 and top-5 accuracy."""
+"""Top-1 and top-5 accuracy of a classifier during its training."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
