@@ -1,4 +1,4 @@
-"""The image classifiers that backbones are pre-trained as (DeepLabv3+, 1802.02611)."""
+"""Image classifiers, to pre-train backbones (DeepLabv3+, 1802.02611)."""
 
 from typing import NamedTuple
 
@@ -12,11 +12,11 @@ from deeplab_tf.models.deeplab import image_features
 
 
 class _Head(NamedTuple):
-    """What the official classifiers of a family end in.
+    """The head of the official classifiers of a family.
 
     Attributes:
-        initializer: Of the kernel of the logits.
-        dropout: Fraction of the pooled features that is dropped in training.
+        initializer: Initializer of the kernel of the logits.
+        dropout: Fraction of the pooled features dropped in training.
     """
 
     initializer: keras.initializers.Initializer
@@ -34,10 +34,10 @@ def _family(backbone: str) -> str:
 
 
 def require_classifier(config: ModelConfig) -> None:
-    """Refuses a backbone whose classifier is not offered.
+    """Refuses a backbone without a classifier.
 
     Raises:
-        UserError: naming those that are.
+        UserError: naming those that have one.
     """
     if _family(config.backbone) not in _HEADS:
         choices = [name for name in BACKBONES if _family(name) in _HEADS]
@@ -57,18 +57,18 @@ def build_classifier(
     It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
     gives float32 logits `[batch, num_classes]`. The layer named "logits" gives them as
     those of an image of a single pixel, `[batch, 1, 1, num_classes]`, so that it is
-    trained as a segmentation is. Its variables have the names of the official ImageNet
-    checkpoints, those of the backbone being a DeepLab model's.
+    trained like a segmentation model. Its variables have the names of the official
+    ImageNet checkpoints; those of the backbone are a DeepLab model's.
 
     Args:
         config: The backbone, the number of classes, and the output stride, which is
-            32 in the papers. Context and decoder are passed over. Kept as
+            32 in the papers. Context and decoder are ignored. Kept as
             `model.model_config`.
         image_size: Fixed height and width; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
 
     Raises:
-        UserError: for a backbone whose classifier is not offered.
+        UserError: for a backbone without a classifier.
     """
     require_classifier(config)
     head = _HEADS[_family(config.backbone)]

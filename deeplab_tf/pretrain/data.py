@@ -1,9 +1,8 @@
 """Images of one class each, from tensorflow-datasets, for pre-training.
 
-In training a window of random area and aspect is cut out of an image, resized to the
-crop size and mirrored in half of all cases (GoogLeNet, 1409.4842, Sec. 6); in
-evaluation it is the middle. As in segmentation every sample is a function of (seed,
-epoch, index).
+Training crops a window of random area and aspect, resizes it to the crop size and
+mirrors half of the crops (GoogLeNet, 1409.4842, Sec. 6); evaluation crops the middle.
+As in segmentation every sample is a function of (seed, epoch, index).
 """
 
 import functools
@@ -26,9 +25,9 @@ from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 
-# Of the area of the image, and width by height.
+# Share of the image's area, and width by height.
 AREAS, ASPECTS = (0.08, 1.0), (3 / 4, 4 / 3)
-# Share of each side that an evaluation sees, as in the official classifiers.
+# Share of each side in an evaluation, as in the official classifiers.
 CENTRAL_SHARE = 0.875
 _ATTEMPTS = 100
 _UNREADABLE = (
@@ -42,7 +41,7 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
 
     Args:
         name: `tfds:NAME[:image_key:label_key]`.
-        data_dir: Of tensorflow-datasets; "" is its default.
+        data_dir: Folder of tensorflow-datasets; "" is its default.
         split: As tensorflow-datasets writes it, such as `train[:90%]`.
 
     Raises:
@@ -62,12 +61,12 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
 def random_window(size, seed):
     """Returns a window of random area and aspect in an image.
 
-    Its area is uniform in `AREAS` of the image's, its aspect in `ASPECTS`. Of an image
-    in which there seems to be none, being too narrow, it is the whole.
+    Its area is uniform in `AREAS` of the image's, its aspect in `ASPECTS`. An image
+    that is too narrow for one is the window itself.
 
     Args:
         size: Height and width of the image, int32 `[2]`.
-        seed: What chance follows from, int64 `[2]`.
+        seed: Random seed, int64 `[2]`.
 
     Returns:
         Top, left, height and width, int32 `[4]`.
@@ -100,7 +99,7 @@ def central_window(size):
 
 
 class _Cropper:
-    """Makes crops of the images of a source."""
+    """Crops the images of a source."""
 
     def __init__(self, source: Source, config: DataConfig):
         self._info, self._keys, self._config = source.info, source.keys, config
@@ -108,29 +107,29 @@ class _Cropper:
         self._count = len(source.index)
 
     def position(self, index):
-        """Returns the position of the record that a training sample is made of."""
+        """Returns the position of the record of a training sample."""
         count = tf.constant(self._count, tf.int64)
         return place_in_epoch(index, count, self._config.seed)
 
     def describe(self, index: int) -> str:
-        """Returns which record a training sample is made of."""
+        """Returns the file and number of the record of a training sample."""
         words = self._reader.which(self.position(tf.constant(index, tf.int64)))
         return b" ".join(tf.strings.as_string(w).numpy() for w in words).decode()
 
     def training_batch(self, indices):
-        """Returns random crops of the samples of some indices, and their classes.
+        """Returns random crops of training samples, and their classes.
 
         Args:
-            indices: Of the samples among all that a training sees, int64 `[batch]`.
+            indices: Numbers of the training samples, int64 `[batch]`.
         """
         return self._batch(indices, self._random_crop, self.position)
 
     def central_batch(self, positions):
-        """Returns the middles of the images of some positions, and their classes."""
+        """Returns the middles of the images at some positions, and their classes."""
         return self._batch(positions, self._central_crop, lambda position: position)
 
     def _batch(self, numbers, crop_of: Callable, position_of: Callable):
-        """Returns crops and classes of some samples; whatever is wrong is told."""
+        """Returns crops and classes of some samples, or names the broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
         samples = without_errors(samples.map(lambda n: (n, crop_of(n))), count)
@@ -156,7 +155,7 @@ class _Cropper:
         seed = tf.stack([tf.constant(self._config.seed, tf.int64), index])
         window = functools.partial(random_window, seed=seed)
         image, label = self._crop(self.position(index), window)
-        # Of another seed: that of the window has given its numbers.
+        # Another seed: the window has used up that one.
         seed = tf.random.experimental.stateless_fold_in(seed, 1)
         is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
         return tf.raw_ops.Reverse(tensor=image, dims=[False, is_mirrored, False]), label
@@ -171,7 +170,7 @@ class _Cropper:
         encoded, label = records.parse_class(record, self._keys)
         size = decoding.picture_size(encoded, info.channels)
         top, left, height, width = tf.unstack(window_of(size))
-        # Only the rows that the window shows are decoded.
+        # Only the rows of the window are decoded.
         rows, _ = decoding.decode_rows(
             encoded, top, height, info.channels, info.max_value
         )
@@ -193,10 +192,10 @@ def load_classes(
     Args:
         config: Where the records are, crop size, batch size and seed.
         split: As tensorflow-datasets writes it.
-        training: Whether images are shuffled, cropped at random and repeated for
-            ever. Otherwise the middle of every image comes once; the last batch may
-            be smaller.
-        start: Number of training samples to pass over.
+        training: Whether images are shuffled, cropped at random and repeated
+            forever. Otherwise the middle of every image comes once; the last batch
+            may be smaller.
+        start: Number of training samples to skip.
         worker: Number of this worker, from 0.
         num_workers: Workers that share the batches, as in `pipeline.load_dataset`.
 
@@ -223,12 +222,12 @@ def load_classes(
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
-    """Returns the records that training samples are made of, in words.
+    """Returns the file and number of the records of training samples.
 
     Args:
         config: See `load_classes`.
         split: As tensorflow-datasets writes it.
-        start: Number of the first sample among all that a training sees.
+        start: Number of the first training sample.
         count: Number of samples.
     """
     source = open_classes(config.dataset, config.dataset_dir, split)

@@ -1,4 +1,4 @@
-"""What a classifier is scored on while it is trained: top-1 and top-5 accuracy."""
+"""Top-1 and top-5 accuracy of a classifier during its training."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -18,13 +18,13 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class ClassValidation:
-    """What a classifier is scored on; see `reporter.Validation`.
+    """The evaluations during the training of a classifier; see `reporter.Validation`.
 
     Attributes:
-        dataset: Function of `(worker, num_workers)` that gives the images of a
-            worker, as `load_classes` does.
-        protocol: How they are looked at, for `metrics.json`.
-        measures: Names in `history.MEASURES` of what is told, the decisive one first.
+        dataset: Function of `(worker, num_workers)` that returns the images of a
+            worker, like `load_classes`.
+        protocol: Protocol for `metrics.json`.
+        measures: Names of the metrics in `history.MEASURES`, the decisive one first.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
@@ -34,7 +34,7 @@ class ClassValidation:
     def scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns what scores the model again and again.
+        """Returns a function that scores the model.
 
         Args:
             model: A model of `build_classifier`; its weights may change in between.
@@ -42,8 +42,8 @@ class ClassValidation:
             shows_progress: Whether this process shows a progress bar.
 
         Returns:
-            A function of a dataset and of another one, which sums an array over all
-            workers, that returns `images`, `top1`, `top5` and the `protocol`.
+            A function of a dataset and of a function that sums an array over all
+            workers; it returns `images`, `top1`, `top5` and the `protocol`.
         """
         ranking = Ranking(model, shows_progress)
 
@@ -67,7 +67,7 @@ class Ranking:
         self._compiled_step = tf.function(self._step, reduce_retracing=True)
 
     def _step(self, images, labels):
-        """Returns how many images there are, right at once and among the highest."""
+        """Returns the numbers of images, of top-1 hits and of top-5 hits."""
         logits = self._model(images, training=False)
         # Not `in_top_k`, to which equal logits are all the highest.
         highest = tf.math.top_k(logits, min(_TOP, logits.shape[-1])).indices

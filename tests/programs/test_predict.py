@@ -9,26 +9,23 @@ import pytest
 import tensorflow as tf
 from listing import listed
 from PIL import Image
+from program_runs import assert_refused, run
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor, predict_labels
-from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_info, export_saved_model
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
+PREDICT = "deeplab_tf.programs.predict"
 ORIENTATION = 0x0112
 
 
 def noise(height, width):
     random = np.random.RandomState(8)
     return Image.fromarray(random.randint(0, 256, (height, width, 3)).astype(np.uint8))
-
-
-def run(*arguments):
-    run_program("deeplab_tf.programs.predict", ["predict.py", *arguments])
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +43,8 @@ def predicted(tiny_model, tiny_export, tmp_path_factory):
     )
     write_experiment(experiment, str(folder / "logs"))
     for model, out in ((tiny_export, "exported"), (folder / "logs", "checkpoint")):
-        run(
-            f"--model={model}",
-            f"--images={folder}/photos",
-            f"--output_dir={folder}/{out}",
-        )
+        images = f"--images={folder}/photos"
+        run(PREDICT, f"--model={model}", images, f"--output_dir={folder}/{out}")
     return folder
 
 
@@ -83,7 +77,8 @@ def test_the_pictures_show_the_labels(predicted, tiny_model):
 
 def test_several_views_of_an_image_are_averaged(predicted, tiny_model, tmp_path):
     run(
-        *(f"--model={predicted}/logs", f"--images={predicted}/photos/plain.png"),
+        *(PREDICT, f"--model={predicted}/logs"),
+        f"--images={predicted}/photos/plain.png",
         *(f"--output_dir={tmp_path}", "--eval_scales=1.25", "--add_flipped_images"),
     )
     image = read_image(str(predicted / "photos/plain.png"))[None]
@@ -101,7 +96,8 @@ def labels_in(folder, name):
 
 def test_an_image_is_padded_and_seen_through_windows(predicted, tiny_model, tmp_path):
     run(
-        *(f"--model={predicted}/logs", f"--images={predicted}/photos/lying.jpg"),
+        *(PREDICT, f"--model={predicted}/logs"),
+        f"--images={predicted}/photos/lying.jpg",
         *(f"--output_dir={tmp_path}", "--eval_crop_size=41,41", "--window_size=33,33"),
     )
     labels = labels_in(tmp_path, "lying")
@@ -125,12 +121,11 @@ def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_p
         ("--memory_limit_mb=1", "memory limit of 1 MiB is too small: this model needs"),
         ("--memory_limit_mb=64 --window_size=9,9", "window_size and memory_limit_mb"),
     ):
-        with pytest.raises(SystemExit, match=f"^predict.py: .*{message}") as ended:
-            run(
-                *(f"--model={predicted}/logs", f"--images={tmp_path}/*.png"),
-                *(f"--output_dir={tmp_path}/out", *flag.split()),
-            )
-        assert "\n" not in ended.value.code
+        assert_refused(
+            f"^predict.py: .*{message}",
+            *(PREDICT, f"--model={predicted}/logs", f"--images={tmp_path}/*.png"),
+            *(f"--output_dir={tmp_path}/out", *flag.split()),
+        )
     exported = labels_in(predicted / "exported", "plain")
     np.testing.assert_array_equal(labels_in(tmp_path / "out", "plain"), exported)
 
@@ -141,25 +136,23 @@ def test_a_model_of_deeper_images_is_not_shown_others(predicted, tmp_path):
     info = dataclasses.replace(generic_info(5), max_value=4095)
     described = dataclasses.replace(experiment, info=info).to_json()
     (tmp_path / "logs/experiment.json").write_text(described)
-    with pytest.raises(SystemExit, match=r"values of 0\.\.4095; image files are read"):
-        run(
-            *(f"--model={tmp_path}/logs", f"--images={predicted}/photos"),
-            f"--output_dir={tmp_path}/out",
-        )
+    assert_refused(
+        r"values of 0\.\.4095; image files are read",
+        *(PREDICT, f"--model={tmp_path}/logs", f"--images={predicted}/photos"),
+        f"--output_dir={tmp_path}/out",
+    )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_tells_what_it_is_and_where_the_flags_leave_it(
-    predicted, tmp_path, capsys
-):
-    run(
+def test_a_preset_tells_what_it_is_and_where_the_flags_leave_it(predicted, tmp_path):
+    printed = run(
+        PREDICT,
         *(f"--model={predicted}/logs", f"--images={predicted}/photos/plain.png"),
         *(f"--output_dir={tmp_path}", "--preset=mobilenetv2_coco_voc_trainaug"),
         *("--depth_multiplier=0.1", "--atrous_rates=1,2", "--aspp_convs_filters=16"),
         *("--decoder_output_stride=4", "--decoder_filters=16"),
         *("--add_image_level_feature", "--eval_crop_size=33,33"),
     )
-    printed = capsys.readouterr().out
     assert "mobilenetv2_coco_voc_trainaug (" in printed
     assert "num_classes: 21 -> 5" in printed
     assert "eval_crop_size: (513, 513) -> (33, 33)" in printed
@@ -183,12 +176,11 @@ def test_a_tflite_file_labels_images(predicted, tmp_path, kind):
     functions = {"labels": lambda x: tf.argmax(x, -1), "scores": lambda x: x / 9}
     model = write_tflite(tmp_path / "m.tflite", functions[kind])
     command = (
-        *(f"--model={model}", f"--images={predicted}/photos/plain.png"),
+        *(PREDICT, f"--model={model}", f"--images={predicted}/photos/plain.png"),
         *(f"--output_dir={tmp_path}/out", "--dataset=camvid"),
     )
     if kind == "scores":
-        with pytest.raises(SystemExit, match=r"camvid has 11 classes, .* model has 3$"):
-            run(*command)
+        assert_refused(r"camvid has 11 classes, .* model has 3$", *command)
         command = command[:-1]
     run(*command)
     image = read_image(str(predicted / "photos/plain.png"))
@@ -209,7 +201,7 @@ def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
     for batch_size in (1, 3):
         out = tmp_path / f"out{batch_size}"
         run(
-            *(f"--model={tmp_path}/export", f"--images={tmp_path}/photos"),
+            *(PREDICT, f"--model={tmp_path}/export", f"--images={tmp_path}/photos"),
             *(f"--output_dir={out}", f"--batch_size={batch_size}"),
         )
         written.append({path.name: path.read_bytes() for path in out.glob("*.png")})
@@ -240,9 +232,7 @@ def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
             )
         ),
     ):
-        with pytest.raises(SystemExit, match=f"^predict.py: .*{message}") as ended:
-            run(*arguments)
-        assert "\n" not in ended.value.code
+        assert_refused(f"^predict.py: .*{message}", PREDICT, *arguments)
         assert os.listdir(tmp_path) == []
 
 
@@ -253,18 +243,18 @@ def test_a_file_that_is_no_picture_is_found_before_the_first_is_labelled(
     photos.mkdir()
     Image.new("RGB", (20, 10)).save(photos / "a.jpg")
     (photos / "b.jpg").write_text("not a picture")
-    with pytest.raises(SystemExit, match=r"predict.py: .*b.jpg is broken: its 13 by"):
-        run(
-            f"--model={tiny_export}", f"--images={photos}", f"--output_dir={tmp_path}/o"
-        )
+    assert_refused(
+        r"predict.py: .*b.jpg is broken: its 13 by",
+        *(PREDICT, f"--model={tiny_export}", f"--images={photos}"),
+        f"--output_dir={tmp_path}/o",
+    )
     assert os.listdir(tmp_path) == ["photos"]
 
 
 def test_an_unwritable_place_is_one_line(tiny_export, predicted, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SystemExit, match=r"^predict.py: .*file") as ended:
-        run(
-            *(f"--model={tiny_export}", f"--images={predicted}/photos"),
-            f"--output_dir={tmp_path}/file/out",
-        )
-    assert "\n" not in ended.value.code
+    assert_refused(
+        r"^predict.py: .*file",
+        *(PREDICT, f"--model={tiny_export}", f"--images={predicted}/photos"),
+        f"--output_dir={tmp_path}/file/out",
+    )

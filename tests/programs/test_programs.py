@@ -1,9 +1,6 @@
 """The programs with official command lines, from records to pictures, and mistakes."""
 
-import contextlib
 import dataclasses
-import importlib
-import io
 import json
 import os
 import shutil
@@ -12,6 +9,7 @@ import sys
 import types
 
 import numpy as np
+import program_runs
 import pytest
 import tensorflow as tf
 from conftest import ROOT
@@ -32,7 +30,6 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
-from deeplab_tf.programs import run_program
 from deeplab_tf.serving import forms
 from deeplab_tf.serving.saved_model import export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
@@ -62,16 +59,15 @@ TRAINING = (
 )
 
 
-def program(name):
-    return importlib.import_module(f"deeplab_tf.programs.{name}")
-
-
 def run(name, *arguments):
     """Runs a program in this process and returns what it prints."""
-    argv = [f"{name}.py", *map(str, arguments)]
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        run_program(f"deeplab_tf.programs.{name}", argv)
-    return out.getvalue()
+    return program_runs.run(f"deeplab_tf.programs.{name}", *arguments)
+
+
+def assert_refused(message, name, *arguments):
+    """Checks that a program ends with one line that holds a message."""
+    program = f"deeplab_tf.programs.{name}"
+    program_runs.assert_refused(f"^{name}.py: .*{message}", program, *arguments)
 
 
 def train(dataset_dir, logs):
@@ -232,13 +228,6 @@ def test_every_program_checks_its_flags(tmp_path, capsys):
 
 def only_name(flag):
     return flag.partition("=")[0]
-
-
-def assert_refused(message, name, *arguments):
-    """Checks that a program ends with one line that holds a message."""
-    with pytest.raises(SystemExit, match=f"^{name}.py: .*{message}") as ended:
-        run(name, *arguments)
-    assert "\n" not in ended.value.code
 
 
 @pytest.mark.parametrize(
