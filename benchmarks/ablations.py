@@ -272,7 +272,7 @@ def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> 
         "train_seconds": round(trained - start, 1),
         "evaluate_seconds": round(time.monotonic() - trained, 1),
         "code": around["code"],
-        "versions": {name: around["versions"][name] for name in _VERSIONS},
+        "versions": {n: x for n, x in around["versions"].items() if n in _VERSIONS},
         "hardware": around["hardware"],
     }
 

@@ -14,8 +14,6 @@ import benchmarks.quiet_tensorflow  # noqa: F401
 
 import os
 import tempfile
-from collections.abc import Mapping
-from typing import NamedTuple
 
 from absl import flags as absl_flags
 
@@ -30,33 +28,16 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.saved_model import export_saved_model
 
-
-class _Engine(NamedTuple):
-    """What labels images.
-
-    Attributes:
-        factory: Its name in `benchmarks.contenders`.
-        module: What has to be installed; "" is nothing.
-        file: What it loads; "" is nothing.
-        arguments: Of the factory, besides the task; "model" takes the model's flags.
-    """
-
-    factory: str
-    module: str = ""
-    file: str = ""
-    arguments: Mapping = {}
-
-
+# Module that has to be installed, factory, and its arguments besides the task: the path
+# of a file that `write_files` makes, or the flags of the model.
 _ENGINES = {
-    "float32": _Engine("saved_model", file="float32"),
-    "bfloat16": _Engine("saved_model", file="bfloat16"),
-    "openvino": _Engine("openvino", "openvino", "model.onnx"),
-    "onnxruntime": _Engine("onnxruntime", "onnxruntime", "model.onnx"),
-    "pytorch": _Engine("torch_inference", "torch", arguments={"model": {}}),
-    "keras-hub": _Engine("keras_hub_inference", "keras_hub"),
-    "keras-hub with XLA": _Engine(
-        "keras_hub_inference", "keras_hub", arguments={"jit": True}
-    ),
+    "float32": ("", "saved_model", {"path": "float32"}),
+    "bfloat16": ("", "saved_model", {"path": "bfloat16"}),
+    "openvino": ("openvino", "openvino", {"path": "model.onnx"}),
+    "onnxruntime": ("onnxruntime", "onnxruntime", {"path": "model.onnx"}),
+    "pytorch": ("torch", "torch_inference", {"model": {}}),
+    "keras-hub": ("keras_hub", "keras_hub_inference", {"jit": False}),
+    "keras-hub with XLA": ("keras_hub", "keras_hub_inference", {"jit": True}),
 }
 _REFERENCE = "float32"
 
@@ -90,15 +71,15 @@ def select_engines(names: list[str]) -> list[str]:
     wanted = {_REFERENCE, *names}
     return [
         name
-        for name, engine in _ENGINES.items()
-        if name in wanted and measuring.is_installed(engine.module)
+        for name, (module, *_) in _ENGINES.items()
+        if name in wanted and measuring.is_installed(module)
     ]
 
 
 def write_files(model: dict, engines: list[str], folder: str) -> None:
     """Writes the files that the engines load."""
     for name in engines:
-        path = os.path.join(folder, _ENGINES[name].file)
+        path = os.path.join(folder, _ENGINES[name][-1].get("path", ""))
         if os.path.exists(path):  # already written, or the folder: none to load
             continue
         if path.endswith(".onnx"):
@@ -110,12 +91,12 @@ def write_files(model: dict, engines: list[str], folder: str) -> None:
 
 def make_contender(name: str, task: dict, model: dict, folder: str) -> Contender:
     """Returns an engine with its task."""
-    factory, _, file, own = _ENGINES[name]
+    _, factory, own = _ENGINES[name]
     arguments = task | own
     if "model" in own:
         arguments["model"] = model
-    if file:
-        arguments["path"] = os.path.join(folder, file)
+    if "path" in own:
+        arguments["path"] = os.path.join(folder, own["path"])
     return Contender(name, factory, arguments)
 
 
@@ -169,7 +150,7 @@ def main(values: absl_flags.FlagValues) -> None:
         f"output stride {values.output_stride}",
         {
             "backbones": result,
-            "packages": sorted({_ENGINES[name].module for name in engines} - {""}),
+            "packages": sorted({_ENGINES[name][0] for name in engines} - {""}),
         },
         "\n\n".join(texts),
     )

@@ -1,4 +1,4 @@
-"""The comparisons from end to end, in small: that they run and what they tell."""
+"""The comparisons from end to end, in small."""
 
 import json
 
@@ -16,7 +16,7 @@ def names(rows):
 
 
 @pytest.mark.slow
-def test_inference_beside_what_is_installed(tmp_path):
+def test_inference_against_what_is_installed(tmp_path):
     path = tmp_path / "result.json"
     small = ("--size=65,65", "--turns=2", "--times=1", "--scales=0.5,1")
     out = run(
@@ -42,7 +42,7 @@ def test_engines_that_are_none_are_refused():
 
 
 @pytest.mark.slow
-def test_training_beside_what_is_installed(tmp_path):
+def test_training_against_what_is_installed(tmp_path):
     path = tmp_path / "result.json"
     out = run(
         *("benchmarks.train_step", "--cases=mobilenet_v2:65:2", "--turns=2"),
@@ -78,7 +78,7 @@ def test_training_on_records_is_compared(tiny_records, tmp_path):
     assert "training on records has " in out
 
 
-def test_operations_are_told_by_what_they_are_for():
+def test_operations_are_summed_by_purpose():
     found = op_profile.sum_by_purpose(
         {
             "_MklNativeConv2D": (3.0, 1),
