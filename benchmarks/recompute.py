@@ -26,7 +26,7 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.flags import size_value
 from deeplab_tf.memory import peak_bytes
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.recomputation import recomputed
+from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import batch_normalizations
 from deeplab_tf.programs import run_program
 from deeplab_tf.training.batch_norm import fused_batch_norm
@@ -60,7 +60,7 @@ def training_step(backbone: str, recompute: bool):
     for layer in batch_normalizations(model):
         layer.normalize_batch = fused_batch_norm
     network = keras.Model(model.input, model.get_layer("logits").output)
-    network = recomputed(network) if recompute else network
+    network = recompute_backbone(network) if recompute else network
     variables = [v.value for v in model.trainable_variables]
 
     @tf.function
