@@ -318,20 +318,27 @@ def test_the_scale_of_the_loss_is_undone_in_the_gradients():
         np.testing.assert_array_equal(one, other)
 
 
+def gradients_of_a_network(loss_scale=None):
+    step = step_of(lively_model())
+    found, _ = step.compute_gradients(*batch(2), loss_scale)
+    return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The gradients in float32."""
+    return gradients_of_a_network()
+
+
 @pytest.mark.parametrize(
-    ("policy", "tolerance"), [("mixed_float16", 0.005), ("mixed_bfloat16", 0.05)]
+    ("policy", "loss_scale", "tolerance"),
+    [("mixed_float16", 2.0**15, 0.005), ("mixed_bfloat16", None, 0.05)],
 )
 def test_gradients_in_half_precision_are_about_the_exact_ones(
-    policy, tolerance, precision
+    policy, loss_scale, tolerance, exact, precision
 ):
-    def gradients(loss_scale=None):
-        step = step_of(lively_model())
-        found, _ = step.compute_gradients(*batch(2), loss_scale)
-        return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
-
-    exact = gradients()
     precision(policy)
-    half = gradients(2.0**15 if policy == "mixed_float16" else None)
+    half = gradients_of_a_network(loss_scale)
     for name, gradient in exact.items():
         if name.startswith(("concat_projection", "logits")):
             error = np.linalg.norm(half[name] - gradient)
@@ -482,7 +489,7 @@ def test_recomputation_changes_no_result(eagerly):
 )
 def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatch):
     monkeypatch.setattr(distribution, "uses_gpu", lambda: gpu)
-    model = lively_model()
+    model = toy_model()
     trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
     shapes = tf.TensorSpec((2, 33, 33, 3)), tf.TensorSpec((2, 33, 33), tf.uint8)
     step = trainer._step if trainer.compiles else tf.function(trainer._step)

@@ -34,6 +34,7 @@ from deeplab_tf.files.lock_file import Owner
 from deeplab_tf.files.locks import TRAINING_LOCK
 from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
+from deeplab_tf.training import summaries
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import History
 from deeplab_tf.training.interruption import Interrupted
@@ -350,6 +351,14 @@ def scripted(model, images, right, canaries=None):
     return Validation(dataset, canaries=canaries or {})
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Replaces the drawings of an evaluation, which are slow, by a black pixel."""
+    for name in ("confusion_picture", "panel"):
+        black = np.zeros((1, 1, 3), np.uint8)
+        monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
+
+
 def test_what_was_to_be_expected_is_told(capsys):
     model = toy_model()
     config = TrainConfig(
@@ -369,7 +378,9 @@ def test_what_was_to_be_expected_is_told(capsys):
     assert third == "step 6: mIoU 1.0000"
 
 
-def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
+def test_the_best_is_kept_and_a_training_without_progress_ends(
+    quick_pictures, tmp_path
+):
     model = toy_model()
     config = TrainConfig(
         train_logdir=str(tmp_path),
@@ -441,7 +452,8 @@ def test_predictions_of_one_class_are_warned_of(capsys):
     biases.assign(np.eye(5)[3] * 1000)
     images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    config = TrainConfig(training_number_of_steps=200, base_learning_rate=0.0)
+    steps = {"training_number_of_steps": 200, "steps_per_call": 50}
+    config = TrainConfig(base_learning_rate=0.0, **steps)
     info = DatasetInfo("toys", ("sky", "road", "tree", "car", "pole"))
     Trainer(model, config).train(data, info=info)
     err = capsys.readouterr().err
