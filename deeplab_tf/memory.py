@@ -1,4 +1,4 @@
-"""How much memory this machine has, and this process takes."""
+"""Memory of this machine and of this process."""
 
 import os
 import re
@@ -18,7 +18,7 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process holds, 0 where Linux does not tell it."""
+    """Returns the memory that this process holds, 0 on systems other than Linux."""
     return _status("VmRSS") or 0
 
 

@@ -1,4 +1,4 @@
-"""Trains a narrow model under the strategy of the command line; prints its losses.
+"""Trains a toy model under the strategy of the command line; prints its losses.
 
     python distributed_training.py STRATEGY BATCH_NORM [apart]
 
@@ -14,24 +14,11 @@ import sys
 # isort: split
 import keras
 import numpy as np
+from toy_model import NUM_CLASSES, toy_model
 
-from deeplab_tf import (
-    ContextConfig,
-    DecoderConfig,
-    ModelConfig,
-    TrainConfig,
-    Trainer,
-    build_model,
-    tf1_variables,
-)
+from deeplab_tf import TrainConfig, Trainer, tf1_variables
 from deeplab_tf.training.distribution import make_strategy
 
-MODEL = ModelConfig(
-    backbone="mobilenet_v3_small_seg",
-    depth_multiplier=0.25,
-    context=ContextConfig(rates=(), filters=16, dropout=0.0),
-    decoder=DecoderConfig(output_strides=()),
-)
 BATCH, STEPS = 4, 20
 
 
@@ -42,7 +29,7 @@ def batches():
         images = random.uniform(0, 255, (BATCH, 5, 5, 3)).astype("float32")
         images = np.kron(images, np.ones((1, 13, 13, 1), np.float32))
         labels = np.kron(
-            random.randint(0, 21, (BATCH, 5, 5, 1), np.uint8),
+            random.randint(0, NUM_CLASSES, (BATCH, 5, 5, 1), np.uint8),
             np.ones((1, 13, 13, 1), np.uint8),
         )
         labels[1, 20:] = 255
@@ -56,7 +43,7 @@ def main(strategy: str, batch_norm: str, apart: str = "") -> None:
     strategy = make_strategy(strategy, clones)
     keras.utils.set_random_seed(1)
     with strategy.scope():
-        model = build_model(MODEL)
+        model = toy_model(size=(65, 65))
     config = TrainConfig(
         training_number_of_steps=STEPS,
         base_learning_rate=0.003,

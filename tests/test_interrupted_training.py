@@ -6,7 +6,6 @@ import pathlib
 import pty
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,9 +18,7 @@ import tensorflow as tf
 from conftest import ROOT
 from loopback import clusters
 
-from deeplab_tf import Experiment
 from deeplab_tf.files.locks import TRAINING_LOCK
-from deeplab_tf.training.resume import read_experiment, write_experiment
 
 # Saves and evaluations fall together now and then, but not always.
 STEPS, SAVE, EVALUATE = 100, 3, 10
@@ -418,18 +415,6 @@ def test_a_full_disk_leaves_what_was_saved(uninterrupted, tiny_records, tmp_path
     training = Training(tiny_records, kept)
     assert training.ended() == 0, training.errors
     assert_same_end(kept, uninterrupted)
-
-
-def test_an_experiment_that_cannot_be_written_leaves_the_one_before(tmp_path):
-    write_experiment(Experiment(split="trainval"), str(tmp_path))
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OSError, match=r"No room for the ledger|File too large"):
-            write_experiment(Experiment(split="train"), str(tmp_path))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert read_experiment(str(tmp_path)) == Experiment(split="trainval")
 
 
 def start_two(records, logs, *flags):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf.training.resume import TrainingState
+from deeplab_tf.training.state import TrainingState
 
 WEIGHTS = ("a/weights", "a/BatchNorm/moving_mean")
 TESTS = pathlib.Path(__file__).resolve().parent

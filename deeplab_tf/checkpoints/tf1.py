@@ -4,7 +4,7 @@ A frozen graph of the official export program serves as well: its constants stil
 have the names of the variables they were.
 
 Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the official
-names, so that one reader serves both (`deeplab_tf.training.resume` writes them).
+names, so that one reader serves both (`deeplab_tf.training.state` writes them).
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""How much memory the activations of an inference take."""
+"""Memory that the activations of an inference need."""
 
 from collections.abc import Sequence
 from math import prod
@@ -12,8 +12,8 @@ from deeplab_tf.models.calls import calls_of
 def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
     """Returns the most bytes of activations that are needed at one moment.
 
-    While a layer is called, there are what it takes, what it gives, and whatever later
-    layers take. Workspaces of the kernels come on top.
+    While a layer is called, its inputs and outputs are alive, and whatever later layers
+    take. Workspaces of the kernels are not counted.
 
     Args:
         model: A functional model of images of any size.
@@ -32,7 +32,7 @@ def _most_bytes(model: keras.Model, inputs: list) -> int:
     for i, call in enumerate(calls):
         inside = 0
         if isinstance(call.layer, keras.Model):
-            # Besides what it takes and gives, which is counted here.
+            # Without its inputs and outputs, which are counted here.
             inside = _most_bytes(call.layer, call.inputs) - _sum(call.inputs)
             inside = max(0, inside - _sum(call.outputs))
         alive |= {id(x): _bytes(x) for x in call.outputs}

@@ -26,7 +26,7 @@ def _elements(tensors) -> int:
 
 
 def _crossings(calls: list[Call], image) -> dict[int, list]:
-    """Returns `{cut: tensors}`: what the calls from a cut on take from before it.
+    """Returns `{cut: tensors}`: the earlier tensors that calls after a cut use.
 
     The latest tensor is first. Cuts through more than two tensors are left out.
     """
@@ -40,7 +40,7 @@ def _crossings(calls: list[Call], image) -> dict[int, list]:
     return found
 
 
-def _cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
+def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
     """Returns the cuts that keep least; None if there are none.
 
     Args:
@@ -60,11 +60,10 @@ def _cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
     return best.get(len(totals) - 1, (0, None))[1]
 
 
-def cuts(model: keras.Model) -> tuple[int, ...]:
-    """Returns after how many layers each segment of a model ends.
+def find_cuts(model: keras.Model) -> tuple[int, ...]:
+    """Returns the number of layers after which each segment of a model ends.
 
-    Of all cuts, those whose kept tensors and largest segment have the fewest
-    elements together.
+    These cuts minimise the elements of the kept tensors and of the largest segment.
 
     Args:
         model: A functional model of one image.
@@ -76,7 +75,7 @@ def cuts(model: keras.Model) -> tuple[int, ...]:
     kept = {cut: _elements(x) for cut, x in _crossings(calls, image).items()}
     kept[len(calls)] = 0
     limits = [totals[-1] * _SHARE**i for i in range(_POWERS)]
-    found = filter(None, (_cuts_within(limit, totals, kept) for limit in limits))
+    found = filter(None, (_find_cuts_within(limit, totals, kept) for limit in limits))
 
     def cost(choice):
         ends = itertools.pairwise((0, *choice))
@@ -91,8 +90,8 @@ class _Segment(NamedTuple):
 
     Attributes:
         network: The part.
-        takes: The tensors that it takes, by key.
-        gives: The tensors that it gives.
+        takes: Keys of its input tensors.
+        gives: Keys of its output tensors.
     """
 
     network: keras.Model
@@ -111,11 +110,11 @@ def _segments(model: keras.Model) -> tuple[list[_Segment], list[int]]:
     keys = {id(x): i for i, call in enumerate(calls, 1) for x in call.outputs}
     keys[id(image)] = 0
     segments, taken = [], [image]
-    for start, end in itertools.pairwise((0, *cuts(model))):
+    for start, end in itertools.pairwise((0, *find_cuts(model))):
         made = {id(x) for call in calls[start:end] for x in call.outputs}
         crossing = crossings.get(end, [])
-        # Without duplicates. The gradient of the first output sets off the second
-        # computation, so it has to be the one that comes last.
+        # Without duplicates. The gradient of the first output starts the second
+        # computation, so it has to be the one that is computed last.
         given = {id(x): x for x in (*crossing, *outputs) if id(x) in made}
         network = keras.Model(taken, list(given.values()))
         segments.append(
@@ -125,11 +124,11 @@ def _segments(model: keras.Model) -> tuple[list[_Segment], list[int]]:
     return segments, [keys[id(x)] for x in outputs]
 
 
-def _recomputed_call(network: keras.Model, inputs: list, training) -> list:
-    """Returns what a network gives, of which the backward pass keeps the inputs alone.
+def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
+    """Calls a network of which the backward pass keeps the inputs alone.
 
-    Variables change once: the network is a function of their values, which gives
-    the new ones too.
+    `keras.remat` calls it twice, but variables must change once: so it is made a
+    function of their values, which also returns the new ones.
     """
     learned = network.trainable_variables
     state = network.non_trainable_variables
@@ -141,7 +140,7 @@ def _recomputed_call(network: keras.Model, inputs: list, training) -> list:
     def function(*tensors):
         values = [*tensors[len(inputs) :], *state_values]
         mapping = list(zip([*learned, *state], values, strict=True))
-        # The network has its variables; others that wait for values are none of ours.
+        # Variables of other models that wait for their values are left alone.
         with keras.StatelessScope(mapping, initialize_variables=False) as scope:
             before = [scope.get_current_value(v) for v in state]
             outputs = network(list(tensors[: len(inputs)]), training=training)
@@ -159,7 +158,7 @@ def _recomputed_call(network: keras.Model, inputs: list, training) -> list:
 
 
 class RecomputedModel(layers.Layer):
-    """Does what a functional model does, keeping few of its activations.
+    """Calls a functional model in segments, keeping only what is between them.
 
     Args:
         model: A functional model of one image; its variables are shared.
@@ -176,7 +175,7 @@ class RecomputedModel(layers.Layer):
         tensors = {0: image}
         for segment in self._segments:
             inputs = [tensors[key] for key in segment.takes]
-            outputs = _recomputed_call(segment.network, inputs, training)
+            outputs = _call_and_recompute(segment.network, inputs, training)
             tensors |= zip(segment.gives, outputs, strict=True)
         return [tensors[key] for key in self._outputs]
 
@@ -195,7 +194,7 @@ def _has_backbone(layer) -> bool:
     return _is_backbone(layer) or any(map(_has_backbone, layer.layers))
 
 
-def recomputed(model: keras.Model) -> keras.Model:
+def recompute_backbone(model: keras.Model) -> keras.Model:
     """Returns a model that keeps few activations of its backbone while training.
 
     It shares every variable, gives the same outputs and gradients, and takes about
@@ -214,9 +213,9 @@ def recomputed(model: keras.Model) -> keras.Model:
             f'model named "backbone"; received {model.name!r} without one'
         )
 
-    def renewed(layer):
+    def replace(layer):
         if _is_backbone(layer):
             return RecomputedModel(layer, name=layer.name)
-        return recomputed(layer) if _has_backbone(layer) else layer
+        return recompute_backbone(layer) if _has_backbone(layer) else layer
 
-    return keras.models.clone_model(model, clone_function=renewed)
+    return keras.models.clone_model(model, clone_function=replace)

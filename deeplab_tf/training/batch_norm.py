@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.variables import batch_normalizations
+from deeplab_tf.training.replicas import sum_over_replicas
 
 # The official advice: below this many images, statistics of the batch are too poor.
 _ENOUGH = 12
@@ -23,22 +24,21 @@ def fused_batch_norm(x, gamma, beta, epsilon: float):
     )
 
 
-def _synchronized(x, gamma, beta, epsilon: float):
+def _synchronize(x, gamma, beta, epsilon: float):
     """Returns `x` normalised by the moments of all replicas together.
 
     The mean is exchanged before the squares are taken: the difference of the mean
     square and the squared mean loses all digits where the mean is large.
     """
-    context = tf.distribute.get_replica_context()
-    replicas = context.num_replicas_in_sync
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     dtype, x = x.dtype, tf.cast(x, tf.float32)
 
-    def over_replicas(value):
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, value) / replicas
+    def average(value):
+        return sum_over_replicas(value) / replicas
 
-    mean = over_replicas(tf.reduce_mean(x, (0, 1, 2)))
+    mean = average(tf.reduce_mean(x, (0, 1, 2)))
     centred = x - mean
-    variance = over_replicas(tf.reduce_mean(tf.square(centred), (0, 1, 2)))
+    variance = average(tf.reduce_mean(tf.square(centred), (0, 1, 2)))
     count = tf.cast(tf.size(x) // tf.shape(x)[-1] * replicas, x.dtype)
     unbiased = variance * (count / tf.maximum(count - 1.0, 1.0))
     scale = gamma.value * tf.math.rsqrt(variance + epsilon)
@@ -46,7 +46,7 @@ def _synchronized(x, gamma, beta, epsilon: float):
 
 
 def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:
-    """Makes every batch normalisation of a model follow a policy.
+    """Sets the policy of every batch normalisation of a model.
 
     Args:
         model: A model of `build_model`.
@@ -56,12 +56,12 @@ def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:
     synchronized = policy == "sync" and replicas > 1
     for layer in batch_normalizations(model):
         layer.frozen = policy == "freeze"
-        layer.normalize_batch = _synchronized if synchronized else fused_batch_norm
+        layer.normalize_batch = _synchronize if synchronized else fused_batch_norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """What became of `--batch_norm=auto`.
+    """The policy that `auto` resolved to.
 
     Attributes:
         policy: "train", "sync" or "freeze".
@@ -75,10 +75,10 @@ class Resolved:
 def resolve_batch_norm(
     policy: str, images: int, replicas: int, fresh: tuple[str, ...]
 ) -> Resolved:
-    """Returns the policy that "auto" means; the others stand for themselves.
+    """Returns the policy that "auto" means; other policies stay as they are.
 
-    Frozen statistics that were never trained starve what is behind them, so that
-    "auto" freezes only what a checkpoint brought in full.
+    Freezing untrained statistics breaks the layers after them, so that "auto" freezes
+    only if a checkpoint has all of them.
 
     Args:
         policy: "auto", "train", "sync" or "freeze".
@@ -89,7 +89,7 @@ def resolve_batch_norm(
     Raises:
         UserError: if a single image would have to train batch normalisation.
     """
-    resolved = _resolved(policy, images, replicas, fresh)
+    resolved = _resolve(policy, images, replicas, fresh)
     seen = images * replicas if resolved.policy == "sync" else images
     if resolved.policy != "freeze" and seen < 2:
         hint = "larger batch"
@@ -104,7 +104,7 @@ def resolve_batch_norm(
     return resolved
 
 
-def _resolved(policy: str, images: int, replicas: int, fresh) -> Resolved:
+def _resolve(policy: str, images: int, replicas: int, fresh) -> Resolved:
     if policy != "auto":
         return Resolved(policy, "as asked for")
     if images >= _ENOUGH:

@@ -1,6 +1,5 @@
-"""The course of a training, in a file of one line per report, and drawn."""
+"""The losses and scores of a training, in a file of one line per report."""
 
-import functools
 import json
 import math
 import os
@@ -8,22 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
-from scipy import ndimage
 
 from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
-from deeplab_tf.files.outputs import write_bytes, write_text
-from deeplab_tf.visualize import drawn, png_bytes
+from deeplab_tf.files.outputs import write_text
 
-HISTORY_FILE, CURVES_FILE = "history.jsonl", "curves.png"
-# From which share of one class on predictions have collapsed, and a truth has not.
-_COLLAPSED, _ONE_SIDED = 0.999, 0.95
+HISTORY_FILE = "history.jsonl"
 _REMEDY = "remove it to resume without the history"
-_LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
-# What evaluations measure, and what it is called.
+# The scores of evaluations, and how they are reported.
 MEASURES = {"miou": "mIoU", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
@@ -32,12 +24,12 @@ class History:
 
     Args:
         folder: Folder of the file, the `train_logdir`; None keeps it in memory.
-        measure: Name in `MEASURES` of what tells the best evaluation.
+        measure: Name in `MEASURES` of the score that decides the best evaluation.
 
     Attributes:
         measure: As given.
-        rows: By time. Each has its `step`; a report of the training also `data_loss`,
-            `learning_rate` and whatever else, an evaluation the measure.
+        rows: In order. Each has its `step`; a report of the training also `data_loss`,
+            `learning_rate` and more, an evaluation the measure.
     """
 
     def __init__(self, folder: str | None, measure: str = "miou"):
@@ -47,7 +39,7 @@ class History:
         self._path = folder and os.path.join(folder, HISTORY_FILE)
 
     def restart(self, step: int) -> None:
-        """Takes the rows up to a step from the file, for what follows comes again.
+        """Reads the rows up to a step from the file; later steps are done again.
 
         To be called once before anything is appended; a file that was there is
         overwritten by the next `flush`.
@@ -70,10 +62,10 @@ class History:
             self._evaluations.append((row["step"], row[self.measure]))
 
     def flush(self) -> None:
-        """Writes the file, whole or not at all; meant for checkpoints, not steps.
+        """Writes the file atomically; meant for checkpoints, not steps.
 
-        Before the checkpoint rather than behind it: rows that it does not know of are
-        dropped by `restart`, but rows that were never written do not come again.
+        Before the checkpoint rather than after it: `restart` drops rows of later steps,
+        but rows that were never written do not come again.
         """
         if self._path is None:
             return
@@ -166,101 +158,3 @@ def _row(line: str, where: str) -> dict:
         hint = hints.get(name, float | None)
         strict_json.check(hint, value, f"{where}: {strict_json.describe(name)}")
     return row
-
-
-def collapsed_class(
-    predicted: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
-) -> str | None:
-    """Returns a warning if nearly all predictions are one class, else None.
-
-    Args:
-        predicted: Pixels predicted as each class, `[num_classes]`.
-        truth: Pixels of each class, `[num_classes]`; a class that is nearly all of
-            them may be predicted everywhere.
-        class_names: Names of the classes.
-    """
-    predicted, truth = np.asarray(predicted), np.asarray(truth)
-    if not predicted.sum() or not truth.sum():
-        return None
-    largest = int(np.argmax(predicted))
-    share = predicted[largest] / predicted.sum()
-    true_share = truth[largest] / truth.sum()
-    if share < _COLLAPSED or true_share >= _ONE_SIDED:
-        return None
-    return (
-        f"{100 * share:.4g} % of the predictions are '{class_names[largest]}', "
-        f"which is {100 * true_share:.2g} % of the truth: the predictions have "
-        "collapsed; look at the learning rate, the labels and the class weights"
-    )
-
-
-def draw_curves(history: History, path: str) -> None:
-    """Draws loss, measure and learning rate over the steps into a PNG.
-
-    Args:
-        history: What to draw; without rows nothing is drawn.
-        path: Of the PNG.
-    """
-    if not history.rows:
-        return
-    draw_score = functools.partial(_draw_score, MEASURES[history.measure])
-    drawings = [(_draw_loss, "data_loss", 3), (draw_score, history.measure, 3)]
-    drawings.append((_draw_learning_rate, "learning_rate", 1))
-    drawings = [d for d in drawings if len(history.values(d[1])[0])]
-    heights = [height for *_, height in drawings]
-    figure = Figure(figsize=(9, sum(heights) + 1), layout="constrained")
-    all_axes = figure.subplots(
-        len(drawings), sharex=True, squeeze=False, height_ratios=heights
-    )
-    for axes, (draw, name, _) in zip(all_axes[:, 0], drawings, strict=True):
-        draw(axes, *history.values(name))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    all_axes[-1, 0].set_xlabel("step")
-    locator = MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
-    all_axes[-1, 0].xaxis.set_major_locator(locator)
-    write_bytes(png_bytes(drawn(figure)), path)
-
-
-def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Returns the course of noisy values, without regard to single outliers."""
-    width = len(values) // 50 | 1
-    medians = ndimage.median_filter(values, width, mode="reflect")
-    return ndimage.gaussian_filter1d(medians, width / 3, mode="reflect")
-
-
-def _marker(steps) -> str | None:
-    """Returns the marker of a curve, which has none unless it is a point."""
-    return "o" if len(steps) == 1 else None
-
-
-def _draw_loss(axes, steps, losses) -> None:
-    smoothed = _smoothed(losses)
-    axes.plot(steps, losses, color=_LOSS, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, smoothed, color=_LOSS, linewidth=1.8, marker=_marker(steps))
-    # A single step that went wrong would flatten everything else.
-    axes.set_ylim(0, 1.3 * smoothed.max() or 1)
-    axes.set_ylabel("data loss")
-
-
-def _draw_score(name: str, axes, steps, scores) -> None:
-    best = np.argmax(scores)
-    axes.plot(steps, scores, color=_SCORE, linewidth=1.8, marker="o", markersize=4)
-    axes.plot(
-        steps[best],
-        scores[best],
-        color="tab:red",
-        marker="*",
-        markersize=15,
-        linestyle="",
-        label=f"best: {scores[best]:.2%} at step {steps[best]:.0f}",
-    )
-    axes.legend(loc="lower right")
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylabel(name)
-
-
-def _draw_learning_rate(axes, steps, rates) -> None:
-    axes.plot(steps, rates, color=_LEARNING_RATE, marker=_marker(steps))
-    axes.set_ylim(0, 1.1 * rates.max() or 1)
-    axes.set_ylabel("learning rate")

@@ -162,14 +162,19 @@ def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
         names: Official names of the trained variables, in their order.
     """
     if isinstance(optimizer, Momentum):
-        kinds = {"Momentum": optimizer.accumulators}
+        kinds = {"Momentum": "Momentum"}
     else:
-        kinds = {"Adam": optimizer._momentums, "Adam_1": optimizer._velocities}
+        kinds = {"Adam": "momentum", "Adam_1": "velocity"}
     return {
         f"{name}/{kind}": slot
-        for kind, state in kinds.items()
-        for name, slot in zip(names, state, strict=True)
+        for kind, suffix in kinds.items()
+        for name, slot in zip(names, _state(optimizer, suffix), strict=True)
     }
+
+
+def _state(optimizer: keras.optimizers.Optimizer, suffix: str) -> list[keras.Variable]:
+    """Returns one variable per trained variable, by how Keras names it."""
+    return [v for v in optimizer.variables if v.name.endswith(f"_{suffix}")]
 
 
 def gradient_multiplier(name: str, config: TrainConfig) -> float:
@@ -180,6 +185,6 @@ def gradient_multiplier(name: str, config: TrainConfig) -> float:
     name, and so does this.
     """
     scopes = last_layer_scopes(config.last_layers_contain_logits_only)
-    last = any(scope in name for scope in scopes)
-    factor = config.last_layer_gradient_multiplier if last else 1.0
+    is_last = any(scope in name for scope in scopes)
+    factor = config.last_layer_gradient_multiplier if is_last else 1.0
     return factor * (2.0 if "biases" in name else 1.0)

@@ -1,4 +1,4 @@
-"""What a training tells: progress, summaries, curves, warnings, the best model."""
+"""Reports a training: progress, summaries, curves, warnings and the best model."""
 
 import contextlib
 import dataclasses
@@ -21,21 +21,18 @@ from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.files.locks import verify_training_lock
 from deeplab_tf.training import resume
+from deeplab_tf.training.checkpoint_files import BEST
+from deeplab_tf.training.collapse import find_collapse
+from deeplab_tf.training.curves import CURVES_FILE, draw_curves
 from deeplab_tf.training.distribution import Worker
-from deeplab_tf.training.history import (
-    CURVES_FILE,
-    MEASURES,
-    History,
-    collapsed_class,
-    draw_curves,
-)
+from deeplab_tf.training.history import MEASURES, History
 from deeplab_tf.training.summaries import Summaries
 
-# Steps whose predictions are looked at together. The first ones are let go: every model
+# Steps whose predictions are checked together. The first ones are not: every model
 # begins by predicting what is most frequent.
 _WINDOW = 100
 _EXAMPLES = 4
-# How far a run may be below what others gave, by seed and hardware.
+# How far a run may be below earlier ones, by seed and hardware.
 _CANARY_SPREAD = 0.04
 
 
@@ -46,10 +43,10 @@ class Validation:
     Attributes:
         dataset: Function of `(worker, num_workers)` that gives the images of a
             worker, as `load_dataset` does.
-        config: How to look at the images.
-        canaries: What is to be expected after some steps, by their number.
-        measures: Names in `history.MEASURES` of what is told; the first one decides
-            which model is the best.
+        config: The protocol of the evaluation.
+        canaries: Expected mIoU after some steps, by their number.
+        measures: Names in `history.MEASURES` of the scores to report; the first one
+            decides which model is the best.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
@@ -60,7 +57,7 @@ class Validation:
     def scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns what scores the model again and again.
+        """Returns a function that scores the model, repeatedly.
 
         Args:
             model: The model; its weights may change in between.
@@ -68,7 +65,7 @@ class Validation:
             shows_progress: Whether this process shows a progress bar.
 
         Returns:
-            A function of a dataset and of another one, which sums an array over all
+            A function of a dataset, and of a function that sums an array over all
             workers, that returns the metrics.
         """
         evaluator = Evaluator(model, self.config, shows_progress)
@@ -76,7 +73,7 @@ class Validation:
 
 
 class Reporter:
-    """Tells how a training goes; one worker of several writes.
+    """Reports a training; one worker of several shows and writes.
 
     Args:
         config: How the model is trained, `train_logdir` included.
@@ -106,7 +103,7 @@ class Reporter:
         self._scorer = None
         self._gallery = Gallery(info.num_classes, info.ignore_label, first=_EXAMPLES)
         self._metrics = {}
-        self._told_at = (time.monotonic(), 0)
+        self._reported_at = (time.monotonic(), 0)
         self._progress = tqdm(
             total=config.training_number_of_steps,
             desc="training",
@@ -119,7 +116,7 @@ class Reporter:
 
     def __exit__(self, *error) -> None:
         self._progress.close()
-        with self._unwritable_is_reported():
+        with self._warn_if_unwritable():
             self._summaries.close()
 
     def restart(self, step: int, samples: int) -> None:
@@ -133,34 +130,33 @@ class Reporter:
         bar = self._progress
         bar.n = bar.initial = bar.last_print_n = step
         bar.refresh()
-        self._told_at = (time.monotonic(), samples)
+        self._reported_at = (time.monotonic(), samples)
         self._window_began = step
         self._history.restart(step)
         self._summaries.restart(step)
 
-    def trained(self, step: int, told: np.ndarray, classes, samples: int) -> None:
-        """Takes in the steps of a host call.
+    def log_steps(self, step: int, rows: np.ndarray, classes, samples: int) -> None:
+        """Reports the steps of a host call.
 
         Args:
             step: Steps that were done before them.
-            told: `[steps, 4]`: data loss, regularisation loss, learning rate, and more.
-            classes: `[3, num_classes]`: pixels predicted as, being and rightly
-                predicted as each class.
-            samples: Samples that the training took up to now.
+            rows: `[steps, n]`: data loss, regularisation loss, learning rate, and more.
+            classes: `[3, num_classes]`, see `count_classes`.
+            samples: Samples consumed up to now.
         """
-        self._progress.update(len(told))
-        self._watch_classes(step + len(told), classes)
-        rows = list(enumerate(told.tolist(), step + 1))
-        due = [row for row in rows if row[0] % self._config.log_steps == 0]
+        self._progress.update(len(rows))
+        self._warn_of_collapse(step + len(rows), classes)
+        numbered = enumerate(rows.tolist(), step + 1)
+        due = [row for row in numbered if row[0] % self._config.log_steps == 0]
         if not due:
             return
-        now, (before, samples_before) = time.monotonic(), self._told_at
+        now, (before, samples_before) = time.monotonic(), self._reported_at
         speed = (samples - samples_before) / max(now - before, 1e-9)
-        self._told_at = (now, samples)
+        self._reported_at = (now, samples)
         for number, row in due:
-            self._tell(number, row, speed)
+            self._log(number, row, speed)
 
-    def _tell(self, step: int, row: list[float], speed: float) -> None:
+    def _log(self, step: int, row: list[float], speed: float) -> None:
         data_loss, regularization, learning_rate, *_ = row
         self._progress.set_postfix(
             loss=f"{data_loss:.3f}", lr=f"{learning_rate:.2g}", img_per_s=f"{speed:.1f}"
@@ -174,14 +170,14 @@ class Reporter:
         }
         self._summaries.scalars(step, {f"train/{k}": v for k, v in values.items()})
 
-    def _watch_classes(self, step: int, classes) -> None:
-        """Warns when the predictions of a whole window are of one class."""
+    def _warn_of_collapse(self, step: int, classes) -> None:
+        """Warns when all predictions of a window of steps are of one class."""
         self._classes += classes
         if step - self._window_began < _WINDOW:
             return
-        found = collapsed_class(*self._classes[:2], self._info.class_names)
+        found = find_collapse(*self._classes[:2], self._info.class_names)
         if found and self._window_began:
-            self.say(f"warning: step {step}: {found}")
+            self.print(f"warning: step {step}: {found}")
         self._classes[:], self._window_began = 0, step
 
     def evaluate(
@@ -193,7 +189,7 @@ class Reporter:
             step: Steps that were done.
             model: The model as it is to be scored.
             worker: This process among those that score together.
-            total: Sums an int64 array over all workers.
+            total: Function that sums an int64 array over all workers.
         """
         validation = self._validation
         if self._scorer is None:
@@ -212,22 +208,22 @@ class Reporter:
             self._summaries.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
         # Figures are full of cycles, which Python leaves alone for many evaluations.
         gc.collect()
-        # The time of an evaluation is none of the training's.
-        self._told_at = (time.monotonic(), self._told_at[1])
-        told = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
-        told += ["the best so far"] if is_best else []
+        # The time of an evaluation does not count as training.
+        self._reported_at = (time.monotonic(), self._reported_at[1])
+        parts = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
+        parts += ["the best so far"] if is_best else []
         if "miou" in metrics and step in validation.canaries:
-            told.append(_canary(metrics["miou"], validation.canaries[step]))
-        self.say(f"step {step}: {', '.join(told)}")
+            parts.append(_compare(metrics["miou"], validation.canaries[step]))
+        self.print(f"step {step}: {', '.join(parts)}")
         return is_best
 
     def _show_classes(self, step: int, metrics: dict) -> None:
-        """Shows what became of each class, and warns when all became one."""
+        """Shows the scores of each class; warns if all predictions are of one."""
         self._summaries.evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
-        found = collapsed_class(counts.sum(0), counts.sum(1), self._info.class_names)
+        found = find_collapse(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:
-            self.say(f"warning: step {step}: {found}")
+            self.print(f"warning: step {step}: {found}")
 
     def has_evaluated(self, step: int) -> bool:
         """Whether the model was scored at a step; the same for all workers."""
@@ -239,18 +235,18 @@ class Reporter:
         return self._history.evaluations_since_best
 
     def keep_best(self) -> None:
-        """Writes the metrics of the best checkpoint, and its experiment, beside it."""
+        """Writes metrics and experiment of the best checkpoint next to it."""
         if not self._writes:
             return
-        folder = os.path.join(self._folder, resume.BEST)
+        folder = os.path.join(self._folder, BEST)
         experiment = resume.read_experiment(self._folder)
         if experiment is not None:
             resume.write_experiment(experiment, folder)
-        # The last: killed before it, a training that goes on keeps the best anew.
+        # Last: killed before it, a resumed training keeps the best anew.
         write_metrics(self._metrics, folder)
 
     def flush(self) -> None:
-        """Writes history and summaries; before a checkpoint, which counts on them.
+        """Writes history and summaries, before the checkpoint that relies on them.
 
         If that fails there is only a warning, for the checkpoint matters more.
 
@@ -260,18 +256,18 @@ class Reporter:
         if not self._writes:
             return
         verify_training_lock(self._folder)
-        with self._unwritable_is_reported():
+        with self._warn_if_unwritable():
             self._history.flush()
             self._summaries.flush()
 
     @contextlib.contextmanager
-    def _unwritable_is_reported(self) -> Iterator[None]:
+    def _warn_if_unwritable(self) -> Iterator[None]:
         """Warns instead of raising what writing a file raises."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
             reason = str(error).splitlines()[0]
-            self.say(f"warning: could not write reports to {self._folder}: {reason}")
+            self.print(f"warning: could not write reports to {self._folder}: {reason}")
 
     def finish(self) -> None:
         """Draws the curves of the complete training.
@@ -283,7 +279,7 @@ class Reporter:
             verify_training_lock(self._folder)
             draw_curves(self._history, os.path.join(self._folder, CURVES_FILE))
 
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Prints a line above the progress bar."""
         # A terminal that was closed must not keep a training from saving.
         with contextlib.suppress(OSError):
@@ -291,8 +287,8 @@ class Reporter:
                 self._progress.write(text, file=sys.stderr)
 
 
-def _canary(miou: float, expected: float) -> str:
-    """Returns how a score compares with what a preset gave at this step before."""
+def _compare(miou: float, expected: float) -> str:
+    """Compares a score with that of earlier runs of a preset at this step."""
     if miou >= expected - _CANARY_SPREAD:
         return f"as expected ({expected:.2f})"
     return (

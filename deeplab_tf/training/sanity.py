@@ -1,10 +1,9 @@
-"""Whether model, labels and loss fit together, before a long training.
+"""Checks that model, labels and loss fit together, before a long training.
 
-Two things are asked. Can the model learn a single batch by heart? Labels that no
-model can follow, a loss that counts the wrong pixels or a model that is cut off
-from its input fail here. And do the borders of the labels lie where the images
-change? A network can learn the labels of other images by heart, too; their borders
-lie anywhere.
+The model has to overfit a single batch. Labels that no model can follow, a loss that
+counts the wrong pixels or a model that is cut off from its input fail here. And the
+borders of the labels have to lie where the images change: a network can also overfit
+the labels of other images, but their borders lie anywhere.
 """
 
 import dataclasses
@@ -18,21 +17,21 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.training.trainer import Trainer
 
 _STEPS, _STEPS_AT_ONCE = 200, 10
-# Of the batch that is learned: reached by every backbone within some dozen steps,
-# while labels scattered at random stay below a mean IoU of 0.3.
+# Of the batch: reached by every backbone within some dozen steps, while labels
+# scattered at random stay below a mean IoU of 0.3.
 _MIOU, _ACCURACY = 0.5, 0.9
-# Crops whose borders are looked at, and standard errors that are no chance.
+# Crops whose borders are examined, and standard errors that are significant.
 _CROPS, _SIGNIFICANT = 64, 4.0
 _FEWEST_CROPS, _FEWEST_PIXELS = 10, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What came out.
+    """The result of a check.
 
     Attributes:
         fits: Whether everything fits together.
-        lines: Why, a sentence each.
+        lines: The reasons, a sentence each.
     """
 
     fits: bool
@@ -43,7 +42,7 @@ class Verdict:
 
 
 def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> Verdict:
-    """Returns whether model, labels and loss fit together; the model is trained.
+    """Checks that model, labels and loss fit together; trains the model.
 
     Args:
         model: A model of `build_model`, with the weights that training begins with.
@@ -51,25 +50,25 @@ def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> 
             it; the optimiser is Adam, so that no learning rate is under test.
         dataset: Training batches.
     """
-    learned = _overfit(model, config, dataset)
-    lying = labels_lie_on_images(dataset, config.ignore_label)
-    return Verdict(learned.fits and lying.fits, learned.lines + lying.lines)
+    overfit = _overfit(model, config, dataset)
+    borders = check_borders(dataset, config.ignore_label)
+    return Verdict(overfit.fits and borders.fits, overfit.lines + borders.lines)
 
 
 def _overfit(model, config: TrainConfig, dataset) -> Verdict:
-    """Returns whether a model can learn the first batch by heart."""
+    """Checks that a model can overfit the first batch."""
     adam = {"optimizer": "adam", "adam_learning_rate": 1e-3, "weight_decay": 0.0}
     alone = {"train_logdir": None, "training_number_of_steps": _STEPS, "ema_decay": 0.0}
     trainer = Trainer(model, dataclasses.replace(config, **adam, **alone))
     batch = trainer.iterate(dataset.take(1).cache().repeat())
     for _ in range(0, _STEPS, _STEPS_AT_ONCE):
-        told, counts = trainer.train_steps(batch, _STEPS_AT_ONCE)
+        rows, counts = trainer.train_steps(batch, _STEPS_AT_ONCE)
         miou, accuracy = _scores(counts)
         fits = miou >= _MIOU and accuracy >= _ACCURACY
-        if fits or len(told) < _STEPS_AT_ONCE:
+        if fits or len(rows) < _STEPS_AT_ONCE:
             break
     line = (
-        f"one batch: loss {told[-1, 0]:.3f}, mIoU {miou:.3f} and pixel accuracy "
+        f"one batch: loss {rows[-1, 0]:.3f}, mIoU {miou:.3f} and pixel accuracy "
         f"{accuracy:.3f} after {trainer.step} steps"
     )
     if not fits:
@@ -90,8 +89,8 @@ def _scores(counts: np.ndarray) -> tuple[float, float]:
     return float(np.mean(right[present] / union[present])), right.sum() / truth.sum()
 
 
-def labels_lie_on_images(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
-    """Returns whether images change where their labels do.
+def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
+    """Checks that images change where their labels do.
 
     The strength of an image's edges is compared along the borders of its own label
     and along those of other images' labels.
@@ -129,9 +128,9 @@ def labels_lie_on_images(dataset: tf.data.Dataset, ignore_label: int) -> Verdict
 def _crops(dataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first images `[n, h, w, channels]` and labels `[n, h, w]`."""
     images, labels = [], []
-    for some, of_some in dataset:
-        images += list(some.numpy())
-        labels += list(of_some.numpy()[..., 0])
+    for image_batch, label_batch in dataset:
+        images += list(image_batch.numpy())
+        labels += list(label_batch.numpy()[..., 0])
         if len(images) >= _CROPS:
             break
     return np.stack(images[:_CROPS]), np.stack(labels[:_CROPS])

@@ -1,9 +1,9 @@
-"""What TensorBoard shows of a training: curves, scores and pictures.
+"""Event files for TensorBoard: curves, scores and images of a training.
 
-Written by TensorFlow alone: `tf.summary.scalar` and `.image` would need the package
-tensorboard, which is wanted only where someone looks.
+By `tf.summary.write`; `tf.summary.scalar` and `.image` need the package tensorboard.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.visualize import confusion_picture, panel, png_bytes
 
-# What each of TensorBoard's plugins calls the kind of its data.
+# The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
 # So that the file is written every two minutes (TensorFlow's default), not whenever
 # ten values wait: on gs:// it is written from its beginning every time.
@@ -25,24 +25,27 @@ class Summaries:
     """Writes event files.
 
     Args:
-        folder: Where to; None writes nothing.
+        folder: Where to write; None writes nothing.
         info: Names and colours of the classes; None numbers them.
     """
 
     def __init__(self, folder: str | None, info: DatasetInfo | None):
         self._info = info
         self._writer = None
+        self._stack = contextlib.ExitStack()
         if folder is not None:
             # Of this kind the handle is public.
             self._writer = tf.summary.create_file_writer(
                 folder, max_queue=_QUEUE, experimental_trackable=True
             )
+            # Entered once, because leaving it flushes.
+            self._stack.enter_context(self._writer.as_default())
 
     def restart(self, step: int) -> None:
-        """Marks the begin of a training; what follows replaces all of later steps.
+        """Marks the start of a training, which replaces values of later steps.
 
         To be called before anything is written, by a new training too: TensorBoard
-        takes the first mark of a folder for its begin.
+        takes the first mark of a folder for its start.
 
         Args:
             step: Steps that were done before: 0, or those of the checkpoint.
@@ -50,7 +53,7 @@ class Summaries:
         if self._writer is None:
             return
         session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        # TensorBoard drops all from the step of the mark on.
+        # `tf.summary` has no marks. TensorBoard drops all from this step on.
         event = tf.compat.v1.Event(
             wall_time=time.time(), step=step + 1, session_log=session
         )
@@ -96,12 +99,13 @@ class Summaries:
             self._image(step, f"eval/example_{i}", picture)
 
     def flush(self) -> None:
-        """Has everything written by now."""
+        """Writes everything that was added."""
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
         """Writes the rest; nothing can be added afterwards."""
+        self._stack.close()
         if self._writer is not None:
             self._writer.close()
 
@@ -116,12 +120,4 @@ class Summaries:
         metadata = tf.compat.v1.SummaryMetadata(
             plugin_data={"plugin_name": plugin}, data_class=_DATA_CLASSES[plugin]
         )
-        # What `tf.summary.write` does, but for its context, which flushes at its end.
-        with tf.device("cpu:0"):
-            tf.raw_ops.WriteSummary(
-                writer=self._writer.resource_handle,
-                step=step,
-                tensor=value,
-                tag=tag,
-                summary_metadata=metadata.SerializeToString(),
-            )
+        tf.summary.write(tag, value, step, metadata)

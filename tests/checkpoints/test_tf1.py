@@ -17,7 +17,7 @@ from deeplab_tf.checkpoints.tf1 import (
     resolve,
 )
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.training.resume import TrainingState
+from deeplab_tf.training.state import TrainingState
 
 
 def write_checkpoint(prefix, arrays):

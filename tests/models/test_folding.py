@@ -10,7 +10,7 @@ from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.folding import folded
 from deeplab_tf.models.normalization import BatchNormalization
-from deeplab_tf.models.recomputation import recomputed
+from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import batch_normalizations, leaf_layers
 
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "preprocess")
@@ -116,7 +116,7 @@ def test_scales_that_share_their_layers_still_do():
 
 
 def test_recomputation_is_undone(small):
-    recomputing = recomputed(small)
+    recomputing = recompute_backbone(small)
     recomputing.model_config = small.model_config
     other = folded(recomputing)
     assert isinstance(other.get_layer("backbone"), keras.Model)

@@ -9,7 +9,7 @@ from golden_case import value
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.pointwise import PointwiseProduct, with_products
-from deeplab_tf.models.recomputation import recomputed
+from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import official_variables
 
 
@@ -48,7 +48,7 @@ def outcome(network, images):
     ("variant", "wrap"),
     [
         ("mobilenet_v2", lambda network: network),
-        ("mobilenet_v2", recomputed),
+        ("mobilenet_v2", recompute_backbone),
         ("xception_41", lambda network: network),
         ("resnet_v1_50", lambda network: network),
     ],

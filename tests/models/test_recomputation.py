@@ -19,7 +19,7 @@ from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConf
 from deeplab_tf.errors import UserError
 from deeplab_tf.models import backbones
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.recomputation import cuts, recomputed
+from deeplab_tf.models.recomputation import find_cuts, recompute_backbone
 from deeplab_tf.models.variables import (
     batch_normalizations,
     dropout_seeds,
@@ -77,7 +77,7 @@ def outcome(model, network, training=True, **options):
 def outcomes(config=CONFIG, inner=lambda model: model, frozen=False, **options):
     """Returns the outcome of a step as it is, and with recomputation."""
     results = []
-    for wrap in (lambda network: network, recomputed):
+    for wrap in (lambda network: network, recompute_backbone):
         model = filled_model(config, frozen)
         results.append(outcome(model, wrap(inner(model)), **options))
     return results
@@ -116,7 +116,7 @@ def test_cuts_keep_as_little_as_the_largest_segment_allows():
     image = x = keras.Input((4, 4, 3))
     for i in range(9):
         x = dense(3, f"layer_{i}")(x)
-    assert cuts(keras.Model(image, x)) == (3, 6, 9)
+    assert find_cuts(keras.Model(image, x)) == (3, 6, 9)
 
 
 def test_cuts_avoid_wide_tensors():
@@ -124,7 +124,7 @@ def test_cuts_avoid_wide_tensors():
     image = x = keras.Input((4, 4, 1))
     for i, units in enumerate((10, 10, 10, 1, 10, 10, 10)):
         x = dense(units, f"layer_{i}")(x)
-    assert cuts(keras.Model(image, x)) == (4, 7)
+    assert find_cuts(keras.Model(image, x)) == (4, 7)
 
 
 def test_cuts_go_past_a_shortcut():
@@ -135,7 +135,7 @@ def test_cuts_go_past_a_shortcut():
         x = dense(4, f"layer_{i}")(x)
     x = dense(1, "last")(x)
     model = keras.Model(image, keras.layers.Add()([source, x]))
-    inside = [cut for cut in cuts(model) if 1 < cut < 17]
+    inside = [cut for cut in find_cuts(model) if 1 < cut < 17]
     assert len(inside) >= 2
 
 
@@ -205,7 +205,7 @@ def test_dropout_in_a_backbone_is_drawn_once(monkeypatch):
 
 def test_variables_and_layers_stay_the_models_own():
     model = filled_model(CONFIG)
-    network = recomputed(model)
+    network = recompute_backbone(model)
     assert [id(v) for v in network.variables] == [id(v) for v in model.variables]
     assert model.get_layer("logits").output.shape == (None, None, None, 5)
 
@@ -215,7 +215,7 @@ def test_variables_of_others_are_left_alone():
         raise AssertionError("a variable of another model is given a value")
 
     def recompute_beside_another():
-        network = recomputed(filled_model(CONFIG))
+        network = recompute_backbone(filled_model(CONFIG))
         with keras.StatelessScope(initialize_variables=False):
             waiting = keras.layers.Dense(3, kernel_initializer=refuse)
             waiting.build((None, 2))
@@ -234,16 +234,16 @@ def test_variables_of_others_are_left_alone():
 
 def test_a_model_without_a_backbone_is_refused(color_model):
     with pytest.raises(UserError, match='"backbone"; received'):
-        recomputed(color_model)
+        recompute_backbone(color_model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_backbone_is_cut_and_gives_the_same(backbone):
     model = filled_model(ModelConfig(backbone, **HEADS))
-    assert len(cuts(model.get_layer("backbone"))) >= 4
+    assert len(find_cuts(model.get_layer("backbone"))) >= 4
     x = images()
-    np.testing.assert_array_equal(recomputed(model)(x), model(x))
+    np.testing.assert_array_equal(recompute_backbone(model)(x), model(x))
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def steps_on_two_replicas():
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     results = []
-    for wrap in (lambda network: network, recomputed):
+    for wrap in (lambda network: network, recompute_backbone):
         with strategy.scope():
             model = filled_model(CONFIG)
         assert len(model.trainable_variables[0].value.values) == 2
@@ -316,7 +316,7 @@ from golden_case import value
 
 import deeplab_tf
 from deeplab_tf.config import ContextConfig, DecoderConfig
-from deeplab_tf.models.recomputation import recomputed
+from deeplab_tf.models.recomputation import recompute_backbone
 
 model = deeplab_tf.build_model(
     deeplab_tf.ModelConfig(
@@ -330,7 +330,7 @@ images = np.random.RandomState(0).uniform(0, 255, (2, 33, 33, 3)).astype("float3
 learned = [v.value for v in model.trainable_variables]
 state = [v.value for v in model.non_trainable_variables]
 results = []
-for network in (model, recomputed(model)):
+for network in (model, recompute_backbone(model)):
 
     def loss(learned):
         logits, after = network.stateless_call(learned, state, images, training=True)

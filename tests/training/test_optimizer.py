@@ -127,10 +127,12 @@ def test_adam_ignores_the_schedule():
     assert isinstance(optimizer, keras.optimizers.Adam)
     assert float(optimizer.learning_rate) == 0.5
     assert optimizer.epsilon == 0.25
-    optimizer.build([keras.Variable([1.0, 2.0, 3.0])])
+    optimizer.apply([tf.constant([1.0, 2.0])], [keras.Variable([1.0, 2.0])])
     found = slots(optimizer, ["a"])
+    # The averages of gradients and of their squares: 0.1 g and 0.001 g^2.
     assert list(found) == ["a/Adam", "a/Adam_1"]
-    assert {v.shape for v in found.values()} == {(3,)}
+    np.testing.assert_allclose(found["a/Adam"], [0.1, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(found["a/Adam_1"], [0.001, 0.004], rtol=1e-5)
 
 
 def test_adamw_decays_kernels_beside_the_gradient():

@@ -35,7 +35,7 @@ def scattered(images, labels):
 
 
 def test_borders_of_real_labels_lie_on_their_images(voc_records):
-    verdict = sanity.labels_lie_on_images(crops(voc_records), 255)
+    verdict = sanity.check_borders(crops(voc_records), 255)
     assert verdict.fits, verdict
 
 
@@ -44,7 +44,7 @@ def test_borders_of_real_labels_lie_on_their_images(voc_records):
 def test_borders_of_shuffled_labels_do_not(shuffled, seed, voc_records):
     tf.keras.utils.set_random_seed(seed)
     data = crops(voc_records).skip(8 * seed).map(shuffled)
-    verdict = sanity.labels_lie_on_images(data, 255)
+    verdict = sanity.check_borders(data, 255)
     assert not verdict.fits, verdict
     assert "the labels seem to be of other images" in str(verdict)
 
@@ -55,7 +55,7 @@ def test_too_few_borders_give_no_verdict():
         np.zeros((4, 9, 9, 1), np.uint8),
     )
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    verdict = sanity.labels_lie_on_images(data, 255)
+    verdict = sanity.check_borders(data, 255)
     assert verdict.fits
     assert "only 0 of 64 crops have some; no verdict" in str(verdict)
 

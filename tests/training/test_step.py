@@ -1,4 +1,4 @@
-"""What a training step may be told: parts, mining, averages, scales, half precision."""
+"""Options of a training step: parts, mining, averages, scales, half precision."""
 
 import dataclasses
 
@@ -23,8 +23,9 @@ from deeplab_tf import (
 from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.models.variables import dropout_seeds, official_variables
 from deeplab_tf.training import distribution
+from deeplab_tf.training.averages import MovingAverages
 from deeplab_tf.training.batch_norm import set_batch_norm
-from deeplab_tf.training.loss_scaling import LossScale
+from deeplab_tf.training.half_precision import LossScale
 from deeplab_tf.training.losses import segmentation_loss, shrink_labels
 from deeplab_tf.training.optimizer import build, make_optimizer
 from deeplab_tf.training.step import TrainStep, training_outputs
@@ -76,14 +77,20 @@ def stream(count, images=2):
     return tf.data.Dataset.from_tensors(batch(images)).repeat(count)
 
 
-def step_of(model, **options):
+def step_of(model, parts=1, **options):
     """Returns the step of a model alone, with frozen batch normalisation."""
-    config = TrainConfig(**{**FROZEN, **options})
+    config = TrainConfig(accumulate_steps=parts, **{**FROZEN, **options})
     set_batch_norm(model, config.normalization, 1)
     trained = {n: v for n, v in official_variables(model).items() if v.trainable}
     optimizer = make_optimizer(config)
     build(optimizer, trained)
-    return TrainStep(model, config, training_outputs(model), optimizer, {})
+    return TrainStep(
+        model,
+        config,
+        training_outputs(model),
+        optimizer,
+        MovingAverages(model, 0.0),
+    )
 
 
 def trained(model, count=2, images=8, **options):
@@ -100,14 +107,14 @@ def assert_close(ones, others, rtol=1e-5, atol=1e-6):
         )
 
 
-# ---- What is told of the classes
+# ---- Counts of classes
 
 
 @pytest.mark.parametrize("upsample", [True, False])
 def test_classes_are_counted_on_the_grid_of_the_logits(upsample):
     images, labels = batch()
-    model = lively_model()
-    _, told = step_of(model, upsample_logits=upsample).gradients(images, labels)
+    model = toy_model()
+    _, told = step_of(model, upsample_logits=upsample).compute_gradients(images, labels)
     logits = model.get_layer("logits").output
     logits = keras.Model(model.input, logits)(images).numpy()
     height, width = logits.shape[1:3]
@@ -135,11 +142,9 @@ def test_the_parts_of_a_batch_add_up_to_it(options):
     counts = np.sum(labels.reshape(4, -1) != 255, axis=1)
     assert len(set(counts)) == 4
     assert not counts[2]
-    model = lively_model()
-    whole, told = step_of(model, **options).gradients(images, labels)
-    parts, told_of_parts = step_of(model, accumulate_steps=4, **options).gradients(
-        images, labels
-    )
+    step, in_parts = (step_of(toy_model(), n, **options) for n in (1, 4))
+    whole, told = step.compute_gradients(images, labels)
+    parts, told_of_parts = in_parts.compute_gradients(images, labels)
     for name, expected in told.items():
         np.testing.assert_allclose(told_of_parts[name], expected, rtol=1e-5)
     largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole)
@@ -182,13 +187,13 @@ def test_each_part_picks_its_own_hard_pixels(parts, ramp, share, weights):
     model = toy_model()
     step = step_of(
         model,
-        accumulate_steps=parts,
+        parts,
         top_k_percent_pixels=0.25,
         hard_example_mining_step=ramp,
         label_weights=weights,
     )
     step._optimizer.iterations.assign(5)
-    _, told = step.gradients(images, labels)
+    _, told = step.compute_gradients(images, labels)
     # The mean over the parts; each is divided by its hard pixels that have a loss.
     expected = 0.0
     for row in entropies(model, images, labels, weights).reshape(parts, -1):
@@ -258,8 +263,10 @@ def test_without_averages_the_weights_are_their_own():
 # ---- Image pyramids
 
 
-@pytest.mark.parametrize("upsample", [True, False])
-@pytest.mark.parametrize(("scales", "cells"), [((0.5, 1.0), 3), ((1.0, 2.0), 5)])
+@pytest.mark.parametrize(
+    ("upsample", "scales", "cells"),
+    [(True, (0.5, 1.0), 3), (False, (1.0, 2.0), 5)],
+)
 def test_every_scale_of_a_pyramid_has_a_loss(upsample, scales, cells):
     images, labels = batch(2)
     single = lively_model()
@@ -276,7 +283,7 @@ def test_every_scale_of_a_pyramid_has_a_loss(upsample, scales, cells):
     expected = sum(float(segmentation_loss(truth, x)) for x in seen)
     pyramid = lively_model(dataclasses.replace(NARROW, image_pyramid=scales))
     step = step_of(pyramid, upsample_logits=upsample)
-    _, told = step.gradients(images, labels)
+    _, told = step.compute_gradients(images, labels)
     assert float(told["data_loss"]) == pytest.approx(expected, rel=1e-5)
     assert expected > 2.5 * float(segmentation_loss(truth, seen[-1]))
 
@@ -287,12 +294,12 @@ def test_every_scale_of_a_pyramid_has_a_loss(upsample, scales, cells):
 def test_adamw_has_no_l2_in_loss_or_gradient():
     images, labels = batch(2)
     step = step_of(toy_model(), optimizer="adamw", weight_decay=0.1)
-    gradients, told = step.gradients(images, np.full_like(labels, 255))
+    gradients, told = step.compute_gradients(images, np.full_like(labels, 255))
     assert told["regularization_loss"] == 0.0
     assert not any(np.any(gradient) for gradient in gradients)
     # With another optimiser there are both.
     step = step_of(toy_model(), weight_decay=0.1)
-    gradients, told = step.gradients(images, np.full_like(labels, 255))
+    gradients, told = step.compute_gradients(images, np.full_like(labels, 255))
     assert told["regularization_loss"] > 0.0
     assert any(np.any(gradient) for gradient in gradients)
 
@@ -302,29 +309,36 @@ def test_adamw_has_no_l2_in_loss_or_gradient():
 
 def test_the_scale_of_the_loss_is_undone_in_the_gradients():
     images, labels = batch(2)
-    step = step_of(toy_model(), weight_decay=0.1, accumulate_steps=2)
-    gradients, told = step.gradients(images, labels)
-    scaled, told_of_scaled = step.gradients(images, labels, tf.constant(1024.0))
+    step = step_of(toy_model(), 2, weight_decay=0.1)
+    gradients, told = step.compute_gradients(images, labels)
+    scaled, told_of_scaled = step.compute_gradients(images, labels, tf.constant(1024.0))
     assert float(told_of_scaled["data_loss"]) == float(told["data_loss"])
     for one, other in zip(scaled, gradients, strict=True):
         # A power of two changes no digit.
         np.testing.assert_array_equal(one, other)
 
 
+def gradients_of_a_network(loss_scale=None):
+    step = step_of(lively_model())
+    found, _ = step.compute_gradients(*batch(2), loss_scale)
+    return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """The gradients in float32."""
+    return gradients_of_a_network()
+
+
 @pytest.mark.parametrize(
-    ("policy", "tolerance"), [("mixed_float16", 0.005), ("mixed_bfloat16", 0.05)]
+    ("policy", "loss_scale", "tolerance"),
+    [("mixed_float16", 2.0**15, 0.005), ("mixed_bfloat16", None, 0.05)],
 )
 def test_gradients_in_half_precision_are_about_the_exact_ones(
-    policy, tolerance, precision
+    policy, loss_scale, tolerance, exact, precision
 ):
-    def gradients(loss_scale=None):
-        step = step_of(lively_model())
-        found, _ = step.gradients(*batch(2), loss_scale)
-        return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
-
-    exact = gradients()
     precision(policy)
-    half = gradients(2.0**15 if policy == "mixed_float16" else None)
+    half = gradients_of_a_network(loss_scale)
     for name, gradient in exact.items():
         if name.startswith(("concat_projection", "logits")):
             error = np.linalg.norm(half[name] - gradient)
@@ -356,7 +370,9 @@ def test_a_training_in_half_precision_learns(policy, precision):
 def state_of(trainer):
     """Returns what an optimiser step changes, by name."""
     slots = {f"slot {i}": v.numpy() for i, v in enumerate(trainer.optimizer.variables)}
-    averages = {f"average {n}": v.numpy() for n, v in trainer._averages.items()}
+    averages = {
+        f"average {n}": v.numpy() for n, v in trainer._averages.variables.items()
+    }
     return tf1_variables(trainer.model) | slots | averages
 
 
@@ -378,7 +394,7 @@ def test_gradients_that_no_scale_helps_end_the_training(precision):
 def test_a_step_that_overflows_is_left_out(precision):
     precision("mixed_float16")
     trainer, _ = trained(toy_model(), count=1, images=2, ema_decay=0.5, **FROZEN)
-    scale = trainer._loss_scale.variables["scale"]
+    scale = trainer._half.scale.variables["scale"]
     assert scale.numpy() == 2.0**15
     scale.assign(2.0**120)
     before = state_of(trainer)
@@ -420,11 +436,11 @@ def test_the_scale_of_the_loss_is_saved(precision, tmp_path):
     precision("mixed_float16")
     config = TrainConfig(training_number_of_steps=3, train_logdir=str(tmp_path))
     trainer = Trainer(toy_model(), config)
-    trainer._loss_scale.variables["scale"].assign(2.0**10)
+    trainer._half.scale.variables["scale"].assign(2.0**10)
     trainer.train(stream(3))
     again = Trainer(toy_model(), config)
     assert again.restore_latest()
-    found = {n: float(v.numpy()) for n, v in again._loss_scale.variables.items()}
+    found = {n: float(v.numpy()) for n, v in again._half.scale.variables.items()}
     assert found == {"scale": 2.0**10, "steps": 3.0}
 
 
@@ -434,12 +450,12 @@ def test_steps_that_are_left_out_save_nothing(precision, tmp_path):
         training_number_of_steps=2, save_interval_steps=1, train_logdir=str(tmp_path)
     )
     trainer = Trainer(toy_model(), config)
-    trainer._loss_scale.variables["scale"].assign(2.0**120)
+    trainer._half.scale.variables["scale"].assign(2.0**120)
     with pytest.raises(UserError, match="dataset ended after 0 steps"):
         trainer.train(stream(1))
     assert trainer.samples == 2
     assert not list(tmp_path.glob("model.ckpt-*"))
-    trainer._loss_scale.variables["scale"].assign(2.0**10)
+    trainer._half.scale.variables["scale"].assign(2.0**10)
     trainer.train(stream(2))
     assert {path.stem for path in tmp_path.glob("*.index")} == {
         "model.ckpt-1",
@@ -473,10 +489,11 @@ def test_recomputation_changes_no_result(eagerly):
 )
 def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatch):
     monkeypatch.setattr(distribution, "uses_gpu", lambda: gpu)
-    model = lively_model()
+    model = toy_model()
     trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
     shapes = tf.TensorSpec((2, 33, 33, 3)), tf.TensorSpec((2, 33, 33), tf.uint8)
-    graph = tf.function(trainer._step.whole).get_concrete_function(*shapes).graph
+    step = trainer._step if trainer.compiles else tf.function(trainer._step)
+    graph = step.get_concrete_function(*shapes).graph
     operations = [op.type for op in graph.get_operations()]
     kinds = ("Conv2D", "Conv2DBackpropFilter")
     found = [operations.count(kind) for kind in kinds]
@@ -515,7 +532,7 @@ def test_the_whole_step_compiles(backbone, policy, precision):
     model = build_model(config, image_size=(65, 65), batch_size=2)
     trainer = Trainer(model, TrainConfig(jit="on"))
     shapes = tf.TensorSpec((2, 65, 65, 3)), tf.TensorSpec((2, 65, 65), tf.uint8)
-    compiled = trainer._whole_step.experimental_get_compiler_ir(*shapes)
+    compiled = trainer._step.experimental_get_compiler_ir(*shapes)
     text = compiled(stage="optimized_hlo")
     assert "ENTRY" in text
     assert ("bf16[" in text) == (policy == "mixed_bfloat16")

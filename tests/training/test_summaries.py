@@ -108,23 +108,17 @@ def test_pictures_of_an_evaluation(info, tmp_path):
             np.testing.assert_array_equal(shown, expected)
 
 
-def test_a_restart_drops_what_came_after_its_checkpoint(tmp_path):
+@pytest.mark.parametrize(("step", "mark"), [(0, 1), (40, 41)])
+def test_a_training_marks_its_start(step, mark, tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
-    summaries.restart(40)
+    summaries.restart(step)
     summaries.scalars(50, {"train/data_loss": 2.5})
     summaries.close()
     version, start, _ = events(tmp_path)
     assert version.file_version == "brain.Event:2"
     # TensorBoard drops the step of the mark too, and 40 is in the checkpoint.
-    assert (start.session_log.status, start.step) == (START, 41)
+    assert (start.session_log.status, start.step) == (START, mark)
     assert abs(start.wall_time - version.wall_time) < 60
-
-
-def test_a_new_training_marks_its_begin(tmp_path):
-    summaries = Summaries(str(tmp_path), INFO)
-    summaries.restart(0)
-    summaries.close()
-    assert events(tmp_path)[1].session_log.status == START
 
 
 def test_flushed_values_can_be_seen_while_the_training_goes_on(tmp_path):

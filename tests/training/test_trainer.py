@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_case import GoldenCase, value
-from toy_model import toy_model
+from golden_case import GoldenCase
+from toy_model import NUM_CLASSES, toy_model
 
 import deeplab_tf
 from deeplab_tf import (
@@ -34,6 +34,8 @@ from deeplab_tf.files.lock_file import Owner
 from deeplab_tf.files.locks import TRAINING_LOCK
 from deeplab_tf.models.normalization import normalize_batch
 from deeplab_tf.models.variables import batch_normalizations, official_variables
+from deeplab_tf.training import summaries
+from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import History
 from deeplab_tf.training.interruption import Interrupted
 from deeplab_tf.training.losses import (
@@ -137,15 +139,7 @@ def test_variables_after_three_steps_equal_the_official_ones(golden_run):
         assert np.mean(array) == pytest.approx(mean, abs=5e-5 * rms), name
 
 
-def lively_model(config=NARROW):
-    """Returns a model whose every weight matters, unlike a fresh one's."""
-    model = build_model(config)
-    shapes = {name: a.shape for name, a in tf1_variables(model).items()}
-    load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
-    return model
-
-
-def batch(count=2, num_classes=21):
+def batch(count=2, num_classes=NUM_CLASSES):
     random = np.random.RandomState(0)
     images = random.uniform(0, 255, (count, 33, 33, 3)).astype("float32")
     return images, random.randint(0, num_classes, (count, 33, 33, 1), np.uint8)
@@ -160,7 +154,7 @@ def eagerly():
 
 
 def test_a_frozen_batch_norm_still_trains_gamma_and_beta(eagerly):
-    model = lively_model()
+    model = toy_model()
     before = tf1_variables(model)
     config = TrainConfig(fine_tune_batch_norm=False, base_learning_rate=0.1)
     Trainer(model, config).train_step(*batch())
@@ -170,27 +164,26 @@ def test_a_frozen_batch_norm_still_trains_gamma_and_beta(eagerly):
 
 
 def test_the_loss_may_be_taken_at_the_size_of_the_logits(eagerly):
-    context = dataclasses.replace(NARROW.context, dropout=0.0)
-    model = lively_model(dataclasses.replace(NARROW, context=context))
+    model = toy_model()
     images, labels = batch()
     logits = keras.Model(model.input, model.get_layer("logits").output)(images)
-    # At output stride 16, 33 pixels are 3 cells, at pixels 0, 16 and 32.
-    expected = float(segmentation_loss(labels[:, ::16, ::16], logits))
+    # At output stride 8, 33 pixels are 5 cells, at pixels 0, 8, 16, 24 and 32.
+    expected = float(segmentation_loss(labels[:, ::8, ::8], logits))
     config = TrainConfig(
         upsample_logits=False, fine_tune_batch_norm=False, base_learning_rate=0.5
     )
-    before = tf1_variables(model)["logits/semantic/biases"]
+    before = tf1_variables(model)["logits/biases"]
     result = Trainer(model, config).train_step(images, labels)
     assert result["data_loss"] == pytest.approx(expected, rel=1e-5)
     # The gradient of a bias is the mean of softmax - one_hot, and counts twice.
     shares = tf.reduce_mean(tf.nn.softmax(logits), (0, 1, 2))
-    truth = np.bincount(labels[:, ::16, ::16].ravel(), minlength=21) / 18
-    after = tf1_variables(model)["logits/semantic/biases"]
+    truth = np.bincount(labels[:, ::8, ::8].ravel(), minlength=NUM_CLASSES) / 50
+    after = tf1_variables(model)["logits/biases"]
     np.testing.assert_allclose(after, before - 0.5 * 2 * (shares - truth), rtol=1e-4)
 
 
 def test_decay_alone_shrinks_kernels_and_multipliers_apply_to_it(eagerly):
-    model = lively_model()
+    model = toy_model()
     before = tf1_variables(model)
     config = TrainConfig(
         base_learning_rate=0.5,
@@ -210,12 +203,12 @@ def test_decay_alone_shrinks_kernels_and_multipliers_apply_to_it(eagerly):
         # Pixels that are ignored have no gradient: w - 0.5 * 0.1 w, ten times that
         # for the logits.
         shrunk = 0.95 if name.endswith("/weights") else 1.0
-        shrunk = 0.5 if name == "logits/semantic/weights" else shrunk
+        shrunk = 0.5 if name == "logits/weights" else shrunk
         np.testing.assert_allclose(array, shrunk * before[name], rtol=1e-6)
 
 
 def test_broken_trainings_stop_with_a_reason():
-    trainer = Trainer(build_model(NARROW), TrainConfig(training_number_of_steps=3))
+    trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=3))
     images, labels = batch()
     with pytest.raises(UserError, match="dataset ended after 1 steps"):
         trainer.train([(images, labels)])
@@ -226,15 +219,14 @@ def test_broken_trainings_stop_with_a_reason():
         trainer.train(
             [(images * np.nan, labels)], name_samples=lambda *args: f"{args}"[1:-1]
         )
-    message = r"^the model holds values that are not finite \(first: MobilenetV2/"
+    message = r"^the model holds values that are not finite \(first: conv/"
     with pytest.raises(UserError, match=message):
         trainer.train([(images, labels)])
 
 
 def test_label_weights_need_one_per_class():
-    model = build_model(NARROW)
-    with pytest.raises(UserError, match="each of 21 classes; received 2"):
-        Trainer(model, TrainConfig(label_weights=(1.0, 2.0)))
+    with pytest.raises(UserError, match="each of 5 classes; received 2"):
+        Trainer(toy_model(), TrainConfig(label_weights=(1.0, 2.0)))
 
 
 def train(folder, records):
@@ -245,8 +237,7 @@ def train(folder, records):
         base_learning_rate=0.1,
         save_interval_steps=2,
     )
-    tf.keras.utils.set_random_seed(1)
-    trainer = Trainer(build_model(NARROW), config)
+    trainer = Trainer(toy_model(dropout=0.5), config)
     restored = trainer.restore_latest()
     data = DataConfig(dataset_dir=records, crop_size=(33, 33), batch_size=2)
     trainer.train(load_dataset(data, "train", training=True, start=trainer.samples))
@@ -290,16 +281,16 @@ def test_keys_of_a_checkpoint_are_official_names(interrupted):
         "step",
         "samples",
         "format_version",
-        "seeds/concat_projection_dropout",
+        "seeds/dropout",
     } <= keys
 
 
 @pytest.mark.parametrize(
     ("model", "train"),
     [
-        (dataclasses.replace(NARROW, depth_multiplier=0.2), {}),
-        (dataclasses.replace(NARROW, num_classes=5), {}),
-        (NARROW, {"optimizer": "adam"}),
+        (lambda: build_model(NARROW), {}),
+        (lambda: toy_model(num_classes=NUM_CLASSES + 1), {}),
+        (toy_model, {"optimizer": "adam"}),
     ],
 )
 def test_the_folder_of_another_training_is_refused_in_one_line(
@@ -308,7 +299,7 @@ def test_the_folder_of_another_training_is_refused_in_one_line(
     folder, _ = interrupted
     config = TrainConfig(train_logdir=str(folder), **train)
     with pytest.raises(UserError, match=r"cannot be resumed by this") as error:
-        Trainer(build_model(model), config).restore_latest()
+        Trainer(model(), config).restore_latest()
     assert "\n" not in str(error.value)
 
 
@@ -317,7 +308,7 @@ def test_the_folder_of_another_training_is_refused_in_one_line(
     [("float32", 2e-5), ("bfloat16", 2**-8), ("float16", 2**-11)],
 )
 def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one(dtype, rounding):
-    model = build_model(NARROW)
+    model = toy_model()
     Trainer(model, TrainConfig())
     (fused,) = {layer.normalize_batch for layer in batch_normalizations(model)}
     assert fused is not normalize_batch
@@ -360,6 +351,14 @@ def scripted(model, images, right, canaries=None):
     return Validation(dataset, canaries=canaries or {})
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Replaces the drawings of an evaluation, which are slow, by a black pixel."""
+    for name in ("confusion_picture", "panel"):
+        black = np.zeros((1, 1, 3), np.uint8)
+        monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
+
+
 def test_what_was_to_be_expected_is_told(capsys):
     model = toy_model()
     config = TrainConfig(
@@ -368,7 +367,7 @@ def test_what_was_to_be_expected_is_told(capsys):
         fine_tune_batch_norm=False,
         eval_interval_steps=2,
     )
-    images, labels = batch(num_classes=5)
+    images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
     # All is right, and all is wrong.
     validation = scripted(model, images, [1.0, 0.0, 1.0], {2: 0.9, 4: 0.5})
@@ -379,7 +378,9 @@ def test_what_was_to_be_expected_is_told(capsys):
     assert third == "step 6: mIoU 1.0000"
 
 
-def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
+def test_the_best_is_kept_and_a_training_without_progress_ends(
+    quick_pictures, tmp_path
+):
     model = toy_model()
     config = TrainConfig(
         train_logdir=str(tmp_path),
@@ -390,7 +391,7 @@ def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
         eval_interval_steps=2,
         early_stop_evals=3,
     )
-    images, labels = batch(num_classes=5)
+    images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
     # The best is the second; a value met again is no progress.
     validation = scripted(model, images, [0.5, 0.8, 0.7, 0.8, 0.2, 0.9])
@@ -428,13 +429,31 @@ def test_the_best_is_kept_and_a_training_without_progress_ends(tmp_path):
     assert tf.train.latest_checkpoint(str(best)) == str(best / "model.ckpt-14")
 
 
+@pytest.mark.parametrize(("ema_decay", "count"), [(0.0, 2), (0.5, 4)])
+def test_workers_are_scored_with_the_statistics_of_the_first(
+    ema_decay, count, monkeypatch
+):
+    config = TrainConfig(
+        training_number_of_steps=1, eval_interval_steps=1, ema_decay=ema_decay
+    )
+    trainer = Trainer(toy_model(), config)
+    trainer.worker, copied = Worker(0, 2), []
+    monkeypatch.setattr(trainer._replicas, "copy_from_chief", copied.extend)
+    images, labels = batch()
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    trainer.train(data, scripted(trainer.model, images, [1.0]))
+    # Mean and variance of the only normalisation, and their averages.
+    assert [variable.shape for variable in copied] == count * [(8,)]
+
+
 def test_predictions_of_one_class_are_warned_of(capsys):
     model = toy_model()
     biases = official_variables(model)["logits/biases"]
     biases.assign(np.eye(5)[3] * 1000)
-    images, labels = batch(num_classes=5)
+    images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    config = TrainConfig(training_number_of_steps=200, base_learning_rate=0.0)
+    steps = {"training_number_of_steps": 200, "steps_per_call": 50}
+    config = TrainConfig(base_learning_rate=0.0, **steps)
     info = DatasetInfo("toys", ("sky", "road", "tree", "car", "pole"))
     Trainer(model, config).train(data, info=info)
     err = capsys.readouterr().err
@@ -448,7 +467,7 @@ def interrupting(number, at):
     for i in range(10):
         if i == at:
             os.kill(os.getpid(), number)
-        yield batch(num_classes=5)
+        yield batch()
 
 
 def toy_trainer(folder, **options):
@@ -457,13 +476,17 @@ def toy_trainer(folder, **options):
 
 
 def signature():
-    return tuple(tf.TensorSpec(a.shape, a.dtype) for a in batch(num_classes=5))
+    return tuple(tf.TensorSpec(a.shape, a.dtype) for a in batch())
 
 
-@pytest.mark.parametrize("has_folder", [True, False])
 @pytest.mark.parametrize(
-    ("number", "status"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ("number", "status", "has_folder"),
+    [
+        (signal.SIGINT, 130, True),
+        (signal.SIGTERM, 143, True),
+        (signal.SIGHUP, 129, True),
+        (signal.SIGTERM, 143, False),
+    ],
 )
 def test_a_signal_saves_and_reports_the_step(
     number, status, has_folder, tmp_path, capsys
@@ -495,7 +518,7 @@ def test_a_folder_that_vanishes_ends_the_training_with_an_error(
         for i in range(4):
             if i == 3:
                 shutil.rmtree(folder)
-            yield batch(num_classes=5)
+            yield batch()
 
     steps = {"training_number_of_steps": 4, "save_interval_steps": 1}
     trainer = toy_trainer(folder, **steps)
@@ -517,6 +540,6 @@ def test_a_training_is_refused_while_another_one_runs(tmp_path):
         file.flush()
         message = rf"^--train_logdir={tmp_path} is in use by .*process {other.pid} on "
         with pytest.raises(UserError, match=message):
-            trainer.train([batch(num_classes=5)])
+            trainer.train([batch()])
     assert trainer.step == 0
     assert os.listdir(tmp_path) == [TRAINING_LOCK]

@@ -1,0 +1,62 @@
+"""Predictions that have collapsed to one class, a common way to fail."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+# From which share of one class on predictions have collapsed, and a truth has not.
+_COLLAPSED, _ONE_SIDED = 0.999, 0.95
+
+
+def count_classes(
+    logits: tf.Tensor, labels: tf.Tensor, ignore_label: int
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Counts the valid pixels that are predicted as, are and rightly are each class.
+
+    Args:
+        logits: `[batch, height, width, num_classes]`.
+        labels: int32 `[batch, height, width]`.
+        ignore_label: Label of pixels that do not count.
+
+    Returns:
+        Three float32 vectors `[num_classes]`.
+    """
+    classes = logits.shape[-1]
+    labels = tf.where(labels == ignore_label, -1, labels)
+    truth, predicted = (
+        tf.reshape(tf.one_hot(ids, classes), (-1, classes))
+        for ids in (labels, tf.argmax(logits, -1))
+    )
+    confusion = tf.matmul(truth, predicted, transpose_a=True)
+    return (
+        tf.reduce_sum(confusion, 0),
+        tf.reduce_sum(confusion, 1),
+        tf.linalg.diag_part(confusion),
+    )
+
+
+def find_collapse(
+    predicted: np.ndarray, truth: np.ndarray, class_names: Sequence[str]
+) -> str | None:
+    """Returns a warning if nearly all predictions are one class, else None.
+
+    Args:
+        predicted: Pixels predicted as each class, `[num_classes]`.
+        truth: Pixels of each class, `[num_classes]`; a class that is nearly all of
+            them may be predicted everywhere.
+        class_names: Names of the classes.
+    """
+    predicted, truth = np.asarray(predicted), np.asarray(truth)
+    if not predicted.sum() or not truth.sum():
+        return None
+    largest = int(np.argmax(predicted))
+    share = predicted[largest] / predicted.sum()
+    true_share = truth[largest] / truth.sum()
+    if share < _COLLAPSED or true_share >= _ONE_SIDED:
+        return None
+    return (
+        f"{100 * share:.4g} % of the predictions are '{class_names[largest]}', "
+        f"which is {100 * true_share:.2g} % of the truth: the predictions have "
+        "collapsed; look at the learning rate, the labels and the class weights"
+    )

@@ -1,0 +1,109 @@
+"""Steps in float16, whose small gradients vanish unless the loss is scaled."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf.models.precision import precision_of
+from deeplab_tf.training.replicas import Replicas, sum_over_replicas
+from deeplab_tf.training.step import TrainStep
+
+_INITIAL = 2.0**15
+_GROWS_AFTER = 2000
+
+
+def computes_in_half(model: keras.Model) -> bool:
+    """Whether a model computes in float16, whose gradients may vanish or overflow."""
+    return precision_of(model) == "float16"
+
+
+class LossScale:
+    """A factor that halves at an overflow and doubles after 2,000 steps without."""
+
+    def __init__(self):
+        self._scale = tf.Variable(_INITIAL, name="loss_scale")
+        self._steps = tf.Variable(0, dtype=tf.int64, name="steps_without_overflow")
+
+    @property
+    def variables(self) -> dict[str, tf.Variable]:
+        """What a checkpoint holds."""
+        return {"scale": self._scale, "steps": self._steps}
+
+    def value(self):
+        """Returns the factor, a float32 scalar."""
+        return self._scale.read_value()
+
+    def update(self, is_finite, do_step: Callable[[], object]) -> None:
+        """Does a step if its gradients are finite, and adapts the factor.
+
+        Args:
+            is_finite: Whether all gradients are, a scalar.
+            do_step: Does the step.
+        """
+
+        def grow():
+            do_step()
+            steps = self._steps + 1
+            grows = steps >= _GROWS_AFTER
+            self._scale.assign(self._scale * tf.where(grows, 2.0, 1.0))
+            self._steps.assign(tf.where(grows, tf.zeros_like(steps), steps))
+            return 0
+
+        def shrink():
+            self._scale.assign(tf.maximum(self._scale / 2.0, 1.0))
+            self._steps.assign(0)
+            return 0
+
+        tf.cond(is_finite, grow, shrink)
+
+
+class HalfPrecisionStep:
+    """Scales the loss of a step; skips the step if a gradient overflows.
+
+    As in 1710.03740, Sec. 3.2. Keras' own optimiser for this asks each replica by
+    itself whether it overflowed, and so lets them diverge where they exchange
+    gradients later; here all replicas know before any of them moves.
+
+    Args:
+        step: The step of one replica.
+        replicas: All of them.
+        jit: Whether XLA compiles the step.
+
+    Attributes:
+        scale: The factor on the loss.
+    """
+
+    def __init__(self, step: TrainStep, replicas: Replicas, jit: bool):
+        self.scale = LossScale()
+        self._step = step
+        self._replicas = replicas
+        self._compute = replicas.compile(self._compute_gradients, jit)
+        self._apply = replicas.compile(self._apply_gradients, jit)
+
+    def __call__(self, images, labels) -> tuple[dict, tf.Tensor]:
+        """Does a step of all replicas, unless it overflows.
+
+        Returns:
+            The metrics of `TrainStep`, and whether all gradients were finite.
+        """
+        replicas, scale = self._replicas, self.scale.value()
+        gradients, *results = replicas.run(self._compute, images, labels, scale)
+        metrics, is_finite = replicas.first(results)
+        self.scale.update(is_finite, lambda: replicas.run(self._apply, gradients))
+        # Nothing is left to halve: no smaller scale will do.
+        is_hopeless = ~is_finite & (scale <= 1.0)
+        hopeless = {"nonfinite_gradients": tf.cast(is_hopeless, tf.float32)}
+        return metrics | hopeless, is_finite
+
+    def _compute_gradients(self, images, labels, scale) -> tuple:
+        """Returns the gradients of all replicas, metrics, whether they are finite."""
+        gradients, metrics = self._step.compute_gradients(images, labels, scale)
+        gradients = sum_over_replicas(gradients)
+        finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
+        return gradients, metrics, tf.reduce_all(finite)
+
+    def _apply_gradients(self, gradients: list) -> None:
+        # The optimiser adds them up once more.
+        count = self._replicas.count
+        self._step.apply_gradients([g / count for g in gradients])

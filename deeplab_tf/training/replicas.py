@@ -1,0 +1,192 @@
+"""What differs between one device and many: rows, values and sums of each."""
+
+import functools
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+from numpy.typing import ArrayLike
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.training import distribution
+
+# Of all workers, or a function of a worker's index and their number that gives its own.
+Batches: TypeAlias = Iterable | Callable[[int, int], tf.data.Dataset]
+_Values = TypeVar("_Values")
+
+
+class Replicas:
+    """The devices that train one model together.
+
+    Args:
+        strategy: The strategy under which the model was built.
+
+    Attributes:
+        count: Number of replicas, over all workers.
+        strategy: As given.
+        worker: This process among those that train together.
+    """
+
+    def __init__(self, strategy: tf.distribute.Strategy):
+        self.strategy = strategy
+        self.worker = distribution.worker_of(strategy)
+        self.count = strategy.num_replicas_in_sync
+        self._compiled_total = tf.function(self._total, autograph=False)
+
+    @property
+    def is_accelerated(self) -> bool:
+        """Whether they are GPUs or TPUs."""
+        return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
+
+    def compile(self, function: Callable, jit: bool) -> Callable:
+        """Returns a function for `run`, compiled by XLA if `jit` is set."""
+        # A TPU compiles all that a replica runs anyway.
+        if not jit or distribution.is_tpu(self.strategy):
+            return function
+        return tf.function(function, jit_compile=True)
+
+    def run(self, function: Callable, *args: object) -> Any:
+        """Calls a function on every replica; returns what each one gives."""
+        return self.strategy.run(function, args=args)
+
+    def first(self, values: _Values) -> _Values:
+        """Returns the first local replica's part of what `run` gave."""
+        return tf.nest.map_structure(
+            lambda value: self.strategy.experimental_local_results(value)[0], values
+        )
+
+    def iterate(self, dataset: Batches) -> Iterator:
+        """Returns an iterator over batches of which each replica has its rows.
+
+        Args:
+            dataset: Complete batches, or a function of a worker's index and the number
+                of workers that gives this worker's rows of them.
+        """
+        workers = self.worker.count
+        if callable(dataset):
+            rows = dataset(self.worker.index, workers)
+        else:
+            rows = _as_dataset(dataset)
+            if workers > 1:
+                rows = rows.map(functools.partial(_rows_of, self.worker.index, workers))
+        if self.count == 1:
+            return iter(rows)
+        if self._local_count > 1:
+            rows = rows.flat_map(functools.partial(_split_rows, self._local_count))
+        return iter(self.strategy.distribute_datasets_from_function(lambda _: rows))
+
+    def sum_over_workers(self, array: ArrayLike) -> np.ndarray:
+        """Returns the sum of an array over all workers."""
+        own = np.asarray(array)
+        if self.worker.count == 1:
+            return own
+
+        def contribute(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
+            # One replica of a worker gives its array, its other replicas zeros.
+            is_first = context.replica_id_in_sync_group % self._local_count == 0
+            return tf.constant(own if is_first else 0 * own)
+
+        values = self.strategy.experimental_distribute_values_from_function(contribute)
+        return self._compiled_total(values).numpy()
+
+    def any_worker(self, *flags: bool) -> list[bool]:
+        """ORs each flag across workers, so that all of them do the same."""
+        counts = self.sum_over_workers(np.array(flags, np.int64))
+        return [bool(count) for count in counts]
+
+    def require_same_start(
+        self,
+        step: int,
+        samples: int,
+        variables: Iterable[keras.Variable],
+        folder: str | None,
+    ) -> None:
+        """Refuses workers that begin with different weights, or elsewhere.
+
+        Args:
+            step: Optimiser steps done before.
+            samples: Samples consumed before.
+            variables: The weights.
+            folder: The `train_logdir`, for the error.
+
+        Raises:
+            UserError: on all of them.
+        """
+        if self.worker.count == 1:
+            return
+        arrays = [v.numpy() for v in variables]
+        weights = functools.reduce(lambda crc, a: zlib.crc32(a, crc), arrays, 0)
+        states = np.zeros((self.worker.count, 3), np.int64)
+        states[self.worker.index] = (step, samples, weights)
+        states = self.sum_over_workers(states)
+        if (states != states[0]).any():
+            raise UserError(
+                f"the workers begin differently, at the steps {states[:, 0].tolist()}; "
+                f"all of them have to see the same train_logdir ({folder}) and initial "
+                "checkpoint"
+            )
+
+    def copy_from_chief(self, variables: Sequence[keras.Variable]) -> None:
+        """Gives all workers the values that some variables have on the first one."""
+        values = np.concatenate([v.numpy().ravel() for v in variables])
+        values = self.sum_over_workers(values if self.worker.is_chief else 0 * values)
+        ends = np.cumsum([v.numpy().size for v in variables])
+        for variable, value in zip(variables, np.split(values, ends[:-1]), strict=True):
+            variable.assign(value.reshape(variable.shape))
+
+    def offset_seeds(self, seeds: Mapping[str, keras.Variable]) -> None:
+        """Gives every replica its own dropout; the first one keeps what is saved."""
+        if self.count == 1:
+            return
+
+        def offset() -> None:
+            replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+            for state in seeds.values():
+                step = tf.stack([tf.cast(replica, state.dtype) * 1_000_003, 0])
+                state.assign(state.value + tf.cast(step, state.dtype))
+
+        tf.function(lambda: self.run(offset))()
+
+    @property
+    def _local_count(self) -> int:
+        return self.count // self.worker.count
+
+    def _total(self, values: tf.distribute.DistributedValues) -> tf.Tensor:
+        # A copy, for the argument itself is on no device.
+        return self.first(
+            self.run(lambda value: sum_over_replicas(tf.identity(value)), values)
+        )
+
+
+def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    """Returns the sum of a value over all replicas, in a replica context."""
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _as_dataset(batches: Iterable) -> tf.data.Dataset:
+    if isinstance(batches, tf.data.Dataset):
+        return batches
+    batches = list(batches)
+    images, labels = batches[0]
+    signature = (
+        tf.TensorSpec((None, *np.shape(images)[1:]), tf.float32),
+        tf.TensorSpec((None, *np.shape(labels)[1:]), tf.as_dtype(labels.dtype)),
+    )
+    return tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+
+
+def _rows_of(index: int, count: int, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    """Returns one worker's rows of a batch."""
+    return tuple(tf.split(part, count)[index] for part in batch)
+
+
+def _split_rows(count: int, *batch: tf.Tensor) -> tf.data.Dataset:
+    """Returns the rows of each local replica, one after the other."""
+    parts = tuple(tf.stack(tf.split(part, count)) for part in batch)
+    return tf.data.Dataset.from_tensor_slices(parts)
