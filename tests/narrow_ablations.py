@@ -3,7 +3,7 @@
 Two replicas need a process of their own, in which no device was used before.
 """
 
-import quiet_tensorflow  # noqa: F401
+import benchmarks.quiet_tensorflow  # noqa: F401
 
 import dataclasses
 
