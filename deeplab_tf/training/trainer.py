@@ -154,8 +154,7 @@ class Trainer:
                 function of `(worker, num_workers)` that gives a worker its rows.
             validation: What the model is scored on at every `eval_interval_steps`.
             info: Names and colours of the classes, for what is shown.
-            name_samples: Names some samples, by the number of the first and their
-                count, for errors.
+            name_samples: Function of the number of a sample and a count, for errors.
 
         Returns:
             The metrics of the last step.
@@ -165,8 +164,7 @@ class Trainer:
                 the weights, a loss or a gradient are not finite, the data end early or
                 a checkpoint cannot be written.
         """
-        metrics: dict[str, float] = {}
-        data = None
+        data, metrics = None, dict[str, float]()
         with (
             self._lock_folder(),
             Interruption() as interruption,
