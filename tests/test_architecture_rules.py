@@ -255,3 +255,23 @@ def test_everything_public_has_a_docstring(folder):
             if ast.get_docstring(node) is None
         ]
     assert not bare, "\n".join(bare)
+
+
+PRIVATE = re.compile(
+    r"(from|import) (tensorflow\.(python|core|tsl|compiler)|keras\.src|\w+\.capi)\b"
+)
+
+
+def test_private_interfaces_are_in_the_table():
+    page = (ROOT / "docs/architecture.md").read_text()
+    section = page.split("## Interfaces that are not public")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\S+)` .*\| `(\S+)` \|$", section, re.M)
+    assert len(rows) >= 8
+    told = {
+        path if path.startswith("bench") else f"{PACKAGE}/{path}" for path, _ in rows
+    }
+    for path in [*told, *(f"tests/{test}" for _, test in rows)]:
+        assert (ROOT / path).is_file(), path
+    files = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
+    users = {str(f.relative_to(ROOT)) for f in files if PRIVATE.search(f.read_text())}
+    assert users <= told
