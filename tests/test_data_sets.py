@@ -42,9 +42,10 @@ class Converted(NamedTuple):
     eval_split: str = "val"
 
 
-def converted(module, folder, pixels, name, *arguments, **fields):
+def converted(converter, folder, pixels, name, *arguments, **fields):
     """Runs a converter into the folder `records`; returns what there is."""
     out = folder / "records"
+    module = f"deeplab_tf.programs.convert.{converter}"
     assert f"{out}: " in run(module, *arguments, f"--output_dir={out}")
     return Converted((f"--dataset_dir={out}",), pixels, name, **fields)
 
@@ -64,7 +65,7 @@ def ade20k(folder, _, num_classes=151):
     pixels[0] = 0
     name = {151: "ade20k", 150: "ade20k_150"}[num_classes]
     return converted(
-        *("datasets.ade20k", folder, pixels[151 - num_classes :].tolist(), name),
+        *("ade20k", folder, pixels[151 - num_classes :].tolist(), name),
         *(f"--ade20k_root={root}", f"--num_classes={num_classes}"),
     )
 
@@ -78,7 +79,7 @@ def cityscapes(folder, _):
     # The one label for validation has the ids 0..33 in turn until 600 pixels are full:
     # 18 times up to 21, which is the ninth class, vegetation being 21; then 17 times.
     return converted(
-        *("datasets.cityscapes", folder, [18] * 9 + [17] * 10, "cityscapes"),
+        *("cityscapes", folder, [18] * 9 + [17] * 10, "cityscapes"),
         *(f"--cityscapes_root={root}", "--num_shards=2"),
         train_split="train_fine",
         eval_split="val_fine",
@@ -99,7 +100,7 @@ def coco(folder, _):
     # Of 40 x 60 pixels; those of the crowd are ignored.
     pixels[[0, 12, 18]] = 2 * (2400 - 36 * 36) - 50 - 40, 50, 2 * 36 * 36
     return converted(
-        *("datasets.coco_voc", folder, pixels.tolist(), "coco_voc", "--split=train"),
+        *("coco_voc", folder, pixels.tolist(), "coco_voc", "--split=train"),
         *(f"--annotations={files.path}", f"--image_dir={files.image_dir}"),
         "--num_shards=1",
         eval_split="train",
@@ -165,7 +166,7 @@ def own_folder(folder, save_image, *flags, paint=False):
         noise = np.random.RandomState(i).randint(0, 65536, (40, 50, 5))
         save_image(folder / f"photos/{i}", noise.astype(np.uint16))
     return converted(
-        *("datasets.folder", folder, PIXELS, "records"),
+        *("folder", folder, PIXELS, "records"),
         *(f"--image_dir={folder}/photos", f"--label_dir={folder}/masks"),
         *(f"--classes={folder}/classes.txt", *flags),
         eval_split="train",
@@ -208,7 +209,7 @@ def camvid(folder, request):
     (folder / "classes.txt").write_text("\n".join(info.class_names))
     for split in ("train", "val"):
         found = converted(
-            *("datasets.folder", folder, [], "camvid", f"--image_dir={root / split}"),
+            *("folder", folder, [], "camvid", f"--image_dir={root / split}"),
             *(f"--label_dir={root / split}annot", f"--classes={folder}/classes.txt"),
             *("--ignore_label=11", "--name=camvid", f"--split={split}"),
         )
@@ -219,9 +220,7 @@ def voc2012(folder, request):
     root = request.getfixturevalue("voc_root")
     names = (root / "ImageSets/Segmentation/val.txt").read_text().split()
     pixels = pixels_of((root / f"SegmentationClass/{n}.png" for n in names), 21)
-    return converted(
-        "datasets.voc2012", folder, pixels, "pascal_voc_seg", f"--voc_root={root}"
-    )
+    return converted("voc2012", folder, pixels, "pascal_voc_seg", f"--voc_root={root}")
 
 
 def train(data, logs, *arguments):
