@@ -278,11 +278,6 @@ def size_value(values: flags.FlagValues, name: str) -> tuple[int, int] | None:
     return parse(f"--{name}", values[name].value, parse_size)
 
 
-def numbers_value(values: flags.FlagValues, name: str) -> tuple[float, ...]:
-    """Returns the numbers of a list flag."""
-    return parse(f"--{name}", values[name].value, lambda v: parse_numbers(v, float))
-
-
 def whole_numbers_value(values: flags.FlagValues, name: str) -> tuple[int, ...]:
     """Returns the whole numbers of a list flag."""
     return parse(f"--{name}", values[name].value, lambda v: parse_numbers(v, int))
