@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.images.resizing import resize_bilinear
-from deeplab_tf.models.deeplab import at_image_scale
+from deeplab_tf.models.deeplab import scale_pooling_windows
 from deeplab_tf.models.memory import activation_bytes
-from deeplab_tf.models.precision import precision_of
+from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import align_size, scale_dimension
 from deeplab_tf.windows import Budget, slide_window
 
@@ -76,7 +76,7 @@ class Predictor:
         self.memory_limit = memory_limit
         logits = model.get_layer("logits").output
         self.network = keras.Model(model.input, logits, name="logits_of_image")
-        self.networks = {s: at_image_scale(self.network, s) for s in self.scales}
+        self.networks = {s: scale_pooling_windows(self.network, s) for s in self.scales}
         if memory_limit is not None:
             self._budget = Budget(memory_limit, *self._bytes_per_pixel())
 
@@ -91,7 +91,7 @@ class Predictor:
         return {
             "output_stride": self.config.output_stride,
             "atrous_rates": list(self.config.atrous_rates),
-            "precision": precision_of(self.network),
+            "precision": model_precision(self.network),
         }
 
     def _bytes_per_pixel(self) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from keras import layers, tree
 from torch import nn
 from torch.nn import functional
 
-from deeplab_tf.models.calls import Call, calls_of
+from deeplab_tf.models.calls import Call, trace_calls
 from deeplab_tf.models.normalization import PixelScaling
 from deeplab_tf.models.resampling import ResizeLike, WindowMean
 
@@ -76,7 +76,7 @@ def _leaf_calls(model: keras.Model, inputs: list) -> tuple[list[Call], list]:
     A call of None gives what it takes: it ties what goes into a model, and what comes
     out of it, to what it is called there.
     """
-    calls, outputs = calls_of(model, tree.pack_sequence_as(model.input, inputs))
+    calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     leaves = []
     for call in calls:
         if isinstance(call.layer, keras.Model):

@@ -14,7 +14,7 @@ class Call(NamedTuple):
     outputs: list
 
 
-def calls_of(model: keras.Model, inputs) -> tuple[list[Call], list]:
+def trace_calls(model: keras.Model, inputs) -> tuple[list[Call], list]:
     """Returns a model's calls on symbolic inputs, in order, and its outputs."""
     calls = []
 

@@ -157,7 +157,7 @@ def _logits_at_one_scale(
     return x if config.decoder.outputs_logits else _logits(x, config)
 
 
-def at_image_scale(network: keras.Model, scale: float) -> keras.Model:
+def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
     """Returns a network for images seen at a scale, sharing every variable.
 
     A pooling window given in pixels keeps its share of the image, as in the
@@ -195,7 +195,7 @@ def _logits_of_pyramid(
     merged = []
     for i, scale in enumerate(scales):
         resize = ResizeLike(scale, dtype="float32", name=f"scale_{i}")
-        logits = at_image_scale(network, scale)(resize(image, image))
+        logits = scale_pooling_windows(network, scale)(resize(image, image))
         to_grid = ResizeLike(grid, dtype="float32", name=f"grid_{i}")
         merged.append(to_grid(logits, image))
     merge = layers.Maximum if config.merge_method == "max" else layers.Average

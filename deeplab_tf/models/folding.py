@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers, tree
 
-from deeplab_tf.models.calls import Call, calls_of
+from deeplab_tf.models.calls import Call, trace_calls
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.recomputation import RecomputedModel
 
@@ -23,13 +23,13 @@ def _parts(model: keras.Model) -> list[keras.Model]:
     return [model, *(part for layer in nested for part in _parts(layer))]
 
 
-def calls_within(model: keras.Model) -> Iterator[tuple[list[Call], list]]:
+def trace_nested_calls(model: keras.Model) -> Iterator[tuple[list[Call], list]]:
     """Yields calls and outputs of a model and of each model within it."""
     for part in _parts(model):
         inputs = tree.map_structure(
             lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), part.input
         )
-        yield calls_of(part, inputs)
+        yield trace_calls(part, inputs)
 
 
 def _plain(layer):
@@ -48,7 +48,7 @@ def _pairs(model: keras.Model) -> dict:
     called, has no pair.
     """
     takers, givers = collections.defaultdict(set), collections.defaultdict(set)
-    for calls, outputs in calls_within(model):
+    for calls, outputs in trace_nested_calls(model):
         giver = {id(x): call.layer for call in calls for x in call.outputs}
         links = [(x, call.layer) for call in calls for x in call.inputs]
         links += [(x, None) for x in outputs]
@@ -121,7 +121,7 @@ def _called(layer, x, *args, **kwargs):
     return x if layer is None else layer(x, *args, **kwargs)
 
 
-def folded(
+def fold_batch_norm(
     model: keras.Model, kind_of: Callable[[layers.Layer], type] = type
 ) -> keras.Model:
     """Returns a model for inference, batch normalisations folded into convolutions.

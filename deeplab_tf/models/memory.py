@@ -6,7 +6,7 @@ from math import prod
 import keras
 from keras import tree
 
-from deeplab_tf.models.calls import calls_of
+from deeplab_tf.models.calls import trace_calls
 
 
 def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
@@ -25,7 +25,7 @@ def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
 
 
 def _most_bytes(model: keras.Model, inputs: list) -> int:
-    calls, outputs = calls_of(model, tree.pack_sequence_as(model.input, inputs))
+    calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     last_use |= {id(x): len(calls) for x in outputs}
     alive, most = {id(x): _bytes(x) for x in inputs}, 0

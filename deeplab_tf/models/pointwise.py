@@ -14,7 +14,7 @@ from keras import layers, ops
 _MOST_POSITIONS = 1 << 14
 
 
-class PointwiseProduct(layers.Layer):
+class PointwiseMatmul(layers.Layer):
     """Does what a pointwise convolution does, by a product where that is faster.
 
     Args:
@@ -53,7 +53,7 @@ def _is_pointwise(layer: keras.Layer) -> bool:
     )
 
 
-def with_products(model: keras.Model) -> keras.Model:
+def convert_pointwise_to_matmul(model: keras.Model) -> keras.Model:
     """Returns a model whose pointwise convolutions are products where that is faster.
 
     It shares every variable and gives the same outputs, but for rounding.
@@ -64,9 +64,9 @@ def with_products(model: keras.Model) -> keras.Model:
 
     def renewed(layer):
         if isinstance(layer, keras.Model):
-            return with_products(layer)
+            return convert_pointwise_to_matmul(layer)
         if _is_pointwise(layer):
-            return PointwiseProduct(layer, name=layer.name)
+            return PointwiseMatmul(layer, name=layer.name)
         return layer
 
     return keras.models.clone_model(model, clone_function=renewed)

@@ -17,7 +17,7 @@ def use_precision(precision: str) -> None:
     keras.config.set_dtype_policy(mixed + precision)
 
 
-def precision_of(model: keras.Model) -> str:
+def model_precision(model: keras.Model) -> str:
     """Returns the precision in which the convolutions of a model compute."""
     narrow = {layer.compute_dtype for layer in leaf_layers(model)} - {"float32"}
     return min(narrow & {"bfloat16", "float16"}, default="float32")

@@ -13,7 +13,7 @@ import keras
 from keras import layers, ops, tree
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.calls import Call, calls_of
+from deeplab_tf.models.calls import Call, trace_calls
 
 # Only the ratios of sizes matter where a model leaves its own open.
 _NOMINAL_SIZE = 513
@@ -70,7 +70,7 @@ def find_cuts(model: keras.Model) -> tuple[int, ...]:
     """
     shape = [size or _NOMINAL_SIZE for size in model.input.shape[1:]]
     image = keras.Input(batch_shape=(1, *shape), dtype=model.input.dtype)
-    calls, _ = calls_of(model, image)
+    calls, _ = trace_calls(model, image)
     totals = [0, *itertools.accumulate(_elements(call.outputs) for call in calls)]
     kept = {cut: _elements(x) for cut, x in _crossings(calls, image).items()}
     kept[len(calls)] = 0
@@ -105,7 +105,7 @@ def _segments(model: keras.Model) -> tuple[list[_Segment], list[int]]:
     The image's key is 0.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
-    calls, outputs = calls_of(model, image)
+    calls, outputs = trace_calls(model, image)
     crossings = _crossings(calls, image)
     keys = {id(x): i for i, call in enumerate(calls, 1) for x in call.outputs}
     keys[id(image)] = 0

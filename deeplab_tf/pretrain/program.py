@@ -159,7 +159,7 @@ def _validation(values, data: DataConfig) -> ClassValidation:
 def main(values: absl_flags.FlagValues) -> None:
     """Checks everything, then trains."""
     strategy = make_strategy(values)
-    with distribution.lost_workers(distribution.worker_of(strategy)):
+    with distribution.report_lost_workers(distribution.current_worker(strategy)):
         _train(values, strategy)
 
 
@@ -167,7 +167,7 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
     source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
     experiment = _experiment(values, source)
     validation = _validation(values, experiment.data)
-    is_chief = distribution.worker_of(strategy).is_chief
+    is_chief = distribution.current_worker(strategy).is_chief
     folder = experiment.train.train_logdir
     with claimed_logdir(folder, values.overwrite, is_chief):
         replicas = strategy.num_replicas_in_sync

@@ -170,7 +170,7 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "train")
     preset = flags.chosen_preset(values)
     strategy = make_strategy(values)
-    with distribution.lost_workers(distribution.worker_of(strategy)):
+    with distribution.report_lost_workers(distribution.current_worker(strategy)):
         _train(values, preset, strategy)
 
 
@@ -178,7 +178,7 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
     source = _source(values, preset)
     experiment = _experiment(values, preset, source)
     validation = _validation(values, experiment, preset)
-    is_chief = distribution.worker_of(strategy).is_chief
+    is_chief = distribution.current_worker(strategy).is_chief
     writes = is_chief and not values.sanity_overfit
     folder = experiment.train.train_logdir
     with claimed_logdir(folder, values.overwrite, writes):

@@ -15,7 +15,7 @@ from tensorflow.python.framework.convert_to_constants import (
 )
 
 from deeplab_tf.inference import Predictor
-from deeplab_tf.models.folding import calls_within, folded
+from deeplab_tf.models.folding import fold_batch_norm, trace_nested_calls
 from deeplab_tf.serving.native_layers import NATIVE
 from deeplab_tf.serving.signatures import features_model
 
@@ -63,7 +63,7 @@ _KINDS = NATIVE | {layers.DepthwiseConv2D: PhasedDepthwiseConv2D}
 def _relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
     """Returns the ReLUs of sums that other layers take, too."""
     found = set()
-    for calls, outputs in calls_within(model):
+    for calls, outputs in trace_nested_calls(model):
         sums = {id(c.outputs[0]) for c in calls if isinstance(c.layer, layers.Add)}
         taken = collections.Counter(id(x) for call in calls for x in call.inputs)
         taken.update(map(id, outputs))
@@ -88,7 +88,7 @@ def fast_on_cpu(model: keras.Model) -> keras.Model:
     def kind_of(layer: layers.Layer) -> type:
         return ReluOfSum if layer in relus else _KINDS.get(type(layer), type(layer))
 
-    return folded(model, kind_of)
+    return fold_batch_norm(model, kind_of)
 
 
 def freeze(

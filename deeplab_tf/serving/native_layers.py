@@ -12,8 +12,8 @@ import tensorflow as tf
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import resize_to
-from deeplab_tf.models.folding import folded
-from deeplab_tf.models.precision import precision_of
+from deeplab_tf.models.folding import fold_batch_norm
+from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import (
     ResizeLike,
     WindowMean,
@@ -63,9 +63,9 @@ def native(model: keras.Model, kinds: Mapping[type, type] = NATIVE) -> keras.Mod
     Raises:
         UserError: if the model computes in another precision than float32.
     """
-    precision = precision_of(model)
+    precision = model_precision(model)
     if precision != "float32":
         raise UserError(
             f"only models that compute in float32 are converted; received {precision}"
         )
-    return folded(model, lambda layer: kinds.get(type(layer), type(layer)))
+    return fold_batch_norm(model, lambda layer: kinds.get(type(layer), type(layer)))

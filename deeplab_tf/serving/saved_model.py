@@ -15,7 +15,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
-from deeplab_tf.models.precision import precision_of
+from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, size_text
 from deeplab_tf.serving.constant_graph import fast_on_cpu, with_constants
@@ -111,7 +111,7 @@ def export_saved_model(
     options = options or ExportOptions()
     require_replaceable(path)
     # float16 might have no number for a kernel that is scaled.
-    folds = options.fold_batch_norm and precision_of(model) != "float16"
+    folds = options.fold_batch_norm and model_precision(model) != "float16"
     network = fast_on_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
     offered = _signatures(network, predictor, folds, info, options)

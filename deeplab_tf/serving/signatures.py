@@ -10,7 +10,7 @@ import tensorflow as tf
 from deeplab_tf.data.augment import resize_image, size_in_range
 from deeplab_tf.images.resizing import resize_nearest
 from deeplab_tf.inference import Predictor, resize_to
-from deeplab_tf.models.calls import calls_of
+from deeplab_tf.models.calls import trace_calls
 from deeplab_tf.serving.encoded import Bounds, label_maps
 
 # Names that clients of the official frozen graphs know.
@@ -118,7 +118,7 @@ def features_model(model: keras.Model, logits: bool = False) -> keras.Model | No
         logits: Whether it gives `logits` as well.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
-    given = {call.layer.name: call.outputs for call in calls_of(model, image)[0]}
+    given = {call.layer.name: call.outputs for call in trace_calls(model, image)[0]}
     if "backbone" not in given:
         return None
     high_level, *low_level = given["backbone"]

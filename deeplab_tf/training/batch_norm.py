@@ -60,7 +60,7 @@ def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Resolved:
+class BatchNormPolicy:
     """The policy that `auto` resolved to.
 
     Attributes:
@@ -74,7 +74,7 @@ class Resolved:
 
 def resolve_batch_norm(
     policy: str, images: int, replicas: int, fresh: tuple[str, ...]
-) -> Resolved:
+) -> BatchNormPolicy:
     """Returns the policy that "auto" means; other policies stay as they are.
 
     Freezing untrained statistics breaks the layers after them, so that "auto" freezes
@@ -104,16 +104,18 @@ def resolve_batch_norm(
     return resolved
 
 
-def _resolve(policy: str, images: int, replicas: int, fresh) -> Resolved:
+def _resolve(policy: str, images: int, replicas: int, fresh) -> BatchNormPolicy:
     if policy != "auto":
-        return Resolved(policy, "as asked for")
+        return BatchNormPolicy(policy, "as asked for")
     if images >= _ENOUGH:
-        return Resolved("train", f"{images} images per replica are enough")
+        return BatchNormPolicy("train", f"{images} images per replica are enough")
     total = images * replicas
     if replicas > 1 and total >= _ENOUGH:
-        return Resolved("sync", f"{images} images per replica, {total} together")
+        return BatchNormPolicy("sync", f"{images} images per replica, {total} together")
     few = f"{total} images are few"
     if not fresh:
-        return Resolved("freeze", f"{few}, and the checkpoint has all statistics")
+        return BatchNormPolicy(
+            "freeze", f"{few}, and the checkpoint has all statistics"
+        )
     why = f"{few}, but {len(fresh)} statistics were never trained ({fresh[0]}, ...)"
-    return Resolved("sync" if replicas > 1 else "train", why)
+    return BatchNormPolicy("sync" if replicas > 1 else "train", why)

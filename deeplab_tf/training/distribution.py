@@ -36,7 +36,7 @@ class Worker:
         return self.index == 0
 
 
-def worker_of(strategy: tf.distribute.Strategy) -> Worker:
+def current_worker(strategy: tf.distribute.Strategy) -> Worker:
     """Returns the place of this process in a strategy."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -49,7 +49,7 @@ def worker_of(strategy: tf.distribute.Strategy) -> Worker:
 
 
 @contextlib.contextmanager
-def lost_workers(worker: Worker) -> Iterator[None]:
+def report_lost_workers(worker: Worker) -> Iterator[None]:
     """Reports that another worker has gone, where that is what an error means.
 
     Args:

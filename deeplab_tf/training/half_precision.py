@@ -5,7 +5,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from deeplab_tf.models.precision import precision_of
+from deeplab_tf.models.precision import model_precision
 from deeplab_tf.training.replicas import Replicas, sum_over_replicas
 from deeplab_tf.training.step import TrainStep
 
@@ -15,7 +15,7 @@ _GROWS_AFTER = 2000
 
 def computes_in_half(model: keras.Model) -> bool:
     """Whether a model computes in float16, whose gradients may vanish or overflow."""
-    return precision_of(model) == "float16"
+    return model_precision(model) == "float16"
 
 
 class LossScale:

@@ -15,7 +15,7 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training import distribution, resume
-from deeplab_tf.training.batch_norm import Resolved, resolve_batch_norm
+from deeplab_tf.training.batch_norm import BatchNormPolicy, resolve_batch_norm
 from deeplab_tf.training.trainer import Trainer
 
 
@@ -108,7 +108,7 @@ def _initialize(
 
 def _resolve(
     experiment: Experiment, start: Start, replicas: int, untrained: tuple[str, ...]
-) -> Resolved:
+) -> BatchNormPolicy:
     """Returns the policy of batch normalisation; a resumed training keeps its own."""
     previous = start.previous
     if previous is None or start.batch_norm != "auto":
@@ -120,7 +120,7 @@ def _resolve(
 
 
 def _with_batch_norm(
-    train: TrainConfig, resolved: Resolved, untrained: tuple[str, ...]
+    train: TrainConfig, resolved: BatchNormPolicy, untrained: tuple[str, ...]
 ) -> TrainConfig:
     print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
     is_frozen = resolved.policy == "freeze"

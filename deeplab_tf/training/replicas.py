@@ -32,7 +32,7 @@ class Replicas:
 
     def __init__(self, strategy: tf.distribute.Strategy):
         self.strategy = strategy
-        self.worker = distribution.worker_of(strategy)
+        self.worker = distribution.current_worker(strategy)
         self.count = strategy.num_replicas_in_sync
         self._compiled_total = tf.function(self._total, autograph=False)
 

@@ -15,7 +15,7 @@ from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import readable_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import training_lock
-from deeplab_tf.models.pointwise import with_products
+from deeplab_tf.models.pointwise import convert_pointwise_to_matmul
 from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import dropout_seeds, official_variables
 from deeplab_tf.training import distribution, optimizer
@@ -82,7 +82,7 @@ class Trainer:
         model, replicas = self.model, self._replicas
         network = training_outputs(model)
         if not (self.compiles or replicas.is_accelerated):
-            network = with_products(network)
+            network = convert_pointwise_to_matmul(network)
         if self.config.recompute:
             network = recompute_backbone(network)
         step = TrainStep(model, self.config, network, self.optimizer, self._averages)
@@ -169,7 +169,7 @@ class Trainer:
             self._lock_folder(),
             Interruption() as interruption,
             self._make_reporter(validation, info) as reporter,
-            distribution.lost_workers(self.worker),
+            distribution.report_lost_workers(self.worker),
         ):
             self._begin(reporter)
             while True:

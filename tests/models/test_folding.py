@@ -8,7 +8,7 @@ from golden_case import FOLDER, GoldenCase, value
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.folding import folded
+from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import batch_normalizations, leaf_layers
@@ -56,7 +56,7 @@ def test_logits_stay_and_normalisations_go(name):
     case = GoldenCase.load(name)
     model = build_model(ModelConfig.from_official_flags(case.flags))
     load_tf1_variables(model, case.weights())
-    other = folded(model)
+    other = fold_batch_norm(model)
     assert batch_normalizations(other) == []
     # Xception-65 differs as much between an eager call and a graph.
     tolerance = 3e-5 if name.startswith("xception") else 1e-5
@@ -78,7 +78,7 @@ def test_the_model_is_left_as_it_is_and_shares_nothing(small):
     images = photos(1, 33, 49, 3)
     names = [layer.name for layer in leaf_layers(small)]
     before, expected = tf1_variables(small), logits(small, images)
-    other = folded(small)
+    other = fold_batch_norm(small)
     assert [layer.name for layer in leaf_layers(small)] == names
     for name, array in tf1_variables(small).items():
         np.testing.assert_array_equal(array, before[name])
@@ -89,7 +89,7 @@ def test_the_model_is_left_as_it_is_and_shares_nothing(small):
 
 
 def test_what_others_look_for_is_kept(small):
-    other = folded(small)
+    other = fold_batch_norm(small)
     assert other.model_config == small.model_config
     assert other.name == small.name
     assert [x.name for x in other.layers] == [x.name for x in small.layers]
@@ -106,7 +106,7 @@ def test_scales_that_share_their_layers_still_do():
         decoder=DecoderConfig(output_strides=()),
     )
     model = with_values(build_model(config))
-    other = folded(model)
+    other = fold_batch_norm(model)
     assert len(model.get_layer("network").layers) == len(
         other.get_layer("network").layers
     )
@@ -118,7 +118,7 @@ def test_scales_that_share_their_layers_still_do():
 def test_recomputation_is_undone(small):
     recomputing = recompute_backbone(small)
     recomputing.model_config = small.model_config
-    other = folded(recomputing)
+    other = fold_batch_norm(recomputing)
     assert isinstance(other.get_layer("backbone"), keras.Model)
     assert batch_normalizations(other) == []
     assert difference(small, other, photos(1, 33, 49, 3)) <= 1e-5
@@ -129,7 +129,7 @@ def test_half_precision_stays_half(small, precision):
     half = build_model(small.model_config)
     load_tf1_variables(half, tf1_variables(small))
     precision("float32")
-    other = folded(half)
+    other = fold_batch_norm(half)
     assert batch_normalizations(other) == []
     before, after = (
         {x.name: x.compute_dtype for x in leaf_layers(m)} for m in (half, other)
@@ -177,7 +177,7 @@ def odd_model():
 
 def test_only_what_a_single_convolution_gives_is_folded():
     model = odd_model()
-    other = folded(model)
+    other = fold_batch_norm(model)
     names = {layer.name for layer in batch_normalizations(other)}
     assert names == {"of_image", "of_shared", "of_bent", "of_twice", "of_two_givers"}
     assert difference(model, other, photos(1, 9, 11, 3) / 255) <= 1e-5
@@ -191,6 +191,6 @@ def test_an_output_of_its_own_keeps_a_convolution():
     total = keras.layers.Add(name="logits")(inner(image))
     model = keras.Model(image, total)
     model.model_config = ModelConfig()
-    other = folded(model)
+    other = fold_batch_norm(model)
     assert len(batch_normalizations(other)) == 1
     assert difference(model, other, photos(1, 9, 11, 3)) <= 1e-6

@@ -8,7 +8,7 @@ from golden_case import value
 
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.pointwise import PointwiseProduct, with_products
+from deeplab_tf.models.pointwise import PointwiseMatmul, convert_pointwise_to_matmul
 from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import official_variables
 
@@ -57,7 +57,7 @@ def test_a_network_of_products_is_the_network(variant, wrap, precision):
     # In float32 a few features round to the other side of a ReLU's corner.
     precision("float64")
     network = small_model(variant)
-    products = wrap(with_products(network))
+    products = wrap(convert_pointwise_to_matmul(network))
     images = np.random.RandomState(0).uniform(0, 255, (2, 33, 33, 3)).astype("float32")
     images = tf.constant(images)
     expected, gradients = outcome(network, images)
@@ -77,7 +77,7 @@ def test_a_network_of_products_is_the_network(variant, wrap, precision):
 
 def test_every_scale_of_a_pyramid_has_the_same_products():
     network = small_model("mobilenet_v2", image_pyramid=(0.5, 1.0))
-    products = with_products(network)
+    products = convert_pointwise_to_matmul(network)
     assert {id(v) for v in products.variables} == {id(v) for v in network.variables}
     images = tf.ones((1, 33, 33, 3))
     assert kinds(products, images)["Conv2D"] == 2
@@ -89,7 +89,7 @@ def test_pointwise_convolutions_of_few_positions_are_products():
     network = small_model("mobilenet_v2")
     images = tf.zeros((2, 33, 33, 3))
     before = kinds(network, images)
-    after = kinds(with_products(network), images)
+    after = kinds(convert_pointwise_to_matmul(network), images)
     assert after["MatMul"] > 30
     # What is left strides or is larger than 1x1.
     assert before["Conv2D"] - after["Conv2D"] == after["MatMul"] - before["MatMul"]
@@ -102,7 +102,7 @@ def test_pointwise_convolutions_of_few_positions_are_products():
 )
 def test_many_or_unknown_positions_are_convolved(shape, is_product):
     layer = keras.layers.Conv2D(2, 1, activation="relu", bias_initializer="ones")
-    product = PointwiseProduct(layer)
+    product = PointwiseMatmul(layer)
     layer.build(shape)
     images = tf.random.stateless_normal([n or 4 for n in shape], (0, 0))
     np.testing.assert_allclose(product(images), layer(images), atol=1e-6)
@@ -123,13 +123,13 @@ def test_many_or_unknown_positions_are_convolved(shape, is_product):
 def test_other_convolutions_are_left_alone(options):
     image = keras.Input((3, 3, 3))
     convolution = keras.layers.Conv2D(**{"filters": 3, "kernel_size": 1, **options})
-    network = with_products(keras.Model(image, convolution(image)))
+    network = convert_pointwise_to_matmul(keras.Model(image, convolution(image)))
     assert network.layers[-1] is convolution
 
 
 def test_products_compute_in_the_precision_of_the_convolution():
     image = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(3, 1, dtype="mixed_bfloat16")(image)
-    network = with_products(keras.Model(image, x))
-    assert isinstance(network.layers[-1], PointwiseProduct)
+    network = convert_pointwise_to_matmul(keras.Model(image, x))
+    assert isinstance(network.layers[-1], PointwiseMatmul)
     assert network(tf.ones((1, 8, 8, 3))).dtype == tf.bfloat16

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from plain_heads import IMAGE, assert_same, build, logits, means, resized
 
-from deeplab_tf.models.deeplab import at_image_scale
+from deeplab_tf.models.deeplab import scale_pooling_windows
 from deeplab_tf.models.resampling import WindowMean, align_size
 from deeplab_tf.models.variables import (
     leaf_layers,
@@ -104,22 +104,22 @@ def windows(model):
 
 def test_a_network_for_another_scale_shares_every_variable():
     model, _ = build(output_stride=8, **CROP)
-    half = at_image_scale(model, 0.5)
+    half = scale_pooling_windows(model, 0.5)
     assert {id(v) for v in half.variables} == {id(v) for v in model.variables}
     # ceil(33 / 8) and ceil(49 / 8); int(32 / 2 + 1) = 17 and 25 pixels at half.
     assert (windows(model), windows(half)) == ([[5, 7]], [[3, 4]])
     # 1.5 of a half: int(32 * 0.75 + 1) = 25 and int(48 * 0.75 + 1) = 37.
-    assert windows(at_image_scale(half, 1.5)) == [[4, 5]]
-    assert at_image_scale(model, 1.0) is model
+    assert windows(scale_pooling_windows(half, 1.5)) == [[4, 5]]
+    assert scale_pooling_windows(model, 1.0) is model
     whole, _ = build()
-    assert at_image_scale(whole, 0.5) is whole
+    assert scale_pooling_windows(whole, 0.5) is whole
 
 
 def test_a_network_for_another_scale_is_the_one_of_the_scaled_window():
     model, w = build(**CROP)
     other, _ = build(image_pooling_crop_size="17,25")
     assert list(official_variables(other)) == list(w)
-    assert_same(at_image_scale(model, 0.5)(IMAGE), other(IMAGE))
+    assert_same(scale_pooling_windows(model, 0.5)(IMAGE), other(IMAGE))
     difference = model(IMAGE) - other(IMAGE)
     assert np.abs(difference).max() > 1e-2 * np.std(other(IMAGE))
 

@@ -88,9 +88,9 @@ def test_relus_of_sums_that_others_take():
 
 RUN = """
 import quiet_tensorflow, test_constant_graph as tests, tensorflow as tf
-from deeplab_tf.models.folding import folded
+from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.serving.constant_graph import constant, fast_on_cpu
-make = {"fast": fast_on_cpu, "folded": folded}[KIND]
+make = {"fast": fast_on_cpu, "folded": fold_batch_norm}[KIND]
 function = tf.function(constant(make(tests.two_sums())), autograph=False)
 function(tf.constant(tests.random(1, 9, 11, 3)))
 """

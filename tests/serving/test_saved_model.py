@@ -23,7 +23,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.folding import folded
+from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.serving.saved_model import (
     ExportOptions,
     SavedModelPredictor,
@@ -200,7 +200,7 @@ def numbers_in_constants(path):
 
 def test_every_weight_is_written_once(tiny_model, tiny_export, other_export):
     """As a constant, or as a variable where normalisations are kept."""
-    weights = folded(tiny_model).count_params()
+    weights = fold_batch_norm(tiny_model).count_params()
     assert weights <= numbers_in_constants(tiny_export) < 1.01 * weights
     written = tf.train.list_variables(f"{other_export}/variables/variables")
     count = sum(int(np.prod(shape)) for _, shape in written if shape)
@@ -213,7 +213,7 @@ def test_folded_weights_may_be_variables(tiny_model, tiny_export, tmp_path):
     options = ExportOptions(constant_weights=False, weights=False)
     export_saved_model(tiny_model, path, options=options)
     numbers = sum(v.shape.num_elements() for v in tf.saved_model.load(path).variables)
-    assert numbers == folded(tiny_model).count_params()
+    assert numbers == fold_batch_norm(tiny_model).count_params()
     images = photos(1, 33, 49)
     labels = [SavedModelPredictor(p).labels(images) for p in (path, tiny_export)]
     np.testing.assert_array_equal(*labels)
