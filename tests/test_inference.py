@@ -261,7 +261,7 @@ def test_a_compiled_function_slides_the_same(tiny_model):
 
 
 def test_a_window_and_a_limit_exclude_each_other(strided_model):
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="are mutually exclusive"):
         Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
 
 

@@ -1,7 +1,7 @@
-"""What an experiment is: model, data, training and evaluation, as frozen values.
+"""Frozen configs of model, data, training and evaluation.
 
-An option is one field, which holds its range, its help and its flag (`options`), so
-that a command line, a golden case and an `experiment.json` use the same words.
+Each option is one field with its range, help and flag (see `options`), so the command
+line and `experiment.json` share one definition.
 """
 
 from deeplab_tf.config.backbones import BACKBONES

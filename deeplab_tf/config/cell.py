@@ -1,4 +1,4 @@
-"""Dense prediction cells, which a search found (1809.04184)."""
+"""Dense prediction cells, found by architecture search (1809.04184)."""
 
 import dataclasses
 import pathlib
@@ -23,19 +23,21 @@ class CellBranch:
         help='"conv" or "pyramid_pooling".', accepts=("conv", "pyramid_pooling")
     )
     input: int = option(
-        -1, help="Index of the branch it continues; -1 is the backbone."
+        -1, help="Index of the branch to read from; -1 reads from the backbone."
     )
     kernel: tuple[int, int] = option(
-        (1, 1), help="Height and width of a convolution's kernel, 1x1 or 3x3."
+        (1, 1), help="Kernel height and width of a convolution, 1x1 or 3x3."
     )
     rate: tuple[int, int] = option(
         (1, 1),
         SIDE,
-        "Atrous rates of a 3x3 convolution, vertical and horizontal, at output "
+        "Vertical and horizontal atrous rate of a 3x3 convolution, at output "
         "stride 16.",
     )
     grid_size: tuple[int, int] = option(
-        (1, 1), SIDE, "Rows and columns into which pooling divides the image."
+        (1, 1),
+        SIDE,
+        "Rows and columns of the grid that pooling divides the image into.",
     )
 
     def __post_init__(self) -> None:
@@ -60,9 +62,9 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     """Returns the branches of a dense prediction cell.
 
     Args:
-        value: A list of dictionaries with the official keys, such a list as JSON
-            text, or the path of a file of it. The official name of the released
-            cell will do without a file. "" and None are no cell.
+        value: A list of dictionaries with the official keys, the same as JSON text,
+            or the path of a JSON file. The official file name of the released cell
+            works without the file. "" and None mean no cell.
     """
     if not value:
         return ()
@@ -79,7 +81,7 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     if not isinstance(branches, list):
         raise ValueError("the cell must be a list of branches")
     if not branches:
-        raise ValueError("it holds no branches")
+        raise ValueError("the cell has no branches")
     return parse_cell(branches)
 
 

@@ -1,4 +1,4 @@
-"""Validation of config dataclasses: the type and the range of every field."""
+"""Validates the type and range of every field of a config dataclass."""
 
 import dataclasses
 import numbers
@@ -13,7 +13,7 @@ import numpy as np
 from deeplab_tf.config.options import Dataclass, flag_name, option_of, type_of
 from deeplab_tf.errors import UserError
 
-# Training computes in float32: smaller numbers are 0 there, larger ones infinite.
+# Training runs in float32, where smaller numbers become 0 and larger ones infinite.
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
 _INTEGER_LIMIT = 2**32
 
@@ -24,8 +24,8 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
-def listed(values: Iterable[object]) -> str:
-    """Returns "8, 16 or 32"."""
+def join_choices(values: Iterable[object]) -> str:
+    """Returns "8, 16 or 32" for `(8, 16, 32)`."""
     *first, last = map(str, values)
     return f"{', '.join(first)} or {last}" if first else last
 
@@ -33,15 +33,16 @@ def listed(values: Iterable[object]) -> str:
 def check_fields(config: Dataclass, of: str = "") -> None:
     """Checks the type, range and choices of every field of a frozen dataclass.
 
-    Lists become tuples, and NumPy scalars and integers the type of their field.
+    Call it in `__post_init__`. Lists become tuples; NumPy scalars and integers become
+    the type of their field.
 
     Args:
-        config: The dataclass, in its `__post_init__`.
-        of: Words after the name of a field in messages.
+        config: The dataclass.
+        of: Text after the field name in messages.
 
     Raises:
-        UserError: for the first value that is not accepted; names field and flag,
-            what is accepted and what was received.
+        UserError: for the first invalid value; names the field, its flag, the accepted
+            values and the value received.
     """
     for field in dataclasses.fields(config):
         received = getattr(config, field.name)
@@ -61,31 +62,30 @@ def _refusal(
 ) -> UserError:
     spelled = _spelled_flag(field)
     name = f"{field.name}{of}" + (f" ({spelled})" if spelled else "")
-    return UserError(f"{name} must be {accepted}; received {_shown(received)}")
+    return UserError(f"{name} must be {accepted}; received {_format_value(received)}")
 
 
 def _spelled_flag(field: dataclasses.Field) -> str:
-    """Returns the flag as it is typed, "" where it is `--` and the field's name."""
+    """Returns the flag, or "" if it is just `--` and the field's name."""
     export_flag, name = option_of(field).export_flag, flag_name(field)
     if export_flag:
         return f"--{export_flag} of an export"
     return f"--{name}" if name not in ("", field.name) else ""
 
 
-def _shown(value: object) -> str:
-    """Returns a value as one short line."""
+def _format_value(value: object) -> str:
+    """Formats a value as one short line."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     shortened = reprlib.Repr()
     shortened.maxstring = shortened.maxother = shortened.maxlong = 80
     try:
         return " ".join(shortened.repr(value).split())
-    except ValueError:  # Python prints no integer of more than 4300 digits
-        return "a number of thousands of digits"
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
+        return "a number with thousands of digits"
 
 
 def _is_within(field: dataclasses.Field, value: Any) -> bool:
-    """Whether a converted value is among the choices and in the range."""
     accepts = option_of(field).accepts
     if accepts is None:
         return True
@@ -96,15 +96,10 @@ def _is_within(field: dataclasses.Field, value: Any) -> bool:
 
 
 def _accepted_values(field: dataclasses.Field, with_type: bool) -> str:
-    """Returns what a field accepts, in words.
-
-    Args:
-        field: The field.
-        with_type: Whether to name the type next to the range.
-    """
+    """Describes the values that a field accepts, optionally with their type."""
     accepts, (hint, _) = option_of(field).accepts, type_of(field)
     if isinstance(accepts, tuple):
-        return listed(accepts)
+        return join_choices(accepts)
     if typing.get_origin(hint) is tuple:
         item, *more = typing.get_args(hint)
         name = _SCALARS[item].plural if item in _SCALARS else f"{item.__name__} objects"
@@ -117,11 +112,7 @@ def _accepted_values(field: dataclasses.Field, with_type: bool) -> str:
 
 
 def _convert(hint: Any, is_optional: bool, value: Any) -> Any:
-    """Returns a value as the type of its field.
-
-    Raises:
-        TypeError: if it is not of this type.
-    """
+    """Converts a value to the type of its field, or raises TypeError."""
     if is_optional and value is None:
         return None
     if typing.get_origin(hint) is tuple:
@@ -165,7 +156,7 @@ def _to_float(value: Any) -> float:
         number = float(value)
     except OverflowError:
         raise TypeError from None
-    # False for NaN, as every comparison with it is.
+    # The comparisons are false for NaN, which is refused too.
     if not (number == 0 or _SMALLEST <= abs(number) <= _LARGEST):
         raise TypeError
     return number

@@ -1,4 +1,4 @@
-"""Where the data are, and how a sample is made of them."""
+"""Configuration of the dataset and its preprocessing."""
 
 import dataclasses
 
@@ -14,81 +14,88 @@ from deeplab_tf.config.options import (
     ours,
 )
 
-# Every scale between the smallest and the largest is listed.
+# Training enumerates all scales between the smallest and the largest.
 _SMALLEST_SCALE_STEP = 0.001
 
 
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the records are and how a sample is made of them.
+    """Configuration of the dataset and its preprocessing.
 
     Raises:
-        UserError: for an impossible value; names the field.
+        UserError: for an invalid value or combination; names the field.
     """
 
     dataset_dir: str = option(
         "",
-        help="Folder of the TFRecord shards, or of tensorflow-datasets; default: its "
-        "own.",
+        help="Folder of the TFRecord shards. For a tfds: dataset, the data folder of "
+        "tensorflow-datasets (default: its own).",
         flag_default=None,
     )
     dataset: str | None = option(
         None,
-        help="Name of the dataset, for its classes, or tfds:NAME[:image_key:label_key] "
-        "for one of tensorflow-datasets; default: the dataset_info.json beside the "
-        "records, else pascal_voc_seg.",
+        help="Name of the dataset, which determines its classes, or "
+        "tfds:NAME[:image_key:label_key] for one of tensorflow-datasets. Default: read "
+        "from dataset_info.json next to the records, else pascal_voc_seg.",
     )
     crop_size: tuple[int, int] = option(
         (513, 513),
         SIDE,
-        "Height and width of a training crop, in pixels; the papers' 513,513 for "
-        "VOC and 769,769 for Cityscapes are k * output_stride + 1.",
+        "Height and width of training crops, in pixels, best of the form "
+        "k * output_stride + 1. The papers use 513,513 for VOC and 769,769 for "
+        "Cityscapes.",
         flag="train_crop_size",
     )
     batch_size: int = option(
         8,
         Range(at_least=1, at_most=10**6),
-        "Images per batch, over all replicas.",
+        "Images per batch, summed over all replicas.",
         flag="train_batch_size",
     )
     min_resize_value: int | None = option(
-        None, SIDE, "Shorter side, in pixels, of resized images; None: no resizing."
+        None,
+        SIDE,
+        "Length of the shorter side of resized images, in pixels. Default: no resizing.",
     )
     max_resize_value: int | None = option(
-        None, SIDE, "Bound of the longer side of resized images, in pixels."
+        None, SIDE, "Maximum longer side of resized images, in pixels."
     )
     resize_factor: int | None = option(
-        None, SIDE, "Resized sides are raised to a multiple of this, plus 1."
+        None, SIDE, "Round resized sides up to a multiple of this, plus 1."
     )
     min_scale_factor: float = option(
         0.5,
         SCALES,
-        "Smallest random scale in training; 0.5 and 2.0 are the papers' "
-        "(DeepLabv3, Sec. 4.1).",
+        "Smallest random scale in training. The papers use 0.5 to 2 (DeepLabv3, "
+        "Sec. 4.1).",
     )
     max_scale_factor: float = option(2.0, SCALES, "Largest random scale in training.")
     scale_factor_step_size: float = option(
-        0.25, Range(at_least=0, at_most=16), "Distance of random scales; 0: continuous."
+        0.25,
+        Range(at_least=0, at_most=16),
+        "Step between random scales; 0 draws from the continuous range.",
     )
     mean_pixel: tuple[float, ...] = option(
         ModelConfig().mean_pixel,
         Range(at_least=0, at_most=255),
-        "Value of each channel, 0..255, of the padding.",
+        "Padding value of each channel, 0..255.",
         flag="",
     )
     photometric_jitter: float = ours(
         0.0,
         Range(at_least=0, at_most=1),
-        "Largest relative change of brightness, contrast and saturation in "
-        "training, 0..1; 0 is none, as in the papers.",
+        "Maximum relative change of brightness, contrast and saturation in training, "
+        "0..1; the papers use none.",
     )
     bootstrap_classes: tuple[str, ...] = ours(
         (),
-        help="Images with one of these classes come twice an epoch; the paper's for "
-        "VOC are bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
+        help="Show images with any of these classes twice per epoch. For VOC the paper "
+        "uses bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
     )
-    seed: int = ours(0, NOT_NEGATIVE, "Seed of weights, order and augmentation.")
+    seed: int = ours(
+        0, NOT_NEGATIVE, "Random seed of weights, data order and augmentation."
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,7 +107,7 @@ class DataConfig:
         step = self.scale_factor_step_size
         require(
             step == 0 or step >= _SMALLEST_SCALE_STEP,
-            f"scale_factor_step_size must be 0, which is continuous, or at least "
+            "scale_factor_step_size must be 0 (continuous) or at least "
             f"{_SMALLEST_SCALE_STEP}; received {step}",
         )
         require(

@@ -1,4 +1,4 @@
-"""How a model is scored."""
+"""Configuration of evaluation."""
 
 import dataclasses
 
@@ -17,28 +17,28 @@ from deeplab_tf.config.options import (
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    """How a model is scored; the fields carry the official flag names.
+    """Configuration of evaluation; fields have the official flag names.
 
     Raises:
-        UserError: for an impossible value or combination; names the field.
+        UserError: for an invalid value or combination; names the field.
     """
 
     eval_scales: tuple[float, ...] = option(
         (1.0,),
         SCALES,
-        "Scales whose probabilities are averaged; the papers use 1.0, or 0.5 to "
-        "1.75 in steps of 0.25 (DeepLabv3, Sec. 4).",
+        "Image scales over which probabilities are averaged. The papers use 1.0 only, "
+        "or 0.5 to 1.75 in steps of 0.25 (DeepLabv3, Sec. 4).",
         export_flag="inference_scales",
     )
     add_flipped_images: bool = option(
-        False, help="Whether every scale is also predicted mirrored."
+        False, help="Also average over horizontally flipped images."
     )
     eval_crop_size: tuple[int, int] | None = option(
         None,
         SIDE,
-        "Height and width, in pixels, to which every image is padded, as in the "
-        "official protocol; larger images enlarge it. Default: each to its own next "
-        "k * output_stride + 1, in a TFLite file 513,513.",
+        "Height and width, in pixels, that images are padded to, as in the official "
+        "protocol; it grows to fit larger images. Default: the next "
+        "k * output_stride + 1 of each image, or 513,513 for a TFLite export.",
         export_flag="crop_size",
     )
     eval_batch_size: int = option(
@@ -50,23 +50,23 @@ class EvalConfig:
     window_size: tuple[int, int] | None = ours(
         None,
         SIDE,
-        "Height and width of the sliding windows for larger images; None predicts "
-        "every image at once.",
+        "Height and width of the sliding window for larger images. Default: no "
+        "windows.",
     )
     memory_limit_mb: int | None = ours(
         None,
         COUNT,
-        "MiB that the inference of an image may take in addition to the model; an "
-        "image that needs more is predicted by sliding windows. None is no limit.",
+        "Memory limit of inference per image, in MiB, not counting the model; larger "
+        "images are predicted in sliding windows. Default: no limit.",
     )
 
     def __post_init__(self) -> None:
         check_fields(self)
         require(
             bool(self.eval_scales),
-            "eval_scales must hold at least one scale; received ()",
+            "eval_scales must have at least one scale; received ()",
         )
         require(
             self.window_size is None or self.memory_limit_mb is None,
-            "window_size and memory_limit_mb exclude each other",
+            "window_size and memory_limit_mb are mutually exclusive; give only one",
         )

@@ -1,4 +1,4 @@
-"""All settings of a training as one experiment.json."""
+"""The settings of a training run, saved as experiment.json."""
 
 import dataclasses
 
@@ -9,23 +9,22 @@ from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.config.train import TrainConfig
 from deeplab_tf.data.info import DatasetInfo
 
-# Its name beside the checkpoints of a training.
 EXPERIMENT_FILE = "experiment.json"
-# Keys that an experiment.json has in any case, by which a gap in it is noticed.
+# Always written; if one is missing, the file is incomplete.
 _REQUIRED = ("format_version", "model")
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """All settings of a training; the text of `experiment.json`.
+    """The settings of a training run, as saved in `experiment.json`.
 
     Attributes:
         model: The model.
-        data: Its training data.
-        train: How it is trained.
-        split: Split it is trained on.
-        info: Classes and colours of the data; None where they are not known.
-        format_version: Of the file; 1.
+        data: The training data.
+        train: The training recipe.
+        split: The training split.
+        info: Class names and colours; None if unknown.
+        format_version: Version of the file format; 1.
 
     Raises:
         UserError: for another `format_version`.
@@ -42,8 +41,8 @@ class Experiment:
         check_fields(self)
         require(
             self.format_version == 1,
-            f"format_version {self.format_version} is of a newer deeplab_tf; "
-            "this one reads 1",
+            f"format_version {self.format_version} needs a newer deeplab_tf; this one "
+            "reads 1",
         )
 
     def to_json(self) -> str:
@@ -55,15 +54,15 @@ class Experiment:
     def from_json(
         cls, text: str | bytes, source: str = EXPERIMENT_FILE
     ) -> "Experiment":
-        """Returns the experiment that `to_json` wrote.
+        """Parses the text written by `to_json`.
 
         Args:
             text: Content of the file.
-            source: What to call the file in an error.
+            source: File name for errors.
 
         Raises:
-            UserError: if the text is something else, or was changed after `to_json`
-                wrote it; names `source` and the key.
+            UserError: if the text is invalid or was changed after it was written; names
+                `source` and the key.
         """
         experiment = strict_json.from_json(cls, text, source, _REQUIRED)
         if experiment.info is not None:

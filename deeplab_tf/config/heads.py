@@ -1,4 +1,4 @@
-"""Context and decoder of a model."""
+"""Configuration of the context module and the decoder."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from deeplab_tf.config.options import (
 )
 from deeplab_tf.config.parsing import parse_size
 
-# Channels of a layer: far more than any network has, and few enough to be built.
+# Channels of a layer: more than any network has, but few enough to build.
 _CHANNELS = Range(at_least=1, at_most=2**16)
 
 
@@ -25,7 +25,7 @@ def _parse_strides(value: object) -> tuple[int, int]:
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class ContextConfig:
-    """Atrous spatial pyramid pooling (DeepLabv3, Sec. 3.3), or what replaces it.
+    """Atrous spatial pyramid pooling (DeepLabv3, Sec. 3.3) or its replacement.
 
     Raises:
         UserError: for an impossible value or combination; names the flag.
@@ -34,73 +34,73 @@ class ContextConfig:
     rates: tuple[int, ...] | None = option(
         None,
         SIDE,
-        "Atrous rates of the 3x3 branches of the ASPP, at the model's output stride. "
-        "(), the flag's default, leaves the 1x1 branch and the image-level features. "
-        "None is the papers' (6, 12, 18) at output stride 16, scaled to the model's.",
+        "Atrous rates of the 3x3 ASPP branches at the model's output stride. An empty "
+        "list, the default of the flag, leaves only the 1x1 branch and image-level "
+        "features. None, the default in Python, means 6,12,18 at output stride 16 (as "
+        "in the papers), scaled for other strides.",
         flag="atrous_rates",
         flag_default=(),
     )
     aspp: bool = option(
         True,
-        help="Whether there is a context at all. Without it the logits come from the "
-        "backbone, by one convolution for each of the atrous rates (DeepLabv2) or a "
-        "single one.",
+        help="Use the ASPP. Without it, the logits are computed directly from the "
+        "backbone, by one convolution per atrous rate (DeepLabv2) or a single one.",
         flag="aspp_with_batch_norm",
     )
     filters: int = option(
         256,
         _CHANNELS,
-        "Depth of every branch of the ASPP and of the projection.",
+        "Depth of each ASPP branch and of the projection.",
         flag="aspp_convs_filters",
     )
     separable: bool = option(
         True,
-        help="Whether the 3x3 branches of the ASPP are depthwise separable.",
+        help="Use depthwise separable convolutions in the 3x3 ASPP branches.",
         flag="aspp_with_separable_conv",
     )
     image_level: bool = option(
         True,
-        help="Whether the ASPP has image-level features (DeepLabv3, Fig. 5b).",
+        help="Add image-level features to the ASPP (DeepLabv3, Fig. 5b).",
         flag="add_image_level_feature",
     )
     image_pooling_crop_size: tuple[int, int] | None = option(
         None,
         SIDE,
-        "Height and width in image pixels of the window that image-level pooling "
-        "averages; None averages the entire image.",
+        "Height and width, in image pixels, of the window of image-level pooling. "
+        "Default: the entire image.",
     )
     image_pooling_stride: tuple[int, int] = option(
         (1, 1),
         SIDE,
-        "Steps of the window of image-level pooling, in feature cells.",
+        "Vertical and horizontal stride of image-level pooling, in feature cells.",
         parse=_parse_strides,
     )
     projection: bool = option(
         True,
-        help="Whether a 1x1 convolution projects the branches of the ASPP.",
+        help="Project the concatenated ASPP branches with a 1x1 convolution.",
         flag="aspp_with_concat_projection",
     )
     dropout: float = option(
         0.1,
         FRACTION,
-        "Fraction dropped after the projection, in training only.",
+        "Dropout rate after the projection, during training.",
         flag="",
     )
     squeeze_and_excitation: bool = option(
         False,
-        help="Whether the image-level features gate the other branches instead of "
-        "joining them (LR-ASPP, 1905.02244, Fig. 10).",
+        help="Use the image-level features to gate the other branches instead of "
+        "concatenating them (LR-ASPP, 1905.02244, Fig. 10).",
         flag="aspp_with_squeeze_and_excitation",
     )
     hard_sigmoid: bool = option(
         False,
-        help="Whether the gate of LR-ASPP is a hard sigmoid, piecewise linear.",
+        help="Use a piecewise linear (hard) sigmoid as the gate of LR-ASPP.",
         flag="image_se_uses_qsigmoid",
     )
     dense_prediction_cell: tuple[CellBranch, ...] = option(
         (),
-        help="Branches that replace the ASPP, of depth 256 (1809.04184); () is the "
-        "ASPP. On a command line a JSON file, or the name of the released one.",
+        help="Dense prediction cell that replaces the ASPP (1809.04184). The flag "
+        "takes a JSON file or the name of the released one. Default: the ASPP.",
         flag="dense_prediction_cell_json",
         flag_default="",
         parse=parse_cell,
@@ -114,13 +114,13 @@ class ContextConfig:
         )
         require(
             self.aspp or not self.dense_prediction_cell,
-            "a dense prediction cell stands in the place of the ASPP; received one "
-            "with aspp_with_batch_norm false",
+            "a dense prediction cell replaces the ASPP, so it needs "
+            "aspp_with_batch_norm; received false",
         )
         for i, branch in enumerate(self.dense_prediction_cell):
             require(
                 -1 <= branch.input < i,
-                f"branch {i} of the dense prediction cell takes input -1"
+                f"branch {i} of the dense prediction cell needs an input of -1"
                 f"{f' to {i - 1}' if i else ''}; received {branch.input}",
             )
 
@@ -136,53 +136,53 @@ class DecoderConfig:
 
     output_strides: tuple[int, ...] | None = option(
         None,
-        help="Strides of the decoder's low-level features, descending. (), the flag's "
-        "default, is DeepLabv3, without a decoder; None takes the papers' (4,), or () "
-        "for a backbone without low-level features.",
+        help="Strides of the decoder's low-level features, in descending order; the "
+        "papers use 4. An empty list, the default of the flag, means no decoder "
+        "(DeepLabv3). None, the default in Python, means 4 if the backbone has "
+        "features of that stride.",
         flag="decoder_output_stride",
         flag_default=(),
     )
     filters: int = option(
         256,
         _CHANNELS,
-        "Depth of the decoder's convolutions. Ignored where the decoder gives the "
-        "logits: it is the number of classes then.",
+        "Depth of the decoder's convolutions; the number of classes if the decoder "
+        "outputs the logits.",
         flag="decoder_filters",
     )
     projection_filters: int = ours(
         48,
         _CHANNELS,
-        "Depth to which the decoder reduces low-level features (DeepLabv3+, Table 1).",
+        "Depth that low-level features are reduced to (DeepLabv3+, Table 1).",
         flag="decoder_projection_filters",
     )
     convolutions: int = ours(
         2,
         Range(at_least=1, at_most=100),
-        "Number of 3x3 convolutions of the decoder at each stride (DeepLabv3+, "
-        "Table 2).",
+        "Number of decoder convolutions at each stride (DeepLabv3+, Table 2).",
         flag="decoder_convolutions",
     )
     kernel_size: int = ours(
         3,
         Range(at_least=1, at_most=99),
-        "Side of the kernels of the decoder (DeepLabv3+, Table 2).",
+        "Kernel size of the decoder's convolutions (DeepLabv3+, Table 2).",
         flag="decoder_kernel_size",
     )
     separable: bool = option(
         True,
-        help="Whether the decoder's convolutions are depthwise separable.",
+        help="Use depthwise separable convolutions in the decoder.",
         flag="decoder_use_separable_conv",
     )
     sum_merge: bool = option(
         False,
-        help="Whether the decoder adds low-level features to the context, after one "
-        "convolution, instead of concatenating them (1905.02244, Fig. 10).",
+        help="Add low-level features to the context after one convolution, instead of "
+        "concatenating them (1905.02244, Fig. 10).",
         flag="decoder_use_sum_merge",
     )
     outputs_logits: bool = option(
         False,
-        help="Whether the decoder gives the logits: its convolutions are linear then, "
-        "and there is no logits layer.",
+        help="Output the logits directly from the decoder, with linear convolutions "
+        "and no logits layer.",
         flag="decoder_output_is_logits",
     )
 
@@ -192,22 +192,22 @@ class DecoderConfig:
         require(
             strides == sorted(set(strides), reverse=True)
             and set(strides) <= {4, 8, 16},
-            "decoder_output_stride takes 4, 8 and 16 in descending order; "
+            "decoder_output_stride must be some of 4, 8 and 16 in descending order; "
             f"received {strides}",
         )
         for name in ("projection_filters", "convolutions"):
             value, default = getattr(self, name), getattr(DecoderConfig, name)
             require(
                 not self.sum_merge or value == default,
-                f"a decoder that adds has one convolution and no other depth: {name} "
-                f"must be left at {default}; received {value}",
+                f"{name} is not supported with decoder_use_sum_merge; leave it at "
+                f"{default} (received {value})",
             )
         require(
             self.kernel_size == DecoderConfig.kernel_size
             or not (self.sum_merge and self.outputs_logits),
-            "a decoder that adds and gives the logits has 1x1 convolutions: "
-            f"kernel_size must be left at {DecoderConfig.kernel_size}; received "
-            f"{self.kernel_size}",
+            "kernel_size is not supported with decoder_use_sum_merge and "
+            "decoder_output_is_logits, which use 1x1 convolutions; leave it at "
+            f"{DecoderConfig.kernel_size} (received {self.kernel_size})",
         )
         require(
             bool(strides) or not self.outputs_logits,

@@ -1,10 +1,10 @@
-"""What a model is."""
+"""Configuration of a DeepLab model."""
 
 import dataclasses
 from collections.abc import Mapping
 
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
-from deeplab_tf.config.checks import check_fields, listed, require
+from deeplab_tf.config.checks import check_fields, join_choices, require
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import collect_flags, parse_model_flags
 from deeplab_tf.config.options import (
@@ -19,23 +19,23 @@ from deeplab_tf.config.options import (
 from deeplab_tf.config.parsing import parse_numbers
 
 _OUTPUT_STRIDES = (8, 16, 32)
-_CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with one, two and three replicas
+_CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with 1, 2 and 3 cascade blocks
 _ALL_OUTPUT_STRIDES = _OUTPUT_STRIDES + _CASCADE_OUTPUT_STRIDES
 # DeepLabv3 (1706.05587) Sec. 3.3: (6, 12, 18) at output stride 16, doubled at 8.
 _PAPER_RATES = (6, 12, 18)
 _PAPER_RATES_STRIDE = 16
 _OUTPUTS_LOGITS = "decoder.outputs_logits"
-# 127.5 becomes 0 after the scaling to [-1, 1].
+# 127.5 becomes 0 when scaled to [-1, 1].
 _MEAN_PIXEL = 127.5
 _IMAGENET_MEAN_PIXEL = (123.15, 115.90, 103.06)
 
 
-def _scaled_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
-    """Returns atrous rates that cover the same pixels at another output stride."""
+def _scale_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
+    """Scales atrous rates so that they cover the same pixels at a new output stride."""
     require(
         all(rate * old % new == 0 for rate in rates),
-        f"atrous rates {list(rates)} of output_stride {old} have no whole "
-        f"counterpart at output_stride {new}; give atrous_rates",
+        f"atrous rates {list(rates)} of output_stride {old} are not integers at "
+        f"output_stride {new}; give atrous_rates",
     )
     return tuple(rate * old // new for rate in rates)
 
@@ -47,85 +47,89 @@ def _parse_pyramid(value: object) -> tuple[float, ...]:
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A DeepLab model.
+    """Configuration of a DeepLab model.
 
     Raises:
-        UserError: for an impossible combination; names the choices.
+        UserError: for an invalid value or combination; names the choices.
     """
 
     backbone: str = option(
         "mobilenet_v2",
-        help="Backbone, a name in config.BACKBONES.",
+        help=f"Backbone: {', '.join(BACKBONES)}.",
         flag="model_variant",
     )
     num_classes: int = option(
-        21, Range(at_least=1, at_most=2**16), "Classes, without the ignored label."
+        21,
+        Range(at_least=1, at_most=2**16),
+        "Number of classes, without the ignored label.",
     )
     output_stride: int = option(
         16,
-        help="Image pixels per feature cell of the backbone: 8, 16, 32, and one "
-        "doubling more for each of cascade_blocks.",
+        help="Image size over backbone feature size: 8, 16 or 32; each cascade block "
+        "allows one more doubling.",
     )
     channels: int = option(
         3,
         Range(at_least=1, at_most=2**12),
-        "Channels of the image; RGB weights are inflated to others.",
+        "Image channels; pretrained RGB weights are adapted to other numbers.",
         flag="",
     )
     multi_grid: tuple[int, ...] = option(
         (),
-        help="Unit rates of the last block of an Xception or a ResNet, such as 1,2,4 "
-        "(DeepLabv3, Sec. 3.2.1), multiplied by the block's; () is all 1.",
+        help="Unit rates of the last block of an Xception or a ResNet, such as 1,2,4; "
+        "they multiply the block's rate (DeepLabv3, Sec. 3.2.1). Default: all 1.",
     )
     cascade_blocks: int = ours(
         0,
-        help="Replicas of a ResNet's block4 in cascade (DeepLabv3, Sec. 3.2): 3 adds "
-        "block5, block6 and block7.",
+        help="Number of copies of a ResNet's block4 to append in cascade; 3 adds "
+        "block5, block6 and block7 (DeepLabv3, Sec. 3.2).",
     )
     depthwise_activation: bool = ours(
         False,
-        help="Whether an Xception has the ReLU after each depthwise convolution that "
-        "DeepLabv3+ (Sec. 3.2) describes; the released code and checkpoints have it "
-        "in the last block only.",
+        help="Add a ReLU after each depthwise convolution of an Xception, as "
+        "described in DeepLabv3+ (Sec. 3.2). The released code and checkpoints have "
+        "it in the last block only.",
     )
     bounded_activation: bool = option(
         False,
-        help="Whether heads and Xception have ReLU6 instead of ReLU, and clip linear "
-        "features to [-6, 6]: for quantisation.",
+        help="Use ReLU6 instead of ReLU in the heads and in Xception, and clip linear "
+        "features to [-6, 6], for quantisation.",
         flag="use_bounded_activation",
     )
     depth_multiplier: float = option(
-        1.0, Range(above=0, at_most=16), "Width of a MobileNet relative to the paper's."
+        1.0, Range(above=0, at_most=16), "Width multiplier of a MobileNet."
     )
     divisible_by: int | None = option(
         None,
         Range(at_least=1, at_most=2**10),
-        "Channel counts of a MobileNetV2 are rounded to a multiple of this; None "
-        "is the official rule (8 at depth_multiplier 1, else 1).",
+        "Round the channel counts of a MobileNetV2 to a multiple of this. Default: "
+        "the official rule, 8 at depth_multiplier 1, else 1.",
     )
     logits_kernel_size: int = option(
-        1, Range(at_least=1, at_most=99), "Kernel of the logits without ASPP."
+        1,
+        Range(at_least=1, at_most=99),
+        "Kernel size of the logits layer; other than 1 only without ASPP.",
     )
     image_pyramid: tuple[float, ...] = option(
         (1.0,),
         SCALES,
-        "Scales of the image at which the network computes logits, to be merged. "
-        "The papers use 1.0 alone.",
+        "Image scales at which the network computes logits before merging them. The "
+        "papers use 1.0 only.",
         flag_default=(),
         parse=_parse_pyramid,
     )
     merge_method: str = option(
-        "max", ("max", "avg"), "max or avg of the logits over image_pyramid."
+        "max", ("max", "avg"), "How to merge the logits over image_pyramid: max or avg."
     )
     batch_norm_momentum: float | None = ours(
         None,
         FRACTION,
-        "Decay of all moving statistics; None takes the official constant of each "
-        "part (0.9997, 0.997, 0.95), which is far too slow for runs of some hundred "
-        "steps from scratch.",
+        "Decay of all batch normalisation statistics. Default: the official value of "
+        "each part (0.9997, 0.997 or 0.95); too slow for short runs from scratch, so "
+        "lower it if you train for a few hundred steps.",
     )
     context: ContextConfig = option(
-        ContextConfig(), help="The ASPP, or what replaces it."
+        ContextConfig(), help="The ASPP or its replacement."
     )
     decoder: DecoderConfig = option(DecoderConfig(), help="The decoder.")
 
@@ -134,7 +138,8 @@ class ModelConfig:
         scales = self.image_pyramid
         require(
             bool(scales) and len(set(scales)) == len(scales),
-            f"image_pyramid takes at least one scale, each once; received {scales}",
+            "image_pyramid needs at least one scale and no duplicates; received "
+            f"{scales}",
         )
         self._check_backbone()
         self._require_output_stride(self.output_stride)
@@ -154,18 +159,18 @@ class ModelConfig:
     def _paper_rates(self) -> tuple[int, ...]:
         if not self.context.aspp or self.context.dense_prediction_cell:
             return ()
-        return _scaled_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
+        return _scale_rates(_PAPER_RATES, _PAPER_RATES_STRIDE, self.output_stride)
 
     @property
     def traits(self) -> Backbone:
-        """What can be asked of the backbone."""
+        """Properties of the backbone."""
         return BACKBONES[self.backbone]
 
     def _check_backbone(self) -> None:
         name = self.backbone
         require(
             not name.startswith("nas_"),
-            f"model_variant {name} is not offered: no checkpoint of it is public; "
+            f"model_variant {name} is not supported, as it has no public checkpoint; "
             f"it must be one of {', '.join(BACKBONES)}",
         )
         require(
@@ -174,17 +179,18 @@ class ModelConfig:
         )
         for field in BACKBONE_OPTIONS:
             value, default = getattr(self, field), getattr(type(self), field)
-            takers = [n for n, row in BACKBONES.items() if field in row.options]
+            supported = [n for n, row in BACKBONES.items() if field in row.options]
             require(
-                value == default or name in takers,
-                f"{field} is not of {name}; it must be {default!r} there (received "
-                f"{value!r}), or model_variant one of {', '.join(takers)}",
+                value == default or name in supported,
+                f"{field} is not supported by {name}; leave it at {default!r} "
+                f"(received {value!r}), or set model_variant to one of "
+                f"{', '.join(supported)}",
             )
         require(
             len(self.multi_grid) in (0, self.traits.multi_grid)
             and all(rate > 0 for rate in self.multi_grid),
-            f"multi_grid of {name} takes {self.traits.multi_grid} positive rates, one "
-            f"for each unit of its last block; received {list(self.multi_grid)}",
+            f"multi_grid of {name} needs {self.traits.multi_grid} positive rates, one "
+            f"per unit of its last block; received {list(self.multi_grid)}",
         )
         require(
             0 <= self.cascade_blocks <= 3,
@@ -199,7 +205,8 @@ class ModelConfig:
         choices = _OUTPUT_STRIDES + cascaded[: self.cascade_blocks]
         require(
             output_stride in choices,
-            f"output_stride must be {listed(choices)}; received {output_stride}{hint}",
+            f"output_stride must be {join_choices(choices)}; received "
+            f"{output_stride}{hint}",
         )
 
     def _check_heads(self) -> None:
@@ -207,8 +214,8 @@ class ModelConfig:
         offered = self.traits.decoder_strides
         require(
             set(strides) <= set(offered),
-            f"{self.backbone} offers low-level features of the strides "
-            f"{list(offered)}; received decoder_output_stride {list(strides)}",
+            f"{self.backbone} has low-level features at the strides {list(offered)}; "
+            f"received decoder_output_stride {list(strides)}",
         )
         require(
             max(strides, default=0) <= self.output_stride,
@@ -219,12 +226,12 @@ class ModelConfig:
         require(
             context.projection or not (context.squeeze_and_excitation and rates),
             "aspp_with_squeeze_and_excitation needs aspp_with_concat_projection or no "
-            f"atrous_rates, so that depths agree; received {list(rates)}",
+            f"atrous_rates, so that the depths match; received {list(rates)}",
         )
         require(
             self.logits_kernel_size == 1 or (not context.aspp and bool(rates)),
-            "logits_kernel_size must be 1, or aspp_with_batch_norm false and "
-            f"atrous_rates given; received {self.logits_kernel_size}",
+            "logits_kernel_size must be 1 unless aspp_with_batch_norm is false and "
+            f"atrous_rates are given; received {self.logits_kernel_size}",
         )
         require(
             not context.dense_prediction_cell or self.output_stride <= 16,
@@ -234,22 +241,22 @@ class ModelConfig:
 
     @property
     def atrous_rates(self) -> tuple[int, ...]:
-        """Rates of the context's 3x3 branches, those that were left open included."""
+        """Resolved atrous rates of the 3x3 branches of the context."""
         return self.context.rates or ()
 
     @property
     def decoder_output_strides(self) -> tuple[int, ...]:
-        """Strides of the decoder, those that were left open included."""
+        """Resolved strides of the decoder's low-level features."""
         return self.decoder.output_strides or ()
 
     @property
     def logits_stride(self) -> int:
-        """Image pixels per cell of the logits before they are resized."""
+        """Stride of the logits before they are resized to the image."""
         return min((self.output_stride, *self.decoder_output_strides))
 
     @property
     def mean_pixel(self) -> tuple[float, ...]:
-        """Value of each channel, 0..255, that the network sees as 0: the padding."""
+        """Value of each channel, 0..255, that normalises to 0; used as padding."""
         if not self.traits.subtracts_mean:
             return self.channels * (_MEAN_PIXEL,)
         if self.channels < 3:
@@ -257,17 +264,17 @@ class ModelConfig:
         return _IMAGENET_MEAN_PIXEL + (self.channels - 3) * (0.0,)
 
     def at_output_stride(self, output_stride: int) -> "ModelConfig":
-        """Returns the same weights computing features at another stride.
+        """Returns the config for the same weights at another output stride.
 
         Args:
-            output_stride: 8, 16 or 32, or a larger one of a cascade; atrous rates
-                scale along.
+            output_stride: 8, 16 or 32; larger with cascade blocks. Atrous rates are
+                scaled to match.
 
         Raises:
-            UserError: for another stride, or rates without a whole counterpart.
+            UserError: for another stride, or if the scaled rates are not integers.
         """
         self._require_output_stride(output_stride)
-        rates = _scaled_rates(self.atrous_rates, self.output_stride, output_stride)
+        rates = _scale_rates(self.atrous_rates, self.output_stride, output_stride)
         context = dataclasses.replace(self.context, rates=rates)
         return dataclasses.replace(self, output_stride=output_stride, context=context)
 
@@ -275,14 +282,14 @@ class ModelConfig:
     def from_official_flags(cls, flags: Mapping[str, object]) -> "ModelConfig":
         """Returns the config that the official code builds from these flags.
 
-        Flags that are absent have the official defaults: no atrous rates (only
-        the 1x1 branch and image-level features) and no decoder.
+        Missing flags have the official defaults: no atrous rates (only the 1x1 branch
+        and image-level features) and no decoder.
 
         Args:
-            flags: Official names to values; numbers may be strings and lists.
+            flags: Official flag names to values; numbers may be strings or lists.
 
         Raises:
-            UserError: for a name or value that is not known.
+            UserError: for an unknown name or an invalid value.
         """
         defaults = {
             name: flag_default(field)
@@ -292,20 +299,20 @@ class ModelConfig:
         return cls().with_official_flags(defaults | dict(flags))
 
     def with_official_flags(self, flags: Mapping[str, object]) -> "ModelConfig":
-        """Returns this config with the given official flags laid over it.
+        """Returns a copy of this config with some official flags replaced.
 
-        A new output stride scales the atrous rates along unless they are given.
+        A new output stride scales the atrous rates unless they are given.
 
         Args:
-            flags: As in `from_official_flags`.
+            flags: See `from_official_flags`.
 
         Raises:
-            UserError: for a name or value that is not known.
+            UserError: for an unknown name or an invalid value.
         """
         fields = parse_model_flags(flags, MODEL_FLAGS)
         stride = fields.get("output_stride", self.output_stride)
         if stride in _ALL_OUTPUT_STRIDES and "context.rates" not in fields:
-            fields["context.rates"] = _scaled_rates(
+            fields["context.rates"] = _scale_rates(
                 self.atrous_rates, self.output_stride, stride
             )
         if self.decoder.outputs_logits and not fields.get(_OUTPUTS_LOGITS, True):
@@ -320,7 +327,7 @@ class ModelConfig:
         return config
 
     def _with_fields(self, fields: dict) -> "ModelConfig":
-        """Returns a copy with dotted field names replaced all at once."""
+        """Returns a copy with the fields at some dotted paths replaced at once."""
         own = {k: v for k, v in fields.items() if "." not in k}
         for part in ("context", "decoder"):
             inner = {

@@ -1,4 +1,4 @@
-"""The official flags of a model, each a field of its configs."""
+"""Maps the official model flags to config fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from deeplab_tf.errors import UserError
 
 
 class ModelFlag(NamedTuple):
-    """An official flag of the model, or one of ours in its manner.
+    """A model flag, official or ours.
 
     Attributes:
         path: Path of the field from `ModelConfig`, such as "context.rates".
@@ -22,11 +22,11 @@ class ModelFlag(NamedTuple):
 
 
 def collect_flags(config: type[Dataclass], prefix: str = "") -> dict[str, ModelFlag]:
-    """Returns the flags of a config and of its nested configs by name.
+    """Returns the flags of a config and its nested configs by name.
 
     Args:
         config: The config.
-        prefix: Path to it from the outermost config, with a dot at the end.
+        prefix: Path to it from the outermost config, ending with a dot.
     """
     flags: dict[str, ModelFlag] = {}
     for field in dataclasses.fields(config):
@@ -40,11 +40,11 @@ def collect_flags(config: type[Dataclass], prefix: str = "") -> dict[str, ModelF
 
 def _check_upsampled(value: object) -> None:
     if not parse_bool(value):
-        raise ValueError("labels are taken of up-sampled logits only, so far")
+        raise ValueError("labels are only computed from upsampled logits")
 
 
-# Official model flags that are no part of a model, and their checks. The size at
-# hand decides instead of `crop_size`, with which the official graph was always fed.
+# Official flags that are not part of the model, with their checks. `crop_size` is only
+# checked: the official graph has a fixed input size, ours adapts to its input.
 _CHECKED_FLAGS = {
     "crop_size": parse_size,
     "prediction_with_upsampled_logits": _check_upsampled,
@@ -54,14 +54,14 @@ _CHECKED_FLAGS = {
 def parse_model_flags(
     flags: Mapping[str, object], known: Mapping[str, ModelFlag]
 ) -> dict:
-    """Returns the values of official flags by the paths of their fields.
+    """Returns the values of official flags by field path.
 
     Args:
-        flags: Names to values; numbers may be strings and lists.
-        known: Flags of the model by name.
+        flags: Flag names to values; numbers may be strings or lists.
+        known: Model flags by name.
 
     Raises:
-        UserError: for an unknown name or a value that cannot be read.
+        UserError: for an unknown name or a value that cannot be parsed.
     """
     fields = {}
     for name, value in flags.items():

@@ -1,4 +1,4 @@
-"""An option is one dataclass field: name, type, default, range, help and flag."""
+"""Options: dataclass fields that carry their range, help text and flag."""
 
 import dataclasses
 import functools
@@ -13,20 +13,20 @@ _OPTION = "option"
 
 
 class Dataclass(Protocol):
-    """Any dataclass, to type checkers."""
+    """Type of any dataclass instance."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """The numbers that a field accepts; `None` leaves a side unbounded.
+    """A numeric range; `None` leaves a side unbounded.
 
     Attributes:
-        at_least: Smallest number.
-        above: Bound below all numbers, itself excluded.
-        at_most: Largest number.
-        below: Bound above all numbers, itself excluded.
+        at_least: Inclusive lower bound.
+        above: Exclusive lower bound.
+        at_most: Inclusive upper bound.
+        below: Exclusive upper bound.
     """
 
     at_least: float | None = None
@@ -52,25 +52,25 @@ COUNT = Range(at_least=1)
 NOT_NEGATIVE = Range(at_least=0)
 POSITIVE = Range(above=0)
 FRACTION = Range(at_least=0, below=1)
-# Factors on the sides of an image. The papers scale by 0.5 to 2.
+# Image scales. The papers use 0.5 to 2.
 SCALES = Range(at_least=0.01, at_most=16)
-# Sides of images, crops and windows, in pixels or in feature cells.
+# Sides of images, crops and windows, in pixels or feature cells.
 SIDE = Range(at_least=1, at_most=2**16)
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """What is known of a field besides its name, type and default.
+    """Metadata of a config field.
 
     Attributes:
         help: Meaning, unit and the paper's value, for `--help` and `help()`.
-        accepts: Range of the number, or of each number of a tuple; or the accepted
-            strings. None accepts all values of the type.
-        flag: Name of the flag where it is not the field's; "" is no flag.
-        export_flag: Name of the flag in export.py where it has another one there.
-        flag_default: Default of the flag; `...` is the field's.
-        parse: Reads the value of the flag; None reads it by the field's type.
-        is_ours: Whether the official programs lack the flag.
+        accepts: Range of the number (or of each number in a tuple), or the accepted
+            strings. None accepts every value of the type.
+        flag: Flag name if it differs from the field name; "" defines no flag.
+        export_flag: Flag name in export.py if it differs there.
+        flag_default: Default of the flag; `...` uses the field's default.
+        parse: Parses the flag value; None parses by the field's type.
+        is_ours: Whether the flag is missing from the official programs.
     """
 
     help: str = ""
@@ -88,35 +88,35 @@ def option(
     help: str = "",
     **details: Any,
 ) -> Any:
-    """Returns a dataclass field that is an option.
+    """Returns a dataclass field that carries an `Option`.
 
     Args:
-        default: Default value; without one the field must be given.
-        accepts: As in `Option`.
-        help: As in `Option`.
-        **details: The other attributes of `Option`.
+        default: Default value; the field is required if it is left out.
+        accepts: See `Option`.
+        help: See `Option`.
+        **details: Other attributes of `Option`.
     """
     metadata = {_OPTION: Option(help, accepts, **details)}
     return dataclasses.field(default=default, metadata=metadata)
 
 
-# An option that the official programs lack.
+# For options that the official programs do not have.
 ours = functools.partial(option, is_ours=True)
 
 
 def option_of(field: dataclasses.Field) -> Option:
-    """Returns the option that a field is; an empty one for a plain field."""
+    """Returns the `Option` of a field; an empty one for a plain field."""
     return field.metadata.get(_OPTION, Option(flag=""))
 
 
 def flag_name(field: dataclasses.Field) -> str:
-    """Returns the name of a field's flag, "" if it has none."""
+    """Returns the flag name of a field, or "" if it has no flag."""
     flag = option_of(field).flag
     return field.name if flag is None else flag
 
 
 def export_flag_name(field: dataclasses.Field) -> str:
-    """Returns the name of a field's flag in export.py."""
+    """Returns the flag name of a field in export.py."""
     return option_of(field).export_flag or flag_name(field)
 
 
@@ -127,12 +127,12 @@ def flag_default(field: dataclasses.Field) -> Any:
 
 
 def flagged_fields(config: type[Dataclass]) -> Iterator[dataclasses.Field]:
-    """Yields the fields of a config that have a flag."""
+    """Returns the fields of a config that have a flag."""
     return filter(flag_name, dataclasses.fields(config))
 
 
 def type_of(field: dataclasses.Field) -> tuple[Any, bool]:
-    """Returns the type of a field without `None`, and whether `None` is accepted."""
+    """Returns the type of a field without `None`, and whether it is optional."""
     members = typing.get_args(field.type)
     if type(None) not in members:
         return field.type, False
@@ -140,7 +140,7 @@ def type_of(field: dataclasses.Field) -> tuple[Any, bool]:
 
 
 def document_fields(cls: _Class) -> _Class:
-    """Adds the help of every option to the docstring of a config."""
+    """Adds an Attributes section with the help of every option to a docstring."""
     lines = [
         textwrap.fill(
             f"{field.name}: {option_of(field).help}",
@@ -151,6 +151,6 @@ def document_fields(cls: _Class) -> _Class:
         for field in dataclasses.fields(cls)
     ]
     attributes = "\n".join(["Attributes:", *lines])
-    summary, *others = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
-    cls.__doc__ = "\n\n".join([summary, attributes, *others])
+    summary, *rest = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    cls.__doc__ = "\n\n".join([summary, attributes, *rest])
     return cls

@@ -1,4 +1,4 @@
-"""Reads the value of an option from text, as flags and official files spell it."""
+"""Parses option values from flags and official files."""
 
 import dataclasses
 import typing
@@ -12,7 +12,7 @@ _Value = TypeVar("_Value")
 
 
 def parse_numbers(value: object, number: Callable = int) -> tuple:
-    """Returns the numbers in `"513,513"`, `["513", 513]`, `[513, 513]` or None."""
+    """Parses numbers from `"513,513"`, `["513", 513]`, `[513, 513]` or None."""
     if value is None:
         return ()
     parts = value if isinstance(value, list | tuple) else [value]
@@ -21,7 +21,7 @@ def parse_numbers(value: object, number: Callable = int) -> tuple:
 
 
 def parse_size(value: object) -> tuple[int, int] | None:
-    """Returns height and width of `"513,513"`, `["513", "513"]` or None."""
+    """Parses height and width from `"513,513"`, `["513", "513"]` or None."""
     numbers = parse_numbers(value)
     if len(numbers) not in (0, 2):
         raise ValueError("expected height and width, such as 513,513")
@@ -29,13 +29,13 @@ def parse_size(value: object) -> tuple[int, int] | None:
 
 
 def parse_bool(value: object) -> bool:
-    """Returns the boolean of `True`, `"true"`, 1 or `"1"`, and of their opposites."""
+    """Parses a boolean from `True`, `"true"`, 1 or `"1"`, and their opposites."""
     words = {"true": True, "1": True, "false": False, "0": False}
     return words[str(value).lower()]
 
 
 def _parse_int(value: object) -> int:
-    # As text, or 1.5 would be 1 and True would be 1.
+    # Through text: int() alone would accept 1.5 and True.
     return int(str(value))
 
 
@@ -52,15 +52,15 @@ _PARSERS: dict[Any, Callable] = {
 
 
 def parse_option(field: dataclasses.Field, flag: str, value: object) -> Any:
-    """Returns the value of a field from the value of its flag.
+    """Parses the flag value of a field by the field's type.
 
     Args:
-        field: The field, which tells the type.
-        flag: The flag, for the error.
-        value: A value of the type, or text or a list of texts.
+        field: The field.
+        flag: Flag name for the error.
+        value: A value of the type, a string or a list of strings.
 
     Raises:
-        UserError: if it cannot be read; names the flag.
+        UserError: if the value cannot be parsed; names the flag.
     """
     return parse(flag, value, option_of(field).parse or _parser_of_type(field))
 
@@ -77,11 +77,7 @@ def _parser_of_type(field: dataclasses.Field) -> Callable:
 
 
 def parse(flag: str, value: object, parser: Callable[..., _Value]) -> _Value:
-    """Returns `parser(value)`.
-
-    Raises:
-        UserError: if it cannot be read; names the flag.
-    """
+    """Returns `parser(value)`; its errors become a UserError that names the flag."""
     try:
         return parser(value)
     except (ValueError, TypeError, KeyError, OSError) as error:

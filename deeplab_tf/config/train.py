@@ -1,4 +1,4 @@
-"""How a model is trained."""
+"""Configuration of training."""
 
 import dataclasses
 
@@ -18,137 +18,160 @@ from deeplab_tf.config.options import (
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How a model is trained; the fields carry the official flag names.
+    """Configuration of training; fields have the official flag names.
 
     Raises:
-        UserError: for an impossible value; names the field and the choices.
+        UserError: for an invalid value or combination; names the field and the choices.
     """
 
     training_number_of_steps: int = option(30000, COUNT, "Number of optimiser steps.")
     optimizer: str = option(
         "momentum",
         ("momentum", "nesterov", "adam", "adamw"),
-        "momentum (TF1's, as the papers), nesterov (ours; its look-ahead, with "
-        "which the papers pre-train), adam or adamw (ours). AdamW decays the kernels "
-        "themselves instead of adding L2 to the loss.",
+        "momentum (that of TF1 and the papers), adam, or one of ours: nesterov, used "
+        "by the papers for pre-training, or adamw, which decays the kernels directly "
+        "instead of adding L2 to the loss.",
     )
     learning_policy: str = option(
-        "poly", ("poly", "step"), "poly or step; Adam ignores it."
+        "poly",
+        ("poly", "step"),
+        "Learning rate schedule, poly or step. Adam ignores it.",
     )
     base_learning_rate: float = option(
         1e-4,
         NOT_NEGATIVE,
-        "Learning rate at step 0; the papers' 0.007 for VOC goes with batch 16 "
-        "and trained batch normalisation.",
+        "Initial learning rate. The papers use 0.007 for VOC, with batch size 16 and "
+        "trained batch normalisation.",
     )
     end_learning_rate: float = option(
-        0.0, NOT_NEGATIVE, "Learning rate at the end of the poly policy."
+        0.0, NOT_NEGATIVE, "Final learning rate of the poly schedule."
     )
     learning_power: float = option(
-        0.9, NOT_NEGATIVE, "Exponent of the poly policy (DeepLabv3, Sec. 4.1)."
+        0.9, NOT_NEGATIVE, "Exponent of the poly schedule (DeepLabv3, Sec. 4.1)."
     )
     decay_steps: int = option(
-        0, NOT_NEGATIVE, "Steps of the poly policy; 0 is all after the slow start."
+        0,
+        NOT_NEGATIVE,
+        "Length of the poly schedule in steps; 0 means all steps after the slow start.",
     )
     learning_rate_decay_factor: float = option(
-        0.1, Range(above=0, at_most=1), "Factor of each decay of the step policy."
+        0.1, Range(above=0, at_most=1), "Factor of each decay in the step schedule."
     )
     learning_rate_decay_step: int = option(
-        2000, NOT_NEGATIVE, "Steps between two decays of the step policy."
+        2000, NOT_NEGATIVE, "Steps between decays in the step schedule."
     )
     slow_start_step: int = option(
-        0, NOT_NEGATIVE, "Steps at slow_start_learning_rate before the policy."
+        0, NOT_NEGATIVE, "Steps at slow_start_learning_rate before the schedule."
     )
     slow_start_learning_rate: float = option(
-        1e-4, NOT_NEGATIVE, "Constant learning rate of the slow start."
+        1e-4, NOT_NEGATIVE, "Constant learning rate during the slow start."
     )
-    momentum: float = option(0.9, FRACTION, "Momentum.")
-    adam_learning_rate: float = option(1e-3, NOT_NEGATIVE, "Learning rate of Adam.")
-    adam_epsilon: float = option(1e-8, POSITIVE, "Epsilon of Adam.")
+    momentum: float = option(0.9, FRACTION, "Momentum of the optimiser.")
+    adam_learning_rate: float = option(
+        1e-3, NOT_NEGATIVE, "Learning rate of Adam and AdamW."
+    )
+    adam_epsilon: float = option(1e-8, POSITIVE, "Epsilon of Adam and AdamW.")
     weight_decay: float = option(
-        4e-5, NOT_NEGATIVE, "L2 of kernels, but depthwise ones; 1e-4 for ResNets."
+        4e-5,
+        NOT_NEGATIVE,
+        "L2 penalty on all but depthwise kernels. The papers use 1e-4 for ResNets.",
     )
     last_layer_gradient_multiplier: float = option(
-        1.0, NOT_NEGATIVE, "Factor on the gradients of the last layers."
+        1.0, NOT_NEGATIVE, "Multiplier of the gradients of the last layers."
     )
     last_layers_contain_logits_only: bool = option(
-        False, help="Whether the last layers are the logits alone, or the entire head."
+        False, help="Count only the logits as last layers, not the entire head."
     )
     fine_tune_batch_norm: bool = option(
         True,
-        help="Whether batch statistics normalise, and update the moving ones; false "
-        "for batches under 12, which still trains gamma and beta.",
+        help="Normalise by batch statistics and update the moving ones. Turn it off "
+        "for batches below 12; gamma and beta are trained either way.",
     )
     upsample_logits: bool = option(
-        True, help="Whether the loss is at label resolution; false shrinks labels."
+        True,
+        help="Compute the loss at label resolution; otherwise the labels are shrunk to "
+        "the logits.",
     )
     hard_example_mining_step: int = option(
-        0, NOT_NEGATIVE, "Steps over which hard-pixel mining grows to its share."
+        0,
+        NOT_NEGATIVE,
+        "Steps until hard pixel mining reaches top_k_percent_pixels, starting from all "
+        "pixels.",
     )
     top_k_percent_pixels: float = option(
-        1.0, Range(above=0, at_most=1), "Share of the hardest pixels in the loss."
+        1.0,
+        Range(above=0, at_most=1),
+        "Fraction of pixels with the highest loss to train on; 1 uses all.",
     )
     label_weights: tuple[float, ...] = option(
-        (), NOT_NEGATIVE, "One weight per class; none weighs all alike."
+        (), NOT_NEGATIVE, "Loss weight of each class. Default: equal weights."
     )
-    ignore_label: int = option(255, help="Label of pixels without loss.", flag="")
+    ignore_label: int = option(
+        255, help="Label of pixels that the loss ignores.", flag=""
+    )
     initialize_last_layer: bool = option(
         True,
-        help="Whether last layers are taken from tf_initial_checkpoint; a logits layer "
-        "of another class count never is.",
+        help="Also load the last layers from tf_initial_checkpoint. Logits of another "
+        "class count are always re-initialised.",
     )
     tf_initial_checkpoint: str | None = option(
         None,
-        help="Weights to start from: a checkpoint, official or ours, an export, an "
-        "archive or URL of one, or a name of the zoo.",
+        help="Weights to start from: a checkpoint (official or ours), an export, an "
+        "archive or URL of either, or a name from the model zoo.",
     )
     train_logdir: str | None = option(
-        None, help="Folder of the checkpoints; None keeps none."
+        None, help="Folder of checkpoints and logs. Default: save nothing."
     )
-    log_steps: int = option(10, COUNT, "Steps between two reports.")
+    log_steps: int = option(10, COUNT, "Steps between log lines.")
     save_interval_secs: float = option(
-        1200.0, NOT_NEGATIVE, "Seconds between two checkpoints."
+        1200.0, NOT_NEGATIVE, "Seconds between checkpoints."
     )
     save_interval_steps: int = ours(
-        0, NOT_NEGATIVE, "Steps between two checkpoints; 0 is by time only."
+        0, NOT_NEGATIVE, "Steps between checkpoints; 0 saves by time only."
     )
     focal_gamma: float = ours(
-        0.0, NOT_NEGATIVE, "Exponent of the focal loss (1708.02002); 0: cross-entropy."
+        0.0, NOT_NEGATIVE, "Gamma of the focal loss (1708.02002); 0 is cross-entropy."
     )
     batch_norm: str = ours(
         "auto",
         ("auto", "train", "sync", "freeze"),
-        "train normalises by the batch of each replica, sync by that of all, "
-        "freeze by the moving statistics; auto is what --fine_tune_batch_norm says, "
-        "unless the program finds better.",
+        "statistics of batch normalisation: train uses the batch of each replica, sync "
+        "the batch of all replicas, freeze the moving statistics. auto chooses from "
+        "fine_tune_batch_norm, the batch size and the initial weights.",
     )
     accumulate_steps: int = ours(
-        1, COUNT, "Parts of a batch whose gradients are summed into one step."
+        1,
+        COUNT,
+        "Split each batch into this many parts and accumulate their gradients.",
     )
     ema_decay: float = ours(
         0.0,
         FRACTION,
-        "Decay, in [0, 1), of the moving average of the weights, which evaluation "
-        "and export then take; 0 keeps none.",
+        "Decay, in [0, 1), of the moving average of the weights, which evaluation and "
+        "export then use; 0 turns it off.",
     )
     recompute: bool = ours(
         False,
-        help="Whether the backward pass computes the backbone's activations again "
-        "instead of keeping them: less memory, for a third more time.",
+        help="Recompute the backbone's activations in the backward pass instead of "
+        "storing them: less memory for about a third more time.",
     )
     jit: str = ours(
-        "auto", ("auto", "on", "off"), "Whether XLA compiles; auto is by platform."
+        "auto",
+        ("auto", "on", "off"),
+        "Compile with XLA: on, off, or auto to decide by platform.",
     )
     steps_per_call: int = ours(
         0,
         Range(at_least=0, at_most=10**6),
-        "Steps that the host starts at once; 0 is 1 on CPU, else 10.",
+        "Training steps per call of the compiled function; 0 means 1 on CPU, else 10.",
     )
     eval_interval_steps: int = ours(
-        0, NOT_NEGATIVE, "Steps between evaluations of --eval_split; 0: no evaluation."
+        0, NOT_NEGATIVE, "Steps between evaluations on eval_split; 0 never evaluates."
     )
     early_stop_evals: int = ours(
-        0, NOT_NEGATIVE, "Evaluations without a better mIoU that end it; 0: none."
+        0,
+        NOT_NEGATIVE,
+        "Stop after this many evaluations without a better mIoU; 0 never stops early.",
     )
 
     def __post_init__(self) -> None:
@@ -169,7 +192,7 @@ class TrainConfig:
 
     @property
     def normalization(self) -> str:
-        """How batch normalisation is trained: "train", "sync" or "freeze"."""
+        """Resolved policy of batch normalisation: "train", "sync" or "freeze"."""
         if self.batch_norm != "auto":
             return self.batch_norm
         return "train" if self.fine_tune_batch_norm else "freeze"

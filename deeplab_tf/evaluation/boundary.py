@@ -8,7 +8,7 @@ of several workers may be summed.
 import cv2
 import numpy as np
 
-from deeplab_tf.config.checks import listed, require
+from deeplab_tf.config.checks import join_choices, require
 from deeplab_tf.evaluation import confusion
 
 _AROUND = ("void", "classes")
@@ -57,7 +57,7 @@ class TrimapCurve:
     ):
         require(
             around in _AROUND,
-            f"trimaps are around {listed(_AROUND)}; received {around!r}",
+            f"trimaps are around {join_choices(_AROUND)}; received {around!r}",
         )
         require(
             _ascend(widths),

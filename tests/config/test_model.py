@@ -243,18 +243,21 @@ def test_rates_scale_along_unless_they_are_given():
     [
         (lambda: ModelConfig(image_pyramid=()), "image_pyramid"),
         (lambda: ModelConfig(image_pyramid=(1.0, -1.0)), "image_pyramid .*-1.0"),
-        (lambda: ModelConfig(image_pyramid=(0.5, 0.5)), r"each once; .*\(0.5, 0.5\)"),
+        (
+            lambda: ModelConfig(image_pyramid=(0.5, 0.5)),
+            r"no duplicates; .*\(0.5, 0.5\)",
+        ),
         (
             lambda: DecoderConfig(convolutions=3, sum_merge=True),
-            "^a decoder that adds has one convolution .*left at 2; received 3$",
+            r"^convolutions is not supported with .*sum_merge; .* at 2 \(received 3\)$",
         ),
         (
             lambda: DecoderConfig(projection_filters=8, sum_merge=True),
-            "^a decoder that adds .*projection_filters must be left at 48; received 8$",
+            r"^projection_filters is not .*sum_merge; .* at 48 \(received 8\)$",
         ),
         (
             lambda: DecoderConfig(kernel_size=1, sum_merge=True, outputs_logits=True),
-            "^a decoder that adds and gives the logits .*left at 3; received 1$",
+            r"^kernel_size is not .*output_is_logits.* at 3 \(received 1\)$",
         ),
         (lambda: ContextConfig(rates=(6, 0)), "atrous_rates.* each at least 1 .*0"),
         (lambda: DecoderConfig((4, 8)), r"descending order; received \[4, 8\]"),
@@ -267,11 +270,11 @@ def test_rates_scale_along_unless_they_are_given():
         (lambda: DataConfig(max_resize_value=513), "need min_resize_value"),
         (
             lambda: EvalConfig(eval_scales=()),
-            "^eval_scales must hold at least one",
+            "^eval_scales must have at least one",
         ),
         (
             lambda: ContextConfig(aspp=False, dense_prediction_cell=RELEASED_CELL),
-            "^a dense prediction cell stands in the place of the ASPP",
+            "^a dense prediction cell replaces the ASPP",
         ),
         (
             lambda: ModelConfig(
@@ -287,7 +290,7 @@ def test_rates_scale_along_unless_they_are_given():
         ),
         (
             lambda: ContextConfig(dense_prediction_cell=(CellBranch("conv", 0),)),
-            "^branch 0 of the dense prediction cell takes input -1; received 0$",
+            "^branch 0 of the dense prediction cell needs an input of -1; received 0$",
         ),
         (lambda: CellBranch("max"), "^op of a cell must be .*; received 'max'$"),
         (lambda: CellBranch("conv", kernel=(3, 1)), r"^kernel of a cell .*\(3, 1\)$"),
@@ -302,13 +305,13 @@ def test_rates_scale_along_unless_they_are_given():
         ),
         (
             lambda: ModelConfig(logits_kernel_size=3),
-            "^logits_kernel_size must be 1, or aspp_with_batch_norm false .* 3$",
+            "^logits_kernel_size must be 1 unless aspp_with_batch_norm is false .* 3$",
         ),
         (
             lambda: ModelConfig(
                 logits_kernel_size=3, context=ContextConfig((), aspp=False)
             ),
-            "^logits_kernel_size must be 1, or .* atrous_rates given; received 3$",
+            "^logits_kernel_size must be 1 unless .* atrous_rates are given; received 3$",
         ),
         (
             lambda: ModelConfig(
@@ -345,57 +348,57 @@ NO_DECODER = DecoderConfig(output_strides=())
         (
             "nas_hnasnet",
             {},
-            "^model_variant nas_hnasnet is not offered: no checkpoint of it is public",
+            "^model_variant nas_hnasnet is not supported, as it has no public check",
         ),
         (
             "mobilenet_v2",
             {"multi_grid": (1, 2, 4)},
-            r"^multi_grid is not of mobilenet_v2; it must be \(\) there \(received "
-            rf"\(1, 2, 4\)\), or model_variant one of {TAKERS}$",
+            r"^multi_grid is not supported by mobilenet_v2; leave it at \(\) "
+            rf"\(received \(1, 2, 4\)\), or set model_variant to one of {TAKERS}$",
         ),
         (
             "xception_65",
             {"depth_multiplier": 0.5},
-            r"^depth_multiplier is not of xception_65; it must be 1.0 there \(received "
-            r"0.5\), or model_variant one of mobilenet_v2, mobilenet_v3_large_seg, "
-            "mobilenet_v3_small_seg, mobilenet_edgetpu$",
+            r"^depth_multiplier is not supported by xception_65; leave it at 1.0 "
+            r"\(received 0.5\), or set model_variant to one of mobilenet_v2, "
+            "mobilenet_v3_large_seg, mobilenet_v3_small_seg, mobilenet_edgetpu$",
         ),
         (
             "mobilenet_v3_large_seg",
             {"divisible_by": 8},
-            "^divisible_by is not of mobilenet_v3_large_seg; it must be None there .*, "
-            "or model_variant one of mobilenet_v2$",
+            "^divisible_by is not supported by mobilenet_v3_large_seg; leave it at "
+            "None .*, or set model_variant to one of mobilenet_v2$",
         ),
         (
             "resnet_v1_50",
             {"depthwise_activation": True},
-            "^depthwise_activation is not of resnet_v1_50; .* one of xception_41, ",
+            "^depthwise_activation is not supported by resnet_v1_50; .* xception_41, ",
         ),
         # Two units end ResNet-18, three every other.
         (
             "resnet_v1_18",
             {"multi_grid": (1, 2, 4)},
-            r"^multi_grid of resnet_v1_18 takes 2 positive rates.*\[1, 2, 4\]$",
+            r"^multi_grid of resnet_v1_18 needs 2 positive rates.*\[1, 2, 4\]$",
         ),
         (
             "resnet_v1_50_beta",
             {"multi_grid": (1, 2)},
-            r"^multi_grid of resnet_v1_50_beta takes 3 positive rates.*\[1, 2\]$",
+            r"^multi_grid of resnet_v1_50_beta needs 3 positive rates.*\[1, 2\]$",
         ),
         (
             "xception_71",
             {"multi_grid": (1, 2, 4, 8)},
-            r"^multi_grid of xception_71 takes 3 positive rates.*\[1, 2, 4, 8\]$",
+            r"^multi_grid of xception_71 needs 3 positive rates.*\[1, 2, 4, 8\]$",
         ),
         (
             "resnet_v1_101",
             {"multi_grid": (1, 0, 1)},
-            r"^multi_grid of resnet_v1_101 takes 3 positive rates.*\[1, 0, 1\]$",
+            r"^multi_grid of resnet_v1_101 needs 3 positive rates.*\[1, 0, 1\]$",
         ),
         (
             "mobilenet_edgetpu",
             {"decoder": DecoderConfig((4,))},
-            r"^mobilenet_edgetpu offers low-level features of the strides \[\]; "
+            r"^mobilenet_edgetpu has low-level features at the strides \[\]; "
             r"received decoder_output_stride \[4\]$",
         ),
         (

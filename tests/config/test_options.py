@@ -192,7 +192,7 @@ def test_every_number_has_a_row_of_its_range():
         (
             DataConfig,
             {"scale_factor_step_size": 1e-9},
-            "scale_factor_step_size must be 0, which is continuous, or at least 0.001; "
+            "scale_factor_step_size must be 0 (continuous) or at least 0.001; "
             "received 1e-09",
         ),
         (

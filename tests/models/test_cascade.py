@@ -194,13 +194,13 @@ NO_HEADS = {
         ({"cascade_blocks": -1}, r"cascade_blocks must be 0, 1, 2 or 3 .*received -1"),
         (
             {"backbone": "xception_65", "cascade_blocks": 1},
-            r"cascade_blocks is not of xception_65; it must be 0 there \(received 1\), "
-            "or model_variant one of resnet_v1_18, resnet_v1_18_beta, resnet_v1_50, "
-            "resnet_v1_50_beta, resnet_v1_101, resnet_v1_101_beta$",
+            r"cascade_blocks is not supported by xception_65; leave it at 0 \(received "
+            r"1\), or set model_variant to one of resnet_v1_18, resnet_v1_18_beta, "
+            "resnet_v1_50, resnet_v1_50_beta, resnet_v1_101, resnet_v1_101_beta$",
         ),
         (
             {"backbone": "mobilenet_v2", "cascade_blocks": 2},
-            "cascade_blocks is not of mobilenet_v2",
+            "cascade_blocks is not supported by mobilenet_v2",
         ),
     ],
 )
@@ -216,7 +216,9 @@ def test_a_cascade_changes_its_output_stride_within_its_own_bounds():
         config.at_output_stride(256)
     # 6 * 16 / 64 = 1.5
     aspp = ModelConfig("resnet_v1_18_beta", cascade_blocks=2)
-    with pytest.raises(UserError, match=r"\[6, 12, 18\] .* no whole counterpart"):
+    with pytest.raises(
+        UserError, match=r"\[6, 12, 18\] .* not integers at output_stride 64"
+    ):
         aspp.at_output_stride(64)
 
 

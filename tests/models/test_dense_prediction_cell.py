@@ -149,7 +149,7 @@ def test_no_cell_is_the_aspp():
         ),
         ([{"op": "pyramid_pooling", "grid_size": [1, 0]}], r"grid_size .*\(1, 0\)"),
         ([{"op": "conv", "input": "0"}], "input of a cell .*received '0'"),
-        ("[]", "holds no branches"),
+        ("[]", "has no branches"),
         ([{"op": "conv", "stride": 2}], "unexpected keyword argument 'stride'"),
         ([{"kernel": 3}], "missing .*'op'"),
         (["conv"], ""),
@@ -166,9 +166,12 @@ def test_a_cell_that_cannot_be_read_is_named(cell, message):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ([0], r"branch 0 of the dense prediction cell takes input -1; received 0"),
-        ([-1, -1, 2], r"branch 2 .* takes input -1 to 1; received 2"),
-        ([-1, -2], r"branch 1 .* takes input -1 to 0; received -2"),
+        (
+            [0],
+            r"branch 0 of the dense prediction cell needs an input of -1; received 0",
+        ),
+        ([-1, -1, 2], r"branch 2 .* needs an input of -1 to 1; received 2"),
+        ([-1, -2], r"branch 1 .* needs an input of -1 to 0; received -2"),
     ],
 )
 def test_a_branch_of_a_cell_continues_an_earlier_one(inputs, message):

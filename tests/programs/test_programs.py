@@ -239,7 +239,7 @@ def only_name(flag):
         (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
         (["--output_stride=sixteen"], "flag --output_stride=sixteen: "),
         (["--atrous_rates=6,x"], r"atrous_rates cannot be \['6,x'\]"),
-        (["--multi_grid=1"], "multi_grid is not of mobilenet_v2"),
+        (["--multi_grid=1"], "multi_grid is not supported by mobilenet_v2"),
         (
             ["--tf_initial_checkpoint=nowhere/model.ckpt"],
             "no checkpoint nowhere/model.c",

@@ -1,7 +1,7 @@
-"""The backbones: one row each, in the file of its family.
+"""The table of backbones, one row each in the file of its family.
 
-A network of a known family is one row there. A new family is a file here with its
-tables, and a builder in `deeplab_tf.models.backbones`.
+To add a network of a known family, add a row there. A new family needs a file here and
+a builder in `deeplab_tf.models.backbones`.
 """
 
 from deeplab_tf.config.backbones.backbone import Backbone
@@ -11,8 +11,8 @@ from deeplab_tf.config.backbones.xception import XCEPTIONS
 
 BACKBONES: dict[str, Backbone] = MOBILENETS | RESNETS | XCEPTIONS
 
-# Fields of `ModelConfig` that are refused where the backbone does not take them.
-# bounded_activation is none: it is the heads' as well.
+# Fields of `ModelConfig` that only some backbones support. bounded_activation also
+# applies to the heads, so every model supports it.
 BACKBONE_OPTIONS = sorted(
     {option for row in BACKBONES.values() for option in row.options}
     - {"bounded_activation"}

@@ -1,4 +1,4 @@
-"""A backbone: its architecture as data, and what can be asked of it."""
+"""Description of a backbone."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,12 @@ class Backbone:
     """A row of the table of backbones.
 
     Attributes:
-        network: Architecture: what the family's builder builds.
-        options: Fields of `ModelConfig` that the builder takes.
-        multi_grid: Number of unit rates in its last block.
-        decoder_strides: Strides of the low-level features it offers.
-        subtracts_mean: Whether it takes the image less the ImageNet mean instead
-            of scaled to [-1, 1].
+        network: Architecture, as the builder of the family takes it.
+        options: Fields of `ModelConfig` that it supports.
+        multi_grid: Number of units in its last block.
+        decoder_strides: Strides of its low-level features.
+        subtracts_mean: Whether it subtracts the ImageNet mean from the image instead of
+            scaling to [-1, 1].
     """
 
     network: Any

@@ -1,9 +1,10 @@
 """The MobileNets for segmentation: tables of inverted residual blocks.
 
-MobileNetV2 (1801.04381, Table 2 and Sec. 6.3) without the 1x1 convolution to 1280
-channels: its features are the 320 channels of the last block. MobileNetV3 (1905.02244,
-Tables 1 and 2, Sec. 6.4), whose last blocks have half the depth of the classifier's:
-its features are those of the 1x1 convolution after them. MobileNetEdgeTPU.
+- MobileNetV2 (1801.04381, Table 2 and Sec. 6.3) without the 1x1 convolution to 1280
+  channels; it ends with the 320 channels of the last block.
+- MobileNetV3 (1905.02244, Tables 1 and 2, Sec. 6.4) with half the depth of the
+  classifier in the last blocks; it ends with the 1x1 convolution after them.
+- MobileNetEdgeTPU.
 """
 
 import functools
@@ -17,15 +18,14 @@ class Block(NamedTuple):
     """An inverted residual block.
 
     Attributes:
-        expansion: Inner depth relative to the input's.
-        filters: Depth of the output.
+        expansion: Inner depth relative to the input depth.
+        filters: Output depth.
         stride: Nominal stride.
-        kernel_size: Side of the spatial kernel.
         activation: Name of the activation.
-        squeeze: Whether squeeze-and-excitation weighs the inner channels.
-        fused: Whether one full spatial convolution expands, instead of a 1x1 and a
+        squeeze: Whether to apply squeeze-and-excitation to the inner channels.
+        fused: Whether to expand with one full convolution instead of a 1x1 and a
             depthwise one (EdgeTPU).
-        residual: Whether the input is added where the shapes allow it.
+        residual: Whether to add the input if the shapes match.
     """
 
     expansion: float
@@ -43,15 +43,15 @@ class MobileNet(NamedTuple):
 
     Attributes:
         scope: Official scope.
-        blocks: The blocks, after a 3x3 convolution of stride 2.
+        blocks: The blocks after a 3x3 convolution of stride 2.
         first: Depth of that convolution.
-        last: Depth of a 1x1 convolution after the blocks; None for none.
+        last: Depth of a 1x1 convolution after the blocks; None omits it.
         activation: Activation of both convolutions.
-        low_level: Stride of low-level features to the index of the block whose
-            depthwise output they are.
-        narrow_last: Whether a multiplier below 1 narrows the last convolution, too.
-        divisor: Depths become multiples of it at another `depth_multiplier` than 1,
-            where it is 8.
+        low_level: For each stride of low-level features, the index of the block that
+            gives them as its depthwise output.
+        narrow_last: Whether a multiplier below 1 also narrows the last convolution.
+        divisor: Depths are rounded to multiples of this at a `depth_multiplier` other
+            than 1, and to multiples of 8 at 1.
     """
 
     scope: str
@@ -83,7 +83,7 @@ _V2 = MobileNet(
     last=None,
     activation="relu6",
     low_level={4: 2, 8: 5, 16: 12},
-    # As in the DeepLab checkpoints; ImageNet checkpoints of slim always have 8.
+    # As in the DeepLab checkpoints; the ImageNet checkpoints of slim always use 8.
     divisor=1,
 )
 
@@ -138,7 +138,7 @@ _EDGETPU = MobileNet(
     last=1280,
     activation="relu",
     low_level={},
-    # The released EdgeTPU-DeepLab-slim (multiplier 0.75) has all 1280 channels.
+    # The released EdgeTPU-DeepLab-slim (multiplier 0.75) keeps all 1280 channels.
     narrow_last=False,
 )
 

@@ -1,6 +1,6 @@
-"""ResNet v1 (1512.03385, Table 1), with either of two roots.
+"""ResNet v1 (1512.03385, Table 1).
 
-"beta" networks begin with three 3x3 convolutions in place of a 7x7 one (PSPNet,
+The "beta" networks start with three 3x3 convolutions instead of a 7x7 one (PSPNet,
 1612.01105).
 """
 
@@ -14,11 +14,11 @@ class ResNet(NamedTuple):
 
     Attributes:
         scope: Official scope.
-        units: Residual units of block1 to block4.
-        root: Depths of the 3x3 convolutions at the beginning; () is one 7x7
-            convolution to 64 channels.
+        units: Number of residual units in block1 to block4.
+        root: Depths of the 3x3 convolutions at the start; () means one 7x7 convolution
+            to 64 channels.
         lite: Whether units are two 3x3 convolutions instead of a bottleneck.
-        depths: Base depth of the units of block1 to block4.
+        depths: Base depth of the units in block1 to block4.
     """
 
     scope: str

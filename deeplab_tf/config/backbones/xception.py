@@ -6,15 +6,15 @@ from deeplab_tf.config.backbones.backbone import Backbone
 
 
 class Block(NamedTuple):
-    """Modules of one kind.
+    """A sequence of equal modules.
 
     Attributes:
-        scope: Official scope within the network's.
-        depths: Depths of a module's three separable convolutions.
+        scope: Official scope, relative to the network.
+        depths: Depths of the three separable convolutions of a module.
         shortcut: "conv", "sum" or "none".
         stride: Nominal stride of the last convolution.
         units: Number of modules.
-        low_level: Stride at which the block offers low-level features.
+        low_level: Stride of the low-level features taken from the block, if any.
     """
 
     scope: str
@@ -26,12 +26,7 @@ class Block(NamedTuple):
 
 
 class Xception(NamedTuple):
-    """An Xception.
-
-    Attributes:
-        scope: Official scope.
-        blocks: Blocks after the two convolutions of the root.
-    """
+    """An Xception: blocks after the two convolutions of the root."""
 
     scope: str
     blocks: tuple[Block, ...]
