@@ -56,7 +56,7 @@ class DataConfig:
     min_resize_value: int | None = option(
         None,
         SIDE,
-        "Length of the shorter side of resized images, in pixels. Default: no resizing.",
+        "Shorter side of resized images, in pixels. Default: no resizing.",
     )
     max_resize_value: int | None = option(
         None, SIDE, "Maximum longer side of resized images, in pixels."
