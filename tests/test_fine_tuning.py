@@ -57,7 +57,7 @@ def camvid_records(camvid, tmp_path):
 def test_the_first_steps_of_the_camvid_preset_are_as_expected(
     camvid_records, voc_checkpoint, tmp_path
 ):
-    step, expected = find_preset("camvid_mobilenetv2").canaries[0]
+    step, expected = find_preset("camvid_mobilenetv2").expected_miou[0]
     command = [sys.executable, "train.py", "--preset=camvid_mobilenetv2"]
     command += [f"--dataset_dir={camvid_records}", f"--train_logdir={tmp_path}/logs"]
     command += [f"--tf_initial_checkpoint={voc_checkpoint}"]

@@ -200,23 +200,12 @@ def require_checkpoint(name: str) -> None:
         )
 
 
-def _figures(preset: Preset) -> str:
-    published = preset.published
-    figures = {
-        "mIoU {} %": published.miou,
-        "pixel accuracy {} %": published.pixel_accuracy,
-        "{} B multiply-adds": published.multiply_adds,
-        "{}": published.remark,
-    }
-    return ", ".join(text.format(value) for text, value in figures.items() if value)
-
-
 def _protocol(preset: Preset) -> str:
     scales, flip = preset.evaluation.eval_scales, preset.evaluation.add_flipped_images
     views = f", {len(scales)} scales" if len(scales) > 1 else ""
     return (
         f"{preset.data.dataset} {preset.eval_split}, output stride "
-        f"{preset.eval_output_stride}{views}{', mirrored' if flip else ''}"
+        f"{preset.eval_output_stride}{views}{', flipped' if flip else ''}"
     )
 
 
@@ -230,12 +219,12 @@ def table() -> str:
             lines.append(f"  {backbone} from {checkpoint.preset.start}, to be trained")
             continue
         for preset in checkpoint.evaluations:
-            lines.append(f"  {_protocol(preset)}: {_figures(preset)}")
+            lines.append(f"  {_protocol(preset)}: {preset.published}")
     return "\n".join([*lines, f"archives: {zoo_address()}"])
 
 
 if __name__ == "__main__":
-    # So that `| head` ends it without a traceback; Windows has no such signal.
+    # Avoids a traceback with `| head`. Windows has no SIGPIPE.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     print(table())

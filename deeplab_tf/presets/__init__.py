@@ -1,7 +1,7 @@
-"""Named experiments: rows of the papers' tables and of the model zoo, stages, CamVid.
+"""Named experiments from the papers, the model zoo and our own recipes.
 
-`python -m deeplab_tf.presets` lists them; `--preset=NAME` of `train.py`, `eval.py` and
-`export.py` uses one. Figures are mean IoU in per cent.
+`python -m deeplab_tf.presets` lists them; pass `--preset=NAME` to `train.py`, `eval.py`
+or `export.py` to use one. Scores are mean IoU in percent.
 """
 
 from deeplab_tf.errors import UserError, near_hint
@@ -33,10 +33,10 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Returns a preset by its name.
+    """Returns a preset by name.
 
     Raises:
-        UserError: if there is none; names those that are near.
+        UserError: for an unknown name; suggests similar ones.
     """
     if name not in PRESETS:
         hint = near_hint(name, PRESETS)

@@ -25,7 +25,7 @@ def _grid_name(grid: tuple[int, ...]) -> str:
 def _cascaded(
     backbone: str, blocks: int, output_stride: int = 16, grid: tuple[int, ...] = ()
 ) -> ModelConfig:
-    """Returns a ResNet up to block<blocks>, scored by one convolution."""
+    """Returns a ResNet up to block<blocks>, with logits from one convolution."""
     return ModelConfig(
         backbone=f"{backbone}_beta",
         output_stride=output_stride,
@@ -77,13 +77,14 @@ def _protocols(
     multi_scale: float,
     flipped: float,
 ) -> Iterator[tuple[str, dict]]:
-    """Yields the four protocols of DeepLabv3's Tables 4 and 6.
+    """Yields the four inference protocols of DeepLabv3's Tables 4 and 6.
 
     Args:
-        first: Output stride and mean IoU of the first row.
-        second: The same of the second row, and of the two that follow it.
-        multi_scale: Mean IoU with several scales.
-        flipped: Mean IoU with several scales and mirrored images.
+        first: Output stride and mIoU of the first row.
+        second: Output stride and mIoU of the second row. The rows after it have the
+            same output stride.
+        multi_scale: mIoU with multiple scales.
+        flipped: mIoU with multiple scales and flipped images.
     """
     stride = second[0]
     for suffix, output_stride, miou, protocol in (

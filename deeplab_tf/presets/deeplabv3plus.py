@@ -32,7 +32,7 @@ def _row(
 
 
 def decoders() -> Iterator[Preset]:
-    """Yields Tables 1 and 2 of DeepLabv3+: the decoder's design."""
+    """Yields Tables 1 and 2 of DeepLabv3+: decoder design."""
     filters, mious = (8, 16, 32, 48, 64), (77.61, 77.92, 78.16, 78.21, 77.94)
     for depth, miou in zip(filters, mious, strict=True):
         model = _decoder_ablation(projection_filters=depth)
@@ -50,7 +50,7 @@ def decoders() -> Iterator[Preset]:
 
 def resnet() -> Iterator[Preset]:
     """Yields Table 3 of DeepLabv3+: output strides and protocols with ResNet-101."""
-    erratum = "the table's other rows imply 102.78 B, which is our count"
+    erratum = "the other rows imply 102.78 B, which matches our count"
     misprint = "78.45 in the ECCV version; 79.45 in DeepLabv3's Table 6"
     for train, evaluated, decoder, protocol, miou, cost, remark in (
         (16, 16, False, "", 77.21, 81.02, ""),
@@ -153,5 +153,5 @@ def cityscapes() -> Iterator[Preset]:
         eval_split="test_fine",
         start="deeplabv3plus_table7_x71_no_image_level",
         miou=82.1,
-        remark="the paper does not tell the protocol of this entry",
+        remark="the paper does not state the protocol of this entry",
     )

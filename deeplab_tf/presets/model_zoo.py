@@ -1,4 +1,4 @@
-"""The official model zoo, a row for each checkpoint and evaluation."""
+"""The official model zoo: one preset per checkpoint and evaluation protocol."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _CITYSCAPES_SCALES = (0.75, 1.0, 1.25)
 
 
 def _mobilenet_v2(num_classes: int = 21, multiplier: float = 1.0) -> ModelConfig:
-    """Returns the zoo's MobileNetV2 "without ASPP": one branch and the image level."""
+    """Returns the zoo's MobileNetV2 "without ASPP": 1x1 branch and image level."""
     return ModelConfig(
         depth_multiplier=multiplier,
         num_classes=num_classes,
@@ -118,9 +118,9 @@ def cityscapes() -> Iterator[Preset]:
     coco = {"start": "ImageNet, COCO"}
     scratch = {
         "start": "scratch",
-        "remark": "the Multiply-Adds look like twice the true ones",
+        "remark": "the published multiply-adds seem to be twice the true count",
     }
-    small = {"remark": "the Multiply-Adds are of about 513x513 pixels"}
+    small = {"remark": "multiply-adds seem to be for about 513x513 pixels"}
     test = several | {
         "scales": tuple(0.75 + 0.25 * i for i in range(6)),
         "train_split": "trainval_fine",
@@ -187,7 +187,7 @@ def ade20k_checkpoints() -> Iterator[Preset]:
 
 
 def classifiers() -> Iterator[Preset]:
-    """Yields models to be trained from the zoo's checkpoints of classifiers."""
+    """Yields models to train from the zoo's pretrained backbones."""
     for backbone in ("xception_41", "xception_65", "xception_71"):
         yield row(f"{backbone}_imagenet", _ZOO, deeplabv3plus(backbone), VOC)
     for backbone in ("resnet_v1_50_beta", "resnet_v1_101_beta"):

@@ -1,7 +1,7 @@
-"""Recipes and models that the rows have in common.
+"""Recipes and models shared by the presets.
 
-Where the papers leave a number of a recipe open, it is that of DeepLabv3
-(1706.05587, Sec. 4.1), which DeepLabv3+ refers to.
+Numbers that a paper does not give are those of DeepLabv3 (1706.05587, Sec. 4.1), which
+DeepLabv3+ refers to.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from deeplab_tf.presets.preset import Preset, Published
 
 VOC_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 _ONE_SCALE = (1.0,)
-# Scales and flip as the inference tables of DeepLabv3+ abbreviate them.
+# Scales and flip by suffix of the preset name.
 INFERENCE: dict[str, dict] = {
     "": {},
     "_ms": {"scales": VOC_SCALES},
@@ -62,8 +62,8 @@ VOC: dict = {
     "evaluation": EvalConfig(eval_crop_size=(513, 513)),
     "eval_split": "val",
 }
-# DeepLabv3, Sec. 4.1 and 4.3: before the test set all of trainval is seen once more,
-# at output stride 8 and with frozen batch normalisation.
+# DeepLabv3, Sec. 4.1 and 4.3: models for the test set are fine-tuned on trainval at
+# output stride 8 with frozen batch normalisation.
 VOC_TEST = VOC | {
     "train": dataclasses.replace(
         VOC["train"], base_learning_rate=0.001, fine_tune_batch_norm=False
@@ -71,14 +71,14 @@ VOC_TEST = VOC | {
     "train_split": "trainval",
     "eval_split": "test",
 }
-# DeepLabv3, Sec. 4.3: COCO's objects of VOC's classes, before `train_aug`. The paper
-# leaves the recipe open; an author names VOC's with 500k steps, and has not tuned the
-# rate (github.com/tensorflow/models/issues/4234).
+# DeepLabv3, Sec. 4.3: pretraining on the VOC classes of COCO, before `train_aug`. The
+# paper gives no recipe; an author mentions that of VOC with 500k steps and an untuned
+# learning rate (github.com/tensorflow/models/issues/4234).
 COCO = VOC | {
     "data": dataclasses.replace(VOC["data"], dataset="coco_voc"),
     "train": dataclasses.replace(VOC["train"], training_number_of_steps=500000),
     "train_split": "train",
-    # COCO's images have up to 640 pixels a side.
+    # COCO images are at most 640 pixels wide or high.
     "evaluation": EvalConfig(eval_crop_size=(641, 641)),
 }
 CITYSCAPES = {
@@ -92,7 +92,7 @@ CITYSCAPES = {
 
 
 def ade20k(size: int) -> dict:
-    """Returns the protocol of ADE20K with its images resized to a longer side."""
+    """Returns the protocol of ADE20K with images resized to a longer side of `size`."""
     return {
         "data": DataConfig(
             dataset="ade20k",
@@ -136,7 +136,7 @@ def deeplabv3plus(
     separable: bool = True,
     **fields: Any,
 ) -> ModelConfig:
-    """Returns DeepLabv3+ on an Xception; `separable` is the tables' SC."""
+    """Returns DeepLabv3+ on an Xception; `separable` is SC in the paper's tables."""
     context = ContextConfig(
         (6, 12, 18), separable=separable, **fields.pop("context", {})
     )

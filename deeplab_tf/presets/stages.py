@@ -1,9 +1,9 @@
-"""The papers' training stages on VOC: COCO, `train_aug`, `trainval`.
+"""The papers' training stages for VOC: COCO, `train_aug`, `trainval`.
 
-Each starts from the checkpoint of the one before (1706.05587, Sec. 4.1 and 4.3), which
-DeepLabv3+ follows. A stage is the row of a table that it ends in, so that figure and
-protocol are those of the row; COCO has none. Who leaves COCO out begins with
-`train_aug` from ImageNet, at the larger learning rate of the table.
+Each stage starts from the checkpoint of the previous one (1706.05587, Sec. 4.1 and
+4.3; DeepLabv3+ does the same) and has the protocol and figures of the table row that it
+produces; the COCO stage has none. To skip COCO, start with `train_aug` from ImageNet,
+which has a larger learning rate.
 """
 
 import dataclasses
@@ -15,12 +15,12 @@ from deeplab_tf.presets.recipes import COCO, VOC, row
 
 _PAPER = "1706.05587"
 _COCO_REMARK = (
-    "rate and steps are no paper's but the authors' in tensorflow/models#4234, where "
-    "300000 steps are called enough"
+    "learning rate and steps are from the authors in tensorflow/models#4234, who say "
+    "300000 steps are enough"
 )
-_NO_FIGURE = "the zoo's figure is from COCO"
-# Family -> the rows that its trainings end in: `train_aug` from ImageNet, if that was
-# printed, `train_aug` from COCO, and `trainval`.
+_NO_FIGURE = "the model zoo's figure includes COCO"
+# By family, the table rows that its stages produce: `train_aug` from ImageNet (None if
+# not published), `train_aug` from COCO, and `trainval`.
 _FINISHED = {
     "deeplabv3_mobilenet_v2": (
         None,
@@ -41,8 +41,8 @@ _FINISHED = {
 
 
 def _stage(name: str, finished: Preset, start: str) -> Preset:
-    """Returns the row that a training ends in, under the name of the stage."""
-    # What an inference costs stands in the table, once.
+    """Returns a table row under the name of the stage that produces it."""
+    # Leave the multiply-adds to the table row itself.
     published = dataclasses.replace(finished.published, multiply_adds=None)
     return dataclasses.replace(finished, name=name, start=start, published=published)
 

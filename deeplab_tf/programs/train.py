@@ -157,12 +157,12 @@ def _validation(values, experiment: Experiment, preset) -> Validation | None:
         options = {"worker": worker, "num_workers": num_workers}
         return load_dataset(one_each, split, training=False, **options)
 
-    config, canaries = EvalConfig(ignore_label=info.ignore_label), {}
+    config, expected_miou = EvalConfig(ignore_label=info.ignore_label), {}
     if preset and split == preset.eval_split:
         parts, others = _comparison(preset, experiment)
         if is_followed(preset, parts, **others):
-            canaries = dict(preset.canaries)
-    return Validation(dataset, config, canaries)
+            expected_miou = dict(preset.expected_miou)
+    return Validation(dataset, config, expected_miou)
 
 
 def main(values: absl_flags.FlagValues) -> None:

@@ -44,14 +44,14 @@ class Validation:
         dataset: Function of `(worker, num_workers)` that gives the images of a
             worker, as `load_dataset` does.
         config: The protocol of the evaluation.
-        canaries: Expected mIoU after some steps, by their number.
+        expected_miou: Expected mIoU after some steps, by their number.
         measures: Names in `history.MEASURES` of the scores to report; the first one
             decides which model is the best.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
     config: EvalConfig = EvalConfig()
-    canaries: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    expected_miou: Mapping[int, float] = dataclasses.field(default_factory=dict)
     measures: ClassVar[tuple[str, ...]] = ("miou",)
 
     def scorer(
@@ -212,8 +212,8 @@ class Reporter:
         self._reported_at = (time.monotonic(), self._reported_at[1])
         parts = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
         parts += ["the best so far"] if is_best else []
-        if "miou" in metrics and step in validation.canaries:
-            parts.append(_compare(metrics["miou"], validation.canaries[step]))
+        if "miou" in metrics and step in validation.expected_miou:
+            parts.append(_compare(metrics["miou"], validation.expected_miou[step]))
         self.print(f"step {step}: {', '.join(parts)}")
         return is_best
 

@@ -91,7 +91,7 @@ def test_the_table_tells_figures_and_protocols():
     )
     assert lines[first + 1 : first + 3] == [
         "  pascal_voc_seg val, output stride 16: mIoU 82.2 %, 54.17 B multiply-adds",
-        "  pascal_voc_seg val, output stride 8, 6 scales, mirrored: mIoU 83.58 %, "
+        "  pascal_voc_seg val, output stride 8, 6 scales, flipped: mIoU 83.58 %, "
         "3055.35 B multiply-adds",
     ]
     assert (

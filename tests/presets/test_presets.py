@@ -21,7 +21,7 @@ from deeplab_tf.config import (
 )
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.presets import PRESETS, describe, find_preset, report
-from deeplab_tf.presets.preset import deviations
+from deeplab_tf.presets.preset import list_deviations
 
 PRINTED = {n: preset for n, preset in PRESETS.items() if not n.startswith("camvid_")}
 ROWS = {name: preset for name, preset in PRINTED.items() if "_stage" not in name}
@@ -334,7 +334,7 @@ def test_the_recipe_of_camvid_fits_its_classes_and_images():
             assert (side - 1) * scale % preset.eval_output_stride == 0
     # They are met only if the model is scored then.
     every = preset.train.eval_interval_steps
-    assert all(step % every == 0 for step, _ in preset.canaries)
+    assert all(step % every == 0 for step, _ in preset.expected_miou)
     *_, expected = describe(preset).splitlines()
     assert "mIoU 0.36 at step 100, 0.54 at step 500" in expected
 
@@ -525,7 +525,7 @@ def test_models_of_the_zoo_are_those_of_their_flags():
 
 def test_a_preset_is_told_in_four_lines():
     name = "deeplabv3plus_table5_eval8_decoder_sc_ms_flip"
-    scales = "scales 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, mirrored"
+    scales = "scales 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, flipped"
     assert describe(find_preset(name)).splitlines() == [
         f"{name} (1802.02611, Table 5): mIoU 81.39 %, 3055.35 B multiply-adds",
         "  model: xception_65, 21 classes, output stride 16, from ImageNet",
@@ -551,8 +551,8 @@ def test_a_preset_is_told_in_four_lines():
         ("mobilenetv2_ade20k_train", "mIoU 32.04 %, pixel accuracy 75.41 %"),
         (
             "edgetpu_deeplab_os32",
-            "mIoU 70.6 %, 5.6 B multiply-adds, the Multiply-Adds are of about 513x513 "
-            "pixels",
+            "mIoU 70.6 %, 5.6 B multiply-adds, multiply-adds seem to be for about "
+            "513x513 pixels",
         ),
     ],
 )
@@ -573,25 +573,27 @@ def test_deviations_name_what_was_and_what_is():
     model = dataclasses.replace(
         preset.model.at_output_stride(8), decoder=DecoderConfig()
     )
-    assert deviations(preset.model, model) == [
+    assert list_deviations(preset.model, model) == [
         "output_stride: 16 -> 8",
         "context.rates: (6, 12, 18) -> (12, 24, 36)",
         "decoder.output_strides: () -> (4,)",
     ]
     train = dataclasses.replace(preset.train, weight_decay=0.0, label_weights=(2.0,))
-    assert deviations(preset.train, train) == [
+    assert list_deviations(preset.train, train) == [
         "weight_decay: 0.0001 -> 0.0",
         "label_weights: () -> (2.0,)",
     ]
-    assert deviations(preset.data, preset.data) == []
+    assert list_deviations(preset.data, preset.data) == []
 
 
 def test_where_things_lie_is_no_deviation():
     preset = find_preset("xception_65_coco")
     data = dataclasses.replace(preset.data, dataset_dir="records", seed=1)
-    assert deviations(preset.data, data) == ["seed: 0 -> 1"]
+    assert list_deviations(preset.data, data) == ["seed: 0 -> 1"]
     logs = {"train_logdir": "logs", "tf_initial_checkpoint": "model.ckpt"}
-    assert deviations(preset.train, dataclasses.replace(preset.train, **logs)) == []
+    assert (
+        list_deviations(preset.train, dataclasses.replace(preset.train, **logs)) == []
+    )
 
 
 def test_a_preset_is_found_by_its_name():
@@ -629,7 +631,7 @@ def test_the_program_lists_every_preset_without_tensorflow():
     assert ended.returncode == 0
     lines = ended.stdout.splitlines()
     assert lines == "\n".join(map(describe, PRESETS.values())).splitlines()
-    told_more = [preset for preset in PRESETS.values() if preset.canaries]
+    told_more = [preset for preset in PRESETS.values() if preset.expected_miou]
     assert len(lines) == 4 * len(PRESETS) + len(told_more)
     imported = {line.split("|")[-1].strip() for line in ended.stderr.splitlines()}
     assert "deeplab_tf.presets" in imported

@@ -103,9 +103,9 @@ def test_figures_are_of_the_protocol_that_they_were_printed_for(family):
 def test_a_stage_is_told_with_what_it_starts_from():
     told = describe(stage("deeplabv3plus_xception_65", COCO)).splitlines()
     assert told == [
-        "deeplabv3plus_xception_65_stage1_coco (1706.05587, Sec. 4.3): no figure, rate "
-        "and steps are no paper's but the authors' in tensorflow/models#4234, where "
-        "300000 steps are called enough",
+        "deeplabv3plus_xception_65_stage1_coco (1706.05587, Sec. 4.3): no figure, "
+        "learning rate and steps are from the authors in tensorflow/models#4234, who "
+        "say 300000 steps are enough",
         "  model: xception_65, 21 classes, output stride 16, from ImageNet",
         "  training: coco_voc train, 500000 steps of 16 crops 513x513, "
         "learning rate 0.007 poly 0.9, weight decay 4e-05, batch normalisation trained",

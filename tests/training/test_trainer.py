@@ -337,7 +337,7 @@ def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one(dtype, roun
         )
 
 
-def scripted(model, images, right, canaries=None):
+def scripted(model, images, right, expected_miou=None):
     """Returns a validation whose every use has another share of labels right."""
     predicted = deeplab_tf.predict_labels(model, images).astype(np.uint8)[..., None]
     shares = iter(right)
@@ -348,7 +348,7 @@ def scripted(model, images, right, canaries=None):
         labels[:, :wrong] = (labels[:, :wrong] + 1) % 5
         return tf.data.Dataset.from_tensors((images, labels))
 
-    return Validation(dataset, canaries=canaries or {})
+    return Validation(dataset, expected_miou=expected_miou or {})
 
 
 @pytest.fixture
