@@ -1,1 +1,1 @@
-"""Programs that measure; run from the root as `python -m benchmarks.NAME`."""
+"""Benchmark programs; run them from the root: `python -m benchmarks.NAME`."""

@@ -1,7 +1,7 @@
-"""The table of `benchmarks.ablations`: the papers' claims, and what came out here.
+"""Tables of `benchmarks.ablations`: the papers' claims next to our results.
 
-Differences are in points of mIoU. How far chance moves the score of a training is
-estimated from the rows with several seeds: the standard deviation over seeds, pooled.
+Differences are in points of mIoU. The noise of a score is the standard deviation over
+seeds, pooled over the rows with several seeds.
 """
 
 import json
@@ -20,26 +20,25 @@ BILINEAR = "bilinear"
 _TRIMAP = "1802.02611, Fig. 5"
 # With ResNet-101 (1802.02611, Sec. 4.4).
 _NARROWEST_GAIN = 4.8
-_SURE = 2.0  # standard deviations
+_SIGNIFICANT = 2.0  # standard deviations
 _NOTE = (
-    "Points of mIoU on val. What stands behind ± is twice the standard deviation that\n"
-    "seeds give such a difference; a claim is unclear within it, or where it is not\n"
-    "known. Rows that look at one trained model in two ways differ by no chance."
+    "Points of mIoU on val. The number after ± is twice the standard deviation of\n"
+    "the difference over seeds. A claim is unclear if the difference is smaller, or\n"
+    "if the deviation is unknown. Evaluations of one trained model have no noise."
 )
 _TRIMAP_NOTE = "mIoU in % within trimaps: mean and standard deviation over seeds."
 _CLAIM_COLUMNS = ("row", "claim", "source", "published", "ours", "holds")
 _SCORE_COLUMNS = ("row", "mIoU in %", "seeds", "minutes of training")
-# The runs of each row, by its name.
-_Results = Mapping[str, Sequence[dict]]
+_Results = Mapping[str, Sequence[dict]]  # runs by row
 
 
 def result_path(folder: str, row: str) -> str:
-    """Returns the file of the runs of a row."""
+    """Returns the path of a row's results."""
     return os.path.join(folder, f"{row}.json")
 
 
 def read_results(folder: str) -> dict[str, list[dict]]:
-    """Returns the runs in a folder by the name of their row, none where no file is."""
+    """Returns the runs in a folder by row; rows without a file have none."""
     results: dict[str, list[dict]] = {}
     for name in ROWS:
         path, results[name] = result_path(folder, name), []
@@ -52,10 +51,7 @@ def read_results(folder: str) -> dict[str, list[dict]]:
 def judge(expected: str, difference: float, noise: float | None) -> str:
     """Returns whether a claim holds: "yes", "no" or "unclear".
 
-    Args:
-        expected: "better", "worse" or "alike".
-        difference: What came out.
-        noise: How large a difference may be by chance; None if that is not known.
+    Differences up to `noise` are insignificant; None is unknown.
     """
     if noise is None or not math.isfinite(difference):
         return "unclear"
@@ -67,12 +63,11 @@ def judge(expected: str, difference: float, noise: float | None) -> str:
 
 
 def _mious(runs: Sequence[dict]) -> np.ndarray:
-    """Returns the mIoU of some runs in per cent."""
     return 100 * np.array([run["miou"] for run in runs])
 
 
 def seed_deviation(results: _Results) -> float | None:
-    """Returns the standard deviation of mIoU over seeds; None if each row has one."""
+    """Returns the pooled standard deviation of mIoU; None without repeated rows."""
     several = [_mious(runs) for runs in results.values() if len(runs) > 1]
     if not several:
         return None
@@ -81,9 +76,9 @@ def seed_deviation(results: _Results) -> float | None:
 
 
 def compare(claim: Claim, results: _Results) -> tuple[float, float | None]:
-    """Returns the difference of both rows of a claim, and its noise.
+    """Returns the difference between the rows of a claim, and its noise.
 
-    Both have runs. Two evaluations of one trained model have no noise.
+    Both rows must have runs. Two evaluations of one trained model have no noise.
     """
     rows = ROWS[claim.row], ROWS[claim.reference]
     own, others = (results[row.name] for row in rows)
@@ -97,12 +92,12 @@ def compare(claim: Claim, results: _Results) -> tuple[float, float | None]:
     else:
         noise = seed_deviation(results)
         if noise is not None:
-            noise *= _SURE * math.sqrt(1 / len(own) + 1 / len(others))
+            noise *= _SIGNIFICANT * math.sqrt(1 / len(own) + 1 / len(others))
     return _mious(own).mean() - _mious(others).mean(), noise
 
 
 def trimap_gains(results: _Results) -> np.ndarray:
-    """Returns what the decoder gains, `[seeds, widths + 1]`; whole images come last."""
+    """Returns the decoder's gains, `[seeds, widths + 1]`; full images come last."""
     with_decoder, without = (
         {run["seed"]: _trimap_curve(run) for run in results[name]}
         for name in (BASE_ROW, BILINEAR)
@@ -112,17 +107,17 @@ def trimap_gains(results: _Results) -> np.ndarray:
 
 
 def _trimap_curve(run: dict) -> np.ndarray:
-    """Returns mIoU in per cent by width, and that of whole images."""
+    """Returns mIoU in per cent by trimap width, then of full images."""
     return 100 * np.array([*run["trimap"]["miou"], run["miou"]], float)
 
 
 def has_trimaps(results: _Results) -> bool:
-    """Returns whether both rows of the trimap table have runs."""
+    """Returns whether both rows of the trimap table have results."""
     return bool(results[BASE_ROW] and results[BILINEAR])
 
 
 def markdown(results: _Results) -> str:
-    """Returns all tables; rows without runs are left out."""
+    """Returns all tables, without the rows that have no runs."""
     parts = [
         markdown_table(_CLAIM_COLUMNS, _claim_rows(results)),
         _NOTE,
@@ -134,23 +129,18 @@ def markdown(results: _Results) -> str:
 
 
 def trimap_markdown(results: _Results) -> str:
-    """Returns the tables of decoder and bilinear alone; both have runs."""
-    claim = _trimap_claim(trimap_gains(results))
-    tables = (
-        markdown_table(_CLAIM_COLUMNS, [claim]),
-        _TRIMAP_NOTE,
-        _trimap_table(results),
-        _provenance(results),
-    )
-    return "\n\n".join(tables) + "\n"
+    """Returns the tables of `decoder` and `bilinear` alone; both must have runs."""
+    claims = markdown_table(_CLAIM_COLUMNS, [_trimap_claim(trimap_gains(results))])
+    trimaps = _trimap_table(results)
+    return "\n\n".join([claims, _TRIMAP_NOTE, trimaps, _provenance(results)]) + "\n"
 
 
 def _claim_rows(results: _Results) -> Iterator[list[str]]:
     for claim in CLAIMS:
         ours, holds = "not run", ""
         if results[claim.row] and results[claim.reference]:
-            found = compare(claim, results)
-            ours, holds = _signed(*found), judge(claim.expected, *found)
+            outcome = compare(claim, results)
+            ours, holds = _signed(*outcome), judge(claim.expected, *outcome)
         published = "" if claim.published is None else _signed(claim.published)
         yield [claim.row, claim.text, claim.source, published, ours, holds]
     if has_trimaps(results):
@@ -158,15 +148,15 @@ def _claim_rows(results: _Results) -> Iterator[list[str]]:
 
 
 def _trimap_claim(gains: np.ndarray) -> list[str]:
-    """Returns the row of how much more the decoder gains where it is hardest."""
+    """Returns the table row that compares gains near boundaries and overall."""
     bilinear = next(claim for claim in CLAIMS if claim.row == BILINEAR)
     more = gains[:, 0] - gains[:, -1]
     noise = None
     if len(more) > 1:
-        noise = _SURE * more.std(ddof=1) / math.sqrt(len(more))
+        noise = _SIGNIFICANT * more.std(ddof=1) / math.sqrt(len(more))
     return [
         BASE_ROW,
-        "It gains more in the narrowest trimap than in whole images.",
+        "It gains more in the narrowest trimap than in full images.",
         _TRIMAP,
         _signed(_NARROWEST_GAIN + bilinear.published),
         _signed(more.mean(), noise),
@@ -196,7 +186,7 @@ def _trimap_table(results: _Results) -> str:
         *(np.array(list(map(_trimap_curve, results[n]))) for n in (BASE_ROW, BILINEAR)),
         trimap_gains(results),
     ]
-    widths = [*results[BASE_ROW][0]["trimap"]["widths"], "whole image"]
+    widths = [*results[BASE_ROW][0]["trimap"]["widths"], "full image"]
     rows = (
         [str(width), *(_mean_and_deviation(column[:, i]) for column in columns)]
         for i, width in enumerate(widths)
@@ -205,7 +195,7 @@ def _trimap_table(results: _Results) -> str:
 
 
 def _provenance(results: _Results) -> str:
-    """Returns code and machine of the rows, one line for those that agree."""
+    """Returns commit, machine and versions, one line per group of equal rows."""
     rows: dict[tuple, dict[str, None]] = {}
     for name, runs in results.items():
         for run in runs:
@@ -220,11 +210,7 @@ def _provenance(results: _Results) -> str:
 
 
 def plot_trimaps(results: _Results) -> np.ndarray:
-    """Returns a plot of mIoU against the width of the trimap, uint8.
-
-    Means over seeds of decoder and bilinear, and in a band of its own how far seeds
-    spread (DeepLabv3+, Fig. 5). Both have runs.
-    """
+    """Plots mIoU against trimap width, with the range over seeds (v3+, Fig. 5)."""
     figure = Figure((6, 3.6), dpi=120)
     axes = figure.add_subplot()
     widths = results[BASE_ROW][0]["trimap"]["widths"]

@@ -1,6 +1,6 @@
-"""What `benchmarks.ablations` repeats in small: rows, and what the papers claim.
+"""Rows of `benchmarks.ablations`, and the claims of the papers about them.
 
-DeepLabv3 is arXiv:1706.05587, DeepLabv3+ arXiv:1802.02611. Their figures are those of
+DeepLabv3 is arXiv:1706.05587, DeepLabv3+ arXiv:1802.02611. Published figures come from
 the presets.
 """
 
@@ -25,24 +25,14 @@ BASE_ROW = "decoder"
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What a paper says of one row compared with another.
-
-    Attributes:
-        row: Name of the row.
-        expected: "better", "worse" or "alike".
-        reference: Name of the other row.
-        preset: Preset with the published figure of the row; "" where there is none.
-        reference_preset: Preset with that of the other row.
-        section: Where the sentence is from if there is no figure.
-        text: A sentence, the row being its subject.
-    """
+    """A paper's claim about one row compared with a reference row."""
 
     row: str
-    expected: str
+    expected: str  # "better", "worse" or "alike"
     reference: str
-    preset: str
+    preset: str  # has the published figure of the row; "" if there is none
     reference_preset: str
-    section: str
+    section: str  # source of the claim if there is no published figure
     text: str
 
     @property
@@ -52,7 +42,7 @@ class Claim:
 
     @property
     def published(self) -> float | None:
-        """Difference of the published mIoU, in points."""
+        """Difference in published mIoU, in points."""
         if not self.preset:
             return None
         names = self.preset, self.reference_preset
@@ -62,36 +52,27 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A model, and how its training or evaluation differs from the base.
+    """An ablation: differences from the base in training or evaluation.
 
-    Attributes:
-        name: What `--rows` takes.
-        model: Official model flags.
-        train: Fields of `TrainConfig`.
-        from_checkpoint: Whether it begins at the official checkpoint.
-        replicas: Logical CPU devices that share a batch.
-        trained_by: Row whose trained model it evaluates; "" trains its own.
-        evaluation: Fields of `EvalConfig`.
-        eval_output_stride: Output stride of the evaluation; None is that of training.
-        has_several_seeds: Whether it is trained once for each of `--seeds`.
+    `model` holds official model flags, `train` and `evaluation` fields of `TrainConfig`
+    and `EvalConfig`.
     """
 
     name: str
     model: Mapping[str, object] = dataclasses.field(default_factory=dict)
     train: Mapping[str, object] = dataclasses.field(default_factory=dict)
     from_checkpoint: bool = True
-    replicas: int = 1
-    trained_by: str = ""
+    replicas: int = 1  # logical CPU devices that share a batch
+    trained_by: str = ""  # row whose trained model it evaluates
     evaluation: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    eval_output_stride: int | None = None
+    eval_output_stride: int | None = None  # that of training
     has_several_seeds: bool = False
 
 
-# What all rows have in common. The official recipe of fine-tuning teaches a new decoder
-# too little in few steps: on val AdamW was 8 points ahead after 300. For the decay of
-# the moving statistics 0.9997 is too slow as well. Sides are k * 32 + 1, so that the
-# cells of every output stride meet the corners of an image: the crop of 193x257 is the
-# one next to 180x240, and 385x481 holds an image of 360x480.
+# The base of all rows. The official fine-tuning recipe is too slow for a new decoder:
+# after 300 steps AdamW was 8 points ahead on val. Moving statistics need a faster decay
+# than 0.9997, too. Sides are k * 32 + 1, so that features and image share corners at
+# every output stride: 193x257 is next to 180x240, and 385x481 holds 360x480.
 BASE = Experiment(
     model=ModelConfig(
         backbone="mobilenet_v2",
@@ -111,20 +92,18 @@ BASE = Experiment(
 )
 BASE_EVALUATION = EvalConfig(eval_crop_size=(385, 481))
 
+_SEPARABLE = ("aspp_with_separable_conv", "decoder_use_separable_conv")
 _ALL_SCALES = {"eval_scales": VOC_SCALES}
-_ALL_ROWS = (
+_ROWS = (
     Row(BASE_ROW, has_several_seeds=True),
     Row("bilinear", {"decoder_output_stride": ()}, has_several_seeds=True),
     Row("projection_8", {"decoder_projection_filters": 8}),
     Row("one_convolution", {"decoder_convolutions": 1}),
     Row("three_convolutions", {"decoder_convolutions": 3}),
-    # Of MobileNetV2 the features of stride 8 stand for Conv3, those of 4 for Conv2. The
+    # MobileNetV2 features of stride 8 and 4 stand for the paper's Conv3 and Conv2. The
     # paper compares levels with a single convolution.
     Row("conv3_conv2", {"decoder_output_stride": (8, 4), "decoder_convolutions": 1}),
-    Row(
-        "dense",
-        {"aspp_with_separable_conv": False, "decoder_use_separable_conv": False},
-    ),
+    Row("dense", dict.fromkeys(_SEPARABLE, False)),
     Row("no_image_level", {"add_image_level_feature": False}),
     Row("eval_stride_8", trained_by=BASE_ROW, eval_output_stride=8),
     Row("eval_stride_32", trained_by=BASE_ROW, eval_output_stride=32),
@@ -143,14 +122,6 @@ _ALL_ROWS = (
     Row("synchronised_batch_norm", train={"batch_norm": "sync"}, replicas=2),
     Row("from_scratch", from_checkpoint=False),
 )
-ROWS = {row.name: row for row in _ALL_ROWS}
-
-
-def _read_claims() -> tuple[Claim, ...]:
-    """Returns the claims of ablation_claims.csv, in the order of the rows."""
-    path = pathlib.Path(__file__).with_name("ablation_claims.csv")
-    with path.open(encoding="utf-8", newline="") as file:
-        return tuple(Claim(**line) for line in csv.DictReader(file))
-
-
-CLAIMS = _read_claims()
+ROWS = {row.name: row for row in _ROWS}
+_CSV = pathlib.Path(__file__).with_name("ablation_claims.csv").read_text()
+CLAIMS = tuple(Claim(**line) for line in csv.DictReader(_CSV.splitlines()))

@@ -1,23 +1,21 @@
-r"""The papers' ablations in small: what each choice of DeepLabv3+ brings, on CamVid.
+r"""Repeats the papers' ablations on CamVid at a small scale.
 
     python -m benchmarks.ablations --dataset_dir=tfrecord/camvid \
       --tf_initial_checkpoint=deeplabv3_mnv2_pascal_trainval/model.ckpt \
       --output_dir=ablations
 
-A row (`benchmarks/ablation_rows.py`) is a MobileNetV2 that is trained on `train` for
-300 steps of small crops, or another evaluation of one of these; it is scored on `val`.
---rows=dense,bilinear runs these alone, and before them the training whose model a row
-of evaluation shares, if it is missing. Decoder and naive up-sampling are trained with
-several seeds, which shows how far chance moves a score; all other rows with one.
+A row (`benchmarks/ablation_rows.py`) trains a MobileNetV2 on `train` for 300 steps of
+small crops, or evaluates the model of another row differently; scores are on `val`.
+--rows=dense,bilinear runs only these and, if missing, the training that they share.
+`decoder` and `bilinear` are trained with several seeds, to estimate the noise of a
+score; all other rows with one.
 
-Finished runs stay in <output_dir>/<row>.json and are not run again unless their
-settings change; killed trainings resume from <output_dir>/<row>/seed<n>. At the end all
-finished rows are compared with the papers, on the terminal and in
-<output_dir>/ablations.md.
+Results go to <output_dir>/<row>.json and are reused until the settings change. Killed
+trainings resume from <output_dir>/<row>/seed<n>. <output_dir>/ablations.md compares
+all finished rows with the papers.
 
-It runs on the CPU. A step of the base, of 193x257 and batch 8, takes about a second of
-one core; bilinear takes least, output stride 8 and dense most. All 18 trainings and the
-evaluations are two and a half hours of one core. Checkpoints take 1.1 GB.
+On one CPU core a step of the base takes about a second; all 18 trainings and the
+evaluations take two and a half hours. Checkpoints take 1.1 GB.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -65,9 +63,9 @@ def define_flags() -> absl_flags.FlagValues:
     values = measuring.make_flags(
         tf_initial_checkpoint=(..., "Official MobileNetV2 of PASCAL VOC."),
         output_dir=(..., "Folder of results and checkpoints."),
-        rows=([], f"Of {', '.join(ROWS)}; default: all."),
-        steps=(300, "Steps of a training.", 1),
-        seeds=(3, "Trainings of decoder and bilinear.", 1),
+        rows=([], f"Rows to run: {', '.join(ROWS)}; default: all."),
+        steps=(300, "Training steps.", 1),
+        seeds=(3, "Seeds of decoder and bilinear.", 1),
     )
     flags.define_dataset_location(values)
     return values
@@ -75,30 +73,23 @@ def define_flags() -> absl_flags.FlagValues:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all rows have in common.
+    """Settings that all rows share."""
 
-    Attributes:
-        experiment: The base, on the records and from the official checkpoint.
-        checksum: Of the checkpoint: the same weights elsewhere are the same setting.
-        output_dir: Folder of results and checkpoints.
-        seeds: Trainings of the rows that have several.
-    """
-
-    experiment: Experiment
-    checksum: str
+    experiment: Experiment  # the base, from the official checkpoint
+    checksum: str  # of the checkpoint's weights
     output_dir: str
-    seeds: int
+    seeds: int  # for rows that have several
 
 
 def make_bench(values: absl_flags.FlagValues) -> Bench:
-    """Returns what the flags say."""
+    """Returns the shared settings from the flags."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     info = sources.resolve_info(values.dataset, folder)
     source = sources.open_split(info.name, folder, _TRAIN)
     sources.open_split(info.name, folder, _VAL)
     checkpoint = tf1.resolve(values.tf_initial_checkpoint)
-    # Square roots: the weights of rare classes themselves cost the others more.
+    # Square roots, because full weights for rare classes cost the frequent ones more.
     weights = np.sqrt(statistics.class_weights(source, _TRAIN))
     train = dataclasses.replace(
         BASE.train,
@@ -112,7 +103,7 @@ def make_bench(values: absl_flags.FlagValues) -> Bench:
 
 
 def make_base(dataset_dir: str, info: DatasetInfo, train: TrainConfig) -> Experiment:
-    """Returns the base on the records of a folder."""
+    """Returns the base experiment on the records of a folder."""
     model = dataclasses.replace(
         BASE.model, num_classes=info.num_classes, channels=info.channels
     )
@@ -129,14 +120,11 @@ def _checksum(checkpoint: str) -> str:
 
 
 def select_rows(names: list[str]) -> list[Row]:
-    """Returns the rows of some names, in the order of the table; all for none.
-
-    Raises:
-        UserError: for an unknown name.
-    """
+    """Returns the named rows in table order, or all of them for an empty list."""
     for name in names:
         if name not in ROWS:
-            raise UserError(f"--rows={name} is no ablation; they are {', '.join(ROWS)}")
+            choices = ", ".join(ROWS)
+            raise UserError(f"--rows={name} is not an ablation; choose from {choices}")
     return [row for row in ROWS.values() if not names or row.name in names]
 
 
@@ -145,13 +133,7 @@ def _trained_row(row: Row) -> Row:
 
 
 def make_experiment(row: Row, seed: int, bench: Bench) -> Experiment:
-    """Returns how the model of a row is trained: the base with the row's changes.
-
-    Args:
-        row: The row.
-        seed: Of weights, order and augmentation.
-        bench: What all rows have in common.
-    """
+    """Returns the base experiment with the changes and the seed of a row."""
     row, base = _trained_row(row), bench.experiment
     checkpoint = base.train.tf_initial_checkpoint
     model = base.model.with_official_flags(row.model)
@@ -166,7 +148,7 @@ def make_experiment(row: Row, seed: int, bench: Bench) -> Experiment:
 
 
 def make_evaluation(row: Row, bench: Bench) -> EvalConfig:
-    """Returns how the model of a row is evaluated."""
+    """Returns the evaluation settings of a row."""
     ignore_label = bench.experiment.info.ignore_label
     return dataclasses.replace(
         BASE_EVALUATION, ignore_label=ignore_label, **row.evaluation
@@ -174,9 +156,9 @@ def make_evaluation(row: Row, bench: Bench) -> EvalConfig:
 
 
 def make_settings(row: Row, bench: Bench) -> dict:
-    """Returns everything that determines a score but the seed, as JSON has it.
+    """Returns everything except the seed that determines a score, for JSON.
 
-    Content stands for paths: the hashes of records, the checksum of weights.
+    Records and weights are identified by their hashes, not by their paths.
     """
     experiment = make_experiment(row, 0, bench)
     trained, settings = _trained_row(row), dataclasses.asdict(experiment)
@@ -196,17 +178,12 @@ def make_settings(row: Row, bench: Bench) -> dict:
 
 
 def train(experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
-    """Trains a model, or resumes its killed training; returns the first step.
-
-    Args:
-        experiment: How.
-        strategy: Which devices share a batch.
-    """
+    """Trains a model or resumes a killed training; returns the first step."""
     config, data = experiment.train, experiment.data
     folder = config.train_logdir
     if tf.io.gfile.isdir(folder) and resume.read_experiment(folder) != experiment:
         tf.io.gfile.rmtree(folder)
-    if tf.io.gfile.exists(f"{_last_checkpoint(experiment)}.index"):
+    if tf.io.gfile.exists(f"{_prefix(experiment)}.index"):
         return config.training_number_of_steps
     resume.write_experiment(experiment, folder)
     keras.utils.set_random_seed(data.seed)
@@ -216,36 +193,27 @@ def train(experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
         report = tf1.load_tf1_checkpoint(model, config.tf_initial_checkpoint)
         print(f"{config.tf_initial_checkpoint}: {report}")
     trainer = Trainer(model, config)
-    latest = trainer.restore_latest()
-    if latest:
-        print(f"going on from {latest}")
+    if latest := trainer.restore_latest():
+        print(f"resuming from {latest}")
     first_step = trainer.step
     trainer.train(load_dataset(data, _TRAIN, True, trainer.samples))
     return first_step
 
 
-def _last_checkpoint(experiment: Experiment) -> str:
+def _prefix(experiment: Experiment) -> str:
+    """Returns the prefix of the final checkpoint."""
     config = experiment.train
     name = f"{tf1.NAME}-{config.training_number_of_steps}"
     return os.path.join(config.train_logdir, name)
 
 
-def load_trained_model(
-    experiment: Experiment, output_stride: int | None = None
-) -> keras.Model:
-    """Returns what `train` made, at another output stride if one is given."""
-    stride = output_stride or experiment.model.output_stride
-    model = build_model(experiment.model.at_output_stride(stride))
-    prefix = _last_checkpoint(experiment)
-    require_complete(tf1.load_tf1_checkpoint(model, prefix), prefix, model)
-    return model
-
-
 def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
-    """Returns the metrics on the validation split, those of trimaps among them."""
-    model = load_trained_model(experiment, row.eval_output_stride)
-    # CamVid has no rims of void around objects, as VOC has.
-    info = experiment.info
+    """Returns the metrics of a trained row on `val`, including trimaps."""
+    info, config = experiment.info, experiment.model
+    stride = row.eval_output_stride or config.output_stride
+    model, prefix = build_model(config.at_output_stride(stride)), _prefix(experiment)
+    require_complete(tf1.load_tf1_checkpoint(model, prefix), prefix, model)
+    # Unlike VOC, CamVid has no void pixels around objects.
     trimap = TrimapCurve(info.num_classes, info.ignore_label, around="classes")
     data = dataclasses.replace(experiment.data, batch_size=1)
     images = load_dataset(data, _VAL, training=False)
@@ -256,46 +224,45 @@ def score(row: Row, experiment: Experiment, bench: Bench) -> dict:
 
 
 def run(row: Row, seed: int, bench: Bench, strategy: tf.distribute.Strategy) -> dict:
-    """Trains and scores a row; returns the metrics and how they were made."""
-    _forget_graphs()
+    """Trains and scores a row; returns metrics and provenance."""
+    _free_graphs()
     experiment = make_experiment(row, seed, bench)
     start = time.monotonic()
     first_step = train(experiment, strategy)
     trained = time.monotonic()
-    _forget_graphs()
+    _free_graphs()
     metrics = score(row, experiment, bench)
-    around = measuring.provenance()
+    origin = measuring.provenance()
     return metrics | {
         "seed": seed,
         "steps": experiment.train.training_number_of_steps,
         "first_step": first_step,
         "train_seconds": round(trained - start, 1),
         "evaluate_seconds": round(time.monotonic() - trained, 1),
-        "code": around["code"],
-        "versions": {n: x for n, x in around["versions"].items() if n in _VERSIONS},
-        "hardware": around["hardware"],
+        "code": origin["code"],
+        "versions": {n: x for n, x in origin["versions"].items() if n in _VERSIONS},
+        "hardware": origin["hardware"],
     }
 
 
-def _forget_graphs() -> None:
-    """Frees the memory of models that are no longer used."""
+def _free_graphs() -> None:
     keras.backend.clear_session()
     gc.collect()
 
 
 def finished_runs(row: Row, bench: Bench) -> list[dict]:
-    """Returns the runs of a row that were made with its present settings, by seed."""
+    """Returns the stored runs of a row that have its current settings, by seed."""
     path = result_path(bench.output_dir, row.name)
     if not tf.io.gfile.exists(path):
         return []
     with tf.io.gfile.GFile(path) as file:
         result = json.load(file)
-    is_present = result["settings"] == make_settings(row, bench)
-    return result["runs"] if is_present else []
+    is_current = result["settings"] == make_settings(row, bench)
+    return result["runs"] if is_current else []
 
 
 def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
-    """Runs the missing seeds of a row, and saves every run as soon as it is done."""
+    """Runs the missing seeds of a row and saves each run."""
     runs = finished_runs(row, bench)
     for seed in range(bench.seeds if row.has_several_seeds else 1):
         if seed in (done["seed"] for done in runs):
@@ -314,7 +281,7 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
 
 
 def make_strategies(rows: list[Row]) -> dict[int, tf.distribute.Strategy]:
-    """Returns strategies by their number of replicas, before any device is used."""
+    """Returns strategies by number of replicas; call it before any device is used."""
     return {
         count: distribution.make_strategy(
             "one_device" if count == 1 else "mirrored", count, clone_on_cpu=True
@@ -324,12 +291,12 @@ def make_strategies(rows: list[Row]) -> dict[int, tf.distribute.Strategy]:
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Runs what is missing, then compares all finished rows with the papers."""
+    """Runs missing rows, then compares all finished rows with the papers."""
     rows = select_rows(values.rows)
     strategies = make_strategies(rows)
     bench = make_bench(values)
     tf.io.gfile.makedirs(bench.output_dir)
-    # Results that were copied here are continued.
+    # Copied results may be extended.
     names = [_REPORT, _CURVES, *(f"{row.name}.json" for row in rows)]
     outputs.claim(bench.output_dir, names, overwrite=True)
     for row in rows:

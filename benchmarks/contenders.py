@@ -1,10 +1,9 @@
-"""Factories of works of a turn, each for a process of its own.
+"""Contender factories: each returns a function that runs one turn.
 
-Every function here is a factory of `benchmarks.measuring.Contender`. It imports what it
-needs itself: in the process of one framework the others need not be installed. Weights
-are random, which does not matter for speed, and images are noise. `batch` is the number
-of images at once, `size` their height and width, `times` the batches or steps of a
-turn.
+`benchmarks.measuring.Contender` names them. Factories import their framework
+themselves, so the others need not be installed. Weights are random and images are
+noise, which does not change the speed. `batch` is the number of images per batch,
+`size` their height and width, `times` the batches or steps per turn.
 """
 
 import functools
@@ -28,7 +27,7 @@ def noise_labels(batch: int, size: Sequence[int]) -> np.ndarray:
 
 
 def make_config(model: Mapping):
-    """Returns the `ModelConfig` of official model flags."""
+    """Returns the `ModelConfig` for official model flags."""
     from deeplab_tf.config import ModelConfig
 
     model = dict(model)
@@ -37,10 +36,10 @@ def make_config(model: Mapping):
 
 
 def make_model(model: Mapping, precision: str = "float32"):
-    """Returns a model of official model flags, with random weights.
+    """Returns a model with random weights for official model flags.
 
-    Its normalisations move their features, as trained ones do: engines leave out what
-    adds nothing.
+    Batch normalisation gets non-zero offsets, because engines drop operations that add
+    zero.
     """
     import keras
 
@@ -59,7 +58,7 @@ def make_model(model: Mapping, precision: str = "float32"):
 
 
 def _start_tensorflow():
-    """Returns TensorFlow, started as the programs start it."""
+    """Imports TensorFlow with the settings of our programs."""
     import benchmarks.quiet_tensorflow  # noqa: F401
 
     # isort: split
@@ -69,30 +68,30 @@ def _start_tensorflow():
 
 
 def _repeat(function: Callable[[], object], times: int) -> Callable[[], None]:
-    def work() -> None:
+    def run_turn() -> None:
         for _ in range(times):
             function()
 
-    return work
+    return run_turn
 
 
-def _report(work: Callable, **properties: object) -> Callable:
-    """Returns a work that reports something of itself, once it has warmed up."""
-    work.properties = properties
-    return work
+def _with_properties(run_turn: Callable, **properties: object) -> Callable:
+    """Attaches properties that the worker reports after the warm-up."""
+    run_turn.properties = properties
+    return run_turn
 
 
-# --- Labels of images.
+# --- Inference.
 
 
 def saved_model(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Labels by a SavedModel of ours."""
+    """Runs one of our SavedModels."""
     tf = _start_tensorflow()
     loaded = tf.saved_model.load(path)
     images = tf.constant(noise(batch, size))
 
     def label() -> np.ndarray:
-        # A signature alone does not keep its variables.
+        # Holding the signature alone would free the variables.
         serve = loaded.signatures["serving_default"]
         return serve(ImageTensor=images)["SemanticPredictions"].numpy()
 
@@ -100,7 +99,7 @@ def saved_model(path: str, batch: int, size: Sequence[int], times: int) -> Calla
 
 
 def openvino(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Labels by OpenVINO from an ONNX file of ours, compiled for this size."""
+    """Runs one of our ONNX files in OpenVINO, compiled for this image size."""
     import openvino
 
     core = openvino.Core()
@@ -113,19 +112,18 @@ def openvino(path: str, batch: int, size: Sequence[int], times: int) -> Callable
 
 
 def onnxruntime(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Labels by ONNX Runtime from an ONNX file of ours."""
+    """Runs one of our ONNX files in ONNX Runtime."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    images = noise(batch, size)
-    return _repeat(lambda: session.run(None, {given.name: images}), times)
+    feed = {session.get_inputs()[0].name: noise(batch, size)}
+    return _repeat(lambda: session.run(None, feed), times)
 
 
 def torch_inference(
     model: Mapping, batch: int, size: Sequence[int], times: int
 ) -> Callable:
-    """Labels by the same network in PyTorch."""
+    """Runs the same network in PyTorch."""
     import torch
 
     from benchmarks.peers.pytorch import TorchDeepLab
@@ -142,12 +140,12 @@ def torch_inference(
 
 
 def _keras_hub_size(size: Sequence[int]) -> list[int]:
-    """Returns the next smaller size that keras-hub takes."""
+    """Rounds a size down to multiples of 32, as keras-hub requires."""
     return [side // 32 * 32 for side in size]
 
 
 def keras_hub_model(size: Sequence[int]):
-    """Returns keras-hub's DeepLabv3+ with ResNet-50, untrained; its stride is 32."""
+    """Returns keras-hub's DeepLabv3+ with ResNet-50 at output stride 32, untrained."""
     import keras
     import keras_hub
 
@@ -185,7 +183,7 @@ def _keras_hub_multiply_adds(size: Sequence[int]) -> int:
 def keras_hub_inference(
     batch: int, size: Sequence[int], times: int, jit: bool = False
 ) -> Callable:
-    """Labels by keras-hub's DeepLabv3+, compiled by XLA or not."""
+    """Runs keras-hub's DeepLabv3+, optionally compiled with XLA."""
     tf = _start_tensorflow()
     model = keras_hub_model(size)
     images = tf.constant(noise(batch, _keras_hub_size(size)))
@@ -195,8 +193,8 @@ def keras_hub_inference(
         logits = model(tf.cast(images, tf.float32), training=False)
         return tf.argmax(logits, -1, output_type=tf.int32)
 
-    work = _repeat(lambda: label(images).numpy(), times)
-    return _report(work, multiply_adds=_keras_hub_multiply_adds(size))
+    run_turn = _repeat(lambda: label(images).numpy(), times)
+    return _with_properties(run_turn, multiply_adds=_keras_hub_multiply_adds(size))
 
 
 def scaled_inference(
@@ -206,7 +204,7 @@ def scaled_inference(
     scales: Sequence[float],
     is_combined: bool,
 ) -> Callable:
-    """Labels by several scales, each mirrored too, combined or one after the other."""
+    """Predicts at several scales, each also mirrored, combined or one by one."""
     tf = _start_tensorflow()
     from deeplab_tf.inference import Predictor
 
@@ -217,15 +215,15 @@ def scaled_inference(
         return lambda: combined(images).numpy()
     labels = [tf.function(Predictor(network, (scale,)).labels) for scale in scales]
 
-    def work() -> None:
+    def run_turn() -> None:
         for label in labels:
-            for _ in range(2):  # as it is, and mirrored
+            for _ in range(2):  # stands for the original and the mirrored image
                 label(images).numpy()
 
-    return work
+    return run_turn
 
 
-# --- Steps of training.
+# --- Training steps.
 
 
 def training_step(
@@ -238,24 +236,17 @@ def training_step(
     recompute: bool = False,
     records: Sequence[str] = (),
 ) -> Callable:
-    """Optimiser steps of our trainer.
+    """Runs optimiser steps of our trainer.
 
-    Args:
-        model: Official model flags.
-        batch: Images of a step, of all workers together.
-        size: Height and width of the crop.
-        times: Steps of a turn.
-        precision: Of convolutions.
-        strategy: As `--distribution_strategy` has it.
-        recompute: Whether activations are computed again in the backward pass.
-        records: Folder and split to train on; () takes one batch in memory.
+    `batch` counts the images of all workers. `records` is a folder and a split; without
+    it one batch in memory is repeated.
     """
     _start_tensorflow()
     from deeplab_tf.config import TrainConfig
     from deeplab_tf.training import distribution
     from deeplab_tf.training.trainer import Trainer
 
-    # Before any device is used.
+    # The strategy must be made before any device is used.
     with distribution.make_strategy(strategy).scope():
         network = make_model(model, precision)
     config = TrainConfig(
@@ -264,26 +255,25 @@ def training_step(
     trainer = Trainer(network, config)
     mean_pixel = network.model_config.mean_pixel
     dataset = _training_batches(records, batch, tuple(size), mean_pixel)
-    # One iterator for all turns, as a training has it: a new one fills its buffers
-    # first, takes seconds of several workers, and may leave all threads of a step on
-    # one core.
-    work = functools.partial(trainer.train_steps, trainer.iterate(dataset), times)
-    return _report(work, jit=trainer.compiles)
+    # One iterator for all turns, as in a real training: a new one first fills its
+    # buffers, takes seconds with several workers, and may leave all threads of a step
+    # on one core.
+    run_turn = functools.partial(trainer.train_steps, trainer.iterate(dataset), times)
+    return _with_properties(run_turn, jit=trainer.compiles)
 
 
 def _training_batches(records: Sequence[str], batch: int, size, mean_pixel):
-    """Returns the training pipeline of records, or one batch of noise, repeated."""
+    """Returns the training pipeline of the records, else one batch, repeated."""
     import tensorflow as tf
 
     from deeplab_tf.config import DataConfig
     from deeplab_tf.data.pipeline import load_dataset
 
     if records:
-        folder, split = records
         data = DataConfig(
-            folder, crop_size=size, batch_size=batch, mean_pixel=mean_pixel
+            records[0], crop_size=size, batch_size=batch, mean_pixel=mean_pixel
         )
-        return load_dataset(data, split, training=True)
+        return load_dataset(data, records[1], training=True)
     noisy = noise(batch, size).astype(np.float32), noise_labels(batch, size)
     return tf.data.Dataset.from_tensors(noisy).repeat()
 
@@ -295,7 +285,7 @@ def torch_training_step(
     times: int,
     channels_last: bool = True,
 ) -> Callable:
-    """Optimiser steps of the same network in PyTorch: momentum and L2, as ours."""
+    """Runs optimiser steps of the same network in PyTorch, with momentum and L2."""
     import torch
     from torch.nn import functional
 
@@ -323,7 +313,7 @@ def torch_training_step(
 def keras_hub_training_step(
     batch: int, size: Sequence[int], times: int, jit: bool = False
 ) -> Callable:
-    """Optimiser steps of keras-hub's DeepLabv3+, by `fit`."""
+    """Runs optimiser steps of keras-hub's DeepLabv3+ with `fit`."""
     tf = _start_tensorflow()
     import keras
 
@@ -338,7 +328,7 @@ def keras_hub_training_step(
     images = noise(batch, size_taken).astype(np.float32)
     labels = noise_labels(batch, size_taken)
     dataset = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    work = functools.partial(
+    run_turn = functools.partial(
         model.fit, dataset, steps_per_epoch=times, epochs=1, verbose=0
     )
-    return _report(work, multiply_adds=_keras_hub_multiply_adds(size))
+    return _with_properties(run_turn, multiply_adds=_keras_hub_multiply_adds(size))

@@ -1,16 +1,13 @@
-"""Where the time of a single-scale evaluation goes: the model, and everything else.
+"""Measures the overhead of a single-scale evaluation over the model alone.
 
     python -m benchmarks.evaluate --dataset_dir=tfrecord --eval_crop_size=513,513
 
-The model is the compiled `Predictor.labels` (network, last resize and argmax) on
-decoded images in memory. `Evaluator.evaluate` does the same to the same images in the
-same batches, and more: it decodes, counts the confusion matrix and shows progress; on
-request it keeps a gallery or feeds measures. All of these are measured in turns, after
-one that compiles, and so is the model once more, which shows the noise. Weights do not
-matter for speed: without --checkpoint_dir they are random. Decoding runs while the
-model works, and costs less by the clock than by the processors if some are idle. The
-first batch waits for TensorFlow to build the pipeline, which takes as long for few
-images as for many; so the share of the model is also printed without it.
+"model" is the compiled `Predictor.labels` (network, last resize and argmax) on decoded
+images in memory; "model again" shows the noise. `Evaluator.evaluate` processes the same
+batches and also decodes, updates the confusion matrix and shows progress; optionally it
+keeps a gallery or computes further measures. Without --checkpoint_dir the weights are
+random, which does not change the speed. "first batch" is the time to build the input
+pipeline, which does not depend on the number of images.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -38,17 +35,17 @@ from deeplab_tf.models.precision import use_precision
 from deeplab_tf.programs import run_program
 from deeplab_tf.programs.checkpoint import require_channels, restore_model
 
-_EXTREMES = 12  # worst and best images of the gallery
+_EXTREMES = 12  # worst and best images in the gallery
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = measuring.make_flags(
         turns=5,
-        checkpoint_dir=(None, "Folder or prefix; or none."),
+        checkpoint_dir=(None, "Folder or prefix; default: random weights."),
         eval_crop_size=((513, 513), "Size of padded images."),
         eval_batch_size=(1, "Images per forward pass.", 1),
-        images=(200, "First images of the split, in full batches.", 1),
+        images=(200, "Images to evaluate, rounded up to full batches.", 1),
     )
     flags.define_model_flags(values, "eval")
     flags.define_dataset_flags(values, "eval_split", "val")
@@ -56,7 +53,7 @@ def define_flags() -> absl_flags.FlagValues:
 
 
 def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
-    """Returns the model of a checkpoint, or what the flags describe, untrained."""
+    """Returns the model of a checkpoint, else an untrained one from the flags."""
     if values.checkpoint_dir:
         return restore_model(values, values.checkpoint_dir, num_classes)
     preset = flags.chosen_preset(values)
@@ -68,7 +65,7 @@ def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
 def make_dataset(
     values: absl_flags.FlagValues, info: DatasetInfo, model: keras.Model
 ) -> tf.data.Dataset:
-    """Returns the batches of a turn, decoded anew in every one."""
+    """Returns the dataset of a turn."""
     preset = flags.chosen_preset(values)
     data = flags.data_config(
         values,
@@ -82,10 +79,10 @@ def make_dataset(
     return load_dataset(data, split, training=False).take(batches)
 
 
-def make_works(
+def make_workloads(
     labels: Callable, evaluator: Evaluator, dataset: tf.data.Dataset, info: DatasetInfo
 ) -> dict[str, Callable]:
-    """Returns what is measured, by name."""
+    """Returns the functions to measure, by name."""
     classes = info.num_classes, info.ignore_label
     gallery = Gallery(*classes, extremes=_EXTREMES)
     measures = [TrimapCurve(*classes), BoundaryIoU(*classes), Calibration(*classes)]
@@ -94,14 +91,14 @@ def make_works(
     def predict() -> None:
         for images, _ in decoded:
             predictions = labels(images)
-        predictions.numpy()  # a GPU is still at work when the call returns
+        predictions.numpy()  # waits for a GPU
 
     evaluate = functools.partial(evaluator.evaluate, dataset)
     return {
         "model": predict,
         "model again": predict,
         "evaluate": evaluate,
-        "evaluate what is decoded": functools.partial(evaluator.evaluate, decoded),
+        "evaluate decoded images": functools.partial(evaluator.evaluate, decoded),
         "evaluate with gallery": functools.partial(evaluate, gallery=gallery),
         "evaluate with measures": functools.partial(evaluate, measures=measures),
         "decode": functools.partial(collections.deque, dataset, 0),
@@ -110,7 +107,7 @@ def make_works(
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     flags.check_flags(values, "eval")
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     keras.utils.set_random_seed(0)
@@ -126,17 +123,13 @@ def main(values: absl_flags.FlagValues) -> None:
     predictor = make_predictor(model, config)
     labels = tf.function(predictor.labels, reduce_retracing=True)
     shapes = [tuple(images.shape) for images, _ in dataset]
-    works = make_works(labels, Evaluator(model, config), dataset, info)
-    series = measuring.measure_here(works, values.turns)
+    workloads = make_workloads(labels, Evaluator(model, config), dataset, info)
+    series = measuring.measure_in_process(workloads, values.turns)
     images, graphs = sum(s[0] for s in shapes), labels.experimental_get_tracing_count()
     rows = measuring.summarize(series, images)
-    measuring.report(
-        values,
-        f"Evaluation of {images} images, batches of {len(set(shapes))} shapes, "
-        f"{graphs} graphs",
-        {"rows": rows},
-        measuring.table(rows),
-    )
+    title = f"Evaluation of {images} images, batches of {len(set(shapes))} shapes, "
+    title += f"{graphs} graphs"
+    measuring.report(values, title, {"rows": rows}, measuring.table(rows))
 
 
 if __name__ == "__main__":

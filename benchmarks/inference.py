@@ -1,13 +1,12 @@
-r"""Labels of an image: our SavedModels, OpenVINO, ONNX Runtime and others compared.
+"""Benchmarks inference: our SavedModels, OpenVINO, ONNX Runtime, PyTorch, keras-hub.
 
     pip install 'deeplab_tf[peers,export]'
     python -m benchmarks.inference --model_variant=mobilenet_v2,xception_65
 
-All have the same weights (but keras-hub, whose DeepLabv3+ with ResNet-50 has an output
-stride of 32: it is also compared per multiply-add) and give the label map of a uint8
-image. Our SavedModel is also measured in bfloat16, and several scales with mirrored
-images are compared with each of these inference passes alone. Engines that are not
-installed are left out.
+Every engine turns a uint8 image into a label map with the same weights. The exception
+is keras-hub, whose DeepLabv3+ has a ResNet-50 at output stride 32: it is also compared
+per multiply-add. Multi-scale inference with mirrored images is compared with separate
+passes. Engines that are not installed are skipped.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -28,8 +27,8 @@ from deeplab_tf.programs import run_program
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.saved_model import export_saved_model
 
-# Module that has to be installed, factory, and its arguments besides the task: the path
-# of a file that `write_files` makes, or the flags of the model.
+# Required module, factory, and further arguments: the file from `write_files` to load,
+# or a place for the model flags.
 _ENGINES = {
     "float32": ("", "saved_model", {"path": "float32"}),
     "bfloat16": ("", "saved_model", {"path": "bfloat16"}),
@@ -48,23 +47,16 @@ def define_flags() -> absl_flags.FlagValues:
         turns=15,
         model_variant=(["mobilenet_v2", "xception_65"], "Backbones."),
         size=((513, 513), "Height and width of the image."),
-        batch=(1, "Images at once.", 1),
+        batch=(1, "Images per batch.", 1),
         output_stride=(16, "Output stride."),
-        times=(3, "Batches of a turn.", 1),
-        engines=(list(_ENGINES), "Which to measure."),
-        scales=(
-            ["0.75", "1", "1.25"],
-            "Scales to compare, combined and alone; empty leaves this out.",
-        ),
+        times=(3, "Batches per turn.", 1),
+        engines=(list(_ENGINES), "Engines to measure."),
+        scales=(["0.75", "1", "1.25"], "Scales of multi-scale inference; or none."),
     )
 
 
 def select_engines(names: list[str]) -> list[str]:
-    """Returns the installed engines of some names, the reference among them.
-
-    Raises:
-        UserError: for an unknown name.
-    """
+    """Returns the installed engines among `names`, and the reference."""
     for name in names:
         if name not in _ENGINES:
             raise UserError(f"--engines={name} is none of {'; '.join(_ENGINES)}")
@@ -77,10 +69,10 @@ def select_engines(names: list[str]) -> list[str]:
 
 
 def write_files(model: dict, engines: list[str], folder: str) -> None:
-    """Writes the files that the engines load."""
+    """Exports the files that the engines load."""
     for name in engines:
         path = os.path.join(folder, _ENGINES[name][-1].get("path", ""))
-        if os.path.exists(path):  # already written, or the folder: none to load
+        if os.path.exists(path):  # already exported, or the folder itself
             continue
         if path.endswith(".onnx"):
             export_onnx(make_model(model), path)
@@ -90,7 +82,7 @@ def write_files(model: dict, engines: list[str], folder: str) -> None:
 
 
 def make_contender(name: str, task: dict, model: dict, folder: str) -> Contender:
-    """Returns an engine with its task."""
+    """Returns the contender of an engine."""
     _, factory, own = _ENGINES[name]
     arguments = task | own
     if "model" in own:
@@ -103,14 +95,14 @@ def make_contender(name: str, task: dict, model: dict, folder: str) -> Contender
 def compare_engines(
     values: absl_flags.FlagValues, model: dict, task: dict
 ) -> tuple[list, str]:
-    """Returns the rows of the engines, and their table."""
+    """Measures the engines; returns rows and table."""
     counts = multiply_adds(make_config(model), task["size"])
     task = task | {"times": values.times}
     engines = select_engines(values.engines)
     with tempfile.TemporaryDirectory() as folder:
         write_files(model, engines, folder)
-        several = [make_contender(name, task, model, folder) for name in engines]
-        series = measuring.measure(several, values.turns)
+        contenders = [make_contender(name, task, model, folder) for name in engines]
+        series = measuring.measure(contenders, values.turns)
     rows = measuring.summarize(series, values.batch * values.times)
     others = measuring.add_multiply_adds(rows, counts)
     return rows, measuring.table(rows) + others
@@ -119,18 +111,19 @@ def compare_engines(
 def compare_scales(
     values: absl_flags.FlagValues, model: dict, task: dict
 ) -> tuple[list, str]:
-    """Returns the rows of several scales combined and alone, and their table."""
+    """Measures multi-scale inference, combined and pass by pass."""
     task = task | {"model": model, "scales": [float(scale) for scale in values.scales]}
-    several = [
+    contenders = [
         Contender(name, "scaled_inference", task | {"is_combined": is_combined})
-        for name, is_combined in (("each view alone", False), ("all views", True))
+        for name, is_combined in (("separate passes", False), ("combined", True))
     ]
-    rows = measuring.summarize(measuring.measure(several, values.turns), values.batch)
+    series = measuring.measure(contenders, values.turns)
+    rows = measuring.summarize(series, values.batch)
     return rows, measuring.table(rows)
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     engines = select_engines(values.engines)
     height, width = size_value(values, "size")
     task = {"batch": values.batch, "size": [height, width]}
@@ -141,19 +134,14 @@ def main(values: absl_flags.FlagValues) -> None:
         result[backbone] = {"engines": rows}
         texts.append(f"{backbone}\n\n{text}")
         if values.scales:
-            result[backbone]["views"], text = compare_scales(values, model, task)
+            result[backbone]["scales"], text = compare_scales(values, model, task)
             scales = ", ".join(values.scales)
             texts.append(f"{backbone}, scales {scales}, each mirrored too\n\n{text}")
-    measuring.report(
-        values,
-        f"Labels of {values.batch} images of {height}x{width}, "
-        f"output stride {values.output_stride}",
-        {
-            "backbones": result,
-            "packages": sorted({_ENGINES[name][0] for name in engines} - {""}),
-        },
-        "\n\n".join(texts),
-    )
+    packages = sorted({_ENGINES[name][0] for name in engines} - {""})
+    result = {"backbones": result, "packages": packages}
+    title = f"Labels of {values.batch} images of {height}x{width}, "
+    title += f"output stride {values.output_stride}"
+    measuring.report(values, title, result, "\n\n".join(texts))
 
 
 if __name__ == "__main__":

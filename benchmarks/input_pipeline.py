@@ -1,12 +1,10 @@
-"""Images per second of the training pipeline, and of decoding alone.
+"""Benchmarks the training input pipeline against decoding alone.
 
     python -m benchmarks.input_pipeline --dataset_dir=tfrecord
 
-Decoding alone is `tf.io.decode_jpeg` or `decode_png` of the same records in a parallel
-`map`, as fast as TensorFlow does it, without checks, scaling, cropping and batching.
-Both are measured in turns, each turn with a new iterator; printed are medians over the
-turns. --training_steps=5 also compares training on the records with training on one
-batch in memory.
+Decoding alone is a parallel `map` of `tf.io.decode_jpeg` or `decode_png`, without
+checks, scaling, cropping or batching. Each turn uses a new iterator. --training_steps=5
+also compares training on records with training on one batch in memory.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -33,16 +31,16 @@ def define_flags() -> flags.FlagValues:
         turns=9,
         dataset_dir=(..., "Folder of the TFRecords."),
         train_split=("train", "Split to read."),
-        train_crop_size=((513, 513), "Crop."),
+        train_crop_size=((513, 513), "Crop size."),
         train_batch_size=(8, "Images per batch.", 1),
-        images=(640, "Images of a turn.", 1),
-        training_steps=(0, "Steps of a turn of training; 0 has none."),
-        model_variant=("mobilenet_v2", "To train."),
+        images=(640, "Images per turn.", 1),
+        training_steps=(0, "Training steps per turn; 0 skips training."),
+        model_variant=("mobilenet_v2", "Backbone to train."),
     )
 
 
 def decode_records(paths: list[str]) -> tf.data.Dataset:
-    """Returns decoded images and labels, over and over."""
+    """Returns a repeated dataset of decoded images and labels."""
 
     def decode(record):
         image, label, _ = records.parse(record)
@@ -59,7 +57,7 @@ def decode_records(paths: list[str]) -> tf.data.Dataset:
 
 
 def images_per_second(dataset: tf.data.Dataset, images: int, per_element: int) -> float:
-    """Measures a dataset, after a warm-up of a third as many images."""
+    """Measures the throughput after a warm-up of a third of the images."""
     iterator = iter(dataset)
     for _ in range(images // per_element // 3):
         next(iterator)
@@ -70,7 +68,7 @@ def images_per_second(dataset: tf.data.Dataset, images: int, per_element: int) -
 
 
 def compare_decoding(values: flags.FlagValues) -> tuple[dict, str]:
-    """Returns images per second of the training pipeline and of decoding alone."""
+    """Measures the training pipeline and decoding alone."""
     paths = records.shard_paths(values.dataset_dir, values.train_split)
     config = DataConfig(
         values.dataset_dir,
@@ -87,16 +85,17 @@ def compare_decoding(values: flags.FlagValues) -> tuple[dict, str]:
         "pipeline": statistics.median(training),
         "share": measuring.quartiles(np.divide(training, alone)),
     }
-    return result, (
-        "| | images/s | of decoding (quartiles) |\n|---|---|---|\n"
-        f"| decoding alone | {result['decoding']:.0f} | |\n"
-        f"| training pipeline | {result['pipeline']:.0f} | "
-        "{median:.3f} ({low:.3f}..{high:.3f}) |".format(**result["share"])
-    )
+    share = "{median:.3f} ({low:.3f}..{high:.3f})".format(**result["share"])
+    rows = [
+        ["decoding alone", f"{result['decoding']:.0f}", ""],
+        ["training pipeline", f"{result['pipeline']:.0f}", share],
+    ]
+    names = ["", "images/s", "of decoding (quartiles)"]
+    return result, measuring.markdown_table(names, rows)
 
 
 def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
-    """Returns rows of training on records and on a batch in memory."""
+    """Measures training on records and on one batch in memory."""
     task = {
         "model": {"model_variant": values.model_variant, "output_stride": 16},
         "batch": values.train_batch_size,
@@ -104,11 +103,11 @@ def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
         "times": values.training_steps,
     }
     on_records = {"records": [values.dataset_dir, values.train_split]}
-    several = [
+    contenders = [
         Contender("batch in memory", "training_step", task),
         Contender("records", "training_step", task | on_records),
     ]
-    series = measuring.measure(several, values.turns)
+    series = measuring.measure(contenders, values.turns)
     rows = measuring.summarize(series, values.training_steps)
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
@@ -118,13 +117,13 @@ def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Measures and prints."""
-    found = {"pipeline": compare_decoding(values)}
+    """Runs the benchmark."""
+    result = {}
+    result["pipeline"], text = compare_decoding(values)
     if values.training_steps:
-        found["training"] = compare_training(values)
-    result = {name: numbers for name, (numbers, _) in found.items()}
-    texts = "\n\n".join(text for _, text in found.values())
-    measuring.report(values, "The training pipeline", result, texts)
+        result["training"], training = compare_training(values)
+        text += f"\n\n{training}"
+    measuring.report(values, "The training pipeline", result, text)
 
 
 if __name__ == "__main__":

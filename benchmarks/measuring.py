@@ -1,11 +1,10 @@
-"""Measures several contenders in turns and compares them.
+"""Benchmarks contenders against each other in alternating turns.
 
-Where frameworks are compared, each contender works in a process of its own
-(`benchmarks.worker`), so that threads and settings of one do not disturb another; only
-one of them works at a time. In every turn each contender works once, forwards and
-backwards in order, so that none is always the first. It is compared with the others of
-the same turn: what slows the machine down for a while slows all of them down. Reported
-are medians over the turns and the quartiles of the ratios.
+Each contender runs in its own process (`benchmarks.worker`), so that the threads and
+settings of one framework do not affect another, and only one is active at a time. A
+turn runs every contender once, in alternating order, and ratios are taken within a
+turn: a machine that slows down for a while slows all of them down. Reports give the
+median over turns and the quartiles of the ratios.
 """
 
 import contextlib
@@ -43,27 +42,19 @@ _ENVIRONMENT = (
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A process of a contender.
-
-    Attributes:
-        environment: Variables that differ in it.
-        cores: Processors that it may use; None leaves all.
-    """
+    """A process of a contender: extra environment variables and allowed cores."""
 
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    cores: tuple[int, ...] | None = None
+    cores: tuple[int, ...] | None = None  # all
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What is measured.
+    """A workload to measure.
 
-    Attributes:
-        name: Its name in tables.
-        factory: A function of `benchmarks.contenders`, or `module:function`, that
-            returns the work of a turn, a function without arguments.
-        arguments: Of the factory, as JSON has them.
-        processes: Several work at the same time, and a turn ends with the last.
+    `factory`, a function of `benchmarks.contenders` or `module:function`, takes
+    `arguments` (JSON) and returns a function that runs one turn. Several processes run
+    at the same time; a turn ends when the last one finishes.
     """
 
     name: str
@@ -73,14 +64,10 @@ class Contender:
 
 
 class Series(dict):
-    """Seconds `[turns, 2]` by the name of the contender.
+    """Seconds `[turns, 2]` by contender: wall-clock time and CPU time.
 
-    The columns are the time by the clock and that of all processors together, which
-    other programs on the machine disturb less.
-
-    Attributes:
-        mebibytes: Peak memory of each contender.
-        properties: What each contender reports of itself.
+    CPU time is less sensitive to other programs. `mebibytes` is the peak memory of each
+    contender, `properties` what its worker reports.
     """
 
     def __init__(self, seconds: Mapping[str, Sequence]):
@@ -89,13 +76,11 @@ class Series(dict):
         self.properties: dict[str, dict] = {}
 
     def ratios(self, name: str) -> np.ndarray:
-        """Returns seconds over those of the first one in the same turn, `[turns]`."""
+        """Returns wall-clock time relative to the first contender's, `[turns]`."""
         return self[name][:, 0] / next(iter(self.values()))[:, 0]
 
 
 class _Worker:
-    """A process of a contender."""
-
     def __init__(self, contender: Contender, process: Process, errors: IO[str]):
         self._name, self._errors = contender.name, errors
         command = [sys.executable, "-m", "benchmarks.worker", contender.factory]
@@ -109,30 +94,23 @@ class _Worker:
             stderr=errors,
         )
         if process.cores is not None:
-            # Before it imports anything that counts them.
+            # Must precede imports that count cores.
             os.sched_setaffinity(self._process.pid, process.cores)
 
-    def start(self) -> None:
-        """Starts a turn."""
-        with contextlib.suppress(BrokenPipeError):  # it ended; `answer` reports that
+    def start_turn(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # exited; `answer` reports it
             self._process.stdin.write("\n")
             self._process.stdin.flush()
 
     def answer(self) -> dict:
-        """Waits for the end of a turn and returns the answer.
-
-        Raises:
-            UserError: if the process ended instead.
-        """
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
         self._errors.seek(0)
-        said = self._errors.read().strip().splitlines() or ["nothing"]
-        raise UserError(f"{self._name} ended; its last line: {said[-1]}")
+        lines = self._errors.read().strip().splitlines() or ["nothing"]
+        raise UserError(f"{self._name} ended; its last line: {lines[-1]}")
 
-    def end(self) -> None:
-        """Ends the process."""
+    def stop(self) -> None:
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -140,9 +118,9 @@ class _Worker:
                 pipe.close()
 
 
-def _take_turn(workers: Sequence[_Worker]) -> list[dict]:
+def _run_turn(workers: Sequence[_Worker]) -> list[dict]:
     for worker in workers:
-        worker.start()
+        worker.start_turn()
     return [worker.answer() for worker in workers]
 
 
@@ -154,13 +132,13 @@ def _start_workers(contenders: Iterable[Contender]) -> Iterator[dict[str, list]]
             for process in contender.processes:
                 errors = stack.enter_context(tempfile.TemporaryFile("w+"))
                 worker = _Worker(contender, process, errors)
-                stack.callback(worker.end)
+                stack.callback(worker.stop)
                 workers.setdefault(contender.name, []).append(worker)
         yield workers
 
 
-def _in_turns(names: Iterable[str], turns: int, time_once: Callable) -> Series:
-    """Returns what `time_once(name)` gives, forwards and backwards in order."""
+def _alternate(names: Iterable[str], turns: int, time_once: Callable) -> Series:
+    """Calls `time_once(name)` for each name, reversing the order every turn."""
     seconds: dict[str, list] = {name: [] for name in names}
     for turn in range(turns):
         for name in list(seconds)[:: -1 if turn % 2 else 1]:
@@ -169,49 +147,42 @@ def _in_turns(names: Iterable[str], turns: int, time_once: Callable) -> Series:
 
 
 def measure(contenders: Iterable[Contender], turns: int) -> Series:
-    """Measures contenders, each in processes of its own, in turns.
-
-    Raises:
-        UserError: if one of them fails, with the last line that it printed.
-    """
+    """Measures contenders in separate processes."""
     mebibytes: dict[str, float] = {}
     with _start_workers(contenders) as workers:
-        # One after the other, so that they do not disturb each other as they warm up.
-        properties = {name: _take_turn(own)[0] for name, own in workers.items()}
+        # Warm up sequentially, so that contenders do not slow each other down.
+        properties = {name: _run_turn(own)[0] for name, own in workers.items()}
 
         def time_once(name: str) -> tuple[float, float]:
-            answers = _take_turn(workers[name])
+            answers = _run_turn(workers[name])
             mebibytes[name] = sum(answer["mebibytes"] for answer in answers)
             clock = max(answer["clock"] for answer in answers)
             return clock, sum(answer["processors"] for answer in answers)
 
-        series = _in_turns(workers, turns, time_once)
+        series = _alternate(workers, turns, time_once)
     series.mebibytes, series.properties = mebibytes, properties
     return series
 
 
-def measure_here(works: Mapping[str, Callable[[], object]], turns: int) -> Series:
-    """Measures works in this process, in turns.
+def measure_in_process(workloads: Mapping[str, Callable], turns: int) -> Series:
+    """Measures functions in this process, after one warm-up call each.
 
-    Args:
-        works: By name; each runs once before, to warm up. A work that returns an array
-            of its own seconds, by the clock and of processors, is believed.
-        turns: How often each is measured.
+    A function may time itself and return `[wall-clock, CPU]` seconds as an array.
     """
 
     def time_once(name: str) -> np.ndarray:
         start = time.perf_counter(), time.process_time()
-        found = works[name]()
+        result = workloads[name]()
         end = time.perf_counter(), time.process_time()
-        return found if isinstance(found, np.ndarray) else np.subtract(end, start)
+        return result if isinstance(result, np.ndarray) else np.subtract(end, start)
 
-    for name in works:
+    for name in workloads:
         time_once(name)
-    return _in_turns(works, turns, time_once)
+    return _alternate(workloads, turns, time_once)
 
 
 def is_installed(module: str) -> bool:
-    """Returns whether a module can be imported; "" stands for none."""
+    """Returns whether a module is installed; the empty name always is."""
     return not module or importlib.util.find_spec(module) is not None
 
 
@@ -222,12 +193,7 @@ def quartiles(values: np.ndarray) -> dict[str, float]:
 
 
 def summarize(series: Series, per_turn: float = 1.0) -> list[dict]:
-    """Returns a row for each contender: its times and its ratio to the first one.
-
-    Args:
-        series: What was measured.
-        per_turn: Steps or images of a turn; times are those of one.
-    """
+    """Returns a row per contender: times per step or image, ratio to the first."""
     rows = []
     for name, seconds in series.items():
         clock, processors = np.median(seconds, 0) / per_turn
@@ -258,17 +224,15 @@ def table(rows: Sequence[Mapping], unit: str = "image") -> str:
 
 
 def markdown_table(names: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
-    """Returns a Markdown table of names of columns and of rows of cells."""
+    """Returns a Markdown table."""
     header = f"| {' | '.join(names).lstrip()} |\n|{len(names) * '---|'}"
     return "\n".join([header, *(f"| {' | '.join(cells)} |" for cells in rows)])
 
 
 def add_multiply_adds(rows: Sequence[dict], own: int) -> str:
-    """Adds the ratio per multiply-add to each row; returns it for other networks.
+    """Adds the ratio per multiply-add to the rows; describes it for other networks.
 
-    Args:
-        rows: Of `summarize`; those of another network have their `multiply_adds`.
-        own: Multiply-adds of an image of the others.
+    `own` is the count of our network; rows of other networks have `multiply_adds`.
     """
     lines, reference = [], rows[0]["name"]
     for row in rows:
@@ -283,7 +247,7 @@ def add_multiply_adds(rows: Sequence[dict], own: int) -> str:
 
 
 def provenance(packages: Sequence[str] = ()) -> dict:
-    """Returns date, commit, hardware, environment and versions of a measurement."""
+    """Returns the date, commit, hardware, environment and package versions."""
     versions = {"python": platform.python_version()}
     for name in (*_PACKAGES, *packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -298,7 +262,7 @@ def provenance(packages: Sequence[str] = ()) -> dict:
 
 
 def commit() -> str | None:
-    """Returns the commit of this code, with "-dirty" if changed; None without git."""
+    """Returns the checked-out commit, "-dirty" if modified; None without git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         return subprocess.run(
@@ -309,36 +273,37 @@ def commit() -> str | None:
 
 
 def hardware() -> str:
-    """Returns the processor, and how many of its cores may be used."""
+    """Returns the processor model and the number of usable cores."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:  # on Linux
         names = [x.partition(":")[2] for x in file if x.startswith("model name")]
         name = names[0].strip() if names else name
-    may_use = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
-    return f"{len(may_use(0))} of {os.cpu_count()} cores of {name}"
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+    return f"{len(affinity(0))} of {os.cpu_count()} cores of {name}"
 
 
 def make_flags(turns: int = 0, **flags: tuple) -> absl_flags.FlagValues:
-    """Returns the flags of a program.
+    """Returns the flags of a benchmark.
 
     Args:
-        turns: Default of `--turns`; 0 defines neither this flag nor `--json`.
-        **flags: By name the default, whose type is the flag's, and the help: a boolean,
-            an integer (then its smallest value, if not 0), a list, a size `(height,
-            width)`, or a text (then its choices, if any). None is a path, `...` one
-            that is required.
+        turns: Default of `--turns`; 0 defines neither `--turns` nor `--json`.
+        **flags: `name=(default, help, *limits)`. The flag has the type of its default:
+            bool, int (limit: minimum, else 0), list, size `(height, width)` or str
+            (limits: choices). None is an optional string, `...` a required one.
     """
     values = absl_flags.FlagValues()
     if turns:
-        flags["turns"] = (turns, "Turns of each.", 1)
-        flags["json"] = (None, "File for the results, besides the table.")
+        flags["turns"] = (turns, "Turns per contender.", 1)
+        flags["json"] = (None, "Also write the results to this JSON file.")
+    options: dict = {"flag_values": values}
     for name, (default, text, *limits) in flags.items():
-        options: dict = {"flag_values": values}
         if isinstance(default, bool):
             absl_flags.DEFINE_boolean(name, default, text, **options)
         elif isinstance(default, int):
-            options["lower_bound"] = limits[0] if limits else 0
-            absl_flags.DEFINE_integer(name, default, text, **options)
+            minimum = limits[0] if limits else 0
+            absl_flags.DEFINE_integer(
+                name, default, text, lower_bound=minimum, **options
+            )
         elif isinstance(default, list):
             absl_flags.DEFINE_list(name, default, text, **options)
         elif isinstance(default, tuple):
@@ -347,38 +312,29 @@ def make_flags(turns: int = 0, **flags: tuple) -> absl_flags.FlagValues:
         elif limits:
             absl_flags.DEFINE_enum(name, default, limits, text, **options)
         else:
-            given = None if default is ... else default
-            absl_flags.DEFINE_string(
-                name, given, text, required=default is ..., **options
-            )
+            required = default is ...
+            default = None if required else default
+            absl_flags.DEFINE_string(name, default, text, required=required, **options)
     return values
 
 
-def _without_folder(value: object) -> object:
-    """Returns a setting; of an absolute path its last part."""
-    is_place = isinstance(value, str) and os.path.isabs(value)
-    return os.path.basename(value) if is_place else value
+def _strip_folder(value: object) -> object:
+    is_path = isinstance(value, str) and os.path.isabs(value)
+    return os.path.basename(value) if is_path else value
 
 
 def report(
     values: absl_flags.FlagValues, title: str, result: Mapping, text: str
 ) -> None:
-    """Prints a table with its provenance, and writes them as JSON if asked for.
-
-    Args:
-        values: The program's flags, which are reported, too.
-        title: What was measured.
-        result: Content of the file.
-        text: The table.
-    """
-    around = provenance(result.get("packages", ()))
-    versions = ", ".join(f"{name} {x}" for name, x in around["versions"].items())
-    where = f"On {around['date']}, {around['hardware']}"
-    where += "".join(f", {n}={value}" for n, value in around["environment"].items())
-    text += f"\n\n{where}; commit {around['code']}; {versions}."
+    """Prints a table with its provenance; `--json` also writes `result` to a file."""
+    origin = provenance(result.get("packages", ()))
+    versions = ", ".join(f"{name} {x}" for name, x in origin["versions"].items())
+    where = f"On {origin['date']}, {origin['hardware']}"
+    where += "".join(f", {n}={value}" for n, value in origin["environment"].items())
+    text += f"\n\n{where}; commit {origin['code']}; {versions}."
     print(f"{title}\n\n{text}")
     if values.json:
-        settings = {n: _without_folder(values[n].value) for n in values if n != "json"}
-        content = {"title": title, **around, "settings": settings, **result}
+        settings = {n: _strip_folder(values[n].value) for n in values if n != "json"}
+        content = {"title": title, **origin, "settings": settings, **result}
         with open(values.json, "w", encoding="utf-8") as file:
             file.write(json.dumps(content | {"text": text}, indent=2) + "\n")

@@ -1,12 +1,11 @@
-"""Scores the checkpoints of the official zoo, next to the published figures.
+"""Evaluates the checkpoints of the official zoo next to their published figures.
 
     python benchmarks/model_zoo.py --dataset_dir=tfrecord
 
-Every checkpoint of the data set in that folder is downloaded and evaluated by its
-published protocols: output strides, scales, mirroring, crop and resizing are those of
-the presets. Splits without records there, such as the test splits, are named and left
-out; --eval_split takes another split instead. --images evaluates the first ones only,
-to try it out. The 8-bit checkpoints are evaluated in floating point.
+Downloads every checkpoint for the dataset in that folder and evaluates it with the
+protocols of its presets. Splits without records, such as test splits, are skipped with
+a message; --eval_split evaluates another split, --images only its first images.
+8-bit checkpoints are evaluated in floating point.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -27,8 +26,7 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.presets import Preset
 from deeplab_tf.programs import run_program
 
-_ALL = -1  # as tf.data spells it
-# Names of the measures in metrics.json and in what was published.
+_ALL = -1  # for `Dataset.take`
 _MEASURES = ("miou", "pixel_accuracy")
 
 
@@ -36,17 +34,17 @@ def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     values = measuring.make_flags(
         checkpoints=([], "Names in the zoo; default: all."),
-        eval_split=(None, "Split to take for all."),
-        cache_dir=(None, "Folder of the downloads."),
+        eval_split=(None, "Split to evaluate instead of the published one."),
+        cache_dir=(None, "Folder for downloads."),
     )
     flags.define_dataset_location(values)
-    images = "Images of a split; default: all."
+    images = "Images per split; default: all."
     absl_flags.DEFINE_integer("images", None, images, lower_bound=1, flag_values=values)
     return values
 
 
 def select_checkpoints(names: list[str], dataset: str) -> list[ZooCheckpoint]:
-    """Returns the checkpoints of a data set, all or those of some names."""
+    """Returns the named checkpoints of a dataset; all for an empty list."""
     known = [c for c in ZOO.values() if c.info and c.info.name == dataset]
     for name in names:
         if name not in (c.name for c in known):
@@ -60,9 +58,9 @@ def select_checkpoints(names: list[str], dataset: str) -> list[ZooCheckpoint]:
 def score(
     checkpoint: ZooCheckpoint, preset: Preset, split: str, values: absl_flags.FlagValues
 ) -> dict:
-    """Returns the metrics of a checkpoint by one of its protocols."""
+    """Returns the metrics of a checkpoint under one of its protocols."""
     folder, stride = values.dataset_dir, preset.eval_output_stride
-    records.shard_paths(folder, split)  # before anything is downloaded
+    records.shard_paths(folder, split)  # raises before the download
     keras.backend.clear_session()
     model = from_pretrained(
         checkpoint.name, output_stride=stride, cache_dir=values.cache_dir
@@ -78,7 +76,7 @@ def score(
 
 
 def show(preset: Preset, split: str, metrics: dict) -> None:
-    """Prints a row for each figure that was published."""
+    """Prints a row per published figure."""
     remark = "" if split == preset.eval_split else f"  published: {preset.eval_split}"
     for measure in _MEASURES:
         published = getattr(preset.published, measure)
@@ -93,7 +91,7 @@ def show(preset: Preset, split: str, metrics: dict) -> None:
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Scores one after the other and prints as it goes."""
+    """Evaluates and prints each checkpoint."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     info = sources.resolve_info(values.dataset, values.dataset_dir or "")
     checkpoints = select_checkpoints(values.checkpoints, info.name)

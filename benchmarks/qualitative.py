@@ -1,13 +1,12 @@
-r"""Images of what the decoder does, on scenes that nobody has to download.
+"""Shows the effect of the decoder on procedural scenes, without any download.
 
     python -m benchmarks.qualitative --output_dir=qualitative
 
-`datasets/shapes.py` draws the scenes. Two DeepLabs with MobileNetV2, one with the
-decoder and one with naive bilinear up-sampling instead, are trained on them from
-scratch by the recipe of `demo.sh`, then label unseen scenes. <output_dir>/decoder.png
-shows both side by side, with the errors in colour; printed are the mIoU of complete
-scenes and of trimaps. Run the same command again to resume. Each training takes some
-minutes of two cores.
+`datasets/shapes.py` draws the scenes. Two DeepLabs with MobileNetV2, with the decoder
+and with bilinear up-sampling instead, are trained from scratch with the recipe of
+`demo.sh` and predict unseen scenes. <output_dir>/decoder.png shows both predictions
+and their errors side by side; the terminal shows mIoU of full scenes and of trimaps.
+Run the same command again to resume. Each training takes some minutes on two cores.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -40,7 +39,7 @@ from deeplab_tf.visualize import (
 )
 
 _DECODER_STRIDES = {"decoder": "4", "bilinear": ""}
-# That of demo.sh, with the papers' ASPP.
+# The recipe of demo.sh, with the papers' ASPP.
 _RECIPE = (
     *("--model_variant=mobilenet_v2", "--output_stride=16", "--atrous_rates=6,12,18"),
     *("--train_crop_size=129,129", "--train_batch_size=8"),
@@ -55,16 +54,16 @@ SHEET = "decoder.png"
 def define_flags() -> absl_flags.FlagValues:
     """Returns the flags of the program."""
     return measuring.make_flags(
-        output_dir=(..., "Folder of scenes, checkpoints and images."),
-        steps=(1200, "Steps of a training.", 1),
-        train_images=(1600, "Scenes to train on.", 1),
-        val_images=(200, "Unseen scenes to score.", 1),
-        rows=(5, "Scenes of the sheet.", 1),
+        output_dir=(..., "Folder for scenes, checkpoints and images."),
+        steps=(1200, "Training steps.", 1),
+        train_images=(1600, "Training scenes.", 1),
+        val_images=(200, "Validation scenes.", 1),
+        rows=(5, "Scenes in the image.", 1),
     )
 
 
 def make_records(values: absl_flags.FlagValues) -> str:
-    """Returns the folder of the records of all scenes; draws them if missing."""
+    """Returns the folder of the records; draws and converts missing scenes."""
     folder = os.path.join(values.output_dir, "tfrecord")
     if not tf.io.gfile.exists(folder):
         scenes = os.path.join(values.output_dir, "scenes")
@@ -79,7 +78,7 @@ def _run(name: str, *arguments: str) -> None:
 
 
 def train_and_score(name: str, dataset_dir: str, values: absl_flags.FlagValues) -> str:
-    """Trains and scores one of both models, as a user would; returns its folder."""
+    """Trains and evaluates a model with the programs; returns its folder."""
     folder = os.path.join(values.output_dir, name)
     records = f"--dataset_dir={dataset_dir}"
     stride = f"--decoder_output_stride={_DECODER_STRIDES[name]}"
@@ -89,8 +88,7 @@ def train_and_score(name: str, dataset_dir: str, values: absl_flags.FlagValues) 
     _run("eval", records, f"--checkpoint_dir={folder}", *scores)
     with open(f"{folder}/eval/metrics.json") as file:
         metrics = json.load(file)
-    trimap = metrics["trimap"]
-    bands = zip(trimap["widths"], trimap["miou"], strict=True)
+    bands = zip(metrics["trimap"]["widths"], metrics["trimap"]["miou"], strict=True)
     trimaps = ", ".join(f"{width}: {100 * miou:.1f}" for width, miou in bands)
     miou = 100 * metrics["miou"]
     print(f"{name:8s} mIoU {miou:.1f} %; in trimaps of width {trimaps}")
@@ -100,20 +98,20 @@ def train_and_score(name: str, dataset_dir: str, values: absl_flags.FlagValues) 
 def draw_sheet(
     scenes: list[tuple], models: dict[str, keras.Model], info: DatasetInfo
 ) -> np.ndarray:
-    """Returns a row for each scene: image, truth, predictions and their errors.
+    """Returns a row per scene: image, ground truth, predictions and errors.
 
     Args:
-        scenes: Images `[h, w, 3]` and labels `[h, w, 1]`, all of one size.
-        models: By their captions.
-        info: Colours of the classes.
+        scenes: Images `[h, w, 3]` and labels `[h, w, 1]` of one size.
+        models: Models by caption.
+        info: Class colours.
     """
     cells, captions = [], ["image", "truth"]
     for image, labels in scenes:
         truth = labels[..., 0]
         cells += [as_rgb(image), colorize(truth, info)]
         for model in models.values():
-            (found,) = predict_labels(model, image[None])
-            cells += [colorize(found, info), error_map(truth, found, info)]
+            (predicted,) = predict_labels(model, image[None])
+            cells += [colorize(predicted, info), error_map(truth, predicted, info)]
     for name in models:
         captions += [name, "its errors"]
     nearest = {"fx": _ENLARGED, "fy": _ENLARGED, "interpolation": cv2.INTER_NEAREST}
@@ -122,7 +120,7 @@ def draw_sheet(
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Trains, scores and draws."""
+    """Trains and evaluates both models and draws their predictions."""
     dataset_dir = make_records(values)
     models = {
         name: from_pretrained(train_and_score(name, dataset_dir, values))

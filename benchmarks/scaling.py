@@ -1,11 +1,11 @@
-r"""How time and memory grow with the image, and training with processes.
+"""Measures how inference scales with image size and training with processes.
 
     python -m benchmarks.scaling --plot=scaling.png
 
-Time and memory of labelling a square image by a SavedModel are fitted as a power of its
-area: an exponent of 1 is linear. Each size has a process of its own; its memory is what
-it takes beyond the loaded model. Then training by two processes of a core each, the
-workers of a MultiWorkerMirroredStrategy, is compared with one process on both cores.
+Time and memory of a SavedModel on square images are fitted as a power of the area; an
+exponent of 1 is linear. Each size runs in its own process, and memory excludes the
+loaded model. Training with two workers of MultiWorkerMirroredStrategy, one core each,
+is compared with one process on both cores.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -38,33 +38,30 @@ def define_flags() -> absl_flags.FlagValues:
     return measuring.make_flags(
         turns=7,
         model_variant=("mobilenet_v2", "Backbone."),
-        sides=(sides, "Sides of the images in pixels."),
+        sides=(sides, "Image sides in pixels."),
         plot=(None, "File for the plot."),
-        train_crop_size=(321, "Side of the crop."),
-        train_batch_size=(
-            8,
-            "Images of a step, of both workers together; 0 leaves them out.",
-        ),
+        train_crop_size=(321, "Crop side in pixels."),
+        train_batch_size=(8, "Images per step on both workers; 0 skips training."),
     )
 
 
 def fit_exponent(areas: np.ndarray, values: np.ndarray) -> float:
-    """Returns p of the fit `values = c * areas ** p`, of logarithms."""
+    """Fits `values = c * areas ** p` in log space; returns p."""
     return float(np.polyfit(np.log(areas), np.log(values), 1)[0])
 
 
 def compare_sizes(values: absl_flags.FlagValues, model: dict) -> tuple[dict, str]:
-    """Returns time and memory by size, and their table."""
+    """Measures time and memory by image size."""
     sides = [int(side) for side in values.sides]
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "exported")
         export_saved_model(make_model(model), path)
         task = {"path": path, "batch": 1, "times": 1}
-        several = [
+        contenders = [
             Contender(str(side), "saved_model", task | {"size": [side, side]})
             for side in sides
         ]
-        series = measuring.measure(several, values.turns)
+        series = measuring.measure(contenders, values.turns)
     seconds = [float(np.median(each[:, 0])) for each in series.values()]
     mebibytes = [
         series.mebibytes[name] - own["ready_mebibytes"]
@@ -87,15 +84,13 @@ def _size_table(result: dict) -> str:
         [f"{side}", f"{1e3 * t:.1f}", f"{memory:.0f}", f"{1e9 * t / side**2:.0f}"]
         for side, t, memory in zip(*columns, strict=True)
     ]
+    table = measuring.markdown_table(["side", "ms", "MiB", "ns per pixel"], rows)
     time, memory = result["exponent_of_seconds"], result["exponent_of_mebibytes"]
-    return (
-        measuring.markdown_table(["side", "ms", "MiB", "ns per pixel"], rows)
-        + f"\n\nAs a power of the area: time {time:.3f}, memory {memory:.3f}"
-    )
+    return f"{table}\n\nAs a power of the area: time {time:.3f}, memory {memory:.3f}"
 
 
 def plot(result: dict) -> np.ndarray:
-    """Returns a plot of time and memory against the size of the image, uint8."""
+    """Plots time and memory against image size."""
     figure = Figure((8, 3.4), dpi=120)
     labels = {"seconds": "seconds", "mebibytes": "MiB beyond the model"}
     megapixels = np.square(result["sides"], dtype=float) / 1e6
@@ -124,7 +119,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
-    """Returns the processes of a cluster, a core each."""
+    """Returns the processes of a cluster with one core each."""
     addresses = [f"localhost:{port}" for port in _free_ports(len(cores))]
     clusters = (
         {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
@@ -137,18 +132,18 @@ def _worker_processes(cores: tuple[int, ...]) -> tuple[Process, ...]:
 
 
 def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list, str]:
-    """Returns rows of one process and of two workers, and their table."""
+    """Measures training with one process and with two workers."""
     cores = tuple(sorted(os.sched_getaffinity(0))[:2])
     if len(cores) < 2:
-        raise UserError("two workers need two cores; --train_batch_size=0 leaves them")
+        raise UserError("two workers need two cores; skip them: --train_batch_size=0")
     side, batch = values.train_crop_size, values.train_batch_size
     task = {"model": model, "batch": batch, "size": [side, side], "times": _STEPS}
     shared = task | {"strategy": "multi_worker_mirrored"}
-    several = [
+    contenders = [
         Contender("one process", "training_step", task, (Process(cores=cores),)),
         Contender("two workers", "training_step", shared, _worker_processes(cores)),
     ]
-    rows = measuring.summarize(measuring.measure(several, values.turns), _STEPS)
+    rows = measuring.summarize(measuring.measure(contenders, values.turns), _STEPS)
     for row in rows:
         row["images_per_second"] = 1000 * batch / row["milliseconds"]
     throughput = 1 / rows[1]["ratio"]["median"]
@@ -159,7 +154,7 @@ def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list,
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Measures, prints and plots."""
+    """Runs the benchmark."""
     model = {"model_variant": values.model_variant, "output_stride": 16}
     result = {}
     result["sizes"], text = compare_sizes(values, model)

@@ -1,13 +1,11 @@
-"""How an export bears many requests: latencies, and whether memory stays flat.
+"""Load-tests an exported SavedModel: latency and memory growth over many requests.
 
     python -m benchmarks.serving_load --export_path=exported --requests=1000 --clients=4
 
-Threads act as clients: they ask the SavedModel, loaded in this process, for the label
-maps of JPEGs through its signature `encoded`, one image at a time. The images are noise
-of many sizes in random order; noise is the slowest to decode. Printed are the
-latencies, which other programs on the machine disturb, and the memory of the process at
-the beginning (after the first quarter of the requests, which set things up) and at the
-end.
+Client threads send JPEGs, one per request, to the signature `encoded` of the model,
+which is loaded in this process. The images are noise of random sizes; noise is the
+slowest to decode. The report shows latency quantiles and the memory of the process
+after the warm-up (second quarter of the requests) and at the end (last quarter).
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -34,21 +32,15 @@ def define_flags() -> flags.FlagValues:
     """Returns the flags of the program."""
     return measuring.make_flags(
         export_path=(..., "Folder of the SavedModel."),
-        requests=(1000, "Requests in all; memory settles within some hundred.", 4),
-        clients=(4, "Requests at once.", 1),
+        requests=(1000, "Total requests; memory settles after a few hundred.", 4),
+        clients=(4, "Concurrent requests.", 1),
         smallest=(65, "Shortest side of an image.", 1),
         largest=(513, "Longest side of an image.", 1),
     )
 
 
 class Load(NamedTuple):
-    """What was measured.
-
-    Attributes:
-        seconds: Of each request.
-        errors: Error of each request, empty where all was well.
-        resident: Bytes of memory of the process, after each request.
-    """
+    """Latency, error (or `b""`) and resident bytes of each request."""
 
     seconds: np.ndarray
     errors: list[bytes]
@@ -56,19 +48,13 @@ class Load(NamedTuple):
 
     @property
     def growth(self) -> tuple[float, float]:
-        """Median bytes of the second and of the last quarter of the requests."""
+        """Median resident bytes in the second and in the last quarter of requests."""
         quarters = np.array_split(self.resident, 4)
         return float(np.median(quarters[1])), float(np.median(quarters[3]))
 
 
 def noise_jpegs(smallest: int, largest: int, count: int) -> list[bytes]:
-    """Returns JPEGs of noise of different sizes.
-
-    Args:
-        smallest: Shortest side, in pixels.
-        largest: Longest side, in pixels.
-        count: How many.
-    """
+    """Returns JPEGs of noise with sides of `smallest` to `largest` pixels."""
     random = np.random.RandomState(0)
     sizes = random.randint(smallest, largest + 1, (count, 2))
     pixels = (random.randint(0, 256, (*size, 3)).astype(np.uint8) for size in sizes)
@@ -76,15 +62,9 @@ def noise_jpegs(smallest: int, largest: int, count: int) -> list[bytes]:
 
 
 def measure_load(encoded: Callable, images: Sequence[bytes], clients: int) -> Load:
-    """Measures how a signature answers requests of an image each.
+    """Sends encoded images, one per request, to the signature `encoded`."""
 
-    Args:
-        encoded: The signature.
-        images: Encoded, one for each request.
-        clients: Requests at once.
-    """
-
-    def ask(image):
+    def request(image):
         start = time.perf_counter()
         answer = encoded(**{ENCODED_INPUT: tf.constant([image])})
         (error,), (label_map,) = answer[ERROR].numpy(), answer[ENCODED_OUTPUT].numpy()
@@ -94,12 +74,12 @@ def measure_load(encoded: Callable, images: Sequence[bytes], clients: int) -> Lo
         return seconds, error, resident_bytes()
 
     with concurrent.futures.ThreadPoolExecutor(clients) as pool:
-        seconds, errors, resident = zip(*pool.map(ask, images), strict=True)
+        seconds, errors, resident = zip(*pool.map(request, images), strict=True)
     return Load(np.array(seconds), list(errors), np.array(resident))
 
 
 def show(load: Load, clients: int, seconds: float) -> None:
-    """Prints latencies and memory."""
+    """Prints latency and memory."""
     quantiles = (0.5, 0.9, 0.99, 1.0)
     milliseconds = 1000 * np.quantile(load.seconds, quantiles)
     named = zip(("median", "90 %", "99 %", "longest"), milliseconds, strict=True)
@@ -114,7 +94,7 @@ def show(load: Load, clients: int, seconds: float) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Asks, and prints."""
+    """Runs the benchmark."""
     if values.smallest > values.largest:
         raise UserError(
             f"--smallest={values.smallest} exceeds --largest={values.largest}"

@@ -1,19 +1,18 @@
-r"""A step of training: ours, PyTorch and keras-hub compared.
+"""Benchmarks a training step: ours, PyTorch and keras-hub.
 
     pip install 'deeplab_tf[peers]'
     python -m benchmarks.train_step --cases=mobilenet_v2:321:8,xception_65:257:2
 
-A case is backbone, side of the crop and images of a batch; the model is DeepLabv3+ with
-separable convolutions at output stride 16. A step is forward, loss on up-sampled
-logits, backward, L2 and momentum on one batch in memory. PyTorch has the same layers,
-in either memory layout; keras-hub has its own DeepLabv3+ with ResNet-50 at output
-stride 32, which is also compared per multiply-add, with and without XLA. What is not
-installed is left out.
+A case is BACKBONE:CROP:BATCH. The model is DeepLabv3+ with separable convolutions at
+output stride 16. A step is forward, loss on up-sampled logits, backward, L2 and
+momentum on one batch in memory. PyTorch runs the same layers, in either memory layout.
+keras-hub runs its DeepLabv3+ with ResNet-50 at output stride 32, also compared per
+multiply-add. Frameworks that are not installed are skipped.
 
     python -m benchmarks.train_step --recompute --cases=xception_65:321:4
 
-compares a step that keeps all activations with one that computes them again instead.
-The memory is what a step takes beyond the model.
+compares steps with and without recomputation of activations, and memory without the
+model's.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -30,7 +29,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.programs import run_program
 
-# Module that has to be installed, factory, and its arguments besides the task.
+# Required module, factory, and its arguments in addition to the task.
 _CONTENDERS = {
     "float32": ("", "training_step", {}),
     "bfloat16": ("", "training_step", {"precision": "bfloat16"}),
@@ -48,13 +47,7 @@ _MODULES = sorted({module for module, *_ in _CONTENDERS.values()} - {""})
 
 
 class Case(NamedTuple):
-    """What is trained.
-
-    Attributes:
-        backbone: Official `--model_variant`.
-        side: Height and width of the crop.
-        batch: Images of a step.
-    """
+    """A model to train: backbone, crop side and images per step."""
 
     backbone: str
     side: int
@@ -62,21 +55,17 @@ class Case(NamedTuple):
 
     @property
     def model(self) -> dict:
-        """Official flags of the model."""
+        """Official model flags."""
         return {"model_variant": self.backbone, "output_stride": 16}
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds of the forward pass of one image."""
+        """Multiply-adds of the forward pass for one image."""
         return multiply_adds(make_config(self.model), (self.side, self.side))
 
 
 def parse_case(text: str) -> Case:
-    """Returns a case as `--cases` spells it.
-
-    Raises:
-        UserError: for anything else.
-    """
+    """Parses a value of `--cases`."""
     backbone, *numbers = text.split(":")
     if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
         raise UserError(f"--cases takes BACKBONE:CROP:BATCH; received {text!r}")
@@ -89,22 +78,19 @@ def define_flags() -> absl_flags.FlagValues:
         turns=9,
         cases=(
             ["mobilenet_v2:321:8", "xception_65:257:2"],
-            "Backbone, side of the crop, images of a batch.",
+            "Backbone, crop side and images per batch of each case.",
         ),
-        leave_out=(
-            [],
-            f"What not to compare with: {', '.join([*_MODULES, *_CONTENDERS])}.",
-        ),
-        steps=(2, "Steps of a turn.", 1),
-        recompute=(False, "Compare recomputation instead."),
+        leave_out=([], f"Contenders to skip: {', '.join([*_MODULES, *_CONTENDERS])}."),
+        steps=(2, "Steps per turn.", 1),
+        recompute=(False, "Compare with recomputation of activations instead."),
     )
 
 
 def make_contenders(case: Case, values: absl_flags.FlagValues) -> Iterator[Contender]:
-    """Yields what is installed and not left out."""
+    """Yields the contenders that are installed and not left out."""
     task = {"batch": case.batch, "size": [case.side, case.side], "times": values.steps}
-    several = _RECOMPUTATION if values.recompute else _CONTENDERS
-    for name, (module, factory, own) in several.items():
+    contenders = _RECOMPUTATION if values.recompute else _CONTENDERS
+    for name, (module, factory, own) in contenders.items():
         is_left_out = {module, name} & set(values.leave_out)
         if is_left_out or not measuring.is_installed(module):
             continue
@@ -113,7 +99,7 @@ def make_contenders(case: Case, values: absl_flags.FlagValues) -> Iterator[Conte
 
 
 def compare(case: Case, values: absl_flags.FlagValues) -> tuple[list[dict], str]:
-    """Returns the rows of a case, and their table."""
+    """Measures a case; returns rows and table."""
     series = measuring.measure(make_contenders(case, values), values.turns)
     if values.recompute:
         for name, own in series.properties.items():
@@ -126,7 +112,7 @@ def compare(case: Case, values: absl_flags.FlagValues) -> tuple[list[dict], str]
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     cases = [parse_case(text) for text in values.cases]
     result, texts = {}, []
     for text, case in zip(values.cases, cases, strict=True):
@@ -135,12 +121,8 @@ def main(values: absl_flags.FlagValues) -> None:
             f"{case.backbone}, crop {case.side}x{case.side}, batch {case.batch}, "
             f"{case.multiply_adds / 1e9:.2f} billion multiply-adds an image\n\n{rows}"
         )
-    measuring.report(
-        values,
-        "A step of training",
-        {"cases": result, "packages": _MODULES},
-        "\n\n".join(texts),
-    )
+    result = {"cases": result, "packages": _MODULES}
+    measuring.report(values, "A step of training", result, "\n\n".join(texts))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""What the training loop costs: `Trainer.train` compared with a bare compiled step.
+"""Measures the overhead of `Trainer.train` over a bare compiled step.
 
     python -m benchmarks.training_loop --train_crop_size=129,129 --train_batch_size=4
 
 The bare step is forward, loss with L2, gradients, multipliers and the optimiser, called
-from a plain `for`. `Trainer.train` does the same and more: it looks for numbers that
-are not finite, counts classes, reports, writes summaries and shows progress. Both train
-one model on one batch that lies in memory. They are measured in turns, and so is the
-bare step once more, which shows the noise. What a turn needs before its first step and
-after its last, such as the checkpoint at the end, is left out.
+from a plain `for`; "bare step again" shows the noise. `Trainer.train` also checks for
+non-finite numbers, counts classes, writes summaries and shows progress. Both train one
+model on one batch in memory. Time before the first and after the last step of a turn,
+such as for the final checkpoint, is not counted.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -39,20 +38,15 @@ def define_flags() -> flags.FlagValues:
     return measuring.make_flags(
         turns=15,
         model_variant=("mobilenet_v2", "Backbone."),
-        train_crop_size=((129, 129), "Crop."),
+        train_crop_size=((129, 129), "Crop size."),
         train_batch_size=(4, "Images per batch.", 1),
-        steps_per_call=(["1", "10"], "Steps that the host starts."),
-        steps=(20, "Steps of a turn.", 1),
+        steps_per_call=(["1", "10"], "Steps per call of the host."),
+        steps=(20, "Steps per turn.", 1),
     )
 
 
 class ClockedBatches:
-    """A dataset of one batch, over and over, that records when it is asked for it.
-
-    Attributes:
-        dataset: Images and labels.
-        times: When the batch was asked for: seconds by the clock and of all processors.
-    """
+    """A repeated batch that records wall-clock and CPU times of each request."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray):
         self.times = []
@@ -60,15 +54,15 @@ class ClockedBatches:
         self.dataset = dataset.map(self._record)
 
     def _record(self, images, labels):
-        def note() -> None:
+        def append() -> None:
             self.times.append((time.perf_counter(), time.process_time()))
 
-        with tf.control_dependencies([tf.numpy_function(note, [], [])]):
+        with tf.control_dependencies([tf.numpy_function(append, [], [])]):
             return tf.identity(images), tf.identity(labels)
 
 
 def make_bare_loop(model: keras.Model, config: TrainConfig, jit: bool) -> Callable:
-    """Returns a function that does a number of bare steps on a dataset."""
+    """Returns a function that runs bare steps on a dataset."""
     trained = {n: v for n, v in official_variables(model).items() if v.trainable}
     variables = [v.value for v in trained.values()]
     factors = [optimizer.gradient_multiplier(name, config) for name in trained]
@@ -93,7 +87,7 @@ def make_bare_loop(model: keras.Model, config: TrainConfig, jit: bool) -> Callab
 
 
 def train_more(trainer: Trainer, dataset: tf.data.Dataset, steps: int) -> None:
-    """Trains for a number of further steps."""
+    """Trains for `steps` more steps."""
     trainer.config = dataclasses.replace(
         trainer.config, training_number_of_steps=trainer.step + steps
     )
@@ -101,10 +95,10 @@ def train_more(trainer: Trainer, dataset: tf.data.Dataset, steps: int) -> None:
 
 
 def seconds_per_step(loop: Callable, batch: ClockedBatches, steps: int) -> np.ndarray:
-    """Returns the seconds of a step, by the clock and of all processors."""
+    """Returns wall-clock and CPU seconds per step."""
     batch.times.clear()
     loop(batch.dataset, steps + 2)
-    # The first two batches are asked for at once, for one is always ready.
+    # The first two batches are requested at once, because one is prefetched.
     times = batch.times[1:]
     return np.subtract(times[-1], times[0]) / (len(times) - 1)
 
@@ -122,18 +116,18 @@ def make_loops(values: flags.FlagValues, folder: str) -> dict[str, Callable]:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Measures and prints."""
+    """Runs the benchmark."""
     keras.utils.set_random_seed(0)
     task = values.train_batch_size, size_value(values, "train_crop_size")
     batch = ClockedBatches(
         noise(*task).astype(np.float32), noise_labels(*task)[..., None]
     )
     with tempfile.TemporaryDirectory() as folder:
-        works = {
+        workloads = {
             name: functools.partial(seconds_per_step, loop, batch, values.steps)
             for name, loop in make_loops(values, folder).items()
         }
-        series = measuring.measure_here(works, values.turns)
+        series = measuring.measure_in_process(workloads, values.turns)
     rows = measuring.summarize(series)
     text = measuring.table(rows, "step")
     measuring.report(values, "The training loop", {"rows": rows}, text)

@@ -1,12 +1,11 @@
-"""The process of a contender, which `benchmarks.measuring` starts.
+"""Runs a contender in a process that `benchmarks.measuring` starts.
 
     python -m benchmarks.worker MODULE:FUNCTION ARGUMENTS
 
-The function, by default one of `benchmarks.contenders`, returns the work of a turn.
-Each line on stdin is answered with a line of JSON on stdout: the first, after some
-turns to warm up, with the attribute `properties` of the work and the memory before it;
-later ones with the seconds of a turn and the peak memory. What libraries print goes to
-stderr.
+The function, by default one of `benchmarks.contenders`, returns a function that runs
+one turn. The worker answers each line on stdin with a line of JSON on stdout: first,
+after warm-up turns, the contender's `properties` and the memory before them; then the
+seconds and the peak memory of each turn. Output of libraries goes to stderr.
 """
 
 import importlib
@@ -17,24 +16,23 @@ import time
 
 from deeplab_tf.memory import peak_bytes
 
-_WARM_UP = 2  # turns
+_WARM_UP_TURNS = 2
 
 
 def _prepare(factory: str, arguments: dict) -> tuple:
-    """Returns the work of a factory, warmed up, and what is reported of it."""
+    """Returns the warmed-up turn function and its properties."""
     module, _, name = f"benchmarks.contenders:{factory}".rpartition(":")
     module = module.rpartition(":")[2]
-    work = getattr(importlib.import_module(module), name)(**arguments)
+    run_turn = getattr(importlib.import_module(module), name)(**arguments)
     answer = {"ready_mebibytes": peak_bytes() / 2**20}
-    for _ in range(_WARM_UP):
-        work()
-    return work, answer | getattr(work, "properties", {})
+    for _ in range(_WARM_UP_TURNS):
+        run_turn()
+    return run_turn, answer | getattr(run_turn, "properties", {})
 
 
-def _time(work) -> dict[str, float]:
-    """Returns the seconds of a turn, and the most memory so far."""
+def _time(run_turn) -> dict[str, float]:
     clock, processors = time.perf_counter(), time.process_time()
-    work()
+    run_turn()
     return {
         "clock": time.perf_counter() - clock,
         "processors": time.process_time() - processors,
@@ -43,16 +41,16 @@ def _time(work) -> dict[str, float]:
 
 
 def main() -> None:
-    """Serves stdin."""
-    # Libraries write notices to stdout.
+    """Answers stdin."""
+    # Libraries print notices to stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    work = None
+    run_turn = None
     for _ in sys.stdin:
-        if work is None:
-            work, answer = _prepare(sys.argv[1], json.loads(sys.argv[2]))
+        if run_turn is None:
+            run_turn, answer = _prepare(sys.argv[1], json.loads(sys.argv[2]))
         else:
-            answer = _time(work)
+            answer = _time(run_turn)
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -223,7 +223,7 @@ def test_rows_of_one_model_are_compared_seed_by_seed(results):
 
 def test_the_trimap_gain_is_taken_by_seed(results):
     gains = ablation_report.trimap_gains(results)
-    # Whole images: 60 - 56, 61 - 60, 62 - 58; 5, 7 and 6 more in the narrowest band.
+    # Full images: 60 - 56, 61 - 60, 62 - 58; 5, 7 and 6 more in the narrowest band.
     np.testing.assert_allclose(gains, [[9, 4, 4], [8, 1, 1], [10, 4, 4]])
     results["bilinear"] = results["bilinear"][1:]
     assert ablation_report.trimap_gains(results).shape == (2, 3)
@@ -245,15 +245,15 @@ def test_the_tables_have_claims_and_spread(results):
     assert "| decoder | 61.00 ± 1.00 | 3 | 4.5 |" in lines
     assert "| dense | 63.00 | 1 | 1.5 |" in lines
     assert "| 1 | 41.00 ± 1.00 | 32.00 ± 1.00 | 9.00 ± 1.00 |" in lines
-    assert lines[-3].startswith("| whole image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
+    assert lines[-3].startswith("| full image | 61.00 ± 1.00 | 58.00 ± 2.00 | 3.00")
     provenance = "commit 0a1b, 2 of 2 cores of a processor; keras 3.15.1."
     assert lines[-1] == f"All rows: 300 steps, {provenance}"
 
 
 def test_decoder_and_bilinear_can_be_reported_alone(results):
-    whole = ablation_report.markdown(results).splitlines()
+    complete = ablation_report.markdown(results).splitlines()
     lines = ablation_report.trimap_markdown(results).splitlines()
-    assert [line for line in lines if line in whole] == lines
+    assert [line for line in lines if line in complete] == lines
     claims = [line for line in lines if "1802.02611" in line]
     assert len(claims) == 1 and "+6.00 ± 1.15" in claims[0]
     assert "dense" not in "".join(lines[:-1])
@@ -307,7 +307,7 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
     assert first["miou"] != second["miou"]
     # Nothing of any row was finished with other settings.
     out = program("--rows=bilinear", "--steps=2")
-    assert "kept" not in out and "going on" not in out
+    assert "kept" not in out and "resuming" not in out
     (done,) = runs_of(tmp_path, "bilinear")
     assert (done["steps"], done["first_step"]) == (2, 0)
     assert out.count("not run") == len(CLAIMS)
@@ -317,7 +317,7 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
     "message, wrong",
     [
         (
-            "--rows=flips is no ablation; they are decoder, bilinear",
+            "--rows=flips is not an ablation; choose from decoder, bilinear",
             "--rows=dense,flips",
         ),
         ("no checkpoint .*none", "--rows=dense"),
@@ -357,7 +357,7 @@ def test_a_killed_row_goes_on(program, tmp_path, monkeypatch):
     out = program("--rows=bilinear", "--steps=60")
     (done,) = runs_of(tmp_path, "bilinear")
     assert 1 <= done["first_step"] < 60
-    assert f"going on from {tmp_path}/bilinear/seed0/model.ckpt-" in out
+    assert f"resuming from {tmp_path}/bilinear/seed0/model.ckpt-" in out
 
 
 @pytest.mark.slow

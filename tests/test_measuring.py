@@ -66,15 +66,15 @@ def test_a_contender_that_fails_is_reported(work, last_line):
         measuring.measure([Contender("engine", f"{WORKS}:{work}")], 1)
 
 
-def test_works_of_this_process_take_turns():
+def test_functions_of_this_process_take_turns():
     done = []
     works = {name: lambda name=name: done.append(name) for name in "ab"}
-    series = measuring.measure_here(works, 2)
+    series = measuring.measure_in_process(works, 2)
     assert "".join(done) == "ab" + "ab" + "ba"
     assert series["a"].shape == (2, 2)
     # A work may take its own time.
     works = {"c": lambda: np.array([3.0, 4.0])}
-    assert measuring.measure_here(works, 2)["c"].tolist() == [[3.0, 4.0]] * 2
+    assert measuring.measure_in_process(works, 2)["c"].tolist() == [[3.0, 4.0]] * 2
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_inference_against_what_is_installed(tmp_path):
     for module, name in (("openvino", "openvino"), ("torch", "pytorch")):
         assert (name in engines) == (is_installed(module))
     assert all(row["milliseconds"] > 0 for row in found["engines"])
-    assert names(found["views"]) == ["each view alone", "all views"]
+    assert names(found["scales"]) == ["separate passes", "combined"]
     assert out.count("times float32 (quartiles)") == 1
     assert "scales 0.5, 1, each mirrored too" in out
 

@@ -1,1 +1,1 @@
-"""What others have for the same work, to be measured beside it."""
+"""Our networks in other frameworks, for comparison."""

@@ -1,4 +1,4 @@
-"""A model of ours as a PyTorch module: the same layers, weights and multiply-adds."""
+"""Translates our models to PyTorch: the same layers, weights and multiply-adds."""
 
 import functools
 from collections.abc import Callable
@@ -16,17 +16,15 @@ from deeplab_tf.models.resampling import ResizeLike, WindowMean
 
 
 class TorchDeepLab(nn.Module):
-    """A DeepLab of ours for images of one size.
+    """A DeepLab for images of one size, equal to the Keras model up to rounding.
 
-    Takes RGB 0..255 `[batch, 3, height, width]` and gives float32 logits `[batch,
-    num_classes, height, width]`, in training too; those of the Keras model up to
-    rounding.
+    Takes RGB 0..255 `[batch, 3, height, width]` and returns float32 logits `[batch,
+    num_classes, height, width]`, in training too.
 
     Args:
         model: A model of `build_model`.
         size: Height and width of the images.
-        is_upsampled: Whether the logits have the size of the image; else that of the
-            decoder.
+        is_upsampled: Whether to resize the logits to the image, or keep the decoder's.
     """
 
     def __init__(
@@ -60,7 +58,7 @@ class TorchDeepLab(nn.Module):
         ]
 
     def forward(self, images):
-        """Returns the logits."""
+        """Returns logits."""
         values = {0: images}
         steps = zip(self._steps, self._operations, self._spent, strict=True)
         for (taken, given), operation, spent in steps:
@@ -71,31 +69,28 @@ class TorchDeepLab(nn.Module):
 
 
 def _leaf_calls(model: keras.Model, inputs: list) -> tuple[list[Call], list]:
-    """Returns the calls of all layers, those within models too, and the outputs.
+    """Returns the calls of all layers, including nested models, and the outputs.
 
-    A call of None gives what it takes: it ties what goes into a model, and what comes
-    out of it, to what it is called there.
+    Calls of None alias tensors across the boundary of a nested model.
     """
     calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     leaves = []
     for call in calls:
         if isinstance(call.layer, keras.Model):
-            within = [keras.Input(batch_shape=x.shape) for x in call.inputs]
-            inner, given = _leaf_calls(call.layer, within)
-            leaves += [*_ties(call.inputs, within), *inner]
-            leaves += _ties(given, call.outputs)
+            inner_inputs = [keras.Input(batch_shape=x.shape) for x in call.inputs]
+            inner, inner_outputs = _leaf_calls(call.layer, inner_inputs)
+            leaves += [*_alias(call.inputs, inner_inputs), *inner]
+            leaves += _alias(inner_outputs, call.outputs)
         else:
             leaves.append(call)
     return leaves, outputs
 
 
-def _ties(taken: list, given: list) -> list[Call]:
-    return [Call(None, [x], [y]) for x, y in zip(taken, given, strict=True)]
+def _alias(tensors: list, names: list) -> list[Call]:
+    return [Call(None, [x], [y]) for x, y in zip(tensors, names, strict=True)]
 
 
-class _Applied(nn.Module):
-    """A function without weights."""
-
+class _Lambda(nn.Module):
     def __init__(self, function: Callable):
         super().__init__()
         self._function = function
@@ -104,9 +99,7 @@ class _Applied(nn.Module):
         return self._function(*inputs)
 
 
-class _Scaled(nn.Module):
-    """`x * scale + offset`."""
-
+class _Rescaling(nn.Module):
     def __init__(self, layer: PixelScaling):
         super().__init__()
         self._scale = layer.scale
@@ -118,14 +111,9 @@ class _Scaled(nn.Module):
 
 
 def _operation(call: Call) -> nn.Module:
-    """Returns what a layer does, with its weights.
-
-    Raises:
-        ValueError: for a kind of layer that is not known here.
-    """
-    for kind, translated in _KINDS:
+    for kind, translate in _TRANSLATIONS:
         if isinstance(call.layer, kind):
-            return translated(call)
+            return translate(call)
     kind = type(call.layer).__name__
     raise ValueError(f"no PyTorch module for {call.layer.name}, a {kind}")
 
@@ -152,7 +140,8 @@ def _max_pooling(call: Call) -> nn.Module:
 
 def _resize(call: Call) -> nn.Module:
     size = tuple(call.outputs[0].shape[1:3])
-    return _Applied(lambda x, like: _resized(x, size))
+    options = {"size": size, "mode": "bilinear", "align_corners": True}
+    return _Lambda(lambda x, like: functional.interpolate(x, **options))
 
 
 def _window_mean(call: Call) -> nn.Module:
@@ -162,12 +151,8 @@ def _window_mean(call: Call) -> nn.Module:
     return nn.AvgPool2d(layer.window(call.inputs[0].shape[1:3]), layer.strides)
 
 
-def _resized(x, size: tuple[int, int]):
-    return functional.interpolate(x, size, mode="bilinear", align_corners=True)
-
-
 def _margins(size, kernel, strides, rates) -> tuple[int, int, int, int]:
-    """Returns what SAME adds: left, right, top and bottom, as PyTorch orders them."""
+    """Returns SAME padding in PyTorch's order: left, right, top, bottom."""
     sides = []
     for n, k, stride, rate in zip(size, kernel, strides, rates, strict=True):
         extent = (k - 1) * rate + 1
@@ -178,7 +163,7 @@ def _margins(size, kernel, strides, rates) -> tuple[int, int, int, int]:
 
 
 def _convolution(call: Call) -> nn.Module:
-    """Returns a convolution, behind a padding of its own where that is not even."""
+    """Returns a convolution, preceded by a padding layer if it is asymmetric."""
     layer, margins = call.layer, (0, 0, 0, 0)
     if layer.padding == "same":
         size = call.inputs[0].shape[1:3]
@@ -186,7 +171,7 @@ def _convolution(call: Call) -> nn.Module:
     left, right, top, bottom = margins
     is_even = left == right and top == bottom
     is_depthwise = isinstance(layer, layers.DepthwiseConv2D)
-    # [height, width, channels, 1] of a depthwise one, else [height, width, in, out].
+    # Kernels are [height, width, channels, 1] if depthwise, else [.., in, out].
     order = (2, 3, 0, 1) if is_depthwise else (3, 2, 0, 1)
     kernel = np.ascontiguousarray(layer.kernel.numpy().transpose(order))
     filters, depth = kernel.shape[:2]
@@ -226,20 +211,17 @@ def _batch_norm(call: Call) -> nn.Module:
     return norm
 
 
-_KINDS: tuple[tuple[type, Callable[[Call], nn.Module]], ...] = (
+_TRANSLATIONS: tuple[tuple[type, Callable[[Call], nn.Module]], ...] = (
     (layers.DepthwiseConv2D | layers.Conv2D, _convolution),
     (layers.BatchNormalization, _batch_norm),
     (layers.Activation, _activation),
-    (
-        layers.Add,
-        lambda call: _Applied(lambda *several: functools.reduce(torch.add, several)),
-    ),
-    (layers.Concatenate, lambda call: _Applied(lambda *x: torch.cat(x, 1))),
+    (layers.Add, lambda call: _Lambda(lambda *x: functools.reduce(torch.add, x))),
+    (layers.Concatenate, lambda call: _Lambda(lambda *x: torch.cat(x, 1))),
     (layers.ZeroPadding2D, _zero_padding),
     (layers.MaxPooling2D, _max_pooling),
     (ResizeLike, _resize),
     (WindowMean, _window_mean),
-    (PixelScaling, lambda call: _Scaled(call.layer)),
+    (PixelScaling, lambda call: _Rescaling(call.layer)),
     (layers.Dropout, lambda call: nn.Dropout(call.layer.rate)),
     (layers.Identity | layers.InputLayer, lambda call: nn.Identity()),
 )
