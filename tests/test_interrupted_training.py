@@ -227,7 +227,7 @@ def test_asked_to_stop_it_saves_that_step_and_ends_as_uninterrupted(
         assert not (training.logs / TRAINING_LOCK).exists()
     training = Training(tiny_records, tmp_path / "logs")
     assert training.ended() == 0, training.errors
-    assert f"going on from {training.logs}/model.ckpt-{stopped[1]};" in training.out
+    assert f"resuming from {training.logs}/model.ckpt-{stopped[1]};" in training.out
     assert_same_end(training.logs, uninterrupted)
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
         "before"
     )
     assert re.search(warning, training.errors)
-    assert f"going on from {logs}/model.ckpt-{STEPS - STEPS % SAVE};" in training.out
+    assert f"resuming from {logs}/model.ckpt-{STEPS - STEPS % SAVE};" in training.out
     assert_same_end(logs, uninterrupted)
 
 

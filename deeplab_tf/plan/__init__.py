@@ -1,1 +1,1 @@
-"""Memory and time of a training step, measured before anything is trained."""
+"""Measures memory and time of training steps to choose a batch size."""

@@ -1,4 +1,4 @@
-"""Memory and time of a training step, measured."""
+"""Measures memory and time of training steps."""
 
 import concurrent.futures
 import dataclasses
@@ -21,7 +21,7 @@ from deeplab_tf.models.precision import use_precision
 from deeplab_tf.training import distribution
 from deeplab_tf.training.trainer import Trainer
 
-# Memory varies a little between steps, and evaluations need some.
+# Leaves room for variation between steps and for evaluations.
 _USABLE = 0.9
 _MEBIBYTE = 2**20
 
@@ -32,11 +32,11 @@ class Cell:
 
     Attributes:
         crop_size: Height and width, in pixels.
-        output_stride: Of training.
-        images: Images at once: the batch over `--accumulate_steps`.
+        output_stride: Output stride during training.
+        images: Images per forward pass: batch size / `--accumulate_steps`.
         precision: "float32", "bfloat16" or "float16".
-        jit: "auto", "on" or "off", as `TrainConfig` has it.
-        recompute: Whether activations are computed again.
+        jit: "auto", "on" or "off", as in `TrainConfig`.
+        recompute: Whether the backward pass recomputes activations.
     """
 
     crop_size: tuple[int, int]
@@ -49,13 +49,13 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """Memory and time of a step.
+    """Memory and time of a training step.
 
     Attributes:
-        cell: The cell.
-        mebibytes: The most memory: of the device on a GPU, else of the process.
-        compile_seconds: Of the first step, in which TensorFlow compiles it.
-        step_seconds: Median of the later ones.
+        cell: The configuration measured.
+        mebibytes: Peak memory of the GPU, or of the process on CPU.
+        compile_seconds: Time of the first step, which includes compilation.
+        step_seconds: Median time of the later steps.
     """
 
     cell: Cell
@@ -65,20 +65,16 @@ class Measurement:
 
     @property
     def images_per_second(self) -> float:
-        """Images a second, accumulated or not."""
+        """Throughput, with or without accumulation."""
         return self.cell.images / self.step_seconds
 
 
 def measure(
     cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
 ) -> Measurement:
-    """Measures a step in this process, which should be a new one.
+    """Measures a training step in this process, which should be a new one.
 
-    Args:
-        cell: The cell.
-        model: The model; its output stride is the cell's.
-        train: How it is trained; the cell overrides it.
-        steps: Number of timed steps after the first.
+    The cell overrides the configs. `steps` are timed after the first.
     """
     use_precision(cell.precision)
     keras.utils.set_random_seed(0)
@@ -103,10 +99,10 @@ def measure(
         trainer.train_steps(data, 1)
         seconds.append(time.perf_counter() - start)
     first, *later = seconds
-    return Measurement(cell, _peak() / _MEBIBYTE, first, statistics.median(later))
+    return Measurement(cell, _peak_bytes() / _MEBIBYTE, first, statistics.median(later))
 
 
-def _peak() -> int:
+def _peak_bytes() -> int:
     if distribution.uses_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return memory.peak_bytes()
@@ -115,13 +111,13 @@ def _peak() -> int:
 def measure_in_new_process(
     cell: Cell, model: ModelConfig, train: TrainConfig, steps: int
 ) -> Measurement | None:
-    """Runs `measure` in a new process; returns None if memory ran out there."""
+    """Runs `measure` in a new process; returns None if it ran out of memory."""
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
         try:
             return pool.submit(measure, cell, model, train, steps).result()
         except (
-            concurrent.futures.process.BrokenProcessPool,  # ended by the system
+            concurrent.futures.process.BrokenProcessPool,  # killed by the system
             tf.errors.ResourceExhaustedError,
             MemoryError,
         ):
@@ -129,17 +125,17 @@ def measure_in_new_process(
 
 
 def device_mebibytes() -> float:
-    """Returns the memory of the first GPU, or of the machine where there is none.
+    """Returns the memory of the first GPU, or of the machine if there is none.
 
     Raises:
-        UserError: if the GPU's is unknown.
+        UserError: if the memory of the GPU is unknown.
     """
     if not distribution.uses_gpu():
         return memory.machine_bytes() / _MEBIBYTE
     program = shutil.which("nvidia-smi")
     if program is None:
         raise UserError(
-            "nvidia-smi, which tells the memory of the GPU, is not there; give "
+            "the memory of the GPU is unknown because there is no nvidia-smi; give "
             "--memory_gib"
         )
     query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
@@ -150,19 +146,19 @@ def device_mebibytes() -> float:
 
 
 def usable_mebibytes(mebibytes: float) -> float:
-    """Returns the part of a device's memory that a step may take."""
+    """Returns the part of a device's memory that a step may use."""
     return _USABLE * mebibytes
 
 
 def predict_mebibytes(measured: Sequence[Measurement], images: int) -> float | None:
-    """Returns the memory of more images, by a line through the last two measurements.
+    """Extrapolates memory to more images from the last two measurements.
 
     Args:
-        measured: By ascending number of images, else alike.
+        measured: Measurements that differ only in their number of images, ascending.
         images: Number of images.
 
     Returns:
-        None for less than two.
+        Mebibytes; None for fewer than two measurements.
     """
     if len(measured) < 2:
         return None
@@ -174,14 +170,14 @@ def predict_mebibytes(measured: Sequence[Measurement], images: int) -> float | N
 def select_largest(
     measured: Sequence[Measurement], batch: int, mebibytes: float
 ) -> Measurement | None:
-    """Returns the measurement of most images at once that fit and divide the batch.
+    """Returns the measurement with the most images that fit and divide the batch.
 
-    Batch normalisation is the better for every image (DeepLabv3, 1706.05587, Sec.
-    4.1), and a step is seldom slower per image.
+    More images improve batch normalisation (DeepLabv3, 1706.05587, Sec. 4.1) and are
+    rarely slower per image.
 
     Args:
-        measured: Measurements.
-        batch: Images of an optimiser step.
+        measured: Measurements to choose from.
+        batch: Batch size of an optimiser step.
         mebibytes: Memory of the device.
     """
     fitting = [
@@ -193,7 +189,7 @@ def select_largest(
 
 
 def training_flags(best: Measurement, batch: int) -> list[str]:
-    """Returns the flags of train.py for a batch."""
+    """Returns the flags of train.py that reproduce a measured step."""
     cell = best.cell
     height, width = cell.crop_size
     flags = [

@@ -36,7 +36,7 @@ from deeplab_tf.pretrain.data import (
 )
 from deeplab_tf.pretrain.scoring import ClassValidation
 from deeplab_tf.programs.machine import (
-    claimed_logdir,
+    claim_logdir,
     define_machine,
     describe_machine,
     make_strategy,
@@ -169,7 +169,7 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
     validation = _validation(values, experiment.data)
     is_chief = distribution.current_worker(strategy).is_chief
     folder = experiment.train.train_logdir
-    with claimed_logdir(folder, values.overwrite, is_chief):
+    with claim_logdir(folder, values.overwrite, is_chief):
         replicas = strategy.num_replicas_in_sync
         start = find_start(experiment, values.batch_norm, replicas)
         trainer, experiment, latest = prepare_trainer(

@@ -1,4 +1,4 @@
-"""The model that flags, checkpoint and `experiment.json` describe together."""
+"""Builds a model from flags, a checkpoint and its `experiment.json`."""
 
 import os
 from collections.abc import Iterable
@@ -22,19 +22,17 @@ from deeplab_tf.training.resume import read_experiment
 
 
 def experiment_of(checkpoint: str) -> Experiment | None:
-    """Returns the `experiment.json` next to a checkpoint, if it is one of ours."""
+    """Returns the `experiment.json` of a checkpoint; None for an official one."""
     return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
 
-def named_classes(
-    dataset: str | None, known: DatasetInfo | None, num_classes: int
+def resolve_class_info(
+    dataset: str | None, stored: DatasetInfo | None, num_classes: int
 ) -> DatasetInfo:
     """Returns names and colours for the classes of a model.
 
-    Args:
-        dataset: Value of `--dataset`; None where it was not given.
-        known: The classes stored with the model, if any.
-        num_classes: Number of classes of the model.
+    They come from `dataset` (the flag) if given, else from `stored` (saved with the
+    model), else from PASCAL VOC if it has as many classes, else they are generic.
 
     Raises:
         UserError: if the dataset has another number of classes.
@@ -42,7 +40,7 @@ def named_classes(
     if dataset is None:
         voc = dataset_info("pascal_voc_seg")
         fallback = voc if voc.num_classes == num_classes else generic_info(num_classes)
-        return known or fallback
+        return stored or fallback
     info = dataset_info(dataset)
     if info.num_classes != num_classes:
         raise UserError(
@@ -52,10 +50,10 @@ def named_classes(
     return info
 
 
-def _described(values: absl_flags.FlagValues, prefix: str):
-    """Returns the model of the preset or the `experiment.json`, and the source's name.
+def _find_base_config(values: absl_flags.FlagValues, prefix: str):
+    """Returns the model config that flags override, and its name for notes.
 
-    A preset has no name here: the programs report the deviations from it.
+    A preset has no name here: the programs report deviations from it themselves.
     """
     preset = flags.chosen_preset(values)
     if preset:
@@ -67,16 +65,7 @@ def _described(values: absl_flags.FlagValues, prefix: str):
 def require_no_model_flags(
     values: absl_flags.FlagValues, path: str, others: Iterable[str] = ()
 ) -> None:
-    """Refuses flags of the model, which have no effect on an exported one.
-
-    Args:
-        values: Parsed flags of a program.
-        path: Path of the artefact.
-        others: Names of more flags to refuse.
-
-    Raises:
-        UserError: naming the first of them that was given.
-    """
+    """Refuses model flags, and `others`, for the exported model at `path`."""
     for name in (*flags.MODEL_FLAGS, "preset", "precision", *others):
         if name in values and values[name].present:
             raise UserError(f"--{name} has no effect on {path}, which is exported")
@@ -85,39 +74,27 @@ def require_no_model_flags(
 def require_classes(
     info: DatasetInfo, num_classes: int, channels: int, model: str
 ) -> None:
-    """Refuses a model whose classes or channels are not the dataset's.
+    """Refuses a model whose classes or channels differ from the dataset's.
 
-    Args:
-        info: The dataset.
-        num_classes: Number of classes of the model.
-        channels: Channels of its images.
-        model: Name of the model, for the error.
-
-    Raises:
-        UserError: naming both.
+    `model` names the model in the error.
     """
     if (num_classes, channels) != (info.num_classes, info.channels):
         raise UserError(
-            f"{model} is of {num_classes} classes and {channels} channels, but "
+            f"{model} has {num_classes} classes and {channels} channels, but "
             f"{info.name} has {info.num_classes} and {info.channels}"
         )
 
 
 def require_channels(model: keras.Model, channels: int, images: str) -> None:
-    """Refuses a model whose images have other channels.
+    """Refuses a model that takes another number of channels.
 
-    Args:
-        model: The model.
-        channels: Channels of the images.
-        images: Name of the images, for the error.
-
-    Raises:
-        UserError: naming both.
+    `images` names the images in the error, in the plural.
     """
-    wanted = model.model_config.channels
-    if wanted != channels:
+    expected = model.model_config.channels
+    if expected != channels:
         raise UserError(
-            f"the model takes images of {wanted} channels, but {images} have {channels}"
+            f"the model takes images of {expected} channels, but {images} have "
+            f"{channels}"
         )
 
 
@@ -130,8 +107,8 @@ def restore_model(
 
     Args:
         values: Parsed flags of a program.
-        checkpoint: Prefix or folder, official or ours; or its content.
-        num_classes: Number of classes of the data; None takes the checkpoint's.
+        checkpoint: Prefix or folder, official or ours; or a checkpoint already read.
+        num_classes: Number of classes; None takes the checkpoint's.
 
     Raises:
         UserError: if there is no such checkpoint or it holds another model.
@@ -139,7 +116,7 @@ def restore_model(
     if isinstance(checkpoint, str):
         checkpoint = tf1.read_checkpoint(checkpoint)
     prefix, arrays = checkpoint.prefix, checkpoint.arrays
-    base, source = _described(values, prefix)
+    base, source = _find_base_config(values, prefix)
     if num_classes is None:
         num_classes = class_count(arrays)
     config = flags.model_config(values, base, source, num_classes)

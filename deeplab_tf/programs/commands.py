@@ -1,11 +1,11 @@
-"""The console scripts."""
+"""Entry points of the console scripts."""
 
 import functools
 import sys
 
 from deeplab_tf.programs import run_program
 
-# What `deeplab-convert` makes records of, or, of shapes, an example to make them of.
+# All write TFRecords, except `shapes`, which writes an example for `voc2012`.
 _CONVERTERS = ("ade20k", "cityscapes", "coco_voc", "folder", "shapes", "voc2012")
 
 train = functools.partial(run_program, "deeplab_tf.programs.train")

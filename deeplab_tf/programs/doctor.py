@@ -2,8 +2,8 @@
 
     python -m deeplab_tf.data.doctor --dataset_dir=tfrecord
 
-It prints the contents of the labels and every problem, and draws samples with their
-labels into doctor.png. The exit status is 0 if it is safe to train, else 1.
+Prints image and label statistics and all problems, and writes doctor.png, which shows
+samples with their labels. Exits with 1 if training on the dataset is not safe, else 0.
 """
 
 import functools
@@ -35,19 +35,19 @@ from deeplab_tf.files import outputs
 from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shrink
 
 _SHEET = "doctor.png"
-_SHOWN = 5  # of each kind of problem
-_MOST_SAMPLES = 100  # of a split
-_CELL = 320  # pixels of the longer side of an image in the sheet
+_SHOWN = 5  # problems of each kind
+_MAX_SAMPLES = 100  # per split
+_CELL = 320  # longer side of an image in the sheet, in pixels
 
 _FLAGS = {
     "splits": (flags.STRINGS, None, "Splits to examine; default: all."),
     "output_dir": (
         *(flags.STRING, None),
-        "Folder of doctor.png; default: the folder of the records.",
+        "Folder to write doctor.png to; default: --dataset_dir.",
     ),
     "samples": (
-        *(functools.partial(flags.at_least(0), upper_bound=_MOST_SAMPLES), 12),
-        "Images of each split in doctor.png; 0 draws none.",
+        *(functools.partial(flags.at_least(0), upper_bound=_MAX_SAMPLES), 12),
+        "Images per split in doctor.png; 0 writes no doctor.png.",
     ),
 }
 
@@ -62,7 +62,6 @@ def define_flags() -> absl_flags.FlagValues:
 
 
 def _open_splits(values) -> dict[str, Source]:
-    """Returns the splits to examine."""
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     info = sources.resolve_info(values.dataset, folder)
@@ -85,11 +84,11 @@ def _print_problems(problems: Sequence[Problem]) -> None:
 
 
 def _print_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> None:
-    """Prints, by split, the share of the pixels and the images with each value."""
+    """Prints the share of pixels and the image count of each label value, per split."""
     names = {i: name for i, name in enumerate(info.class_names)}
     names[info.ignore_label] = "(ignored)"
-    there = np.flatnonzero(sum(report.values for report in reports))
-    values = sorted({*range(info.num_classes), *there.tolist()})
+    present = np.flatnonzero(sum(report.values for report in reports))
+    values = sorted({*range(info.num_classes), *present.tolist()})
     width = max(len(name) for name in names.values()) + 5
     print(f"\n{'label':<{width}}" + "".join(f"{r.split:>20}" for r in reports))
     print(" " * width + len(reports) * f"{'pixels    images':>20}")
@@ -107,51 +106,47 @@ def _print_images(reports: Sequence[SplitReport]) -> None:
         if not report.sizes:
             continue
         sizes = np.array(list(report.sizes.elements()))
-        (height, width), often = report.sizes.most_common(1)[0]
+        (height, width), count = report.sizes.most_common(1)[0]
         low, high = sizes.min(0), sizes.max(0)
         print(
             f"  width {low[1]} to {high[1]}, height {low[0]} to {high[0]}; "
-            f"{width}x{height} is the most frequent size ({often} images)"
+            f"{width}x{height} is the most frequent size ({count} images)"
         )
         mean, deviation = (
             ", ".join(f"{x:.2f}" for x in xs) for xs in (report.mean, report.deviation)
         )
-        print(f"  mean of each channel {mean}; standard deviation {deviation}")
+        print(f"  channel means {mean}; standard deviations {deviation}")
 
 
-def _to_rgb(image, info: DatasetInfo) -> np.ndarray:
-    """Returns an image of any channels and depth as uint8 RGB."""
-    return as_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
-
-
-def _picture(image, label, info: DatasetInfo) -> np.ndarray:
-    """Returns an image and its label side by side, small, with a legend."""
-    image, label = shrink(_to_rgb(image, info), _CELL), shrink(label, _CELL)
+def _draw_sample(image, label, info: DatasetInfo) -> np.ndarray:
+    """Draws an image and its label side by side, shrunk, with a legend."""
+    rgb = as_rgb(np.asarray(image, np.float32) * (255.0 / info.max_value))
+    image, label = shrink(rgb, _CELL), shrink(label, _CELL)
     pair = np.concatenate([image, overlay(image, label, info)], axis=1)
     return add_legend(pair, label, info)
 
 
-def _sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
-    """Returns samples of every split in rows; None if none is readable."""
-    pictures = []
+def _draw_sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
+    """Draws samples of every split in rows; returns None if no sample is readable."""
+    drawn = []
     for source in splits.values():
         reader, count = Reader(source), len(source.index)
         for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
             try:
                 image, label, _ = reader.sample(tf.constant(position))
             except DECODING_ERRORS:
-                continue  # it is in the report
+                continue  # already reported
             label = label.numpy()[..., 0]
-            pictures.append(_picture(image.numpy(), label, source.info))
-    return contact_sheet(pictures) if pictures else None
+            drawn.append(_draw_sample(image.numpy(), label, source.info))
+    return contact_sheet(drawn) if drawn else None
 
 
 def _output_dir(values) -> str:
     return values.output_dir or values.dataset_dir or "."
 
 
-def _draw(values, splits: dict[str, Source]) -> None:
-    sheet = _sheet(splits, values.samples) if values.samples else None
+def _write_sheet(values, splits: dict[str, Source]) -> None:
+    sheet = _draw_sheet(splits, values.samples) if values.samples else None
     if sheet is None:
         return
     tf.io.gfile.makedirs(_output_dir(values))
@@ -161,7 +156,7 @@ def _draw(values, splits: dict[str, Source]) -> None:
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Examines, prints and draws; ends with status 1 if it is not safe to train."""
+    """Validates the dataset; exits with status 1 if training on it is not safe."""
     splits = _open_splits(values)
     if values.samples:
         outputs.claim(_output_dir(values), [_SHEET], values.overwrite)
@@ -176,7 +171,7 @@ def main(values: absl_flags.FlagValues) -> None:
     _print_images(reports)
     _print_labels(reports, info)
     _print_problems(problems)
-    _draw(values, splits)
+    _write_sheet(values, splits)
     if not is_safe(problems):
         print("\nnot safe to train: see the errors above")
         sys.exit(1)

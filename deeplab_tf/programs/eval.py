@@ -1,8 +1,8 @@
-"""Scores a checkpoint or an exported model (SavedModel, TFLite, ONNX) on a split.
+"""Evaluates a checkpoint or an exported model (SavedModel, TFLite, ONNX) on a split.
 
     python eval.py --checkpoint_dir=logs --dataset_dir=tfrecord --eval_logdir=logs/eval
 
-writes `metrics.json`, and `report.html` for people.
+Prints IoU per class, and writes metrics.json and report.html to --eval_logdir.
 """
 
 import dataclasses
@@ -45,42 +45,60 @@ from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.distribution import make_local_strategy
 from deeplab_tf.training.resume import read_experiment
 
-# Besides those of the model.
-_OF_CHECKPOINTS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
+# Flags that only apply to checkpoints, in addition to the model flags.
+_CHECKPOINT_FLAGS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
 _OFFICIAL_INTERVAL = 300  # seconds between two evaluations
 
 _FLAGS = {
     "checkpoint_dir": (
         *(flags.STRING, None),
-        "Folder or prefix of a checkpoint, official or ours; or an exported model: a "
-        "SavedModel, a TFLite or an ONNX file.",
+        "Checkpoint folder or prefix, official or ours; or an exported model: a "
+        "SavedModel, TFLite or ONNX file.",
     ),
-    "eval_logdir": (flags.STRING, None, "Folder of metrics.json and report.html."),
+    "eval_logdir": (
+        flags.STRING,
+        None,
+        "Folder for metrics.json and report.html.",
+    ),
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "Given: follow a training, scoring each new checkpoint.",
+        "If given: follow a training and evaluate each new checkpoint, looking for one "
+        "every so many seconds.",
     ),
     "max_number_of_evaluations": (
         *(flags.at_least(0), 0),
-        "Evaluations before the end when following; 0 is no end.",
+        "Stop following after this many evaluations; 0: never.",
     ),
     "num_clones": (
         *(flags.INTEGER, None),
-        "Ours: devices that evaluate; default: all GPUs. On CPU as many logical ones.",
+        "Ours: number of devices; default: all GPUs. On CPU, logical devices.",
     ),
-    "clone_on_cpu": (flags.BOOLEAN, False, "Ours: leave GPUs alone."),
+    "clone_on_cpu": (
+        flags.BOOLEAN,
+        False,
+        "Ours: do not use GPUs.",
+    ),
     "report": (flags.BOOLEAN, True, "Ours: write report.html."),
     "trimap": (
         *(flags.one_of("none", "void", "classes"), "none"),
-        "Ours: mIoU within bands around void pixels (PASCAL VOC) or class boundaries.",
+        "Ours: also compute mIoU in bands around void pixels (PASCAL VOC) or class "
+        "boundaries.",
     ),
-    "boundary_iou": (flags.BOOLEAN, False, "Ours: Boundary IoU."),
-    "calibration": (flags.BOOLEAN, False, "Ours: expected calibration error."),
+    "boundary_iou": (flags.BOOLEAN, False, "Ours: also compute Boundary IoU."),
+    "calibration": (
+        flags.BOOLEAN,
+        False,
+        "Ours: also compute calibration error.",
+    ),
     "corruptions": (
         *(flags.STRINGS, []),
-        "Ours: corruptions to score the model under; all are the 15 common ones.",
+        "Ours: corruptions to measure robustness under; all: the 15 common ones.",
     ),
-    "severities": (flags.STRINGS, [1, 2, 3, 4, 5], "Ours: of the corruptions."),
+    "severities": (
+        flags.STRINGS,
+        [1, 2, 3, 4, 5],
+        "Ours: severities of --corruptions.",
+    ),
 }
 
 
@@ -96,15 +114,13 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _located(
+def _find_dataset(
     values: absl_flags.FlagValues, trained_on: DataConfig | None, fallback: str | None
-) -> tuple:
-    """Returns the folder and the description of the data.
+) -> tuple[str, DatasetInfo]:
+    """Returns the folder of the records and the description of the dataset.
 
-    Args:
-        values: The parsed flags.
-        trained_on: The data that the model was trained on, if that is known.
-        fallback: Name of the dataset where neither flags nor records name it.
+    Without flags it is the dataset that the model was `trained_on`, if known;
+    `fallback` names the dataset where neither flags nor records do.
     """
     dataset, dataset_dir = values.dataset, values.dataset_dir
     if dataset is None and dataset_dir is None and trained_on:
@@ -122,11 +138,10 @@ def _eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig
 
 
 def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
-    """Scores an exported model."""
-    require_no_model_flags(values, path, (*flags.INFERENCE, *_OF_CHECKPOINTS))
+    require_no_model_flags(values, path, (*flags.INFERENCE, *_CHECKPOINT_FLAGS))
     artefact = load_artefact(path)
     known = artefact.info and artefact.info.name
-    folder, info = _located(values, None, known)
+    folder, info = _find_dataset(values, None, known)
     if artefact.num_classes is None:
         artefact.num_classes = info.num_classes
     channels = artefact.channels or info.channels
@@ -148,20 +163,14 @@ def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
 def _evaluate_checkpoint(
     values: absl_flags.FlagValues,
     checkpoint: tf1.Checkpoint,
-    strategy,
-    announces: bool = True,
+    strategy: tf.distribute.Strategy,
+    prints_preset: bool = True,
 ) -> None:
-    """Scores one checkpoint.
-
-    Args:
-        values: The parsed flags.
-        checkpoint: The checkpoint, whose files may have been deleted.
-        strategy: The devices.
-        announces: Whether a preset's recipe is printed.
-    """
+    # The checkpoint is in memory: a running training may have deleted its files.
     experiment = read_experiment(os.path.dirname(checkpoint.prefix))
     trained_on = experiment and experiment.data
-    folder, info = _located(values, trained_on, trained_on and trained_on.dataset)
+    fallback = trained_on and trained_on.dataset
+    folder, info = _find_dataset(values, trained_on, fallback)
     config, preset = _eval_config(values, info), flags.chosen_preset(values)
     with strategy.scope():
         model = restore_model(values, checkpoint, info.num_classes)
@@ -175,14 +184,14 @@ def _evaluate_checkpoint(
         batch_size=config.eval_batch_size,
     )
     split = Split(data, flags.split_value(values, "eval_split", preset), info)
-    if preset and announces:
-        # An evaluation takes only the dataset and the resizing of the data.
+    if preset and prints_preset:
+        # Of the data config, an evaluation uses only the dataset and the resizing.
         names = ("dataset", *flags.RESIZING)
-        taken = {name: getattr(data, name) for name in names}
+        used = {name: getattr(data, name) for name in names}
         parts = [
             (preset.eval_model, model.model_config),
             (preset.evaluation, config),
-            (preset.data, dataclasses.replace(preset.data, **taken)),
+            (preset.data, dataclasses.replace(preset.data, **used)),
         ]
         print(report(preset, parts, eval_split=split.name))
     _score(values, Evaluator(model, config), split, checkpoint.prefix)
@@ -191,13 +200,15 @@ def _evaluate_checkpoint(
 def _score(
     values: absl_flags.FlagValues, evaluator: Evaluator, split: Split, source: str
 ) -> None:
-    """Scores a model, prints the table and writes the results."""
+    """Evaluates a model, prints the table and writes the results."""
     info = split.info
     if _corruptions(values) and info.channels != 3:
-        raise UserError(f"--corruptions are of RGB; {info.name} has {info.channels}")
+        raise UserError(
+            f"--corruptions needs RGB images; {info.name} has {info.channels} channels"
+        )
     dataset = split.load()
     if values.eval_logdir:
-        tf.io.gfile.makedirs(values.eval_logdir)  # or refuses it
+        tf.io.gfile.makedirs(values.eval_logdir)  # fails before the evaluation
     writes_report = values.report and values.eval_logdir
     gallery = make_gallery(info) if writes_report else None
     measures = make_measures(
@@ -207,7 +218,7 @@ def _score(
     print(class_table(metrics, info))
     paths = _write(values, metrics, info, gallery)
     if _corruptions(values):
-        # It takes long, so that the metrics are written before.
+        # Written before as well: this is slow and may fail.
         metrics["robustness"] = measure_robustness(
             evaluator,
             split.load,
@@ -243,12 +254,11 @@ def _corruptions(values: absl_flags.FlagValues) -> list[str]:
 def _severities(values: absl_flags.FlagValues) -> list[int]:
     given = flags.whole_numbers_value(values, "severities")
     if not given:
-        raise UserError("--severities needs one at least, of 1 to 5")
+        raise UserError("--severities needs at least one severity, from 1 to 5")
     return list(dict.fromkeys(given))
 
 
 def _check_corruptions(values: absl_flags.FlagValues) -> None:
-    """Refuses unknown corruptions and severities."""
     if values["severities"].present and not values.corruptions:
         raise UserError("--severities has no effect without --corruptions")
     for name in _corruptions(values):
@@ -257,18 +267,20 @@ def _check_corruptions(values: absl_flags.FlagValues) -> None:
 
 
 def _follow(
-    values: absl_flags.FlagValues, folder: str, seconds: float, strategy
+    values: absl_flags.FlagValues,
+    folder: str,
+    seconds: float,
+    strategy: tf.distribute.Strategy,
 ) -> None:
-    """Scores every new checkpoint of a folder."""
+    """Evaluates every new checkpoint of a folder."""
     checkpoints = follow_checkpoints(folder, seconds)
-    # No end is 0, which `islice` spells None.
     limit = values.max_number_of_evaluations or None
     for i, checkpoint in enumerate(itertools.islice(checkpoints, limit)):
-        _evaluate_checkpoint(values, checkpoint, strategy, announces=i == 0)
+        _evaluate_checkpoint(values, checkpoint, strategy, prints_preset=i == 0)
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Scores once, or follows a training."""
+    """Evaluates once, or every new checkpoint of a training."""
     flags.check_flags(values, "eval")
     _check_corruptions(values)
     if values.eval_logdir:

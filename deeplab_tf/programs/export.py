@@ -1,12 +1,12 @@
-"""Exports a checkpoint as a SavedModel, a TFLite or an ONNX file, for deployment.
+"""Exports a checkpoint as a SavedModel, TFLite or ONNX file for deployment.
 
     python export.py --checkpoint_path=logs --export_path=exported
     python export.py --checkpoint_path=logs --export_path=model.tflite
     python export.py --checkpoint_path=logs --export_path=model.onnx
 
-With --dataset_dir, the export is scored on these records and rejected if its mIoU is
-more than --max_miou_drop below the model's. docs/serving.md describes the signatures of
-a SavedModel, docs/formats.md the files.
+With --dataset_dir, the export is evaluated on these records and rejected if its mIoU is
+more than --max_miou_drop points below the model's. docs/serving.md describes the
+signatures of a SavedModel, docs/formats.md the files.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ from deeplab_tf.files import outputs
 from deeplab_tf.presets import report
 from deeplab_tf.programs.checkpoint import (
     experiment_of,
-    named_classes,
     require_classes,
+    resolve_class_info,
     restore_model,
 )
 from deeplab_tf.serving.encoded import Bounds
@@ -43,9 +43,9 @@ from deeplab_tf.serving.saved_model import ExportOptions
 from deeplab_tf.serving.signatures import Resizing
 from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
 
-_SAVED_MODEL = ""  # is a folder, whose name may end with anything
-# What only some forms have, by flag.
-_FORMS_OF_FLAGS = {
+_SAVED_MODEL = ""  # a folder, so any ending
+# Flags that apply to some formats only.
+_FORMATS_OF_FLAGS = {
     "export_probabilities": (_SAVED_MODEL, ONNX),
     "crop_size": (_SAVED_MODEL, TFLITE),
     "fold_batch_norm": (_SAVED_MODEL,),
@@ -57,31 +57,35 @@ _FORMS_OF_FLAGS = {
     "tflite_output": (TFLITE,),
     "calibration_images": (TFLITE,),
 }
-# Fields of `EvalConfig` that an export keeps.
+# Fields of `EvalConfig` that are part of an export.
 _INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
-# The official default, for files of one size.
+# Default size of a TFLite file, as in the official export.
 _FILE_SIZE = (513, 513)
 _FLAGS = {
     "checkpoint_path": (
         *(flags.STRING, None),
-        "Folder or prefix of a checkpoint, official or ours.",
+        "Checkpoint folder or prefix, official or ours.",
     ),
     "export_path": (
         *(flags.STRING, None),
-        "Folder of the SavedModel, or a file that ends with .tflite or .onnx; with .pb "
-        "at its end, a folder of that name without it and a frozen graph beside it.",
+        "Folder for a SavedModel, or a file ending in .tflite or .onnx. NAME.pb writes "
+        "the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
     ),
-    "eval_split": (flags.STRING, "val", "Ours: split that is compared on."),
+    "eval_split": (flags.STRING, "val", "Ours: split to evaluate the export on."),
     "max_miou_drop": (
         *(functools.partial(flags.FLOAT, lower_bound=0.0), 0.5),
-        "Ours: points of mIoU, of a hundred, that what is exported may be below the "
-        "model on the records of --dataset_dir.",
+        "Ours: largest allowed drop from the model's mIoU, in points of 100, on the "
+        "records of --dataset_dir.",
     ),
-    "num_classes": (flags.INTEGER, None, "Default: the checkpoint's."),
+    "num_classes": (
+        flags.INTEGER,
+        None,
+        "Default: the checkpoint's.",
+    ),
     "tflite_precision": (
         *(flags.one_of(*PRECISIONS), "float32"),
-        "Ours: of a TFLite file: float32; float16 weights; 8-bit weights (dynamic); 8 "
-        "bits throughout (int8).",
+        "Ours: precision of a TFLite file: float32, float16 weights, 8-bit weights "
+        "(dynamic), or 8-bit weights and activations (int8).",
     ),
     "tflite_output": (
         *(flags.one_of(*OUTPUTS), "labels"),
@@ -89,31 +93,29 @@ _FLAGS = {
     ),
     "calibration_images": (
         *(flags.at_least(1), 100),
-        "Ours: images of --eval_split that give int8 the range of the values.",
+        "Ours: number of images of --eval_split to calibrate int8 with.",
     ),
     "export_probabilities": (
         *(flags.BOOLEAN, False),
-        "Ours: whether a SavedModel's serving_default, or an ONNX file, gives "
-        "SemanticProbabilities, too.",
+        "Ours: also return SemanticProbabilities, in a SavedModel's serving_default or "
+        "an ONNX file.",
     ),
     "fold_batch_norm": (
         *(flags.BOOLEAN, True),
-        "Ours: whether batch normalisations become part of convolutions, which is "
-        "faster.",
+        "Ours: fold batch normalisation into the convolutions, which is faster.",
     ),
     "constant_weights": (
         *(flags.BOOLEAN, True),
-        "Ours: whether the weights of such a model are constants of its graph, which "
-        "is faster, but takes more memory while it is loaded.",
+        "Ours: store the weights of a folded model as constants of the graph: faster, "
+        "but needs more memory while loading.",
     ),
     "export_weights": (
         *(flags.BOOLEAN, True),
-        "Ours: whether the checkpoint is exported too, for a training to continue from "
-        "the export.",
+        "Ours: include the checkpoint, so that training can continue from the export.",
     ),
     "max_pixels": (
         *(flags.at_least(1), Bounds().pixels),
-        "Ours: most pixels of an image that the signature encoded takes.",
+        "Ours: largest image that the signature encoded accepts, in pixels.",
     ),
 }
 
@@ -129,14 +131,14 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_flags(values, _FLAGS)
     required = ["checkpoint_path", "export_path"]
     absl_flags.mark_flags_as_required(required, flag_values=values)
-    # The official export differs here from the other programs.
+    # The official export.py has another default than the other programs.
     values["output_stride"].default = 8
     values["output_stride"].unparse()
     return values
 
 
-def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
-    """Returns the inference protocol of the export."""
+def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
+    """Returns the inference protocol of the export, and prints a preset's report."""
     preset = flags.chosen_preset(values)
     base = preset and preset.evaluation
     evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
@@ -147,25 +149,25 @@ def _evaluation(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig
     return evaluation
 
 
-def _resizing(values: absl_flags.FlagValues) -> Resizing | None:
-    """Returns the size to which the export resizes images."""
-    data = flags.read_options(values, DataConfig)  # refuses impossible combinations
+def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
+    """Returns how the export resizes images; None if it does not."""
+    data = flags.read_options(values, DataConfig)  # validates the combination
     sizes = (getattr(data, name) for name in flags.RESIZING)
     return Resizing(*sizes) if data.min_resize_value else None
 
 
-def _check_form(values: absl_flags.FlagValues, path: str) -> None:
-    """Refuses flags that the form of an artefact does not have."""
-    form = ending_of(path)
-    for name, forms in _FORMS_OF_FLAGS.items():
-        if values[name].present and form not in forms:
+def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
+    """Refuses flags that do not apply to the format of `path`."""
+    ending = ending_of(path)
+    for name, endings in _FORMATS_OF_FLAGS.items():
+        if values[name].present and ending not in endings:
             raise UserError(f"--{name} has no effect on {path}")
     if values["calibration_images"].present and values.tflite_precision != "int8":
         raise UserError("--calibration_images is for --tflite_precision=int8")
     if values.tflite_precision == "int8" and not _has_records(values):
         raise UserError(
-            "--tflite_precision=int8 needs --dataset_dir: the records whose images "
-            "tell the range of the values"
+            "--tflite_precision=int8 needs --dataset_dir: the records with the images "
+            "to calibrate with"
         )
     for name in ("eval_split", "max_miou_drop"):
         if values[name].present and not _has_records(values):
@@ -174,35 +176,35 @@ def _check_form(values: absl_flags.FlagValues, path: str) -> None:
 
 
 def _has_records(values: absl_flags.FlagValues) -> bool:
-    """Whether there are records to compare what is exported with the model."""
+    """Returns whether the flags name records to evaluate the export on."""
     is_tfds = (values.dataset or "").startswith(sources.TFDS_PREFIX)
     return bool(values.dataset_dir) or is_tfds
 
 
-def _of_form(evaluation: EvalConfig, path: str) -> EvalConfig:
-    """Returns the inference protocol of an artefact of a form.
+def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
+    """Returns the inference protocol, adapted to the format of `path`.
 
     Raises:
         UserError: if a file would need several inference passes.
     """
-    form = ending_of(path)
-    if form == _SAVED_MODEL:
+    ending = ending_of(path)
+    if ending == _SAVED_MODEL:
         return evaluation
     several = evaluation.add_flipped_images or evaluation.window_size is not None
     if several or evaluation.eval_scales != (1.0,):
         raise UserError(
-            f"{path} sees an image once and whole, which is --inference_scales=1.0 "
-            "--noadd_flipped_images without --window_size; a SavedModel can do more"
+            f"{path} runs one inference pass over the entire image; give "
+            "--inference_scales=1.0 --noadd_flipped_images without --window_size, or "
+            "export a SavedModel"
         )
-    # Each of several sizes to its own grid in an ONNX file; all to one in TFLite, to
-    # whose windows larger ones go.
-    size = (evaluation.eval_crop_size or _FILE_SIZE) if form == TFLITE else None
+    # A TFLite file has one size, and slides it over larger images; ONNX takes any.
+    size = (evaluation.eval_crop_size or _FILE_SIZE) if ending == TFLITE else None
     return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
 
 
-def _request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
-    """Returns the export that the flags describe, with model and records loaded."""
-    resizing, preset = _resizing(values), flags.chosen_preset(values)
+def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
+    """Loads the model and the records for the export that the flags describe."""
+    resizing, preset = _read_resizing(values), flags.chosen_preset(values)
     experiment = experiment_of(values.checkpoint_path)
     records, num_classes = None, values.num_classes
     info = experiment.info if experiment else None
@@ -217,10 +219,10 @@ def _request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
     model = restore_model(values, values.checkpoint_path, num_classes)
     config = model.model_config
     if records is None:
-        info = named_classes(values.dataset, info, config.num_classes)
+        info = resolve_class_info(values.dataset, info, config.num_classes)
     else:
         require_classes(info, config.num_classes, config.channels, "the model")
-    evaluation = _of_form(_evaluation(values, config), path)
+    evaluation = _adapt_protocol(_read_protocol(values, config), path)
     evaluation = dataclasses.replace(evaluation, ignore_label=info.ignore_label)
     return ExportRequest(
         model,
@@ -249,20 +251,20 @@ def _options(
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Exports."""
+    """Exports the model, and compares it with the original if there are records."""
     flags.check_flags(values, "export")
     path = (values.export_path.rstrip("/") or "/").removesuffix(FROZEN)
-    _check_form(values, path)
+    _check_flags(values, path)
     if values.export_path.endswith(FROZEN):
         folder, name = outputs.split(path + FROZEN)
         outputs.claim(folder, [name], values.overwrite)
-    request, form = _request(values, path), ending_of(path)
-    compared = "not compared with the model; --dataset_dir names records to do so on"
+    request = _prepare_request(values, path)
+    comparison = "not compared with the model; give --dataset_dir to do so"
     with publish_artefact(path, values.overwrite) as unfinished:
-        description = write_artefact(request, unfinished, form)
+        description = write_artefact(request, unfinished, ending_of(path))
         if request.records is not None:
-            compared = compare_artefact(request, unfinished, values.max_miou_drop)
-            compared += f": {comparison_path(path)}"
+            comparison = compare_artefact(request, unfinished, values.max_miou_drop)
+            comparison += f": {comparison_path(path)}"
         if values.export_path.endswith(FROZEN):
             write_frozen_graph(unfinished, path + FROZEN)
     config = request.model.model_config
@@ -270,4 +272,4 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
         f"{config.output_stride}; {description}"
     )
-    print(compared)
+    print(comparison)

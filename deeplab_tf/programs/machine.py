@@ -1,4 +1,4 @@
-"""The devices of a training, and the folder that one of its workers writes."""
+"""Flags for the training devices, and the claim on the training folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,28 +14,28 @@ from deeplab_tf.training.trainer import Trainer
 _FLAGS = {
     "distribution_strategy": (
         *(flags.one_of(*distribution.STRATEGIES), "auto"),
-        "Ours: auto is the workers of TF_CONFIG, else all GPUs, else the CPU.",
+        "Ours: auto uses the workers in TF_CONFIG, else all GPUs, else the CPU.",
     ),
     "num_clones": (
         *(flags.INTEGER, None),
-        "Devices that train; default: all GPUs. On CPU as many logical devices.",
+        "Number of devices; default: all GPUs. On CPU, logical devices.",
     ),
-    "clone_on_cpu": (flags.BOOLEAN, False, "Leave GPUs alone."),
-    "tpu": (flags.STRING, None, "Ours: name or address of a TPU."),
+    "clone_on_cpu": (flags.BOOLEAN, False, "Do not use GPUs."),
+    "tpu": (flags.STRING, None, "Ours: TPU name or address."),
     "deterministic": (
         *(flags.BOOLEAN, False),
-        "Ours: the same weights, to the last bit, every time.",
+        "Ours: make training bit-for-bit reproducible.",
     ),
 }
 
 
 def define_machine(values: absl_flags.FlagValues) -> None:
-    """Defines the flags of the devices that train."""
+    """Defines the flags that choose the training devices."""
     flags.define_flags(values, _FLAGS)
 
 
 def make_strategy(values: absl_flags.FlagValues) -> tf.distribute.Strategy:
-    """Returns the strategy of the flags, before TensorFlow uses any device."""
+    """Returns the strategy that the flags choose; call it before any TensorFlow op."""
     if values.deterministic:
         tf.config.experimental.enable_op_determinism()
     return distribution.make_strategy(
@@ -44,7 +44,7 @@ def make_strategy(values: absl_flags.FlagValues) -> tf.distribute.Strategy:
 
 
 def describe_machine(values: absl_flags.FlagValues, trainer: Trainer) -> str:
-    """Returns strategy, replicas, worker, precision and jit of a training."""
+    """Returns a one-line summary of devices, precision and jit."""
     strategy, worker = trainer.strategy, trainer.worker
     return (
         f"strategy: {type(strategy).__name__}, "
@@ -55,13 +55,11 @@ def describe_machine(values: absl_flags.FlagValues, trainer: Trainer) -> str:
 
 
 @contextlib.contextmanager
-def claimed_logdir(folder: str, overwrite: bool, writes: bool) -> Iterator[None]:
-    """Locks and claims a `train_logdir`, before anything is read from it.
+def claim_logdir(folder: str, overwrite: bool, writes: bool) -> Iterator[None]:
+    """Locks and claims a `train_logdir` before anything is read from it.
 
-    Args:
-        folder: The folder.
-        overwrite: Whether to replace files that we did not write.
-        writes: Whether this process writes to it; others do nothing.
+    Does nothing unless this process `writes` to the folder. `overwrite` permits
+    replacing files that are not ours.
     """
     with training_lock(folder) if writes else contextlib.nullcontext():
         if writes:

@@ -1,18 +1,18 @@
-"""Labels images or a video with a training, a checkpoint or an exported model.
+"""Predicts label maps for images or a video.
 
     python -m deeplab_tf.predict --model=logs --images='photos/*.jpg' --output_dir=out
     python -m deeplab_tf.predict --model=logs --video=drive.mp4 --output_dir=out
 
-For `photo.jpg` it writes `photo_label.png` (class ids), `photo_color.png` (the same
-with a palette, as in VOC) and `photo_overlay.png` (the image with colours and a
-legend); `overview.png` shows the first overlays together. Images are rotated as their
-EXIF says.
+For photo.jpg it writes photo_label.png (class ids), photo_color.png (the same with a
+palette, as in VOC) and photo_overlay.png (the classes in colour over the image, with a
+legend); overview.png shows the first overlays together. Images are rotated according
+to their EXIF orientation.
 
-For `drive.mp4` it writes `drive_overlay.mp4`, all frames with colours; a camera, such
-as --video=0, is labelled until --max_frames or Ctrl-C.
+For drive.mp4 it writes drive_overlay.mp4. A camera, such as --video=0, runs until
+--max_frames or Ctrl-C.
 
-With --submission and --submission_file it packs the labels of the images in
---image_list for the server of a benchmark.
+--submission and --submission_file pack the label maps of the images in --image_list for
+a benchmark server.
 """
 
 import contextlib
@@ -40,9 +40,9 @@ from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.presets import report
 from deeplab_tf.programs.checkpoint import (
     experiment_of,
-    named_classes,
     require_channels,
     require_no_model_flags,
+    resolve_class_info,
     restore_model,
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
@@ -52,49 +52,50 @@ from deeplab_tf.windows import readable_limits
 _FLAGS = {
     "model": (
         *(flags.STRING, None),
-        "Train_logdir, checkpoint, SavedModel, TFLite or ONNX file.",
+        "Training folder, checkpoint, SavedModel, TFLite or ONNX file.",
     ),
     "images": (flags.STRING, None, "File, folder or glob of JPEG and PNG images."),
     "image_list": (
         *(flags.STRING, None),
-        "Text file that names those --images to label; default: all.",
+        "Text file with the names of the --images to label; default: all.",
     ),
-    "video": (flags.STRING, None, "Video file, or number of a camera."),
-    "output_dir": (flags.STRING, None, "Folder of the images or of the video."),
+    "video": (flags.STRING, None, "Video file, or camera number."),
+    "output_dir": (flags.STRING, None, "Folder to write to."),
     "submission": (
         *(flags.one_of(*sorted(SUBMISSIONS)), None),
-        "Benchmark whose server takes the labels of --images.",
+        "Benchmark whose server evaluates the label maps of --images.",
     ),
     "submission_file": (
         *(flags.STRING, None),
-        "Archive of the label maps for --submission.",
+        "Archive to write for --submission.",
     ),
     "dataset": (
         *(flags.STRING, None),
-        "Dataset whose class names and colours are shown; default: the model's.",
+        "Dataset whose class names and colours to show; default: the model's.",
     ),
     "batch_size": (
         *(flags.at_least(1), 1),
-        "Images of one size, or frames, per forward pass; it moves single pixels in "
-        "millions, by rounding.",
+        "Images of one size, or frames, per forward pass. Rounding may change single "
+        "pixels in millions.",
     ),
-    "max_frames": (flags.at_least(1), None, "Frames after which a video ends."),
+    "max_frames": (flags.at_least(1), None, "Stop a video after this many frames."),
     "save_frames": (
         *(flags.BOOLEAN, False),
-        "Whether the labels of every frame are also written as a PNG with a palette.",
+        "Also write the labels of every frame, as a PNG with a palette.",
     ),
 }
-# Flags that mean nothing without another.
-_BELONGS_TO = {
+# Flags that have no effect without another.
+_NEEDS = {
     "image_list": "images",
     "submission": "images",
     "submission_file": "submission",
     "max_frames": "video",
     "save_frames": "video",
 }
-# Where neither the model nor a flag gives the number of classes.
-_MOST_CLASSES = 255
+# If neither the model nor a flag gives the number of classes.
+_MAX_CLASSES = 255
 
+# uint8 images [b, h, w, 3] -> int32 labels [b, h, w]
 _Labeler = Callable[[np.ndarray], np.ndarray]
 
 
@@ -109,20 +110,18 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
-    """Returns `uint8 [b, h, w, 3] -> int32 [b, h, w]` and the model's classes."""
-    is_exported = is_artefact(values.model)
-    labeler, info = (_artefact_labeler if is_exported else _checkpoint_labeler)(values)
+def _load_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
+    load = _load_artefact if is_artefact(values.model) else _load_checkpoint
+    labeler, info = load(values)
     if info.max_value != 255:
         raise UserError(
-            f"{values.model} is of images with values of 0..{info.max_value}; image "
-            "files are read as 8 bits here, of 0..255"
+            f"{values.model} takes images with values 0..{info.max_value}, but image "
+            "files are read as 8 bits, 0..255"
         )
     return labeler, info
 
 
-def _artefact_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
-    """Returns the labels and classes of an exported model."""
+def _load_artefact(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
     if artefact.channels != 3:
@@ -133,16 +132,14 @@ def _artefact_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetI
 
 
 def _artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
-    """Returns names and colours for the classes of an exported model."""
     if artefact.num_classes is None:
         if dataset is None:
-            return generic_info(_MOST_CLASSES)
+            return generic_info(_MAX_CLASSES)
         artefact.num_classes = dataset_info(dataset).num_classes
-    return named_classes(dataset, artefact.info, artefact.num_classes)
+    return resolve_class_info(dataset, artefact.info, artefact.num_classes)
 
 
-def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
-    """Returns the labels and classes of a checkpoint."""
+def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     preset = flags.chosen_preset(values)
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
@@ -152,13 +149,12 @@ def _checkpoint_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, Datase
         parts = [(preset.eval_model, model.model_config), (base, config)]
         print(report(preset, parts))
     experiment = experiment_of(values.model)
-    known = experiment.info if experiment else None
-    info = named_classes(values.dataset, known, model.model_config.num_classes)
-    return _compiled(model, config), info
+    stored = experiment.info if experiment else None
+    info = resolve_class_info(values.dataset, stored, model.model_config.num_classes)
+    return _compile_labeler(model, config), info
 
 
-def _compiled(model, config: EvalConfig) -> _Labeler:
-    """Returns the compiled labels of a model with its inference protocol."""
+def _compile_labeler(model, config: EvalConfig) -> _Labeler:
     compiled = tf.function(
         make_predictor(model, config).labels,
         input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
@@ -172,14 +168,13 @@ def _compiled(model, config: EvalConfig) -> _Labeler:
 
 
 def _label_images(values: absl_flags.FlagValues) -> None:
-    """Labels image files."""
     paths = find_images(values.images, values.image_list)
     for path in paths:
         check_image(path)
     if values.output_dir:
         names = writers.image_files(map(image_name, paths))
         outputs.claim(values.output_dir, names, values.overwrite, inputs=paths)
-    labeler, info = _labeler(values)
+    labeler, info = _load_labeler(values)
     images = ((image_name(path), read_image(path)) for path in paths)
     with contextlib.ExitStack() as stack:
         opened = []
@@ -195,14 +190,15 @@ def _label_images(values: absl_flags.FlagValues) -> None:
 
 
 def _label_video(values: absl_flags.FlagValues) -> None:
-    """Labels a video, or a camera until it is stopped.
+    """Labels a video or a camera.
 
-    Ctrl-C and SIGTERM stop a file before its end, hence the exit status.
+    A signal that stops a camera is no failure; one that stops a file sets the exit
+    status.
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))
         _claim_video_files(values, video)
-        labeler, info = _labeler(values)
+        labeler, info = _load_labeler(values)
         opened = [writers.write_overlay_video(values.output_dir, video, info)]
         if values.save_frames:
             opened.append(writers.write_label_maps(_frames_dir(values, video), info))
@@ -212,7 +208,12 @@ def _label_video(values: absl_flags.FlagValues) -> None:
         count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} frames labelled")
     if interruption.signal is None:
-        _warn_of_an_early_end(values.video, count, source.total)
+        if source.total and count < source.total:
+            print(
+                f"warning: --video={values.video} ended after {count} of "
+                f"{source.total} frames",
+                file=sys.stderr,
+            )
     elif not video.is_camera:
         sys.exit(interruption.exit_status)
 
@@ -226,18 +227,10 @@ def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)
-        # How many frames there will be is not known.
-        there = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
-        names = [name for name in there if re.fullmatch(r"\d{6,}\.png", name)]
+        # The number of frames is unknown: claim any frame that exists.
+        existing = tf.io.gfile.listdir(folder) if tf.io.gfile.isdir(folder) else []
+        names = [name for name in existing if re.fullmatch(r"\d{6,}\.png", name)]
         outputs.claim(folder, names, values.overwrite)
-
-
-def _warn_of_an_early_end(video: str, count: int, total: int | None) -> None:
-    if total and count < total:
-        print(
-            f"warning: --video={video} ended after {count} of {total} frames",
-            file=sys.stderr,
-        )
 
 
 def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Images:
@@ -251,17 +244,16 @@ def _frames(video: Video, max_frames: int | None, interruption: Interruption) ->
 
 
 def _check_choice(values: absl_flags.FlagValues) -> None:
-    """Refuses flags that exclude or need each other."""
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")
-    for name, other in _BELONGS_TO.items():
+    for name, other in _NEEDS.items():
         if values[name].value and not values[other].value:
             raise UserError(f"--{name} has no effect without --{other}")
     if values.submission and not values.submission_file:
-        raise UserError("--submission_file is needed: the archive to write")
+        raise UserError("--submission needs --submission_file: the archive to write")
     if not values.output_dir and not values.submission:
-        raise UserError("--output_dir is needed: the folder to write to")
+        raise UserError("--output_dir is required: the folder to write to")
 
 
 def main(values: absl_flags.FlagValues) -> None:

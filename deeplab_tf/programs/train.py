@@ -18,7 +18,7 @@ from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 from deeplab_tf.presets import Preset, is_followed, report
 from deeplab_tf.programs.machine import (
-    claimed_logdir,
+    claim_logdir,
     define_machine,
     describe_machine,
     make_strategy,
@@ -28,21 +28,21 @@ from deeplab_tf.training.preparation import find_start, prepare_trainer
 from deeplab_tf.training.reporter import Validation
 from deeplab_tf.training.trainer import Trainer
 
-# Fields of `DataConfig` that only a training has.
-_SAMPLES = (
+# Fields of `DataConfig` that only training uses.
+_TRAINING_DATA = (
     *("crop_size", "batch_size", "min_scale_factor", "max_scale_factor"),
     *("scale_factor_step_size", "photometric_jitter", "bootstrap_classes", "seed"),
 )
 
 _FLAGS = {
-    "eval_split": (flags.STRING, "val", "Ours: split of evaluations."),
+    "eval_split": (flags.STRING, "val", "Ours: split for evaluations during training."),
     "class_weighting": (
         *(flags.one_of("none", "median_frequency"), "none"),
-        "Ours: label_weights from the pixel counts of the training split.",
+        "Ours: compute --label_weights from the class counts of the training split.",
     ),
     "sanity_overfit": (
         *(flags.BOOLEAN, False),
-        "Ours: overfit one batch, report whether model, labels and loss fit, and end.",
+        "Ours: overfit one batch to test model, labels and loss, then exit.",
     ),
 }
 
@@ -53,7 +53,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_model_flags(values, "train")
     flags.define_dataset_flags(values, "train_split", "train")
     flags.define_options(values, TrainConfig)
-    flags.define_options(values, DataConfig, _SAMPLES)
+    flags.define_options(values, DataConfig, _TRAINING_DATA)
     flags.define_flags(values, _FLAGS)
     define_machine(values)
     flags.define_overwrite(values)
@@ -61,10 +61,10 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _experiment(
+def _read_experiment(
     values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
-    """Returns the experiment of the flags, with all values checked."""
+    """Returns the experiment that the flags describe, and prints a preset's report."""
     split = flags.split_value(values, "train_split", preset)
     info = source.info
     model = flags.model_config(
@@ -78,18 +78,17 @@ def _experiment(
     )
     if values.class_weighting != "none" and train.label_weights:
         raise UserError(
-            f"--class_weighting={values.class_weighting} and --label_weights exclude "
-            "each other"
+            f"--class_weighting={values.class_weighting} cannot be combined with "
+            "--label_weights"
         )
     experiment = Experiment(model, data, train, split, info)
     if preset:
-        parts, others = _comparison(preset, experiment)
+        parts, others = _pair_with_preset(preset, experiment)
         print(report(preset, parts, **others))
     return experiment
 
 
-def _source(values, preset: Preset | None) -> Source:
-    """Returns the training records with the meaning of their labels."""
+def _open_records(values, preset: Preset | None) -> Source:
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     fallback = flags.dataset_fallback(preset)
@@ -98,15 +97,12 @@ def _source(values, preset: Preset | None) -> Source:
     return sources.open_split(info.name, folder, split)
 
 
-def _examine(values, experiment: Experiment, source: Source) -> Experiment:
-    """Checks the records, and returns the experiment with its label weights.
-
-    Reads records, so that it comes after the checks that cost nothing.
-    """
+def _check_records(values, experiment: Experiment, source: Source) -> Experiment:
+    """Checks the records; returns the experiment with its label weights."""
     for problem in validation.check_quickly(source, experiment.split):
         if problem.kind == "unlikely":
-            what = validation.WARNINGS[problem.kind]
-            print(f"warning: {what}: {problem.text}", file=sys.stderr)
+            meaning = validation.WARNINGS[problem.kind]
+            print(f"warning: {meaning}: {problem.text}", file=sys.stderr)
     if values.class_weighting == "none":
         return experiment
     weights = statistics.class_weights(source, experiment.split)
@@ -115,27 +111,27 @@ def _examine(values, experiment: Experiment, source: Source) -> Experiment:
     return dataclasses.replace(experiment, train=train)
 
 
-def _comparison(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
-    """Returns the arguments of `report` that compare a preset with this training."""
+def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
+    """Returns the arguments of `report` and `is_followed` for this experiment."""
     parts = [
         (preset.model, experiment.model),
         (preset.data, experiment.data),
         (preset.train, experiment.train),
     ]
     checkpoint = experiment.train.tf_initial_checkpoint
-    needless = checkpoint or preset.start == "scratch"
-    start = preset.start if needless else "scratch (no tf_initial_checkpoint)"
+    has_start = checkpoint or preset.start == "scratch"
+    start = preset.start if has_start else "scratch (no tf_initial_checkpoint)"
     return parts, {"train_split": experiment.split, "start": start}
 
 
-def _batch_norm_policy(values, preset: Preset | None) -> str:
-    """Returns the policy of the flags; "auto" where they leave it open."""
+def _read_batch_norm_policy(values, preset: Preset | None) -> str:
+    """Returns the batch-norm policy of the flags; "auto" if they leave it open."""
     policy, fine_tune = values.batch_norm, values["fine_tune_batch_norm"]
     if fine_tune.present and policy != "auto":
         if fine_tune.value == (policy == "freeze"):
             raise UserError(
                 f"--batch_norm={policy} and --fine_tune_batch_norm="
-                f"{str(fine_tune.value).lower()} exclude each other"
+                f"{str(fine_tune.value).lower()} contradict each other"
             )
         return policy
     if fine_tune.present:
@@ -144,8 +140,8 @@ def _batch_norm_policy(values, preset: Preset | None) -> str:
     return "freeze" if policy == "auto" and is_frozen else policy
 
 
-def _validation(values, experiment: Experiment, preset) -> Validation | None:
-    """Returns the evaluation during the training, if there is one."""
+def _make_validation(values, experiment: Experiment, preset) -> Validation | None:
+    """Returns the evaluation during training; None if there is none."""
     if not experiment.train.eval_interval_steps:
         return None
     data, info = experiment.data, experiment.info
@@ -159,14 +155,14 @@ def _validation(values, experiment: Experiment, preset) -> Validation | None:
 
     config, expected_miou = EvalConfig(ignore_label=info.ignore_label), {}
     if preset and split == preset.eval_split:
-        parts, others = _comparison(preset, experiment)
+        parts, others = _pair_with_preset(preset, experiment)
         if is_followed(preset, parts, **others):
             expected_miou = dict(preset.expected_miou)
     return Validation(dataset, config, expected_miou)
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Checks everything, then trains."""
+    """Trains, or resumes training."""
     flags.check_flags(values, "train")
     preset = flags.chosen_preset(values)
     strategy = make_strategy(values)
@@ -175,28 +171,28 @@ def main(values: absl_flags.FlagValues) -> None:
 
 
 def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
-    source = _source(values, preset)
-    experiment = _experiment(values, preset, source)
-    validation = _validation(values, experiment, preset)
+    source = _open_records(values, preset)
+    experiment = _read_experiment(values, preset, source)
+    validation = _make_validation(values, experiment, preset)
     is_chief = distribution.current_worker(strategy).is_chief
     writes = is_chief and not values.sanity_overfit
     folder = experiment.train.train_logdir
-    with claimed_logdir(folder, values.overwrite, writes):
-        policy = _batch_norm_policy(values, preset)
+    with claim_logdir(folder, values.overwrite, writes):
+        policy = _read_batch_norm_policy(values, preset)
         start = find_start(experiment, policy, strategy.num_replicas_in_sync)
-        experiment = _examine(values, experiment, source)
+        experiment = _check_records(values, experiment, source)
         trainer, experiment, latest = prepare_trainer(
             experiment, start, strategy, values.precision
         )
         if latest:
-            print(f"going on from {latest}; tf_initial_checkpoint is not read")
+            print(f"resuming from {latest}; tf_initial_checkpoint is not read")
         _run(values, trainer, experiment, validation)
 
 
 def _run(
     values, trainer: Trainer, experiment: Experiment, validation: Validation | None
 ) -> None:
-    """Trains, or tries to overfit one batch."""
+    """Trains, or overfits one batch."""
     config, data, split = experiment.train, experiment.data, experiment.split
     devices = ", ".join(d.name for d in tf.config.list_logical_devices())
     print(f"devices: {devices}; {describe_machine(values, trainer)}")

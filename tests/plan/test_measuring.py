@@ -79,7 +79,7 @@ def test_a_plan_is_printed_and_written(tmp_path):
     assert found["recommended"]["flags"][2] == "--train_batch_size=8"
     # A process of TensorFlow takes more than that.
     assert_refused(
-        "no step of 33x33 at output stride 16 fits 92 MiB, recomputed or not",
+        "no step of 33x33 at output stride 16 fits into 92 MiB, even with --recompute",
         *("deeplab_tf.plan.program", *small, "--steps=1", "--batch_sizes=2"),
         "--memory_gib=0.1",
     )

@@ -218,7 +218,7 @@ def test_a_file_cannot_be_followed(tmp_path):
         ("--corruptions=fogg", "no corruption 'fogg'; near it are fog"),
         ("--corruptions=fog --severities=0", "severity must be .* received 0"),
         ("--corruptions=fog --severities=one", "--severities"),
-        ("--corruptions=fog --severities=", "--severities needs one at least"),
+        ("--corruptions=fog --severities=", "--severities needs at least one"),
         ("--severities=1", "--severities has no effect without --corruptions"),
         ("--memory_limit_mb=0", "memory_limit_mb must be at least 1"),
         ("--eval_batch_size=0", "eval_batch_size must be at least 1"),

@@ -227,9 +227,9 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
 @pytest.mark.parametrize(
     ("message", "name", "flags"),
     [
-        ("model.onnx sees an image once", "model.onnx", ["--inference_scales=1,2"]),
-        ("sees an image once", "model.tflite", ["--add_flipped_images"]),
-        ("sees an image once", "model.tflite", ["--window_size=33,33"]),
+        ("model.onnx runs one", "model.onnx", ["--inference_scales=1,2"]),
+        ("runs one inference pass", "model.tflite", ["--add_flipped_images"]),
+        ("runs one inference pass", "model.tflite", ["--window_size=33,33"]),
         ("--crop_size has no effect on ", "model.onnx", ["--crop_size=33,33"]),
         ("--resize_factor has no effect", "model.onnx", ["--resize_factor=16"]),
         ("--export_weights has no eff", "model.tflite", ["--noexport_weights"]),
@@ -251,7 +251,7 @@ def test_flags_that_a_form_does_not_have_are_refused(
 
 def test_records_of_other_classes_are_refused(logs, tiny_records, tmp_path):
     where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export")
-    message = "the model is of 5 classes and 3 channels, but pascal_voc_seg has 21"
+    message = "the model has 5 classes and 3 channels, but pascal_voc_seg has 21"
     records = (f"--dataset_dir={tiny_records}", "--num_classes=5")
     assert_refused(message, EXPORT, *where, "--output_stride=16", *records)
     assert os.listdir(tmp_path) == []

@@ -151,7 +151,7 @@ def test_mistakes_end_the_program_before_it_writes(color_export, clip, tmp_path)
         ("camera 97 is not there", "--video=97", out),
         ("broken.mp4 is no video, or broken", f"--video={broken}", out),
         ("x.mp4 does not exist", f"--video={tmp_path}/x.mp4", out),
-        ("--output_dir is needed", video),
+        ("--output_dir is required", video),
         ("--image_list has no effect without --images", video, out, "--image_list=x"),
         ("--max_frames has no effect without --video", images, out, "--max_frames=3"),
         ("--save_frames has no effect without --video", images, out, "--save_frames"),

@@ -134,7 +134,7 @@ def test_a_training_leaves_a_checkpoint_and_its_experiment(logs, tiny_records):
 
 
 def test_a_training_goes_on_where_it_was(line, logs):
-    assert f"going on from {line.folder}/logs/model.ckpt-2" in line.out["train"]
+    assert f"resuming from {line.folder}/logs/model.ckpt-2" in line.out["train"]
     reader = tf.train.load_checkpoint(f"{line.folder}/logs/model.ckpt-3")
     assert reader.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 3
     assert reader.get_tensor("samples/.ATTRIBUTES/VARIABLE_VALUE") == 6
@@ -476,7 +476,7 @@ def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_p
     # What goes on needs neither zoo nor cache.
     shutil.rmtree(tmp_path / "zoo")
     shutil.rmtree(tmp_path / "cache")
-    assert "going on from" in run(*command)
+    assert "resuming from" in run(*command)
 
 
 def toy_preset():

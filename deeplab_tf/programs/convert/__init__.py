@@ -1,1 +1,1 @@
-"""The converters' command lines: flags to `deeplab_tf.convert`, and one summary."""
+"""Command lines of the converters in `deeplab_tf.convert`."""

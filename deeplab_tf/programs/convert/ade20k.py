@@ -1,10 +1,10 @@
-"""ADE20K of the scene parsing challenge (ADEChallengeData2016) to TFRecords.
+"""Converts ADE20K (ADEChallengeData2016, scene parsing) to TFRecords.
 
     deeplab-convert ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
 
-The official form keeps the values: 151 classes, of which 0 is ignored; the official
-checkpoints have as many. With `--num_classes=150` the classes begin at 0 and 255 is
-ignored; the data set is then called ade20k_150.
+By default the label values stay as they are: 151 classes, of which 0 is ignored, as in
+the official checkpoints. With --num_classes=150 the classes start at 0, 255 is ignored,
+and the dataset is called ade20k_150.
 """
 
 from absl import flags
@@ -19,14 +19,14 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "ade20k_root",
         None,
-        "Folder that holds images and annotations.",
+        "Folder with images and annotations.",
         flag_values=values,
         required=True,
     )
     flags.DEFINE_integer(
         "num_classes",
         151,
-        "151 keeps the values, 0 is ignored; 150 begins with wall, 255 is ignored.",
+        "151: labels as they are, 0 ignored; 150: wall is 0, 255 ignored.",
         flag_values=values,
     )
     define_output(values, 4)
@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Converts, then says what there is."""
+    """Converts the dataset and prints the split sizes."""
     claim_output(values)
     sizes = ade20k.convert(
         values.ade20k_root, values.output_dir, values.num_shards, values.num_classes

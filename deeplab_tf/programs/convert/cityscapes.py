@@ -1,10 +1,10 @@
-"""Cityscapes in its official layout to TFRecords.
+"""Converts Cityscapes, in its official layout, to TFRecords.
 
     deeplab-convert cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
 
-The root holds `leftImg8bit` and `gtFine`, and `gtCoarse` for the coarse splits. The
-labels are made of the `*_labelIds.png` of the archives; no script has to be run
-before. A split is written if all of its folders are there.
+The root holds leftImg8bit and gtFine, and gtCoarse for the coarse splits. Labels come
+from the *_labelIds.png files of the archives; there is no need to create trainIds
+first. A split is written if all of its folders exist.
 """
 
 from absl import flags
@@ -19,16 +19,15 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "cityscapes_root",
         None,
-        "Folder that holds leftImg8bit and gtFine.",
+        "Folder with leftImg8bit and gtFine.",
         flag_values=values,
         required=True,
     )
-
     flags.DEFINE_list(
         "splits",
         None,
-        "Splits to write; default: all whose folders are there, each with its own copy "
-        "of the images.",
+        "Splits to write; default: all whose folders exist. Each has its own copy of "
+        "the images.",
         flag_values=values,
     )
     define_output(values, 10)
@@ -36,7 +35,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Converts, then says what there is."""
+    """Converts the dataset and prints the split sizes."""
     claim_output(values)
     sizes = cityscapes.convert(
         values.cityscapes_root,

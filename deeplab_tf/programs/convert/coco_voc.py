@@ -1,11 +1,11 @@
-r"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
+r"""Converts COCO, reduced to the 20 PASCAL VOC classes, to TFRecords.
 
     deeplab-convert coco_voc --annotations=annotations/instances_train2017.json \
       --image_dir=train2017 --split=train --output_dir=tfrecord
 
-For pretraining, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
-annotated pixels of these classes are kept, all other objects are background. Crowds
-are ignored. Of 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
+For pretraining, as in DeepLabv3 (arXiv:1706.05587): keeps images with more than 1000
+annotated pixels of these classes; all other objects are background, and crowds are
+ignored. COCO 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
 """
 
 import functools
@@ -23,17 +23,17 @@ def define_flags() -> flags.FlagValues:
     string(
         "annotations",
         None,
-        "The file instances_train2017.json or one like it.",
+        "COCO annotations, such as instances_train2017.json.",
         required=True,
     )
-    string("image_dir", None, "Folder of its JPEGs.", required=True)
+    string("image_dir", None, "Folder with the JPEG images.", required=True)
     string("split", None, "Name of the split, such as train.", required=True)
     define_output(values, 100)
     return values
 
 
 def main(values: flags.FlagValues) -> None:
-    """Converts, then says what there is."""
+    """Converts the dataset and prints the split sizes."""
     claim_output(values)
     sizes = coco_voc.convert(
         values.annotations,

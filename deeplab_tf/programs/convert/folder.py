@@ -1,13 +1,12 @@
-r"""A folder of images and a folder of labels to TFRecords.
+r"""Converts a folder of images and a folder of labels to TFRecords.
 
     deeplab-convert folder --image_dir=photos --label_dir=masks \
       --classes=classes.txt --output_dir=tfrecord
 
-`classes.txt` has a class per line, in the order of the label values: `name`, or
-`name r g b` where labels are painted in the colours of their classes. Images and
-labels have the same name up to the extension. Images are JPEG or PNG and, for other
-channels and depths, also .npy and .tif. --split says what they are for; several runs
-into one output_dir add up.
+classes.txt has one class per line, in the order of the label values: `name`, or
+`name r g b` if labels are painted in class colours. An image and its label have the
+same name up to the extension. Images are JPEG or PNG, or .npy or .tif for other numbers
+of channels and bit depths. Run it once per --split; all runs share one --output_dir.
 """
 
 import functools
@@ -27,12 +26,12 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("image_dir", None, "Folder of the images.", required=True)
-    string("label_dir", None, "Folder of the label PNGs.", required=True)
+    string("image_dir", None, "Folder with the images.", required=True)
+    string("label_dir", None, "Folder with the label PNGs.", required=True)
     string(
         "classes",
         None,
-        "Text file with a class per line, `name` or `name r g b`; or a "
+        "Text file with one class per line, `name` or `name r g b`; or a "
         "dataset_info.json.",
         required=True,
     )
@@ -40,31 +39,31 @@ def define_flags() -> flags.FlagValues:
     string(
         "label_suffix",
         "",
-        "What a label has between name and extension, such as _L.",
+        "Text between name and extension of a label file, such as _L.",
     )
     integer(
         "ignore_label",
         None,
-        "Label value of void; default: of the JSON, else 255.",
+        "Label value of void; default: the JSON's, else 255.",
     )
-    string("ignore_color", None, "Colour r,g,b of void in colour masks.")
+    string("ignore_color", None, "Colour r,g,b of void in painted labels.")
     integer(
         "channels",
         None,
-        "Channels of an image; default: of the JSON, else 3.",
+        "Channels of an image; default: the JSON's, else 3.",
     )
     integer(
         "max_value",
         None,
-        "Value of white in the image files, such as 65535 for 16 bits or 4095 for 12; "
-        "default: of the JSON, else 255.",
+        "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: the "
+        "JSON's, else 255.",
     )
-    string("name", None, "Name of the dataset; default: of output_dir.")
+    string("name", None, "Name of the dataset; default: that of --output_dir.")
     flags.DEFINE_float(
         "val_share",
         0.0,
-        "Share of the images for the split val instead. A hash of its name decides "
-        "where an image goes, so that further images move none.",
+        "Share of the images to put into the split val. A hash of the image name "
+        "decides, so adding images later moves none.",
         flag_values=values,
     )
     define_output(values, 4)
@@ -72,7 +71,7 @@ def define_flags() -> flags.FlagValues:
 
 
 def main(values: flags.FlagValues) -> None:
-    """Converts, then says what there is."""
+    """Converts the dataset and prints the split sizes."""
     claim_output(values)
     info = folder.convert(
         values.image_dir,
@@ -85,13 +84,12 @@ def main(values: flags.FlagValues) -> None:
         values.num_shards,
     )
     for split in info.class_pixels:
-        if absent := _absent(info, split):
+        if absent := _absent_classes(info, split):
             print(f"no pixel in {split} is {', '.join(absent)}")
     print_sizes(values.output_dir, info.split_sizes)
 
 
 def _class_list(values: flags.FlagValues) -> ClassList:
-    """Returns the classes that the flags describe."""
     color = values.ignore_color
     if color is not None:
         numbers = [int(x) if x.isdecimal() else x for x in color.split(",")]
@@ -106,8 +104,8 @@ def _class_list(values: flags.FlagValues) -> ClassList:
     )
 
 
-def _absent(info: DatasetInfo, split: str) -> list[str]:
-    """Returns the classes that no pixel of a split has."""
+def _absent_classes(info: DatasetInfo, split: str) -> list[str]:
+    """Returns the names of the classes without a pixel in a split."""
     pixels = zip(info.class_names, info.class_pixels[split], strict=True)
     return [
         name

@@ -1,4 +1,4 @@
-"""What the command lines of all converters have: their output and its summary."""
+"""Output flags and the summary that all converters share."""
 
 from collections.abc import Mapping
 
@@ -9,23 +9,18 @@ from deeplab_tf.flags import define_overwrite
 
 
 def define_output(values: flags.FlagValues, num_shards: int) -> None:
-    """Defines the flags that all converters have.
-
-    Args:
-        values: Where to define them.
-        num_shards: Default number of files per split.
-    """
+    """Defines the output flags; `num_shards` is the default per split."""
     flags.DEFINE_string(
         "output_dir",
         None,
-        "Folder of the TFRecords.",
+        "Folder for the TFRecords.",
         flag_values=values,
         required=True,
     )
     flags.DEFINE_integer(
         "num_shards",
         num_shards,
-        "Files per split at most; none is empty.",
+        "Files per split; fewer if there are fewer images.",
         lower_bound=1,
         flag_values=values,
     )
@@ -33,12 +28,12 @@ def define_output(values: flags.FlagValues, num_shards: int) -> None:
 
 
 def claim_output(values: flags.FlagValues) -> None:
-    """Lets the conversion replace files of somebody else, if `--overwrite` says so."""
+    """Permits replacing files that are not ours, given `--overwrite`."""
     if values.overwrite:
         conversion.claim_folder(values.output_dir)
 
 
 def print_sizes(output_dir: str, sizes: Mapping[str, int]) -> None:
-    """Prints how many images each split has."""
+    """Prints the number of images of each split."""
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
     print(f"{output_dir}: {counts} images")

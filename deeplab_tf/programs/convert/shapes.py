@@ -1,9 +1,9 @@
-"""Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
+"""Writes generated scenes of overlapping shapes in the folder layout of PASCAL VOC.
 
     deeplab-convert shapes --output_dir=shapes
     deeplab-convert voc2012 --voc_root=shapes --output_dir=tfrecord
 
-Prints also what colour alone achieves on them, which a network has to beat.
+Also prints the mIoU of a colour-only baseline, which a network has to beat.
 """
 
 import functools
@@ -34,15 +34,15 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(
         "image_size",
         ",".join(map(str, image_size)),
-        "Height,width.",
+        "Image height,width.",
         flag_values=values,
     )
-    integer("seed", seed, "Seed of all chance.")
+    integer("seed", seed, "Random seed.")
     return values
 
 
 def main(values):
-    """Writes the data set that the flags describe and says what there is."""
+    """Writes the dataset and prints the split sizes and the colour baseline."""
     if not values.output_dir:
         raise UserError("--output_dir must name the folder to create")
     names = ("output_dir", "train_images", "val_images", "test_images", "seed")
@@ -55,10 +55,7 @@ def main(values):
 
 
 def run(argv):
-    """Returns the exit status: 1, after one line of error, if nothing was written.
-
-    Unlike the other programs this one does without TensorFlow, and so is there at once.
-    """
+    """Runs the program without importing TensorFlow; returns the exit status."""
     values = define_flags()
     try:
         if {"--help", "-help", "-h"} & set(argv[1:]):
@@ -75,7 +72,7 @@ def run(argv):
 
 
 def _labelled_pixels(root, split, ignore_label):
-    """Yields colours `[n, 3]` and class ids `[n]` of the known pixels per image."""
+    """Yields colours `[n, 3]` and classes `[n]` of each image's labelled pixels."""
     names = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
     for name in names:
         with Image.open(root / "JPEGImages" / f"{name}.jpg") as file:
@@ -87,18 +84,12 @@ def _labelled_pixels(root, split, ignore_label):
 
 
 def color_baseline(root, train_split="train", eval_split="test"):
-    """Returns the mIoU of naming each pixel after the nearest mean class colour.
-
-    This is what colour alone achieves; a network has to do better.
+    """Returns the mIoU of predicting the class with the nearest mean colour.
 
     Args:
-        root: Folder that `write` made.
-        train_split: Split whose pixels give the mean colours.
-        eval_split: Split of unseen images to label.
-
-    Returns:
-        Mean over the classes that occur or are predicted of intersection over
-        union, counted over all images at once, void pixels left out.
+        root: Folder written by `shapes.write`.
+        train_split: Split to compute the mean colours from.
+        eval_split: Split to evaluate on.
     """
     root = pathlib.Path(root)
     path = root / "dataset_info.json"
@@ -110,7 +101,7 @@ def color_baseline(root, train_split="train", eval_split="test"):
         for channel in range(3):
             sums[:, channel] += np.bincount(label, pixels[:, channel], minlength=n)
     means = sums / np.maximum(counts, 1)
-    # |p - m|^2 without |p|^2, the same for all; a class never seen is never near.
+    # |p - m|^2 without |p|^2, equal for all classes; absent classes are never nearest.
     offsets = np.where(counts[:, 0] > 0, np.sum(means**2, 1), np.inf)
     matrix = np.zeros((n, n), np.int64)
     for pixels, label in _labelled_pixels(root, eval_split, info.ignore_label):

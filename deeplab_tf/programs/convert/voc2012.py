@@ -1,21 +1,20 @@
-r"""PASCAL VOC 2012, or any folder in its layout, to TFRecords.
+r"""Converts PASCAL VOC 2012, or any folder in its layout, to TFRecords.
 
     deeplab-convert voc2012 --voc_root=VOCdevkit/VOC2012 --output_dir=tfrecord
 
-The splits are those of `ImageSets/Segmentation`: train, val and trainval with
-the labels of `SegmentationClass`, and train_aug (`trainaug.txt`) with those of
-`SegmentationClassAug` where both are there. Everything is checked before the
-first shard gets its name. A `dataset_info.json` in the folder names other classes
-than VOC's.
+The splits are those of ImageSets/Segmentation: train, val and trainval with labels from
+SegmentationClass, and train_aug (trainaug.txt) with labels from SegmentationClassAug if
+both exist. All files are validated before the first shard is published. For classes
+other than VOC's, put a dataset_info.json into the folder.
 
     deeplab-convert voc2012 --download --output_dir=tfrecord
     deeplab-convert voc2012 --voc_archive=VOCtrainval_11-May-2012.tar \
       --sbd_archive=benchmark.tgz --output_dir=tfrecord
 
-These make the same splits from the two official archives: train_aug is VOC's
-train, then what the Semantic Boundaries Dataset (SBD) labels besides, in
-alphabetical order and without VOC's val. --download fetches the archives that
-are not given, about 3.4 GB.
+These create the same splits from the two official archives: train_aug is VOC's train
+followed by the other images of the Semantic Boundaries Dataset (SBD), in alphabetical
+order and without VOC's val. --download fetches the archives you do not give, about
+3.4 GB in total.
 """
 
 import functools
@@ -33,29 +32,29 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("voc_root", None, "Folder that holds JPEGImages.")
-    string("voc_archive", None, "VOCtrainval_11-May-2012.tar.")
-    string("sbd_archive", None, "SBD's benchmark.tgz.")
-    boolean("download", False, "Fetch the archives that are not given.")
-    string("voc_url", voc2012.VOC_SOURCE.url, "A mirror of the VOC archive.")
-    string("sbd_url", voc2012.SBD_SOURCE.url, "A mirror of the SBD archive.")
+    string("voc_root", None, "Folder with JPEGImages.")
+    string("voc_archive", None, "Path of VOCtrainval_11-May-2012.tar.")
+    string("sbd_archive", None, "Path of SBD's benchmark.tgz.")
+    boolean("download", False, "Download the archives you do not give.")
+    string("voc_url", voc2012.VOC_SOURCE.url, "URL of the VOC archive.")
+    string("sbd_url", voc2012.SBD_SOURCE.url, "URL of the SBD archive.")
     string(
         "work_dir",
         None,
-        "Folder of downloads and of what is extracted, about 6 GB, which may be "
-        "removed afterwards; default: output_dir with _sources behind it.",
+        "Folder for downloaded and extracted files, about 6 GB, which you may delete "
+        "afterwards; default: OUTPUT_DIR_sources.",
     )
     boolean(
         "official_sizes",
         True,
-        "Refuse archives whose splits have other sizes than the official ones.",
+        "Refuse archives whose splits do not have the official sizes.",
     )
     define_output(values, 4)
     return values
 
 
 def main(values: flags.FlagValues) -> None:
-    """Converts, then says what there is."""
+    """Converts the dataset and prints the split sizes."""
     claim_output(values)
     from_archives = values.voc_archive or values.sbd_archive or values.download
     if bool(values.voc_root) == bool(from_archives):
@@ -83,11 +82,7 @@ def main(values: flags.FlagValues) -> None:
 def _chosen_archives(
     values: flags.FlagValues,
 ) -> tuple[str | sources.Source, str | sources.Source]:
-    """Returns path or source of both archives.
-
-    Raises:
-        UserError: if one is neither given nor to be downloaded.
-    """
+    """Returns the path or the download source of both archives."""
     found = []
     for name, source in (("voc", voc2012.VOC_SOURCE), ("sbd", voc2012.SBD_SOURCE)):
         path = values[f"{name}_archive"].value
