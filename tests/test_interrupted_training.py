@@ -254,8 +254,8 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     training = Training(tiny_records, logs)
     assert training.ended() == 0, training.errors
     warning = (
-        rf"warning: {logs}/model.ckpt-{STEPS} is damaged \(.*\); going on from the one "
-        "before"
+        rf"warning: {logs}/model.ckpt-{STEPS} is damaged \(.*\); resuming from the "
+        "previous checkpoint"
     )
     assert re.search(warning, training.errors)
     assert f"resuming from {logs}/model.ckpt-{STEPS - STEPS % SAVE};" in training.out
@@ -411,7 +411,7 @@ def test_a_full_disk_leaves_what_was_saved(uninterrupted, tiny_records, tmp_path
     told = [line for line in training.errors.splitlines() if "train.py: " in line]
     assert len(told) == 2
     assert all("No space left on device" in line for line in told)
-    assert f"{logs}/model.ckpt-{newest(kept)}, is whole" in told[0]
+    assert f"{logs}/model.ckpt-{newest(kept)}, is intact" in told[0]
     training = Training(tiny_records, kept)
     assert training.ended() == 0, training.errors
     assert_same_end(kept, uninterrupted)
@@ -450,7 +450,7 @@ def test_two_workers_of_which_one_is_killed_end_as_uninterrupted(
         other = workers[1 - victim]
         # By itself: nobody sends it a signal.
         assert other.ended(60) > 0, other.errors
-        assert "another one has gone" in other.errors
+        assert "lost another worker and stops" in other.errors
         assert "Traceback" not in other.errors
     finish_two(tiny_records, logs)
     assert_same_end(logs, two_uninterrupted)

@@ -1,4 +1,4 @@
-"""Exponential moving averages of the weights, with which a model may be scored."""
+"""Exponential moving averages (EMA) of the weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,16 +9,10 @@ from deeplab_tf.models.variables import official_variables
 
 
 class MovingAverages:
-    """The moving average of every variable of a model.
+    """The moving average of every variable of a model, moving statistics included.
 
-    Made in the scope of the model's strategy.
-
-    Args:
-        model: A model of `build_model`.
-        decay: Share of an average that a step keeps; 0 keeps no averages.
-
-    Attributes:
-        variables: Official name to average, moving statistics included.
+    Create it in the scope of the model's strategy. `variables` maps official names to
+    averages; it is empty if `decay` is 0.
     """
 
     def __init__(self, model: keras.Model, decay: float):
@@ -30,21 +24,21 @@ class MovingAverages:
         }
 
     def start(self) -> None:
-        """Sets the averages to the present weights."""
+        """Sets the averages to the current weights."""
         for name, average in self.variables.items():
             average.assign(self._weights[name])
 
     def update(self) -> None:
-        """Moves the averages towards the present weights, after a step."""
+        """Moves the averages towards the current weights; call it after each step."""
         share = 1.0 - self._decay
         for name, average in self.variables.items():
-            # Not the sum of two shares: rounded, those of 0.9999 add up to less than
-            # 1, and the average of a constant would come to 0.9998 of it.
+            # Not `decay * average + share * weight`: rounded, the factors of 0.9999 add
+            # up to less than 1, and a constant would decay to 0.9998 of its value.
             average.assign_add(share * (self._weights[name] - average))
 
     @contextlib.contextmanager
     def swap_in(self) -> Iterator[None]:
-        """Temporarily gives the model its averages as weights."""
+        """Temporarily replaces the model's weights with their averages."""
         own = {name: self._weights[name].numpy() for name in self.variables}
         try:
             for name, average in self.variables.items():

@@ -1,4 +1,4 @@
-"""How batch normalisation is trained: by batch, over replicas, or not at all."""
+"""Batch normalisation policies: per replica, over all replicas, or frozen."""
 
 import dataclasses
 
@@ -9,15 +9,15 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.models.variables import batch_normalizations
 from deeplab_tf.training.replicas import sum_over_replicas
 
-# The official advice: below this many images, statistics of the batch are too poor.
+# Official advice: batch statistics of fewer images are too noisy.
 _ENOUGH = 12
 
 
 def fused_batch_norm(x, gamma, beta, epsilon: float):
-    """Returns what `models.normalization.normalize_batch` does, from one op.
+    """Fused version of `models.normalization.normalize_batch`.
 
-    Keras composes it of a dozen; one makes a step on CPU about a fifth shorter. It
-    takes features of half precision as they are and computes in float32.
+    It makes a step on CPU about a fifth shorter than Keras' dozen ops. Takes
+    half-precision features and computes in float32.
     """
     return tf.compat.v1.nn.fused_batch_norm(
         x, gamma.value, beta.value, epsilon=epsilon, is_training=True
@@ -25,10 +25,10 @@ def fused_batch_norm(x, gamma, beta, epsilon: float):
 
 
 def _synchronize(x, gamma, beta, epsilon: float):
-    """Returns `x` normalised by the moments of all replicas together.
+    """Normalises `x` by the moments over all replicas.
 
-    The mean is exchanged before the squares are taken: the difference of the mean
-    square and the squared mean loses all digits where the mean is large.
+    All-reduces the mean before squaring: `E[x^2] - E[x]^2` loses all digits where the
+    mean is large.
     """
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     dtype, x = x.dtype, tf.cast(x, tf.float32)
@@ -46,13 +46,7 @@ def _synchronize(x, gamma, beta, epsilon: float):
 
 
 def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:
-    """Sets the policy of every batch normalisation of a model.
-
-    Args:
-        model: A model of `build_model`.
-        policy: "train", "sync" or "freeze".
-        replicas: Number of replicas that train together.
-    """
+    """Sets the policy of every batch normalisation: "train", "sync" or "freeze"."""
     synchronized = policy == "sync" and replicas > 1
     for layer in batch_normalizations(model):
         layer.frozen = policy == "freeze"
@@ -61,61 +55,59 @@ def set_batch_norm(model: keras.Model, policy: str, replicas: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BatchNormPolicy:
-    """The policy that `auto` resolved to.
+    """A policy, "train", "sync" or "freeze", and the reason for it in words."""
 
-    Attributes:
-        policy: "train", "sync" or "freeze".
-        reason: Why, in words.
-    """
-
-    policy: str
+    name: str
     reason: str
 
 
 def resolve_batch_norm(
-    policy: str, images: int, replicas: int, fresh: tuple[str, ...]
+    policy: str, images: int, replicas: int, untrained: tuple[str, ...]
 ) -> BatchNormPolicy:
-    """Returns the policy that "auto" means; other policies stay as they are.
+    """Returns the policy for "auto"; other policies stay as they are.
 
-    Freezing untrained statistics breaks the layers after them, so that "auto" freezes
-    only if a checkpoint has all of them.
+    Freezing untrained statistics breaks the layers after them, so "auto" freezes only
+    if a checkpoint has all of them.
 
     Args:
         policy: "auto", "train", "sync" or "freeze".
-        images: Images that a replica sees at once.
+        images: Images per replica and forward pass.
         replicas: Number of replicas.
-        fresh: Names of moving statistics that no checkpoint has trained.
+        untrained: Names of moving statistics that no checkpoint has.
 
     Raises:
-        UserError: if a single image would have to train batch normalisation.
+        UserError: if batch normalisation would be trained on single images.
     """
-    resolved = _resolve(policy, images, replicas, fresh)
-    seen = images * replicas if resolved.policy == "sync" else images
-    if resolved.policy != "freeze" and seen < 2:
+    resolved = _resolve(policy, images, replicas, untrained)
+    batch = images * replicas if resolved.name == "sync" else images
+    if resolved.name != "freeze" and batch < 2:
         hint = "larger batch"
-        if replicas > 1 and resolved.policy != "sync":
+        if replicas > 1 and resolved.name != "sync":
             hint += ", --batch_norm=sync"
-        if fresh:
+        if untrained:
             hint += ", a --tf_initial_checkpoint of the whole model to freeze"
         raise UserError(
-            f"batch normalisation cannot be trained ({resolved.policy}) on one image "
+            f"batch normalisation cannot be trained ({resolved.name}) on one image "
             f"at a time; use a {hint} or --batch_norm=freeze"
         )
     return resolved
 
 
-def _resolve(policy: str, images: int, replicas: int, fresh) -> BatchNormPolicy:
+def _resolve(policy: str, images: int, replicas: int, untrained) -> BatchNormPolicy:
     if policy != "auto":
-        return BatchNormPolicy(policy, "as asked for")
+        return BatchNormPolicy(policy, "as requested")
     if images >= _ENOUGH:
         return BatchNormPolicy("train", f"{images} images per replica are enough")
     total = images * replicas
     if replicas > 1 and total >= _ENOUGH:
         return BatchNormPolicy("sync", f"{images} images per replica, {total} together")
     few = f"{total} images are few"
-    if not fresh:
+    if not untrained:
         return BatchNormPolicy(
             "freeze", f"{few}, and the checkpoint has all statistics"
         )
-    why = f"{few}, but {len(fresh)} statistics were never trained ({fresh[0]}, ...)"
-    return BatchNormPolicy("sync" if replicas > 1 else "train", why)
+    reason = (
+        f"{few}, but {len(untrained)} statistics were never trained ({untrained[0]}, "
+        "...)"
+    )
+    return BatchNormPolicy("sync" if replicas > 1 else "train", reason)

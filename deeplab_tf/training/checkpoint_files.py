@@ -1,7 +1,7 @@
-"""The files of checkpoints, `model.ckpt-<step>`: found, checked, published, removed.
+"""Finds, checks, publishes and removes checkpoint files, `model.ckpt-<step>`.
 
-A checkpoint is written to a scratch folder and then moved next to the others, its index
-file last: what has an index file is intact, whenever the process was killed.
+A checkpoint is written to a scratch folder and then moved next to its peers, index file
+last. So a checkpoint with an index file is intact, even if the process was killed.
 """
 
 import os
@@ -24,31 +24,31 @@ _STATE_KEYS = (
     *("model_checkpoint_path", "all_model_checkpoint_paths"),
     *("all_model_checkpoint_timestamps", "last_preserved_timestamp"),
 )
-# Of the process with this id. The random end keeps apart processes of several machines.
+# The process id, and a random suffix in case several machines share the folder.
 _SCRATCH = re.compile(r"\.writing-\d+-[0-9a-f]{8}")
 _FILE = re.compile(
     rf"({re.escape(NAME)}-(\d+)(?:{REPLACED})?)\.(index|data-\d+-of-\d+)"
 )
-# `tf.errors` has no common name for what reading a damaged file raises.
+# Raised by reading a damaged file.
 _UNREADABLE = (tf.errors.OpError, ValueError, RuntimeError, IndexError)
 UNWRITABLE = (tf.errors.OpError, OSError)
 
 
 def list_prefixes(folder: str) -> list[str]:
-    """Returns the checkpoints of a folder, damaged ones included, by step.
+    """Returns the checkpoints of a folder by step, damaged ones included.
 
-    They are looked for, because the state file may be gone or cut short.
+    Lists the files, because the state file may be missing or truncated.
     """
     if not tf.io.gfile.isdir(folder):
         return []
     steps = {m[1]: int(m[2]) for m in _match_files(folder) if m[3] == "index"}
-    # The longer name first: what replaces a checkpoint is newer.
+    # The longer name, with REPLACED, is the older one.
     names = sorted(steps, key=lambda name: (steps[name], -len(name)))
     return [os.path.join(folder, name) for name in names]
 
 
 def _match_files(folder: str) -> list[re.Match]:
-    """Returns `_FILE` matched against each file of checkpoints in a folder."""
+    """Returns the match of `_FILE` for each checkpoint file of a folder."""
     return list(filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder))))
 
 
@@ -61,32 +61,32 @@ def foreign_prefixes(folder: str) -> list[str]:
 
 
 def foreign_state_files(folder: str) -> list[str]:
-    """Returns the name of the state file if something else has that name."""
+    """Returns the name of the state file if it is something else, as a list."""
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
         return []
     lines = text_files.read_content(path).decode(errors="replace").split("\n")
     keys = [line.partition(":")[0].strip() for line in lines]
-    # It may have been cut short.
+    # Prefixes, because ours may have been truncated.
     is_ours = all(any(known.startswith(k) for known in _STATE_KEYS) for k in keys)
     return [] if is_ours else [STATE_FILE]
 
 
 def _is_ours(prefix: str) -> bool:
-    """Whether we wrote a checkpoint, or a copy of it that was set aside."""
+    """Returns whether this package wrote a checkpoint or its REPLACED copy."""
     return outputs.is_listed(f"{prefix.removesuffix(REPLACED)}.index")
 
 
 def open_checkpoint(prefix: str):
     """Returns a reader of the tensors of a checkpoint."""
-    # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
+    # `tf.train.load_checkpoint` mistakes a ram:// prefix for a folder.
     return tf.compat.v1.train.NewCheckpointReader(prefix)
 
 
 def find_damage(prefix: str) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, None if they are intact.
+    """Returns why a checkpoint is damaged, or None if it is intact.
 
-    Every tensor is read, which is what compares its checksum.
+    Reads every tensor, which verifies the checksums.
     """
     try:
         reader = open_checkpoint(prefix)
@@ -95,18 +95,18 @@ def find_damage(prefix: str) -> str | None:
             reader.get_tensor(key)
         missing = _expected_keys(reader, keys) - keys
     except _UNREADABLE as error:
-        return _reason(error)
+        return _first_line(error)
     return f"its index lacks {min(missing)}" if missing else None
 
 
 def _expected_keys(reader, keys: set[str]) -> set[str]:
-    """Returns the keys that a checkpoint should have by its own account.
+    """Returns the keys that the object graph of a checkpoint lists.
 
-    The reader silently leaves out a damaged block of an index file that has several
-    (more than about 2000 variables).
+    The reader silently skips a damaged block of an index file that has several (more
+    than about 2000 variables).
     """
     if GRAPH_KEY not in keys:
-        # An official checkpoint has none, ours without it has lost the block.
+        # Official checkpoints have no graph; one of ours has lost that block.
         is_ours = any(map(from_key, keys))
         return {GRAPH_KEY} if is_ours else set()
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
@@ -115,22 +115,22 @@ def _expected_keys(reader, keys: set[str]) -> set[str]:
 
 
 def describe_latest_intact(folder: str) -> str:
-    """Names the checkpoint of a folder from which a training can be resumed."""
+    """Names the latest intact checkpoint of a folder, in words."""
     for prefix in reversed(list_prefixes(folder)):
         if find_damage(prefix) is None:
-            return f"the checkpoint before it, {prefix}, is whole"
-    return "there is no whole checkpoint before it"
+            return f"the previous checkpoint, {prefix}, is intact"
+    return "no earlier checkpoint is intact"
 
 
-def _reason(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """Returns the first line of an error without the names of TensorFlow's ops."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", line)
 
 
 def describe_write_error(error: Exception) -> str:
-    """Returns why writing failed, without the file, which is a scratch file."""
-    return _reason(error).rpartition("; ")[2]
+    """Returns why writing failed, without the name of the scratch file."""
+    return _first_line(error).rpartition("; ")[2]
 
 
 def publish(
@@ -141,18 +141,18 @@ def publish(
     Args:
         write: Writes the files of a prefix.
         name: Name of the checkpoint.
-        folder: Where it is to be: `root`, or a folder within it.
+        folder: Target folder: `root`, or a folder within it.
         root: A locked `train_logdir`.
-        kept: Checkpoints to keep, this one included.
+        kept: Checkpoints to keep, including this one.
     """
     found = map(os.path.basename, list_prefixes(folder))
-    others = [n for n in found if n not in (name, name + REPLACED)]
-    # The new one counts as the newest: where a training began anew it is not.
-    names = [*others, name][-kept:]
+    earlier = [n for n in found if n not in (name, name + REPLACED)]
+    # Always kept, even if a run that started over is at an earlier step.
+    names = [*earlier, name][-kept:]
     with _scratch_folder(root) as scratch:
         write(os.path.join(scratch, name))
         _write_state_file(scratch, names)
-        # Writing takes long; the lock may have been lost meanwhile.
+        # Writing is slow; the lock may have been lost meanwhile.
         verify_training_lock(root)
         _set_aside(scratch, name, folder)
         _move(scratch, name, folder)
@@ -161,33 +161,32 @@ def publish(
 
 @contextmanager
 def _scratch_folder(folder: str) -> Iterator[str]:
-    """Makes a folder within a locked one, on the same disk, and removes it."""
+    """Yields a new folder within a locked one, so on the same disk, and removes it."""
     _remove_scratch_folders(folder)
     name = f".writing-{os.getpid()}-{secrets.token_hex(4)}"
     scratch = os.path.join(folder, name)
-    # Not makedirs: a train_logdir that vanished is not made again.
+    # Not makedirs: a removed train_logdir must not be created again.
     tf.io.gfile.mkdir(scratch)
     try:
         yield scratch
     finally:
-        # What cannot be removed now is removed by the next save; the reason why the
-        # writing failed says more.
+        # The next save removes leftovers; do not hide why writing failed.
         with suppress(*UNWRITABLE):
             tf.io.gfile.rmtree(scratch)
 
 
 def _remove_scratch_folders(folder: str) -> None:
-    """Removes the scratch folders that killed processes left in a locked folder."""
+    """Removes the scratch folders of killed processes from a locked folder."""
     for name in tf.io.gfile.listdir(folder):
-        path = os.path.join(folder, name.rstrip("/"))  # as gs:// lists folders
+        path = os.path.join(folder, name.rstrip("/"))  # gs:// lists folders with "/"
         if _SCRATCH.fullmatch(name.rstrip("/")) and not os.path.islink(path):
             tf.io.gfile.rmtree(path)
 
 
 def _write_state_file(folder: str, names: list[str]) -> None:
-    """Writes the file by which TensorFlow finds the latest checkpoint, the last.
+    """Writes the file that tells TensorFlow the latest checkpoint, the last of `names`.
 
-    With relative paths, so that it holds in a folder that was moved.
+    Its paths are relative, so the folder can be moved.
     """
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
@@ -198,7 +197,7 @@ def _write_state_file(folder: str, names: list[str]) -> None:
 def _set_aside(scratch: str, name: str, folder: str) -> None:
     """Copies the checkpoint that is about to be replaced, if it is intact.
 
-    Its index and data cannot be replaced at once; until both are, the copy counts.
+    Index and data cannot be replaced together; until both are, the copy is restored.
     """
     prefix = os.path.join(folder, name)
     if not tf.io.gfile.exists(f"{prefix}.index") or find_damage(prefix) is not None:
@@ -212,10 +211,10 @@ def _set_aside(scratch: str, name: str, folder: str) -> None:
 
 
 def _move(scratch: str, name: str, folder: str) -> None:
-    """Moves a checkpoint to where it stays, index and state file last."""
+    """Publishes the files of a checkpoint, index and state file last."""
     if not tf.io.gfile.isdir(folder):
         tf.io.gfile.mkdir(folder)
-    # Data of one checkpoint are never next to the index of another.
+    # Removed first, so that it never stands next to the data of another checkpoint.
     index = f"{name}.index"
     path = os.path.join(folder, index)
     if tf.io.gfile.exists(path):
@@ -227,19 +226,19 @@ def _move(scratch: str, name: str, folder: str) -> None:
         (os.path.join(scratch, part), os.path.join(folder, part))
         for part in (*sorted(parts), index, STATE_FILE)
     ]
-    for move in moves[-2:]:  # the index, which stands for the data as well
+    for move in moves[-2:]:  # the entry of the index covers the data
         outputs.list_before_move(*move)
     for source, path in moves:
         tf.io.gfile.rename(source, path, overwrite=True)
 
 
 def _remove_all_but(names: list[str], folder: str) -> None:
-    """Removes the other checkpoints, and data that never got their index."""
+    """Removes our other checkpoints, and data files without an index."""
     old = [
         match
         for match in _match_files(folder)
         if match[1] not in names and _is_ours(os.path.join(folder, match[1]))
     ]
-    # The index first: one without its data would look damaged.
+    # Index first: without its data it would look damaged.
     for match in sorted(old, key=lambda match: match[3] != "index"):
         tf.io.gfile.remove(os.path.join(folder, match[0]))

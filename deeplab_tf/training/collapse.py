@@ -1,18 +1,19 @@
-"""Predictions that have collapsed to one class, a common way to fail."""
+"""Detects predictions that have collapsed to a single class."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-# From which share of one class on predictions have collapsed, and a truth has not.
+# Share of one class at which predictions count as collapsed, and at which the ground
+# truth itself is too one-sided to tell.
 _COLLAPSED, _ONE_SIDED = 0.999, 0.95
 
 
 def count_classes(
     logits: tf.Tensor, labels: tf.Tensor, ignore_label: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Counts the valid pixels that are predicted as, are and rightly are each class.
+    """Counts valid pixels by prediction, by ground truth and where both agree.
 
     Args:
         logits: `[batch, height, width, num_classes]`.
@@ -41,11 +42,8 @@ def find_collapse(
 ) -> str | None:
     """Returns a warning if nearly all predictions are one class, else None.
 
-    Args:
-        predicted: Pixels predicted as each class, `[num_classes]`.
-        truth: Pixels of each class, `[num_classes]`; a class that is nearly all of
-            them may be predicted everywhere.
-        class_names: Names of the classes.
+    `predicted` and `truth` are pixel counts `[num_classes]`. A class that is nearly all
+    of the ground truth may be predicted everywhere.
     """
     predicted, truth = np.asarray(predicted), np.asarray(truth)
     if not predicted.sum() or not truth.sum():
@@ -57,6 +55,6 @@ def find_collapse(
         return None
     return (
         f"{100 * share:.4g} % of the predictions are '{class_names[largest]}', "
-        f"which is {100 * true_share:.2g} % of the truth: the predictions have "
-        "collapsed; look at the learning rate, the labels and the class weights"
+        f"which is {100 * true_share:.2g} % of the ground truth: the predictions have "
+        "collapsed; check the learning rate, the labels and the class weights"
     )

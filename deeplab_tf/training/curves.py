@@ -1,4 +1,4 @@
-"""The curves of a training: loss, score and learning rate over its steps."""
+"""Draws the curves of a training run: loss, score and learning rate."""
 
 import functools
 
@@ -16,12 +16,7 @@ _LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
 
 
 def draw_curves(history: History, path: str) -> None:
-    """Draws loss, measure and learning rate over the steps into a PNG.
-
-    Args:
-        history: What to draw; without rows nothing is drawn.
-        path: Of the PNG.
-    """
+    """Draws loss, measure and learning rate of a history into a PNG, if it has rows."""
     if not history.rows:
         return
     draw_score = functools.partial(_draw_score, MEASURES[history.measure])
@@ -44,14 +39,14 @@ def draw_curves(history: History, path: str) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Returns the trend of noisy values, unmoved by single outliers."""
+    """Returns the trend of noisy values, robust against outliers."""
     width = len(values) // 50 | 1
     medians = ndimage.median_filter(values, width, mode="reflect")
     return ndimage.gaussian_filter1d(medians, width / 3, mode="reflect")
 
 
 def _marker(steps) -> str | None:
-    """Returns the marker of a curve, which has none unless it is a point."""
+    """Returns a marker for a curve of a single point, which has no line."""
     return "o" if len(steps) == 1 else None
 
 
@@ -59,7 +54,7 @@ def _draw_loss(axes, steps, losses) -> None:
     smoothed = _smooth(losses)
     axes.plot(steps, losses, color=_LOSS, alpha=0.25, linewidth=0.8)
     axes.plot(steps, smoothed, color=_LOSS, linewidth=1.8, marker=_marker(steps))
-    # A single step that went wrong would flatten everything else.
+    # A single outlier would flatten the rest.
     axes.set_ylim(0, 1.3 * smoothed.max() or 1)
     axes.set_ylabel("data loss")
 

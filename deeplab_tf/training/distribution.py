@@ -1,4 +1,4 @@
-"""Which devices train together: strategies, workers and their shares of a batch."""
+"""Distribution strategies, workers and their shares of a batch."""
 
 import contextlib
 import dataclasses
@@ -20,24 +20,19 @@ _EXAMPLE = (
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """Place of this process among those that train together.
-
-    Attributes:
-        index: From 0; the worker 0 writes.
-        count: Number of workers.
-    """
+    """Position of this process among the workers; worker 0 is the chief."""
 
     index: int = 0
     count: int = 1
 
     @property
     def is_chief(self) -> bool:
-        """Whether this is the worker that writes."""
+        """Whether this worker writes files."""
         return self.index == 0
 
 
 def current_worker(strategy: tf.distribute.Strategy) -> Worker:
-    """Returns the place of this process in a strategy."""
+    """Returns the position of this process in a strategy."""
     resolver = getattr(strategy, "cluster_resolver", None)
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return Worker()
@@ -50,28 +45,21 @@ def current_worker(strategy: tf.distribute.Strategy) -> Worker:
 
 @contextlib.contextmanager
 def report_lost_workers(worker: Worker) -> Iterator[None]:
-    """Reports that another worker has gone, where that is what an error means.
-
-    Args:
-        worker: This process; alone it has none to lose.
-
-    Raises:
-        UserError: instead of what collective operations raise.
-    """
+    """Raises a `UserError` when a collective operation fails because a peer is gone."""
     try:
         yield
     except (
         *(tf.errors.UnavailableError, tf.errors.AbortedError),
         *(tf.errors.CancelledError, tf.errors.InternalError),
     ) as error:
-        # The others may as well mean that this very worker has failed.
-        is_of_others = isinstance(error, tf.errors.UnavailableError)
-        if worker.count == 1 or not (is_of_others or "ollective" in error.message):
+        # Other errors may also come from this worker itself.
+        is_unavailable = isinstance(error, tf.errors.UnavailableError)
+        if worker.count == 1 or not (is_unavailable or "ollective" in error.message):
             raise
         lines = [line for line in error.message.splitlines() if "ollective" in line]
         raise UserError(
-            f"worker {worker.index + 1} of {worker.count} stops, for another one has "
-            "gone; start all of them again, and they go on from the latest checkpoint "
+            f"worker {worker.index + 1} of {worker.count} lost another worker and "
+            "stops; restart all workers to resume from the latest checkpoint "
             f"({(lines or [error.message])[0][:200]})"
         ) from error
 
@@ -86,18 +74,18 @@ def make_strategy(
     clone_on_cpu: bool = False,
     tpu: str | None = None,
 ) -> tf.distribute.Strategy:
-    """Returns the strategy of a name, before TensorFlow has used any device.
+    """Returns a distribution strategy; call it before TensorFlow uses any device.
 
     Args:
-        name: One of `STRATEGIES`. "auto" is several workers where the environment
+        name: One of `STRATEGIES`. "auto" means several workers if the environment
             variable TF_CONFIG names them, else all visible GPUs, else the CPU.
-        num_clones: Devices of this machine that train; None is all GPUs. On CPU it
-            makes as many logical devices.
-        clone_on_cpu: Whether GPUs are left alone.
+        num_clones: Number of devices of this machine; None uses all GPUs. On CPU it
+            creates as many logical devices.
+        clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".
 
     Raises:
-        UserError: for a strategy that this machine cannot offer.
+        UserError: if the strategy is not available on this machine.
     """
     if num_clones is not None and num_clones < 1:
         raise UserError(f"num_clones must be at least 1; received {num_clones}")
@@ -108,8 +96,8 @@ def make_strategy(
         return _tpu_strategy(tpu)
     if gpus and (num_clones or 0) > len(gpus):
         raise UserError(
-            f"num_clones={num_clones}, but TensorFlow sees {len(gpus)} GPUs; "
-            "clone_on_cpu leaves them alone"
+            f"num_clones={num_clones}, but TensorFlow sees {len(gpus)} GPUs; use "
+            "clone_on_cpu to train on the CPU"
         )
     if name == "multi_worker_mirrored":
         _require_tf_config()
@@ -119,7 +107,7 @@ def make_strategy(
         return tf.distribute.MirroredStrategy(_devices(gpus, num_clones))
     if (num_clones or 1) > 1:
         raise UserError(
-            f"distribution_strategy=one_device is of one device; num_clones="
+            f"distribution_strategy=one_device uses one device; num_clones="
             f"{num_clones} needs distribution_strategy=mirrored"
         )
     return tf.distribute.get_strategy()
@@ -128,21 +116,16 @@ def make_strategy(
 def make_local_strategy(
     num_clones: int | None = None, clone_on_cpu: bool = False
 ) -> tf.distribute.Strategy:
-    """Returns the strategy of all devices of this machine, whatever TF_CONFIG says.
+    """Returns the strategy of all devices of this machine, ignoring TF_CONFIG.
 
-    Args:
-        num_clones: See `make_strategy`.
-        clone_on_cpu: See `make_strategy`.
-
-    Raises:
-        UserError: as `make_strategy` does.
+    See `make_strategy` for the arguments and errors.
     """
     name = _auto_local(_visible_gpus(clone_on_cpu), num_clones)
     return make_strategy(name, num_clones, clone_on_cpu)
 
 
 def _devices(gpus: list, count: int | None) -> list[str]:
-    """Returns the devices that are mirrored, logical CPUs where there is no GPU."""
+    """Returns the devices to mirror: GPUs, else logical CPUs."""
     if gpus:
         return [f"GPU:{i}" for i in range(count or len(gpus))]
     (cpu,), count = tf.config.list_physical_devices("CPU"), count or 1
@@ -159,7 +142,7 @@ def _visible_gpus(clone_on_cpu: bool) -> list:
 
 
 def _auto(gpus, num_clones: int | None, tpu: str | None) -> str:
-    """Returns the strategy that "auto" means here."""
+    """Returns the strategy for "auto"."""
     if tpu:
         return "tpu"
     if os.environ.get(_TF_CONFIG):
@@ -172,13 +155,9 @@ def _auto_local(gpus, num_clones: int | None) -> str:
 
 
 def _require_tf_config() -> None:
-    """Refuses a TF_CONFIG that TensorFlow would wait on, or misread.
-
-    Raises:
-        UserError: saying what is wrong with it, and how one looks.
-    """
+    """Refuses a TF_CONFIG on which TensorFlow would hang, or which it would misread."""
     text = os.environ.get(_TF_CONFIG, "")
-    problem = _problem_of_tf_config(text)
+    problem = _find_tf_config_problem(text)
     if problem:
         raise UserError(
             f"multi_worker_mirrored needs the environment variable {_TF_CONFIG}, such "
@@ -186,7 +165,7 @@ def _require_tf_config() -> None:
         )
 
 
-def _problem_of_tf_config(text: str) -> str:
+def _find_tf_config_problem(text: str) -> str:
     if not text:
         return "it is not set"
     try:
@@ -196,13 +175,13 @@ def _problem_of_tf_config(text: str) -> str:
         addresses = {k: list(cluster[k]) for k in cluster}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return f"received {text!r} ({type(error).__name__}: {error})"
-    strange = set(addresses) - {"chief", "worker"}
-    if strange:
-        return f"the cluster may hold chief and worker; received {sorted(strange)}"
+    unknown = set(addresses) - {"chief", "worker"}
+    if unknown:
+        return f"the cluster may have chief and worker; received {sorted(unknown)}"
     if not 0 <= index < len(addresses.get(kind, ())):
         return f"the cluster has no {kind} {index}; received {text!r}"
-    wrong = [a for of in addresses.values() for a in of if not _is_address(a)]
-    return f"{wrong[0]!r} is no host:port" if wrong else ""
+    wrong = [a for group in addresses.values() for a in group if not _is_address(a)]
+    return f"{wrong[0]!r} is not host:port" if wrong else ""
 
 
 def _is_address(text) -> bool:
@@ -235,55 +214,51 @@ def _tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
 
 
 def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
-    """Returns how many images a replica sees at once.
+    """Returns the number of images per replica and forward pass.
 
     Args:
         batch_size: Images per optimiser step, over all replicas.
         replicas: Number of replicas.
-        parts: Parts of a batch that are seen one after the other.
+        parts: Forward passes per optimiser step (`accumulate_steps`).
 
     Raises:
-        UserError: if the batch cannot be shared evenly.
+        UserError: if the batch cannot be split evenly.
     """
     shares = replicas * parts
     if batch_size < shares or batch_size % shares:
         nearest = max(batch_size // shares, 1) * shares
-        of_parts = f" of accumulate_steps={parts}" if parts > 1 else ""
+        suffix = f" with accumulate_steps={parts}" if parts > 1 else ""
         raise UserError(
             f"a batch of {batch_size} images cannot be shared evenly by {replicas} "
-            f"replicas{of_parts}; {nearest} can"
+            f"replicas{suffix}; {nearest} can"
         )
     return batch_size // shares
 
 
 def uses_gpu() -> bool:
-    """Whether computations land on a GPU by default."""
+    """Returns whether TensorFlow places computations on a GPU."""
     return bool(tf.config.get_visible_devices("GPU"))
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a strategy trains on a TPU."""
+    """Returns whether a strategy trains on a TPU."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def resolve_jit(jit: str, strategy: tf.distribute.Strategy) -> bool:
     """Returns whether XLA compiles the step: on TPUs, and by "auto" on a single GPU.
 
-    On CPU it makes depthwise convolutions some twenty times slower.
-
-    Args:
-        jit: "auto", "on" or "off".
-        strategy: The strategy of the model.
+    On CPU, XLA makes depthwise convolutions about 20 times slower.
 
     Raises:
-        UserError: for "on" with several replicas, which exchange values in a step.
+        UserError: for "on" with several replicas, which exchange values within a step.
     """
     if is_tpu(strategy):
         return True
     replicas = strategy.num_replicas_in_sync
     if jit == "on" and replicas > 1:
         raise UserError(
-            f"jit=on compiles the step of one replica; {replicas} exchange values "
-            "within it"
+            f"jit=on needs a single replica; {replicas} replicas exchange values "
+            "within the step"
         )
     return jit == "on" or (jit == "auto" and replicas == 1 and uses_gpu())

@@ -1,4 +1,4 @@
-"""Stops a training whose weights, images, loss or gradients are not finite."""
+"""Stops a training run whose weights, images, loss or gradients are not finite."""
 
 import collections
 import math
@@ -16,12 +16,11 @@ STEP_METRICS = (
     *("data_loss", "regularization_loss", "learning_rate", "nonfinite_gradients"),
     *("broken_image", "images"),
 )
-# Losses to report: enough to see a trend.
+# Number of recent losses from which an error describes the trend.
 _REPORTED_LOSSES = 10
-# Largest pixel that a 16-bit image can hold. Pixels are 0..255 by convention, and
-# nothing that was an image comes near this bound once it is scaled to them.
+# Largest pixel of a 16-bit image; scaled to 0..255, no image comes near it.
 _LARGEST_PIXEL = 65535.0
-# The largest values in use. A setting beyond them can make a training diverge alone.
+# Larger values alone can make training diverge.
 _LARGEST_USUAL = {
     "label_weights": 10.0,
     "last_layer_gradient_multiplier": 10.0,
@@ -34,12 +33,8 @@ _LARGEST_USUAL = {
 class DivergenceCheck:
     """Raises an error that names the cause of a step that is not finite.
 
-    Args:
-        config: How the model is trained.
-        is_float16: Whether the model computes in float16, which skips such steps.
-
-    Attributes:
-        restored: Prefix of the checkpoint that was resumed, if there is one.
+    `restored` is the prefix of the restored checkpoint, if any. A model in float16
+    skips such steps.
     """
 
     def __init__(self, config: TrainConfig, is_float16: bool):
@@ -50,28 +45,24 @@ class DivergenceCheck:
         self._losses = collections.deque[float](maxlen=_REPORTED_LOSSES)
 
     @property
-    def _start(self) -> str:
+    def _source(self) -> str:
         """Where the weights come from, in words."""
         if self.restored:
             return self.restored
         checkpoint = self._config.tf_initial_checkpoint
         return f"tf_initial_checkpoint={checkpoint}" if checkpoint else "the model"
 
-    def begin(self, step: int) -> None:
-        """Notes the step at which a training begins."""
+    def start(self, step: int) -> None:
+        """Starts checking at a step."""
         self._first_step = step
         self._losses.clear()
 
     def require_finite_values(self, variables: Mapping[str, tf.Variable]) -> None:
-        """Refuses to train from weights, averages or accumulators with NaN.
-
-        Raises:
-            UserError: naming the first of them.
-        """
+        """Refuses to train if weights, averages or accumulators are not finite."""
         name = find_nonfinite(variables)
         if name is not None:
             raise UserError(
-                f"{self._start} holds values that are not finite (first: {name}); "
+                f"{self._source} holds values that are not finite (first: {name}); "
                 "start from another checkpoint"
             )
 
@@ -82,20 +73,17 @@ class DivergenceCheck:
         samples: int,
         name_samples: Callable[[int, int], str] | None,
     ) -> None:
-        """Stops after a step that is not finite.
+        """Raises a `UserError` that names the image or setting behind a failed step.
 
         Args:
-            rows: `[steps, STEP_METRICS]`, of which only the last may not be finite.
+            rows: `[steps, STEP_METRICS]`, finite except perhaps for the last one.
             step: Optimiser steps done.
             samples: Samples consumed.
-            name_samples: Names some samples by the number of the first and their count.
-
-        Raises:
-            UserError: naming the image or the setting that caused it.
+            name_samples: Function of `(first sample, count)` that describes samples.
         """
         metrics = dict(zip(STEP_METRICS, rows[-1].tolist(), strict=True))
         place = int(metrics["broken_image"])
-        # NumPy's: TensorFlow's would take the host a quarter of a millisecond.
+        # TensorFlow's `is_finite` would take a quarter of a millisecond.
         is_finite = np.isfinite(rows[-1]).all() and not metrics["nonfinite_gradients"]
         if is_finite and place < 0:
             self._losses.extend(rows[:, 0].tolist())
@@ -110,20 +98,16 @@ class DivergenceCheck:
                 "not finite or absurdly large; correct what makes the images, whose "
                 "pixels are 0..255"
             )
-        start = self._start if step == self._first_step else None
+        source = self._source if step == self._first_step else None
         raise UserError(
             explain_divergence(
-                self._config, step, metrics, self._losses, start, self._is_float16
+                self._config, step, metrics, self._losses, source, self._is_float16
             )
         )
 
 
 def is_finite_step(row: tf.Tensor) -> tf.Tensor:
-    """Returns whether losses, gradients and images of a step are finite.
-
-    Args:
-        row: `[STEP_METRICS]`.
-    """
+    """Returns whether losses, gradients and images of a step are finite."""
     metrics = dict(zip(STEP_METRICS, tf.unstack(row), strict=True))
     is_finite = tf.reduce_all(tf.math.is_finite(row))
     is_finite &= metrics["nonfinite_gradients"] == 0
@@ -131,48 +115,38 @@ def is_finite_step(row: tf.Tensor) -> tf.Tensor:
 
 
 def find_nonfinite(variables: Mapping[str, tf.Variable]) -> str | None:
-    """Returns the name of the first variable that holds NaN or infinity, if any."""
+    """Returns the name of the first variable with NaN or infinity, if any."""
     floating = {n: v for n, v in variables.items() if v.dtype.is_floating}
     if not floating:
         return None
-    # Stacked, so that a GPU is waited for once and not for every variable.
+    # Stacked to wait for the GPU once, not for every variable.
     finite = tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in floating.values()])
     names = zip(floating, finite.numpy(), strict=True)
     return next((name for name, is_finite in names if not is_finite), None)
 
 
 def find_broken_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns which images have a pixel that is not finite or absurdly large.
+    """Returns which images have pixels that are not finite or absurdly large.
 
-    Args:
-        images: `[batch, height, width, channels]`, 0..255 by convention.
-
-    Returns:
-        Booleans `[batch]`.
+    Images are `[batch, height, width, channels]`, the result is boolean `[batch]`.
     """
     pixels = tf.cast(images, tf.float32)
-    # Not `~(pixels <= limit)`, which TensorFlow's graphs turn into `pixels > limit`: no
-    # NaN is above it.
+    # TensorFlow's graphs turn `~(pixels <= limit)` into `pixels > limit`, which is
+    # false for NaN.
     is_broken = ~tf.math.is_finite(pixels) | (tf.abs(pixels) > _LARGEST_PIXEL)
     return tf.reduce_any(is_broken, range(1, len(images.shape)))
 
 
 def find_first_broken_image(images: tf.Tensor) -> tf.Tensor:
-    """Returns the place of the first image of `find_broken_images`.
+    """Returns the index of the first broken image in the batch of all replicas, or -1.
 
-    To be called in a replica context.
-
-    Args:
-        images: Those of this replica.
-
-    Returns:
-        The place in the batch of all replicas, a float32 scalar that is the same on
-        every replica; -1 if no image is broken.
+    Takes the images of this replica and returns the same float32 scalar on each one.
+    Call it in a replica context.
     """
     context = tf.distribute.get_replica_context()
     own_row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
     broken = tf.cast(find_broken_images(images), tf.float32)
-    # Each replica fills its own row, so that the sum holds those of all.
+    # Each replica fills its own row, so the sum has all rows.
     broken = sum_over_replicas(own_row[:, None] * broken[None])
     first = tf.cast(tf.argmax(tf.reshape(broken, [-1])), tf.float32)
     return tf.where(tf.reduce_any(broken > 0), first, -1.0)
@@ -183,37 +157,37 @@ def explain_divergence(
     step: int,
     metrics: Mapping[str, float],
     losses: Sequence[float],
-    start: str | None,
+    source: str | None,
     is_float16: bool,
 ) -> str:
     """Returns one line that names the settings which made a step fail.
 
     Args:
-        config: How the model is trained.
+        config: The training options.
         step: Number of the step, from 0.
         metrics: `data_loss` and `learning_rate` of the step.
         losses: Losses of the steps before it, the latest last.
-        start: What the weights come from if no step changed them since; else None.
+        source: Where the weights come from if no step has changed them yet; else None.
         is_float16: Whether the model computes in float16.
     """
     loss = metrics["data_loss"]
-    what = f"the loss is {loss} at step {step}"
+    problem = f"the loss is {loss} at step {step}"
     if math.isfinite(loss):
-        what = f"the gradients are not finite at step {step} (loss {loss:.3g})"
+        problem = f"the gradients are not finite at step {step} (loss {loss:.3g})"
     causes = _unusual_settings(config)
     if is_float16:
         causes.append("float16 may overflow: precision=bfloat16 does not")
-    if start is None:
-        causes.insert(0, _learning_rate(config, step, metrics["learning_rate"]))
+    if source is None:
+        rate = metrics["learning_rate"]
+        causes.insert(0, _describe_learning_rate(config, step, rate))
     else:
         causes.append(
-            f"no step has changed the weights, so check where they come from: {start}"
+            f"no step has changed the weights, so check where they come from: {source}"
         )
-    return f"{what}{_trend(losses)}; {'; '.join(causes)}"
+    return f"{problem}{_describe_trend(losses)}; {'; '.join(causes)}"
 
 
-def _trend(losses: Sequence[float]) -> str:
-    """Returns how the loss developed, in words."""
+def _describe_trend(losses: Sequence[float]) -> str:
     if not losses:
         return ""
     first, last, steps = losses[0], losses[-1], len(losses) - 1
@@ -223,7 +197,7 @@ def _trend(losses: Sequence[float]) -> str:
     return f", after {verb} from {first:.3g} to {last:.3g} in {steps} steps"
 
 
-def _learning_rate(config: TrainConfig, step: int, rate: float) -> str:
+def _describe_learning_rate(config: TrainConfig, step: int, rate: float) -> str:
     """Names the setting that determines the learning rate of a step."""
     name = "base_learning_rate"
     if config.optimizer == "adam":
@@ -235,7 +209,7 @@ def _learning_rate(config: TrainConfig, step: int, rate: float) -> str:
 
 
 def _unusual_settings(config: TrainConfig) -> list[str]:
-    """Returns a phrase for each setting that is larger than any in use."""
+    """Returns a phrase for each setting that is larger than usual."""
     found = []
     for name, usual in _LARGEST_USUAL.items():
         value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""Steps in float16, whose small gradients vanish unless the loss is scaled."""
+"""Training steps in float16, whose gradients underflow unless the loss is scaled."""
 
 from collections.abc import Callable
 
@@ -14,12 +14,12 @@ _GROWS_AFTER = 2000
 
 
 def computes_in_half(model: keras.Model) -> bool:
-    """Whether a model computes in float16, whose gradients may vanish or overflow."""
+    """Returns whether a model computes in float16."""
     return model_precision(model) == "float16"
 
 
 class LossScale:
-    """A factor that halves at an overflow and doubles after 2,000 steps without."""
+    """A loss scale that halves on overflow and doubles after 2,000 good steps."""
 
     def __init__(self):
         self._scale = tf.Variable(_INITIAL, name="loss_scale")
@@ -27,20 +27,15 @@ class LossScale:
 
     @property
     def variables(self) -> dict[str, tf.Variable]:
-        """What a checkpoint holds."""
+        """Variables to save in a checkpoint."""
         return {"scale": self._scale, "steps": self._steps}
 
     def value(self):
-        """Returns the factor, a float32 scalar."""
+        """Returns the scale, a float32 scalar."""
         return self._scale.read_value()
 
     def update(self, is_finite, do_step: Callable[[], object]) -> None:
-        """Does a step if its gradients are finite, and adapts the factor.
-
-        Args:
-            is_finite: Whether all gradients are, a scalar.
-            do_step: Does the step.
-        """
+        """Calls `do_step` if all gradients are finite, and adapts the scale."""
 
         def grow():
             do_step()
@@ -59,19 +54,15 @@ class LossScale:
 
 
 class HalfPrecisionStep:
-    """Scales the loss of a step; skips the step if a gradient overflows.
+    """Scales the loss of a step and skips the step if a gradient overflows.
 
-    As in 1710.03740, Sec. 3.2. Keras' own optimiser for this asks each replica by
-    itself whether it overflowed, and so lets them diverge where they exchange
-    gradients later; here all replicas know before any of them moves.
+    As in 1710.03740, Sec. 3.2. Keras' LossScaleOptimizer decides on each replica before
+    gradients are exchanged, so replicas may diverge; here all replicas decide together.
 
     Args:
         step: The step of one replica.
-        replicas: All of them.
+        replicas: All replicas.
         jit: Whether XLA compiles the step.
-
-    Attributes:
-        scale: The factor on the loss.
     """
 
     def __init__(self, step: TrainStep, replicas: Replicas, jit: bool):
@@ -82,7 +73,7 @@ class HalfPrecisionStep:
         self._apply = replicas.compile(self._apply_gradients, jit)
 
     def __call__(self, images, labels) -> tuple[dict, tf.Tensor]:
-        """Does a step of all replicas, unless it overflows.
+        """Runs a step on all replicas unless it overflows.
 
         Returns:
             The metrics of `TrainStep`, and whether all gradients were finite.
@@ -91,19 +82,19 @@ class HalfPrecisionStep:
         gradients, *results = replicas.run(self._compute, images, labels, scale)
         metrics, is_finite = replicas.first(results)
         self.scale.update(is_finite, lambda: replicas.run(self._apply, gradients))
-        # Nothing is left to halve: no smaller scale will do.
+        # The scale cannot get any smaller.
         is_hopeless = ~is_finite & (scale <= 1.0)
         hopeless = {"nonfinite_gradients": tf.cast(is_hopeless, tf.float32)}
         return metrics | hopeless, is_finite
 
     def _compute_gradients(self, images, labels, scale) -> tuple:
-        """Returns the gradients of all replicas, metrics, whether they are finite."""
+        """Returns summed gradients, metrics, and whether all gradients are finite."""
         gradients, metrics = self._step.compute_gradients(images, labels, scale)
         gradients = sum_over_replicas(gradients)
         finite = [tf.reduce_all(tf.math.is_finite(g)) for g in gradients]
         return gradients, metrics, tf.reduce_all(finite)
 
     def _apply_gradients(self, gradients: list) -> None:
-        # The optimiser adds them up once more.
+        # The optimiser sums over replicas again.
         count = self._replicas.count
         self._step.apply_gradients([g / count for g in gradients])

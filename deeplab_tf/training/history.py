@@ -1,4 +1,4 @@
-"""The losses and scores of a training, in a file of one line per report."""
+"""The losses and scores of a training run in `history.jsonl`, one line per report."""
 
 import json
 import math
@@ -15,21 +15,19 @@ from deeplab_tf.files.outputs import write_text
 
 HISTORY_FILE = "history.jsonl"
 _REMEDY = "remove it to resume without the history"
-# The scores of evaluations, and how they are reported.
+# Score to its name in reports.
 MEASURES = {"miou": "mIoU", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 
 
 class History:
-    """The rows of `history.jsonl`, in memory until they are flushed.
+    """The rows of `history.jsonl`, kept in memory until `flush`.
+
+    Each row has its `step`; a training report also `data_loss`, `learning_rate` and
+    more, an evaluation the measure.
 
     Args:
-        folder: Folder of the file, the `train_logdir`; None keeps it in memory.
-        measure: Name in `MEASURES` of the score that decides the best evaluation.
-
-    Attributes:
-        measure: As given.
-        rows: In order. Each has its `step`; a report of the training also `data_loss`,
-            `learning_rate` and more, an evaluation the measure.
+        folder: The `train_logdir`; None writes no file.
+        measure: Key of `MEASURES` that selects the best evaluation.
     """
 
     def __init__(self, folder: str | None, measure: str = "miou"):
@@ -39,16 +37,10 @@ class History:
         self._path = folder and os.path.join(folder, HISTORY_FILE)
 
     def restart(self, step: int) -> None:
-        """Reads the rows up to a step from the file; later steps are done again.
+        """Reads the rows up to `step` from the file; later steps are run again.
 
-        To be called once before anything is appended; a file that was there is
-        overwritten by the next `flush`.
-
-        Args:
-            step: Steps that were done before: 0, or those of the checkpoint.
-
-        Raises:
-            UserError: if the file is none of ours; names its line.
+        Call it once, before `append`; the next `flush` overwrites the file. Raises
+        `UserError` if a line of the file is not valid.
         """
         rows = _read(self._path) if self._path else []
         for row in rows:
@@ -56,21 +48,21 @@ class History:
                 self.append(row)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Adds a row, which is written by the next `flush`."""
+        """Adds a row, which the next `flush` writes."""
         self.rows.append(dict(row))
         if self.measure in row:
             self._evaluations.append((row["step"], row[self.measure]))
 
     def flush(self) -> None:
-        """Writes the file atomically; meant for checkpoints, not steps.
+        """Writes the file atomically.
 
-        Before the checkpoint rather than after it: `restart` drops rows of later steps,
-        but rows that were never written do not come again.
+        Call it before saving a checkpoint: `restart` drops rows of later steps, but
+        rows that were never written are lost.
         """
         if self._path is None:
             return
         if not self.rows:
-            # Not an empty file, which could as well be one that was cut short.
+            # An empty file could not be told from a truncated one.
             if tf.io.gfile.exists(self._path):
                 tf.io.gfile.remove(self._path)
             return
@@ -78,19 +70,19 @@ class History:
         write_text(_to_text(self.rows), self._path)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the steps of the rows that have a value, and the values."""
+        """Returns the steps that have a value, and the values."""
         rows = [(row["step"], row[name]) for row in self.rows if name in row]
         steps, values = np.array(rows, np.float64).reshape(-1, 2).T
         return steps, values
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the best evaluation, the first of equals; None without."""
+        """Step and score of the best evaluation, the earliest if equal, or None."""
         return max(self._evaluations, key=lambda scored: scored[1], default=None)
 
     @property
     def evaluations_since_best(self) -> int:
-        """Evaluations since the best one, which were no better; 0 without any."""
+        """Number of evaluations since the best one."""
         if not self._evaluations:
             return 0
         return len(self._evaluations) - 1 - self._evaluations.index(self.best)
@@ -98,7 +90,7 @@ class History:
 
 def _to_text(rows: Sequence[Mapping[str, float]]) -> str:
     """Returns the lines of the file, each with a checksum."""
-    values = [{name: _plain(value) for name, value in row.items()} for row in rows]
+    values = [{name: _to_json(value) for name, value in row.items()} for row in rows]
     lines = [
         json.dumps({strict_json.CHECKSUM: _checksum(i, len(rows), row), **row})
         for i, row in enumerate(values)
@@ -106,23 +98,19 @@ def _to_text(rows: Sequence[Mapping[str, float]]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _plain(value: float | np.generic) -> float | None:
-    """Returns a number as JSON has it; null is not a number or infinite."""
+def _to_json(value: float | np.generic) -> float | None:
+    """Returns a number for JSON, null if it is not finite."""
     value = value.item() if isinstance(value, np.generic) else value
     return value if math.isfinite(value) else None
 
 
 def _checksum(index: int, count: int, row: Mapping[str, float | None]) -> str:
-    # With the number of rows, so that no line is lost, doubled or moved unnoticed.
+    # Index and count reveal lines that were lost, duplicated or moved.
     return strict_json.checksum([index, count, row])
 
 
 def _read(path: str) -> list[dict]:
-    """Returns the rows of a file.
-
-    Raises:
-        UserError: if a line is damaged, or lines are missing; names the line.
-    """
+    """Returns the rows of a file; an error names the damaged or missing line."""
     if not tf.io.gfile.exists(path):
         return []
     content = text_files.read_content(path)
@@ -130,7 +118,7 @@ def _read(path: str) -> list[dict]:
         raise UserError(f"{path} is empty; {_REMEDY}")
     text = strict_json.decode(content, path, text_files.MAX_BYTES)
     lines = text.removesuffix("\n").split("\n")
-    rows = [_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
+    rows = [_parse_row(line, f"line {i} of {path}") for i, line in enumerate(lines, 1)]
     for i, row in enumerate(rows):
         if row.pop(strict_json.CHECKSUM, None) != _checksum(i, len(rows), row):
             raise UserError(
@@ -141,12 +129,8 @@ def _read(path: str) -> list[dict]:
     return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
 
-def _row(line: str, where: str) -> dict:
-    """Returns a row whose values have the right types.
-
-    Raises:
-        UserError: if the line is something else; names `where`.
-    """
+def _parse_row(line: str, where: str) -> dict:
+    """Returns a row after checking the types of its values."""
     row = strict_json.parse(line, where)
     if not isinstance(row, dict) or "step" not in row:
         raise UserError(

@@ -1,21 +1,19 @@
-"""SIGTERM, SIGHUP and Ctrl-C ask a program to end; a second signal ends it at once."""
+"""Handles SIGTERM, SIGHUP and Ctrl-C: the first asks to stop, the second kills."""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
-# SIGHUP comes when a terminal is closed; Windows has none.
+# Windows has no SIGHUP.
 _HANGUP = getattr(signal, "SIGHUP", None)
 _SIGNALS = [n for n in (signal.SIGTERM, signal.SIGINT, _HANGUP) if n is not None]
 
 
 class Interrupted(SystemExit):
-    """Ends a program with the status of a signal, 128 plus its number.
+    """Exits with the status of a signal, 128 plus its number.
 
-    Args:
-        number: Number of the signal.
-        checkpoint: Prefix of the checkpoint that was saved before ending.
+    `checkpoint` is the prefix of the checkpoint that was saved before, if any.
     """
 
     def __init__(self, number: int, checkpoint: str | None = None):
@@ -25,12 +23,9 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """Notes the first signal while it is entered.
+    """Context manager that stores the first signal in `signal`.
 
     A SIGHUP that was ignored, as under nohup, stays ignored.
-
-    Attributes:
-        signal: Number of the signal, None as long as there was none.
     """
 
     def __init__(self):
@@ -50,12 +45,12 @@ class Interruption:
 
     @property
     def exit_status(self) -> int:
-        """What a program ended by the signal returns."""
+        """Exit status of a program stopped by the signal."""
         return Interrupted(self.number).code
 
     @property
     def number(self) -> int:
-        """Number of the signal; SIGTERM where another worker has received it."""
+        """Number of the signal; SIGTERM if another worker received it."""
         return self.signal or signal.SIGTERM
 
 
@@ -80,11 +75,11 @@ def _first_signal(handle: Callable[[int], None], numbers: list[int]) -> Iterator
             signal.signal(each, signal.SIG_DFL)
         handle(number)
 
-    # Python runs handlers in the main thread only, and lets no other set them.
+    # Python allows signal handlers in the main thread only.
     is_main = threading.current_thread() is threading.main_thread()
     try:
         for number in numbers if is_main else ():
-            # Kept before it is replaced: the signal may come right after that.
+            # Stored first, because the signal may arrive right after `signal.signal`.
             before[number] = signal.getsignal(number) or signal.SIG_DFL
             signal.signal(number, handle_once)
         yield

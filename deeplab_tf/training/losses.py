@@ -1,4 +1,4 @@
-"""The official training loss: cross-entropy over the pixels that count.
+"""The official training loss: cross-entropy over valid pixels.
 
 DeepLabv3 (1706.05587), Sec. 4.1; hard-pixel mining as in the official code.
 """
@@ -16,12 +16,12 @@ from deeplab_tf.models.tensors import Tensor
 def mined_share(
     step: Tensor, top_k_percent_pixels: float, hard_example_mining_step: int
 ) -> Tensor:
-    """Returns the share of pixels in the loss, falling from 1 as mining sets in.
+    """Returns the share of pixels in the loss, decreasing from 1 as mining sets in.
 
     Args:
         step: Optimiser steps done.
-        top_k_percent_pixels: Share (0..1] reached in the end.
-        hard_example_mining_step: Steps until it is reached; 0 is at once.
+        top_k_percent_pixels: Final share, in (0, 1].
+        hard_example_mining_step: Steps until it is reached; 0 means immediately.
     """
     if hard_example_mining_step == 0 or top_k_percent_pixels == 1.0:
         return top_k_percent_pixels
@@ -37,17 +37,17 @@ def segmentation_loss(
     share: float | Tensor = 1.0,
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Returns the mean cross-entropy of the pixels that count, a scalar.
+    """Returns the mean cross-entropy of the valid pixels, a scalar.
 
-    The quotient of what `loss_and_count` gives; without a pixel that counts it
-    and its gradient are 0.
+    The quotient of `loss_and_count`; without valid pixels, loss and gradient are 0.
 
     Args:
         labels: Class ids `[batch, height, width]` or `[..., 1]`.
         logits: `[batch, height, width, num_classes]`, float32.
         ignore_label: Label of pixels without loss.
-        label_weights: One weight per class; () weighs all alike.
-        share: Share (0..1] of pixels kept, a number or a scalar tensor.
+        label_weights: One weight per class; () weights all equally.
+        share: Share in (0, 1] of the hardest pixels to keep, a number or a scalar
+            tensor.
         focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
     """
     total, count = loss_and_count(
@@ -64,22 +64,15 @@ def loss_and_count(
     share: float | Tensor = 1.0,
     focal_gamma: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the sum of the losses of pixels, and the number it is divided by.
+    """Returns the sum of the pixel losses, and the count to divide it by.
 
-    Weights change the sum but not the number. Mining keeps the `share` of all
-    pixels, ignored ones included, with the largest losses, and divides by how
-    many of those are not 0. The focal loss multiplies the cross-entropy by
-    `(1 - p) ** focal_gamma` (1708.02002, Eq. 4), p being the probability of the
-    right class.
+    Weights change the sum but not the count. Mining keeps the `share` of all pixels,
+    ignored ones included, with the largest losses, and counts those whose loss is not
+    0. The focal loss multiplies the cross-entropy by `(1 - p) ** focal_gamma`
+    (1708.02002, Eq. 4), where `p` is the probability of the true class. Labels outside
+    the classes have no loss but are counted, unlike `ignore_label`.
 
-    Args:
-        labels: Class ids `[batch, height, width]` or `[..., 1]`. Values outside
-            the classes weigh 0 but are counted; `ignore_label` is not.
-        logits: `[batch, height, width, num_classes]`, float32.
-        ignore_label: Label of pixels without loss.
-        label_weights: One weight per class; () weighs all alike.
-        share: Share (0..1] of pixels kept, a number or a scalar tensor.
-        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+    For the arguments see `segmentation_loss`.
     """
     num_classes = logits.shape[-1]
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
@@ -92,7 +85,7 @@ def loss_and_count(
         weights = weights * ops.take(per_class, safe)
     entropy = ops.sparse_categorical_crossentropy(safe, logits, from_logits=True)
     if focal_gamma:
-        # 1 - p, of which no more than rounding is left where p is almost 1.
+        # 1 - p, accurate where p is almost 1.
         wrong = ops.maximum(-ops.expm1(-entropy), 1e-7)
         entropy = ops.power(wrong, focal_gamma) * entropy
     losses = weights * entropy
@@ -102,7 +95,7 @@ def loss_and_count(
 
 
 def is_mined(share: float | Tensor) -> bool:
-    """Whether a share, a number or a tensor, may leave pixels out."""
+    """Returns whether a share, a number or a tensor, may leave pixels out."""
     return not (isinstance(share, float | int) and share == 1.0)
 
 
@@ -113,9 +106,9 @@ def pixel_count(labels: Tensor, ignore_label: int) -> Tensor:
 
 
 def _hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sum of the largest losses, and how many of them are not 0."""
-    # Sorting once and masking by rank keeps shapes static under XLA, where
-    # `top_k` would be compiled anew for every k.
+    """Returns the sum of the largest losses, and the number of them above 0."""
+    # Sorting and masking by rank keeps shapes static; XLA would recompile `top_k` for
+    # every k.
     size = ops.shape(losses)[0]
     kept = ops.floor(share * ops.cast(size, "float32"))
     descending = -ops.sort(-losses)
@@ -127,12 +120,12 @@ def _hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
 def regularization_loss(
     variables: Mapping[str, keras.Variable], weight_decay: float
 ) -> Tensor:
-    """Returns `weight_decay / 2` times the squares of the convolution kernels.
+    """Returns `weight_decay / 2` times the sum of squares of the decayed kernels.
 
     Args:
-        variables: Official name to variable. Depthwise kernels, biases, gamma
-            and beta are not decayed.
-        weight_decay: The official flag's value.
+        variables: Official name to variable. Depthwise kernels, biases, gamma and beta
+            are not decayed.
+        weight_decay: Value of the official flag.
     """
     kernels = [v for name, v in variables.items() if is_decayed(name)]
     squares = [ops.sum(ops.square(ops.cast(v, "float32"))) for v in kernels]
@@ -140,14 +133,14 @@ def regularization_loss(
 
 
 def is_decayed(name: str) -> bool:
-    """Whether the variable of an official name is a kernel with L2."""
+    """Returns whether the variable of an official name has L2 regularisation."""
     return name.endswith("/weights")
 
 
 def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
-    """Returns labels at the size of the logits, to nearest neighbours.
+    """Returns labels at the size of the logits by nearest neighbours.
 
-    Corners stay on corners, halves round up (TF1's align_corners).
+    Corners are aligned and halves round up (TF1's `align_corners`).
 
     Args:
         labels: `[batch, height, width]` or `[batch, height, width, 1]`.
@@ -167,15 +160,15 @@ def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SegmentationLoss(keras.losses.Loss):
-    """`segmentation_loss` for `compile`; logits are resized to the labels.
+    """`segmentation_loss` for `compile`; resizes the logits to the labels.
 
-    The labels keep their resolution, for their details are lost when they shrink
+    Labels keep their resolution, because shrinking them removes fine details
     (DeepLabv3, 1706.05587, Sec. 4.1).
 
     Args:
         ignore_label: Label of pixels without loss.
-        label_weights: One weight per class; () weighs all alike.
-        share: Share (0..1] of the hardest pixels kept.
+        label_weights: One weight per class; () weights all equally.
+        share: Share in (0, 1] of the hardest pixels to keep.
         focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4); 0 is the
             cross-entropy.
         name: Name of the loss.
@@ -198,12 +191,7 @@ class SegmentationLoss(keras.losses.Loss):
         self.focal_gamma = focal_gamma
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Returns the scalar loss of labels against logits.
-
-        Args:
-            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
-            y_pred: Logits `[batch, any height, any width, num_classes]`.
-        """
+        """Returns the scalar loss of labels against logits of any height and width."""
         logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
         return segmentation_loss(y_true, logits, **self._options())
 
@@ -216,5 +204,5 @@ class SegmentationLoss(keras.losses.Loss):
         }
 
     def get_config(self) -> dict:
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         return {**super().get_config(), **self._options()}

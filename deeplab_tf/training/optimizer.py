@@ -1,4 +1,4 @@
-"""Learning rate, momentum and gradient multipliers of the official trainer."""
+"""Learning rate, optimisers and gradient multipliers of the official trainer."""
 
 import keras
 import tensorflow as tf
@@ -11,13 +11,7 @@ from deeplab_tf.training.losses import is_decayed
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
-    """A constant rate for some steps, then a schedule counted from there.
-
-    Args:
-        schedule: Schedule after the slow start.
-        steps: Length of the slow start.
-        learning_rate: Rate during it.
-    """
+    """A constant learning rate for some steps, then a schedule counted from there."""
 
     def __init__(self, schedule, steps: int, learning_rate: float):
         super().__init__()
@@ -32,7 +26,7 @@ class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
         return ops.where(step < self.steps, self.learning_rate, scheduled)
 
     def get_config(self):
-        """Returns the arguments, the schedule serialised."""
+        """Returns the arguments, with the schedule serialised."""
         return {
             "schedule": keras.optimizers.schedules.serialize(self.schedule),
             "steps": self.steps,
@@ -41,13 +35,13 @@ class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
 
     @classmethod
     def from_config(cls, config):
-        """Returns the schedule that `get_config` described."""
+        """Returns the schedule from its config."""
         schedule = keras.optimizers.schedules.deserialize(config["schedule"])
         return cls(**{**config, "schedule": schedule})
 
 
 def learning_rate_schedule(config: TrainConfig):
-    """Returns the official schedule of the learning rate (1706.05587, Sec. 4.1).
+    """Returns the official learning rate schedule (1706.05587, Sec. 4.1).
 
     "poly" multiplies the base rate by `(1 - step / steps) ** 0.9`.
     """
@@ -74,14 +68,9 @@ def learning_rate_schedule(config: TrainConfig):
 class Momentum(keras.optimizers.Optimizer):
     """TF1's momentum: `v = m v + g; w = w - lr v`.
 
-    With Nesterov's look-ahead the weight moves by `lr (g + m v)` instead, of the new
-    `v`. Keras' SGD keeps `v = m v - lr g`, which remembers the learning rates of the
-    past and so differs while the rate decays.
-
-    Args:
-        learning_rate: Rate or schedule.
-        momentum: Share of the accumulated gradient that is kept.
-        nesterov: Whether to look ahead.
+    Nesterov moves the weight by `lr (g + m v)` instead, with the new `v`. Keras' SGD
+    has `v = m v - lr g`, which remembers past learning rates and so differs while the
+    rate decays.
     """
 
     def __init__(
@@ -108,7 +97,7 @@ class Momentum(keras.optimizers.Optimizer):
     def update_step(self, gradient, variable, learning_rate):
         """Moves one variable against its accumulated gradient."""
         accumulator = self.accumulators[self._get_variable_index(variable)]
-        # In place, where products and sums of their own make four tensors.
+        # In place: separate products and sums would allocate four tensors.
         tf.raw_ops.ResourceApplyMomentum(
             var=variable.handle,
             accum=accumulator.handle,
@@ -119,13 +108,13 @@ class Momentum(keras.optimizers.Optimizer):
         )
 
     def get_config(self):
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         own = {"momentum": self.momentum, "nesterov": self.nesterov}
         return {**super().get_config(), **own}
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    """Returns the optimiser that the config names."""
+    """Returns the optimiser of a config."""
     if config.optimizer == "adam":
         return keras.optimizers.Adam(
             config.adam_learning_rate, epsilon=config.adam_epsilon
@@ -141,12 +130,7 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
 
 
 def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
-    """Creates the state of an optimiser.
-
-    Args:
-        optimizer: One of `make_optimizer`.
-        trained: Official name to trained variable.
-    """
+    """Builds an optimiser for trained variables, keyed by official name."""
     if isinstance(optimizer, keras.optimizers.AdamW):
         optimizer.exclude_from_weight_decay(
             [v.value for n, v in trained.items() if not is_decayed(n)]
@@ -157,9 +141,7 @@ def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
 def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
     """Returns the state of an optimiser by TF1's slot names.
 
-    Args:
-        optimizer: A built optimiser of `make_optimizer`.
-        names: Official names of the trained variables, in their order.
+    `names` are the official names of the trained variables, in order.
     """
     if isinstance(optimizer, Momentum):
         kinds = {"Momentum": "Momentum"}
@@ -173,16 +155,14 @@ def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
 
 
 def _state(optimizer: keras.optimizers.Optimizer, suffix: str) -> list[keras.Variable]:
-    """Returns one variable per trained variable, by how Keras names it."""
     return [v for v in optimizer.variables if v.name.endswith(f"_{suffix}")]
 
 
 def gradient_multiplier(name: str, config: TrainConfig) -> float:
     """Returns the official factor on the gradient of a variable.
 
-    Biases count twice; variables of the last layers `last_layer_gradient_
-    multiplier` times. The official code looks for the scopes anywhere in the
-    name, and so does this.
+    2 for biases, times `last_layer_gradient_multiplier` for the last layers. Like the
+    official code it looks for the scopes anywhere in the name.
     """
     scopes = last_layer_scopes(config.last_layers_contain_logits_only)
     is_last = any(scope in name for scope in scopes)

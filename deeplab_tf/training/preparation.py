@@ -1,4 +1,4 @@
-"""Prepares a training: initial weights, batch normalisation, resuming."""
+"""Prepares a training run: initial weights, batch normalisation, resuming."""
 
 import dataclasses
 import sys
@@ -21,13 +21,13 @@ from deeplab_tf.training.trainer import Trainer
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The start of a training.
+    """How a training run starts.
 
     Attributes:
         images: Images per replica and forward pass.
-        batch_norm: Requested policy of batch normalisation, or "auto".
-        previous: The experiment to resume; None starts anew.
-        weights: Prefix of the initial checkpoint, if there is one.
+        batch_norm: Requested batch normalisation policy, or "auto".
+        previous: The experiment to resume, if any.
+        weights: Prefix of the initial checkpoint, if any.
     """
 
     images: int
@@ -37,24 +37,20 @@ class Start:
 
 
 def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
-    """Returns the start of a training, with its initial checkpoint downloaded.
-
-    Args:
-        experiment: The experiment.
-        batch_norm: Requested policy of batch normalisation, or "auto".
-        replicas: Number of replicas.
+    """Returns how a run starts, after downloading its initial checkpoint.
 
     Raises:
-        UserError: if the replicas cannot share a batch, the `train_logdir` holds
-            another model, or there is no such checkpoint.
+        UserError: if the replicas cannot share a batch, `train_logdir` has another
+            model, or the initial checkpoint does not exist.
     """
     train = experiment.train
     images = distribution.require_divisible(
         experiment.data.batch_size, replicas, train.accumulate_steps
     )
-    previous = resume.experiment_before(experiment)
-    is_needed = train.tf_initial_checkpoint and previous is None
-    weights = find_weights(train.tf_initial_checkpoint) if is_needed else None
+    previous = resume.read_previous_experiment(experiment)
+    weights = None
+    if train.tf_initial_checkpoint and previous is None:
+        weights = find_weights(train.tf_initial_checkpoint)
     return Start(images, batch_norm, previous, weights)
 
 
@@ -65,18 +61,18 @@ def prepare_trainer(
     precision: str = "float32",
     build: Callable[[ModelConfig], keras.Model] = build_model,
 ) -> tuple[Trainer, Experiment, str | None]:
-    """Returns a trainer at its latest checkpoint, or with its initial weights.
+    """Returns a trainer, restored from its latest checkpoint or with initial weights.
 
     Args:
         experiment: The experiment.
-        start: The start, from `find_start`.
-        strategy: The replicas.
-        precision: Precision of convolutions.
+        start: The result of `find_start`.
+        strategy: The distribution strategy.
+        precision: Compute precision, see `use_precision`.
         build: Builds the model.
 
     Returns:
-        The trainer; the experiment with the policy of batch normalisation that "auto"
-        resolved to; and the checkpoint that is resumed, if any.
+        The trainer; the experiment with the resolved batch normalisation policy; and
+        the prefix of the restored checkpoint, if any.
     """
     tf.keras.utils.set_random_seed(experiment.data.seed)
     use_precision(precision)
@@ -84,8 +80,10 @@ def prepare_trainer(
         model = build(experiment.model)
     is_new = start.previous is None
     untrained = _initialize(model, experiment.train, start.weights) if is_new else ()
-    resolved = _resolve(experiment, start, strategy.num_replicas_in_sync, untrained)
-    train = _with_batch_norm(experiment.train, resolved, untrained)
+    policy = _resolve_policy(
+        experiment, start, strategy.num_replicas_in_sync, untrained
+    )
+    train = _apply_policy(experiment.train, policy, untrained)
     trainer = Trainer(model, train)
     latest = trainer.restore_latest()
     return trainer, dataclasses.replace(experiment, train=train), latest
@@ -94,7 +92,7 @@ def prepare_trainer(
 def _initialize(
     model: keras.Model, config: TrainConfig, weights: str | None
 ) -> tuple[str, ...]:
-    """Loads the initial checkpoint, and returns the untrained moving means."""
+    """Loads the initial checkpoint and returns the moving means it lacks."""
     means = tuple(n for n in official_variables(model) if n.endswith("moving_mean"))
     if not weights:
         return means
@@ -106,24 +104,24 @@ def _initialize(
     return tuple(name for name in means if name not in report.restored)
 
 
-def _resolve(
+def _resolve_policy(
     experiment: Experiment, start: Start, replicas: int, untrained: tuple[str, ...]
 ) -> BatchNormPolicy:
-    """Returns the policy of batch normalisation; a resumed training keeps its own."""
+    """Returns the batch normalisation policy; a resumed run keeps its own."""
     previous = start.previous
     if previous is None or start.batch_norm != "auto":
         return resolve_batch_norm(start.batch_norm, start.images, replicas, untrained)
-    policy = previous.train.normalization
-    resolved = resolve_batch_norm(policy, start.images, replicas, untrained)
+    name = previous.train.normalization
+    policy = resolve_batch_norm(name, start.images, replicas, untrained)
     reason = f"as {experiment.train.train_logdir} was trained"
-    return dataclasses.replace(resolved, reason=reason)
+    return dataclasses.replace(policy, reason=reason)
 
 
-def _with_batch_norm(
-    train: TrainConfig, resolved: BatchNormPolicy, untrained: tuple[str, ...]
+def _apply_policy(
+    train: TrainConfig, policy: BatchNormPolicy, untrained: tuple[str, ...]
 ) -> TrainConfig:
-    print(f"batch normalisation: {resolved.policy} ({resolved.reason})")
-    is_frozen = resolved.policy == "freeze"
+    print(f"batch normalisation: {policy.name} ({policy.reason})")
+    is_frozen = policy.name == "freeze"
     if is_frozen and untrained:
         print(
             f"warning: {len(untrained)} frozen batch normalisations ({untrained[0]}, "
@@ -132,5 +130,5 @@ def _with_batch_norm(
             file=sys.stderr,
         )
     return dataclasses.replace(
-        train, batch_norm=resolved.policy, fine_tune_batch_norm=not is_frozen
+        train, batch_norm=policy.name, fine_tune_batch_norm=not is_frozen
     )

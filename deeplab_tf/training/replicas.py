@@ -1,4 +1,4 @@
-"""What differs between one device and many: rows, values and sums of each."""
+"""Hides the difference between one replica and many: rows, results and sums."""
 
 import functools
 import zlib
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from deeplab_tf.errors import UserError
 from deeplab_tf.training import distribution
 
-# Of all workers, or a function of a worker's index and their number that gives its own.
+# Complete batches, or a function of `(worker, num_workers)` that returns its rows.
 Batches: TypeAlias = Iterable | Callable[[int, int], tf.data.Dataset]
 _Values = TypeVar("_Values")
 
@@ -21,13 +21,9 @@ _Values = TypeVar("_Values")
 class Replicas:
     """The devices that train one model together.
 
-    Args:
-        strategy: The strategy under which the model was built.
-
     Attributes:
         count: Number of replicas, over all workers.
-        strategy: As given.
-        worker: This process among those that train together.
+        worker: The position of this process among the workers.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -38,32 +34,31 @@ class Replicas:
 
     @property
     def is_accelerated(self) -> bool:
-        """Whether they are GPUs or TPUs."""
+        """Whether the replicas are GPUs or TPUs."""
         return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
 
     def compile(self, function: Callable, jit: bool) -> Callable:
         """Returns a function for `run`, compiled by XLA if `jit` is set."""
-        # A TPU compiles all that a replica runs anyway.
+        # On TPUs XLA compiles everything anyway.
         if not jit or distribution.is_tpu(self.strategy):
             return function
         return tf.function(function, jit_compile=True)
 
     def run(self, function: Callable, *args: object) -> Any:
-        """Calls a function on every replica; returns what each one gives."""
+        """Calls a function on every replica and returns all results."""
         return self.strategy.run(function, args=args)
 
     def first(self, values: _Values) -> _Values:
-        """Returns the first local replica's part of what `run` gave."""
+        """Returns the result of the first local replica from the results of `run`."""
         return tf.nest.map_structure(
             lambda value: self.strategy.experimental_local_results(value)[0], values
         )
 
     def iterate(self, dataset: Batches) -> Iterator:
-        """Returns an iterator over batches of which each replica has its rows.
+        """Returns an iterator over batches, with each replica's own rows.
 
-        Args:
-            dataset: Complete batches, or a function of a worker's index and the number
-                of workers that gives this worker's rows of them.
+        Takes complete batches, or a function of `(worker, num_workers)` that returns
+        the rows of a worker.
         """
         workers = self.worker.count
         if callable(dataset):
@@ -71,7 +66,8 @@ class Replicas:
         else:
             rows = _as_dataset(dataset)
             if workers > 1:
-                rows = rows.map(functools.partial(_rows_of, self.worker.index, workers))
+                take = functools.partial(_take_rows, self.worker.index, workers)
+                rows = rows.map(take)
         if self.count == 1:
             return iter(rows)
         if self._local_count > 1:
@@ -85,7 +81,7 @@ class Replicas:
             return own
 
         def contribute(context: tf.distribute.experimental.ValueContext) -> tf.Tensor:
-            # One replica of a worker gives its array, its other replicas zeros.
+            # Each worker contributes once; its other replicas add zeros.
             is_first = context.replica_id_in_sync_group % self._local_count == 0
             return tf.constant(own if is_first else 0 * own)
 
@@ -93,7 +89,7 @@ class Replicas:
         return self._compiled_total(values).numpy()
 
     def any_worker(self, *flags: bool) -> list[bool]:
-        """ORs each flag across workers, so that all of them do the same."""
+        """ORs each flag across workers."""
         counts = self.sum_over_workers(np.array(flags, np.int64))
         return [bool(count) for count in counts]
 
@@ -104,16 +100,10 @@ class Replicas:
         variables: Iterable[keras.Variable],
         folder: str | None,
     ) -> None:
-        """Refuses workers that begin with different weights, or elsewhere.
-
-        Args:
-            step: Optimiser steps done before.
-            samples: Samples consumed before.
-            variables: The weights.
-            folder: The `train_logdir`, for the error.
+        """Refuses workers that start at different steps or with different weights.
 
         Raises:
-            UserError: on all of them.
+            UserError: on all workers, naming the `train_logdir`.
         """
         if self.worker.count == 1:
             return
@@ -124,13 +114,13 @@ class Replicas:
         states = self.sum_over_workers(states)
         if (states != states[0]).any():
             raise UserError(
-                f"the workers begin differently, at the steps {states[:, 0].tolist()}; "
-                f"all of them have to see the same train_logdir ({folder}) and initial "
+                f"the workers start differently, at the steps {states[:, 0].tolist()}; "
+                f"give all of them the same train_logdir ({folder}) and initial "
                 "checkpoint"
             )
 
     def copy_from_chief(self, variables: Sequence[keras.Variable]) -> None:
-        """Gives all workers the values that some variables have on the first one."""
+        """Copies the chief's values of some variables to all workers."""
         values = np.concatenate([v.numpy().ravel() for v in variables])
         values = self.sum_over_workers(values if self.worker.is_chief else 0 * values)
         ends = np.cumsum([v.numpy().size for v in variables])
@@ -138,7 +128,7 @@ class Replicas:
             variable.assign(value.reshape(variable.shape))
 
     def offset_seeds(self, seeds: Mapping[str, keras.Variable]) -> None:
-        """Gives every replica its own dropout; the first one keeps what is saved."""
+        """Gives every replica its own dropout seed; the first keeps the saved one."""
         if self.count == 1:
             return
 
@@ -155,14 +145,14 @@ class Replicas:
         return self.count // self.worker.count
 
     def _total(self, values: tf.distribute.DistributedValues) -> tf.Tensor:
-        # A copy, for the argument itself is on no device.
+        # Copied, because the argument itself is not on a device.
         return self.first(
             self.run(lambda value: sum_over_replicas(tf.identity(value)), values)
         )
 
 
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """Returns the sum of a value over all replicas, in a replica context."""
+    """Returns the sum of a value over all replicas; call it in a replica context."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return value
@@ -181,12 +171,12 @@ def _as_dataset(batches: Iterable) -> tf.data.Dataset:
     return tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
 
 
-def _rows_of(index: int, count: int, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
+def _take_rows(index: int, count: int, *batch: tf.Tensor) -> tuple[tf.Tensor, ...]:
     """Returns one worker's rows of a batch."""
     return tuple(tf.split(part, count)[index] for part in batch)
 
 
 def _split_rows(count: int, *batch: tf.Tensor) -> tf.data.Dataset:
-    """Returns the rows of each local replica, one after the other."""
+    """Returns the rows of each local replica as consecutive elements."""
     parts = tuple(tf.stack(tf.split(part, count)) for part in batch)
     return tf.data.Dataset.from_tensor_slices(parts)

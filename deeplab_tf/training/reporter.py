@@ -1,4 +1,4 @@
-"""Reports a training: progress, summaries, curves, warnings and the best model."""
+"""Reports on a training run: progress, summaries, curves and the best model."""
 
 import contextlib
 import dataclasses
@@ -28,25 +28,25 @@ from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import MEASURES, History
 from deeplab_tf.training.summaries import Summaries
 
-# Steps whose predictions are checked together. The first ones are not: every model
-# begins by predicting what is most frequent.
+# Steps checked together for collapse. The first window is skipped: every model starts
+# by predicting the most frequent class.
 _WINDOW = 100
 _EXAMPLES = 4
-# How far a run may be below earlier ones, by seed and hardware.
-_CANARY_SPREAD = 0.04
+# Tolerance in mIoU for other seeds and hardware.
+_MIOU_SPREAD = 0.04
 
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What a model is scored on while it is trained.
+    """How to score a model during training.
 
     Attributes:
-        dataset: Function of `(worker, num_workers)` that gives the images of a
+        dataset: Function of `(worker, num_workers)` that returns the images of a
             worker, as `load_dataset` does.
-        config: The protocol of the evaluation.
-        expected_miou: Expected mIoU after some steps, by their number.
-        measures: Names in `history.MEASURES` of the scores to report; the first one
-            decides which model is the best.
+        config: The evaluation protocol.
+        expected_miou: Step to the mIoU expected there.
+        measures: Keys of `history.MEASURES` to report; the first one selects the best
+            model.
     """
 
     dataset: Callable[[int, int], tf.data.Dataset]
@@ -57,30 +57,16 @@ class Validation:
     def scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns a function that scores the model, repeatedly.
+        """Returns a function of a dataset and of `sum_over_workers`, giving metrics.
 
-        Args:
-            model: The model; its weights may change in between.
-            gallery: Keeps images, where they can be shown.
-            shows_progress: Whether this process shows a progress bar.
-
-        Returns:
-            A function of a dataset, and of a function that sums an array over all
-            workers, that returns the metrics.
+        The model's weights may change between calls; `gallery` collects example images.
         """
         evaluator = Evaluator(model, self.config, shows_progress)
         return functools.partial(evaluator.evaluate, gallery=gallery)
 
 
 class Reporter:
-    """Reports a training; one worker of several shows and writes.
-
-    Args:
-        config: How the model is trained, `train_logdir` included.
-        info: Names and colours of the classes.
-        is_chief: Whether this process shows and writes.
-        validation: What the model is scored on, if it is.
-    """
+    """Reports on a training run; only the chief prints and writes."""
 
     def __init__(
         self,
@@ -120,13 +106,8 @@ class Reporter:
             self._summaries.close()
 
     def restart(self, step: int, samples: int) -> None:
-        """Begins where the training does.
-
-        Args:
-            step: Steps that were done before.
-            samples: Samples that they took.
-        """
-        # Not `update`, by which all of them would be of this second.
+        """Starts reporting after a number of steps and samples."""
+        # Not `update`, which would count the earlier steps in the speed.
         bar = self._progress
         bar.n = bar.initial = bar.last_print_n = step
         bar.refresh()
@@ -139,10 +120,10 @@ class Reporter:
         """Reports the steps of a host call.
 
         Args:
-            step: Steps that were done before them.
-            rows: `[steps, n]`: data loss, regularisation loss, learning rate, and more.
+            step: Steps done before it.
+            rows: `[steps, n]`, starting with the public metrics.
             classes: `[3, num_classes]`, see `count_classes`.
-            samples: Samples consumed up to now.
+            samples: Samples consumed so far.
         """
         self._progress.update(len(rows))
         self._warn_of_collapse(step + len(rows), classes)
@@ -171,7 +152,7 @@ class Reporter:
         self._summaries.scalars(step, {f"train/{k}": v for k, v in values.items()})
 
     def _warn_of_collapse(self, step: int, classes) -> None:
-        """Warns when all predictions of a window of steps are of one class."""
+        """Warns if all predictions of a window of steps are of one class."""
         self._classes += classes
         if step - self._window_began < _WINDOW:
             return
@@ -181,21 +162,17 @@ class Reporter:
         self._classes[:], self._window_began = 0, step
 
     def evaluate(
-        self, step: int, model: keras.Model, worker: Worker, total: Callable
+        self, step: int, model: keras.Model, worker: Worker, sum_over_workers: Callable
     ) -> bool:
-        """Scores the model; returns whether it is the best so far.
+        """Scores the model after `step` steps; returns whether it is the best so far.
 
-        Args:
-            step: Steps that were done.
-            model: The model as it is to be scored.
-            worker: This process among those that score together.
-            total: Function that sums an int64 array over all workers.
+        `sum_over_workers` sums an int64 array over all workers.
         """
         validation = self._validation
         if self._scorer is None:
             self._scorer = validation.scorer(model, self._gallery, self._is_chief)
         dataset = validation.dataset(worker.index, worker.count)
-        metrics = self._scorer(dataset, total)
+        metrics = self._scorer(dataset, sum_over_workers)
         metrics["step"] = step
         self._metrics = metrics
         best = self._history.best
@@ -203,12 +180,12 @@ class Reporter:
         scores = {name: metrics[name] for name in self._measures}
         self._history.append({"step": step, **scores})
         if "confusion_matrix" in metrics:
-            self._show_classes(step, metrics)
+            self._log_classes(step, metrics)
         else:
             self._summaries.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
-        # Figures are full of cycles, which Python leaves alone for many evaluations.
+        # Matplotlib figures are reference cycles, which Python collects late.
         gc.collect()
-        # The time of an evaluation does not count as training.
+        # The evaluation does not count in the training speed.
         self._reported_at = (time.monotonic(), self._reported_at[1])
         parts = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
         parts += ["the best so far"] if is_best else []
@@ -217,8 +194,8 @@ class Reporter:
         self.print(f"step {step}: {', '.join(parts)}")
         return is_best
 
-    def _show_classes(self, step: int, metrics: dict) -> None:
-        """Shows the scores of each class; warns if all predictions are of one."""
+    def _log_classes(self, step: int, metrics: dict) -> None:
+        """Writes the class scores and warns if all predictions are of one class."""
         self._summaries.evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
         found = find_collapse(counts.sum(0), counts.sum(1), self._info.class_names)
@@ -226,32 +203,30 @@ class Reporter:
             self.print(f"warning: step {step}: {found}")
 
     def has_evaluated(self, step: int) -> bool:
-        """Whether the model was scored at a step; the same for all workers."""
+        """Returns whether the model was scored at a step; the same on all workers."""
         return step in self._history.values(self._history.measure)[0]
 
     @property
     def evaluations_since_best(self) -> int:
-        """Evaluations since the best one; the same for all workers."""
+        """Number of evaluations since the best one; the same on all workers."""
         return self._history.evaluations_since_best
 
-    def keep_best(self) -> None:
-        """Writes metrics and experiment of the best checkpoint next to it."""
+    def write_best_metrics(self) -> None:
+        """Writes the metrics and the experiment next to the best checkpoint."""
         if not self._writes:
             return
         folder = os.path.join(self._folder, BEST)
         experiment = resume.read_experiment(self._folder)
         if experiment is not None:
             resume.write_experiment(experiment, folder)
-        # Last: killed before it, a resumed training keeps the best anew.
+        # Last: a run killed before this evaluates and saves the best model again.
         write_metrics(self._metrics, folder)
 
     def flush(self) -> None:
-        """Writes history and summaries, before the checkpoint that relies on them.
+        """Writes history and summaries; call it before saving a checkpoint.
 
-        If that fails there is only a warning, for the checkpoint matters more.
-
-        Raises:
-            UserError: if the folder was removed or taken over by another training.
+        A failure is only a warning, because the checkpoint matters more. Raises
+        `UserError` if the folder was removed or taken over by another training run.
         """
         if not self._writes:
             return
@@ -262,7 +237,7 @@ class Reporter:
 
     @contextlib.contextmanager
     def _warn_if_unwritable(self) -> Iterator[None]:
-        """Warns instead of raising what writing a file raises."""
+        """Turns errors of writing files into warnings."""
         try:
             yield
         except (OSError, tf.errors.OpError) as error:
@@ -270,28 +245,24 @@ class Reporter:
             self.print(f"warning: could not write reports to {self._folder}: {reason}")
 
     def finish(self) -> None:
-        """Draws the curves of the complete training.
-
-        Raises:
-            UserError: if the folder was removed or taken over by another training.
-        """
+        """Draws the curves, unless another training run took over the folder."""
         if self._writes:
             verify_training_lock(self._folder)
             draw_curves(self._history, os.path.join(self._folder, CURVES_FILE))
 
     def print(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        # A terminal that was closed must not keep a training from saving.
+        # A closed terminal must not keep the run from saving.
         with contextlib.suppress(OSError):
             if not self._progress.disable:
                 self._progress.write(text, file=sys.stderr)
 
 
 def _compare(miou: float, expected: float) -> str:
-    """Compares a score with that of earlier runs of a preset at this step."""
-    if miou >= expected - _CANARY_SPREAD:
+    """Compares a score with the preset's expected one at this step."""
+    if miou >= expected - _MIOU_SPREAD:
         return f"as expected ({expected:.2f})"
     return (
-        f"warning: {expected:.2f} was to be expected here; look at data and labels "
+        f"warning: expected {expected:.2f} at this step; check data and labels "
         "(python -m deeplab_tf.data.doctor)"
     )

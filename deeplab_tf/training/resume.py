@@ -1,4 +1,4 @@
-"""What a program does with a `train_logdir`: claims it, describes it, resumes it."""
+"""Claims a `train_logdir`, and reads and writes its `experiment.json`."""
 
 import dataclasses
 import os
@@ -17,14 +17,14 @@ from deeplab_tf.training.history import HISTORY_FILE
 
 
 def claim_folder(folder: str, overwrite: bool = False) -> None:
-    """Refuses a `train_logdir` in which a training would replace files of others.
+    """Refuses a `train_logdir` where training would replace files it did not write.
 
     Args:
         folder: The `train_logdir`.
         overwrite: Whether such files may be replaced.
 
     Raises:
-        UserError: naming the first of them.
+        UserError: naming the first such file.
     """
     best = os.path.join(folder, BEST)
     names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
@@ -40,39 +40,34 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:
-    """Writes `experiment.json` next to the checkpoints, atomically.
-
-    Cut short, it would keep them from being trained further.
-    """
+    """Writes `experiment.json` atomically: resuming needs it intact."""
     tf.io.gfile.makedirs(folder)
     write_text(experiment.to_json(), os.path.join(folder, EXPERIMENT_FILE))
 
 
-def experiment_before(experiment: Experiment) -> Experiment | None:
-    """Returns what the checkpoints of the `train_logdir` were trained with, if any.
+def read_previous_experiment(experiment: Experiment) -> Experiment | None:
+    """Returns the experiment that the `train_logdir` was trained with, if any.
 
-    Args:
-        experiment: What the flags ask for now; returned where the folder holds
-            checkpoints but no `experiment.json`.
+    Returns `experiment` itself if there are checkpoints but no `experiment.json`.
 
     Raises:
-        UserError: if they are of another model, naming what differs.
+        UserError: if the model differs, naming the differences.
     """
     folder = experiment.train.train_logdir
     if not checkpoint_files.list_prefixes(folder):
         return None
-    before = read_experiment(folder) or experiment
-    if before.model != experiment.model:
-        old, new = map(dataclasses.asdict, (before.model, experiment.model))
+    previous = read_experiment(folder) or experiment
+    if previous.model != experiment.model:
+        old, new = map(dataclasses.asdict, (previous.model, experiment.model))
         changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
         raise UserError(
-            f"--train_logdir={folder} holds another model: {'; '.join(changed)}"
+            f"--train_logdir={folder} has another model: {'; '.join(changed)}"
         )
-    return before
+    return previous
 
 
 def read_experiment(folder: str) -> Experiment | None:
-    """Returns the `experiment.json` of a folder, None where there is none."""
+    """Returns the `experiment.json` of a folder, or None."""
     path = os.path.join(folder, EXPERIMENT_FILE)
     if not tf.io.gfile.exists(path):
         return None

@@ -1,9 +1,8 @@
-"""Checks that model, labels and loss fit together, before a long training.
+"""Checks that model, labels and loss fit together before a long training run.
 
-The model has to overfit a single batch. Labels that no model can follow, a loss that
-counts the wrong pixels or a model that is cut off from its input fail here. And the
-borders of the labels have to lie where the images change: a network can also overfit
-the labels of other images, but their borders lie anywhere.
+The model must overfit a single batch; labels without a pattern, a loss over the wrong
+pixels or a model cut off from its input fail here. And label borders must lie on image
+edges, because a network can also overfit labels that belong to other images.
 """
 
 import dataclasses
@@ -17,22 +16,17 @@ from deeplab_tf.config import TrainConfig
 from deeplab_tf.training.trainer import Trainer
 
 _STEPS, _STEPS_AT_ONCE = 200, 10
-# Of the batch: reached by every backbone within some dozen steps, while labels
-# scattered at random stay below a mean IoU of 0.3.
+# Every backbone reaches these on one batch within a few dozen steps; with random labels
+# the mean IoU stays below 0.3.
 _MIOU, _ACCURACY = 0.5, 0.9
-# Crops whose borders are examined, and standard errors that are significant.
+# Number of crops, and of standard errors that make a difference significant.
 _CROPS, _SIGNIFICANT = 64, 4.0
 _FEWEST_CROPS, _FEWEST_PIXELS = 10, 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """The result of a check.
-
-    Attributes:
-        fits: Whether everything fits together.
-        lines: The reasons, a sentence each.
-    """
+    """Whether everything fits together, and the reasons, one sentence each."""
 
     fits: bool
     lines: tuple[str, ...]
@@ -44,10 +38,12 @@ class Verdict:
 def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> Verdict:
     """Checks that model, labels and loss fit together; trains the model.
 
+    Uses the loss and batch normalisation of `config`, but Adam, so that the learning
+    rate is not under test.
+
     Args:
-        model: A model of `build_model`, with the weights that training begins with.
-        config: How it is to be trained. Loss and batch normalisation are taken from
-            it; the optimiser is Adam, so that no learning rate is under test.
+        model: A model of `build_model` with its initial weights.
+        config: The training options.
         dataset: Training batches.
     """
     overfit = _overfit(model, config, dataset)
@@ -57,9 +53,16 @@ def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> 
 
 def _overfit(model, config: TrainConfig, dataset) -> Verdict:
     """Checks that a model can overfit the first batch."""
-    adam = {"optimizer": "adam", "adam_learning_rate": 1e-3, "weight_decay": 0.0}
-    alone = {"train_logdir": None, "training_number_of_steps": _STEPS, "ema_decay": 0.0}
-    trainer = Trainer(model, dataclasses.replace(config, **adam, **alone))
+    config = dataclasses.replace(
+        config,
+        optimizer="adam",
+        adam_learning_rate=1e-3,
+        weight_decay=0.0,
+        train_logdir=None,
+        training_number_of_steps=_STEPS,
+        ema_decay=0.0,
+    )
+    trainer = Trainer(model, config)
     batch = trainer.iterate(dataset.take(1).cache().repeat())
     for _ in range(0, _STEPS, _STEPS_AT_ONCE):
         rows, counts = trainer.train_steps(batch, _STEPS_AT_ONCE)
@@ -73,14 +76,14 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
     )
     if not fits:
         line += (
-            f"; {_MIOU} and {_ACCURACY} were expected: the labels, the loss or the "
-            "model do not let it be learned by heart"
+            f"; expected {_MIOU} and {_ACCURACY}: the model cannot overfit one batch, "
+            "so check the labels, the loss and the model"
         )
     return Verdict(fits, (line,))
 
 
 def _scores(counts: np.ndarray) -> tuple[float, float]:
-    """Returns mean IoU and pixel accuracy of predicted, true and right pixels."""
+    """Returns mean IoU and pixel accuracy of the counts of `count_classes`."""
     predicted, truth, right = counts
     union = predicted + truth - right
     present = union > 0
@@ -92,12 +95,8 @@ def _scores(counts: np.ndarray) -> tuple[float, float]:
 def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
     """Checks that images change where their labels do.
 
-    The strength of an image's edges is compared along the borders of its own label
-    and along those of other images' labels.
-
-    Args:
-        dataset: Batches of images and labels of one size.
-        ignore_label: Label of pixels that are not scored.
+    Compares the strength of image edges along the borders of the image's own label and
+    of other images' labels. The dataset has images and labels of one size.
     """
     images, labels = _crops(dataset)
     own, others = [], []
@@ -110,18 +109,18 @@ def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
         own.append(along[i])
         others.append(np.delete(along, i).mean())
     if len(own) < _FEWEST_CROPS:
-        line = f"borders: only {len(own)} of {len(labels)} crops have some; no verdict"
+        line = f"borders: only {len(own)} of {len(labels)} crops have any; no verdict"
         return Verdict(True, (line,))
     difference = np.subtract(own, others)
     error = difference.std(ddof=1) / np.sqrt(len(own))
     fits = bool(difference.mean() > _SIGNIFICANT * error)
     line = (
-        f"borders: an image changes along those of its own label more than "
-        f"at {np.mean(own):.0%} of its pixels, along those of others than at "
+        f"borders: image edges along the image's own label borders are stronger than "
+        f"at {np.mean(own):.0%} of its pixels, along borders of other labels than at "
         f"{np.mean(others):.0%} ({len(own)} crops)"
     )
     if not fits:
-        line += "; no more than chance: the labels seem to be of other images"
+        line += "; no better than random: the labels seem to be of other images"
     return Verdict(fits, (line,))
 
 
@@ -145,11 +144,11 @@ def _border(label: np.ndarray) -> np.ndarray:
 
 
 def _edge_ranks(image: np.ndarray) -> np.ndarray:
-    """Returns, per pixel, the share of the image that changes less around there."""
+    """Returns for each pixel the share of pixels with weaker edges around them."""
     grey = image.mean(-1)
     change = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
     change += np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-    # A label is seldom right to the pixel.
+    # Labels are seldom exact to the pixel.
     change = cv2.dilate(change, np.ones((5, 5), np.uint8)).ravel()
     ranks = np.empty(change.size, np.float32)
     ranks[np.argsort(change)] = np.arange(change.size) / change.size

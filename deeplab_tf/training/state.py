@@ -1,6 +1,7 @@
-"""The state of a training, as checkpoints save and restore it.
+"""Saves and restores the state of a training run.
 
-Variables have their official names there, so that no refactoring orphans a checkpoint.
+Checkpoints store variables under their official names, so refactoring the code does not
+invalidate old checkpoints.
 """
 
 import os
@@ -28,29 +29,28 @@ from deeplab_tf.training.divergence import find_nonfinite
 
 FORMAT_VERSION = 1
 _KEPT = 5
-# The flag that decides whether a group of variables exists.
+# The flag that determines whether a group of variables exists.
 _FLAGS = {
     "optimizer": "optimizer",
     AVERAGE_KEY: "ema_decay",
     "loss_scale": "precision",
 }
-# Counts the saves of tf.train.CheckpointManager, which wrote our first checkpoints.
-_NOT_OURS = {GRAPH_KEY, to_key("save_counter")}
+# `save_counter` is from tf.train.CheckpointManager, which wrote our first checkpoints.
+_IGNORED_KEYS = {GRAPH_KEY, to_key("save_counter")}
 
 
 class TrainingState:
-    """Saves and restores what a training needs to resume.
+    """Saves and restores everything a training run needs to resume.
 
     Args:
         folder: The `train_logdir`.
-        groups: Name of a group (`MODEL_KEY`: the weights by official name, moving
-            statistics included) to its variables by name, each a `keras.Variable`
-            or `tf.Variable`. The names are the format on disk; an empty group
-            leaves nothing there.
-        step: The optimiser's `iterations`.
-        samples: `tf.Variable` with the number of training samples consumed.
-        is_chief: False in all but one of several workers. These write as well, for
-            reading a variable may need every worker, but keep nothing.
+        groups: Group name to its variables by name; `MODEL_KEY` has the weights and
+            moving statistics by official name. The names are the format on disk; empty
+            groups are not saved.
+        step: `iterations` of the optimiser.
+        samples: Number of training samples consumed.
+        is_chief: Whether this worker keeps its checkpoints. The others write to a
+            scratch folder, because reading a variable may need every worker.
     """
 
     def __init__(
@@ -83,25 +83,22 @@ class TrainingState:
         self._checkpoint = tf.train.Checkpoint(**tree, **single)
 
     def restore_latest(self) -> str | None:
-        """Restores the latest intact checkpoint of the folder.
+        """Restores the latest intact checkpoint; returns its prefix, or None.
 
-        Damaged ones are skipped with a warning on stderr.
-
-        Returns:
-            The prefix of the checkpoint; None if there is no checkpoint.
+        Skips damaged checkpoints with a warning on stderr.
 
         Raises:
-            UserError: if it does not belong to this model and optimiser, or if
-                every checkpoint is damaged.
+            UserError: if the checkpoint does not match this model and optimiser, or all
+                checkpoints are damaged.
         """
         damaged = []
         for prefix in reversed(checkpoint_files.list_prefixes(self.folder)):
-            # All of it is read before anything is restored, so that nothing of a
-            # damaged file is left among the values of the one before.
+            # Checked completely before restoring, so that a damaged file cannot leave
+            # some of its values behind.
             reason = checkpoint_files.find_damage(prefix)
             if reason is None:
-                for other in damaged:
-                    warning = f"warning: {other}; going on from the one before"
+                for error in damaged:
+                    warning = f"warning: {error}; resuming from the previous checkpoint"
                     print(warning, file=sys.stderr)
                 self._require_match(prefix)
                 self._checkpoint.read(prefix).expect_partial()
@@ -109,29 +106,28 @@ class TrainingState:
             damaged.append(f"{prefix} is damaged ({reason})")
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} is whole; give another "
+                f"no checkpoint in {self.folder} is intact; use another "
                 f"--train_logdir: {damaged[0]}"
             )
         return None
 
     def save(self) -> str:
-        """Writes a checkpoint of the present step and removes old ones.
+        """Saves a checkpoint of the current step and keeps the newest five.
 
-        The newest five stay. Killed at any moment, it leaves the ones before it as
-        they were; one of the same step stays or is replaced, and is never lost. The
-        folder is locked while this runs, unless this process has locked it already.
+        If killed at any moment, it leaves all earlier checkpoints intact, including one
+        of the same step. Locks the folder unless this process already holds the lock.
 
         Returns:
             The prefix of the checkpoint, `<folder>/model.ckpt-<step>`.
 
         Raises:
-            UserError: if it cannot be written, if the weights are not finite, or if
-                the folder was removed or taken over by another training.
+            UserError: if it cannot be written, the weights are not finite, or the
+                folder was removed or taken over by another training run.
         """
         return self._save(self.folder, _KEPT)
 
     def save_best(self) -> str:
-        """Writes a checkpoint as `save` does, to `<folder>/best`, where one stays."""
+        """Saves a checkpoint to `<folder>/best` in place of the previous one there."""
         return self._save(os.path.join(self.folder, BEST), 1)
 
     def _save(self, folder: str, kept: int) -> str:
@@ -151,7 +147,7 @@ class TrainingState:
         return os.path.join(folder, name)
 
     def _write(self, name: str, folder: str, kept: int) -> None:
-        """Writes a checkpoint; only that of the chief is kept."""
+        """Writes a checkpoint; only the chief publishes it."""
         if self._is_chief:
             write = self._checkpoint.write
             checkpoint_files.publish(write, name, folder, self.folder, kept)
@@ -172,50 +168,51 @@ class TrainingState:
         reader = checkpoint_files.open_checkpoint(prefix)
         _require_format(reader, prefix)
         dtypes = reader.get_variable_to_dtype_map()
-        there = {
+        saved = {
             key: f"{dtypes[key].name} of shape {list(shape)}"
             for key, shape in reader.get_variable_to_shape_map().items()
-            if key not in _NOT_OURS
+            if key not in _IGNORED_KEYS
         }
-        here = {
+        current = {
             key: f"{variable.dtype.name} of shape {variable.shape.as_list()}"
             for key, variable in self._variables.items()
         }
-        # Both ways: nothing of the model is missing, nothing of the file left. The
-        # model first: another one has other slots and averages, too.
+        # The model's keys first: with another model, slots and averages differ as well.
         keys = sorted(
-            here.keys() | there.keys(), key=lambda k: (_group(k) != MODEL_KEY, k)
+            current.keys() | saved.keys(), key=lambda k: (_group(k) != MODEL_KEY, k)
         )
         for key in keys:
-            if here.get(key) != there.get(key):
-                raise UserError(_mismatch(prefix, key, there.get(key), here.get(key)))
+            old, new = saved.get(key), current.get(key)
+            if old != new:
+                raise UserError(_describe_mismatch(prefix, key, old, new))
 
 
 def _require_format(reader, prefix: str) -> None:
-    """Refuses a checkpoint of TF1, or of another version of this format."""
+    """Refuses a TF1 checkpoint, or one of another format version."""
     if not reader.has_tensor(GRAPH_KEY):
         raise UserError(
-            f"{prefix} is a checkpoint of TF1, whose training does not go on here; "
-            "give it as --tf_initial_checkpoint, with another --train_logdir"
+            f"{prefix} is a TF1 checkpoint, whose training cannot be resumed; give it "
+            "as --tf_initial_checkpoint, with another --train_logdir"
         )
     key = to_key("format_version")
     version = int(reader.get_tensor(key)) if reader.has_tensor(key) else FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise UserError(
             f"{prefix} has format version {version}; this deeplab_tf resumes "
-            f"{FORMAT_VERSION}"
+            f"version {FORMAT_VERSION}"
         )
 
 
-def _mismatch(prefix: str, key: str, there: str | None, here: str | None) -> str:
-    """Names the value in which a checkpoint differs from this training."""
+def _describe_mismatch(
+    prefix: str, key: str, saved: str | None, current: str | None
+) -> str:
     name = "/".join(from_key(key)) or key
     remedy = "another --train_logdir"
-    if _group(key) in _FLAGS and None in (there, here):
-        remedy += f", or --{_FLAGS[_group(key)]} as it was"
+    if _group(key) in _FLAGS and None in (saved, current):
+        remedy += f", or the same --{_FLAGS[_group(key)]} as before"
     return (
-        f"{prefix} cannot be resumed by this model and optimiser; give {remedy}: "
-        f"{name} is {there or 'not there'}, but {here or 'not in use'} here"
+        f"{prefix} does not match this model and optimiser; use {remedy}: {name} is "
+        f"{saved or 'missing'} in the checkpoint, but {current or 'not in use'} here"
     )
 
 

@@ -1,4 +1,4 @@
-"""One optimiser step (DeepLabv3, 1706.05587, Sec. 4.1), as one replica does it."""
+"""One optimiser step on one replica (DeepLabv3, 1706.05587, Sec. 4.1)."""
 
 from collections.abc import Callable
 
@@ -19,13 +19,10 @@ from deeplab_tf.training.replicas import sum_over_replicas
 
 
 def training_outputs(model: keras.Model) -> keras.Model:
-    """Returns the model that gives every logits with a loss, before the last resize.
+    """Returns a model whose outputs are the logits that have a loss, before resizing.
 
-    Those of an image pyramid are the merged ones and those of each scale, as the
-    official code has a loss for all of them.
-
-    Args:
-        model: A model of `build_model`.
+    With an image pyramid these are the merged logits and those of each scale, as in the
+    official code.
     """
     scales = model.model_config.image_pyramid
     names = ["logits"]
@@ -35,15 +32,15 @@ def training_outputs(model: keras.Model) -> keras.Model:
 
 
 class TrainStep:
-    """Forward pass, loss, gradients and update for one replica's rows of a batch.
+    """Runs forward pass, loss, gradients and update on one replica's rows of a batch.
 
-    To be called in a replica context. The losses of the replicas add up to that of
-    the batch: each is divided by the valid pixels of all replicas.
+    Call it in a replica context. The replicas' losses add up to the batch's: each is
+    divided by the valid pixels of all replicas.
 
     Args:
         model: A model of `build_model`.
-        config: How to train.
-        network: What `training_outputs` gives, or what does the same.
+        config: The training options.
+        network: The model of `training_outputs`, or an equivalent one.
         optimizer: A built optimiser.
         averages: Moving averages of the weights.
     """
@@ -65,7 +62,7 @@ class TrainStep:
         self._trained = {n: v for n, v in variables.items() if v.trainable}
 
     def __call__(self, images, labels) -> dict:
-        """Does one step; returns the metrics of `compute_gradients`."""
+        """Runs one step and returns the metrics of `compute_gradients`."""
         gradients, metrics = self.compute_gradients(images, labels)
         self.apply_gradients(gradients)
         return metrics
@@ -76,21 +73,20 @@ class TrainStep:
         Args:
             images: float32 `[rows, height, width, channels]`.
             labels: `[rows, height, width]` or `[..., 1]`.
-            loss_scale: Factor on the loss, undone in the gradients; None is 1.
+            loss_scale: Factor on the loss, undone in the gradients.
 
         Returns:
-            One gradient per trained variable, L2 and multipliers included, and
-            `data_loss`, `regularization_loss` and `learning_rate` (of the weights
-            before the update, over all replicas), `nonfinite_gradients`, their number
-            before L2, and `classes` `[3, num_classes]`, see `count_classes`, on the
-            grid of the logits.
+            A gradient per trained variable, with L2 and multipliers; and `data_loss`,
+            `regularization_loss`, `learning_rate`, `nonfinite_gradients` (their number
+            before L2) and `classes` (see `count_classes`), over all replicas and from
+            before the update.
         """
         config, variables = self._config, [v.value for v in self._trained.values()]
         labels = self._resize_labels(labels)
         pixels = sum_over_replicas(losses.pixel_count(labels, config.ignore_label))
 
         def differentiate(images, labels):
-            # Dropout counts its draws whether there are data or not.
+            # Otherwise dropout advances its seed even if the data have ended.
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))
                 loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
@@ -112,15 +108,15 @@ class TrainStep:
         }
 
     def apply_gradients(self, gradients: list) -> None:
-        """Moves the weights against the sum of the replicas' gradients."""
-        # The optimiser counts its steps whether there are data or not.
+        """Updates weights and moving averages; the optimiser sums over replicas."""
+        # Otherwise the optimiser counts the step even if the data have ended.
         with tf.control_dependencies(gradients):
             gradients = [tf.identity(gradient) for gradient in gradients]
             self._optimizer.apply(gradients, list(self._trained.values()))
         self._averages.update()
 
     def _resize_labels(self, labels):
-        """Returns int32 labels `[rows, height, width]` at the size of the loss."""
+        """Returns int32 labels `[rows, height, width]` of the size of the loss."""
         labels = tf.cast(labels, tf.int32)
         if len(labels.shape) == 4:
             labels = labels[..., 0]
@@ -133,7 +129,7 @@ class TrainStep:
         return losses.shrink_labels(labels, size)
 
     def _loss(self, logits, labels, pixels):
-        """Returns the cross-entropy of the valid pixels, over those of all replicas."""
+        """Returns this replica's loss over the valid pixels of all replicas."""
         config = self._config
         if config.upsample_logits:
             logits = resize_bilinear(logits, spatial_size(labels))
@@ -151,8 +147,8 @@ class TrainStep:
             config.focal_gamma,
         )
         if losses.is_mined(share):
-            # Picked in each part of each replica, as in the official clones; which
-            # of them are not 0 is not known before.
+            # Pixels are mined per replica and part, as per clone in the official code;
+            # the divisor is how many of them have a loss above 0.
             pixels = sum_over_replicas(own_pixels) * config.accumulate_steps
         return total / tf.maximum(pixels, 1.0)
 
@@ -163,7 +159,7 @@ class TrainStep:
 
     @property
     def _has_l2(self) -> bool:
-        return self._config.optimizer != "adamw"  # which decays weights itself
+        return self._config.optimizer != "adamw"  # it decays the weights itself
 
     def _regularization_loss(self):
         if not self._has_l2:
@@ -171,9 +167,9 @@ class TrainStep:
         return losses.regularization_loss(self._trained, self._config.weight_decay)
 
     def _regularize(self, gradients: list) -> list:
-        """Adds the gradients of L2; applies the official multipliers."""
+        """Adds the gradients of L2 and applies the official multipliers."""
         context = tf.distribute.get_replica_context()
-        # Replicas add up to one L2.
+        # The replicas' gradients are summed.
         decay = self._config.weight_decay / context.num_replicas_in_sync
         regularized = []
         for gradient, (name, variable) in zip(
@@ -188,23 +184,23 @@ class TrainStep:
 
 
 def accumulate(differentiate: Callable, images, labels, parts: int) -> tuple:
-    """Sums gradients and metrics over equal parts of a batch.
+    """Sums gradients and metrics over equal parts of a batch, one at a time.
 
     Args:
         differentiate: Function of the images and labels of a part that returns a list
-            of gradients, and vectors to be summed.
+            of gradients and a list of vectors to sum.
         images: `[rows, height, width, channels]`.
         labels: `[rows, height, width]`.
-        parts: How many; one at a time is in memory.
+        parts: Number of parts.
 
     Returns:
-        The gradients of the batch, and one vector.
+        The summed gradients, and the summed vectors as one.
     """
-    first, *others = zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
+    first, *rest = zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
     gradients, vectors = differentiate(*first)
     sums = tf.concat(vectors, 0)
-    for rows in others:
-        # One after the other, or all would be in memory at once.
+    for rows in rest:
+        # Otherwise TensorFlow runs all parts at once, all of them in memory.
         with tf.control_dependencies(gradients):
             rows = [tf.identity(part) for part in rows]
         more, vectors = differentiate(*rows)
@@ -214,8 +210,7 @@ def accumulate(differentiate: Callable, images, labels, parts: int) -> tuple:
 
 
 def count_nonfinite(gradients: list):
-    """Returns how many gradients hold NaN or infinity, float32."""
-    # A sum is not finite where a term is not, nor where finite terms overflow. It takes
-    # a fraction of the operations of looking at every term.
+    """Returns the number of gradients that contain NaN or infinity, float32."""
+    # Far cheaper than testing every element; an overflow of the sum counts as well.
     sums = tf.stack([tf.reduce_sum(gradient) for gradient in gradients])
     return tf.reduce_sum(tf.cast(~tf.math.is_finite(sums), tf.float32))

@@ -1,6 +1,6 @@
-"""Event files for TensorBoard: curves, scores and images of a training.
+"""Writes TensorBoard event files: curves, scores and images.
 
-By `tf.summary.write`; `tf.summary.scalar` and `.image` need the package tensorboard.
+Uses `tf.summary.write`; `tf.summary.scalar` and `.image` need the package tensorboard.
 """
 
 import contextlib
@@ -16,17 +16,15 @@ from deeplab_tf.visualize import confusion_picture, panel, png_bytes
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
-# So that the file is written every two minutes (TensorFlow's default), not whenever
-# ten values wait: on gs:// it is written from its beginning every time.
+# Flush every two minutes (TensorFlow's default) instead of every ten values: on gs://
+# each flush rewrites the whole file.
 _QUEUE = 10_000
 
 
 class Summaries:
-    """Writes event files.
+    """Writes event files to a folder, or nothing if it is None.
 
-    Args:
-        folder: Where to write; None writes nothing.
-        info: Names and colours of the classes; None numbers them.
+    Without `info`, classes are numbered.
     """
 
     def __init__(self, folder: str | None, info: DatasetInfo | None):
@@ -34,26 +32,23 @@ class Summaries:
         self._writer = None
         self._stack = contextlib.ExitStack()
         if folder is not None:
-            # Of this kind the handle is public.
+            # Only a trackable writer has a public resource handle.
             self._writer = tf.summary.create_file_writer(
                 folder, max_queue=_QUEUE, experimental_trackable=True
             )
-            # Entered once, because leaving it flushes.
+            # Entered only once: leaving the context flushes.
             self._stack.enter_context(self._writer.as_default())
 
     def restart(self, step: int) -> None:
-        """Marks the start of a training, which replaces values of later steps.
+        """Marks the start of a run after `step` steps: TensorBoard drops later steps.
 
-        To be called before anything is written, by a new training too: TensorBoard
-        takes the first mark of a folder for its start.
-
-        Args:
-            step: Steps that were done before: 0, or those of the checkpoint.
+        Call it before writing anything, also at step 0, because TensorBoard takes the
+        first mark of a folder for its start.
         """
         if self._writer is None:
             return
         session = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START)
-        # `tf.summary` has no marks. TensorBoard drops all from this step on.
+        # `tf.summary` cannot write it. TensorBoard drops everything from this step on.
         event = tf.compat.v1.Event(
             wall_time=time.time(), step=step + 1, session_log=session
         )
@@ -62,12 +57,7 @@ class Summaries:
         )
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a value to each of some curves.
-
-        Args:
-            step: Steps done.
-            values: Tag, such as "train/data_loss", to value.
-        """
+        """Writes a value of each curve, keyed by tag, such as "train/data_loss"."""
         for tag, value in values.items():
             self._write(step, tag, np.float32(value), "scalars")
 
@@ -77,13 +67,7 @@ class Summaries:
         metrics: Mapping,
         examples: Sequence[ScoredImage] = (),
     ) -> None:
-        """Adds scores, confusion matrix and examples of an evaluation.
-
-        Args:
-            step: Steps done.
-            metrics: Those of `Evaluator.evaluate`.
-            examples: Images to show.
-        """
+        """Writes scores, confusion matrix and examples from `Evaluator.evaluate`."""
         if self._writer is None:
             return
         counts = np.array(metrics["confusion_matrix"])
@@ -92,26 +76,26 @@ class Summaries:
         scores = {f"eval/{name}": metrics[name] for name in ("miou", "pixel_accuracy")}
         scores |= {f"eval/iou/{name}": iou for name, iou in ious if iou is not None}
         self.scalars(step, scores)
-        picture = confusion_picture(counts, info.class_names)
-        self._image(step, "eval/confusion_matrix", picture)
+        image = confusion_picture(counts, info.class_names)
+        self._write_image(step, "eval/confusion_matrix", image)
         for i, example in enumerate(examples):
-            picture = panel(example.image, example.truth, example.prediction, info)
-            self._image(step, f"eval/example_{i}", picture)
+            image = panel(example.image, example.truth, example.prediction, info)
+            self._write_image(step, f"eval/example_{i}", image)
 
     def flush(self) -> None:
-        """Writes everything that was added."""
+        """Writes all pending values."""
         if self._writer is not None:
             self._writer.flush()
 
     def close(self) -> None:
-        """Writes the rest; nothing can be added afterwards."""
+        """Writes all pending values and closes the file."""
         self._stack.close()
         if self._writer is not None:
             self._writer.close()
 
-    def _image(self, step: int, tag: str, picture: np.ndarray) -> None:
-        height, width = picture.shape[:2]
-        parts = [str(width), str(height), png_bytes(picture)]
+    def _write_image(self, step: int, tag: str, image: np.ndarray) -> None:
+        height, width = image.shape[:2]
+        parts = [str(width), str(height), png_bytes(image)]
         self._write(step, tag, tf.constant(parts, tf.string), "images")
 
     def _write(self, step: int, tag: str, value, plugin: str) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: compiled steps, repeated, checked, reported and saved."""
+"""The training loop: runs, checks, reports and saves compiled steps."""
 
 import contextlib
 import time
@@ -37,19 +37,19 @@ from deeplab_tf.training.step import TrainStep, training_outputs
 
 
 class Trainer:
-    """Trains a model with the official semantics.
+    """Trains a model with the semantics of the official code.
 
-    The strategy is that under which the model was built. Batches are those of all
-    replicas together, whatever their number.
+    It uses the strategy under which the model was built; batches hold the rows of all
+    replicas.
 
     Args:
-        model: A model of `build_model`, or of `build_classifier`, whose labels are of
-            a single pixel. Its batch normalisations follow `config.normalization`.
-        config: How to train.
+        model: A model of `build_model`, or of `build_classifier` with one-pixel labels.
+            Its batch normalisation is set to `config.normalization`.
+        config: The training options.
 
     Raises:
-        UserError: for label weights that do not fit the classes, or a compiler that
-            the strategy cannot have.
+        UserError: if the label weights do not match the classes, or the strategy does
+            not support `config.jit`.
     """
 
     def __init__(self, model: keras.Model, config: TrainConfig):
@@ -78,7 +78,7 @@ class Trainer:
         self._compiled_steps = tf.function(self._repeat_step, reduce_retracing=True)
 
     def _make_step(self) -> tuple[Callable, HalfPrecisionStep | None]:
-        """Returns the step of a replica, and that of all replicas in float16."""
+        """Returns the step of one replica and, in float16, that of all replicas."""
         model, replicas = self.model, self._replicas
         network = training_outputs(model)
         if not (self.compiles or replicas.is_accelerated):
@@ -115,18 +115,18 @@ class Trainer:
 
     @property
     def samples(self) -> int:
-        """Number of training samples consumed; `start` of `load_dataset`."""
+        """Number of training samples consumed; pass it to `load_dataset` as `start`."""
         return int(self._samples.numpy())
 
     def restore_latest(self) -> str | None:
-        """Resumes from the latest intact checkpoint of `train_logdir`.
+        """Restores the latest intact checkpoint of `train_logdir`.
 
         Returns:
-            The prefix of the checkpoint, None if there is none.
+            The checkpoint prefix, or None if there is no checkpoint.
 
         Raises:
-            UserError: if it is of another model, none is intact, or the weights to
-                start from are not finite.
+            UserError: if the checkpoint does not match the model, no checkpoint is
+                intact, or the weights are not finite.
         """
         prefix = self._state.restore_latest() if self._state else None
         self._check.restored = prefix
@@ -144,25 +144,26 @@ class Trainer:
         info: DatasetInfo | None = None,
         name_samples: Callable[[int, int], str] | None = None,
     ) -> dict[str, float]:
-        """Trains up to `training_number_of_steps`, saving along the way.
+        """Trains up to `training_number_of_steps` and saves checkpoints.
 
-        The `train_logdir` is locked meanwhile. SIGTERM, SIGHUP and Ctrl-C save after
-        the running host call and end the program with status 143, 129 or 130.
+        Locks `train_logdir`. On SIGTERM, SIGHUP or Ctrl-C it saves after the current
+        host call and exits with status 143, 129 or 130.
 
         Args:
-            dataset: Batches of images and labels, as `load_dataset` gives them, or a
-                function of `(worker, num_workers)` that gives a worker its rows.
-            validation: What the model is scored on at every `eval_interval_steps`.
-            info: Names and colours of the classes, for what is shown.
-            name_samples: Function of the number of a sample and a count, for errors.
+            dataset: Batches of images and labels, as returned by `load_dataset`, or a
+                function of `(worker, num_workers)` that returns the rows of a worker.
+            validation: How to score the model every `eval_interval_steps`.
+            info: Class names and colours for reports.
+            name_samples: Function of `(first sample, count)` that describes training
+                samples in error messages.
 
         Returns:
-            The metrics of the last step.
+            The metrics of the last step; see `train_step`.
 
         Raises:
-            UserError: if another process trains in `train_logdir`, or removes it; if
-                the weights, a loss or a gradient are not finite, the data end early or
-                a checkpoint cannot be written.
+            UserError: if another process trains in `train_logdir` or removes it; if
+                weights, losses or gradients are not finite; if the dataset ends early;
+                or if a checkpoint cannot be written.
         """
         data, metrics = None, dict[str, float]()
         with (
@@ -171,7 +172,7 @@ class Trainer:
             self._make_reporter(validation, info) as reporter,
             distribution.report_lost_workers(self.worker),
         ):
-            self._begin(reporter)
+            self._start(reporter)
             while True:
                 # Save first: evaluation is slow and may fail.
                 self._evaluate_if_due(reporter, validation)
@@ -182,22 +183,22 @@ class Trainer:
                 stop, save = self._replicas.any_worker(bool(interruption.signal), save)
                 checkpoint = self._save(reporter) if save or stop else None
                 if stop:
-                    what = f"saved {checkpoint}" if checkpoint else "nothing was saved"
-                    reporter.print(f"interrupted after step {self.step}; {what}")
+                    end = f"saved {checkpoint}" if checkpoint else "nothing was saved"
+                    reporter.print(f"interrupted after step {self.step}; {end}")
                     raise Interrupted(interruption.number, checkpoint)
             reporter.finish()
         return metrics
 
     def train_step(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-        """Does one optimiser step.
+        """Runs one optimiser step.
 
         Args:
             images: RGB 0..255 of all replicas, `[batch, height, width, 3]`.
             labels: Class ids, `[batch, height, width]` or `[..., 1]`.
 
         Returns:
-            `data_loss`, `regularization_loss` and `learning_rate`, all of the
-            weights before the update.
+            `data_loss`, `regularization_loss` and `learning_rate`, from before the
+            update.
         """
         dataset = tf.data.Dataset.from_tensors(
             (tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels))
@@ -206,41 +207,33 @@ class Trainer:
         return _public_metrics(rows[0])
 
     def train_steps(self, data: Iterator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Does some optimiser steps in one host call.
+        """Runs up to `count` optimiser steps in one host call, until one is not finite.
 
         Args:
-            data: What `iterate` gives.
+            data: An iterator from `iterate`.
             count: Number of steps.
 
         Returns:
-            `[steps, 6]`: data loss, regularisation loss, learning rate, number of
-            gradients that are not finite, place in the batch of an image that is not
-            (else -1) and number of images; the last step may be broken. And
-            `[3, num_classes]`: pixels on the grid of the logits that were predicted
-            as, are and were rightly predicted as each class.
+            The `STEP_METRICS` of each step, `[steps, 6]`, and the sum of their class
+            counts, `[3, num_classes]` (see `count_classes`).
         """
         rows, classes = self._compiled_steps(data, tf.constant(count))
         return rows.numpy(), classes.numpy()
 
     def iterate(self, dataset: Batches) -> Iterator:
-        """Returns an iterator for `train_steps`: each replica's rows of every batch.
-
-        Args:
-            dataset: Complete batches, or a function of a worker's index and the number
-                of workers that gives this worker's rows of them.
-        """
+        """Returns an iterator for `train_steps`; see `Replicas.iterate`."""
         return self._replicas.iterate(dataset)
 
     def averaged_weights(self) -> contextlib.AbstractContextManager:
-        """Temporarily swaps in the moving averages of the weights, if they are kept."""
+        """Temporarily swaps in the EMA weights, if there are any."""
         return self._averages.swap_in()
 
     def _repeat_step(
         self, iterator: Iterator, count: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Does up to `count` steps; returns `[steps, STEP_METRICS]` and class counts.
+        """Runs up to `count` steps; returns `[steps, STEP_METRICS]` and class counts.
 
-        Stops after the first loss or gradient that is not finite.
+        Stops after the first step whose metrics are not finite.
         """
         rows = tf.TensorArray(tf.float32, 0, True, element_shape=[len(STEP_METRICS)])
         classes = tf.zeros([3, self.model.model_config.num_classes])
@@ -252,7 +245,7 @@ class Trainer:
             size *= self._replicas.count
             metrics["images"] = tf.cast(size, tf.float32)
             row = tf.stack([metrics[name] for name in STEP_METRICS])
-            # A batch whose size is known would be counted even if it does not come.
+            # Without it a batch of static size is counted even if the data have ended.
             with tf.control_dependencies([row]):
                 self._samples.assign_add(size)
             rows = rows.write(done, row)
@@ -265,7 +258,7 @@ class Trainer:
     def _step_and_check(
         self, images: tf.Tensor, labels: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        """Does a step of all replicas; adds the place of an image that broke it."""
+        """Runs a step on all replicas and locates a broken image if the step failed."""
         replicas = self._replicas
         if self._half is not None:
             metrics, is_finite = self._half(images, labels)
@@ -278,9 +271,9 @@ class Trainer:
         def find() -> tf.Tensor:
             return replicas.first(replicas.run(find_first_broken_image, images))
 
-        # Pixels are examined only after a step has failed, which all replicas agree on.
-        place = tf.cond(is_finite, lambda: tf.constant(-1.0), find)
-        return metrics | {"broken_image": place}
+        # All replicas agree on `is_finite`, so that all of them search or none.
+        broken_image = tf.cond(is_finite, lambda: tf.constant(-1.0), find)
+        return metrics | {"broken_image": broken_image}
 
     def _advance(
         self,
@@ -288,17 +281,12 @@ class Trainer:
         reporter: Reporter,
         name_samples: Callable[[int, int], str] | None,
     ) -> tuple[dict[str, float], bool]:
-        """Does the steps of a host call.
-
-        Returns:
-            The metrics of the last step, and whether a checkpoint is due.
-        """
+        """Runs one host call; returns the last metrics and if a save is due."""
         step = self.step
-        with readable_errors(), self._name_end_of_data():
+        with readable_errors(), self._report_end_of_data():
             rows, classes = self.train_steps(data, self._schedule.count_steps(step))
         self._check.require_finite_steps(rows, self.step, self.samples, name_samples)
-        # Fewer than asked for where float16 skipped some.
-        done = self.step - step
+        done = self.step - step  # float16 skips steps that overflow
         reporter.log_steps(step, rows[len(rows) - done :], classes, self.samples)
         seconds = time.monotonic() - self._saved_at
         is_due = done > 0 and self._schedule.is_save_due(self.step, seconds)
@@ -316,8 +304,7 @@ class Trainer:
         return training_lock(folder)
 
     @contextlib.contextmanager
-    def _name_end_of_data(self) -> Iterator[None]:
-        """Reports that the data have ended, which may be within a host call."""
+    def _report_end_of_data(self) -> Iterator[None]:
         try:
             yield
         except tf.errors.OutOfRangeError:
@@ -334,10 +321,10 @@ class Trainer:
         is_stuck = bool(limit) and reporter.evaluations_since_best >= limit
         return is_stuck or self.step >= self.config.training_number_of_steps
 
-    def _begin(self, reporter: Reporter) -> None:
+    def _start(self, reporter: Reporter) -> None:
         self._saved_at = time.monotonic()
         self._require_finite_values()
-        self._check.begin(self.step)
+        self._check.start(self.step)
         if self.step == 0:
             self._averages.start()
         reporter.restart(self.step, self.samples)
@@ -353,14 +340,14 @@ class Trainer:
     def _evaluate_if_due(
         self, reporter: Reporter, validation: Validation | None
     ) -> None:
-        """Scores the model; after a restart also what was to be scored before."""
+        """Scores the model; a resumed run makes up for a missed evaluation."""
         step, replicas = self.step, self._replicas
         if validation is None or not self._schedule.is_evaluation_due(step):
             return
         if reporter.has_evaluated(step):
             return
         if self.worker.count > 1 and self.config.normalization == "train":
-            # Each worker has moved its own; those of the first are saved.
+            # Each worker has its own moving statistics; the chief's are saved.
             moving = {n: v for n, v in self._variables.items() if not v.trainable}
             averages = self._averages.variables.items()
             moving |= {f"{AVERAGE_KEY}/{n}": v for n, v in averages if n in moving}
@@ -371,7 +358,7 @@ class Trainer:
             )
         if is_best and self._state is not None:
             self._state.save_best()
-            reporter.keep_best()
+            reporter.write_best_metrics()
         reporter.flush()
 
     def _save(self, reporter: Reporter) -> str | None:
@@ -391,5 +378,4 @@ def _check_label_weights(config: TrainConfig, num_classes: int) -> None:
 
 
 def _public_metrics(row: np.ndarray) -> dict[str, float]:
-    """Returns the metrics of a step that callers may rely on."""
     return dict(zip(STEP_METRICS[:3], map(float, row), strict=False))

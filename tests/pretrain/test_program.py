@@ -156,7 +156,7 @@ def test_it_learns_and_tells_what_it_did(trained):
 @pytest.mark.slow
 def test_another_model_in_the_folder_is_refused(trained, folder):
     flags = (f"--dataset_dir={folder}", f"--train_logdir={trained}")
-    message = "holds another model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
+    message = "has another model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
     assert_refused(
         message, PROGRAM, *TRAINING, *flags, "--model_variant=resnet_v1_18_beta"
     )

@@ -326,7 +326,7 @@ def test_folders_that_are_not_given_are_told():
 def test_a_train_logdir_of_another_model_is_refused_and_kept(logs, tiny_records):
     before = sorted(os.listdir(logs))
     where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    message = "holds another model: output_stride was 16 and is 8"
+    message = "has another model: output_stride was 16 and is 8"
     assert_refused(message, "train", *TRAINING, *where, "--output_stride=8")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).model.output_stride == 16
@@ -335,7 +335,7 @@ def test_a_train_logdir_of_another_model_is_refused_and_kept(logs, tiny_records)
 def test_another_optimizer_cannot_go_on(logs, tiny_records):
     before = sorted(os.listdir(logs))
     where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    message = "model.ckpt-3 cannot be resumed by this model and optimiser; give anoth"
+    message = "model.ckpt-3 does not match this model and optimiser; use another"
     assert_refused(message, "train", *TRAINING, *where, "--optimizer=adam")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).train.optimizer == "momentum"

@@ -31,7 +31,7 @@ FRESH = ("aspp0/BatchNorm/moving_mean", "concat_projection/BatchNorm/moving_mean
 )
 def test_auto_trains_freezes_or_synchronises(images, replicas, fresh, policy, reason):
     resolved = resolve_batch_norm("auto", images, replicas, fresh)
-    assert resolved.policy == policy
+    assert resolved.name == policy
     assert all(part in resolved.reason for part in reason.split(".*"))
 
 
@@ -40,9 +40,9 @@ def test_auto_trains_freezes_or_synchronises(images, replicas, fresh, policy, re
 def test_a_policy_that_is_asked_for_is_taken(policy, fresh):
     for images in (2, 16):
         resolved = resolve_batch_norm(policy, images, 1, fresh)
-        assert (resolved.policy, resolved.reason) == (policy, "as asked for")
-    assert resolve_batch_norm("freeze", 1, 1, fresh).policy == "freeze"
-    assert resolve_batch_norm("sync", 1, 2, fresh).policy == "sync"
+        assert (resolved.name, resolved.reason) == (policy, "as requested")
+    assert resolve_batch_norm("freeze", 1, 1, fresh).name == "freeze"
+    assert resolve_batch_norm("sync", 1, 2, fresh).name == "sync"
 
 
 @pytest.mark.parametrize(

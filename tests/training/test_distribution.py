@@ -73,7 +73,7 @@ def test_workers_that_begin_differently_are_refused():
     for worker in list(start_workers("freeze", "apart")):
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 1
-        assert "the workers begin differently, at the steps [0, 0]; all of" in errors
+        assert "the workers start differently, at the steps [0, 0]; give all" in errors
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_workers_that_begin_differently_are_refused():
         ),
         (
             '{"cluster": {"worker": ["a"]}, "task": {"type": "worker", "index": 0}}',
-            "'a' is no host:port",
+            "'a' is not host:port",
         ),
         (
             '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
-            r"the cluster may hold chief and worker; received \['ps'\]",
+            r"the cluster may have chief and worker; received \['ps'\]",
         ),
     ],
 )
@@ -110,7 +110,7 @@ def test_an_unreadable_tf_config_is_refused_with_an_example(
 def test_impossible_devices_are_refused():
     with pytest.raises(UserError, match="num_clones must be at least 1; received 0"):
         make_strategy("mirrored", num_clones=0)
-    with pytest.raises(UserError, match="is of one device; num_clones=2 needs"):
+    with pytest.raises(UserError, match="uses one device; num_clones=2 needs"):
         make_strategy("one_device", num_clones=2)
     with pytest.raises(UserError, match=r"there is no TPU nowhere: .*--tpu takes"):
         make_strategy("tpu", tpu="nowhere")
@@ -128,6 +128,6 @@ def test_batches_are_shared_evenly_or_not_at_all():
     assert require_divisible(16, 4, 2) == 2
     with pytest.raises(UserError, match=r"a batch of 2 images .* 4 replicas; 4 can"):
         require_divisible(2, 4, 1)
-    message = "a batch of 10 .* by 2 replicas of accumulate_steps=2; 8 can"
+    message = "a batch of 10 .* by 2 replicas with accumulate_steps=2; 8 can"
     with pytest.raises(UserError, match=message):
         require_divisible(10, 2, 2)

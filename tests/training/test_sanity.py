@@ -57,7 +57,7 @@ def test_too_few_borders_give_no_verdict():
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
     verdict = sanity.check_borders(data, 255)
     assert verdict.fits
-    assert "only 0 of 64 crops have some; no verdict" in str(verdict)
+    assert "only 0 of 64 crops have any; no verdict" in str(verdict)
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_too_few_borders_give_no_verdict():
     [
         (None, "sanity: yes"),
         (of_other_images, "of other images"),
-        (scattered, "do not let it be learned by heart"),
+        (scattered, "the model cannot overfit one batch, so check the labels"),
     ],
 )
 def test_a_network_is_told_whether_it_fits(shuffled, told, voc_records):

@@ -172,9 +172,15 @@ def test_another_worker_writes_but_keeps_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
-        ({"size": 4}, r"moving_mean is float32 of shape \[3\], but .* \[4\] here"),
+        (
+            {"size": 4},
+            r"moving_mean is float32 of shape \[3\] in .* but .* \[4\] here",
+        ),
         ({"weights": ("b/weights", WEIGHTS[1])}, "a/weights is .* not in use here"),
-        ({"weights": (*WEIGHTS, "x/weights")}, "x/weights is not there, but float32"),
+        (
+            {"weights": (*WEIGHTS, "x/weights")},
+            "x/weights is missing in the checkpoint, but float32",
+        ),
         # The checkpoint holds more than the model: a mean that it lacks.
         ({"weights": WEIGHTS[:1]}, "moving_mean is .*, but not in use here"),
     ],
@@ -185,7 +191,7 @@ def test_the_state_of_another_model_is_refused_in_one_line(
     save_steps(tmp_path, 6)
     save_steps(tmp_path, 7)
     state, variables = state_of(tmp_path, 0.0, **other)
-    message = rf"^\S+model.ckpt-7 cannot be resumed by this model and .*: .*{reason}"
+    message = rf"^\S+model.ckpt-7 does not match this model and .*: .*{reason}"
     with pytest.raises(UserError, match=message) as error:
         state.restore_latest()
     assert "\n" not in str(error.value)
@@ -204,7 +210,9 @@ def test_the_flag_behind_a_group_of_values_is_named(group, flag, tmp_path):
     counters = keras.Variable(0, dtype="int64"), tf.Variable(0, dtype=tf.int64)
     TrainingState(str(tmp_path), groups, *counters).save()
     groups[group] = {"a/weights": keras.Variable([0.0])}
-    with pytest.raises(UserError, match=f"logdir, or --{flag} as it was: {group}/a/"):
+    with pytest.raises(
+        UserError, match=f"logdir, or the same --{flag} as before: {group}/a/"
+    ):
         TrainingState(str(tmp_path), groups, *counters).restore_latest()
 
 
@@ -222,7 +230,7 @@ def test_another_format_is_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 7)
     monkeypatch.setattr(state_module, "FORMAT_VERSION", 2)
     state, _ = state_of(tmp_path, 0.0, size=4)
-    with pytest.raises(UserError, match=r"has format version 1; .* resumes 2$"):
+    with pytest.raises(UserError, match=r"has format version 1; .* resumes version 2$"):
         state.restore_latest()
 
 
@@ -233,7 +241,7 @@ def test_an_official_checkpoint_is_not_one_of_ours(tmp_path):
         shape_and_slices=[""],
         tensors=[tf.zeros(3)],
     )
-    with pytest.raises(UserError, match=r"ckpt-9 is a checkpoint of TF1, .* --tf_init"):
+    with pytest.raises(UserError, match=r"ckpt-9 is a TF1 checkpoint, .* --tf_init"):
         state_of(tmp_path, 0.0)[0].restore_latest()
 
 
@@ -261,7 +269,7 @@ def test_a_damaged_state_is_passed_over(damage, tmp_path, capfd):
     assert the_number_in(variables) == 6
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {tmp_path}/model.ckpt-7 is damaged (")
-    assert line.endswith("); going on from the one before")
+    assert line.endswith("); resuming from the previous checkpoint")
     # Trained again up to where the damaged one is, it is replaced.
     fill_with(variables, 7)
     state.save()
@@ -288,7 +296,7 @@ def test_where_all_are_damaged_training_ends_with_one_line(tmp_path, capfd):
     (tmp_path / f"model.ckpt-6.{DATA}").unlink()
     cut(tmp_path / "model.ckpt-7.index", 30)
     state, variables = state_of(tmp_path, 0.0)
-    message = r"no checkpoint in \S+ is whole; .*: \S+model.ckpt-7 is damaged \(.*\)$"
+    message = r"no checkpoint in \S+ is intact; .*: \S+model.ckpt-7 is damaged \(.*\)$"
     with pytest.raises(UserError, match=message) as error:
         state.restore_latest()
     assert "\n" not in str(error.value)
@@ -425,9 +433,9 @@ def test_a_folder_that_was_taken_over_is_left_alone(save, tmp_path):
 def test_a_file_that_cannot_be_written_leaves_those_before(before, tmp_path):
     save_steps(tmp_path, *before, size=10_000)
     if before:
-        whole = f"the checkpoint before it, {tmp_path}/model.ckpt-6, is whole"
+        whole = f"the previous checkpoint, {tmp_path}/model.ckpt-6, is intact"
     else:
-        whole = "there is no whole checkpoint before it"
+        whole = "no earlier checkpoint is intact"
     if 7 in before:
         flip_bit(tmp_path / f"model.ckpt-7.{DATA}", 0.5)
     state, _ = state_of(tmp_path, 8.0, size=10_000)
@@ -461,7 +469,7 @@ def test_data_of_one_save_never_lie_beside_the_index_of_another(
         rename(source, *arguments, **options)
 
     monkeypatch.setattr(tf.io.gfile, "rename", rename_data)
-    message = r"model.ckpt-7 in .*: killed; .*-7-replaced, is whole"
+    message = r"model.ckpt-7 in .*: killed; .*-7-replaced, is intact"
     with pytest.raises(UserError, match=message):
         state.save()
     # The one of the same step stays, by another name.
@@ -498,7 +506,7 @@ def fill_the_disk(folder):
         except UserError as error:
             assert str(error) == (
                 f"could not save model.ckpt-4 in {folder}: No space left on device; "
-                f"the checkpoint before it, {folder}/model.ckpt-3, is whole"
+                f"the previous checkpoint, {folder}/model.ckpt-3, is intact"
             )
             assert state.restore_latest() == f"{folder}/model.ckpt-3"
             assert the_number_in(variables) == 3

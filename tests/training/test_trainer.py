@@ -298,7 +298,7 @@ def test_the_folder_of_another_training_is_refused_in_one_line(
 ):
     folder, _ = interrupted
     config = TrainConfig(train_logdir=str(folder), **train)
-    with pytest.raises(UserError, match=r"cannot be resumed by this") as error:
+    with pytest.raises(UserError, match=r"does not match this") as error:
         Trainer(model(), config).restore_latest()
     assert "\n" not in str(error.value)
 
@@ -374,7 +374,7 @@ def test_what_was_to_be_expected_is_told(capsys):
     Trainer(model, config).train(data, validation)
     first, second, third = re.findall("step .: mIoU.*", capsys.readouterr().err)
     assert first.endswith("mIoU 1.0000, the best so far, as expected (0.90)")
-    assert "mIoU 0.0000, warning: 0.50 was to be expected here; look at" in second
+    assert "mIoU 0.0000, warning: expected 0.50 at this step; check" in second
     assert third == "step 6: mIoU 1.0000"
 
 

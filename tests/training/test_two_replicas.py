@@ -120,5 +120,7 @@ def test_an_image_of_any_replica_is_named(found, policy):
 
 
 def test_several_replicas_cannot_have_the_compiler(found):
-    message = "jit=on compiles the step of one replica; 2 exchange values within it"
+    message = (
+        "jit=on needs a single replica; 2 replicas exchange values within the step"
+    )
     assert str(found["refusal"]) == message
