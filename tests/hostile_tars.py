@@ -103,27 +103,27 @@ def zeros(mebibytes):
 
 _FILE = member("b", b"abc")
 _NOISE = member("a", noise(1 << 16)) + END
-_NO_FILE = "no plain file or folder"
+_NO_FILE = "not a plain file or folder"
 _BROKEN_SIZE = "its member a has a negative or broken size"
 _BROKEN_PAX = "a pax header is broken"
 _DAMAGED = "its compression is damaged"
 _CUT = "it is cut off"
-_TWICE = "is there twice"
+_TWICE = "occurs twice"
 _BOTH = "makes a both a file and a folder"
 _OUTSIDE = r"leads outside, by \.\."
 
 # What makes an archive, and a pattern of the line that refuses it.
 HOSTILE = {
     "nothing": (lambda: b"", "it is empty"),
-    "a page of a portal": (lambda: b"<html>login</html>" * 100, "no tar archive"),
-    "less than a header": (lambda: b"x" * 100, "no tar archive"),
+    "a page of a portal": (lambda: b"<html>login</html>" * 100, "not a tar archive"),
+    "less than a header": (lambda: b"x" * 100, "not a tar archive"),
     "no end": (lambda: _FILE, "it has no end"),
     "half a header": (lambda: _FILE + header("a")[:100], "it has no end"),
     "a flipped header": (
         lambda: _FILE + flip(header("a"), 3) + END,
         "header at byte 1024 is damaged",
     ),
-    "a flipped checksum": (lambda: flip(header("a"), 150) + END, "no tar archive"),
+    "a flipped checksum": (lambda: flip(header("a"), 150) + END, "not a tar archive"),
     # Sizes.
     "a negative size": (
         lambda: _FILE + header("a", raw_size=base256(-512)) + END,
@@ -324,7 +324,7 @@ HOSTILE = {
         xz_with_dictionary,
         f"{_DAMAGED}: Memory usage limit exceeded",
     ),
-    "gzip in gzip": (lambda: gzip_of(gzip_of(_FILE + END)), "no tar archive"),
+    "gzip in gzip": (lambda: gzip_of(gzip_of(_FILE + END)), "not a tar archive"),
     "zeros after the end": (
         lambda: gzip_of(_FILE, END, *zeros(65)),
         "more than 64 MiB follow its end",

@@ -287,7 +287,7 @@ def test_rare_classes_weigh_more(own, tmp_path):
 
 def test_weights_by_frequency_and_by_hand_exclude_each_other(own, tmp_path):
     assert_refused(
-        "^train.py: --class_weighting=median_frequency and --label_weights exclude",
+        "^train.py: --class_weighting=median_frequency cannot be combined with",
         *(TRAIN, *TRAINING, *own.location, f"--train_logdir={tmp_path}/logs"),
         *("--class_weighting=median_frequency", "--label_weights=1,2,1,1"),
     )

@@ -28,7 +28,7 @@ from deeplab_tf.checkpoints.cache import (
     write_record,
 )
 from deeplab_tf.errors import UserError
-from deeplab_tf.files.locks import locked
+from deeplab_tf.files.locks import path_lock
 
 _WEB = ("http://", "https://")
 _FILE_URL = re.compile("file:(//(localhost)?)?(?=/)", re.IGNORECASE)
@@ -123,7 +123,7 @@ def fetch(
         for suffix in _SUFFIXES:
             is_plain_file(path + suffix)  # before anything is opened
         if not is_plain_file(path):
-            with locked(path):
+            with path_lock(path):
                 if not is_plain_file(path):  # nobody fetched it meanwhile
                     _fetch_anew(url, path, sha256, find_damage)
                     return path

@@ -42,7 +42,7 @@ from deeplab_tf.config import (
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 from deeplab_tf.files.archives import UnusableFolderError, extract, find_damage
-from deeplab_tf.files.locks import locked
+from deeplab_tf.files.locks import path_lock
 from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
@@ -225,7 +225,7 @@ def _unpacked(archive: str, folder: str) -> str:
     for suffix in _ARCHIVES:
         name = name.removesuffix(suffix)
     path = os.path.join(folder, f"{name}.extracted")
-    with locked(path):
+    with path_lock(path):
         try:
             extract(epath.Path(archive), epath.Path(path))
         except UnusableFolderError as error:

@@ -37,7 +37,7 @@ class Entries(NamedTuple):
     def report_skipped(self, where: epath.Path | str) -> None:
         """Prints one line on stderr about the entries that are not files, if any."""
         total = sum(map(len, self))
-        others = file_kinds.find_other_kinds(self.others.values())
+        others = file_kinds.find_non_files(self.others.values())
         file_kinds.report_skipped(others, total, where)
 
 
@@ -56,7 +56,7 @@ def find_entries(
         name_of: Returns the name of a path, None for one that is not wanted.
     """
     named = [(path, name) for path in paths if (name := name_of(path)) is not None]
-    kinds = file_kinds.find_other_kinds(path for path, _ in named)
+    kinds = file_kinds.find_non_files(path for path, _ in named)
     entries = Entries({}, {}, {})
     for path, name in named:
         if path in kinds:

@@ -206,7 +206,7 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
         found = f"splits there: {', '.join(splits)}" if splits else "no records there"
         raise UserError(f"no {split}-* records in {dataset_dir or '.'}; {found}")
     _require_one_set(paths)
-    for path in file_kinds.find_other_kinds(paths):
+    for path in file_kinds.find_non_files(paths):
         file_kinds.require_file(path)
     return paths
 

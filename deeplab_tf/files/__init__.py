@@ -1,1 +1,1 @@
-"""Files on disk: what may be written, replaced, read, locked and unpacked."""
+"""Reads, writes, replaces, locks and unpacks files safely."""

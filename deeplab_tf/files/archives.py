@@ -1,7 +1,7 @@
-"""Tar archives extracted safely and completely, or not at all.
+"""Extracts tar archives safely: completely or not at all.
 
-An extracted folder holds a stamp: a text file that names the archive and has the
-SHA-256 of each file, in the format of `sha256sum`.
+An extracted folder holds a stamp, `archive.txt`: a text file with the archive's size
+and time and the SHA-256 of each file, in the format of `sha256sum`.
 """
 
 import hashlib
@@ -23,12 +23,12 @@ from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.files.tar import Member, read_members
 
 _STAMP = "archive.txt"
-# Stamps without checksums, of earlier versions, begin with a digit.
+# Stamps of earlier versions, without checksums, start with a digit.
 _STAMP_START = re.compile(rb"(# )?[0-9]+ bytes of [0-9]+: ")
 _STAMP_LINE = re.compile(rb"([0-9a-f]{64})  (.+)\n")
 _MAX_LINE = 1 << 14
 _GIB = 1 << 30
-_LIMIT = 4 * _GIB
+_MAX_BYTES = 4 * _GIB
 _ATTEMPTS = 10
 
 
@@ -40,38 +40,38 @@ def extract(
     archive: epath.Path,
     folder: epath.Path,
     wanted: Sequence[str] | None = None,
-    limit: int = _LIMIT,
+    limit: int = _MAX_BYTES,
 ) -> epath.Path:
-    """Extracts an archive, or some files and folders of it, and returns the folder.
+    """Extracts an archive, or parts of it, and returns the folder.
 
-    The folder gets its name when it is complete. It is reused as long as the archive
-    is the same and every file still has its checksum; otherwise the archive is
-    extracted again, and a folder with other files than ours is kept under another
-    name. Several processes may extract the same archive at once.
+    The folder is published atomically. It is reused as long as the archive and the
+    checksums of all files are unchanged; otherwise the archive is extracted again, and
+    a folder with changed files is kept under another name. Several processes may
+    extract the same archive at once.
 
     Args:
-        archive: Tar file, compressed by gzip, bzip2, xz or not at all.
-        folder: Folder to make, on a disk of this machine.
-        wanted: Paths in the archive; None is all of it.
-        limit: Bytes that the extracted files may have together.
+        archive: Tar file, plain or compressed by gzip, bzip2 or xz.
+        folder: Folder to create, on a local disk.
+        wanted: Files and folders in the archive; None is all.
+        limit: Maximum total size of the extracted files, in bytes.
 
     Raises:
-        UnusableFolderError: if the folder cannot be written, or holds something else.
-        UserError: if the archive is broken, lacks something that is wanted, has a
-            member that is no plain file or folder or would be written elsewhere, or
-            more than `limit` bytes; names archive and member.
+        UnusableFolderError: if the folder cannot be written, or is not ours.
+        UserError: if the archive is damaged, lacks a wanted path, exceeds `limit`, or
+            has a member that is not a plain file or folder or would be written
+            elsewhere; names archive and member.
     """
-    # Opening a FIFO would wait for ever; etils does not tell it from a file.
+    # Opening a FIFO would block forever; etils treats it as a file.
     is_remote = "://" in os.fspath(archive)
     if not (archive.exists() if is_remote else os.path.isfile(archive)):
         raise UserError(f"there is no archive {archive}")
     target = os.path.abspath(folder)
     try:
-        title = _describe(archive, wanted)
+        title = _stamp_title(archive, wanted)
         if not _is_intact(target, title):
             _require_replaceable(target)
             _require_safe(archive, wanted, limit)
-            with scratch.folder(os.path.dirname(target)) as unfinished:
+            with scratch.create_folder(os.path.dirname(target)) as unfinished:
                 new = os.path.join(unfinished, os.path.basename(target))
                 _extract_members(archive, new, title, wanted, limit)
                 _publish(new, target, title)
@@ -84,10 +84,8 @@ def extract(
     return folder
 
 
-def find_damage(archive: epath.Path, limit: int = _LIMIT) -> str | None:
-    """Returns why `extract` would refuse an archive, in one line; None if it would not.
-
-    Reads the archive to its end and writes nothing.
+def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
+    """Returns why `extract` would refuse an archive, or None, without writing.
 
     Raises:
         OSError: if the archive cannot be read.
@@ -99,20 +97,19 @@ def find_damage(archive: epath.Path, limit: int = _LIMIT) -> str | None:
     return None
 
 
-def _describe(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
-    """Returns the first line of a stamp, a comment for `sha256sum`."""
-    found = archive.stat()
-    what = "all" if wanted is None else " ".join(wanted)
-    return f"# {found.length} bytes of {found.mtime}: {what}\n".encode()
+def _stamp_title(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
+    """Returns the first line of a stamp, which `sha256sum` takes for a comment."""
+    stats = archive.stat()
+    parts = "all" if wanted is None else " ".join(wanted)
+    return f"# {stats.length} bytes of {stats.mtime}: {parts}\n".encode()
 
 
 def _require_safe(
     archive: epath.Path, wanted: Sequence[str] | None, limit: int
 ) -> None:
-    """Reads an archive to its end; raises ArchiveError if it is not to be extracted.
+    """Reads an entire archive; raises ArchiveError if it must not be extracted.
 
-    Writing as it is read would take minutes to write, and to remove, what a hostile
-    archive has before it is refused.
+    This happens before writing: a hostile archive could take minutes to write.
     """
     with archive.open("rb") as file:
         for _ in _read_wanted(file, wanted, limit):
@@ -122,14 +119,18 @@ def _require_safe(
 def _read_wanted(
     file: BinaryIO, wanted: Sequence[str] | None, limit: int
 ) -> Iterator[Member]:
-    """Yields the wanted members; all others are validated as well."""
+    """Yields the wanted members and validates all."""
     size = 0
     for member in read_members(file):
         if member.name.partition("/")[0] == _STAMP:
             raise ArchiveError(f"its member {_STAMP} has the name of our stamp")
         if _is_wanted(member.name, wanted):
             size += member.size
-            _require_within(size, limit)
+            if size > limit:
+                raise ArchiveError(
+                    f"it has more than {limit / _GIB:.3g} GiB of files; if that is "
+                    "expected, extract it yourself and give the folder"
+                )
             yield member
 
 
@@ -152,7 +153,7 @@ def _extract_members(
 
 
 def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
-    """Writes a file or folder, and the checksum of a file to the stamp."""
+    """Writes a member, and the checksum of a file to the stamp."""
     path = os.path.join(folder, *member.name.split("/"))
     os.makedirs(path if member.is_folder else os.path.dirname(path), exist_ok=True)
     if member.is_folder:
@@ -163,14 +164,6 @@ def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
             file.write(block)
             digest.update(block)
     stamp.write(f"{digest.hexdigest()}  {member.name}\n".encode())
-
-
-def _require_within(size: int, limit: int) -> None:
-    if size > limit:
-        raise ArchiveError(
-            f"it has more than {limit / _GIB:.3g} GiB of files; extract it yourself "
-            "and give the folder if that is right"
-        )
 
 
 def _is_wanted(name: str, wanted: Sequence[str] | None) -> bool:
@@ -188,11 +181,9 @@ def _has_stamp(folder: str) -> bool:
 
 
 def _is_intact(folder: str, title: bytes | None = None) -> bool:
-    """Whether a folder holds the files of its stamp, unchanged, and no others.
+    """Returns whether a folder holds exactly the files of its stamp, unchanged.
 
-    Args:
-        folder: Folder, which need not exist.
-        title: First line that the stamp must have; None accepts any.
+    The stamp must start with `title`, unless that is None.
     """
     if not _has_stamp(folder):
         return False
@@ -221,7 +212,7 @@ def _is_plain_file(path: str) -> bool:
 
 
 def _count_files(folder: str) -> int:
-    """Returns the number of files of any kind in a folder, links included."""
+    """Returns the number of files of any kind in a folder, including links."""
     count = 0
     for here, folders, files in os.walk(folder):
         links = (os.path.islink(os.path.join(here, name)) for name in folders)
@@ -234,11 +225,11 @@ def _require_replaceable(folder: str) -> None:
     if not os.path.lexists(folder):
         return
     if os.path.islink(folder) or not os.path.isdir(folder):
-        raise UnusableFolderError(f"{folder} is in the way: it is no folder")
+        raise UnusableFolderError(f"{folder} is in the way: it is not a folder")
     if os.listdir(folder) and not _has_stamp(folder):
         raise UnusableFolderError(
-            f"{folder} is in the way: it was not extracted from an archive by this "
-            "program; move it"
+            f"{folder} is in the way: it was not extracted by this program; move it "
+            "away"
         )
 
 
@@ -255,13 +246,15 @@ def _publish(new: str, target: str, title: bytes) -> None:
             return  # another process was faster
         _require_replaceable(target)
         _move_away(target, os.path.dirname(new))
-    raise UnusableFolderError(f"{target} cannot be replaced: others write there")
+    raise UnusableFolderError(
+        f"{target} cannot be replaced: other processes write there"
+    )
 
 
-def _move_away(folder: str, unfinished: str) -> None:
-    """Moves a folder to those to be removed, or aside if it was changed."""
+def _move_away(folder: str, trash: str) -> None:
+    """Moves an unchanged folder to the trash, or renames a changed one."""
     if not os.listdir(folder) or _is_intact(folder):
-        os.rename(folder, os.path.join(unfinished, secrets.token_hex(4)))
+        os.rename(folder, os.path.join(trash, secrets.token_hex(4)))
         return
     aside = f"{folder}.replaced.{secrets.token_hex(4)}"
     os.rename(folder, aside)

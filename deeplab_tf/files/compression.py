@@ -1,17 +1,18 @@
-"""Decompression of untrusted gzip, bzip2 and xz files in bounded memory.
+"""Decompresses untrusted gzip, bzip2 and xz files in bounded memory.
 
-The modules of the standard library for whole files will not do: `lzma.open` takes no
-limit of memory, and all of them report damage by exceptions of several kinds.
+Unlike this module, `lzma.open` has no memory limit, and the standard library reports
+damage by several kinds of exceptions.
 """
 
 import bz2
+import functools
 import io
 import lzma
 import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-# Bytes read at once. Few, because a stream that ends early copies the rest.
+# Small, because the rest of a block is copied at the end of every stream.
 _INPUT = 1 << 14
 _OUTPUT = 1 << 16
 _LZMA_MEMORY = 128 << 20  # `xz -9` needs 65 MiB
@@ -19,50 +20,46 @@ _MAX_STREAMS = 100_000
 
 
 class ArchiveError(Exception):
-    """What is wrong with an archive, in one line."""
+    """Describes what is wrong with an archive in one line."""
 
 
 def decompress(file: BinaryIO) -> tuple[BinaryIO, bool]:
-    """Returns the decompressed contents of a file, and whether it is compressed.
+    """Returns a reader of the decompressed data, and whether the file is compressed.
 
     Args:
-        file: Opened at its start; seekable.
+        file: Seekable file, at its start.
 
     Raises:
         ArchiveError: if the compressed data is damaged; also from `read`.
         OSError: if the file cannot be read; also from `read`.
     """
-    start = _find_compression(file.read(10))
+    make_decompressor = _find_decompressor(file.read(10))
     file.seek(0)
-    if start is None:
+    if make_decompressor is None:
         return file, False
-    return io.BufferedReader(_Decompressed(file, start), _OUTPUT), True
+    return io.BufferedReader(_Decompressed(file, make_decompressor), _OUTPUT), True
 
 
-def _find_compression(magic: bytes) -> Callable | None:
-    """Returns what makes a decompressor, from the first bytes; None for plain tar."""
+def _find_decompressor(magic: bytes) -> Callable | None:
+    """Returns the factory for the format of the first bytes; None if uncompressed."""
     if magic.startswith(b"\x1f\x8b"):
-        return _start_gzip
+        return functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
     if magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
         return bz2.BZ2Decompressor
-    return _start_xz if magic.startswith(b"\xfd7zXZ\0") else None
-
-
-def _start_gzip():
-    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-
-
-def _start_xz():
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY)
+    if magic.startswith(b"\xfd7zXZ\0"):
+        return functools.partial(
+            lzma.LZMADecompressor, lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY
+        )
+    return None
 
 
 class _Decompressed(io.RawIOBase):
-    """The data of one or several compressed streams, one after the other."""
+    """Reads one or more concatenated compressed streams."""
 
-    def __init__(self, file: BinaryIO, start: Callable):
+    def __init__(self, file: BinaryIO, make_decompressor: Callable):
         super().__init__()
-        self._file, self._start = file, start
-        self._decompressor, self._rest = start(), b""
+        self._file, self._make_decompressor = file, make_decompressor
+        self._decompressor, self._rest = make_decompressor(), b""
         self._streams, self._is_pending = 1, False
 
     def readable(self) -> bool:
@@ -89,13 +86,13 @@ class _Decompressed(io.RawIOBase):
             raise ArchiveError(f"its compression is damaged: {error}") from error
         except MemoryError as error:
             raise ArchiveError("decompressing it needs too much memory") from error
-        # zlib hands back what it did not use; bz2 and lzma keep it.
+        # zlib returns unused input; bz2 and lzma keep it.
         self._rest = getattr(self._decompressor, "unconsumed_tail", b"")
         self._is_pending = len(data) == size
         return data
 
     def _start_next(self) -> bool:
-        """Starts the next stream; padding by zeros may precede it."""
+        """Starts the next stream, after zero padding; returns False at the end."""
         rest = self._decompressor.unused_data.lstrip(b"\0")
         while not rest:
             block = self._file.read(_INPUT)
@@ -105,6 +102,6 @@ class _Decompressed(io.RawIOBase):
         self._streams += 1
         if self._streams > _MAX_STREAMS:
             raise ArchiveError(f"it has more than {_MAX_STREAMS} compressed streams")
-        self._decompressor, self._rest = self._start(), rest
+        self._decompressor, self._rest = self._make_decompressor(), rest
         self._is_pending = False
         return True

@@ -1,8 +1,8 @@
-"""What a path is, found without opening it, and files that are opened safely.
+"""Tells files from other kinds of paths without opening them, and opens them safely.
 
-A folder of images may also hold directories called `x.png`, FIFOs, device nodes, links
-that lead nowhere and names that are not UTF-8. Opening some of these blocks, and others
-never end. Paths with a scheme, such as `gs://bucket/x.png`, are those of `tf.io.gfile`.
+A folder of images may also hold directories called `x.png`, FIFOs, device nodes, broken
+links and names that are not UTF-8. Opening some of these blocks or never ends. Paths
+with a scheme, such as `gs://bucket/x.png`, go through `tf.io.gfile`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Path = TypeVar("Path", bound=PathLike)
 
 
 class Kind(enum.Enum):
-    """What a path is; the value is a noun for messages."""
+    """The kind of a path; the value is a noun for messages."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -58,15 +58,15 @@ _ERRORS = {
     errno.ENAMETOOLONG: Kind.TOO_LONG,
     errno.EACCES: Kind.UNREADABLE,
 }
-# The most that one read returns on Linux; a record does not hold more either.
+# The limit of one read on Linux, and of a TFRecord.
 MAX_BYTES = 0x7FFFF000
-# The longest name of a file on all common file systems.
+# The limit on all common file systems.
 MAX_NAME_BYTES = 255
 _SHOWN = 3  # names of skipped entries
 
 
 def is_remote(path: PathLike) -> bool:
-    """Returns whether only TensorFlow can read a path."""
+    """Returns whether a path is one that only `tf.io.gfile` can read."""
     path = os.fspath(path)
     return "://" in path and not path.startswith("file://")
 
@@ -76,10 +76,10 @@ def _local(path: PathLike) -> str:
 
 
 def kind_of(path: PathLike) -> Kind:
-    """Returns what a path is, after following links, without opening it.
+    """Returns the kind of a path, after following links, without opening it.
 
     Raises:
-        UserError: if the file system of a remote path cannot be asked.
+        UserError: if a remote file system cannot be reached.
     """
     path = os.fspath(path)
     try:
@@ -112,17 +112,13 @@ def _local_kind(path: str) -> Kind:
 
 
 def describe(path: PathLike, kind: Kind | None = None) -> str:
-    """Returns a sentence that says what a path is, such as "x.png is a FIFO"."""
+    """Describes a path in a sentence, such as "x.png is a FIFO"."""
     kind = kind or kind_of(path)
     return f"{escape(path)} {_PREDICATES.get(kind, f'is a {kind.value}')}"
 
 
 def require_file(path: PathLike) -> None:
-    """Refuses a path that is not a readable file.
-
-    Raises:
-        UserError: saying what it is instead.
-    """
+    """Raises UserError for a path that is not a readable file."""
     kind = kind_of(path)
     if kind is not Kind.FILE:
         hint = "" if kind in _PREDICATES else "; a file is needed"
@@ -130,15 +126,14 @@ def require_file(path: PathLike) -> None:
 
 
 def refuse_special(name: str, path: str) -> None:
-    """Refuses a flag value that is neither a file or directory nor a new path.
+    """Refuses a flag value that is a path to a special file.
 
     Args:
-        name: The flag, for the message.
-        path: Its value, which need not be a path.
+        name: Name of the flag.
+        path: Value of the flag, which need not be a path.
 
     Raises:
-        UserError: if the path is a FIFO, a socket, a device or a link loop, or
-            is not UTF-8.
+        UserError: if it is a FIFO, a socket, a device or a link loop, or not UTF-8.
     """
     kind = Kind.FILE if is_remote(path) else kind_of(path)
     if kind in _SPECIAL:
@@ -147,25 +142,23 @@ def refuse_special(name: str, path: str) -> None:
 
 @contextlib.contextmanager
 def open_file(path: PathLike) -> Iterator[BinaryIO]:
-    """Opens a file for reading, unbuffered, and nothing that is not a file.
+    """Opens a file for unbuffered reading, and refuses everything else.
 
     Raises:
-        UserError: if it is not a readable file, or is replaced by something else
-            while it is opened.
+        UserError: if it is not a readable file, or stops being one while it is opened.
     """
     if is_remote(path):
         with _open_remote(os.fspath(path)) as file:
             yield file
         return
-    require_file(path)  # first, for opening a device may do something
-    with open(_local(path), "rb", buffering=0, opener=_open_at_once) as file:
+    require_file(path)  # opening a device may have effects
+    with open(_local(path), "rb", buffering=0, opener=_open_without_blocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UserError(f"{escape(path)} is not a file any more")
+            raise UserError(f"{escape(path)} is no longer a file")
         yield file
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a path without waiting for the writer of a FIFO."""
+def _open_without_blocking(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -191,14 +184,14 @@ def read_bytes(path: PathLike) -> bytes:
         size = file_size(file)
         if size > MAX_BYTES:
             raise UserError(
-                f"{escape(path)} has {size:,} bytes; at most {MAX_BYTES:,} are read"
+                f"{escape(path)} has {size:,} bytes; the limit is {MAX_BYTES:,}"
             )
-        # Not all: files of /proc have no size, and some of them no end.
+        # Never to the end: files in /proc have no size, and some no end.
         return file.read(size) if size else b""
 
 
 def file_size(file: BinaryIO) -> int:
-    """Returns the bytes of an open file, and goes back to its beginning."""
+    """Returns the size of an open file and rewinds it."""
     try:
         size = os.fstat(file.fileno()).st_size
     except (AttributeError, io.UnsupportedOperation):  # remote, or in memory
@@ -209,15 +202,15 @@ def file_size(file: BinaryIO) -> int:
 
 
 def list_names(folder: PathLike) -> list[str]:
-    """Returns the names in a folder that are not hidden, sorted.
+    """Returns the sorted names in a folder, without hidden ones.
 
     Raises:
-        UserError: if it is not a folder that can be read.
+        UserError: if it is not a readable folder.
     """
     try:
         if is_remote(folder):
             names = tf.io.gfile.listdir(os.fspath(folder))
-        else:  # TensorFlow fails for all names where one is not UTF-8
+        else:  # TensorFlow fails if any name is not UTF-8
             names = os.listdir(_local(folder))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{escape(folder)} cannot be listed: {error}") from error
@@ -226,71 +219,69 @@ def list_names(folder: PathLike) -> list[str]:
 
 
 def expand_glob(pattern: str) -> list[str]:
-    """Returns the paths that match a pattern, sorted."""
+    """Returns the sorted paths that match a pattern."""
     if is_remote(pattern):
         return sorted(tf.io.gfile.glob(pattern))
     return sorted(glob.glob(_local(pattern)))
 
 
-def find_other_kinds(paths: Iterable[Path]) -> dict[Path, Kind]:
-    """Returns those of some listed paths that are not readable files.
+def find_non_files(paths: Iterable[Path]) -> dict[Path, Kind]:
+    """Returns the paths that are not readable files, with their kinds.
 
-    Remote ones are taken for files until they are opened: object stores hold nothing
-    else, and asking for each would take longer than reading it.
+    Remote paths count as files until they are opened: object stores hold little else,
+    and each query would take longer than reading the file.
     """
     kinds = {path: kind_of(path) for path in paths if not is_remote(path)}
     return {path: kind for path, kind in kinds.items() if kind is not Kind.FILE}
 
 
 def keep_files(paths: Sequence[Path], where: str) -> list[Path]:
-    """Returns the readable files among listed paths, and reports the others.
+    """Returns the readable files among `paths`, and reports what it skips.
+
+    `where` is the folder or pattern that gave the paths, for the report.
+    """
+    skipped = find_non_files(paths)
+    report_skipped(skipped, len(paths), where)
+    return [path for path in paths if path not in skipped]
+
+
+def report_skipped(skipped: Mapping[Path, Kind], total: int, where: PathLike) -> None:
+    """Prints one line on stderr about skipped entries, if there are any.
 
     Args:
-        paths: The paths.
-        where: Folder or pattern that gave them, for the report.
+        skipped: The entries that are not files, with their kinds.
+        total: Number of listed entries.
+        where: Folder or pattern that was listed.
     """
-    others = find_other_kinds(paths)
-    report_skipped(others, len(paths), where)
-    return [path for path in paths if path not in others]
-
-
-def report_skipped(others: Mapping[Path, Kind], total: int, where: PathLike) -> None:
-    """Prints one line on stderr about listed entries that are not files, if any.
-
-    Args:
-        others: The entries, and what they are.
-        total: Number of entries that were listed.
-        where: What was listed.
-    """
-    if not others:
+    if not skipped:
         return
     named = [
         f"{escape(os.path.basename(path))} ({kind.value})"
-        for path, kind in list(others.items())[:_SHOWN]
+        for path, kind in list(skipped.items())[:_SHOWN]
     ]
-    if len(others) > _SHOWN:
-        named.append(f"and {len(others) - _SHOWN} more")
+    if len(skipped) > _SHOWN:
+        named.append(f"and {len(skipped) - _SHOWN} more")
     print(
-        f"skipped {len(others)} of {total} entries of {escape(where)}: "
+        f"skipped {len(skipped)} of {total} entries of {escape(where)}: "
         f"{', '.join(named)}",
         file=sys.stderr,
     )
 
 
 def require_room_in_name(path: PathLike, ending: str) -> None:
-    """Refuses a file next to whose name no longer one fits.
+    """Refuses an input whose output file would have too long a name.
 
     Args:
-        path: The file, whose stem begins the other name.
-        ending: What that name has instead of the suffix.
+        path: The input file.
+        ending: Text that replaces its extension in the name of the output.
 
     Raises:
-        UserError: if the file system could not hold such a name.
+        UserError: if the name is longer than `MAX_NAME_BYTES`.
     """
     stem = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     length = len(os.fsencode(stem + ending))
     if length > MAX_NAME_BYTES:
         raise UserError(
-            f"{escape(path)} gives the output a name of {length} bytes, "
-            f"*{ending}; at most {MAX_NAME_BYTES} are possible; rename it"
+            f"the output name for {escape(path)}, *{ending}, has {length} bytes; at "
+            f"most {MAX_NAME_BYTES} are possible; rename the file"
         )

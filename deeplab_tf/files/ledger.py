@@ -1,4 +1,4 @@
-"""The ledger of a folder: which files we wrote there, by name and SHA-256."""
+"""The ledger of a folder: names and SHA-256 of the files that we wrote there."""
 
 import errno
 import functools
@@ -18,12 +18,7 @@ _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
 def digest_file(path: str, digest=None) -> str:
-    """Returns the digest of a file in hexadecimal digits.
-
-    Args:
-        path: Path of the file.
-        digest: A new hash object; None is SHA-256.
-    """
+    """Returns the hexadecimal digest of a file; `digest` is a hash object."""
     digest = digest or hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -32,17 +27,14 @@ def digest_file(path: str, digest=None) -> str:
 
 
 def is_regular_file(path: str) -> bool:
-    """Returns whether a path is an ordinary file, not a folder, link or device."""
+    """Returns whether an existing path is a file, not a folder, link or device."""
     if is_remote(path):
         return not tf.io.gfile.isdir(path)
     return os.path.isfile(path) and not os.path.islink(path)
 
 
 class Ledger:
-    """The files that we wrote to a folder: their digests by name.
-
-    Args:
-        folder: The folder.
+    """Digests, by name, of the files that we wrote to a folder.
 
     Raises:
         UserError: if the ledger is a folder, a link or a device.
@@ -55,27 +47,26 @@ class Ledger:
         self._digests, self._version, self._is_cut = {}, None, False
 
     def digests(self, name: str) -> set[str]:
-        """Returns the digests of a name; there are several after an interruption."""
+        """Returns the digests of a file; an interrupted write leaves several."""
         version = self._current_version()
         if version != self._version:
             self._digests, self._version = self._read(), version
         return self._digests.get(name, set())
 
     def add(self, name: str, digest: str) -> None:
-        """Adds a file; to be called before it is written, as we may be killed."""
+        """Adds a file; call it before writing the file, as we may be killed."""
         if digest in self.digests(name):
             return
-        content = entry(name, digest).encode(errors="surrogateescape")
+        content = format_entry(name, digest).encode(errors="surrogateescape")
         if self._is_cut:
             content = b"\n" + content
         if is_remote(self._path):
             with tf.io.gfile.GFile(self._path, "ab") as file:
                 file.write(content)
         else:
-            # A single write, for several processes may add lines at once.
+            # A single write: several processes may append at once.
             with open(self._path, "ab", buffering=0) as file:
                 if file.write(content) < len(content):
-                    # The next line does not continue what is there of this one.
                     raise OSError(errno.ENOSPC, "No room for the ledger", self._path)
         self._is_cut = False
         self._digests.setdefault(name, set()).add(digest)
@@ -87,7 +78,7 @@ class Ledger:
         if is_remote(self._path):
             stat = tf.io.gfile.stat(self._path)
             return stat.length, stat.mtime_nsec
-        # TensorFlow's has whole seconds, in which another process may write as much.
+        # tf.io.gfile only has whole seconds: too coarse to detect another process.
         stat = os.stat(self._path)
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -108,13 +99,12 @@ class Ledger:
 
 @functools.lru_cache(maxsize=64)
 def open_ledger(folder: str) -> Ledger:
-    """Returns the ledger of a folder, the same one each time."""
-    # Kept, for a program may write thousands of files to one folder.
+    """Returns the cached ledger of a folder, which may get thousands of files."""
     return Ledger(folder)
 
 
-def entry(name: str, digest: str) -> str:
-    """Returns the line of a file, in the format of `sha256sum`."""
+def format_entry(name: str, digest: str) -> str:
+    """Returns the ledger line of a file, in the format of `sha256sum`."""
     escaped = name
     for escape, character in _ESCAPES.items():
         escaped = escaped.replace(character, escape)

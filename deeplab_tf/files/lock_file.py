@@ -1,7 +1,7 @@
-"""A lock file: which process holds the lock, whether it runs, and how it is written.
+"""Reads and writes lock files, which name the process that holds a lock.
 
-Local files are opened anew each time, which is when a network disk shows what other
-machines have written; remote ones (gs://) go through `tf.io.gfile`.
+Local files are opened anew each time, because only then does a network disk show what
+other machines wrote; remote files (gs://) go through `tf.io.gfile`.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ class Owner:
     """The process that a lock file names.
 
     Attributes:
-        token: Random; tells two holds of the same process apart.
+        token: Random; identifies one acquisition of the lock.
         host: Name of the machine.
-        boot: Identifies the running kernel; containers of one machine share it.
-        namespace: Process id namespace in which `pid` counts.
+        boot: Boot id of the kernel, which containers of one machine share.
+        namespace: Namespace of `pid`.
         pid: Process id.
-        started: When the process started, in clock ticks; ids are reused.
-        since: When the lock was acquired.
-        beat: Heartbeats so far.
+        started: Start time of the process in clock ticks, because ids are reused.
+        since: Time at which the lock was acquired.
+        beat: Number of heartbeats so far.
     """
 
     token: str
@@ -47,7 +47,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Returns a new owner with its own token."""
+        """Returns this process as an owner with a new token."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return cls(
             token=secrets.token_hex(8),
@@ -61,7 +61,7 @@ class Owner:
 
     @classmethod
     def from_bytes(cls, record: bytes) -> "Owner | None":
-        """Returns the owner that a record names, None if it is not a record."""
+        """Parses a record; returns None if it is not one."""
         text = record.decode("utf-8", "replace")
         lines = (line.partition("=") for line in text.split("\n"))
         values = {name: value for name, _, value in lines if value.isprintable()}
@@ -72,25 +72,25 @@ class Owner:
             return None
 
     def to_bytes(self) -> bytes:
-        """Returns the record, padded so that one write replaces any other."""
+        """Returns the record, padded to the same length for every owner."""
         lines = [
             f"{name}={value}\n" for name, value in dataclasses.asdict(self).items()
         ]
         return "".join(lines).encode().ljust(_RECORD_BYTES)
 
     def shares_kernel_with(self, other: "Owner") -> bool:
-        """Whether two processes run under the same kernel."""
+        """Returns whether two processes run under the same kernel."""
         if self.boot or other.boot:
             return self.boot == other.boot
         return self.host == other.host
 
     def is_running(self, observer: "Owner") -> bool | None:
-        """Whether the process is alive; None if the observer cannot see that."""
+        """Returns whether the process is alive; None if `observer` cannot tell."""
         is_visible = self.namespace == observer.namespace
         if not (self.started and is_visible and self.shares_kernel_with(observer)):
             return None
         if self.pid == observer.pid:
-            return False  # a lock of this very process that is not held any more
+            return False  # this process no longer holds that lock
         started = _start_time(self.pid)
         if started:
             return started == self.started
@@ -98,7 +98,7 @@ class Owner:
 
 
 def _read_proc(name: str) -> str:
-    """Returns the text of a file in /proc, "" where there is none."""
+    """Returns the text of a file in /proc, "" if there is none."""
     try:
         with open(f"/proc/{name}") as file:
             return file.read().strip()
@@ -114,14 +114,14 @@ def _process_namespace() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """Returns when a process started: "" if unknown, Z or X if it is dead."""
-    # The name of the program, in brackets, may itself contain spaces and brackets.
+    """Returns the start time of a process: "" if unknown, "Z" or "X" if it is dead."""
+    # The program name, in brackets, may itself contain spaces and brackets.
     state, *fields = _read_proc(f"{pid}/stat").rpartition(")")[2].split() or [""]
     return state if state in ("", "Z", "X") else fields[18]
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether a process exists though /proc does not show it."""
+    """Returns whether a process exists although /proc does not show it."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -132,22 +132,22 @@ def _is_hidden(pid: int) -> bool:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is read and written through `tf.io.gfile`."""
+    """Returns whether a path goes through `tf.io.gfile`."""
     return "://" in path
 
 
-def absolute(folder: str) -> str:
-    """Returns a path that stays right when the working directory changes."""
+def absolute_path(folder: str) -> str:
+    """Returns an absolute path; remote ones are already absolute."""
     return folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
 
 
-def join(folder: str, name: str) -> str:
-    """Returns the path of a file in a folder."""
+def join_path(folder: str, name: str) -> str:
+    """Returns the path of a file in a local or remote folder."""
     return f"{folder}/{name}" if is_remote(folder) else os.path.join(folder, name)
 
 
 def make_folder(folder: str) -> list[str]:
-    """Makes a folder; returns the local ones that were created, innermost first."""
+    """Creates a folder; returns the local folders it created, innermost first."""
     if is_remote(folder):
         import tensorflow as tf
 
@@ -164,7 +164,7 @@ def make_folder(folder: str) -> list[str]:
 
 @contextlib.contextmanager
 def _as_os_errors() -> Iterator[None]:
-    """Raises what `tf.io.gfile` reports of a remote path as an OSError."""
+    """Turns the errors of `tf.io.gfile` into OSErrors."""
     import tensorflow as tf
 
     try:
@@ -176,7 +176,7 @@ def _as_os_errors() -> Iterator[None]:
 
 
 def open_local(path: str, flags: int = 0) -> int:
-    """Opens a local lock file without following links or waiting for a pipe."""
+    """Opens a local lock file without following links or blocking on a pipe."""
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
         flags |= getattr(os, name, 0)
     descriptor = os.open(path, os.O_RDWR | flags, 0o666)
@@ -187,7 +187,7 @@ def open_local(path: str, flags: int = 0) -> int:
 
 
 def read(path: str) -> bytes | None:
-    """Returns the record of a lock file, None if there is no such file."""
+    """Returns the record of a lock file; None if there is no such file."""
     try:
         if not is_remote(path):
             with os.fdopen(open_local(path), "rb") as file:
@@ -203,7 +203,7 @@ def read(path: str) -> bytes | None:
 
 
 def write(path: str, record: bytes) -> None:
-    """Replaces the record of a lock file; a local one has to exist."""
+    """Replaces the record of a lock file; a local file must exist."""
     if is_remote(path):
         import tensorflow as tf
 

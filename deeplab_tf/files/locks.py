@@ -3,13 +3,13 @@
 A training holds `<train_logdir>/.training.lock` while it runs. Two mechanisms protect
 the file, because neither works everywhere:
 
-- `flock`, which the kernel releases when a process dies, however it dies. Object stores
-  (gs://), some network disks and Windows have none.
-- A heartbeat. The holder renews a counter in the file. Whoever finds the lock of
-  another machine watches the counter, and takes over a lock that stands still.
+- `flock`, which the kernel releases however a process dies. Object stores (gs://), some
+  network disks and Windows do not have it.
+- A heartbeat: the holder increments a counter in the file. Another machine that finds
+  the lock watches the counter, and takes over a lock whose counter stands still.
 
-The holder checks the file before every write, so that a process that was suspended
-until its lock went to another one stops instead of writing as well.
+The holder checks the file before every write: a process that was suspended and lost its
+lock stops instead of writing too.
 """
 
 import contextlib
@@ -31,24 +31,21 @@ except ImportError:  # Windows
     fcntl = None
 
 HEARTBEAT_SECS = 20.0
-# A lock whose heartbeat stands still for this many periods is stale.
+# A lock without a heartbeat for this many periods is stale.
 STALE_PERIODS = 2.5
-# Without flock the last of several newcomers to write the file wins; the others see
-# that after this time.
+# Without flock, the last of several processes to write the file wins; the others
+# notice after this time.
 SETTLE_SECS = 1.0
 TRAINING_LOCK = ".training.lock"
 _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def locked(path: str) -> Iterator[None]:
-    """Waits until no other process on this machine holds the same path.
+def path_lock(path: str) -> Iterator[None]:
+    """Holds a lock on a path, waiting for other processes on this machine.
 
-    The kernel releases the lock of a process that is killed. Nothing is locked in a
-    folder that cannot be written to, on a disk without locks, and on Windows.
-
-    Args:
-        path: The file about to be written; its folder is created if needed.
+    Creates the folder of the path if needed. Locks nothing in a read-only folder, on a
+    disk without locks, or on Windows.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -59,7 +56,7 @@ def locked(path: str) -> Iterator[None]:
 
 
 def _lock(file, path: str) -> None:
-    """Locks a file until it is closed; reports when it has to wait."""
+    """Locks a file until it is closed; prints a message if it has to wait."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -69,21 +66,18 @@ def _lock(file, path: str) -> None:
 
 @contextlib.contextmanager
 def training_lock(folder: str) -> Iterator[None]:
-    """Keeps other processes from training in a folder.
-
-    A process that already holds the folder enters at once, after checking that the
-    lock is still its own.
+    """Keeps other processes from training in a folder; reentrant.
 
     Args:
-        folder: The `train_logdir`, local or remote; created if needed. A folder that
-            was created here and is still empty at the end is removed again.
+        folder: The `train_logdir`, local or remote. It is created if needed, and then
+            removed again if it is still empty at the end.
 
     Raises:
         UserError: if another process trains there, or if the lock was lost.
     """
     if not folder:
         raise UserError("--train_logdir is empty; give the folder of the checkpoints")
-    key = lock_file.absolute(folder)
+    key = lock_file.absolute_path(folder)
     with _guard:
         lock = _held.get(key)
         if lock is None:
@@ -103,13 +97,12 @@ def training_lock(folder: str) -> Iterator[None]:
 
 
 def verify_training_lock(folder: str) -> None:
-    """Checks that a folder still exists and that this process still holds its lock.
+    """Checks that a folder which this process locked still exists and is still ours.
 
     Raises:
-        UserError: if the folder was removed or taken over. A folder that this process
-            never locked is not checked.
+        UserError: if the folder was removed or taken over.
     """
-    lock = _held.get(lock_file.absolute(folder))
+    lock = _held.get(lock_file.absolute_path(folder))
     if lock is not None:
         lock.verify()
 
@@ -118,13 +111,13 @@ class _TrainingLock:
     """The lock of one folder; see `training_lock`.
 
     Attributes:
-        depth: How often it was entered and not left.
+        depth: Number of nested `training_lock` blocks.
     """
 
     def __init__(self, folder: str):
         self.depth = 0
         self._folder = folder
-        self._path = lock_file.join(lock_file.absolute(folder), TRAINING_LOCK)
+        self._path = lock_file.join_path(lock_file.absolute_path(folder), TRAINING_LOCK)
         self._owner = Owner.this_process()
         self._descriptor: int | None = None
         self._created: list[str] = []
@@ -136,7 +129,7 @@ class _TrainingLock:
     def acquire(self) -> None:
         try:
             self._created = lock_file.make_folder(os.path.dirname(self._path))
-            while not self._try():
+            while not self._try_acquire():
                 self._close()
         except BaseException as error:
             self._clear()
@@ -148,7 +141,7 @@ class _TrainingLock:
             raise
         self._heartbeat.start()
 
-    def _try(self) -> bool:
+    def _try_acquire(self) -> bool:
         """Writes the lock file; returns False if it vanished meanwhile."""
         has_flock = not lock_file.is_remote(self._path) and self._flock()
         before = self._read()
@@ -165,31 +158,31 @@ class _TrainingLock:
         return True
 
     def _flock(self) -> bool:
-        """Opens and locks the file; returns False where that is not supported."""
+        """Opens and locks the file; returns False if that is not supported."""
         self._descriptor = lock_file.open_local(self._path, os.O_CREAT)
         if fcntl:
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
-                raise self._refusal(self._read_patiently()) from None
+                raise self._refusal(self._wait_for_owner()) from None
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
-        # Windows does not remove a file that is open.
+        # Windows cannot remove an open file.
         self._close()
         return False
 
     def _is_open_file(self) -> bool:
-        """Whether the locked file is still the one at the path: holders unlink it."""
+        """Returns whether the locked file is still at the path: holders unlink it."""
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except FileNotFoundError:
             return False
         return os.path.samestat(found, os.fstat(self._descriptor))
 
-    def _read_patiently(self) -> Owner | None:
-        """Returns who holds the lock, who may be about to write that."""
+    def _wait_for_owner(self) -> Owner | None:
+        """Returns the owner, who may not have written the file yet."""
         for _ in range(20):
             owner = self._read()
             if owner is not None:
@@ -198,10 +191,8 @@ class _TrainingLock:
         return None
 
     def _require_stale(self, owner: Owner, has_flock: bool) -> None:
-        """Refuses the lock of a process that may be alive.
-
-        With flock, a process under the same kernel would still have it locked.
-        """
+        """Raises UserError if the owner may be alive."""
+        # Under the same kernel, a living owner would still hold the flock.
         if has_flock and owner.shares_kernel_with(self._owner):
             return
         is_running = owner.is_running(self._owner)
@@ -211,11 +202,11 @@ class _TrainingLock:
             raise self._refusal(owner)
 
     def _is_renewed(self, owner: Owner) -> bool:
-        """Watches the heartbeat of a process that cannot be seen from here."""
+        """Watches the heartbeat of a process that is not visible from here."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
             f"{self._folder} is locked by {owner}; watching for {limit:.0f} s whether "
-            "it still trains",
+            "it is still training",
             file=sys.stderr,
         )
         end = time.monotonic() + limit
@@ -242,7 +233,7 @@ class _TrainingLock:
         try:
             found = self._read()
         except OSError:
-            return  # a disk that fails now may work again; the save will report it
+            return  # the disk may recover; if not, saving will report it
         if found is None or found.token != self._owner.token:
             reason = f"taken over by {found}" if found else "removed"
             raise UserError(
@@ -254,19 +245,19 @@ class _TrainingLock:
         owner = self._owner
         while not self._ended.wait(HEARTBEAT_SECS):
             owner = dataclasses.replace(owner, beat=owner.beat + 1)
-            # A beat that fails is made up for by the next one.
+            # The next beat makes up for a failed one.
             with contextlib.suppress(OSError):
                 self._renew(owner)
 
     def _renew(self, owner: Owner) -> None:
         with self._file_guard:
             found = Owner.from_bytes(lock_file.read(self._path) or b"")
-            # Neither a folder that was removed nor the lock of another one.
+            # Do not recreate a removed folder or overwrite another owner's lock.
             if found is not None and found.token == owner.token:
                 lock_file.write(self._path, owner.to_bytes())
 
     def release(self) -> None:
-        # A forked process has no part in its parent's lock.
+        # A forked process must not release its parent's lock.
         if os.getpid() != self._owner.pid:
             return
         self._ended.set()
@@ -274,10 +265,10 @@ class _TrainingLock:
         self._clear()
 
     def _clear(self) -> None:
-        """Removes what this lock has created."""
+        """Removes the file and the empty folders that this lock created."""
         with contextlib.suppress(OSError, UserError):
             found = self._read()
-            # Before the descriptor is closed: nobody else has the file locked.
+            # Before closing the descriptor, while the file is still locked.
             if found is not None and found.token == self._owner.token:
                 lock_file.remove(self._path)
         self._close()
@@ -286,19 +277,19 @@ class _TrainingLock:
                 os.rmdir(folder)
 
     def _read(self) -> Owner | None:
-        """Returns the owner that the file names, None for an empty or missing file.
+        """Returns the owner in the file; None if it is empty or missing.
 
         Raises:
-            UserError: for a file that is not a lock of ours; it is not overwritten.
+            UserError: if the file is not a lock of ours.
         """
         with self._file_guard:
             record = lock_file.read(self._path)
         owner = Owner.from_bytes(record or b"")
-        # A machine that lost power may leave zeros.
+        # A power failure may leave zeros.
         if owner is None and (record or b"").strip(b"\0 \n"):
             raise UserError(
-                f"{self._path} is not the lock of a training; remove it if no training "
-                "runs there"
+                f"{self._path} is not a training lock; remove it if no training runs "
+                "there"
             )
         return owner
 
@@ -313,7 +304,7 @@ _guard = threading.RLock()
 
 
 def _forget_locks() -> None:
-    """Closes a forked process's copies of the locks, which would outlive the parent."""
+    """Closes a forked process's copies of the locks, which would outlive its parent."""
     global _guard
     _guard = threading.RLock()
     for lock in _held.values():

@@ -1,14 +1,15 @@
-"""Writing files: what may be replaced, and how, atomically.
+"""Writes files atomically, and never replaces files that are not ours.
 
-A program of ours replaces nothing but its own earlier output. To recognize it, every
-folder that we write to holds a ledger, `.deeplab_tf.sha256`: the SHA-256 and the name
-of each file that we wrote there, in the format of `sha256sum`. A file is ours if its
-digest is in the ledger, a folder if that holds for every file in it.
+To recognise our earlier output, every folder that we write to holds a ledger,
+`.deeplab_tf.sha256`: the SHA-256 and the name of each file that we wrote there, in the
+format of `sha256sum`. A file is ours if its digest is in the ledger, a folder if all
+its files are.
 """
 
 import contextlib
 import hashlib
 import os
+import pathlib
 from collections.abc import Iterable, Iterator
 
 import tensorflow as tf
@@ -20,17 +21,17 @@ from deeplab_tf.files.ledger import (
     LEDGER,
     Ledger,
     digest_file,
-    entry,
+    format_entry,
     is_regular_file,
     open_ledger,
 )
 
-_ELSEWHERE = "choose another path"
-_CHOICES = "choose another path, move it away, or add --overwrite to replace it"
+_OTHER_PATH = "choose another path"
+_REMEDIES = "choose another path, move it away, or add --overwrite to replace it"
 
 
 def split(path: str) -> tuple[str, str]:
-    """Returns the folder and the name of a path; "." and the root of a store, too."""
+    """Returns the folder of a path, such as "." or "gs://bucket/", and the name."""
     folder, slash, name = path.rpartition("/")
     if folder.endswith(":/") or not folder:
         folder += slash
@@ -38,7 +39,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def _real_path(path: str) -> str:
-    """Returns the path that a path, which may be a link, stands for.
+    """Resolves links in a local path.
 
     Raises:
         UserError: if the path is empty or a loop of links.
@@ -56,35 +57,26 @@ def _real_path(path: str) -> str:
 
 
 def is_ours(path: str) -> bool:
-    """Returns whether a file is what we wrote there, unchanged.
-
-    Args:
-        path: A file that exists.
-    """
+    """Returns whether an existing file is our earlier output, unchanged."""
     path = _real_path(path)
     folder, name = split(path)
     digests = open_ledger(folder).digests(name)
     return bool(digests) and digest_file(path) in digests
 
 
-def is_listed(path: str) -> bool:
-    """Returns whether we wrote a file of this name there, whatever it holds now."""
+def is_recorded(path: str) -> bool:
+    """Returns whether we wrote a file of this name there, changed or not."""
     folder, name = split(_real_path(path))
     return bool(open_ledger(folder).digests(name))
 
 
-def list_before_move(source: str, path: str) -> None:
-    """Adds a file to the ledger that is about to be moved to its place.
-
-    Args:
-        source: The file.
-        path: Its place.
-    """
+def record_before_move(source: str, path: str) -> None:
+    """Records a file in the ledger of `path`, to which it is about to be moved."""
     _record(_real_path(path), digest_file(source))
 
 
 def _identities(paths: Iterable[str]) -> set:
-    """Returns the identities of files, whatever names or links lead to them."""
+    """Returns the device and inode of local files, and the paths of remote ones."""
     found = set()
     for path in paths:
         if is_remote(path):
@@ -96,17 +88,13 @@ def _identities(paths: Iterable[str]) -> set:
 
 
 def _require_replaceable_file(path: str, overwrite: bool = False) -> None:
-    """Refuses to replace a file that is not ours.
-
-    Raises:
-        UserError: naming the path.
-    """
+    """Raises UserError if a file exists that is not ours."""
     if not tf.io.gfile.exists(path):
         return
     if not is_regular_file(path):
-        raise UserError(f"{path} exists and is not an ordinary file; {_ELSEWHERE}")
+        raise UserError(f"{path} exists and is not an ordinary file; {_OTHER_PATH}")
     if not (overwrite or is_ours(path)):
-        raise UserError(f"{path} exists and is not our earlier output; {_CHOICES}")
+        raise UserError(f"{path} exists and is not our earlier output; {_REMEDIES}")
 
 
 def claim(
@@ -115,13 +103,13 @@ def claim(
     overwrite: bool = False,
     inputs: Iterable[str] = (),
 ) -> None:
-    """Checks that files may be written to a folder, before long work.
+    """Checks before long work that files may be written to a folder.
 
     Args:
         folder: The folder, which need not exist.
         names: Names of the files.
-        overwrite: Whether files that are not ours may be replaced, too: they are
-            added to the ledger.
+        overwrite: Whether to permit replacing files that are not ours, by adding them
+            to the ledger.
         inputs: Files that the program reads, which are never replaced.
 
     Raises:
@@ -133,10 +121,10 @@ def claim(
     scratch.remove_leftovers(real)
     existing = set(tf.io.gfile.listdir(real))
     paths = [os.path.join(folder, name) for name in names if name in existing]
-    are_read = _identities(inputs) if paths else set()
+    protected = _identities(inputs) if paths else set()
     for path in paths:
-        if _identities([path]) & are_read:
-            raise UserError(f"{path} is an input and would be replaced; {_ELSEWHERE}")
+        if _identities([path]) & protected:
+            raise UserError(f"{path} is an input and would be replaced; {_OTHER_PATH}")
         target = _real_path(path)
         _require_replaceable_file(target, overwrite)
         if overwrite:
@@ -152,8 +140,8 @@ def write_bytes(content: bytes, path: str) -> None:
     """Writes a file atomically.
 
     Args:
-        content: What it is to hold.
-        path: Path of the file; its folder must exist. A link stays a link.
+        content: Content of the file.
+        path: Path of the file, in an existing folder. A link stays a link.
 
     Raises:
         UserError: if `path` exists and is not our own output.
@@ -167,7 +155,7 @@ def write_bytes(content: bytes, path: str) -> None:
             file.write(content)
         tf.io.gfile.rename(unfinished, path, overwrite=True)
         return
-    with scratch.file(os.path.dirname(path)) as file:
+    with scratch.create_file(os.path.dirname(path)) as file:
         file.write(content)
         file.flush()
         os.replace(file.name, path)
@@ -179,63 +167,46 @@ def write_text(text: str, path: str) -> None:
 
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
-    """Refuses a path that `publish` would refuse, before long work.
-
-    Args:
-        path: Path of a file or a folder.
-        overwrite: As in `publish`.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
+    """Raises UserError if `publish` would refuse a path; call it before long work."""
     real = _real_path(path)
-    if _is_kept(real):
+    if _is_protected(real):
         raise UserError(
-            f"{path} is the current folder, a home folder, the root or a folder above "
-            "these, and would be replaced as a whole; give the path of a new folder"
+            f"{path} is the current folder, the home folder, the root or a parent of "
+            "these, and would be replaced entirely; give the path of a new folder"
         )
     if not tf.io.gfile.isdir(real):
         _require_replaceable_file(real, overwrite)
     elif not overwrite and (foreign := _foreign_entry(real)):
         raise UserError(
-            f"{path} holds {foreign}, which is not our earlier output; {_CHOICES}"
+            f"{path} holds {foreign}, which is not our earlier output; {_REMEDIES}"
         )
 
 
-def _is_kept(path: str) -> bool:
+def _is_protected(path: str) -> bool:
+    """Returns whether a path is a bucket, the current or home folder, or a parent."""
     if is_remote(path):
         return "/" not in path.partition("://")[2] and tf.io.gfile.isdir(path)
-    return path in _kept_folders()
-
-
-def _kept_folders() -> set[str]:
-    """Returns the folders that are never replaced: current and home, those above."""
-    kept = set()
-    for path in (os.getcwd(), os.path.expanduser("~"), os.sep):
-        path = os.path.realpath(path)
-        while path not in kept:
-            kept.add(path)
-            path = os.path.dirname(path)
-    return kept
+    places = (os.getcwd(), os.path.expanduser("~"), os.sep)
+    protected = (pathlib.Path(os.path.realpath(place)) for place in places)
+    return any(pathlib.Path(path) in (p, *p.parents) for p in protected)
 
 
 def _files_of(folder: str) -> list[str]:
     """Returns the files of a folder and its subfolders, relative to it."""
     found = []
     for here, folders, names in tf.io.gfile.walk(folder):
-        # To a store a folder may also look like a file.
+        # Object stores may also list a folder as a file.
         names = [name for name in names if f"{name}/" not in folders]
         below = os.path.join(here, "").removeprefix(os.path.join(folder, ""))
         found += [below + name for name in names]
         if not is_remote(folder):
-            # Not followed, whatever they lead to.
             links = (x for x in folders if os.path.islink(os.path.join(here, x)))
             found += [below + name for name in links]
     return sorted(name for name in found if name)
 
 
 def _foreign_entry(folder: str) -> str | None:
-    """Returns the first entry of a folder that is not in its ledger, if any."""
+    """Returns the first file of a folder that is not ours, if any."""
     ledger = Ledger(folder)
     for name in _files_of(folder):
         path = os.path.join(folder, name)
@@ -248,12 +219,7 @@ def _foreign_entry(folder: str) -> str | None:
 
 
 def remove_if_empty(folder: str, keep: bool = False) -> None:
-    """Removes a folder that holds nothing but its ledger.
-
-    Args:
-        folder: The folder.
-        keep: Whether only the ledger is removed.
-    """
+    """Removes a folder that holds only its ledger; with `keep`, only the ledger."""
     if set(tf.io.gfile.listdir(folder)) - {LEDGER}:
         return
     ledger = os.path.join(folder, LEDGER)
@@ -263,26 +229,27 @@ def remove_if_empty(folder: str, keep: bool = False) -> None:
         tf.io.gfile.rmtree(folder)
 
 
-def seal(folder: str) -> None:
-    """Writes the ledger of a folder with all files in it, which makes them ours."""
+def write_ledger(folder: str) -> None:
+    """Writes the ledger of a folder with all its files, which makes them ours."""
     names = [name for name in _files_of(folder) if name != LEDGER]
-    lines = [entry(name, digest_file(os.path.join(folder, name))) for name in names]
+    lines = [
+        format_entry(name, digest_file(os.path.join(folder, name))) for name in names
+    ]
     with tf.io.gfile.GFile(os.path.join(folder, LEDGER), "wb") as file:
         file.write("".join(lines).encode(errors="surrogateescape"))
 
 
 @contextlib.contextmanager
 def publish(path: str, overwrite: bool = False) -> Iterator[str]:
-    """Yields a path to write a file or folder to; it is published when the block ends.
+    """Yields a path to write a file or folder to, and publishes it atomically.
 
-    If the block fails, what was written is removed and an earlier output stays. If the
-    program is killed, there is the earlier output or the new one, complete. (In a
-    store, where folders cannot be moved, there is none until the new one is complete.)
+    If the block fails, the earlier output stays. If the program is killed, `path` holds
+    either the earlier or the new output, complete; in an object store, which cannot
+    move folders, it may hold neither.
 
     Args:
-        path: Where the file or folder is to be; it is our own earlier output, an empty
-            folder, or new.
-        overwrite: Whether to replace what is not our own output, too.
+        path: Path of the output: new, an empty folder, or our own earlier output.
+        overwrite: Whether to replace output that is not ours.
 
     Yields:
         A path in a scratch folder, with the same name.
@@ -292,12 +259,14 @@ def publish(path: str, overwrite: bool = False) -> Iterator[str]:
     """
     require_replaceable(path, overwrite)
     real = _real_path(path)
-    with scratch.folder(None if is_remote(real) else os.path.dirname(real)) as folder:
+    with scratch.create_folder(
+        None if is_remote(real) else os.path.dirname(real)
+    ) as folder:
         unfinished = os.path.join(folder, os.path.basename(real))
         yield unfinished
         if os.path.isdir(unfinished):
-            seal(unfinished)
-        # Once more: the block may have taken hours.
+            write_ledger(unfinished)
+        # Check again: the block may have taken hours.
         require_replaceable(path, overwrite)
         if is_remote(real):
             _upload(unfinished, real)
@@ -314,7 +283,10 @@ def _move(unfinished: str, path: str) -> None:
 
 
 def _upload(source: str, target: str) -> None:
-    """Copies a file or folder to a store; the ledger comes last and goes first."""
+    """Copies a file or folder to a store; a SavedModel's graph goes first, comes last.
+
+    Readers take a folder for a SavedModel only while it holds its graph.
+    """
     if not os.path.isdir(source):
         tf.io.gfile.makedirs(split(target)[0])
         _record(target, digest_file(source))
@@ -330,5 +302,4 @@ def _upload(source: str, target: str) -> None:
 
 
 def _is_graph(name: str) -> bool:
-    # Without it no reader takes a folder for a SavedModel.
     return name == "saved_model.pb"

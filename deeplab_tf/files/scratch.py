@@ -1,7 +1,7 @@
-"""Scratch files and folders next to what they become, and their atomic exchange.
+"""Scratch files and folders on the disk of the output, and atomic folder replacement.
 
-Each is locked while its process is alive. A lock that is free marks what a killed
-process left, and what another process is still writing is never removed.
+Each is locked while its process lives. An unlocked one is the leftover of a killed
+process and may be removed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ except ImportError:  # Windows
 
 _NAME = re.compile(r"\.deeplab_tf-[0-9a-f]{16}\.tmp")
 _EARLIER = ".earlier"
-# Of renameat2 on Linux and renamex_np on macOS.
+# Constants of renameat2 (Linux) and renamex_np (macOS).
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
@@ -31,14 +31,14 @@ def _new_path(folder: str) -> str:
 
 
 def _try_lock(descriptor: int, path: str) -> bool:
-    """Locks an open file or folder; returns whether nobody else has, or removed it."""
+    """Locks an open file; returns False if another process locked or removed it."""
     if fcntl:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            pass  # a disk without locks, where leftovers are not removed either
+            pass  # a disk without locks, so leftovers are never removed either
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -46,14 +46,14 @@ def _try_lock(descriptor: int, path: str) -> bool:
 
 
 @contextlib.contextmanager
-def file(folder: str) -> Iterator[BinaryIO]:
-    """Opens a scratch file for writing; it is removed unless it was moved."""
+def create_file(folder: str) -> Iterator[BinaryIO]:
+    """Opens a scratch file for writing; removes it at the end unless it was moved."""
     while True:
-        # Not the tempfile module's, which nobody else may read.
+        # Not by the tempfile module, whose files other users cannot read.
         scratch = open(_new_path(folder), "xb")  # noqa: SIM115
         if _try_lock(scratch.fileno(), scratch.name):
             break
-        scratch.close()  # another process took it for a leftover
+        scratch.close()  # another process removed it as a leftover
     with scratch:
         try:
             yield scratch
@@ -63,11 +63,11 @@ def file(folder: str) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def folder(parent: str | None) -> Iterator[str]:
-    """Makes a scratch folder, which is removed in the end.
+def create_folder(parent: str | None) -> Iterator[str]:
+    """Creates a scratch folder and removes it at the end.
 
     Args:
-        parent: Where; made if need be. None is the system's folder for such.
+        parent: Folder for it, created if needed; None is the system's temporary folder.
     """
     if parent is None or fcntl is None:
         if parent is not None:
@@ -97,17 +97,16 @@ def _new_folder(parent: str) -> tuple[str, int]:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Removes the scratch files and folders that killed processes left in a folder.
+    """Removes scratch files and folders of killed processes.
 
-    Where a process was killed between the two renames of `replace_folder`, the earlier
-    folder gets its name back.
+    If one was killed between the two renames of `replace_folder`, this restores the
+    earlier folder.
     """
     if fcntl is None or not os.path.isdir(folder):
         return
     for name in filter(_NAME.fullmatch, os.listdir(folder)):
         path = os.path.join(folder, name)
         with contextlib.suppress(OSError):
-            # Links are not followed, and the writer of a FIFO is not waited for.
             options = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
             descriptor = os.open(path, options)
             try:
@@ -136,19 +135,19 @@ def _restore_earlier(scratch: str) -> None:
 
 
 def replace_folder(new: str, path: str) -> None:
-    """Replaces a folder by another one on the same disk.
+    """Replaces a folder atomically, where the disk supports it.
 
     Args:
-        new: The new folder, in a scratch folder, where the earlier one then is.
-        path: The folder to replace, or a free path.
+        new: The new folder, inside a scratch folder that receives the earlier one.
+        path: The folder to replace, or a new path.
     """
     if not os.path.isdir(path):
         os.rename(new, path)
         return
     if _exchange(new, path):
         return
-    # Disks that cannot exchange two folders, such as NFS: `remove_leftovers` undoes
-    # the first rename if the second one never comes.
+    # For disks that cannot exchange two folders, such as NFS. If we are killed between
+    # the two renames, `remove_leftovers` undoes the first.
     earlier = os.path.join(os.path.dirname(new), _EARLIER)
     os.mkdir(earlier)
     earlier = os.path.join(earlier, os.path.basename(path))
@@ -161,7 +160,7 @@ def replace_folder(new: str, path: str) -> None:
 
 
 def _exchange(one: str, other: str) -> bool:
-    """Exchanges two folders in one step; returns whether the system can do that."""
+    """Exchanges two folders atomically; returns whether the system supports it."""
     one, other = os.fsencode(one), os.fsencode(other)
     try:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -1,9 +1,8 @@
 """A strict, bounded reader of tar archives (POSIX.1-2001 pax, ustar and GNU).
 
-Reads plain files and folders and refuses everything else: links, devices, sparse
-files, names that lead elsewhere. Unlike `tarfile`, it never trusts a size: memory and
-time are bounded whatever the archive holds, and every error is an `ArchiveError` of
-one line.
+Reads plain files and folders and refuses everything else: links, devices, sparse files,
+paths that lead outside. Unlike `tarfile`, it never trusts a size: memory and time are
+bounded for any input, and every error is a one-line `ArchiveError`.
 """
 
 import hashlib
@@ -17,17 +16,17 @@ from deeplab_tf.files.compression import ArchiveError, decompress
 _HEADER = 512
 _BLOCK = 1 << 20
 _MAX_ENTRIES = 100_000  # PASCAL VOC 2012 has 40,000
-_MAX_FOLDERS = 10_000  # those included that no member names
-_MAX_HEADERS = 150_000  # extension headers included
+_MAX_FOLDERS = 10_000  # including those that are no members themselves
+_MAX_HEADERS = 150_000  # including extension headers
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 4  # in a row
-_MAX_RECORDS = 64  # of a pax header; those of all are bounded together as well
+_MAX_RECORDS = 64  # per pax header
 _MAX_ALL_RECORDS = 500_000
 _MAX_NAME = 1024  # PATH_MAX of macOS
 _MAX_COMPONENT = 255
 _MAX_DEPTH = 64
 _MAX_AFTER_END = 64 << 20
-# Real archives compress by less than 10; a bomb of gzip by 1,000, of bzip2 by far more.
+# Real archives compress by less than 10; gzip bombs by 1,000, bzip2 bombs by far more.
 _MAX_RATIO = 100
 _SMALL = 256 << 20
 
@@ -56,8 +55,8 @@ class Member(NamedTuple):
     Attributes:
         name: Relative path with `/`, without `.` and `..`.
         size: Bytes of the data; 0 for a folder.
-        is_folder: Whether it is a folder rather than a file.
-        blocks: Iterates over the data, once, until the next member is read.
+        is_folder: Whether it is a folder.
+        blocks: Iterates over the data, once, before the next member is read.
     """
 
     name: str
@@ -70,16 +69,16 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
     """Yields the members of an archive in order, then verifies its end.
 
     Args:
-        file: Opened tar file, plain or compressed by gzip, bzip2 or xz; seekable.
+        file: Seekable tar file, plain or compressed by gzip, bzip2 or xz.
 
     Raises:
-        ArchiveError: if the archive is damaged or cannot be trusted.
+        ArchiveError: if the archive is damaged or unsafe.
         OSError: if the file cannot be read.
     """
     stream = _Stream(file)
     entries = _Entries()
     while header := _read_header(stream):
-        member = _validate(header, stream)
+        member = _start_member(header, stream)
         if member.name:
             entries.add(member)
             yield member
@@ -88,7 +87,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
 
 
 def quote(name: str | bytes) -> str:
-    """Returns the name of a member as an error message shows it: short, one line."""
+    """Returns the name of a member for an error message: short, on one line."""
     if isinstance(name, bytes):
         name = name[: 2 * _MAX_NAME].decode("utf-8", "backslashreplace")
     text = ascii(name)[1:-1]
@@ -96,12 +95,12 @@ def quote(name: str | bytes) -> str:
 
 
 class _Header(NamedTuple):
-    """A header block with what the extension headers before it say.
+    """A header with its extension headers applied, not validated.
 
     Attributes:
-        name: Path as stored, not validated.
+        name: Path as stored.
         size: Bytes of data that follow.
-        kind: The byte of the type.
+        kind: The type byte.
     """
 
     name: bytes
@@ -110,7 +109,7 @@ class _Header(NamedTuple):
 
 
 class _Stream:
-    """The bytes of an archive; knows how much data of a member is left."""
+    """Reads the bytes of an archive, and tracks the rest of the current member."""
 
     def __init__(self, file: BinaryIO):
         file.seek(0, os.SEEK_END)
@@ -118,13 +117,13 @@ class _Stream:
         file.seek(0)
         self._file, is_compressed = decompress(file)
         self._is_seekable = not is_compressed
-        # Bytes that the headers may claim.
+        # Bytes that the headers may claim in total.
         self._budget = max(_SMALL, _MAX_RATIO * size) if is_compressed else size
         self._data = self._padding = self._headers = self._records = 0
         self.position = 0
 
     def read_block(self) -> bytes:
-        """Returns the next block of 512 bytes; a shorter one at the end."""
+        """Returns the next 512 bytes; fewer at the end."""
         self._headers += 1
         if self._headers > _MAX_HEADERS:
             raise ArchiveError(f"it has more than {_MAX_HEADERS} headers")
@@ -132,13 +131,13 @@ class _Stream:
         return self._read(_HEADER)
 
     def count_record(self) -> None:
-        """Counts a record of a pax header."""
+        """Counts a record of a pax header against the limit."""
         self._records += 1
         if self._records > _MAX_ALL_RECORDS:
             raise ArchiveError(f"it has more than {_MAX_ALL_RECORDS} pax records")
 
     def start_data(self, header: _Header) -> None:
-        """Begins the data of a header, which `read_data` and `skip_data` end."""
+        """Starts the data of a header, for `read_data` and `skip_data`."""
         size = header.size
         self._data, self._padding = size, -size % _HEADER
         self._budget -= size
@@ -148,7 +147,7 @@ class _Stream:
             raise _refuse(header.name, f"claims {size} bytes of data: {reason}")
 
     def read_data(self) -> Iterator[bytes]:
-        """Yields what is left of the data of a member."""
+        """Yields the rest of the data."""
         while self._data:
             block = self._read(min(_BLOCK, self._data))
             if not block:
@@ -157,11 +156,11 @@ class _Stream:
             yield block
 
     def skip_data(self) -> None:
-        """Skips what is left of the data, and the padding after it."""
+        """Skips the rest of the data, and the padding after it."""
         self._data += self._padding
         self._padding = 0
         if self._is_seekable and self._data:
-            # The last byte is read, because files may be positioned beyond their end.
+            # Read the last byte: seeking beyond the end of a file does not fail.
             self._file.seek(self._data - 1, os.SEEK_CUR)
             self.position += self._data - 1
             self._data = 1
@@ -169,7 +168,7 @@ class _Stream:
             pass
 
     def read_to_end(self) -> None:
-        """Reads what follows the end of the archive, for the checksum of the stream."""
+        """Reads what follows the archive, so that the stream verifies its checksum."""
         left = _MAX_AFTER_END
         while block := self._read(_BLOCK):
             left -= len(block)
@@ -185,33 +184,32 @@ class _Stream:
 
 
 class _Entries:
-    """Files and folders seen so far, by digests of their paths to bound memory."""
+    """The paths seen so far, as digests to bound memory."""
 
     def __init__(self):
-        self._known: dict[bytes, bool] = {}  # whether it is a folder
+        self._is_folder: dict[bytes, bool] = {}
         self._folders = 0
 
     def add(self, member: Member) -> None:
-        """Adds a member and the folders that it is in."""
+        """Adds a member and its parent folders."""
         parts = member.name.split("/")
         for end in range(len(parts) - 1, 0, -1):
-            # Its parents are known if it is.
             if self._add("/".join(parts[:end]), True, member):
-                break
+                break  # its parents are known as well
         is_known = self._add(member.name, member.is_folder, member)
         if is_known and not member.is_folder:
-            raise _refuse(member.name, "is there twice")
+            raise _refuse(member.name, "occurs twice")
 
     def _add(self, path: str, is_folder: bool, member: Member) -> bool:
-        """Adds a path; returns whether it was known."""
+        """Adds a path; returns whether it was known already."""
         key = hashlib.blake2b(path.encode(), digest_size=16).digest()
-        known = self._known.get(key)
+        known = self._is_folder.get(key)
         if known is None:
-            self._known[key] = is_folder
+            self._is_folder[key] = is_folder
             self._folders += is_folder
         elif known != is_folder:
             raise _refuse(member.name, f"makes {quote(path)} both a file and a folder")
-        if len(self._known) > _MAX_ENTRIES:
+        if len(self._is_folder) > _MAX_ENTRIES:
             raise ArchiveError(f"it has more than {_MAX_ENTRIES} files and folders")
         if self._folders > _MAX_FOLDERS:
             raise ArchiveError(f"it has more than {_MAX_FOLDERS} folders")
@@ -242,48 +240,45 @@ def _read_header(stream: _Stream) -> _Header | None:
             raise ArchiveError("a global pax header sets a path or a size")
         name = records.get(b"path", name)
         size = _parse_pax_size(records.get(b"size"), size)
-    raise ArchiveError(f"more than {_MAX_EXTENSIONS} extension headers are in a row")
+    raise ArchiveError(f"it has more than {_MAX_EXTENSIONS} extension headers in a row")
 
 
 def _read_plain_header(stream: _Stream) -> _Header | None:
     position = stream.position
     block = stream.read_block()
     if len(block) < _HEADER:
-        what = "it has no end" if position else "it is no tar archive"
-        raise ArchiveError(what if stream.position else "it is empty")
+        reason = "it has no end" if position else "it is not a tar archive"
+        raise ArchiveError(reason if stream.position else "it is empty")
     if not any(block):
         return None
     _verify_checksum(block, position)
-    name = _cut(block[:100])
+    name = _until_null(block[:100])
     kind = block[156:157]
-    if block[257:265] == b"ustar\x0000" and (prefix := _cut(block[345:500])):
+    if block[257:265] == b"ustar\x0000" and (prefix := _until_null(block[345:500])):
         name = prefix + b"/" + name
     return _Header(name, _parse_number(block[124:136], name), kind)
 
 
 def _verify_checksum(block: bytes, position: int) -> None:
     computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    match = _OCTAL.fullmatch(_cut(block[148:156]))
+    match = _OCTAL.fullmatch(_until_null(block[148:156]))
     stored = int(match[1] or b"0", 8) if match else -1
-    if stored != computed and stored != computed - _excess(block):
-        broken = f"its header at byte {position} is damaged"
-        raise ArchiveError(broken if position else "it is no tar archive")
+    # Old programs added up signed bytes.
+    signed = computed - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
+    if stored not in (computed, signed):
+        damaged = f"its header at byte {position} is damaged"
+        raise ArchiveError(damaged if position else "it is not a tar archive")
 
 
-def _excess(block: bytes) -> int:
-    """Returns by how much a checksum differs that adds signed bytes, as of old."""
-    return 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-
-
-def _cut(field: bytes) -> bytes:
+def _until_null(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
 def _parse_number(field: bytes, name: bytes) -> int:
-    """Returns a number in octal digits, or in GNU's base 256."""
+    """Parses octal digits, or GNU's base 256."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    match = _OCTAL.fullmatch(_cut(field))
+    match = _OCTAL.fullmatch(_until_null(field))
     if not match:
         raise _refuse(name, "has a negative or broken size")
     return int(match[1] or b"0", 8)
@@ -300,11 +295,7 @@ def _read_extension(stream: _Stream, header: _Header) -> bytes:
 
 
 def _read_pax(stream: _Stream, header: _Header) -> dict[bytes, bytes]:
-    """Returns the path and the size that a pax header sets, if it does.
-
-    Raises:
-        ArchiveError: if a record is not `length key=value` or describes a sparse file.
-    """
+    """Returns the path and the size that a pax header sets, if any."""
     data, records, position = _read_extension(stream, header), {}, 0
     for _ in range(_MAX_RECORDS):
         if position == len(data):
@@ -330,19 +321,15 @@ def _parse_pax_size(value: bytes | None, default: int | None) -> int | None:
     return int(value)
 
 
-def _validate(header: _Header, stream: _Stream) -> Member:
-    """Returns the member of a header; its name is empty for the topmost folder.
-
-    Raises:
-        ArchiveError: naming the member and what is wrong with it.
-    """
+def _start_member(header: _Header, stream: _Stream) -> Member:
+    """Validates a header and starts its data; the top folder has an empty name."""
     is_folder = header.kind == _FOLDER or (
         header.kind == b"\0" and header.name.endswith(b"/")  # before ustar
     )
     if not is_folder and header.kind not in _FILE_TYPES:
         kind = _REFUSED_TYPES.get(header.kind, "of an unknown type")
-        raise _refuse(header.name, f"is {kind}, no plain file or folder")
-    name = _clean(header.name)
+        raise _refuse(header.name, f"is {kind}, not a plain file or folder")
+    name = _normalize_path(header.name)
     if is_folder and header.size:
         raise _refuse(header.name, "is a folder with data")
     if not is_folder and (not name or header.name.endswith(b"/")):
@@ -355,12 +342,8 @@ def _has_long_part(parts: list[str]) -> bool:
     return any(len(part.encode()) > _MAX_COMPONENT for part in parts)
 
 
-def _clean(raw: bytes) -> str:
-    """Returns the path of a member, normalised.
-
-    Raises:
-        ArchiveError: if it would not be the same path inside any folder anywhere.
-    """
+def _normalize_path(raw: bytes) -> str:
+    """Returns a normalised path; refuses one that is not portable or leads outside."""
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -376,7 +359,7 @@ def _clean(raw: bytes) -> str:
         or (len(raw) > _MAX_COMPONENT and _has_long_part(parts)),
         "is too deep in folders": len(parts) > _MAX_DEPTH,
     }
-    for fault, is_found in faults.items():
-        if is_found:
+    for fault, is_present in faults.items():
+        if is_present:
             raise _refuse(name, fault)
     return "/".join(parts)

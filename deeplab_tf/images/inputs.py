@@ -44,7 +44,7 @@ def find_images(pattern: str, image_list: str | None = None) -> list[str]:
     if image_list and paths:
         file_kinds.require_file(image_list)
         paths = _listed(paths, image_list)
-        for path in file_kinds.find_other_kinds(paths):
+        for path in file_kinds.find_non_files(paths):
             file_kinds.require_file(path)
     else:
         paths = file_kinds.keep_files(paths, pattern)

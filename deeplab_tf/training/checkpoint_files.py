@@ -74,7 +74,7 @@ def foreign_state_files(folder: str) -> list[str]:
 
 def _is_ours(prefix: str) -> bool:
     """Returns whether this package wrote a checkpoint or its REPLACED copy."""
-    return outputs.is_listed(f"{prefix.removesuffix(REPLACED)}.index")
+    return outputs.is_recorded(f"{prefix.removesuffix(REPLACED)}.index")
 
 
 def open_checkpoint(prefix: str):
@@ -218,7 +218,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
     index = f"{name}.index"
     path = os.path.join(folder, index)
     if tf.io.gfile.exists(path):
-        if not outputs.is_listed(path) and find_damage(os.path.join(folder, name)):
+        if not outputs.is_recorded(path) and find_damage(os.path.join(folder, name)):
             raise UserError(f"{path} exists and is not our checkpoint; move it away")
         tf.io.gfile.remove(path)
     parts = {match[0] for match in _match_files(scratch)} - {index}
@@ -227,7 +227,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
         for part in (*sorted(parts), index, STATE_FILE)
     ]
     for move in moves[-2:]:  # the entry of the index covers the data
-        outputs.list_before_move(*move)
+        outputs.record_before_move(*move)
     for source, path in moves:
         tf.io.gfile.rename(source, path, overwrite=True)
 

@@ -148,7 +148,7 @@ def test_a_damaged_download_is_not_kept(tiny, archive, cache, damage):
 def test_nobody_is_told_to_remove_an_own_archive(tmp_path):
     (tmp_path / "own.tgz").write_bytes(b"damaged")
     refused(
-        "own.tgz cannot be extracted: it is no tar archive$",
+        "own.tgz cannot be extracted: it is not a tar archive$",
         str(tmp_path / "own.tgz"),
     )
 

@@ -77,7 +77,7 @@ def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     os.mkfifo(path)
     monkeypatch.setattr(file_kinds, "require_file", lambda path: None)
-    with must_not_block(), pytest.raises(UserError, match=r"not a file any more$"):
+    with must_not_block(), pytest.raises(UserError, match=r"no longer a file$"):
         file_kinds.read_bytes(path)
 
 

@@ -292,7 +292,7 @@ def make_symlink(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("mine"), "lock is not the lock of a training; "),
+        (lambda path: path.write_text("mine"), "lock is not a training lock; "),
         (make_symlink, "cannot be locked: .*symbolic"),
         (os.mkfifo, "cannot be locked: .*not a regular file"),
         (os.mkdir, "cannot be locked: .*directory"),

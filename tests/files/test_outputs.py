@@ -51,7 +51,7 @@ def test_folders_that_hold_everything_are_never_replaced(path, overwrite, home):
     (home / "current/link").symlink_to(home)
     (home / "current/up").mkdir()
     before = content_of(home)
-    with pytest.raises(UserError, match=r"path is empty|replaced as a whole"):
+    with pytest.raises(UserError, match=r"path is empty|replaced entirely"):
         publish_folder(path.format(home=home), overwrite)
     assert content_of(home) == before
 
@@ -241,7 +241,7 @@ KILLED = textwrap.dedent(
     spec = importlib.util.spec_from_file_location("scratch", sys.argv[1])
     scratch = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(scratch)
-    with scratch.folder(sys.argv[2]) as folder:
+    with scratch.create_folder(sys.argv[2]) as folder:
         print(folder, flush=True)
         sys.stdin.readline()
     """

@@ -162,7 +162,7 @@ VALUES = [
     ("dataset_info.json", "content_hashes.val", 12, "must be a string; received 12"),
     ("dataset_info.json", "contents", 1, 'unknown key "contents"'),
     ("experiment.json", "format_version", ..., '"format_version" is missing'),
-    ("experiment.json", "format_version", 2, "format_version 2 is of a newer"),
+    ("experiment.json", "format_version", 2, "format_version 2 needs a newer"),
     ("experiment.json", "model", None, "model must be an object; received null"),
     ("experiment.json", "model.num_classes", 4.0, "model.num_classes must be a whole"),
     ("experiment.json", "model.backbone", ["a"], "model.backbone must be a string"),

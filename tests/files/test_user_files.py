@@ -46,7 +46,7 @@ SITUATIONS = [
     (*case, message)
     for message, cases in {
         "export_path is empty": [((*EXPORT, "--export_path="), "a.txt")],
-        "replaced as a whole": [
+        "replaced entirely": [
             ((*EXPORT, f"--export_path={path}"), "a.txt")
             for path in (".", "./", "..", "../..", "/", "{home}", "{home}/", "link")
         ],

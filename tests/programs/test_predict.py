@@ -137,7 +137,7 @@ def test_a_model_of_deeper_images_is_not_shown_others(predicted, tmp_path):
     described = dataclasses.replace(experiment, info=info).to_json()
     (tmp_path / "logs/experiment.json").write_text(described)
     assert_refused(
-        r"values of 0\.\.4095; image files are read",
+        r"values 0\.\.4095, but image files are read",
         *(PREDICT, f"--model={tmp_path}/logs", f"--images={predicted}/photos"),
         f"--output_dir={tmp_path}/out",
     )

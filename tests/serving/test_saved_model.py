@@ -287,7 +287,7 @@ def earlier(strided_export, tmp_path):
     """An export with a file that a new one does not have."""
     path = shutil.copytree(strided_export, tmp_path / "export")
     (path / "old.txt").touch()
-    outputs.seal(str(path))
+    outputs.write_ledger(str(path))
     return path
 
 

@@ -342,7 +342,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         shutil.copy(tmp_path / "model.ckpt-6.index", tmp_path / name)
     shutil.copy(tmp_path / f"model.ckpt-6.{DATA}", tmp_path / f"model.ckpt-7.{DATA}")
     index = str(tmp_path / "model.ckpt-6.index")
-    outputs.list_before_move(index, str(tmp_path / "model.ckpt-7.index"))
+    outputs.record_before_move(index, str(tmp_path / "model.ckpt-7.index"))
     (tmp_path / f"model.ckpt-5.{DATA}").write_text("not ours")
     save_steps(tmp_path, 8)
     assert (tmp_path / f"model.ckpt-5.{DATA}").read_text() == "not ours"
