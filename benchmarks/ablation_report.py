@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.ablation_rows import BASE_ROW, CLAIMS, ROWS, Claim
 from benchmarks.measuring import markdown_table
-from deeplab_tf.visualize import drawn
+from deeplab_tf.visualize import render
 
 BILINEAR = "bilinear"
 _TRIMAP = "1802.02611, Fig. 5"
@@ -225,4 +225,4 @@ def plot_trimaps(results: _Results) -> np.ndarray:
     axes.set_ylabel("mIoU in %")
     axes.grid(color="0.9")
     axes.legend(frameon=False)
-    return drawn(figure)
+    return render(figure)

@@ -51,7 +51,7 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.programs import run_program
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
-from deeplab_tf.visualize import png_bytes
+from deeplab_tf.visualize import encode_png
 
 _TRAIN, _VAL = "train", "val"
 _REPORT, _CURVES = "ablations.md", "trimap.png"
@@ -305,7 +305,7 @@ def main(values: absl_flags.FlagValues) -> None:
     text = ablation_report.markdown(results)
     outputs.write_text(text, os.path.join(bench.output_dir, _REPORT))
     if ablation_report.has_trimaps(results):
-        plot = png_bytes(ablation_report.plot_trimaps(results))
+        plot = encode_png(ablation_report.plot_trimaps(results))
         outputs.write_bytes(plot, os.path.join(bench.output_dir, _CURVES))
     print(text, end="")
 

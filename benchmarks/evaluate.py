@@ -56,7 +56,7 @@ def make_model(values: absl_flags.FlagValues, num_classes: int) -> keras.Model:
     """Returns the model of a checkpoint, else an untrained one from the flags."""
     if values.checkpoint_dir:
         return restore_model(values, values.checkpoint_dir, num_classes)
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     base = preset and preset.eval_model
     use_precision(values.precision)
     return build_model(flags.model_config(values, base, num_classes=num_classes))
@@ -66,7 +66,7 @@ def make_dataset(
     values: absl_flags.FlagValues, info: DatasetInfo, model: keras.Model
 ) -> tf.data.Dataset:
     """Returns the dataset of a turn."""
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     data = flags.data_config(
         values,
         model.model_config,
@@ -74,7 +74,7 @@ def make_dataset(
         dataset=info.name,
         batch_size=values.eval_batch_size,
     )
-    split = flags.split_value(values, "eval_split", preset)
+    split = flags.read_split(values, "eval_split", preset)
     batches = -(-values.images // values.eval_batch_size)
     return load_dataset(data, split, training=False).take(batches)
 
@@ -113,7 +113,7 @@ def main(values: absl_flags.FlagValues) -> None:
     keras.utils.set_random_seed(0)
     info = sources.resolve_info(values.dataset, values.dataset_dir or "")
     config = EvalConfig(
-        eval_crop_size=flags.size_value(values, "eval_crop_size"),
+        eval_crop_size=flags.read_size(values, "eval_crop_size"),
         eval_batch_size=values.eval_batch_size,
         ignore_label=info.ignore_label,
     )

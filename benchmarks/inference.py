@@ -20,7 +20,7 @@ from benchmarks import measuring
 from benchmarks.contenders import make_config, make_model
 from benchmarks.measuring import Contender
 from deeplab_tf.errors import UserError
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.programs import run_program
@@ -125,7 +125,7 @@ def compare_scales(
 def main(values: absl_flags.FlagValues) -> None:
     """Runs the benchmark."""
     engines = select_engines(values.engines)
-    height, width = size_value(values, "size")
+    height, width = read_size(values, "size")
     task = {"batch": values.batch, "size": [height, width]}
     result, texts = {}, []
     for backbone in values.model_variant:

@@ -21,7 +21,7 @@ from benchmarks.measuring import Contender
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 from deeplab_tf.programs import run_program
 
 
@@ -72,7 +72,7 @@ def compare_decoding(values: flags.FlagValues) -> tuple[dict, str]:
     paths = records.shard_paths(values.dataset_dir, values.train_split)
     config = DataConfig(
         values.dataset_dir,
-        crop_size=size_value(values, "train_crop_size"),
+        crop_size=read_size(values, "train_crop_size"),
         batch_size=values.train_batch_size,
     )
     training, alone = [], []
@@ -99,7 +99,7 @@ def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
     task = {
         "model": {"model_variant": values.model_variant, "output_stride": 16},
         "batch": values.train_batch_size,
-        "size": list(size_value(values, "train_crop_size")),
+        "size": list(read_size(values, "train_crop_size")),
         "times": values.training_steps,
     }
     on_records = {"records": [values.dataset_dir, values.train_split]}

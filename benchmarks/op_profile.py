@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 from benchmarks import contenders, measuring
 from deeplab_tf.errors import UserError
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_saved_model
 
@@ -104,7 +104,7 @@ def sum_by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]
 def make_workload(values: absl_flags.FlagValues, folder: str) -> Callable:
     """Returns the function to profile."""
     model = {"model_variant": values.model_variant, "output_stride": 16}
-    size = size_value(values, "size")
+    size = read_size(values, "size")
     task = {"batch": values.batch, "size": size, "times": 1}
     if values.what == "training":
         return contenders.training_step(model, **task, precision=values.precision)

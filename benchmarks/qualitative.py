@@ -30,12 +30,12 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.inference import predict_labels
 from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import (
+    add_captions,
     as_rgb,
     colorize,
     contact_sheet,
+    encode_png,
     error_map,
-    png_bytes,
-    with_captions,
 )
 
 _DECODER_STRIDES = {"decoder": "4", "bilinear": ""}
@@ -116,7 +116,7 @@ def draw_sheet(
         captions += [name, "its errors"]
     nearest = {"fx": _ENLARGED, "fy": _ENLARGED, "interpolation": cv2.INTER_NEAREST}
     cells = [cv2.resize(cell, None, **nearest) for cell in cells]
-    return with_captions(contact_sheet(cells, len(captions)), captions)
+    return add_captions(contact_sheet(cells, len(captions)), captions)
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -131,7 +131,7 @@ def main(values: absl_flags.FlagValues) -> None:
     info = sources.resolve_info(None, dataset_dir)
     path = os.path.join(values.output_dir, SHEET)
     with tf.io.gfile.GFile(path, "wb") as file:
-        file.write(png_bytes(draw_sheet(scenes, models, info)))
+        file.write(encode_png(draw_sheet(scenes, models, info)))
     print(path)
 
 

@@ -27,7 +27,7 @@ from benchmarks.measuring import Contender, Process
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 from deeplab_tf.serving.saved_model import export_saved_model
-from deeplab_tf.visualize import drawn, png_bytes
+from deeplab_tf.visualize import encode_png, render
 
 _STEPS = 2
 
@@ -107,7 +107,7 @@ def plot(result: dict) -> np.ndarray:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(ScalarFormatter())
     figure.tight_layout()
-    return drawn(figure)
+    return render(figure)
 
 
 def _free_ports(count: int) -> list[int]:
@@ -160,7 +160,7 @@ def main(values: absl_flags.FlagValues) -> None:
     result["sizes"], text = compare_sizes(values, model)
     if values.plot:
         with open(values.plot, "wb") as file:
-            file.write(png_bytes(plot(result["sizes"])))
+            file.write(encode_png(plot(result["sizes"])))
     if values.train_batch_size:
         result["processes"], processes = compare_processes(values, model)
         text += f"\n\n{processes}"

@@ -25,7 +25,7 @@ from absl import flags
 from benchmarks import measuring
 from benchmarks.contenders import noise, noise_labels
 from deeplab_tf.config import ModelConfig, TrainConfig
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.programs import run_program
@@ -118,7 +118,7 @@ def make_loops(values: flags.FlagValues, folder: str) -> dict[str, Callable]:
 def main(values: flags.FlagValues) -> None:
     """Runs the benchmark."""
     keras.utils.set_random_seed(0)
-    task = values.train_batch_size, size_value(values, "train_crop_size")
+    task = values.train_batch_size, read_size(values, "train_crop_size")
     batch = ClockedBatches(
         noise(*task).astype(np.float32), noise_labels(*task)[..., None]
     )

@@ -1,7 +1,6 @@
 """DeepLabv3 and DeepLabv3+ for TensorFlow 2 and Keras 3.
 
-Names are loaded when they are first used, so that `deeplab_tf.models` imports
-where TensorFlow is absent.
+Names are imported on first use, so that `deeplab_tf.models` works without TensorFlow.
 """
 
 import importlib
@@ -43,8 +42,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
-    # The names of `_HOME` once more: type checkers do not run the function below, and
-    # would take any name for one of ours if they saw it.
+    # Repeats `_HOME` for type checkers, which cannot follow `__getattr__`.
     from deeplab_tf.checkpoints.pretrained import from_pretrained as from_pretrained
     from deeplab_tf.checkpoints.restore import (
         load_tf1_variables as load_tf1_variables,
@@ -92,5 +90,5 @@ else:
 
 
 def __dir__() -> list[str]:
-    """Returns the public names and those of the module itself."""
+    """Returns the public names and the names of the module."""
     return [*__all__, *globals()]

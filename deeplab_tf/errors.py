@@ -1,4 +1,4 @@
-"""The one exception that stands for a mistake of the person at the keyboard."""
+"""UserError, the exception for mistakes of the user, and text helpers."""
 
 import difflib
 import re
@@ -6,29 +6,29 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A setting, file or path that cannot work, told in one line.
+    """An invalid setting, file or path, described in one line.
 
-    The message names what was received, where, and what would be right; the
-    command line programs print it and exit with status 1. Anything else that
-    is raised is a defect of this package and keeps its traceback.
+    The message names the value received, where it is from and what is valid. Programs
+    print it and exit with status 1. Any other exception is a bug in this package and
+    keeps its traceback.
     """
 
 
 def escape(text: object) -> str:
-    """Returns a text in which characters that cannot be printed are escaped.
+    """Returns a text with unprintable characters escaped.
 
-    File names may hold line breaks, terminal sequences and, where they are not UTF-8,
+    File names may contain line breaks, terminal sequences and, if they are not UTF-8,
     surrogates.
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
-def near_hint(name: str, choices: Iterable[str]) -> str:
-    """Returns `near it are a, b; ` for the choices that a name resembles, else ""."""
+def suggest_similar(name: str, choices: Iterable[str]) -> str:
+    """Returns `similar: a, b; ` for the choices similar to a name, else ""."""
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    return f"near it are {', '.join(near)}; " if near else ""
+    return f"similar: {', '.join(near)}; " if near else ""
 
 
 def one_line(text: object) -> str:
-    """Returns a text, such as an error's, as one printable line."""
+    """Returns a text, such as an error message, as one printable line."""
     return escape(re.sub(r"\s*\n\s*", " ", str(text).strip()))

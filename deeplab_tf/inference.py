@@ -1,9 +1,8 @@
-"""Images of any size to probabilities and labels: pad, scale, flip, average, slide.
+"""Inference on images of any size: pad, scale, flip, average, slide.
 
-Evaluation, export and prediction all go through `Predictor`, so that they
-cannot differ. The protocol is DeepLabv3's (1706.05587, Sec. 4): the mean of the
-softmax probabilities over scales and mirrored images. An image that is too large for
-the memory is seen through windows that overlap.
+Evaluation, export and prediction share `Predictor`. The protocol is that of DeepLabv3
+(1706.05587, Sec. 4): softmax probabilities are averaged over scales and flips. Images
+that are too large for the memory are predicted in overlapping sliding windows.
 """
 
 import math
@@ -20,37 +19,35 @@ from deeplab_tf.models.deeplab import scale_pooling_windows
 from deeplab_tf.models.memory import activation_bytes
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import align_size, scale_dimension
-from deeplab_tf.windows import Budget, slide_window
+from deeplab_tf.windows import MemoryBudget, slide_window
 
-# What an inference takes beside its activations: 1.3 to 1.7 times as much in all was
-# measured for all kinds of backbones (Eigen's and oneDNN's workspaces).
+# Total memory per byte of activations, including the workspaces of Eigen and oneDNN.
+# Measured: 1.3 to 1.7, for all kinds of backbones.
 _WORKSPACE = 2.0
-# Activations grow with the area; of this size they are computed, in pixels.
+# Side of the image that activations are counted for; they grow with its area.
 _NOMINAL_SIDE = 513
-# While rows of windows are blended there are so many copies of their scores.
+# Copies of the scores of a row of windows that exist while it is blended.
 _COPIES_OF_ROWS = 6
 
 
 class Predictor:
-    """A model together with how it looks at an image.
+    """A model with its inference protocol.
 
     Args:
         model: A model of `build_model`.
-        scales: Scales of the image; the probabilities are averaged.
-        flip: Whether every scale is also seen mirrored left to right.
-        crop_size: Height and width to which images are padded, as the official
-            protocol does; larger images are not cut. None pads to the next
-            `k * output_stride + 1`, where features and pixels align.
-        window: Height and width of what is seen at once. Larger images are seen
-            through windows that overlap by a third, where what they see is blended.
-            None sees every image whole.
-        memory_limit: Bytes that the inference of an image may take beside the model
-            and what is returned; the window is then as large as they allow. None is
-            no limit.
+        scales: Image scales over which probabilities are averaged.
+        flip: Whether to also average over horizontally flipped images.
+        crop_size: Height and width to pad images to, as in the official protocol; it
+            grows to fit larger images. None pads to the next `k * output_stride + 1`,
+            where features and pixels align.
+        window: Height and width of the sliding window for larger images. Windows
+            overlap by at least a third and are blended there. None turns it off.
+        memory_limit: Memory in bytes for the inference of an image, not counting the
+            model and the results; windows are as large as it allows. None means no
+            limit.
 
     Raises:
-        UserError: for scales that are not positive, and for a window as well as a
-            limit.
+        UserError: for scales that are not positive, or both a window and a limit.
     """
 
     def __init__(
@@ -78,7 +75,7 @@ class Predictor:
         self.network = keras.Model(model.input, logits, name="logits_of_image")
         self.networks = {s: scale_pooling_windows(self.network, s) for s in self.scales}
         if memory_limit is not None:
-            self._budget = Budget(memory_limit, *self._bytes_per_pixel())
+            self._budget = MemoryBudget(memory_limit, *self._bytes_per_pixel())
 
     @property
     def num_classes(self) -> int:
@@ -87,7 +84,7 @@ class Predictor:
 
     @property
     def protocol(self) -> dict:
-        """What decides about results besides weights and how an image is looked at."""
+        """The model's settings that affect results besides its weights."""
         return {
             "output_stride": self.config.output_stride,
             "atrous_rates": list(self.config.atrous_rates),
@@ -95,20 +92,20 @@ class Predictor:
         }
 
     def _bytes_per_pixel(self) -> tuple[float, float]:
-        """What a pixel of a window takes, and one of the rows that it belongs to."""
+        """Returns the bytes per pixel of a window and of a row of windows."""
         size = [side or _NOMINAL_SIDE for side in self.network.input.shape[1:3]]
         largest = max(1.0, *self.scales) ** 2
         features = activation_bytes(self.network, size) / math.prod(size)
         scores = 4 * self.config.num_classes
-        views = len(self.scales) * (2 if self.flip else 1)
-        # Each view before and after its softmax; sums of blended rows while they grow.
-        in_window = _WORKSPACE * features * largest + (2 * views + 2) * scores
+        passes = len(self.scales) * (2 if self.flip else 1)
+        # Scores of each pass before and after softmax, and two sums.
+        in_window = _WORKSPACE * features * largest + (2 * passes + 2) * scores
         return in_window, _COPIES_OF_ROWS * scores
 
     def _window(
         self, height: tf.Tensor, width: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns height and width of the windows for an image."""
+        """Returns the window size for an image."""
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
         stride = self.config.output_stride
@@ -118,56 +115,52 @@ class Predictor:
         return [align_size(side, self.config.output_stride) for side in sides]
 
     def _pad(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns images padded to a size at the bottom and the right."""
+        """Pads images to a size at the bottom and right."""
         missing = [x - side for x, side in zip(size, _size(images), strict=True)]
         return pad_with_mean_pixel(images, missing, self.config.mean_pixel)
 
-    def _to_crop(self, images: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
-        """Returns images padded to the crop size, which larger ones enlarge."""
+    def _pad_to_crop(self, images: tf.Tensor, crop_size: tuple[int, int]) -> tf.Tensor:
+        """Pads images to at least the crop size."""
         sides = zip(crop_size, _size(images), strict=True)
         images = tf.cast(images, tf.float32)
         return self._pad(images, [tf.maximum(*pair) for pair in sides])
 
     def _logits(self, images: tf.Tensor, scale: float) -> list[tf.Tensor]:
-        """Returns logits of padded images seen at a scale, at their own size."""
+        """Returns the logits of each pass at one scale, resized to the images."""
         size = _size(images)
+        scaled = images
         if scale != 1.0:
-            scaled = [scale_dimension(side, scale) for side in size]
-            seen = resize_to(images, scaled)
-        else:
-            seen = images
+            scaled = resize_to(images, [scale_dimension(side, scale) for side in size])
         network = self.networks[scale]
-        logits = network(seen, training=False)
+        logits = [network(scaled, training=False)]
         if self.flip:
-            mirrored = network(tf.reverse(seen, [2]), training=False)
-            logits = [logits, tf.reverse(mirrored, [2])]
-        else:
-            logits = [logits]
+            flipped = network(tf.reverse(scaled, [2]), training=False)
+            logits.append(tf.reverse(flipped, [2]))
         if scale < 1.0:
-            # The official graph passes by the grid of the unscaled image.
+            # The official graph first resizes to the feature grid at scale 1.
             stride = self.config.logits_stride
             grid = [scale_dimension(side, 1.0 / stride) for side in size]
             logits = [resize_to(x, grid) for x in logits]
         return [resize_to(x, size) for x in logits]
 
     def _scores(self, images: tf.Tensor, size: Sequence[tf.Tensor]) -> tf.Tensor:
-        """Returns logits (one view) or mean probabilities of images padded to a size.
+        """Returns logits (for a single pass) or mean probabilities of images.
 
-        They have the images' own size.
+        The images are padded to `size` and the scores cropped back.
         """
         height, width = _size(images)
         padded = self._pad(tf.cast(images, tf.float32), size)
-        views = [view for scale in self.scales for view in self._logits(padded, scale)]
-        if len(views) > 1:
-            views = [tf.add_n([tf.nn.softmax(view) for view in views]) / len(views)]
-        return views[0][:, :height, :width]
+        scores = [x for scale in self.scales for x in self._logits(padded, scale)]
+        if len(scores) > 1:
+            scores = [tf.add_n([tf.nn.softmax(x) for x in scores]) / len(scores)]
+        return scores[0][:, :height, :width]
 
-    def _through_windows(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
-        """Returns `finish` of what `_scores` gives, rows at a time."""
+    def _slide(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
+        """Applies `finish` to the blended scores of sliding windows."""
         batch, classes = tf.shape(images)[0], self.config.num_classes
         height, width = _size(images)
         rows, columns = self._window(height, width)
-        # A side that is seen whole has the crop size already.
+        # Sides that fit into one window are already padded to the crop size.
         sides = ((rows, height), (columns, width))
         size = self._align((rows, columns))
         if self.crop_size is not None:
@@ -175,30 +168,30 @@ class Predictor:
             size = [tf.where(w == side, side, x) for x, (w, side) in pairs]
 
         def score(top: tf.Tensor, left: tf.Tensor) -> tf.Tensor:
-            seen = images[:, top : top + rows, left : left + columns]
-            return self._scores(seen, size)
+            window = images[:, top : top + rows, left : left + columns]
+            return self._scores(window, size)
 
         shape = (batch, height, width, classes)
         return slide_window(score, shape, (rows, columns), finish)
 
-    def _finished(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
-        """Returns `finish` of the scores of images."""
+    def _predict(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
+        """Applies `finish` to the scores of images."""
         height, width = _size(images)
         if self.crop_size is not None:
-            images = self._to_crop(images, self.crop_size)
+            images = self._pad_to_crop(images, self.crop_size)
         if self.memory_limit is not None:
-            # One by one, so that neither the limit nor the windows depend on a batch.
-            kind = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
+            # Per image, so that the windows do not depend on the batch size.
+            result = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
             results = tf.map_fn(
-                lambda image: self._through_windows(image[None], finish)[0],
+                lambda image: self._slide(image[None], finish)[0],
                 images,
                 parallel_iterations=1,
                 fn_output_signature=tf.TensorSpec(
-                    [None, None, *kind.shape[3:]], kind.dtype
+                    [None, None, *result.shape[3:]], result.dtype
                 ),
             )
         elif self.window is not None:
-            results = self._through_windows(images, finish)
+            results = self._slide(images, finish)
         else:
             aligned = self._align(_size(images))
             size = aligned if self.crop_size is None else _size(images)
@@ -211,59 +204,59 @@ class Predictor:
         Args:
             images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
         """
-        return self._finished(images, self._as_probabilities)
+        return self._predict(images, self._to_probabilities)
 
-    def _as_probabilities(self, scores: tf.Tensor) -> tf.Tensor:
-        one_view = len(self.scales) == 1 and not self.flip
-        return tf.nn.softmax(scores) if one_view else scores
+    def _to_probabilities(self, scores: tf.Tensor) -> tf.Tensor:
+        is_logits = len(self.scales) == 1 and not self.flip
+        return tf.nn.softmax(scores) if is_logits else scores
 
     def labels(self, images: tf.Tensor) -> tf.Tensor:
         """Returns the most probable classes, int32 `[batch, height, width]`.
 
         Args:
-            images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
+            images: See `probabilities`.
         """
-        return self._finished(images, most_probable)
+        return self._predict(images, most_probable)
 
     def labels_and_probabilities(
         self, images: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns what `labels` and `probabilities` do, from one look at the images.
+        """Returns the results of `labels` and `probabilities` from a single inference.
 
         Args:
-            images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
+            images: See `probabilities`.
         """
 
         def both(scores: tf.Tensor) -> tf.Tensor:
             labels = tf.cast(most_probable(scores), tf.float32)[..., None]
-            return tf.concat([labels, self._as_probabilities(scores)], -1)
+            return tf.concat([labels, self._to_probabilities(scores)], -1)
 
-        results = self._finished(images, both)
+        results = self._predict(images, both)
         return tf.cast(results[..., 0], tf.int32), results[..., 1:]
 
     def labels_and_confidences(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns what `labels` does, and the probabilities of these, float32.
+        """Returns the result of `labels` and the probabilities of these labels.
 
         Args:
-            images: RGB 0..255 of any real dtype, `[batch, height, width, 3]`.
+            images: See `probabilities`.
         """
 
         def both(scores: tf.Tensor) -> tf.Tensor:
-            confidences = tf.reduce_max(self._as_probabilities(scores), -1)
+            confidences = tf.reduce_max(self._to_probabilities(scores), -1)
             labels = tf.cast(most_probable(scores), tf.float32)
             return tf.stack([labels, confidences], -1)
 
-        labels, confidences = tf.unstack(self._finished(images, both), axis=-1)
+        labels, confidences = tf.unstack(self._predict(images, both), axis=-1)
         return tf.cast(labels, tf.int32), confidences
 
 
 def most_probable(scores: tf.Tensor) -> tf.Tensor:
-    """Returns the classes of the highest scores, int32 `[batch, height, width]`."""
+    """Returns the class with the highest score, int32 `[batch, height, width]`."""
     return tf.argmax(scores, axis=-1, output_type=tf.int32)
 
 
 def resize_to(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
-    """Returns what `resampling.resize_bilinear` does, by TensorFlow's own operation.
+    """Resizes like `resampling.resize_bilinear`, with TensorFlow's own operation.
 
     Args:
         x: `[batch, height, width, channels]`, of any precision.
@@ -280,12 +273,12 @@ def pad_with_mean_pixel(
     missing: Sequence[int | tf.Tensor],
     mean_pixel: tuple[float, ...],
 ) -> tf.Tensor:
-    """Returns images padded at the bottom and the right, which the network sees as 0.
+    """Pads images at the bottom and right with the value that normalises to 0.
 
     Args:
         images: float32 `[batch, height, width, channels]`.
         missing: Rows and columns to add.
-        mean_pixel: Value of each channel in the padding.
+        mean_pixel: Padding value of each channel.
     """
     mean = tf.constant(mean_pixel, tf.float32)
     return tf.pad(images - mean, [[0, 0], *([0, n] for n in missing), [0, 0]]) + mean
@@ -302,16 +295,15 @@ def predict_labels(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> np.ndarray:
-    """Returns the most probable class of every pixel, int32 `[b, h, w]`.
+    """Returns the most probable class of each pixel, int32 `[batch, height, width]`.
 
-    Of several views the probabilities are averaged (DeepLabv3, 1706.05587, Sec. 4).
+    Probabilities are averaged over scales and flips (DeepLabv3, 1706.05587, Sec. 4).
 
     Args:
         model: A model of `build_model`.
         images: RGB 0..255, `[batch, height, width, 3]`, of any size.
-        scales: Scales whose probabilities are averaged; the papers use 0.5 to
-            1.75 in steps of 0.25.
-        flip: Whether every scale is also seen mirrored.
+        scales: Image scales; the papers use 0.5 to 1.75 in steps of 0.25.
+        flip: Whether to also predict horizontally flipped images.
 
     Raises:
         UserError: for scales that are not positive.

@@ -1,4 +1,4 @@
-"""Label maps and scores as pictures: palette, overlay, panel, errors, diagrams."""
+"""Images of label maps and scores: colours, overlays, panels, errors, diagrams."""
 
 import io
 import warnings
@@ -12,25 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from deeplab_tf.data.info import DatasetInfo, voc_colors
 
-# The colour in which the VOC devkit shows pixels that are not scored.
+# Colour of pixels that are not scored, from the VOC devkit.
 _IGNORED_COLOR = (224, 224, 192)
 _FONT_SIZE, _LINE = 13, 20  # pixels
-# The text of a legend below a video is the higher the larger the video; a legend that
-# is higher than this share of the video is left out.
-_FONTS_PER_SIDE, _MOST_LEGEND = 54, 0.5
-_CELL = 512  # pixels of the longer side of a picture in a panel
-_MARGIN = 4  # pixels around a picture in a contact sheet
-# The most pixels of a contact sheet are the square of this, 100 MB as RGB.
+# Shorter side of a video per font size of its legend, and the maximum height of the
+# legend as a fraction of the video.
+_FONTS_PER_SIDE, _MAX_LEGEND = 54, 0.5
+_CELL = 512  # longer side of an image in a panel, in pixels
+_MARGIN = 4  # around an image in a contact sheet, in pixels
+# A contact sheet has at most the square of this many pixels, 100 MB as RGB.
 SHEET_SIDE = 5792
-_READABLE_CLASSES = 40  # of a confusion matrix that has figures in its cells
-_ABSENT_COLOR = "0.9"  # grey, of the row of a class that the truth lacks
+_READABLE_CLASSES = 40  # up to this many, a confusion matrix shows percentages
+_ABSENT_COLOR = "0.9"  # grey
 _RIGHT_COLOR, _UNSCORED_COLOR = (240, 243, 238), (200, 200, 200)  # of an error map
 _BLUE, _RED = "#3b6ea8", "#d1604d"  # of diagrams
-_SHARP = 200  # dots per inch of diagrams, for screens of narrow pixels
+_DPI = 200  # of diagrams, for high-density screens
 
 
 def _palette(info: DatasetInfo) -> np.ndarray:
-    """Returns uint8 `[256, 3]`: the colour of every label value."""
+    """Returns the colour of each label value, uint8 `[256, 3]`."""
     palette = np.array(voc_colors(256), np.uint8)
     palette[: info.num_classes] = info.colors
     palette[info.ignore_label] = _IGNORED_COLOR
@@ -38,22 +38,22 @@ def _palette(info: DatasetInfo) -> np.ndarray:
 
 
 def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """Returns labels `[height, width]` in the colours of their classes, uint8 RGB."""
+    """Colours labels `[height, width]` by class, uint8 RGB."""
     return _palette(info)[np.asarray(labels, np.uint8)]
 
 
 def overlay(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, opacity: float = 0.6
 ) -> np.ndarray:
-    """Returns the image with class colours laid over it, uint8 `[h, w, 3]`.
+    """Returns the image blended with class colours, uint8 `[height, width, 3]`.
 
-    A class named "background" stays clear.
+    A class named "background" stays transparent.
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
-        labels: Class ids `[height, width]`, 0..255; the ignored one has a colour too.
+        labels: Class ids 0..255 `[height, width]`; the ignored one is coloured too.
         info: Names and colours of the classes.
-        opacity: Share of the class colour in the mixture, 0..1.
+        opacity: Opacity of the class colours, 0..1.
     """
     labels = np.asarray(labels)
     strength = np.full(256, opacity, np.float32)
@@ -66,11 +66,11 @@ def overlay(
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Returns an image of any channels as uint8 RGB `[height, width, 3]`.
+    """Returns an image with any number of channels as uint8 RGB `[height, width, 3]`.
 
     Args:
-        image: 0..255, `[height, width, channels]`; of more than three channels the
-            first three are shown, of fewer the first as grey.
+        image: 0..255, `[height, width, channels]`. With fewer than three channels, the
+            first is shown as grey; with more, the first three are shown.
     """
     image = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
     if image.shape[-1] < 3:
@@ -79,59 +79,57 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """Returns the share of each class in all pixels, `[num_classes]`."""
+    """Returns the fraction of pixels of each class, `[num_classes]`."""
     counts = np.bincount(np.asarray(labels).ravel(), minlength=info.num_classes)
     return counts[: info.num_classes] / np.size(labels)
 
 
-def add_legend(
-    picture: np.ndarray, labels: np.ndarray, info: DatasetInfo
-) -> np.ndarray:
-    """Returns the picture with the classes that occur listed at its right.
+def add_legend(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
+    """Adds a legend of the classes present at the right of an image.
 
     Args:
-        picture: uint8 `[height, width, 3]`.
+        image: uint8 `[height, width, 3]`.
         labels: Class ids `[height, width]`.
         info: Names and colours of the classes.
     """
     shares = _shares(labels, info)
     classes = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
     rows = [(f"{info.class_names[i]} {shares[i]:.1%}", info.colors[i]) for i in classes]
-    return _with_rows(picture, rows)
+    return _add_rows(image, rows)
 
 
-def shrink(picture: np.ndarray, side: int) -> np.ndarray:
-    """Returns a picture whose sides are at most `side`, its every n-th pixel.
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrinks an image to sides of at most `side` pixels by taking every n-th pixel.
 
-    Pixels are not averaged, so that colours of classes stay those of classes.
+    Averaging would mix the colours of classes.
 
     Args:
-        picture: `[height, width, ...]`.
-        side: The longest side in pixels.
+        image: `[height, width, ...]`.
+        side: Maximum length of the longer side.
     """
-    step = -(-max(picture.shape[:2]) // side)
-    # A view would keep the original in memory.
-    return picture if step < 2 else picture[::step, ::step].copy()
+    step = -(-max(image.shape[:2]) // side)
+    # The copy lets the original be freed.
+    return image if step < 2 else image[::step, ::step].copy()
 
 
-def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
-    """Returns the picture with texts and their colours, or None, at its right.
+def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
+    """Adds rows of (text, colour or None) at the right of an image.
 
-    They are left out where they would more than double a picture and exceed the size
-    of a contact sheet: next to one that is wide and low.
+    They are left out next to wide and low images, where the result would be more than
+    twice as large and exceed the size of a contact sheet.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
-    height = max(picture.shape[0], _LINE * len(rows) + 8)
-    width += picture.shape[1]
-    pixels = picture.shape[0] * picture.shape[1]
+    height = max(image.shape[0], _LINE * len(rows) + 8)
+    width += image.shape[1]
+    pixels = image.shape[0] * image.shape[1]
     if height * width > max(SHEET_SIDE**2, 2 * pixels):
-        return picture
+        return image
     canvas = Image.new("RGB", (width, height), "white")
-    canvas.paste(Image.fromarray(picture), (0, 0))
+    canvas.paste(Image.fromarray(image), (0, 0))
     draw = ImageDraw.Draw(canvas)
     for i, (text, color) in enumerate(rows):
-        left, top = picture.shape[1] + 10, 8 + i * _LINE
+        left, top = image.shape[1] + 10, 8 + i * _LINE
         if color is not None:
             box = (left, top, left + 14, top + 12)
             draw.rectangle(box, fill=tuple(map(int, color)), outline="black")
@@ -139,16 +137,16 @@ def _with_rows(picture: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
     return np.array(canvas)
 
 
-def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
-    """Returns all classes that an overlay colours, for below a video.
+def draw_video_legend(info: DatasetInfo, height: int, width: int) -> np.ndarray:
+    """Draws the legend of a video, with all classes but the background.
 
     Args:
         info: Names and colours of the classes.
-        height: Of the video, in pixels.
-        width: Of the video, in pixels.
+        height: Height of the video in pixels.
+        width: Width of the video in pixels.
 
     Returns:
-        uint8 `[legend height, width, 3]`, of no height where it would be too high.
+        uint8 `[legend height, width, 3]`; the height is 0 if the legend does not fit.
     """
     every = zip(info.class_names, info.colors, strict=True)
     classes = [(name, color) for name, color in every if name != "background"]
@@ -159,7 +157,7 @@ def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
     cell = int(box + 2 * margin + longest + margin)
     columns = max(1, (width - margin) // cell)
     legend_height = line * -(-len(classes) // columns) + margin
-    if legend_height > _MOST_LEGEND * height:
+    if legend_height > _MAX_LEGEND * height:
         return np.zeros((0, width, 3), np.uint8)
     canvas = Image.new("RGB", (width, legend_height), "white")
     draw = ImageDraw.Draw(canvas)
@@ -172,8 +170,8 @@ def legend_strip(info: DatasetInfo, height: int, width: int) -> np.ndarray:
     return np.array(canvas)
 
 
-def with_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Returns a row of pictures, equally wide, with a text above each."""
+def add_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+    """Adds a caption above each image of a row of equally wide images."""
     height, width = sheet.shape[:2]
     canvas = Image.new("RGB", (width, height + _LINE), "white")
     canvas.paste(Image.fromarray(sheet), (0, _LINE))
@@ -188,10 +186,10 @@ def with_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 def panel(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Returns image, truth and prediction side by side, and a legend, uint8 RGB.
+    """Shows image, ground truth and prediction side by side with a legend, uint8 RGB.
 
-    The legend has the classes of either, with their shares of all pixels in the truth
-    and in the prediction. Large pictures are shrunk.
+    The legend lists the classes of both with their percentage of pixels. Large images
+    are shrunk.
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
@@ -199,85 +197,81 @@ def panel(
         prediction: Class ids `[height, width]`.
         info: Names and colours of the classes.
     """
-    pictures = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
-    sheet = contact_sheet([shrink(picture, _CELL) for picture in pictures])
+    images = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
+    sheet = contact_sheet([shrink(x, _CELL) for x in images])
     shares = np.stack([_shares(truth, info), _shares(prediction, info)], 1)
     rows: list[tuple] = [("truth / prediction", None)]
     for i in np.argsort(-shares.max(1), kind="stable"):
         if shares[i].any():
             text = f"{info.class_names[i]} {shares[i, 0]:.1%} / {shares[i, 1]:.1%}"
             rows.append((text, info.colors[i]))
-    return _with_rows(with_captions(sheet, ("image", "truth", "prediction")), rows)
+    return _add_rows(add_captions(sheet, ("image", "truth", "prediction")), rows)
 
 
 def error_map(
     truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Returns where a prediction is wrong, uint8 RGB `[height, width, 3]`.
+    """Shows the errors of a prediction, uint8 RGB `[height, width, 3]`.
 
-    What is wrong has the colour of the predicted class, what is right is pale, and
-    what is not scored is grey.
+    Wrong pixels have the colour of the predicted class, correct ones are pale, and
+    unscored ones grey.
 
     Args:
         truth: Labels `[height, width]`.
         prediction: Class ids `[height, width]`.
-        info: Colours of the classes, and the label to ignore.
+        info: Colours of the classes and the ignore label.
     """
     truth = np.asarray(truth)
-    # Not `colorize`: a class may have the ignored label (ADE20K), and be predicted.
-    picture = np.array(info.colors, np.uint8)[prediction]
-    picture[truth == prediction] = _RIGHT_COLOR
-    picture[(truth >= info.num_classes) | (truth == info.ignore_label)] = (
-        _UNSCORED_COLOR
-    )
-    return picture
+    # Not `colorize`: the ignore label can be a class that is predicted (ADE20K).
+    image = np.array(info.colors, np.uint8)[prediction]
+    image[truth == prediction] = _RIGHT_COLOR
+    image[(truth >= info.num_classes) | (truth == info.ignore_label)] = _UNSCORED_COLOR
+    return image
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Returns the pictures side by side on white, row by row.
+def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """Arranges images in a grid on white, row by row.
 
-    Where the sheet would have more than `SHEET_SIDE` squared pixels, large pictures
-    are shrunk.
+    Large images are shrunk to keep the sheet below `SHEET_SIDE` squared pixels.
 
     Args:
-        pictures: uint8 `[height_i, width_i, 3]`, at least one.
-        columns: Pictures per row.
+        images: uint8 `[height_i, width_i, 3]`, at least one.
+        columns: Images per row.
     """
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height, width = _cell_size(pictures)
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    height, width = _cell_size(images)
     if rows * height * columns * width > SHEET_SIDE**2:
         side = int(SHEET_SIDE / (rows * columns) ** 0.5) - 2 * _MARGIN
-        pictures = [shrink(picture, max(1, side)) for picture in pictures]
-        height, width = _cell_size(pictures)
+        images = [shrink(image, max(1, side)) for image in images]
+        height, width = _cell_size(images)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         top, left = i // columns * height + _MARGIN, i % columns * width + _MARGIN
-        sheet[top:, left:][: picture.shape[0], : picture.shape[1]] = picture
+        sheet[top:, left:][: image.shape[0], : image.shape[1]] = image
     return sheet
 
 
-def _cell_size(pictures: Sequence[np.ndarray]) -> tuple[int, int]:
-    """Returns height and width of the cells of a contact sheet."""
-    height, width = (max(picture.shape[i] for picture in pictures) for i in (0, 1))
+def _cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
+    height, width = (max(image.shape[i] for image in images) for i in (0, 1))
     return height + 2 * _MARGIN, width + 2 * _MARGIN
 
 
-def drawn(figure: Figure) -> np.ndarray:
-    """Returns a Matplotlib figure as a uint8 picture `[height, width, 3]`."""
+def render(figure: Figure) -> np.ndarray:
+    """Renders a Matplotlib figure as uint8 `[height, width, 3]`."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # Of class names in scripts that Matplotlib's font lacks; it draws boxes.
+        # Matplotlib's font lacks some scripts of class names and draws boxes.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         figure.savefig(file, format="png", bbox_inches="tight")
     return np.array(Image.open(file).convert("RGB"))
 
 
-def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Returns a confusion matrix as a uint8 picture: where the pixels of a class went.
+def plot_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """Plots a confusion matrix with normalised rows, uint8 `[height, width, 3]`.
 
-    Every row is divided by its sum; that of a class without pixels is grey. Up to some
-    forty classes, cells of 0.5 % and more also have the figure, in percent.
+    Rows of classes without pixels are grey. With up to 40 classes, cells of at least
+    0.5 % show their percentage.
 
     Args:
         counts: Pixels `[truth, prediction]`.
@@ -301,11 +295,10 @@ def confusion_picture(counts: np.ndarray, class_names: Sequence[str]) -> np.ndar
     axes.set_title("prediction for the pixels of each class, in %")
     if readable:
         _write_shares(axes, shares)
-    return drawn(figure)
+    return render(figure)
 
 
 def _write_shares(axes: Axes, shares: np.ndarray) -> None:
-    """Writes percentages into the cells of a confusion matrix."""
     for row, column in np.argwhere(shares >= 0.005):
         share = shares[row, column]
         color = "white" if share > 0.5 else "black"
@@ -320,43 +313,43 @@ def _write_shares(axes: Axes, shares: np.ndarray) -> None:
         )
 
 
-def trimap_picture(widths: Sequence[int], mious: Sequence[float | None]) -> np.ndarray:
-    """Returns the curve of the mIoU in bands around boundaries, a uint8 picture.
+def plot_trimap(widths: Sequence[int], mious: Sequence[float | None]) -> np.ndarray:
+    """Plots the mIoU in bands around boundaries, uint8 `[height, width, 3]`.
 
     Args:
         widths: Widths of the bands in pixels.
-        mious: mIoU 0..1 in each band; None where nothing was scored.
+        mious: mIoU 0..1 in each band; None if no pixel was scored.
     """
-    figure = Figure((6, 3.4), dpi=_SHARP)
+    figure = Figure((6, 3.4), dpi=_DPI)
     axes = figure.add_subplot()
-    # None becomes NaN, which is a gap in the curve.
+    # None becomes NaN, a gap in the curve.
     percent = 100 * np.array(mious, np.float64)
     axes.plot(widths, percent, color=_BLUE, marker="o", markersize=4)
     axes.set_xlim(left=0)
     axes.set_xlabel("width of the band in pixels")
     axes.set_ylabel("mIoU in %")
     axes.grid(color=_ABSENT_COLOR)
-    return drawn(figure)
+    return render(figure)
 
 
-def reliability_picture(
+def plot_reliability(
     confidences: Sequence[float | None],
     accuracies: Sequence[float | None],
     pixels: Sequence[int],
 ) -> np.ndarray:
-    """Returns a reliability diagram as a uint8 picture (arXiv:1706.04599, Fig. 1).
+    """Plots a reliability diagram (1706.04599, Fig. 1), uint8 `[height, width, 3]`.
 
     Args:
-        confidences: Mean confidence 0..1 in each of equally wide bins of 0..1; None
-            where a bin is empty.
-        accuracies: Share of right pixels in each bin; None where it is empty.
+        confidences: Mean confidence 0..1 in each of equally wide bins of 0..1; None in
+            empty bins.
+        accuracies: Accuracy 0..1 in each bin; None in empty bins.
         pixels: Number of pixels in each bin.
     """
-    figure = Figure((5, 5), dpi=_SHARP)
+    figure = Figure((5, 5), dpi=_DPI)
     upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     bins = len(pixels)
     places = {"x": (np.arange(bins) + 0.5) / bins, "width": 1 / bins}
-    # None becomes NaN, which is no bar.
+    # None becomes NaN, which draws no bar.
     heights, means = (np.array(v, np.float64) for v in (accuracies, confidences))
     upper.bar(
         height=heights, color=_BLUE, edgecolor="white", label="accuracy", **places
@@ -369,20 +362,20 @@ def reliability_picture(
     shares = 100 * np.array(pixels) / max(1, np.sum(pixels))
     lower.bar(height=shares, color="0.6", edgecolor="white", **places)
     lower.set(xlabel="confidence", ylabel="pixels in %")
-    return drawn(figure)
+    return render(figure)
 
 
-def png_bytes(picture: np.ndarray) -> bytes:
-    """Returns a uint8 picture, `[h, w]` or `[h, w, 3]`, as a PNG."""
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes a uint8 image, `[height, width]` or `[height, width, 3]`, as PNG."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
 
 
-def palette_png_bytes(labels: np.ndarray, info: DatasetInfo) -> bytes:
-    """Returns labels `[h, w]` as a PNG with a palette, as VOC keeps them."""
-    picture = Image.fromarray(np.asarray(labels, np.uint8), "P")
-    picture.putpalette(_palette(info).tobytes())
+def encode_palette_png(labels: np.ndarray, info: DatasetInfo) -> bytes:
+    """Encodes labels `[height, width]` as PNG with a palette, as VOC does."""
+    image = Image.fromarray(np.asarray(labels, np.uint8), "P")
+    image.putpalette(_palette(info).tobytes())
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()

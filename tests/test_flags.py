@@ -81,9 +81,9 @@ def test_a_base_stands_for_flags_that_are_not_given():
 
 
 def test_an_export_has_flags_of_its_own():
-    values = toy_values("--path=f", names=("folder", "rate"), spell=export_flag_name)
+    values = toy_values("--path=f", names=("folder", "rate"), get_name=export_flag_name)
     assert set(values) == {"path", "rate"}
-    read = flags.read_options(values, ToyConfig, spell=export_flag_name)
+    read = flags.read_options(values, ToyConfig, get_name=export_flag_name)
     assert read == ToyConfig(folder="f")
 
 
@@ -188,17 +188,17 @@ def test_a_split_that_is_given_wins_over_a_preset():
     trainval = {"train_split": "trainval", "eval_split": "trainval"}
     toy = dataclasses.replace(find_preset("deeplabv3_table6_os8"), **trainval)
     for name, flag in (("train", "train_split"), ("eval", "eval_split")):
-        assert flags.split_value(parsed(name), flag, toy) == "trainval"
+        assert flags.read_split(parsed(name), flag, toy) == "trainval"
         given = parsed(name, f"--{flag}=val")
-        assert flags.split_value(given, flag, toy) == "val"
+        assert flags.read_split(given, flag, toy) == "val"
         official = {"train_split": "train", "eval_split": "val"}[flag]
-        assert flags.split_value(parsed(name), flag, None) == official
+        assert flags.read_split(parsed(name), flag, None) == official
 
 
 def test_a_preset_tells_the_dataset_and_the_size_of_its_images():
     preset = find_preset("mobilenetv2_ade20k_train")
-    assert flags.dataset_fallback(preset) == "ade20k"
-    assert flags.dataset_fallback(None) == "pascal_voc_seg"
+    assert flags.default_dataset(preset) == "ade20k"
+    assert flags.default_dataset(None) == "pascal_voc_seg"
     values = parsed("eval", "--max_resize_value=513")
     data = flags.data_config(values, preset.model, preset.data)
     resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)

@@ -14,7 +14,7 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.windows import readable_limits
+from deeplab_tf.windows import translate_limit_errors
 
 
 def photo(*shape):
@@ -284,7 +284,7 @@ def test_an_image_too_wide_for_the_limit_is_refused(strided_model):
     for label, width in ((labels, 6000), (tf.function(labels), 60000)):
         with (
             pytest.raises(UserError, match=rf"images of {width}x66 pixels$"),
-            readable_limits(),
+            translate_limit_errors(),
         ):
             label(photo(1, 66, width))
 

@@ -10,7 +10,7 @@ from absl.flags import Error
 from benchmarks import measuring, scaling, train_step
 from benchmarks.measuring import Contender, Process, Series
 from deeplab_tf.errors import UserError
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 
 WORKS = "tests.contender_works"
 
@@ -138,7 +138,7 @@ def test_a_flag_has_the_type_of_its_default():
         kind=("x", "", "x", "y"),
     )
     values(["program", "--path=here"])
-    assert size_value(values, "size") == (5, 7)
+    assert read_size(values, "size") == (5, 7)
     found = values.flag_values_dict()
     assert "json" not in found and found["names"] == ["a"]
     assert (found["count"], found["is_fast"], found["kind"]) == (3, False, "x")

@@ -50,7 +50,7 @@ def test_labels_take_the_colours_of_their_classes():
 
 def test_a_palette_png_keeps_indices_and_colours():
     labels = np.array([[0, 1, 15], [20, 255, 0]])
-    with opened(visualize.palette_png_bytes(labels, VOC)) as picture:
+    with opened(visualize.encode_palette_png(labels, VOC)) as picture:
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.array(picture), labels)
         colors = np.array(picture.convert("RGB"))
@@ -64,7 +64,7 @@ def test_a_palette_png_keeps_indices_and_colours():
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
 def test_a_png_keeps_its_pixels(shape):
     picture = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
-    with opened(visualize.png_bytes(picture)) as again:
+    with opened(visualize.encode_png(picture)) as again:
         np.testing.assert_array_equal(np.array(again), picture)
 
 
@@ -130,19 +130,19 @@ def test_a_legend_of_nothing_is_no_error():
 
 def test_a_strip_of_all_classes_stands_below_a_video():
     # Text of 13 pixels: rows of 19 and a margin of 6.
-    strip = visualize.legend_strip(VOC, 480, 640)
+    strip = visualize.draw_video_legend(VOC, 480, 640)
     assert strip.shape[1:] == (640, 3) and (len(strip) - 6) % 19 == 0
     colors = {tuple(color) for color in strip.reshape(-1, 3)}
     assert {tuple(color) for color in VOC.colors[1:]} <= colors
     assert strip[6 + 7, 6 + 7].tolist() == [128, 0, 0]  # in the first box
     # What stays clear is not listed: one class less is one row for the toys.
-    assert visualize.legend_strip(TOYS, 480, 640).shape == (25, 640, 3)
+    assert visualize.draw_video_legend(TOYS, 480, 640).shape == (25, 640, 3)
 
 
 def test_a_strip_is_the_higher_the_larger_the_video_and_never_over_half_of_it():
     # Text of 20 pixels: a row of 30 and a margin of 10.
-    assert visualize.legend_strip(TOYS, 1080, 1920).shape == (40, 1920, 3)
-    assert visualize.legend_strip(VOC, 100, 640).shape == (0, 640, 3)
+    assert visualize.draw_video_legend(TOYS, 1080, 1920).shape == (40, 1920, 3)
+    assert visualize.draw_video_legend(VOC, 100, 640).shape == (0, 640, 3)
 
 
 def test_a_contact_sheet_shows_every_picture_whole_and_in_order():
@@ -304,9 +304,7 @@ def drawn_in(picture, color):
 
 
 def test_the_trimap_curve_rises_with_the_scores():
-    rows, columns = drawn_in(
-        visualize.trimap_picture([1, 5, 40], [0.2, 0.3, 0.8]), BLUE
-    )
+    rows, columns = drawn_in(visualize.plot_trimap([1, 5, 40], [0.2, 0.3, 0.8]), BLUE)
     left, right = columns.min(), columns.max()
     assert rows[columns == left].min() > rows[columns == right].max()
     # The second of the widths stands at a tenth of the way: 4 of 39 pixels.
@@ -318,12 +316,12 @@ def test_the_trimap_curve_rises_with_the_scores():
 
 
 def test_a_band_without_pixels_is_a_gap_in_the_curve():
-    picture = visualize.trimap_picture([10, 20, 30, 40, 50], [0.5, 0.5, None, 0.5, 0.5])
+    picture = visualize.plot_trimap([10, 20, 30, 40, 50], [0.5, 0.5, None, 0.5, 0.5])
     _, columns = drawn_in(picture, BLUE)
     missing = np.setdiff1d(np.arange(columns.min(), columns.max()), columns)
     # From the second point to the fourth, but for their markers.
     assert len(missing) == pytest.approx(np.ptp(columns) / 2, rel=0.1)
-    visualize.trimap_picture([1, 2], [None, None])
+    visualize.plot_trimap([1, 2], [None, None])
 
 
 def bars(picture, color):
@@ -335,7 +333,7 @@ def bars(picture, color):
 def test_a_reliability_diagram_has_a_bar_for_each_bin_with_pixels():
     # Right as often as it is confident, so that there is no gap; the third is empty.
     shares = [0.2, 0.4, None, 0.8]
-    picture = visualize.reliability_picture(shares, shares, [5, 5, 0, 90])
+    picture = visualize.plot_reliability(shares, shares, [5, 5, 0, 90])
     found = bars(picture, BLUE)
     left, right = min(found), max(found)
     quarter = (right - left) / 4
@@ -347,31 +345,31 @@ def test_a_reliability_diagram_has_a_bar_for_each_bin_with_pixels():
 
 def test_a_gap_reaches_from_the_accuracy_to_the_confidence():
     accuracies, confidences = [0.5, 0.6], [0.25, 0.9]
-    picture = visualize.reliability_picture(confidences, accuracies, [1, 1])
+    picture = visualize.plot_reliability(confidences, accuracies, [1, 1])
     blue, red = bars(picture, BLUE), bars(picture, RED)
     # Within the second bin, where the gap stands on the bar.
     column = (min(blue) + 7 * max(blue)) // 8
     bottom, unit = blue[column][1], np.ptp(blue[column]) / 0.6
     low, high = ((bottom - row) / unit for row in red[column][::-1])
     assert (low, high) == pytest.approx((0.6, 0.9), abs=0.02)
-    even = visualize.reliability_picture(accuracies, accuracies, [1, 1])
+    even = visualize.plot_reliability(accuracies, accuracies, [1, 1])
     assert max(bars(picture, RED)) > max(bars(even, RED))
 
 
 def test_a_reliability_diagram_of_nothing_is_no_error():
-    picture = visualize.reliability_picture([None] * 3, [None] * 3, [0] * 3)
+    picture = visualize.plot_reliability([None] * 3, [None] * 3, [0] * 3)
     assert picture.dtype == np.uint8 and picture.ndim == 3
 
 
 def cells(counts, names=("a", "b", "c")):
     """Returns the colours of the corners of the cells, which have no text."""
-    picture = visualize.confusion_picture(np.diag(np.ones(len(names))), names)
+    picture = visualize.plot_confusion(np.diag(np.ones(len(names))), names)
     assert picture.dtype == np.uint8
     # The darkest blue is where the share is 1: from the first cell to the last.
     rows, columns = np.nonzero((picture == (8, 48, 107)).all(-1))
     top, left = rows.min(), columns.min()
     height, width = rows.max() + 1 - top, columns.max() + 1 - left
-    picture = visualize.confusion_picture(counts, names)
+    picture = visualize.plot_confusion(counts, names)
     count = len(names)
     places = (np.arange(count) + 0.15) / count
     rows, columns = (top + places * height).astype(int), (left + places * width)
@@ -390,12 +388,12 @@ def test_a_confusion_picture_is_the_truth_by_rows():
 
 
 def test_figures_stand_where_they_can_be_read():
-    few = visualize.confusion_picture(np.eye(2) * 100 + [[0, 1], [0, 0]], ("a", "b"))
-    none = visualize.confusion_picture(np.eye(2) * 100, ("a", "b"))
+    few = visualize.plot_confusion(np.eye(2) * 100 + [[0, 1], [0, 0]], ("a", "b"))
+    none = visualize.plot_confusion(np.eye(2) * 100, ("a", "b"))
     # 1 % in an otherwise light cell adds something dark.
     assert (few.max(-1) < 90).sum() > (none.max(-1) < 90).sum()
     names = [f"class {i}" for i in range(60)]
-    many = visualize.confusion_picture(np.eye(60), names)
+    many = visualize.plot_confusion(np.eye(60), names)
     # 60 cells, all of one colour.
     _, columns = np.nonzero((many == (8, 48, 107)).all(-1))
     side = (columns.max() + 1 - columns.min()) / 60
@@ -403,8 +401,8 @@ def test_figures_stand_where_they_can_be_read():
 
 
 def test_class_names_are_written_as_they_are():
-    plain = visualize.confusion_picture(np.eye(2), ("x", "x"))
-    named = visualize.confusion_picture(np.eye(2), ("$\\frac$ 车", "猫"))
+    plain = visualize.plot_confusion(np.eye(2), ("x", "x"))
+    named = visualize.plot_confusion(np.eye(2), ("$\\frac$ 车", "猫"))
     assert named.shape != plain.shape
 
 
@@ -412,5 +410,5 @@ def test_drawing_leaves_the_state_of_pyplot_alone():
     import matplotlib.pyplot as plt
 
     before = plt.get_backend(), plt.get_fignums()
-    visualize.confusion_picture(np.eye(2), ("a", "b"))
+    visualize.plot_confusion(np.eye(2), ("a", "b"))
     assert (plt.get_backend(), plt.get_fignums()) == before

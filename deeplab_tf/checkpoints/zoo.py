@@ -13,7 +13,7 @@ import signal
 from typing import NamedTuple
 
 from deeplab_tf.data.info import DatasetInfo, dataset_info
-from deeplab_tf.errors import UserError, near_hint
+from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import PRESETS, Preset
 
 _ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
@@ -195,8 +195,9 @@ def require_checkpoint(name: str) -> None:
     """
     if find_checkpoint(name) is None:
         raise UserError(
-            f"there is no file or folder {name} and no checkpoint of the zoo is called "
-            f"so; {near_hint(name, ZOO)}python -m deeplab_tf.checkpoints.zoo lists all"
+            f"there is no file, folder or checkpoint of the model zoo called {name}; "
+            f"{suggest_similar(name, ZOO)}"
+            "python -m deeplab_tf.checkpoints.zoo lists all"
         )
 
 

@@ -13,7 +13,7 @@ from importlib import metadata
 
 import numpy as np
 
-from deeplab_tf.errors import UserError, near_hint
+from deeplab_tf.errors import UserError, suggest_similar
 
 CORRUPTIONS = (
     # noise
@@ -61,7 +61,7 @@ def _package():
 
 def _check_kind(name: str, severity: int) -> None:
     if name not in CORRUPTIONS:
-        hint = near_hint(name, CORRUPTIONS)
+        hint = suggest_similar(name, CORRUPTIONS)
         raise UserError(
             f"there is no corruption {name!r}; {hint}all are {', '.join(CORRUPTIONS)}"
         )

@@ -21,7 +21,7 @@ from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.mean_iou import count_confusions
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.inference import Predictor
-from deeplab_tf.windows import readable_limits
+from deeplab_tf.windows import translate_limit_errors
 
 METRICS_FILE = "metrics.json"
 _MIB = 1 << 20
@@ -177,7 +177,7 @@ class Evaluator:
             yield from self._scored_by_replicas(self._strategy, dataset, confident)
             return
         for images, labels, *names in batches(dataset):
-            with readable_limits():
+            with translate_limit_errors():
                 predictions, confidences, counts = self._compiled_step(
                     images, labels, confident
                 )
@@ -194,7 +194,7 @@ class Evaluator:
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
-            with readable_limits(), readable_errors():
+            with translate_limit_errors(), readable_errors():
                 several = self._compiled_replicas(iterator, confident)
             for is_real, *parts in zip(*several, strict=True):
                 if not is_real:

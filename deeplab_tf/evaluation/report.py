@@ -150,7 +150,7 @@ def _classes(metrics: Mapping, info: DatasetInfo) -> dict:
 
 def _confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
     counts = np.array(metrics["confusion_matrix"])
-    picture = visualize.confusion_picture(counts, info.class_names)
+    picture = visualize.plot_confusion(counts, info.class_names)
     alt = "Confusion matrix: a row for each class of the truth, a column for each "
     alt += "predicted class; the most frequent confusions follow in words."
     return _png(picture, alt)
@@ -165,7 +165,7 @@ def _png(picture: np.ndarray, alt: str, density: int = 1) -> dict:
         density: Pixels of the image per pixel of the page.
     """
     size = picture.shape[1] // density, picture.shape[0] // density
-    return _image(visualize.png_bytes(picture), "png", alt, size)
+    return _image(visualize.encode_png(picture), "png", alt, size)
 
 
 def _image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
@@ -205,7 +205,7 @@ def _measured(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
 
 def _trimap(trimap: Mapping) -> dict:
     place = _BANDS.get(trimap["around"], trimap["around"])
-    picture = visualize.trimap_picture(trimap["widths"], trimap["miou"])
+    picture = visualize.plot_trimap(trimap["widths"], trimap["miou"])
     alt = f"mIoU in bands around {place}, by their width; the table has its values."
     rows = zip(
         trimap["widths"],
@@ -223,7 +223,7 @@ def _calibration(calibration: Mapping) -> dict:
     return {
         "expected": calibration["expected_calibration_error"],
         "maximum": calibration["maximum_calibration_error"],
-        "diagram": _png(visualize.reliability_picture(*parts), alt, 2),
+        "diagram": _png(visualize.plot_reliability(*parts), alt, 2),
     }
 
 

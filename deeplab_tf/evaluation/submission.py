@@ -16,7 +16,7 @@ import tensorflow as tf
 from deeplab_tf.data.info import CITYSCAPES_IDS, DatasetInfo, dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
-from deeplab_tf.visualize import palette_png_bytes, png_bytes
+from deeplab_tf.visualize import encode_palette_png, encode_png
 
 _VOC_NAME = re.compile("[0-9]{4}_[0-9]{6}")
 _VOC_COMPETITIONS = ("comp5", "comp6")
@@ -159,7 +159,7 @@ class VocSubmission(_Submission):
 
     def _png(self, labels: np.ndarray) -> bytes:
         # VOC's palette even if the model's own colours are others.
-        return palette_png_bytes(labels, dataset_info(self._benchmark))
+        return encode_palette_png(labels, dataset_info(self._benchmark))
 
 
 class CityscapesSubmission(_Submission):
@@ -206,7 +206,7 @@ class CityscapesSubmission(_Submission):
             )
 
     def _png(self, labels: np.ndarray) -> bytes:
-        return png_bytes(np.array(CITYSCAPES_IDS, np.uint8)[labels])
+        return encode_png(np.array(CITYSCAPES_IDS, np.uint8)[labels])
 
 
 SUBMISSIONS = {"pascal_voc_seg": VocSubmission, "cityscapes": CityscapesSubmission}

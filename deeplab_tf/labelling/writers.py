@@ -42,9 +42,9 @@ def _write_images(
     laid_over = visualize.overlay(image, labels, info)
     with_legend = visualize.add_legend(laid_over, labels, info)
     contents = (
-        visualize.png_bytes(labels.astype(np.uint8)),
-        visualize.palette_png_bytes(labels, info),
-        visualize.png_bytes(with_legend),
+        visualize.encode_png(labels.astype(np.uint8)),
+        visualize.encode_palette_png(labels, info),
+        visualize.encode_png(with_legend),
     )
     for suffix, content in zip(_SUFFIXES, contents, strict=True):
         outputs.write_bytes(content, prefix + suffix)
@@ -80,7 +80,7 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
     yield add
     overview = os.path.join(folder, _OVERVIEW)
     outputs.write_bytes(
-        visualize.png_bytes(visualize.contact_sheet(overlays)), overview
+        visualize.encode_png(visualize.contact_sheet(overlays)), overview
     )
     print(f"written: {overview}, the first {len(overlays)}")
 
@@ -127,7 +127,7 @@ def write_overlay_video(
     tf.io.gfile.makedirs(folder)
     path = os.path.join(folder, overlay_file(video))
     height, width = video.size
-    legend = visualize.legend_strip(info, height, width)
+    legend = visualize.draw_video_legend(info, height, width)
     with write_video(path, video.rate, (height + len(legend), width)) as write:
 
         def add(name, image, labels):
@@ -149,7 +149,7 @@ def write_label_maps(folder: str, info: DatasetInfo) -> Iterator[Writer]:
 
     def add(name, image, labels):
         path = os.path.join(folder, f"{name}.png")
-        outputs.write_bytes(visualize.palette_png_bytes(labels, info), path)
+        outputs.write_bytes(visualize.encode_palette_png(labels, info), path)
 
     yield add
     print(f"written: {folder}")

@@ -98,8 +98,8 @@ def _read_request(values: absl_flags.FlagValues, preset: Preset | None) -> _Requ
         num_classes=preset.model.num_classes if preset else _NUM_CLASSES,
     )
     crops = tuple(map(_parse_crop, values.crop_sizes or ()))
-    strides = flags.whole_numbers_value(values, "output_strides")
-    batches = flags.whole_numbers_value(values, "batch_sizes")
+    strides = flags.read_integers(values, "output_strides")
+    batches = flags.read_integers(values, "batch_sizes")
     if not batches or min(batches) < 1:
         raise UserError(f"--batch_sizes needs positive numbers; received {batches}")
     preset_crop = (preset and preset.data.crop_size) or _CROP
@@ -209,7 +209,7 @@ def _format_measurement(one: Measurement, limit: float) -> str:
 def main(values: absl_flags.FlagValues) -> None:
     """Measures every step, then prints the recommended flags."""
     flags.check_flags(values, "train")
-    request = _read_request(values, flags.chosen_preset(values))
+    request = _read_request(values, flags.read_preset(values))
     if values.json:
         folder, name = outputs.split(values.json)
         outputs.claim(folder, [name], values.overwrite)

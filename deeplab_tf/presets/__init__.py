@@ -4,7 +4,7 @@
 or `export.py` to use one. Scores are mean IoU in percent.
 """
 
-from deeplab_tf.errors import UserError, near_hint
+from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import camvid, deeplabv3, deeplabv3plus, model_zoo, stages
 from deeplab_tf.presets.preset import Preset, Published, describe, is_followed, report
 
@@ -39,7 +39,7 @@ def find_preset(name: str) -> Preset:
         UserError: for an unknown name; suggests similar ones.
     """
     if name not in PRESETS:
-        hint = near_hint(name, PRESETS)
+        hint = suggest_similar(name, PRESETS)
         raise UserError(
             f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
         )

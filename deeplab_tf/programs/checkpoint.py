@@ -55,7 +55,7 @@ def _find_base_config(values: absl_flags.FlagValues, prefix: str):
 
     A preset has no name here: the programs report deviations from it themselves.
     """
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     if preset:
         return preset.eval_model, ""
     experiment = experiment_of(prefix)

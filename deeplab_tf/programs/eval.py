@@ -126,13 +126,13 @@ def _find_dataset(
     if dataset is None and dataset_dir is None and trained_on:
         dataset, dataset_dir = trained_on.dataset, trained_on.dataset_dir
     flags.require_dataset_dir(dataset, dataset_dir)
-    preset = flags.chosen_preset(values)
-    fallback = fallback or flags.dataset_fallback(preset)
+    preset = flags.read_preset(values)
+    fallback = fallback or flags.default_dataset(preset)
     return dataset_dir or "", sources.resolve_info(dataset, dataset_dir or "", fallback)
 
 
 def _eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     base = preset and preset.evaluation
     return flags.read_options(values, EvalConfig, base, ignore_label=info.ignore_label)
 
@@ -171,7 +171,7 @@ def _evaluate_checkpoint(
     trained_on = experiment and experiment.data
     fallback = trained_on and trained_on.dataset
     folder, info = _find_dataset(values, trained_on, fallback)
-    config, preset = _eval_config(values, info), flags.chosen_preset(values)
+    config, preset = _eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
         model = restore_model(values, checkpoint, info.num_classes)
     require_channels(model, info.channels, f"the records of {info.name}")
@@ -183,7 +183,7 @@ def _evaluate_checkpoint(
         dataset_dir=folder,
         batch_size=config.eval_batch_size,
     )
-    split = Split(data, flags.split_value(values, "eval_split", preset), info)
+    split = Split(data, flags.read_split(values, "eval_split", preset), info)
     if preset and prints_preset:
         # Of the data config, an evaluation uses only the dataset and the resizing.
         names = ("dataset", *flags.RESIZING)
@@ -252,7 +252,7 @@ def _corruptions(values: absl_flags.FlagValues) -> list[str]:
 
 
 def _severities(values: absl_flags.FlagValues) -> list[int]:
-    given = flags.whole_numbers_value(values, "severities")
+    given = flags.read_integers(values, "severities")
     if not given:
         raise UserError("--severities needs at least one severity, from 1 to 5")
     return list(dict.fromkeys(given))

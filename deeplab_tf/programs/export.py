@@ -139,7 +139,7 @@ def define_flags() -> absl_flags.FlagValues:
 
 def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
     """Returns the inference protocol of the export, and prints a preset's report."""
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     base = preset and preset.evaluation
     evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
     if preset is None:
@@ -204,14 +204,14 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
 
 def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
     """Loads the model and the records for the export that the flags describe."""
-    resizing, preset = _read_resizing(values), flags.chosen_preset(values)
+    resizing, preset = _read_resizing(values), flags.read_preset(values)
     experiment = experiment_of(values.checkpoint_path)
     records, num_classes = None, values.num_classes
     info = experiment.info if experiment else None
     if _has_records(values):
-        folder, fallback = values.dataset_dir or "", flags.dataset_fallback(preset)
+        folder, fallback = values.dataset_dir or "", flags.default_dataset(preset)
         info = sources.resolve_info(values.dataset, folder, fallback)
-        split = flags.split_value(values, "eval_split", preset)
+        split = flags.read_split(values, "eval_split", preset)
         records = load_dataset(
             DataConfig(folder, info.name, batch_size=1), split, False
         )

@@ -47,7 +47,7 @@ from deeplab_tf.programs.checkpoint import (
 )
 from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.training.interruption import Interruption
-from deeplab_tf.windows import readable_limits
+from deeplab_tf.windows import translate_limit_errors
 
 _FLAGS = {
     "model": (
@@ -140,7 +140,7 @@ def _artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
 
 
 def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
     model = restore_model(values, values.model)
@@ -161,7 +161,7 @@ def _compile_labeler(model, config: EvalConfig) -> _Labeler:
     )
 
     def labels(images):
-        with readable_limits():
+        with translate_limit_errors():
             return compiled(images).numpy()
 
     return labels

@@ -65,7 +65,7 @@ def _read_experiment(
     values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
     """Returns the experiment that the flags describe, and prints a preset's report."""
-    split = flags.split_value(values, "train_split", preset)
+    split = flags.read_split(values, "train_split", preset)
     info = source.info
     model = flags.model_config(
         values, preset and preset.model, num_classes=info.num_classes
@@ -91,9 +91,9 @@ def _read_experiment(
 def _open_records(values, preset: Preset | None) -> Source:
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
-    fallback = flags.dataset_fallback(preset)
+    fallback = flags.default_dataset(preset)
     info = sources.resolve_info(values.dataset, folder, fallback)
-    split = flags.split_value(values, "train_split", preset)
+    split = flags.read_split(values, "train_split", preset)
     return sources.open_split(info.name, folder, split)
 
 
@@ -145,7 +145,7 @@ def _make_validation(values, experiment: Experiment, preset) -> Validation | Non
     if not experiment.train.eval_interval_steps:
         return None
     data, info = experiment.data, experiment.info
-    split = flags.split_value(values, "eval_split", preset)
+    split = flags.read_split(values, "eval_split", preset)
     sources.open_split(data.dataset, data.dataset_dir, split)
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
@@ -164,7 +164,7 @@ def _make_validation(values, experiment: Experiment, preset) -> Validation | Non
 def main(values: absl_flags.FlagValues) -> None:
     """Trains, or resumes training."""
     flags.check_flags(values, "train")
-    preset = flags.chosen_preset(values)
+    preset = flags.read_preset(values)
     strategy = make_strategy(values)
     with distribution.report_lost_workers(distribution.current_worker(strategy)):
         _train(values, preset, strategy)

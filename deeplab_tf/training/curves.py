@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from deeplab_tf.files.outputs import write_bytes
 from deeplab_tf.training.history import MEASURES, History
-from deeplab_tf.visualize import drawn, png_bytes
+from deeplab_tf.visualize import encode_png, render
 
 CURVES_FILE = "curves.png"
 _LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
@@ -35,7 +35,7 @@ def draw_curves(history: History, path: str) -> None:
     all_axes[-1, 0].set_xlabel("step")
     locator = MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
     all_axes[-1, 0].xaxis.set_major_locator(locator)
-    write_bytes(png_bytes(drawn(figure)), path)
+    write_bytes(encode_png(render(figure)), path)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.gallery import ScoredImage
-from deeplab_tf.visualize import confusion_picture, panel, png_bytes
+from deeplab_tf.visualize import encode_png, panel, plot_confusion
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
@@ -76,7 +76,7 @@ class Summaries:
         scores = {f"eval/{name}": metrics[name] for name in ("miou", "pixel_accuracy")}
         scores |= {f"eval/iou/{name}": iou for name, iou in ious if iou is not None}
         self.scalars(step, scores)
-        image = confusion_picture(counts, info.class_names)
+        image = plot_confusion(counts, info.class_names)
         self._write_image(step, "eval/confusion_matrix", image)
         for i, example in enumerate(examples):
             image = panel(example.image, example.truth, example.prediction, info)
@@ -95,7 +95,7 @@ class Summaries:
 
     def _write_image(self, step: int, tag: str, image: np.ndarray) -> None:
         height, width = image.shape[:2]
-        parts = [str(width), str(height), png_bytes(image)]
+        parts = [str(width), str(height), encode_png(image)]
         self._write(step, tag, tf.constant(parts, tf.string), "images")
 
     def _write(self, step: int, tag: str, value, plugin: str) -> None:

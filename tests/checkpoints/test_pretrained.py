@@ -90,7 +90,7 @@ def test_weights_are_found_without_a_model(tiny, archive, tmp_path):
     deeplab_tf.export_saved_model(model, str(export))
     found = pretrained.find_weights(str(export))
     assert found == str(export / "assets.extra/model.ckpt")
-    with pytest.raises(UserError, match="near it are tiny;"):
+    with pytest.raises(UserError, match="similar: tiny;"):
         pretrained.find_weights("tinny")
 
 
@@ -229,7 +229,7 @@ def test_without_a_network_the_place_of_the_file_is_told(tiny, monkeypatch, cach
 
 
 def test_unknown_names_and_paths_are_told(tmp_path):
-    refused(r"called so; near it are xception65_", "xception65_coco_voc")
+    refused(r"called \S+; similar: xception65_", "xception65_coco_voc")
     refused(r"^no checkpoint .*nothing/here", str(tmp_path / "nothing/here"))
     refused(r"^there is no archive .*none.tar.gz$", str(tmp_path / "none.tar.gz"))
     refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")

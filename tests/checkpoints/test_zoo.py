@@ -77,9 +77,7 @@ def test_a_checkpoint_is_found_by_its_protocols_too():
         == "xception_65_imagenet_coco"
     )
     assert find_checkpoint("deeplabv3_table4_os16") is None
-    with pytest.raises(
-        UserError, match=r"xception65_ade20k .*; near it are xception65_a"
-    ):
+    with pytest.raises(UserError, match=r"xception65_ade20k .*; similar: xception65_a"):
         require_checkpoint("xception65_ade20k")
     require_checkpoint("xception65_ade20k_train")
 

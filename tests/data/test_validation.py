@@ -382,7 +382,7 @@ def test_the_program_examines_images_of_any_channels(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--dataset_dir is needed"),
+        ([], "--dataset_dir is required"),
         (["--dataset_dir={folder}/nowhere"], "no records in .*/nowhere"),
         (["--dataset_dir={folder}", "--splits=val"], "no val-. records in"),
         (["--dataset_dir={folder}", "--dataset=camvid"], "but .* says toys"),

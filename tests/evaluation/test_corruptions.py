@@ -220,7 +220,7 @@ def test_a_model_is_scored_on_what_is_left_of_the_images(package, color_model):
     [
         (
             {"name": "gausian_noise"},
-            "^there is no corruption 'gausian_noise'; near it are gaussian_noise.*; "
+            "^there is no corruption 'gausian_noise'; similar: gaussian_noise.*; "
             "all are gaussian_noise, shot_noise, .*, jpeg_compression$",
         ),
         ({"name": "???"}, r"^there is no corruption '\?\?\?'; all are gaussian_noise"),
@@ -254,7 +254,7 @@ def test_mistakes_about_a_dataset_are_told_before_it_is_read(package):
         raise AssertionError
         yield
 
-    with pytest.raises(UserError, match="near it are fog"):
+    with pytest.raises(UserError, match="similar: fog"):
         corrupted(unread(), "fogg", 1)
     with pytest.raises(UserError, match="severity must be"):
         corrupted(unread(), "fog", 9)

@@ -606,10 +606,10 @@ def test_a_preset_is_found_by_its_name():
     [
         (
             "xception65_voc_trainaug",
-            "near it are xception65_coco_voc_trainaug, xception65_coco_voc_trainval, "
+            "similar: xception65_coco_voc_trainaug, xception65_coco_voc_trainval, "
             "xception65_ade20k_train; ",
         ),
-        ("edgetpu", "near it are edgetpu_deeplab_os32, edgetpu_deeplab_os16; "),
+        ("edgetpu", "similar: edgetpu_deeplab_os32, edgetpu_deeplab_os16; "),
         ("?", ""),
         ("", ""),
     ],

@@ -215,7 +215,7 @@ def test_a_file_cannot_be_followed(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--corruptions=fogg", "no corruption 'fogg'; near it are fog"),
+        ("--corruptions=fogg", "no corruption 'fogg'; similar: fog"),
         ("--corruptions=fog --severities=0", "severity must be .* received 0"),
         ("--corruptions=fog --severities=one", "--severities"),
         ("--corruptions=fog --severities=", "--severities needs at least one"),

@@ -222,7 +222,9 @@ def test_every_program_checks_its_flags(tmp_path, capsys):
             run(name, *nowhere, "--alsologtostderr")
         err = capsys.readouterr().err
         assert err.startswith("warning: --alsologtostderr has no effect: "), name
-        with pytest.raises(SystemExit, match=r"quantize_delay_step=0: .* be -1"):
+        with pytest.raises(
+            SystemExit, match=r"quantize_delay_step must be -1, .*received 0"
+        ):
             run(name, *nowhere, "--quantize_delay_step=0")
 
 
@@ -314,7 +316,7 @@ def test_mistakes_in_training_are_told_before_anything_is_written(
 
 def test_folders_that_are_not_given_are_told():
     assert_refused(
-        "--dataset_dir is needed: the folder of the TFRecords",
+        "--dataset_dir is required: the folder of the TFRecords",
         "train",
         "--train_logdir=l",
     )
@@ -606,7 +608,7 @@ def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_pa
         "predict": (f"--model={logs}", images, f"--output_dir={tmp_path}/o"),
     }
     message = (
-        "there is no preset 'edgetpu'; near it are edgetpu_deeplab_os32, .*; python -m "
+        "there is no preset 'edgetpu'; similar: edgetpu_deeplab_os32, .*; python -m "
         "deeplab_tf.presets lists all"
     )
     assert_refused(message, name, *where[name], "--preset=edgetpu")

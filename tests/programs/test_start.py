@@ -46,7 +46,7 @@ def test_the_doctor_says_nothing_but_its_own():
         text=True,
     )
     assert done.returncode == 1
-    needed = "doctor.py: --dataset_dir is needed: the folder of the TFRecords\n"
+    needed = "doctor.py: --dataset_dir is required: the folder of the TFRecords\n"
     assert (done.stdout, done.stderr) == ("", needed)
 
 

@@ -104,7 +104,7 @@ def test_pictures_of_an_evaluation(info, tmp_path):
             np.testing.assert_array_equal(shown[24:44, 4:34], image)
         elif info:
             counts = np.array(METRICS["confusion_matrix"])
-            expected = visualize.confusion_picture(counts, info.class_names)
+            expected = visualize.plot_confusion(counts, info.class_names)
             np.testing.assert_array_equal(shown, expected)
 
 

@@ -354,7 +354,7 @@ def scripted(model, images, right, expected_miou=None):
 @pytest.fixture
 def quick_pictures(monkeypatch):
     """Replaces the drawings of an evaluation, which are slow, by a black pixel."""
-    for name in ("confusion_picture", "panel"):
+    for name in ("plot_confusion", "panel"):
         black = np.zeros((1, 1, 3), np.uint8)
         monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
 

@@ -18,7 +18,7 @@ from deeplab_tf.convert import shapes
 from deeplab_tf.data import info as dataset_info
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.evaluation import confusion
-from deeplab_tf.flags import size_value
+from deeplab_tf.flags import read_size
 
 
 def define_flags() -> flags.FlagValues:
@@ -47,7 +47,7 @@ def main(values):
         raise UserError("--output_dir must name the folder to create")
     names = ("output_dir", "train_images", "val_images", "test_images", "seed")
     settings = {name: values[name].value for name in names}
-    info = shapes.write(image_size=size_value(values, "image_size") or (), **settings)
+    info = shapes.write(image_size=read_size(values, "image_size") or (), **settings)
     sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in shapes.SPLITS)
     print(f"{values.output_dir}: {sizes} images")
     miou = color_baseline(values.output_dir, eval_split="val")
