@@ -30,7 +30,7 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
     image = image_files.load_label(path, content)
     if image.mode in ("RGB", "RGBA"):
         return _of_colors(path, np.asarray(image.convert("RGB")), classes)
-    label = image_files.index_label(path, image, content)
+    label = image_files.to_class_ids(path, image, content)
     if image.mode == "P" and classes.has_colors:
         return _of_palette(path, image, label, classes)
     _check_grey(path, label, classes)

@@ -95,7 +95,7 @@ def _require_paired(
         raise UserError(f"there is no image in {image_dir} for {_some(alone)}")
 
 
-def goes_to_val(name: str, share: float) -> bool:
+def is_validation_image(name: str, share: float) -> bool:
     """Returns whether an image is among the share for validation."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
@@ -118,7 +118,9 @@ def _splits(
         raise UserError("--val_share makes a split val, so --split must be another one")
     splits = {split: [], "val": []}
     for sample in samples:
-        splits["val" if goes_to_val(sample.name, val_share) else split].append(sample)
+        splits["val" if is_validation_image(sample.name, val_share) else split].append(
+            sample
+        )
     for name, members in splits.items():
         if not members:
             raise UserError(

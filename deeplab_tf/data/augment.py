@@ -62,22 +62,22 @@ def size_in_range(sides, min_size, max_size=None, factor=None):
     return size
 
 
-class Draw(NamedTuple):
+class RandomCrop(NamedTuple):
     """What chance says of a crop, before the size of the image is known.
 
     Attributes:
         scale: Factor of the sides of the image, a float32 scalar.
-        place: Where the crop is, as shares of the room for it, float32 `[2]`.
-        mirrored: Whether it is mirrored left to right, a bool scalar.
+        position: Where the crop is, as shares of the room for it, float32 `[2]`.
+        flipped: Whether it is flipped left to right, a bool scalar.
     """
 
     scale: tf.Tensor
-    place: tf.Tensor
-    mirrored: tf.Tensor
+    position: tf.Tensor
+    flipped: tf.Tensor
 
 
-def random_draw(chance, smallest, largest, step) -> Draw:
-    """Returns a random scale and place, and a mirroring in half of all cases.
+def draw_crop(chance, smallest, largest, step) -> RandomCrop:
+    """Returns a random scale and position, and a mirroring in half of all cases.
 
     Args:
         chance: Four numbers, uniform in 0..1.
@@ -97,7 +97,7 @@ def random_draw(chance, smallest, largest, step) -> Draw:
         scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
         chosen = tf.minimum(tf.cast(chance[0] * count, tf.int32), count - 1)
         scale = tf.gather(scales, chosen)
-    return Draw(scale, tf.stack(chance[1:3]), chance[3] < 0.5)
+    return RandomCrop(scale, tf.stack(chance[1:3]), chance[3] < 0.5)
 
 
 class Window(NamedTuple):
@@ -110,7 +110,7 @@ class Window(NamedTuple):
         row_count: Number of rows that it shows, a scalar.
         scaled: Height and width of the scaled image, two scalars.
         left: First column of the crop in the scaled image, a scalar.
-        mirrored: Whether the crop is mirrored left to right, a bool scalar.
+        flipped: Whether the crop is flipped left to right, a bool scalar.
         row: Of each visible row of the crop, the one of the image before it, int32.
         row_share: How far it is on the way to the next, float32.
         column: As `row`, of the columns.
@@ -121,14 +121,14 @@ class Window(NamedTuple):
     row_count: tf.Tensor
     scaled: tuple[tf.Tensor, tf.Tensor]
     left: tf.Tensor
-    mirrored: tf.Tensor
+    flipped: tf.Tensor
     row: tf.Tensor
     row_share: tf.Tensor
     column: tf.Tensor
     column_share: tf.Tensor
 
 
-def window_of(draw: Draw, source, size) -> Window:
+def crop_window(draw: RandomCrop, source, size) -> Window:
     """Returns the crop that a draw means in an image of a size.
 
     Args:
@@ -139,7 +139,7 @@ def window_of(draw: Draw, source, size) -> Window:
     scaled = tf.cast(tf.cast(source, tf.float32) * draw.scale, tf.int32)
     scaled = tf.maximum(scaled, 1)
     room = tf.maximum(scaled - tf.constant(size), 0)
-    offset = tf.cast(draw.place * tf.cast(room + 1, tf.float32), tf.int32)
+    offset = tf.cast(draw.position * tf.cast(room + 1, tf.float32), tf.int32)
     offset = tf.minimum(offset, room)
     end = tf.minimum(offset + tf.constant(size), scaled)
     # In float32 and by one multiplication, as TF1's resize finds the neighbours.
@@ -155,7 +155,7 @@ def window_of(draw: Draw, source, size) -> Window:
         count,
         tuple(tf.unstack(scaled)),
         offset[1],
-        draw.mirrored,
+        draw.flipped,
         *(row, row_share, column, column_share),
     )
 
@@ -192,10 +192,10 @@ def crop_image(rows, window: Window, size, mean_pixel):
     x = resize_image(tf.cast(rows, tf.float32), [count, scaled_width])
     visible = [-1, tf.size(window.column), -1]
     x = tf.slice(x, [0, window.left, 0], visible)
-    x = tf.cond(window.mirrored, lambda: tf.reverse(x, [1]), lambda: x)
+    x = tf.cond(window.flipped, lambda: tf.reverse(x, [1]), lambda: x)
     x = tf.cond(
         scaled_width < width,
-        lambda: _padded(x, width, mean_pixel, window.mirrored),
+        lambda: _padded(x, width, mean_pixel, window.flipped),
         lambda: x,
     )
     # As lines of memory, which copy and broadcast fast; pixels do not.
@@ -216,14 +216,14 @@ def crop_image(rows, window: Window, size, mean_pixel):
     )
 
 
-def _padded(x, width, mean_pixel, mirrored):
-    """Returns `x` with mean pixels to its right, or to its left where mirrored."""
+def _padded(x, width, mean_pixel, flipped):
+    """Returns `x` with mean pixels to its right, or to its left where flipped."""
     rows, columns, channels = tf.unstack(tf.shape(x))
     line = tf.tile(mean_pixel, [width - columns])
     beyond = tf.broadcast_to(line, [rows, tf.size(line)])
     x = tf.reshape(x, [rows, columns * channels])
     x = tf.cond(
-        mirrored, lambda: tf.concat([beyond, x], 1), lambda: tf.concat([x, beyond], 1)
+        flipped, lambda: tf.concat([beyond, x], 1), lambda: tf.concat([x, beyond], 1)
     )
     return tf.reshape(x, [rows, width, channels])
 
@@ -244,7 +244,7 @@ def crop_label(label, window: Window, size, ignore_label):
     # One row and one column of padding, for the indices that point beyond.
     rows = tf.pad(rows, [[0, 1], [0, 1]], constant_values=ignore_label)
     column = _filled(column, size[1], tf.shape(label)[1])
-    column = tf.raw_ops.Reverse(tensor=column, dims=[window.mirrored])
+    column = tf.raw_ops.Reverse(tensor=column, dims=[window.flipped])
     # Gathering whole lines of memory is fast, single pixels is not.
     x = _transposed(tf.gather(_transposed(tf.cast(rows, tf.int32)), column))
     x = tf.gather(tf.cast(x, tf.uint8), _filled(row, size[0], count))
@@ -270,7 +270,7 @@ def _filled(x, length, value):
 _GREY = (0.299, 0.587, 0.114)
 
 
-def jittered(image, chance, strength):
+def jitter_colors(image, chance, strength):
     """Returns an image of other brightness, contrast and saturation.
 
     Each factor is uniform in `1 - strength .. 1 + strength`, as in torchvision's

@@ -12,7 +12,7 @@ import tensorflow as tf
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import Facts, Reader, without_errors
+from deeplab_tf.data.reader import Reader, SampleChecks, skip_errors
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.data.statistics import epoch_positions
@@ -20,14 +20,14 @@ from deeplab_tf.errors import UserError
 
 # Batches that are made at once. Twice the cores, for their threads often wait for each
 # other; some memory is the limit.
-_AT_ONCE = min(2 * (os.cpu_count() or 1), 32)
+_PARALLEL_CALLS = min(2 * (os.cpu_count() or 1), 32)
 # In an evaluation, whose images are not augmented, the model takes nearly all the time;
 # each batch at once costs 0.13 s at the start.
-WHOLE_AT_ONCE = max(2, _AT_ONCE // 4)
-_READY = 2  # batches that wait for the training
+EVAL_PARALLEL_CALLS = max(2, _PARALLEL_CALLS // 4)
+_PREFETCHED_BATCHES = 2  # batches that wait for the training
 
 
-def place_in_epoch(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
+def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     """Returns which of the records of its epoch a training sample is made of, int64.
 
     Every epoch is a permutation of its own, of which nobody has to know more than a
@@ -58,7 +58,7 @@ class _Cropper:
     def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of the record that a sample is made of."""
         count = tf.size(self._epoch, tf.int64)
-        place = place_in_epoch(index, count, self.config.seed)
+        place = shuffle_index(index, count, self.config.seed)
         return tf.gather(self._epoch, place)
 
     def describe(self, index: int) -> str:
@@ -73,55 +73,57 @@ class _Cropper:
         """
         count = indices.shape[0]
         samples = tf.data.Dataset.from_tensor_slices(indices)
-        samples = without_errors(samples.map(lambda i: (i, self._crop(i))), count)
-        found, (images, labels, facts) = samples.batch(count).get_single_element()
+        samples = skip_errors(samples.map(lambda i: (i, self._crop(i))), count)
+        found, (images, labels, checks) = samples.batch(count).get_single_element()
         is_found = found == indices[: tf.size(found)]
         missing = self._position(tf.gather(indices, _first(~is_found)))
-        with self._reader.refuse_broken(missing, tf.reduce_all(is_found)):
-            facts = tf.nest.map_structure(tf.identity, facts)
-        is_bad = tf.reduce_any(facts.size != facts.label_size, 1) | (facts.value > 0)
+        with self._reader.require_readable(missing, tf.reduce_all(is_found)):
+            checks = tf.nest.map_structure(tf.identity, checks)
+        is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
         bad = _first(is_bad)
-        of_bad = tf.nest.map_structure(lambda x: tf.gather(x, bad), facts)
-        with self._reader.checked(self._position(tf.gather(indices, bad)), of_bad):
+        of_bad = tf.nest.map_structure(lambda x: tf.gather(x, bad), checks)
+        with self._reader.require_valid(
+            self._position(tf.gather(indices, bad)), of_bad
+        ):
             return (
                 tf.ensure_shape(images, [count, *images.shape[1:]]),
                 tf.ensure_shape(labels, [count, *labels.shape[1:]]),
             )
 
-    def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, Facts]:
-        """Returns crop and label of one sample, and the facts to check."""
+    def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, SampleChecks]:
+        """Returns crop and label of one sample, and the checks to check."""
         config, position = self.config, self._position(index)
         chance = tf.random.stateless_uniform([7], [config.seed, index])
-        draw = augment.random_draw(
+        draw = augment.draw_crop(
             chance[:4],
             config.min_scale_factor,
             config.max_scale_factor,
             config.scale_factor_step_size,
         )
-        image, label, window, facts = self._rows(position, draw)
+        image, label, window, checks = self._rows(position, draw)
         if config.photometric_jitter:
-            image = augment.jittered(image, chance[4:], config.photometric_jitter)
+            image = augment.jitter_colors(image, chance[4:], config.photometric_jitter)
         size = config.crop_size
         image = augment.crop_image(image, window, size, self._mean_pixel)
         label = augment.crop_label(label, window, size, self.info.ignore_label)
-        return image, label, facts
+        return image, label, checks
 
     def _rows(
-        self, position: tf.Tensor, draw: augment.Draw
-    ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, Facts]:
+        self, position: tf.Tensor, draw: augment.RandomCrop
+    ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, SampleChecks]:
         """Returns those rows of an image that a crop shows, its label and the crop."""
 
-        def window_of(size: tf.Tensor) -> augment.Window:
-            return augment.window_of(draw, size, self.config.crop_size)
+        def window_fn(size: tf.Tensor) -> augment.Window:
+            return augment.crop_window(draw, size, self.config.crop_size)
 
         is_resized = self.config.min_resize_value is not None
-        sample = self._reader.decoded(position, None if is_resized else window_of)
+        sample = self._reader.decode(position, None if is_resized else window_fn)
         image, label = _resized(sample.image, sample.label, self.info, self.config)
-        window = sample.window or window_of(tf.shape(label)[:2])
+        window = sample.window or window_fn(tf.shape(label)[:2])
         if is_resized:
             first, count = window.first_row, window.row_count
             image = image[first : first + count]
-        return image, label, window, sample.facts
+        return image, label, window, sample.checks
 
 
 def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
@@ -137,7 +139,7 @@ def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
     )
 
 
-def in_range(image: tf.Tensor, info: DatasetInfo) -> tf.Tensor:
+def scale_to_255(image: tf.Tensor, info: DatasetInfo) -> tf.Tensor:
     """Returns float32 pixels in 0..255."""
     image = tf.cast(image, tf.float32)
     return image if info.max_value == 255 else image * (255.0 / info.max_value)
@@ -147,7 +149,7 @@ def _resized(
     image: tf.Tensor, label: tf.Tensor, info: DatasetInfo, config: DataConfig
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Returns float32 image and uint8 label, resized where that is asked for."""
-    image = in_range(image, info)
+    image = scale_to_255(image, info)
     if config.min_resize_value is None:
         return image, label
     return augment.resize_to_range(
@@ -185,10 +187,10 @@ def training_batches(
 
     # Whole batches in parallel: what a batch costs besides its samples is paid once.
     dataset = tf.data.Dataset.range(tf.int64.max)
-    return dataset.map(batch, num_parallel_calls=_AT_ONCE)
+    return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
 
 
-def require_shared(batch_size: int, num_workers: int) -> None:
+def check_batch_size(batch_size: int, num_workers: int) -> None:
     """Refuses a batch that the workers cannot share.
 
     Raises:
@@ -206,7 +208,7 @@ def _evaluation(
     reader = Reader(source)
 
     def whole(position: tf.Tensor) -> tuple:
-        image, label, name = reader.sample(position)
+        image, label, name = reader.read_sample(position)
         pair = _resized(image, label, source.info, config)
         return (*pair, name) if named else pair
 
@@ -215,7 +217,7 @@ def _evaluation(
     if rows > 1:
         # Images of one size form a batch, so that nothing is resized or padded. They
         # are decoded when it is full, for all that wait would need much memory.
-        dataset = dataset.map(lambda p: (p, reader.size(p))).group_by_window(
+        dataset = dataset.map(lambda p: (p, reader.read_size(p))).group_by_window(
             lambda _, size: tf.reduce_sum(tf.cast(size, tf.int64) * [1 << 32, 1]),
             lambda _, same_size: same_size.map(lambda p, _: p).batch(rows),
             window_size=rows,
@@ -227,7 +229,7 @@ def _evaluation(
         samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
         return samples.batch(rows).get_single_element()
 
-    return dataset.map(batch, num_parallel_calls=WHOLE_AT_ONCE)
+    return dataset.map(batch, num_parallel_calls=EVAL_PARALLEL_CALLS)
 
 
 def load_dataset(
@@ -262,7 +264,7 @@ def load_dataset(
     Raises:
         UserError: if the split has no records, or the batch cannot be shared.
     """
-    require_shared(config.batch_size, num_workers)
+    check_batch_size(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)
     if training:
         cropper = _Cropper(source, config)
@@ -271,17 +273,17 @@ def load_dataset(
         )
     else:
         dataset = _evaluation(source, config, worker, num_workers, named)
-    return made_ahead(dataset)
+    return prefetch(dataset)
 
 
-def made_ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
+def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Returns batches that are made while those before them are used."""
     options = tf.data.Options()
     # Batches are made in parallel; threads within an operation would be too many, and
     # watching what might be tuned costs one image in twenty.
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
-    return dataset.prefetch(_READY).with_options(options)
+    return dataset.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:

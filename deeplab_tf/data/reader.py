@@ -19,7 +19,7 @@ _UNREADABLE = (
 )
 
 
-class Facts(NamedTuple):
+class SampleChecks(NamedTuple):
     """What decides whether a sample can be used.
 
     Attributes:
@@ -35,20 +35,20 @@ class Facts(NamedTuple):
     value: tf.Tensor
 
 
-class Decoded(NamedTuple):
+class DecodedSample(NamedTuple):
     """What is made of a record.
 
     Attributes:
         image: Pixels of the image, or of those rows that the window shows.
         label: uint8 `[height, width, 1]`.
         window: The window, or ().
-        facts: To be checked before the rest is used.
+        checks: To be checked before the rest is used.
     """
 
     image: tf.Tensor
     label: tf.Tensor
     window: augment.Window | tuple[()]
-    facts: Facts
+    checks: SampleChecks
 
 
 class Reader:
@@ -61,51 +61,51 @@ class Reader:
         index = (source.index.file, source.index.number, source.index.offset)
         self._index = tf.constant(np.stack(index, 1), tf.int64)
 
-    def record(self, position) -> tf.data.Dataset:
+    def record_dataset(self, position) -> tf.data.Dataset:
         """Returns a dataset of the bytes of a record alone."""
         # Gathered, for a subscript is a dozen operations.
         file, _, offset = tf.unstack(tf.gather(self._index, position))
-        return records.one_record(tf.gather(self._paths, file), offset)
+        return records.read_record(tf.gather(self._paths, file), offset)
 
-    def which(self, position) -> list:
+    def name_record(self, position) -> list:
         """Returns the words that name a record, for `require`."""
         file, number, _ = tf.unstack(tf.gather(self._index, position))
         return ["record", number, "of", tf.gather(self._paths, file)]
 
     def describe(self, position) -> str:
         """Returns file, number and name of a record, outside of graphs."""
-        is_whole, record = self.raw(position)
+        is_whole, record = self.read_raw(position)
         name = records.parse(record, self._keys)[2].numpy() if is_whole else b"broken"
         file, number, _ = (int(x) for x in tf.gather(self._index, position))
         path = self._paths[file].numpy().decode()
         return f"record {number} of {path} ({name.decode(errors='replace')})"
 
-    def decoded(self, position, window_of=None) -> Decoded:
+    def decode(self, position, window_fn=None) -> DecodedSample:
         """Returns the image and label of a record.
 
-        A broken one raises whatever TensorFlow says of it: see `checked` and
-        `refuse_broken`.
+        A broken one raises whatever TensorFlow says of it: see `require_valid` and
+        `require_readable`.
 
         Args:
             position: Of the record in the index.
-            window_of: Returns the window of an image of a size, int32 `[2]`; only
+            window_fn: Returns the window of an image of a size, int32 `[2]`; only
                 the rows that it shows are decoded. None decodes all of them.
         """
         info = self.info
-        record = self.record(position).get_single_element()
+        record = self.record_dataset(position).get_single_element()
         image, label, name = records.parse(record, self._keys)
         label = decoding.decode_label(label)
         # Of the label, for it should be that of the image.
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
-        if window_of is not None:
-            window = window_of(label_size)
+        if window_fn is not None:
+            window = window_fn(label_size)
             first, count = window.first_row, window.row_count
         image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value
         )
-        facts = Facts(name, size, label_size, self._unknown(label))
-        return Decoded(image, label, window, facts)
+        checks = SampleChecks(name, size, label_size, self._unknown(label))
+        return DecodedSample(image, label, window, checks)
 
     def _unknown(self, label):
         last = min(self.info.num_classes - 1, 255)
@@ -116,69 +116,71 @@ class Reader:
             lambda: tf.constant(0, tf.uint8),
         )
 
-    def sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def read_sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns image, label and name of a record; whatever is wrong is told."""
-        found = self._found(position, self.decoded)
-        with self.checked(position, found.facts):
-            parts = found.image, found.label, found.facts.name
+        found = self._decode_or_refuse(position, self.decode)
+        with self.require_valid(position, found.checks):
+            parts = found.image, found.label, found.checks.name
             return tuple(map(tf.identity, parts))
 
-    def label(self, position):
+    def read_label(self, position):
         """Returns the label of a record alone, uint8 `[height, width, 1]`."""
 
         def decode(position):
-            record = self.record(position).get_single_element()
+            record = self.record_dataset(position).get_single_element()
             _, label, name = records.parse(record, self._keys)
             label = decoding.decode_label(label)
             size = tf.shape(label)[:2]
-            return Decoded((), label, (), Facts(name, size, size, self._unknown(label)))
+            return DecodedSample(
+                (), label, (), SampleChecks(name, size, size, self._unknown(label))
+            )
 
-        found = self._found(position, decode)
-        with self.checked(position, found.facts):
+        found = self._decode_or_refuse(position, decode)
+        with self.require_valid(position, found.checks):
             return tf.identity(found.label)
 
-    def size(self, position):
+    def read_size(self, position):
         """Returns height and width of the image of a record, from its header."""
 
         def decode(position):
-            record = self.record(position).get_single_element()
+            record = self.record_dataset(position).get_single_element()
             image, _, _ = records.parse(record, self._keys)
-            return decoding.picture_size(image, self.info.channels)
+            return decoding.read_image_size(image, self.info.channels)
 
-        return self._found(position, decode)
+        return self._decode_or_refuse(position, decode)
 
-    def raw(self, position):
+    def read_raw(self, position):
         """Returns whether the checksums of a record match, and its bytes if so."""
-        record = self.record(position).map(lambda record: (True, record))
+        record = self.record_dataset(position).map(lambda record: (True, record))
         nothing = tf.data.Dataset.from_tensors((False, ""))
         record = record.ignore_errors().concatenate(nothing).take(1)
         return record.get_single_element()
 
-    def _found(self, position, decode):
+    def _decode_or_refuse(self, position, decode):
         """Returns what `decode` makes of a record; refuses a broken one."""
         position = tf.cast(position, tf.int64)
         samples = tf.data.Dataset.from_tensors(position)
         samples = samples.map(lambda position: (position, decode(position)))
-        found, sample = without_errors(samples, 1).get_single_element()
-        with self.refuse_broken(position, found == position):
+        found, sample = skip_errors(samples, 1).get_single_element()
+        with self.require_readable(position, found == position):
             return tf.nest.map_structure(tf.identity, sample)
 
-    def refuse_broken(self, position, is_whole):
+    def require_readable(self, position, is_whole):
         """Returns a context whose operations run only if a record was decoded."""
-        return require(is_whole, [*self.which(position), _UNREADABLE])
+        return require(is_whole, [*self.name_record(position), _UNREADABLE])
 
-    def checked(self, position, facts: Facts):
+    def require_valid(self, position, checks: SampleChecks):
         """Returns a context whose operations run only if a sample can be used."""
-        which = [*self.which(position), "image", facts.name]
-        same_size = tf.reduce_all(facts.size == facts.label_size)
-        message = ["is", facts.size, "but its label", facts.label_size]
+        which = [*self.name_record(position), "image", checks.name]
+        same_size = tf.reduce_all(checks.size == checks.label_size)
+        message = ["is", checks.size, "but its label", checks.label_size]
         with require(same_size, which + message):
-            value = tf.identity(facts.value)
+            value = tf.identity(checks.value)
         message = ["has a label of value", value, "outside", self.info.known_labels]
         return require(value == 0, which + message)
 
 
-def without_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
+def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
     """Returns the samples that raise no error, and a stand-in behind them.
 
     TensorFlow's own errors do not say where they happened. So what raises one is left
@@ -208,7 +210,7 @@ def require(condition, message: list):
     Args:
         condition: A bool scalar.
         message: Words and scalars of the sentence that is told where it does not; see
-            `readable_errors`.
+            `translate_errors`.
     """
     # The bare operation: this runs for every sample.
     refused = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
@@ -217,7 +219,7 @@ def require(condition, message: list):
 
 
 @contextlib.contextmanager
-def readable_errors() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """Tells what a dataset says of broken samples in one line.
 
     Raises:
@@ -236,13 +238,13 @@ def readable_errors() -> Iterator[None]:
         raise UserError(_first_fact(message)) from error
 
 
-def batches(dataset: tf.data.Dataset) -> Iterator:
+def iterate_batches(dataset: tf.data.Dataset) -> Iterator:
     """Yields what a dataset holds, telling broken samples in one line.
 
     Raises:
-        UserError: as `readable_errors` does.
+        UserError: as `translate_errors` does.
     """
-    with readable_errors():
+    with translate_errors():
         yield from dataset
 
 

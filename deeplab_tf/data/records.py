@@ -254,7 +254,7 @@ class RecordIndex:
     def __len__(self) -> int:
         return len(self.file)
 
-    def taken(self, chosen: np.ndarray) -> "RecordIndex":
+    def select(self, chosen: np.ndarray) -> "RecordIndex":
         """Returns the index of some records, given by their positions."""
         parts = (self.file[chosen], self.number[chosen], self.offset[chosen])
         return RecordIndex(self.paths, *parts)
@@ -290,7 +290,7 @@ def _offsets(path: str) -> list[int]:
             offsets.append(offset)
             offset += 16 + length
             if offset > size:
-                raise UserError(broken_record(path, len(offsets) - 1))
+                raise UserError(describe_broken_record(path, len(offsets) - 1))
     return offsets
 
 
@@ -307,12 +307,12 @@ def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
             )
 
 
-def broken_record(path: str, number: int) -> str:
+def describe_broken_record(path: str, number: int) -> str:
     """Returns what there is to say of a record that cannot be read."""
     return f"record {number} of {path} is broken or cut short"
 
 
-def one_record(path, offset) -> tf.data.Dataset:
+def read_record(path, offset) -> tf.data.Dataset:
     """Returns a dataset of the record that begins at a byte of a file, in a graph.
 
     The record is read when the dataset is, and its checksums are verified.

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, split_name
-from deeplab_tf.data.reader import Reader, batches
+from deeplab_tf.data.reader import Reader, iterate_batches
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 
@@ -31,7 +31,7 @@ def _value_counts(reader: Reader, count: int) -> tf.data.Dataset:
     """Returns the pixels of each label value, int64 `[256]`, record by record."""
 
     def counts_of(position):
-        label = tf.reshape(tf.cast(reader.label(position), tf.int32), [-1])
+        label = tf.reshape(tf.cast(reader.read_label(position), tf.int32), [-1])
         return tf.math.bincount(label, minlength=256, maxlength=256, dtype=tf.int64)
 
     dataset = tf.data.Dataset.range(count)
@@ -44,7 +44,7 @@ def label_values(reader: Reader, count: int) -> np.ndarray:
     Raises:
         UserError: for a broken record; names it.
     """
-    counts = batches(_value_counts(reader, count))
+    counts = iterate_batches(_value_counts(reader, count))
     return sum((values.numpy() for values in counts), np.zeros(256, np.int64))
 
 
@@ -58,7 +58,7 @@ def count_labels(source: Source) -> LabelCounts:
     pixels = np.zeros(info.num_classes, np.int64)
     image_pixels = np.zeros(info.num_classes, np.int64)
     holds = np.zeros((count, info.num_classes), bool)
-    for i, values in enumerate(batches(_value_counts(Reader(source), count))):
+    for i, values in enumerate(iterate_batches(_value_counts(Reader(source), count))):
         counts = values.numpy()
         counts[info.ignore_label] = 0
         counts = counts[: info.num_classes]

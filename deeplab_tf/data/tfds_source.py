@@ -190,7 +190,7 @@ def _index(name: str, data_dir: str, split: str) -> records.RecordIndex:
     chosen = (index.number >= first) & (index.number - first < count)
     if not chosen.any():
         raise UserError(f"--dataset={name} has no record in {split!r}")
-    return index.taken(np.flatnonzero(chosen))
+    return index.select(np.flatnonzero(chosen))
 
 
 def _class_features(name: str, builder) -> tuple[str, str]:

@@ -168,7 +168,7 @@ def _is_evaluation(split: str) -> bool:
     return split.startswith(("val", "test"))
 
 
-def shared_images(reports: Sequence[SplitReport]) -> list[Problem]:
+def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
     """Returns images of evaluation splits that a training split has too.
 
     A split named trainval, as VOC's, is meant to hold them.

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import batches, readable_errors
+from deeplab_tf.data.reader import iterate_batches, translate_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
@@ -176,7 +176,7 @@ class Evaluator:
         if self._strategy is not None:
             yield from self._scored_by_replicas(self._strategy, dataset, confident)
             return
-        for images, labels, *names in batches(dataset):
+        for images, labels, *names in iterate_batches(dataset):
             with translate_limit_errors():
                 predictions, confidences, counts = self._compiled_step(
                     images, labels, confident
@@ -194,7 +194,7 @@ class Evaluator:
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
-            with translate_limit_errors(), readable_errors():
+            with translate_limit_errors(), translate_errors():
                 several = self._compiled_replicas(iterator, confident)
             for is_real, *parts in zip(*several, strict=True):
                 if not is_real:

@@ -14,7 +14,7 @@ from PIL import Image
 
 # Pillow's name of a format to the official one. MPO is how many cameras write a
 # JPEG, with a second picture behind the first.
-PICTURE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
+IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 # Headers of broken files promise anything; nobody labels more than 134 megapixels.
 MAX_PIXELS = 1 << 27
 # Pillow warns from 89 megapixels on.
@@ -24,7 +24,7 @@ _JPEG_CHANNELS = (1, 3)
 # A PNG begins with its signature and the chunk IHDR; of the latter: width, height,
 # bits of a channel, kind of colour.
 PNG_SIGNATURE = (*b"\x89PNG",)
-PNG_HEAD = 26
+PNG_HEADER_LENGTH = 26
 _PNG_SIDES = (16, 20)
 _BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 _PNG_GREY = (8, 0)
@@ -59,21 +59,21 @@ def png_format(content: bytes) -> tuple[int, int]:
     Args:
         content: The first bytes of a file, at least 26 of them.
     """
-    is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEAD
+    is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEADER_LENGTH
     return (content[24], content[25]) if is_png else (0, 0)
 
 
 def _png_head(encoded):
     """Returns the first bytes of a PNG as int32; refuses what is shorter."""
-    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, PNG_HEAD), tf.uint8)
-    return tf.cast(tf.ensure_shape(head, [PNG_HEAD]), tf.int32)
+    head = tf.io.decode_raw(tf.strings.substr(encoded, 0, PNG_HEADER_LENGTH), tf.uint8)
+    return tf.cast(tf.ensure_shape(head, [PNG_HEADER_LENGTH]), tf.int32)
 
 
-def png_sides(head):
+def png_size(head):
     """Returns int32 `[..., 2]`, height and width, negative beyond 2^31.
 
     Args:
-        head: First bytes of PNGs, int32 `[..., PNG_HEAD]`.
+        head: First bytes of PNGs, int32 `[..., PNG_HEADER_LENGTH]`.
     """
     width, height = (
         tf.reduce_sum(head[..., start : start + 4] * _BIG_ENDIAN, -1)
@@ -95,7 +95,7 @@ def _bounded(size, planes: int, is_valid):
         return tf.identity(size)
 
 
-def picture_size(encoded, channels: int = 3):
+def read_image_size(encoded, channels: int = 3):
     """Returns int32 `[height, width]` of JPEG or PNG bytes, from the header alone.
 
     Args:
@@ -112,7 +112,7 @@ def picture_size(encoded, channels: int = 3):
 
     def png_size():
         head = _png_head(encoded)
-        return png_sides(head), tf.reduce_all(head[:4] == PNG_SIGNATURE)
+        return png_size(head), tf.reduce_all(head[:4] == PNG_SIGNATURE)
 
     size, valid = tf.cond(tf.io.is_jpeg(encoded), jpeg_size, png_size)
     planes = channels if _has_planes(channels) else 1
@@ -161,7 +161,7 @@ def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=channels), size
 
     def png():
-        with tf.control_dependencies([picture_size(encoded, channels)]):
+        with tf.control_dependencies([read_image_size(encoded, channels)]):
             pixels = _decode_png(encoded, channels, dtype)
         top = tf.minimum(first, tf.shape(pixels)[0] - 1)
         return pixels[top : top + count], tf.shape(pixels)[:2]
@@ -191,7 +191,7 @@ def decode_label(encoded):
     """
     head = _png_head(encoded)
     is_grey = tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
-    size = _bounded(png_sides(head), 1, tf.reduce_all(is_grey))
+    size = _bounded(png_size(head), 1, tf.reduce_all(is_grey))
     with tf.control_dependencies([size]):
         return tf.io.decode_png(encoded, channels=1)
 

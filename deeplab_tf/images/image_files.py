@@ -64,7 +64,7 @@ def load_image(path: _Path, content: bytes) -> Image.Image:
 
 def require_image_format(path: _Path, image: Image.Image) -> None:
     """Raises `UserError` for an image that is neither JPEG nor PNG."""
-    if image.format not in decoding.PICTURE_FORMATS:
+    if image.format not in decoding.IMAGE_FORMATS:
         raise UserError(f"{path} is {image.format}; images are JPEG or PNG")
 
 
@@ -112,14 +112,14 @@ def read_index_label(path: epath.Path) -> np.ndarray:
         UserError: if the file is broken or in colour.
     """
     content = file_kinds.read_bytes(path)
-    return index_label(path, load_label(path, content), content)
+    return to_class_ids(path, load_label(path, content), content)
 
 
 # Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
 _STRETCH = {2: 85, 4: 17}
 
 
-def index_label(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
+def to_class_ids(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
     """Returns the class ids of a label that was loaded already.
 
     Args:
@@ -238,7 +238,7 @@ def encode(
     image = load_image(path, content)
     return decoding.EncodedImage(
         content,
-        decoding.PICTURE_FORMATS[image.format],
+        decoding.IMAGE_FORMATS[image.format],
         image.height,
         image.width,
         channels,

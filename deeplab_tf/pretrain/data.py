@@ -13,14 +13,14 @@ import tensorflow as tf
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment, records
 from deeplab_tf.data.pipeline import (
-    WHOLE_AT_ONCE,
-    in_range,
-    made_ahead,
-    place_in_epoch,
-    require_shared,
+    EVAL_PARALLEL_CALLS,
+    check_batch_size,
+    prefetch,
+    scale_to_255,
+    shuffle_index,
     training_batches,
 )
-from deeplab_tf.data.reader import Reader, require, without_errors
+from deeplab_tf.data.reader import Reader, require, skip_errors
 from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
@@ -109,11 +109,11 @@ class _Cropper:
     def position(self, index):
         """Returns the position of the record of a training sample."""
         count = tf.constant(self._count, tf.int64)
-        return place_in_epoch(index, count, self._config.seed)
+        return shuffle_index(index, count, self._config.seed)
 
     def describe(self, index: int) -> str:
         """Returns the file and number of the record of a training sample."""
-        words = self._reader.which(self.position(tf.constant(index, tf.int64)))
+        words = self._reader.name_record(self.position(tf.constant(index, tf.int64)))
         return b" ".join(tf.strings.as_string(w).numpy() for w in words).decode()
 
     def training_batch(self, indices):
@@ -132,12 +132,12 @@ class _Cropper:
         """Returns crops and classes of some samples, or names the broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
-        samples = without_errors(samples.map(lambda n: (n, crop_of(n))), count)
+        samples = skip_errors(samples.map(lambda n: (n, crop_of(n))), count)
         found, (images, classes) = samples.batch(count).get_single_element()
 
         def first(conditions):
             place = tf.argmax(tf.cast(conditions, tf.int32))
-            return self._reader.which(position_of(tf.gather(numbers, place)))
+            return self._reader.name_record(position_of(tf.gather(numbers, place)))
 
         is_lost = found != numbers[: tf.size(found)]
         message = [*first(is_lost), _UNREADABLE]
@@ -163,18 +163,18 @@ class _Cropper:
     def _central_crop(self, position):
         return self._crop(position, central_window)
 
-    def _crop(self, position, window_of: Callable):
+    def _crop(self, position, window_fn: Callable):
         """Returns a window of an image, float32 of the crop size, and its class."""
         info = self._info
-        record = self._reader.record(position).get_single_element()
+        record = self._reader.record_dataset(position).get_single_element()
         encoded, label = records.parse_class(record, self._keys)
-        size = decoding.picture_size(encoded, info.channels)
-        top, left, height, width = tf.unstack(window_of(size))
+        size = decoding.read_image_size(encoded, info.channels)
+        top, left, height, width = tf.unstack(window_fn(size))
         # Only the rows of the window are decoded.
         rows, _ = decoding.decode_rows(
             encoded, top, height, info.channels, info.max_value
         )
-        image = in_range(rows[:, left : left + width], info)
+        image = scale_to_255(rows[:, left : left + width], info)
         image = augment.resize_image(image, self._config.crop_size)
         return tf.ensure_shape(image, [*self._config.crop_size, info.channels]), label
 
@@ -206,7 +206,7 @@ def load_classes(
     Raises:
         UserError: if the split has no records, or the batch cannot be shared.
     """
-    require_shared(config.batch_size, num_workers)
+    check_batch_size(config.batch_size, num_workers)
     source = open_classes(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)
     if training:
@@ -217,8 +217,10 @@ def load_classes(
     else:
         dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
         dataset = dataset.batch(config.batch_size // num_workers)
-        dataset = dataset.map(cropper.central_batch, num_parallel_calls=WHOLE_AT_ONCE)
-    return made_ahead(dataset)
+        dataset = dataset.map(
+            cropper.central_batch, num_parallel_calls=EVAL_PARALLEL_CALLS
+        )
+    return prefetch(dataset)
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import Gallery
 
@@ -94,7 +94,7 @@ class Ranking:
         """
         counts = np.zeros(3, np.int64)
         with tqdm(desc="evaluating", unit="img", disable=not self._shows_progress) as p:
-            for images, labels in batches(dataset):
+            for images, labels in iterate_batches(dataset):
                 counts += self._compiled_step(images, labels).numpy()
                 p.update(len(images))
         if total is not None:

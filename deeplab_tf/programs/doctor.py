@@ -27,8 +27,8 @@ from deeplab_tf.data.validation import (
     Problem,
     SplitReport,
     examine_split,
+    find_leaked_images,
     is_safe,
-    shared_images,
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
@@ -133,7 +133,7 @@ def _draw_sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
         reader, count = Reader(source), len(source.index)
         for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
             try:
-                image, label, _ = reader.sample(tf.constant(position))
+                image, label, _ = reader.read_sample(tf.constant(position))
             except DECODING_ERRORS:
                 continue  # already reported
             label = label.numpy()[..., 0]
@@ -163,7 +163,7 @@ def main(values: absl_flags.FlagValues) -> None:
     info = next(iter(splits.values())).info
     reports = [examine_split(source, split) for split, source in splits.items()]
     problems = [problem for report in reports for problem in report.problems]
-    problems += shared_images(reports)
+    problems += find_leaked_images(reports)
     print(
         f"{info.name}: {info.num_classes} classes, labels {info.known_labels}, "
         f"{info.channels} channels of 0..{info.max_value}"

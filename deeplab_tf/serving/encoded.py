@@ -6,10 +6,10 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from deeplab_tf.images.decoding import (
-    PNG_HEAD,
+    PNG_HEADER_LENGTH,
     PNG_SIGNATURE,
     decode_image,
-    png_sides,
+    png_size,
 )
 
 # What resizing by products with matrices takes grows with the square of a side.
@@ -57,11 +57,13 @@ def _known(encoded):
 
     No operation here fails, whatever the bytes.
     """
-    head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=PNG_HEAD)  # zeros after it
+    head = tf.io.decode_raw(
+        encoded, tf.uint8, fixed_length=PNG_HEADER_LENGTH
+    )  # zeros after it
     head = tf.cast(head, tf.int32)
     is_jpeg = tf.reduce_all(head[:, : len(_JPEG_SIGNATURE)] == _JPEG_SIGNATURE, 1)
     is_png = tf.reduce_all(head[:, : len(PNG_SIGNATURE)] == PNG_SIGNATURE, 1)
-    sides = png_sides(head)
+    sides = png_size(head)
     is_kind = (head[:, _KIND] != _GREY_WITH_ALPHA) & (tf.reduce_min(sides, 1) > 0)
     return is_jpeg, is_png & is_kind, sides
 

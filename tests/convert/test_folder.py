@@ -151,18 +151,18 @@ def test_other_colors_make_the_labels_anew(convert, source, tmp_path):
 
 def test_the_share_for_val_stays_where_it_was():
     names = [f"image_{i}" for i in range(1000)]
-    chosen = {name for name in names if folder.goes_to_val(name, 0.2)}
+    chosen = {name for name in names if folder.is_validation_image(name, 0.2)}
     # 200, give or take four standard deviations of sqrt(1000 * 0.2 * 0.8) = 12.6.
     assert 150 < len(chosen) < 250
     # Their SHA-256 begin with 95, d7, 50 and 73; half of 100 is 80.
-    assert [folder.goes_to_val(f"image_{i}", 0.5) for i in (0, 1, 3, 4)] == HALF
-    assert chosen < {name for name in names if folder.goes_to_val(name, 0.3)}
+    assert [folder.is_validation_image(f"image_{i}", 0.5) for i in (0, 1, 3, 4)] == HALF
+    assert chosen < {name for name in names if folder.is_validation_image(name, 0.3)}
 
 
 def test_a_share_goes_to_val(convert, tmp_path):
     info = convert(val_share=0.5)
     train, val = (set(samples(tmp_path / "out", split)) for split in ("train", "val"))
-    assert val == {name for name in "abcd" if folder.goes_to_val(name, 0.5)}
+    assert val == {name for name in "abcd" if folder.is_validation_image(name, 0.5)}
     assert train == set("abcd") - val
     assert info.split_sizes == {"train": len(train), "val": len(val)}
 

@@ -26,24 +26,26 @@ def run(request):
 
 
 def draws(count, *scales):
-    """Returns what `random_draw` gives for `count` seeds."""
+    """Returns what `draw_crop` gives for `count` seeds."""
     dataset = tf.data.Dataset.range(count).map(
-        lambda i: augment.random_draw(
+        lambda i: augment.draw_crop(
             tf.random.stateless_uniform([4], tf.stack([7, i])), *scales
         )
     )
     return list(dataset.as_numpy_iterator())
 
 
-def draw_of(scale, place=(0.0, 0.0), mirrored=False):
+def draw_of(scale, place=(0.0, 0.0), flipped=False):
     place = tf.constant(place, tf.float32)
-    return augment.Draw(tf.constant(scale, tf.float32), place, tf.constant(mirrored))
+    return augment.RandomCrop(
+        tf.constant(scale, tf.float32), place, tf.constant(flipped)
+    )
 
 
 def crop_first(image, label, draw, size, mean_pixel=(127.5,) * 3, ignore_label=255):
     """Returns the crop of a draw as the pipeline makes it, from the rows it shows."""
     source = tf.shape(image)[:2]
-    window = augment.window_of(draw, source, size)
+    window = augment.crop_window(draw, source, size)
     first, count = window.first_row, window.row_count
     rows = image[first : first + count]
     return (
@@ -59,12 +61,12 @@ def scale_first(image, label, draw, size, mean_pixel, ignore_label):
     image = augment.resize_image(tf.cast(image, tf.float32), scaled).numpy()
     label = augment.resize_label(label, scaled).numpy()
     room = np.maximum(scaled - size, 0)
-    top, left = np.minimum((draw.place * np.float32(room + 1)).astype(int), room)
+    top, left = np.minimum((draw.position * np.float32(room + 1)).astype(int), room)
     padding = [(0, max(0, n - m)) for n, m in zip(size, scaled, strict=True)] + [(0, 0)]
     image = np.pad(image - np.float32(mean_pixel), padding) + np.float32(mean_pixel)
     label = np.pad(label, padding, constant_values=ignore_label)
     window = np.s_[top : top + size[0], left : left + size[1]]
-    step = -1 if draw.mirrored else 1
+    step = -1 if draw.flipped else 1
     return image[window][:, ::step], label[window][:, ::step]
 
 
@@ -148,8 +150,8 @@ def assert_crop_first_equals_scale_first(random, source, size, scale, run=eagerl
     label = random.integers(0, 256, (*source, 1)).astype(np.uint8)
     mean, ignored = random.uniform(0, 255, channels), int(random.integers(0, 256))
     place = random.uniform(0, 1, 2).astype(np.float32)
-    draw = augment.Draw(np.float32(scale), place, bool(random.integers(2)))
-    tensors = draw_of(scale, place, draw.mirrored)
+    draw = augment.RandomCrop(np.float32(scale), place, bool(random.integers(2)))
+    tensors = draw_of(scale, place, draw.flipped)
     ours = run(
         lambda x, y: crop_first(x, y, tensors, size, mean, ignored), image, label
     )
@@ -215,7 +217,7 @@ def test_crop_takes_one_window_of_both_and_reaches_every_place():
     image, label = grid(7, 9)
     corners = set()
     for draw in draws(300, 1.0, 1.0, 0):
-        draw = draw_of(draw.scale, draw.place)
+        draw = draw_of(draw.scale, draw.position)
         crop, crop_label = crop_first(image, label, draw, (5, 6))
         row, column = divmod(int(crop_label[0, 0, 0]), 9)
         window = np.s_[row : row + 5, column : column + 6]
@@ -228,23 +230,23 @@ def test_crop_takes_one_window_of_both_and_reaches_every_place():
 
 def test_flip_mirrors_both_in_half_of_all_cases():
     image, label = grid(4, 5)
-    crop, crop_label = crop_first(image, label, draw_of(1.0, mirrored=True), (4, 5))
+    crop, crop_label = crop_first(image, label, draw_of(1.0, flipped=True), (4, 5))
     np.testing.assert_array_equal(crop, image[:, ::-1])
     np.testing.assert_array_equal(crop_label, label[:, ::-1])
-    assert 70 < sum(draw.mirrored for draw in draws(200, 1.0, 1.0, 0)) < 130
+    assert 70 < sum(draw.flipped for draw in draws(200, 1.0, 1.0, 0)) < 130
 
 
 def test_one_seed_gives_one_draw():
     first, again = (draws(3, 0.5, 2.0, 0.25) for _ in range(2))
     for one, other in zip(first, again, strict=True):
-        assert one.scale == other.scale and one.mirrored == other.mirrored
-        np.testing.assert_array_equal(one.place, other.place)
-    assert not np.array_equal(first[0].place, first[1].place)
+        assert one.scale == other.scale and one.flipped == other.flipped
+        np.testing.assert_array_equal(one.position, other.position)
+    assert not np.array_equal(first[0].position, first[1].position)
 
 
 def test_jitter_changes_brightness_contrast_and_saturation_alone():
     image = np.random.default_rng(0).uniform(80, 120, (6, 5, 3)).astype(np.float32)
-    jittered = augment.jittered(image, tf.constant([0.75, 0.25, 1.0]), 0.4).numpy()
+    jittered = augment.jitter_colors(image, tf.constant([0.75, 0.25, 1.0]), 0.4).numpy()
     assert jittered.shape == image.shape and not np.allclose(jittered, image, atol=1)
     # Linear in the pixels: b * image, then towards or from their grey by s, then
     # towards or from the mean grey by c.
@@ -260,7 +262,7 @@ def test_jitter_stays_in_range_and_leaves_other_channels_their_ratio():
     white = np.full((3, 3, 2), 250.0, np.float32)
     for seed in range(20):
         chance = tf.random.stateless_uniform([3], [0, seed])
-        x = augment.jittered(white, chance, 0.9).numpy()
+        x = augment.jitter_colors(white, chance, 0.9).numpy()
         assert x.min() >= 0 and x.max() <= 255
         np.testing.assert_allclose(x[..., 0], x[..., 1])
 
@@ -268,5 +270,7 @@ def test_jitter_stays_in_range_and_leaves_other_channels_their_ratio():
 def test_no_jitter_is_no_change():
     image, _ = grid(4, 5)
     np.testing.assert_allclose(
-        augment.jittered(image, tf.constant([0.1, 0.5, 0.9]), 0.0), image, atol=1e-4
+        augment.jitter_colors(image, tf.constant([0.1, 0.5, 0.9]), 0.0),
+        image,
+        atol=1e-4,
     )

@@ -20,7 +20,7 @@ import deeplab_tf
 from deeplab_tf.config import DataConfig
 from deeplab_tf.convert import voc2012
 from deeplab_tf.data import records, validation
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
 
@@ -62,7 +62,7 @@ def batches_of(folder, training, batch_size=1):
     iterator = iter(deeplab_tf.load_dataset(config, "train", training))
     while True:
         try:
-            images, labels = next(batches(iterator))
+            images, labels = next(iterate_batches(iterator))
             yield images.numpy(), labels.numpy()
         except StopIteration:
             return

@@ -154,11 +154,11 @@ def test_the_index_says_where_every_record_is(folder):
     assert index.file.tolist() == [0, 0, 1, 1, 2]
     assert index.number.tolist() == [0, 1, 0, 1, 0]
     found = [
-        records.one_record(paths[f], o).get_single_element().numpy()
+        records.read_record(paths[f], o).get_single_element().numpy()
         for f, o in zip(index.file, index.offset, strict=True)
     ]
     assert found == contents
-    some = index.taken(np.array([4, 1, 1]))
+    some = index.select(np.array([4, 1, 1]))
     assert some.offset.tolist() == index.offset[[4, 1, 1]].tolist() and len(some) == 3
 
 

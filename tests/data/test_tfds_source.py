@@ -19,7 +19,7 @@ from tensorflow_datasets import features
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import sources, statistics, tfds_source
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.data.validation import examine_split
 from deeplab_tf.errors import UserError
 
@@ -412,7 +412,7 @@ def test_a_broken_record_is_told_by_file_and_number(tmp_path):
     config = DataConfig(str(tmp_path), dataset="tfds:toy", batch_size=1)
     dataset = load_dataset(config, "train[1:]", training=False)
     message = "record 2 of .*toy-train.tfrecord-00000-of-00001 is broken"
-    assert_refused(message, lambda: list(batches(dataset)))
+    assert_refused(message, lambda: list(iterate_batches(dataset)))
     (problem, *_) = examine_split(source, "train[1:]").problems
     assert problem.kind == "broken" and "record 2 of" in problem.text
 

@@ -263,7 +263,8 @@ def test_images_of_one_colour_and_other_sizes_are_different(folder):
         black = np.zeros((*shape, 3))
         write(folder, record(black, np.ones(shape, np.uint8), split), split=split)
     assert (
-        validation.shared_images([examined(folder, s) for s in ("train", "val")]) == []
+        validation.find_leaked_images([examined(folder, s) for s in ("train", "val")])
+        == []
     )
 
 
@@ -291,7 +292,7 @@ def test_images_in_two_splits_are_a_leak_but_in_trainval(folder):
     splits = ("train", "train_all", "trainval", "val", "train_more", "test")
     reports = [examined(folder, split) for split in splits]
     path = folder / "val-00000-of-00001.tfrecord"
-    assert validation.shared_images(reports) == [
+    assert validation.find_leaked_images(reports) == [
         (
             "leak",
             "train_all",

@@ -47,7 +47,7 @@ def test_any_channels_of_both_depths_come_back(channels, depth):
     decoded = in_graph(lambda x: decoding.decode_image(x, channels, most), png)
     assert decoded.dtype == depth
     np.testing.assert_array_equal(decoded, image)
-    size = in_graph(lambda x: decoding.picture_size(x, channels), png)
+    size = in_graph(lambda x: decoding.read_image_size(x, channels), png)
     assert size.tolist() == [7, 9]
     rows = in_graph(lambda x: decoding.decode_rows(x, 2, 4, channels, most)[0], png)
     np.testing.assert_array_equal(rows, image[2:6])

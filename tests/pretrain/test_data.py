@@ -18,7 +18,7 @@ from tensorflow_datasets import features
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import augment
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.pretrain.data import (
     central_window,
@@ -252,7 +252,7 @@ def test_a_broken_record_is_told_by_file_and_number(splits, tmp_path, training):
 
 
 def some_read(dataset, count):
-    return list(itertools.islice(batches(dataset), count))
+    return list(itertools.islice(iterate_batches(dataset), count))
 
 
 @pytest.mark.parametrize("training", [True, False])
