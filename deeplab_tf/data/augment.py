@@ -1,8 +1,7 @@
-"""Scale, pad, crop and flip one sample, in the official order and arithmetic.
+"""Scales, pads, crops and flips a sample, in the official order and arithmetic.
 
-In training the crop is known before the image is scaled, so that only what it shows
-is decoded and interpolated. Its pixels are those of scaling, padding and cropping one
-after the other.
+The crop is chosen before the image is scaled, so that only the pixels inside it are
+decoded and interpolated. They equal those of scaling, padding and then cropping.
 """
 
 from typing import NamedTuple
@@ -14,24 +13,24 @@ from deeplab_tf.images.resizing import resize_bilinear, resize_nearest
 
 
 def resize_image(image, size):
-    """Returns float32 `image` resized bilinearly, corners aligned (TF1)."""
+    """Returns a float32 image resized bilinearly with aligned corners."""
     return resize_bilinear(tf.expand_dims(image, 0), size)[0]
 
 
 def resize_label(label, size):
-    """Returns `label` resized to nearest neighbours, corners aligned (TF1)."""
+    """Returns a label resized to nearest neighbours with aligned corners."""
     return resize_nearest(tf.expand_dims(label, 0), size)[0]
 
 
 def resize_to_range(image, label, min_size, max_size=None, factor=None):
-    """Returns a sample whose shorter side is `min_size`, the longer bounded.
+    """Resizes a sample to a shorter side of `min_size`; see `size_in_range`.
 
     Args:
         image: `[height, width, channels]`.
         label: uint8 `[height, width, 1]`.
         min_size: Shorter side, in pixels.
-        max_size: Bound of the longer side; the aspect ratio is kept.
-        factor: Sides are raised to the next multiple of it, plus 1.
+        max_size: Upper bound of the longer side.
+        factor: Rounds the sides up to a multiple of it, plus 1.
 
     Returns:
         float32 image and uint8 label.
@@ -41,13 +40,10 @@ def resize_to_range(image, label, min_size, max_size=None, factor=None):
 
 
 def size_in_range(sides, min_size, max_size=None, factor=None):
-    """Returns the size to which `resize_to_range` resizes, int32 `[2]`.
+    """Returns the height and width that give a shorter side of `min_size`, int32 `[2]`.
 
-    Args:
-        sides: Height and width of the image, `[2]`.
-        min_size: As in `resize_to_range`, and so are the others.
-        max_size: Bound of the longer side.
-        factor: What sides are raised to a multiple of, plus 1.
+    Keeps the aspect ratio. `max_size`, the bound of the longer side, takes precedence;
+    `factor` rounds both sides up to `k * factor + 1`.
     """
     sides = tf.cast(sides, tf.float32)
     size = tf.floor(sides * (min_size / tf.reduce_min(sides)))
@@ -63,12 +59,13 @@ def size_in_range(sides, min_size, max_size=None, factor=None):
 
 
 class RandomCrop(NamedTuple):
-    """What chance says of a crop, before the size of the image is known.
+    """The random choices of a crop, independent of the size of the image.
 
     Attributes:
         scale: Factor of the sides of the image, a float32 scalar.
-        position: Where the crop is, as shares of the room for it, float32 `[2]`.
-        flipped: Whether it is flipped left to right, a bool scalar.
+        position: Vertical and horizontal position within the possible range, in 0..1,
+            float32 `[2]`.
+        flipped: Whether to flip it left to right, a bool scalar.
     """
 
     scale: tf.Tensor
@@ -76,45 +73,44 @@ class RandomCrop(NamedTuple):
     flipped: tf.Tensor
 
 
-def draw_crop(chance, smallest, largest, step) -> RandomCrop:
-    """Returns a random scale and position, and a mirroring in half of all cases.
+def draw_crop(uniform, smallest, largest, step) -> RandomCrop:
+    """Draws a scale and a position, and flips half of all crops.
 
     Args:
-        chance: Four numbers, uniform in 0..1.
+        uniform: Four random numbers, uniform in 0..1.
         smallest: Smallest scale.
         largest: Largest scale.
-        step: Distance of the scales to pick from, which end in `largest`; 0 is
-            continuous.
+        step: Distance between the scales to choose from; 0 is continuous.
     """
-    chance = tf.unstack(chance)
+    uniform = tf.unstack(uniform)
     if smallest == largest:
         scale = tf.constant(smallest, tf.float32)
     elif step == 0:
-        scale = smallest + (largest - smallest) * chance[0]
+        scale = smallest + (largest - smallest) * uniform[0]
     else:
-        # As the official code spaces them, also where `step` does not divide.
+        # Spaced as in the official code, even if `step` does not divide the range.
         count = int((largest - smallest) / step + 1 + 1e-6)  # 0.7 / 0.1 is below 7
         scales = tf.cast(np.linspace(smallest, largest, count), tf.float32)
-        chosen = tf.minimum(tf.cast(chance[0] * count, tf.int32), count - 1)
+        chosen = tf.minimum(tf.cast(uniform[0] * count, tf.int32), count - 1)
         scale = tf.gather(scales, chosen)
-    return RandomCrop(scale, tf.stack(chance[1:3]), chance[3] < 0.5)
+    return RandomCrop(scale, tf.stack(uniform[1:3]), uniform[3] < 0.5)
 
 
 class Window(NamedTuple):
-    """A crop of a scaled image, before any pixel is known.
+    """The source coordinates of a crop of a scaled image.
 
-    What lies beyond the scaled image, at the bottom and the right, is padding.
+    Where the crop exceeds the scaled image, at the bottom and the right, it is padded.
 
     Attributes:
-        first_row: First row of the image that the crop shows, a scalar.
-        row_count: Number of rows that it shows, a scalar.
+        first_row: First row of the image that the crop needs, a scalar.
+        row_count: Number of rows that it needs, a scalar.
         scaled: Height and width of the scaled image, two scalars.
         left: First column of the crop in the scaled image, a scalar.
         flipped: Whether the crop is flipped left to right, a bool scalar.
-        row: Of each visible row of the crop, the one of the image before it, int32.
-        row_share: How far it is on the way to the next, float32.
-        column: As `row`, of the columns.
-        column_share: As `row_share`.
+        row: Image row above each row of the crop without padding, int32.
+        row_weight: Interpolation weight of the row below, float32.
+        column: Image column to the left of each column, likewise.
+        column_weight: Interpolation weight of the column to the right.
     """
 
     first_row: tf.Tensor
@@ -123,31 +119,31 @@ class Window(NamedTuple):
     left: tf.Tensor
     flipped: tf.Tensor
     row: tf.Tensor
-    row_share: tf.Tensor
+    row_weight: tf.Tensor
     column: tf.Tensor
-    column_share: tf.Tensor
+    column_weight: tf.Tensor
 
 
-def crop_window(draw: RandomCrop, source, size) -> Window:
-    """Returns the crop that a draw means in an image of a size.
+def crop_window(crop: RandomCrop, source, size) -> Window:
+    """Returns the source coordinates of a random crop in an image.
 
     Args:
-        draw: What chance says.
+        crop: The random choices.
         source: Height and width of the image, int32 `[2]`.
         size: Height and width of the crop.
     """
-    scaled = tf.cast(tf.cast(source, tf.float32) * draw.scale, tf.int32)
+    scaled = tf.cast(tf.cast(source, tf.float32) * crop.scale, tf.int32)
     scaled = tf.maximum(scaled, 1)
     room = tf.maximum(scaled - tf.constant(size), 0)
-    offset = tf.cast(draw.position * tf.cast(room + 1, tf.float32), tf.int32)
+    offset = tf.cast(crop.position * tf.cast(room + 1, tf.float32), tf.int32)
     offset = tf.minimum(offset, room)
     end = tf.minimum(offset + tf.constant(size), scaled)
-    # In float32 and by one multiplication, as TF1's resize finds the neighbours.
+    # In float32 and by one multiplication, exactly as TF1's resize does.
     last = tf.cast(source - 1, tf.float32)
     ratio = last / tf.cast(tf.maximum(scaled - 1, 1), tf.float32)
     axes = zip(*(tf.unstack(x) for x in (offset, end, ratio, last)), strict=True)
-    (row, row_share), (column, column_share) = (_neighbours(*axis) for axis in axes)
-    # Up to the row behind the last, to which the last is interpolated.
+    (row, row_weight), (column, column_weight) = (_neighbours(*axis) for axis in axes)
+    # The last row is interpolated with the one below it.
     first, last_row = tf.reduce_min(row), tf.reduce_max(row)
     count = tf.minimum(last_row + 2, source[0]) - first
     return Window(
@@ -155,69 +151,66 @@ def crop_window(draw: RandomCrop, source, size) -> Window:
         count,
         tuple(tf.unstack(scaled)),
         offset[1],
-        draw.flipped,
-        *(row, row_share, column, column_share),
+        crop.flipped,
+        *(row, row_weight, column, column_weight),
     )
 
 
 def _neighbours(begin, end, ratio, last):
-    """Returns the pixels before those of a crop, and the shares of the way on."""
+    """Returns the pixel before each position of a crop, and the weight of the next."""
     position = tf.cast(tf.range(begin, end), tf.float32) * ratio
-    # Rounding may carry the last position beyond the last pixel.
+    # Rounding may move the last position beyond the last pixel.
     position = tf.minimum(position, last)
     before = tf.floor(position)
     return tf.cast(before, tf.int32), position - before
 
 
 def crop_image(rows, window: Window, size, mean_pixel):
-    """Returns the crop of a scaled and padded image.
+    """Returns the crop of a scaled and padded image, float32 `[*size, channels]`.
 
     Args:
-        rows: What the window shows of the image, `[rows, width, channels]`.
-        window: The crop.
-        size: Its height and width.
+        rows: The rows of the image in the window, `[rows, width, channels]`.
+        window: Source coordinates of the crop.
+        size: Height and width of the crop.
         mean_pixel: Value of each channel in the padding.
-
-    Returns:
-        float32 `[*size, channels]`.
     """
     height, width = size
     channels = rows.shape[-1]
     mean_pixel = tf.constant(mean_pixel, tf.float32)
     scaled_height, scaled_width = window.scaled
-    # The resize knows no offset. It does the columns of whole rows, and the rows too
-    # where all of them are in the crop.
-    is_whole = scaled_height <= height
-    count = tf.where(is_whole, scaled_height, window.row_count)
+    # The resize op has no offset, so it resizes the columns of complete rows, and the
+    # rows too if all of them are in the crop.
+    has_all_rows = scaled_height <= height
+    count = tf.where(has_all_rows, scaled_height, window.row_count)
     x = resize_image(tf.cast(rows, tf.float32), [count, scaled_width])
     visible = [-1, tf.size(window.column), -1]
     x = tf.slice(x, [0, window.left, 0], visible)
     x = tf.cond(window.flipped, lambda: tf.reverse(x, [1]), lambda: x)
     x = tf.cond(
         scaled_width < width,
-        lambda: _padded(x, width, mean_pixel, window.flipped),
+        lambda: _pad_columns(x, width, mean_pixel, window.flipped),
         lambda: x,
     )
-    # As lines of memory, which copy and broadcast fast; pixels do not.
+    # Rows of memory copy and broadcast much faster than pixels.
     x = tf.reshape(x, [count, width * channels])
 
-    def padded():
+    def pad_rows():
         line = tf.tile(mean_pixel, [width])
         return tf.concat([x, tf.tile(line[None], [height - count, 1])], 0)
 
-    def interpolated():
+    def interpolate_rows():
         before = window.row - window.first_row
         upper = tf.gather(x, before)
         lower = tf.gather(x, tf.minimum(before + 1, count - 1))
-        return upper + (lower - upper) * window.row_share[:, None]
+        return upper + (lower - upper) * window.row_weight[:, None]
 
     return tf.reshape(
-        tf.cond(is_whole, padded, interpolated), [height, width, channels]
+        tf.cond(has_all_rows, pad_rows, interpolate_rows), [height, width, channels]
     )
 
 
-def _padded(x, width, mean_pixel, flipped):
-    """Returns `x` with mean pixels to its right, or to its left where flipped."""
+def _pad_columns(x, width, mean_pixel, flipped):
+    """Pads `x` with mean pixels on the right, or on the left if flipped."""
     rows, columns, channels = tf.unstack(tf.shape(x))
     line = tf.tile(mean_pixel, [width - columns])
     beyond = tf.broadcast_to(line, [rows, tf.size(line)])
@@ -233,58 +226,56 @@ def crop_label(label, window: Window, size, ignore_label):
 
     Args:
         label: uint8 `[height, width, 1]`.
-        window: The crop.
-        size: Its height and width.
+        window: Source coordinates of the crop.
+        size: Height and width of the crop.
         ignore_label: Value of the padding.
     """
-    row = window.row - window.first_row + _rounded(window.row_share)
-    column = window.column + _rounded(window.column_share)
+    row = window.row - window.first_row + _round_weight(window.row_weight)
+    column = window.column + _round_weight(window.column_weight)
     count = window.row_count
     rows = tf.slice(tf.squeeze(label, -1), [window.first_row, 0], [count, -1])
-    # One row and one column of padding, for the indices that point beyond.
+    # Positions outside the image point to one row and one column of padding.
     rows = tf.pad(rows, [[0, 1], [0, 1]], constant_values=ignore_label)
-    column = _filled(column, size[1], tf.shape(label)[1])
+    column = _pad_vector(column, size[1], tf.shape(label)[1])
     column = tf.raw_ops.Reverse(tensor=column, dims=[window.flipped])
-    # Gathering whole lines of memory is fast, single pixels is not.
-    x = _transposed(tf.gather(_transposed(tf.cast(rows, tf.int32)), column))
-    x = tf.gather(tf.cast(x, tf.uint8), _filled(row, size[0], count))
+    # Gathering rows of memory is much faster than gathering pixels.
+    x = _transpose(tf.gather(_transpose(tf.cast(rows, tf.int32)), column))
+    x = tf.gather(tf.cast(x, tf.uint8), _pad_vector(row, size[0], count))
     return tf.reshape(x, [*size, 1])
 
 
-def _transposed(x):
-    # TensorFlow complains of uint8 in a `tf.transpose` on CPUs without AVX-512.
+def _transpose(x):
+    # `tf.transpose` warns about uint8 on CPUs without AVX-512.
     return tf.einsum("ij->ji", x)
 
 
-def _rounded(share):
-    return tf.cast(share >= 0.5, tf.int32)
+def _round_weight(weight):
+    return tf.cast(weight >= 0.5, tf.int32)
 
 
-def _filled(x, length, value):
-    """Returns the vector `x`, `value` behind it up to a length."""
+def _pad_vector(x, length, value):
+    """Appends `value` to the vector `x` up to `length`."""
     return tf.concat([x, tf.fill([length - tf.size(x)], value)], 0)
 
-
-# Photometric jitter.
 
 _GREY = (0.299, 0.587, 0.114)
 
 
-def jitter_colors(image, chance, strength):
-    """Returns an image of other brightness, contrast and saturation.
+def jitter_colors(image, uniform, strength):
+    """Changes brightness, contrast and saturation at random.
 
     Each factor is uniform in `1 - strength .. 1 + strength`, as in torchvision's
-    ColorJitter. Images of other than three channels have no saturation.
+    ColorJitter. Saturation changes only in images of three channels.
 
     Args:
         image: 0..255, `[height, width, channels]`.
-        chance: Three numbers, uniform in 0..1.
+        uniform: Three random numbers, uniform in 0..1.
         strength: 0..1.
 
     Returns:
         float32 0..255, of the same shape.
     """
-    factors = tf.unstack(1.0 + strength * (2.0 * chance - 1.0))
+    factors = tf.unstack(1.0 + strength * (2.0 * uniform - 1.0))
     image = tf.cast(image, tf.float32) * factors[0]
     grey = image
     if image.shape[-1] == 3:

@@ -1,4 +1,4 @@
-"""What a dataset means: its classes, their colours and the label to ignore."""
+"""Describes datasets: classes, colours and the label to ignore."""
 
 import dataclasses
 import re
@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
 
-# Label values are bytes, and 255 marks pixels of no class.
+# Label values are bytes, and 255 is usually ignored.
 MAX_CLASSES = 255
 _MAX_NAME = 200  # characters, to fit into tables and drawings
 
-# What users call an official split.
 _SPLIT_ALIASES = {"trainaug": "train_aug"}
 
 
@@ -40,22 +39,21 @@ class DatasetInfo:
     Attributes:
         name: Name of the dataset, as in `--dataset`.
         class_names: One name per class id, `0..num_classes-1`.
-        ignore_label: Label value of pixels that count for nothing. ADE20K's is 0,
-            one of its class ids; everyone else's is beyond the last class.
-        colors: One RGB colour (0..255) per class; VOC colours unless given.
+        ignore_label: Label value of pixels without a class. In ADE20K it is 0, one of
+            the class ids; in other datasets it is above the last class.
+        colors: One RGB colour (0..255) per class; default: VOC's colour map.
         channels: Channels of an image.
-        max_value: Value in the image files that a network sees as 255: 255 for 8
-            bits, 65535 for 16, 4095 for a 12-bit sensor.
-        split_sizes: Number of images per split, for information.
+        max_value: Pixel value that is scaled to 255: 255 for 8 bits, 65535 for 16,
+            4095 for a 12-bit sensor.
+        split_sizes: Number of images per split.
         class_pixels: Labelled pixels of each class, by split.
-        class_image_pixels: Labelled pixels of the images that hold each class, by
+        class_image_pixels: Labelled pixels of the images that contain each class, by
             split; with `class_pixels` they give the class frequencies.
-        content_hashes: By split, a hash over names and pixels that does not depend
-            on the order of the images.
+        content_hashes: Hash over names and pixels, by split, independent of the order
+            of the images.
 
     Raises:
-        UserError: for a value that cannot be, or colours that are not as many as the
-            classes.
+        UserError: if a value is out of range, or the number of colours is wrong.
     """
 
     name: str
@@ -98,12 +96,12 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, as many as the logits have channels."""
+        """Number of classes, which is the number of channels of the logits."""
         return len(self.class_names)
 
     @property
     def known_labels(self) -> str:
-        """The label values that may occur, in words."""
+        """The valid label values, for messages."""
         classes = f"0..{self.num_classes - 1}"
         if self.ignore_label < self.num_classes:
             return f"{classes} ({self.ignore_label} is ignored)"
@@ -117,28 +115,24 @@ class DatasetInfo:
     def from_json(
         cls, text: str | bytes, source: str = "dataset_info.json"
     ) -> "DatasetInfo":
-        """Returns the info that `to_json`, or a person, wrote.
+        """Reads and checks the text of a `dataset_info.json`.
 
         Args:
             text: Content of the file.
-            source: What to call the file in an error.
+            source: Name of the file in errors.
 
         Raises:
-            UserError: if the text is not such a description, or was changed after
-                `to_json` wrote it; names `source` and the key.
+            UserError: if a key is unknown, missing or has an invalid value.
         """
         info = strict_json.from_json(cls, text, source)
         info.check_contents(f"{source}: ")
         return info
 
     def check_contents(self, where: str) -> None:
-        """Refuses names, colours, counts and hashes that make no sense.
+        """Raises `UserError` for invalid names, colours, counts or hashes.
 
         Args:
-            where: What precedes the name of a field in an error.
-
-        Raises:
-            UserError: for the first such value; names `where`, field and index.
+            where: Precedes the name of the field in the error.
         """
         check_class_names(self.class_names, f"{where}class_names")
         for i, color in enumerate(self.colors):
@@ -158,14 +152,11 @@ class DatasetInfo:
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Refuses blank names, control characters, and more names than label values.
+    """Raises `UserError` for too many, blank or too long names, or control characters.
 
     Args:
         names: Names of the classes.
-        where: What to call them in an error.
-
-    Raises:
-        UserError: if one cannot be the name of a class.
+        where: What to call them in the error.
     """
     if len(names) > MAX_CLASSES:
         raise UserError(
@@ -184,14 +175,11 @@ def check_class_names(names: Sequence[str], where: str) -> None:
 
 
 def check_color(color: Sequence[int], where: str) -> None:
-    """Refuses what is no RGB colour of 8 bits.
+    """Raises `UserError` unless a colour is three integers in 0..255.
 
     Args:
         color: Red, green and blue.
-        where: What to call the colour in an error.
-
-    Raises:
-        UserError: unless there are three whole numbers in 0..255.
+        where: What to call the colour in the error.
     """
     is_color = len(color) == 3 and all(type(v) is int for v in color)
     if not (is_color and 0 <= min(color) <= max(color) <= 255):
@@ -206,21 +194,13 @@ def _check_counts(counts: Mapping[str, int] | Mapping[int, int], where: str) -> 
 
 
 def check_hash(digest: str, where: str) -> None:
-    """Refuses what is no hexadecimal digest.
-
-    Args:
-        digest: The digest.
-        where: What to call it in an error.
-
-    Raises:
-        UserError: if there are other characters, or none.
-    """
+    """Raises `UserError` unless a digest is hexadecimal; `where` names it."""
     if not re.fullmatch("[0-9a-fA-F]+", digest):
         raise UserError(f"{where} must be hexadecimal; received {digest[:80]!r}")
 
 
 def generic_info(num_classes: int, ignore_label: int = 255) -> DatasetInfo:
-    """Returns an info with numbered class names, for models of unknown data."""
+    """Returns an info with numbered classes, for models trained on unknown data."""
     names = tuple(f"class_{i}" for i in range(num_classes))
     return DatasetInfo("unnamed", names, ignore_label)
 
@@ -288,8 +268,7 @@ _CITYSCAPES = DatasetInfo(
     },
 )
 
-# What the files of Cityscapes call its classes 0, 1, ..., 18: the id of each one in a
-# labelIds file.
+# The ids of the classes 0, 1, ..., 18 in the labelIds files of Cityscapes.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 
 _CAMVID = DatasetInfo(
@@ -315,8 +294,8 @@ _CAMVID = DatasetInfo(
     split_sizes={"train": 367, "val": 101, "test": 233},
 )
 
-# The first of the names that the scene parsing challenge gives to each of its 150
-# classes (`objectInfo150.txt`), in the order of its label values 1..150.
+# The first name of each of the 150 classes of the scene parsing challenge
+# (`objectInfo150.txt`), in the order of their label values 1..150.
 _ADE20K_NAMES = (
     "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, "
     "cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain, "
@@ -345,14 +324,14 @@ _ADE20K = DatasetInfo(
     split_sizes=_ADE20K_SIZES,
 )
 
-# The same with the classes from 0 on, as most other code counts them.
+# The same classes counted from 0, as in most other code.
 _ADE20K_150 = DatasetInfo(
     name="ade20k_150",
     class_names=tuple(_ADE20K_NAMES),
     split_sizes=_ADE20K_SIZES,
 )
 
-# COCO's objects of the classes of PASCAL VOC.
+# COCO's objects of VOC's classes.
 _COCO_VOC = DatasetInfo(
     name="coco_voc", class_names=_VOC.class_names, colors=_VOC.colors
 )
@@ -364,17 +343,14 @@ DATASETS = {
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Returns the description of a dataset known by name.
-
-    Args:
-        name: As in `--dataset`, such as `pascal_voc_seg`.
+    """Returns the description of a dataset such as `pascal_voc_seg`.
 
     Raises:
-        UserError: if the name is unknown; lists the known ones.
+        UserError: if the name is unknown.
     """
     if name not in DATASETS:
         raise UserError(
             f"dataset must be one of {', '.join(DATASETS)} or have a "
-            f"dataset_info.json beside its records; received {name!r}"
+            f"dataset_info.json next to its records; received {name!r}"
         )
     return DATASETS[name]

@@ -1,7 +1,7 @@
-"""TFRecord shards to batches; every sample a function of (seed, epoch, index).
+"""Turns TFRecord shards into batches; samples depend only on (seed, epoch, index).
 
-Any record can be read by itself, so that an epoch is a permutation of all of them,
-a worker reads its own records alone, and a restart reads nothing twice.
+Records are read by random access: an epoch is a permutation of all of them, each
+worker reads only its own records, and a resumed run skips straight to its position.
 """
 
 import os
@@ -18,27 +18,26 @@ from deeplab_tf.data.sources import open_split
 from deeplab_tf.data.statistics import epoch_positions
 from deeplab_tf.errors import UserError
 
-# Batches that are made at once. Twice the cores, for their threads often wait for each
-# other; some memory is the limit.
+# Batches prepared in parallel: twice the cores, because threads often wait for each
+# other; bounded to save memory.
 _PARALLEL_CALLS = min(2 * (os.cpu_count() or 1), 32)
-# In an evaluation, whose images are not augmented, the model takes nearly all the time;
-# each batch at once costs 0.13 s at the start.
+# Evaluation does not augment, so the model takes nearly all the time; each parallel
+# batch costs 0.13 s at the start.
 EVAL_PARALLEL_CALLS = max(2, _PARALLEL_CALLS // 4)
-_PREFETCHED_BATCHES = 2  # batches that wait for the training
+_PREFETCHED_BATCHES = 2
 
 
 def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
-    """Returns which of the records of its epoch a training sample is made of, int64.
+    """Returns the position of a training sample in its shuffled epoch, an int64 scalar.
 
-    Every epoch is a permutation of its own, of which nobody has to know more than a
-    few places.
+    Every epoch has its own permutation, which is never computed as a whole.
 
     Args:
-        index: Number of the sample among all that a training sees, an int64 scalar.
+        index: Number of the sample since the start of training, an int64 scalar.
         count: Number of records in an epoch, an int64 scalar.
         seed: Seed of the order.
     """
-    # The key is mixed first: few bits of it count where there are few records.
+    # The shuffle uses few bits of its key when there are few records, so hash it first.
     key = tf.random.stateless_uniform([3], [seed, index // count], None, None, tf.int64)
     return tf.raw_ops.RandomIndexShuffle(
         index=index % count, seed=key, max_index=count - 1, rounds=8
@@ -46,7 +45,7 @@ def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
 
 
 class _Cropper:
-    """Makes random crops of the records of a source, for training."""
+    """Makes random crops of the records of a source."""
 
     def __init__(self, source: Source, config: DataConfig):
         self.info = source.info
@@ -56,20 +55,19 @@ class _Cropper:
         self._epoch = tf.constant(epoch_positions(source, config.bootstrap_classes))
 
     def _position(self, index: tf.Tensor) -> tf.Tensor:
-        """Returns the position of the record that a sample is made of."""
+        """Returns the position of a training sample's record in the source."""
         count = tf.size(self._epoch, tf.int64)
-        place = shuffle_index(index, count, self.config.seed)
-        return tf.gather(self._epoch, place)
+        return tf.gather(self._epoch, shuffle_index(index, count, self.config.seed))
 
     def describe(self, index: int) -> str:
-        """Returns which record a sample is made of."""
+        """Returns the file, number and name of a training sample's record."""
         return self._reader.describe(self._position(tf.constant(index, tf.int64)))
 
     def batch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns crops float32 `[batch, *crop_size, channels]`, and their labels.
+        """Returns crops, float32 `[batch, *crop_size, channels]`, and their labels.
 
         Args:
-            indices: Of the samples among all that a training sees, int64 `[batch]`.
+            indices: Numbers of the samples in the training stream, int64 `[batch]`.
         """
         count = indices.shape[0]
         samples = tf.data.Dataset.from_tensor_slices(indices)
@@ -81,44 +79,42 @@ class _Cropper:
             checks = tf.nest.map_structure(tf.identity, checks)
         is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
         bad = _first(is_bad)
-        of_bad = tf.nest.map_structure(lambda x: tf.gather(x, bad), checks)
-        with self._reader.require_valid(
-            self._position(tf.gather(indices, bad)), of_bad
-        ):
+        position = self._position(tf.gather(indices, bad))
+        checks = tf.nest.map_structure(lambda x: tf.gather(x, bad), checks)
+        with self._reader.require_valid(position, checks):
             return (
                 tf.ensure_shape(images, [count, *images.shape[1:]]),
                 tf.ensure_shape(labels, [count, *labels.shape[1:]]),
             )
 
     def _crop(self, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, SampleChecks]:
-        """Returns crop and label of one sample, and the checks to check."""
         config, position = self.config, self._position(index)
-        chance = tf.random.stateless_uniform([7], [config.seed, index])
-        draw = augment.draw_crop(
-            chance[:4],
+        uniform = tf.random.stateless_uniform([7], [config.seed, index])
+        random_crop = augment.draw_crop(
+            uniform[:4],
             config.min_scale_factor,
             config.max_scale_factor,
             config.scale_factor_step_size,
         )
-        image, label, window, checks = self._rows(position, draw)
+        image, label, window, checks = self._decode(position, random_crop)
         if config.photometric_jitter:
-            image = augment.jitter_colors(image, chance[4:], config.photometric_jitter)
+            image = augment.jitter_colors(image, uniform[4:], config.photometric_jitter)
         size = config.crop_size
         image = augment.crop_image(image, window, size, self._mean_pixel)
         label = augment.crop_label(label, window, size, self.info.ignore_label)
         return image, label, checks
 
-    def _rows(
-        self, position: tf.Tensor, draw: augment.RandomCrop
+    def _decode(
+        self, position: tf.Tensor, random_crop: augment.RandomCrop
     ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, SampleChecks]:
-        """Returns those rows of an image that a crop shows, its label and the crop."""
+        """Decodes a label and the rows of its image that a crop needs."""
 
         def window_fn(size: tf.Tensor) -> augment.Window:
-            return augment.crop_window(draw, size, self.config.crop_size)
+            return augment.crop_window(random_crop, size, self.config.crop_size)
 
         is_resized = self.config.min_resize_value is not None
         sample = self._reader.decode(position, None if is_resized else window_fn)
-        image, label = _resized(sample.image, sample.label, self.info, self.config)
+        image, label = _resize(sample.image, sample.label, self.info, self.config)
         window = sample.window or window_fn(tf.shape(label)[:2])
         if is_resized:
             first, count = window.first_row, window.row_count
@@ -127,7 +123,6 @@ class _Cropper:
 
 
 def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
-    """Returns one value for each channel of the images."""
     values = config.mean_pixel
     if len(values) == info.channels:
         return values
@@ -145,10 +140,10 @@ def scale_to_255(image: tf.Tensor, info: DatasetInfo) -> tf.Tensor:
     return image if info.max_value == 255 else image * (255.0 / info.max_value)
 
 
-def _resized(
+def _resize(
     image: tf.Tensor, label: tf.Tensor, info: DatasetInfo, config: DataConfig
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns float32 image and uint8 label, resized where that is asked for."""
+    """Returns a float32 image 0..255 and its label, resized if the config says so."""
     image = scale_to_255(image, info)
     if config.min_resize_value is None:
         return image, label
@@ -162,61 +157,56 @@ def _resized(
 
 
 def _first(conditions: tf.Tensor) -> tf.Tensor:
-    """Returns the place of the first that holds; 0 where none does."""
+    """Returns the index of the first true condition; 0 if none is."""
     return tf.argmax(tf.cast(conditions, tf.int32))
 
 
 def training_batches(
-    batch_of: Callable, batch_size: int, start: int, worker: int, num_workers: int
+    batch_fn: Callable, batch_size: int, start: int, worker: int, num_workers: int
 ) -> tf.data.Dataset:
-    """Returns a worker's rows of the batches of a training, without end.
+    """Returns an endless dataset of one worker's share of the training batches.
 
     Args:
-        batch_of: Makes a batch of the samples of some indices, int64 `[rows]`.
-        batch_size: Samples of all workers.
-        start: Index of the first sample.
-        worker: Number of this worker, from 0.
-        num_workers: Workers that share the batches.
+        batch_fn: Makes a batch from sample numbers, int64 `[rows]`.
+        batch_size: Global batch size, over all workers.
+        start: Number of the first sample.
+        worker: Index of this worker, from 0.
+        num_workers: Number of workers.
     """
     rows = batch_size // num_workers
 
     def batch(number: tf.Tensor) -> tuple:
-        # This worker has some rows of every batch.
         begin = start + number * batch_size + worker * rows
-        return batch_of(begin + tf.range(rows, dtype=tf.int64))
+        return batch_fn(begin + tf.range(rows, dtype=tf.int64))
 
-    # Whole batches in parallel: what a batch costs besides its samples is paid once.
+    # Parallel over batches, not samples, to pay the overhead of a call once per batch.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
 
 
 def check_batch_size(batch_size: int, num_workers: int) -> None:
-    """Refuses a batch that the workers cannot share.
-
-    Raises:
-        UserError: naming both numbers.
-    """
+    """Raises `UserError` unless the workers can share a batch evenly."""
     if batch_size % num_workers:
         raise UserError(
             f"a batch of {batch_size} cannot be shared by {num_workers} workers"
         )
 
 
-def _evaluation(
-    source: Source, config: DataConfig, worker: int, of: int, named: bool
+def _evaluation_batches(
+    source: Source, config: DataConfig, worker: int, num_workers: int, named: bool
 ) -> tf.data.Dataset:
     reader = Reader(source)
 
-    def whole(position: tf.Tensor) -> tuple:
+    def read(position: tf.Tensor) -> tuple:
         image, label, name = reader.read_sample(position)
-        pair = _resized(image, label, source.info, config)
+        pair = _resize(image, label, source.info, config)
         return (*pair, name) if named else pair
 
-    dataset = tf.data.Dataset.range(worker, len(source.index), of)
-    rows = config.batch_size // of
+    dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
+    rows = config.batch_size // num_workers
     if rows > 1:
-        # Images of one size form a batch, so that nothing is resized or padded. They
-        # are decoded when it is full, for all that wait would need much memory.
+        # A batch holds images of one size, so that nothing is resized or padded. They
+        # are decoded once the batch is full; decoded images would take much memory.
         dataset = dataset.map(lambda p: (p, reader.read_size(p))).group_by_window(
             lambda _, size: tf.reduce_sum(tf.cast(size, tf.int64) * [1 << 32, 1]),
             lambda _, same_size: same_size.map(lambda p, _: p).batch(rows),
@@ -226,7 +216,7 @@ def _evaluation(
         dataset = dataset.batch(1)
 
     def batch(positions: tf.Tensor) -> tuple:
-        samples = tf.data.Dataset.from_tensor_slices(positions).map(whole)
+        samples = tf.data.Dataset.from_tensor_slices(positions).map(read)
         return samples.batch(rows).get_single_element()
 
     return dataset.map(batch, num_parallel_calls=EVAL_PARALLEL_CALLS)
@@ -244,25 +234,26 @@ def load_dataset(
     """Returns batches of images and labels.
 
     Args:
-        config: Where the records are and how a sample is made; training crops, scales
-            and mirrors as DeepLabv3 (1706.05587, Sec. 4.1) does.
+        config: Where the records are and how to augment them; the training
+            augmentation is that of DeepLabv3 (1706.05587, Sec. 4.1).
         split: Official name of the split; `trainaug` is `train_aug`.
-        training: Whether samples are shuffled, augmented to the crop size and
-            repeated for ever. Otherwise every image comes once, at its own size.
-        start: Number of training samples to pass over; those that follow are
-            the same as in a run that was never interrupted.
-        worker: Number of this worker, from 0.
-        num_workers: Workers that share the batches: each gets its rows of every
-            one in training, its own images otherwise.
-        named: Whether the names of the images come along; not in training.
+        training: Whether to shuffle, augment to the crop size and repeat forever.
+            Otherwise every image comes once, at its own size.
+        start: Number of training samples to skip; the rest are the same as in an
+            uninterrupted run.
+        worker: Index of this worker, from 0.
+        num_workers: Number of workers. In training each gets some rows of every
+            batch, in evaluation some of the images.
+        named: Whether to return image names too; evaluation only.
 
     Returns:
         Pairs of float32 images 0..255 `[batch, height, width, channels]` and uint8
-        labels `[batch, height, width, 1]`, a batch being `batch_size / num_workers`;
-        behind them the names, strings `[batch]`, where they are asked for.
+        labels `[batch, height, width, 1]`, where batch is `batch_size / num_workers`;
+        with `named` also the names, strings `[batch]`.
 
     Raises:
-        UserError: if the split has no records, or the batch cannot be shared.
+        UserError: if the split has no records, or the workers cannot share a batch
+            evenly.
     """
     check_batch_size(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)
@@ -272,27 +263,27 @@ def load_dataset(
             cropper.batch, config.batch_size, start, worker, num_workers
         )
     else:
-        dataset = _evaluation(source, config, worker, num_workers, named)
+        dataset = _evaluation_batches(source, config, worker, num_workers, named)
     return prefetch(dataset)
 
 
 def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Returns batches that are made while those before them are used."""
+    """Prepares the next batches while the current one is in use."""
     options = tf.data.Options()
-    # Batches are made in parallel; threads within an operation would be too many, and
-    # watching what might be tuned costs one image in twenty.
+    # Batches are already prepared in parallel: more threads per operation would be too
+    # many. Autotuning costs 5% of the throughput.
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
-    """Returns the records that training samples are made of, in words.
+    """Returns the file, number and name of the records of some training samples.
 
     Args:
-        config: Where the records are and how a sample is made.
+        config: As for `load_dataset`.
         split: Official name of the split.
-        start: Number of the first sample among all that a training sees.
+        start: Number of the first sample since the start of training.
         count: Number of samples.
     """
     source = open_split(config.dataset, config.dataset_dir, split)

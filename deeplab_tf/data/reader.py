@@ -1,4 +1,4 @@
-"""One record at a time, in a graph; what is wrong is told by file and record."""
+"""Reads single records inside a graph; errors name the file and the record."""
 
 import contextlib
 import re
@@ -14,19 +14,20 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 
 _UNREADABLE = (
-    "is broken: it is gone, a checksum does not match, its image is no JPEG or PNG, or "
-    "its label no grey PNG; python -m deeplab_tf.data.doctor tells more"
+    "is broken: the file is missing, a checksum does not match, its image is not a "
+    "JPEG or PNG, or its label is not a grey PNG; run python -m deeplab_tf.data.doctor "
+    "for details"
 )
 
 
 class SampleChecks(NamedTuple):
-    """What decides whether a sample can be used.
+    """What must be checked before a sample is used.
 
     Attributes:
         name: Name of the image.
         size: Height and width of the image, int32 `[2]`.
         label_size: Height and width of the label, int32 `[2]`.
-        value: Largest label value that is no class; 0 is none.
+        value: Largest label value that is not a class; 0 if all are valid.
     """
 
     name: tf.Tensor
@@ -36,13 +37,13 @@ class SampleChecks(NamedTuple):
 
 
 class DecodedSample(NamedTuple):
-    """What is made of a record.
+    """A decoded record.
 
     Attributes:
-        image: Pixels of the image, or of those rows that the window shows.
+        image: Pixels of the image, or only the rows inside the window.
         label: uint8 `[height, width, 1]`.
         window: The window, or ().
-        checks: To be checked before the rest is used.
+        checks: To verify before using the rest.
     """
 
     image: tf.Tensor
@@ -61,41 +62,51 @@ class Reader:
         index = (source.index.file, source.index.number, source.index.offset)
         self._index = tf.constant(np.stack(index, 1), tf.int64)
 
-    def record_dataset(self, position) -> tf.data.Dataset:
-        """Returns a dataset of the bytes of a record alone."""
-        # Gathered, for a subscript is a dozen operations.
+    def _read(self, position) -> tf.data.Dataset:
+        """Returns a dataset that holds the bytes of one record."""
+        # A gather is one operation; a subscript is a dozen.
         file, _, offset = tf.unstack(tf.gather(self._index, position))
         return records.read_record(tf.gather(self._paths, file), offset)
 
+    def read_bytes(self, position):
+        """Returns the bytes of a record, a string scalar."""
+        return self._read(position).get_single_element()
+
+    def read_intact(self, position):
+        """Returns whether the checksums of a record match, and its bytes if so."""
+        record = self._read(position).map(lambda record: (True, record))
+        nothing = tf.data.Dataset.from_tensors((False, ""))
+        record = record.ignore_errors().concatenate(nothing).take(1)
+        return record.get_single_element()
+
     def name_record(self, position) -> list:
-        """Returns the words that name a record, for `require`."""
+        """Returns "record <number> of <path>" as parts of a message for `require`."""
         file, number, _ = tf.unstack(tf.gather(self._index, position))
         return ["record", number, "of", tf.gather(self._paths, file)]
 
     def describe(self, position) -> str:
-        """Returns file, number and name of a record, outside of graphs."""
-        is_whole, record = self.read_raw(position)
-        name = records.parse(record, self._keys)[2].numpy() if is_whole else b"broken"
+        """Returns the file, number and name of a record; not for use in graphs."""
+        is_intact, record = self.read_intact(position)
+        name = records.parse(record, self._keys)[2].numpy() if is_intact else b"broken"
         file, number, _ = (int(x) for x in tf.gather(self._index, position))
         path = self._paths[file].numpy().decode()
         return f"record {number} of {path} ({name.decode(errors='replace')})"
 
     def decode(self, position, window_fn=None) -> DecodedSample:
-        """Returns the image and label of a record.
+        """Decodes the image and label of a record.
 
-        A broken one raises whatever TensorFlow says of it: see `require_valid` and
-        `require_readable`.
+        Raises TensorFlow's own errors for a broken record and leaves its `checks` to
+        the caller: see `require_readable` and `require_valid`.
 
         Args:
-            position: Of the record in the index.
-            window_fn: Returns the window of an image of a size, int32 `[2]`; only
-                the rows that it shows are decoded. None decodes all of them.
+            position: Position of the record in the index.
+            window_fn: Maps the size of the image, int32 `[2]`, to a window; only its
+                rows are decoded. None decodes all rows.
         """
         info = self.info
-        record = self.record_dataset(position).get_single_element()
-        image, label, name = records.parse(record, self._keys)
+        image, label, name = records.parse(self.read_bytes(position), self._keys)
         label = decoding.decode_label(label)
-        # Of the label, for it should be that of the image.
+        # The image should have the same size and has not been decoded yet.
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
         if window_fn is not None:
@@ -104,60 +115,49 @@ class Reader:
         image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value
         )
-        checks = SampleChecks(name, size, label_size, self._unknown(label))
+        checks = SampleChecks(name, size, label_size, self._invalid_value(label))
         return DecodedSample(image, label, window, checks)
 
-    def _unknown(self, label):
+    def _invalid_value(self, label):
         last = min(self.info.num_classes - 1, 255)
-        is_unknown = (label > last) & (label != self.info.ignore_label)
+        is_invalid = (label > last) & (label != self.info.ignore_label)
         return tf.cond(
-            tf.reduce_any(is_unknown),
-            lambda: tf.reduce_max(tf.boolean_mask(label, is_unknown)),
+            tf.reduce_any(is_invalid),
+            lambda: tf.reduce_max(tf.boolean_mask(label, is_invalid)),
             lambda: tf.constant(0, tf.uint8),
         )
 
     def read_sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns image, label and name of a record; whatever is wrong is told."""
-        found = self._decode_or_refuse(position, self.decode)
-        with self.require_valid(position, found.checks):
-            parts = found.image, found.label, found.checks.name
+        """Returns the image, label and name of a record, after all checks."""
+        sample = self._decode_or_refuse(position, self.decode)
+        with self.require_valid(position, sample.checks):
+            parts = sample.image, sample.label, sample.checks.name
             return tuple(map(tf.identity, parts))
 
     def read_label(self, position):
-        """Returns the label of a record alone, uint8 `[height, width, 1]`."""
+        """Returns the label of a record without decoding its image."""
 
         def decode(position):
-            record = self.record_dataset(position).get_single_element()
-            _, label, name = records.parse(record, self._keys)
+            _, label, name = records.parse(self.read_bytes(position), self._keys)
             label = decoding.decode_label(label)
             size = tf.shape(label)[:2]
-            return DecodedSample(
-                (), label, (), SampleChecks(name, size, size, self._unknown(label))
-            )
+            return label, SampleChecks(name, size, size, self._invalid_value(label))
 
-        found = self._decode_or_refuse(position, decode)
-        with self.require_valid(position, found.checks):
-            return tf.identity(found.label)
+        label, checks = self._decode_or_refuse(position, decode)
+        with self.require_valid(position, checks):
+            return tf.identity(label)
 
     def read_size(self, position):
-        """Returns height and width of the image of a record, from its header."""
+        """Returns the height and width of a record's image, from its header."""
 
         def decode(position):
-            record = self.record_dataset(position).get_single_element()
-            image, _, _ = records.parse(record, self._keys)
+            image, _, _ = records.parse(self.read_bytes(position), self._keys)
             return decoding.read_image_size(image, self.info.channels)
 
         return self._decode_or_refuse(position, decode)
 
-    def read_raw(self, position):
-        """Returns whether the checksums of a record match, and its bytes if so."""
-        record = self.record_dataset(position).map(lambda record: (True, record))
-        nothing = tf.data.Dataset.from_tensors((False, ""))
-        record = record.ignore_errors().concatenate(nothing).take(1)
-        return record.get_single_element()
-
     def _decode_or_refuse(self, position, decode):
-        """Returns what `decode` makes of a record; refuses a broken one."""
+        """Returns `decode(position)`, with an error that names a broken record."""
         position = tf.cast(position, tf.int64)
         samples = tf.data.Dataset.from_tensors(position)
         samples = samples.map(lambda position: (position, decode(position)))
@@ -165,101 +165,91 @@ class Reader:
         with self.require_readable(position, found == position):
             return tf.nest.map_structure(tf.identity, sample)
 
-    def require_readable(self, position, is_whole):
+    def require_readable(self, position, is_readable):
         """Returns a context whose operations run only if a record was decoded."""
-        return require(is_whole, [*self.name_record(position), _UNREADABLE])
+        return require(is_readable, [*self.name_record(position), _UNREADABLE])
 
     def require_valid(self, position, checks: SampleChecks):
-        """Returns a context whose operations run only if a sample can be used."""
-        which = [*self.name_record(position), "image", checks.name]
+        """Returns a context whose operations run only if a sample passes its checks."""
+        record = [*self.name_record(position), "image", checks.name]
         same_size = tf.reduce_all(checks.size == checks.label_size)
         message = ["is", checks.size, "but its label", checks.label_size]
-        with require(same_size, which + message):
+        with require(same_size, record + message):
             value = tf.identity(checks.value)
         message = ["has a label of value", value, "outside", self.info.known_labels]
-        return require(value == 0, which + message)
+        return require(value == 0, record + message)
 
 
 def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
-    """Returns the samples that raise no error, and a stand-in behind them.
+    """Drops the samples that raise an error and appends a placeholder.
 
-    TensorFlow's own errors do not say where they happened. So what raises one is left
-    out, and who misses it knows where it should have been.
+    TensorFlow's own errors do not say which sample failed. The caller finds out by
+    comparing the numbers that come back with those it asked for.
 
     Args:
         samples: Pairs of a number, int64, and a sample.
-        count: Number of samples; no more are returned, stand-in included.
+        count: Number of samples, and the most pairs that are returned.
 
     Returns:
-        The pairs; the number of the stand-in is -1.
+        The pairs; the number of the placeholder is -1.
     """
     _, spec = samples.element_spec
 
-    def nothing(number):
+    def placeholder(number):
         return number, tf.nest.map_structure(
             lambda part: tf.zeros([side or 0 for side in part.shape], part.dtype), spec
         )
 
-    stand_in = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)).map(nothing)
-    return samples.ignore_errors().concatenate(stand_in).take(count)
+    missing = tf.data.Dataset.from_tensors(tf.constant(-1, tf.int64)).map(placeholder)
+    return samples.ignore_errors().concatenate(missing).take(count)
 
 
 def require(condition, message: list):
-    """Returns a context whose operations run only where a condition holds.
+    """Returns a context whose operations run only if a condition holds.
 
     Args:
         condition: A bool scalar.
-        message: Words and scalars of the sentence that is told where it does not; see
-            `translate_errors`.
+        message: Words and scalars of the error; see `translate_errors`.
     """
-    # The bare operation: this runs for every sample.
-    refused = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
-    # Outside of graphs it has run already, and there is no operation.
-    return tf.control_dependencies([] if refused is None else [refused])
+    # tf.debugging.assert costs several operations, and this runs for every sample.
+    assertion = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
+    # Eagerly the check has run by now, and there is no operation to depend on.
+    return tf.control_dependencies([] if assertion is None else [assertion])
 
 
 @contextlib.contextmanager
 def translate_errors() -> Iterator[None]:
-    """Tells what a dataset says of broken samples in one line.
-
-    Raises:
-        UserError: for a record that is cut short, a sample that cannot be decoded
-            or has impossible labels; names file and record.
-    """
+    """Turns the errors of a dataset into a `UserError` that names file and record."""
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        if _is_of_data(error):
-            raise UserError(_first_fact(error.message)) from error
+        if _is_data_error(error):
+            raise UserError(_extract_message(error.message)) from error
         raise
     except UnicodeDecodeError as error:
-        # Of a name that is no UTF-8: TensorFlow's error does not reach Python.
+        # A name is not UTF-8, so that TensorFlow's message cannot reach Python.
         message = bytes(error.object).decode(errors="replace")
-        raise UserError(_first_fact(message)) from error
+        raise UserError(_extract_message(message)) from error
 
 
 def iterate_batches(dataset: tf.data.Dataset) -> Iterator:
-    """Yields what a dataset holds, telling broken samples in one line.
-
-    Raises:
-        UserError: as `translate_errors` does.
-    """
+    """Yields the batches of a dataset; a broken sample raises a `UserError`."""
     with translate_errors():
         yield from dataset
 
 
-def _is_of_data(error: tf.errors.OpError) -> bool:
-    """Whether an error comes from a dataset, not from what works on its batches."""
+def _is_data_error(error: tf.errors.OpError) -> bool:
+    """Returns whether a dataset failed rather than the model that uses its batches."""
     return "GetNext" in error.message or "assertion failed" in error.message
 
 
-def _first_fact(message: str) -> str:
-    """Returns the sentence of a tf.data error that speaks of the data."""
+def _extract_message(message: str) -> str:
+    """Strips TensorFlow's node names and tracebacks from an error message."""
     # "{{node ...}} what happened\n\t [[{{node ...}}]] [Op:...]"
     sentence = re.sub(r"^\{\{.*?\}\}\s*", "", message.split("\n\t [[")[0])
     failed = re.search(r"assertion failed: \[(.*)\]", sentence, re.S)
     if failed:
         sentence = failed.group(1).replace("] [", " ")
-    # What Python raises within a dataset comes with its type and its traceback.
+    # A Python error inside a dataset comes with its type and traceback.
     sentence = sentence.partition("\nTraceback")[0].removeprefix("UserError: ")
     return " ".join(sentence.split())

@@ -68,7 +68,7 @@ class RecordChecker:
             label: Text of the progress bar.
         """
         raw = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
-        raw = raw.map(self._reader.read_raw, num_parallel_calls=tf.data.AUTOTUNE)
+        raw = raw.map(self._reader.read_intact, num_parallel_calls=tf.data.AUTOTUNE)
         raw = raw.prefetch(tf.data.AUTOTUNE)
         # As many at a time as there are threads: encoded, they need little memory.
         waiting: collections.deque = collections.deque()

@@ -1,4 +1,4 @@
-"""TFRecords in the official schema: the only file that spells their keys."""
+"""TFRecords in the official schema; no other module names their keys."""
 
 import dataclasses
 import os
@@ -18,25 +18,19 @@ from deeplab_tf.files.outputs import write_text
 from deeplab_tf.images.decoding import EncodedImage
 
 INFO_FILE = "dataset_info.json"
-# Of shards that are being written, and that wait for the others of their set.
+# Suffixes of shards that are being written, and of complete ones not yet published.
 UNFINISHED, FINISHED = ".unfinished", ".finished"
 _SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(\.tfrecord)?")
 _OWN_SHARD = re.compile(
     r".+-\d{5}-of-\d{5}\.tfrecord"
     rf"({re.escape(UNFINISHED)}|{re.escape(FINISHED)})?"
 )
-# While it is there, it says which shards a folder has.
+# Lists the shards of a folder while they are being published.
 _PUBLISHING = ".publishing.json"
 
 
 class Keys(NamedTuple):
-    """Where a record has what a sample is made of.
-
-    Attributes:
-        image: Key of the encoded image.
-        label: Key of the encoded label.
-        name: Key of the name; "" where there is none.
-    """
+    """Record keys of the encoded image, the encoded label and the name ("" if none)."""
 
     image: str
     label: str
@@ -53,8 +47,8 @@ def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
 
     Args:
         image: The encoded image.
-        label: Encoded one-channel PNG of class ids.
-        name: Name of the image, without folder and extension for VOC.
+        label: One-channel PNG of class ids.
+        name: Name of the image; for VOC without folder and extension.
     """
 
     def bytes_feature(value):
@@ -79,7 +73,7 @@ def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
 
 
 def parse(record, keys: Keys = OFFICIAL_KEYS):
-    """Returns encoded image, encoded label and name of a record, string scalars."""
+    """Returns the encoded image, encoded label and name of a record, string scalars."""
     string = tf.io.FixedLenFeature([], tf.string)
     features = {keys.image: string, keys.label: string}
     if keys.name:
@@ -89,12 +83,7 @@ def parse(record, keys: Keys = OFFICIAL_KEYS):
 
 
 def parse_class(record, keys: Keys):
-    """Returns the encoded image of a record and its class id, scalars.
-
-    Args:
-        record: Bytes, a string scalar.
-        keys: Where the record has them; its label is a number.
-    """
+    """Returns the encoded image and the class id of a classification record."""
     features = {
         keys.image: tf.io.FixedLenFeature([], tf.string),
         keys.label: tf.io.FixedLenFeature([], tf.int64),
@@ -106,12 +95,12 @@ def parse_class(record, keys: Keys):
 def split_files(folder: str, split: str) -> list[str]:
     """Returns the paths of a split's shards, unfinished ones too, in order.
 
-    As in the official code these are `<split>-*`, but no shards of a split whose name
-    begins alike.
+    They are `<split>-*`, as in the official code, without the shards of other splits
+    whose names start with `<split>-`.
     """
-    # Not a glob, for which a folder may have any name but `a[1]`.
+    # Not a glob, which would fail in a folder named `a[1]`.
     found = []
-    for name in _names(folder):
+    for name in _list_names(folder):
         shard = _SHARD.fullmatch(name.removesuffix(UNFINISHED).removesuffix(FINISHED))
         if shard[1] == split if shard else name.startswith(f"{split}-"):
             found.append(os.path.join(folder, name))
@@ -119,7 +108,7 @@ def split_files(folder: str, split: str) -> list[str]:
 
 
 def is_shard(path: str) -> bool:
-    """Returns whether a file has the name of a shard as converters write it."""
+    """Returns whether a file is named like the shards that our converters write."""
     return bool(_OWN_SHARD.fullmatch(os.path.basename(path)))
 
 
@@ -129,10 +118,10 @@ def publish(
     """Replaces the shards of some splits and the info, atomically for our readers.
 
     Args:
-        shards: The names of all shards of each split. Those that are new have
-            `FINISHED` at their end.
-        info: What becomes `dataset_info.json`.
-        folder: Folder of both.
+        shards: Names of all shards of each split. The files of new shards end in
+            `FINISHED`.
+        info: The new `dataset_info.json`.
+        folder: Folder of the shards and the info.
     """
     publication = _Publication({k: list(v) for k, v in shards.items()}, info)
     text = strict_json.dump(dataclasses.asdict(publication))
@@ -141,8 +130,8 @@ def publish(
 
 
 def finish_publishing(folder: str) -> None:
-    """Does what `publish` had yet to do when its program was killed."""
-    pending = _pending(folder)
+    """Completes a `publish` that was interrupted."""
+    pending = _read_pending(folder)
     if pending is None:
         return
     for split, names in pending.shards.items():
@@ -150,7 +139,7 @@ def finish_publishing(folder: str) -> None:
             if tf.io.gfile.exists(path + FINISHED):
                 tf.io.gfile.rename(path + FINISHED, path, overwrite=True)
         for path in split_files(folder, split):
-            # A file whose name only begins like a shard's belongs to somebody else.
+            # Other files that start with `<split>-` are not ours.
             if is_shard(path) and os.path.basename(path) not in names:
                 tf.io.gfile.remove(path)
     write_info(pending.info, folder)
@@ -159,13 +148,13 @@ def finish_publishing(folder: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Publication:
-    """The shards of each split and the info that are being published."""
+    """Content of the file that lists what is being published."""
 
     shards: dict[str, list[str]]
     info: DatasetInfo
 
 
-def _pending(folder: str) -> _Publication | None:
+def _read_pending(folder: str) -> _Publication | None:
     path = os.path.join(folder, _PUBLISHING)
     if not tf.io.gfile.exists(path):
         return None
@@ -177,8 +166,8 @@ def _pending(folder: str) -> _Publication | None:
     return pending
 
 
-def _names(folder: str) -> list[str]:
-    """Returns the names in a folder, none if there is no such folder."""
+def _list_names(folder: str) -> list[str]:
+    """Lists a folder; empty if there is none."""
     is_folder = file_kinds.kind_of(folder) is file_kinds.Kind.DIRECTORY
     return file_kinds.list_names(folder) if is_folder else []
 
@@ -187,15 +176,14 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
     """Returns the shards of a split, in order.
 
     Raises:
-        UserError: if there are none, naming the splits that are there, if the
-            names tell that some are missing, or are of two conversions, or if one is
-            not a file.
+        UserError: if the split has no shards, some are missing, they come from two
+            conversions, or one is not a file.
     """
     split = split_name(split)
-    pending = _pending(dataset_dir)
+    pending = _read_pending(dataset_dir)
     if pending and split in pending.shards:
         paths = [os.path.join(dataset_dir, n) for n in pending.shards[split]]
-        new = (path + FINISHED for path in paths)
+        new = [path + FINISHED for path in paths]
         return [
             n if tf.io.gfile.exists(n) else p for p, n in zip(paths, new, strict=True)
         ]
@@ -212,38 +200,39 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
 
 
 def _require_one_set(paths: Sequence[str]) -> None:
-    """Refuses shards whose names tell that they are not one whole set."""
+    """Refuses shards whose names show that the set is incomplete or mixed."""
     shards = [_SHARD.fullmatch(os.path.basename(path)) for path in paths]
     numbered = [(int(s[2]), int(s[3])) for s in shards if s]
     numbers, counts = ({n[i] for n in numbered} for i in (0, 1))
     if len(counts) > 1 or len(numbered) > len(numbers):
         raise UserError(
-            f"{paths[0]} and {paths[-1]} are of two sets of shards; remove one of them"
+            f"{paths[0]} and {paths[-1]} belong to different sets of shards; "
+            "remove one of them"
         )
     if counts and len(numbers) < max(counts):
         raise UserError(
-            f"{paths[0]} is one of {len(numbers)} shards of {max(counts)}; copy or "
-            "convert them again"
+            f"only {len(numbers)} of {max(counts)} shards are there, such as "
+            f"{paths[0]}; copy or convert them again"
         )
 
 
 def split_names(dataset_dir: str) -> list[str]:
-    """Returns the splits that a folder has shards of, in alphabetical order."""
-    shards = [_SHARD.fullmatch(name) for name in _names(dataset_dir)]
-    pending = _pending(dataset_dir)
+    """Returns the splits that have shards in a folder, sorted."""
+    shards = [_SHARD.fullmatch(name) for name in _list_names(dataset_dir)]
+    pending = _read_pending(dataset_dir)
     found = {shard[1] for shard in shards if shard}
     return sorted(found | set(pending.shards if pending else ()))
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordIndex:
-    """Where every record of some files is, so that any can be read by itself.
+    """The position of every record in a list of files, for random access.
 
     Attributes:
         paths: The files.
         file: Index into `paths`, int32 `[records]`.
         number: Number of the record in its file, from 0, int64 `[records]`.
-        offset: Byte at which it begins, int64 `[records]`.
+        offset: First byte of the record, int64 `[records]`.
     """
 
     paths: tuple[str, ...]
@@ -255,19 +244,19 @@ class RecordIndex:
         return len(self.file)
 
     def select(self, chosen: np.ndarray) -> "RecordIndex":
-        """Returns the index of some records, given by their positions."""
+        """Returns the index of the records at the chosen positions."""
         parts = (self.file[chosen], self.number[chosen], self.offset[chosen])
         return RecordIndex(self.paths, *parts)
 
 
 def index_records(paths: Sequence[str]) -> RecordIndex:
-    """Returns the index of TFRecord files, from the lengths in them alone.
+    """Indexes TFRecord files by reading only the lengths of the records.
 
     Raises:
-        UserError: where a file is cut short or not a file; names file and record.
+        UserError: if a path is not a file, or is cut short.
     """
-    offsets = [_offsets(path) for path in paths]
-    counts = [len(of_file) for of_file in offsets]
+    offsets = [_read_offsets(path) for path in paths]
+    counts = [len(file_offsets) for file_offsets in offsets]
     _require_last_empty(paths, counts)
     return RecordIndex(
         tuple(paths),
@@ -277,9 +266,9 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
     )
 
 
-def _offsets(path: str) -> list[int]:
-    """Returns the bytes at which the records of a file begin."""
-    # A record: its length in 8 bytes, 4 of checksum, itself, 4 of checksum.
+def _read_offsets(path: str) -> list[int]:
+    """Returns the first byte of each record in a file."""
+    # A record is its length (8 bytes), a checksum (4), the data and a checksum (4).
     offsets, offset = [], 0
     with file_kinds.open_file(path) as file:
         size = file_kinds.file_size(file)
@@ -290,14 +279,16 @@ def _offsets(path: str) -> list[int]:
             offsets.append(offset)
             offset += 16 + length
             if offset > size:
-                raise UserError(describe_broken_record(path, len(offsets) - 1))
+                number = len(offsets) - 1
+                raise UserError(f"record {number} of {path} is broken or cut short")
     return offsets
 
 
 def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
     """Refuses an empty file before one with records.
 
-    The official converters fill shard by shard, so that only the last can be empty.
+    The official converters fill one shard after another, so only the last ones can be
+    empty.
     """
     for i, path in enumerate(paths):
         if not counts[i] and any(counts[i:]):
@@ -307,16 +298,8 @@ def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
             )
 
 
-def describe_broken_record(path: str, number: int) -> str:
-    """Returns what there is to say of a record that cannot be read."""
-    return f"record {number} of {path} is broken or cut short"
-
-
 def read_record(path, offset) -> tf.data.Dataset:
-    """Returns a dataset of the record that begins at a byte of a file, in a graph.
-
-    The record is read when the dataset is, and its checksums are verified.
-    """
+    """Returns a dataset of the one record at a byte offset; it verifies checksums."""
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=tf.reshape(path, [1]),
         compression_type="",
@@ -334,11 +317,11 @@ def write_info(info: DatasetInfo, folder: str) -> None:
 
 
 def read_info(folder: str) -> DatasetInfo | None:
-    """Returns the `dataset_info.json` of a folder, None where there is none."""
-    path = os.path.join(folder, INFO_FILE)
-    pending = _pending(folder)
+    """Returns the `dataset_info.json` of a folder, None if there is none."""
+    pending = _read_pending(folder)
     if pending:
         return pending.info
+    path = os.path.join(folder, INFO_FILE)
     if not tf.io.gfile.exists(path):
         return None
     file_kinds.require_file(path)

@@ -1,4 +1,4 @@
-"""What a reader reads from: the records of a split and what they mean."""
+"""The records of a split together with the description of their dataset."""
 
 import dataclasses
 
@@ -10,13 +10,7 @@ TFDS_PREFIX = "tfds:"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The records of a split.
-
-    Attributes:
-        info: What its images and labels mean.
-        keys: Where the records have them.
-        index: Where the records are.
-    """
+    """The records of a split: what they mean, their keys and their positions."""
 
     info: DatasetInfo
     keys: records.Keys

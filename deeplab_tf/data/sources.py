@@ -1,4 +1,4 @@
-"""Where the records of a split are, and what its labels mean."""
+"""Opens the records of a split and finds the description of their dataset."""
 
 import os
 
@@ -13,39 +13,39 @@ from deeplab_tf.errors import UserError
 def resolve_info(
     name: str | None, dataset_dir: str, fallback: str = "pascal_voc_seg"
 ) -> DatasetInfo:
-    """Returns the dataset's description: beside its records, else by name.
+    """Returns the `dataset_info.json` next to the records, else the dataset by name.
 
     Args:
-        name: Value of `--dataset`, None where it was not given.
+        name: Value of `--dataset`, or None.
         dataset_dir: Folder of the records.
-        fallback: Name where neither tells it.
+        fallback: Name to use if there is neither a file nor a name.
 
     Raises:
-        UserError: if the two contradict each other, or the name is unknown.
+        UserError: if file and name disagree, or the name is unknown.
     """
-    beside = records.read_info(dataset_dir)
-    if (name or "").startswith(TFDS_PREFIX) or beside is None:
+    stored = records.read_info(dataset_dir)
+    if (name or "").startswith(TFDS_PREFIX) or stored is None:
         name = name or fallback
         if not name.startswith(TFDS_PREFIX):
             return dataset_info(name)
         from deeplab_tf.data import tfds_source  # here: it takes seconds to import
 
         return tfds_source.describe(name, dataset_dir)
-    if name not in (None, beside.name):
+    if name not in (None, stored.name):
         raise UserError(
             f"--dataset={name} but {os.path.join(dataset_dir, 'dataset_info.json')} "
-            f"says {beside.name}"
+            f"says {stored.name}"
         )
-    return beside
+    return stored
 
 
 def _require_size(split: str, dataset_dir: str, count: int) -> None:
-    """Refuses a split that has lost records, where its size is described beside it.
+    """Refuses a split with fewer records than its info says.
 
     For splits with an empty shard, which may be a file that was not copied.
     """
-    beside = records.read_info(dataset_dir)
-    expected = beside.split_sizes.get(split_name(split), count) if beside else count
+    info = records.read_info(dataset_dir)
+    expected = info.split_sizes.get(split_name(split), count) if info else count
     if count != expected:
         raise UserError(
             f"{dataset_dir or '.'} has {count} records of {split} and an empty shard, "
@@ -54,17 +54,17 @@ def _require_size(split: str, dataset_dir: str, count: int) -> None:
 
 
 def split_names(info: DatasetInfo, dataset_dir: str) -> list[str]:
-    """Returns the splits of a data set whose records are in a folder."""
+    """Returns the splits of a dataset in a folder."""
     if info.name.startswith(TFDS_PREFIX):
         return list(info.split_sizes)
     return records.split_names(dataset_dir)
 
 
 def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
-    """Returns the records of a split.
+    """Opens the records of a split.
 
     Args:
-        name: Value of `--dataset`, None where it was not given.
+        name: Value of `--dataset`, or None.
         dataset_dir: Folder of the records.
         split: Official name of the split; `trainaug` is `train_aug`.
 

@@ -1,8 +1,8 @@
-"""Encoded pictures in a graph: their size from the header, then their pixels.
+"""Decodes images in a graph, after checking the size in their headers.
 
-Images of one, three or four channels are plain JPEGs or PNGs. Images of other
-channels are one grey PNG, the planes of the channels below each other, because no
-picture format that TensorFlow decodes holds more than four.
+Images of one, three or four channels are plain JPEGs or PNGs. With any other number
+of channels they are one grey PNG with the channels stacked vertically, because no
+format that TensorFlow decodes has more than four.
 """
 
 import io
@@ -12,17 +12,17 @@ from typing import NamedTuple
 import tensorflow as tf
 from PIL import Image
 
-# Pillow's name of a format to the official one. MPO is how many cameras write a
-# JPEG, with a second picture behind the first.
+# From Pillow's format names to the official ones. MPO is a JPEG followed by a second
+# image, which many cameras write.
 IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
-# Headers of broken files promise anything; nobody labels more than 134 megapixels.
+# Broken headers can claim any size; nobody labels more than 134 megapixels.
 MAX_PIXELS = 1 << 27
 # Pillow warns from 89 megapixels on.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 _PNG_CHANNELS = (1, 3, 4)
 _JPEG_CHANNELS = (1, 3)
-# A PNG begins with its signature and the chunk IHDR; of the latter: width, height,
-# bits of a channel, kind of colour.
+# A PNG starts with its signature and the IHDR chunk: width, height, bits per channel
+# and colour type.
 PNG_SIGNATURE = (*b"\x89PNG",)
 PNG_HEADER_LENGTH = 26
 _PNG_SIDES = (16, 20)
@@ -32,15 +32,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class EncodedImage(NamedTuple):
-    """An encoded image, and the fields of its record.
-
-    Attributes:
-        content: JPEG or PNG bytes.
-        format: "jpeg" or "png".
-        height: Height in pixels.
-        width: Width in pixels.
-        channels: Number of channels.
-    """
+    """JPEG or PNG bytes; `format` is "jpeg" or "png"."""
 
     content: bytes
     format: str
@@ -57,88 +49,88 @@ def png_format(content: bytes) -> tuple[int, int]:
     """Returns bits per channel and colour type of a PNG, (0, 0) for other files.
 
     Args:
-        content: The first bytes of a file, at least 26 of them.
+        content: At least the first 26 bytes of a file.
     """
     is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEADER_LENGTH
     return (content[24], content[25]) if is_png else (0, 0)
 
 
-def _png_head(encoded):
-    """Returns the first bytes of a PNG as int32; refuses what is shorter."""
+def _png_header(encoded):
+    """Returns the first bytes of a PNG, int32; fails if there are too few."""
     head = tf.io.decode_raw(tf.strings.substr(encoded, 0, PNG_HEADER_LENGTH), tf.uint8)
     return tf.cast(tf.ensure_shape(head, [PNG_HEADER_LENGTH]), tf.int32)
 
 
-def png_size(head):
-    """Returns int32 `[..., 2]`, height and width, negative beyond 2^31.
+def png_size(header):
+    """Returns height and width, int32 `[..., 2]`, negative above 2^31.
 
     Args:
-        head: First bytes of PNGs, int32 `[..., PNG_HEADER_LENGTH]`.
+        header: First bytes of PNGs, int32 `[..., PNG_HEADER_LENGTH]`.
     """
     width, height = (
-        tf.reduce_sum(head[..., start : start + 4] * _BIG_ENDIAN, -1)
+        tf.reduce_sum(header[..., start : start + 4] * _BIG_ENDIAN, -1)
         for start in _PNG_SIDES
     )
     return tf.stack([height, width], -1)
 
 
-def _bounded(size, planes: int, is_valid):
-    """Returns a size after refusing what is invalid, or no size of a picture."""
-    is_there = tf.reduce_all(size > 0)
+def _check_size(size, planes: int, is_valid):
+    """Returns a size; fails if it is not valid, empty or too large."""
+    is_positive = tf.reduce_all(size > 0)
     pixels = tf.reduce_prod(tf.cast(size, tf.float32))
-    # The bare operation: this runs for every sample.
-    refused = tf.raw_ops.Assert(
-        condition=is_valid & is_there & (pixels <= float(MAX_PIXELS * planes)),
-        data=["no picture of a possible size:", size],
+    # tf.debugging.assert costs several operations, and this runs for every sample.
+    assertion = tf.raw_ops.Assert(
+        condition=is_valid & is_positive & (pixels <= float(MAX_PIXELS * planes)),
+        data=["not an image of a possible size:", size],
     )
-    with tf.control_dependencies([] if refused is None else [refused]):
+    with tf.control_dependencies([] if assertion is None else [assertion]):
         return tf.identity(size)
 
 
 def read_image_size(encoded, channels: int = 3):
-    """Returns int32 `[height, width]` of JPEG or PNG bytes, from the header alone.
+    """Returns the int32 `[height, width]` in the header of an image.
 
     Args:
-        encoded: Bytes, a string scalar.
+        encoded: JPEG or PNG bytes, a string scalar.
         channels: Channels of the image.
 
     Raises:
-        tf.errors.InvalidArgumentError: for what is neither, is empty, or promises
-            more than `MAX_PIXELS` pixels.
+        tf.errors.InvalidArgumentError: if it is neither a JPEG nor a PNG, is empty, or
+            has more than `MAX_PIXELS` pixels.
     """
 
-    def jpeg_size():
+    def read_jpeg():
         return tf.image.extract_jpeg_shape(encoded)[:2], True
 
-    def png_size():
-        head = _png_head(encoded)
-        return png_size(head), tf.reduce_all(head[:4] == PNG_SIGNATURE)
+    def read_png():
+        header = _png_header(encoded)
+        return png_size(header), tf.reduce_all(header[:4] == PNG_SIGNATURE)
 
-    size, valid = tf.cond(tf.io.is_jpeg(encoded), jpeg_size, png_size)
+    size, is_valid = tf.cond(tf.io.is_jpeg(encoded), read_jpeg, read_png)
     planes = channels if _has_planes(channels) else 1
-    size = _bounded(size, planes, valid)
+    size = _check_size(size, planes, is_valid)
     return size if planes == 1 else size // [planes, 1]
 
 
 def decode_image(encoded, channels: int = 3, max_value: int = 255):
     """Returns the pixels of an image, `[height, width, channels]`.
 
-    JPEGs are decoded with TensorFlow's default method, as the official pipeline
-    does; an accurate one moves mIoU by up to 0.15 points.
+    JPEGs are decoded with TensorFlow's default method, as in the official pipeline;
+    the accurate method changes mIoU by up to 0.15 points.
 
     Args:
         encoded: JPEG or PNG bytes, a string scalar.
         channels: Channels of the image.
-        max_value: As in `DatasetInfo`; beyond 255 the pixels are uint16, else uint8.
+        max_value: As in `DatasetInfo`; above 255 the pixels are uint16, else uint8.
 
     Raises:
-        tf.errors.InvalidArgumentError: for what cannot be decoded.
+        tf.errors.InvalidArgumentError: if the image cannot be decoded.
     """
     return decode_rows(encoded, 0, MAX_PIXELS, channels, max_value)[0]
 
 
 def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
-    """Returns some rows of an image, and the height and width of all of it.
+    """Decodes some rows of an image.
 
     Args:
         encoded: JPEG or PNG bytes, a string scalar.
@@ -148,12 +140,12 @@ def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
         max_value: As in `DatasetInfo`.
 
     Returns:
-        Pixels `[rows, width, channels]` and the size, int32 `[2]`.
+        Pixels `[rows, width, channels]`, and the size of the full image, int32 `[2]`.
     """
     dtype = tf.uint8 if max_value < 256 else tf.uint16
 
     def jpeg():
-        size = _bounded(tf.image.extract_jpeg_shape(encoded)[:2], 1, True)
+        size = _check_size(tf.image.extract_jpeg_shape(encoded)[:2], 1, True)
         height, width = tf.unstack(size)
         top = tf.minimum(first, height - 1)
         # Skips the transforms of the other rows.
@@ -183,25 +175,17 @@ def _decode_png(encoded, channels: int, dtype):
 def decode_label(encoded):
     """Returns the uint8 class ids `[height, width, 1]` of a grey 8-bit PNG.
 
-    Anything else would be read as brightness: of the colours of a palette, or of
-    colours that stand for classes.
-
-    Raises:
-        tf.errors.InvalidArgumentError: for anything else.
+    Fails for other images: TensorFlow would turn their colours into brightness.
     """
-    head = _png_head(encoded)
-    is_grey = tf.gather(head, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
-    size = _bounded(png_size(head), 1, tf.reduce_all(is_grey))
+    header = _png_header(encoded)
+    is_grey = tf.gather(header, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
+    size = _check_size(png_size(header), 1, tf.reduce_all(is_grey))
     with tf.control_dependencies([size]):
         return tf.io.decode_png(encoded, channels=1)
 
 
 def encode_image(pixels) -> bytes:
-    """Returns the PNG that `decode_image` decodes to these pixels.
-
-    Args:
-        pixels: uint8 or uint16 `[height, width, channels]`.
-    """
+    """Returns a PNG of uint8 or uint16 `[height, width, channels]` pixels."""
     height, width, channels = pixels.shape
     if _has_planes(channels):
         pixels = pixels.transpose(2, 0, 1).reshape(channels * height, width, 1)
@@ -209,11 +193,11 @@ def encode_image(pixels) -> bytes:
 
 
 def exif_orientation(encoded: bytes) -> int:
-    """Returns how viewers turn an image: 1..8 as in EXIF, 1 being not at all."""
+    """Returns the EXIF orientation of an image, 1..8; 1 is upright."""
     try:
         exif = Image.open(io.BytesIO(encoded)).getexif()
         orientation = exif.get(_EXIF_ORIENTATION)
-    except Exception:  # Pillow's parsers raise whatever they stumble over
+    except Exception:  # Pillow's parsers raise anything
         return 1
     # Some cameras write 0.
     return orientation if orientation in range(1, 9) else 1

@@ -166,7 +166,7 @@ class _Cropper:
     def _crop(self, position, window_fn: Callable):
         """Returns a window of an image, float32 of the crop size, and its class."""
         info = self._info
-        record = self._reader.record_dataset(position).get_single_element()
+        record = self._reader.read_bytes(position)
         encoded, label = records.parse_class(record, self._keys)
         size = decoding.read_image_size(encoded, info.channels)
         top, left, height, width = tf.unstack(window_fn(size))

@@ -12,7 +12,7 @@ from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.data.reader import batches
+from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 from deeplab_tf.images.decoding import EncodedImage
@@ -151,7 +151,11 @@ def test_a_label_out_of_range_names_image_and_value(tmp_path, training):
     folder = write(tmp_path, plain_record(1, 9, 9, label, name="2007_000032"))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
-        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+        list(
+            itertools.islice(
+                iterate_batches(load_dataset(config, "train", training)), 2
+            )
+        )
     message = str(error.value)
     assert message == (
         f"record 0 of {folder}/train-00000-of-00001.tfrecord image 2007_000032 has a "
@@ -165,7 +169,11 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(tmp_path, training):
     folder = write(tmp_path, content.replace(b"ab__\nd", b"ab\xff\xed\nd"))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
-        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+        list(
+            itertools.islice(
+                iterate_batches(load_dataset(config, "train", training)), 2
+            )
+        )
     assert str(error.value) == (
         f"record 0 of {folder}/train-00000-of-00001.tfrecord image ab\ufffd\ufffd\\nd "
         "has a label of value 77 outside 0..20 and 255 (ignored)"
@@ -176,7 +184,7 @@ def test_the_ignored_label_and_the_last_class_are_in_range(tmp_path):
     label = np.array([[20, 255], [0, 255]], np.uint8)
     folder = write(tmp_path, plain_record(1, 2, 2, label), split="val")
     config = DataConfig(folder, batch_size=1)
-    ((_, labels),) = batches(load_dataset(config, "val", training=False))
+    ((_, labels),) = iterate_batches(load_dataset(config, "val", training=False))
     np.testing.assert_array_equal(labels[0, ..., 0], label)
 
 
@@ -187,7 +195,11 @@ def test_image_and_label_of_two_sizes_are_refused_by_name(tmp_path, training):
     )
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
-        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+        list(
+            itertools.islice(
+                iterate_batches(load_dataset(config, "train", training)), 2
+            )
+        )
     assert str(error.value) == (
         f"record 0 of {folder}/train-00000-of-00001.tfrecord image b is 9 12 but its "
         "label 9 11"
@@ -203,9 +215,15 @@ def test_a_broken_picture_is_told_by_file_and_record(tmp_path, training, part):
     folder = write(tmp_path, good, record(*broken))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
-        list(itertools.islice(batches(load_dataset(config, "train", training)), 2))
+        list(
+            itertools.islice(
+                iterate_batches(load_dataset(config, "train", training)), 2
+            )
+        )
     path = f"{folder}/train-00000-of-00001.tfrecord"
-    assert str(error.value).startswith(f"record 1 of {path} is broken: it is gone, a ")
+    assert str(error.value).startswith(
+        f"record 1 of {path} is broken: the file is missing, a "
+    )
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -217,9 +235,12 @@ def test_a_flipped_bit_is_told_by_file_and_record(tmp_path, training):
     path.write_bytes(content)
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(
-        UserError, match=f"^record 1 of {path} is broken: it is gone, a checksum"
+        UserError,
+        match=f"^record 1 of {path} is broken: the file is missing, a checksum",
     ):
-        list(itertools.islice(batches(load_dataset(config, "val", training)), 3))
+        list(
+            itertools.islice(iterate_batches(load_dataset(config, "val", training)), 3)
+        )
 
 
 def test_a_shard_cut_short_is_told_before_the_first_batch(tmp_path):
@@ -373,7 +394,11 @@ def test_a_small_image_beside_a_large_label_is_told_by_its_size(tmp_path, traini
     content = record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
     config = DataConfig(write(tmp_path, content), crop_size=(17, 17), batch_size=1)
     with pytest.raises(UserError, match="image small is 6 9 but its label 300 200"):
-        list(itertools.islice(batches(load_dataset(config, "train", training)), 4))
+        list(
+            itertools.islice(
+                iterate_batches(load_dataset(config, "train", training)), 4
+            )
+        )
 
 
 def test_what_is_gone_after_the_start_is_told(tmp_path):
@@ -381,5 +406,7 @@ def test_what_is_gone_after_the_start_is_told(tmp_path):
     dataset = load_dataset(DataConfig(folder, batch_size=1), "train", training=False)
     (path,) = tmp_path.iterdir()
     path.unlink()
-    with pytest.raises(UserError, match=f"record 0 of {path} is broken: it is gone, "):
-        list(batches(dataset))
+    with pytest.raises(
+        UserError, match=f"record 0 of {path} is broken: the file is missing, "
+    ):
+        list(iterate_batches(dataset))

@@ -100,7 +100,9 @@ def test_a_split_without_records_names_those_that_are_there(folder):
         write(folder, b"a", split=split)
     with pytest.raises(UserError, match=r"no test-. records in .*: train_aug, val$"):
         records.shard_paths(folder, "test")
-    with pytest.raises(UserError, match=r"no val-. records in .*; no records there$"):
+    with pytest.raises(
+        UserError, match=r"no val-. records in .*; it has no records at all$"
+    ):
         records.shard_paths(f"{folder}/missing", "val")
 
 
@@ -108,7 +110,7 @@ def test_a_set_of_shards_that_is_not_whole_is_refused(folder):
     write(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
     with pytest.raises(
-        UserError, match=r"00000-of-00003.* is one of 2 shards of 3; copy"
+        UserError, match=r"only 2 of 3 shards are there, .*00000-of-00003.*; copy"
     ):
         records.shard_paths(folder, "train")
 
@@ -120,7 +122,9 @@ def test_two_sets_of_shards_are_refused(tmp_path, name):
     folder = write(tmp_path, b"1")
     there = f"{folder}/train-00000-of-00001.tfrecord"
     tf.io.gfile.copy(there, f"{folder}/{name}")
-    with pytest.raises(UserError, match="are of two sets of shards; remove one"):
+    with pytest.raises(
+        UserError, match="belong to different sets of shards; remove one"
+    ):
         records.shard_paths(folder, "train")
 
 

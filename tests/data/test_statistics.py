@@ -37,12 +37,12 @@ def source(folder):
 
 
 def test_labels_are_counted(source):
-    pixels, image_pixels, holds = statistics.count_labels(source)
+    pixels, image_pixels, contains = statistics.count_labels(source)
     assert pixels.tolist() == [38, 7, 5, 0]
     # Labelled pixels of the images: 15, 20, 14, 1. Floor is in the first three, ball
     # in the first and the third, the plant in the last two.
     assert image_pixels.tolist() == [49, 29, 15, 0]
-    assert holds.tolist() == [[n > 0 for n in counts] for counts in PIXELS]
+    assert contains.tolist() == [[n > 0 for n in counts] for counts in PIXELS]
 
 
 def test_the_ignored_label_is_no_class_even_where_it_is_an_id(source):

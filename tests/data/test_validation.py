@@ -109,7 +109,7 @@ _AILMENTS = {
     "huge label": (
         record(image(), promising(20_000)),
         "broken",
-        "the label cannot be decoded: .*no picture of a possible size",
+        "the label cannot be decoded: .*not an image of a possible size",
     ),
     "odd EXIF": (
         record(encoded(image(1), "JPEG", exif=ODD_EXIF), label(1)),
