@@ -1,7 +1,7 @@
-"""Any segmentation data set of tensorflow-datasets, as it is on disk.
+"""Reads the datasets of tensorflow-datasets (TFDS) from their own records.
 
-`tfds:NAME[:image_key:label_key]` names it, NAME with configuration and version as
-tensorflow-datasets writes them. Its records are read like our own, under other keys.
+They are named `tfds:NAME[:image_key:label_key]`; NAME may include a configuration and a
+version, as in TFDS. `data_dir` is the folder of TFDS, "" its default.
 """
 
 import functools
@@ -20,31 +20,30 @@ from deeplab_tf.errors import UserError
 _MAX_VALUES = {"uint8": 255, "uint16": 65535}
 
 
-class _Keys(NamedTuple):
+class _Name(NamedTuple):
     builder: str
     image: str | None
     label: str | None
 
 
-def _parse(name: str) -> _Keys:
-    """Returns the parts of `tfds:NAME[:image_key:label_key]`."""
+def _parse(name: str) -> _Name:
     rest = name.removeprefix(TFDS_PREFIX)
-    # One colon is that of a version.
+    # A single colon belongs to a version.
     if rest.count(":") < 2:
-        return _Keys(rest, None, None)
-    return _Keys(*rest.rsplit(":", 2))
+        return _Name(rest, None, None)
+    return _Name(*rest.rsplit(":", 2))
 
 
 @functools.lru_cache
 def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder, its data downloaded and prepared."""
+    """Returns the builder after downloading and preparing its data."""
     try:
         builder = tfds.builder(_parse(name).builder, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        # All the names that there are would follow.
+        # TFDS would list all of its datasets after the first line.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"--dataset={name}: tensorflow-datasets has none of that name: {reason}"
+            f"--dataset={name} is not in tensorflow-datasets: {reason}"
         ) from error
     if not builder.is_prepared():
         _prepare(name, builder)
@@ -59,35 +58,35 @@ def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
     try:
         builder.download_and_prepare(file_format="tfrecord")
-    except Exception as error:  # the scripts of data sets raise whatever they like
+    except Exception as error:  # dataset scripts raise anything
         reason = " ".join(str(error).split())
         raise UserError(f"--dataset={name} cannot be prepared: {reason}") from error
 
 
-def _images(features, prefix: str = "") -> dict[str, tfds.features.Image]:
-    """Returns the image features by their keys, nested ones as `a/b`."""
+def _image_features(features, prefix: str = "") -> dict[str, tfds.features.Image]:
+    """Returns the image features by key; nested keys are joined, as in `a/b`."""
     found = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
-            found |= _images(feature, f"{prefix}{key}/")
+            found |= _image_features(feature, f"{prefix}{key}/")
         elif isinstance(feature, tfds.features.Image):
             found[prefix + key] = feature
     return found
 
 
-def _the_one(name: str, kind: str, images: dict, candidates: list[str]) -> str:
+def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> str:
     if len(candidates) != 1:
-        there = ", ".join(f"{key} {image.shape}" for key, image in images.items())
+        found = ", ".join(f"{key} {image.shape}" for key, image in images.items())
         raise UserError(
             f"--dataset={name}: which feature is the {kind}? Name both as "
-            f"{TFDS_PREFIX}NAME:image_key:label_key; images there: {there or 'none'}"
+            f"{TFDS_PREFIX}NAME:image_key:label_key; its images are {found or 'none'}"
         )
     return candidates[0]
 
 
-def _features(name: str, builder) -> tuple[str, str]:
-    """Returns the keys of image and label: those given, or the only ones there."""
-    images, keys = _images(builder.info.features), _parse(name)
+def _segmentation_keys(name: str, builder) -> tuple[str, str]:
+    """Returns the keys of image and label, from the name or as the only candidates."""
+    images, keys = _image_features(builder.info.features), _parse(name)
     for key in (keys.image, keys.label):
         if key is not None and key not in images:
             raise UserError(
@@ -97,41 +96,37 @@ def _features(name: str, builder) -> tuple[str, str]:
         return keys.image, keys.label
     labels = [k for k, f in images.items() if isinstance(f, tfds.features.LabeledImage)]
     grey = [k for k, f in images.items() if f.shape[-1] == 1]
-    label = _the_one(name, "label", images, labels or grey)
+    label = _require_one(name, "label", images, labels or grey)
     others = [key for key in images if key != label]
     photos = [key for key in others if key not in labels + grey]
-    return _the_one(name, "image", images, photos or others), label
+    return _require_one(name, "image", images, photos or others), label
 
 
 @functools.lru_cache
 def describe(name: str, data_dir: str) -> DatasetInfo:
-    """Returns what the labels mean.
+    """Returns the description of a segmentation dataset.
 
-    The classes are those of a `LabeledImage`. Where the data set does not say them,
-    they are 0 to the largest label of its first split but 255, which is ignored.
-
-    Args:
-        name: `tfds:NAME[:image_key:label_key]`.
-        data_dir: Of tensorflow-datasets; "" is its default.
+    The classes come from its `LabeledImage`. If there is none, they are numbered up to
+    the largest label in the first split, apart from 255, which is ignored.
 
     Raises:
-        UserError: if there is no such data set, or no such feature.
+        UserError: if there is no such dataset or feature.
     """
     builder = _builder(name, data_dir)
-    image_key, label_key = _features(name, builder)
-    images = _images(builder.info.features)
+    image_key, label_key = _segmentation_keys(name, builder)
+    images = _image_features(builder.info.features)
     image, label = images[image_key], images[label_key]
     depth, label_depth = np.dtype(image.np_dtype).name, np.dtype(label.np_dtype).name
     if depth not in _MAX_VALUES or label_depth != "uint8" or label.shape[-1] != 1:
         raise UserError(
             f"--dataset={name}: {image_key} is {depth} {image.shape} and {label_key} "
-            f"{label_depth} {label.shape}; images are uint8 or uint16 and labels uint8 "
-            "of one channel"
+            f"{label_depth} {label.shape}; images must be uint8 or uint16 and labels "
+            "uint8 with one channel"
         )
     if getattr(label, "num_classes", None):
         names = label.names
     else:
-        names = _numbered(_class_count(name, data_dir, builder))
+        names = _numbered_names(_count_classes(name, data_dir, builder))
     return DatasetInfo(
         name=name,
         class_names=tuple(names),
@@ -141,44 +136,40 @@ def describe(name: str, data_dir: str) -> DatasetInfo:
     )
 
 
-def _numbered(count: int) -> list[str]:
+def _numbered_names(count: int) -> list[str]:
     return [f"class_{i}" for i in range(count)]
 
 
-def _class_count(name: str, data_dir: str, builder) -> int:
+def _count_classes(name: str, data_dir: str, builder) -> int:
     splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
-    any_value = DatasetInfo(name, tuple(_numbered(256)))
+    any_value = DatasetInfo(name, tuple(_numbered_names(256)))
     keys, index = open_split(name, data_dir, splits[0])
     values = label_values(Reader(Source(any_value, keys, index)), len(index))
     values[any_value.ignore_label] = 0
     if not values.any():
-        raise UserError(f"--dataset={name}: the labels of {splits[0]} hold no class")
+        raise UserError(f"--dataset={name}: the labels of {splits[0]} have no class")
     return int(np.flatnonzero(values)[-1]) + 1
 
 
 def open_split(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
-    """Returns keys and index of the records of a split.
-
-    Args:
-        name: `tfds:NAME[:image_key:label_key]`.
-        data_dir: Of tensorflow-datasets; "" is its default.
-        split: As tensorflow-datasets writes it, such as `train[:90%]`.
+    """Returns the keys and the index of a split in TFDS syntax, such as `train[:90%]`.
 
     Raises:
-        UserError: if there is no such split, or nothing in it.
+        UserError: if there is no such split, or it is empty.
     """
-    index = _index(name, data_dir, split)
-    return records.Keys(*_features(name, _builder(name, data_dir)), ""), index
+    index = _index_split(name, data_dir, split)
+    keys = _segmentation_keys(name, _builder(name, data_dir))
+    return records.Keys(*keys, ""), index
 
 
-def _index(name: str, data_dir: str, split: str) -> records.RecordIndex:
+def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
     builder = _builder(name, data_dir)
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
-        # The splits would follow, and a link before it.
+        # Drops a link and the list of splits.
         reason = str(error).split("\n")[-1].split(". ")[0].rstrip(".")
         raise UserError(
             f"--dataset={name} has no split {split!r}: {reason}; it has "
@@ -193,46 +184,41 @@ def _index(name: str, data_dir: str, split: str) -> records.RecordIndex:
     return index.select(np.flatnonzero(chosen))
 
 
-def _class_features(name: str, builder) -> tuple[str, str]:
-    """Returns the keys of image and class: those given, else `image` and `label`."""
+def _classification_keys(name: str, builder) -> tuple[str, str]:
+    """Returns the keys of image and class; default: `image` and `label`."""
     features, keys = builder.info.features, _parse(name)
     image, label = keys.image, keys.label
     if image is None:
         image, label = "image", "label"
     is_named = isinstance(features, tfds.features.FeaturesDict)
-    there = dict(features.items()) if is_named else {}
+    available = dict(features.items()) if is_named else {}
     for key, kind in ((image, tfds.features.Image), (label, tfds.features.ClassLabel)):
-        if not isinstance(there.get(key), kind):
-            found = ", ".join(f"{k} ({type(v).__name__})" for k, v in there.items())
+        if not isinstance(available.get(key), kind):
+            found = ", ".join(f"{k} ({type(v).__name__})" for k, v in available.items())
             raise UserError(
-                f"--dataset={name} has no {kind.__name__} {key!r}; a data set of "
-                f"classified images has one of each, named as {TFDS_PREFIX}NAME:"
-                f"image_key:label_key where they are not image and label; it has "
-                f"{found or 'no features by name'}"
+                f"--dataset={name} has no {kind.__name__} {key!r}; a classification "
+                f"dataset needs both, named as {TFDS_PREFIX}NAME:image_key:label_key "
+                f"unless they are image and label; it has "
+                f"{found or 'no named features'}"
             )
     return image, label
 
 
 def describe_classes(name: str, data_dir: str) -> DatasetInfo:
-    """Returns the classes of a data set of classified images.
-
-    Args:
-        name: `tfds:NAME[:image_key:label_key]`, the keys being image and label where
-            they are not given.
-        data_dir: Of tensorflow-datasets; "" is its default.
+    """Returns the description of a classification dataset.
 
     Raises:
-        UserError: if there is no such data set, or no such feature.
+        UserError: if there is no such dataset or feature.
     """
     builder = _builder(name, data_dir)
-    image_key, label_key = _class_features(name, builder)
+    image_key, label_key = _classification_keys(name, builder)
     image, label = (builder.info.features[key] for key in (image_key, label_key))
     depth, channels = np.dtype(image.np_dtype).name, image.shape[-1]
     if depth not in _MAX_VALUES or channels is None or not label.num_classes:
         raise UserError(
             f"--dataset={name}: {image_key} is {depth} {image.shape} and {label_key} "
-            f"has {label.num_classes} classes; images are uint8 or uint16 of a known "
-            "number of channels, and the classes are counted"
+            f"has {label.num_classes} classes; images must be uint8 or uint16 with a "
+            "fixed number of channels, and the number of classes must be known"
         )
     return DatasetInfo(
         name=name,
@@ -246,15 +232,7 @@ def describe_classes(name: str, data_dir: str) -> DatasetInfo:
 def open_classes(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
-    """Returns keys and index of the records of a split of classified images.
-
-    Args:
-        name: See `describe_classes`.
-        data_dir: Of tensorflow-datasets; "" is its default.
-        split: As tensorflow-datasets writes it, such as `train[:90%]`.
-
-    Raises:
-        UserError: if there is no such split, or nothing in it.
-    """
-    index = _index(name, data_dir, split)
-    return records.Keys(*_class_features(name, _builder(name, data_dir)), ""), index
+    """Returns the keys and the index of a classification split; see `open_split`."""
+    index = _index_split(name, data_dir, split)
+    keys = _classification_keys(name, _builder(name, data_dir))
+    return records.Keys(*keys, ""), index

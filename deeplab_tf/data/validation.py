@@ -1,9 +1,7 @@
-"""Whether a data set can be trained on: every record read, and what is odd about it.
+"""Validates a dataset before training and reports problems.
 
-    python -m deeplab_tf.data.doctor --dataset_dir=tfrecord
-
-The exit status is 0 if it is safe to train. What makes it unsafe is in `ERRORS`;
-everything else is worth a look.
+`ERRORS` make it unsafe to train on; `WARNINGS` may be intended. The program is
+`python -m deeplab_tf.data.doctor`.
 """
 
 import collections
@@ -18,35 +16,29 @@ from deeplab_tf.data.record_checks import RecordChecker, RecordReport
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 
-# Kinds of problems with which a training would stop, or learn something wrong.
+# Kinds of problems that would stop training or teach it something wrong.
 ERRORS = {
     "broken": "broken records",
-    "size": "labels of another size than their images",
-    "picture": "labels that are no grey 8-bit PNG",
-    "value": "label values that are no class",
-    "one-sided": "splits of which every label is empty",
-    "white": "labels of 0 and the ignored value alone",
+    "size": "labels whose size differs from the image",
+    "picture": "labels that are not a grey 8-bit PNG",
+    "value": "label values that are not a class",
+    "one-sided": "splits whose labels are all empty",
+    "white": "labels with only 0 and the ignored value",
     "leak": "images of an evaluation split in a training split",
 }
 WARNINGS = {
-    "rotated": "images that EXIF turns: viewers show them so, networks do not",
-    "unlikely": "samples that hold no class",
+    "rotated": "images that viewers rotate by their EXIF tag but networks do not",
+    "unlikely": "samples without any class",
     "void": "labels without a labelled pixel",
-    "background": "labels of class 0 alone",
-    "absent": "classes that no image holds",
-    "repeated": "images twice in a split",
+    "background": "labels with only class 0",
+    "absent": "classes that are in no image",
+    "repeated": "images that are twice in a split",
 }
-_QUICK = 200
+_QUICK_CHECK_RECORDS = 200
 
 
 class Problem(NamedTuple):
-    """Something that is odd about a data set.
-
-    Attributes:
-        kind: Key of `ERRORS` or `WARNINGS`.
-        split: Name of the split.
-        text: What was found, and where.
-    """
+    """A problem of a split; `kind` is a key of `ERRORS` or `WARNINGS`."""
 
     kind: str
     split: str
@@ -55,19 +47,19 @@ class Problem(NamedTuple):
 
 @dataclasses.dataclass
 class SplitReport:
-    """What a split holds.
+    """Statistics and problems of a split.
 
     Attributes:
-        split: Its name.
-        images: Number of its records.
-        examined: Number of them that were examined.
-        problems: What is odd about them.
+        split: Name of the split.
+        images: Number of records.
+        examined: Number of records that were examined.
+        problems: The problems found.
         values: Pixels of each label value, `[256]`.
         images_with: Images with each label value, `[256]`.
-        sizes: (height, width) to number of images.
+        sizes: Number of images of each (height, width).
         mean: Mean of each channel over all pixels, 0..max_value.
         deviation: Standard deviation of each channel.
-        digests: Hash of the pixels of each image to where it is.
+        digests: The record of each image, by the hash of its pixels.
     """
 
     split: str
@@ -85,21 +77,14 @@ class SplitReport:
 
 
 def is_safe(problems: Iterable[Problem]) -> bool:
-    """Whether nothing of what was found speaks against training."""
+    """Returns whether there are no errors, only warnings."""
     return not any(problem.kind in ERRORS for problem in problems)
 
 
-def examine_split(source: Source, split: str, at_most: int | None = None):
-    """Returns the report of a split.
-
-    Args:
-        source: Its records.
-        split: Its name.
-        at_most: Number of records to examine, evenly spaced; None is all.
-
-    Returns:
-        A `SplitReport`.
-    """
+def examine_split(
+    source: Source, split: str, at_most: int | None = None
+) -> SplitReport:
+    """Examines all records of a split, or `at_most` evenly spaced ones."""
     count = len(source.index)
     positions = np.arange(count)
     if at_most is not None and count > at_most:
@@ -126,39 +111,39 @@ def examine_split(source: Source, split: str, at_most: int | None = None):
 
 def _count_image(report: SplitReport, examined: RecordReport) -> None:
     report.sizes[examined.size] += 1
-    twin = report.digests.setdefault(examined.digest, examined.where)
-    if twin != examined.where:
-        text = f"{examined.where} and {twin} have the same pixels"
+    first = report.digests.setdefault(examined.digest, examined.where)
+    if first != examined.where:
+        text = f"{examined.where} and {first} have the same pixels"
         report.problems.append(Problem("repeated", report.split, text))
 
 
 def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
-    """Returns what the label values of a whole split say."""
+    """Returns the problems of the label values of a split."""
     values, split = report.values, report.split
     classes = [i for i in range(info.num_classes) if i != info.ignore_label]
-    there = [i for i in classes if values[i]]
+    present = [i for i in classes if values[i]]
     if not values.sum():
         return []
-    if there == [0] and values[info.ignore_label] and len(classes) > 1:
+    if present == [0] and values[info.ignore_label] and len(classes) > 1:
         text = (
             f"0 and {info.ignore_label} are the only values: is {info.ignore_label} a "
             "class painted white? Class ids are 0, 1, 2, ..."
         )
-        return [Problem(_if_all(report, "white"), split, text)]
-    if not there or (there == [0] and len(classes) > 1):
-        what = f"class 0 ({info.class_names[0]})" if there else "the ignored value"
-        text = f"{what} is all that there is"
-        return [Problem(_if_all(report, "one-sided"), split, text)]
+        return [Problem(_downgrade_if_unsure("white", report), split, text)]
+    if not present or (present == [0] and len(classes) > 1):
+        what = f"class 0 ({info.class_names[0]})" if present else "the ignored value"
+        text = f"the only value is {what}"
+        return [Problem(_downgrade_if_unsure("one-sided", report), split, text)]
     if report.examined < report.images:
-        return []  # rare classes may be in the others
+        return []  # rare classes may be in the rest
     absent = ", ".join(info.class_names[i] for i in classes if not values[i])
     return [Problem("absent", split, absent)] if absent else []
 
 
-def _if_all(report: SplitReport, kind: str) -> str:
-    """Returns a kind of error, unless it may be none.
+def _downgrade_if_unsure(kind: str, report: SplitReport) -> str:
+    """Returns an error kind, or a warning if the error may be a false alarm.
 
-    Rare classes may be in what was not examined, and test splits may have no labels.
+    The rest of the records may contain rare classes, and test splits may lack labels.
     """
     is_sure = report.examined == report.images and not _is_evaluation(report.split)
     return kind if is_sure else "unlikely"
@@ -169,40 +154,37 @@ def _is_evaluation(split: str) -> bool:
 
 
 def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
-    """Returns images of evaluation splits that a training split has too.
+    """Returns a problem for each training split with images of an evaluation split.
 
-    A split named trainval, as VOC's, is meant to hold them.
+    Splits named trainval, as in VOC, are meant to contain them.
     """
     problems = []
     for held_out in filter(lambda r: _is_evaluation(r.split), reports):
         for report in reports:
             shared = report.digests.keys() & held_out.digests.keys()
-            is_meant = report.split.startswith("trainval")
-            if _is_evaluation(report.split) or is_meant or not shared:
+            is_intended = report.split.startswith("trainval")
+            if _is_evaluation(report.split) or is_intended or not shared:
                 continue
             some = min(held_out.digests[digest] for digest in shared)
-            text = f"{len(shared)} images of {held_out.split} are there, such as {some}"
+            text = f"has {len(shared)} images of {held_out.split}, such as {some}"
             problems.append(Problem("leak", report.split, text))
     return problems
 
 
 def check_quickly(source: Source, split: str) -> list[Problem]:
-    """Refuses a split of which a sample of records cannot be trained on.
-
-    Returns:
-        What is odd about the sample.
+    """Checks a sample of the records and returns the warnings.
 
     Raises:
-        UserError: telling the first error and how many there are of its kind.
+        UserError: if there is an error.
     """
-    report = examine_split(source, split, _QUICK)
+    report = examine_split(source, split, _QUICK_CHECK_RECORDS)
     errors = [problem for problem in report.problems if problem.kind in ERRORS]
     if errors:
         first = errors[0]
         of_kind = sum(problem.kind == first.kind for problem in errors)
         raise UserError(
             f"{split} is not safe to train on, {ERRORS[first.kind]}: {first.text} "
-            f"({of_kind} in {report.examined} records that were checked; python -m "
-            "deeplab_tf.data.doctor checks all of them)"
+            f"({of_kind} in {report.examined} checked records; run python -m "
+            "deeplab_tf.data.doctor to check all)"
         )
     return report.problems

@@ -274,7 +274,7 @@ AMBIGUOUS = {
     "two images": (
         {"left": rgb(), "right": rgb(), "mask": grey()},
         r"which feature is the image\? Name both as tfds:NAME:image_key:label_key; "
-        r"images there: .*left \(None, None, 3\)",
+        r"its images are .*left \(None, None, 3\)",
     ),
     "two labels": (
         {"image": rgb(), "mask": grey(), "depth": grey()},
@@ -322,7 +322,7 @@ WRONG_KINDS = {
     "16-bit label": (
         {"image": rgb(), "mask": grey(dtype=np.uint16)},
         r"image is uint8 \(None, None, 3\) and mask uint16 \(None, None, 1\); images "
-        "are uint8 or uint16 and labels uint8 of one channel",
+        "must be uint8 or uint16 and labels uint8 with one channel",
     ),
     "label in colour": ({"image": rgb(), "mask": rgb()}, r"mask uint8 \(None, None, 3"),
     "image of floats": (
@@ -342,11 +342,11 @@ def test_images_and_labels_of_other_kinds_are_refused(tmp_path, kind):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nosuch", "tensorflow-datasets has none of that name: Dataset nosuch not fou"),
-        ("toy:2.0.0", "--dataset=tfds:toy:2.0.0: .* none of that name: Dataset toy no"),
-        ("toy:image", "none of that name: Namespace toy not found"),
-        ("a:b:c:d", "none of that name: Namespace a not found"),
-        ("", "none of that name: Parsing builder name string  failed"),
+        ("nosuch", "is not in tensorflow-datasets: Dataset nosuch not found"),
+        ("toy:2.0.0", "=tfds:toy:2.0.0 is not in tensorflow-datasets: Dataset toy no"),
+        ("toy:image", "not in tensorflow-datasets: Namespace toy not found"),
+        ("a:b:c:d", "not in tensorflow-datasets: Namespace a not found"),
+        ("", "not in tensorflow-datasets: Parsing builder name string  failed"),
         ("toy:image:masks", "tfds:toy:image:masks has no image 'masks'; it has .*mask"),
         ("toy:file_name:mask", "has no image 'file_name'; it has "),
         ("toy::mask", "has no image ''; it has "),
@@ -390,7 +390,7 @@ def test_labels_without_a_class_have_no_number_of_classes(tmp_path):
     (image,), (label,) = pictures(1, 14, values=(255,))
     described_as = {"image": rgb(), "mask": grey()}
     name = small(tmp_path, described_as, {"image": image, "mask": label})
-    assert_refused("labels of train hold no class", described, name, tmp_path)
+    assert_refused("labels of train have no class", described, name, tmp_path)
 
 
 def test_a_label_that_was_saved_with_losses_is_refused(tmp_path):

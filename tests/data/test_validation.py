@@ -78,7 +78,7 @@ def promising(side):
 
 # A second record, beside a sound one: its problem, and what is said of it.
 _AILMENTS = {
-    "no example": (b"hello", "broken", "record 1 of .*: it is no tf.train.Example"),
+    "no example": (b"hello", "broken", "record 1 of .*: it is not a tf.train.Example"),
     "no label": (without_label(), "broken", "has no image/segmentation.*it has image/"),
     "no image": (record(b"hello", label(1)), "broken", "the image cannot be decoded: "),
     "cut image": (
@@ -119,7 +119,7 @@ _AILMENTS = {
     "palette": (
         record(image(), picture(label(0, 1), "P")),
         "picture",
-        r"\(a\): the label is a PNG with 8 bits and a palette; its brightness is no cl",
+        r"\(a\): the label is a PNG with 8 bits and a palette; its brightness is not ",
     ),
     "colour label": (record(image(), picture(label(1), "RGB")), "picture", "and RGB;"),
     "bit label": (record(image(), picture(label(1), "1")), "picture", "with 1 bits"),
@@ -225,8 +225,8 @@ def test_a_sound_data_set_is_counted(folder):
     ("labels", "kind", "message"),
     [
         ([label(0, 255)] * 2, "white", "is 255 a class painted white"),
-        ([label(255)] * 2, "one-sided", "the ignored value is all that there is"),
-        ([label(0)] * 2, "one-sided", r"class 0 \(floor\) is all that there is"),
+        ([label(255)] * 2, "one-sided", "the only value is the ignored value"),
+        ([label(0)] * 2, "one-sided", r"the only value is class 0 \(floor\)"),
         ([label(0), label(0, 2)], "absent", "^ball$"),
     ],
 )
@@ -296,12 +296,12 @@ def test_images_in_two_splits_are_a_leak_but_in_trainval(folder):
         (
             "leak",
             "train_all",
-            f"2 images of val are there, such as record 0 of {path} (image_3)",
+            f"has 2 images of val, such as record 0 of {path} (image_3)",
         ),
         (
             "leak",
             "train_more",
-            f"1 images of val are there, such as record 1 of {path} (image_4)",
+            f"has 1 images of val, such as record 1 of {path} (image_4)",
         ),
     ]
 
@@ -323,10 +323,10 @@ def test_the_quick_form_refuses_in_one_line(folder):
         validation.check_quickly(open_split(None, str(folder), "train"), "train")
     path = folder / "train-00000-of-00001.tfrecord"
     assert str(error.value) == (
-        "train is not safe to train on, label values that are no class: record 1 of "
+        "train is not safe to train on, label values that are not a class: record 1 of "
         f"{path} (odd): value 9 (first at x 0, y 0); labels are 0..2 and 255 "
-        "(ignored) (2 in 3 records that were checked; python -m deeplab_tf.data.doctor "
-        "checks all of them)"
+        "(ignored) (2 in 3 checked records; run python -m deeplab_tf.data.doctor "
+        "to check all)"
     )
 
 
@@ -359,8 +359,8 @@ def test_the_exit_status_says_that_it_is_not_safe(folder, tmp_path, capsys):
     arguments = f"--dataset_dir={folder}", f"--output_dir={pictures}"
     assert run(*arguments) == 1
     out = capsys.readouterr().out
-    assert "ERROR: label values that are no class (7)" in out and "and 2 more" in out
-    assert "warning: images twice in a split (6)" in out
+    assert "ERROR: label values that are not a class (7)" in out and "and 2 more" in out
+    assert "warning: images that are twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
     assert listed(pictures) == ["doctor.png"]

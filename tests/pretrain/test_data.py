@@ -217,7 +217,7 @@ def assert_refused(message, function, *arguments):
             "train",
             "--dataset=imagenet must be .* such as tfds:imagenet2012",
         ),
-        ("tfds:nosuch", "train", "tensorflow-datasets has none of that name"),
+        ("tfds:nosuch", "train", "is not in tensorflow-datasets"),
         ("tfds:colors", "val", "has no split 'val': .*; it has train, test"),
         (
             "tfds:colors:image:color",

@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     ("flags", "message"),
     [
         (["--dataset=imagenet2012"], "must be a set of classified images of tensorfl"),
-        (["--dataset=tfds:nosuch"], "tensorflow-datasets has none of that name"),
+        (["--dataset=tfds:nosuch"], "is not in tensorflow-datasets"),
         (["--dataset=tfds:colors:image:mask"], "has no ClassLabel 'mask'"),
         (["--eval_split=test"], "has no split 'test': .* has train, validation"),
         (["--model_variant=mobilenet_v2"], "one of resnet_v1_18, .* to be pre-train"),

@@ -428,7 +428,7 @@ def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
     # What an earlier attempt without a checkpoint was told binds nobody.
     write_experiment(Experiment(), str(tmp_path / "logs"))
     assert_refused(
-        "train is not safe to train on, label values that are no class: record 0 of "
+        "train is not safe to train on, label values that are not a class: record 0 of "
         r".*/train-00000-of-00001.tfrecord \(bad\): value 77 \(first at x 0, y 0\)",
         *("train", *[flag for flag in TRAINING if "--dataset=" not in flag]),
         *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
