@@ -79,7 +79,7 @@ def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> s
         found = ", ".join(f"{key} {image.shape}" for key, image in images.items())
         raise UserError(
             f"--dataset={name}: which feature is the {kind}? Name both as "
-            f"{TFDS_PREFIX}NAME:image_key:label_key; its images are {found or 'none'}"
+            f"{TFDS_PREFIX}NAME:image_key:label_key; images there: {found or 'none'}"
         )
     return candidates[0]
 

@@ -274,7 +274,7 @@ AMBIGUOUS = {
     "two images": (
         {"left": rgb(), "right": rgb(), "mask": grey()},
         r"which feature is the image\? Name both as tfds:NAME:image_key:label_key; "
-        r"its images are .*left \(None, None, 3\)",
+        r"images there: .*left \(None, None, 3\)",
     ),
     "two labels": (
         {"image": rgb(), "mask": grey(), "depth": grey()},
