@@ -209,7 +209,7 @@ def require(condition, message: list):
 
     Args:
         condition: A bool scalar.
-        message: Words and scalars of the error; see `translate_errors`.
+        message: Words and scalars of the error; see `translate_data_errors`.
     """
     # tf.debugging.assert costs several operations, and this runs for every sample.
     assertion = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
@@ -218,7 +218,7 @@ def require(condition, message: list):
 
 
 @contextlib.contextmanager
-def translate_errors() -> Iterator[None]:
+def translate_data_errors() -> Iterator[None]:
     """Turns the errors of a dataset into a `UserError` that names file and record."""
     try:
         yield
@@ -234,7 +234,7 @@ def translate_errors() -> Iterator[None]:
 
 def iterate_batches(dataset: tf.data.Dataset) -> Iterator:
     """Yields the batches of a dataset; a broken sample raises a `UserError`."""
-    with translate_errors():
+    with translate_data_errors():
         yield from dataset
 
 

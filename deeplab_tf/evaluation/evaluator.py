@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import iterate_batches, translate_errors
+from deeplab_tf.data.reader import iterate_batches, translate_data_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
@@ -194,7 +194,7 @@ class Evaluator:
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
-            with translate_limit_errors(), translate_errors():
+            with translate_limit_errors(), translate_data_errors():
                 several = self._compiled_replicas(iterator, confident)
             for is_real, *parts in zip(*several, strict=True):
                 if not is_real:

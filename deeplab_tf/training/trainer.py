@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from deeplab_tf.checkpoints.keys import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
-from deeplab_tf.data.reader import translate_errors
+from deeplab_tf.data.reader import translate_data_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.pointwise import convert_pointwise_to_matmul
@@ -283,7 +283,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Runs one host call; returns the last metrics and if a save is due."""
         step = self.step
-        with translate_errors(), self._report_end_of_data():
+        with translate_data_errors(), self._report_end_of_data():
             rows, classes = self.train_steps(data, self._schedule.count_steps(step))
         self._check.require_finite_steps(rows, self.step, self.samples, name_samples)
         done = self.step - step  # float16 skips steps that overflow

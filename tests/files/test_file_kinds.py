@@ -85,7 +85,9 @@ def test_the_size_of_a_file_is_bounded(tmp_path):
     path = tmp_path / "sparse.png"
     with path.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UserError, match=r"has 1,099,511,627,776 bytes; the limit is 2,147,"):
+    with pytest.raises(
+        UserError, match=r"has 1,099,511,627,776 bytes; the limit is 2,147,"
+    ):
         file_kinds.read_bytes(path)
     assert file_kinds.read_bytes("/proc/version") == b""
 
