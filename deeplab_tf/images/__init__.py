@@ -1,1 +1,1 @@
-"""Images and videos as files: found, checked, decoded."""
+"""Finds, checks and decodes image and video files."""

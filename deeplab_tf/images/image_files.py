@@ -1,4 +1,4 @@
-"""Images and labels of anyone's files, before they are records."""
+"""Reads and checks the image and label files of users."""
 
 import io
 import math
@@ -20,10 +20,10 @@ _Path = str | os.PathLike[str]
 
 
 def open_image(path: _Path, file: BinaryIO) -> Image.Image:
-    """Returns an image of any format, of which only the header was read.
+    """Opens an image of any format, reading only its header.
 
     Args:
-        path: Names the file in errors.
+        path: Name of the file in errors.
         file: The open file.
 
     Raises:
@@ -34,7 +34,7 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
-    # A GFile raises the last one at its end, and Pillow's decoders whatever they meet.
+    # The last one comes from a GFile at its end, the others from Pillow's decoders.
     except (OSError, SyntaxError, ValueError, tf.errors.OutOfRangeError) as error:
         size = file_kinds.file_size(file)
         reason = f"its {size} bytes are not an image" if size else "it is empty"
@@ -48,14 +48,10 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
 
 
 def load_image(path: _Path, content: bytes) -> Image.Image:
-    """Returns a JPEG or PNG after decoding all of it.
-
-    Args:
-        path: Names the file in errors.
-        content: Its bytes.
+    """Decodes a JPEG or PNG; `path` names it in errors.
 
     Raises:
-        UserError: if it is broken, too large or of another format.
+        UserError: if it is broken, too large or has another format.
     """
     image = open_image(path, io.BytesIO(content))
     require_image_format(path, image)
@@ -63,42 +59,34 @@ def load_image(path: _Path, content: bytes) -> Image.Image:
 
 
 def require_image_format(path: _Path, image: Image.Image) -> None:
-    """Raises `UserError` for an image that is neither JPEG nor PNG."""
+    """Raises `UserError` unless an image is a JPEG or PNG."""
     if image.format not in decoding.IMAGE_FORMATS:
-        raise UserError(f"{path} is {image.format}; images are JPEG or PNG")
+        raise UserError(f"{path} is {image.format}; images must be JPEG or PNG")
 
 
 def load_label(path: _Path, content: bytes) -> Image.Image:
-    """Returns a PNG after decoding all of it.
-
-    Args:
-        path: Names the file in errors.
-        content: Its bytes.
+    """Decodes a PNG; `path` names it in errors.
 
     Raises:
-        UserError: if it is broken, too large or of another format.
+        UserError: if it is broken, too large or has another format.
     """
     image = open_image(path, io.BytesIO(content))
     if image.format != "PNG":
-        # Lossy formats smear class ids into other class ids.
-        raise UserError(f"{path} is {image.format}; labels are PNG")
+        # Lossy formats turn class ids into other class ids.
+        raise UserError(f"{path} is {image.format}; labels must be PNG")
     return _load(path, image)
 
 
 def _load(path: _Path, image: Image.Image) -> Image.Image:
     try:
         image.load()
-    except Exception as error:  # Pillow's decoders raise whatever they meet
+    except Exception as error:  # Pillow's decoders raise anything
         raise UserError(f"{path} is broken: {error}") from error
     return image
 
 
 def read_names(path: epath.Path) -> list[str]:
-    """Returns the words of a list of names.
-
-    Raises:
-        UserError: if it is not text; names the line.
-    """
+    """Returns the words of a text file."""
     return text_files.read_words(os.fspath(path))
 
 
@@ -106,7 +94,7 @@ def read_index_label(path: epath.Path) -> np.ndarray:
     """Returns the class ids of a label PNG, uint8 `[height, width]`.
 
     Args:
-        path: PNG with a palette (read as indices) or with one channel.
+        path: PNG with one channel or a palette, which is read as indices.
 
     Raises:
         UserError: if the file is broken or in colour.
@@ -120,31 +108,31 @@ _STRETCH = {2: 85, 4: 17}
 
 
 def to_class_ids(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
-    """Returns the class ids of a label that was loaded already.
+    """Returns the class ids of a loaded label, uint8 `[height, width]`.
 
     Args:
-        path: As in `read_index_label`; names the file in errors.
-        image: What `load_label` returned for it.
-        content: Its bytes.
+        path: Name of the file in errors.
+        image: The label from `load_label`.
+        content: The bytes of the file.
 
     Raises:
         UserError: if the label is in colour.
     """
     if image.mode not in ("P", "L", "1", "I", "I;16"):
         raise UserError(
-            f"{path} has mode {image.mode}; a label is a PNG with a palette or "
+            f"{path} has mode {image.mode}; a label must be a PNG with a palette or "
             "one channel of class ids"
         )
     label = np.array(image)
     if image.mode == "L":
         label //= _STRETCH.get(decoding.png_format(content)[0], 1)
     if label.max() > 255:
-        raise UserError(f"{path} has the value {label.max()}; class ids end at 255")
+        raise UserError(f"{path} has the value {label.max()}; class ids are 0..255")
     return label.astype(np.uint8)
 
 
 def _read_array(path: _Path, content: bytes, channels: int) -> np.ndarray:
-    """Returns the pixels `[height, width, channels]` of an image of any depth."""
+    """Returns the pixels of an image of any depth, `[height, width, channels]`."""
     if _suffix(path) == ".npy":
         array = _read_npy(path, content)
     elif _suffix(path) in (".tif", ".tiff"):
@@ -161,7 +149,7 @@ def _suffix(path: _Path) -> str:
 def _read_npy(path: _Path, content: bytes) -> np.ndarray:
     try:
         return np.lib.format.read_array(io.BytesIO(content))
-    except Exception as error:  # headers are parsed as Python and fail as such
+    except Exception as error:  # headers are parsed as Python code
         raise UserError(f"{path} is broken: {error}") from error
 
 
@@ -175,21 +163,20 @@ def _read_tiff(path: _Path, content: bytes, channels: int) -> np.ndarray:
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             series = file.series[0]
-            _bound_values(path, series.shape, channels)
+            _check_shape(path, series.shape, channels)
             array, axes = series.asarray(), series.axes
             photometric = series.keyframe.photometric
     except UserError:
         raise
-    except Exception as error:  # tifffile raises whatever it meets
+    except Exception as error:  # tifffile raises anything
         raise UserError(f"{path} is broken: {error}") from error
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
-        raise UserError(f"{path} has a palette; an image has its colours in channels")
-    # Pages, or planes of separate channels, come first.
+        raise UserError(f"{path} has a palette; images must be grey or RGB")
+    # Pages and separate channels come first.
     return np.moveaxis(array, 0, -1) if array.ndim == 3 and axes[-1] == "X" else array
 
 
-def _bound_values(path: _Path, shape: tuple[int, ...], channels: int) -> None:
-    """Refuses a shape, as a header promises it, of too many values."""
+def _check_shape(path: _Path, shape: tuple[int, ...], channels: int) -> None:
     if math.prod(shape) > decoding.MAX_PIXELS * channels:
         raise UserError(
             f"{path} has the shape {shape}; at most {decoding.MAX_PIXELS:,} pixels "
@@ -203,12 +190,12 @@ def _read_png(path: _Path, content: bytes) -> np.ndarray:
     try:
         return tf.io.decode_png(content, dtype=dtype).numpy()
     except tf.errors.InvalidArgumentError as error:
-        load_image(path, content)  # its message says more
+        load_image(path, content)  # its message is clearer
         raise UserError(f"{path} is broken: {error.message}") from error
 
 
 def read_encoded(path: _Path, info: DatasetInfo) -> decoding.EncodedImage:
-    """Returns the image of a file as it goes into a record: see `encode`."""
+    """Returns an image file as it goes into a record; see `encode`."""
     content = file_kinds.read_bytes(path)
     return encode(path, content, info.channels, info.max_value)
 
@@ -216,24 +203,24 @@ def read_encoded(path: _Path, info: DatasetInfo) -> decoding.EncodedImage:
 def encode(
     path: _Path, content: bytes, channels: int = 3, max_value: int = 255
 ) -> decoding.EncodedImage:
-    """Returns the image of a file as it goes into a record.
+    """Returns an image as it goes into a record.
 
-    JPEGs and PNGs of one or three 8-bit channels go as they are; other images
+    Keeps the bytes of JPEGs and PNGs with one or three 8-bit channels; other images
     become PNGs.
 
     Args:
-        path: Its suffix tells arrays; names the file in errors.
-        content: Its bytes.
+        path: Name of the file, whose suffix identifies arrays.
+        content: Bytes of the file.
         channels: Channels of the images of the dataset.
         max_value: As in `DatasetInfo`.
 
     Raises:
-        UserError: if it is broken, or not an image of this kind.
+        UserError: if the file is broken, or the image has other channels or values.
     """
     if max_value > 255 or channels not in (1, 3) or _suffix(path) in _ARRAYS:
         return _encode_array(path, content, channels, max_value)
     if decoding.png_format(content)[0] == 16:
-        # As it goes, TensorFlow would keep the upper byte alone.
+        # TensorFlow would decode it to the upper byte of each value.
         return _encode_array(path, content, channels, max_value)
     image = load_image(path, content)
     return decoding.EncodedImage(
@@ -251,18 +238,18 @@ def _encode_array(
     array = _read_array(path, content, channels)
     if array.ndim != 3 or array.shape[2] != channels or not array.size:
         raise UserError(
-            f"{path} has the shape {array.shape}; images are height x width x "
+            f"{path} has the shape {array.shape}; images must be height x width x "
             f"{channels} channels"
         )
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise UserError(f"{path} holds {array.dtype}; images are uint8 or uint16")
-    _bound_values(path, array.shape, channels)
+        raise UserError(f"{path} holds {array.dtype}; images must be uint8 or uint16")
+    _check_shape(path, array.shape, channels)
     if array.max() > max_value:
         raise UserError(
             f"{path} has the value {array.max()}, but max_value is {max_value}"
         )
     if array.dtype.itemsize == 1 and max_value > 255:
-        # It would be nearly black beside the others.
+        # It would be nearly black compared to images of 16 bits.
         raise UserError(f"{path} has 8 bits, but max_value is {max_value}")
     depth = np.uint8 if max_value < 256 else np.uint16
     height, width, channels = array.shape
@@ -271,8 +258,9 @@ def _encode_array(
 
 
 def orientation_hint(path: epath.Path) -> str:
-    """Returns a hint where the camera was held upright and only EXIF tells."""
+    """Returns a hint for the error if EXIF swaps width and height, else ""."""
     if _suffix(path) in _ARRAYS:
         return ""
-    turned = decoding.exif_orientation(file_kinds.read_bytes(path)) > 4
-    return " before its EXIF rotation; rotate the pixels themselves" if turned else ""
+    is_rotated = decoding.exif_orientation(file_kinds.read_bytes(path)) > 4
+    hint = " before its EXIF rotation; rotate the pixels themselves"
+    return hint if is_rotated else ""

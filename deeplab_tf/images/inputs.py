@@ -1,4 +1,4 @@
-"""Image files to be labelled: found, checked by their headers, read upright."""
+"""Finds the image files to label, checks their headers and reads them upright."""
 
 import os
 
@@ -11,9 +11,9 @@ from deeplab_tf.images import image_files
 from deeplab_tf.images.decoding import decode_image, exif_orientation, png_format
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
-# The longest of what replaces the suffix in the name of an output.
-_OUTPUT_ENDING = "_overlay.png"
-# EXIF orientation -> how to turn the stored picture upright.
+# The longest suffix of an output file.
+_LONGEST_OUTPUT_SUFFIX = "_overlay.png"
+# EXIF orientation -> the function that turns the stored image upright.
 _UPRIGHT = {
     2: np.fliplr,
     3: lambda x: np.rot90(x, 2),
@@ -28,22 +28,21 @@ _UPRIGHT = {
 def find_images(pattern: str, image_list: str | None = None) -> list[str]:
     """Returns the images of a file, a folder or a glob, sorted.
 
-    Directories, FIFOs and other entries that are not files are skipped with one line
-    on stderr if a folder or glob gave them, and refused if the pattern or the list
-    names them.
+    Entries that are not files are skipped with a line on stderr if a folder or glob
+    matches them, and refused if the pattern or the list names them.
 
     Args:
-        pattern: The file, folder or glob.
-        image_list: Text file of their names without suffix, if only some are wanted.
+        pattern: A file, folder or glob.
+        image_list: Text file with the names, without suffix, of the wanted images.
 
     Raises:
-        UserError: if there is none, one of the list is missing or not a file, two
-            would be written to one name, or that name would be too long.
+        UserError: if there is no image, a listed one is missing or not a file, or two
+            outputs would have the same name or one a name that is too long.
     """
     paths = [p for p in _candidates(pattern) if p.lower().endswith(_SUFFIXES)]
     if image_list and paths:
         file_kinds.require_file(image_list)
-        paths = _listed(paths, image_list)
+        paths = _select_listed(paths, image_list)
         for path in file_kinds.find_non_files(paths):
             file_kinds.require_file(path)
     else:
@@ -55,14 +54,13 @@ def find_images(pattern: str, image_list: str | None = None) -> list[str]:
 
 
 def _candidates(pattern: str) -> list[str]:
-    """Returns the paths that a file, a folder or a glob stands for, sorted."""
     kind = file_kinds.kind_of(pattern)
     if kind is file_kinds.Kind.DIRECTORY:
         names = file_kinds.list_names(pattern)
         return [os.path.join(pattern, name) for name in names]
     if kind is file_kinds.Kind.MISSING:
         return file_kinds.expand_glob(pattern)
-    file_kinds.require_file(pattern)  # its name may hold brackets
+    file_kinds.require_file(pattern)  # its name may contain brackets
     return [pattern]
 
 
@@ -72,20 +70,19 @@ def _check_output_names(paths: list[str]) -> None:
         other = stems.setdefault(image_name(path), path)
         if other != path:
             raise UserError(f"{other} and {path} would be written to the same name")
-        file_kinds.require_room_in_name(path, _OUTPUT_ENDING)
+        file_kinds.require_room_in_name(path, _LONGEST_OUTPUT_SUFFIX)
 
 
-def _listed(paths: list[str], image_list: str) -> list[str]:
-    """Returns those paths whose names a text file lists."""
+def _select_listed(paths: list[str], image_list: str) -> list[str]:
     names = text_files.read_words(image_list)
     if not names:
-        raise UserError(f"{image_list} names no image")
+        raise UserError(f"{image_list} lists no image")
     found = {image_name(path) for path in paths}
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
-            f"{missing[0]} of {image_list} is not among the images; {len(missing)} "
-            f"of its {len(names)} names are missing"
+            f"{image_list} lists {missing[0]}, which is not among the images; "
+            f"{len(missing)} of its {len(names)} names are missing"
         )
     wanted = set(names)
     return [path for path in paths if image_name(path) in wanted]
@@ -97,29 +94,24 @@ def image_name(path: str) -> str:
 
 
 def check_image(path: str) -> None:
-    """Refuses a file that is not an image, or too large, by its header.
-
-    Raises:
-        UserError: naming the file.
-    """
+    """Raises `UserError` if a file is not an image or too large, by its header."""
     with file_kinds.open_file(path) as file:
         header = image_files.open_image(path, file)
         image_files.require_image_format(path, header)
         file.seek(0)
         is_deep = png_format(file.read(32))[0] == 16
-    if is_deep:  # its values decide
+    if is_deep:  # accepted if the values fit into 8 bits
         image_files.encode(path, file_kinds.read_bytes(path))
 
 
 def read_image(path: str) -> np.ndarray:
-    """Returns an image file upright, uint8 RGB `[height, width, 3]`.
+    """Reads an image file upright, uint8 RGB `[height, width, 3]`.
 
-    Its pixels are those of the record that the converters make of the file; what
-    these refuse is refused.
+    Decodes and refuses the same files as training on converted records does.
 
     Raises:
-        UserError: if the file is no JPEG or PNG, broken, too large, or has more than
-            8 bits.
+        UserError: if the file is not a JPEG or PNG, is broken or too large, or has
+            values above 255.
     """
     content = file_kinds.read_bytes(path)
     encoded = image_files.encode(path, content).content

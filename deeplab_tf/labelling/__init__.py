@@ -1,1 +1,1 @@
-"""Images, videos and test sets through a model, and the files of their labels."""
+"""Labels images, videos and test sets with a model and writes the results."""

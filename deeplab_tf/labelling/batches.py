@@ -1,4 +1,4 @@
-"""Labels images in batches, reading ahead, and passes them to writers."""
+"""Labels images in batches, reading ahead, and passes the results to writers."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ class Images(NamedTuple):
     """Images to label.
 
     Attributes:
-        images: Name and pixels, uint8 RGB `[h, w, 3]`, of each.
-        total: Their number; None where it is not known.
-        unit: Name of one, for the progress bar.
+        images: Pairs of a name and pixels, uint8 RGB `[h, w, 3]`.
+        total: Number of images; None if unknown.
+        unit: Unit of the progress bar.
     """
 
     images: Iterable[tuple[str, np.ndarray]]
@@ -24,8 +24,8 @@ class Images(NamedTuple):
     unit: str
 
 
-def _batches(images, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Yields consecutive images of one size, in their order."""
+def _batch_by_size(images, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """Yields batches of consecutive images of the same height and width."""
     batch = []
     for name, image in images:
         if batch and image.shape != batch[0][1].shape:
@@ -45,12 +45,12 @@ def label_images(
     """Labels images, passes them to the writers and returns their number.
 
     Args:
-        images: The images; the next ones are read while the model works.
+        images: The images; the next batch is read while the model runs.
         labeler: `uint8 [b, h, w, 3] -> int32 [b, h, w]`.
-        batch_size: Images of one size per call of it, at most.
-        writers: Take each image with its labels, in the order of the images.
+        batch_size: Largest batch; all images of a batch have one size.
+        writers: Called with each image and its labels, in order.
     """
-    batches = _batches(images.images, batch_size)
+    batches = _batch_by_size(images.images, batch_size)
     with (
         ThreadPoolExecutor(1) as reader,
         tqdm(total=images.total, desc="predicting", unit=images.unit) as progress,

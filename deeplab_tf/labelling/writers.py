@@ -1,6 +1,6 @@
-"""Writes labelled images: as images, into an archive, as a video.
+"""Writes labelled images as image files, as a submission archive or as a video.
 
-Each writer is a context manager, and prints what it wrote.
+Each writer is a context manager that prints the path of its output.
 """
 
 import contextlib
@@ -16,12 +16,11 @@ from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
 from deeplab_tf.images.videos import Video, write_video
 
-# Images in the overview.
-_SHOWN = 12
+_OVERVIEW_IMAGES = 12
 _OVERVIEW = "overview.png"
 _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
-# Takes name, uint8 RGB `[h, w, 3]` and labels `[h, w]` of an image.
+# Called with the name, the uint8 RGB `[h, w, 3]` and the labels `[h, w]` of an image.
 Writer = Callable[[str, np.ndarray, np.ndarray], None]
 
 
@@ -30,52 +29,37 @@ def _write_images(
 ) -> np.ndarray:
     """Writes `<prefix>_label.png`, `_color.png` and `_overlay.png`.
 
-    Args:
-        image: uint8 RGB `[height, width, 3]`.
-        labels: Class ids `[height, width]`.
-        info: Names and colours of the classes.
-        prefix: Path of the images up to the underscore.
-
     Returns:
         The overlay with its legend, uint8 `[h, w, 3]`.
     """
-    laid_over = visualize.overlay(image, labels, info)
-    with_legend = visualize.add_legend(laid_over, labels, info)
+    overlay = visualize.overlay(image, labels, info)
+    overlay = visualize.add_legend(overlay, labels, info)
     contents = (
         visualize.encode_png(labels.astype(np.uint8)),
         visualize.encode_palette_png(labels, info),
-        visualize.encode_png(with_legend),
+        visualize.encode_png(overlay),
     )
     for suffix, content in zip(_SUFFIXES, contents, strict=True):
         outputs.write_bytes(content, prefix + suffix)
-    return with_legend
+    return overlay
 
 
 def image_files(images: Iterable[str]) -> list[str]:
-    """Returns the names of all files that `write_images` writes for some images.
-
-    Args:
-        images: Names of the images, without suffix.
-    """
+    """Returns the names of the files that `write_images` writes for some images."""
     names = [image + suffix for image in images for suffix in _SUFFIXES]
     return [*names, _OVERVIEW]
 
 
 @contextlib.contextmanager
 def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
-    """Writes labels, colours and overlay of every image, and an overview.
-
-    Args:
-        folder: Where to write them.
-        info: Names and colours of the classes.
-    """
+    """Writes labels, colours and overlay of every image, and an overview."""
     tf.io.gfile.makedirs(folder)
     overlays = []
 
     def add(name, image, labels):
-        laid_over = _write_images(image, labels, info, os.path.join(folder, name))
-        if len(overlays) < _SHOWN:
-            overlays.append(visualize.shrink(laid_over, visualize.SHEET_SIDE))
+        overlay = _write_images(image, labels, info, os.path.join(folder, name))
+        if len(overlays) < _OVERVIEW_IMAGES:
+            overlays.append(visualize.shrink(overlay, visualize.SHEET_SIDE))
 
     yield add
     overview = os.path.join(folder, _OVERVIEW)
@@ -89,16 +73,16 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
 def write_submission(
     benchmark: str, path: str, info: DatasetInfo, overwrite: bool
 ) -> Iterator[Writer]:
-    """Packs the labels of every image into the archive of a benchmark's server.
+    """Packs the labels of every image into an archive for a benchmark's server.
 
     Args:
-        benchmark: Name among `SUBMISSIONS`.
+        benchmark: Key of `SUBMISSIONS`.
         path: Archive to write.
         info: The classes.
         overwrite: Whether to replace a file that we did not write.
 
     Raises:
-        UserError: if classes, path or an image are not those of the benchmark.
+        UserError: if the benchmark has other classes, file names or images.
     """
     with SUBMISSIONS[benchmark](path, info, overwrite=overwrite) as archive:
         yield lambda name, image, labels: archive.add(name, labels)
@@ -114,12 +98,7 @@ def overlay_file(video: Video) -> str:
 def write_overlay_video(
     folder: str, video: Video, info: DatasetInfo
 ) -> Iterator[Writer]:
-    """Writes every frame with its colours, above a constant legend.
-
-    Args:
-        folder: Where to write `<name of the video>_overlay.mp4`.
-        video: The frames.
-        info: Names and colours of the classes.
+    """Writes `<name of the video>_overlay.mp4`: overlays above a constant legend.
 
     Raises:
         UserError: if the file cannot be written.
@@ -139,12 +118,7 @@ def write_overlay_video(
 
 @contextlib.contextmanager
 def write_label_maps(folder: str, info: DatasetInfo) -> Iterator[Writer]:
-    """Writes the labels of every frame as PNGs with a palette, as in VOC.
-
-    Args:
-        folder: Where to write `<name>.png` of each.
-        info: Colours of the classes.
-    """
+    """Writes the labels of every frame as `<name>.png` with a palette, as in VOC."""
     tf.io.gfile.makedirs(folder)
 
     def add(name, image, labels):

@@ -111,18 +111,18 @@ WRONG = {
     "channels": (
         save(pixels_of(4, np.uint8)),
         (3, 255),
-        r"x.npy has the shape \(5, 7, 4\); images are height x width x 3 channels",
+        r"x.npy has the shape \(5, 7, 4\); images must be height x width x 3 channels",
     ),
     "channels first": (
         save(pixels_of(4, np.uint8).transpose(2, 0, 1)),
         (4, 255),
-        r"x.npy has the shape \(4, 5, 7\); images are height x width x 4 channels",
+        r"x.npy has the shape \(4, 5, 7\); images must be height x width x 4 channels",
     ),
     "no pixel": (save(np.zeros((0, 7, 3), np.uint8)), (3, 255), r"shape \(0, 7, 3\)"),
     "floats": (
         save(np.ones((5, 7, 3), np.float32)),
         (3, 255),
-        "x.npy holds float32; images are uint8 or uint16",
+        "x.npy holds float32; images must be uint8 or uint16",
     ),
     "signed": (save(np.ones((5, 7, 3), np.int16)), (3, 65535), "x.npy holds int16"),
     "value": (
@@ -216,7 +216,9 @@ def test_tiffs_that_are_no_image(convert, tmp_path, tifffile):
     ):
         convert(3, 255)
     tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), np.float32))
-    with pytest.raises(UserError, match=r"x.tif holds float32; images are uint8 or ui"):
+    with pytest.raises(
+        UserError, match=r"x.tif holds float32; images must be uint8 or ui"
+    ):
         convert(1, 255)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"x.tif is broken: "):

@@ -215,11 +215,11 @@ BROKEN = {
     ),
     "RGB label": (
         paint_label,
-        "SegmentationClass/2007_000002.png has mode RGB; a label is a PNG with a pal",
+        "SegmentationClass/2007_000002.png has mode RGB; a label must be a PNG with",
     ),
     "GIF named .jpg": (
         image_as("GIF"),
-        "JPEGImages/2007_000002.jpg is GIF; images are JPEG or PNG",
+        "JPEGImages/2007_000002.jpg is GIF; images must be JPEG or PNG",
     ),
     "text named .jpg": (text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
     "empty split": (empty_split, "Segmentation/val.txt lists no image: the split is e"),

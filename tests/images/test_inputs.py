@@ -72,7 +72,7 @@ def empty(path):
         (empty, "is broken: it is empty"),
         (cut_jpeg, "is broken: .*truncated"),
         (cut_png, "is broken: .*truncated"),
-        (save_gif, "is GIF; images are JPEG or PNG"),
+        (save_gif, "is GIF; images must be JPEG or PNG"),
     ],
 )
 def test_a_bad_file_is_named_in_one_line(tmp_path, capfd, make, message):
@@ -152,8 +152,11 @@ def test_only_listed_images_are_taken(folder, image_list):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"a y x", "^y of .*list.txt is not among the images; 2 of its 3 names"),
-        (b"\n", "list.txt names no image$"),
+        (
+            b"a y x",
+            "^.*list.txt lists y, which is not among the images; 2 of its 3 names",
+        ),
+        (b"\n", "list.txt lists no image$"),
         (b"\xff\xfe", "list.txt: line 1 is not UTF-8"),
     ],
 )

@@ -99,10 +99,10 @@ def folder(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (empty, "{} is no video, or broken"),
-        (text, "{} is no video, or broken"),
-        (without_its_end, "{} is no video, or broken"),
-        (without_pictures, "{} gives no frame"),
+        (empty, "{} is not a video, or broken"),
+        (text, "{} is not a video, or broken"),
+        (without_its_end, "{} is not a video, or broken"),
+        (without_pictures, "{} has no frame"),
         (folder, "{} is a directory; a file is needed"),
         (lambda path: None, "{} does not exist"),
     ],
@@ -117,7 +117,7 @@ def test_what_is_no_video_is_told_in_one_line(tmp_path, capfd, make, message):
 
 
 def test_a_camera_that_is_not_there_is_told_in_one_line(capfd):
-    with pytest.raises(UserError, match=r"^camera 97 is not there$"), read_video("97"):
+    with pytest.raises(UserError, match=r"^camera 97 not found$"), read_video("97"):
         pass
     assert capfd.readouterr().err == ""
 

@@ -148,8 +148,8 @@ def test_mistakes_end_the_program_before_it_writes(color_export, clip, tmp_path)
     for message, *arguments in (
         ("give --images or --video; received both", video, images, out),
         ("give --images or --video; received neither", out),
-        ("camera 97 is not there", "--video=97", out),
-        ("broken.mp4 is no video, or broken", f"--video={broken}", out),
+        ("camera 97 not found", "--video=97", out),
+        ("broken.mp4 is not a video, or broken", f"--video={broken}", out),
         ("x.mp4 does not exist", f"--video={tmp_path}/x.mp4", out),
         ("--output_dir is required", video),
         ("--image_list has no effect without --images", video, out, "--image_list=x"),
