@@ -1,1 +1,1 @@
-"""Makes TFRecords of datasets as people have them."""
+"""Converts datasets to TFRecords."""

@@ -1,4 +1,4 @@
-"""ADE20K of the scene parsing challenge: `ADEChallengeData2016` to TFRecords."""
+"""Converts ADE20K of the scene parsing challenge, `ADEChallengeData2016`."""
 
 import functools
 
@@ -15,7 +15,7 @@ _DATASETS = {151: "ade20k", 150: "ade20k_150"}
 
 
 def _read_shifted(path: epath.Path) -> np.ndarray:
-    """Returns the label with the classes from 0 on and 255 in place of 0."""
+    """Returns the label with classes from 0 and with 255 instead of 0."""
     label = image_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
@@ -29,7 +29,7 @@ _READERS = {151: image_files.read_index_label, 150: _read_shifted}
 
 
 def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:
-    """Returns the samples of `training` or `validation`, sorted."""
+    """Returns the samples of `training` or `validation`, sorted by name."""
     found = pairs.find_pairs(
         pairs.Folder(root / "images" / folder, ".jpg"),
         pairs.Folder(root / "annotations" / folder, ".png"),
@@ -43,20 +43,20 @@ def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample
 def convert(
     ade20k_root: str, output_dir: str, num_shards: int = 4, num_classes: int = 151
 ) -> dict[str, int]:
-    """Writes the shards of train and val.
+    """Converts train and val.
 
     Args:
-        ade20k_root: Folder that holds `images` and `annotations`.
-        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        ade20k_root: Folder that contains `images` and `annotations`.
+        output_dir: Folder of the TFRecords; an error leaves nothing in it.
         num_shards: Files per split; the official converter writes 4.
-        num_classes: 151 for the official form, in which 0 is ignored; 150 for
-            classes from 0 on, in which 255 is.
+        num_classes: 151 for the official labels, in which 0 is ignored; 150 for
+            classes from 0, with 255 ignored.
 
     Returns:
         Number of images by split.
 
     Raises:
-        UserError: for anything missing, unpaired, broken or out of range.
+        UserError: if a file is missing, unpaired or broken, or a value out of range.
     """
     if num_classes not in _DATASETS:
         raise UserError(f"num_classes must be 151 or 150; received {num_classes!r}")

@@ -1,7 +1,7 @@
-"""Cityscapes in its official layout to TFRecords.
+"""Converts Cityscapes in its official layout.
 
-Labels are made from the `*_labelIds.png` of the archives; no script has to be run
-before.
+Labels are made from the `*_labelIds.png` of the archives; the scripts of Cityscapes are
+not needed.
 """
 
 import functools
@@ -17,11 +17,11 @@ from deeplab_tf.images import image_files
 
 _NUM_IDS = 34
 
-# Official name of a split: its kind of label, and its folders in sorted order.
+# Kind of label and sorted folders of each official split.
 _SPLITS = {
     "train_fine": ("gtFine", ("train",)),
     "val_fine": ("gtFine", ("val",)),
-    # Its labels are placeholders in which everything is void.
+    # Its labels are placeholders, with every pixel void.
     "test_fine": ("gtFine", ("test",)),
     "trainval_fine": ("gtFine", ("train", "val")),
     "train_coarse": ("gtCoarse", ("train", "train_extra")),
@@ -32,7 +32,7 @@ _SPLITS = {
 def train_ids() -> np.ndarray:
     """Returns the class of each id in a labelIds file, uint8 `[34]`; 255 is void.
 
-    The id of licence plates is -1: the archives' label files leave them out.
+    Licence plates have the id -1, which the files do not contain.
     """
     table = np.full(_NUM_IDS, 255, np.uint8)
     table[list(CITYSCAPES_IDS)] = np.arange(len(CITYSCAPES_IDS))
@@ -49,8 +49,8 @@ def _read_label(path: epath.Path) -> np.ndarray:
     return train_ids()[ids]
 
 
-def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
-    """Returns the samples of one folder, in the order of their paths."""
+def _find_samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample]:
+    """Returns the samples of one folder, sorted by path."""
     suffix = "_leftImg8bit.png"
     found = pairs.find_pairs(
         pairs.Folder(root / "leftImg8bit" / folder, suffix, "<city>/"),
@@ -70,18 +70,18 @@ def _samples(root: epath.Path, kind: str, folder: str) -> list[conversion.Sample
 def _find_splits(
     root: epath.Path, wanted: Sequence[str]
 ) -> dict[str, list[conversion.Sample]]:
-    """Returns the samples of those wanted splits whose folders are there."""
+    """Returns the samples of the wanted splits whose folders exist."""
     for split in wanted:
         if split not in _SPLITS:
-            raise UserError(f"--splits={split} must be of {', '.join(_SPLITS)}")
+            raise UserError(f"--splits={split} must be among {', '.join(_SPLITS)}")
     if not (root / "leftImg8bit").is_dir():
         raise UserError(
             f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
             "the folder that holds leftImg8bit and gtFine"
         )
-    samples = functools.cache(functools.partial(_samples, root))
+    find_samples = functools.cache(functools.partial(_find_samples, root))
     splits = {
-        split: [sample for folder in folders for sample in samples(kind, folder)]
+        split: [sample for folder in folders for sample in find_samples(kind, folder)]
         for split, (kind, folders) in _SPLITS.items()
         if split in wanted
         and all(
@@ -106,19 +106,19 @@ def convert(
     num_shards: int = 10,
     splits: Sequence[str] = (),
 ) -> dict[str, int]:
-    """Writes the shards of every split whose folders are there.
+    """Converts every split whose folders exist.
 
     Args:
-        cityscapes_root: Folder that holds `leftImg8bit` and `gtFine`.
-        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        cityscapes_root: Folder that contains `leftImg8bit` and `gtFine`.
+        output_dir: Folder of the TFRecords; an error leaves nothing in it.
         num_shards: Files per split; the official converter writes 10.
-        splits: Names of those to write; () is all whose folders are there.
+        splits: Names of the splits; default: all whose folders exist.
 
     Returns:
         Number of images by split.
 
     Raises:
-        UserError: for anything missing, unpaired, broken or out of range.
+        UserError: if a file is missing, unpaired or broken, or a value out of range.
     """
     samples = _find_splits(epath.Path(cityscapes_root), splits or tuple(_SPLITS))
     info = dataset_info("cityscapes")

@@ -1,4 +1,4 @@
-"""The classes of one's own images, from a text file or a `dataset_info.json`."""
+"""Reads the classes of a dataset from a text file or a `dataset_info.json`."""
 
 import os
 import re
@@ -14,18 +14,17 @@ from deeplab_tf.files import text_files
 
 Color = tuple[int, int, int]
 
-# The colours of a file follow the names or, as in CamVid's own list, precede them.
+# Colours follow the names or, as in CamVid's list, precede them.
 _HEADER = ["name", "r", "g", "b"]
 
 
 class ClassList(NamedTuple):
-    """What labels mean.
+    """The classes of labels and, if labels may be painted, their colours.
 
     Attributes:
         info: The classes.
-        has_colors: Whether `info.colors` are the user's, so that labels may be
-            painted in them.
-        ignore_color: Colour of void in such labels.
+        has_colors: Whether the user gave `info.colors`, so that labels may use them.
+        ignore_color: Colour of ignored pixels in such labels.
     """
 
     info: DatasetInfo
@@ -33,7 +32,7 @@ class ClassList(NamedTuple):
     ignore_color: Color | None = None
 
     def color_ids(self) -> dict[Color, int]:
-        """Returns the label value of each colour that has a meaning."""
+        """Returns the label value of each colour."""
         if not self.has_colors:
             return {}
         ids = {color: i for i, color in enumerate(self.info.colors)}
@@ -48,32 +47,32 @@ def read_class_list(
     ignore_color: Color | None = None,
     **changes: str | int,
 ) -> ClassList:
-    """Returns the classes that a file lists.
+    """Reads the classes that a file lists.
 
     Args:
         path: Text with one class per line, `name` or `name r g b` or `r g b name`,
             or JSON as in `dataset_info.json`.
-        default_name: Name of the dataset, where the file has none.
-        ignore_color: Colour of void in colour masks.
+        default_name: Name of the dataset if the file has none.
+        ignore_color: Colour of ignored pixels in colour masks.
         **changes: Fields of `DatasetInfo` (`name`, `ignore_label`, `channels`,
-            `max_value`) that are to be other than in the JSON or than by default.
+            `max_value`) that replace those of the file.
 
     Raises:
-        UserError: if the file is missing or cannot be such a list; names the line,
-            or the classes that are alike.
+        UserError: if the file is missing or invalid, or two classes have the same name
+            or colour.
     """
     if not path.exists() or path.is_dir():
-        raise UserError(f"--classes={path} is no file")
+        raise UserError(f"--classes={path} is not a file")
     content = text_files.read_content(os.fspath(path))
     if path.suffix == ".json" or content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{":
         found = DatasetInfo.from_json(content, source=str(path))
         has_colors = bool(strict_json.parse(content, str(path)).get("colors"))
     else:
-        names, colors = _parsed(path, text_files.split_lines(content, str(path)))
+        names, colors = _parse_lines(path, text_files.split_lines(content, str(path)))
         check_class_names(names, f"{path}: class_names")
         found = DatasetInfo(default_name, names, colors=colors)
         has_colors = bool(colors)
-    _check_alike(path, found)
+    _check_unique(path, found)
     # The sizes and counts of a JSON are those of other images.
     fields = ("name", "class_names", "ignore_label", "colors", "channels", "max_value")
     kept = {field: getattr(found, field) for field in fields}
@@ -82,16 +81,16 @@ def read_class_list(
     return classes
 
 
-def _parsed(
+def _parse_lines(
     path: epath.Path, lines: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Returns the names and the colours, which may be none, of a text."""
+    """Returns the names and the colours of the classes; there may be no colours."""
     rows = []
     for number, line in enumerate(lines, 1):
         words = [word for word in re.split(r"[\s,;]+", line) if word]
         header = not rows and [word.lower() for word in words] == _HEADER
         if words and not header and not words[0].startswith("#"):
-            rows.append((number, *_row(f"line {number} of {path}", words)))
+            rows.append((number, *_parse_row(f"line {number} of {path}", words)))
     if not rows:
         raise UserError(f"{path} lists no class")
     with_color = [number for number, _, color in rows if color]
@@ -105,36 +104,26 @@ def _parsed(
     return names, tuple(color for _, _, color in rows if color)
 
 
-def _row(where: str, words: Sequence[str]) -> tuple[str, Color | None]:
-    """Returns name and colour of a class."""
-    last, first = (
+def _parse_row(where: str, words: Sequence[str]) -> tuple[str, Color | None]:
+    color_last, color_first = (
         len(words) > 3 and all(re.fullmatch(r"-?\d+", word) for word in part)
         for part in (words[-3:], words[:3])
     )
     if len(words) == 3 and all(word.isdecimal() for word in words):
         raise UserError(f"{where} has a colour but no name: {' '.join(words)}")
-    if last and first:
+    if color_last and color_first:
         raise UserError(f"{where} can be read in two ways: {' '.join(words)}")
-    if not (last or first):
+    if not (color_last or color_first):
         return " ".join(words), None
-    name, color = (words[:-3], words[-3:]) if last else (words[3:], words[:3])
+    name, color = (words[:-3], words[-3:]) if color_last else (words[3:], words[:3])
     # Python refuses to convert thousands of digits.
-    values = [int(word) if len(word) < 10 else 10**9 for word in color]
-    return " ".join(name), as_color(f"the colour in {where}", values)
+    values = tuple(int(word) if len(word) < 10 else 10**9 for word in color)
+    check_color(values, f"the colour in {where}")
+    return " ".join(name), values
 
 
-def as_color(where: str, values: Sequence) -> Color:
-    """Returns a colour.
-
-    Raises:
-        UserError: unless these are three integers in 0..255; names `where`.
-    """
-    check_color(values, where)
-    return tuple(values)
-
-
-def _check_alike(path: epath.Path, info: DatasetInfo) -> None:
-    """Raises UserError for two classes of one name or colour."""
+def _check_unique(path: epath.Path, info: DatasetInfo) -> None:
+    """Raises `UserError` for two classes with the same name or colour."""
     names, by_color = set(), {}
     for name, color in zip(info.class_names, info.colors, strict=True):
         if name in names:
@@ -142,14 +131,14 @@ def _check_alike(path: epath.Path, info: DatasetInfo) -> None:
         names.add(name)
         if color in by_color:
             raise UserError(
-                f"{path} gives the classes {by_color[color]} and {name} one colour, "
-                f"{color}"
+                f"{path} gives the classes {by_color[color]} and {name} the same "
+                f"colour, {color}"
             )
         by_color[color] = name
 
 
 def _check_ignored(path: epath.Path, classes: ClassList) -> None:
-    """Raises UserError for a void colour that cannot be."""
+    """Raises `UserError` for an ignore colour without or equal to class colours."""
     color = classes.ignore_color
     if color is None:
         return
@@ -159,5 +148,5 @@ def _check_ignored(path: epath.Path, classes: ClassList) -> None:
         name = classes.info.class_names[classes.info.colors.index(color)]
         raise UserError(
             f"--ignore_color={','.join(map(str, color))} is the colour of the class "
-            f"{name} in {path}; take the class out to ignore it"
+            f"{name} in {path}; remove the class to ignore it"
         )

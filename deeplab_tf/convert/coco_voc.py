@@ -1,8 +1,7 @@
-"""COCO's objects of the 20 PASCAL VOC classes to TFRecords.
+"""Converts COCO's objects of the 20 PASCAL VOC classes, for pre-training.
 
-For pre-training, as in DeepLabv3 (arXiv:1706.05587): images with more than 1000
-annotated pixels of these classes are kept, all other objects are background. Crowds
-are ignored.
+As in DeepLabv3 (arXiv:1706.05587), images with more than 1000 annotated pixels of these
+classes are kept, and all other objects are background. Crowds are ignored.
 """
 
 import math
@@ -21,11 +20,9 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding
 
-# More than so many pixels have to be annotated.
-_TOO_FEW_PIXELS = 1000
-# Of the annotations; those of 2017 have 0.5 GB.
-_MAX_BYTES = 2**31
-# Where COCO has another name for a class of VOC.
+_MAX_SKIPPED_PIXELS = 1000
+_MAX_BYTES = 2**31  # of an instances file; those of 2017 have 0.5 GB
+# VOC's classes that have another name in COCO.
 _COCO_NAMES = {
     "aeroplane": "airplane",
     "diningtable": "dining table",
@@ -40,7 +37,7 @@ _FIELDS = {
 }
 
 
-def _masks():
+def _import_masks():
     """Returns `pycocotools.mask`."""
     try:
         from pycocotools import mask
@@ -52,7 +49,7 @@ def _masks():
 
 
 class _Object(NamedTuple):
-    """One object of the 20 classes: class id, area in pixels, compressed runs."""
+    """An object of the 20 classes; its mask is in COCO's compressed runs."""
 
     class_id: int
     area: int
@@ -61,7 +58,7 @@ class _Object(NamedTuple):
 
 
 class _Scene(NamedTuple):
-    """An image and the objects in it, those to be drawn first at the beginning."""
+    """An image and its objects, in drawing order."""
 
     file_name: str
     height: int
@@ -69,12 +66,11 @@ class _Scene(NamedTuple):
     objects: list[_Object]
 
     def annotated_pixels(self) -> int:
-        """Returns the pixels of any class in the label, without drawing it.
+        """Counts the pixels of any class.
 
-        A union of runs takes a fifteenth of the time of drawing, and does not
-        depend on what covers what.
+        The union of the runs is 15 times faster than drawing the label.
         """
-        masks = _masks()
+        masks = _import_masks()
         everything = masks.merge([o.runs for o in self.objects])
         crowds = masks.merge([o.runs for o in self.objects if o.is_crowd])
         return int(masks.area(everything)) - int(masks.area(crowds))
@@ -83,30 +79,31 @@ class _Scene(NamedTuple):
         """Returns the label, uint8 `[height, width]`."""
         label = np.zeros((self.height, self.width), np.uint8)
         for item in self.objects:
-            label[_masks().decode(item.runs) == 1] = item.class_id
+            label[_import_masks().decode(item.runs) == 1] = item.class_id
         return label
 
 
 def _in_drawing_order(objects: list[_Object]) -> list[_Object]:
-    """Returns the objects from back to front.
+    """Sorts objects from back to front.
 
-    COCO does not tell what is in front. A small object before a large one is
-    rather seen than one behind it, so the larger areas come first. Crowds come last:
-    their outlines cover the gaps between objects as well, and whatever else is
-    there, so that nothing within them is certain.
+    COCO does not say which object is in front. Small ones in front of large ones are
+    more likely to be visible, so larger areas come first. Crowds come last: their
+    outlines also cover the gaps between objects, so nothing inside them is certain.
     """
     return sorted(objects, key=lambda o: (o.is_crowd, -o.area))
 
 
 def _read_json(path: epath.Path) -> dict[str, Any]:
-    """Returns the content of an instances file whose entries have all their fields."""
+    """Reads an instances file and checks that its entries have all fields."""
     file_kinds.require_file(path)
     content = strict_json.parse(
         text_files.read_content(os.fspath(path), _MAX_BYTES), str(path), _MAX_BYTES
     )
     for kind, fields in _FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(kind), list):
-            raise UserError(f"{path} is no instances file of COCO: it has no {kind}")
+            raise UserError(
+                f"{path} is not an instances file of COCO: it has no {kind}"
+            )
         for number, entry in enumerate(content[kind]):
             for field in fields:
                 if not isinstance(entry, dict) or field not in entry:
@@ -115,7 +112,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
 
 
 def _class_ids(path: epath.Path, categories: list[dict]) -> dict[int, int]:
-    """Returns the class of each category, by COCO's ids; 0 is background."""
+    """Returns the class of each COCO category id; 0 is background."""
     by_name = {category["name"]: category["id"] for category in categories}
     class_ids = dict.fromkeys(by_name.values(), 0)
     names = dataset_info("coco_voc").class_names
@@ -123,18 +120,18 @@ def _class_ids(path: epath.Path, categories: list[dict]) -> dict[int, int]:
         coco_name = _COCO_NAMES.get(name, name)
         if coco_name not in by_name:
             raise UserError(
-                f"{path} has no category {coco_name!r}; the categories of an "
-                "instances file of COCO are needed"
+                f"{path} has no category {coco_name!r}; it must have the categories "
+                "of an instances file of COCO"
             )
         class_ids[by_name[coco_name]] = class_id
     return class_ids
 
 
-def _unpacked(counts: str) -> list[int]:
+def _decompress_counts(counts: str) -> list[int]:
     """Returns the run lengths in COCO's compressed text.
 
-    Five bits in each character from "0" on, the lowest first; the sixth tells that
-    more follow. From the fourth on, lengths are differences to the last but one.
+    Each character minus "0" has five bits, lowest first; the sixth bit says that more
+    follow. From the fourth length on, they are differences to the last but one.
     """
     lengths, value, shift = [], 0, 0
     for character in counts:
@@ -150,37 +147,37 @@ def _unpacked(counts: str) -> list[int]:
     return lengths
 
 
-def _runs_of_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
+def _runs_from_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
     counts, size = outline["counts"], [height, width]
-    counts = _unpacked(counts) if isinstance(counts, str) else list(counts)
+    counts = _decompress_counts(counts) if isinstance(counts, str) else list(counts)
     if list(outline["size"]) != size:
         raise ValueError(f"its runs are of size {outline['size']}")
-    # pycocotools shows what happens to be in the memory where runs are missing.
+    # pycocotools reads uninitialised memory for missing runs.
     if sum(counts) != height * width or min(counts) < 0:
         raise ValueError("its runs do not fill the image")
-    return _masks().frPyObjects({"counts": counts, "size": size}, *size)
+    return _import_masks().frPyObjects({"counts": counts, "size": size}, *size)
 
 
-def _runs_of_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
+def _runs_from_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
     polygons = [np.array(polygon, np.float64) for polygon in outline]
     if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
         raise ValueError("its polygons are not lists of x, y, x, y, ...")
-    # pycocotools walks along every edge, as long as the memory lasts.
+    # pycocotools allocates memory for every pixel along the edges.
     limit = 2 * max(height, width)
     if not all((np.abs(polygon) <= limit).all() for polygon in polygons):
         raise ValueError("its polygons are far outside of the image")
-    # Fewer than three points enclose nothing; pycocotools would take two for a box.
+    # Fewer than three points have no area; pycocotools would take two for a box.
     polygons = [polygon.tolist() for polygon in polygons if polygon.size >= 6]
-    parts = _masks().frPyObjects(polygons, height, width) if polygons else []
-    return _masks().merge(parts)  # of nothing: no pixels
+    parts = _import_masks().frPyObjects(polygons, height, width) if polygons else []
+    return _import_masks().merge(parts)  # an empty list gives an empty mask
 
 
 def _read_object(path, annotation: dict, class_id: int, image: dict) -> _Object:
     """Returns the object of an annotation, after checking its outline."""
     outline = annotation["segmentation"]
-    runs_of = _runs_of_polygons if isinstance(outline, list) else _runs_of_counts
+    make_runs = _runs_from_polygons if isinstance(outline, list) else _runs_from_counts
     try:
-        runs = runs_of(outline, image["height"], image["width"])
+        runs = make_runs(outline, image["height"], image["width"])
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"annotation {annotation['id']} of {path}, in the {image['width']}x"
@@ -188,14 +185,14 @@ def _read_object(path, annotation: dict, class_id: int, image: dict) -> _Object:
         ) from error
     is_crowd = bool(annotation.get("iscrowd", 0))
     ignore_label = dataset_info("coco_voc").ignore_label
-    area = int(_masks().area(runs))
+    area = int(_import_masks().area(runs))
     return _Object(ignore_label if is_crowd else class_id, area, runs, is_crowd)
 
 
 def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -> None:
-    """Raises UserError unless every image has a file and a possible size."""
+    """Raises `UserError` unless every image has a file and a possible size."""
     if not image_dir.is_dir():
-        raise UserError(f"--image_dir={image_dir} is no folder")
+        raise UserError(f"--image_dir={image_dir} is not a folder")
     listed = {str(image["file_name"]) for image in images}
     entries = pairs.find_entries(
         pairs.list_folder(image_dir), lambda p: p.name if p.name in listed else None
@@ -204,17 +201,17 @@ def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -
         name = str(image["file_name"])
         entries.find(name, f"{path} lists {name} but {image_dir} has no such image")
         sides = image["height"], image["width"]
-        possible = all(isinstance(side, int) and side > 0 for side in sides)
-        if not possible or math.prod(sides) > decoding.MAX_PIXELS:
+        is_possible = all(isinstance(side, int) and side > 0 for side in sides)
+        if not is_possible or math.prod(sides) > decoding.MAX_PIXELS:
             raise UserError(
                 f"{path}: the height and width of {image['file_name']} are {sides}"
             )
 
 
-def _objects(
+def _read_objects(
     path: epath.Path, content: dict, images: dict[Any, dict]
 ) -> dict[Any, list[_Object]]:
-    """Returns the objects of the 20 classes, by the id of their image."""
+    """Returns the objects of the 20 classes by image id."""
     class_ids = _class_ids(path, content["categories"])
     objects: dict[Any, list[_Object]] = {}
     for annotation in tqdm(content["annotations"], desc="outlines", unit="obj"):
@@ -234,11 +231,11 @@ def _objects(
     return objects
 
 
-def _scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
-    """Returns the images with enough annotated pixels, by file name.
+def _read_scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
+    """Returns the images with enough annotated pixels, sorted by file name.
 
-    The objects are kept as compressed runs, some hundred bytes each: all masks, or
-    the polygons as Python's numbers, would need gigabytes.
+    Objects stay compressed, at about a hundred bytes each; their masks, or polygons of
+    Python numbers, would need gigabytes.
     """
     content = _read_json(path)
     _check_images(path, image_dir, content["images"])
@@ -250,13 +247,13 @@ def _scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
             images[image_id]["width"],
             _in_drawing_order(objects),
         )
-        for image_id, objects in _objects(path, content, images).items()
+        for image_id, objects in _read_objects(path, content, images).items()
     ]
-    kept = [scene for scene in scenes if scene.annotated_pixels() > _TOO_FEW_PIXELS]
+    kept = [scene for scene in scenes if scene.annotated_pixels() > _MAX_SKIPPED_PIXELS]
     if not kept:
         raise UserError(
-            f"{path} has no image with more than {_TOO_FEW_PIXELS} annotated pixels "
-            "of VOC's classes"
+            f"{path} has no image with more than {_MAX_SKIPPED_PIXELS} annotated "
+            "pixels of VOC's classes"
         )
     return sorted(kept, key=lambda scene: scene.file_name)
 
@@ -264,23 +261,23 @@ def _scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
 def convert(
     annotations: str, image_dir: str, output_dir: str, split: str, num_shards: int = 100
 ) -> dict[str, int]:
-    """Writes the shards of one split.
+    """Converts one split.
 
     Args:
-        annotations: `instances_train2017.json`, or one of its kind.
-        image_dir: Folder of the images that it lists; others may be there, too.
-        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        annotations: An instances file such as `instances_train2017.json`.
+        image_dir: Folder of its images; further images are ignored.
+        output_dir: Folder of the TFRecords; an error leaves nothing in it.
         split: Name of the split.
-        num_shards: Files of the split; of 100, each has some 150 MB of COCO's train.
+        num_shards: Files of the split; with 100, COCO's train has about 150 MB each.
 
     Returns:
         Number of images that were kept, by split.
 
     Raises:
-        UserError: for anything missing, broken or out of range, and where
+        UserError: if a file is missing or broken, a value is out of range, or
             pycocotools is not installed.
     """
-    _masks()
+    _import_masks()  # before reading the annotations
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split must be letters, digits and _; received {split!r}")
     split = split_name(split)
@@ -289,7 +286,7 @@ def convert(
         conversion.Sample(
             epath.Path(scene.file_name).stem, folder / scene.file_name, path, scene.draw
         )
-        for scene in _scenes(path, folder)
+        for scene in _read_scenes(path, folder)
     ]
     info = dataset_info("coco_voc")
     written = conversion.convert({split: samples}, info, output_dir, num_shards)

@@ -1,4 +1,4 @@
-"""A folder of images and a folder of labels of the same names to TFRecords."""
+"""Converts a folder of images and a folder of labels with the same names."""
 
 import functools
 import hashlib
@@ -17,8 +17,7 @@ from deeplab_tf.files import file_kinds
 _IMAGES = (".jpg", ".jpeg", ".png", ".npy", ".tif", ".tiff")
 
 
-def _some(paths: Sequence[epath.Path]) -> str:
-    """Returns the first names of a list, in words."""
+def _join_first(paths: Sequence[epath.Path]) -> str:
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(os.fspath(path) for path in paths[:3]) + more
 
@@ -26,13 +25,14 @@ def _some(paths: Sequence[epath.Path]) -> str:
 def _require_unique(entries: pairs.Entries) -> None:
     for stem, path in entries.duplicates.items():
         raise UserError(
-            f"{entries.files[stem]} and {path.name} have one name; remove one of them"
+            f"{entries.files[stem]} and {path.name} have the same name; remove one of "
+            "them"
         )
 
 
 def _list_folder(flag: str, folder: str) -> list[epath.Path]:
     if file_kinds.kind_of(folder) is not file_kinds.Kind.DIRECTORY:
-        raise UserError(f"--{flag}={folder} is no folder")
+        raise UserError(f"--{flag}={folder} is not a folder")
     return pairs.list_folder(epath.Path(folder))
 
 
@@ -44,11 +44,11 @@ def find_pairs(
     Args:
         image_dir: Folder of the images.
         label_dir: Folder of the labels; may be the same.
-        label_suffix: What labels have behind the name.
+        label_suffix: Suffix of the labels' names before the extension.
 
     Raises:
-        UserError: if a folder is missing or has none, if two files have one name, if
-            an image or a label is alone, or one of a pair is not a file.
+        UserError: if a folder is missing or empty, two files have the same name, or an
+            image or a label has no counterpart.
     """
 
     def label_stem(path: epath.Path) -> str | None:
@@ -56,10 +56,10 @@ def find_pairs(
         return path.stem.removesuffix(label_suffix) if is_label else None
 
     label_paths = _list_folder("label_dir", label_dir)
-    are_labels = {path for path in label_paths if label_stem(path) is not None}
+    label_files = {path for path in label_paths if label_stem(path) is not None}
 
     def image_stem(path: epath.Path) -> str | None:
-        is_image = path.suffix.lower() in _IMAGES and path not in are_labels
+        is_image = path.suffix.lower() in _IMAGES and path not in label_files
         return path.stem if is_image else None
 
     labels = pairs.find_entries(label_paths, label_stem)
@@ -84,24 +84,24 @@ def _require_paired(
         raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
     _require_unique(images)
     _require_unique(labels)
-    alone = [path for stem, path in images.files.items() if stem not in labels.files]
-    if alone:
+    unpaired = [path for stem, path in images.files.items() if stem not in labels.files]
+    if unpaired:
         raise UserError(
-            f"there is no label in {label_dir}, such as "
-            f"{alone[0].stem}{label_suffix}.png, for {_some(alone)}"
+            f"{label_dir} has no label, such as {unpaired[0].stem}{label_suffix}.png, "
+            f"for {_join_first(unpaired)}"
         )
-    alone = [path for stem, path in labels.files.items() if stem not in images.files]
-    if alone:
-        raise UserError(f"there is no image in {image_dir} for {_some(alone)}")
+    unpaired = [path for stem, path in labels.files.items() if stem not in images.files]
+    if unpaired:
+        raise UserError(f"{image_dir} has no image for {_join_first(unpaired)}")
 
 
 def is_validation_image(name: str, share: float) -> bool:
-    """Returns whether an image is among the share for validation."""
+    """Returns whether the hash of an image's name puts it into the validation split."""
     digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def _splits(
+def _split_samples(
     samples: Sequence[conversion.Sample], split: str, val_share: float
 ) -> dict[str, list[conversion.Sample]]:
     if not 0 <= val_share < 1:
@@ -115,7 +115,9 @@ def _splits(
     if not val_share:
         return {split: list(samples)}
     if split == "val":
-        raise UserError("--val_share makes a split val, so --split must be another one")
+        raise UserError(
+            "--val_share creates the split val; --split must be another one"
+        )
     splits = {split: [], "val": []}
     for sample in samples:
         splits["val" if is_validation_image(sample.name, val_share) else split].append(
@@ -124,7 +126,8 @@ def _splits(
     for name, members in splits.items():
         if not members:
             raise UserError(
-                f"--val_share={val_share} of {len(samples)} images gives none to {name}"
+                f"--val_share={val_share} of {len(samples)} images leaves none for "
+                f"{name}"
             )
     return splits
 
@@ -139,24 +142,25 @@ def convert(
     val_share: float = 0.0,
     num_shards: int = 4,
 ) -> DatasetInfo:
-    """Writes the shards of a folder of images and a folder of labels.
+    """Converts a folder of images and a folder of labels.
 
     Args:
         image_dir: Folder of the images.
-        label_dir: Folder of the labels, PNGs of the same names.
-        classes: What labels mean.
-        output_dir: Folder of the TFRecords; splits that are there stay.
+        label_dir: Folder of the labels, PNGs with the names of the images.
+        classes: The classes of the labels.
+        output_dir: Folder of the TFRecords; other splits in it are kept.
         split: Name of the split.
-        label_suffix: What labels have between name and extension.
-        val_share: Share of the images for the split `val` instead, 0 to below 1.
+        label_suffix: Suffix of the labels' names before the extension.
+        val_share: Share of the images for the split `val` instead, in [0, 1).
         num_shards: Files per split.
 
     Returns:
-        The info that was written beside the shards.
+        The info as written next to the shards.
 
     Raises:
-        UserError: for anything missing, unpaired, broken or out of range.
+        UserError: if a file is missing, unpaired or broken, or a value out of range.
     """
+    found = find_pairs(image_dir, label_dir, label_suffix)
     samples = [
         conversion.Sample(
             name,
@@ -164,10 +168,8 @@ def convert(
             label,
             functools.partial(color_labels.read_label, label, classes),
         )
-        for name, (image, label) in find_pairs(
-            image_dir, label_dir, label_suffix
-        ).items()
+        for name, (image, label) in found.items()
     ]
-    splits = _splits(samples, split_name(split), val_share)
+    splits = _split_samples(samples, split_name(split), val_share)
     recipe = repr(sorted(classes.color_ids().items()))
     return conversion.convert(splits, classes.info, output_dir, num_shards, recipe)

@@ -1,4 +1,4 @@
-"""The manifest of a conversion: finished shards, which need not be written again."""
+"""The manifest of a conversion: the shards that need not be written again."""
 
 import dataclasses
 import os
@@ -20,14 +20,13 @@ _HASH_MODULUS = 1 << 256
 
 @dataclasses.dataclass
 class Content:
-    """Counts and a hash of some samples, which add up.
+    """Additive counts and hash of some samples.
 
     Attributes:
         images: Number of images.
         class_pixels: Labelled pixels of each class, int64 `[num_classes]`.
         class_image_pixels: Labelled pixels of the images with each class, likewise.
-        hash_sum: Sum of the SHA-256 of the samples, so that neither order nor sharding
-            matters.
+        hash_sum: Sum of the samples' SHA-256, independent of order and sharding.
     """
 
     images: int
@@ -37,7 +36,7 @@ class Content:
 
     @classmethod
     def empty(cls, num_classes: int) -> "Content":
-        """Returns the content of no sample."""
+        """Returns the content of zero samples."""
         zeros = np.zeros(num_classes, np.int64)
         return cls(0, zeros, zeros, 0)
 
@@ -50,7 +49,7 @@ class Content:
         )
 
     def to_json(self) -> dict:
-        """Returns the values for the manifest."""
+        """Returns the content as JSON values."""
         return {
             "images": self.images,
             "class_pixels": self.class_pixels.tolist(),
@@ -60,7 +59,7 @@ class Content:
 
     @classmethod
     def from_json(cls, values: dict) -> "Content":
-        """Returns the content that `to_json` gave."""
+        """Inverse of `to_json`."""
         return cls(
             values["images"],
             np.array(values["class_pixels"], np.int64),
@@ -71,7 +70,7 @@ class Content:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A finished shard in the manifest: `Content.to_json`, and its sources."""
+    """A finished shard in the manifest: `Content.to_json` and its fingerprint."""
 
     sources: str
     images: int
@@ -87,22 +86,14 @@ class _Entry:
 
 @dataclasses.dataclass(frozen=True)
 class _ManifestFile:
-    """The JSON of the manifest."""
-
     shards: dict[str, _Entry]
 
 
 class Manifest:
-    """Finished shards of a folder: their sources and content, in `conversion.json`.
+    """The finished shards of a folder, in its `conversion.json`.
 
-    A manifest that cannot be read is reported and starts empty.
-
-    Args:
-        folder: Folder of the shards.
-        num_classes: Number of classes; content of another number is not returned.
-
-    Attributes:
-        found: Whether the folder had a manifest.
+    A manifest that cannot be read is reported and starts empty. `found` is whether the
+    folder had one.
     """
 
     def __init__(self, folder: str, num_classes: int):
@@ -115,7 +106,10 @@ class Manifest:
             try:
                 self._shards = self._read()
             except UserError as error:
-                print(f"warning: {error}; every shard is made again", file=sys.stderr)
+                print(
+                    f"warning: {error}; every shard will be written again",
+                    file=sys.stderr,
+                )
 
     def _read(self) -> dict[str, dict]:
         content = text_files.read_content(self._path)
@@ -123,7 +117,7 @@ class Manifest:
         return dataclasses.asdict(file)["shards"]
 
     def content(self, name: str, fingerprint: str) -> Content | None:
-        """Returns the content of a finished shard, None if its sources differ."""
+        """Returns the content of a finished shard; None if its sources changed."""
         shard = self._shards.get(name)
         if shard is None or shard["sources"] != fingerprint:
             return None
@@ -131,13 +125,13 @@ class Manifest:
         return Content.from_json(shard) if sizes == {self._num_classes} else None
 
     def add(self, name: str, fingerprint: str, content: Content) -> None:
-        """Adds a finished shard, and writes the manifest."""
+        """Adds a finished shard and writes the manifest."""
         with self._lock:
             self._shards[name] = {"sources": fingerprint} | content.to_json()
             self._write()
 
     def keep(self, is_kept: Callable[[str], bool]) -> None:
-        """Forgets shards by name; an empty manifest is removed."""
+        """Drops all other shards by name; removes an empty manifest."""
         with self._lock:
             self._shards = {k: v for k, v in self._shards.items() if is_kept(k)}
             if self._shards:
@@ -150,12 +144,12 @@ class Manifest:
 
 
 def exists(*paths: str) -> bool:
-    """Returns whether one of several paths exists."""
+    """Returns whether any of the paths exists."""
     return any(tf.io.gfile.exists(path) for path in paths)
 
 
 def remove(paths: Iterable[str]) -> None:
-    """Removes those of several files that exist."""
+    """Removes the files that exist."""
     for path in paths:
         if tf.io.gfile.exists(path):
             tf.io.gfile.remove(path)

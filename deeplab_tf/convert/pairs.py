@@ -1,4 +1,4 @@
-"""Images and labels that belong together by the names of their files."""
+"""Pairs images with labels by the names of their files."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from deeplab_tf.files import file_kinds
 
 
 class Entries(NamedTuple):
-    """Entries of folders, by the part of their names that images and labels share.
+    """Folder entries, by the part of their names that images and labels share.
 
     Attributes:
         files: Readable files.
-        others: What has such a name but is something else, such as a directory.
-        duplicates: Second files of a name.
+        others: Entries that are not files, such as directories.
+        duplicates: Second files of the same name.
     """
 
     files: dict[str, epath.Path]
@@ -26,7 +26,7 @@ class Entries(NamedTuple):
         """Returns the file of a name.
 
         Raises:
-            UserError: saying what is there instead of a file, or else `missing`.
+            UserError: if the entry is not a file, or with the message `missing`.
         """
         if name in self.files:
             return self.files[name]
@@ -35,26 +35,21 @@ class Entries(NamedTuple):
         raise UserError(missing)
 
     def report_skipped(self, where: epath.Path | str) -> None:
-        """Prints one line on stderr about the entries that are not files, if any."""
+        """Prints a line on stderr about the entries that are not files, if any."""
         total = sum(map(len, self))
         others = file_kinds.find_non_files(self.others.values())
         file_kinds.report_skipped(others, total, where)
 
 
 def list_folder(folder: epath.Path) -> list[epath.Path]:
-    """Returns what is in a folder, without hidden entries, sorted."""
+    """Returns the entries of a folder, sorted and without hidden ones."""
     return [folder / name for name in file_kinds.list_names(folder)]
 
 
 def find_entries(
     paths: Iterable[epath.Path], name_of: Callable[[epath.Path], str | None]
 ) -> Entries:
-    """Returns those of some listed paths that have a name.
-
-    Args:
-        paths: What was listed, sorted.
-        name_of: Returns the name of a path, None for one that is not wanted.
-    """
+    """Groups sorted paths by name; `name_of` returns None for paths to leave out."""
     named = [(path, name) for path in paths if (name := name_of(path)) is not None]
     kinds = file_kinds.find_non_files(path for path, _ in named)
     entries = Entries({}, {}, {})
@@ -67,32 +62,24 @@ def find_entries(
 
 
 def require_files(images: Entries, labels: Entries) -> None:
-    """Refuses entries that are not files but belong to one.
-
-    Args:
-        images: Images by name.
-        labels: Labels by name.
-
-    Raises:
-        UserError: naming the file, and saying what the other entry is.
-    """
-    for what, files, entries in (
+    """Raises `UserError` if the counterpart of an image or a label is not a file."""
+    for kind, files, entries in (
         ("label", images.files, labels),
         ("image", labels.files, images),
     ):
         for name in sorted(files.keys() & entries.others.keys() - entries.files.keys()):
             other = file_kinds.describe(entries.others[name])
-            raise UserError(f"{files[name]} has no {what}: {other}")
+            raise UserError(f"{files[name]} has no {kind}: {other}")
 
 
 class Folder(NamedTuple):
-    """A folder of images or of labels, whose files end alike.
+    """A folder of images or labels whose names have a common suffix.
 
     Attributes:
         path: The folder.
-        suffix: End of their names, such as "_leftImg8bit.png".
-        subfolders: Their subfolders, for messages, such as "<city>/"; a name is then
-            "subfolder/stem". "" if the files are in the folder itself.
+        suffix: The common suffix, such as "_leftImg8bit.png".
+        subfolders: Pattern of the subfolders for messages, such as "<city>/", if the
+            files are in subfolders; their names are then "subfolder/stem".
     """
 
     path: epath.Path
@@ -115,28 +102,24 @@ class Folder(NamedTuple):
 
 
 def find_pairs(images: Folder, labels: Folder) -> dict[str, tuple[epath.Path, ...]]:
-    """Returns image and label by name, sorted; what is not a file is reported.
-
-    Args:
-        images: Folder of the images.
-        labels: Folder of their labels.
+    """Returns image and label by name, sorted, and reports entries that are not files.
 
     Raises:
-        UserError: if there is no image, an image has no label or a label no image;
-            names the file that is there and the one that is missing.
+        UserError: if there is no image, or an image or a label has no counterpart.
     """
-    of_images, of_labels = images.entries(), labels.entries()
-    if not of_images.files:
+    image_entries, label_entries = images.entries(), labels.entries()
+    if not image_entries.files:
         raise UserError(f"{images.path} has no {images.subfolders}*{images.suffix}")
-    require_files(of_images, of_labels)
-    for name in sorted(of_images.files.keys() ^ of_labels.files.keys()):
-        image = of_images.files.get(name) or images.path / f"{name}{images.suffix}"
-        label = of_labels.files.get(name) or labels.path / f"{name}{labels.suffix}"
-        if name in of_images.files:
+    require_files(image_entries, label_entries)
+    for name in sorted(image_entries.files.keys() ^ label_entries.files.keys()):
+        image = image_entries.files.get(name) or images.path / f"{name}{images.suffix}"
+        label = label_entries.files.get(name) or labels.path / f"{name}{labels.suffix}"
+        if name in image_entries.files:
             raise UserError(f"{image} has no label {label}")
         raise UserError(f"{label} has no image {image}")
-    for folder, entries in ((images.path, of_images), (labels.path, of_labels)):
+    for folder, entries in ((images.path, image_entries), (labels.path, label_entries)):
         entries.report_skipped(folder)
     return {
-        name: (of_images.files[name], of_labels.files[name]) for name in of_images.files
+        name: (image_entries.files[name], label_entries.files[name])
+        for name in image_entries.files
     }

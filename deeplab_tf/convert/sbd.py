@@ -1,7 +1,6 @@
-"""Semantic Boundaries Dataset (Hariharan et al., ICCV 2011): more labels for VOC.
+"""Semantic Boundaries Dataset (SBD; Hariharan et al., ICCV 2011): more labels for VOC.
 
-Its archive has `benchmark_RELEASE/dataset/` with `train.txt`, `val.txt` and one
-`cls/<name>.mat` for each image, which is in PASCAL VOC.
+Its archive contains `train.txt`, `val.txt` and `cls/<name>.mat` for images of VOC.
 """
 
 import io
@@ -19,28 +18,24 @@ MEMBERS = tuple(f"{FOLDER}/{name}" for name in ("cls", "train.txt", "val.txt"))
 
 
 def names(folder: epath.Path) -> set[str]:
-    """Returns the images that have a label, of both of its own splits.
-
-    Args:
-        folder: The extracted `FOLDER`.
-    """
+    """Returns the names of the labelled images in an extracted `FOLDER`."""
     lists = (folder / "train.txt", folder / "val.txt")
     return {name for path in lists for name in image_files.read_names(path)}
 
 
 def read_label(path: epath.Path) -> np.ndarray:
-    """Returns the class ids of a label, uint8 `[height, width]`.
+    """Returns the class ids in the struct `GTcls` of a MATLAB file.
 
-    Args:
-        path: MATLAB file with the struct `GTcls`; classes as in VOC.
+    Returns:
+        VOC's class ids, uint8 `[height, width]`.
 
     Raises:
-        UserError: if the file is broken or holds something else.
+        UserError: if the file is broken or has no such struct.
     """
     content = file_kinds.read_bytes(path)
     try:
         content = scipy.io.loadmat(io.BytesIO(content))
-    except Exception as error:  # SciPy raises whatever it stumbles over
+    except Exception as error:  # SciPy raises anything
         raise UserError(f"{path} is broken: {error}") from error
     try:
         label = np.asarray(content["GTcls"]["Segmentation"][0, 0])
@@ -50,6 +45,6 @@ def read_label(path: epath.Path) -> np.ndarray:
     if label.ndim != 2 or not np.array_equal(ids, label):
         raise UserError(
             f"{path} has a {label.dtype} array of the shape {label.shape} as "
-            "GTcls.Segmentation; it is height x width class ids"
+            "GTcls.Segmentation; it must be height x width class ids"
         )
     return ids

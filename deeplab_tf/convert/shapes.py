@@ -1,9 +1,9 @@
-"""Procedural scenes of overlapping shapes, in the folder layout of PASCAL VOC.
+"""Generates scenes of overlapping shapes, in the folder layout of PASCAL VOC.
 
-Two to five objects lie over one another on a patterned, slightly blurred ground.
-A class is an outline and a weave, of random size, rotation and contrast. Colour
-alone does not tell classes apart: each merely leans towards a hue of its own. As in
-PASCAL VOC, the pixels along every contour are void (255).
+Each scene has two to five overlapping objects on a textured, slightly blurred
+background. A class is an outline and a texture, of random size, rotation and contrast.
+Colour alone does not separate the classes: each only tends towards a hue. As in PASCAL
+VOC, the pixels along every contour are void (255).
 """
 
 import os
@@ -20,19 +20,19 @@ from deeplab_tf.errors import UserError
 
 SPLITS = ("train", "val", "test")
 IGNORE_LABEL = 255
-MIN_SIDE = 32  # pixels; below it the void border leaves next to nothing
+MIN_SIDE = 32  # pixels; in smaller images most pixels would be void
 
 _OBJECTS = (2, 5)  # per scene
 _SIZES = (0.18, 0.46)  # square root of an object's area, per shorter image side
 _MIN_VISIBLE = 0.5  # of an object's own area, after cropping and occlusion
 _VOID_RADIUS = 2  # pixels, on either side of a contour
 _HUE_SPREAD = 32  # degrees around the hue of a class; classes are 60 apart
-_PERIODS = (0.05, 0.075)  # of an object's weave, per shorter image side
+_PERIODS = (0.05, 0.075)  # of an object's texture, per shorter image side
 _JPEG_QUALITY = 95
 _SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
-# Outlines: contours around the origin; those after the first are holes.
+# Outlines: contours around the origin. All but the first are holes.
 
 
 def _corners(count):
@@ -42,7 +42,7 @@ def _corners(count):
 
 
 def _star(tips, inner):
-    """Returns a star whose notches lie at `inner` of the radius of its tips."""
+    """Returns a star of outer radius 1 and inner radius `inner`."""
     star = _corners(2 * tips)
     star[1::2] *= inner
     return star
@@ -60,9 +60,9 @@ def _unit_area(*contours):
     return [c / np.sqrt(areas[0] - sum(areas[1:])) for c in contours]
 
 
-# Weaves: values in 0..1 from coordinates in an object's own frame. One unit is
-# about one period; each is tuned to repeat within the smallest object and to
-# outlast the blur, which is what a short training learns from.
+# Textures: values in 0..1 from coordinates in an object's own frame, with a period of
+# about one unit. Each repeats within the smallest object and survives the blur, so that
+# a short training can learn it.
 
 
 def _waves(x):
@@ -104,7 +104,7 @@ def _speckle(rng, x, y):
     return np.clip(6 * _noise(rng, x.shape, int(rng.integers(24, 36))) - 3.3, 0, 1)
 
 
-# In the order of their hues: similar weaves are kept apart.
+# In the order of their hues, which separates similar textures.
 _CLASSES = {
     "disc": (_unit_area(_corners(48)), _circles),
     "cross": (_unit_area(_cross(0.3)), _dots),
@@ -114,15 +114,15 @@ _CLASSES = {
     "square": (_unit_area(_corners(4)), _checks),
 }
 CLASS_NAMES = ("background", *_CLASSES)
-_OUTLINES, _WEAVES = zip(*_CLASSES.values(), strict=True)
-_GROUNDS = (*_WEAVES, _satin, _speckle)
+_OUTLINES, _TEXTURES = zip(*_CLASSES.values(), strict=True)
+_BACKGROUNDS = (*_TEXTURES, _satin, _speckle)
 
 
-# Layout: what lies where.
+# Layout of the objects.
 
 
 class _Object(NamedTuple):
-    """One placed object: its class and frame, and the pixels it covers (0..255)."""
+    """A placed object; `mask` is its coverage of each pixel, 0..255."""
 
     class_id: int
     center: np.ndarray
@@ -132,7 +132,7 @@ class _Object(NamedTuple):
 
 
 def _place(rng, image_size):
-    """Returns an object of random class, place, size and rotation."""
+    """Returns an object of random class, position, size and rotation."""
     class_id = int(rng.integers(1, len(CLASS_NAMES)))
     size = min(image_size) * rng.uniform(*_SIZES)
     angle, squeeze = rng.uniform(0, 2 * np.pi), rng.uniform(0.9, 1.1)
@@ -147,10 +147,10 @@ def _place(rng, image_size):
 
 
 def _layout(rng, image_size):
-    """Returns objects, back to front, and the map of the topmost one per pixel.
+    """Returns objects, back to front, and a map of the topmost one per pixel.
 
-    An object that would be hidden too much or hide another too much is drawn
-    again. The map counts objects from 1; 0 is the ground.
+    An object that would be hidden too much, or hide another too much, is replaced. The
+    map numbers objects from 1; 0 is the background.
     """
     objects, top = [], np.zeros(image_size, np.uint8)
     count = int(rng.integers(*_OBJECTS, endpoint=True))
@@ -166,7 +166,7 @@ def _layout(rng, image_size):
 
 
 def _label(objects, top):
-    """Returns class ids, void within `_VOID_RADIUS` of where two objects meet."""
+    """Returns class ids, void within `_VOID_RADIUS` of every contour."""
     label = np.array([0, *(item.class_id for item in objects)], np.uint8)[top]
     side = 2 * _VOID_RADIUS + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
@@ -174,7 +174,7 @@ def _label(objects, top):
     return label
 
 
-# Appearance: what it looks like. Images are float32 RGB in 0..1.
+# Appearance. Images are float32 RGB in 0..1.
 
 
 def _noise(rng, image_size, cells):
@@ -185,52 +185,52 @@ def _noise(rng, image_size, cells):
 
 
 def _frame(image_size, center, angle, period):
-    """Returns x and y of every pixel in a turned frame, in units of `period`."""
+    """Returns x and y of every pixel in a rotated frame, in units of `period`."""
     x = np.arange(image_size[1], dtype=np.float32) - np.float32(center[0])
     y = np.arange(image_size[0], dtype=np.float32)[:, None] - np.float32(center[1])
     cos, sin = np.float32(np.cos(angle) / period), np.float32(np.sin(angle) / period)
     return cos * x + sin * y, cos * y - sin * x
 
 
-def _color(rng, hue, saturation):
-    """Returns a random colour of a hue (degrees), neither black nor white."""
+def _random_color(rng, hue, saturation):
+    """Returns a random colour of a hue in degrees, neither too dark nor too bright."""
     hsv = (hue % 360, rng.uniform(*saturation), rng.uniform(0.35, 0.95))
     return cv2.cvtColor(np.float32([[hsv]]), cv2.COLOR_HSV2RGB)[0, 0]
 
 
-def _material(rng, weave, color, frame, contrast):
-    """Returns a surface, woven of a colour and a darker relative of it."""
+def _material(rng, texture, color, frame, contrast):
+    """Returns a surface that alternates between a colour and a darker shade of it."""
     dark = color * rng.uniform(*contrast) + rng.normal(0, 0.06, 3)
     change = (np.clip(dark, 0, 1) - color).astype(np.float32)
-    surface = color + weave(rng, *frame)[..., None] * change
+    surface = color + texture(rng, *frame)[..., None] * change
     grain = _noise(rng, surface.shape[:2], int(rng.integers(20, 60)))[..., None]
     return surface * (0.92 + 0.16 * grain)
 
 
-def _ground(rng, image_size):
-    """Returns the ground: a large, warped weave, dull and a little out of focus."""
+def _background(rng, image_size):
+    """Returns a large, warped texture, dull and slightly out of focus."""
     side = min(image_size)
     center = rng.uniform(-0.3, 1.3, 2) * image_size[::-1]
     period = side * rng.uniform(0.1, 0.25)
     x, y = _frame(image_size, center, rng.uniform(0, 2 * np.pi), period)
     warp = np.float32(rng.uniform(0, 1.5))
     frame = [axis + warp * _noise(rng, image_size, 4) for axis in (x, y)]
-    weave = _GROUNDS[rng.integers(len(_GROUNDS))]
-    color = _color(rng, rng.uniform(0, 360), (0.05, 0.5))
-    image = _material(rng, weave, color, frame, (0.65, 0.95))
+    texture = _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))]
+    color = _random_color(rng, rng.uniform(0, 360), (0.05, 0.5))
+    image = _material(rng, texture, color, frame, (0.65, 0.95))
     return cv2.GaussianBlur(image, (0, 0), side * rng.uniform(0.004, 0.012))
 
 
 def _object_color(rng, class_id, under):
-    """Returns the colour, out of three of the class, farthest from what it covers."""
-    lean = (class_id - 1) * 360 / len(_CLASSES)
-    hues = rng.normal(lean, _HUE_SPREAD, 3)
-    colors = [_color(rng, hue, (0.35, 0.9)) for hue in hues]
+    """Draws three colours of the class and returns the one farthest from `under`."""
+    class_hue = (class_id - 1) * 360 / len(_CLASSES)
+    hues = rng.normal(class_hue, _HUE_SPREAD, 3)
+    colors = [_random_color(rng, hue, (0.35, 0.9)) for hue in hues]
     return max(colors, key=lambda color: float(np.sum((color - under) ** 2)))
 
 
 def _relief(rng, mask, light):
-    """Returns the brightness of an object with a rounded rim, lit from a side."""
+    """Returns the brightness of an object with a rounded rim, lit from one side."""
     rim = np.float32(rng.uniform(0.025, 0.08) * min(mask.shape) + 1.5)
     depth = cv2.distanceTransform((mask > 127).astype(np.uint8), cv2.DIST_L2, 3)
     slope = 1 - np.minimum(depth / rim, 1)
@@ -241,7 +241,7 @@ def _relief(rng, mask, light):
 
 
 def _shadow(rng, alpha, light):
-    """Returns how much light is left around an object of coverage `alpha`."""
+    """Returns the remaining light around an object of coverage `alpha`."""
     throw = float(rng.uniform(0.015, 0.04) * min(alpha.shape))
     move = np.float32([(1, 0, throw * light[0]), (0, 1, throw * light[1])])
     shadow = cv2.warpAffine(alpha, move, alpha.shape[::-1])
@@ -255,15 +255,15 @@ def _paint(rng, image, item, light):
     color = _object_color(rng, item.class_id, under)
     period = min(item.mask.shape) * rng.uniform(*_PERIODS)
     frame = _frame(item.mask.shape, item.center, item.angle, period)
-    surface = _material(rng, _WEAVES[item.class_id - 1], color, frame, (0.2, 0.5))
+    surface = _material(rng, _TEXTURES[item.class_id - 1], color, frame, (0.2, 0.5))
     surface *= _relief(rng, item.mask, light)[..., None]
     alpha = item.mask.astype(np.float32) / 255
     image = image * _shadow(rng, alpha, light)[..., None]
     return image + alpha[..., None] * (surface - image)
 
 
-def _photograph(rng, image):
-    """Returns uint8 pixels: uneven lighting, a slightly soft lens, sensor noise."""
+def _add_camera_effects(rng, image):
+    """Adds uneven lighting, a soft lens and sensor noise; returns uint8 pixels."""
     side = float(max(image.shape))
     center = (image.shape[1] / 2, image.shape[0] / 2)
     ramp, _ = _frame(image.shape[:2], center, rng.uniform(0, 2 * np.pi), side)
@@ -275,10 +275,10 @@ def _photograph(rng, image):
 
 
 def scene(rng, image_size):
-    """Returns one scene and its labels.
+    """Returns a scene and its labels.
 
     Args:
-        rng: A `numpy.random.Generator`, the only source of chance.
+        rng: A `numpy.random.Generator`, the only source of randomness.
         image_size: (height, width) in pixels.
 
     Returns:
@@ -289,10 +289,10 @@ def scene(rng, image_size):
     objects, top = _layout(rng, image_size)
     angle = rng.uniform(0, 2 * np.pi)
     light = np.float32([np.cos(angle), np.sin(angle)])
-    image = _ground(rng, image_size)
+    image = _background(rng, image_size)
     for item in objects:
         image = _paint(rng, image, item, light)
-    return _photograph(rng, image), _label(objects, top)
+    return _add_camera_effects(rng, image), _label(objects, top)
 
 
 # Files.
@@ -301,7 +301,7 @@ _PALETTE = [value for color in dataset_info.voc_colors(256) for value in color]
 
 
 def _save(folder, name, image, label):
-    """Writes one image and its labels, a palette PNG as VOC's."""
+    """Writes an image and its labels, a PNG with VOC's palette."""
     quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
     _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), quality)
     (folder / "JPEGImages" / f"{name}.jpg").write_bytes(jpeg.tobytes())
@@ -311,7 +311,7 @@ def _save(folder, name, image, label):
 
 
 def _write_folder(folder, split_sizes, image_size, seed):
-    """Writes a whole data set into a new folder and returns its description."""
+    """Writes a dataset into a new folder and returns its description."""
     lists = folder / "ImageSets" / "Segmentation"
     for subfolder in (lists, folder / "JPEGImages", folder / "SegmentationClass"):
         subfolder.mkdir(parents=True)
@@ -331,7 +331,7 @@ def _write_folder(folder, split_sizes, image_size, seed):
 
 
 def _check(output_dir, split_sizes, image_size, seed):
-    """Raises UserError on a setting that cannot work."""
+    """Raises `UserError` for invalid settings."""
     for split, count in split_sizes.items():
         if count < 1:
             raise UserError(f"{split}_images must be at least 1; received {count}")
@@ -345,7 +345,7 @@ def _check(output_dir, split_sizes, image_size, seed):
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"output_dir must be a folder; {output_dir} is a file")
     if output_dir.exists() and any(output_dir.iterdir()):
-        raise UserError(f"output_dir must be empty or new; {output_dir} holds files")
+        raise UserError(f"output_dir must be empty or new; {output_dir} has files")
 
 
 def write(
@@ -356,21 +356,21 @@ def write(
     image_size=(128, 128),
     seed=0,
 ):
-    """Writes the data set and returns its `DatasetInfo`.
+    """Writes the dataset and returns its `DatasetInfo`.
 
-    The folder appears only once it is complete. Scene `i` of a split depends on
-    `seed` and `image_size`, not on how many scenes are asked for.
+    The folder is published when it is complete. Scene `i` of a split depends only on
+    `seed` and `image_size`, not on the number of scenes.
 
     Args:
-        output_dir: Folder to create; may exist if it is empty.
+        output_dir: Folder to create; it may exist if it is empty.
         train_images: Number of training scenes.
         val_images: Number of validation scenes.
         test_images: Number of test scenes; they have labels too.
         image_size: (height, width) of every scene, in pixels.
-        seed: Seed of all chance, 0 or more.
+        seed: Random seed, 0 or more.
 
     Raises:
-        UserError: if a setting is out of range or the folder holds files.
+        UserError: if a setting is out of range or the folder is not empty.
     """
     counts = (train_images, val_images, test_images)
     split_sizes = dict(zip(SPLITS, counts, strict=True))

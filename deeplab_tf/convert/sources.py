@@ -1,4 +1,4 @@
-"""Archives of images: fetched once, verified, extracted safely and completely."""
+"""Downloads and verifies the archives of datasets."""
 
 import hashlib
 import os
@@ -14,12 +14,9 @@ __all__ = ["Source", "extract", "fetch"]
 
 
 class Source(NamedTuple):
-    """Where an archive is, and the checksums that identify it.
+    """The location of an archive and its hexadecimal checksums, "" if unknown.
 
-    Attributes:
-        url: http or https, or a path that `tf.io.gfile` copies.
-        sha256: SHA-256 in hexadecimal digits; "" if none was published.
-        md5: MD5 likewise, which is compared before the first use.
+    The URL is http, https or a path that `tf.io.gfile` copies.
     """
 
     url: str
@@ -28,20 +25,18 @@ class Source(NamedTuple):
 
 
 def fetch(source: Source, folder: epath.Path) -> epath.Path:
-    """Returns the archive of a source, which is downloaded unless it is there.
+    """Downloads an archive into a local folder, unless it is there.
 
-    Args:
-        source: What to fetch; a download that broke off is resumed.
-        folder: Folder of the downloads, on a disk of this machine; made if need be.
+    An interrupted download is resumed.
 
     Raises:
-        UserError: if it cannot be fetched or is not the archive that it should be.
+        UserError: if the download fails or a checksum does not match.
     """
 
     def find_damage(path: str) -> str | None:
         digest = digest_file(path, hashlib.md5(usedforsecurity=False))
-        is_right = digest == (source.md5 or digest)
-        return None if is_right else f"its MD5 is {digest}, not {source.md5}"
+        matches = digest == (source.md5 or digest)
+        return None if matches else f"its MD5 is {digest}, not {source.md5}"
 
     path = download.fetch(source.url, os.fspath(folder), source.sha256, find_damage)
     return epath.Path(path)

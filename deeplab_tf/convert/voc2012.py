@@ -1,8 +1,8 @@
-"""PASCAL VOC 2012, any folder in its layout, or VOC with SBD's labels, to TFRecords.
+"""Converts PASCAL VOC 2012, or any folder in its layout, optionally with SBD's labels.
 
-The splits are those of `ImageSets/Segmentation`. train_aug is VOC's train, followed by
-what the Semantic Boundaries Dataset (SBD) labels in addition, in alphabetical order and
-without VOC's val.
+The splits are those of `ImageSets/Segmentation`. The split train_aug is VOC's train
+followed by the further images of the Semantic Boundaries Dataset (SBD), sorted and
+without those of VOC's val.
 """
 
 import functools
@@ -18,7 +18,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import image_files
 
-# The SHA-256 is that of TensorFlow Datasets (url_checksums/voc.txt).
+# The SHA-256 is from TensorFlow Datasets (url_checksums/voc.txt).
 VOC_SOURCE = sources.Source(
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
     sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
@@ -50,10 +50,10 @@ class _Root:
                     f"--voc_root={folder} has no folder {path}; it is the folder "
                     "that holds JPEGImages, such as VOCdevkit/VOC2012"
                 )
-        self.images = _by_stem(self.image_dir, _SUFFIXES)
+        self.images = _find_by_stem(self.image_dir, _SUFFIXES)
 
     def names(self, list_path: epath.Path) -> list[str]:
-        """Returns the lines of a list."""
+        """Returns the names in a list."""
         file_kinds.require_file(list_path)
         names = image_files.read_names(list_path)
         if not names:
@@ -71,9 +71,9 @@ class _Root:
 
         Args:
             names: Names without extension.
-            source: What lists them, to be named in errors.
+            source: The list of the names, for errors.
             labels: Labels by name.
-            label_path: Returns where the label of a name should be.
+            label_path: Returns the expected path of a missing label, for errors.
         """
         samples = []
         for name in names:
@@ -84,21 +84,17 @@ class _Root:
             samples.append(_sample(name, image, label))
         for name in sorted(set(labels.files) - set(self.images.files)):
             raise UserError(
-                f"{labels.files[name]} has no image of its name in {self.image_dir}"
+                f"{labels.files[name]} has no image of the same name in "
+                f"{self.image_dir}"
             )
         return samples
 
 
-def _by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
+def _find_by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
     paths = pairs.list_folder(folder)
     return pairs.find_entries(
         paths, lambda p: p.stem if p.suffix.lower() in suffixes else None
     )
-
-
-def _labels(folder: epath.Path, suffix: str = ".png") -> pairs.Entries:
-    """Returns the labels of a folder by name."""
-    return _by_stem(folder, (suffix,))
 
 
 def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
@@ -106,50 +102,51 @@ def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sampl
     return conversion.Sample(name, image, label, functools.partial(read, label))
 
 
-def _folder_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:
+def _find_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:
     """Returns the samples of every split of a folder in VOC layout."""
-    root, labels_of = _Root(voc_root), {}
+    root, labels = _Root(voc_root), {}
     splits = {}
     for list_name in _SPLITS:
         split = split_name(list_name)
         augmented = "Aug" if split == "train_aug" else ""
         label_dir = voc_root / f"SegmentationClass{augmented}"
         path = root.lists / f"{list_name}.txt"
-        is_there = file_kinds.kind_of(path) is not file_kinds.Kind.MISSING
-        if is_there and label_dir.is_dir():
-            if label_dir not in labels_of:
-                labels_of[label_dir] = _labels(label_dir)
+        exists = file_kinds.kind_of(path) is not file_kinds.Kind.MISSING
+        if exists and label_dir.is_dir():
+            if label_dir not in labels:
+                labels[label_dir] = _find_by_stem(label_dir, (".png",))
             splits[split] = root.samples(
                 root.names(path),
                 os.fspath(path),
-                labels_of[label_dir],
+                labels[label_dir],
                 lambda name, folder=label_dir: folder / f"{name}.png",
             )
     if not splits:
         raise UserError(f"{root.lists} has none of train.txt, val.txt, trainval.txt")
-    for folder, entries in {root.image_dir: root.images, **labels_of}.items():
+    for folder, entries in {root.image_dir: root.images, **labels}.items():
         entries.report_skipped(folder)
     return splits
 
 
-def _archive_splits(
+def _find_archive_splits(
     voc_root: epath.Path, sbd_dir: epath.Path
 ) -> dict[str, list[conversion.Sample]]:
     """Returns the samples of every split of the two extracted archives."""
-    splits = _folder_splits(voc_root)
+    splits = _find_splits(voc_root)
     for split in ("train", "val"):
         if split not in splits:
             raise UserError(f"the VOC archive has no list of the split {split}")
     root = _Root(voc_root)
     listed = {sample.name for split in ("train", "val") for sample in splits[split]}
-    more = sorted(sbd.names(sbd_dir) - listed)
-    # VOC's own labels win; they have a void border.
-    labels = _labels(sbd_dir / "cls", ".mat")
-    files = labels.files | _labels(voc_root / "SegmentationClass").files
+    added = sorted(sbd.names(sbd_dir) - listed)
+    # VOC's own labels take precedence, because they have a void border.
+    labels = _find_by_stem(sbd_dir / "cls", (".mat",))
+    voc_labels = _find_by_stem(voc_root / "SegmentationClass", (".png",))
+    files = labels.files | voc_labels.files
     splits["train_aug"] = splits["train"] + root.samples(
-        more,
+        added,
         f"{sbd_dir}/train.txt or val.txt",
-        labels._replace(files={name: files[name] for name in more if name in files}),
+        labels._replace(files={name: files[name] for name in added if name in files}),
         lambda name: sbd_dir / "cls" / f"{name}.mat",
     )
     return splits
@@ -158,23 +155,23 @@ def _archive_splits(
 def convert(
     voc_root: str, output_dir: str, num_shards: int = 4, info: DatasetInfo | None = None
 ) -> dict[str, int]:
-    """Writes the shards of every split of a folder in VOC layout.
+    """Converts every split of a folder in VOC layout.
 
     Args:
-        voc_root: Folder that holds `JPEGImages`.
-        output_dir: Folder of the TFRecords; nothing is left in it on an error.
+        voc_root: Folder that contains `JPEGImages`.
+        output_dir: Folder of the TFRecords; an error leaves nothing in it.
         num_shards: Files per split; the official converter writes 4.
-        info: The classes; None reads `dataset_info.json` in `voc_root`, else
-            they are VOC's.
+        info: The classes; default: those of `dataset_info.json` in `voc_root`, else
+            VOC's.
 
     Returns:
         Number of images by split.
 
     Raises:
-        UserError: for anything missing, unpaired, broken or out of range.
+        UserError: if a file is missing, unpaired or broken.
     """
     info = info or records.read_info(voc_root) or dataset_info("pascal_voc_seg")
-    splits = _folder_splits(epath.Path(voc_root))
+    splits = _find_splits(epath.Path(voc_root))
     written = conversion.convert(splits, info, output_dir, num_shards)
     return {split: written.split_sizes[split] for split in splits}
 
@@ -187,14 +184,14 @@ def convert_archives(
     num_shards: int = 4,
     official_sizes: bool = True,
 ) -> dict[str, int]:
-    """Writes the shards of the four splits of the official archives.
+    """Converts the four splits of the official archives.
 
     Args:
-        voc: `VOCtrainval_11-May-2012.tar`, or where to fetch it.
-        sbd_archive: SBD's `benchmark.tgz`, or where to fetch it.
-        output_dir: Folder of the TFRecords; nothing is left in it on an error.
-        work_dir: Folder of downloads and of what is extracted, on a disk of this
-            machine; None is `output_dir` with `_sources` behind it.
+        voc: `VOCtrainval_11-May-2012.tar`, or its source.
+        sbd_archive: SBD's `benchmark.tgz`, or its source.
+        output_dir: Folder of the TFRecords; an error leaves nothing in it.
+        work_dir: Local folder of the downloads and the extracted archives; default:
+            `<output_dir>_sources`.
         num_shards: Files per split.
         official_sizes: Whether the splits must be 1464, 1449, 2913 and 10582.
 
@@ -202,16 +199,16 @@ def convert_archives(
         Number of images by split.
 
     Raises:
-        UserError: for archives that are not to be had, broken, unsafe or others
-            than the official ones.
+        UserError: if an archive cannot be fetched, is broken or unsafe, or differs
+            from the official one.
     """
     work = epath.Path(work_dir or f"{output_dir.rstrip('/')}_sources")
     if "://" in os.fspath(work):
-        raise UserError(f"--work_dir must be a folder of this machine; received {work}")
-    found = [_archive(source, work) for source in (voc, sbd_archive)]
-    voc_root = sources.extract(found[0], work / "voc2012", _MEMBERS) / _DEVKIT
-    sbd_dir = sources.extract(found[1], work / "sbd", sbd.MEMBERS) / sbd.FOLDER
-    splits = _archive_splits(voc_root, sbd_dir)
+        raise UserError(f"--work_dir must be a local folder; received {work}")
+    archives = [_fetch(source, work) for source in (voc, sbd_archive)]
+    voc_root = sources.extract(archives[0], work / "voc2012", _MEMBERS) / _DEVKIT
+    sbd_dir = sources.extract(archives[1], work / "sbd", sbd.MEMBERS) / sbd.FOLDER
+    splits = _find_archive_splits(voc_root, sbd_dir)
     info = dataset_info("pascal_voc_seg")
     if official_sizes:
         _check_sizes(splits, info.split_sizes)
@@ -219,7 +216,7 @@ def convert_archives(
     return {split: written.split_sizes[split] for split in splits}
 
 
-def _archive(source: str | sources.Source, work: epath.Path) -> epath.Path:
+def _fetch(source: str | sources.Source, work: epath.Path) -> epath.Path:
     if isinstance(source, sources.Source):
         return sources.fetch(source, work / "downloads")
     file_kinds.require_file(source)
@@ -231,6 +228,6 @@ def _check_sizes(splits: Mapping[str, Sequence], expected: Mapping[str, int]) ->
         received = len(splits.get(split, ()))
         if received != size:
             raise UserError(
-                f"split {split} has {received} images, officially {size}; "
-                "--official_sizes=false accepts that"
+                f"split {split} has {received} images, officially {size}; add "
+                "--official_sizes=false to accept that"
             )

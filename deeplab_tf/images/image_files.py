@@ -171,7 +171,7 @@ def _read_tiff(path: _Path, content: bytes, channels: int) -> np.ndarray:
     except Exception as error:  # tifffile raises anything
         raise UserError(f"{path} is broken: {error}") from error
     if photometric == tifffile.PHOTOMETRIC.PALETTE:
-        raise UserError(f"{path} has a palette; images must be grey or RGB")
+        raise UserError(f"{path} has a palette; save its colours as channels")
     # Pages and separate channels come first.
     return np.moveaxis(array, 0, -1) if array.ndim == 3 and axes[-1] == "X" else array
 

@@ -236,7 +236,9 @@ def test_only_the_splits_that_are_wanted_are_written(tmp_path):
     sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, wanted)
     assert sizes == {"train_fine": 2, "val_fine": 1}
     assert records.split_names(str(tmp_path / "out")) == ["train_fine", "val_fine"]
-    with pytest.raises(UserError, match="--splits=val must be of train_fine, val_fine"):
+    with pytest.raises(
+        UserError, match="--splits=val must be among train_fine, val_fine"
+    ):
         cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val",))
     shutil.rmtree(root / "gtFine/val")
     with pytest.raises(UserError, match="no val in both leftImg8bit and gtFine, for"):

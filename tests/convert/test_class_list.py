@@ -84,7 +84,7 @@ WRONG = {
     "one name": ("a\nb\na\n", "classes.txt has two classes named a"),
     "one colour": (
         "a 1 2 3\nb 0 0 0\nc 1 2 3",
-        "classes.txt gives the classes a and c one colour, (1, 2, 3)",
+        "classes.txt gives the classes a and c the same colour, (1, 2, 3)",
     ),
     "some colours": (
         "a 1 2 3\n\nb\n",
@@ -121,7 +121,7 @@ def test_what_cannot_be_a_list_is_told(read, tmp_path, kind):
 
 def test_a_list_is_a_file(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path):
-        with pytest.raises(UserError, match=f"--classes={path} is no file"):
+        with pytest.raises(UserError, match=f"--classes={path} is not a file"):
             read_class_list(epath.Path(path), "mine")
 
 

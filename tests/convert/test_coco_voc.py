@@ -323,11 +323,11 @@ BROKEN = {
     ),
     "another kind of file": (
         drop_list,
-        "/instances_train2017.json is no instances file of COCO: it has no annotations",
+        "/instances_train2017.json is not an instances file of COCO: it has no annotations",
     ),
     "other categories": (
         set_field("categories", 4, "name", "aeroplane"),
-        "/instances_train2017.json has no category 'airplane'; the categories of an",
+        "/instances_train2017.json has no category 'airplane'; it must have the cat",
     ),
     "odd polygon": (outline([[0, 0, 9, 0, 9, 9, 0]]), f"{BROKEN_OUTLINE}its polygons"),
     "nested polygon": (outline([[[0, 0], [9, 0]]]), f"{BROKEN_OUTLINE}its polyg"),
@@ -390,7 +390,7 @@ def test_malformed_json_is_named(files, tmp_path, text):
     ("settings", "message"),
     [
         ({"annotations": "no.json"}, "--annotations=no.json does not exist"),
-        ({"image_dir": "nowhere"}, "--image_dir=nowhere is no folder"),
+        ({"image_dir": "nowhere"}, "--image_dir=nowhere is not a folder"),
         ({"split": "train-2017"}, "split must be letters, digits and _; received 'tra"),
     ],
 )

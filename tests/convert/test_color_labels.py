@@ -108,14 +108,16 @@ def test_an_unknown_color_is_named_with_place_and_extent(read):
     pixels[0, 3] = pixels[1, 1] = 127, 64, 128  # off by one
     pixels[1, 2] = 1, 1, 1
     message = (
-        "mask.png has the colour (127, 64, 128) of no class, first at "
+        "mask.png has the colour (127, 64, 128), which is not a class, first at "
         "(x, y) = (3, 0), in 2 of 8 pixels"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         read(Image.fromarray(pixels), COLORED)
     pixels = PAINTED.copy()
     pixels[0, 0] = 255  # beyond every known colour
-    with pytest.raises(UserError, match=r"colour \(255, 255, 255\) of no class"):
+    with pytest.raises(
+        UserError, match=r"colour \(255, 255, 255\), which is not a class"
+    ):
         read(Image.fromarray(pixels), COLORED)
 
 
@@ -155,8 +157,8 @@ def test_a_palette_of_other_colors_is_indices(read):
 def test_a_palette_with_one_unknown_color_is_no_indices(read):
     colors = [COLORS[2], (0, 0, 191), COLORS[0]]
     message = (
-        "mask.png has the colour (0, 0, 191) of no class, but (0, 0, 0) at index 0 is "
-        "that of class 2; correct its palette"
+        "mask.png has the colour (0, 0, 191), which is not a class, but (0, 0, 0) at "
+        "index 0 is that of class 2; correct its palette"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         read(palette_image([[0, 1, 2]], colors), COLORED)

@@ -391,7 +391,10 @@ def test_shards_are_written_side_by_side(sources, folder, monkeypatch):
     [(1464, 4), (1449, 4), (2913, 4), (10582, 4), (2975, 10), (500, 10), (22973, 10)],
 )
 def test_official_splits_have_the_official_number_of_shards(num_images, shards):
-    names = [s.name for s in conversion._shards("train", range(num_images), shards)]
+    names = [
+        s.name
+        for s in conversion._split_into_shards("train", range(num_images), shards)
+    ]
     assert names == [f"train-{i:05d}-of-{shards:05d}.tfrecord" for i in range(shards)]
 
 
@@ -400,7 +403,7 @@ def test_official_splits_have_the_official_number_of_shards(num_images, shards):
     [(3, 4, [1, 1, 1]), (3, 10**6, [1, 1, 1]), (5, 4, [2, 2, 1]), (4, 3, [2, 2])],
 )
 def test_no_shard_is_empty(num_images, num_shards, sizes):
-    shards = conversion._shards("train", range(num_images), num_shards)
+    shards = conversion._split_into_shards("train", range(num_images), num_shards)
     assert [len(shard.samples) for shard in shards] == sizes
     assert {s.name.partition("-of-")[2] for s in shards} == {
         f"{len(sizes):05d}.tfrecord"

@@ -205,22 +205,25 @@ def large_value(source):
 BROKEN = {
     "no label": (
         remove("masks/c.png"),
-        "there is no label in .*/masks, such as c.png, for .*/photos/c.PNG$",
+        "/masks has no label, such as c.png, for .*/photos/c.PNG$",
     ),
     "no image": (
         remove("photos/a.png"),
-        "there is no image in .*/photos for .*/masks/a.png$",
+        "/photos has no image for .*/masks/a.png$",
     ),
     "many without image": (
         lone_labels,
         "no image in .*/photos for .*x0.png, .*x1.png, .*x2.png and 2 more$",
     ),
-    "twins": (add_twin, "photos/a.jpg and a.png have one name; remove one of them"),
+    "twins": (
+        add_twin,
+        "photos/a.jpg and a.png have the same name; remove one of them",
+    ),
     "no images": (empty("photos"), "--image_dir=.*/photos has no image .*.jpg, .jpeg"),
     "no labels": (empty("masks"), r"--label_dir=.*/masks has no label \*.png"),
     "no folder": (
         lambda source: (source / "masks").rename(source / "labels"),
-        "--label_dir=.*/masks is no folder",
+        "--label_dir=.*/masks is not a folder",
     ),
     "EXIF": (
         turn,
@@ -262,7 +265,7 @@ FLAGS = {
     "share of val": (["--val_share=.5", "--split=val"], "--split must be another one"),
     "small share": (
         ["--val_share=0.0001"],
-        "--val_share=0.0001 of 4 images gives none to val",
+        "--val_share=0.0001 of 4 images leaves none for val",
     ),
     "colour": (["--ignore_color=1,2"], "--ignore_color must be r,g,b .* received 1,2$"),
     "word": (
@@ -272,7 +275,7 @@ FLAGS = {
     "void": (["--ignore_label=256"], "ignore_label must be an integer in 0..255; rec"),
     "depth": (["--max_value=65536"], "max_value must be an integer in 1..65535; recei"),
     "channels": (["--channels=0"], "channels must be at least 1; received 0"),
-    "classes": (["--classes=/none"], "--classes=/none is no file"),
+    "classes": (["--classes=/none"], "--classes=/none is not a file"),
 }
 
 

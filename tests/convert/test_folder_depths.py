@@ -207,7 +207,7 @@ def test_tiffs_that_are_no_image(convert, tmp_path, tifffile):
     index = pixels_of(1, np.uint8)[..., 0]
     colors = np.zeros((3, 256), np.uint16)
     tifffile.imwrite(path, index, photometric="palette", colormap=colors)
-    with pytest.raises(UserError, match=r"x.tif has a palette; an image has its col"):
+    with pytest.raises(UserError, match=r"x.tif has a palette; save its col"):
         convert(1, 255)
     frames = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
     tifffile.imwrite(path, frames, photometric="rgb")

@@ -244,7 +244,7 @@ WAYS = {
     ),
     "remote folder": (
         ["--voc_archive=x", "--sbd_archive=x", "--work_dir=gs://bucket/work"],
-        "--work_dir must be a folder of this machine; received gs://bucket/work",
+        "--work_dir must be a local folder; received gs://bucket/work",
     ),
 }
 

@@ -86,7 +86,7 @@ def test_a_folder_or_a_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
     (tmp_path / kind).unlink()
     make(tmp_path / kind)
     assert_refused(
-        kind, tmp_path, capsys, "is a (directory|FIFO); a file is needed|is no file"
+        kind, tmp_path, capsys, "is a (directory|FIFO); a file is needed|is not a file"
     )
 
 

@@ -16,8 +16,8 @@ from absl import flags
 from etils import epath
 
 from deeplab_tf.convert import folder
-from deeplab_tf.convert.class_list import ClassList, as_color, read_class_list
-from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.convert.class_list import ClassList, read_class_list
+from deeplab_tf.data.info import DatasetInfo, check_color
 from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
 
 
@@ -92,8 +92,8 @@ def main(values: flags.FlagValues) -> None:
 def _class_list(values: flags.FlagValues) -> ClassList:
     color = values.ignore_color
     if color is not None:
-        numbers = [int(x) if x.isdecimal() else x for x in color.split(",")]
-        color = as_color("--ignore_color", numbers)
+        color = tuple(int(x) if x.isdecimal() else x for x in color.split(","))
+        check_color(color, "--ignore_color")
     fields = ("name", "ignore_label", "channels", "max_value")
     given = {field: values[field].value for field in fields}
     return read_class_list(
