@@ -323,7 +323,7 @@ BROKEN = {
     ),
     "another kind of file": (
         drop_list,
-        "/instances_train2017.json is not an instances file of COCO: it has no annotations",
+        "/instances_train2017.json is not an instances file of COCO: it has no annot",
     ),
     "other categories": (
         set_field("categories", 4, "name", "aeroplane"),
