@@ -213,7 +213,7 @@ BROKEN = {
     ),
     "many without image": (
         lone_labels,
-        "no image in .*/photos for .*x0.png, .*x1.png, .*x2.png and 2 more$",
+        "/photos has no image for .*x0.png, .*x1.png, .*x2.png and 2 more$",
     ),
     "twins": (
         add_twin,

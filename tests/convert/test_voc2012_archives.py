@@ -125,7 +125,7 @@ def test_what_is_extracted_stays_beside_the_records_and_is_used_again(
 
 def test_official_sizes_are_asked_for_before_a_record_is_written(convert, tmp_path):
     with pytest.raises(
-        UserError, match=r"split train has 2 images, officially 1464; --official_sizes="
+        UserError, match=r"split train has 2 images, officially 1464; add --offic"
     ):
         convert(official_sizes=True, work_dir=str(tmp_path / "work"))
     assert sorted(os.listdir(tmp_path)) == ["archives", "work"]

@@ -73,7 +73,7 @@ def test_a_name_without_room_for_the_outputs_is_refused(gallery):
     (gallery / ("x" * 243 + ".png")).touch()
     assert len(find_images(str(gallery))) == 3
     (gallery / ("x" * 244 + ".png")).touch()
-    with pytest.raises(UserError, match=r"a name of 256 bytes, \*_overlay.png; at mos"):
+    with pytest.raises(UserError, match=r"\*_overlay.png, has 256 bytes; at most 255"):
         find_images(str(gallery))
 
 
