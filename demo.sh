@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Data, training, evaluation, export and pictures in some minutes on two CPU cores:
+# Makes data, trains, evaluates, exports and predicts, in minutes on two CPU cores:
 #   ./demo.sh [output folder]
 # Needs Python 3.10 to 3.13 and a package index; installs into .venv.
 set -euo pipefail
@@ -8,12 +8,12 @@ source tools/venv.sh
 
 out=${1:-demo_output}
 if [[ -e "$out" && ! -e "$out/shapes/dataset_info.json" ]]; then
-  fail "$out is there and is no earlier demo; give another folder: ./demo.sh FOLDER"
+  fail "$out exists and is not an earlier demo; give another folder: ./demo.sh FOLDER"
 fi
 ensure_venv ""
 rm -rf "$out"
 
-# Shows a command, then runs it: what the demo does is what a user would type.
+# Prints a command, then runs it.
 run() {
   printf '\n$ python %s\n' "$*"
   .venv/bin/python "$@"
@@ -38,7 +38,7 @@ miou=$(sed -n 's/.*"miou": \([0-9.]\{6\}\).*/\1/p' "$out/eval/metrics.json")
 cat <<END
 
 mIoU on unseen images: $miou (labelled by the nearest mean colour: $baseline)
-Everything is in $out (look at pictures/overview.png; exported/ is the SavedModel). \
-With your own photos and masks, laid out as in docs/data.md: .venv/bin/python -m \
+All output is in $out (open pictures/overview.png; exported/ is the SavedModel). \
+For your own photos and masks, arranged as in docs/data.md, run .venv/bin/python -m \
 datasets.voc2012 --voc_root=YOUR_FOLDER --output_dir=tfrecord, then train.py as above.
 END

@@ -1,12 +1,11 @@
-"""Writes what the documentation takes from the code.
+"""Generates the parts of the documentation that come from code and results.
 
     python tools/documentation.py
 
-That is all of docs/flags.md, the tables in docs/results.md and docs/performance.md,
-from the files in benchmarks/results, and the line numbers of links such as
-[`aspp`](../deeplab_tf/models/aspp.py#L30) in docs/architecture.md, which follow the
-definition, or the only line with that text. tests/test_documentation.py tells when it
-has to be run again.
+It writes docs/flags.md, the tables of docs/results.md and docs/performance.md (from
+benchmarks/results) and the line numbers of links in docs/architecture.md, such as
+[`aspp`](../deeplab_tf/models/aspp.py#L30). A link leads to the definition, or to the
+only line with its text. tests/test_documentation.py fails when pages are outdated.
 """
 
 import importlib
@@ -23,7 +22,7 @@ import benchmarks.quiet_tensorflow  # noqa: E402, F401
 from benchmarks import ablation_report  # noqa: E402
 from benchmarks.measuring import markdown_table  # noqa: E402
 
-# How a program is called, and the module with its flags.
+# Programs, and the modules that define their flags.
 PROGRAMS = {
     "train.py": "deeplab_tf.programs.train",
     "eval.py": "deeplab_tf.programs.eval",
@@ -39,16 +38,16 @@ PROGRAMS = {
     "datasets.folder": "deeplab_tf.programs.convert.folder",
     "datasets.shapes": "deeplab_tf.programs.convert.shapes",
 }
-# The programs that build a model of flags; what all of them have is told once.
+# Programs that build a model from flags; the page lists their common flags once.
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
-Written by `python tools/documentation.py` from the programs themselves, which tell the
-same with `--help`. In train.py, eval.py and export.py "Ours" marks what the official
-programs do not have; other names, and unless [migration](migration.md) says otherwise
-their meanings and defaults, are the official ones. A list is written as
-`--train_crop_size=513,513` or as a flag that is given several times, a boolean as
-`--recompute`, `--norecompute` or `--recompute=false`. An unknown flag ends a program.
+`python tools/documentation.py` generates this page from the programs; `--help` prints
+the same. In train.py, eval.py and export.py "Ours" marks flags that the official
+programs do not have. All others have the official names, meanings and defaults, except
+those listed in [migration](migration.md#flags). Write a list as
+`--train_crop_size=513,513` or repeat the flag; write a boolean as `--recompute`,
+`--norecompute` or `--recompute=false`. Unknown flags are errors.
 """
 _DEAD = "Without effect: "
 _REPEATED = "repeat this option to specify a list of values"
@@ -57,12 +56,12 @@ _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
 
 def command(program: str) -> str:
-    """Returns what a user types to start a program."""
+    """Returns the command that starts a program."""
     return f"python {program}" if program.endswith(".py") else f"python -m {program}"
 
 
 def flag_rows(program: str) -> dict[str, tuple[str, ...]]:
-    """Returns type, default and meaning of each flag, by its name."""
+    """Returns type, default and meaning of each flag, by name."""
     values = importlib.import_module(PROGRAMS[program]).define_flags()
     return {name: _row(values[name]) for name in values}
 
@@ -74,11 +73,11 @@ def _row(flag) -> tuple[str, ...]:
     if choices:
         text = text.removeprefix(choices[0])
         kind = choices[1].replace("|", ", ")
-    default = "" if flag.default is None else _spelled(flag.default)
+    default = "" if flag.default is None else _format_default(flag.default)
     return kind, default, text.replace("|", "\\|")
 
 
-def _spelled(value) -> str:
+def _format_default(value) -> str:
     if isinstance(value, list):
         value = ",".join(map(str, value))
     text = str(value).lower() if isinstance(value, bool) else str(value)
@@ -86,29 +85,35 @@ def _spelled(value) -> str:
 
 
 def flags_page() -> str:
-    """Returns the text of docs/flags.md."""
-    rows = {program: flag_rows(program) for program in PROGRAMS}
-    first, *others = (set(rows[program].items()) for program in BUILDERS)
-    shared = dict(first.intersection(*others))
-    alive = {name: row for name, row in shared.items() if not _is_dead(row)}
-    parts = [INTRODUCTION, _table("The model", f"Of {_listed(BUILDERS)}.", alive)]
-    dead = {}
-    for program, own in rows.items():
-        own = {name: row for name, row in own.items() if name not in shared}
-        dead |= {name: row for name, row in own.items() if _is_dead(row)}
-        living = {name: row for name, row in own.items() if name not in dead}
-        too = " Those of [the model](#the-model), too." if program in BUILDERS else ""
-        parts.append(_table(program, f"`{command(program)}`.{too}", living))
-    dead |= {name: row for name, row in shared.items() if _is_dead(row)}
-    parts.append(_dead_table(dead))
-    return "\n".join(parts)
+    """Returns the text of docs/flags.md, with each different flag once."""
+    flags = {program: set(flag_rows(program).items()) for program in PROGRAMS}
+    dead = {flag for own in flags.values() for flag in own if _is_dead(flag[1])}
+    model = set.intersection(*(flags[program] for program in BUILDERS)) - dead
+    text = f"Flags of {_join_commands(BUILDERS)}."
+    parts = [INTRODUCTION, _table("The model", text, dict(model))]
+    listed = {"The model": model}
+    for program, own in flags.items():
+        text, new = f"`{command(program)}`.", own - dead
+        for section, known in listed.items():
+            if repeated := new & known:
+                names = ", ".join(f"`--{name}`" for name, _ in sorted(repeated))
+                names = "all flags" if repeated == model else names
+                text += f" As in [{section}](#{_anchor(section)}): {names}."
+                new -= known
+        parts.append(_table(program, text, dict(new)))
+        listed[program] = new
+    return "\n".join([*parts, _dead_table(dict(dead))])
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-")
 
 
 def _is_dead(row: tuple[str, ...]) -> bool:
     return row[-1].startswith(_DEAD)
 
 
-def _listed(names) -> str:
+def _join_commands(names) -> str:
     *first, last = (f"`{command(name)}`" for name in names)
     return f"{', '.join(first)} and {last}"
 
@@ -129,21 +134,18 @@ def _dead_table(rows: dict) -> str:
     table = markdown_table(
         ["flag", "why"], ([", ".join(names), why] for why, names in flags.items())
     )
-    text = "Official flags that are accepted, with a warning that says why."
+    text = "These official flags are accepted with a warning."
     return f"## Without effect\n\n{text}\n\n{table}\n"
 
 
 def with_results(page: str) -> str:
-    """Returns a page with what programs of benchmarks/ wrote between its marks.
-
-    A mark names the program; its results are in benchmarks/results.
-    """
+    """Fills each `<!-- result of NAME -->` block from benchmarks/results."""
     return _RESULT.sub(lambda mark: f"{mark[1]}\n{_result(mark[2])}\n{mark[3]}", page)
 
 
 def _result(program: str) -> str:
     folder = ROOT / "benchmarks/results"
-    # Two rows of ablations_600, which were trained for longer.
+    # ablations_600 has two rows, trained for longer.
     tables = {
         "ablations": ablation_report.markdown,
         "ablations_600": ablation_report.trimap_markdown,
@@ -156,7 +158,7 @@ def _result(program: str) -> str:
 
 
 def _scores(folder: pathlib.Path) -> str:
-    """Returns a table of the metrics that eval.py wrote into some files."""
+    """Returns a table of the metrics.json files in a folder."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         metrics = json.loads(path.read_text())
@@ -178,13 +180,10 @@ def _scores(folder: pathlib.Path) -> str:
 
 
 def with_line_numbers(page: str) -> str:
-    """Returns a page whose links into the code lead to the right lines.
-
-    Args:
-        page: Text with links of a name, or of a piece of code, to a line of a file.
+    """Updates the line numbers of links into the code.
 
     Raises:
-        ValueError: if a file does not have it, or has the text several times.
+        ValueError: if the text of a link is missing or ambiguous in its file.
     """
     return _LINK.sub(lambda link: _link(link[1], link[2]), page)
 
@@ -205,7 +204,7 @@ def _line(text: str, path: str) -> int:
 
 
 def pages() -> dict[pathlib.Path, str]:
-    """Returns what each page is to be."""
+    """Returns the generated text of each page."""
     architecture = ROOT / "docs/architecture.md"
     measured = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
     return {

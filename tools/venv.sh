@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# Makes .venv in the current folder and keeps it current. Sourced by demo.sh and
-# test.sh, which call `ensure_venv EXTRAS` under `set -euo pipefail`.
-# Plain bash 3.2 and POSIX tools, as on macOS.
+# Creates .venv in the current folder and keeps it up to date. demo.sh and test.sh source
+# this file and call `ensure_venv EXTRAS` under `set -euo pipefail`.
+# Uses only bash 3.2 and POSIX tools, as on macOS.
 
 SUPPORTED="3.10 3.11 3.12 3.13"
-# TensorFlow has been out longest for the middle ones, so they come first.
+# TensorFlow has supported the middle versions longest, so they come first.
 CANDIDATES="python3.12 python3.11 python3.13 python3.10 python3 python"
-NEEDED_GB=5 # the packages, pip's downloads of them and what the demo writes
+NEEDED_GB=5 # packages, pip's downloads and the demo's output
 
-# What the user has outside .venv must not leak into it.
+# Keeps the user's other packages out of .venv.
 unset PYTHONPATH PYTHONHOME
 export PYTHONNOUSERSITE=1
 
@@ -17,8 +17,8 @@ fail() {
   exit 1
 }
 
-# Prints the version of an interpreter as 3.11; nothing if it does not really run, as
-# a pyenv shim of a version that is not selected.
+# Prints the version of an interpreter, such as 3.11; nothing if it does not run, like a
+# pyenv shim of an unselected version.
 version_of() {
   "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null </dev/null ||
     true
@@ -28,7 +28,7 @@ is_supported() {
   [[ " $SUPPORTED " == *" $1 "* ]]
 }
 
-# Prints the first interpreter that can make a virtual environment.
+# Prints the first interpreter that can create a virtual environment.
 find_python() {
   local candidate version seen="" without_venv=""
   for candidate in ${PYTHON:+"$PYTHON"} $CANDIDATES; do
@@ -49,12 +49,12 @@ find_python() {
  install one, e.g. apt install python3 python3-venv, or set PYTHON to its path"
 }
 
-# Refuses a folder without the permission or the room for the environment.
+# Requires write permission and disk space for the environment.
 check_folder() {
   local free_kib
   [[ -w . ]] || fail "no permission to write in $PWD; use a copy in a folder of yours"
   free_kib=$(df -Pk . | awk 'NR == 2 { print $4 }')
-  [[ "$free_kib" =~ ^[0-9]+$ ]] || return 0 # some network disks do not say
+  [[ "$free_kib" =~ ^[0-9]+$ ]] || return 0 # some network disks do not report it
   ((free_kib >= NEEDED_GB * 1000000)) ||
     fail "needs about $NEEDED_GB GB of disk space in $PWD; found $((free_kib / 1000)) MB;\
  free some or use a copy on another disk"
@@ -69,19 +69,19 @@ make_venv() {
     fail "$python -m venv failed: ${output##*$'\n'}"
 }
 
-# Environments that uv makes have no pip, so it is added.
+# Adds pip to environments without it, such as uv's.
 has_pip() {
   .venv/bin/python -m pip --version || .venv/bin/python -m ensurepip
 } &>/dev/null
 
-# Prints a name that changes with whatever an installation depends on: the folder too,
-# since the editable package points there.
+# Prints a file name that changes with the inputs of an installation, including the folder,
+# because the editable package points there.
 stamp_path() {
   printf '.venv/installed-%s\n' \
     "$({ pwd && cat setup.py constraints.txt; } | cksum | tr -s ' \t' '-')"
 }
 
-# Whether the stamp lists every extra. "base" is the package without any.
+# Succeeds if the stamp lists every extra. "base" is the package without extras.
 is_installed() {
   local extra stamp=$1 extras=$2
   [[ -e "$stamp" && ! -e .venv/installing ]] || return 1
@@ -97,7 +97,7 @@ install_package() {
   if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
     --constraint constraints.txt --editable ".${extras:+[$extras]}" \
     >.venv/pip.log 2>&1 </dev/null; then
-    rm -f .venv/installing # pip itself took back what it had begun
+    rm -f .venv/installing # pip has rolled back
     reason=$(sed -n 's/^ *ERROR: //p' .venv/pip.log | tail -n 1)
     fail "pip could not install the packages: ${reason:-it gave no reason};\
  is a package index reachable? Its log is .venv/pip.log"
@@ -107,8 +107,8 @@ install_package() {
   rm -f .venv/installing
 }
 
-# Makes .venv unless it is there, and installs the package with the given extras
-# ("dev" or "hub,dev" or "") unless they are already in it.
+# Creates .venv if missing, and installs the package with the given extras ("dev",
+# "hub,dev" or "") unless they are installed.
 ensure_venv() {
   local extras=$1 version stamp
   version=$(version_of .venv/bin/python)
@@ -118,7 +118,7 @@ ensure_venv() {
   if [[ -n "$version" ]] && is_installed "$stamp" "$extras"; then
     return
   fi
-  # An installation that was killed leaves packages without some of their files.
+  # A killed installation leaves incomplete packages.
   if [[ -z "$version" || -e .venv/installing ]] || ! has_pip; then
     make_venv
   fi
