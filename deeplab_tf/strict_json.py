@@ -1,8 +1,7 @@
-"""Strict JSON: what we write carries a checksum, what we read is checked.
+"""Strict JSON: files are written with a checksum and validated when read.
 
-Files that people edit, copy and cut short are read through here. Every problem is
-one `UserError` that names the file and the place: line and column of a syntax error,
-or the key path of a value, such as `colors[3]`.
+Every problem becomes a `UserError` that names the file and the line and column of a
+syntax error, or the key path of a value, such as `colors[3]`.
 """
 
 import dataclasses
@@ -19,19 +18,19 @@ from collections.abc import Mapping
 
 from deeplab_tf.errors import UserError
 
-# Small enough to parse within 300 MiB of memory, whatever the content.
+# Any content of this size parses within 300 MiB of memory.
 MAX_BYTES = 16 * 2**20
-# Integers up to here survive every JSON parser (RFC 7493), and sums of them int64.
+# Integers up to here are exact in every JSON parser (RFC 7493).
 MAX_COUNT = 2**53
 CHECKSUM = "checksum"
-# Python before 3.10.7 needs minutes for very long numbers, later ones raise.
+# Python before 3.10.7 takes minutes for very long numbers; later versions raise.
 _LONG_NUMBER = re.compile(r"[0-9]{310}")
-# A surrogate pair, half of one, or any other escape.
+# A surrogate pair, a lone surrogate (group 1), or any other escape.
 _ESCAPES = re.compile(
     r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(u[dD][89a-fA-F]..)|.)", re.DOTALL
 )
-# Control characters, surrogates, line and paragraph separators. Joiners and marks
-# of direction (Cf) belong to ordinary text.
+# Control characters, surrogates, line and paragraph separators. Joiners and direction
+# marks (Cf) occur in ordinary text.
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 _NAMES = {
     str: "a string",
@@ -48,24 +47,22 @@ _Value = typing.Any  # as parsed from JSON
 
 
 def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
-    """Returns the text of a UTF-8 file, without its byte order mark.
+    """Decodes UTF-8 and removes the byte order mark.
 
     Args:
         content: Bytes of the file.
-        source: What to call the file in an error.
-        max_bytes: Largest size that is accepted.
+        source: File name for errors.
+        max_bytes: Maximum size.
 
     Raises:
         UserError: if the content is too large or not UTF-8.
     """
     if len(content) > max_bytes:
-        raise UserError(
-            f"{source} has more than {max_bytes:,} bytes; it cannot be such a file"
-        )
+        raise UserError(f"{source} is too large: more than {max_bytes:,} bytes")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        # `error.start` counts from the end of the byte order mark.
+        # `error.start` does not count the byte order mark.
         start = len(content) - len(error.object) + error.start
         line = content.count(b"\n", 0, start) + 1
         raise UserError(
@@ -75,18 +72,18 @@ def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typing.Any:
-    """Returns the value of a JSON text.
+    """Parses JSON.
 
-    Stricter than `json.loads`: no NaN or infinity, no duplicate keys, no absurdly
-    long numbers, no half of a surrogate pair.
+    Stricter than `json.loads`: refuses NaN and infinity, duplicate keys, very long
+    numbers and lone surrogates.
 
     Args:
         content: The text, or its bytes in UTF-8.
-        source: What to call the file in an error.
-        max_bytes: Largest size that is accepted.
+        source: File name for errors.
+        max_bytes: Maximum size.
 
     Raises:
-        UserError: if the text is not such JSON; names `source` and the place.
+        UserError: if the text is invalid; names `source` and the position.
     """
     if isinstance(content, bytes):
         content = decode(content, source, max_bytes)
@@ -110,7 +107,7 @@ def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typi
         where = f"line {error.lineno}, column {error.colno}"
         raise UserError(f"{source}: {where}: {error.msg}") from error
     except RecursionError:
-        raise UserError(f"{source}: its values are nested too deeply") from None
+        raise UserError(f"{source}: values are nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{source}: {error}") from error
 
@@ -150,12 +147,12 @@ def _finite_float(text: str) -> float:
 
 
 def dump(values: Mapping[str, typing.Any]) -> str:
-    """Returns the JSON text of an object, with a checksum of its other entries.
+    """Serialises an object as JSON with a checksum of its entries.
 
-    The checksum comes first, and the keys that a reader requires should follow: a
-    gap in the file that swallows the checksum then takes a required key along.
+    The checksum comes first. Put keys that the reader requires next, so that a gap in
+    the file cannot remove the checksum without a required key.
     """
-    # What is read back has lists for tuples.
+    # Tuples become lists, as they will be when read back.
     values = json.loads(json.dumps(values, allow_nan=False))
     return json.dumps({CHECKSUM: checksum(values), **values}, indent=2) + "\n"
 
@@ -163,22 +160,20 @@ def dump(values: Mapping[str, typing.Any]) -> str:
 def load(
     content: str | bytes, source: str, max_bytes: int = MAX_BYTES
 ) -> dict[str, typing.Any]:
-    """Returns the entries of a JSON object, after verifying its checksum.
-
-    An object without a checksum is accepted: people write such files by hand.
+    """Parses a JSON object and verifies its checksum if it has one.
 
     Args:
-        content: The text, or its bytes in UTF-8.
-        source: What to call the file in an error.
-        max_bytes: Largest size that is accepted.
+        content: See `parse`.
+        source: See `parse`.
+        max_bytes: See `parse`.
 
     Raises:
-        UserError: if the text is not JSON, not an object, or differs from what its
-            checksum was computed from.
+        UserError: if the text is invalid, not an object, or was changed after its
+            checksum was computed.
     """
     values = parse(content, source, max_bytes)
     if not isinstance(values, dict):
-        raise UserError(f"{source} must hold an object; received {describe(values)}")
+        raise UserError(f"{source} must be a JSON object; received {describe(values)}")
     if CHECKSUM in values and values.pop(CHECKSUM) != checksum(values):
         raise UserError(
             f"{source} was changed after deeplab_tf wrote it; restore it, or delete "
@@ -188,7 +183,7 @@ def load(
 
 
 def checksum(value: typing.Any) -> str:
-    """Returns the checksum of a JSON value, whatever its order of keys and spaces."""
+    """Returns the checksum of a JSON value, independent of key order and spaces."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -199,17 +194,17 @@ def from_json(
     source: str,
     required: tuple[str, ...] = (),
 ) -> _Config:
-    """Returns the dataclass that a JSON object describes.
+    """Parses a dataclass from a JSON object.
 
     Args:
-        cls: A dataclass; every value must have the type of its field.
-        content: The text, or its bytes in UTF-8.
-        source: What to call the file in an error.
-        required: Fields that must be given although they have a default.
+        cls: The dataclass.
+        content: See `parse`.
+        source: See `parse`.
+        required: Fields that must be present although they have a default.
 
     Raises:
-        UserError: if the text describes no such dataclass; names `source` and the
-            key path of the value.
+        UserError: if the text is invalid or a value does not match its field; names
+            `source` and the key path.
     """
     values = load(content, source)
     config = build(cls, values, source)
@@ -220,16 +215,16 @@ def from_json(
 def build(
     cls: type[_Config], values: dict[str, _Value], where: str, separator: str = ": "
 ) -> _Config:
-    """Returns a dataclass from parsed JSON, whose types are checked at any depth.
+    """Builds a dataclass from parsed JSON, checking types at any depth.
 
     Args:
         cls: The dataclass.
-        values: Its fields, as `dataclasses.asdict` gives them.
-        where: What to call the object in an error.
-        separator: What joins `where` and the name of a field.
+        values: Its fields, as in `dataclasses.asdict`.
+        where: Name of the object for errors.
+        separator: Text between `where` and the name of a field.
 
     Raises:
-        UserError: for an unknown or missing key, or a value of another type.
+        UserError: for an unknown or missing key, or a value of the wrong type.
     """
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(typing.cast(typing.Any, cls))
@@ -250,7 +245,7 @@ def build(
 def require_keys(
     needed: typing.Iterable[str], values: dict[str, _Value], where: str
 ) -> None:
-    """Raises UserError for a key that an object lacks; names `where` and the key."""
+    """Raises UserError if a required key is missing."""
     missing = [name for name in needed if name not in values]
     if missing:
         raise UserError(f'{where}: the key "{missing[0]}" is missing')
@@ -267,16 +262,16 @@ def _refuse_unknown_keys(
 
 
 def check(hint: typing.Any, value: _Value, where: str) -> typing.Any:
-    """Returns a parsed JSON value as a field of a type takes it.
+    """Converts a parsed JSON value to a type.
 
     Args:
-        hint: The type: `str`, `bool`, `int`, `float`, a dataclass, a list, tuple or
-            dictionary of such, or one of these `| None`.
+        hint: `str`, `bool`, `int`, `float`, a dataclass, a list, tuple or dictionary of
+            these, or one of them `| None`.
         value: The value.
-        where: What to call the value in an error.
+        where: Name of the value for errors.
 
     Raises:
-        UserError: if the value has another type; names `where`.
+        UserError: if the value has another type.
     """
     if isinstance(hint, types.UnionType):
         if value is None:
@@ -334,31 +329,23 @@ def _check_bool(hint: typing.Any, value: _Value, where: str) -> bool:
 
 
 def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
-    # `type`, because a bool is an int.
+    # Not isinstance, because a bool is an int.
     if type(value) is not int:
-        raise _other_type(int, value, where)
+        raise _type_error(int, value, where)
     if abs(value) > MAX_COUNT:
         raise UserError(f"{where} is too large; received {describe(value)}")
     return value
 
 
 def _check_float(hint: typing.Any, value: _Value, where: str) -> float:
-    # A whole number below 10^310 may be too large for a float.
+    # An integer may be too large for a float.
     if type(value) not in (int, float) or abs(value) > sys.float_info.max:
-        raise _other_type(float, value, where)
+        raise _type_error(float, value, where)
     return float(value)
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuses control characters, which no name or path has.
-
-    Args:
-        text: Any text of a single line.
-        where: What to call it in an error.
-
-    Raises:
-        UserError: if the text has such a character.
-    """
+    """Raises UserError if a single line of text has control characters."""
     for character in text:
         if unicodedata.category(character) in _UNPRINTABLE:
             raise UserError(
@@ -368,15 +355,15 @@ def check_text(text: str, where: str) -> None:
 
 def _require_type(kind: type, value: _Value, where: str) -> None:
     if type(value) is not kind:
-        raise _other_type(kind, value, where)
+        raise _type_error(kind, value, where)
 
 
-def _other_type(kind: type, value: _Value, where: str) -> UserError:
+def _type_error(kind: type, value: _Value, where: str) -> UserError:
     return UserError(f"{where} must be {_NAMES[kind]}; received {describe(value)}")
 
 
 def describe(value: typing.Any) -> str:
-    """Returns a parsed JSON value in a few words, for an error of one line."""
+    """Describes a parsed JSON value in a few words, for errors."""
     if isinstance(value, list | dict) or value is None:
         return _NAMES[type(value)]
     return _shorten(json.dumps(value))

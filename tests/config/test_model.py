@@ -546,9 +546,9 @@ def test_an_experiment_survives_its_json():
     [
         ("", " is empty"),
         ("{", ": line 1, column 2: Expecting property name"),
-        ("null", " must hold an object; received null"),
-        ("3", " must hold an object; received 3"),
-        ("[1]", " must hold an object; received a list"),
+        ("null", " must be a JSON object; received null"),
+        ("3", " must be a JSON object; received 3"),
+        ("[1]", " must be a JSON object; received a list"),
         ("{}", ': the key "format_version" is missing'),
         (json.dumps({"modle": {}}), ': unknown key "modle"; did you mean "model"'),
         (json.dumps({"model": {"num_clases": 2}}), ': model: unknown key "num_clases"'),

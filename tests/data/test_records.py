@@ -194,7 +194,7 @@ def test_dataset_info_travels_as_json(folder):
     ("text", "reason"),
     [
         ("{", ": line 1, column 2: "),
-        ("[1]", " must hold an object"),
+        ("[1]", " must be a JSON object"),
         ('{"name": "toys", "sizes": 3}', ': unknown key "sizes"'),
     ],
 )
