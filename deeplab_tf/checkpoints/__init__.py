@@ -1,1 +1,1 @@
-"""Weights in and out by their official names."""
+"""Loading and saving weights by their official names."""

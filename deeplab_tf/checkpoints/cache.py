@@ -1,6 +1,6 @@
-"""The cache of downloads: private to its user, and verified before each use.
+"""The download cache: private to its user and verified before each use.
 
-Where no SHA-256 of a file was published, that of its first use is recorded next to it
+If no SHA-256 of a file is published, the one at its first use is recorded next to it
 and compared from then on.
 """
 
@@ -34,14 +34,14 @@ _KINDS = {
 
 
 def cache_folder(cache_dir: str | None = None) -> str:
-    """Returns the folder of the cache, which need not exist yet.
+    """Returns the folder of the cache, which may not exist yet.
 
     Args:
-        cache_dir: Folder on a disk of this machine; None takes the environment
-            variable DEEPLAB_TF_CACHE, else `~/.cache/deeplab_tf`.
+        cache_dir: Local folder; None uses the environment variable DEEPLAB_TF_CACHE,
+            else `~/.cache/deeplab_tf`.
 
     Raises:
-        UserError: if it is on no disk of this machine.
+        UserError: if the folder is not local.
     """
     folder = os.path.expanduser(cache_dir or os.environ.get(_VARIABLE) or _DEFAULT)
     if "://" in folder:
@@ -52,12 +52,12 @@ def cache_folder(cache_dir: str | None = None) -> str:
 
 
 def make_private(folder: str) -> str:
-    """Makes a folder of the cache unless it exists, and returns it.
+    """Creates a folder of the cache if needed, and returns it.
 
     Raises:
-        UserError: if it cannot be made, or if other users can write to it.
+        UserError: if it cannot be created, or if other users can write to it.
     """
-    with blame_cache(folder):
+    with translate_os_errors(folder):
         os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder, 0o700)
@@ -72,15 +72,15 @@ def make_private(folder: str) -> str:
     mode = status.st_mode
     if mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(status)):
         raise UserError(
-            f"other users can write to the cache {folder}; type chmod go-w "
+            f"other users can write to the cache {folder}; run chmod go-w "
             f"{shlex.quote(folder)} or {CACHE_HINT}"
         )
     return folder
 
 
 @contextlib.contextmanager
-def blame_cache(folder: str) -> Iterator[None]:
-    """Turns what the disk reports of the cache into one line."""
+def translate_os_errors(folder: str) -> Iterator[None]:
+    """Turns an OSError of the cache into a UserError."""
     try:
         yield
     except OSError as error:
@@ -90,10 +90,10 @@ def blame_cache(folder: str) -> Iterator[None]:
 
 
 def is_plain_file(path: str) -> bool:
-    """Returns whether a file exists.
+    """Returns whether a path is a regular file, or False if it does not exist.
 
     Raises:
-        UserError: if something else than a plain file is there, such as a link.
+        UserError: if it is something else, such as a link.
     """
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
@@ -106,7 +106,7 @@ def is_plain_file(path: str) -> bool:
 
 
 def read_record(path: str) -> bytes:
-    """Returns a small file that was written by `write_record`; b"" if there is none."""
+    """Reads a small file written by `write_record`; b"" if there is none."""
     if not is_plain_file(path):
         return b""
     with open(path, "rb") as file:
@@ -134,13 +134,13 @@ def verify(
 
     Args:
         found: File to verify.
-        path: Its path in the cache, once it is verified.
-        sha256: Published SHA-256; "" takes the recorded one.
-        find_damage: Returns what is wrong with the file at a path, None if nothing.
-        hint: What to add to an error.
+        path: Its path in the cache.
+        sha256: Published SHA-256; "" uses the recorded one.
+        find_damage: Describes the damage of a file at its first use, or returns None.
+        hint: Text to add to an error.
 
     Raises:
-        UserError: if it has another SHA-256, or is damaged at its first use.
+        UserError: if the SHA-256 differs, or the file is damaged at its first use.
     """
     record, name = f"{path}.sha256", os.path.basename(path)
     recorded = "" if sha256 else _read_sha256(record)
@@ -156,7 +156,7 @@ def verify(
     damage = find_damage and find_damage(found)
     if damage:
         raise UserError(f"{name} is damaged or unsafe: {damage}; {hint}")
-    # Read-only caches have no records.
+    # A read-only cache has no records.
     with contextlib.suppress(OSError):
         write_record(record, f"{digest}  {name}\n")
 
@@ -169,13 +169,13 @@ def _read_sha256(record: str) -> str:
     if not match:
         path = record.removesuffix(".sha256")
         raise UserError(
-            f"{record} holds no SHA-256; remove it and {path} to fetch the file again"
+            f"{record} contains no SHA-256; remove it and {path} to download again"
         )
     return match[1].decode().lower()
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Whether nobody else is in the group of a file, as many systems set users up."""
+    """Returns whether the group of a file contains nobody but its user."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
     except KeyError:

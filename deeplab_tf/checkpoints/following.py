@@ -1,4 +1,4 @@
-"""Follows a training: its newest checkpoint, then every newer one."""
+"""Follows the checkpoints of a running training."""
 
 import time
 from collections.abc import Iterator
@@ -10,14 +10,14 @@ from deeplab_tf.errors import UserError
 
 
 def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
-    """Yields the newest checkpoint of a folder, and every newer one as it appears.
+    """Yields the newest checkpoint of a folder, then each newer one as it appears.
 
     Args:
         folder: The `train_logdir`, which may not exist yet.
-        seconds: Time between two looks into the folder.
+        seconds: Polling interval.
 
     Raises:
-        UserError: if it is a file.
+        UserError: if the folder is a file.
     """
     latest, is_announced = None, False
     while True:
@@ -35,7 +35,7 @@ def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
 
 def _newest(folder: str) -> str | None:
     if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
-        raise UserError(f"{folder} is no folder; --eval_interval_secs follows one")
+        raise UserError(f"{folder} is not a folder; --eval_interval_secs needs one")
     try:
         return tf1.resolve(folder)
     except tf1.MissingCheckpointError:

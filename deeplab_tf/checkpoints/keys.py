@@ -1,26 +1,26 @@
-"""Keys of variables in the files of `tf.train.Checkpoint`, and back.
+"""Variable keys in the files of `tf.train.Checkpoint`.
 
-Ours are written from a dictionary of groups (the weights, their averages, the
-optimiser ...), each keyed by name. TensorFlow escapes `.` as `..` and `/` as `.S`.
+Ours are written from a dictionary of groups (weights, moving averages, optimiser and so
+on), each keyed by name. TensorFlow escapes `.` as `..` and `/` as `.S`.
 """
 
 import re
 from collections.abc import Iterable
 
 MODEL_KEY, AVERAGE_KEY = "model", "average"
-# Holds the graph of the objects that were saved; official checkpoints have none.
+# Key of the object graph, which official checkpoints do not have.
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def to_key(*names: str) -> str:
-    """Returns the key of a variable from its group, if it has one, and its name."""
+    """Returns the key of a variable from its group, if any, and its name."""
     escaped = [name.replace(".", "..").replace("/", ".S") for name in names]
     return "/".join(escaped) + _SUFFIX
 
 
 def from_key(key: str) -> tuple[str, ...]:
-    """Returns what `to_key` was given; () if the key is not a variable's."""
+    """Returns the arguments of `to_key`, or () if the key is not of a variable."""
     if not key.endswith(_SUFFIX):
         return ()
     escaped = key.removesuffix(_SUFFIX).split("/")
@@ -31,7 +31,7 @@ def from_key(key: str) -> tuple[str, ...]:
 
 
 def weight_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Returns `{official name: key}` of the weights; averages where there are any."""
+    """Returns `{official name: key}` of the weights, preferring moving averages."""
     parts = {from_key(key): key for key in keys}
     return {
         names[1]: key

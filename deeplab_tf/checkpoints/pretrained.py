@@ -1,4 +1,4 @@
-"""A model with its weights, or these alone, from a name, a path or a URL."""
+"""Pretrained models and weights by name, path or URL."""
 
 import dataclasses
 import hashlib
@@ -47,10 +47,10 @@ from deeplab_tf.models.deeplab import build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _SAVED_MODEL = "saved_model.pb"
-# A ModelConfig, in the form that it has in an experiment.json, and its weights.
+# The ModelConfig of an export, as in an experiment.json, and its weights.
 _EXPORTED_MODEL = os.path.join("assets.extra", "model.json")
 _EXPORTED_WEIGHTS = os.path.join("assets.extra", tf1.NAME)
-# It takes every output stride that any model does.
+# Accepts every output stride that any model accepts.
 _MOST_STRIDES = ModelConfig(
     "resnet_v1_50_beta", cascade_blocks=3, context=ContextConfig(rates=())
 )
@@ -62,41 +62,42 @@ def from_pretrained(
     output_stride: int | None = None,
     cache_dir: str | None = None,
 ) -> keras.Model:
-    """Returns a functional model, trainable as it is, with weights from elsewhere.
+    """Returns a trainable functional model with pretrained weights.
 
-    Its `model_config` tells what it is; of a checkpoint that says nothing of its model
-    it is that of the zoo's model which has the same variables. Of the zoo's backbones
-    the model has a new head. What was renewed is printed.
+    The architecture, the `model_config` of the result, comes from the zoo, the
+    `experiment.json` next to the checkpoint or the export; otherwise it is that of the
+    zoo model with the same variables. Pretrained backbones get a new head. Layers that
+    are re-initialised are printed.
 
     Args:
-        name_path_or_url: Name of a checkpoint of the zoo (`python -m
-            deeplab_tf.checkpoints.zoo` lists them); a `train_logdir`; folder or prefix
-            of a checkpoint, official or ours, or a frozen graph; folder of an export;
-            an archive of one of these, or its URL. What is there by that name is taken
-            before a name of the zoo.
-        num_classes: Number of classes; another one than the checkpoint's renews the
-            layer of the logits, nothing else. None is the checkpoint's; for a backbone,
-            which has none of ours, the 21 of PASCAL VOC.
-        output_stride: Output stride for the same weights; None is the checkpoint's, or
-            that of the preset in the zoo.
-        cache_dir: Folder for what is downloaded and extracted; None takes the
-            environment variable DEEPLAB_TF_CACHE, else `~/.cache/deeplab_tf`. What is
-            there is used without a network.
+        name_path_or_url: Name of a zoo checkpoint (`python -m
+            deeplab_tf.checkpoints.zoo` lists them), a `train_logdir`, the folder or
+            prefix of a checkpoint (official or ours), a frozen graph, the folder of an
+            export, an archive of one of these, or its URL. An existing path takes
+            precedence over a zoo name.
+        num_classes: Number of classes; None uses that of the checkpoint, or the 21 of
+            PASCAL VOC for a backbone. If it differs from the checkpoint's, only the
+            logits layer is re-initialised.
+        output_stride: Output stride for the same weights; None uses that of the
+            checkpoint or the zoo preset.
+        cache_dir: Folder for downloaded and extracted files, which are reused without a
+            network. None uses the environment variable DEEPLAB_TF_CACHE, else
+            `~/.cache/deeplab_tf`.
 
     Raises:
-        UserError: if there is no such thing, it cannot be fetched, or it is damaged or
-            of another model than it says.
+        UserError: if it does not exist, cannot be downloaded, is damaged, or does not
+            match its description.
     """
-    what = _spelled(name_path_or_url)
-    known = _known(what)
+    source = _normalize(name_path_or_url)
+    known = _find_in_zoo(source)
     config = known.preset.model if known else None
-    # Before anything is fetched.
-    _adapted(config or _MOST_STRIDES, num_classes, output_stride)
-    told, path = _found(what, known, cache_dir)
+    # Check the arguments before downloading.
+    _adapt(config or _MOST_STRIDES, num_classes, output_stride)
+    exported, path = _locate_checkpoint(source, known, cache_dir)
     checkpoint = tf1.read_checkpoint(path)
     prefix, arrays = checkpoint.prefix, checkpoint.arrays
-    config = told or config or _described(prefix, arrays)
-    model = build_model(_adapted(config, num_classes, output_stride))
+    config = exported or config or _identify(prefix, arrays)
+    model = build_model(_adapt(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
     if known and known.checkpoint.is_pretrained_backbone:
         _require_backbone(report, prefix)
@@ -108,40 +109,37 @@ def from_pretrained(
 def find_weights(
     name_path_or_url: str | os.PathLike, cache_dir: str | None = None
 ) -> str:
-    """Returns what `load_tf1_checkpoint` takes: the prefix of a checkpoint.
+    """Returns the prefix of a checkpoint for `load_tf1_checkpoint`, after any download.
 
     Args:
-        name_path_or_url: As `from_pretrained` takes it; what has to be fetched is.
-        cache_dir: As in `from_pretrained`.
+        name_path_or_url: See `from_pretrained`.
+        cache_dir: See `from_pretrained`.
 
     Raises:
-        UserError: if there is no such thing, it cannot be fetched, or it is damaged.
+        UserError: if it does not exist, cannot be downloaded or is damaged.
     """
-    what = _spelled(name_path_or_url)
-    _, path = _found(what, _known(what), cache_dir)
+    source = _normalize(name_path_or_url)
+    _, path = _locate_checkpoint(source, _find_in_zoo(source), cache_dir)
     return tf1.find_checkpoint(path)
 
 
-def _found(
-    what: str, known: ZooModel | None, cache_dir: str | None
+def _locate_checkpoint(
+    source: str, known: ZooModel | None, cache_dir: str | None
 ) -> tuple[ModelConfig | None, str]:
-    """Returns the model that an export describes, if it is one, and its checkpoint.
-
-    The checkpoint is a prefix or a folder.
-    """
-    path, config = _located(what, known, cache_folder(cache_dir)), None
+    """Returns the model config of an export, else None, and a checkpoint path."""
+    path, config = _locate(source, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
-        config, path = _of_export(path)
+        config, path = _read_export(path)
     return config, path
 
 
-def _adapted(
+def _adapt(
     config: ModelConfig, num_classes: int | None, output_stride: int | None
 ) -> ModelConfig:
-    asked = {"num_classes": num_classes, "output_stride": output_stride}
-    for name, value in asked.items():
+    given = {"num_classes": num_classes, "output_stride": output_stride}
+    for name, value in given.items():
         if not (value is None or isinstance(value, numbers.Integral)):
-            raise UserError(f"{name} must be a whole number; received {value!r}")
+            raise UserError(f"{name} must be an integer; received {value!r}")
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if output_stride is not None:
@@ -149,54 +147,54 @@ def _adapted(
     return config
 
 
-def _spelled(what: str | os.PathLike) -> str:
-    """Returns a name, a URL, or a path that is there for `tf.io.gfile` to look at."""
-    if not isinstance(what, str | os.PathLike) or not os.fspath(what):
+def _normalize(source: str | os.PathLike) -> str:
+    """Returns a name, URL or path as a string that `tf.io.gfile` can handle."""
+    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise UserError(
-            f"expected a name of the zoo, a path or a URL; received {what!r}"
+            f"expected a name of the zoo, a path or a URL; received {source!r}"
         )
-    what = local_path(os.fspath(what))
+    source = local_path(os.fspath(source))
     try:
-        if not is_web(what):
-            tf.io.gfile.exists(what)
+        if not is_web(source):
+            tf.io.gfile.exists(source)
     except tf.errors.OpError as error:
-        raise UserError(f"{what} cannot be read: {error.message}") from error
-    return what
+        raise UserError(f"{source} cannot be read: {error.message}") from error
+    return source
 
 
-def _known(what: str) -> ZooModel | None:
-    """Returns what a name is in the zoo, or an archive by its official name."""
-    if _is_archive(what):
-        name = file_name(what)
+def _find_in_zoo(source: str) -> ZooModel | None:
+    """Returns the zoo model of a name or of an archive with an official file name."""
+    if _is_archive(source):
+        name = file_name(source)
         found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)
         return next(found, None)
-    known = find_checkpoint(what)
-    if known and _exists(what):
-        print(f"note: the zoo has a {what} too; {os.path.abspath(what)} is taken")
+    known = find_checkpoint(source)
+    if known and _exists(source):
+        print(f"note: using {os.path.abspath(source)}, not the {source} of the zoo")
         return None
     return known
 
 
-def _is_archive(what: str) -> bool:
-    """Whether something has to be extracted, and maybe fetched before."""
-    return is_web(what) or (
-        file_name(what).lower().endswith(_ARCHIVES) and not tf.io.gfile.isdir(what)
+def _is_archive(source: str) -> bool:
+    """Returns whether something must be extracted, maybe after a download."""
+    return is_web(source) or (
+        file_name(source).lower().endswith(_ARCHIVES) and not tf.io.gfile.isdir(source)
     )
 
 
-def _located(what: str, known: ZooModel | None, cache: str) -> str:
-    """Returns a path to load."""
-    if _is_archive(what):
-        return _opened(what, known, cache)
+def _locate(source: str, known: ZooModel | None, cache: str) -> str:
+    """Returns a local path to load, after any download and extraction."""
+    if _is_archive(source):
+        return _open_archive(source, known, cache)
     if known:
-        archive = _fetched(known.checkpoint.url, known, make_private(cache))
-        return _unpacked(archive, cache)
-    if not (os.path.dirname(what) or _exists(what)):
-        require_checkpoint(what)
-    return what
+        archive = _fetch(known.checkpoint.url, known, make_private(cache))
+        return _unpack(archive, cache)
+    if not (os.path.dirname(source) or _exists(source)):
+        require_checkpoint(source)
+    return source
 
 
-def _fetched(url: str, known: ZooModel | None, folder: str) -> str:
+def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
     published = known.checkpoint.sha256 if known else ""
     return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
@@ -205,9 +203,9 @@ def _exists(path: str) -> bool:
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
 
 
-def _opened(archive: str, known: ZooModel | None, cache: str) -> str:
-    """Returns the folder of what is in an archive of the user's."""
-    # Archives of one name from several places do not get in each other's way.
+def _open_archive(archive: str, known: ZooModel | None, cache: str) -> str:
+    """Extracts an archive that the user gave and returns the folder of its weights."""
+    # The folder depends on the location, so archives with equal names do not clash.
     is_url = "://" in archive
     place = archive if is_url else os.path.abspath(archive)
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
@@ -215,12 +213,12 @@ def _opened(archive: str, known: ZooModel | None, cache: str) -> str:
         raise UserError(f"there is no archive {archive}")
     own = make_private(os.path.join(make_private(cache), name))
     if is_url:
-        archive = _fetched(archive, known, own)
-    return _unpacked(archive, own)
+        archive = _fetch(archive, known, own)
+    return _unpack(archive, own)
 
 
-def _unpacked(archive: str, folder: str) -> str:
-    """Returns the folder with the files of an archive, extracted into another one."""
+def _unpack(archive: str, folder: str) -> str:
+    """Extracts an archive into a folder and returns the folder of its weights."""
     name = os.path.basename(archive)
     for suffix in _ARCHIVES:
         name = name.removesuffix(suffix)
@@ -230,39 +228,38 @@ def _unpacked(archive: str, folder: str) -> str:
             extract(epath.Path(archive), epath.Path(path))
         except UnusableFolderError as error:
             raise UserError(f"{error}; {CACHE_HINT}") from error
-    return _folder_of_weights(archive, path)
+    return _find_weights_folder(archive, path)
 
 
-def _folder_of_weights(archive: str, path: str) -> str:
-    """Returns the folder that has the weights of an extracted archive."""
+def _find_weights_folder(archive: str, path: str) -> str:
+    """Returns the folder of the weights in an extracted archive."""
     found = []
     for here, folders, files in os.walk(path):
-        # A Mac's archives have a hidden companion of each file.
-        shown = [file for file in files if not file.startswith(".")]
-        if any(file.endswith((".index", ".pb")) for file in shown):
+        # Archives made on macOS have an extra hidden file for each file.
+        visible = [file for file in files if not file.startswith(".")]
+        if any(file.endswith((".index", ".pb")) for file in visible):
             found.append(here)
-            folders.clear()  # what is beneath belongs to it: an export has a checkpoint
+            folders.clear()  # an export has its own checkpoint further down
     if len(found) != 1:
         names = ", ".join(sorted(os.path.relpath(here, path) for here in found))
         raise UserError(
-            f"{archive} holds several checkpoints ({names}); extract it and give one"
+            f"{archive} contains several checkpoints ({names}); extract it and give one"
             if found
-            else f"{archive} holds no checkpoint, frozen graph or SavedModel"
+            else f"{archive} contains no checkpoint, frozen graph or SavedModel"
         )
     return found[0]
 
 
-def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
-    """Returns the model of a checkpoint: as its training tells it, else by its names.
+def _identify(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
+    """Returns the config of a checkpoint.
 
-    Raises:
-        UserError: if there is no `experiment.json`, and no model of the zoo that has
-            the same variables.
+    It is read from `experiment.json`, else taken from a zoo model with the same
+    variables.
     """
     path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
         return Experiment.from_json(text_files.read_content(path), source=path).model
-    for candidate in candidates(arrays):
+    for candidate in find_candidates(arrays):
         config = dataclasses.replace(
             candidate, num_classes=class_count(arrays) or candidate.num_classes
         )
@@ -272,26 +269,26 @@ def _described(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
             continue
         if complete:
             print(
-                f"note: {prefix} has no {EXPERIMENT_FILE}; by its variables it is "
-                f"taken for a {config.backbone} with output_stride "
+                f"note: {prefix} has no {EXPERIMENT_FILE}; judging by its variables, "
+                f"using {config.backbone} with output_stride "
                 f"{config.output_stride} and atrous_rates {list(config.atrous_rates)}"
             )
             return config
-    backbones = _backbones(arrays)
-    hint = "load_tf1_checkpoint takes it into a model of build_model"
+    backbones = _find_backbones(arrays)
+    hint = "load it into a model of build_model with load_tf1_checkpoint"
     if backbones:
-        hint = f"of a backbone of the zoo give the name: {' or '.join(backbones)}"
+        hint = f"for a backbone of the zoo, give its name: {' or '.join(backbones)}"
     raise UserError(
-        f"{prefix} has no {EXPERIMENT_FILE} beside it and the variables of no model of "
-        f"the zoo; {hint}"
+        f"{prefix} has no {EXPERIMENT_FILE} next to it, and its variables match no "
+        f"model of the zoo; {hint}"
     )
 
 
-def candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
-    """Returns the zoo's models that may be a checkpoint's, of other variables each.
+def find_candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
+    """Returns zoo models that a checkpoint may belong to, with distinct variables.
 
     Args:
-        arrays: Official name to value; the names will do.
+        arrays: Official names to values; only the names matter.
     """
     has_decoder = any(name.startswith("decoder/") for name in arrays)
     models: dict[ModelConfig, ModelConfig] = {}
@@ -299,19 +296,19 @@ def candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
         model = checkpoint.preset.model
         same_decoder = bool(model.decoder_output_strides) == has_decoder
         if same_decoder and _has_scope_of(arrays, model):
-            models.setdefault(_with_same_variables(model), model)
+            models.setdefault(_drop_unsaved_fields(model), model)
     return list(models.values())
 
 
-def _with_same_variables(config: ModelConfig) -> ModelConfig:
-    """Returns one model for all that differ in strides, rates and classes alone."""
+def _drop_unsaved_fields(config: ModelConfig) -> ModelConfig:
+    """Normalises fields that do not affect variables: strides, rates and classes."""
     rates = tuple(1 for _ in config.atrous_rates)
     context = dataclasses.replace(config.context, rates=rates)
     return dataclasses.replace(config, num_classes=1, output_stride=16, context=context)
 
 
-def _backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns names of the zoo's backbones that a checkpoint without head may be."""
+def _find_backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Returns the zoo backbones that a checkpoint without a head may be."""
     if any(name.startswith(last_layer_scopes(logits_only=False)) for name in arrays):
         return []
     return [
@@ -323,20 +320,20 @@ def _backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _has_scope_of(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> bool:
-    # A scope is xception_65, or resnet_v1_50 of resnet_v1_50_beta too.
-    scopes = {_plain(name.partition("/")[0]) for name in arrays}
-    return _plain(config.backbone).startswith(tuple(scopes))
+    # The scope can be shorter than the name: resnet_v1_50 for resnet_v1_50_beta.
+    scopes = {_strip(name.partition("/")[0]) for name in arrays}
+    return _strip(config.backbone).startswith(tuple(scopes))
 
 
-def _plain(name: str) -> str:
+def _strip(name: str) -> str:
     return name.replace("_", "").lower()
 
 
-def _of_export(path: str) -> tuple[ModelConfig, str]:
-    """Returns the model that a SavedModel was made from, and its checkpoint.
+def _read_export(path: str) -> tuple[ModelConfig, str]:
+    """Returns the model config and the checkpoint that are saved with a SavedModel.
 
-    The variables of the SavedModel itself will not do: its batch normalisations are
-    folded into convolutions.
+    The variables of the SavedModel itself cannot be used, as batch normalisation is
+    folded into its convolutions.
     """
     described = os.path.join(path, _EXPORTED_MODEL)
     prefix = os.path.join(path, _EXPORTED_WEIGHTS)
@@ -344,7 +341,7 @@ def _of_export(path: str) -> tuple[ModelConfig, str]:
         if not tf.io.gfile.exists(needed):
             raise UserError(
                 f"{path} was exported without {what} ({needed} is missing); give the "
-                "checkpoint that it was made from"
+                "checkpoint it was exported from"
             )
     content = text_files.read_content(described)
     required = ("backbone", "num_classes")
@@ -354,35 +351,28 @@ def _of_export(path: str) -> tuple[ModelConfig, str]:
 def _require_all_but_logits(
     report: RestoreReport, source: str, model: keras.Model, num_classes: int
 ) -> None:
-    """Refuses a model that is not wholly restored, but for logits of other classes.
+    """Raises UserError unless all but logits for other classes were restored.
 
     Args:
-        report: What became of the variables.
-        source: Where they are from.
+        report: Report of the restoration.
+        source: Path of the checkpoint, for messages.
         model: The model.
-        num_classes: Number of classes in the source.
-
-    Raises:
-        UserError: naming what differs.
+        num_classes: Number of classes of the checkpoint.
     """
     wanted = model.model_config.num_classes
-    others = tuple(
+    unexpected = tuple(
         (name, was, now)
         for name, was, now in report.skipped
         if wanted == num_classes or now != (*was[:-1], wanted)
     )
-    require_complete(dataclasses.replace(report, skipped=others), source, model)
+    require_complete(dataclasses.replace(report, skipped=unexpected), source, model)
     if report.skipped:
         print(f"{source}: {report}")
 
 
 def _require_backbone(report: RestoreReport, source: str) -> None:
-    """Refuses a checkpoint that lacks some of the backbone.
-
-    Raises:
-        UserError: naming what is missing.
-    """
+    """Raises UserError if a checkpoint lacks part of the backbone."""
     head = last_layer_scopes(logits_only=False)
     if not all(name.startswith(head) for name in report.missing):
-        raise UserError(f"{source} has not all of the backbone: {report}")
+        raise UserError(f"{source} lacks part of the backbone: {report}")
     print(f"{source}: {report}")

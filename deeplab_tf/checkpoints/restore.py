@@ -1,4 +1,4 @@
-"""Arrays by official name into a model, and out of it, with a report."""
+"""Restores arrays into a model by official name, and extracts them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.variables import official_variables
 
-# Scopes that are not the backbone's: the official list of "last layers".
+# Scopes outside the backbone, officially called "last layers".
 _HEAD_SCOPES = (
     "logits",
     "image_pooling",
@@ -18,13 +18,13 @@ _HEAD_SCOPES = (
     "decoder",
     "meta_architecture",
 )
-# What an optimiser, its schedule or quantisation leave in an official file.
+# Official files also contain variables of the optimiser, the schedule and quantisation.
 _SLOTS = ("/Momentum", "/Adam", "/Adam_1", "/RMSProp", "/ExponentialMovingAverage")
 _BOOKKEEPING = ("global_step", "beta1_power", "beta2_power")
 
 
 def last_layer_scopes(logits_only: bool) -> tuple[str, ...]:
-    """Returns the scopes that the official flags call the last layers."""
+    """Returns the scopes of the "last layers" in the sense of the official flags."""
     return _HEAD_SCOPES[:1] if logits_only else _HEAD_SCOPES
 
 
@@ -33,23 +33,23 @@ def _in_head(name: str) -> bool:
 
 
 def is_model_variable(name: str) -> bool:
-    """Whether an official name is a weight, not a slot or a counter."""
+    """Returns whether an official name is a weight, not a slot or a counter."""
     return not (
         name in _BOOKKEEPING
         or name.endswith(_SLOTS)
         or name.split("/")[-1] == "_quant"
-        # Fake quantisation keeps its ranges under `.../act_quant/min`.
+        # Fake quantisation saves ranges as `.../act_quant/min`.
         or "_quant/" in name
     )
 
 
 def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Returns the number of classes of a checkpoint, None if it has no logits.
+    """Returns the number of classes of a checkpoint, or None if it has no logits.
 
     Args:
-        arrays: Official name to value.
+        arrays: Official names to values.
     """
-    # Without a logits layer the decoder gives the logits, and has biases.
+    # Without a logits layer, the decoder outputs the logits and has biases.
     scopes = ("logits/", "decoder/decoder_conv")
     for scope in scopes:
         biases = [n for n in arrays if n.startswith(scope) and n.endswith("/biases")]
@@ -60,15 +60,15 @@ def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """Which variables an import restored, and why not the others.
+    """Which variables were restored, and why others were not.
 
     Attributes:
-        restored: Names taken over.
-        skipped: `(name, shape in the source, shape in the model)` that differ.
-        missing: Names of the model that the source lacks.
-        unexpected: Names of the source that the model lacks.
-        inflated: `(name, channels of the model)` of the first convolution, where
-            RGB weights were taken over for other images; empty if not.
+        restored: Names of restored variables.
+        skipped: `(name, shape in the source, shape in the model)` where shapes differ.
+        missing: Names that are only in the model.
+        unexpected: Names that are only in the source.
+        inflated: `(name, channels of the model)` of the first convolution if RGB
+            weights were adapted to other channels, else empty.
     """
 
     restored: tuple[str, ...]
@@ -79,7 +79,7 @@ class RestoreReport:
 
     @property
     def complete(self) -> bool:
-        """Whether source and model hold the same variables."""
+        """Whether source and model have the same variables."""
         return not (self.skipped or self.missing or self.unexpected or self.inflated)
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class RestoreReport:
         parts = [
             f"{len(self.restored)} restored",
             *(f"{name} inflated to {n} channels" for name, n in self.inflated),
-            _count("skipped for their shape", shapes),
+            _count("skipped because of their shape", shapes),
             _count("missing in the checkpoint", self.missing),
             _count("not in the model", self.unexpected),
         ]
@@ -105,12 +105,12 @@ def _count(what: str, names: Sequence[str], examples: int = 3) -> str:
     return f"{len(names)} {what} ({', '.join(names[:examples])}{more})"
 
 
-def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Returns an RGB kernel for images of other channels, `[h, w, channels, depth]`.
+def _inflate_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Adapts an RGB kernel to other channels, `[height, width, channels, depth]`.
 
-    New channels begin with the mean of red, green and blue. With fewer than
-    three, each takes its share of all, so that grey looks as it did (but for the
-    means that the ResNets without beta subtract).
+    Extra channels get the mean of red, green and blue. Fewer than three channels each
+    get an equal part of the sum, so that grey images give the same activations (except
+    for the mean subtraction of ResNets without beta).
     """
     if channels < 3:
         share = kernel.sum(axis=2, keepdims=True) / channels
@@ -120,11 +120,11 @@ def _inflated(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _inflate(first: str, channels: int, given: dict) -> tuple[tuple[str, int], ...]:
-    """Fits RGB weights to the channels of a model; returns what was inflated."""
+    """Adapts RGB weights to a model in place; returns `RestoreReport.inflated`."""
     shape = np.shape(given.get(first, ()))
     if channels == 3 or len(shape) != 4 or shape[2] != 3:
         return ()
-    given[first] = _inflated(np.asarray(given[first]), channels)
+    given[first] = _inflate_kernel(np.asarray(given[first]), channels)
     return ((first, channels),)
 
 
@@ -134,24 +134,24 @@ def load_tf1_variables(
     exclude: tuple[str, ...] = (),
     source: str = "the arrays",
 ) -> RestoreReport:
-    """Assigns arrays to the variables of a model by their official names.
+    """Assigns arrays to the variables of a model by official name.
 
-    Optimiser slots and `global_step` are passed over. Variables of another
-    shape in the head (logits of another class count) are left as they are. RGB
-    weights of the first convolution are inflated to a model of other channels.
+    Optimiser slots and `global_step` are ignored. Head variables with another shape,
+    such as logits for other classes, are skipped. RGB weights of the first convolution
+    are adapted to models with other channels.
 
     Args:
         model: A model of `build_model`.
-        arrays: Official name to value; shapes as TF1 keeps them.
-        exclude: Scopes (prefixes of names) to leave as they are.
-        source: What to call the arrays in an error.
+        arrays: Official names to values, with the shapes of TF1.
+        exclude: Scopes (prefixes of names) to skip.
+        source: Name of the arrays for errors.
 
     Returns:
-        Which names were restored, skipped, missing and unexpected.
+        Names that were restored, skipped, missing and unexpected.
 
     Raises:
-        UserError: if nothing of the backbone matches, or a variable of it has
-            another shape; the model is unchanged.
+        UserError: if nothing in the backbone matches, or a backbone variable has
+            another shape; the model is left unchanged.
     """
     given = {n: a for n, a in arrays.items() if is_model_variable(n)}
     variables = official_variables(model)
@@ -170,13 +170,7 @@ def load_tf1_variables(
 
 
 def _match(given: Mapping, wanted: Mapping, variables: Mapping) -> RestoreReport:
-    """Reports which arrays fit which variables.
-
-    Args:
-        given: Official name to array.
-        wanted: Official name to variable, of those to be restored.
-        variables: The same of the entire model.
-    """
+    """Matches arrays with the wanted variables, a subset of all variables."""
     common = [name for name in wanted if name in given]
     shapes = {n: (tuple(np.shape(given[n])), tuple(wanted[n].shape)) for n in common}
     return RestoreReport(
@@ -188,12 +182,12 @@ def _match(given: Mapping, wanted: Mapping, variables: Mapping) -> RestoreReport
 
 
 def _require_backbone(report: RestoreReport, source: str, model: keras.Model) -> None:
-    """Refuses arrays that do not hold the backbone of a model."""
+    """Raises UserError if the backbone was not restored."""
     is_empty = all(map(_in_head, report.restored))
     if is_empty or not all(_in_head(name) for name, *_ in report.skipped):
         what = "nothing" if is_empty else "not all"
         raise UserError(
-            f"{source} holds another architecture than {_architecture(model)}: "
+            f"{source} has another architecture than {_architecture(model)}: "
             f"{what} of the backbone matches; {report}"
         )
 
@@ -205,11 +199,7 @@ def _architecture(model: keras.Model) -> str:
 
 
 def require_complete(report: RestoreReport, source: str, model: keras.Model) -> None:
-    """Refuses a model that is not wholly the one in the checkpoint.
-
-    Raises:
-        UserError: naming what differs.
-    """
+    """Raises UserError unless the checkpoint and the model match completely."""
     if not report.complete:
         raise UserError(
             f"{source} is not a checkpoint of this {_architecture(model)} model "
@@ -218,14 +208,14 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
 
 
 def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a model; undoes `load_tf1_variables`.
+    """Returns `{official name: array}` of a model, as `load_tf1_variables` takes it.
 
     Args:
         model: A model of `build_model`.
 
     Returns:
-        Float32 arrays in the shapes that TF1 keeps, which are Keras': kernels `[height,
-        width, channels, filters]`, depthwise ones `[height, width, channels, 1]`.
+        Float32 arrays in the shapes of TF1: kernels `[height, width, channels,
+        filters]`, depthwise kernels `[height, width, channels, 1]`.
     """
     return {
         name: keras.ops.convert_to_numpy(variable)

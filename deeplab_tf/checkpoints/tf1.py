@@ -1,10 +1,8 @@
-"""Checkpoint files, official (TF1) ones and ours, by official variable name.
+"""Reads and writes checkpoint files by official variable name.
 
-A frozen graph of the official export program serves as well: its constants still
-have the names of the variables they were.
-
-Ours are written by `tf.train.Checkpoint` from a dictionary keyed by the official
-names, so that one reader serves both (`deeplab_tf.training.state` writes them).
+Reads official (TF1) checkpoints, ours, and frozen graphs of the official export
+program, whose constants keep the names of the variables. Ours are written by
+`tf.train.Checkpoint` with the official names as keys (`deeplab_tf.training.state`).
 """
 
 import dataclasses
@@ -30,14 +28,14 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 
 NAME = "model.ckpt"
-# Names the latest checkpoint of a folder, as a text proto.
+# Text proto that names the latest checkpoint of a folder.
 STATE_FILE = "checkpoint"
-# Ends the name of a copy that counts while the checkpoint of its step is replaced.
+# Suffix of the backup that is valid while the checkpoint of its step is replaced.
 REPLACED = "-replaced"
 _FROZEN = ".pb"
-# How often a checkpoint is read that changes meanwhile, and the seconds in between.
+# Attempts to read a checkpoint that changes meanwhile, and the seconds between them.
 _TRIES, _PAUSE = 20, 0.05
-# Last parts of the names of variables, to know them among a graph's constants.
+# Last parts of variable names, to find variables among the constants of a graph.
 _LEAVES = {
     *("weights", "depthwise_weights", "biases"),
     *("gamma", "beta", "moving_mean", "moving_variance"),
@@ -45,20 +43,19 @@ _LEAVES = {
 
 
 class MissingCheckpointError(UserError):
-    """There is no checkpoint in a folder, or of a prefix."""
+    """A folder contains no checkpoint, or a prefix does not exist."""
 
 
 def resolve(path: str) -> str:
-    """Returns the prefix of the checkpoint meant by a prefix or a folder.
+    """Returns the prefix of the checkpoint for a prefix or a folder.
 
-    In a folder it is the one that the `checkpoint` file names, else the one of
-    the highest step (the official archives hold no `checkpoint` file), else a
-    frozen graph, which is its own prefix. A `checkpoint` file that names a missing
-    checkpoint is ignored with a warning. Hidden files, which a Mac puts beside
-    others, are passed over.
+    In a folder, this is the checkpoint named by the `checkpoint` file, else the one
+    with the highest step (official archives have no `checkpoint` file), else a frozen
+    graph. A `checkpoint` file that names a missing checkpoint is ignored with a
+    warning. Hidden files, such as those that macOS adds, are ignored.
 
     Raises:
-        MissingCheckpointError: if there is none; names what is there instead.
+        MissingCheckpointError: if there is none; names the checkpoints that exist.
         UserError: if the `checkpoint` file is damaged.
     """
     path = os.path.expanduser(path).removesuffix(".index")
@@ -72,7 +69,7 @@ def resolve(path: str) -> str:
             f"no checkpoint {path} (no file {path}.index); {hint}"
         )
     names = _prefixes(path)
-    found = _named_by_state_file(path, names) or names or _frozen_graphs(path)
+    found = _read_latest(path, names) or names or _frozen_graphs(path)
     if not found:
         raise MissingCheckpointError(
             f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
@@ -80,18 +77,10 @@ def resolve(path: str) -> str:
     return os.path.join(path, os.path.basename(found[-1]))
 
 
-def _named_by_state_file(folder: str, names: list[str]) -> list[str]:
-    """Returns the checkpoint that the `checkpoint` file of a folder names.
+def _read_latest(folder: str, names: list[str]) -> list[str]:
+    """Returns the checkpoint named by the `checkpoint` file, if it exists.
 
-    Args:
-        folder: The folder.
-        names: Checkpoints of the folder, by step.
-
-    Returns:
-        Its name; none if there is no such file, or no longer that checkpoint.
-
-    Raises:
-        UserError: if the file is damaged.
+    `names` are the checkpoints of the folder by step.
     """
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
@@ -102,28 +91,24 @@ def _named_by_state_file(folder: str, names: list[str]) -> list[str]:
         return [name + REPLACED]
     if name not in names:
         if names:
-            _warn(f"{path} names {name}, which is not there; using {names[-1]}")
+            _warn(f"{path} names {name}, which does not exist; using {names[-1]}")
         return []
     if place and os.path.abspath(place) != os.path.abspath(folder):
         _warn(f"{path} names {state.model_checkpoint_path}; using {name} of {folder}")
     elif not state.all_model_checkpoint_paths and name != names[-1]:
-        _warn(f"{path} names {name}, although {folder} has {names[-1]} too")
+        _warn(f"{path} names {name}, although {folder} also has {names[-1]}")
     return [name]
 
 
 def _read_state(path: str) -> Message:
-    """Returns the content of a `checkpoint` file.
+    """Parses a `checkpoint` file.
 
-    Not by `tf.train.latest_checkpoint`, which takes a damaged file for none and then
-    goes by other files.
-
-    Raises:
-        UserError: if the file is damaged, or contradicts itself.
+    `tf.train.latest_checkpoint` would silently ignore a damaged file.
     """
     content = text_files.read_content(path, strict_json.MAX_BYTES)
     try:
         text = strict_json.decode(content, path)
-        # The public way to a message of this type.
+        # The only public way to create this message.
         state = tf.compat.v1.train.generate_checkpoint_state_proto(".", STATE_FILE)
         state.Clear()
         text_format.Parse(text, state)
@@ -149,7 +134,7 @@ def _damaged(path: str, reason: str) -> UserError:
     )
 
 
-# Once each: programs resolve a folder several times, or all the time.
+# Cached to warn once, as programs resolve a folder repeatedly.
 @functools.cache
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
@@ -160,7 +145,7 @@ def _is_frozen(path: str) -> bool:
 
 
 def _frozen_graphs(folder: str) -> list[str]:
-    """Returns the only frozen graph of a folder, if there is one."""
+    """Returns the frozen graph of a folder, if any."""
     found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
     if any(os.path.basename(path) == "saved_model.pb" for path in found):
         raise UserError(
@@ -184,7 +169,7 @@ def _prefixes(folder: str) -> list[str]:
     def step(name: str) -> tuple[int, bool, str]:
         original = name.removesuffix(REPLACED)
         digits = original.rpartition("-")[2]
-        # What replaces a checkpoint is newer than the copy of it.
+        # The replacement of a checkpoint is newer than its backup.
         return (int(digits) if digits.isdigit() else -1, name == original, name)
 
     return sorted(names, key=step)
@@ -204,22 +189,22 @@ def _frozen_variables(path: str) -> dict[str, np.ndarray]:
         if node.op == "Const" and node.name.rpartition("/")[2] in _LEAVES
     }
     if not arrays:
-        raise UserError(f"{path} holds no weights by their official names")
+        raise UserError(f"{path} contains no weights with official names")
     return arrays
 
 
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a checkpoint or a frozen graph.
 
-    Of a training with `ema_decay` they are the moving averages of the weights.
+    After a training with `ema_decay` these are the moving averages of the weights.
 
     Raises:
-        UserError: if the files are missing, damaged or cut short.
+        UserError: if the files are missing, damaged or truncated.
     """
     if _is_frozen(prefix):
         return _frozen_variables(prefix)
     try:
-        # Not `tf.train.load_checkpoint`, which takes a ram:// prefix for a folder.
+        # `tf.train.load_checkpoint` mistakes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         keys = reader.get_variable_to_shape_map()
         is_ours = reader.has_tensor(GRAPH_KEY)
@@ -235,8 +220,8 @@ class Checkpoint:
     """A checkpoint in memory.
 
     Attributes:
-        prefix: Where it was read.
-        arrays: `{official name: array}`, as `read_variables` returns it.
+        prefix: Prefix of its files.
+        arrays: `{official name: array}`; see `read_variables`.
     """
 
     prefix: str
@@ -244,17 +229,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Reads the variables of a checkpoint, also while a training saves and removes.
+    """Reads the variables of a checkpoint, safely during a training.
 
-    If the files change meanwhile, everything is read again: of a folder the newest
-    checkpoint at that time. So all variables are of one checkpoint.
+    If the files change while they are read, it starts over with the checkpoint that is
+    then the newest, so all variables belong to one checkpoint.
 
     Args:
-        path: A prefix or a folder, as `resolve` takes it.
+        path: A prefix or a folder; see `resolve`.
 
     Raises:
-        UserError: if there is no checkpoint, if it is damaged, or if it is removed
-            while it is read.
+        UserError: if there is no checkpoint, or it is damaged or removed meanwhile.
     """
     was_found, failure = False, None
     for _ in range(_TRIES):
@@ -283,11 +267,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def find_checkpoint(path: str) -> str:
-    """Returns what `resolve` returns; waits while a training replaces the checkpoint.
-
-    Raises:
-        UserError: as `resolve` does.
-    """
+    """Calls `resolve`, waiting while a training replaces the checkpoint."""
     for _ in range(_TRIES):
         try:
             return resolve(path)
@@ -299,7 +279,7 @@ def find_checkpoint(path: str) -> str:
 
 
 def _is_being_replaced(path: str) -> bool:
-    """Whether there are data of a checkpoint whose index is missing."""
+    """Returns whether there is checkpoint data without an index."""
     folder, name = (path, "") if tf.io.gfile.isdir(path) else os.path.split(path)
     try:
         names = tf.io.gfile.listdir(folder or ".")
@@ -309,9 +289,9 @@ def _is_being_replaced(path: str) -> bool:
 
 
 def _index(prefix: str) -> bytes | None:
-    """Returns the index file, which has the checksums of all variables.
+    """Returns the index file, which has checksums of all variables; None if missing.
 
-    None if it is missing; b"" of a frozen graph, which is one file.
+    A frozen graph has no index and gives b"".
     """
     if _is_frozen(prefix):
         return b""
@@ -325,19 +305,18 @@ def _index(prefix: str) -> bytes | None:
 def load_tf1_checkpoint(
     model: keras.Model, prefix: str, exclude: tuple[str, ...] = ()
 ) -> RestoreReport:
-    """Assigns a checkpoint, official or ours, to a model.
+    """Loads a checkpoint, official or ours, into a model.
 
     Args:
         model: A model of `build_model`.
         prefix: Prefix or folder of the checkpoint, or a frozen graph.
-        exclude: Scopes (prefixes of names) to leave as they are.
+        exclude: Scopes (prefixes of names) to skip.
 
     Returns:
-        Which names were restored, skipped, missing and unexpected.
+        Names that were restored, skipped, missing and unexpected.
 
     Raises:
-        UserError: if there is no such checkpoint, or it is of another
-            architecture.
+        UserError: if there is no such checkpoint or its architecture differs.
     """
     checkpoint = read_checkpoint(prefix)
     return load_tf1_variables(
@@ -350,9 +329,9 @@ def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
 
     Args:
         model: A model of `build_model`.
-        prefix: Path of its files without their endings; the folder is made.
+        prefix: Path of the files without extensions; the folder is created.
     """
-    # The official eval.py and vis.py restore the step, too, and end without one.
+    # The official eval.py and vis.py fail without a step.
     arrays = tf1_variables(model) | {"global_step": np.int64(0)}
     tf.io.gfile.makedirs(os.path.dirname(prefix) or ".")
     tf.raw_ops.SaveV2(

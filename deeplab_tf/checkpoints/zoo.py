@@ -1,10 +1,10 @@
-"""The checkpoints of the official model zoo: where they are and what they are.
+"""The checkpoints of the official model zoo.
 
     python -m deeplab_tf.checkpoints.zoo
 
-lists them with their figures. Names and archives are those of `model_zoo.md` and
+lists them with their figures. Names and archives are from `model_zoo.md` and
 `quantize.md` in github.com/tensorflow/models/tree/master/research/deeplab/g3doc;
-models, protocols and figures are those of the presets.
+models, protocols and figures are from the presets.
 """
 
 import dataclasses
@@ -17,14 +17,14 @@ from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import PRESETS, Preset
 
 _ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
-# What model_zoo.md spells http://download.tensorflow.org/models. Most archives have no
-# published SHA-256, so nobody should be able to change them on their way.
+# http://download.tensorflow.org/models in model_zoo.md. We use https because most
+# archives have no published SHA-256.
 _ADDRESS = "https://storage.googleapis.com/download.tensorflow.org/models"
 _SUFFIX = ".tar.gz"
 
 
 def zoo_address() -> str:
-    """Returns the folder of the archives: the official one, or DEEPLAB_TF_ZOO."""
+    """Returns the folder of the archives: DEEPLAB_TF_ZOO, or the official one."""
     address = os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS
     return os.path.expanduser(address).rstrip("/")
 
@@ -34,10 +34,10 @@ class ZooCheckpoint:
     """A checkpoint of the official model zoo.
 
     Attributes:
-        name: Its name in `model_zoo.md`.
-        archive: Name of its archive.
-        evaluations: The presets that it was scored by; the first has its model.
-        sha256: SHA-256 of the archive in hexadecimal digits; "" where none was found.
+        name: Name in `model_zoo.md`.
+        archive: File name of the archive.
+        evaluations: Presets with published figures; the first has the model.
+        sha256: SHA-256 of the archive in hexadecimal digits; "" if not known.
     """
 
     name: str
@@ -47,35 +47,35 @@ class ZooCheckpoint:
 
     @property
     def preset(self) -> Preset:
-        """Its model, and the first way in which it was scored."""
+        """The preset with the model and its first evaluation."""
         return self.evaluations[0]
 
     @property
     def url(self) -> str:
-        """Where its archive is."""
+        """URL of the archive."""
         return f"{zoo_address()}/{self.archive}"
 
     @property
     def is_pretrained_backbone(self) -> bool:
-        """Whether it is a backbone to begin a training with, no whole model."""
+        """Whether it is only a backbone to start a training from."""
         return self.preset.published.miou is None
 
     @property
     def info(self) -> DatasetInfo | None:
-        """Its classes; None for a backbone, which has none of ours."""
+        """The classes; None for a backbone."""
         if self.is_pretrained_backbone:
             return None
         return dataset_info(self.preset.data.dataset)
 
 
 class ZooModel(NamedTuple):
-    """A checkpoint of the zoo, and the preset that has the model to build for it."""
+    """A checkpoint of the zoo and the preset with its model."""
 
     checkpoint: ZooCheckpoint
     preset: Preset
 
 
-# Name, archive without its suffix, and the presets that are not named alike.
+# Name, archive without suffix, and presets if they have other names.
 _ROWS = (
     (
         "mobilenetv2_dm05_coco_voc_trainaug",
@@ -146,36 +146,29 @@ _SHA256 = {
     "mobilenetv2_coco_voc_trainaug": (
         "cd506941e4f88fd053903913761df2e76ea00c01079cecfd35855304a4a5fb48"
     ),
-    # Two users of the archive, independently of each other; one had it from _ADDRESS.
+    # Two independent users of the archive; one downloaded it from _ADDRESS.
     "mobilenetv2_coco_voc_trainval": (
         "2b7fe43461c2d9d56b3ed6baed5547fc066361ba12ab84c8e85f0c31914c034f"
     ),
 }
 
 
-def _evaluations(name: str, others: tuple[str, ...]) -> tuple[Preset, ...]:
-    """Returns the presets of a checkpoint, its own before those of other protocols."""
-    names = others or (name, f"{name}_os8_ms_flip")
+def _find_presets(name: str, presets: tuple[str, ...]) -> tuple[Preset, ...]:
+    """Returns the presets of a checkpoint."""
+    names = presets or (name, f"{name}_os8_ms_flip")
     return tuple(PRESETS[n] for n in names if n in PRESETS)
 
 
 ZOO: dict[str, ZooCheckpoint] = {
     name: ZooCheckpoint(
-        name, archive + _SUFFIX, _evaluations(name, others), _SHA256.get(name, "")
+        name, archive + _SUFFIX, _find_presets(name, presets), _SHA256.get(name, "")
     )
-    for name, archive, *others in _ROWS
+    for name, archive, *presets in _ROWS
 }
 
 
 def find_checkpoint(name: str) -> ZooModel | None:
-    """Returns a checkpoint by its name, with its model.
-
-    Args:
-        name: Name of the checkpoint, or of a preset that it was scored by.
-
-    Returns:
-        None if there is none of that name.
-    """
+    """Returns a checkpoint by its name or that of a preset; None if unknown."""
     if name in ZOO:
         return ZooModel(ZOO[name], ZOO[name].preset)
     found = (
@@ -188,11 +181,7 @@ def find_checkpoint(name: str) -> ZooModel | None:
 
 
 def require_checkpoint(name: str) -> None:
-    """Refuses a name that is none of the zoo.
-
-    Raises:
-        UserError: if there is no checkpoint of that name; names those that are near.
-    """
+    """Raises UserError for an unknown checkpoint; suggests similar ones."""
     if find_checkpoint(name) is None:
         raise UserError(
             f"there is no file, folder or checkpoint of the model zoo called {name}; "
@@ -203,21 +192,21 @@ def require_checkpoint(name: str) -> None:
 
 def _protocol(preset: Preset) -> str:
     scales, flip = preset.evaluation.eval_scales, preset.evaluation.add_flipped_images
-    views = f", {len(scales)} scales" if len(scales) > 1 else ""
+    scaling = f", {len(scales)} scales" if len(scales) > 1 else ""
     return (
         f"{preset.data.dataset} {preset.eval_split}, output stride "
-        f"{preset.eval_output_stride}{views}{', flipped' if flip else ''}"
+        f"{preset.eval_output_stride}{scaling}{', flipped' if flip else ''}"
     )
 
 
-def table() -> str:
-    """Returns every checkpoint with its archive and figures, some lines each."""
+def list_checkpoints() -> str:
+    """Describes every checkpoint with its archive and figures, in some lines each."""
     lines = []
     for checkpoint in ZOO.values():
         lines.append(f"{checkpoint.name} ({checkpoint.archive})")
         if checkpoint.is_pretrained_backbone:
             backbone = checkpoint.preset.model.backbone
-            lines.append(f"  {backbone} from {checkpoint.preset.start}, to be trained")
+            lines.append(f"  {backbone} pretrained on {checkpoint.preset.start}")
             continue
         for preset in checkpoint.evaluations:
             lines.append(f"  {_protocol(preset)}: {preset.published}")
@@ -228,4 +217,4 @@ if __name__ == "__main__":
     # Avoids a traceback with `| head`. Windows has no SIGPIPE.
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    print(table())
+    print(list_checkpoints())

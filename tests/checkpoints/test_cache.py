@@ -43,7 +43,7 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path, mode, monkeypatch
     folder.mkdir()
     folder.chmod(mode)
     message = (
-        f"other users can write to the cache {folder}; type chmod go-w '{folder}' or "
+        f"other users can write to the cache {folder}; run chmod go-w '{folder}' or "
         "give another folder as cache_dir or DEEPLAB_TF_CACHE"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
@@ -105,7 +105,7 @@ def path(tmp_path):
 def test_a_broken_record_is_refused_in_one_line(path, record):
     stored = path.with_name("some.tar.sha256")
     stored.write_bytes(record)
-    message = f"^{stored} holds no SHA-256; remove it and {path} to fetch the file agai"
+    message = f"^{stored} contains no SHA-256; remove it and {path} to download again"
     with pytest.raises(UserError, match=message):
         check(path)
     assert stored.read_bytes() == record

@@ -112,7 +112,7 @@ def test_constants_that_were_no_variables_are_passed_over(arrays, zeros, tmp_pat
 
 def test_a_graph_without_weights_is_named(tmp_path):
     path = write_graph(tmp_path / "frozen.pb", {})
-    with pytest.raises(UserError, match=r"frozen\.pb holds no weights"):
+    with pytest.raises(UserError, match=r"frozen\.pb contains no weights"):
         read_variables(path)
 
 

@@ -71,7 +71,7 @@ def test_another_class_count_renews_the_logits_alone(zeros, arrays, holds):
     assert holds(zeros, rest | {name: np.zeros_like(arrays[name]) for name in LOGITS})
     assert not report.complete
     assert str(report) == (
-        "270 restored, 2 skipped for their shape (logits/semantic/weights "
+        "270 restored, 2 skipped because of their shape (logits/semantic/weights "
         "1x1x256x3 into 1x1x256x21, logits/semantic/biases 3 into 21)"
     )
 
@@ -109,7 +109,7 @@ def test_the_last_layers_are_the_logits_or_the_whole_head():
 def test_another_backbone_is_refused_though_its_head_fits(zeros, arrays):
     renamed = {n.replace("MobilenetV2", "xception_65"): a for n, a in arrays.items()}
     with pytest.raises(
-        UserError, match=r"^model.ckpt holds another.*mobilenet_v2: nothing of the"
+        UserError, match=r"^model.ckpt has another.*mobilenet_v2: nothing of the"
     ):
         load_tf1_variables(zeros, renamed, source="model.ckpt")
     assert is_untouched(zeros)

@@ -127,12 +127,12 @@ ALL = b'all_model_checkpoint_paths: "%s"\n'
         (
             LATEST,
             "model.ckpt-5",
-            "names model.ckpt-5, although .* has model.ckpt-7 too",
+            "names model.ckpt-5, although .* also has model.ckpt-7",
         ),
         (
             LATEST.replace(b"-5", b"-9"),
             "model.ckpt-7",
-            "names model.ckpt-9, which is not there; using model.ckpt-7",
+            "names model.ckpt-9, which does not exist; using model.ckpt-7",
         ),
         (
             LATEST.replace(b"model.ckpt", b"/old/model.ckpt")

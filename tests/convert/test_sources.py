@@ -101,7 +101,9 @@ def test_a_cut_connection_leaves_no_archive_and_the_next_run_fetches_it(
 ):
     server.is_cut = True
     source = sources.Source(f"{server.url}/some.tar")
-    with pytest.raises(UserError, match="cannot be fetched: it broke off after 150000"):
+    with pytest.raises(
+        UserError, match="cannot be downloaded: it was interrupted after 150000"
+    ):
         sources.fetch(source, downloads)
     assert "some.tar" not in left(downloads)
     server.is_cut = False
@@ -110,7 +112,7 @@ def test_a_cut_connection_leaves_no_archive_and_the_next_run_fetches_it(
 
 def test_what_the_server_does_not_have_is_named(server, downloads):
     source = sources.Source(f"{server.url}/none.tar")
-    with pytest.raises(UserError, match=r"/none.tar cannot be fetched: .*404"):
+    with pytest.raises(UserError, match=r"/none.tar cannot be downloaded: .*404"):
         sources.fetch(source, downloads)
 
 
@@ -119,5 +121,7 @@ def test_a_file_url_is_copied(tmp_path, downloads):
     source = sources.Source(f"file://{tmp_path}/here.tar")
     assert sources.fetch(source, downloads).read_bytes() == b"some bytes"
     missing = sources.Source(f"file://{tmp_path}/none.tar")
-    with pytest.raises(UserError, match=r"none.tar cannot be fetched: .*No such file"):
+    with pytest.raises(
+        UserError, match=r"none.tar cannot be downloaded: .*No such file"
+    ):
         sources.fetch(missing, downloads)

@@ -209,7 +209,7 @@ def test_every_new_checkpoint_of_a_folder_is_scored(trained, tmp_path):
 def test_a_file_cannot_be_followed(tmp_path):
     (tmp_path / "file").write_text("")
     where = (f"--checkpoint_dir={tmp_path}/file", f"--dataset_dir={tmp_path}")
-    assert_refused("file is no folder", EVAL, *where, "--eval_interval_secs=1")
+    assert_refused("file is not a folder", EVAL, *where, "--eval_interval_secs=1")
 
 
 @pytest.mark.parametrize(

@@ -346,12 +346,12 @@ def test_another_optimizer_cannot_go_on(logs, tiny_records):
 def test_a_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
     wide, data = "--depth_multiplier=0.2", f"--dataset_dir={tiny_records}"
     assert_refused(
-        "model.ckpt-3 holds another architecture than mobilenet_v2 .*0.2",
+        "model.ckpt-3 has another architecture than mobilenet_v2 .*0.2",
         *("train", *TRAINING, data, wide, f"--train_logdir={tmp_path}/logs"),
         f"--tf_initial_checkpoint={logs}",
     )
     assert_refused(
-        "model.ckpt-3 holds another architecture than mobilenet_v2 .*0.2",
+        "model.ckpt-3 has another architecture than mobilenet_v2 .*0.2",
         *(
             "eval",
             data,
@@ -409,7 +409,7 @@ def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_pat
         ([checkpoint, "--inference_scales=0"], "--inference_scales .* 0.01"),
         (
             [checkpoint, "--num_classes=19"],
-            "is not a checkpoint of .* 2 skipped for th",
+            "is not a checkpoint of .* 2 skipped because",
         ),
     ):
         assert_refused(message, "export", path, *arguments)
@@ -447,7 +447,7 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
         *("--train_crop_size=33,33", "--train_batch_size=1", "--base_learning_rate=0"),
         *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
     )
-    assert "270 restored, 2 skipped for their shape (logits/semantic/" in out
+    assert "270 restored, 2 skipped because of their shape (logits/semantic/" in out
     assert "missing" not in out and "warning" not in out
     official = read_variables(voc_checkpoint)
     tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
