@@ -18,7 +18,7 @@ from deeplab_tf.evaluation.evaluator import evaluate
 from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.serving.constant_graph import fast_on_cpu
+from deeplab_tf.serving.constant_graph import optimize_for_cpu
 
 CROP = (513, 513)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -93,7 +93,7 @@ def test_exports_of_half_precision_move_few_labels(
     model, voc_checkpoint, voc_root, official_results, precision
 ):
     precision("mixed_bfloat16")
-    half = fast_on_cpu(restored(voc_checkpoint, 16))
+    half = optimize_for_cpu(restored(voc_checkpoint, 16))
     precision("float32")
     exact, rounded = Predictor(model), Predictor(half)
     moved = []

@@ -29,7 +29,7 @@ from deeplab_tf.programs.checkpoint import (
     restore_model,
 )
 from deeplab_tf.serving.encoded import Bounds
-from deeplab_tf.serving.forms import ExportRequest, compare_artefact, write_artefact
+from deeplab_tf.serving.exporting import ExportRequest, compare_artefact, write_artefact
 from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
 from deeplab_tf.serving.publication import (
     ONNX,

@@ -1,1 +1,1 @@
-"""Models in the forms in which they are deployed."""
+"""Exports models for deployment, and loads exported models."""

@@ -1,4 +1,4 @@
-"""What is common to exported models as evaluation and prediction look at them."""
+"""The interface of exported models, for evaluation and prediction."""
 
 import abc
 import importlib
@@ -14,20 +14,15 @@ from deeplab_tf.errors import UserError
 
 
 class Artefact(abc.ABC):
-    """An exported model, whatever its form, as something that labels images.
-
-    Args:
-        path: Where it is.
-        channels: Channels of the images; None takes any.
-        info: Class names and colours that were sent along, if any were.
-        protocol: What decides about results besides weights.
-        gives_probabilities: Whether there are probabilities besides labels.
-        num_classes: Number of classes, as far as the probabilities tell it.
+    """An exported model that labels images, whatever its format.
 
     Attributes:
-        channels: As above, and so are `info`, `protocol` and `gives_probabilities`.
-        num_classes: Number of classes, by the probabilities or the class names; to be
-            set where it is None.
+        channels: Number of image channels; None accepts any.
+        info: Class names and colours stored in the artefact, if any.
+        protocol: Inference settings that affect results, for `metrics.json`.
+        gives_probabilities: Whether it returns probabilities as well as labels.
+        num_classes: Number of classes, from the probabilities or the class names; the
+            caller may set it if None.
     """
 
     def __init__(
@@ -51,18 +46,18 @@ class Artefact(abc.ABC):
 
         Args:
             images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`,
-                of one at least.
+                at least one.
 
         Raises:
-            UserError: for images that it does not take, and for a label beyond
+            UserError: for images of another shape, and for a label beyond
                 `num_classes`.
         """
-        labels = self._labels(self._checked(images))
+        labels = self._labels(self._validate(images))
         highest = labels.max(initial=0)
         if self.num_classes is not None and highest >= self.num_classes:
             raise UserError(
-                f"{self._path} gives the label {highest}, beyond the last of "
-                f"{self.num_classes} classes, {self.num_classes - 1}"
+                f"{self._path} gives the label {highest}, but with {self.num_classes} "
+                f"classes the last label is {self.num_classes - 1}"
             )
         return labels
 
@@ -73,13 +68,13 @@ class Artefact(abc.ABC):
             images: As in `labels`.
 
         Raises:
-            UserError: if it gives labels only, and for images that it does not take.
+            UserError: if it only gives labels, and for images of another shape.
         """
         if not self.gives_probabilities:
             raise UserError(f"{self._path} gives labels only, no probabilities")
-        return self._probabilities(self._checked(images))
+        return self._probabilities(self._validate(images))
 
-    def _checked(self, given: ArrayLike) -> np.ndarray:
+    def _validate(self, given: ArrayLike) -> np.ndarray:
         images = np.asarray(given)
         channels = images.shape[-1] if self.channels is None else self.channels
         if images.ndim != 4 or images.shape[-1] != channels:
@@ -89,25 +84,21 @@ class Artefact(abc.ABC):
             )
         if not images.size:
             raise UserError(
-                f"{self._path} needs an image at least; received {list(images.shape)}"
+                f"{self._path} needs at least one image; received {list(images.shape)}"
             )
         return images
 
     @abc.abstractmethod
     def _labels(self, images: np.ndarray) -> np.ndarray:
-        """Returns `labels` of images that were checked."""
+        """Returns the labels of validated images."""
 
     @abc.abstractmethod
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        """Returns `probabilities` of images that were checked."""
+        """Returns the probabilities of validated images."""
 
 
 def read_file(path: str) -> bytes:
-    """Returns what a file of an exported model holds.
-
-    Raises:
-        UserError: if there is no such file.
-    """
+    """Returns the content of a file; raises UserError if it does not exist."""
     if not tf.io.gfile.exists(path):
         raise UserError(f"there is no file {path}")
     with tf.io.gfile.GFile(path, "rb") as file:
@@ -115,15 +106,10 @@ def read_file(path: str) -> bytes:
 
 
 def import_extra(module: str, path: str, kind: str) -> ModuleType:
-    """Imports a module that only one kind of file needs.
-
-    Args:
-        module: Name of the module.
-        path: The file.
-        kind: What it is, for the error.
+    """Imports a module of the extra `export`, which `kind` files need.
 
     Raises:
-        UserError: if it is not installed; names the extra that has it.
+        UserError: if it is not installed; names the file and the extra.
     """
     try:
         return importlib.import_module(module)
@@ -133,28 +119,28 @@ def import_extra(module: str, path: str, kind: str) -> ModuleType:
         ) from error
 
 
-def size_text(sides: Iterable[int | None]) -> str:
-    """Returns sides as people write them: `1x513x513x3`, of which open ones are `?`."""
+def format_size(sides: Iterable[int | None]) -> str:
+    """Returns a shape such as `1x513x?x3`, with `?` for unknown sides."""
     return "x".join("?" if side is None else str(side) for side in sides)
 
 
 def pad_to_size(
     image: np.ndarray, size: tuple[int, int], mean_pixel: ArrayLike
 ) -> np.ndarray:
-    """Pads or crops an image to `[1, *size, channels]`, float32.
+    """Pads or crops an image at the bottom and right to float32 `[1, *size, channels]`.
 
     Args:
-        image: `[height, width, channels]`, which comes to the top left.
+        image: Image `[height, width, channels]`.
         size: Height and width.
-        mean_pixel: Value of the padding, a number or one for each channel.
+        mean_pixel: Value of the padding, one number or one per channel.
     """
     canvas = np.empty((1, *size, image.shape[-1]), np.float32)
     canvas[:] = mean_pixel
-    seen = image[: size[0], : size[1]]
-    canvas[0, : seen.shape[0], : seen.shape[1]] = seen
+    cropped = image[: size[0], : size[1]]
+    canvas[0, : cropped.shape[0], : cropped.shape[1]] = cropped
     return canvas
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """Returns images as uint8, rounded."""
+def round_to_uint8(images: np.ndarray) -> np.ndarray:
+    """Rounds and clips images to uint8."""
     return np.clip(np.rint(images), 0, 255).astype(np.uint8)

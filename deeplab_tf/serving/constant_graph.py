@@ -1,7 +1,7 @@
-"""A network as TensorFlow runs it fastest on a CPU: for exports, not for training.
+"""Rewrites a network so that TensorFlow runs it fast on CPUs, for exports.
 
-What is done here changes results by rounding at most. It was found by
-`benchmarks/op_profile.py`, and docs/performance.md tells what it brings.
+Results change by rounding only. `benchmarks/op_profile.py` found these rewrites, and
+docs/performance.md lists their speedups.
 """
 
 import collections
@@ -16,17 +16,16 @@ from tensorflow.python.framework.convert_to_constants import (
 
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.folding import fold_batch_norm, trace_nested_calls
-from deeplab_tf.serving.native_layers import NATIVE
+from deeplab_tf.serving.native_layers import NATIVE_LAYERS
 from deeplab_tf.serving.signatures import features_model
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
-    """An atrous depthwise convolution as a dense one of every phase of the image.
+    """An atrous depthwise convolution, computed as a dense one on every phase.
 
-    TensorFlow does it like this, too, but pads the image by the rate first: behind
-    rate 18, features of 33x33 would become four times as many. A phase needs no more
-    than the zeros of a dense SAME convolution.
+    TensorFlow does the same, but first pads the features by the rate: at rate 18,
+    33x33 features quadruple. The zero padding of a dense SAME convolution is enough.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -45,11 +44,11 @@ class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class ReluOfSum(layers.Activation):
-    """ReLU by another operation, which TensorFlow 2.21 leaves alone.
+    """ReLU as `tf.maximum`, to work around the `remapper` of TensorFlow 2.21.
 
-    Its `remapper` takes convolution, sum and ReLU for one operation although others
-    need the sum as well, finds that out too late, and gives up on the whole graph: no
-    convolution of an Xception is fused with what follows it.
+    The remapper tries to fuse convolution, sum and ReLU even if other layers need the
+    sum too, notices too late and gives up on the entire graph: in an Xception no
+    convolution is fused with the operation after it.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -57,11 +56,11 @@ class ReluOfSum(layers.Activation):
         return tf.maximum(x, tf.zeros([], x.dtype))
 
 
-_KINDS = NATIVE | {layers.DepthwiseConv2D: PhasedDepthwiseConv2D}
+_LAYER_TYPES = NATIVE_LAYERS | {layers.DepthwiseConv2D: PhasedDepthwiseConv2D}
 
 
-def _relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
-    """Returns the ReLUs of sums that other layers take, too."""
+def _find_relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
+    """Returns the ReLUs whose input is a sum that other layers use too."""
     found = set()
     for calls, outputs in trace_nested_calls(model):
         sums = {id(c.outputs[0]) for c in calls if isinstance(c.layer, layers.Add)}
@@ -75,20 +74,19 @@ def _relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
     return found
 
 
-def fast_on_cpu(model: keras.Model) -> keras.Model:
-    """Returns a model for inference of what TensorFlow is fast at.
+def optimize_for_cpu(model: keras.Model) -> keras.Model:
+    """Returns a copy of a model that TensorFlow runs fast on CPUs, for inference only.
 
-    Batch normalisations are folded; the weights are copies.
-
-    Args:
-        model: A model of `build_model`, which is left as it is.
+    Batch normalisation is folded into the convolutions.
     """
-    relus = _relus_of_shared_sums(model)
+    relus = _find_relus_of_shared_sums(model)
 
-    def kind_of(layer: layers.Layer) -> type:
-        return ReluOfSum if layer in relus else _KINDS.get(type(layer), type(layer))
+    def replace_type(layer: layers.Layer) -> type:
+        if layer in relus:
+            return ReluOfSum
+        return _LAYER_TYPES.get(type(layer), type(layer))
 
-    return fold_batch_norm(model, kind_of)
+    return fold_batch_norm(model, replace_type)
 
 
 def freeze(
@@ -96,26 +94,23 @@ def freeze(
 ) -> tf.types.experimental.ConcreteFunction:
     """Returns a function whose variables are constants of its graph.
 
-    TensorFlow 2 has no public name for it.
+    TensorFlow 2 has no public name for this.
 
     Args:
-        function: Of a graph.
-        lower_control_flow: Whether loops and branches become the primitive operations
-            of TF1, which clients of frozen graphs know.
+        function: The function to freeze.
+        lower_control_flow: Whether to turn loops and branches into TF1's primitive
+            operations, which clients of frozen graphs expect.
     """
     return convert_variables_to_constants_v2(
         function, lower_control_flow=lower_control_flow
     )
 
 
-def constant(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
+def freeze_network(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Returns a network as a function whose weights are constants of its graph.
 
-    These are brought into the order that kernels like, and into half precision, once;
-    variables at every call.
-
-    Args:
-        network: A functional model; outputs by names are given in the order of these.
+    TensorFlow converts the layout and precision of constants once, and of variables at
+    every call. The function returns named outputs in the order of their names.
     """
     spec = tf.TensorSpec(network.input.shape, network.input.dtype)
 
@@ -127,39 +122,39 @@ def constant(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     return lambda images: tf.nest.flatten(function(images))
 
 
-def with_constants(predictor: Predictor, model: keras.Model) -> Callable | None:
-    """Lets a predictor of a model look at images through constant graphs.
+def freeze_predictor(predictor: Predictor, model: keras.Model) -> Callable | None:
+    """Freezes the networks of a predictor.
 
     Args:
-        predictor: What labels images.
+        predictor: The predictor, changed in place.
         model: Its model.
 
     Returns:
-        What gives the features of `features_model` from the same graph, so that the
-        weights are stored once; None for a model that has none.
+        A function that computes the outputs of `features_model` with the same graph, so
+        that weights are stored once; None if the model has no such features.
     """
     joint = features_model(model, logits=True)
     network = predictor.network if joint is None else joint
-    function = constant(network)
+    function = freeze_network(network)
     names = ["logits"] if joint is None else sorted(joint.output)
 
-    def named(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(zip(names, function(images), strict=True))
 
     def logits(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return named(images)["logits"]
+        return run(images)["logits"]
 
     def features(images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        outputs = named(images)
+        outputs = run(images)
         del outputs["logits"]
         return outputs
 
     for scale, own in predictor.networks.items():
-        shares = own is predictor.network
-        predictor.networks[scale] = logits if shares else _logits_alone(own)
+        is_shared = own is predictor.network
+        predictor.networks[scale] = logits if is_shared else _freeze_logits(own)
     return features if joint is not None else None
 
 
-def _logits_alone(network: keras.Model) -> Callable:
-    function = constant(network)
+def _freeze_logits(network: keras.Model) -> Callable:
+    function = freeze_network(network)
     return lambda images, training=False: function(images)[0]

@@ -1,4 +1,4 @@
-"""The forms in which models leave the project, told by the names of their files."""
+"""Loads exported models of any format, recognised by file name."""
 
 from collections.abc import Callable
 
@@ -21,19 +21,19 @@ def _is_file(path: str) -> bool:
 
 
 def is_artefact(path: str) -> bool:
-    """Whether a path is an exported model: a SavedModel, else by its name."""
+    """Returns whether a path is an exported model: a SavedModel, or a file by name."""
     return is_saved_model(path) or _is_file(path)
 
 
 def load_artefact(path: str) -> Artefact:
-    """Returns an exported model as a predictor, which `Evaluator` takes too.
+    """Loads an exported model, to predict with or to pass to `Evaluator`.
 
     Args:
         path: Folder of a SavedModel, or a file that ends with `.tflite` or `.onnx`.
 
     Raises:
-        UserError: if the model is broken, or has other inputs or outputs than those
-            that label images.
+        UserError: if the model is damaged, or its inputs and outputs are not those of a
+            model that labels images.
     """
     reader = _READERS[ending_of(path)] if _is_file(path) else SavedModelPredictor
     return reader(path)

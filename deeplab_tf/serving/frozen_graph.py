@@ -1,4 +1,4 @@
-"""A SavedModel as a frozen graph, for clients of the official export."""
+"""Writes a SavedModel as a frozen graph, for clients of the official export."""
 
 import tensorflow as tf
 
@@ -6,19 +6,18 @@ from deeplab_tf.files import outputs
 from deeplab_tf.serving.constant_graph import freeze
 from deeplab_tf.serving.signatures import INPUT, SERVING
 
-# What such a file ends with.
 FROZEN = ".pb"
 
 
 def write_frozen_graph(saved_model: str, path: str) -> None:
-    """Writes the signature that labels images as one graph without variables.
+    """Writes `serving_default` of a SavedModel as a graph without variables.
 
-    A client of the official frozen graphs imports it and fetches
-    `SemanticPredictions:0` for `ImageTensor:0`, which here takes any number of images.
+    Its names are those of the official frozen graphs, `ImageTensor:0` and
+    `SemanticPredictions:0`, but it accepts any number of images.
 
     Args:
         saved_model: Folder of an export.
-        path: File to write, atomically; our own earlier output is replaced.
+        path: File to write atomically; it may replace our own earlier output.
 
     Raises:
         UserError: if there is another file at `path`.
@@ -30,8 +29,8 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
         outputs = signature(**{INPUT: images})
         return [tf.identity(output, name) for name, output in outputs.items()]
 
-    taken = signature.structured_input_signature[1][INPUT]
-    spec = tf.TensorSpec(taken.shape, taken.dtype, INPUT)
+    image = signature.structured_input_signature[1][INPUT]
+    spec = tf.TensorSpec(image.shape, image.dtype, INPUT)
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
     graph = freeze(concrete).graph.as_graph_def()
     outputs.write_bytes(graph.SerializeToString(), path)

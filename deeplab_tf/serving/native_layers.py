@@ -1,8 +1,8 @@
-"""Layers as the operations that other engines know.
+"""Layers that use the native operations of inference engines.
 
-Resizing and means over windows are products with matrices in `models/`, exact on every
-backend and at every size. Engines for phones and servers have one fast operation for
-each instead, which delegates and graph compilers recognise.
+`models/` resizes and averages by matrix products, which are exact on every backend and
+at every size. Engines for phones and servers have one fast operation for each, which
+delegates and graph compilers recognise.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ from deeplab_tf.models.resampling import (
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeResizeLike(ResizeLike):
-    """`ResizeLike` by TensorFlow's own operation with aligned corners."""
+    """`ResizeLike` as TensorFlow's own resize with aligned corners."""
 
     def call(self, x, like):
         """Returns `x` at the scaled size of `like`, both `[b, h, w, channels]`."""
@@ -35,7 +35,7 @@ class NativeResizeLike(ResizeLike):
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeWindowMean(WindowMean):
-    """`WindowMean` by average pooling, where the size of the features is known."""
+    """`WindowMean` as average pooling, if the size of the features is known."""
 
     def call(self, x):
         """Returns the means of `x`, `[b, h, w, channels]`."""
@@ -46,26 +46,27 @@ class NativeWindowMean(WindowMean):
         return tf.nn.avg_pool2d(x, self.window(size), self.strides, "VALID")
 
 
-NATIVE = {ResizeLike: NativeResizeLike, WindowMean: NativeWindowMean}
+NATIVE_LAYERS = {ResizeLike: NativeResizeLike, WindowMean: NativeWindowMean}
 
 
-def native(model: keras.Model, kinds: Mapping[type, type] = NATIVE) -> keras.Model:
-    """Returns a model for inference with native operations.
+def use_native_layers(
+    model: keras.Model, layer_types: Mapping[type, type] = NATIVE_LAYERS
+) -> keras.Model:
+    """Returns a copy of a model with native operations, for inference.
 
-    It takes and gives what the model does, up to rounding. Batch normalisations are
-    folded; the weights are copies.
+    Its outputs are the same up to rounding. Batch normalisation is folded.
 
     Args:
-        model: A model of `build_model`, which is left as it is.
-        kinds: What stands for each kind of layer, with the same configuration and the
-            same variables.
+        model: A model of `build_model`.
+        layer_types: Replacements for layer types, with the same configuration and
+            variables.
 
     Raises:
         UserError: if the model computes in another precision than float32.
     """
     precision = model_precision(model)
     if precision != "float32":
-        raise UserError(
-            f"only models that compute in float32 are converted; received {precision}"
-        )
-    return fold_batch_norm(model, lambda layer: kinds.get(type(layer), type(layer)))
+        raise UserError(f"only float32 models can be converted; received {precision}")
+    return fold_batch_norm(
+        model, lambda layer: layer_types.get(type(layer), type(layer))
+    )

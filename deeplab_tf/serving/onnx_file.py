@@ -1,6 +1,6 @@
-"""A model as an ONNX file: images of any size in, label maps out.
+"""Exports a model as an ONNX file for images of any size, and loads such files.
 
-ONNX Runtime and OpenVINO run it without TensorFlow.
+ONNX Runtime and OpenVINO run them without TensorFlow.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,13 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.inference import pad_with_mean_pixel
 from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.models.resampling import align_size
-from deeplab_tf.serving.artefact import Artefact, import_extra, pixels, read_file
-from deeplab_tf.serving.native_layers import NATIVE, native
+from deeplab_tf.serving.artefact import (
+    Artefact,
+    import_extra,
+    read_file,
+    round_to_uint8,
+)
+from deeplab_tf.serving.native_layers import NATIVE_LAYERS, use_native_layers
 from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
@@ -26,17 +31,17 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
-# Has every operation here, and is read by every engine since 2023.
+# Has all operations needed, and every engine since 2023 supports it.
 _OPSET = 18
 _INFO = "dataset_info"
 _AXES = ("batch", "height", "width")
 
 
-def _convolved(operation: Callable, layer: layers.Layer, x: tf.Tensor) -> tf.Tensor:
-    """Returns a convolution by an operation that knows atrous rates itself.
+def _convolve(operation: Callable, layer: layers.Layer, x: tf.Tensor) -> tf.Tensor:
+    """Computes a convolution by an operation with an attribute for the atrous rate.
 
-    TensorFlow takes the image apart for them instead, which is slow elsewhere. It has
-    no kernel for atrous depthwise ones: these graphs are for conversion only.
+    Keras splits the image into phases instead, which is slow in other engines.
+    TensorFlow cannot run the atrous depthwise operation: it is for conversion only.
     """
     x = operation(
         input=x,
@@ -50,28 +55,28 @@ def _convolved(operation: Callable, layer: layers.Layer, x: tf.Tensor) -> tf.Ten
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeConv2D(layers.Conv2D):
-    """A convolution that says its atrous rate."""
+    """A convolution that keeps its atrous rate as an attribute."""
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolved `[b, h, w, filters]`."""
-        return _convolved(tf.raw_ops.Conv2D, self, x)
+        return _convolve(tf.raw_ops.Conv2D, self, x)
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
-    """A depthwise convolution that says its atrous rate."""
+    """A depthwise convolution that keeps its atrous rate as an attribute."""
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """Returns the convolved `[b, h, w, channels]`."""
-        return _convolved(tf.raw_ops.DepthwiseConv2dNative, self, x)
+        return _convolve(tf.raw_ops.DepthwiseConv2dNative, self, x)
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class NativeActivation(layers.Activation):
-    """An activation whose constants have an axis.
+    """An activation without scalar constants.
 
-    tf2onnx 1.17 stumbles over a number that is added to a convolution, and then leaves
-    every transposition in the graph.
+    tf2onnx 1.17 fails to optimise a scalar added to a convolution, and then leaves all
+    transpositions in the graph.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -81,7 +86,7 @@ class NativeActivation(layers.Activation):
         return tf.nn.relu6(x + tf.constant([3.0])) * 0.16667
 
 
-_KINDS = NATIVE | {
+_LAYER_TYPES = NATIVE_LAYERS | {
     layers.Conv2D: NativeConv2D,
     layers.DepthwiseConv2D: NativeDepthwiseConv2D,
     layers.Activation: NativeActivation,
@@ -94,28 +99,28 @@ def export_onnx(
     probabilities: bool = False,
     info: DatasetInfo | None = None,
 ) -> None:
-    """Writes an ONNX file that labels images of any number and size.
+    """Writes an ONNX file that labels batches of images of any size.
 
-    `ImageTensor` is uint8 `[batch, height, width, channels]`, RGB 0..255;
-    `SemanticPredictions` is int32 `[batch, height, width]`: the labels of
-    `predict_labels` at one scale, padding being part of the graph.
+    From `ImageTensor`, uint8 `[batch, height, width, channels]`, RGB 0..255, it
+    computes `SemanticPredictions`, int32 `[batch, height, width]`: the same labels as
+    `predict_labels` at one scale. Padding is part of the graph.
 
     Args:
-        model: A model of `build_model`, of float32.
-        path: File to write, `.onnx` at its end; replaced once the new one is whole.
-        probabilities: Whether `SemanticProbabilities`, float32 `[batch, height, width,
-            num_classes]`, is another output.
-        info: Class names and colours to send along.
+        model: A float32 model of `build_model`.
+        path: File to write atomically, ending in `.onnx`.
+        probabilities: Whether to also output `SemanticProbabilities`, float32 `[batch,
+            height, width, num_classes]`.
+        info: Class names and colours to store in the file.
 
     Raises:
-        UserError: if the converter is not installed, and for settings that cannot
-            work.
+        UserError: if the converter is not installed, `path` is invalid or may not be
+            replaced, or the model is not float32.
     """
     if not path.endswith(ONNX):
-        raise UserError(f"an ONNX file has .onnx at its end; received {path}")
+        raise UserError(f"the name of an ONNX file must end in .onnx; received {path}")
     require_replaceable(path)
     onnx, tf2onnx = (import_extra(x, path, "ONNX") for x in ("onnx", "tf2onnx"))
-    serve = _serving(model, probabilities)
+    serve = _make_serving_function(model, probabilities)
     converted, _ = tf2onnx.convert.from_function(
         serve, input_signature=serve.input_signature, opset=_OPSET
     )
@@ -129,12 +134,12 @@ def export_onnx(
         file.write(converted.SerializeToString())
 
 
-def _serving(
+def _make_serving_function(
     model: keras.Model, probabilities: bool
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Returns what labels images, as a graph without sizes."""
+    """Returns a function that labels images of unknown size."""
     config = model.model_config
-    network = native(model, _KINDS)
+    network = use_native_layers(model, _LAYER_TYPES)
     shape = [None, None, None, config.channels]
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -151,10 +156,10 @@ def _serving(
 
 
 def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
-    """Returns images padded with the mean pixel, sides of `k * output_stride + 1`."""
+    """Pads images with the mean pixel to sides of `k * output_stride + 1`."""
     stride = config.output_stride
-    # Enough for every size, then cut: engines that follow which values a size may have
-    # take a padding that depends on it for negative.
+    # Pads by the maximum, then crops: engines that infer the range of values take a
+    # padding that depends on the size for negative.
     most = (stride - 1, stride - 1)
     images = tf.cast(images, tf.float32)
     padded = pad_with_mean_pixel(images, most, config.mean_pixel)
@@ -163,7 +168,7 @@ def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
 
 
 def _name_input(graph: "onnx.GraphProto") -> None:
-    """Gives the input its name, which the converter has in small letters."""
+    """Restores the name of the input, which the converter turns to lower case."""
     old = graph.input[0].name
     graph.input[0].name = INPUT
     for node in graph.node:
@@ -173,7 +178,7 @@ def _name_input(graph: "onnx.GraphProto") -> None:
 
 
 def _name_axes(graph: "onnx.GraphProto") -> None:
-    """Names the open sizes, for whoever looks at the file."""
+    """Names the unknown dimensions."""
     for value in (*graph.input, *graph.output):
         sides = value.type.tensor_type.shape.dim
         for name, side in zip(_AXES, sides, strict=False):
@@ -181,18 +186,18 @@ def _name_axes(graph: "onnx.GraphProto") -> None:
 
 
 def _pad_explicitly(graph: "onnx.GraphProto", make_attribute: Callable) -> None:
-    """Spells the padding of dense convolutions out.
+    """Replaces SAME padding of convolutions with stride 1 by numbers of pixels.
 
-    ONNX Runtime refuses atrous ones that ask for the same size instead.
+    ONNX Runtime refuses SAME padding for atrous convolutions.
     """
     for node in graph.node:
-        found = {attribute.name: attribute for attribute in node.attribute}
-        automatic = found.get("auto_pad")
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        automatic = attributes.get("auto_pad")
         if automatic is None or automatic.s != b"SAME_UPPER" or node.op_type != "Conv":
             continue
-        if set(found["strides"].ints) != {1}:
+        if set(attributes["strides"].ints) != {1}:
             continue
-        kernel, rates = found["kernel_shape"].ints, found["dilations"].ints
+        kernel, rates = attributes["kernel_shape"].ints, attributes["dilations"].ints
         total = [rate * (k - 1) for rate, k in zip(rates, kernel, strict=True)]
         before = [missing // 2 for missing in total]
         after = [n - m for n, m in zip(total, before, strict=True)]
@@ -201,18 +206,15 @@ def _pad_explicitly(graph: "onnx.GraphProto", make_attribute: Callable) -> None:
 
 
 class OnnxPredictor(Artefact):
-    """An ONNX file of `export_onnx` as evaluation and prediction look at it.
-
-    Args:
-        path: The file.
+    """An ONNX file of `export_onnx`, loaded for evaluation and prediction.
 
     Raises:
-        UserError: if the file is broken or of another kind, or ONNX Runtime is not
-            installed.
+        UserError: if the file is damaged or has other inputs or outputs, or ONNX
+            Runtime is not installed.
     """
 
     def __init__(self, path: str):
-        self._session = _session(path)
+        self._session = _load_session(path)
         inputs = {x.name: x for x in self._session.get_inputs()}
         outputs = {x.name: x for x in self._session.get_outputs()}
         if set(inputs) != {INPUT} or OUTPUT not in outputs:
@@ -220,26 +222,25 @@ class OnnxPredictor(Artefact):
                 f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; {INPUT} "
                 f"and {OUTPUT} are needed"
             )
-        told = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
-        info = DatasetInfo.from_json(told, f"{path}: {_INFO}") if told else None
+        stored = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
+        info = DatasetInfo.from_json(stored, f"{path}: {_INFO}") if stored else None
         scores, channels = outputs.get(PROBABILITIES), inputs[INPUT].shape[-1]
         protocol = {"artefact": "ONNX"}
         classes = scores and scores.shape[-1]
         super().__init__(path, channels, info, protocol, bool(scores), classes)
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
-        return self._session.run([OUTPUT], {INPUT: pixels(images)})[0]
+        return self._session.run([OUTPUT], {INPUT: round_to_uint8(images)})[0]
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        return self._session.run([PROBABILITIES], {INPUT: pixels(images)})[0]
+        return self._session.run([PROBABILITIES], {INPUT: round_to_uint8(images)})[0]
 
 
-def _session(path: str) -> "onnxruntime.InferenceSession":
-    """Returns what runs a file."""
+def _load_session(path: str) -> "onnxruntime.InferenceSession":
     engine = import_extra("onnxruntime", path, "ONNX")
     content = read_file(path)
     try:
         return engine.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the engine has no public class of its errors
+    except Exception as error:  # ONNX Runtime has no public error class
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read as an ONNX file: {reason}") from error

@@ -1,4 +1,4 @@
-"""The gate: what is exported scores as the model does, or is not let out."""
+"""The gate: refuses exports whose mIoU is too far below the model's."""
 
 import itertools
 import json
@@ -13,47 +13,42 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.formats import load_artefact
-from deeplab_tf.serving.layer_errors import layer_errors, table
+from deeplab_tf.serving.layer_errors import format_table, layer_errors
 from deeplab_tf.serving.publication import comparison_path
-from deeplab_tf.serving.tflite_export import calibration_images, tflite_content
+from deeplab_tf.serving.tflite_export import calibration_images, convert_to_tflite
 
-# Images that the table of layers is made of.
-_IMAGES_OF_TABLE = 4
+# Images to compute the layer errors from.
+_LAYER_ERROR_IMAGES = 4
 
 
 def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
-    """Returns the metrics of a model and of what was exported of it side by side.
+    """Returns a comparison of the metrics of a model and its exported artefact.
 
     Args:
-        model_metrics: Of `Evaluator.evaluate`.
-        artefact_metrics: The same for the artefact, on the same images.
+        model_metrics: Metrics of the model, of `Evaluator.evaluate`.
+        artefact_metrics: Metrics of the artefact on the same images.
 
     Returns:
-        `images`; `miou` and `pixel_accuracy`, each with `model`, `artefact` and `drop`,
-        how many points of a hundred the artefact is below the model; `iou_per_class`
-        of both; the `protocol` of both.
+        `images`; `miou` and `pixel_accuracy`, each with `model`, `artefact` and the
+        `drop` from the first to the second in points of 100; `iou_per_class` and
+        `protocol` of both.
 
     Raises:
-        UserError: if these are metrics of other images.
+        UserError: if the numbers of images differ.
     """
     both = {"model": model_metrics, "artefact": artefact_metrics}
-    seen = [metrics["images"] for metrics in both.values()]
-    if seen[0] != seen[1]:
+    counts = [metrics["images"] for metrics in both.values()]
+    if counts[0] != counts[1]:
         raise UserError(
-            f"the model saw {seen[0]} images and the artefact {seen[1]}; the same "
-            "records are needed"
+            f"the model was evaluated on {counts[0]} images and the artefact on "
+            f"{counts[1]}; use the same records"
         )
-
-    def of_both(key):
-        return {name: metrics[key] for name, metrics in both.items()}
-
-    comparison = {"images": seen[0]}
+    comparison = {"images": counts[0]}
+    for key in ("miou", "pixel_accuracy", "iou_per_class", "protocol"):
+        comparison[key] = {name: metrics[key] for name, metrics in both.items()}
     for key in ("miou", "pixel_accuracy"):
-        values = of_both(key)
-        drop = 100 * (values["model"] - values["artefact"])
-        comparison[key] = {**values, "drop": drop}
-    for key in ("iou_per_class", "protocol"):
-        comparison[key] = of_both(key)
+        values = comparison[key]
+        values["drop"] = 100 * (values["model"] - values["artefact"])
     return comparison
 
 
@@ -63,62 +58,65 @@ def gate(
     dataset: Iterable,
     config: EvalConfig = EvalConfig(),
     max_miou_drop: float = 0.5,
-    view=None,
+    predictor=None,
 ) -> dict:
-    """Returns how what was exported compares with its model, if it is good enough.
+    """Compares an exported artefact with its model, and refuses a large mIoU drop.
 
-    Both are evaluated on the same records, and the comparison is written to
-    `<artefact>.parity.json`. For an int8 file that is refused the error of every layer
-    is printed.
+    Evaluates both on the same records and writes the comparison to
+    `<artefact>.parity.json`. For a refused int8 file it also prints the error of every
+    layer.
 
     Args:
         model: The model that was exported.
         artefact_path: A SavedModel, a TFLite or an ONNX file.
-        dataset: As `Evaluator.evaluate` takes it; it is read twice.
-        config: How the model looks at an image; for a file of one size, that size is
-            to be `eval_crop_size`.
-        max_miou_drop: How many points of mIoU, of a hundred, the artefact may be below
-            the model.
-        view: What labels images as the model in this artefact does, where `config` does
-            not tell it: a `ResizedView`.
+        dataset: Dataset for `Evaluator.evaluate`; it is read twice.
+        config: Inference protocol of the model; for a file of one size,
+            `eval_crop_size` must be that size.
+        max_miou_drop: Largest allowed drop of mIoU, in points of 100.
+        predictor: Evaluated instead of the model if `config` cannot express what the
+            artefact does: a `ResizingPredictor`.
+
+    Returns:
+        The comparison; see `compare`.
 
     Raises:
-        UserError: if it is further below; the artefact stays where it is, which is why
-            it is best written to what `publish_artefact` gives.
+        UserError: if the drop is larger. The artefact is not removed: write it within
+            `publish_artefact`.
     """
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
         artefact.num_classes = model.model_config.num_classes
-    # The artefact first: what it cannot take, such as large images, is told early.
-    of_artefact = Evaluator(artefact, config).evaluate(dataset)
-    of_model = Evaluator(view or model, config).evaluate(dataset)
-    comparison = {**compare(of_model, of_artefact), "max_miou_drop": max_miou_drop}
+    # The artefact first, as it may refuse images, such as large ones.
+    artefact_metrics = Evaluator(artefact, config).evaluate(dataset)
+    model_metrics = Evaluator(predictor or model, config).evaluate(dataset)
+    comparison = compare(model_metrics, artefact_metrics)
+    comparison["max_miou_drop"] = max_miou_drop
     write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
     miou = comparison["miou"]
     if miou["drop"] > max_miou_drop:
         if artefact.protocol.get("precision") == "int8":
             size = artefact.protocol["input_size"]
-            print(table_of_layers(model, artefact_path, size, dataset))
+            print(format_layer_errors(model, artefact_path, size, dataset))
         raise UserError(
-            f"{os.path.basename(artefact_path)} scores a mIoU of "
-            f"{miou['artefact']:.2%}, which is {miou['drop']:.2f} points "
-            f"below the model's {miou['model']:.2%}; "
-            f"{max_miou_drop} are allowed"
+            f"{os.path.basename(artefact_path)} has a mIoU of {miou['artefact']:.2%}, "
+            f"which is {miou['drop']:.2f} points below the model's "
+            f"{miou['model']:.2%}; at most {max_miou_drop} are allowed"
         )
     return comparison
 
 
-def table_of_layers(
+def format_layer_errors(
     model: keras.Model, path: str, size: tuple[int, int], images: Iterable
 ) -> str:
-    """Returns the errors of the layers of an int8 file as a table, ready to print.
+    """Returns a table of the errors of all layers of an int8 file.
 
     Args:
-        model: The model that it was made of.
+        model: The exported model.
         path: The file, of `export_tflite`.
-        size: Its height and width.
-        images: As `calibration` of `export_tflite`; the first four are used.
+        size: Height and width of its input.
+        images: As `calibration` of `export_tflite`; only the first four are used.
     """
     padded = calibration_images(images, model.model_config.mean_pixel, size)
-    some = itertools.islice(padded, _IMAGES_OF_TABLE)
-    return table(layer_errors(tflite_content(model, size), read_file(path), some))
+    some = itertools.islice(padded, _LAYER_ERROR_IMAGES)
+    exact = convert_to_tflite(model, size)
+    return format_table(layer_errors(exact, read_file(path), some))

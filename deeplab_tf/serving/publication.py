@@ -1,4 +1,4 @@
-"""Publishing an exported model with its comparison, atomically."""
+"""Publishes exported models, with their comparisons, atomically."""
 
 import contextlib
 import os
@@ -11,14 +11,13 @@ from deeplab_tf.files import outputs
 from deeplab_tf.files.file_kinds import is_remote
 from deeplab_tf.serving.artefact import read_file
 
-# What every SavedModel has.
-GRAPH = "saved_model.pb"
-# What files end with; a SavedModel is a folder.
+GRAPH = "saved_model.pb"  # a file in every SavedModel
+# Endings of files; a SavedModel is a folder.
 TFLITE, ONNX = ".tflite", ".onnx"
 
 
 def ending_of(path: str) -> str:
-    """Returns `.tflite` or `.onnx` if a path ends so; "" for a SavedModel's."""
+    """Returns the ending `.tflite` or `.onnx` of a path; "" for a SavedModel."""
     return next((ending for ending in (TFLITE, ONNX) if path.endswith(ending)), "")
 
 
@@ -28,25 +27,17 @@ def is_saved_model(path: str) -> bool:
 
 
 def comparison_path(artefact_path: str) -> str:
-    """Returns where the comparison of an artefact with its model is written."""
+    """Returns the path of the comparison of an artefact with its model."""
     return artefact_path.rstrip("/") + ".parity.json"
 
 
 def refusal_path(artefact_path: str) -> str:
-    """Returns where the comparison of a rejected artefact is kept."""
+    """Returns the path of the comparison of a rejected artefact."""
     return artefact_path.rstrip("/") + ".refused.json"
 
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
-    """Refuses to replace anything but an earlier export or an empty folder.
-
-    Args:
-        path: As in `publish_artefact`.
-        overwrite: As in `publish_artefact`.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
+    """Raises UserError if `publish_artefact` would refuse a path."""
     outputs.require_replaceable(path, overwrite)
     is_folder = tf.io.gfile.isdir(path)
     if tf.io.gfile.exists(path) and is_folder == bool(ending_of(path)):
@@ -61,34 +52,34 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
 
 @contextlib.contextmanager
 def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
-    """Yields a path to export to; the artefact is published when the block ends.
+    """Yields a path to export to, and publishes the artefact when the block ends.
 
-    If the block fails, what was written is removed and an earlier artefact stays. The
-    comparison of an artefact that `gate` rejects is kept, see `refusal_path`:
+    If the block fails, the earlier artefact stays. The comparison of an artefact that
+    `gate` rejects is kept, see `refusal_path`:
 
         with publish_artefact(path) as unfinished:
             export_tflite(model, unfinished, size)
             gate(model, unfinished, dataset, config)
 
     Args:
-        path: Where the artefact is to be: a file that ends with `.tflite` or `.onnx`,
-            else the folder of a SavedModel.
-        overwrite: Whether to replace what is not an earlier export, too.
+        path: Path of the artefact: a file ending in `.tflite` or `.onnx`, else the
+            folder of a SavedModel.
+        overwrite: Whether to replace files that are not an earlier export.
 
     Yields:
         A path in a scratch folder, with the same ending.
 
     Raises:
-        UserError: if `path` holds something that is not an earlier export of its kind.
+        UserError: if `path` exists and is not an earlier export of the same format.
     """
     require_replaceable(path, overwrite)
-    # A link stays a link.
+    # Replace the target of a link, not the link.
     path = path.rstrip("/") if is_remote(path) else os.path.realpath(path)
     with outputs.publish(path, overwrite) as unfinished:
         with _keep_refusal(unfinished, path):
             yield unfinished
-        comparison = _read_if_there(comparison_path(unfinished))
-        # Never a comparison beside an artefact of which it is not.
+        comparison = _read_if_exists(comparison_path(unfinished))
+        # Never leave the comparison of another artefact next to this one.
         for stale in (comparison_path(path), refusal_path(path)):
             if tf.io.gfile.exists(stale):
                 tf.io.gfile.remove(stale)
@@ -102,14 +93,14 @@ def _keep_refusal(unfinished: str, path: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        comparison = _read_if_there(comparison_path(unfinished))
+        comparison = _read_if_exists(comparison_path(unfinished))
         if comparison is None:
             raise
         kept = refusal_path(path)
         tf.io.gfile.makedirs(os.path.dirname(kept))
         outputs.write_bytes(comparison, kept)
-        raise UserError(f"{error}; {kept} compares them") from error
+        raise UserError(f"{error}; see {kept}") from error
 
 
-def _read_if_there(path: str) -> bytes | None:
+def _read_if_exists(path: str) -> bytes | None:
     return read_file(path) if tf.io.gfile.exists(path) else None

@@ -1,4 +1,4 @@
-"""A model as a SavedModel: images of any size in, label maps out."""
+"""Exports a model as a SavedModel for images of any size, and loads SavedModels."""
 
 import dataclasses
 import os
@@ -17,8 +17,8 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving import warmup
-from deeplab_tf.serving.artefact import Artefact, size_text
-from deeplab_tf.serving.constant_graph import fast_on_cpu, with_constants
+from deeplab_tf.serving.artefact import Artefact, format_size
+from deeplab_tf.serving.constant_graph import freeze_predictor, optimize_for_cpu
 from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import (
@@ -27,37 +27,37 @@ from deeplab_tf.serving.signatures import (
     OUTPUT,
     PROBABILITIES,
     SERVING,
-    ResizedView,
     Resizing,
+    ResizingPredictor,
     Signature,
     features_model,
-    signatures,
+    make_signatures,
 )
 
-# Files here travel with a SavedModel without being part of its graph.
+# TensorFlow Serving copies this folder along with a SavedModel.
 _EXTRA = "assets.extra"
 _MODEL = "model.json"
 _CLASS_NAMES = "class_names.txt"
-# Side of the images of warm-up requests, where no crop size tells it.
+# Side of the images in warm-up requests without a crop size.
 _WARMUP_SIDE = 513
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """What an export holds, and how it looks at images, besides the common arguments.
+    """Further options of `export_saved_model`.
 
     Attributes:
-        window: Height and width of the windows through which larger images are seen,
-            as in `Predictor`; None sees every image whole.
-        resizing: Size to which images are resized first; None takes them as they are.
-        probabilities: Whether `serving_default` gives `SemanticProbabilities` too.
-        fold_batch_norm: Whether batch normalisations are folded into convolutions,
-            which is faster; models that compute in float16 keep them.
+        window: Height and width of the sliding window for larger images, as in
+            `Predictor`; None labels every image in one pass.
+        resizing: How images are resized first; None does not resize.
+        probabilities: Whether `serving_default` also returns `SemanticProbabilities`.
+        fold_batch_norm: Whether to fold batch normalisation into convolutions, which is
+            faster; float16 models keep it.
         constant_weights: Whether the weights of a folded model are constants of the
-            graph, which is faster, too, but takes more memory while it is loaded.
-        max_pixels: Pixels of a picture that `encoded` takes; memory grows with them.
-        weights: Whether the weights by their official names go along as a checkpoint,
-            for training to go on from the export: folding cannot be undone.
+            graph: faster, but needs more memory while loading.
+        max_pixels: Largest image that `encoded` accepts; memory grows with it.
+        weights: Whether to include a checkpoint with official variable names, so that
+            training can continue from the export; folding cannot be undone.
     """
 
     window: tuple[int, int] | None = None
@@ -78,82 +78,79 @@ def export_saved_model(
     info: DatasetInfo | None = None,
     options: ExportOptions | None = None,
 ) -> None:
-    """Writes a SavedModel that labels images of any size, any number at once.
+    """Writes a SavedModel that labels batches of images of any size.
 
-    Its signatures, in which padding, scales and windows are part of the graph:
+    Its signatures, whose graphs include padding, scales and windows:
 
     - `serving_default`: from `ImageTensor`, uint8 `[batch, height, width, channels]`,
-      to `SemanticPredictions`, int32 `[batch, height, width]`, the same labels as
-      `Predictor` gives.
+      to `SemanticPredictions`, int32 `[batch, height, width]`, the labels of
+      `Predictor`.
     - `probabilities`: from `ImageTensor` to `SemanticProbabilities`, float32 `[batch,
       height, width, num_classes]`.
-    - `encoded`, of models of RGB in 8 bits: from `image_bytes`, JPEGs or PNGs, strings
-      `[batch]`, to `label_map_bytes`, grey PNGs, strings `[batch]`; `error` tells what
-      is wrong with an image, the label map of which is empty then.
+    - `encoded`, for models of 8-bit RGB: from `image_bytes`, JPEGs or PNGs, strings
+      `[batch]`, to `label_map_bytes`, grey PNGs, strings `[batch]`, and `error`, one
+      message per image. An image with an error has an empty label map.
     - `features`, unless the model has an image pyramid: from `ImageTensor` to
-      `high_level` and for each stride that the decoder takes `low_level_<stride>`,
-      float32 `[batch, height / stride, width / stride, depth]`, of images as they are.
+      `high_level` and, for each stride of the decoder, `low_level_<stride>`, float32
+      `[batch, height / stride, width / stride, depth]`, without padding or resizing.
 
     Args:
-        model: A model of `build_model`, which is left as it is.
-        path: Folder to write; an earlier export there is replaced once the new
-            one is complete.
-        scales: Scales whose probabilities are averaged.
-        flip: Whether every scale is also seen mirrored.
+        model: A model of `build_model`.
+        path: Folder to write atomically; it may replace an earlier export.
+        scales: Scales over which to average probabilities.
+        flip: Whether to also average over mirrored images.
         crop_size: Height and width to which images are padded; None is the next
             `k * output_stride + 1`.
-        info: Class names and colours to send along.
-        options: What else is asked for; None asks for what `ExportOptions` does.
+        info: Class names and colours to store in the export.
+        options: Further options.
 
     Raises:
-        UserError: if `path` holds something that is not an export.
+        UserError: if `path` exists and is not an earlier export.
     """
     options = options or ExportOptions()
     require_replaceable(path)
-    # float16 might have no number for a kernel that is scaled.
+    # Scaled kernels may be out of the range of float16.
     folds = options.fold_batch_norm and model_precision(model) != "float16"
-    network = fast_on_cpu(model) if folds else model
+    network = optimize_for_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
-    offered = _signatures(network, predictor, folds, info, options)
-    logs = _warmup_logs(offered, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
+    found = _make_signatures(network, predictor, folds, info, options)
+    logs = _make_warmup_logs(found, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with publish_artefact(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
         tf.io.gfile.makedirs(extra)
         warmup.write_warmup_requests(logs, extra)
         _write_description(model, info, options.weights, extra)
-        _write_graphs(unfinished, offered, info)
+        _write_graphs(unfinished, found, info)
 
 
-def _signatures(
+def _make_signatures(
     network: keras.Model,
     predictor: Predictor,
     is_folded: bool,
     info: DatasetInfo | None,
     options: ExportOptions,
 ) -> dict[str, Signature]:
-    """Returns the signatures of a predictor of a network, by name."""
     features = features_model(network)
     if is_folded and options.constant_weights:
-        features = with_constants(predictor, network)
+        features = freeze_predictor(predictor, network)
     resizing = options.resizing
-    view = predictor if resizing is None else ResizedView(predictor, resizing)
-    # A decoder of 8 bits would make other images of those that have more.
+    if resizing is not None:
+        predictor = ResizingPredictor(predictor, resizing)
+    # `encoded` decodes to 8 bits, which would change deeper images.
     is_deep = info is not None and info.max_value != 255
-    most = None if is_deep else options.max_pixels
-    return signatures(features, view, options.probabilities, most)
+    max_pixels = None if is_deep else options.max_pixels
+    return make_signatures(features, predictor, options.probabilities, max_pixels)
 
 
 def _write_graphs(
-    path: str, offered: dict[str, Signature], info: DatasetInfo | None
+    path: str, found: dict[str, Signature], info: DatasetInfo | None
 ) -> None:
-    """Writes the SavedModel itself."""
     graphs = {
         name: tf.function(function, autograph=False).get_concrete_function(spec)
-        for name, (function, spec) in offered.items()
+        for name, (function, spec) in found.items()
     }
     used = {id(v): v for graph in graphs.values() for v in graph.graph.variables}
-    # Not keras.export.ExportArchive, which writes every variable twice if it is to
-    # track the model, and no assets.
+    # Not keras.export.ExportArchive, which writes every variable twice and no assets.
     root = tf.train.Checkpoint(variables=list(used.values()), **graphs)
     with tempfile.TemporaryDirectory() as folder:
         if info is not None:
@@ -164,15 +161,17 @@ def _write_graphs(
         tf.saved_model.save(root, path, signatures=graphs)
 
 
-def _warmup_logs(offered: dict[str, Signature], size: tuple[int, int]) -> list[bytes]:
+def _make_warmup_logs(
+    found: dict[str, Signature], size: tuple[int, int]
+) -> list[bytes]:
     """Returns a request for each signature, with an image of a size."""
     logs = []
-    for name, (_, spec) in offered.items():
+    for name, (_, spec) in found.items():
         if spec.name == ENCODED_INPUT:
-            picture = tf.io.encode_jpeg(tf.zeros([*size, 3], tf.uint8)).numpy()
-            tensor = tf.make_tensor_proto([picture])
+            image = tf.io.encode_jpeg(tf.zeros([*size, 3], tf.uint8)).numpy()
+            tensor = tf.make_tensor_proto([image])
         else:
-            # One number that stands for all: a small file.
+            # A scalar, which the shape repeats, keeps the file small.
             shape = [1, *size, spec.shape[-1]]
             tensor = tf.make_tensor_proto(0, spec.dtype, shape)
         logs.append(warmup.prediction_log(name, {spec.name: tensor}))
@@ -182,7 +181,7 @@ def _warmup_logs(offered: dict[str, Signature], size: tuple[int, int]) -> list[b
 def _write_description(
     model: keras.Model, info: DatasetInfo | None, has_weights: bool, folder: str
 ) -> None:
-    """Writes the config of the model, its classes and its weights."""
+    """Writes the model config, the classes and the weights."""
     with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
         file.write(strict_json.dump(dataclasses.asdict(model.model_config)))
     if info is not None:
@@ -192,25 +191,21 @@ def _write_description(
 
 
 class SavedModelPredictor(Artefact):
-    """A SavedModel as evaluation and prediction look at it.
+    """A SavedModel, loaded for evaluation and prediction.
 
-    It is called through the signature `serving_default` from `ImageTensor` to
-    `SemanticPredictions`; probabilities are what that signature, or one called
-    `probabilities`, gives as `SemanticProbabilities`. Pixels are rounded where it takes
-    uint8.
-
-    Args:
-        path: Folder of the SavedModel.
+    Labels come from the signature `serving_default`, from `ImageTensor` to
+    `SemanticPredictions`; probabilities from the output `SemanticProbabilities` of that
+    signature or of one called `probabilities`. Rounds pixels if it takes uint8.
 
     Raises:
-        UserError: if the SavedModel is broken, or has other inputs or outputs.
+        UserError: if the SavedModel is damaged, or has other inputs or outputs.
     """
 
     def __init__(self, path: str):
-        # A signature alone does not keep its variables alive.
-        self._loaded = _loaded(path)
-        self._serve = _labels_signature(self._loaded, path)
-        self._score = _probabilities_signature(self._loaded)
+        # Keeps the variables alive, which a signature does not.
+        self._loaded = _load(path)
+        self._serve = _find_labels_signature(self._loaded, path)
+        self._score = _find_probabilities_signature(self._loaded)
         self._input = _inputs(self._serve)[INPUT]
         classes = None
         if self._score:
@@ -218,41 +213,41 @@ class SavedModelPredictor(Artefact):
         super().__init__(
             path,
             channels=self._input.shape[-1],
-            info=export_info(path),
+            info=read_export_info(path),
             protocol={"artefact": "SavedModel"},
             gives_probabilities=self._score is not None,
             num_classes=classes,
         )
 
-    def _served(
+    def _run(
         self,
         signature: tf.types.experimental.ConcreteFunction,
         output: str,
         images: np.ndarray,
     ) -> np.ndarray:
-        """Returns an output of a signature for images."""
+        """Runs a signature on images; returns one output."""
         if self._input.dtype.is_integer and images.dtype.kind == "f":
             images = np.rint(images)
         images = tf.saturate_cast(images, self._input.dtype)
-        # The official exports take images one by one.
+        # Official exports take one image at a time.
         parts = tf.split(images, len(images)) if self._input.shape[0] == 1 else [images]
         for part in parts:
             if not self._input.shape.is_compatible_with(part.shape):
                 raise UserError(
-                    f"{self._path} takes images {size_text(self._input.shape)}; "
-                    f"received {size_text(images.shape)}"
+                    f"{self._path} takes images {format_size(self._input.shape)}; "
+                    f"received {format_size(images.shape)}"
                 )
-        served = [signature(**{INPUT: part})[output].numpy() for part in parts]
-        return np.concatenate(served)
+        results = [signature(**{INPUT: part})[output].numpy() for part in parts]
+        return np.concatenate(results)
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
-        return self._served(self._serve, OUTPUT, images).astype(np.int32)
+        return self._run(self._serve, OUTPUT, images).astype(np.int32)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
-        return self._served(self._score, PROBABILITIES, images)
+        return self._run(self._score, PROBABILITIES, images)
 
 
-def _loaded(path: str) -> tf.Module:
+def _load(path: str) -> tf.Module:
     try:
         return tf.saved_model.load(path)
     except (OSError, ValueError, tf.errors.OpError) as error:
@@ -265,25 +260,23 @@ def _inputs(
     return signature.structured_input_signature[1]
 
 
-def _labels_signature(
+def _find_labels_signature(
     loaded: tf.Module, path: str
 ) -> tf.types.experimental.ConcreteFunction:
-    """Returns the signature that labels images."""
     serve = loaded.signatures.get(SERVING)
     inputs = _inputs(serve) if serve else {}
     outputs = serve.structured_outputs if serve else {}
     if set(inputs) != {INPUT} or OUTPUT not in outputs:
         raise UserError(
             f"{path} has no signature {SERVING} from {INPUT} to {OUTPUT}; "
-            f"it takes {sorted(inputs)} and gives {sorted(outputs)}"
+            f"it takes {sorted(inputs)} and returns {sorted(outputs)}"
         )
     return serve
 
 
-def _probabilities_signature(
+def _find_probabilities_signature(
     loaded: tf.Module,
 ) -> tf.types.experimental.ConcreteFunction | None:
-    """Returns a signature that gives probabilities, None where there is none."""
     for name in (SERVING, "probabilities"):
         signature = loaded.signatures.get(name)
         if (
@@ -295,6 +288,6 @@ def _probabilities_signature(
     return None
 
 
-def export_info(path: str) -> DatasetInfo | None:
-    """Returns the class names and colours sent along with an export."""
+def read_export_info(path: str) -> DatasetInfo | None:
+    """Returns the class names and colours stored in an export, if any."""
     return records.read_info(os.path.join(path, _EXTRA))

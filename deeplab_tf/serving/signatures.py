@@ -1,4 +1,4 @@
-"""What a SavedModel can be asked for: labels, probabilities, encoded maps, features."""
+"""Signatures of a SavedModel: labels, probabilities, encoded label maps, features."""
 
 import functools
 from collections.abc import Callable
@@ -11,38 +11,32 @@ from deeplab_tf.data.augment import resize_image, size_in_range
 from deeplab_tf.images.resizing import resize_nearest
 from deeplab_tf.inference import Predictor, resize_to
 from deeplab_tf.models.calls import trace_calls
-from deeplab_tf.serving.encoded import Bounds, label_maps
+from deeplab_tf.serving.encoded import Bounds, label_encoded
 
-# Names that clients of the official frozen graphs know.
+# Names in the official frozen graphs.
 INPUT = "ImageTensor"
 OUTPUT = "SemanticPredictions"
-# Ours.
 PROBABILITIES = "SemanticProbabilities"
-# TensorFlow Serving sends strings over REST as base64 if they are called so.
+# TensorFlow Serving's REST API sends strings as base64 if their names end in `_bytes`.
 ENCODED_INPUT, ENCODED_OUTPUT = "image_bytes", "label_map_bytes"
 ERROR = "error"
 SERVING = "serving_default"
 
 
 class Signature(NamedTuple):
-    """A function of one input.
-
-    Attributes:
-        function: Of a tensor, to outputs by their names.
-        spec: Of the input, with its name.
-    """
+    """A function from a tensor, described by `spec`, to named outputs."""
 
     function: Callable
     spec: tf.TensorSpec
 
 
 class Resizing(NamedTuple):
-    """How images are resized before they are looked at, as in `resize_to_range`.
+    """How images are resized before inference, as in `resize_to_range`.
 
     Attributes:
-        min_size: Shorter side, in pixels.
-        max_size: Bound of the longer side.
-        factor: Sides are raised to the next multiple of it, plus 1.
+        min_size: Length of the shorter side, in pixels.
+        max_size: Maximum length of the longer side.
+        factor: Sides are increased to the next multiple of it, plus 1.
     """
 
     min_size: int
@@ -50,15 +44,14 @@ class Resizing(NamedTuple):
     factor: int | None = None
 
 
-class ResizedView:
-    """A predictor that looks at resized images; what it gives has the images' size.
+class ResizingPredictor:
+    """A predictor that resizes images first, and its results back to their size.
 
-    Labels go back to that size as those of their nearest neighbours, as in the official
-    export.
+    Labels are resized by nearest neighbours, as in the official export.
 
     Args:
-        predictor: Looks at the resized images.
-        resizing: Their size.
+        predictor: Predictor of the resized images.
+        resizing: Size of the resized images.
     """
 
     def __init__(self, predictor: Predictor, resizing: Resizing):
@@ -73,61 +66,63 @@ class ResizedView:
 
     @property
     def protocol(self) -> dict:
-        """What decides about results besides weights."""
+        """Inference settings that affect results."""
         return self._predictor.protocol | {"resizing": list(self._resizing)}
 
     def _resize(self, images):
         def resize(image):
-            return resize_image(image, self.seen(tf.shape(image)[:2]))
+            return resize_image(image, self.resized_size(tf.shape(image)[:2]))
 
         spec = tf.TensorSpec([None, None, images.shape[-1]], tf.float32)
         return tf.map_fn(resize, images, fn_output_signature=spec)
 
-    def seen(self, sides):
-        """Returns the size to which an image is resized, both int32 `[2]`."""
-        return size_in_range(sides, *self._resizing)
+    def resized_size(self, size):
+        """Returns the size after resizing; both are int32 `[2]`."""
+        return size_in_range(size, *self._resizing)
 
     def labels(self, images):
         """Returns the most probable classes; see `Predictor`."""
-        return self._nearest(self._predictor.labels(self._resize(images)), images)
+        labels = self._predictor.labels(self._resize(images))
+        return self._resize_labels(labels, images)
 
     def probabilities(self, images):
-        """Returns the probabilities, interpolated bilinearly; see `Predictor`."""
+        """Returns the probabilities, resized bilinearly; see `Predictor`."""
         return self.labels_and_probabilities(images)[1]
 
     def labels_and_probabilities(self, images):
-        """Returns what `labels` and `probabilities` do."""
-        seen = self._resize(images)
-        labels, probabilities = self._predictor.labels_and_probabilities(seen)
+        """Returns the results of `labels` and `probabilities`, computed together."""
+        resized = self._resize(images)
+        labels, probabilities = self._predictor.labels_and_probabilities(resized)
         size = tf.unstack(tf.shape(images)[1:3])
-        return self._nearest(labels, images), resize_to(probabilities, size)
+        return self._resize_labels(labels, images), resize_to(probabilities, size)
 
-    def _nearest(self, labels, images):
-        """Returns labels at the size of images."""
+    def _resize_labels(self, labels, images):
         return resize_nearest(labels[..., None], tf.shape(images)[1:3])[..., 0]
 
 
 def features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
-    """Returns a model of the encoder's features; None if it sees several scales.
+    """Returns a model of the encoder's features; None if there is an image pyramid.
 
-    `high_level` is what the ASPP or its like gives, else the backbone; of each stride
-    that the decoder takes, `low_level_<stride>` is what the backbone gives.
+    Its outputs are `high_level`, from the ASPP or another context module, else from the
+    backbone, and for each stride of the decoder `low_level_<stride>` from the backbone.
 
     Args:
-        model: A model of `build_model`, every layer of which is shared.
-        logits: Whether it gives `logits` as well.
+        model: A model of `build_model`, whose layers are shared.
+        logits: Whether to output `logits` too.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
-    given = {call.layer.name: call.outputs for call in trace_calls(model, image)[0]}
-    if "backbone" not in given:
+    outputs_of = {
+        call.layer.name: call.outputs for call in trace_calls(model, image)[0]
+    }
+    if "backbone" not in outputs_of:
         return None
-    high_level, *low_level = given["backbone"]
-    high_level = given.get("context", [high_level])[0]
+    high_level, *low_level = outputs_of["backbone"]
+    high_level = outputs_of.get("context", [high_level])[0]
     strides = model.model_config.decoder_output_strides
     names = ["high_level", *(f"low_level_{stride}" for stride in strides)]
     outputs = dict(zip(names, [high_level, *low_level], strict=True))
     if logits:
-        (outputs["logits"],) = given["logits"]
+        (outputs["logits"],) = outputs_of["logits"]
     return keras.Model(image, outputs, name="features")
 
 
@@ -144,47 +139,49 @@ def _both(both: Callable, images) -> dict:
 
 
 def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dict:
-    maps, errors = label_maps(encoded, labels, num_classes, bounds)
+    maps, errors = label_encoded(encoded, labels, num_classes, bounds)
     return {ENCODED_OUTPUT: maps, ERROR: errors}
 
 
 def _features(features: Callable, images) -> dict:
-    given = features(tf.cast(images, tf.float32), training=False)
-    return {name: tf.cast(x, tf.float32) for name, x in given.items()}
+    outputs = features(tf.cast(images, tf.float32), training=False)
+    return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
 
 
-def signatures(
+def make_signatures(
     features: Callable | None,
-    view,
+    predictor,
     gives_probabilities: bool = False,
     max_pixels: int | None = Bounds().pixels,
 ) -> dict[str, Signature]:
-    """Returns what an export can be asked for, by name.
+    """Returns the signatures of an export, by name.
 
     Args:
-        features: Gives what `features_model` does; None offers no `features`.
-        view: A `Predictor`, or a `ResizedView`.
-        gives_probabilities: Whether `serving_default` gives probabilities too.
-        max_pixels: Bound of an encoded picture; None offers no `encoded`.
+        features: Function with the outputs of `features_model`; None adds no
+            `features`.
+        predictor: A `Predictor` or a `ResizingPredictor`.
+        gives_probabilities: Whether `serving_default` returns probabilities too.
+        max_pixels: Largest encoded image, in pixels; None adds no `encoded`.
     """
-    config = view.config
+    config = predictor.config
     image = tf.TensorSpec([None, None, None, config.channels], tf.uint8, name=INPUT)
-    picture = tf.TensorSpec([None], tf.string, name=ENCODED_INPUT)
-    # A function of its own is traced and stored once, however many signatures call it.
+    encoded = tf.TensorSpec([None], tf.string, name=ENCODED_INPUT)
+    # A tf.function is stored once, however many signatures call it.
     compiled = functools.partial(tf.function, input_signature=[image], autograph=False)
-    labels, both = compiled(view.labels), compiled(view.labels_and_probabilities)
-    found = {
+    labels = compiled(predictor.labels)
+    both = compiled(predictor.labels_and_probabilities)
+    functions = {
         SERVING: (_both, both) if gives_probabilities else (_labels, labels),
         "probabilities": (_probabilities, both),
     }
     if features is not None:
-        found["features"] = (_features, features)
-    offered = {
+        functions["features"] = (_features, features)
+    found = {
         name: Signature(functools.partial(*parts), image)
-        for name, parts in found.items()
+        for name, parts in functions.items()
     }
     if config.channels == 3 and max_pixels is not None:
-        bounds = Bounds(max_pixels, getattr(view, "seen", None))
+        bounds = Bounds(max_pixels, getattr(predictor, "resized_size", None))
         function = functools.partial(_encoded, labels, config.num_classes, bounds)
-        offered["encoded"] = Signature(function, picture)
-    return offered
+        found["encoded"] = Signature(function, encoded)
+    return found

@@ -1,4 +1,4 @@
-"""A model becomes a TFLite file: one size, labels or logits, down to 8 bits."""
+"""Exports a model as a TFLite file for images of one size."""
 
 import io
 import itertools
@@ -16,7 +16,7 @@ from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.serving.artefact import pad_to_size
-from deeplab_tf.serving.native_layers import native
+from deeplab_tf.serving.native_layers import use_native_layers
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
@@ -24,9 +24,9 @@ from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 LOGITS = "SemanticLogits"
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 OUTPUTS = ("labels", "logits")
-# Where the metadata tools of TFLite look for class names.
+# The name that TFLite's metadata tools expect.
 _LABELS_NOTE = "labels.txt"
-# The converter's own, about the interpreter and the quantisation that it uses itself.
+# About the converter's own use of the interpreter and of quantisation.
 _CONVERTER_WARNINGS = (
     r"\s*Warning: tf.lite.Interpreter is deprecated",
     "Statistics for quantized inputs were expected",
@@ -45,68 +45,67 @@ def export_tflite(
     """Writes a TFLite file that labels images of one size.
 
     Its signature `serving_default` takes `ImageTensor` `[1, height, width, channels]`,
-    RGB 0..255 as float32, or as uint8 if the precision is int8. Smaller images are to
-    be padded with the mean pixel at the bottom and the right, as `TFLitePredictor`
-    does: the result is that of `Predictor` with the crop size `size`. The file also is
-    a ZIP archive, which holds the mean pixel and the class names.
+    RGB 0..255 as float32, or as uint8 if the precision is int8. Pad smaller images with
+    the mean pixel at the bottom and the right, as `TFLitePredictor` does, to get the
+    results of `Predictor` with `crop_size=size`. The file is also a ZIP archive with
+    the mean pixel and the class names.
 
     Args:
-        model: A model of `build_model`, of float32.
-        path: File to write, `.tflite` at its end; replaced once the new one is whole.
-        size: Height and width; `k * output_stride + 1` align features and pixels.
-        precision: "float32"; "float16" stores the weights in half the bytes; "dynamic"
-            stores them in 8 bits and computes products in these; "int8" has 8 bits
-            throughout, for accelerators that have no other numbers.
-        output: "labels" gives `SemanticPredictions`, int32 `[1, height, width]`;
-            "logits" gives `SemanticLogits`, float32 `[1, height, width, num_classes]`.
-        calibration: For int8, images that show which values occur: `[height, width,
-            channels]` or `[batch, height, width, channels]`, RGB 0..255, or the
-            batches of `load_dataset(..., training=False)`. A hundred are enough; what
-            exceeds `size` is cut off.
-        info: Class names and colours to send along.
+        model: A float32 model of `build_model`.
+        path: File to write atomically, ending in `.tflite`.
+        size: Height and width; `k * output_stride + 1` aligns features and pixels.
+        precision: "float32"; "float16" stores 16-bit weights; "dynamic" stores 8-bit
+            weights and multiplies in 8 bits; "int8" uses 8 bits throughout, for
+            accelerators that support nothing else.
+        output: "labels" returns `SemanticPredictions`, int32 `[1, height, width]`;
+            "logits" returns `SemanticLogits`, float32 `[1, height, width,
+            num_classes]`.
+        calibration: For int8, images from which to measure the range of activations:
+            `[height, width, channels]` or `[batch, height, width, channels]`, RGB
+            0..255, or the batches of `load_dataset(..., training=False)`. A hundred are
+            enough. They are cropped to `size`.
+        info: Class names and colours to store in the file.
 
     Raises:
-        UserError: for settings that cannot work.
+        UserError: for invalid settings, or if `path` may not be replaced.
     """
     if not path.endswith(TFLITE):
-        raise UserError(f"a TFLite file has .tflite at its end; received {path}")
+        raise UserError(
+            f"the name of a TFLite file must end in .tflite; received {path}"
+        )
     require_replaceable(path)
-    content = tflite_content(model, size, precision, output, calibration)
-    content = _with_notes(content, model, precision, info)
+    content = convert_to_tflite(model, size, precision, output, calibration)
+    content = _append_notes(content, model, precision, info)
     with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
         file.write(content)
 
 
-def tflite_content(
+def convert_to_tflite(
     model: keras.Model,
     size: tuple[int, int],
     precision: str = "float32",
     output: str = "labels",
     calibration: Iterable | None = None,
 ) -> bytes:
-    """Returns what `export_tflite` writes, without class names and mean pixel.
+    """Returns the content of a TFLite file, without class names and mean pixel.
 
-    Args:
-        model: As in `export_tflite`, and so are the others.
-        size: Height and width.
-        precision: One of `PRECISIONS`.
-        output: One of `OUTPUTS`.
-        calibration: Images, for int8.
+    The arguments are those of `export_tflite`.
 
     Raises:
-        UserError: for settings that cannot work.
+        UserError: for invalid settings.
     """
-    _check(size, precision, output, calibration)
-    # Looked at before the conversion, which takes a while.
-    samples = () if calibration is None else _samples(model, size, calibration)
+    _validate(size, precision, output, calibration)
+    samples = ()
+    if calibration is not None:
+        samples = _prepare_samples(model, size, calibration)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         for message in _CONVERTER_WARNINGS:
             warnings.filterwarnings("ignore", message)
         _write_graph(model, size, output, folder)
-        return _converter(folder, precision, samples).convert()
+        return _make_converter(folder, precision, samples).convert()
 
 
-def _check(
+def _validate(
     size: tuple[int, int], precision: str, output: str, calibration: Iterable | None
 ) -> None:
     choices = (("precision", precision, PRECISIONS), ("output", output, OUTPUTS))
@@ -119,24 +118,21 @@ def _check(
         raise UserError(f"size must be a height and a width; received {size}")
     if (calibration is not None) != (precision == "int8"):
         raise UserError(
-            "calibration images are for the precision int8, which needs them; received "
-            f"{precision} {'without' if calibration is None else 'with'} images"
+            "the precision int8 needs calibration images, and no other uses them; "
+            f"received {precision} {'without' if calibration is None else 'with'} "
+            "images"
         )
 
 
-def _samples(
+def _prepare_samples(
     model: keras.Model, size: tuple[int, int], images: Iterable
 ) -> Iterator[np.ndarray]:
-    """Returns images as the file takes them, before they are asked for.
-
-    Raises:
-        UserError: if there are no images.
-    """
+    """Returns padded calibration images; raises UserError if there are none."""
     padded = calibration_images(images, model.model_config.mean_pixel, size)
     first = next(padded, None)
     if first is None:
-        raise UserError("calibration needs an image at least; received none")
-    # The whole range of a byte, so that bytes are pixels: scale 1 and zero point 0.
+        raise UserError("calibration needs at least one image; received none")
+    # Spans 0..255, so that the input is quantised with scale 1 and zero point 0.
     first[0, -1, -1], first[0, 0, 0] = 0, 255
     return itertools.chain([first], padded)
 
@@ -148,8 +144,8 @@ def calibration_images(
 
     Args:
         images: As `calibration` of `export_tflite`.
-        mean_pixel: What images are padded with.
-        size: Height and width; what exceeds them is cut off.
+        mean_pixel: Value of the padding.
+        size: Height and width; larger images are cropped.
     """
     for element in images:
         for image in _images(element):
@@ -157,7 +153,7 @@ def calibration_images(
 
 
 def _images(element: ArrayLike | tuple) -> np.ndarray:
-    """Returns the images, `[batch, h, w, channels]`, of an element of a dataset."""
+    """Returns the images `[batch, h, w, channels]` of an element of a dataset."""
     images = np.asarray(element[0] if isinstance(element, tuple) else element)
     return images[None] if images.ndim == 3 else images
 
@@ -165,8 +161,8 @@ def _images(element: ArrayLike | tuple) -> np.ndarray:
 def _write_graph(
     model: keras.Model, size: tuple[int, int], output: str, folder: str
 ) -> None:
-    """Writes a SavedModel for images of a size."""
-    network = native(model)
+    """Writes a SavedModel for images of one size."""
+    network = use_native_layers(model)
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(images, training=False)
@@ -185,10 +181,9 @@ def _write_graph(
     archive.write_out(folder, verbose=False)
 
 
-def _converter(
+def _make_converter(
     folder: str, precision: str, samples: Iterable[np.ndarray]
 ) -> tf.lite.TFLiteConverter:
-    """Returns what converts a SavedModel."""
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
     if precision != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -196,16 +191,16 @@ def _converter(
         converter.target_spec.supported_types = [tf.float16]
     if precision == "int8":
         converter.representative_dataset = lambda: ({INPUT: x} for x in samples)
-        # An operation that has no 8 bits is an error, not a float among them.
+        # Fails for operations without 8-bit kernels, instead of keeping them in float.
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
     return converter
 
 
-def _with_notes(
+def _append_notes(
     content: bytes, model: keras.Model, precision: str, info: DatasetInfo | None
 ) -> bytes:
-    """Returns a file with a ZIP archive behind it, as TFLite's metadata have it."""
+    """Appends a ZIP archive with notes, as TFLite's metadata tools do."""
     export = {
         "precision": precision,
         "mean_pixel": list(model.model_config.mean_pixel),
@@ -217,6 +212,6 @@ def _with_notes(
     file = io.BytesIO(content)
     with zipfile.ZipFile(file, "a") as archive:
         for name, text in notes.items():
-            # Of a fixed date, so that equal models are equal files.
+            # With a fixed date, so that equal models give equal files.
             archive.writestr(zipfile.ZipInfo(name), text)
     return file.getvalue()

@@ -1,8 +1,8 @@
-"""Requests that TensorFlow Serving answers by itself before it takes others.
+"""Writes warm-up requests, which TensorFlow Serving runs when it loads a SavedModel.
 
-The first call of a graph is slow. A SavedModel brings requests along for it, records of
-the message PredictionLog, which the package tensorflow-serving-api defines. Of its
-messages so little is needed that they are written here, field by field.
+The first call of a graph is slow. The requests are messages of type PredictionLog from
+the package tensorflow-serving-api; this module encodes the few fields that are needed
+itself, to avoid the dependency.
 """
 
 import os
@@ -12,16 +12,16 @@ import tensorflow as tf
 from google.protobuf.message import Message
 
 FILE = "tf_serving_warmup_requests"
-# Numbers of fields in prediction_log.proto, predict.proto and model.proto.
+# Field numbers in prediction_log.proto, predict.proto and model.proto.
 _PREDICT_LOG, _REQUEST = 6, 1
 _MODEL_SPEC, _INPUTS = 1, 2
 _NAME, _SIGNATURE_NAME = 1, 3
 _KEY, _VALUE = 1, 2
-_MODEL = b"deeplab"  # servers go by the place of the file
+_MODEL = b"deeplab"  # servers ignore it
 
 
 def _varint(number: int) -> bytes:
-    """Returns a number as messages have it: seven bits a byte, the lowest first."""
+    """Encodes a number with seven bits per byte, lowest first."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)
@@ -30,18 +30,13 @@ def _varint(number: int) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """Returns a field of a message that is a string, bytes or a message itself."""
+    """Encodes a field that holds a string, bytes or a message."""
     length_delimited = 2
     return _varint(number << 3 | length_delimited) + _varint(len(content)) + content
 
 
 def prediction_log(signature: str, inputs: Mapping[str, Message]) -> bytes:
-    """Returns a PredictionLog that calls a signature.
-
-    Args:
-        signature: Its name.
-        inputs: A TensorProto for each of its inputs.
-    """
+    """Returns a PredictionLog that calls a signature with a TensorProto per input."""
     spec = _field(_NAME, _MODEL) + _field(_SIGNATURE_NAME, signature.encode())
     request = _field(_MODEL_SPEC, spec)
     for name, tensor in inputs.items():
@@ -51,12 +46,7 @@ def prediction_log(signature: str, inputs: Mapping[str, Message]) -> bytes:
 
 
 def write_warmup_requests(logs: Iterable[bytes], folder: str) -> None:
-    """Writes the requests into a folder, where TensorFlow Serving looks for them.
-
-    Args:
-        logs: Of `prediction_log`.
-        folder: The `assets.extra` of a SavedModel.
-    """
+    """Writes PredictionLogs to `folder`, the `assets.extra` of a SavedModel."""
     with tf.io.TFRecordWriter(os.path.join(folder, FILE)) as writer:
         for log in logs:
             writer.write(log)

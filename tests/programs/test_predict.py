@@ -16,7 +16,7 @@ from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor, predict_labels
-from deeplab_tf.serving.saved_model import export_info, export_saved_model
+from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 PREDICT = "deeplab_tf.programs.predict"
@@ -39,7 +39,7 @@ def predicted(tiny_model, tiny_export, tmp_path_factory):
     noise(20, 31).save(folder / "photos/plain.png")
     save_tf1_checkpoint(tiny_model, str(folder / "logs/model.ckpt-0"))
     experiment = Experiment(
-        model=tiny_model.model_config, info=export_info(tiny_export)
+        model=tiny_model.model_config, info=read_export_info(tiny_export)
     )
     write_experiment(experiment, str(folder / "logs"))
     for model, out in ((tiny_export, "exported"), (folder / "logs", "checkpoint")):

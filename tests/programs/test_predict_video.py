@@ -17,7 +17,7 @@ from program_runs import assert_refused, run
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.inference import predict_labels
-from deeplab_tf.serving.saved_model import export_info, export_saved_model
+from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 
 PREDICT = "deeplab_tf.programs.predict"
 
@@ -95,7 +95,7 @@ def test_the_batch_size_changes_nothing(labelled, size):
 
 def test_the_overlay_video_shows_the_labels(labelled, clip, strided_export):
     folder, _ = labelled
-    info = export_info(strided_export)
+    info = read_export_info(strided_export)
     shown = moving_shapes.frames(folder / "1/moving_overlay.mp4")
     maps = label_maps(folder / "1/moving_labels")
     assert len(shown) == 30

@@ -31,7 +31,7 @@ from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
 from deeplab_tf.serving import forms
-from deeplab_tf.serving.saved_model import export_info
+from deeplab_tf.serving.saved_model import read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 # As in the official scripts, but narrow, and with a decoder and two rates.
@@ -189,7 +189,7 @@ def test_an_export_has_a_frozen_graph_beside_it_and_takes_the_classes_along(line
     frozen = tf.compat.v1.GraphDef()
     frozen.ParseFromString((line.folder / "frozen_graph.pb").read_bytes())
     assert {"ImageTensor", "SemanticPredictions"} < {node.name for node in frozen.node}
-    assert export_info(f"{line.folder}/frozen_graph").class_names[1] == "aeroplane"
+    assert read_export_info(f"{line.folder}/frozen_graph").class_names[1] == "aeroplane"
     assert "mobilenet_v2, 21 classes, output stride 16" in line.out["export"]
 
 

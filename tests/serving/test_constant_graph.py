@@ -19,8 +19,8 @@ from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.serving.constant_graph import (
     PhasedDepthwiseConv2D,
     ReluOfSum,
-    constant,
-    fast_on_cpu,
+    freeze_network,
+    optimize_for_cpu,
 )
 
 
@@ -76,7 +76,7 @@ def two_sums():
 
 def test_relus_of_sums_that_others_take():
     model = two_sums()
-    other = fast_on_cpu(model)
+    other = optimize_for_cpu(model)
     kinds = {x.name for x in leaf_layers(other) if isinstance(x, ReluOfSum)}
     # What the first unit's ReLU takes is no sum, and only one layer takes the last.
     assert kinds == {f"unit.{i}.input.relu" for i in (2, 3, 4)}
@@ -89,9 +89,9 @@ def test_relus_of_sums_that_others_take():
 RUN = """
 import quiet_tensorflow, test_constant_graph as tests, tensorflow as tf
 from deeplab_tf.models.folding import fold_batch_norm
-from deeplab_tf.serving.constant_graph import constant, fast_on_cpu
-make = {"fast": fast_on_cpu, "folded": fold_batch_norm}[KIND]
-function = tf.function(constant(make(tests.two_sums())), autograph=False)
+from deeplab_tf.serving.constant_graph import freeze_network, optimize_for_cpu
+make = {"fast": optimize_for_cpu, "folded": fold_batch_norm}[KIND]
+function = tf.function(freeze_network(make(tests.two_sums())), autograph=False)
 function(tf.constant(tests.random(1, 9, 11, 3)))
 """
 
@@ -113,11 +113,11 @@ def test_tensorflow_does_not_give_up_on_it():
 
 
 def test_weights_are_constants(tiny_model):
-    network = fast_on_cpu(tiny_model)
+    network = optimize_for_cpu(tiny_model)
     logits = keras.Model(network.input, network.get_layer("logits").output)
     images = 255 * np.abs(random(2, 33, 49, 3))
     expected = logits(images).numpy()
-    function = tf.function(constant(logits), autograph=False)
+    function = tf.function(freeze_network(logits), autograph=False)
     concrete = function.get_concrete_function(tf.TensorSpec(images.shape))
     assert not concrete.variables and not concrete.captured_inputs
     for variable in network.variables:
@@ -135,6 +135,6 @@ def test_half_precision_loses_no_more_than_it_does_unfolded(tiny_model, precisio
     expected = Predictor(tiny_model).probabilities(images)
     unfolded, fast = (
         np.abs(Predictor(m).probabilities(images) - expected).mean()
-        for m in (half, fast_on_cpu(half))
+        for m in (half, optimize_for_cpu(half))
     )
     assert 0 < fast <= 1.2 * unfolded

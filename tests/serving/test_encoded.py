@@ -8,7 +8,7 @@ import tensorflow as tf
 from hostile_pictures import HOSTILE, JPEG, PNG, inflated_png, noise, picture
 from PIL import Image
 
-from deeplab_tf.serving.encoded import Bounds, label_maps, readable
+from deeplab_tf.serving.encoded import Bounds, find_decodable, label_encoded
 
 BOUNDS = Bounds()
 
@@ -23,9 +23,9 @@ def reds(images):
 
 @pytest.fixture(scope="module")
 def maps_and_errors():
-    """`label_maps` in a graph."""
+    """`label_encoded` in a graph."""
     function = tf.function(
-        lambda strings: label_maps(strings, reds, 21, BOUNDS),
+        lambda strings: label_encoded(strings, reds, 21, BOUNDS),
         input_signature=[tf.TensorSpec([None], tf.string)],
         autograph=False,
     )
@@ -75,7 +75,7 @@ def test_what_is_no_picture_has_an_error_and_its_neighbours_have_maps(
     what, maps_and_errors
 ):
     (first, bad, last), errors = maps_and_errors([PNG, HOSTILE[what], JPEG])
-    assert errors == [b"", BOUNDS.refusal.encode(), b""]
+    assert errors == [b"", BOUNDS.message.encode(), b""]
     assert bad == b""
     for label, size in ((first, (7, 11)), (last, (30, 20))):
         assert Image.open(io.BytesIO(label)).size == size
@@ -110,25 +110,28 @@ def test_no_damage_of_a_picture_breaks_the_batch(maps_and_errors):
 def test_a_batch_may_be_empty_or_all_bad(maps_and_errors):
     assert maps_and_errors([]) == ([], [])
     maps, errors = maps_and_errors([b"", b"no"])
-    assert (maps, errors) == ([b"", b""], 2 * [BOUNDS.refusal.encode()])
+    assert (maps, errors) == ([b"", b""], 2 * [BOUNDS.message.encode()])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_bound_of_pixels_is_kept_to_the_pixel(kind):
     pictures = [picture(noise(*size, 3), kind) for size in ((11, 7), (6, 13))]
     bounds = Bounds(7 * 11)
-    assert readable(tf.constant(pictures), bounds).numpy().tolist() == [True, False]
-    assert "of at most 77 pixels" in bounds.refusal
+    assert find_decodable(tf.constant(pictures), bounds).numpy().tolist() == [
+        True,
+        False,
+    ]
+    assert "has at most 77 pixels" in bounds.message
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_what_the_model_sees_is_bounded_too(kind):
     pictures = [picture(noise(*size, 3), kind) for size in ((3, 7), (7, 3), (3, 8))]
     bounds = Bounds(21 * 100, lambda sides: sides * 10)
-    are_readable = readable(tf.constant(pictures), bounds).numpy().tolist()
+    are_readable = find_decodable(tf.constant(pictures), bounds).numpy().tolist()
     assert are_readable == [True, True, False]
     of_sides = Bounds(1 << 24, lambda sides: sides * [1, 1 << 12])
-    are_readable = readable(tf.constant(pictures), of_sides).numpy().tolist()
+    are_readable = find_decodable(tf.constant(pictures), of_sides).numpy().tolist()
     assert are_readable == [False, True, False]
 
 
@@ -141,7 +144,7 @@ def test_labels_beyond_255_have_16_bits():
     def labels(images):
         return tf.fill(tf.shape(images)[:3], 299)
 
-    (png,), _ = label_maps(tf.constant([PNG]), labels, 300, BOUNDS)
+    (png,), _ = label_encoded(tf.constant([PNG]), labels, 300, BOUNDS)
     decoded = tf.io.decode_png(png, dtype=tf.uint16).numpy()
     assert decoded.shape == (11, 7, 1)
     assert set(decoded.ravel()) == {299}

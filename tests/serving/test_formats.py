@@ -61,5 +61,5 @@ def test_an_artefact_scores_as_its_model_does(strided_model, exported):
 
 
 def test_no_image_is_one_too_few(exported):
-    with pytest.raises(UserError, match=r"needs an image at least; received \[0, 9,"):
+    with pytest.raises(UserError, match=r"needs at least one image; received \[0, 9,"):
         load_artefact(exported).labels(np.zeros((0, 9, 9, 3), np.uint8))

@@ -13,7 +13,7 @@ from deeplab_tf.models.variables import leaf_layers
 from deeplab_tf.serving.native_layers import (
     NativeResizeLike,
     NativeWindowMean,
-    native,
+    use_native_layers,
 )
 
 
@@ -25,7 +25,7 @@ def random(*shape):
 def test_the_network_gives_the_same_logits(tiny_model, size):
     images = random(2, *size, 3)
     logits = tiny_model(images, training=False).numpy()
-    network = native(tiny_model)
+    network = use_native_layers(tiny_model)
     np.testing.assert_allclose(
         network(images, training=False), logits, atol=1e-4 * np.std(logits)
     )
@@ -67,5 +67,5 @@ def test_models_of_half_precision_are_refused(precision):
     precision("mixed_bfloat16")
     model = build_model(ModelConfig.from_official_flags({"depth_multiplier": 0.1}))
     precision("float32")
-    with pytest.raises(UserError, match=r"in float32 .*; received bfloat16"):
-        native(model)
+    with pytest.raises(UserError, match=r"only float32 models .*; received bfloat16"):
+        use_native_layers(model)

@@ -27,10 +27,10 @@ from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.serving.saved_model import (
     ExportOptions,
     SavedModelPredictor,
-    export_info,
     export_saved_model,
+    read_export_info,
 )
-from deeplab_tf.serving.signatures import ResizedView, Resizing, features_model
+from deeplab_tf.serving.signatures import Resizing, ResizingPredictor, features_model
 
 
 def photos(*shape):
@@ -161,7 +161,7 @@ def test_windows_and_resizing_are_part_of_the_graph(tiny_model, other_export):
     images = photos(1, 66, 99)
     loaded = tf.saved_model.load(other_export)
     served = loaded.signatures["serving_default"](ImageTensor=tf.constant(images))
-    view = ResizedView(Predictor(tiny_model, window=(33, 33)), Resizing(40))
+    view = ResizingPredictor(Predictor(tiny_model, window=(33, 33)), Resizing(40))
     assert set(served) == {"SemanticPredictions", "SemanticProbabilities"}
     labels, probabilities = view.labels_and_probabilities(images)
     np.testing.assert_allclose(
@@ -272,10 +272,10 @@ def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path
 
 
 def test_class_names_and_colours_travel_along(tiny_export, strided_export):
-    info = export_info(tiny_export)
+    info = read_export_info(tiny_export)
     assert info.class_names == ("sky", "building", "pole", "road", "pavement")
     assert info.colors[0] == (128, 128, 128)
-    assert export_info(str(strided_export)) is None
+    assert read_export_info(str(strided_export)) is None
 
 
 def test_nothing_else_is_left_beside_an_export(strided_export):
@@ -294,7 +294,7 @@ def earlier(strided_export, tmp_path):
 def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
     export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
     assert not (earlier / "old.txt").exists()
-    assert export_info(str(earlier)) == dataset_info("camvid")
+    assert read_export_info(str(earlier)) == dataset_info("camvid")
     assert listed(earlier.parent) == ["export"]
 
 
@@ -397,7 +397,7 @@ def test_an_export_takes_the_channels_of_its_model(tmp_path):
 def test_what_a_saved_model_tells_of_itself(tiny_export, strided_export):
     named, bare = (SavedModelPredictor(str(p)) for p in (tiny_export, strided_export))
     assert (named.num_classes, named.channels) == (5, 3)
-    assert named.info == export_info(tiny_export)
+    assert named.info == read_export_info(tiny_export)
     assert (bare.num_classes, bare.info) == (4, None)
     assert named.protocol == bare.protocol == {"artefact": "SavedModel"}
 
@@ -429,7 +429,9 @@ def test_a_label_beyond_the_classes_is_refused(strided_export):
     predictor.num_classes = 4
     predictor.labels(images)
     predictor.num_classes = 3
-    message = f"{strided_export} gives the label 3, beyond the last of 3 classes, 2"
+    message = (
+        f"{strided_export} gives the label 3, but with 3 classes the last label is 2"
+    )
     with pytest.raises(UserError, match=message):
         predictor.labels(images)
 

@@ -11,10 +11,10 @@ from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.serving.signatures import (
-    ResizedView,
     Resizing,
+    ResizingPredictor,
     features_model,
-    signatures,
+    make_signatures,
 )
 
 
@@ -56,18 +56,18 @@ def test_a_pyramid_has_no_features():
 def test_what_can_be_asked_for_follows_from_the_model(tiny_model, strided_model):
     names = {"serving_default", "probabilities", "encoded", "features"}
     features = features_model(tiny_model)
-    assert set(signatures(features, Predictor(tiny_model))) == names
-    offered = signatures(None, Predictor(strided_model))
+    assert set(make_signatures(features, Predictor(tiny_model))) == names
+    offered = make_signatures(None, Predictor(strided_model))
     assert set(offered) == names - {"features"}
     grey = narrow(channels=1)
-    offered = signatures(features_model(grey), Predictor(grey))
+    offered = make_signatures(features_model(grey), Predictor(grey))
     assert set(offered) == names - {"encoded"}
 
 
 @pytest.fixture
 def halving(strided_model):
     """Looks at images of 66x99 as if they had 33x49."""
-    return ResizedView(Predictor(strided_model), Resizing(33))
+    return ResizingPredictor(Predictor(strided_model), Resizing(33))
 
 
 def resized(images, *sizes):
@@ -103,6 +103,6 @@ def test_longer_side_and_factor_count_too(strided_model):
     sizes = Resizing(33, 49, 8)
     small = Predictor(strided_model).labels(resized(images, *sizes))
     assert small.shape == (1, 25, 49)
-    view = ResizedView(Predictor(strided_model), sizes)
+    view = ResizingPredictor(Predictor(strided_model), sizes)
     labels = view.labels(tf.constant(images))
     np.testing.assert_array_equal(labels[:, ::39, ::79], small[:, ::24, ::48])

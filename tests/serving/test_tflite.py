@@ -176,13 +176,15 @@ def test_a_file_of_labels_only(tmp_path, kind):
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels, images.argmax(-1))
     predictor.num_classes = 4
-    with pytest.raises(UserError, match="gives the label 4, beyond the last of 4 cl"):
+    with pytest.raises(
+        UserError, match="gives the label 4, but with 4 classes the last"
+    ):
         predictor.labels(images)
     with pytest.raises(UserError, match=r"m\.tflite gives labels only, no prob"):
         predictor.probabilities(images)
     larger = np.zeros((1, 10, 13, 5), np.uint8)
     with pytest.raises(
-        UserError, match="labels only, and of images up to 9x13; received 10x13"
+        UserError, match="only gives labels, for images of up to 9x13; received 10x13"
     ):
         predictor.labels(larger)
     with pytest.raises(UserError, match=r"takes .*width, 5\]; received \[1, 4, 6, 3\]"):
@@ -235,7 +237,7 @@ def test_without_the_interpreter_the_extra_is_named(monkeypatch):
         (lambda x: x + 1, [tf.TensorSpec([2, 5, 5, 3])], r"takes \[2, 5, 5, 3\]; o"),
         (lambda x: x + 1, [tf.TensorSpec([5])], r"takes \[5\]; one image"),
         (lambda x, y: x + y, [image_spec("x"), image_spec("y")], "takes .*33.*33.*one"),
-        (lambda x: x + 1, [image_spec(dtype=tf.int32)], "takes int32; pixels are"),
+        (lambda x: x + 1, [image_spec(dtype=tf.int32)], "takes int32; pixels must be"),
         (lambda x: x[..., 0] / 2, [image_spec()], r"gives float32 \[1, 33, 49\]; sco"),
         (
             lambda x: tf.argmax(x[:, ::2], -1, tf.int32),

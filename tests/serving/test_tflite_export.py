@@ -154,7 +154,7 @@ def test_the_mean_pixel_pads():
     # ImageNet's red, green and blue: 123.15, 115.90 and 103.06.
     export_tflite(model, "ram://m.tflite", (2, 2), output="logits")
     predictor = TFLitePredictor("ram://m.tflite")
-    given = predictor._given(np.zeros((1, 1, 2, 3), np.float32))
+    given = predictor._run(np.zeros((1, 1, 2, 3), np.float32))
     np.testing.assert_allclose(given[0, 0], 0)
     np.testing.assert_allclose(given[0, 1], 2 * [model.model_config.mean_pixel])
     assert predictor.info is None
@@ -171,13 +171,16 @@ def test_equal_models_are_equal_files(color_model, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "m.lite"}, r"\.tflite at its end; received m\.lite"),
+        ({"path": "m.lite"}, r"must end in \.tflite; received m\.lite"),
         ({"precision": "int4"}, "one of float32, .*int8; received 'int4'"),
         ({"output": "maps"}, "output must be one of labels, logits; received 'maps'"),
         ({"size": (9, 0)}, r"a height and a width; received \(9, 0\)"),
-        ({"precision": "int8"}, "needs them; received int8 without images"),
-        ({"calibration": []}, "are for .* int8.*; received float32 with images"),
-        ({"precision": "int8", "calibration": []}, "an image at least; received none"),
+        ({"precision": "int8"}, "int8 needs .*; received int8 without images"),
+        (
+            {"calibration": []},
+            "int8 needs .*, and no other .*; received float32 with images",
+        ),
+        ({"precision": "int8", "calibration": []}, "at least one image; received none"),
     ],
 )
 def test_settings_that_cannot_work(color_model, options, message):

@@ -1,4 +1,4 @@
-"""Writes an artefact in the form that its path ends with, and compares it."""
+"""Exports a model in any format, and compares the export with the model."""
 
 from typing import NamedTuple
 
@@ -12,22 +12,22 @@ from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.parity import gate
 from deeplab_tf.serving.publication import ONNX, TFLITE
 from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
-from deeplab_tf.serving.signatures import ResizedView
+from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.serving.tflite_export import export_tflite
 
 
 class ExportRequest(NamedTuple):
-    """An export in any form.
+    """What to export, for any format.
 
     Attributes:
         model: The model.
         evaluation: The inference protocol of the artefact.
         info: The classes.
-        records: Images and labels to compare on, if there are any.
-        options: Options of a SavedModel; `probabilities` is one of ONNX, too.
-        precision: Precision of a TFLite file, in `tflite_export.PRECISIONS`.
-        output: Output of a TFLite file, in `tflite_export.OUTPUTS`.
-        calibration_images: Images of `records` that give int8 its ranges.
+        records: Images and labels to compare on, if any.
+        options: Options of a SavedModel; `probabilities` also applies to ONNX.
+        precision: Precision of a TFLite file, one of `tflite_export.PRECISIONS`.
+        output: Output of a TFLite file, one of `tflite_export.OUTPUTS`.
+        calibration_images: Number of images of `records` to calibrate int8 with.
     """
 
     model: keras.Model
@@ -40,19 +40,19 @@ class ExportRequest(NamedTuple):
     calibration_images: int = 100
 
 
-def write_artefact(request: ExportRequest, path: str, form: str) -> str:
-    """Writes an artefact and returns its description.
+def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
+    """Writes an artefact and returns a description of its inputs and outputs.
 
     Args:
         request: What to export.
-        path: Where to write it.
-        form: What its final path ends with: "" for a SavedModel, `TFLITE` or `ONNX`.
+        path: Path to write to.
+        ending: Ending of its final path: `TFLITE`, `ONNX`, or "" for a SavedModel.
     """
-    write = {"": _saved_model, TFLITE: _tflite, ONNX: _onnx}[form]
+    write = {"": _write_saved_model, TFLITE: _write_tflite, ONNX: _write_onnx}[ending]
     return write(request, path)
 
 
-def _saved_model(request: ExportRequest, path: str) -> str:
+def _write_saved_model(request: ExportRequest, path: str) -> str:
     export_saved_model(
         request.model,
         path,
@@ -65,7 +65,7 @@ def _saved_model(request: ExportRequest, path: str) -> str:
     return _describe_any_size(request)
 
 
-def _onnx(request: ExportRequest, path: str) -> str:
+def _write_onnx(request: ExportRequest, path: str) -> str:
     export_onnx(request.model, path, request.options.probabilities, request.info)
     return _describe_any_size(request)
 
@@ -78,7 +78,7 @@ def _describe_any_size(request: ExportRequest) -> str:
     )
 
 
-def _tflite(request: ExportRequest, path: str) -> str:
+def _write_tflite(request: ExportRequest, path: str) -> str:
     config, size = request.model.model_config, request.evaluation.eval_crop_size
     precision, output = request.precision, request.output
     is_int8 = precision == "int8"
@@ -96,24 +96,30 @@ def _tflite(request: ExportRequest, path: str) -> str:
 
 
 def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) -> str:
-    """Returns the mIoU of an artefact and of its model, in words.
+    """Compares an artefact with its model on the records; returns a summary line.
 
     Args:
         request: What was exported, with records.
-        path: The artefact.
+        path: Path of the artefact.
         max_miou_drop: As in `gate`.
 
     Raises:
-        UserError: if the artefact is too far below its model.
+        UserError: if the mIoU of the artefact is too far below the model's.
     """
-    view, resizing = None, request.options.resizing
+    predictor, resizing = None, request.options.resizing
     if resizing is not None:
-        view = ResizedView(make_predictor(request.model, request.evaluation), resizing)
+        predictor = make_predictor(request.model, request.evaluation)
+        predictor = ResizingPredictor(predictor, resizing)
     comparison = gate(
-        request.model, path, request.records, request.evaluation, max_miou_drop, view
+        request.model,
+        path,
+        request.records,
+        request.evaluation,
+        max_miou_drop,
+        predictor,
     )
     miou = comparison["miou"]
     return (
-        f"mIoU {miou['artefact']:.4f}, of the model {miou['model']:.4f}, on "
+        f"mIoU {miou['artefact']:.4f}, model {miou['model']:.4f}, on "
         f"{comparison['images']} images"
     )
