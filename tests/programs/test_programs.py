@@ -30,7 +30,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
-from deeplab_tf.serving import forms
+from deeplab_tf.serving import exporting
 from deeplab_tf.serving.saved_model import read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -537,7 +537,7 @@ def toy_line(toy, tiny_records, tmp_path_factory):
             os.makedirs(path)
             exports.append(options)
 
-        patch.setattr(forms, "export_saved_model", keep)
+        patch.setattr(exporting, "export_saved_model", keep)
         out["export"] = run(
             *("export", "--preset=toy", f"--checkpoint_path={folder}/logs"),
             *(f"--export_path={folder}/exported", "--crop_size=97,97"),
