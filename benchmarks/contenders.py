@@ -1,8 +1,8 @@
 """Contender factories: each returns a function that runs one turn.
 
-`benchmarks.measuring.Contender` names them. Factories import their framework
-themselves, so the others need not be installed. Weights are random and images are
-noise, which does not change the speed. `batch` is the number of images per batch,
+`benchmarks.measuring.Contender` names them. Each factory imports its own framework, so
+no other one needs to be installed. Weights are random and images are noise, which does
+not change the speed. `batch` is the number of images per batch,
 `size` their height and width, `times` the batches or steps per turn.
 """
 
