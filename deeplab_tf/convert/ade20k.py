@@ -11,7 +11,6 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.images import image_files
 
 _SPLITS = {"train": "training", "val": "validation"}
-_DATASETS = {151: "ade20k", 150: "ade20k_150"}
 
 
 def _read_shifted(path: epath.Path) -> np.ndarray:
@@ -25,7 +24,11 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
     return label - np.uint8(1)  # 0 wraps around to 255
 
 
-_READERS = {151: image_files.read_index_label, 150: _read_shifted}
+# Dataset and label reader by number of classes.
+_FORMS = {
+    151: ("ade20k", image_files.read_index_label),
+    150: ("ade20k_150", _read_shifted),
+}
 
 
 def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample]:
@@ -58,7 +61,7 @@ def convert(
     Raises:
         UserError: if a file is missing, unpaired or broken, or a value out of range.
     """
-    if num_classes not in _DATASETS:
+    if num_classes not in _FORMS:
         raise UserError(f"num_classes must be 151 or 150; received {num_classes!r}")
     root = epath.Path(ade20k_root)
     for part in ("images", "annotations"):
@@ -68,10 +71,9 @@ def convert(
                     f"--ade20k_root={root} has no folder {root / part / folder}; it "
                     "is the folder ADEChallengeData2016 of the archive"
                 )
-    read = _READERS[num_classes]
+    dataset, read = _FORMS[num_classes]
     splits = {
         split: _find_samples(root, folder, read) for split, folder in _SPLITS.items()
     }
-    info = dataset_info(_DATASETS[num_classes])
-    written = conversion.convert(splits, info, output_dir, num_shards)
+    written = conversion.convert(splits, dataset_info(dataset), output_dir, num_shards)
     return {split: written.split_sizes[split] for split in splits}

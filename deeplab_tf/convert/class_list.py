@@ -21,10 +21,8 @@ _HEADER = ["name", "r", "g", "b"]
 class ClassList(NamedTuple):
     """The classes of labels and, if labels may be painted, their colours.
 
-    Attributes:
-        info: The classes.
-        has_colors: Whether the user gave `info.colors`, so that labels may use them.
-        ignore_color: Colour of ignored pixels in such labels.
+    `has_colors` is whether the user gave `info.colors`, so that labels may use them;
+    `ignore_color` is the colour of ignored pixels in such labels.
     """
 
     info: DatasetInfo

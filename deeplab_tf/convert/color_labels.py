@@ -15,13 +15,9 @@ from deeplab_tf.images import image_files
 def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
     """Returns the class ids of a label PNG, uint8 `[height, width]`.
 
-    Colours must match exactly: a mask with antialiased edges has colours in between
-    and is refused.
-
-    Args:
-        path: PNG of class ids (one channel, or a palette read as indices) or of class
-            colours (RGB, RGBA, or a palette of them).
-        classes: The classes.
+    It has class ids (one channel, or a palette read as indices) or class colours (RGB,
+    RGBA, or a palette of them). Colours must match exactly: a mask with antialiased
+    edges is refused.
 
     Raises:
         UserError: if the file is broken or has a colour that is not a class.

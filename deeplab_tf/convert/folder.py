@@ -41,10 +41,7 @@ def find_pairs(
 ) -> dict[str, tuple[epath.Path, epath.Path]]:
     """Returns image and label by name, in alphabetical order.
 
-    Args:
-        image_dir: Folder of the images.
-        label_dir: Folder of the labels; may be the same.
-        label_suffix: Suffix of the labels' names before the extension.
+    `label_suffix` ends the labels' names before the extension.
 
     Raises:
         UserError: if a folder is missing or empty, two files have the same name, or an

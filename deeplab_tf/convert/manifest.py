@@ -22,11 +22,8 @@ _HASH_MODULUS = 1 << 256
 class Content:
     """Additive counts and hash of some samples.
 
-    Attributes:
-        images: Number of images.
-        class_pixels: Labelled pixels of each class, int64 `[num_classes]`.
-        class_image_pixels: Labelled pixels of the images with each class, likewise.
-        hash_sum: Sum of the samples' SHA-256, independent of order and sharding.
+    Pixel counts are int64 `[num_classes]`, as in `DatasetInfo`; `hash_sum` adds the
+    samples' SHA-256, independent of order and sharding.
     """
 
     images: int

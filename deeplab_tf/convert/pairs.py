@@ -12,10 +12,8 @@ from deeplab_tf.files import file_kinds
 class Entries(NamedTuple):
     """Folder entries, by the part of their names that images and labels share.
 
-    Attributes:
-        files: Readable files.
-        others: Entries that are not files, such as directories.
-        duplicates: Second files of the same name.
+    `others` are not files, such as directories; `duplicates` are second files of the
+    same name.
     """
 
     files: dict[str, epath.Path]

@@ -24,10 +24,7 @@ def names(folder: epath.Path) -> set[str]:
 
 
 def read_label(path: epath.Path) -> np.ndarray:
-    """Returns the class ids in the struct `GTcls` of a MATLAB file.
-
-    Returns:
-        VOC's class ids, uint8 `[height, width]`.
+    """Returns VOC's class ids in the `GTcls` of a MATLAB file, uint8 `[height, width]`.
 
     Raises:
         UserError: if the file is broken or has no such struct.

@@ -275,15 +275,10 @@ def _add_camera_effects(rng, image):
 
 
 def scene(rng, image_size):
-    """Returns a scene and its labels.
+    """Returns an RGB scene `[height, width, 3]` and its class ids `[height, width]`.
 
-    Args:
-        rng: A `numpy.random.Generator`, the only source of randomness.
-        image_size: (height, width) in pixels.
-
-    Returns:
-        RGB image `[height, width, 3]` and class ids `[height, width]`, with 255
-        along every contour; both uint8.
+    Both are uint8; the ids are 255 along every contour. The generator `rng` is the only
+    source of randomness.
     """
     image_size = tuple(image_size)
     objects, top = _layout(rng, image_size)

@@ -69,11 +69,8 @@ class _Root:
     ) -> list[conversion.Sample]:
         """Returns the samples of some names, in order.
 
-        Args:
-            names: Names without extension.
-            source: The list of the names, for errors.
-            labels: Labels by name.
-            label_path: Returns the expected path of a missing label, for errors.
+        `source`, the list of the names, and `label_path`, the expected path of a label,
+        are for errors.
         """
         samples = []
         for name in names:

@@ -23,18 +23,7 @@ def resize_label(label, size):
 
 
 def resize_to_range(image, label, min_size, max_size=None, factor=None):
-    """Resizes a sample to a shorter side of `min_size`; see `size_in_range`.
-
-    Args:
-        image: `[height, width, channels]`.
-        label: uint8 `[height, width, 1]`.
-        min_size: Shorter side, in pixels.
-        max_size: Upper bound of the longer side.
-        factor: Rounds the sides up to a multiple of it, plus 1.
-
-    Returns:
-        float32 image and uint8 label.
-    """
+    """Resizes `[height, width, channels]` and its label as `size_in_range` says."""
     size = size_in_range(tf.shape(image)[:2], min_size, max_size, factor)
     return resize_image(image, size), resize_label(label, size)
 
@@ -61,11 +50,8 @@ def size_in_range(sides, min_size, max_size=None, factor=None):
 class RandomCrop(NamedTuple):
     """The random choices of a crop, independent of the size of the image.
 
-    Attributes:
-        scale: Factor of the sides of the image, a float32 scalar.
-        position: Vertical and horizontal position within the possible range, in 0..1,
-            float32 `[2]`.
-        flipped: Whether to flip it left to right, a bool scalar.
+    `scale` multiplies the sides of the image; `position` is the vertical and horizontal
+    position within the possible range, in 0..1, float32 `[2]`.
     """
 
     scale: tf.Tensor
@@ -74,13 +60,10 @@ class RandomCrop(NamedTuple):
 
 
 def draw_crop(uniform, smallest, largest, step) -> RandomCrop:
-    """Draws a scale and a position, and flips half of all crops.
+    """Draws a crop from four random numbers, uniform in 0..1.
 
-    Args:
-        uniform: Four random numbers, uniform in 0..1.
-        smallest: Smallest scale.
-        largest: Largest scale.
-        step: Distance between the scales to choose from; 0 is continuous.
+    `step` is the distance between the scales to choose from; 0 is continuous. Half of
+    the crops are flipped.
     """
     uniform = tf.unstack(uniform)
     if smallest == largest:
@@ -125,13 +108,7 @@ class Window(NamedTuple):
 
 
 def crop_window(crop: RandomCrop, source, size) -> Window:
-    """Returns the source coordinates of a random crop in an image.
-
-    Args:
-        crop: The random choices.
-        source: Height and width of the image, int32 `[2]`.
-        size: Height and width of the crop.
-    """
+    """Returns the coordinates of a crop of `size` in an image of size `source`."""
     scaled = tf.cast(tf.cast(source, tf.float32) * crop.scale, tf.int32)
     scaled = tf.maximum(scaled, 1)
     room = tf.maximum(scaled - tf.constant(size), 0)
@@ -168,11 +145,7 @@ def _neighbours(begin, end, ratio, last):
 def crop_image(rows, window: Window, size, mean_pixel):
     """Returns the crop of a scaled and padded image, float32 `[*size, channels]`.
 
-    Args:
-        rows: The rows of the image in the window, `[rows, width, channels]`.
-        window: Source coordinates of the crop.
-        size: Height and width of the crop.
-        mean_pixel: Value of each channel in the padding.
+    `rows` are the rows of the image in the window, `[rows, width, channels]`.
     """
     height, width = size
     channels = rows.shape[-1]
@@ -222,14 +195,7 @@ def _pad_columns(x, width, mean_pixel, flipped):
 
 
 def crop_label(label, window: Window, size, ignore_label):
-    """Returns the crop of a scaled and padded label, uint8 `[*size, 1]`.
-
-    Args:
-        label: uint8 `[height, width, 1]`.
-        window: Source coordinates of the crop.
-        size: Height and width of the crop.
-        ignore_label: Value of the padding.
-    """
+    """Returns the crop of a scaled and padded label, uint8 `[*size, 1]`."""
     row = window.row - window.first_row + _round_weight(window.row_weight)
     column = window.column + _round_weight(window.column_weight)
     count = window.row_count
@@ -271,9 +237,6 @@ def jitter_colors(image, uniform, strength):
         image: 0..255, `[height, width, channels]`.
         uniform: Three random numbers, uniform in 0..1.
         strength: 0..1.
-
-    Returns:
-        float32 0..255, of the same shape.
     """
     factors = tf.unstack(1.0 + strength * (2.0 * uniform - 1.0))
     image = tf.cast(image, tf.float32) * factors[0]

@@ -115,11 +115,7 @@ class DatasetInfo:
     def from_json(
         cls, text: str | bytes, source: str = "dataset_info.json"
     ) -> "DatasetInfo":
-        """Reads and checks the text of a `dataset_info.json`.
-
-        Args:
-            text: Content of the file.
-            source: Name of the file in errors.
+        """Reads the text of a `dataset_info.json`; `source` names it in errors.
 
         Raises:
             UserError: if a key is unknown, missing or has an invalid value.
@@ -129,11 +125,7 @@ class DatasetInfo:
         return info
 
     def check_contents(self, where: str) -> None:
-        """Raises `UserError` for invalid names, colours, counts or hashes.
-
-        Args:
-            where: Precedes the name of the field in the error.
-        """
+        """Raises `UserError` for invalid names, colours, counts or hashes."""
         check_class_names(self.class_names, f"{where}class_names")
         for i, color in enumerate(self.colors):
             check_color(color, f"{where}colors[{i}]")
@@ -152,12 +144,7 @@ class DatasetInfo:
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Raises `UserError` for too many, blank or too long names, or control characters.
-
-    Args:
-        names: Names of the classes.
-        where: What to call them in the error.
-    """
+    """Raises `UserError` for too many names or an invalid one."""
     if len(names) > MAX_CLASSES:
         raise UserError(
             f"{where} has {len(names)} classes; labels hold {MAX_CLASSES}, with the "
@@ -175,12 +162,7 @@ def check_class_names(names: Sequence[str], where: str) -> None:
 
 
 def check_color(color: Sequence[int], where: str) -> None:
-    """Raises `UserError` unless a colour is three integers in 0..255.
-
-    Args:
-        color: Red, green and blue.
-        where: What to call the colour in the error.
-    """
+    """Raises `UserError` unless a colour is three integers in 0..255."""
     is_color = len(color) == 3 and all(type(v) is int for v in color)
     if not (is_color and 0 <= min(color) <= max(color) <= 255):
         text = ",".join(map(str, color))

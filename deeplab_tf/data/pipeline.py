@@ -30,12 +30,8 @@ _PREFETCHED_BATCHES = 2
 def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     """Returns the position of a training sample in its shuffled epoch, an int64 scalar.
 
-    Every epoch has its own permutation, which is never computed as a whole.
-
-    Args:
-        index: Number of the sample since the start of training, an int64 scalar.
-        count: Number of records in an epoch, an int64 scalar.
-        seed: Seed of the order.
+    Every epoch of `count` records has its own permutation, which is never computed as
+    a whole. `index` counts the samples since the start of training.
     """
     # The shuffle uses few bits of its key when there are few records, so hash it first.
     key = tf.random.stateless_uniform([3], [seed, index // count], None, None, tf.int64)
@@ -64,11 +60,7 @@ class _Cropper:
         return self._reader.describe(self._position(tf.constant(index, tf.int64)))
 
     def batch(self, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns crops, float32 `[batch, *crop_size, channels]`, and their labels.
-
-        Args:
-            indices: Numbers of the samples in the training stream, int64 `[batch]`.
-        """
+        """Returns crops, float32 `[batch, *crop_size, channels]`, and their labels."""
         count = indices.shape[0]
         samples = tf.data.Dataset.from_tensor_slices(indices)
         samples = skip_errors(samples.map(lambda i: (i, self._crop(i))), count)
@@ -166,12 +158,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Returns an endless dataset of one worker's share of the training batches.
 
-    Args:
-        batch_fn: Makes a batch from sample numbers, int64 `[rows]`.
-        batch_size: Global batch size, over all workers.
-        start: Number of the first sample.
-        worker: Index of this worker, from 0.
-        num_workers: Number of workers.
+    `batch_fn` makes a batch from sample numbers, int64 `[rows]`; `batch_size` is the
+    global batch size, and `start` the number of the first sample.
     """
     rows = batch_size // num_workers
 
@@ -280,11 +268,7 @@ def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
     """Returns the file, number and name of the records of some training samples.
 
-    Args:
-        config: As for `load_dataset`.
-        split: Official name of the split.
-        start: Number of the first sample since the start of training.
-        count: Number of samples.
+    `start` is the number of the first sample since the start of training.
     """
     source = open_split(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)

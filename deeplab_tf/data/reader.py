@@ -21,13 +21,10 @@ _UNREADABLE = (
 
 
 class SampleChecks(NamedTuple):
-    """What must be checked before a sample is used.
+    """Values to check before a sample is used.
 
-    Attributes:
-        name: Name of the image.
-        size: Height and width of the image, int32 `[2]`.
-        label_size: Height and width of the label, int32 `[2]`.
-        value: Largest label value that is not a class; 0 if all are valid.
+    Sizes are height and width, int32 `[2]`; `value` is the largest label value that is
+    not a class, 0 if all are valid.
     """
 
     name: tf.Tensor
@@ -37,14 +34,7 @@ class SampleChecks(NamedTuple):
 
 
 class DecodedSample(NamedTuple):
-    """A decoded record.
-
-    Attributes:
-        image: Pixels of the image, or only the rows inside the window.
-        label: uint8 `[height, width, 1]`.
-        window: The window, or ().
-        checks: To verify before using the rest.
-    """
+    """The rows of the image inside the window, the complete label and their checks."""
 
     image: tf.Tensor
     label: tf.Tensor
@@ -93,15 +83,11 @@ class Reader:
         return f"record {number} of {path} ({name.decode(errors='replace')})"
 
     def decode(self, position, window_fn=None) -> DecodedSample:
-        """Decodes the image and label of a record.
+        """Decodes the image and label of a record, without checking them.
 
-        Raises TensorFlow's own errors for a broken record and leaves its `checks` to
-        the caller: see `require_readable` and `require_valid`.
-
-        Args:
-            position: Position of the record in the index.
-            window_fn: Maps the size of the image, int32 `[2]`, to a window; only its
-                rows are decoded. None decodes all rows.
+        A broken record raises TensorFlow's own errors; see `require_readable` and
+        `require_valid`. `window_fn` maps the size of the image, int32 `[2]`, to a
+        window, and only the rows of the window are decoded.
         """
         info = self.info
         image, label, name = records.parse(self.read_bytes(position), self._keys)
@@ -183,15 +169,9 @@ class Reader:
 def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
     """Drops the samples that raise an error and appends a placeholder.
 
-    TensorFlow's own errors do not say which sample failed. The caller finds out by
-    comparing the numbers that come back with those it asked for.
-
-    Args:
-        samples: Pairs of a number, int64, and a sample.
-        count: Number of samples, and the most pairs that are returned.
-
-    Returns:
-        The pairs; the number of the placeholder is -1.
+    TensorFlow's own errors do not say which sample failed. Here the caller finds out by
+    comparing the int64 numbers that come back, -1 for the placeholder, with those it
+    asked for. At most `count` pairs of number and sample are returned.
     """
     _, spec = samples.element_spec
 
@@ -205,11 +185,9 @@ def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
 
 
 def require(condition, message: list):
-    """Returns a context whose operations run only if a condition holds.
+    """Returns a context whose operations run only if a bool scalar is true.
 
-    Args:
-        condition: A bool scalar.
-        message: Words and scalars of the error; see `translate_data_errors`.
+    `message` has the words and scalars of the error; see `translate_data_errors`.
     """
     # tf.debugging.assert costs several operations, and this runs for every sample.
     assertion = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)

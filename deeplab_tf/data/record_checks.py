@@ -28,13 +28,13 @@ _PNG_KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey and alpha", 6: "RGBA
 
 
 class RecordReport(NamedTuple):
-    """Problems and statistics of a record.
+    """Problems and statistics of a record; None for what cannot be read.
 
     Attributes:
         problems: Pairs of a kind in `validation.ERRORS` or `WARNINGS` and a text.
         where: The record, in words.
-        size: Height and width of the image; None if it cannot be read.
-        values: Pixels of each label value, `[256]`; None if the label cannot be read.
+        size: Height and width of the image.
+        values: Pixels of each label value, `[256]`.
         moments: Sum and sum of squares of each channel, `[2, channels]`.
         digest: Hash of the pixels.
     """
@@ -61,12 +61,7 @@ class RecordChecker:
         return f"record {index.number[position]} of {path}"
 
     def check(self, positions: Sequence[int], label: str) -> Iterator[RecordReport]:
-        """Yields the reports of the records at some positions, in order.
-
-        Args:
-            positions: Positions in the index of the source.
-            label: Text of the progress bar.
-        """
+        """Yields the reports of the records at some positions, in order."""
         raw = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
         raw = raw.map(self._reader.read_intact, num_parallel_calls=tf.data.AUTOTUNE)
         raw = raw.prefetch(tf.data.AUTOTUNE)
@@ -107,7 +102,7 @@ class RecordChecker:
         kind = _label_kind(label)
         if kind != "grey 8-bit PNG":
             text = f"{where}: the label is {kind}; its brightness is not a class id"
-            problems.append(("picture", text))
+            problems.append(("format", text))
             values = None
         else:
             values, found = self._check_label(where, pixels.shape[:2], label)

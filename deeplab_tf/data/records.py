@@ -43,13 +43,7 @@ OFFICIAL_KEYS = Keys(
 
 
 def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
-    """Returns one sample as an official record.
-
-    Args:
-        image: The encoded image.
-        label: One-channel PNG of class ids.
-        name: Name of the image; for VOC without folder and extension.
-    """
+    """Returns one sample as an official record; the label is a one-channel PNG."""
 
     def bytes_feature(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -117,11 +111,7 @@ def publish(
 ) -> None:
     """Replaces the shards of some splits and the info, atomically for our readers.
 
-    Args:
-        shards: Names of all shards of each split. The files of new shards end in
-            `FINISHED`.
-        info: The new `dataset_info.json`.
-        folder: Folder of the shards and the info.
+    `shards` names all shards of each split; the files of new ones end in `FINISHED`.
     """
     publication = _Publication({k: list(v) for k, v in shards.items()}, info)
     text = strict_json.dump(dataclasses.asdict(publication))
@@ -287,8 +277,7 @@ def _read_offsets(path: str) -> list[int]:
 def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
     """Refuses an empty file before one with records.
 
-    The official converters fill one shard after another, so only the last ones can be
-    empty.
+    The official converters fill one shard after another: only the last can be empty.
     """
     for i, path in enumerate(paths):
         if not counts[i] and any(counts[i:]):

@@ -15,10 +15,7 @@ def resolve_info(
 ) -> DatasetInfo:
     """Returns the `dataset_info.json` next to the records, else the dataset by name.
 
-    Args:
-        name: Value of `--dataset`, or None.
-        dataset_dir: Folder of the records.
-        fallback: Name to use if there is neither a file nor a name.
+    `name` is the value of `--dataset`; `fallback` applies if there is neither.
 
     Raises:
         UserError: if file and name disagree, or the name is unknown.
@@ -61,12 +58,7 @@ def split_names(info: DatasetInfo, dataset_dir: str) -> list[str]:
 
 
 def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
-    """Opens the records of a split.
-
-    Args:
-        name: Value of `--dataset`, or None.
-        dataset_dir: Folder of the records.
-        split: Official name of the split; `trainaug` is `train_aug`.
+    """Opens the records of a split; `name` is the value of `--dataset`, if given.
 
     Raises:
         UserError: if the split has no records, or a file of it is cut short.

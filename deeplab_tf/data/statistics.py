@@ -39,21 +39,13 @@ def _value_counts(reader: Reader, count: int) -> tf.data.Dataset:
 
 
 def label_values(reader: Reader, count: int) -> np.ndarray:
-    """Returns the pixels of each label value in the first `count` records, `[256]`.
-
-    Raises:
-        UserError: if a record is broken.
-    """
+    """Returns the pixels of each label value in the first `count` records, `[256]`."""
     counts = iterate_batches(_value_counts(reader, count))
     return sum((values.numpy() for values in counts), np.zeros(256, np.int64))
 
 
 def count_labels(source: Source) -> LabelCounts:
-    """Counts pixels by decoding all labels of a split.
-
-    Raises:
-        UserError: if a record is broken.
-    """
+    """Counts pixels by decoding all labels of a split."""
     info, count = source.info, len(source.index)
     pixels = np.zeros(info.num_classes, np.int64)
     image_pixels = np.zeros(info.num_classes, np.int64)
@@ -76,10 +68,6 @@ def median_frequency_weights(
     The weight of a class is the median of all class frequencies divided by its own,
     its share of the labelled pixels of the images that contain it (Eigen and Fergus,
     arXiv:1411.4734, Sec. 6.3.2). Classes without pixels have weight 1.
-
-    Args:
-        class_pixels: Labelled pixels of each class.
-        class_image_pixels: Labelled pixels of the images that contain each class.
     """
     pixels = np.asarray(class_pixels, np.float64)
     is_present = pixels > 0

@@ -127,11 +127,15 @@ def describe(name: str, data_dir: str) -> DatasetInfo:
         names = label.names
     else:
         names = _numbered_names(_count_classes(name, data_dir, builder))
+    return _make_info(name, builder, names, image)
+
+
+def _make_info(name: str, builder, class_names, image) -> DatasetInfo:
     return DatasetInfo(
         name=name,
-        class_names=tuple(names),
+        class_names=tuple(class_names),
         channels=image.shape[-1],
-        max_value=_MAX_VALUES[depth],
+        max_value=_MAX_VALUES[np.dtype(image.np_dtype).name],
         split_sizes={s: i.num_examples for s, i in builder.info.splits.items()},
     )
 
@@ -220,13 +224,7 @@ def describe_classes(name: str, data_dir: str) -> DatasetInfo:
             f"has {label.num_classes} classes; images must be uint8 or uint16 with a "
             "fixed number of channels, and the number of classes must be known"
         )
-    return DatasetInfo(
-        name=name,
-        class_names=tuple(label.names),
-        channels=channels,
-        max_value=_MAX_VALUES[depth],
-        split_sizes={s: i.num_examples for s, i in builder.info.splits.items()},
-    )
+    return _make_info(name, builder, label.names, image)
 
 
 def open_classes(

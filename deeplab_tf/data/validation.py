@@ -20,7 +20,7 @@ from deeplab_tf.errors import UserError
 ERRORS = {
     "broken": "broken records",
     "size": "labels whose size differs from the image",
-    "picture": "labels that are not a grey 8-bit PNG",
+    "format": "labels that are not a grey 8-bit PNG",
     "value": "label values that are not a class",
     "one-sided": "splits whose labels are all empty",
     "white": "labels with only 0 and the ignored value",
@@ -49,17 +49,9 @@ class Problem(NamedTuple):
 class SplitReport:
     """Statistics and problems of a split.
 
-    Attributes:
-        split: Name of the split.
-        images: Number of records.
-        examined: Number of records that were examined.
-        problems: The problems found.
-        values: Pixels of each label value, `[256]`.
-        images_with: Images with each label value, `[256]`.
-        sizes: Number of images of each (height, width).
-        mean: Mean of each channel over all pixels, 0..max_value.
-        deviation: Standard deviation of each channel.
-        digests: The record of each image, by the hash of its pixels.
+    `values` and `images_with` are the pixels and images with each label value, `[256]`;
+    `sizes` counts the images of each (height, width); `digests` maps the hash of an
+    image's pixels to its record.
     """
 
     split: str

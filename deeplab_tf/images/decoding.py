@@ -46,11 +46,7 @@ def _has_planes(channels: int) -> bool:
 
 
 def png_format(content: bytes) -> tuple[int, int]:
-    """Returns bits per channel and colour type of a PNG, (0, 0) for other files.
-
-    Args:
-        content: At least the first 26 bytes of a file.
-    """
+    """Returns bits per channel and colour type of a PNG, (0, 0) for other files."""
     is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEADER_LENGTH
     return (content[24], content[25]) if is_png else (0, 0)
 
@@ -62,10 +58,9 @@ def _png_header(encoded):
 
 
 def png_size(header):
-    """Returns height and width, int32 `[..., 2]`, negative above 2^31.
+    """Returns height and width, int32 `[..., 2]`, from the first bytes of PNGs.
 
-    Args:
-        header: First bytes of PNGs, int32 `[..., PNG_HEADER_LENGTH]`.
+    They are int32 `[..., PNG_HEADER_LENGTH]`. Sides above 2^31 become negative.
     """
     width, height = (
         tf.reduce_sum(header[..., start : start + 4] * _BIG_ENDIAN, -1)
@@ -88,11 +83,7 @@ def _check_size(size, planes: int, is_valid):
 
 
 def read_image_size(encoded, channels: int = 3):
-    """Returns the int32 `[height, width]` in the header of an image.
-
-    Args:
-        encoded: JPEG or PNG bytes, a string scalar.
-        channels: Channels of the image.
+    """Returns the int32 `[height, width]` in the header of a JPEG or PNG.
 
     Raises:
         tf.errors.InvalidArgumentError: if it is neither a JPEG nor a PNG, is empty, or
@@ -113,15 +104,11 @@ def read_image_size(encoded, channels: int = 3):
 
 
 def decode_image(encoded, channels: int = 3, max_value: int = 255):
-    """Returns the pixels of an image, `[height, width, channels]`.
+    """Returns the pixels of a JPEG or PNG, `[height, width, channels]`.
 
-    JPEGs are decoded with TensorFlow's default method, as in the official pipeline;
-    the accurate method changes mIoU by up to 0.15 points.
-
-    Args:
-        encoded: JPEG or PNG bytes, a string scalar.
-        channels: Channels of the image.
-        max_value: As in `DatasetInfo`; above 255 the pixels are uint16, else uint8.
+    They are uint8, or uint16 if `max_value` is above 255. JPEGs are decoded with
+    TensorFlow's default method, as in the official pipeline; the accurate method
+    changes mIoU by up to 0.15 points.
 
     Raises:
         tf.errors.InvalidArgumentError: if the image cannot be decoded.
@@ -130,14 +117,7 @@ def decode_image(encoded, channels: int = 3, max_value: int = 255):
 
 
 def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
-    """Decodes some rows of an image.
-
-    Args:
-        encoded: JPEG or PNG bytes, a string scalar.
-        first: First row, a scalar; at least one row of the image is returned.
-        count: Number of rows, a scalar.
-        channels: Channels of the image.
-        max_value: As in `DatasetInfo`.
+    """Decodes some rows of a JPEG or PNG, at least one; see `decode_image`.
 
     Returns:
         Pixels `[rows, width, channels]`, and the size of the full image, int32 `[2]`.

@@ -22,10 +22,6 @@ _Path = str | os.PathLike[str]
 def open_image(path: _Path, file: BinaryIO) -> Image.Image:
     """Opens an image of any format, reading only its header.
 
-    Args:
-        path: Name of the file in errors.
-        file: The open file.
-
     Raises:
         UserError: if it is not an image, or has more than `decoding.MAX_PIXELS`.
     """
@@ -91,10 +87,7 @@ def read_names(path: epath.Path) -> list[str]:
 
 
 def read_index_label(path: epath.Path) -> np.ndarray:
-    """Returns the class ids of a label PNG, uint8 `[height, width]`.
-
-    Args:
-        path: PNG with one channel or a palette, which is read as indices.
+    """Returns the class ids of a PNG, uint8 `[height, width]`; a palette gives indices.
 
     Raises:
         UserError: if the file is broken or in colour.
@@ -108,12 +101,7 @@ _STRETCH = {2: 85, 4: 17}
 
 
 def to_class_ids(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
-    """Returns the class ids of a loaded label, uint8 `[height, width]`.
-
-    Args:
-        path: Name of the file in errors.
-        image: The label from `load_label`.
-        content: The bytes of the file.
+    """Returns the class ids of an `image` from `load_label`, uint8 `[height, width]`.
 
     Raises:
         UserError: if the label is in colour.
@@ -205,14 +193,9 @@ def encode(
 ) -> decoding.EncodedImage:
     """Returns an image as it goes into a record.
 
-    Keeps the bytes of JPEGs and PNGs with one or three 8-bit channels; other images
-    become PNGs.
-
-    Args:
-        path: Name of the file, whose suffix identifies arrays.
-        content: Bytes of the file.
-        channels: Channels of the images of the dataset.
-        max_value: As in `DatasetInfo`.
+    Keeps the bytes of JPEGs and PNGs with one or three 8-bit channels; other images,
+    including .npy and .tif, become PNGs. `channels` and `max_value` are those of the
+    dataset.
 
     Raises:
         UserError: if the file is broken, or the image has other channels or values.

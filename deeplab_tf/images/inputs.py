@@ -28,12 +28,9 @@ _UPRIGHT = {
 def find_images(pattern: str, image_list: str | None = None) -> list[str]:
     """Returns the images of a file, a folder or a glob, sorted.
 
+    `image_list` is a text file with the names, without suffix, of the wanted images.
     Entries that are not files are skipped with a line on stderr if a folder or glob
     matches them, and refused if the pattern or the list names them.
-
-    Args:
-        pattern: A file, folder or glob.
-        image_list: Text file with the names, without suffix, of the wanted images.
 
     Raises:
         UserError: if there is no image, a listed one is missing or not a file, or two

@@ -22,14 +22,8 @@ class Video:
     """An open video or camera.
 
     It can be iterated once: uint8 RGB frames `[height, width, 3]` of one size, upright.
-
-    Attributes:
-        name: Name of the file without its suffix, or of the camera.
-        is_camera: Whether the source is a camera, which never ends.
-        rate: Frames per second.
-        count: Number of frames in the file's header, often an estimate; None if
-            unknown.
-        size: Height and width of the frames.
+    `rate` is in frames per second; `count` is the number of frames in the header, often
+    an estimate, None if unknown; `size` is height and width.
     """
 
     def __init__(self, capture: cv2.VideoCapture, source: str):
@@ -68,10 +62,7 @@ def _describe(source: str) -> str:
 
 @contextlib.contextmanager
 def read_video(source: str) -> Iterator[Video]:
-    """Opens a video for the duration of the context.
-
-    Args:
-        source: Path of a file, or the number of a camera.
+    """Opens a video file, or a camera by its number, for the duration of the context.
 
     Raises:
         UserError: if there is no such file or camera, or it has no frame.
@@ -99,11 +90,6 @@ def write_video(
 
     The file is published when the block ends, after an error with the frames so far.
     The codec needs even sides, so the last row or column of odd frames is repeated.
-
-    Args:
-        path: Path of the file; an earlier output of ours is replaced.
-        rate: Frames per second.
-        size: Height and width of the frames.
 
     Raises:
         UserError: if the file cannot be written.

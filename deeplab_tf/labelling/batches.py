@@ -11,13 +11,7 @@ from deeplab_tf.labelling.writers import Writer
 
 
 class Images(NamedTuple):
-    """Images to label.
-
-    Attributes:
-        images: Pairs of a name and pixels, uint8 RGB `[h, w, 3]`.
-        total: Number of images; None if unknown.
-        unit: Unit of the progress bar.
-    """
+    """Names and uint8 RGB `[h, w, 3]`; `total` and `unit` are for the progress bar."""
 
     images: Iterable[tuple[str, np.ndarray]]
     total: int | None
@@ -44,11 +38,8 @@ def label_images(
 ) -> int:
     """Labels images, passes them to the writers and returns their number.
 
-    Args:
-        images: The images; the next batch is read while the model runs.
-        labeler: `uint8 [b, h, w, 3] -> int32 [b, h, w]`.
-        batch_size: Largest batch; all images of a batch have one size.
-        writers: Called with each image and its labels, in order.
+    The next batch is read while the labeler, `uint8 [b, h, w, 3] -> int32 [b, h, w]`,
+    runs. All images of a batch have one size.
     """
     batches = _batch_by_size(images.images, batch_size)
     with (

@@ -27,11 +27,7 @@ Writer = Callable[[str, np.ndarray, np.ndarray], None]
 def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
-    """Writes `<prefix>_label.png`, `_color.png` and `_overlay.png`.
-
-    Returns:
-        The overlay with its legend, uint8 `[h, w, 3]`.
-    """
+    """Writes the three images of one input and returns the overlay with its legend."""
     overlay = visualize.overlay(image, labels, info)
     overlay = visualize.add_legend(overlay, labels, info)
     contents = (
@@ -75,12 +71,6 @@ def write_submission(
 ) -> Iterator[Writer]:
     """Packs the labels of every image into an archive for a benchmark's server.
 
-    Args:
-        benchmark: Key of `SUBMISSIONS`.
-        path: Archive to write.
-        info: The classes.
-        overwrite: Whether to replace a file that we did not write.
-
     Raises:
         UserError: if the benchmark has other classes, file names or images.
     """
@@ -98,11 +88,7 @@ def overlay_file(video: Video) -> str:
 def write_overlay_video(
     folder: str, video: Video, info: DatasetInfo
 ) -> Iterator[Writer]:
-    """Writes `<name of the video>_overlay.mp4`: overlays above a constant legend.
-
-    Raises:
-        UserError: if the file cannot be written.
-    """
+    """Writes `<name of the video>_overlay.mp4`: overlays above a constant legend."""
     tf.io.gfile.makedirs(folder)
     path = os.path.join(folder, overlay_file(video))
     height, width = video.size

@@ -118,14 +118,14 @@ _AILMENTS = {
     ),
     "palette": (
         record(image(), picture(label(0, 1), "P")),
-        "picture",
+        "format",
         r"\(a\): the label is a PNG with 8 bits and a palette; its brightness is not ",
     ),
-    "colour label": (record(image(), picture(label(1), "RGB")), "picture", "and RGB;"),
-    "bit label": (record(image(), picture(label(1), "1")), "picture", "with 1 bits"),
+    "colour label": (record(image(), picture(label(1), "RGB")), "format", "and RGB;"),
+    "bit label": (record(image(), picture(label(1), "1")), "format", "with 1 bits"),
     "JPEG label": (
         record(image(), encoded(label(1), "JPEG")),
-        "picture",
+        "format",
         "the label is a JPEG; ",
     ),
     "other size": (
@@ -377,7 +377,7 @@ def test_the_program_examines_images_of_any_channels(tmp_path, capsys):
     write(tmp_path, records.serialize(picture, encoded(label(0, 1, 2)), "a"))
     assert run(f"--dataset_dir={tmp_path}") == 0
     means = ", ".join(f"{mean:.2f}" for mean in pixels.mean((0, 1)))
-    assert f"mean of each channel {means};" in capsys.readouterr().out
+    assert f"channel means {means};" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
