@@ -77,7 +77,7 @@ def _find_splits(
     if not (root / "leftImg8bit").is_dir():
         raise UserError(
             f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
-            "the folder that holds leftImg8bit and gtFine"
+            "the folder that contains leftImg8bit and gtFine"
         )
     find_samples = functools.cache(functools.partial(_find_samples, root))
     splits = {

@@ -48,7 +48,7 @@ class _Root:
             if not path.is_dir():
                 raise UserError(
                     f"--voc_root={folder} has no folder {path}; it is the folder "
-                    "that holds JPEGImages, such as VOCdevkit/VOC2012"
+                    "that contains JPEGImages, such as VOCdevkit/VOC2012"
                 )
         self.images = _find_by_stem(self.image_dir, _SUFFIXES)
 

@@ -147,8 +147,8 @@ def check_class_names(names: Sequence[str], where: str) -> None:
     """Raises `UserError` for too many names or an invalid one."""
     if len(names) > MAX_CLASSES:
         raise UserError(
-            f"{where} has {len(names)} classes; labels hold {MAX_CLASSES}, with the "
-            f"ids 0..{MAX_CLASSES - 1}"
+            f"{where} has {len(names)} classes; labels allow at most {MAX_CLASSES}, "
+            f"with the ids 0..{MAX_CLASSES - 1}"
         )
     for i, name in enumerate(names):
         if not name.strip():

@@ -99,7 +99,7 @@ WRONG = {
     "two ways": ("1 2 3 zone 4 5 6", "line 1 of {} can be read in two ways: 1 2 3 zon"),
     "too many": (
         "".join(f"c{i}\n" for i in range(256)),
-        "classes.txt: class_names has 256 classes; labels hold 255",
+        "classes.txt: class_names has 256 classes; labels allow at most 255",
     ),
     "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
     "other JSON": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
