@@ -1,4 +1,4 @@
-"""See deeplab_tf/programs/eval.py; the same as the console script deeplab-eval."""
+"""Runs deeplab_tf/programs/eval.py, like the console script deeplab-eval."""
 
 from deeplab_tf.programs import run_program
 

@@ -1,4 +1,4 @@
-"""See deeplab_tf/programs/export.py; the same as the console script deeplab-export."""
+"""Runs deeplab_tf/programs/export.py, like the console script deeplab-export."""
 
 from deeplab_tf.programs import run_program
 

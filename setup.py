@@ -1,4 +1,4 @@
-"""Package metadata of deeplab_tf; pyproject.toml configures the tools only."""
+"""Package metadata of deeplab_tf; pyproject.toml only configures tools."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).resolve().parent
 
 
 def package_version():
-    """Returns `__version__` of the package, read without importing TensorFlow."""
+    """Reads `__version__` of the package without importing TensorFlow."""
     source = (ROOT / "deeplab_tf" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"', source, flags=re.MULTILINE)
     if match is None:
@@ -18,20 +18,20 @@ def package_version():
 
 
 def long_description():
-    """Returns the README, or nothing where a source archive left it out."""
+    """Returns the README, or "" in a source archive without it."""
     readme = ROOT / "README.md"
     return readme.read_text(encoding="utf-8") if readme.exists() else ""
 
 
-# Ranges, so that the library installs beside others; constraints.txt holds the exact
-# versions that are tested. The tests pass with the lower bounds too, on Python 3.10:
-# TensorFlow 2.20 is the first to accept the protobuf 6 that tensorflow-metadata needs,
-# Keras 3.12 the last for Python 3.10, and older Matplotlibs warn about pyparsing.
+# Ranges, for compatibility with other packages; constraints.txt pins the tested
+# versions. The tests also pass with the lower bounds, on Python 3.10: TensorFlow 2.20
+# is the first to accept protobuf 6, which tensorflow-metadata needs; Keras 3.12 is the
+# last for Python 3.10; older Matplotlibs warn about pyparsing.
 INSTALL_REQUIRES = [
     "tensorflow>=2.20",
     "keras>=3.12",
     "tensorflow-datasets>=4.9.9",
-    # tensorflow-datasets imports it to prepare data sets, without asking for it.
+    # An undeclared dependency of tensorflow-datasets.
     "importlib-resources>=6.0",
     "numpy>=2.0",
     "absl-py>=2.1",
@@ -40,7 +40,7 @@ INSTALL_REQUIRES = [
     "scipy>=1.14",
     "matplotlib>=3.10.8",
     "tqdm>=4.66",
-    # Writes report.html from its template, in which every text is escaped.
+    # Renders report.html.
     "jinja2>=3.1",
 ]
 
@@ -48,7 +48,7 @@ EXTRAS_REQUIRE = {
     # TensorFlow loads CUDA from these packages instead of from the system.
     "gpu": ["tensorflow[and-cuda]>=2.20"],
     "hub": [
-        # Reads the published TF Hub modules of the model zoo.
+        # Loads the TF Hub modules of the model zoo.
         "tensorflow-hub>=0.16.1",
         # tensorflow-hub 0.16 imports pkg_resources, which setuptools 82 removed.
         "setuptools<82",
@@ -56,55 +56,54 @@ EXTRAS_REQUIRE = {
     "export": [
         # Converts the exported SavedModel to ONNX; 1.17 is the first for protobuf 5+.
         "tf2onnx>=1.17",
-        # Reads and checks the ONNX file that tf2onnx writes.
+        # Edits and checks the ONNX files of tf2onnx.
         "onnx>=1.17",
-        # Runs the ONNX file to prove that it equals the Keras model.
+        # Runs ONNX files.
         "onnxruntime>=1.20",
-        # The same with another engine, which is faster on many CPUs.
+        # Also runs ONNX files, faster on many CPUs.
         "openvino>=2025.0",
-        # Runs TFLite files; it replaces the deprecated tf.lite.Interpreter.
+        # Runs TFLite files; replaces the deprecated tf.lite.Interpreter.
         "ai-edge-litert>=2.1",
     ],
-    # Draws COCO's polygon and run-length annotations as label maps.
+    # Decodes COCO's polygon and run-length annotations.
     "coco": ["pycocotools>=2.0.8"],
-    # The authors' own code: its labels are what ours are tested against.
+    # The official code, to test the labels of the converter against.
     "cityscapes": ["cityscapesScripts>=2.2.4"],
     "tiff": [
-        # Reads the pages and planes of TIFFs, of any number of channels.
+        # Reads TIFFs with any number of channels.
         "tifffile>=2025.5.10",
-        # Decompresses what tifffile alone does not: LZW, JPEG, Zstandard.
+        # Adds LZW, JPEG and Zstandard compression to tifffile.
         "imagecodecs>=2025.3.30",
     ],
     "robustness": [
-        # What imagecorruptions-imaug, the reference code of the common corruptions,
-        # depends on. It has to be installed by itself with pip install --no-deps, for
-        # it asks for opencv-python, whose files replace those of the headless build.
+        # Dependencies of imagecorruptions-imaug, the reference code of the common
+        # corruptions. Install that with pip install --no-deps: it requires
+        # opencv-python, which overwrites the files of the headless build.
         "scikit-image>=0.25",
         "numba>=0.68",
     ],
-    # Shows what train.py writes; TensorFlow 2.21 no longer brings it.
+    # Displays training logs; no longer a dependency of TensorFlow 2.21.
     "tensorboard": ["tensorboard>=2.20"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
     "peers": [
-        # Engines to compare speed with, as in the extra export.
+        # Engines for speed comparisons, as in the extra export.
         "openvino>=2025.0",
         "onnxruntime>=1.20",
-        # Has a Keras 3 DeepLabv3+ of its own, to compare with.
+        # For comparison with its DeepLabv3+ in Keras 3.
         "keras-hub>=0.19",
-        # The framework of torchvision's DeepLabv3, to compare with.
+        # For comparison with torchvision's DeepLabv3.
         "torch>=2.5",
     ],
     "dev": [
-        # Runs the tests.
         "pytest>=8.0",
-        # Runs them in several processes: most of their time is one thread's.
+        # Runs tests in parallel: most use a single thread.
         "pytest-xdist>=3.6",
-        # Formats and lints; a new ruff may format differently, so constraints.txt pins.
+        # constraints.txt pins it, as releases may format differently.
         "ruff>=0.17",
-        # Checks the hints of the public modules; new releases find other faults.
+        # Checks type hints; new releases report different errors.
         "mypy>=2.0",
-        # Builds the wheel that tests/test_packaging.py opens, without the network.
+        # Builds the wheel for tests/test_packaging.py offline.
         "setuptools>=77",
     ],
 }
@@ -120,9 +119,9 @@ setup(
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["deeplab_tf", "deeplab_tf.*"]),
     package_data={
-        # Tells type checkers that the public names have hints.
+        # Marks the package as typed.
         "deeplab_tf": ["py.typed"],
-        # What report.html is made of.
+        # Templates of report.html.
         "deeplab_tf.evaluation": ["templates/*"],
     },
     install_requires=INSTALL_REQUIRES,

@@ -1,4 +1,4 @@
-"""See deeplab_tf/programs/train.py; the same as the console script deeplab-train."""
+"""Runs deeplab_tf/programs/train.py, like the console script deeplab-train."""
 
 from deeplab_tf.programs import run_program
 

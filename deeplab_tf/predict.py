@@ -1,4 +1,4 @@
-"""`python -m deeplab_tf.predict`; see deeplab_tf/programs/predict.py."""
+"""Runs deeplab_tf/programs/predict.py as `python -m deeplab_tf.predict`."""
 
 from deeplab_tf.programs import run_program
 

@@ -1,4 +1,4 @@
-"""`python -m deeplab_tf.plan`; see program.py."""
+"""Runs program.py as `python -m deeplab_tf.plan`."""
 
 import sys
 

@@ -65,7 +65,7 @@ def _find_base_config(values: absl_flags.FlagValues, prefix: str):
 def require_no_model_flags(
     values: absl_flags.FlagValues, path: str, others: Iterable[str] = ()
 ) -> None:
-    """Refuses model flags, and `others`, for the exported model at `path`."""
+    """Refuses model flags and `others`, which have no effect on an exported model."""
     for name in (*flags.MODEL_FLAGS, "preset", "precision", *others):
         if name in values and values[name].present:
             raise UserError(f"--{name} has no effect on {path}, which is exported")

@@ -55,11 +55,7 @@ _FLAGS = {
         "Checkpoint folder or prefix, official or ours; or an exported model: a "
         "SavedModel, TFLite or ONNX file.",
     ),
-    "eval_logdir": (
-        flags.STRING,
-        None,
-        "Folder for metrics.json and report.html.",
-    ),
+    "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
     "eval_interval_secs": (
         *(flags.at_least(0), None),
         "If given: follow a training and evaluate each new checkpoint, looking for one "
@@ -73,11 +69,7 @@ _FLAGS = {
         *(flags.INTEGER, None),
         "Ours: number of devices; default: all GPUs. On CPU, logical devices.",
     ),
-    "clone_on_cpu": (
-        flags.BOOLEAN,
-        False,
-        "Ours: do not use GPUs.",
-    ),
+    "clone_on_cpu": (flags.BOOLEAN, False, "Ours: do not use GPUs."),
     "report": (flags.BOOLEAN, True, "Ours: write report.html."),
     "trimap": (
         *(flags.one_of("none", "void", "classes"), "none"),
@@ -86,19 +78,14 @@ _FLAGS = {
     ),
     "boundary_iou": (flags.BOOLEAN, False, "Ours: also compute Boundary IoU."),
     "calibration": (
-        flags.BOOLEAN,
-        False,
-        "Ours: also compute calibration error.",
+        *(flags.BOOLEAN, False),
+        "Ours: also compute the expected calibration error.",
     ),
     "corruptions": (
         *(flags.STRINGS, []),
         "Ours: corruptions to measure robustness under; all: the 15 common ones.",
     ),
-    "severities": (
-        flags.STRINGS,
-        [1, 2, 3, 4, 5],
-        "Ours: severities of --corruptions.",
-    ),
+    "severities": (flags.STRINGS, [1, 2, 3, 4, 5], "Ours: severities to apply."),
 }
 
 

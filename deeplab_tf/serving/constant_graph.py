@@ -64,12 +64,12 @@ def _find_relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
     found = set()
     for calls, outputs in trace_nested_calls(model):
         sums = {id(c.outputs[0]) for c in calls if isinstance(c.layer, layers.Add)}
-        taken = collections.Counter(id(x) for call in calls for x in call.inputs)
-        taken.update(map(id, outputs))
+        uses = collections.Counter(id(x) for call in calls for x in call.inputs)
+        uses.update(map(id, outputs))
         for call in calls:
             is_relu = getattr(call.layer, "activation", None) is keras.activations.relu
             if isinstance(call.layer, layers.Activation) and is_relu:
-                shared = {id(x) for x in call.inputs if taken[id(x)] > 1}
+                shared = {id(x) for x in call.inputs if uses[id(x)] > 1}
                 found |= {call.layer} if shared & sums else set()
     return found
 
@@ -94,12 +94,8 @@ def freeze(
 ) -> tf.types.experimental.ConcreteFunction:
     """Returns a function whose variables are constants of its graph.
 
-    TensorFlow 2 has no public name for this.
-
-    Args:
-        function: The function to freeze.
-        lower_control_flow: Whether to turn loops and branches into TF1's primitive
-            operations, which clients of frozen graphs expect.
+    TensorFlow 2 has no public name for this. `lower_control_flow` turns loops and
+    branches into TF1's primitive operations, which clients of frozen graphs expect.
     """
     return convert_variables_to_constants_v2(
         function, lower_control_flow=lower_control_flow
@@ -123,11 +119,7 @@ def freeze_network(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor
 
 
 def freeze_predictor(predictor: Predictor, model: keras.Model) -> Callable | None:
-    """Freezes the networks of a predictor.
-
-    Args:
-        predictor: The predictor, changed in place.
-        model: Its model.
+    """Freezes the networks of a predictor in place.
 
     Returns:
         A function that computes the outputs of `features_model` with the same graph, so

@@ -43,10 +43,7 @@ class ExportRequest(NamedTuple):
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
-    Args:
-        request: What to export.
-        path: Path to write to.
-        ending: Ending of its final path: `TFLITE`, `ONNX`, or "" for a SavedModel.
+    `ending` is that of its final path: `TFLITE`, `ONNX`, or "" for a SavedModel.
     """
     write = {"": _write_saved_model, TFLITE: _write_tflite, ONNX: _write_onnx}[ending]
     return write(request, path)
@@ -96,16 +93,7 @@ def _write_tflite(request: ExportRequest, path: str) -> str:
 
 
 def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) -> str:
-    """Compares an artefact with its model on the records; returns a summary line.
-
-    Args:
-        request: What was exported, with records.
-        path: Path of the artefact.
-        max_miou_drop: As in `gate`.
-
-    Raises:
-        UserError: if the mIoU of the artefact is too far below the model's.
-    """
+    """Applies the `gate` to an artefact; returns a summary line."""
     predictor, resizing = None, request.options.resizing
     if resizing is not None:
         predictor = make_predictor(request.model, request.evaluation)

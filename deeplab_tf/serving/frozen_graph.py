@@ -15,12 +15,8 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
     Its names are those of the official frozen graphs, `ImageTensor:0` and
     `SemanticPredictions:0`, but it accepts any number of images.
 
-    Args:
-        saved_model: Folder of an export.
-        path: File to write atomically; it may replace our own earlier output.
-
     Raises:
-        UserError: if there is another file at `path`.
+        UserError: if `path` exists and is not our earlier output.
     """
     loaded = tf.saved_model.load(saved_model)
     signature = loaded.signatures[SERVING]

@@ -56,13 +56,11 @@ def use_native_layers(
 
     Its outputs are the same up to rounding. Batch normalisation is folded.
 
-    Args:
-        model: A model of `build_model`.
-        layer_types: Replacements for layer types, with the same configuration and
-            variables.
+    Replacement `layer_types` must accept the same configuration and have the same
+    variables.
 
     Raises:
-        UserError: if the model computes in another precision than float32.
+        UserError: if the model is not float32.
     """
     precision = model_precision(model)
     if precision != "float32":

@@ -219,8 +219,8 @@ class OnnxPredictor(Artefact):
         outputs = {x.name: x for x in self._session.get_outputs()}
         if set(inputs) != {INPUT} or OUTPUT not in outputs:
             raise UserError(
-                f"{path} takes {sorted(inputs)} and gives {sorted(outputs)}; {INPUT} "
-                f"and {OUTPUT} are needed"
+                f"{path} has the inputs {sorted(inputs)} and outputs "
+                f"{sorted(outputs)}; {INPUT} and {OUTPUT} are needed"
             )
         stored = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
         info = DatasetInfo.from_json(stored, f"{path}: {_INFO}") if stored else None

@@ -110,11 +110,8 @@ def format_layer_errors(
 ) -> str:
     """Returns a table of the errors of all layers of an int8 file.
 
-    Args:
-        model: The exported model.
-        path: The file, of `export_tflite`.
-        size: Height and width of its input.
-        images: As `calibration` of `export_tflite`; only the first four are used.
+    `size` is that of its input; `images` are as `calibration` of `export_tflite`, of
+    which it uses four.
     """
     padded = calibration_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _LAYER_ERROR_IMAGES)

@@ -269,7 +269,7 @@ def _find_labels_signature(
     if set(inputs) != {INPUT} or OUTPUT not in outputs:
         raise UserError(
             f"{path} has no signature {SERVING} from {INPUT} to {OUTPUT}; "
-            f"it takes {sorted(inputs)} and returns {sorted(outputs)}"
+            f"its inputs are {sorted(inputs)} and its outputs {sorted(outputs)}"
         )
     return serve
 

@@ -164,7 +164,7 @@ def test_files_of_others_are_told(tmp_path):
         onnx.helper.make_model(graph, opset_imports=opset, ir_version=9),
         str(tmp_path / "m.onnx"),
     )
-    with pytest.raises(UserError, match=r"takes \['x'\] and gives \['y'\]; ImageT"):
+    with pytest.raises(UserError, match=r"inputs \['x'\] and outputs \['y'\]; ImageT"):
         OnnxPredictor(str(tmp_path / "m.onnx"))
 
 

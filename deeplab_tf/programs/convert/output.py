@@ -28,7 +28,7 @@ def define_output(values: flags.FlagValues, num_shards: int) -> None:
 
 
 def claim_output(values: flags.FlagValues) -> None:
-    """Permits replacing files that are not ours, given `--overwrite`."""
+    """Permits replacing files that are not ours, if `--overwrite` is set."""
     if values.overwrite:
         conversion.claim_folder(values.output_dir)
 
