@@ -78,9 +78,8 @@ _FLAGS = {
         "records of --dataset_dir.",
     ),
     "num_classes": (
-        flags.INTEGER,
-        None,
-        "Default: the checkpoint's.",
+        *(flags.INTEGER, None),
+        "Number of classes; default: the checkpoint's.",
     ),
     "tflite_precision": (
         *(flags.one_of(*PRECISIONS), "float32"),
