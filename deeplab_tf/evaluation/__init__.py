@@ -1,1 +1,1 @@
-"""Scores that equal the benchmarks' own tools."""
+"""Metrics that match the official tools of the benchmarks."""

@@ -1,8 +1,6 @@
-"""Scores of the pixels around boundaries, where masks are hardest.
+"""Scores near boundaries: mIoU in bands (trimaps) and Boundary IoU.
 
-Both classes are measures: they are fed a split image by image, in any order, and give
-their metrics at the end. What they keep are int64 counts of pixels, so that the shares
-of several workers may be summed.
+Both keep int64 counts of pixels, which can be summed over workers.
 """
 
 import cv2
@@ -17,33 +15,30 @@ _AROUND = ("void", "classes")
 class TrimapCurve:
     """mIoU within bands around the boundaries (DeepLabv3+, arXiv:1802.02611, Fig. 5).
 
-    "void" bands hold the pixels at a Euclidean distance of up to their width from a
-    void pixel, one that is not scored. That is Sec. 4.4 of the paper, and right for
-    PASCAL VOC, whose annotators drew a rim of void around every object.
+    "void" bands contain the pixels within a Euclidean distance of a void pixel. This is
+    Sec. 4.4 of the paper, for PASCAL VOC, where objects have a rim of void.
 
-    "classes" bands surround the boundaries between two classes. A pixel beside
-    another class, above, below, left or right, is at distance 1, and every other one
-    at 1 plus its Euclidean distance from the nearest of these, so that the band of
-    width 1 is the rim of one pixel on both sides. Void is no class: where it meets
-    one there is no boundary. That is right where classes touch and void is whatever
-    nobody labelled (Cityscapes, ADE20K). It is wrong for VOC: the rims of void keep
-    nearly all classes apart, and hardly a boundary is left.
+    "classes" bands surround the boundaries between two classes. Pixels next to another
+    class (4-neighbours) are at distance 1, all others at 1 plus the Euclidean distance
+    from the nearest of these. Void is not a class and has no boundaries. This is for
+    datasets where classes touch, such as Cityscapes and ADE20K. In VOC the rims of void
+    separate nearly all classes, so hardly any boundaries are left.
 
-    Void pixels are never scored themselves.
+    Void pixels themselves are not scored.
 
     Args:
-        num_classes: Number of classes; labels outside are void.
+        num_classes: Number of classes; other labels are void.
         ignore_label: Label of void pixels.
-        widths: Widths of the bands in pixels of the image, ascending whole numbers
-            from 1; wider bands hold the narrower ones.
-        around: Which boundaries, "void" or "classes".
+        widths: Widths of the bands in pixels, ascending integers from 1; wider bands
+            include the narrower ones.
+        around: The boundaries, "void" or "classes".
 
     Attributes:
-        counts: int64 `[widths, truth, prediction]`, the scored pixels of each band
-            that no narrower band has.
+        counts: int64 `[widths, truth, prediction]`: scored pixels of each band that are
+            not in a narrower one.
 
     Raises:
-        UserError: if the widths or the boundaries are none of these.
+        UserError: for invalid arguments.
     """
 
     needs_confidences = False
@@ -60,8 +55,8 @@ class TrimapCurve:
             f"trimaps are around {join_choices(_AROUND)}; received {around!r}",
         )
         require(
-            _ascend(widths),
-            f"trimap widths must be ascending whole numbers from 1; received {widths}",
+            _is_ascending(widths),
+            f"trimap widths must be ascending integers from 1; received {widths}",
         )
         self._num_classes = num_classes
         self._ignore_label = ignore_label
@@ -70,7 +65,7 @@ class TrimapCurve:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Resets the counts."""
         shape = (len(self._widths), self._num_classes, self._num_classes)
         self.counts = np.zeros(shape, np.int64)
 
@@ -78,9 +73,9 @@ class TrimapCurve:
         """Counts one image.
 
         Args:
-            labels: True classes, uint8 `[height, width]`.
+            labels: Ground truth, uint8 `[height, width]`.
             predictions: Predicted classes, integers `[height, width]`.
-            confidences: Not looked at.
+            confidences: Not used.
         """
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
         bands = self._bands(labels, scored)
@@ -89,14 +84,14 @@ class TrimapCurve:
         self.counts += confusion.count_cells(cells, self.counts.shape)
 
     def _bands(self, labels, scored) -> np.ndarray:
-        """Returns the narrowest band of every pixel; one too many outside of all."""
+        """Returns the narrowest band of each pixel; len(widths) outside all bands."""
         widths = np.array(self._widths)
         if self._around == "void":
             distances = _distances(~scored)
         else:
             distances = _distances(_rim(labels, scored))
             widths -= 1  # the rim itself is at distance 1
-        # Distances are roots of whole numbers, up to rounding: no edge is near one.
+        # Distances are rounded roots of integers; these edges lie between them.
         edges = np.sqrt(widths**2 + 0.5).astype(np.float32)
         return np.digitize(distances, edges)
 
@@ -104,8 +99,8 @@ class TrimapCurve:
         """Returns the curve, ready for JSON.
 
         Returns:
-            `around`; `widths`; and per width the `miou`, the `pixel_accuracy` (both
-            0..1, None where nothing was scored) and the scored `pixels`.
+            `around`, `widths`, and for each width `miou`, `pixel_accuracy` (0..1, None
+            without scored pixels) and scored `pixels`.
         """
         matrices = np.cumsum(self.counts, axis=0)
         return {
@@ -122,22 +117,20 @@ class TrimapCurve:
 class BoundaryIoU:
     """IoU of the inner boundaries of masks (Cheng et al. 2021, arXiv:2103.16562).
 
-    The inner boundary of a mask is what d erosions by a 3x3 square take from it. Other
-    classes, void and all that is beyond the image are outside of a mask. As for mIoU,
-    intersections and unions of a class are those of the whole split.
-
-    Void pixels are taken out of the prediction as well as of the truth before the
-    boundaries are formed.
+    The inner boundary of a mask consists of the pixels that d erosions by a 3x3 square
+    remove. Other classes, void and everything beyond the image are outside the mask.
+    As for mIoU, intersections and unions are summed over the dataset. Void pixels are
+    removed from ground truth and prediction first.
 
     Args:
-        num_classes: Number of classes; labels outside are void.
+        num_classes: Number of classes; other labels are void.
         ignore_label: Label of void pixels.
-        ratio: Width d of a boundary as a share of the image's diagonal, at least a
-            pixel; 0.02 in the paper.
+        ratio: Width d of boundaries as a fraction of the image diagonal, rounded to at
+            least one pixel; 0.02 in the paper.
 
     Attributes:
-        counts: int64 `[truth, prediction]`, the pixels by the classes on whose
-            boundaries they are; the last row and column are on none.
+        counts: int64 `[truth, prediction]`: pixels by the class whose boundary they are
+            on; the last row and column are for no boundary.
 
     Raises:
         UserError: if the ratio is not positive.
@@ -153,28 +146,28 @@ class BoundaryIoU:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Resets the counts."""
         self.counts = np.zeros((self._num_classes + 1,) * 2, np.int64)
 
     def update(self, labels, predictions, confidences=None) -> None:
         """Counts one image.
 
         Args:
-            labels: True classes, uint8 `[height, width]`.
+            labels: Ground truth, uint8 `[height, width]`.
             predictions: Predicted classes, integers `[height, width]`.
-            confidences: Not looked at.
+            confidences: Not used.
         """
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
         both = [self._boundaries(x, scored).ravel() for x in (labels, predictions)]
         self.counts += confusion.count_cells(both, self.counts.shape)
 
     def _boundaries(self, classes, scored) -> np.ndarray:
-        """Returns the class of every boundary pixel; one too many elsewhere."""
+        """Returns the class of each boundary pixel, num_classes elsewhere."""
         none = self._num_classes
         masks = np.where(scored, classes.astype(np.uint16), none)
         width = max(1, round(self._ratio * np.hypot(*masks.shape)))
-        # What d small squares leave of a mask, one of 2 d + 1 pixels leaves as well;
-        # and that is, for all masks at once, where it sees a single class.
+        # d erosions by a 3x3 square equal one by a square of 2d + 1. For all masks at
+        # once: a pixel stays where the square contains a single class.
         square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
         least = cv2.erode(masks, square)
         most = cv2.dilate(
@@ -186,9 +179,8 @@ class BoundaryIoU:
         """Returns the scores, ready for JSON.
 
         Returns:
-            `ratio`; `boundary_iou`, the mean over the classes that are not absent
-            (None if all are); and `per_class`, 0..1, None for a class that neither
-            truth nor prediction has.
+            `ratio`; `boundary_iou`, the mean over all classes except absent ones (None
+            if all are absent); and `per_class`, 0..1, None for absent classes.
         """
         ious = confusion.iou_per_class(self.counts)[:-1].tolist()
         present = [iou for iou in ious if not np.isnan(iou)]
@@ -199,16 +191,16 @@ class BoundaryIoU:
         }
 
 
-def _ascend(widths) -> bool:
-    whole = np.asarray(widths)
-    kept = np.unique(whole[whole >= 1].astype(int))
-    return len(kept) > 0 and np.array_equal(kept, whole)
+def _is_ascending(widths) -> bool:
+    widths = np.asarray(widths)
+    valid = np.unique(widths[widths >= 1].astype(int))
+    return len(valid) > 0 and np.array_equal(valid, widths)
 
 
 def _rim(labels, scored) -> np.ndarray:
-    """Returns the scored pixels beside a scored one of another class."""
+    """Returns a mask of scored pixels next to a scored one of another class."""
     rim = np.zeros(labels.shape, bool)
-    # Rows, then columns; a transposed view writes to the same rim.
+    # Rows, then columns through transposed arrays, which share memory.
     for edge, classes, counts in ((rim, labels, scored), (rim.T, labels.T, scored.T)):
         differs = (classes[1:] != classes[:-1]) & counts[1:] & counts[:-1]
         edge[1:] |= differs
@@ -217,7 +209,7 @@ def _rim(labels, scored) -> np.ndarray:
 
 
 def _distances(pixels) -> np.ndarray:
-    """Returns the Euclidean distance of every pixel from the nearest of some."""
+    """Returns the Euclidean distance to the nearest pixel of a mask."""
     if not pixels.any():
         return np.full(pixels.shape, np.inf, np.float32)
     away = np.uint8(~pixels)
@@ -225,5 +217,5 @@ def _distances(pixels) -> np.ndarray:
 
 
 def _score(function, matrix: np.ndarray) -> float | None:
-    """Returns a score of a confusion matrix, None where it counts no pixel."""
+    """Returns a score of a confusion matrix, None if it is empty."""
     return function(matrix) if matrix.any() else None

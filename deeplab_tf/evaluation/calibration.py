@@ -1,37 +1,35 @@
-"""Whether predictions are as often right as they are confident."""
+"""Expected calibration error: does confidence match accuracy?"""
 
 import numpy as np
 
 from deeplab_tf.config.checks import require
 from deeplab_tf.evaluation.confusion import is_scored
 
-# Confidences are summed as whole multiples of this, so that no order or batch matters.
-# It is the step of float32 in 0.5..1, and leaves room for 2^39 pixels in an int64;
-# 2^-32 would be full after 2^31, and Cityscapes trains on three times as many.
+# Confidences are summed as integers in units of 2^-24, so that order and batch size do
+# not matter. This is the resolution of float32 in 0.5..1 and allows 2^39 pixels in an
+# int64. 2^-32 would overflow after 2^31 pixels; the Cityscapes training set has three
+# times as many.
 _UNITS = 1 << 24
 
 
 class Calibration:
     """Expected calibration error and its bins (Guo et al. 2017, arXiv:1706.04599).
 
-    The pixels are put into bins of equal width by confidence, the upper edge belonging
-    to a bin: (0, 1/15], (1/15, 2/15] and so on. The error of a bin is the difference
-    between the share of its pixels that are right and their mean confidence; that of
-    the whole is the mean over the pixels (eq. 3) or the maximum (eq. 5).
-
-    It is a measure, fed a split image by image, in any order.
+    Pixels are sorted by confidence into bins of equal width, (0, 1/15], (1/15, 2/15]
+    and so on. The error of a bin is the difference between accuracy and mean
+    confidence; the total is the mean over pixels (eq. 3) or the maximum (eq. 5).
 
     Args:
-        num_classes: Number of classes; labels outside count for nothing.
-        ignore_label: Label of pixels that count for nothing.
+        num_classes: Number of classes; other labels are ignored.
+        ignore_label: Label of pixels to ignore.
         bins: Number of bins; 15 in the paper.
 
     Attributes:
-        counts: int64 `[3, bins]`: the pixels, those that are right, and the sum of
-            the confidences in units of 2^-24; of several workers these may be summed.
+        counts: int64 `[3, bins]`: pixels, correct pixels, and the sum of confidences in
+            units of 2^-24; can be summed over workers.
 
     Raises:
-        UserError: if there is no bin.
+        UserError: if `bins` is not positive.
     """
 
     needs_confidences = True
@@ -44,49 +42,48 @@ class Calibration:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Resets the counts."""
         self.counts = np.zeros((3, self._bins), np.int64)
 
     def update(self, labels, predictions, confidences) -> None:
         """Counts one image.
 
         Args:
-            labels: True classes, uint8 `[height, width]`.
+            labels: Ground truth, uint8 `[height, width]`.
             predictions: Predicted classes, integers `[height, width]`.
-            confidences: Probabilities of the predicted classes, float32
-                `[height, width]`, 0..1.
+            confidences: Probabilities 0..1 of the predicted classes, float32
+                `[height, width]`.
 
         Raises:
-            UserError: if a scored confidence is no number.
+            UserError: if a scored confidence is NaN.
         """
         scored = is_scored(labels, self._num_classes, self._ignore_label)
         confidences = confidences[scored]
         require(
             not np.isnan(confidences).any(),
-            "confidences must be in 0..1; received NaN: the logits are no numbers",
+            "confidences must be in 0..1; received NaN: the logits are not finite",
         )
         bins = self._bin(confidences)
         right = labels[scored] == predictions[scored]
         units = np.rint(confidences * _UNITS)
-        # Whole numbers below 2^53 are exact in the float64 that bincount sums in.
+        # bincount sums in float64, which is exact for integers below 2^53.
         for count, weights in zip(self.counts, (None, right, units), strict=True):
             count += np.bincount(bins, weights, self._bins).astype(np.int64)
 
     def _bin(self, confidences) -> np.ndarray:
-        """Returns the bin of every confidence."""
-        # In float32, so that a confidence of 1/15 is on the edge and not beside it;
-        # without the outermost edges, which softmax may overstep by rounding.
+        """Returns the bin of each confidence."""
+        # Edges are float32 like the confidences, so that 1/15 is exactly on the edge.
+        # The outermost edges are left out, because rounded softmax may exceed them.
         edges = np.linspace(0, 1, self._bins + 1, dtype=np.float32)[1:-1]
         return np.digitize(confidences, edges, right=True)
 
     def metrics(self) -> dict:
-        """Returns errors and reliability table, ready for JSON.
+        """Returns calibration errors and reliability table, ready for JSON.
 
         Returns:
-            `bins`, their number; `expected_calibration_error` and
-            `maximum_calibration_error`, 0..1, None where nothing was scored; and per
-            bin the mean `confidence`, the `accuracy` (both 0..1, None where the bin
-            is empty) and the `pixels`.
+            `bins`; `expected_calibration_error` and `maximum_calibration_error` (0..1,
+            None without scored pixels); and for each bin the mean `confidence`, the
+            `accuracy` (0..1, None for empty bins) and the `pixels`.
         """
         pixels, right, units = self.counts
         filled = pixels > 0
@@ -105,6 +102,6 @@ class Calibration:
 
 
 def _spread(values, filled) -> list:
-    """Returns the values of the filled bins in their places, None in the others."""
+    """Expands values of the filled bins to all bins, with None for empty ones."""
     waiting = iter(values.tolist())
     return [next(waiting) if full else None for full in filled]

@@ -1,4 +1,4 @@
-"""The confusion matrix, and every score that is a function of it."""
+"""The confusion matrix and the scores computed from it."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from numpy.typing import ArrayLike
 
 
 def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
-    """Returns which labels count, booleans: those of a class that is not ignored."""
+    """Returns a mask of the labels that are a class and not ignored."""
     return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
 
 
 def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Counts how often each cell of an array is named, int64 `shape`.
+    """Counts how often each cell of an array is indexed, int64 `shape`.
 
     Args:
-        indices: For each axis of the array the index of each item, integers `[items]`.
+        indices: Integer indices `[items]` for each axis.
         shape: Shape of the array.
     """
     cells = np.ravel_multi_index(tuple(indices), shape)
@@ -27,15 +27,15 @@ def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.nda
 def confusion_matrix(
     labels: ArrayLike, predictions: ArrayLike, num_classes: int, ignore_label: int
 ) -> np.ndarray:
-    """Returns int64 counts `[truth, prediction]` of the pixels that count.
+    """Returns the confusion matrix `[truth, prediction]` of arrays, int64.
 
-    `mean_iou.count_confusions` is the same for tensors.
+    `mean_iou.count_confusions` does the same for tensors.
 
     Args:
         labels: Integer class ids of any shape.
         predictions: Integer class ids of the same number of pixels.
-        num_classes: Number of classes; labels outside count for nothing.
-        ignore_label: Label of pixels that count for nothing.
+        num_classes: Number of classes; other labels are ignored.
+        ignore_label: Label of pixels to ignore.
     """
     labels, predictions = np.ravel(labels), np.ravel(predictions)
     scored = is_scored(labels, num_classes, ignore_label)
@@ -44,66 +44,49 @@ def confusion_matrix(
 
 
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Returns intersection over union per class; NaN where a class is absent.
+    """Returns class IoU from a confusion matrix `[truth, prediction]`.
 
-    A class is absent if neither the truth nor the prediction has it.
-
-    Args:
-        confusion: Counts `[truth, prediction]`.
+    It is NaN for absent classes, which neither ground truth nor prediction contains.
     """
     hits, truth, predicted = _sums(confusion)
     return _ratio(hits, truth + predicted - hits)
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Returns the share of each class's pixels that were found; NaN without any.
-
-    Args:
-        confusion: Counts `[truth, prediction]`.
-    """
+    """Returns class recall from a confusion matrix; NaN for classes without pixels."""
     hits, truth, _ = _sums(confusion)
     return _ratio(hits, truth)
 
 
 def f_score_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Returns the harmonic mean of precision and recall; NaN where a class is absent.
-
-    Args:
-        confusion: Counts `[truth, prediction]`.
-    """
+    """Returns the harmonic mean of precision and recall; NaN for absent classes."""
     hits, truth, predicted = _sums(confusion)
     return _ratio(2 * hits, truth + predicted)
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
-    """Returns the mean IoU, each class weighing as much as it has pixels.
-
-    Long et al., 1411.4038, Sec. 5.
-
-    Args:
-        confusion: Counts `[truth, prediction]`, at least one.
-    """
+    """Returns the class IoU weighted by pixel frequency (1411.4038, Sec. 5)."""
     truth = confusion.sum(1)
     present = truth > 0
     return float(truth[present] @ iou_per_class(confusion)[present] / truth.sum())
 
 
 def _sums(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns each class's hits and its pixels of the truth and of the prediction."""
+    """Returns correct, ground truth and predicted pixels of each class."""
     return np.diag(confusion), confusion.sum(1), confusion.sum(0)
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """Returns quotients; NaN where there is nothing to divide by."""
+    """Divides element by element; NaN where the divisor is 0."""
     nothing = np.full(part.shape, np.nan)
     return np.divide(part, whole, out=nothing, where=whole > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Returns the mean IoU over the classes that are not absent."""
+    """Returns the mean IoU over all classes except absent ones."""
     return float(np.nanmean(iou_per_class(confusion)))
 
 
 def pixel_accuracy(confusion: np.ndarray) -> float:
-    """Returns the share of scored pixels whose class is right."""
+    """Returns the fraction of scored pixels with the correct class."""
     return float(np.trace(confusion) / confusion.sum())

@@ -1,9 +1,9 @@
-"""Images as bad weather, bad optics and bad links make them.
+"""Image corruptions such as noise, blur, weather and compression.
 
-The 15 common corruptions of Hendrycks and Dietterich (arXiv:1903.12261), each at five
-severities; Kamann and Rother (arXiv:1908.05005) measure DeepLab with them. They are
-computed by a kept fork of the reference code, imagecorruptions-imaug. Labels stay as
-they are: what moves pixels (`elastic_transform`, `zoom_blur`) moves them by little.
+The 15 common corruptions of Hendrycks and Dietterich (1903.12261) at five severities,
+with which Kamann and Rother (1908.05005) evaluate DeepLab. They are computed by
+imagecorruptions-imaug, a maintained fork of the reference code. Labels are unchanged,
+as `elastic_transform` and `zoom_blur` displace pixels only a little.
 """
 
 import importlib
@@ -37,25 +37,24 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 _SEVERITIES = range(1, 6)
-_SEEDS = 2**32  # as many as NumPy's global generator takes
-_LEAST_SIDE = 32  # pixels; the reference code takes no smaller images
-# These draw from generators of their own: one of scikit-image, one of compiled code.
+_SEEDS = 2**32  # number of seeds of NumPy's global generator
+_LEAST_SIDE = 32  # pixels; minimum of the reference code
+# These have their own random generators, in scikit-image and in compiled code.
 _OWN_GENERATOR = ("impulse_noise", "glass_blur")
 _DISTRIBUTION = "imagecorruptions-imaug"
 
 
-def _package():
-    """Returns the module of the reference code."""
+def _import_package():
+    """Imports the reference code."""
     try:
-        # What it was forked from has the same module name but cannot be seeded.
+        # The original package has the same module name but cannot be seeded.
         metadata.version(_DISTRIBUTION)
         return importlib.import_module("imagecorruptions")
     except ImportError as error:
-        # Without its dependencies: opencv-python would replace the build without a
-        # window system that this package uses.
+        # --no-deps, because opencv-python would replace the headless build.
         raise UserError(
-            "corruptions need pip install scikit-image numba and pip install --no-deps "
-            f"{_DISTRIBUTION} ({error})"
+            "corruptions need more packages: pip install scikit-image numba, then pip "
+            f"install --no-deps {_DISTRIBUTION} ({error})"
         ) from error
 
 
@@ -70,10 +69,10 @@ def _check_kind(name: str, severity: int) -> None:
 
 
 def _check_shape(shape: tuple[int, ...]) -> None:
-    """Refuses what is no RGB image `[height, width, 3]` or too small."""
+    """Raises UserError unless the shape is `[height, width, 3]` and large enough."""
     if len(shape) != 3 or shape[-1] != 3:
         raise UserError(
-            f"corruptions are of RGB images [height, width, 3]; received {list(shape)}"
+            f"corruptions need RGB images [height, width, 3]; received {list(shape)}"
         )
     height, width = shape[:2]
     if min(height, width) < _LEAST_SIDE:
@@ -84,78 +83,74 @@ def _check_shape(shape: tuple[int, ...]) -> None:
 
 
 def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarray:
-    """Returns an image with one corruption, uint8 `[height, width, 3]`.
+    """Applies a corruption to an image, uint8 `[height, width, 3]`.
 
-    The same arguments give the same bytes, whatever was drawn before. The reference
-    code draws from NumPy's global generator, whose state is left as it was; so not two
-    threads at once.
+    Deterministic, but not thread-safe: the reference code uses NumPy's global random
+    generator, whose state is restored afterwards.
 
     Args:
         image: uint8 RGB `[height, width, 3]`, both sides at least 32 pixels.
         name: One of `CORRUPTIONS`.
         severity: 1 (weak) to 5.
-        seed: What the random ones draw from, 0..2^32-1.
+        seed: Random seed, 0..2^32-1.
 
     Raises:
-        UserError: if an argument is not as above or the reference code is not
-            installed.
+        UserError: for an invalid argument, or if the reference code is not installed.
     """
     _check_kind(name, severity)
     image = np.asarray(image)
     _check_shape(image.shape)
     if image.dtype != np.uint8:
-        raise UserError(f"corruptions are of uint8 images; received {image.dtype}")
+        raise UserError(f"corruptions need uint8 images; received {image.dtype}")
     if seed not in range(_SEEDS):
         raise UserError(f"seed must be an integer in 0..{_SEEDS - 1}; received {seed}")
-    package = _package()
+    package = _import_package()
     own_seed = {"seed": seed} if name in _OWN_GENERATOR else {}
     state = np.random.get_state()
     np.random.seed(seed)
     try:
-        # Some come back transposed in memory.
+        # Some results are transposed in memory.
         return np.ascontiguousarray(package.corrupt(image, severity, name, **own_seed))
     finally:
         np.random.set_state(state)
 
 
-def corrupted(
+def corrupt_dataset(
     dataset: Iterable, name: str, severity: int, seed: int = 0
 ) -> Iterator[tuple]:
-    """Returns the batches of a dataset with every image corrupted.
+    """Applies a corruption to each image of a dataset.
 
-    What an image becomes depends on its own pixels and the arguments, neither on the
-    batch nor on the order.
+    The result for an image depends only on its pixels and the arguments, not on batch
+    or order.
 
     Args:
-        dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and labels,
-            behind which names may come; arrays or tensors. Images are rounded to the 8
-            bits of a file.
+        dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, labels and
+            optionally names; arrays or tensors. Images are rounded to uint8.
         name: One of `CORRUPTIONS`.
         severity: 1 (weak) to 5.
-        seed: Any integer; another one draws other noise.
+        seed: Any integer.
 
     Returns:
-        An iterator over batches: float32 images, 0..255, of the same shape, and the
-        labels and names as they came.
+        An iterator over batches with float32 images 0..255; labels and names are
+        unchanged.
 
     Raises:
-        UserError: at once if the name or the severity is unknown or the reference code
-            is not installed; from the iterator if images are no RGB or too small.
+        UserError: immediately for an unknown name or severity, or if the reference code
+            is not installed; while iterating for images that are not RGB or too small.
     """
     _check_kind(name, severity)
-    _package()
+    _import_package()
 
-    def corrupt_alone(image):
+    def corrupt_image(image):
         settings = f"{name} {severity} {seed}".encode()
         own_seed = zlib.crc32(image.tobytes(), zlib.crc32(settings))
         return corrupt(image, name, severity, own_seed)
 
     return (
-        (np.float32([corrupt_alone(image) for image in _as_bytes(images)]), *rest)
+        (np.float32([corrupt_image(image) for image in _to_uint8(images)]), *rest)
         for images, *rest in dataset
     )
 
 
-def _as_bytes(images) -> np.ndarray:
-    """Returns images 0..255 as uint8, rounded."""
+def _to_uint8(images) -> np.ndarray:
     return np.rint(np.clip(np.asarray(images), 0, 255)).astype(np.uint8)

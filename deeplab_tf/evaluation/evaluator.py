@@ -1,4 +1,4 @@
-"""A model over a whole split: the metrics of `metrics.json`."""
+"""Evaluates a model on a dataset; the metrics of `metrics.json`."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ _MIB = 1 << 20
 
 
 class _Batch(NamedTuple):
-    """Images of one size with what was predicted for them.
+    """Images of one size and their predictions.
 
     Attributes:
         images: `[batch, height, width, channels]`.
@@ -36,7 +36,7 @@ class _Batch(NamedTuple):
         names: Strings `[batch]`.
         predictions: Class ids `[batch, height, width]`.
         counts: Confusion matrix, int64 `[num_classes, num_classes]`.
-        confidences: Probabilities of the predicted classes; None where not asked for.
+        confidences: Probabilities of the predicted classes; None if not needed.
     """
 
     images: tf.Tensor
@@ -48,18 +48,16 @@ class _Batch(NamedTuple):
 
 
 class Evaluator:
-    """Scores a model again and again, with one compiled step.
+    """Evaluates a model repeatedly with one compiled step, such as during training.
 
-    The weights may change in between: every score is of those of its moment. A model
-    that was built under `tf.distribute.MirroredStrategy` is evaluated on all of its
-    replicas, each of which takes whole batches; every image counts once.
+    A model built under `tf.distribute.MirroredStrategy` is evaluated on all of its
+    replicas, each of which takes separate batches.
 
     Args:
-        model: A model of `build_model`, or what was exported of one: an object with
-            `labels`, `probabilities`, `num_classes` and `protocol`, as `Predictor` has
-            them.
-        config: How to look at the images.
-        shows_progress: Whether this process shows a progress bar.
+        model: A model of `build_model`, or an exported model: an object with `labels`,
+            `probabilities`, `num_classes` and `protocol` like those of `Predictor`.
+        config: The inference protocol and the ignore label.
+        shows_progress: Whether to show a progress bar.
     """
 
     def __init__(
@@ -71,7 +69,7 @@ class Evaluator:
         self._config = config
         self._shows_progress = shows_progress
         self._strategy: tf.distribute.Strategy | None = None
-        self._has_noted = False
+        self._has_noted_sizes = False
         self._predictor, self._compiled_step = model, self._step
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
@@ -91,10 +89,10 @@ class Evaluator:
     def _step(
         self, images: tf.Tensor, labels: tf.Tensor, confident: bool
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
-        """Returns predictions, confidences if they are asked for, and counts."""
+        """Returns predictions, confidences if `confident`, and class counts."""
         confidences = None
         if not isinstance(self._predictor, Predictor):
-            predictions, confidences = self._ask(images, confident)
+            predictions, confidences = self._predict_exported(images, confident)
         elif confident:
             predictions, confidences = self._predictor.labels_and_confidences(images)
         else:
@@ -104,20 +102,20 @@ class Evaluator:
         )
         return predictions, confidences, counts
 
-    def _ask(
+    def _predict_exported(
         self, images: tf.Tensor, confident: bool
     ) -> tuple[np.ndarray, tf.Tensor | None]:
-        """Returns what something exported predicts, which may be anything."""
+        """Returns predictions and confidences of an exported model after checks."""
         predictions = np.asarray(self._predictor.labels(images))
         if predictions.shape != tuple(images.shape[:3]):
             raise UserError(
-                f"the label maps for images of shape {list(images.shape)} have the "
-                f"shape {list(predictions.shape)}"
+                f"the model predicted labels of shape {list(predictions.shape)} for "
+                f"images of shape {list(images.shape)}"
             )
         if not 0 <= predictions.min() <= predictions.max() < self.num_classes:
             raise UserError(
-                f"labels from {predictions.min()} to {predictions.max()} were "
-                f"predicted; there are {self.num_classes} classes"
+                f"the model predicted labels from {predictions.min()} to "
+                f"{predictions.max()}; it has {self.num_classes} classes"
             )
         if not confident:
             return predictions, None
@@ -130,73 +128,73 @@ class Evaluator:
         measures: Sequence = (),
         gallery: Gallery | None = None,
     ) -> dict:
-        """Returns the metrics of the model on a dataset, scored at its image sizes.
+        """Evaluates the model on a dataset at the original image sizes.
 
         Args:
             dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
-                and labels `[batch, height, width, 1]`, behind which names may come; of
-                several workers, the share of this one. Several replicas need a
-                `tf.data.Dataset`.
-            total: Returns the sum of an int64 array over all workers, each of which
-                calls it equally often. None is one worker.
-            measures: What else is to see every label map: `TrimapCurve` and the like.
-            gallery: Keeps images.
+                labels `[batch, height, width, 1]` and optionally names. Each worker
+                gets its own part. Several replicas need a `tf.data.Dataset`.
+            total: Sums an int64 array over all workers; None if there is only one.
+            measures: Further measures to update with each image, such as `TrimapCurve`.
+            gallery: Gallery to update with each image.
 
         Returns:
             `images`, `miou`, `pixel_accuracy`, `frequency_weighted_iou`,
-            `iou_per_class`, `accuracy_per_class` and `f_score_per_class` (None for a
-            class that is absent), `confusion_matrix` (rows are the truth) and the
+            `iou_per_class`, `accuracy_per_class` and `f_score_per_class` (None for
+            absent classes), `confusion_matrix` (rows are the ground truth) and
             `protocol`.
 
         Raises:
-            UserError: if the dataset is empty or holds no pixel to score.
+            UserError: if there are no pixels to score.
         """
-        for watcher in (*measures, *([gallery] if gallery else [])):
-            watcher.reset()
-        seen = np.zeros(2, np.int64)
+        for collector in (*measures, *([gallery] if gallery else [])):
+            collector.reset()
+        images = np.zeros(2, np.int64)
         counts = np.zeros((self.num_classes,) * 2, np.int64)
         confident = any(measure.needs_confidences for measure in measures)
         hidden = not self._shows_progress
         with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
-            for batch in self._scored(dataset, confident):
+            for batch in self._score_batches(dataset, confident):
                 counts += np.asarray(batch.counts)
                 exceeds = _exceeds(batch.images.shape[1:3], self._config.eval_crop_size)
-                _show(batch, int(seen[0]), measures, gallery)
-                seen += len(batch.images) * np.array([1, exceeds])
+                _update(batch, int(images[0]), measures, gallery)
+                images += len(batch.images) * np.array([1, exceeds])
                 progress.update(len(batch.images))
         if total is not None:
-            seen, counts = np.asarray(total(seen)), np.asarray(total(counts))
-        images, enlarged = seen.tolist()
-        if enlarged and not self._has_noted:
-            print(f"note: {enlarged} images exceed eval_crop_size and enlarged it")
-            self._has_noted = True
-        return self._metrics(images, counts)
+            images, counts = np.asarray(total(images)), np.asarray(total(counts))
+        all_images, larger = images.tolist()
+        if larger and not self._has_noted_sizes:
+            print(
+                f"note: {larger} images exceed eval_crop_size, which grew to fit them"
+            )
+            self._has_noted_sizes = True
+        return self._metrics(all_images, counts)
 
-    def _scored(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
+    def _score_batches(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
         if self._strategy is not None:
-            yield from self._scored_by_replicas(self._strategy, dataset, confident)
+            yield from self._score_by_replicas(self._strategy, dataset, confident)
             return
         for images, labels, *names in iterate_batches(dataset):
             with translate_limit_errors():
                 predictions, confidences, counts = self._compiled_step(
                     images, labels, confident
                 )
-            names = names[0] if names else _nameless(images)
+            names = names[0] if names else _empty_names(images)
             yield _Batch(images, labels, names, predictions, counts, confidences)
 
-    def _scored_by_replicas(
+    def _score_by_replicas(
         self,
         strategy: tf.distribute.Strategy,
         dataset: tf.data.Dataset,
         confident: bool,
     ) -> Iterator[_Batch]:
-        endless = _with_stand_ins(dataset, self._config.ignore_label)
+        endless = _append_dummies(dataset, self._config.ignore_label)
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
             with translate_limit_errors(), translate_data_errors():
-                several = self._compiled_replicas(iterator, confident)
-            for is_real, *parts in zip(*several, strict=True):
+                replicas = self._compiled_replicas(iterator, confident)
+            for is_real, *parts in zip(*replicas, strict=True):
                 if not is_real:
                     return
                 yield _Batch(*parts)
@@ -204,7 +202,7 @@ class Evaluator:
     def _replicas_step(
         self, strategy: tf.distribute.Strategy, iterator: Iterator, confident: bool
     ) -> list:
-        """Returns what each replica makes of a batch of its own, by part."""
+        """Scores a batch on each replica; returns lists over the replicas."""
 
         def step(images: tf.Tensor, labels: tf.Tensor) -> tuple:
             predictions, confidences, counts = self._step(images, labels, confident)
@@ -218,7 +216,7 @@ class Evaluator:
     def _metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
-                f"{images} images hold no pixel with a label in 0..{len(counts) - 1}"
+                f"{images} images have no pixel with a label in 0..{len(counts) - 1}"
             )
         return {
             "images": images,
@@ -235,13 +233,13 @@ class Evaluator:
     def _protocol(self) -> dict:
         config = dataclasses.asdict(self._config)
         if not isinstance(self._predictor, Predictor):
-            # How what was exported looks at an image was decided there.
+            # The inference protocol of an export is fixed.
             config = {k: config[k] for k in ("eval_batch_size", "ignore_label")}
         return self._predictor.protocol | config
 
 
 def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
-    """Returns a model together with how a config looks at images."""
+    """Returns a predictor with the inference protocol of a config."""
     limit = config.memory_limit_mb
     return Predictor(
         model,
@@ -253,17 +251,10 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
     )
 
 
-def _show(
+def _update(
     batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None
 ) -> None:
-    """Gives the images of a batch to whom is to see them.
-
-    Args:
-        batch: The batch.
-        first: Number of its first image in the split, for images without a name.
-        measures: See `Evaluator.evaluate`.
-        gallery: See `Evaluator.evaluate`.
-    """
+    """Updates measures and gallery; `first` numbers images without a name."""
     if not measures and gallery is None:
         return
     images, labels, names, predictions = map(np.asarray, batch[:4])
@@ -279,24 +270,24 @@ def _show(
             gallery.update(text or f"image {first + i}", images[i], truth, prediction)
 
 
-def _with_stand_ins(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Dataset:
-    """Returns whether a batch is real, and the batch; stand-ins without end follow.
+def _append_dummies(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Dataset:
+    """Appends endless dummy batches, so that each replica always gets a batch.
 
-    So every replica has something to do until the last batch is scored.
+    Each element is prefixed with whether it is real.
     """
 
     def real(images: tf.Tensor, labels: tf.Tensor, *names: tf.Tensor) -> tuple:
-        return True, images, labels, names[0] if names else _nameless(images)
+        return True, images, labels, names[0] if names else _empty_names(images)
 
     channels = dataset.element_spec[0].shape[-1]
     image, label = tf.zeros([1, 1, 1, channels]), tf.fill([1, 1, 1, 1], ignore_label)
     specs = dataset.element_spec
     image, label = tf.cast(image, specs[0].dtype), tf.cast(label, specs[1].dtype)
-    stand_in = tf.data.Dataset.from_tensors((False, image, label, [""]))
-    return dataset.map(real).concatenate(stand_in.repeat())
+    dummy = tf.data.Dataset.from_tensors((False, image, label, [""]))
+    return dataset.map(real).concatenate(dummy.repeat())
 
 
-def _nameless(images: tf.Tensor) -> tf.Tensor:
+def _empty_names(images: tf.Tensor) -> tf.Tensor:
     return tf.fill([tf.shape(images)[0]], "")
 
 
@@ -307,19 +298,19 @@ def _for_json(scores: np.ndarray) -> list[float | None]:
 def evaluate(
     model: keras.Model, dataset: tf.data.Dataset, config: EvalConfig = EvalConfig()
 ) -> dict:
-    """Returns the metrics of a model on a dataset, scored at its image sizes.
+    """Evaluates a model on a dataset at the original image sizes.
 
     Args:
         model: A model of `build_model`.
         dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and
             labels `[batch, height, width, 1]`.
-        config: How to look at the images.
+        config: The inference protocol and the ignore label.
 
     Returns:
-        The metrics of `Evaluator.evaluate`.
+        The metrics; see `Evaluator.evaluate`.
 
     Raises:
-        UserError: if the dataset is empty or holds no pixel to score.
+        UserError: if there are no pixels to score.
     """
     return Evaluator(model, config).evaluate(dataset)
 
@@ -330,7 +321,7 @@ def _exceeds(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool:
 
 
 def class_table(metrics: dict, info: DatasetInfo) -> str:
-    """Returns the per-class table of some metrics, ready to print."""
+    """Formats the per-class scores of some metrics as a table."""
     pixels = np.sum(metrics["confusion_matrix"], 1)
     columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
     width = max(map(len, ("class", *info.class_names)))
@@ -361,8 +352,8 @@ def write_metrics(metrics: dict, folder: str) -> str:
     """Writes `metrics.json` atomically and returns its path.
 
     Args:
-        metrics: What `evaluate` returns.
-        folder: Where to.
+        metrics: The metrics, from `evaluate`.
+        folder: Output folder.
     """
     path = os.path.join(folder, METRICS_FILE)
     write_text(json.dumps(metrics, indent=2) + "\n", path)

@@ -1,4 +1,4 @@
-"""The images of an evaluation that are worth looking at."""
+"""Collects example images during an evaluation."""
 
 import dataclasses
 
@@ -10,15 +10,14 @@ from deeplab_tf.visualize import as_rgb
 
 @dataclasses.dataclass(frozen=True)
 class ScoredImage:
-    """An image with its truth, its prediction and its score.
+    """An image with ground truth, prediction and score.
 
     Attributes:
         name: Name of the image.
         image: uint8 RGB `[height, width, 3]`.
         truth: Labels, uint8 `[height, width]`.
         prediction: Class ids, uint8 `[height, width]`.
-        miou: Mean IoU 0..1 over the classes of this image; None if none of its pixels
-            is scored.
+        miou: Mean IoU 0..1 over the classes of this image; None without scored pixels.
     """
 
     name: str
@@ -29,7 +28,7 @@ class ScoredImage:
 
 
 class Gallery:
-    """Keeps the first images of a split, and those with the worst and best scores.
+    """Keeps the first images of a split and those with the worst and best scores.
 
     Args:
         num_classes: Number of classes.
@@ -38,9 +37,7 @@ class Gallery:
         extremes: Number of worst and of best images to keep.
 
     Attributes:
-        first: `ScoredImage`s in the order of the split.
-        worst: `ScoredImage`s, the worst first.
-        best: `ScoredImage`s, the best first; none of the worst.
+        first: The first images, in the order of the split.
     """
 
     def __init__(
@@ -51,15 +48,15 @@ class Gallery:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all images."""
+        """Removes all images."""
         self.first = []
         self._worst, self._best = [], []
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Takes in an image.
+        """Adds an image if it belongs to the gallery.
 
         Args:
-            name: Its name.
+            name: Name of the image.
             image: 0..255 `[height, width, channels]`.
             truth: Labels, uint8 `[height, width]`.
             prediction: Class ids, int32 `[height, width]`.
@@ -67,12 +64,12 @@ class Gallery:
         if not self._extremes and len(self.first) >= self._first:
             return
         miou = self._score(truth, prediction)
-        is_worst = miou is not None and self._belongs(self._worst, -miou)
-        is_best = miou is not None and self._belongs(self._best, miou)
+        is_worst = miou is not None and self._is_extreme(self._worst, -miou)
+        is_best = miou is not None and self._is_extreme(self._best, miou)
         is_first = len(self.first) < self._first
         if not (is_worst or is_best or is_first):
             return
-        # Copies, for what comes may be a part of a whole batch.
+        # Copies, so that the batch can be freed.
         truth, prediction = truth.astype(np.uint8), prediction.astype(np.uint8)
         scored = ScoredImage(name, as_rgb(image).copy(), truth, prediction, miou)
         if is_first:
@@ -86,12 +83,12 @@ class Gallery:
         counts = confusion.confusion_matrix(truth, prediction, *self._classes)
         return confusion.mean_iou(counts) if counts.any() else None
 
-    def _belongs(self, kept: list, rank: float) -> bool:
+    def _is_extreme(self, kept: list, rank: float) -> bool:
         return len(kept) < self._extremes or (self._extremes > 0 and rank > kept[-1][0])
 
     def _insert(self, kept: list, scored: ScoredImage, rank: float) -> None:
         kept.append((rank, scored))
-        # Stable: of equal scores the earlier image stays.
+        # A stable sort keeps the earlier of equal scores.
         kept.sort(key=lambda pair: -pair[0])
         del kept[self._extremes :]
 
@@ -102,6 +99,6 @@ class Gallery:
 
     @property
     def best(self) -> list[ScoredImage]:
-        """The images with the highest scores, the best first; none of the worst."""
+        """The images with the highest scores, the best first, without `worst`."""
         shown = {id(scored) for _, scored in self._worst}
         return [scored for _, scored in self._best if id(scored) not in shown]

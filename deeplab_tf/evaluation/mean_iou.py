@@ -1,4 +1,4 @@
-"""The mean IoU as a Keras metric, on any backend."""
+"""Mean IoU as a Keras metric, for any backend."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from deeplab_tf.models.tensors import Tensor
 def count_confusions(
     labels: Tensor, predictions: Tensor, num_classes: int, ignore_label: int
 ) -> Tensor:
-    """Returns int64 counts `[truth, prediction]` of the pixels that count.
+    """Returns the confusion matrix `[truth, prediction]` of tensors, int64.
 
-    `confusion.confusion_matrix` is the same for arrays.
+    `confusion.confusion_matrix` does the same for arrays.
 
     Args:
         labels: Integer class ids of any shape.
         predictions: Integer class ids of the same shape.
-        num_classes: Number of classes; labels outside count for nothing.
-        ignore_label: Label of pixels that count for nothing.
+        num_classes: Number of classes; other labels are ignored.
+        ignore_label: Label of pixels to ignore.
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
     scored = is_scored(labels, num_classes, ignore_label)
-    # Pixels that do not count go to one cell behind the matrix.
+    # Ignored pixels go to an extra cell after the matrix.
     cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
     counts = ops.bincount(cells, minlength=num_classes**2 + 1)[:-1]
     return ops.cast(ops.reshape(counts, (num_classes, num_classes)), "int64")
@@ -33,10 +33,10 @@ def count_confusions(
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class MeanIoU(keras.metrics.Metric):
-    """Mean IoU of logits against labels, over everything seen.
+    """Mean IoU of logits and labels over all updates.
 
-    Counts are integers and divided once, so the result depends neither on the
-    batch size nor on the order, and stays exact beyond 2^24 pixels.
+    Integer counts make the result independent of batch size and order, and exact
+    beyond 2^24 pixels.
 
     Args:
         num_classes: Number of classes.
@@ -71,24 +71,24 @@ class MeanIoU(keras.metrics.Metric):
             y_true: Class ids `[batch, height, width]` or `[..., 1]`.
             y_pred: Scores `[batch, height, width, num_classes]`, logits or
                 probabilities.
-            sample_weight: None, the only weight there is.
+            sample_weight: Not supported; must be None.
 
         Raises:
             ValueError: for a weight.
         """
         if sample_weight is not None:
-            raise ValueError("MeanIoU weighs all pixels alike; use ignore_label")
+            raise ValueError("MeanIoU does not support sample_weight; use ignore_label")
         self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
 
     def update_labels(self, labels: Tensor, predictions: Tensor) -> None:
-        """Counts labels against predicted labels of the same number of pixels."""
+        """Counts labels against predicted labels."""
         counts = count_confusions(
             labels, predictions, self.num_classes, self.ignore_label
         )
         self.counts.assign_add(counts)
 
     def result(self) -> Tensor:
-        """Returns the mean, 0..1, over classes that occur in truth or prediction."""
+        """Returns the mean, 0..1, over classes in the ground truth or prediction."""
         counts = ops.cast(self.counts, "float32")
         hits = ops.diagonal(counts)
         union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits
@@ -97,6 +97,6 @@ class MeanIoU(keras.metrics.Metric):
         return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
 
     def get_config(self) -> dict:
-        """Returns the arguments, for saving."""
+        """Returns the constructor arguments."""
         own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
         return {**super().get_config(), **own}

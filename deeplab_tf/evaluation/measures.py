@@ -1,4 +1,4 @@
-"""Measures besides the mIoU: bands around boundaries, calibration, robustness."""
+"""Measures in addition to mIoU: boundaries, calibration, robustness."""
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
@@ -11,13 +11,13 @@ def make_measures(
     boundary_iou: bool = False,
     calibration: bool = False,
 ) -> dict:
-    """Returns the measures that an evaluation takes, by their names in metrics.json.
+    """Returns measures by their names in metrics.json.
 
     Args:
         info: The classes.
-        trimap: Bands of the mIoU: around "void" pixels, around boundaries of "classes"
-            (DeepLabv3+, Fig. 5), or "none".
-        boundary_iou: Whether to measure the Boundary IoU.
+        trimap: Where to measure mIoU in bands (DeepLabv3+, Fig. 5): around "void"
+            pixels, boundaries of "classes", or "none".
+        boundary_iou: Whether to measure Boundary IoU.
         calibration: Whether to measure the expected calibration error.
     """
     classes = info.num_classes, info.ignore_label
@@ -32,25 +32,27 @@ def make_measures(
 
 
 def describe_measures(metrics: dict) -> list[str]:
-    """Returns a line for each measure in the content of a metrics.json."""
+    """Describes each measure in a metrics.json in one line."""
     lines = []
     if "trimap" in metrics:
         trimap = metrics["trimap"]
         pairs = zip(trimap["widths"], trimap["miou"], strict=True)
-        curve = ", ".join(f"{width} px {_score(miou)}" for width, miou in pairs)
+        curve = ", ".join(f"{width} px {_format_score(miou)}" for width, miou in pairs)
         lines.append(f"mIoU around {trimap['around']}: {curve}")
     if "boundary_iou" in metrics:
         score = metrics["boundary_iou"]["boundary_iou"]
-        lines.append(f"Boundary IoU {_score(score)}")
+        lines.append(f"Boundary IoU {_format_score(score)}")
     if "calibration" in metrics:
         error = metrics["calibration"]["expected_calibration_error"]
-        lines.append(f"expected calibration error {_score(error)}")
+        lines.append(f"expected calibration error {_format_score(error)}")
     robustness = metrics.get("robustness", {"miou": {}})
     for name, scores in robustness["miou"].items():
         pairs = zip(robustness["severities"], scores, strict=True)
-        lines.append(f"{name}: " + ", ".join(f"{s}: {_score(x)}" for s, x in pairs))
+        lines.append(
+            f"{name}: " + ", ".join(f"{s}: {_format_score(x)}" for s, x in pairs)
+        )
     return lines
 
 
-def _score(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     return "-" if score is None else f"{score:.4f}"

@@ -1,7 +1,6 @@
-"""An evaluation as one HTML file that stands alone: `report.html`.
+"""The evaluation report, a self-contained HTML file: `report.html`.
 
-It loads nothing, neither fonts nor scripts, so that it can be sent and kept. Its text
-and elements are in `templates/report.html`, which escapes everything it is given.
+It loads no fonts or scripts. The template, `templates/report.html`, is autoescaped.
 """
 
 import base64
@@ -24,15 +23,15 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.files.outputs import write_text
 
-_SIDE = 480  # pixels of the longer side of a thumbnail
+_SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
-_NAMED_CLASSES = 12  # below an image
+_NAMED_CLASSES = 12  # listed below an image
 _NOTHING = "\u2013"
-# What identifies an evaluation comes first; the rest follows as it is.
+# The first entries of the protocol; the others follow in their order.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 _BANDS = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
-# Sections that only some evaluations have, and their keys in the metrics.
-_MEASURED = {
+# Titles of optional sections and their keys in the metrics.
+_OPTIONAL = {
     "Near boundaries": "trimap",
     "Boundary IoU": "boundary_iou",
     "Calibration": "calibration",
@@ -41,14 +40,14 @@ _MEASURED = {
 
 
 def _percent(share: float | None) -> str:
-    """Returns a share in per cent, without the sign; a dash for None and NaN."""
+    """Formats a fraction in percent without the sign; a dash for None and NaN."""
     if share is None or np.isnan(share):
         return _NOTHING
     return f"{100 * share:.2f}"
 
 
 def _setting(value: object) -> str:
-    """Returns a setting for readers."""
+    """Formats a setting."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
@@ -78,31 +77,31 @@ def write_report(
     best: Sequence[ScoredImage],
     command: Sequence[str],
 ) -> None:
-    """Writes an evaluation as one HTML file, atomically.
+    """Writes an evaluation report atomically.
 
     Args:
-        path: The file; its folder must exist.
-        metrics: Those of `metrics.json`; `trimap`, `boundary_iou`, `calibration` and
-            `robustness` have sections where they were measured.
+        path: Output file; its folder must exist.
+        metrics: Content of `metrics.json`, optionally with `trimap`, `boundary_iou`,
+            `calibration` and `robustness`.
         info: Names and colours of the classes.
         worst: Images to show, the worst first.
         best: Images to show, the best first.
-        command: Words of the command line that repeats the evaluation.
+        command: Arguments of the command line that repeats the evaluation.
 
     Raises:
-        UserError: if the metrics are of another number of classes than `info`.
+        UserError: if metrics and `info` have different numbers of classes.
     """
     classes = len(metrics["confusion_matrix"])
     if classes != info.num_classes:
         raise UserError(
-            f"the metrics are of {classes} classes; {info.name} has {info.num_classes}"
+            f"the metrics have {classes} classes; {info.name} has {info.num_classes}"
         )
     sections = [
         ("Protocol", "protocol", _protocol(metrics["protocol"])),
         ("Classes", "classes", _classes(metrics, info)),
         ("Confusion matrix", "confusion_matrix", _confusion_matrix(metrics, info)),
         ("Most frequent confusions", "confusions", _confusions(metrics, info)),
-        *_measured(metrics),
+        *_optional_sections(metrics),
         *_images("Worst images", worst, info),
         *_images("Best images", best, info),
         ("How to reproduce", "origin", _origin(command)),
@@ -118,7 +117,7 @@ def write_report(
         images_scored=metrics["images"],
         sections=sections,
     )
-    # A command line may hold bytes that are not UTF-8, as surrogates.
+    # Arguments that are not UTF-8 contain surrogates.
     write_text(page.encode(errors="replace").decode() + "\n", path)
 
 
@@ -129,7 +128,6 @@ def _protocol(protocol: Mapping) -> list[tuple[str, object]]:
 
 
 def _class(label: int, info: DatasetInfo) -> dict:
-    """Returns name and colour of a class."""
     return {"name": info.class_names[label], "color": info.colors[label]}
 
 
@@ -141,7 +139,7 @@ def _classes(metrics: Mapping, info: DatasetInfo) -> dict:
     if metrics.get("boundary_iou"):
         columns["Boundary IoU, %"] = metrics["boundary_iou"]["per_class"]
     classes = [_class(label, info) for label in range(info.num_classes)]
-    # Of the truth, as in the table that eval.py prints.
+    # Pixels of the ground truth, as in the table printed by eval.py.
     pixels = np.sum(metrics["confusion_matrix"], 1)
     shares = zip(*columns.values(), strict=True)
     rows = zip(classes, metrics["iou_per_class"], shares, pixels, strict=True)
@@ -150,22 +148,22 @@ def _classes(metrics: Mapping, info: DatasetInfo) -> dict:
 
 def _confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
     counts = np.array(metrics["confusion_matrix"])
-    picture = visualize.plot_confusion(counts, info.class_names)
+    image = visualize.plot_confusion(counts, info.class_names)
     alt = "Confusion matrix: a row for each class of the truth, a column for each "
     alt += "predicted class; the most frequent confusions follow in words."
-    return _png(picture, alt)
+    return _png(image, alt)
 
 
-def _png(picture: np.ndarray, alt: str, density: int = 1) -> dict:
-    """Returns a uint8 image as the template takes it.
+def _png(image: np.ndarray, alt: str, density: int = 1) -> dict:
+    """Returns a uint8 image for the template.
 
     Args:
-        picture: `[height, width, 3]`.
-        alt: Text instead of the image.
-        density: Pixels of the image per pixel of the page.
+        image: `[height, width, 3]`.
+        alt: Alternative text.
+        density: Image pixels per page pixel.
     """
-    size = picture.shape[1] // density, picture.shape[0] // density
-    return _image(visualize.encode_png(picture), "png", alt, size)
+    size = image.shape[1] // density, image.shape[0] // density
+    return _image(visualize.encode_png(image), "png", alt, size)
 
 
 def _image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
@@ -191,21 +189,20 @@ def _confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
     ]
 
 
-def _measured(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
-    """Returns the sections of what only some evaluations measure."""
+def _optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
     data = {
         "trimap": _trimap,
         "boundary_iou": dict,
         "calibration": _calibration,
         "robustness": _robustness,
     }
-    there = {title: key for title, key in _MEASURED.items() if metrics.get(key)}
-    return [(title, key, data[key](metrics[key])) for title, key in there.items()]
+    present = {title: key for title, key in _OPTIONAL.items() if metrics.get(key)}
+    return [(title, key, data[key](metrics[key])) for title, key in present.items()]
 
 
 def _trimap(trimap: Mapping) -> dict:
     place = _BANDS.get(trimap["around"], trimap["around"])
-    picture = visualize.plot_trimap(trimap["widths"], trimap["miou"])
+    image = visualize.plot_trimap(trimap["widths"], trimap["miou"])
     alt = f"mIoU in bands around {place}, by their width; the table has its values."
     rows = zip(
         trimap["widths"],
@@ -214,7 +211,7 @@ def _trimap(trimap: Mapping) -> dict:
         map("{:,}".format, trimap["pixels"]),
         strict=True,
     )
-    return {"place": place, "diagram": _png(picture, alt, 2), "rows": list(rows)}
+    return {"place": place, "diagram": _png(image, alt, 2), "rows": list(rows)}
 
 
 def _calibration(calibration: Mapping) -> dict:
@@ -254,11 +251,11 @@ def _scored_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
-    """Returns small images by their captions."""
+    """Returns small images by caption."""
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
     height, width = small.tolist()
-    # Class ids are picked, for a mean of them is none; the centre of each new pixel.
+    # Nearest neighbour, because class ids cannot be averaged.
     centres = [
         ((np.arange(n) + 0.5) * side / n).astype(int)
         for n, side in zip(small, sides, strict=True)
@@ -274,8 +271,8 @@ def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
     size = (width, height)
     views = {"Image": _image(_jpeg(scored.image, size), "jpeg", scored.name, size)}
     return views | {
-        caption: _png(picture, f"{caption} of {scored.name}")
-        for caption, picture in shown.items()
+        caption: _png(image, f"{caption} of {scored.name}")
+        for caption, image in shown.items()
     }
 
 
@@ -287,7 +284,7 @@ def _jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
 
 
 def _classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
-    """Returns the classes of truth or prediction, the largest first."""
+    """Returns the classes of ground truth or prediction by decreasing size."""
     pixels = np.zeros(256, np.int64)
     for labels in (scored.truth, scored.prediction):
         pixels += np.bincount(labels.ravel(), minlength=256)

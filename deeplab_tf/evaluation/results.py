@@ -1,4 +1,4 @@
-"""The results of a model on a split: metrics.json and report.html."""
+"""Evaluation results on a split: metrics.json and report.html."""
 
 import dataclasses
 import os
@@ -19,12 +19,12 @@ _EXTREMES = 12  # worst and best images in the report
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split to score a model on.
+    """A split to evaluate on.
 
     Attributes:
-        data: Where the records are, their resizing and the batch size.
+        data: Location of the records, resizing and batch size.
         name: Official name of the split.
-        info: Meaning of its images and labels.
+        info: Description of the dataset.
     """
 
     data: DataConfig
@@ -32,17 +32,17 @@ class Split:
     info: DatasetInfo
 
     def load(self) -> tf.data.Dataset:
-        """Returns images, labels and names."""
+        """Returns a dataset of images, labels and names."""
         return load_dataset(self.data, self.name, False, named=True)
 
 
 def result_files(with_report: bool) -> list[str]:
-    """Returns the names of the files of the results."""
+    """Returns the names of the result files."""
     return [METRICS_FILE, REPORT_FILE] if with_report else [METRICS_FILE]
 
 
 def make_gallery(info: DatasetInfo) -> Gallery:
-    """Returns a gallery of the worst and best images, for the report."""
+    """Returns a gallery of the worst and best images for the report."""
     return Gallery(info.num_classes, info.ignore_label, extremes=_EXTREMES)
 
 
@@ -54,15 +54,15 @@ def score_split(
     measures: Mapping[str, object],
     gallery: Gallery | None = None,
 ) -> dict:
-    """Returns the metrics of a model on a split, with their protocol.
+    """Evaluates a model on a split and adds its protocol to the metrics.
 
     Args:
-        evaluator: Scores the model.
-        dataset: Its images, labels and names.
+        evaluator: Evaluator of the model.
+        dataset: Images, labels and names of the split.
         split: The split, for the protocol.
         checkpoint: Path of the model, for the protocol.
         measures: Further measures by name, from `make_measures`.
-        gallery: Collects the worst and best images; None collects none.
+        gallery: Collects the worst and best images, if given.
     """
     metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
@@ -89,11 +89,11 @@ def write_results(
     """Writes metrics.json and the report atomically, and returns their paths.
 
     Args:
-        folder: Folder of the files.
+        folder: Output folder.
         metrics: The metrics, from `score_split`.
         info: Names and colours of the classes.
         gallery: Images of the report; None writes no report.
-        command: Command line that gave the results.
+        command: Command line that produced the results.
     """
     paths = [write_metrics(metrics, folder)]
     if gallery is not None:

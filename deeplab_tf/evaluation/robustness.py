@@ -1,4 +1,4 @@
-"""mIoU under common corruptions (1903.12261), as DeepLab is measured in 1908.05005."""
+"""mIoU under common corruptions (1903.12261), as for DeepLab in 1908.05005."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -16,26 +16,26 @@ def measure_robustness(
     severities: Sequence[int],
     clean: float,
 ) -> dict:
-    """Returns the mIoU under every corruption at every severity.
+    """Measures mIoU under each corruption at each severity.
 
     Args:
-        evaluator: Scores the model.
-        load: Returns the images and labels, RGB.
-        names: Corruptions, among `corruptions.CORRUPTIONS`.
+        evaluator: Evaluator of the model.
+        load: Returns a dataset of RGB images and labels.
+        names: Names from `corruptions.CORRUPTIONS`.
         severities: Severities, 1 to 5.
         clean: mIoU without corruption.
 
     Returns:
-        `clean`, `severities` and `miou`, a list by severity for each name.
+        `clean`, `severities`, and `miou`: for each name a list by severity.
 
     Raises:
-        UserError: for an unknown corruption or images that cannot be corrupted.
+        UserError: for an unknown corruption or unsuitable images.
     """
 
     def miou(name: str, severity: int) -> float:
         dataset = load()
         corrupted = tf.data.Dataset.from_generator(
-            lambda: corruptions.corrupted(dataset, name, severity),
+            lambda: corruptions.corrupt_dataset(dataset, name, severity),
             output_signature=dataset.element_spec,
         )
         print(f"{name}, severity {severity}", file=sys.stderr)

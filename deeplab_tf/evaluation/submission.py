@@ -1,7 +1,7 @@
-"""Label maps of test images, packed as the servers of the benchmarks take them.
+"""Archives of label maps for the evaluation servers of the benchmarks.
 
-PASCAL VOC: the VOC2012 development kit, section 5.3. Cityscapes: what its authors'
-`evalPixelLevelSemanticLabeling` reads.
+The formats follow section 5.3 of the VOC2012 development kit, and
+`evalPixelLevelSemanticLabeling` of the Cityscapes scripts.
 """
 
 import io
@@ -21,16 +21,15 @@ from deeplab_tf.visualize import encode_palette_png, encode_png
 _VOC_NAME = re.compile("[0-9]{4}_[0-9]{6}")
 _VOC_COMPETITIONS = ("comp5", "comp6")
 _TAR_MODES = {".tgz": "w:gz", ".tar.gz": "w:gz", ".tar": "w"}
-# The records leave out what only the image files have at their end.
+# Records leave out the suffix of the image files.
 _CITYSCAPES_NAME = re.compile("([A-Za-z-]+_[0-9]{6}_[0-9]{6})(_leftImg8bit)?")
-_CITYSCAPES_SIZE = (1024, 2048)  # height and width of every image
+_CITYSCAPES_SIZE = (1024, 2048)  # height, width
 
 
 class _Submission:
-    """An archive of label maps that is written whole or not at all.
+    """An archive of label maps, written atomically.
 
-    Each benchmark says what opens its archive and appends to it, what an image is
-    called in it (or why it is none) and how its label map is encoded.
+    Subclasses open the archive, append to it, name its members and encode label maps.
     """
 
     _benchmark = ""
@@ -54,12 +53,12 @@ class _Submission:
     def __enter__(self):
         folder, name = outputs.split(self._path)
         if not tf.io.gfile.isdir(folder):
-            raise UserError(f"there is no folder {folder} for {self._path}; make it")
+            raise UserError(f"there is no folder {folder} for {self._path}; create it")
         outputs.claim(folder, [name], self._overwrite)
         self._members = set()
-        # Archives are written with seeks, which gs:// does not have.
+        # Archives are written with seeks, which gs:// does not support.
         self._scratch = tempfile.TemporaryFile()
-        self._archive = self._opened(self._scratch)
+        self._archive = self._open(self._scratch)
         return self
 
     def __exit__(self, error_type, error, trace):
@@ -75,22 +74,22 @@ class _Submission:
         outputs.write_bytes(self._scratch.read(), self._path)
 
     def add(self, name: str, labels: np.ndarray) -> None:
-        """Packs the label map of one image.
+        """Adds the label map of one image.
 
         Args:
-            name: Name of the image file without its suffix.
-            labels: Class ids `[height, width]` at the size of the image, from 0 on.
+            name: Name of the image file without extension.
+            labels: Class ids `[height, width]` at the size of the image.
 
         Raises:
-            UserError: if the server does not take the name or the labels, or the
-                image came before.
+            UserError: if the server would not accept the name or labels, or the image
+                was added before.
         """
         member = self._member(name)
         if member in self._members:
-            raise UserError(f"image {name} is twice in the submission {self._path}")
+            raise UserError(f"image {name} was added twice to {self._path}")
         labels = np.asarray(labels)
         self._check(name, labels)
-        self._append(member, self._png(labels))
+        self._append(member, self._encode(labels))
         self._members.add(member)
 
     def _check(self, name: str, labels: np.ndarray) -> None:
@@ -108,21 +107,20 @@ class _Submission:
 
 
 class VocSubmission(_Submission):
-    """The results of PASCAL VOC 2012's test images, as its devkit lays them out.
+    """Results on the test images of PASCAL VOC 2012.
 
-    Entering the context makes sure that the path can be written; leaving it without
-    an error writes the archive, and with one leaves nothing behind.
+    A context manager: entering checks that the path can be written, and leaving writes
+    the archive unless there was an error.
 
     Args:
         path: Archive to write, `.tgz`, `.tar.gz` or `.tar`; `tf.io.gfile` paths work.
-        info: Classes of the model; must be as many as VOC's 21.
-        competition: "comp5" for models that saw VOC's own data alone, "comp6" for
-            all others, such as those that begin from ImageNet's weights.
-        overwrite: Whether to replace a file that is not our earlier output, too.
+        info: Classes of the model; must be the 21 of VOC.
+        competition: "comp5" for models trained on VOC only, "comp6" for all others,
+            including those pretrained on ImageNet.
+        overwrite: Whether to replace files other than our earlier output.
 
     Raises:
-        UserError: if one of the arguments is not as above, or, at the end, no image
-            was added.
+        UserError: for an invalid argument, or if no image was added.
     """
 
     _benchmark = "pascal_voc_seg"
@@ -143,7 +141,7 @@ class VocSubmission(_Submission):
             )
         self._folder = f"results/VOC2012/Segmentation/{competition}_test_cls"
 
-    def _opened(self, scratch) -> tarfile.TarFile:
+    def _open(self, scratch) -> tarfile.TarFile:
         mode = next(m for s, m in _TAR_MODES.items() if self._path.endswith(s))
         return tarfile.open(fileobj=scratch, mode=mode)
 
@@ -154,34 +152,35 @@ class VocSubmission(_Submission):
 
     def _member(self, name: str) -> str:
         if not _VOC_NAME.fullmatch(name):
-            raise UserError(f"{name} is no image of VOC, such as 2008_000006")
+            raise UserError(
+                f"{name} is not the name of a VOC image, such as 2008_000006"
+            )
         return f"{self._folder}/{name}.png"
 
-    def _png(self, labels: np.ndarray) -> bytes:
-        # VOC's palette even if the model's own colours are others.
+    def _encode(self, labels: np.ndarray) -> bytes:
+        # The palette of VOC, even if the model has other colours.
         return encode_palette_png(labels, dataset_info(self._benchmark))
 
 
 class CityscapesSubmission(_Submission):
-    """The results of Cityscapes' test images: one folder of labelIds pictures.
+    """Results on the test images of Cityscapes, as labelIds images.
 
-    Entering the context makes sure that the path can be written; leaving it without
-    an error writes the archive, and with one leaves nothing behind.
+    A context manager: entering checks that the path can be written, and leaving writes
+    the archive unless there was an error.
 
     Args:
         path: Archive to write, `.zip`; `tf.io.gfile` paths work.
-        info: Classes of the model; must be as many as Cityscapes' 19.
-        overwrite: Whether to replace a file that is not our earlier output, too.
+        info: Classes of the model; must be the 19 of Cityscapes.
+        overwrite: Whether to replace files other than our earlier output.
 
     Raises:
-        UserError: if one of the arguments is not as above, or, at the end, no image
-            was added.
+        UserError: for an invalid argument, or if no image was added.
     """
 
     _benchmark = "cityscapes"
     _suffixes = (".zip",)
 
-    def _opened(self, scratch) -> zipfile.ZipFile:
+    def _open(self, scratch) -> zipfile.ZipFile:
         return zipfile.ZipFile(scratch, "w")
 
     def _append(self, member: str, content: bytes) -> None:
@@ -191,7 +190,7 @@ class CityscapesSubmission(_Submission):
         match = _CITYSCAPES_NAME.fullmatch(name)
         if match is None:
             raise UserError(
-                f"{name} is no image of Cityscapes, such as "
+                f"{name} is not the name of a Cityscapes image, such as "
                 "berlin_000000_000019_leftImg8bit"
             )
         return f"{match[1]}_labelIds.png"
@@ -202,10 +201,10 @@ class CityscapesSubmission(_Submission):
             height, width = _CITYSCAPES_SIZE
             raise UserError(
                 f"the labels of {name} are {labels.shape[1]}x{labels.shape[0]}; the "
-                f"server of Cityscapes takes {width}x{height}, the size of its images"
+                f"Cityscapes server needs {width}x{height}, the size of its images"
             )
 
-    def _png(self, labels: np.ndarray) -> bytes:
+    def _encode(self, labels: np.ndarray) -> bytes:
         return encode_png(np.array(CITYSCAPES_IDS, np.uint8)[labels])
 
 

@@ -250,7 +250,7 @@ def _check_corruptions(values: absl_flags.FlagValues) -> None:
         raise UserError("--severities has no effect without --corruptions")
     for name in _corruptions(values):
         for severity in _severities(values):
-            corruptions.corrupted((), name, severity)
+            corruptions.corrupt_dataset((), name, severity)
 
 
 def _follow(

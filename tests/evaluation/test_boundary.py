@@ -272,7 +272,7 @@ def test_classes_up_to_the_last_of_uint8():
 
 @pytest.mark.parametrize("widths", [(), (0, 1), (2, 1), (1, 1), (1, 2.5), (-1, 3)])
 def test_widths_are_refused_unless_they_ascend_from_1(widths):
-    with pytest.raises(UserError, match=r"ascending whole numbers .* received \("):
+    with pytest.raises(UserError, match=r"ascending integers .* received \("):
         TrimapCurve(2, VOID, widths)
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
-from deeplab_tf.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted
+from deeplab_tf.evaluation.corruptions import CORRUPTIONS, corrupt, corrupt_dataset
 from deeplab_tf.evaluation.evaluator import evaluate
 
 # The other ones do the same to an image whatever the seed.
@@ -163,17 +163,19 @@ LABELS = np.arange(3 * 37 * 45, dtype=np.int32).reshape(3, 37, 45, 1)
 def test_neither_batches_nor_order_matter(package, name):
     images = IMAGES.astype(np.float32)
     together = [(images[:2], LABELS[:2]), (images[2:], LABELS[2:])]
-    whole = np.concatenate([x for x, _ in corrupted(together, name, 3)])
+    whole = np.concatenate([x for x, _ in corrupt_dataset(together, name, 3)])
     assert (whole.dtype, whole.shape) == (np.float32, images.shape)
     alone = [(images[i : i + 1], LABELS[i : i + 1]) for i in (2, 0, 1)]
-    for i, (image, label) in zip((2, 0, 1), corrupted(alone, name, 3), strict=True):
+    for i, (image, label) in zip(
+        (2, 0, 1), corrupt_dataset(alone, name, 3), strict=True
+    ):
         np.testing.assert_array_equal(image, whole[i : i + 1])
         np.testing.assert_array_equal(label, LABELS[i : i + 1])
 
 
 def noise_of(images, severity=3, seed=0):
     """Returns what Gaussian noise adds to images, `[batch, h, w, 3]`."""
-    [(noisy, _)] = corrupted([(images, LABELS)], "gaussian_noise", severity, seed)
+    [(noisy, _)] = corrupt_dataset([(images, LABELS)], "gaussian_noise", severity, seed)
     return noisy - images
 
 
@@ -195,7 +197,7 @@ def test_images_of_a_dataset_are_rounded_to_bytes(package):
     images[:, 0, 0], images[:, 0, 1] = 300, -3
     names = [b"a", b"b", b"c"]
     dataset = tf.data.Dataset.from_tensor_slices((images, LABELS, names)).batch(3)
-    [(darker, labels, same_names)] = corrupted(dataset, "contrast", 4, seed=-1)
+    [(darker, labels, same_names)] = corrupt_dataset(dataset, "contrast", 4, seed=-1)
     as_bytes = IMAGES.copy()
     as_bytes[:, 0, 0], as_bytes[:, 0, 1] = 255, 0
     expected = [corrupt(image, "contrast", 4, 0) for image in as_bytes]
@@ -210,8 +212,8 @@ def test_a_model_is_scored_on_what_is_left_of_the_images(package, color_model):
     images = np.float32(60 * np.eye(3)[labels[..., 0]] + 60)
     batches = [(images, labels.astype(np.uint8))]
     assert evaluate(color_model, batches)["miou"] == 1
-    slightly = evaluate(color_model, corrupted(batches, "gaussian_noise", 1))
-    strongly = evaluate(color_model, corrupted(batches, "gaussian_noise", 5))
+    slightly = evaluate(color_model, corrupt_dataset(batches, "gaussian_noise", 1))
+    strongly = evaluate(color_model, corrupt_dataset(batches, "gaussian_noise", 5))
     assert 1 / 3 < strongly["miou"] < slightly["miou"] < 1
 
 
@@ -239,7 +241,7 @@ def test_a_model_is_scored_on_what_is_left_of_the_images(package, color_model):
         ({"image": IMAGES}, r"received \[3, 37, 45, 3\]$"),
         ({"image": IMAGE[:31]}, "at least 32x32 pixels; received 45x31$"),
         ({"image": IMAGE[:, :31]}, "received 31x37$"),
-        ({"image": IMAGE / 255}, "of uint8 images; received float64$"),
+        ({"image": IMAGE / 255}, "need uint8 images; received float64$"),
     ],
 )
 def test_mistakes_are_told_in_one_line(changed, message):
@@ -255,20 +257,20 @@ def test_mistakes_about_a_dataset_are_told_before_it_is_read(package):
         yield
 
     with pytest.raises(UserError, match="similar: fog"):
-        corrupted(unread(), "fogg", 1)
+        corrupt_dataset(unread(), "fogg", 1)
     with pytest.raises(UserError, match="severity must be"):
-        corrupted(unread(), "fog", 9)
-    grey = corrupted([(np.zeros((1, 40, 40, 1)), LABELS)], "fog", 1)
+        corrupt_dataset(unread(), "fog", 9)
+    grey = corrupt_dataset([(np.zeros((1, 40, 40, 1)), LABELS)], "fog", 1)
     with pytest.raises(UserError, match=r"RGB images .*received \[40, 40, 1\]"):
         next(grey)
 
 
 def check_what_to_install():
     commands = (
-        "need pip install scikit-image numba and pip install --no-deps "
-        "imagecorruptions-imaug"
+        "need more packages: pip install scikit-image numba, then pip install "
+        "--no-deps imagecorruptions-imaug"
     )
-    for call in (corrupt, corrupted):
+    for call in (corrupt, corrupt_dataset):
         with pytest.raises(UserError, match=commands) as error:
             call(IMAGE, "fog", 1, 0)
         assert "\n" not in str(error.value)

@@ -114,7 +114,7 @@ def test_images_beyond_the_crop_size_are_scored_whole_with_a_note(
     assert cut["confusion_matrix"] == whole["confusion_matrix"]
     assert np.sum(cut["confusion_matrix"]) == labels.size
     out = capsys.readouterr().out
-    assert out == "note: 3 images exceed eval_crop_size and enlarged it\n"
+    assert out == "note: 3 images exceed eval_crop_size, which grew to fit them\n"
 
 
 def test_scales_flips_and_crop_size_are_used(strided_model):
@@ -139,7 +139,7 @@ def test_nothing_to_score_is_an_error(color_model, count):
     images, labels, _ = samples(2)
     void = (images, np.full_like(labels, 255))
     dataset = tf.data.Dataset.from_tensor_slices(void).batch(1).take(count)
-    with pytest.raises(UserError, match=f"{count} images hold no pixel .* in 0..2"):
+    with pytest.raises(UserError, match=f"{count} images have no pixel .* in 0..2"):
         evaluate(color_model, dataset)
 
 
@@ -276,11 +276,11 @@ class Exported:
     [
         (
             lambda x: np.zeros((1, 8, 9), int),
-            r"\[1, 9, 8, 3\] have the shape \[1, 8, 9\]",
+            r"shape \[1, 8, 9\] for images of shape \[1, 9, 8, 3\]",
         ),
-        (lambda x: np.zeros((1, 9, 8, 1), int), r"have the shape \[1, 9, 8, 1\]"),
-        (lambda x: np.full((1, 9, 8), -1), "labels from -1 to -1 .* 3 classes"),
-        (lambda x: np.full((1, 9, 8), 3), "labels from 3 to 3 .* 3 classes"),
+        (lambda x: np.zeros((1, 9, 8, 1), int), r"labels of shape \[1, 9, 8, 1\]"),
+        (lambda x: np.full((1, 9, 8), -1), "labels from -1 to -1; .* 3 classes"),
+        (lambda x: np.full((1, 9, 8), 3), "labels from 3 to 3; .* 3 classes"),
     ],
 )
 def test_label_maps_that_cannot_be_are_refused(labels, message):

@@ -375,7 +375,7 @@ def test_a_command_line_that_is_no_text_is_written_all_the_same():
 def test_a_report_replaces_the_last_one_or_leaves_it():
     page = written()
     assert not tf.io.gfile.glob("ram://report.html.*")
-    with pytest.raises(UserError, match="the metrics are of 4 classes; ade20k has 151"):
+    with pytest.raises(UserError, match="the metrics have 4 classes; ade20k has 151"):
         written(info=dataset_info("ade20k"))
     with pytest.raises(KeyError, match="around"):
         written(METRICS | {"trimap": {"widths": [1]}})

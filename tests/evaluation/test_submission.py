@@ -188,11 +188,19 @@ REFUSED = {
     "another name": (
         VocSubmission,
         [("cat", LABELS)],
-        "^cat is no image of VOC, such as 2008_000006$",
+        "^cat is not the name of a VOC image, such as 2008_000006$",
     ),
-    "a longer name": (VocSubmission, [("2008_000006_1", LABELS)], "no image of VOC"),
-    "other digits": (VocSubmission, [("2008_00000٦", LABELS)], "no image of VOC"),
-    "a path": (VocSubmission, [("../2008_000006", LABELS)], "no image of VOC"),
+    "a longer name": (
+        VocSubmission,
+        [("2008_000006_1", LABELS)],
+        "the name of a VOC image",
+    ),
+    "other digits": (
+        VocSubmission,
+        [("2008_00000٦", LABELS)],
+        "the name of a VOC image",
+    ),
+    "a path": (VocSubmission, [("../2008_000006", LABELS)], "the name of a VOC image"),
     "the ignored label": (
         VocSubmission,
         [("2008_000006", np.full((2, 2), 255))],
@@ -216,22 +224,22 @@ REFUSED = {
     "one image twice": (
         VocSubmission,
         [("2008_000006", LABELS), ("2008_000006", LABELS)],
-        r"^image 2008_000006 is twice in the submission .*results\.tgz$",
+        r"^image 2008_000006 was added twice to .*results\.tgz$",
     ),
     "one image under two names": (
         CityscapesSubmission,
         [(BERLIN, ROAD), ("berlin_000000_000019", ROAD)],
-        r"^image berlin_000000_000019 is twice in the submission .*results\.zip$",
+        r"^image berlin_000000_000019 was added twice to .*results\.zip$",
     ),
     "another image": (
         CityscapesSubmission,
         [("2008_000006", ROAD)],
-        "^2008_000006 is no image of Cityscapes, such as berlin_000000_000019_left",
+        "^2008_000006 is not the name of a Cityscapes image, such as berlin_000000_",
     ),
     "a label file": (
         CityscapesSubmission,
         [("berlin_000000_000019_gtFine_labelIds", ROAD)],
-        "is no image of Cityscapes",
+        "is not the name of a Cityscapes image",
     ),
     "a label id": (
         CityscapesSubmission,
@@ -241,7 +249,7 @@ REFUSED = {
     "half the size": (
         CityscapesSubmission,
         [(BERLIN, ROAD[::2, ::2])],
-        f"^the labels of {BERLIN} are 1024x512; the server of Cityscapes takes "
+        f"^the labels of {BERLIN} are 1024x512; the Cityscapes server needs "
         "2048x1024, the size of its images$",
     ),
     "no image": (VocSubmission, [], r"results\.tgz would be empty: no image was"),
