@@ -129,7 +129,7 @@ def test_what_was_exported_cannot_be_changed(flag, name, trained, tiny_records):
 
 def test_an_artefact_of_other_classes_is_refused(tiny_export, tiny_records):
     where = (f"--checkpoint_dir={tiny_export}", f"--dataset_dir={tiny_records}")
-    message = "of 5 classes and 3 channels, but pascal_voc_seg has 21 and 3"
+    message = "has 5 classes and 3 channels, but pascal_voc_seg has 21 and 3"
     assert_refused(message, EVAL, *where, "--dataset=pascal_voc_seg")
 
 

@@ -217,7 +217,7 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
     content = path.read_bytes()
     where = (f"--checkpoint_path={logs}", f"--export_path={path}")
     records = (f"--dataset_dir={validation}", "--output_stride=16")
-    message = r"points below the model's .*%; 0.0 are allowed"
+    message = r"points below the model's .*%; at most 0.0 are allowed"
     assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
     assert path.read_bytes() == content
     names = ("", ".parity.json", ".refused.json")
@@ -238,7 +238,7 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
         ("--calibration_images is for", "model.tflite", ["--calibration_images=3"]),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
-        ("float32 are converted; rec", "model.tflite", ["--precision=bfloat16"]),
+        ("float32 models can be converted", "model.tflite", ["--precision=bfloat16"]),
     ],
 )
 def test_flags_that_a_form_does_not_have_are_refused(
