@@ -1,4 +1,4 @@
-"""Memory of this machine and of this process."""
+"""Memory of this machine and of this process, in bytes."""
 
 import os
 import re
@@ -7,22 +7,21 @@ import sys
 
 
 def peak_bytes() -> int:
-    """Returns the most memory that this process has held so far."""
-    # Linux' getrusage also counts what the parent held when it started the process.
-    found = _status("VmHWM")
+    """Returns the peak memory of this process so far."""
+    # On Linux, getrusage includes the parent's memory at the time of the fork.
+    found = _read_status("VmHWM")
     if found is not None:
         return found
-    # Kilobytes, but bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def resident_bytes() -> int:
-    """Returns the memory that this process holds, 0 on systems other than Linux."""
-    return _status("VmRSS") or 0
+    """Returns the memory of this process now; 0 on systems other than Linux."""
+    return _read_status("VmRSS") or 0
 
 
-def _status(name: str) -> int | None:
+def _read_status(name: str) -> int | None:
     try:
         with open("/proc/self/status") as file:
             found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)
@@ -32,7 +31,7 @@ def _status(name: str) -> int | None:
 
 
 def machine_bytes() -> int:
-    """Returns the memory of the machine, or what a container may take of it."""
+    """Returns the memory of the machine, or the limit of its container."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for path in (
         "/sys/fs/cgroup/memory.max",

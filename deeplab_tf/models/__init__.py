@@ -1,1 +1,1 @@
-"""The networks: pure Keras 3, on any backend, without tensorflow."""
+"""The networks, in pure Keras 3 for any backend; TensorFlow is not imported."""

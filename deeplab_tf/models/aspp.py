@@ -7,13 +7,9 @@ from deeplab_tf.models.resampling import ResizeLike, WindowMean
 
 
 def image_level_features(x, filters: int, window: dict, **style):
-    """Returns features averaged over the image, at every cell of `x` (Sec. 3.3).
+    """Returns the image-level features of `x` at its resolution (Sec. 3.3).
 
-    Args:
-        x: High-level features `[batch, height, width, channels]`.
-        filters: Depth of the output.
-        window: Arguments of `WindowMean`; {} averages everything.
-        **style: `normalize` and `activation` of the convolution.
+    `window` are arguments of `WindowMean`; {} averages over the whole image.
     """
     pooled = WindowMean(name="image_pooling.mean", **window)(x)
     pooled = conv_bn_act(pooled, filters, 1, "image_pooling", **style)
@@ -30,28 +26,24 @@ def aspp(
     window: dict | None = None,
     **style,
 ):
-    """Returns parallel branches over the same features, projected to one depth.
+    """Returns parallel atrous branches over `x`, concatenated and projected.
 
     Args:
         x: High-level features `[batch, height, width, channels]`.
-        rates: Atrous rates of the 3x3 branches; the paper pairs (6, 12, 18)
-            with output stride 16 and doubles them at output stride 8.
-        filters: Depth of every branch and of the projection; the paper's 256.
-        dropout: Fraction dropped after the projection, in training only.
-        separable: Whether the 3x3 branches are depthwise separable (DeepLabv3+,
-            Sec. 3.1) or dense (DeepLabv3).
-        projection: Whether the branches are projected; else they are joined only.
-        window: Arguments of the `WindowMean` of the image-level branch, {} being the
-            paper's; None leaves the branch out.
+        rates: Atrous rates of the 3x3 branches; the paper uses (6, 12, 18) at output
+            stride 16 and doubles them at output stride 8.
+        filters: Channels of every branch and of the projection.
+        dropout: Dropout rate after the projection.
+        separable: Whether the 3x3 branches are depthwise separable (DeepLabv3+, Sec.
+            3.1) or dense (DeepLabv3).
+        projection: Whether to project the concatenated branches to `filters` channels.
+        window: Arguments of the `WindowMean` of the image-level branch, {} in the
+            paper; None omits the branch.
         **style: `normalize` and `activation` of every convolution.
-
-    Returns:
-        Features `[batch, height, width, filters]`; without projection the depth is
-        that of all branches.
     """
-    branches = []  # in the order of the checkpoints: image level first
+    branches = []  # image level first, as in the checkpoints
     if window is not None:
-        relu = style | {"activation": "relu"}  # the official code has no ReLU6 here
+        relu = style | {"activation": "relu"}  # never ReLU6 in the official code
         branches.append(image_level_features(x, filters, window, **relu))
     branches.append(conv_bn_act(x, filters, 1, "aspp0", **style))
     for i, rate in enumerate(rates, 1):

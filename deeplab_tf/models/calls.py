@@ -1,4 +1,4 @@
-"""In which order a model calls its layers, on inputs of known size."""
+"""Traces the order in which a model calls its layers."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from keras import tree
 
 
 class Call(NamedTuple):
-    """What a layer, or a model within a model, takes and gives at one place."""
+    """One call of a layer or nested model, with its symbolic inputs and outputs."""
 
     layer: keras.Layer
     inputs: list
@@ -18,20 +18,17 @@ def trace_calls(model: keras.Model, inputs) -> tuple[list[Call], list]:
     """Returns a model's calls on symbolic inputs, in order, and its outputs."""
     calls = []
 
-    def recorded(layer, *args, **kwargs):
+    def record(layer, *args, **kwargs):
         outputs = layer(*args, **kwargs)
-        taken = [x for x in tree.flatten((args, kwargs)) if _is_symbolic(x)]
-        calls.append(Call(layer, taken, tree.flatten(outputs)))
+        arguments = tree.flatten((args, kwargs))
+        symbolic = [x for x in arguments if isinstance(x, keras.KerasTensor)]
+        calls.append(Call(layer, symbolic, tree.flatten(outputs)))
         return outputs
 
     clone = keras.models.clone_model(
         model,
         input_tensors=inputs,
         clone_function=lambda layer: layer,
-        call_function=recorded,
+        call_function=record,
     )
     return calls, clone.outputs
-
-
-def _is_symbolic(x) -> bool:
-    return isinstance(x, keras.KerasTensor)

@@ -4,13 +4,7 @@ from typing import NamedTuple
 
 
 class Block(NamedTuple):
-    """Residual units of one resolution.
-
-    Attributes:
-        depth: Base depth of its units.
-        units: Number of units.
-        stride: Stride of the last unit.
-    """
+    """Residual units of one resolution; `stride` is that of the last unit."""
 
     depth: int
     units: int
@@ -18,15 +12,11 @@ class Block(NamedTuple):
 
 
 def replicate_last_block(blocks: tuple[Block, ...], replicas: int) -> tuple[Block, ...]:
-    """Returns the blocks with replicas of the last one in cascade after it.
+    """Returns the blocks and replicas of the last one (block5 to block7).
 
-    Every block but the new last one ends with a stride of 2, so that without
-    atrous convolution each replica halves the resolution (Fig. 3a); with it the
-    rates double from block to block instead (Fig. 3b).
-
-    Args:
-        blocks: Blocks of a classification network.
-        replicas: Number of replicas: the paper adds block5 to block7.
+    All but the last end with stride 2, so without atrous convolution each replica
+    halves the resolution (Fig. 3a); with it, the rates double from block to block
+    instead (Fig. 3b).
     """
     *first, last = blocks
     return (*first, *replicas * (last._replace(stride=2),), last)

@@ -1,9 +1,9 @@
-"""Multiply-adds and parameters of a model; how the papers counted theirs.
+"""Counts multiply-adds and parameters of a model, in the conventions of the papers.
 
     python -m deeplab_tf.models.complexity
 
-prints the papers' Multiply-Adds columns beside ours. The published figures are half
-of what the TF1 profiler called `float_ops`; docs/complexity.md tells what is in them.
+prints the Multiply-Adds columns of the papers next to ours. The published figures are
+half of the TF1 profiler's `float_ops`; docs/complexity.md says what they include.
 """
 
 import concurrent.futures
@@ -26,24 +26,23 @@ from deeplab_tf.presets import PRESETS
 CONVENTIONS = ("exact", "tf1", "profiler")
 
 
-def _described(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
-    """Returns a model for one image whose variables are never given values."""
+def _build_uninitialized(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
+    """Returns a model for one image without allocating its variables."""
 
     def build() -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
             return build_model(config, image_size=size, batch_size=1)
 
-    # Keras gives such variables values in whatever StatelessScope ends next in the same
-    # thread: gigabytes, for counting a few models.
+    # In its own thread: otherwise Keras initialises the variables when the next
+    # StatelessScope of this thread ends, gigabytes for a few models.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(build).result()
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
-    """Returns at how many places TF1 evaluated an atrous kernel along an axis.
+    """Returns how often TF1 evaluated an atrous kernel along an axis.
 
-    It moved the pixels of each phase together (SpaceToBatch), padded them to one
-    length, and ran the dense kernel on that.
+    SpaceToBatch gathered the pixels of each phase and padded them to one length.
     """
     if rate == 1:
         return cells
@@ -51,22 +50,22 @@ def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
     return rate * (-(-(cells + margin * rate) // rate) - margin)
 
 
-def _convolution(layer: layers.Layer, convention: str) -> int:
+def _count_convolution(layer: layers.Layer, convention: str) -> int:
     """Returns the multiply-adds of a convolution."""
     _, *size, filters = layer.output.shape
     if convention != "exact":
         sides = zip(size, layer.kernel_size, layer.dilation_rate, strict=True)
         size = [_tf1_positions(*side) for side in sides]
-    # A depthwise kernel [k, k, channels, 1] gives each of its filters one channel.
+    # Each filter of a depthwise kernel reads a single channel.
     depth = 1 if isinstance(layer, layers.DepthwiseConv2D) else layer.kernel.shape[2]
     return prod(size) * prod(layer.kernel_size) * depth * filters
 
 
-def _other_operations(layer: layers.Layer) -> int:
+def _count_other_operations(layer: layers.Layer) -> int:
     """Returns the operations that the profiler counted besides convolutions."""
     elements = prod(layer.output.shape)
     if isinstance(layer, PixelScaling):
-        # A product and a difference; the mean alone is one difference.
+        # Scaling is a product and a sum; subtracting the mean is one operation.
         return elements * (1 if layer.scale == 1.0 else 2)
     if isinstance(layer, layers.Add):
         return elements * (len(layer.input) - 1)
@@ -77,11 +76,11 @@ def _other_operations(layer: layers.Layer) -> int:
     return 0
 
 
-def _weight_operations(layer: layers.Layer) -> int:
+def _count_weight_operations(layer: layers.Layer) -> int:
     """Returns the operations that the profiler counted for the weights themselves.
 
-    Two per weight for drawing it at random, three for its L2 loss, which
-    depthwise kernels do not have.
+    Two per weight for random initialisation and three for the L2 loss, which depthwise
+    kernels do not have.
     """
     per_weight = 2 if isinstance(layer, layers.DepthwiseConv2D) else 5
     return per_weight * prod(layer.kernel.shape)
@@ -92,33 +91,34 @@ class _Count(NamedTuple):
 
     exact: int
     tf1: int
-    others: int
+    other: int
     weights: int
 
 
-def _convolutions(model: keras.Model) -> list[layers.Layer]:
+def _find_convolutions(model: keras.Model) -> list[layers.Layer]:
     kinds = layers.Conv2D | layers.DepthwiseConv2D
     return [layer for layer in leaf_layers(model) if isinstance(layer, kinds)]
 
 
 def convolution_multiply_adds(model: keras.Model) -> int:
-    """Returns the multiply-adds of the convolutions of any model, exactly.
+    """Returns the exact multiply-adds of the convolutions of any functional model.
 
-    Args:
-        model: A functional model of one image of known size, ours or not.
+    Its input is one image of known size.
     """
-    return sum(_convolution(layer, "exact") for layer in _convolutions(model))
+    return sum(
+        _count_convolution(layer, "exact") for layer in _find_convolutions(model)
+    )
 
 
 @functools.lru_cache(maxsize=512)
 def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
-    model = _described(config, size)
-    leaves, convolutions = leaf_layers(model), _convolutions(model)
+    model = _build_uninitialized(config, size)
+    convolutions = _find_convolutions(model)
     return _Count(
-        convolution_multiply_adds(model),
-        sum(_convolution(layer, "tf1") for layer in convolutions),
-        sum(_other_operations(layer) for layer in leaves),
-        sum(_weight_operations(layer) for layer in convolutions),
+        exact=convolution_multiply_adds(model),
+        tf1=sum(_count_convolution(layer, "tf1") for layer in convolutions),
+        other=sum(_count_other_operations(layer) for layer in leaf_layers(model)),
+        weights=sum(_count_weight_operations(layer) for layer in convolutions),
     )
 
 
@@ -129,23 +129,23 @@ def multiply_adds(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> int:
-    """Returns the multiply-adds that labelling one image takes.
+    """Returns the multiply-adds of predicting one image.
 
     DeepLabv3+ (1802.02611) prints them in billions, in Tables 3 and 5.
 
     Args:
         config: The model, at the output stride of the evaluation.
         crop_size: Height and width of the image, in pixels.
-        convention: "exact" counts every product of a kernel once; "tf1" what TF1
-            computed, whose atrous convolutions pad each phase; "profiler" what
-            the papers print: "tf1" and half of the other operations that TF1's
-            profiler knew (sums, pooling, scaling, initialisers, L2 losses).
-        scales: Scales at which the image is seen.
-        flip: Whether each is also seen mirrored.
+        convention: "exact" counts every product of a kernel once; "tf1" counts what TF1
+            computed, whose atrous convolutions pad each phase; "profiler" is what the
+            papers print: "tf1" plus half of the other operations that TF1's profiler
+            counted (sums, pooling, scaling, initialisers, L2 losses).
+        scales: Scales of multi-scale inference.
+        flip: Whether each scale is also run on the mirrored image.
 
     Raises:
-        UserError: for another convention, or a model with `image_pyramid`, for
-            which there is no published count.
+        UserError: for an unknown convention, or a model with `image_pyramid`, for which
+            no count was published.
     """
     if convention not in CONVENTIONS:
         raise UserError(
@@ -153,7 +153,7 @@ def multiply_adds(
         )
     if config.image_pyramid != (1.0,):
         raise UserError(
-            "multiply_adds counts networks that see one scale; received image_pyramid "
+            "multiply_adds counts single-scale networks; received image_pyramid "
             f"{config.image_pyramid}: give them as scales"
         )
     height, width = crop_size
@@ -161,29 +161,29 @@ def multiply_adds(
         _count(config, (scale_dimension(height, s), scale_dimension(width, s)))
         for s in scales
     ]
-    views = 2 if flip else 1
+    passes = 2 if flip else 1
     if convention == "exact":
-        return views * sum(count.exact for count in counts)
-    total = views * sum(count.tf1 for count in counts)
+        return passes * sum(count.exact for count in counts)
+    total = passes * sum(count.tf1 for count in counts)
     if convention == "profiler":
-        others = views * sum(count.others for count in counts)
-        # The weights were there once, however often the graph used them.
-        total += (others + counts[0].weights) // 2
+        other = passes * sum(count.other for count in counts)
+        # All passes share the weights.
+        total += (other + counts[0].weights) // 2
     return total
 
 
 def parameters(config: ModelConfig) -> tuple[int, int]:
-    """Returns the number of trained parameters, and of all with moving statistics."""
-    model = _described(config, (65, 65))
+    """Returns the number of trainable parameters, and with moving statistics."""
+    model = _build_uninitialized(config, (65, 65))
     counts = [
         (prod(v.shape), v.trainable) for x in leaf_layers(model) for v in x.weights
     ]
-    # The seed of a dropout is a variable to Keras, but no weight.
+    # `weights` omits the seeds of dropout, which are variables in Keras.
     return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
 
 
 def table() -> str:
-    """Returns the published Multiply-Adds beside ours, in billions, a row each."""
+    """Returns a table of the published Multiply-Adds and ours, in billions."""
     lines = [
         f"{'preset':<52}{'M params':>9}{'published':>11}"
         + "".join(f"{name:>11}" for name in CONVENTIONS)
@@ -194,9 +194,9 @@ def table() -> str:
         published, size = preset.published.multiply_adds, evaluation.eval_crop_size
         if published is None or size is None:
             continue
-        views = (evaluation.eval_scales, evaluation.add_flipped_images)
+        passes = (evaluation.eval_scales, evaluation.add_flipped_images)
         counts = [
-            multiply_adds(model, size, convention, *views) / 1e9
+            multiply_adds(model, size, convention, *passes) / 1e9
             for convention in CONVENTIONS
         ]
         trained, _ = parameters(model)

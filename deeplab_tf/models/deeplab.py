@@ -21,10 +21,10 @@ from deeplab_tf.models.variables import leaf_layers
 _Outputs = TypeVar("_Outputs")
 
 
-def _nested(
+def _call_nested(
     name: str, build: Callable[..., _Outputs], *inputs: keras.KerasTensor
 ) -> _Outputs:
-    """Returns `build(*inputs)` as one nested model, a line of `summary()`."""
+    """Calls `build(*inputs)` as a nested model, one line of `summary()`."""
     heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
     if len(heads) == 1:
         return keras.Model(heads[0], build(*heads), name=name)(inputs[0])
@@ -32,7 +32,7 @@ def _nested(
 
 
 def _normalize(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns pixels scaled for the backbone, with the mean pixel at 0."""
+    """Scales pixels for the backbone: to [-1, 1], or minus the mean pixel."""
     scaling: tuple = (2.0 / 255.0, -1.0)
     if config.traits.subtracts_mean:
         scaling = (1.0, tuple(-mean for mean in config.mean_pixel))
@@ -51,14 +51,14 @@ def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.Keras
 
 
 def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns high-level features with context: ASPP or what replaces it."""
+    """Applies the ASPP, or the module that replaces it."""
     context = config.context
     window: dict = {
         "crop_size": context.image_pooling_crop_size,
         "output_stride": config.output_stride,
     }
     if context.dense_prediction_cell:
-        # The official cell has no ReLU6.
+        # The official cell never has ReLU6.
         return dense_prediction_cell(
             x,
             context.dense_prediction_cell,
@@ -108,7 +108,7 @@ def _decoder(
 
 
 def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns the scores of features, float32; DeepLabv2's are of several rates."""
+    """Returns the class scores, float32; DeepLabv2 sums those of several rates."""
     rates = () if config.context.aspp else config.atrous_rates
     branches = [
         deeplab_layers.conv(
@@ -131,47 +131,39 @@ def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
 def image_features(
     image: keras.KerasTensor, config: ModelConfig
 ) -> list[keras.KerasTensor]:
-    """Returns the backbone's features of raw images.
+    """Returns the backbone's high-level features, then those of the decoder's strides.
 
-    Args:
-        image: RGB 0..255, `[batch, height, width, channels]`.
-        config: What to build.
-
-    Returns:
-        The high-level features `[batch, height / output_stride, ..., depth]`, and the
-        low-level ones of the decoder's strides.
+    `image` is raw RGB 0..255, `[batch, height, width, channels]`.
     """
     x = _normalize(image, config)
-    return _nested("backbone", lambda x: _backbone(x, config), x)
+    return _call_nested("backbone", lambda x: _backbone(x, config), x)
 
 
-def _logits_at_one_scale(
+def _single_scale_logits(
     image: keras.KerasTensor, config: ModelConfig
 ) -> keras.KerasTensor:
-    """Returns the logits of raw images, before any resize: Fig. 2."""
+    """Returns the logits of raw images, before any resize (Fig. 2)."""
     x, *low_level = image_features(image, config)
     if config.context.aspp:
-        x = _nested("context", lambda x: _context(x, config), x)
+        x = _call_nested("context", lambda x: _context(x, config), x)
     if low_level:
-        x = _nested("decoder", lambda x, *low: _decoder(x, low, config), x, *low_level)
+        x = _call_nested(
+            "decoder", lambda x, *low: _decoder(x, low, config), x, *low_level
+        )
     return x if config.decoder.outputs_logits else _logits(x, config)
 
 
 def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
-    """Returns a network for images seen at a scale, sharing every variable.
+    """Returns a network for images resized by `scale`, sharing every variable.
 
-    A pooling window given in pixels keeps its share of the image, as in the
-    official multi-scale evaluation; without one it is the network itself.
-
-    Args:
-        network: A functional model of raw images.
-        scale: Positive factor.
+    Pooling windows given in pixels keep their share of the image, as in the official
+    multi-scale evaluation. Without any, returns the network itself.
     """
     windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
     if scale == 1.0 or not any(layer.crop_size for layer in windows):
         return network
 
-    def scaled(layer: layers.Layer) -> layers.Layer:
+    def scale_window(layer: layers.Layer) -> layers.Layer:
         if not isinstance(layer, WindowMean):
             return layer
         image_scale = scale * layer.image_scale
@@ -179,18 +171,18 @@ def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
             {**layer.get_config(), "image_scale": image_scale}
         )
 
-    clone = keras.models.clone_model(network, clone_function=scaled, recursive=True)
+    clone = keras.models.clone_model(
+        network, clone_function=scale_window, recursive=True
+    )
     return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
 
 
-def _logits_of_pyramid(
-    image: keras.KerasTensor, config: ModelConfig
-) -> keras.KerasTensor:
-    """Returns logits merged over `image_pyramid`, on the largest scale's grid."""
+def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Returns logits merged over `image_pyramid`, at the size of the largest scale."""
     scales = config.image_pyramid
     shape = (image.shape[0], None, None, config.channels)
     head = keras.Input(batch_shape=shape, dtype="float32")
-    network = keras.Model(head, _logits_at_one_scale(head, config), name="network")
+    network = keras.Model(head, _single_scale_logits(head, config), name="network")
     grid = max(1.0, *scales) / config.logits_stride
     merged = []
     for i, scale in enumerate(scales):
@@ -209,23 +201,23 @@ def build_model(
 ) -> keras.Model:
     """Returns a DeepLab network as a functional Keras model (1802.02611, Fig. 2).
 
-    It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
-    gives float32 logits `[batch, height, width, num_classes]`. The layer named
-    "logits" gives them before the last resize. Sizes of
-    `k * output_stride + 1` keep features and pixels aligned; others work.
+    The input is raw RGB, float32 0..255 `[batch, height, width, channels]`; the output
+    is float32 logits `[batch, height, width, num_classes]`. The layer named "logits"
+    has them before the last resize. Image sizes of `k * output_stride + 1` keep
+    features and pixels aligned; other sizes work as well.
 
     Args:
-        config: What to build; kept as `model.model_config`.
+        config: The model configuration, kept as `model.model_config`.
         image_size: Fixed height and width, in pixels; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")
     if config.image_pyramid == (1.0,):
-        logits = _logits_at_one_scale(image, config)
+        logits = _single_scale_logits(image, config)
         logits = layers.Identity(dtype="float32", name="logits")(logits)
     else:
-        logits = _logits_of_pyramid(image, config)
+        logits = _pyramid_logits(image, config)
     resize = ResizeLike(dtype="float32", name="resize")
     model = keras.Model(image, resize(logits, image), name="deeplab")
     model.model_config = config

@@ -1,4 +1,4 @@
-"""The dense prediction cell (1809.04184): a searched context in the ASPP's place."""
+"""The dense prediction cell (1809.04184), a searched replacement for the ASPP."""
 
 from collections.abc import Sequence
 
@@ -37,19 +37,15 @@ def dense_prediction_cell(
     dropout: float = 0.1,
     **style,
 ):
-    """Returns the branches of a cell, projected to one depth.
+    """Returns the branches of a cell, concatenated and projected to 256 channels.
 
     Args:
         x: High-level features `[batch, height, width, channels]`.
-        branches: The cell; its atrous rates are those at output stride 16.
-        output_stride: Pixels per cell of `x`, 8 or 16.
+        branches: The cell, with atrous rates for output stride 16.
+        output_stride: Output stride of `x`, 8 or 16.
         window: Arguments of the `WindowMean` of pooling branches.
-        dropout: Fraction of all branches dropped before the projection, in
-            training only.
+        dropout: Dropout rate before the projection.
         **style: `normalize` and `activation` of every convolution.
-
-    Returns:
-        Features `[batch, height, width, 256]`.
     """
     outputs = []
     for i, branch in enumerate(branches):

@@ -1,7 +1,7 @@
 """The building blocks of every DeepLab network: convolution, normalisation, ReLU.
 
-Layers are called by their scope in the official graph, with `.` for `/` (which
-Keras refuses), so the layer `aspp0.BatchNorm` owns `aspp0/BatchNorm/gamma`.
+Layers are named by their scope in the official graph with `.` for `/`, which Keras does
+not allow: the layer `aspp0.BatchNorm` has `aspp0/BatchNorm/gamma`.
 """
 
 import keras
@@ -11,7 +11,7 @@ from deeplab_tf.models.normalization import make_batch_norm
 
 
 def truncated_normal(stddev: float):
-    """Returns the initialiser that the official code names in most places."""
+    """Returns the initialiser that the official code uses in most places."""
     return keras.initializers.TruncatedNormal(stddev=stddev)
 
 
@@ -27,31 +27,33 @@ def conv(
     padding: str = "same",
     **layer_options,
 ):
-    """Returns a convolution of `x`, by the layer `scope`, without a bias.
+    """Applies a convolution without a bias.
 
     Args:
         x: `[batch, height, width, channels]`.
-        filters: Depth of the output.
-        kernel_size: Side of the kernel.
-        scope: Official scope with `.` for `/`.
-        strides: Step of the kernel.
+        filters: Output channels.
+        kernel_size: Size of the square kernel.
+        scope: Official scope with `.` for `/`; the name of the layer.
+        strides: Stride of both axes.
         rate: Atrous rate, one for both axes or one for each.
-        initializer: Of the kernel; None is slim's default, Xavier uniform.
-        padding: "same", or "fixed" as in `pad_fixed`.
+        initializer: Kernel initialiser; None is slim's default, Xavier uniform.
+        padding: "same", or "fixed" (see `pad_fixed`).
         **layer_options: Passed to the layer.
     """
     if strides > 1 and rate != 1:
-        # No backend has both at once: a multi-grid in the last unit of a cascade's
-        # block needs it. The dense convolution is sampled instead.
+        # No backend supports both; a multi-grid in the last unit of a cascaded block
+        # needs them. Subsample the dense convolution instead.
         dense = {"rate": rate, "initializer": initializer, **layer_options}
         return subsample(conv(x, filters, kernel_size, scope, **dense), strides, scope)
     convolution = layers.Conv2D(
         filters,
         kernel_size,
-        kernel_initializer=_own(initializer),
+        kernel_initializer=_clone(initializer),
         **_options(scope, strides, rate, padding) | layer_options,
     )
-    return convolution(_padded(x, kernel_size, scope, strides, padding))
+    if _is_fixed(padding, strides):
+        x = pad_fixed(x, kernel_size, scope)
+    return convolution(x)
 
 
 def depthwise_conv(
@@ -64,24 +66,25 @@ def depthwise_conv(
     initializer=None,
     padding: str = "same",
 ):
-    """Returns a depthwise convolution of `x`, by the layer `scope`; see `conv`."""
+    """Applies a depthwise convolution without a bias; see `conv`."""
     convolution = layers.DepthwiseConv2D(
         kernel_size,
-        depthwise_initializer=_own(initializer),
+        depthwise_initializer=_clone(initializer),
         **_options(scope, strides, rate, padding),
     )
-    return convolution(_padded(x, kernel_size, scope, strides, padding))
+    if _is_fixed(padding, strides):
+        x = pad_fixed(x, kernel_size, scope)
+    return convolution(x)
 
 
-def _own(initializer):
-    """Returns an initialiser for one layer; None is slim's default, Xavier uniform."""
-    # An initialiser without a seed draws one when it is made and would give every
-    # kernel of one shape the same values.
+def _clone(initializer):
+    # A Keras initialiser draws its seed once: shared, it would give all kernels of one
+    # shape the same values.
     return initializer.clone() if initializer else "glorot_uniform"
 
 
 def subsample(x, strides: int, scope: str):
-    """Returns every `strides`-th row and column of `x`, the first ones included."""
+    """Returns every `strides`-th row and column of `x`, including the first."""
     pool = layers.MaxPooling2D(
         1, strides, data_format="channels_last", name=f"{scope}.subsample"
     )
@@ -93,7 +96,7 @@ def _is_fixed(padding: str, strides: int) -> bool:
 
 
 def _options(scope: str, strides: int, rate, padding: str) -> dict:
-    """Returns the options that the layers of all convolutions share."""
+    """Returns the options common to all convolutions."""
     return {
         "strides": strides,
         "dilation_rate": rate,
@@ -104,15 +107,11 @@ def _options(scope: str, strides: int, rate, padding: str) -> dict:
     }
 
 
-def _padded(x, kernel_size: int, scope: str, strides: int, padding: str):
-    return pad_fixed(x, kernel_size, scope) if _is_fixed(padding, strides) else x
-
-
 def pad_fixed(x, kernel_size: int, scope: str):
-    """Returns `x` with as many zeros around it whatever its size.
+    """Pads `x` with zeros that depend only on the kernel size.
 
-    A strided convolution of it is the dense one, sampled at even positions; the
-    SAME padding of TensorFlow shifts images of even size by a pixel instead.
+    A strided convolution then samples the dense one at even positions; TensorFlow's
+    SAME padding shifts images of even size by a pixel instead.
     """
     before = (kernel_size - 1) // 2
     sides = (before, kernel_size - 1 - before)
@@ -124,13 +123,13 @@ def pad_fixed(x, kernel_size: int, scope: str):
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 def q_sigmoid(x):
-    """Returns the sigmoid of three straight pieces, with the official constant."""
+    """Returns the piecewise linear sigmoid with the official constant."""
     return ops.relu6(x + 3.0) * 0.16667
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 def clip(x):
-    """Returns `x` in [-6, 6], for quantised inference."""
+    """Clips `x` to [-6, 6], for quantised inference."""
     return ops.clip(x, -6.0, 6.0)
 
 
@@ -138,7 +137,7 @@ _ACTIVATIONS = {"q_sigmoid": q_sigmoid, "clip": clip}
 
 
 def activate(x, activation: str | None, scope: str):
-    """Returns `activation` of `x`; None returns `x` itself."""
+    """Applies an activation; None returns `x`."""
     if activation is None:
         return x
     function = _ACTIVATIONS.get(activation, activation)
@@ -155,17 +154,10 @@ def conv_bn_act(
     activation: str | None = "relu",
     **conv_options,
 ):
-    """Returns convolution, batch normalisation and activation of `x`.
+    """Applies convolution, batch normalisation and activation; see `conv`.
 
-    Args:
-        x: `[batch, height, width, channels]`.
-        filters: Depth of the output.
-        kernel_size: Side of the kernel.
-        scope: Official scope with `.` for `/`.
-        normalize: `(x, scope) -> x`, see `make_batch_norm`; None adds a bias
-            instead.
-        activation: Name of the activation; None is linear.
-        **conv_options: Passed to `conv`.
+    `normalize` is a function `(x, scope) -> x`, see `make_batch_norm`; None adds a bias
+    instead. `activation` None is linear.
     """
     use_bias = normalize is None
     x = conv(x, filters, kernel_size, scope, use_bias=use_bias, **conv_options)
@@ -183,7 +175,7 @@ def depthwise_bn_act(
     activation: str | None = "relu",
     **conv_options,
 ):
-    """Returns depthwise convolution, batch normalisation and activation of `x`."""
+    """Applies depthwise convolution, batch normalisation and activation."""
     x = normalize(depthwise_conv(x, kernel_size, scope, **conv_options), scope)
     return activate(x, activation, scope)
 
@@ -191,16 +183,10 @@ def depthwise_bn_act(
 def separable_conv(
     x, filters: int, scope: str, *, kernel_size: int = 3, rate: int = 1, **style
 ):
-    """Returns an atrous separable convolution of a head (DeepLabv3+, Sec. 3.1).
+    """Applies an atrous separable convolution of a head (DeepLabv3+, Sec. 3.1).
 
-    Args:
-        x: `[batch, height, width, channels]`.
-        filters: Depth of the output.
-        scope: Official scope; the halves are `<scope>_depthwise` and
-            `<scope>_pointwise`.
-        kernel_size: Side of the kernel.
-        rate: Atrous rate, one for both axes or one for each.
-        **style: `normalize` and `activation` that follow both halves.
+    The layers are `<scope>_depthwise` and `<scope>_pointwise`; normalisation and
+    activation follow both.
     """
     depthwise = {"rate": rate, "initializer": truncated_normal(0.33)}
     x = depthwise_bn_act(x, kernel_size, f"{scope}_depthwise", **depthwise, **style)
@@ -213,9 +199,7 @@ def separable_conv(
 def head_style(momentum: float | None = None, bounded: bool = False) -> dict:
     """Returns `normalize` and `activation` of everything after the backbone.
 
-    Args:
-        momentum: Decay of the moving statistics, None for 0.9997.
-        bounded: Whether ReLU6 replaces ReLU.
+    `momentum` None is 0.9997; `bounded` uses ReLU6.
     """
     normalize = make_batch_norm(momentum, 0.9997, epsilon=1e-5)
     return {"normalize": normalize, "activation": "relu6" if bounded else "relu"}

@@ -1,22 +1,17 @@
-"""Normalisation: of raw pixels, and of features over a batch."""
+"""Normalisation of raw pixels, and of features over a batch."""
 
 import keras
 from keras import layers, ops
 
-# Every fused batch normalisation of TF1 ran with at least this epsilon, so an
-# official "1e-5" is in truth this.
+# The fused op of TF1 raises smaller epsilons to this, including the official 1e-5.
 _FUSED_EPSILON = 1.001e-5
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class PixelScaling(layers.Layer):
-    """Scales pixels: `x * scale + offset`.
+    """Scales pixels: `x * scale + offset`, with one offset or one per channel.
 
-    Keras' own Rescaling loads TensorFlow on every backend where it is installed.
-
-    Args:
-        scale: Factor.
-        offset: One for all channels, or one for each.
+    Keras' Rescaling imports TensorFlow on every backend if it is installed.
     """
 
     def __init__(self, scale: float = 1.0, offset=0.0, **kwargs):
@@ -25,7 +20,7 @@ class PixelScaling(layers.Layer):
         self.offset = offset
 
     def call(self, x):
-        """Returns the scaled `[b, h, w, channels]`."""
+        """Returns the scaled pixels."""
         return x * self.scale + ops.convert_to_tensor(self.offset, x.dtype)
 
     def compute_output_shape(self, input_shape):
@@ -33,15 +28,15 @@ class PixelScaling(layers.Layer):
         return input_shape
 
     def get_config(self):
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         own = {"scale": self.scale, "offset": self.offset}
         return {**super().get_config(), **own}
 
 
 def normalize_batch(x, gamma, beta, epsilon: float):
-    """Returns `x` normalised by its own moments, these being differentiated too.
+    """Normalises `x` by its own moments, through which gradients flow.
 
-    It computes in float32, whatever the features are.
+    Computes in float32 regardless of the dtype of `x`.
 
     Args:
         x: `[batch, height, width, channels]`.
@@ -50,8 +45,8 @@ def normalize_batch(x, gamma, beta, epsilon: float):
         epsilon: Added to the variance.
 
     Returns:
-        The normalised features of the dtype of `x`, the mean and the unbiased variance
-        per channel.
+        The normalised features in the dtype of `x`; mean and unbiased variance per
+        channel.
     """
     dtype = x.dtype
     x = _at_least_float32(x)
@@ -71,13 +66,12 @@ def _at_least_float32(x):
 class BatchNormalization(layers.BatchNormalization):
     """Batch normalisation with the semantics of the official graph.
 
-    The moving variance takes the unbiased batch variance (n / (n - 1)), as the
-    fused op of TF1 does. `frozen` normalises with the moving statistics in
-    training too while gamma and beta keep learning: the official
-    `fine_tune_batch_norm=False`, where Keras' `trainable=False` would stop them.
+    The moving variance averages the unbiased batch variance (n / (n - 1)), like the
+    fused op of TF1. `frozen` normalises with the moving statistics in training too, but
+    gamma and beta keep learning: the official `fine_tune_batch_norm=False`. Keras'
+    `trainable=False` would freeze them as well.
 
-    `normalize_batch` may be set to another implementation of the function of
-    that name, as the trainer does.
+    The trainer replaces `normalize_batch` by its own implementation.
     """
 
     def __init__(self, frozen: bool = False, **kwargs):
@@ -86,7 +80,7 @@ class BatchNormalization(layers.BatchNormalization):
         self.normalize_batch = normalize_batch
 
     def call(self, inputs, training=None):
-        """Returns the normalised `[b, h, w, channels]`; training uses the batch."""
+        """Returns the normalised features; training uses the batch statistics."""
         if not training or self.frozen:
             scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
             offset = self.beta - self.moving_mean * scale
@@ -99,17 +93,14 @@ class BatchNormalization(layers.BatchNormalization):
         return ops.cast(x, self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         return {**super().get_config(), "frozen": self.frozen}
 
 
 def make_batch_norm(momentum: float | None, official: float, epsilon: float):
-    """Returns `(x, scope) -> x`, which normalises by the layer `<scope>.BatchNorm`.
+    """Returns a function `(x, scope) -> x` that normalises with `<scope>.BatchNorm`.
 
-    Args:
-        momentum: Decay of the moving statistics; None is the official one.
-        official: Decay in the official code.
-        epsilon: Added to the variance.
+    `momentum` is the decay of the moving statistics; None uses the `official` one.
     """
     momentum = official if momentum is None else momentum
     epsilon = max(epsilon, _FUSED_EPSILON)

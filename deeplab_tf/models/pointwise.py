@@ -1,8 +1,7 @@
-"""Pointwise convolutions as products of matrices, which suit a CPU better.
+"""Pointwise convolutions as matrix products, which are faster on CPU.
 
-TensorFlow's convolutions on a CPU bring the kernel into an order of their own in every
-step, forward and backward, and products take it as it is. Where features have few
-positions, that is a good part of the time (`benchmarks/op_profile.py`).
+On CPU, TensorFlow's convolutions repack the kernel in every step, forward and backward.
+For small feature maps that is a good part of the time (`benchmarks/op_profile.py`).
 """
 
 import math
@@ -10,15 +9,14 @@ import math
 import keras
 from keras import layers, ops
 
-# With more, in all images of a batch together, the convolutions make up for it.
+# With more positions (batch * height * width) convolutions are faster.
 _MOST_POSITIONS = 1 << 14
 
 
 class PointwiseMatmul(layers.Layer):
-    """Does what a pointwise convolution does, by a product where that is faster.
+    """Computes a pointwise convolution as a matrix product if that is faster.
 
-    Args:
-        convolution: The convolution; its variables are shared.
+    It shares the variables of the convolution.
     """
 
     def __init__(self, convolution: layers.Conv2D, **kwargs):
@@ -26,12 +24,12 @@ class PointwiseMatmul(layers.Layer):
         self.convolution = convolution
 
     def call(self, x):
-        """Returns the convolved `[batch, height, width, channels]`."""
+        """Returns the convolved features."""
         positions = x.shape[:-1]
         if None in positions or math.prod(positions) > _MOST_POSITIONS:
             return self.convolution(x)
         channels, filters = self.convolution.kernel.shape[2:]
-        # Not `kernel[0, 0]`, whose gradient is written twice.
+        # The gradient of `kernel[0, 0]` would be written twice.
         kernel = ops.reshape(self.convolution.kernel, (channels, filters))
         y = ops.matmul(ops.reshape(x, (-1, channels)), kernel)
         if self.convolution.use_bias:
@@ -40,7 +38,7 @@ class PointwiseMatmul(layers.Layer):
         return self.convolution.activation(y)
 
     def compute_output_spec(self, x):
-        """Returns the symbolic result."""
+        """Returns the symbolic output."""
         return self.convolution.compute_output_spec(x)
 
 
@@ -54,19 +52,16 @@ def _is_pointwise(layer: keras.Layer) -> bool:
 
 
 def convert_pointwise_to_matmul(model: keras.Model) -> keras.Model:
-    """Returns a model whose pointwise convolutions are products where that is faster.
+    """Returns a model that computes small pointwise convolutions as matrix products.
 
-    It shares every variable and gives the same outputs, but for rounding.
-
-    Args:
-        model: A functional model.
+    It shares every variable, and outputs differ only by rounding.
     """
 
-    def renewed(layer):
+    def convert(layer):
         if isinstance(layer, keras.Model):
             return convert_pointwise_to_matmul(layer)
         if _is_pointwise(layer):
             return PointwiseMatmul(layer, name=layer.name)
         return layer
 
-    return keras.models.clone_model(model, clone_function=renewed)
+    return keras.models.clone_model(model, clone_function=convert)

@@ -1,4 +1,4 @@
-"""The floating-point format that models compute in."""
+"""The precision in which models compute."""
 
 import keras
 
@@ -6,12 +6,9 @@ from deeplab_tf.models.variables import leaf_layers
 
 
 def use_precision(precision: str) -> None:
-    """Lets models that are built from now on compute in a precision.
+    """Sets the precision ("float32", "bfloat16", "float16") of models built later.
 
     Variables and logits stay float32.
-
-    Args:
-        precision: "float32", "bfloat16" or "float16".
     """
     mixed = "" if precision == "float32" else "mixed_"
     keras.config.set_dtype_policy(mixed + precision)

@@ -1,8 +1,8 @@
-"""Backbones that compute their activations again instead of keeping them.
+"""Backbones that recompute activations in the backward pass to save memory.
 
-Training keeps every activation for the backward pass. Here only those between
-segments are kept; the rest of a segment is computed a second time when the backward
-pass reaches it (Chen et al., 1604.06174): a third more time, a fraction of the memory.
+Training keeps every activation for the backward pass. Here only those between segments
+are kept; each segment is computed again when the backward pass reaches it (Chen et al.,
+1604.06174). A step takes a third longer, with a fraction of the memory.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from keras import layers, ops, tree
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.calls import Call, trace_calls
 
-# Only the ratios of sizes matter where a model leaves its own open.
+# Stands for open image sizes; only ratios matter.
 _NOMINAL_SIZE = 513
-# Segments of at most this share of a model are tried, and of its powers.
+# Tries segments of at most 0.9, 0.9 ** 2, ... of the model.
 _SHARE, _POWERS = 0.9, 40
 
 
@@ -25,10 +25,10 @@ def _elements(tensors) -> int:
     return sum(prod(x.shape) for x in tensors)
 
 
-def _crossings(calls: list[Call], image) -> dict[int, list]:
-    """Returns `{cut: tensors}`: the earlier tensors that calls after a cut use.
+def _find_live_tensors(calls: list[Call], image) -> dict[int, list]:
+    """Returns for each cut the tensors that calls after it still need, latest first.
 
-    The latest tensor is first. Cuts through more than two tensors are left out.
+    Omits cuts through more than two tensors.
     """
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     alive, found = {id(image): image}, {}
@@ -41,12 +41,12 @@ def _crossings(calls: list[Call], image) -> dict[int, list]:
 
 
 def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
-    """Returns the cuts that keep least; None if there are none.
+    """Returns the cuts into segments of at most `limit` elements that keep the fewest.
 
     Args:
-        limit: Elements that a segment may have.
-        totals: Elements of all calls before each.
-        kept: `{cut: elements kept there}`, in order; the last is the end.
+        limit: Maximum number of elements of a segment.
+        totals: Cumulative number of elements before each call.
+        kept: Cut to the elements kept there, in order; the last cut is the end.
     """
     best = {0: (0, ())}
     for cut, elements in kept.items():
@@ -63,16 +63,13 @@ def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
 def find_cuts(model: keras.Model) -> tuple[int, ...]:
     """Returns the number of layers after which each segment of a model ends.
 
-    These cuts minimise the elements of the kept tensors and of the largest segment.
-
-    Args:
-        model: A functional model of one image.
+    Minimises the elements of the kept tensors plus those of the largest segment.
     """
     shape = [size or _NOMINAL_SIZE for size in model.input.shape[1:]]
     image = keras.Input(batch_shape=(1, *shape), dtype=model.input.dtype)
     calls, _ = trace_calls(model, image)
     totals = [0, *itertools.accumulate(_elements(call.outputs) for call in calls)]
-    kept = {cut: _elements(x) for cut, x in _crossings(calls, image).items()}
+    kept = {cut: _elements(x) for cut, x in _find_live_tensors(calls, image).items()}
     kept[len(calls)] = 0
     limits = [totals[-1] * _SHARE**i for i in range(_POWERS)]
     found = filter(None, (_find_cuts_within(limit, totals, kept) for limit in limits))
@@ -86,53 +83,47 @@ def find_cuts(model: keras.Model) -> tuple[int, ...]:
 
 
 class _Segment(NamedTuple):
-    """A part of a model, which shares the model's layers.
-
-    Attributes:
-        network: The part.
-        takes: Keys of its input tensors.
-        gives: Keys of its output tensors.
-    """
+    """A part of a model, and the keys of its input and output tensors."""
 
     network: keras.Model
-    takes: list[int]
-    gives: list[int]
+    inputs: list[int]
+    outputs: list[int]
 
 
-def _segments(model: keras.Model) -> tuple[list[_Segment], list[int]]:
+def _split_model(model: keras.Model) -> tuple[list[_Segment], list[int]]:
     """Returns the segments of a model and the keys of its outputs.
 
-    The image's key is 0.
+    The key of the image is 0.
     """
     image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
     calls, outputs = trace_calls(model, image)
-    crossings = _crossings(calls, image)
+    live_tensors = _find_live_tensors(calls, image)
     keys = {id(x): i for i, call in enumerate(calls, 1) for x in call.outputs}
     keys[id(image)] = 0
-    segments, taken = [], [image]
+    segments, inputs = [], [image]
     for start, end in itertools.pairwise((0, *find_cuts(model))):
-        made = {id(x) for call in calls[start:end] for x in call.outputs}
-        crossing = crossings.get(end, [])
-        # Without duplicates. The gradient of the first output starts the second
-        # computation, so it has to be the one that is computed last.
-        given = {id(x): x for x in (*crossing, *outputs) if id(x) in made}
-        network = keras.Model(taken, list(given.values()))
+        computed = {id(x) for call in calls[start:end] for x in call.outputs}
+        live = live_tensors.get(end, [])
+        # The gradient of the first output starts the recomputation, so the first must
+        # be the tensor computed last.
+        results = {id(x): x for x in (*live, *outputs) if id(x) in computed}
+        network = keras.Model(inputs, list(results.values()))
         segments.append(
-            _Segment(network, [keys[id(x)] for x in taken], [keys[i] for i in given])
+            _Segment(network, [keys[id(x)] for x in inputs], [keys[i] for i in results])
         )
-        taken = crossing
+        inputs = live
     return segments, [keys[id(x)] for x in outputs]
 
 
 def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
-    """Calls a network of which the backward pass keeps the inputs alone.
+    """Calls a network whose backward pass recomputes it from the inputs.
 
-    `keras.remat` calls it twice, but variables must change once: so it is made a
-    function of their values, which also returns the new ones.
+    `keras.remat` calls the network twice, but variables must change only once. So it
+    gets a function of their values that returns the new ones.
     """
     learned = network.trainable_variables
     state = network.non_trainable_variables
-    # Copies: a variable of TensorFlow would be read again after it has changed.
+    # Copies, because TensorFlow would read the variables again after they changed.
     learned_values = [ops.copy(v.value) for v in learned]
     state_values = [ops.copy(v.value) for v in state]
     changed = []
@@ -140,7 +131,7 @@ def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
     def function(*tensors):
         values = [*tensors[len(inputs) :], *state_values]
         mapping = list(zip([*learned, *state], values, strict=True))
-        # Variables of other models that wait for their values are left alone.
+        # Does not initialise pending variables of other models.
         with keras.StatelessScope(mapping, initialize_variables=False) as scope:
             before = [scope.get_current_value(v) for v in state]
             outputs = network(list(tensors[: len(inputs)]), training=training)
@@ -158,25 +149,24 @@ def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
 
 
 class RecomputedModel(layers.Layer):
-    """Calls a functional model in segments, keeping only what is between them.
+    """Calls a functional model in segments and keeps only the tensors between them.
 
-    Args:
-        model: A functional model of one image; its variables are shared.
+    It shares the variables of the model.
     """
 
     def __init__(self, model: keras.Model, **kwargs):
-        # Its own variables and inputs are never cast; the model's layers do that.
+        # The layers of the model cast their inputs themselves.
         super().__init__(dtype="float32", autocast=False, **kwargs)
         self.model = model
-        self._segments, self._outputs = _segments(model)
+        self._segments, self._outputs = _split_model(model)
 
     def call(self, image, training=None, mask=None):
-        """Returns the outputs of the model, as a list; `mask` as Keras hands it on."""
+        """Returns the outputs of the model, as a list; Keras passes `mask`."""
         tensors = {0: image}
         for segment in self._segments:
-            inputs = [tensors[key] for key in segment.takes]
+            inputs = [tensors[key] for key in segment.inputs]
             outputs = _call_and_recompute(segment.network, inputs, training)
-            tensors |= zip(segment.gives, outputs, strict=True)
+            tensors |= zip(segment.outputs, outputs, strict=True)
         return [tensors[key] for key in self._outputs]
 
     def compute_output_spec(self, image, training=None, mask=None):
@@ -195,17 +185,11 @@ def _has_backbone(layer) -> bool:
 
 
 def recompute_backbone(model: keras.Model) -> keras.Model:
-    """Returns a model that keeps few activations of its backbone while training.
+    """Returns a model that recomputes the activations of its backbone in training.
 
-    It shares every variable, gives the same outputs and gradients, and takes about
-    a third more time. Heads are left as they are.
-
-    Args:
-        model: A model of `build_model`, or one of its inputs and an inner output
-            such as "logits".
-
-    Raises:
-        UserError: if the model has no nested model named "backbone".
+    It shares every variable and has the same outputs and gradients; a step takes about
+    a third longer. Heads are not recomputed. Raises `UserError` if there is no nested
+    model named "backbone".
     """
     if not _has_backbone(model):
         raise UserError(

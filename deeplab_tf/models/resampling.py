@@ -1,7 +1,7 @@
-"""Sizes of feature maps: resizing with corners aligned, and means over windows.
+"""Bilinear resizing with aligned corners, and means over windows.
 
-Both are products with a small matrix along each axis: exact, differentiable, and on
-every backend the same for sizes that are known only when the model runs.
+Both multiply by a small matrix along each axis: exact, differentiable, and the same on
+every backend, also for sizes known only at run time.
 """
 
 from fractions import Fraction
@@ -11,14 +11,10 @@ from keras import layers, ops
 
 
 def scale_dimension(size, scale: float):
-    """Returns the length that DeepLab gives to `size` pixels at a scale.
+    """Returns DeepLab's length of `size` pixels at a scale.
 
-    `int((size - 1) * scale + 1)`; for `scale = 1 / k` the number of cells of a
-    SAME convolution of stride k.
-
-    Args:
-        size: Length in pixels, an int or an integer tensor.
-        scale: Positive factor.
+    `int((size - 1) * scale + 1)`, of an int or an integer tensor; for `scale = 1 / k`
+    the output length of a SAME convolution of stride k.
     """
     if isinstance(size, int):
         return int((size - 1.0) * scale + 1.0)
@@ -27,12 +23,7 @@ def scale_dimension(size, scale: float):
 
 
 def align_size(size, stride: int):
-    """Returns the next `k * stride + 1`, where features and pixels align.
-
-    Args:
-        size: Length in pixels, an int or an integer tensor.
-        stride: Image pixels per feature cell.
-    """
+    """Returns the next `k * stride + 1`, where features and pixels align."""
     return (size + stride - 2) // stride * stride + 1
 
 
@@ -42,7 +33,7 @@ def spatial_size(x):
 
 
 def _interpolation_matrix(source, target, dtype):
-    """Returns `[target, source]`: each row blends two neighbours linearly."""
+    """Returns `[target, source]`; each row interpolates two neighbours."""
     steps = ops.cast(ops.maximum(target - 1, 1), "float32")
     step = ops.cast(source - 1, "float32") / steps
     position = ops.cast(ops.arange(target), "float32") * step
@@ -52,18 +43,13 @@ def _interpolation_matrix(source, target, dtype):
 
 
 def resize_bilinear(x, size):
-    """Returns `x` at another size, corner pixels staying on corner pixels.
+    """Resizes features bilinearly with aligned corners, keeping their dtype.
 
-    TF1's `align_corners=True`, which no resize of Keras or TF2 offers; two
-    products with interpolation matrices are exact, differentiable and fast on
-    every backend.
+    Equals TF1's `align_corners=True`, which Keras and TF2 do not offer.
 
     Args:
         x: `[batch, height, width, channels]`.
         size: Target height and width, ints or integer tensors.
-
-    Returns:
-        `[batch, size[0], size[1], channels]` of the dtype of `x`.
     """
     height, width = spatial_size(x)
     if _equal(height, size[0]) and _equal(width, size[1]):
@@ -77,17 +63,13 @@ def resize_bilinear(x, size):
 
 
 def _equal(a, b) -> bool:
-    """Whether two sizes are known to be the same."""
+    """Returns whether two sizes are known to be equal."""
     return isinstance(a, int) and isinstance(b, int) and a == b
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class ResizeLike(layers.Layer):
-    """Resizes bilinearly, corners aligned, to the size of another tensor.
-
-    Args:
-        scale: The target is `scale_dimension` of the other tensor's size.
-    """
+    """Resizes bilinearly with aligned corners to the scaled size of another tensor."""
 
     def __init__(self, scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)
@@ -102,18 +84,18 @@ class ResizeLike(layers.Layer):
         return resize_bilinear(x, size)
 
     def compute_output_spec(self, x, like):
-        """Returns the symbolic result; sizes that are open stay open."""
+        """Returns the symbolic output; open sizes stay open."""
         size = self._target(like.shape[1:3])
         shape = (x.shape[0], *size, x.shape[-1])
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         return {**super().get_config(), "scale": self.scale}
 
 
 def _averaging_matrix(source, window, stride: int):
-    """Returns `[target, source]`: each row averages `window` neighbours."""
+    """Returns `[target, source]`; each row averages `window` neighbours."""
     target = (source - window) // stride + 1
     start = ops.expand_dims(ops.arange(target) * stride, 1)
     cells = ops.expand_dims(ops.arange(source), 0)
@@ -125,17 +107,17 @@ def _averaging_matrix(source, window, stride: int):
 class WindowMean(layers.Layer):
     """Averages features over a window: image-level pooling (DeepLabv3, Fig. 5b).
 
-    A window larger than the features is cut to them.
+    Windows are clipped to the size of the features.
 
     Args:
-        crop_size: Height and width of the window in image pixels; None is the
-            whole image.
+        crop_size: Height and width of the window in image pixels; None is the whole
+            image.
         output_stride: Image pixels per feature cell.
-        grid_size: The window is split into so many rows and columns, and each
-            part of that size is averaged on its own.
-        strides: Steps of the window, in cells.
-        image_scale: Scale at which the network sees the image; the window keeps
-            its share of it.
+        grid_size: Rows and columns into which the window is split; each part is
+            averaged.
+        strides: Strides of the window, in cells.
+        image_scale: Scale of the image in multi-scale inference; the window scales
+            along.
     """
 
     def __init__(
@@ -155,7 +137,7 @@ class WindowMean(layers.Layer):
         self.image_scale = image_scale
 
     def window(self, size):
-        """Returns the cells averaged into one, of features of `size` cells."""
+        """Returns the window size in cells, for features of `size` cells."""
         if self.crop_size is None:
             cells = size
         else:
@@ -180,7 +162,7 @@ class WindowMean(layers.Layer):
         return ops.cast(ops.reshape(means, (batch, *size, channels)), x.dtype)
 
     def compute_output_spec(self, x):
-        """Returns the symbolic result; sizes that are open stay open."""
+        """Returns the symbolic output; open sizes stay open."""
         size = x.shape[1:3]
         if self.crop_size is None and self.grid_size == (1, 1):
             size = (1, 1)
@@ -195,7 +177,7 @@ class WindowMean(layers.Layer):
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments, for saving."""
+        """Returns the arguments."""
         own = {
             "crop_size": self.crop_size,
             "output_stride": self.output_stride,

@@ -1,6 +1,6 @@
-"""What type checkers call tensors where any Keras backend may run."""
+"""The type of tensors of any Keras backend."""
 
 from typing import Any, TypeAlias
 
-# TensorFlow's, JAX's, NumPy's or a symbolic one: no public class stands for them all.
+# TensorFlow, JAX, NumPy or symbolic; they have no public class in common.
 Tensor: TypeAlias = Any

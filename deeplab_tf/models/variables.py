@@ -9,7 +9,7 @@ _LEAVES = {"kernel": "weights", "bias": "biases"}
 
 
 def leaf_layers(model) -> list:
-    """Returns every layer of a model once, those of nested models included."""
+    """Returns every layer of a model once, including those of nested models."""
     found = {}
     for layer in model.layers:
         nested = isinstance(layer, keras.Model)
@@ -26,13 +26,13 @@ def official_variables(model) -> dict:
             leaf = _LEAVES.get(variable.name, variable.name)
             if isinstance(layer, layers.DepthwiseConv2D):
                 leaf = "depthwise_weights"
-            if not isinstance(layer, layers.Dropout):  # the state of its seed
+            if not isinstance(layer, layers.Dropout):  # its variable is a seed
                 variables[f"{layer.name.replace('.', '/')}/{leaf}"] = variable
     return variables
 
 
 def dropout_seeds(model) -> dict:
-    """Returns `{layer name: keras.Variable}`, which the next dropouts follow from."""
+    """Returns `{layer name: keras.Variable}` of the dropout seed states."""
     return {
         layer.name: layer.seed_generator.state
         for layer in leaf_layers(model)

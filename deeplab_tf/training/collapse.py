@@ -15,13 +15,8 @@ def count_classes(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Counts valid pixels by prediction, by ground truth and where both agree.
 
-    Args:
-        logits: `[batch, height, width, num_classes]`.
-        labels: int32 `[batch, height, width]`.
-        ignore_label: Label of pixels that do not count.
-
-    Returns:
-        Three float32 vectors `[num_classes]`.
+    Takes logits `[batch, height, width, num_classes]` and int32 labels `[batch, height,
+    width]`; returns three float32 vectors `[num_classes]`.
     """
     classes = logits.shape[-1]
     labels = tf.where(labels == ignore_label, -1, labels)

@@ -216,13 +216,8 @@ def _tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
 def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
     """Returns the number of images per replica and forward pass.
 
-    Args:
-        batch_size: Images per optimiser step, over all replicas.
-        replicas: Number of replicas.
-        parts: Forward passes per optimiser step (`accumulate_steps`).
-
-    Raises:
-        UserError: if the batch cannot be split evenly.
+    `parts` is the number of forward passes per optimiser step (`accumulate_steps`).
+    Raises `UserError` if the batch cannot be split evenly.
     """
     shares = replicas * parts
     if batch_size < shares or batch_size % shares:

@@ -58,11 +58,6 @@ class HalfPrecisionStep:
 
     As in 1710.03740, Sec. 3.2. Keras' LossScaleOptimizer decides on each replica before
     gradients are exchanged, so replicas may diverge; here all replicas decide together.
-
-    Args:
-        step: The step of one replica.
-        replicas: All replicas.
-        jit: Whether XLA compiles the step.
     """
 
     def __init__(self, step: TrainStep, replicas: Replicas, jit: bool):

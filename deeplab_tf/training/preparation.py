@@ -63,12 +63,7 @@ def prepare_trainer(
 ) -> tuple[Trainer, Experiment, str | None]:
     """Returns a trainer, restored from its latest checkpoint or with initial weights.
 
-    Args:
-        experiment: The experiment.
-        start: The result of `find_start`.
-        strategy: The distribution strategy.
-        precision: Compute precision, see `use_precision`.
-        build: Builds the model.
+    `build` builds the model; `start` is the result of `find_start`.
 
     Returns:
         The trainer; the experiment with the resolved batch normalisation policy; and

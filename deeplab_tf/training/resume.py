@@ -19,12 +19,8 @@ from deeplab_tf.training.history import HISTORY_FILE
 def claim_folder(folder: str, overwrite: bool = False) -> None:
     """Refuses a `train_logdir` where training would replace files it did not write.
 
-    Args:
-        folder: The `train_logdir`.
-        overwrite: Whether such files may be replaced.
-
     Raises:
-        UserError: naming the first such file.
+        UserError: naming the first such file, unless `overwrite` is set.
     """
     best = os.path.join(folder, BEST)
     names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)

@@ -39,12 +39,7 @@ def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> 
     """Checks that model, labels and loss fit together; trains the model.
 
     Uses the loss and batch normalisation of `config`, but Adam, so that the learning
-    rate is not under test.
-
-    Args:
-        model: A model of `build_model` with its initial weights.
-        config: The training options.
-        dataset: Training batches.
+    rate is not under test. The model starts from its current weights.
     """
     overfit = _overfit(model, config, dataset)
     borders = check_borders(dataset, config.ignore_label)

@@ -186,15 +186,8 @@ class TrainStep:
 def accumulate(differentiate: Callable, images, labels, parts: int) -> tuple:
     """Sums gradients and metrics over equal parts of a batch, one at a time.
 
-    Args:
-        differentiate: Function of the images and labels of a part that returns a list
-            of gradients and a list of vectors to sum.
-        images: `[rows, height, width, channels]`.
-        labels: `[rows, height, width]`.
-        parts: Number of parts.
-
-    Returns:
-        The summed gradients, and the summed vectors as one.
+    `differentiate` returns the gradients of the images and labels of a part, and a list
+    of vectors to sum. Returns the summed gradients, and the summed vectors as one.
     """
     first, *rest = zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
     gradients, vectors = differentiate(*first)

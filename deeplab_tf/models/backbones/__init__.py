@@ -1,8 +1,8 @@
-"""The builders of the backbones; their rows are in `deeplab_tf.config.backbones`.
+"""Builders of the backbones in `deeplab_tf.config.backbones`.
 
-A builder takes `(image, output_stride, network, batch_norm_momentum, **options)`, the
-options being those of the row, and returns features by name: "high_level" and, by
-stride, the low-level ones.
+A builder takes `(image, output_stride, network, batch_norm_momentum, **options)` with
+the options of its row. It returns features by name: "high_level", and the low-level
+ones by stride.
 """
 
 import functools

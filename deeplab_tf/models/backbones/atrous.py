@@ -1,4 +1,4 @@
-"""Output stride to strides and atrous rates (DeepLabv3, 1706.05587, Sec. 3.1)."""
+"""Strides and atrous rates for an output stride (DeepLabv3, 1706.05587, Sec. 3.1)."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,14 +8,9 @@ def strides_and_rates(
 ) -> Iterator[tuple[int, int]]:
     """Yields `(stride, rate)` of each unit of a backbone.
 
-    Units keep their stride until the features are `output_stride` times coarser
-    than their input. From there on a unit runs at stride 1 and the strides it
-    would have had multiply the rate of the units *after* it, so that every
-    kernel meets the pixels it was trained on.
-
-    Args:
-        nominal_strides: Stride of each unit in the classification network.
-        output_stride: Product of strides to keep.
+    Units keep their nominal stride until the features have `output_stride`. All later
+    units run at stride 1, and their nominal strides multiply the rates of the units
+    *after* them, so that every kernel samples the pixels it was trained on.
     """
     current, rate = 1, 1
     for stride in nominal_strides:

@@ -14,13 +14,13 @@ _KERNEL = truncated_normal(0.09)
 
 
 def make_divisible(channels: float, divisor: int) -> int:
-    """Returns the multiple of `divisor` nearest to `channels`, losing at most 10 %."""
+    """Rounds `channels` to a multiple of `divisor`, at most 10 % down."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def _squeeze_excite(x, scope: str):
-    """Returns `x` with its channels weighted by their means over the image."""
+    """Weights the channels of `x` by a function of their means over the image."""
     depth, scope = x.shape[-1], f"{scope}.squeeze_excite"
     biased = {"normalize": None, "initializer": _KERNEL}
     gate = WindowMean(name=f"{scope}.mean")(x)
@@ -33,17 +33,8 @@ def _squeeze_excite(x, scope: str):
 def inverted_residual(x, scope: str, block: Block, stride: int, rate: int, normalize):
     """Returns the block's output and its low-level features (1801.04381, Fig. 4d).
 
-    Args:
-        x: `[batch, height, width, channels]`.
-        scope: Official scope with `.` for `/`.
-        block: The block.
-        stride: Effective stride.
-        rate: Atrous rate of the spatial convolution.
-        normalize: `(x, scope) -> x`.
-
-    Returns:
-        `[batch, height / stride, width / stride, filters]`, and the output of the
-        spatial convolution, before any squeeze-and-excitation.
+    `stride` and `rate` are the effective ones of the spatial convolution, whose output,
+    before any squeeze-and-excitation, is the low-level features.
     """
     source, size = x, block.kernel_size
     style = {"normalize": normalize, "initializer": _KERNEL}
@@ -60,7 +51,7 @@ def inverted_residual(x, scope: str, block: Block, stride: int, rate: int, norma
         x = _squeeze_excite(x, scope)
     linear = style | {"activation": None}
     x = conv_bn_act(x, block.filters, 1, f"{scope}.project", **linear)
-    # The effective stride counts: a block that lost its stride may gain a residual.
+    # By effective stride: a block whose stride became a rate may have a residual.
     if block.residual and stride == 1 and source.shape[-1] == block.filters:
         x = layers.Add(name=f"{scope}.output")([source, x])
     return x, low_level
@@ -74,20 +65,16 @@ def mobilenet(
     divisible_by: int | None = None,
     batch_norm_momentum: float | None = None,
 ) -> dict[str | int, object]:
-    """Returns the features of a network of inverted residuals.
+    """Returns the high-level features of a MobileNet, and the low-level ones by stride.
 
     Args:
         image: RGB scaled to [-1, 1], `[batch, height, width, channels]`.
-        output_stride: Pixels per cell of the high-level features.
-        network: The network.
-        depth_multiplier: Factor on every depth.
-        divisible_by: Depths become multiples of it; None is 8 at depth_multiplier 1
+        output_stride: Output stride of the high-level features.
+        network: The architecture.
+        depth_multiplier: Factor on the number of channels.
+        divisible_by: Channels become multiples of this; None is 8 at depth_multiplier 1
             and the network's divisor otherwise.
-        batch_norm_momentum: Decay of the moving statistics, None for 0.997.
-
-    Returns:
-        `"high_level"`: `[batch, height / output_stride, ..., depth]`, and by
-        their stride the low-level features that the network offers.
+        batch_norm_momentum: Decay of the moving statistics; None is 0.997.
     """
     normalize = make_batch_norm(batch_norm_momentum, 0.997, epsilon=1e-3)
     options = {"normalize": normalize, "activation": network.activation}

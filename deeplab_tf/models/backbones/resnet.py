@@ -1,6 +1,6 @@
 """ResNet v1 as DeepLab's backbone (1512.03385; DeepLabv3, 1706.05587, Sec. 3.2).
 
-The stride of a block sits in its last unit.
+The last unit of a block has its stride.
 """
 
 import functools
@@ -15,12 +15,11 @@ from deeplab_tf.models.cascade import Block, replicate_last_block
 from deeplab_tf.models.layers import activate, conv_bn_act, subsample
 from deeplab_tf.models.normalization import make_batch_norm
 
-_BLOCKS = 4  # of the classification network; more are replicas
+_BLOCKS = 4  # of the classification network; later blocks are replicas
 _STEM_STRIDE = 4  # of root and pooling
 
 
 def _shortcut(x, filters, scope, stride, conv):
-    """Returns what a unit adds to its residual."""
     if x.shape[-1] != filters:
         return conv(x, filters, 1, f"{scope}.shortcut", strides=stride, activation=None)
     return x if stride == 1 else subsample(x, stride, scope)
@@ -33,7 +32,7 @@ def _bottleneck(x, depth, scope, stride, rate, conv):
     x = conv(x, depth, 1, f"{scope}.conv1")
     x = conv(x, depth, 3, f"{scope}.conv2", strides=stride, rate=rate)
     residual = conv(x, 4 * depth, 1, f"{scope}.conv3", activation=None)
-    return _sum(shortcut, residual, scope), residual
+    return _add_relu(shortcut, residual, scope), residual
 
 
 def _lite_bottleneck(x, depth, scope, stride, rate, conv):
@@ -44,10 +43,10 @@ def _lite_bottleneck(x, depth, scope, stride, rate, conv):
     residual = conv(
         x, depth, 3, f"{scope}.conv2", strides=stride, rate=rate, activation=None
     )
-    return _sum(shortcut, residual, scope), residual
+    return _add_relu(shortcut, residual, scope), residual
 
 
-def _sum(shortcut, residual, scope):
+def _add_relu(shortcut, residual, scope):
     x = layers.Add(name=f"{scope}.sum")([shortcut, residual])
     return activate(x, "relu", scope)
 
@@ -68,7 +67,7 @@ def _stem(image, network: ResNet, conv):
 
 
 class _Unit(NamedTuple):
-    """A residual unit, with its nominal stride and its rate within the block."""
+    """A residual unit, with its nominal stride and its rate relative to the block's."""
 
     block: int
     number: int
@@ -94,22 +93,20 @@ def resnet_v1(
     cascade_blocks: int = 0,
     batch_norm_momentum: float | None = None,
 ) -> dict[str | int, object]:
-    """Returns the features of a ResNet.
+    """Returns the high-level features of a ResNet, and the low-level ones by stride.
+
+    Low-level features (strides 4, 8, 16) are the residual of the unit before a block's
+    strided one: linear, without the shortcut. The image is RGB scaled to [-1, 1], or
+    minus the mean pixel (without the beta root).
 
     Args:
-        image: RGB scaled to [-1, 1] or less the mean (without the beta root),
-            `[batch, height, width, channels]`.
-        output_stride: Pixels per cell of the high-level features.
-        network: The network.
-        multi_grid: Rates of the units of block4 and its replicas, relative to
-            the block's (Sec. 3.2.1); () is all 1.
-        cascade_blocks: Replicas of block4 in cascade (Sec. 3.2).
-        batch_norm_momentum: Decay of the moving statistics, None for 0.95.
-
-    Returns:
-        `"high_level"`: `[batch, height / output_stride, ..., 2048]` (512 for
-        ResNet-18), and by their stride (4, 8, 16) the residual of the unit
-        before a block's strided one, linear and without the shortcut.
+        image: `[batch, height, width, channels]`.
+        output_stride: Output stride of the high-level features.
+        network: The architecture.
+        multi_grid: Rates of the units of block4 and its replicas, relative to the
+            block's rate (Sec. 3.2.1); () is all 1.
+        cascade_blocks: Number of replicas of block4 (Sec. 3.2).
+        batch_norm_momentum: Decay of the moving statistics; None is 0.95.
     """
     conv = functools.partial(
         conv_bn_act,

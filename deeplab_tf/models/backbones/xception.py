@@ -20,26 +20,20 @@ _ROOT_STRIDE = 2
 
 
 class Style(NamedTuple):
-    """What the modules of a network have in common.
-
-    Attributes:
-        normalize: `(x, scope) -> x`.
-        depthwise_activation: Whether a ReLU follows each depthwise convolution.
-        bounded: Whether activations are clipped to 6.
-    """
+    """Options common to all modules; `normalize` is a function `(x, scope) -> x`."""
 
     normalize: Callable
     depthwise_activation: bool = False
-    bounded: bool = False
+    bounded: bool = False  # clip activations to 6
 
     @property
     def relu(self) -> str:
-        """The activation."""
+        """Name of the activation."""
         return "relu6" if self.bounded else "relu"
 
     @property
     def linear(self) -> str | None:
-        """The identity, or a clip when activations are bounded."""
+        """The identity, or a clip if activations are bounded."""
         return "clip" if self.bounded else None
 
     @property
@@ -49,7 +43,7 @@ class Style(NamedTuple):
 
 
 def _separable(x, filters, scope, last: bool, style: Style, **spatial):
-    """Returns a separable convolution; the ReLU comes first but in the last block."""
+    """Applies a separable convolution; the ReLU is first except in the last block."""
     inner = outer = style.relu if last else style.linear
     if style.depthwise_activation:
         inner = style.relu
@@ -62,7 +56,7 @@ def _separable(x, filters, scope, last: bool, style: Style, **spatial):
 
 
 def _add_shortcut(x, source, block: Block, scope, stride, style: Style):
-    """Returns the sum of a module's residual and its input, which is not activated."""
+    """Adds a module's input, without activation, to its residual."""
     if block.shortcut == "conv":
         options = {"strides": stride, "activation": None} | style.options
         source = conv_bn_act(
@@ -93,7 +87,7 @@ def _module(x, block: Block, scope, stride, rates, style: Style):
 
 
 def _root(image, scope, style: Style):
-    """Returns the image after the two 3x3 convolutions of the entry flow."""
+    """Applies the two 3x3 convolutions of the entry flow."""
     options = {"activation": style.relu, "padding": "fixed"} | style.options
     scope = f"{scope}.entry_flow.conv1"
     x = conv_bn_act(image, 32, 3, f"{scope}_1", strides=_ROOT_STRIDE, **options)
@@ -109,23 +103,22 @@ def xception(
     bounded_activation: bool = False,
     batch_norm_momentum: float | None = None,
 ) -> dict[str | int, object]:
-    """Returns the features of an Xception.
+    """Returns the high-level features of an Xception, and the low-level ones by stride.
+
+    Low-level features (strides 4, 8, 16) are the linear output of the second
+    convolution of a module, before its strided third. The image is RGB scaled to [-1,
+    1].
 
     Args:
-        image: RGB scaled to [-1, 1], `[batch, height, width, channels]`.
-        output_stride: Pixels per cell of the high-level features.
-        network: The network.
-        multi_grid: Rates of the three convolutions of the last module, relative
-            to the block's; () is all 1, as in the paper.
-        depthwise_activation: Whether the ReLU after each depthwise convolution
-            that the paper describes is there; the released networks lack it.
-        bounded_activation: Whether activations are clipped to 6.
-        batch_norm_momentum: Decay of the moving statistics, None for 0.9997.
-
-    Returns:
-        `"high_level"`: `[batch, height / output_stride, ..., 2048]`, and by their
-        stride (4, 8, 16) the low-level features of 256, 728 and 1024 channels,
-        linear: the second convolution of a module, before its strided third.
+        image: `[batch, height, width, channels]`.
+        output_stride: Output stride of the high-level features.
+        network: The architecture.
+        multi_grid: Rates of the three convolutions of the last module, relative to the
+            block's rate; () is all 1, as in the paper.
+        depthwise_activation: Whether to add the ReLU after each depthwise convolution
+            that the paper describes; the released networks lack it.
+        bounded_activation: Whether to clip activations to 6.
+        batch_norm_momentum: Decay of the moving statistics; None is 0.9997.
     """
     normalize = make_batch_norm(batch_norm_momentum, 0.9997, epsilon=1e-3)
     style = Style(normalize, depthwise_activation, bounded_activation)
