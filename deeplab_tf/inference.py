@@ -211,21 +211,13 @@ class Predictor:
         return tf.nn.softmax(scores) if is_logits else scores
 
     def labels(self, images: tf.Tensor) -> tf.Tensor:
-        """Returns the most probable classes, int32 `[batch, height, width]`.
-
-        Args:
-            images: See `probabilities`.
-        """
+        """Returns the most probable classes, int32 `[batch, height, width]`."""
         return self._predict(images, most_probable)
 
     def labels_and_probabilities(
         self, images: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the results of `labels` and `probabilities` from a single inference.
-
-        Args:
-            images: See `probabilities`.
-        """
+        """Returns `labels` and `probabilities` from a single inference."""
 
         def both(scores: tf.Tensor) -> tf.Tensor:
             labels = tf.cast(most_probable(scores), tf.float32)[..., None]
@@ -235,11 +227,7 @@ class Predictor:
         return tf.cast(results[..., 0], tf.int32), results[..., 1:]
 
     def labels_and_confidences(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the result of `labels` and the probabilities of these labels.
-
-        Args:
-            images: See `probabilities`.
-        """
+        """Returns `labels` and their probabilities."""
 
         def both(scores: tf.Tensor) -> tf.Tensor:
             confidences = tf.reduce_max(self._to_probabilities(scores), -1)

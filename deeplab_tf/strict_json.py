@@ -35,7 +35,7 @@ _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}
 _NAMES = {
     str: "a string",
     bool: "true or false",
-    int: "a whole number",
+    int: "an integer",
     float: "a finite number",
     list: "a list",
     dict: "an object",
@@ -47,16 +47,7 @@ _Value = typing.Any  # as parsed from JSON
 
 
 def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
-    """Decodes UTF-8 and removes the byte order mark.
-
-    Args:
-        content: Bytes of the file.
-        source: File name for errors.
-        max_bytes: Maximum size.
-
-    Raises:
-        UserError: if the content is too large or not UTF-8.
-    """
+    """Decodes UTF-8 and removes the byte order mark; arguments as for `parse`."""
     if len(content) > max_bytes:
         raise UserError(f"{source} is too large: more than {max_bytes:,} bytes")
     try:
@@ -162,11 +153,6 @@ def load(
 ) -> dict[str, typing.Any]:
     """Parses a JSON object and verifies its checksum if it has one.
 
-    Args:
-        content: See `parse`.
-        source: See `parse`.
-        max_bytes: See `parse`.
-
     Raises:
         UserError: if the text is invalid, not an object, or was changed after its
             checksum was computed.
@@ -196,11 +182,7 @@ def from_json(
 ) -> _Config:
     """Parses a dataclass from a JSON object.
 
-    Args:
-        cls: The dataclass.
-        content: See `parse`.
-        source: See `parse`.
-        required: Fields that must be present although they have a default.
+    The `required` fields must be present although they have a default.
 
     Raises:
         UserError: if the text is invalid or a value does not match its field; names

@@ -1,4 +1,8 @@
-"""Images of label maps and scores: colours, overlays, panels, errors, diagrams."""
+"""Images of label maps and scores: colours, overlays, panels, errors, diagrams.
+
+Unless noted, images are uint8 RGB `[height, width, 3]`, labels are class ids `[height,
+width]`, and `info` has the names and colours of the classes.
+"""
 
 import io
 import warnings
@@ -45,13 +49,13 @@ def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 def overlay(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, opacity: float = 0.6
 ) -> np.ndarray:
-    """Returns the image blended with class colours, uint8 `[height, width, 3]`.
+    """Returns the image blended with class colours, uint8 RGB `[height, width, 3]`.
 
-    A class named "background" stays transparent.
+    A class named "background" stays transparent; the ignore label is coloured too.
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
-        labels: Class ids 0..255 `[height, width]`; the ignored one is coloured too.
+        labels: Class ids 0..255 `[height, width]`.
         info: Names and colours of the classes.
         opacity: Opacity of the class colours, 0..1.
     """
@@ -85,13 +89,7 @@ def _shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 
 
 def add_legend(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """Adds a legend of the classes present at the right of an image.
-
-    Args:
-        image: uint8 `[height, width, 3]`.
-        labels: Class ids `[height, width]`.
-        info: Names and colours of the classes.
-    """
+    """Adds a legend of the classes present at the right of an image."""
     shares = _shares(labels, info)
     classes = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
     rows = [(f"{info.class_names[i]} {shares[i]:.1%}", info.colors[i]) for i in classes]
@@ -102,10 +100,6 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """Shrinks an image to sides of at most `side` pixels by taking every n-th pixel.
 
     Averaging would mix the colours of classes.
-
-    Args:
-        image: `[height, width, ...]`.
-        side: Maximum length of the longer side.
     """
     step = -(-max(image.shape[:2]) // side)
     # The copy lets the original be freed.
@@ -138,15 +132,9 @@ def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
 
 
 def draw_video_legend(info: DatasetInfo, height: int, width: int) -> np.ndarray:
-    """Draws the legend of a video, with all classes but the background.
+    """Draws the legend of a video of a given size, with all classes but the background.
 
-    Args:
-        info: Names and colours of the classes.
-        height: Height of the video in pixels.
-        width: Width of the video in pixels.
-
-    Returns:
-        uint8 `[legend height, width, 3]`; the height is 0 if the legend does not fit.
+    The result is as wide as the video; its height is 0 if the legend does not fit.
     """
     every = zip(info.class_names, info.colors, strict=True)
     classes = [(name, color) for name, color in every if name != "background"]
@@ -186,16 +174,10 @@ def add_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 def panel(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Shows image, ground truth and prediction side by side with a legend, uint8 RGB.
+    """Shows image, ground truth and prediction side by side with a legend.
 
     The legend lists the classes of both with their percentage of pixels. Large images
     are shrunk.
-
-    Args:
-        image: RGB 0..255 `[height, width, 3]`.
-        truth: Labels `[height, width]`.
-        prediction: Class ids `[height, width]`.
-        info: Names and colours of the classes.
     """
     images = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
     sheet = contact_sheet([shrink(x, _CELL) for x in images])
@@ -211,15 +193,10 @@ def panel(
 def error_map(
     truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Shows the errors of a prediction, uint8 RGB `[height, width, 3]`.
+    """Shows the errors of a prediction.
 
     Wrong pixels have the colour of the predicted class, correct ones are pale, and
     unscored ones grey.
-
-    Args:
-        truth: Labels `[height, width]`.
-        prediction: Class ids `[height, width]`.
-        info: Colours of the classes and the ignore label.
     """
     truth = np.asarray(truth)
     # Not `colorize`: the ignore label can be a class that is predicted (ADE20K).
@@ -230,13 +207,9 @@ def error_map(
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Arranges images in a grid on white, row by row.
+    """Arranges images of any sizes in a grid on white, row by row.
 
     Large images are shrunk to keep the sheet below `SHEET_SIDE` squared pixels.
-
-    Args:
-        images: uint8 `[height_i, width_i, 3]`, at least one.
-        columns: Images per row.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
@@ -258,7 +231,7 @@ def _cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
 
 
 def render(figure: Figure) -> np.ndarray:
-    """Renders a Matplotlib figure as uint8 `[height, width, 3]`."""
+    """Renders a Matplotlib figure as an image."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         # Matplotlib's font lacks some scripts of class names and draws boxes.
@@ -268,14 +241,10 @@ def render(figure: Figure) -> np.ndarray:
 
 
 def plot_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """Plots a confusion matrix with normalised rows, uint8 `[height, width, 3]`.
+    """Plots a confusion matrix `[truth, prediction]` with normalised rows.
 
     Rows of classes without pixels are grey. With up to 40 classes, cells of at least
     0.5 % show their percentage.
-
-    Args:
-        counts: Pixels `[truth, prediction]`.
-        class_names: Names of the classes.
     """
     counts = np.asarray(counts, np.float64)
     sums = counts.sum(1, keepdims=True)
@@ -314,12 +283,7 @@ def _write_shares(axes: Axes, shares: np.ndarray) -> None:
 
 
 def plot_trimap(widths: Sequence[int], mious: Sequence[float | None]) -> np.ndarray:
-    """Plots the mIoU in bands around boundaries, uint8 `[height, width, 3]`.
-
-    Args:
-        widths: Widths of the bands in pixels.
-        mious: mIoU 0..1 in each band; None if no pixel was scored.
-    """
+    """Plots the mIoU (0..1 or None) in bands of some widths around boundaries."""
     figure = Figure((6, 3.4), dpi=_DPI)
     axes = figure.add_subplot()
     # None becomes NaN, a gap in the curve.
@@ -337,7 +301,7 @@ def plot_reliability(
     accuracies: Sequence[float | None],
     pixels: Sequence[int],
 ) -> np.ndarray:
-    """Plots a reliability diagram (1706.04599, Fig. 1), uint8 `[height, width, 3]`.
+    """Plots a reliability diagram (1706.04599, Fig. 1).
 
     Args:
         confidences: Mean confidence 0..1 in each of equally wide bins of 0..1; None in

@@ -130,7 +130,7 @@ def _history_text(folder="ram://text_kinds"):
 def _read_note(folder):
     with open(os.path.join(folder, "export.json"), "rb") as file:
         notes = {tflite.EXPORT_NOTE: file.read()}
-    mean_pixel, protocol = tflite._export_note(
+    mean_pixel, protocol = tflite._parse_export_note(
         notes, 3, os.path.join(folder, "m.tflite")
     )
     return mean_pixel.tolist(), protocol
@@ -148,7 +148,7 @@ KINDS = {
         Kind(
             "assets.extra/model.json",
             strict_json.dump(dataclasses.asdict(MODEL)),
-            lambda folder: pretrained._of_export(folder)[0],
+            lambda folder: pretrained._read_export(folder)[0],
             _touch("assets.extra/model.ckpt.index"),
         ),
         Kind(

@@ -111,12 +111,7 @@ def find_weights(
 ) -> str:
     """Returns the prefix of a checkpoint for `load_tf1_checkpoint`, after any download.
 
-    Args:
-        name_path_or_url: See `from_pretrained`.
-        cache_dir: See `from_pretrained`.
-
-    Raises:
-        UserError: if it does not exist, cannot be downloaded or is damaged.
+    Arguments and errors are those of `from_pretrained`.
     """
     source = _normalize(name_path_or_url)
     _, path = _locate_checkpoint(source, _find_in_zoo(source), cache_dir)
@@ -351,13 +346,9 @@ def _read_export(path: str) -> tuple[ModelConfig, str]:
 def _require_all_but_logits(
     report: RestoreReport, source: str, model: keras.Model, num_classes: int
 ) -> None:
-    """Raises UserError unless all but logits for other classes were restored.
+    """Raises UserError unless all was restored, except logits of other classes.
 
-    Args:
-        report: Report of the restoration.
-        source: Path of the checkpoint, for messages.
-        model: The model.
-        num_classes: Number of classes of the checkpoint.
+    `num_classes` is that of the checkpoint.
     """
     wanted = model.model_config.num_classes
     unexpected = tuple(

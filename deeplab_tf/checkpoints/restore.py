@@ -44,11 +44,7 @@ def is_model_variable(name: str) -> bool:
 
 
 def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """Returns the number of classes of a checkpoint, or None if it has no logits.
-
-    Args:
-        arrays: Official names to values.
-    """
+    """Returns the number of classes of a checkpoint, or None if it has no logits."""
     # Without a logits layer, the decoder outputs the logits and has biases.
     scopes = ("logits/", "decoder/decoder_conv")
     for scope in scopes:
@@ -210,12 +206,8 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
 def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a model, as `load_tf1_variables` takes it.
 
-    Args:
-        model: A model of `build_model`.
-
-    Returns:
-        Float32 arrays in the shapes of TF1: kernels `[height, width, channels,
-        filters]`, depthwise kernels `[height, width, channels, 1]`.
+    Arrays are float32 and have the shapes of TF1: kernels `[height, width, channels,
+    filters]`, depthwise kernels `[height, width, channels, 1]`.
     """
     return {
         name: keras.ops.convert_to_numpy(variable)

@@ -70,13 +70,7 @@ class TrimapCurve:
         self.counts = np.zeros(shape, np.int64)
 
     def update(self, labels, predictions, confidences=None) -> None:
-        """Counts one image.
-
-        Args:
-            labels: Ground truth, uint8 `[height, width]`.
-            predictions: Predicted classes, integers `[height, width]`.
-            confidences: Not used.
-        """
+        """Counts one image: ground truth and predictions `[height, width]`."""
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
         bands = self._bands(labels, scored)
         near = scored & (bands < len(self._widths))
@@ -87,9 +81,9 @@ class TrimapCurve:
         """Returns the narrowest band of each pixel; len(widths) outside all bands."""
         widths = np.array(self._widths)
         if self._around == "void":
-            distances = _distances(~scored)
+            distances = _measure_distances(~scored)
         else:
-            distances = _distances(_rim(labels, scored))
+            distances = _measure_distances(_find_rim(labels, scored))
             widths -= 1  # the rim itself is at distance 1
         # Distances are rounded roots of integers; these edges lie between them.
         edges = np.sqrt(widths**2 + 0.5).astype(np.float32)
@@ -150,13 +144,7 @@ class BoundaryIoU:
         self.counts = np.zeros((self._num_classes + 1,) * 2, np.int64)
 
     def update(self, labels, predictions, confidences=None) -> None:
-        """Counts one image.
-
-        Args:
-            labels: Ground truth, uint8 `[height, width]`.
-            predictions: Predicted classes, integers `[height, width]`.
-            confidences: Not used.
-        """
+        """Counts one image: ground truth and predictions `[height, width]`."""
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
         both = [self._boundaries(x, scored).ravel() for x in (labels, predictions)]
         self.counts += confusion.count_cells(both, self.counts.shape)
@@ -197,7 +185,7 @@ def _is_ascending(widths) -> bool:
     return len(valid) > 0 and np.array_equal(valid, widths)
 
 
-def _rim(labels, scored) -> np.ndarray:
+def _find_rim(labels, scored) -> np.ndarray:
     """Returns a mask of scored pixels next to a scored one of another class."""
     rim = np.zeros(labels.shape, bool)
     # Rows, then columns through transposed arrays, which share memory.
@@ -208,7 +196,7 @@ def _rim(labels, scored) -> np.ndarray:
     return rim
 
 
-def _distances(pixels) -> np.ndarray:
+def _measure_distances(pixels) -> np.ndarray:
     """Returns the Euclidean distance to the nearest pixel of a mask."""
     if not pixels.any():
         return np.full(pixels.shape, np.inf, np.float32)

@@ -95,13 +95,13 @@ class Calibration:
             "bins": self._bins,
             "expected_calibration_error": float(expected) if filled.any() else None,
             "maximum_calibration_error": max(gaps.tolist(), default=None),
-            "confidence": _spread(confidence, filled),
-            "accuracy": _spread(accuracy, filled),
+            "confidence": _expand(confidence, filled),
+            "accuracy": _expand(accuracy, filled),
             "pixels": pixels.tolist(),
         }
 
 
-def _spread(values, filled) -> list:
+def _expand(values, filled) -> list:
     """Expands values of the filled bins to all bins, with None for empty ones."""
     waiting = iter(values.tolist())
     return [next(waiting) if full else None for full in filled]

@@ -48,20 +48,20 @@ def iou_per_class(confusion: np.ndarray) -> np.ndarray:
 
     It is NaN for absent classes, which neither ground truth nor prediction contains.
     """
-    hits, truth, predicted = _sums(confusion)
-    return _ratio(hits, truth + predicted - hits)
+    hits, truth, predicted = _count_classes(confusion)
+    return _divide(hits, truth + predicted - hits)
 
 
 def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
     """Returns class recall from a confusion matrix; NaN for classes without pixels."""
-    hits, truth, _ = _sums(confusion)
-    return _ratio(hits, truth)
+    hits, truth, _ = _count_classes(confusion)
+    return _divide(hits, truth)
 
 
 def f_score_per_class(confusion: np.ndarray) -> np.ndarray:
     """Returns the harmonic mean of precision and recall; NaN for absent classes."""
-    hits, truth, predicted = _sums(confusion)
-    return _ratio(2 * hits, truth + predicted)
+    hits, truth, predicted = _count_classes(confusion)
+    return _divide(2 * hits, truth + predicted)
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
@@ -71,15 +71,15 @@ def frequency_weighted_iou(confusion: np.ndarray) -> float:
     return float(truth[present] @ iou_per_class(confusion)[present] / truth.sum())
 
 
-def _sums(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
+def _count_classes(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
     """Returns correct, ground truth and predicted pixels of each class."""
     return np.diag(confusion), confusion.sum(1), confusion.sum(0)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def _divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
     """Divides element by element; NaN where the divisor is 0."""
-    nothing = np.full(part.shape, np.nan)
-    return np.divide(part, whole, out=nothing, where=whole > 0)
+    nothing = np.full(dividend.shape, np.nan)
+    return np.divide(dividend, divisor, out=nothing, where=divisor > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:

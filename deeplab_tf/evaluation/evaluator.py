@@ -308,9 +308,6 @@ def evaluate(
 
     Returns:
         The metrics; see `Evaluator.evaluate`.
-
-    Raises:
-        UserError: if there are no pixels to score.
     """
     return Evaluator(model, config).evaluate(dataset)
 
@@ -349,12 +346,7 @@ def class_table(metrics: dict, info: DatasetInfo) -> str:
 
 
 def write_metrics(metrics: dict, folder: str) -> str:
-    """Writes `metrics.json` atomically and returns its path.
-
-    Args:
-        metrics: The metrics, from `evaluate`.
-        folder: Output folder.
-    """
+    """Writes `metrics.json` to a folder atomically and returns its path."""
     path = os.path.join(folder, METRICS_FILE)
     write_text(json.dumps(metrics, indent=2) + "\n", path)
     return path

@@ -53,14 +53,7 @@ class Gallery:
         self._worst, self._best = [], []
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Adds an image if it belongs to the gallery.
-
-        Args:
-            name: Name of the image.
-            image: 0..255 `[height, width, channels]`.
-            truth: Labels, uint8 `[height, width]`.
-            prediction: Class ids, int32 `[height, width]`.
-        """
+        """Adds an image `[height, width, channels]`, 0..255, if it belongs here."""
         if not self._extremes and len(self.first) >= self._first:
             return
         miou = self._score(truth, prediction)

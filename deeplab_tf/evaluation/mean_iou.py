@@ -14,13 +14,7 @@ def count_confusions(
 ) -> Tensor:
     """Returns the confusion matrix `[truth, prediction]` of tensors, int64.
 
-    `confusion.confusion_matrix` does the same for arrays.
-
-    Args:
-        labels: Integer class ids of any shape.
-        predictions: Integer class ids of the same shape.
-        num_classes: Number of classes; other labels are ignored.
-        ignore_label: Label of pixels to ignore.
+    The same as `confusion.confusion_matrix`, which takes arrays.
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")

@@ -244,7 +244,7 @@ def _scored_image(scored: ScoredImage, info: DatasetInfo) -> dict:
     return {
         "name": scored.name,
         "miou": scored.miou,
-        "views": _thumbnails(scored, info),
+        "thumbnails": _thumbnails(scored, info),
         "classes": named,
         "unnamed": len(classes) - len(named),
     }
@@ -269,8 +269,8 @@ def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
         "Errors": visualize.error_map(truth, prediction, info),
     }
     size = (width, height)
-    views = {"Image": _image(_jpeg(scored.image, size), "jpeg", scored.name, size)}
-    return views | {
+    thumbnails = {"Image": _image(_jpeg(scored.image, size), "jpeg", scored.name, size)}
+    return thumbnails | {
         caption: _png(image, f"{caption} of {scored.name}")
         for caption, image in shown.items()
     }

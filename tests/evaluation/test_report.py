@@ -259,7 +259,7 @@ def test_ten_confusions_are_told():
 
 def test_without_confusion_there_is_a_word_instead():
     page = written(METRICS | {"confusion_matrix": np.eye(4, dtype=int).tolist()})
-    assert "No pixel is confused." in page.text and "<li>" not in page.source
+    assert "There are no confusions." in page.text and "<li>" not in page.source
 
 
 def test_what_only_some_evaluations_measure_stands_in_the_text(page):
