@@ -1,1 +1,1 @@
-"""Pre-training of backbones as image classifiers (DeepLabv3+, 1802.02611)."""
+"""Pre-trains backbones as image classifiers (DeepLabv3+, 1802.02611)."""

@@ -1,4 +1,4 @@
-"""`python -m deeplab_tf.pretrain`; see program.py."""
+"""Runs `python -m deeplab_tf.pretrain`; see program.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Image classifiers, to pre-train backbones (DeepLabv3+, 1802.02611)."""
+"""Image classifiers for pre-training backbones (DeepLabv3+, 1802.02611)."""
 
 from typing import NamedTuple
 
@@ -12,12 +12,7 @@ from deeplab_tf.models.deeplab import image_features
 
 
 class _Head(NamedTuple):
-    """The head of the official classifiers of a family.
-
-    Attributes:
-        initializer: Initializer of the kernel of the logits.
-        dropout: Fraction of the pooled features dropped in training.
-    """
+    """Options of the official classifier head: logits initialiser and dropout rate."""
 
     initializer: keras.initializers.Initializer
     dropout: float = 0.0
@@ -34,11 +29,7 @@ def _family(backbone: str) -> str:
 
 
 def require_classifier(config: ModelConfig) -> None:
-    """Refuses a backbone without a classifier.
-
-    Raises:
-        UserError: naming those that have one.
-    """
+    """Refuses a backbone that has no classifier."""
     if _family(config.backbone) not in _HEADS:
         choices = [name for name in BACKBONES if _family(name) in _HEADS]
         raise UserError(
@@ -52,30 +43,29 @@ def build_classifier(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> keras.Model:
-    """Returns a backbone with an image classifier's head, as a functional model.
+    """Returns an image classifier as a functional model.
 
-    It takes raw RGB images, float32 0..255 `[batch, height, width, channels]`, and
-    gives float32 logits `[batch, num_classes]`. The layer named "logits" gives them as
-    those of an image of a single pixel, `[batch, 1, 1, num_classes]`, so that it is
-    trained like a segmentation model. Its variables have the names of the official
-    ImageNet checkpoints; those of the backbone are a DeepLab model's.
+    The input is raw RGB, float32 0..255 `[batch, height, width, channels]`; the output
+    is float32 logits `[batch, num_classes]`. The layer named "logits" has them as
+    `[batch, 1, 1, num_classes]`, a label map of one pixel, so the model trains like a
+    segmentation model. Head variables are named as in the official ImageNet
+    checkpoints, those of the backbone as in a DeepLab model.
 
     Args:
-        config: The backbone, the number of classes, and the output stride, which is
-            32 in the papers. Context and decoder are ignored. Kept as
-            `model.model_config`.
+        config: Backbone, number of classes and output stride (32 in the papers), kept
+            as `model.model_config`. Context and decoder are ignored.
         image_size: Fixed height and width; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
 
     Raises:
-        UserError: for a backbone without a classifier.
+        UserError: for a backbone that has no classifier.
     """
     require_classifier(config)
     head = _HEADS[_family(config.backbone)]
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")
     x, *_ = image_features(image, config)
-    # The official scope of a "beta" network has no such suffix.
+    # The official scope of a "beta" network has no suffix.
     scope = config.backbone.removesuffix("_beta")
     x = layers.GlobalAveragePooling2D(
         keepdims=True,

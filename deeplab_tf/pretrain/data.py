@@ -1,8 +1,8 @@
-"""Images of one class each, from tensorflow-datasets, for pre-training.
+"""Classified images from tensorflow-datasets, for pre-training.
 
-Training crops a window of random area and aspect, resizes it to the crop size and
-mirrors half of the crops (GoogLeNet, 1409.4842, Sec. 6); evaluation crops the middle.
-As in segmentation every sample is a function of (seed, epoch, index).
+Training crops a window of random area and aspect ratio, resizes it to the crop size and
+mirrors half of the crops (GoogLeNet, 1409.4842, Sec. 6); evaluation crops the centre.
+As in segmentation, each sample is a function of (seed, epoch, index).
 """
 
 import functools
@@ -25,14 +25,14 @@ from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 
-# Share of the image's area, and width by height.
+# Range of the window's area, relative to the image, and of its width / height.
 AREAS, ASPECTS = (0.08, 1.0), (3 / 4, 4 / 3)
-# Share of each side in an evaluation, as in the official classifiers.
+# Share of each side that evaluation crops, as in the official classifiers.
 CENTRAL_SHARE = 0.875
 _ATTEMPTS = 100
 _UNREADABLE = (
-    "is broken: it is gone, a checksum does not match, it lacks image or class, or its "
-    "image is no JPEG or PNG"
+    "is broken: the file is missing, a checksum does not match, it lacks an image or a "
+    "class, or its image is not a JPEG or PNG"
 )
 
 
@@ -42,34 +42,27 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
     Args:
         name: `tfds:NAME[:image_key:label_key]`.
         data_dir: Folder of tensorflow-datasets; "" is its default.
-        split: As tensorflow-datasets writes it, such as `train[:90%]`.
+        split: In tensorflow-datasets syntax, such as `train[:90%]`.
 
     Raises:
-        UserError: if there is no such data set or split, or it has other features.
+        UserError: if the dataset or split does not exist, or has other features.
     """
     if not name.startswith(TFDS_PREFIX):
         raise UserError(
-            f"--dataset={name} must be a set of classified images of "
+            f"--dataset={name} must be a classification dataset of "
             f"tensorflow-datasets, such as {TFDS_PREFIX}imagenet2012"
         )
-    from deeplab_tf.data import tfds_source  # here: it takes seconds to import
+    from deeplab_tf.data import tfds_source  # slow to import
 
     info = tfds_source.describe_classes(name, data_dir)
     return Source(info, *tfds_source.open_classes(name, data_dir, split))
 
 
 def random_window(size, seed):
-    """Returns a window of random area and aspect in an image.
+    """Returns a random window of an image: top, left, height and width, int32 `[4]`.
 
-    Its area is uniform in `AREAS` of the image's, its aspect in `ASPECTS`. An image
-    that is too narrow for one is the window itself.
-
-    Args:
-        size: Height and width of the image, int32 `[2]`.
-        seed: Random seed, int64 `[2]`.
-
-    Returns:
-        Top, left, height and width, int32 `[4]`.
+    Area and aspect ratio are uniform in `AREAS` and `ASPECTS`. An image too narrow for
+    any such window is used whole.
     """
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([size, [3]], 0),
@@ -85,14 +78,7 @@ def random_window(size, seed):
 
 
 def central_window(size):
-    """Returns the middle of an image, `CENTRAL_SHARE` of each side.
-
-    Args:
-        size: Height and width of the image, int32 `[2]`.
-
-    Returns:
-        Top, left, height and width, int32 `[4]`.
-    """
+    """Returns the centre, `CENTRAL_SHARE` of each side; see `random_window`."""
     extent = tf.cast(tf.round(tf.cast(size, tf.float32) * CENTRAL_SHARE), tf.int32)
     extent = tf.maximum(extent, 1)
     return tf.concat([(size - extent) // 2, extent], 0)
@@ -107,46 +93,42 @@ class _Cropper:
         self._count = len(source.index)
 
     def position(self, index):
-        """Returns the position of the record of a training sample."""
+        """Returns the record position of a training sample."""
         count = tf.constant(self._count, tf.int64)
         return shuffle_index(index, count, self._config.seed)
 
     def describe(self, index: int) -> str:
-        """Returns the file and number of the record of a training sample."""
+        """Returns the file and record number of a training sample."""
         words = self._reader.name_record(self.position(tf.constant(index, tf.int64)))
         return b" ".join(tf.strings.as_string(w).numpy() for w in words).decode()
 
     def training_batch(self, indices):
-        """Returns random crops of training samples, and their classes.
-
-        Args:
-            indices: Numbers of the training samples, int64 `[batch]`.
-        """
+        """Returns random crops of training samples, and their classes."""
         return self._batch(indices, self._random_crop, self.position)
 
     def central_batch(self, positions):
-        """Returns the middles of the images at some positions, and their classes."""
+        """Returns central crops of the images at some positions, and their classes."""
         return self._batch(positions, self._central_crop, lambda position: position)
 
-    def _batch(self, numbers, crop_of: Callable, position_of: Callable):
-        """Returns crops and classes of some samples, or names the broken record."""
+    def _batch(self, numbers, crop: Callable, position: Callable):
+        """Returns crops and classes of some samples; an error names a broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
-        samples = skip_errors(samples.map(lambda n: (n, crop_of(n))), count)
+        samples = skip_errors(samples.map(lambda n: (n, crop(n))), count)
         found, (images, classes) = samples.batch(count).get_single_element()
 
-        def first(conditions):
-            place = tf.argmax(tf.cast(conditions, tf.int32))
-            return self._reader.name_record(position_of(tf.gather(numbers, place)))
+        def name_first(is_bad):
+            index = tf.argmax(tf.cast(is_bad, tf.int32))
+            return self._reader.name_record(position(tf.gather(numbers, index)))
 
         is_lost = found != numbers[: tf.size(found)]
-        message = [*first(is_lost), _UNREADABLE]
+        message = [*name_first(is_lost), _UNREADABLE]
         with require(~tf.reduce_any(is_lost), message):
             classes = tf.identity(classes)
-        is_odd = (classes < 0) | (classes >= self._info.num_classes)
-        message = [*first(is_odd), "has a class outside"]
+        is_invalid = (classes < 0) | (classes >= self._info.num_classes)
+        message = [*name_first(is_invalid), "has a class outside"]
         message.append(f"0..{self._info.num_classes - 1}")
-        with require(~tf.reduce_any(is_odd), message):
+        with require(~tf.reduce_any(is_invalid), message):
             size = [numbers.shape[0], *images.shape[1:]]
             classes = tf.cast(classes, tf.int32)[:, None, None]
             return tf.ensure_shape(images, size), classes
@@ -155,7 +137,7 @@ class _Cropper:
         seed = tf.stack([tf.constant(self._config.seed, tf.int64), index])
         window = functools.partial(random_window, seed=seed)
         image, label = self._crop(self.position(index), window)
-        # Another seed: the window has used up that one.
+        # A new seed, because the window has used the first one.
         seed = tf.random.experimental.stateless_fold_in(seed, 1)
         is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
         return tf.raw_ops.Reverse(tensor=image, dims=[False, is_mirrored, False]), label
@@ -190,18 +172,17 @@ def load_classes(
     """Returns batches of classified images, all of the crop size.
 
     Args:
-        config: Where the records are, crop size, batch size and seed.
-        split: As tensorflow-datasets writes it.
-        training: Whether images are shuffled, cropped at random and repeated
-            forever. Otherwise the middle of every image comes once; the last batch
-            may be smaller.
+        config: Records, crop size, batch size and seed.
+        split: In tensorflow-datasets syntax.
+        training: Whether to shuffle, crop at random and repeat forever. Otherwise each
+            image comes once, cropped at the centre; the last batch may be smaller.
         start: Number of training samples to skip.
-        worker: Number of this worker, from 0.
+        worker: Index of this worker.
         num_workers: Workers that share the batches, as in `pipeline.load_dataset`.
 
     Returns:
-        Pairs of float32 images 0..255 `[batch, *crop_size, channels]` and int32
-        classes `[batch, 1, 1]`: labels of a single pixel.
+        Float32 images 0..255 `[batch, *crop_size, channels]` and int32 classes `[batch,
+        1, 1]`.
 
     Raises:
         UserError: if the split has no records, or the batch cannot be shared.
@@ -224,14 +205,7 @@ def load_classes(
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
-    """Returns the file and number of the records of training samples.
-
-    Args:
-        config: See `load_classes`.
-        split: As tensorflow-datasets writes it.
-        start: Number of the first training sample.
-        count: Number of samples.
-    """
+    """Returns the files and record numbers of `count` training samples."""
     source = open_classes(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)
     return "; ".join(cropper.describe(start + i) for i in range(count))

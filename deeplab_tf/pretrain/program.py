@@ -47,7 +47,7 @@ from deeplab_tf.training.trainer import Trainer
 
 _OUTPUT_STRIDE = 32
 _NO_LABEL = -1  # every image has its class: none is ignored
-# Fields of `TrainConfig` and `DataConfig` that are no fixed part of the recipe.
+# Fields of `TrainConfig` and `DataConfig` that are flags here.
 _TRAINING = (
     *("train_logdir", "training_number_of_steps", "base_learning_rate"),
     *("learning_rate_decay_factor", "momentum", "weight_decay", "log_steps"),
@@ -62,8 +62,7 @@ _RECIPE = {
     "learning_rate_decay_factor": 0.94,
     "train_crop_size": "299,299",
     "train_batch_size": 32,
-    # The paper gives none.
-    "training_number_of_steps": None,
+    "training_number_of_steps": None,  # not in the paper
 }
 _REQUIRED = ["dataset", "train_logdir", "training_number_of_steps"]
 _FLAGS = {
@@ -107,7 +106,7 @@ def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
         num_classes=source.info.num_classes,
         output_stride=_OUTPUT_STRIDE,
         channels=source.info.channels,
-        # As far as a segmentation can be a classification.
+        # Classification needs neither context nor decoder.
         context=ContextConfig(rates=(), aspp=False),
         decoder=DecoderConfig(output_strides=()),
     )
@@ -116,7 +115,7 @@ def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
 
 
 def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
-    """Returns the training of the flags on a number of images."""
+    """Returns the training options for a dataset of `images` images."""
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
         raise UserError(
@@ -131,13 +130,13 @@ def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
         learning_rate_decay_step=max(1, round(epochs * images / data.batch_size)),
         ignore_label=_NO_LABEL,
     )
-    # The last step is always scored, if any is.
+    # The last step is always scored.
     every = config.eval_interval_steps or config.training_number_of_steps
     return dataclasses.replace(config, eval_interval_steps=every)
 
 
 def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
-    """Returns the experiment of the flags, with all values checked."""
+    """Returns the experiment of the flags, after checking all values."""
     model = _model_config(values, source)
     data = flags.data_config(values, model, None)
     train = _train_config(values, data, len(source.index))
@@ -145,7 +144,6 @@ def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
 
 
 def _validation(values, data: DataConfig) -> ClassValidation:
-    """Returns the evaluation during the training."""
     split = values.eval_split
     open_classes(data.dataset, data.dataset_dir, split)
 
@@ -157,7 +155,7 @@ def _validation(values, data: DataConfig) -> ClassValidation:
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Checks everything, then trains."""
+    """Checks all flags and data, then trains."""
     strategy = make_strategy(values)
     with distribution.report_lost_workers(distribution.current_worker(strategy)):
         _train(values, strategy)
@@ -176,7 +174,7 @@ def _train(values, strategy: tf.distribute.Strategy) -> None:
             experiment, start, strategy, values.precision, build_classifier
         )
         if latest:
-            print(f"going on from {latest}")
+            print(f"resuming from {latest}")
         _run(values, trainer, experiment, validation, source)
 
 
@@ -187,7 +185,7 @@ def _run(
     validation: ClassValidation,
     source: Source,
 ) -> None:
-    """Prints what trains, and trains."""
+    """Describes the run, then trains."""
     data, split = experiment.data, experiment.split
     folder, worker = experiment.train.train_logdir, trainer.worker
     print(

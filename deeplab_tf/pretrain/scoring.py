@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier during its training."""
+"""Top-1 and top-5 accuracy of a classifier during training."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -18,14 +18,7 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True)
 class ClassValidation:
-    """The evaluations during the training of a classifier; see `reporter.Validation`.
-
-    Attributes:
-        dataset: Function of `(worker, num_workers)` that returns the images of a
-            worker, like `load_classes`.
-        protocol: Protocol for `metrics.json`.
-        measures: Names of the metrics in `history.MEASURES`, the decisive one first.
-    """
+    """How to score a classifier during training; see `reporter.Validation`."""
 
     dataset: Callable[[int, int], tf.data.Dataset]
     protocol: dict = dataclasses.field(default_factory=dict)
@@ -34,31 +27,24 @@ class ClassValidation:
     def scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns a function that scores the model.
+        """Returns a function of a dataset and of `sum_over_workers`, giving metrics.
 
-        Args:
-            model: A model of `build_classifier`; its weights may change in between.
-            gallery: Stays empty: there are no label maps to show.
-            shows_progress: Whether this process shows a progress bar.
-
-        Returns:
-            A function of a dataset and of a function that sums an array over all
-            workers; it returns `images`, `top1`, `top5` and the `protocol`.
+        They are `images`, `top1`, `top5` and the `protocol`. `gallery` stays empty:
+        there are no label maps to show.
         """
-        ranking = Ranking(model, shows_progress)
+        accuracy = TopAccuracy(model, shows_progress)
 
-        def score(dataset, total):
-            return ranking.score(dataset, total) | {"protocol": self.protocol}
+        def score(dataset, sum_over_workers):
+            metrics = accuracy.evaluate(dataset, sum_over_workers)
+            return metrics | {"protocol": self.protocol}
 
         return score
 
 
-class Ranking:
-    """Counts images whose class is among the highest logits, by one compiled step.
+class TopAccuracy:
+    """Counts images whose class is among the highest logits, with one compiled step.
 
-    Args:
-        model: A model of `build_classifier`; its weights may change in between.
-        shows_progress: Whether this process shows a progress bar.
+    The model's weights may change between evaluations.
     """
 
     def __init__(self, model: keras.Model, shows_progress: bool = False):
@@ -67,39 +53,36 @@ class Ranking:
         self._compiled_step = tf.function(self._step, reduce_retracing=True)
 
     def _step(self, images, labels):
-        """Returns the numbers of images, of top-1 hits and of top-5 hits."""
+        """Returns the number of images, of top-1 hits and of top-5 hits."""
         logits = self._model(images, training=False)
-        # Not `in_top_k`, to which equal logits are all the highest.
+        # Not `in_top_k`, which counts all classes with equal logits as hits.
         highest = tf.math.top_k(logits, min(_TOP, logits.shape[-1])).indices
         is_right = highest == tf.reshape(labels, [-1, 1])
         right = tf.reduce_sum(tf.cast(is_right, tf.int64), 0)
         count = tf.size(labels, tf.int64)
         return tf.stack([count, right[0], tf.reduce_sum(right)])
 
-    def score(self, dataset: Iterable, total: Callable | None = None) -> dict:
-        """Returns the accuracies on a dataset.
+    def evaluate(
+        self, dataset: Iterable, sum_over_workers: Callable | None = None
+    ) -> dict:
+        """Returns `images`, `top1` and `top5` (0..1; 1 with fewer than five classes).
 
         Args:
             dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
-                and classes `[batch, 1, 1]`; of several workers, the share of this one.
-            total: Returns the sum of an int64 array over all workers. None is one
-                worker.
-
-        Returns:
-            `images`, their number, and `top1` and `top5`, 0..1; with fewer than five
-            classes `top5` is 1.
+                and classes `[batch, 1, 1]`; the share of this worker.
+            sum_over_workers: Sums an int64 array over all workers; None for one worker.
 
         Raises:
-            UserError: if there is no image.
+            UserError: if there are no images.
         """
         counts = np.zeros(3, np.int64)
         with tqdm(desc="evaluating", unit="img", disable=not self._shows_progress) as p:
             for images, labels in iterate_batches(dataset):
                 counts += self._compiled_step(images, labels).numpy()
                 p.update(len(images))
-        if total is not None:
-            counts = np.asarray(total(counts))
-        images, right, among = counts.tolist()
+        if sum_over_workers is not None:
+            counts = np.asarray(sum_over_workers(counts))
+        images, top1, top5 = counts.tolist()
         if not images:
             raise UserError("there is no image to score")
-        return {"images": images, "top1": right / images, "top5": among / images}
+        return {"images": images, "top1": top1 / images, "top5": top5 / images}

@@ -45,7 +45,10 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--dataset=imagenet2012"], "must be a set of classified images of tensorfl"),
+        (
+            ["--dataset=imagenet2012"],
+            "must be a classification dataset of tensorflow-d",
+        ),
         (["--dataset=tfds:nosuch"], "is not in tensorflow-datasets"),
         (["--dataset=tfds:colors:image:mask"], "has no ClassLabel 'mask'"),
         (["--eval_split=test"], "has no split 'test': .* has train, validation"),

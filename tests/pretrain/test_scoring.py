@@ -17,7 +17,7 @@ from deeplab_tf import (
 )
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.variables import official_variables
-from deeplab_tf.pretrain.scoring import ClassValidation, Ranking
+from deeplab_tf.pretrain.scoring import ClassValidation, TopAccuracy
 from deeplab_tf.training.history import History
 
 CLASSES = 300
@@ -130,10 +130,10 @@ def test_accuracies_are_shares_of_the_images():
     images = np.array(LOGITS, np.float32)[:, None, None]
     labels = np.full((4, 1, 1), 2, np.int32)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(3)
-    ranking = Ranking(given(7))
-    assert ranking.score(dataset) == {"images": 4, "top1": 0.25, "top5": 0.75}
+    accuracy = TopAccuracy(given(7))
+    assert accuracy.evaluate(dataset) == {"images": 4, "top1": 0.25, "top5": 0.75}
     # Of two workers that have seen the same.
-    total = ranking.score(dataset, lambda counts: 2 * counts)
+    total = accuracy.evaluate(dataset, lambda counts: 2 * counts)
     assert total == {"images": 8, "top1": 0.25, "top5": 0.75}
 
 
@@ -141,14 +141,18 @@ def test_of_few_classes_all_are_among_the_first_five():
     dataset = tf.data.Dataset.from_tensors(
         (np.array([[[[1.0, 2.0, 3.0]]]], np.float32), np.zeros((1, 1, 1), np.int32))
     )
-    assert Ranking(given(3)).score(dataset) == {"images": 1, "top1": 0.0, "top5": 1.0}
+    assert TopAccuracy(given(3)).evaluate(dataset) == {
+        "images": 1,
+        "top1": 0.0,
+        "top5": 1.0,
+    }
 
 
 def test_scoring_changes_nothing():
     images, labels = colored([0, 1, 2, 3])
     model = toy_classifier()
     before = {n: v.numpy() for n, v in official_variables(model).items()}
-    Ranking(model).score(tf.data.Dataset.from_tensors((images, labels)))
+    TopAccuracy(model).evaluate(tf.data.Dataset.from_tensors((images, labels)))
     for name, variable in official_variables(model).items():
         np.testing.assert_array_equal(variable, before[name])
 
@@ -156,4 +160,4 @@ def test_scoring_changes_nothing():
 def test_nothing_to_score_is_told():
     dataset = tf.data.Dataset.from_tensors((np.zeros((1, 1, 1, 3)), 0)).take(0)
     with pytest.raises(UserError, match="there is no image to score"):
-        Ranking(given(3)).score(dataset)
+        TopAccuracy(given(3)).evaluate(dataset)
