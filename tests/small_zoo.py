@@ -6,6 +6,7 @@ import os
 import tarfile
 
 from golden_case import value
+from shallow_network import patch_mobilenet_v2
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
@@ -44,6 +45,7 @@ def tiny_checkpoint(monkeypatch, folder, **published):
     Returns:
         `{official name: array}` of it.
     """
+    patch_mobilenet_v2(monkeypatch)
     model = build_model(MODEL)
     load_tf1_variables(
         model, {n: _value(n, a) for n, a in tf1_variables(model).items()}

@@ -23,6 +23,8 @@ TRAINING = (
     *("--training_number_of_steps=5", "--fine_tune_batch_norm=false"),
 )
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 class Converted(NamedTuple):
     """A data set that is ready to be trained on.

@@ -7,13 +7,17 @@ import subprocess
 import sys
 
 import numpy as np
+import program_runs
 import pytest
 import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
+from plain_records import record, write
 
 import deeplab_tf
-from deeplab_tf.data.info import dataset_info
+from deeplab_tf.checkpoints.tf1 import read_variables
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.presets import find_preset
 from deeplab_tf.training import losses
 
@@ -37,6 +41,37 @@ def loss_on(checkpoint: str, batches) -> float:
             for images, labels in batches
         ]
     )
+
+
+def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
+    voc_checkpoint, tmp_path
+):
+    info = DatasetInfo("toys", tuple("abcdefg"))
+    label = np.arange(33 * 33, dtype=np.uint8).reshape(33, 33) % 7
+    image = np.random.RandomState(0).randint(0, 256, (33, 33, 3))
+    write(tmp_path / "data", record(image, label, "first"))
+    records.write_info(info, str(tmp_path / "data"))
+    out = program_runs.run(
+        *(
+            "deeplab_tf.programs.train",
+            "--model_variant=mobilenet_v2",
+            "--fine_tune_batch_norm=false",
+        ),
+        *(f"--tf_initial_checkpoint={voc_checkpoint}", "--training_number_of_steps=1"),
+        *("--train_crop_size=33,33", "--train_batch_size=1", "--base_learning_rate=0"),
+        *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
+    )
+    assert "270 restored, 2 skipped because of their shape (logits/semantic/" in out
+    assert "missing" not in out and "warning" not in out
+    official = read_variables(voc_checkpoint)
+    tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
+    assert tuned["logits/semantic/weights"].shape == (1, 1, 256, 7)
+    # Nothing has moved at a learning rate of 0.
+    same = [n for n in tuned if np.array_equal(tuned[n], official[n])]
+    assert sorted(set(tuned) - set(same)) == [
+        "logits/semantic/biases",
+        "logits/semantic/weights",
+    ]
 
 
 @pytest.fixture

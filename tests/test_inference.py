@@ -16,6 +16,8 @@ from deeplab_tf.inference import Predictor, predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.windows import translate_limit_errors
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def photo(*shape):
     return np.random.RandomState(5).randint(0, 256, (*shape, 3)).astype(np.float32)

@@ -26,10 +26,13 @@ from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training.resume import write_experiment
 
 EVAL = "deeplab_tf.programs.eval"
+SHALLOW_EVAL = (sys.executable, ROOT / "tests/shallow_network.py", "eval.py")
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_records, tmp_path_factory):
+def trained(shallow, tiny_records, tmp_path_factory):
     """A folder with `logs`, the checkpoint of a narrow model, and `exported`."""
     folder = tmp_path_factory.mktemp("evaluated")
     config = ModelConfig.from_official_flags(
@@ -149,7 +152,7 @@ def test_a_limit_too_small_is_refused(trained, tmp_path):
 
 
 def test_devices_share_the_images(trained, plain, tmp_path):
-    command = (sys.executable, ROOT / "eval.py", f"--checkpoint_dir={trained}/logs")
+    command = (*SHALLOW_EVAL, f"--checkpoint_dir={trained}/logs")
     ended = subprocess.run(
         [*command, f"--eval_logdir={tmp_path}", "--num_clones=2"],
         capture_output=True,
@@ -192,7 +195,7 @@ def test_every_new_checkpoint_of_a_folder_is_scored(trained, tmp_path):
     folder = tmp_path / "logs"
     follow = ("--eval_interval_secs=1", "--max_number_of_evaluations=2")
     where = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
-    command = [sys.executable, ROOT / "eval.py", *where, *follow]
+    command = [*SHALLOW_EVAL, *where, *follow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == f"waiting for a checkpoint in {folder}\n"
         # As in the official archives, no file tells which one is the latest.

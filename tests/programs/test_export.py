@@ -21,6 +21,8 @@ from deeplab_tf.serving.saved_model import SavedModelPredictor
 
 EXPORT = "deeplab_tf.programs.export"
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 @pytest.fixture(scope="module")
 def logs(tiny_model, tmp_path_factory):

@@ -22,6 +22,8 @@ from deeplab_tf.training.resume import read_experiment, write_experiment
 PREDICT = "deeplab_tf.programs.predict"
 ORIENTATION = 0x0112
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def noise(height, width):
     random = np.random.RandomState(8)

@@ -27,12 +27,14 @@ from deeplab_tf.config import (
     ModelConfig,
 )
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.data.info import generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
 from deeplab_tf.serving import exporting
 from deeplab_tf.serving.saved_model import read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
+
+pytestmark = pytest.mark.usefixtures("shallow")
 
 # As in the official scripts, but narrow, and with a decoder and two rates.
 MODEL = (
@@ -76,7 +78,7 @@ def train(dataset_dir, logs):
 
 
 @pytest.fixture(scope="module")
-def logs(tiny_records, tmp_path_factory):
+def logs(shallow, tiny_records, tmp_path_factory):
     """The `train_logdir` of three steps, saved after two, too."""
     logs = tmp_path_factory.mktemp("trained") / "logs"
     train(tiny_records, logs)
@@ -84,7 +86,7 @@ def logs(tiny_records, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def line(logs, tiny_records, tiny_voc, tmp_path_factory):
+def line(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
     """Folders and output of: train on from two steps, score, export, predict."""
     folder = tmp_path_factory.mktemp("line")
     third = shutil.ignore_patterns("model.ckpt-3.*")
@@ -436,30 +438,6 @@ def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
     assert tf.train.latest_checkpoint(str(tmp_path / "logs")) is None
 
 
-def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
-    voc_checkpoint, tmp_path
-):
-    info = DatasetInfo("toys", tuple("abcdefg"))
-    write_records(tmp_path / "data", np.arange(33 * 33).reshape(33, 33) % 7, info)
-    out = run(
-        *("train", "--model_variant=mobilenet_v2", "--fine_tune_batch_norm=false"),
-        *(f"--tf_initial_checkpoint={voc_checkpoint}", "--training_number_of_steps=1"),
-        *("--train_crop_size=33,33", "--train_batch_size=1", "--base_learning_rate=0"),
-        *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
-    )
-    assert "270 restored, 2 skipped because of their shape (logits/semantic/" in out
-    assert "missing" not in out and "warning" not in out
-    official = read_variables(voc_checkpoint)
-    tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
-    assert tuned["logits/semantic/weights"].shape == (1, 1, 256, 7)
-    # Nothing has moved at a learning rate of 0.
-    same = [n for n in tuned if np.array_equal(tuned[n], official[n])]
-    assert sorted(set(tuned) - set(same)) == [
-        "logits/semantic/biases",
-        "logits/semantic/weights",
-    ]
-
-
 def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_path):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
     published = tiny_checkpoint(monkeypatch, tmp_path)
@@ -514,7 +492,7 @@ def toy():
 
 
 @pytest.fixture(scope="module")
-def toy_line(toy, tiny_records, tmp_path_factory):
+def toy_line(shallow, toy, tiny_records, tmp_path_factory):
     """Folder and output of: train, score and export by a preset, with a few flags."""
     folder = tmp_path_factory.mktemp("toy")
     data = f"--dataset_dir={tiny_records}"

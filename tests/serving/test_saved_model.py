@@ -32,6 +32,8 @@ from deeplab_tf.serving.saved_model import (
 )
 from deeplab_tf.serving.signatures import Resizing, ResizingPredictor, features_model
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 
 def photos(*shape):
     return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)

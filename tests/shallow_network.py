@@ -1,0 +1,54 @@
+"""MobileNetV2 with one block per stride, for tests that any network would do for.
+
+Run as a program, it runs one of the root scripts on it:
+`python tests/shallow_network.py eval.py --checkpoint_dir=...`.
+"""
+
+import contextlib
+import functools
+import pathlib
+import runpy
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def patch_mobilenet_v2(patch):
+    """Makes `mobilenet_v2` a network of 5 of its 17 blocks.
+
+    Args:
+        patch: A `pytest.MonkeyPatch`, which undoes it.
+    """
+    from deeplab_tf import config
+    from deeplab_tf.config.backbones.mobilenet import Block
+    from deeplab_tf.models.backbones import BACKBONES, mobilenet
+
+    network = config.BACKBONES["mobilenet_v2"].network._replace(
+        blocks=(
+            *(Block(1, 16), Block(6, 24, 2), Block(6, 32, 2)),
+            *(Block(6, 64, 2), Block(6, 160, 2)),
+        ),
+        low_level={4: 1, 8: 2, 16: 3},
+    )
+    shallow = functools.partial(mobilenet, network=network)
+    patch.setitem(BACKBONES, "mobilenet_v2", shallow)
+
+
+@contextlib.contextmanager
+def shallow_mobilenet_v2():
+    """Keeps `mobilenet_v2` shallow for the duration of a block."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_mobilenet_v2(patch)
+        yield
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    del sys.argv[0]
+    from deeplab_tf.programs import start_tensorflow
+
+    start_tensorflow()
+    with shallow_mobilenet_v2():
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
