@@ -133,13 +133,13 @@ def _make_signatures(
     features = features_model(network)
     if is_folded and options.constant_weights:
         features = freeze_predictor(predictor, network)
-    resizing = options.resizing
-    if resizing is not None:
-        predictor = ResizingPredictor(predictor, resizing)
+    resized: Predictor | ResizingPredictor = predictor
+    if options.resizing is not None:
+        resized = ResizingPredictor(predictor, options.resizing)
     # `encoded` decodes to 8 bits, which would change deeper images.
     is_deep = info is not None and info.max_value != 255
     max_pixels = None if is_deep else options.max_pixels
-    return make_signatures(features, predictor, options.probabilities, max_pixels)
+    return make_signatures(features, resized, options.probabilities, max_pixels)
 
 
 def _write_graphs(

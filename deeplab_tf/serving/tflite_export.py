@@ -95,7 +95,7 @@ def convert_to_tflite(
         UserError: for invalid settings.
     """
     _validate(size, precision, output, calibration)
-    samples = ()
+    samples: Iterable[np.ndarray] = ()
     if calibration is not None:
         samples = _prepare_samples(model, size, calibration)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
