@@ -100,7 +100,9 @@ def find_coinages(text):
 def find_openings(source):
     """Yields line number and first line of docstrings with an unwanted opening."""
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        # Docstrings of properties read like those of attributes.
+        if is_function and "property" not in map(ast.unparse, node.decorator_list):
             first = (ast.get_docstring(node) or "").partition("\n")[0]
             if OPENING.match(first):
                 yield node.lineno, first

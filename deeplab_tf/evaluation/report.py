@@ -27,7 +27,7 @@ _SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
 _NAMED_CLASSES = 12  # listed below an image
 _NOTHING = "\u2013"
-# The first entries of the protocol; the others follow in their order.
+# The first entries of the protocol; the rest follow in their order.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 _BANDS = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
 # Titles of optional sections and their keys in the metrics.
