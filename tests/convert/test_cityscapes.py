@@ -1,4 +1,4 @@
-"""Cityscapes in its official layout to records."""
+"""Converts Cityscapes in its official layout to records."""
 
 import os
 import shutil
@@ -15,19 +15,21 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 
 
-def samples(folder, split):
-    """Returns image, label and name of every record of a split."""
+def read_samples(folder, split):
+    """Returns the image, label and name of every record of a split."""
     paths = records.shard_paths(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return list(dataset.as_numpy_iterator())
 
 
-def names(folder, split):
-    return [name.decode() for _, _, name in samples(folder, split)]
+def read_names(folder, split):
+    return [name.decode() for _, _, name in read_samples(folder, split)]
 
 
-def labels(folder, split):
-    return [tf.io.decode_png(x).numpy()[..., 0] for _, x, _ in samples(folder, split)]
+def read_labels(folder, split):
+    return [
+        tf.io.decode_png(x).numpy()[..., 0] for _, x, _ in read_samples(folder, split)
+    ]
 
 
 @pytest.fixture
@@ -48,23 +50,23 @@ SPLITS = {
 }
 
 
-def test_the_splits_are_those_of_the_official_code_in_sorted_order(root, tmp_path):
+def test_splits_match_the_official_code_in_sorted_order(root, tmp_path):
     out = tmp_path / "out"
     sizes = cityscapes.convert(str(root), str(out), num_shards=3)
     assert sizes == {split: len(stems) for split, stems in SPLITS.items()}
     assert set(sizes) == set(dataset_info("cityscapes").split_sizes)
     for split, stems in SPLITS.items():
-        assert names(out, split) == stems
+        assert read_names(out, split) == stems
     assert len(records.shard_paths(str(out), "train_fine")) == 2
 
 
-def test_records_hold_the_image_file_and_the_training_ids(root, tmp_path):
+def test_records_contain_image_file_and_train_ids(root, tmp_path):
     out = tmp_path / "out"
     cityscapes.convert(str(root), str(out), num_shards=1)
-    image, _, _ = samples(out, "val_fine")[0]
+    image, _, _ = read_samples(out, "val_fine")[0]
     path = root / "leftImg8bit/val/munster/munster_000000_000019_leftImg8bit.png"
     assert image == path.read_bytes()
-    [fine] = labels(out, "val_fine")
+    [fine] = read_labels(out, "val_fine")
     # The pixels of the first row have the ids 0, 1, 2, ..., 29.
     void = 255
     assert fine[0].tolist() == (
@@ -78,24 +80,24 @@ def test_records_hold_the_image_file_and_the_training_ids(root, tmp_path):
     assert fine[1, :5].tolist() == [void, 16, 17, 18, void]
 
 
-def test_coarse_splits_take_the_coarse_labels(root, tmp_path):
+def test_coarse_splits_use_coarse_labels(root, tmp_path):
     out = tmp_path / "out"
     cityscapes.convert(str(root), str(out), num_shards=1)
-    # The small source's coarse labels hold no id beyond 7, road.
+    # The coarse labels have no id above 7, road.
     for split in ("train_coarse", "trainval_coarse"):
-        assert [np.unique(x).tolist() for x in labels(out, split)] == (
+        assert [np.unique(x).tolist() for x in read_labels(out, split)] == (
             [[0, 255]] * len(SPLITS[split])
         )
-    assert all((x == 18).any() for x in labels(out, "trainval_fine"))
-    [test] = labels(out, "test_fine")
+    assert all((x == 18).any() for x in read_labels(out, "trainval_fine"))
+    [test] = read_labels(out, "test_fine")
     assert (test == 255).all()
 
 
 @pytest.mark.parametrize(
-    ("gone", "left"),
+    ("removed", "expected"),
     [
         (["gtCoarse"], ["train_fine", "val_fine", "test_fine", "trainval_fine"]),
-        # gtCoarse is one archive, its images another of 44 GB.
+        # gtCoarse is one archive, its images are another of 44 GB.
         (
             ["leftImg8bit/train_extra", "leftImg8bit/test"],
             ["train_fine", "val_fine", "trainval_fine"],
@@ -103,23 +105,23 @@ def test_coarse_splits_take_the_coarse_labels(root, tmp_path):
         (["gtCoarse", "leftImg8bit/train", "gtFine/test"], ["val_fine"]),
     ],
 )
-def test_only_splits_whose_folders_are_there(root, tmp_path, gone, left):
-    for folder in gone:
+def test_splits_with_missing_folders_are_skipped(root, tmp_path, removed, expected):
+    for folder in removed:
         shutil.rmtree(root / folder)
     sizes = cityscapes.convert(str(root), str(tmp_path / "out"), num_shards=1)
-    assert list(sizes) == left
-    assert records.split_names(str(tmp_path / "out")) == sorted(left)
+    assert list(sizes) == expected
+    assert records.split_names(str(tmp_path / "out")) == sorted(expected)
 
 
 @pytest.mark.slow
-def test_the_ids_are_those_of_the_authors():
-    # Not importorskip: whoever asks for the slow tests has installed the extra.
-    from cityscapesscripts.helpers.labels import labels as of_the_authors
+def test_ids_match_cityscapesscripts():
+    # Not importorskip: running the slow tests requires the extra.
+    from cityscapesscripts.helpers.labels import labels as official_labels
 
     train_ids, info = cityscapes.train_ids(), dataset_info("cityscapes")
-    by_id = {label.id: label for label in of_the_authors}
+    by_id = {label.id: label for label in official_labels}
     assert sorted(by_id) == [-1, *range(len(train_ids))]
-    # Licence plates: the only one without a place in a PNG.
+    # License plates have id -1, which a PNG cannot store.
     assert by_id.pop(-1).trainId == -1
     for number, label in by_id.items():
         assert train_ids[number] == label.trainId
@@ -132,7 +134,7 @@ def test_the_ids_are_those_of_the_authors():
 ULM = "ulm/ulm_000001_000019"
 
 
-def drop(name):
+def remove_file(name):
     return lambda root: (root / name).unlink()
 
 
@@ -151,45 +153,45 @@ def shrink_label(root):
     small_sources.save_label(path, np.zeros((19, 30)))
 
 
-def only_train_ids(root):
+def rename_to_train_ids(root):
     path = root / f"gtFine/train/{ULM}_gtFine_labelIds.png"
     path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
 
 
-def another_folder(root):
+def rename_images(root):
     (root / "leftImg8bit").rename(root / "images")
 
 
-def no_fine(root):
+def remove_labels(root):
     shutil.rmtree(root / "gtFine")
     shutil.rmtree(root / "gtCoarse")
 
 
-def no_cities(root):
+def remove_cities(root):
     shutil.rmtree(root / "leftImg8bit/val/munster")
 
 
-# How to break the folder, and what its message must say.
+# Change that breaks the dataset, and pattern of the error message.
 BROKEN = {
     "image without label": (
-        drop(f"gtFine/train/{ULM}_gtFine_labelIds.png"),
+        remove_file(f"gtFine/train/{ULM}_gtFine_labelIds.png"),
         f"/leftImg8bit/train/{ULM}_leftImg8bit.png has no label "
         f".*/gtFine/train/{ULM}_gtFine_labelIds.png",
     ),
-    "coarse image without label": (
-        drop(f"gtCoarse/train/{ULM}_gtCoarse_labelIds.png"),
+    "image without coarse label": (
+        remove_file(f"gtCoarse/train/{ULM}_gtCoarse_labelIds.png"),
         f"{ULM}_leftImg8bit.png has no label .*/gtCoarse/train/{ULM}_gtCoarse_labelIds",
     ),
     "label without image": (
-        drop(f"leftImg8bit/train/{ULM}_leftImg8bit.png"),
+        remove_file(f"leftImg8bit/train/{ULM}_leftImg8bit.png"),
         f"/gtFine/train/{ULM}_gtFine_labelIds.png has no image "
         f".*/leftImg8bit/train/{ULM}_leftImg8bit.png",
     ),
     "training ids only": (
-        only_train_ids,
+        rename_to_train_ids,
         f"{ULM}_leftImg8bit.png has no label .*{ULM}_gtFine_labelIds.png",
     ),
-    "id beyond the last": (
+    "id above the last": (
         set_id(34),
         f"{ULM}_gtFine_labelIds.png has the value 34; the ids of labelIds files are 0",
     ),
@@ -201,17 +203,20 @@ BROKEN = {
         shrink_label,
         f"{ULM}_gtFine_labelIds.png is 30x19 but its image .* is 30x20",
     ),
-    "another folder": (
-        another_folder,
+    "renamed folder": (
+        rename_images,
         "--cityscapes_root=.*/cityscapes has no folder .*/cityscapes/leftImg8bit;",
     ),
-    "no labels": (no_fine, "/cityscapes has no train in both leftImg8bit and gtFine"),
-    "no cities": (no_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
+    "no labels": (
+        remove_labels,
+        "/cityscapes has no train in both leftImg8bit and gtFine",
+    ),
+    "no cities": (remove_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_folder_is_named_and_nothing_is_written(root, tmp_path, kind):
+def test_broken_dataset_is_refused_before_writing(root, tmp_path, kind):
     change, message = BROKEN[kind]
     change(root)
     with pytest.raises(UserError, match=message):
@@ -219,21 +224,21 @@ def test_a_broken_folder_is_named_and_nothing_is_written(root, tmp_path, kind):
     assert os.listdir(tmp_path) == ["cityscapes"]
 
 
-def test_the_program_says_what_there_is(root, tmp_path, capsys):
+def test_program_prints_split_sizes(root, tmp_path, capsys):
     for folder in ("gtCoarse", "gtFine/test"):
         shutil.rmtree(root / folder)
     flags = [f"--cityscapes_root={root}", f"--output_dir={tmp_path}/out"]
     run_program("deeplab_tf.programs.convert.cityscapes", ["cityscapes.py", *flags])
     out = capsys.readouterr().out
     assert out == f"{tmp_path}/out: train_fine 2, val_fine 1, trainval_fine 3 images\n"
-    # At most 10, of which none is empty.
+    # At most 10 shards, none of them empty.
     assert len(records.shard_paths(f"{tmp_path}/out", "trainval_fine")) == 3
 
 
-def test_only_the_splits_that_are_wanted_are_written(tmp_path):
+def test_only_requested_splits_are_written(tmp_path):
     root = small_sources.cityscapes(tmp_path / "cityscapes")
-    wanted = ("val_fine", "train_fine")
-    sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, wanted)
+    requested = ("val_fine", "train_fine")
+    sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, requested)
     assert sizes == {"train_fine": 2, "val_fine": 1}
     assert records.split_names(str(tmp_path / "out")) == ["train_fine", "val_fine"]
     with pytest.raises(

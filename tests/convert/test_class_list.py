@@ -1,4 +1,4 @@
-"""Class lists as people write them."""
+"""Class lists in the formats that people write."""
 
 import json
 import re
@@ -12,8 +12,8 @@ from deeplab_tf.errors import UserError
 
 
 @pytest.fixture
-def read(tmp_path):
-    """Returns what a text means."""
+def read_text(tmp_path):
+    """A function that writes a text to a file and reads it as a class list."""
 
     def write_and_read(text, file="classes.txt", **settings):
         path = epath.Path(tmp_path / file)
@@ -23,8 +23,8 @@ def read(tmp_path):
     return write_and_read
 
 
-def test_a_name_per_line(read):
-    classes = read("road\n\n  side walk \r\n# a comment\nlow\tplants\n")
+def test_one_name_per_line(read_text):
+    classes = read_text("road\n\n  side walk \r\n# a comment\nlow\tplants\n")
     assert classes.info.class_names == ("road", "side walk", "low plants")
     assert classes.info.name == "mine"
     assert (classes.info.ignore_label, classes.info.channels) == (255, 3)
@@ -44,19 +44,19 @@ COLORED = {
 
 
 @pytest.mark.parametrize("kind", COLORED)
-def test_names_with_colors(read, kind):
-    classes = read(COLORED[kind], ignore_color=(0, 0, 0))
+def test_names_with_colors(read_text, kind):
+    classes = read_text(COLORED[kind], ignore_color=(0, 0, 0))
     assert classes.info.class_names == ("road", "side walk")
     assert classes.info.colors == ((128, 64, 128), (0, 0, 192))
     assert classes.color_ids() == {(128, 64, 128): 0, (0, 0, 192): 1, (0, 0, 0): 255}
 
 
-def test_a_dataset_info_with_and_without_colors(read):
+def test_dataset_info_with_and_without_colors(read_text):
     info = {"name": "street", "class_names": ["a", "b"], "ignore_label": 9}
-    classes = read(json.dumps(info), "dataset_info.json")
+    classes = read_text(json.dumps(info), "dataset_info.json")
     assert (classes.info.name, classes.info.class_names) == ("street", ("a", "b"))
     assert classes.info.ignore_label == 9 and not classes.has_colors
-    whole = DatasetInfo(
+    full_info = DatasetInfo(
         "street",
         ("a", "b"),
         colors=((9, 9, 9), (1, 2, 3)),
@@ -65,72 +65,78 @@ def test_a_dataset_info_with_and_without_colors(read):
         split_sizes={"train": 7},
         content_hashes={"train": "ab"},
     )
-    classes = read(whole.to_json())
+    classes = read_text(full_info.to_json())
     assert classes.has_colors
     assert classes.info == DatasetInfo(
         "street", ("a", "b"), colors=((9, 9, 9), (1, 2, 3)), channels=4, max_value=4095
     )
 
 
-def test_flags_win_over_the_file(read):
+def test_flags_override_the_file(read_text):
     info = DatasetInfo("street", ("a", "b"), ignore_label=9, channels=4)
-    found = read(info.to_json(), ignore_label=7, channels=1, name="other").info
+    found = read_text(info.to_json(), ignore_label=7, channels=1, name="other").info
     assert (found.name, found.ignore_label, found.channels) == ("other", 7, 1)
-    assert read("a\nb", max_value=4095).info.max_value == 4095
+    assert read_text("a\nb", max_value=4095).info.max_value == 4095
 
 
-WRONG = {
-    "nothing": ("\n# none\n", "classes.txt lists no class"),
-    "one name": ("a\nb\na\n", "classes.txt has two classes named a"),
-    "one colour": (
+INVALID = {
+    "empty": ("\n# none\n", "classes.txt lists no class"),
+    "duplicate name": ("a\nb\na\n", "classes.txt has two classes named a"),
+    "duplicate colour": (
         "a 1 2 3\nb 0 0 0\nc 1 2 3",
         "classes.txt gives the classes a and c the same colour, (1, 2, 3)",
     ),
-    "some colours": (
+    "missing colour": (
         "a 1 2 3\n\nb\n",
         "has a colour in line 1 but none in line 3; give all classes a colour, or none",
     ),
-    "no colour": (
+    "invalid colour": (
         "a 1 2 256",
         "the colour in line 1 of {} must be r,g,b of 0..255 each; received 1,2,256",
     ),
-    "negative": ("a 1 -2 3", "must be r,g,b of 0..255 each; received 1,-2,3"),
-    "no name": ("a 1 2 3\n4 5 6\n", "line 2 of {} has a colour but no name: 4 5 6"),
-    "two ways": ("1 2 3 zone 4 5 6", "line 1 of {} can be read in two ways: 1 2 3 zon"),
-    "too many": (
+    "negative colour": ("a 1 -2 3", "must be r,g,b of 0..255 each; received 1,-2,3"),
+    "missing name": (
+        "a 1 2 3\n4 5 6\n",
+        "line 2 of {} has a colour but no name: 4 5 6",
+    ),
+    "ambiguous line": (
+        "1 2 3 zone 4 5 6",
+        "line 1 of {} can be read in two ways: 1 2 3 zon",
+    ),
+    "too many classes": (
         "".join(f"c{i}\n" for i in range(256)),
         "classes.txt: class_names has 256 classes; labels allow at most 255",
     ),
     "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
-    "other JSON": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
-    "colour of JSON": (
+    "unknown JSON key": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
+    "invalid JSON colour": (
         '{"name": "a", "class_names": ["x"], "colors": [[1, 2]]}',
         "classes.txt: colors[0] must have 3 values; received 2",
     ),
-    "no text": (b"\xff\xfe\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
+    "not UTF-8": (b"\xff\xfe\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_cannot_be_a_list_is_told(read, tmp_path, kind):
-    text, message = WRONG[kind]
+@pytest.mark.parametrize("kind", INVALID)
+def test_invalid_class_list_is_refused(read_text, tmp_path, kind):
+    text, message = INVALID[kind]
     message = message.replace("{}", str(tmp_path / "classes.txt"))
     with pytest.raises(UserError, match=re.escape(message)):
-        read(text)
+        read_text(text)
 
 
-def test_a_list_is_a_file(tmp_path):
+def test_missing_class_list_is_refused(tmp_path):
     for path in (tmp_path / "none.txt", tmp_path):
         with pytest.raises(UserError, match=f"--classes={path} is not a file"):
             read_class_list(epath.Path(path), "mine")
 
 
-def test_the_color_of_void_is_that_of_no_class(read):
+def test_ignore_color_must_not_be_a_class_color(read_text):
     with pytest.raises(
         UserError, match=r"ignore_color=1,2,3 is the colour .* class b "
     ):
-        read("a 0 0 0\nb 1 2 3\n", ignore_color=(1, 2, 3))
+        read_text("a 0 0 0\nb 1 2 3\n", ignore_color=(1, 2, 3))
     with pytest.raises(
         UserError, match=r"--ignore_color needs a colour for each class"
     ):
-        read("a\nb\n", ignore_color=(1, 2, 3))
+        read_text("a\nb\n", ignore_color=(1, 2, 3))

@@ -1,4 +1,4 @@
-"""COCO's instances to records of the 20 VOC classes."""
+"""Converts COCO instances to records of the 20 VOC classes."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 
 CLASS = {name: i for i, name in enumerate(dataset_info("coco_voc").class_names)}
-# A rectangle that keeps its image, whatever else is tested.
+# A rectangle large enough for its image to be kept.
 LARGE = rectangle(0, 0, 35, 30)
 
 
@@ -26,15 +26,15 @@ def files(tmp_path):
 
 
 def convert(files, **settings):
-    """Converts to the folder `out` beside the files; returns the split sizes."""
+    """Converts to the sibling folder `out`; returns the split sizes."""
     files.save()
     settings = {"split": "train", "num_shards": 2} | settings
     out = files.image_dir.parent.parent / "out"
     return coco_voc.convert(str(files.path), str(files.image_dir), str(out), **settings)
 
 
-def samples(files, split="train"):
-    """Returns the label by the name of every record, in order."""
+def read_labels(files, split="train"):
+    """Returns `{name: label}` of every record, in order."""
     out = files.image_dir.parent.parent / "out"
     paths = records.shard_paths(str(out), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
@@ -44,14 +44,14 @@ def samples(files, split="train"):
     }
 
 
-def label_of(files):
-    """Returns the label of the only image."""
+def convert_label(files):
+    """Converts the only image; returns its label."""
     assert convert(files) == {"train": 1}
-    [label] = samples(files).values()
+    [label] = read_labels(files).values()
     return label
 
 
-def expected(*areas, height=40, width=60):
+def expected_label(*areas, height=40, width=60):
     """Returns a label; an area is (top, left, height, width, class)."""
     label = np.zeros((height, width), np.uint8)
     for top, left, rows, columns, class_id in areas:
@@ -63,8 +63,8 @@ def expected(*areas, height=40, width=60):
 RUNS = [2 * 40 + 3, *([30, 10] * 34), 30, 40 * 60 - 2 * 40 - 3 - 34 * 40 - 30]
 
 
-def compressed(counts):
-    """Returns run lengths as COCO's text, after its description."""
+def compress_runs(counts):
+    """Returns run lengths in COCO's text format, written from its description."""
     text = ""
     for i, count in enumerate(counts):
         value = count - (counts[i - 2] if i > 2 else 0)
@@ -81,7 +81,7 @@ OUTLINES = {
     "two polygons": [rectangle(3, 2, 30, 20), rectangle(3, 20, 30, 17)],
     "line and polygon": [[50, 0, 59, 20], rectangle(3, 2, 30, 35)],
     "uncompressed runs": {"size": [40, 60], "counts": RUNS},
-    "compressed runs": {"size": [40, 60], "counts": compressed(RUNS)},
+    "compressed runs": {"size": [40, 60], "counts": compress_runs(RUNS)},
 }
 
 
@@ -91,31 +91,31 @@ def test_outlines_become_labels(files, kind):
     image = files.add_image("000000000009.jpg")
     files.add(image, "bus", OUTLINES[kind])
     np.testing.assert_array_equal(
-        label_of(files), expected((3, 2, 30, 35, CLASS["bus"]))
+        convert_label(files), expected_label((3, 2, 30, 35, CLASS["bus"]))
     )
 
 
 @pytest.mark.slow
-def test_outlines_end_with_the_image(files):
+def test_outlines_are_clipped_to_the_image(files):
     files.add(files.add_image("a.jpg"), "cat", [rectangle(-5, -20, 100, 55)])
     np.testing.assert_array_equal(
-        label_of(files), expected((0, 0, 40, 35, CLASS["cat"]))
+        convert_label(files), expected_label((0, 0, 40, 35, CLASS["cat"]))
     )
 
 
 @pytest.mark.slow
-def test_outlines_without_pixels_change_nothing(files):
+def test_empty_outlines_are_ignored(files):
     image = files.add_image("a.jpg")
     for outline in ([], [[0, 0, 59, 39]], {"size": [40, 60], "counts": [2400]}):
         files.add(image, "cow", outline)
     files.add(image, "bus", OUTLINES["polygon"])
     np.testing.assert_array_equal(
-        label_of(files), expected((3, 2, 30, 35, CLASS["bus"]))
+        convert_label(files), expected_label((3, 2, 30, 35, CLASS["bus"]))
     )
 
 
 @pytest.mark.slow
-def test_any_mask_is_read_back_from_both_kinds_of_runs(files):
+def test_random_masks_round_trip_through_run_lengths(files):
     from pycocotools import mask
 
     random = np.random.RandomState(0)
@@ -123,18 +123,18 @@ def test_any_mask_is_read_back_from_both_kinds_of_runs(files):
     for i, pixels in enumerate(masks):
         runs = mask.encode(np.asfortranarray(pixels, np.uint8))
         counts = runs["counts"].decode()
-        # pycocotools' own text is what the description above gives.
+        # pycocotools writes the same text.
         changes = np.flatnonzero(np.diff(pixels.T.ravel(), prepend=0, append=2))
-        assert counts == compressed(np.diff(changes, prepend=0).tolist())
+        assert counts == compress_runs(np.diff(changes, prepend=0).tolist())
         image = files.add_image(f"{i}.jpg")
         files.add(image, "dog", {"size": [40, 60], "counts": counts})
     convert(files)
-    for pixels, label in zip(masks, samples(files).values(), strict=True):
+    for pixels, label in zip(masks, read_labels(files).values(), strict=True):
         np.testing.assert_array_equal(label, CLASS["dog"] * pixels)
 
 
 @pytest.mark.slow
-def test_classes_have_the_names_of_voc_and_others_are_background(files):
+def test_other_categories_become_background(files):
     renamed = {
         "airplane": "aeroplane",
         "motorcycle": "motorbike",
@@ -145,11 +145,11 @@ def test_classes_have_the_names_of_voc_and_others_are_background(files):
     for category in small_sources.COCO_CATEGORIES:
         files.add(files.add_image(f"{category}.jpg"), category, [LARGE])
     assert convert(files) == {"train": 20}
-    others = {"truck", "traffic light", "elephant"}
-    assert samples(files).keys() == set(small_sources.COCO_CATEGORIES) - others
-    for category, label in samples(files).items():
+    background = {"truck", "traffic light", "elephant"}
+    assert read_labels(files).keys() == set(small_sources.COCO_CATEGORIES) - background
+    for category, label in read_labels(files).items():
         class_id = CLASS[renamed.get(category, category)]
-        np.testing.assert_array_equal(label, expected((0, 0, 35, 30, class_id)))
+        np.testing.assert_array_equal(label, expected_label((0, 0, 35, 30, class_id)))
     info = records.read_info(str(files.image_dir.parent.parent / "out"))
     assert info.name == "coco_voc" and info.ignore_label == 255
     assert info.class_names == dataset_info("pascal_voc_seg").class_names
@@ -157,18 +157,18 @@ def test_classes_have_the_names_of_voc_and_others_are_background(files):
 
 
 @pytest.mark.slow
-def test_larger_areas_are_behind(files):
+def test_smaller_objects_cover_larger_ones(files):
     image = files.add_image("a.jpg")
     files.add(image, "bird", [rectangle(5, 5, 3, 3)])
     files.add(image, "car", [LARGE])
     files.add(image, "person", [rectangle(4, 4, 10, 10)])
-    # What the file says of areas does not count.
+    # The `area` field is ignored.
     files.content["annotations"][0]["area"] = 5000
     # Objects of other classes do not cover.
     files.add(image, "elephant", [rectangle(30, 25, 2, 2)])
     np.testing.assert_array_equal(
-        label_of(files),
-        expected(
+        convert_label(files),
+        expected_label(
             (0, 0, 35, 30, CLASS["car"]),
             (4, 4, 10, 10, CLASS["person"]),
             (5, 5, 3, 3, CLASS["bird"]),
@@ -177,58 +177,58 @@ def test_larger_areas_are_behind(files):
 
 
 @pytest.mark.slow
-def test_crowds_are_ignored_and_cover_everything(files):
+def test_crowds_are_ignored_and_cover_objects(files):
     image = files.add_image("a.jpg")
     files.add(image, "person", [rectangle(0, 29, 40, 20)], iscrowd=1)
     files.add(image, "bus", [LARGE])
     files.add(image, "bird", [rectangle(20, 40, 2, 2)])
-    # Nothing is known to be within a crowd of something else but background.
+    # A crowd of another category is background.
     files.add(image, "elephant", [rectangle(0, 50, 40, 10)], iscrowd=1)
     np.testing.assert_array_equal(
-        label_of(files),
-        expected((0, 0, 35, 30, CLASS["bus"]), (0, 29, 40, 20, 255)),
+        convert_label(files),
+        expected_label((0, 0, 35, 30, CLASS["bus"]), (0, 29, 40, 20, 255)),
     )
 
 
-# Outlines of 25 x 40 = 1000 pixels, and what makes them more or not.
+# Name to whether the image is kept, and its objects; FULL has 25 x 40 = 1000 pixels.
 FULL = (0, 0, 25, 40)
 ONE_MORE = (30, 0, 1, 1)
-KEPT = {
+FILTER_CASES = {
     "1000 pixels": (False, [("car", FULL)]),
     "1001 pixels": (True, [("car", FULL), ("person", ONE_MORE)]),
     "1001 pixels of one outline": (True, [("car", (0, 0, 7, 143))]),
-    "one more of another class": (False, [("car", FULL), ("truck", ONE_MORE)]),
-    "one more within": (False, [("car", FULL), ("person", (3, 3, 1, 1))]),
+    "one more of another category": (False, [("car", FULL), ("truck", ONE_MORE)]),
+    "one more inside the first": (False, [("car", FULL), ("person", (3, 3, 1, 1))]),
     "one more in a crowd": (
         False,
         [("car", FULL), ("person", ONE_MORE), ("sheep", (30, 0, 5, 5), 1)],
     ),
-    "one less for a crowd": (
+    "one fewer because of a crowd": (
         False,
         [("car", FULL), ("person", ONE_MORE), ("sheep", (24, 39, 5, 5), 1)],
     ),
-    "a crowd alone": (False, [("person", (0, 0, 30, 50), 1)]),
-    "a crowd of another class": (True, [("car", (0, 0, 26, 40)), ("truck", FULL, 1)]),
+    "only a crowd": (False, [("person", (0, 0, 30, 50), 1)]),
+    "crowd of another category": (True, [("car", (0, 0, 26, 40)), ("truck", FULL, 1)]),
 }
 
 
 @pytest.mark.slow
 def test_images_with_more_than_1000_annotated_pixels_are_kept(files):
-    for name, (_, objects) in KEPT.items():
+    for name, (_, objects) in FILTER_CASES.items():
         image = files.add_image(f"{name}.jpg", height=40, width=150)
         for category, area, *iscrowd in objects:
             files.add(image, category, [rectangle(*area)], *iscrowd)
     files.add_image("nothing.jpg")
-    kept = {name for name, (is_kept, _) in KEPT.items() if is_kept}
-    assert convert(files) == {"train": len(kept)}
-    found = samples(files)
-    assert list(found) == sorted(kept, key=lambda name: f"{name}.jpg")
+    expected = {name for name, (is_kept, _) in FILTER_CASES.items() if is_kept}
+    assert convert(files) == {"train": len(expected)}
+    found = read_labels(files)
+    assert list(found) == sorted(expected, key=lambda name: f"{name}.jpg")
     for label in found.values():
         assert np.count_nonzero((label > 0) & (label < 255)) > 1000
 
 
 @pytest.mark.slow
-def test_the_program_says_what_there_is(tmp_path, capsys):
+def test_program_prints_split_sizes(tmp_path, capsys):
     root = small_sources.coco(tmp_path / "coco")
     flags = [
         f"--annotations={root}/annotations/instances_train2017.json",
@@ -241,13 +241,13 @@ def test_the_program_says_what_there_is(tmp_path, capsys):
     assert len(records.shard_paths(f"{tmp_path}/out", "train_aug")) == 100
 
 
-def test_a_missing_package_is_one_line(files, monkeypatch):
+def test_missing_pycocotools_is_reported(files, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(UserError, match=r"need pip install 'deeplab_tf\[coco\]'"):
         convert(files)
 
 
-def drop_image(files):
+def remove_image(files):
     (files.image_dir / "b.jpg").unlink()
 
 
@@ -262,23 +262,23 @@ def set_field(kind, number, field, value):
     return change
 
 
-def drop_field(kind, number, field):
+def remove_field(kind, number, field):
     def change(files):
         del files.content[kind][number][field]
 
     return change
 
 
-def drop_list(files):
+def remove_annotations(files):
     del files.content["annotations"]
 
 
-def outline(value):
+def set_outline(value):
     return set_field("annotations", 1, "segmentation", value)
 
 
-def runs(counts, size=(40, 60)):
-    return outline({"size": list(size), "counts": counts})
+def set_runs(counts, size=(40, 60)):
+    return set_outline({"size": list(size), "counts": counts})
 
 
 def shrink_image(files):
@@ -291,10 +291,10 @@ def shrink_objects(files):
 
 
 BROKEN_OUTLINE = "annotation 101 of .*, in the 60x40 image b.jpg, is broken: "
-# How to break the file, and what its message must say.
+# Change that breaks the annotations, and pattern of the error message.
 BROKEN = {
     "missing image": (
-        drop_image,
+        remove_image,
         "/instances_train2017.json lists b.jpg but .*/train2017 has no such image",
     ),
     "image of another size": (
@@ -305,55 +305,64 @@ BROKEN = {
         set_field("images", 1, "height", 0),
         r"the height and width of b.jpg are \(0, 60\)",
     ),
-    "size in words": (
+    "size as text": (
         set_field("images", 1, "width", "60"),
         r"the height and width of b.jpg are \(40, '60'\)",
     ),
-    "annotation of no image": (
+    "annotation of unknown image": (
         unlist_image,
         "annotation 101 of .*.json has the image_id 7001, which is not in the file",
     ),
-    "annotation of no category": (
+    "annotation of unknown category": (
         set_field("annotations", 1, "category_id", 99),
         "annotation 101 of .*.json has the category_id 99, which is not in the file",
     ),
-    "no outlines": (
-        drop_field("annotations", 1, "segmentation"),
+    "missing outline": (
+        remove_field("annotations", 1, "segmentation"),
         r"/instances_train2017.json: annotations\[1\] has no segmentation",
     ),
-    "another kind of file": (
-        drop_list,
+    "not an instances file": (
+        remove_annotations,
         "/instances_train2017.json is not an instances file of COCO: it has no annot",
     ),
-    "other categories": (
+    "missing category": (
         set_field("categories", 4, "name", "aeroplane"),
         "/instances_train2017.json has no category 'airplane'; it must have the cat",
     ),
-    "odd polygon": (outline([[0, 0, 9, 0, 9, 9, 0]]), f"{BROKEN_OUTLINE}its polygons"),
-    "nested polygon": (outline([[[0, 0], [9, 0]]]), f"{BROKEN_OUTLINE}its polyg"),
-    "polygon in words": (outline([["a"] * 6]), f"{BROKEN_OUTLINE}could not convert"),
-    "polygon of no number": (
-        outline([[float("nan")] * 6]),
+    "polygon of odd length": (
+        set_outline([[0, 0, 9, 0, 9, 9, 0]]),
+        f"{BROKEN_OUTLINE}its polygons",
+    ),
+    "nested polygon": (set_outline([[[0, 0], [9, 0]]]), f"{BROKEN_OUTLINE}its polyg"),
+    "polygon of text": (set_outline([["a"] * 6]), f"{BROKEN_OUTLINE}could not convert"),
+    "polygon of NaN": (
+        set_outline([[float("nan")] * 6]),
         f"{BROKEN_OUTLINE}its polygons are far outside",
     ),
-    "polygon at the other end of the world": (
-        outline([[0, 0, 1e9, 0, 1e9, 1e9]]),
+    "polygon far outside": (
+        set_outline([[0, 0, 1e9, 0, 1e9, 1e9]]),
         f"{BROKEN_OUTLINE}its polygons are far outside",
     ),
-    "runs that end early": (runs([5, 5]), f"{BROKEN_OUTLINE}its runs do not fill"),
-    "runs that go on": (runs([5, 5000]), f"{BROKEN_OUTLINE}its runs do not fill"),
-    "negative runs": (runs([-5, 2405]), f"{BROKEN_OUTLINE}its runs do not fill the im"),
-    "no runs": (runs(""), f"{BROKEN_OUTLINE}its runs do not fill the image"),
-    "cut text": (
-        runs(compressed(RUNS)[:-2]),
+    "runs that end early": (set_runs([5, 5]), f"{BROKEN_OUTLINE}its runs do not fill"),
+    "runs that are too long": (
+        set_runs([5, 5000]),
+        f"{BROKEN_OUTLINE}its runs do not fill",
+    ),
+    "negative runs": (
+        set_runs([-5, 2405]),
+        f"{BROKEN_OUTLINE}its runs do not fill the im",
+    ),
+    "empty runs": (set_runs(""), f"{BROKEN_OUTLINE}its runs do not fill the image"),
+    "truncated runs": (
+        set_runs(compress_runs(RUNS)[:-2]),
         f"{BROKEN_OUTLINE}its runs do not fill the image",
     ),
     "runs of another size": (
-        runs(RUNS, (60, 40)),
+        set_runs(RUNS, (60, 40)),
         BROKEN_OUTLINE + r"its runs are of size \[60, 40\]",
     ),
-    "no outline at all": (outline(5), f"{BROKEN_OUTLINE}'int' object"),
-    "nothing large": (
+    "outline of wrong type": (set_outline(5), f"{BROKEN_OUTLINE}'int' object"),
+    "no image above the threshold": (
         shrink_objects,
         "has no image with more than 1000 annotated pixels of VOC's classes",
     ),
@@ -362,7 +371,7 @@ BROKEN = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_named_and_nothing_is_written(files, tmp_path, kind):
+def test_broken_annotations_are_refused_before_writing(files, tmp_path, kind):
     for name in ("a.jpg", "b.jpg"):
         files.add(files.add_image(name), "horse", [LARGE])
     change, message = BROKEN[kind]
@@ -374,7 +383,7 @@ def test_a_broken_file_is_named_and_nothing_is_written(files, tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["", '{"images": [', "[1, 2]", "\udcff"])
-def test_malformed_json_is_named(files, tmp_path, text):
+def test_malformed_json_is_refused(files, tmp_path, text):
     files.path.write_text(text, errors="surrogateescape")
     with pytest.raises(
         UserError, match=r"instances_train2017.json( is empty|: line 1| is no inst)"
@@ -394,14 +403,14 @@ def test_malformed_json_is_named(files, tmp_path, text):
         ({"split": "train-2017"}, "split must be letters, digits and _; received 'tra"),
     ],
 )
-def test_wrong_flags_are_told(tmp_path, settings, message):
+def test_invalid_flags_are_refused(tmp_path, settings, message):
     root = small_sources.coco(tmp_path / "coco")
-    right = {
+    valid = {
         "annotations": f"{root}/annotations/instances_train2017.json",
         "image_dir": f"{root}/train2017",
         "output_dir": f"{tmp_path}/out",
         "split": "train",
     }
     with pytest.raises(UserError, match=message):
-        coco_voc.convert(**(right | settings))
+        coco_voc.convert(**(valid | settings))
     assert os.listdir(tmp_path) == ["coco"]

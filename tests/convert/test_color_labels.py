@@ -1,4 +1,4 @@
-"""Label PNGs of every kind, each written with its own bytes."""
+"""Reads masks in every PNG format: class ids, colours and palettes."""
 
 import re
 import struct
@@ -16,16 +16,16 @@ from deeplab_tf.errors import UserError
 
 COLORS = ((128, 64, 128), (0, 0, 192), (0, 0, 0))
 NAMES = ("road", "walk", "tree")
-PLAIN = ClassList(DatasetInfo("mine", NAMES))
-COLORED = ClassList(DatasetInfo("mine", NAMES, colors=COLORS), True)
-WITH_VOID = COLORED._replace(ignore_color=(255, 0, 255))
+WITHOUT_COLORS = ClassList(DatasetInfo("mine", NAMES))
+WITH_COLORS = ClassList(DatasetInfo("mine", NAMES, colors=COLORS), True)
+WITH_VOID = WITH_COLORS._replace(ignore_color=(255, 0, 255))
 IDS = np.array([[0, 1, 2, 2], [1, 0, 2, 0]], np.uint8)
-PAINTED = np.array(COLORS, np.uint8)[IDS]
+COLOR_MASK = np.array(COLORS, np.uint8)[IDS]
 
 
 @pytest.fixture
-def read(tmp_path):
-    """Returns the class ids that an image in a file means."""
+def read_mask(tmp_path):
+    """A function that saves an image and reads it as class ids."""
 
     def save_and_read(image, classes, file_format="PNG"):
         path = epath.Path(tmp_path / "mask.png")
@@ -44,8 +44,8 @@ def palette_image(indices, colors):
     return image
 
 
-def png(depth, width, *rows):
-    """Returns a grey PNG with that many bits per pixel; rows are packed bytes."""
+def grey_png(depth, width, *rows):
+    """Returns a grey PNG with `depth` bits per pixel; rows are packed bytes."""
 
     def chunk(name, content):
         checksum = struct.pack(">I", zlib.crc32(name + content))
@@ -57,54 +57,57 @@ def png(depth, width, *rows):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
-@pytest.mark.parametrize("classes", [PLAIN, COLORED, WITH_VOID])
-def test_one_channel_is_class_ids(read, classes):
+@pytest.mark.parametrize("classes", [WITHOUT_COLORS, WITH_COLORS, WITH_VOID])
+def test_one_channel_is_read_as_class_ids(read_mask, classes):
     label = np.where(IDS == 1, 255, IDS).astype(np.uint8)
-    found = read(Image.fromarray(label), classes)
-    np.testing.assert_array_equal(found, label)
-    assert found.dtype == np.uint8
+    label_read = read_mask(Image.fromarray(label), classes)
+    np.testing.assert_array_equal(label_read, label)
+    assert label_read.dtype == np.uint8
     # 16 bits with small values.
-    found = read(Image.fromarray(label.astype(np.uint16)), classes)
-    np.testing.assert_array_equal(found, label)
-    assert found.dtype == np.uint8
+    label_read = read_mask(Image.fromarray(label.astype(np.uint16)), classes)
+    np.testing.assert_array_equal(label_read, label)
+    assert label_read.dtype == np.uint8
 
 
-def test_16_bits_with_large_values_are_no_class_ids(read):
+def test_16_bit_mask_with_large_values_is_refused(read_mask):
     with pytest.raises(
         UserError, match=r"mask.png has the value 300; class ids are 0\.\.255"
     ):
-        read(Image.fromarray(IDS.astype(np.uint16) * 150), PLAIN)
+        read_mask(Image.fromarray(IDS.astype(np.uint16) * 150), WITHOUT_COLORS)
 
 
-def test_few_bits_are_class_ids_and_not_shades(read):
+def test_low_bit_depths_are_class_ids(read_mask):
     np.testing.assert_array_equal(
-        read(png(4, 3, b"\x0f\x20", b"\x01\x30"), PLAIN), [[0, 15, 2], [0, 1, 3]]
+        read_mask(grey_png(4, 3, b"\x0f\x20", b"\x01\x30"), WITHOUT_COLORS),
+        [[0, 15, 2], [0, 1, 3]],
     )
-    np.testing.assert_array_equal(read(png(2, 4, b"\x1b"), PLAIN), [[0, 1, 2, 3]])
     np.testing.assert_array_equal(
-        read(png(1, 8, b"\x53"), PLAIN), [[0, 1, 0, 1, 0, 0, 1, 1]]
+        read_mask(grey_png(2, 4, b"\x1b"), WITHOUT_COLORS), [[0, 1, 2, 3]]
+    )
+    np.testing.assert_array_equal(
+        read_mask(grey_png(1, 8, b"\x53"), WITHOUT_COLORS), [[0, 1, 0, 1, 0, 0, 1, 1]]
     )
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_colors_are_mapped_and_alpha_is_dropped(read, mode):
-    image = Image.fromarray(PAINTED)
+def test_colors_are_mapped_and_alpha_is_dropped(read_mask, mode):
+    image = Image.fromarray(COLOR_MASK)
     if mode == "RGBA":
         image.putalpha(Image.fromarray(IDS * 100))
-    np.testing.assert_array_equal(read(image, COLORED), IDS)
+    np.testing.assert_array_equal(read_mask(image, WITH_COLORS), IDS)
 
 
-def test_the_color_of_void_becomes_the_ignore_label(read):
-    pixels = PAINTED.copy()
+def test_ignore_color_becomes_the_ignore_label(read_mask):
+    pixels = COLOR_MASK.copy()
     pixels[0, 3] = 255, 0, 255
     info = DatasetInfo("mine", NAMES, 7, COLORS)
     expected = [[0, 1, 2, 7], [1, 0, 2, 0]]
     classes = ClassList(info, True, (255, 0, 255))
-    np.testing.assert_array_equal(read(Image.fromarray(pixels), classes), expected)
+    np.testing.assert_array_equal(read_mask(Image.fromarray(pixels), classes), expected)
 
 
-def test_an_unknown_color_is_named_with_place_and_extent(read):
-    pixels = PAINTED.copy()
+def test_unknown_color_is_reported_with_position_and_count(read_mask):
+    pixels = COLOR_MASK.copy()
     pixels[0, 3] = pixels[1, 1] = 127, 64, 128  # off by one
     pixels[1, 2] = 1, 1, 1
     message = (
@@ -112,79 +115,85 @@ def test_an_unknown_color_is_named_with_place_and_extent(read):
         "(x, y) = (3, 0), in 2 of 8 pixels"
     )
     with pytest.raises(UserError, match=re.escape(message)):
-        read(Image.fromarray(pixels), COLORED)
-    pixels = PAINTED.copy()
-    pixels[0, 0] = 255  # beyond every known colour
+        read_mask(Image.fromarray(pixels), WITH_COLORS)
+    pixels = COLOR_MASK.copy()
+    pixels[0, 0] = 255  # larger than every known colour
     with pytest.raises(
         UserError, match=r"colour \(255, 255, 255\), which is not a class"
     ):
-        read(Image.fromarray(pixels), COLORED)
+        read_mask(Image.fromarray(pixels), WITH_COLORS)
 
 
-def test_paint_needs_colors_in_the_list(read):
+def test_color_mask_needs_class_colors(read_mask):
     with pytest.raises(UserError, match=r"mask.png is in colour, but the classes have"):
-        read(Image.fromarray(PAINTED), PLAIN)
+        read_mask(Image.fromarray(COLOR_MASK), WITHOUT_COLORS)
     grey = np.repeat(IDS[..., None], 3, 2)
     with pytest.raises(
         UserError, match=r"mask.png is a grey mask saved in colour; sav"
     ):
-        read(Image.fromarray(grey), PLAIN)
+        read_mask(Image.fromarray(grey), WITHOUT_COLORS)
 
 
-def test_a_palette_of_the_class_colors_is_paint(read):
-    """As a quantised mask, in which the indices are in order of occurrence."""
+def test_palette_of_class_colors_is_mapped_by_color(read_mask):
+    """Tests quantised masks, whose indices are in order of occurrence."""
     order = [2, 0, 1]
     indices = np.argsort(order)[IDS]
     colors = [COLORS[i] for i in order]
-    # Colours that do not occur do not matter.
+    # Unused palette colours are ignored.
     image = palette_image(indices, [*colors, (5, 5, 5)])
-    np.testing.assert_array_equal(read(image, COLORED), IDS)
+    np.testing.assert_array_equal(read_mask(image, WITH_COLORS), IDS)
     image = palette_image([[0, 3]], [*colors, (255, 0, 255)])
-    np.testing.assert_array_equal(read(image, WITH_VOID), [[2, 255]])
-    # Without colours in the list an index is an index.
-    np.testing.assert_array_equal(read(palette_image(indices, colors), PLAIN), indices)
+    np.testing.assert_array_equal(read_mask(image, WITH_VOID), [[2, 255]])
+    # Without class colours, indices are class ids.
+    np.testing.assert_array_equal(
+        read_mask(palette_image(indices, colors), WITHOUT_COLORS), indices
+    )
 
 
-def test_a_palette_of_other_colors_is_indices(read):
+def test_palette_of_other_colors_is_read_as_indices(read_mask):
     other = [(9, 9, 9), (8, 8, 8), (7, 7, 7)]
-    np.testing.assert_array_equal(read(palette_image(IDS, other), COLORED), IDS)
-    # And where the known ones stand at their own index, such as VOC's with its void.
+    np.testing.assert_array_equal(
+        read_mask(palette_image(IDS, other), WITH_COLORS), IDS
+    )
+    # Also if known colours are at their own index, as in VOC's palette.
     colors = [*COLORS, *[(1, 1, 1)] * 252, (224, 224, 192)]
     label = [[0, 1, 2, 255]]
-    np.testing.assert_array_equal(read(palette_image(label, colors), COLORED), label)
+    np.testing.assert_array_equal(
+        read_mask(palette_image(label, colors), WITH_COLORS), label
+    )
 
 
-def test_a_palette_with_one_unknown_color_is_no_indices(read):
+def test_palette_with_one_unknown_color_is_refused(read_mask):
     colors = [COLORS[2], (0, 0, 191), COLORS[0]]
     message = (
         "mask.png has the colour (0, 0, 191), which is not a class, but (0, 0, 0) at "
         "index 0 is that of class 2; correct its palette"
     )
     with pytest.raises(UserError, match=re.escape(message)):
-        read(palette_image([[0, 1, 2]], colors), COLORED)
+        read_mask(palette_image([[0, 1, 2]], colors), WITH_COLORS)
 
 
-def test_black_and_white_in_one_channel_is_not_taken_for_void(read):
+def test_black_and_white_mask_is_ambiguous(read_mask):
     info = DatasetInfo("mine", ("ground", "thing"), colors=((0,) * 3, (255,) * 3))
     classes = ClassList(info, True)
     mask = Image.fromarray(np.array([[0, 255]], np.uint8))
     with pytest.raises(
         UserError, match=r"one channel with the values \[0, 255\]: are "
     ):
-        read(mask, classes)
-    np.testing.assert_array_equal(read(mask.convert("RGB"), classes), [[0, 1]])
-    np.testing.assert_array_equal(read(mask, PLAIN), [[0, 255]])
-    # 1 is no grey of a class, so these are labels.
+        read_mask(mask, classes)
+    np.testing.assert_array_equal(read_mask(mask.convert("RGB"), classes), [[0, 1]])
+    np.testing.assert_array_equal(read_mask(mask, WITHOUT_COLORS), [[0, 255]])
+    # No class has the grey 1, so these are class ids.
     labels = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
-    np.testing.assert_array_equal(read(labels, classes), [[0, 1, 255]])
+    np.testing.assert_array_equal(read_mask(labels, classes), [[0, 1, 255]])
 
 
-def test_lossy_and_broken_labels_are_refused(read):
+def test_lossy_and_broken_masks_are_refused(read_mask):
     with pytest.raises(UserError, match=r"mask.png is JPEG; labels must be PNG"):
-        read(Image.fromarray(PAINTED), COLORED, "JPEG")
+        read_mask(Image.fromarray(COLOR_MASK), WITH_COLORS, "JPEG")
     with pytest.raises(
         UserError, match=r"mask.png has mode LA; a label must be a PNG with"
     ):
-        read(Image.fromarray(IDS).convert("LA"), COLORED)
+        read_mask(Image.fromarray(IDS).convert("LA"), WITH_COLORS)
     with pytest.raises(UserError, match=r"mask.png is broken: "):
-        read(png(8, 2, b"\0\1")[:40], COLORED)
+        read_mask(grey_png(8, 2, b"\0\1")[:40], WITH_COLORS)
