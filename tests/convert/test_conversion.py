@@ -1,4 +1,4 @@
-"""Shards that are whole or not there, and not made twice."""
+"""Conversion to shards: atomic, resumable and without repeated work."""
 
 import dataclasses
 import hashlib
@@ -40,22 +40,22 @@ def sources(tmp_path):
 
 @pytest.fixture(params=["disk", "ram"])
 def folder(request, tmp_path):
-    """A folder that is not there yet, on disk and in tf.io.gfile's memory."""
+    """A folder that does not exist yet, on disk and in memory (`ram://`)."""
     disk = str(tmp_path / "records")
     return disk if request.param == "disk" else f"ram://{disk}"
 
 
-def samples(sources, *numbers):
-    """Returns samples that count, in `read`, how often their labels were read."""
+def make_samples(sources, *numbers):
+    """Returns samples that append to `make_samples.read` when their labels are read."""
 
     def read(path):
         def read_label():
-            samples.read.append(int(path.name[0]))
+            make_samples.read.append(int(path.name[0]))
             return image_files.read_index_label(path)
 
         return read_label
 
-    samples.read = []
+    make_samples.read = []
     paths = [(i, epath.Path(sources)) for i in numbers]
     return [
         conversion.Sample(
@@ -68,36 +68,39 @@ def samples(sources, *numbers):
     ]
 
 
-def names_in(folder):
-    """Returns the names of the images by shard."""
+def read_names(folder):
+    """Returns `{shard name: image names}`."""
     paths = tf.io.gfile.glob(f"{folder}/*.tfrecord")
-    return {os.path.basename(path): names_in_file(path) for path in paths}
+    return {os.path.basename(path): read_names_in_file(path) for path in paths}
 
 
-def names_in_file(path):
+def read_names_in_file(path):
     parsed = (records.parse(record) for record in tf.data.TFRecordDataset(path))
     return [name.numpy().decode() for _, _, name in parsed]
 
 
-def named(*numbers):
+def image_names(*numbers):
     return [f"image_{i}" for i in numbers]
 
 
-def test_shards_are_consecutive_and_named_as_the_official_ones(sources, folder):
+def test_shards_are_consecutive_and_named_as_officially(sources, folder):
     # ceil(9 / 4) = 3 per shard, so that the last is empty; ceil(1 / 4) = 1.
-    splits = {"train": samples(sources, *range(9)), "val": samples(sources, 4)}
+    splits = {
+        "train": make_samples(sources, *range(9)),
+        "val": make_samples(sources, 4),
+    }
     conversion.convert(splits, INFO, folder)
-    assert names_in(folder) == {
-        # Three of them hold all, and a fourth would be empty.
-        "train-00000-of-00003.tfrecord": named(0, 1, 2),
-        "train-00001-of-00003.tfrecord": named(3, 4, 5),
-        "train-00002-of-00003.tfrecord": named(6, 7, 8),
-        "val-00000-of-00001.tfrecord": named(4),
+    assert read_names(folder) == {
+        # Three shards hold all images; a fourth would be empty.
+        "train-00000-of-00003.tfrecord": image_names(0, 1, 2),
+        "train-00001-of-00003.tfrecord": image_names(3, 4, 5),
+        "train-00002-of-00003.tfrecord": image_names(6, 7, 8),
+        "val-00000-of-00001.tfrecord": image_names(4),
     }
 
 
-def test_files_go_as_they_are_and_labels_as_indices(sources, folder):
-    conversion.convert({"train": samples(sources, 1)}, INFO, folder, 1)
+def test_images_are_copied_and_labels_stored_as_indices(sources, folder):
+    conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
     (path,) = records.shard_paths(folder, "train")
     (record,) = tf.data.TFRecordDataset(path)
     content, label, name = records.parse(record)
@@ -105,8 +108,8 @@ def test_files_go_as_they_are_and_labels_as_indices(sources, folder):
     np.testing.assert_array_equal(decoding.decode_label(label)[..., 0], LABELS[1])
 
 
-def test_what_the_labels_hold_is_counted_and_written(sources, folder):
-    splits = {"train": samples(sources, 0, 1, 3), "val": samples(sources, 2)}
+def test_label_statistics_are_written(sources, folder):
+    splits = {"train": make_samples(sources, 0, 1, 3), "val": make_samples(sources, 2)}
     info = conversion.convert(splits, INFO, folder)
     assert info == records.read_info(folder)
     assert info.split_sizes == {"train": 3, "val": 1}
@@ -115,10 +118,10 @@ def test_what_the_labels_hold_is_counted_and_written(sources, folder):
     assert info.class_image_pixels == {"train": [40, 15, 0], "val": [0, 0, 20]}
 
 
-def test_the_content_hash_is_of_names_and_pixels_alone(sources, tmp_path):
+def test_content_hash_depends_only_on_names_and_pixels(sources, tmp_path):
     def content_hash(name, numbers, shards=2):
         folder = str(tmp_path / name)
-        splits = {"train": samples(sources, *numbers)}
+        splits = {"train": make_samples(sources, *numbers)}
         info = conversion.convert(splits, INFO, folder, shards)
         return info.content_hashes["train"]
 
@@ -140,43 +143,49 @@ def test_the_content_hash_is_of_names_and_pixels_alone(sources, tmp_path):
         LABELS[0][0, 0] -= 1
 
 
-def broken(sources, *numbers):
-    """Returns samples of which the last is broken."""
-    *sound, last = samples(sources, *numbers)
-    (sources / f"{numbers[-1]}.jpg").write_bytes(b"no picture")
-    return [*sound, last]
+def make_broken_samples(sources, *numbers):
+    """Returns samples; the image of the last is broken."""
+    *valid, last = make_samples(sources, *numbers)
+    (sources / f"{numbers[-1]}.jpg").write_bytes(b"no image")
+    return [*valid, last]
 
 
-def test_an_error_in_the_middle_leaves_nothing(sources, folder):
-    splits = {"train": samples(sources, 0, 1), "val": broken(sources, 2, 3)}
+def test_error_leaves_no_files(sources, folder):
+    splits = {
+        "train": make_samples(sources, 0, 1),
+        "val": make_broken_samples(sources, 2, 3),
+    }
     with pytest.raises(UserError, match=r"3\.jpg is broken"):
         conversion.convert(splits, INFO, folder, 1)
     assert not tf.io.gfile.exists(folder)
 
 
-def test_an_error_in_the_middle_leaves_what_was_there(sources, folder):
-    conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
+def test_error_keeps_earlier_records(sources, folder):
+    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
     info = records.read_info(folder)
-    there = sorted(tf.io.gfile.listdir(folder))
-    splits = {"train": samples(sources, 1, 2), "val": broken(sources, 3)}
+    files_before = sorted(tf.io.gfile.listdir(folder))
+    splits = {
+        "train": make_samples(sources, 1, 2),
+        "val": make_broken_samples(sources, 3),
+    }
     with pytest.raises(UserError):
         conversion.convert(splits, INFO, folder, 2)
-    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(0)}
+    assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}
     assert records.read_info(folder) == info
-    assert sorted(tf.io.gfile.listdir(folder)) == there
+    assert sorted(tf.io.gfile.listdir(folder)) == files_before
 
 
-def test_an_empty_split_is_refused_before_anything_is_written(sources, folder):
+def test_empty_split_is_refused_before_writing(sources, folder):
     with pytest.raises(UserError, match="split val is empty"):
-        conversion.convert({"train": samples(sources, 0), "val": []}, INFO, folder)
+        conversion.convert({"train": make_samples(sources, 0), "val": []}, INFO, folder)
     assert not tf.io.gfile.exists(folder)
 
 
-def test_stale_shards_of_another_count_go_and_other_splits_stay(sources, folder):
+def test_stale_shards_are_removed_and_other_splits_kept(sources, folder):
     for split in ("train", "train_aug"):
-        conversion.convert({split: samples(sources, 0, 1)}, INFO, folder, 2)
-    info = conversion.convert({"train": samples(sources, 2, 3)}, INFO, folder, 1)
-    shards = names_in(folder)
+        conversion.convert({split: make_samples(sources, 0, 1)}, INFO, folder, 2)
+    info = conversion.convert({"train": make_samples(sources, 2, 3)}, INFO, folder, 1)
+    shards = read_names(folder)
     assert [n for n in shards if n.startswith("train-")] == [
         "train-00000-of-00001.tfrecord"
     ]
@@ -185,111 +194,111 @@ def test_stale_shards_of_another_count_go_and_other_splits_stay(sources, folder)
     assert info.class_pixels == {"train": [20, 0, 20], "train_aug": [20, 15, 0]}
 
 
-def test_another_data_set_is_not_mixed_in(sources, folder):
-    conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
+def test_splits_of_two_datasets_are_not_mixed(sources, folder):
+    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
     other = dataclasses.replace(INFO, name="others")
     with pytest.raises(
         UserError, match=r"has the split train with the name toys, not oth"
     ):
-        conversion.convert({"val": samples(sources, 1)}, other, folder, 1)
-    # Unless none of the others stay.
-    conversion.convert({"train": samples(sources, 1)}, other, folder, 1)
+        conversion.convert({"val": make_samples(sources, 1)}, other, folder, 1)
+    # Allowed if no earlier split remains.
+    conversion.convert({"train": make_samples(sources, 1)}, other, folder, 1)
     assert records.read_info(folder).name == "others"
 
 
-def test_finished_shards_are_not_made_again(sources, folder):
-    splits = {"train": samples(sources, *range(6))}
+def test_finished_shards_are_reused(sources, folder):
+    splits = {"train": make_samples(sources, *range(6))}
     first = conversion.convert(splits, INFO, folder, 3)
-    assert sorted(samples.read) == list(range(6))
-    splits = {"train": samples(sources, *range(6))}
+    assert sorted(make_samples.read) == list(range(6))
+    splits = {"train": make_samples(sources, *range(6))}
     assert conversion.convert(splits, INFO, folder, 3) == first
-    assert samples.read == []
+    assert make_samples.read == []
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
-    splits = {"train": samples(sources, *range(6))}
+    splits = {"train": make_samples(sources, *range(6))}
     assert conversion.convert(splits, INFO, folder, 3) == first
-    assert sorted(samples.read) == [2, 3]
+    assert sorted(make_samples.read) == [2, 3]
 
 
-def test_shards_of_changed_files_are_made_again(sources, folder):
-    conversion.convert({"train": samples(sources, *range(6))}, INFO, folder, 3)
+def test_shards_of_changed_files_are_rewritten(sources, folder):
+    conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
     (sources / "5_label.png").write_bytes(encoded(LABELS[0]))
-    splits = {"train": samples(sources, *range(6))}
+    splits = {"train": make_samples(sources, *range(6))}
     info = conversion.convert(splits, INFO, folder, 3)
-    assert sorted(samples.read) == [4, 5]
+    assert sorted(make_samples.read) == [4, 5]
     assert info.class_pixels == {"train": [60, 35, 20]}
 
 
 @pytest.mark.parametrize(
     "change", [{"recipe": "other"}, {"info": dataclasses.replace(INFO, ignore_label=9)}]
 )
-def test_shards_made_in_another_way_are_made_again(sources, folder, change):
-    conversion.convert({"train": samples(sources, 0, 2)}, INFO, folder, 1)
+def test_shards_of_another_recipe_are_rewritten(sources, folder, change):
+    conversion.convert({"train": make_samples(sources, 0, 2)}, INFO, folder, 1)
     arguments = {"info": INFO, "output_dir": folder, "num_shards": 1} | change
-    conversion.convert({"train": samples(sources, 0, 2)}, **arguments)
-    assert sorted(samples.read) == [0, 2]
+    conversion.convert({"train": make_samples(sources, 0, 2)}, **arguments)
+    assert sorted(make_samples.read) == [0, 2]
 
 
-def interrupted(sources, *numbers):
-    """Returns samples of which the last is interrupted by the user."""
-    *sound, last = samples(sources, *numbers)
+def make_interrupted_samples(sources, *numbers):
+    """Returns samples; reading the last raises KeyboardInterrupt."""
+    *valid, last = make_samples(sources, *numbers)
 
     def interrupt():
         raise KeyboardInterrupt
 
-    return [*sound, last._replace(read_label=interrupt)]
+    return [*valid, last._replace(read_label=interrupt)]
 
 
-def test_an_interrupted_conversion_goes_on_and_is_read_only_then(
-    sources, folder, monkeypatch
-):
-    # One at a time, so that the first two shards are finished before the last.
+def test_interrupted_conversion_resumes(sources, folder, monkeypatch):
+    # One worker, so that the first two shards are finished before the last.
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        splits = {"train": interrupted(sources, *range(6))}
+        splits = {"train": make_interrupted_samples(sources, *range(6))}
         conversion.convert(splits, INFO, folder, 3)
     with pytest.raises(UserError, match="no records there"):
         records.shard_paths(folder, "train")
-    splits = {"train": samples(sources, *range(6))}
+    splits = {"train": make_samples(sources, *range(6))}
     info = conversion.convert(splits, INFO, folder, 3)
-    assert sorted(samples.read) == [4, 5]
+    assert sorted(make_samples.read) == [4, 5]
     assert info.split_sizes == {"train": 6}
-    assert names_in(folder)["train-00000-of-00003.tfrecord"] == named(0, 1)
+    assert read_names(folder)["train-00000-of-00003.tfrecord"] == image_names(0, 1)
     assert not [n for n in tf.io.gfile.listdir(folder) if "finished" in n]
 
 
-def test_an_error_after_an_interruption_leaves_nothing(sources, folder, monkeypatch):
+def test_error_after_interruption_leaves_no_files(sources, folder, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
-        splits = {"train": interrupted(sources, *range(6))}
+        splits = {"train": make_interrupted_samples(sources, *range(6))}
         conversion.convert(splits, INFO, folder, 3)
     with pytest.raises(UserError):
-        conversion.convert({"train": broken(sources, *range(6))}, INFO, folder, 3)
+        conversion.convert(
+            {"train": make_broken_samples(sources, *range(6))}, INFO, folder, 3
+        )
     assert not tf.io.gfile.exists(folder)
 
 
-def test_shards_that_an_error_undid_are_not_taken_for_finished(
-    sources, folder, monkeypatch
-):
+def test_shards_rolled_back_after_an_error_are_rewritten(sources, folder, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    conversion.convert({"train": samples(sources, *range(6))}, INFO, folder, 3)
-    # The first shard is made again before the last fails.
+    conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
+    # The first shard is rewritten before the last fails.
     (sources / "0_label.png").write_bytes(encoded(LABELS[2]))
-    sound = (sources / "5.jpg").read_bytes()
+    valid = (sources / "5.jpg").read_bytes()
     with pytest.raises(UserError):
-        conversion.convert({"train": broken(sources, *range(6))}, INFO, folder, 3)
+        conversion.convert(
+            {"train": make_broken_samples(sources, *range(6))}, INFO, folder, 3
+        )
     assert records.read_info(folder).class_pixels == {"train": [40, 35, 40]}
-    (sources / "5.jpg").write_bytes(sound)
-    splits = {"train": samples(sources, *range(6))}
+    (sources / "5.jpg").write_bytes(valid)
+    splits = {"train": make_samples(sources, *range(6))}
     info = conversion.convert(splits, INFO, folder, 3)
     assert info.class_pixels == {"train": [20, 35, 60]}
-    assert {0, 1} <= set(samples.read)
+    assert {0, 1} <= set(make_samples.read)
 
 
 @pytest.mark.parametrize("shards_before", [2, 3])
-def test_publishing_is_atomic_when_it_is_interrupted(
-    sources, folder, shards_before, monkeypatch
-):
-    conversion.convert({"train": samples(sources, 0, 1)}, INFO, folder, shards_before)
+def test_interrupted_publishing_is_atomic(sources, folder, shards_before, monkeypatch):
+    conversion.convert(
+        {"train": make_samples(sources, 0, 1)}, INFO, folder, shards_before
+    )
     rename, renamed = tf.io.gfile.rename, []
 
     def interrupted_rename(source, *arguments, **options):
@@ -301,15 +310,17 @@ def test_publishing_is_atomic_when_it_is_interrupted(
 
     monkeypatch.setattr(tf.io.gfile, "rename", interrupted_rename)
     with pytest.raises(KeyboardInterrupt):
-        conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
+        conversion.convert({"train": make_samples(sources, 3, 4, 5)}, INFO, folder, 3)
     paths = records.shard_paths(folder, "train")
-    names = [name for path in paths for name in names_in_file(path)]
-    assert sorted(names) == named(3, 4, 5)
+    names = [name for path in paths for name in read_names_in_file(path)]
+    assert sorted(names) == image_names(3, 4, 5)
     assert records.read_info(folder).split_sizes == {"train": 3}
     monkeypatch.setattr(tf.io.gfile, "rename", rename)
-    conversion.convert({"train": samples(sources, 3, 4, 5)}, INFO, folder, 3)
-    assert samples.read == []
-    assert sorted(name for (name,) in names_in(folder).values()) == named(3, 4, 5)
+    conversion.convert({"train": make_samples(sources, 3, 4, 5)}, INFO, folder, 3)
+    assert make_samples.read == []
+    assert sorted(name for (name,) in read_names(folder).values()) == image_names(
+        3, 4, 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -319,78 +330,87 @@ def test_publishing_is_atomic_when_it_is_interrupted(
         ("0.jpg", b"hello", "0.jpg is broken: its 5 bytes are not an image"),
     ],
 )
-def test_what_is_no_picture_is_told(sources, folder, name, content, message):
+def test_invalid_image_file_is_refused(sources, folder, name, content, message):
     (sources / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
-        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 
-def test_a_value_beyond_the_largest_is_refused(sources, folder):
+def test_pixel_above_max_value_is_refused(sources, folder):
     info = dataclasses.replace(INFO, max_value=100)
     with pytest.raises(
         UserError, match=r"0\.jpg has the value 2.., but max_value is 100"
     ):
-        conversion.convert({"train": samples(sources, 0)}, info, folder)
+        conversion.convert({"train": make_samples(sources, 0)}, info, folder)
 
 
 def test_edited_manifest_is_refused(sources, folder):
-    conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
+    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
     manifest = f"{folder}/conversion.json"
     with tf.io.gfile.GFile(manifest, "a") as file:
         file.write(" ")
     with pytest.raises(UserError, match=r"conversion\.json exists and is not our"):
-        conversion.convert({"train": samples(sources, 1)}, INFO, folder, 1)
-    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(0)}
+        conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
+    assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}
     tf.io.gfile.remove(manifest)
-    conversion.convert({"train": samples(sources, 1)}, INFO, folder, 1)
-    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(1)}
+    conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
+    assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(1)}
 
 
-def test_records_do_not_go_where_the_images_are(sources):
+def test_output_into_the_image_folder_is_refused(sources):
     before = {path: path.read_bytes() for path in sources.iterdir()}
     with pytest.raises(UserError, match="is the folder of the images or labels"):
-        conversion.convert({"train": samples(sources, 0)}, INFO, str(sources))
+        conversion.convert({"train": make_samples(sources, 0)}, INFO, str(sources))
     assert {path: path.read_bytes() for path in sources.iterdir()} == before
 
 
-def test_files_named_like_a_split_stay(sources, folder):
+def test_foreign_files_named_like_a_split_are_kept(sources, folder):
     tf.io.gfile.makedirs(folder)
-    foreign = ["train-log.txt", "train-000.png", "train-1-of-2", "train-a.unfinished"]
-    for name in foreign:
+    foreign_files = [
+        "train-log.txt",
+        "train-000.png",
+        "train-1-of-2",
+        "train-a.unfinished",
+    ]
+    for name in foreign_files:
         with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
             file.write("mine")
     with tf.io.gfile.GFile(f"{folder}/train-00000-of-00009.tfrecord", "w") as file:
         file.write("a shard of an earlier conversion")
     for number in (0, 1):
-        conversion.convert({"train": samples(sources, number)}, INFO, folder, 1)
-        assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(number)}
-    assert set(foreign) < set(tf.io.gfile.listdir(folder))
+        conversion.convert({"train": make_samples(sources, number)}, INFO, folder, 1)
+        assert read_names(folder) == {
+            "train-00000-of-00001.tfrecord": image_names(number)
+        }
+    assert set(foreign_files) < set(tf.io.gfile.listdir(folder))
 
 
-def test_shards_are_written_side_by_side(sources, folder, monkeypatch):
+def test_shards_are_written_in_parallel(sources, folder, monkeypatch):
     import threading
 
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     both = threading.Barrier(2, timeout=20)
 
-    def met(sample):
+    def wait_for_both(sample):
         def read_label():
-            both.wait()  # raises unless two shards are being written at once
+            both.wait()  # raises unless two shards are written at once
             return sample.read_label()
 
         return sample._replace(read_label=read_label)
 
-    splits = {"train": [met(sample) for sample in samples(sources, 0, 2)]}
+    splits = {
+        "train": [wait_for_both(sample) for sample in make_samples(sources, 0, 2)]
+    }
     conversion.convert(splits, INFO, folder, 2)
-    assert len(names_in(folder)) == 2
+    assert len(read_names(folder)) == 2
 
 
 @pytest.mark.parametrize(
     ("num_images", "shards"),
-    # Official splits: VOC's four, then those of Cityscapes.
+    # The four official splits of VOC, then those of Cityscapes.
     [(1464, 4), (1449, 4), (2913, 4), (10582, 4), (2975, 10), (500, 10), (22973, 10)],
 )
-def test_official_splits_have_the_official_number_of_shards(num_images, shards):
+def test_official_splits_have_the_official_shard_count(num_images, shards):
     names = [
         s.name
         for s in conversion._split_into_shards("train", range(num_images), shards)
@@ -410,22 +430,22 @@ def test_no_shard_is_empty(num_images, num_shards, sizes):
     }
 
 
-def test_an_image_that_training_would_not_decode_is_refused(sources, folder):
-    # Pillow reads PNGs of any width; libpng in TensorFlow, up to a million.
+def test_image_that_tensorflow_cannot_decode_is_refused(sources, folder):
+    # Pillow reads PNGs of any width, TensorFlow's libpng up to a million.
     wide = np.zeros((1, 1_000_001), np.uint8)
     (sources / "0.jpg").write_bytes(encoded(wide, "PNG"))
-    sample = samples(sources, 0)[0]._replace(read_label=lambda: wide)
+    sample = make_samples(sources, 0)[0]._replace(read_label=lambda: wide)
     with pytest.raises(UserError, match=r"TensorFlow cannot decode .*0\.jpg: "):
         conversion.convert({"train": [sample]}, INFO, folder)
 
 
-def test_an_image_of_too_many_pixels_is_refused(sources, folder, monkeypatch):
+def test_too_large_image_is_refused(sources, folder, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 19)
     with pytest.raises(UserError, match=r"0\.jpg has 5x4 pixels; at most 19 are read"):
-        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 
-def test_a_label_drawn_on_the_turned_image_is_refused_with_a_hint(sources, folder):
+def test_label_of_rotated_image_is_refused_with_hint(sources, folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -435,17 +455,17 @@ def test_a_label_drawn_on_the_turned_image_is_refused_with_a_hint(sources, folde
         r"0_label.png is 5x4 but its image .*0.jpg is 4x5 before its EXIF rotation"
     )
     with pytest.raises(UserError, match=message):
-        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 
-def test_odd_exif_data_do_not_matter(sources, folder):
+def test_invalid_exif_data_is_ignored(sources, folder):
     jpeg = encoded(image(0).transpose(1, 0, 2), "JPEG", exif=ODD_EXIF)
     (sources / "0.jpg").write_bytes(jpeg)
     with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
-        conversion.convert({"train": samples(sources, 0)}, INFO, folder)
+        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 
-def test_names_are_the_words_of_a_text(tmp_path):
+def test_read_names_splits_at_whitespace(tmp_path):
     path = epath.Path(tmp_path / "train.txt")
     path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
     assert image_files.read_names(path) == ["a", "b_1", "ö"]
@@ -454,7 +474,7 @@ def test_names_are_the_words_of_a_text(tmp_path):
         image_files.read_names(path)
 
 
-def test_records_without_a_manifest_are_replaced(sources, tmp_path):
+def test_records_without_manifest_are_replaced(sources, tmp_path):
     folder = write(tmp_path / "records", b"old", split="train")
-    conversion.convert({"train": samples(sources, 0)}, INFO, folder, 1)
-    assert names_in(folder) == {"train-00000-of-00001.tfrecord": named(0)}
+    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
+    assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}

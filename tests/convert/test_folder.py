@@ -1,4 +1,4 @@
-"""Folders of one's own images to records, and what a broken folder is told."""
+"""Converts folders of images and labels, and reports broken ones."""
 
 import os
 
@@ -16,7 +16,7 @@ from deeplab_tf.images import decoding
 from deeplab_tf.programs import run_program
 
 NAMES = ("road", "walk", "tree")
-PLAIN = ClassList(DatasetInfo("mine", NAMES))
+WITHOUT_COLORS = ClassList(DatasetInfo("mine", NAMES))
 HEIGHT, WIDTH = 5, 7
 HALF = [False, False, True, True]
 
@@ -29,7 +29,7 @@ def save_image(path, seed=0):
 
 
 def save_label(path, value):
-    """Writes a label whose pixels are all a class but for one void."""
+    """Writes a label of one class with one ignored pixel."""
     path.parent.mkdir(parents=True, exist_ok=True)
     label = np.full((HEIGHT, WIDTH), value, np.uint8)
     label[0, 0] = 255
@@ -38,7 +38,7 @@ def save_label(path, value):
 
 @pytest.fixture
 def source(tmp_path):
-    """A folder with images a, b, c, d in every plain format, and their labels."""
+    """A folder with JPEG and PNG images a, b, c, d and their labels."""
     names = ("b.jpg", "a.png", "d.JPEG", "c.PNG")
     for i, name in enumerate(names):
         save_image(tmp_path / "source/photos" / name, i)
@@ -55,14 +55,17 @@ def convert(source, tmp_path):
         return folder.convert(
             str(source / "photos"),
             str(source / "masks"),
-            **({"classes": PLAIN, "output_dir": str(tmp_path / "out")} | settings),
+            **(
+                {"classes": WITHOUT_COLORS, "output_dir": str(tmp_path / "out")}
+                | settings
+            ),
         )
 
     return run
 
 
-def samples(path, split="train", channels=3, max_value=255):
-    """Returns pixels of image and label by the name of every record."""
+def read_samples(path, split="train", channels=3, max_value=255):
+    """Returns `{name: (image, label)}` of every record."""
     dataset = tf.data.TFRecordDataset(records.shard_paths(str(path), split))
     return {
         name.decode(): (
@@ -75,7 +78,7 @@ def samples(path, split="train", channels=3, max_value=255):
 
 def test_images_and_labels_are_paired_by_name(convert, source, tmp_path):
     info = convert(num_shards=2)
-    found = samples(tmp_path / "out")
+    found = read_samples(tmp_path / "out")
     assert list(found) == ["a", "b", "c", "d"]
     np.testing.assert_array_equal(
         found["a"][0], np.array(Image.open(source / "photos/a.png"))
@@ -85,7 +88,7 @@ def test_images_and_labels_are_paired_by_name(convert, source, tmp_path):
     for name, value in {"b": 0, "a": 1, "d": 2, "c": 0}.items():
         assert found[name][1][0, 0] == 255
         assert (found[name][1].ravel()[1:] == value).all()
-    # 35 pixels each, one of them void.
+    # 35 pixels each, one of them ignored.
     assert info.class_pixels == {"train": [68, 34, 34]}
     assert info.split_sizes == {"train": 4}
     assert len(info.content_hashes["train"]) == 64
@@ -95,33 +98,33 @@ def test_images_and_labels_are_paired_by_name(convert, source, tmp_path):
 def test_labels_may_have_a_suffix(convert, source, tmp_path):
     for path in list((source / "masks").iterdir()):
         path.rename(path.with_name(f"{path.stem}_L.png"))
-    save_label(source / "masks/a_instances.png", 9)  # of no interest
+    save_label(source / "masks/a_instances.png", 9)  # ignored
     convert(label_suffix="_L")
-    assert list(samples(tmp_path / "out")) == ["a", "b", "c", "d"]
+    assert list(read_samples(tmp_path / "out")) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize("suffix", ["", "_L"])
-def test_both_may_be_in_one_folder(tmp_path, suffix):
-    both = tmp_path / "both"
-    save_image(both / ("x.jpg" if not suffix else "x.png"))
-    save_label(both / f"x{suffix}.png", 2)
+def test_images_and_labels_may_share_a_folder(tmp_path, suffix):
+    shared = tmp_path / "both"
+    save_image(shared / ("x.jpg" if not suffix else "x.png"))
+    save_label(shared / f"x{suffix}.png", 2)
     out = str(tmp_path / "out")
-    folder.convert(str(both), str(both), PLAIN, out, label_suffix=suffix)
-    assert samples(out)["x"][1][1, 1] == 2
+    folder.convert(str(shared), str(shared), WITHOUT_COLORS, out, label_suffix=suffix)
+    assert read_samples(out)["x"][1][1, 1] == 2
 
 
-def test_several_runs_add_up(convert, tmp_path):
+def test_several_runs_add_splits(convert, tmp_path):
     first = convert()
     info = convert(split="val", num_shards=1)
     assert info.split_sizes == {"train": 4, "val": 4}
     assert info.content_hashes["val"] == first.content_hashes["train"]
-    assert len(samples(tmp_path / "out", "train")) == 4
-    # Once more: the split is replaced.
+    assert len(read_samples(tmp_path / "out", "train")) == 4
+    # Again: the split is replaced.
     assert convert(split="val", num_shards=3).split_sizes == {"train": 4, "val": 4}
     assert len(records.shard_paths(str(tmp_path / "out"), "val")) == 2
 
 
-def test_splits_of_other_classes_do_not_add_up(convert, tmp_path):
+def test_splits_of_other_classes_are_refused(convert, tmp_path):
     convert()
     other = ClassList(DatasetInfo("mine", ("road", "walk", "bush")))
     with pytest.raises(
@@ -129,11 +132,11 @@ def test_splits_of_other_classes_do_not_add_up(convert, tmp_path):
     ):
         convert(split="val", classes=other)
     assert records.read_info(str(tmp_path / "out")).class_names == NAMES
-    # But the same split may get other classes.
+    # Converting the same split again may change its classes.
     assert convert(classes=other).class_names == ("road", "walk", "bush")
 
 
-def test_other_colors_make_the_labels_anew(convert, source, tmp_path):
+def test_changed_colors_convert_labels_again(convert, source, tmp_path):
     for path in (source / "masks").iterdir():
         pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         pixels[0] = 0, 0, 9
@@ -141,15 +144,15 @@ def test_other_colors_make_the_labels_anew(convert, source, tmp_path):
     colors = ((0, 0, 0), (0, 0, 9), (0, 9, 0))
     info = convert(classes=ClassList(DatasetInfo("m", NAMES, colors=colors), True))
     assert info.class_pixels["train"] == [4 * 28, 4 * 7, 0]
-    turned = DatasetInfo("m", NAMES, colors=(colors[1], colors[0], colors[2]))
-    assert convert(classes=ClassList(turned, True)).class_pixels["train"] == [
+    swapped = DatasetInfo("m", NAMES, colors=(colors[1], colors[0], colors[2]))
+    assert convert(classes=ClassList(swapped, True)).class_pixels["train"] == [
         28,
         112,
         0,
     ]
 
 
-def test_the_share_for_val_stays_where_it_was():
+def test_validation_images_are_chosen_by_name():
     names = [f"image_{i}" for i in range(1000)]
     chosen = {name for name in names if folder.is_validation_image(name, 0.2)}
     # 200, give or take four standard deviations of sqrt(1000 * 0.2 * 0.8) = 12.6.
@@ -159,23 +162,25 @@ def test_the_share_for_val_stays_where_it_was():
     assert chosen < {name for name in names if folder.is_validation_image(name, 0.3)}
 
 
-def test_a_share_goes_to_val(convert, tmp_path):
+def test_val_share_splits_off_validation_images(convert, tmp_path):
     info = convert(val_share=0.5)
-    train, val = (set(samples(tmp_path / "out", split)) for split in ("train", "val"))
+    train, val = (
+        set(read_samples(tmp_path / "out", split)) for split in ("train", "val")
+    )
     assert val == {name for name in "abcd" if folder.is_validation_image(name, 0.5)}
     assert train == set("abcd") - val
     assert info.split_sizes == {"train": len(train), "val": len(val)}
 
 
-def remove(name):
+def remove_file(name):
     return lambda source: (source / name).unlink()
 
 
-def add_twin(source):
+def add_duplicate(source):
     save_image(source / "photos/a.jpg")
 
 
-def empty(name):
+def remove_files(name):
     def change(source):
         for path in (source / name).iterdir():
             path.unlink()
@@ -183,13 +188,13 @@ def empty(name):
     return change
 
 
-def lone_labels(source):
+def add_labels(source):
     for i in range(5):
         save_label(source / f"masks/x{i}.png", 0)
 
 
-def turn(source):
-    """Makes the camera of image b held upright: 7x5 pixels, label 5x7."""
+def rotate_image(source):
+    """Gives image b an EXIF rotation: 7x5 pixels stored, with a label of 5x7."""
     image = Image.open(source / "photos/b.jpg")
     image.load()
     exif = Image.Exif()
@@ -198,58 +203,61 @@ def turn(source):
     Image.fromarray(np.zeros((WIDTH, HEIGHT), np.uint8)).save(source / "masks/b.png")
 
 
-def large_value(source):
+def set_large_value(source):
     save_label(source / "masks/c.png", 3)
 
 
 BROKEN = {
-    "no label": (
-        remove("masks/c.png"),
+    "missing label": (
+        remove_file("masks/c.png"),
         "/masks has no label, such as c.png, for .*/photos/c.PNG$",
     ),
-    "no image": (
-        remove("photos/a.png"),
+    "missing image": (
+        remove_file("photos/a.png"),
         "/photos has no image for .*/masks/a.png$",
     ),
-    "many without image": (
-        lone_labels,
+    "many missing images": (
+        add_labels,
         "/photos has no image for .*x0.png, .*x1.png, .*x2.png and 2 more$",
     ),
-    "twins": (
-        add_twin,
+    "duplicate names": (
+        add_duplicate,
         "photos/a.jpg and a.png have the same name; remove one of them",
     ),
-    "no images": (empty("photos"), "--image_dir=.*/photos has no image .*.jpg, .jpeg"),
-    "no labels": (empty("masks"), r"--label_dir=.*/masks has no label \*.png"),
-    "no folder": (
+    "no images": (
+        remove_files("photos"),
+        "--image_dir=.*/photos has no image .*.jpg, .jpeg",
+    ),
+    "no labels": (remove_files("masks"), r"--label_dir=.*/masks has no label \*.png"),
+    "missing folder": (
         lambda source: (source / "masks").rename(source / "labels"),
         "--label_dir=.*/masks is not a folder",
     ),
     "EXIF": (
-        turn,
+        rotate_image,
         "masks/b.png is 5x7 but its image .*b.jpg is 7x5 before its EXIF rotation; rot",
     ),
     "value": (
-        large_value,
+        set_large_value,
         "masks/c.png has the value 3; labels are 0..2 and 255 .ignored.",
     ),
 }
 
 
 def run(source, tmp_path, *more):
-    """Runs the program; returns nothing, or raises SystemExit with its line."""
+    """Runs the program, which raises SystemExit with its error message."""
     arguments = {
         "image_dir": source / "photos",
         "label_dir": source / "masks",
         "classes": source / "classes.txt",
         "output_dir": tmp_path / "out",
     }
-    given = [f"--{flag}={value}" for flag, value in arguments.items()]
-    run_program("deeplab_tf.programs.convert.folder", ["folder.py", *given, *more])
+    flags = [f"--{flag}={value}" for flag, value in arguments.items()]
+    run_program("deeplab_tf.programs.convert.folder", ["folder.py", *flags, *more])
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_folder_is_named_and_nothing_is_written(source, tmp_path, kind):
+def test_broken_dataset_is_refused_before_writing(source, tmp_path, kind):
     change, message = BROKEN[kind]
     change(source)
     with pytest.raises(SystemExit, match=f"^folder.py: .*{message}"):
@@ -257,7 +265,7 @@ def test_a_broken_folder_is_named_and_nothing_is_written(source, tmp_path, kind)
     assert os.listdir(tmp_path) == ["source"]
 
 
-FLAGS = {
+INVALID_FLAGS = {
     "share": (
         ["--val_share=1"],
         "--val_share must be at least 0 and below 1; received 1",
@@ -268,26 +276,32 @@ FLAGS = {
         "--val_share=0.0001 of 4 images leaves none for val",
     ),
     "colour": (["--ignore_color=1,2"], "--ignore_color must be r,g,b .* received 1,2$"),
-    "word": (
+    "colour word": (
         ["--ignore_color=r,2,3"],
         "--ignore_color must be r,g,b .* received r,2,3$",
     ),
-    "void": (["--ignore_label=256"], "ignore_label must be an integer in 0..255; rec"),
-    "depth": (["--max_value=65536"], "max_value must be an integer in 1..65535; recei"),
+    "ignore label": (
+        ["--ignore_label=256"],
+        "ignore_label must be an integer in 0..255; rec",
+    ),
+    "max value": (
+        ["--max_value=65536"],
+        "max_value must be an integer in 1..65535; recei",
+    ),
     "channels": (["--channels=0"], "channels must be at least 1; received 0"),
     "classes": (["--classes=/none"], "--classes=/none is not a file"),
 }
 
 
-@pytest.mark.parametrize("kind", FLAGS)
-def test_flags_that_cannot_be_are_told(source, tmp_path, kind):
-    arguments, message = FLAGS[kind]
+@pytest.mark.parametrize("kind", INVALID_FLAGS)
+def test_invalid_flags_are_refused(source, tmp_path, kind):
+    arguments, message = INVALID_FLAGS[kind]
     with pytest.raises(SystemExit, match=f"^folder.py: .*{message}"):
         run(source, tmp_path, *arguments)
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_the_program_says_what_there_is(source, tmp_path, capsys):
+def test_program_prints_split_sizes(source, tmp_path, capsys):
     run(source, tmp_path)
     assert capsys.readouterr().out == f"{tmp_path}/out: train 4 images\n"
     (source / "classes.txt").write_text("".join(f"{n}\n" for n in (*NAMES, "a b")))
@@ -299,13 +313,13 @@ def test_the_program_says_what_there_is(source, tmp_path, capsys):
     assert last == f"{tmp_path}/out: train 4 images"
 
 
-def test_the_dataset_is_called_after_its_folder(source, tmp_path):
+def test_dataset_is_named_after_its_folder(source, tmp_path):
     run(source, tmp_path)
     assert records.read_info(str(tmp_path / "out")).name == "out"
 
 
-def test_every_flag_reaches_the_records(source, tmp_path):
-    """Colour masks with void, 16-bit images of one channel, a suffix, a split."""
+def test_every_flag_affects_the_records(source, tmp_path):
+    """Uses colour masks, 16-bit images of one channel, a suffix and a split."""
     for path in list((source / "masks").iterdir()):
         path.unlink()
         pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -325,9 +339,9 @@ def test_every_flag_reaches_the_records(source, tmp_path):
     info = records.read_info(str(tmp_path / "out"))
     assert (info.channels, info.max_value, info.ignore_label) == (1, 4095, 9)
     assert info.class_names == ("road", "wild land")
-    # 4 images of 5 rows of 7: one row of road, one of void.
+    # 4 images of 5 rows of 7: one row is road, one is ignored.
     assert info.class_pixels == {"train_aug": [28, 84]}
-    found = samples(tmp_path / "out", "train_aug", 1, 4095)
+    found = read_samples(tmp_path / "out", "train_aug", 1, 4095)
     values = sorted(int(image[0, 0, 0]) for image, _ in found.values())
     assert values == [4000, 4001, 4002, 4003]
     for _, label in found.values():
@@ -352,12 +366,12 @@ def test_camvid(camvid, tmp_path):
     assert written.split_sizes == {"train": 367, "val": 101, "test": 233}
     assert written.split_sizes == info.split_sizes
     assert (written.name, written.ignore_label) == ("camvid", 11)
-    # Of 367 x 480 x 360 pixels all but the void ones, counted from the PNGs.
+    # All pixels of 367 images of 480x360 that are not ignored, counted in the PNGs.
     labels = [
         np.array(Image.open(p)) for p in sorted((camvid / "trainannot").iterdir())
     ]
     counts = sum(np.bincount(label.ravel(), minlength=12) for label in labels)
     assert written.class_pixels["train"] == counts[:11].tolist()
-    name, (image, label) = next(iter(samples(tmp_path / "camvid", "test").items()))
+    name, (image, label) = next(iter(read_samples(tmp_path / "camvid", "test").items()))
     assert image.shape == (360, 480, 3)
     np.testing.assert_array_equal(label, Image.open(camvid / f"testannot/{name}.png"))

@@ -1,4 +1,4 @@
-"""Images of other channels and depths: what is in a record is what was in the file."""
+"""Images of any number of channels and bit depth are stored without loss."""
 
 import itertools
 import sys
@@ -19,8 +19,8 @@ HEIGHT, WIDTH = 5, 7
 DEPTHS = {np.uint8: 255, np.uint16: 65535}
 
 
-def pixels_of(channels, dtype):
-    """Returns random pixels that use the whole range."""
+def random_pixels(channels, dtype):
+    """Returns random pixels that use the full range."""
     random = np.random.RandomState(channels)
     pixels = random.randint(0, DEPTHS[dtype] + 1, (HEIGHT, WIDTH, channels))
     pixels[0, 0], pixels[-1, -1] = 0, DEPTHS[dtype]
@@ -29,7 +29,7 @@ def pixels_of(channels, dtype):
 
 @pytest.fixture
 def convert(tmp_path):
-    """Converts the file x of a folder; returns the pixels in its record."""
+    """A function that converts the file x and returns the pixels of its record."""
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     label = Image.fromarray(np.zeros((HEIGHT, WIDTH), np.uint8))
@@ -47,7 +47,7 @@ def convert(tmp_path):
     return run
 
 
-def assert_same(found, pixels):
+def assert_equal(found, pixels):
     assert found.dtype == pixels.dtype
     np.testing.assert_array_equal(found, pixels)
 
@@ -58,34 +58,34 @@ CASES = list(itertools.product((1, 2, 3, 4, 5), DEPTHS))
 @pytest.mark.parametrize(("channels", "dtype"), CASES)
 @pytest.mark.parametrize("order", ["C", "F", ">"])
 def test_npy(convert, tmp_path, channels, dtype, order):
-    pixels = pixels_of(channels, dtype)
+    pixels = random_pixels(channels, dtype)
     saved = pixels.astype(pixels.dtype.newbyteorder(">")) if order == ">" else pixels
     saved = np.asfortranarray(saved) if order == "F" else saved
     np.save(tmp_path / "images/x.npy", saved)
-    assert_same(convert(channels, DEPTHS[dtype]), pixels)
+    assert_equal(convert(channels, DEPTHS[dtype]), pixels)
 
 
 @pytest.mark.parametrize(("channels", "dtype"), [c for c in CASES if c[0] in (1, 3, 4)])
 def test_png(convert, tmp_path, channels, dtype):
-    pixels = pixels_of(channels, dtype)
+    pixels = random_pixels(channels, dtype)
     (tmp_path / "images/x.png").write_bytes(tf.io.encode_png(pixels).numpy())
-    assert_same(convert(channels, DEPTHS[dtype]), pixels)
+    assert_equal(convert(channels, DEPTHS[dtype]), pixels)
 
 
-def test_grey_npy_has_no_channel_axis(convert, tmp_path):
-    pixels = pixels_of(1, np.uint16)
+def test_grey_npy_may_omit_the_channel_axis(convert, tmp_path):
+    pixels = random_pixels(1, np.uint16)
     np.save(tmp_path / "images/x.npy", pixels[..., 0])
-    assert_same(convert(1, 65535), pixels)
+    assert_equal(convert(1, 65535), pixels)
 
 
-def test_16_bits_with_small_values_may_be_8(convert, tmp_path):
-    pixels = pixels_of(3, np.uint8)
+def test_16_bit_png_with_small_values_is_read_as_8_bit(convert, tmp_path):
+    pixels = random_pixels(3, np.uint8)
     png = tf.io.encode_png(pixels.astype(np.uint16)).numpy()
     (tmp_path / "images/x.png").write_bytes(png)
-    assert_same(convert(3, 255), pixels)
+    assert_equal(convert(3, 255), pixels)
 
 
-def save(pixels):
+def save_npy(pixels):
     return lambda folder: np.save(folder / "x.npy", pixels)
 
 
@@ -95,7 +95,7 @@ def save_png(pixels):
 
 
 def save_jpeg(folder):
-    Image.fromarray(pixels_of(3, np.uint8)).save(folder / "x.jpg")
+    Image.fromarray(random_pixels(3, np.uint8)).save(folder / "x.jpg")
 
 
 def save_objects(folder):
@@ -103,45 +103,49 @@ def save_objects(folder):
 
 
 def save_npz(folder):
-    np.savez(folder / "x.npz", pixels_of(3, np.uint8))
+    np.savez(folder / "x.npz", random_pixels(3, np.uint8))
     (folder / "x.npz").rename(folder / "x.npy")
 
 
-WRONG = {
+MISMATCHES = {
     "channels": (
-        save(pixels_of(4, np.uint8)),
+        save_npy(random_pixels(4, np.uint8)),
         (3, 255),
         r"x.npy has the shape \(5, 7, 4\); images must be height x width x 3 channels",
     ),
     "channels first": (
-        save(pixels_of(4, np.uint8).transpose(2, 0, 1)),
+        save_npy(random_pixels(4, np.uint8).transpose(2, 0, 1)),
         (4, 255),
         r"x.npy has the shape \(4, 5, 7\); images must be height x width x 4 channels",
     ),
-    "no pixel": (save(np.zeros((0, 7, 3), np.uint8)), (3, 255), r"shape \(0, 7, 3\)"),
+    "no pixels": (
+        save_npy(np.zeros((0, 7, 3), np.uint8)),
+        (3, 255),
+        r"shape \(0, 7, 3\)",
+    ),
     "floats": (
-        save(np.ones((5, 7, 3), np.float32)),
+        save_npy(np.ones((5, 7, 3), np.float32)),
         (3, 255),
         "x.npy holds float32; images must be uint8 or uint16",
     ),
-    "signed": (save(np.ones((5, 7, 3), np.int16)), (3, 65535), "x.npy holds int16"),
-    "value": (
-        save(np.full((5, 7, 3), 4096, np.uint16)),
+    "signed": (save_npy(np.ones((5, 7, 3), np.int16)), (3, 65535), "x.npy holds int16"),
+    "large value": (
+        save_npy(np.full((5, 7, 3), 4096, np.uint16)),
         (3, 4095),
         "x.npy has the value 4096, but max_value is 4095",
     ),
     "16-bit PNG": (
-        save_png(pixels_of(3, np.uint16)),
+        save_png(random_pixels(3, np.uint16)),
         (3, 255),
         "x.png has the value 65535, but max_value is 255",
     ),
     "8-bit PNG": (
-        save_png(pixels_of(3, np.uint8)),
+        save_png(random_pixels(3, np.uint8)),
         (3, 65535),
         "x.png has 8 bits, but max_value is 65535",
     ),
     "JPEG": (save_jpeg, (3, 4095), "x.jpg has 8 bits, but max_value is 4095"),
-    "JPEG of four channels": (save_jpeg, (4, 255), r"x.jpg has the shape \(5, 7, 3\)"),
+    "JPEG for four channels": (save_jpeg, (4, 255), r"x.jpg has the shape \(5, 7, 3\)"),
     "objects": (save_objects, (3, 255), "x.npy is broken: .*allow_pickle"),
     "npz": (save_npz, (3, 255), "x.npy is broken: "),
     "text": (
@@ -149,23 +153,23 @@ WRONG = {
         (3, 255),
         "x.npy is broken: ",
     ),
-    "size": (
-        save(np.ones((7, 5, 3), np.uint8)),
+    "label of another size": (
+        save_npy(np.ones((7, 5, 3), np.uint8)),
         (3, 255),
         "x.png is 7x5 but its image .*x.npy is 5x7$",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_what_the_flags_do_not_describe_is_refused(convert, tmp_path, kind):
-    write, settings, message = WRONG[kind]
+@pytest.mark.parametrize("kind", MISMATCHES)
+def test_images_that_contradict_the_flags_are_refused(convert, tmp_path, kind):
+    write, settings, message = MISMATCHES[kind]
     write(tmp_path / "images")
     with pytest.raises(UserError, match=message):
         convert(*settings)
 
 
-# Ways to lay out the channels of a TIFF.
+# Options of tifffile that store the channels differently.
 LAYOUTS = {
     "interleaved": {"planarconfig": "contig"},
     "planar": {"planarconfig": "separate"},
@@ -189,7 +193,7 @@ def tifffile():
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("channels", "dtype"), CASES)
 def test_tiff(convert, tmp_path, tifffile, channels, dtype, layout, suffix):
-    pixels = pixels_of(channels, dtype)
+    pixels = random_pixels(channels, dtype)
     options = dict(LAYOUTS[layout])
     if channels == 1:
         options.pop("planarconfig", None)
@@ -198,13 +202,13 @@ def test_tiff(convert, tmp_path, tifffile, channels, dtype, layout, suffix):
     saved = saved[..., 0] if channels == 1 else saved
     path = tmp_path / f"images/x{suffix}"
     tifffile.imwrite(path, saved, photometric="minisblack", **options)
-    assert_same(convert(channels, DEPTHS[dtype]), pixels)
+    assert_equal(convert(channels, DEPTHS[dtype]), pixels)
 
 
 @pytest.mark.slow
-def test_tiffs_that_are_no_image(convert, tmp_path, tifffile):
+def test_unsupported_tiffs_are_refused(convert, tmp_path, tifffile):
     path = tmp_path / "images/x.tif"
-    index = pixels_of(1, np.uint8)[..., 0]
+    index = random_pixels(1, np.uint8)[..., 0]
     colors = np.zeros((3, 256), np.uint16)
     tifffile.imwrite(path, index, photometric="palette", colormap=colors)
     with pytest.raises(UserError, match=r"x.tif has a palette; save its col"):
@@ -225,7 +229,7 @@ def test_tiffs_that_are_no_image(convert, tmp_path, tifffile):
         convert(1, 255)
 
 
-def test_a_missing_package_is_told(convert, tmp_path, monkeypatch):
+def test_missing_tifffile_is_reported(convert, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tifffile", None)
     (tmp_path / "images/x.tif").write_bytes(b"II*\0")
     with pytest.raises(UserError, match=r"x.tif: TIFFs need pip install .*\[tiff\]"):

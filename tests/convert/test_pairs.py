@@ -1,4 +1,4 @@
-"""Entries of folders that are not files: skipped, unless they belong to one."""
+"""Special files in dataset folders: skipped, or refused if a pair needs them."""
 
 import pathlib
 
@@ -25,7 +25,7 @@ NOT_UTF8 = "caf\udce9.png"
 
 
 @pytest.fixture
-def photos(tmp_path):
+def image_folders(tmp_path):
     """Images a and b with their masks."""
     for name in ("a", "b"):
         save_image(tmp_path / f"photos/{name}.jpg")
@@ -34,15 +34,17 @@ def photos(tmp_path):
 
 
 def convert_folder(root, **settings):
-    places = str(root / "photos"), str(root / "masks")
-    return folder.convert(*places, CLASSES, str(root / "out"), **settings)
+    folders = str(root / "photos"), str(root / "masks")
+    return folder.convert(*folders, CLASSES, str(root / "out"), **settings)
 
 
-def test_the_folder_converter_skips_what_it_lists(photos, capfd, odd):
+def test_folder_converter_skips_special_files(image_folders, capfd, odd):
     kind, make = odd
-    make(photos / "photos/x.png")
-    assert convert_folder(photos).split_sizes == {"train": 2}
-    assert_skipped(capfd, f"skipped 1 of 3 entries of {photos}/photos: x.png ({kind})")
+    make(image_folders / "photos/x.png")
+    assert convert_folder(image_folders).split_sizes == {"train": 2}
+    assert_skipped(
+        capfd, f"skipped 1 of 3 entries of {image_folders}/photos: x.png ({kind})"
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,53 +54,53 @@ def test_the_folder_converter_skips_what_it_lists(photos, capfd, odd):
         ("photos/c.jpg", "masks/c.png has no image: {}/photos/c.jpg is a {}$"),
     ],
 )
-def test_the_folder_converter_refuses_what_belongs_to_a_file(
-    photos, capfd, odd, name, message
+def test_folder_converter_refuses_special_files_in_pairs(
+    image_folders, capfd, odd, name, message
 ):
     kind, make = odd
-    save_image(photos / "photos/c.jpg")
-    save_label(photos / "masks/c.png", np.ones((20, 30)))
-    (photos / name).unlink()
-    make(photos / name)
-    with pytest.raises(UserError, match=message.format(photos, kind)):
-        convert_folder(photos)
+    save_image(image_folders / "photos/c.jpg")
+    save_label(image_folders / "masks/c.png", np.ones((20, 30)))
+    (image_folders / name).unlink()
+    make(image_folders / name)
+    with pytest.raises(UserError, match=message.format(image_folders, kind)):
+        convert_folder(image_folders)
     assert capfd.readouterr().err == ""
-    assert not (photos / "out").exists()
+    assert not (image_folders / "out").exists()
 
 
-def test_names_of_all_kinds_are_converted_or_skipped(photos, capfd):
+def test_unusual_names_are_converted_or_skipped(image_folders, capfd):
     for name in ("-rf", "a\nb\x1b[31m", "é" * 120):
-        save_image(photos / f"photos/{name}.png")
-        save_label(photos / f"masks/{name}.png", np.ones((20, 30)))
-    Image.new("RGB", (3, 3)).save(photos / "photos" / NOT_UTF8)
-    (photos / "photos/.hidden.png").mkdir()
-    assert convert_folder(photos).split_sizes == {"train": 5}
+        save_image(image_folders / f"photos/{name}.png")
+        save_label(image_folders / f"masks/{name}.png", np.ones((20, 30)))
+    Image.new("RGB", (3, 3)).save(image_folders / "photos" / NOT_UTF8)
+    (image_folders / "photos/.hidden.png").mkdir()
+    assert convert_folder(image_folders).split_sizes == {"train": 5}
     assert_skipped(capfd, r"photos: caf\udce9.png (name not UTF-8)")
 
 
-def test_many_skipped_entries_are_counted(photos, capfd):
+def test_many_skipped_entries_are_counted(image_folders, capfd):
     for i in range(9):
-        (photos / f"photos/{i}.png").mkdir()
-    convert_folder(photos)
-    listed = ", ".join(f"{i}.png (directory)" for i in range(3))
+        (image_folders / f"photos/{i}.png").mkdir()
+    convert_folder(image_folders)
+    listing = ", ".join(f"{i}.png (directory)" for i in range(3))
     assert_skipped(
-        capfd, f"skipped 9 of 11 entries of {photos}/photos: {listed}, and 6"
+        capfd, f"skipped 9 of 11 entries of {image_folders}/photos: {listing}, and 6"
     )
 
 
-def test_an_empty_mask_is_refused(photos):
-    (photos / "masks/a.png").write_bytes(b"")
+def test_empty_mask_is_refused(image_folders):
+    (image_folders / "masks/a.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"masks/a.png is broken: it is empty$"):
-        convert_folder(photos)
+        convert_folder(image_folders)
 
 
 @pytest.fixture
-def voc(photos):
-    root = photos / "voc"
+def voc(image_folders):
+    root = image_folders / "voc"
     lists = root / "ImageSets/Segmentation"
     lists.mkdir(parents=True)
-    (photos / "photos").rename(root / "JPEGImages")
-    (photos / "masks").rename(root / "SegmentationClass")
+    (image_folders / "photos").rename(root / "JPEGImages")
+    (image_folders / "masks").rename(root / "SegmentationClass")
     (lists / "train.txt").write_text("a\nb\n")
     return root
 
@@ -107,7 +109,7 @@ def convert_voc(root):
     return voc2012.convert(str(root), str(root.parent / "out"))
 
 
-def test_the_voc_converter_skips_what_no_list_names(voc, capfd, odd):
+def test_voc_converter_skips_unlisted_special_files(voc, capfd, odd):
     kind, make = odd
     make(voc / "JPEGImages/x.jpg")
     assert convert_voc(voc) == {"train": 2}
@@ -118,7 +120,7 @@ def test_the_voc_converter_skips_what_no_list_names(voc, capfd, odd):
     "name",
     ["JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/train.txt"],
 )
-def test_the_voc_converter_refuses_what_a_list_names(voc, odd, name):
+def test_voc_converter_refuses_listed_special_files(voc, odd, name):
     kind, make = odd
     (voc / name).unlink()
     make(voc / name)
@@ -126,7 +128,7 @@ def test_the_voc_converter_refuses_what_a_list_names(voc, odd, name):
         convert_voc(voc)
 
 
-def test_cityscapes_skips_and_refuses(tmp_path, capfd, odd):
+def test_cityscapes_converter_skips_or_refuses_special_files(tmp_path, capfd, odd):
     kind, make = odd
     root = cityscapes(tmp_path / "cityscapes", coarse=False)
     city = root / "leftImg8bit/train/ulm"
@@ -142,7 +144,7 @@ def test_cityscapes_skips_and_refuses(tmp_path, capfd, odd):
         cityscapes_program.convert(str(root), out, splits=["train_fine"])
 
 
-def test_ade20k_skips_and_refuses(tmp_path, capfd, odd):
+def test_ade20k_converter_skips_or_refuses_special_files(tmp_path, capfd, odd):
     kind, make = odd
     root = ade20k(tmp_path / "ade")
     make(root / "images/training/x.jpg")
@@ -156,7 +158,7 @@ def test_ade20k_skips_and_refuses(tmp_path, capfd, odd):
 
 
 @pytest.mark.parametrize("is_image", [True, False])
-def test_coco_refuses_what_its_file_lists(tmp_path, odd, is_image):
+def test_coco_converter_refuses_listed_special_files(tmp_path, odd, is_image):
     pytest.importorskip("pycocotools")
     kind, make = odd
     files = Coco(tmp_path)
@@ -171,7 +173,7 @@ def test_coco_refuses_what_its_file_lists(tmp_path, odd, is_image):
         )
 
 
-def test_second_files_of_a_name_do_not_hide_behind_a_directory(tmp_path):
+def test_directory_does_not_count_as_duplicate(tmp_path):
     (tmp_path / "a.jpg").touch()
     (tmp_path / "a.png").mkdir()
     paths = pairs.list_folder(pathlib.Path(tmp_path))

@@ -1,4 +1,4 @@
-"""Tests of the procedural data set: its scenes, its files, its baseline."""
+"""The generated shapes dataset: scenes, files and the colour baseline."""
 
 import json
 import pathlib
@@ -19,12 +19,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 SIZE = (48, 64)
 
 
-def scenes(count, image_size=(96, 96)):
-    """Returns that many scenes, each with a generator of its own."""
+def make_scenes(count, image_size=(96, 96)):
+    """Returns `count` scenes, each from its own seed."""
     return [shapes.scene(np.random.default_rng(i), image_size) for i in range(count)]
 
 
-def names(root, split):
+def read_names(root, split):
     """Returns the lines of a list file."""
     return (root / f"ImageSets/Segmentation/{split}.txt").read_text().splitlines()
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("image_size", [(128, 128), (33, 61), (90, 32)])
-def test_scene_has_asked_size_and_types(image_size):
+def test_scene_has_requested_size_and_types(image_size):
     image, label = shapes.scene(np.random.default_rng(3), image_size)
     assert image.shape == (*image_size, 3)
     assert label.shape == image_size
@@ -46,19 +46,19 @@ def test_scene_has_asked_size_and_types(image_size):
     assert image.std() > 10
 
 
-def test_labels_are_class_ids_or_void_and_every_class_appears():
-    found = np.unique([label for _, label in scenes(30)])
+def test_labels_contain_every_class_and_void():
+    found = np.unique([label for _, label in make_scenes(30)])
     np.testing.assert_array_equal(found, [0, 1, 2, 3, 4, 5, 6, 255])
     assert len(shapes.CLASS_NAMES) == 7
 
 
 def test_different_classes_never_touch():
-    for _, label in scenes(30):
+    for _, label in make_scenes(30):
         for a, b in ((label[1:], label[:-1]), (label[:, 1:], label[:, :-1])):
             assert np.all((a == b) | (a == 255) | (b == 255))
 
 
-def test_void_is_two_pixels_either_side_also_within_a_class():
+def test_void_covers_two_pixels_on_either_side_of_contours():
     top = np.zeros((9, 20), np.uint8)
     top[:, 6:] = 1
     top[:, 14:] = 2
@@ -69,7 +69,7 @@ def test_void_is_two_pixels_either_side_also_within_a_class():
     np.testing.assert_array_equal(label, [expected] * 9)
 
 
-def test_objects_stay_half_visible_and_within_sizes():
+def test_objects_are_half_visible_and_within_size_limits():
     for seed in range(30):
         objects, top = shapes._layout(np.random.default_rng(seed), (100, 140))
         assert 2 <= len(objects) <= 5
@@ -83,47 +83,49 @@ def test_objects_stay_half_visible_and_within_sizes():
 def test_outlines_enclose_unit_area(class_name):
     outline, _ = shapes._CLASSES[class_name]
     mask = np.zeros((1600, 1600), np.uint8)
-    # One unit is 400 pixels, squared 160,000, give or take the drawn edge.
+    # One unit is 400 pixels, squared 160,000; drawing adds the edge.
     cv2.fillPoly(mask, [np.int32(400 * contour + 800) for contour in outline], 1)
     assert int(mask.sum()) == pytest.approx(160_000, rel=0.02)
 
 
-def test_hue_leans_by_class_but_spreads_over_its_neighbours():
+def test_hue_depends_on_class_but_overlaps_with_neighbours():
     rng = np.random.default_rng(0)
     ground = np.zeros(3, np.float32)
     for class_id in range(1, 7):
         colors = [[shapes._object_color(rng, class_id, ground) for _ in range(400)]]
         hue = np.deg2rad(cv2.cvtColor(np.float32(colors), cv2.COLOR_RGB2HSV)[0, :, 0])
-        lean = 60 * (class_id - 1)
-        off = np.rad2deg(np.angle(np.exp(1j * (hue - np.deg2rad(lean)))))
-        assert abs(off.mean()) < 8
-        # Normal of spread 32 beyond half a class distance: P(|z| > 30/32) = 0.35,
-        # give or take the choice of the brightest of three on a black ground.
-        assert 0.2 < np.mean(abs(off) > 30) < 0.5
+        class_hue = 60 * (class_id - 1)
+        difference = np.rad2deg(np.angle(np.exp(1j * (hue - np.deg2rad(class_hue)))))
+        assert abs(difference.mean()) < 8
+        # Normal with deviation 32 beyond half a class distance: P(|z| > 30/32) = 0.35;
+        # choosing the brightest of three on a black background changes it a little.
+        assert 0.2 < np.mean(abs(difference) > 30) < 0.5
 
 
-def test_same_seed_same_files_whatever_the_count(folder, tmp_path):
+def test_same_seed_gives_same_files_for_any_count(folder, tmp_path):
     shapes.write(tmp_path / "more", 6, 1, 3, image_size=SIZE, seed=7)
     for split, count in (("train", 4), ("val", 1), ("test", 2)):
-        for name in names(folder, split)[:count]:
+        for name in read_names(folder, split)[:count]:
             for file in (f"JPEGImages/{name}.jpg", f"SegmentationClass/{name}.png"):
                 assert (tmp_path / "more" / file).read_bytes() == (
                     folder / file
                 ).read_bytes()
 
 
-def test_other_seed_other_scenes(folder, tmp_path):
+def test_another_seed_gives_other_scenes(folder, tmp_path):
     shapes.write(tmp_path / "other", 1, 1, 1, image_size=SIZE, seed=8)
     file = "JPEGImages/train_00000.jpg"
     assert (tmp_path / "other" / file).read_bytes() != (folder / file).read_bytes()
 
 
 def test_lists_name_every_file_once(folder):
-    assert names(folder, "train") == [f"train_0000{i}" for i in range(4)]
-    assert names(folder, "val") == [f"val_0000{i}" for i in range(3)]
-    assert names(folder, "test") == ["test_00000", "test_00001"]
-    assert names(folder, "trainval") == names(folder, "train") + names(folder, "val")
-    members = {*names(folder, "trainval"), *names(folder, "test")}
+    assert read_names(folder, "train") == [f"train_0000{i}" for i in range(4)]
+    assert read_names(folder, "val") == [f"val_0000{i}" for i in range(3)]
+    assert read_names(folder, "test") == ["test_00000", "test_00001"]
+    assert read_names(folder, "trainval") == read_names(folder, "train") + read_names(
+        folder, "val"
+    )
+    members = {*read_names(folder, "trainval"), *read_names(folder, "test")}
     assert {p.stem for p in (folder / "JPEGImages").iterdir()} == members
     assert {p.stem for p in (folder / "SegmentationClass").iterdir()} == members
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -139,16 +141,16 @@ def test_no_image_is_in_two_splits(folder):
     assert len(contents) == 9
 
 
-def test_info_describes_the_folder(folder):
+def test_dataset_info_describes_the_folder(folder):
     info = DatasetInfo.from_json((folder / "dataset_info.json").read_text())
     assert info.name == "shapes"
-    names = "background disc cross triangle ring star square"
-    assert info.class_names == tuple(names.split())
+    read_names = "background disc cross triangle ring star square"
+    assert info.class_names == tuple(read_names.split())
     assert info.ignore_label == 255
     assert info.split_sizes == {"train": 4, "val": 3, "test": 2, "trainval": 7}
 
 
-def test_files_hold_the_scene(folder):
+def test_files_contain_the_scene(folder):
     image, label = shapes.scene(np.random.default_rng((7, 1, 2)), SIZE)
     png = Image.open(folder / "SegmentationClass/val_00002.png")
     assert png.mode == "P"
@@ -158,12 +160,12 @@ def test_files_hold_the_scene(folder):
     np.testing.assert_array_equal(np.asarray(png.convert("RGB")), palette[label])
     jpeg = Image.open(folder / "JPEGImages/val_00002.jpg")
     assert jpeg.mode == "RGB"
-    # Channels in order and little lost to compression; swapped, it is far larger.
+    # Channels are in order and compression loses little; swapped, the error is large.
     assert np.abs(np.asarray(jpeg).astype(int) - image).mean() < 8
     assert np.abs(np.asarray(jpeg).astype(int) - image[..., ::-1]).mean() > 16
 
 
-def flat_pair(root, name, left, right, label):
+def write_flat_pair(root, name, left, right, label):
     """Writes a 32x32 image of two flat halves and its label."""
     image = np.zeros((32, 32, 3), np.uint8)
     image[:, :16], image[:, 16:] = left, right
@@ -178,18 +180,18 @@ def test_baseline_is_the_miou_of_nearest_mean_colors(tmp_path):
     (tmp_path / "dataset_info.json").write_text(info.to_json())
     label = np.zeros((32, 32))
     label[:, 16:] = 1
-    flat_pair(tmp_path, "train", (200, 20, 20), (20, 20, 200), label)
-    # Of 512 reddish pixels 128 are labelled blue and 64 void; of 512 bluish ones
-    # 256 are void. Red: 320 / 448. Blue: 256 / 384. The third class never occurs.
+    write_flat_pair(tmp_path, "train", (200, 20, 20), (20, 20, 200), label)
+    # Of 512 reddish pixels 128 are labelled blue and 64 void; of 512 bluish pixels
+    # 256 are void. Red: 320 / 448. Blue: 256 / 384. The third class does not occur.
     label[:8, :16] = 1
     label[8:12, :16] = 255
     label[16:, 16:] = 255
-    flat_pair(tmp_path, "test", (180, 60, 60), (60, 60, 180), label)
+    write_flat_pair(tmp_path, "test", (180, 60, 60), (60, 60, 180), label)
     expected = (320 / 448 + 256 / 384) / 2
     assert program.color_baseline(tmp_path) == pytest.approx(expected)
 
 
-def test_colors_alone_do_not_solve_it(tmp_path):
+def test_color_baseline_is_low(tmp_path):
     shapes.write(tmp_path / "data", 80, 1, 40, image_size=(64, 64))
     assert 0.25 < program.color_baseline(tmp_path / "data") < 0.4
 
@@ -203,16 +205,14 @@ def test_colors_alone_do_not_solve_it(tmp_path):
         ({"seed": -1}, "seed must not be negative; received -1"),
     ],
 )
-def test_bad_settings_are_refused_before_anything_is_written(
-    tmp_path, settings, message
-):
+def test_invalid_settings_are_refused_before_writing(tmp_path, settings, message):
     with pytest.raises(UserError, match=message):
         shapes.write(tmp_path / "data", **settings)
     assert list(tmp_path.iterdir()) == []
 
 
-def run(capsys, *arguments):
-    """Returns exit status, output lines and error lines of the program."""
+def run_shapes(capsys, *arguments):
+    """Runs the program; returns its exit status, output lines and error lines."""
     status = program.run(["shapes", *arguments])
     captured = capsys.readouterr()
     return status, captured.out.splitlines(), captured.err.splitlines()
@@ -222,7 +222,7 @@ def test_program_writes_into_an_empty_folder(tmp_path, capsys):
     counts = ("--train_images=2", "--val_images=1", "--test_images=1")
     data = tmp_path / "data"
     data.mkdir()
-    status, out, err = run(
+    status, out, err = run_shapes(
         capsys, f"--output_dir={data}", *counts, "--image_size=32,40", "--seed=5"
     )
     assert (status, err) == (0, [])
@@ -257,11 +257,13 @@ def test_program_writes_into_an_empty_folder(tmp_path, capsys):
         ([], "--output_dir must name"),
     ],
 )
-def test_program_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, message):
+def test_program_prints_one_error_line(
+    tmp_path, monkeypatch, capsys, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("kept")
-    status, out, err = run(capsys, *arguments)
+    status, out, err = run_shapes(capsys, *arguments)
     assert (status, out, len(err)) == (1, [], 1)
     assert err[0].startswith("shapes: ")
     assert message in err[0]
@@ -269,18 +271,18 @@ def test_program_refuses_in_one_line(tmp_path, monkeypatch, capsys, arguments, m
     assert (tmp_path / "full/file").read_text() == "kept"
 
 
-def test_program_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch, capsys):
+def test_failed_program_leaves_no_files(tmp_path, monkeypatch, capsys):
     def save(folder, *_):
         assert (folder / "JPEGImages").is_dir()
         raise OSError("no space left")
 
     monkeypatch.setattr(shapes, "_save", save)
-    status, _, err = run(capsys, f"--output_dir={tmp_path / 'data'}")
+    status, _, err = run_shapes(capsys, f"--output_dir={tmp_path / 'data'}")
     assert (status, err) == (1, ["shapes: no space left"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_program_exits_with_status_and_without_tensorflow():
+def test_program_exits_with_status_without_tensorflow():
     script = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print(*{'keras', 'tensorflow'} & {*sys.modules}))\n"

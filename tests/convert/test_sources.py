@@ -1,4 +1,4 @@
-"""Archives over a real connection and off a real disk: intact, or one line of error."""
+"""Downloads archives over a real connection and from a real disk."""
 
 import functools
 import hashlib
@@ -17,7 +17,7 @@ WANTED = ("top/a", "top/c.txt")
 
 
 class Handler(loopback.Quiet, http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; ends the connection half way if the server says so."""
+    """Serves a folder; with `server.is_cut`, stops half way through each file."""
 
     def do_GET(self):
         self.server.hits.append(self.path)
@@ -31,7 +31,7 @@ class Handler(loopback.Quiet, http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A server of the files in tmp_path/web; `.url` and `.hits`."""
+    """A server of tmp_path/web that records requested paths in `.hits`."""
     (tmp_path / "web").mkdir()
     handler = functools.partial(Handler, directory=str(tmp_path / "web"))
     with loopback.serving(handler) as server:
@@ -41,7 +41,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def content(tmp_path, server):
-    """The bytes of web/some.tar, more than are read at once."""
+    """The bytes of web/some.tar; larger than one read."""
     content = os.urandom(300_000)
     (tmp_path / "web/some.tar").write_bytes(content)
     return content
@@ -52,12 +52,12 @@ def downloads(tmp_path):
     return epath.Path(tmp_path / "downloads")
 
 
-def left(folder):
-    """Returns what is in a folder besides locks."""
+def list_files(folder):
+    """Returns the names of the files in a folder, except locks."""
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-def test_an_archive_is_fetched_once(server, content, downloads):
+def test_archive_is_downloaded_once(server, content, downloads):
     digest = hashlib.sha256(content).hexdigest()
     source = sources.Source(f"{server.url}/some.tar", digest)
     path = sources.fetch(source, downloads)
@@ -66,15 +66,15 @@ def test_an_archive_is_fetched_once(server, content, downloads):
     assert server.hits == ["/some.tar"]
 
 
-def test_another_archive_is_refused_and_removed(server, content, downloads):
+def test_archive_with_wrong_sha256_is_refused_and_removed(server, content, downloads):
     source = sources.Source(f"{server.url}/some.tar", "0" * 64)
     message = rf"some.tar has the SHA-256 .* that was published, {64 * '0'}; .*not kept"
     with pytest.raises(UserError, match=message):
         sources.fetch(source, downloads)
-    assert left(downloads) == []
+    assert list_files(downloads) == []
 
 
-def test_an_archive_that_changed_on_disk_is_refused(server, content, downloads):
+def test_archive_changed_on_disk_is_refused(server, content, downloads):
     digest = hashlib.sha256(content).hexdigest()
     source = sources.Source(f"{server.url}/some.tar", digest)
     sources.fetch(source, downloads).write_bytes(b"other")
@@ -82,21 +82,21 @@ def test_an_archive_that_changed_on_disk_is_refused(server, content, downloads):
         sources.fetch(source, downloads)
 
 
-def test_the_md5_is_verified_if_no_sha256_was_published(server, content, downloads):
+def test_md5_is_verified_without_sha256(server, content, downloads):
     url = f"{server.url}/some.tar"
-    right = hashlib.md5(content).hexdigest()
-    wrong = sources.Source(url, md5="0" * 32)
-    for _ in range(2):  # a wrong file that stayed would be taken the second time
-        with pytest.raises(UserError, match=rf"its MD5 is {right}, not {32 * '0'}; "):
-            sources.fetch(wrong, downloads)
-        assert left(downloads) == []
+    md5 = hashlib.md5(content).hexdigest()
+    wrong_source = sources.Source(url, md5="0" * 32)
+    for _ in range(2):  # a wrong file that is kept would be used the second time
+        with pytest.raises(UserError, match=rf"its MD5 is {md5}, not {32 * '0'}; "):
+            sources.fetch(wrong_source, downloads)
+        assert list_files(downloads) == []
     for _ in range(2):
-        found = sources.fetch(sources.Source(url, md5=right), downloads)
-        assert found.read_bytes() == content
+        path = sources.fetch(sources.Source(url, md5=md5), downloads)
+        assert path.read_bytes() == content
     assert len(server.hits) == 3
 
 
-def test_a_cut_connection_leaves_no_archive_and_the_next_run_fetches_it(
+def test_lost_connection_leaves_no_archive_and_next_run_retries(
     server, content, downloads
 ):
     server.is_cut = True
@@ -105,18 +105,18 @@ def test_a_cut_connection_leaves_no_archive_and_the_next_run_fetches_it(
         UserError, match="cannot be downloaded: it was interrupted after 150000"
     ):
         sources.fetch(source, downloads)
-    assert "some.tar" not in left(downloads)
+    assert "some.tar" not in list_files(downloads)
     server.is_cut = False
     assert sources.fetch(source, downloads).read_bytes() == content
 
 
-def test_what_the_server_does_not_have_is_named(server, downloads):
+def test_missing_archive_is_reported(server, downloads):
     source = sources.Source(f"{server.url}/none.tar")
     with pytest.raises(UserError, match=r"/none.tar cannot be downloaded: .*404"):
         sources.fetch(source, downloads)
 
 
-def test_a_file_url_is_copied(tmp_path, downloads):
+def test_file_url_is_copied(tmp_path, downloads):
     (tmp_path / "here.tar").write_bytes(b"some bytes")
     source = sources.Source(f"file://{tmp_path}/here.tar")
     assert sources.fetch(source, downloads).read_bytes() == b"some bytes"

@@ -1,4 +1,4 @@
-"""Folders in VOC layout to records, and what a broken folder is told."""
+"""Converts folders in VOC layout to records, and reports broken ones."""
 
 import os
 import re
@@ -20,8 +20,8 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 
 
-def samples(folder, split):
-    """Returns the pixels of image and label and the name of every record."""
+def read_samples(folder, split):
+    """Returns the image, label and name of every record."""
     paths = records.shard_paths(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return [
@@ -32,7 +32,7 @@ def samples(folder, split):
 
 @pytest.fixture
 def voc(tiny_voc, tmp_path):
-    """A copy of the tiny folder, to be changed."""
+    """A copy of `tiny_voc` that a test may change."""
     return shutil.copytree(tiny_voc, tmp_path / "VOC2012")
 
 
@@ -41,11 +41,11 @@ def save_label(path, label):
 
 
 @pytest.mark.parametrize("split", ["train", "val", "trainval"])
-def test_records_hold_the_files_as_they_are(tiny_voc, tiny_records, split):
-    listed = (tiny_voc / f"ImageSets/Segmentation/{split}.txt").read_text().split()
-    found = samples(tiny_records, split)
-    assert [name.decode() for _, _, name in found] == listed
-    for (image, label, _), stem in zip(found, listed, strict=True):
+def test_records_contain_images_and_labels_unchanged(tiny_voc, tiny_records, split):
+    names = (tiny_voc / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+    found = read_samples(tiny_records, split)
+    assert [name.decode() for _, _, name in found] == names
+    for (image, label, _), stem in zip(found, names, strict=True):
         jpeg = (tiny_voc / f"JPEGImages/{stem}.jpg").read_bytes()
         np.testing.assert_array_equal(image, tf.io.decode_jpeg(jpeg))
         with Image.open(tiny_voc / f"SegmentationClass/{stem}.png") as palette:
@@ -53,16 +53,16 @@ def test_records_hold_the_files_as_they_are(tiny_voc, tiny_records, split):
             np.testing.assert_array_equal(label[..., 0], np.array(palette))
 
 
-def test_the_splits_and_their_sizes_are_described_beside_them(tiny_records):
+def test_dataset_info_has_the_split_sizes(tiny_records):
     info = records.read_info(tiny_records)
     assert info.name == "pascal_voc_seg" and info.num_classes == 21
     assert info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
-    # Of trainval 2, 2 and 1 images; and dataset_info.json and conversion.json.
+    # trainval has shards of 2, 2 and 1 images; two JSON files.
     assert len(listed(tiny_records)) == 3 + 2 + 3 + 2
 
 
 @pytest.mark.parametrize("list_name", ["trainaug", "train_aug"])
-def test_train_aug_takes_the_augmented_labels(voc, tmp_path, list_name):
+def test_train_aug_uses_the_augmented_labels(voc, tmp_path, list_name):
     stems = ["2007_000003", "2007_000000"]
     (voc / "SegmentationClassAug").mkdir()
     (voc / f"ImageSets/Segmentation/{list_name}.txt").write_text("\n".join(stems))
@@ -72,14 +72,16 @@ def test_train_aug_takes_the_augmented_labels(voc, tmp_path, list_name):
         save_label(voc / f"SegmentationClassAug/{stem}.png", label)
     sizes = voc2012.convert(str(voc), str(tmp_path / "out"))
     assert sizes == {"train": 3, "val": 2, "trainval": 5, "train_aug": 2}
-    found = samples(tmp_path / "out", "train_aug")
+    found = read_samples(tmp_path / "out", "train_aug")
     assert [name.decode() for _, _, name in found] == stems
     assert all((label == 5).all() for _, label, _ in found)
-    assert not all((x == 5).all() for _, x, _ in samples(tmp_path / "out", "train"))
+    assert not all(
+        (x == 5).all() for _, x, _ in read_samples(tmp_path / "out", "train")
+    )
 
 
 @pytest.mark.parametrize("missing", ["folder", "list"])
-def test_no_train_aug_unless_list_and_labels_are_there(voc, tmp_path, missing):
+def test_train_aug_needs_both_list_and_labels(voc, tmp_path, missing):
     if missing == "folder":
         (voc / "ImageSets/Segmentation/trainaug.txt").write_text("2007_000000")
     else:
@@ -88,7 +90,7 @@ def test_no_train_aug_unless_list_and_labels_are_there(voc, tmp_path, missing):
     assert list(sizes) == ["train", "val", "trainval"]
 
 
-def test_a_dataset_info_in_the_folder_names_other_classes(voc, tmp_path):
+def test_dataset_info_in_the_folder_sets_the_classes(voc, tmp_path):
     for path in (voc / "SegmentationClass").iterdir():
         with Image.open(path) as old:
             label = np.full(old.size[::-1], 1)
@@ -97,20 +99,20 @@ def test_a_dataset_info_in_the_folder_names_other_classes(voc, tmp_path):
     info = DatasetInfo("toys", ("floor", "ball"), ignore_label=9)
     records.write_info(info, str(voc))
     voc2012.convert(str(voc), str(tmp_path / "out"), num_shards=2)
-    beside = records.read_info(str(tmp_path / "out"))
-    assert (beside.name, beside.class_names) == ("toys", ("floor", "ball"))
-    assert beside.ignore_label == 9
+    written = records.read_info(str(tmp_path / "out"))
+    assert (written.name, written.class_names) == ("toys", ("floor", "ball"))
+    assert written.ignore_label == 9
     label[0, 0] = 255
     save_label(path, label)
     with pytest.raises(UserError, match=r"has the value 255; labels are 0..1 and 9 "):
         voc2012.convert(str(voc), str(tmp_path / "again"))
 
 
-def drop_label(voc):
+def remove_label(voc):
     (voc / "SegmentationClass/2007_000001.png").unlink()
 
 
-def drop_image(voc):
+def remove_image(voc):
     (voc / "JPEGImages/2007_000001.jpg").unlink()
 
 
@@ -133,7 +135,7 @@ def set_label(value):
     return change
 
 
-def cut(name):
+def truncate(name):
     def change(voc):
         content = (voc / name).read_bytes()
         (voc / name).write_bytes(content[: len(content) * 4 // 5])
@@ -141,14 +143,14 @@ def cut(name):
     return change
 
 
-def paint_label(voc):
+def save_label_as_rgb(voc):
     path = voc / "SegmentationClass/2007_000002.png"
     with Image.open(path) as image:
         painted = image.convert("RGB")
     painted.save(path)
 
 
-def image_as(file_format):
+def save_image_as(file_format):
     def change(voc):
         path = voc / "JPEGImages/2007_000002.jpg"
         with Image.open(path) as image:
@@ -158,31 +160,31 @@ def image_as(file_format):
     return change
 
 
-def text_as_image(voc):
-    (voc / "JPEGImages/2007_000002.jpg").write_text("no picture")
+def save_text_as_image(voc):
+    (voc / "JPEGImages/2007_000002.jpg").write_text("no image")
 
 
-def empty_split(voc):
+def empty_list(voc):
     (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
 
 
-def blot_list(voc):
+def corrupt_list(voc):
     (voc / "ImageSets/Segmentation/val.txt").write_bytes(b"2007_\xff")
 
 
-def no_lists(voc):
+def remove_lists(voc):
     for path in (voc / "ImageSets/Segmentation").iterdir():
         path.unlink()
 
 
-def no_images(voc):
+def rename_images(voc):
     (voc / "JPEGImages").rename(voc / "Images")
 
 
-# How to break the folder, and what its message must say.
+# Change that breaks the dataset, and pattern of the error message.
 BROKEN = {
     "missing label": (
-        drop_label,
+        remove_label,
         "JPEGImages/2007_000001.jpg has no label .*/SegmentationClass/2007_000001.png",
     ),
     "label without image": (
@@ -190,42 +192,51 @@ BROKEN = {
         "SegmentationClass/2007_000099.png has no image .*/JPEGImages",
     ),
     "image listed but missing": (
-        drop_image,
+        remove_image,
         "/train.txt lists 2007_000001 but .*/JPEGImages has no such image",
     ),
     "label of another size": (
         shrink_label,
         "SegmentationClass/2007_000003.png is 60x50 but .*2007_000003.jpg is 61x50",
     ),
-    "value beyond the classes": (
+    "value above the classes": (
         set_label(21),
         "SegmentationClass/2007_000004.png has the value 21; labels are 0..20 and 255",
     ),
-    "value below the ignored one": (
+    "value below the ignored value": (
         set_label(254),
         "SegmentationClass/2007_000004.png has the value 254; labels are 0..20 and 255",
     ),
     "truncated JPEG": (
-        cut("JPEGImages/2007_000001.jpg"),
+        truncate("JPEGImages/2007_000001.jpg"),
         "JPEGImages/2007_000001.jpg is broken: .*truncated",
     ),
     "truncated PNG": (
-        cut("SegmentationClass/2007_000001.png"),
+        truncate("SegmentationClass/2007_000001.png"),
         "SegmentationClass/2007_000001.png is broken: ",
     ),
     "RGB label": (
-        paint_label,
+        save_label_as_rgb,
         "SegmentationClass/2007_000002.png has mode RGB; a label must be a PNG with",
     ),
     "GIF named .jpg": (
-        image_as("GIF"),
+        save_image_as("GIF"),
         "JPEGImages/2007_000002.jpg is GIF; images must be JPEG or PNG",
     ),
-    "text named .jpg": (text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
-    "empty split": (empty_split, "Segmentation/val.txt lists no image: the split is e"),
-    "list that is no text": (blot_list, "Segmentation/val.txt: line 1 is not UTF-8"),
-    "no lists": (no_lists, "ImageSets/Segmentation has none of train.txt, val.txt, t"),
-    "wrong voc_root": (no_images, "--voc_root=.*/VOC2012 has no folder .*/JPEGImages;"),
+    "text named .jpg": (save_text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
+    "empty split": (empty_list, "Segmentation/val.txt lists no image: the split is e"),
+    "list that is not UTF-8": (
+        corrupt_list,
+        "Segmentation/val.txt: line 1 is not UTF-8",
+    ),
+    "no lists": (
+        remove_lists,
+        "ImageSets/Segmentation has none of train.txt, val.txt, t",
+    ),
+    "wrong voc_root": (
+        rename_images,
+        "--voc_root=.*/VOC2012 has no folder .*/JPEGImages;",
+    ),
 }
 
 
@@ -235,36 +246,34 @@ def command(voc, tmp_path):
 
 
 def assert_one_line(stderr, message):
-    """Checks that apart from tqdm's bars there is one line, and which."""
+    """Checks that stderr is one line, apart from tqdm's bars, and matches."""
     lines = [x for x in stderr.splitlines() if x and not x.startswith("records: ")]
     assert len(lines) == 1, lines
     assert re.search(f"^voc2012.py: .*{message}", lines[0])
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_folder_is_named_and_nothing_is_written(
-    voc, command, tmp_path, capfd, kind
-):
+def test_broken_dataset_is_refused_before_writing(voc, command, tmp_path, capfd, kind):
     change, message = BROKEN[kind]
     change(voc)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as result:
         run_program("deeplab_tf.programs.convert.voc2012", command)
-    # The interpreter prints the code of `SystemExit` and ends with status 1.
-    assert_one_line(f"{capfd.readouterr().err}\n{ended.value.code}", message)
+    # The interpreter prints the code of `SystemExit` and exits with status 1.
+    assert_one_line(f"{capfd.readouterr().err}\n{result.value.code}", message)
     assert os.listdir(tmp_path) == ["VOC2012"]
 
 
-def test_the_program_ends_with_one_line_on_stderr(voc, command, tmp_path):
+def test_program_prints_one_error_line(voc, command, tmp_path):
     change, message = BROKEN["truncated JPEG"]
     change(voc)
     command = [sys.executable, "-m", "datasets.voc2012", *command[1:]]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert_one_line(ended.stderr, message)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert_one_line(result.stderr, message)
     assert os.listdir(tmp_path) == ["VOC2012"]
 
 
-def test_the_program_says_what_there_is(command, tmp_path, capsys):
+def test_program_prints_split_sizes_and_content_hashes(command, tmp_path, capsys):
     run_program("deeplab_tf.programs.convert.voc2012", command)
     *contents, last = capsys.readouterr().out.splitlines()
     assert last == f"{tmp_path}/out: train 3, val 2, trainval 5 images"
@@ -275,7 +284,7 @@ def test_the_program_says_what_there_is(command, tmp_path, capsys):
     ]
 
 
-def test_the_real_sample(voc_records):
+def test_real_sample(voc_records):
     sizes = {"train": 93, "val": 60, "trainval": 153, "train_aug": 100}
     assert records.read_info(voc_records).split_sizes == sizes
     for split, size in sizes.items():

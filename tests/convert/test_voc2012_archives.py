@@ -1,4 +1,4 @@
-"""The official archives of PASCAL VOC and SBD to records."""
+"""Converts the official archives of PASCAL VOC and SBD to records."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 
 TRAIN, VAL = ["2007_000032", "2007_000039"], ["2007_000033"]
-# SBD labels VOC's images too, and knows splits of its own.
+# SBD also labels images of VOC, and has its own splits.
 SBD_TRAIN = ["2010_000005", "2007_000039", "2008_000008"]
 SBD_VAL = ["2007_000033", "2008_000002"]
 TRAIN_AUG = [*TRAIN, "2008_000002", "2008_000008", "2010_000005"]
@@ -27,7 +27,7 @@ TRAIN_AUG = [*TRAIN, "2008_000002", "2008_000008", "2010_000005"]
 
 @pytest.fixture
 def files():
-    """Path and content of all files in the two archives, to be changed."""
+    """`{archive: {path: content}}` of the two archives, which a test may change."""
     others = sorted({*SBD_TRAIN, *SBD_VAL} - {*TRAIN, *VAL})
     return {
         "voc.tar": official_archives.voc_files(TRAIN, VAL, others),
@@ -37,7 +37,7 @@ def files():
 
 @pytest.fixture
 def convert(files, tmp_path):
-    """Writes the archives, then converts them; returns the sizes."""
+    """A function that writes and converts the archives; returns the split sizes."""
 
     def write_and_convert(**settings):
         voc, sbd = [
@@ -50,8 +50,8 @@ def convert(files, tmp_path):
     return write_and_convert
 
 
-def samples(folder, split):
-    """Returns name and label of every record of a split."""
+def read_samples(folder, split):
+    """Returns the name and label of every record of a split."""
     paths = records.shard_paths(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return [
@@ -60,44 +60,42 @@ def samples(folder, split):
     ]
 
 
-def names(folder, split):
-    return [name for name, _ in samples(folder, split)]
+def read_names(folder, split):
+    return [name for name, _ in read_samples(folder, split)]
 
 
-def test_the_four_splits_in_their_order(convert, tmp_path):
+def test_archives_give_four_splits_in_order(convert, tmp_path):
     sizes = convert()
     assert sizes == {"train": 2, "val": 1, "trainval": 3, "train_aug": 5}
     out = tmp_path / "out"
-    assert names(out, "train") == TRAIN
-    assert names(out, "val") == VAL
-    assert names(out, "trainval") == ["2007_000032", "2007_000033", "2007_000039"]
-    assert names(out, "train_aug") == TRAIN_AUG
+    assert read_names(out, "train") == TRAIN
+    assert read_names(out, "val") == VAL
+    assert read_names(out, "trainval") == ["2007_000032", "2007_000033", "2007_000039"]
+    assert read_names(out, "train_aug") == TRAIN_AUG
     info = records.read_info(str(out))
     assert (info.name, info.num_classes) == ("pascal_voc_seg", 21)
     assert info.split_sizes == sizes and set(info.content_hashes) == set(sizes)
 
 
-def test_labels_of_voc_win_over_those_of_sbd(convert, tmp_path):
+def test_voc_labels_override_sbd_labels(convert, tmp_path):
     convert()
-    for name, label in samples(tmp_path / "out", "train_aug"):
+    for name, label in read_samples(tmp_path / "out", "train_aug"):
         value = official_archives.number(name)
         assert (label[0, 1:] == value).all() and (label[1:] == value).all()
         # Only SBD's labels here have background in their first pixel.
         assert label[0, 0] == (value if name in TRAIN else 0), name
 
 
-def test_labels_of_voc_win_also_outside_its_lists(files, convert, tmp_path):
+def test_unlisted_voc_labels_override_sbd_labels(files, convert, tmp_path):
     path = "VOCdevkit/VOC2012/SegmentationClass/2008_000002.png"
     files["voc.tar"][path] = official_archives.png(20)
     convert()
-    labels = dict(samples(tmp_path / "out", "train_aug"))
+    labels = dict(read_samples(tmp_path / "out", "train_aug"))
     assert (labels["2008_000002"] == 20).all()
     assert (labels["2008_000008"] != 20).all()
 
 
-def test_what_is_extracted_stays_beside_the_records_and_is_used_again(
-    convert, tmp_path
-):
+def test_extracted_files_are_kept_and_reused(convert, tmp_path):
     convert()
     sources = tmp_path / "out_sources"
     assert sorted(os.listdir(sources)) == ["sbd", "voc2012"]
@@ -109,21 +107,21 @@ def test_what_is_extracted_stays_beside_the_records_and_is_used_again(
     ]
     assert os.listdir(devkit / "ImageSets") == ["Segmentation"]
     before = records.read_info(str(tmp_path / "out")).content_hashes
-    stat = os.stat(sources / "sbd").st_ino
+    inode = os.stat(sources / "sbd").st_ino
     shutil.rmtree(tmp_path / "out")
-    convert_again = voc2012.convert_archives(
+    sizes = voc2012.convert_archives(
         str(tmp_path / "archives/voc.tar"),
         str(tmp_path / "archives/sbd.tgz"),
         str(tmp_path / "out"),
         num_shards=1,
         official_sizes=False,
     )
-    assert convert_again["train_aug"] == 5
-    assert os.stat(sources / "sbd").st_ino == stat
+    assert sizes["train_aug"] == 5
+    assert os.stat(sources / "sbd").st_ino == inode
     assert records.read_info(str(tmp_path / "out")).content_hashes == before
 
 
-def test_official_sizes_are_asked_for_before_a_record_is_written(convert, tmp_path):
+def test_official_sizes_are_checked_before_writing(convert, tmp_path):
     with pytest.raises(
         UserError, match=r"split train has 2 images, officially 1464; add --offic"
     ):
@@ -134,20 +132,20 @@ def test_official_sizes_are_asked_for_before_a_record_is_written(convert, tmp_pa
 CLS = "benchmark_RELEASE/dataset/cls/2008_000008.mat"
 
 
-def matlab(**content):
+def mat_file(**content):
     file = io.BytesIO()
     scipy.io.savemat(file, content)
     return file.getvalue()
 
 
-def put(archive, name, content):
+def set_file(archive, name, content):
     def change(files):
         files[archive][name] = content
 
     return change
 
 
-def drop(archive, part):
+def remove_files(archive, part):
     def change(files):
         files[archive] = {k: v for k, v in files[archive].items() if part not in k}
 
@@ -155,68 +153,69 @@ def drop(archive, part):
 
 
 HALF = np.full((6, 8), 0.5)
-# How to break the archives, and what is said.
+# Change that breaks the archives, and pattern of the error message.
 BROKEN = {
     "no SBD labels": (
-        drop("sbd.tgz", "/cls/"),
+        remove_files("sbd.tgz", "/cls/"),
         "sbd.tgz has no benchmark_RELEASE/dataset/cls; is it the right archive",
     ),
     "no SBD list": (
-        drop("sbd.tgz", "/val.txt"),
+        remove_files("sbd.tgz", "/val.txt"),
         "sbd.tgz has no benchmark_RELEASE/dataset/val.txt; is it the right archive",
     ),
     "no VOC labels": (
-        drop("voc.tar", "/SegmentationClass/"),
+        remove_files("voc.tar", "/SegmentationClass/"),
         "voc.tar has no VOCdevkit/VOC2012/SegmentationClass; is it the right archive",
     ),
     "no VOC list": (
-        drop("voc.tar", "Segmentation/val.txt"),
+        remove_files("voc.tar", "Segmentation/val.txt"),
         "the VOC archive has no list of the split val",
     ),
     "SBD image that VOC lacks": (
-        drop("voc.tar", "JPEGImages/2008_000008"),
+        remove_files("voc.tar", "JPEGImages/2008_000008"),
         "/sbd/.*/train.txt or val.txt lists 2008_000008 but .*/JPEGImages has no such",
     ),
     "SBD list without label": (
-        drop("sbd.tgz", "2008_000008.mat"),
+        remove_files("sbd.tgz", "2008_000008.mat"),
         "JPEGImages/2008_000008.jpg has no label .*/cls/2008_000008.mat",
     ),
     "broken .mat": (
-        put("sbd.tgz", CLS, official_archives.mat(3)[:200]),
+        set_file("sbd.tgz", CLS, official_archives.mat(3)[:200]),
         "2008_000008.mat is broken: ",
     ),
-    "text for .mat": (put("sbd.tgz", CLS, b"moved"), "2008_000008.mat is broken: "),
+    "text instead of .mat": (
+        set_file("sbd.tgz", CLS, b"moved"),
+        "2008_000008.mat is broken: ",
+    ),
     ".mat of another struct": (
-        put("sbd.tgz", CLS, matlab(GTinst={"Segmentation": HALF})),
+        set_file("sbd.tgz", CLS, mat_file(GTinst={"Segmentation": HALF})),
         "2008_000008.mat has no GTcls.Segmentation: 'GTcls'",
     ),
     ".mat without the field": (
-        put("sbd.tgz", CLS, matlab(GTcls={"Boundaries": HALF})),
+        set_file("sbd.tgz", CLS, mat_file(GTcls={"Boundaries": HALF})),
         "2008_000008.mat has no GTcls.Segmentation: ",
     ),
     ".mat of fractions": (
-        put("sbd.tgz", CLS, matlab(GTcls={"Segmentation": HALF})),
+        set_file("sbd.tgz", CLS, mat_file(GTcls={"Segmentation": HALF})),
         "2008_000008.mat has a float64 array of the shape .6, 8. as GTcls",
     ),
-    ".mat of other depth": (
-        put("sbd.tgz", CLS, matlab(GTcls={"Segmentation": np.ones((6, 8, 3))})),
+    ".mat with three channels": (
+        set_file("sbd.tgz", CLS, mat_file(GTcls={"Segmentation": np.ones((6, 8, 3))})),
         "2008_000008.mat has a float64 array of the shape .6, 8, 3. as GTcls",
     ),
     ".mat of another size": (
-        put("sbd.tgz", CLS, official_archives.mat(3, 8, 6)),
+        set_file("sbd.tgz", CLS, official_archives.mat(3, 8, 6)),
         "2008_000008.mat is 6x8 but its image .*/2008_000008.jpg is 8x6",
     ),
-    ".mat of another class": (
-        put("sbd.tgz", CLS, official_archives.mat(21)),
+    ".mat with an invalid class": (
+        set_file("sbd.tgz", CLS, official_archives.mat(21)),
         "2008_000008.mat has the value 21; labels are 0..20 and 255",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_archives_are_named_and_no_record_is_written(
-    files, convert, tmp_path, kind
-):
+def test_broken_archives_are_refused_before_writing(files, convert, tmp_path, kind):
     change, message = BROKEN[kind]
     change(files)
     with pytest.raises(UserError, match=message):
@@ -224,18 +223,18 @@ def test_broken_archives_are_named_and_no_record_is_written(
     assert sorted(os.listdir(tmp_path)) == ["archives", "work"]
 
 
-def run(capsys, *arguments):
-    """Returns the lines that the program prints, or the one that it ends with."""
+def run_voc2012(capsys, *arguments):
+    """Runs the program; returns its output lines or its error message."""
     try:
         run_program("deeplab_tf.programs.convert.voc2012", ["voc2012.py", *arguments])
-    except SystemExit as ended:
-        return ended.code
+    except SystemExit as error:
+        return error.code
     return capsys.readouterr().out.splitlines()
 
 
-WAYS = {
+INVALID_SOURCES = {
     "none": ([], "give either --voc_root or the archives .*; received neither"),
-    "two": (["--voc_root=x", "--download"], "give either .*; received both"),
+    "both": (["--voc_root=x", "--download"], "give either .*; received both"),
     "VOC alone": (["--voc_archive=x"], "--sbd_archive is missing: .* or --download"),
     "SBD alone": (["--sbd_archive=x"], "--voc_archive is missing: .* or --download"),
     "absent": (
@@ -249,18 +248,18 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("kind", WAYS)
-def test_exactly_one_way_must_be_given(capsys, tmp_path, kind):
-    arguments, message = WAYS[kind]
-    line = run(capsys, *arguments, f"--output_dir={tmp_path}/out")
+@pytest.mark.parametrize("kind", INVALID_SOURCES)
+def test_exactly_one_source_must_be_given(capsys, tmp_path, kind):
+    arguments, message = INVALID_SOURCES[kind]
+    line = run_voc2012(capsys, *arguments, f"--output_dir={tmp_path}/out")
     assert re.fullmatch(f"voc2012.py: .*{message}.*", line)
     assert os.listdir(tmp_path) == []
 
 
-def test_the_program_tells_sizes_and_contents(convert, capsys, tmp_path):
+def test_program_prints_split_sizes_and_content_hashes(convert, capsys, tmp_path):
     convert(work_dir=str(tmp_path / "work"))
     hashes = records.read_info(str(tmp_path / "out")).content_hashes
-    *contents, last = run(
+    *contents, last = run_voc2012(
         capsys,
         f"--voc_archive={tmp_path}/archives/voc.tar",
         f"--sbd_archive={tmp_path}/archives/sbd.tgz",
@@ -272,10 +271,10 @@ def test_the_program_tells_sizes_and_contents(convert, capsys, tmp_path):
     assert contents == [f"content of {split}: {hashes[split]}" for split in hashes]
 
 
-def test_a_mirror_must_have_the_official_archive(files, capsys, tmp_path):
-    """A file URL here; test_archives.py has real connections."""
+def test_mirror_must_have_the_official_archive(files, capsys, tmp_path):
+    """Uses a file URL; test_sources.py has real connections."""
     path = official_archives.write_tar(tmp_path / "mirror/voc.tar", files["voc.tar"])
-    line = run(
+    line = run_voc2012(
         capsys, "--download", f"--voc_url=file://{path}", f"--output_dir={tmp_path}/out"
     )
     assert re.fullmatch(
@@ -285,7 +284,7 @@ def test_a_mirror_must_have_the_official_archive(files, capsys, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["mirror", "out_sources"]
 
 
-def test_the_checksum_is_that_of_tensorflow_datasets():
+def test_checksum_matches_tensorflow_datasets():
     path = tfds.core.utils.tfds_path() / "url_checksums/voc.txt"
     [line] = [x for x in path.read_text().splitlines() if "VOCtrainval_11-May" in x]
     _, _, sha256, name = line.split()
@@ -294,19 +293,19 @@ def test_the_checksum_is_that_of_tensorflow_datasets():
 
 
 @pytest.mark.slow
-def test_the_official_lists_give_the_official_train_aug(asset, tmp_path):
-    """12,031 tiny images under their real names, in archives of the real layout."""
+def test_official_lists_give_the_official_train_aug(asset, tmp_path):
+    """Uses 12,031 tiny images with their real names in archives of the real layout."""
     folder = asset("data/voc2012_sample/official_id_lists")
-    listed = {
+    lists = {
         split: (folder / f"{split}.txt").read_text().split()
         for split in ("train", "val", "trainaug")
     }
-    more = sorted({*listed["trainaug"]} - {*listed["train"]})
-    # As in SBD, its own train and val hold images of VOC's train and of VOC's val.
-    sbd_names = sorted([*more, *listed["train"][::2], *listed["val"][::3]])
+    sbd_only = sorted({*lists["trainaug"]} - {*lists["train"]})
+    # As in SBD, whose train and val contain images of VOC's train and val.
+    sbd_names = sorted([*sbd_only, *lists["train"][::2], *lists["val"][::3]])
     voc = official_archives.write_tar(
         tmp_path / "voc.tar",
-        official_archives.voc_files(listed["train"], listed["val"], more),
+        official_archives.voc_files(lists["train"], lists["val"], sbd_only),
     )
     sbd = official_archives.write_tar(
         tmp_path / "sbd.tgz",
@@ -318,8 +317,8 @@ def test_the_official_lists_give_the_official_train_aug(asset, tmp_path):
     sizes = voc2012.convert_archives(str(voc), str(sbd), str(out))
     assert sizes == {"train": 1464, "val": 1449, "trainval": 2913, "train_aug": 10582}
     assert sizes == dataset_info("pascal_voc_seg").split_sizes
-    augmented = names(out, "train_aug")
-    assert len(augmented) == 10582 and set(augmented) == set(listed["trainaug"])
-    assert augmented[:1464] == listed["train"]
+    augmented = read_names(out, "train_aug")
+    assert len(augmented) == 10582 and set(augmented) == set(lists["trainaug"])
+    assert augmented[:1464] == lists["train"]
     assert augmented[1464:] == sorted(augmented[1464:])
-    assert not set(augmented) & set(names(out, "val"))
+    assert not set(augmented) & set(read_names(out, "val"))
