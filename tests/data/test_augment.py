@@ -1,4 +1,4 @@
-"""Augmentation against the official graph, eagerly and inside tf.data."""
+"""Compares augmentation with the official graph, eagerly and inside tf.data."""
 
 import numpy as np
 import pytest
@@ -10,23 +10,23 @@ from deeplab_tf.data import augment
 GOLDEN = dict(np.load(FOLDER / "preprocess.npz"))
 
 
-def eagerly(function, image, label):
+def run_eagerly(function, image, label):
     return function(tf.constant(image), tf.constant(label))
 
 
-def in_tf_data(function, image, label):
+def run_in_tf_data(function, image, label):
     dataset = tf.data.Dataset.from_tensors((image, label)).map(function)
     return next(iter(dataset))
 
 
-@pytest.fixture(params=[eagerly, in_tf_data])
+@pytest.fixture(params=[run_eagerly, run_in_tf_data])
 def run(request):
-    """Calls `function(image, label)`, the one way or the other."""
+    """A function that calls `function(image, label)` eagerly or inside tf.data."""
     return request.param
 
 
-def draws(count, *scales):
-    """Returns what `draw_crop` gives for `count` seeds."""
+def draw_crops(count, *scales):
+    """Returns the results of `draw_crop` for `count` seeds."""
     dataset = tf.data.Dataset.range(count).map(
         lambda i: augment.draw_crop(
             tf.random.stateless_uniform([4], tf.stack([7, i])), *scales
@@ -35,7 +35,7 @@ def draws(count, *scales):
     return list(dataset.as_numpy_iterator())
 
 
-def draw_of(scale, place=(0.0, 0.0), flipped=False):
+def fixed_draw(scale, place=(0.0, 0.0), flipped=False):
     place = tf.constant(place, tf.float32)
     return augment.RandomCrop(
         tf.constant(scale, tf.float32), place, tf.constant(flipped)
@@ -43,7 +43,7 @@ def draw_of(scale, place=(0.0, 0.0), flipped=False):
 
 
 def crop_first(image, label, draw, size, mean_pixel=(127.5,) * 3, ignore_label=255):
-    """Returns the crop of a draw as the pipeline makes it, from the rows it shows."""
+    """Returns a crop as the pipeline makes it, from only the rows it needs."""
     source = tf.shape(image)[:2]
     window = augment.crop_window(draw, source, size)
     first, count = window.first_row, window.row_count
@@ -60,8 +60,8 @@ def scale_first(image, label, draw, size, mean_pixel, ignore_label):
     scaled = np.maximum(scaled, 1)
     image = augment.resize_image(tf.cast(image, tf.float32), scaled).numpy()
     label = augment.resize_label(label, scaled).numpy()
-    room = np.maximum(scaled - size, 0)
-    top, left = np.minimum((draw.position * np.float32(room + 1)).astype(int), room)
+    margin = np.maximum(scaled - size, 0)
+    top, left = np.minimum((draw.position * np.float32(margin + 1)).astype(int), margin)
     padding = [(0, max(0, n - m)) for n, m in zip(size, scaled, strict=True)] + [(0, 0)]
     image = np.pad(image - np.float32(mean_pixel), padding) + np.float32(mean_pixel)
     label = np.pad(label, padding, constant_values=ignore_label)
@@ -70,8 +70,8 @@ def scale_first(image, label, draw, size, mean_pixel, ignore_label):
     return image[window][:, ::step], label[window][:, ::step]
 
 
-def grid(height, width):
-    """Returns an image and a label in which a pixel's value is its place."""
+def position_image(height, width):
+    """Returns an image and a label whose values are pixel positions."""
     place = np.arange(height * width).reshape(height, width, 1)
     return np.repeat(place, 3, 2).astype(np.float32), place.astype(np.uint8)
 
@@ -88,17 +88,17 @@ def assert_golden(sample, image_key, label_key):
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25])
-def test_scale_equals_the_official_one(run, scale):
+def test_scaling_matches_official(run, scale):
     size = GOLDEN[f"scaled_label_{scale}"].shape[:2]
     scaled = run(
-        lambda image, label: crop_first(image, label, draw_of(scale), size),
+        lambda image, label: crop_first(image, label, fixed_draw(scale), size),
         *golden_sample(),
     )
     assert_golden(scaled, f"scaled_image_{scale}", f"scaled_label_{scale}")
 
 
 @pytest.mark.parametrize("factor", [None, 16])
-def test_resize_to_range_equals_the_official_one(run, factor):
+def test_resize_to_range_matches_official(run, factor):
     resized = run(
         lambda image, label: augment.resize_to_range(image, label, 30, 40, factor),
         *golden_sample(),
@@ -107,19 +107,21 @@ def test_resize_to_range_equals_the_official_one(run, factor):
     assert_golden(resized, f"{name}_image", f"{name}_label")
 
 
-def test_padding_equals_the_official_one(run):
+def test_padding_matches_official(run):
     padded = run(
-        lambda image, label: crop_first(image, label, draw_of(1.0), (65, 65)),
+        lambda image, label: crop_first(image, label, fixed_draw(1.0), (65, 65)),
         *golden_sample(),
     )
     assert_golden(padded, "eval_padded_image", "eval_padded_label")
 
 
-def test_padding_is_at_the_bottom_and_the_right_of_short_sides_only(run):
-    image, label = grid(7, 9)
+def test_padding_is_at_the_bottom_and_right_of_short_sides(run):
+    image, label = position_image(7, 9)
     mean = (123.15, 115.90, 103.06)
     padded, padded_label = run(
-        lambda image, label: crop_first(image, label, draw_of(1.0), (10, 5), mean, 200),
+        lambda image, label: crop_first(
+            image, label, fixed_draw(1.0), (10, 5), mean, 200
+        ),
         image,
         label,
     )
@@ -130,9 +132,9 @@ def test_padding_is_at_the_bottom_and_the_right_of_short_sides_only(run):
     np.testing.assert_array_equal(padded_label[7:], np.full((3, 5, 1), 200))
 
 
-# Of the image, of the crop, and the scale; sides of one pixel, crops larger and
-# smaller than the scaled image, and scales that leave less than a pixel.
-_EDGES = [
+# Image size, crop size and scale: sides of one pixel, crops larger and smaller than
+# the scaled image, and scales that leave less than a pixel.
+_EDGE_CASES = [
     ((1, 1), (3, 2), 1.0),
     ((1, 1), (4, 4), 3.7),
     ((2, 1), (1, 1), 0.5),
@@ -144,32 +146,32 @@ _EDGES = [
 ]
 
 
-def assert_crop_first_equals_scale_first(random, source, size, scale, run=eagerly):
+def assert_crop_first_equals_scale_first(random, source, size, scale, run=run_eagerly):
     channels = random.integers(1, 6)
     image = random.integers(0, 256, (*source, channels)).astype(np.uint8)
     label = random.integers(0, 256, (*source, 1)).astype(np.uint8)
     mean, ignored = random.uniform(0, 255, channels), int(random.integers(0, 256))
     place = random.uniform(0, 1, 2).astype(np.float32)
     draw = augment.RandomCrop(np.float32(scale), place, bool(random.integers(2)))
-    tensors = draw_of(scale, place, draw.flipped)
+    tensors = fixed_draw(scale, place, draw.flipped)
     ours = run(
         lambda x, y: crop_first(x, y, tensors, size, mean, ignored), image, label
     )
     official = scale_first(image, label, draw, size, mean, ignored)
-    # Noise: neighbours differ by up to 255, so that a position that is off by 1e-5
-    # pixels would show.
+    # Neighbouring pixels of noise differ by up to 255, so that a position error of
+    # 1e-5 pixels exceeds the tolerance.
     np.testing.assert_allclose(ours[0], official[0], rtol=0, atol=1e-3)
     np.testing.assert_array_equal(ours[1], official[1])
 
 
-@pytest.mark.parametrize(("source", "size", "scale"), _EDGES)
+@pytest.mark.parametrize(("source", "size", "scale"), _EDGE_CASES)
 def test_crop_first_equals_scale_first_at_the_edges(run, source, size, scale):
     for seed in range(4):
         random = np.random.default_rng(seed)
         assert_crop_first_equals_scale_first(random, source, size, scale, run)
 
 
-def assert_on_random_crops(first, last, largest):
+def assert_random_crops_are_equal(first, last, largest):
     for seed in range(first, last):
         random = np.random.default_rng(seed)
         source = tuple(random.integers(1, largest, 2))
@@ -179,12 +181,12 @@ def assert_on_random_crops(first, last, largest):
 
 
 def test_crop_first_equals_scale_first():
-    assert_on_random_crops(0, 100, 90)
+    assert_random_crops_are_equal(0, 100, 90)
 
 
 @pytest.mark.slow
 def test_crop_first_equals_scale_first_on_large_images():
-    assert_on_random_crops(1000, 1300, 700)
+    assert_random_crops_are_equal(1000, 1300, 700)
 
 
 @pytest.mark.parametrize(
@@ -195,29 +197,29 @@ def test_crop_first_equals_scale_first_on_large_images():
         (1.2, 0.1, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]),
     ],
 )
-def test_scales_are_those_of_the_steps(largest, step, scales):
-    seen = [draw.scale for draw in draws(400, 0.5, largest, step)]
-    values, counts = np.unique(seen, return_counts=True)
+def test_scales_are_multiples_of_the_step(largest, step, scales):
+    scales_drawn = [draw.scale for draw in draw_crops(400, 0.5, largest, step)]
+    values, counts = np.unique(scales_drawn, return_counts=True)
     np.testing.assert_allclose(values, scales, rtol=1e-6)
-    # All alike: 400 / 7 or 400 / 8 times each, give or take four deviations.
+    # Uniform: 400 / 7 or 400 / 8 times each, within four standard deviations.
     assert counts.min() >= 25 and counts.max() <= 90
 
 
 def test_step_0_scales_continuously():
-    seen = [draw.scale for draw in draws(100, 0.5, 2.0, 0)]
-    assert 0.5 <= min(seen) < 0.6 and 1.9 < max(seen) <= 2.0
-    assert len(set(seen)) == 100
+    scales_drawn = [draw.scale for draw in draw_crops(100, 0.5, 2.0, 0)]
+    assert 0.5 <= min(scales_drawn) < 0.6 and 1.9 < max(scales_drawn) <= 2.0
+    assert len(set(scales_drawn)) == 100
 
 
-def test_a_single_scale_is_that():
-    assert {draw.scale for draw in draws(5, 0.75, 0.75, 0.25)} == {0.75}
+def test_equal_bounds_give_a_single_scale():
+    assert {draw.scale for draw in draw_crops(5, 0.75, 0.75, 0.25)} == {0.75}
 
 
-def test_crop_takes_one_window_of_both_and_reaches_every_place():
-    image, label = grid(7, 9)
+def test_crops_image_and_label_alike_at_every_position():
+    image, label = position_image(7, 9)
     corners = set()
-    for draw in draws(300, 1.0, 1.0, 0):
-        draw = draw_of(draw.scale, draw.position)
+    for draw in draw_crops(300, 1.0, 1.0, 0):
+        draw = fixed_draw(draw.scale, draw.position)
         crop, crop_label = crop_first(image, label, draw, (5, 6))
         row, column = divmod(int(crop_label[0, 0, 0]), 9)
         window = np.s_[row : row + 5, column : column + 6]
@@ -228,28 +230,28 @@ def test_crop_takes_one_window_of_both_and_reaches_every_place():
     assert corners == {(row, column) for row in range(3) for column in range(4)}
 
 
-def test_flip_mirrors_both_in_half_of_all_cases():
-    image, label = grid(4, 5)
-    crop, crop_label = crop_first(image, label, draw_of(1.0, flipped=True), (4, 5))
+def test_flip_mirrors_image_and_label_half_of_the_time():
+    image, label = position_image(4, 5)
+    crop, crop_label = crop_first(image, label, fixed_draw(1.0, flipped=True), (4, 5))
     np.testing.assert_array_equal(crop, image[:, ::-1])
     np.testing.assert_array_equal(crop_label, label[:, ::-1])
-    assert 70 < sum(draw.flipped for draw in draws(200, 1.0, 1.0, 0)) < 130
+    assert 70 < sum(draw.flipped for draw in draw_crops(200, 1.0, 1.0, 0)) < 130
 
 
-def test_one_seed_gives_one_draw():
-    first, again = (draws(3, 0.5, 2.0, 0.25) for _ in range(2))
+def test_same_seed_gives_same_draws():
+    first, again = (draw_crops(3, 0.5, 2.0, 0.25) for _ in range(2))
     for one, other in zip(first, again, strict=True):
         assert one.scale == other.scale and one.flipped == other.flipped
         np.testing.assert_array_equal(one.position, other.position)
     assert not np.array_equal(first[0].position, first[1].position)
 
 
-def test_jitter_changes_brightness_contrast_and_saturation_alone():
+def test_jitter_changes_brightness_contrast_and_saturation():
     image = np.random.default_rng(0).uniform(80, 120, (6, 5, 3)).astype(np.float32)
     jittered = augment.jitter_colors(image, tf.constant([0.75, 0.25, 1.0]), 0.4).numpy()
     assert jittered.shape == image.shape and not np.allclose(jittered, image, atol=1)
-    # Linear in the pixels: b * image, then towards or from their grey by s, then
-    # towards or from the mean grey by c.
+    # Scale by the brightness, move pixels from their grey by the saturation, then
+    # from the mean grey by the contrast.
     brightness, contrast, saturation = 1.2, 0.8, 1.4
     bright = image * brightness
     grey = bright @ np.array([[0.299], [0.587], [0.114]], np.float32)
@@ -258,17 +260,17 @@ def test_jitter_changes_brightness_contrast_and_saturation_alone():
     np.testing.assert_allclose(jittered, np.clip(expected, 0, 255), atol=1e-3)
 
 
-def test_jitter_stays_in_range_and_leaves_other_channels_their_ratio():
+def test_jitter_stays_in_range_and_keeps_channel_ratios():
     white = np.full((3, 3, 2), 250.0, np.float32)
     for seed in range(20):
-        chance = tf.random.stateless_uniform([3], [0, seed])
-        x = augment.jitter_colors(white, chance, 0.9).numpy()
+        uniform = tf.random.stateless_uniform([3], [0, seed])
+        x = augment.jitter_colors(white, uniform, 0.9).numpy()
         assert x.min() >= 0 and x.max() <= 255
         np.testing.assert_allclose(x[..., 0], x[..., 1])
 
 
-def test_no_jitter_is_no_change():
-    image, _ = grid(4, 5)
+def test_zero_jitter_changes_nothing():
+    image, _ = position_image(4, 5)
     np.testing.assert_allclose(
         augment.jitter_colors(image, tf.constant([0.1, 0.5, 0.9]), 0.0),
         image,

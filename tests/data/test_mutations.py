@@ -1,6 +1,6 @@
-"""Mutated records and files are read as what they are, or refused by name.
+"""Mutated records and files are read correctly or refused by name.
 
-Everything derives from fixed seeds, so that a failure comes back.
+All mutations use fixed seeds, so that failures are reproducible.
 """
 
 import faulthandler
@@ -24,21 +24,21 @@ from deeplab_tf.data.reader import iterate_batches
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
 
-# Pillow warns of what it reads nevertheless, and of large images.
+# Pillow warns about damaged files that it can read, and about large images.
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::Warning:PIL.{module}")
     for module in ("Image", "TiffImagePlugin")
 ]
-# Kinds of problems of a record that training refuses; that it is rotated is none.
-_REFUSED = {"broken", "size", "format", "value"}
-# Seen on two cores: 0.3 GB. A header that promises 134 million pixels, the most that
-# are believed, may cost a decoder 1.2 GB.
-_MOST_MEMORY = 2 << 30
+# Kinds of problems for which training refuses a record; "rotated" is not one.
+_REFUSED_KINDS = {"broken", "size", "format", "value"}
+# Measured on two cores: 0.3 GB. A header that claims 134 million pixels, the limit,
+# may cost a decoder 1.2 GB.
+_MAX_MEMORY = 2 << 30
 
 
 @pytest.fixture(autouse=True)
-def bounds(capfd):
-    """Ends the run if a test hangs, and fails what needs much memory."""
+def limit_time_and_memory(capfd):
+    """Ends the run if a test hangs, and fails tests that need too much memory."""
     with capfd.disabled():
         stderr = os.dup(2)
     faulthandler.dump_traceback_later(300, exit=True, file=stderr)
@@ -46,12 +46,12 @@ def bounds(capfd):
     yield
     faulthandler.cancel_dump_traceback_later()
     os.close(stderr)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert grown << 10 < _MOST_MEMORY
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert growth << 10 < _MAX_MEMORY
 
 
-def batches_of(folder, training, batch_size=1):
-    """Yields batches to the end, or in the place of one why there is none."""
+def iterate_split(folder, training, batch_size=1):
+    """Yields every batch, or the error message that replaces it."""
     channels = open_split(None, str(folder), "train").info.channels
     config = DataConfig(
         str(folder),
@@ -70,15 +70,15 @@ def batches_of(folder, training, batch_size=1):
             yield str(error)
 
 
-def told(message):
-    """Returns path and number of the record that a line names."""
-    found = re.match(r"record (\d+) of (\S+?):? ", message)
-    assert found and message.isprintable(), message
-    return found[2], int(found[1])
+def parse_record_location(message):
+    """Returns the path and number of the record in an error message."""
+    match = re.match(r"record (\d+) of (\S+?):? ", message)
+    assert match and message.isprintable(), message
+    return match[2], int(match[1])
 
 
-def write_records(folder, mutants):
-    """Writes a shard of mutants and returns them by what names them."""
+def write_mutants(folder, mutants):
+    """Writes a shard of mutants; returns them by path and number."""
     path = str(folder / "train-mutants")
     with tf.io.TFRecordWriter(path) as writer:
         for mutant in mutants:
@@ -86,47 +86,47 @@ def write_records(folder, mutants):
     return {(path, i): mutant for i, mutant in enumerate(mutants)}
 
 
-def write_shards(folder, sounds, count, chance):
-    """Writes mutated shards and returns their records by what names them.
+def write_shards(folder, sounds, count, rng):
+    """Writes mutated shards; returns their records by path and number.
 
-    Those that are cut short are refused before the first batch.
+    Checks that truncated shards are refused before the first batch.
     """
     sound_of = {mutations.framed(sound.record()): sound for sound in sounds}
-    found = {}
+    results = {}
     for i in range(count):
-        content, how = mutations.shard(chance.sample(list(sound_of), 3), chance)
+        content, how = mutations.shard(rng.sample(list(sound_of), 3), rng)
         frames = mutations.frames_of(content)
         if None in frames:
-            assert_cut(folder / "cut", content, len(frames) - 1)
+            assert_cut_shard_is_refused(folder / "cut", content, len(frames) - 1)
             continue
         path = folder / f"train-{i:05d}"
         path.write_bytes(content)
         for number, frame in enumerate(frames):
             sound = sound_of.get(frame)
-            known = sound and (sound.pixels, sound.ids)
-            found[str(path), number] = Mutant(frame, how, known, sound is None)
-    return found
+            expected = sound and (sound.pixels, sound.ids)
+            results[str(path), number] = Mutant(frame, how, expected, sound is None)
+    return results
 
 
-def assert_cut(folder, content, number):
+def assert_cut_shard_is_refused(folder, content, number):
     folder.mkdir(exist_ok=True)
     path = folder / "train-00000-of-00001.tfrecord"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
         deeplab_tf.load_dataset(DataConfig(str(folder)), "train", training=True)
-    assert told(str(error.value)) == (str(path), number)
+    assert parse_record_location(str(error.value)) == (str(path), number)
 
 
-def assert_possible(image, label, info):
+def assert_valid(image, label, info):
     assert label.size and image.shape == (*label.shape[:2], info.channels)
     assert image.dtype == np.float32 and label.dtype == np.uint8
-    most = 255 if info.max_value == 255 else 65535
-    assert image.min() >= 0 and image.max() <= most * 255 / info.max_value + 1e-2
+    max_stored = 255 if info.max_value == 255 else 65535
+    assert image.min() >= 0 and image.max() <= max_stored * 255 / info.max_value + 1e-2
     assert set(np.unique(label)) <= {*range(info.num_classes), info.ignore_label}
 
 
 def assert_expected(image, label, mutant, info):
-    assert_possible(image, label, info)
+    assert_valid(image, label, info)
     assert not mutant.is_refused, mutant.what
     if mutant.expected is not None:
         pixels, ids = mutant.expected
@@ -135,81 +135,91 @@ def assert_expected(image, label, mutant, info):
         np.testing.assert_array_equal(label[..., 0], ids, err_msg=mutant.what)
 
 
-def evaluated(folder, expected, info):
-    """Returns which records are refused, after checking the others."""
+def evaluate_records(folder, expected, info):
+    """Checks the records that are read; returns the locations of the refused ones."""
     refused = set()
-    found = batches_of(folder, training=False)
-    for (which, mutant), batch in zip(expected.items(), found, strict=True):
+    results = iterate_split(folder, training=False)
+    for (location, mutant), batch in zip(expected.items(), results, strict=True):
         if isinstance(batch, str):
             assert mutant.is_refused is not False, (mutant.what, batch)
-            assert told(batch) == which
-            refused.add(which)
+            assert parse_record_location(batch) == location
+            refused.add(location)
         else:
             assert_expected(batch[0][0], batch[1][0], mutant, info)
     return refused
 
 
-def trained(folder, count, info, batch_size=1):
-    """Returns which records are refused in some batches, in their order."""
+def train_on_records(folder, count, info, batch_size=1):
+    """Returns the locations of refused records in `count` batches, in order."""
     refused = []
-    found = batches_of(folder, True, batch_size)
-    for _, batch in zip(range(count), found, strict=False):
+    results = iterate_split(folder, True, batch_size)
+    for _, batch in zip(range(count), results, strict=False):
         if isinstance(batch, str):
-            refused.append(told(batch))
+            refused.append(parse_record_location(batch))
             continue
         for image, label in zip(*batch, strict=True):
             assert image.shape[:2] == (14, 18)
-            assert_possible(image, label, info)
+            assert_valid(image, label, info)
     return refused
 
 
-def found_by_the_doctor(folder, count):
+def find_problems_with_doctor(folder, count):
     report = validation.examine_split(open_split(None, str(folder), "train"), "train")
     assert report.examined == count
-    return {told(p.text) for p in report.problems if p.kind in _REFUSED}
+    return {
+        parse_record_location(p.text)
+        for p in report.problems
+        if p.kind in _REFUSED_KINDS
+    }
 
 
-def made(folder, kind, of_records, of_shards=0):
-    """Writes mutated records, most of them alone, and returns them by name."""
+def make_dataset(folder, kind, num_records, num_shards=0):
+    """Writes mutated records and shards; returns the records by path and number."""
     records.write_info(INFOS[kind], str(folder))
     sounds = mutations.sound_records(kind)
-    chance = random.Random(f"{kind} {of_records}")
-    expected = write_shards(folder, sounds, of_shards, chance)
-    mutants = [mutations.mutant(sounds, chance) for _ in range(of_records)]
-    return expected | write_records(folder, mutants)
+    rng = random.Random(f"{kind} {num_records}")
+    expected = write_shards(folder, sounds, num_shards, rng)
+    mutants = [mutations.mutant(sounds, rng) for _ in range(num_records)]
+    return expected | write_mutants(folder, mutants)
 
 
 @pytest.mark.parametrize(
-    ("kind", "of_records", "of_shards"),
+    ("kind", "num_records", "num_shards"),
     [
         *((kind, 80, 40) for kind in ("colour", "planes")),
         *(pytest.param(kind, 1100, 500, marks=pytest.mark.slow) for kind in INFOS),
     ],
 )
-def test_records_are_read_or_refused_by_name(tmp_path, kind, of_records, of_shards):
-    info, expected = INFOS[kind], made(tmp_path, kind, of_records, of_shards)
-    refused = evaluated(tmp_path, expected, info)
-    # There is something to see of both.
+def test_mutated_records_are_read_or_refused_by_name(
+    tmp_path, kind, num_records, num_shards
+):
+    info, expected = INFOS[kind], make_dataset(tmp_path, kind, num_records, num_shards)
+    refused = evaluate_records(tmp_path, expected, info)
+    # Many are read and many refused.
     assert 0.2 < len(refused) / len(expected) < 0.8
-    # An epoch has each record once. Of JPEGs it decodes those rows that it shows.
-    in_epoch = trained(tmp_path, len(expected), info)
+    # An epoch has each record once, and decodes only the visible rows of a JPEG.
+    in_epoch = train_on_records(tmp_path, len(expected), info)
     assert len(set(in_epoch)) == len(in_epoch) and set(in_epoch) <= refused
-    missed = refused - set(in_epoch)
-    assert not [expected[which].what for which in missed if expected[which].is_refused]
-    assert not missed or kind in ("colour", "grey")
-    assert found_by_the_doctor(tmp_path, len(expected)) == refused
+    not_in_epoch = refused - set(in_epoch)
+    assert not [
+        expected[location].what
+        for location in not_in_epoch
+        if expected[location].is_refused
+    ]
+    assert not not_in_epoch or kind in ("colour", "grey")
+    assert find_problems_with_doctor(tmp_path, len(expected)) == refused
 
 
 @pytest.mark.slow
-def test_of_a_batch_the_record_that_is_refused_is_named(tmp_path):
-    expected = made(tmp_path, "colour", 600)
-    refused = evaluated(tmp_path, expected, INFOS["colour"])
-    in_batches = trained(tmp_path, 400, INFOS["colour"], batch_size=3)
+def test_refused_record_in_a_batch_is_named(tmp_path):
+    expected = make_dataset(tmp_path, "colour", 600)
+    refused = evaluate_records(tmp_path, expected, INFOS["colour"])
+    in_batches = train_on_records(tmp_path, 400, INFOS["colour"], batch_size=3)
     assert 100 < len(in_batches) < 400 and set(in_batches) <= refused
 
 
-def voc(root):
-    """Writes images and labels of several kinds in VOC layout; returns the files."""
+def write_voc(root):
+    """Writes images and labels of several formats in VOC layout; returns the files."""
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
     records.write_info(INFOS["colour"], str(root))
@@ -224,8 +234,8 @@ def voc(root):
     return [path for path in sorted(root.rglob("*.*")) if path.suffix != ".json"]
 
 
-def converted(path, content, root, out):
-    """Returns how many images are converted with another content of a file."""
+def convert_with(path, content, root, out):
+    """Returns the number of converted images after replacing a file's content."""
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -239,25 +249,27 @@ def converted(path, content, root, out):
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
-def test_files_are_converted_or_refused_by_name(tmp_path, count):
-    root, out, done = (tmp_path / name for name in ("voc", "out", "done"))
-    files, chance, sizes = voc(root), random.Random(f"voc {count}"), []
-    done.mkdir()
-    shutil.copy(root / "dataset_info.json", done)
+def test_mutated_files_are_converted_or_refused_by_name(tmp_path, count):
+    root, out, converted = (tmp_path / name for name in ("voc", "out", "done"))
+    files, rng, sizes = write_voc(root), random.Random(f"voc {count}"), []
+    converted.mkdir()
+    shutil.copy(root / "dataset_info.json", converted)
     for i in range(count):
-        path = chance.choice(files)
+        path = rng.choice(files)
         is_list = path.suffix == ".txt"
-        change = chance.choice(mutations.BYTES if is_list else mutations.PICTURES)
-        content = change(path.read_bytes(), chance) if i else path.read_bytes()
-        sizes.append(converted(path, content, root, out))
+        change = rng.choice(mutations.BYTES if is_list else mutations.PICTURES)
+        content = change(path.read_bytes(), rng) if i else path.read_bytes()
+        sizes.append(convert_with(path, content, root, out))
         if sizes[-1]:
-            os.rename(out / "train-00000-of-00001.tfrecord", done / f"train-{i:05d}")
+            os.rename(
+                out / "train-00000-of-00001.tfrecord", converted / f"train-{i:05d}"
+            )
             shutil.rmtree(out)
     assert sizes[0] == 5 and 0.4 < sizes.count(0) / count < 0.95
     batch_count = 0
-    for batch in batches_of(done, training=False):
+    for batch in iterate_split(converted, training=False):
         assert not isinstance(batch, str), batch
-        assert_possible(batch[0][0], batch[1][0], INFOS["colour"])
+        assert_valid(batch[0][0], batch[1][0], INFOS["colour"])
         batch_count += 1
     assert batch_count == sum(sizes)
-    assert not found_by_the_doctor(done, sum(sizes))
+    assert not find_problems_with_doctor(converted, sum(sizes))

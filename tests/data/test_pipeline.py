@@ -1,4 +1,4 @@
-"""Batches: what is in them, in which order, and that it never changes."""
+"""Content and order of batches, which are deterministic."""
 
 import dataclasses
 import itertools
@@ -17,12 +17,12 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 from deeplab_tf.images.decoding import EncodedImage
 
-# Image i is of colour (20 i, 7, 100) and of class i everywhere, at these sizes.
+# Sizes of the images; image i has the colour (20 i, 7, 100) and the class i.
 SIZES = [(9, 12), (20, 15), (9, 12), (9, 20), (16, 20)] * 2
 COUNT = len(SIZES)
 
 
-def plain_record(i, height, width, label=None, name=None):
+def single_color_record(i, height, width, label=None, name=None):
     """Returns a record of one colour; `label` is an array or the class `i`."""
     image = np.full((height, width, 3), (20 * i, 7, 100), np.uint8)
     label = np.full((height, width), i, np.uint8) if label is None else label
@@ -30,100 +30,102 @@ def plain_record(i, height, width, label=None, name=None):
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """A config of ten images of one colour each, in three shards."""
+def single_color(tmp_path_factory):
+    """A config of ten single-colour images in three shards."""
     folder = tmp_path_factory.mktemp("plain")
-    contents = [plain_record(i, *size) for i, size in enumerate(SIZES)]
+    contents = [single_color_record(i, *size) for i, size in enumerate(SIZES)]
     write(folder, *contents, shards=3)
     return DataConfig(
         str(folder), crop_size=(14, 18), batch_size=5, mean_pixel=(0.5, 0.5, 0.5)
     )
 
 
-def taken(config, count, start=0):
+def take_batches(config, count, start=0):
     """Returns the first `count` training batches as arrays."""
     dataset = load_dataset(config, "train", training=True, start=start)
     return list(dataset.take(count).as_numpy_iterator())
 
 
-def classes(label):
-    """Returns the class of the plain image that a training sample is made of."""
+def class_of(label):
+    """Returns the class of the single-colour image in a training sample."""
     (value,) = set(np.unique(label)) - {255}
     return value
 
 
-def assert_same(ones, others):
-    for (image, label), (other_image, other_label) in zip(ones, others, strict=True):
+def assert_same(first, second):
+    for (image, label), (other_image, other_label) in zip(first, second, strict=True):
         np.testing.assert_array_equal(image, other_image)
         np.testing.assert_array_equal(label, other_label)
 
 
-def test_training_batches_have_static_shapes_and_raw_colours(plain):
-    dataset = load_dataset(plain, "train", training=True)
+def test_training_batches_have_static_shapes_and_raw_colours(single_color):
+    dataset = load_dataset(single_color, "train", training=True)
     assert dataset.element_spec == (
         tf.TensorSpec((5, 14, 18, 3), tf.float32),
         tf.TensorSpec((5, 14, 18, 1), tf.uint8),
     )
     for images, labels in dataset.take(4).as_numpy_iterator():
         for image, label in zip(images, labels, strict=True):
-            i = classes(label)
+            i = class_of(label)
             known = label[..., 0] == i
             color = np.tile((20.0 * i, 7.0, 100.0), (known.sum(), 1))
             np.testing.assert_allclose(image[known], color, atol=1e-4)
             np.testing.assert_array_equal(image[~known], 0.5)
 
 
-def test_one_seed_gives_one_stream(plain):
-    assert_same(taken(plain, 5), taken(plain, 5))
+def test_same_seed_gives_same_batches(single_color):
+    assert_same(take_batches(single_color, 5), take_batches(single_color, 5))
 
 
 @pytest.mark.parametrize("seed", [1, 256, 2**32 - 1])
-def test_another_seed_gives_another_stream(plain, seed):
-    ones = taken(plain, 2)
-    others = taken(dataclasses.replace(plain, seed=seed), 2)
-    assert [classes(x) for _, labels in ones for x in labels] != [
-        classes(x) for _, labels in others for x in labels
+def test_another_seed_gives_other_batches(single_color, seed):
+    first = take_batches(single_color, 2)
+    second = take_batches(dataclasses.replace(single_color, seed=seed), 2)
+    assert [class_of(x) for _, labels in first for x in labels] != [
+        class_of(x) for _, labels in second for x in labels
     ]
-    assert not np.array_equal(ones[0][0], others[0][0])
+    assert not np.array_equal(first[0][0], second[0][0])
 
 
-def test_the_stream_owes_nothing_to_the_global_seed(plain):
+def test_batches_do_not_depend_on_the_global_seed(single_color):
     streams = []
     for seed in (1, 2):
         tf.random.set_seed(seed)
-        streams.append(taken(plain, 3))
+        streams.append(take_batches(single_color, 3))
     assert_same(*streams)
 
 
 @pytest.mark.parametrize("skipped", [1, 2, 3, 7])  # of 10/3 batches an epoch
-def test_start_goes_on_as_if_nothing_had_happened(plain, skipped):
-    config = dataclasses.replace(plain, batch_size=3)
-    whole = taken(config, skipped + 5)
-    assert_same(taken(config, 5, start=3 * skipped), whole[skipped:])
+def test_start_skips_batches_exactly(single_color, skipped):
+    config = dataclasses.replace(single_color, batch_size=3)
+    expected = take_batches(config, skipped + 5)
+    assert_same(take_batches(config, 5, start=3 * skipped), expected[skipped:])
 
 
-def test_start_at_the_end_of_an_epoch(plain):
-    assert_same(taken(plain, 2, start=COUNT), taken(plain, 4)[2:])
+def test_start_at_the_end_of_an_epoch(single_color):
+    assert_same(
+        take_batches(single_color, 2, start=COUNT), take_batches(single_color, 4)[2:]
+    )
 
 
-def test_every_epoch_shows_every_image_once_in_another_order(plain):
-    shown = [classes(x) for _, labels in taken(plain, 6) for x in labels]
-    epochs = [shown[i : i + COUNT] for i in range(0, 3 * COUNT, COUNT)]
+def test_epochs_contain_every_image_once_in_new_order(single_color):
+    order = [class_of(x) for _, labels in take_batches(single_color, 6) for x in labels]
+    epochs = [order[i : i + COUNT] for i in range(0, 3 * COUNT, COUNT)]
     assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
-def test_an_image_is_augmented_anew_in_every_epoch(tmp_path):
+def test_augmentation_differs_in_every_epoch(tmp_path):
     image = np.random.RandomState(0).randint(0, 256, (20, 20, 3), np.uint8)
     folder = write(tmp_path, record(image, np.zeros((20, 20), np.uint8)))
     config = DataConfig(folder, crop_size=(12, 12), batch_size=1)
-    seen = {images.tobytes() for images, _ in taken(config, 8)}
+    seen = {images.tobytes() for images, _ in take_batches(config, 8)}
     assert len(seen) == 8
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_evaluation_shows_every_image_once_at_its_own_size(plain, batch_size):
-    config = dataclasses.replace(plain, batch_size=batch_size)
+def test_evaluation_yields_every_image_once_at_its_size(single_color, batch_size):
+    config = dataclasses.replace(single_color, batch_size=batch_size)
     dataset = load_dataset(config, "train", training=False)
     seen, largest = {}, 0
     for images, labels in dataset.as_numpy_iterator():
@@ -138,17 +140,17 @@ def test_evaluation_shows_every_image_once_at_its_own_size(plain, batch_size):
     assert largest == batch_size
 
 
-def test_evaluation_keeps_the_order_of_the_records_one_by_one(plain):
-    config = dataclasses.replace(plain, batch_size=1)
+def test_evaluation_with_batch_size_1_keeps_record_order(single_color):
+    config = dataclasses.replace(single_color, batch_size=1)
     labels = [x for _, x in load_dataset(config, "train", False).as_numpy_iterator()]
     assert [x[0, 0, 0, 0] for x in labels] == list(range(COUNT))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_label_out_of_range_names_image_and_value(tmp_path, training):
+def test_label_out_of_range_is_reported_with_image_and_value(tmp_path, training):
     label = np.full((9, 9), 20, np.uint8)
     label[4, 5] = 77
-    folder = write(tmp_path, plain_record(1, 9, 9, label, name="2007_000032"))
+    folder = write(tmp_path, single_color_record(1, 9, 9, label, name="2007_000032"))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
         list(
@@ -164,8 +166,10 @@ def test_a_label_out_of_range_names_image_and_value(tmp_path, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(tmp_path, training):
-    content = plain_record(1, 9, 9, np.full((9, 9), 77, np.uint8), name="ab__\nd")
+def test_undecodable_name_is_escaped_in_the_error(tmp_path, training):
+    content = single_color_record(
+        1, 9, 9, np.full((9, 9), 77, np.uint8), name="ab__\nd"
+    )
     folder = write(tmp_path, content.replace(b"ab__\nd", b"ab\xff\xed\nd"))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
@@ -180,18 +184,18 @@ def test_a_name_that_is_no_text_is_told_as_far_as_it_can_be(tmp_path, training):
     )
 
 
-def test_the_ignored_label_and_the_last_class_are_in_range(tmp_path):
+def test_ignore_label_and_last_class_are_in_range(tmp_path):
     label = np.array([[20, 255], [0, 255]], np.uint8)
-    folder = write(tmp_path, plain_record(1, 2, 2, label), split="val")
+    folder = write(tmp_path, single_color_record(1, 2, 2, label), split="val")
     config = DataConfig(folder, batch_size=1)
     ((_, labels),) = iterate_batches(load_dataset(config, "val", training=False))
     np.testing.assert_array_equal(labels[0, ..., 0], label)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_image_and_label_of_two_sizes_are_refused_by_name(tmp_path, training):
+def test_label_of_another_size_is_refused_by_name(tmp_path, training):
     folder = write(
-        tmp_path, plain_record(1, 9, 12, np.zeros((9, 11), np.uint8), name="b")
+        tmp_path, single_color_record(1, 9, 12, np.zeros((9, 11), np.uint8), name="b")
     )
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
@@ -208,7 +212,7 @@ def test_image_and_label_of_two_sizes_are_refused_by_name(tmp_path, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("part", ["image", "label"])
-def test_a_broken_picture_is_told_by_file_and_record(tmp_path, training, part):
+def test_broken_image_is_reported_with_file_and_record(tmp_path, training, part):
     label = np.zeros((9, 9), np.uint8)
     broken = (b"hello", label) if part == "image" else (np.zeros((9, 9, 3)), b"hello")
     good = record(np.zeros((9, 9, 3)), label)
@@ -227,8 +231,10 @@ def test_a_broken_picture_is_told_by_file_and_record(tmp_path, training, part):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_flipped_bit_is_told_by_file_and_record(tmp_path, training):
-    folder = write(tmp_path, *(plain_record(i, 9, 9) for i in range(3)), split="val")
+def test_flipped_bit_is_reported_with_file_and_record(tmp_path, training):
+    folder = write(
+        tmp_path, *(single_color_record(i, 9, 9) for i in range(3)), split="val"
+    )
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
@@ -243,67 +249,71 @@ def test_a_flipped_bit_is_told_by_file_and_record(tmp_path, training):
         )
 
 
-def test_a_shard_cut_short_is_told_before_the_first_batch(tmp_path):
-    folder = write(tmp_path, plain_record(1, 9, 9), plain_record(2, 9, 9))
+def test_truncated_shard_is_refused_before_the_first_batch(tmp_path):
+    folder = write(tmp_path, single_color_record(1, 9, 9), single_color_record(2, 9, 9))
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=f"^record 1 of {path} is broken or cut short"):
         load_dataset(DataConfig(folder, crop_size=(8, 8)), "train", training=True)
 
 
-def test_resizing_bounds_both_sides_before_anything_else(plain):
+def test_images_are_resized_before_cropping(single_color):
     config = dataclasses.replace(
-        plain, batch_size=1, min_resize_value=30, max_resize_value=40, resize_factor=16
+        single_color,
+        batch_size=1,
+        min_resize_value=30,
+        max_resize_value=40,
+        resize_factor=16,
     )
     sizes = [
         (images.shape[1:3], labels.shape[1:3])
         for images, labels in load_dataset(config, "train", False).as_numpy_iterator()
     ]
-    # The bound of 40 becomes 33 = 2 * 16 + 1. 9x12 to 30 x 40 exceeds it, so to
-    # 24.75 x 33, raised to 33x33; 20x15 alike; 9x20 to 14.85 x 33, raised to 17x33;
-    # 16x20 to 26.4 x 33, raised to 33x33.
+    # The maximum of 40 becomes 33 = 2 * 16 + 1. 9x12 would become 30x40, which is too
+    # large; so it becomes 24.75 x 33, rounded up to 33x33, as does 20x15. 9x20 becomes
+    # 14.85 x 33, rounded up to 17x33; 16x20 becomes 26.4 x 33, rounded up to 33x33.
     expected = [(33, 33), (33, 33), (33, 33), (17, 33), (33, 33)] * 2
     assert sizes == [(size, size) for size in expected]
-    images, labels = taken(dataclasses.replace(config, batch_size=2), 1)[0]
+    images, labels = take_batches(dataclasses.replace(config, batch_size=2), 1)[0]
     assert images.shape == (2, 14, 18, 3) and labels.shape == (2, 14, 18, 1)
 
 
-def test_a_split_without_records_is_refused(plain, tmp_path):
+def test_split_without_records_is_refused(single_color, tmp_path):
     with pytest.raises(UserError, match="splits there: train"):
-        load_dataset(plain, "val", training=False)
+        load_dataset(single_color, "val", training=False)
     (tmp_path / "train-00000-of-00001.tfrecord").touch()
     with pytest.raises(UserError, match="are empty"):
         load_dataset(DataConfig(str(tmp_path)), "train", training=True)
 
 
-def test_a_restart_at_step_137_goes_on_with_the_same_batches(plain):
-    config = dataclasses.replace(plain, batch_size=2)
-    whole = taken(config, 140)
-    assert_same(taken(config, 3, start=2 * 137), whole[137:])
+def test_restart_at_step_137_continues_with_same_batches(single_color):
+    config = dataclasses.replace(single_color, batch_size=2)
+    expected = take_batches(config, 140)
+    assert_same(take_batches(config, 3, start=2 * 137), expected[137:])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
-def test_workers_have_the_rows_of_one_batch_between_them(plain, workers):
-    config = dataclasses.replace(plain, batch_size=10)
-    of_worker = []
+def test_workers_share_the_rows_of_each_batch(single_color, workers):
+    config = dataclasses.replace(single_color, batch_size=10)
+    worker_batches = []
     for worker in range(workers):
         dataset = load_dataset(
             config, "train", True, start=20, worker=worker, num_workers=workers
         )
         assert dataset.element_spec[0].shape[0] == 10 // workers
-        of_worker.append(list(dataset.take(3).as_numpy_iterator()))
-    together = [
+        worker_batches.append(list(dataset.take(3).as_numpy_iterator()))
+    combined = [
         tuple(np.concatenate(parts) for parts in zip(*batch, strict=True))
-        for batch in zip(*of_worker, strict=True)
+        for batch in zip(*worker_batches, strict=True)
     ]
-    assert_same(together, taken(config, 3, start=20))
+    assert_same(combined, take_batches(config, 3, start=20))
 
 
-def test_workers_share_an_evaluation_without_duplicates(plain):
+def test_workers_share_evaluation_without_duplicates(single_color):
     seen = []
     for worker in range(3):
         dataset = load_dataset(
-            dataclasses.replace(plain, batch_size=3),
+            dataclasses.replace(single_color, batch_size=3),
             "train",
             training=False,
             worker=worker,
@@ -313,36 +323,36 @@ def test_workers_share_an_evaluation_without_duplicates(plain):
     assert seen == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(plain):
+def test_indivisible_batch_is_refused(single_color):
     with pytest.raises(UserError, match="a batch of 5 cannot be shared by 2 workers"):
-        load_dataset(plain, "train", training=True, num_workers=2)
+        load_dataset(single_color, "train", training=True, num_workers=2)
 
 
-def test_the_order_of_large_epochs_is_mixed_well(tmp_path):
-    # Of 97 records the classes of which are 0..19 again and again.
-    contents = [plain_record(i % 20, 1, 1, name=str(i)) for i in range(97)]
+def test_large_epochs_are_shuffled_well(tmp_path):
+    # 97 records with the classes 0..19 in turn.
+    contents = [single_color_record(i % 20, 1, 1, name=str(i)) for i in range(97)]
     config = DataConfig(write(tmp_path, *contents), crop_size=(1, 1), batch_size=97)
-    ones, others = (labels.ravel() for _, labels in taken(config, 2))
-    for shown in (ones, others):
-        assert np.bincount(shown, minlength=20).tolist() == 17 * [5] + 3 * [4]
-        # Records that stay where they are, and neighbours that stay neighbours:
-        # one and two in a random permutation.
-        assert (shown == np.arange(97) % 20).sum() < 15
-        assert (np.diff(shown.astype(int)) == 1).sum() < 15
-    assert (ones == others).sum() < 15
+    first, second = (labels.ravel() for _, labels in take_batches(config, 2))
+    for order in (first, second):
+        assert np.bincount(order, minlength=20).tolist() == 17 * [5] + 3 * [4]
+        # A random permutation keeps few records in place and few neighbours
+        # together.
+        assert (order == np.arange(97) % 20).sum() < 15
+        assert (np.diff(order.astype(int)) == 1).sum() < 15
+    assert (first == second).sum() < 15
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("channels", "max_value"), [(1, 255), (5, 4095), (2, 65535)])
-def test_any_channels_and_depth_become_0_to_255(
+def test_any_channels_and_depth_are_scaled_to_0_to_255(
     tmp_path, channels, max_value, training
 ):
     depth = np.uint8 if max_value == 255 else np.uint16
     pixels = np.random.RandomState(0).randint(0, max_value + 1, (6, 7, channels))
     png = decoding.encode_image(pixels.astype(depth))
-    picture = EncodedImage(png, "png", 6, 7, channels)
+    encoded_image = EncodedImage(png, "png", 6, 7, channels)
     label = encoded(np.arange(42).reshape(6, 7) % 3)
-    folder = write(tmp_path, records.serialize(picture, label, "a"))
+    folder = write(tmp_path, records.serialize(encoded_image, label, "a"))
     info = DatasetInfo("a", ("x", "y", "z"), channels=channels, max_value=max_value)
     records.write_info(info, folder)
     config = DataConfig(
@@ -363,26 +373,26 @@ def test_any_channels_and_depth_become_0_to_255(
     assert images.shape[-1] == channels
 
 
-def test_jitter_changes_images_and_no_label(plain):
-    plain = dataclasses.replace(plain, mean_pixel=(0.0, 0.0, 0.0))
-    jittered = dataclasses.replace(plain, photometric_jitter=0.5)
-    for (ones, labels), (others, same) in zip(
-        taken(plain, 2), taken(jittered, 2), strict=True
+def test_jitter_changes_images_but_not_labels(single_color):
+    single_color = dataclasses.replace(single_color, mean_pixel=(0.0, 0.0, 0.0))
+    jittered = dataclasses.replace(single_color, photometric_jitter=0.5)
+    for (first, labels), (second, same) in zip(
+        take_batches(single_color, 2), take_batches(jittered, 2), strict=True
     ):
         np.testing.assert_array_equal(labels, same)
         inside = labels[..., 0] != 255
-        assert not np.allclose(ones[inside], others[inside], atol=1)
-        np.testing.assert_array_equal(others[~inside], 0)
+        assert not np.allclose(first[inside], second[inside], atol=1)
+        np.testing.assert_array_equal(second[~inside], 0)
 
 
-def test_one_mean_pixel_stands_for_all_channels(tmp_path):
+def test_single_mean_pixel_applies_to_all_channels(tmp_path):
     png = decoding.encode_image(np.full((3, 3, 5), 9, np.uint8))
-    picture = EncodedImage(png, "png", 3, 3, 5)
-    content = records.serialize(picture, encoded(np.zeros((3, 3))), "a")
+    encoded_image = EncodedImage(png, "png", 3, 3, 5)
+    content = records.serialize(encoded_image, encoded(np.zeros((3, 3))), "a")
     folder = write(tmp_path, content)
     records.write_info(DatasetInfo("five", ("x",), channels=5), folder)
     config = DataConfig(folder, crop_size=(9, 9), batch_size=1)
-    ((images, _),) = taken(config, 1)
+    ((images, _),) = take_batches(config, 1)
     assert images.shape == (1, 9, 9, 5) and images[0, -1, -1].tolist() == 5 * [127.5]
     config = dataclasses.replace(config, mean_pixel=(1.0, 2.0, 3.0))
     with pytest.raises(UserError, match=r"mean_pixel needs one .* 5 channels of five"):
@@ -390,7 +400,7 @@ def test_one_mean_pixel_stands_for_all_channels(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_small_image_beside_a_large_label_is_told_by_its_size(tmp_path, training):
+def test_large_label_of_small_image_is_reported_by_size(tmp_path, training):
     content = record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
     config = DataConfig(write(tmp_path, content), crop_size=(17, 17), batch_size=1)
     with pytest.raises(UserError, match="image small is 6 9 but its label 300 200"):
@@ -401,8 +411,8 @@ def test_a_small_image_beside_a_large_label_is_told_by_its_size(tmp_path, traini
         )
 
 
-def test_what_is_gone_after_the_start_is_told(tmp_path):
-    folder = write(tmp_path, *(plain_record(i, 9, 9) for i in range(3)))
+def test_shard_removed_after_start_is_reported(tmp_path):
+    folder = write(tmp_path, *(single_color_record(i, 9, 9) for i in range(3)))
     dataset = load_dataset(DataConfig(folder, batch_size=1), "train", training=False)
     (path,) = tmp_path.iterdir()
     path.unlink()

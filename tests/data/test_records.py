@@ -1,4 +1,4 @@
-"""Records in the official schema, and where they are."""
+"""The official record schema, shards and their index."""
 
 import dataclasses
 
@@ -25,9 +25,9 @@ def features(record):
     return tf.train.Example.FromString(record).features.feature
 
 
-def test_the_schema_is_the_official_one():
-    picture = EncodedImage(b"J", "jpeg", 281, 500)
-    feature = features(records.serialize(picture, b"L", "2007_000032"))
+def test_schema_matches_official():
+    image = EncodedImage(b"J", "jpeg", 281, 500)
+    feature = features(records.serialize(image, b"L", "2007_000032"))
     kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}
     assert kinds == {
         "image/encoded": "bytes_list",
@@ -54,7 +54,7 @@ def test_the_schema_is_the_official_one():
     }
 
 
-def test_a_record_of_image_and_label_alone_is_read():
+def test_record_with_only_image_and_label_is_read():
     record = tf.train.Example()
     for key in ("image/encoded", "image/segmentation/class/encoded"):
         record.features.feature[key].bytes_list.value.append(key.encode())
@@ -63,7 +63,7 @@ def test_a_record_of_image_and_label_alone_is_read():
     assert name == b""
 
 
-def test_records_under_other_keys_are_read():
+def test_records_with_other_keys_are_read():
     record = tf.train.Example()
     for key in ("photo", "mask"):
         record.features.feature[key].bytes_list.value.append(key.encode())
@@ -74,12 +74,12 @@ def test_records_under_other_keys_are_read():
 
 @pytest.fixture(params=["disk", "ram"])
 def folder(request, tmp_path):
-    """A folder that is not there yet, on disk and in tf.io.gfile's memory."""
+    """A folder that does not exist yet, on disk and in memory (`ram://`)."""
     disk = str(tmp_path / "records")
     return disk if request.param == "disk" else f"ram://{disk}"
 
 
-def test_trainaug_means_train_aug_and_train_does_not(folder):
+def test_trainaug_is_an_alias_of_train_aug(folder):
     write(folder, b"t", split="train")
     write(folder, b"a", split="train_aug")
     (augmented,) = records.shard_paths(folder, "trainaug")
@@ -95,7 +95,7 @@ def test_unfinished_shards_are_not_read(folder):
     assert records.shard_paths(folder, "train") == [path]
 
 
-def test_a_split_without_records_names_those_that_are_there(folder):
+def test_missing_split_is_reported_with_existing_splits(folder):
     for split in ("val", "train_aug"):
         write(folder, b"a", split=split)
     with pytest.raises(UserError, match=r"no test-. records in .*: train_aug, val$"):
@@ -104,7 +104,7 @@ def test_a_split_without_records_names_those_that_are_there(folder):
         records.shard_paths(f"{folder}/missing", "val")
 
 
-def test_a_set_of_shards_that_is_not_whole_is_refused(folder):
+def test_incomplete_set_of_shards_is_refused(folder):
     write(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
     with pytest.raises(
@@ -118,15 +118,15 @@ def test_a_set_of_shards_that_is_not_whole_is_refused(folder):
 )
 def test_two_sets_of_shards_are_refused(tmp_path, name):
     folder = write(tmp_path, b"1")
-    there = f"{folder}/train-00000-of-00001.tfrecord"
-    tf.io.gfile.copy(there, f"{folder}/{name}")
+    shard = f"{folder}/train-00000-of-00001.tfrecord"
+    tf.io.gfile.copy(shard, f"{folder}/{name}")
     with pytest.raises(
         UserError, match="belong to different sets of shards; remove one"
     ):
         records.shard_paths(folder, "train")
 
 
-def test_splits_whose_names_begin_alike_are_told_apart(folder):
+def test_splits_with_a_common_prefix_are_distinguished(folder):
     for split in ("train", "train-hard", "train_aug"):
         write(folder, b"1", split=split)
     (path,) = records.shard_paths(folder, "train")
@@ -134,7 +134,7 @@ def test_splits_whose_names_begin_alike_are_told_apart(folder):
     assert len(records.shard_paths(folder, "train-hard")) == 1
 
 
-def test_a_folder_may_have_any_name(tmp_path):
+def test_folder_name_may_contain_glob_characters(tmp_path):
     folder = write(tmp_path / "a[1]*", b"1")
     assert len(records.shard_paths(folder, "train")) == 1
     assert records.split_names(folder) == ["train"]
@@ -149,7 +149,7 @@ def test_shards_of_any_name_are_read(folder):
     assert len(records.shard_paths(folder, "train")) == 2
 
 
-def test_the_index_says_where_every_record_is(folder):
+def test_index_locates_every_record(folder):
     contents = [b"a", b"bb" * 300, b"", b"c", b"dd"]
     paths = records.shard_paths(write(folder, *contents, shards=3), "train")
     index = records.index_records(paths)
@@ -160,18 +160,19 @@ def test_the_index_says_where_every_record_is(folder):
         for f, o in zip(index.file, index.offset, strict=True)
     ]
     assert found == contents
-    some = index.select(np.array([4, 1, 1]))
-    assert some.offset.tolist() == index.offset[[4, 1, 1]].tolist() and len(some) == 3
+    selected = index.select(np.array([4, 1, 1]))
+    assert selected.offset.tolist() == index.offset[[4, 1, 1]].tolist()
+    assert len(selected) == 3
 
 
-def test_an_empty_file_has_no_records(folder):
+def test_empty_file_has_no_records(folder):
     index = records.index_records(records.shard_paths(write(folder), "train"))
     assert len(index) == 0
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 20, 24, 28])
-def test_a_file_cut_short_is_named_with_the_record(folder, cut):
-    # Of the 16 + 10 bytes of the second record, or all of it and of the first.
+def test_truncated_file_is_reported_with_the_record(folder, cut):
+    # Cuts into the 16 + 10 bytes of the second record, or into the first.
     paths = records.shard_paths(write(folder, b"0123456789", b"0123456789"), "train")
     with tf.io.gfile.GFile(paths[0], "rb") as file:
         content = file.read()
@@ -183,7 +184,7 @@ def test_a_file_cut_short_is_named_with_the_record(folder, cut):
         records.index_records(paths)
 
 
-def test_dataset_info_travels_as_json(folder):
+def test_dataset_info_is_saved_as_json(folder):
     tf.io.gfile.makedirs(folder)
     assert records.read_info(folder) is None
     records.write_info(INFO, folder)
@@ -198,13 +199,13 @@ def test_dataset_info_travels_as_json(folder):
         ('{"name": "toys", "sizes": 3}', ': unknown key "sizes"'),
     ],
 )
-def test_another_json_is_refused_with_its_path(tmp_path, text, reason):
+def test_invalid_dataset_info_is_refused_with_its_path(tmp_path, text, reason):
     (tmp_path / "dataset_info.json").write_text(text)
     with pytest.raises(UserError, match=f"{tmp_path}/dataset_info.json{reason}"):
         records.read_info(str(tmp_path))
 
 
-def test_an_info_that_is_no_text_is_refused_with_its_path(tmp_path):
+def test_dataset_info_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "dataset_info.json"
     path.write_bytes(b'{"name": "\xff"}')
     with pytest.raises(UserError, match=f"{path}: line 1 is not UTF-8 .*0xff"):
@@ -220,11 +221,11 @@ def test_an_info_that_is_no_text_is_refused_with_its_path(tmp_path):
         ({"ignore_label": "255"}, "ignore_label must be .* 0..255; received '255'"),
     ],
 )
-def test_a_description_that_cannot_be_is_refused(field, message):
+def test_invalid_fields_of_dataset_info_are_refused(field, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(INFO, **field)
 
 
-def test_colours_must_be_as_many_as_classes():
+def test_number_of_colors_must_match_classes():
     with pytest.raises(UserError, match="2 classes but 1 colours"):
         dataclasses.replace(INFO, colors=((1, 2, 3),))

@@ -1,4 +1,4 @@
-"""Shards that are not files, have no records, or no name in UTF-8."""
+"""Shards that are not files, are empty, or have a name that is not UTF-8."""
 
 import os
 import pathlib
@@ -33,7 +33,7 @@ def test_shards_that_are_not_files_are_refused(tmp_path, odd):
         records.index_records([path])
 
 
-def test_shards_without_a_name_in_utf8(tmp_path):
+def test_shard_whose_name_is_not_utf8_is_refused(tmp_path):
     write_shards(tmp_path, [b"a"])
     (tmp_path / "notes-\udce9").touch()
     assert records.split_names(str(tmp_path)) == ["train"]
@@ -42,15 +42,16 @@ def test_shards_without_a_name_in_utf8(tmp_path):
         records.shard_paths(str(tmp_path), "train")
 
 
-def test_an_empty_shard_is_read_at_the_end_only(tmp_path):
-    paths = write_shards(tmp_path, [b"a", b"b"], [b"c"], [])  # as officially
+def test_only_the_last_shard_may_be_empty(tmp_path):
+    # The official converter leaves the last shard empty.
+    paths = write_shards(tmp_path, [b"a", b"b"], [b"c"], [])
     assert len(records.index_records(paths)) == 3
     paths = write_shards(tmp_path, [b"a", b"b"], [], [b"c"])
     with pytest.raises(UserError, match=rf"^{paths[1]} is empty although later shards"):
         records.index_records(paths)
 
 
-def test_an_empty_shard_at_the_end_must_not_be_lost_records(tmp_path):
+def test_empty_last_shard_must_match_the_split_size(tmp_path):
     write_shards(tmp_path, [b"a", b"b"], [])
     assert len(sources.open_split(None, str(tmp_path), "train").index) == 2
     info = DatasetInfo("toys", ("floor", "ball"), split_sizes={"train": 3})

@@ -1,4 +1,4 @@
-"""Which records a split has, and what they mean."""
+"""Opens splits and resolves their DatasetInfo."""
 
 import pytest
 from plain_records import write
@@ -10,7 +10,7 @@ from deeplab_tf.errors import UserError
 INFO = DatasetInfo("toys", ("floor", "ball"), ignore_label=9)
 
 
-def test_the_info_beside_the_records_counts_and_a_conflict_is_refused(tmp_path):
+def test_dataset_info_file_overrides_and_conflicts_are_refused(tmp_path):
     folder = str(tmp_path)
     assert sources.resolve_info(None, folder) == dataset_info("pascal_voc_seg")
     assert sources.resolve_info("camvid", folder) == dataset_info("camvid")
@@ -23,7 +23,7 @@ def test_the_info_beside_the_records_counts_and_a_conflict_is_refused(tmp_path):
         sources.resolve_info("camvid", folder)
 
 
-def test_a_split_is_opened_with_its_info(tmp_path):
+def test_split_is_opened_with_its_info(tmp_path):
     folder = write(tmp_path, b"a", b"b", split="val", shards=2)
     records.write_info(INFO, folder)
     source = sources.open_split(None, folder, "val")
@@ -31,6 +31,6 @@ def test_a_split_is_opened_with_its_info(tmp_path):
     assert len(source.index) == 2
 
 
-def test_a_split_of_empty_shards_is_refused(tmp_path):
+def test_split_of_empty_shards_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"the records of val in {tmp_path} are empty"):
         sources.open_split(None, write(tmp_path, split="val"), "val")

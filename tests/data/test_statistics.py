@@ -1,4 +1,4 @@
-"""Counts of labels, and what follows from them, against values worked by hand."""
+"""Label counts, class weights and bootstrapping, against values worked by hand."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
 
 INFO = DatasetInfo("toys", ("floor", "ball", "potted plant", "cat"), ignore_label=255)
-# Four 4x5 images: pixels of each class, the others ignored.
+# Pixels of each class in four 4x5 images; the other pixels are ignored.
 PIXELS = [(10, 5, 0, 0), (20, 0, 0, 0), (8, 2, 4, 0), (0, 0, 1, 0)]
 
 
@@ -39,26 +39,26 @@ def source(folder):
 def test_labels_are_counted(source):
     pixels, image_pixels, contains = statistics.count_labels(source)
     assert pixels.tolist() == [38, 7, 5, 0]
-    # Labelled pixels of the images: 15, 20, 14, 1. Floor is in the first three, ball
-    # in the first and the third, the plant in the last two.
+    # The images have 15, 20, 14 and 1 labelled pixels. Floor is in the first three,
+    # ball in the first and the third, the plant in the last two.
     assert image_pixels.tolist() == [49, 29, 15, 0]
     assert contains.tolist() == [[n > 0 for n in counts] for counts in PIXELS]
 
 
-def test_the_ignored_label_is_no_class_even_where_it_is_an_id(source):
+def test_ignore_label_that_is_a_class_id_is_not_counted(source):
     # As in ADE20K, where 0 is one of 151 classes and ignored.
     info = DatasetInfo("a", tuple(map(str, range(256))), ignore_label=0)
     counts = statistics.count_labels(dataclasses.replace(source, info=info))
     assert counts.class_pixels[[0, 1, 2]].tolist() == [0, 7, 5]
 
 
-def test_weights_are_the_median_frequency_by_each(source):
-    # Frequencies 38/49, 7/29, 5/15: the median is 1/3. The cat is never there.
+def test_weights_are_median_frequency_over_frequency(source):
+    # Frequencies 38/49, 7/29, 5/15: the median is 1/3. There is no cat.
     expected = [49 / 38 / 3, 29 / 7 / 3, 1, 1]
     np.testing.assert_allclose(statistics.class_weights(source, "train"), expected)
 
 
-def test_weights_come_from_the_counts_in_the_info_where_they_are(source):
+def test_weights_use_counts_of_the_dataset_info(source):
     # Frequencies 1/2, 1/4, 1/8 and 1: the median is 3/8.
     counted = dataclasses.replace(
         INFO,
@@ -71,7 +71,7 @@ def test_weights_come_from_the_counts_in_the_info_where_they_are(source):
     np.testing.assert_allclose(weights, [3 / 4, 3 / 2, 3, 3 / 8])
 
 
-def test_images_with_a_hard_class_come_twice_an_epoch(folder, source):
+def test_images_with_bootstrap_classes_are_repeated(folder, source):
     positions = statistics.epoch_positions(source, ("pottedplant", "Cat"))
     assert positions.tolist() == [0, 1, 2, 3, 2, 3]
     assert statistics.epoch_positions(source, ()).tolist() == [0, 1, 2, 3]
@@ -87,6 +87,6 @@ def test_images_with_a_hard_class_come_twice_an_epoch(folder, source):
         assert sorted(images[:, 0, 0, 0].numpy()) == [0, 1, 2, 2, 3, 3]
 
 
-def test_an_unknown_class_is_refused_with_those_that_are_there(source):
+def test_unknown_class_is_refused_with_known_classes(source):
     with pytest.raises(UserError, match=r"toys has no class 'dog'; .* floor, ball, po"):
         statistics.epoch_positions(source, ("ball", "dog"))
