@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets prepared, read as they are on disk."""
+"""Reads datasets that tensorflow-datasets prepared from their files."""
 
 import numpy as np
 import pytest
@@ -28,50 +28,50 @@ TRAIN, TEST = 7, 3
 
 @pytest.fixture(scope="module")
 def toy():
-    """Images and labels of the splits of the data set toy."""
+    """Images and labels of each split of the dataset toy."""
     return {"train": pictures(TRAIN, 0), "test": pictures(TEST, 1)}
 
 
 @pytest.fixture(scope="module")
 def folder(toy, tmp_path_factory):
-    """A data_dir of toy, whose mask names no class, in two shards."""
+    """A data_dir with toy, whose classes have no names, in two shards."""
     folder = str(tmp_path_factory.mktemp("tfds"))
     splits = {split: examples(*pair) for split, pair in toy.items()}
     for number, example in enumerate(splits["train"] + splits["test"]):
         example["file_name"] = f"{number}.jpg"
-    described = {"image": rgb(), "mask": grey(), "file_name": features.Text()}
-    prepare(folder, "toy", described, splits, shards=2)
+    feature_types = {"image": rgb(), "mask": grey(), "file_name": features.Text()}
+    prepare(folder, "toy", feature_types, splits, shards=2)
     return folder
 
 
-def small(folder, described, example, name="small"):
-    """Prepares a data set with one example in train; returns its `--dataset`."""
-    prepare(str(folder), name, described, {"train": [example]})
+def prepare_example(folder, feature_types, example, name="small"):
+    """Prepares a dataset of one training example; returns its `--dataset`."""
+    prepare(str(folder), name, feature_types, {"train": [example]})
     return f"tfds:{name}"
 
 
-def samples(name, folder, split):
-    """Returns the images and the labels of a split, in evaluation."""
+def read_samples(name, folder, split):
+    """Returns the images and labels of a split, read for evaluation."""
     config = DataConfig(str(folder), dataset=name, batch_size=1)
     pairs = list(load_dataset(config, split, training=False).as_numpy_iterator())
     return [image[0] for image, _ in pairs], [label[0] for _, label in pairs]
 
 
-def assert_same(found, expected):
+def assert_equal(found, expected):
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def described(name, folder):
+def resolve_info(name, folder):
     return sources.resolve_info(name, str(folder))
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_what_was_prepared_is_what_is_evaluated(toy, folder, split):
-    images, labels = samples("tfds:toy", folder, split)
-    assert_same(images, toy[split][0])
-    assert_same(labels, toy[split][1])
+def test_evaluation_reads_the_prepared_examples(toy, folder, split):
+    images, labels = read_samples("tfds:toy", folder, split)
+    assert_equal(images, toy[split][0])
+    assert_equal(labels, toy[split][1])
 
 
 SLICES = {
@@ -79,25 +79,25 @@ SLICES = {
     "train[:50%]": [0, 1, 2, 3],
     "train[-2:]": [5, 6],
     "train[:1]+train[6:]": [0, 6],
-    # Images of test are counted on.
+    # Images of test follow those of train.
     "train+test": range(TRAIN + TEST),
     "test[1:]+train[3:4]": [8, 9, 3],
 }
 
 
 @pytest.mark.parametrize("split", SLICES)
-def test_a_slice_reads_exactly_its_records(toy, folder, split):
+def test_slice_reads_exactly_its_records(toy, folder, split):
     images = toy["train"][0] + toy["test"][0]
     labels = toy["train"][1] + toy["test"][1]
-    found = samples("tfds:toy", folder, split)
-    assert_same(found[0], [images[i] for i in SLICES[split]])
-    assert_same(found[1], [labels[i] for i in SLICES[split]])
-    # And what tensorflow-datasets itself makes of it.
-    theirs = tfds.load("toy", data_dir=folder, split=split).as_numpy_iterator()
-    assert_same(found[0], [example["image"] for example in theirs])
+    found = read_samples("tfds:toy", folder, split)
+    assert_equal(found[0], [images[i] for i in SLICES[split]])
+    assert_equal(found[1], [labels[i] for i in SLICES[split]])
+    # Compare with tensorflow-datasets.
+    expected = tfds.load("toy", data_dir=folder, split=split).as_numpy_iterator()
+    assert_equal(found[0], [example["image"] for example in expected])
 
 
-def test_training_crops_come_from_the_slice_alone(toy, folder):
+def test_training_uses_only_the_slice(toy, folder):
     config = DataConfig(
         folder,
         dataset="tfds:toy",
@@ -110,12 +110,12 @@ def test_training_crops_come_from_the_slice_alone(toy, folder):
     seen = set()
     for images, _ in dataset.take(4).as_numpy_iterator():
         for image in images:
-            seen |= {i for i in range(TRAIN) if is_part(image, toy["train"][0][i])}
+            seen |= {i for i in range(TRAIN) if is_crop_of(image, toy["train"][0][i])}
     assert seen == {2, 3, 4}
 
 
-def is_part(crop, image):
-    """Whether a crop of the same height was cut out of an image, mirrored or not."""
+def is_crop_of(crop, image):
+    """Checks for a crop of full height of an image, mirrored or not."""
     width = crop.shape[1]
     windows = [image[:, x : x + width] for x in range(image.shape[1] - width + 1)]
     return any(
@@ -129,13 +129,13 @@ def is_part(crop, image):
     "name",
     ["toy", "toy:1.0.0", "toy:1.*.*", "toy:image:mask", "toy:1.0.0:image:mask"],
 )
-def test_a_name_may_have_a_version_and_keys(folder, name):
-    info = described(f"tfds:{name}", folder)
-    # Values are 0, 2 and 255, the last of which is ignored.
+def test_name_may_have_version_and_keys(folder, name):
+    info = resolve_info(f"tfds:{name}", folder)
+    # Values are 0, 2 and 255, which is ignored.
     assert info.class_names == ("class_0", "class_1", "class_2")
     assert (info.channels, info.max_value, info.ignore_label) == (3, 255, 255)
     assert info.split_sizes == {"train": TRAIN, "test": TEST}
-    # What an experiment.json has to say to find the data again.
+    # experiment.json stores this name to find the data again.
     assert info.name == f"tfds:{name}"
     source = sources.open_split(info.name, folder, "train")
     assert source.keys == ("image", "mask", "")
@@ -144,57 +144,61 @@ def test_a_name_may_have_a_version_and_keys(folder, name):
 def test_records_are_found_in_several_shards(folder):
     index = sources.open_split("tfds:toy", folder, "train[2:5]").index
     assert len(index.paths) == 2
-    # Of 7 the first shard has 4.
+    # The first shard has 4 of the 7 records.
     assert index.file.tolist() == [0, 0, 1]
     assert index.number.tolist() == [2, 3, 0]
 
 
-def test_what_the_data_set_says_of_its_classes_counts(tmp_path):
+def test_classes_come_from_the_label_feature(tmp_path):
     (image,), (label,) = pictures(1, 2, values=(0, 1))
     example = {"image": image, "mask": label}
-    named = labelled(["floor", "cat", "dog"])
-    name = small(tmp_path, {"image": rgb(), "mask": named}, example, "named")
-    assert described(name, tmp_path).class_names == ("floor", "cat", "dog")
-    name = small(tmp_path, {"image": rgb(), "mask": labelled(4)}, example, "counted")
-    # As tensorflow-datasets calls them.
-    assert described(name, tmp_path).class_names == ("0", "1", "2", "3")
+    named_labels = labelled(["floor", "cat", "dog"])
+    name = prepare_example(
+        tmp_path, {"image": rgb(), "mask": named_labels}, example, "named"
+    )
+    assert resolve_info(name, tmp_path).class_names == ("floor", "cat", "dog")
+    name = prepare_example(
+        tmp_path, {"image": rgb(), "mask": labelled(4)}, example, "counted"
+    )
+    # Names from tensorflow-datasets.
+    assert resolve_info(name, tmp_path).class_names == ("0", "1", "2", "3")
     unknown = {"image": rgb(), "mask": labelled(None)}
-    name = small(tmp_path, unknown, example, "unknown")
-    assert described(name, tmp_path).class_names == ("class_0", "class_1")
+    name = prepare_example(tmp_path, unknown, example, "unknown")
+    assert resolve_info(name, tmp_path).class_names == ("class_0", "class_1")
 
 
-def test_classes_that_nobody_names_are_counted_in_train(tmp_path):
-    # Whichever comes first in the alphabet.
+def test_unnamed_classes_are_counted_in_train(tmp_path):
+    # The alphabetical order of splits does not matter.
     splits = {
         "extra": examples(*pictures(1, 3, values=(9,))),
         "train": examples(*pictures(2, 4, values=(1, 4, 255))),
     }
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
-    assert described("tfds:toy", tmp_path).num_classes == 5
-    # So the others are refused in one line when they are read.
+    assert resolve_info("tfds:toy", tmp_path).num_classes == 5
+    # Values that only other splits have are refused when they are read.
     source = sources.open_split("tfds:toy", str(tmp_path), "extra")
     with pytest.raises(UserError, match=r"label of value 9 outside 0\.\.4 and 255"):
         statistics.count_labels(source)
 
 
-def test_labels_are_decoded_once_for_their_classes(tmp_path, monkeypatch):
+def test_labels_are_decoded_only_once_to_count_classes(tmp_path, monkeypatch):
     splits = {"train": examples(*pictures(2, 5))}
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     counted = []
 
-    def count(reader, of):
-        counted.append(of)
-        return statistics.label_values(reader, of)
+    def count(reader, labels):
+        counted.append(labels)
+        return statistics.label_values(reader, labels)
 
     monkeypatch.setattr(tfds_source, "label_values", count)
     for _ in range(2):
-        assert described("tfds:toy", tmp_path).num_classes == 3
+        assert resolve_info("tfds:toy", tmp_path).num_classes == 3
         sources.open_split("tfds:toy", str(tmp_path), "train[1:]")
     assert counted == [2]
-    # A data set that says them is not read at all.
-    named = labelled(3)
-    prepare(str(tmp_path), "named", {"image": rgb(), "mask": named}, splits)
-    assert described("tfds:named", tmp_path).num_classes == 3
+    # Named classes need no reading.
+    named_labels = labelled(3)
+    prepare(str(tmp_path), "named", {"image": rgb(), "mask": named_labels}, splits)
+    assert resolve_info("tfds:named", tmp_path).num_classes == 3
     sources.open_split("tfds:named", str(tmp_path), "train")
     assert counted == [2]
 
@@ -202,7 +206,7 @@ def test_labels_are_decoded_once_for_their_classes(tmp_path, monkeypatch):
 def test_nested_features_have_paths(tmp_path):
     (image,), (label,) = pictures(1, 6)
     (other,), _ = pictures(1, 7)
-    nested = {
+    nested_types = {
         "inputs": {"left": rgb(), "right": rgb()},
         "truth": {"mask": grey(), "depth": grey()},
     }
@@ -210,60 +214,62 @@ def test_nested_features_have_paths(tmp_path):
         "inputs": {"left": other, "right": image},
         "truth": {"mask": label, "depth": label // 2},
     }
-    name = small(tmp_path, nested, example)
-    images, labels = samples(f"{name}:inputs/right:truth/mask", tmp_path, "train")
-    assert_same(images, [image])
-    assert_same(labels, [label])
+    name = prepare_example(tmp_path, nested_types, example)
+    images, labels = read_samples(f"{name}:inputs/right:truth/mask", tmp_path, "train")
+    assert_equal(images, [image])
+    assert_equal(labels, [label])
     message = "which feature is the label.*truth/mask .*truth/depth|truth/depth.*/mask"
     with pytest.raises(UserError, match=message):
-        described(name, tmp_path)
+        resolve_info(name, tmp_path)
     one = {"inputs": {"photo": rgb()}, "truth": {"mask": grey()}}
     example = {"inputs": {"photo": image}, "truth": {"mask": label}}
-    name = small(tmp_path, one, example, "one")
-    assert_same(samples(name, tmp_path, "train")[0], [image])
+    name = prepare_example(tmp_path, one, example, "one")
+    assert_equal(read_samples(name, tmp_path, "train")[0], [image])
 
 
-def test_16_bits_are_0_to_65535(tmp_path):
+def test_16_bit_images_have_max_value_65535(tmp_path):
     (image,), (label,) = pictures(1, 8, image=(3, np.uint16))
     image[0, 0] = 0, 32768, 65535
-    described_as = {"image": rgb(dtype=np.uint16), "mask": grey()}
-    name = small(tmp_path, described_as, {"image": image, "mask": label})
-    assert described(name, tmp_path).max_value == 65535
-    (found,), _ = samples(name, tmp_path, "train")
+    feature_types = {"image": rgb(dtype=np.uint16), "mask": grey()}
+    name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
+    assert resolve_info(name, tmp_path).max_value == 65535
+    (found,), _ = read_samples(name, tmp_path, "train")
     np.testing.assert_allclose(found, image * (255 / 65535), rtol=1e-6)
     np.testing.assert_allclose(found[0, 0], [0, 32768 / 257, 255], rtol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
-def test_images_of_other_channels(tmp_path, channels):
+def test_images_with_1_or_4_channels_are_read(tmp_path, channels):
     (image,), (label,) = pictures(1, 9, image=(channels, np.uint8))
-    named = labelled(3)
-    shaped = features.Image(shape=(None, None, channels))
-    name = small(
-        tmp_path, {"image": shaped, "mask": named}, {"image": image, "mask": label}
+    named_labels = labelled(3)
+    image_feature = features.Image(shape=(None, None, channels))
+    name = prepare_example(
+        tmp_path,
+        {"image": image_feature, "mask": named_labels},
+        {"image": image, "mask": label},
     )
-    # The label is a LabeledImage, so the grey one is no label.
-    assert described(name, tmp_path).channels == channels
-    images, labels = samples(name, tmp_path, "train")
-    assert_same(images, [image])
-    assert_same(labels, [label])
+    # The label is the LabeledImage, not the grey image.
+    assert resolve_info(name, tmp_path).channels == channels
+    images, labels = read_samples(name, tmp_path, "train")
+    assert_equal(images, [image])
+    assert_equal(labels, [label])
 
 
-def test_a_jpeg_is_decoded_as_everywhere(tmp_path):
+def test_jpeg_is_decoded_as_by_tensorflow(tmp_path):
     (image,), (label,) = pictures(1, 10)
     jpeg = {"image": rgb(encoding_format="jpeg"), "mask": grey()}
-    name = small(tmp_path, jpeg, {"image": image, "mask": label})
-    (found,), _ = samples(name, tmp_path, "train")
+    name = prepare_example(tmp_path, jpeg, {"image": image, "mask": label})
+    (found,), _ = read_samples(name, tmp_path, "train")
     encoded = tf.io.encode_jpeg(image, quality=95)
     np.testing.assert_array_equal(found, tf.io.decode_jpeg(encoded))
 
 
-def test_an_unlabelled_grey_image_beside_a_named_label_is_no_choice(tmp_path):
+def test_labeled_image_is_preferred_over_grey_image(tmp_path):
     (image,), (label,) = pictures(1, 11)
-    named = labelled(3)
-    described_as = {"image": rgb(), "instances": grey(), "mask": named}
+    named_labels = labelled(3)
+    feature_types = {"image": rgb(), "instances": grey(), "mask": named_labels}
     example = {"image": image, "instances": label * 0 + 9, "mask": label}
-    name = small(tmp_path, described_as, example)
+    name = prepare_example(tmp_path, feature_types, example)
     assert sources.open_split(name, str(tmp_path), "train").keys[:2] == (
         "image",
         "mask",
@@ -286,57 +292,57 @@ AMBIGUOUS = {
         r"which feature is the label\? .* there: image \(None, None, 3\)$",
     ),
     "no image": ({"mask": grey()}, r"which feature is the image\? .*: mask \(None, N"),
-    "no picture": (
+    "no images at all": (
         {"number": features.Scalar(np.int64)},
         "which feature is the label.* there: none$",
     ),
 }
 
 
-def any_example(described_as):
-    """Returns an example of some features."""
+def make_example(feature_types):
+    """Returns an example for the given features."""
     (image,), (label,) = pictures(1, 12)
     return {
         key: 5
         if not isinstance(feature, features.Image)
         else {3: image, 1: label}[feature.shape[-1]].astype(feature.np_dtype)
-        for key, feature in described_as.items()
+        for key, feature in feature_types.items()
     }
 
 
-def assert_refused(message, function, *arguments):
-    """Checks that an error is one line and says something."""
+def assert_one_line_error(message, function, *arguments):
+    """Checks that a call raises a UserError of one line that matches."""
     with pytest.raises(UserError, match=message) as raised:
         function(*arguments)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", AMBIGUOUS)
-def test_a_choice_is_left_to_the_user(tmp_path, kind):
-    described_as, message = AMBIGUOUS[kind]
-    name = small(tmp_path, described_as, any_example(described_as))
-    assert_refused(message, described, name, tmp_path)
+def test_ambiguous_features_are_refused(tmp_path, kind):
+    feature_types, message = AMBIGUOUS[kind]
+    name = prepare_example(tmp_path, feature_types, make_example(feature_types))
+    assert_one_line_error(message, resolve_info, name, tmp_path)
 
 
-WRONG_KINDS = {
+WRONG_TYPES = {
     "16-bit label": (
         {"image": rgb(), "mask": grey(dtype=np.uint16)},
         r"image is uint8 \(None, None, 3\) and mask uint16 \(None, None, 1\); images "
         "must be uint8 or uint16 and labels uint8 with one channel",
     ),
     "label in colour": ({"image": rgb(), "mask": rgb()}, r"mask uint8 \(None, None, 3"),
-    "image of floats": (
+    "float image": (
         {"image": grey(dtype=np.float32), "mask": grey()},
         r"image is float32 \(None, None, 1\) and mask uint8",
     ),
 }
 
 
-@pytest.mark.parametrize("kind", WRONG_KINDS)
-def test_images_and_labels_of_other_kinds_are_refused(tmp_path, kind):
-    described_as, message = WRONG_KINDS[kind]
-    name = small(tmp_path, described_as, any_example(described_as))
-    assert_refused(message, described, f"{name}:image:mask", tmp_path)
+@pytest.mark.parametrize("kind", WRONG_TYPES)
+def test_features_of_wrong_types_are_refused(tmp_path, kind):
+    feature_types, message = WRONG_TYPES[kind]
+    name = prepare_example(tmp_path, feature_types, make_example(feature_types))
+    assert_one_line_error(message, resolve_info, f"{name}:image:mask", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -353,8 +359,8 @@ def test_images_and_labels_of_other_kinds_are_refused(tmp_path, kind):
         ("toy:mask:image", r"mask is uint8 .* and image uint8 \(None, None, 3\); imag"),
     ],
 )
-def test_a_name_that_is_nothing_is_told_in_one_line(folder, name, message):
-    assert_refused(message, described, f"tfds:{name}", folder)
+def test_invalid_dataset_name_is_refused(folder, name, message):
+    assert_one_line_error(message, resolve_info, f"tfds:{name}", folder)
 
 
 @pytest.mark.parametrize(
@@ -371,11 +377,11 @@ def test_a_name_that_is_nothing_is_told_in_one_line(folder, name, message):
         ("", "has no split '': "),
     ],
 )
-def test_a_split_that_is_nothing_is_told_in_one_line(folder, split, message):
-    assert_refused(message, sources.open_split, "tfds:toy", folder, split)
+def test_invalid_split_is_refused(folder, split, message):
+    assert_one_line_error(message, sources.open_split, "tfds:toy", folder, split)
 
 
-def test_files_of_another_format_are_refused(tmp_path):
+def test_other_file_formats_are_refused(tmp_path):
     splits = {"train": examples(*pictures(1, 13))}
     arguments = (str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     prepare(*arguments, file_format="array_record")
@@ -383,25 +389,25 @@ def test_files_of_another_format_are_refused(tmp_path):
         f"--dataset=tfds:toy is prepared as array_record in {tmp_path}/toy/1.0.0; "
         "prepare it with file_format='tfrecord'"
     )
-    assert_refused(message, described, "tfds:toy", tmp_path)
+    assert_one_line_error(message, resolve_info, "tfds:toy", tmp_path)
 
 
-def test_labels_without_a_class_have_no_number_of_classes(tmp_path):
+def test_labels_without_classes_are_refused(tmp_path):
     (image,), (label,) = pictures(1, 14, values=(255,))
-    described_as = {"image": rgb(), "mask": grey()}
-    name = small(tmp_path, described_as, {"image": image, "mask": label})
-    assert_refused("labels of train have no class", described, name, tmp_path)
+    feature_types = {"image": rgb(), "mask": grey()}
+    name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
+    assert_one_line_error("labels of train have no class", resolve_info, name, tmp_path)
 
 
-def test_a_label_that_was_saved_with_losses_is_refused(tmp_path):
+def test_lossy_label_is_refused(tmp_path):
     (image,), (label,) = pictures(1, 15)
     lossy = {"image": rgb(), "mask": grey(encoding_format="jpeg")}
-    name = small(tmp_path, lossy, {"image": image, "mask": label})
+    name = prepare_example(tmp_path, lossy, {"image": image, "mask": label})
     message = "record 0 of .*small-train.tfrecord-00000-of-00001 is broken: "
-    assert_refused(message, described, name, tmp_path)
+    assert_one_line_error(message, resolve_info, name, tmp_path)
 
 
-def test_a_broken_record_is_told_by_file_and_number(tmp_path):
+def test_broken_record_is_reported_with_file_and_number(tmp_path):
     splits = {"train": examples(*pictures(3, 16))}
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     source = sources.open_split("tfds:toy", str(tmp_path), "train[1:]")
@@ -412,22 +418,22 @@ def test_a_broken_record_is_told_by_file_and_number(tmp_path):
     config = DataConfig(str(tmp_path), dataset="tfds:toy", batch_size=1)
     dataset = load_dataset(config, "train[1:]", training=False)
     message = "record 2 of .*toy-train.tfrecord-00000-of-00001 is broken"
-    assert_refused(message, lambda: list(iterate_batches(dataset)))
+    assert_one_line_error(message, lambda: list(iterate_batches(dataset)))
     (problem, *_) = examine_split(source, "train[1:]").problems
     assert problem.kind == "broken" and "record 2 of" in problem.text
 
 
-def test_what_is_not_prepared_is_prepared_on_the_way(tmp_path):
-    images, labels = samples("tfds:deeplab_toy", tmp_path, "train")
-    assert_same(images, [example["image"] for example in DeeplabToy.splits["train"]])
-    assert_same(labels, [example["mask"] for example in DeeplabToy.splits["train"]])
+def test_registered_dataset_is_prepared_on_first_use(tmp_path):
+    images, labels = read_samples("tfds:deeplab_toy", tmp_path, "train")
+    assert_equal(images, [example["image"] for example in DeeplabToy.splits["train"]])
+    assert_equal(labels, [example["mask"] for example in DeeplabToy.splits["train"]])
     assert (tmp_path / "deeplab_toy/1.0.0/dataset_info.json").exists()
 
 
-def test_what_cannot_be_prepared_says_why(tmp_path):
-    # Of the real ones, and needs no network: its files are to be fetched by hand.
+def test_dataset_that_cannot_be_prepared_says_why(tmp_path):
+    # A real dataset that needs no network: its files must be downloaded by hand.
     message = (
         "--dataset=tfds:cityscapes cannot be prepared: Manual directory .* does not "
         "exist or is empty.* download files from https://www.cityscapes-dataset.com"
     )
-    assert_refused(message, described, "tfds:cityscapes", tmp_path)
+    assert_one_line_error(message, resolve_info, "tfds:cityscapes", tmp_path)

@@ -1,4 +1,4 @@
-"""What the doctor finds in a data set, one ailment at a time."""
+"""The doctor finds every problem of a dataset."""
 
 import dataclasses
 import io
@@ -29,20 +29,20 @@ def image(seed=0, height=HEIGHT, width=WIDTH):
 
 
 def label(*values):
-    """Returns a label of which a line of pixels has each value."""
+    """Returns a label with one row of pixels for each value."""
     return np.resize(np.repeat(values, WIDTH), (HEIGHT, WIDTH)).astype(np.uint8)
 
 
-SOUND = record(image(0), label(0, 1, 2, 255), "sound")
+VALID = record(image(0), label(0, 1, 2, 255), "valid")
 
 
-def picture(array, mode):
+def encode_png(array, mode):
     file = io.BytesIO()
     Image.fromarray(array).convert(mode).save(file, "PNG")
     return file.getvalue()
 
 
-def rotated():
+def rotated_jpeg():
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -50,14 +50,14 @@ def rotated():
     return file.getvalue()
 
 
-def without_label():
+def record_without_label():
     example = tf.train.Example()
     example.features.feature["image/encoded"].bytes_list.value.append(b"")
     return example.SerializeToString()
 
 
-def with_values(key, *values):
-    """Returns a sound record with other values of a field."""
+def record_with_values(key, *values):
+    """Returns a valid record with other values in one field."""
     example = tf.train.Example.FromString(record(image(), label(1)))
     feature = example.features.feature[key]
     feature.Clear()
@@ -69,17 +69,21 @@ def with_values(key, *values):
     return example.SerializeToString()
 
 
-def promising(side):
-    """Returns a grey PNG whose header promises a square of some side."""
+def oversized_png(side):
+    """Returns a grey PNG whose header claims `side` x `side` pixels."""
     header = b"IHDR" + struct.pack(">II", side, side) + b"\x08\0\0\0\0"
     png = encoded(label(1))
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
-# A second record, beside a sound one: its problem, and what is said of it.
-_AILMENTS = {
+# Content of a record that follows a valid one, its problem and the message.
+_PROBLEMS = {
     "no example": (b"hello", "broken", "record 1 of .*: it is not a tf.train.Example"),
-    "no label": (without_label(), "broken", "has no image/segmentation.*it has image/"),
+    "no label": (
+        record_without_label(),
+        "broken",
+        "has no image/segmentation.*it has image/",
+    ),
     "no image": (record(b"hello", label(1)), "broken", "the image cannot be decoded: "),
     "cut image": (
         record(encoded(image(), "JPEG")[:-30], label(1)),
@@ -92,12 +96,12 @@ _AILMENTS = {
         "the label cannot be decoded: ",
     ),
     "two images": (
-        with_values("image/encoded", encoded(image()), b""),
+        record_with_values("image/encoded", encoded(image()), b""),
         "broken",
         "its image/encoded is 2 byte strings; it must be one",
     ),
     "name that is a number": (
-        with_values("image/filename", 7),
+        record_with_values("image/filename", 7),
         "broken",
         "its image/filename is 0 byte strings; it must be one",
     ),
@@ -107,7 +111,7 @@ _AILMENTS = {
         r"record 1 of \S+ \(a b\\x00c\): value 3 ",
     ),
     "huge label": (
-        record(image(), promising(20_000)),
+        record(image(), oversized_png(20_000)),
         "broken",
         "the label cannot be decoded: .*not an image of a possible size",
     ),
@@ -117,12 +121,16 @@ _AILMENTS = {
         None,
     ),
     "palette": (
-        record(image(), picture(label(0, 1), "P")),
+        record(image(), encode_png(label(0, 1), "P")),
         "format",
         r"\(a\): the label is a PNG with 8 bits and a palette; its brightness is not ",
     ),
-    "colour label": (record(image(), picture(label(1), "RGB")), "format", "and RGB;"),
-    "bit label": (record(image(), picture(label(1), "1")), "format", "with 1 bits"),
+    "colour label": (
+        record(image(), encode_png(label(1), "RGB")),
+        "format",
+        "and RGB;",
+    ),
+    "bit label": (record(image(), encode_png(label(1), "1")), "format", "with 1 bits"),
     "JPEG label": (
         record(image(), encoded(label(1), "JPEG")),
         "format",
@@ -138,21 +146,25 @@ _AILMENTS = {
         "value",
         r"value 3, 200 \(first at x 0, y 1\); labels are 0..2 and 255",
     ),
-    "rotated": (record(rotated(), label(1)), "rotated", "EXIF orientation 6; rotate"),
+    "rotated": (
+        record(rotated_jpeg(), label(1)),
+        "rotated",
+        "EXIF orientation 6; rotate",
+    ),
     "void": (record(image(), label(255), "empty"), "void", r"record 1 of .* \(empty\)"),
     "background": (record(image(), label(0, 255)), "void", None),
     "background alone": (record(image(), label(0), "bg"), "background", r"\(bg\)"),
     "repeated": (
-        record(image(0), label(1), "twin"),
+        record(image(0), label(1), "copy"),
         "repeated",
-        r"\(twin\) and record 0 of .* \(sound\) have",
+        r"\(copy\) and record 0 of .* \(valid\) have",
     ),
 }
 
 
-def examined(folder, split="train", at_most=None):
+def examine(folder, split="train", max_records=None):
     return validation.examine_split(
-        open_split(None, str(folder), split), split, at_most
+        open_split(None, str(folder), split), split, max_records
     )
 
 
@@ -162,11 +174,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("ailment", _AILMENTS)
-def test_each_ailment_is_found_where_it_is(folder, ailment):
-    content, kind, message = _AILMENTS[ailment]
-    write(folder, SOUND, content)
-    report = examined(folder)
+@pytest.mark.parametrize("name", _PROBLEMS)
+def test_every_problem_is_found(folder, name):
+    content, kind, message = _PROBLEMS[name]
+    write(folder, VALID, content)
+    report = examine(folder)
     found = [problem for problem in report.problems if problem.kind == kind]
     if message is None:
         assert found == []
@@ -177,40 +189,40 @@ def test_each_ailment_is_found_where_it_is(folder, ailment):
     assert validation.is_safe(report.problems) == (kind in validation.WARNINGS)
 
 
-def test_a_flipped_bit_is_found_and_the_others_are_read(folder):
-    write(folder, SOUND, record(image(2), label(1), "b"), record(image(3), label(2)))
+def test_flipped_bit_is_found_and_other_records_are_read(folder):
+    write(folder, VALID, record(image(2), label(1), "b"), record(image(3), label(2)))
     path = folder / "train-00000-of-00001.tfrecord"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
     path.write_bytes(content)
-    report = examined(folder)
+    report = examine(folder)
     (problem,) = report.problems
     assert problem.kind == "broken"
     assert problem.text == f"record 1 of {path}: a checksum does not match"
     assert report.sizes == {(HEIGHT, WIDTH): 2} and report.examined == 3
 
 
-def test_what_training_reads_is_not_broken(folder):
-    # Zeros behind an example, which TensorFlow passes over and protobuf refuses.
-    write(folder, SOUND, record(image(2), label(1), "b") + b"\0\0")
-    report = examined(folder)
+def test_record_that_training_reads_is_not_broken(folder):
+    # Zeros after an example, which TensorFlow skips and protobuf refuses.
+    write(folder, VALID, record(image(2), label(1), "b") + b"\0\0")
+    report = examine(folder)
     assert report.problems == [] and report.images_with[1] == 2
 
 
-def test_the_mean_of_an_image_does_not_depend_on_how_it_is_cut(folder, monkeypatch):
-    write(folder, SOUND)
-    whole = examined(folder)
-    monkeypatch.setattr(record_checks, "_PIXELS_AT_ONCE", 4 * WIDTH)  # of six lines
-    parts = examined(folder)
-    np.testing.assert_allclose(parts.mean, image(0).mean((0, 1)))
-    np.testing.assert_allclose(parts.deviation, whole.deviation)
+def test_mean_does_not_depend_on_the_chunk_size(folder, monkeypatch):
+    write(folder, VALID)
+    expected = examine(folder)
+    monkeypatch.setattr(record_checks, "_PIXELS_AT_ONCE", 4 * WIDTH)  # of six rows
+    chunked = examine(folder)
+    np.testing.assert_allclose(chunked.mean, image(0).mean((0, 1)))
+    np.testing.assert_allclose(chunked.deviation, expected.deviation)
 
 
-def test_a_sound_data_set_is_counted(folder):
-    write(folder, SOUND, record(image(1, 4, 5), np.full((4, 5), 2, np.uint8), "b"))
-    report = examined(folder)
+def test_statistics_of_a_valid_dataset(folder):
+    write(folder, VALID, record(image(1, 4, 5), np.full((4, 5), 2, np.uint8), "b"))
+    report = examine(folder)
     assert report.problems == [] and validation.is_safe(report.problems)
-    # Lines of 9 pixels: 0, 1, 2, 255, 0, 1.
+    # Rows of 9 pixels: 0, 1, 2, 255, 0, 1.
     counts = np.zeros(256, int)
     counts[[0, 1, 2, 255]] = [18, 18, 9 + 20, 9]
     np.testing.assert_array_equal(report.values, counts)
@@ -230,9 +242,9 @@ def test_a_sound_data_set_is_counted(folder):
         ([label(0), label(0, 2)], "absent", "^ball$"),
     ],
 )
-def test_what_a_whole_split_says(folder, labels, kind, message):
+def test_problems_of_a_split(folder, labels, kind, message):
     write(folder, *(record(image(i), x, str(i)) for i, x in enumerate(labels)))
-    report = examined(folder)
+    report = examine(folder)
     (problem,) = [p for p in report.problems if p.kind not in ("void", "background")]
     assert problem.kind == kind
     with pytest.raises(UserError, match=message):
@@ -241,45 +253,45 @@ def test_what_a_whole_split_says(folder, labels, kind, message):
 
 @pytest.mark.parametrize("split", ["val", "test_fine"])
 @pytest.mark.parametrize("content", [label(255), label(0, 255), label(0)])
-def test_an_evaluation_split_may_have_no_labels(folder, split, content):
+def test_evaluation_split_may_have_no_labels(folder, split, content):
     write(folder, record(image(), content), split=split)
-    report = examined(folder, split)
+    report = examine(folder, split)
     assert validation.is_safe(report.problems)
     assert "unlikely" in {problem.kind for problem in report.problems}
 
 
-def test_rare_classes_may_be_in_what_the_quick_form_leaves_out(folder, capsys):
+def test_quick_check_does_not_report_missing_classes(folder, capsys):
     contents = [record(image(i), label(0, 255), str(i)) for i in range(12)]
     contents[7] = record(image(7), label(1, 2), "7")
     write(folder, *contents)
-    assert validation.is_safe(examined(folder, at_most=3).problems)
-    assert validation.is_safe(examined(folder).problems)
-    kinds = {problem.kind for problem in examined(folder, at_most=3).problems}
+    assert validation.is_safe(examine(folder, max_records=3).problems)
+    assert validation.is_safe(examine(folder).problems)
+    kinds = {problem.kind for problem in examine(folder, max_records=3).problems}
     assert "unlikely" in kinds and "white" not in kinds
 
 
-def test_images_of_one_colour_and_other_sizes_are_different(folder):
+def test_black_images_of_different_sizes_are_no_leak(folder):
     for split, shape in (("train", (6, 9)), ("val", (9, 6))):
         black = np.zeros((*shape, 3))
         write(folder, record(black, np.ones(shape, np.uint8), split), split=split)
     assert (
-        validation.find_leaked_images([examined(folder, s) for s in ("train", "val")])
+        validation.find_leaked_images([examine(folder, s) for s in ("train", "val")])
         == []
     )
 
 
-def test_ade20k_ignores_a_class_id(tmp_path):
+def test_ignore_label_may_be_a_class_id(tmp_path):
     info = DatasetInfo("a", ("other", "wall", "sky"), ignore_label=0)
     records.write_info(info, str(tmp_path))
     write(tmp_path, record(image(), label(0, 1, 2)))
-    assert examined(tmp_path).problems == []
+    assert examine(tmp_path).problems == []
 
 
-def names(*numbers):
+def make_records(*numbers):
     return [record(image(i), label(0, 1, 2), f"image_{i}") for i in numbers]
 
 
-def test_images_in_two_splits_are_a_leak_but_in_trainval(folder):
+def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
     for split, numbers in {
         "train": (0, 1, 2),
         "train_all": (0, 1, 2, 3, 4),
@@ -288,9 +300,9 @@ def test_images_in_two_splits_are_a_leak_but_in_trainval(folder):
         "train_more": (0, 1, 4),
         "test": (9,),
     }.items():
-        write(folder, *names(*numbers), split=split)
+        write(folder, *make_records(*numbers), split=split)
     splits = ("train", "train_all", "trainval", "val", "train_more", "test")
-    reports = [examined(folder, split) for split in splits]
+    reports = [examine(folder, split) for split in splits]
     path = folder / "val-00000-of-00001.tfrecord"
     assert validation.find_leaked_images(reports) == [
         (
@@ -306,19 +318,19 @@ def test_images_in_two_splits_are_a_leak_but_in_trainval(folder):
     ]
 
 
-def test_the_quick_form_looks_at_a_sample_alone(folder):
-    contents = names(*range(21))
+def test_quick_check_examines_a_sample(folder):
+    contents = make_records(*range(21))
     contents[1] = record(image(), label(9), "odd")
     write(folder, *contents, shards=3)
     # Records 0, 5, 10, 15 and 20.
-    report = examined(folder, at_most=5)
+    report = examine(folder, max_records=5)
     assert (report.images, report.examined) == (21, 5)
     assert report.problems == []
-    assert "value" in {problem.kind for problem in examined(folder).problems}
+    assert "value" in {problem.kind for problem in examine(folder).problems}
 
 
-def test_the_quick_form_refuses_in_one_line(folder):
-    write(folder, SOUND, *[record(image(), label(9), "odd")] * 2)
+def test_quick_check_raises_one_line(folder):
+    write(folder, VALID, *[record(image(), label(9), "odd")] * 2)
     with pytest.raises(UserError) as error:
         validation.check_quickly(open_split(None, str(folder), "train"), "train")
     path = folder / "train-00000-of-00001.tfrecord"
@@ -330,52 +342,52 @@ def test_the_quick_form_refuses_in_one_line(folder):
     )
 
 
-def run(*arguments):
-    """Returns the exit status of the program."""
+def run_doctor(*arguments):
+    """Runs the doctor; returns its exit status or error message."""
     try:
         run_program("deeplab_tf.programs.doctor", ["doctor", *arguments])
-    except SystemExit as ended:
-        return ended.code
+    except SystemExit as error:
+        return error.code
     return 0
 
 
-def test_the_program_reports_and_draws(folder, capsys):
-    write(folder, SOUND, *names(1, 2))
-    write(folder, *names(3), split="val")
-    assert run(f"--dataset_dir={folder}", "--samples=2") == 0
+def test_program_prints_report_and_draws_samples(folder, capsys):
+    write(folder, VALID, *make_records(1, 2))
+    write(folder, *make_records(3), split="val")
+    assert run_doctor(f"--dataset_dir={folder}", "--samples=2") == 0
     out = capsys.readouterr().out
     assert out.startswith("toys: 3 classes, labels 0..2 and 255 (ignored), 3 channels")
     assert "train: 3 images" in out and "val: 1 images" in out
-    # Train has three images of 54 pixels; 0 covers 18 of each.
+    # Train has three images of 54 pixels; class 0 covers 18 of each.
     assert f"  0 floor         33.333%{3:>9}    33.333%{1:>9}" in out
     assert out.endswith("safe to train\n") and "not safe" not in out
     with Image.open(folder / "doctor.png") as sheet:
         assert sheet.width > 3 * 2 * WIDTH and sheet.height >= HEIGHT
 
 
-def test_the_exit_status_says_that_it_is_not_safe(folder, tmp_path, capsys):
-    write(folder, SOUND, *[record(image(7), label(5), f"odd_{i}") for i in range(7)])
-    pictures = tmp_path / "pictures"
-    arguments = f"--dataset_dir={folder}", f"--output_dir={pictures}"
-    assert run(*arguments) == 1
+def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
+    write(folder, VALID, *[record(image(7), label(5), f"odd_{i}") for i in range(7)])
+    sheets = tmp_path / "sheets"
+    arguments = f"--dataset_dir={folder}", f"--output_dir={sheets}"
+    assert run_doctor(*arguments) == 1
     out = capsys.readouterr().out
     assert "ERROR: label values that are not a class (7)" in out and "and 2 more" in out
     assert "warning: images that are twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
-    assert listed(pictures) == ["doctor.png"]
+    assert listed(sheets) == ["doctor.png"]
 
 
-def test_the_program_examines_images_of_any_channels(tmp_path, capsys):
+def test_program_examines_images_with_any_channels(tmp_path, capsys):
     info = dataclasses.replace(INFO, channels=5, max_value=4095)
     records.write_info(info, str(tmp_path))
     from deeplab_tf.images import decoding
 
     pixels = np.random.RandomState(0).randint(0, 4096, (HEIGHT, WIDTH, 5))
     png = decoding.encode_image(pixels.astype(np.uint16))
-    picture = EncodedImage(png, "png", HEIGHT, WIDTH, 5)
-    write(tmp_path, records.serialize(picture, encoded(label(0, 1, 2)), "a"))
-    assert run(f"--dataset_dir={tmp_path}") == 0
+    encoded_image = EncodedImage(png, "png", HEIGHT, WIDTH, 5)
+    write(tmp_path, records.serialize(encoded_image, encoded(label(0, 1, 2)), "a"))
+    assert run_doctor(f"--dataset_dir={tmp_path}") == 0
     means = ", ".join(f"{mean:.2f}" for mean in pixels.mean((0, 1)))
     assert f"channel means {means};" in capsys.readouterr().out
 
@@ -389,15 +401,15 @@ def test_the_program_examines_images_of_any_channels(tmp_path, capsys):
         (["--dataset_dir={folder}", "--dataset=camvid"], "but .* says toys"),
     ],
 )
-def test_a_wrong_command_line_is_one_line(folder, arguments, message):
-    write(folder, SOUND)
-    ended = run(*(argument.format(folder=folder) for argument in arguments))
+def test_invalid_flags_are_reported_in_one_line(folder, arguments, message):
+    write(folder, VALID)
+    error = run_doctor(*(argument.format(folder=folder) for argument in arguments))
     with pytest.raises(UserError, match=f"^doctor: .*{message}"):
-        raise UserError(ended)
+        raise UserError(error)
 
 
-def test_the_real_sample_is_safe(voc_records, tmp_path, capsys):
+def test_real_sample_is_safe(voc_records, tmp_path, capsys):
     arguments = f"--dataset_dir={voc_records}", f"--output_dir={tmp_path}"
-    assert run(*arguments, "--splits=val", "--samples=3") == 0
+    assert run_doctor(*arguments, "--splits=val", "--samples=3") == 0
     out = capsys.readouterr().out
     assert "val: 60 images" in out and "ERROR" not in out and "warning" not in out
