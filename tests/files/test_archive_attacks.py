@@ -1,4 +1,4 @@
-"""Hostile and mutated archives at full size, and SIGKILL at every call that writes."""
+"""Extracts hostile and mutated archives, and kills writers at every system call."""
 
 import bz2
 import gzip
@@ -36,19 +36,23 @@ COMPRESSIONS = {
 SECONDS, MEBIBYTES = 10, 300
 
 
-def measured(path, folder):
-    """Extracts an archive in another process; returns what it prints."""
-    command = [sys.executable, TESTS / "extract_measured.py", path, folder]
+def measure_extraction(path, folder):
+    """Extracts an archive in another process; returns its measurements."""
+    command = [sys.executable, TESTS / "measure_extraction.py", path, folder]
     ended = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120
     )
     assert ended.returncode == 0, ended.stderr
-    took = json.loads(ended.stdout)
-    for reason in filter(None, (took["damage"], took["refused"], took["wanted"])):
+    result = json.loads(ended.stdout)
+    for reason in filter(
+        None, (result["damage"], result["error"], result["selection_error"])
+    ):
         assert reason.isprintable() and len(reason) < 600
-    assert took["seconds"] < SECONDS and took["mebibytes"] < MEBIBYTES, took
-    print(f"{took['seconds']:.2f} s, {took['mebibytes']:.0f} MiB, {took['refused']}")
-    return took
+    assert result["seconds"] < SECONDS and result["mebibytes"] < MEBIBYTES, result
+    print(
+        f"{result['seconds']:.2f} s, {result['mebibytes']:.0f} MiB, {result['error']}"
+    )
+    return result
 
 
 def files_in(folder):
@@ -59,31 +63,31 @@ def files_in(folder):
     }
 
 
-EVERY = hostile_tars.HOSTILE | hostile_tars.LARGE
+ARCHIVES = hostile_tars.HOSTILE | hostile_tars.LARGE
 
 
-@pytest.mark.parametrize("kind", EVERY)
-def test_hostile_archives_take_little_time_and_memory(tmp_path, kind):
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_hostile_archives_need_little_time_and_memory(tmp_path, kind):
     path = tmp_path / "some.tar"
-    path.write_bytes(EVERY[kind][0]())
-    took = measured(path, tmp_path / "out")
-    assert took["damage"] and took["refused"] and took["wanted"]
+    path.write_bytes(ARCHIVES[kind][0]())
+    result = measure_extraction(path, tmp_path / "out")
+    assert result["damage"] and result["error"] and result["selection_error"]
     assert sorted(os.listdir(tmp_path)) == ["some.tar"]
 
 
-def test_the_collected_cases(tmp_path, asset):
+def test_collected_archives(tmp_path, asset):
     script = asset("cases/hostile_archives.py")
     (tmp_path / "cases").mkdir()
     subprocess.run([sys.executable, "-B", script, tmp_path / "cases"], check=True)
     for path in sorted((tmp_path / "cases").iterdir()):
-        took = measured(path, tmp_path / path.name)
-        # Times do not matter, so that an infinite one is no reason to refuse.
-        assert (took["refused"] is None) == (path.name == "pax_mtime.tar"), path
+        result = measure_extraction(path, tmp_path / path.name)
+        # Modification times are ignored, so an infinite one is accepted.
+        assert (result["error"] is None) == (path.name == "pax_mtime.tar"), path
 
 
 @pytest.fixture(scope="module")
 def content(asset):
-    """A tar archive of 2 MB, of a real checkpoint."""
+    """A tar archive of 2 MB with a real checkpoint."""
     source = asset("weights/mobilenet_v2_voc_trainval")
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -118,7 +122,7 @@ def mutate(content, rng):
 
 
 def mutate_header(content, rng):
-    """Returns an archive with a byte of a header changed, whose checksum is right."""
+    """Returns an archive with one header byte changed and a valid checksum."""
     content = bytearray(content)
     starts = [
         i for i in range(0, len(content), 512) if content[i + 257 : i + 262] == b"ustar"
@@ -132,12 +136,12 @@ def mutate_header(content, rng):
     return bytes(content)
 
 
-def read_by_tarfile(path):
+def read_with_tarfile(path):
     with tarfile.open(path) as archive:
         return {
-            os.path.normpath(found.name): archive.extractfile(found).read()
-            for found in archive
-            if found.isfile()
+            os.path.normpath(member.name): archive.extractfile(member).read()
+            for member in archive
+            if member.isfile()
         }
 
 
@@ -151,10 +155,10 @@ def test_mutated_archives_are_refused_or_read_correctly(tmp_path, content, seed)
         changed = compress(mutate_header(content, rng))
     path = tmp_path / "some.tar"
     path.write_bytes(changed)
-    took = measured(path, tmp_path / "out")
-    assert bool(took["damage"]) == bool(took["refused"]) != took["is_extracted"]
-    if took["is_extracted"]:
-        assert files_in(tmp_path / "out") == read_by_tarfile(path)
+    result = measure_extraction(path, tmp_path / "out")
+    assert bool(result["damage"]) == bool(result["error"]) != result["is_extracted"]
+    if result["is_extracted"]:
+        assert files_in(tmp_path / "out") == read_with_tarfile(path)
 
 
 CALLS = "openat,write,mkdir,rename,unlink,unlinkat,rmdir"
@@ -164,7 +168,7 @@ from etils import epath
 from deeplab_tf.files.archives import extract
 extract(epath.Path(sys.argv[1]), epath.Path(sys.argv[2]))
 """
-# TensorFlow, which takes seconds to load, only copies files that are not on the web.
+# TensorFlow takes seconds to load, and is not needed for HTTP downloads.
 _FETCH = """
 import sys, types
 errors = types.SimpleNamespace(OpError=OSError)
@@ -175,7 +179,7 @@ fetch(sys.argv[1], sys.argv[2])
 
 
 def run_traced(folder, script, arguments, *options):
-    """Runs a script; returns its exit status, and a line for each of its calls."""
+    """Runs a script with strace; returns its exit status and the traced calls."""
     trace = folder.parent / "trace"
     strace = ["strace", "-f", "-o", trace, *options]
     command = [*strace, sys.executable, "-B", "-c", script, *map(str, arguments)]
@@ -183,32 +187,32 @@ def run_traced(folder, script, arguments, *options):
     return ended.returncode, trace.read_text().splitlines()
 
 
-def calls_that_write(folder, script, arguments):
-    """Returns name and number of each call that changes files."""
+def find_writing_calls(folder, script, arguments):
+    """Returns the name and number of each call that changes files."""
     status, lines = run_traced(folder, script, arguments, "-e", f"trace={CALLS}")
     assert status == 0
-    process, found, counts = lines[0].split()[0], [], {}
+    process, calls, counts = lines[0].split()[0], [], {}
     for line in (line.split(None, 1)[1] for line in lines if line.startswith(process)):
         call = line.partition("(")[0]
         counts[call] = counts.get(call, 0) + 1
         is_ours = str(folder) in line and ("O_CREAT" in line or call != "openat")
         is_relative = call == "unlinkat" or line.startswith("write(")
         if is_ours or (is_relative and not line.startswith("write(2,")):
-            found.append((call, counts[call]))
-    return found
+            calls.append((call, counts[call]))
+    return calls
 
 
-def kill_everywhere(make, script, arguments, check):
+def kill_at_every_call(make, script, arguments, check):
     """Kills a script at each call that changes files, then runs it again.
 
     Args:
-        make: Makes the folder that the script begins with.
+        make: Creates and returns the initial folder.
         script: The script.
         arguments: Its arguments.
-        check: Asserts what holds in that folder; gets whether the script has ended.
+        check: Checks the folder; takes whether the script has completed.
     """
     folder = make()
-    calls = calls_that_write(folder, script, arguments)
+    calls = find_writing_calls(folder, script, arguments)
     check(True)
     for call, number in calls:
         make()
@@ -229,7 +233,7 @@ NEW = {"top/a.txt": b"new", "top/b/d.txt": bytes(200_000)}
 
 @needs_strace
 @pytest.mark.parametrize("before", ["nothing", "ours", "changed"])
-def test_an_extraction_that_is_killed_anywhere(tmp_path, before):
+def test_extraction_killed_at_any_call_is_atomic(tmp_path, before):
     work, archive = tmp_path / "work", tmp_path / "some.tar"
     out = work / "out"
 
@@ -244,23 +248,23 @@ def test_an_extraction_that_is_killed_anywhere(tmp_path, before):
         official_archives.write_tar(archive, NEW)
         return work
 
-    def check(has_ended):
+    def check(is_complete):
         state = files_in(out)
         mine = OLD | {"top/a.txt": b"mine"}
         old = {"nothing": {}, "ours": OLD, "changed": mine}[before]
-        # It is away for a moment between two renames.
-        assert state == NEW or (not has_ended and state in (old, {}))
-        aside = [path for path in work.iterdir() if ".replaced." in path.name]
-        if has_ended:
-            assert sorted(work.iterdir()) == sorted([out, *aside])
-        if before == "changed" and (has_ended or state != old):
-            assert [files_in(path) for path in aside] == [mine]
+        # It is missing for a moment between two renames.
+        assert state == NEW or (not is_complete and state in (old, {}))
+        backups = [path for path in work.iterdir() if ".replaced." in path.name]
+        if is_complete:
+            assert sorted(work.iterdir()) == sorted([out, *backups])
+        if before == "changed" and (is_complete or state != old):
+            assert [files_in(path) for path in backups] == [mine]
 
-    assert kill_everywhere(make, _EXTRACT, [archive, out], check) >= 8
+    assert kill_at_every_call(make, _EXTRACT, [archive, out], check) >= 8
 
 
 class Handler(loopback.Quiet, http.server.BaseHTTPRequestHandler):
-    """Serves DOWNLOAD and what is left of it."""
+    """Serves DOWNLOAD, or the requested rest of it."""
 
     def do_GET(self):
         asked = self.headers.get("Range", "bytes=0-")
@@ -282,30 +286,30 @@ DOWNLOAD = hostile_tars.noise(1_000_000)
 
 
 @needs_strace
-@pytest.mark.parametrize("before", ["nothing", "a part"])
-def test_a_download_that_is_killed_anywhere(tmp_path, before):
+@pytest.mark.parametrize("before", ["nothing", "partial file"])
+def test_download_killed_at_any_call_resumes(tmp_path, before):
     cache, name = tmp_path / "cache", "some.tar"
     digest = hashlib.sha256(DOWNLOAD).hexdigest()
 
     def make():
         shutil.rmtree(cache, ignore_errors=True)
         cache.mkdir(0o700)
-        if before == "a part":
+        if before == "partial file":
             (cache / f"{name}.part").write_bytes(DOWNLOAD[:300_000])
             origin = f'{url}\n"one"\n{len(DOWNLOAD)}\n'
             (cache / f"{name}.part.from").write_text(origin)
         return cache
 
-    def check(has_ended):
-        found, record = cache / name, cache / f"{name}.sha256"
-        assert has_ended is False or found.exists()
-        assert not found.exists() or found.read_bytes() == DOWNLOAD
+    def check(is_complete):
+        archive, record = cache / name, cache / f"{name}.sha256"
+        assert is_complete is False or archive.exists()
+        assert not archive.exists() or archive.read_bytes() == DOWNLOAD
         assert not record.exists() or record.read_text() == f"{digest}  {name}\n"
-        if has_ended:
+        if is_complete:
             assert record.exists()
-            left = {path.name for path in cache.iterdir() if path.suffix != ".lock"}
-            assert left - {f"{name}.part.from"} == {name, record.name}
+            names = {path.name for path in cache.iterdir() if path.suffix != ".lock"}
+            assert names - {f"{name}.part.from"} == {name, record.name}
 
     with loopback.serving(Handler) as server:
         url = f"{server.url}/{name}"
-        assert kill_everywhere(make, _FETCH, [url, cache], check) >= 6
+        assert kill_at_every_call(make, _FETCH, [url, cache], check) >= 6

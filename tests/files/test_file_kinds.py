@@ -1,4 +1,4 @@
-"""What a path is, files that are opened safely, and flags that name neither."""
+"""Kinds of paths, opening files safely, and flags that name special files."""
 
 import os
 
@@ -14,7 +14,7 @@ from deeplab_tf.files.file_kinds import Kind, kind_of
 NOT_UTF8 = "caf\udce9.png"
 
 
-def test_kinds_are_told_without_opening(tmp_path, odd, monkeypatch):
+def test_kind_is_found_without_opening_the_file(tmp_path, odd, monkeypatch):
     kind, make = odd
     make(tmp_path / "x.png")
     monkeypatch.setattr(os, "open", None)
@@ -24,7 +24,7 @@ def test_kinds_are_told_without_opening(tmp_path, odd, monkeypatch):
 
 
 @pytest.mark.parametrize("prefix", ["", "file://"])
-def test_files_are_files_through_links_and_schemes(tmp_path, prefix):
+def test_links_and_file_urls_are_followed(tmp_path, prefix):
     (tmp_path / "-rf.png").write_bytes(b"abc")
     (tmp_path / "link").symlink_to("-rf.png")
     for name in ("-rf.png", "link"):
@@ -42,7 +42,7 @@ def test_files_are_files_through_links_and_schemes(tmp_path, prefix):
         ("file/x.png", Kind.MISSING, "does not exist"),
     ],
 )
-def test_names_that_cannot_be_read(tmp_path, name, kind, message):
+def test_unreadable_names_are_refused(tmp_path, name, kind, message):
     (tmp_path / "file").touch()
     path = os.path.join(tmp_path, name)
     assert kind_of(path) is kind
@@ -50,7 +50,7 @@ def test_names_that_cannot_be_read(tmp_path, name, kind, message):
         file_kinds.read_bytes(path)
 
 
-def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
+def test_file_without_permission_is_reported(tmp_path, monkeypatch):
     (tmp_path / "x.png").touch()
     # Root may read everything.
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
@@ -58,7 +58,7 @@ def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
         file_kinds.read_bytes(tmp_path / "x.png")
 
 
-def test_paths_of_tensorflow_have_kinds_too():
+def test_kinds_of_tensorflow_paths():
     tf.io.gfile.makedirs("ram://kinds/dir.png")
     with tf.io.gfile.GFile("ram://kinds/a.png", "wb") as file:
         file.write(b"abc")
@@ -73,7 +73,7 @@ def test_paths_of_tensorflow_have_kinds_too():
         file_kinds.read_bytes("foo://x")
 
 
-def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
+def test_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     os.mkfifo(path)
     monkeypatch.setattr(file_kinds, "require_file", lambda path: None)
@@ -81,7 +81,7 @@ def test_a_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
         file_kinds.read_bytes(path)
 
 
-def test_the_size_of_a_file_is_bounded(tmp_path):
+def test_too_large_file_is_refused(tmp_path):
     path = tmp_path / "sparse.png"
     with path.open("wb") as file:
         file.truncate(1 << 40)
@@ -92,7 +92,7 @@ def test_the_size_of_a_file_is_bounded(tmp_path):
     assert file_kinds.read_bytes("/proc/version") == b""
 
 
-def test_what_cannot_be_printed_is_escaped():
+def test_unprintable_characters_are_escaped():
     assert escape("a\n\x1b[31m\udce9ö  b") == r"a\n\x1b[31m\udce9ö  b"
     assert one_line(" a\n\t b\x07 ") == r"a b\x07"
 
@@ -106,7 +106,7 @@ PROGRAMS = {
     "deeplab_tf.programs.convert.folder": ("image_dir", "classes"),
     "deeplab_tf.programs.convert.voc2012": ("voc_archive", "voc_root"),
 }
-NEEDED = {
+REQUIRED = {
     "deeplab_tf.programs.predict": ("model",),
     "deeplab_tf.programs.train": ("train_logdir",),
     "deeplab_tf.programs.export": ("checkpoint_path", "export_path"),
@@ -123,12 +123,12 @@ NEEDED = {
 @pytest.mark.parametrize(
     ("program", "flag"), [(p, flag) for p, flags in PROGRAMS.items() for flag in flags]
 )
-def test_flags_that_name_no_file_or_folder_are_refused(tmp_path, program, flag):
-    others = [f"--{name}=x" for name in NEEDED.get(program, ()) if name != flag]
+def test_flags_that_name_special_files_are_refused(tmp_path, program, flag):
+    required = [f"--{name}=x" for name in REQUIRED.get(program, ()) if name != flag]
     for kind in ("FIFO", "socket", "device", "symbolic link loop"):
         path = tmp_path / f"{flag} {kind}"
         ODD_ENTRIES[kind](path)
         message = f"^{program.rpartition('.')[2]}.py: --{flag}={path} is a {kind}$"
-        assert_refused(message, program, *others, f"--{flag}={path}")
+        assert_refused(message, program, *required, f"--{flag}={path}")
     message = r"caf\\udce9.png has a name that is not UTF-8"
-    assert_refused(message, program, *others, f"--{flag}={tmp_path}/{NOT_UTF8}")
+    assert_refused(message, program, *required, f"--{flag}={tmp_path}/{NOT_UTF8}")

@@ -1,6 +1,7 @@
-"""SIGKILL at any system call leaves the old state or the new one, complete.
+"""SIGKILL at any system call leaves either the old or the new output, complete.
 
-In a process that has not used TensorFlow yet, for its threads do not survive a fork.
+Writers run in a process that has not used TensorFlow, whose threads do not survive a
+fork.
 """
 
 import os
@@ -24,7 +25,7 @@ from deeplab_tf.files import outputs
 pytestmark = pytest.mark.slow
 
 
-def content_of(folder):
+def read_files(folder):
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
@@ -58,40 +59,40 @@ def write_text(path, content):
     outputs.write_text(content * 1000, path)
 
 
-@pytest.mark.parametrize("has_earlier", [True, False])
+@pytest.mark.parametrize("has_old_output", [True, False])
 @pytest.mark.parametrize("write", [publish_folder, publish_file, write_text])
-def test_output_is_old_or_new(write, has_earlier, tmp_path):
+def test_output_is_old_or_new(write, has_old_output, tmp_path):
     require_strace()
-    place, states = tmp_path / "place", {}
-    path = str(place / "output")
+    folder, states = tmp_path / "place", {}
+    path = str(folder / "output")
     for content in ("old", "new"):
-        place.mkdir()
-        if content == "old" and not has_earlier:
+        folder.mkdir()
+        if content == "old" and not has_old_output:
             states[content] = {}
         else:
             write(path, content)
-            states[content] = content_of(place)
-        shutil.rmtree(place)
+            states[content] = read_files(folder)
+        shutil.rmtree(folder)
 
     def prepare():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir()
-        if has_earlier:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        if has_old_output:
             write(path, "old")
 
     def check(call):
-        found = {k: v for k, v in content_of(place).items() if not is_leftover(k)}
+        found = {k: v for k, v in read_files(folder).items() if not is_leftover(k)}
         assert found in states.values(), f"killed at {call}"
-        # The next run is not disturbed by what was left, and removes it.
+        # The next run works despite the leftovers, and removes them.
         write(path, "new")
-        assert content_of(place) == states["new"]
+        assert read_files(folder) == states["new"]
 
     kills = kill_at_every_call(lambda: write(path, "new"), prepare, check)
     print(f"{write.__name__}: {kills} kills")
     assert kills >= 5
 
 
-CONVERSIONS = """
+KILL_CONVERSIONS = """
 import pathlib, sys
 sys.path[:0] = ["tests", "tests/files"]
 import test_killed_writers
@@ -102,21 +103,27 @@ test_killed_writers.kill_conversions(pathlib.Path(sys.argv[1]), int(sys.argv[2])
 @pytest.mark.parametrize("shards_before", [0, 2, 3])
 def test_records_are_old_or_new(shards_before, tmp_path):
     require_strace()
-    arguments = [sys.executable, "-c", CONVERSIONS, str(tmp_path), str(shards_before)]
+    arguments = [
+        sys.executable,
+        "-c",
+        KILL_CONVERSIONS,
+        str(tmp_path),
+        str(shards_before),
+    ]
     subprocess.run(arguments, check=True)
 
 
-def make_pairs(folder):
+def write_pairs(folder):
     for i in range(5):
         for name, mode in (("photos", "RGB"), ("labels", "L")):
             (folder / f"{name}{i // 3}").mkdir(exist_ok=True)
-            picture = Image.fromarray(np.full((8, 8), i % 2, np.uint8)).convert(mode)
-            picture.save(folder / f"{name}{i // 3}/{i}.png")
+            image = Image.fromarray(np.full((8, 8), i % 2, np.uint8)).convert(mode)
+            image.save(folder / f"{name}{i // 3}/{i}.png")
     (folder / "classes.txt").write_text("cat\ndog\n")
 
 
-def images_there(out):
-    """Returns the shards' bytes as our readers find them, and the info's count."""
+def read_records(out):
+    """Returns the bytes of the shards and the split size, as readers find them."""
     if not out.exists() or "train" not in records.split_names(str(out)):
         return None
     paths = records.shard_paths(str(out), "train")
@@ -125,10 +132,10 @@ def images_there(out):
 
 
 def kill_conversions(folder, shards_before):
-    """Kills conversions of three images, with records of two others before them."""
-    # tqdm's own lock is shared with forks, and would stay locked after a killed one.
+    """Kills conversions of three images over records of two other images."""
+    # tqdm shares its lock with forks; a killed fork would leave it locked.
     tqdm.set_lock(threading.RLock())
-    make_pairs(folder)
+    write_pairs(folder)
     classes = class_list.read_class_list(epath.Path(folder / "classes.txt"), "pets")
     out = folder / "out"
 
@@ -149,12 +156,12 @@ def kill_conversions(folder, shards_before):
         prepare()
         if part is not None:
             convert(part, 3)
-        states.append(images_there(out))
+        states.append(read_records(out))
 
     def check(call):
-        assert images_there(out) in states, f"killed at {call}"
+        assert read_records(out) in states, f"killed at {call}"
         convert(0, 3)
-        assert images_there(out) == states[1]
+        assert read_records(out) == states[1]
         names = {path.name for path in out.iterdir()}
         shards = {f"train-{i:05d}-of-00003.tfrecord" for i in range(3)}
         extra = (

@@ -1,4 +1,4 @@
-"""The lock of a training folder: refused, stale, taken over, lost, released."""
+"""The lock of a training folder: refusal, stale locks, takeover and release."""
 
 import dataclasses
 import os
@@ -16,7 +16,7 @@ from deeplab_tf.files import lock_file, locks
 from deeplab_tf.files.lock_file import Owner
 from deeplab_tf.files.locks import TRAINING_LOCK, training_lock, verify_training_lock
 
-HOLD = """
+HOLD_LOCK = """
 import sys, time
 from deeplab_tf.files.locks import training_lock
 with training_lock(sys.argv[1]):
@@ -27,16 +27,16 @@ with training_lock(sys.argv[1]):
 
 
 @pytest.fixture(autouse=True)
-def _short_periods(monkeypatch):
+def _short_intervals(monkeypatch):
     monkeypatch.setattr(locks, "HEARTBEAT_SECS", 0.05)
     monkeypatch.setattr(locks, "SETTLE_SECS", 0.02)
 
 
 @pytest.fixture
-def other(tmp_path):
-    """Another process that holds `tmp_path`."""
+def other_process(tmp_path):
+    """Another process that holds the lock of `tmp_path`."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path],
+        [sys.executable, "-c", HOLD_LOCK, tmp_path],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
@@ -52,86 +52,86 @@ def without_flock(monkeypatch):
 
 
 def leave_lock(folder, **changes):
-    """Leaves a lock file as a process would that was killed; returns its owner."""
+    """Writes the lock file of a killed process; returns its owner."""
     owner = dataclasses.replace(Owner.this_process(), **changes)
     (folder / TRAINING_LOCK).write_bytes(owner.to_bytes())
     return owner
 
 
-def hold(folder):
+def acquire(folder):
     with training_lock(str(folder)):
         return Owner.from_bytes((folder / TRAINING_LOCK).read_bytes())
 
 
-ELSEWHERE = {"boot": "another", "host": "far"}
-# A process that ended; its id is larger than any that Linux gives.
-DEAD = {"pid": 1 << 30}
-# The id of a process that runs, but began at another time.
-REUSED = {"pid": os.getppid(), "started": "1"}
+OTHER_MACHINE = {"boot": "another", "host": "far"}
+# A process that ended; Linux assigns no ids this large.
+DEAD_PROCESS = {"pid": 1 << 30}
+# The id of a running process that started at another time.
+REUSED_PID = {"pid": os.getppid(), "started": "1"}
 
 
 @pytest.mark.parametrize("has_flock", [True, False])
-def test_a_second_process_is_refused_by_id_host_and_time(
-    has_flock, other, tmp_path, monkeypatch
+def test_second_process_is_refused_with_id_host_and_time(
+    has_flock, other_process, tmp_path, monkeypatch
 ):
     if not has_flock:
         monkeypatch.setattr(locks, "fcntl", None)
     owner = Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes())
     with pytest.raises(UserError) as error:
-        hold(tmp_path)
+        acquire(tmp_path)
     assert str(error.value) == (
         f"--train_logdir={tmp_path} is in use by another training (process "
-        f"{other.pid} on {owner.host}, since {owner.since}); stop that process or "
-        "give another --train_logdir"
+        f"{other_process.pid} on {owner.host}, since {owner.since}); stop that process "
+        "or give another --train_logdir"
     )
 
 
 @pytest.mark.parametrize("has_flock", [True, False])
-def test_the_lock_of_a_killed_process_is_taken_over_at_once(
-    has_flock, other, tmp_path, monkeypatch, capfd
+def test_lock_of_killed_process_is_taken_over_at_once(
+    has_flock, other_process, tmp_path, monkeypatch, capfd
 ):
     if not has_flock:
         monkeypatch.setattr(locks, "fcntl", None)
     monkeypatch.setattr(locks, "HEARTBEAT_SECS", 1000)  # nothing is watched
-    other.send_signal(signal.SIGKILL)
-    other.wait()
+    other_process.send_signal(signal.SIGKILL)
+    other_process.wait()
     assert (tmp_path / TRAINING_LOCK).exists()
-    assert hold(tmp_path).pid == os.getpid()
+    assert acquire(tmp_path).pid == os.getpid()
     assert not (tmp_path / TRAINING_LOCK).exists()
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("changes", [DEAD, REUSED, {}])
-def test_without_flock_a_dead_process_is_known_by_its_id(
+@pytest.mark.parametrize("changes", [DEAD_PROCESS, REUSED_PID, {}])
+def test_dead_process_is_recognized_without_flock(
     changes, without_flock, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(locks, "HEARTBEAT_SECS", 1000)
     leave_lock(tmp_path, **changes)
-    assert hold(tmp_path).pid == os.getpid()
+    assert acquire(tmp_path).pid == os.getpid()
 
 
 @pytest.mark.parametrize(
-    "changes", [ELSEWHERE, {"namespace": "pid:[1]"}, {"started": ""}]
+    "changes", [OTHER_MACHINE, {"namespace": "pid:[1]"}, {"started": ""}]
 )
-def test_without_flock_a_process_out_of_sight_is_watched(
+def test_invisible_process_is_watched_without_flock(
     changes, without_flock, tmp_path, capfd
 ):
     owner = leave_lock(tmp_path, **changes)
-    assert hold(tmp_path).pid == os.getpid()
+    assert acquire(tmp_path).pid == os.getpid()
     first, second = capfd.readouterr().err.splitlines()
     assert f"is locked by {owner}; watching" in first
     assert f"taking over the lock of {owner}" in second
 
 
-def test_flock_of_another_machine_does_not_count(tmp_path, capfd):
-    # As on a network disk that keeps locks within each machine.
-    leave_lock(tmp_path, **ELSEWHERE)
-    assert hold(tmp_path).pid == os.getpid()
+def test_flock_of_another_machine_is_ignored(tmp_path, capfd):
+    # As on a network disk where each machine has its own locks.
+    leave_lock(tmp_path, **OTHER_MACHINE)
+    assert acquire(tmp_path).pid == os.getpid()
     assert "taking over" in capfd.readouterr().err
 
 
-def during_the_watch(monkeypatch, action):
-    """Does something once the lock was read, between two looks at its heartbeat."""
+def run_while_watching(monkeypatch, action):
+    """Runs an action after the lock was read, between two checks of its heartbeat."""
     sleep, actions = time.sleep, [action]
 
     def act_then_sleep(seconds):
@@ -143,27 +143,27 @@ def during_the_watch(monkeypatch, action):
 
 
 @pytest.mark.parametrize("has_flock", [True, False])
-def test_a_heartbeat_of_another_machine_is_refused(has_flock, tmp_path, monkeypatch):
+def test_heartbeat_of_another_machine_is_refused(has_flock, tmp_path, monkeypatch):
     if not has_flock:
         monkeypatch.setattr(locks, "fcntl", None)
-    owner = leave_lock(tmp_path, **ELSEWHERE)
+    owner = leave_lock(tmp_path, **OTHER_MACHINE)
     later = dataclasses.replace(owner, beat=1).to_bytes()
     path = tmp_path / TRAINING_LOCK
-    during_the_watch(monkeypatch, lambda: path.write_bytes(later))
+    run_while_watching(monkeypatch, lambda: path.write_bytes(later))
     message = f"process {os.getpid()} on far, since"
     with pytest.raises(UserError, match=message):
-        hold(tmp_path)
+        acquire(tmp_path)
     assert path.read_bytes() == later
 
 
-def test_a_lock_released_while_it_is_watched_is_free(tmp_path, monkeypatch):
-    leave_lock(tmp_path, **ELSEWHERE)
-    during_the_watch(monkeypatch, (tmp_path / TRAINING_LOCK).unlink)
-    assert hold(tmp_path).pid == os.getpid()
+def test_lock_released_while_watched_is_acquired(tmp_path, monkeypatch):
+    leave_lock(tmp_path, **OTHER_MACHINE)
+    run_while_watching(monkeypatch, (tmp_path / TRAINING_LOCK).unlink)
+    assert acquire(tmp_path).pid == os.getpid()
 
 
 @pytest.mark.parametrize("folder", [None, "ram://test_locks/logs"])
-def test_the_holder_renews_the_lock(folder, tmp_path):
+def test_holder_renews_the_lock(folder, tmp_path):
     folder = folder or str(tmp_path)
     path = f"{folder}/{TRAINING_LOCK}"
     with training_lock(folder):
@@ -174,36 +174,36 @@ def test_the_holder_renews_the_lock(folder, tmp_path):
     assert lock_file.read(path) is None
 
 
-def test_a_remote_folder_is_locked_by_its_heartbeat():
+def test_remote_folder_is_locked_by_heartbeat():
     folder = "ram://test_locks/remote"
     path = f"{folder}/{TRAINING_LOCK}"
     with training_lock(folder):
         record = lock_file.read(path)
-        far = dataclasses.replace(Owner.from_bytes(record), token="x", **ELSEWHERE)
+        far = dataclasses.replace(Owner.from_bytes(record), token="x", **OTHER_MACHINE)
         lock_file.write(path, far.to_bytes())
         with pytest.raises(UserError, match=r"was taken over by process .* on far"):
             verify_training_lock(folder)
     assert Owner.from_bytes(lock_file.read(path)) == far
 
 
-def test_of_two_newcomers_without_flock_one_wins(without_flock, tmp_path, monkeypatch):
-    during_the_watch(monkeypatch, lambda: leave_lock(tmp_path, **ELSEWHERE))
+def test_one_of_two_processes_wins_without_flock(without_flock, tmp_path, monkeypatch):
+    run_while_watching(monkeypatch, lambda: leave_lock(tmp_path, **OTHER_MACHINE))
     with pytest.raises(UserError, match=r"in use by another training .* on far"):
-        hold(tmp_path)
+        acquire(tmp_path)
     assert Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes()).host == "far"
 
 
-def test_a_process_enters_its_own_lock_again(tmp_path):
+def test_lock_is_reentrant(tmp_path):
     with training_lock(str(tmp_path)):
         first = Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes())
-        assert hold(tmp_path).token == first.token
+        assert acquire(tmp_path).token == first.token
         verify_training_lock(str(tmp_path))
-    assert hold(tmp_path).token != first.token
+    assert acquire(tmp_path).token != first.token
     verify_training_lock(str(tmp_path))  # not held: nothing to check
 
 
 @pytest.mark.parametrize("is_recreated", [False, True])
-def test_a_folder_that_vanished_is_neither_locked_nor_recreated(is_recreated, tmp_path):
+def test_removed_folder_is_neither_locked_nor_recreated(is_recreated, tmp_path):
     folder = tmp_path / "logs"
     with training_lock(str(folder)):
         shutil.rmtree(folder)
@@ -211,14 +211,14 @@ def test_a_folder_that_vanished_is_neither_locked_nor_recreated(is_recreated, tm
             folder.mkdir()
         time.sleep(0.12)  # two heartbeats
         message = f"^--train_logdir={folder} was removed while this training ran; "
-        for check in (verify_training_lock, hold):
+        for check in (verify_training_lock, acquire):
             with pytest.raises(UserError, match=message):
-                check(folder if check is hold else str(folder))
+                check(folder if check is acquire else str(folder))
         assert folder.exists() == is_recreated
         assert not (folder / TRAINING_LOCK).exists()
 
 
-def test_a_lock_that_was_taken_over_is_left_alone(tmp_path):
+def test_lock_that_was_taken_over_is_kept(tmp_path):
     with training_lock(str(tmp_path)):
         other = leave_lock(tmp_path, token="other")
         time.sleep(0.12)
@@ -227,7 +227,7 @@ def test_a_lock_that_was_taken_over_is_left_alone(tmp_path):
     assert Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes()) == other
 
 
-def test_a_folder_made_for_the_lock_alone_is_removed(tmp_path):
+def test_folder_created_only_for_the_lock_is_removed(tmp_path):
     for content in ((), ("file",)):
         with training_lock(str(tmp_path / "a/b")):
             for name in content:
@@ -235,7 +235,7 @@ def test_a_folder_made_for_the_lock_alone_is_removed(tmp_path):
         assert (tmp_path / "a").exists() == bool(content)
 
 
-FORK = """
+FORK_WITH_LOCK = """
 import os, signal, sys, time
 from deeplab_tf.files.locks import training_lock
 with training_lock(sys.argv[1]):
@@ -246,9 +246,9 @@ with training_lock(sys.argv[1]):
 """
 
 
-def test_a_forked_process_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
+def test_fork_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-c", FORK, tmp_path],
+        [sys.executable, "-c", FORK_WITH_LOCK, tmp_path],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
@@ -258,12 +258,12 @@ def test_a_forked_process_does_not_keep_the_lock_of_a_killed_parent(tmp_path):
         assert process.wait(60) == -signal.SIGKILL
         assert (tmp_path / TRAINING_LOCK).exists()
         try:
-            assert hold(tmp_path).pid == os.getpid()
+            assert acquire(tmp_path).pid == os.getpid()
         finally:
             os.killpg(process.pid, signal.SIGKILL)  # the forked process, in its session
 
 
-LEAVE_FORKED = """
+EXIT_FORK = """
 import os, sys
 from deeplab_tf.files.locks import training_lock
 with training_lock(sys.argv[1]):
@@ -275,13 +275,13 @@ with training_lock(sys.argv[1]):
 """
 
 
-def test_a_forked_process_that_ends_leaves_the_lock(tmp_path):
-    listed = subprocess.check_output(
-        [sys.executable, "-c", LEAVE_FORKED, tmp_path],
+def test_fork_that_exits_does_not_release_the_lock(tmp_path):
+    output = subprocess.check_output(
+        [sys.executable, "-c", EXIT_FORK, tmp_path],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         text=True,
     )
-    assert listed == f"{[TRAINING_LOCK]}\n"
+    assert output == f"{[TRAINING_LOCK]}\n"
 
 
 def make_symlink(path):
@@ -298,26 +298,26 @@ def make_symlink(path):
         (os.mkdir, "cannot be locked: .*directory"),
     ],
 )
-def test_what_is_no_lock_is_refused_and_kept(make, message, tmp_path):
+def test_file_that_is_not_a_lock_is_refused_and_kept(make, message, tmp_path):
     make(tmp_path / TRAINING_LOCK)
     before = os.lstat(tmp_path / TRAINING_LOCK)
     with pytest.raises(UserError, match=message) as error:
-        hold(tmp_path)
+        acquire(tmp_path)
     assert "\n" not in str(error.value)
     assert os.path.samestat(before, os.lstat(tmp_path / TRAINING_LOCK))
     for path in tmp_path.iterdir():
         assert not path.is_file() or path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("left", [b"", bytes(1024)])
-def test_a_lock_that_lost_its_content_is_free(left, tmp_path):
-    (tmp_path / TRAINING_LOCK).write_bytes(left)
-    assert hold(tmp_path).pid == os.getpid()
+@pytest.mark.parametrize("content", [b"", bytes(1024)])
+def test_lock_without_content_is_acquired(content, tmp_path):
+    (tmp_path / TRAINING_LOCK).write_bytes(content)
+    assert acquire(tmp_path).pid == os.getpid()
 
 
 @pytest.mark.parametrize("folder", ["", "/proc/logs", "file/logs"])
-def test_a_folder_that_cannot_be_locked_is_refused(folder, tmp_path, monkeypatch):
+def test_folder_that_cannot_be_locked_is_refused(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"^--train_logdir(={folder} cannot| is empty)"):
-        hold(folder) if folder else training_lock("").__enter__()
+        acquire(folder) if folder else training_lock("").__enter__()

@@ -1,4 +1,4 @@
-"""What programs may replace, and that they replace it atomically."""
+"""Outputs replace only earlier outputs, and replace them atomically."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from deeplab_tf.files import outputs, scratch
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder with a current folder below it, each with a file of the user."""
+    """A home folder and the working folder in it, each with a user's file."""
     current = tmp_path / "home/current"
     current.mkdir(parents=True)
     (tmp_path / "home/thesis.tex").write_text("years of work")
@@ -26,8 +26,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def content_of(folder):
-    """Returns `{path: bytes}` of all files, the ledgers aside."""
+def read_files(folder):
+    """Returns `{path: bytes}` of all files except ledgers."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -47,13 +47,13 @@ def publish_folder(path, overwrite=False, **contents):
 @pytest.mark.parametrize(
     "path", ["", ".", "./", "..", "../..", "{home}", "{home}/", "/", "link", "up/.."]
 )
-def test_folders_that_hold_everything_are_never_replaced(path, overwrite, home):
+def test_home_root_and_parent_folders_are_never_replaced(path, overwrite, home):
     (home / "current/link").symlink_to(home)
     (home / "current/up").mkdir()
-    before = content_of(home)
+    before = read_files(home)
     with pytest.raises(UserError, match=r"path is empty|replaced entirely"):
         publish_folder(path.format(home=home), overwrite)
-    assert content_of(home) == before
+    assert read_files(home) == before
 
 
 def add_file(folder):
@@ -90,14 +90,14 @@ def test_only_an_unchanged_output_is_replaced(change, tmp_path):
     folder = tmp_path / "export"
     publish_folder(folder, **{"graph.pb": "old", "variables/index": "old"})
     publish_folder(folder, **{"graph.pb": "newer"})
-    assert set(content_of(folder)) == {"graph.pb"}
+    assert set(read_files(folder)) == {"graph.pb"}
     change(folder)
-    before = content_of(tmp_path)
+    before = read_files(tmp_path)
     with pytest.raises(UserError, match=r"export holds .*, which is not our earlier"):
         publish_folder(folder)
-    assert content_of(tmp_path) == before
+    assert read_files(tmp_path) == before
     publish_folder(folder, overwrite=True)
-    assert content_of(folder) == {"graph.pb": b"new"}
+    assert read_files(folder) == {"graph.pb": b"new"}
     assert (tmp_path / "graph.pb").exists() == (change is replace_by_link)
 
 
@@ -109,7 +109,7 @@ def test_ledger_can_be_checked_with_sha256sum(tmp_path):
     publish_folder(tmp_path / "export")
 
 
-def test_empty_folder_and_link_to_an_output_are_replaced(tmp_path):
+def test_empty_folder_and_link_to_output_are_replaced(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "current").symlink_to("3")
     for content in ("first", "second"):
@@ -131,7 +131,7 @@ def make_loop(path):
     path.symlink_to(path.name)
 
 
-KINDS = {
+FOREIGN_FILES = {
     "text": (make_text, "is not our earlier output"),
     "folder": (os.mkdir, "is not an ordinary file"),
     "fifo": (os.mkfifo, "is not an ordinary file"),
@@ -140,10 +140,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_files_are_not_replaced(kind, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # the path of a socket is short
-    make, message = KINDS[kind]
+@pytest.mark.parametrize("kind", FOREIGN_FILES)
+def test_foreign_files_are_not_replaced(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # socket paths must be short
+    make, message = FOREIGN_FILES[kind]
     make(pathlib.Path("a.json"))
     before = os.lstat("a.json")
     for attempt in (
@@ -160,7 +160,7 @@ def test_other_files_are_not_replaced(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["{}", "ram://files"])
-def test_own_file_is_replaced_until_somebody_edits_it(folder, tmp_path):
+def test_own_file_is_replaced_unless_edited(folder, tmp_path):
     path = f"{folder.format(tmp_path)}/metrics.json"
     outputs.claim(folder.format(tmp_path), ["metrics.json"])
     for text in ("first", "second"):
@@ -182,11 +182,11 @@ def test_inputs_are_never_replaced(overwrite, tmp_path):
             outputs.claim(str(tmp_path), ["a_label.png"], overwrite, inputs)
 
 
-def test_ledger_that_was_cut_short_is_continued(tmp_path):
+def test_truncated_ledger_is_continued(tmp_path):
     path, ledger = tmp_path / "a.json", tmp_path / outputs.LEDGER
     outputs.write_text("first", str(path))
     for content in ("second", "third"):
-        # As on a disk that became full; the line that follows is its own.
+        # As on a full disk; the next entry must start a new line.
         ledger.write_text(ledger.read_text() + "0123456789abcdef")
         outputs.write_text(content, str(path))
         assert outputs.is_ours(str(path))
@@ -214,11 +214,11 @@ def test_ledger_that_is_a_link_is_not_followed(tmp_path):
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_folder_is_replaced_where_folders_cannot_be_exchanged(tmp_path, monkeypatch):
+def test_folder_is_replaced_without_atomic_exchange(tmp_path, monkeypatch):
     monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
     for content in ("first", "second"):
         publish_folder(tmp_path / "export", **{"graph.pb": content})
-    assert content_of(tmp_path) == {"export/graph.pb": b"second"}
+    assert read_files(tmp_path) == {"export/graph.pb": b"second"}
 
     def fail(source, target):
         if target == str(tmp_path / "export"):
@@ -231,11 +231,11 @@ def test_folder_is_replaced_where_folders_cannot_be_exchanged(tmp_path, monkeypa
         publish_folder(tmp_path / "export")
     assert not (tmp_path / "export").exists()
     scratch.remove_leftovers(str(tmp_path))
-    assert content_of(tmp_path) == {"export/graph.pb": b"second"}
+    assert read_files(tmp_path) == {"export/graph.pb": b"second"}
 
 
-# The standard library alone, for `files` needs TensorFlow: the processes are many.
-KILLED = textwrap.dedent(
+# Loads only `scratch`, because `files` imports TensorFlow, which is slow.
+CREATE_SCRATCH = textwrap.dedent(
     """
     import sys, os, importlib.util
     spec = importlib.util.spec_from_file_location("scratch", sys.argv[1])
@@ -249,16 +249,16 @@ KILLED = textwrap.dedent(
 
 
 def start_writer(folder):
-    """Starts a process that has a scratch folder; returns it and the folder."""
-    command = [sys.executable, "-c", KILLED, scratch.__file__, str(folder)]
+    """Starts a process with a scratch folder; returns the process and the folder."""
+    command = [sys.executable, "-c", CREATE_SCRATCH, scratch.__file__, str(folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, **pipes)
     return process, pathlib.Path(process.stdout.readline().strip())
 
 
-def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
+def test_only_leftovers_of_killed_processes_are_removed(tmp_path):
     (tmp_path / ".deeplab_tf-of-mine").mkdir()
-    alive, its_folder = start_writer(tmp_path)
+    running, its_folder = start_writer(tmp_path)
     killed, leftover = start_writer(tmp_path)
     with killed:
         killed.kill()
@@ -266,6 +266,6 @@ def test_leftovers_of_killed_processes_alone_are_removed(tmp_path):
     publish_folder(tmp_path / "export")
     assert its_folder.is_dir()
     assert not leftover.exists()
-    with alive:
-        alive.stdin.write("\n")
+    with running:
+        running.stdin.write("\n")
     assert sorted(os.listdir(tmp_path)) == [".deeplab_tf-of-mine", "export"]

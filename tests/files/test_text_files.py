@@ -1,4 +1,4 @@
-"""Every text file that is read: damaged, hostile or wrong, it is refused in a line."""
+"""Damaged, hostile and invalid text files are refused with a one-line error."""
 
 import collections
 import copy
@@ -17,8 +17,8 @@ from deeplab_tf.checkpoints import tf1
 from deeplab_tf.errors import UserError
 
 
-def outcome(kind, folder, capsys):
-    """Returns what is read, and a warning or an error."""
+def read_file(kind, folder, capsys):
+    """Returns the value read, and the warning or error message."""
     tf1._warn.cache_clear()
     capsys.readouterr()
     try:
@@ -29,8 +29,8 @@ def outcome(kind, folder, capsys):
 
 
 def assert_refused(kind, folder, capsys, reason=""):
-    value, message = outcome(kind, folder, capsys)
-    # A manifest that is ignored costs time only.
+    value, message = read_file(kind, folder, capsys)
+    # An invalid manifest is ignored with a warning.
     assert not value
     assert "\n" not in message.removesuffix("\n")
     assert os.path.basename(kind) in message
@@ -38,24 +38,22 @@ def assert_refused(kind, folder, capsys, reason=""):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_valid_file_is_read(kind, tmp_path, capsys):
+def test_valid_file_is_read(kind, tmp_path, capsys):
     KINDS[kind].write(tmp_path)
-    value, message = outcome(kind, tmp_path, capsys)
+    value, message = read_file(kind, tmp_path, capsys)
     assert value and not message
 
 
 @pytest.mark.parametrize("kind", ["dataset_info.json", "classes.txt", "names.txt"])
-def test_a_byte_order_mark_and_other_ends_of_lines_change_nothing(
-    kind, tmp_path, capsys
-):
+def test_byte_order_mark_and_crlf_are_ignored(kind, tmp_path, capsys):
     KINDS[kind].write(tmp_path)
-    expected = outcome(kind, tmp_path, capsys)
+    expected = read_file(kind, tmp_path, capsys)
     KINDS[kind].write(tmp_path, "\ufeff" + KINDS[kind].text.replace("\n", "\r\n"))
-    assert outcome(kind, tmp_path, capsys) == expected
+    assert read_file(kind, tmp_path, capsys) == expected
 
 
-# Of any kind.
-TEXTS = {
+# Invalid in every kind of file.
+INVALID_TEXTS = {
     "not UTF-8": (b'{"a": "\xe4"}', r"UTF-8 \(byte 0x(e4|ff)\)|damaged"),
     "UTF-16": ('{"a": 1}'.encode("utf-16"), r"UTF-8 \(byte 0xff\)"),
     "NUL": (b"\0" * 9, "control|Expecting value|damaged"),
@@ -64,16 +62,16 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("content", TEXTS)
+@pytest.mark.parametrize("content", INVALID_TEXTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_not_text_is_refused(kind, content, tmp_path, capsys):
-    content, reason = TEXTS[content]
+def test_invalid_text_is_refused(kind, content, tmp_path, capsys):
+    content, reason = INVALID_TEXTS[content]
     KINDS[kind].write(tmp_path, content)
     assert_refused(kind, tmp_path, capsys, reason)
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "export.json"])
-def test_a_huge_file_is_refused_before_it_is_read(kind, tmp_path, capsys):
+def test_huge_file_is_refused_before_reading(kind, tmp_path, capsys):
     KINDS[kind].write(tmp_path)
     os.truncate(tmp_path / kind, 1 << 40)
     assert_refused(kind, tmp_path, capsys, "has 1,099,511,627,776 bytes")
@@ -81,7 +79,7 @@ def test_a_huge_file_is_refused_before_it_is_read(kind, tmp_path, capsys):
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "export.json"])
-def test_a_folder_or_a_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
+def test_folder_or_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
     KINDS[kind].write(tmp_path)
     (tmp_path / kind).unlink()
     make(tmp_path / kind)
@@ -90,41 +88,41 @@ def test_a_folder_or_a_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
     )
 
 
-SYNTAX = {
+INVALID_JSON = {
     "empty": ("", "is empty"),
     "blank": (" \n\t", "is empty"),
-    "a list": ("[]", "must be (a JSON|an) object"),
-    "a number": ("3", "must be (a JSON|an) object"),
+    "list": ("[]", "must be (a JSON|an) object"),
+    "number": ("3", "must be (a JSON|an) object"),
     "null": ("null", "must be (a JSON|an) object"),
-    "cut": ('{"a": [1, ', "column 11: Expecting value|must have"),
+    "truncated": ('{"a": [1, ', "column 11: Expecting value|must have"),
     "NaN": ('{"a": NaN}', "NaN is not a number"),
     "infinity": ('{"a": -Infinity}', "-Infinity is not a number"),
     "overflow": ('{"a": 1e999}', "the number 1e999 is too large"),
     "5,000 digits": (f'{{"a": {"9" * 5000}}}', "column 7: a number with too many"),
     "5,000 decimals": (f'{{"a": 0.{"9" * 5000}}}', "column 9: a number with too many"),
-    "surrogate": (r'{"a": "\ud800"}', r"column 8: \\ud800 is half of a surrogate"),
-    "other half": (r'{"a": "\uDFFF\ud83d"}', r"column 8: \\uDFFF is half"),
+    "high surrogate": (r'{"a": "\ud800"}', r"column 8: \\ud800 is half of a surrogate"),
+    "low surrogate": (r'{"a": "\uDFFF\ud83d"}', r"column 8: \\uDFFF is half"),
     "nested": ("[" * 100_000, "nested too deeply"),
     "nested objects": ('{"a":' * 100_000, "nested too deeply"),
-    "twice": ('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" occurs twice'),
+    "duplicate key": ('{"a": 1, "b": {"c": 1, "c": 1}}', 'the key "c" occurs twice'),
     "raw newline": ('{"a": "b\nc"}', "Invalid control character|Unterminated"),
     "single quotes": ("{'a': 1}", "column 2: Expecting property name"),
     "unknown key": ('{"nonsense": 1}', 'unknown key "nonsense"|nonsense|step'),
 }
 
 
-@pytest.mark.parametrize("content", SYNTAX)
+@pytest.mark.parametrize("content", INVALID_JSON)
 @pytest.mark.parametrize("kind", [*text_kinds.JSON, "history.jsonl"])
-def test_other_json_is_refused_with_its_place(kind, content, tmp_path, capsys):
-    content, reason = SYNTAX[content]
+def test_invalid_json_is_refused_with_its_position(kind, content, tmp_path, capsys):
+    content, reason = INVALID_JSON[content]
     KINDS[kind].write(tmp_path, content)
     assert_refused(kind, tmp_path, capsys, reason)
 
 
 MANY = [f"class {i}" for i in range(256)]
 SHARD = "shards.train-00001-of-00002.tfrecord"
-# File, key path, value and what is said of it; `...` removes the key.
-VALUES = [
+# File, key path, value and pattern of the error; `...` removes the key.
+INVALID_VALUES = [
     ("dataset_info.json", "name", ..., '"name" is missing'),
     ("dataset_info.json", "name", None, "name must be a string; received null"),
     ("dataset_info.json", "name", "a\nb", "name has the control character U\\+000A"),
@@ -203,25 +201,27 @@ VALUES = [
 ]
 
 
-def with_value(values, path, value):
+def set_value(values, path, value):
     """Changes the value at a key path of parsed JSON."""
-    parts, place = path.split("."), values
+    keys, parent = path.split("."), values
     if path.startswith("shards."):
-        parts = ["shards", SHARD.partition(".")[2], *path[len(SHARD) + 1 :].split(".")]
-    keys = [int(part) if part.isdigit() else part for part in parts]
+        keys = ["shards", SHARD.partition(".")[2], *path[len(SHARD) + 1 :].split(".")]
+    keys = [int(part) if part.isdigit() else part for part in keys]
     for key in keys[:-1]:
-        place = place[key]
+        parent = parent[key]
     if value is ...:
-        del place[keys[-1]]
+        del parent[keys[-1]]
     else:
-        place[keys[-1]] = value
+        parent[keys[-1]] = value
     return values
 
 
-@pytest.mark.parametrize(("kind", "path", "value", "reason"), VALUES)
-def test_wrong_values_are_refused_by_key(kind, path, value, reason, tmp_path, capsys):
-    values = with_value(json.loads(KINDS[kind].text), path, value)
-    # With the checksum it is damage, without it a person's mistake.
+@pytest.mark.parametrize(("kind", "path", "value", "reason"), INVALID_VALUES)
+def test_invalid_values_are_refused_with_their_key(
+    kind, path, value, reason, tmp_path, capsys
+):
+    values = set_value(json.loads(KINDS[kind].text), path, value)
+    # A wrong checksum is reported first, as damage.
     KINDS[kind].write(tmp_path, json.dumps(values))
     assert_refused(kind, tmp_path, capsys, "changed after deeplab_tf wrote it|too many")
     del values["checksum"]
@@ -230,17 +230,17 @@ def test_wrong_values_are_refused_by_key(kind, path, value, reason, tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", text_kinds.JSON)
-def test_a_change_is_accepted_once_its_checksum_is_gone(kind, tmp_path, capsys):
+def test_edited_file_is_accepted_without_its_checksum(kind, tmp_path, capsys):
     values = json.loads(KINDS[kind].text)
     assert next(iter(values)) == "checksum"
     for checksum in (None, "", 7, "sha256:0123456789abcdef", values["checksum"] + "0"):
         KINDS[kind].write(tmp_path, json.dumps(values | {"checksum": checksum}))
         assert_refused(kind, tmp_path, capsys, 'delete its "checksum" entry')
     KINDS[kind].write(tmp_path)
-    expected = outcome(kind, tmp_path, capsys)
+    expected = read_file(kind, tmp_path, capsys)
     del values["checksum"]
     KINDS[kind].write(tmp_path, json.dumps(values))
-    assert outcome(kind, tmp_path, capsys) == expected
+    assert read_file(kind, tmp_path, capsys) == expected
 
 
 @pytest.mark.parametrize(
@@ -256,38 +256,38 @@ def test_a_change_is_accepted_once_its_checksum_is_gone(kind, tmp_path, capsys):
         ("".join(f"c{i}\n" for i in range(256)), "has 256 classes"),
     ],
 )
-def test_bad_class_lists_are_refused(text, reason, tmp_path, capsys):
+def test_invalid_class_lists_are_refused(text, reason, tmp_path, capsys):
     KINDS["classes.txt"].write(tmp_path, text)
     assert_refused("classes.txt", tmp_path, capsys, reason)
 
 
-# ---- Mutations of texts, on top of those of bytes.
+# ---- Mutations of text, in addition to those of bytes.
 
 
-def lines_of(content):
+def split_lines(content):
     return content.splitlines(keepends=True)
 
 
-def line_doubled(content, rng):
-    lines = lines_of(content)
+def duplicate_line(content, rng):
+    lines = split_lines(content)
     lines.insert(rng.randrange(len(lines) + 1), rng.choice(lines))
     return b"".join(lines)
 
 
-def line_lost(content, rng):
-    lines = lines_of(content)
+def remove_line(content, rng):
+    lines = split_lines(content)
     del lines[rng.randrange(len(lines))]
     return b"".join(lines)
 
 
-def lines_swapped(content, rng):
-    lines = lines_of(content)
+def swap_lines(content, rng):
+    lines = split_lines(content)
     i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
     lines[i], lines[j] = lines[j], lines[i]
     return b"".join(lines)
 
 
-_HOSTILE = (
+_HOSTILE_TEXTS = (
     *("NaN", "-Infinity", "1e999", "9" * 400, "true", "null", "[", "{", "}", '"'),
     *(
         "\\ud800",
@@ -307,18 +307,18 @@ _HOSTILE = (
 )
 
 
-def inserted(content, rng):
-    place = rng.randrange(len(content) + 1)
-    return content[:place] + rng.choice(_HOSTILE).encode() + content[place:]
+def insert_text(content, rng):
+    position = rng.randrange(len(content) + 1)
+    return content[:position] + rng.choice(_HOSTILE_TEXTS).encode() + content[position:]
 
 
-def replaced(content, rng):
-    place = rng.randrange(len(content))
-    end = min(len(content), place + rng.randint(1, 12))
-    return content[:place] + rng.choice(_HOSTILE).encode() + content[end:]
+def replace_text(content, rng):
+    position = rng.randrange(len(content))
+    end = min(len(content), position + rng.randint(1, 12))
+    return content[:position] + rng.choice(_HOSTILE_TEXTS).encode() + content[end:]
 
 
-def digit_changed(content, rng):
+def change_digit(content, rng):
     digits = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
     content = bytearray(content)
     if digits:
@@ -326,8 +326,8 @@ def digit_changed(content, rng):
     return bytes(content)
 
 
-def words_swapped(content, rng):
-    """Swaps two words: keys, values, or one of each."""
+def swap_words(content, rng):
+    """Swaps two words, which may be keys or values."""
     words = list(re.finditer(rb'"[^"\n]*"|[\w.+-]+', content))
     first, second = sorted(rng.sample(range(len(words)), 2))
     a, b = words[first], words[second]
@@ -335,28 +335,36 @@ def words_swapped(content, rng):
     return b"".join((*parts, content[b.end() :]))
 
 
-def gap_at_checksum(content, rng):
-    """Loses the checksum and some of what follows."""
+def remove_checksum(content, rng):
+    """Removes the checksum and some of the content after it."""
     start = content.find(b'"checksum"')
     start = rng.randrange(len(content)) if start < 0 else start - rng.randrange(3)
     return content[:start] + content[rng.randrange(start, len(content)) :]
 
 
-def other_spelling(content, rng):
-    """Changes spaces, which mean nothing in JSON."""
+def change_spaces(content, rng):
+    """Adds spaces, which JSON ignores."""
     return content.replace(rng.choice((b" ", b"\n", b",")), rng.choice((b"  ", b", ")))
 
 
 MUTATIONS = (
     *mutations.BYTES,
-    *(line_doubled, line_lost, lines_swapped, inserted, inserted, replaced, replaced),
-    *(digit_changed, digit_changed, words_swapped, words_swapped, gap_at_checksum),
-    other_spelling,
+    *(
+        duplicate_line,
+        remove_line,
+        swap_lines,
+        insert_text,
+        insert_text,
+        replace_text,
+        replace_text,
+    ),
+    *(change_digit, change_digit, swap_words, swap_words, remove_checksum),
+    change_spaces,
 )
 
 
 def is_class_list(classes):
-    """Whether a list of classes is one that labels can have."""
+    """Checks that classes are valid: 1 to 255 unique names and colours."""
     names, colors = classes.info.class_names, classes.info.colors
     return (
         1 <= len(names) <= 255
@@ -366,48 +374,50 @@ def is_class_list(classes):
     )
 
 
-def is_words(words):
+def is_list_of_words(words):
     return all(word.split() == [word] for word in words)
 
 
-def verdict(kind, value, message, expected):
-    """Returns "same", "refused" or "another", of a list that people write."""
+def classify_result(kind, value, message, expected):
+    """Returns "same", "refused" or, for files without a checksum, "changed"."""
     assert "\n" not in message.removesuffix("\n"), message
     if value == expected and not message:
         return "same"
     if message:
         assert os.path.basename(kind) in message
-        # Another checkpoint is not taken in silence.
+        # Only a checkpoint state may be read despite a warning.
         assert kind == "checkpoint" or not value, (value, message)
         return "refused"
     assert not KINDS[kind].is_sealed, f"{kind} was read as {value}"
-    assert is_class_list(value) if kind == "classes.txt" else is_words(value)
-    return "another"
+    assert is_class_list(value) if kind == "classes.txt" else is_list_of_words(value)
+    return "changed"
 
 
 def mutate_all(count, folder, capsys, seed):
-    """Returns how often each kind was the same, refused or another."""
+    """Returns counts of "same", "refused" and "changed" for each kind of file."""
     counts = collections.defaultdict(collections.Counter)
     rng = random.Random(seed)
     expected = {}
     for name, kind in KINDS.items():
         kind.write(folder / name.replace("/", "_"))
-        expected[name] = outcome(name, folder / name.replace("/", "_"), capsys)[0]
+        expected[name] = read_file(name, folder / name.replace("/", "_"), capsys)[0]
     for i in range(count):
         name = list(KINDS)[i % len(KINDS)]
-        place = folder / name.replace("/", "_")
+        kind_folder = folder / name.replace("/", "_")
         change = rng.choice(MUTATIONS)
         content = change(KINDS[name].text.encode(), rng)
-        KINDS[name].write(place, content)
+        KINDS[name].write(kind_folder, content)
         try:
-            found = outcome(name, place, capsys)
-            counts[name][verdict(name, *found, copy.deepcopy(expected[name]))] += 1
+            found = read_file(name, kind_folder, capsys)
+            counts[name][
+                classify_result(name, *found, copy.deepcopy(expected[name]))
+            ] += 1
         except Exception as error:
             raise AssertionError(f"{i}: {change.__name__} {content!r}") from error
     return counts
 
 
-def test_some_mutated_files_are_read_identically_or_refused(tmp_path, capsys):
+def test_200_mutated_files_are_read_identically_or_refused(tmp_path, capsys):
     counts = mutate_all(200, tmp_path, capsys, seed=1)
     assert all(counter["refused"] for counter in counts.values())
 

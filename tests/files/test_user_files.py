@@ -1,7 +1,7 @@
-"""No program deletes or replaces a file that it did not write: all programs, refused.
+"""No program deletes or replaces a file that it did not write.
 
-Each situation is a command line and files of the user in its way. The refusal comes
-before the long work, which is why models and records may be missing here.
+Each case is a command line and a user's file in the way of its output. Programs refuse
+before any slow work, so that models and records may be missing here.
 """
 
 import os
@@ -40,9 +40,9 @@ FOLDER = (
 )
 VOC = ("deeplab_tf.programs.convert.voc2012", "--voc_root={voc}", "--output_dir=out")
 
-# Command line; the file of the user; what the refusal says.
+# Command line, file of the user and pattern of the error message.
 FOREIGN = "not our earlier output"
-SITUATIONS = [
+CASES = [
     (*case, message)
     for message, cases in {
         "export_path is empty": [((*EXPORT, "--export_path="), "a.txt")],
@@ -103,14 +103,14 @@ def checkpoint(tiny_model, tmp_path_factory):
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A home folder with a project, the current folder, of photographs and masks."""
+    """A home folder; its project of images and masks is the working folder."""
     project = tmp_path / "home/project"
     for name in ("photos", "labels"):
         (project / name).mkdir(parents=True)
     for name in ("a", "b"):
-        picture = np.full((8, 8), len(name), np.uint8)
-        Image.fromarray(picture).convert("RGB").save(project / f"photos/{name}.png")
-        Image.fromarray(0 * picture).save(project / f"labels/{name}.png")
+        pixels = np.full((8, 8), len(name), np.uint8)
+        Image.fromarray(pixels).convert("RGB").save(project / f"photos/{name}.png")
+        Image.fromarray(0 * pixels).save(project / f"labels/{name}.png")
     (project / "classes.txt").write_text("cat\ndog\n")
     (project / "link").symlink_to(tmp_path / "home")
     (project / "link_to_out").symlink_to("out")
@@ -120,8 +120,8 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def state_of(folder):
-    """Returns what every path below a folder is, and holds; ledgers are ours."""
+def read_tree(folder):
+    """Returns the content of every file and the target of every link in a folder."""
     return {
         str(path): path.read_bytes() if path.is_file() else os.readlink(path)
         for path in sorted(folder.rglob("*"))
@@ -137,10 +137,10 @@ def make_video(path):
 
 @pytest.mark.parametrize(
     ("command", "path", "message"),
-    SITUATIONS,
-    ids=[f"{command[0]}-{path}-{i}" for i, (command, path, _) in enumerate(SITUATIONS)],
+    CASES,
+    ids=[f"{command[0]}-{path}-{i}" for i, (command, path, _) in enumerate(CASES)],
 )
-def test_file_of_the_user_stays(
+def test_file_of_the_user_is_kept(
     command, path, message, home, checkpoint, tiny_records, tiny_voc
 ):
     video = str(home / "drive.mp4")
@@ -150,8 +150,8 @@ def test_file_of_the_user_stays(
     pathlib.Path(path).write_text("years of work")
     values = {"records": tiny_records, "voc": tiny_voc, "home": home, "video": video}
     module, *arguments = (x.format(model=checkpoint, **values) for x in command)
-    before = state_of(home)
-    with pytest.raises(SystemExit, match=message) as ended:
+    before = read_tree(home)
+    with pytest.raises(SystemExit, match=message) as error:
         run(module, *arguments)
-    assert "\n" not in str(ended.value.code)
-    assert state_of(home) == before
+    assert "\n" not in str(error.value.code)
+    assert read_tree(home) == before
