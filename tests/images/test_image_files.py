@@ -1,4 +1,4 @@
-"""Images are read alike for records and for prediction, whatever they are."""
+"""Images are read alike for records and for prediction."""
 
 import numpy as np
 import pytest
@@ -22,59 +22,59 @@ NOT_UTF8 = "caf\udce9.png"
 
 
 @pytest.fixture
-def gallery(tmp_path):
+def image_folder(tmp_path):
     for name in ("a", "b"):
         save_image(tmp_path / f"photos/{name}.png")
     return tmp_path / "photos"
 
 
 @pytest.mark.parametrize("pattern", ["", "/*", "/*.png"])
-def test_predict_skips_what_it_lists(gallery, capfd, odd, pattern):
+def test_special_files_in_a_folder_are_skipped(image_folder, capfd, odd, pattern):
     kind, make = odd
-    make(gallery / "x.png")
-    where = f"{gallery}{pattern}"
-    assert find_images(where) == [f"{gallery}/a.png", f"{gallery}/b.png"]
+    make(image_folder / "x.png")
+    where = f"{image_folder}{pattern}"
+    assert find_images(where) == [f"{image_folder}/a.png", f"{image_folder}/b.png"]
     assert_skipped(capfd, f"skipped 1 of 3 entries of {where}: x.png ({kind})")
 
 
 @pytest.mark.parametrize("pattern", ["", "/*.png"])
-def test_predict_skips_names_that_tensorflow_cannot_open(gallery, capfd, pattern):
-    Image.new("RGB", (3, 3)).save(gallery / NOT_UTF8)
-    assert len(find_images(f"{gallery}{pattern}")) == 2
+def test_names_that_are_not_utf8_are_skipped(image_folder, capfd, pattern):
+    Image.new("RGB", (3, 3)).save(image_folder / NOT_UTF8)
+    assert len(find_images(f"{image_folder}{pattern}")) == 2
     assert_skipped(capfd, r"caf\udce9.png (name not UTF-8)")
 
 
-def test_predict_refuses_what_is_named(gallery, odd):
+def test_special_files_given_by_name_are_refused(image_folder, odd):
     kind, make = odd
     if kind == "directory":
         pytest.skip("its images are listed")
-    path = gallery / "x.png"
+    path = image_folder / "x.png"
     make(path)
-    (gallery / "list.txt").write_text("a x")
+    (image_folder / "list.txt").write_text("a x")
     message = f"^{path} is a {kind}; a file is needed$"
     with pytest.raises(UserError, match=message):
         find_images(str(path))
     with pytest.raises(UserError, match=message):
-        find_images(str(gallery), str(gallery / "list.txt"))
+        find_images(str(image_folder), str(image_folder / "list.txt"))
     for read in (check_image, read_image):
         with pytest.raises(UserError, match=message):
             read(str(path))
 
 
-def test_a_list_that_is_not_a_file_is_refused(gallery, odd):
+def test_list_that_is_not_a_file_is_refused(image_folder, odd):
     kind, make = odd
-    make(gallery / "list.txt")
+    make(image_folder / "list.txt")
     with pytest.raises(UserError, match=rf"list.txt is a {kind}; a file is needed$"):
-        find_images(str(gallery), str(gallery / "list.txt"))
+        find_images(str(image_folder), str(image_folder / "list.txt"))
 
 
-def test_a_name_without_room_for_the_outputs_is_refused(gallery):
+def test_name_too_long_for_the_outputs_is_refused(image_folder):
     # "_overlay.png" has 12 bytes, so that 243 are left.
-    (gallery / ("x" * 243 + ".png")).touch()
-    assert len(find_images(str(gallery))) == 3
-    (gallery / ("x" * 244 + ".png")).touch()
+    (image_folder / ("x" * 243 + ".png")).touch()
+    assert len(find_images(str(image_folder))) == 3
+    (image_folder / ("x" * 244 + ".png")).touch()
     with pytest.raises(UserError, match=r"\*_overlay.png, has 256 bytes; at most 255"):
-        find_images(str(gallery))
+        find_images(str(image_folder))
 
 
 def test_videos_that_are_not_files_are_refused(tmp_path, odd):
@@ -105,53 +105,53 @@ def save_mode(path, mode):
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "RGB", "RGBA", "P", "MPO", "CMYK", 1, 2, 4]
 )
-def test_predict_reads_the_pixels_of_the_record(tmp_path, mode):
+def test_prediction_and_records_have_the_same_pixels(tmp_path, mode):
     path = tmp_path / "photos/a.png"
     path.parent.mkdir()
     save_mode(path, mode)
     save_label(tmp_path / "masks/a.png", np.ones((20, 31)))
-    places = (str(tmp_path / name) for name in ("photos", "masks"))
-    folder.convert(*places, ClassList(INFO), str(tmp_path / "out"))
+    folders = (str(tmp_path / name) for name in ("photos", "masks"))
+    folder.convert(*folders, ClassList(INFO), str(tmp_path / "out"))
     (shard,) = records.shard_paths(str(tmp_path / "out"), "train")
     (record,) = tf.data.TFRecordDataset(shard)
-    trained = decoding.decode_image(records.parse(record)[0])
-    np.testing.assert_array_equal(read_image(str(path)), trained)
+    expected = decoding.decode_image(records.parse(record)[0])
+    np.testing.assert_array_equal(read_image(str(path)), expected)
 
 
-def save_deep(path, high):
-    deep = noise(20, 31, 3, dtype=np.uint16, high=high)
-    path.write_bytes(tf.io.encode_png(deep).numpy())
-    return deep
+def save_16_bit_png(path, high):
+    pixels = noise(20, 31, 3, dtype=np.uint16, high=high)
+    path.write_bytes(tf.io.encode_png(pixels).numpy())
+    return pixels
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg"])
-def test_deep_images_are_refused_as_by_the_converters(tmp_path, suffix):
+def test_16_bit_images_are_refused_by_all_readers(tmp_path, suffix):
     path = tmp_path / f"deep{suffix}"
-    deep = save_deep(path, 1 << 16)
+    pixels = save_16_bit_png(path, 1 << 16)
     for read in (
         lambda path: image_files.read_encoded(path, INFO),
         *(check_image, read_image),
     ):
         with pytest.raises(
-            UserError, match=rf"value {deep.max()}, but max_value is 25"
+            UserError, match=rf"value {pixels.max()}, but max_value is 25"
         ):
             read(str(path))
 
 
-def test_deep_images_of_small_values_are_read_as_by_the_converters(tmp_path):
+def test_16_bit_images_with_small_values_are_read(tmp_path):
     path = tmp_path / "a.png"
-    deep = save_deep(path, 256)
+    pixels = save_16_bit_png(path, 256)
     check_image(str(path))
     # Not the upper bytes, which are 0.
-    np.testing.assert_array_equal(read_image(str(path)), deep)
-    encoded_ = image_files.read_encoded(path, INFO).content
-    np.testing.assert_array_equal(decoding.decode_image(encoded_), deep)
+    np.testing.assert_array_equal(read_image(str(path)), pixels)
+    content = image_files.read_encoded(path, INFO).content
+    np.testing.assert_array_equal(decoding.decode_image(content), pixels)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        # Pillow itself refuses the first two, and would read the others.
+        # Pillow itself refuses the first two, but not the last two.
         (promising_png(30_000, 30_000), "has too many pixels; at most 134,217,728 are"),
         (promising_jpeg(30_000, 30_000), "has too many pixels; at most 134,217,728 a"),
         (promising_png(12_000, 12_000), "has 12000x12000 pixels; at most 134,217,728"),
@@ -169,7 +169,9 @@ def test_deep_images_of_small_values_are_read_as_by_the_converters(tmp_path):
         ),
     ],
 )
-def test_headers_that_promise_too_much_are_refused(tmp_path, content, message, read):
+def test_images_with_huge_sizes_in_the_header_are_refused(
+    tmp_path, content, message, read
+):
     path = tmp_path / "bomb.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path} {message}"):
@@ -177,14 +179,14 @@ def test_headers_that_promise_too_much_are_refused(tmp_path, content, message, r
 
 
 @pytest.mark.parametrize("read", [image_files.read_index_label])
-def test_labels_that_promise_too_much_are_refused(tmp_path, read):
+def test_labels_with_huge_sizes_in_the_header_are_refused(tmp_path, read):
     path = tmp_path / "bomb.png"
     path.write_bytes(promising_png(12_000, 12_000))
     with pytest.raises(UserError, match=r"has 12000x12000 pixels; at most 134,217,728"):
         read(path)
 
 
-def test_a_tiff_that_promises_too_much_is_refused(tmp_path):
+def test_tiff_with_a_huge_size_in_the_header_is_refused(tmp_path):
     tifffile = pytest.importorskip("tifffile")
     path = tmp_path / "bomb.tif"
     tifffile.imwrite(path, noise(4, 5, 3), photometric="rgb")
@@ -196,7 +198,7 @@ def test_a_tiff_that_promises_too_much_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("header", ["{'descr': '|u1', " + "(" * 5000, "x" * 100, "{("])
-def test_a_broken_array_header_is_told(tmp_path, header):
+def test_broken_npy_header_is_refused(tmp_path, header):
     path = tmp_path / "a.npy"
     head = header.encode()
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)

@@ -1,4 +1,4 @@
-"""Photographs are found, bounded, decoded and turned upright."""
+"""Images are found, checked, decoded and rotated upright."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def noise(height, width):
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_photographs_are_turned_upright(tmp_path, orientation, suffix):
+def test_images_are_rotated_upright(tmp_path, orientation, suffix):
     path = tmp_path / f"photo.{suffix}"
     exif = Image.Exif()
     if orientation is not None:
@@ -34,25 +34,25 @@ def test_photographs_are_turned_upright(tmp_path, orientation, suffix):
     assert image.flags.c_contiguous and image.dtype == np.uint8
 
 
-def test_two_pictures_in_one_jpeg_are_read_as_the_first(tmp_path):
+def test_first_image_of_a_multi_picture_jpeg_is_read(tmp_path):
     path = tmp_path / "phone.jpg"
     noise(20, 31).save(path, "MPO", save_all=True, append_images=[noise(5, 8)])
-    with Image.open(path) as picture:
-        assert picture.format == "MPO"
+    with Image.open(path) as image:
+        assert image.format == "MPO"
     expected = tf.io.decode_jpeg(path.read_bytes())
     np.testing.assert_array_equal(read_image(str(path)), expected)
 
 
 def write_text(path):
-    path.write_text("no picture at all")
+    path.write_text("not an image file")
 
 
-def cut_jpeg(path):
+def save_truncated_jpeg(path):
     noise(40, 40).save(path, "JPEG")
     path.write_bytes(path.read_bytes()[:-300])
 
 
-def cut_png(path):
+def save_truncated_png(path):
     noise(40, 40).save(path, "PNG")
     path.write_bytes(path.read_bytes()[:-300])
 
@@ -61,7 +61,7 @@ def save_gif(path):
     noise(40, 40).save(path, "GIF")
 
 
-def empty(path):
+def make_empty(path):
     path.touch()
 
 
@@ -69,13 +69,13 @@ def empty(path):
     ("make", "message"),
     [
         (write_text, "is broken: its 17 bytes are not an image"),
-        (empty, "is broken: it is empty"),
-        (cut_jpeg, "is broken: .*truncated"),
-        (cut_png, "is broken: .*truncated"),
+        (make_empty, "is broken: it is empty"),
+        (save_truncated_jpeg, "is broken: .*truncated"),
+        (save_truncated_png, "is broken: .*truncated"),
         (save_gif, "is GIF; images must be JPEG or PNG"),
     ],
 )
-def test_a_bad_file_is_named_in_one_line(tmp_path, capfd, make, message):
+def test_invalid_file_is_refused_in_one_line(tmp_path, capfd, make, message):
     path = tmp_path / "photo.jpg"
     make(path)
     with pytest.raises(UserError, match=f"^{path} {message}") as error:
@@ -85,7 +85,7 @@ def test_a_bad_file_is_named_in_one_line(tmp_path, capfd, make, message):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_the_size_is_bounded_before_decoding(tmp_path, monkeypatch, suffix):
+def test_image_size_is_checked_before_decoding(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"photo.{suffix}"
     noise(40, 50).save(path)
     path.write_bytes(path.read_bytes()[:-300])
@@ -116,12 +116,12 @@ def test_images_are_found_by_folder_glob_and_name(folder, pattern, names):
 
 
 @pytest.mark.parametrize("pattern", ["/*.gif", "/notes.txt", "/nowhere/x.jpg"])
-def test_no_image_is_an_error(folder, pattern):
+def test_pattern_without_images_is_refused(folder, pattern):
     with pytest.raises(UserError, match=r"^.* matches no JPEG or PNG file"):
         find_images(f"{folder}{pattern}")
 
 
-def test_two_images_of_one_name_are_an_error(folder):
+def test_two_images_with_the_same_name_are_refused(folder):
     (folder / "a.jpg").touch()
     with pytest.raises(
         UserError, match=r"a\.jpg and .*a\.png would be written to the "
@@ -131,7 +131,7 @@ def test_two_images_of_one_name_are_an_error(folder):
 
 @pytest.fixture
 def image_list(folder):
-    """Writes a list of names and returns its path."""
+    """A function that writes a list of names and returns its path."""
 
     def write(content):
         path = folder / "list.txt"
@@ -141,11 +141,11 @@ def image_list(folder):
     return write
 
 
-def test_only_listed_images_are_taken(folder, image_list):
-    # Two of one name are no harm where it is not listed.
+def test_only_listed_images_are_used(folder, image_list):
+    # Two images with the same name are allowed if it is not listed.
     (folder / "b.png").touch()
-    listed = image_list(b"\xef\xbb\xbfc[1]\r\na\n")
-    paths = find_images(str(folder), listed)
+    path = image_list(b"\xef\xbb\xbfc[1]\r\na\n")
+    paths = find_images(str(folder), path)
     assert paths == [f"{folder}/a.png", f"{folder}/c[1].jpeg"]
 
 
@@ -160,6 +160,6 @@ def test_only_listed_images_are_taken(folder, image_list):
         (b"\xff\xfe", "list.txt: line 1 is not UTF-8"),
     ],
 )
-def test_a_bad_list_is_told(folder, image_list, content, message):
+def test_invalid_image_list_is_refused(folder, image_list, content, message):
     with pytest.raises(UserError, match=message):
         find_images(str(folder), image_list(content))
