@@ -1,4 +1,4 @@
-"""The golden cases: outputs of the official graph, and what it was given."""
+"""Golden cases: inputs, weights and outputs of the official graph."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ FOLDER = pathlib.Path(__file__).parent / "golden"
 
 
 def value(name: str, shape) -> np.ndarray:
-    """Returns the value that a variable of the official graph was given."""
+    """Returns the golden value of a variable, derived from its official name."""
     z = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(tuple(shape))
     scales = {
         "gamma": lambda: 1.0 + 0.1 * z,
@@ -23,8 +23,8 @@ def value(name: str, shape) -> np.ndarray:
     return scales.get(leaf, lambda: 0.1 * z)().astype(np.float32)
 
 
-def expanded(variables: dict) -> dict:
-    """Returns official name to shape; the files write a batch normalisation once."""
+def expand_names(variables: dict) -> dict:
+    """Expands each `BatchNorm` entry to its four variables; maps names to shapes."""
     leaves = ("gamma", "beta", "moving_mean", "moving_variance")
     return {
         full: shape
@@ -38,24 +38,26 @@ def expanded(variables: dict) -> dict:
 
 
 def manifest(name: str) -> dict[str, tuple[int, ...]]:
-    """Returns official name to shape of the variables of an official checkpoint."""
+    """Returns the variable shapes of an official checkpoint by name."""
     lines = (FOLDER / "manifests" / f"{name}.tsv").read_text().splitlines()
     rows = dict(line.split("\t") for line in lines)
-    return {n: tuple(map(int, shape.split(","))) for n, shape in expanded(rows).items()}
+    return {
+        n: tuple(map(int, shape.split(","))) for n, shape in expand_names(rows).items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
 class GoldenCase:
-    """One case: the JSON file's content and the arrays beside it."""
+    """A golden case: the content of its JSON file and its arrays."""
 
     content: dict
     arrays: dict
 
     @classmethod
     def load(cls, name: str) -> "GoldenCase":
-        """Returns a case by its file name."""
+        """Loads a case by its file name."""
         content = json.loads((FOLDER / f"{name}.json").read_text())
-        content["variables"] = expanded(content["variables"])
+        content["variables"] = expand_names(content["variables"])
         cell = content["flags"].get("dense_prediction_cell_json")
         if cell:
             content["flags"]["dense_prediction_cell_json"] = str(
@@ -70,11 +72,11 @@ class GoldenCase:
         return self.content["flags"]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Returns the values of all variables by their official names."""
+        """Returns the values of all variables by official name."""
         return {n: value(n, s) for n, s in self.content["variables"].items()}
 
     def images(self, batch: int = 1) -> np.ndarray:
-        """Returns the images that were fed, float32 0..255."""
+        """Returns the input images, float32 0..255."""
         key = f"images/{self.content['name']}".encode()
         random = np.random.RandomState(zlib.crc32(key))
         shape = (batch, *self.flags["crop_size"], 3)

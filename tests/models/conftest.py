@@ -1,14 +1,14 @@
 """Fixtures of the tests of models."""
 
 import pytest
-from plain_heads import strided_backbone
+from reference_heads import strided_backbone
 
 from deeplab_tf.models.backbones import BACKBONES
 
 
 @pytest.fixture(scope="module")
-def quick_backbone():
-    """Puts one layer in the place of fifty: the heads are tested here."""
+def stub_backbone():
+    """Replaces the backbone by one layer for tests of the heads."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKBONES, "mobilenet_v2", strided_backbone)
         yield

@@ -1,46 +1,44 @@
-"""ASPP, LR-ASPP and what is there without them, branch by branch."""
+"""ASPP, LR-ASPP and models without them, compared branch by branch."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from plain_heads import (
+from reference_heads import (
     LEVEL,
     assert_same,
     branches,
     build,
     conv,
-    decoded,
+    decode,
     features,
     hard_sigmoid,
     image_level,
-    image_level_of_windows,
     linear,
     logits,
-    projected,
+    project,
+    windowed_image_level,
 )
 
-from deeplab_tf.models.variables import (
-    dropout_seeds,
-)
+from deeplab_tf.models.variables import dropout_seeds
 
-pytestmark = pytest.mark.usefixtures("quick_backbone")
+pytestmark = pytest.mark.usefixtures("stub_backbone")
 
 
 SQUEEZE = {"aspp_with_squeeze_and_excitation": True}
 LITE = SQUEEZE | {"aspp_with_concat_projection": False, "atrous_rates": []}
 CONTEXTS = {
-    "complete": ({}, lambda x, w: projected([image_level(x, w), *branches(x, w)], w)),
+    "complete": ({}, lambda x, w: project([image_level(x, w), *branches(x, w)], w)),
     "windows": (
         {"image_pooling_crop_size": "33,49", "image_pooling_stride": "1,2"},
-        lambda x, w: projected([image_level_of_windows(x, w), *branches(x, w)], w),
+        lambda x, w: project([windowed_image_level(x, w), *branches(x, w)], w),
     ),
     "no_image_level": (
         {"add_image_level_feature": False},
-        lambda x, w: projected(branches(x, w), w),
+        lambda x, w: project(branches(x, w), w),
     ),
     "no_image_level_dense": (
         {"add_image_level_feature": False, "aspp_with_separable_conv": False},
-        lambda x, w: projected(branches(x, w, conv), w),
+        lambda x, w: project(branches(x, w, conv), w),
     ),
     "no_projection": (
         {"aspp_with_concat_projection": False},
@@ -52,18 +50,18 @@ CONTEXTS = {
     ),
     "gate": (
         SQUEEZE,
-        lambda x, w: projected(branches(x, w), w) * image_level(x, w, tf.sigmoid),
+        lambda x, w: project(branches(x, w), w) * image_level(x, w, tf.sigmoid),
     ),
     "hard_gate": (
         SQUEEZE | {"image_se_uses_qsigmoid": True},
-        lambda x, w: projected(branches(x, w), w) * image_level(x, w, hard_sigmoid),
+        lambda x, w: project(branches(x, w), w) * image_level(x, w, hard_sigmoid),
     ),
     "lite": (LITE, lambda x, w: conv(x, w, "aspp0") * image_level(x, w, tf.sigmoid)),
 }
 
 
 @pytest.mark.parametrize("name", CONTEXTS)
-def test_the_context_is_its_branches_one_by_one(name):
+def test_context_equals_reference_branches(name):
     flags, expected = CONTEXTS[name]
     model, w = build(**flags)
     (x,) = features(model)
@@ -75,7 +73,7 @@ def test_the_context_is_its_branches_one_by_one(name):
 @pytest.mark.parametrize(
     ("flags", "depths"),
     [
-        # 4 branches of 8 with the image level, else 3; logits see 8, or all of them.
+        # 4 branches of 8 with the image level, else 3; logits read 8 or all channels.
         ({}, {"image_pooling": 32, "concat_projection": 32, "logits/semantic": 8}),
         (
             {"add_image_level_feature": False},
@@ -85,25 +83,25 @@ def test_the_context_is_its_branches_one_by_one(name):
             {"aspp_with_concat_projection": False},
             {"image_pooling": 32, "logits/semantic": 32},
         ),
-        # The gate joins no branch: 24, not 32.
+        # The gate is not concatenated: 24, not 32.
         (SQUEEZE, {"image_pooling": 32, "concat_projection": 24, "logits/semantic": 8}),
         (LITE, {"image_pooling": 32, "logits/semantic": 8}),
     ],
 )
-def test_the_depths_of_the_context_tell_who_joined(flags, depths):
+def test_concatenated_depths_of_context(flags, depths):
     model, w = build(**flags)
-    others = ("backbone/", "aspp")
+    excluded = ("backbone/", "aspp")
     found = {
         name.removesuffix("/weights"): array.shape[2]
         for name, array in w.items()
-        if name.endswith("/weights") and not name.startswith(others)
+        if name.endswith("/weights") and not name.startswith(excluded)
     }
-    assert found == depths  # 32 channels come in
-    # The dropout goes with the projection.
+    assert found == depths  # the context has 32 input channels
+    # Dropout follows the projection.
     assert bool(dropout_seeds(model)) == ("concat_projection" in depths)
 
 
-def test_the_gate_has_a_bias_and_the_image_level_branch_a_normalisation():
+def test_gate_has_bias_and_image_level_branch_has_batch_norm():
     def image_pooling(**flags):
         return {n.split("/", 1)[1] for n in build(**flags)[1] if "image_pool" in n}
 
@@ -112,7 +110,7 @@ def test_the_gate_has_a_bias_and_the_image_level_branch_a_normalisation():
     assert image_pooling() == {"weights"} | {f"BatchNorm/{leaf}" for leaf in leaves}
 
 
-def summed_logits(x, w, rates):
+def sum_logits(x, w, rates):
     return sum(
         conv(x, w, "logits/semantic" + (f"_{i}" if i else ""), rate, linear)
         for i, rate in enumerate(rates)
@@ -122,9 +120,7 @@ def summed_logits(x, w, rates):
 @pytest.mark.parametrize(
     ("rates", "kernel_size", "count"), [([2, 3], 3, 2), ([1, 2, 4], 1, 3), ([], 1, 1)]
 )
-def test_without_an_aspp_the_logits_are_the_sum_of_one_convolution_per_rate(
-    rates, kernel_size, count
-):
+def test_logits_without_aspp_sum_one_convolution_per_rate(rates, kernel_size, count):
     model, w = build(
         aspp_with_batch_norm=False, atrous_rates=rates, logits_kernel_size=kernel_size
     )
@@ -134,14 +130,14 @@ def test_without_an_aspp_the_logits_are_the_sum_of_one_convolution_per_rate(
         f"{s}/weights": (kernel_size, kernel_size, 32, 3) for s in scopes
     } | {f"{s}/biases": (3,) for s in scopes}
     (x,) = features(model)
-    assert_same(logits(model), summed_logits(x, w, rates or [1]))
+    assert_same(logits(model), sum_logits(x, w, rates or [1]))
 
 
-def test_without_an_aspp_the_decoder_takes_the_backbone():
+def test_decoder_without_aspp_reads_backbone():
     model, w = build(
         aspp_with_batch_norm=False, logits_kernel_size=3, decoder_output_stride=4
     )
     x, low = features(model)
     assert w["decoder/decoder_conv0_depthwise/depthwise_weights"].shape[2] == 32 + 48
-    x = decoded(x, [low], w, [LEVEL])
-    assert_same(logits(model), summed_logits(x, w, (2, 3)))
+    x = decode(x, [low], w, [LEVEL])
+    assert_same(logits(model), sum_logits(x, w, (2, 3)))

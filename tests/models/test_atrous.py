@@ -1,4 +1,4 @@
-"""The output stride: strides become rates, and features stay where they were."""
+"""The output stride: strides become rates and features keep their positions."""
 
 import keras
 import numpy as np
@@ -16,7 +16,7 @@ from deeplab_tf.models.variables import official_variables
 NOMINAL = [2, 1, *(2, 1), *(2, 1, 1), *(2, 1, 1, 1), *(1, 1, 1), *(2, 1, 1), 1]
 STEPS = {
     32: [(stride, 1) for stride in NOMINAL],
-    # Layer 15 loses its stride, the following three get rate 2.
+    # Layer 15 loses its stride, the next three get rate 2.
     16: [(stride, 1) for stride in NOMINAL[:14]] + [(1, 1)] + 3 * [(1, 2)],
     # Layer 8 loses its stride, 9 to 15 get rate 2; so does 15, then rate 4.
     8: [(s, 1) for s in NOMINAL[:7]] + [(1, 1)] + 7 * [(1, 2)] + 3 * [(1, 4)],
@@ -24,20 +24,20 @@ STEPS = {
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_strides_and_rates_are_the_official_ones(output_stride):
+def test_strides_and_rates_equal_official_ones(output_stride):
     assert list(strides_and_rates(NOMINAL, output_stride)) == STEPS[output_stride]
 
 
-def test_a_unit_without_its_stride_keeps_the_rate_before_it():
+def test_unit_that_loses_its_stride_keeps_previous_rate():
     # Xception counts from its second unit: block1..3, middle, exit1, exit2 at 8 / 2.
     steps = strides_and_rates([2, 2, 2, 1, 2, 1], 4)
     assert list(steps) == [(2, 1), (2, 1), (1, 1), (1, 2), (1, 2), (1, 4)]
 
 
-def narrow(backbone):
-    """Returns a network of the same strides and rates, for which widths do not matter.
+def narrow_network(backbone):
+    """Returns a narrower network with the same strides and rates.
 
-    MobileNets have a multiplier.
+    MobileNets use their depth multiplier instead.
     """
     network = config.BACKBONES[backbone].network
     if isinstance(network, ResNet):
@@ -51,18 +51,18 @@ def narrow(backbone):
     return network
 
 
-def features_at(strides, backbone, **options):
-    """Returns models of high-level features by stride, of equal weights."""
+def build_feature_models(strides, backbone, **options):
+    """Returns models of high-level features by stride, with equal weights."""
     models = {}
     for stride in strides:
         image = keras.Input((None, None, 3))
-        options["network"] = narrow(backbone)
+        options["network"] = narrow_network(backbone)
         features = BACKBONES[backbone](image, stride, **options)
         models[stride] = keras.Model(image, features["high_level"])
-    first, *others = models.values()
+    first, *rest = models.values()
     for name, variable in official_variables(first).items():
         variable.assign(value(name, variable.shape))
-    for model in others:
+    for model in rest:
         for source, variable in zip(first.variables, model.variables, strict=True):
             assert source.shape == variable.shape
             variable.assign(source)
@@ -75,7 +75,7 @@ def random_images(sizes):
 
 
 def assert_consistent(features):
-    """Checks that features of finer strides hold those of coarser ones.
+    """Asserts that subsampled fine features equal the coarser ones.
 
     Args:
         features: Output stride -> `[1, height, width, channels]`.
@@ -95,20 +95,18 @@ ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
     ("backbone", "options", "sizes"),
     [
         # The SAME padding of its strided convolutions forbids even sizes. MobileNetV3
-        # squeezes and excites, so that every cell depends on all others.
+        # squeezes and excites, so that every cell depends on every other cell.
         ("mobilenet_v2", {"depth_multiplier": 0.25}, [ODD]),
-        # A fused block of EdgeTPU keeps its stride, so that 8 is its least.
+        # A fused block of EdgeTPU keeps its stride, so 8 is its minimum.
         ("mobilenet_edgetpu", {"depth_multiplier": 0.25}, [ODD]),
         ("xception_41", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
         ("resnet_v1_18", {"multi_grid": (1, 2)}, [ODD, EVEN]),
         ("resnet_v1_50_beta", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
     ],
 )
-def test_features_of_a_smaller_stride_contain_those_of_a_larger(
-    backbone, options, sizes
-):
+def test_finer_features_contain_coarser_ones(backbone, options, sizes):
     strides = (8, 16, 32) if backbone == "mobilenet_edgetpu" else (4, 8, 16, 32)
-    models = features_at(strides, backbone, **options)
+    models = build_feature_models(strides, backbone, **options)
     for image in random_images(sizes):
         features = {stride: np.array(model(image)) for stride, model in models.items()}
         for stride, dense in features.items():
@@ -117,10 +115,10 @@ def test_features_of_a_smaller_stride_contain_those_of_a_larger(
         assert_consistent(features)
 
 
-def test_a_cascade_of_a_smaller_stride_contains_one_of_a_larger():
+def test_finer_cascade_contains_coarser_one():
     options = {"cascade_blocks": 3, "multi_grid": (1, 2)}
     strides = (8, 16, 32, 64, 128, 256)
-    models = features_at(strides, "resnet_v1_18", **options)
+    models = build_feature_models(strides, "resnet_v1_18", **options)
     for image in random_images([(129, 65), (96, 128)]):
         features = {stride: np.array(model(image)) for stride, model in models.items()}
         assert features[256].shape[1:3] == tuple(-(-n // 256) for n in image.shape[1:3])

@@ -16,7 +16,7 @@ from deeplab_tf.models.variables import official_variables
 
 # (stride of the last unit, rate) of block1 to block7 (DeepLabv3, Fig. 3): until the
 # features are coarse enough blocks end with their stride (Fig. 3a); the strides lost
-# from there on double the rates of the blocks behind (Fig. 3b).
+# from there on double the rates of the blocks after them (Fig. 3b).
 STRIDED = (2, 1)
 STEPS = {
     8: [STRIDED, (1, 1), (1, 2), (1, 4), (1, 8), (1, 16), (1, 32)],
@@ -29,15 +29,15 @@ STEPS = {
 UNITS = (3, 4, 6, 3, 3, 3, 3)  # of ResNet-50
 
 
-def described(backbone="resnet_v1_50_beta", **options):
-    """Returns a model of a 257x513 image whose variables never get values."""
+def build_features(backbone="resnet_v1_50_beta", **options):
+    """Builds a model for 257x513 images without initialising its variables."""
     with keras.StatelessScope(initialize_variables=False):
         image = keras.Input((257, 513, 3))
         return keras.Model(image, BACKBONES[backbone](image, **options))
 
 
 def unit_layers(model, name):
-    """Returns `{(block, unit): layer}` of the layers of one name."""
+    """Returns the layers with a given name as `{(block, unit): layer}`."""
     layers = {}
     for layer in model.layers:
         found = re.fullmatch(rf".*\.block(\d)\.unit_(\d)\..*\.{name}", layer.name)
@@ -48,8 +48,8 @@ def unit_layers(model, name):
 
 @pytest.mark.parametrize("grid", [(), (1, 2, 1)])
 @pytest.mark.parametrize("output_stride", STEPS)
-def test_every_unit_has_the_stride_and_rate_of_figure_3(output_stride, grid):
-    model = described(
+def test_strides_and_rates_of_figure_3(output_stride, grid):
+    model = build_features(
         output_stride=output_stride,
         multi_grid=grid,
         cascade_blocks=3,
@@ -67,14 +67,14 @@ def test_every_unit_has_the_stride_and_rate_of_figure_3(output_stride, grid):
         for unit, layer in unit_layers(model, "conv2").items()
     }
     assert found == expected
-    # 1x1 convolutions neither stride nor look around, but for strided shortcuts.
+    # 1x1 convolutions have neither strides nor rates, except strided shortcuts.
     for name in ("conv1", "conv3"):
         ones = unit_layers(model, name).values()
         assert {x.strides + x.dilation_rate for x in ones} == {(1, 1, 1, 1)}
 
 
-def test_the_grid_of_figure_3b_multiplies_the_rates_of_every_replica():
-    model = described(output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3)
+def test_multi_grid_multiplies_rates_of_replicas():
+    model = build_features(output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3)
     convolutions = unit_layers(model, "conv2")
     rates = [
         tuple(convolutions[block, unit].dilation_rate[0] for unit in (1, 2, 3))
@@ -89,13 +89,11 @@ def test_the_grid_of_figure_3b_multiplies_the_rates_of_every_replica():
     # ceil(257 / stride) x ceil(513 / stride)
     [(8, (33, 65)), (16, (17, 33)), (64, (5, 9)), (128, (3, 5)), (256, (2, 3))],
 )
-def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
-    output_stride, cells
-):
-    model = described(output_stride=output_stride, cascade_blocks=3)
+def test_feature_sizes_follow_output_stride(output_stride, cells):
+    model = build_features(output_stride=output_stride, cascade_blocks=3)
     shapes = {key: x.shape[1:] for key, x in model.output.items()}
     assert shapes["high_level"] == (*cells, 2048)
-    # What a decoder takes stays what it was: of block1 (65 x 129 cells) to block3.
+    # The decoder's inputs do not change: block1 (65 x 129 cells) to block3.
     assert {key: shapes[key][-1] for key in shapes} == {
         "high_level": 2048,
         **{4: 256, 8: 512, 16: 1024},
@@ -103,8 +101,8 @@ def test_the_features_have_as_many_cells_as_the_output_stride_leaves(
     assert shapes[4] == (65, 129, 256)
 
 
-def test_replicas_are_named_and_ordered_behind_block4():
-    model = described(output_stride=16, cascade_blocks=3)
+def test_replicas_are_named_and_ordered_after_block4():
+    model = build_features(output_stride=16, cascade_blocks=3)
     scopes = []
     for name in official_variables(model):
         scope = "/".join(name.split("/")[1:3])
@@ -115,8 +113,8 @@ def test_replicas_are_named_and_ordered_behind_block4():
     assert scopes == expected
 
 
-def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
-    model = described(output_stride=16, cascade_blocks=3)
+def test_replica_has_kernels_of_block4_without_shortcut():
+    model = build_features(output_stride=16, cascade_blocks=3)
 
     def kernels(block):
         prefix = f"resnet_v1_50/block{block}/"
@@ -128,7 +126,7 @@ def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
 
     first = "unit_1/bottleneck_v1/"
     block4 = kernels(4)
-    # block4 widens 1024 to 2048 channels; behind it nothing is left to widen.
+    # block4 widens 1024 to 2048 channels; its replicas keep 2048.
     assert block4.pop(f"{first}shortcut/weights") == (1, 1, 1024, 2048)
     assert block4.pop(f"{first}conv1/weights") == (1, 1, 1024, 512)
     for block in (5, 6, 7):
@@ -137,9 +135,9 @@ def test_a_replica_has_the_kernels_of_block4_but_no_shortcut_of_its_own():
         assert replica == block4
 
 
-def test_a_grid_in_a_strided_unit_is_sampled_from_the_dense_convolution():
-    # No backend has stride and rate at once.
-    model = described(output_stride=64, multi_grid=(1, 2, 4), cascade_blocks=1)
+def test_strided_unit_with_multi_grid_subsamples_dense_output():
+    # No backend supports strides and rates together.
+    model = build_features(output_stride=64, multi_grid=(1, 2, 4), cascade_blocks=1)
     last = unit_layers(model, "conv2")[4, 3]
     assert (last.strides, last.dilation_rate) == ((1, 1), (4, 4))
     assert unit_layers(model, "conv2.subsample")[4, 3].strides == (2, 2)
@@ -148,7 +146,7 @@ def test_a_grid_in_a_strided_unit_is_sampled_from_the_dense_convolution():
     assert model.output["high_level"].shape[1:] == (5, 9, 2048)
 
 
-def test_only_the_last_of_the_cascaded_blocks_has_no_stride():
+def test_only_last_cascaded_block_has_no_stride():
     blocks = (Block(64, 3, 2), Block(512, 5, 1))
     assert replicate_last_block(blocks, 0) == blocks
     assert replicate_last_block(blocks, 2) == (
@@ -158,8 +156,8 @@ def test_only_the_last_of_the_cascaded_blocks_has_no_stride():
     )
 
 
-def test_the_small_network_has_its_replicas_too():
-    model = described(
+def test_cascade_of_resnet_18():
+    model = build_features(
         "resnet_v1_18_beta", output_stride=16, multi_grid=(1, 2), cascade_blocks=2
     )
     for name in ("conv1", "conv2"):  # both are 3x3 and atrous
@@ -204,12 +202,12 @@ NO_HEADS = {
         ),
     ],
 )
-def test_an_impossible_cascade_is_refused(options, message):
+def test_invalid_cascade_is_refused(options, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(**{"backbone": "resnet_v1_50_beta"} | NO_HEADS | options)
 
 
-def test_a_cascade_changes_its_output_stride_within_its_own_bounds():
+def test_cascade_limits_output_stride_changes():
     config = ModelConfig("resnet_v1_18_beta", cascade_blocks=2, **NO_HEADS)
     assert config.at_output_stride(128).output_stride == 128
     with pytest.raises(UserError, match="256 needs cascade_blocks=3"):
@@ -222,7 +220,7 @@ def test_a_cascade_changes_its_output_stride_within_its_own_bounds():
         aspp.at_output_stride(64)
 
 
-def test_an_aspp_looks_at_the_last_replica():
+def test_aspp_reads_last_replica():
     config = ModelConfig(
         "resnet_v1_18_beta",
         num_classes=2,
@@ -241,7 +239,7 @@ def test_an_aspp_looks_at_the_last_replica():
     backbone, x = model.get_layer("backbone"), model.get_layer("normalize")(image)
     before = np.array(model(image))
     assert backbone(x).shape == (1, 3, 4, 512) and before.shape == (1, 33, 49, 2)
-    # Without its residuals block5 hands on what block4 gave.
+    # Without residuals block5 returns the output of block4.
     for name, variable in variables.items():
         residual = "block5" in name and "conv2/BatchNorm/" in name
         if residual and name.endswith(("gamma", "beta")):

@@ -1,4 +1,4 @@
-"""Multiply-adds against the papers' columns, and exactly."""
+"""Multiply-adds compared with published figures and exact counts."""
 
 import concurrent.futures
 import re
@@ -34,40 +34,40 @@ CITYSCAPES_ZOO = [
 def billions(name, convention):
     preset = PRESETS[name]
     protocol = preset.evaluation
-    views = (protocol.eval_scales, protocol.add_flipped_images)
+    options = (protocol.eval_scales, protocol.add_flipped_images)
     size = protocol.eval_crop_size
-    return multiply_adds(preset.eval_model, size, convention, *views) / 1e9
+    return multiply_adds(preset.eval_model, size, convention, *options) / 1e9
 
 
-def test_the_papers_have_28_figures():
-    # Pretraining does not change the cost.
+def test_papers_have_28_figures():
+    # Models that differ in pre-training alone have the same cost.
     assert len({PRESETS[name].published.multiply_adds for name in PAPER}) == 28
 
 
-# Each multi-scale figure takes six networks.
+# Each multi-scale figure needs six networks.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * n.count("_ms")) for n in PAPER],
 )
-def test_the_papers_figures_are_those_of_the_profiler(name):
+def test_profiler_counts_equal_published_figures(name):
     published = PRESETS[name].published.multiply_adds
     tolerance = 0.016 if name in ERRATA else 1.7e-4
     assert billions(name, "profiler") == pytest.approx(published, rel=tolerance)
 
 
-def test_the_outlier_is_what_the_other_rows_of_its_table_imply():
+def test_erratum_follows_from_other_rows_of_its_table():
     for name in ERRATA:
         assert billions(name, "profiler") == pytest.approx(102.78, abs=0.005)
-    # One scale of the multi-scale row: 898.69 less the other five.
-    several = PRESETS["deeplabv3plus_table3_train16_eval16_decoder_ms"]
-    others = multiply_adds(
-        several.eval_model, (513, 513), "tf1", (0.5, 0.75, 1.25, 1.5, 1.75)
+    # One scale of the multi-scale row: 898.69 minus the other five.
+    multi_scale = PRESETS["deeplabv3plus_table3_train16_eval16_decoder_ms"]
+    rest = multiply_adds(
+        multi_scale.eval_model, (513, 513), "tf1", (0.5, 0.75, 1.25, 1.5, 1.75)
     )
-    assert 898.69 - others / 1e9 == pytest.approx(102.78, abs=0.5)
+    assert 898.69 - rest / 1e9 == pytest.approx(102.78, abs=0.5)
 
 
 @pytest.mark.parametrize("name", [*VOC_ZOO, *CITYSCAPES_ZOO])
-def test_the_figures_of_the_zoo_come_out_to_what_was_printed_of_them(name):
+def test_profiler_counts_equal_zoo_figures(name):
     published = PRESETS[name].published.multiply_adds
     # "0.88" and "2.84" are printed to 1 %; see the reference of the DeepLab zoo.
     assert billions(name, "profiler") == pytest.approx(published, rel=5e-4, abs=0.02)
@@ -121,7 +121,7 @@ QUICK = ("resnet_v1_101_beta", "xception_65")
     "backbone",
     [pytest.param(b, marks=[pytest.mark.slow] * (b not in QUICK)) for b in EXACT],
 )
-def test_exact_counts_to_the_last_digit(backbone):
+def test_exact_counts(backbone):
     counts = tuple(
         tuple(round(multiply_adds(m) / 1e9, 2) for m in models(backbone, stride))
         for stride in (32, 16, 8)
@@ -129,10 +129,10 @@ def test_exact_counts_to_the_last_digit(backbone):
     assert counts == EXACT[backbone]
 
 
-def test_exact_counts_of_the_parts():
+def test_exact_counts_of_parts():
     plain, dense, separable = (multiply_adds(m) for m in models("xception_65", 16))
-    # 129 x 129 x (256 x 48 + 9 x 304 x 256 + 9 x 256 x 256), less that the logits
-    # move from 33 x 33 to 129 x 129 cells.
+    # 129 x 129 x (256 x 48 + 9 x 304 x 256 + 9 x 256 x 256); the logits move from
+    # 33 x 33 to 129 x 129 cells.
     logits = (129 * 129 - 33 * 33) * 256 * 21
     decoder = 129 * 129 * (256 * 48 + 9 * 304 * 256 + 9 * 256 * 256)
     assert decoder == 21_675_368_448
@@ -144,12 +144,12 @@ def test_exact_counts_of_the_parts():
     assert round((beta - root) / 1e9, 3) == 7.138
 
 
-def test_multi_grid_costs_nothing_but_in_tf1():
+def test_multi_grid_is_free_except_in_tf1():
     plain = ModelConfig("resnet_v1_50_beta")
     grid = ModelConfig("resnet_v1_50_beta", multi_grid=(1, 2, 4))
     assert multiply_adds(plain) == multiply_adds(grid)
-    # block4 runs at rates 2, 4, 8 instead of 2, 2, 2 on 33 x 33 cells, of which TF1
-    # made 34, 36 and 40: its 3x3 convolutions are 512 to 512.
+    # block4 runs at rates 2, 4, 8 instead of 2, 2, 2 on 33 x 33 cells, which TF1
+    # pads to 34, 36 and 40: its 3x3 convolutions are 512 to 512.
     cells = (34**2 + 36**2 + 40**2) - 3 * 34**2
     more = multiply_adds(grid, convention="tf1") - multiply_adds(
         plain, convention="tf1"
@@ -157,7 +157,7 @@ def test_multi_grid_costs_nothing_but_in_tf1():
     assert more == 9 * 512 * 512 * cells
 
 
-def test_every_scale_counts_and_a_flip_doubles():
+def test_scales_add_up_and_flipping_doubles_cost():
     config = ModelConfig(depth_multiplier=0.1)
     sizes = ((33, 49), (65, 97))
     single = [multiply_adds(config, size) for size in sizes]
@@ -173,13 +173,13 @@ def test_every_scale_counts_and_a_flip_doubles():
         (ModelConfig(image_pyramid=(0.5, 1.0)), "exact", "image_pyramid"),
     ],
 )
-def test_what_cannot_be_counted_is_refused(config, convention, message):
+def test_uncountable_model_is_refused(config, convention, message):
     with pytest.raises(UserError, match=message):
         multiply_adds(config, convention=convention)
 
 
 @pytest.mark.slow
-def test_the_program_prints_every_published_figure():
+def test_program_prints_published_figures():
     command = [sys.executable, "-m", "deeplab_tf.models.complexity"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = printed.splitlines()
@@ -188,17 +188,17 @@ def test_the_program_prints_every_published_figure():
     assert printed == table() + "\n"
 
 
-def test_counting_leaves_no_variables_to_be_given_values(monkeypatch):
+def test_counting_leaves_no_uninitialised_variables(monkeypatch):
     def refuse(*_, **__):
-        raise AssertionError("a variable of a model that was counted is given a value")
+        raise AssertionError("a variable of a counted model was initialised")
 
-    def count_and_end_a_scope():
-        # Another size than those that were counted already, and are kept.
+    def count_in_scope():
+        # A size that is not cached yet.
         multiply_adds(ModelConfig("mobilenet_v2", depth_multiplier=0.35), (43, 47))
         monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", refuse)
         with keras.StatelessScope():
             pass
 
-    # In a thread of its own, where no other test has left any.
+    # A new thread has no uninitialised variables of other tests.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        thread.submit(count_and_end_a_scope).result()
+        thread.submit(count_in_scope).result()

@@ -5,20 +5,20 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from plain_heads import (
+from reference_heads import (
     LEVEL,
     assert_same,
     branches,
     build,
-    decoded,
+    decode,
     features,
     image_level,
     linear,
     logits,
-    projected,
+    project,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_backbone")
+pytestmark = pytest.mark.usefixtures("stub_backbone")
 
 
 DENSE = {"decoder_use_separable_conv": False}
@@ -63,7 +63,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_decoder_is_its_levels_one_by_one(name):
+def test_decoder_equals_reference_levels(name):
     flags, levels = DECODERS[name]
     model, w = build(**{"decoder_output_stride": 4} | flags)
     scopes = {
@@ -76,7 +76,7 @@ def test_the_decoder_is_its_levels_one_by_one(name):
     x, *low_level = features(model)
     context = model.get_layer("context")(x)
     act = linear if "logits" in name else tf.nn.relu
-    output = decoded(context, low_level, w, levels, "sum" in name, act)
+    output = decode(context, low_level, w, levels, "sum" in name, act)
     assert np.std(output) > 0.1
     assert_same(model.get_layer("decoder")([context, *low_level]), output)
     if "logits" in name:
@@ -91,7 +91,7 @@ def kernels_of(flags):
 
 
 @pytest.mark.parametrize("depth", [8, 16, 32, 48, 64])
-def test_table_1_of_deeplabv3plus_reduces_the_low_level_features(depth):
+def test_projection_depths_of_deeplabv3plus_table_1(depth):
     # The low-level features of stride 4 have 16 channels, the context 8.
     one = {"decoder_convolutions": 1, "decoder_projection_filters": depth}
     assert kernels_of(one) == [(1, 1, 16, depth), (3, 3, 8 + depth, 256)]
@@ -107,11 +107,11 @@ def test_table_1_of_deeplabv3plus_reduces_the_low_level_features(depth):
         ({"decoder_convolutions": 1, "decoder_kernel_size": 1}, [(1, 1, 56, 256)]),
     ],
 )
-def test_table_2_of_deeplabv3plus_varies_the_convolutions(flags, kernels):
+def test_convolutions_of_deeplabv3plus_table_2(flags, kernels):
     assert kernels_of(flags) == [(1, 1, 16, 48), *kernels]  # 8 + 48 = 56
 
 
-def test_table_2_of_deeplabv3plus_takes_two_levels():
+def test_two_levels_of_deeplabv3plus_table_2():
     both = {"decoder_convolutions": 1, "decoder_output_stride": [8, 4]}
     # Stride 8 comes first, with 24 channels.
     assert kernels_of(both) == [
@@ -120,31 +120,31 @@ def test_table_2_of_deeplabv3plus_takes_two_levels():
     ]
 
 
-def test_the_kernels_of_a_decoder_of_logits_follow_its_merge():
+def test_kernels_of_logits_decoder_depend_on_merge():
     flags = {"decoder_filters": 3, "decoder_output_is_logits": True}
-    # Added: one 1x1 convolution of each, as deep as there are classes.
+    # Added: one 1x1 convolution each, with one channel per class.
     assert kernels_of(flags | SUM) == [(1, 1, 16, 3), (1, 1, 8, 3)]
-    # Joined: the usual two 3x3 convolutions, though without activation.
+    # Joined: the usual two 3x3 convolutions, without activation.
     assert kernels_of(flags) == [(1, 1, 16, 48), (3, 3, 56, 3), (3, 3, 3, 3)]
 
 
-def test_bounded_activations_stop_heads_at_6_but_not_the_image_level_branch():
+def test_bounded_activations_clip_all_but_image_level_branch():
     gain = 30.0
 
-    def loud(name):
-        """Returns a factor that makes the normalised features of heads large."""
+    def amplify(name):
+        """Returns a factor that makes the normalised features of the heads large."""
         head = not name.startswith(("backbone", "logits"))
         return gain if head and name.endswith("gamma") else 1.0
 
-    model, w = build(loud, use_bounded_activation=True, decoder_output_stride=4)
+    model, w = build(amplify, use_bounded_activation=True, decoder_output_stride=4)
     x, low = features(model)
     relu6 = tf.nn.relu6
-    image, parts = image_level(x, w), branches(x, w, act=relu6)
-    assert np.max(image) > 7.0 and all(np.max(part) == 6.0 for part in parts)
-    context = projected([image, *parts], w, relu6)
+    image, rest = image_level(x, w), branches(x, w, act=relu6)
+    assert np.max(image) > 7.0 and all(np.max(part) == 6.0 for part in rest)
+    context = project([image, *rest], w, relu6)
     assert_same(model.get_layer("context")(x), context, gain)
-    output = decoded(context, [low], w, [LEVEL], act=relu6)
+    output = decode(context, [low], w, [LEVEL], act=relu6)
     assert np.max(output) == 6.0
     assert_same(model.get_layer("decoder")([context, low]), output, gain)
-    unbounded, _ = build(loud, decoder_output_stride=4)
+    unbounded, _ = build(amplify, decoder_output_stride=4)
     assert np.max(unbounded.get_layer("context")(x)) > 6.0

@@ -1,4 +1,4 @@
-"""The primitives: sizes, resizing, batch normalisation, precision."""
+"""Basic layers: sizes, resizing, batch normalisation, initial weights."""
 
 import keras
 import numpy as np
@@ -29,7 +29,7 @@ def test_scale_dimension_of_ints_and_tensors(size, scale, expected):
 
 
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
-def test_scale_dimension_counts_the_cells_of_a_strided_convolution(stride):
+def test_scale_dimension_equals_strided_output_size(stride):
     sizes = np.arange(1, 2100)
     cells = -(-sizes // stride)  # ceil(size / stride), of every SAME convolution
     assert [scale_dimension(int(s), 1 / stride) for s in sizes] == cells.tolist()
@@ -45,7 +45,7 @@ def test_scale_dimension_counts_the_cells_of_a_strided_convolution(stride):
         tf.TensorSpec([], tf.int32),
     ]
 )
-def resize_unknown(x, height, width):
+def resize_unknown_size(x, height, width):
     return resize_bilinear(x, (height, width))
 
 
@@ -64,16 +64,16 @@ def resize_unknown(x, height, width):
         ((1, 1), (1, 1)),
     ],
 )
-def test_resize_is_the_align_corners_one(source, target):
+def test_resize_bilinear_aligns_corners(source, target):
     random = np.random.RandomState(0)
     x = tf.constant(random.standard_normal((2, *source, 3)), tf.float32)
     official = tf.raw_ops.ResizeBilinear(images=x, size=target, align_corners=True)
     np.testing.assert_allclose(resize_bilinear(x, target), official, atol=1e-4)
-    np.testing.assert_allclose(resize_unknown(x, *target), official, atol=1e-4)
+    np.testing.assert_allclose(resize_unknown_size(x, *target), official, atol=1e-4)
 
 
-def test_resize_by_hand():
-    # Corners stay: 0 and 4 are the ends, and 0 -> 4 in four steps of one.
+def test_resize_bilinear_by_hand():
+    # The corners keep their values 0 and 4, with steps of 1 between them.
     x = np.array([0.0, 4.0], np.float32).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(
         np.ravel(resize_bilinear(x, (1, 5))), [0.0, 1.0, 2.0, 3.0, 4.0]
@@ -95,7 +95,7 @@ def set_state(layer):
 VALUES = tf.constant([1.0, 2.0, 3.0, 6.0], shape=(2, 1, 2, 1))
 
 
-def test_batch_norm_keeps_the_unbiased_variance():
+def test_batch_norm_tracks_unbiased_variance():
     layer = batch_norm()
     y = layer(VALUES, training=True)
     # The batch is normalised with the biased 14 / 4 = 3.5, and 3.5 + 0.5 = 2 ** 2.
@@ -105,7 +105,7 @@ def test_batch_norm_keeps_the_unbiased_variance():
     np.testing.assert_allclose(layer.moving_variance, [0.9 + 1.4 / 3], rtol=1e-6)
 
 
-def test_batch_norm_at_inference_uses_the_moving_statistics():
+def test_batch_norm_uses_moving_statistics_at_inference():
     layer = batch_norm()
     set_state(layer)
     # (x - 1) / 2 * 2 + 1 = x
@@ -113,7 +113,7 @@ def test_batch_norm_at_inference_uses_the_moving_statistics():
     np.testing.assert_array_equal(layer.moving_mean, [1.0])
 
 
-def test_a_frozen_batch_norm_trains_gamma_and_beta_alone():
+def test_frozen_batch_norm_trains_gamma_and_beta():
     layer = batch_norm(frozen=True)
     set_state(layer)
     assert [v.name for v in layer.trainable_variables] == ["gamma", "beta"]
@@ -128,7 +128,7 @@ def test_a_frozen_batch_norm_trains_gamma_and_beta_alone():
     assert layer.moving_variance.numpy() == 3.5
 
 
-def test_batch_norm_of_one_value_keeps_a_finite_variance():
+def test_batch_norm_of_single_value_has_finite_variance():
     layer = batch_norm()
     layer(VALUES[:1, :, :1], training=True)
     np.testing.assert_allclose(layer.moving_variance, [0.9], rtol=1e-6)
@@ -139,7 +139,7 @@ def narrow_model():
     return build_model(ModelConfig(depth_multiplier=0.1))
 
 
-def test_every_batch_norm_has_the_official_constants(narrow_model):
+def test_batch_norms_have_official_constants(narrow_model):
     constants = {"backbone": set(), "heads": set()}
     for layer in batch_normalizations(narrow_model):
         part = "backbone" if layer.name.startswith("Mobilenet") else "heads"
@@ -149,18 +149,18 @@ def test_every_batch_norm_has_the_official_constants(narrow_model):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_a_given_momentum_reaches_every_batch_norm(momentum):
+def test_batch_norm_momentum_applies_to_all_layers(momentum):
     model = build_model(ModelConfig(depth_multiplier=0.1, batch_norm_momentum=momentum))
     moments = {layer.momentum for layer in batch_normalizations(model)}
     assert moments == {momentum}
 
 
-def test_every_batch_norm_is_found(narrow_model):
+def test_batch_normalizations_finds_all_layers(narrow_model):
     named = [n for n in official_variables(narrow_model) if n.endswith("moving_mean")]
     assert len(batch_normalizations(narrow_model)) == len(named) == 65
 
 
-def kernels(seed, backbone):
+def initial_kernels(seed, backbone):
     keras.utils.set_random_seed(seed)
     heads = {
         "context": ContextConfig(rates=(6,), filters=16),
@@ -172,8 +172,8 @@ def kernels(seed, backbone):
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v3_small_seg", "resnet_v1_18"])
-def test_every_kernel_is_drawn_on_its_own_and_by_the_seed(backbone):
-    first, same, other = (kernels(seed, backbone) for seed in (0, 0, 1))
+def test_initial_kernels_differ_and_follow_seed(backbone):
+    first, same, other = (initial_kernels(seed, backbone) for seed in (0, 0, 1))
     values = [tuple(kernel.ravel()[:8]) for kernel in first.values()]
     assert len(set(values)) == len(values)
     for name, kernel in first.items():
@@ -181,9 +181,9 @@ def test_every_kernel_is_drawn_on_its_own_and_by_the_seed(backbone):
         assert not np.array_equal(other[name], kernel), name
 
 
-def test_official_names_follow_the_checkpoints(narrow_model):
+def test_official_variable_names(narrow_model):
     names = list(official_variables(narrow_model))
-    assert len(names) == len(narrow_model.variables) - 1  # the dropout's seed
+    assert len(names) == len(narrow_model.variables) - 1  # the dropout seed
     assert names[:2] == ["MobilenetV2/Conv/weights", "MobilenetV2/Conv/BatchNorm/gamma"]
     assert names[-2:] == ["logits/semantic/weights", "logits/semantic/biases"]
     assert "MobilenetV2/expanded_conv_2/depthwise/depthwise_weights" in names

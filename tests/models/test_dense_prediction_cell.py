@@ -1,4 +1,4 @@
-"""The dense prediction cell: its branches, rates and files."""
+"""The dense prediction cell: branches, rates and files."""
 
 import json
 
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_case import FOLDER
-from plain_heads import assert_same, conv, filled, means, resized, separable
+from reference_heads import (
+    assert_same,
+    conv,
+    fill_variables,
+    resize_like,
+    separable_conv,
+    window_means,
+)
 
 from deeplab_tf import UserError
 from deeplab_tf.config import (
@@ -20,11 +27,9 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
 from deeplab_tf.models.layers import head_style
 from deeplab_tf.models.resampling import WindowMean
-from deeplab_tf.models.variables import (
-    leaf_layers,
-)
+from deeplab_tf.models.variables import leaf_layers
 
-pytestmark = pytest.mark.usefixtures("quick_backbone")
+pytestmark = pytest.mark.usefixtures("stub_backbone")
 
 
 def cell_model(branches, output_stride=16, window=None):
@@ -34,7 +39,7 @@ def cell_model(branches, output_stride=16, window=None):
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])
-def test_the_rates_of_a_cell_grow_as_the_output_stride_shrinks(output_stride):
+def test_rates_scale_with_output_stride(output_stride):
     model = cell_model(RELEASED_CELL, output_stride)
     rates = [
         model.get_layer(f"meta_architecture.branch{i}_depthwise").dilation_rate
@@ -52,15 +57,15 @@ CELL = (
 )
 
 
-def test_a_cell_is_its_branches_one_by_one():
-    model, w = filled(cell_model(CELL, output_stride=8))
+def test_cell_equals_reference_branches():
+    model, w = fill_variables(cell_model(CELL, output_stride=8))
     x = np.random.RandomState(0).standard_normal((2, 7, 9, 4)).astype("float32")
     scope = "meta_architecture/branch"
-    dilated = separable(x, w, f"{scope}0", (2, 4))  # 16 // 8 times (1, 2)
+    dilated = separable_conv(x, w, f"{scope}0", (2, 4))  # 16 // 8 times (1, 2)
     # ceil(7 / 2) x ceil(9 / 3) cells are averaged, at 4 x 7 places.
-    pooled = conv(means(x, (4, 3), (1, 1)), w, f"{scope}1")
+    pooled = conv(window_means(x, (4, 3), (1, 1)), w, f"{scope}1")
     assert pooled.shape == (2, 4, 7, 256)
-    parts = [dilated, resized(pooled, x), conv(dilated, w, f"{scope}2")]
+    parts = [dilated, resize_like(pooled, x), conv(dilated, w, f"{scope}2")]
     expected = conv(tf.concat(parts, -1), w, "meta_architecture/concat_projection")
     assert_same(model(x), expected)
 
@@ -75,17 +80,17 @@ def test_pyramid_pooling_by_hand():
     )
     rows = np.array([0.0, 2.0, 4.0, 12.0], np.float32)
     x = rows[None, :, None, None] * np.ones((1, 4, 5, 4), np.float32)
-    # Two rows of four make 1, 3 and 8; spread over four rows, with the corners kept,
-    # they are met at 0, 2/3, 4/3 and 2: 1, 1 + 2/3 * 2, 3 + 1/3 * 5, 8.
+    # Means of two of the four rows are 1, 3 and 8. Resized to four rows with aligned
+    # corners they are read at 0, 2/3, 4/3 and 2: 1, 1 + 2/3 * 2, 3 + 1/3 * 5, 8.
     expected = np.array([1.0, 7 / 3, 14 / 3, 8.0])
     found = branch(x)
     assert found.shape == (1, 4, 5, 256)
-    for column in range(5):  # one part, and it is the whole width
+    for column in range(5):  # one part spans the full width
         np.testing.assert_allclose(found[0, :, column, 0], expected, rtol=1e-4)
     np.testing.assert_array_equal(found[..., 1:], 0.0)
 
 
-def test_the_window_of_a_model_reaches_its_cell():
+def test_cell_uses_pooling_window_of_model():
     config = ModelConfig(
         output_stride=8,
         context=ContextConfig(
@@ -96,7 +101,7 @@ def test_the_window_of_a_model_reaches_its_cell():
     (layer,) = (
         x for x in leaf_layers(build_model(config)) if isinstance(x, WindowMean)
     )
-    # ceil(65 / 8) = 9 and ceil(33 / 8) = 5 cells; two parts of 9 are of 5.
+    # ceil(65 / 8) = 9 and ceil(33 / 8) = 5 cells; half of 9 is rounded up to 5.
     assert layer.window((20, 20)) == [5, 5]
 
 
@@ -113,12 +118,12 @@ CELL_FILE = FOLDER / "cells/dense_prediction_cell.json"
     ],
     ids=["list", "text", "path", "official_name"],
 )
-def test_a_cell_is_read_in_every_form(form):
+def test_cell_formats(form):
     config = ModelConfig.from_official_flags({"dense_prediction_cell_json": form})
     assert config.context.dense_prediction_cell == RELEASED_CELL
 
 
-def test_a_file_of_the_official_name_is_read_if_it_is_there(tmp_path):
+def test_existing_file_overrides_official_name(tmp_path):
     path = tmp_path / "dense_prediction_cell_branch5_top1_cityscapes.json"
     path.write_text('[{"op": "pyramid_pooling", "grid_size": [4, 2], "input": -1}]')
     config = ModelConfig.from_official_flags({"dense_prediction_cell_json": str(path)})
@@ -126,9 +131,9 @@ def test_a_file_of_the_official_name_is_read_if_it_is_there(tmp_path):
     assert config.context.dense_prediction_cell == (only,)
 
 
-def test_no_cell_is_the_aspp():
-    for nothing in ("", None):
-        flags = {"dense_prediction_cell_json": nothing}
+def test_empty_cell_means_aspp():
+    for empty in ("", None):
+        flags = {"dense_prediction_cell_json": empty}
         config = ModelConfig.from_official_flags(flags)
         assert config == ModelConfig.from_official_flags({})
 
@@ -157,7 +162,7 @@ def test_no_cell_is_the_aspp():
         ("nowhere/cell.json", "No such file"),
     ],
 )
-def test_a_cell_that_cannot_be_read_is_named(cell, message):
+def test_invalid_cell_is_refused(cell, message):
     flags = {"dense_prediction_cell_json": cell}
     with pytest.raises(UserError, match=f"^dense_prediction_cell_json .*{message}"):
         ModelConfig.from_official_flags(flags)
@@ -174,7 +179,7 @@ def test_a_cell_that_cannot_be_read_is_named(cell, message):
         ([-1, -2], r"branch 1 .* needs an input of -1 to 0; received -2"),
     ],
 )
-def test_a_branch_of_a_cell_continues_an_earlier_one(inputs, message):
+def test_branch_input_must_be_earlier_branch(inputs, message):
     branches = [{"op": "conv", "kernel": 1, "input": source} for source in inputs]
     with pytest.raises(UserError, match=message):
         ModelConfig.from_official_flags({"dense_prediction_cell_json": branches})

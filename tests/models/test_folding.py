@@ -1,4 +1,4 @@
-"""Folded models give what the model gives, with no normalisation left behind."""
+"""Folding of batch normalisation: same outputs without normalisation layers."""
 
 import keras
 import numpy as np
@@ -23,8 +23,8 @@ QUICK = (
 )
 
 
-def with_values(model):
-    """Returns a model, all variables of which have other values."""
+def fill_variables(model):
+    """Fills a model with golden values and returns it."""
     shapes = {name: array.shape for name, array in tf1_variables(model).items()}
     load_tf1_variables(model, {name: value(name, s) for name, s in shapes.items()})
     return model
@@ -35,13 +35,13 @@ def logits(model, images):
     return network(images).numpy()
 
 
-def difference(model, other, images):
+def difference(model, candidate, images):
     """Returns the largest difference of logits, in standard deviations."""
     expected = logits(model, images)
-    return np.abs(logits(other, images) - expected).max() / expected.std()
+    return np.abs(logits(candidate, images) - expected).max() / expected.std()
 
 
-def photos(*shape):
+def random_images(*shape):
     return np.random.RandomState(4).randint(0, 256, shape).astype(np.float32)
 
 
@@ -52,52 +52,53 @@ def photos(*shape):
         *(pytest.param(c, marks=pytest.mark.slow) for c in CASES if c not in QUICK),
     ],
 )
-def test_logits_stay_and_normalisations_go(name):
+def test_folding_keeps_logits_and_removes_batch_norm(name):
     case = GoldenCase.load(name)
     model = build_model(ModelConfig.from_official_flags(case.flags))
     load_tf1_variables(model, case.weights())
-    other = fold_batch_norm(model)
-    assert batch_normalizations(other) == []
-    # Xception-65 differs as much between an eager call and a graph.
+    folded = fold_batch_norm(model)
+    assert batch_normalizations(folded) == []
+    # Xception-65 differs as much between eager and graph execution.
     tolerance = 3e-5 if name.startswith("xception") else 1e-5
-    assert difference(model, other, case.images()) <= tolerance
+    assert difference(model, folded, case.images()) <= tolerance
 
 
 @pytest.fixture
-def small():
+def small_model():
     config = ModelConfig(
         depth_multiplier=0.1,
         num_classes=5,
         context=ContextConfig(rates=(1,), filters=16),
         decoder=DecoderConfig(filters=16),
     )
-    return with_values(build_model(config))
+    return fill_variables(build_model(config))
 
 
-def test_the_model_is_left_as_it_is_and_shares_nothing(small):
-    images = photos(1, 33, 49, 3)
-    names = [layer.name for layer in leaf_layers(small)]
-    before, expected = tf1_variables(small), logits(small, images)
-    other = fold_batch_norm(small)
-    assert [layer.name for layer in leaf_layers(small)] == names
-    for name, array in tf1_variables(small).items():
+def test_folding_copies_model_without_changing_it(small_model):
+    images = random_images(1, 33, 49, 3)
+    names = [layer.name for layer in leaf_layers(small_model)]
+    before, expected = tf1_variables(small_model), logits(small_model, images)
+    folded = fold_batch_norm(small_model)
+    assert [layer.name for layer in leaf_layers(small_model)] == names
+    for name, array in tf1_variables(small_model).items():
         np.testing.assert_array_equal(array, before[name])
-    for variable in small.variables:
+    for variable in small_model.variables:
         variable.assign(np.zeros(variable.shape, variable.dtype))
-    after = logits(other, images)
+    after = logits(folded, images)
     assert np.abs(after - expected).max() <= 1e-5 * expected.std()
 
 
-def test_what_others_look_for_is_kept(small):
-    other = fold_batch_norm(small)
-    assert other.model_config == small.model_config
-    assert other.name == small.name
-    assert [x.name for x in other.layers] == [x.name for x in small.layers]
-    assert (other.input.shape, other.input.name) == (small.input.shape, "image")
-    assert (other.output.shape, other.output.dtype) == (small.output.shape, "float32")
+def test_folded_model_keeps_names_and_shapes(small_model):
+    folded = fold_batch_norm(small_model)
+    assert folded.model_config == small_model.model_config
+    assert folded.name == small_model.name
+    assert [x.name for x in folded.layers] == [x.name for x in small_model.layers]
+    assert (folded.input.shape, folded.input.name) == (small_model.input.shape, "image")
+    assert folded.output.shape == small_model.output.shape
+    assert folded.output.dtype == "float32"
 
 
-def test_scales_that_share_their_layers_still_do():
+def test_pyramid_scales_still_share_layers():
     context = ContextConfig(rates=(1,), filters=16, image_pooling_crop_size=(33, 33))
     config = ModelConfig(
         depth_multiplier=0.1,
@@ -105,47 +106,48 @@ def test_scales_that_share_their_layers_still_do():
         context=context,
         decoder=DecoderConfig(output_strides=()),
     )
-    model = with_values(build_model(config))
-    other = fold_batch_norm(model)
+    model = fill_variables(build_model(config))
+    folded = fold_batch_norm(model)
     assert len(model.get_layer("network").layers) == len(
-        other.get_layer("network").layers
+        folded.get_layer("network").layers
     )
-    assert batch_normalizations(other) == []
-    assert other.count_params() < model.count_params()
-    assert difference(model, other, photos(2, 49, 33, 3)) <= 1e-5
+    assert batch_normalizations(folded) == []
+    assert folded.count_params() < model.count_params()
+    assert difference(model, folded, random_images(2, 49, 33, 3)) <= 1e-5
 
 
-def test_recomputation_is_undone(small):
-    recomputing = recompute_backbone(small)
-    recomputing.model_config = small.model_config
-    other = fold_batch_norm(recomputing)
-    assert isinstance(other.get_layer("backbone"), keras.Model)
-    assert batch_normalizations(other) == []
-    assert difference(small, other, photos(1, 33, 49, 3)) <= 1e-5
+def test_folding_removes_recomputation(small_model):
+    recomputing = recompute_backbone(small_model)
+    recomputing.model_config = small_model.model_config
+    folded = fold_batch_norm(recomputing)
+    assert isinstance(folded.get_layer("backbone"), keras.Model)
+    assert batch_normalizations(folded) == []
+    assert difference(small_model, folded, random_images(1, 33, 49, 3)) <= 1e-5
 
 
-def test_half_precision_stays_half(small, precision):
+def test_folding_keeps_half_precision(small_model, precision):
     precision("mixed_bfloat16")
-    half = build_model(small.model_config)
-    load_tf1_variables(half, tf1_variables(small))
+    half = build_model(small_model.model_config)
+    load_tf1_variables(half, tf1_variables(small_model))
     precision("float32")
-    other = fold_batch_norm(half)
-    assert batch_normalizations(other) == []
+    folded = fold_batch_norm(half)
+    assert batch_normalizations(folded) == []
     before, after = (
-        {x.name: x.compute_dtype for x in leaf_layers(m)} for m in (half, other)
+        {x.name: x.compute_dtype for x in leaf_layers(m)} for m in (half, folded)
     )
     assert {after[name] for name in after if name.endswith("_depthwise")} == {
         "bfloat16"
     }
     assert after["logits.semantic"] == after["resize"] == "float32"
-    computing = [x.name for x in leaf_layers(other) if x.weights]
+    computing = [x.name for x in leaf_layers(folded) if x.weights]
     assert [after[name] for name in computing] == [before[name] for name in computing]
-    assert {w.dtype for w in other.weights} == {"float32"}
-    images = photos(1, 33, 49, 3)
-    assert difference(small, other, images) <= 1.5 * difference(small, half, images)
+    assert {w.dtype for w in folded.weights} == {"float32"}
+    images = random_images(1, 33, 49, 3)
+    tolerance = 1.5 * difference(small_model, half, images)
+    assert difference(small_model, folded, images) <= tolerance
 
 
-def normalized(x, name):
+def normalize(x, name):
     layer = BatchNormalization(name=name)
     y = layer(x)
     random = np.random.RandomState(sum(name.encode()))
@@ -153,21 +155,21 @@ def normalized(x, name):
     return y
 
 
-def odd_model():
-    """Returns a model of layers that `build_model` puts together otherwise."""
+def unfoldable_model():
+    """Returns a model of layer combinations that `build_model` never makes."""
     image = keras.Input((None, None, 3), name="image")
-    x = normalized(image, "of_image")
+    x = normalize(image, "of_image")
     x = keras.layers.DepthwiseConv2D(3, depth_multiplier=2, name="widening")(x)
-    x = normalized(x, "of_widening")
+    x = normalize(x, "of_widening")
     x = keras.layers.Conv2D(4, 1, bias_initializer="ones", name="biased")(x)
-    x = normalized(x, "of_biased")
-    x = shared = keras.layers.Conv2D(4, 1, name="of_two_takers")(x)
-    x = keras.layers.Add(name="sum")([normalized(x, "of_shared"), shared])
-    x = keras.layers.Conv2D(4, 1, activation="tanh", name="bent")(x)
-    x = normalized(x, "of_bent")
+    x = normalize(x, "of_biased")
+    x = shared = keras.layers.Conv2D(4, 1, name="of_two_consumers")(x)
+    x = keras.layers.Add(name="sum")([normalize(x, "of_shared"), shared])
+    x = keras.layers.Conv2D(4, 1, activation="tanh", name="activated")(x)
+    x = normalize(x, "of_activated")
     twice = keras.layers.Conv2D(4, 1, name="called_twice")
-    x = normalized(twice(twice(x)), "of_twice")
-    joint = BatchNormalization(name="of_two_givers")
+    x = normalize(twice(twice(x)), "of_twice")
+    joint = BatchNormalization(name="of_two_inputs")
     a, b = (keras.layers.Conv2D(4, 1, name=name)(x) for name in ("a", "b"))
     x = keras.layers.Add(name="logits")([joint(a), joint(b)])
     model = keras.Model(image, x)
@@ -175,22 +177,28 @@ def odd_model():
     return model
 
 
-def test_only_what_a_single_convolution_gives_is_folded():
-    model = odd_model()
-    other = fold_batch_norm(model)
-    names = {layer.name for layer in batch_normalizations(other)}
-    assert names == {"of_image", "of_shared", "of_bent", "of_twice", "of_two_givers"}
-    assert difference(model, other, photos(1, 9, 11, 3) / 255) <= 1e-5
+def test_only_single_convolutions_are_folded():
+    model = unfoldable_model()
+    folded = fold_batch_norm(model)
+    names = {layer.name for layer in batch_normalizations(folded)}
+    assert names == {
+        "of_image",
+        "of_shared",
+        "of_activated",
+        "of_twice",
+        "of_two_inputs",
+    }
+    assert difference(model, folded, random_images(1, 9, 11, 3) / 255) <= 1e-5
 
 
-def test_an_output_of_its_own_keeps_a_convolution():
+def test_convolution_that_is_an_output_is_not_folded():
     image = keras.Input((None, None, 3), name="image")
     x = keras.layers.Conv2D(4, 1, name="conv")(image)
-    inner = keras.Model(image, [x, normalized(x, "of_conv")], name="inner")
+    inner = keras.Model(image, [x, normalize(x, "of_conv")], name="inner")
     image = keras.Input((None, None, 3), name="image")
     total = keras.layers.Add(name="logits")(inner(image))
     model = keras.Model(image, total)
     model.model_config = ModelConfig()
-    other = fold_batch_norm(model)
-    assert len(batch_normalizations(other)) == 1
-    assert difference(model, other, photos(1, 9, 11, 3)) <= 1e-6
+    folded = fold_batch_norm(model)
+    assert len(batch_normalizations(folded)) == 1
+    assert difference(model, folded, random_images(1, 9, 11, 3)) <= 1e-6

@@ -1,4 +1,4 @@
-"""Parity of the networks with the official graph, from its golden outputs."""
+"""Parity of the networks with golden outputs of the official graph."""
 
 import keras
 import numpy as np
@@ -15,12 +15,12 @@ from deeplab_tf.models.deeplab import build_model
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "preprocess")
 
 
-def model_of(case, **sizes):
+def build_golden_model(case, **sizes):
     model = build_model(ModelConfig.from_official_flags(case.flags), **sizes)
     return model, load_tf1_variables(model, case.weights())
 
 
-def logits_and_output(model):
+def logits_model(model):
     return keras.Model(model.input, [model.get_layer("logits").output, model.output])
 
 
@@ -35,12 +35,12 @@ OPEN_SIZES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def run(request):
-    """A case, its model, its logits and its output; some without static shapes."""
+def golden_run(request):
+    """A case, its model, logits and output; some cases run without static shapes."""
     case = GoldenCase.load(request.param)
-    model, report = model_of(case)
+    model, report = build_golden_model(case)
     assert report.complete
-    call = logits_and_output(model)
+    call = logits_model(model)
     if request.param in OPEN_SIZES:
         signature = [tf.TensorSpec([None, None, None, 3])]
         call = tf.function(call, signature, jit_compile=False, autograph=False)
@@ -52,39 +52,39 @@ def test_open_sizes_name_golden_cases():
     assert set(CASES) > OPEN_SIZES
 
 
-def test_logits_equal_the_official_ones(run):
-    case, _, logits, _ = run
+def test_logits_equal_official_ones(golden_run):
+    case, _, logits, _ = golden_run
     golden = case.arrays["logits"]
     assert logits.shape == golden.shape
     # About 4e-6 of the standard deviation; a wrong batch norm epsilon gives 1e-3.
     assert np.abs(logits - golden).max() <= 5e-5 * golden.std()
 
 
-def test_labels_equal_the_official_ones(run):
-    case, _, _, output = run
+def test_labels_equal_official_ones(golden_run):
+    case, _, _, output = golden_run
     labels = case.arrays["labels"]
     assert output.dtype == np.float32
     assert output.shape == (*labels.shape, case.flags["num_classes"])
     assert np.mean(output.argmax(-1) == labels) >= 0.999
 
 
-def test_variables_have_the_official_names_and_shapes(run):
-    case, model, _, _ = run
+def test_variables_have_official_names_and_shapes(golden_run):
+    case, model, _, _ = golden_run
     shapes = {name: list(array.shape) for name, array in tf1_variables(model).items()}
     assert shapes == case.content["variables"]
 
 
-def test_several_scales_and_mirrored_images_give_the_official_labels(run):
-    case, model, _, _ = run
+def test_multi_scale_labels_equal_official_ones(golden_run):
+    case, model, _, _ = golden_run
     if "multi_scale_labels" not in case.arrays:
-        return  # the case was scored at one scale
+        return  # this case has a single scale
     scales, flip = case.content["eval_scales"], case.content["add_flipped_images"]
     assert len(scales) == 3 and flip
     labels = predict_labels(model, case.images(), scales, flip)
     assert np.mean(labels == case.arrays["multi_scale_labels"]) >= 0.999
 
 
-def test_one_case_is_scored_at_several_scales():
+def test_one_case_has_multi_scale_labels():
     cases = [GoldenCase.load(name) for name in CASES]
     assert sum("multi_scale_labels" in case.arrays for case in cases) == 1
 
@@ -98,11 +98,11 @@ def test_one_case_is_scored_at_several_scales():
         "resnet_v1_50_beta_os8_v3",
     ],
 )
-def test_fixed_sizes_give_the_same(name):
+def test_fixed_size_model_equals_golden_outputs(name):
     case = GoldenCase.load(name)
     size = tuple(case.flags["crop_size"])
-    model, _ = model_of(case, image_size=size, batch_size=1)
-    fixed = logits_and_output(model)
+    model, _ = build_golden_model(case, image_size=size, batch_size=1)
+    fixed = logits_model(model)
     golden = case.arrays["logits"]
     assert fixed.output_shape == [golden.shape, (1, *size, golden.shape[-1])]
     logits, output = fixed(case.images())
@@ -110,7 +110,7 @@ def test_fixed_sizes_give_the_same(name):
     assert np.mean(output.numpy().argmax(-1) == case.arrays["labels"]) >= 0.999
 
 
-def test_a_pyramid_takes_the_largest_or_the_mean_of_its_logits():
+def test_pyramid_merges_logits_by_max_or_average():
     image = GoldenCase.load("mobilenet_v2_os16").images()
     flags = {"depth_multiplier": 0.1, "aspp_convs_filters": 16}
     pyramid = flags | {"image_pyramid": "0.5,1"}
@@ -123,14 +123,14 @@ def test_a_pyramid_takes_the_largest_or_the_mean_of_its_logits():
         model = build_model(ModelConfig.from_official_flags(options))
         shapes = {n: array.shape for n, array in tf1_variables(model).items()}
         load_tf1_variables(model, {n: value(n, s) for n, s in shapes.items()})
-        logits[name] = np.array(logits_and_output(model)(image)[0])
+        logits[name] = np.array(logits_model(model)(image)[0])
     half = 2 * logits["avg"] - logits["one"]
     assert np.abs(half - logits["one"]).max() > 0.1 * np.std(half)
     largest = np.maximum(half, logits["one"])
     np.testing.assert_allclose(logits["max"], largest, atol=1e-4 * np.std(half))
 
 
-def test_the_summary_is_the_figure_of_the_paper():
+def test_summary_follows_figure_of_paper():
     model = build_model(ModelConfig(depth_multiplier=0.1), image_size=(65, 97))
     names = [layer.name for layer in model.layers]
     assert names == [

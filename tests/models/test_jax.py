@@ -1,4 +1,4 @@
-"""Models and losses on another backend, in a process that has no TensorFlow."""
+"""Models and losses on JAX, in a process without TensorFlow."""
 
 import json
 import os
@@ -50,7 +50,7 @@ CASES = (
 
 
 @pytest.mark.slow
-def test_golden_cases_hold_on_jax():
+def test_golden_cases_on_jax():
     pytest.importorskip("jax")
     environment = {
         **os.environ,
@@ -70,5 +70,5 @@ def test_golden_cases_hold_on_jax():
         assert result["complete"], name
         assert result["error"] <= 5e-5, name
         assert result["labels"] >= 0.999, name
-        # The loss of the labels that the logits themselves prefer.
+        # The loss of the predicted labels.
         np.testing.assert_allclose(result["loss"], result["cross_entropy"], rtol=1e-3)

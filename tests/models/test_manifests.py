@@ -1,4 +1,4 @@
-"""Every official checkpoint has a model of exactly its variables."""
+"""Models have exactly the variables of the official checkpoints."""
 
 import keras
 import pytest
@@ -9,7 +9,7 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
 
-# Whole models, by the preset or the flags that build them.
+# Complete models, and the presets that build them.
 MODELS = {
     "mobilenetv2_voc": "mobilenetv2_coco_voc_trainaug",
     "mobilenetv2_dm05_voc": "mobilenetv2_dm05_coco_voc_trainaug",
@@ -24,7 +24,7 @@ MODELS = {
     "resnet_v1_101_beta_full": "resnet_v1_101_beta_imagenet",
     "resnet_v1_101_beta_full_dense": "deeplabv3plus_table3_train16_eval16_decoder",
 }
-# Classifiers, of which a model takes everything but its head.
+# Classifiers; a model uses all variables but those of the head.
 BACKBONES = {
     *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_50", "resnet_v1_50_beta"),
     *("resnet_v1_101", "resnet_v1_101_beta"),
@@ -32,8 +32,8 @@ BACKBONES = {
 }
 
 
-def described(config):
-    """Returns a model whose variables are never given values."""
+def build_without_values(config):
+    """Builds a model without initialising its variables."""
     with keras.StatelessScope(initialize_variables=False):
         return build_model(config)
 
@@ -43,18 +43,18 @@ def shapes_of(model):
     return {name: tuple(variable.shape) for name, variable in variables.items()}
 
 
-def test_every_manifest_is_compared():
+def test_all_manifests_are_compared():
     names = {path.stem for path in (FOLDER / "manifests").glob("*.tsv")}
     assert names == set(MODELS) | BACKBONES
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_has_the_variables_of_its_checkpoint(name):
-    model = described(PRESETS[MODELS[name]].model)
+def test_model_has_variables_of_official_checkpoint(name):
+    model = build_without_values(PRESETS[MODELS[name]].model)
     assert shapes_of(model) == manifest(name)
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
-def test_a_backbone_has_the_variables_of_its_classifier(name):
-    model = described(ModelConfig(backbone=name))
+def test_backbone_has_variables_of_official_classifier(name):
+    model = build_without_values(ModelConfig(backbone=name))
     assert shapes_of(model.get_layer("backbone")) == manifest(name)

@@ -1,4 +1,4 @@
-"""MobileNetV2: widths, exact parameter counts, any size of image."""
+"""MobileNetV2: widths, exact parameter counts, any image size."""
 
 from math import prod
 
@@ -18,7 +18,7 @@ from deeplab_tf.models.deeplab import build_model
         (32, 8, 32),
         (24 * 0.5, 1, 12),  # the zoo's dm 0.5
         (24 * 0.5, 8, 16),  # slim's: (12 + 4) // 8 * 8
-        (32 * 0.35, 8, 16),  # 11.2 -> 8 loses 29 %, so one step more
+        (32 * 0.35, 8, 16),  # 11.2 -> 8 loses 29 %, so 16
         (24 * 0.35, 8, 8),  # 8.4 -> 8 loses 5 %
         (16 * 0.35, 1, 6),  # 5.6
         (19, 8, 24),  # 16 loses 16 %
@@ -37,7 +37,7 @@ def shapes_of(flags):
 
 
 @pytest.mark.parametrize(
-    ("flags", "count", "trainable", "everything"),
+    ("flags", "count", "trainable", "total"),
     [
         ({}, 272, 2_113_557, 2_146_645),
         ({"depth_multiplier": 0.5}, 272, 697_013, 714_325),
@@ -49,10 +49,10 @@ def shapes_of(flags):
         ),
     ],
 )
-def test_parameter_counts_are_those_of_the_zoo(flags, count, trainable, everything):
+def test_parameter_counts_of_zoo_models(flags, count, trainable, total):
     model, shapes = shapes_of(flags)
     assert len(shapes) == count
-    assert sum(map(prod, shapes.values())) == everything
+    assert sum(map(prod, shapes.values())) == total
     assert sum(prod(v.shape) for v in model.trainable_variables) == trainable
 
 
@@ -75,7 +75,7 @@ WIDTHS = ("Conv", *("expanded_conv" + i for i in ("", "_1", "_3", "_6", "_10", "
         ),
     ],
 )
-def test_widths_follow_the_multiplier_and_its_divisor(flags, widths):
+def test_widths_follow_depth_multiplier_and_divisor(flags, widths):
     _, shapes = shapes_of(flags)
     found = [shapes["MobilenetV2/Conv/weights"][-1]]
     for scope in (*WIDTHS[1:], "expanded_conv_16"):
@@ -83,7 +83,7 @@ def test_widths_follow_the_multiplier_and_its_divisor(flags, widths):
     assert tuple(found) == widths
 
 
-def test_inner_widths_are_multiples_of_8_whatever_the_divisor():
+def test_inner_widths_are_always_multiples_of_8():
     _, shapes = shapes_of({"depth_multiplier": 0.35})
     # 6 * 6 = 36 -> 40; 6 * 8 = 48; 6 * 11 = 66 -> 64, which loses only 3 %.
     blocks = ("expanded_conv_1", "expanded_conv_2", "expanded_conv_4")
@@ -102,7 +102,7 @@ def narrow_model():
 @pytest.mark.parametrize(
     "size", [(1, 1), (2, 3), (16, 17), (31, 64), (33, 48), (70, 69)]
 )
-def test_every_image_size_runs(narrow_model, size):
+def test_any_image_size(narrow_model, size):
     image = np.random.RandomState(0).uniform(0, 255, (2, *size, 3)).astype("float32")
     logits = narrow_model(image)
     assert logits.shape == (2, *size, 2)

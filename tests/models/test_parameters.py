@@ -13,7 +13,7 @@ from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
 
 # Trained parameters, and all with moving statistics, of `ModelConfig(backbone)`, that
-# is of DeepLabv3+ with 21 classes. MobileNetEdgeTPU has no decoder: less the heads
+# is of DeepLabv3+ with 21 classes. MobileNetEdgeTPU has no decoder: without the heads
 # (two of 1280 x 256 + 512, three of 9 x 1280 + 2560 + 1280 x 256 + 512, 1280 x 256 +
 # 512, 256 x 21 + 21) its 2 810 432 and a classifier of 1280 x 1001 + 1001 are the
 # 4 092 713 of slim's.
@@ -32,7 +32,7 @@ BACKBONE_COUNTS = {
     "xception_65": (41_055_413, 41_258_213),
     "xception_71": (43_477_837, 43_694_413),
 }
-# Those of the presets, which often share a model. In millions the official ones are
+# Counts of the presets, which often share a model. In millions the official ones are
 # 41.055 and 41.258 (Xception-65, 21 classes), 41.089 and 41.292 (151 classes), 41.609
 # and 41.819 (Xception-71 with the cell), 2.114 and 2.147 (MobileNetV2), 0.697 and 0.714
 # (at half the width), 2.305 and 2.340 (with a decoder), 1.507 and 1.525, 0.469 and
@@ -221,7 +221,7 @@ PRESET_COUNTS = {
         "edgetpu_deeplab_slim_os16",
     ),
     (2_304_519, 2_339_847): ("mobilenetv2_ade20k_train",),
-    # Of 11 classes instead of 151, each of 257 numbers.
+    # 11 classes instead of 151, each with 257 parameters.
     (2_268_539, 2_303_867): ("camvid_mobilenetv2",),
     (41_088_823, 41_291_623): ("xception65_ade20k_train",),
     (28_108_661, 28_241_573): ("xception_41_imagenet",),
@@ -233,33 +233,33 @@ PRESET_COUNTS = {
 COUNT_OF = {name: count for count, names in PRESET_COUNTS.items() for name in names}
 
 
-def test_every_backbone_and_preset_has_its_counts():
+def test_all_backbones_and_presets_have_counts():
     assert set(BACKBONE_COUNTS) == set(BACKBONES) == set(TRAITS)
     assert set(COUNT_OF) == set(PRESETS)
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONE_COUNTS))
-def test_parameters_of_every_backbone(backbone):
+def test_parameters_of_backbone(backbone):
     assert parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
 
 
-def without_rates(config):
-    """Returns a config of the same variables, for what differs in rates alone."""
-    same = config.at_output_stride(16)
-    return dataclasses.replace(same, multi_grid=())
+def drop_rates(config):
+    """Returns a config with the same variables, without differences in rates."""
+    config_at_16 = config.at_output_stride(16)
+    return dataclasses.replace(config_at_16, multi_grid=())
 
 
 @pytest.mark.slow
-def test_parameters_of_every_preset():
-    configs = {name: without_rates(preset.model) for name, preset in PRESETS.items()}
+def test_parameters_of_presets():
+    configs = {name: drop_rates(preset.model) for name, preset in PRESETS.items()}
     counts = {config: parameters(config) for config in set(configs.values())}
     assert {name: counts[config] for name, config in configs.items()} == COUNT_OF
 
 
-def test_parameters_are_those_of_the_built_model():
+def test_parameters_equal_those_of_built_model():
     config = ModelConfig("mobilenet_v3_small_seg")
     model = build_model(config)
-    everything = sum(prod(v.shape) for v in official_variables(model).values())
-    assert everything == parameters(config)[1]
+    total = sum(prod(v.shape) for v in official_variables(model).values())
+    assert total == parameters(config)[1]
     trained = sum(prod(v.shape) for v in model.trainable_variables)
     assert trained == parameters(config)[0]

@@ -1,4 +1,4 @@
-"""Every backbone at half precision, and compiled by XLA as a TPU requires."""
+"""Backbones at half precision and compiled with XLA, as a TPU requires."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import batch_normalizations, official_variables
 from deeplab_tf.training.losses import segmentation_loss
 
-LIGHT = ("mobilenet_v2", "mobilenet_v3_small_seg", "resnet_v1_18")
+QUICK = ("mobilenet_v2", "mobilenet_v3_small_seg", "resnet_v1_18")
 SIZE = (33, 33)
 
 
 def config_of(backbone):
-    """A model with every kind of head layer, narrow and without dropout."""
+    """Returns a narrow config with every kind of head layer and no dropout."""
     return ModelConfig(
         backbone,
         num_classes=5,
@@ -27,8 +27,8 @@ def config_of(backbone):
     )
 
 
-def lively_model(config, **sizes):
-    """Returns a model whose every weight matters, unlike a fresh one's."""
+def filled_model(config, **sizes):
+    """Returns a model in which every weight affects the output."""
     model = build_model(config, **sizes)
     for name, variable in official_variables(model).items():
         variable.assign(value(name, variable.shape))
@@ -43,15 +43,15 @@ def batch(count=2):
 
 @pytest.fixture(params=["mixed_bfloat16", "mixed_float16"])
 def half_precision(request, precision):
-    """The dtype policy, set for the time of a test."""
+    """A dtype policy, set during the test."""
     precision(request.param)
     return request.param
 
 
-@pytest.mark.parametrize("backbone", LIGHT)
+@pytest.mark.parametrize("backbone", QUICK)
 def test_logits_are_float32_at_half_precision(backbone, half_precision):
     config = config_of(backbone)
-    model = lively_model(config)
+    model = filled_model(config)
     for name in ("backbone", "context", "decoder"):
         outputs = model.get_layer(name).outputs
         assert {x.dtype for x in outputs} == {half_precision.removeprefix("mixed_")}
@@ -61,13 +61,13 @@ def test_logits_are_float32_at_half_precision(backbone, half_precision):
     images, _ = batch()
     half = model(images).numpy()
     keras.mixed_precision.set_dtype_policy("float32")
-    exact = lively_model(config)(images).numpy()
-    # bfloat16 keeps 8 bits, float16 11: some per cent after fifty layers; not garbage.
+    exact = filled_model(config)(images).numpy()
+    # bfloat16 keeps 8 bits, float16 11: a few per cent of error after fifty layers.
     tolerance = 0.2 if half_precision == "mixed_bfloat16" else 0.05
     assert np.abs(half - exact).max() < tolerance * np.std(exact)
 
 
-def test_logits_of_the_decoder_are_float32_at_half_precision(half_precision):
+def test_decoder_logits_are_float32_at_half_precision(half_precision):
     config = dataclasses.replace(
         config_of("mobilenet_v3_small_seg"),
         decoder=DecoderConfig((8,), sum_merge=True, outputs_logits=True),
@@ -78,7 +78,7 @@ def test_logits_of_the_decoder_are_float32_at_half_precision(half_precision):
 
 
 def gradients_of(model, images, labels):
-    """Returns the loss and its gradients, batch statistics normalising."""
+    """Returns the loss and its gradients in training mode."""
     variables = [v.value for v in model.trainable_variables]
     with tf.GradientTape() as tape:
         loss = segmentation_loss(labels, model(images, training=True))
@@ -89,18 +89,18 @@ def gradients_of(model, images, labels):
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_forward_and_backward_compile_under_xla(backbone):
     images, labels = batch()
-    model = lively_model(config_of(backbone), image_size=SIZE, batch_size=2)
+    model = filled_model(config_of(backbone), image_size=SIZE, batch_size=2)
     for layer in batch_normalizations(model):
         layer.frozen = True  # batch statistics of 2 x 2 cells amplify rounding
-    frozen = {}
+    results = {}
     for compiled in (False, True):
         step = tf.function(gradients_of, jit_compile=compiled, autograph=False)
         loss, gradients = step(model, images, labels)
-        frozen[compiled] = loss.numpy(), tf.linalg.global_norm(gradients).numpy()
-    np.testing.assert_allclose(frozen[True], frozen[False], rtol=1e-3)
+        results[compiled] = loss.numpy(), tf.linalg.global_norm(gradients).numpy()
+    np.testing.assert_allclose(results[True], results[False], rtol=1e-3)
     for layer in batch_normalizations(model):
         layer.frozen = False
-    trained = tf.function(gradients_of, jit_compile=True, autograph=False)
-    loss, gradients = trained(model, images, labels)
+    step = tf.function(gradients_of, jit_compile=True, autograph=False)
+    loss, gradients = step(model, images, labels)
     assert np.isfinite(loss)
     assert all(g is not None and np.isfinite(g).all() for g in gradients)

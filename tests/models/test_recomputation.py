@@ -1,4 +1,4 @@
-"""Recomputation changes the memory of a step, and nothing else."""
+"""Recomputation saves memory without changing results."""
 
 import concurrent.futures
 import json
@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 from golden_case import value
-from plain_heads import strided_backbone
 from program_runs import run
+from reference_heads import strided_backbone
 
 from deeplab_tf.config import BACKBONES, ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
@@ -36,7 +36,7 @@ CONFIG = ModelConfig("mobilenet_v3_small_seg", **HEADS)
 
 
 def filled_model(config, frozen=False, **sizes):
-    """Returns a model with golden weights, normalising as the trainer has it."""
+    """Returns a model with golden weights and the trainer's batch normalisation."""
     model = build_model(config, **sizes)
     for name, variable in official_variables(model).items():
         variable.assign(value(name, variable.shape))
@@ -53,10 +53,10 @@ def images(batch=2, size=33):
     return tf.constant(random.uniform(0, 255, (batch, size, size, 3)), tf.float32)
 
 
-def outcome(model, network, training=True, **options):
-    """Returns logits and gradients of a step, and what all variables are after it.
+def run_step(model, network, training=True, **options):
+    """Runs a step; returns logits, gradients and the variables after it.
 
-    With options it is a `tf.function` of those options.
+    Options are passed to `tf.function`; without any the step runs eagerly.
     """
     sources = [v.value for v in model.trainable_variables]
 
@@ -74,32 +74,32 @@ def outcome(model, network, training=True, **options):
     ]
 
 
-def outcomes(config=CONFIG, inner=lambda model: model, frozen=False, **options):
-    """Returns the outcome of a step as it is, and with recomputation."""
+def run_both(config=CONFIG, inner=lambda model: model, frozen=False, **options):
+    """Returns the results of a step without and with recomputation."""
     results = []
     for wrap in (lambda network: network, recompute_backbone):
         model = filled_model(config, frozen)
-        results.append(outcome(model, wrap(inner(model)), **options))
+        results.append(run_step(model, wrap(inner(model)), **options))
     return results
 
 
 def assert_same_step(*arguments, **options):
-    """Compares both outcomes bit by bit; returns them."""
-    plain, again = outcomes(*arguments, **options)
-    for a, b in zip(plain, again, strict=True):
+    """Asserts that recomputation is bit-exact; returns its results."""
+    plain, recomputed = run_both(*arguments, **options)
+    for a, b in zip(plain, recomputed, strict=True):
         np.testing.assert_array_equal(a, b)
-    return again
+    return recomputed
 
 
-def assert_close(plain, again):
-    """Compares outcomes of which the graph optimiser may have reordered sums."""
-    # The gradients of image-level pooling are nothing but rounding: two samples
-    # normalise to +1 and -1.
-    for a, b in zip(plain, again, strict=True):
+def assert_close(plain, recomputed):
+    """Compares results up to sums that the graph optimiser may have reordered."""
+    # The gradients of image-level pooling are rounding noise: two samples normalise
+    # to +1 and -1.
+    for a, b in zip(plain, recomputed, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 + 1e-5 * np.abs(a).max())
 
 
-def changed(model, after):
+def changed_variables(model, after):
     """Returns the names of the variables that a step changed."""
     values = after[-len(model.variables) :]
     pairs = zip(model.variables, values, strict=True)
@@ -110,9 +110,9 @@ def dense(units, name):
     return keras.layers.Dense(units, use_bias=False, name=name)
 
 
-def test_cuts_keep_as_little_as_the_largest_segment_allows():
-    # Nine equal layers: k segments keep k - 1 tensors and compute 9 / k again;
-    # 2 + 3 for k = 3 is least.
+def test_cuts_minimize_peak_memory():
+    # Nine equal layers: k segments keep k - 1 tensors and recompute 9 / k; the minimum
+    # is 2 + 3 for k = 3.
     image = x = keras.Input((4, 4, 3))
     for i in range(9):
         x = dense(3, f"layer_{i}")(x)
@@ -120,15 +120,15 @@ def test_cuts_keep_as_little_as_the_largest_segment_allows():
 
 
 def test_cuts_avoid_wide_tensors():
-    # 1 + 31 for the cut at the narrow one; any other keeps 10.
+    # 1 + 31 for a cut at the narrow tensor; any other cut keeps 10.
     image = x = keras.Input((4, 4, 1))
     for i, units in enumerate((10, 10, 10, 1, 10, 10, 10)):
         x = dense(units, f"layer_{i}")(x)
     assert find_cuts(keras.Model(image, x)) == (4, 7)
 
 
-def test_cuts_go_past_a_shortcut():
-    # The source of the sum is kept beside each tensor that is cut at.
+def test_cuts_inside_shortcut():
+    # The source of the sum is kept in addition to the tensor at each cut.
     image = keras.Input((4, 4, 4))
     source = x = dense(1, "source")(image)
     for i in range(16):
@@ -139,15 +139,15 @@ def test_cuts_go_past_a_shortcut():
     assert len(inside) >= 2
 
 
-def test_a_step_is_the_same():
+def test_step_is_bit_exact():
     after = assert_same_step()
-    assert changed(filled_model(CONFIG), after) == {
+    assert changed_variables(filled_model(CONFIG), after) == {
         *("moving_mean", "moving_variance"),
         "seed_generator_state",
     }
 
 
-def test_half_precision_gives_the_same():
+def test_half_precision_step_is_bit_exact():
     before = keras.mixed_precision.dtype_policy()
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
     try:
@@ -156,37 +156,37 @@ def test_half_precision_gives_the_same():
         keras.mixed_precision.set_dtype_policy(before)
 
 
-def test_frozen_normalisation_keeps_its_statistics():
+def test_frozen_batch_norm_keeps_statistics():
     after = assert_same_step(frozen=True)
-    assert changed(filled_model(CONFIG), after) == {"seed_generator_state"}
+    assert changed_variables(filled_model(CONFIG), after) == {"seed_generator_state"}
 
 
-def test_without_training_nothing_changes():
+def test_inference_changes_no_variables():
     after = assert_same_step(training=False)
-    assert changed(filled_model(CONFIG), after) == set()
+    assert changed_variables(filled_model(CONFIG), after) == set()
 
 
-def test_a_model_may_end_at_its_logits():
+def test_model_that_ends_at_logits():
     def inner(model):
         return keras.Model(model.input, model.get_layer("logits").output)
 
     assert assert_same_step(inner=inner)[0].shape == (2, 9, 9, 5)
 
 
-def test_image_pyramids_share_their_statistics():
-    # Both scales move them, one after the other.
+def test_pyramid_scales_share_statistics():
+    # Both scales update them in turn.
     config = ModelConfig("mobilenet_v3_small_seg", image_pyramid=(0.5, 1.0), **HEADS)
     assert_same_step(config)
 
 
-def test_backbones_whose_outputs_come_straight_from_the_image(monkeypatch):
+def test_backbone_outputs_computed_directly_from_image(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", strided_backbone)
     config = ModelConfig("mobilenet_v2", **HEADS)
     assert_same_step(config)
 
 
 def noisy_backbone(image, output_stride, **_):
-    """Returns features of a backbone that draws random numbers."""
+    """Returns the features of a backbone with dropout."""
     x = keras.layers.Conv2D(8, 3, strides=4, padding="same", name="first")(image)
     low = keras.layers.Dropout(0.5, name="noise")(x)
     for i in range(4):
@@ -196,50 +196,50 @@ def noisy_backbone(image, output_stride, **_):
     return {"high_level": x, 4: low}
 
 
-def test_dropout_in_a_backbone_is_drawn_once(monkeypatch):
+def test_backbone_dropout_is_drawn_once(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", noisy_backbone)
     config = ModelConfig("mobilenet_v2", **HEADS)
-    # The sum of the gradients of `low` is in another order.
-    assert_close(*outcomes(config))
+    # The gradients of `low` are summed in another order.
+    assert_close(*run_both(config))
 
 
-def test_variables_and_layers_stay_the_models_own():
+def test_variables_and_layers_are_shared_with_model():
     model = filled_model(CONFIG)
     network = recompute_backbone(model)
     assert [id(v) for v in network.variables] == [id(v) for v in model.variables]
     assert model.get_layer("logits").output.shape == (None, None, None, 5)
 
 
-def test_variables_of_others_are_left_alone():
+def test_waiting_variables_of_other_models_stay_untouched():
     def refuse(*_, **__):
-        raise AssertionError("a variable of another model is given a value")
+        raise AssertionError("a variable of another model was initialised")
 
-    def recompute_beside_another():
+    def recompute_next_to_waiting_variable():
         network = recompute_backbone(filled_model(CONFIG))
         with keras.StatelessScope(initialize_variables=False):
             waiting = keras.layers.Dense(3, kernel_initializer=refuse)
             waiting.build((None, 2))
         network(images(), training=True)
-        # It waits until something else ends a scope.
+        # The variable is initialised when the next scope ends.
         with (
             pytest.raises(AssertionError, match="another model"),
             keras.StatelessScope(),
         ):
             pass
 
-    # In a thread of its own, where no other test has left any.
+    # A new thread has no uninitialised variables of other tests.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        thread.submit(recompute_beside_another).result()
+        thread.submit(recompute_next_to_waiting_variable).result()
 
 
-def test_a_model_without_a_backbone_is_refused(color_model):
+def test_model_without_backbone_is_refused(color_model):
     with pytest.raises(UserError, match='"backbone"; received'):
         recompute_backbone(color_model)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_every_backbone_is_cut_and_gives_the_same(backbone):
+def test_backbone_is_cut_and_outputs_are_bit_exact(backbone):
     model = filled_model(ModelConfig(backbone, **HEADS))
     assert len(find_cuts(model.get_layer("backbone"))) >= 4
     x = images()
@@ -249,11 +249,11 @@ def test_every_backbone_is_cut_and_gives_the_same(backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_a_compiled_step_is_the_same(jit_compile, frozen):
-    assert_close(*outcomes(frozen=frozen, jit_compile=jit_compile))
+def test_compiled_step_is_close(jit_compile, frozen):
+    assert_close(*run_both(frozen=frozen, jit_compile=jit_compile))
 
 
-def steps_on_two_replicas():
+def compare_steps_on_two_replicas():
     """Compares two steps of a mirrored model with and without recomputation."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(
@@ -288,22 +288,22 @@ def steps_on_two_replicas():
     assert_close(*results)
 
 
-def run_apart(program, **environment):
-    """Runs a program in a process of its own; returns what it prints."""
+def run_in_process(program, **environment):
+    """Runs a program in a new process; returns its output."""
     paths = (str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "models"))
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.mark.slow
-def test_mirrored_variables_are_recomputed_in_each_replica():
-    run_apart("import test_recomputation as t; t.steps_on_two_replicas()")
+def test_recomputation_on_two_replicas():
+    run_in_process("import test_recomputation as t; t.compare_steps_on_two_replicas()")
 
 
 JAX_PROGRAM = """
@@ -327,35 +327,35 @@ model = deeplab_tf.build_model(
     )
 )
 images = np.random.RandomState(0).uniform(0, 255, (2, 33, 33, 3)).astype("float32")
-learned = [v.value for v in model.trainable_variables]
+trainable = [v.value for v in model.trainable_variables]
 state = [v.value for v in model.non_trainable_variables]
 results = []
 for network in (model, recompute_backbone(model)):
 
-    def loss(learned):
-        logits, after = network.stateless_call(learned, state, images, training=True)
+    def loss(trainable):
+        logits, after = network.stateless_call(trainable, state, images, training=True)
         return ((logits - 1.0) ** 2).mean(), after
 
-    results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(learned))
+    results.append(jax.jit(jax.value_and_grad(loss, has_aux=True))(trainable))
 for a, b in zip(*map(jax.tree.leaves, results), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 + 1e-4 * np.abs(a).max())
-assert "remat" in str(jax.make_jaxpr(lambda x: loss(x)[0])(learned))
+assert "remat" in str(jax.make_jaxpr(lambda x: loss(x)[0])(trainable))
 """
 
 
 @pytest.mark.slow
-def test_jax_gives_the_same():
+def test_recomputation_on_jax():
     pytest.importorskip("jax")
-    run_apart(JAX_PROGRAM, KERAS_BACKEND="jax")
+    run_in_process(JAX_PROGRAM, KERAS_BACKEND="jax")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no ru_maxrss")
-def test_a_step_takes_much_less_memory(tmp_path):
+def test_step_needs_much_less_memory(tmp_path):
     path, case = tmp_path / "result.json", "xception_65:321:2"
     small = ("--recompute", f"--cases={case}", "--turns=1", "--steps=1")
     run("benchmarks.train_step", *small, f"--json={path}")
     rows = json.loads(path.read_text())["cases"][case]
     mebibytes = {row["name"]: row["mebibytes"] for row in rows}
-    # About 1770 and 720 beyond the model, without the loss at the size of the image.
+    # About 1770 and 720 in addition to the model, without the full-size loss.
     assert mebibytes["recomputed"] < 0.6 * mebibytes["float32"]

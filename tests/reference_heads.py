@@ -1,7 +1,6 @@
-"""The heads of the official graph written out in plain TensorFlow, branch by branch.
+"""Reference heads of the official graph, written in plain TensorFlow.
 
-Models with one layer in the place of a backbone (`quick_backbone`) are compared with
-them.
+The tests compare them with models whose backbone is a stub (`stub_backbone`).
 """
 
 import keras
@@ -9,13 +8,9 @@ import numpy as np
 import tensorflow as tf
 from golden_case import value
 
-from deeplab_tf.config import (
-    ModelConfig,
-)
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.models.deeplab import build_model
-from deeplab_tf.models.variables import (
-    official_variables,
-)
+from deeplab_tf.models.variables import official_variables
 
 NARROW = {
     "num_classes": 3,
@@ -31,7 +26,7 @@ DEPTHS = {"high_level": 32, 4: 16, 8: 24, 16: 28}
 
 
 def strided_backbone(image, output_stride, **_):
-    """Returns features as a backbone would, each by one convolution."""
+    """Returns the feature maps of a backbone, each from one convolution."""
     strides = {"high_level": output_stride, 4: 4, 8: 8, 16: 16}
     return {
         key: keras.layers.Conv2D(
@@ -47,12 +42,13 @@ def strided_backbone(image, output_stride, **_):
 
 
 def build(scale_of=lambda name: 1.0, **flags):
-    """Returns a narrow model, and the values of its variables by official name."""
+    """Builds a narrow model; returns it and its variables by official name."""
     config = ModelConfig.from_official_flags(NARROW | flags)
-    return filled(build_model(config), scale_of)
+    return fill_variables(build_model(config), scale_of)
 
 
-def filled(model, scale_of=lambda name: 1.0):
+def fill_variables(model, scale_of=lambda name: 1.0):
+    """Fills a model with golden values; returns it and the values by official name."""
     variables = official_variables(model)
     w = {n: np.float32(scale_of(n)) * value(n, v.shape) for n, v in variables.items()}
     for name, variable in variables.items():
@@ -61,7 +57,7 @@ def filled(model, scale_of=lambda name: 1.0):
 
 
 def features(model):
-    """Returns high-level, then low-level features of the image."""
+    """Returns the high-level features of the test image, then the low-level ones."""
     found = model.get_layer("backbone")(model.get_layer("normalize")(IMAGE))
     return found if isinstance(found, list) else [found]  # Keras unpacks a single one
 
@@ -71,7 +67,7 @@ def logits(model, image=IMAGE):
 
 
 def assert_same(found, expected, gain=1.0):
-    """Checks equality up to rounding, which grows with a gain of normalisations."""
+    """Asserts equality up to rounding, which grows with `gain`."""
     np.testing.assert_allclose(found, expected, atol=1e-4 * gain * np.std(expected))
 
 
@@ -88,7 +84,7 @@ def norm(x, w, scope, epsilon):
 
 
 def conv(x, w, scope, rate=1, act=tf.nn.relu, *, strides=1, epsilon=1.001e-5):
-    """Returns a convolution and what follows it: a bias, or batch normalisation."""
+    """Applies a convolution, then its bias or batch normalisation, then `act`."""
     kernel = w[f"{scope}/weights"]
     x = tf.nn.conv2d(x, kernel, strides, "SAME", dilations=rate)
     if f"{scope}/biases" in w:
@@ -96,18 +92,18 @@ def conv(x, w, scope, rate=1, act=tf.nn.relu, *, strides=1, epsilon=1.001e-5):
     return act(norm(x, w, scope, epsilon))
 
 
-def separable(x, w, scope, rate=1, act=tf.nn.relu):
-    """Returns the two halves of a head's convolution, the activation after both."""
+def separable_conv(x, w, scope, rate=1, act=tf.nn.relu):
+    """Applies a separable convolution with an activation after each half."""
     kernel, rates = w[f"{scope}_depthwise/depthwise_weights"], np.broadcast_to(rate, 2)
     x = tf.nn.depthwise_conv2d(x, kernel, [1, 1, 1, 1], "SAME", dilations=rates)
     x = act(norm(x, w, f"{scope}_depthwise", 1.001e-5))
     return conv(x, w, f"{scope}_pointwise", act=act)
 
 
-def image_level_of_windows(x, w):
+def windowed_image_level(x, w):
     # ceil(33 / 16) = 3 and ceil(49 / 16) = 4 cells at a time: 3 x 2 means.
-    pooled = means(x.numpy(), (3, 4), (1, 2))
-    return resized(conv(pooled, w, "image_pooling"), x)
+    pooled = window_means(x.numpy(), (3, 4), (1, 2))
+    return resize_like(conv(pooled, w, "image_pooling"), x)
 
 
 def image_level(x, w, act=tf.nn.relu):
@@ -115,14 +111,14 @@ def image_level(x, w, act=tf.nn.relu):
     return conv(mean, w, "image_pooling", act=act) * tf.ones_like(x[..., :1])
 
 
-def branches(x, w, atrous=separable, act=tf.nn.relu):
-    """Returns the branches beside the image-level one; their rates are 2 and 3."""
+def branches(x, w, atrous=separable_conv, act=tf.nn.relu):
+    """Returns all branches but the image-level one; their rates are 2 and 3."""
     return [conv(x, w, "aspp0", act=act)] + [
         atrous(x, w, f"aspp{i}", rate, act) for i, rate in ((1, 2), (2, 3))
     ]
 
 
-def projected(parts, w, act=tf.nn.relu):
+def project(parts, w, act=tf.nn.relu):
     return conv(tf.concat(parts, -1), w, "concat_projection", act=act)
 
 
@@ -130,13 +126,13 @@ def hard_sigmoid(x):
     return tf.nn.relu6(x + 3.0) * 0.16667
 
 
-def resized(x, like):
-    """Returns `x` at the size of another tensor by TensorFlow's own op."""
+def resize_like(x, like):
+    """Resizes `x` to the size of another tensor with TensorFlow's own op."""
     return tf.raw_ops.ResizeBilinear(images=x, size=like.shape[1:3], align_corners=True)
 
 
-def means(x, window, strides):
-    """Returns the mean of every window that lies within `x`, one by one."""
+def window_means(x, window, strides):
+    """Returns the mean of every window that lies within `x`."""
     (height, width), (rows, columns) = x.shape[1:3], window
     return np.stack(
         [
@@ -153,22 +149,22 @@ def means(x, window, strides):
     )
 
 
-def decoded(x, low_level, w, levels, add=False, act=tf.nn.relu):
-    """Returns the decoder's output, level by level.
+def decode(x, low_level, w, levels, add=False, act=tf.nn.relu):
+    """Returns the output of the decoder.
 
     Args:
-        levels: Scopes of each level: the projection's, then the convolutions'.
-        add: Whether the low-level features are added, behind the convolution.
+        levels: Scopes of each level: the projection, then the convolutions.
+        add: Adds the low-level features after the convolution instead of joining them.
         act: The activation.
     """
     for low, (projection, *scopes) in zip(low_level, levels, strict=True):
         reduced = conv(low, w, f"decoder/{projection}", act=act)
-        x = resized(x, reduced)
+        x = resize_like(x, reduced)
         if not add:
             x = tf.concat([x, reduced], -1)
         for scope in scopes:
-            one = conv if f"decoder/{scope}/weights" in w else separable
-            x = one(x, w, f"decoder/{scope}", act=act)
+            convolve = conv if f"decoder/{scope}/weights" in w else separable_conv
+            x = convolve(x, w, f"decoder/{scope}", act=act)
         if add:
             x = x + reduced
     return x
