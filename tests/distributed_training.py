@@ -1,8 +1,8 @@
 """Trains a toy model under the strategy of the command line; prints its losses.
 
-    python distributed_training.py STRATEGY BATCH_NORM [apart]
+    python distributed_training.py STRATEGY BATCH_NORM [differing]
 
-With "apart" the workers begin with different weights.
+With "differing" the workers start with different weights.
 Run by test_distribution.py, since a process has one set of devices.
 """
 
@@ -23,7 +23,7 @@ BATCH, STEPS = 4, 20
 
 
 def batches():
-    """Yields batches: a row full of labels, one with some, and half of them void."""
+    """Yields batches whose second half and part of the second image are unlabelled."""
     random = np.random.RandomState(0)
     for _ in range(STEPS):
         images = random.uniform(0, 255, (BATCH, 5, 5, 3)).astype("float32")
@@ -37,8 +37,8 @@ def batches():
         yield images, labels
 
 
-def main(strategy: str, batch_norm: str, apart: str = "") -> None:
-    """Trains, and prints losses and what the weights came to as JSON."""
+def main(strategy: str, batch_norm: str, differing: str = "") -> None:
+    """Trains and prints losses and norms of the weights as JSON."""
     clones = 2 if strategy == "mirrored" else None
     strategy = make_strategy(strategy, clones)
     keras.utils.set_random_seed(1)
@@ -51,7 +51,7 @@ def main(strategy: str, batch_norm: str, apart: str = "") -> None:
         batch_norm=batch_norm,
     )
     trainer = Trainer(model, config)
-    if apart:
+    if differing:
         kernel = model.trainable_variables[0]
         kernel.assign(kernel + trainer.worker.index)
         trainer.train(batches())

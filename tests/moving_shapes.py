@@ -1,4 +1,4 @@
-"""Videos of moving shapes, of any size and length."""
+"""Videos of moving shapes with any size and length."""
 
 import cv2
 import numpy as np
@@ -7,17 +7,17 @@ RED, BLUE, GROUND = (220, 30, 30), (20, 60, 220), (60, 90, 40)  # RGB
 
 
 def frame(i, height=121, width=161):
-    """Returns a frame, uint8 RGB: a red disc going right, a blue square going left."""
-    picture = np.full((height, width, 3), GROUND, np.uint8)
+    """Returns a frame, uint8 RGB: a red disc moves right, a blue square moves left."""
+    image = np.full((height, width, 3), GROUND, np.uint8)
     x = 3 * i % width
-    cv2.circle(picture, (x, height // 2), height // 6, RED, -1)
+    cv2.circle(image, (x, height // 2), height // 6, RED, -1)
     corner = (width - x, height // 8)
-    cv2.rectangle(picture, corner, (corner[0] + 25, corner[1] + 25), BLUE, -1)
-    return picture
+    cv2.rectangle(image, corner, (corner[0] + 25, corner[1] + 25), BLUE, -1)
+    return image
 
 
 def write(path, count=30, height=121, width=161, rate=12):
-    """Writes an AVI, with a writer of OpenCV that keeps odd sizes."""
+    """Writes an AVI with an OpenCV writer that supports odd sizes; returns the path."""
     writer = cv2.VideoWriter(
         str(path),
         cv2.CAP_OPENCV_MJPEG,
@@ -32,11 +32,11 @@ def write(path, count=30, height=121, width=161, rate=12):
 
 
 def frames(path):
-    """Returns all frames of a video as plain OpenCV reads them, uint8 RGB."""
+    """Reads all frames of a video with OpenCV, uint8 RGB."""
     capture = cv2.VideoCapture(str(path))
-    found = []
+    images = []
     while True:
-        is_there, picture = capture.read()
-        if not is_there:
-            return found
-        found.append(picture[..., ::-1])
+        has_frame, image = capture.read()
+        if not has_frame:
+            return images
+        images.append(image[..., ::-1])

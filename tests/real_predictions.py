@@ -1,4 +1,4 @@
-"""Label maps of a whole split, by name, at a batch size and on some devices.
+"""Predicts the label maps of the val split at a batch size and number of devices.
 
     python real_predictions.py CHECKPOINT RECORDS BATCH DEVICES FILE.npz
 
@@ -26,7 +26,7 @@ from deeplab_tf.training.distribution import make_local_strategy
 
 
 def predictions(checkpoint: str, records: str, batch: int, devices: int = 1) -> dict:
-    """Returns the official network's label maps of `val`, each padded by itself."""
+    """Returns the label maps of `val` by name, predicted with the official weights."""
     with make_local_strategy(devices).scope():
         model = build_model(ModelConfig.from_official_flags({}))
     load_tf1_checkpoint(model, checkpoint)
@@ -41,5 +41,5 @@ def predictions(checkpoint: str, records: str, batch: int, devices: int = 1) -> 
 
 
 if __name__ == "__main__":
-    *place, batch, devices, path = sys.argv[1:]
-    np.savez(path, **predictions(*place, int(batch), int(devices)))
+    *paths, batch, devices, path = sys.argv[1:]
+    np.savez(path, **predictions(*paths, int(batch), int(devices)))

@@ -1,4 +1,4 @@
-"""Two convolutions in a network's place, quick to compile."""
+"""A model of two convolutions that compiles quickly."""
 
 import keras
 from golden_case import value
@@ -17,7 +17,7 @@ NUM_CLASSES = 5
 
 
 def toy_model(dropout=0.0, size=(33, 33), num_classes=NUM_CLASSES):
-    """Returns a model with what a trainer looks for, every weight of which matters."""
+    """Returns a model for the trainer in which every weight affects the output."""
     image = keras.Input((*size, 3), name="image")
     x = keras.layers.Rescaling(2.0 / 255.0, -1.0)(image)
     x = keras.layers.Conv2D(8, 9, strides=8, padding="same", name="conv")(x)

@@ -1,4 +1,4 @@
-"""Training states of a few numbers, and processes that save them."""
+"""Small training states, and processes that save them."""
 
 import os
 import pathlib
@@ -15,8 +15,8 @@ WEIGHTS = ("a/weights", "a/BatchNorm/moving_mean")
 TESTS = pathlib.Path(__file__).resolve().parent
 
 
-def state_of(folder, fill, weights=WEIGHTS, size=3, **options):
-    """Returns a state whose values are all `fill`, and its variables."""
+def make_state(folder, fill, weights=WEIGHTS, size=3, **options):
+    """Returns a state filled with one number, and its variables."""
     model = {n: keras.Variable(np.full(size, fill, np.float32)) for n in weights}
     slots = {"a/weights/Momentum": tf.Variable(np.full(size, fill, np.float32))}
     step = keras.Variable(int(fill), dtype="int64")
@@ -31,24 +31,24 @@ def fill_with(variables, number):
         variable.assign(np.full(variable.shape, number))
 
 
-def the_number_in(variables):
-    """Returns the one number that every value is."""
+def get_number(variables):
+    """Returns the number that all values are equal to."""
     (number,) = {n for v in variables.values() for n in np.unique(v.numpy())}
     return int(number)
 
 
-def run_apart(module, call, *before):
-    """Calls a function of a test module in its own process; returns its stderr.
+def run_in_process(module, call, *prefix):
+    """Calls a function of a test module in a new process; returns its stderr.
 
     Args:
         module: Path of the module in tests/.
         call: The call as text.
-        *before: Words of the command line before Python's.
+        *prefix: Command that runs Python, such as `unshare`.
     """
     folder, name = os.path.split(TESTS / module)
     paths = (folder, str(TESTS), str(TESTS.parent))
-    ended = subprocess.run(
-        [*before, sys.executable, "-c", f"import {name}; {name}.{call}"],
+    process = subprocess.run(
+        [*prefix, sys.executable, "-c", f"import {name}; {name}.{call}"],
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
@@ -57,5 +57,5 @@ def run_apart(module, call, *before):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stderr
+    assert process.returncode == 0, process.stderr
+    return process.stderr

@@ -1,4 +1,4 @@
-"""Two logical CPUs in one process: what their replicas make of a batch.
+"""Trains on two logical CPUs in one process and writes the results to a file.
 
     python two_replicas.py FILE.npz
 
@@ -26,7 +26,7 @@ from deeplab_tf.training.batch_norm import set_batch_norm
 from deeplab_tf.training.distribution import make_strategy
 
 STEPS = 2
-# Trained for two steps each, as `TrainConfig` has it; all are frozen.
+# Options of `TrainConfig`, trained for two steps each with frozen statistics.
 OPTIONS = {
     "mined": {"top_k_percent_pixels": 0.25, "accumulate_steps": 2},
     "averaged": {
@@ -41,7 +41,7 @@ GAMMA, BETA, EPSILON = (0.5, 1.0, 2.0), (3.0, 0.0, -1.0), 1e-3
 
 
 def batch():
-    """Returns eight images, of which the fifth to seventh are void."""
+    """Returns eight images; the fifth to seventh have no labels."""
     random = np.random.RandomState(0)
     images = random.uniform(0, 255, (8, 33, 33, 3)).astype("float32")
     labels = random.randint(0, 5, (8, 33, 33)).astype(np.uint8)
@@ -49,26 +49,26 @@ def batch():
     return images, labels
 
 
-def outcome(trainer) -> dict:
-    """Returns losses, weights and averages after two steps."""
+def train_two_steps(trainer) -> dict:
+    """Trains two steps; returns losses, weights and averages."""
     losses = [trainer.train_step(*batch())["data_loss"] for _ in range(STEPS)]
-    found = {"losses": np.array(losses), **tf1_variables(trainer.model)}
+    results = {"losses": np.array(losses), **tf1_variables(trainer.model)}
     with trainer.averaged_weights():
         averages = tf1_variables(trainer.model)
-    return found | {f"average/{name}": a for name, a in averages.items()}
+    return results | {f"average/{name}": a for name, a in averages.items()}
 
 
 def features():
-    """Returns features far from 0 with little variance, and gradients, per replica."""
+    """Returns features with a large mean and little variance, and their gradients."""
     random = np.random.RandomState(0)
-    spread = np.array([1.0, 0.3, 0.1])
-    x = 1e4 + spread * random.standard_normal((2, 2, 9, 9, 3))
+    scales = np.array([1.0, 0.3, 0.1])
+    x = 1e4 + scales * random.standard_normal((2, 2, 9, 9, 3))
     x[1] += 0.5
     return x.astype(np.float32), random.normal(0, 1, x.shape).astype(np.float32)
 
 
-def normalized(strategy) -> dict:
-    """Returns values, moments and gradients of synchronised batch normalisation."""
+def normalize(strategy) -> dict:
+    """Returns outputs, moments and gradients of synchronised batch normalisation."""
     with strategy.scope():
         model = toy_model()
         gamma, beta = (keras.Variable(np.array(a, np.float32)) for a in (GAMMA, BETA))
@@ -77,23 +77,23 @@ def normalized(strategy) -> dict:
 
     def run():
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        x, up = (tf.gather(tf.constant(of), replica) for of in features())
+        x, upstream = (tf.gather(tf.constant(of), replica) for of in features())
         with tf.GradientTape() as tape:
             tape.watch(x)
             y, mean, variance = synchronized(x, gamma, beta, EPSILON)
-            loss = tf.reduce_sum(y * up)
+            loss = tf.reduce_sum(y * upstream)
         return y, mean, variance, *tape.gradient(loss, [x, gamma.value, beta.value])
 
     names = ("y", "mean", "variance", "dx", "dgamma", "dbeta")
-    results = tf.function(lambda: strategy.run(run))()
+    arrays = tf.function(lambda: strategy.run(run))()
     return {
         name: np.stack(strategy.experimental_local_results(per_replica))
-        for name, per_replica in zip(names, results, strict=True)
+        for name, per_replica in zip(names, arrays, strict=True)
     }
 
 
-def refusal(model) -> str:
-    """Returns what is said of a compiler that several replicas cannot have."""
+def jit_error(model) -> str:
+    """Returns the error of jit=on with several replicas."""
     try:
         Trainer(model, TrainConfig(jit="on"))
     except UserError as error:
@@ -101,8 +101,8 @@ def refusal(model) -> str:
     return ""
 
 
-def broken_image(policy: str, strategy) -> str:
-    """Returns how a training names an image of the second replica."""
+def broken_image_error(policy: str, strategy) -> str:
+    """Returns the error of a broken image in the second replica."""
     keras.config.set_dtype_policy(policy)
     with strategy.scope():
         model = toy_model()
@@ -119,21 +119,21 @@ def broken_image(policy: str, strategy) -> str:
 
 
 def main(path: str) -> None:
-    """Writes all of it into one file."""
+    """Writes all results to one file."""
     strategy = make_strategy("mirrored", 2)
-    results = {f"sync/{n}": a for n, a in normalized(strategy).items()}
+    arrays = {f"sync/{n}": a for n, a in normalize(strategy).items()}
     for case, options in OPTIONS.items():
         policy = case if case.startswith("mixed") else "float32"
         keras.config.set_dtype_policy(policy)
         with strategy.scope():
             model = toy_model()
         config = TrainConfig(batch_norm="freeze", base_learning_rate=0.1, **options)
-        found = outcome(Trainer(model, config))
-        results |= {f"{case}/{name}": a for name, a in found.items()}
-    results["refusal"] = refusal(model)
+        results = train_two_steps(Trainer(model, config))
+        arrays |= {f"{case}/{name}": a for name, a in results.items()}
+    arrays["jit error"] = jit_error(model)
     for policy in ("mixed_float16", "float32"):
-        results[f"broken image/{policy}"] = broken_image(policy, strategy)
-    np.savez(path, **results)
+        arrays[f"broken image/{policy}"] = broken_image_error(policy, strategy)
+    np.savez(path, **arrays)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which batch is recommended, and what a measured step tells."""
+"""Measured steps and the recommended batch size."""
 
 import json
 
@@ -14,78 +14,87 @@ MODEL = ModelConfig("mobilenet_v3_small_seg", num_classes=3)
 CROP = (33, 33)
 
 
-def measured(images, mebibytes, seconds=1.0, **cell):
+def measurement(images, mebibytes, seconds=1.0, **cell):
     return Measurement(Cell(CROP, 16, images, **cell), mebibytes, 5.0, seconds)
 
 
-def test_more_images_are_predicted_by_a_line():
-    two, four = measured(2, 1000.0), measured(4, 1400.0)
+def test_memory_is_extrapolated_linearly():
+    two, four = measurement(2, 1000.0), measurement(4, 1400.0)
     assert measuring.predict_mebibytes([two, four], 16) == 1400 + 12 * 200
     assert measuring.predict_mebibytes([two], 16) is None
 
 
-def test_the_most_images_that_fit_and_divide_the_batch_are_taken():
-    several = [measured(2, 1000.0), measured(3, 1100.0), measured(4, 1400.0)]
-    assert measuring.select_largest(several, 8, 10_000).cell.images == 4
-    assert measuring.select_largest(several, 9, 10_000).cell.images == 3
-    # 90 % of it may be taken.
-    assert measuring.select_largest(several, 8, 1500).cell.images == 2
-    assert measuring.select_largest(several, 8, 1000) is None
-    assert measuring.select_largest(several, 7, 10_000) is None
+def test_largest_fitting_divisor_of_batch_is_selected():
+    measurements = [
+        measurement(2, 1000.0),
+        measurement(3, 1100.0),
+        measurement(4, 1400.0),
+    ]
+    assert measuring.select_largest(measurements, 8, 10_000).cell.images == 4
+    assert measuring.select_largest(measurements, 9, 10_000).cell.images == 3
+    # At most 90 % of the memory may be used.
+    assert measuring.select_largest(measurements, 8, 1500).cell.images == 2
+    assert measuring.select_largest(measurements, 8, 1000) is None
+    assert measuring.select_largest(measurements, 7, 10_000) is None
 
 
-def test_the_flags_are_those_of_the_training():
-    plain = measuring.training_flags(measured(8, 1.0), 8)
+def test_flags_of_training_command():
+    plain = measuring.training_flags(measurement(8, 1.0), 8)
     assert plain == [
         "--train_crop_size=33,33",
         "--output_stride=16",
         "--train_batch_size=8",
     ]
-    other = measured(2, 1.0, precision="bfloat16", jit="on", recompute=True)
-    assert measuring.training_flags(other, 8)[3:] == [
+    memory_saving = measurement(2, 1.0, precision="bfloat16", jit="on", recompute=True)
+    assert measuring.training_flags(memory_saving, 8)[3:] == [
         *("--accumulate_steps=4", "--precision=bfloat16", "--jit=on", "--recompute")
     ]
 
 
-def test_a_step_is_measured():
+def test_measure_step():
     one = measuring.measure(Cell(CROP, 16, 2), MODEL, TrainConfig(), steps=2)
     assert one.compile_seconds > one.step_seconds > 0
     assert one.images_per_second == 2 / one.step_seconds
     assert 0 < one.mebibytes <= memory.peak_bytes() / 2**20
 
 
-def test_memory_of_process_and_machine_are_told():
+def test_memory_of_process_and_machine():
     before = memory.peak_bytes()
-    held = bytearray(b"x") * (64 << 20)
-    assert memory.peak_bytes() >= memory.resident_bytes() >= len(held)
+    buffer = bytearray(b"x") * (64 << 20)
+    assert memory.peak_bytes() >= memory.resident_bytes() >= len(buffer)
     assert before <= memory.peak_bytes() < memory.machine_bytes()
 
 
 @pytest.mark.slow
-def test_a_plan_is_printed_and_written(tmp_path):
+def test_plan_is_printed_and_written(tmp_path):
     path = tmp_path / "plan.json"
-    small = ("--model_variant=mobilenet_v3_small_seg", "--crop_sizes=33,33x65")
+    flags_of_model = ("--model_variant=mobilenet_v3_small_seg", "--crop_sizes=33,33x65")
     out = run(
-        *("deeplab_tf.plan.program", *small, "--steps=1", "--train_batch_size=8"),
+        *(
+            "deeplab_tf.plan.program",
+            *flags_of_model,
+            "--steps=1",
+            "--train_batch_size=8",
+        ),
         *("--batch_sizes=1,2", f"--json={path}"),
     )
-    told = "--train_crop_size=33,33 --output_stride=16 --train_batch_size=8 "
-    assert f"\n{told}--accumulate_steps=4" in out
+    flags = "--train_crop_size=33,33 --output_stride=16 --train_batch_size=8 "
+    assert f"\n{flags}--accumulate_steps=4" in out
     found = json.loads(path.read_text())
     cells = [
         (one["cell"]["crop_size"], one["cell"]["images"]) for one in found["measured"]
     ]
     assert cells == [([33, 33], 1), ([33, 33], 2), ([33, 65], 1), ([33, 65], 2)]
     assert found["recommended"]["flags"][2] == "--train_batch_size=8"
-    # A process of TensorFlow takes more than that.
+    # TensorFlow alone needs more than that.
     assert_refused(
         "no step of 33x33 at output stride 16 fits into 92 MiB, even with --recompute",
-        *("deeplab_tf.plan.program", *small, "--steps=1", "--batch_sizes=2"),
+        *("deeplab_tf.plan.program", *flags_of_model, "--steps=1", "--batch_sizes=2"),
         "--memory_gib=0.1",
     )
 
 
-def test_mistakes_are_told():
+def test_invalid_flags_are_refused():
     program = ("deeplab_tf.plan.program", "--model_variant=mobilenet_v2")
     assert_refused(
         "--crop_sizes takes sides .* '5x5x5'", *program, "--crop_sizes=5x5x5"

@@ -1,4 +1,4 @@
-"""Classifiers: the official variables, and a backbone that DeepLab takes over."""
+"""Classifiers: official variables, and a backbone for segmentation."""
 
 import keras
 import numpy as np
@@ -23,7 +23,7 @@ SMALL = ModelConfig(backbone="resnet_v1_18_beta", num_classes=7, output_stride=3
 
 
 @pytest.mark.parametrize("backbone", CLASSIFIED)
-def test_a_classifier_has_the_variables_of_its_official_one(backbone):
+def test_classifier_has_official_variables(backbone):
     config = ModelConfig(backbone=backbone, num_classes=1000, output_stride=32)
     with keras.StatelessScope(initialize_variables=False):
         model = build_classifier(config)
@@ -43,16 +43,16 @@ def test_a_classifier_has_the_variables_of_its_official_one(backbone):
 
 @pytest.fixture(scope="module")
 def classifier():
-    """A classifier whose every weight matters."""
+    """A classifier in which every weight affects the output."""
     model = build_classifier(SMALL)
     arrays = {n: value(n, a.shape) for n, a in tf1_variables(model).items()}
     load_tf1_variables(model, arrays)
     return model
 
 
-def test_its_checkpoint_gives_a_model_everything_but_the_head(classifier):
+def test_classifier_checkpoint_initialises_backbone(classifier):
     arrays = tf1_variables(classifier)
-    # As a segmentation is trained, at another stride and of other classes.
+    # As for segmentation: another output stride and other classes.
     model = build_model(ModelConfig(backbone="resnet_v1_18_beta"))
     report = load_tf1_variables(model, arrays)
     backbone = set(manifest("resnet_v1_18_beta"))
@@ -68,7 +68,7 @@ def test_its_checkpoint_gives_a_model_everything_but_the_head(classifier):
     assert all(np.array_equal(found[name], arrays[name]) for name in backbone)
 
 
-def test_the_logits_are_of_the_mean_features_of_raw_pixels(classifier):
+def test_logits_are_linear_in_mean_features(classifier):
     images = np.random.RandomState(0).uniform(0, 255, (2, 65, 97, 3)).astype("float32")
     # The scaling to [-1, 1] is part of the model.
     features, *_ = classifier.get_layer("backbone")(images * (2 / 255) - 1)
@@ -80,7 +80,7 @@ def test_the_logits_are_of_the_mean_features_of_raw_pixels(classifier):
     np.testing.assert_allclose(classifier(images), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_other_backbones_are_refused():
+def test_unsupported_backbone_is_refused():
     message = r"one of resnet_v1_18, .*xception_71 to be pre-trained; .*'mobilenet_v2'"
     with pytest.raises(UserError, match=message):
         build_classifier(ModelConfig(backbone="mobilenet_v2"))

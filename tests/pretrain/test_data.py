@@ -1,4 +1,4 @@
-"""Classified images: what is cut out of them, and in which order they come."""
+"""Classified images: crops, order and errors."""
 
 import itertools
 
@@ -33,13 +33,13 @@ TRAIN, TEST = 9, 5
 
 @pytest.fixture(scope="module")
 def splits():
-    """The examples of colors."""
+    """The examples of the colors dataset by split."""
     return {"train": classified(TRAIN, 0), "test": classified(TEST, 1)}
 
 
 @pytest.fixture(scope="module")
 def folder(splits, tmp_path_factory):
-    """A data_dir of colors."""
+    """A data_dir with the colors dataset."""
     folder = str(tmp_path_factory.mktemp("classes"))
     prepare_classes(folder, splits)
     return folder
@@ -54,14 +54,14 @@ def config_of(folder, **options):
     return DataConfig(folder, **options)
 
 
-def some(dataset, count):
+def take_batches(dataset, count):
     return list(itertools.islice(dataset.as_numpy_iterator(), count))
 
 
 # ---- Windows
 
 
-def windows(size, count=400):
+def sample_windows(size, count=400):
     """Returns random windows of an image, `[count, 4]`."""
     seeds = tf.stack([tf.zeros(count, tf.int64), tf.range(count, dtype=tf.int64)], 1)
     found = tf.map_fn(
@@ -72,46 +72,46 @@ def windows(size, count=400):
     return found.numpy()
 
 
-def test_random_windows_keep_their_bounds_and_reach_them():
+def test_random_windows_span_allowed_range():
     height, width = 300, 400
-    top, left, rows, columns = windows((height, width)).T
+    top, left, rows, columns = sample_windows((height, width)).T
     assert (top >= 0).all() and (top + rows <= height).all()
     assert (left >= 0).all() and (left + columns <= width).all()
     areas, aspects = rows * columns / (height * width), columns / rows
-    # Sides are whole pixels: of some eighty at least.
+    # Sides are rounded to pixels; they have at least about eighty.
     assert areas.min() > 0.08 * 0.97 and areas.max() <= 1
     assert aspects.min() > 0.75 * 0.97 and aspects.max() < 4 / 3 * 1.03
     assert areas.min() < 0.12 and areas.max() > 0.9
     assert aspects.min() < 0.78 and aspects.max() > 1.3
-    # They lie anywhere.
+    # Their positions vary.
     assert np.unique(top).size > 100 and np.unique(left).size > 100
 
 
-def test_a_window_follows_from_its_seed():
-    found = windows((60, 80), 20)
-    np.testing.assert_array_equal(found, windows((60, 80), 20))
+def test_random_window_is_deterministic():
+    found = sample_windows((60, 80), 20)
+    np.testing.assert_array_equal(found, sample_windows((60, 80), 20))
     assert len(np.unique(found, axis=0)) > 15
 
 
-def test_an_image_without_such_a_window_is_seen_whole():
+def test_full_image_is_used_if_no_window_fits():
     # 8 % of 4 x 900 pixels are 288; four rows of at most 16/3 columns are 21.
-    np.testing.assert_array_equal(windows((4, 900), 3), [[0, 0, 4, 900]] * 3)
+    np.testing.assert_array_equal(sample_windows((4, 900), 3), [[0, 0, 4, 900]] * 3)
 
 
 @pytest.mark.parametrize(
     ("size", "window"),
-    # 0.875 * 40 = 35 with 5 beyond, of which 2 come first; 0.875 * 64 = 56.
+    # 0.875 * 40 = 35 leaves 5, of which 2 are at the top; 0.875 * 64 = 56.
     [((40, 64), (2, 4, 35, 56)), ((1, 8), (0, 0, 1, 7)), ((299, 8), (18, 0, 262, 7))],
 )
-def test_the_middle_is_seven_eighths_of_each_side(size, window):
+def test_central_window(size, window):
     assert tuple(central_window(tf.constant(size)).numpy()) == window
 
 
 # ---- Batches
 
 
-def test_an_evaluation_sees_the_middle_of_every_image_once(splits, folder):
-    found = some(load_classes(config_of(folder), "test", training=False), 9)
+def test_evaluation_crops_each_image_centrally_once(splits, folder):
+    found = take_batches(load_classes(config_of(folder), "test", training=False), 9)
     assert [len(images) for images, _ in found] == [3, 2]
     images = np.concatenate([images for images, _ in found])
     labels = np.concatenate([labels for _, labels in found])
@@ -127,7 +127,7 @@ def test_an_evaluation_sees_the_middle_of_every_image_once(splits, folder):
         np.testing.assert_allclose(image, expected, rtol=1e-6)
 
 
-def test_workers_share_an_evaluation(folder):
+def test_evaluation_is_split_over_workers(folder):
     config = config_of(folder, batch_size=2)
     counts = [
         sum(len(images) for images, _ in load_classes(config, "test", False, 0, w, 2))
@@ -136,74 +136,80 @@ def test_workers_share_an_evaluation(folder):
     assert counts == [3, 2]
 
 
-def test_an_epoch_of_training_has_every_image_once(folder, tmp_path):
-    # Every image is of one value throughout, which no window changes.
+def test_training_epoch_has_each_image_once(folder, tmp_path):
+    # Every image is constant, so cropping does not change its value.
     values = range(20, 20 + 10 * TRAIN, 10)
     constant = [
         {"image": np.full((12, 14, 3), v, np.uint8), "label": i % 3}
         for i, v in enumerate(values)
     ]
     prepare_classes(str(tmp_path), {"train": constant})
-    found = some(load_classes(config_of(str(tmp_path)), "train", training=True), 6)
-    seen = np.concatenate([images[:, 0, 0, 0] for images, _ in found])
+    found = take_batches(
+        load_classes(config_of(str(tmp_path)), "train", training=True), 6
+    )
+    epochs = np.concatenate([images[:, 0, 0, 0] for images, _ in found])
     labels = np.concatenate([labels.ravel() for _, labels in found])
-    for epoch in (seen[:TRAIN], seen[TRAIN:]):
+    for epoch in (epochs[:TRAIN], epochs[TRAIN:]):
         assert sorted(epoch) == list(values)
-    assert not np.array_equal(seen[:TRAIN], seen[TRAIN:])
-    np.testing.assert_array_equal(labels, (seen - 20) / 10 % 3)
+    assert not np.array_equal(epochs[:TRAIN], epochs[TRAIN:])
+    np.testing.assert_array_equal(labels, (epochs - 20) / 10 % 3)
 
 
-def test_half_of_the_crops_are_mirrored(tmp_path):
+def test_half_of_crops_are_mirrored(tmp_path):
     ramp = np.tile(np.arange(80, dtype=np.uint8)[None, :, None], (60, 1, 3))
     prepare_classes(str(tmp_path), {"train": [{"image": ramp, "label": 0}]})
     config = config_of(str(tmp_path), batch_size=100)
-    ((images, _),) = some(load_classes(config, "train", training=True), 1)
+    ((images, _),) = take_batches(load_classes(config, "train", training=True), 1)
     rising = images[:, 0, -1, 0] > images[:, 0, 0, 0]
     # Ten standard deviations of a fair coin are 50.
     assert 30 < rising.sum() < 70
     assert all(np.all(np.diff(x[0, :, 0]) > 0) for x in images[rising])
-    # What is cut out says nothing of the mirroring.
+    # Crops do not depend on mirroring.
     spread = np.abs(images[:, 0, -1, 0] - images[:, 0, 0, 0])
     assert abs(spread[rising].mean() - spread[~rising].mean()) < 10
 
 
-def test_a_restart_and_workers_see_what_one_training_sees(folder):
+def test_restart_and_workers_read_the_same_samples(folder):
     config = config_of(folder, batch_size=2)
-    whole = some(load_classes(config, "train", training=True), 6)
-    restarted = some(load_classes(config, "train", training=True, start=4), 4)
-    for ours, theirs in zip(restarted, whole[2:], strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
-        np.testing.assert_array_equal(ours[1], theirs[1])
-    second = some(load_classes(config, "train", True, worker=1, num_workers=2), 6)
-    for ours, theirs in zip(second, whole, strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0][1:])
-    other = some(load_classes(config_of(folder, seed=1), "train", training=True), 1)
-    assert not np.array_equal(other[0][0][:2], whole[0][0])
+    uninterrupted = take_batches(load_classes(config, "train", training=True), 6)
+    restarted = take_batches(load_classes(config, "train", training=True, start=4), 4)
+    for batch, expected in zip(restarted, uninterrupted[2:], strict=True):
+        np.testing.assert_array_equal(batch[0], expected[0])
+        np.testing.assert_array_equal(batch[1], expected[1])
+    second = take_batches(
+        load_classes(config, "train", True, worker=1, num_workers=2), 6
+    )
+    for batch, expected in zip(second, uninterrupted, strict=True):
+        np.testing.assert_array_equal(batch[0], expected[0][1:])
+    other = take_batches(
+        load_classes(config_of(folder, seed=1), "train", training=True), 1
+    )
+    assert not np.array_equal(other[0][0][:2], uninterrupted[0][0])
 
 
 @pytest.mark.parametrize(
     ("channels", "dtype", "full"), [(1, np.uint8, 255), (3, np.uint16, 65535)]
 )
-def test_images_of_other_kinds(tmp_path, channels, dtype, full):
-    described = {
+def test_image_features_of_other_types(tmp_path, channels, dtype, full):
+    schema = {
         "photo": features.Image(shape=(None, None, channels), dtype=dtype),
         "kind": features.ClassLabel(num_classes=4),
     }
     example = {"photo": np.full((9, 9, channels), full // 5, dtype), "kind": 3}
-    prepare(str(tmp_path), "other", described, {"train": [example]})
+    prepare(str(tmp_path), "other", schema, {"train": [example]})
     config = config_of(str(tmp_path), dataset="tfds:other:photo:kind", batch_size=1)
-    ((images, labels),) = some(load_classes(config, "train", training=False), 9)
+    ((images, labels),) = take_batches(load_classes(config, "train", training=False), 9)
     np.testing.assert_allclose(images, np.full((1, 16, 20, channels), 51), rtol=1e-4)
     assert labels.tolist() == [[[3]]]
     info = open_classes(config.dataset, str(tmp_path), "train").info
     assert (info.num_classes, info.channels) == (4, channels)
 
 
-# ---- Mistakes
+# ---- Errors
 
 
 def assert_refused(message, function, *arguments):
-    """Checks that an error is one line and says something."""
+    """Asserts that an error is one line that matches a message."""
     with pytest.raises(UserError, match=message) as raised:
         function(*arguments)
     assert "\n" not in str(raised.value)
@@ -227,19 +233,19 @@ def assert_refused(message, function, *arguments):
         ("tfds:colors:label:label", "train", "has no Image 'label'"),
     ],
 )
-def test_a_name_that_is_nothing_is_told_in_one_line(folder, name, split, message):
+def test_unknown_dataset_is_refused(folder, name, split, message):
     assert_refused(message, open_classes, name, folder, split)
 
 
-def test_a_set_of_segmentations_is_refused(tmp_path):
-    described = {"image": rgb(), "mask": grey()}
-    prepare(str(tmp_path), "toy", described, {"train": examples(*pictures(1, 0))})
+def test_segmentation_dataset_is_refused(tmp_path):
+    schema = {"image": rgb(), "mask": grey()}
+    prepare(str(tmp_path), "toy", schema, {"train": examples(*pictures(1, 0))})
     message = r"tfds:toy has no ClassLabel 'label'; .* it has .*mask \(Image\)"
     assert_refused(message, open_classes, "tfds:toy", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_broken_record_is_told_by_file_and_number(splits, tmp_path, training):
+def test_broken_record_error_names_file_and_number(splits, tmp_path, training):
     prepare_classes(str(tmp_path), splits)
     source = open_classes("tfds:colors", str(tmp_path), "train")
     (path,) = source.index.paths
@@ -248,35 +254,37 @@ def test_a_broken_record_is_told_by_file_and_number(splits, tmp_path, training):
         file.write(b"odd")
     dataset = load_classes(config_of(str(tmp_path)), "train", training)
     message = "record 4 of .*colors-train.tfrecord-00000-of-00001 is broken: "
-    assert_refused(message, lambda: some_read(dataset, 6))
+    assert_refused(message, lambda: read_batches(dataset, 6))
 
 
-def some_read(dataset, count):
+def read_batches(dataset, count):
     return list(itertools.islice(iterate_batches(dataset), count))
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_an_image_without_a_class_is_refused(tmp_path, training):
+def test_unlabelled_image_is_refused(tmp_path, training):
     # As in the test split of ImageNet.
     unlabelled = [*classified(2, 0), {**classified(1, 1)[0], "label": -1}]
     prepare_classes(str(tmp_path), {"test": unlabelled})
     dataset = load_classes(config_of(str(tmp_path)), "test", training)
     message = r"record 2 of .*colors-test.tfrecord.* has a class outside 0\.\.2"
-    assert_refused(message, lambda: some_read(dataset, 2))
+    assert_refused(message, lambda: read_batches(dataset, 2))
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(folder):
+def test_indivisible_batch_is_refused(folder):
     message = "a batch of 3 cannot be shared by 2 workers"
     arguments = (config_of(folder), "train", True, 0, 0, 2)
     assert_refused(message, load_classes, *arguments)
 
 
-def test_samples_are_named(folder):
+def test_describe_samples(folder):
     config = config_of(folder)
     words = describe_samples(config, "train", 4, 2).split("; ")
     assert len(words) == 2
     numbers = [int(word.split()[1]) for word in words]
     assert all("colors-train.tfrecord" in word for word in words)
-    # Those samples have these records' classes.
-    ((_, labels),) = some(load_classes(config, "train", training=True, start=4), 1)
+    # The labels of those samples are the classes of these records.
+    ((_, labels),) = take_batches(
+        load_classes(config, "train", training=True, start=4), 1
+    )
     assert [n % 3 for n in numbers] == labels.ravel()[:2].tolist()

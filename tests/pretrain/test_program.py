@@ -1,4 +1,4 @@
-"""python -m deeplab_tf.pretrain: from classified images to a backbone for train.py."""
+"""python -m deeplab_tf.pretrain: trains a classifier as a backbone for train.py."""
 
 import json
 import os
@@ -34,7 +34,7 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data_dir of colors."""
+    """A data_dir with the colors dataset."""
     folder = str(tmp_path_factory.mktemp("classes"))
     prepare_classes(
         folder, {"train": classified(24, 0), "validation": classified(10, 1)}
@@ -61,44 +61,44 @@ def folder(tmp_path_factory):
         (["--output_stride=16"], "Unknown command line flag 'output_stride'"),
     ],
 )
-def test_mistakes_are_told_in_one_line(folder, tmp_path, flags, message):
-    where = (f"--dataset_dir={folder}", f"--train_logdir={tmp_path}/logs")
-    assert_refused(message, PROGRAM, *TRAINING, *where, *flags)
+def test_invalid_flags_are_refused(folder, tmp_path, flags, message):
+    paths = (f"--dataset_dir={folder}", f"--train_logdir={tmp_path}/logs")
+    assert_refused(message, PROGRAM, *TRAINING, *paths, *flags)
     assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.parametrize(
     "name", ["dataset", "train_logdir", "training_number_of_steps"]
 )
-def test_what_has_no_default_is_asked_for(name):
-    others = [f for f in (*TRAINING, "--train_logdir=logs") if f"--{name}=" not in f]
-    assert_refused(f"--{name} must have a value", PROGRAM, *others)
+def test_missing_required_flag_is_refused(name):
+    flags = [f for f in (*TRAINING, "--train_logdir=logs") if f"--{name}=" not in f]
+    assert_refused(f"--{name} must have a value", PROGRAM, *flags)
 
 
-def command(folder, logs, *flags):
-    where = (f"--dataset_dir={folder}", f"--train_logdir={logs}")
+def training_command(folder, logs, *flags):
+    paths = (f"--dataset_dir={folder}", f"--train_logdir={logs}")
     module = (sys.executable, "-m", "deeplab_tf.pretrain")
-    return [*module, *TRAINING, *where, "--deterministic", *flags]
+    return [*module, *TRAINING, *paths, "--deterministic", *flags]
 
 
-def steps_of(logs):
-    """Returns the steps of the checkpoints of a folder."""
+def saved_steps(logs):
+    """Returns the steps of the checkpoints in a folder."""
     names = " ".join(os.listdir(logs)) if logs.exists() else ""
     return sorted(map(int, re.findall(r"model\.ckpt-(\d+)\.index", names)))
 
 
-def values_of(prefix):
+def read_values(prefix):
     reader = tf.train.load_checkpoint(str(prefix))
     keys = [k for k in reader.get_variable_to_shape_map() if k.endswith(VALUE)]
     return {key: np.asarray(reader.get_tensor(key)) for key in keys}
 
 
-def interrupted(folder, logs, number, *flags):
-    """Starts a training and ends it by a signal once it has saved."""
-    before = steps_of(logs)
-    process = subprocess.Popen(command(folder, logs, *flags), cwd=ROOT)
+def interrupt_training(folder, logs, number, *flags):
+    """Starts a training and sends it a signal after its first save."""
+    before = saved_steps(logs)
+    process = subprocess.Popen(training_command(folder, logs, *flags), cwd=ROOT)
     end = time.monotonic() + 300
-    while steps_of(logs) == before:
+    while saved_steps(logs) == before:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
     process.send_signal(number)
@@ -106,38 +106,47 @@ def interrupted(folder, logs, number, *flags):
 
 
 @pytest.fixture(scope="module")
-def trained(folder, tmp_path_factory):
-    """The `train_logdir` of a training that nothing happened to."""
-    logs = tmp_path_factory.mktemp("whole") / "logs"
-    subprocess.run(command(folder, logs, RESNET), check=True, cwd=ROOT)
+def trained_folder(folder, tmp_path_factory):
+    """The `train_logdir` of an uninterrupted training."""
+    logs = tmp_path_factory.mktemp("uninterrupted") / "logs"
+    subprocess.run(training_command(folder, logs, RESNET), check=True, cwd=ROOT)
     return logs
 
 
 @pytest.mark.slow
-def test_killed_and_asked_to_stop_it_ends_as_uninterrupted(trained, folder, tmp_path):
+def test_resume_is_bit_exact_after_sigkill_and_sigterm(
+    trained_folder, folder, tmp_path
+):
     logs = tmp_path / "logs"
-    assert interrupted(folder, logs, signal.SIGKILL, RESNET) == -signal.SIGKILL
-    killed = steps_of(logs)[-1]
-    assert interrupted(folder, logs, signal.SIGTERM, RESNET) == 143
-    assert killed < steps_of(logs)[-1] < STEPS
-    subprocess.run(command(folder, logs, RESNET), check=True, cwd=ROOT)
-    ends = [values_of(f / f"model.ckpt-{STEPS}") for f in (logs, trained)]
-    assert ends[0].keys() == ends[1].keys()
-    assert [k for k, v in ends[0].items() if v.tobytes() != ends[1][k].tobytes()] == []
-    histories = [(f / "history.jsonl").read_text() for f in (logs, trained)]
+    assert interrupt_training(folder, logs, signal.SIGKILL, RESNET) == -signal.SIGKILL
+    killed = saved_steps(logs)[-1]
+    assert interrupt_training(folder, logs, signal.SIGTERM, RESNET) == 143
+    assert killed < saved_steps(logs)[-1] < STEPS
+    subprocess.run(training_command(folder, logs, RESNET), check=True, cwd=ROOT)
+    checkpoints = [
+        read_values(f / f"model.ckpt-{STEPS}") for f in (logs, trained_folder)
+    ]
+    assert checkpoints[0].keys() == checkpoints[1].keys()
+    assert [
+        k
+        for k, v in checkpoints[0].items()
+        if v.tobytes() != checkpoints[1][k].tobytes()
+    ] == []
+    histories = [(f / "history.jsonl").read_text() for f in (logs, trained_folder)]
     assert histories[0] == histories[1]
 
 
 @pytest.mark.slow
-def test_it_learns_and_tells_what_it_did(trained):
+def test_training_learns_and_records_metrics(trained_folder):
     rows = [
-        json.loads(r) for r in (trained / "history.jsonl").read_text().split("\n")[:-1]
+        json.loads(r)
+        for r in (trained_folder / "history.jsonl").read_text().split("\n")[:-1]
     ]
     losses = [row["data_loss"] for row in rows if "data_loss" in row]
     assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
-    # Without --eval_interval_steps at the end alone.
+    # Without --eval_interval_steps it evaluates only at the end.
     assert [row["step"] for row in rows if "top1" in row] == [STEPS]
-    metrics = json.loads((trained / "best/metrics.json").read_text())
+    metrics = json.loads((trained_folder / "best/metrics.json").read_text())
     assert (metrics["images"], metrics["top5"]) == (10, 1.0)
     assert metrics["top1"] > 0.9
     assert metrics["protocol"] == {
@@ -148,25 +157,25 @@ def test_it_learns_and_tells_what_it_did(trained):
     rates = [row["learning_rate"] for row in rows if "learning_rate" in row]
     # Two epochs of 24 images are 8 batches of 6.
     assert rates == pytest.approx(8 * [0.005] + 4 * [0.94 * 0.005])
-    experiment = read_experiment(str(trained))
+    experiment = read_experiment(str(trained_folder))
     assert experiment.model.backbone == "resnet_v1_18"
     assert experiment.model.output_stride == 32
     assert experiment.train.optimizer == "nesterov"
-    assert experiment.train.ignore_label == -1  # of 1000 classes 255 is one
+    assert experiment.train.ignore_label == -1  # 255 is one of the 1000 classes
     assert (experiment.train.momentum, experiment.train.weight_decay) == (0.9, 4e-5)
 
 
 @pytest.mark.slow
-def test_another_model_in_the_folder_is_refused(trained, folder):
-    flags = (f"--dataset_dir={folder}", f"--train_logdir={trained}")
+def test_folder_of_other_model_is_refused(trained_folder, folder):
+    flags = (f"--dataset_dir={folder}", f"--train_logdir={trained_folder}")
     message = "has another model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
     assert_refused(
         message, PROGRAM, *TRAINING, *flags, "--model_variant=resnet_v1_18_beta"
     )
 
 
-def assert_begins(backbone, logs):
-    """Checks that a segmentation takes all of the backbone, and lacks its head."""
+def assert_initialises_segmentation(backbone, logs):
+    """Asserts that a segmentation model restores the backbone but not the head."""
     model = build_model(ModelConfig(backbone=backbone))
     report = load_tf1_checkpoint(model, str(logs))
     assert set(report.restored) == set(manifest(backbone))
@@ -181,31 +190,37 @@ def assert_begins(backbone, logs):
 
 
 @pytest.mark.slow
-def test_a_segmentation_begins_with_its_backbone(trained, tiny_records, tmp_path):
-    assert_begins("resnet_v1_18", trained)
+def test_segmentation_starts_from_pretrained_backbone(
+    trained_folder, tiny_records, tmp_path
+):
+    assert_initialises_segmentation("resnet_v1_18", trained_folder)
     out = run(
         "deeplab_tf.programs.train",
         *(f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"),
-        *(f"--tf_initial_checkpoint={trained}", RESNET, "--train_crop_size=33,33"),
+        *(
+            f"--tf_initial_checkpoint={trained_folder}",
+            RESNET,
+            "--train_crop_size=33,33",
+        ),
         *("--train_batch_size=2", "--training_number_of_steps=1"),
     )
-    assert f"{trained}: 100 restored, " in out
+    assert f"{trained_folder}: 100 restored, " in out
     assert "2 not in the model (resnet_v1_18/logits/weights" in out
 
 
 @pytest.mark.slow
-def test_an_xception_is_trained_and_begins_a_segmentation(folder, tmp_path):
+def test_xception_pretraining_initialises_segmentation(folder, tmp_path):
     flags = ("--model_variant=xception_41", "--training_number_of_steps=2")
     logs = tmp_path / "logs"
-    subprocess.run(command(folder, logs, *flags), check=True, cwd=ROOT)
-    assert_begins("xception_41", logs)
+    subprocess.run(training_command(folder, logs, *flags), check=True, cwd=ROOT)
+    assert_initialises_segmentation("xception_41", logs)
 
 
 @pytest.mark.slow
-def test_two_replicas_score_every_image_once(folder, tmp_path):
+def test_two_replicas_score_each_image_once(folder, tmp_path):
     logs = tmp_path / "logs"
     flags = (RESNET, "--num_clones=2", "--batch_norm=sync", "--ema_decay=0.5")
-    subprocess.run(command(folder, logs, *flags), check=True, cwd=ROOT)
+    subprocess.run(training_command(folder, logs, *flags), check=True, cwd=ROOT)
     metrics = json.loads((logs / "best/metrics.json").read_text())
     assert metrics["images"] == 10
     assert metrics["top1"] > 0.9

@@ -24,7 +24,7 @@ CLASSES = 300
 
 
 def toy_classifier(classes=CLASSES):
-    """Returns two convolutions with what a trainer looks for in a classifier."""
+    """Returns a classifier of two convolutions for the trainer."""
     image = keras.Input((16, 16, 3), name="image")
     x = keras.layers.Rescaling(2.0 / 255.0, -1.0)(image)
     x = keras.layers.Conv2D(8, 4, strides=4, name="conv")(x)
@@ -41,8 +41,8 @@ def toy_classifier(classes=CLASSES):
     return model
 
 
-def colored(classes):
-    """Returns images, each class of its own colour, and their labels of one pixel."""
+def make_colors(classes):
+    """Returns images with one colour per class, and their labels of one pixel."""
     random = np.random.RandomState(0)
     colors = random.uniform(40, 215, (len(classes), 1, 1, 3))
     images = colors + random.uniform(-20, 20, (len(classes), 16, 16, 3))
@@ -55,9 +55,9 @@ def config_of(**options):
     )
 
 
-def test_the_first_loss_is_the_mean_cross_entropy_of_all_classes():
-    # 255 is a class like the others, and 0 too.
-    images, labels = colored([0, 255, 7, 299])
+def test_loss_is_mean_cross_entropy():
+    # 0 and 255 are ordinary classes.
+    images, labels = make_colors([0, 255, 7, 299])
     model = toy_classifier()
     kernel = official_variables(model)["net/logits/weights"]
     kernel.assign(np.random.RandomState(1).normal(0, 1, kernel.shape))
@@ -69,8 +69,8 @@ def test_the_first_loss_is_the_mean_cross_entropy_of_all_classes():
     assert result["data_loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_what_can_be_learned_by_heart_is(tmp_path):
-    images, labels = colored([0, 255, 7, 299, 12, 255])
+def test_classifier_overfits_few_images(tmp_path):
+    images, labels = make_colors([0, 255, 7, 299, 12, 255])
     data = tf.data.Dataset.from_tensors((images, labels))
     config = config_of(
         train_logdir=str(tmp_path),
@@ -104,20 +104,20 @@ def test_what_can_be_learned_by_heart_is(tmp_path):
         for value in event.summary.value
     }
     assert {"eval/top1", "eval/top5", "train/data_loss"} <= tags
-    # Started again it has nothing to do, and does not score what was scored.
-    again = Trainer(model, config)
-    assert again.restore_latest() == str(tmp_path / "model.ckpt-60")
-    again.train(data.repeat(), ClassValidation(None))
+    # A finished training that is resumed neither trains nor evaluates.
+    resumed = Trainer(model, config)
+    assert resumed.restore_latest() == str(tmp_path / "model.ckpt-60")
+    resumed.train(data.repeat(), ClassValidation(None))
 
 
-def given(classes):
-    """Returns a model whose logits are its images."""
+def identity_classifier(classes):
+    """Returns a model that outputs its images as logits."""
     image = keras.Input((1, 1, classes))
     return keras.Model(image, keras.layers.Reshape((classes,))(image))
 
 
-# The class 2 is the third of the first row, the first of the second, the last of the
-# third, and of the fourth, where all are equal, the third.
+# Class 2 ranks third in the first row, first in the second, last in the third and
+# third in the fourth, where all are equal.
 LOGITS = [
     [5.0, 4.0, 3.0, 0.0, 0.0, 0.0, 0.0],
     [0.0, 1.0, 9.0, 0.0, 0.0, 0.0, 0.0],
@@ -126,30 +126,30 @@ LOGITS = [
 ]
 
 
-def test_accuracies_are_shares_of_the_images():
+def test_top1_and_top5_accuracy():
     images = np.array(LOGITS, np.float32)[:, None, None]
     labels = np.full((4, 1, 1), 2, np.int32)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(3)
-    accuracy = TopAccuracy(given(7))
+    accuracy = TopAccuracy(identity_classifier(7))
     assert accuracy.evaluate(dataset) == {"images": 4, "top1": 0.25, "top5": 0.75}
-    # Of two workers that have seen the same.
+    # Two workers with the same images.
     total = accuracy.evaluate(dataset, lambda counts: 2 * counts)
     assert total == {"images": 8, "top1": 0.25, "top5": 0.75}
 
 
-def test_of_few_classes_all_are_among_the_first_five():
+def test_top5_with_fewer_than_five_classes():
     dataset = tf.data.Dataset.from_tensors(
         (np.array([[[[1.0, 2.0, 3.0]]]], np.float32), np.zeros((1, 1, 1), np.int32))
     )
-    assert TopAccuracy(given(3)).evaluate(dataset) == {
+    assert TopAccuracy(identity_classifier(3)).evaluate(dataset) == {
         "images": 1,
         "top1": 0.0,
         "top5": 1.0,
     }
 
 
-def test_scoring_changes_nothing():
-    images, labels = colored([0, 1, 2, 3])
+def test_scoring_changes_no_variables():
+    images, labels = make_colors([0, 1, 2, 3])
     model = toy_classifier()
     before = {n: v.numpy() for n, v in official_variables(model).items()}
     TopAccuracy(model).evaluate(tf.data.Dataset.from_tensors((images, labels)))
@@ -157,7 +157,7 @@ def test_scoring_changes_nothing():
         np.testing.assert_array_equal(variable, before[name])
 
 
-def test_nothing_to_score_is_told():
+def test_empty_dataset_is_refused():
     dataset = tf.data.Dataset.from_tensors((np.zeros((1, 1, 1, 3)), 0)).take(0)
     with pytest.raises(UserError, match="there is no image to score"):
-        TopAccuracy(given(3)).evaluate(dataset)
+        TopAccuracy(identity_classifier(3)).evaluate(dataset)

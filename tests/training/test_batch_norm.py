@@ -1,4 +1,4 @@
-"""Policies of batch normalisation, by name and by circumstance."""
+"""Policies of batch normalisation: explicit and automatic."""
 
 import pytest
 
@@ -29,7 +29,7 @@ FRESH = ("aspp0/BatchNorm/moving_mean", "concat_projection/BatchNorm/moving_mean
         (1, 1, (), "freeze", "1 images are few, "),
     ],
 )
-def test_auto_trains_freezes_or_synchronises(images, replicas, fresh, policy, reason):
+def test_auto_policy(images, replicas, fresh, policy, reason):
     resolved = resolve_batch_norm("auto", images, replicas, fresh)
     assert resolved.name == policy
     assert all(part in resolved.reason for part in reason.split(".*"))
@@ -37,7 +37,7 @@ def test_auto_trains_freezes_or_synchronises(images, replicas, fresh, policy, re
 
 @pytest.mark.parametrize("policy", ["train", "sync", "freeze"])
 @pytest.mark.parametrize("fresh", [(), FRESH])
-def test_a_policy_that_is_asked_for_is_taken(policy, fresh):
+def test_requested_policy_is_used(policy, fresh):
     for images in (2, 16):
         resolved = resolve_batch_norm(policy, images, 1, fresh)
         assert (resolved.name, resolved.reason) == (policy, "as requested")
@@ -54,23 +54,21 @@ def test_a_policy_that_is_asked_for_is_taken(policy, fresh):
         ("auto", 1, FRESH, "larger batch, a --tf_initial_checkpoint of the whole mod"),
     ],
 )
-def test_batch_normalisation_is_not_trained_on_one_image(
-    policy, replicas, fresh, message
-):
+def test_training_statistics_on_one_image_is_refused(policy, replicas, fresh, message):
     with pytest.raises(UserError, match=message):
         resolve_batch_norm(policy, 1, replicas, fresh)
 
 
-def test_all_normalisations_of_a_model_follow_the_policy():
+def test_policy_applies_to_all_layers():
     model = build_model(ModelConfig(depth_multiplier=0.1))
-    found = {}
+    functions = {}
     for policy in ("freeze", "train", "sync"):
         for replicas in (1, 2):
             set_batch_norm(model, policy, replicas)
             all_layers = batch_normalizations(model)
             assert {layer.frozen for layer in all_layers} == {policy == "freeze"}
             (function,) = {layer.normalize_batch for layer in all_layers}
-            found[policy, replicas] = function
-    synchronized = found.pop(("sync", 2))
-    assert set(found.values()) == {fused_batch_norm}
+            functions[policy, replicas] = function
+    synchronized = functions.pop(("sync", 2))
+    assert set(functions.values()) == {fused_batch_norm}
     assert synchronized is not fused_batch_norm

@@ -1,4 +1,4 @@
-"""Warnings of predictions that are all of one class."""
+"""Warnings about predictions of a single class."""
 
 import numpy as np
 import pytest
@@ -20,13 +20,13 @@ def test_collapsed_predictions_are_reported():
     ("predicted", "truth"),
     [
         ([9989, 11], [71, 29]),
-        # There is nearly nothing else.
+        # The ground truth has hardly any other class.
         ([10000, 0], [95, 5]),
         ([0, 10000], [5, 95]),
         ([0, 0], [71, 29]),
         ([100, 0], [0, 0]),
     ],
 )
-def test_other_predictions_are_no_reason_to_warn(predicted, truth):
+def test_other_predictions_are_not_reported(predicted, truth):
     names = ("background", "cat")
     assert find_collapse(np.array(predicted), np.array(truth), names) is None

@@ -1,4 +1,4 @@
-"""Strategies: one device, two replicas and two workers train the same model."""
+"""Strategies: one device, two replicas and two workers train alike."""
 
 import json
 import os
@@ -26,51 +26,51 @@ def start(*arguments, **environment):
     )
 
 
-def finished(process):
+def wait_for_output(process):
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     return json.loads(out.splitlines()[-1])
 
 
 def start_workers(*arguments):
-    for place in clusters():
-        yield start("multi_worker_mirrored", *arguments, TF_CONFIG=json.dumps(place))
+    for cluster in clusters():
+        yield start("multi_worker_mirrored", *arguments, TF_CONFIG=json.dumps(cluster))
 
 
 @pytest.fixture(
     scope="module", params=[pytest.param("freeze", marks=pytest.mark.slow), "sync"]
 )
 def one_device(request):
-    return request.param, finished(start("one_device", request.param))
+    return request.param, wait_for_output(start("one_device", request.param))
 
 
 def assert_same(run, expected):
     for name in ("data_loss", "regularization_loss", "learning_rate"):
         values = [result[name] for result in run["results"]]
-        of_one = [result[name] for result in expected["results"]]
-        assert values == pytest.approx(of_one, rel=1e-4), name
-    # Dead units have a norm of 0 up to rounding.
+        reference = [result[name] for result in expected["results"]]
+        assert values == pytest.approx(reference, rel=1e-4), name
+    # Dead units have norm 0 up to rounding.
     assert run["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
 
 
 def test_two_replicas_train_as_one(one_device):
     batch_norm, expected = one_device
-    assert_same(finished(start("mirrored", batch_norm)), expected)
+    assert_same(wait_for_output(start("mirrored", batch_norm)), expected)
 
 
 @pytest.mark.slow
 def test_two_workers_train_as_one(one_device):
     batch_norm, expected = one_device
     workers = list(start_workers(batch_norm))
-    runs = [finished(worker) for worker in workers]
+    runs = [wait_for_output(worker) for worker in workers]
     assert [run["worker"] for run in runs] == [0, 1]
     for run in runs:
         assert_same(run, expected)
 
 
 @pytest.mark.slow
-def test_workers_that_begin_differently_are_refused():
-    for worker in list(start_workers("freeze", "apart")):
+def test_workers_with_different_weights_are_refused():
+    for worker in list(start_workers("freeze", "differing")):
         _, errors = worker.communicate(timeout=120)
         assert worker.returncode == 1
         assert "the workers start differently, at the steps [0, 0]; give all" in errors
@@ -97,9 +97,7 @@ def test_workers_that_begin_differently_are_refused():
         ),
     ],
 )
-def test_an_unreadable_tf_config_is_refused_with_an_example(
-    config, problem, monkeypatch
-):
+def test_invalid_tf_config_is_refused_with_example(config, problem, monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if config is not None:
         monkeypatch.setenv("TF_CONFIG", config)
@@ -107,7 +105,7 @@ def test_an_unreadable_tf_config_is_refused_with_an_example(
         make_strategy("multi_worker_mirrored")
 
 
-def test_impossible_devices_are_refused():
+def test_invalid_devices_are_refused():
     with pytest.raises(UserError, match="num_clones must be at least 1; received 0"):
         make_strategy("mirrored", num_clones=0)
     with pytest.raises(UserError, match="uses one device; num_clones=2 needs"):
@@ -116,7 +114,7 @@ def test_impossible_devices_are_refused():
         make_strategy("tpu", tpu="nowhere")
 
 
-def test_auto_is_one_device_where_there_is_nothing_else(monkeypatch):
+def test_auto_strategy_uses_one_device_on_cpu(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     assert make_strategy("auto").num_replicas_in_sync == 1
     monkeypatch.setenv("TF_CONFIG", "{")
@@ -124,7 +122,7 @@ def test_auto_is_one_device_where_there_is_nothing_else(monkeypatch):
         make_strategy("auto")
 
 
-def test_batches_are_shared_evenly_or_not_at_all():
+def test_indivisible_batch_is_refused():
     assert require_divisible(16, 4, 2) == 2
     with pytest.raises(UserError, match=r"a batch of 2 images .* 4 replicas; 4 can"):
         require_divisible(2, 4, 1)

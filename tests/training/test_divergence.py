@@ -1,4 +1,4 @@
-"""What a training that breaks is blamed on: weights, an image or a setting."""
+"""Errors of diverged trainings name the weights, image or setting."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from deeplab_tf.training.divergence import explain_divergence, find_broken_image
 
 
 def stream(count, broken=None, value=np.nan):
-    """Returns batches of two images; `broken` is the number of an image to spoil."""
+    """Returns batches of two images; image number `broken` gets an invalid pixel."""
     random = np.random.RandomState(0)
     images = random.uniform(0, 255, (2 * count, 33, 33, 3)).astype(np.float32)
     labels = random.randint(0, 5, (2 * count, 33, 33)).astype(np.uint8)
@@ -24,8 +24,8 @@ def name_samples(first, count):
     return ", ".join(f"record {i}" for i in range(first, first + count))
 
 
-def refusal(trainer, data, **names):
-    """Returns the message, of one line, by which a training stops."""
+def error_of(trainer, data, **names):
+    """Returns the one-line error of a training."""
     with pytest.raises(UserError) as error:
         trainer.train(data, **names)
     assert "\n" not in str(error.value)
@@ -33,11 +33,11 @@ def refusal(trainer, data, **names):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65536.0, 1e30])
-def test_images_with_impossible_pixels_are_found(value):
+def test_find_broken_images(value):
     images = np.full((4, 3, 3, 2), 65535.0, np.float32)
     images[2, 1, 0, 1] = value
-    found = tf.function(find_broken_images)(tf.constant(images))
-    assert found.numpy().tolist() == [False, False, True, False]
+    broken = tf.function(find_broken_images)(tf.constant(images))
+    assert broken.numpy().tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_images_with_impossible_pixels_are_found(value):
         ("mixed_bfloat16", {}),
     ],
 )
-def test_the_image_that_breaks_a_step_is_named(precision_policy, options, precision):
+def test_error_names_broken_image(precision_policy, options, precision):
     precision(precision_policy)
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9, **options))
     # The second image of the third batch.
-    message = refusal(trainer, stream(5, broken=5), name_samples=name_samples)
+    message = error_of(trainer, stream(5, broken=5), name_samples=name_samples)
     step = trainer.step - (precision_policy != "mixed_float16")
     assert message.startswith(
         f"image 1 of the batch at step {step} (record 5) has pixels that are not finite"
@@ -63,9 +63,9 @@ def test_the_image_that_breaks_a_step_is_named(precision_policy, options, precis
     assert step == 2 or precision_policy == "mixed_float16"
 
 
-def test_an_image_is_named_by_its_place_where_samples_have_no_names():
+def test_error_names_position_of_unnamed_image():
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9))
-    assert refusal(trainer, stream(2, broken=0, value=np.inf)) == (
+    assert error_of(trainer, stream(2, broken=0, value=np.inf)) == (
         "image 0 of the batch at step 0 has pixels that are not finite or absurdly "
         "large; correct what makes the images, whose pixels are 0..255"
     )
@@ -80,18 +80,18 @@ def test_an_image_is_named_by_its_place_where_samples_have_no_names():
         {"slow_start_learning_rate": 1e25, "slow_start_step": 5},
     ],
 )
-def test_a_divergence_names_the_learning_rate_and_no_image(options):
+def test_divergence_error_names_learning_rate(options):
     name = next(iter(options))
     options |= {"weight_decay": 0.5, "training_number_of_steps": 20}
     trainer = Trainer(toy_model(), TrainConfig(**options))
-    message = refusal(trainer, stream(20), name_samples=name_samples)
+    message = error_of(trainer, stream(20), name_samples=name_samples)
     assert f"training diverged: lower {name}=1e+25 (learning rate " in message
     assert "lower weight_decay: 0.5 exceeds the usual 0.001" in message
     assert "record" not in message and "image" not in message
     assert f" at step {trainer.step - 1}" in message and "after" in message
 
 
-def test_broken_initial_weights_are_refused_before_the_first_step(tmp_path):
+def test_non_finite_initial_weights_are_refused(tmp_path):
     model = toy_model()
     checkpoint = {"tf_initial_checkpoint": "zoo/model.ckpt"}
     trainer = Trainer(model, TrainConfig(**checkpoint))
@@ -111,19 +111,19 @@ def test_broken_initial_weights_are_refused_before_the_first_step(tmp_path):
     ("group", "name"),
     [("weights", "conv/biases"), ("slots", "conv/weights/Momentum")],
 )
-def test_a_checkpoint_with_broken_values_is_not_resumed(group, name, tmp_path):
+def test_non_finite_checkpoint_is_not_resumed(group, name, tmp_path):
     config = TrainConfig(train_logdir=str(tmp_path), training_number_of_steps=1)
     trainer = Trainer(toy_model(), config)
     broken = official_variables(trainer.model)["conv/biases"]
     if group == "slots":
         broken = trainer.optimizer.accumulators[0]
     broken.assign(np.full(broken.shape, np.inf))
-    trainer._state._weights = {}  # otherwise it saves none that are broken
+    trainer._state._weights = {}  # otherwise it refuses to save
     prefix = trainer._state.save()
-    again = Trainer(toy_model(), config)
+    resumed = Trainer(toy_model(), config)
     message = rf"^{prefix} holds values that are not finite \(first: {name}\)"
     with pytest.raises(UserError, match=message):
-        again.restore_latest()
+        resumed.restore_latest()
 
 
 LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
@@ -164,8 +164,8 @@ LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
         ),
     ],
 )
-def test_explanations(options, losses, loss, start, is_float16, message):
+def test_explain_divergence(options, losses, loss, start, is_float16, message):
     metrics = {"data_loss": float(loss), "learning_rate": 0.25}
     config = TrainConfig(**options)
-    found = explain_divergence(config, 7, metrics, losses, start, is_float16)
-    assert found == message
+    explanation = explain_divergence(config, 7, metrics, losses, start, is_float16)
+    assert explanation == message

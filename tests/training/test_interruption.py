@@ -1,4 +1,4 @@
-"""Signals that ask a program to end: noted, raised, ignored, and the second one."""
+"""Signals that end a program: recorded, raised or ignored."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 @pytest.fixture(autouse=True)
-def _handlers_are_restored():
+def _handlers_stay_restored():
     before = {number: signal.getsignal(number) for number in STATUSES}
     yield
     after = {number: signal.getsignal(number) for number in STATUSES}
@@ -25,8 +25,8 @@ def _handlers_are_restored():
 
 
 @pytest.fixture
-def ignored():
-    """A function that ignores a signal for the time of a test."""
+def ignore_signal():
+    """A function that ignores a signal during the test."""
     before = {}
 
     def ignore(number):
@@ -38,7 +38,7 @@ def ignored():
 
 
 @pytest.mark.parametrize("number", STATUSES)
-def test_the_first_signal_is_noted_and_a_second_ends_the_process(number):
+def test_first_signal_is_recorded_and_second_is_default(number):
     with Interruption() as interruption:
         assert interruption.signal is None
         os.kill(os.getpid(), number)
@@ -50,13 +50,13 @@ def test_the_first_signal_is_noted_and_a_second_ends_the_process(number):
             assert signal.getsignal(each) == signal.SIG_DFL
 
 
-def test_a_worker_without_a_signal_ends_as_by_sigterm():
+def test_exit_status_defaults_to_sigterm():
     with Interruption() as interruption:
         assert interruption.exit_status == 143
 
 
 @pytest.mark.parametrize("number", STATUSES)
-def test_the_first_signal_is_raised_and_cleanups_run(number):
+def test_first_signal_is_raised_and_cleanup_runs(number):
     cleaned = []
     with pytest.raises(Interrupted) as error, raise_on_signals():
         try:
@@ -67,14 +67,14 @@ def test_the_first_signal_is_raised_and_cleanups_run(number):
     assert (error.value.code, error.value.signal) == (STATUSES[number], number)
 
 
-def test_a_noted_signal_is_not_raised():
+def test_recorded_signal_is_not_raised():
     with raise_on_signals(), Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.signal == signal.SIGTERM
 
 
-def test_under_nohup_a_hangup_stays_ignored(ignored):
-    ignored(signal.SIGHUP)
+def test_sighup_stays_ignored_under_nohup(ignore_signal):
+    ignore_signal(signal.SIGHUP)
     with raise_on_signals(), Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGHUP)
         assert interruption.signal is None
@@ -82,9 +82,9 @@ def test_under_nohup_a_hangup_stays_ignored(ignored):
         assert interruption.signal == signal.SIGTERM
 
 
-def test_an_ignored_ctrl_c_counts_while_training_alone(ignored):
-    # As in the background of a script.
-    ignored(signal.SIGINT)
+def test_ignored_sigint_is_recorded_only_during_training(ignore_signal):
+    # As for background jobs of a script.
+    ignore_signal(signal.SIGINT)
     with raise_on_signals():
         os.kill(os.getpid(), signal.SIGINT)
         with Interruption() as interruption:

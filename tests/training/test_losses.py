@@ -1,4 +1,4 @@
-"""The loss: which pixels count, how they are weighed, mined and divided."""
+"""The loss: ignored pixels, weights, mining and normalisation."""
 
 import math
 
@@ -22,7 +22,7 @@ LN2, LN4, LN4_3 = math.log(2.0), math.log(4.0), math.log(4.0 / 3.0)
 
 
 def loss_and_gradient(labels, logits, **options):
-    """Returns the loss of one row of pixels, and its gradient, `[pixels, 2]`."""
+    """Returns the loss of a row of pixels and its gradient `[pixels, 2]`."""
     logits = tf.constant(logits, tf.float32, shape=(1, 1, len(labels), 2))
     labels = tf.constant(labels, tf.uint8, shape=(1, 1, len(labels), 1))
     with tf.GradientTape() as tape:
@@ -43,19 +43,19 @@ def loss_and_gradient(labels, logits, **options):
         ([0, 7], [SURE, UNSURE], LN4_3 / 2),
     ],
 )
-def test_the_mean_is_over_the_pixels_that_are_not_ignored(labels, logits, expected):
+def test_loss_is_mean_over_unignored_pixels(labels, logits, expected):
     loss, _ = loss_and_gradient(labels, logits)
     assert loss == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_ignore_label_is_free():
+def test_any_class_can_be_ignored():
     loss, _ = loss_and_gradient([0, 1], [SURE, SURE], ignore_label=1)
     assert loss == pytest.approx(LN4_3, rel=1e-6)
     loss, _ = loss_and_gradient([1, 0], [SURE, UNSURE], ignore_label=0)
     assert loss == pytest.approx(LN4, rel=1e-6)
 
 
-def test_gradients_reach_only_the_pixels_that_count():
+def test_ignored_pixels_have_no_gradient():
     _, gradient = loss_and_gradient([1, 255, 7], [SURE, SURE, SURE])
     # softmax - one_hot = (3/4, 1/4 - 1), over the two pixels that are counted.
     expected = [[0.375, -0.375], [0.0, 0.0], [0.0, 0.0]]
@@ -63,13 +63,13 @@ def test_gradients_reach_only_the_pixels_that_count():
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_only_void_is_zero_with_a_zero_gradient(share):
+def test_unlabelled_batch_has_zero_loss_and_gradient(share):
     loss, gradient = loss_and_gradient([255, 255], [SURE, UNSURE], share=share)
     assert loss == 0.0
     assert not gradient.any()
 
 
-def test_weights_change_the_sum_but_not_the_count():
+def test_label_weights_do_not_change_count():
     options = {"label_weights": (1.0, 3.0)}
     loss, _ = loss_and_gradient([0, 1, 255], 3 * [UNSURE], **options)
     assert loss == pytest.approx((1 * LN2 + 3 * LN2) / 2, rel=1e-6)
@@ -84,7 +84,7 @@ MINED = ([1, 0, 0, 255, 1], [SURE, SURE, UNSURE, SURE, UNSURE])  # ln4 ln4/3 ln2
 @pytest.mark.parametrize(
     ("share", "expected"),
     [
-        (0.2, LN4),  # one of five pixels: the ignored one takes part in the five
+        (0.2, LN4),  # one of five pixels, including the ignored one
         (0.4, (LN4 + LN2) / 2),
         (0.39, LN4),  # int(0.39 * 5) = 1
         (0.8, (LN4 + LN2 + LN2 + LN4_3) / 4),
@@ -92,22 +92,22 @@ MINED = ([1, 0, 0, 255, 1], [SURE, SURE, UNSURE, SURE, UNSURE])  # ln4 ln4/3 ln2
         (0.1, 0.0),  # int(0.5) = 0 pixels
     ],
 )
-def test_mining_keeps_the_hardest_share_of_all_pixels(share, expected):
+def test_mining_keeps_hardest_pixels(share, expected):
     loss, _ = loss_and_gradient(*MINED, share=share)
     assert loss == pytest.approx(expected, rel=1e-5)
     loss, _ = loss_and_gradient(*MINED, share=tf.constant(share))
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_mining_divides_by_those_that_are_not_zero():
-    # Four of five are kept; two of them are ignored or outside and have no loss.
+def test_mining_divides_by_nonzero_losses():
+    # Four of five are kept; two of them are ignored or no class, without loss.
     labels = [1, 255, 255, 7, 0]
     loss, gradient = loss_and_gradient(labels, 5 * [SURE], share=0.8)
     assert loss == pytest.approx((LN4 + LN4_3) / 2, rel=1e-6)
     assert not gradient[1:4].any()
 
 
-def test_mining_weighs_before_it_ranks():
+def test_mining_ranks_weighted_losses():
     loss, _ = loss_and_gradient(
         [0, 1], [UNSURE, SURE], share=0.5, label_weights=(3.0, 1.0)
     )
@@ -124,14 +124,14 @@ def test_mining_weighs_before_it_ranks():
         (1, SURE, 0.0, LN4),
     ],
 )
-def test_the_focal_loss_spares_what_is_easy(label, logits, gamma, expected):
+def test_focal_loss(label, logits, gamma, expected):
     options = {"focal_gamma": gamma, "label_weights": (3.0, 3.0)}
-    # Of three pixels two are counted, and one of these has a class.
+    # Two of three pixels are counted, and one of them has a class.
     loss, _ = loss_and_gradient([label, 255, 7], 3 * [logits], **options)
     assert loss == pytest.approx(3 * expected / 2, rel=1e-6)
 
 
-def test_the_gradient_of_the_focal_loss_is_that_of_the_formula():
+def test_focal_gradient():
     _, gradient = loss_and_gradient([0], [SURE], focal_gamma=2.0)
     # d/dp of (1 - p)^2 (-ln p) at 3/4, times dp/dlogit = p (1 - p).
     slope = -2 * 0.25 * LN4_3 - 0.25**2 / 0.75
@@ -142,11 +142,11 @@ def test_the_gradient_of_the_focal_loss_is_that_of_the_formula():
 
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("logit", [10.0, 20.0, 90.0, 1000.0])
-def test_the_focal_loss_has_a_gradient_where_all_is_certain(gamma, logit):
+def test_focal_gradient_is_stable_for_large_logits(gamma, logit):
     # p of the right class is almost 1, 1 and 0.
     labels, logits = [0, 1, 1], [[logit, 0.0], [0.0, logit], [logit, 0.0]]
     loss, gradient = loss_and_gradient(labels, logits, focal_gamma=gamma)
-    # The wrong one costs its logit, and its gradient is -1, 1, over three pixels.
+    # The wrong pixel has its logit as loss and gradients 1 and -1, over three pixels.
     assert loss == pytest.approx(logit / 3, rel=1e-3)
     np.testing.assert_allclose(gradient[2], [1 / 3, -1 / 3], rtol=2e-3)
     np.testing.assert_allclose(gradient[:2], 0.0, atol=5e-3)
@@ -162,14 +162,14 @@ def test_mining_ranks_focal_losses():
 @pytest.mark.parametrize(
     ("step", "expected"), [(0, 1.0), (5, 0.625), (10, 0.25), (99, 0.25)]
 )
-def test_mining_sets_in_linearly(step, expected):
+def test_mined_share_decreases_linearly(step, expected):
     # At step 5 of 10: 0.5 * 0.25 + 0.5.
     assert float(mined_share(step, 0.25, 10)) == pytest.approx(expected)
     assert mined_share(step, 0.25, 0) == 0.25
 
 
-def test_a_share_of_all_is_no_mining():
-    # Mining would divide by the two pixels with a loss, not by the three counted.
+def test_share_of_one_disables_mining():
+    # Mining would divide by the two pixels with a loss instead of all three.
     share = mined_share(3, 1.0, 10)
     loss, _ = loss_and_gradient([1, 0, 7], 3 * [SURE], share=share)
     assert loss == pytest.approx((LN4 + LN4_3) / 3, rel=1e-6)
@@ -179,7 +179,7 @@ def test_a_share_of_all_is_no_mining():
     ("source", "target"),
     [(513, 65), (513, 33), (513, 129), (65, 65), (64, 8), (70, 9), (5, 1), (1, 3)],
 )
-def test_labels_shrink_like_the_official_ones(source, target):
+def test_shrink_labels_equals_official_resize(source, target):
     labels = np.random.RandomState(source).randint(0, 256, (2, source, 7, 1), np.uint8)
     official = tf.raw_ops.ResizeNearestNeighbor(
         images=labels, size=(target, 3), align_corners=True
@@ -187,17 +187,17 @@ def test_labels_shrink_like_the_official_ones(source, target):
     shrunk = shrink_labels(tf.constant(labels), (target, 3))
     np.testing.assert_array_equal(shrunk, official[..., 0])
     assert shrunk.dtype == tf.uint8
-    flat = shrink_labels(tf.constant(labels[..., 0]), (target, 3))
-    np.testing.assert_array_equal(flat, shrunk)
+    without_channel = shrink_labels(tf.constant(labels[..., 0]), (target, 3))
+    np.testing.assert_array_equal(without_channel, shrunk)
 
 
-def test_halves_round_up_in_shrinking():
+def test_shrink_labels_rounds_half_up():
     # Four labels to three: positions 0, 1.5, 3 are read at 0, 2, 3.
     labels = tf.constant([[[10, 11, 12, 13]]])
     np.testing.assert_array_equal(shrink_labels(labels, (1, 3)), [[[10, 12, 13]]])
 
 
-def test_only_convolution_kernels_decay():
+def test_weight_decay_applies_to_convolution_kernels():
     values = {
         "MobilenetV2/Conv/weights": [1.0, 2.0],
         "aspp0/weights": [3.0],
@@ -212,7 +212,7 @@ def test_only_convolution_kernels_decay():
     assert float(regularization_loss(variables, 0.1)) == pytest.approx(0.7)
 
 
-def test_loss_and_metric_work_in_fit():
+def test_loss_and_metric_in_fit():
     keras.utils.set_random_seed(0)
     images = np.random.RandomState(0).uniform(-1, 1, (4, 8, 8, 1)).astype("float32")
     labels = (images > 0).astype("uint8")
@@ -239,7 +239,7 @@ def test_loss_and_metric_work_in_fit():
     assert scores["full_loss"] == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_the_loss_in_compile_resizes_logits_with_aligned_corners():
+def test_keras_loss_resizes_logits_with_aligned_corners():
     # Two columns of logits become three: SURE, their mean, UNSURE.
     logits = tf.constant([[[SURE, UNSURE]]])
     labels = tf.constant([[[0, 255, 0]]])
@@ -250,16 +250,16 @@ def test_the_loss_in_compile_resizes_logits_with_aligned_corners():
     assert float(SegmentationLoss()(labels, logits)) == pytest.approx(middle)
 
 
-def test_loss_and_metric_survive_their_config():
+def test_loss_and_metric_serialization():
     loss = SegmentationLoss(254, (1.0, 2.0), 0.5, focal_gamma=2.0, name="mined")
-    again = keras.losses.deserialize(keras.losses.serialize(loss))
-    assert isinstance(again, SegmentationLoss)
-    assert again.get_config() == loss.get_config()
-    assert (again.ignore_label, again.label_weights) == (254, (1.0, 2.0))
-    assert (again.share, again.name) == (0.5, "mined")
-    assert again.focal_gamma == 2.0
+    restored = keras.losses.deserialize(keras.losses.serialize(loss))
+    assert isinstance(restored, SegmentationLoss)
+    assert restored.get_config() == loss.get_config()
+    assert (restored.ignore_label, restored.label_weights) == (254, (1.0, 2.0))
+    assert (restored.share, restored.name) == (0.5, "mined")
+    assert restored.focal_gamma == 2.0
     labels, logits = tf.constant([[[0, 1]]]), tf.constant([[[UNSURE, SURE]]])
     # Half of the two pixels: 2 * 9/16 ln 4 of the second.
-    assert float(again(labels, logits)) == pytest.approx(9 / 8 * LN4)
+    assert float(restored(labels, logits)) == pytest.approx(9 / 8 * LN4)
     metric = keras.metrics.deserialize(keras.metrics.serialize(MeanIoU(5, 254)))
     assert (metric.num_classes, metric.ignore_label) == (5, 254)

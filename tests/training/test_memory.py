@@ -1,9 +1,9 @@
-"""A training keeps nothing of the steps that it has done.
+"""The memory of a training does not grow with its steps.
 
     python tests/training/test_memory.py RECORDS FOLDER LEAK
 
-trains 2,000 steps and prints what the process holds at every evaluation, as JSON; LEAK
-is how many bytes a step is to lose on purpose.
+trains 2,000 steps and prints the memory of the process at each evaluation as JSON; LEAK
+is the number of bytes that each step leaks on purpose.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, EVERY = 2000, 250
-# Behind the first evaluation, which compiles and loads much.
+# After the first evaluation, which compiles and loads much.
 FIRST = 500
 # 3.3 and 3.4 MiB were measured; 10 KiB a step made 18.0.
 BOUND = 8 * 2**20
 
 
-def resident() -> int:
-    """Returns the bytes that this process holds and still needs."""
-    # Pictures are drawn with cycles, which wait for a collection that is rare.
+def resident_bytes() -> int:
+    """Returns the resident bytes of this process after freeing unused memory."""
+    # Plots contain reference cycles, which are rarely collected.
     gc.collect()
-    # What was freed is kept for later, tens of MiB in which a leak would hide.
+    # The allocator keeps tens of MiB of freed memory, which would hide a leak.
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -64,35 +64,37 @@ def main(records: str, folder: str, leak: int) -> None:
         save_interval_steps=200,
         eval_interval_steps=EVERY,
     )
-    held, lost = {}, []
+    memory, leaked = {}, []
 
-    def evaluated(worker, num_workers):
-        lost.extend(bytearray(os.urandom(leak)) for _ in range(EVERY if leak else 0))
-        held[trainer.step] = resident()
+    def measure_and_load(worker, num_workers):
+        leaked.extend(bytearray(os.urandom(leak)) for _ in range(EVERY if leak else 0))
+        memory[trainer.step] = resident_bytes()
         return load_dataset(DataConfig(records, batch_size=1), "val", training=False)
 
     trainer = Trainer(model, config)
     data = DataConfig(records, crop_size=(33, 33), batch_size=2)
-    trainer.train(load_dataset(data, "train", training=True), Validation(evaluated))
-    print(json.dumps(held))
+    trainer.train(
+        load_dataset(data, "train", training=True), Validation(measure_and_load)
+    )
+    print(json.dumps(memory))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("leak", [0, 10 * 2**10])
-def test_a_training_does_not_grow_unless_it_leaks(leak, tiny_records, tmp_path):
-    # One heap: threads come and go with every evaluation, and each takes another one.
+def test_training_does_not_leak_memory(leak, tiny_records, tmp_path):
+    # One heap: otherwise each thread of an evaluation allocates another.
     environment = {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, __file__, tiny_records, tmp_path / "logs", str(leak)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    held = json.loads(ended.stdout.splitlines()[-1])
-    growth = held[str(STEPS)] - held[str(FIRST)]
-    assert (growth > BOUND) == bool(leak), f"{growth / 2**20:.1f} MiB more: {held}"
+    assert process.returncode == 0, process.stderr[-2000:]
+    memory = json.loads(process.stdout.splitlines()[-1])
+    growth = memory[str(STEPS)] - memory[str(FIRST)]
+    assert (growth > BOUND) == bool(leak), f"{growth / 2**20:.1f} MiB more: {memory}"
 
 
 if __name__ == "__main__":

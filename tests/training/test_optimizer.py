@@ -1,4 +1,4 @@
-"""Learning rates, TF1's momentum and gradient multipliers, by hand."""
+"""Learning rates, optimisers and gradient multipliers, computed by hand."""
 
 import keras
 import numpy as np
@@ -35,7 +35,7 @@ def test_poly(step, expected):
     assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
 
 
-def test_poly_ends_and_bends_as_told():
+def test_poly_options():
     options = {
         "base_learning_rate": 0.1,
         "end_learning_rate": 0.02,
@@ -51,7 +51,7 @@ def test_poly_ends_and_bends_as_told():
     ("step", "expected"),
     [(0, 0.3), (3, 0.3), (4, 0.1), (7, 0.1 * 0.5358867), (10, 0.0)],
 )
-def test_the_policy_starts_after_the_slow_start(step, expected):
+def test_policy_starts_after_slow_start(step, expected):
     # Six steps of poly remain after four slow ones; step 7 is its middle.
     options = {
         "base_learning_rate": 0.1,
@@ -65,7 +65,7 @@ def test_the_policy_starts_after_the_slow_start(step, expected):
 @pytest.mark.parametrize(
     ("step", "expected"), [(3, 0.3), (4, 0.1), (2003, 0.1), (2004, 0.01), (6004, 1e-4)]
 )
-def test_the_step_policy(step, expected):
+def test_step_policy(step, expected):
     options = {
         "base_learning_rate": 0.1,
         "learning_policy": "step",
@@ -75,31 +75,31 @@ def test_the_step_policy(step, expected):
     assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
 
 
-class Falling(keras.optimizers.schedules.LearningRateSchedule):
-    """0.1, then 0.01."""
+class FallingRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A rate of 0.1, then 0.01."""
 
     def __call__(self, step):
         return keras.ops.where(step < 1, 0.1, 0.01)
 
 
-def after_two_steps(optimizer):
+def train_two_steps(optimizer):
     weight = keras.Variable([1.0, 2.0])
     for gradient in ([1.0, 0.0], [1.0, 0.0]):
         optimizer.apply([tf.constant(gradient)], [weight])
     return weight.numpy()
 
 
-def test_momentum_is_tf1s():
+def test_momentum_differs_from_keras_sgd():
     # v = 1, w = 1 - 0.1 * 1 = 0.9; v = 0.9 + 1 = 1.9, w = 0.9 - 0.01 * 1.9 = 0.881
-    weight = after_two_steps(Momentum(Falling(), 0.9))
+    weight = train_two_steps(Momentum(FallingRate(), 0.9))
     np.testing.assert_allclose(weight, [0.881, 2.0], rtol=1e-6)
     # Keras: v = -0.1, w = 0.9; v = 0.9 * -0.1 - 0.01 = -0.1, w = 0.8
-    weight = after_two_steps(keras.optimizers.SGD(Falling(), 0.9))
+    weight = train_two_steps(keras.optimizers.SGD(FallingRate(), 0.9))
     np.testing.assert_allclose(weight, [0.8, 2.0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["momentum", "nesterov"])
-def test_momentum_is_the_official_one_by_hand(kind):
+def test_momentum_equals_official_formula(kind):
     random = np.random.RandomState(0)
     variable = keras.Variable(random.standard_normal(5).astype("float32"))
     weight, accumulator = variable.numpy(), np.zeros(5)
@@ -111,8 +111,8 @@ def test_momentum_is_the_official_one_by_hand(kind):
         gradient = random.standard_normal(5)
         optimizer.apply([tf.constant(gradient, tf.float32)], [variable])
         accumulator = 0.9 * accumulator + gradient
-        moved = gradient + 0.9 * accumulator if kind == "nesterov" else accumulator
-        weight = weight - 0.5 * (1 - step / 4) ** 0.9 * moved
+        update = gradient + 0.9 * accumulator if kind == "nesterov" else accumulator
+        weight = weight - 0.5 * (1 - step / 4) ** 0.9 * update
     np.testing.assert_allclose(variable, weight, rtol=1e-5)
     slot = slots(optimizer, ["logits/semantic/biases"])
     assert list(slot) == ["logits/semantic/biases/Momentum"]
@@ -135,7 +135,7 @@ def test_adam_ignores_the_schedule():
     np.testing.assert_allclose(found["a/Adam_1"], [0.001, 0.004], rtol=1e-5)
 
 
-def test_adamw_decays_kernels_beside_the_gradient():
+def test_adamw_decouples_weight_decay():
     config = TrainConfig(
         optimizer="adamw",
         base_learning_rate=0.5,
@@ -160,10 +160,10 @@ def test_adamw_decays_kernels_beside_the_gradient():
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         share = np.sqrt(1 - 0.999 ** (step + 1)) / (1 - 0.9 ** (step + 1))
-        moved = rate * share * first / (np.sqrt(second) + 1e-6)
-        weight, decayed = weight - moved, decayed * (1 - rate * 0.1) - moved
-        same = tf.constant(gradient, tf.float32)
-        optimizer.apply([same] * len(names), list(trained.values()))
+        update = rate * share * first / (np.sqrt(second) + 1e-6)
+        weight, decayed = weight - update, decayed * (1 - rate * 0.1) - update
+        tensor = tf.constant(gradient, tf.float32)
+        optimizer.apply([tensor] * len(names), list(trained.values()))
     for name, variable in trained.items():
         expected = decayed if name == "a/weights" else weight
         np.testing.assert_allclose(variable, expected, rtol=1e-4, err_msg=name)
@@ -172,19 +172,19 @@ def test_adamw_decays_kernels_beside_the_gradient():
     np.testing.assert_allclose(found["a/weights/Adam_1"], second, rtol=1e-5)
 
 
-def test_the_optimizer_survives_its_config():
+def test_optimizer_serialization():
     options = {"training_number_of_steps": 10, "slow_start_step": 4, "momentum": 0.5}
     optimizer = make_optimizer(TrainConfig(**options))
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, Momentum)
-    assert again.momentum == 0.5
-    again.iterations.assign(7)
-    assert float(again.learning_rate) == pytest.approx(rate_at(7, **options))
-    assert keras.optimizers.serialize(again) == keras.optimizers.serialize(optimizer)
+    restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert isinstance(restored, Momentum)
+    assert restored.momentum == 0.5
+    restored.iterations.assign(7)
+    assert float(restored.learning_rate) == pytest.approx(rate_at(7, **options))
+    assert keras.optimizers.serialize(restored) == keras.optimizers.serialize(optimizer)
 
 
 @pytest.mark.parametrize(
-    ("name", "whole_head", "logits_only"),
+    ("name", "all_head_layers", "logits_only"),
     [
         ("MobilenetV2/Conv/weights", 1, 1),
         ("MobilenetV2/Conv/BatchNorm/beta", 1, 1),  # beta is no bias
@@ -199,9 +199,9 @@ def test_the_optimizer_survives_its_config():
         ("logits/semantic/biases", 20, 20),
     ],
 )
-def test_gradient_multipliers(name, whole_head, logits_only):
+def test_gradient_multipliers(name, all_head_layers, logits_only):
     config = TrainConfig(last_layer_gradient_multiplier=10.0)
-    assert gradient_multiplier(name, config) == whole_head
+    assert gradient_multiplier(name, config) == all_head_layers
     config = TrainConfig(
         last_layer_gradient_multiplier=10.0, last_layers_contain_logits_only=True
     )
@@ -221,6 +221,6 @@ def test_gradient_multipliers(name, whole_head, logits_only):
         ({"top_k_percent_pixels": 20}, "received 20"),
     ],
 )
-def test_impossible_settings_are_refused(options, message):
+def test_invalid_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         TrainConfig(**options)

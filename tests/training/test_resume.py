@@ -1,4 +1,4 @@
-"""`experiment.json` of a `train_logdir`: read, written and kept."""
+"""Reading and writing `experiment.json` of a `train_logdir`."""
 
 import resource
 
@@ -9,7 +9,7 @@ from deeplab_tf import Experiment, UserError
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 
-def test_the_experiment_lies_beside_the_checkpoints():
+def test_experiment_is_stored_next_to_checkpoints():
     folder = "ram://test_resume/logs"
     assert read_experiment(folder) is None
     write_experiment(Experiment(split="trainval"), folder)
@@ -20,7 +20,7 @@ def test_the_experiment_lies_beside_the_checkpoints():
         read_experiment(folder)
 
 
-def test_an_experiment_that_cannot_be_written_leaves_the_one_before(tmp_path):
+def test_failed_write_keeps_previous_experiment(tmp_path):
     write_experiment(Experiment(split="trainval"), str(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))

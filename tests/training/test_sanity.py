@@ -1,4 +1,4 @@
-"""--sanity_overfit: yes for real images with their labels, no for any others."""
+"""--sanity_overfit: accepts matching labels and rejects shuffled ones."""
 
 import numpy as np
 import pytest
@@ -23,25 +23,25 @@ def crops(records, batch_size=8):
     return load_dataset(config, "train", training=True)
 
 
-def of_other_images(images, labels):
-    """The labels of the batch, each with the image beside its own."""
+def swap_labels(images, labels):
+    """Pairs each image with the labels of another one."""
     return images, tf.roll(labels, 1, 0)
 
 
-def scattered(images, labels):
-    """Every label's pixels at random places."""
-    scattered = [tf.random.shuffle(tf.reshape(x, (-1, 1))) for x in tf.unstack(labels)]
-    return images, tf.reshape(tf.stack(scattered), labels.shape)
+def shuffle_pixels(images, labels):
+    """Shuffles the pixels of each label map."""
+    shuffled = [tf.random.shuffle(tf.reshape(x, (-1, 1))) for x in tf.unstack(labels)]
+    return images, tf.reshape(tf.stack(shuffled), labels.shape)
 
 
-def test_borders_of_real_labels_lie_on_their_images(voc_records):
+def test_borders_of_real_labels_fit_images(voc_records):
     verdict = sanity.check_borders(crops(voc_records), 255)
     assert verdict.fits, verdict
 
 
-@pytest.mark.parametrize("shuffled", [of_other_images, scattered])
+@pytest.mark.parametrize("shuffled", [swap_labels, shuffle_pixels])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_borders_of_shuffled_labels_do_not(shuffled, seed, voc_records):
+def test_borders_of_shuffled_labels_do_not_fit(shuffled, seed, voc_records):
     tf.keras.utils.set_random_seed(seed)
     data = crops(voc_records).skip(8 * seed).map(shuffled)
     verdict = sanity.check_borders(data, 255)
@@ -62,14 +62,14 @@ def test_too_few_borders_give_no_verdict():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("shuffled", "told"),
+    ("shuffled", "message"),
     [
         (None, "sanity: yes"),
-        (of_other_images, "of other images"),
-        (scattered, "the model cannot overfit one batch, so check the labels"),
+        (swap_labels, "of other images"),
+        (shuffle_pixels, "the model cannot overfit one batch, so check the labels"),
     ],
 )
-def test_a_network_is_told_whether_it_fits(shuffled, told, voc_records):
+def test_overfitting_one_batch(shuffled, message, voc_records):
     tf.keras.utils.set_random_seed(0)
     context = ContextConfig(rates=(), filters=64)
     decoder = DecoderConfig(output_strides=())
@@ -79,11 +79,11 @@ def test_a_network_is_told_whether_it_fits(shuffled, told, voc_records):
         model, TrainConfig(), data.map(shuffled) if shuffled else data
     )
     assert verdict.fits == (shuffled is None), verdict
-    assert told in str(verdict)
+    assert message in str(verdict)
 
 
 @pytest.mark.slow
-def test_only_void_is_no_yes():
+def test_unlabelled_batch_does_not_fit():
     model = build_model(
         ModelConfig(
             depth_multiplier=0.1,

@@ -1,4 +1,4 @@
-"""What is due after a step: calls end at saves, evaluations and the last step."""
+"""The schedule: calls end at saves, evaluations and the last step."""
 
 import pytest
 
@@ -16,16 +16,16 @@ CONFIG = TrainConfig(
 @pytest.mark.parametrize(
     ("step", "count", "is_save_due", "is_evaluation_due"),
     [
-        (0, 10, True, False),  # a multiple of all intervals, but nothing to score
+        (0, 10, True, False),  # a multiple of all intervals, but not evaluated
         (25, 5, False, False),
         (30, 10, True, False),
         (44, 1, False, False),
-        (45, 10, True, True),  # what is scored is saved
+        (45, 10, True, True),  # each evaluated step is saved
         (97, 3, False, False),
         (100, 0, True, True),
     ],
 )
-def test_what_is_due_after_a_step(step, count, is_save_due, is_evaluation_due):
+def test_schedule_after_step(step, count, is_save_due, is_evaluation_due):
     schedule = Schedule(CONFIG, 10)
     assert schedule.count_steps(step) == count
     assert schedule.is_save_due(step, 0.0) == is_save_due

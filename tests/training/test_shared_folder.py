@@ -1,4 +1,4 @@
-"""A training folder that processes die in, and that several use at the same time."""
+"""Training folders with killed processes and concurrent access."""
 
 import functools
 import itertools
@@ -15,14 +15,14 @@ import traceback
 
 import numpy as np
 import pytest
-from training_states import fill_with, run_apart, state_of, the_number_in
+from training_states import fill_with, get_number, make_state, run_in_process
 
 from deeplab_tf import Experiment, UserError
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.files.locks import TRAINING_LOCK, training_lock
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
-# All that may change a file. `openat` creates some; that it also reads does no harm.
+# System calls that may change a file. `openat` creates files; it may also read.
 CHANGES = (
     "open,openat,creat,write,pwrite64,writev,ftruncate,truncate,rename,renameat,"
     "renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat,"
@@ -31,8 +31,8 @@ CHANGES = (
 
 
 def save_number(folder, step, number, save, start):
-    """Saves a number as every weight once a byte is read."""
-    state, variables = state_of(folder, 0.0, size=2000)
+    """Saves weights filled with a number once a byte is read from `start`."""
+    state, variables = make_state(folder, 0.0, size=2000)
     fill_with(variables, number)
     variables["step"].assign(step)
     os.read(start, 1)
@@ -40,7 +40,7 @@ def save_number(folder, step, number, save, start):
 
 
 def save_traced(options, *arguments):
-    """Saves in a process that strace traces; returns whether it was killed."""
+    """Saves in a process under strace; returns True if it was killed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -61,35 +61,35 @@ def save_traced(options, *arguments):
 
 
 def kill_at_every_call(folder, step, save, count):
-    """Replaces 1 by 2 and so on, killed at every system call that changes files.
+    """Saves increasing numbers, killed at every system call that changes files.
 
     Args:
         folder: The `train_logdir`.
-        step: Step of the checkpoints; None is a new one each time.
-        save: Name of the method.
-        count: Checkpoints in the folder before.
+        step: Step of all checkpoints; None uses a new step each time.
+        save: Name of the method that saves.
+        count: Number of checkpoints in the folder at the start.
     """
-    place = os.path.join(folder, "best") if save == "save_best" else folder
+    target = os.path.join(folder, "best") if save == "save_best" else folder
     for i in range(1, count + 1):
-        state, variables = state_of(folder, 0.0, size=2000)
+        state, variables = make_state(folder, 0.0, size=2000)
         fill_with(variables, 1)
         variables["step"].assign(i)
         getattr(state, save)()
-    number, found = 1, {"old": 0, "new": 0, "complete": 0}
+    number, outcomes = 1, {"old": 0, "new": 0, "complete": 0}
 
     def save_next(*options):
         nonlocal number
         new = number + 1
         is_killed = save_traced(options, folder, step or count + new, new, save)
-        state, variables = state_of(place, 0.0, size=2000)
+        state, variables = make_state(target, 0.0, size=2000)
         assert state.restore_latest(), options
-        restored = the_number_in({n: v for n, v in variables.items() if n != "step"})
+        restored = get_number({n: v for n, v in variables.items() if n != "step"})
         assert restored in ((number, new) if is_killed else (new,)), options
-        # Evaluations read an intact checkpoint of the folder, too.
-        for array in tf1.read_checkpoint(place).arrays.values():
+        # Evaluations also read an intact checkpoint from the folder.
+        for array in tf1.read_checkpoint(target).arrays.values():
             assert len(np.unique(array)) == 1
         kind = "new" if restored == new else "old"
-        found[kind if is_killed else "complete"] += 1
+        outcomes[kind if is_killed else "complete"] += 1
         number = restored
         return is_killed
 
@@ -98,26 +98,24 @@ def kill_at_every_call(folder, step, save, count):
     calls = set(re.findall(r"(?m)^\d+ +(\w+)\(", pathlib.Path(trace).read_text()))
     for call in sorted(calls):
         inject = ("-e", f"trace={call}", "-o", os.devnull, "-e")
-        # Of each kind of call the first, the second and so on, until none is left.
+        # Kill at the first call of this kind, at the second, until none is left.
         numbers = itertools.count(1)
         while save_next(*inject, f"inject={call}:signal=SIGKILL:when={next(numbers)}"):
             pass
     assert not list(pathlib.Path(folder).glob(".writing-*"))
-    print("killed", found, sorted(calls), file=sys.stderr)
+    print("killed", outcomes, sorted(calls), file=sys.stderr)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "save", "count"), [(None, "save", 5), (1, "save", 1), (1, "save_best", 1)]
 )
-def test_killed_at_any_system_call_of_a_save_the_old_or_the_new_state_is_intact(
-    step, save, count, tmp_path
-):
+def test_old_or_new_checkpoint_is_intact_after_sigkill(step, save, count, tmp_path):
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     folder = tmp_path / "logs"
     arguments = f"{str(folder)!r}, {step}, {save!r}, {count}"
-    messages = run_apart(
+    messages = run_in_process(
         "training/test_shared_folder", f"kill_at_every_call({arguments})"
     )
     print(messages)
@@ -130,13 +128,13 @@ ROUNDS = 200
 EXPERIMENT = Experiment(split="trainval")
 
 
-def train_often(root, counts):
-    """Starts half of the trainings; counts how often one was refused before."""
+def train_repeatedly(root, counts):
+    """Runs half of the trainings; counts refused attempts."""
     folder = str(root / "logs")
     while counts["trained"] < ROUNDS // 2:
         try:
             with training_lock(folder):
-                train_a_little(folder)
+                train_few_steps(folder)
                 counts["trained"] += 1
         except UserError as error:
             if "is in use by another training (process " not in str(error):
@@ -146,12 +144,12 @@ def train_often(root, counts):
     (root / f"ended-{os.getpid()}").touch()
 
 
-def train_a_little(folder):
-    """Resumes, saves some steps, the last one twice, and the best one."""
+def train_few_steps(folder):
+    """Resumes, saves three steps, saves the last step again and as the best."""
     write_experiment(EXPERIMENT, folder)
-    state, variables = state_of(folder, 0.0, size=2000)
+    state, variables = make_state(folder, 0.0, size=2000)
     state.restore_latest()
-    step = the_number_in(variables)
+    step = get_number(variables)
     for i in range(1, 4):
         fill_with(variables, step + i)
         state.save()
@@ -159,14 +157,14 @@ def train_a_little(folder):
     state.save_best()
 
 
-def read_often(root, counts, name="logs"):
-    """Reads the newest checkpoint again and again until both trainings have ended."""
+def read_repeatedly(root, counts, name="logs"):
+    """Reads the newest checkpoint repeatedly until both trainings have ended."""
     folder, newest = str(root / name), 0
     while len(list(root.glob("ended-*"))) < 2:
         try:
             checkpoint = tf1.read_checkpoint(folder)
         except UserError as error:
-            # Nothing was saved yet.
+            # Nothing is saved yet.
             if newest or not str(error).startswith("no checkpoint"):
                 raise
             time.sleep(0.1)
@@ -174,7 +172,7 @@ def read_often(root, counts, name="logs"):
         (number,) = {n for a in checkpoint.arrays.values() for n in np.unique(a)}
         prefix = f"{folder}/model.ckpt-{number:.0f}"
         assert checkpoint.prefix in (prefix, f"{prefix}-replaced")
-        # The one before, while one of the same step is replaced.
+        # The previous step, while a checkpoint of the same step is being replaced.
         assert number >= newest - 1
         assert read_experiment(str(root / "logs")) == EXPERIMENT
         newest = number
@@ -182,7 +180,7 @@ def read_often(root, counts, name="logs"):
 
 
 def run_forked(function, root, report):
-    """Runs a function in a forked process, which reports its counts as JSON."""
+    """Runs a function in a forked process that reports its counts as JSON."""
     child = os.fork()
     if child:
         return child
@@ -196,11 +194,17 @@ def run_forked(function, root, report):
     os._exit(1)
 
 
-def share_a_folder(root):
+def share_folder(root):
     """Runs two trainings, two evaluations and an export in one folder."""
     reader, writer = os.pipe()
-    read_best = functools.partial(read_often, name="logs/best")
-    tasks = (train_often, train_often, read_often, read_often, read_best)
+    read_best = functools.partial(read_repeatedly, name="logs/best")
+    tasks = (
+        train_repeatedly,
+        train_repeatedly,
+        read_repeatedly,
+        read_repeatedly,
+        read_best,
+    )
     children = [run_forked(task, pathlib.Path(root), writer) for task in tasks]
     os.close(writer)
     with open(reader) as reports:
@@ -212,18 +216,18 @@ def share_a_folder(root):
 
 
 @pytest.mark.slow
-def test_two_trainings_and_three_readers_share_a_folder(tmp_path):
+def test_concurrent_trainings_and_readers(tmp_path):
     folder = tmp_path / "logs"
-    call = f"share_a_folder({str(tmp_path)!r})"
-    messages = run_apart("training/test_shared_folder", call)
+    call = f"share_folder({str(tmp_path)!r})"
+    messages = run_in_process("training/test_shared_folder", call)
     print(messages)
     totals = json.loads(messages.split("counts ")[1].splitlines()[0])
     assert totals["trained"] == ROUNDS
     assert min(totals.values()) > 50
     assert "Traceback" not in messages and "damaged" not in messages
-    state, variables = state_of(folder, 0.0, size=2000)
+    state, variables = make_state(folder, 0.0, size=2000)
     state.restore_latest()
-    # Every training that was not refused went on from the one before.
-    assert the_number_in(variables) == 3 * ROUNDS
+    # Every accepted training resumed from the previous one.
+    assert get_number(variables) == 3 * ROUNDS
     assert not list(folder.glob(".writing-*"))
     assert not (folder / TRAINING_LOCK).exists()

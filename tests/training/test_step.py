@@ -1,4 +1,4 @@
-"""Options of a training step: parts, mining, averages, scales, half precision."""
+"""Options of a training step: accumulation, mining, averages, half precision."""
 
 import dataclasses
 
@@ -45,15 +45,15 @@ WEIGHTS = (1.0, 0.0, 2.0, 0.5, 3.0)
 
 
 @pytest.fixture
-def eagerly():
-    """Runs steps eagerly: for a few of them quicker than compiling."""
+def eager_execution():
+    """Runs steps eagerly, which is quicker than compiling for a few steps."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 
 
-def lively_model(config=NARROW, **sizes):
-    """Returns a model whose every weight matters, with the same dropout each time."""
+def filled_model(config=NARROW, **sizes):
+    """Returns a model in which every weight affects the output, with fixed dropout."""
     with shallow_mobilenet_v2():
         model = build_model(config, **sizes)
     shapes = {name: a.shape for name, a in tf1_variables(model).items()}
@@ -64,7 +64,7 @@ def lively_model(config=NARROW, **sizes):
 
 
 def batch(count=8):
-    """Returns a batch; of eight images, some labels are void, all of two in a row."""
+    """Returns a batch; of eight images two have no labels and three have some."""
     random = np.random.RandomState(0)
     images = random.uniform(0, 255, (count, 33, 33, 3)).astype("float32")
     labels = np.kron(random.randint(0, 5, (count, 11, 11)), np.ones((1, 3, 3), int))
@@ -74,18 +74,18 @@ def batch(count=8):
     return images, labels.astype(np.uint8)
 
 
-def stream(count, images=2):
-    """Returns a dataset of one batch, again and again."""
+def repeat_batch(count, images=2):
+    """Returns a dataset that repeats one batch."""
     return tf.data.Dataset.from_tensors(batch(images)).repeat(count)
 
 
-def step_of(model, parts=1, **options):
-    """Returns the step of a model alone, with frozen batch normalisation."""
+def make_step(model, parts=1, **options):
+    """Returns the training step of a model with frozen batch normalisation."""
     config = TrainConfig(accumulate_steps=parts, **{**FROZEN, **options})
     set_batch_norm(model, config.normalization, 1)
-    trained = {n: v for n, v in official_variables(model).items() if v.trainable}
+    trainable = {n: v for n, v in official_variables(model).items() if v.trainable}
     optimizer = make_optimizer(config)
-    build(optimizer, trained)
+    build(optimizer, trainable)
     return TrainStep(
         model,
         config,
@@ -95,8 +95,8 @@ def step_of(model, parts=1, **options):
     )
 
 
-def trained(model, count=2, images=8, **options):
-    """Returns a trainer after some steps, and what each of them gave."""
+def train_steps(model, count=2, images=8, **options):
+    """Trains some steps; returns the trainer and the metrics of each step."""
     trainer = Trainer(model, TrainConfig(**options))
     results = [trainer.train_step(*batch(images)) for _ in range(count)]
     return trainer, results
@@ -109,18 +109,20 @@ def assert_close(ones, others, rtol=1e-5, atol=1e-6):
         )
 
 
-# ---- Counts of classes
+# ---- Class counts
 
 
 @pytest.mark.parametrize("upsample", [True, False])
-def test_classes_are_counted_on_the_grid_of_the_logits(upsample):
+def test_classes_are_counted_at_logits_resolution(upsample):
     images, labels = batch()
     model = toy_model()
-    _, told = step_of(model, upsample_logits=upsample).compute_gradients(images, labels)
+    _, metrics = make_step(model, upsample_logits=upsample).compute_gradients(
+        images, labels
+    )
     logits = model.get_layer("logits").output
     logits = keras.Model(model.input, logits)(images).numpy()
     height, width = logits.shape[1:3]
-    # Corners on corners: every so many pixels.
+    # Aligned corners: labels at every stride.
     truth = labels[:, :: 32 // (height - 1), :: 32 // (width - 1)]
     predicted = logits.argmax(-1)
     expected = [
@@ -129,43 +131,43 @@ def test_classes_are_counted_on_the_grid_of_the_logits(upsample):
         [np.sum((predicted == c) & (truth == c)) for c in range(5)],
     ]
     assert len(set(predicted.flat)) > 1
-    np.testing.assert_array_equal(told["classes"], expected)
+    np.testing.assert_array_equal(metrics["classes"], expected)
 
 
-# ---- Parts of a batch
+# ---- Accumulation
 
 
 @pytest.mark.parametrize(
     "options",
     [{}, {"label_weights": WEIGHTS}, {"upsample_logits": False, "focal_gamma": 2.0}],
 )
-def test_the_parts_of_a_batch_add_up_to_it(options):
+def test_accumulated_gradients_equal_full_batch(options):
     images, labels = batch()
     counts = np.sum(labels.reshape(4, -1) != 255, axis=1)
     assert len(set(counts)) == 4
     assert not counts[2]
-    step, in_parts = (step_of(toy_model(), n, **options) for n in (1, 4))
-    whole, told = step.compute_gradients(images, labels)
-    parts, told_of_parts = in_parts.compute_gradients(images, labels)
-    for name, expected in told.items():
-        np.testing.assert_allclose(told_of_parts[name], expected, rtol=1e-5)
-    largest = max(float(tf.reduce_max(tf.abs(g))) for g in whole)
-    for one, other in zip(parts, whole, strict=True):
+    step, in_parts = (make_step(toy_model(), n, **options) for n in (1, 4))
+    full, metrics = step.compute_gradients(images, labels)
+    parts, metrics_of_parts = in_parts.compute_gradients(images, labels)
+    for name, expected in metrics.items():
+        np.testing.assert_allclose(metrics_of_parts[name], expected, rtol=1e-5)
+    largest = max(float(tf.reduce_max(tf.abs(g))) for g in full)
+    for one, other in zip(parts, full, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6 * largest)
 
 
-def test_a_training_in_parts_is_the_training():
-    whole, results = trained(toy_model(), **FROZEN)
-    parts, of_parts = trained(toy_model(), accumulate_steps=4, **FROZEN)
+def test_accumulated_training_equals_full_batch():
+    full, results = train_steps(toy_model(), **FROZEN)
+    parts, of_parts = train_steps(toy_model(), accumulate_steps=4, **FROZEN)
     for one, other in zip(of_parts, results, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     assert results[0]["data_loss"] > 1.005 * results[1]["data_loss"]
-    assert_close(tf1_variables(parts.model), tf1_variables(whole.model))
+    assert_close(tf1_variables(parts.model), tf1_variables(full.model))
     assert (parts.step, parts.samples) == (2, 16)
 
 
 def entropies(model, images, labels, weights=()):
-    """Returns the weighted cross-entropy of each pixel, 0 where it is void."""
+    """Returns the weighted cross-entropy of each pixel, 0 if it has no label."""
     logits = model(images).numpy()
     logits -= logits.max(-1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -181,13 +183,13 @@ def entropies(model, images, labels, weights=()):
         (1, 0, 0.25, ()),
         (4, 0, 0.25, ()),
         (4, 0, 0.25, WEIGHTS),
-        (4, 10, 0.625, ()),  # at step 5 of 10 half of the way from 1 to 0.25
+        (4, 10, 0.625, ()),  # at step 5 of 10 halfway from 1 to 0.25
     ],
 )
-def test_each_part_picks_its_own_hard_pixels(parts, ramp, share, weights):
+def test_hard_pixels_are_picked_per_part(parts, ramp, share, weights):
     images, labels = batch()
     model = toy_model()
-    step = step_of(
+    step = make_step(
         model,
         parts,
         top_k_percent_pixels=0.25,
@@ -195,20 +197,20 @@ def test_each_part_picks_its_own_hard_pixels(parts, ramp, share, weights):
         label_weights=weights,
     )
     step._optimizer.iterations.assign(5)
-    _, told = step.compute_gradients(images, labels)
-    # The mean over the parts; each is divided by its hard pixels that have a loss.
+    _, metrics = step.compute_gradients(images, labels)
+    # The mean over the parts, each divided by its hard pixels with a loss.
     expected = 0.0
     for row in entropies(model, images, labels, weights).reshape(parts, -1):
         hardest = np.sort(row)[::-1][: int(share * row.size)]
         expected += hardest.sum() / max(np.sum(hardest > 0), 1) / parts
-    assert float(told["data_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["data_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
 # ---- The moving average of the weights
 
 
 def assert_averaged(trainer, expected):
-    """Asserts what the model has within and without `averaged_weights`."""
+    """Asserts that the model has the averages only inside `averaged_weights`."""
     own = tf1_variables(trainer.model)
     with trainer.averaged_weights():
         assert_close(tf1_variables(trainer.model), expected)
@@ -218,14 +220,14 @@ def assert_averaged(trainer, expected):
         np.testing.assert_array_equal(array, own[name])
 
 
-def test_averages_follow_the_weights_and_come_back(tmp_path):
+def test_averages_follow_weights_and_are_restored(tmp_path):
     options = {
         "ema_decay": 0.75,
         "base_learning_rate": 0.1,
         "train_logdir": str(tmp_path),
     }
     trainer = Trainer(toy_model(), TrainConfig(**options))
-    # They start from the weights as they are when the training does.
+    # Averages start from the weights at the start of the training.
     others = {n: 1.5 * a for n, a in tf1_variables(trainer.model).items()}
     load_tf1_variables(trainer.model, others)
     assert trainer.restore_latest() is None
@@ -240,16 +242,16 @@ def test_averages_follow_the_weights_and_come_back(tmp_path):
     assert_averaged(trainer, averages)
     config = TrainConfig(training_number_of_steps=4, **options)
     trainer = Trainer(trainer.model, config)
-    trainer.train(stream(4))
+    trainer.train(repeat_batch(4))
     with trainer.averaged_weights():
         expected = tf1_variables(trainer.model)
-    again = Trainer(toy_model(), config)
-    assert again.restore_latest() == str(tmp_path / "model.ckpt-4")
-    assert_averaged(again, expected)
+    restored = Trainer(toy_model(), config)
+    assert restored.restore_latest() == str(tmp_path / "model.ckpt-4")
+    assert_averaged(restored, expected)
 
 
-def test_the_average_of_what_stays_is_what_stays():
-    trainer, _ = trained(toy_model(), count=3, ema_decay=0.9999, **FROZEN)
+def test_average_of_constant_weights_is_constant():
+    trainer, _ = train_steps(toy_model(), count=3, ema_decay=0.9999, **FROZEN)
     before = tf1_variables(toy_model())
     with trainer.averaged_weights():
         for name, array in tf1_variables(trainer.model).items():
@@ -257,8 +259,8 @@ def test_the_average_of_what_stays_is_what_stays():
             assert kept == name.endswith(("moving_mean", "moving_variance")), name
 
 
-def test_without_averages_the_weights_are_their_own():
-    trainer, _ = trained(toy_model(), **FROZEN)
+def test_averaged_weights_without_ema_are_the_weights():
+    trainer, _ = train_steps(toy_model(), **FROZEN)
     assert_averaged(trainer, tf1_variables(trainer.model))
 
 
@@ -269,108 +271,110 @@ def test_without_averages_the_weights_are_their_own():
     ("upsample", "scales", "cells"),
     [(True, (0.5, 1.0), 3), (False, (1.0, 2.0), 5)],
 )
-def test_every_scale_of_a_pyramid_has_a_loss(upsample, scales, cells):
+def test_each_pyramid_scale_has_loss(upsample, scales, cells):
     images, labels = batch(2)
-    single = lively_model()
+    single = filled_model()
     logits = keras.Model(single.input, single.get_layer("logits").output)
-    seen = []
+    predictions = []
     for scale in scales:
         side = int(32 * scale) + 1
         at_scale = logits(resize_bilinear(tf.constant(images), (side, side)))
-        seen.append(resize_bilinear(at_scale, (cells, cells)))
-    seen.append(tf.maximum(*seen))
+        predictions.append(resize_bilinear(at_scale, (cells, cells)))
+    predictions.append(tf.maximum(*predictions))
     if upsample:
-        seen = [resize_bilinear(x, (33, 33)) for x in seen]
+        predictions = [resize_bilinear(x, (33, 33)) for x in predictions]
     truth = labels if upsample else shrink_labels(labels, (cells, cells))
-    expected = sum(float(segmentation_loss(truth, x)) for x in seen)
-    pyramid = lively_model(dataclasses.replace(NARROW, image_pyramid=scales))
-    step = step_of(pyramid, upsample_logits=upsample)
-    _, told = step.compute_gradients(images, labels)
-    assert float(told["data_loss"]) == pytest.approx(expected, rel=1e-5)
-    assert expected > 2.5 * float(segmentation_loss(truth, seen[-1]))
+    expected = sum(float(segmentation_loss(truth, x)) for x in predictions)
+    pyramid = filled_model(dataclasses.replace(NARROW, image_pyramid=scales))
+    step = make_step(pyramid, upsample_logits=upsample)
+    _, metrics = step.compute_gradients(images, labels)
+    assert float(metrics["data_loss"]) == pytest.approx(expected, rel=1e-5)
+    assert expected > 2.5 * float(segmentation_loss(truth, predictions[-1]))
 
 
 # ---- AdamW
 
 
-def test_adamw_has_no_l2_in_loss_or_gradient():
+def test_adamw_has_no_l2_loss():
     images, labels = batch(2)
-    step = step_of(toy_model(), optimizer="adamw", weight_decay=0.1)
-    gradients, told = step.compute_gradients(images, np.full_like(labels, 255))
-    assert told["regularization_loss"] == 0.0
+    step = make_step(toy_model(), optimizer="adamw", weight_decay=0.1)
+    gradients, metrics = step.compute_gradients(images, np.full_like(labels, 255))
+    assert metrics["regularization_loss"] == 0.0
     assert not any(np.any(gradient) for gradient in gradients)
-    # With another optimiser there are both.
-    step = step_of(toy_model(), weight_decay=0.1)
-    gradients, told = step.compute_gradients(images, np.full_like(labels, 255))
-    assert told["regularization_loss"] > 0.0
+    # Other optimisers have both.
+    step = make_step(toy_model(), weight_decay=0.1)
+    gradients, metrics = step.compute_gradients(images, np.full_like(labels, 255))
+    assert metrics["regularization_loss"] > 0.0
     assert any(np.any(gradient) for gradient in gradients)
 
 
 # ---- Half precision
 
 
-def test_the_scale_of_the_loss_is_undone_in_the_gradients():
+def test_loss_scale_is_removed_from_gradients():
     images, labels = batch(2)
-    step = step_of(toy_model(), 2, weight_decay=0.1)
-    gradients, told = step.compute_gradients(images, labels)
-    scaled, told_of_scaled = step.compute_gradients(images, labels, tf.constant(1024.0))
-    assert float(told_of_scaled["data_loss"]) == float(told["data_loss"])
+    step = make_step(toy_model(), 2, weight_decay=0.1)
+    gradients, metrics = step.compute_gradients(images, labels)
+    scaled, metrics_of_scaled = step.compute_gradients(
+        images, labels, tf.constant(1024.0)
+    )
+    assert float(metrics_of_scaled["data_loss"]) == float(metrics["data_loss"])
     for one, other in zip(scaled, gradients, strict=True):
-        # A power of two changes no digit.
+        # Scaling by a power of two is exact.
         np.testing.assert_array_equal(one, other)
 
 
-def gradients_of_a_network(loss_scale=None):
-    step = step_of(lively_model())
+def compute_named_gradients(loss_scale=None):
+    step = make_step(filled_model())
     found, _ = step.compute_gradients(*batch(2), loss_scale)
     return {n: np.ravel(g) for n, g in zip(step._trained, found, strict=True)}
 
 
 @pytest.fixture(scope="module")
-def exact():
-    """The gradients in float32."""
-    return gradients_of_a_network()
+def float32_gradients():
+    """The gradients in float32 by name."""
+    return compute_named_gradients()
 
 
 @pytest.mark.parametrize(
     ("policy", "loss_scale", "tolerance"),
     [("mixed_float16", 2.0**15, 0.005), ("mixed_bfloat16", None, 0.05)],
 )
-def test_gradients_in_half_precision_are_about_the_exact_ones(
-    policy, loss_scale, tolerance, exact, precision
+def test_half_precision_gradients_approximate_float32(
+    policy, loss_scale, tolerance, float32_gradients, precision
 ):
     precision(policy)
-    half = gradients_of_a_network(loss_scale)
-    for name, gradient in exact.items():
+    half = compute_named_gradients(loss_scale)
+    for name, gradient in float32_gradients.items():
         if name.startswith(("concat_projection", "logits")):
             error = np.linalg.norm(half[name] - gradient)
             assert error < tolerance * np.linalg.norm(gradient), name
-    # Further down, weights rounded to three digits switch ReLUs: in float32 as well,
-    # they change the gradient by 18 %.
-    one, other = (np.concatenate(list(x.values())) for x in (exact, half))
+    # In lower layers weights rounded to three digits switch ReLUs, which changes the
+    # gradient by 18 % in float32, too.
+    one, other = (np.concatenate(list(x.values())) for x in (float32_gradients, half))
     assert np.linalg.norm(other - one) < 0.4 * np.linalg.norm(one)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_a_training_in_half_precision_learns(policy, precision):
+def test_half_precision_training_learns(policy, precision):
     precision(policy)
     config = TrainConfig(base_learning_rate=0.02, training_number_of_steps=20)
-    trainer = Trainer(lively_model(DROPPING), config)
+    trainer = Trainer(filled_model(DROPPING), config)
     images, labels = batch()
-    labels = np.where(labels == 255, 255, 3)  # one class is quick to learn
+    labels = np.where(labels == 255, 255, 3)  # a single class is quick to learn
     losses = [trainer.train_step(images, labels)["data_loss"] for _ in range(20)]
     assert np.isfinite(losses).all()
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
-    # float16 leaves out a few at the start, until the scale fits.
+    # float16 skips a few steps at the start, until the scale fits.
     assert 14 <= trainer.step <= 20
     assert trainer.samples == 160
     arrays = tf1_variables(trainer.model).values()
     assert all(np.isfinite(array).all() for array in arrays)
 
 
-def state_of(trainer):
-    """Returns what an optimiser step changes, by name."""
+def read_state(trainer):
+    """Returns weights, slots and averages by name."""
     slots = {f"slot {i}": v.numpy() for i, v in enumerate(trainer.optimizer.variables)}
     averages = {
         f"average {n}": v.numpy() for n, v in trainer._averages.variables.items()
@@ -378,7 +382,7 @@ def state_of(trainer):
     return tf1_variables(trainer.model) | slots | averages
 
 
-def test_gradients_that_no_scale_helps_end_the_training(precision):
+def test_non_finite_gradients_at_scale_one_stop_training(precision):
     precision("mixed_float16")
     weights = {"label_weights": (1e8,) * 5, "batch_norm": "freeze"}
     trainer = Trainer(toy_model(), TrainConfig(steps_per_call=10, **weights))
@@ -388,32 +392,32 @@ def test_gradients_that_no_scale_helps_end_the_training(precision):
         "changed the weights, so check where they come from: the model$"
     )
     with pytest.raises(UserError, match=message):
-        trainer.train(stream(100))
-    # The scale is halved down to 1 before, which takes a step each.
+        trainer.train(repeat_batch(100))
+    # Before, each step halves the scale until it is 1.
     assert (trainer.step, trainer.samples) == (0, 2 * 16)
 
 
-def test_a_step_that_overflows_is_left_out(precision):
+def test_overflowing_step_is_skipped(precision):
     precision("mixed_float16")
-    trainer, _ = trained(toy_model(), count=1, images=2, ema_decay=0.5, **FROZEN)
+    trainer, _ = train_steps(toy_model(), count=1, images=2, ema_decay=0.5, **FROZEN)
     scale = trainer._half.scale.variables["scale"]
     assert scale.numpy() == 2.0**15
     scale.assign(2.0**120)
-    before = state_of(trainer)
+    before = read_state(trainer)
     result = trainer.train_step(*batch(2))
     assert np.isfinite(result["data_loss"])
-    for name, array in state_of(trainer).items():
+    for name, array in read_state(trainer).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
     assert scale.numpy() == 2.0**119
     assert (trainer.step, trainer.samples) == (1, 4)
     scale.assign(2.0**15)
     trainer.train_step(*batch(2))
-    same = [n for n, a in state_of(trainer).items() if np.array_equal(a, before[n])]
+    same = [n for n, a in read_state(trainer).items() if np.array_equal(a, before[n])]
     assert all("moving" in name for name in same)
     assert trainer.step == 2
 
 
-def test_the_scale_of_the_loss_doubles_after_two_thousand_steps():
+def test_loss_scale_doubles_after_two_thousand_steps():
     scale, done = LossScale(), tf.Variable(0)
     compiled = tf.function(scale.update)
 
@@ -434,19 +438,19 @@ def test_the_scale_of_the_loss_doubles_after_two_thousand_steps():
     assert update(False) == [1, 0]
 
 
-def test_the_scale_of_the_loss_is_saved(precision, tmp_path):
+def test_loss_scale_is_saved(precision, tmp_path):
     precision("mixed_float16")
     config = TrainConfig(training_number_of_steps=3, train_logdir=str(tmp_path))
     trainer = Trainer(toy_model(), config)
     trainer._half.scale.variables["scale"].assign(2.0**10)
-    trainer.train(stream(3))
-    again = Trainer(toy_model(), config)
-    assert again.restore_latest()
-    found = {n: float(v.numpy()) for n, v in again._half.scale.variables.items()}
+    trainer.train(repeat_batch(3))
+    restored = Trainer(toy_model(), config)
+    assert restored.restore_latest()
+    found = {n: float(v.numpy()) for n, v in restored._half.scale.variables.items()}
     assert found == {"scale": 2.0**10, "steps": 3.0}
 
 
-def test_steps_that_are_left_out_save_nothing(precision, tmp_path):
+def test_skipped_steps_are_not_saved(precision, tmp_path):
     precision("mixed_float16")
     config = TrainConfig(
         training_number_of_steps=2, save_interval_steps=1, train_logdir=str(tmp_path)
@@ -454,11 +458,11 @@ def test_steps_that_are_left_out_save_nothing(precision, tmp_path):
     trainer = Trainer(toy_model(), config)
     trainer._half.scale.variables["scale"].assign(2.0**120)
     with pytest.raises(UserError, match="dataset ended after 0 steps"):
-        trainer.train(stream(1))
+        trainer.train(repeat_batch(1))
     assert trainer.samples == 2
     assert not list(tmp_path.glob("model.ckpt-*"))
     trainer._half.scale.variables["scale"].assign(2.0**10)
-    trainer.train(stream(2))
+    trainer.train(repeat_batch(2))
     assert {path.stem for path in tmp_path.glob("*.index")} == {
         "model.ckpt-1",
         "model.ckpt-2",
@@ -469,15 +473,17 @@ def test_steps_that_are_left_out_save_nothing(precision, tmp_path):
 
 
 @pytest.mark.slow
-def test_recomputation_changes_no_result(eagerly):
+def test_recomputation_changes_no_result(eager_execution):
     options = {"base_learning_rate": 0.1, "ema_decay": 0.5}
-    plain, results = trained(lively_model(DROPPING), 3, 2, **options)
-    again, of_again = trained(lively_model(DROPPING), 3, 2, recompute=True, **options)
-    for one, other in zip(of_again, results, strict=True):
+    plain, results = train_steps(filled_model(DROPPING), 3, 2, **options)
+    recomputed, of_recomputed = train_steps(
+        filled_model(DROPPING), 3, 2, recompute=True, **options
+    )
+    for one, other in zip(of_recomputed, results, strict=True):
         assert one == pytest.approx(other, rel=1e-5)
     assert len({result["data_loss"] for result in results}) == 3
-    assert_close(state_of(again), state_of(plain), rtol=1e-4, atol=1e-5)
-    seeds = [dropout_seeds(t.model).values() for t in (plain, again)]
+    assert_close(read_state(recomputed), read_state(plain), rtol=1e-4, atol=1e-5)
+    seeds = [dropout_seeds(t.model).values() for t in (plain, recomputed)]
     for one, other in zip(*seeds, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -486,10 +492,10 @@ def test_recomputation_changes_no_result(eagerly):
 
 
 @pytest.mark.parametrize(
-    ("jit", "gpu", "multiplies"),
+    ("jit", "gpu", "uses_matmul"),
     [("off", False, True), ("on", False, False), ("off", True, False)],
 )
-def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatch):
+def test_pointwise_convolutions_are_matmuls_on_cpu(jit, gpu, uses_matmul, monkeypatch):
     monkeypatch.setattr(distribution, "uses_gpu", lambda: gpu)
     model = toy_model()
     trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
@@ -500,8 +506,8 @@ def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatc
     kinds = ("Conv2D", "Conv2DBackpropFilter")
     found = [operations.count(kind) for kind in kinds]
     count = len([n for n in official_variables(model) if n.endswith("/weights")])
-    # All but the first are pointwise.
-    assert found == ([1, 1] if multiplies else [count, count])
+    # All convolutions but the first are pointwise.
+    assert found == ([1, 1] if uses_matmul else [count, count])
 
 
 @pytest.mark.slow
@@ -513,21 +519,21 @@ def test_a_cpu_multiplies_where_others_convolve(jit, gpu, multiplies, monkeypatc
         {"top_k_percent_pixels": 0.5, "hard_example_mining_step": 2},
     ],
 )
-def test_a_compiled_training_is_the_training(options):
+def test_compiled_training_equals_plain_training(options):
     options = {**FROZEN, "adam_epsilon": 0.1, **options}
-    plain, results = trained(lively_model(), 3, 4, jit="off", **options)
-    compiled, of_compiled = trained(lively_model(), 3, 4, jit="on", **options)
+    plain, results = train_steps(filled_model(), 3, 4, jit="off", **options)
+    compiled, of_compiled = train_steps(filled_model(), 3, 4, jit="on", **options)
     assert compiled.compiles
     assert not plain.compiles
     for one, other in zip(of_compiled, results, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
-    assert_close(state_of(compiled), state_of(plain), rtol=1e-3, atol=1e-4)
+    assert_close(read_state(compiled), read_state(plain), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "xception_65"])
-def test_the_whole_step_compiles(backbone, policy, precision):
+def test_full_step_compiles(backbone, policy, precision):
     precision(policy)
     strides = {"output_strides": (4,)}
     config = ModelConfig(backbone, decoder=DecoderConfig(**strides))
@@ -543,22 +549,22 @@ def test_the_whole_step_compiles(backbone, policy, precision):
 # ---- Data that end
 
 
-def test_a_step_without_data_changes_nothing():
+def test_step_without_data_changes_nothing():
     config = TrainConfig(training_number_of_steps=9, steps_per_call=5)
     trainer = Trainer(toy_model(dropout=0.5), config)
 
-    def everything():
+    def read_everything():
         seeds = {n: v.numpy() for n, v in dropout_seeds(trainer.model).items()}
-        return state_of(trainer) | seeds | {"samples": trainer.samples}
+        return read_state(trainer) | seeds | {"samples": trainer.samples}
 
     trainer.train_step(*batch(2))
-    before = everything()
+    before = read_everything()
     assert {"dropout", "bn/moving_mean"} <= set(before)
     with pytest.raises(UserError, match="dataset ended after 1 steps"):
-        trainer.train(stream(0))
-    for name, array in everything().items():
+        trainer.train(repeat_batch(0))
+    for name, array in read_everything().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
-    # The steps of a call that had their data were done, and count.
+    # Steps of a call that had data were trained and are counted.
     with pytest.raises(UserError, match="dataset ended after 3 steps"):
-        trainer.train(stream(2))
+        trainer.train(repeat_batch(2))
     assert (trainer.step, trainer.samples) == (3, 6)

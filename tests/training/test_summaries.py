@@ -1,4 +1,4 @@
-"""Event files as TensorBoard reads them."""
+"""TensorBoard event files."""
 
 import io
 
@@ -23,14 +23,14 @@ START = tf.compat.v1.SessionLog.START
 
 
 def events(folder):
-    """Returns the events of the only file of a folder."""
+    """Returns the events of the only event file of a folder."""
     (path,) = tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
     records = [record.numpy() for record in tf.data.TFRecordDataset(path)]
     return [tf.compat.v1.Event.FromString(record) for record in records]
 
 
 def values(folder):
-    """Returns the values of the only file: `{(step, tag): value}`, `{tag: plugin}`."""
+    """Returns `{(step, tag): value}` and `{tag: plugin}` of the only event file."""
     found, plugins = {}, {}
     for event in events(folder):
         for value in event.summary.value:
@@ -45,11 +45,11 @@ def values(folder):
 
 @pytest.fixture(params=["", "ram://"])
 def folder(request, tmp_path):
-    """Where event files go: a folder, and what `gs://` would be."""
+    """A local folder, and one of another file system such as `gs://`."""
     return request.param + str(tmp_path / "new")
 
 
-def test_curves(folder):
+def test_scalars(folder):
     summaries = Summaries(folder, INFO)
     summaries.scalars(10, {"train/data_loss": 2.5, "train/learning_rate": 0.007})
     summaries.scalars(20, {"train/data_loss": np.float64(1.5)})
@@ -66,7 +66,7 @@ def test_curves(folder):
     assert set(plugins.values()) == {("scalars", 1)}
 
 
-def test_scores_of_an_evaluation(tmp_path):
+def test_evaluation_scalars(tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     summaries.evaluation(30, METRICS)
     summaries.close()
@@ -81,7 +81,7 @@ def test_scores_of_an_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("info", [INFO, None])
-def test_pictures_of_an_evaluation(info, tmp_path):
+def test_evaluation_images(info, tmp_path):
     random = np.random.RandomState(0)
     image = random.randint(0, 256, (20, 30, 3)).astype(np.uint8)
     truth, prediction = random.randint(0, 3, (2, 20, 30))
@@ -97,9 +97,9 @@ def test_pictures_of_an_evaluation(info, tmp_path):
     assert plugins["eval/example_0"] == ("images", 3)
     for tag in tags:
         width, height, png = found[30, tag]
-        with Image.open(io.BytesIO(png)) as picture:
-            assert picture.size == (int(width), int(height))
-            shown = np.array(picture)
+        with Image.open(io.BytesIO(png)) as decoded:
+            assert decoded.size == (int(width), int(height))
+            shown = np.array(decoded)
         if tag != "eval/confusion_matrix":
             np.testing.assert_array_equal(shown[24:44, 4:34], image)
         elif info:
@@ -108,24 +108,24 @@ def test_pictures_of_an_evaluation(info, tmp_path):
             np.testing.assert_array_equal(shown, expected)
 
 
-@pytest.mark.parametrize(("step", "mark"), [(0, 1), (40, 41)])
-def test_a_training_marks_its_start(step, mark, tmp_path):
+@pytest.mark.parametrize(("step", "start_step"), [(0, 1), (40, 41)])
+def test_restart_writes_session_log(step, start_step, tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     summaries.restart(step)
     summaries.scalars(50, {"train/data_loss": 2.5})
     summaries.close()
     version, start, _ = events(tmp_path)
     assert version.file_version == "brain.Event:2"
-    # TensorBoard drops the step of the mark too, and 40 is in the checkpoint.
-    assert (start.session_log.status, start.step) == (START, mark)
+    # TensorBoard drops the start step, too, but step 40 is in the checkpoint.
+    assert (start.session_log.status, start.step) == (START, start_step)
     assert abs(start.wall_time - version.wall_time) < 60
 
 
-def test_flushed_values_can_be_seen_while_the_training_goes_on(tmp_path):
+def test_flushed_values_are_readable_during_training(tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     for step in range(100):
         summaries.scalars(step, {"train/data_loss": 2.5})
-    # Written by the minute only.
+    # Values are written every minute.
     assert len(values(tmp_path)[0]) < 90
     summaries.flush()
     assert len(values(tmp_path)[0]) == 100
@@ -135,7 +135,7 @@ def test_flushed_values_can_be_seen_while_the_training_goes_on(tmp_path):
     assert len(values(tmp_path)[0]) == 101
 
 
-def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
+def test_summaries_without_folder_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summaries = Summaries(None, None)
     summaries.restart(0)
@@ -147,7 +147,7 @@ def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_it(tmp_path):
+def test_tensorboard_reads_scalars(tmp_path):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )

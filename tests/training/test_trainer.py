@@ -1,4 +1,4 @@
-"""The trainer: the official steps, frozen batch norm, resuming, refusals."""
+"""The trainer: parity with the official graph, resuming, evaluation and errors."""
 
 import dataclasses
 import fcntl
@@ -53,7 +53,7 @@ NARROW = ModelConfig(
 
 @dataclasses.dataclass
 class GoldenRun:
-    """What the trainer made of the golden training case."""
+    """Results of the trainer on a golden training case."""
 
     golden: dict
     norms: dict
@@ -62,7 +62,7 @@ class GoldenRun:
 
 
 def gradient_norms(model, images, labels, weight_decay):
-    """Returns the norm of every gradient, L2 included, before the multipliers."""
+    """Returns the norms of the gradients, including L2, before the multipliers."""
     trained = {n: v for n, v in official_variables(model).items() if v.trainable}
     with tf.GradientTape() as tape:
         loss = segmentation_loss(labels, model(images, training=True))
@@ -88,7 +88,7 @@ def golden_run(request):
         layer.frozen = not settings["fine_tune_batch_norm"]
     load_tf1_variables(model, case.weights())
     norms = gradient_norms(model, images, labels, settings["weight_decay"])
-    load_tf1_variables(model, case.weights())  # the moving statistics moved
+    load_tf1_variables(model, case.weights())  # resets the moving statistics
     trainer = Trainer(model, TrainConfig(**options))
     # A compiled step is compared for the smaller network.
     tf.config.run_functions_eagerly("xception" in request.param)
@@ -100,13 +100,13 @@ def golden_run(request):
 
 
 # How far rounding moves the loss of each step. The last bit of every weight, changed at
-# random five times, moves the losses by 1e-6, 7e-6, 4e-4 and 6e-4 (the case with hard
-# pixels, each of which is in the loss or is not) and by less in the other case; so does
-# another processor.
+# random five times, moves the losses by 1e-6, 7e-6, 4e-4 and 6e-4 in the case with hard
+# pixels, each of which is in the loss or is not, and by less in the other case. Another
+# processor has the same effect.
 LOSS_TOLERANCES = (1e-5, 3e-5, 1e-3, 1.5e-3)
 
 
-def test_losses_equal_the_official_ones(golden_run):
+def test_losses_equal_official_ones(golden_run):
     found = [result["data_loss"] for result in golden_run.results]
     expected = golden_run.golden["data_loss"]
     for loss, golden, tolerance in zip(found, expected, LOSS_TOLERANCES, strict=True):
@@ -117,26 +117,25 @@ def test_losses_equal_the_official_ones(golden_run):
     assert rates == pytest.approx(golden_run.golden["learning_rate"], rel=1e-6)
 
 
-def test_gradients_equal_the_official_ones(golden_run):
+def test_gradients_equal_official_ones(golden_run):
     golden = golden_run.golden["gradient_norms_step0"]
     assert set(golden_run.norms) == set(golden)
     # Gradients that batch norm cancels are rounding noise. So is up to 0.4 % of those
-    # of the first layers, behind fifty kinks of ReLU6; the median is 0.015 %.
+    # of the first layers, after fifty kinks of ReLU6; the median is 0.015 %.
     noise = 1e-3 * np.median(list(golden.values()))
     assert golden_run.norms == pytest.approx(golden, rel=1e-2, abs=noise)
     errors = [abs(golden_run.norms[n] / g - 1) for n, g in golden.items() if g > noise]
     assert np.median(errors) < 1e-3
 
 
-def test_variables_after_three_steps_equal_the_official_ones(golden_run):
+def test_variables_after_three_steps_equal_official_ones(golden_run):
     golden = golden_run.golden["variables_after"]
     assert set(golden_run.after) == set(golden)
     for name, (mean, rms) in golden.items():
         array = golden_run.after[name]
         # The last bit of every weight, changed at random three times, moves the worst
-        # (betas) by 1.3e-5. But the biases of the logits began at 0 and are sums over
-        # the picked pixels, each of which is in or not: these it moves by 6.7e-5, and
-        # leaves them up to 1.1e-4 from the official ones.
+        # (betas) by 1.3e-5. The biases of the logits start at 0 and are sums over the
+        # picked pixels: they move by 6.7e-5 and are within 1.1e-4 of the official ones.
         rel = 2e-4 if name == "logits/semantic/biases" else 5e-5
         assert np.sqrt(np.mean(array**2)) == pytest.approx(rms, rel=rel), name
         assert np.mean(array) == pytest.approx(mean, abs=5e-5 * rms), name
@@ -149,14 +148,14 @@ def batch(count=2, num_classes=NUM_CLASSES):
 
 
 @pytest.fixture
-def eagerly():
-    """Runs steps eagerly: for one or two of them quicker than compiling."""
+def eager_execution():
+    """Runs steps eagerly, which is quicker than compiling for one or two steps."""
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
 
 
-def test_a_frozen_batch_norm_still_trains_gamma_and_beta(eagerly):
+def test_frozen_batch_norm_trains_gamma_and_beta(eager_execution):
     model = toy_model()
     before = tf1_variables(model)
     config = TrainConfig(fine_tune_batch_norm=False, base_learning_rate=0.1)
@@ -166,7 +165,7 @@ def test_a_frozen_batch_norm_still_trains_gamma_and_beta(eagerly):
         assert kept == name.endswith(("moving_mean", "moving_variance")), name
 
 
-def test_the_loss_may_be_taken_at_the_size_of_the_logits(eagerly):
+def test_loss_at_logits_resolution(eager_execution):
     model = toy_model()
     images, labels = batch()
     logits = keras.Model(model.input, model.get_layer("logits").output)(images)
@@ -178,14 +177,14 @@ def test_the_loss_may_be_taken_at_the_size_of_the_logits(eagerly):
     before = tf1_variables(model)["logits/biases"]
     result = Trainer(model, config).train_step(images, labels)
     assert result["data_loss"] == pytest.approx(expected, rel=1e-5)
-    # The gradient of a bias is the mean of softmax - one_hot, and counts twice.
+    # The gradient of a bias is the mean of softmax - one_hot, with multiplier 2.
     shares = tf.reduce_mean(tf.nn.softmax(logits), (0, 1, 2))
     truth = np.bincount(labels[:, ::8, ::8].ravel(), minlength=NUM_CLASSES) / 50
     after = tf1_variables(model)["logits/biases"]
     np.testing.assert_allclose(after, before - 0.5 * 2 * (shares - truth), rtol=1e-4)
 
 
-def test_decay_alone_shrinks_kernels_and_multipliers_apply_to_it(eagerly):
+def test_weight_decay_and_gradient_multipliers(eager_execution):
     model = toy_model()
     before = tf1_variables(model)
     config = TrainConfig(
@@ -199,24 +198,24 @@ def test_decay_alone_shrinks_kernels_and_multipliers_apply_to_it(eagerly):
     result = Trainer(model, config).train_step(images, np.full_like(labels, 255))
     kernels = [a for n, a in before.items() if n.endswith("/weights")]
     assert result["data_loss"] == 0.0
-    # 0.1 / 2 times all squares.
+    # 0.1 / 2 times the sum of squares.
     decay = 0.05 * sum(np.sum(np.square(a)) for a in kernels)
     assert result["regularization_loss"] == pytest.approx(decay, rel=1e-5)
     for name, array in tf1_variables(model).items():
-        # Pixels that are ignored have no gradient: w - 0.5 * 0.1 w, ten times that
-        # for the logits.
-        shrunk = 0.95 if name.endswith("/weights") else 1.0
-        shrunk = 0.5 if name == "logits/weights" else shrunk
-        np.testing.assert_allclose(array, shrunk * before[name], rtol=1e-6)
+        # Ignored pixels have no gradient: w - 0.5 * 0.1 w, and ten times the decay for
+        # the logits.
+        factor = 0.95 if name.endswith("/weights") else 1.0
+        factor = 0.5 if name == "logits/weights" else factor
+        np.testing.assert_allclose(array, factor * before[name], rtol=1e-6)
 
 
-def test_broken_trainings_stop_with_a_reason():
+def test_broken_training_stops_with_reason():
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=3))
     images, labels = batch()
     with pytest.raises(UserError, match="dataset ended after 1 steps"):
         trainer.train([(images, labels)])
     assert trainer.step == trainer.samples / 2 == 1
-    # A ReLU may well swallow the NaN, but no gradient does.
+    # A ReLU may hide the NaN, but the gradients do not.
     message = r"^image 0 of the batch at step 1 \(2, 1\) has pixels that are not finite"
     with pytest.raises(UserError, match=message):
         trainer.train(
@@ -227,13 +226,13 @@ def test_broken_trainings_stop_with_a_reason():
         trainer.train([(images, labels)])
 
 
-def test_label_weights_need_one_per_class():
+def test_label_weights_of_wrong_length_are_refused():
     with pytest.raises(UserError, match="each of 5 classes; received 2"):
         Trainer(toy_model(), TrainConfig(label_weights=(1.0, 2.0)))
 
 
 def train(folder, records):
-    """Trains, or goes on training, four steps; saves after two and four."""
+    """Trains or resumes up to four steps; saves after two and four."""
     config = TrainConfig(
         train_logdir=str(folder),
         training_number_of_steps=4,
@@ -249,8 +248,8 @@ def train(folder, records):
 
 
 @pytest.fixture(scope="module")
-def interrupted(tiny_records, tmp_path_factory):
-    """A folder whose training stopped after two of four steps, and its end."""
+def interrupted_training(tiny_records, tmp_path_factory):
+    """A folder of a training stopped after two of four steps, and its final weights."""
     folder = tmp_path_factory.mktemp("logs")
     restored, weights = train(folder, tiny_records)
     assert restored is None
@@ -260,18 +259,16 @@ def interrupted(tiny_records, tmp_path_factory):
     return folder, weights
 
 
-def test_an_interrupted_training_ends_as_an_uninterrupted_one(
-    interrupted, tiny_records
-):
-    folder, weights = interrupted
-    restored, again = train(folder, tiny_records)
+def test_resume_is_bit_exact(interrupted_training, tiny_records):
+    folder, weights = interrupted_training
+    restored, resumed = train(folder, tiny_records)
     assert restored == str(folder / "model.ckpt-2")
-    different = [n for n, a in weights.items() if not np.array_equal(a, again[n])]
+    different = [n for n, a in weights.items() if not np.array_equal(a, resumed[n])]
     assert not different
 
 
-def test_keys_of_a_checkpoint_are_official_names(interrupted):
-    folder, weights = interrupted
+def test_checkpoint_keys_are_official_names(interrupted_training):
+    folder, weights = interrupted_training
     reader = tf.train.load_checkpoint(str(folder / "model.ckpt-2"))
     keys = {
         key.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE").replace(".S", "/")
@@ -296,10 +293,8 @@ def test_keys_of_a_checkpoint_are_official_names(interrupted):
         (toy_model, {"optimizer": "adam"}),
     ],
 )
-def test_the_folder_of_another_training_is_refused_in_one_line(
-    model, train, interrupted
-):
-    folder, _ = interrupted
+def test_folder_of_other_training_is_refused(model, train, interrupted_training):
+    folder, _ = interrupted_training
     config = TrainConfig(train_logdir=str(folder), **train)
     with pytest.raises(UserError, match=r"does not match this") as error:
         Trainer(model(), config).restore_latest()
@@ -310,28 +305,30 @@ def test_the_folder_of_another_training_is_refused_in_one_line(
     "dtype, rounding",
     [("float32", 2e-5), ("bfloat16", 2**-8), ("float16", 2**-11)],
 )
-def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one(dtype, rounding):
+def test_fused_batch_norm_equals_composed_one(dtype, rounding):
     model = toy_model()
     Trainer(model, TrainConfig())
     (fused,) = {layer.normalize_batch for layer in batch_normalizations(model)}
     assert fused is not normalize_batch
     random = np.random.RandomState(0)
     x = tf.cast(random.normal(3, 2, (2, 5, 7, 4)), dtype)
-    up = tf.constant(random.normal(0, 1, x.shape), tf.float32)
+    upstream = tf.constant(random.normal(0, 1, x.shape), tf.float32)
     gamma, beta = (
         keras.Variable(random.normal(1, 0.5, 4).astype("float32")) for _ in range(2)
     )
 
-    def all_of(function):
+    def run_with_gradients(function):
         with tf.GradientTape() as tape:
             tape.watch(x)
             y, mean, variance = function(x, gamma, beta, 1e-3)
-            loss = tf.reduce_sum(tf.cast(y, tf.float32) * up)
+            loss = tf.reduce_sum(tf.cast(y, tf.float32) * upstream)
         assert y.dtype == x.dtype and mean.dtype == variance.dtype == tf.float32
         return y, mean, variance, *tape.gradient(loss, [x, gamma.value, beta.value])
 
-    for a, b in zip(all_of(fused), all_of(normalize_batch), strict=True):
-        # Sums are of float32, so that what is rounded is one number at a time.
+    for a, b in zip(
+        run_with_gradients(fused), run_with_gradients(normalize_batch), strict=True
+    ):
+        # Sums are computed in float32, so only single numbers are rounded.
         scale = max(1.0, float(np.abs(np.asarray(b, np.float32)).max()))
         np.testing.assert_allclose(
             *(np.asarray(value, np.float32) for value in (a, b)),
@@ -340,10 +337,10 @@ def test_the_fused_batch_norm_of_the_trainer_equals_the_composed_one(dtype, roun
         )
 
 
-def scripted(model, images, right, expected_miou=None):
-    """Returns a validation whose every use has another share of labels right."""
+def validation_with_scores(model, images, correct_shares, expected_miou=None):
+    """Returns a validation with a given share of correct labels at each evaluation."""
     predicted = deeplab_tf.predict_labels(model, images).astype(np.uint8)[..., None]
-    shares = iter(right)
+    shares = iter(correct_shares)
 
     def dataset(worker, num_workers):
         labels = predicted.copy()
@@ -355,14 +352,14 @@ def scripted(model, images, right, expected_miou=None):
 
 
 @pytest.fixture
-def quick_pictures(monkeypatch):
-    """Replaces the drawings of an evaluation, which are slow, by a black pixel."""
+def skip_drawings(monkeypatch):
+    """Replaces slow drawings of an evaluation with a black pixel."""
     for name in ("plot_confusion", "panel"):
         black = np.zeros((1, 1, 3), np.uint8)
         monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
 
 
-def test_what_was_to_be_expected_is_told(capsys):
+def test_expected_miou_is_reported(capsys):
     model = toy_model()
     config = TrainConfig(
         training_number_of_steps=6,
@@ -372,8 +369,10 @@ def test_what_was_to_be_expected_is_told(capsys):
     )
     images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    # All is right, and all is wrong.
-    validation = scripted(model, images, [1.0, 0.0, 1.0], {2: 0.9, 4: 0.5})
+    # All labels are correct, then none, then all.
+    validation = validation_with_scores(
+        model, images, [1.0, 0.0, 1.0], {2: 0.9, 4: 0.5}
+    )
     Trainer(model, config).train(data, validation)
     first, second, third = re.findall("step .: mIoU.*", capsys.readouterr().err)
     assert first.endswith("mIoU 1.0000, the best so far, as expected (0.90)")
@@ -381,9 +380,7 @@ def test_what_was_to_be_expected_is_told(capsys):
     assert third == "step 6: mIoU 1.0000"
 
 
-def test_the_best_is_kept_and_a_training_without_progress_ends(
-    quick_pictures, tmp_path
-):
+def test_best_checkpoint_and_early_stopping(skip_drawings, tmp_path):
     model = toy_model()
     config = TrainConfig(
         train_logdir=str(tmp_path),
@@ -396,8 +393,8 @@ def test_the_best_is_kept_and_a_training_without_progress_ends(
     )
     images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    # The best is the second; a value met again is no progress.
-    validation = scripted(model, images, [0.5, 0.8, 0.7, 0.8, 0.2, 0.9])
+    # The second is the best; a tie is no progress.
+    validation = validation_with_scores(model, images, [0.5, 0.8, 0.7, 0.8, 0.2, 0.9])
     Trainer(model, config).train(data, validation)
     history = History(str(tmp_path))
     history.restart(100)
@@ -418,24 +415,22 @@ def test_the_best_is_kept_and_a_training_without_progress_ends(
     }
     assert {"train/data_loss", "train/learning_rate", "train/images_per_second"} <= tags
     assert {"eval/miou", "eval/confusion_matrix", "eval/example_0"} <= tags
-    # Started again it has nothing to do.
-    again = Trainer(model, config)
-    assert again.restore_latest() == str(tmp_path / "model.ckpt-10")
-    again.train(data, scripted(model, images, []))
-    assert again.step == 10
-    # Nor is the best lost to what is better than the rest, but not than it.
+    # A finished training that is resumed does nothing.
+    resumed = Trainer(model, config)
+    assert resumed.restore_latest() == str(tmp_path / "model.ckpt-10")
+    resumed.train(data, validation_with_scores(model, images, []))
+    assert resumed.step == 10
+    # The best is not replaced by an evaluation that is better than the rest only.
     patient = dataclasses.replace(config, early_stop_evals=0)
     patient = dataclasses.replace(patient, training_number_of_steps=14)
-    again = Trainer(model, patient)
-    again.restore_latest()
-    again.train(data, scripted(model, images, [0.75, 0.95]))
+    resumed = Trainer(model, patient)
+    resumed.restore_latest()
+    resumed.train(data, validation_with_scores(model, images, [0.75, 0.95]))
     assert tf.train.latest_checkpoint(str(best)) == str(best / "model.ckpt-14")
 
 
 @pytest.mark.parametrize(("ema_decay", "count"), [(0.0, 2), (0.5, 4)])
-def test_workers_are_scored_with_the_statistics_of_the_first(
-    ema_decay, count, monkeypatch
-):
+def test_evaluation_uses_statistics_of_chief(ema_decay, count, monkeypatch):
     config = TrainConfig(
         training_number_of_steps=1, eval_interval_steps=1, ema_decay=ema_decay
     )
@@ -444,12 +439,12 @@ def test_workers_are_scored_with_the_statistics_of_the_first(
     monkeypatch.setattr(trainer._replicas, "copy_from_chief", copied.extend)
     images, labels = batch()
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
-    trainer.train(data, scripted(trainer.model, images, [1.0]))
-    # Mean and variance of the only normalisation, and their averages.
+    trainer.train(data, validation_with_scores(trainer.model, images, [1.0]))
+    # Mean and variance of the only batch normalisation, and their averages.
     assert [variable.shape for variable in copied] == count * [(8,)]
 
 
-def test_predictions_of_one_class_are_warned_of(capsys):
+def test_collapsed_predictions_are_reported(capsys):
     model = toy_model()
     biases = official_variables(model)["logits/biases"]
     biases.assign(np.eye(5)[3] * 1000)
@@ -460,13 +455,13 @@ def test_predictions_of_one_class_are_warned_of(capsys):
     info = DatasetInfo("toys", ("sky", "road", "tree", "car", "pole"))
     Trainer(model, config).train(data, info=info)
     err = capsys.readouterr().err
-    # Not in the first hundred steps, when every model does so.
+    # Not in the first hundred steps, in which every model collapses.
     assert err.count("warning: ") == 1
     assert "warning: step 200: 100 % of the predictions are 'car'" in err
 
 
-def interrupting(number, at):
-    """Yields batches; a signal comes with one of them."""
+def batches_with_signal(number, at):
+    """Yields batches and sends a signal before one of them."""
     for i in range(10):
         if i == at:
             os.kill(os.getpid(), number)
@@ -491,30 +486,26 @@ def signature():
         (signal.SIGTERM, 143, False),
     ],
 )
-def test_a_signal_saves_and_reports_the_step(
-    number, status, has_folder, tmp_path, capsys
-):
+def test_signal_saves_and_reports_step(number, status, has_folder, tmp_path, capsys):
     trainer = toy_trainer(tmp_path if has_folder else None)
     data = tf.data.Dataset.from_generator(
-        lambda: interrupting(number, at=2), output_signature=signature()
+        lambda: batches_with_signal(number, at=2), output_signature=signature()
     )
     with pytest.raises(Interrupted) as error:
         trainer.train(data)
     checkpoint = f"{tmp_path}/model.ckpt-{trainer.step}" if has_folder else None
     assert 0 < trainer.step < 10
     assert (error.value.code, error.value.checkpoint) == (status, checkpoint)
-    what = f"saved {checkpoint}" if has_folder else "nothing was saved"
-    line = f"interrupted after step {trainer.step}; {what}\n"
+    outcome = f"saved {checkpoint}" if has_folder else "nothing was saved"
+    line = f"interrupted after step {trainer.step}; {outcome}\n"
     assert line in capsys.readouterr().err
     if has_folder:
         assert tf.train.latest_checkpoint(str(tmp_path)) == checkpoint
     assert not (tmp_path / TRAINING_LOCK).exists()
 
 
-@pytest.mark.parametrize("moment", ["a save", "the end"])
-def test_a_folder_that_vanishes_ends_the_training_with_an_error(
-    moment, tmp_path, capsys
-):
+@pytest.mark.parametrize("moment", ["save", "end"])
+def test_removed_folder_raises_error(moment, tmp_path, capsys):
     folder = tmp_path / "logs"
 
     def batches():
@@ -525,7 +516,7 @@ def test_a_folder_that_vanishes_ends_the_training_with_an_error(
 
     steps = {"training_number_of_steps": 4, "save_interval_steps": 1}
     trainer = toy_trainer(folder, **steps)
-    if moment == "the end":
+    if moment == "end":
         trainer._save = lambda reporter: None
     data = tf.data.Dataset.from_generator(batches, output_signature=signature())
     with pytest.raises(UserError, match=f"^--train_logdir={folder} was removed while"):
@@ -533,7 +524,7 @@ def test_a_folder_that_vanishes_ends_the_training_with_an_error(
     assert not folder.exists()
 
 
-def test_a_training_is_refused_while_another_one_runs(tmp_path):
+def test_folder_in_use_is_refused(tmp_path):
     trainer = toy_trainer(tmp_path)
     other = dataclasses.replace(Owner.this_process(), token="other", pid=os.getppid())
     path = tmp_path / TRAINING_LOCK
