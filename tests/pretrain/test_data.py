@@ -169,7 +169,7 @@ def test_half_of_crops_are_mirrored(tmp_path):
     assert abs(spread[rising].mean() - spread[~rising].mean()) < 10
 
 
-def test_restart_and_workers_read_the_same_samples(folder):
+def test_restart_and_workers_read_same_samples(folder):
     config = config_of(folder, batch_size=2)
     uninterrupted = take_batches(load_classes(config, "train", training=True), 6)
     restarted = take_batches(load_classes(config, "train", training=True, start=4), 4)

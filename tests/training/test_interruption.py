@@ -15,7 +15,7 @@ STATUSES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 @pytest.fixture(autouse=True)
-def _handlers_stay_restored():
+def _restored_handlers():
     before = {number: signal.getsignal(number) for number in STATUSES}
     yield
     after = {number: signal.getsignal(number) for number in STATUSES}

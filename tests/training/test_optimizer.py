@@ -121,7 +121,7 @@ def test_momentum_equals_official_formula(kind):
     )
 
 
-def test_adam_ignores_the_schedule():
+def test_adam_ignores_schedule():
     config = TrainConfig(optimizer="adam", adam_learning_rate=0.5, adam_epsilon=0.25)
     optimizer = make_optimizer(config)
     assert isinstance(optimizer, keras.optimizers.Adam)

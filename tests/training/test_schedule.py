@@ -32,6 +32,6 @@ def test_schedule_after_step(step, count, is_save_due, is_evaluation_due):
     assert schedule.is_evaluation_due(step) == is_evaluation_due
 
 
-def test_a_checkpoint_is_due_after_some_seconds():
+def test_save_is_due_after_save_interval_secs():
     schedule = Schedule(CONFIG, 10)
     assert [schedule.is_save_due(1, secs) for secs in (600.0, 600.1)] == [False, True]

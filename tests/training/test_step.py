@@ -206,7 +206,7 @@ def test_hard_pixels_are_picked_per_part(parts, ramp, share, weights):
     assert float(metrics["data_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
-# ---- The moving average of the weights
+# ---- Moving average of weights
 
 
 def assert_averaged(trainer, expected):
@@ -259,7 +259,7 @@ def test_average_of_constant_weights_is_constant():
             assert kept == name.endswith(("moving_mean", "moving_variance")), name
 
 
-def test_averaged_weights_without_ema_are_the_weights():
+def test_averaged_weights_without_ema_equal_weights():
     trainer, _ = train_steps(toy_model(), **FROZEN)
     assert_averaged(trainer, tf1_variables(trainer.model))
 
@@ -546,7 +546,7 @@ def test_full_step_compiles(backbone, policy, precision):
     assert ("bf16[" in text) == (policy == "mixed_bfloat16")
 
 
-# ---- Data that end
+# ---- End of data
 
 
 def test_step_without_data_changes_nothing():
