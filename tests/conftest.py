@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import pytest
 from golden_case import value
-from odd_entries import ODD_ENTRIES, must_not_block
 from PIL import Image
 from shallow_network import shallow_mobilenet_v2
+from special_files import SPECIAL_FILES, fail_if_blocked
 
 from deeplab_tf.checkpoints import restore
 from deeplab_tf.config import DecoderConfig, ModelConfig
@@ -43,11 +43,11 @@ def asset():
     return _asset
 
 
-@pytest.fixture(params=ODD_ENTRIES)
+@pytest.fixture(params=SPECIAL_FILES)
 def odd(request):
-    """A kind of entry that is not a file, and a function that makes a path one."""
-    with must_not_block():
-        yield request.param, ODD_ENTRIES[request.param]
+    """The kind of a special file, and a function that creates one at a path."""
+    with fail_if_blocked():
+        yield request.param, SPECIAL_FILES[request.param]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Tar archives made by hand, header by header: hostile ones, and of odd programs."""
+"""Builds tar archives header by header, most of them hostile."""
 
 import bz2
 import gzip
@@ -43,7 +43,7 @@ def member(name, data=b"", kind=b"0", **fields):
 
 
 def pax(*records, kind=b"x"):
-    """Returns an extension header of texts `key=value`."""
+    """Returns a pax extension header with records `key=value`."""
     return member("pax", b"".join(map(_record, records)), kind)
 
 
@@ -56,7 +56,7 @@ def _record(text):
 
 
 def long_name(name):
-    """Returns GNU's extension header of a long name."""
+    """Returns a GNU extension header with a long name."""
     return member("././@LongLink", name.encode() + b"\0", b"L")
 
 
@@ -67,8 +67,8 @@ def base256(number):
     return b"\x80" + number.to_bytes(11, "big")
 
 
-def gzip_of(*blocks):
-    """Returns blocks of bytes compressed, without holding all of them."""
+def compress_blocks(*blocks):
+    """Compresses blocks of bytes one by one; returns the gzip file."""
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", compresslevel=1, mtime=0) as file:
         for block in blocks:
@@ -76,10 +76,10 @@ def gzip_of(*blocks):
     return out.getvalue()
 
 
-def xz_with_dictionary():
+def xz_with_large_dictionary():
     """Returns an archive whose xz header asks for a dictionary of 1.5 GiB."""
     content = bytearray(lzma.compress(member("a") + END))
-    start, size = 12, 12  # of the header of the first block, which ends with its CRC
+    start, size = 12, 12  # of the first block header, which ends with its CRC
     assert content[start : start + 4] == b"\x02\x00\x21\x01"
     content[start + 4] = 37
     end = start + size
@@ -87,7 +87,7 @@ def xz_with_dictionary():
     return bytes(content)
 
 
-def flip(content, position):
+def flip_byte(content, position):
     content = bytearray(content)
     content[position] ^= 255
     return bytes(content)
@@ -103,113 +103,116 @@ def zeros(mebibytes):
 
 _FILE = member("b", b"abc")
 _NOISE = member("a", noise(1 << 16)) + END
-_NO_FILE = "not a plain file or folder"
+_NOT_PLAIN = "not a plain file or folder"
 _BROKEN_SIZE = "its member a has a negative or broken size"
 _BROKEN_PAX = "a pax header is broken"
 _DAMAGED = "its compression is damaged"
-_CUT = "it is cut off"
-_TWICE = "occurs twice"
-_BOTH = "makes a both a file and a folder"
+_TRUNCATED = "it is cut off"
+_DUPLICATE = "occurs twice"
+_FILE_AND_FOLDER = "makes a both a file and a folder"
 _OUTSIDE = r"leads outside, by \.\."
 
-# What makes an archive, and a pattern of the line that refuses it.
+# Function that makes an archive, and pattern of the error message.
 HOSTILE = {
-    "nothing": (lambda: b"", "it is empty"),
-    "a page of a portal": (lambda: b"<html>login</html>" * 100, "not a tar archive"),
-    "less than a header": (lambda: b"x" * 100, "not a tar archive"),
+    "empty": (lambda: b"", "it is empty"),
+    "captive portal page": (lambda: b"<html>login</html>" * 100, "not a tar archive"),
+    "less than one header": (lambda: b"x" * 100, "not a tar archive"),
     "no end": (lambda: _FILE, "it has no end"),
     "half a header": (lambda: _FILE + header("a")[:100], "it has no end"),
-    "a flipped header": (
-        lambda: _FILE + flip(header("a"), 3) + END,
+    "flipped header byte": (
+        lambda: _FILE + flip_byte(header("a"), 3) + END,
         "header at byte 1024 is damaged",
     ),
-    "a flipped checksum": (lambda: flip(header("a"), 150) + END, "not a tar archive"),
+    "flipped checksum": (
+        lambda: flip_byte(header("a"), 150) + END,
+        "not a tar archive",
+    ),
     # Sizes.
-    "a negative size": (
+    "negative size": (
         lambda: _FILE + header("a", raw_size=base256(-512)) + END,
         _BROKEN_SIZE,
     ),
-    "a negative size first": (
+    "negative size first": (
         lambda: header("a", raw_size=base256(-512)) + END,
         _BROKEN_SIZE,
     ),
-    "a size with a sign": (
+    "size with a sign": (
         lambda: header("a", raw_size=b"-0000000001\0") + END,
         _BROKEN_SIZE,
     ),
-    "a size with underscores": (
+    "size with underscores": (
         lambda: header("a", raw_size=b"0_1_0\0      ") + END,
         _BROKEN_SIZE,
     ),
-    "a size with junk in its first byte": (
+    "size with an invalid first byte": (
         lambda: header("a", raw_size=b"\xc0" + bytes(11)) + END,
         _BROKEN_SIZE,
     ),
-    "a size of 88 bits": (
+    "size of 88 bits": (
         lambda: header("a", raw_size=base256(2**88 - 1)) + END,
         "claims 309485009821345068724781055 bytes of data: it is cut off",
     ),
-    "a size beyond the end": (lambda: header("a", 4096) + END, _CUT),
-    "a size beyond the end by one": (lambda: header("a", 1025) + END, _CUT),
-    "a compressed size of 8 GiB": (
-        lambda: gzip_of(header("a", 8**11 - 1) + END),
+    "size beyond the end": (lambda: header("a", 4096) + END, _TRUNCATED),
+    "size one byte beyond the end": (lambda: header("a", 1025) + END, _TRUNCATED),
+    "size of 8 GiB in a gzip file": (
+        lambda: compress_blocks(header("a", 8**11 - 1) + END),
         "claims 8589934591 bytes of data: more than 100 times the size",
     ),
-    "a pax size that is no number": (
+    "pax size that is not a number": (
         lambda: pax("size=nan") + header("a") + END,
         "a pax header has the size nan",
     ),
-    "a negative pax size": (
+    "negative pax size": (
         lambda: pax("size=-1") + header("a") + END,
         "a pax header has the size -1",
     ),
-    "a fractional pax size": (
+    "fractional pax size": (
         lambda: pax("size=1.5") + header("a") + END,
         "a pax header has the size 1.5",
     ),
-    "a pax size of 5000 digits": (
+    "pax size of 5000 digits": (
         lambda: pax("size=" + 5000 * "9") + header("a") + END,
         r"a pax header has the size 9+\.\.\.9+$",
     ),
-    "a pax size of an exabyte": (
+    "pax size of an exabyte": (
         lambda: pax("size=" + 18 * "9") + header("a") + END,
         "claims 999999999999999999 bytes of data: it is cut off",
     ),
-    "a folder with data": (lambda: member("a", b"abc", b"5") + END, "folder with data"),
+    "folder with data": (lambda: member("a", b"abc", b"5") + END, "folder with data"),
     # Extension headers.
-    "a long name of 1.5 GiB": (
-        lambda: gzip_of(header("L", 3 << 29, b"L"), *zeros(8)),
+    "long name of 1.5 GiB": (
+        lambda: compress_blocks(header("L", 3 << 29, b"L"), *zeros(8)),
         "extension header claims 1610612736 bytes",
     ),
-    "a pax header of 1.5 GiB": (
-        lambda: gzip_of(header("x", 3 << 29, b"x"), *zeros(8)),
+    "pax header of 1.5 GiB": (
+        lambda: compress_blocks(header("x", 3 << 29, b"x"), *zeros(8)),
         "extension header claims 1610612736 bytes",
     ),
-    "a chain of extension headers": (
+    "chain of extension headers": (
         lambda: 5 * pax("comment=x") + header("a") + END,
         "more than 4 extension headers",
     ),
-    "an endless chain of long names": (
-        lambda: gzip_of(*(long_name("a") for _ in range(1000))),
+    "endless chain of long names": (
+        lambda: compress_blocks(*(long_name("a") for _ in range(1000))),
         "more than 4 extension headers",
     ),
-    "an extension header of nothing": (
+    "extension header without a member": (
         lambda: pax("path=a") + END,
         "ends after an extension header",
     ),
-    "a pax record that is too long": (
+    "pax record that is too long": (
         lambda: member("p", b"99 path=a\n", b"x") + header("a") + END,
         _BROKEN_PAX,
     ),
-    "a pax record of no length": (
+    "pax record of length zero": (
         lambda: member("p", b"0 path=a\n", b"x") + header("a") + END,
         _BROKEN_PAX,
     ),
-    "a pax record that is too short": (
+    "pax record that is too short": (
         lambda: member("p", b"6 path=abc\n", b"x") + header("a") + END,
         _BROKEN_PAX,
     ),
-    "a pax record without a key": (
+    "pax record without a key": (
         lambda: member("p", b"9 path a\n", b"x") + header("a") + END,
         _BROKEN_PAX,
     ),
@@ -217,32 +220,32 @@ HOSTILE = {
         lambda: pax(*(f"k{i}=" for i in range(65))) + header("a") + END,
         "pax header has more than 64 records",
     ),
-    "a path for all files": (
+    "global path": (
         lambda: pax("path=a", kind=b"g") + header("a") + END,
         "global pax header sets a path",
     ),
     # Kinds.
-    "a hard link": (lambda: header("a", kind=b"1") + END, f"a hard link, {_NO_FILE}"),
-    "a symbolic link": (
+    "hard link": (lambda: header("a", kind=b"1") + END, f"a hard link, {_NOT_PLAIN}"),
+    "symbolic link": (
         lambda: header("a", kind=b"2") + END,
-        f"a symbolic link, {_NO_FILE}",
+        f"a symbolic link, {_NOT_PLAIN}",
     ),
-    "a character device": (
+    "character device": (
         lambda: header("a", kind=b"3") + END,
-        f"a character device, {_NO_FILE}",
+        f"a character device, {_NOT_PLAIN}",
     ),
-    "a block device": (
+    "block device": (
         lambda: header("a", kind=b"4") + END,
-        f"a block device, {_NO_FILE}",
+        f"a block device, {_NOT_PLAIN}",
     ),
-    "a FIFO": (lambda: header("a", kind=b"6") + END, f"a FIFO, {_NO_FILE}"),
-    "a long link": (lambda: member("L", b"b\0", b"K") + END, f"a link, {_NO_FILE}"),
-    "an unknown kind": (lambda: header("a", kind=b"Z") + END, f"unknown .*{_NO_FILE}"),
-    "a sparse file of GNU": (
+    "FIFO": (lambda: header("a", kind=b"6") + END, f"a FIFO, {_NOT_PLAIN}"),
+    "long link": (lambda: member("L", b"b\0", b"K") + END, f"a link, {_NOT_PLAIN}"),
+    "unknown type": (lambda: header("a", kind=b"Z") + END, f"unknown .*{_NOT_PLAIN}"),
+    "GNU sparse file": (
         lambda: member("a", b"abc", b"S") + END,
-        f"a sparse file, {_NO_FILE}",
+        f"a sparse file, {_NOT_PLAIN}",
     ),
-    "a sparse file of pax": (
+    "pax sparse file": (
         lambda: (
             pax("GNU.sparse.major=1", "GNU.sparse.realsize=9999999999999")
             + member("a", b"0\n" + bytes(510))
@@ -251,101 +254,121 @@ HOSTILE = {
         "a sparse file",
     ),
     # Names.
-    "an absolute path": (lambda: member("/tmp/evil") + END, "has an absolute path"),
-    "an absolute path of Windows": (
+    "absolute path": (lambda: member("/tmp/evil") + END, "has an absolute path"),
+    "absolute Windows path": (
         lambda: member("C:/evil") + END,
         "C:/evil has an absolute path",
     ),
-    "a drive": (lambda: member("c:evil") + END, "c:evil has an absolute path"),
-    "a backslash": (lambda: member("..\\evil") + END, "has a backslash in its name"),
-    "a path outside": (lambda: member("../evil") + END, _OUTSIDE),
-    "a detour": (lambda: member("a/../b") + END, _OUTSIDE),
-    "a pax path outside": (
+    "Windows drive": (lambda: member("c:evil") + END, "c:evil has an absolute path"),
+    "backslash": (lambda: member("..\\evil") + END, "has a backslash in its name"),
+    "path outside": (lambda: member("../evil") + END, _OUTSIDE),
+    "path with .. inside": (lambda: member("a/../b") + END, _OUTSIDE),
+    "pax path outside": (
         lambda: pax("path=../evil") + member("a") + END,
         rf"member \.\./evil {_OUTSIDE}",
     ),
-    "a prefix outside": (
+    "prefix outside": (
         lambda: member("evil", magic=USTAR, prefix=b"..") + END,
         rf"member \.\./evil {_OUTSIDE}",
     ),
-    "a long name outside": (
+    "long name outside": (
         lambda: long_name("../evil") + member("a") + END,
         rf"member \.\./evil {_OUTSIDE}",
     ),
-    "a NUL": (
+    "NUL in a name": (
         lambda: pax(b"path=a\0b") + member("a") + END,
         r"member a\\x00b has control characters",
     ),
-    "a line break": (
+    "line break in a name": (
         lambda: member("a\nb") + END,
         r"member a\\nb has control characters",
     ),
-    "a name in Latin-1": (
+    "name in Latin-1": (
         lambda: member("modèle".encode("latin-1")) + END,
         "has a name that is not UTF-8",
     ),
     "no name": (lambda: member("") + END, "has no name"),
-    "a file called .": (lambda: member(".") + END, "file with the name of a folder"),
-    "a file called a/": (lambda: member("a/") + END, "file with the name of a folder"),
-    "a name of 256 bytes": (
+    "file called .": (lambda: member(".") + END, "file with the name of a folder"),
+    "file called a/": (lambda: member("a/") + END, "file with the name of a folder"),
+    "name of 256 bytes": (
         lambda: long_name(256 * "a") + member("a") + END,
         "has a name that is too long",
     ),
-    "a path of 1 MB": (
+    "path of 1 MB": (
         lambda: pax("path=" + 250_000 * "a/b/") + member("a") + END,
         "has a name that is too long",
     ),
-    "many folders in each other": (
+    "deeply nested folders": (
         lambda: long_name(65 * "a/") + member("a", kind=b"5") + END,
         "is too deep in folders",
     ),
-    "the same file twice": (lambda: 2 * _FILE + END, f"member b {_TWICE}"),
-    "the same file spelled otherwise": (
+    "duplicate file": (lambda: 2 * _FILE + END, f"member b {_DUPLICATE}"),
+    "duplicate file with another spelling": (
         lambda: member("b/c") + member("./b//c") + END,
-        f"member b/c {_TWICE}",
+        f"member b/c {_DUPLICATE}",
     ),
-    "a file in a file": (lambda: member("a") + member("a/b") + END, _BOTH),
-    "a file for a folder": (lambda: member("a/b") + member("a") + END, _BOTH),
-    "a folder for a file": (
+    "file inside a file": (lambda: member("a") + member("a/b") + END, _FILE_AND_FOLDER),
+    "file replaces a folder": (
+        lambda: member("a/b") + member("a") + END,
+        _FILE_AND_FOLDER,
+    ),
+    "folder replaces a file": (
         lambda: member("a") + member("a/", kind=b"5") + END,
-        _BOTH,
+        _FILE_AND_FOLDER,
     ),
     # Compression.
-    "gzip cut off": (lambda: gzip_of(_NOISE)[:-40], _CUT),
-    "gzip without its trailer": (lambda: gzip_of(_NOISE)[:-8], _CUT),
-    "gzip with another checksum": (lambda: flip(gzip_of(_NOISE), -5), _DAMAGED),
-    "gzip with a flipped byte": (lambda: flip(gzip_of(_NOISE), 600), _DAMAGED),
-    "gzip with junk after it": (lambda: gzip_of(_FILE + END) + b"junk", _DAMAGED),
-    "bzip2 cut off": (lambda: bz2.compress(_NOISE)[:-40], _CUT),
-    "bzip2 with a flipped byte": (lambda: flip(bz2.compress(_NOISE), 600), _DAMAGED),
-    "xz cut off": (lambda: lzma.compress(_NOISE)[:-40], _CUT),
-    "xz with a flipped byte": (lambda: flip(lzma.compress(_NOISE), 600), _DAMAGED),
+    "truncated gzip": (lambda: compress_blocks(_NOISE)[:-40], _TRUNCATED),
+    "gzip without its trailer": (lambda: compress_blocks(_NOISE)[:-8], _TRUNCATED),
+    "gzip with a wrong checksum": (
+        lambda: flip_byte(compress_blocks(_NOISE), -5),
+        _DAMAGED,
+    ),
+    "gzip with a flipped byte": (
+        lambda: flip_byte(compress_blocks(_NOISE), 600),
+        _DAMAGED,
+    ),
+    "gzip with junk after it": (
+        lambda: compress_blocks(_FILE + END) + b"junk",
+        _DAMAGED,
+    ),
+    "truncated bzip2": (lambda: bz2.compress(_NOISE)[:-40], _TRUNCATED),
+    "bzip2 with a flipped byte": (
+        lambda: flip_byte(bz2.compress(_NOISE), 600),
+        _DAMAGED,
+    ),
+    "truncated xz": (lambda: lzma.compress(_NOISE)[:-40], _TRUNCATED),
+    "xz with a flipped byte": (lambda: flip_byte(lzma.compress(_NOISE), 600), _DAMAGED),
     "xz with a dictionary of 1.5 GiB": (
-        xz_with_dictionary,
+        xz_with_large_dictionary,
         f"{_DAMAGED}: Memory usage limit exceeded",
     ),
-    "gzip in gzip": (lambda: gzip_of(gzip_of(_FILE + END)), "not a tar archive"),
+    "gzip in gzip": (
+        lambda: compress_blocks(compress_blocks(_FILE + END)),
+        "not a tar archive",
+    ),
     "zeros after the end": (
-        lambda: gzip_of(_FILE, END, *zeros(65)),
+        lambda: compress_blocks(_FILE, END, *zeros(65)),
         "more than 64 MiB follow its end",
     ),
 }
-# Those that take seconds to make or to refuse.
+# Archives that take seconds to make or to refuse.
 LARGE = {
     "many files": (
-        lambda: gzip_of(*(header(f"a{i}") for i in range(100_001))),
+        lambda: compress_blocks(*(header(f"a{i}") for i in range(100_001))),
         "more than 100000 files and folders",
     ),
     "many folders": (
-        lambda: gzip_of(*(header("/".join(14 * [f"{i}"])) for i in range(1000))),
+        lambda: compress_blocks(
+            *(header("/".join(14 * [f"{i}"])) for i in range(1000))
+        ),
         "more than 10000 folders",
     ),
-    "the same folder without end": (
-        lambda: gzip_of(*(1000 * header("./", kind=b"5") for _ in range(151))),
+    "one folder many times": (
+        lambda: compress_blocks(*(1000 * header("./", kind=b"5") for _ in range(151))),
         "more than 150000 headers",
     ),
-    "many pax records in all": (
-        lambda: gzip_of(
+    "many pax headers": (
+        lambda: compress_blocks(
             *(
                 pax(*(f"k{j}=" for j in range(63))) + header(f"a{i}")
                 for i in range(10_000)
@@ -353,11 +376,11 @@ LARGE = {
         ),
         "more than 500000 pax records",
     ),
-    "many pieces of gzip": (
-        lambda: gzip_of(_FILE) + 100_001 * gzip_of(),
+    "many gzip streams": (
+        lambda: compress_blocks(_FILE) + 100_001 * compress_blocks(),
         "more than 100000 compressed streams",
     ),
-    "a bomb of bzip2": (
+    "bzip2 bomb": (
         lambda: bz2.compress(header("a", 300 << 20) + bytes(1 << 20)),
         "claims 314572800 bytes of data: more than 100 times the size",
     ),

@@ -1,4 +1,4 @@
-"""What programs wrote to a folder, without the ledger that every such folder has."""
+"""Lists the outputs of programs in a folder, without the ledger."""
 
 import os
 
@@ -7,6 +7,6 @@ import tensorflow as tf
 from deeplab_tf.files.outputs import LEDGER
 
 
-def listed(folder):
-    """Returns the sorted names in a folder, which may be on ram://."""
+def list_outputs(folder):
+    """Returns the sorted names in a folder, except the ledger; `ram://` works, too."""
     return sorted(set(tf.io.gfile.listdir(os.fspath(folder))) - {LEDGER})

@@ -1,4 +1,4 @@
-"""What listens on this machine alone: HTTP servers, and clusters of processes."""
+"""HTTP servers and cluster configurations on the loopback interface."""
 
 import contextlib
 import http.server
@@ -6,16 +6,16 @@ import socket
 import threading
 
 
-class Quiet:
-    """To be inherited by a handler of requests that does not log them."""
+class QuietHandler:
+    """A mixin for request handlers that do not log."""
 
     def log_message(self, *arguments):
         pass
 
 
 @contextlib.contextmanager
-def serving(handler):
-    """Yields an HTTP server on a free port, which has its `url`."""
+def serve(handler):
+    """Runs an HTTP server on a free port; yields it, with its address as `.url`."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -27,8 +27,8 @@ def serving(handler):
             thread.join()
 
 
-def clusters(count=2):
-    """Returns what TF_CONFIG is for each worker of a cluster on free ports."""
+def cluster_configs(count=2):
+    """Returns the TF_CONFIG of each worker of a cluster on free ports."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))

@@ -1,4 +1,4 @@
-"""Sound records, and mutations of them, of their pictures and of files."""
+"""Valid records, and mutations of records, images and files."""
 
 import io
 import struct
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from plain_records import encoded
+from record_files import encode_image
 
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
@@ -28,18 +28,18 @@ INFOS = {
 KEYS = records.OFFICIAL_KEYS
 
 
-# ---- Mutations of bytes, of whatever they are. `random` is a random.Random.
+# ---- Mutations of bytes. `random` is a random.Random.
 
 
 def _span(content, random):
-    """Returns two places of the content, in order."""
+    """Returns two positions in the content, in order."""
     return sorted(random.randrange(len(content) + 1) for _ in range(2))
 
 
-def flipped(content, random):
+def flip_bits(content, random):
     content = bytearray(content)
     first, last = 0, len(content)
-    if random.random() < 0.3:  # the header is small and matters much
+    if random.random() < 0.3:  # the header is small but important
         first = random.randrange(last)
         last = min(last, first + 32)
     for _ in range(random.randint(1, 8)):
@@ -47,44 +47,54 @@ def flipped(content, random):
     return bytes(content)
 
 
-def cut(content, random):
+def truncate(content, random):
     return content[: random.randrange(len(content))]
 
 
-def doubled(content, random):
+def repeat_span(content, random):
     first, last = _span(content, random)
     return content[:last] + content[first:]
 
 
-def shortened(content, random):
+def remove_span(content, random):
     first, last = _span(content, random)
     return content[:first] + content[last:]
 
 
-def swapped(content, random):
+def swap_spans(content, random):
     a, b, c, d = sorted(random.randrange(len(content) + 1) for _ in range(4))
     return content[:a] + content[c:d] + content[b:c] + content[a:b] + content[d:]
 
 
-def appended(content, random):
+def append_bytes(content, random):
     return content + random.randbytes(random.choice((1, 7, 16, 400)))
 
 
-def zeroed(content, random):
+def zero_span(content, random):
     first, last = _span(content, random)
     return content[:first] + bytes(last - first) + content[last:]
 
 
-BYTES = (flipped, flipped, flipped, cut, doubled, shortened, swapped, appended, zeroed)
+BYTE_MUTATIONS = (
+    flip_bits,
+    flip_bits,
+    flip_bits,
+    truncate,
+    repeat_span,
+    remove_span,
+    swap_spans,
+    append_bytes,
+    zero_span,
+)
 
 
-def mutated(content, random):
-    """Returns bytes that went through one of `BYTES`, and its name."""
-    change = random.choice(BYTES)
+def mutate_bytes(content, random):
+    """Applies one of `BYTE_MUTATIONS`; returns the bytes and its name."""
+    change = random.choice(BYTE_MUTATIONS)
     return change(content, random), change.__name__
 
 
-def checksum(content):
+def masked_crc(content):
     """Returns TFRecord's masked CRC32C."""
     crc = 0xFFFFFFFF
     for byte in content:
@@ -95,38 +105,38 @@ def checksum(content):
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def framed(record):
-    """Returns the bytes of a record in a file."""
+def frame_record(record):
+    """Returns a record with the length and checksums of its file."""
     length = struct.pack("<Q", len(record))
-    return length + checksum(length) + record + checksum(record)
+    return length + masked_crc(length) + record + masked_crc(record)
 
 
-def _measured(frame, random):
-    """Returns a framed record with another length, the checksum of that right."""
+def _set_wrong_length(frame, random):
+    """Returns a framed record with a wrong length and a valid length checksum."""
     length = len(frame) - 16
-    others = (0, 1, length - 1, length + 1, length + 16, 1 << 31, 1 << 63, 2**64 - 16)
-    other = struct.pack("<Q", random.choice(others))
-    return other + checksum(other) + frame[12:]
+    lengths = (0, 1, length - 1, length + 1, length + 16, 1 << 31, 1 << 63, 2**64 - 16)
+    field = struct.pack("<Q", random.choice(lengths))
+    return field + masked_crc(field) + frame[12:]
 
 
-def shard(frames, random):
-    """Returns the bytes of a mutated file of framed records, and how it was made."""
-    frames, chance = list(frames), random.random()
-    place = random.randrange(len(frames))
-    if chance < 0.6:
-        return mutated(b"".join(frames), random)
-    if chance < 0.8:  # in the length, or one of the checksums
-        frame = bytearray(frames[place])
+def mutate_shard(frames, random):
+    """Mutates a file of framed records; returns its bytes and a description."""
+    frames, draw = list(frames), random.random()
+    position = random.randrange(len(frames))
+    if draw < 0.6:
+        return mutate_bytes(b"".join(frames), random)
+    if draw < 0.8:  # in the length, or one of the checksums
+        frame = bytearray(frames[position])
         frame[random.choice((*range(12), -4, -3, -2, -1))] ^= 1 << random.randrange(8)
-        how = "frame flipped"
+        description = "frame flipped"
     else:
-        frame, how = _measured(frames[place], random), "other length"
-    frames[place] = bytes(frame)
-    return b"".join(frames), how
+        frame, description = _set_wrong_length(frames[position], random), "other length"
+    frames[position] = bytes(frame)
+    return b"".join(frames), description
 
 
-def frames_of(content):
-    """Returns the framed records of a file; of one that is cut short, None."""
+def split_frames(content):
+    """Returns the framed records of a file, with None for a truncated one."""
     frames, start = [], 0
     while start < len(content):
         header = content[start : start + 8].ljust(8, b"\xff")
@@ -137,9 +147,9 @@ def frames_of(content):
     return frames
 
 
-# ---- Mutations of the numbers in the headers of pictures.
+# ---- Mutations of numbers in image headers.
 
-_SIDES = (
+_SIZES = (
     *((0, 5), (5, 0), (0, 0), (17, 24), (16, 23), (17, 22), (1, 1), (65535, 23)),
     *((6000, 6000), (20000, 20000), (65000, 65000), (1 << 28, 1)),
     *((1 << 30, 1 << 30), ((1 << 31) - 1, 1), (1 << 31, 5), (2**32 - 1, 2**32 - 1)),
@@ -151,9 +161,9 @@ def _with_header(png, header):
     return png[:12] + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
 
 
-def other_size(content, random):
-    """Returns a PNG or JPEG whose header has another size, its checksum right."""
-    height, width = random.choice(_SIDES)
+def change_size(content, random):
+    """Changes the size in the header of a PNG or JPEG, with a valid checksum."""
+    height, width = random.choice(_SIZES)
     if content[:4] == b"\x89PNG":
         return _with_header(content, struct.pack(">II", width, height) + content[24:29])
     frame = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
@@ -161,8 +171,8 @@ def other_size(content, random):
     return content[: frame + 5] + sides + content[frame + 9 :]
 
 
-def other_kind(content, random):
-    """Returns a PNG or JPEG that claims another depth, colour or filter."""
+def change_kind(content, random):
+    """Changes the depth, colour type or filter in the header of a PNG or JPEG."""
     if content[:4] == b"\x89PNG":
         header = bytearray(content[16:29])
         values = (0, 1, 2, 3, 4, 6, 8, 16, 255)
@@ -170,20 +180,22 @@ def other_kind(content, random):
         return _with_header(content, bytes(header))
     frame = max(content.find(b"\xff\xc0"), content.find(b"\xff\xc2"))
     changed = bytearray(content)
-    # Kind of frame, depth, number of components, or those of one component.
-    place = frame + random.choice((1, 4, 9, 10, 11, 12))
-    changed[place] = random.choice((0, 1, 2, 3, 4, 8, 12, 0x11, 0xC1, 0xC2, 0xC3, 255))
+    # Frame type, depth, number of components, or fields of one component.
+    position = frame + random.choice((1, 4, 9, 10, 11, 12))
+    changed[position] = random.choice(
+        (0, 1, 2, 3, 4, 8, 12, 0x11, 0xC1, 0xC2, 0xC3, 255)
+    )
     return bytes(changed)
 
 
-PICTURES = (*BYTES, other_size, other_kind)
+IMAGE_MUTATIONS = (*BYTE_MUTATIONS, change_size, change_kind)
 
 
-# ---- Sound records, and mutations of records.
+# ---- Valid records and mutations of records.
 
 
-class Sound(NamedTuple):
-    """A sound record: what is in it, and the pixels that are to be read."""
+class ValidRecord(NamedTuple):
+    """A valid record, and the pixels and ids that readers must return."""
 
     name: str
     image: bytes
@@ -194,8 +206,8 @@ class Sound(NamedTuple):
     def record(self):
         height, width = self.ids.shape
         kind = "png" if self.image[:4] == b"\x89PNG" else "jpeg"
-        picture = EncodedImage(self.image, kind, height, width)
-        return records.serialize(picture, self.label, self.name)
+        encoded = EncodedImage(self.image, kind, height, width)
+        return records.serialize(encoded, self.label, self.name)
 
     def features(self):
         example = tf.train.Example.FromString(self.record())
@@ -206,56 +218,62 @@ class Mutant(NamedTuple):
     """A mutated record.
 
     Attributes:
-        record: Its bytes.
-        what: How it was made.
-        expected: Image and label, where they are to be read or else refused.
-        is_refused: None where it may be refused or read.
+        record: Bytes of the record.
+        description: Mutation that was applied.
+        expected: Expected image and label, if the record is read.
+        is_refused: True or False if required, None if either is allowed.
     """
 
     record: bytes
-    what: str
+    description: str
     expected: tuple[np.ndarray, np.ndarray] | None = None
     is_refused: bool | None = None
 
 
-def saved(pixels, mode=None, file_format="PNG", **options):
-    """Returns the bytes of a picture, of another mode of Pillow if it is given."""
+def encode_mode(pixels, mode=None, file_format="PNG", **options):
+    """Encodes an image, converted to a mode of Pillow if given."""
     file = io.BytesIO()
     image = Image.fromarray(pixels)
     (image if mode is None else image.convert(mode)).save(file, file_format, **options)
     return file.getvalue()
 
 
-def exif():
+def upright_exif():
     """Returns EXIF data of an upright image."""
     data = Image.Exif()
     data[0x0112], data[0x010F], data[0x8769] = 1, "maker", {0x9000: b"0230"}
     return data.tobytes()
 
 
-def _colour_images(noise):
-    """Yields pictures of any kind, and the pixels that are read as RGB."""
+def _encode_color_images(noise):
+    """Yields encoded images of every kind, and their pixels as RGB."""
     smooth = Image.fromarray(noise[::8, ::8]).resize(noise.shape[1::-1])
-    for options in ({"exif": exif()}, {"progressive": True}, {"subsampling": 0}):
-        jpeg = saved(np.asarray(smooth), file_format="JPEG", quality=70, **options)
+    for options in (
+        {"exif": upright_exif()},
+        {"progressive": True},
+        {"subsampling": 0},
+    ):
+        jpeg = encode_mode(
+            np.asarray(smooth), file_format="JPEG", quality=70, **options
+        )
         yield jpeg, tf.io.decode_jpeg(jpeg).numpy()
-    jpeg = saved(np.asarray(smooth), "L", "JPEG")
+    jpeg = encode_mode(np.asarray(smooth), "L", "JPEG")
     yield jpeg, tf.io.decode_jpeg(jpeg, channels=3).numpy()
-    yield saved(noise), noise
+    yield encode_mode(noise), noise
     grey = noise[..., 0]
-    yield saved(grey), np.repeat(grey[..., None], 3, 2)
-    png = saved(noise, "P")
+    yield encode_mode(grey), np.repeat(grey[..., None], 3, 2)
+    png = encode_mode(noise, "P")
     yield png, np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
     alpha = np.dstack([noise, np.full_like(grey, 255)])
-    yield saved(alpha), noise
+    yield encode_mode(alpha), noise
     deep = noise.astype(np.uint16) * 257
     yield tf.io.encode_png(deep).numpy(), noise
 
 
-def _images(kind, noise):
+def _encode_images(kind, noise):
     info = INFOS[kind]
     if kind == "colour":
-        yield from _colour_images(noise)
+        yield from _encode_color_images(noise)
         return
     pixels = np.resize(noise, (*noise.shape[:2], info.channels))
     if info.max_value > 255:
@@ -263,154 +281,166 @@ def _images(kind, noise):
     pixels = pixels.astype(np.uint8 if info.max_value < 256 else np.uint16)
     yield decoding.encode_image(pixels), pixels
     if kind == "grey":
-        jpeg = saved(pixels[..., 0], file_format="JPEG")
+        jpeg = encode_mode(pixels[..., 0], file_format="JPEG")
         yield jpeg, tf.io.decode_jpeg(jpeg, channels=1).numpy()
 
 
-def sound_records(kind):
-    """Returns sound records of a kind, several of each size."""
+def valid_records(kind):
+    """Returns valid records of a kind, several of each size."""
     random = np.random.RandomState(5)
-    sounds = []
+    valid = []
     for height, width in SIZES:
         noise = random.randint(0, 256, (height, width, 3)).astype(np.uint8)
-        for image, pixels in _images(kind, noise):
+        for image, pixels in _encode_images(kind, noise):
             ids = random.choice((0, 1, 2, 255), (height, width)).astype(np.uint8)
-            name = f"{kind}_{len(sounds)}"
-            sounds.append(Sound(name, image, encoded(ids), pixels, ids))
-    return sounds
+            name = f"{kind}_{len(valid)}"
+            valid.append(ValidRecord(name, image, encode_image(ids), pixels, ids))
+    return valid
 
 
-def _bytes(example):
+def _serialize(example):
     return example.SerializeToString(deterministic=True)
 
 
-def _fed(sound, is_refused):
-    """Returns the fields of a mutant whose pixels are known, or that is refused."""
-    return None if is_refused else (sound.pixels, sound.ids), is_refused
+def _expect(source, is_refused):
+    """Returns `expected` and `is_refused` of a mutant that must be read or refused."""
+    return None if is_refused else (source.pixels, source.ids), is_refused
 
 
-def of_bytes(sound, other, random):
-    record, how = mutated(sound.record(), random)
-    return Mutant(record, f"record {how}")
+def mutate_record_bytes(source, other, random):
+    record, description = mutate_bytes(source.record(), random)
+    return Mutant(record, f"record {description}")
 
 
-def of_picture(sound, other, random):
-    change = random.choice(PICTURES)
+def mutate_image_or_label(source, other, random):
+    change = random.choice(IMAGE_MUTATIONS)
     if random.random() < 0.6:
-        sound = sound._replace(image=change(sound.image, random))
-        return Mutant(sound.record(), f"image {change.__name__}")
-    sound = sound._replace(label=change(sound.label, random))
-    return Mutant(sound.record(), f"label {change.__name__}")
+        source = source._replace(image=change(source.image, random))
+        return Mutant(source.record(), f"image {change.__name__}")
+    source = source._replace(label=change(source.label, random))
+    return Mutant(source.record(), f"label {change.__name__}")
 
 
-def of_tail(sound, other, random):
+def append_tail(source, other, random):
     tail = random.randbytes(50)
-    longer = sound._replace(image=sound.image + tail, label=sound.label + tail)
-    return Mutant(longer.record(), "tail", (sound.pixels, sound.ids))
+    changed = source._replace(image=source.image + tail, label=source.label + tail)
+    return Mutant(changed.record(), "tail", (source.pixels, source.ids))
 
 
-def exchanged_fields(sound, other, random):
-    record = sound._replace(image=sound.label, label=sound.image).record()
+def swap_image_and_label(source, other, random):
+    record = source._replace(image=source.label, label=source.image).record()
     return Mutant(record, "exchanged fields", None, True)
 
 
-def image_of_another(sound, other, random):
-    mixed = sound._replace(image=other.image, pixels=other.pixels)
-    is_refused = mixed.pixels.shape[:2] != mixed.ids.shape
-    return Mutant(mixed.record(), "image of another", *_fed(mixed, is_refused))
+def replace_image(source, other, random):
+    changed = source._replace(image=other.image, pixels=other.pixels)
+    is_refused = changed.pixels.shape[:2] != changed.ids.shape
+    return Mutant(changed.record(), "image of another", *_expect(changed, is_refused))
 
 
-def without_field(sound, other, random):
-    example, features = sound.features()
+def remove_field(source, other, random):
+    example, features = source.features()
     key = random.choice(sorted(features))
     del features[key]
     is_refused = key in (KEYS.image, KEYS.label)
-    return Mutant(_bytes(example), f"without {key}", *_fed(sound, is_refused))
+    return Mutant(_serialize(example), f"without {key}", *_expect(source, is_refused))
 
 
-def empty_field(sound, other, random):
-    example, features = sound.features()
+def clear_field(source, other, random):
+    example, features = source.features()
     key = random.choice(KEYS)
     features[key].bytes_list.value[0] = b""
-    return Mutant(_bytes(example), f"empty {key}", *_fed(sound, key != KEYS.name))
+    return Mutant(
+        _serialize(example), f"empty {key}", *_expect(source, key != KEYS.name)
+    )
 
 
-def numbers_in_field(sound, other, random):
-    example, features = sound.features()
+def set_number(source, other, random):
+    example, features = source.features()
     key = random.choice(sorted(features))
     del features[key].bytes_list.value[:]
     features[key].int64_list.value.append(random.getrandbits(60))
     is_refused = key in KEYS
-    return Mutant(_bytes(example), f"numbers in {key}", *_fed(sound, is_refused))
+    return Mutant(
+        _serialize(example), f"numbers in {key}", *_expect(source, is_refused)
+    )
 
 
-def two_in_field(sound, other, random):
-    example, features = sound.features()
+def add_second_value(source, other, random):
+    example, features = source.features()
     key = random.choice(KEYS)
-    features[key].bytes_list.value.append(random.choice((b"", sound.label)))
-    return Mutant(_bytes(example), f"two in {key}", None, True)
+    features[key].bytes_list.value.append(random.choice((b"", source.label)))
+    return Mutant(_serialize(example), f"two in {key}", None, True)
 
 
-def none_in_field(sound, other, random):
-    example, features = sound.features()
+def remove_values(source, other, random):
+    example, features = source.features()
     key = random.choice(KEYS)
     del features[key].bytes_list.value[:]
     if random.random() < 0.5:
         features[key].Clear()
-    # A name may be missing, but where there is a list TensorFlow wants one in it.
+    # A name may be missing, but TensorFlow refuses an empty list.
     is_refused = True if key != KEYS.name else None
-    return Mutant(_bytes(example), f"none in {key}", None, is_refused)
+    return Mutant(_serialize(example), f"none in {key}", None, is_refused)
 
 
-def more_fields(sound, other, random):
-    example, features = sound.features()
+def add_fields(source, other, random):
+    example, features = source.features()
     for i in range(random.choice((1, 100))):
         features[f"more/{i}"].float_list.value.extend([float("nan"), 1e30])
-    return Mutant(_bytes(example), "more fields", *_fed(sound, False))
+    return Mutant(_serialize(example), "more fields", *_expect(source, False))
 
 
-def label_of_another_kind(sound, other, random):
+def change_label_mode(source, other, random):
     mode = random.choice(("P", "RGB", "LA", "1", "I;16"))
-    label = saved(sound.ids, mode)
-    return Mutant(sound._replace(label=label).record(), f"label {mode}", None, True)
+    label = encode_mode(source.ids, mode)
+    return Mutant(source._replace(label=label).record(), f"label {mode}", None, True)
 
 
-_NAMES = (
+_UNUSUAL_NAMES = (
     *(b"", b"\xff\xfe\x80", b"a\nb\n\t [[{{node x}}]]", b"{{node x}} a", b"] [x] ["),
     *(b"\0", b"record 7 of /tmp/x", b"%s %d {0}", b"x" * 100_000, b"\xed\xa0\x80"),
 )
 
 
-def label_out_of_range(sound, other, random):
-    """The name is told, whatever it is."""
-    ids = sound.ids.copy()
+def set_label_out_of_range(source, other, random):
+    """Sets an invalid class; errors must report the name of any form."""
+    ids = source.ids.copy()
     ids[random.randrange(17), random.randrange(17)] = random.randrange(3, 255)
-    example, features = sound._replace(label=encoded(ids)).features()
-    name = random.choice(_NAMES)
+    example, features = source._replace(label=encode_image(ids)).features()
+    name = random.choice(_UNUSUAL_NAMES)
     features[KEYS.name].bytes_list.value[0] = name
-    return Mutant(_bytes(example), f"value, name {name[:20]!r}", None, True)
+    return Mutant(_serialize(example), f"value, name {name[:20]!r}", None, True)
 
 
-def other_name(sound, other, random):
-    example, features = sound.features()
-    name = random.choice(_NAMES)
+def change_name(source, other, random):
+    example, features = source.features()
+    name = random.choice(_UNUSUAL_NAMES)
     features[KEYS.name].bytes_list.value[0] = name
-    return Mutant(_bytes(example), f"name {name[:20]!r}", *_fed(sound, False))
+    return Mutant(_serialize(example), f"name {name[:20]!r}", *_expect(source, False))
 
 
-def untouched(sound, other, random):
-    return Mutant(sound.record(), "untouched", *_fed(sound, False))
+def leave_unchanged(source, other, random):
+    return Mutant(source.record(), "untouched", *_expect(source, False))
 
 
-RECORDS: tuple[Callable[..., Mutant], ...] = (
-    *(of_bytes, of_bytes, of_picture, of_picture, of_picture, of_picture, of_tail),
-    *(exchanged_fields, image_of_another, without_field, empty_field),
-    *(numbers_in_field, two_in_field, none_in_field, more_fields),
-    *(label_of_another_kind, label_out_of_range, other_name, untouched),
+RECORD_MUTATIONS: tuple[Callable[..., Mutant], ...] = (
+    *(
+        mutate_record_bytes,
+        mutate_record_bytes,
+        mutate_image_or_label,
+        mutate_image_or_label,
+        mutate_image_or_label,
+        mutate_image_or_label,
+        append_tail,
+    ),
+    *(swap_image_and_label, replace_image, remove_field, clear_field),
+    *(set_number, add_second_value, remove_values, add_fields),
+    *(change_label_mode, set_label_out_of_range, change_name, leave_unchanged),
 )
 
 
-def mutant(sounds, random):
-    """Returns a mutant of one of some sound records."""
-    sound, other = random.choice(sounds), random.choice(sounds)
-    return random.choice(RECORDS)(sound, other, random)
+def make_mutant(valid, random):
+    """Returns a mutant of a random valid record."""
+    source, other = random.choice(valid), random.choice(valid)
+    return random.choice(RECORD_MUTATIONS)(source, other, random)

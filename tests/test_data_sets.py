@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-import small_sources
+import small_datasets
 import small_tfds
 import tensorflow as tf
 from PIL import Image
@@ -61,7 +61,7 @@ def pixels_of(paths, num_classes):
 
 
 def ade20k(folder, _, num_classes=151):
-    root = small_sources.ade20k(folder / "source")
+    root = small_datasets.write_ade20k(folder / "source")
     # The one label for validation: 0, 1, ... 150 and again until 600 pixels are full.
     pixels = np.bincount(np.arange(600) % 151)
     pixels[0] = 0
@@ -77,7 +77,7 @@ def ade20k_150(folder, request):
 
 
 def cityscapes(folder, _):
-    root = small_sources.cityscapes(folder / "source", coarse=False)
+    root = small_datasets.write_cityscapes(folder / "source", coarse=False)
     # The one label for validation has the ids 0..33 in turn until 600 pixels are full:
     # 18 times up to 21, which is the ninth class, vegetation being 21; then 17 times.
     return converted(
@@ -90,13 +90,13 @@ def cityscapes(folder, _):
 
 def coco(folder, _):
     pytest.importorskip("pycocotools", reason="needs the extra coco")
-    files = small_sources.Coco(folder / "source")
+    files = small_datasets.CocoBuilder(folder / "source")
     one, other = files.add_image("1.jpg"), files.add_image("2.jpg")
     for image in (one, other):
-        files.add(image, "couch", [small_sources.rectangle(0, 0, 36, 36)])
-    files.add(one, "dog", {"size": [40, 60], "counts": runs(3, 50, 10, 5)})
+        files.add_object(image, "couch", [small_datasets.rectangle(0, 0, 36, 36)])
+    files.add_object(one, "dog", {"size": [40, 60], "counts": runs(3, 50, 10, 5)})
     crowd = {"size": [40, 60], "counts": runs(0, 40, 10, 4)}
-    files.add(one, "person", crowd, iscrowd=1)
+    files.add_object(one, "person", crowd, iscrowd=1)
     files.save()
     pixels = np.zeros(21, int)
     # Of 40 x 60 pixels; those of the crowd are ignored.
@@ -119,10 +119,10 @@ def runs(top, left, height, width):
 
 def tensorflow_datasets(folder, _):
     described = {"image": small_tfds.rgb(), "mask": small_tfds.grey()}
-    images, labels = small_tfds.pictures(3, 1)
+    images, labels = small_tfds.noise_samples(3, 1)
     splits = {
-        "train": small_tfds.examples(*small_tfds.pictures(5, 0)),
-        "test": small_tfds.examples(images, labels),
+        "train": small_tfds.make_examples(*small_tfds.noise_samples(5, 0)),
+        "test": small_tfds.make_examples(images, labels),
     }
     small_tfds.prepare(folder / "tfds", "toy", described, splits, shards=2)
     pixels = sum(np.bincount(label.ravel(), minlength=256) for label in labels)

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import official_archives
 import pytest
-import small_sources
+import small_datasets
 from conftest import ROOT
 from PIL import Image
 
@@ -56,12 +56,12 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     (folder / "photos").mkdir()
     for photo in sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3]:
         shutil.copy(photo, folder / "photos")
-    small_sources.cityscapes(folder / "cityscapes")
+    small_datasets.write_cityscapes(folder / "cityscapes")
     full_size_test_image(folder / "cityscapes")
-    small_sources.ade20k(folder / "ADEChallengeData2016")
-    small_sources.coco(folder / "coco")
-    small_sources.street(folder / "street")
-    small_sources.satellite(folder / "satellite")
+    small_datasets.write_ade20k(folder / "ADEChallengeData2016")
+    small_datasets.write_coco(folder / "coco")
+    small_datasets.write_street(folder / "street")
+    small_datasets.write_satellite(folder / "satellite")
     (folder / "camvid").symlink_to(camvid)
     with write_video(str(folder / "drive.mp4"), 10.0, (48, 64)) as write:
         for _ in range(3):
@@ -78,11 +78,11 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
 def full_size_test_image(root: pathlib.Path):
     """Replaces the test image of a small Cityscapes: its server takes no small ones."""
     size, name = (1024, 2048), "berlin/berlin_000000_000019"
-    small_sources.save_image(
+    small_datasets.save_image(
         root / f"leftImg8bit/test/{name}_leftImg8bit.png", *size, seed=0
     )
     label = root / f"gtFine/test/{name}_gtFine_labelIds.png"
-    small_sources.save_label(label, np.zeros(size))
+    small_datasets.save_label(label, np.zeros(size))
 
 
 def link_programs(folder: pathlib.Path) -> None:

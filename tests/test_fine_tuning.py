@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 from PIL import Image
-from plain_records import record, write
+from record_files import make_record, write_shards
 
 import deeplab_tf
 from deeplab_tf.checkpoints.tf1 import read_variables
@@ -49,7 +49,7 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
     info = DatasetInfo("toys", tuple("abcdefg"))
     label = np.arange(33 * 33, dtype=np.uint8).reshape(33, 33) % 7
     image = np.random.RandomState(0).randint(0, 256, (33, 33, 3))
-    write(tmp_path / "data", record(image, label, "first"))
+    write_shards(tmp_path / "data", make_record(image, label, "first"))
     records.write_info(info, str(tmp_path / "data"))
     out = program_runs.run(
         *(

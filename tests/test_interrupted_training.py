@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from loopback import clusters
+from loopback import cluster_configs
 
 from deeplab_tf.files.locks import TRAINING_LOCK
 
@@ -420,7 +420,7 @@ def test_a_full_disk_leaves_what_was_saved(uninterrupted, tiny_records, tmp_path
 def start_two(records, logs, *flags):
     """Starts two workers of one training."""
     flags = (f"--training_number_of_steps={STEPS_OF_TWO}", *flags)
-    for place in clusters():
+    for place in cluster_configs():
         yield Training(records, logs, *flags, tf_config=place)
 
 

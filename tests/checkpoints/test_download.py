@@ -22,7 +22,7 @@ CONTENT = bytes(range(256)) * 9000
 OTHER = CONTENT[::-1]
 
 
-class Handler(loopback.Quiet, http.server.BaseHTTPRequestHandler):
+class Handler(loopback.QuietHandler, http.server.BaseHTTPRequestHandler):
     """Serves one file, and parts of it, as its server says."""
 
     def do_GET(self):
@@ -54,7 +54,7 @@ class Handler(loopback.Quiet, http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     """A server of `content`; `asked` has the Range of each request."""
-    with loopback.serving(Handler) as server:
+    with loopback.serve(Handler) as server:
         server.content, server.tag, server.ranges = CONTENT, '"one"', True
         server.cut, server.delay, server.asked = None, 0.0, []
         server.ignores_if_range, server.time = False, ""

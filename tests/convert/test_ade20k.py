@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
-import small_sources
+import small_datasets
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf.convert import ade20k
 from deeplab_tf.data import records
@@ -27,7 +27,7 @@ def read_samples(folder, split):
 
 @pytest.fixture
 def root(tmp_path):
-    return small_sources.ade20k(tmp_path / "ADEChallengeData2016")
+    return small_datasets.write_ade20k(tmp_path / "ADEChallengeData2016")
 
 
 def test_151_classes_keep_the_label_values(root, tmp_path):
@@ -80,7 +80,7 @@ def set_value(value):
         label = np.full((20, 30), 3)
         label[-1, -1] = value
         path = root / "annotations/training/ADE_train_00000002.png"
-        small_sources.save_label(path, label)
+        small_datasets.save_label(path, label)
 
     return change
 
@@ -137,7 +137,7 @@ def test_program_prints_split_sizes(root, tmp_path, capsys):
     run_program("deeplab_tf.programs.convert.ade20k", [*command, "--num_classes=150"])
     assert capsys.readouterr().out == f"{tmp_path}/out: train 2, val 1 images\n"
     # One shard per image, two JSON files.
-    assert len(listed(tmp_path / "out")) == 2 + 1 + 2
+    assert len(list_outputs(tmp_path / "out")) == 2 + 1 + 2
     assert records.read_info(f"{tmp_path}/out").name == "ade20k_150"
     with pytest.raises(SystemExit, match="num_classes must be 151 or 150; received 3"):
         run_program("deeplab_tf.programs.convert.ade20k", [*command, "--num_classes=3"])

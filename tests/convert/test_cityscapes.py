@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-import small_sources
+import small_datasets
 import tensorflow as tf
 
 from deeplab_tf.convert import cityscapes
@@ -34,7 +34,7 @@ def read_labels(folder, split):
 
 @pytest.fixture
 def root(tmp_path):
-    return small_sources.cityscapes(tmp_path / "cityscapes")
+    return small_datasets.write_cityscapes(tmp_path / "cityscapes")
 
 
 TRAIN = ["aachen_000000_000019", "ulm_000001_000019"]
@@ -143,14 +143,14 @@ def set_id(value, folder="gtFine/train"):
         kind = folder.split("/")[0]
         label = np.full((20, 30), 7)
         label[3, 4] = value
-        small_sources.save_label(root / f"{folder}/{ULM}_{kind}_labelIds.png", label)
+        small_datasets.save_label(root / f"{folder}/{ULM}_{kind}_labelIds.png", label)
 
     return change
 
 
 def shrink_label(root):
     path = root / f"gtFine/train/{ULM}_gtFine_labelIds.png"
-    small_sources.save_label(path, np.zeros((19, 30)))
+    small_datasets.save_label(path, np.zeros((19, 30)))
 
 
 def rename_to_train_ids(root):
@@ -236,7 +236,7 @@ def test_program_prints_split_sizes(root, tmp_path, capsys):
 
 
 def test_only_requested_splits_are_written(tmp_path):
-    root = small_sources.cityscapes(tmp_path / "cityscapes")
+    root = small_datasets.write_cityscapes(tmp_path / "cityscapes")
     requested = ("val_fine", "train_fine")
     sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, requested)
     assert sizes == {"train_fine": 2, "val_fine": 1}

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-import small_sources
+import small_datasets
 import tensorflow as tf
-from small_sources import rectangle
+from small_datasets import rectangle
 
 from deeplab_tf.convert import coco_voc
 from deeplab_tf.data import records
@@ -22,7 +22,7 @@ LARGE = rectangle(0, 0, 35, 30)
 
 @pytest.fixture
 def files(tmp_path):
-    return small_sources.Coco(tmp_path / "coco")
+    return small_datasets.CocoBuilder(tmp_path / "coco")
 
 
 def convert(files, **settings):
@@ -89,7 +89,7 @@ OUTLINES = {
 @pytest.mark.parametrize("kind", OUTLINES)
 def test_outlines_become_labels(files, kind):
     image = files.add_image("000000000009.jpg")
-    files.add(image, "bus", OUTLINES[kind])
+    files.add_object(image, "bus", OUTLINES[kind])
     np.testing.assert_array_equal(
         convert_label(files), expected_label((3, 2, 30, 35, CLASS["bus"]))
     )
@@ -97,7 +97,7 @@ def test_outlines_become_labels(files, kind):
 
 @pytest.mark.slow
 def test_outlines_are_clipped_to_the_image(files):
-    files.add(files.add_image("a.jpg"), "cat", [rectangle(-5, -20, 100, 55)])
+    files.add_object(files.add_image("a.jpg"), "cat", [rectangle(-5, -20, 100, 55)])
     np.testing.assert_array_equal(
         convert_label(files), expected_label((0, 0, 40, 35, CLASS["cat"]))
     )
@@ -107,8 +107,8 @@ def test_outlines_are_clipped_to_the_image(files):
 def test_empty_outlines_are_ignored(files):
     image = files.add_image("a.jpg")
     for outline in ([], [[0, 0, 59, 39]], {"size": [40, 60], "counts": [2400]}):
-        files.add(image, "cow", outline)
-    files.add(image, "bus", OUTLINES["polygon"])
+        files.add_object(image, "cow", outline)
+    files.add_object(image, "bus", OUTLINES["polygon"])
     np.testing.assert_array_equal(
         convert_label(files), expected_label((3, 2, 30, 35, CLASS["bus"]))
     )
@@ -127,7 +127,7 @@ def test_random_masks_round_trip_through_run_lengths(files):
         changes = np.flatnonzero(np.diff(pixels.T.ravel(), prepend=0, append=2))
         assert counts == compress_runs(np.diff(changes, prepend=0).tolist())
         image = files.add_image(f"{i}.jpg")
-        files.add(image, "dog", {"size": [40, 60], "counts": counts})
+        files.add_object(image, "dog", {"size": [40, 60], "counts": counts})
     convert(files)
     for pixels, label in zip(masks, read_labels(files).values(), strict=True):
         np.testing.assert_array_equal(label, CLASS["dog"] * pixels)
@@ -142,11 +142,11 @@ def test_other_categories_become_background(files):
         "potted plant": "pottedplant",
         "dining table": "diningtable",
     }
-    for category in small_sources.COCO_CATEGORIES:
-        files.add(files.add_image(f"{category}.jpg"), category, [LARGE])
+    for category in small_datasets.COCO_CATEGORIES:
+        files.add_object(files.add_image(f"{category}.jpg"), category, [LARGE])
     assert convert(files) == {"train": 20}
     background = {"truck", "traffic light", "elephant"}
-    assert read_labels(files).keys() == set(small_sources.COCO_CATEGORIES) - background
+    assert read_labels(files).keys() == set(small_datasets.COCO_CATEGORIES) - background
     for category, label in read_labels(files).items():
         class_id = CLASS[renamed.get(category, category)]
         np.testing.assert_array_equal(label, expected_label((0, 0, 35, 30, class_id)))
@@ -159,13 +159,13 @@ def test_other_categories_become_background(files):
 @pytest.mark.slow
 def test_smaller_objects_cover_larger_ones(files):
     image = files.add_image("a.jpg")
-    files.add(image, "bird", [rectangle(5, 5, 3, 3)])
-    files.add(image, "car", [LARGE])
-    files.add(image, "person", [rectangle(4, 4, 10, 10)])
+    files.add_object(image, "bird", [rectangle(5, 5, 3, 3)])
+    files.add_object(image, "car", [LARGE])
+    files.add_object(image, "person", [rectangle(4, 4, 10, 10)])
     # The `area` field is ignored.
     files.content["annotations"][0]["area"] = 5000
     # Objects of other classes do not cover.
-    files.add(image, "elephant", [rectangle(30, 25, 2, 2)])
+    files.add_object(image, "elephant", [rectangle(30, 25, 2, 2)])
     np.testing.assert_array_equal(
         convert_label(files),
         expected_label(
@@ -179,11 +179,11 @@ def test_smaller_objects_cover_larger_ones(files):
 @pytest.mark.slow
 def test_crowds_are_ignored_and_cover_objects(files):
     image = files.add_image("a.jpg")
-    files.add(image, "person", [rectangle(0, 29, 40, 20)], iscrowd=1)
-    files.add(image, "bus", [LARGE])
-    files.add(image, "bird", [rectangle(20, 40, 2, 2)])
+    files.add_object(image, "person", [rectangle(0, 29, 40, 20)], iscrowd=1)
+    files.add_object(image, "bus", [LARGE])
+    files.add_object(image, "bird", [rectangle(20, 40, 2, 2)])
     # A crowd of another category is background.
-    files.add(image, "elephant", [rectangle(0, 50, 40, 10)], iscrowd=1)
+    files.add_object(image, "elephant", [rectangle(0, 50, 40, 10)], iscrowd=1)
     np.testing.assert_array_equal(
         convert_label(files),
         expected_label((0, 0, 35, 30, CLASS["bus"]), (0, 29, 40, 20, 255)),
@@ -217,7 +217,7 @@ def test_images_with_more_than_1000_annotated_pixels_are_kept(files):
     for name, (_, objects) in FILTER_CASES.items():
         image = files.add_image(f"{name}.jpg", height=40, width=150)
         for category, area, *iscrowd in objects:
-            files.add(image, category, [rectangle(*area)], *iscrowd)
+            files.add_object(image, category, [rectangle(*area)], *iscrowd)
     files.add_image("nothing.jpg")
     expected = {name for name, (is_kept, _) in FILTER_CASES.items() if is_kept}
     assert convert(files) == {"train": len(expected)}
@@ -229,7 +229,7 @@ def test_images_with_more_than_1000_annotated_pixels_are_kept(files):
 
 @pytest.mark.slow
 def test_program_prints_split_sizes(tmp_path, capsys):
-    root = small_sources.coco(tmp_path / "coco")
+    root = small_datasets.write_coco(tmp_path / "coco")
     flags = [
         f"--annotations={root}/annotations/instances_train2017.json",
         f"--image_dir={root}/train2017",
@@ -282,7 +282,7 @@ def set_runs(counts, size=(40, 60)):
 
 
 def shrink_image(files):
-    small_sources.save_image(files.image_dir / "b.jpg", 40, 59)
+    small_datasets.save_image(files.image_dir / "b.jpg", 40, 59)
 
 
 def shrink_objects(files):
@@ -373,7 +373,7 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_annotations_are_refused_before_writing(files, tmp_path, kind):
     for name in ("a.jpg", "b.jpg"):
-        files.add(files.add_image(name), "horse", [LARGE])
+        files.add_object(files.add_image(name), "horse", [LARGE])
     change, message = BROKEN[kind]
     change(files)
     with pytest.raises(UserError, match=message):
@@ -404,7 +404,7 @@ def test_malformed_json_is_refused(files, tmp_path, text):
     ],
 )
 def test_invalid_flags_are_refused(tmp_path, settings, message):
-    root = small_sources.coco(tmp_path / "coco")
+    root = small_datasets.write_coco(tmp_path / "coco")
     valid = {
         "annotations": f"{root}/annotations/instances_train2017.json",
         "image_dir": f"{root}/train2017",

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from etils import epath
 from PIL import Image
-from plain_records import ODD_EXIF, encoded, write
+from record_files import INVALID_EXIF, encode_image, write_shards
 
 from deeplab_tf.convert import conversion
 from deeplab_tf.data import records
@@ -33,8 +33,8 @@ def sources(tmp_path):
     folder = tmp_path / "sources"
     folder.mkdir()
     for i, label in enumerate(LABELS):
-        (folder / f"{i}.jpg").write_bytes(encoded(image(i), "JPEG"))
-        (folder / f"{i}_label.png").write_bytes(encoded(label))
+        (folder / f"{i}.jpg").write_bytes(encode_image(image(i), "JPEG"))
+        (folder / f"{i}_label.png").write_bytes(encode_image(label))
     return folder
 
 
@@ -137,7 +137,7 @@ def test_content_hash_depends_only_on_names_and_pixels(sources, tmp_path):
     assert content_hash("c", (0, 1, 1)) != before
     LABELS[0][0, 0] += 1
     try:
-        (sources / "0_label.png").write_bytes(encoded(LABELS[0]))
+        (sources / "0_label.png").write_bytes(encode_image(LABELS[0]))
         assert content_hash("d", (0, 1)) != before
     finally:
         LABELS[0][0, 0] -= 1
@@ -221,7 +221,7 @@ def test_finished_shards_are_reused(sources, folder):
 
 def test_shards_of_changed_files_are_rewritten(sources, folder):
     conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
-    (sources / "5_label.png").write_bytes(encoded(LABELS[0]))
+    (sources / "5_label.png").write_bytes(encode_image(LABELS[0]))
     splits = {"train": make_samples(sources, *range(6))}
     info = conversion.convert(splits, INFO, folder, 3)
     assert sorted(make_samples.read) == [4, 5]
@@ -280,7 +280,7 @@ def test_shards_rolled_back_after_an_error_are_rewritten(sources, folder, monkey
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
     # The first shard is rewritten before the last fails.
-    (sources / "0_label.png").write_bytes(encoded(LABELS[2]))
+    (sources / "0_label.png").write_bytes(encode_image(LABELS[2]))
     valid = (sources / "5.jpg").read_bytes()
     with pytest.raises(UserError):
         conversion.convert(
@@ -433,7 +433,7 @@ def test_no_shard_is_empty(num_images, num_shards, sizes):
 def test_image_that_tensorflow_cannot_decode_is_refused(sources, folder):
     # Pillow reads PNGs of any width, TensorFlow's libpng up to a million.
     wide = np.zeros((1, 1_000_001), np.uint8)
-    (sources / "0.jpg").write_bytes(encoded(wide, "PNG"))
+    (sources / "0.jpg").write_bytes(encode_image(wide, "PNG"))
     sample = make_samples(sources, 0)[0]._replace(read_label=lambda: wide)
     with pytest.raises(UserError, match=r"TensorFlow cannot decode .*0\.jpg: "):
         conversion.convert({"train": [sample]}, INFO, folder)
@@ -459,7 +459,7 @@ def test_label_of_rotated_image_is_refused_with_hint(sources, folder):
 
 
 def test_invalid_exif_data_is_ignored(sources, folder):
-    jpeg = encoded(image(0).transpose(1, 0, 2), "JPEG", exif=ODD_EXIF)
+    jpeg = encode_image(image(0).transpose(1, 0, 2), "JPEG", exif=INVALID_EXIF)
     (sources / "0.jpg").write_bytes(jpeg)
     with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
         conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
@@ -475,6 +475,6 @@ def test_read_names_splits_at_whitespace(tmp_path):
 
 
 def test_records_without_manifest_are_replaced(sources, tmp_path):
-    folder = write(tmp_path / "records", b"old", split="train")
+    folder = write_shards(tmp_path / "records", b"old", split="train")
     conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
     assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}

@@ -4,9 +4,15 @@ import pathlib
 
 import numpy as np
 import pytest
-from odd_entries import assert_skipped
 from PIL import Image
-from small_sources import Coco, ade20k, cityscapes, save_image, save_label
+from small_datasets import (
+    CocoBuilder,
+    save_image,
+    save_label,
+    write_ade20k,
+    write_cityscapes,
+)
+from special_files import assert_skipped
 
 from deeplab_tf.convert import (
     ade20k as ade20k_program,
@@ -38,8 +44,8 @@ def convert_folder(root, **settings):
     return folder.convert(*folders, CLASSES, str(root / "out"), **settings)
 
 
-def test_folder_converter_skips_special_files(image_folders, capfd, odd):
-    kind, make = odd
+def test_folder_converter_skips_special_files(image_folders, capfd, special_file):
+    kind, make = special_file
     make(image_folders / "photos/x.png")
     assert convert_folder(image_folders).split_sizes == {"train": 2}
     assert_skipped(
@@ -55,9 +61,9 @@ def test_folder_converter_skips_special_files(image_folders, capfd, odd):
     ],
 )
 def test_folder_converter_refuses_special_files_in_pairs(
-    image_folders, capfd, odd, name, message
+    image_folders, capfd, special_file, name, message
 ):
-    kind, make = odd
+    kind, make = special_file
     save_image(image_folders / "photos/c.jpg")
     save_label(image_folders / "masks/c.png", np.ones((20, 30)))
     (image_folders / name).unlink()
@@ -109,8 +115,8 @@ def convert_voc(root):
     return voc2012.convert(str(root), str(root.parent / "out"))
 
 
-def test_voc_converter_skips_unlisted_special_files(voc, capfd, odd):
-    kind, make = odd
+def test_voc_converter_skips_unlisted_special_files(voc, capfd, special_file):
+    kind, make = special_file
     make(voc / "JPEGImages/x.jpg")
     assert convert_voc(voc) == {"train": 2}
     assert_skipped(capfd, f"skipped 1 of 3 entries of {voc}/JPEGImages: x.jpg ({kind})")
@@ -120,17 +126,19 @@ def test_voc_converter_skips_unlisted_special_files(voc, capfd, odd):
     "name",
     ["JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/train.txt"],
 )
-def test_voc_converter_refuses_listed_special_files(voc, odd, name):
-    kind, make = odd
+def test_voc_converter_refuses_listed_special_files(voc, special_file, name):
+    kind, make = special_file
     (voc / name).unlink()
     make(voc / name)
     with pytest.raises(UserError, match=f"^{voc}/{name} is a {kind}; a file is needed"):
         convert_voc(voc)
 
 
-def test_cityscapes_converter_skips_or_refuses_special_files(tmp_path, capfd, odd):
-    kind, make = odd
-    root = cityscapes(tmp_path / "cityscapes", coarse=False)
+def test_cityscapes_converter_skips_or_refuses_special_files(
+    tmp_path, capfd, special_file
+):
+    kind, make = special_file
+    root = write_cityscapes(tmp_path / "cityscapes", coarse=False)
     city = root / "leftImg8bit/train/ulm"
     make(city / "x_leftImg8bit.png")
     make(city.parent / "not_a_city" if kind != "directory" else city / "empty")
@@ -144,9 +152,9 @@ def test_cityscapes_converter_skips_or_refuses_special_files(tmp_path, capfd, od
         cityscapes_program.convert(str(root), out, splits=["train_fine"])
 
 
-def test_ade20k_converter_skips_or_refuses_special_files(tmp_path, capfd, odd):
-    kind, make = odd
-    root = ade20k(tmp_path / "ade")
+def test_ade20k_converter_skips_or_refuses_special_files(tmp_path, capfd, special_file):
+    kind, make = special_file
+    root = write_ade20k(tmp_path / "ade")
     make(root / "images/training/x.jpg")
     ade20k_program.convert(str(root), str(tmp_path / "out"))
     assert_skipped(capfd, f"images/training: x.jpg ({kind})")
@@ -158,10 +166,10 @@ def test_ade20k_converter_skips_or_refuses_special_files(tmp_path, capfd, odd):
 
 
 @pytest.mark.parametrize("is_image", [True, False])
-def test_coco_converter_refuses_listed_special_files(tmp_path, odd, is_image):
+def test_coco_converter_refuses_listed_special_files(tmp_path, special_file, is_image):
     pytest.importorskip("pycocotools")
-    kind, make = odd
-    files = Coco(tmp_path)
+    kind, make = special_file
+    files = CocoBuilder(tmp_path)
     files.add_image("a.jpg")
     files.save()
     path = files.image_dir / "a.jpg" if is_image else files.path

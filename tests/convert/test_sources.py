@@ -16,7 +16,7 @@ FILES = {"top/a/1.txt": b"one", "top/a/b/2.txt": b"two", "top/c.txt": b"see"}
 WANTED = ("top/a", "top/c.txt")
 
 
-class Handler(loopback.Quiet, http.server.SimpleHTTPRequestHandler):
+class Handler(loopback.QuietHandler, http.server.SimpleHTTPRequestHandler):
     """Serves a folder; with `server.is_cut`, stops half way through each file."""
 
     def do_GET(self):
@@ -34,7 +34,7 @@ def server(tmp_path):
     """A server of tmp_path/web that records requested paths in `.hits`."""
     (tmp_path / "web").mkdir()
     handler = functools.partial(Handler, directory=str(tmp_path / "web"))
-    with loopback.serving(handler) as server:
+    with loopback.serve(handler) as server:
         server.hits, server.is_cut = [], False
         yield server
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from listing import listed
+from listing import list_outputs
 from PIL import Image
 
 from deeplab_tf.convert import voc2012
@@ -58,7 +58,7 @@ def test_dataset_info_has_the_split_sizes(tiny_records):
     assert info.name == "pascal_voc_seg" and info.num_classes == 21
     assert info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
     # trainval has shards of 2, 2 and 1 images; two JSON files.
-    assert len(listed(tiny_records)) == 3 + 2 + 3 + 2
+    assert len(list_outputs(tiny_records)) == 3 + 2 + 3 + 2
 
 
 @pytest.mark.parametrize("list_name", ["trainaug", "train_aug"])

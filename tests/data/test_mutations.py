@@ -86,25 +86,32 @@ def write_mutants(folder, mutants):
     return {(path, i): mutant for i, mutant in enumerate(mutants)}
 
 
-def write_shards(folder, sounds, count, rng):
+def write_shards(folder, valid_records, count, rng):
     """Writes mutated shards; returns their records by path and number.
 
     Checks that truncated shards are refused before the first batch.
     """
-    sound_of = {mutations.framed(sound.record()): sound for sound in sounds}
+    records_by_frame = {
+        mutations.frame_record(valid_record.record()): valid_record
+        for valid_record in valid_records
+    }
     results = {}
     for i in range(count):
-        content, how = mutations.shard(rng.sample(list(sound_of), 3), rng)
-        frames = mutations.frames_of(content)
+        content, description = mutations.mutate_shard(
+            rng.sample(list(records_by_frame), 3), rng
+        )
+        frames = mutations.split_frames(content)
         if None in frames:
             assert_cut_shard_is_refused(folder / "cut", content, len(frames) - 1)
             continue
         path = folder / f"train-{i:05d}"
         path.write_bytes(content)
         for number, frame in enumerate(frames):
-            sound = sound_of.get(frame)
-            expected = sound and (sound.pixels, sound.ids)
-            results[str(path), number] = Mutant(frame, how, expected, sound is None)
+            valid_record = records_by_frame.get(frame)
+            expected = valid_record and (valid_record.pixels, valid_record.ids)
+            results[str(path), number] = Mutant(
+                frame, description, expected, valid_record is None
+            )
     return results
 
 
@@ -127,12 +134,12 @@ def assert_valid(image, label, info):
 
 def assert_expected(image, label, mutant, info):
     assert_valid(image, label, info)
-    assert not mutant.is_refused, mutant.what
+    assert not mutant.is_refused, mutant.description
     if mutant.expected is not None:
         pixels, ids = mutant.expected
         scaled = pixels * np.float32(255 / info.max_value)
-        np.testing.assert_allclose(image, scaled, 0, 1e-3, err_msg=mutant.what)
-        np.testing.assert_array_equal(label[..., 0], ids, err_msg=mutant.what)
+        np.testing.assert_allclose(image, scaled, 0, 1e-3, err_msg=mutant.description)
+        np.testing.assert_array_equal(label[..., 0], ids, err_msg=mutant.description)
 
 
 def evaluate_records(folder, expected, info):
@@ -141,7 +148,7 @@ def evaluate_records(folder, expected, info):
     results = iterate_split(folder, training=False)
     for (location, mutant), batch in zip(expected.items(), results, strict=True):
         if isinstance(batch, str):
-            assert mutant.is_refused is not False, (mutant.what, batch)
+            assert mutant.is_refused is not False, (mutant.description, batch)
             assert parse_record_location(batch) == location
             refused.add(location)
         else:
@@ -176,10 +183,10 @@ def find_problems_with_doctor(folder, count):
 def make_dataset(folder, kind, num_records, num_shards=0):
     """Writes mutated records and shards; returns the records by path and number."""
     records.write_info(INFOS[kind], str(folder))
-    sounds = mutations.sound_records(kind)
+    valid_records = mutations.valid_records(kind)
     rng = random.Random(f"{kind} {num_records}")
-    expected = write_shards(folder, sounds, num_shards, rng)
-    mutants = [mutations.mutant(sounds, rng) for _ in range(num_records)]
+    expected = write_shards(folder, valid_records, num_shards, rng)
+    mutants = [mutations.make_mutant(valid_records, rng) for _ in range(num_records)]
     return expected | write_mutants(folder, mutants)
 
 
@@ -202,7 +209,7 @@ def test_mutated_records_are_read_or_refused_by_name(
     assert len(set(in_epoch)) == len(in_epoch) and set(in_epoch) <= refused
     not_in_epoch = refused - set(in_epoch)
     assert not [
-        expected[location].what
+        expected[location].description
         for location in not_in_epoch
         if expected[location].is_refused
     ]
@@ -223,13 +230,17 @@ def write_voc(root):
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / name).mkdir(parents=True)
     records.write_info(INFOS["colour"], str(root))
-    sounds = [mutations.sound_records("colour")[i] for i in (0, 1, 3, 4, 6)]
-    for sound, mode in zip(sounds, ("P", "L", "I;16", "P", "L"), strict=True):
-        suffix = ".png" if sound.image[:4] == b"\x89PNG" else ".jpg"
-        (root / f"JPEGImages/{sound.name}{suffix}").write_bytes(sound.image)
-        label = mutations.saved(sound.ids, mode)
-        (root / f"SegmentationClass/{sound.name}.png").write_bytes(label)
-    names = "\n".join(sound.name for sound in sounds)
+    valid_records = [mutations.valid_records("colour")[i] for i in (0, 1, 3, 4, 6)]
+    for valid_record, mode in zip(
+        valid_records, ("P", "L", "I;16", "P", "L"), strict=True
+    ):
+        suffix = ".png" if valid_record.image[:4] == b"\x89PNG" else ".jpg"
+        (root / f"JPEGImages/{valid_record.name}{suffix}").write_bytes(
+            valid_record.image
+        )
+        label = mutations.encode_mode(valid_record.ids, mode)
+        (root / f"SegmentationClass/{valid_record.name}.png").write_bytes(label)
+    names = "\n".join(valid_record.name for valid_record in valid_records)
     (root / "ImageSets/Segmentation/train.txt").write_text(names)
     return [path for path in sorted(root.rglob("*.*")) if path.suffix != ".json"]
 
@@ -257,7 +268,9 @@ def test_mutated_files_are_converted_or_refused_by_name(tmp_path, count):
     for i in range(count):
         path = rng.choice(files)
         is_list = path.suffix == ".txt"
-        change = rng.choice(mutations.BYTES if is_list else mutations.PICTURES)
+        change = rng.choice(
+            mutations.BYTE_MUTATIONS if is_list else mutations.IMAGE_MUTATIONS
+        )
         content = change(path.read_bytes(), rng) if i else path.read_bytes()
         sizes.append(convert_with(path, content, root, out))
         if sizes[-1]:

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-from plain_records import encoded, record, write
+from record_files import encode_image, make_record, write_shards
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records
@@ -26,7 +26,7 @@ def single_color_record(i, height, width, label=None, name=None):
     """Returns a record of one colour; `label` is an array or the class `i`."""
     image = np.full((height, width, 3), (20 * i, 7, 100), np.uint8)
     label = np.full((height, width), i, np.uint8) if label is None else label
-    return record(image, label, name or f"image_{i}")
+    return make_record(image, label, name or f"image_{i}")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def single_color(tmp_path_factory):
     """A config of ten single-colour images in three shards."""
     folder = tmp_path_factory.mktemp("plain")
     contents = [single_color_record(i, *size) for i, size in enumerate(SIZES)]
-    write(folder, *contents, shards=3)
+    write_shards(folder, *contents, shards=3)
     return DataConfig(
         str(folder), crop_size=(14, 18), batch_size=5, mean_pixel=(0.5, 0.5, 0.5)
     )
@@ -117,7 +117,7 @@ def test_epochs_contain_every_image_once_in_new_order(single_color):
 
 def test_augmentation_differs_in_every_epoch(tmp_path):
     image = np.random.RandomState(0).randint(0, 256, (20, 20, 3), np.uint8)
-    folder = write(tmp_path, record(image, np.zeros((20, 20), np.uint8)))
+    folder = write_shards(tmp_path, make_record(image, np.zeros((20, 20), np.uint8)))
     config = DataConfig(folder, crop_size=(12, 12), batch_size=1)
     seen = {images.tobytes() for images, _ in take_batches(config, 8)}
     assert len(seen) == 8
@@ -150,7 +150,9 @@ def test_evaluation_with_batch_size_1_keeps_record_order(single_color):
 def test_label_out_of_range_is_reported_with_image_and_value(tmp_path, training):
     label = np.full((9, 9), 20, np.uint8)
     label[4, 5] = 77
-    folder = write(tmp_path, single_color_record(1, 9, 9, label, name="2007_000032"))
+    folder = write_shards(
+        tmp_path, single_color_record(1, 9, 9, label, name="2007_000032")
+    )
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
         list(
@@ -170,7 +172,7 @@ def test_undecodable_name_is_escaped_in_the_error(tmp_path, training):
     content = single_color_record(
         1, 9, 9, np.full((9, 9), 77, np.uint8), name="ab__\nd"
     )
-    folder = write(tmp_path, content.replace(b"ab__\nd", b"ab\xff\xed\nd"))
+    folder = write_shards(tmp_path, content.replace(b"ab__\nd", b"ab\xff\xed\nd"))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
         list(
@@ -186,7 +188,7 @@ def test_undecodable_name_is_escaped_in_the_error(tmp_path, training):
 
 def test_ignore_label_and_last_class_are_in_range(tmp_path):
     label = np.array([[20, 255], [0, 255]], np.uint8)
-    folder = write(tmp_path, single_color_record(1, 2, 2, label), split="val")
+    folder = write_shards(tmp_path, single_color_record(1, 2, 2, label), split="val")
     config = DataConfig(folder, batch_size=1)
     ((_, labels),) = iterate_batches(load_dataset(config, "val", training=False))
     np.testing.assert_array_equal(labels[0, ..., 0], label)
@@ -194,7 +196,7 @@ def test_ignore_label_and_last_class_are_in_range(tmp_path):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_label_of_another_size_is_refused_by_name(tmp_path, training):
-    folder = write(
+    folder = write_shards(
         tmp_path, single_color_record(1, 9, 12, np.zeros((9, 11), np.uint8), name="b")
     )
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
@@ -215,8 +217,8 @@ def test_label_of_another_size_is_refused_by_name(tmp_path, training):
 def test_broken_image_is_reported_with_file_and_record(tmp_path, training, part):
     label = np.zeros((9, 9), np.uint8)
     broken = (b"hello", label) if part == "image" else (np.zeros((9, 9, 3)), b"hello")
-    good = record(np.zeros((9, 9, 3)), label)
-    folder = write(tmp_path, good, record(*broken))
+    good = make_record(np.zeros((9, 9, 3)), label)
+    folder = write_shards(tmp_path, good, make_record(*broken))
     config = DataConfig(folder, crop_size=(8, 8), batch_size=1)
     with pytest.raises(UserError) as error:
         list(
@@ -232,7 +234,7 @@ def test_broken_image_is_reported_with_file_and_record(tmp_path, training, part)
 
 @pytest.mark.parametrize("training", [True, False])
 def test_flipped_bit_is_reported_with_file_and_record(tmp_path, training):
-    folder = write(
+    folder = write_shards(
         tmp_path, *(single_color_record(i, 9, 9) for i in range(3)), split="val"
     )
     (path,) = tmp_path.iterdir()
@@ -250,7 +252,9 @@ def test_flipped_bit_is_reported_with_file_and_record(tmp_path, training):
 
 
 def test_truncated_shard_is_refused_before_the_first_batch(tmp_path):
-    folder = write(tmp_path, single_color_record(1, 9, 9), single_color_record(2, 9, 9))
+    folder = write_shards(
+        tmp_path, single_color_record(1, 9, 9), single_color_record(2, 9, 9)
+    )
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises(UserError, match=f"^record 1 of {path} is broken or cut short"):
@@ -331,7 +335,9 @@ def test_indivisible_batch_is_refused(single_color):
 def test_large_epochs_are_shuffled_well(tmp_path):
     # 97 records with the classes 0..19 in turn.
     contents = [single_color_record(i % 20, 1, 1, name=str(i)) for i in range(97)]
-    config = DataConfig(write(tmp_path, *contents), crop_size=(1, 1), batch_size=97)
+    config = DataConfig(
+        write_shards(tmp_path, *contents), crop_size=(1, 1), batch_size=97
+    )
     first, second = (labels.ravel() for _, labels in take_batches(config, 2))
     for order in (first, second):
         assert np.bincount(order, minlength=20).tolist() == 17 * [5] + 3 * [4]
@@ -351,8 +357,8 @@ def test_any_channels_and_depth_are_scaled_to_0_to_255(
     pixels = np.random.RandomState(0).randint(0, max_value + 1, (6, 7, channels))
     png = decoding.encode_image(pixels.astype(depth))
     encoded_image = EncodedImage(png, "png", 6, 7, channels)
-    label = encoded(np.arange(42).reshape(6, 7) % 3)
-    folder = write(tmp_path, records.serialize(encoded_image, label, "a"))
+    label = encode_image(np.arange(42).reshape(6, 7) % 3)
+    folder = write_shards(tmp_path, records.serialize(encoded_image, label, "a"))
     info = DatasetInfo("a", ("x", "y", "z"), channels=channels, max_value=max_value)
     records.write_info(info, folder)
     config = DataConfig(
@@ -388,8 +394,8 @@ def test_jitter_changes_images_but_not_labels(single_color):
 def test_single_mean_pixel_applies_to_all_channels(tmp_path):
     png = decoding.encode_image(np.full((3, 3, 5), 9, np.uint8))
     encoded_image = EncodedImage(png, "png", 3, 3, 5)
-    content = records.serialize(encoded_image, encoded(np.zeros((3, 3))), "a")
-    folder = write(tmp_path, content)
+    content = records.serialize(encoded_image, encode_image(np.zeros((3, 3))), "a")
+    folder = write_shards(tmp_path, content)
     records.write_info(DatasetInfo("five", ("x",), channels=5), folder)
     config = DataConfig(folder, crop_size=(9, 9), batch_size=1)
     ((images, _),) = take_batches(config, 1)
@@ -401,8 +407,10 @@ def test_single_mean_pixel_applies_to_all_channels(tmp_path):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_large_label_of_small_image_is_reported_by_size(tmp_path, training):
-    content = record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
-    config = DataConfig(write(tmp_path, content), crop_size=(17, 17), batch_size=1)
+    content = make_record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
+    config = DataConfig(
+        write_shards(tmp_path, content), crop_size=(17, 17), batch_size=1
+    )
     with pytest.raises(UserError, match="image small is 6 9 but its label 300 200"):
         list(
             itertools.islice(
@@ -412,7 +420,7 @@ def test_large_label_of_small_image_is_reported_by_size(tmp_path, training):
 
 
 def test_shard_removed_after_start_is_reported(tmp_path):
-    folder = write(tmp_path, *(single_color_record(i, 9, 9) for i in range(3)))
+    folder = write_shards(tmp_path, *(single_color_record(i, 9, 9) for i in range(3)))
     dataset = load_dataset(DataConfig(folder, batch_size=1), "train", training=False)
     (path,) = tmp_path.iterdir()
     path.unlink()

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from plain_records import write
+from record_files import write_shards
 
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
@@ -80,8 +80,8 @@ def folder(request, tmp_path):
 
 
 def test_trainaug_is_an_alias_of_train_aug(folder):
-    write(folder, b"t", split="train")
-    write(folder, b"a", split="train_aug")
+    write_shards(folder, b"t", split="train")
+    write_shards(folder, b"a", split="train_aug")
     (augmented,) = records.shard_paths(folder, "trainaug")
     assert augmented.endswith("train_aug-00000-of-00001.tfrecord")
     (train,) = records.shard_paths(folder, "train")
@@ -89,7 +89,7 @@ def test_trainaug_is_an_alias_of_train_aug(folder):
 
 
 def test_unfinished_shards_are_not_read(folder):
-    write(folder, b"t", split="train")
+    write_shards(folder, b"t", split="train")
     (path,) = records.shard_paths(folder, "train")
     tf.io.gfile.copy(path, f"{path}.unfinished")
     assert records.shard_paths(folder, "train") == [path]
@@ -97,7 +97,7 @@ def test_unfinished_shards_are_not_read(folder):
 
 def test_missing_split_is_reported_with_existing_splits(folder):
     for split in ("val", "train_aug"):
-        write(folder, b"a", split=split)
+        write_shards(folder, b"a", split=split)
     with pytest.raises(UserError, match=r"no test-. records in .*: train_aug, val$"):
         records.shard_paths(folder, "test")
     with pytest.raises(UserError, match=r"no val-. records in .*; no records there$"):
@@ -105,7 +105,7 @@ def test_missing_split_is_reported_with_existing_splits(folder):
 
 
 def test_incomplete_set_of_shards_is_refused(folder):
-    write(folder, b"1", b"2", b"3", shards=3)
+    write_shards(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
     with pytest.raises(
         UserError, match=r"only 2 of 3 shards are there, .*00000-of-00003.*; copy"
@@ -117,7 +117,7 @@ def test_incomplete_set_of_shards_is_refused(folder):
     "name", ["train-00000-of-00002.tfrecord", "train-00000-of-00001"]
 )
 def test_two_sets_of_shards_are_refused(tmp_path, name):
-    folder = write(tmp_path, b"1")
+    folder = write_shards(tmp_path, b"1")
     shard = f"{folder}/train-00000-of-00001.tfrecord"
     tf.io.gfile.copy(shard, f"{folder}/{name}")
     with pytest.raises(
@@ -128,21 +128,21 @@ def test_two_sets_of_shards_are_refused(tmp_path, name):
 
 def test_splits_with_a_common_prefix_are_distinguished(folder):
     for split in ("train", "train-hard", "train_aug"):
-        write(folder, b"1", split=split)
+        write_shards(folder, b"1", split=split)
     (path,) = records.shard_paths(folder, "train")
     assert path.endswith("/train-00000-of-00001.tfrecord")
     assert len(records.shard_paths(folder, "train-hard")) == 1
 
 
 def test_folder_name_may_contain_glob_characters(tmp_path):
-    folder = write(tmp_path / "a[1]*", b"1")
+    folder = write_shards(tmp_path / "a[1]*", b"1")
     assert len(records.shard_paths(folder, "train")) == 1
     assert records.split_names(folder) == ["train"]
 
 
 def test_shards_of_any_name_are_read(folder):
     for name in ("train-a", "train-00001-of-many"):
-        write(folder, b"1")
+        write_shards(folder, b"1")
         tf.io.gfile.rename(
             f"{folder}/train-00000-of-00001.tfrecord", f"{folder}/{name}"
         )
@@ -151,7 +151,7 @@ def test_shards_of_any_name_are_read(folder):
 
 def test_index_locates_every_record(folder):
     contents = [b"a", b"bb" * 300, b"", b"c", b"dd"]
-    paths = records.shard_paths(write(folder, *contents, shards=3), "train")
+    paths = records.shard_paths(write_shards(folder, *contents, shards=3), "train")
     index = records.index_records(paths)
     assert index.file.tolist() == [0, 0, 1, 1, 2]
     assert index.number.tolist() == [0, 1, 0, 1, 0]
@@ -166,14 +166,16 @@ def test_index_locates_every_record(folder):
 
 
 def test_empty_file_has_no_records(folder):
-    index = records.index_records(records.shard_paths(write(folder), "train"))
+    index = records.index_records(records.shard_paths(write_shards(folder), "train"))
     assert len(index) == 0
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 20, 24, 28])
 def test_truncated_file_is_reported_with_the_record(folder, cut):
     # Cuts into the 16 + 10 bytes of the second record, or into the first.
-    paths = records.shard_paths(write(folder, b"0123456789", b"0123456789"), "train")
+    paths = records.shard_paths(
+        write_shards(folder, b"0123456789", b"0123456789"), "train"
+    )
     with tf.io.gfile.GFile(paths[0], "rb") as file:
         content = file.read()
     tf.io.gfile.remove(paths[0])

@@ -21,8 +21,8 @@ def write_shards(root, *contents):
     return records.shard_paths(str(root), "train")
 
 
-def test_shards_that_are_not_files_are_refused(tmp_path, odd):
-    kind, make = odd
+def test_shards_that_are_not_files_are_refused(tmp_path, special_file):
+    kind, make = special_file
     (path,) = write_shards(tmp_path, [b"a"])
     os.remove(path)
     make(pathlib.Path(path))

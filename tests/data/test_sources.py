@@ -1,7 +1,7 @@
 """Opens splits and resolves their DatasetInfo."""
 
 import pytest
-from plain_records import write
+from record_files import write_shards
 
 from deeplab_tf.data import records, sources
 from deeplab_tf.data.info import DatasetInfo, dataset_info
@@ -24,7 +24,7 @@ def test_dataset_info_file_overrides_and_conflicts_are_refused(tmp_path):
 
 
 def test_split_is_opened_with_its_info(tmp_path):
-    folder = write(tmp_path, b"a", b"b", split="val", shards=2)
+    folder = write_shards(tmp_path, b"a", b"b", split="val", shards=2)
     records.write_info(INFO, folder)
     source = sources.open_split(None, folder, "val")
     assert source.info == INFO and source.keys == records.OFFICIAL_KEYS
@@ -33,4 +33,4 @@ def test_split_is_opened_with_its_info(tmp_path):
 
 def test_split_of_empty_shards_is_refused(tmp_path):
     with pytest.raises(UserError, match=f"the records of val in {tmp_path} are empty"):
-        sources.open_split(None, write(tmp_path, split="val"), "val")
+        sources.open_split(None, write_shards(tmp_path, split="val"), "val")

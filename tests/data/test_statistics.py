@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from plain_records import record, write
+from record_files import make_record, write_shards
 
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import records, statistics
@@ -25,8 +25,8 @@ def folder(tmp_path_factory):
         label = np.full(20, 255, np.uint8)
         label[: sum(counts)] = np.repeat(np.arange(4), counts)
         image = np.full((4, 5, 3), i)
-        contents.append(record(image, label.reshape(4, 5), f"image_{i}"))
-    folder = write(tmp_path_factory.mktemp("toys"), *contents, shards=2)
+        contents.append(make_record(image, label.reshape(4, 5), f"image_{i}"))
+    folder = write_shards(tmp_path_factory.mktemp("toys"), *contents, shards=2)
     records.write_info(INFO, folder)
     return folder
 

@@ -7,10 +7,10 @@ import tensorflow_datasets as tfds
 from small_tfds import (
     HEIGHT,
     DeeplabToy,
-    examples,
     grey,
-    labelled,
-    pictures,
+    labeled_image,
+    make_examples,
+    noise_samples,
     prepare,
     rgb,
 )
@@ -29,14 +29,14 @@ TRAIN, TEST = 7, 3
 @pytest.fixture(scope="module")
 def toy():
     """Images and labels of each split of the dataset toy."""
-    return {"train": pictures(TRAIN, 0), "test": pictures(TEST, 1)}
+    return {"train": noise_samples(TRAIN, 0), "test": noise_samples(TEST, 1)}
 
 
 @pytest.fixture(scope="module")
 def folder(toy, tmp_path_factory):
     """A data_dir with toy, whose classes have no names, in two shards."""
     folder = str(tmp_path_factory.mktemp("tfds"))
-    splits = {split: examples(*pair) for split, pair in toy.items()}
+    splits = {split: make_examples(*pair) for split, pair in toy.items()}
     for number, example in enumerate(splits["train"] + splits["test"]):
         example["file_name"] = f"{number}.jpg"
     feature_types = {"image": rgb(), "mask": grey(), "file_name": features.Text()}
@@ -150,19 +150,19 @@ def test_records_are_found_in_several_shards(folder):
 
 
 def test_classes_come_from_the_label_feature(tmp_path):
-    (image,), (label,) = pictures(1, 2, values=(0, 1))
+    (image,), (label,) = noise_samples(1, 2, values=(0, 1))
     example = {"image": image, "mask": label}
-    named_labels = labelled(["floor", "cat", "dog"])
+    named_labels = labeled_image(["floor", "cat", "dog"])
     name = prepare_example(
         tmp_path, {"image": rgb(), "mask": named_labels}, example, "named"
     )
     assert resolve_info(name, tmp_path).class_names == ("floor", "cat", "dog")
     name = prepare_example(
-        tmp_path, {"image": rgb(), "mask": labelled(4)}, example, "counted"
+        tmp_path, {"image": rgb(), "mask": labeled_image(4)}, example, "counted"
     )
     # Names from tensorflow-datasets.
     assert resolve_info(name, tmp_path).class_names == ("0", "1", "2", "3")
-    unknown = {"image": rgb(), "mask": labelled(None)}
+    unknown = {"image": rgb(), "mask": labeled_image(None)}
     name = prepare_example(tmp_path, unknown, example, "unknown")
     assert resolve_info(name, tmp_path).class_names == ("class_0", "class_1")
 
@@ -170,8 +170,8 @@ def test_classes_come_from_the_label_feature(tmp_path):
 def test_unnamed_classes_are_counted_in_train(tmp_path):
     # The alphabetical order of splits does not matter.
     splits = {
-        "extra": examples(*pictures(1, 3, values=(9,))),
-        "train": examples(*pictures(2, 4, values=(1, 4, 255))),
+        "extra": make_examples(*noise_samples(1, 3, values=(9,))),
+        "train": make_examples(*noise_samples(2, 4, values=(1, 4, 255))),
     }
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     assert resolve_info("tfds:toy", tmp_path).num_classes == 5
@@ -182,7 +182,7 @@ def test_unnamed_classes_are_counted_in_train(tmp_path):
 
 
 def test_labels_are_decoded_only_once_to_count_classes(tmp_path, monkeypatch):
-    splits = {"train": examples(*pictures(2, 5))}
+    splits = {"train": make_examples(*noise_samples(2, 5))}
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     counted = []
 
@@ -196,7 +196,7 @@ def test_labels_are_decoded_only_once_to_count_classes(tmp_path, monkeypatch):
         sources.open_split("tfds:toy", str(tmp_path), "train[1:]")
     assert counted == [2]
     # Named classes need no reading.
-    named_labels = labelled(3)
+    named_labels = labeled_image(3)
     prepare(str(tmp_path), "named", {"image": rgb(), "mask": named_labels}, splits)
     assert resolve_info("tfds:named", tmp_path).num_classes == 3
     sources.open_split("tfds:named", str(tmp_path), "train")
@@ -204,8 +204,8 @@ def test_labels_are_decoded_only_once_to_count_classes(tmp_path, monkeypatch):
 
 
 def test_nested_features_have_paths(tmp_path):
-    (image,), (label,) = pictures(1, 6)
-    (other,), _ = pictures(1, 7)
+    (image,), (label,) = noise_samples(1, 6)
+    (other,), _ = noise_samples(1, 7)
     nested_types = {
         "inputs": {"left": rgb(), "right": rgb()},
         "truth": {"mask": grey(), "depth": grey()},
@@ -228,7 +228,7 @@ def test_nested_features_have_paths(tmp_path):
 
 
 def test_16_bit_images_have_max_value_65535(tmp_path):
-    (image,), (label,) = pictures(1, 8, image=(3, np.uint16))
+    (image,), (label,) = noise_samples(1, 8, image=(3, np.uint16))
     image[0, 0] = 0, 32768, 65535
     feature_types = {"image": rgb(dtype=np.uint16), "mask": grey()}
     name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
@@ -240,8 +240,8 @@ def test_16_bit_images_have_max_value_65535(tmp_path):
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_images_with_1_or_4_channels_are_read(tmp_path, channels):
-    (image,), (label,) = pictures(1, 9, image=(channels, np.uint8))
-    named_labels = labelled(3)
+    (image,), (label,) = noise_samples(1, 9, image=(channels, np.uint8))
+    named_labels = labeled_image(3)
     image_feature = features.Image(shape=(None, None, channels))
     name = prepare_example(
         tmp_path,
@@ -256,7 +256,7 @@ def test_images_with_1_or_4_channels_are_read(tmp_path, channels):
 
 
 def test_jpeg_is_decoded_as_by_tensorflow(tmp_path):
-    (image,), (label,) = pictures(1, 10)
+    (image,), (label,) = noise_samples(1, 10)
     jpeg = {"image": rgb(encoding_format="jpeg"), "mask": grey()}
     name = prepare_example(tmp_path, jpeg, {"image": image, "mask": label})
     (found,), _ = read_samples(name, tmp_path, "train")
@@ -265,8 +265,8 @@ def test_jpeg_is_decoded_as_by_tensorflow(tmp_path):
 
 
 def test_labeled_image_is_preferred_over_grey_image(tmp_path):
-    (image,), (label,) = pictures(1, 11)
-    named_labels = labelled(3)
+    (image,), (label,) = noise_samples(1, 11)
+    named_labels = labeled_image(3)
     feature_types = {"image": rgb(), "instances": grey(), "mask": named_labels}
     example = {"image": image, "instances": label * 0 + 9, "mask": label}
     name = prepare_example(tmp_path, feature_types, example)
@@ -301,7 +301,7 @@ AMBIGUOUS = {
 
 def make_example(feature_types):
     """Returns an example for the given features."""
-    (image,), (label,) = pictures(1, 12)
+    (image,), (label,) = noise_samples(1, 12)
     return {
         key: 5
         if not isinstance(feature, features.Image)
@@ -382,7 +382,7 @@ def test_invalid_split_is_refused(folder, split, message):
 
 
 def test_other_file_formats_are_refused(tmp_path):
-    splits = {"train": examples(*pictures(1, 13))}
+    splits = {"train": make_examples(*noise_samples(1, 13))}
     arguments = (str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     prepare(*arguments, file_format="array_record")
     message = (
@@ -393,14 +393,14 @@ def test_other_file_formats_are_refused(tmp_path):
 
 
 def test_labels_without_classes_are_refused(tmp_path):
-    (image,), (label,) = pictures(1, 14, values=(255,))
+    (image,), (label,) = noise_samples(1, 14, values=(255,))
     feature_types = {"image": rgb(), "mask": grey()}
     name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
     assert_one_line_error("labels of train have no class", resolve_info, name, tmp_path)
 
 
 def test_lossy_label_is_refused(tmp_path):
-    (image,), (label,) = pictures(1, 15)
+    (image,), (label,) = noise_samples(1, 15)
     lossy = {"image": rgb(), "mask": grey(encoding_format="jpeg")}
     name = prepare_example(tmp_path, lossy, {"image": image, "mask": label})
     message = "record 0 of .*small-train.tfrecord-00000-of-00001 is broken: "
@@ -408,7 +408,7 @@ def test_lossy_label_is_refused(tmp_path):
 
 
 def test_broken_record_is_reported_with_file_and_number(tmp_path):
-    splits = {"train": examples(*pictures(3, 16))}
+    splits = {"train": make_examples(*noise_samples(3, 16))}
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     source = sources.open_split("tfds:toy", str(tmp_path), "train[1:]")
     (path,) = source.index.paths

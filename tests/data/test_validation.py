@@ -8,9 +8,9 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 from PIL import Image
-from plain_records import ODD_EXIF, encoded, record, write
+from record_files import INVALID_EXIF, encode_image, make_record, write_shards
 
 from deeplab_tf.data import record_checks, records, validation
 from deeplab_tf.data.info import DatasetInfo
@@ -33,7 +33,7 @@ def label(*values):
     return np.resize(np.repeat(values, WIDTH), (HEIGHT, WIDTH)).astype(np.uint8)
 
 
-VALID = record(image(0), label(0, 1, 2, 255), "valid")
+VALID = make_record(image(0), label(0, 1, 2, 255), "valid")
 
 
 def encode_png(array, mode):
@@ -58,7 +58,7 @@ def record_without_label():
 
 def record_with_values(key, *values):
     """Returns a valid record with other values in one field."""
-    example = tf.train.Example.FromString(record(image(), label(1)))
+    example = tf.train.Example.FromString(make_record(image(), label(1)))
     feature = example.features.feature[key]
     feature.Clear()
     for value in values:
@@ -72,7 +72,7 @@ def record_with_values(key, *values):
 def oversized_png(side):
     """Returns a grey PNG whose header claims `side` x `side` pixels."""
     header = b"IHDR" + struct.pack(">II", side, side) + b"\x08\0\0\0\0"
-    png = encoded(label(1))
+    png = encode_image(label(1))
     return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
 
 
@@ -84,19 +84,23 @@ _PROBLEMS = {
         "broken",
         "has no image/segmentation.*it has image/",
     ),
-    "no image": (record(b"hello", label(1)), "broken", "the image cannot be decoded: "),
+    "no image": (
+        make_record(b"hello", label(1)),
+        "broken",
+        "the image cannot be decoded: ",
+    ),
     "cut image": (
-        record(encoded(image(), "JPEG")[:-30], label(1)),
+        make_record(encode_image(image(), "JPEG")[:-30], label(1)),
         "broken",
         "the image cannot be decoded: .*",
     ),
     "cut label": (
-        record(image(), encoded(label(0, 1))[:-20]),
+        make_record(image(), encode_image(label(0, 1))[:-20]),
         "broken",
         "the label cannot be decoded: ",
     ),
     "two images": (
-        record_with_values("image/encoded", encoded(image()), b""),
+        record_with_values("image/encoded", encode_image(image()), b""),
         "broken",
         "its image/encoded is 2 byte strings; it must be one",
     ),
@@ -106,56 +110,64 @@ _PROBLEMS = {
         "its image/filename is 0 byte strings; it must be one",
     ),
     "name of two lines": (
-        record(image(), label(3), "a\n b\0c"),
+        make_record(image(), label(3), "a\n b\0c"),
         "value",
         r"record 1 of \S+ \(a b\\x00c\): value 3 ",
     ),
     "huge label": (
-        record(image(), oversized_png(20_000)),
+        make_record(image(), oversized_png(20_000)),
         "broken",
         "the label cannot be decoded: .*not an image of a possible size",
     ),
     "odd EXIF": (
-        record(encoded(image(1), "JPEG", exif=ODD_EXIF), label(1)),
+        make_record(encode_image(image(1), "JPEG", exif=INVALID_EXIF), label(1)),
         "rotated",
         None,
     ),
     "palette": (
-        record(image(), encode_png(label(0, 1), "P")),
+        make_record(image(), encode_png(label(0, 1), "P")),
         "format",
         r"\(a\): the label is a PNG with 8 bits and a palette; its brightness is not ",
     ),
     "colour label": (
-        record(image(), encode_png(label(1), "RGB")),
+        make_record(image(), encode_png(label(1), "RGB")),
         "format",
         "and RGB;",
     ),
-    "bit label": (record(image(), encode_png(label(1), "1")), "format", "with 1 bits"),
+    "bit label": (
+        make_record(image(), encode_png(label(1), "1")),
+        "format",
+        "with 1 bits",
+    ),
     "JPEG label": (
-        record(image(), encoded(label(1), "JPEG")),
+        make_record(image(), encode_image(label(1), "JPEG")),
         "format",
         "the label is a JPEG; ",
     ),
     "other size": (
-        record(image(), np.ones((WIDTH, HEIGHT), np.uint8)),
+        make_record(image(), np.ones((WIDTH, HEIGHT), np.uint8)),
         "size",
         "the label is 6x9 but its image 9x6",
     ),
     "other value": (
-        record(image(), label(0, 3, 200)),
+        make_record(image(), label(0, 3, 200)),
         "value",
         r"value 3, 200 \(first at x 0, y 1\); labels are 0..2 and 255",
     ),
     "rotated": (
-        record(rotated_jpeg(), label(1)),
+        make_record(rotated_jpeg(), label(1)),
         "rotated",
         "EXIF orientation 6; rotate",
     ),
-    "void": (record(image(), label(255), "empty"), "void", r"record 1 of .* \(empty\)"),
-    "background": (record(image(), label(0, 255)), "void", None),
-    "background alone": (record(image(), label(0), "bg"), "background", r"\(bg\)"),
+    "void": (
+        make_record(image(), label(255), "empty"),
+        "void",
+        r"record 1 of .* \(empty\)",
+    ),
+    "background": (make_record(image(), label(0, 255)), "void", None),
+    "background alone": (make_record(image(), label(0), "bg"), "background", r"\(bg\)"),
     "repeated": (
-        record(image(0), label(1), "copy"),
+        make_record(image(0), label(1), "copy"),
         "repeated",
         r"\(copy\) and record 0 of .* \(valid\) have",
     ),
@@ -177,7 +189,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("name", _PROBLEMS)
 def test_every_problem_is_found(folder, name):
     content, kind, message = _PROBLEMS[name]
-    write(folder, VALID, content)
+    write_shards(folder, VALID, content)
     report = examine(folder)
     found = [problem for problem in report.problems if problem.kind == kind]
     if message is None:
@@ -190,7 +202,12 @@ def test_every_problem_is_found(folder, name):
 
 
 def test_flipped_bit_is_found_and_other_records_are_read(folder):
-    write(folder, VALID, record(image(2), label(1), "b"), record(image(3), label(2)))
+    write_shards(
+        folder,
+        VALID,
+        make_record(image(2), label(1), "b"),
+        make_record(image(3), label(2)),
+    )
     path = folder / "train-00000-of-00001.tfrecord"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16
@@ -204,13 +221,13 @@ def test_flipped_bit_is_found_and_other_records_are_read(folder):
 
 def test_record_that_training_reads_is_not_broken(folder):
     # Zeros after an example, which TensorFlow skips and protobuf refuses.
-    write(folder, VALID, record(image(2), label(1), "b") + b"\0\0")
+    write_shards(folder, VALID, make_record(image(2), label(1), "b") + b"\0\0")
     report = examine(folder)
     assert report.problems == [] and report.images_with[1] == 2
 
 
 def test_mean_does_not_depend_on_the_chunk_size(folder, monkeypatch):
-    write(folder, VALID)
+    write_shards(folder, VALID)
     expected = examine(folder)
     monkeypatch.setattr(record_checks, "_PIXELS_AT_ONCE", 4 * WIDTH)  # of six rows
     chunked = examine(folder)
@@ -219,7 +236,9 @@ def test_mean_does_not_depend_on_the_chunk_size(folder, monkeypatch):
 
 
 def test_statistics_of_a_valid_dataset(folder):
-    write(folder, VALID, record(image(1, 4, 5), np.full((4, 5), 2, np.uint8), "b"))
+    write_shards(
+        folder, VALID, make_record(image(1, 4, 5), np.full((4, 5), 2, np.uint8), "b")
+    )
     report = examine(folder)
     assert report.problems == [] and validation.is_safe(report.problems)
     # Rows of 9 pixels: 0, 1, 2, 255, 0, 1.
@@ -243,7 +262,9 @@ def test_statistics_of_a_valid_dataset(folder):
     ],
 )
 def test_problems_of_a_split(folder, labels, kind, message):
-    write(folder, *(record(image(i), x, str(i)) for i, x in enumerate(labels)))
+    write_shards(
+        folder, *(make_record(image(i), x, str(i)) for i, x in enumerate(labels))
+    )
     report = examine(folder)
     (problem,) = [p for p in report.problems if p.kind not in ("void", "background")]
     assert problem.kind == kind
@@ -254,16 +275,16 @@ def test_problems_of_a_split(folder, labels, kind, message):
 @pytest.mark.parametrize("split", ["val", "test_fine"])
 @pytest.mark.parametrize("content", [label(255), label(0, 255), label(0)])
 def test_evaluation_split_may_have_no_labels(folder, split, content):
-    write(folder, record(image(), content), split=split)
+    write_shards(folder, make_record(image(), content), split=split)
     report = examine(folder, split)
     assert validation.is_safe(report.problems)
     assert "unlikely" in {problem.kind for problem in report.problems}
 
 
 def test_quick_check_does_not_report_missing_classes(folder, capsys):
-    contents = [record(image(i), label(0, 255), str(i)) for i in range(12)]
-    contents[7] = record(image(7), label(1, 2), "7")
-    write(folder, *contents)
+    contents = [make_record(image(i), label(0, 255), str(i)) for i in range(12)]
+    contents[7] = make_record(image(7), label(1, 2), "7")
+    write_shards(folder, *contents)
     assert validation.is_safe(examine(folder, max_records=3).problems)
     assert validation.is_safe(examine(folder).problems)
     kinds = {problem.kind for problem in examine(folder, max_records=3).problems}
@@ -273,7 +294,9 @@ def test_quick_check_does_not_report_missing_classes(folder, capsys):
 def test_black_images_of_different_sizes_are_no_leak(folder):
     for split, shape in (("train", (6, 9)), ("val", (9, 6))):
         black = np.zeros((*shape, 3))
-        write(folder, record(black, np.ones(shape, np.uint8), split), split=split)
+        write_shards(
+            folder, make_record(black, np.ones(shape, np.uint8), split), split=split
+        )
     assert (
         validation.find_leaked_images([examine(folder, s) for s in ("train", "val")])
         == []
@@ -283,12 +306,12 @@ def test_black_images_of_different_sizes_are_no_leak(folder):
 def test_ignore_label_may_be_a_class_id(tmp_path):
     info = DatasetInfo("a", ("other", "wall", "sky"), ignore_label=0)
     records.write_info(info, str(tmp_path))
-    write(tmp_path, record(image(), label(0, 1, 2)))
+    write_shards(tmp_path, make_record(image(), label(0, 1, 2)))
     assert examine(tmp_path).problems == []
 
 
 def make_records(*numbers):
-    return [record(image(i), label(0, 1, 2), f"image_{i}") for i in numbers]
+    return [make_record(image(i), label(0, 1, 2), f"image_{i}") for i in numbers]
 
 
 def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
@@ -300,7 +323,7 @@ def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
         "train_more": (0, 1, 4),
         "test": (9,),
     }.items():
-        write(folder, *make_records(*numbers), split=split)
+        write_shards(folder, *make_records(*numbers), split=split)
     splits = ("train", "train_all", "trainval", "val", "train_more", "test")
     reports = [examine(folder, split) for split in splits]
     path = folder / "val-00000-of-00001.tfrecord"
@@ -320,8 +343,8 @@ def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
 
 def test_quick_check_examines_a_sample(folder):
     contents = make_records(*range(21))
-    contents[1] = record(image(), label(9), "odd")
-    write(folder, *contents, shards=3)
+    contents[1] = make_record(image(), label(9), "odd")
+    write_shards(folder, *contents, shards=3)
     # Records 0, 5, 10, 15 and 20.
     report = examine(folder, max_records=5)
     assert (report.images, report.examined) == (21, 5)
@@ -330,7 +353,7 @@ def test_quick_check_examines_a_sample(folder):
 
 
 def test_quick_check_raises_one_line(folder):
-    write(folder, VALID, *[record(image(), label(9), "odd")] * 2)
+    write_shards(folder, VALID, *[make_record(image(), label(9), "odd")] * 2)
     with pytest.raises(UserError) as error:
         validation.check_quickly(open_split(None, str(folder), "train"), "train")
     path = folder / "train-00000-of-00001.tfrecord"
@@ -352,8 +375,8 @@ def run_doctor(*arguments):
 
 
 def test_program_prints_report_and_draws_samples(folder, capsys):
-    write(folder, VALID, *make_records(1, 2))
-    write(folder, *make_records(3), split="val")
+    write_shards(folder, VALID, *make_records(1, 2))
+    write_shards(folder, *make_records(3), split="val")
     assert run_doctor(f"--dataset_dir={folder}", "--samples=2") == 0
     out = capsys.readouterr().out
     assert out.startswith("toys: 3 classes, labels 0..2 and 255 (ignored), 3 channels")
@@ -366,7 +389,9 @@ def test_program_prints_report_and_draws_samples(folder, capsys):
 
 
 def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
-    write(folder, VALID, *[record(image(7), label(5), f"odd_{i}") for i in range(7)])
+    write_shards(
+        folder, VALID, *[make_record(image(7), label(5), f"odd_{i}") for i in range(7)]
+    )
     sheets = tmp_path / "sheets"
     arguments = f"--dataset_dir={folder}", f"--output_dir={sheets}"
     assert run_doctor(*arguments) == 1
@@ -375,7 +400,7 @@ def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
     assert "warning: images that are twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
-    assert listed(sheets) == ["doctor.png"]
+    assert list_outputs(sheets) == ["doctor.png"]
 
 
 def test_program_examines_images_with_any_channels(tmp_path, capsys):
@@ -386,7 +411,9 @@ def test_program_examines_images_with_any_channels(tmp_path, capsys):
     pixels = np.random.RandomState(0).randint(0, 4096, (HEIGHT, WIDTH, 5))
     png = decoding.encode_image(pixels.astype(np.uint16))
     encoded_image = EncodedImage(png, "png", HEIGHT, WIDTH, 5)
-    write(tmp_path, records.serialize(encoded_image, encoded(label(0, 1, 2)), "a"))
+    write_shards(
+        tmp_path, records.serialize(encoded_image, encode_image(label(0, 1, 2)), "a")
+    )
     assert run_doctor(f"--dataset_dir={tmp_path}") == 0
     means = ", ".join(f"{mean:.2f}" for mean in pixels.mean((0, 1)))
     assert f"channel means {means};" in capsys.readouterr().out
@@ -402,7 +429,7 @@ def test_program_examines_images_with_any_channels(tmp_path, capsys):
     ],
 )
 def test_invalid_flags_are_reported_in_one_line(folder, arguments, message):
-    write(folder, VALID)
+    write_shards(folder, VALID)
     error = run_doctor(*(argument.format(folder=folder) for argument in arguments))
     with pytest.raises(UserError, match=f"^doctor: .*{message}"):
         raise UserError(error)

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 from PIL import Image
 
 from deeplab_tf.convert import cityscapes
@@ -87,7 +87,7 @@ def test_voc_pictures_lie_where_the_devkit_has_them(scheme, suffix, tmp_path):
         np.testing.assert_array_equal(np.array(picture), labels)
         palette = np.array(picture.getpalette()).reshape(-1, 3)
         np.testing.assert_array_equal(palette, voc_palette())
-    assert listed(folder) == [f"results{suffix}"]
+    assert list_outputs(folder) == [f"results{suffix}"]
 
 
 def test_the_palette_is_vocs_own_whatever_the_colours_of_the_model(tmp_path):
@@ -136,7 +136,7 @@ def test_cityscapes_pictures_hold_the_ids_of_labelids_files(scheme, tmp_path):
     ]
     np.testing.assert_array_equal(berlin, expected)
     np.testing.assert_array_equal(bonn, np.full(SIZE, 33))
-    assert listed(folder) == ["results.zip"]
+    assert list_outputs(folder) == ["results.zip"]
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_whatever_interrupts_it_keeps_what_was_there(tmp_path):
         submission.add("2008_000006", LABELS)
         raise KeyboardInterrupt
     assert content(path) == before
-    assert listed(tmp_path) == ["results.tgz"]
+    assert list_outputs(tmp_path) == ["results.tgz"]
 
 
 def test_an_archive_that_cannot_take_its_place_leaves_nothing(tmp_path):
@@ -299,7 +299,7 @@ def test_an_archive_that_cannot_take_its_place_leaves_nothing(tmp_path):
     ):
         submission.add("2008_000006", LABELS)
         path.mkdir()
-    assert listed(tmp_path) == ["results.tgz"]
+    assert list_outputs(tmp_path) == ["results.tgz"]
 
 
 def test_archive_of_somebody_else_stays(tmp_path):

@@ -263,7 +263,7 @@ def test_extraction_killed_at_any_call_is_atomic(tmp_path, before):
     assert kill_at_every_call(make, _EXTRACT, [archive, out], check) >= 8
 
 
-class Handler(loopback.Quiet, http.server.BaseHTTPRequestHandler):
+class Handler(loopback.QuietHandler, http.server.BaseHTTPRequestHandler):
     """Serves DOWNLOAD, or the requested rest of it."""
 
     def do_GET(self):
@@ -310,6 +310,6 @@ def test_download_killed_at_any_call_resumes(tmp_path, before):
             names = {path.name for path in cache.iterdir() if path.suffix != ".lock"}
             assert names - {f"{name}.part.from"} == {name, record.name}
 
-    with loopback.serving(Handler) as server:
+    with loopback.serve(Handler) as server:
         url = f"{server.url}/{name}"
         assert kill_at_every_call(make, _FETCH, [url, cache], check) >= 6

@@ -4,8 +4,8 @@ import os
 
 import pytest
 import tensorflow as tf
-from odd_entries import ODD_ENTRIES, must_not_block
 from program_runs import assert_refused
+from special_files import SPECIAL_FILES, fail_if_blocked
 
 from deeplab_tf.errors import UserError, escape, one_line
 from deeplab_tf.files import file_kinds
@@ -14,8 +14,8 @@ from deeplab_tf.files.file_kinds import Kind, kind_of
 NOT_UTF8 = "caf\udce9.png"
 
 
-def test_kind_is_found_without_opening_the_file(tmp_path, odd, monkeypatch):
-    kind, make = odd
+def test_kind_is_found_without_opening_the_file(tmp_path, special_file, monkeypatch):
+    kind, make = special_file
     make(tmp_path / "x.png")
     monkeypatch.setattr(os, "open", None)
     assert kind_of(tmp_path / "x.png").value == kind
@@ -77,7 +77,7 @@ def test_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     os.mkfifo(path)
     monkeypatch.setattr(file_kinds, "require_file", lambda path: None)
-    with must_not_block(), pytest.raises(UserError, match=r"no longer a file$"):
+    with fail_if_blocked(), pytest.raises(UserError, match=r"no longer a file$"):
         file_kinds.read_bytes(path)
 
 
@@ -127,7 +127,7 @@ def test_flags_that_name_special_files_are_refused(tmp_path, program, flag):
     required = [f"--{name}=x" for name in REQUIRED.get(program, ()) if name != flag]
     for kind in ("FIFO", "socket", "device", "symbolic link loop"):
         path = tmp_path / f"{flag} {kind}"
-        ODD_ENTRIES[kind](path)
+        SPECIAL_FILES[kind](path)
         message = f"^{program.rpartition('.')[2]}.py: --{flag}={path} is a {kind}$"
         assert_refused(message, program, *required, f"--{flag}={path}")
     message = r"caf\\udce9.png has a name that is not UTF-8"

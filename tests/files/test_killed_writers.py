@@ -14,7 +14,7 @@ import threading
 import numpy as np
 import pytest
 from etils import epath
-from killing import kill_at_every_call, require_strace
+from kill_process import kill_at_every_call, require_strace
 from PIL import Image
 from tqdm import tqdm
 

@@ -10,8 +10,8 @@ import time
 
 import mutations
 import pytest
-import text_kinds
-from text_kinds import KINDS
+import text_formats
+from text_formats import FORMATS
 
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.errors import UserError
@@ -22,7 +22,7 @@ def read_file(kind, folder, capsys):
     tf1._warn.cache_clear()
     capsys.readouterr()
     try:
-        value = KINDS[kind].read(str(folder))
+        value = FORMATS[kind].read(str(folder))
     except UserError as error:
         return None, str(error)
     return value, capsys.readouterr().err
@@ -37,18 +37,18 @@ def assert_refused(kind, folder, capsys, reason=""):
     assert re.search(reason, message), message
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_valid_file_is_read(kind, tmp_path, capsys):
-    KINDS[kind].write(tmp_path)
+    FORMATS[kind].write(tmp_path)
     value, message = read_file(kind, tmp_path, capsys)
     assert value and not message
 
 
 @pytest.mark.parametrize("kind", ["dataset_info.json", "classes.txt", "names.txt"])
 def test_byte_order_mark_and_crlf_are_ignored(kind, tmp_path, capsys):
-    KINDS[kind].write(tmp_path)
+    FORMATS[kind].write(tmp_path)
     expected = read_file(kind, tmp_path, capsys)
-    KINDS[kind].write(tmp_path, "\ufeff" + KINDS[kind].text.replace("\n", "\r\n"))
+    FORMATS[kind].write(tmp_path, "\ufeff" + FORMATS[kind].text.replace("\n", "\r\n"))
     assert read_file(kind, tmp_path, capsys) == expected
 
 
@@ -63,24 +63,24 @@ INVALID_TEXTS = {
 
 
 @pytest.mark.parametrize("content", INVALID_TEXTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_invalid_text_is_refused(kind, content, tmp_path, capsys):
     content, reason = INVALID_TEXTS[content]
-    KINDS[kind].write(tmp_path, content)
+    FORMATS[kind].write(tmp_path, content)
     assert_refused(kind, tmp_path, capsys, reason)
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "export.json"])
+@pytest.mark.parametrize("kind", [k for k in FORMATS if k != "export.json"])
 def test_huge_file_is_refused_before_reading(kind, tmp_path, capsys):
-    KINDS[kind].write(tmp_path)
+    FORMATS[kind].write(tmp_path)
     os.truncate(tmp_path / kind, 1 << 40)
     assert_refused(kind, tmp_path, capsys, "has 1,099,511,627,776 bytes")
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "export.json"])
+@pytest.mark.parametrize("kind", [k for k in FORMATS if k != "export.json"])
 def test_folder_or_pipe_is_refused_at_once(kind, make, tmp_path, capsys):
-    KINDS[kind].write(tmp_path)
+    FORMATS[kind].write(tmp_path)
     (tmp_path / kind).unlink()
     make(tmp_path / kind)
     assert_refused(
@@ -112,10 +112,10 @@ INVALID_JSON = {
 
 
 @pytest.mark.parametrize("content", INVALID_JSON)
-@pytest.mark.parametrize("kind", [*text_kinds.JSON, "history.jsonl"])
+@pytest.mark.parametrize("kind", [*text_formats.JSON_FORMATS, "history.jsonl"])
 def test_invalid_json_is_refused_with_its_position(kind, content, tmp_path, capsys):
     content, reason = INVALID_JSON[content]
-    KINDS[kind].write(tmp_path, content)
+    FORMATS[kind].write(tmp_path, content)
     assert_refused(kind, tmp_path, capsys, reason)
 
 
@@ -220,26 +220,26 @@ def set_value(values, path, value):
 def test_invalid_values_are_refused_with_their_key(
     kind, path, value, reason, tmp_path, capsys
 ):
-    values = set_value(json.loads(KINDS[kind].text), path, value)
+    values = set_value(json.loads(FORMATS[kind].text), path, value)
     # A wrong checksum is reported first, as damage.
-    KINDS[kind].write(tmp_path, json.dumps(values))
+    FORMATS[kind].write(tmp_path, json.dumps(values))
     assert_refused(kind, tmp_path, capsys, "changed after deeplab_tf wrote it|too many")
     del values["checksum"]
-    KINDS[kind].write(tmp_path, json.dumps(values))
+    FORMATS[kind].write(tmp_path, json.dumps(values))
     assert_refused(kind, tmp_path, capsys, reason)
 
 
-@pytest.mark.parametrize("kind", text_kinds.JSON)
+@pytest.mark.parametrize("kind", text_formats.JSON_FORMATS)
 def test_edited_file_is_accepted_without_its_checksum(kind, tmp_path, capsys):
-    values = json.loads(KINDS[kind].text)
+    values = json.loads(FORMATS[kind].text)
     assert next(iter(values)) == "checksum"
     for checksum in (None, "", 7, "sha256:0123456789abcdef", values["checksum"] + "0"):
-        KINDS[kind].write(tmp_path, json.dumps(values | {"checksum": checksum}))
+        FORMATS[kind].write(tmp_path, json.dumps(values | {"checksum": checksum}))
         assert_refused(kind, tmp_path, capsys, 'delete its "checksum" entry')
-    KINDS[kind].write(tmp_path)
+    FORMATS[kind].write(tmp_path)
     expected = read_file(kind, tmp_path, capsys)
     del values["checksum"]
-    KINDS[kind].write(tmp_path, json.dumps(values))
+    FORMATS[kind].write(tmp_path, json.dumps(values))
     assert read_file(kind, tmp_path, capsys) == expected
 
 
@@ -257,7 +257,7 @@ def test_edited_file_is_accepted_without_its_checksum(kind, tmp_path, capsys):
     ],
 )
 def test_invalid_class_lists_are_refused(text, reason, tmp_path, capsys):
-    KINDS["classes.txt"].write(tmp_path, text)
+    FORMATS["classes.txt"].write(tmp_path, text)
     assert_refused("classes.txt", tmp_path, capsys, reason)
 
 
@@ -348,7 +348,7 @@ def change_spaces(content, rng):
 
 
 MUTATIONS = (
-    *mutations.BYTES,
+    *mutations.BYTE_MUTATIONS,
     *(
         duplicate_line,
         remove_line,
@@ -388,7 +388,7 @@ def classify_result(kind, value, message, expected):
         # Only a checkpoint state may be read despite a warning.
         assert kind == "checkpoint" or not value, (value, message)
         return "refused"
-    assert not KINDS[kind].is_sealed, f"{kind} was read as {value}"
+    assert not FORMATS[kind].detects_changes, f"{kind} was read as {value}"
     assert is_class_list(value) if kind == "classes.txt" else is_list_of_words(value)
     return "changed"
 
@@ -398,15 +398,15 @@ def mutate_all(count, folder, capsys, seed):
     counts = collections.defaultdict(collections.Counter)
     rng = random.Random(seed)
     expected = {}
-    for name, kind in KINDS.items():
+    for name, kind in FORMATS.items():
         kind.write(folder / name.replace("/", "_"))
         expected[name] = read_file(name, folder / name.replace("/", "_"), capsys)[0]
     for i in range(count):
-        name = list(KINDS)[i % len(KINDS)]
+        name = list(FORMATS)[i % len(FORMATS)]
         kind_folder = folder / name.replace("/", "_")
         change = rng.choice(MUTATIONS)
-        content = change(KINDS[name].text.encode(), rng)
-        KINDS[name].write(kind_folder, content)
+        content = change(FORMATS[name].text.encode(), rng)
+        FORMATS[name].write(kind_folder, content)
         try:
             found = read_file(name, kind_folder, capsys)
             counts[name][

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from plain_records import ODD_EXIF, encoded
+from record_files import INVALID_EXIF, encode_image
 
 from deeplab_tf.images import decoding
 
@@ -24,7 +24,7 @@ def run_in_graph(function, *inputs):
 
 
 def test_jpegs_use_tensorflows_default_dct():
-    jpeg = encoded(noise(40, 56, 3), "JPEG", quality=70)
+    jpeg = encode_image(noise(40, 56, 3), "JPEG", quality=70)
     default = tf.io.decode_jpeg(jpeg, channels=3)
     accurate = tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
     assert (default != accurate).numpy().any()
@@ -34,7 +34,7 @@ def test_jpegs_use_tensorflows_default_dct():
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
 def test_grey_images_are_decoded_to_three_channels(file_format):
     grey = np.full((4, 6), 77)
-    image = decoding.decode_image(tf.constant(encoded(grey, file_format)))
+    image = decoding.decode_image(tf.constant(encode_image(grey, file_format)))
     np.testing.assert_array_equal(image, np.full((4, 6, 3), 77))
 
 
@@ -59,7 +59,7 @@ def test_any_channels_and_depth_round_trip(channels, depth):
 @pytest.mark.parametrize("progressive", [False, True])
 def test_rows_of_a_jpeg_match_the_full_image(subsampling, progressive):
     options = {"subsampling": subsampling, "progressive": progressive, "quality": 80}
-    jpeg = tf.constant(encoded(noise(61, 47, 3), "JPEG", **options))
+    jpeg = tf.constant(encode_image(noise(61, 47, 3), "JPEG", **options))
     expected = decoding.decode_image(jpeg).numpy()
     for first in range(0, 61, 7):
         for count in (1, 2, 16, 61 - first):
@@ -81,7 +81,7 @@ def test_rows_of_real_jpegs_match_the_full_image(voc_root):
 
 
 def png_with_size(width, height):
-    png = encoded(noise(3, 3))
+    png = encode_image(noise(3, 3))
     return png[:16] + struct.pack(">II", width, height) + png[24:]
 
 
@@ -95,8 +95,8 @@ def png_with_size(width, height):
         png_with_size(1 << 31, 5),
         png_with_size(1 << 30, 1 << 30),
         png_with_size(12000, 12000),
-        encoded(noise(9, 9, 3), "JPEG")[:10],
-        encoded(noise(9, 9, 3), "GIF"),
+        encode_image(noise(9, 9, 3), "JPEG")[:10],
+        encode_image(noise(9, 9, 3), "GIF"),
     ],
 )
 def test_invalid_images_and_sizes_are_refused(content):
@@ -106,7 +106,7 @@ def test_invalid_images_and_sizes_are_refused(content):
 
 def test_labels_are_decoded_as_indices():
     label = noise(5, 6)
-    decoded = run_in_graph(decoding.decode_label, encoded(label))
+    decoded = run_in_graph(decoding.decode_label, encode_image(label))
     np.testing.assert_array_equal(decoded[..., 0], label)
 
 
@@ -131,7 +131,7 @@ def test_labels_that_are_not_png_are_refused(content):
 def jpeg_with_orientation(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(noise(9, 9, 3), "JPEG", exif=exif)
+    return encode_image(noise(9, 9, 3), "JPEG", exif=exif)
 
 
 def test_orientation_is_read_from_exif():
@@ -144,8 +144,8 @@ def test_orientation_is_read_from_exif():
     [
         jpeg_with_orientation(0),
         jpeg_with_orientation(9),
-        encoded(noise(9, 9, 3), "JPEG"),
-        encoded(noise(9, 9, 3), "JPEG", exif=ODD_EXIF),
+        encode_image(noise(9, 9, 3), "JPEG"),
+        encode_image(noise(9, 9, 3), "JPEG", exif=INVALID_EXIF),
         b"\xff\xd8\xff",
     ],
 )

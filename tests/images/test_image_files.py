@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_pictures import promising_jpeg, promising_png
-from odd_entries import assert_skipped
+from hostile_images import oversized_jpeg, oversized_png
 from PIL import Image
-from small_sources import save_image, save_label
+from small_datasets import save_image, save_label
+from special_files import assert_skipped
 
 from deeplab_tf.convert import folder
 from deeplab_tf.convert.class_list import ClassList
@@ -29,8 +29,10 @@ def image_folder(tmp_path):
 
 
 @pytest.mark.parametrize("pattern", ["", "/*", "/*.png"])
-def test_special_files_in_a_folder_are_skipped(image_folder, capfd, odd, pattern):
-    kind, make = odd
+def test_special_files_in_a_folder_are_skipped(
+    image_folder, capfd, special_file, pattern
+):
+    kind, make = special_file
     make(image_folder / "x.png")
     where = f"{image_folder}{pattern}"
     assert find_images(where) == [f"{image_folder}/a.png", f"{image_folder}/b.png"]
@@ -44,8 +46,8 @@ def test_names_that_are_not_utf8_are_skipped(image_folder, capfd, pattern):
     assert_skipped(capfd, r"caf\udce9.png (name not UTF-8)")
 
 
-def test_special_files_given_by_name_are_refused(image_folder, odd):
-    kind, make = odd
+def test_special_files_given_by_name_are_refused(image_folder, special_file):
+    kind, make = special_file
     if kind == "directory":
         pytest.skip("its images are listed")
     path = image_folder / "x.png"
@@ -61,8 +63,8 @@ def test_special_files_given_by_name_are_refused(image_folder, odd):
             read(str(path))
 
 
-def test_list_that_is_not_a_file_is_refused(image_folder, odd):
-    kind, make = odd
+def test_list_that_is_not_a_file_is_refused(image_folder, special_file):
+    kind, make = special_file
     make(image_folder / "list.txt")
     with pytest.raises(UserError, match=rf"list.txt is a {kind}; a file is needed$"):
         find_images(str(image_folder), str(image_folder / "list.txt"))
@@ -77,8 +79,8 @@ def test_name_too_long_for_the_outputs_is_refused(image_folder):
         find_images(str(image_folder))
 
 
-def test_videos_that_are_not_files_are_refused(tmp_path, odd):
-    kind, make = odd
+def test_videos_that_are_not_files_are_refused(tmp_path, special_file):
+    kind, make = special_file
     path = tmp_path / "x.mp4"
     make(path)
     with pytest.raises(UserError, match=f"^{path} is a {kind}; a file is needed$"):
@@ -152,10 +154,10 @@ def test_16_bit_images_with_small_values_are_read(tmp_path):
     ("content", "message"),
     [
         # Pillow itself refuses the first two, but not the last two.
-        (promising_png(30_000, 30_000), "has too many pixels; at most 134,217,728 are"),
-        (promising_jpeg(30_000, 30_000), "has too many pixels; at most 134,217,728 a"),
-        (promising_png(12_000, 12_000), "has 12000x12000 pixels; at most 134,217,728"),
-        (promising_jpeg(12_000, 12_000), "has 12000x12000 pixels; at most 134,217,72"),
+        (oversized_png(30_000, 30_000), "has too many pixels; at most 134,217,728 are"),
+        (oversized_jpeg(30_000, 30_000), "has too many pixels; at most 134,217,728 a"),
+        (oversized_png(12_000, 12_000), "has 12000x12000 pixels; at most 134,217,728"),
+        (oversized_jpeg(12_000, 12_000), "has 12000x12000 pixels; at most 134,217,72"),
     ],
 )
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_images_with_huge_sizes_in_the_header_are_refused(
 @pytest.mark.parametrize("read", [image_files.read_index_label])
 def test_labels_with_huge_sizes_in_the_header_are_refused(tmp_path, read):
     path = tmp_path / "bomb.png"
-    path.write_bytes(promising_png(12_000, 12_000))
+    path.write_bytes(oversized_png(12_000, 12_000))
     with pytest.raises(UserError, match=r"has 12000x12000 pixels; at most 134,217,728"):
         read(path)
 

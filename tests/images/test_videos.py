@@ -8,7 +8,7 @@ import moving_shapes
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.images.videos import read_video, write_video
@@ -155,7 +155,7 @@ def test_videos_on_tensorflow_file_systems():
     folder = "ram://videos"
     tf.io.gfile.makedirs(folder)
     write_mp4(f"{folder}/out.mp4")
-    assert listed(folder) == ["out.mp4"]
+    assert list_outputs(folder) == ["out.mp4"]
     with read_video(f"{folder}/out.mp4") as video:
         assert video.name == "out"
         assert len(list(video)) == 10

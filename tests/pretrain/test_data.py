@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from small_tfds import (
-    classified,
-    examples,
     grey,
-    pictures,
+    make_class_examples,
+    make_examples,
+    noise_samples,
     prepare,
-    prepare_classes,
+    prepare_color_classes,
     rgb,
 )
 from tensorflow_datasets import features
@@ -34,14 +34,17 @@ TRAIN, TEST = 9, 5
 @pytest.fixture(scope="module")
 def splits():
     """The examples of the colors dataset by split."""
-    return {"train": classified(TRAIN, 0), "test": classified(TEST, 1)}
+    return {
+        "train": make_class_examples(TRAIN, 0),
+        "test": make_class_examples(TEST, 1),
+    }
 
 
 @pytest.fixture(scope="module")
 def folder(splits, tmp_path_factory):
     """A data_dir with the colors dataset."""
     folder = str(tmp_path_factory.mktemp("classes"))
-    prepare_classes(folder, splits)
+    prepare_color_classes(folder, splits)
     return folder
 
 
@@ -143,7 +146,7 @@ def test_training_epoch_has_each_image_once(folder, tmp_path):
         {"image": np.full((12, 14, 3), v, np.uint8), "label": i % 3}
         for i, v in enumerate(values)
     ]
-    prepare_classes(str(tmp_path), {"train": constant})
+    prepare_color_classes(str(tmp_path), {"train": constant})
     found = take_batches(
         load_classes(config_of(str(tmp_path)), "train", training=True), 6
     )
@@ -157,7 +160,7 @@ def test_training_epoch_has_each_image_once(folder, tmp_path):
 
 def test_half_of_crops_are_mirrored(tmp_path):
     ramp = np.tile(np.arange(80, dtype=np.uint8)[None, :, None], (60, 1, 3))
-    prepare_classes(str(tmp_path), {"train": [{"image": ramp, "label": 0}]})
+    prepare_color_classes(str(tmp_path), {"train": [{"image": ramp, "label": 0}]})
     config = config_of(str(tmp_path), batch_size=100)
     ((images, _),) = take_batches(load_classes(config, "train", training=True), 1)
     rising = images[:, 0, -1, 0] > images[:, 0, 0, 0]
@@ -239,14 +242,16 @@ def test_unknown_dataset_is_refused(folder, name, split, message):
 
 def test_segmentation_dataset_is_refused(tmp_path):
     schema = {"image": rgb(), "mask": grey()}
-    prepare(str(tmp_path), "toy", schema, {"train": examples(*pictures(1, 0))})
+    prepare(
+        str(tmp_path), "toy", schema, {"train": make_examples(*noise_samples(1, 0))}
+    )
     message = r"tfds:toy has no ClassLabel 'label'; .* it has .*mask \(Image\)"
     assert_refused(message, open_classes, "tfds:toy", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_broken_record_error_names_file_and_number(splits, tmp_path, training):
-    prepare_classes(str(tmp_path), splits)
+    prepare_color_classes(str(tmp_path), splits)
     source = open_classes("tfds:colors", str(tmp_path), "train")
     (path,) = source.index.paths
     with open(path, "r+b") as file:
@@ -264,8 +269,11 @@ def read_batches(dataset, count):
 @pytest.mark.parametrize("training", [True, False])
 def test_unlabelled_image_is_refused(tmp_path, training):
     # As in the test split of ImageNet.
-    unlabelled = [*classified(2, 0), {**classified(1, 1)[0], "label": -1}]
-    prepare_classes(str(tmp_path), {"test": unlabelled})
+    unlabelled = [
+        *make_class_examples(2, 0),
+        {**make_class_examples(1, 1)[0], "label": -1},
+    ]
+    prepare_color_classes(str(tmp_path), {"test": unlabelled})
     dataset = load_classes(config_of(str(tmp_path)), "test", training)
     message = r"record 2 of .*colors-test.tfrecord.* has a class outside 0\.\.2"
     assert_refused(message, lambda: read_batches(dataset, 2))

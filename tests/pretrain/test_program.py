@@ -14,7 +14,7 @@ import tensorflow as tf
 from conftest import ROOT
 from golden_case import manifest
 from program_runs import assert_refused, run
-from small_tfds import classified, prepare_classes
+from small_tfds import make_class_examples, prepare_color_classes
 
 from deeplab_tf import ModelConfig, build_model
 from deeplab_tf.checkpoints.restore import last_layer_scopes
@@ -36,8 +36,9 @@ VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 def folder(tmp_path_factory):
     """A data_dir with the colors dataset."""
     folder = str(tmp_path_factory.mktemp("classes"))
-    prepare_classes(
-        folder, {"train": classified(24, 0), "validation": classified(10, 1)}
+    prepare_color_classes(
+        folder,
+        {"train": make_class_examples(24, 0), "validation": make_class_examples(10, 1)},
     )
     return folder
 

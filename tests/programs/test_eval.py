@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from golden_case import value
-from listing import listed
+from listing import list_outputs
 from program_runs import assert_refused, run
 
 from deeplab_tf import (
@@ -72,7 +72,7 @@ def test_the_report_lies_beside_the_metrics(plain, trained):
 
 def test_no_report_where_it_is_not_wanted(trained, tmp_path):
     evaluate(trained / "logs", tmp_path, "--noreport")
-    assert listed(tmp_path) == ["metrics.json"]
+    assert list_outputs(tmp_path) == ["metrics.json"]
 
 
 def test_measures_are_written_and_told(trained, plain, tmp_path):

@@ -6,9 +6,9 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
-from plain_records import record, write
+from listing import list_outputs
 from program_runs import assert_refused, run
+from record_files import make_record, write_shards
 
 from deeplab_tf import strict_json
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
@@ -54,7 +54,7 @@ def plain_export(logs, tmp_path_factory):
 
 def test_an_export_holds_all_it_can(plain_export, tiny_model):
     path = plain_export
-    assert listed(f"{path}/assets.extra") == [
+    assert list_outputs(f"{path}/assets.extra") == [
         "dataset_info.json",
         "model.ckpt.data-00000-of-00001",
         "model.ckpt.index",
@@ -149,8 +149,10 @@ def validation(tiny_model, tmp_path_factory):
     images = [photos(33, 49), photos(40, 30), photos(49, 65)]
     labels = [predict_labels(tiny_model, image[None])[0] for image in images]
     pairs = zip(images, labels, strict=True)
-    contents = [record(x, y.astype(np.uint8), f"{i}") for i, (x, y) in enumerate(pairs)]
-    write(folder, *contents, split="val")
+    contents = [
+        make_record(x, y.astype(np.uint8), f"{i}") for i, (x, y) in enumerate(pairs)
+    ]
+    write_shards(folder, *contents, split="val")
     write_info(generic_info(5), str(folder))
     return str(folder)
 
@@ -170,7 +172,7 @@ def test_a_saved_model_is_compared_with_its_model(logs, validation, tmp_path):
     assert comparison["images"] == 3
     assert comparison["miou"]["artefact"] > 0.999
     assert comparison["max_miou_drop"] == 0.1
-    assert listed(tmp_path) == ["export", "export.parity.json"]
+    assert list_outputs(tmp_path) == ["export", "export.parity.json"]
 
 
 @pytest.mark.slow
@@ -223,7 +225,7 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
     assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
     assert path.read_bytes() == content
     names = ("", ".parity.json", ".refused.json")
-    assert listed(tmp_path) == [f"model.tflite{name}" for name in names]
+    assert list_outputs(tmp_path) == [f"model.tflite{name}" for name in names]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 from PIL import Image
 from program_runs import assert_refused, run
 
@@ -51,11 +51,11 @@ def predicted(tiny_model, tiny_export, tmp_path_factory):
 
 
 def test_a_saved_model_and_its_checkpoint_give_the_same_pictures(predicted):
-    names = listed(predicted / "exported")
+    names = list_outputs(predicted / "exported")
     kinds = ("color", "label", "overlay")
     pictures = [f"{stem}_{kind}.png" for stem in ("lying", "plain") for kind in kinds]
     assert names == sorted([*pictures, "overview.png"])
-    assert listed(predicted / "checkpoint") == names
+    assert list_outputs(predicted / "checkpoint") == names
     for name in names:
         exported = (predicted / "exported" / name).read_bytes()
         assert exported == (predicted / "checkpoint" / name).read_bytes()

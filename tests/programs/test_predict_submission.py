@@ -6,7 +6,7 @@ import tarfile
 import keras
 import numpy as np
 import pytest
-from listing import listed
+from listing import list_outputs
 from PIL import Image
 from program_runs import assert_refused, run
 
@@ -55,7 +55,7 @@ def arguments(voc_export, tiny_voc, tmp_path):
 def test_the_listed_images_are_packed(arguments, voc_model, tiny_voc, tmp_path):
     printed = run(*arguments)
     assert "2 images labelled" in printed
-    assert listed(tmp_path) == ["results.tgz", "test.txt"]
+    assert list_outputs(tmp_path) == ["results.tgz", "test.txt"]
     with tarfile.open(tmp_path / "results.tgz") as archive:
         folder = "results/VOC2012/Segmentation/comp6_test_cls"
         assert archive.getnames() == [f"{folder}/{name}.png" for name in LISTED]
@@ -72,7 +72,7 @@ def test_pictures_are_written_beside_it(arguments, tmp_path):
     run(*arguments, f"--output_dir={tmp_path}/out")
     kinds = ("color", "label", "overlay")
     pictures = [f"{name}_{kind}.png" for name in LISTED for kind in kinds]
-    assert listed(tmp_path / "out") == [*pictures, "overview.png"]
+    assert list_outputs(tmp_path / "out") == [*pictures, "overview.png"]
     assert (tmp_path / "results.tgz").exists()
 
 

@@ -10,7 +10,7 @@ import moving_shapes
 import numpy as np
 import pytest
 from conftest import ROOT
-from listing import listed
+from listing import list_outputs
 from PIL import Image
 from program_runs import assert_refused, run
 
@@ -49,7 +49,7 @@ def color_export(color_model, tmp_path_factory):
 
 def label_maps(folder):
     maps = []
-    for name in listed(folder):
+    for name in list_outputs(folder):
         with Image.open(folder / name) as picture:
             assert picture.mode == "P"
             maps.append(np.array(picture))
@@ -79,7 +79,7 @@ def test_every_frame_has_the_labels_of_its_picture(labelled, clip, strided_model
     assert not np.array_equal(maps[0], maps[29])
     assert len(np.unique(maps)) > 2
     assert "30 frames labelled" in printed
-    assert listed(folder / "1") == ["moving_labels", "moving_overlay.mp4"]
+    assert list_outputs(folder / "1") == ["moving_labels", "moving_overlay.mp4"]
 
 
 @pytest.mark.parametrize("size", [4, 7])
@@ -203,7 +203,7 @@ def test_a_camera_ends_with_its_frames_or_ctrl_c(
     )
     run(*command, f"--output_dir={tmp_path}/five", "--max_frames=5")
     printed = run(*command, f"--output_dir={tmp_path}/endless")
-    assert listed(tmp_path / "five") == ["camera0_overlay.mp4"]
+    assert list_outputs(tmp_path / "five") == ["camera0_overlay.mp4"]
     assert len(moving_shapes.frames(tmp_path / "five/camera0_overlay.mp4")) == 5
     # Those that were read before the signal, and maybe the one read with it.
     count = len(moving_shapes.frames(tmp_path / "endless/camera0_overlay.mp4"))

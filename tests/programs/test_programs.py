@@ -13,9 +13,9 @@ import program_runs
 import pytest
 import tensorflow as tf
 from conftest import ROOT
-from listing import listed
+from listing import list_outputs
 from PIL import Image
-from plain_records import record, write
+from record_files import make_record, write_shards
 from small_zoo import tiny_checkpoint
 
 from deeplab_tf.checkpoints.tf1 import read_variables
@@ -150,7 +150,7 @@ def test_a_training_goes_on_where_it_was(line, logs):
 
 
 def test_an_evaluation_writes_metrics_json(line, tiny_records):
-    assert listed(line.folder / "eval") == ["metrics.json", "report.html"]
+    assert list_outputs(line.folder / "eval") == ["metrics.json", "report.html"]
     metrics = json.loads((line.folder / "eval/metrics.json").read_text())
     assert set(metrics) == {
         *("images", "miou", "pixel_accuracy", "frequency_weighted_iou"),
@@ -421,7 +421,7 @@ def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_pat
 def write_records(folder, label, info):
     """Writes two records with one label."""
     image = np.random.RandomState(0).randint(0, 256, (*np.shape(label), 3))
-    write(folder, *[record(image, label, "bad")] * 2)
+    write_shards(folder, *[make_record(image, label, "bad")] * 2)
     records.write_info(info, str(folder))
 
 

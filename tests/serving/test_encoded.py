@@ -5,7 +5,14 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_pictures import HOSTILE, JPEG, PNG, inflated_png, noise, picture
+from hostile_images import (
+    HOSTILE_IMAGES,
+    JPEG,
+    PNG,
+    encode_image,
+    noise,
+    png_with_long_text,
+)
 from PIL import Image
 
 from deeplab_tf.serving.encoded import Bounds, find_decodable, label_encoded
@@ -38,7 +45,7 @@ def maps_and_errors():
 
 
 def test_each_picture_has_a_map_of_its_own_size(maps_and_errors):
-    pictures = [JPEG, PNG, picture(noise(1, 1, 3))]
+    pictures = [JPEG, PNG, encode_image(noise(1, 1, 3))]
     maps, errors = maps_and_errors(pictures)
     assert errors == [b"", b"", b""]
     for one, label in zip(pictures, maps, strict=True):
@@ -55,11 +62,11 @@ def test_grey_transparent_palette_and_deep_pictures_are_read_as_rgb(maps_and_err
     file = io.BytesIO()
     palette.save(file, "PNG")
     deep = tf.io.encode_png(tf.cast(noise(5, 6, 3), tf.uint16) * 256).numpy()
-    jpeg = picture(grey, "JPEG")
+    jpeg = encode_image(grey, "JPEG")
     pictures = {
-        picture(grey): grey,
+        encode_image(grey): grey,
         jpeg: tf.io.decode_jpeg(jpeg, channels=3).numpy()[..., 0],
-        picture(rgba): rgba[..., 0],
+        encode_image(rgba): rgba[..., 0],
         file.getvalue(): np.array(palette) * 3,
         deep: noise(5, 6, 3)[..., 0],
     }
@@ -70,11 +77,11 @@ def test_grey_transparent_palette_and_deep_pictures_are_read_as_rgb(maps_and_err
         np.testing.assert_array_equal(decoded, expected)
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("what", HOSTILE_IMAGES)
 def test_what_is_no_picture_has_an_error_and_its_neighbours_have_maps(
     what, maps_and_errors
 ):
-    (first, bad, last), errors = maps_and_errors([PNG, HOSTILE[what], JPEG])
+    (first, bad, last), errors = maps_and_errors([PNG, HOSTILE_IMAGES[what], JPEG])
     assert errors == [b"", BOUNDS.message.encode(), b""]
     assert bad == b""
     for label, size in ((first, (7, 11)), (last, (30, 20))):
@@ -115,7 +122,7 @@ def test_a_batch_may_be_empty_or_all_bad(maps_and_errors):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_the_bound_of_pixels_is_kept_to_the_pixel(kind):
-    pictures = [picture(noise(*size, 3), kind) for size in ((11, 7), (6, 13))]
+    pictures = [encode_image(noise(*size, 3), kind) for size in ((11, 7), (6, 13))]
     bounds = Bounds(7 * 11)
     assert find_decodable(tf.constant(pictures), bounds).numpy().tolist() == [
         True,
@@ -126,7 +133,9 @@ def test_the_bound_of_pixels_is_kept_to_the_pixel(kind):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_what_the_model_sees_is_bounded_too(kind):
-    pictures = [picture(noise(*size, 3), kind) for size in ((3, 7), (7, 3), (3, 8))]
+    pictures = [
+        encode_image(noise(*size, 3), kind) for size in ((3, 7), (7, 3), (3, 8))
+    ]
     bounds = Bounds(21 * 100, lambda sides: sides * 10)
     are_readable = find_decodable(tf.constant(pictures), bounds).numpy().tolist()
     assert are_readable == [True, True, False]
@@ -136,7 +145,7 @@ def test_what_the_model_sees_is_bounded_too(kind):
 
 
 def test_a_small_picture_may_have_a_long_description(maps_and_errors):
-    _, errors = maps_and_errors([inflated_png(4, 4, 1 << 19)])
+    _, errors = maps_and_errors([png_with_long_text(4, 4, 1 << 19)])
     assert errors == [b""]
 
 

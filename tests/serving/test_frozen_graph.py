@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf.inference import Predictor
 from deeplab_tf.serving.frozen_graph import write_frozen_graph
@@ -27,7 +27,7 @@ def photos(*shape):
 def test_an_old_client_gets_labels_by_their_names(tiny_model, tiny_export, tmp_path):
     path = tmp_path / "frozen_inference_graph.pb"
     write_frozen_graph(tiny_export, str(path))
-    assert listed(tmp_path) == [path.name]
+    assert list_outputs(tmp_path) == [path.name]
     for shape in ((1, 33, 49), (2, 20, 17)):
         images = photos(*shape)
         (labels,) = run(path, images, "SemanticPredictions")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
@@ -117,7 +117,7 @@ def test_native_layers_give_the_same():
 
 def test_labels_alone(strided_model, tmp_path):
     export_onnx(strided_model, str(tmp_path / "m.onnx"))
-    assert listed(tmp_path) == ["m.onnx"]
+    assert list_outputs(tmp_path) == ["m.onnx"]
     file = OnnxPredictor(str(tmp_path / "m.onnx"))
     assert (file.info, file.num_classes) == (None, None)
     images = photos(1, 30, 40)
@@ -140,7 +140,7 @@ def test_a_file_elsewhere_passes_the_gate(strided_model):
     with publish_artefact("ram://onnx/m.onnx") as unproven:
         export_onnx(strided_model, unproven)
         parity.gate(strided_model, unproven, [(images, labels)], max_miou_drop=0.1)
-    assert listed("ram://onnx") == ["m.onnx", "m.onnx.parity.json"]
+    assert list_outputs("ram://onnx") == ["m.onnx", "m.onnx.parity.json"]
 
 
 def test_what_cannot_be_read_is_told(tmp_path):

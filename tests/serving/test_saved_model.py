@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from golden_case import value
-from listing import listed
+from listing import list_outputs
 from tensorflow.core.protobuf import saved_model_pb2
 
 from deeplab_tf import strict_json
@@ -281,7 +281,7 @@ def test_class_names_and_colours_travel_along(tiny_export, strided_export):
 
 
 def test_nothing_else_is_left_beside_an_export(strided_export):
-    assert listed(strided_export.parent) == ["export"]
+    assert list_outputs(strided_export.parent) == ["export"]
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
     export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
     assert not (earlier / "old.txt").exists()
     assert read_export_info(str(earlier)) == dataset_info("camvid")
-    assert listed(earlier.parent) == ["export"]
+    assert list_outputs(earlier.parent) == ["export"]
 
 
 def test_an_earlier_export_stays_until_the_new_one_is_complete(
@@ -326,7 +326,7 @@ def test_anything_else_is_never_overwritten(strided_model, tmp_path, what):
         export_saved_model(strided_model, str(path))
     kept = path / "thesis.tex" if what == "folder" else path
     assert kept.read_text() == "years of work"
-    assert listed(tmp_path) == ["export"]
+    assert list_outputs(tmp_path) == ["export"]
 
 
 def test_an_empty_folder_is_filled(strided_model, tmp_path):

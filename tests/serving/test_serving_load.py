@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hostile_pictures import HOSTILE
+from hostile_images import HOSTILE_IMAGES
 from program_runs import assert_refused, run
 
 from benchmarks.serving_load import measure_load, noise_jpegs
@@ -38,7 +38,7 @@ def test_mistakes_are_told(tmp_path, tiny_export):
 def test_mixed_requests_leave_memory_flat(tiny_model, tiny_export):
     loaded = tf.saved_model.load(tiny_export)
     random = np.random.RandomState(0)
-    good, bad = noise_jpegs(16, 160, 60), list(HOSTILE.values())
+    good, bad = noise_jpegs(16, 160, 60), list(HOSTILE_IMAGES.values())
     # For each new size oneDNN keeps what it prepared, up to a thousand times, which is
     # what the second thousand is for.
     kinds = [bad if i % 20 == 7 else good for i in range(2000)]

@@ -5,7 +5,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, DecoderConfig, EvalConfig, ModelConfig
@@ -165,7 +165,7 @@ def test_equal_models_are_equal_files(color_model, tmp_path):
     for path in paths:
         export_tflite(color_model, str(path), (9, 9), info=INFO)
     assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert listed(tmp_path) == [path.name for path in paths]
+    assert list_outputs(tmp_path) == [path.name for path in paths]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from loopback import clusters
+from loopback import cluster_configs
 
 from deeplab_tf import UserError
 from deeplab_tf.training.distribution import make_strategy, require_divisible
@@ -33,7 +33,7 @@ def wait_for_output(process):
 
 
 def start_workers(*arguments):
-    for cluster in clusters():
+    for cluster in cluster_configs():
         yield start("multi_worker_mirrored", *arguments, TF_CONFIG=json.dumps(cluster))
 
 

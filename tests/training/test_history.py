@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 
 from deeplab_tf import UserError
 from deeplab_tf.training.history import History
@@ -115,7 +115,7 @@ def test_damaged_history_is_refused(kind, tmp_path):
 def test_empty_history_has_no_file(tmp_path):
     make_history(str(tmp_path)).flush()
     History(str(tmp_path)).flush()
-    assert listed(tmp_path) == []
+    assert list_outputs(tmp_path) == []
 
 
 def test_non_finite_numbers_are_restored_as_nan(tmp_path):

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from listing import listed
+from listing import list_outputs
 from training_states import WEIGHTS, fill_with, get_number, make_state, run_in_process
 
 from deeplab_tf import UserError
@@ -67,7 +67,7 @@ def test_all_values_are_restored(folder, tmp_path):
     folder = folder or str(tmp_path)
     for _ in range(2):  # the second replaces the first
         assert make_state(folder, 7.0)[0].save() == f"{folder}/model.ckpt-7"
-    assert listed(folder) == [
+    assert list_outputs(folder) == [
         "checkpoint",
         "model.ckpt-7.data-00000-of-00001",
         "model.ckpt-7.index",
@@ -506,7 +506,7 @@ def fill_the_disk(folder):
             )
             assert state.restore_latest() == f"{folder}/model.ckpt-3"
             assert get_number(variables) == 3
-            assert listed(folder) == sorted(
+            assert list_outputs(folder) == sorted(
                 ["checkpoint", "filler"]
                 + [
                     f"model.ckpt-{s}.{part}"

@@ -1,4 +1,4 @@
-"""The text files that the package reads: a valid one of each kind, and its reader."""
+"""The text files that the package reads: a valid example and a reader of each."""
 
 import dataclasses
 import os
@@ -65,37 +65,39 @@ ROWS = [
     {"step": 30, "miou": 0.75},
 ]
 STEPS = (1, 10, 100, 101, 110)
-STATE = "".join(
+CHECKPOINT_STATE = "".join(
     [
         'model_checkpoint_path: "model.ckpt-101"\n',
         *(f'all_model_checkpoint_paths: "model.ckpt-{s}"\n' for s in (10, 110, 101)),
     ]
 )
-COLORED = "# our classes\nroad 128 64 128\nside walk 0 0 192\nBär, 1, 2, 3\n\nsky 9 9 9"
+CLASS_LIST = (
+    "# our classes\nroad 128 64 128\nside walk 0 0 192\nBär, 1, 2, 3\n\nsky 9 9 9"
+)
 NAMES = "2007_000001\n2007_000002\r\nöl_3\n"
-NOTE = {"precision": "float16", "mean_pixel": [127.5, 127.5, 127.5]}
+EXPORT_NOTE = {"precision": "float16", "mean_pixel": [127.5, 127.5, 127.5]}
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
-    """A kind of file.
+class TextFormat:
+    """A text file format.
 
     Attributes:
         name: Path of the file in a folder.
         text: Valid content, as the package writes it.
-        read: Returns what is read from a folder.
-        prepare: Writes other files of the folder.
-        is_sealed: Whether no change of the content may go unnoticed.
+        read: Reads the file in a folder.
+        prepare: Writes the other files of the folder.
+        detects_changes: True if any change of the content must be noticed.
     """
 
     name: str
     text: str
     read: Callable[[str], Any]
     prepare: Callable[[str], None] = lambda folder: None
-    is_sealed: bool = True
+    detects_changes: bool = True
 
     def write(self, folder, content=None):
-        """Writes the file, and what belongs to it."""
+        """Writes the file and the other files of its folder."""
         path = os.path.join(folder, self.name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         self.prepare(str(folder))
@@ -104,7 +106,7 @@ class Kind:
             file.write(content.encode() if isinstance(content, str) else content)
 
 
-def _touch(*names):
+def _create_files(*names):
     def prepare(folder):
         for name in names:
             with open(os.path.join(folder, name), "wb"):
@@ -119,7 +121,7 @@ def _read_history(folder):
     return history.rows
 
 
-def _history_text(folder="ram://text_kinds"):
+def _history_text(folder="ram://text_formats"):
     history = History(folder)
     for row in ROWS:
         history.append(row)
@@ -140,38 +142,43 @@ def _read_classes(name):
     return lambda folder: read_class_list(epath.Path(folder) / name, "mine")
 
 
-KINDS = {
+FORMATS = {
     kind.name: kind
     for kind in (
-        Kind("dataset_info.json", INFO.to_json(), records.read_info),
-        Kind("experiment.json", EXPERIMENT.to_json(), resume.read_experiment),
-        Kind(
+        TextFormat("dataset_info.json", INFO.to_json(), records.read_info),
+        TextFormat("experiment.json", EXPERIMENT.to_json(), resume.read_experiment),
+        TextFormat(
             "assets.extra/model.json",
             strict_json.dump(dataclasses.asdict(MODEL)),
             lambda folder: pretrained._read_export(folder)[0],
-            _touch("assets.extra/model.ckpt.index"),
+            _create_files("assets.extra/model.ckpt.index"),
         ),
-        Kind(
+        TextFormat(
             "conversion.json",
             strict_json.dump({"shards": SHARDS}),
             lambda folder: manifest.Manifest(folder, 4)._shards,
         ),
-        Kind("export.json", strict_json.dump(NOTE), _read_note),
-        Kind("history.jsonl", _history_text(), _read_history),
-        Kind(
+        TextFormat("export.json", strict_json.dump(EXPORT_NOTE), _read_note),
+        TextFormat("history.jsonl", _history_text(), _read_history),
+        TextFormat(
             "checkpoint",
-            STATE,
+            CHECKPOINT_STATE,
             tf1.resolve,
-            _touch(*(f"model.ckpt-{step}.index" for step in STEPS)),
+            _create_files(*(f"model.ckpt-{step}.index" for step in STEPS)),
         ),
-        Kind("classes.txt", COLORED, _read_classes("classes.txt"), is_sealed=False),
-        Kind("classes.json", INFO.to_json(), _read_classes("classes.json")),
-        Kind(
+        TextFormat(
+            "classes.txt",
+            CLASS_LIST,
+            _read_classes("classes.txt"),
+            detects_changes=False,
+        ),
+        TextFormat("classes.json", INFO.to_json(), _read_classes("classes.json")),
+        TextFormat(
             "names.txt",
             NAMES,
             lambda folder: image_files.read_names(epath.Path(folder) / "names.txt"),
-            is_sealed=False,
+            detects_changes=False,
         ),
     )
 }
-JSON = [n for n in KINDS if n.endswith(".json")]
+JSON_FORMATS = [n for n in FORMATS if n.endswith(".json")]

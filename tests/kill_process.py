@@ -1,4 +1,4 @@
-"""Kills a function at each of its system calls that change files."""
+"""Kills a function at every system call that changes files."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-# Whatever makes, fills, moves or removes a file, on any architecture.
+# System calls that create, write, move or remove files, on any architecture.
 _CALLS = (
     *("open", "openat", "creat", "write", "pwrite64", "ftruncate", "rename"),
     *("renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink"),
@@ -27,10 +27,10 @@ def kill_at_call(function, call, number):
     Args:
         function: Called without arguments, in a fork of this process.
         call: Name of the system call.
-        number: Which of its calls the process does not survive, from 1.
+        number: Number of the call at which the process is killed, from 1.
 
     Returns:
-        Whether it was killed; otherwise it has fewer such calls.
+        True if it was killed, False if it makes fewer such calls.
     """
     child = os.fork()
     if not child:
@@ -67,12 +67,12 @@ def _wait_until_traced(process):
 
 
 def kill_at_every_call(function, prepare, check):
-    """Checks the state that a killed function leaves, for each of its system calls.
+    """Kills a function at each of its system calls and checks the state it leaves.
 
     Args:
-        function: What is killed.
-        prepare: Makes the state that it begins with.
-        check: Takes the call at which it was killed.
+        function: Function to kill.
+        prepare: Creates the initial state.
+        check: Checks the state; takes the call at which the function was killed.
 
     Returns:
         Number of kills.

@@ -1,4 +1,4 @@
-"""Records made of arrays, and shards made of records, without a converter."""
+"""Builds records from arrays and shards from records, without a converter."""
 
 import io
 import math
@@ -11,26 +11,26 @@ from deeplab_tf.data import records
 from deeplab_tf.images.decoding import EncodedImage
 
 # EXIF data in which the orientation is the text "abc".
-ODD_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
+INVALID_EXIF = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0abc\0\0\0\0\0"
 
 
-def encoded(array, file_format="PNG", **options):
-    """Returns the bytes of a picture."""
+def encode_image(array, file_format="PNG", **options):
+    """Encodes an array as an image file; returns its bytes."""
     file = io.BytesIO()
     Image.fromarray(np.asarray(array, np.uint8)).save(file, file_format, **options)
     return file.getvalue()
 
 
-def record(image, label, name="a", file_format="PNG"):
-    """Returns the record of two arrays; bytes stay as they are."""
+def make_record(image, label, name="a", file_format="PNG"):
+    """Returns the record of an image and a label, which are arrays or encoded bytes."""
     height, width = label.shape if isinstance(label, np.ndarray) else (1, 1)
-    image = image if isinstance(image, bytes) else encoded(image, file_format)
-    label = label if isinstance(label, bytes) else encoded(label)
-    picture = EncodedImage(image, file_format.lower(), height, width)
-    return records.serialize(picture, label, name)
+    image = image if isinstance(image, bytes) else encode_image(image, file_format)
+    label = label if isinstance(label, bytes) else encode_image(label)
+    encoded = EncodedImage(image, file_format.lower(), height, width)
+    return records.serialize(encoded, label, name)
 
 
-def write(folder, *contents, split="train", shards=1):
+def write_shards(folder, *contents, split="train", shards=1):
     """Writes shards of consecutive records and returns the folder."""
     tf.io.gfile.makedirs(str(folder))
     size = math.ceil(len(contents) / shards)

@@ -1,4 +1,4 @@
-"""Entries of a folder that are not files: refused or skipped, never read."""
+"""Special files: folder entries that must be refused or skipped, never read."""
 
 import contextlib
 import os
@@ -8,7 +8,7 @@ import socket
 import pytest
 
 
-def _socket(path):
+def _make_socket(path):
     # Socket addresses are short: bind from within the folder.
     before = os.getcwd()
     os.chdir(path.parent)
@@ -19,7 +19,7 @@ def _socket(path):
         os.chdir(before)
 
 
-def _device(path):
+def _make_device(path):
     try:
         os.mknod(path, 0o666 | 0o020000, os.makedev(1, 5))  # /dev/zero
         path.open("rb").close()
@@ -28,20 +28,20 @@ def _device(path):
         path.symlink_to("/dev/zero")
 
 
-# Kind to what makes a path one.
-ODD_ENTRIES = {
+# Kind to a function that creates one at a path.
+SPECIAL_FILES = {
     "directory": lambda path: path.mkdir(),
     "FIFO": os.mkfifo,
-    "socket": _socket,
-    "device": _device,
+    "socket": _make_socket,
+    "device": _make_device,
     "symbolic link loop": lambda path: path.symlink_to(path.name),
     "broken link": lambda path: path.symlink_to("nowhere"),
 }
 
 
 @contextlib.contextmanager
-def must_not_block(seconds=10):
-    """Fails what waits for something that never comes."""
+def fail_if_blocked(seconds=10):
+    """Fails the test if the block takes longer than `seconds`."""
 
     def fail(*_):
         pytest.fail(f"blocked for {seconds} s")
@@ -56,7 +56,7 @@ def must_not_block(seconds=10):
 
 
 def assert_skipped(capfd, *parts):
-    """Checks that stderr is one line, apart from tqdm's bars, which has all parts."""
+    """Checks that stderr is one line, apart from tqdm's bars, and has all parts."""
     err = capfd.readouterr().err.replace("\r", "\n").splitlines()
     (line,) = [x for x in err if x and not x.startswith(("records: ", "outlines: "))]
     assert all(part in line for part in parts), line

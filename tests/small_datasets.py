@@ -1,4 +1,4 @@
-"""Data sets of a few small images, in the layouts of their archives."""
+"""Writes datasets of a few small images in their official layouts."""
 
 import json
 import zlib
@@ -6,7 +6,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-# Some of COCO's 80 names, in its order; the 20 of VOC among them.
+# Some of COCO's 80 categories in order, including the 20 of VOC.
 COCO_CATEGORIES = (
     "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, "
     "traffic light, bird, cat, dog, horse, sheep, cow, elephant, bottle, chair, "
@@ -15,13 +15,13 @@ COCO_CATEGORIES = (
 
 
 def save_image(path, height=20, width=30, seed=None):
-    """Writes a picture of noise, JPEG or PNG as the name has it.
+    """Writes an image of noise, JPEG or PNG by the suffix.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         height: Height in pixels.
         width: Width in pixels.
-        seed: Of the noise; None is another for every name.
+        seed: Seed of the noise; None derives it from the name.
     """
     seed = zlib.crc32(path.name.encode()) if seed is None else seed
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,11 +35,11 @@ def save_label(path, label):
     Image.fromarray(np.asarray(label, np.uint8)).save(path)
 
 
-def cityscapes(root, coarse=True):
-    """Writes a Cityscapes of one or two images per folder; returns its root.
+def write_cityscapes(root, coarse=True):
+    """Writes Cityscapes with one or two images per folder; returns its root.
 
-    The label of image i of a folder holds the ids i, i + 1, ... up to 33 and begins
-    again at 0; the test split's are 0 as in the archive.
+    The label of image i of a folder has the ids i, i + 1, ... up to 33, then from 0
+    again; labels of the test split are 0, as in the archive.
     """
     folders = {"train": ("aachen", "ulm"), "val": ("munster",), "test": ("berlin",)}
     if coarse:
@@ -56,15 +56,15 @@ def cityscapes(root, coarse=True):
                 label = label if kind == "gtFine" else np.minimum(label, 7)
                 path = root / f"{kind}/{folder}/{city}/{stem}_{kind}"
                 save_label(path.with_name(f"{path.name}_labelIds.png"), label)
-                # The archives have these, too; nobody asked for them.
+                # The archives also have instance labels, which are not used.
                 save_label(path.with_name(f"{path.name}_instanceIds.png"), label)
     return root
 
 
-def ade20k(root):
-    """Writes an ADE20K with two training images and one for validation.
+def write_ade20k(root):
+    """Writes ADE20K with two training images and one for validation.
 
-    The label of image i holds the values i, i + 1, ... up to 150 and begins again.
+    The label of image i has the values i, i + 1, ... up to 150, then from 0 again.
     """
     for folder, short, count in (("training", "train", 2), ("validation", "val", 1)):
         for i in range(count):
@@ -75,8 +75,8 @@ def ade20k(root):
     return root
 
 
-def street(root):
-    """Writes ten photographs, masks in colours, and the list of the classes."""
+def write_street(root):
+    """Writes ten images, colour masks and the class list."""
     colors = {"road": (128, 64, 128), "traffic light": (250, 170, 30)}
     for i in range(10):
         save_image(root / f"images/{i}.jpg", seed=i)
@@ -88,8 +88,8 @@ def street(root):
     return root
 
 
-def satellite(root):
-    """Writes ten images of four 12-bit channels, masks of ids, and the classes."""
+def write_satellite(root):
+    """Writes ten images of four 12-bit channels, masks of ids and the class list."""
     (root / "images").mkdir(parents=True)
     random = np.random.RandomState(0)
     for i in range(10):
@@ -104,20 +104,20 @@ def satellite(root):
 
 
 def rectangle(top, left, height, width):
-    """Returns the polygon that COCO's rasteriser fills with exactly these pixels."""
+    """Returns a polygon that COCO's rasterizer fills as exactly this rectangle."""
     bottom, right = top + height, left + width
     return [left, top, right, top, right, bottom, left, bottom]
 
 
-class Coco:
-    """An instances file and its images, being put together."""
+class CocoBuilder:
+    """Builds an instances file and its images."""
 
     def __init__(self, root):
         self.path = root / "annotations/instances_train2017.json"
         self.image_dir = root / "train2017"
         self.image_dir.mkdir(parents=True)
         self.path.parent.mkdir()
-        # Ids with gaps, as COCO's.
+        # Ids with gaps, as in COCO.
         self.category_ids = {n: 2 * i + 1 for i, n in enumerate(COCO_CATEGORIES)}
         self.content = {
             "images": [],
@@ -128,7 +128,7 @@ class Coco:
         }
 
     def add_image(self, name, height=40, width=60):
-        """Writes an image and lists it; returns its id."""
+        """Writes an image and adds it to the file; returns its id."""
         save_image(self.image_dir / name, height, width)
         image_id = 7000 + len(self.content["images"])
         self.content["images"].append(
@@ -136,8 +136,8 @@ class Coco:
         )
         return image_id
 
-    def add(self, image_id, category, segmentation, iscrowd=0):
-        """Lists an object."""
+    def add_object(self, image_id, category, segmentation, iscrowd=0):
+        """Adds an object to the file."""
         self.content["annotations"].append(
             {
                 "id": 100 + len(self.content["annotations"]),
@@ -153,11 +153,11 @@ class Coco:
         self.path.write_text(json.dumps(self.content))
 
 
-def coco(root):
-    """Writes a COCO of two images, one with a large object; returns its root."""
-    files = Coco(root)
+def write_coco(root):
+    """Writes COCO with two images, one with a large object; returns its root."""
+    files = CocoBuilder(root)
     for name, side in (("000000000009.jpg", 36), ("000000000025.jpg", 3)):
         image_id = files.add_image(name)
-        files.add(image_id, "couch", [rectangle(0, 0, side, side)])
+        files.add_object(image_id, "couch", [rectangle(0, 0, side, side)])
     files.save()
     return root
