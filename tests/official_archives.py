@@ -1,4 +1,4 @@
-"""The archives of PASCAL VOC and SBD in small: their layout, tiny pictures."""
+"""Small archives in the layout of PASCAL VOC and SBD, with tiny images."""
 
 import functools
 import io
@@ -11,8 +11,8 @@ from PIL import Image
 HEIGHT, WIDTH = 6, 8
 
 
-def number(name):
-    """Returns the class id that the label of an image is full of, 1..19."""
+def class_id(name):
+    """Returns the class id that fills the label map of an image, 1..19."""
     return 1 + sum(name.encode()) % 19
 
 
@@ -34,7 +34,7 @@ def png(value):
 
 @functools.cache
 def mat(value, height=HEIGHT, width=WIDTH):
-    """Returns a MATLAB file as SBD has them; its first pixel is background."""
+    """Returns an SBD label file (MATLAB) whose first pixel is background."""
     label = np.full((height, width), value, np.uint8)
     label[0, 0] = 0
     file = io.BytesIO()
@@ -47,15 +47,15 @@ def lines(names):
     return "".join(f"{name}\n" for name in names).encode()
 
 
-def voc_files(train, val, others=()):
-    """Returns path and content of every file; `others` are images without labels."""
+def voc_files(train, val, unlabelled=()):
+    """Returns `{path: content}` of the files; `unlabelled` images have no labels."""
     root = "VOCdevkit/VOC2012"
     lists = {"train": train, "val": val, "trainval": sorted([*train, *val])}
-    files = {f"{root}/JPEGImages/{n}.jpg": jpeg(number(n)) for n in (*train, *val)}
-    files |= {f"{root}/JPEGImages/{n}.jpg": jpeg(number(n)) for n in others}
+    files = {f"{root}/JPEGImages/{n}.jpg": jpeg(class_id(n)) for n in (*train, *val)}
+    files |= {f"{root}/JPEGImages/{n}.jpg": jpeg(class_id(n)) for n in unlabelled}
     for name in (*train, *val):
-        files[f"{root}/SegmentationClass/{name}.png"] = png(number(name))
-        # Nobody asked for these.
+        files[f"{root}/SegmentationClass/{name}.png"] = png(class_id(name))
+        # Unused by the conversion.
         files[f"{root}/SegmentationObject/{name}.png"] = png(1)
     for split, names in lists.items():
         files[f"{root}/ImageSets/Segmentation/{split}.txt"] = lines(names)
@@ -64,9 +64,9 @@ def voc_files(train, val, others=()):
 
 
 def sbd_files(train, val):
-    """Returns path and content of every file."""
+    """Returns `{path: content}` of the files."""
     root = "benchmark_RELEASE/dataset"
-    files = {f"{root}/cls/{n}.mat": mat(number(n)) for n in (*train, *val)}
+    files = {f"{root}/cls/{n}.mat": mat(class_id(n)) for n in (*train, *val)}
     files |= {f"{root}/inst/{n}.mat": b"unused" for n in (*train, *val)}
     return files | {f"{root}/train.txt": lines(train), f"{root}/val.txt": lines(val)}
 

@@ -1,4 +1,4 @@
-"""A zoo on disk: archives as the official ones are, small or of real weights."""
+"""A model zoo on disk, with archives in the layout of the official ones."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ MODEL = ModelConfig(
 
 
 def pack(archive, source, folder="some_folder"):
-    """Writes the files of a folder as the official archives have them."""
+    """Packs the files of a folder in the layout of the official archives."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
         for name in sorted(os.listdir(source)):
@@ -33,17 +33,17 @@ def pack(archive, source, folder="some_folder"):
 
 
 def _value(name, array):
-    # Twice as steep as others, or all of an image would be of one class.
+    # Doubled, because otherwise every pixel of an image gets the same class.
     return value(name, array.shape) * (2 if name.endswith("/gamma") else 1)
 
 
-def tiny_checkpoint(monkeypatch, folder, **published):
-    """Puts a checkpoint called "tiny" into the table and its archive into a folder.
+def add_tiny_checkpoint(monkeypatch, folder, **published):
+    """Registers a checkpoint "tiny" in the zoo and writes its archive to a folder.
 
-    Its three protocols have little in common. Its labels vary over an image.
+    Its three evaluation protocols differ; its labels vary within an image.
 
     Returns:
-        `{official name: array}` of it.
+        `{official name: array}` of its weights.
     """
     patch_mobilenet_v2(monkeypatch)
     model = build_model(MODEL)
@@ -62,7 +62,7 @@ def tiny_checkpoint(monkeypatch, folder, **published):
         figures = dataclasses.replace(preset.published, **published)
         preset = dataclasses.replace(preset, published=figures)
     test = dataclasses.replace(preset, name="tiny_test", eval_split="test")
-    several = dataclasses.replace(
+    multi_scale = dataclasses.replace(
         preset,
         name="tiny_os8_ms_flip",
         eval_output_stride=8,
@@ -71,16 +71,16 @@ def tiny_checkpoint(monkeypatch, folder, **published):
             preset.data, min_resize_value=49, max_resize_value=97, resize_factor=16
         ),
     )
-    row = ZooCheckpoint("tiny", "tiny.tar.gz", (preset, test, several))
+    row = ZooCheckpoint("tiny", "tiny.tar.gz", (preset, test, multi_scale))
     monkeypatch.setitem(ZOO, "tiny", row)
     monkeypatch.setenv("DEEPLAB_TF_ZOO", f"file://{folder}/zoo")
     return tf1_variables(model)
 
 
-def real_checkpoint(monkeypatch, folder, source):
-    """Packs the real checkpoint as the official archive, and makes that known.
+def add_real_checkpoint(monkeypatch, folder, source):
+    """Packs the real checkpoint like its official archive and registers it.
 
-    Packed here it has another SHA-256 than the official one.
+    The packed archive has its own SHA-256.
     """
     row = ZOO[REAL]
     archive = pack(

@@ -68,7 +68,7 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
             write(np.full((48, 64, 3), 200, np.uint8))
     names = dataset_info("camvid").class_names
     (folder / "camvid.txt").write_text("".join(f"{name}\n" for name in names))
-    voc = official_archives.voc_files(["a", "b"], ["c"], others=["d"])
+    voc = official_archives.voc_files(["a", "b"], ["c"], unlabelled=["d"])
     official_archives.write_tar(folder / "VOCtrainval_11-May-2012.tar", voc)
     sbd = official_archives.sbd_files(["a", "d"], ["c"])
     official_archives.write_tar(folder / "benchmark.tgz", sbd)

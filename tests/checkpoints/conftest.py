@@ -1,4 +1,4 @@
-"""One official model for all tests of checkpoints."""
+"""Fixtures of the checkpoint tests: an official model and values for it."""
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ def built_model():
 
 
 @pytest.fixture
-def zeros(built_model):
-    """That model with every weight 0, so that what was restored is seen."""
+def zero_model(built_model):
+    """The model with all weights 0, so that restored weights are visible."""
     for variable in official_variables(built_model).values():
         variable.assign(np.zeros(variable.shape))
     return built_model
@@ -26,16 +26,16 @@ def zeros(built_model):
 
 @pytest.fixture(scope="session")
 def arrays():
-    """Values for all of its variables."""
+    """Values for all variables of the model."""
     return GoldenCase.load("mobilenet_v2_os16").weights()
 
 
 @pytest.fixture
-def holds():
-    """A function: whether a model's variable of every given name has that value."""
+def has_values():
+    """A function that checks if a model has the expected variable values."""
 
     def check(model, expected):
-        found = tf1_variables(model)
-        return all(np.array_equal(found[n], a) for n, a in expected.items())
+        values = tf1_variables(model)
+        return all(np.array_equal(values[n], a) for n, a in expected.items())
 
     return check

@@ -1,4 +1,4 @@
-"""The cache: whose it is, and what its records say."""
+"""The download cache: location, permissions and SHA-256 records."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from deeplab_tf.errors import UserError
 SHA256 = "a6b46dd0d1ae5e86cbc8f37e75ceeb6760230c1ca4ffbcb0c97b96dd7d9c464b"
 
 
-def test_the_cache_is_where_it_is_said_to_be(monkeypatch):
+def test_cache_folder_from_environment_or_argument(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.delenv("DEEPLAB_TF_CACHE", raising=False)
     assert cache_folder() == "/home/someone/.cache/deeplab_tf"
@@ -24,7 +24,7 @@ def test_the_cache_is_where_it_is_said_to_be(monkeypatch):
         cache_folder("gs://bucket")
 
 
-def test_a_new_cache_is_of_its_user_alone(tmp_path):
+def test_new_cache_is_private(tmp_path):
     folder = str(tmp_path / "a/cache")
     before = os.umask(0)
     try:
@@ -33,11 +33,11 @@ def test_a_new_cache_is_of_its_user_alone(tmp_path):
         os.umask(before)
     assert os.stat(folder).st_mode & 0o777 == 0o700
     os.chmod(folder, 0o755)
-    assert make_private(folder) == folder  # others may read
+    assert make_private(folder) == folder  # other users may read
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o770])
-def test_a_cache_that_others_can_write_to_is_refused(tmp_path, mode, monkeypatch):
+def test_cache_writable_by_others_is_refused(tmp_path, mode, monkeypatch):
     monkeypatch.setattr(cache, "_is_own_group", lambda status: False)
     folder = tmp_path / "my cache"
     folder.mkdir()
@@ -52,7 +52,7 @@ def test_a_cache_that_others_can_write_to_is_refused(tmp_path, mode, monkeypatch
     make_private(str(folder))
 
 
-def test_a_group_of_one_user_is_not_another_user(tmp_path, monkeypatch):
+def test_group_of_a_single_user_is_accepted(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     folder.mkdir()
     folder.chmod(0o770)
@@ -73,11 +73,11 @@ def test_a_group_of_one_user_is_not_another_user(tmp_path, monkeypatch):
                 make_private(str(folder))
 
 
-def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
+def test_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     folder.mkdir()
     name = cache.pwd.getpwuid(os.geteuid()).pw_name
-    if os.geteuid() == 0:  # whose caches everybody may use
+    if os.geteuid() == 0:  # anyone may use the caches of root
         os.chown(folder, 54321, -1)
         name = "the user 54321"
     monkeypatch.setattr(os, "geteuid", lambda: 98765)
@@ -86,7 +86,7 @@ def test_a_cache_of_another_user_is_refused(tmp_path, monkeypatch):
         make_private(str(folder))
 
 
-def check(path, sha256="", find_damage=None):
+def verify_file(path, sha256="", find_damage=None):
     verify(str(path), str(path), sha256, find_damage, "fetch it again")
 
 
@@ -102,39 +102,39 @@ def path(tmp_path):
     [b"", b"\xff" * 64, b"0" * 63, b"x" * 64, b"0" * 64 + b"\nmore", b"0" * 10_000_000],
     ids=["empty", "not UTF-8", "short", "no digits", "two lines", "large"],
 )
-def test_a_broken_record_is_refused_in_one_line(path, record):
+def test_invalid_record_is_refused_in_one_line(path, record):
     stored = path.with_name("some.tar.sha256")
     stored.write_bytes(record)
     message = f"^{stored} contains no SHA-256; remove it and {path} to download again"
     with pytest.raises(UserError, match=message):
-        check(path)
+        verify_file(path)
     assert stored.read_bytes() == record
-    check(path, SHA256)  # a published one needs no record
+    verify_file(path, SHA256)  # a published digest needs no record
 
 
 @pytest.mark.parametrize(
     "record", [SHA256, SHA256.upper(), f"{SHA256}  some.tar\n", f"{SHA256} *x\n"]
 )
-def test_records_of_sha256sum_are_read(path, record):
+def test_sha256sum_records_are_accepted(path, record):
     stored = path.with_name("some.tar.sha256")
     stored.write_text(record)
-    check(path)
+    verify_file(path)
     path.write_bytes(b"same")
     with pytest.raises(UserError, match=rf"of its first use \({stored}\), {SHA256}; f"):
-        check(path)
+        verify_file(path)
 
 
-def test_a_record_is_written_atomically(path, monkeypatch):
+def test_record_is_written_atomically(path, monkeypatch):
     (path.parent / "some.tar.sha256.new").write_text("of a process that was killed")
-    check(path)
+    verify_file(path)
     stored = path.with_name("some.tar.sha256")
     assert stored.read_text() == f"{SHA256}  some.tar\n"
     stored.unlink()
     monkeypatch.setattr(os, "replace", lambda *paths: os.stat("/nowhere"))
-    check(path)  # as in a cache that is read-only
+    verify_file(path)  # as in a read-only cache
     assert not stored.exists()
 
 
-def test_a_published_sum_may_have_capital_letters(path):
-    check(path, SHA256.upper())
+def test_published_digest_may_be_upper_case(path):
+    verify_file(path, SHA256.upper())
     assert os.listdir(path.parent) == ["some.tar"]

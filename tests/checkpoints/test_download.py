@@ -1,4 +1,4 @@
-"""Downloads from a real server and off a disk: resumed, verified, or one line."""
+"""Downloads over HTTP and from disk: resuming, verification and errors."""
 
 import functools
 import hashlib
@@ -17,46 +17,46 @@ from deeplab_tf.checkpoints import download
 from deeplab_tf.checkpoints.download import fetch, local_path
 from deeplab_tf.errors import UserError
 
-# More than two blocks of what is read at once.
+# More than two read blocks.
 CONTENT = bytes(range(256)) * 9000
 OTHER = CONTENT[::-1]
 
 
 class Handler(loopback.QuietHandler, http.server.BaseHTTPRequestHandler):
-    """Serves one file, and parts of it, as its server says."""
+    """Serves one file and ranges of it, as configured on the server."""
 
     def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append(asked)
+        server, requested = self.server, self.headers.get("Range")
+        server.requested.append(requested)
         time.sleep(server.delay)
         start = 0
         same = self.headers.get("If-Range", server.tag) == server.tag
         same = same or server.ignores_if_range
-        if asked and server.ranges and same:
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested and server.ranges and same:
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         if start >= len(server.content):
             self.send_error(416)
             return
         body = server.content[start:]
         self.send_response(206 if start else 200)
         if start:
-            last, whole = len(server.content) - 1, len(server.content)
-            self.send_header("Content-Range", f"bytes {start}-{last}/{whole}")
+            last, total = len(server.content) - 1, len(server.content)
+            self.send_header("Content-Range", f"bytes {start}-{last}/{total}")
         if server.tag:
             self.send_header("ETag", server.tag)
         if server.time:
             self.send_header("Last-Modified", server.time)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: server.cut])
+        self.wfile.write(body[: server.body_limit])
 
 
 @pytest.fixture
 def server():
-    """A server of `content`; `asked` has the Range of each request."""
+    """A server of `CONTENT`; `requested` collects the Range header of requests."""
     with loopback.serve(Handler) as server:
         server.content, server.tag, server.ranges = CONTENT, '"one"', True
-        server.cut, server.delay, server.asked = None, 0.0, []
+        server.body_limit, server.delay, server.requested = None, 0.0, []
         server.ignores_if_range, server.time = False, ""
         server.url += "/some.tar.gz?download=1"
         yield server
@@ -68,16 +68,16 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def cut(server, cache):
-    """How much is in the cache of a download that broke off."""
-    server.cut = 1_500_000
+def partial_size(server, cache):
+    """The number of bytes that an interrupted download left in the cache."""
+    server.body_limit = 1_500_000
     message = (
         r"cannot be downloaded: it was interrupted after 1500000 of 2304000 bytes; "
     )
     with pytest.raises(UserError, match=message):
         fetch(server.url, str(cache))
     assert "some.tar.gz" not in os.listdir(cache)
-    server.cut = None
+    server.body_limit = None
     return 1_500_000
 
 
@@ -89,37 +89,37 @@ def read(path):
     return pathlib.Path(path).read_bytes()
 
 
-def left(cache):
-    """Returns what is in the cache besides locks."""
+def cached_files(cache):
+    """Returns the names of the files in the cache, without locks."""
     names = os.listdir(cache) if cache.exists() else []
     return sorted(name for name in names if not name.endswith(".lock"))
 
 
-def test_a_file_is_fetched_once_and_its_sum_recorded(server, cache):
+def test_file_is_fetched_once_and_its_digest_recorded(server, cache):
     path = fetch(server.url, str(cache))
     assert path == str(cache / "some.tar.gz")
     assert read(path) == CONTENT
     assert fetch(server.url, str(cache)) == path
-    assert server.asked == [None]
-    assert left(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
+    assert server.requested == [None]
+    assert cached_files(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
     record = (cache / "some.tar.gz.sha256").read_text()
     assert record == f"{sha256(CONTENT)}  some.tar.gz\n"
 
 
-def test_a_published_sum_decides(server, cache):
+def test_published_digest_is_enforced(server, cache):
     with pytest.raises(
         UserError, match=rf"some.tar.gz has the SHA-256 {sha256(CONTENT)}"
     ):
         fetch(server.url, str(cache), sha256(OTHER))
-    assert left(cache) == []
+    assert cached_files(cache) == []
     path = fetch(server.url, str(cache), sha256(CONTENT))
-    assert left(cache) == ["some.tar.gz"]
+    assert cached_files(cache) == ["some.tar.gz"]
     pathlib.Path(path).write_bytes(OTHER)
     with pytest.raises(UserError, match=rf"that was published, .*; remove {path} to"):
         fetch(server.url, str(cache), sha256(CONTENT))
 
 
-def test_the_recorded_sum_is_compared(server, cache):
+def test_recorded_digest_is_enforced(server, cache):
     path = pathlib.Path(fetch(server.url, str(cache)))
     path.write_bytes(OTHER)
     with pytest.raises(
@@ -134,10 +134,10 @@ def test_the_recorded_sum_is_compared(server, cache):
     assert read(fetch(server.url, str(cache))) == CONTENT
 
 
-def test_what_broke_off_goes_on(server, cache, cut):
+def test_interrupted_download_resumes(server, cache, partial_size):
     assert read(fetch(server.url, str(cache), sha256(CONTENT))) == CONTENT
-    assert server.asked == [None, f"bytes={cut}-"]
-    assert left(cache) == ["some.tar.gz"]
+    assert server.requested == [None, f"bytes={partial_size}-"]
+    assert cached_files(cache) == ["some.tar.gz"]
 
 
 def write_origin(text):
@@ -154,58 +154,59 @@ def link_elsewhere(cache, server):
     os.link(cache / "some.tar.gz.part", cache.parent / "victim")
 
 
-CUT = "bytes=1500000-"
-# What happens after a download broke off, and the ranges that are then asked for.
+RESUMED_RANGE = "bytes=1500000-"
+# A change after an interrupted download, and the ranges requested next.
 RESTARTS = {
-    "the file changed": (change_file, [CUT]),
-    "no ranges": (lambda cache, server: setattr(server, "ranges", False), [CUT]),
-    "another URL": (
+    "changed file": (change_file, [RESUMED_RANGE]),
+    "server without ranges": (
+        lambda cache, server: setattr(server, "ranges", False),
+        [RESUMED_RANGE],
+    ),
+    "different URL": (
         lambda cache, server: setattr(server, "url", f"{server.url}&mirror"),
         [None],
     ),
-    "the part is complete": (
+    "complete part": (
         lambda cache, server: (cache / "some.tar.gz.part").write_bytes(CONTENT),
         [f"bytes={len(CONTENT)}-", None],
     ),
-    "the part is linked elsewhere": (link_elsewhere, [None]),
-    "the origin is cut short": (write_origin(b"{url}\n"), [None]),
-    "the origin is empty": (write_origin(b""), [None]),
-    "the origin is not UTF-8": (write_origin(b"\xff\xfe" * 100), [None]),
-    "the origin is large": (write_origin(b"x\n" * 100_000), [None]),
-    "the origin has no fields": (write_origin(b"\n\n\n"), [None]),
-    "the tag has a line break": (write_origin(b'{url}\n"\r"\n7\n'), [None]),
+    "hard-linked part": (link_elsewhere, [None]),
+    "truncated origin": (write_origin(b"{url}\n"), [None]),
+    "empty origin": (write_origin(b""), [None]),
+    "origin not UTF-8": (write_origin(b"\xff\xfe" * 100), [None]),
+    "large origin": (write_origin(b"x\n" * 100_000), [None]),
+    "origin without fields": (write_origin(b"\n\n\n"), [None]),
+    "line break in the tag": (write_origin(b'{url}\n"\r"\n7\n'), [None]),
 }
 
 
 @pytest.mark.parametrize("kind", RESTARTS)
-def test_a_part_that_cannot_be_trusted_begins_anew(server, cache, cut, kind):
-    change, asked = RESTARTS[kind]
+def test_untrusted_partial_download_restarts(server, cache, partial_size, kind):
+    change, requested = RESTARTS[kind]
     change(cache, server)
     assert read(fetch(server.url, str(cache))) == server.content
-    assert server.asked == [None, *asked]
+    assert server.requested == [None, *requested]
     victim = cache.parent / "victim"
-    assert not victim.exists() or read(victim) == CONTENT[:cut]
+    assert not victim.exists() or read(victim) == CONTENT[:partial_size]
 
 
 @pytest.mark.parametrize("change", ["tag", "time", "size"])
-def test_a_server_that_sends_a_part_of_another_file_is_not_believed(
-    server, cache, change
-):
-    server.ignores_if_range, server.cut = True, 1_500_000
+def test_range_of_a_different_file_is_discarded(server, cache, change):
+    server.ignores_if_range, server.body_limit = True, 1_500_000
     if change == "time":
         server.tag, server.time = "", "Thu, 04 Jan 2018 00:00:00 GMT"
     with pytest.raises(UserError, match="was interrupted"):
         fetch(server.url, str(cache))
-    server.cut, server.content = None, OTHER + b"more" * (change == "size")
+    server.body_limit, server.content = None, OTHER + b"more" * (change == "size")
     if change == "tag":
         server.tag = '"two"'
     if change == "time":
         server.time = "Fri, 05 Jan 2018 00:00:00 GMT"
     assert read(fetch(server.url, str(cache))) == server.content
-    assert server.asked == [None, "bytes=1500000-", None]
+    assert server.requested == [None, "bytes=1500000-", None]
 
 
-def test_what_is_damaged_is_not_kept_and_has_no_recorded_sum(server, cache):
+def test_damaged_download_is_not_kept_or_recorded(server, cache):
     def find_damage(path):
         return None if read(path) == CONTENT else "it is another"
 
@@ -214,38 +215,38 @@ def test_what_is_damaged_is_not_kept_and_has_no_recorded_sum(server, cache):
     message = rf"some.tar.gz is damaged or unsafe: it is .*from {url}, not"
     with pytest.raises(UserError, match=message):
         fetch(server.url, str(cache), find_damage=find_damage)
-    assert left(cache) == []
-    path = cache / "some.tar.gz"  # as by hand
+    assert cached_files(cache) == []
+    path = cache / "some.tar.gz"  # as if put there by hand
     path.write_bytes(OTHER)
     with pytest.raises(
         UserError, match=rf"is damaged or unsafe: .*; remove {path} to download it"
     ):
         fetch(server.url, str(cache), find_damage=find_damage)
-    assert left(cache) == ["some.tar.gz"]
+    assert cached_files(cache) == ["some.tar.gz"]
     path.unlink()
     server.content = CONTENT
     for _ in range(2):
         found = fetch(server.url, str(cache), find_damage=find_damage)
         assert read(found) == CONTENT
-    assert left(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
+    assert cached_files(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
 
 
 @pytest.mark.parametrize("tag", ["", 'W/"weak"'])
-def test_a_file_that_cannot_be_known_again_begins_anew(server, cache, tag):
-    server.tag, server.cut = tag, 1_500_000
+def test_download_without_a_strong_etag_restarts(server, cache, tag):
+    server.tag, server.body_limit = tag, 1_500_000
     with pytest.raises(UserError, match="was interrupted"):
         fetch(server.url, str(cache))
-    server.cut = None
+    server.body_limit = None
     assert read(fetch(server.url, str(cache))) == CONTENT
-    assert server.asked == [None, None]
+    assert server.requested == [None, None]
 
 
-def test_another_part_than_was_asked_for_is_refused(server, cache, cut, monkeypatch):
+def test_wrong_range_is_refused(server, cache, partial_size, monkeypatch):
     wrong = functools.partialmethod(send_wrong_range)
     monkeypatch.setattr(Handler, "do_GET", wrong)
     with pytest.raises(UserError, match="from 1500000 on but sent bytes 7-9/2304000"):
         fetch(server.url, str(cache))
-    assert "some.tar.gz" not in left(cache)
+    assert "some.tar.gz" not in cached_files(cache)
 
 
 def send_wrong_range(handler):
@@ -254,7 +255,7 @@ def send_wrong_range(handler):
     handler.end_headers()
 
 
-def test_without_a_network_one_line_says_where_to_put_the_file(server, cache):
+def test_offline_error_says_where_to_put_the_file(server, cache):
     url = server.url
     server.shutdown()
     server.server_close()
@@ -270,8 +271,8 @@ def test_without_a_network_one_line_says_where_to_put_the_file(server, cache):
     assert (cache / "some.tar.gz.sha256").exists()
 
 
-def test_several_at_once_fetch_once(server, cache):
-    server.delay = 0.2  # so that all of them are there before the first is done
+def test_concurrent_fetches_download_once(server, cache):
+    server.delay = 0.2  # all threads start before the first is done
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(fetch(server.url, str(cache))))
@@ -282,35 +283,35 @@ def test_several_at_once_fetch_once(server, cache):
     for thread in threads:
         thread.join()
     assert found == 4 * [str(cache / "some.tar.gz")]
-    assert server.asked == [None]
+    assert server.requested == [None]
     assert read(found[0]) == CONTENT
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "uri", "ram"])
-def test_paths_are_copied(kind, tmp_path, cache):
+def test_local_and_remote_paths_are_copied(kind, tmp_path, cache):
     folder = tmp_path / "a zoo"
     folder.mkdir()
     path = folder / "some.tar.gz"
     path.write_bytes(CONTENT)
-    spelled = {"path": str(path), "file": f"file://{path}", "uri": path.as_uri()}
+    spellings = {"path": str(path), "file": f"file://{path}", "uri": path.as_uri()}
     if kind == "ram":
-        spelled["ram"] = "ram://test_download/some.tar.gz"
+        spellings["ram"] = "ram://test_download/some.tar.gz"
         tf.io.gfile.makedirs("ram://test_download")
-        tf.io.gfile.copy(str(path), spelled["ram"], overwrite=True)
-    assert read(fetch(spelled[kind], str(cache))) == CONTENT
-    missing = spelled[kind].replace("some", "none")
+        tf.io.gfile.copy(str(path), spellings["ram"], overwrite=True)
+    assert read(fetch(spellings[kind], str(cache))) == CONTENT
+    missing = spellings[kind].replace("some", "none")
     with pytest.raises(UserError, match=r"none.tar.gz cannot be downloaded: "):
         fetch(missing, str(cache))
 
 
 @pytest.mark.parametrize("path", ["", "a/", "a/.", "a/..", "?file=a.tgz"])
-def test_a_url_without_a_file_is_refused(cache, path):
+def test_url_without_a_file_name_is_refused(cache, path):
     url = f"https://example.org/{path}"
     with pytest.raises(UserError, match=rf"^{re.escape(url)} does not name a file$"):
         fetch(url, str(cache))
 
 
-def test_what_is_no_url_is_refused(cache):
+def test_invalid_url_is_refused(cache):
     with pytest.raises(
         UserError, match=r"^http://\[::1/a.tgz is not a valid URL: Invalid IPv6"
     ):
@@ -318,13 +319,13 @@ def test_what_is_no_url_is_refused(cache):
 
 
 @pytest.mark.parametrize("name", ["modèle.tar.gz", "my model.tar.gz", "a%2Fb.tar.gz"])
-def test_urls_may_be_spelled_as_they_are_read(server, cache, name):
+def test_unescaped_urls_are_accepted(server, cache, name):
     url = server.url.replace("some.tar.gz", name).replace("http:", "HTTP:")
     assert read(fetch(url, str(cache))) == CONTENT
-    assert left(cache) == [name, f"{name}.sha256"]
+    assert cached_files(cache) == [name, f"{name}.sha256"]
 
 
-def test_a_cache_that_cannot_be_used_is_named(server, tmp_path):
+def test_unusable_cache_is_named(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     message = (
         rf"^the cache {tmp_path}/file cannot be used: .*; give another folder as "
@@ -344,7 +345,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("suffix", ["", ".part", ".part.from", ".sha256", ".lock"])
-def test_what_is_no_plain_file_is_refused(server, tmp_path, cache, suffix, kind):
+def test_special_files_in_the_cache_are_refused(server, tmp_path, cache, suffix, kind):
     cache.mkdir()
     (tmp_path / "victim").write_bytes(b"of someone else")
     path = cache / f"some.tar.gz{suffix}"
@@ -353,60 +354,63 @@ def test_what_is_no_plain_file_is_refused(server, tmp_path, cache, suffix, kind)
     with pytest.raises(UserError, match=message):
         fetch(server.url, str(cache))
     assert (tmp_path / "victim").read_bytes() == b"of someone else"
-    assert server.asked == []
+    assert server.requested == []
 
 
-def announce(length, body=b"some", status=200, **headers):
-    """Returns what a server sends that announces a length."""
+def http_response(length, body=b"some", status=200, **headers):
+    """Returns an HTTP response with a Content-Length header."""
     lines = [f"{name.replace('_', '-')}: {text}\r\n" for name, text in headers.items()]
     start = f"HTTP/1.1 {status} OK\r\nContent-Length: {length}\r\n"
     return (start + "".join(lines) + "\r\n").encode() + body
 
 
-def chunked(*chunks):
+def chunked_response(*chunks):
     return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(chunks)
 
 
 NO_SIZE = r"its size of .{1,40} bytes is not in 0\.\.4294967296"
-# What a server sends, and why it is refused.
+# Bytes that a server sends, and the reason they are refused.
 HOSTILE = {
-    "a negative size": (announce(-5), NO_SIZE),
-    "a size of 5000 digits": (announce(5000 * "9"), NO_SIZE),
-    "a size of other digits": (announce("\xb2"), NO_SIZE),
-    "a size of 1 TiB": (announce(1 << 40), NO_SIZE),
-    "a negative range": (
-        announce(4, status=206, Content_Range="bytes 0-3/-4"),
+    "negative size": (http_response(-5), NO_SIZE),
+    "size of 5000 digits": (http_response(5000 * "9"), NO_SIZE),
+    "size in superscript": (http_response("\xb2"), NO_SIZE),
+    "size of 1 TiB": (http_response(1 << 40), NO_SIZE),
+    "negative range": (
+        http_response(4, status=206, Content_Range="bytes 0-3/-4"),
         NO_SIZE,
     ),
-    "a range of 5000 digits": (
-        announce(4, status=206, Content_Range=f"bytes 0-3/{5000 * '9'}"),
+    "range of 5000 digits": (
+        http_response(4, status=206, Content_Range=f"bytes 0-3/{5000 * '9'}"),
         NO_SIZE,
     ),
-    "more than announced": (
-        announce(2000, bytes(2000), 206, Content_Range="bytes 0-3/4"),
+    "more bytes than announced": (
+        http_response(2000, bytes(2000), 206, Content_Range="bytes 0-3/4"),
         "more than 4 bytes were sent",
     ),
-    "less than announced": (announce(5), "it was interrupted after 4 of 5 bytes"),
-    "pieces without end": (
-        chunked(*100 * [b"400\r\n" + bytes(1024) + b"\r\n"]),
+    "fewer bytes than announced": (
+        http_response(5),
+        "it was interrupted after 4 of 5 bytes",
+    ),
+    "endless chunks": (
+        chunked_response(*100 * [b"400\r\n" + bytes(1024) + b"\r\n"]),
         "more than 65536 bytes were sent",
     ),
-    "a piece of negative size": (
-        chunked(b"-1\r\n" + bytes(100_000)),
+    "negative chunk size": (
+        chunked_response(b"-1\r\n" + bytes(100_000)),
         "more than 65536 bytes were sent",
     ),
-    "a body without end": (
+    "endless body": (
         b"HTTP/1.0 200 OK\r\n\r\n" + bytes(100_000),
         "more than 65536 bytes were sent",
     ),
-    "a header without end": (b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x", "header line"),
-    "headers without end": (
+    "endless header": (b"HTTP/1.1 200 OK\r\nX: " + 100_000 * b"x", "header line"),
+    "endless headers": (
         b"HTTP/1.1 200 OK\r\n" + 200 * b"X: y\r\n",
         "more than 100 headers",
     ),
-    "nothing": (b"", "Remote end closed connection"),
-    "another protocol": (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
-    "a reason for the terminal": (
+    "empty response": (b"", "Remote end closed connection"),
+    "different protocol": (b"SSH-2.0-OpenSSH\r\n", "SSH-2.0"),
+    "escape sequence in the reason": (
         b"HTTP/1.1 404 \x1b[2J" + 5000 * b"x" + b"\r\n\r\n",
         r"HTTP Error 404: \?\[2Jx{50,300};",
     ),
@@ -414,7 +418,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_answer_is_refused_in_one_line(server, cache, kind, monkeypatch):
+def test_hostile_response_is_refused_in_one_line(server, cache, kind, monkeypatch):
     sent, message = HOSTILE[kind]
     if "65536" in message:
         monkeypatch.setattr(download, "_LIMIT", 65536)
@@ -422,12 +426,12 @@ def test_a_hostile_answer_is_refused_in_one_line(server, cache, kind, monkeypatc
     with pytest.raises(UserError, match=f"cannot be downloaded: .*{message}") as error:
         fetch(server.url, str(cache))
     assert str(error.value).isprintable() and len(str(error.value)) < 700
-    assert "some.tar.gz" not in left(cache)
+    assert "some.tar.gz" not in cached_files(cache)
     assert all(path.stat().st_size <= 65536 for path in cache.iterdir())
 
 
-def test_a_piece_of_negative_size_is_not_read_into_memory(server, cache, monkeypatch):
-    sizes, pour = [], download._copy_stream
+def test_negative_chunk_size_is_not_read_into_memory(server, cache, monkeypatch):
+    sizes, copy_stream = [], download._copy_stream
 
     def record(read, file, total):
         def read_and_record(size):
@@ -435,9 +439,9 @@ def test_a_piece_of_negative_size_is_not_read_into_memory(server, cache, monkeyp
             sizes.append(len(block))
             return block
 
-        pour(read_and_record, file, total)
+        copy_stream(read_and_record, file, total)
 
-    sent = chunked(b"-1\r\n" + bytes(1_000_000))
+    sent = chunked_response(b"-1\r\n" + bytes(1_000_000))
     monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.wfile.write(sent))
     monkeypatch.setattr(download, "_copy_stream", record)
     monkeypatch.setattr(download, "_LIMIT", 900_000)
@@ -453,11 +457,9 @@ def test_a_piece_of_negative_size_is_not_read_into_memory(server, cache, monkeyp
         *("http://[::1/some.tar.gz", "http://a..b/c", "http://127.0.0.1:x/", "/loop"),
     ],
 )
-def test_a_redirect_elsewhere_is_refused_in_one_line(
-    server, cache, target, monkeypatch
-):
+def test_unsafe_redirect_is_refused_in_one_line(server, cache, target, monkeypatch):
     def redirect(handler):
-        handler.wfile.write(announce(4, status=302, Location=target))
+        handler.wfile.write(http_response(4, status=302, Location=target))
 
     monkeypatch.setattr(Handler, "do_GET", redirect)
     with pytest.raises(UserError, match=r"^http.* cannot be downloaded: ") as error:
@@ -465,26 +467,26 @@ def test_a_redirect_elsewhere_is_refused_in_one_line(
     assert str(error.value).isprintable()
     if target.startswith(("ftp", "file", "gs")):
         assert "is not allowed" in str(error.value)
-    assert left(cache) == []
+    assert cached_files(cache) == []
 
 
-def test_a_redirect_to_a_web_server_is_followed(server, cache, monkeypatch):
+def test_http_redirect_is_followed(server, cache, monkeypatch):
     send = Handler.do_GET
 
     def redirect(handler):
         if "moved" in handler.path:
             return send(handler)
         location = server.url.replace("some", "moved")
-        # Nobody reads the page of a redirect, which may have no end.
-        answer = announce(1 << 40, bytes(1 << 20), status=302, Location=location)
-        return handler.wfile.write(answer)
+        # The body of a redirect, which may be endless, is not read.
+        response = http_response(1 << 40, bytes(1 << 20), status=302, Location=location)
+        return handler.wfile.write(response)
 
     monkeypatch.setattr(Handler, "do_GET", redirect)
     assert read(fetch(server.url, str(cache))) == CONTENT
-    assert left(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
+    assert cached_files(cache) == ["some.tar.gz", "some.tar.gz.sha256"]
 
 
-def test_file_urls_and_home_folders_are_paths(monkeypatch):
+def test_file_urls_and_home_folders_are_resolved(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     for url in ("file:///a%20b/c.tgz", "file:/a b/c.tgz", "FILE://localhost/a b/c.tgz"):
         assert local_path(url) == "/a b/c.tgz"

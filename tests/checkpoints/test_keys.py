@@ -1,4 +1,4 @@
-"""Keys of variables: those of TensorFlow, and back."""
+"""Checkpoint keys of variables, in the format of TensorFlow."""
 
 import pytest
 import tensorflow as tf
@@ -9,7 +9,7 @@ NAMES = ["Conv/weights", "a.b/c", "a.S/b", ".S", "..", "S/S.", "global_step"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_key_is_tensorflows_and_has_its_name_back(name, tmp_path):
+def test_key_matches_tensorflow_and_round_trips(name, tmp_path):
     checkpoint = tf.train.Checkpoint(group={name: tf.Variable(1.0)})
     prefix = checkpoint.write(str(tmp_path / "x"))
     key = to_key("group", name)
@@ -17,12 +17,12 @@ def test_a_key_is_tensorflows_and_has_its_name_back(name, tmp_path):
     assert from_key(key) == ("group", name)
 
 
-def test_what_is_no_variable_has_no_name():
+def test_keys_of_other_entries_have_no_name():
     assert from_key("_CHECKPOINTABLE_OBJECT_GRAPH") == ()
     assert from_key("aspp0/weights") == ()
 
 
-def test_averages_win_over_weights():
+def test_averages_take_precedence_over_weights():
     keys = [to_key("average", "a/b"), to_key("model", "a/b"), to_key("model", "c")]
     others = [to_key("step"), to_key("optimizer", "a/b")]
     assert weight_keys([*keys, *others]) == {"a/b": keys[0], "c": keys[2]}

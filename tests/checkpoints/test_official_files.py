@@ -1,4 +1,4 @@
-"""Real files in other forms than checkpoints: a frozen graph and a TFLite model."""
+"""Official weights in other formats: a frozen graph and a TFLite model."""
 
 import dataclasses
 
@@ -18,8 +18,8 @@ from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
 
 
-def photographs(folder, count, size=None):
-    """Returns images spread over a folder, uint8 `[1, height, width, 3]`."""
+def read_images(folder, count, size=None):
+    """Yields evenly spaced images of a folder, uint8 `[1, height, width, 3]`."""
     paths = sorted(folder.glob("*.jpg"))
     for path in paths[:: len(paths) // count][:count]:
         image = Image.open(path).convert("RGB")
@@ -39,7 +39,7 @@ def street_config():
     return config.with_official_flags(flags)
 
 
-def test_a_frozen_graph_gives_the_labels_that_it_gives_itself(
+def test_frozen_graph_weights_give_the_labels_of_the_graph(
     frozen_folder, street_config, asset
 ):
     path = frozen_folder / "frozen_inference_graph.pb"
@@ -50,15 +50,15 @@ def test_a_frozen_graph_gives_the_labels_that_it_gives_itself(
     model = build_model(street_config)
     assert load_tf1_checkpoint(model, str(path)).complete
     predictor = Predictor(model, crop_size=(513, 1025))
-    seen = np.zeros(5, int)
-    for image in photographs(asset("data/camvid/test"), 8):
+    counts = np.zeros(5, int)
+    for image in read_images(asset("data/camvid/test"), 8):
         labels = official(tf.constant(image)).numpy()
         assert np.mean(predictor.labels(image).numpy() == labels) >= 0.999
-        seen += np.bincount(labels.ravel(), minlength=5)
-    assert np.count_nonzero(seen > 1000) >= 4
+        counts += np.bincount(labels.ravel(), minlength=5)
+    assert np.count_nonzero(counts > 1000) >= 4
 
 
-def test_a_folder_of_a_frozen_graph_will_do(frozen_folder):
+def test_folder_resolves_to_its_frozen_graph(frozen_folder):
     prefix = resolve(str(frozen_folder))
     assert prefix.endswith("frozen_inference_graph.pb")
     arrays = read_variables(prefix)
@@ -66,14 +66,14 @@ def test_a_folder_of_a_frozen_graph_will_do(frozen_folder):
     assert class_count(arrays) == 5
 
 
-def test_the_folder_of_an_export_is_told_apart(tmp_path):
+def test_export_folder_is_refused_as_a_checkpoint(tmp_path):
     for name in ("saved_model.pb", "fingerprint.pb"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"is an export \(SavedModel\); give the check"):
         resolve(str(tmp_path))
 
 
-def test_hidden_companions_of_a_mac_are_passed_over(tmp_path):
+def test_hidden_macos_files_are_ignored(tmp_path):
     for name in ("a.pb", "._a.pb"):
         (tmp_path / name).write_bytes(b"")
     assert resolve(str(tmp_path)) == str(tmp_path / "a.pb")
@@ -82,13 +82,13 @@ def test_hidden_companions_of_a_mac_are_passed_over(tmp_path):
     assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-7")
 
 
-def test_a_home_folder_is_expanded(tmp_path, monkeypatch):
+def test_home_folder_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.pb").write_bytes(b"")
     assert resolve("~/a.pb") == str(tmp_path / "a.pb")
 
 
-def test_one_of_several_frozen_graphs_has_to_be_named(tmp_path):
+def test_several_frozen_graphs_are_ambiguous(tmp_path):
     for name in ("a.pb", "b.pb"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(UserError, match=r"several frozen graphs in .*a\.pb, .*b\.pb$"):
@@ -104,37 +104,37 @@ def write_graph(path, arrays):
     return str(path)
 
 
-def test_constants_that_were_no_variables_are_passed_over(arrays, zeros, tmp_path):
+def test_other_constants_of_a_graph_are_ignored(arrays, zero_model, tmp_path):
     path = write_graph(tmp_path / "frozen_inference_graph.pb", arrays)
     assert set(read_variables(path)) == set(arrays)
-    assert load_tf1_checkpoint(zeros, path).complete
+    assert load_tf1_checkpoint(zero_model, path).complete
 
 
-def test_a_graph_without_weights_is_named(tmp_path):
+def test_graph_without_weights_is_refused(tmp_path):
     path = write_graph(tmp_path / "frozen.pb", {})
     with pytest.raises(UserError, match=r"frozen\.pb contains no weights"):
         read_variables(path)
 
 
 @pytest.mark.parametrize("content", [b"no graph at all", b"\x0a\xff\xff\xff\xff"])
-def test_a_file_that_is_no_graph_is_named(content, tmp_path):
+def test_invalid_graph_file_is_named(content, tmp_path):
     path = tmp_path / "frozen.pb"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"frozen\.pb cannot be read as a frozen graph"):
         read_variables(str(path))
 
 
-def test_a_graph_of_another_architecture_is_refused(arrays, street_config, tmp_path):
+def test_graph_of_another_architecture_is_refused(arrays, street_config, tmp_path):
     path = write_graph(tmp_path / "frozen.pb", arrays)
     with pytest.raises(UserError, match="another architecture than mobilenet_v3_small"):
         load_tf1_checkpoint(build_model(street_config), path)
 
 
-def unfolded(interpreter, model):
+def unfold_batch_norm(interpreter, model):
     """Returns the float tensors of a TFLite model under their official names.
 
-    Its batch normalisations are folded into kernels and biases: what is left of
-    them is the identity and, as beta, the bias.
+    Batch normalisation is folded into kernels and biases, so it becomes the
+    identity, with the bias as beta.
     """
     tensors = {
         detail["name"]: interpreter.get_tensor(detail["index"])
@@ -147,7 +147,7 @@ def unfolded(interpreter, model):
         scope = scope.removesuffix("/BatchNorm")
         kind = "depthwise_bias" if scope.endswith("depthwise") else "Conv2D_bias"
         if leaf in ("weights", "depthwise_weights"):
-            # [filters, h, w, channels], with one filter where it is depthwise.
+            # [filters, h, w, channels]; a depthwise kernel has one filter.
             arrays[name] = tensors[name].transpose(1, 2, 3, 0)
         elif leaf in ("beta", "biases"):
             arrays[name] = tensors[f"{scope}/{kind}"]
@@ -160,20 +160,20 @@ def unfolded(interpreter, model):
 
 
 @pytest.mark.slow
-def test_the_official_half_width_model_gives_the_logits_of_its_tflite_file(asset):
+def test_half_width_model_gives_the_logits_of_its_tflite_file(asset):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     path = asset("weights/mobilenet_v2_dm05_voc_tflite/deeplabv3_257_mv_gpu.tflite")
     interpreter = litert.Interpreter(str(path))
     interpreter.allocate_tensors()
     model = build_model(PRESETS["mobilenetv2_dm05_coco_voc_trainval"].eval_model)
-    report = load_tf1_variables(model, unfolded(interpreter, model))
+    report = load_tf1_variables(model, unfold_batch_norm(interpreter, model))
     assert report.complete
     (source,), (target,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
     folder = asset("data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages")
-    for image in photographs(folder, 8, (257, 257)):
+    for image in read_images(folder, 8, (257, 257)):
         scaled = image.astype(np.float32) * np.float32(2 / 255) - 1
         interpreter.set_tensor(source["index"], scaled)
         interpreter.invoke()
@@ -183,8 +183,11 @@ def test_the_official_half_width_model_gives_the_logits_of_its_tflite_file(asset
         assert np.abs(ours - logits).max() < 1e-3
 
 
-def inflated(channels, source=3):
-    """Returns an RGB kernel and what a model of other channels takes of it."""
+def inflate_kernel(channels, source=3):
+    """Loads a model of `source` channels into one of `channels`.
+
+    Returns the first kernel before and after loading, and the report.
+    """
     config = dataclasses.replace(ModelConfig(depth_multiplier=0.1), channels=source)
     rgb = build_model(config)
     name = "MobilenetV2/Conv/weights"
@@ -194,12 +197,12 @@ def inflated(channels, source=3):
     return arrays[name], np.array(official_variables(model)[name]), report
 
 
-def test_new_channels_begin_with_the_mean_of_red_green_and_blue():
-    kernel, taken, report = inflated(5)
-    assert taken.shape == (3, 3, 5, kernel.shape[-1])
-    np.testing.assert_array_equal(taken[:, :, :3], kernel)
+def test_new_channels_start_with_the_mean_of_rgb():
+    kernel, loaded, report = inflate_kernel(5)
+    assert loaded.shape == (3, 3, 5, kernel.shape[-1])
+    np.testing.assert_array_equal(loaded[:, :, :3], kernel)
     for channel in (3, 4):
-        np.testing.assert_allclose(taken[:, :, channel], kernel.mean(2), rtol=1e-6)
+        np.testing.assert_allclose(loaded[:, :, channel], kernel.mean(2), rtol=1e-6)
     assert report.inflated == (("MobilenetV2/Conv/weights", 5),)
     assert "MobilenetV2/Conv/weights inflated to 5 channels" in str(report)
     assert not report.complete
@@ -207,7 +210,7 @@ def test_new_channels_begin_with_the_mean_of_red_green_and_blue():
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_a_grey_image_looks_as_it_did_in_colour(channels):
+def test_grey_image_gives_the_logits_of_its_rgb_copy(channels):
     config = ModelConfig(depth_multiplier=0.1)
     rgb = build_model(config)
     for name, variable in official_variables(rgb).items():
@@ -222,9 +225,9 @@ def test_a_grey_image_looks_as_it_did_in_colour(channels):
     np.testing.assert_allclose(logits, expected, atol=1e-4 * np.std(expected))
 
 
-def test_weights_of_the_same_channels_are_not_inflated():
-    kernel, taken, report = inflated(4, source=4)
-    np.testing.assert_array_equal(taken, kernel)
+def test_weights_with_equal_channels_are_not_inflated():
+    kernel, loaded, report = inflate_kernel(4, source=4)
+    np.testing.assert_array_equal(loaded, kernel)
     assert report.inflated == ()
     assert report.complete
 
@@ -239,6 +242,6 @@ def test_excluded_weights_are_not_inflated():
     assert len(report.restored) == len(arrays) - 5
 
 
-def test_weights_of_other_channels_than_rgb_are_refused():
+def test_only_rgb_weights_are_inflated():
     with pytest.raises(UserError, match=r"Conv/weights 3x3x4x\d+ into 3x3x5x"):
-        inflated(5, source=4)
+        inflate_kernel(5, source=4)

@@ -1,4 +1,4 @@
-"""Models from names, paths and URLs: always functional, trainable and whole."""
+"""Models from names, paths and URLs: functional, trainable and complete."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow as tf
-from small_zoo import MODEL, REAL, pack, real_checkpoint, tiny_checkpoint
+from small_zoo import MODEL, REAL, add_real_checkpoint, add_tiny_checkpoint, pack
 
 import deeplab_tf
 from deeplab_tf.checkpoints import pretrained
@@ -31,15 +31,15 @@ LOGITS = ("logits/semantic/weights", "logits/semantic/biases")
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
-    """Nobody's own cache is touched."""
+    """A temporary cache, so that no real one is used."""
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def tiny(monkeypatch, tmp_path):
-    """The weights of a checkpoint called "tiny" of a zoo in tmp_path/zoo."""
-    return tiny_checkpoint(monkeypatch, tmp_path)
+    """The weights of the checkpoint `tiny` in a zoo at `tmp_path/zoo`."""
+    return add_tiny_checkpoint(monkeypatch, tmp_path)
 
 
 @pytest.fixture
@@ -47,39 +47,39 @@ def archive(tiny, tmp_path):
     return tmp_path / "zoo/tiny.tar.gz"
 
 
-def refused(message, what, **options):
-    """Checks that there is one line that holds a message."""
+def assert_refused(message, source, **options):
+    """Asserts that loading fails with a message of one line."""
     with pytest.raises(UserError, match=message) as error:
-        deeplab_tf.from_pretrained(what, **options)
+        deeplab_tf.from_pretrained(source, **options)
     assert "\n" not in str(error.value)
 
 
-def differing(model, arrays):
-    """Returns the names whose values are others than in `arrays`."""
+def find_differing(model, arrays):
+    """Returns the names of variables whose values differ from `arrays`."""
     found = tf1_variables(model)
     assert set(found) == set(arrays)
     return {n for n, a in arrays.items() if not np.array_equal(found[n], a)}
 
 
-def test_the_real_checkpoint_by_its_name(voc_checkpoint, monkeypatch, tmp_path, cache):
-    packed = real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
+def test_official_checkpoint_by_name(voc_checkpoint, monkeypatch, tmp_path, cache):
+    packed = add_real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
     model = deeplab_tf.from_pretrained(REAL)
     expected = build_model(ZOO[REAL].preset.model)
     require_complete(load_tf1_checkpoint(expected, voc_checkpoint), REAL, expected)
-    assert differing(model, tf1_variables(expected)) == set()
+    assert find_differing(model, tf1_variables(expected)) == set()
     assert model.model_config == ZOO[REAL].preset.model
     assert type(model).__name__ == "Functional" and model.trainable
     assert len(model.trainable_variables) == len(expected.trainable_variables) > 100
-    packed.unlink()  # no zoo any more: what is in the cache will do
+    packed.unlink()  # the zoo is gone; the cache is used
     again = deeplab_tf.from_pretrained(REAL, output_stride=16)
-    assert differing(again, tf1_variables(expected)) == set()
+    assert find_differing(again, tf1_variables(expected)) == set()
     assert again.model_config == ZOO[REAL].preset.model.at_output_stride(16)
 
 
-def test_weights_are_found_without_a_model(tiny, archive, tmp_path):
+def test_find_weights_by_name_or_path(tiny, archive, tmp_path):
     made = str(tmp_path / "made/model.ckpt-30000")
-    for what in ("tiny", str(archive), f"file://{archive}"):
-        found = pretrained.find_weights(what)
+    for source in ("tiny", str(archive), f"file://{archive}"):
+        found = pretrained.find_weights(source)
         assert found.endswith(".extracted/some_folder/model.ckpt-30000")
         arrays = read_variables(found)
         assert all(np.array_equal(arrays[name], a) for name, a in tiny.items())
@@ -94,86 +94,90 @@ def test_weights_are_found_without_a_model(tiny, archive, tmp_path):
         pretrained.find_weights("tinny")
 
 
-def test_a_repacked_archive_is_not_the_published_one(
+def test_repacked_archive_fails_the_published_digest(
     voc_checkpoint, cache, monkeypatch
 ):
     source = os.path.dirname(voc_checkpoint)
     published = ZOO[REAL]
-    real_checkpoint(monkeypatch, cache.parent, source)
+    add_real_checkpoint(monkeypatch, cache.parent, source)
     monkeypatch.setitem(ZOO, REAL, published)
-    refused(rf"SHA-256 .* not the one that was published, {published.sha256}; ", REAL)
+    assert_refused(
+        rf"SHA-256 .* not the one that was published, {published.sha256}; ", REAL
+    )
     assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
 
 
-def test_another_class_count_renews_the_logits_alone(tiny, capsys):
+def test_other_class_count_reinitializes_only_the_logits(tiny, capsys):
     model = deeplab_tf.from_pretrained("tiny", num_classes=3, output_stride=8)
     expected = dataclasses.replace(MODEL, num_classes=3).at_output_stride(8)
     assert model.model_config == expected
     assert model.output_shape[-1] == 3
-    assert differing(model, tiny) == set(LOGITS)
+    assert find_differing(model, tiny) == set(LOGITS)
     skipped = "2 skipped because of their shape (logits/semantic/weights 1x1x16x21 into"
     assert f"{skipped} 1x1x16x3" in capsys.readouterr().out
     deeplab_tf.from_pretrained("tiny", num_classes=21)
     assert "skipped" not in capsys.readouterr().out
 
 
-def test_the_cache_may_be_given(tiny, tmp_path, cache):
+def test_cache_dir_is_used(tiny, tmp_path, cache):
     deeplab_tf.from_pretrained("tiny", cache_dir=str(tmp_path / "mine"))
     assert (tmp_path / "mine/tiny.tar.gz").exists()
     assert not cache.exists()
 
 
-def test_hidden_companions_of_a_mac_are_passed_over(tiny, archive, tmp_path):
+def test_hidden_macos_files_are_ignored(tiny, archive, tmp_path):
     for name in ("._model.ckpt-30000.index", "._frozen_inference_graph.pb"):
         (tmp_path / "made" / name).write_bytes(b"\0\5\x16\7")
     (tmp_path / "made/frozen_inference_graph.pb").write_bytes(b"of no interest")
     pack(archive, tmp_path / "made")
-    assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
+    assert find_differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
 
 
-@pytest.mark.parametrize("damage", ["cut", "page of a portal"])
-def test_a_damaged_download_is_not_kept(tiny, archive, cache, damage):
-    whole = archive.read_bytes()
-    half = whole[: len(whole) // 2]
-    archive.write_bytes(half if damage == "cut" else b"<html>login</html>")
+@pytest.mark.parametrize("damage", ["truncated", "captive portal page"])
+def test_damaged_download_is_not_kept(tiny, archive, cache, damage):
+    intact = archive.read_bytes()
+    half = intact[: len(intact) // 2]
+    archive.write_bytes(half if damage == "truncated" else b"<html>login</html>")
     message = (
         rf"^tiny.tar.gz is damaged or .*; downloaded from file://{archive}, not kept"
     )
-    refused(message, "tiny")
+    assert_refused(message, "tiny")
     assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
-    archive.write_bytes(whole)
-    assert differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
+    archive.write_bytes(intact)
+    assert find_differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
 
 
-def test_nobody_is_told_to_remove_an_own_archive(tmp_path):
+def test_error_does_not_suggest_removing_own_archives(tmp_path):
     (tmp_path / "own.tgz").write_bytes(b"damaged")
-    refused(
+    assert_refused(
         "own.tgz cannot be extracted: it is not a tar archive$",
         str(tmp_path / "own.tgz"),
     )
 
 
-def test_a_cache_that_cannot_be_used_is_named(tiny, tmp_path, archive):
+def test_unusable_cache_is_named(tiny, tmp_path, archive):
     (tmp_path / "file").write_bytes(b"")
     path = str(tmp_path / "file")
     message = rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$"
-    for what in ("tiny", str(archive)):
-        refused(message, what, cache_dir=path)
+    for source in ("tiny", str(archive)):
+        assert_refused(message, source, cache_dir=path)
     (tmp_path / "folder/tiny.tar.gz").mkdir(parents=True)
     message = f"{tmp_path}/folder/tiny.tar.gz is a folder, not a plain file; remove it"
-    refused(message, "tiny", cache_dir=str(tmp_path / "folder"))
+    assert_refused(message, "tiny", cache_dir=str(tmp_path / "folder"))
 
 
-@pytest.mark.parametrize("what", ["name", "path", "url"])
-def test_a_cache_that_others_can_write_to_is_refused(tiny, archive, cache, what):
+@pytest.mark.parametrize("kind", ["name", "path", "url"])
+def test_cache_writable_by_others_is_refused(tiny, archive, cache, kind):
     cache.mkdir()
     cache.chmod(0o777)
-    spelled = {"name": "tiny", "path": str(archive), "url": "http://127.0.0.1:1/a.tgz"}
-    refused(f"other users can write to the cache {cache}; run chmod", spelled[what])
+    sources = {"name": "tiny", "path": str(archive), "url": "http://127.0.0.1:1/a.tgz"}
+    assert_refused(
+        f"other users can write to the cache {cache}; run chmod", sources[kind]
+    )
     assert os.listdir(cache) == []
 
 
-def test_a_changed_file_in_the_cache_is_extracted_again(tiny, archive, cache):
+def test_modified_file_in_the_cache_is_extracted_again(tiny, archive, cache):
     found = pretrained.find_weights("tiny")
     index = pathlib.Path(f"{found}.index")
     intact = index.read_bytes()
@@ -184,69 +188,91 @@ def test_a_changed_file_in_the_cache_is_extracted_again(tiny, archive, cache):
 
 
 @pytest.mark.parametrize("evil", ["../evil", "some_folder/../../../evil", "/tmp/evil"])
-def test_an_archive_that_writes_elsewhere_is_refused_whole(archive, evil, tmp_path):
+def test_archive_with_unsafe_paths_is_refused(archive, evil, tmp_path):
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(tmp_path / "made", "some_folder")
         tar.addfile(tarfile.TarInfo(evil))
-    refused(f"tiny.tar.gz is damaged or unsafe: its member {evil} .*not kept", "tiny")
+    assert_refused(
+        f"tiny.tar.gz is damaged or unsafe: its member {evil} .*not kept", "tiny"
+    )
     own = tmp_path / "own.tar.gz"
     archive.rename(own)
-    refused(f"own.tar.gz cannot be extracted: its member {evil} ", str(own))
+    assert_refused(f"own.tar.gz cannot be extracted: its member {evil} ", str(own))
     assert list(tmp_path.rglob("*evil*")) == []
     assert [path.suffix for path in tmp_path.rglob("*extracted*")] == [".lock"]
 
 
-def test_an_archive_of_something_else_is_refused(tiny, archive, tmp_path):
+def test_archive_without_weights_is_refused(tiny, archive, tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("no weights")
     pack(archive, tmp_path / "texts")
-    refused("tiny.tar.gz contains no checkpoint, frozen graph or SavedModel", "tiny")
+    assert_refused(
+        "tiny.tar.gz contains no checkpoint, frozen graph or SavedModel", "tiny"
+    )
 
 
-def test_several_checkpoints_in_an_archive_are_refused(tiny, archive, tmp_path):
+def test_archive_of_several_checkpoints_is_refused(tiny, archive, tmp_path):
     with tarfile.open(archive, "w:gz") as tar:
         for name in ("a", "b/c"):
             tar.add(tmp_path / "made", name)
-    refused(r"tiny.tar.gz contains several checkpoints \(a, b/c\); extract it", "tiny")
+    assert_refused(
+        r"tiny.tar.gz contains several checkpoints \(a, b/c\); extract it", "tiny"
+    )
 
 
-def test_a_checkpoint_of_another_model_is_refused(tiny, archive, tmp_path):
+def test_checkpoint_of_another_model_is_refused(tiny, archive, tmp_path):
     shutil.rmtree(tmp_path / "made")
     other = dataclasses.replace(MODEL, decoder=DecoderConfig(output_strides=()))
     save_tf1_checkpoint(build_model(other), str(tmp_path / "made/model.ckpt"))
     pack(archive, tmp_path / "made")
-    refused(r"is not a checkpoint of this mobilenet_v2 .*: .* missing", "tiny")
-    refused(r"is not a checkpoint of this .*: .* missing", "tiny", num_classes=3)
+    assert_refused(r"is not a checkpoint of this mobilenet_v2 .*: .* missing", "tiny")
+    assert_refused(r"is not a checkpoint of this .*: .* missing", "tiny", num_classes=3)
 
 
-def test_without_a_network_the_place_of_the_file_is_told(tiny, monkeypatch, cache):
+def test_offline_error_says_where_to_put_the_file(tiny, monkeypatch, cache):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv(
             "DEEPLAB_TF_ZOO", f"http://127.0.0.1:{closed.getsockname()[1]}"
         )
-    refused(rf"cannot be downloaded: .*put the file at {cache}/tiny.tar.gz$", "tiny")
+    assert_refused(
+        rf"cannot be downloaded: .*put the file at {cache}/tiny.tar.gz$", "tiny"
+    )
 
 
-def test_unknown_names_and_paths_are_told(tmp_path):
-    refused(r"called \S+; similar: xception65_", "xception65_coco_voc")
-    refused(r"^no checkpoint .*nothing/here", str(tmp_path / "nothing/here"))
-    refused(r"^there is no archive .*none.tar.gz$", str(tmp_path / "none.tar.gz"))
-    refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
-    refused(r"^http://\[::1/x is not a valid URL: Invalid IPv6", "http://[::1/x")
-    for what in (None, "", 7):
-        refused(rf"^expected a name .*; received {what!r}$", what)
+def test_unknown_names_and_paths_are_refused(tmp_path):
+    assert_refused(r"called \S+; similar: xception65_", "xception65_coco_voc")
+    assert_refused(r"^no checkpoint .*nothing/here", str(tmp_path / "nothing/here"))
+    assert_refused(
+        r"^there is no archive .*none.tar.gz$", str(tmp_path / "none.tar.gz")
+    )
+    assert_refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
+    assert_refused(r"^http://\[::1/x is not a valid URL: Invalid IPv6", "http://[::1/x")
+    for source in (None, "", 7):
+        assert_refused(rf"^expected a name .*; received {source!r}$", source)
 
 
-def test_mistakes_are_told_before_anything_is_fetched(tiny, cache):
-    for what in ("tiny", "https://example.org/some.tar.gz"):
-        refused("^output_stride must be 8, 16.*; received 7$", what, output_stride=7)
-        refused("^num_classes must be at least 1 .*; received 0$", what, num_classes=0)
-        refused("^num_classes must be an integer; received '3'$", what, num_classes="3")
+def test_invalid_options_are_refused_before_downloading(tiny, cache):
+    for source in ("tiny", "https://example.org/some.tar.gz"):
+        assert_refused(
+            "^output_stride must be 8, 16.*; received 7$", source, output_stride=7
+        )
+        assert_refused(
+            "^num_classes must be at least 1 .*; received 0$",
+            source,
+            num_classes=0,
+        )
+        assert_refused(
+            "^num_classes must be an integer; received '3'$",
+            source,
+            num_classes="3",
+        )
     assert not cache.exists()
 
 
-def test_what_is_here_is_taken_before_the_zoo(tiny, tmp_path, monkeypatch, capsys):
+def test_local_folder_takes_precedence_over_the_zoo(
+    tiny, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     config = dataclasses.replace(MODEL, num_classes=4)
     save_tf1_checkpoint(build_model(config), str(tmp_path / "tiny/model.ckpt"))
@@ -256,22 +282,22 @@ def test_what_is_here_is_taken_before_the_zoo(tiny, tmp_path, monkeypatch, capsy
     assert f"note: using {tmp_path}/tiny, not the tiny of the zoo" in printed
 
 
-def test_paths_are_spelled_in_many_ways(tiny, tmp_path, monkeypatch):
+def test_path_spellings(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
     (tmp_path / "made").rename(tmp_path / "a folder.tar")
     folder = tmp_path / "a folder.tar"
-    for what in (
+    for source in (
         folder,
         "~/a folder.tar",
         folder.as_uri(),
         f"{folder}/model.ckpt-30000",
     ):
-        assert differing(deeplab_tf.from_pretrained(what), tiny) == set()
+        assert find_differing(deeplab_tf.from_pretrained(source), tiny) == set()
 
 
 @pytest.mark.parametrize("folder", ["ram://test_pretrained/logs", None])
-def test_a_training_tells_its_model(folder, tmp_path, tiny):
+def test_training_folder_describes_its_model(folder, tmp_path, tiny):
     folder = folder or str(tmp_path / "logs")
     config = dataclasses.replace(MODEL, num_classes=4)
     model = build_model(config)
@@ -280,17 +306,15 @@ def test_a_training_tells_its_model(folder, tmp_path, tiny):
     for path in (folder, f"{folder}/model.ckpt-7"):
         again = deeplab_tf.from_pretrained(path)
         assert again.model_config == config
-        assert differing(again, tf1_variables(model)) == set()
-    renewed = deeplab_tf.from_pretrained(folder, num_classes=2)
-    assert differing(renewed, tf1_variables(model)) == set(LOGITS)
+        assert find_differing(again, tf1_variables(model)) == set()
+    other_classes = deeplab_tf.from_pretrained(folder, num_classes=2)
+    assert find_differing(other_classes, tf1_variables(model)) == set(LOGITS)
 
 
-def test_a_checkpoint_without_a_description_is_known_by_its_variables(
-    tiny, tmp_path, capsys
-):
+def test_model_is_inferred_from_variables(tiny, tmp_path, capsys):
     model = deeplab_tf.from_pretrained(str(tmp_path / "made"))
     assert model.model_config == MODEL
-    assert differing(model, tiny) == set()
+    assert find_differing(model, tiny) == set()
     printed = capsys.readouterr().out
     assert "using mobilenet_v2 with output_stride 16 and atrous_rates [6]" in (printed)
     fewer = dataclasses.replace(MODEL, num_classes=5)
@@ -298,17 +322,17 @@ def test_a_checkpoint_without_a_description_is_known_by_its_variables(
     assert deeplab_tf.from_pretrained(str(tmp_path / "own")).model_config == fewer
 
 
-def test_a_checkpoint_of_no_known_model_is_refused(tmp_path):
+def test_checkpoint_of_an_unknown_model_is_refused(tmp_path):
     config = ModelConfig(depth_multiplier=0.2)
     save_tf1_checkpoint(build_model(config), str(tmp_path / "own/model.ckpt"))
-    refused(
+    assert_refused(
         r"own/model.ckpt has no experiment.json next to it, and its variables match no",
         str(tmp_path / "own"),
     )
 
 
-def test_models_of_the_same_variables_are_built_once():
-    """VOC and Cityscapes, train and trainval, 8 bit and not: of the same variables."""
+def test_models_with_equal_variables_are_built_once():
+    # VOC and Cityscapes, train and trainval, 8 bit and not, have equal variables.
     without = pretrained.find_candidates({"MobilenetV2/Conv/weights": None})
     assert [model.depth_multiplier for model in without] == [0.5, 1.0]
     decoder = {"decoder/decoder_conv0_pointwise/weights": None}
@@ -317,47 +341,47 @@ def test_models_of_the_same_variables_are_built_once():
     assert len(pretrained.find_candidates({"MobilenetEdgeTPU/a": None})) == 2
 
 
-def test_a_frozen_graph_of_the_official_export_is_known(asset):
+def test_model_is_inferred_from_an_official_frozen_graph(asset):
     folder = str(asset("weights/mobilenet_v3_small_lraspp_frozen"))
     model = deeplab_tf.from_pretrained(folder)
     zoo = ZOO["mobilenetv3_small_cityscapes_trainfine"].preset.model
     assert model.model_config == dataclasses.replace(zoo, num_classes=5)
-    renewed = deeplab_tf.from_pretrained(folder, num_classes=2)
-    # Without a layer of logits the last two of the decoder give them, as a sum.
-    others = {
+    other_classes = deeplab_tf.from_pretrained(folder, num_classes=2)
+    # Without a logits layer the last two decoder layers give the logits, as a sum.
+    unexpected = {
         name
-        for name in differing_in_shape(renewed, tf1_variables(model))
+        for name in find_differing_shapes(other_classes, tf1_variables(model))
         if not name.startswith(("decoder/decoder_conv", "decoder/feature_projection"))
     }
-    assert others == set()
-    assert renewed.output_shape[-1] == 2
+    assert unexpected == set()
+    assert other_classes.output_shape[-1] == 2
 
 
-def differing_in_shape(model, arrays):
+def find_differing_shapes(model, arrays):
     found = tf1_variables(model)
     same = {n for n, a in arrays.items() if found[n].shape == a.shape}
     assert all(np.array_equal(found[n], arrays[n]) for n in same)
     return set(arrays) - same
 
 
-def test_archives_of_the_user(tiny, tmp_path, monkeypatch):
+def test_own_archives(tiny, tmp_path, monkeypatch):
     own = tmp_path / "own.tgz"
     write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
     pack(own, tmp_path / "made")
     monkeypatch.chdir(tmp_path)
-    for what in (str(own), "own.tgz", f"file://{own}"):
-        assert differing(deeplab_tf.from_pretrained(what), tiny) == set()
-    # Another file of that name is another checkpoint, and so is a new one.
+    for source in (str(own), "own.tgz", f"file://{own}"):
+        assert find_differing(deeplab_tf.from_pretrained(source), tiny) == set()
+    # A file of that name elsewhere is another checkpoint, and so is a newer one.
     model = build_model(MODEL)
     save_tf1_checkpoint(model, str(tmp_path / "made/model.ckpt-30000"))
     pack(tmp_path / "other/own.tgz", tmp_path / "made")
     pack(own, tmp_path / "made")
-    for what in ("other/own.tgz", "own.tgz"):
-        again = deeplab_tf.from_pretrained(what)
-        assert differing(again, tf1_variables(model)) == set()
+    for source in ("other/own.tgz", "own.tgz"):
+        again = deeplab_tf.from_pretrained(source)
+        assert find_differing(again, tf1_variables(model)) == set()
 
 
-def test_an_archive_on_disk_is_not_kept_elsewhere(tiny, tmp_path, cache):
+def test_local_archive_is_not_copied_to_the_cache(tiny, tmp_path, cache):
     own = tmp_path / "own.tgz"
     write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
     pack(own, tmp_path / "made")
@@ -366,18 +390,18 @@ def test_an_archive_on_disk_is_not_kept_elsewhere(tiny, tmp_path, cache):
     save_tf1_checkpoint(model, str(tmp_path / "made/model.ckpt-30000"))
     pack(own, tmp_path / "made")
     again = deeplab_tf.from_pretrained(own.as_uri())
-    assert differing(again, tf1_variables(model)) == set()
+    assert find_differing(again, tf1_variables(model)) == set()
     assert list(cache.rglob("*.tgz")) == []
 
 
-def test_the_archive_of_the_zoo_from_another_address_is_known(tiny, archive, capsys):
-    assert differing(deeplab_tf.from_pretrained(archive.as_uri()), tiny) == set()
+def test_zoo_archive_from_another_url_is_recognized(tiny, archive, capsys):
+    assert find_differing(deeplab_tf.from_pretrained(archive.as_uri()), tiny) == set()
     assert "judging by its variables" not in capsys.readouterr().out
 
 
-def backbone_only(monkeypatch, tmp_path, without=""):
-    """Makes of "tiny" a classifier, without the variables of a prefix."""
-    arrays = tiny_checkpoint(monkeypatch, tmp_path, miou=None)
+def write_backbone_only(monkeypatch, tmp_path, without=""):
+    """Turns "tiny" into a classifier, without variables that contain `without`."""
+    arrays = add_tiny_checkpoint(monkeypatch, tmp_path, miou=None)
     kept = {
         name: array
         for name, array in arrays.items()
@@ -396,8 +420,8 @@ def backbone_only(monkeypatch, tmp_path, without=""):
     return arrays
 
 
-def test_a_backbone_gets_a_new_head(monkeypatch, tmp_path, capsys):
-    arrays = backbone_only(monkeypatch, tmp_path)
+def test_backbone_gets_a_new_head(monkeypatch, tmp_path, capsys):
+    arrays = write_backbone_only(monkeypatch, tmp_path)
     model = deeplab_tf.from_pretrained("tiny", num_classes=3)
     found = tf1_variables(model)
     backbone = [name for name in arrays if name.startswith("MobilenetV2/")]
@@ -409,41 +433,46 @@ def test_a_backbone_gets_a_new_head(monkeypatch, tmp_path, capsys):
     assert "1 not in the model (MobilenetV2/Logits/Conv2d_1c_1x1/biases)" in printed
 
 
-def test_a_folder_of_a_backbone_is_referred_to_its_name(monkeypatch, tmp_path):
-    backbone_only(monkeypatch, tmp_path)
-    refused(
+def test_backbone_folder_error_suggests_its_name(monkeypatch, tmp_path):
+    write_backbone_only(monkeypatch, tmp_path)
+    assert_refused(
         "made/model.ckpt has no .* for a backbone of the zoo, give its name: tiny$",
         str(tmp_path / "made"),
     )
 
 
-def test_half_a_backbone_is_refused(monkeypatch, tmp_path):
-    backbone_only(monkeypatch, tmp_path, without="expanded_conv_3/")
-    refused(r"lacks part of the backbone: .*expanded_conv_3/", "tiny")
+def test_incomplete_backbone_is_refused(monkeypatch, tmp_path):
+    write_backbone_only(monkeypatch, tmp_path, without="expanded_conv_3/")
+    assert_refused(r"lacks part of the backbone: .*expanded_conv_3/", "tiny")
 
 
-def test_an_export_is_a_model_again(tmp_path, tiny_model, tiny_export):
+def test_model_is_loaded_from_an_export(tmp_path, tiny_model, tiny_export):
     arrays = tf1_variables(tiny_model)
     model = deeplab_tf.from_pretrained(tiny_export)
     assert model.model_config == tiny_model.model_config
-    assert differing(model, arrays) == set()
+    assert find_differing(model, arrays) == set()
     archive = pack(tmp_path / "export.tar.gz", tiny_export)
-    renewed = deeplab_tf.from_pretrained(str(archive), num_classes=3, output_stride=8)
-    assert differing(renewed, arrays) == set(LOGITS)
+    other_classes = deeplab_tf.from_pretrained(
+        str(archive), num_classes=3, output_stride=8
+    )
+    assert find_differing(other_classes, arrays) == set(LOGITS)
 
 
 @pytest.mark.parametrize(
-    ("name", "what"), [("model.json", "model"), ("model.ckpt.index", "weights")]
+    ("name", "part"), [("model.json", "model"), ("model.ckpt.index", "weights")]
 )
-def test_an_export_that_lacks_something_is_refused(name, what, tiny_export, tmp_path):
+def test_incomplete_export_is_refused(name, part, tiny_export, tmp_path):
     path = tmp_path / "export"
     shutil.copytree(tiny_export, path)
     (path / "assets.extra" / name).unlink()
-    refused(rf"was exported without its {what} \(.*{name} is missing\); g", str(path))
+    assert_refused(
+        rf"was exported without its {part} \(.*{name} is missing\); g",
+        str(path),
+    )
 
 
-def test_a_broken_description_of_an_export_is_named(tiny_export, tmp_path):
+def test_invalid_model_json_of_an_export_is_named(tiny_export, tmp_path):
     path = tmp_path / "export"
     shutil.copytree(tiny_export, path)
     (path / "assets.extra/model.json").write_text("{")
-    refused("model.json: line 1, column 2: ", str(path))
+    assert_refused("model.json: line 1, column 2: ", str(path))

@@ -1,4 +1,4 @@
-"""Checkpoint files, official and ours: found, read, written, refused."""
+"""Finding, reading and writing checkpoint files, official ones and ours."""
 
 import re
 
@@ -36,36 +36,36 @@ SMALL = {"logits/semantic/biases": np.arange(1000, dtype=np.float32)}
 
 
 @pytest.mark.parametrize("folder", ["ram://test_tf1/export", None])
-def test_saved_weights_are_read_back(folder, zeros, arrays, holds, tmp_path):
+def test_saved_weights_are_loaded(folder, zero_model, arrays, has_values, tmp_path):
     prefix = f"{folder or tmp_path / 'export'}/model.ckpt-7"
-    load_tf1_variables(zeros, arrays)
-    save_tf1_checkpoint(zeros, prefix)
-    for variable in official_variables(zeros).values():
+    load_tf1_variables(zero_model, arrays)
+    save_tf1_checkpoint(zero_model, prefix)
+    for variable in official_variables(zero_model).values():
         variable.assign(np.zeros(variable.shape))
-    report = load_tf1_checkpoint(zeros, prefix)
+    report = load_tf1_checkpoint(zero_model, prefix)
     assert report.complete
     assert len(report.restored) == 272
-    assert holds(zeros, arrays)
-    # The official code looks for these names and the step, and nothing beside them.
+    assert has_values(zero_model, arrays)
+    # The official code expects exactly these names and the step.
     reader = tf.compat.v1.train.NewCheckpointReader(prefix)
     shapes = {name: list(array.shape) for name, array in arrays.items()}
     assert reader.get_variable_to_shape_map() == shapes | {"global_step": []}
     assert reader.get_variable_to_dtype_map()["global_step"] == tf.int64
 
 
-def test_an_official_training_checkpoint_is_read(zeros, arrays, holds, tmp_path):
+def test_official_training_checkpoint_is_loaded(
+    zero_model, arrays, has_values, tmp_path
+):
     slots = {f"{name}/Momentum": np.zeros_like(a) for name, a in arrays.items()}
     official = arrays | slots | {"global_step": np.int64(30000)}
     write_checkpoint(tmp_path / "model.ckpt-30000", official)
-    assert load_tf1_checkpoint(zeros, str(tmp_path)).complete
-    assert holds(zeros, arrays)
+    assert load_tf1_checkpoint(zero_model, str(tmp_path)).complete
+    assert has_values(zero_model, arrays)
 
 
-def test_our_training_checkpoint_is_read_by_the_same_reader(
-    zeros, arrays, holds, tmp_path
-):
-    load_tf1_variables(zeros, arrays)
-    variables = official_variables(zeros)
+def test_own_training_checkpoint_is_loaded(zero_model, arrays, has_values, tmp_path):
+    load_tf1_variables(zero_model, arrays)
+    variables = official_variables(zero_model)
     kernel = "MobilenetV2/Conv/weights"
     slot = keras.Variable(np.ones(variables[kernel].shape), name="slot")
     step = keras.Variable(12, dtype="int64", name="step")
@@ -76,24 +76,24 @@ def test_our_training_checkpoint_is_read_by_the_same_reader(
     assert set(read_variables(prefix)) == set(arrays)
     for variable in variables.values():
         variable.assign(np.zeros(variable.shape))
-    assert load_tf1_checkpoint(zeros, str(tmp_path)).complete
-    assert holds(zeros, arrays)
+    assert load_tf1_checkpoint(zero_model, str(tmp_path)).complete
+    assert has_values(zero_model, arrays)
 
 
-def test_scopes_are_excluded(zeros, arrays, holds, tmp_path):
+def test_excluded_scopes_are_not_restored(zero_model, arrays, has_values, tmp_path):
     write_checkpoint(tmp_path / "model.ckpt", arrays)
-    report = load_tf1_checkpoint(zeros, str(tmp_path), exclude=("logits",))
+    report = load_tf1_checkpoint(zero_model, str(tmp_path), exclude=("logits",))
     assert len(report.restored) == 270
-    assert not official_variables(zeros)["logits/semantic/weights"].numpy().any()
+    assert not official_variables(zero_model)["logits/semantic/weights"].numpy().any()
 
 
-def test_the_real_official_checkpoint_is_restored_whole(zeros, voc_checkpoint):
-    report = load_tf1_checkpoint(zeros, voc_checkpoint)
+def test_official_checkpoint_is_restored_completely(zero_model, voc_checkpoint):
+    report = load_tf1_checkpoint(zero_model, voc_checkpoint)
     assert report.complete
     assert len(report.restored) == 272
 
 
-def test_a_folder_means_its_highest_step(tmp_path):
+def test_folder_resolves_to_its_highest_step(tmp_path):
     for step in (9, 10, 100):
         write_checkpoint(tmp_path / f"model.ckpt-{step}", SMALL)
     assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-100")
@@ -101,14 +101,14 @@ def test_a_folder_means_its_highest_step(tmp_path):
     assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-9")
 
 
-def test_a_checkpoint_without_a_step_comes_before_all_steps(tmp_path):
+def test_checkpoint_without_a_step_is_the_oldest(tmp_path):
     for name in ("model.ckpt", "model.ckpt-1"):
         write_checkpoint(tmp_path / name, SMALL)
     assert resolve(str(tmp_path)) == str(tmp_path / "model.ckpt-1")
 
 
-def folder_with(folder, text, steps=(5, 7)):
-    """Returns a folder of checkpoints whose `checkpoint` file has a text."""
+def make_folder(folder, text, steps=(5, 7)):
+    """Writes index files and a `checkpoint` file; returns their folder."""
     folder.mkdir(exist_ok=True)
     for step in steps:
         (folder / f"model.ckpt-{step}.index").touch()
@@ -142,11 +142,11 @@ ALL = b'all_model_checkpoint_paths: "%s"\n'
         ),
     ],
 )
-def test_a_checkpoint_file_is_followed_within_its_folder(
+def test_checkpoint_file_is_followed_within_its_folder(
     state, name, warning, tmp_path, capsys
 ):
-    folder = folder_with(tmp_path, state)
-    # A program resolves a folder several times.
+    folder = make_folder(tmp_path, state)
+    # Resolving a folder repeatedly prints one warning.
     assert resolve(folder) == resolve(folder) == f"{folder}/{name}"
     err = capsys.readouterr().err
     expected = rf"^warning: {folder}/checkpoint {warning}.*\n$" if warning else "^$"
@@ -170,13 +170,13 @@ def test_a_checkpoint_file_is_followed_within_its_folder(
         b'model_checkpoint_path: ".."',
     ],
 )
-def test_a_damaged_checkpoint_file_is_refused(state, tmp_path):
+def test_invalid_checkpoint_file_is_refused(state, tmp_path):
     with pytest.raises(UserError, match=f"^{tmp_path}/checkpoint") as error:
-        resolve(folder_with(tmp_path, state))
+        resolve(make_folder(tmp_path, state))
     assert "\n" not in str(error.value)
 
 
-def test_a_checkpoint_file_in_memory_is_followed():
+def test_checkpoint_file_in_memory_is_followed():
     folder = "ram://state_file"
     for name in ("model.ckpt-5.index", "model.ckpt-7.index"):
         with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:
@@ -186,12 +186,12 @@ def test_a_checkpoint_file_in_memory_is_followed():
     assert resolve(folder) == f"{folder}/model.ckpt-5"
 
 
-def test_a_prefix_may_be_spelled_as_its_index_file(tmp_path):
+def test_index_file_resolves_to_its_prefix(tmp_path):
     prefix = write_checkpoint(tmp_path / "model.ckpt-3", SMALL)
     assert resolve(prefix) == resolve(prefix + ".index") == prefix
 
 
-def test_a_wrong_prefix_is_told_what_is_near(tmp_path):
+def test_wrong_prefix_error_names_the_alternatives(tmp_path):
     write_checkpoint(tmp_path / "model.ckpt-3", SMALL)
     with pytest.raises(
         UserError, match=r"no checkpoint .*/model.ckpt-4 .*: model.ckpt-3$"
@@ -199,10 +199,10 @@ def test_a_wrong_prefix_is_told_what_is_near(tmp_path):
         resolve(str(tmp_path / "model.ckpt-4"))
 
 
-@pytest.mark.parametrize("there", ["", "logs"])
-def test_nothing_there_is_said(there, tmp_path):
+@pytest.mark.parametrize("subfolder", ["", "logs"])
+def test_missing_checkpoint_is_refused(subfolder, tmp_path):
     with pytest.raises(UserError, match=r"^no checkpoint"):
-        resolve(str(tmp_path / there))
+        resolve(str(tmp_path / subfolder))
     with pytest.raises(UserError, match=r"^no checkpoint"):
         resolve(str(tmp_path / "logs" / "model.ckpt"))
 
@@ -217,7 +217,7 @@ def test_nothing_there_is_said(there, tmp_path):
         (".index", lambda data: b""),
     ],
 )
-def test_damaged_files_are_one_line(suffix, damage, tmp_path):
+def test_damaged_files_are_refused_in_one_line(suffix, damage, tmp_path):
     prefix = write_checkpoint(tmp_path / "model.ckpt", SMALL)
     path = tmp_path / f"model.ckpt{suffix}"
     if damage is None:
@@ -245,7 +245,7 @@ def remove(prefix):
 
 @pytest.fixture
 def at_first_read(monkeypatch):
-    """A function that does something before or after the first read of variables."""
+    """A function that sets actions before and after the first read of variables."""
 
     def install(before=None, after=None):
         actions = [(before, after)]
@@ -265,7 +265,7 @@ def at_first_read(monkeypatch):
 
 
 def replace_data(prefix, number):
-    """Moves other data next to an index, as a save of the same step is killed."""
+    """Replaces the data of an index, as a killed save of the same step does."""
     write_number(f"{prefix}-new", number)
     tf.io.gfile.rename(f"{prefix}-new{DATA}", f"{prefix}{DATA}", overwrite=True)
     tf.io.gfile.remove(f"{prefix}-new{INDEX}")
@@ -273,7 +273,7 @@ def replace_data(prefix, number):
 
 @pytest.mark.parametrize("folder", [None, "ram://test_tf1/changing"])
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_checkpoint_removed_while_it_is_read_is_followed_by_the_newest(
+def test_newest_checkpoint_is_read_if_the_first_is_removed(
     moment, folder, at_first_read, tmp_path
 ):
     folder = f"{folder or tmp_path}/{moment}"
@@ -290,7 +290,7 @@ def test_a_checkpoint_removed_while_it_is_read_is_followed_by_the_newest(
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_checkpoint_replaced_while_it_is_read_is_read_again(
+def test_checkpoint_replaced_while_reading_is_read_again(
     moment, at_first_read, tmp_path
 ):
     prefix = str(tmp_path / "model.ckpt-1")
@@ -299,8 +299,8 @@ def test_a_checkpoint_replaced_while_it_is_read_is_read_again(
     assert set(read_checkpoint(prefix).arrays[NAME]) == {2}
 
 
-def test_data_of_another_save_are_not_read(at_first_read, tmp_path, monkeypatch):
-    # Between the moves of the data and of the index.
+def test_data_of_another_save_is_not_read(at_first_read, tmp_path, monkeypatch):
+    # Between moving the data and moving the index.
     prefix = str(tmp_path / "model.ckpt-1")
     write_number(prefix, 1)
 
@@ -313,7 +313,7 @@ def test_data_of_another_save_are_not_read(at_first_read, tmp_path, monkeypatch)
     assert set(read_checkpoint(prefix).arrays[NAME]) == {2}
 
 
-def test_data_that_stay_another_save_s_are_damage(at_first_read, tmp_path):
+def test_data_that_never_matches_its_index_is_refused(at_first_read, tmp_path):
     prefix = str(tmp_path / "model.ckpt-1")
     write_number(prefix, 1)
     at_first_read(before=lambda: replace_data(prefix, 2))
@@ -322,7 +322,7 @@ def test_data_that_stay_another_save_s_are_damage(at_first_read, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_prefix_that_vanished_is_refused_in_one_line(moment, at_first_read, tmp_path):
+def test_vanished_prefix_is_refused_in_one_line(moment, at_first_read, tmp_path):
     prefix = str(tmp_path / "model.ckpt-1")
     write_number(prefix, 1)
     at_first_read(**{moment: lambda: remove(prefix)})
@@ -332,9 +332,7 @@ def test_a_prefix_that_vanished_is_refused_in_one_line(moment, at_first_read, tm
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_the_index_of_a_replaced_checkpoint_is_waited_for(
-    is_folder, tmp_path, monkeypatch
-):
+def test_index_of_a_replaced_checkpoint_is_awaited(is_folder, tmp_path, monkeypatch):
     prefix = tmp_path / "model.ckpt-1"
     write_number(prefix, 1)
     (tmp_path / f"model.ckpt-1{INDEX}").rename(tmp_path / "index")
@@ -346,7 +344,7 @@ def test_the_index_of_a_replaced_checkpoint_is_waited_for(
     assert find_checkpoint(str(tmp_path if is_folder else prefix)) == str(prefix)
 
 
-def test_what_is_not_there_is_not_waited_for(tmp_path, monkeypatch):
+def test_missing_checkpoint_is_not_awaited(tmp_path, monkeypatch):
     monkeypatch.delattr(tf1.time, "sleep")
     write_number(tmp_path / "model.ckpt-1", 1)
     for missing in ("model.ckpt-2", "logs", "logs/model.ckpt-1"):

@@ -1,4 +1,4 @@
-"""The table of the zoo, and its benchmark."""
+"""The model zoo and its benchmark."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import program_runs
 import pytest
 from conftest import ROOT
-from small_zoo import REAL, real_checkpoint, tiny_checkpoint
+from small_zoo import REAL, add_real_checkpoint, add_tiny_checkpoint
 
 from benchmarks import model_zoo
 from deeplab_tf.checkpoints.pretrained import from_pretrained
@@ -29,21 +29,21 @@ from deeplab_tf.presets import PRESETS
 
 @pytest.fixture
 def tiny_zoo(monkeypatch, tmp_path):
-    """A zoo with one small checkpoint that the table knows."""
-    return tiny_checkpoint(monkeypatch, tmp_path)
+    """A zoo with one small, registered checkpoint."""
+    return add_tiny_checkpoint(monkeypatch, tmp_path)
 
 
-def test_every_preset_of_the_zoo_scores_one_checkpoint():
+def test_each_zoo_preset_evaluates_one_checkpoint():
     presets = [preset for c in ZOO.values() for preset in c.evaluations]
-    # Stages of training have their own names.
-    of_the_zoo = {p.name for p in PRESETS.values() if p.source == "model zoo"}
-    assert {p.name for p in presets} == {n for n in of_the_zoo if "_stage" not in n}
+    # Training stages have names of their own.
+    zoo_names = {p.name for p in PRESETS.values() if p.source == "model zoo"}
+    assert {p.name for p in presets} == {n for n in zoo_names if "_stage" not in n}
     assert len(presets) == len({p.name for p in presets})
     # 16 of VOC and Cityscapes (of which two are 8-bit), 2 of ADE20K, 6 backbones.
     assert len(ZOO) == len({c.archive for c in ZOO.values()}) == 16 + 2 + 6
 
 
-def test_a_checkpoint_knows_its_classes():
+def test_checkpoints_have_the_classes_of_their_dataset():
     for checkpoint in ZOO.values():
         if checkpoint.info:
             for preset in checkpoint.evaluations:
@@ -54,7 +54,7 @@ def test_a_checkpoint_knows_its_classes():
     assert all("_imagenet" in name for name in backbones)
 
 
-def test_its_archive_is_at_the_official_address_or_at_a_mirror(monkeypatch):
+def test_archive_url_is_official_or_a_mirror(monkeypatch):
     monkeypatch.delenv("DEEPLAB_TF_ZOO", raising=False)
     archive = "deeplabv3_mnv2_pascal_trainval_2018_01_29.tar.gz"
     assert ZOO[REAL].url == (
@@ -67,7 +67,7 @@ def test_its_archive_is_at_the_official_address_or_at_a_mirror(monkeypatch):
     assert ZOO[REAL].url == f"file:///data/zoo/{archive}"
 
 
-def test_a_checkpoint_is_found_by_its_protocols_too():
+def test_checkpoint_is_found_by_preset_name():
     assert (
         find_checkpoint("xception65_coco_voc_trainaug").preset.eval_output_stride == 16
     )
@@ -87,7 +87,7 @@ def test_a_checkpoint_is_found_by_its_protocols_too():
     require_checkpoint("xception65_ade20k_train")
 
 
-def test_the_table_tells_figures_and_protocols():
+def test_list_shows_scores_and_protocols():
     lines = list_checkpoints().splitlines()
     first = lines.index(
         "xception65_coco_voc_trainaug (deeplabv3_pascal_train_aug_2018_01_04.tar.gz)"
@@ -103,22 +103,20 @@ def test_the_table_tells_figures_and_protocols():
     assert "  xception_71 pretrained on ImageNet" in lines
 
 
-def test_the_module_prints_the_list_checkpoints():
+def test_module_prints_the_list():
     command = [sys.executable, "-m", "deeplab_tf.checkpoints.zoo"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     expected = list_checkpoints().splitlines()
-    assert (printed.stdout.splitlines(), printed.stderr) == (expected, "")
+    assert (result.stdout.splitlines(), result.stderr) == (expected, "")
 
 
-def benchmark(records, cache, *arguments):
-    where = (f"--dataset_dir={records}", f"--cache_dir={cache}")
-    return program_runs.run("benchmarks.model_zoo", *where, *arguments).splitlines()
+def run_benchmark(records, cache, *arguments):
+    options = (f"--dataset_dir={records}", f"--cache_dir={cache}")
+    return program_runs.run("benchmarks.model_zoo", *options, *arguments).splitlines()
 
 
-def test_the_benchmark_scores_and_names_what_it_leaves_out(
-    tiny_zoo, tiny_records, tmp_path
-):
-    rows = benchmark(tiny_records, tmp_path, "--checkpoints=tiny", "--images=1")
+def test_benchmark_names_skipped_evaluations(tiny_zoo, tiny_records, tmp_path):
+    rows = run_benchmark(tiny_records, tmp_path, "--checkpoints=tiny", "--images=1")
     header = "checkpoint and protocol split images per cent ours published"
     assert rows[0].split() == header.split()
     name, split, images, measure, ours, published, difference = rows[1].split()
@@ -128,10 +126,8 @@ def test_the_benchmark_scores_and_names_what_it_leaves_out(
     assert rows[2].startswith("tiny_test") and "no test-* records in" in rows[2]
 
 
-def test_the_benchmark_scores_by_the_protocol_of_the_preset(
-    tiny_zoo, tiny_records, tmp_path
-):
-    """As done by hand: output stride 8, two scales, mirrored, images resized."""
+def test_benchmark_follows_the_protocol_of_the_preset(tiny_zoo, tiny_records, tmp_path):
+    """Compares with output stride 8, two scales, flips and resizing set by hand."""
     data = dataclasses.replace(
         ZOO["tiny"].preset.data,
         dataset_dir=tiny_records,
@@ -153,17 +149,17 @@ def test_the_benchmark_scores_by_the_protocol_of_the_preset(
     found = model_zoo.score(ZOO["tiny"], protocol, "val", values)
     assert found["images"] == expected["images"] == 1
     assert found["confusion_matrix"] == expected["confusion_matrix"]
-    # All of one class would look alike by any protocol.
+    # A single predicted class would match under any protocol.
     assert np.count_nonzero(np.sum(expected["confusion_matrix"], 0)) > 2
 
 
 @pytest.mark.parametrize("images", ["0", "-1"])
-def test_the_benchmark_takes_a_positive_number_of_images(tiny_records, images):
+def test_benchmark_needs_a_positive_number_of_images(tiny_records, images):
     with pytest.raises(SystemExit, match=r"--images=-?\d: .*positive"):
-        benchmark(tiny_records, "unused", f"--images={images}")
+        run_benchmark(tiny_records, "unused", f"--images={images}")
 
 
-def test_the_benchmark_refuses_what_it_cannot_score(tiny_zoo, tiny_records, tmp_path):
+def test_benchmark_refuses_unsupported_checkpoints(tiny_zoo, tiny_records, tmp_path):
     program_runs.assert_refused(
         r"--checkpoints=xception65_ade20k_train is none of pascal_voc_seg in the zoo",
         "benchmarks.model_zoo",
@@ -180,12 +176,12 @@ def test_the_benchmark_refuses_what_it_cannot_score(tiny_zoo, tiny_records, tmp_
 
 
 @pytest.mark.slow
-def test_the_benchmark_scores_the_real_checkpoint(
+def test_benchmark_scores_the_official_checkpoint(
     voc_checkpoint, voc_records, tmp_path, monkeypatch
 ):
-    real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
-    where = (f"--checkpoints={REAL}", "--eval_split=val", "--images=1")
-    row = benchmark(voc_records, tmp_path, *where)[1].split()
+    add_real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
+    options = (f"--checkpoints={REAL}", "--eval_split=val", "--images=1")
+    row = run_benchmark(voc_records, tmp_path, *options)[1].split()
     assert row[:4] == [REAL, "val", "1", "miou"]
     assert float(row[4]) > 40
     assert row[5] == "80.25"

@@ -80,7 +80,7 @@ def test_archives_give_four_splits_in_order(convert, tmp_path):
 def test_voc_labels_override_sbd_labels(convert, tmp_path):
     convert()
     for name, label in read_samples(tmp_path / "out", "train_aug"):
-        value = official_archives.number(name)
+        value = official_archives.class_id(name)
         assert (label[0, 1:] == value).all() and (label[1:] == value).all()
         # Only SBD's labels here have background in their first pixel.
         assert label[0, 0] == (value if name in TRAIN else 0), name

@@ -16,7 +16,7 @@ from conftest import ROOT
 from listing import list_outputs
 from PIL import Image
 from record_files import make_record, write_shards
-from small_zoo import tiny_checkpoint
+from small_zoo import add_tiny_checkpoint
 
 from deeplab_tf.checkpoints.tf1 import read_variables
 from deeplab_tf.config import (
@@ -440,7 +440,7 @@ def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
 
 def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_path):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
-    published = tiny_checkpoint(monkeypatch, tmp_path)
+    published = add_tiny_checkpoint(monkeypatch, tmp_path)
     command = (
         *("train", *TRAINING[:2], "--depth_multiplier=0.1", "--atrous_rates=6"),
         *("--aspp_convs_filters=16", "--decoder_output_stride=4"),
