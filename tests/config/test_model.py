@@ -1,4 +1,4 @@
-"""Configs: the papers' rates, the official flags, JSON and refusals."""
+"""Model configs: atrous rates, official flags, JSON and validation."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ GOLDEN = sorted(path.stem for path in FOLDER.glob("*.json"))
 @pytest.mark.parametrize(
     ("output_stride", "rates"), [(8, (12, 24, 36)), (16, (6, 12, 18)), (32, (3, 6, 9))]
 )
-def test_paper_rates_follow_the_output_stride(output_stride, rates):
+def test_default_rates_follow_the_output_stride(output_stride, rates):
     assert ModelConfig(output_stride=output_stride).context.rates == rates
 
 
@@ -57,13 +57,13 @@ def test_rates_scale_with_the_output_stride(old, rates, new, scaled):
     )
 
 
-def test_rates_without_a_whole_counterpart_are_refused():
+def test_rates_that_scale_to_fractions_are_refused():
     config = ModelConfig(context=ContextConfig((6, 12, 15)))  # 15 * 16 / 32 = 7.5
     with pytest.raises(UserError, match=r"\[6, 12, 15\] of output_stride 16.*32"):
         config.at_output_stride(32)
 
 
-def test_an_output_stride_names_the_choices():
+def test_invalid_output_stride_error_names_the_choices():
     message = r"^output_stride must be 8, 16 or 32; received 12$"
     for make in (
         lambda: ModelConfig(output_stride=12),
@@ -75,7 +75,7 @@ def test_an_output_stride_names_the_choices():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_the_flags_of_a_golden_case_are_read_as_they_stand(name):
+def test_flags_of_golden_cases(name):
     flags = GoldenCase.load(name).flags
     config = ModelConfig.from_official_flags(flags)
     assert config.backbone == flags["model_variant"]
@@ -125,7 +125,7 @@ def test_official_defaults_have_no_rates_and_no_decoder():
         ("aspp_with_separable_conv", False, False),
     ],
 )
-def test_values_may_be_strings_and_lists(name, value, expected):
+def test_flag_values_may_be_strings_or_lists(name, value, expected):
     config = ModelConfig.from_official_flags({name: value})
     found = field(config, MODEL_FLAGS[name].path)
     assert found == expected
@@ -135,7 +135,7 @@ def test_values_may_be_strings_and_lists(name, value, expected):
 XCEPTION = {"model_variant": "xception_41"}
 RESNET = {"model_variant": "resnet_v1_50"}
 DECODER = {"decoder_output_stride": 8}
-# Every flag: what it needs, a value unlike the default, and what becomes of it.
+# Each flag: the flags it needs, a value other than the default, the field's value.
 FLAGS = {
     "model_variant": ({}, "xception_71", "xception_71"),
     "num_classes": ({}, "19", 19),
@@ -182,17 +182,17 @@ def field(config, path):
     return config
 
 
-def test_every_model_flag_is_one_field():
+def test_each_model_flag_sets_one_field():
     assert set(FLAGS) == set(MODEL_FLAGS)
     paths = [path for path, _ in MODEL_FLAGS.values()]
     assert len(set(paths)) == len(paths)
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_a_model_flag_changes_its_field_alone(name):
-    needed, value, expected = FLAGS[name]
-    before = ModelConfig.from_official_flags(needed)
-    after = ModelConfig.from_official_flags(needed | {name: value})
+def test_model_flag_changes_only_its_field(name):
+    required, value, expected = FLAGS[name]
+    before = ModelConfig.from_official_flags(required)
+    after = ModelConfig.from_official_flags(required | {name: value})
     changed = [
         path
         for path, _ in MODEL_FLAGS.values()
@@ -213,22 +213,22 @@ def test_a_model_flag_changes_its_field_alone(name):
         ("add_image_level_feature", "maybe"),
     ],
 )
-def test_a_value_that_cannot_be_read_is_named(name, value):
+def test_unparsable_value_is_named(name, value):
     with pytest.raises(UserError, match=f"^{name} cannot be '{value}'"):
         ModelConfig.from_official_flags({name: value})
 
 
-def test_an_unknown_flag_is_named_with_the_known_ones():
+def test_unknown_flag_error_names_the_known_flags():
     with pytest.raises(UserError, match=r"'atrous_rate'.*atrous_rates.*output_stride"):
         ModelConfig.from_official_flags({"atrous_rate": 6})
 
 
-def test_labels_of_logits_that_are_not_resized_are_refused_so_far():
+def test_labels_without_upsampled_logits_are_refused():
     with pytest.raises(UserError, match=r"^prediction_with_upsampled"):
         ModelConfig.from_official_flags({"prediction_with_upsampled_logits": False})
 
 
-def test_rates_scale_along_unless_they_are_given():
+def test_rates_scale_unless_given():
     config = ModelConfig(context=ContextConfig((6, 12, 18), dropout=0.0))
     dense = config.with_official_flags({"output_stride": "8", "num_classes": "3"})
     assert dense.context == ContextConfig((12, 24, 36), dropout=0.0)
@@ -322,12 +322,12 @@ def test_rates_scale_along_unless_they_are_given():
         ),
     ],
 )
-def test_impossible_values_are_refused(make, message):
+def test_invalid_values_are_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
 
 
-TAKERS = ", ".join(
+SUPPORTED = ", ".join(
     [
         *("resnet_v1_18", "resnet_v1_18_beta", "resnet_v1_50", "resnet_v1_50_beta"),
         *("resnet_v1_101", "resnet_v1_101_beta"),
@@ -354,7 +354,7 @@ NO_DECODER = DecoderConfig(output_strides=())
             "mobilenet_v2",
             {"multi_grid": (1, 2, 4)},
             r"^multi_grid is not supported by mobilenet_v2; leave it at \(\) "
-            rf"\(received \(1, 2, 4\)\), or set model_variant to one of {TAKERS}$",
+            rf"\(received \(1, 2, 4\)\), or set model_variant to one of {SUPPORTED}$",
         ),
         (
             "xception_65",
@@ -374,7 +374,7 @@ NO_DECODER = DecoderConfig(output_strides=())
             {"depthwise_activation": True},
             "^depthwise_activation is not supported by resnet_v1_50; .* xception_41, ",
         ),
-        # Two units end ResNet-18, three every other.
+        # The last block of ResNet-18 has two units, those of the others three.
         (
             "resnet_v1_18",
             {"multi_grid": (1, 2, 4)},
@@ -413,12 +413,12 @@ NO_DECODER = DecoderConfig(output_strides=())
         ),
     ],
 )
-def test_a_backbone_refuses_what_it_has_not(backbone, options, message):
+def test_backbone_refuses_unsupported_options(backbone, options, message):
     with pytest.raises(UserError, match=message):
         ModelConfig(backbone, **options)
 
 
-def test_every_backbone_takes_what_it_has():
+def test_backbones_accept_supported_options():
     for backbone, traits in BACKBONES.items():
         decoder = DecoderConfig(traits.decoder_strides[::-1])  # 16, 8, 4
         grid = tuple(range(1, traits.multi_grid + 1))
@@ -427,21 +427,21 @@ def test_every_backbone_takes_what_it_has():
         options = {k: v for k, v in given.items() if k in traits.options}
         config = ModelConfig(backbone, multi_grid=grid, decoder=decoder, **options)
         assert config.traits is traits
-        # Bounded heads go with any backbone.
+        # Any backbone supports bounded heads.
         bounded = dataclasses.replace(config, bounded_activation=True)
         assert bounded.bounded_activation
 
 
-def test_a_cell_stays_at_its_output_strides():
+def test_prediction_cell_needs_output_stride_8_or_16():
     context = ContextConfig(dense_prediction_cell=RELEASED_CELL)
     config = ModelConfig("xception_71", context=context)
-    assert config.context.rates == ()  # those of the ASPP, which it replaces
+    assert config.context.rates == ()  # the cell replaces the ASPP
     assert config.at_output_stride(8).context == config.context
     with pytest.raises(UserError, match="needs output_stride 8 or 16; received 32"):
         config.at_output_stride(32)
 
 
-def test_without_an_aspp_there_are_no_rates_unless_they_are_given():
+def test_default_rates_are_empty_without_an_aspp():
     assert ModelConfig(context=ContextConfig(aspp=False)).context.rates == ()
     given = ModelConfig(
         context=ContextConfig((6, 12), aspp=False), logits_kernel_size=3
@@ -450,7 +450,7 @@ def test_without_an_aspp_there_are_no_rates_unless_they_are_given():
 
 
 @pytest.mark.parametrize("rates", [(), (6,), (6, 12), (6, 12, 18, 24), (12, 6, 6)])
-def test_any_number_of_rates_will_do(rates):
+def test_any_number_of_rates_is_accepted(rates):
     assert ModelConfig(context=ContextConfig(rates)).context.rates == rates
 
 
@@ -469,10 +469,10 @@ def test_lists_become_tuples():
         context=ContextConfig((6, 12), image_pooling_crop_size=(65, 97)),
         decoder=DecoderConfig((8, 4)),
     )
-    hash(given)  # as the counts of multiply-adds need it
+    hash(given)  # counting multiply-adds needs a hash
 
 
-def test_a_decoder_of_logits_is_as_deep_as_there_are_classes():
+def test_logits_decoder_has_one_filter_per_class():
     flags = {"decoder_output_stride": 8, "decoder_output_is_logits": True}
     flags["num_classes"] = 19
     message = "^with .*is_logits decoder_filters must be .* classes, 19; received 256$"
@@ -481,14 +481,14 @@ def test_a_decoder_of_logits_is_as_deep_as_there_are_classes():
     given = ModelConfig.from_official_flags(flags | {"decoder_filters": "19"})
     assert given == ModelConfig.from_official_flags(flags)
     assert given.decoder.filters == 19
-    # Where nothing is said, the number of classes is; another one changes it.
+    # The default is the number of classes, and follows it.
     decoder = DecoderConfig((8,), outputs_logits=True)
     config = ModelConfig(num_classes=5, decoder=decoder)
     assert config.decoder.filters == 5
     assert config.with_official_flags({"num_classes": 7}).decoder.filters == 7
 
 
-def test_an_experiment_with_a_cell_survives_its_json():
+def test_experiment_with_a_cell_round_trips_through_json():
     pooling = CellBranch("pyramid_pooling", 2, grid_size=(4, 8))
     experiment = Experiment(
         ModelConfig(
@@ -516,13 +516,13 @@ def test_an_experiment_with_a_cell_survives_its_json():
         ([{"op": "conv", "input": 1}], "branch 0 .* received 1"),
     ],
 )
-def test_a_cell_of_an_experiment_that_cannot_be_is_named(cell, reason):
+def test_invalid_cell_of_an_experiment_is_named(cell, reason):
     text = json.dumps({"model": {"context": {"dense_prediction_cell": cell}}})
     with pytest.raises(UserError, match=f"^experiment.json: model.context.*{reason}"):
         Experiment.from_json(text)
 
 
-def test_an_experiment_survives_its_json():
+def test_experiment_round_trips_through_json():
     info = DatasetInfo("toy", ("a", "b"), 254, split_sizes={"train": 3})
     experiment = Experiment(
         ModelConfig(
@@ -567,7 +567,7 @@ def test_an_experiment_survives_its_json():
         ),
     ],
 )
-def test_a_text_that_is_no_experiment_is_named(text, reason):
+def test_invalid_experiment_is_named(text, reason):
     with pytest.raises(UserError, match=f"^logs/experiment.json{reason}"):
         Experiment.from_json(text, source="logs/experiment.json")
 
@@ -585,9 +585,7 @@ MEAN = (123.15, 115.90, 103.06)
         (5, 5 * (127.5,), (*MEAN, 0.0, 0.0)),
     ],
 )
-def test_the_mean_pixel_is_what_the_backbone_sees_as_nothing(
-    channels, scaled, subtracted
-):
+def test_mean_pixel_is_zero_after_preprocessing(channels, scaled, subtracted):
     # 127.5 * 2 / 255 - 1 = 0; the three original ResNets subtract a mean instead.
     for backbone in BACKBONES:
         original = backbone in ("resnet_v1_18", "resnet_v1_50", "resnet_v1_101")
@@ -596,14 +594,14 @@ def test_the_mean_pixel_is_what_the_backbone_sees_as_nothing(
         assert config.mean_pixel == pytest.approx(expected, abs=1e-9), backbone
 
 
-def test_sizes_and_numbers_are_read_in_every_official_spelling():
+def test_official_spellings_of_sizes_and_numbers():
     for spelling in ("513,769", ["513", "769"], [513, 769], "513, 769"):
         assert parse_size(spelling) == (513, 769)
     assert parse_size(None) is None
     assert parse_numbers(["0.5,1", 2], float) == (0.5, 1.0, 2.0)
 
 
-def test_a_decoder_that_no_longer_gives_the_logits_has_its_depth_back():
+def test_decoder_depth_is_restored_without_logits_output():
     decoder = DecoderConfig((8,), sum_merge=True, outputs_logits=True)
     config = ModelConfig(num_classes=5, decoder=decoder)
     assert config.decoder.filters == 5
@@ -611,7 +609,7 @@ def test_a_decoder_that_no_longer_gives_the_logits_has_its_depth_back():
     assert changed.decoder == DecoderConfig((8,), filters=256, sum_merge=True)
 
 
-def test_the_decoder_is_the_papers_where_the_backbone_offers_its_features():
+def test_default_decoder_needs_low_level_features():
     for backbone, traits in BACKBONES.items():
         strides = ModelConfig(backbone).decoder.output_strides
         assert strides == ((4,) if traits.decoder_strides else ())

@@ -1,4 +1,4 @@
-"""Types and ranges of every field of the configs."""
+"""Types and ranges of all config fields."""
 
 import dataclasses
 import json
@@ -32,16 +32,19 @@ FIELDS = [
 ]
 
 
-def refusal(config, **values):
-    """Returns the message, of one line, by which a config refuses values."""
+def get_error_message(config, **values):
+    """Returns the one-line message of the error about invalid values."""
     with pytest.raises(UserError) as error:
         config(**REQUIRED.get(config, {}) | values)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def own_type(field):
-    """Returns the type of a field, or of the items of its tuple, and their number."""
+def item_type(field):
+    """Returns the type of a field or of its items, and the kind of tuple.
+
+    The kind is 0 for no tuple, 1 for one of any length and 2 for a pair.
+    """
     hint = field.type
     if type(None) in typing.get_args(hint):
         hint = typing.get_args(hint)[0]
@@ -51,7 +54,7 @@ def own_type(field):
     return item, 1 if ... in more else 2
 
 
-NEVER = {
+INVALID_VALUES = {
     int: (1.5, True, "1", math.nan, math.inf, 2**32, -(2**32), 10**5000, np.array(1)),
     float: (math.nan, math.inf, -math.inf, True, "0.5", 10**400, 1e-300, 1j, [0.5]),
     bool: (0, 1, "true", math.nan, np.array([True])),
@@ -60,9 +63,9 @@ NEVER = {
 
 
 @pytest.mark.parametrize(("config", "field"), FIELDS)
-def test_a_field_refuses_other_types(config, field):
-    kind, count = own_type(field)
-    values = NEVER.get(kind, (3, "context", {}))
+def test_fields_refuse_other_types(config, field):
+    kind, count = item_type(field)
+    values = INVALID_VALUES.get(kind, (3, "context", {}))
     if count:
         values = [(value,) * count for value in values]
         values += ["1,2", 5, {1, 2}, b"12", np.array(3)]
@@ -70,7 +73,7 @@ def test_a_field_refuses_other_types(config, field):
     if type(None) not in typing.get_args(field.type):
         values = [*values, None]
     for value in values:
-        message = refusal(config, **{field.name: value})
+        message = get_error_message(config, **{field.name: value})
         assert message.startswith(f"{field.name} "), message
         assert " must be " in message and "; received " in message, message
         assert len(message) < 400, message
@@ -97,7 +100,7 @@ SIDES = {
     CellBranch: ("rate", "grid_size"),
 }
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
-# Config, field, what it accepts, and values that it refuses.
+# Config, field, accepted range, and values that are refused.
 ROWS = [
     *((TrainConfig, name, AT_LEAST_1, (0, -1)) for name in COUNTS),
     *((TrainConfig, name, NOT_NEGATIVE, (-1, -3)) for name in NOT_NEGATIVES),
@@ -133,7 +136,7 @@ ROWS = [
     ),
     (EvalConfig, "eval_batch_size", "at least 1 and at most 1000000", (0, -1)),
     (EvalConfig, "memory_limit_mb", AT_LEAST_1, (0, -5)),
-    *((of, n, SIDE, ((0, 3), (3, -1), (65537, 1))) for of in SIDES for n in SIDES[of]),
+    *((c, n, SIDE, ((0, 3), (3, -1), (65537, 1))) for c in SIDES for n in SIDES[c]),
     (ModelConfig, "num_classes", CHANNELS, (0, -1, 65537)),
     (ModelConfig, "channels", "at least 1 and at most 4096", (0, 4097)),
     (ModelConfig, "depth_multiplier", "above 0 and at most 16", (0.0, -0.5, 17)),
@@ -161,21 +164,22 @@ ROWS = [
         for value in row[3]
     ],
 )
-def test_a_value_out_of_range_is_refused_with_the_range(config, name, accepted, value):
-    message = refusal(config, **{name: value})
+def test_out_of_range_error_names_the_range(config, name, accepted, value):
+    message = get_error_message(config, **{name: value})
     assert message.startswith(name)
     assert message.endswith(f" must be {accepted}; received {value!r}")
 
 
-def test_every_number_has_a_row_of_its_range():
+def test_range_table_covers_all_numeric_fields():
     unbounded = {
         *("ignore_label", "output_stride", "multi_grid", "cascade_blocks"),
-        *("input", "kernel", "output_strides"),  # checked by hand, with the choices
+        # These have checks of their own, which name the choices.
+        *("input", "kernel", "output_strides"),
     }
     rows = {(config, name) for config, name, *_ in ROWS}
     for param in FIELDS:
         config, field = param.values
-        if own_type(field)[0] in (int, float) and field.name not in unbounded:
+        if item_type(field)[0] in (int, float) and field.name not in unbounded:
             assert (config, field.name) in rows, field.name
 
 
@@ -215,10 +219,10 @@ def test_every_number_has_a_row_of_its_range():
     ],
 )
 def test_messages_name_field_flag_range_and_value(config, values, message):
-    assert refusal(config, **values).startswith(message)
+    assert get_error_message(config, **values).startswith(message)
 
 
-def test_numpy_values_and_paths_become_pythons():
+def test_numpy_values_and_paths_are_converted():
     train = TrainConfig(
         log_steps=np.int64(3),
         momentum=np.float32(0.5),
@@ -245,7 +249,7 @@ def test_numpy_values_and_paths_become_pythons():
 
 
 @pytest.mark.parametrize("zero", [0, 0.0])
-def test_a_zero_that_switches_something_off_is_accepted(zero):
+def test_zero_that_disables_a_feature_is_accepted(zero):
     names = [n for n in NOT_NEGATIVES if "step" not in n and n != "early_stop_evals"]
     config = TrainConfig(**dict.fromkeys([*names, "momentum", "ema_decay"], zero))
     assert config.weight_decay == config.save_interval_secs == 0
@@ -259,18 +263,20 @@ def test_a_zero_that_switches_something_off_is_accepted(zero):
         ({"model": {"num_classes": 0}}, "model: num_classes must be at least"),
     ],
 )
-def test_values_of_an_experiment_are_checked(part, reason):
+def test_values_of_an_experiment_are_validated(part, reason):
     text = json.dumps({"format_version": 1, "model": {}} | part)
     with pytest.raises(UserError, match=f"^experiment.json: {reason}"):
         Experiment.from_json(text)
 
 
 @pytest.mark.parametrize("flag", MODEL_FLAGS)
-def test_messages_name_the_flags_of_the_command_line(flag):
+def test_messages_name_command_line_flags(flag):
     parts = {"": ModelConfig, "context": ContextConfig, "decoder": DecoderConfig}
     part, _, name = MODEL_FLAGS[flag].path.rpartition(".")
     named = name if name == flag else f"{name} (--{flag})"
-    assert refusal(parts[part], **{name: object()}).startswith(f"{named} must be ")
+    assert get_error_message(parts[part], **{name: object()}).startswith(
+        f"{named} must be "
+    )
 
 
 @pytest.mark.parametrize("value", [1.5, True, math.nan, "1.5"])

@@ -1,4 +1,4 @@
-"""Trimap curves and boundary IoU, on little maps whose pixels are counted by hand."""
+"""Trimap curves and boundary IoU on small maps, counted by hand."""
 
 import json
 
@@ -10,7 +10,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.boundary import BoundaryIoU, TrimapCurve
 
 VOID = 255
-# An object in a ring of void, as PASCAL VOC has them.
+# An object in a ring of void, as in PASCAL VOC.
 RINGED = """
     0 0 0 0 0 0 0
     0 v v v v v 0
@@ -22,9 +22,9 @@ RINGED = """
 """
 
 
-def drawn(picture):
-    """Returns the label map of a drawing whose `v` are void."""
-    rows = [row.split() for row in picture.strip().splitlines()]
+def parse_map(drawing):
+    """Parses a drawing of digits and `v` (void) into a label map."""
+    rows = [row.split() for row in drawing.strip().splitlines()]
     return np.array(
         [[VOID if c == "v" else int(c) for c in row] for row in rows]
     ).astype(np.uint8)
@@ -45,28 +45,28 @@ def random_maps(count, classes=4):
     return maps
 
 
-def fed(measure, maps):
+def accumulate(measure, maps):
     for truth, prediction in maps:
         measure.update(truth, prediction, None)
     return measure
 
 
 def score(measure, truth, prediction):
-    """Returns the metrics of one image, as they come back from JSON."""
+    """Returns the metrics of one image after a round trip through JSON."""
     truth, prediction = np.array(truth, np.uint8), np.array(prediction, np.int32)
-    metrics = fed(measure, [(truth, prediction)]).metrics()
+    metrics = accumulate(measure, [(truth, prediction)]).metrics()
     return json.loads(json.dumps(metrics, allow_nan=False))
 
 
 def test_bands_around_void():
-    truth = drawn(RINGED)
+    truth = parse_map(RINGED)
     prediction = np.zeros_like(truth)
     prediction[3, 3] = 1
     metrics = score(TrimapCurve(2, VOID, (1, 2, 9)), truth, prediction)
-    # At distance 1 are 8 pixels of the object and 20 outside. The object's middle is
+    # At distance 1 are 8 pixels of the object and 20 outside it. The object's center is
     # at 2, the corners of the map at 1.41; no pixel is farther away.
     assert metrics["pixels"] == [28, 33, 33]
-    # Of the 9 of the object, only the middle is right.
+    # Of the object's 9 pixels, only the center is correct.
     narrow, wide = (20 / 28 + 0) / 2, (24 / 32 + 1 / 9) / 2
     assert metrics["miou"] == pytest.approx([narrow, wide, wide])
     assert metrics["pixel_accuracy"] == pytest.approx([20 / 28, 25 / 33, 25 / 33])
@@ -74,33 +74,33 @@ def test_bands_around_void():
 
 
 def test_bands_around_classes():
-    truth = drawn("""
+    truth = parse_map("""
         0 0 0 0
         0 0 0 0
         0 0 1 1
     """)
     metrics = score(TrimapCurve(2, VOID, (1, 2, 3, 4), "classes"), truth, 0 * truth)
-    # The rim is 3 of 0 and both of 1. From it, 4 more are 1 away, 2 are 1.41 away
-    # and the corner is 2.24 away; the rim itself is at distance 1.
+    # The rim is 3 pixels of class 0 and both of class 1. From it, 4 more are 1 away, 2
+    # are 1.41 away and the corner is 2.24 away; the rim itself is at distance 1.
     assert metrics["pixels"] == [5, 9, 11, 12]
     assert metrics["pixel_accuracy"] == pytest.approx([3 / 5, 7 / 9, 9 / 11, 10 / 12])
-    # Class 0 is hit wherever it is, and class 1 nowhere.
+    # All pixels of class 0 are correct, and none of class 1.
     assert metrics["miou"] == pytest.approx([3 / 10, 7 / 18, 9 / 22, 10 / 24])
 
 
-def test_void_beside_a_class_is_no_boundary_between_classes():
+def test_void_next_to_a_class_is_not_a_class_boundary():
     curve = TrimapCurve(3, VOID, (1, 2, 3), "classes")
-    assert score(curve, drawn(RINGED), drawn(RINGED) % 2)["pixels"] == [0, 0, 0]
+    assert score(curve, parse_map(RINGED), parse_map(RINGED) % 2)["pixels"] == [0, 0, 0]
     curve.reset()
     # The 0 is two pixels from the rim between 1 and 2, and so at distance 3.
-    metrics = score(curve, drawn("0 v 1 2"), [[0, 0, 1, 1]])
+    metrics = score(curve, parse_map("0 v 1 2"), [[0, 0, 1, 1]])
     assert metrics["pixels"] == [2, 2, 3]
-    # Class 1 has 1 of 2, class 2 has nothing, and class 0 comes in whole.
+    # The IoU of class 1 is 1/2, of class 2 it is 0, and of class 0, at width 3, 1.
     assert metrics["miou"] == pytest.approx([1 / 4, 1 / 4, 1 / 2])
 
 
-def test_the_image_border_is_no_boundary_of_a_trimap():
-    truth = drawn("0 0 0 v 1 1 1 1")
+def test_image_border_is_not_a_trimap_boundary():
+    truth = parse_map("0 0 0 v 1 1 1 1")
     around_void = score(TrimapCurve(2, VOID, (1, 3, 4)), truth, truth % 2)
     assert around_void["pixels"] == [2, 6, 7]
     nothing = score(TrimapCurve(2, VOID, (1, 3), "classes"), 0 * truth, 0 * truth)
@@ -109,12 +109,12 @@ def test_the_image_border_is_no_boundary_of_a_trimap():
 
 
 @pytest.mark.parametrize("around", ["void", "classes"])
-def test_no_rounding_moves_a_pixel_to_another_band(around):
-    # 5, 10 and 13 are whole diagonals too (3-4-5, 6-8-10, 5-12-13): right on an edge.
+def test_band_edges_are_exact(around):
+    # 5, 10 and 13 are also lengths of diagonals (3-4-5, 6-8-10, 5-12-13), on an edge.
     widths = np.array([1, 2, 3, 5, 10, 13])
     for truth, prediction in random_maps(6):
         scored = truth < 4
-        sources = ~scored if around == "void" else plain_rim(truth, scored)
+        sources = ~scored if around == "void" else reference_rim(truth, scored)
         reach = widths if around == "void" else widths - 1
         ys, xs = np.nonzero(sources)
         y, x = np.indices(truth.shape)[..., None]
@@ -125,7 +125,7 @@ def test_no_rounding_moves_a_pixel_to_another_band(around):
         assert score(curve, truth, prediction)["pixels"] == expected
 
 
-def plain_rim(truth, scored):
+def reference_rim(truth, scored):
     rim = np.zeros(truth.shape, bool)
     height, width = truth.shape
     for y, x in np.argwhere(scored):
@@ -135,24 +135,24 @@ def plain_rim(truth, scored):
     return rim
 
 
-def test_a_boundary_by_hand():
-    # A square of 5 x 5, predicted one pixel too far to the right; the diagonal is
+def test_boundary_iou_by_hand():
+    # A 5 x 5 square, predicted one pixel too far to the right. The image diagonal is
     # 10.6, so that a boundary of the paper's ratio is one pixel wide.
     truth, prediction = np.zeros((2, 7, 8), np.uint8)
     truth[1:6, 1:6] = prediction[1:6, 2:7] = 1
     metrics = score(BoundaryIoU(3, VOID), truth, prediction)
-    # Rims of 16 pixels share 4 above and 4 below. All 31 pixels around a square are
-    # beside it or the image's border; 16 + 10 of them are so in both maps.
+    # The rims of 16 pixels share 4 above and 4 below. All 31 pixels around a square
+    # touch it or the image border; 16 + 10 of them do so in both maps.
     ious = [26 / (31 + 31 - 26), 8 / (16 + 16 - 8)]
     assert metrics["per_class"] == pytest.approx([*ious, None])
     assert metrics["boundary_iou"] == pytest.approx(np.mean(ious))
     assert metrics["ratio"] == 0.02
 
 
-def test_inside_of_the_boundary_nothing_counts():
+def test_interior_pixels_do_not_count():
     truth = np.zeros((9, 9), np.uint8)
     prediction = truth.copy()
-    # 12.7 * 0.16 rounds to 2: what is left of the square has 5 x 5 pixels.
+    # 12.7 * 0.16 rounds to 2, so that eroding the image leaves 5 x 5 pixels.
     prediction[3:6, 3:6] = 1
     measure = BoundaryIoU(2, VOID, 0.16)
     metrics = score(measure, truth, prediction)
@@ -161,7 +161,7 @@ def test_inside_of_the_boundary_nothing_counts():
     assert measure.counts.tolist() == [[56, 0, 0], [0, 0, 0], [16, 9, 0]]
 
 
-def test_void_is_taken_out_of_the_prediction_too():
+def test_void_is_removed_from_the_prediction_too():
     truth = np.zeros((9, 9), np.uint8)
     truth[4, 4] = VOID
     measure = BoundaryIoU(1, VOID)
@@ -181,7 +181,7 @@ def mask_to_boundary(mask, dilation_ratio):
 
 
 @pytest.mark.parametrize("ratio", [0.001, 0.02, 0.07, 0.3, 2])
-def test_boundaries_equal_plain_erosions(ratio):
+def test_boundary_iou_matches_erosion(ratio):
     maps = random_maps(8)
     both, either = np.zeros((2, 4), int)
     for truth, prediction in maps:
@@ -192,7 +192,7 @@ def test_boundaries_equal_plain_erosions(ratio):
             )
             both[i] += (a & b).sum()
             either[i] += (a | b).sum()
-    metrics = fed(BoundaryIoU(4, VOID, ratio), maps).metrics()
+    metrics = accumulate(BoundaryIoU(4, VOID, ratio), maps).metrics()
     assert metrics["per_class"] == (both / either).tolist()
     assert metrics["boundary_iou"] == pytest.approx((both / either).mean())
 
@@ -205,15 +205,18 @@ MEASURES = [
 
 
 @pytest.mark.parametrize("make", MEASURES)
-def test_neither_order_nor_workers_matter(make):
+def test_result_is_independent_of_order_and_workers(make):
     maps = random_maps(5)
-    whole = fed(make(4, VOID), maps)
-    first, rest = fed(make(4, VOID), maps[:2]), fed(make(4, VOID), maps[2:])
-    assert whole.counts.dtype == np.int64 and whole.counts.sum() > 0
-    assert rest.metrics() != whole.metrics()
-    assert fed(make(4, VOID), maps[::-1]).metrics() == whole.metrics()
+    full = accumulate(make(4, VOID), maps)
+    first, rest = (
+        accumulate(make(4, VOID), maps[:2]),
+        accumulate(make(4, VOID), maps[2:]),
+    )
+    assert full.counts.dtype == np.int64 and full.counts.sum() > 0
+    assert rest.metrics() != full.metrics()
+    assert accumulate(make(4, VOID), maps[::-1]).metrics() == full.metrics()
     first.counts += rest.counts
-    assert first.metrics() == whole.metrics()
+    assert first.metrics() == full.metrics()
     rest.reset()
     assert rest.metrics() == make(4, VOID).metrics()
     assert not rest.needs_confidences
@@ -221,7 +224,7 @@ def test_neither_order_nor_workers_matter(make):
 
 @pytest.mark.parametrize("make", MEASURES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 3)])
-def test_of_void_alone_there_is_no_score(make, shape):
+def test_void_only_has_no_score(make, shape):
     truth = np.full(shape, VOID, np.uint8)
     metrics = score(make(2, VOID), truth, np.zeros_like(truth))
     assert metrics == make(2, VOID).metrics()
@@ -231,7 +234,7 @@ def test_of_void_alone_there_is_no_score(make, shape):
     assert metrics.get("per_class", [None] * 2) == [None] * 2
 
 
-def test_an_image_of_one_pixel():
+def test_image_of_one_pixel():
     for curve in (make(2, VOID) for make in MEASURES[:2]):
         assert score(curve, [[1]], [[1]])["pixels"] == [0] * 3
     metrics = score(MEASURES[2](2, VOID), [[1]], [[1]])
@@ -240,13 +243,13 @@ def test_an_image_of_one_pixel():
     assert metrics["per_class"] == [0, 0] and metrics["boundary_iou"] == 0
 
 
-def test_the_ignored_label_may_be_one_of_the_classes():
+def test_ignored_label_may_be_a_class():
     # ADE20K ignores 0; predicting it on a scored pixel is still a mistake.
     truth, prediction = [[0, 1, 1, 2, 2]], [[1, 0, 1, 2, 2]]
     curve = score(TrimapCurve(3, 0, (1, 2, 3)), truth, prediction)
     assert curve["pixels"] == [1, 2, 3]
     assert curve["pixel_accuracy"] == pytest.approx([0, 1 / 2, 2 / 3])
-    # Class 1 has 1 of 2, class 2 all, and class 0 is predicted in vain.
+    # The IoU of class 1 is 1/2, of class 2 it is 1, and of class 0, only predicted, 0.
     assert curve["miou"] == pytest.approx([0, 1 / 4, 1 / 2])
     rims = score(TrimapCurve(3, 0, (1,), "classes"), truth, prediction)
     assert rims["pixels"] == [2] and rims["miou"] == [1]
@@ -254,7 +257,7 @@ def test_the_ignored_label_may_be_one_of_the_classes():
     assert boundaries["per_class"] == [0, 1 / 2, 1]
 
 
-def test_labels_beyond_the_classes_are_void():
+def test_labels_out_of_range_are_void():
     stray, void = np.array([[[0, 0, i, 1, 1]] for i in (7, VOID)], np.uint8)
     prediction = np.array([[0, 0, 1, 1, 0]], np.int32)
     for make in MEASURES:
@@ -262,7 +265,7 @@ def test_labels_beyond_the_classes_are_void():
         assert score(make(2, VOID), stray, prediction) == expected
 
 
-def test_classes_up_to_the_last_of_uint8():
+def test_256_classes():
     truth = np.array([[254, 254, 255, 0]], np.uint8)
     rims = score(TrimapCurve(256, 0, (1,), "classes"), truth, truth)
     assert rims["pixels"] == [2] and rims["miou"] == [1]
@@ -271,12 +274,12 @@ def test_classes_up_to_the_last_of_uint8():
 
 
 @pytest.mark.parametrize("widths", [(), (0, 1), (2, 1), (1, 1), (1, 2.5), (-1, 3)])
-def test_widths_are_refused_unless_they_ascend_from_1(widths):
+def test_invalid_widths_are_refused(widths):
     with pytest.raises(UserError, match=r"ascending integers .* received \("):
         TrimapCurve(2, VOID, widths)
 
 
-def test_other_arguments_are_refused_in_one_line():
+def test_invalid_arguments_are_refused():
     with pytest.raises(UserError, match="void or classes; received 'both'"):
         TrimapCurve(2, VOID, around="both")
     with pytest.raises(UserError, match=r"must be positive; received -0\.1"):

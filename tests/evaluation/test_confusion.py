@@ -1,4 +1,4 @@
-"""The confusion matrix and its scores, worked by hand."""
+"""The confusion matrix and its scores, computed by hand."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ COUNTS = [[1, 1, 0], [0, 2, 0], [1, 0, 0]]
 
 @pytest.fixture(params=[confusion_matrix, count_confusions])
 def count(request):
-    """Both ways to count: of arrays, and of tensors on any backend."""
+    """Both counting functions: for arrays, and for tensors on any backend."""
     return lambda labels, *args: np.array(request.param(np.array(labels), *args))
 
 
@@ -32,7 +32,7 @@ def test_counts_by_truth_and_prediction(count):
     assert counts.dtype == np.int64
 
 
-def test_scores_of_the_counts():
+def test_scores_from_counts():
     # Union = truth + prediction - hits: 2 + 2 - 1, 2 + 3 - 2, 1 + 0 - 0.
     counts = np.array(COUNTS)
     np.testing.assert_allclose(iou_per_class(counts), [1 / 3, 2 / 3, 0])
@@ -53,31 +53,31 @@ def test_classes_without_pixels_have_no_accuracy_and_no_weight():
     assert frequency_weighted_iou(counts) == 0.75
 
 
-def test_a_class_of_neither_truth_nor_prediction_is_left_out(count):
+def test_absent_class_is_excluded(count):
     counts = count(LABELS, PREDICTIONS, 4, 255)
     iou = iou_per_class(counts)
     assert np.isnan(iou[3]) and not np.isnan(iou[:3]).any()
     assert mean_iou(counts) == pytest.approx(1 / 3)
 
 
-def test_a_class_that_is_only_predicted_counts_as_0(count):
+def test_class_that_is_only_predicted_has_iou_0(count):
     counts = count([0, 0], [0, 1], 2, 255)
     np.testing.assert_allclose(iou_per_class(counts), [1 / 2, 0])
     assert mean_iou(counts) == 1 / 4
 
 
-def test_the_ignored_label_may_be_one_of_the_classes(count):
+def test_ignored_label_may_be_a_class(count):
     # ADE20K ignores 0; predicting it on a scored pixel is still a mistake.
     counts = count([0, 1, 1, 2], [1, 1, 0, 2], 3, 0)
     np.testing.assert_array_equal(counts, [[0, 0, 0], [1, 1, 0], [0, 0, 1]])
 
 
-def test_labels_beyond_the_classes_count_for_nothing(count):
+def test_labels_out_of_range_are_not_counted(count):
     counts = count([0, 3, 254, -1], [0, 1, 2, 0], 3, 255)
     np.testing.assert_array_equal(counts, np.diag([1, 0, 0]))
 
 
-def test_shapes_do_not_matter(count):
+def test_any_shape_is_accepted(count):
     labels = np.array(LABELS, np.uint8).reshape(1, 2, 3, 1)
     predictions = np.array(PREDICTIONS, np.int32).reshape(1, 2, 3)
     np.testing.assert_array_equal(count(labels, predictions, 3, 255), COUNTS)

@@ -1,4 +1,4 @@
-"""Corrupted images: formulas worked by hand, the same bytes again, what is refused."""
+"""Image corruptions: formulas computed by hand, determinism and validation."""
 
 import itertools
 import subprocess
@@ -13,7 +13,7 @@ from deeplab_tf.evaluation import corruptions
 from deeplab_tf.evaluation.corruptions import CORRUPTIONS, corrupt, corrupt_dataset
 from deeplab_tf.evaluation.evaluator import evaluate
 
-# The other ones do the same to an image whatever the seed.
+# The remaining ones are independent of the seed.
 RANDOM = (
     *("gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur"),
     *("snow", "frost", "fog", "elastic_transform"),
@@ -22,7 +22,7 @@ RANDOM = (
 
 @pytest.fixture
 def package():
-    """The reference code."""
+    """The reference implementation."""
     return pytest.importorskip(
         "imagecorruptions", reason="needs imagecorruptions-imaug"
     )
@@ -40,12 +40,12 @@ def scene(height, width):
 IMAGE = scene(37, 45)
 
 
-def test_the_15_are_those_of_the_paper_in_its_order(package):
+def test_corruptions_are_those_of_the_paper_in_order(package):
     assert list(CORRUPTIONS) == package.get_corruption_names()
     assert len(CORRUPTIONS) == 15
 
 
-def test_their_names_need_no_package():
+def test_names_do_not_need_the_package():
     code = (
         "import sys; from deeplab_tf.evaluation import corruptions; "
         "print(len(corruptions.CORRUPTIONS), 'imagecorruptions' in sys.modules)"
@@ -59,7 +59,7 @@ def test_their_names_need_no_package():
     ("severity", "dark", "bright"),
     [
         # The mean is 102.5, both are 51.5 away from it; 0.4 * 51.5 = 20.6. The result
-        # is cut off: 81.9 and 123.1.
+        # is truncated: 81.9 and 123.1.
         (1, 81, 123),
         (3, 92, 112),  # 0.2 * 51.5 = 10.3
         (5, 99, 105),  # 0.05 * 51.5 = 2.575
@@ -72,7 +72,7 @@ def test_contrast_pulls_each_channel_to_its_mean(package, severity, dark, bright
     expected[:, :20, 1], expected[:, 20:, 1] = dark, bright
     result = corrupt(image, "contrast", severity, 0)
     np.testing.assert_array_equal(result[..., 1], expected[..., 1])
-    # 70 / 255 * 255 may be less than 70 by a rounding, which is then cut off.
+    # 70 / 255 * 255 may round to less than 70, and is then truncated.
     assert set(np.unique(result[..., [0, 2]])) <= {69, 70}
 
 
@@ -87,10 +87,10 @@ def test_pixelate_averages_squares(package, severity, side):
 
 @pytest.mark.parametrize(
     ("severity", "levels"),
-    # 0.1 * 255 = 25.5 and 0.5 * 255 = 127.5 on top, cut off and clipped.
+    # 0.1 * 255 = 25.5 and 0.5 * 255 = 127.5 are added; then truncated and clipped.
     [(1, [35, 125, 225, 255]), (5, [137, 227, 255, 255])],
 )
-def test_brightness_adds_to_grey(package, severity, levels):
+def test_brightness_is_added_to_grey(package, severity, levels):
     image = np.repeat(np.uint8([10, 100, 200, 240]), 8)
     image = np.broadcast_to(image[:, None, None], (32, 33, 3))
     result = corrupt(image, "brightness", severity, 0)
@@ -98,7 +98,7 @@ def test_brightness_adds_to_grey(package, severity, levels):
     np.testing.assert_array_equal(result, expected)
 
 
-def test_every_kind_and_severity_changes_an_image_but_not_its_size(package):
+def test_corruptions_change_pixels_but_not_the_size(package):
     before = IMAGE.copy()
     for name in CORRUPTIONS:
         results = [corrupt(IMAGE, name, severity, 3) for severity in range(1, 6)]
@@ -134,7 +134,7 @@ def check_sizes(size, severities):
             assert (result != image).any(), name
 
 
-def test_the_same_seed_gives_the_same_bytes_in_any_order(package):
+def test_equal_seeds_give_equal_images_in_any_order(package):
     seeds = (0, 5, 2**32 - 1)
     first = {(n, s): corrupt(IMAGE, n, 3, s) for n in CORRUPTIONS for s in seeds}
     np.random.random(7)
@@ -146,7 +146,7 @@ def test_the_same_seed_gives_the_same_bytes_in_any_order(package):
         assert differs == (name in RANDOM), name
 
 
-def test_numpys_global_generator_is_left_as_it_was(package):
+def test_global_numpy_generator_is_unchanged(package):
     np.random.seed(7)
     expected = np.random.random(3)
     np.random.seed(7)
@@ -160,21 +160,21 @@ LABELS = np.arange(3 * 37 * 45, dtype=np.int32).reshape(3, 37, 45, 1)
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "impulse_noise", "glass_blur"])
-def test_neither_batches_nor_order_matter(package, name):
+def test_result_is_independent_of_batches_and_order(package, name):
     images = IMAGES.astype(np.float32)
-    together = [(images[:2], LABELS[:2]), (images[2:], LABELS[2:])]
-    whole = np.concatenate([x for x, _ in corrupt_dataset(together, name, 3)])
-    assert (whole.dtype, whole.shape) == (np.float32, images.shape)
-    alone = [(images[i : i + 1], LABELS[i : i + 1]) for i in (2, 0, 1)]
+    batched = [(images[:2], LABELS[:2]), (images[2:], LABELS[2:])]
+    expected = np.concatenate([x for x, _ in corrupt_dataset(batched, name, 3)])
+    assert (expected.dtype, expected.shape) == (np.float32, images.shape)
+    single = [(images[i : i + 1], LABELS[i : i + 1]) for i in (2, 0, 1)]
     for i, (image, label) in zip(
-        (2, 0, 1), corrupt_dataset(alone, name, 3), strict=True
+        (2, 0, 1), corrupt_dataset(single, name, 3), strict=True
     ):
-        np.testing.assert_array_equal(image, whole[i : i + 1])
+        np.testing.assert_array_equal(image, expected[i : i + 1])
         np.testing.assert_array_equal(label, LABELS[i : i + 1])
 
 
-def noise_of(images, severity=3, seed=0):
-    """Returns what Gaussian noise adds to images, `[batch, h, w, 3]`."""
+def added_noise(images, severity=3, seed=0):
+    """Returns the Gaussian noise added to images, `[batch, h, w, 3]`."""
     [(noisy, _)] = corrupt_dataset([(images, LABELS)], "gaussian_noise", severity, seed)
     return noisy - images
 
@@ -183,16 +183,16 @@ def test_each_image_and_seed_has_its_own_noise(package):
     # Far from black and white, so that nothing is clipped at severity 1.
     images = np.full((3, 37, 45, 3), 127, np.float32)
     images[1, 0, 0] = 128
-    noise = noise_of(images, severity=1)
+    noise = added_noise(images, severity=1)
     np.testing.assert_array_equal(noise[0], noise[2])
-    for other in (noise[1], noise_of(images, 1, seed=1)[0]):
+    for other in (noise[1], added_noise(images, 1, seed=1)[0]):
         assert abs(np.corrcoef(noise[0].ravel(), other.ravel())[0, 1]) < 0.1
-    # The noise of severity 2 is not that of severity 1, made stronger.
-    stronger = noise_of(images, severity=2)[0]
+    # The noise of severity 2 is not a scaled copy of that of severity 1.
+    stronger = added_noise(images, severity=2)[0]
     assert abs(np.corrcoef(noise[0].ravel(), stronger.ravel())[0, 1]) < 0.1
 
 
-def test_images_of_a_dataset_are_rounded_to_bytes(package):
+def test_images_of_a_dataset_are_rounded_to_uint8(package):
     images = IMAGES + np.float32(0.4)
     images[:, 0, 0], images[:, 0, 1] = 300, -3
     names = [b"a", b"b", b"c"]
@@ -206,7 +206,7 @@ def test_images_of_a_dataset_are_rounded_to_bytes(package):
     assert same_names.numpy().tolist() == names
 
 
-def test_a_model_is_scored_on_what_is_left_of_the_images(package, color_model):
+def test_score_drops_with_severity(package, color_model):
     # Dim red, green and blue, whose classes are 0, 1 and 2.
     labels = np.repeat(np.arange(3), 16)[None, :, None, None].repeat(40, 2)
     images = np.float32(60 * np.eye(3)[labels[..., 0]] + 60)
@@ -244,14 +244,14 @@ def test_a_model_is_scored_on_what_is_left_of_the_images(package, color_model):
         ({"image": IMAGE / 255}, "need uint8 images; received float64$"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changed, message):
+def test_invalid_arguments_are_refused_in_one_line(changed, message):
     arguments = {"image": IMAGE, "name": "fog", "severity": 1, "seed": 0, **changed}
     with pytest.raises(UserError, match=message) as error:
         corrupt(**arguments)
     assert "\n" not in str(error.value)
 
 
-def test_mistakes_about_a_dataset_are_told_before_it_is_read(package):
+def test_invalid_arguments_are_refused_before_reading(package):
     def unread():
         raise AssertionError
         yield
@@ -265,7 +265,7 @@ def test_mistakes_about_a_dataset_are_told_before_it_is_read(package):
         next(grey)
 
 
-def check_what_to_install():
+def assert_install_commands():
     commands = (
         "need more packages: pip install scikit-image numba, then pip install "
         "--no-deps imagecorruptions-imaug"
@@ -276,15 +276,15 @@ def check_what_to_install():
         assert "\n" not in str(error.value)
 
 
-def test_a_missing_package_says_how_to_install_it(monkeypatch):
-    # As Python itself notes that a module cannot be imported.
+def test_missing_package_error_shows_install_commands(monkeypatch):
+    # Python's own mark of a module that cannot be imported.
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
-    check_what_to_install()
+    assert_install_commands()
 
 
-def test_the_code_it_was_forked_from_will_not_do(monkeypatch):
+def test_original_package_is_not_sufficient(monkeypatch):
     def version(name):
         raise corruptions.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(corruptions.metadata, "version", version)
-    check_what_to_install()
+    assert_install_commands()

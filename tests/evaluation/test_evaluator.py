@@ -1,4 +1,4 @@
-"""Metrics of a whole split, on a stand-in that is always right about colours."""
+"""Metrics of a split, with a stand-in model that is always right about colours."""
 
 import itertools
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-import evaluation_by_replicas
+import evaluate_on_replicas
 import keras
 import numpy as np
 import pytest
@@ -23,24 +23,24 @@ from deeplab_tf.evaluation.gallery import Gallery
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
 
 
-def painted(predictions):
+def paint(predictions):
     """Returns images that `color_model` labels as `predictions`."""
     return 200.0 * np.eye(3, dtype=np.float32)[np.array(predictions)]
 
 
 def samples(count):
-    """Returns images, labels and how often a truth meets a prediction."""
+    """Returns images, labels and their confusion matrix."""
     random = np.random.RandomState(0)
     predictions = random.randint(0, 3, (count, 9, 9))
     labels = random.randint(0, 4, (count, 9, 9, 1))
     labels[labels == 3] = 255
     counts = np.zeros((256, 3), int)
     np.add.at(counts, (labels[..., 0], predictions), 1)
-    return painted(predictions), labels.astype(np.uint8), counts[:3]
+    return paint(predictions), labels.astype(np.uint8), counts[:3]
 
 
 def test_metrics_by_hand(color_model):
-    images = painted([[[0, 1, 1, 1, 0, 2]]])
+    images = paint([[[0, 1, 1, 1, 0, 2]]])
     labels = np.array([0, 0, 1, 1, 2, 255], np.uint8).reshape(1, 1, 6, 1)
     dataset = tf.data.Dataset.from_tensors((images, labels))
     metrics = evaluate(color_model, dataset)
@@ -68,16 +68,16 @@ def test_metrics_by_hand(color_model):
     }
 
 
-def test_an_absent_class_is_null_in_json(color_model):
+def test_absent_class_is_null_in_json(color_model):
     dataset = tf.data.Dataset.from_tensors(
-        (painted([[[0, 1]]]), np.zeros((1, 1, 2, 1), np.uint8))
+        (paint([[[0, 1]]]), np.zeros((1, 1, 2, 1), np.uint8))
     )
     metrics = json.loads(json.dumps(evaluate(color_model, dataset), allow_nan=False))
     assert metrics["iou_per_class"] == [0.5, 0.0, None]
     assert metrics["miou"] == 0.25
 
 
-def test_neither_batch_size_nor_order_matters(color_model):
+def test_result_is_independent_of_batch_size_and_order(color_model):
     images, labels, counts = samples(7)
     expected = None
     for batch_size, order in (
@@ -93,7 +93,7 @@ def test_neither_batch_size_nor_order_matters(color_model):
         assert metrics == expected
 
 
-def test_padding_is_never_scored(strided_model):
+def test_padding_is_not_scored(strided_model):
     images, labels, _ = samples(2)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
     config = EvalConfig(eval_crop_size=(17, 33), ignore_label=0)
@@ -101,18 +101,16 @@ def test_padding_is_never_scored(strided_model):
     assert np.sum(metrics["confusion_matrix"]) == (labels % 255 > 0).sum()
 
 
-def test_images_beyond_the_crop_size_are_scored_whole_with_a_note(
-    strided_model, capsys
-):
+def test_crop_size_grows_with_a_note_for_larger_images(strided_model, capsys):
     images = np.random.RandomState(2).randint(0, 256, (3, 17, 25, 3))
     labels = np.random.RandomState(3).randint(0, 4, (3, 17, 25, 1))
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
-    whole = evaluate(strided_model, dataset)
+    expected = evaluate(strided_model, dataset)
     assert "note" not in capsys.readouterr().out
     # 17 x 25 is already 8 k + 1, so that nothing is padded either way.
-    cut = evaluate(strided_model, dataset, EvalConfig(eval_crop_size=(17, 17)))
-    assert cut["confusion_matrix"] == whole["confusion_matrix"]
-    assert np.sum(cut["confusion_matrix"]) == labels.size
+    metrics = evaluate(strided_model, dataset, EvalConfig(eval_crop_size=(17, 17)))
+    assert metrics["confusion_matrix"] == expected["confusion_matrix"]
+    assert np.sum(metrics["confusion_matrix"]) == labels.size
     out = capsys.readouterr().out
     assert out == "note: 3 images exceed eval_crop_size, which grew to fit them\n"
 
@@ -143,13 +141,13 @@ def test_nothing_to_score_is_an_error(color_model, count):
         evaluate(color_model, dataset)
 
 
-def test_again_and_again_with_one_compiled_step(color_model):
+def test_compiled_step_is_reused(color_model):
     images, labels, counts = samples(5)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
     evaluator = Evaluator(color_model)
     first = evaluator.evaluate(dataset)
     np.testing.assert_array_equal(first["confusion_matrix"], counts)
-    # Batches of 2 and of 1, which make one more trace, of any number.
+    # Batches of 2 and of 1; the second adds one trace for any batch size.
     traces = evaluator._compiled_step.experimental_get_tracing_count()
     half = evaluator.evaluate(dataset.take(1))
     assert half["images"] == 2 and half != first
@@ -178,18 +176,18 @@ def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
     labels = np.random.RandomState(3).randint(0, 4, (3, 17, 25, 1))
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
     config = EvalConfig(eval_crop_size=(17, 17))
-    whole = Evaluator(strided_model, config).evaluate(dataset)
+    expected = Evaluator(strided_model, config).evaluate(dataset)
     note = capsys.readouterr().out
-    evaluator, others = Evaluator(strided_model, config), []
-    evaluator.evaluate(dataset.skip(1), lambda a: others.append(a) or a)
+    evaluator, totals = Evaluator(strided_model, config), []
+    evaluator.evaluate(dataset.skip(1), lambda a: totals.append(a) or a)
     assert capsys.readouterr().out == note.replace("3 images", "2 images")
-    assert all(array.dtype == np.int64 for array in others)
-    calls = itertools.cycle(others)
+    assert all(array.dtype == np.int64 for array in totals)
+    calls = itertools.cycle(totals)
     evaluator = Evaluator(strided_model, config)
-    for told in (note, ""):  # once
-        mine = evaluator.evaluate(dataset.take(1), lambda a: a + next(calls))
-        assert mine == whole and whole["images"] == 3
-        assert capsys.readouterr().out == told
+    for printed in (note, ""):  # printed once
+        metrics = evaluator.evaluate(dataset.take(1), lambda a: a + next(calls))
+        assert metrics == expected and expected["images"] == 3
+        assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize("shows_progress", [True, False])
@@ -200,7 +198,7 @@ def test_progress_is_shown_by_one_worker_only(color_model, shows_progress, capfd
     assert ("evaluating" in capfd.readouterr().err) == shows_progress
 
 
-def test_a_worker_without_images_scores_what_the_others_have(color_model):
+def test_worker_without_images_gets_the_total_score(color_model):
     images, labels, counts = samples(2)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(1)
     calls = iter([np.array([2, 0]), counts])
@@ -210,28 +208,28 @@ def test_a_worker_without_images_scores_what_the_others_have(color_model):
     assert metrics == evaluate(color_model, dataset)
 
 
-def test_measures_and_galleries_see_every_image(color_model):
+def test_measures_and_gallery_get_every_image(color_model):
     images, labels, counts = samples(5)
     names = np.array([b"a", b"b", b"c", b"d", b"e"])
     dataset = tf.data.Dataset.from_tensor_slices((images, labels, names)).batch(2)
     gallery = Gallery(3, 255, first=3)
-    seen = []
+    updates = []
 
-    class Seen:
+    class Recorder:
         needs_confidences = True
 
         def reset(self):
-            seen.clear()
+            updates.clear()
 
         def update(self, truth, prediction, confidences):
-            seen.append((truth, prediction, confidences))
+            updates.append((truth, prediction, confidences))
 
     evaluator = Evaluator(color_model)
     for _ in range(2):
-        metrics = evaluator.evaluate(dataset, measures=[Seen()], gallery=gallery)
+        metrics = evaluator.evaluate(dataset, measures=[Recorder()], gallery=gallery)
     np.testing.assert_array_equal(metrics["confusion_matrix"], counts)
     assert [scored.name for scored in gallery.first] == ["a", "b", "c"]
-    for i, (truth, prediction, confidences) in enumerate(seen):
+    for i, (truth, prediction, confidences) in enumerate(updates):
         np.testing.assert_array_equal(truth, labels[i, ..., 0])
         np.testing.assert_array_equal(prediction, images[i].argmax(-1))
         # The logits are the colours, 200 and twice 0.
@@ -240,22 +238,22 @@ def test_measures_and_galleries_see_every_image(color_model):
             np.testing.assert_array_equal(gallery.first[i].image, images[i])
             np.testing.assert_array_equal(gallery.first[i].truth, truth)
             np.testing.assert_array_equal(gallery.first[i].prediction, prediction)
-    assert len(seen) == 5
+    assert len(updates) == 5
 
 
 @pytest.mark.parametrize("replicas", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_replicas_count_every_image_once(replicas):
     folders = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    ended = subprocess.run(
-        [sys.executable, evaluation_by_replicas.__file__, str(replicas)],
+    result = subprocess.run(
+        [sys.executable, evaluate_on_replicas.__file__, str(replicas)],
         env=os.environ | {"PYTHONPATH": folders},
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    found = json.loads(ended.stdout)
+    assert result.returncode == 0, result.stderr[-2000:]
+    found = json.loads(result.stdout)
     assert len(found["names"]) == found["metrics"]["images"] == 9
-    expected = evaluation_by_replicas.results(tf.distribute.get_strategy())
+    expected = evaluate_on_replicas.evaluate_toy_model(tf.distribute.get_strategy())
     confidences = found.pop("calibration"), expected.pop("calibration")
     error = "expected_calibration_error"
     assert confidences[0][error] == pytest.approx(confidences[1][error], abs=1e-6)
@@ -263,7 +261,7 @@ def test_replicas_count_every_image_once(replicas):
 
 
 class Exported:
-    """Something exported that gives whatever label maps it is told to."""
+    """A stand-in for an export, with given label maps."""
 
     num_classes, protocol = 3, {}
 
@@ -283,7 +281,7 @@ class Exported:
         (lambda x: np.full((1, 9, 8), 3), "labels from 3 to 3; .* 3 classes"),
     ],
 )
-def test_label_maps_that_cannot_be_are_refused(labels, message):
+def test_invalid_label_maps_are_refused(labels, message):
     image, truth = np.zeros((1, 9, 8, 3), np.float32), np.zeros((1, 9, 8, 1), np.uint8)
     dataset = tf.data.Dataset.from_tensors((image, truth))
     with pytest.raises(UserError, match=message):
@@ -299,8 +297,8 @@ def test_images_without_a_name_are_numbered(color_model):
     assert names == ["a", "image 1", "image 2"]
 
 
-def test_measures_change_no_count(tiny_model):
-    # Probabilities of scores this near are equal, the scores are not.
+def test_measures_do_not_change_the_counts(tiny_model):
+    # These scores differ, but their probabilities are equal.
     scores = np.float32([1e-4 * 100, 1e-4 * 100.0002])
     image = keras.Input((None, None, 3))
     bias = keras.initializers.Constant(scores)
@@ -315,7 +313,7 @@ def test_measures_change_no_count(tiny_model):
     assert calibration.metrics()["expected_calibration_error"] == pytest.approx(0.5)
 
 
-def test_the_table_names_classes_and_pixels():
+def test_class_table():
     metrics = {
         "images": 2,
         "miou": 0.3125,

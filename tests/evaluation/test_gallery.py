@@ -1,4 +1,4 @@
-"""Which images of a split are kept."""
+"""Selection of the images of a split that are kept."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ PREDICTIONS = {
 SCORES = {"all": 1.0, "most": 7 / 12, "half": 1 / 4, "none": 0.0}
 
 
-def show(gallery, names, truth=TRUTH):
+def add_images(gallery, names, truth=TRUTH):
     for name in names:
         image = np.full((1, 4, 1), 7.4)
         gallery.update(name, image, truth, np.array([PREDICTIONS[name]], np.int32))
@@ -28,7 +28,7 @@ def names(scored):
 
 def test_extremes_are_sorted_by_score():
     gallery = Gallery(2, 255, extremes=2)
-    show(gallery, ["most", "none", "all", "half"])
+    add_images(gallery, ["most", "none", "all", "half"])
     assert names(gallery.worst) == ["none", "half"]
     assert names(gallery.best) == ["all", "most"]
     for scored in (*gallery.worst, *gallery.best):
@@ -36,32 +36,32 @@ def test_extremes_are_sorted_by_score():
         assert scored.image.shape == (1, 4, 3) and scored.image.dtype == np.uint8
 
 
-def test_no_image_is_among_both():
+def test_image_is_either_worst_or_best():
     gallery = Gallery(2, 255, extremes=3)
-    show(gallery, ["most", "none", "all", "half"])
+    add_images(gallery, ["most", "none", "all", "half"])
     assert names(gallery.worst) == ["none", "half", "most"]
     assert names(gallery.best) == ["all"]
 
 
-def test_of_equal_scores_the_first_stay():
+def test_first_of_equal_scores_is_kept():
     gallery = Gallery(2, 255, extremes=1)
     for name in "abc":
         gallery.update(name, np.zeros((1, 4, 3)), TRUTH, TRUTH.astype(np.int32))
     assert names(gallery.worst) == ["a"]
 
 
-def test_the_first_are_kept_whatever_their_score():
+def test_first_images_are_kept_regardless_of_score():
     gallery = Gallery(2, 255, first=3)
-    show(gallery, ["none", "all", "half", "most"])
+    add_images(gallery, ["none", "all", "half", "most"])
     assert names(gallery.first) == ["none", "all", "half"]
     assert not gallery.worst and not gallery.best
     gallery.reset()
-    show(gallery, ["most"])
+    add_images(gallery, ["most"])
     assert names(gallery.first) == ["most"]
 
 
-def test_images_without_a_scored_pixel_are_no_extremes():
+def test_images_without_a_scored_pixel_are_not_extremes():
     gallery = Gallery(2, 255, first=1, extremes=2)
-    show(gallery, ["none"], np.full_like(TRUTH, 255))
+    add_images(gallery, ["none"], np.full_like(TRUTH, 255))
     assert not gallery.worst and not gallery.best
     assert gallery.first[0].miou is None

@@ -13,7 +13,7 @@ PREDICTIONS = [0, 1, 1, 1, 0, 2]
 
 
 @pytest.mark.parametrize("large", [2**24, 2**31, 2**53])
-def test_one_pixel_more_is_one_count_more(large):
+def test_large_counts_are_exact(large):
     metric = MeanIoU(2)
     metric.counts.assign(np.full((2, 2), large))
     metric.update_labels([1, 1, 0], [1, 0, 1])
@@ -22,7 +22,7 @@ def test_one_pixel_more_is_one_count_more(large):
     assert metric.counts.numpy().dtype == np.int64
 
 
-def test_the_metric_is_that_of_all_pixels_and_not_a_mean_over_batches():
+def test_result_is_over_all_pixels_instead_of_batches():
     random = np.random.RandomState(0)
     metric, total = MeanIoU(5, ignore_label=4), np.zeros((5, 5), int)
     for size in (3, 40, 200):
@@ -37,7 +37,7 @@ def test_the_metric_is_that_of_all_pixels_and_not_a_mean_over_batches():
     assert float(metric.result()) == 0
 
 
-def test_the_metric_works_in_compile(color_model):
+def test_metric_works_in_compile(color_model):
     model = keras.Model(color_model.input, color_model.output)
     model.compile(loss=SegmentationLoss(), metrics=[MeanIoU(3)])
     colors = 255 * np.eye(3, dtype=np.float32)
@@ -47,7 +47,7 @@ def test_the_metric_works_in_compile(color_model):
     assert scores["miou"] == pytest.approx(1 / 3)
 
 
-def test_the_metric_is_made_anew_from_its_config():
+def test_metric_is_rebuilt_from_its_config():
     metric = MeanIoU(7, ignore_label=3, name="score")
     again = keras.saving.deserialize_keras_object(
         keras.saving.serialize_keras_object(metric)

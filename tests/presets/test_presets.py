@@ -1,6 +1,6 @@
-"""Presets: the rows of the papers' tables and of the zoo, and how they are told.
+"""Presets of the papers' tables and of the model zoo, and their descriptions.
 
-The training stages have tests/presets/test_stages.py.
+Presets of training stages are tested in test_stages.py.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_a_table_has_its_rows_in_their_order(table):
+def test_table_rows_are_complete_and_in_order(table):
     assert tuple(preset.published.miou for preset in rows(table)) == TABLES[table]
 
 
@@ -94,7 +94,7 @@ COSTS = {
 
 
 def columns(preset):
-    """Returns what the columns of the inference tables tell of a row."""
+    """Returns the columns of the inference tables for a preset."""
     model, evaluation = preset.model, preset.evaluation
     return (
         model.backbone,
@@ -106,19 +106,19 @@ def columns(preset):
     )
 
 
-def test_the_inference_tables_of_deeplabv3plus_have_every_view_and_its_cost():
+def test_deeplabv3plus_inference_tables_have_all_costs():
     presets = rows("deeplabv3plus_table3_") + rows("deeplabv3plus_table5_")
     assert {columns(preset): preset.published.multiply_adds for preset in presets} == (
         COSTS
     )
-    # "SC" is of ASPP and decoder alike.
+    # "SC" applies to both ASPP and decoder.
     decoders = [p.model for p in presets if p.model.decoder.output_strides]
     assert all(m.decoder.separable == m.context.separable for m in decoders)
-    # 14 rows of ResNet-101 and 24 of Xception-65: two output strides of training share
-    # a cost, and so do three pre-trainings.
+    # 14 rows of ResNet-101 and 24 of Xception-65; rows that differ only in the output
+    # stride of training or in the pre-training share a cost.
     assert len(presets) == 14 + 24
     for name, miou in (
-        # Of DeepLabv3's Table 6, of Table 2, and of the zoo.
+        # From DeepLabv3's Table 6, from Table 2, and from the zoo.
         ("table3_train16_eval16", 77.21),
         ("table3_train16_eval8_ms", 79.45),
         ("table3_train16_eval8_ms_flip", 79.77),
@@ -129,7 +129,7 @@ def test_the_inference_tables_of_deeplabv3plus_have_every_view_and_its_cost():
         assert find_preset(f"deeplabv3plus_{name}").published.miou == miou
 
 
-def test_figures_that_contradict_their_table_say_so():
+def test_figures_that_contradict_their_table_have_a_remark():
     def remarks(text):
         return [n for n, p in PRESETS.items() if text in p.published.remark]
 
@@ -188,7 +188,7 @@ ZOO = {
 }
 
 
-def test_the_zoo_has_its_figures_and_protocols():
+def test_zoo_presets_have_official_figures_and_protocols():
     scored = [p for p in ROWS.values() if p.source == "model zoo" and p.published.miou]
     found = {
         preset.name: (
@@ -208,20 +208,20 @@ def test_the_zoo_has_its_figures_and_protocols():
     assert set(accuracies.values()) == {None}
 
 
-def test_classifiers_to_start_from_have_no_figure():
+def test_pretrained_classifiers_have_no_figure():
     unscored = [n for n, p in ROWS.items() if p.published.miou is None]
     assert unscored == [
         *("xception_41_imagenet", "xception_65_imagenet", "xception_71_imagenet"),
         *("resnet_v1_50_beta_imagenet", "resnet_v1_101_beta_imagenet"),
         "xception_65_coco",
     ]
-    for name in unscored[3:5]:  # whose checkpoints were trained with this grid
+    for name in unscored[3:5]:  # their checkpoints were trained with this grid
         assert PRESETS[name].model.multi_grid == (1, 2, 4)
 
 
 def test_names_are_unique():
-    # A second row of a name would take the first one's place. Six classifiers, and 14
-    # and 24 rows of the inference tables. Four stages of three models, and CamVid.
+    # A duplicate name would replace a row. There are 14 and 24 rows of the inference
+    # tables, 6 classifiers, 4 stages of 3 models, and CamVid.
     tables = sum(map(len, TABLES.values())) + 14 + 24
     assert len(ROWS) == tables + len(ZOO) + 6 == 136
     assert len(PRESETS) == len(ROWS) + 4 * 3 + 1
@@ -229,7 +229,7 @@ def test_names_are_unique():
         assert name == preset.name and re.fullmatch("[a-z0-9_]+", name)
 
 
-def test_every_row_names_its_table():
+def test_presets_name_their_table():
     for name, preset in ROWS.items():
         paper = {"deeplabv3": "1706.05587", "deeplabv3plus": "1802.02611"}
         family, _, table = name.partition("_table")
@@ -240,11 +240,11 @@ def test_every_row_names_its_table():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_evaluated_with_the_same_weights_at_its_output_stride(name):
+def test_eval_model_differs_only_in_output_stride(name):
     preset = PRESETS[name]
     model, scored = preset.model, preset.eval_model
     assert scored.output_stride == preset.eval_output_stride
-    # 6 cells of 16 pixels are 12 of 8.
+    # A rate of 6 at output stride 16 is 12 at output stride 8.
     pixels = [rate * model.output_stride for rate in model.context.rates]
     assert [r * scored.output_stride for r in scored.context.rates] == pixels
     context = dataclasses.replace(scored.context, rates=model.context.rates)
@@ -252,7 +252,7 @@ def test_a_preset_is_evaluated_with_the_same_weights_at_its_output_stride(name):
     assert dataclasses.replace(scored, **trained) == model
 
 
-def test_rows_of_test_sets_are_trained_at_output_stride_8_with_frozen_statistics():
+def test_test_set_rows_use_stride_8_and_frozen_batch_norm():
     # DeepLabv3, Sec. 4.1 and 4.3: 30k more steps on trainval.
     tests = rows("deeplabv3_table7_") + rows("deeplabv3plus_table6_")
     assert len(tests) == 4
@@ -267,7 +267,7 @@ def test_rows_of_test_sets_are_trained_at_output_stride_8_with_frozen_statistics
         assert preset.evaluation.add_flipped_images
 
 
-def test_everything_else_is_trained_with_batch_statistics():
+def test_all_other_presets_train_batch_norm():
     frozen = [p.name for p in PRESETS.values() if not p.train.fine_tune_batch_norm]
     assert len(frozen) == 7 + 3
     ends = ("voc_trainval", "stage3_trainval")
@@ -314,15 +314,15 @@ def test_recipes_follow_the_dataset(dataset):
         assert (train.optimizer, train.momentum) == ("momentum", 0.9)
         assert preset.model.num_classes == classes
         assert train.ignore_label == preset.evaluation.ignore_label == ignored
-        # The networks see [-1, 1], and 127.5 as 0.
+        # Images are scaled to [-1, 1], so that 127.5 becomes 0.
         assert preset.data.mean_pixel == 3 * (127.5,)
 
 
-def test_every_preset_has_a_recipe_of_a_known_dataset():
+def test_all_presets_use_a_known_dataset():
     assert {preset.data.dataset for preset in PRINTED.values()} == set(PROTOCOLS)
 
 
-def test_the_recipe_of_camvid_fits_its_classes_and_images():
+def test_camvid_recipe_fits_its_classes_and_image_size():
     preset, info = find_preset("camvid_mobilenetv2"), dataset_info("camvid")
     assert preset.model.num_classes == len(preset.train.label_weights) == 11
     ignored = preset.train.ignore_label, preset.evaluation.ignore_label
@@ -332,7 +332,7 @@ def test_the_recipe_of_camvid_fits_its_classes_and_images():
         assert image <= side < image + 64
         for scale in evaluation.eval_scales:
             assert (side - 1) * scale % preset.eval_output_stride == 0
-    # They are met only if the model is scored then.
+    # Expected scores need an evaluation at their step.
     every = preset.train.eval_interval_steps
     assert all(step % every == 0 for step, _ in preset.expected_miou)
     *_, expected = describe(preset).splitlines()
@@ -346,8 +346,8 @@ def test_weight_decay_is_larger_for_resnets():
 
 
 def test_learning_rates_follow_the_pretraining():
-    # A network that has seen the segmentations of COCO moves little any more, and on
-    # trainval the papers' own best model goes on.
+    # Networks pre-trained on COCO segmentation need a small rate; on trainval the
+    # papers continue from their best model.
     rates = {"ImageNet": 0.007}
     rates |= dict.fromkeys(("ImageNet, COCO", "ImageNet, JFT-300M, COCO"), 1e-4)
     rates |= dict.fromkeys(
@@ -366,18 +366,18 @@ def test_learning_rates_follow_the_pretraining():
     presets = [p for p in ROWS.values() if p.data.dataset == "pascal_voc_seg"]
     found = {p.name: p.train.base_learning_rate for p in presets}
     expected = {p.name: rates[p.start] for p in presets}
-    expected["xception_65_coco"] = 0.007  # whatever it is trained for
+    expected["xception_65_coco"] = 0.007  # independent of its start
     assert found == expected
     assert {p.start for p in presets} == set(rates)
 
 
-def test_what_a_preset_starts_from_exists():
+def test_start_of_each_preset_exists():
     for preset in PRESETS.values():
         named = any(part in preset.start for part in ("table", "voc", "stage"))
         assert not named or preset.start in PRESETS
 
 
-def test_images_of_ade20k_are_resized_to_their_crop():
+def test_ade20k_images_are_resized_to_the_crop():
     for name, size in (("mobilenetv2", 257), ("xception65", 513)):
         data = find_preset(f"{name}_ade20k_train").data
         resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)
@@ -388,7 +388,7 @@ NO_DECODER = DecoderConfig(output_strides=())
 CASCADE = {"context": ContextConfig(aspp=False), "decoder": NO_DECODER}
 
 
-def test_cascades_end_with_the_block_that_their_name_tells():
+def test_cascades_end_with_the_block_in_their_name():
     for table, backbone in (
         ("table2_resnet50", "resnet_v1_50_beta"),
         ("table2_resnet101", "resnet_v1_101_beta"),
@@ -407,7 +407,7 @@ def test_cascades_end_with_the_block_that_their_name_tells():
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32, 64, 128, 256])
-def test_table_1_of_deeplabv3_trains_block7_at_every_output_stride(output_stride):
+def test_deeplabv3_table_1_varies_the_output_stride(output_stride):
     preset = find_preset(f"deeplabv3_table1_resnet50_block7_os{output_stride}")
     assert preset.eval_output_stride == output_stride
     assert preset.model == ModelConfig(
@@ -428,7 +428,7 @@ def test_table_1_of_deeplabv3_trains_block7_at_every_output_stride(output_stride
         ("mg124_image_pooling", (1, 2, 4), (6, 12, 18), True),
     ],
 )
-def test_table_5_of_deeplabv3_builds_the_aspp_up(suffix, grid, rates, image_level):
+def test_deeplabv3_table_5_extends_the_aspp(suffix, grid, rates, image_level):
     context = ContextConfig(rates, separable=False, image_level=image_level)
     model = ModelConfig(
         "resnet_v1_101_beta", multi_grid=grid, context=context, decoder=NO_DECODER
@@ -436,7 +436,7 @@ def test_table_5_of_deeplabv3_builds_the_aspp_up(suffix, grid, rates, image_leve
     assert find_preset(f"deeplabv3_table5_{suffix}").model == model
 
 
-def test_the_decoders_of_deeplabv3plus_stand_behind_the_best_deeplabv3():
+def test_deeplabv3plus_decoders_extend_the_best_deeplabv3():
     deeplabv3 = find_preset("deeplabv3_table6_os16").model
     one = DecoderConfig(separable=False, convolutions=1)
     decoders = {
@@ -459,7 +459,7 @@ def test_the_decoders_of_deeplabv3plus_stand_behind_the_best_deeplabv3():
     assert coarse.context.rates == (3, 6, 9)
 
 
-def test_table_7_of_deeplabv3plus_drops_the_image_level_features_and_grows():
+def test_deeplabv3plus_table_7_models():
     models = [preset.model for preset in rows("deeplabv3plus_table7_")]
     first = ModelConfig(X65, 19, decoder=NO_DECODER)
     second = ModelConfig(X65, 19)
@@ -471,8 +471,8 @@ def test_table_7_of_deeplabv3plus_drops_the_image_level_features_and_grows():
     assert (last.train_split, last.eval_split) == ("trainval_coarse", "test_fine")
 
 
-def test_models_of_the_zoo_are_those_of_their_flags():
-    # Section 2.5 of the reference; what joins features is dense all the same.
+def test_zoo_models_match_their_official_flags():
+    # Section 2.5 of the reference; the layers that merge features are dense.
     mobilenet_v3 = {
         "model_variant": "mobilenet_v3_large_seg",
         "num_classes": 19,
@@ -523,7 +523,7 @@ def test_models_of_the_zoo_are_those_of_their_flags():
     assert context.dense_prediction_cell == RELEASED_CELL
 
 
-def test_a_preset_is_told_in_four_lines():
+def test_description_has_four_lines():
     name = "deeplabv3plus_table5_eval8_decoder_sc_ms_flip"
     scales = "scales 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, flipped"
     assert describe(find_preset(name)).splitlines() == [
@@ -556,19 +556,19 @@ def test_a_preset_is_told_in_four_lines():
         ),
     ],
 )
-def test_the_figures_of_a_preset_are_those_that_were_printed(name, figures):
+def test_description_shows_published_figures(name, figures):
     first, *_ = describe(find_preset(name)).splitlines()
     assert first == f"{name} (model zoo): {figures}"
 
 
-def test_a_preset_without_a_size_of_padded_images_is_told():
+def test_description_without_an_eval_crop_size():
     preset = find_preset("xception65_cityscapes_trainfine")
     preset = dataclasses.replace(preset, evaluation=EvalConfig())
     *_, last = describe(preset).splitlines()
     assert "crop of each image, scales 1.0" in last
 
 
-def test_deviations_name_what_was_and_what_is():
+def test_deviations_show_old_and_new_values():
     preset = find_preset("deeplabv3_table6_os8")
     model = dataclasses.replace(
         preset.model.at_output_stride(8), decoder=DecoderConfig()
@@ -586,7 +586,7 @@ def test_deviations_name_what_was_and_what_is():
     assert list_deviations(preset.data, preset.data) == []
 
 
-def test_where_things_lie_is_no_deviation():
+def test_paths_are_not_deviations():
     preset = find_preset("xception_65_coco")
     data = dataclasses.replace(preset.data, dataset_dir="records", seed=1)
     assert list_deviations(preset.data, data) == ["seed: 0 -> 1"]
@@ -596,7 +596,7 @@ def test_where_things_lie_is_no_deviation():
     )
 
 
-def test_a_preset_is_found_by_its_name():
+def test_presets_are_found_by_name():
     for name, preset in PRESETS.items():
         assert find_preset(name) is preset
 
@@ -614,36 +614,36 @@ def test_a_preset_is_found_by_its_name():
         ("", ""),
     ],
 )
-def test_an_unknown_preset_names_the_nearest(name, hint):
+def test_unknown_preset_error_names_the_nearest(name, hint):
     with pytest.raises(UserError) as raised:
         find_preset(name)
     lists = "python -m deeplab_tf.presets lists all"
     assert str(raised.value) == f"there is no preset {name!r}; {hint}{lists}"
 
 
-def test_the_program_lists_every_preset_without_tensorflow():
-    ended = subprocess.run(
+def test_program_lists_presets_without_tensorflow():
+    result = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "deeplab_tf.presets"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0
-    lines = ended.stdout.splitlines()
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
     assert lines == "\n".join(map(describe, PRESETS.values())).splitlines()
-    told_more = [preset for preset in PRESETS.values() if preset.expected_miou]
-    assert len(lines) == 4 * len(PRESETS) + len(told_more)
-    imported = {line.split("|")[-1].strip() for line in ended.stderr.splitlines()}
+    with_miou = [preset for preset in PRESETS.values() if preset.expected_miou]
+    assert len(lines) == 4 * len(PRESETS) + len(with_miou)
+    imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "deeplab_tf.presets" in imported
     assert not {name.split(".")[0] for name in imported} & {"tensorflow", "keras"}
 
 
-def test_a_report_tells_what_differs_and_nothing_else():
+def test_report_lists_only_deviations():
     preset = find_preset("mobilenetv2_coco_voc_trainaug")
     train = dataclasses.replace(preset.train, train_logdir="logs", momentum=0.5)
     parts = [(preset.model, preset.model), (preset.train, train)]
-    others = {"train_split": "train_aug", "eval_split": "test"}
+    splits = {"train_split": "train_aug", "eval_split": "test"}
     changes = "momentum: 0.9 -> 0.5; eval_split: val -> test"
-    told = f"{describe(preset)}\n  deviations: {changes}"
-    assert report(preset, parts, **others) == told
+    expected = f"{describe(preset)}\n  deviations: {changes}"
+    assert report(preset, parts, **splits) == expected
     assert report(preset, parts[:1]).endswith("\n  deviations: none")

@@ -1,4 +1,4 @@
-"""Presets: the papers' training stages, each from the one before."""
+"""Presets of the papers' training stages, each starting from the previous one."""
 
 import re
 
@@ -33,18 +33,18 @@ RECIPES = {
 
 
 def stage(family, name):
-    """Returns the preset of a model's stage."""
+    """Returns the preset of a stage of a model family."""
     return find_preset(f"{family}_{name}")
 
 
-def test_every_model_has_its_stages_in_their_order():
+def test_stages_are_complete_and_in_order():
     names = [f"{family}_{name}" for family in FAMILIES for name in STAGES]
     assert [name for name in PRESETS if "_stage" in name] == names
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_stage_has_the_papers_recipe(family, name):
+def test_stages_have_the_recipe_of_the_paper(family, name):
     preset = stage(family, name)
     model, data, train = preset.model, preset.data, preset.train
     backbone, decoder, weight_decay, _ = FAMILIES[family]
@@ -66,27 +66,27 @@ def test_a_stage_has_the_papers_recipe(family, name):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stage_goes_on_with_the_weights_of_the_one_before(family):
-    first, alone, second, third = (stage(family, name) for name in STAGES)
-    assert first.start == alone.start == "ImageNet"
+def test_stage_starts_from_the_previous_stage(family):
+    first, direct, second, third = (stage(family, name) for name in STAGES)
+    assert first.start == direct.start == "ImageNet"
     assert (second.start, third.start) == (first.name, second.name)
-    assert first.model == alone.model == second.model
+    assert first.model == direct.model == second.model
     assert third.model == second.model.at_output_stride(8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_stage_has_the_figure_that_was_printed_and_no_other(family):
+def test_stages_have_published_figures(family):
     figures = FAMILIES[family][-1]
     published = [stage(family, name).published for name in STAGES]
     assert tuple(p.miou for p in published) == (None, *figures)
     assert all(p.multiply_adds is p.pixel_accuracy is None for p in published)
-    # What has no figure says why.
+    # A missing figure is explained by a remark.
     assert [bool(p.remark) for p in published] == [p.miou is None for p in published]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_figures_are_of_the_protocol_that_they_were_printed_for(family):
-    views = {
+def test_figures_have_their_published_protocol(family):
+    protocols = {
         name: (
             stage(family, name).eval_output_stride,
             len(stage(family, name).evaluation.eval_scales),
@@ -95,14 +95,14 @@ def test_figures_are_of_the_protocol_that_they_were_printed_for(family):
         for name in STAGES
     }
     expected = dict.fromkeys(STAGES, (16, 1, False)) | {TRAINVAL: (8, 6, True)}
-    if family == "deeplabv3_resnet_v1_101_beta":  # printed for this view alone
+    if family == "deeplabv3_resnet_v1_101_beta":  # printed for this protocol only
         expected[TRAIN_AUG] = (8, 6, True)
-    assert views == expected
+    assert protocols == expected
 
 
-def test_a_stage_is_told_with_what_it_starts_from():
-    told = describe(stage("deeplabv3plus_xception_65", COCO)).splitlines()
-    assert told == [
+def test_description_of_a_stage_names_its_start():
+    lines = describe(stage("deeplabv3plus_xception_65", COCO)).splitlines()
+    assert lines == [
         "deeplabv3plus_xception_65_stage1_coco (1706.05587, Sec. 4.3): no figure, "
         "learning rate and steps are from the authors in tensorflow/models#4234, who "
         "say 300000 steps are enough",
@@ -111,38 +111,38 @@ def test_a_stage_is_told_with_what_it_starts_from():
         "learning rate 0.007 poly 0.9, weight decay 4e-05, batch normalisation trained",
         "  evaluation: val, output stride 16, crop 641x641, scales 1.0",
     ]
-    told = describe(stage("deeplabv3plus_xception_65", TRAINVAL)).splitlines()
-    assert told[:2] == [
+    lines = describe(stage("deeplabv3plus_xception_65", TRAINVAL)).splitlines()
+    assert lines[:2] == [
         "deeplabv3plus_xception_65_stage3_trainval (1802.02611, Table 6): mIoU 87.8 %",
         "  model: xception_65, 21 classes, output stride 8, from "
         "deeplabv3plus_xception_65_stage2_train_aug_from_coco",
     ]
 
 
-def documented():
-    """Returns the flags of the docs' commands that run a stage, as text."""
+def documented_commands():
+    """Returns the flags of the documented commands that train a stage."""
     text = (ROOT / "docs/training.md").read_text().replace("\\\n", " ")
     commands = re.findall(r"^python train\.py (.*_stage.*)", text, re.M)
     return [dict(flag.split("=") for flag in command.split()) for command in commands]
 
 
-def test_the_documented_commands_are_the_stages_one_after_the_other():
-    # That they run is tested in tests/test_documentation.py.
-    commands = documented()
+def test_documented_commands_run_the_stages_in_order():
+    # tests/test_documentation.py runs them.
+    commands = documented_commands()
     names = [flags["--preset"] for flags in commands]
     family = "deeplabv3_mobilenet_v2"
     assert names == [f"{family}_{name}" for name in (COCO, TRAIN_AUG, TRAINVAL)]
     starts = [flags["--tf_initial_checkpoint"] for flags in commands]
     assert starts[1:] == [flags["--train_logdir"] for flags in commands[:-1]]
     for flags in commands:
-        # What a command repeats is what its preset says.
+        # Flags that repeat the preset agree with it.
         preset = find_preset(flags["--preset"])
         steps = int(flags["--training_number_of_steps"])
         assert steps == preset.train.training_number_of_steps
         assert int(flags["--train_batch_size"]) == preset.data.batch_size
 
 
-def test_the_documented_way_without_coco_is_a_preset():
+def test_documented_recipe_without_coco_is_a_preset():
     text = (ROOT / "docs/training.md").read_text()
     suffixes = re.findall(r"`<model>_(\w+)`", text)
     assert suffixes == [IMAGENET]

@@ -1,6 +1,6 @@
-"""Evaluates a toy model on some logical CPUs; prints its metrics and names as JSON.
+"""Evaluates a toy model on logical CPUs and prints the results as JSON.
 
-    python evaluation_by_replicas.py COUNT
+    python evaluate_on_replicas.py COUNT
 
 Run by evaluation/test_evaluator.py, since a process has one set of devices.
 """
@@ -20,7 +20,7 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.training.distribution import make_strategy
 
-# Batches of different numbers and sizes, an odd number of them.
+# An odd number of batches of different sizes.
 SHAPES = ((2, 33, 41), (1, 20, 65), (3, 17, 17), (1, 1, 5), (2, 33, 41))
 
 
@@ -45,8 +45,8 @@ def dataset():
     )
 
 
-def results(strategy) -> dict:
-    """Returns what an evaluation under a strategy gives."""
+def evaluate_toy_model(strategy) -> dict:
+    """Returns metrics, calibration and gallery of an evaluation under a strategy."""
     with strategy.scope():
         model = toy_model(size=(None, None))
     gallery = Gallery(NUM_CLASSES, 255, first=9, extremes=2)
@@ -65,4 +65,4 @@ def results(strategy) -> dict:
 
 if __name__ == "__main__":
     count = int(sys.argv[1])
-    print(json.dumps(results(make_strategy("mirrored", count))))
+    print(json.dumps(evaluate_toy_model(make_strategy("mirrored", count))))
