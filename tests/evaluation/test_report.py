@@ -1,4 +1,4 @@
-"""A report, read by a parser and by a browser."""
+"""HTML reports, checked with a parser and a browser."""
 
 import base64
 import dataclasses
@@ -25,7 +25,7 @@ from deeplab_tf.evaluation.report import ScoredImage, write_report
 
 EVIL = "<script>alert(\"Gänsefüßchen\")</script> & 'co'"
 INFO = DatasetInfo("toys", ("floor", EVIL, "ball", "Bär"), ignore_label=9)
-# Of 100 pixels each of floor and evil; no ball anywhere; bears are only predicted.
+# 100 pixels each of floor and evil, and no ball; bears are only predicted.
 METRICS = {
     "images": 1234,
     "miou": 0.43210,
@@ -75,7 +75,7 @@ COMMAND = ["python", "eval.py", "--checkpoint_dir=my logs", f"--dataset={EVIL}"]
 
 
 class Page(html.parser.HTMLParser):
-    """What a page holds: tags with their attributes, texts, rows of tables."""
+    """A parsed page: tags with attributes, texts, and rows of tables."""
 
     def __init__(self, text):
         super().__init__()
@@ -122,15 +122,15 @@ class Page(html.parser.HTMLParser):
         return found
 
 
-def written(metrics=METRICS, info=INFO, worst=(), best=(), command=COMMAND):
-    # As they are in the file.
+def write_page(metrics=METRICS, info=INFO, worst=(), best=(), command=COMMAND):
+    # As read from a file.
     metrics = json.loads(json.dumps(metrics, allow_nan=False))
     write_report("ram://report.html", metrics, info, worst, best, command)
     with tf.io.gfile.GFile("ram://report.html") as file:
         return Page(file.read())
 
 
-def scored(height=20, width=30, info=INFO, name=EVIL):
+def make_scored_image(height=20, width=30, info=INFO, name=EVIL):
     random = np.random.RandomState(0)
     image = np.full((height, width, 3), random.randint(0, 256, 3), np.uint8)
     image[:, width // 2 :] = random.randint(0, 256, 3)
@@ -143,13 +143,13 @@ def scored(height=20, width=30, info=INFO, name=EVIL):
 
 @pytest.fixture(scope="module")
 def page():
-    """A report of everything."""
-    image = scored()
+    """A report with all sections."""
+    image = make_scored_image()
     other = dataclasses.replace(image, name="good", miou=0.9)
-    return written(METRICS | MEASURED, worst=[image], best=[other])
+    return write_page(METRICS | MEASURED, worst=[image], best=[other])
 
 
-def test_a_report_loads_nothing(page):
+def test_report_loads_no_resources(page):
     for tag, attributes in page.tags:
         assert tag not in ("script", "link", "iframe", "object", "base")
         assert not [name for name in attributes if name.startswith("on")]
@@ -163,14 +163,14 @@ def test_a_report_loads_nothing(page):
     assert policy["content"].startswith("default-src 'none';")
 
 
-def test_every_link_has_its_target(page):
+def test_links_have_targets(page):
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert [link["href"] for link in page.all("a")] == [f"#{i}" for i in ids]
     assert len(set(ids)) == len(ids) == len(page.headings)
 
 
-def test_every_image_decodes_and_says_what_it_shows(page):
-    # Confusion matrix, curve, reliability, and four views of two images.
+def test_images_decode_and_have_alternative_text(page):
+    # Confusion matrix, curve, reliability, and four panels for each of two images.
     assert len(page.images) == 3 + 8
     for attributes, pixels in page.images:
         assert attributes["alt"]
@@ -179,17 +179,17 @@ def test_every_image_decodes_and_says_what_it_shows(page):
     assert sum(EVIL in attributes["alt"] for attributes, _ in page.images) == 4
 
 
-def test_the_sections_have_their_order(page):
+def test_order_of_sections(page):
     always = ["Protocol", "Classes", "Confusion matrix", "Most frequent confusions"]
     measured = ["Near boundaries", "Boundary IoU", "Calibration", "Robustness"]
     images = ["Worst images", "Best images"]
     assert page.headings == [*always, *measured, *images, "How to reproduce"]
-    plain = written()
+    plain = write_page()
     assert plain.headings == [*always, "How to reproduce"]
     assert len(plain.images) == 1
 
 
-def test_the_headline_has_the_scores(page):
+def test_headline_shows_the_scores(page):
     assert "<title>Evaluation on toys val</title>" in page.source
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.source))
     assert shown == {
@@ -200,7 +200,7 @@ def test_the_headline_has_the_scores(page):
     }
 
 
-def test_the_protocol_begins_with_what_was_scored(page):
+def test_protocol_starts_with_checkpoint_and_split(page):
     assert page.rows[:6] == [
         ["checkpoint", f"/logs/{EVIL}/model.ckpt-7"],
         ["split", "val"],
@@ -211,7 +211,7 @@ def test_the_protocol_begins_with_what_was_scored(page):
     ]
 
 
-def test_every_class_has_its_scores(page):
+def test_class_table_shows_all_scores(page):
     none = "–"  # noqa: RUF001
     start = page.rows.index(
         ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Boundary IoU, %", "Pixels"]
@@ -222,7 +222,7 @@ def test_every_class_has_its_scores(page):
         ["ball", "absent", none, none, none, "0"],
         ["Bär", "0.00", none, "0.00", "0.00", "0"],
     ]
-    # A bar for each that is not absent, and the colours of VOC.
+    # A bar for each class that is not absent, and the colours of VOC.
     assert re.findall(r'<i style="width: (.*?)%"', page.source) == [
         "50.0",
         "62.5",
@@ -232,12 +232,12 @@ def test_every_class_has_its_scores(page):
     assert colors == ["0, 0, 0", "128, 0, 0", "0, 128, 0", "128, 128, 0"]
 
 
-def test_boundary_scores_have_no_column_where_there_are_none():
-    header = written().rows[6]
+def test_boundary_column_is_omitted_without_scores():
+    header = write_page().rows[6]
     assert header == ["Class", "IoU, %", "Accuracy, %", "F-score, %", "Pixels"]
 
 
-def test_confusions_are_told_in_words(page):
+def test_confusions_are_described(page):
     assert (
         f"floor predicted as {EVIL}: 25 pixels, 25.00 % of floor "
         f"{EVIL} predicted as floor: 17 pixels, 17.00 % of {EVIL} "
@@ -246,10 +246,10 @@ def test_confusions_are_told_in_words(page):
     assert page.source.count("<li>") == 3
 
 
-def test_ten_confusions_are_told():
+def test_ten_most_frequent_confusions_are_listed():
     info = DatasetInfo("many", tuple("abcd"))
     counts = np.arange(16).reshape(4, 4)
-    page = written(METRICS | {"confusion_matrix": counts.tolist()}, info)
+    page = write_page(METRICS | {"confusion_matrix": counts.tolist()}, info)
     # Off the diagonal 14, 13, 12, 11, 9, 8, 7, 6, 4, 3; then 2 and 1, not shown.
     pixels = re.findall(r": (\d+) pixels", page.text)
     assert pixels == "14 13 12 11 9 8 7 6 4 3".split()
@@ -257,12 +257,12 @@ def test_ten_confusions_are_told():
     assert "d predicted as c: 14 pixels, 25.93 % of d" in page.text
 
 
-def test_without_confusion_there_is_a_word_instead():
-    page = written(METRICS | {"confusion_matrix": np.eye(4, dtype=int).tolist()})
+def test_report_without_confusions_says_so():
+    page = write_page(METRICS | {"confusion_matrix": np.eye(4, dtype=int).tolist()})
     assert "There are no confusions." in page.text and "<li>" not in page.source
 
 
-def test_what_only_some_evaluations_measure_stands_in_the_text(page):
+def test_optional_measurements_are_shown(page):
     none = "–"  # noqa: RUF001
     for row in (
         ["1", none, none, "0"],
@@ -283,17 +283,17 @@ def test_what_only_some_evaluations_measure_stands_in_the_text(page):
         assert text in page.text
 
 
-def test_bands_around_classes_are_called_so():
+def test_bands_around_classes_are_described():
     trimap = MEASURED["trimap"] | {"around": "classes"}
-    page = written(METRICS | {"trimap": trimap})
+    page = write_page(METRICS | {"trimap": trimap})
     assert "in bands around boundaries between classes" in page.text
 
 
-def test_an_image_is_shown_with_truth_prediction_and_errors(page):
-    image = scored()
+def test_images_are_shown_with_truth_prediction_and_errors(page):
+    image = make_scored_image()
     shown = [pixels for _, pixels in page.images[3:7]]
-    photograph = shown[0].astype(int) - image.image
-    assert shown[0].shape == (20, 30, 3) and np.abs(photograph).mean() < 3
+    difference = shown[0].astype(int) - image.image
+    assert shown[0].shape == (20, 30, 3) and np.abs(difference).mean() < 3
     for pixels, expected in zip(
         shown[1:],
         (
@@ -309,21 +309,21 @@ def test_an_image_is_shown_with_truth_prediction_and_errors(page):
     assert f"{EVIL} mIoU 12.35 %" in page.text and "good mIoU 90.00 %" in page.text
 
 
-def test_the_classes_of_an_image_are_named_largest_first(page):
-    # In 20 x 30 pixels 300 bears are predicted and 300 floors, of which the truth
-    # has 200 more, and 200 of the evil.
+def test_legend_names_the_largest_class_first(page):
+    # Of 20 x 30 pixels, 300 are predicted as bear and 300 as floor; the truth has
+    # another 200 of floor, and 200 of evil.
     legend = page.source.split('class="legend"')[1].split("</div>")[0]
     names = re.findall("</i>(.*?)</span>", legend)
     assert list(map(html.unescape, names)) == ["floor", "Bär", EVIL]
 
 
-def test_an_image_of_many_classes_names_the_largest():
+def test_legend_of_many_classes_names_the_largest():
     # As in ADE20K, whose class 0 is not scored.
     info = DatasetInfo("many", tuple(f"class {i}" for i in range(20)), ignore_label=0)
     labels = np.repeat(np.arange(20), np.arange(20, 0, -1))[None]
     image = np.zeros((*labels.shape, 3), np.uint8)
     many = ScoredImage("many", image, labels.astype(np.uint8), labels, 1.0)
-    page = written(of_classes(info), info, worst=[many])
+    page = write_page(make_metrics(info), info, worst=[many])
     legend = page.source.split('class="legend"')[1].split("</div>")[0]
     assert re.findall("</i>(.*?)</span>", legend) == list(info.class_names[1:13])
     assert "and 7 more" in legend
@@ -332,26 +332,28 @@ def test_an_image_of_many_classes_names_the_largest():
 @pytest.mark.parametrize(
     ("size", "small"), [((1000, 1920), (250, 480)), ((963, 2), (480, 1))]
 )
-def test_large_images_are_shrunk_and_labels_stay_labels(size, small):
-    page = written(worst=[scored(*size)])
-    views = [pixels for _, pixels in page.images[1:]]
-    assert {pixels.shape for pixels in views} == {(*small, 3)}
-    colors = {tuple(color) for color in views[1].reshape(-1, 3).tolist()}
+def test_large_images_are_shrunk_without_mixing_labels(size, small):
+    page = write_page(worst=[make_scored_image(*size)])
+    panels = [pixels for _, pixels in page.images[1:]]
+    assert {pixels.shape for pixels in panels} == {(*small, 3)}
+    colors = {tuple(color) for color in panels[1].reshape(-1, 3).tolist()}
     assert colors <= {(0, 0, 0), (128, 0, 0), (224, 224, 192)}
 
 
-def test_an_image_without_a_score_has_a_dash():
-    page = written(worst=[dataclasses.replace(scored(), miou=float("nan"))])
+def test_image_without_a_score_has_a_dash():
+    page = write_page(
+        worst=[dataclasses.replace(make_scored_image(), miou=float("nan"))]
+    )
     assert f"{EVIL} mIoU – %" in page.text  # noqa: RUF001
 
 
-def test_names_are_never_markup(page):
+def test_names_are_escaped(page):
     assert "<script" not in page.source
-    # In protocol and class table, thrice in confusions; an image and two legends.
+    # In protocol and class table, three confusions, an image and two legends.
     assert page.text.count(EVIL) == 8 and "Bär" in page.source
 
 
-def test_how_to_reproduce_can_be_pasted_into_a_shell(page):
+def test_command_can_be_pasted_into_a_shell(page):
     line = html.unescape(re.search(r"<pre>(.*?)</pre>", page.source, re.S)[1])
     words = subprocess.run(
         ["sh", "-c", f'set -- {line}; printf "%s\\n" "$@"'],
@@ -366,25 +368,25 @@ def test_how_to_reproduce_can_be_pasted_into_a_shell(page):
     ) in page.text
 
 
-def test_a_command_line_that_is_no_text_is_written_all_the_same():
-    # What Python makes of a folder named in Latin-1.
-    page = written(command=["eval.py", "--dir=B\udce4r"])
+def test_undecodable_command_line_is_written():
+    # As Python decodes the name of a folder in Latin-1.
+    page = write_page(command=["eval.py", "--dir=B\udce4r"])
     assert "eval.py '--dir=B?r'" in page.text
 
 
-def test_a_report_replaces_the_last_one_or_leaves_it():
-    page = written()
+def test_failure_keeps_the_earlier_report():
+    page = write_page()
     assert not tf.io.gfile.glob("ram://report.html.*")
     with pytest.raises(UserError, match="the metrics have 4 classes; ade20k has 151"):
-        written(info=dataset_info("ade20k"))
+        write_page(info=dataset_info("ade20k"))
     with pytest.raises(KeyError, match="around"):
-        written(METRICS | {"trimap": {"widths": [1]}})
+        write_page(METRICS | {"trimap": {"widths": [1]}})
     with tf.io.gfile.GFile("ram://report.html") as file:
         assert file.read() == page.source
 
 
-def of_classes(info):
-    """Returns metrics of a data set whose every class is the next one, now and then."""
+def make_metrics(info):
+    """Returns metrics with a tenth of each class predicted as the next class."""
     count = info.num_classes
     counts = 90 * np.eye(count, dtype=int) + 10 * np.eye(count, k=1, dtype=int)
     scores = [0.8] * count
@@ -396,9 +398,9 @@ def of_classes(info):
     }
 
 
-def test_150_classes_are_all_shown():
+def test_150_classes_are_shown():
     info = dataset_info("ade20k_150")
-    page = written(of_classes(info), info)
+    page = write_page(make_metrics(info), info)
     classes = [row for row in page.rows if row[1:] == ["80.00"] * 3 + ["100"]]
     # The last has no next one, and 90 pixels.
     assert [row[0] for row in classes] == list(info.class_names[:-1])
@@ -406,7 +408,7 @@ def test_150_classes_are_all_shown():
     assert len(page.source) < 1e6
 
 
-def test_24_photographs_stay_small(voc_root):
+def test_report_with_24_images_is_small(voc_root):
     info = dataset_info("pascal_voc_seg")
     names = (voc_root / "ImageSets/Segmentation/val.txt").read_text().split()[:24]
     images = []
@@ -416,7 +418,7 @@ def test_24_photographs_stay_small(voc_root):
         prediction = np.roll(truth, 5, 1).astype(np.int32)
         prediction[prediction == info.ignore_label] = 15
         images.append(ScoredImage(name, image, truth, prediction, 0.5))
-    page = written(of_classes(info), info, worst=images[:12], best=images[12:])
+    page = write_page(make_metrics(info), info, worst=images[:12], best=images[12:])
     assert len(page.images) == 1 + 4 * 24
     assert len(page.source) < 5e6
 
@@ -434,24 +436,27 @@ onload = () => {{
 """
 
 
-def browser():
+def find_browser():
     names = ("chromium", "chromium-browser", "google-chrome")
     path = next(filter(None, map(shutil.which, names)), None)
     return path or pytest.skip(f"needs one of {', '.join(names)}")
 
 
-def test_no_browser_scrolls_the_page_sideways(tmp_path):
+def test_page_does_not_scroll_sideways(tmp_path):
     long = "x" * 150
     info = DatasetInfo(long, (long, f"{long} y", *map(str, range(58))))
-    scores = of_classes(info) | MEASURED
+    scores = make_metrics(info) | MEASURED
     scores["boundary_iou"] = MEASURED["boundary_iou"] | {"per_class": [0.5] * 60}
     mious = {long: [0.5] * 5, "fog": [0.5] * 5}
     severities = [1, 2, 3, 4, 5]
     robustness = {"clean": 0.5, "severities": severities, "miou": mious}
     scores |= {"robustness": robustness, "protocol": {"checkpoint": long}}
-    images = [scored(300, 1000, info, long), scored(1000, 300, info)]
-    page = written(scores, info, images, [scored()], [*COMMAND, long])
-    # Frames, for the window of a browser cannot be as narrow as a telephone.
+    images = [
+        make_scored_image(300, 1000, info, long),
+        make_scored_image(1000, 300, info),
+    ]
+    page = write_page(scores, info, images, [make_scored_image()], [*COMMAND, long])
+    # In frames, because the window of a browser cannot be as narrow as a phone.
     frames = [
         f'<iframe width="{width}" height="800" style="border: 0" '
         f'srcdoc="{html.escape(page.source)}"></iframe>'
@@ -460,9 +465,9 @@ def test_no_browser_scrolls_the_page_sideways(tmp_path):
     (tmp_path / "measure.html").write_text(_MEASURE.format(frames="".join(frames)))
     result = subprocess.run(
         [
-            browser(),
+            find_browser(),
             "--headless",
-            "--no-sandbox",  # which is not there for root, as in containers
+            "--no-sandbox",  # unavailable to root, as in containers
             f"--user-data-dir={tmp_path / 'profile'}",
             "--dump-dom",
             (tmp_path / "measure.html").as_uri(),
@@ -478,8 +483,8 @@ def test_no_browser_scrolls_the_page_sideways(tmp_path):
         assert scrolled <= inner
 
 
-def filled_with(text):
-    """Returns a report in which everything that can be text is a text."""
+def write_page_of(text):
+    """Returns a report with `text` in every field that may contain text."""
     info = DatasetInfo(text, (text, f"{text}1", f"{text}2", f"{text}3"), 9)
     measured = MEASURED | {
         "robustness": MEASURED["robustness"] | {"miou": {text: [0.7, 0.5]}},
@@ -487,13 +492,13 @@ def filled_with(text):
     }
     protocol = {"split": text, "checkpoint": text, f"z{text}": [text, {text: text}]}
     metrics = METRICS | measured | {"protocol": protocol}
-    image = scored(info=info, name=text)
-    return written(metrics, info, [image], [image], [text, f"--dataset={text}"])
+    image = make_scored_image(info=info, name=text)
+    return write_page(metrics, info, [image], [image], [text, f"--dataset={text}"])
 
 
 @pytest.fixture(scope="module")
 def plain_page():
-    return filled_with("plain")
+    return write_page_of("plain")
 
 
 @pytest.mark.parametrize(
@@ -508,14 +513,14 @@ def plain_page():
         "</td></th></tr></table><a href='javascript:alert(1)'>",
     ],
 )
-def test_no_text_changes_the_elements_of_a_page(text, plain_page):
-    hostile = filled_with(text)
+def test_text_does_not_change_the_elements_of_a_page(text, plain_page):
+    hostile = write_page_of(text)
     elements, expected = (
         [(tag, list(attributes)) for tag, attributes in page.tags]
         for page in (hostile, plain_page)
     )
     assert elements == expected
-    # Texts as they are: names of classes and images, protocol, attributes.
+    # Texts are unchanged: names of classes and images, protocol, attributes.
     assert hostile.rows[0] == ["checkpoint", text]
     assert [a["alt"] for a in hostile.all("img")].count(text) == 2
     assert f"Truth of {text}" in [a["alt"] for a in hostile.all("img")]

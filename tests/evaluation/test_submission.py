@@ -1,4 +1,4 @@
-"""Archives for the benchmarks' servers, unpacked and read as the servers do."""
+"""Submission archives, unpacked and read as the benchmark servers do."""
 
 import copy
 import io
@@ -25,13 +25,13 @@ VOC, CITYSCAPES = dataset_info("pascal_voc_seg"), dataset_info("cityscapes")
 SIZE = (1024, 2048)
 COMP6 = "results/VOC2012/Segmentation/comp6_test_cls"
 LABELS = np.arange(21).reshape(3, 7)
-# A photograph and a label map of Cityscapes.
+# The name of a Cityscapes image, and a label map of its size.
 BERLIN = "berlin_000000_000019_leftImg8bit"
 ROAD = np.zeros(SIZE, np.int32)
 
 
 def voc_palette():
-    """Returns `VOCcolormap.m` of the devkit, bit by bit, uint8 `[256, 3]`."""
+    """Returns the palette of the devkit's `VOCcolormap.m`, uint8 `[256, 3]`."""
     palette = np.zeros((256, 3), np.uint8)
     for i in range(256):
         number, red, green, blue = i, 0, 0, 0
@@ -44,14 +44,14 @@ def voc_palette():
     return palette
 
 
-def content(path):
+def read_bytes(path):
     with tf.io.gfile.GFile(path, "rb") as file:
         return file.read()
 
 
-def unpacked(path):
-    """Returns `{name: picture}` of an archive."""
-    file = io.BytesIO(content(path))
+def unpack(path):
+    """Returns `{name: image}` of an archive."""
+    file = io.BytesIO(read_bytes(path))
     if path.endswith(".zip"):
         with zipfile.ZipFile(file) as archive:
             files = {name: archive.read(name) for name in archive.namelist()}
@@ -73,60 +73,60 @@ def label_map(seed, size=SIZE, num_classes=19):
 
 @pytest.mark.parametrize("suffix", [".tgz", ".tar.gz", ".tar"])
 @pytest.mark.parametrize("scheme", ["", "ram://"])
-def test_voc_pictures_lie_where_the_devkit_has_them(scheme, suffix, tmp_path):
+def test_voc_archive_has_the_layout_of_the_devkit(scheme, suffix, tmp_path):
     folder = scheme + str(tmp_path)
     tf.io.gfile.makedirs(folder)
     path = f"{folder}/results{suffix}"
     with VocSubmission(path, VOC) as submission:
         submission.add("2008_000006", LABELS)
         submission.add("2011_003999", LABELS[::-1].astype(np.uint8))
-    pictures = unpacked(path)
-    assert list(pictures) == [f"{COMP6}/2008_000006.png", f"{COMP6}/2011_003999.png"]
-    for picture, labels in zip(pictures.values(), (LABELS, LABELS[::-1]), strict=True):
-        assert (picture.format, picture.mode) == ("PNG", "P")
-        np.testing.assert_array_equal(np.array(picture), labels)
-        palette = np.array(picture.getpalette()).reshape(-1, 3)
+    images = unpack(path)
+    assert list(images) == [f"{COMP6}/2008_000006.png", f"{COMP6}/2011_003999.png"]
+    for image, labels in zip(images.values(), (LABELS, LABELS[::-1]), strict=True):
+        assert (image.format, image.mode) == ("PNG", "P")
+        np.testing.assert_array_equal(np.array(image), labels)
+        palette = np.array(image.getpalette()).reshape(-1, 3)
         np.testing.assert_array_equal(palette, voc_palette())
     assert list_outputs(folder) == [f"results{suffix}"]
 
 
-def test_the_palette_is_vocs_own_whatever_the_colours_of_the_model(tmp_path):
+def test_voc_palette_is_independent_of_the_model_colours(tmp_path):
     path = str(tmp_path / "results.tar")
     colors = tuple((i, i, i) for i in range(21))
     info = DatasetInfo("grey", VOC.class_names, ignore_label=20, colors=colors)
     with VocSubmission(path, info) as submission:
         submission.add("2008_000006", LABELS)
-    [picture] = unpacked(path).values()
-    palette = np.array(picture.getpalette()).reshape(-1, 3)
+    [image] = unpack(path).values()
+    palette = np.array(image.getpalette()).reshape(-1, 3)
     np.testing.assert_array_equal(palette, voc_palette())
 
 
-def test_models_of_vocs_own_data_take_part_in_comp5(tmp_path):
+def test_comp5_archive_has_its_own_folder(tmp_path):
     path = str(tmp_path / "results.tgz")
     with VocSubmission(path, VOC, competition="comp5") as submission:
         submission.add("2008_000006", LABELS)
-    [name] = unpacked(path)
+    [name] = unpack(path)
     assert name == "results/VOC2012/Segmentation/comp5_test_cls/2008_000006.png"
 
 
 @pytest.mark.parametrize("scheme", ["", "ram://"])
-def test_cityscapes_pictures_hold_the_ids_of_labelids_files(scheme, tmp_path):
+def test_cityscapes_archive_contains_label_ids(scheme, tmp_path):
     folder = scheme + str(tmp_path)
     tf.io.gfile.makedirs(folder)
     path, labels = f"{folder}/results.zip", ROAD.copy()
     labels[3, :19] = np.arange(19)
     with CityscapesSubmission(path, CITYSCAPES) as submission:
         submission.add(BERLIN, labels)
-        # As the records have it.
+        # The name in TFRecords.
         submission.add("bonn_000001_000019", ROAD + 18)
-    pictures = unpacked(path)
-    assert list(pictures) == [
+    images = unpack(path)
+    assert list(images) == [
         "berlin_000000_000019_labelIds.png",
         "bonn_000001_000019_labelIds.png",
     ]
-    for picture in pictures.values():
-        assert (picture.format, picture.mode) == ("PNG", "L")
-    berlin, bonn = map(np.array, pictures.values())
+    for image in images.values():
+        assert (image.format, image.mode) == ("PNG", "L")
+    berlin, bonn = map(np.array, images.values())
     expected = np.full(SIZE, 7)
     # road, sidewalk, building, wall, fence, pole, traffic light, traffic sign,
     # vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle,
@@ -140,13 +140,13 @@ def test_cityscapes_pictures_hold_the_ids_of_labelids_files(scheme, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_authors_count_what_we_count(tmp_path):
-    # Not importorskip: whoever asks for the slow tests has installed the extra.
+def test_cityscapes_scores_match_the_official_script(tmp_path):
+    # Not importorskip: the slow tests need the extra.
     from cityscapesscripts.evaluation import evalPixelLevelSemanticLabeling as official
 
     names = ["berlin_000000_000019", "berlin_000001_000019", "bonn_000000_000019"]
     predictions = [label_map(seed) for seed in range(3)]
-    # All ids, those of void too; a third is as predicted.
+    # All ids, including void; a third equals the prediction.
     ids = cityscapes.CITYSCAPES_IDS
     truths = [label_map(seed, num_classes=34) for seed in range(3, 6)]
     for truth, prediction in zip(truths, predictions, strict=True):
@@ -183,35 +183,35 @@ def test_the_authors_count_what_we_count(tmp_path):
     )
 
 
-# What is added to which submission, and what its message must say.
+# The kind of submission, the images added to it, and the expected message.
 REFUSED = {
-    "another name": (
+    "invalid name": (
         VocSubmission,
         [("cat", LABELS)],
         "^cat is not the name of a VOC image, such as 2008_000006$",
     ),
-    "a longer name": (
+    "longer name": (
         VocSubmission,
         [("2008_000006_1", LABELS)],
         "the name of a VOC image",
     ),
-    "other digits": (
+    "non-ASCII digits": (
         VocSubmission,
         [("2008_00000٦", LABELS)],
         "the name of a VOC image",
     ),
-    "a path": (VocSubmission, [("../2008_000006", LABELS)], "the name of a VOC image"),
-    "the ignored label": (
+    "path": (VocSubmission, [("../2008_000006", LABELS)], "the name of a VOC image"),
+    "ignored label": (
         VocSubmission,
         [("2008_000006", np.full((2, 2), 255))],
         "^2008_000006 has the label 255; the classes of pascal_voc_seg are 0..20$",
     ),
-    "a negative label": (
+    "negative label": (
         VocSubmission,
         [("2008_000006", LABELS - 1)],
         "has the label -1; the classes of",
     ),
-    "a batch": (
+    "batch": (
         VocSubmission,
         [("2008_000006", LABELS[None])],
         r"integers \[height, width\]; received int64 \[1, 3, 7\]$",
@@ -221,27 +221,27 @@ REFUSED = {
         [("2008_000006", np.ones((3, 7), np.float32))],
         r"received float32 \[3, 7\]$",
     ),
-    "one image twice": (
+    "duplicate image": (
         VocSubmission,
         [("2008_000006", LABELS), ("2008_000006", LABELS)],
         r"^image 2008_000006 was added twice to .*results\.tgz$",
     ),
-    "one image under two names": (
+    "duplicate under two names": (
         CityscapesSubmission,
         [(BERLIN, ROAD), ("berlin_000000_000019", ROAD)],
         r"^image berlin_000000_000019 was added twice to .*results\.zip$",
     ),
-    "another image": (
+    "name of another dataset": (
         CityscapesSubmission,
         [("2008_000006", ROAD)],
         "^2008_000006 is not the name of a Cityscapes image, such as berlin_000000_",
     ),
-    "a label file": (
+    "name of a label file": (
         CityscapesSubmission,
         [("berlin_000000_000019_gtFine_labelIds", ROAD)],
         "is not the name of a Cityscapes image",
     ),
-    "a label id": (
+    "label out of range": (
         CityscapesSubmission,
         [(BERLIN, ROAD + 19)],
         "has the label 19; the classes of cityscapes are 0..18$",
@@ -252,8 +252,12 @@ REFUSED = {
         f"^the labels of {BERLIN} are 1024x512; the Cityscapes server needs "
         "2048x1024, the size of its images$",
     ),
-    "no image": (VocSubmission, [], r"results\.tgz would be empty: no image was"),
-    "no image of Cityscapes": (CityscapesSubmission, [], r"results\.zip would be"),
+    "empty VOC archive": (
+        VocSubmission,
+        [],
+        r"results\.tgz would be empty: no image was",
+    ),
+    "empty Cityscapes archive": (CityscapesSubmission, [], r"results\.zip would be"),
 }
 ARCHIVES = {
     VocSubmission: ("results.tgz", VOC, ("2008_000007", LABELS)),
@@ -262,36 +266,36 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_what_a_server_refuses_is_refused_here_and_leaves_nothing(kind, tmp_path):
+def test_invalid_submission_is_refused_without_output(kind, tmp_path):
     submission_class, images, message = REFUSED[kind]
-    name, info, whole = ARCHIVES[submission_class]
+    name, info, valid = ARCHIVES[submission_class]
     with (
         pytest.raises(UserError, match=message),
         submission_class(str(tmp_path / name), info) as submission,
     ):
         if images:
-            submission.add(*whole)
+            submission.add(*valid)
         for image in images:
             submission.add(*image)
     assert not list(tmp_path.iterdir())
 
 
-def test_whatever_interrupts_it_keeps_what_was_there(tmp_path):
+def test_interruption_keeps_the_earlier_archive(tmp_path):
     path = str(tmp_path / "results.tgz")
     for labels in (LABELS, LABELS[:, :2]):
         with VocSubmission(path, VOC) as submission:
             submission.add("2008_000006", labels)
-    before = content(path)
-    [picture] = unpacked(path).values()
-    assert picture.size == (2, 3)
+    before = read_bytes(path)
+    [image] = unpack(path).values()
+    assert image.size == (2, 3)
     with pytest.raises(KeyboardInterrupt), VocSubmission(path, VOC) as submission:
         submission.add("2008_000006", LABELS)
         raise KeyboardInterrupt
-    assert content(path) == before
+    assert read_bytes(path) == before
     assert list_outputs(tmp_path) == ["results.tgz"]
 
 
-def test_an_archive_that_cannot_take_its_place_leaves_nothing(tmp_path):
+def test_unpublishable_archive_leaves_no_files(tmp_path):
     path = tmp_path / "results.tgz"
     with (
         pytest.raises(UserError, match="is not an ordinary file"),
@@ -302,7 +306,7 @@ def test_an_archive_that_cannot_take_its_place_leaves_nothing(tmp_path):
     assert list_outputs(tmp_path) == ["results.tgz"]
 
 
-def test_archive_of_somebody_else_stays(tmp_path):
+def test_foreign_archive_is_not_overwritten(tmp_path):
     path = tmp_path / "results.tgz"
     path.write_text("years of work")
     with pytest.raises(UserError, match="is not our earlier output"):
@@ -310,7 +314,7 @@ def test_archive_of_somebody_else_stays(tmp_path):
     assert path.read_text() == "years of work"
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_first_image(tmp_path):
+def test_missing_folder_is_refused_before_the_first_image(tmp_path):
     path = str(tmp_path / "missing/results.tgz")
     with pytest.raises(UserError, match=r"no folder .*/missing for .*results\.tgz"):
         VocSubmission(path, VOC).__enter__()
@@ -329,7 +333,7 @@ def test_a_folder_that_is_not_there_is_told_before_the_first_image(tmp_path):
         ("cityscapes", "r.tgz", "^r.tgz must end with .zip, the archives of citysca"),
     ],
 )
-def test_each_server_has_its_archives(name, path, message):
+def test_wrong_suffix_is_refused(name, path, message):
     with pytest.raises(UserError, match=message):
         SUBMISSIONS[name](path, dataset_info(name))
 
@@ -341,11 +345,11 @@ def test_each_server_has_its_archives(name, path, message):
         ("cityscapes", "r.zip", generic_info(20), "its 19 classes; unnamed has 20$"),
     ],
 )
-def test_the_classes_must_be_as_many(name, path, info, message):
+def test_class_count_must_match(name, path, info, message):
     with pytest.raises(UserError, match=f"^a submission to {name} has {message}"):
         SUBMISSIONS[name](path, info)
 
 
-def test_the_competition_is_one_of_two():
+def test_unknown_competition_is_refused():
     with pytest.raises(UserError, match="must be comp5 or comp6; received 'comp3'"):
         VocSubmission("results.tgz", VOC, competition="comp3")

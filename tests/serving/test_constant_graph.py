@@ -1,4 +1,4 @@
-"""What makes exports fast leaves results as they are."""
+"""Optimizations of exports do not change their results."""
 
 import subprocess
 import sys
@@ -40,10 +40,10 @@ def random(*shape):
     ],
 )
 @pytest.mark.parametrize("size", [(33, 33), (8, 19), (1, 2)])
-def test_atrous_depthwise_convolutions(options, size):
+def test_phased_depthwise_convolution_matches_keras(options, size):
     x = random(2, *size, 3)
     if options.get("padding") == "valid" and min(size) < 5:
-        pytest.skip("nothing is left of so small an image")
+        pytest.skip("the image is smaller than the kernel")
     options = {"kernel_size": 3, "padding": "same", "use_bias": False, **options}
     phased, plain = PhasedDepthwiseConv2D(**options), layers.DepthwiseConv2D(**options)
     for layer in (phased, plain):
@@ -53,10 +53,10 @@ def test_atrous_depthwise_convolutions(options, size):
     np.testing.assert_allclose(phased(x), plain(x), rtol=0, atol=1e-5)
 
 
-def two_sums():
-    """Returns a model of two sums, as in an Xception: a ReLU and a sum take the first.
+def residual_model():
+    """Returns a model whose sums feed a ReLU and the next sum, as in Xception.
 
-    Its first ReLU takes a sum that nothing else takes.
+    The first and the last sum feed one layer only.
     """
     style = head_style()
     image = keras.Input((None, None, 3), name="image")
@@ -74,14 +74,14 @@ def two_sums():
     return model
 
 
-def test_relus_of_sums_that_others_take():
-    model = two_sums()
-    other = optimize_for_cpu(model)
-    kinds = {x.name for x in leaf_layers(other) if isinstance(x, ReluOfSum)}
-    # What the first unit's ReLU takes is no sum, and only one layer takes the last.
+def test_relus_of_shared_sums_are_replaced():
+    model = residual_model()
+    optimized = optimize_for_cpu(model)
+    kinds = {x.name for x in leaf_layers(optimized) if isinstance(x, ReluOfSum)}
+    # The first unit's ReLU takes no sum, and only one layer takes the last sum.
     assert kinds == {f"unit.{i}.input.relu" for i in (2, 3, 4)}
     x = random(1, 9, 11, 3)
-    np.testing.assert_allclose(other(x), model(x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(optimized(x), model(x), rtol=0, atol=1e-5)
     half = tf.cast(x, tf.bfloat16)
     np.testing.assert_array_equal(ReluOfSum("relu")(half), tf.nn.relu(half))
 
@@ -91,15 +91,15 @@ import quiet_tensorflow, test_constant_graph as tests, tensorflow as tf
 from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.serving.constant_graph import freeze_network, optimize_for_cpu
 make = {"fast": optimize_for_cpu, "folded": fold_batch_norm}[KIND]
-function = tf.function(freeze_network(make(tests.two_sums())), autograph=False)
+function = tf.function(freeze_network(make(tests.residual_model())), autograph=False)
 function(tf.constant(tests.random(1, 9, 11, 3)))
 """
 
 
-def test_tensorflow_does_not_give_up_on_it():
-    said = {}
+def test_optimized_graph_does_not_fail_in_the_remapper():
+    logs = {}
     for kind in ("fast", "folded"):
-        said[kind] = subprocess.run(
+        logs[kind] = subprocess.run(
             [sys.executable, "-c", RUN.replace("KIND", repr(kind))],
             cwd=ROOT / "tests/serving",
             env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "PATH": ""},
@@ -107,8 +107,8 @@ def test_tensorflow_does_not_give_up_on_it():
             capture_output=True,
             text=True,
         ).stderr
-    assert "remapper failed" not in said["fast"]
-    if "remapper failed" not in said["folded"]:
+    assert "remapper failed" not in logs["fast"]
+    if "remapper failed" not in logs["folded"]:
         pytest.skip("this TensorFlow does not fuse here, or has no such error")
 
 
@@ -126,7 +126,7 @@ def test_weights_are_constants(tiny_model):
     np.testing.assert_allclose(given, expected, rtol=0, atol=1e-5 * expected.std())
 
 
-def test_half_precision_loses_no_more_than_it_does_unfolded(tiny_model, precision):
+def test_folding_adds_no_error_in_half_precision(tiny_model, precision):
     precision("mixed_bfloat16")
     half = build_model(tiny_model.model_config)
     load_tf1_variables(half, tf1_variables(tiny_model))

@@ -1,4 +1,4 @@
-"""Exported models stand where a Keras model stands."""
+"""Exported models replace a Keras model in evaluation and prediction."""
 
 import numpy as np
 import pytest
@@ -12,14 +12,14 @@ from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_mod
 
 
 @pytest.fixture(scope="module")
-def exported(strided_model, tmp_path_factory):
+def export_path(strided_model, tmp_path_factory):
     path = str(tmp_path_factory.mktemp("exported") / "export")
     export_saved_model(strided_model, path)
     return path
 
 
-def test_artefacts_are_told_by_their_names(exported, tmp_path):
-    assert is_artefact(exported)
+def test_artefacts_are_recognized_by_name(export_path, tmp_path):
+    assert is_artefact(export_path)
     assert is_artefact(str(tmp_path / "model.tflite"))
     assert is_artefact(str(tmp_path / "model.onnx"))
     (tmp_path / "logs.tflite").mkdir()
@@ -27,8 +27,8 @@ def test_artefacts_are_told_by_their_names(exported, tmp_path):
         assert not is_artefact(str(path))
 
 
-def test_a_folder_is_loaded_as_a_saved_model(exported):
-    assert isinstance(load_artefact(exported), SavedModelPredictor)
+def test_folder_is_loaded_as_a_saved_model(export_path):
+    assert isinstance(load_artefact(export_path), SavedModelPredictor)
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ def test_a_folder_is_loaded_as_a_saved_model(exported):
         ("model.onnx", "an ONNX", "onnxruntime"),
     ],
 )
-def test_a_file_is_loaded_by_its_name(name, kind, needs, tmp_path):
+def test_file_is_loaded_by_its_suffix(name, kind, needs, tmp_path):
     pytest.importorskip(needs)
     (tmp_path / name).write_bytes(b"garbage")
     with pytest.raises(UserError, match=f"{name} cannot be read as {kind} file"):
         load_artefact(str(tmp_path / name))
 
 
-def test_an_artefact_scores_as_its_model_does(strided_model, exported):
+def test_artefact_scores_like_its_model(strided_model, export_path):
     random = np.random.RandomState(3)
     images = random.randint(0, 256, (3, 33, 49, 3)).astype(np.float32)
     labels = random.randint(0, 4, (3, 33, 49, 1)).astype(np.uint8)
     dataset = tf.data.Dataset.from_tensor_slices((images, labels)).batch(2)
     config = EvalConfig(eval_batch_size=2)
     expected = Evaluator(strided_model, config, shows_progress=False).evaluate(dataset)
-    artefact = load_artefact(exported)
+    artefact = load_artefact(export_path)
     artefact.num_classes = 4
     metrics = Evaluator(artefact, config, shows_progress=False).evaluate(dataset)
     assert metrics["confusion_matrix"] == expected["confusion_matrix"]
@@ -60,6 +60,6 @@ def test_an_artefact_scores_as_its_model_does(strided_model, exported):
     assert metrics["protocol"]["artefact"] == "SavedModel"
 
 
-def test_no_image_is_one_too_few(exported):
+def test_empty_batch_is_refused(export_path):
     with pytest.raises(UserError, match=r"needs at least one image; received \[0, 9,"):
-        load_artefact(exported).labels(np.zeros((0, 9, 9, 3), np.uint8))
+        load_artefact(export_path).labels(np.zeros((0, 9, 9, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""Whatever loads a SavedModel gets the labels of the Keras model out of ours."""
+"""All loaders of SavedModels get the labels of the Keras model from an export."""
 
 import os
 import subprocess
@@ -20,28 +20,28 @@ from deeplab_tf.serving.signatures import features_model
 CLI = "tensorflow.python.tools.saved_model_cli"
 
 
-def from_loaded(loaded):
+def label_function(loaded):
     # A signature alone does not keep its variables alive.
     return lambda images: loaded.signatures["serving_default"](
         ImageTensor=tf.constant(images)
     )["SemanticPredictions"]
 
 
-def by_tensorflow(path, _):
-    return from_loaded(tf.saved_model.load(path))
+def load_with_tensorflow(path, _):
+    return label_function(tf.saved_model.load(path))
 
 
-def by_keras(path, _):
+def load_with_keras(path, _):
     layer = keras.layers.TFSMLayer(path, call_endpoint="serving_default")
     return lambda images: layer(tf.constant(images))["SemanticPredictions"]
 
 
-def by_hub(path, _):
+def load_with_hub(path, _):
     hub = pytest.importorskip("tensorflow_hub")
-    return from_loaded(hub.load(path))
+    return label_function(hub.load(path))
 
 
-def by_the_command_line(path, folder):
+def load_with_cli(path, folder):
     def labels(images):
         np.save(folder / "images.npy", images)
         subprocess.run(
@@ -60,8 +60,8 @@ def by_the_command_line(path, folder):
     return labels
 
 
-def by_a_session(path, _):
-    """As TensorFlow Serving runs it."""
+def load_with_session(path, _):
+    """Runs the export as TensorFlow Serving does."""
 
     def labels(images):
         return run_in_session(path, "serving_default", images)["SemanticPredictions"]
@@ -70,21 +70,21 @@ def by_a_session(path, _):
 
 
 def run_in_session(path, name, value):
-    """Returns the outputs of a signature of one input."""
+    """Runs a signature of one input and returns its outputs."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
         signature = meta.signature_def[name]
-        (taken,) = signature.inputs.values()
+        (source,) = signature.inputs.values()
         fetches = {key: info.name for key, info in signature.outputs.items()}
-        return session.run(fetches, {taken.name: value})
+        return session.run(fetches, {source.name: value})
 
 
 LOADERS = [
-    by_tensorflow,
-    by_keras,
-    by_hub,
-    by_a_session,
-    pytest.param(by_the_command_line, marks=pytest.mark.slow),
+    load_with_tensorflow,
+    load_with_keras,
+    load_with_hub,
+    load_with_session,
+    pytest.param(load_with_cli, marks=pytest.mark.slow),
 ]
 
 
@@ -93,7 +93,7 @@ def photos(*shape):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_labels_are_those_of_the_model(loader, tiny_model, tiny_export, tmp_path):
+def test_labels_equal_the_model(loader, tiny_model, tiny_export, tmp_path):
     labels = loader(tiny_export, tmp_path)
     for shape in ((2, 33, 49), (1, 20, 17)):
         images = photos(*shape)
@@ -102,22 +102,22 @@ def test_labels_are_those_of_the_model(loader, tiny_model, tiny_export, tmp_path
         np.testing.assert_array_equal(labels(images), expected)
 
 
-def test_every_signature_runs_in_a_session(tiny_model, tiny_export):
+def test_all_signatures_run_in_a_session(tiny_model, tiny_export):
     images = photos(2, 20, 17)
     expected = predict_labels(tiny_model, images)
-    given = run_in_session(tiny_export, "probabilities", images)
-    probabilities = given["SemanticProbabilities"]
+    outputs = run_in_session(tiny_export, "probabilities", images)
+    probabilities = outputs["SemanticProbabilities"]
     np.testing.assert_array_equal(probabilities.argmax(-1), expected)
     features = run_in_session(tiny_export, "features", images)
     assert features["high_level"].shape == (2, 2, 2, 16)
-    pictures = [*(tf.io.encode_png(image).numpy() for image in images), b"", b"no"]
-    given = run_in_session(tiny_export, "encoded", pictures)
-    assert [bool(error) for error in given["error"]] == [False, False, True, True]
-    maps = [tf.io.decode_png(label)[..., 0] for label in given["label_map_bytes"][:2]]
+    files = [*(tf.io.encode_png(image).numpy() for image in images), b"", b"no"]
+    outputs = run_in_session(tiny_export, "encoded", files)
+    assert [bool(error) for error in outputs["error"]] == [False, False, True, True]
+    maps = [tf.io.decode_png(label)[..., 0] for label in outputs["label_map_bytes"][:2]]
     np.testing.assert_array_equal(maps, expected)
 
 
-def test_an_export_is_part_of_another_model(tiny_model, tiny_export):
+def test_export_can_be_a_layer_of_another_model(tiny_model, tiny_export):
     encoder = keras.layers.TFSMLayer(tiny_export, call_endpoint="features")
     image = keras.Input((33, 49, 3), dtype="uint8")
     average = keras.layers.GlobalAveragePooling2D()(encoder(image)["high_level"])
@@ -146,7 +146,7 @@ def real_export(real_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(voc_root):
-    """Photographs of every size of the split, two of them at once where there are."""
+    """Images of every size in the split, up to two per batch."""
     names = (voc_root / "ImageSets/Segmentation/val.txt").read_text().split()
     sizes = {}
     for name in names:
@@ -157,11 +157,11 @@ def batches(voc_root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
-def test_real_labels_are_those_of_the_model(
+def test_labels_of_real_images_equal_the_model(
     loader, real_model, real_export, batches, tmp_path
 ):
-    if loader is by_the_command_line:
-        batches = batches[:3]  # it loads the model anew for each
+    if loader is load_with_cli:
+        batches = batches[:3]  # each call loads the model
     labels = loader(real_export, tmp_path)
     equal = []
     for images in batches:

@@ -1,4 +1,4 @@
-"""Native operations give what the layers of `models/` give."""
+"""Native operations match the layers of `models/`."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def random(*shape):
 
 
 @pytest.mark.parametrize("size", [(33, 49), (40, 31)])
-def test_the_network_gives_the_same_logits(tiny_model, size):
+def test_network_gives_equal_logits(tiny_model, size):
     images = random(2, *size, 3)
     logits = tiny_model(images, training=False).numpy()
     network = use_native_layers(tiny_model)
@@ -36,7 +36,7 @@ def test_the_network_gives_the_same_logits(tiny_model, size):
 
 
 @pytest.mark.parametrize("target", [(9, 13), (1, 4), (5, 6), (3, 3)])
-def test_resizing(target):
+def test_resizing_matches(target):
     x, like = tf.constant(random(1, 5, 6, 3)), tf.zeros([1, *target, 2])
     np.testing.assert_allclose(
         NativeResizeLike()(x, like), ResizeLike()(x, like), rtol=1e-5
@@ -53,7 +53,7 @@ def test_resizing(target):
     ],
 )
 @pytest.mark.parametrize("shape", [(1, 8, 9, 4), (None, None, None, 4)])
-def test_means_over_windows(options, shape):
+def test_window_means_match(options, shape):
     x = tf.constant(random(1, 8, 9, 4))
     means = tf.function(
         NativeWindowMean(**options), [tf.TensorSpec(shape)], autograph=False
@@ -63,7 +63,7 @@ def test_means_over_windows(options, shape):
     assert ("AvgPool" in pools) == (bool(options) and shape[0] == 1)
 
 
-def test_models_of_half_precision_are_refused(precision):
+def test_half_precision_models_are_refused(precision):
     precision("mixed_bfloat16")
     model = build_model(ModelConfig.from_official_flags({"depth_multiplier": 0.1}))
     precision("float32")

@@ -1,4 +1,4 @@
-"""ONNX files label images as the model does that they were exported of."""
+"""ONNX files give the labels of the exported model."""
 
 import sys
 
@@ -42,14 +42,14 @@ def photos(batch, height, width):
 
 @pytest.fixture(scope="module")
 def path(tiny_model, tmp_path_factory):
-    """A file of `tiny_model` with probabilities."""
+    """An ONNX file of `tiny_model` with probabilities."""
     path = str(tmp_path_factory.mktemp("onnx") / "model.onnx")
     export_onnx(tiny_model, path, probabilities=True, info=INFO)
     return path
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_images_of_any_number_and_size(path, tiny_model, shape):
+def test_batches_of_any_size(path, tiny_model, shape):
     file, expected = OnnxPredictor(path), Predictor(tiny_model)
     images = photos(*shape)
     labels = file.labels(images)
@@ -58,12 +58,12 @@ def test_images_of_any_number_and_size(path, tiny_model, shape):
     np.testing.assert_allclose(
         file.probabilities(images), expected.probabilities(images), atol=1e-4
     )
-    # Bytes are made of fractions.
+    # Fractions are rounded.
     np.testing.assert_array_equal(file.labels(images + np.float32(0.3)), labels)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_openvino_reads_it_as_well(path, tiny_model, shape):
+def test_openvino_gives_equal_labels(path, tiny_model, shape):
     openvino = pytest.importorskip("openvino")
     exact = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.Core().compile_model(path, "CPU", exact)
@@ -73,31 +73,31 @@ def test_openvino_reads_it_as_well(path, tiny_model, shape):
     assert np.mean(labels == expected) > 0.999
 
 
-def test_what_the_file_tells(path):
+def test_metadata(path):
     file = OnnxPredictor(path)
     assert (file.info, file.num_classes, file.channels) == (INFO, 5, 3)
     graph = onnx.load(path).graph
-    (taken,) = graph.input
+    (source,) = graph.input
     axes = [
-        side.dim_param or side.dim_value for side in taken.type.tensor_type.shape.dim
+        side.dim_param or side.dim_value for side in source.type.tensor_type.shape.dim
     ]
-    assert (taken.name, axes) == ("ImageTensor", ["batch", "height", "width", 3])
+    assert (source.name, axes) == ("ImageTensor", ["batch", "height", "width", 3])
     assert [x.name for x in graph.output] == [
         "SemanticPredictions",
         "SemanticProbabilities",
     ]
 
 
-def test_engines_find_their_own_operations(path):
+def test_graph_uses_native_operations(path):
     operations = [node.op_type for node in onnx.load(path).graph.node]
     assert operations.count("Resize") == 3
-    # No normalisation is left, no atrous convolution is taken apart, no resize is a
-    # product of matrices.
-    apart = {"BatchNormalization", "SpaceToDepth", "DepthToSpace", "MatMul"}
-    assert not apart & set(operations)
+    # Normalisation is folded, atrous convolutions are intact, and no resize is a matrix
+    # product.
+    decomposed = {"BatchNormalization", "SpaceToDepth", "DepthToSpace", "MatMul"}
+    assert not decomposed & set(operations)
 
 
-def test_native_layers_give_the_same():
+def test_native_layers_match_keras():
     x = tf.constant(np.random.RandomState(1).normal(0, 3, (2, 9, 11, 4)), tf.float32)
     for layer, kind in (
         (layers.Activation(q_sigmoid), NativeActivation),
@@ -107,15 +107,15 @@ def test_native_layers_give_the_same():
         (layers.DepthwiseConv2D(3, padding="same"), NativeDepthwiseConv2D),
     ):
         layer.build(x.shape)
-        # The bias begins as 0.
+        # The bias starts at 0.
         layer.set_weights([weight + 0.1 for weight in layer.get_weights()])
-        same = kind.from_config(layer.get_config())
-        same.build(x.shape)
-        same.set_weights(layer.get_weights())
-        np.testing.assert_allclose(same(x), layer(x), atol=1e-5)
+        native = kind.from_config(layer.get_config())
+        native.build(x.shape)
+        native.set_weights(layer.get_weights())
+        np.testing.assert_allclose(native(x), layer(x), atol=1e-5)
 
 
-def test_labels_alone(strided_model, tmp_path):
+def test_labels_without_probabilities(strided_model, tmp_path):
     export_onnx(strided_model, str(tmp_path / "m.onnx"))
     assert list_outputs(tmp_path) == ["m.onnx"]
     file = OnnxPredictor(str(tmp_path / "m.onnx"))
@@ -134,27 +134,27 @@ def test_labels_alone(strided_model, tmp_path):
         file.labels(np.zeros((1, 4, 4, 1)))
 
 
-def test_a_file_elsewhere_passes_the_gate(strided_model):
+def test_file_in_memory_passes_the_gate(strided_model):
     images = photos(1, 33, 49)
     labels = Predictor(strided_model).labels(images)[..., None]
-    with publish_artefact("ram://onnx/m.onnx") as unproven:
-        export_onnx(strided_model, unproven)
-        parity.gate(strided_model, unproven, [(images, labels)], max_miou_drop=0.1)
+    with publish_artefact("ram://onnx/m.onnx") as unpublished:
+        export_onnx(strided_model, unpublished)
+        parity.gate(strided_model, unpublished, [(images, labels)], max_miou_drop=0.1)
     assert list_outputs("ram://onnx") == ["m.onnx", "m.onnx.parity.json"]
 
 
-def test_what_cannot_be_read_is_told(tmp_path):
+def test_unreadable_files_are_refused(tmp_path):
     path = tmp_path / "m.onnx"
     with pytest.raises(UserError, match=r"^there is no file .*m\.onnx$"):
         OnnxPredictor(str(path))
     for content in (b"", b"garbage" * 99):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"m\.onnx cannot be read as") as refused:
+        with pytest.raises(UserError, match=r"m\.onnx cannot be read as") as error:
             OnnxPredictor(str(path))
-        assert "\n" not in str(refused.value)
+        assert "\n" not in str(error.value)
 
 
-def test_files_of_others_are_told(tmp_path):
+def test_foreign_onnx_file_is_refused(tmp_path):
     value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
@@ -168,7 +168,7 @@ def test_files_of_others_are_told(tmp_path):
         OnnxPredictor(str(tmp_path / "m.onnx"))
 
 
-def test_the_extra_and_the_ending_are_named(color_model, monkeypatch):
+def test_missing_extra_and_wrong_suffix_are_named(color_model, monkeypatch):
     with pytest.raises(UserError, match=r"must end in \.onnx; received m\.pb"):
         export_onnx(color_model, "m.pb")
     for missing in ("tf2onnx", "onnxruntime"):
@@ -181,7 +181,7 @@ def test_the_extra_and_the_ending_are_named(color_model, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_official_network_on_photographs(voc_checkpoint, voc_records, tmp_path):
+def test_official_network_on_real_images(voc_checkpoint, voc_records, tmp_path):
     openvino = pytest.importorskip("openvino")
     model = build_model(ModelConfig.from_official_flags({}))
     assert load_tf1_checkpoint(model, voc_checkpoint).complete
@@ -195,8 +195,8 @@ def test_the_official_network_on_photographs(voc_checkpoint, voc_records, tmp_pa
         labels = expected.labels(image).numpy()
         pixels = np.uint8(np.rint(image))
         assert np.mean(file.labels(image) == labels) >= 0.999
-        seen = compiled({"ImageTensor": pixels})["SemanticPredictions"]
-        assert np.mean(seen == labels) >= 0.999
+        openvino_labels = compiled({"ImageTensor": pixels})["SemanticPredictions"]
+        assert np.mean(openvino_labels == labels) >= 0.999
     comparison = parity.gate(model, path, dataset, EvalConfig(), 0.01)
     print(comparison["miou"])
     assert comparison["images"] == 60

@@ -1,4 +1,4 @@
-"""Nothing that scores worse than its model is let out."""
+"""The parity gate refuses artefacts that score worse than their model."""
 
 import json
 
@@ -22,8 +22,8 @@ SIZE = (33, 49)
 CONFIG = EvalConfig(eval_crop_size=SIZE)
 
 
-def shifted(model):
-    """Returns a stand-in for `strided_model` that has learnt something else."""
+def shift_bias(model):
+    """Returns a copy of `strided_model` with another bias."""
     worse = keras.models.clone_model(model)
     kernel, bias = model.get_layer("logits").get_weights()
     worse.get_layer("logits").set_weights([kernel, bias + np.eye(4)[3] / 2])
@@ -33,7 +33,7 @@ def shifted(model):
 
 @pytest.fixture(scope="module")
 def dataset(strided_model):
-    """Two images and what `strided_model` sees in them."""
+    """Two images and the labels that `strided_model` gives them."""
     images = np.random.RandomState(6).randint(0, 256, (2, *SIZE, 3)).astype(np.uint8)
     labels = Predictor(strided_model, crop_size=SIZE).labels(images)
     return [
@@ -42,7 +42,7 @@ def dataset(strided_model):
     ]
 
 
-def visible(folder):
+def visible_files(folder):
     return sorted(x.name for x in folder.iterdir() if x.name != LEDGER)
 
 
@@ -50,11 +50,11 @@ def export(model, path):
     export_tflite(model, path, SIZE)
 
 
-def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
+def test_equal_score_passes(strided_model, dataset, tmp_path):
     path = str(tmp_path / "m.tflite")
-    with publish_artefact(path) as unproven:
-        export(strided_model, unproven)
-        comparison = parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
+    with publish_artefact(path) as unpublished:
+        export(strided_model, unpublished)
+        comparison = parity.gate(strided_model, unpublished, dataset, CONFIG, 0.1)
         assert not tf.io.gfile.exists(path)
     written = json.loads((tmp_path / "m.tflite.parity.json").read_text())
     assert written == json.loads(json.dumps(comparison))
@@ -64,69 +64,65 @@ def test_what_scores_alike_passes(strided_model, dataset, tmp_path):
     assert written["max_miou_drop"] == 0.1
     assert written["protocol"]["artefact"]["precision"] == "float32"
     assert written["protocol"]["model"]["eval_crop_size"] == [33, 49]
-    assert visible(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
+    assert visible_files(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
 
 
-def test_what_scores_worse_is_refused_and_what_was_there_stays(
-    strided_model, dataset, tmp_path
-):
+def test_worse_score_is_refused_and_earlier_file_kept(strided_model, dataset, tmp_path):
     path = tmp_path / "m.tflite"
     write_text("earlier", str(path))
     with (
         pytest.raises(
             UserError,
             match=r"\.\d\d points below .*100.00%; at most 5 .* see .*refused.json$",
-        ) as refused,
-        publish_artefact(str(path)) as unproven,
+        ) as error,
+        publish_artefact(str(path)) as unpublished,
     ):
-        export(shifted(strided_model), unproven)
-        parity.gate(strided_model, unproven, dataset, CONFIG, 5)
-    assert "\n" not in str(refused.value)
+        export(shift_bias(strided_model), unpublished)
+        parity.gate(strided_model, unpublished, dataset, CONFIG, 5)
+    assert "\n" not in str(error.value)
     assert path.read_text() == "earlier"
     kept = json.loads((tmp_path / "m.tflite.refused.json").read_text())
     assert kept["miou"]["drop"] > 5
-    assert visible(tmp_path) == ["m.tflite", "m.tflite.refused.json"]
-    with publish_artefact(str(path)) as unproven:
-        export(strided_model, unproven)
-        parity.gate(strided_model, unproven, dataset, CONFIG, 5)
-    assert visible(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
+    assert visible_files(tmp_path) == ["m.tflite", "m.tflite.refused.json"]
+    with publish_artefact(str(path)) as unpublished:
+        export(strided_model, unpublished)
+        parity.gate(strided_model, unpublished, dataset, CONFIG, 5)
+    assert visible_files(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
 
 
-def test_a_worse_artefact_passes_a_wide_gate(strided_model, dataset, tmp_path):
+def test_worse_score_passes_a_wide_gate(strided_model, dataset, tmp_path):
     path = str(tmp_path / "m.tflite")
-    worse = shifted(strided_model)
+    worse = shift_bias(strided_model)
     export(worse, path)
     comparison = parity.gate(strided_model, path, dataset, CONFIG, 100)
     scored = Evaluator(worse, CONFIG).evaluate(dataset)
     assert comparison["miou"]["drop"] == pytest.approx(100 * (1 - scored["miou"]))
     assert comparison["miou"]["drop"] > 5
-    # The other way round the artefact is the better one.
-    worse_by_itself = parity.compare(
-        scored, Evaluator(strided_model, CONFIG).evaluate(dataset)
-    )
-    assert worse_by_itself["miou"]["drop"] == pytest.approx(-comparison["miou"]["drop"])
+    # Swapped, the artefact is the better one.
+    swapped = parity.compare(scored, Evaluator(strided_model, CONFIG).evaluate(dataset))
+    assert swapped["miou"]["drop"] == pytest.approx(-comparison["miou"]["drop"])
 
 
-def test_folders_are_published_too(strided_model, dataset, tmp_path):
+def test_folders_are_published(strided_model, dataset, tmp_path):
     path = tmp_path / "export"
     for _ in range(2):
-        with publish_artefact(f"{path}/") as unproven:
-            export_saved_model(strided_model, unproven, crop_size=SIZE)
-            parity.gate(strided_model, unproven, dataset, CONFIG, 0.1)
+        with publish_artefact(f"{path}/") as unpublished:
+            export_saved_model(strided_model, unpublished, crop_size=SIZE)
+            parity.gate(strided_model, unpublished, dataset, CONFIG, 0.1)
     assert (path / "saved_model.pb").exists()
-    assert visible(tmp_path) == ["export", "export.parity.json"]
+    assert visible_files(tmp_path) == ["export", "export.parity.json"]
 
 
-def test_metrics_of_other_images_are_not_compared():
+def test_metrics_of_different_images_are_not_compared():
     with pytest.raises(UserError, match="on 3 images and the artefact on 2"):
         parity.compare({"images": 3}, {"images": 2})
 
 
-def test_a_refused_int8_file_tells_the_error_of_its_layers(
+def test_refused_int8_file_reports_layer_errors(
     strided_model, dataset, tmp_path, capsys
 ):
     path = str(tmp_path / "m.tflite")
-    # Calibrated on darkness it cuts off everything brighter.
+    # Calibrated on black images, it clips everything brighter.
     dark = [np.zeros((1, *SIZE, 3))]
     export_tflite(strided_model, path, SIZE, "int8", calibration=dark)
     with pytest.raises(UserError, match="points below"):
@@ -138,7 +134,7 @@ def test_a_refused_int8_file_tells_the_error_of_its_layers(
     assert max(errors.values()) > 20
 
 
-def test_the_error_of_a_layer_that_8_bits_hold_is_small(
+def test_layer_errors_of_a_calibrated_int8_file_are_small(
     strided_model, dataset, tmp_path
 ):
     path = str(tmp_path / "m.tflite")
@@ -149,5 +145,5 @@ def test_the_error_of_a_layer_that_8_bits_hold_is_small(
     errors = [[float(x.rstrip("%")) for x in row.split()[1:]] for row in rows]
     assert len(rows) >= 2
     for error, step in errors:
-        # Rounding alone makes step / sqrt(12).
+        # Rounding alone gives an error of step / sqrt(12).
         assert 0.1 * step < error < 3 * step < 12

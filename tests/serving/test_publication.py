@@ -1,4 +1,4 @@
-"""Exports are published atomically, with a comparison that belongs to them."""
+"""Exports are published atomically, together with their comparison."""
 
 import pathlib
 
@@ -14,7 +14,7 @@ from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_mod
 
 
 def write_saved_model(folder, content):
-    """Writes what looks like a SavedModel from outside."""
+    """Writes the files of a SavedModel, with content that is none."""
     variables = f"{folder}/variables"
     tf.io.gfile.makedirs(variables)
     for path in (f"{folder}/saved_model.pb", f"{variables}/variables.index"):
@@ -28,7 +28,7 @@ def read(path):
 
 
 def export(path, content):
-    """Publishes what looks like an export."""
+    """Publishes an export whose files have the given content."""
     with publish_artefact(str(path)) as unfinished:
         if str(path).endswith((".tflite", ".onnx")):
             pathlib.Path(unfinished).write_text(content)
@@ -36,7 +36,7 @@ def export(path, content):
             write_saved_model(unfinished, content)
 
 
-def visible(folder):
+def visible_files(folder):
     return sorted(x.name for x in folder.iterdir() if not x.name.startswith("."))
 
 
@@ -45,10 +45,10 @@ def test_stale_comparison_is_removed(tmp_path):
     with publish_artefact(str(path)) as unfinished:
         pathlib.Path(unfinished).write_text("earlier")
         pathlib.Path(comparison_path(unfinished)).write_text("earlier")
-    assert visible(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
+    assert visible_files(tmp_path) == ["m.tflite", "m.tflite.parity.json"]
     export(path, "new")
     assert path.read_text() == "new"
-    assert visible(tmp_path) == ["m.tflite"]
+    assert visible_files(tmp_path) == ["m.tflite"]
 
 
 @pytest.mark.parametrize("name", ["m.tflite", "m.onnx"])
@@ -60,9 +60,9 @@ def test_folder_named_like_a_file_is_refused(name, tmp_path):
     assert (tmp_path / name).is_dir()
 
 
-@pytest.mark.parametrize("place", ["{}", "ram://publication"])
-def test_earlier_export_is_replaced_by_a_complete_one(place, tmp_path):
-    folder = place.format(tmp_path)
+@pytest.mark.parametrize("root", ["{}", "ram://publication"])
+def test_earlier_export_is_replaced_by_a_complete_one(root, tmp_path):
+    folder = root.format(tmp_path)
     path = f"{folder}/new/export"
     for content in ("first", "second"):
         export(path, content)
@@ -78,7 +78,7 @@ def test_earlier_export_is_replaced_by_a_complete_one(place, tmp_path):
     assert len(tf.io.gfile.listdir(f"{folder}/new")) == 1
 
 
-def test_a_model_is_exported_to_where_no_folders_are(tiny_model):
+def test_model_is_exported_to_a_file_system_without_folders(tiny_model):
     images = np.random.RandomState(3).randint(0, 256, (1, 20, 30, 3)).astype(np.uint8)
     path = "ram://exports/served/1"
     export_saved_model(tiny_model, path)

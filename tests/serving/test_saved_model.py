@@ -1,4 +1,4 @@
-"""SavedModels give what `predict_labels` gives, and replace only their like."""
+"""SavedModels match `predict_labels` and replace only earlier exports."""
 
 import dataclasses
 import os
@@ -47,7 +47,7 @@ def strided_export(strided_model, tmp_path_factory):
     return path
 
 
-def test_an_export_labels_as_the_model_does(tiny_model, tiny_export):
+def test_export_gives_the_labels_of_the_model(tiny_model, tiny_export):
     predictor = SavedModelPredictor(tiny_export)
     for shape in ((1, 33, 49), (2, 20, 17), (3, 8, 1)):
         images = photos(*shape)
@@ -56,23 +56,23 @@ def test_an_export_labels_as_the_model_does(tiny_model, tiny_export):
         np.testing.assert_array_equal(labels, predict_labels(tiny_model, images))
 
 
-def outputs_of(signature):
+def output_specs(signature):
     return {
         name: (spec.dtype.name, spec.shape.as_list())
         for name, spec in signature.structured_outputs.items()
     }
 
 
-def test_the_default_signature_is_that_of_the_official_graphs(tiny_export):
+def test_default_signature_is_the_official_one(tiny_export):
     serve = tf.saved_model.load(tiny_export).signatures["serving_default"]
     ((name, image),) = serve.structured_input_signature[1].items()
     assert (name, image.dtype) == ("ImageTensor", tf.uint8)
     assert image.shape.as_list() == [None, None, None, 3]
     labels = {"SemanticPredictions": ("int32", [None, None, None])}
-    assert outputs_of(serve) == labels
+    assert output_specs(serve) == labels
 
 
-def test_the_other_signatures_are_ours(tiny_model, tiny_export):
+def test_additional_signatures(tiny_model, tiny_export):
     signatures = tf.saved_model.load(tiny_export).signatures
     assert set(signatures) == {
         *("serving_default", "probabilities", "encoded", "features")
@@ -84,42 +84,42 @@ def test_the_other_signatures_are_ours(tiny_model, tiny_export):
     (strings,) = signatures["encoded"].structured_input_signature[1].items()
     assert strings == ("image_bytes", tf.TensorSpec([None], tf.string, "image_bytes"))
     low_level = tiny_model.get_layer("decoder").inputs[1].shape[-1]
-    assert outputs_of(signatures["probabilities"]) == {
+    assert output_specs(signatures["probabilities"]) == {
         "SemanticProbabilities": ("float32", [None, None, None, 5])
     }
-    assert outputs_of(signatures["encoded"]) == {
+    assert output_specs(signatures["encoded"]) == {
         "label_map_bytes": ("string", [None]),
         "error": ("string", [None]),
     }
-    assert outputs_of(signatures["features"]) == {
+    assert output_specs(signatures["features"]) == {
         "high_level": ("float32", [None, None, None, 16]),
         "low_level_4": ("float32", [None, None, None, low_level]),
     }
 
 
-def test_probabilities_and_encoded_maps_agree_with_the_labels(tiny_model, tiny_export):
+def test_probabilities_and_encoded_maps_match_the_labels(tiny_model, tiny_export):
     loaded = tf.saved_model.load(tiny_export)
     images = photos(2, 20, 31)
     probabilities = SavedModelPredictor(tiny_export).probabilities(images)
     expected = Predictor(tiny_model).probabilities(images)
     np.testing.assert_allclose(probabilities, expected, rtol=0, atol=1e-5)
-    pictures = [tf.io.encode_png(image).numpy() for image in (*images, photos(9, 40))]
-    served = loaded.signatures["encoded"](image_bytes=tf.constant([*pictures, b"no"]))
+    files = [tf.io.encode_png(image).numpy() for image in (*images, photos(9, 40))]
+    served = loaded.signatures["encoded"](image_bytes=tf.constant([*files, b"no"]))
     *maps, nothing = served["label_map_bytes"].numpy()
     assert nothing == b"" and not any(served["error"].numpy()[:3])
-    for picture, label in zip(pictures, maps, strict=True):
-        labels = predict_labels(tiny_model, tf.io.decode_png(picture)[None])
+    for file, label in zip(files, maps, strict=True):
+        labels = predict_labels(tiny_model, tf.io.decode_png(file)[None])
         np.testing.assert_array_equal(tf.io.decode_png(label)[..., 0], labels[0])
 
 
-def test_pictures_of_more_than_8_bits_are_not_taken_for_others(tiny_model, tmp_path):
+def test_images_above_8_bits_have_no_encoded_signature(tiny_model, tmp_path):
     info = dataclasses.replace(generic_info(5), max_value=4095)
     export_saved_model(tiny_model, str(tmp_path), info=info)
     signatures = tf.saved_model.load(str(tmp_path)).signatures
     assert set(signatures) == {"serving_default", "probabilities", "features"}
 
 
-def test_features_are_those_of_the_images_as_they_are(tiny_model, tiny_export):
+def test_features_match_the_features_model(tiny_model, tiny_export):
     features = tf.saved_model.load(tiny_export).signatures["features"]
     images = photos(2, 33, 49)
     expected = features_model(tiny_model)(images.astype(np.float32))
@@ -129,7 +129,7 @@ def test_features_are_those_of_the_images_as_they_are(tiny_model, tiny_export):
         np.testing.assert_allclose(served[name], array, rtol=0, atol=1e-4)
 
 
-def test_wrong_tensors_fail_their_own_call_alone(tiny_model, tiny_export):
+def test_wrong_tensors_fail_only_their_own_call(tiny_model, tiny_export):
     signatures = tf.saved_model.load(tiny_export).signatures
     serve, encoded = signatures["serving_default"], signatures["encoded"]
     images = photos(1, 20, 31)
@@ -145,8 +145,8 @@ def test_wrong_tensors_fail_their_own_call_alone(tiny_model, tiny_export):
 
 
 @pytest.fixture(scope="module")
-def other_export(tiny_model, tmp_path_factory):
-    """An export with all that is not the default."""
+def custom_export(tiny_model, tmp_path_factory):
+    """An export with options other than the default."""
     path = str(tmp_path_factory.mktemp("other") / "export")
     options = ExportOptions(
         window=(33, 33),
@@ -159,13 +159,13 @@ def other_export(tiny_model, tmp_path_factory):
     return path
 
 
-def test_windows_and_resizing_are_part_of_the_graph(tiny_model, other_export):
+def test_windows_and_resizing_are_part_of_the_graph(tiny_model, custom_export):
     images = photos(1, 66, 99)
-    loaded = tf.saved_model.load(other_export)
+    loaded = tf.saved_model.load(custom_export)
     served = loaded.signatures["serving_default"](ImageTensor=tf.constant(images))
-    view = ResizingPredictor(Predictor(tiny_model, window=(33, 33)), Resizing(40))
+    predictor = ResizingPredictor(Predictor(tiny_model, window=(33, 33)), Resizing(40))
     assert set(served) == {"SemanticPredictions", "SemanticProbabilities"}
-    labels, probabilities = view.labels_and_probabilities(images)
+    labels, probabilities = predictor.labels_and_probabilities(images)
     np.testing.assert_allclose(
         served["SemanticProbabilities"], probabilities, rtol=0, atol=1e-5
     )
@@ -178,8 +178,8 @@ def test_windows_and_resizing_are_part_of_the_graph(tiny_model, other_export):
     assert np.mean(labels != predict_labels(tiny_model, images)) > 0.01
 
 
-def test_batch_normalisations_are_folded_unless_told(tiny_export, other_export):
-    for path, normalised in ((tiny_export, False), (other_export, True)):
+def test_batch_norm_is_folded_by_default(tiny_export, custom_export):
+    for path, normalised in ((tiny_export, False), (custom_export, True)):
         signature = tf.saved_model.load(path).signatures["features"]
         functions = signature.graph.as_graph_def().library.function
         kinds = {node.op for function in functions for node in function.node_def}
@@ -187,8 +187,8 @@ def test_batch_normalisations_are_folded_unless_told(tiny_export, other_export):
         assert ("Rsqrt" in kinds) == normalised
 
 
-def numbers_in_constants(path):
-    """Returns how many numbers the graphs of an export hold, but for small ones."""
+def count_constants(path):
+    """Returns the number of elements in float constants that are not scalars."""
     with open(f"{path}/saved_model.pb", "rb") as file:
         (graphs,) = saved_model_pb2.SavedModel.FromString(file.read()).meta_graphs
     shapes = [
@@ -200,11 +200,11 @@ def numbers_in_constants(path):
     return sum(shape.num_elements() for shape in shapes if shape.rank)
 
 
-def test_every_weight_is_written_once(tiny_model, tiny_export, other_export):
-    """As a constant, or as a variable where normalisations are kept."""
+def test_weights_are_written_once(tiny_model, tiny_export, custom_export):
+    """As constants, or as variables if batch norm is not folded."""
     weights = fold_batch_norm(tiny_model).count_params()
-    assert weights <= numbers_in_constants(tiny_export) < 1.01 * weights
-    written = tf.train.list_variables(f"{other_export}/variables/variables")
+    assert weights <= count_constants(tiny_export) < 1.01 * weights
+    written = tf.train.list_variables(f"{custom_export}/variables/variables")
     count = sum(int(np.prod(shape)) for _, shape in written if shape)
     assert count == tiny_model.count_params()
     assert not tf.saved_model.load(tiny_export).variables
@@ -221,21 +221,19 @@ def test_folded_weights_may_be_variables(tiny_model, tiny_export, tmp_path):
     np.testing.assert_array_equal(*labels)
 
 
-def test_the_weights_travel_along_by_their_official_names(
-    tiny_model, tiny_export, other_export
-):
+def test_weights_are_included_by_official_name(tiny_model, tiny_export, custom_export):
     arrays = read_variables(f"{tiny_export}/assets.extra/model.ckpt")
     expected = tf1_variables(tiny_model)
     assert set(arrays) == set(expected) | {"global_step"}
     for name, array in expected.items():
         np.testing.assert_array_equal(arrays[name], array)
-    assert not tf.io.gfile.glob(f"{other_export}/assets.extra/model.ckpt*")
+    assert not tf.io.gfile.glob(f"{custom_export}/assets.extra/model.ckpt*")
 
 
-def test_the_model_is_described(tiny_model, tiny_export):
+def test_model_config_is_included(tiny_model, tiny_export):
     with open(f"{tiny_export}/assets.extra/model.json") as file:
-        described = strict_json.from_json(ModelConfig, file.read(), "model.json")
-    assert described == tiny_model.model_config
+        config = strict_json.from_json(ModelConfig, file.read(), "model.json")
+    assert config == tiny_model.model_config
 
 
 def test_class_names_are_an_asset(tiny_export, strided_export):
@@ -244,13 +242,13 @@ def test_class_names_are_an_asset(tiny_export, strided_export):
     assert not (strided_export / "assets/class_names.txt").exists()
 
 
-def test_nothing_of_this_machine_is_written(tiny_export):
-    for folder, _, paths in os.walk(tiny_export):
-        for name in paths:
+def test_local_paths_are_not_written(tiny_export):
+    for folder, _, files in os.walk(tiny_export):
+        for name in files:
             with open(os.path.join(folder, name), "rb") as file:
                 content = file.read()
-            for place in (os.getcwd(), os.path.dirname(tiny_export), gettempdir()):
-                assert place.encode() not in content, name
+            for path in (os.getcwd(), os.path.dirname(tiny_export), gettempdir()):
+                assert path.encode() not in content, name
 
 
 def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path):
@@ -273,19 +271,19 @@ def test_scales_flip_and_crop_size_are_part_of_the_graph(strided_model, tmp_path
         )
 
 
-def test_class_names_and_colours_travel_along(tiny_export, strided_export):
+def test_class_names_and_colours_are_included(tiny_export, strided_export):
     info = read_export_info(tiny_export)
     assert info.class_names == ("sky", "building", "pole", "road", "pavement")
     assert info.colors[0] == (128, 128, 128)
     assert read_export_info(str(strided_export)) is None
 
 
-def test_nothing_else_is_left_beside_an_export(strided_export):
+def test_export_leaves_no_other_files(strided_export):
     assert list_outputs(strided_export.parent) == ["export"]
 
 
 @pytest.fixture
-def earlier(strided_export, tmp_path):
+def earlier_export(strided_export, tmp_path):
     """An export with a file that a new one does not have."""
     path = shutil.copytree(strided_export, tmp_path / "export")
     (path / "old.txt").touch()
@@ -293,48 +291,50 @@ def earlier(strided_export, tmp_path):
     return path
 
 
-def test_an_earlier_export_is_replaced_whole(strided_model, earlier):
-    export_saved_model(strided_model, f"{earlier}/", info=dataset_info("camvid"))
-    assert not (earlier / "old.txt").exists()
-    assert read_export_info(str(earlier)) == dataset_info("camvid")
-    assert list_outputs(earlier.parent) == ["export"]
+def test_earlier_export_is_replaced_completely(strided_model, earlier_export):
+    export_saved_model(strided_model, f"{earlier_export}/", info=dataset_info("camvid"))
+    assert not (earlier_export / "old.txt").exists()
+    assert read_export_info(str(earlier_export)) == dataset_info("camvid")
+    assert list_outputs(earlier_export.parent) == ["export"]
 
 
-def test_an_earlier_export_stays_until_the_new_one_is_complete(
-    strided_model, earlier, monkeypatch
+def test_earlier_export_is_kept_until_the_new_one_is_complete(
+    strided_model, earlier_export, monkeypatch
 ):
     def full_disk(info, folder):
         raise OSError("no space left")
 
     monkeypatch.setattr(records, "write_info", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        export_saved_model(strided_model, str(earlier), info=dataset_info("camvid"))
-    assert (earlier / "old.txt").exists()
-    labels = SavedModelPredictor(str(earlier)).labels(photos(1, 5, 6))
+        export_saved_model(
+            strided_model, str(earlier_export), info=dataset_info("camvid")
+        )
+    assert (earlier_export / "old.txt").exists()
+    labels = SavedModelPredictor(str(earlier_export)).labels(photos(1, 5, 6))
     assert labels.shape == (1, 5, 6)
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_anything_else_is_never_overwritten(strided_model, tmp_path, what):
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_foreign_files_are_not_overwritten(strided_model, tmp_path, kind):
     path = tmp_path / "export"
-    if what == "folder":
+    if kind == "folder":
         path.mkdir()
         (path / "thesis.tex").write_text("years of work")
     else:
         path.write_text("years of work")
     with pytest.raises(UserError, match="is not our earlier output"):
         export_saved_model(strided_model, str(path))
-    kept = path / "thesis.tex" if what == "folder" else path
+    kept = path / "thesis.tex" if kind == "folder" else path
     assert kept.read_text() == "years of work"
     assert list_outputs(tmp_path) == ["export"]
 
 
-def test_an_empty_folder_is_filled(strided_model, tmp_path):
+def test_empty_folder_is_accepted(strided_model, tmp_path):
     export_saved_model(strided_model, str(tmp_path))
     assert (tmp_path / "saved_model.pb").exists()
 
 
-def test_a_saved_model_of_something_else_is_refused(tmp_path):
+def test_foreign_saved_model_is_refused(tmp_path):
     module = tf.Module()
     module.double = tf.function(lambda x: 2 * x, [tf.TensorSpec([], tf.float32, "x")])
     tf.saved_model.save(module, str(tmp_path), signatures={"double": module.double})
@@ -345,7 +345,7 @@ def test_a_saved_model_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
-def test_a_broken_saved_model_is_refused_by_name(tmp_path, content):
+def test_invalid_saved_model_is_named(tmp_path, content):
     (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be read as a SavedModel"):
         SavedModelPredictor(str(tmp_path))
@@ -373,7 +373,7 @@ def windowed_model():
     return model
 
 
-def test_pooling_windows_follow_the_scale_in_an_export_too(windowed_model, tmp_path):
+def test_pooling_windows_follow_the_scale_in_an_export(windowed_model, tmp_path):
     path = str(tmp_path / "export")
     export_saved_model(windowed_model, path, scales=(0.5, 1.0))
     images = photos(1, 65, 97)
@@ -382,7 +382,7 @@ def test_pooling_windows_follow_the_scale_in_an_export_too(windowed_model, tmp_p
     np.testing.assert_array_equal(SavedModelPredictor(path).labels(images), labels)
 
 
-def test_an_export_takes_the_channels_of_its_model(tmp_path):
+def test_export_has_the_channels_of_its_model(tmp_path):
     image = keras.Input((None, None, 5), name="image")
     model = keras.Model(image, keras.layers.Identity(name="logits")(image))
     model.model_config = ModelConfig(num_classes=5, channels=5)
@@ -396,7 +396,7 @@ def test_an_export_takes_the_channels_of_its_model(tmp_path):
         predictor.labels(photos(1, 4, 6))
 
 
-def test_what_a_saved_model_tells_of_itself(tiny_export, strided_export):
+def test_metadata(tiny_export, strided_export):
     named, bare = (SavedModelPredictor(str(p)) for p in (tiny_export, strided_export))
     assert (named.num_classes, named.channels) == (5, 3)
     assert named.info == read_export_info(tiny_export)
@@ -404,7 +404,7 @@ def test_what_a_saved_model_tells_of_itself(tiny_export, strided_export):
     assert named.protocol == bare.protocol == {"artefact": "SavedModel"}
 
 
-def test_labels_alone_have_no_probabilities(tmp_path):
+def test_labels_without_probabilities(tmp_path):
     module = Shares(None)
     tf.saved_model.save(module, str(tmp_path), {"serving_default": module.labels})
     predictor = SavedModelPredictor(str(tmp_path))
@@ -413,7 +413,7 @@ def test_labels_alone_have_no_probabilities(tmp_path):
         predictor.probabilities(photos(1, 4, 6))
 
 
-def test_float_images_are_rounded_and_bounded(strided_export):
+def test_float_images_are_rounded_and_clipped(strided_export):
     predictor = SavedModelPredictor(str(strided_export))
     images = photos(1, 33, 49)
     labels = predictor.labels(images)
@@ -424,7 +424,7 @@ def test_float_images_are_rounded_and_bounded(strided_export):
     np.testing.assert_array_equal(predictor.labels(moved), labels)
 
 
-def test_a_label_beyond_the_classes_is_refused(strided_export):
+def test_label_out_of_range_is_refused(strided_export):
     predictor = SavedModelPredictor(str(strided_export))
     images = photos(1, 33, 49)
     assert predictor.labels(images).max() == 3
@@ -439,7 +439,7 @@ def test_a_label_beyond_the_classes_is_refused(strided_export):
 
 
 class Shares(tf.Module):
-    """Three classes whose probabilities are the shares of the colours."""
+    """A model whose class probabilities are the shares of red, green and blue."""
 
     def __init__(self, batch, dtype=tf.uint8):
         image = tf.TensorSpec([batch, None, None, 3], dtype, "ImageTensor")
@@ -460,7 +460,7 @@ class Shares(tf.Module):
 
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.parametrize("together", [True, False])
-def test_probabilities_are_given_where_they_are_there(tmp_path, together, batch):
+def test_probabilities_in_either_signature(tmp_path, together, batch):
     module = Shares(batch)
     signatures = {"serving_default": module.both if together else module.labels}
     if not together:
@@ -478,7 +478,7 @@ def test_probabilities_are_given_where_they_are_there(tmp_path, together, batch)
     np.testing.assert_array_equal(labels, images.argmax(-1))
 
 
-def test_an_input_of_floats_is_not_rounded(tmp_path):
+def test_float_input_is_not_rounded(tmp_path):
     module = Shares(None, tf.float32)
     tf.saved_model.save(module, str(tmp_path), {"serving_default": module.both})
     image = np.array([[[[10.2, 10.4, 10.3]]]], np.float32)

@@ -1,4 +1,4 @@
-"""A thousand requests, four at a time, some of them hostile."""
+"""Memory and latency of exports under load, with hostile requests."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_latencies_and_memory_are_printed(tiny_export):
     assert memory.startswith("memory: ") and memory.endswith(" MiB at last")
 
 
-def test_mistakes_are_told(tmp_path, tiny_export):
+def test_invalid_arguments_are_refused(tmp_path, tiny_export):
     path = f"--export_path={tiny_export}"
     assert_refused(
         "--smallest=99 exceeds", PROGRAM, path, "--smallest=99", "--largest=9"
@@ -35,24 +35,24 @@ def test_mistakes_are_told(tmp_path, tiny_export):
 
 
 @pytest.mark.slow
-def test_mixed_requests_leave_memory_flat(tiny_model, tiny_export):
+def test_memory_is_flat_under_mixed_requests(tiny_model, tiny_export):
     loaded = tf.saved_model.load(tiny_export)
     random = np.random.RandomState(0)
     good, bad = noise_jpegs(16, 160, 60), list(HOSTILE_IMAGES.values())
-    # For each new size oneDNN keeps what it prepared, up to a thousand times, which is
-    # what the second thousand is for.
+    # oneDNN caches up to a thousand primitives, one per size, so that memory only
+    # settles in the second thousand requests.
     kinds = [bad if i % 20 == 7 else good for i in range(2000)]
-    pictures = [kind[random.randint(len(kind))] for kind in kinds]
-    load = measure_load(loaded.signatures["encoded"], pictures, clients=4)
-    told = [picture in bad for picture in pictures]
-    assert [bool(error) for error in load.errors] == told
-    assert sum(told) == 100
+    requests = [kind[random.randint(len(kind))] for kind in kinds]
+    load = measure_load(loaded.signatures["encoded"], requests, clients=4)
+    is_bad = [request in bad for request in requests]
+    assert [bool(error) for error in load.errors] == is_bad
+    assert sum(is_bad) == 100
     first, last = load.growth
     assert last <= 1.03 * first
-    of_one_size = measure_load(loaded.signatures["encoded"], 800 * good[:1], clients=4)
-    first, last = of_one_size.growth
+    single_size = measure_load(loaded.signatures["encoded"], 800 * good[:1], clients=4)
+    first, last = single_size.growth
     assert last <= 1.002 * first
-    # It still answers as at the beginning.
+    # The labels are still correct.
     image = tf.io.decode_jpeg(good[0])[None]
     served = loaded.signatures["serving_default"](ImageTensor=image)
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""TFLite files give what the Keras model with their weights gives."""
+"""TFLite files match the Keras model with the same weights."""
 
 import sys
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from checkpoints.test_official_files import photographs, unfolded
+from checkpoints.test_official_files import read_images, unfold_batch_norm
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables
 from deeplab_tf.errors import UserError
@@ -25,9 +25,9 @@ def photos(*shape):
 
 
 def convert(path, function, *inputs, quantized=None):
-    """Writes a TFLite file of a function; a dtype quantises it whole.
+    """Converts a function to a TFLite file, fully quantised if given a dtype.
 
-    Its calibration sees the range of our `ImageTensor`, or -1..1.
+    Calibration uses the range of our `ImageTensor`, or -1..1.
     """
     module = tf.Module()
     module.function = tf.function(function, list(inputs), autograph=False)
@@ -51,8 +51,8 @@ def image_spec(name="ImageTensor", dtype=tf.float32, size=SIZE, channels=3):
     return tf.TensorSpec([1, *size, channels], dtype, name)
 
 
-def stand_in(strided_model):
-    """Returns pixels 0..255 -> logits at a coarse grid."""
+def logits_function(strided_model):
+    """Returns a function from pixels 0..255 to coarse logits."""
     network = keras.Model(strided_model.input, strided_model.get_layer("logits").output)
     return lambda image: network(tf.cast(image, tf.float32))
 
@@ -61,7 +61,7 @@ def stand_in(strided_model):
 def strided_file(strided_model, tmp_path_factory):
     """A file of logits with the input of our exports."""
     path = tmp_path_factory.mktemp("strided") / "model.tflite"
-    return convert(path, stand_in(strided_model), image_spec())
+    return convert(path, logits_function(strided_model), image_spec())
 
 
 def assert_same(predictor, expected, images):
@@ -75,19 +75,17 @@ def assert_same(predictor, expected, images):
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 49), (2, 20, 49), (1, 33, 7), (3, 9, 10)])
-def test_an_image_that_fits_is_padded_as_the_protocol_does(
-    strided_file, strided_model, shape
-):
+def test_smaller_image_is_padded(strided_file, strided_model, shape):
     assert_same(strided_file, Predictor(strided_model, crop_size=SIZE), photos(*shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 34, 49), (2, 70, 90), (1, 20, 160)])
-def test_a_larger_image_is_seen_through_windows(strided_file, strided_model, shape):
+def test_larger_image_is_split_into_windows(strided_file, strided_model, shape):
     expected = Predictor(strided_model, crop_size=SIZE, window=SIZE)
     assert_same(strided_file, expected, photos(*shape))
 
 
-def test_images_may_have_fractions(strided_file, strided_model):
+def test_float_images_are_not_rounded(strided_file, strided_model):
     images = photos(1, 20, 30) * np.float32(0.37)
     expected = Predictor(strided_model, crop_size=SIZE)
     np.testing.assert_allclose(
@@ -95,21 +93,21 @@ def test_images_may_have_fractions(strided_file, strided_model):
     )
 
 
-def test_what_a_file_tells_of_itself(strided_file):
+def test_metadata(strided_file):
     assert (strided_file.num_classes, strided_file.channels) == (4, 3)
     assert strided_file.info is None
     assert strided_file.protocol == {"artefact": "TFLite", "input_size": [33, 49]}
 
 
-def test_another_float_input_takes_minus_one_to_one(strided_model, tmp_path):
+def test_other_float_input_is_scaled_to_minus_1_to_1(strided_model, tmp_path):
     layer = strided_model.get_layer("logits")
     predictor = convert(tmp_path / "m.tflite", layer, image_spec("sub_7"))
     assert_same(predictor, Predictor(strided_model, crop_size=SIZE), photos(1, 25, 49))
 
 
-def test_bytes_are_taken_as_they_are(strided_model, tmp_path):
+def test_uint8_input_is_not_scaled(strided_model, tmp_path):
     spec = image_spec("image", tf.uint8)
-    predictor = convert(tmp_path / "m.tflite", stand_in(strided_model), spec)
+    predictor = convert(tmp_path / "m.tflite", logits_function(strided_model), spec)
     expected = Predictor(strided_model, crop_size=SIZE)
     images = photos(1, *SIZE)
     assert_same(predictor, expected, images)
@@ -118,7 +116,7 @@ def test_bytes_are_taken_as_they_are(strided_model, tmp_path):
     np.testing.assert_array_equal(predictor.labels(images - np.float32(0.4)), labels)
 
 
-# The converter's own, about its older way to quantise.
+# The converter warns about its older quantiser.
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected")
 @pytest.mark.parametrize("dtype", [tf.int8, tf.uint8])
 def test_quantised_inputs_and_outputs(strided_model, tmp_path, dtype):
@@ -146,8 +144,8 @@ def test_zero_points_of_quantised_pixels_and_probabilities(tmp_path):
     assert np.abs(difference).max() < 0.02
 
 
-def test_probabilities_are_left_as_they_are(strided_file, strided_model, tmp_path):
-    logits = stand_in(strided_model)
+def test_probabilities_have_no_second_softmax(strided_file, strided_model, tmp_path):
+    logits = logits_function(strided_model)
     path = tmp_path / "m.tflite"
     predictor = convert(path, lambda x: tf.nn.softmax(logits(x)), image_spec())
     images = photos(1, 33, 80)
@@ -167,7 +165,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_of_labels_only(tmp_path, kind):
+def test_labels_without_probabilities(tmp_path, kind):
     spec = image_spec(size=(9, 13), channels=5)
     predictor = convert(tmp_path / "m.tflite", KINDS[kind], spec)
     assert (predictor.num_classes, predictor.channels) == (None, 5)
@@ -191,7 +189,7 @@ def test_a_file_of_labels_only(tmp_path, kind):
         predictor.labels(photos(1, 4, 6))
 
 
-def test_scores_come_before_labels(tmp_path):
+def test_scores_are_preferred_over_labels(tmp_path):
     predictor = convert(
         tmp_path / "m.tflite",
         lambda x: {"a": tf.argmax(x, -1, tf.int32), "b": x / 255, "c": x[0, 0, 0, 0]},
@@ -202,8 +200,8 @@ def test_scores_come_before_labels(tmp_path):
     np.testing.assert_array_equal(predictor.labels(images), images.argmax(-1))
 
 
-def test_a_file_elsewhere(strided_file, strided_model, tmp_path):
-    convert(tmp_path / "m.tflite", stand_in(strided_model), image_spec())
+def test_file_in_memory(strided_file, strided_model, tmp_path):
+    convert(tmp_path / "m.tflite", logits_function(strided_model), image_spec())
     tf.io.gfile.copy(str(tmp_path / "m.tflite"), "ram://model.tflite", overwrite=True)
     images = photos(1, 20, 30)
     np.testing.assert_array_equal(
@@ -213,18 +211,18 @@ def test_a_file_elsewhere(strided_file, strided_model, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99])
-def test_a_broken_file_is_refused_by_name(tmp_path, content):
+def test_invalid_file_is_named(tmp_path, content):
     (tmp_path / "m.tflite").write_bytes(content)
     with pytest.raises(UserError, match=r"m\.tflite cannot be read as a TFLite file"):
         TFLitePredictor(str(tmp_path / "m.tflite"))
 
 
-def test_no_file_is_told(tmp_path):
+def test_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"^there is no file .*m\.tflite$"):
         TFLitePredictor(str(tmp_path / "m.tflite"))
 
 
-def test_without_the_interpreter_the_extra_is_named(monkeypatch):
+def test_missing_interpreter_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(UserError, match=r'need pip install "deeplab_tf\[export\]"'):
         TFLitePredictor("m.tflite")
@@ -246,10 +244,10 @@ def test_without_the_interpreter_the_extra_is_named(monkeypatch):
         ),
     ],
 )
-def test_a_file_of_something_else_is_refused(tmp_path, function, inputs, message):
-    with pytest.raises(UserError, match=message) as refused:
+def test_foreign_tflite_file_is_refused(tmp_path, function, inputs, message):
+    with pytest.raises(UserError, match=message) as error:
         convert(tmp_path / "m.tflite", function, *inputs)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.fixture(scope="module")
@@ -261,12 +259,12 @@ def official(asset):
     interpreter = litert.Interpreter(path)
     interpreter.allocate_tensors()
     model = build_model(PRESETS["mobilenetv2_dm05_coco_voc_trainval"].eval_model)
-    assert load_tf1_variables(model, unfolded(interpreter, model)).complete
+    assert load_tf1_variables(model, unfold_batch_norm(interpreter, model)).complete
     return TFLitePredictor(path), model
 
 
 def agreement(images, predictor, expected):
-    """Returns the lowest share of equal labels, and the classes that were seen."""
+    """Returns the lowest share of equal labels, and the predicted classes."""
     shares, classes = [], set()
     for image in images:
         labels = predictor.labels(image)
@@ -276,11 +274,11 @@ def agreement(images, predictor, expected):
 
 
 @pytest.mark.slow
-def test_the_official_file_labels_photographs_as_our_model(official, asset):
+def test_official_file_matches_our_model(official, asset):
     predictor, model = official
     assert predictor.num_classes == 21
     folder = asset("data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages")
-    images = [image[:, 40:297, 60:280] for image in photographs(folder, 6)]
+    images = [image[:, 40:297, 60:280] for image in read_images(folder, 6)]
     share, classes = agreement(
         images, predictor, Predictor(model, crop_size=(257, 257))
     )
@@ -289,10 +287,10 @@ def test_the_official_file_labels_photographs_as_our_model(official, asset):
 
 
 @pytest.mark.slow
-def test_the_official_file_labels_large_photographs_as_our_model(official, asset):
+def test_official_file_matches_our_model_on_large_images(official, asset):
     predictor, model = official
     folder = asset("data/voc2012_sample/VOCdevkit/VOC2012/JPEGImages")
-    images = list(photographs(folder, 4))
+    images = list(read_images(folder, 4))
     assert min(min(image.shape[1:3]) for image in images) > 257
     expected = Predictor(model, window=(257, 257))
     share, classes = agreement(images, predictor, expected)

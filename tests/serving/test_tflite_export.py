@@ -1,4 +1,4 @@
-"""TFLite files label images as the model does that they were exported of."""
+"""TFLite files give the labels of the exported model."""
 
 import zipfile
 
@@ -24,12 +24,12 @@ INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
 
 
 def photos(*shape):
-    """Returns noise with edges, in which more than one class is seen."""
+    """Returns blocky noise that contains more than one class."""
     coarse = np.random.RandomState(3).randint(0, 256, (*shape, 3)).astype(np.uint8)
     return np.kron(coarse, np.ones((1, 8, 8, 1), np.uint8))
 
 
-def exported(model, folder, **options):
+def export(model, folder, **options):
     path = str(folder / "model.tflite")
     export_tflite(model, path, SIZE, info=INFO, **options)
     return TFLitePredictor(path)
@@ -38,7 +38,7 @@ def exported(model, folder, **options):
 @pytest.fixture(scope="module")
 def labels_file(tiny_model, tmp_path_factory):
     """A float32 file of `tiny_model` that gives labels."""
-    return exported(tiny_model, tmp_path_factory.mktemp("labels"))
+    return export(tiny_model, tmp_path_factory.mktemp("labels"))
 
 
 @pytest.fixture(scope="module")
@@ -46,38 +46,40 @@ def int8_file(tiny_model, tmp_path_factory):
     """An int8 file of `tiny_model` that gives labels."""
     batches = [(photos(2, 4, 6), "label"), photos(1, 9, 9)[0]]
     folder = tmp_path_factory.mktemp("int8")
-    return exported(tiny_model, folder, precision="int8", calibration=iter(batches))
+    return export(tiny_model, folder, precision="int8", calibration=iter(batches))
 
 
 @pytest.fixture(scope="module")
 def expected(tiny_model):
-    """`tiny_model` as it pads images to the size of the files."""
+    """`tiny_model` with images padded to the size of the files."""
     return Predictor(tiny_model, crop_size=SIZE)
 
 
-def interpreter_of(predictor):
+def make_interpreter(predictor):
     interpreter = litert.Interpreter(predictor._path)
     interpreter.allocate_tensors()
     return interpreter
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (1, 3, 2)])
-def test_labels_of_images_that_fit(labels_file, expected, shape):
+def test_labels_of_smaller_images(labels_file, expected, shape):
     labels = labels_file.labels(photos(*shape))
     assert len(np.unique(labels)) > 1
     assert (labels == expected.labels(photos(*shape))).numpy().mean() > 0.999
 
 
-def test_the_signature_has_the_official_names(labels_file, expected):
-    runner = interpreter_of(labels_file).get_signature_runner("serving_default")
+def test_signature_has_the_official_names(labels_file, expected):
+    runner = make_interpreter(labels_file).get_signature_runner("serving_default")
     image = np.float32(photos(1, 5, 7)[:, :33, :49])
     labels = runner(ImageTensor=image)["SemanticPredictions"]
     assert (labels.dtype, labels.shape) == (np.int32, (1, *SIZE))
     assert (labels == expected.labels(image)).numpy().mean() > 0.999
 
 
-def test_engines_find_their_own_operations(labels_file):
-    operations = {x["op_name"] for x in interpreter_of(labels_file)._get_ops_details()}
+def test_graph_uses_native_operations(labels_file):
+    operations = {
+        x["op_name"] for x in make_interpreter(labels_file)._get_ops_details()
+    }
     known = {"CONV_2D", "DEPTHWISE_CONV_2D", "RESIZE_BILINEAR", "ARG_MAX"}
     # Arithmetic: pixels are scaled, residuals added. The mean is image-level pooling.
     rest = {"ADD", "MUL", "CONCATENATION", "MEAN", "DELEGATE"}
@@ -86,9 +88,9 @@ def test_engines_find_their_own_operations(labels_file):
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("float16", 2e-3)])
 def test_logits(strided_model, tmp_path, precision, error):
-    predictor = exported(strided_model, tmp_path, output="logits", precision=precision)
+    predictor = export(strided_model, tmp_path, output="logits", precision=precision)
     assert predictor.num_classes == 4
-    kinds = {x["dtype"] for x in interpreter_of(predictor).get_tensor_details()}
+    kinds = {x["dtype"] for x in make_interpreter(predictor).get_tensor_details()}
     assert (np.float16 in kinds) == (precision == "float16")
     images = photos(1, 3, 6)
     expected = Predictor(strided_model, crop_size=SIZE).probabilities(images)
@@ -96,42 +98,42 @@ def test_logits(strided_model, tmp_path, precision, error):
 
 
 def test_dynamic_weights_have_8_bits(tiny_model, labels_file, tmp_path):
-    predictor = exported(tiny_model, tmp_path, precision="dynamic")
+    predictor = export(tiny_model, tmp_path, precision="dynamic")
     labels = labels_file.labels(photos(1, 4, 6))
     assert (predictor.labels(photos(1, 4, 6)) == labels).mean() > 0.9
-    details = interpreter_of(predictor).get_tensor_details()
+    details = make_interpreter(predictor).get_tensor_details()
     assert np.int8 in {detail["dtype"] for detail in details}
     assert predictor._input["dtype"] == np.float32
     assert predictor.protocol["precision"] == "dynamic"
 
 
-def test_int8_takes_pixels_as_bytes(int8_file, labels_file):
-    interpreter = interpreter_of(int8_file)
-    (taken,), (given,) = (
+def test_int8_input_is_uint8_pixels(int8_file, labels_file):
+    interpreter = make_interpreter(int8_file)
+    (source,), (target,) = (
         interpreter.get_input_details(),
         interpreter.get_output_details(),
     )
-    assert (taken["dtype"], taken["quantization"]) == (np.uint8, (1.0, 0))
-    assert given["dtype"] == np.int32
+    assert (source["dtype"], source["quantization"]) == (np.uint8, (1.0, 0))
+    assert target["dtype"] == np.int32
     kinds = {detail["dtype"] for detail in interpreter.get_tensor_details()}
     assert not kinds & {np.float32, np.float16}
     labels = labels_file.labels(photos(2, 4, 6))
     assert (int8_file.labels(photos(2, 4, 6)) == labels).mean() > 0.8
 
 
-def test_bytes_are_pixels_whatever_calibrates(strided_model, tmp_path):
+def test_uint8_scale_is_independent_of_calibration(strided_model, tmp_path):
     grey = photos(1, 5, 7) // 4 + 99
-    predictor = exported(
+    predictor = export(
         strided_model, tmp_path, precision="int8", calibration=[grey], output="logits"
     )
-    (taken,) = interpreter_of(predictor).get_input_details()
-    assert taken["quantization"] == (1.0, 0)
+    (source,) = make_interpreter(predictor).get_input_details()
+    assert source["quantization"] == (1.0, 0)
     images = grey[:, :30, :40]
     expected = Predictor(strided_model, crop_size=SIZE).probabilities(images)
     np.testing.assert_allclose(predictor.probabilities(images), expected, atol=0.1)
 
 
-def test_what_the_files_tell(labels_file, int8_file):
+def test_metadata(labels_file, int8_file):
     for predictor, precision in ((labels_file, "float32"), (int8_file, "int8")):
         assert predictor.info == INFO
         assert predictor.num_classes == 5
@@ -144,7 +146,7 @@ def test_what_the_files_tell(labels_file, int8_file):
         assert archive.read("labels.txt") == b"a\nb\nc\nd\ne\n"
 
 
-def test_the_mean_pixel_pads():
+def test_padding_is_the_mean_pixel():
     image = keras.Input((None, None, 3), name="image")
     model = keras.Model(image, keras.layers.Identity(name="logits")(image))
     decoder = DecoderConfig(output_strides=())
@@ -154,13 +156,13 @@ def test_the_mean_pixel_pads():
     # ImageNet's red, green and blue: 123.15, 115.90 and 103.06.
     export_tflite(model, "ram://m.tflite", (2, 2), output="logits")
     predictor = TFLitePredictor("ram://m.tflite")
-    given = predictor._run(np.zeros((1, 1, 2, 3), np.float32))
-    np.testing.assert_allclose(given[0, 0], 0)
-    np.testing.assert_allclose(given[0, 1], 2 * [model.model_config.mean_pixel])
+    result = predictor._run(np.zeros((1, 1, 2, 3), np.float32))
+    np.testing.assert_allclose(result[0, 0], 0)
+    np.testing.assert_allclose(result[0, 1], 2 * [model.model_config.mean_pixel])
     assert predictor.info is None
 
 
-def test_equal_models_are_equal_files(color_model, tmp_path):
+def test_equal_models_give_equal_files(color_model, tmp_path):
     paths = [tmp_path / name for name in ("a.tflite", "b.tflite")]
     for path in paths:
         export_tflite(color_model, str(path), (9, 9), info=INFO)
@@ -183,12 +185,12 @@ def test_equal_models_are_equal_files(color_model, tmp_path):
         ({"precision": "int8", "calibration": []}, "at least one image; received none"),
     ],
 )
-def test_settings_that_cannot_work(color_model, options, message):
+def test_invalid_options_are_refused(color_model, options, message):
     with pytest.raises(UserError, match=message):
         export_tflite(color_model, **{"path": "m.tflite", "size": (9, 9)} | options)
 
 
-def test_a_file_that_tells_nonsense_is_refused(color_model, tmp_path):
+def test_invalid_metadata_is_refused(color_model, tmp_path):
     path = str(tmp_path / "m.tflite")
     export_tflite(color_model, path, (9, 9), info=INFO)
     with zipfile.ZipFile(path) as archive:
@@ -227,15 +229,13 @@ def validation(records):
 
 @pytest.fixture(scope="module")
 def official_miou(official, voc_records):
-    """What the official network scores on the real photographs."""
+    """mIoU of the official network on the real images."""
     evaluator = Evaluator(official, EvalConfig(eval_crop_size=CROP))
     return evaluator.evaluate(validation(voc_records))["miou"]
 
 
 @pytest.mark.slow
-def test_float32_labels_photographs_as_the_official_network(
-    official, voc_records, tmp_path
-):
+def test_float32_file_matches_the_official_network(official, voc_records, tmp_path):
     path = str(tmp_path / "m.tflite")
     export_tflite(official, path, CROP)
     file, expected = TFLitePredictor(path), Predictor(official, crop_size=CROP)

@@ -1,4 +1,4 @@
-"""Warm-up requests are what protobuf reads by the definition of the messages."""
+"""Warm-up requests follow the protobuf messages of TensorFlow Serving."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from deeplab_tf.serving import warmup
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 KINDS = {"string": FIELD.TYPE_STRING, "bytes": FIELD.TYPE_BYTES}
-# What prediction_log.proto, predict.proto and model.proto of TensorFlow Serving say; a
-# map is a list of entries, and a message within another one is bytes on the wire.
+# From prediction_log.proto, predict.proto and model.proto of TensorFlow Serving. A map
+# is a list of entries, and a nested message is bytes on the wire.
 MESSAGES = {
     "ModelSpec": {"name": (1, "string"), "signature_name": (3, "string")},
     "InputsEntry": {"key": (1, "string"), "value": (2, "bytes")},
@@ -22,7 +22,7 @@ MESSAGES = {
 
 @pytest.fixture(scope="module")
 def prediction_log():
-    """The class of the message PredictionLog."""
+    """The message class PredictionLog."""
     file = descriptor_pb2.FileDescriptorProto(
         name="small.proto", package="small", syntax="proto3"
     )
@@ -42,7 +42,7 @@ def prediction_log():
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
-def read(folder, prediction_log):
+def read_requests(folder, prediction_log):
     """Yields signature and inputs of the requests in a folder."""
     for record in tf.data.TFRecordDataset(f"{folder}/tf_serving_warmup_requests"):
         request = prediction_log.FromString(record.numpy()).predict_log.request
@@ -55,7 +55,7 @@ def read(folder, prediction_log):
         yield request.model_spec.signature_name, inputs
 
 
-def test_requests_are_read_as_they_were_meant(prediction_log):
+def test_requests_round_trip(prediction_log):
     # More than 127 and more than 16,383 bytes: lengths of two and of three bytes.
     inputs = {
         "image": np.random.RandomState(0).randint(0, 256, (1, 90, 80, 3), np.uint8),
@@ -64,16 +64,16 @@ def test_requests_are_read_as_they_were_meant(prediction_log):
     protos = {name: tf.make_tensor_proto(array) for name, array in inputs.items()}
     log = warmup.prediction_log("serve", protos)
     warmup.write_warmup_requests([log, warmup.prediction_log("x", {})], "ram://warm")
-    (name, read_inputs), other = read("ram://warm", prediction_log)
+    (name, read_inputs), other = read_requests("ram://warm", prediction_log)
     assert (name, other) == ("serve", ("x", {}))
     assert set(read_inputs) == set(inputs)
     for key, array in inputs.items():
         np.testing.assert_array_equal(read_inputs[key], array)
 
 
-def test_an_export_answers_its_own_requests(tiny_export, prediction_log):
+def test_export_answers_its_warmup_requests(tiny_export, prediction_log):
     loaded = tf.saved_model.load(tiny_export)
-    requests = dict(read(f"{tiny_export}/assets.extra", prediction_log))
+    requests = dict(read_requests(f"{tiny_export}/assets.extra", prediction_log))
     assert set(requests) == set(loaded.signatures)
     assert requests["serving_default"]["ImageTensor"].shape == (1, 513, 513, 3)
     for name, inputs in requests.items():
