@@ -44,7 +44,7 @@ def asset():
 
 
 @pytest.fixture(params=SPECIAL_FILES)
-def odd(request):
+def special_file(request):
     """The kind of a special file, and a function that creates one at a path."""
     with fail_if_blocked():
         yield request.param, SPECIAL_FILES[request.param]
