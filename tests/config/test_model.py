@@ -374,7 +374,7 @@ NO_DECODER = DecoderConfig(output_strides=())
             {"depthwise_activation": True},
             "^depthwise_activation is not supported by resnet_v1_50; .* xception_41, ",
         ),
-        # The last block of ResNet-18 has two units, those of the others three.
+        # The last block of ResNet-18 has two units; all others have three.
         (
             "resnet_v1_18",
             {"multi_grid": (1, 2, 4)},

@@ -402,7 +402,7 @@ def test_150_classes_are_shown():
     info = dataset_info("ade20k_150")
     page = write_page(make_metrics(info), info)
     classes = [row for row in page.rows if row[1:] == ["80.00"] * 3 + ["100"]]
-    # The last has no next one, and 90 pixels.
+    # The last class has no next one, and 90 pixels.
     assert [row[0] for row in classes] == list(info.class_names[:-1])
     assert page.rows[-1] == [info.class_names[-1], *["80.00"] * 3, "90"]
     assert len(page.source) < 1e6

@@ -78,7 +78,7 @@ def test_relus_of_shared_sums_are_replaced():
     model = residual_model()
     optimized = optimize_for_cpu(model)
     kinds = {x.name for x in leaf_layers(optimized) if isinstance(x, ReluOfSum)}
-    # The first unit's ReLU takes no sum, and only one layer takes the last sum.
+    # The first unit's ReLU has no sum as input, and the last sum feeds one layer only.
     assert kinds == {f"unit.{i}.input.relu" for i in (2, 3, 4)}
     x = random(1, 9, 11, 3)
     np.testing.assert_allclose(optimized(x), model(x), rtol=0, atol=1e-5)

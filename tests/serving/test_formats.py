@@ -1,4 +1,4 @@
-"""Exported models replace a Keras model in evaluation and prediction."""
+"""Exported models can be evaluated like Keras models."""
 
 import numpy as np
 import pytest

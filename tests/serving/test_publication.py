@@ -14,7 +14,7 @@ from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_mod
 
 
 def write_saved_model(folder, content):
-    """Writes the files of a SavedModel, with content that is none."""
+    """Writes the files of a SavedModel with placeholder content."""
     variables = f"{folder}/variables"
     tf.io.gfile.makedirs(variables)
     for path in (f"{folder}/saved_model.pb", f"{variables}/variables.index"):
