@@ -39,7 +39,7 @@ def _asset(relative: str) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def asset():
-    """A function: the path of a file or folder among the assets."""
+    """A function that returns the path of a file or folder among the assets."""
     return _asset
 
 
@@ -52,7 +52,7 @@ def special_file(request):
 
 @pytest.fixture
 def precision():
-    """A function that sets the dtype policy for the time of a test."""
+    """A function that sets the dtype policy until the end of the test."""
     before = keras.config.dtype_policy()
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy(before)
@@ -99,7 +99,7 @@ _TINY_SIZES = ((37, 53), (48, 29), (33, 33), (50, 61), (29, 64))
 
 @pytest.fixture(scope="session")
 def tiny_voc(tmp_path_factory) -> pathlib.Path:
-    """Five noise photographs in VOC layout: 3 train, 2 val, 5 trainval."""
+    """Five noise images in VOC layout: 3 train, 2 val, 5 trainval."""
     root = tmp_path_factory.mktemp("tiny_voc")
     random = np.random.RandomState(0)
     for name in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
@@ -112,9 +112,9 @@ def tiny_voc(tmp_path_factory) -> pathlib.Path:
         classes = random.randint(0, 21, (height // 8 + 1, width // 8 + 1))
         label = np.kron(classes, np.ones((8, 8), int))[:height, :width]
         label[0] = 255
-        picture = Image.fromarray(label.astype(np.uint8), "P")
-        picture.putpalette(np.array(voc_colors(256), np.uint8).tobytes())
-        picture.save(root / f"SegmentationClass/{stem}.png")
+        mask = Image.fromarray(label.astype(np.uint8), "P")
+        mask.putpalette(np.array(voc_colors(256), np.uint8).tobytes())
+        mask.save(root / f"SegmentationClass/{stem}.png")
     for split, part in (("train", stems[:3]), ("val", stems[3:]), ("trainval", stems)):
         path = root / f"ImageSets/Segmentation/{split}.txt"
         path.write_text("".join(f"{stem}\n" for stem in part))
@@ -160,8 +160,8 @@ def tiny_model():
 
 @pytest.fixture(scope="session")
 def strided_model():
-    """One 9x9 convolution of stride 8 in a network's place: quick, and it sees scale,
-    mirroring and what is beside a pixel."""
+    """A fast model: one 9x9 convolution of stride 8, sensitive to scale, mirroring and
+    neighbouring pixels."""
     image = keras.Input((None, None, 3), name="image")
     x = keras.layers.Rescaling(2.0 / 255.0, -1.0)(image)
     x = keras.layers.Conv2D(4, 9, strides=8, padding="same", name="logits")(x)
@@ -177,7 +177,7 @@ def strided_model():
 
 @pytest.fixture(scope="session")
 def color_model():
-    """A network's stand-in that is always right about red, green and blue."""
+    """A model that classifies red, green and blue."""
     image = keras.Input((None, None, 3), name="image")
     model = keras.Model(image, keras.layers.Identity(name="logits")(image))
     model.model_config = ModelConfig(

@@ -1,6 +1,7 @@
-"""The ablations with narrow models and small crops: `python -m tests.narrow_ablations`.
+"""Runs the ablations with narrow models and small crops.
 
-Two replicas need a process of their own, in which no device was used before.
+Usage: `python -m tests.narrow_ablations`, in its own process: two replicas need a
+TensorFlow that has not used any device yet.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401

@@ -1,4 +1,4 @@
-"""Runs any program of ours in this process."""
+"""Runs the programs in this process."""
 
 import contextlib
 import io
@@ -9,11 +9,11 @@ from deeplab_tf.programs import run_program
 
 
 def run(module, *arguments):
-    """Runs a program and returns what it prints.
+    """Runs a program and returns its output.
 
     Args:
-        module: Its name, such as `deeplab_tf.programs.train`.
-        *arguments: Its command line.
+        module: Its module, such as `deeplab_tf.programs.train`.
+        *arguments: Its command-line arguments.
     """
     argv = [f"{module.rpartition('.')[2]}.py", *map(str, arguments)]
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -22,7 +22,7 @@ def run(module, *arguments):
 
 
 def assert_refused(message, module, *arguments):
-    """Checks that a program ends with one line that holds a message."""
-    with pytest.raises(SystemExit, match=message) as ended:
+    """Checks that a program exits with a one-line error that matches a message."""
+    with pytest.raises(SystemExit, match=message) as error:
         run(module, *arguments)
-    assert "\n" not in ended.value.code
+    assert "\n" not in error.value.code

@@ -1,4 +1,4 @@
-"""Importing this first starts TensorFlow as the programs do: quiet, with oneDNN."""
+"""Import this first to start TensorFlow as the programs do: quiet, with oneDNN."""
 
 from deeplab_tf.programs import start_tensorflow
 

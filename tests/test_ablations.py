@@ -1,4 +1,4 @@
-"""The ablations: what is run, what is kept, and what follows of the numbers."""
+"""The ablations: rows, cached results, verdicts and tables."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ PROGRAM = "benchmarks.ablations"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The flag of a checkpoint like the official one: no 3x3 branch, no decoder."""
+    """The flag of a checkpoint without atrous branches or decoder."""
     context = dataclasses.replace(NARROW.model.context, rates=())
     config = dataclasses.replace(
         NARROW.model, context=context, decoder=DecoderConfig(output_strides=())
@@ -40,17 +40,17 @@ def checkpoint(tmp_path_factory):
 
 
 @pytest.fixture
-def places(tiny_records, tmp_path):
-    """The required flags, but for the checkpoint."""
+def paths(tiny_records, tmp_path):
+    """The required flags except the checkpoint."""
     return f"--dataset_dir={tiny_records}", f"--output_dir={tmp_path}"
 
 
 @pytest.fixture
-def program(monkeypatch, places, checkpoint):
-    """A function of flags that runs the narrow program and returns what it prints."""
+def program(monkeypatch, paths, checkpoint):
+    """A function that runs the narrow ablations with flags and returns the output."""
     monkeypatch.setattr(ablations, "BASE", NARROW)
     monkeypatch.setattr(ablations, "BASE_EVALUATION", NARROW_EVALUATION)
-    return functools.partial(run, PROGRAM, *places, checkpoint, "--seeds=1")
+    return functools.partial(run, PROGRAM, *paths, checkpoint, "--seeds=1")
 
 
 BENCH = ablations.Bench(
@@ -70,14 +70,14 @@ BENCH = ablations.Bench(
 )
 
 
-def runs_of(tmp_path, name):
+def read_runs(tmp_path, name):
     return json.loads((tmp_path / f"{name}.json").read_text())["runs"]
 
 
 # --- Rows and claims.
 
 
-def claim_of(row):
+def find_claim(row):
     return next(claim for claim in CLAIMS if claim.row == row)
 
 
@@ -89,24 +89,24 @@ def test_claims_agree_with_the_published_figures():
         assert claim.source
         if claim.published is not None and claim.expected != "alike":
             assert (claim.published > 0) == (claim.expected == "better"), claim
-    projection = claim_of("projection_8")
+    projection = find_claim("projection_8")
     assert projection.published == pytest.approx(77.61 - 78.21)
     assert projection.source == "1802.02611, Table 1"
-    stride = claim_of("eval_stride_32")
+    stride = find_claim("eval_stride_32")
     assert (stride.published, stride.source) == (None, "1706.05587, Sec. 4.1")
 
 
-def test_every_row_differs_from_the_others():
+def test_every_row_has_its_own_settings():
     settings = {row.name: ablations.make_settings(row, BENCH) for row in ROWS.values()}
     assert len({json.dumps(own) for own in settings.values()}) == len(ROWS)
-    # Only these rows begin with nothing, and share a batch.
+    # Only these rows start from scratch or share a batch.
     scratch = [name for name, own in settings.items() if not own["checkpoint"]]
     shared = [name for name, own in settings.items() if own["replicas"] == 2]
     assert scratch == ["from_scratch"]
     assert shared == ["batch_norm_per_replica", "synchronised_batch_norm"]
 
 
-def test_a_row_leaves_the_base_where_it_says():
+def test_rows_override_the_base():
     base = ablations.make_experiment(ROWS[BASE_ROW], 1, BENCH)
     assert base.train.base_learning_rate == BASE.train.base_learning_rate == 0.001
     assert (base.model.num_classes, base.train.ignore_label) == (11, 11)
@@ -118,7 +118,7 @@ def test_a_row_leaves_the_base_where_it_says():
     assert (frozen.train.normalization, base.train.normalization) == ("freeze", "train")
 
 
-def test_rows_of_evaluation_share_a_model():
+def test_evaluation_rows_share_a_model():
     base = ablations.make_experiment(ROWS[BASE_ROW], 0, BENCH)
     for row in ROWS.values():
         own = ablations.make_experiment(row, 0, BENCH)
@@ -139,7 +139,7 @@ def test_rows_of_evaluation_share_a_model():
         ("train", {"label_weights": (1.0,) * 11}, True),
     ],
 )
-def test_places_are_no_settings(part, change, is_setting):
+def test_paths_are_not_part_of_the_settings(part, change, is_setting):
     if part:
         changed = dataclasses.replace(getattr(BENCH.experiment, part), **change)
         change = {
@@ -152,7 +152,7 @@ def test_places_are_no_settings(part, change, is_setting):
     assert (before != after) == is_setting
 
 
-# --- What follows of the numbers.
+# --- Verdicts and tables.
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_verdicts(expected, difference, noise, holds):
     assert ablation_report.judge(expected, difference, noise) == holds
 
 
-def made(*mious, narrow=(0.0, 0.0, 0.0)):
-    """Returns runs of some mIoU; those of trimaps of width 1 are lower by `narrow`."""
+def make_runs(*mious, narrow=(0.0, 0.0, 0.0)):
+    """Returns a run for each mIoU; trimaps of width 1 score lower by `narrow`."""
     return [
         {
             "seed": seed,
@@ -196,32 +196,32 @@ def made(*mious, narrow=(0.0, 0.0, 0.0)):
 
 @pytest.fixture
 def results():
-    """Three seeds of two rows, one of two others; the rest was not run."""
+    """Three seeds of two rows and one seed of two more; the rest was not run."""
     return {name: [] for name in ROWS} | {
-        "decoder": made(0.60, 0.61, 0.62, narrow=(0.2, 0.2, 0.2)),
-        "bilinear": made(0.56, 0.60, 0.58, narrow=(0.25, 0.27, 0.26)),
-        "dense": made(0.63),
-        "multi_scale": made(0.605),
+        "decoder": make_runs(0.60, 0.61, 0.62, narrow=(0.2, 0.2, 0.2)),
+        "bilinear": make_runs(0.56, 0.60, 0.58, narrow=(0.25, 0.27, 0.26)),
+        "dense": make_runs(0.63),
+        "multi_scale": make_runs(0.605),
     }
 
 
-def test_noise_is_that_of_seeds(results):
-    # Squares: 1 + 0 + 1 of the one, 4 + 4 + 0 of the other, 2 + 2 degrees of freedom.
+def test_noise_is_the_deviation_between_seeds(results):
+    # Squared deviations: 1 + 0 + 1 and 4 + 4 + 0, with 2 + 2 degrees of freedom.
     deviation = math.sqrt((2 + 8) / 4)
     assert ablation_report.seed_deviation(results) == pytest.approx(deviation)
-    found = ablation_report.compare(claim_of("dense"), results)
+    found = ablation_report.compare(find_claim("dense"), results)
     # One run against the mean of three, 61.
     assert found == pytest.approx((2.0, 2 * deviation * math.sqrt(1 + 1 / 3)))
     del results["decoder"][1:], results["bilinear"][1:]
     assert ablation_report.seed_deviation(results) is None
 
 
-def test_rows_of_one_model_are_compared_seed_by_seed(results):
-    found = ablation_report.compare(claim_of("multi_scale"), results)
-    assert found == pytest.approx((0.5, 0.0))  # of seed 0 alone: 60.5 and 60
+def test_rows_sharing_a_model_are_compared_by_seed(results):
+    found = ablation_report.compare(find_claim("multi_scale"), results)
+    assert found == pytest.approx((0.5, 0.0))  # seed 0 only: 60.5 and 60
 
 
-def test_the_trimap_gain_is_taken_by_seed(results):
+def test_trimap_gains_are_computed_by_seed(results):
     gains = ablation_report.trimap_gains(results)
     # Full images: 60 - 56, 61 - 60, 62 - 58; 5, 7 and 6 more in the narrowest band.
     np.testing.assert_allclose(gains, [[9, 4, 4], [8, 1, 1], [10, 4, 4]])
@@ -229,7 +229,7 @@ def test_the_trimap_gain_is_taken_by_seed(results):
     assert ablation_report.trimap_gains(results).shape == (2, 3)
 
 
-def test_the_tables_have_claims_and_spread(results):
+def test_tables_show_claims_and_deviations(results):
     lines = ablation_report.markdown(results).splitlines()
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
     claims = {(row[0], row[2]): row[3:] for row in cells if len(row) == 6}
@@ -240,7 +240,7 @@ def test_the_tables_have_claims_and_spread(results):
     assert claims["dense", "1802.02611, Table 5"] == ["+0.14", "+2.00 ± 3.65", "yes"]
     assert claims["multi_scale", "1802.02611, Table 3"] == ["+1.24", "+0.50", "yes"]
     assert claims["from_scratch", "1802.02611, Table 5"] == ["-2.41", "not run", ""]
-    # 4.8 - 1.64 as published; 5, 7 and 6 here, whose deviation is 1.
+    # 4.8 - 1.64 as published; 5, 7 and 6 here, with deviation 1.
     assert claims["decoder", "1802.02611, Fig. 5"] == ["+3.16", "+6.00 ± 1.15", "yes"]
     assert "| decoder | 61.00 ± 1.00 | 3 | 4.5 |" in lines
     assert "| dense | 63.00 | 1 | 1.5 |" in lines
@@ -250,7 +250,7 @@ def test_the_tables_have_claims_and_spread(results):
     assert lines[-1] == f"All rows: 300 steps, {provenance}"
 
 
-def test_decoder_and_bilinear_can_be_reported_alone(results):
+def test_trimap_report_compares_decoder_and_bilinear(results):
     complete = ablation_report.markdown(results).splitlines()
     lines = ablation_report.trimap_markdown(results).splitlines()
     assert [line for line in lines if line in complete] == lines
@@ -259,42 +259,44 @@ def test_decoder_and_bilinear_can_be_reported_alone(results):
     assert "dense" not in "".join(lines[:-1])
 
 
-def test_rows_of_another_machine_are_told_apart(results):
+def test_rows_of_another_machine_are_listed_separately(results):
     results["dense"][0]["hardware"] = "1 core"
     *_, first, second = ablation_report.markdown(results).splitlines()
     assert first.startswith("Of decoder, bilinear, multi_scale: 300 steps, ")
     assert second.startswith("Of dense: 300 steps, commit 0a1b, 1 core")
 
 
-def test_the_trimap_plot_has_both_curves(results):
+def test_trimap_plot_has_both_curves(results):
     plot = ablation_report.plot_trimaps(results)
     assert plot.dtype == np.uint8 and plot.ndim == 3
     colors = {tuple(color) for color in plot.reshape(-1, 3)}
-    assert {(31, 119, 180), (255, 127, 14)} <= colors  # of Matplotlib's first curves
+    assert {(31, 119, 180), (255, 127, 14)} <= colors  # Matplotlib's first two colours
 
 
-def test_files_of_rows_are_read(tmp_path):
-    (tmp_path / "dense.json").write_text(json.dumps({"runs": made(0.63)}))
+def test_result_files_are_read(tmp_path):
+    (tmp_path / "dense.json").write_text(json.dumps({"runs": make_runs(0.63)}))
     found = ablation_report.read_results(str(tmp_path))
     assert list(found) == list(ROWS)
-    assert (found["dense"], found["decoder"]) == (made(0.63), [])
+    assert (found["dense"], found["decoder"]) == (make_runs(0.63), [])
 
 
 # --- Running.
 
 
 @pytest.mark.slow
-def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
+def test_finished_row_is_kept_until_settings_change(program, tmp_path):
     out = program("--rows=bilinear", "--steps=1")
-    (done,) = runs_of(tmp_path, "bilinear")
-    assert (done["seed"], done["steps"], done["first_step"]) == (0, 1, 0)
-    assert done["images"] == 2 and 0 <= done["miou"] <= 1
-    assert len(done["iou_per_class"]) == 21
-    assert len(done["trimap"]["miou"]) == len(done["trimap"]["widths"])
-    assert done["versions"]["tensorflow"] == tf.__version__
-    assert "cores of " in done["hardware"]
-    assert done["code"] is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", done["code"])
-    assert f"| bilinear | {100 * done['miou']:.2f} | 1 |" in out
+    (result,) = read_runs(tmp_path, "bilinear")
+    assert (result["seed"], result["steps"], result["first_step"]) == (0, 1, 0)
+    assert result["images"] == 2 and 0 <= result["miou"] <= 1
+    assert len(result["iou_per_class"]) == 21
+    assert len(result["trimap"]["miou"]) == len(result["trimap"]["widths"])
+    assert result["versions"]["tensorflow"] == tf.__version__
+    assert "cores of " in result["hardware"]
+    assert result["code"] is None or re.fullmatch(
+        r"[0-9a-f]{40}(-dirty)?", result["code"]
+    )
+    assert f"| bilinear | {100 * result['miou']:.2f} | 1 |" in out
     assert out.endswith((tmp_path / "ablations.md").read_text())
     before = (tmp_path / "bilinear.json").read_text()
     assert "bilinear, seed 0: kept" in program("--rows=bilinear", "--steps=1")
@@ -302,19 +304,19 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
     # A second seed is added.
     out = program("--rows=bilinear", "--steps=1", "--seeds=2")
     assert "bilinear, seed 0: kept" in out
-    first, second = runs_of(tmp_path, "bilinear")
+    first, second = read_runs(tmp_path, "bilinear")
     assert (first["seed"], second["seed"]) == (0, 1)
     assert first["miou"] != second["miou"]
-    # Nothing of any row was finished with other settings.
+    # With other settings, no row is finished.
     out = program("--rows=bilinear", "--steps=2")
     assert "kept" not in out and "resuming" not in out
-    (done,) = runs_of(tmp_path, "bilinear")
-    assert (done["steps"], done["first_step"]) == (2, 0)
+    (result,) = read_runs(tmp_path, "bilinear")
+    assert (result["steps"], result["first_step"]) == (2, 0)
     assert out.count("not run") == len(CLAIMS)
 
 
 @pytest.mark.parametrize(
-    "message, wrong",
+    "message, flag",
     [
         (
             "--rows=flips is not an ablation; choose from decoder, bilinear",
@@ -324,18 +326,18 @@ def test_a_finished_row_is_kept_until_its_settings_change(program, tmp_path):
         ("no train-", "--dataset_dir=."),
     ],
 )
-def test_mistakes_are_reported(places, tmp_path, message, wrong):
-    start = "--tf_initial_checkpoint=none"
-    assert_refused(message, PROGRAM, *places, start, "--rows=dense", wrong)
+def test_invalid_flags_are_refused_before_writing(paths, tmp_path, message, flag):
+    checkpoint = "--tf_initial_checkpoint=none"
+    assert_refused(message, PROGRAM, *paths, checkpoint, "--rows=dense", flag)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_killed_row_goes_on(program, tmp_path, monkeypatch):
+def test_killed_row_resumes(program, tmp_path, monkeypatch):
     load = ablations.load_dataset
 
-    def killed(*arguments, **options):
-        """Returns real batches, the third of which comes with SIGTERM."""
+    def load_and_kill(*arguments, **options):
+        """Returns real batches, and sends SIGTERM with the third."""
 
         def kill(number):
             if number == 2:
@@ -348,40 +350,40 @@ def test_a_killed_row_goes_on(program, tmp_path, monkeypatch):
         )
         return tf.data.Dataset.zip(batches, numbers).map(lambda batch, _: batch)
 
-    monkeypatch.setattr(ablations, "load_dataset", killed)
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr(ablations, "load_dataset", load_and_kill)
+    with pytest.raises(SystemExit) as error:
         program("--rows=bilinear", "--steps=60")
-    assert ended.value.code == 143
+    assert error.value.code == 143
     assert not (tmp_path / "bilinear.json").exists()
     monkeypatch.setattr(ablations, "load_dataset", load)
     out = program("--rows=bilinear", "--steps=60")
-    (done,) = runs_of(tmp_path, "bilinear")
-    assert 1 <= done["first_step"] < 60
+    (result,) = read_runs(tmp_path, "bilinear")
+    assert 1 <= result["first_step"] < 60
     assert f"resuming from {tmp_path}/bilinear/seed0/model.ckpt-" in out
 
 
 @pytest.mark.slow
-def test_a_row_of_evaluation_trains_the_shared_model_once(program, tmp_path):
+def test_evaluation_rows_train_the_shared_model_once(program, tmp_path):
     program("--rows=eval_stride_8", "--steps=1")
-    assert runs_of(tmp_path, "eval_stride_8")[0]["first_step"] == 0
-    # The score of the model itself is not there yet, but its weights are.
+    assert read_runs(tmp_path, "eval_stride_8")[0]["first_step"] == 0
+    # The shared model has weights, but no score yet.
     assert not (tmp_path / "decoder.json").exists()
     out = program("--rows=decoder,multi_scale_flips", "--steps=1")
     for name in ("decoder", "multi_scale_flips"):
-        assert runs_of(tmp_path, name)[0]["first_step"] == 1
-    assert f"| {claim_of('eval_stride_8').published:+.2f} | " in out
+        assert read_runs(tmp_path, name)[0]["first_step"] == 1
+    assert f"| {find_claim('eval_stride_8').published:+.2f} | " in out
 
 
 @pytest.mark.slow
-def test_every_row_runs(places, checkpoint, tmp_path):
-    command = [sys.executable, "-m", "tests.narrow_ablations", *places, checkpoint]
+def test_every_row_runs(paths, checkpoint, tmp_path):
+    command = [sys.executable, "-m", "tests.narrow_ablations", *paths, checkpoint]
     command += ["--steps=1", "--seeds=1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
     for name in ROWS:
-        assert len(runs_of(tmp_path, name)) == 1
-    assert "not run" not in done.stdout
-    assert sum("unclear" in line for line in done.stdout.splitlines()) >= 10
-    # As many trainings as there are rows that share no model.
+        assert len(read_runs(tmp_path, name)) == 1
+    assert "not run" not in result.stdout
+    assert sum("unclear" in line for line in result.stdout.splitlines()) >= 10
+    # One training for each row with its own model.
     folders = [name for name in os.listdir(tmp_path) if (tmp_path / name).is_dir()]
     assert sorted(folders) == sorted(n for n, r in ROWS.items() if not r.trained_by)

@@ -1,4 +1,4 @@
-"""The house rules of the package: who imports whom, file names, docstrings."""
+"""Rules for imports, file names and docstrings of the package."""
 
 import ast
 import pathlib
@@ -11,8 +11,8 @@ import deeplab_tf
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = "deeplab_tf"
 FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
-# What may be imported grows from one level to the next; within a level, parts do
-# not know each other.
+# A level may import the levels before it; parts of one level may not import each
+# other.
 LEVELS = (
     {"errors", "memory"},
     {"strict_json"},
@@ -55,17 +55,17 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def is_program(node):
-    """Whether this is what a file does as a program, on top of everything else."""
+    """Returns whether a statement is the `if __name__` block of a file."""
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
 def is_for_type_checkers(node):
-    """Whether this is never run."""
+    """Returns whether a statement is an `if TYPE_CHECKING` block."""
     return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
-def imports(path, as_program=False):
-    """Returns every module that a file imports as a module, wherever in it."""
+def find_imports(path, as_program=False):
+    """Returns all modules that a file imports, also inside functions."""
     found = set()
     tree = ast.parse(path.read_text())
     if not as_program:
@@ -83,13 +83,13 @@ def imports(path, as_program=False):
     return found
 
 
-def own_imports(module, as_program=False):
-    found = imports(MODULES[module], as_program)
+def find_package_imports(module, as_program=False):
+    found = find_imports(MODULES[module], as_program)
     return {name for name in found if name.split(".")[0] == PACKAGE}
 
 
-def part_of(module):
-    """Returns the part of the house, and its level, that a module belongs to."""
+def find_part(module):
+    """Returns the part of the package that a module belongs to, and its level."""
     path = module.removeprefix(f"{PACKAGE}.") + "."
     places = [
         (part, level)
@@ -97,22 +97,24 @@ def part_of(module):
         for part in parts
         if path.startswith(f"{part}.")
     ]
-    assert places, f"{module} has no place in LEVELS"
+    assert places, f"{module} is missing in LEVELS"
     return max(places, key=lambda place: len(place[0]))
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
 def test_imports_point_one_way(module):
-    part, level = part_of(module)
-    for imported in own_imports(module) - {PACKAGE}:
-        other, other_level = part_of(imported)
+    part, level = find_part(module)
+    for imported in find_package_imports(module) - {PACKAGE}:
+        other, other_level = find_part(imported)
         assert other == part or other_level < level, f"{module} imports {imported}"
         halves = ({part, other} & MODEL_HALF) and ({part, other} & DATA_HALF)
-        assert not halves, f"{module} imports {imported} of the other half"
+        assert not halves, (
+            f"{module} imports {imported}: models and data are independent"
+        )
 
 
-def find_circle(graph):
-    """Returns the modules of a circle of imports, none if there is none."""
+def find_cycle(graph):
+    """Returns the modules of an import cycle, or an empty list."""
     done, path = set(), []
 
     def visit(module):
@@ -121,8 +123,8 @@ def find_circle(graph):
         if module in done:
             return []
         path.append(module)
-        circles = (visit(imported) for imported in sorted(graph[module]))
-        found = next(filter(None, circles), [])
+        cycles = (visit(imported) for imported in sorted(graph[module]))
+        found = next(filter(None, cycles), [])
         path.pop()
         done.add(module)
         return found
@@ -130,14 +132,14 @@ def find_circle(graph):
     return next(filter(None, map(visit, sorted(graph))), [])
 
 
-def test_no_modules_import_each_other():
+def test_no_import_cycles():
     modules = set(MODULES) - {PACKAGE}
-    graph = {m: own_imports(m, as_program=True) & modules for m in modules}
-    assert find_circle(graph) == []
+    graph = {m: find_package_imports(m, as_program=True) & modules for m in modules}
+    assert find_cycle(graph) == []
 
 
 @pytest.mark.parametrize(
-    ("graph", "circle"),
+    ("graph", "cycle"),
     [
         ({"a": "b", "b": ""}, []),
         ({"a": "bc", "b": "d", "c": "d", "d": ""}, []),
@@ -145,28 +147,28 @@ def test_no_modules_import_each_other():
         ({"a": "a"}, ["a"]),
     ],
 )
-def test_circles_are_found(graph, circle):
-    assert find_circle(graph) == circle
+def test_cycles_are_found(graph, cycle):
+    assert find_cycle(graph) == cycle
 
 
-def test_the_package_itself_loads_its_names_lazily():
-    assert own_imports(PACKAGE) == set()
+def test_package_loads_its_names_lazily():
+    assert find_package_imports(PACKAGE) == set()
 
 
-def test_type_checkers_know_the_names_that_are_loaded_lazily():
+def test_type_checkers_know_lazy_names():
     tree = ast.parse(MODULES[PACKAGE].read_text())
     [block] = [node for node in tree.body if is_for_type_checkers(node)]
-    told = {
-        # Without "as" a name is not passed on.
+    declared = {
+        # Without "as" a name is not re-exported.
         alias.asname: node.module
         for node in block.body
         for alias in node.names
     }
     homes = deeplab_tf._HOME.items()
-    assert told == {name: f"{PACKAGE}.{home}" for name, home in homes}
+    assert declared == {name: f"{PACKAGE}.{home}" for name, home in homes}
 
 
-def test_homes_of_public_names_are_type_checked():
+def test_modules_of_public_names_are_type_checked():
     section = (ROOT / "pyproject.toml").read_text().split("[tool.mypy]")[1]
     checked = re.search(r"^files = \[(.*?)\]", section, re.DOTALL | re.MULTILINE)[1]
     checked = [ROOT / path for path in re.findall(r'"(.+)"', checked)]
@@ -176,22 +178,22 @@ def test_homes_of_public_names_are_type_checked():
     assert all(path.exists() for path in checked)
 
 
-def test_the_package_never_needs_the_checkout_around_it():
-    beside = {p.stem for p in ROOT.glob("*.py")} | {"datasets", "tests", "benchmarks"}
+def test_package_does_not_import_the_checkout():
+    outside = {p.stem for p in ROOT.glob("*.py")} | {"datasets", "tests", "benchmarks"}
     for module, path in MODULES.items():
-        roots = {name.split(".")[0] for name in imports(path)}
-        assert not roots & beside, f"{module} imports {roots & beside}"
+        roots = {name.split(".")[0] for name in find_imports(path)}
+        assert not roots & outside, f"{module} imports {roots & outside}"
 
 
-def loaded_with(module):
-    """Returns the modules of the package that importing one of them loads."""
+def find_loaded_modules(module):
+    """Returns the modules of the package that are loaded with a module."""
     loaded, waiting = set(), {module}
     while waiting:
         name = waiting.pop()
         packages = {name.rsplit(".", i)[0] for i in range(name.count(".") + 1)}
         for new in packages & set(MODULES) - loaded:
             loaded.add(new)
-            waiting |= own_imports(new)
+            waiting |= find_package_imports(new)
     return loaded
 
 
@@ -201,8 +203,8 @@ def runs_without_tensorflow(module):
     )
 
 
-def test_importing_a_module_loads_its_packages_and_what_they_import():
-    loaded = loaded_with(f"{PACKAGE}.training.losses")
+def test_loaded_modules_include_parent_packages():
+    loaded = find_loaded_modules(f"{PACKAGE}.training.losses")
     assert {f"{PACKAGE}.training", f"{PACKAGE}.models.resampling"} <= loaded
     assert f"{PACKAGE}.training.trainer" not in loaded
 
@@ -211,29 +213,33 @@ def test_importing_a_module_loads_its_packages_and_what_they_import():
     "module", [m for m in sorted(MODULES) if runs_without_tensorflow(m)]
 )
 def test_models_and_losses_never_import_tensorflow(module):
-    for name in loaded_with(module):
-        roots = {imported.split(".")[0] for imported in imports(MODULES[name])}
+    for name in find_loaded_modules(module):
+        roots = {imported.split(".")[0] for imported in find_imports(MODULES[name])}
         assert "tensorflow" not in roots, f"{module} loads tensorflow through {name}"
 
 
-@pytest.mark.parametrize("room", ["plan", "pretrain"])
-def test_what_only_some_need_can_be_deleted(room):
-    inside = f"{PACKAGE}.{room}"
+@pytest.mark.parametrize("package", ["plan", "pretrain"])
+def test_optional_packages_are_not_imported(package):
+    inside = f"{PACKAGE}.{package}"
     for module in MODULES:
         if not f"{module}.".startswith(f"{inside}."):
-            users = {n for n in own_imports(module) if f"{n}.".startswith(f"{inside}.")}
+            users = {
+                n
+                for n in find_package_imports(module)
+                if f"{n}.".startswith(f"{inside}.")
+            }
             assert not users, f"{module} imports {users}"
 
 
-def test_no_file_is_a_drawer_for_odds_and_ends():
-    drawers = {"utils", "util", "common", "misc", "helpers", "helper"}
+def test_no_file_has_a_catch_all_name():
+    catch_all_names = {"utils", "util", "common", "misc", "helpers", "helper"}
     for folder in (PACKAGE, "datasets", "tests", "tools"):
         for path in (ROOT / folder).rglob("*.py"):
-            assert path.stem not in drawers, path
+            assert path.stem not in catch_all_names, path
 
 
 def public_definitions(tree, prefix=""):
-    """Yields the public functions, classes and methods of a file, by name."""
+    """Yields names and nodes of public functions, classes and methods."""
     for node in tree.body:
         kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
         if isinstance(node, kinds) and not node.name.startswith("_"):
@@ -244,17 +250,17 @@ def public_definitions(tree, prefix=""):
 
 @pytest.mark.parametrize("folder", [PACKAGE, "datasets"])
 def test_everything_public_has_a_docstring(folder):
-    bare = []
+    missing = []
     for path in sorted((ROOT / folder).rglob("*.py")):
         tree = ast.parse(path.read_text())
         if tree.body and ast.get_docstring(tree) is None:
-            bare.append(str(path.relative_to(ROOT)))
-        bare += [
+            missing.append(str(path.relative_to(ROOT)))
+        missing += [
             f"{path.relative_to(ROOT)}: {name}"
             for name, node in public_definitions(tree)
             if ast.get_docstring(node) is None
         ]
-    assert not bare, "\n".join(bare)
+    assert not missing, "\n".join(missing)
 
 
 PRIVATE = re.compile(
@@ -262,16 +268,16 @@ PRIVATE = re.compile(
 )
 
 
-def test_private_interfaces_are_in_the_table():
+def test_private_interfaces_are_documented():
     page = (ROOT / "docs/architecture.md").read_text()
     section = page.split("## Interfaces that are not public")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\S+)` .*\| `(\S+)` \|$", section, re.M)
     assert len(rows) >= 8
-    told = {
+    documented = {
         path if path.startswith("bench") else f"{PACKAGE}/{path}" for path, _ in rows
     }
-    for path in [*told, *(f"tests/{test}" for _, test in rows)]:
+    for path in [*documented, *(f"tests/{test}" for _, test in rows)]:
         assert (ROOT / path).is_file(), path
     files = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py"))]
     users = {str(f.relative_to(ROOT)) for f in files if PRIVATE.search(f.read_text())}
-    assert users <= told
+    assert users <= documented

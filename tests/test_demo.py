@@ -1,4 +1,4 @@
-"""The demo as a newcomer starts it."""
+"""demo.sh from start to end."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 @pytest.mark.slow
-def test_demo_learns_shapes_that_colour_does_not_tell(tmp_path):
+def test_demo_learns_shapes(tmp_path):
     folder = tmp_path / "demo"
     output = subprocess.run(
         [ROOT / "demo.sh", folder], check=True, text=True, stdout=subprocess.PIPE
@@ -26,8 +26,8 @@ def test_demo_learns_shapes_that_colour_does_not_tell(tmp_path):
     assert (folder / "exported/saved_model.pb").exists()
     with Image.open(folder / "pictures/overview.png") as overview:
         assert min(overview.size) > 128
-    refused = subprocess.run(
+    result = subprocess.run(
         [ROOT / "demo.sh", tmp_path], text=True, stderr=subprocess.PIPE
     )
-    assert refused.returncode == 1
-    assert refused.stderr.count("\n") == 1
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1

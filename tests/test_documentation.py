@@ -25,30 +25,30 @@ from deeplab_tf.images.videos import write_video
 from tools import documentation
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Followed line by line, with its trainings as long as they are there.
+# Runs line by line, with trainings as long as on the page.
 OWN_DATA = ROOT / "docs/own_data.md"
-TOGETHER = [page for page in PAGES if page != OWN_DATA]
+SHARED_PAGES = [page for page in PAGES if page != OWN_DATA]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
-# Tested by tests/test_demo.py and by whoever runs this; they install packages.
+# Not run here: they install packages. tests/test_demo.py runs demo.sh.
 SCRIPTS = ("./demo.sh", "./test.sh", "pip install")
 
 
-def blocks(language: str, pages=TOGETHER) -> list[str]:
+def find_blocks(language: str, pages=SHARED_PAGES) -> list[str]:
     pattern = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
     return [block for page in pages for block in pattern.findall(page.read_text())]
 
 
-def commands(pages=TOGETHER) -> list[str]:
-    """Returns the commands of some pages; one that they repeat, once."""
-    lines = "\n".join(blocks("bash", pages)).replace("\\\n", " ").splitlines()
+def find_commands(pages=SHARED_PAGES) -> list[str]:
+    """Returns the distinct commands of some pages."""
+    lines = "\n".join(find_blocks("bash", pages)).replace("\\\n", " ").splitlines()
     lines = dict.fromkeys(" ".join(line.split()) for line in lines)
     return [line for line in lines if line and not line.startswith(SCRIPTS)]
 
 
 @pytest.fixture(scope="module")
-def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
-    """A folder as the docs suppose it, with real images and weights, and other data
-    sets in small."""
+def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Path:
+    """A folder with the files that the docs use: real images and weights, and small
+    versions of other datasets."""
     folder = tmp_path_factory.mktemp("docs")
     link_programs(folder)
     (folder / "VOCdevkit").symlink_to(voc_root.parent)
@@ -57,7 +57,7 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     for photo in sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3]:
         shutil.copy(photo, folder / "photos")
     small_datasets.write_cityscapes(folder / "cityscapes")
-    full_size_test_image(folder / "cityscapes")
+    write_full_size_test_image(folder / "cityscapes")
     small_datasets.write_ade20k(folder / "ADEChallengeData2016")
     small_datasets.write_coco(folder / "coco")
     small_datasets.write_street(folder / "street")
@@ -75,8 +75,8 @@ def workplace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     return folder
 
 
-def full_size_test_image(root: pathlib.Path):
-    """Replaces the test image of a small Cityscapes: its server takes no small ones."""
+def write_full_size_test_image(root: pathlib.Path):
+    """Replaces the test image of a small Cityscapes: the server rejects small ones."""
     size, name = (1024, 2048), "berlin/berlin_000000_000019"
     small_datasets.save_image(
         root / f"leftImg8bit/test/{name}_leftImg8bit.png", *size, seed=0
@@ -86,28 +86,28 @@ def full_size_test_image(root: pathlib.Path):
 
 
 def link_programs(folder: pathlib.Path) -> None:
-    """Makes a folder look like the checkout to whoever starts programs in it."""
+    """Links the programs into a folder, to run them as in the checkout."""
     for name in ("benchmarks", "datasets", "train.py", "eval.py", "export.py"):
         (folder / name).symlink_to(ROOT / name)
 
 
 def run_shell(command: str, folder: pathlib.Path) -> None:
     command = command.replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, cwd=folder, check=True, env=environment())
+    subprocess.run(command, shell=True, cwd=folder, check=True, env=make_environment())
 
 
 def run_python(source: str, folder: pathlib.Path) -> None:
     command = [sys.executable, "-c", source]
-    subprocess.run(command, cwd=folder, check=True, env=environment())
+    subprocess.run(command, cwd=folder, check=True, env=make_environment())
 
 
-def test_what_the_pages_take_from_the_code_is_of_today():
+def test_generated_pages_are_up_to_date():
     for path, text in documentation.pages().items():
         outdated = path.read_text() != text
         assert not outdated, f"{path.name}: run python tools/documentation.py"
 
 
-def test_links_lead_somewhere():
+def test_links_resolve():
     for page in [*PAGES, *ROOT.glob("*.md")]:
         prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
         for target in re.findall(r"\]\(([^)]+)\)", prose):
@@ -117,24 +117,24 @@ def test_links_lead_somewhere():
             path = (page.parent / name).resolve() if name else page
             assert path.exists(), f"{page.name} links {target}"
             if anchor and path.suffix == ".md":
-                assert anchor in anchors(path), f"{page.name} links {target}"
+                assert anchor in find_anchors(path), f"{page.name} links {target}"
 
 
-def anchors(page: pathlib.Path) -> set[str]:
-    """Returns the names of a page's headings, as they are linked."""
+def find_anchors(page: pathlib.Path) -> set[str]:
+    """Returns the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
     return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def test_python_blocks_import_what_there_is():
-    for source in (*blocks("python"), *blocks("python", [OWN_DATA])):
+def test_python_blocks_import_existing_names():
+    for source in (*find_blocks("python"), *find_blocks("python", [OWN_DATA])):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and "deeplab_tf" in node.module:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, name.name) for name in node.names)
 
 
-def test_a_link_needs_one_line_to_lead_to():
+def test_line_links_need_exactly_one_match():
     page = "[`BACKBONES`](../deeplab_tf/models/backbones/__init__.py#L1) and more"
     line = documentation.with_line_numbers(page).split("#L")[1].partition(")")[0]
     source = (ROOT / "deeplab_tf/models/backbones/__init__.py").read_text()
@@ -144,19 +144,19 @@ def test_a_link_needs_one_line_to_lead_to():
             documentation.with_line_numbers(page.replace("BACKBONES", text))
 
 
-def test_results_come_between_their_marks(monkeypatch, tmp_path):
+def test_results_are_inserted_between_markers(monkeypatch, tmp_path):
     monkeypatch.setattr(documentation, "ROOT", tmp_path)
     (tmp_path / "benchmarks/results").mkdir(parents=True)
     result = tmp_path / "benchmarks/results/inference.json"
     result.write_text('{"text": "| table |"}')
-    page = "Before.\n<!-- result of inference -->\nold\n<!-- end -->\nBehind.\n"
+    page = "Before.\n<!-- result of inference -->\nold\n<!-- end -->\nAfter.\n"
     expected = page.replace("old", "\n| table |\n")
     assert documentation.with_results(page) == expected
     assert documentation.with_results(expected) == expected
 
 
-def test_the_pages_hold_commands():
-    programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in commands()}
+def test_pages_contain_commands():
+    programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in find_commands()}
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")
     assert programs == {
@@ -179,8 +179,8 @@ def test_the_pages_hold_commands():
 OFFICIAL = re.compile(r"^python deeplab/(train|eval|export_model)\.py (.*)$", re.M)
 
 
-def test_the_official_command_lines_are_understood(capsys):
-    """Those of the official documentation, and the one that the page repeats."""
+def test_official_command_lines_are_accepted(capsys):
+    """Checks the commands of the official docs and of docs/migration.md."""
     texts = [ROOT / "tests/official_commands.txt", ROOT / "docs/migration.md"]
     text = "".join(path.read_text() for path in texts).replace("\\\n", " ")
     lines = OFFICIAL.findall(text)
@@ -197,16 +197,16 @@ def test_the_official_command_lines_are_understood(capsys):
         assert bool(config.decoder.output_strides) == ("xception" in config.backbone)
 
 
-def test_every_official_flag_without_effect_is_in_the_table():
+def test_flags_without_effect_are_documented():
     table = (ROOT / "docs/flags.md").read_text().partition("## Without effect")[2]
     dead = {name for group in flags._DEAD.values() for name in group}
     assert dead == set(re.findall(r"`--(\w+)`", table))
 
 
-def test_the_commands_of_results_are_understood():
-    """They take hours; tests of their own run these programs in small."""
+def test_benchmark_command_lines_are_accepted():
+    """They take hours; other tests run these programs on a small scale."""
     pages = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
-    text = "\n".join(blocks("text", pages)).replace("\\\n", " ")
+    text = "\n".join(find_blocks("text", pages)).replace("\\\n", " ")
     lines = re.findall(r"^python -m (benchmarks\.\w+)(.*)$", text, re.M)
     assert len({name for name, _ in lines}) >= 6
     for name, arguments in lines:
@@ -214,37 +214,37 @@ def test_the_commands_of_results_are_understood():
 
 
 @pytest.mark.slow
-def test_every_command_runs(workplace):
-    for command in commands():
-        # Two steps on two images stand for the training, one short turn for a
-        # benchmark, small archives for the official ones; all else is as written.
-        short = re.sub(r"(--training_number_of_steps)=\d+", r"\1=2", command)
-        short = re.sub(r"(--train_batch_size)=\d+", r"\1=2", short)
-        short = re.sub(r"(benchmarks\.\S+)", r"\1 --turns=1 --images=64", short)
-        short = re.sub(r"(--sbd_archive=\S+)", r"\1 --official_sizes=false", short)
-        run_shell(short, workplace)
-    assert (workplace / "eval/metrics.json").exists()
+def test_every_command_runs(workspace):
+    for command in find_commands():
+        # Two training steps on two images, one short benchmark turn, small archives
+        # instead of the official ones; everything else as written.
+        command = re.sub(r"(--training_number_of_steps)=\d+", r"\1=2", command)
+        command = re.sub(r"(--train_batch_size)=\d+", r"\1=2", command)
+        command = re.sub(r"(benchmarks\.\S+)", r"\1 --turns=1 --images=64", command)
+        command = re.sub(r"(--sbd_archive=\S+)", r"\1 --official_sizes=false", command)
+        run_shell(command, workspace)
+    assert (workspace / "eval/metrics.json").exists()
     for name in ("overview.png", "drive_overlay.mp4"):
-        assert (workplace / "pictures" / name).exists()
+        assert (workspace / "pictures" / name).exists()
     for name in ("eval/report.html", "eval_os8/report.html", "results.tgz"):
-        assert (workplace / name).exists()
+        assert (workspace / name).exists()
     for name in ("voc", "cityscapes", "ade20k", "coco_voc", "street", "camvid"):
-        assert (workplace / "tfrecord" / name / "dataset_info.json").exists()
+        assert (workspace / "tfrecord" / name / "dataset_info.json").exists()
 
 
 @pytest.mark.slow
-def test_every_python_block_runs(workplace):
-    sources = blocks("python")
+def test_every_python_block_runs(workspace):
+    sources = find_blocks("python")
     assert sources
     for source in sources:
-        run_python(source, workplace)
+        run_python(source, workspace)
 
 
 @pytest.fixture
 def own_data(camvid, voc_checkpoint, tmp_path) -> pathlib.Path:
-    """A checkout with 40 real photographs, masks and classes of other names."""
+    """A checkout with 40 real images, masks and renamed classes."""
     link_programs(tmp_path)
-    # By this name it is taken before the zoo's, which needs the network.
+    # A folder of this name is preferred to the zoo, which needs the network.
     checkpoint = tmp_path / "mobilenetv2_coco_voc_trainval"
     checkpoint.symlink_to(pathlib.Path(voc_checkpoint).parent)
     data = tmp_path / "my_data"
@@ -261,13 +261,13 @@ def own_data(camvid, voc_checkpoint, tmp_path) -> pathlib.Path:
 
 
 @pytest.mark.slow
-def test_own_data_becomes_a_served_model_line_by_line(own_data):
-    began = time.monotonic()
-    for command in commands([OWN_DATA]):
+def test_own_data_page_runs_line_by_line(own_data):
+    start = time.monotonic()
+    for command in find_commands([OWN_DATA]):
         run_shell(command, own_data)
-    (served,) = blocks("python", [OWN_DATA])
-    run_python(served, own_data)
-    print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    (script,) = find_blocks("python", [OWN_DATA])
+    run_python(script, own_data)
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
     metrics = json.loads((own_data / "eval_my_data/metrics.json").read_text())
     print(f"mIoU {metrics['miou']:.3f}")
     # Of sky, buildings and road alone it could not be more than 3 / 11.
@@ -276,5 +276,5 @@ def test_own_data_becomes_a_served_model_line_by_line(own_data):
     assert (own_data / "pictures_my_data/overview.png").exists()
 
 
-def environment() -> dict[str, str]:
+def make_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""The official checkpoint fine-tuned on real images, from records to pictures."""
+"""The official checkpoint fine-tuned on real images, up to predictions."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def run(*arguments) -> str:
     ).stdout
 
 
-def loss_on(checkpoint: str, batches) -> float:
+def compute_loss(checkpoint: str, batches) -> float:
     config = deeplab_tf.ModelConfig.from_official_flags({})
     model = deeplab_tf.build_model(config)
     assert deeplab_tf.load_tf1_checkpoint(model, checkpoint).complete
@@ -89,14 +89,12 @@ def camvid_records(camvid, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_first_steps_of_the_camvid_preset_are_as_expected(
-    camvid_records, voc_checkpoint, tmp_path
-):
+def test_camvid_preset_starts_as_expected(camvid_records, voc_checkpoint, tmp_path):
     step, expected = find_preset("camvid_mobilenetv2").expected_miou[0]
     command = [sys.executable, "train.py", "--preset=camvid_mobilenetv2"]
     command += [f"--dataset_dir={camvid_records}", f"--train_logdir={tmp_path}/logs"]
     command += [f"--tf_initial_checkpoint={voc_checkpoint}"]
-    # The recipe's own length: with another one it would be another recipe.
+    # Keeps the number of steps of the preset: the learning rate depends on it.
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as training:
@@ -112,7 +110,7 @@ def test_the_first_steps_of_the_camvid_preset_are_as_expected(
 
 
 @pytest.mark.slow
-def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
+def test_voc_fine_tuning_from_records_to_predictions(
     voc_records, voc_root, voc_checkpoint, tmp_path
 ):
     logs, exported = tmp_path / "logs", tmp_path / "exported"
@@ -126,9 +124,12 @@ def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
     data = deeplab_tf.DataConfig(
         str(voc_records), crop_size=(513, 513), batch_size=24, seed=7
     )
-    # About as many crops as there are images: a single batch of 24 moves by 1 to 16 %.
+    # About as many crops as images: the loss of one batch of 24 varies by 1 to 16 %.
     batches = list(deeplab_tf.load_dataset(data, "train", training=True).take(4))
-    before, after = loss_on(voc_checkpoint, batches), loss_on(str(logs), batches)
+    before, after = (
+        compute_loss(voc_checkpoint, batches),
+        compute_loss(str(logs), batches),
+    )
     print(f"loss of fixed batches: {before:.4f} before, {after:.4f} after")
     assert after < 0.97 * before
 
@@ -150,7 +151,7 @@ def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
             *("-m", "deeplab_tf.predict", f"--model={model}", f"--images={photos}"),
             f"--output_dir={tmp_path / folder}",
         )
-    served = tf.saved_model.load(str(exported)).signatures["serving_default"]
+    signature = tf.saved_model.load(str(exported)).signatures["serving_default"]
     for name in names:
         a, b = (
             np.array(Image.open(tmp_path / folder / f"{name}_label.png"))
@@ -158,5 +159,5 @@ def test_voc_fine_tuning_learns_keeps_its_accuracy_exports_and_predicts(
         )
         assert np.array_equal(a, b)
         image = tf.io.decode_jpeg((photos / f"{name}.jpg").read_bytes())[None]
-        assert np.array_equal(served(ImageTensor=image)["SemanticPredictions"][0], a)
+        assert np.array_equal(signature(ImageTensor=image)["SemanticPredictions"][0], a)
         assert (tmp_path / "a" / f"{name}_overlay.png").exists()

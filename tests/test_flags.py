@@ -48,7 +48,7 @@ def toy_values(*arguments, **options):
     return values
 
 
-def test_an_option_is_its_flag():
+def test_options_define_flags():
     values = toy_values()
     assert {name: values[name].default for name in values} == {
         "rate": 0.5,
@@ -64,7 +64,7 @@ def test_an_option_is_its_flag():
     assert flags.read_options(values, ToyConfig) == ToyConfig()
 
 
-def test_flags_give_the_config_that_they_spell():
+def test_flags_are_read_into_a_config():
     given = ("--rate=0.1", "--number_of_steps=3", "--noflip", "--size=5", "--size=6")
     values = toy_values(*given, "--scales=0.5,1", "--names=a,b", "--folder=f")
     expected = ToyConfig(0.1, 3, False, (5, 6), (0.5, 1.0), ("a", "b"), "f")
@@ -73,21 +73,21 @@ def test_flags_give_the_config_that_they_spell():
     assert read == dataclasses.replace(expected, hidden=8, rate=0.2)
 
 
-def test_a_base_stands_for_flags_that_are_not_given():
+def test_base_config_fills_in_missing_flags():
     base = ToyConfig(rate=0.1, hidden=9, names=("a",))
-    values = toy_values("--rate=0.5")  # its default, which counts as given
+    values = toy_values("--rate=0.5")  # equals the default, but counts as given
     read = flags.read_options(values, ToyConfig, base)
     assert read == dataclasses.replace(base, rate=0.5)
 
 
-def test_an_export_has_flags_of_its_own():
+def test_export_flags_have_their_own_names():
     values = toy_values("--path=f", names=("folder", "rate"), get_name=export_flag_name)
     assert set(values) == {"path", "rate"}
     read = flags.read_options(values, ToyConfig, get_name=export_flag_name)
     assert read == ToyConfig(folder="f")
 
 
-def test_help_of_a_config_is_that_of_its_flags():
+def test_config_docstrings_contain_the_flag_help():
     assert "\nAttributes:\n    rate: Learning rate.\n" in ToyConfig.__doc__
     for config in (ModelConfig, ContextConfig, DecoderConfig, TrainConfig, EvalConfig):
         for field in dataclasses.fields(config):
@@ -102,7 +102,7 @@ REQUIRED = {
 }
 
 
-def parsed(name, *arguments):
+def parse(name, *arguments):
     program = importlib.import_module(f"deeplab_tf.programs.{name}")
     values = program.define_flags()
     values([name, *REQUIRED[name], *arguments])
@@ -117,7 +117,7 @@ TRAINED = ModelConfig(
 
 
 def test_explicit_flags_override_the_experiment_and_are_noted(capsys):
-    values = parsed("eval", "--output_stride=8", "--depth_multiplier=0.1")
+    values = parse("eval", "--output_stride=8", "--depth_multiplier=0.1")
     config = flags.model_config(values, TRAINED, "experiment.json")
     assert config == TRAINED.at_output_stride(8)
     assert config.context.rates == (12, 24)
@@ -127,13 +127,13 @@ def test_explicit_flags_override_the_experiment_and_are_noted(capsys):
 
 def test_defaults_do_not_override_the_experiment(capsys):
     for name in REQUIRED:
-        assert flags.model_config(parsed(name), TRAINED) == TRAINED
+        assert flags.model_config(parse(name), TRAINED) == TRAINED
     assert capsys.readouterr().out == ""
 
 
-def test_without_an_experiment_the_official_defaults_count():
+def test_official_defaults_apply_without_an_experiment():
     for name, output_stride in (("eval", 16), ("export", 8)):
-        config = flags.model_config(parsed(name))
+        config = flags.model_config(parse(name))
         official = {"output_stride": output_stride}
         assert config == ModelConfig.from_official_flags(official)
 
@@ -167,47 +167,47 @@ DEAD = {
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_every_dead_flag_warns_in_one_line(name, capsys):
+def test_flags_without_effect_warn_in_one_line(name, capsys):
     for flag in COMMON_DEAD + DEAD[name]:
-        flags.check_flags(parsed(name, flag), name)
+        flags.check_flags(parse(name, flag), name)
         (warning,) = capsys.readouterr().err.splitlines()
         assert warning.startswith(f"warning: {flag.partition('=')[0]} has no effect: ")
-    flags.check_flags(parsed(name), name)
+    flags.check_flags(parse(name), name)
     assert capsys.readouterr().err == ""
 
 
-def test_a_model_flag_wins_over_a_preset_and_is_noted(capsys):
-    values = parsed("export", "--output_stride=8", "--merge_method=max")
+def test_model_flag_overrides_a_preset_and_is_noted(capsys):
+    values = parse("export", "--output_stride=8", "--merge_method=max")
     config = flags.model_config(values, TRAINED, "the preset toy")
     assert config == TRAINED.at_output_stride(8)
     out = capsys.readouterr().out
     assert out == "note: output_stride is 8, not 16 as in the preset toy\n"
 
 
-def test_a_split_that_is_given_wins_over_a_preset():
+def test_split_flag_overrides_a_preset():
     trainval = {"train_split": "trainval", "eval_split": "trainval"}
     toy = dataclasses.replace(find_preset("deeplabv3_table6_os8"), **trainval)
     for name, flag in (("train", "train_split"), ("eval", "eval_split")):
-        assert flags.read_split(parsed(name), flag, toy) == "trainval"
-        given = parsed(name, f"--{flag}=val")
+        assert flags.read_split(parse(name), flag, toy) == "trainval"
+        given = parse(name, f"--{flag}=val")
         assert flags.read_split(given, flag, toy) == "val"
         official = {"train_split": "train", "eval_split": "val"}[flag]
-        assert flags.read_split(parsed(name), flag, None) == official
+        assert flags.read_split(parse(name), flag, None) == official
 
 
-def test_a_preset_tells_the_dataset_and_the_size_of_its_images():
+def test_preset_sets_dataset_and_image_size():
     preset = find_preset("mobilenetv2_ade20k_train")
     assert flags.default_dataset(preset) == "ade20k"
     assert flags.default_dataset(None) == "pascal_voc_seg"
-    values = parsed("eval", "--max_resize_value=513")
+    values = parse("eval", "--max_resize_value=513")
     data = flags.data_config(values, preset.model, preset.data)
     resizing = (data.min_resize_value, data.max_resize_value, data.resize_factor)
     assert resizing == (257, 513, 16)
-    alone = flags.data_config(parsed("eval"), preset.model, None)
+    alone = flags.data_config(parse("eval"), preset.model, None)
     assert alone.min_resize_value is None
 
 
-def test_a_cell_is_read_from_any_file_system():
+def test_cell_is_read_from_any_file_system():
     branches = [
         {"op": "conv", "input": b.input, "kernel": 3, "rate": b.rate}
         for b in RELEASED_CELL[:2]
@@ -215,15 +215,15 @@ def test_a_cell_is_read_from_any_file_system():
     with tf.io.gfile.GFile("ram://cells/cell.json", "w") as file:
         file.write(json.dumps(branches))
     for name in ("train", "eval", "export"):
-        values = parsed(name, "--dense_prediction_cell_json=ram://cells/cell.json")
+        values = parse(name, "--dense_prediction_cell_json=ram://cells/cell.json")
         context = flags.model_config(values).context
         assert context.dense_prediction_cell == RELEASED_CELL[:2]
-    missing = parsed("eval", "--dense_prediction_cell_json=ram://cells/none.json")
+    missing = parse("eval", "--dense_prediction_cell_json=ram://cells/none.json")
     with pytest.raises(UserError, match=r"^dense_prediction_cell_json cannot .*ram:"):
         flags.model_config(missing)
 
 
-def test_official_flags_without_a_meaning_here_are_told(capsys):
+def test_training_flags_warn_in_other_programs(capsys):
     for name in ("eval", "export", "predict"):
-        flags.check_flags(parsed(name, "--label_weights=1"), name)
+        flags.check_flags(parse(name, "--label_weights=1"), name)
         assert "warning: --label_weights has no effect" in capsys.readouterr().err

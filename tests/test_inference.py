@@ -1,4 +1,4 @@
-"""How an image of any size is padded, scaled, mirrored, averaged and cut back."""
+"""Inference: padding, scales, mirrored images and sliding windows."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from deeplab_tf.windows import translate_limit_errors
 pytestmark = pytest.mark.usefixtures("shallow")
 
 
-def photo(*shape):
+def make_images(*shape):
     return np.random.RandomState(5).randint(0, 256, (*shape, 3)).astype(np.float32)
 
 
@@ -29,16 +29,16 @@ def softmax(x):
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_model):
-    """`uint8 images of any size -> labels` of a whole network."""
+def compiled_labels(tiny_model):
+    """A compiled function from uint8 images of any size to labels."""
     images = tf.TensorSpec([None, None, None, 3], tf.uint8)
     return tf.function(Predictor(tiny_model).labels, input_signature=[images])
 
 
-def test_every_size_gives_labels_of_that_size(compiled):
+def test_compiled_labels_have_the_image_size(compiled_labels):
     for height in range(1, 71):
         width = 71 - height
-        labels = compiled(photo(1, height, width).astype(np.uint8))
+        labels = compiled_labels(make_images(1, height, width).astype(np.uint8))
         assert labels.shape == (1, height, width)
         assert labels.dtype == tf.int32
 
@@ -52,14 +52,12 @@ def test_every_size_gives_labels_of_that_size(compiled):
         ((9, 10), None, (9, 17)),
         ((16, 17), None, (17, 17)),
         ((25, 31), None, (25, 33)),
-        # To the crop size; what exceeds it stays.
+        # To the crop size; larger sides stay.
         ((16, 17), (33, 40), (33, 40)),
         ((41, 17), (33, 40), (41, 40)),
     ],
 )
-def test_padding_is_the_mean_pixel_at_the_bottom_and_the_right(
-    strided_model, size, crop_size, padded
-):
+def test_images_are_padded_with_the_mean_pixel(strided_model, size, crop_size, padded):
     predictor = Predictor(strided_model, crop_size=crop_size)
     network, seen = predictor.network, []
 
@@ -69,7 +67,7 @@ def test_padding_is_the_mean_pixel_at_the_bottom_and_the_right(
         return network(images, training=training)
 
     predictor.networks = dict.fromkeys(predictor.scales, spy)
-    images = photo(2, *size)
+    images = make_images(2, *size)
     assert predictor.labels(images).shape == (2, *size)
     expected = np.full((2, *padded, 3), 127.5, np.float32)
     expected[:, : size[0], : size[1]] = images
@@ -78,19 +76,17 @@ def test_padding_is_the_mean_pixel_at_the_bottom_and_the_right(
 
 
 @pytest.mark.parametrize("size", [(17, 17), (33, 49), (65, 33)])
-def test_labels_of_aligned_sizes_are_the_argmax_of_the_model(
-    tiny_model, compiled, size
-):
-    images = photo(2, *size)
+def test_labels_of_aligned_sizes_equal_model_argmax(tiny_model, compiled_labels, size):
+    images = make_images(2, *size)
     expected = np.argmax(tiny_model(images, training=False), -1)
     assert len(np.unique(expected)) > 1
     np.testing.assert_array_equal(predict_labels(tiny_model, images), expected)
-    np.testing.assert_array_equal(compiled(images.astype(np.uint8)), expected)
+    np.testing.assert_array_equal(compiled_labels(images.astype(np.uint8)), expected)
 
 
 @pytest.mark.parametrize("size", [(40, 50), (70, 50)])
 def test_crop_size_equals_padding_by_hand(tiny_model, size):
-    images = photo(1, *size)
+    images = make_images(1, *size)
     canvas = np.full((1, max(65, size[0]), 81, 3), 127.5, np.float32)
     canvas[:, : size[0], : size[1]] = images
     logits = np.array(tiny_model(canvas, training=False))[:, : size[0], : size[1]]
@@ -99,8 +95,8 @@ def test_crop_size_equals_padding_by_hand(tiny_model, size):
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)])
-def test_the_mirrored_image_gives_mirrored_probabilities(strided_model, scales):
-    images = photo(1, 33, 49)
+def test_mirrored_image_gives_mirrored_probabilities(strided_model, scales):
+    images = make_images(1, 33, 49)
     predictor = Predictor(strided_model, scales, flip=True)
     probabilities = predictor.probabilities(images)
     mirrored = predictor.probabilities(images[:, :, ::-1])
@@ -111,10 +107,8 @@ def test_the_mirrored_image_gives_mirrored_probabilities(strided_model, scales):
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.75,), (0.5, 1.25)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_probabilities_sum_to_1_and_their_largest_is_the_label(
-    strided_model, scales, flip
-):
-    images = photo(2, 20, 31)
+def test_probabilities_sum_to_1_and_match_the_labels(strided_model, scales, flip):
+    images = make_images(2, 20, 31)
     predictor = Predictor(strided_model, scales, flip)
     probabilities = np.array(predictor.probabilities(images))
     assert probabilities.shape == (2, 20, 31, 4) and probabilities.min() >= 0
@@ -123,14 +117,14 @@ def test_probabilities_sum_to_1_and_their_largest_is_the_label(
     np.testing.assert_array_equal(labels, probabilities.argmax(-1))
 
 
-def test_one_scale_gives_the_softmax_of_the_logits(strided_model):
-    images = photo(1, 33, 49)
+def test_single_scale_equals_softmax_of_logits(strided_model):
+    images = make_images(1, 33, 49)
     logits = np.array(strided_model(images))
     probabilities = Predictor(strided_model).probabilities(images)
     np.testing.assert_allclose(probabilities, softmax(logits), atol=1e-5)
 
 
-def resized(x, size):
+def resize_bilinear(x, size):
     """Returns `[h, w, c]` resized bilinearly, corners on corners (reference 0.2)."""
     for axis, target in enumerate(size):
         place = np.linspace(0, x.shape[axis] - 1, target)
@@ -141,39 +135,39 @@ def resized(x, size):
     return x
 
 
-def mean_probabilities(model, image, stride, scales, flip):
-    """Returns the official multi-scale protocol, written anew from reference 6."""
+def compute_mean_probabilities(model, image, stride, scales, flip):
+    """Returns probabilities of the official multi-scale protocol (reference 6)."""
     network = keras.Model(model.input, model.get_layer("logits").output)
     size = image.shape[:2]
     total = []
     for scale in scales:
-        seen = resized(image, [int((side - 1) * scale + 1) for side in size])
+        seen = resize_bilinear(image, [int((side - 1) * scale + 1) for side in size])
         for step in (1, -1) if flip else (1,):
             logits = np.array(network(seen[None, :, ::step]))[0, :, ::step]
             if scale < 1:
-                logits = resized(logits, [(side - 1) // stride + 1 for side in size])
-            total.append(softmax(resized(logits, size)))
+                logits = resize_bilinear(
+                    logits, [(side - 1) // stride + 1 for side in size]
+                )
+            total.append(softmax(resize_bilinear(logits, size)))
     return np.mean(total, 0)
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_scales_are_averaged_as_softmax_by_way_of_the_unscaled_grid(
-    tiny_model, strided_model, flip
-):
-    image, scales = photo(33, 49), (0.5, 0.75, 1.0, 1.75)
+def test_probabilities_are_averaged_over_scales(tiny_model, strided_model, flip):
+    image, scales = make_images(33, 49), (0.5, 0.75, 1.0, 1.75)
     for model, stride in ((tiny_model, 4), (strided_model, 8)):
-        expected = mean_probabilities(model, image, stride, scales, flip)
+        expected = compute_mean_probabilities(model, image, stride, scales, flip)
         probabilities = Predictor(model, scales, flip).probabilities(image[None])
         np.testing.assert_allclose(probabilities[0], expected, atol=1e-4)
 
 
-def test_labels_are_int32_whatever_the_image_is(strided_model):
-    images = photo(2, 12, 15)
+def test_labels_are_int32_for_any_image_dtype(strided_model):
+    images = make_images(2, 12, 15)
     labels = predict_labels(strided_model, images)
     assert isinstance(labels, np.ndarray)
     assert labels.dtype == np.int32 and labels.shape == (2, 12, 15)
-    whole = predict_labels(strided_model, images.astype(np.uint8))
-    np.testing.assert_array_equal(whole, labels)
+    from_uint8 = predict_labels(strided_model, images.astype(np.uint8))
+    np.testing.assert_array_equal(from_uint8, labels)
 
 
 @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-0.5,)])
@@ -182,8 +176,8 @@ def test_scales_must_be_positive(strided_model, scales):
         Predictor(strided_model, scales)
 
 
-def sizes():
-    """Returns sizes from 1x1 to 700x500: edges, 16 k + 1 and its neighbours, others."""
+def image_sizes():
+    """Returns sizes from 1x1 to 700x500: extremes, random ones, and 16 k + 0, 1, 2."""
     random = np.random.RandomState(7)
     drawn = [(random.randint(1, 701), random.randint(1, 501)) for _ in range(20)]
     aligned = [16 * k + 1 + near for k in range(44) for near in (-1, 0, 1)]
@@ -193,13 +187,13 @@ def sizes():
 
 
 @pytest.mark.parametrize(("step", "options"), [(1, {}), (9, {"window": (97, 130)})])
-def test_label_maps_have_the_size_of_the_image(step, options):
+def test_labels_have_the_image_size(step, options):
     config = ModelConfig("mobilenet_v2", 5, depth_multiplier=0.1)
     predictor = Predictor(build_model(config), **options)
     images = tf.TensorSpec([None, None, None, 3], tf.uint8)
     label = tf.function(predictor.labels, input_signature=[images])
-    for size in sizes()[::step]:
-        labels = label(photo(1, *size).astype(np.uint8))
+    for size in image_sizes()[::step]:
+        labels = label(make_images(1, *size).astype(np.uint8))
         assert labels.shape == (1, *size)
         assert 0 <= labels.numpy().min() <= labels.numpy().max() < 5
 
@@ -208,22 +202,20 @@ def test_label_maps_have_the_size_of_the_image(step, options):
 @pytest.mark.parametrize(
     "options", [{"window": (50, 70)}, {"window": (99, 99)}, {"memory_limit": 1 << 30}]
 )
-def test_an_image_that_fits_is_seen_whole(strided_model, scales, options):
-    images = photo(2, 50, 70)
-    whole = Predictor(strided_model, scales)
+def test_image_that_fits_needs_no_windows(strided_model, scales, options):
+    images = make_images(2, 50, 70)
+    full = Predictor(strided_model, scales)
     windowed = Predictor(strided_model, scales, **options)
-    # Under a limit images are seen one by one, which may round otherwise than together.
+    # With a limit images run one by one, which may round differently.
     groups = tf.split(images, 2) if "memory_limit" in options else [images]
     for function in ("labels", "probabilities"):
-        expected = tf.concat([getattr(whole, function)(x) for x in groups], 0)
+        expected = tf.concat([getattr(full, function)(x) for x in groups], 0)
         np.testing.assert_array_equal(getattr(windowed, function)(images), expected)
 
 
 @pytest.mark.parametrize("window", [(20, 31), (13, 5), (64, 9), (50, 40)])
-def test_windows_change_nothing_for_a_network_that_sees_single_pixels(
-    color_model, window
-):
-    images = photo(2, 50, 41) / 255
+def test_windows_do_not_affect_a_pixelwise_model(color_model, window):
+    images = make_images(2, 50, 41) / 255
     expected = Predictor(color_model).probabilities(images)
     predictor = Predictor(color_model, window=window)
     np.testing.assert_allclose(predictor.probabilities(images), expected, atol=1e-6)
@@ -232,16 +224,16 @@ def test_windows_change_nothing_for_a_network_that_sees_single_pixels(
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.5)])
-def test_overlaps_are_blended_by_the_distance_to_the_ends(strided_model, scales):
-    images, (rows, columns) = photo(2, 60, 45), (25, 33)
-    whole = Predictor(strided_model, scales)
+def test_overlaps_are_weighted_by_distance_to_the_edge(strided_model, scales):
+    images, (rows, columns) = make_images(2, 60, 45), (25, 33)
+    full = Predictor(strided_model, scales)
     total, weight = np.zeros((2, 60, 45, 4)), np.zeros((60, 45, 1))
     near = [np.minimum(np.arange(n) + 1, n - np.arange(n)) for n in (rows, columns)]
     for top in (0, 11, 23, 35):
         for left in (0, 12):
             part = np.s_[:, top : top + rows, left : left + columns]
-            seen = np.array(whole.probabilities(images[part]))
-            # One view is blended before its softmax.
+            seen = np.array(full.probabilities(images[part]))
+            # A single pass is blended before the softmax.
             scores = np.log(seen) if scales == (1.0,) else seen
             share = np.outer(*near)[..., None]
             total[part] += share * scores
@@ -253,48 +245,48 @@ def test_overlaps_are_blended_by_the_distance_to_the_ends(strided_model, scales)
     np.testing.assert_array_equal(predictor.labels(images), expected.argmax(-1))
 
 
-def test_a_compiled_function_slides_the_same(tiny_model):
+def test_compiled_windows_equal_eager_windows(tiny_model):
     predictor = Predictor(tiny_model, window=(33, 49))
     images = tf.TensorSpec([None, None, None, 3], tf.uint8)
-    compiled = tf.function(predictor.labels, input_signature=[images])
+    compiled_labels = tf.function(predictor.labels, input_signature=[images])
     for size in ((60, 45), (20, 90), (33, 49)):
-        seen = photo(1, *size).astype(np.uint8)
-        np.testing.assert_array_equal(compiled(seen), predictor.labels(seen))
+        seen = make_images(1, *size).astype(np.uint8)
+        np.testing.assert_array_equal(compiled_labels(seen), predictor.labels(seen))
 
 
-def test_a_window_and_a_limit_exclude_each_other(strided_model):
+def test_window_and_memory_limit_are_exclusive(strided_model):
     with pytest.raises(UserError, match="are mutually exclusive"):
         Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
 
 
-def test_a_window_has_sides(strided_model):
+def test_window_sides_must_be_positive(strided_model):
     with pytest.raises(UserError, match=r"positive sides; received \(0, 9\)"):
         Predictor(strided_model, window=(0, 9))
 
 
-def test_a_limit_below_the_smallest_window_is_refused(tiny_model):
+def test_limit_below_the_smallest_window_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"limit of 0 MiB is too small: .* 65x65"):
         Predictor(tiny_model, memory_limit=1 << 16)
 
 
-def test_an_image_too_wide_for_the_limit_is_refused(strided_model):
+def test_image_too_wide_for_the_limit_is_refused(strided_model):
     predictor = Predictor(strided_model, memory_limit=3_000_000)
-    assert predictor.labels(photo(1, 70, 70)).shape == (1, 70, 70)
-    # Fits whole, though no window of it would.
-    assert predictor.labels(photo(1, 1, 6000)).shape == (1, 1, 6000)
+    assert predictor.labels(make_images(1, 70, 70)).shape == (1, 70, 70)
+    # Fits without windows.
+    assert predictor.labels(make_images(1, 1, 6000)).shape == (1, 1, 6000)
     labels = predictor.labels
     for label, width in ((labels, 6000), (tf.function(labels), 60000)):
         with (
             pytest.raises(UserError, match=rf"images of {width}x66 pixels$"),
             translate_limit_errors(),
         ):
-            label(photo(1, 66, width))
+            label(make_images(1, 66, width))
 
 
 @pytest.mark.parametrize("options", [{"window": (33, 65)}, {"memory_limit": 3_000_000}])
-def test_windows_are_cut_from_the_image_at_the_crop_size(strided_model, options):
+def test_windows_are_cut_from_the_padded_image(strided_model, options):
     # 81x95 pixels on a canvas of 129x97: its windows are those of the canvas.
-    images = photo(1, 81, 95)
+    images = make_images(1, 81, 95)
     canvas = np.full((1, 129, 97, 3), 127.5, np.float32)
     canvas[:, :81, :95] = images
     expected = Predictor(strided_model, **options).probabilities(canvas)
@@ -304,18 +296,18 @@ def test_windows_are_cut_from_the_image_at_the_crop_size(strided_model, options)
     )
 
 
-def test_the_windows_of_a_limit_do_not_depend_on_the_batch(strided_model):
-    images = photo(3, 150, 170)
+def test_windows_of_a_limit_do_not_depend_on_the_batch(strided_model):
+    images = make_images(3, 150, 170)
     predictor = Predictor(strided_model, memory_limit=3_000_000)
     together = predictor.probabilities(images)
     alone = [predictor.probabilities(image[None])[0] for image in images]
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    whole = Predictor(strided_model).probabilities(images)
-    assert np.abs(whole - together).max() > 1e-3
+    full = Predictor(strided_model).probabilities(images)
+    assert np.abs(full - together).max() > 1e-3
 
 
 def test_confidences_are_the_probabilities_of_the_labels(strided_model):
-    images = photo(2, 40, 50)
+    images = make_images(2, 40, 50)
     for options in ({}, {"window": (25, 25)}, {"scales": (0.5, 1.0), "flip": True}):
         predictor = Predictor(strided_model, **options)
         labels, confidences = predictor.labels_and_confidences(images)
@@ -333,40 +325,40 @@ from deeplab_tf.config import ModelConfig
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 
-backbone, limit, views = sys.argv[1:]
-scales = (0.5, 1.0, 1.25) if views == "several" else (1.0,)
+backbone, limit, passes = sys.argv[1:]
+scales = (0.5, 1.0, 1.25) if passes == "several" else (1.0,)
 limit = int(limit) << 20 if int(limit) else None
 model = build_model(ModelConfig(backbone, 19))
-predictor = Predictor(model, scales, views == "several", memory_limit=limit)
+predictor = Predictor(model, scales, passes == "several", memory_limit=limit)
 images = tf.TensorSpec([None, None, None, 3], tf.uint8)
 label = tf.function(predictor.labels, input_signature=[images])
 label(np.zeros((1, 65, 65, 3), np.uint8))
 with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the peak starts again
+    file.write("5")  # resets the peak
 
 
-def kibibytes(name):
+def read_kibibytes(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith(name))
 
 
-before = kibibytes("VmRSS")
+before = read_kibibytes("VmRSS")
 label(np.random.default_rng(0).integers(0, 256, (1, 1024, 2048, 3), np.uint8))
-print((kibibytes("VmHWM") - before) // 1024)
+print((read_kibibytes("VmHWM") - before) // 1024)
 """
 
 
-def peak_mebibytes(*arguments):
+def measure_peak_mebibytes(*arguments):
     command = [sys.executable, "-c", MEMORY_PROGRAM, *map(str, arguments)]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 0, ended.stderr
-    return int(ended.stdout)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="needs Linux")
 @pytest.mark.parametrize(
-    ("backbone", "views", "limit"),
+    ("backbone", "passes", "limit"),
     [
         ("mobilenet_v2", "one", 200),
         ("mobilenet_v2", "one", 450),
@@ -376,6 +368,6 @@ def peak_mebibytes(*arguments):
         ("mobilenet_v3_large_seg", "one", 300),
     ],
 )
-def test_a_large_image_stays_below_the_limit(backbone, views, limit):
-    assert peak_mebibytes(backbone, limit, views) < limit
-    assert peak_mebibytes(backbone, 0, views) > limit
+def test_large_image_stays_below_the_limit(backbone, passes, limit):
+    assert measure_peak_mebibytes(backbone, limit, passes) < limit
+    assert measure_peak_mebibytes(backbone, 0, passes) > limit

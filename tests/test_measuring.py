@@ -1,4 +1,4 @@
-"""Comparisons: who works when, what is reported, and what follows of the numbers."""
+"""Benchmarks: how contenders alternate, and what is reported and fitted."""
 
 import json
 import os
@@ -12,25 +12,25 @@ from benchmarks.measuring import Contender, Process, Series
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import read_size
 
-WORKS = "tests.contender_works"
+WORKLOADS = "tests.benchmark_workloads"
 
 
-def sleeper(name, seconds, log, cores=None):
+def make_sleeper(name, seconds, log, cores=None):
     process = Process({"CONTENDER": name}, cores)
     arguments = {"seconds": seconds, "log": str(log)}
-    return Contender(name, f"{WORKS}:sleeper", arguments, (process,))
+    return Contender(name, f"{WORKLOADS}:make_sleeper", arguments, (process,))
 
 
-def test_contenders_take_turns_forwards_and_backwards(tmp_path):
+def test_contenders_alternate_in_both_directions(tmp_path):
     log = tmp_path / "log"
-    several = [sleeper("a", 0.01, log), sleeper("b", 0.05, log)]
-    series = measuring.measure(several, 3)
+    contenders = [make_sleeper("a", 0.01, log), make_sleeper("b", 0.05, log)]
+    series = measuring.measure(contenders, 3)
     names = [line.split()[0] for line in log.read_text().splitlines()]
-    # Both warm up with two turns, then the three that are measured.
+    # Two warm-up turns each, then three measured turns.
     assert names == [*"aabb", *"ab", *"ba", *"ab"]
     assert series["a"].shape == series["b"].shape == (3, 2)
     assert (series["a"][:, 0] >= 0.01).all() and (series["b"][:, 0] >= 0.05).all()
-    # Sleeping takes no processor.
+    # Sleeping uses no CPU time.
     assert (series["b"][:, 1] < 0.05).all()
     np.testing.assert_allclose(
         series.ratios("b"), series["b"][:, 0] / series["a"][:, 0]
@@ -39,46 +39,49 @@ def test_contenders_take_turns_forwards_and_backwards(tmp_path):
     assert series.properties["a"]["ready_mebibytes"] <= series.mebibytes["a"]
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="Linux' call")
-def test_a_process_keeps_to_its_cores(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_process_is_pinned_to_its_cores(tmp_path):
     core = min(os.sched_getaffinity(0))
-    series = measuring.measure([sleeper("a", 0.0, tmp_path / "log", (core,))], 1)
+    series = measuring.measure([make_sleeper("a", 0.0, tmp_path / "log", (core,))], 1)
     assert series.properties["a"]["cores"] == [core]
 
 
-def test_processes_of_a_contender_work_at_the_same_time(tmp_path):
+def test_processes_of_a_contender_run_in_parallel(tmp_path):
     processes = tuple(Process({"CONTENDER": name}) for name in ("first", "second"))
-    several = Contender("both", f"{WORKS}:worker", {"folder": str(tmp_path)}, processes)
-    series = measuring.measure([several], 2)
+    contender = Contender(
+        "both", f"{WORKLOADS}:make_synchronised", {"folder": str(tmp_path)}, processes
+    )
+    series = measuring.measure([contender], 2)
     assert series["both"].shape == (2, 2)
     assert series.mebibytes["both"] > 2
 
 
 @pytest.mark.parametrize(
-    "work, last_line",
+    "factory, last_line",
     [
-        ("broken", "ImportError: no module named an_engine"),
-        ("breaking", "MemoryError: out of memory in turn 3"),
+        ("fail_to_build", "ImportError: no module named an_engine"),
+        ("make_failing", "MemoryError: out of memory in turn 3"),
     ],
 )
-def test_a_contender_that_fails_is_reported(work, last_line):
+def test_failing_contender_is_reported(factory, last_line):
     with pytest.raises(UserError, match=f"engine ended; its last line: {last_line}"):
-        measuring.measure([Contender("engine", f"{WORKS}:{work}")], 1)
+        measuring.measure([Contender("engine", f"{WORKLOADS}:{factory}")], 1)
 
 
-def test_functions_of_this_process_take_turns():
+def test_functions_in_this_process_alternate():
     done = []
-    works = {name: lambda name=name: done.append(name) for name in "ab"}
-    series = measuring.measure_in_process(works, 2)
+    workloads = {name: lambda name=name: done.append(name) for name in "ab"}
+    series = measuring.measure_in_process(workloads, 2)
     assert "".join(done) == "ab" + "ab" + "ba"
     assert series["a"].shape == (2, 2)
-    # A work may take its own time.
-    works = {"c": lambda: np.array([3.0, 4.0])}
-    assert measuring.measure_in_process(works, 2)["c"].tolist() == [[3.0, 4.0]] * 2
+    # A workload may measure its own time.
+    workloads = {"c": lambda: np.array([3.0, 4.0])}
+    assert measuring.measure_in_process(workloads, 2)["c"].tolist() == [[3.0, 4.0]] * 2
 
 
 @pytest.fixture
 def series():
+    """Three turns of two contenders."""
     found = Series(
         {
             "ours": [[1.0, 2.0], [2.0, 4.0], [1.0, 2.0]],
@@ -90,7 +93,7 @@ def series():
     return found
 
 
-def test_ratios_are_those_of_the_same_turn(series):
+def test_ratios_are_computed_within_a_turn(series):
     ours, theirs = measuring.summarize(series, per_turn=2)
     assert ours["milliseconds"] == 500 and ours["processor_milliseconds"] == 1000
     assert ours["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -101,7 +104,7 @@ def test_ratios_are_those_of_the_same_turn(series):
     assert lines[3].startswith("| theirs | 1500.0 | 1500.0 | 2.000 (2.000..2.500) |  |")
 
 
-def test_another_network_is_compared_per_multiply_add(series):
+def test_other_networks_are_compared_per_multiply_add(series):
     rows = measuring.summarize(series)
     text = measuring.add_multiply_adds(rows, 1000)
     assert rows[0]["ratio_per_multiply_add"] == 1.0
@@ -110,7 +113,7 @@ def test_another_network_is_compared_per_multiply_add(series):
     assert "\n\nours" not in text
 
 
-def test_a_report_has_its_provenance(tmp_path, capsys, monkeypatch):
+def test_report_includes_its_provenance(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     values = measuring.make_flags(turns=3, dataset_dir=(None, ""))
     path = tmp_path / "result.json"
@@ -120,7 +123,7 @@ def test_a_report_has_its_provenance(tmp_path, capsys, monkeypatch):
     assert out.startswith("A title\n\n| table |\n\n") and "tensorflow 2." in out
     result = json.loads(path.read_text())
     assert result["rows"] == [1]
-    # Results are published: nobody needs to know where something lay.
+    # Results are published, so paths are reduced to names.
     assert result["settings"] == {"turns": 3, "dataset_dir": "tfrecord"}
     assert out == f"A title\n\n{result['text']}\n"
     assert result["environment"]["OMP_NUM_THREADS"] == "3"
@@ -128,7 +131,7 @@ def test_a_report_has_its_provenance(tmp_path, capsys, monkeypatch):
     assert "cores of" in result["hardware"] and result["versions"]["keras"]
 
 
-def test_a_flag_has_the_type_of_its_default():
+def test_flags_have_the_type_of_their_default():
     values = measuring.make_flags(
         path=(..., ""),
         size=((5, 7), ""),
@@ -142,14 +145,14 @@ def test_a_flag_has_the_type_of_its_default():
     found = values.flag_values_dict()
     assert "json" not in found and found["names"] == ["a"]
     assert (found["count"], found["is_fast"], found["kind"]) == (3, False, "x")
-    for wrong in ("--count=1", "--kind=z", "--size"):
+    for flag in ("--count=1", "--kind=z", "--size"):
         with pytest.raises(Error):
-            values(["program", "--path=here", wrong])
+            values(["program", "--path=here", flag])
     with pytest.raises(Error, match="path"):
         measuring.make_flags(path=(..., ""))(["program"])
 
 
-def test_a_case_is_spelled_in_three_parts():
+def test_cases_have_three_parts():
     case = train_step.parse_case("xception_65:257:2")
     assert case == ("xception_65", 257, 2)
     for text in ("xception_65", "xception_65:257", "xception_65:257:two"):
@@ -157,7 +160,7 @@ def test_a_case_is_spelled_in_three_parts():
             train_step.parse_case(text)
 
 
-def test_the_exponent_of_a_power_is_found():
+def test_exponent_of_a_power_law_is_fitted():
     areas = np.array([1.0, 4.0, 9.0])
     assert scaling.fit_exponent(areas, 3 * areas**1.25) == pytest.approx(1.25)
 

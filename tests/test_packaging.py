@@ -19,11 +19,11 @@ SCRIPTS_OF_THE_WHEEL = [
     *("deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
     *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
 ]
-# What the scripts call besides Python; a fake PATH has these and nothing else.
+# The only programs on the fake PATH: what the scripts call in addition to Python.
 TOOLS = ["awk", "bash", "cksum", "df", "dirname", "env", "grep", "rm", "sed", "tail"]
 TOOLS += ["touch", "tr", "cat"]
 
-# A Python that answers a version without being one.
+# A fake Python that only reports a version.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
   *"import venv, ensurepip"*) exit {venv_status} ;;
@@ -43,10 +43,10 @@ def write_program(path, text):
 
 @pytest.fixture
 def fresh_machine(tmp_path):
-    """A copy of the scripts, and a folder to be the only one on PATH."""
+    """A copy of the scripts, and the only folder on PATH."""
     if shutil.which("bash") is None:
         pytest.skip("no bash on this machine")
-    checkout = tmp_path / "check out"  # the space is meant
+    checkout = tmp_path / "check out"  # with a space on purpose
     checkout.mkdir()
     for name in ["demo.sh", "test.sh", "setup.py", "constraints.txt"]:
         shutil.copy(ROOT / name, checkout)
@@ -59,7 +59,7 @@ def fresh_machine(tmp_path):
 
 
 def run_script(script, programs, **variables):
-    # From another folder: the scripts have to find their own.
+    # Runs in another folder: the scripts must find their own.
     return subprocess.run(
         [programs / "bash", script],
         env={"PATH": str(programs), **variables},
@@ -70,7 +70,7 @@ def run_script(script, programs, **variables):
     )
 
 
-def assert_refuses(result, *fragments):
+def assert_refused(result, *fragments):
     assert result.returncode == 1
     assert len(result.stderr.splitlines()) == 1, result.stderr
     for fragment in fragments:
@@ -103,7 +103,7 @@ TOO_OLD = ["3.10", "python3 (3.9)", "python3.10 (does not run)"]
             {"python3": ("3.11", 1)},
             ["Python 3.11", "lacks", "apt install python3.11-venv"],
         ),
-        # That of the variable PYTHON comes first.
+        # The variable PYTHON has priority.
         (
             "demo.sh",
             {"python3": ("3.11", 1), "../my python": ("3.13", 1)},
@@ -113,7 +113,9 @@ TOO_OLD = ["3.10", "python3 (3.9)", "python3.10 (does not run)"]
         ("demo.sh", {"python3": ("3.11", 0), "df": FAKE_DF}, ["5 GB", "2000 MB"]),
     ],
 )
-def test_a_missing_requirement_is_one_line(fresh_machine, script, pythons, fragments):
+def test_missing_requirement_is_reported_in_one_line(
+    fresh_machine, script, pythons, fragments
+):
     checkout, programs = fresh_machine
     for name, python in pythons.items():
         # None is a pyenv shim of a version that is not selected.
@@ -127,7 +129,7 @@ def test_a_missing_requirement_is_one_line(fresh_machine, script, pythons, fragm
     chosen = (programs / "../my python").resolve()
     variables = {"PYTHON": str(chosen)} if chosen.exists() else {}
     result = run_script(checkout / script, programs, **variables)
-    assert_refuses(result, *fragments)
+    assert_refused(result, *fragments)
     assert "my python" not in fragments or str(chosen) in result.stderr
     assert "2000 MB" not in fragments or str(checkout) in result.stderr
     assert not (checkout / ".venv").exists()
@@ -136,13 +138,13 @@ def test_a_missing_requirement_is_one_line(fresh_machine, script, pythons, fragm
 @pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"
 )
-def test_no_write_permission_is_one_line(fresh_machine):
+def test_missing_permission_is_reported_in_one_line(fresh_machine):
     checkout, programs = fresh_machine
     fake = FAKE_PYTHON.format(version="3.11", venv_status=0)
     write_program(programs / "python3", fake)
     checkout.chmod(0o555)
     try:
-        assert_refuses(run_script(checkout / "demo.sh", programs), "no permission")
+        assert_refused(run_script(checkout / "demo.sh", programs), "no permission")
     finally:
         checkout.chmod(0o755)
 
@@ -152,11 +154,11 @@ def test_environment_of_another_python_is_kept(fresh_machine):
     (checkout / ".venv" / "bin").mkdir(parents=True)
     python = checkout / ".venv" / "bin" / "python"
     write_program(python, FAKE_PYTHON.format(version="3.9", venv_status=0))
-    assert_refuses(run_script(checkout / "demo.sh", programs), ".venv holds Python 3.9")
+    assert_refused(run_script(checkout / "demo.sh", programs), ".venv holds Python 3.9")
     assert python.exists()
 
 
-# Writes down how it is called; makes a virtual environment whose python is itself.
+# Logs its arguments; a virtual environment that it creates contains a copy of it.
 RECORDING_PYTHON = """#!{bash}
 echo "$*" >>"{calls}"
 case "$*" in
@@ -171,7 +173,7 @@ esac
 
 @pytest.fixture
 def ensure_venv(fresh_machine):
-    """Runs ensure_venv with a recording Python; returns what it did and the calls."""
+    """The checkout, and a function that runs ensure_venv with a recording Python."""
     checkout, programs = fresh_machine
     for tool in ["cp", "mkdir"]:
         (programs / tool).symlink_to(shutil.which(tool))
@@ -208,13 +210,13 @@ def test_second_start_installs_nothing(ensure_venv):
     assert calls == [MAKE, INSTALL]
     result, calls = run()
     assert (result.returncode, result.stdout, calls) == (0, "", [])
-    # An extra is added, and what was there before still is.
+    # Adds an extra and keeps the previous ones.
     assert run("dev")[1] == [INSTALL + "[dev]"]
     assert run("hub")[1] == [INSTALL + "[hub]"]
     assert run()[1] == run("dev")[1] == run("hub,dev")[1] == []
 
 
-def test_other_constraints_are_installed_again(ensure_venv):
+def test_changed_constraints_are_installed_again(ensure_venv):
     checkout, run = ensure_venv
     constraints = checkout / "constraints.txt"
     before = constraints.read_text()
@@ -233,9 +235,9 @@ def test_copied_checkout_is_installed_again(ensure_venv):
     assert run(folder=copy)[1] == run()[1] == []
 
 
-def test_killed_installation_starts_anew(ensure_venv):
+def test_killed_installation_starts_over(ensure_venv):
     checkout, run = ensure_venv
-    for extras in ["", "dev"]:  # the second one was to add to a sound environment
+    for extras in ["", "dev"]:  # the second one extends an intact environment
         result, calls = run(extras, install="kill -9 $PPID")
         assert (result.returncode, calls[-1][: len(INSTALL)]) == (-9, INSTALL)
         assert (checkout / ".venv" / "installing").exists()
@@ -244,7 +246,7 @@ def test_killed_installation_starts_anew(ensure_venv):
         assert run()[1] == []
 
 
-def test_broken_environment_is_made_anew(ensure_venv):
+def test_broken_environment_is_recreated(ensure_venv):
     checkout, run = ensure_venv
     (checkout / ".venv" / "lib").mkdir(parents=True)  # without a Python
     result, calls = run()
@@ -255,12 +257,12 @@ def test_broken_environment_is_made_anew(ensure_venv):
     assert run("dev")[1] == [MAKE, INSTALL + "[dev]"]
 
 
-def test_failure_of_pip_is_one_line(ensure_venv):
+def test_pip_failure_is_reported_in_one_line(ensure_venv):
     checkout, run = ensure_venv
     result, _ = run(install="echo noise; echo 'ERROR: no match' >&2; exit 1")
-    assert_refuses(result, "pip could not install", "no match", ".venv/pip.log")
+    assert_refused(result, "pip could not install", "no match", ".venv/pip.log")
     assert (checkout / ".venv" / "pip.log").read_text() == "noise\nERROR: no match\n"
-    # The environment is sound, so the next start only installs.
+    # The environment is intact, so the next start only installs.
     result, calls = run()
     assert (result.returncode, calls) == (0, [INSTALL])
 
@@ -273,7 +275,7 @@ def test_python_versions_agree():
     assert 'python_requires=">=3.10,<3.14"' in setup
 
 
-def test_the_version_is_the_same_everywhere():
+def test_version_is_the_same_everywhere():
     stated = re.search(
         r'^__version__ = "(.*)"', (ROOT / "deeplab_tf/__init__.py").read_text(), re.M
     )[1]
@@ -292,14 +294,14 @@ def test_every_constraint_is_exact():
 
 
 def tracked_files():
-    """Returns the paths in the repository, below its root."""
+    """Returns the tracked paths, relative to the root."""
     if shutil.which("git") is None or not (ROOT / ".git").exists():
         pytest.skip("no git checkout")
     command = ["git", "ls-files", "-z"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode:  # a checkout of somebody else, say
-        pytest.skip(listed.stderr)
-    return {name for name in listed.stdout.split("\0") if (ROOT / name).is_file()}
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if result.returncode:  # for example a checkout of another user
+        pytest.skip(result.stderr)
+    return {name for name in result.stdout.split("\0") if (ROOT / name).is_file()}
 
 
 def build(kind, source, folder):
@@ -307,14 +309,14 @@ def build(kind, source, folder):
     script = "import sys; from setuptools import build_meta as b; "
     script += f"print(b.build_{kind}(sys.argv[1]), end='')"
     command = [sys.executable, "-W", "ignore", "-c", script, folder]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / done.stdout.splitlines()[-1]
+    result = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder / result.stdout.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
-    """A source archive of what is in the repository."""
+    """A source archive of the tracked files."""
     source = tmp_path_factory.mktemp("source")
     for name in tracked_files():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -324,26 +326,26 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """A wheel of that archive."""
+    """A wheel built from the source archive."""
     folder = tmp_path_factory.mktemp("unpacked")
-    # Python before 3.10.12 and 3.11.4 knows no filters, 3.12 and 3.13 want one.
-    safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    # Python before 3.10.12 and 3.11.4 has no filters; 3.12 and 3.13 warn without one.
+    options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder, **safely)
+        archive.extractall(folder, **options)
     [source] = folder.iterdir()
     return build("wheel", source, tmp_path_factory.mktemp("wheel"))
 
 
-def test_source_archive_holds_the_repository(sdist):
+def test_source_archive_contains_the_repository(sdist):
     with tarfile.open(sdist) as archive:
         members = [member.name for member in archive if member.isfile()]
-    held = {name.partition("/")[2] for name in members}
-    made = {"PKG-INFO", "setup.cfg"}
-    held = {name for name in held - made if ".egg-info/" not in name}
-    assert held == tracked_files()
+    archived = {name.partition("/")[2] for name in members}
+    generated = {"PKG-INFO", "setup.cfg"}
+    archived = {name for name in archived - generated if ".egg-info/" not in name}
+    assert archived == tracked_files()
 
 
-def test_wheel_holds_the_package_alone(wheel):
+def test_wheel_contains_only_the_package(wheel):
     """A top-level `datasets` would shadow the one of Hugging Face."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -361,9 +363,10 @@ def test_wheel_holds_the_package_alone(wheel):
 
 
 @pytest.fixture(scope="module")
-def installed(wheel, tmp_path_factory):
-    """A function that runs a script of the wheel, installed beside a foreign package
-    named `datasets`, in a folder outside of the checkout; the folder is its last part.
+def installed_wheel(wheel, tmp_path_factory):
+    """A function that runs a script of the wheel, and the folder in which it runs.
+
+    The wheel is installed next to an unrelated package named `datasets`.
     """
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = folder / "environment"
@@ -378,69 +381,69 @@ def installed(wheel, tmp_path_factory):
     command = [sys.executable, "-m", "pip", "--python", environment / "bin/python"]
     command += ["install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(command, check=True)
-    apart = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    environment_variables = {
+        k: v for k, v in os.environ.items() if not k.startswith("PYTHON")
+    }
 
     def run(script, *arguments):
-        done = subprocess.run(
+        result = subprocess.run(
             [environment / "bin" / script, *arguments],
             cwd=folder,
-            env=apart,
+            env=environment_variables,
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert result.returncode == 0, result.stderr
+        return result.stdout
 
     return run, folder
 
 
 @pytest.mark.slow
-def test_scripts_of_the_wheel_run_outside_of_the_checkout(
-    installed, tiny_voc, voc_root
-):
-    run, folder = installed
-    where = "import datasets, deeplab_tf; print(datasets.FOREIGN, deeplab_tf.__file__)"
-    shown = run("python", "-c", where).split()
-    assert shown[0] == "yes" and shown[1].startswith(str(folder / "environment"))
-    done, records = {}, "--dataset_dir=tfrecord"
-    done["deeplab-convert"] = run(
+def test_wheel_scripts_run_outside_the_checkout(installed_wheel, tiny_voc, voc_root):
+    run, folder = installed_wheel
+    script = "import datasets, deeplab_tf; print(datasets.FOREIGN, deeplab_tf.__file__)"
+    output = run("python", "-c", script).split()
+    assert output[0] == "yes" and output[1].startswith(str(folder / "environment"))
+    outputs, records = {}, "--dataset_dir=tfrecord"
+    outputs["deeplab-convert"] = run(
         *("deeplab-convert", "voc2012", f"--voc_root={tiny_voc}"),
         "--output_dir=tfrecord",
     )
     assert (folder / "tfrecord/dataset_info.json").exists()
-    done["deeplab-doctor"] = run("deeplab-doctor", records)
-    assert "safe to train" in done["deeplab-doctor"]
-    done["deeplab-train"] = run(
+    outputs["deeplab-doctor"] = run("deeplab-doctor", records)
+    assert "safe to train" in outputs["deeplab-doctor"]
+    outputs["deeplab-train"] = run(
         *("deeplab-train", "--depth_multiplier=0.1", "--train_crop_size=33,33"),
         *("--train_batch_size=2", "--training_number_of_steps=1"),
         *(records, "--train_logdir=logs"),
     )
-    assert "logs: 1 steps" in done["deeplab-train"]
-    done["deeplab-eval"] = run(
+    assert "logs: 1 steps" in outputs["deeplab-train"]
+    outputs["deeplab-eval"] = run(
         *("deeplab-eval", "--checkpoint_dir=logs", records, "--eval_logdir=eval")
     )
     assert (folder / "eval/report.html").exists()
-    done["deeplab-export"] = run(
+    outputs["deeplab-export"] = run(
         "deeplab-export", "--checkpoint_path=logs", "--export_path=exported"
     )
     photo = sorted((voc_root / "JPEGImages").glob("*.jpg"))[0]
-    done["deeplab-predict"] = run(
+    outputs["deeplab-predict"] = run(
         *("deeplab-predict", "--model=exported", f"--images={photo}"),
         "--output_dir=pictures",
     )
     assert (folder / f"pictures/{photo.stem}_overlay.png").exists()
-    # A data set of tensorflow-datasets needs its name: tests/pretrain/test_program.py.
-    done["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
-    assert "--learning_rate_decay_epochs" in done["deeplab-pretrain"]
-    done["deeplab-plan"] = run(
+    # Needs a dataset of tensorflow-datasets; see tests/pretrain/test_program.py.
+    outputs["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
+    assert "--learning_rate_decay_epochs" in outputs["deeplab-pretrain"]
+    outputs["deeplab-plan"] = run(
         *("deeplab-plan", "--model_variant=mobilenet_v3_small_seg", "--steps=1"),
         *("--crop_sizes=33", "--batch_sizes=2", "--train_batch_size=4"),
     )
-    assert "--accumulate_steps=2" in done["deeplab-plan"]
-    assert sorted(done) == sorted(SCRIPTS_OF_THE_WHEEL)
+    assert "--accumulate_steps=2" in outputs["deeplab-plan"]
+    assert sorted(outputs) == sorted(SCRIPTS_OF_THE_WHEEL)
 
 
-# Imports the dependencies and every module, then prints what the process has loaded.
+# Imports the dependencies and every module, then prints the loaded libraries.
 LOADED_LIBRARIES = """
 import importlib, pkgutil
 for name in ["absl", "cv2", "keras", "matplotlib.pyplot", "numpy", "PIL.Image",
@@ -460,8 +463,8 @@ print("loaded", *sorted(paths), sep="\\n")
     not sys.platform.startswith("linux") or shutil.which("ldd") is None,
     reason="reads /proc/self/maps and runs ldd, which only Linux has",
 )
-def test_shared_libraries_need_nothing_from_a_desktop():
-    """On a server or in a slim container there is no libGL and no X."""
+def test_shared_libraries_need_no_desktop():
+    """Servers and slim containers have neither libGL nor X."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
     command = [sys.executable, "-c", LOADED_LIBRARIES]
     result = subprocess.run(
@@ -474,7 +477,7 @@ def test_shared_libraries_need_nothing_from_a_desktop():
     command = ["ldd", *libraries]
     needed = subprocess.run(command, capture_output=True, text=True).stdout
     assert "libc.so" in needed
-    # ldd looks at one library at a time, so it misses what another one has loaded.
+    # ldd checks one library at a time, so it misses those loaded by others.
     loaded = {pathlib.Path(path).name for path in libraries}
     for line in needed.splitlines():
         name = line.split()[0]

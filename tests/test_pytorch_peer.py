@@ -1,4 +1,4 @@
-"""The same network in PyTorch: equal logits, moving statistics and gradients."""
+"""The same network in PyTorch: logits and gradients."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ MODELS = {
 
 
 def make_model(config: ModelConfig) -> keras.Model:
-    """Returns a model whose statistics and offsets are not those of a new one."""
+    """Returns a model with random statistics and offsets."""
     model = build_model(config)
     random = np.random.default_rng(0)
     for name, variable in official_variables(model).items():
@@ -35,19 +35,19 @@ def make_model(config: ModelConfig) -> keras.Model:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_equal(name):
+def test_logits_match(name):
     model = make_model(MODELS[name])
     image = np.random.default_rng(1).uniform(0, 255, (2, *SIZE, 3)).astype(np.float32)
     expected = model(image, training=False).numpy()
     module = TorchDeepLab(model, SIZE).eval()
     with torch.no_grad():
         logits = module(torch.tensor(image).permute(0, 3, 1, 2))
-    found = logits.permute(0, 2, 3, 1).numpy()
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= 1e-3 * expected.std()
+    actual = logits.permute(0, 2, 3, 1).numpy()
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= 1e-3 * expected.std()
 
 
-def test_it_trains_alike():
+def test_gradients_reach_every_parameter():
     config = dataclasses.replace(MODELS["mobilenet_v2"], batch_norm_momentum=0.9)
     model = make_model(config)
     module = TorchDeepLab(model, SIZE, is_upsampled=False).train()

@@ -1,4 +1,4 @@
-"""The images of the decoder: what is drawn, and by which trainings."""
+"""The qualitative comparison of decoders: training and drawing."""
 
 import numpy as np
 import pytest
@@ -11,21 +11,21 @@ from deeplab_tf.data.info import generic_info
 from deeplab_tf.training import resume
 
 
-def test_each_scene_is_a_row_with_every_model(strided_model):
+def test_sheet_has_a_row_per_scene(strided_model):
     info = generic_info(strided_model.model_config.num_classes)
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
     truth = np.zeros((32, 48, 1), np.uint8)
     truth[0] = info.ignore_label
     scenes = [(image, truth), (image[::-1], truth)]
-    drawn = qualitative.draw_sheet(
+    drawing = qualitative.draw_sheet(
         scenes, {"decoder": strided_model, "bilinear": strided_model}, info
     )
     height, width = (48 + 8) * 2, (72 + 8) * 6
-    assert drawn.shape[1] == width and height < drawn.shape[0] < height + 30
-    rows = drawn[-height:].reshape(2, 56, 6, 80, 3).swapaxes(1, 2)[:, :, 4:52, 4:76]
+    assert drawing.shape[1] == width and height < drawing.shape[0] < height + 30
+    rows = drawing[-height:].reshape(2, 56, 6, 80, 3).swapaxes(1, 2)[:, :, 4:52, 4:76]
     np.testing.assert_array_equal(rows[0, 2:4], rows[0, 4:6])  # both models
     assert (rows[0, 0] != rows[1, 0]).any()
-    # Nothing is wrong where nothing is known.
+    # Ignored pixels are never errors.
     assert len(np.unique(rows[0, 3][0].reshape(-1, 3), axis=0)) == 1
 
 

@@ -1,4 +1,4 @@
-"""The official checkpoint on real photographs scores what the official graph scores."""
+"""The official checkpoint scores like the official graph on real images."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CROP = (513, 513)
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 
-def restored(checkpoint, output_stride):
+def load_model(checkpoint, output_stride):
     model = build_model(
         ModelConfig.from_official_flags({"output_stride": output_stride})
     )
@@ -35,10 +35,10 @@ def restored(checkpoint, output_stride):
 @pytest.fixture(scope="module")
 def model(voc_checkpoint):
     """The official network at output stride 16."""
-    return restored(voc_checkpoint, 16)
+    return load_model(voc_checkpoint, 16)
 
 
-def scored(model, dataset_dir, **options):
+def score(model, dataset_dir, **options):
     data = DataConfig(dataset_dir, batch_size=1)
     dataset = load_dataset(data, "val", training=False)
     return evaluate(model, dataset, EvalConfig(eval_crop_size=CROP, **options))
@@ -51,33 +51,33 @@ def assert_official(metrics, path):
     np.testing.assert_allclose(
         metrics["iou_per_class"], official["iou_per_class"], atol=1e-3
     )
-    # Every pixel is of the class that the files say, whatever is predicted.
+    # The number of pixels of each true class does not depend on predictions.
     np.testing.assert_array_equal(
         np.sum(metrics["confusion_matrix"], 1), np.sum(official["confusion_matrix"], 1)
     )
 
 
 def test_miou_at_output_stride_16(model, voc_records, official_results):
-    metrics = scored(model, voc_records)
+    metrics = score(model, voc_records)
     assert metrics["miou"] == pytest.approx(0.760358, abs=1e-4)
     assert_official(metrics, official_results / "voc2012_sample_val_os16.json")
 
 
 def test_miou_at_output_stride_8(voc_checkpoint, voc_records, official_results):
-    metrics = scored(restored(voc_checkpoint, 8), voc_records)
+    metrics = score(load_model(voc_checkpoint, 8), voc_records)
     assert metrics["miou"] == pytest.approx(0.779409, abs=1e-4)
     assert_official(metrics, official_results / "voc2012_sample_val_os8.json")
 
 
 @pytest.mark.slow
-def test_miou_over_scales_and_mirrored_images(model, voc_records, official_results):
-    metrics = scored(model, voc_records, eval_scales=SCALES, add_flipped_images=True)
+def test_miou_with_scales_and_flips(model, voc_records, official_results):
+    metrics = score(model, voc_records, eval_scales=SCALES, add_flipped_images=True)
     assert metrics["miou"] == pytest.approx(0.774717, abs=1e-4)
     name = "voc2012_sample_val_os16_multiscale_flip.json"
     assert_official(metrics, official_results / name)
 
 
-def test_label_maps_of_four_photographs(model, voc_root, official_results):
+def test_label_maps_of_four_images(model, voc_root, official_results):
     predictor = Predictor(model, crop_size=CROP)
     paths = sorted((official_results / "voc2012_sample_predictions_os16").glob("*.png"))
     assert len(paths) == 4
@@ -89,32 +89,32 @@ def test_label_maps_of_four_photographs(model, voc_root, official_results):
         assert same.mean() > 0.999
 
 
-def test_exports_of_half_precision_move_few_labels(
+def test_bfloat16_changes_few_labels(
     model, voc_checkpoint, voc_root, official_results, precision
 ):
     precision("mixed_bfloat16")
-    half = optimize_for_cpu(restored(voc_checkpoint, 16))
+    half = optimize_for_cpu(load_model(voc_checkpoint, 16))
     precision("float32")
     exact, rounded = Predictor(model), Predictor(half)
-    moved = []
+    changed = []
     for path in (official_results / "voc2012_sample_predictions_os16").glob("*.png"):
         image = read_image(str(voc_root / f"JPEGImages/{path.stem}.jpg"))[None]
-        moved.append(np.mean(exact.labels(image) != rounded.labels(image)))
-    assert 0 < np.mean(moved) < 0.01
+        changed.append(np.mean(exact.labels(image) != rounded.labels(image)))
+    assert 0 < np.mean(changed) < 0.01
 
 
 @pytest.mark.slow
-def test_batches_and_devices_change_next_to_nothing(
-    voc_checkpoint, voc_records, tmp_path
-):
-    alone = real_predictions.predictions(voc_checkpoint, voc_records, 1)
+def test_batches_and_devices_change_few_labels(voc_checkpoint, voc_records, tmp_path):
+    single = real_predictions.predictions(voc_checkpoint, voc_records, 1)
     command = (sys.executable, real_predictions.__file__, voc_checkpoint, voc_records)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for batch, devices in ((4, 1), (7, 1), (1, 2)):
-        place = (str(batch), str(devices), str(tmp_path / "found.npz"))
-        subprocess.run([*command, *place], env=environment, check=True)
-        found = np.load(tmp_path / "found.npz")
-        assert set(found) == set(alone) and len(alone) == 60
-        changed = sum(np.sum(found[name] != labels) for name, labels in alone.items())
-        pixels = sum(labels.size for labels in alone.values())
+        arguments = (str(batch), str(devices), str(tmp_path / "found.npz"))
+        subprocess.run([*command, *arguments], env=environment, check=True)
+        batched = np.load(tmp_path / "found.npz")
+        assert set(batched) == set(single) and len(single) == 60
+        changed = sum(
+            np.sum(batched[name] != labels) for name, labels in single.items()
+        )
+        pixels = sum(labels.size for labels in single.values())
         assert changed / pixels <= 1e-5, (batch, devices, changed)

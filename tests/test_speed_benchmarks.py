@@ -1,4 +1,4 @@
-"""The comparisons from end to end, in small."""
+"""The speed benchmarks from end to end, on a small scale."""
 
 import json
 
@@ -11,12 +11,12 @@ from benchmarks.measuring import is_installed
 HAS_TORCH = is_installed("torch")
 
 
-def names(rows):
+def row_names(rows):
     return [row["name"] for row in rows]
 
 
 @pytest.mark.slow
-def test_inference_against_what_is_installed(tmp_path):
+def test_inference_with_installed_engines(tmp_path):
     path = tmp_path / "result.json"
     small = ("--size=65,65", "--turns=2", "--times=1", "--scales=0.5,1")
     out = run(
@@ -24,17 +24,17 @@ def test_inference_against_what_is_installed(tmp_path):
         f"--json={path}",
     )
     found = json.loads(path.read_text())["backbones"]["mobilenet_v2"]
-    engines = names(found["engines"])
+    engines = row_names(found["engines"])
     assert engines[:2] == ["float32", "bfloat16"]
     for module, name in (("openvino", "openvino"), ("torch", "pytorch")):
         assert (name in engines) == (is_installed(module))
     assert all(row["milliseconds"] > 0 for row in found["engines"])
-    assert names(found["scales"]) == ["separate passes", "combined"]
+    assert row_names(found["scales"]) == ["separate passes", "combined"]
     assert out.count("times float32 (quartiles)") == 1
     assert "scales 0.5, 1, each mirrored too" in out
 
 
-def test_engines_that_are_none_are_refused():
+def test_unknown_engines_are_refused():
     assert_refused(
         "--engines=tensorrt is none", "benchmarks.inference", "--engines=tensorrt"
     )
@@ -42,7 +42,7 @@ def test_engines_that_are_none_are_refused():
 
 
 @pytest.mark.slow
-def test_training_against_what_is_installed(tmp_path):
+def test_training_with_installed_frameworks(tmp_path):
     path = tmp_path / "result.json"
     out = run(
         *("benchmarks.train_step", "--cases=mobilenet_v2:65:2", "--turns=2"),
@@ -50,13 +50,13 @@ def test_training_against_what_is_installed(tmp_path):
     )
     (rows,) = json.loads(path.read_text())["cases"].values()
     expected = ["float32", "bfloat16"] + HAS_TORCH * ["pytorch", "pytorch, NCHW"]
-    assert names(rows) == expected
+    assert row_names(rows) == expected
     assert all(row["images_per_second"] > 0 for row in rows)
     assert "mobilenet_v2, crop 65x65, batch 2, " in out
 
 
 @pytest.mark.slow
-def test_scaling_is_fitted_and_drawn(tmp_path):
+def test_scaling_is_fitted_and_plotted(tmp_path):
     path, plot = tmp_path / "result.json", tmp_path / "scaling.png"
     out = run(
         *("benchmarks.scaling", "--sides=65,129", "--turns=2", f"--plot={plot}"),
@@ -64,12 +64,12 @@ def test_scaling_is_fitted_and_drawn(tmp_path):
     )
     found = json.loads(path.read_text())
     assert len(found["sizes"]["seconds"]) == 2
-    assert names(found["processes"]) == ["one process", "two workers"]
+    assert row_names(found["processes"]) == ["one process", "two workers"]
     assert "two workers have " in out and plot.stat().st_size > 1000
 
 
 @pytest.mark.slow
-def test_training_on_records_is_compared(tiny_records, tmp_path):
+def test_input_pipeline(tiny_records, tmp_path):
     out = run(
         *("benchmarks.input_pipeline", f"--dataset_dir={tiny_records}"),
         *("--train_crop_size=65,65", "--train_batch_size=2", "--images=8"),
@@ -101,7 +101,7 @@ def test_operations_are_summed_by_purpose():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["training", "inference"])
-def test_the_time_of_operations_is_recorded(what, tmp_path):
+def test_operation_times_are_recorded(what, tmp_path):
     path = tmp_path / "profile.json"
     out = run(
         *("benchmarks.op_profile", f"--what={what}", "--size=129,129", "--batch=2"),

@@ -1,4 +1,4 @@
-"""Where windows lie; tests/test_inference.py has what they see."""
+"""Positions of windows; tests/test_inference.py tests their results."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""eval.py beyond the official command line: measures, devices, artefacts, a report."""
+"""eval.py beyond the official flags: more metrics, devices, exports, the report."""
 
 import json
 import os
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("shallow")
 
 
 @pytest.fixture(scope="module")
-def trained(shallow, tiny_records, tmp_path_factory):
+def artefacts(shallow, tiny_records, tmp_path_factory):
     """A folder with `logs`, the checkpoint of a narrow model, and `exported`."""
     folder = tmp_path_factory.mktemp("evaluated")
     config = ModelConfig.from_official_flags(
@@ -50,39 +50,39 @@ def trained(shallow, tiny_records, tmp_path_factory):
 
 
 def evaluate(source, folder, *flags):
-    """Returns what eval.py prints and writes."""
+    """Runs eval.py; returns its output and its metrics."""
     out = run(EVAL, f"--checkpoint_dir={source}", f"--eval_logdir={folder}", *flags)
     return out, json.loads((folder / "metrics.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def plain(trained):
-    """What eval.py makes of the checkpoint without any more flags."""
-    return evaluate(trained / "logs", trained / "plain")
+def baseline(artefacts):
+    """Output and metrics of the checkpoint with default flags."""
+    return evaluate(artefacts / "logs", artefacts / "baseline")
 
 
-def test_the_report_lies_beside_the_metrics(plain, trained):
-    out, metrics = plain
-    assert f"written: {trained}/plain/report.html" in out
-    page = (trained / "plain/report.html").read_text()
+def test_report_is_written_next_to_metrics(baseline, artefacts):
+    out, metrics = baseline
+    assert f"written: {artefacts}/baseline/report.html" in out
+    page = (artefacts / "baseline/report.html").read_text()
     assert f"{100 * metrics['miou']:.2f}" in page
     # The two images of the split, by name.
     assert "2007_000003" in page and "2007_000004" in page
 
 
-def test_no_report_where_it_is_not_wanted(trained, tmp_path):
-    evaluate(trained / "logs", tmp_path, "--noreport")
+def test_noreport_writes_only_metrics(artefacts, tmp_path):
+    evaluate(artefacts / "logs", tmp_path, "--noreport")
     assert list_outputs(tmp_path) == ["metrics.json"]
 
 
-def test_measures_are_written_and_told(trained, plain, tmp_path):
+def test_optional_metrics_are_written_and_printed(artefacts, baseline, tmp_path):
     flags = ("--trimap=void", "--boundary_iou", "--calibration")
-    out, metrics = evaluate(trained / "logs", tmp_path, *flags)
-    assert metrics["confusion_matrix"] == plain[1]["confusion_matrix"]
+    out, metrics = evaluate(artefacts / "logs", tmp_path, *flags)
+    assert metrics["confusion_matrix"] == baseline[1]["confusion_matrix"]
     assert metrics["trimap"]["around"] == "void"
     assert metrics["trimap"]["widths"][0] == 1
     # The first row of every label is void: all are within 40 pixels of it.
-    pixels = np.sum(plain[1]["confusion_matrix"])
+    pixels = np.sum(baseline[1]["confusion_matrix"])
     assert (
         0 < metrics["trimap"]["pixels"][0] < metrics["trimap"]["pixels"][-1] <= pixels
     )
@@ -94,14 +94,14 @@ def test_measures_are_written_and_told(trained, plain, tmp_path):
     assert "Boundary IoU" in page and "Calibration" in page
 
 
-def test_a_saved_model_scores_what_its_checkpoint_does(trained, plain, tiny_records):
-    where = f"--dataset_dir={tiny_records}"
-    folder = trained / "of_export"
-    _, metrics = evaluate(trained / "exported", folder, where)
-    assert metrics["confusion_matrix"] == plain[1]["confusion_matrix"]
+def test_saved_model_scores_like_its_checkpoint(artefacts, baseline, tiny_records):
+    paths = f"--dataset_dir={tiny_records}"
+    folder = artefacts / "of_export"
+    _, metrics = evaluate(artefacts / "exported", folder, paths)
+    assert metrics["confusion_matrix"] == baseline[1]["confusion_matrix"]
     assert metrics["protocol"] == {
         "artefact": "SavedModel",
-        "checkpoint": str(trained / "exported"),
+        "checkpoint": str(artefacts / "exported"),
         "dataset": "pascal_voc_seg",
         "split": "val",
         "eval_batch_size": 1,
@@ -124,54 +124,54 @@ def test_a_saved_model_scores_what_its_checkpoint_does(trained, plain, tiny_reco
         ("--eval_interval_secs=1", "eval_interval_secs"),
     ],
 )
-def test_what_was_exported_cannot_be_changed(flag, name, trained, tiny_records):
-    where = f"--dataset_dir={tiny_records}"
-    source = f"--checkpoint_dir={trained}/exported"
-    assert_refused(rf"--{name} has no effect on \S+exported", EVAL, source, where, flag)
+def test_model_flags_are_refused_for_exports(flag, name, artefacts, tiny_records):
+    paths = f"--dataset_dir={tiny_records}"
+    source = f"--checkpoint_dir={artefacts}/exported"
+    assert_refused(rf"--{name} has no effect on \S+exported", EVAL, source, paths, flag)
 
 
-def test_an_artefact_of_other_classes_is_refused(tiny_export, tiny_records):
-    where = (f"--checkpoint_dir={tiny_export}", f"--dataset_dir={tiny_records}")
+def test_export_with_other_classes_is_refused(tiny_export, tiny_records):
+    paths = (f"--checkpoint_dir={tiny_export}", f"--dataset_dir={tiny_records}")
     message = "has 5 classes and 3 channels, but pascal_voc_seg has 21 and 3"
-    assert_refused(message, EVAL, *where, "--dataset=pascal_voc_seg")
+    assert_refused(message, EVAL, *paths, "--dataset=pascal_voc_seg")
 
 
-def test_windows_are_of_the_protocol(trained, plain, tmp_path):
-    _, metrics = evaluate(trained / "logs", tmp_path, "--window_size=33,33")
+def test_window_flags_are_part_of_the_protocol(artefacts, baseline, tmp_path):
+    _, metrics = evaluate(artefacts / "logs", tmp_path, "--window_size=33,33")
     assert metrics["protocol"]["window_size"] == [33, 33]
-    assert metrics["confusion_matrix"] != plain[1]["confusion_matrix"]
-    _, metrics = evaluate(trained / "logs", tmp_path, "--memory_limit_mb=1000")
+    assert metrics["confusion_matrix"] != baseline[1]["confusion_matrix"]
+    _, metrics = evaluate(artefacts / "logs", tmp_path, "--memory_limit_mb=1000")
     assert metrics["protocol"]["memory_limit_mb"] == 1000
-    assert metrics["confusion_matrix"] == plain[1]["confusion_matrix"]
+    assert metrics["confusion_matrix"] == baseline[1]["confusion_matrix"]
 
 
-def test_a_limit_too_small_is_refused(trained, tmp_path):
-    where = (f"--checkpoint_dir={trained}/logs", f"--eval_logdir={tmp_path}/new")
-    assert_refused("limit of 1 MiB is too small", EVAL, *where, "--memory_limit_mb=1")
+def test_too_small_memory_limit_is_refused(artefacts, tmp_path):
+    paths = (f"--checkpoint_dir={artefacts}/logs", f"--eval_logdir={tmp_path}/new")
+    assert_refused("limit of 1 MiB is too small", EVAL, *paths, "--memory_limit_mb=1")
     assert not os.listdir(tmp_path)
 
 
-def test_devices_share_the_images(trained, plain, tmp_path):
-    command = (*SHALLOW_EVAL, f"--checkpoint_dir={trained}/logs")
-    ended = subprocess.run(
+def test_two_devices_score_like_one(artefacts, baseline, tmp_path):
+    command = (*SHALLOW_EVAL, f"--checkpoint_dir={artefacts}/logs")
+    result = subprocess.run(
         [*command, f"--eval_logdir={tmp_path}", "--num_clones=2"],
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 0, ended.stderr
+    assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["images"] == 2
-    assert metrics["confusion_matrix"] == plain[1]["confusion_matrix"]
+    assert metrics["confusion_matrix"] == baseline[1]["confusion_matrix"]
     page = (tmp_path / "report.html").read_text()
-    assert f"python eval.py --checkpoint_dir={trained}/logs --eval_logdir=" in page
+    assert f"python eval.py --checkpoint_dir={artefacts}/logs --eval_logdir=" in page
 
 
-def test_corruptions_are_scored_at_every_severity(trained, plain, tmp_path):
+def test_corruptions_are_scored_at_every_severity(artefacts, baseline, tmp_path):
     pytest.importorskip("imagecorruptions", reason="needs imagecorruptions-imaug")
     flags = ("--corruptions=contrast,shot_noise", "--severities=1,5")
     # Corruptions need 32 pixels; the smallest image has 29.
     flags = (*flags, "--min_resize_value=40", "--max_resize_value=200")
-    out, metrics = evaluate(trained / "logs", tmp_path, *flags)
+    out, metrics = evaluate(artefacts / "logs", tmp_path, *flags)
     robustness = metrics["robustness"]
     assert robustness["clean"] == metrics["miou"]
     assert robustness["severities"] == [1, 5]
@@ -182,24 +182,24 @@ def test_corruptions_are_scored_at_every_severity(trained, plain, tmp_path):
     assert "shot_noise" in (tmp_path / "report.html").read_text()
 
 
-def test_a_corruption_that_fails_leaves_the_metrics_before_it(trained, tmp_path):
+def test_metrics_survive_a_failing_corruption(artefacts, tmp_path):
     pytest.importorskip("imagecorruptions", reason="needs imagecorruptions-imaug")
-    where = (f"--checkpoint_dir={trained}/logs", f"--eval_logdir={tmp_path}")
+    paths = (f"--checkpoint_dir={artefacts}/logs", f"--eval_logdir={tmp_path}")
     # The smaller image has 29 rows.
     message = "corruptions need images of at least 32x32 pixels; received 64x29$"
-    assert_refused(message, EVAL, *where, "--corruptions=fog", "--severities=1")
+    assert_refused(message, EVAL, *paths, "--corruptions=fog", "--severities=1")
     assert "miou" in json.loads((tmp_path / "metrics.json").read_text())
 
 
-def test_every_new_checkpoint_of_a_folder_is_scored(trained, tmp_path):
+def test_new_checkpoints_of_a_folder_are_scored(artefacts, tmp_path):
     folder = tmp_path / "logs"
     follow = ("--eval_interval_secs=1", "--max_number_of_evaluations=2")
-    where = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
-    command = [*SHALLOW_EVAL, *where, *follow]
+    paths = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
+    command = [*SHALLOW_EVAL, *paths, *follow]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == f"waiting for a checkpoint in {folder}\n"
-        # As in the official archives, no file tells which one is the latest.
-        shutil.copytree(trained / "logs", folder)
+        # As in the official archives, no file names the latest checkpoint.
+        shutil.copytree(artefacts / "logs", folder)
         assert any("waiting" in line for line in process.stdout)
         assert (tmp_path / "eval/metrics.json").exists()
         for path in sorted(folder.glob("model.ckpt-7.*"), reverse=True):
@@ -209,10 +209,10 @@ def test_every_new_checkpoint_of_a_folder_is_scored(trained, tmp_path):
     assert metrics["protocol"]["checkpoint"] == f"{folder}/model.ckpt-9"
 
 
-def test_a_file_cannot_be_followed(tmp_path):
+def test_following_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    where = (f"--checkpoint_dir={tmp_path}/file", f"--dataset_dir={tmp_path}")
-    assert_refused("file is not a folder", EVAL, *where, "--eval_interval_secs=1")
+    paths = (f"--checkpoint_dir={tmp_path}/file", f"--dataset_dir={tmp_path}")
+    assert_refused("file is not a folder", EVAL, *paths, "--eval_interval_secs=1")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_file_cannot_be_followed(tmp_path):
         ("--num_clones=0", "num_clones must be at least 1"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(flag, message, trained, tmp_path):
-    where = (f"--checkpoint_dir={trained}/logs", f"--eval_logdir={tmp_path}/new")
-    assert_refused(message, EVAL, *where, *flag.split())
+def test_invalid_flags_are_refused_before_writing(flag, message, artefacts, tmp_path):
+    paths = (f"--checkpoint_dir={artefacts}/logs", f"--eval_logdir={tmp_path}/new")
+    assert_refused(message, EVAL, *paths, *flag.split())
     assert not os.listdir(tmp_path)

@@ -1,4 +1,4 @@
-"""export.py: flags to signatures and to what travels along."""
+"""export.py: flags, signatures, extra files and the comparison with the model."""
 
 import json
 import os
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("shallow")
 
 @pytest.fixture(scope="module")
 def logs(tiny_model, tmp_path_factory):
-    """A folder with a checkpoint of `tiny_model` and what describes it."""
+    """A folder with a checkpoint and `experiment.json` of `tiny_model`."""
     folder = tmp_path_factory.mktemp("logs")
     save_tf1_checkpoint(tiny_model, str(folder / "model.ckpt-7"))
     experiment = Experiment(model=tiny_model.model_config, info=generic_info(5))
@@ -34,26 +34,26 @@ def logs(tiny_model, tmp_path_factory):
     return folder
 
 
-def exported(logs, folder, *arguments):
-    """Returns the path of an export of `logs`."""
+def export(logs, folder, *arguments):
+    """Exports `logs`; returns the path."""
     path = str(folder / "exported")
-    where = (f"--checkpoint_path={logs}", f"--export_path={path}")
-    run(EXPORT, *where, "--output_stride=16", *arguments)
+    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    run(EXPORT, *paths, "--output_stride=16", *arguments)
     return path
 
 
-def photos(*shape):
+def make_images(*shape):
     return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def plain_export(logs, tmp_path_factory):
-    """An export without further flags."""
-    return exported(logs, tmp_path_factory.mktemp("plain"))
+def default_export(logs, tmp_path_factory):
+    """Path of an export with default flags."""
+    return export(logs, tmp_path_factory.mktemp("plain"))
 
 
-def test_an_export_holds_all_it_can(plain_export, tiny_model):
-    path = plain_export
+def test_default_export_has_all_extra_files(default_export, tiny_model):
+    path = default_export
     assert list_outputs(f"{path}/assets.extra") == [
         "dataset_info.json",
         "model.ckpt.data-00000-of-00001",
@@ -62,7 +62,7 @@ def test_an_export_holds_all_it_can(plain_export, tiny_model):
         "tf_serving_warmup_requests",
     ]
     predictor = SavedModelPredictor(path)
-    images = photos(2, 33, 49)
+    images = make_images(2, 33, 49)
     labels = predictor.labels(images)
     np.testing.assert_array_equal(labels, predict_labels(tiny_model, images))
     serve = tf.saved_model.load(path).signatures["serving_default"]
@@ -70,14 +70,14 @@ def test_an_export_holds_all_it_can(plain_export, tiny_model):
 
 
 @pytest.mark.slow
-def test_flags_change_what_is_exported(logs, tiny_model, tmp_path):
-    path = exported(
+def test_flags_change_the_export(logs, tiny_model, tmp_path):
+    path = export(
         *(logs, tmp_path, "--export_probabilities", "--noexport_weights"),
         *("--nofold_batch_norm", "--window_size=33,33", "--inference_scales=1,0.5"),
     )
     assert "model.ckpt.index" not in os.listdir(f"{path}/assets.extra")
     loaded = tf.saved_model.load(path)
-    images = photos(1, 49, 65)
+    images = make_images(1, 49, 65)
     served = loaded.signatures["serving_default"](ImageTensor=tf.constant(images))
     predictor = Predictor(tiny_model, (1.0, 0.5), window=(33, 33))
     np.testing.assert_array_equal(
@@ -92,10 +92,10 @@ def test_flags_change_what_is_exported(logs, tiny_model, tmp_path):
     assert normalised
 
 
-def test_images_are_resized_if_asked_for(logs, tiny_model, tmp_path):
+def test_export_resizes_images(logs, tiny_model, tmp_path):
     flags = ("--min_resize_value=33", "--max_resize_value=65", "--max_pixels=5000")
-    path = exported(logs, tmp_path, *flags)
-    images = photos(1, 66, 99)
+    path = export(logs, tmp_path, *flags)
+    images = make_images(1, 66, 99)
     labels = SavedModelPredictor(path).labels(images)
     assert labels.shape == (1, 66, 99)
     encode = tf.saved_model.load(path).signatures["encoded"]
@@ -105,26 +105,26 @@ def test_images_are_resized_if_asked_for(logs, tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_half_precision_is_exported(logs, tiny_model, tmp_path):
-    path = exported(logs, tmp_path, "--precision=bfloat16")
+def test_export_in_bfloat16(logs, tiny_model, tmp_path):
+    path = export(logs, tmp_path, "--precision=bfloat16")
     graph = tf.saved_model.load(path).signatures["serving_default"].graph
     functions = graph.as_graph_def().library.function
-    kinds = {
+    dtypes = {
         node.attr["T"].type
         for function in functions
         for node in function.node_def
         if node.op == "Conv2D"
     }
-    assert kinds == {tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum}
-    images = photos(1, 65, 97)
+    assert dtypes == {tf.bfloat16.as_datatype_enum, tf.float32.as_datatype_enum}
+    images = make_images(1, 65, 97)
     labels = SavedModelPredictor(path).labels(images)
     assert np.mean(labels == predict_labels(tiny_model, images)) > 0.9
 
 
-def test_the_model_is_told_as_it_was_exported(plain_export, tiny_model):
-    with open(f"{plain_export}/assets.extra/model.json") as file:
-        described = strict_json.from_json(ModelConfig, file.read(), "model.json")
-    assert described == tiny_model.model_config
+def test_model_json_holds_the_model_config(default_export, tiny_model):
+    with open(f"{default_export}/assets.extra/model.json") as file:
+        config = strict_json.from_json(ModelConfig, file.read(), "model.json")
+    assert config == tiny_model.model_config
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_the_model_is_told_as_it_was_exported(plain_export, tiny_model):
         ("window_size must be two integers, each at least 1", "--window_size=0,33"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused(logs, tmp_path, message, flag):
-    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/exported")
-    assert_refused(message, EXPORT, *where, flag)
+def test_invalid_sizes_are_refused(logs, tmp_path, message, flag):
+    paths = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/exported")
+    assert_refused(message, EXPORT, *paths, flag)
     assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
 def validation(tiny_model, tmp_path_factory):
-    """Records of images of two sizes, and of what `tiny_model` sees in them."""
+    """Records of three images, labelled by `tiny_model`."""
     folder = tmp_path_factory.mktemp("validation")
-    images = [photos(33, 49), photos(40, 30), photos(49, 65)]
+    images = [make_images(33, 49), make_images(40, 30), make_images(49, 65)]
     labels = [predict_labels(tiny_model, image[None])[0] for image in images]
     pairs = zip(images, labels, strict=True)
     contents = [
@@ -157,17 +157,17 @@ def validation(tiny_model, tmp_path_factory):
     return str(folder)
 
 
-def gated(logs, validation, path, *arguments):
-    """Exports with a comparison; returns what is printed and the comparison."""
-    where = (f"--checkpoint_path={logs}", f"--export_path={path}")
+def export_and_compare(logs, validation, path, *arguments):
+    """Exports and compares with the model; returns the output and the comparison."""
+    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
     records = f"--dataset_dir={validation}"
-    out = run(EXPORT, *where, "--output_stride=16", records, *arguments)
+    out = run(EXPORT, *paths, "--output_stride=16", records, *arguments)
     return out, json.loads((path.parent / f"{path.name}.parity.json").read_text())
 
 
-def test_a_saved_model_is_compared_with_its_model(logs, validation, tmp_path):
+def test_saved_model_is_compared_with_its_checkpoint(logs, validation, tmp_path):
     path = tmp_path / "export"
-    out, comparison = gated(logs, validation, path, "--max_miou_drop=0.1")
+    out, comparison = export_and_compare(logs, validation, path, "--max_miou_drop=0.1")
     assert f"of the model 1.0000, on 3 images: {path}.parity.json" in out
     assert comparison["images"] == 3
     assert comparison["miou"]["artefact"] > 0.999
@@ -176,53 +176,53 @@ def test_a_saved_model_is_compared_with_its_model(logs, validation, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_model_that_is_compared_sees_what_the_export_sees(
-    logs, validation, tmp_path
-):
+def test_comparison_resizes_images_like_the_export(logs, validation, tmp_path):
     resized = ("--min_resize_value=33", "--max_resize_value=65", "--max_miou_drop=0.1")
-    _, comparison = gated(logs, validation, tmp_path / "export", *resized)
-    # Of resized images the labels are others.
+    _, comparison = export_and_compare(logs, validation, tmp_path / "export", *resized)
+    # Resized images get other labels.
     assert comparison["miou"]["model"] < 0.99
     assert comparison["protocol"]["model"]["resizing"] == [33, 65, None]
 
 
-def test_an_onnx_file_is_one_of_the_forms(logs, validation, tmp_path):
+def test_onnx_export_is_compared(logs, validation, tmp_path):
     pytest.importorskip("tf2onnx")
     path = tmp_path / "model.onnx"
-    out, comparison = gated(logs, validation, path, "--export_probabilities")
+    out, comparison = export_and_compare(
+        logs, validation, path, "--export_probabilities"
+    )
     assert "ImageTensor uint8 [batch, height, width, 3] -> SemanticPred" in out
     assert comparison["miou"]["model"] == 1.0
     assert comparison["miou"]["artefact"] > 0.99
     assert load_artefact(str(path)).gives_probabilities
 
 
-def test_a_tflite_file_sees_larger_images_through_windows(
+def test_tflite_export_runs_larger_images_in_windows(
     logs, validation, tiny_model, tmp_path
 ):
     pytest.importorskip("ai_edge_litert.interpreter")
     path = tmp_path / "model.tflite"
     size, output = "--crop_size=33,33", "--tflite_output=logits"
-    out, comparison = gated(logs, validation, path, size, output)
+    out, comparison = export_and_compare(logs, validation, path, size, output)
     assert "float32 [1, 33, 33, 3] -> SemanticLogits float32 [1, 33, 33, 5]" in out
     assert abs(comparison["miou"]["drop"]) < 0.1
-    images = photos(1, 49, 65)
+    images = make_images(1, 49, 65)
     predictor = Predictor(tiny_model, crop_size=(33, 33), window=(33, 33))
     labels = load_artefact(str(path)).labels(images)
     assert np.mean(labels == predictor.labels(images).numpy()) > 0.999
 
 
 @pytest.mark.slow
-def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
+def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
     pytest.importorskip("ai_edge_litert.interpreter")
     path, size = tmp_path / "model.tflite", "--crop_size=65,65"
     flags = ("--tflite_precision=int8", "--calibration_images=2", size)
-    out, _ = gated(logs, validation, path, *flags, "--max_miou_drop=100")
+    out, _ = export_and_compare(logs, validation, path, *flags, "--max_miou_drop=100")
     assert "int8; ImageTensor uint8 [1, 65, 65, 3] -> SemanticPredictions int32" in out
     content = path.read_bytes()
-    where = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
     records = (f"--dataset_dir={validation}", "--output_stride=16")
     message = r"points below the model's .*%; at most 0.0 are allowed"
-    assert_refused(message, EXPORT, *where, *records, *flags, "--max_miou_drop=0")
+    assert_refused(message, EXPORT, *paths, *records, *flags, "--max_miou_drop=0")
     assert path.read_bytes() == content
     names = ("", ".parity.json", ".refused.json")
     assert list_outputs(tmp_path) == [f"model.tflite{name}" for name in names]
@@ -245,17 +245,17 @@ def test_8_bits_are_calibrated_on_the_records(logs, validation, tmp_path):
         ("float32 models can be converted", "model.tflite", ["--precision=bfloat16"]),
     ],
 )
-def test_flags_that_a_form_does_not_have_are_refused(
+def test_flags_without_effect_on_a_format_are_refused(
     logs, tmp_path, message, name, flags
 ):
-    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/{name}")
-    assert_refused(message, EXPORT, *where, "--output_stride=16", *flags)
+    paths = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/{name}")
+    assert_refused(message, EXPORT, *paths, "--output_stride=16", *flags)
     assert os.listdir(tmp_path) == []
 
 
-def test_records_of_other_classes_are_refused(logs, tiny_records, tmp_path):
-    where = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export")
+def test_records_with_other_classes_are_refused(logs, tiny_records, tmp_path):
+    paths = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export")
     message = "the model has 5 classes and 3 channels, but pascal_voc_seg has 21"
     records = (f"--dataset_dir={tiny_records}", "--num_classes=5")
-    assert_refused(message, EXPORT, *where, "--output_stride=16", *records)
+    assert_refused(message, EXPORT, *paths, "--output_stride=16", *records)
     assert os.listdir(tmp_path) == []

@@ -1,4 +1,4 @@
-"""How programs end when a signal asks them to."""
+"""Programs that are interrupted by a signal."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from deeplab_tf.programs import command_line, run_program
 from deeplab_tf.training.interruption import Interrupted
 
 
-def ended(main, capfd):
-    """Runs a program; returns its exit status and what it prints on stderr."""
+def run_main(main, capfd):
+    """Runs a program; returns its exit status and stderr."""
     program = types.ModuleType("program")
     program.define_flags, program.main = flags.FlagValues, main
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as error:
@@ -26,7 +26,7 @@ def ended(main, capfd):
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
-def test_a_signal_ends_a_program_with_one_line(number, status, capfd):
+def test_signal_exits_with_one_line(number, status, capfd):
     cleaned = []
 
     def main(values):
@@ -36,11 +36,11 @@ def test_a_signal_ends_a_program_with_one_line(number, status, capfd):
             cleaned.append(number)
 
     line = f"train.py: interrupted by {number.name} before it finished\n"
-    assert ended(main, capfd) == (status, line)
+    assert run_main(main, capfd) == (status, line)
     assert cleaned == [number]
 
 
-def test_an_interrupted_training_prints_how_to_resume(monkeypatch, capfd):
+def test_interrupted_training_prints_resume_command(monkeypatch, capfd):
     def main(values):
         raise Interrupted(signal.SIGHUP, "logs/model.ckpt-7")
 
@@ -49,10 +49,10 @@ def test_an_interrupted_training_prints_how_to_resume(monkeypatch, capfd):
     line = (
         "to resume, run: python train.py '--train_logdir=my logs' '--train_split=a$b'\n"
     )
-    assert ended(main, capfd) == (129, line)
+    assert run_main(main, capfd) == (129, line)
 
 
-def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capfd):
+def test_closed_terminal_keeps_the_exit_status(monkeypatch, capfd):
     def main(values):
         raise Interrupted(signal.SIGHUP)
 
@@ -62,7 +62,7 @@ def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capf
     monkeypatch.setattr(
         sys, "stderr", types.SimpleNamespace(write=write, flush=lambda: None)
     )
-    assert ended(main, capfd)[0] == 129
+    assert run_main(main, capfd)[0] == 129
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,7 @@ def test_a_terminal_that_was_closed_does_not_change_the_status(monkeypatch, capf
         (["eval.py"], "pytest.__main__", ["python", "eval.py"]),
     ],
 )
-def test_the_command_line_is_the_one_that_was_typed(
-    argv, module, expected, monkeypatch
-):
+def test_command_line_is_printed_as_typed(argv, module, expected, monkeypatch):
     monkeypatch.setattr(sys, "argv", argv)
     spec = module and types.SimpleNamespace(name=module)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)

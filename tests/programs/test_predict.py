@@ -1,4 +1,4 @@
-"""Photographs from files to pictures of labels."""
+"""predict.py on image files."""
 
 import dataclasses
 import os
@@ -25,20 +25,20 @@ ORIENTATION = 0x0112
 pytestmark = pytest.mark.usefixtures("shallow")
 
 
-def noise(height, width):
+def make_noise(height, width):
     random = np.random.RandomState(8)
     return Image.fromarray(random.randint(0, 256, (height, width, 3)).astype(np.uint8))
 
 
 @pytest.fixture(scope="module")
-def predicted(tiny_model, tiny_export, tmp_path_factory):
-    """Pictures made with a SavedModel and with its checkpoint, and the photographs."""
+def predictions(tiny_model, tiny_export, tmp_path_factory):
+    """A folder with images and the outputs of a SavedModel and of its checkpoint."""
     folder = tmp_path_factory.mktemp("predicted")
     (folder / "photos").mkdir()
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    noise(33, 49).save(folder / "photos/lying.jpg", exif=exif)
-    noise(20, 31).save(folder / "photos/plain.png")
+    make_noise(33, 49).save(folder / "photos/rotated.jpg", exif=exif)
+    make_noise(20, 31).save(folder / "photos/plain.png")
     save_tf1_checkpoint(tiny_model, str(folder / "logs/model.ckpt-0"))
     experiment = Experiment(
         model=tiny_model.model_config, info=read_export_info(tiny_export)
@@ -50,60 +50,60 @@ def predicted(tiny_model, tiny_export, tmp_path_factory):
     return folder
 
 
-def test_a_saved_model_and_its_checkpoint_give_the_same_pictures(predicted):
-    names = list_outputs(predicted / "exported")
+def test_saved_model_and_checkpoint_write_the_same_files(predictions):
+    names = list_outputs(predictions / "exported")
     kinds = ("color", "label", "overlay")
-    pictures = [f"{stem}_{kind}.png" for stem in ("lying", "plain") for kind in kinds]
-    assert names == sorted([*pictures, "overview.png"])
-    assert list_outputs(predicted / "checkpoint") == names
+    images = [f"{stem}_{kind}.png" for stem in ("rotated", "plain") for kind in kinds]
+    assert names == sorted([*images, "overview.png"])
+    assert list_outputs(predictions / "checkpoint") == names
     for name in names:
-        exported = (predicted / "exported" / name).read_bytes()
-        assert exported == (predicted / "checkpoint" / name).read_bytes()
+        expected = (predictions / "exported" / name).read_bytes()
+        assert expected == (predictions / "checkpoint" / name).read_bytes()
 
 
-def test_the_pictures_show_the_labels(predicted, tiny_model):
-    image = read_image(str(predicted / "photos/lying.jpg"))
+def test_output_images_show_the_labels(predictions, tiny_model):
+    image = read_image(str(predictions / "photos/rotated.jpg"))
     assert image.shape == (49, 33, 3)
     labels = predict_labels(tiny_model, image[None])[0]
-    with Image.open(predicted / "exported/lying_label.png") as picture:
-        assert picture.mode == "L"
-        np.testing.assert_array_equal(np.array(picture), labels)
-    with Image.open(predicted / "exported/lying_color.png") as picture:
-        assert picture.mode == "P"
-        np.testing.assert_array_equal(np.array(picture), labels)
-        # CamVid's colours, which went along with the model.
-        assert picture.getpalette()[:6] == [128, 128, 128, 128, 0, 0]
-    with Image.open(predicted / "exported/lying_overlay.png") as picture:
-        assert picture.height >= 49 and picture.width > 33
+    with Image.open(predictions / "exported/rotated_label.png") as output:
+        assert output.mode == "L"
+        np.testing.assert_array_equal(np.array(output), labels)
+    with Image.open(predictions / "exported/rotated_color.png") as output:
+        assert output.mode == "P"
+        np.testing.assert_array_equal(np.array(output), labels)
+        # CamVid's colours, which are stored in the model.
+        assert output.getpalette()[:6] == [128, 128, 128, 128, 0, 0]
+    with Image.open(predictions / "exported/rotated_overlay.png") as output:
+        assert output.height >= 49 and output.width > 33
 
 
-def test_several_views_of_an_image_are_averaged(predicted, tiny_model, tmp_path):
+def test_scales_and_flips_are_averaged(predictions, tiny_model, tmp_path):
     run(
-        *(PREDICT, f"--model={predicted}/logs"),
-        f"--images={predicted}/photos/plain.png",
+        *(PREDICT, f"--model={predictions}/logs"),
+        f"--images={predictions}/photos/plain.png",
         *(f"--output_dir={tmp_path}", "--eval_scales=1.25", "--add_flipped_images"),
     )
-    image = read_image(str(predicted / "photos/plain.png"))[None]
-    with Image.open(tmp_path / "plain_label.png") as picture:
-        labels = np.array(picture)
+    image = read_image(str(predictions / "photos/plain.png"))[None]
+    with Image.open(tmp_path / "plain_label.png") as output:
+        labels = np.array(output)
     expected = predict_labels(tiny_model, image, (1.25,), flip=True)[0]
     np.testing.assert_array_equal(labels, expected)
     assert not np.array_equal(labels, predict_labels(tiny_model, image, (1.25,))[0])
 
 
-def labels_in(folder, name):
-    with Image.open(folder / f"{name}_label.png") as picture:
-        return np.array(picture)
+def read_labels(folder, name):
+    with Image.open(folder / f"{name}_label.png") as image:
+        return np.array(image)
 
 
-def test_an_image_is_padded_and_seen_through_windows(predicted, tiny_model, tmp_path):
+def test_crop_size_and_windows_are_applied(predictions, tiny_model, tmp_path):
     run(
-        *(PREDICT, f"--model={predicted}/logs"),
-        f"--images={predicted}/photos/lying.jpg",
+        *(PREDICT, f"--model={predictions}/logs"),
+        f"--images={predictions}/photos/rotated.jpg",
         *(f"--output_dir={tmp_path}", "--eval_crop_size=41,41", "--window_size=33,33"),
     )
-    labels = labels_in(tmp_path, "lying")
-    image = read_image(str(predicted / "photos/lying.jpg"))[None]
+    labels = read_labels(tmp_path, "rotated")
+    image = read_image(str(predictions / "photos/rotated.jpg"))[None]
     padded, windows = {"crop_size": (41, 41)}, {"window": (33, 33)}
     expected = Predictor(tiny_model, **padded, **windows).labels(image)[0]
     np.testing.assert_array_equal(labels, expected)
@@ -112,8 +112,8 @@ def test_an_image_is_padded_and_seen_through_windows(predicted, tiny_model, tmp_
         assert (labels != other).numpy().any()
 
 
-def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_path):
-    shutil.copy(predicted / "photos/plain.png", tmp_path)
+def test_memory_limit_is_applied_or_refused(predictions, tmp_path):
+    shutil.copy(predictions / "photos/plain.png", tmp_path)
     Image.new("RGB", (30000, 70)).save(tmp_path / "wide.png")
     for flag, message in (
         (
@@ -125,31 +125,31 @@ def test_a_memory_limit_is_kept_or_the_program_ends_in_one_line(predicted, tmp_p
     ):
         assert_refused(
             f"^predict.py: .*{message}",
-            *(PREDICT, f"--model={predicted}/logs", f"--images={tmp_path}/*.png"),
+            *(PREDICT, f"--model={predictions}/logs", f"--images={tmp_path}/*.png"),
             *(f"--output_dir={tmp_path}/out", *flag.split()),
         )
-    exported = labels_in(predicted / "exported", "plain")
-    np.testing.assert_array_equal(labels_in(tmp_path / "out", "plain"), exported)
+    expected = read_labels(predictions / "exported", "plain")
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "plain"), expected)
 
 
-def test_a_model_of_deeper_images_is_not_shown_others(predicted, tmp_path):
-    shutil.copytree(predicted / "logs", tmp_path / "logs")
+def test_model_with_another_value_range_is_refused(predictions, tmp_path):
+    shutil.copytree(predictions / "logs", tmp_path / "logs")
     experiment = read_experiment(str(tmp_path / "logs"))
     info = dataclasses.replace(generic_info(5), max_value=4095)
     described = dataclasses.replace(experiment, info=info).to_json()
     (tmp_path / "logs/experiment.json").write_text(described)
     assert_refused(
         r"values 0\.\.4095, but image files are read",
-        *(PREDICT, f"--model={tmp_path}/logs", f"--images={predicted}/photos"),
+        *(PREDICT, f"--model={tmp_path}/logs", f"--images={predictions}/photos"),
         f"--output_dir={tmp_path}/out",
     )
     assert not (tmp_path / "out").exists()
 
 
-def test_a_preset_tells_what_it_is_and_where_the_flags_leave_it(predicted, tmp_path):
+def test_preset_and_deviations_are_printed(predictions, tmp_path):
     printed = run(
         PREDICT,
-        *(f"--model={predicted}/logs", f"--images={predicted}/photos/plain.png"),
+        *(f"--model={predictions}/logs", f"--images={predictions}/photos/plain.png"),
         *(f"--output_dir={tmp_path}", "--preset=mobilenetv2_coco_voc_trainaug"),
         *("--depth_multiplier=0.1", "--atrous_rates=1,2", "--aspp_convs_filters=16"),
         *("--decoder_output_stride=4", "--decoder_filters=16"),
@@ -173,31 +173,31 @@ def write_tflite(path, function):
 
 
 @pytest.mark.parametrize("kind", ["labels", "scores"])
-def test_a_tflite_file_labels_images(predicted, tmp_path, kind):
+def test_tflite_model_labels_images(predictions, tmp_path, kind):
     pytest.importorskip("ai_edge_litert.interpreter")
     functions = {"labels": lambda x: tf.argmax(x, -1), "scores": lambda x: x / 9}
     model = write_tflite(tmp_path / "m.tflite", functions[kind])
     command = (
-        *(PREDICT, f"--model={model}", f"--images={predicted}/photos/plain.png"),
+        *(PREDICT, f"--model={model}", f"--images={predictions}/photos/plain.png"),
         *(f"--output_dir={tmp_path}/out", "--dataset=camvid"),
     )
     if kind == "scores":
         assert_refused(r"camvid has 11 classes, .* model has 3$", *command)
         command = command[:-1]
     run(*command)
-    image = read_image(str(predicted / "photos/plain.png"))
-    labels = labels_in(tmp_path / "out", "plain")
+    image = read_image(str(predictions / "photos/plain.png"))
+    labels = read_labels(tmp_path / "out", "plain")
     np.testing.assert_array_equal(labels, image.argmax(-1))
-    with Image.open(tmp_path / "out/plain_color.png") as picture:
+    with Image.open(tmp_path / "out/plain_color.png") as output:
         first = {"labels": [128, 128, 128], "scores": [0, 0, 0]}[kind]
-        assert picture.getpalette()[:3] == first
+        assert output.getpalette()[:3] == first
 
 
-def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
+def test_output_does_not_depend_on_batch_size(strided_model, tmp_path):
     export_saved_model(strided_model, f"{tmp_path}/export", info=generic_info(4))
     (tmp_path / "photos").mkdir()
     for i, size in enumerate(((20, 31), (20, 31), (33, 49), (20, 31), (20, 31))):
-        photo = Image.fromarray(np.roll(np.array(noise(*size)), i, 0))
+        photo = Image.fromarray(np.roll(np.array(make_noise(*size)), i, 0))
         photo.save(tmp_path / f"photos/{i}.png")
     written = []
     for batch_size in (1, 3):
@@ -212,8 +212,8 @@ def test_the_batch_size_changes_no_picture(strided_model, tmp_path):
     assert len({written[0][f"{i}_label.png"] for i in range(5)}) == 5
 
 
-def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
-    photos, out = f"--images={predicted}/photos", f"--output_dir={tmp_path}/out"
+def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_path):
+    photos, out = f"--images={predictions}/photos", f"--output_dir={tmp_path}/out"
     for arguments, message in (
         ([f"--model={tmp_path}", photos, out], "no checkpoint in the folder"),
         ([f"--model={tmp_path}/x.ckpt", photos, out], "no checkpoint .*x.ckpt"),
@@ -238,13 +238,11 @@ def test_mistakes_end_the_program_in_one_line(predicted, tiny_export, tmp_path):
         assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_is_no_picture_is_found_before_the_first_is_labelled(
-    tiny_export, tmp_path
-):
+def test_broken_image_is_found_before_labelling(tiny_export, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (20, 10)).save(photos / "a.jpg")
-    (photos / "b.jpg").write_text("not a picture")
+    (photos / "b.jpg").write_text("not an image.")
     assert_refused(
         r"predict.py: .*b.jpg is broken: its 13 by",
         *(PREDICT, f"--model={tiny_export}", f"--images={photos}"),
@@ -253,10 +251,10 @@ def test_a_file_that_is_no_picture_is_found_before_the_first_is_labelled(
     assert os.listdir(tmp_path) == ["photos"]
 
 
-def test_an_unwritable_place_is_one_line(tiny_export, predicted, tmp_path):
+def test_unwritable_output_dir_is_refused(tiny_export, predictions, tmp_path):
     (tmp_path / "file").write_text("in the way")
     assert_refused(
         r"^predict.py: .*file",
-        *(PREDICT, f"--model={tiny_export}", f"--images={predicted}/photos"),
+        *(PREDICT, f"--model={tiny_export}", f"--images={predictions}/photos"),
         f"--output_dir={tmp_path}/file/out",
     )

@@ -1,4 +1,4 @@
-"""Test images labelled into the archive that a benchmark's server takes."""
+"""predict.py --submission: archives for the servers of benchmarks."""
 
 import os
 import tarfile
@@ -22,7 +22,7 @@ LISTED = ("2007_000000", "2007_000003")
 
 @pytest.fixture(scope="module")
 def voc_model():
-    """One layer with VOC's 21 classes."""
+    """A one-layer model with the 21 classes of VOC."""
     image = keras.Input((None, None, 3), name="image")
     layer = keras.layers.Dense(21, name="logits")
     model = keras.Model(image, layer(image))
@@ -43,7 +43,7 @@ def voc_export(voc_model, tmp_path_factory):
 
 @pytest.fixture
 def arguments(voc_export, tiny_voc, tmp_path):
-    """A command line that packs two of the five images."""
+    """A command line that packs two of five images."""
     (tmp_path / "test.txt").write_text("".join(f"{name}\n" for name in LISTED))
     return [
         *(PREDICT, f"--model={voc_export}", f"--images={tiny_voc}/JPEGImages"),
@@ -52,7 +52,7 @@ def arguments(voc_export, tiny_voc, tmp_path):
     ]
 
 
-def test_the_listed_images_are_packed(arguments, voc_model, tiny_voc, tmp_path):
+def test_listed_images_are_packed(arguments, voc_model, tiny_voc, tmp_path):
     printed = run(*arguments)
     assert "2 images labelled" in printed
     assert list_outputs(tmp_path) == ["results.tgz", "test.txt"]
@@ -60,44 +60,44 @@ def test_the_listed_images_are_packed(arguments, voc_model, tiny_voc, tmp_path):
         folder = "results/VOC2012/Segmentation/comp6_test_cls"
         assert archive.getnames() == [f"{folder}/{name}.png" for name in LISTED]
         for name in LISTED:
-            with Image.open(archive.extractfile(f"{folder}/{name}.png")) as picture:
-                labels = np.array(picture)
+            with Image.open(archive.extractfile(f"{folder}/{name}.png")) as output:
+                labels = np.array(output)
             image = read_image(f"{tiny_voc}/JPEGImages/{name}.jpg")
             expected = predict_labels(voc_model, image[None])[0]
             np.testing.assert_array_equal(labels, expected)
             assert len(np.unique(labels)) > 1
 
 
-def test_pictures_are_written_beside_it(arguments, tmp_path):
+def test_output_dir_is_written_as_well(arguments, tmp_path):
     run(*arguments, f"--output_dir={tmp_path}/out")
     kinds = ("color", "label", "overlay")
-    pictures = [f"{name}_{kind}.png" for name in LISTED for kind in kinds]
-    assert list_outputs(tmp_path / "out") == [*pictures, "overview.png"]
+    images = [f"{name}_{kind}.png" for name in LISTED for kind in kinds]
+    assert list_outputs(tmp_path / "out") == [*images, "overview.png"]
     assert (tmp_path / "results.tgz").exists()
 
 
 @pytest.fixture(scope="module")
-def other_export(strided_model, tmp_path_factory):
-    """A SavedModel with other classes than VOC's."""
-    path = str(tmp_path_factory.mktemp("other_export") / "export")
+def four_class_export(strided_model, tmp_path_factory):
+    """A SavedModel with four classes."""
+    path = str(tmp_path_factory.mktemp("four_class_export") / "export")
     export_saved_model(strided_model, path, info=generic_info(4))
     return path
 
 
-def test_mistakes_leave_no_archive(arguments, other_export, tmp_path):
-    for message, *others in (
-        ("has its 21 classes; .* has 4", f"--model={other_export}"),
+def test_invalid_flags_leave_no_archive(arguments, four_class_export, tmp_path):
+    for message, *flags in (
+        ("has its 21 classes; .* has 4", f"--model={four_class_export}"),
         ("--submission_file is empty", "--submission_file="),
         ("results.txt must end with", f"--submission_file={tmp_path}/results.txt"),
         ("value should be one of", "--submission=camvid"),
     ):
-        assert_refused(f"predict.py: .*{message}", *arguments, *others)
+        assert_refused(f"predict.py: .*{message}", *arguments, *flags)
         assert os.listdir(tmp_path) == ["test.txt"]
     arguments.remove("--submission=pascal_voc_seg")
     assert_refused("--submission_file has no effect without --submission", *arguments)
 
 
-def test_a_broken_image_midway_leaves_no_archive(voc_export, tiny_voc, tmp_path):
+def test_broken_image_leaves_no_archive(voc_export, tiny_voc, tmp_path):
     for name in LISTED:
         photo = (tiny_voc / f"JPEGImages/{name}.jpg").read_bytes()
         broken = photo if name == LISTED[0] else photo[:-200]

@@ -1,4 +1,4 @@
-"""Videos labelled from end to end."""
+"""predict.py on videos and cameras."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def clip(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def strided_export(strided_model, tmp_path_factory):
-    """A quick SavedModel whose labels vary, with CamVid's first four classes."""
+    """A fast SavedModel with CamVid's first four classes."""
     path = str(tmp_path_factory.mktemp("strided_export") / "export")
     camvid = dataset_info("camvid")
     info = DatasetInfo("toys", camvid.class_names[:4], 255, camvid.colors[:4])
@@ -39,7 +39,7 @@ def strided_export(strided_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def color_export(color_model, tmp_path_factory):
-    """A quick SavedModel that is right about red, green and blue."""
+    """A fast SavedModel that classifies red, green and blue."""
     path = str(tmp_path_factory.mktemp("color_export") / "export")
     colors = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     info = DatasetInfo("paints", ("red", "background", "blue"), 255, colors)
@@ -47,19 +47,19 @@ def color_export(color_model, tmp_path_factory):
     return path
 
 
-def label_maps(folder):
+def read_label_maps(folder):
     maps = []
     for name in list_outputs(folder):
-        with Image.open(folder / name) as picture:
-            assert picture.mode == "P"
-            maps.append(np.array(picture))
+        with Image.open(folder / name) as image:
+            assert image.mode == "P"
+            maps.append(np.array(image))
     return maps
 
 
 @pytest.fixture(scope="module")
-def labelled(clip, strided_export, tmp_path_factory):
-    """What the program writes in batches of 1, 4 and 7, and prints in the last."""
-    folder = tmp_path_factory.mktemp("labelled")
+def outputs(clip, strided_export, tmp_path_factory):
+    """A folder with outputs for batch sizes 1, 4 and 7, and the last printed text."""
+    folder = tmp_path_factory.mktemp("outputs")
     for size in (1, 4, 7):
         printed = run(
             *(PREDICT, f"--model={strided_export}", f"--video={clip}", "--save_frames"),
@@ -68,10 +68,10 @@ def labelled(clip, strided_export, tmp_path_factory):
     return folder, printed
 
 
-def test_every_frame_has_the_labels_of_its_picture(labelled, clip, strided_model):
-    folder, printed = labelled
+def test_frames_are_labelled_like_images(outputs, clip, strided_model):
+    folder, printed = outputs
     frames = moving_shapes.frames(clip)
-    maps = label_maps(folder / "1/moving_labels")
+    maps = read_label_maps(folder / "1/moving_labels")
     assert len(frames) == len(maps) == 30
     for frame, labels in zip(frames, maps, strict=True):
         expected = predict_labels(strided_model, frame[None])[0]
@@ -83,9 +83,9 @@ def test_every_frame_has_the_labels_of_its_picture(labelled, clip, strided_model
 
 
 @pytest.mark.parametrize("size", [4, 7])
-def test_the_batch_size_changes_nothing(labelled, size):
-    folder, _ = labelled
-    one, many = (label_maps(folder / f"{n}/moving_labels") for n in (1, size))
+def test_output_does_not_depend_on_batch_size(outputs, size):
+    folder, _ = outputs
+    one, many = (read_label_maps(folder / f"{n}/moving_labels") for n in (1, size))
     np.testing.assert_array_equal(one, many)
     one, many = (
         moving_shapes.frames(folder / f"{n}/moving_overlay.mp4") for n in (1, size)
@@ -93,28 +93,28 @@ def test_the_batch_size_changes_nothing(labelled, size):
     np.testing.assert_array_equal(one, many)
 
 
-def test_the_overlay_video_shows_the_labels(labelled, clip, strided_export):
-    folder, _ = labelled
+def test_overlay_video_shows_the_labels(outputs, clip, strided_export):
+    folder, _ = outputs
     info = read_export_info(strided_export)
     shown = moving_shapes.frames(folder / "1/moving_overlay.mp4")
-    maps = label_maps(folder / "1/moving_labels")
+    maps = read_label_maps(folder / "1/moving_labels")
     assert len(shown) == 30
-    # Four classes below each other would be higher than half of 121 pixels.
+    # A legend of four rows would be higher than half of 121 pixels.
     assert shown[0].shape == (122, 162, 3)
     frames = moving_shapes.frames(clip)
-    for picture, frame, labels in zip(shown, frames, maps, strict=True):
+    for image, frame, labels in zip(shown, frames, maps, strict=True):
         expected = visualize.overlay(frame, labels, info).astype(int)
-        assert np.abs(picture[:121, :161] - expected).mean() < 6
+        assert np.abs(image[:121, :161] - expected).mean() < 6
 
 
-def test_a_legend_stays_below_the_video(color_export, tmp_path, capfd):
+def test_legend_is_drawn_below_the_video(color_export, tmp_path, capfd):
     moving_shapes.write(tmp_path / "wide.avi", count=4, height=200, width=301)
     run(
         *(PREDICT, f"--model={color_export}", f"--video={tmp_path}/wide.avi"),
         *(f"--output_dir={tmp_path}/out", "--max_frames=3"),
     )
     shown = np.array(moving_shapes.frames(tmp_path / "out/wide_overlay.mp4"), int)
-    # That the video has a fourth frame is no surprise.
+    # No warning about the fourth frame.
     assert "warning" not in capfd.readouterr().err
     # One row of 19 pixels and a margin of 6, made even.
     assert shown.shape == (3, 226, 302, 3)
@@ -122,25 +122,25 @@ def test_a_legend_stays_below_the_video(color_export, tmp_path, capfd):
     assert np.abs(legends - legends[0]).max() < 40
     boxes = [np.abs(legends[0] - color).sum(-1).min() for color in np.eye(3) * 255]
     assert boxes[0] < 120 and boxes[2] < 120
-    # What stays clear needs no colour.
+    # The background is not coloured, so it is not listed.
     assert boxes[1] > 200
 
 
-def test_a_video_cut_off_is_labelled_as_far_as_it_goes(color_export, tmp_path, capfd):
+def test_truncated_video_is_labelled_up_to_its_end(color_export, tmp_path, capfd):
     path = moving_shapes.write(tmp_path / "cut.avi")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    there = len(moving_shapes.frames(path))
-    assert 0 < there < 30
+    count = len(moving_shapes.frames(path))
+    assert 0 < count < 30
     capfd.readouterr()
     run(
         *(PREDICT, f"--model={color_export}", f"--video={path}"),
         f"--output_dir={tmp_path}/out",
     )
-    assert len(moving_shapes.frames(tmp_path / "out/cut_overlay.mp4")) == there
-    assert f"cut.avi ended after {there} of 30 frames" in capfd.readouterr().err
+    assert len(moving_shapes.frames(tmp_path / "out/cut_overlay.mp4")) == count
+    assert f"cut.avi ended after {count} of 30 frames" in capfd.readouterr().err
 
 
-def test_mistakes_end_the_program_before_it_writes(color_export, clip, tmp_path):
+def test_invalid_flags_are_refused_before_writing(color_export, clip, tmp_path):
     model, out = f"--model={color_export}", f"--output_dir={tmp_path}/out"
     video, images = f"--video={clip}", f"--images={clip.parent}"
     broken = tmp_path / "broken.mp4"
@@ -163,9 +163,9 @@ def test_mistakes_end_the_program_before_it_writes(color_export, clip, tmp_path)
 
 
 class Camera:
-    """A clip in a camera's place, for machines that have none; Ctrl-C at picture 20.
+    """A fake camera that plays a clip and sends Ctrl-C at frame 20.
 
-    No subclass: the garbage collector stumbles over those of OpenCV's classes.
+    Not a subclass: the garbage collector fails on subclasses of OpenCV's classes.
     """
 
     def __init__(self, capture):
@@ -184,7 +184,7 @@ class Camera:
 
 @pytest.fixture
 def camera(monkeypatch, clip):
-    """Plugs it in as camera 0."""
+    """Installs the fake camera as camera 0."""
     opened = cv2.VideoCapture
 
     def open_camera(*source):
@@ -194,7 +194,7 @@ def camera(monkeypatch, clip):
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-def test_a_camera_ends_with_its_frames_or_ctrl_c(
+def test_camera_stops_after_max_frames_or_ctrl_c(
     camera, color_export, tmp_path, batch_size
 ):
     command = (
@@ -205,14 +205,14 @@ def test_a_camera_ends_with_its_frames_or_ctrl_c(
     printed = run(*command, f"--output_dir={tmp_path}/endless")
     assert list_outputs(tmp_path / "five") == ["camera0_overlay.mp4"]
     assert len(moving_shapes.frames(tmp_path / "five/camera0_overlay.mp4")) == 5
-    # Those that were read before the signal, and maybe the one read with it.
+    # The frames read before the signal, and possibly the one read with it.
     count = len(moving_shapes.frames(tmp_path / "endless/camera0_overlay.mp4"))
     assert count in (19, 20)
     assert f"{count} frames labelled" in printed
 
 
 @pytest.mark.slow
-def test_a_signal_closes_the_video(color_export, tmp_path):
+def test_sigterm_closes_the_video(color_export, tmp_path):
     clip = moving_shapes.write(tmp_path / "long.avi", count=6000)
     process = subprocess.Popen(
         [
@@ -223,16 +223,16 @@ def test_a_signal_closes_the_video(color_export, tmp_path):
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    told = b""
+    errors = b""
     # tqdm rewrites its one line: "1%| | 60/6000 [...".
-    while b"/6000 [" not in told.replace(b" 0/6000 [", b""):
+    while b"/6000 [" not in errors.replace(b" 0/6000 [", b""):
         piece = process.stderr.read1()
-        assert piece, told
-        told += piece
+        assert piece, errors
+        errors += piece
     process.send_signal(signal.SIGTERM)
-    printed, told = process.communicate()
-    assert process.returncode == 128 + signal.SIGTERM, told
-    assert b"Traceback" not in told
+    printed, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert b"Traceback" not in errors
     count = len(moving_shapes.frames(tmp_path / "out/long_overlay.mp4"))
     assert 0 < count < 6000
     assert f"{count} frames labelled" in printed.decode()

@@ -1,4 +1,4 @@
-"""The programs with official command lines, from records to pictures, and mistakes."""
+"""The programs with official flags, from records to predictions, and their errors."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ TRAINING = (
     "--num_clones=1",
     "--fine_tune_batch_norm=true",
     "--dataset=pascal_voc_seg",
-    "--batch_norm_momentum=0.1",  # ours: statistics of use after three steps
+    "--batch_norm_momentum=0.1",  # ours: usable statistics after three steps
 )
 
 
@@ -67,30 +67,30 @@ def run(name, *arguments):
 
 
 def assert_refused(message, name, *arguments):
-    """Checks that a program ends with one line that holds a message."""
+    """Checks that a program exits with a one-line error that matches a message."""
     program = f"deeplab_tf.programs.{name}"
     program_runs.assert_refused(f"^{name}.py: .*{message}", program, *arguments)
 
 
 def train(dataset_dir, logs):
-    where = (f"--dataset_dir={dataset_dir}", f"--train_logdir={logs}")
-    return run("train", *TRAINING, *where)
+    paths = (f"--dataset_dir={dataset_dir}", f"--train_logdir={logs}")
+    return run("train", *TRAINING, *paths)
 
 
 @pytest.fixture(scope="module")
 def logs(shallow, tiny_records, tmp_path_factory):
-    """The `train_logdir` of three steps, saved after two, too."""
+    """A `train_logdir` with checkpoints after two and three steps."""
     logs = tmp_path_factory.mktemp("trained") / "logs"
     train(tiny_records, logs)
     return logs
 
 
 @pytest.fixture(scope="module")
-def line(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
-    """Folders and output of: train on from two steps, score, export, predict."""
-    folder = tmp_path_factory.mktemp("line")
-    third = shutil.ignore_patterns("model.ckpt-3.*")
-    shutil.copytree(logs, folder / "logs", ignore=third)
+def pipeline(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
+    """Folder and output of: resume at step two, evaluate, export, predict."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    ignore = shutil.ignore_patterns("model.ckpt-3.*")
+    shutil.copytree(logs, folder / "logs", ignore=ignore)
     latest = 'model_checkpoint_path: "model.ckpt-2"\n'
     (folder / "logs/checkpoint").write_text(latest)
     out = {"train": train(tiny_records, folder / "logs")}
@@ -116,7 +116,7 @@ def line(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
     return types.SimpleNamespace(folder=folder, out=out)
 
 
-def test_a_training_leaves_a_checkpoint_and_its_experiment(logs, tiny_records):
+def test_training_saves_checkpoint_and_experiment(logs, tiny_records):
     assert tf.train.latest_checkpoint(str(logs)) == str(logs / "model.ckpt-3")
     experiment = read_experiment(str(logs))
     model = {
@@ -135,23 +135,23 @@ def test_a_training_leaves_a_checkpoint_and_its_experiment(logs, tiny_records):
     assert experiment.info.split_sizes == {"train": 3, "val": 2, "trainval": 5}
 
 
-def test_a_training_goes_on_where_it_was(line, logs):
-    assert f"resuming from {line.folder}/logs/model.ckpt-2" in line.out["train"]
-    reader = tf.train.load_checkpoint(f"{line.folder}/logs/model.ckpt-3")
+def test_training_resumes_from_latest_checkpoint(pipeline, logs):
+    assert f"resuming from {pipeline.folder}/logs/model.ckpt-2" in pipeline.out["train"]
+    reader = tf.train.load_checkpoint(f"{pipeline.folder}/logs/model.ckpt-3")
     assert reader.get_tensor("step/.ATTRIBUTES/VARIABLE_VALUE") == 3
     assert reader.get_tensor("samples/.ATTRIBUTES/VARIABLE_VALUE") == 6
-    # What the first layer sees says which images came.
+    # The statistics of the first layer show which images were read.
     name = "MobilenetV2/Conv/BatchNorm/moving_mean"
-    before = read_variables(f"{line.folder}/logs/model.ckpt-2")[name]
-    after = read_variables(f"{line.folder}/logs/model.ckpt-3")[name]
+    before = read_variables(f"{pipeline.folder}/logs/model.ckpt-2")[name]
+    after = read_variables(f"{pipeline.folder}/logs/model.ckpt-3")[name]
     uninterrupted = read_variables(f"{logs}/model.ckpt-3")[name]
     np.testing.assert_allclose(after, uninterrupted, atol=1e-6)
     assert np.abs(after - before).max() > 1e-3
 
 
-def test_an_evaluation_writes_metrics_json(line, tiny_records):
-    assert list_outputs(line.folder / "eval") == ["metrics.json", "report.html"]
-    metrics = json.loads((line.folder / "eval/metrics.json").read_text())
+def test_evaluation_writes_metrics_json(pipeline, tiny_records):
+    assert list_outputs(pipeline.folder / "eval") == ["metrics.json", "report.html"]
+    metrics = json.loads((pipeline.folder / "eval/metrics.json").read_text())
     assert set(metrics) == {
         *("images", "miou", "pixel_accuracy", "frequency_weighted_iou"),
         *("iou_per_class", "accuracy_per_class", "f_score_per_class"),
@@ -161,7 +161,7 @@ def test_an_evaluation_writes_metrics_json(line, tiny_records):
     assert np.shape(metrics["confusion_matrix"]) == (21, 21)
     assert len(metrics["iou_per_class"]) == len(metrics["class_names"]) == 21
     assert metrics["protocol"] == {
-        "checkpoint": f"{line.folder}/logs/model.ckpt-3",
+        "checkpoint": f"{pipeline.folder}/logs/model.ckpt-3",
         "dataset": "pascal_voc_seg",
         "split": "val",
         "output_stride": 16,
@@ -178,33 +178,36 @@ def test_an_evaluation_writes_metrics_json(line, tiny_records):
         "precision": "float32",
         "resize_factor": None,
     }
-    assert f"written: {line.folder}/eval/metrics.json" in line.out["eval"]
-    assert "aeroplane" in line.out["eval"]
+    assert f"written: {pipeline.folder}/eval/metrics.json" in pipeline.out["eval"]
+    assert "aeroplane" in pipeline.out["eval"]
 
 
-def test_flags_that_repeat_the_experiment_are_not_noted(line):
-    assert "note:" not in "".join(line.out.values())
+def test_flags_equal_to_the_experiment_print_no_note(pipeline):
+    assert "note:" not in "".join(pipeline.out.values())
 
 
-def test_an_export_has_a_frozen_graph_beside_it_and_takes_the_classes_along(line):
-    assert (line.folder / "frozen_graph/saved_model.pb").exists()
+def test_export_has_frozen_graph_and_class_names(pipeline):
+    assert (pipeline.folder / "frozen_graph/saved_model.pb").exists()
     frozen = tf.compat.v1.GraphDef()
-    frozen.ParseFromString((line.folder / "frozen_graph.pb").read_bytes())
+    frozen.ParseFromString((pipeline.folder / "frozen_graph.pb").read_bytes())
     assert {"ImageTensor", "SemanticPredictions"} < {node.name for node in frozen.node}
-    assert read_export_info(f"{line.folder}/frozen_graph").class_names[1] == "aeroplane"
-    assert "mobilenet_v2, 21 classes, output stride 16" in line.out["export"]
+    assert (
+        read_export_info(f"{pipeline.folder}/frozen_graph").class_names[1]
+        == "aeroplane"
+    )
+    assert "mobilenet_v2, 21 classes, output stride 16" in pipeline.out["export"]
 
 
-def test_predictions_of_the_export_are_those_that_were_scored(line, tiny_voc):
+def test_predictions_match_the_evaluation(pipeline, tiny_voc):
     counts = 0
     for stem in (tiny_voc / "ImageSets/Segmentation/val.txt").read_text().split():
         with (
             Image.open(tiny_voc / f"SegmentationClass/{stem}.png") as truth,
-            Image.open(line.folder / f"out/{stem}_label.png") as predicted,
+            Image.open(pipeline.folder / f"out/{stem}_label.png") as predicted,
         ):
             truth, predicted = np.array(truth), np.array(predicted)
         counts = counts + np.array(confusion_matrix(truth, predicted, 21, 255))
-    metrics = json.loads((line.folder / "eval/metrics.json").read_text())
+    metrics = json.loads((pipeline.folder / "eval/metrics.json").read_text())
     np.testing.assert_array_equal(metrics["confusion_matrix"], counts)
     assert (counts.sum(0) > 0).sum() > 1
 
@@ -219,18 +222,20 @@ REQUIRED = {
 
 def test_every_program_checks_its_flags(tmp_path, capsys):
     for name, required in REQUIRED.items():
-        nowhere = [f"{flag}={tmp_path}/nowhere" for flag in map(only_name, required)]
+        required_flags = [
+            f"{flag}={tmp_path}/nowhere" for flag in map(flag_name, required)
+        ]
         with pytest.raises(SystemExit):
-            run(name, *nowhere, "--alsologtostderr")
+            run(name, *required_flags, "--alsologtostderr")
         err = capsys.readouterr().err
         assert err.startswith("warning: --alsologtostderr has no effect: "), name
         with pytest.raises(
             SystemExit, match=r"quantize_delay_step must be -1, .*received 0"
         ):
-            run(name, *nowhere, "--quantize_delay_step=0")
+            run(name, *required_flags, "--quantize_delay_step=0")
 
 
-def only_name(flag):
+def flag_name(flag):
     return flag.partition("=")[0]
 
 
@@ -306,17 +311,17 @@ def only_name(flag):
         (["--min_scale_factor=3"], "min_scale_factor must be at most max_scale_factor"),
     ],
 )
-def test_mistakes_in_training_are_told_before_anything_is_written(
+def test_invalid_training_flags_are_refused_before_writing(
     tiny_records, tmp_path, arguments, message
 ):
-    # A crop size given twice is one size; so the later flags stand alone here.
-    base = [flag for flag in TRAINING if only_name(flag) != only_name(arguments[0])]
-    where = [f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"]
-    assert_refused(message, "train", *base, *where, *arguments)
+    # Crop sizes given twice are combined, so each flag is given only once.
+    base = [flag for flag in TRAINING if flag_name(flag) != flag_name(arguments[0])]
+    paths = [f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/logs"]
+    assert_refused(message, "train", *base, *paths, *arguments)
     assert os.listdir(tmp_path) == []
 
 
-def test_folders_that_are_not_given_are_told():
+def test_missing_folders_are_reported():
     assert_refused(
         "--dataset_dir is required: the folder of the TFRecords",
         "train",
@@ -327,25 +332,25 @@ def test_folders_that_are_not_given_are_told():
     assert_refused("--export_path must have a value", "export", "--checkpoint_path=c")
 
 
-def test_a_train_logdir_of_another_model_is_refused_and_kept(logs, tiny_records):
+def test_train_logdir_of_another_model_is_kept(logs, tiny_records):
     before = sorted(os.listdir(logs))
-    where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
+    paths = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
     message = "has another model: output_stride was 16 and is 8"
-    assert_refused(message, "train", *TRAINING, *where, "--output_stride=8")
+    assert_refused(message, "train", *TRAINING, *paths, "--output_stride=8")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).model.output_stride == 16
 
 
-def test_another_optimizer_cannot_go_on(logs, tiny_records):
+def test_resuming_with_another_optimizer_is_refused(logs, tiny_records):
     before = sorted(os.listdir(logs))
-    where = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
+    paths = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
     message = "model.ckpt-3 does not match this model and optimiser; use another"
-    assert_refused(message, "train", *TRAINING, *where, "--optimizer=adam")
+    assert_refused(message, "train", *TRAINING, *paths, "--optimizer=adam")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).train.optimizer == "momentum"
 
 
-def test_a_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
+def test_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
     wide, data = "--depth_multiplier=0.2", f"--dataset_dir={tiny_records}"
     assert_refused(
         "model.ckpt-3 has another architecture than mobilenet_v2 .*0.2",
@@ -365,7 +370,7 @@ def test_a_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_mistakes_in_evaluation_are_told_before_anything_is_written(
+def test_invalid_evaluation_flags_are_refused_before_writing(
     logs, tiny_records, tmp_path
 ):
     data, out = f"--dataset_dir={tiny_records}", f"--eval_logdir={tmp_path}/eval"
@@ -384,7 +389,7 @@ def test_mistakes_in_evaluation_are_told_before_anything_is_written(
         assert os.listdir(tmp_path) == []
 
 
-def test_a_checkpoint_without_experiment_needs_its_flags(logs, tiny_records, tmp_path):
+def test_checkpoint_without_experiment_needs_model_flags(logs, tiny_records, tmp_path):
     for path in logs.glob("model.ckpt-3.*"):
         shutil.copy(path, tmp_path)
     (official,) = {str(path.with_suffix("")) for path in tmp_path.iterdir()}
@@ -399,7 +404,7 @@ def test_a_checkpoint_without_experiment_needs_its_flags(logs, tiny_records, tmp
     assert sorted(os.listdir(tmp_path)) == before
 
 
-def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_path):
+def test_invalid_export_flags_are_refused_before_writing(logs, tmp_path):
     checkpoint, path = f"--checkpoint_path={logs}", f"--export_path={tmp_path}/export"
     for arguments, message in (
         (["--checkpoint_path=nowhere"], "no checkpoint nowhere"),
@@ -419,15 +424,15 @@ def test_mistakes_in_an_export_are_told_before_anything_is_written(logs, tmp_pat
 
 
 def write_records(folder, label, info):
-    """Writes two records with one label."""
+    """Writes two records with the same label."""
     image = np.random.RandomState(0).randint(0, 256, (*np.shape(label), 3))
     write_shards(folder, *[make_record(image, label, "bad")] * 2)
     records.write_info(info, str(folder))
 
 
-def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
+def test_label_out_of_range_stops_training(tmp_path):
     write_records(tmp_path / "data", np.full((33, 33), 77), generic_info(21))
-    # What an earlier attempt without a checkpoint was told binds nobody.
+    # An experiment without a checkpoint does not restrict this one.
     write_experiment(Experiment(), str(tmp_path / "logs"))
     assert_refused(
         "train is not safe to train on, label values that are not a class: record 0 of "
@@ -438,7 +443,7 @@ def test_a_label_out_of_range_ends_a_training_without_a_checkpoint(tmp_path):
     assert tf.train.latest_checkpoint(str(tmp_path / "logs")) is None
 
 
-def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_path):
+def test_training_starts_from_a_zoo_checkpoint(monkeypatch, tiny_records, tmp_path):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
     published = add_tiny_checkpoint(monkeypatch, tmp_path)
     command = (
@@ -453,14 +458,14 @@ def test_a_training_starts_from_the_zoo_by_name(monkeypatch, tiny_records, tmp_p
     tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
     assert all(np.array_equal(tuned[name], a) for name, a in published.items())
     assert read_experiment(str(tmp_path / "logs")).train.tf_initial_checkpoint == "tiny"
-    # What goes on needs neither zoo nor cache.
+    # Resuming needs neither zoo nor cache.
     shutil.rmtree(tmp_path / "zoo")
     shutil.rmtree(tmp_path / "cache")
     assert "resuming from" in run(*command)
 
 
-def toy_preset():
-    """Returns a row of the papers in small; no value is the default of its flag."""
+def make_toy_preset():
+    """Returns a small preset in which no value is the default of its flag."""
     row = find_preset("deeplabv3plus_table5_eval8_decoder_sc_ms_flip")
     model = ModelConfig(
         depth_multiplier=0.1,
@@ -485,21 +490,21 @@ def toy_preset():
 
 @pytest.fixture(scope="module")
 def toy():
-    """A preset that `--preset=toy` names."""
+    """A preset that is registered as `toy`."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "toy", toy_preset())
+        patch.setitem(PRESETS, "toy", make_toy_preset())
         yield PRESETS["toy"]
 
 
 @pytest.fixture(scope="module")
-def toy_line(shallow, toy, tiny_records, tmp_path_factory):
-    """Folder and output of: train, score and export by a preset, with a few flags."""
+def toy_pipeline(shallow, toy, tiny_records, tmp_path_factory):
+    """Folder and output of: train, evaluate and export with a preset and some flags."""
     folder = tmp_path_factory.mktemp("toy")
     data = f"--dataset_dir={tiny_records}"
     out = {
         "train": run(
             *("train", "--preset=toy", data, f"--train_logdir={folder}/logs"),
-            # The first repeats a default of train.py, which counts as given.
+            # The first equals the default of train.py, but counts as given.
             *("--base_learning_rate=0.0001", "--learning_power=0.5", "--seed=3"),
         ),
         "eval": run(
@@ -508,7 +513,7 @@ def toy_line(shallow, toy, tiny_records, tmp_path_factory):
         ),
     }
     with pytest.MonkeyPatch.context() as patch:
-        # Hardly anything is written: `line` has an export.
+        # Records the options only: `pipeline` writes an export.
         exports = []
 
         def keep(_, path, **options):
@@ -523,45 +528,45 @@ def toy_line(shallow, toy, tiny_records, tmp_path_factory):
     return types.SimpleNamespace(folder=folder, out=out, export=exports[0])
 
 
-def test_a_preset_stands_for_what_a_training_was_not_told(toy, toy_line, tiny_records):
-    experiment = read_experiment(str(toy_line.folder / "logs"))
+def test_preset_fills_in_training_flags(toy, toy_pipeline, tiny_records):
+    experiment = read_experiment(str(toy_pipeline.folder / "logs"))
     assert experiment.model == toy.model
     assert experiment.split == "trainval"
     given = {"dataset_dir": tiny_records, "seed": 3}
     assert experiment.data == dataclasses.replace(toy.data, **given)
     given = {"base_learning_rate": 1e-4, "learning_power": 0.5}
-    given |= {"train_logdir": f"{toy_line.folder}/logs", "batch_norm": "train"}
+    given |= {"train_logdir": f"{toy_pipeline.folder}/logs", "batch_norm": "train"}
     assert experiment.train == dataclasses.replace(toy.train, **given)
 
 
-def test_a_preset_stands_for_what_an_evaluation_was_not_told(toy_line):
-    metrics = json.loads((toy_line.folder / "eval/metrics.json").read_text())
+def test_preset_fills_in_evaluation_flags(toy_pipeline):
+    metrics = json.loads((toy_pipeline.folder / "eval/metrics.json").read_text())
     protocol = metrics["protocol"]
     assert protocol["output_stride"] == 16
     assert protocol["atrous_rates"] == [6, 12]
-    assert protocol["eval_scales"] == [1.0]  # was told
+    assert protocol["eval_scales"] == [1.0]  # given as a flag
     assert protocol["add_flipped_images"] is True
     assert protocol["eval_crop_size"] == [65, 65]
     assert (protocol["split"], metrics["images"]) == ("trainval", 5)
 
 
-def test_a_preset_stands_for_what_an_export_was_not_told(toy_line):
-    # Without it the official default, 8, would count.
-    assert "mobilenet_v2, 21 classes, output stride 16; " in toy_line.out["export"]
-    assert toy_line.export["scales"] == (0.5, 1.0)
-    assert toy_line.export["flip"] is True
-    assert toy_line.export["crop_size"] == (97, 97)  # was told
+def test_preset_fills_in_export_flags(toy_pipeline):
+    # Without the preset it would be 8, the official default.
+    assert "mobilenet_v2, 21 classes, output stride 16; " in toy_pipeline.out["export"]
+    assert toy_pipeline.export["scales"] == (0.5, 1.0)
+    assert toy_pipeline.export["flip"] is True
+    assert toy_pipeline.export["crop_size"] == (97, 97)  # given as a flag
 
 
-def test_the_recipe_of_a_preset_is_printed_first(toy, toy_line):
-    for name, out in toy_line.out.items():
+def test_preset_is_described_first(toy, toy_pipeline):
+    for name, out in toy_pipeline.out.items():
         assert out.startswith(describe(toy) + "\n"), name
 
 
-def test_deviations_from_a_preset_are_printed(toy_line):
+def test_deviations_from_a_preset_are_printed(toy_pipeline):
     deviations = {
-        name: [line for line in out.splitlines() if "deviations" in line]
-        for name, out in toy_line.out.items()
+        name: [text for text in out.splitlines() if "deviations" in text]
+        for name, out in toy_pipeline.out.items()
     }
     assert deviations["train"] == [
         "  deviations: seed: 0 -> 3; base_learning_rate: 0.05 -> 0.0001; "
@@ -572,14 +577,14 @@ def test_deviations_from_a_preset_are_printed(toy_line):
     assert deviations["export"] == [
         "  deviations: eval_crop_size: (65, 65) -> (97, 97)"
     ]
-    # Neither has another model.
-    assert "note:" not in "".join(toy_line.out.values())
+    # No flag changes the model.
+    assert "note:" not in "".join(toy_pipeline.out.values())
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path):
+def test_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path):
     images = f"--images={tiny_voc}/JPEGImages"
-    where = {
+    paths = {
         "train": (f"--dataset_dir={tiny_records}", f"--train_logdir={tmp_path}/l"),
         "eval": (f"--dataset_dir={tiny_records}", f"--checkpoint_dir={logs}"),
         "export": (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/e"),
@@ -589,7 +594,7 @@ def test_an_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_pa
         "there is no preset 'edgetpu'; similar: edgetpu_deeplab_os32, .*; python -m "
         "deeplab_tf.presets lists all"
     )
-    assert_refused(message, name, *where[name], "--preset=edgetpu")
+    assert_refused(message, name, *paths[name], "--preset=edgetpu")
     assert os.listdir(tmp_path) == []
 
 
@@ -598,14 +603,14 @@ def test_help_describes_the_program_and_its_flags():
     assert "Trains a model on TFRecords" in out and "--train_crop_size" in out
 
 
-def test_a_mistake_ends_the_process_with_one_line():
-    ended = subprocess.run(
+def test_error_exits_with_one_line():
+    result = subprocess.run(
         [sys.executable, "train.py", "--no_such_flag"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("train.py: ")
-    assert ended.stderr.count("\n") == 1 and "no_such_flag" in ended.stderr
-    assert ended.stdout == ""
+    assert result.returncode == 1
+    assert result.stderr.startswith("train.py: ")
+    assert result.stderr.count("\n") == 1 and "no_such_flag" in result.stderr
+    assert result.stdout == ""
