@@ -43,9 +43,7 @@ def compute_loss(checkpoint: str, batches) -> float:
     )
 
 
-def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
-    voc_checkpoint, tmp_path
-):
+def test_official_checkpoint_is_fine_tuned_with_new_classes(voc_checkpoint, tmp_path):
     info = DatasetInfo("toys", tuple("abcdefg"))
     label = np.arange(33 * 33, dtype=np.uint8).reshape(33, 33) % 7
     image = np.random.RandomState(0).randint(0, 256, (33, 33, 3))
@@ -66,7 +64,7 @@ def test_the_official_checkpoint_is_fine_tuned_with_other_classes(
     official = read_variables(voc_checkpoint)
     tuned = read_variables(f"{tmp_path}/logs/model.ckpt-1")
     assert tuned["logits/semantic/weights"].shape == (1, 1, 256, 7)
-    # Nothing has moved at a learning rate of 0.
+    # Nothing changes at a learning rate of 0.
     same = [n for n in tuned if np.array_equal(tuned[n], official[n])]
     assert sorted(set(tuned) - set(same)) == [
         "logits/semantic/biases",
