@@ -133,7 +133,7 @@ def tiny_records(tiny_voc, tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def shallow():
-    """Makes `mobilenet_v2` shallow in a module that tests no network."""
+    """Makes `mobilenet_v2` shallow for tests that work with any network."""
     with shallow_mobilenet_v2():
         yield
 

@@ -1,6 +1,6 @@
-"""MobileNetV2 with one block per stride, for tests that any network would do for.
+"""A MobileNetV2 with one block per stride, for tests that work with any network.
 
-Run as a program, it runs one of the root scripts on it:
+As a program, it runs one of the root scripts with this network:
 `python tests/shallow_network.py eval.py --checkpoint_dir=...`.
 """
 
@@ -16,10 +16,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def patch_mobilenet_v2(patch):
-    """Makes `mobilenet_v2` a network of 5 of its 17 blocks.
+    """Reduces `mobilenet_v2` to 5 of its 17 blocks.
 
     Args:
-        patch: A `pytest.MonkeyPatch`, which undoes it.
+        patch: A `pytest.MonkeyPatch`, which restores it.
     """
     from deeplab_tf import config
     from deeplab_tf.config.backbones.mobilenet import Block

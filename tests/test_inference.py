@@ -59,11 +59,11 @@ def test_compiled_labels_have_the_image_size(compiled_labels):
 )
 def test_images_are_padded_with_the_mean_pixel(strided_model, size, crop_size, padded):
     predictor = Predictor(strided_model, crop_size=crop_size)
-    network, seen = predictor.network, []
+    network, inputs = predictor.network, []
 
     def spy(images, training):
         assert training is False
-        seen.append(np.array(images))
+        inputs.append(np.array(images))
         return network(images, training=training)
 
     predictor.networks = dict.fromkeys(predictor.scales, spy)
@@ -71,8 +71,8 @@ def test_images_are_padded_with_the_mean_pixel(strided_model, size, crop_size, p
     assert predictor.labels(images).shape == (2, *size)
     expected = np.full((2, *padded, 3), 127.5, np.float32)
     expected[:, : size[0], : size[1]] = images
-    (seen,) = seen
-    np.testing.assert_array_equal(seen, expected)
+    (inputs,) = inputs
+    np.testing.assert_array_equal(inputs, expected)
 
 
 @pytest.mark.parametrize("size", [(17, 17), (33, 49), (65, 33)])
@@ -141,9 +141,9 @@ def compute_mean_probabilities(model, image, stride, scales, flip):
     size = image.shape[:2]
     total = []
     for scale in scales:
-        seen = resize_bilinear(image, [int((side - 1) * scale + 1) for side in size])
+        scaled = resize_bilinear(image, [int((side - 1) * scale + 1) for side in size])
         for step in (1, -1) if flip else (1,):
-            logits = np.array(network(seen[None, :, ::step]))[0, :, ::step]
+            logits = np.array(network(scaled[None, :, ::step]))[0, :, ::step]
             if scale < 1:
                 logits = resize_bilinear(
                     logits, [(side - 1) // stride + 1 for side in size]
@@ -232,9 +232,11 @@ def test_overlaps_are_weighted_by_distance_to_the_edge(strided_model, scales):
     for top in (0, 11, 23, 35):
         for left in (0, 12):
             part = np.s_[:, top : top + rows, left : left + columns]
-            seen = np.array(full.probabilities(images[part]))
+            part_probabilities = np.array(full.probabilities(images[part]))
             # A single pass is blended before the softmax.
-            scores = np.log(seen) if scales == (1.0,) else seen
+            scores = (
+                np.log(part_probabilities) if scales == (1.0,) else part_probabilities
+            )
             share = np.outer(*near)[..., None]
             total[part] += share * scores
             weight[part[1:]] += share
@@ -250,8 +252,8 @@ def test_compiled_windows_equal_eager_windows(tiny_model):
     images = tf.TensorSpec([None, None, None, 3], tf.uint8)
     compiled_labels = tf.function(predictor.labels, input_signature=[images])
     for size in ((60, 45), (20, 90), (33, 49)):
-        seen = make_images(1, *size).astype(np.uint8)
-        np.testing.assert_array_equal(compiled_labels(seen), predictor.labels(seen))
+        image = make_images(1, *size).astype(np.uint8)
+        np.testing.assert_array_equal(compiled_labels(image), predictor.labels(image))
 
 
 def test_window_and_memory_limit_are_exclusive(strided_model):
