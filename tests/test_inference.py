@@ -232,11 +232,9 @@ def test_overlaps_are_weighted_by_distance_to_the_edge(strided_model, scales):
     for top in (0, 11, 23, 35):
         for left in (0, 12):
             part = np.s_[:, top : top + rows, left : left + columns]
-            part_probabilities = np.array(full.probabilities(images[part]))
+            values = np.array(full.probabilities(images[part]))
             # A single pass is blended before the softmax.
-            scores = (
-                np.log(part_probabilities) if scales == (1.0,) else part_probabilities
-            )
+            scores = np.log(values) if scales == (1.0,) else values
             share = np.outer(*near)[..., None]
             total[part] += share * scores
             weight[part[1:]] += share
