@@ -325,7 +325,7 @@ def test_second_training_and_removed_folder_are_refused(tiny_records, tmp_path):
     first.wait_for(lambda training: training.has_saved)
     second = Training(tiny_records, link_logs(first.logs, "second"))
     assert_refused(
-        second, rf"is in use by another training \(process {first.process.pid}"
+        second, rf"is in use by another training run \(process {first.process.pid}"
     )
     assert "devices: " not in second.out
     sanity = Training(tiny_records, link_logs(first.logs, "sanity"), "--sanity_overfit")
@@ -387,7 +387,7 @@ def test_evaluation_and_export_run_during_training(tiny_records, tmp_path):
         readers = [subprocess.Popen(c, text=True, **options) for c in commands]
         RUNNING.extend(readers)
         second = Training(tiny_records, link_logs(logs, f"second{number}"), *often)
-        assert_refused(second, "is in use by another training")
+        assert_refused(second, "is in use by another training run")
         for reader in readers:
             printed, _ = reader.communicate()
             assert reader.returncode == 0, printed
@@ -460,7 +460,7 @@ def test_two_workers_resume_bit_exactly_after_sigkill(
         other = workers[1 - victim]
         # It stops by itself, without a signal.
         assert other.wait(60) > 0, other.errors
-        assert "lost another worker and stops" in other.errors
+        assert "lost contact with another worker and stops" in other.errors
         assert "Traceback" not in other.errors
     finish_two_workers(tiny_records, logs)
     assert_identical(logs, uninterrupted_workers)

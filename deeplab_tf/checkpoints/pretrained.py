@@ -165,7 +165,7 @@ def _find_in_zoo(source: str) -> ZooModel | None:
         return next(found, None)
     known = find_checkpoint(source)
     if known and _exists(source):
-        print(f"note: using {os.path.abspath(source)}, not the {source} of the zoo")
+        print(f"note: using {os.path.abspath(source)}, not the zoo model {source}")
         return None
     return known
 
@@ -264,13 +264,13 @@ def _identify(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
             continue
         if complete:
             print(
-                f"note: {prefix} has no {EXPERIMENT_FILE}; judging by its variables, "
-                f"using {config.backbone} with output_stride "
+                f"note: {prefix} has no {EXPERIMENT_FILE}; its variables match "
+                f"{config.backbone} with output_stride "
                 f"{config.output_stride} and atrous_rates {list(config.atrous_rates)}"
             )
             return config
     backbones = _find_backbones(arrays)
-    hint = "load it into a model of build_model with load_tf1_checkpoint"
+    hint = "create the model with build_model and load it with load_tf1_checkpoint"
     if backbones:
         hint = f"for a backbone of the zoo, give its name: {' or '.join(backbones)}"
     raise UserError(

@@ -229,7 +229,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str) -> Checkpoint:
-    """Reads the variables of a checkpoint, safely during a training.
+    """Reads the variables of a checkpoint, safely even during training.
 
     If the files change while they are read, it starts over with the checkpoint that is
     then the newest, so all variables belong to one checkpoint.
@@ -261,8 +261,8 @@ def read_checkpoint(path: str) -> Checkpoint:
     if failure is not None and not (was_found and _index(prefix) is None):
         raise failure
     raise UserError(
-        f"{path} was removed or replaced while it was read; a training keeps only its "
-        "newest checkpoints: give its folder, or a copy of the checkpoint"
+        f"{path} was removed or replaced while it was read; a training run keeps "
+        "only its newest checkpoints: give its folder, or a copy of the checkpoint"
     )
 
 

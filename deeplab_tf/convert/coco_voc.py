@@ -43,7 +43,7 @@ def _import_masks():
         from pycocotools import mask
     except ImportError as error:
         raise UserError(
-            f"COCO's outlines need pip install 'deeplab_tf[coco]' ({error})"
+            f"COCO annotations need pip install 'deeplab_tf[coco]' ({error})"
         ) from error
     return mask
 

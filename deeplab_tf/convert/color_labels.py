@@ -34,15 +34,15 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
 
 
 def _check_grey(path: epath.Path, label: np.ndarray, classes: ClassList) -> None:
-    """Raises `UserError` if 255 may be the ignore label or white paint."""
+    """Raises `UserError` if 255 may be the ignore label or the colour white."""
     values, ids = np.unique(label).tolist(), classes.color_ids()
-    is_paint = all((value, value, value) in ids for value in values)
-    if is_paint and 255 in values and ids[(255, 255, 255)] != 255:
+    is_color = all((value, value, value) in ids for value in values)
+    if is_color and 255 in values and ids[(255, 255, 255)] != 255:
         # Read as labels, every pixel of a class would be ignored.
         raise UserError(
-            f"{path} has one channel with the values {values}: are these labels, or "
-            "black and white paint? Save paint as RGB; for labels remove the colours "
-            "from --classes"
+            f"{path} has one channel with the values {values}: are these class "
+            "ids, or the colours black and white? Save colours as RGB; for class ids "
+            "remove the colours from --classes"
         )
 
 

@@ -201,7 +201,7 @@ def _require_one_set(paths: Sequence[str]) -> None:
         )
     if counts and len(numbers) < max(counts):
         raise UserError(
-            f"only {len(numbers)} of {max(counts)} shards are there, such as "
+            f"only {len(numbers)} of {max(counts)} shards exist, such as "
             f"{paths[0]}; copy or convert them again"
         )
 

@@ -22,7 +22,7 @@ ERRORS = {
     "size": "labels whose size differs from the image",
     "format": "labels that are not a grey 8-bit PNG",
     "value": "label values that are not a class",
-    "one-sided": "splits whose labels are all empty",
+    "one-sided": "splits with only class 0 or only the ignored value",
     "white": "labels with only 0 and the ignored value",
     "leak": "images of an evaluation split in a training split",
 }
@@ -32,7 +32,7 @@ WARNINGS = {
     "void": "labels without a labelled pixel",
     "background": "labels with only class 0",
     "absent": "classes that are in no image",
-    "repeated": "images that are twice in a split",
+    "repeated": "images that occur twice in a split",
 }
 _QUICK_CHECK_RECORDS = 200
 

@@ -60,7 +60,7 @@ def _lock(file, path: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"waiting for another process with {path}", file=sys.stderr)
+        print(f"waiting for another process that uses {path}", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
@@ -205,8 +205,8 @@ class _TrainingLock:
         """Watches the heartbeat of a process that is not visible from here."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
-            f"{self._folder} is locked by {owner}; watching for {limit:.0f} s whether "
-            "it is still training",
+            f"{self._folder} is locked by {owner}; waiting {limit:.0f} s to see "
+            "whether it is still training",
             file=sys.stderr,
         )
         end = time.monotonic() + limit
@@ -224,7 +224,7 @@ class _TrainingLock:
 
     def _refusal(self, owner: Owner | None) -> UserError:
         return UserError(
-            f"--train_logdir={self._folder} is in use by another training "
+            f"--train_logdir={self._folder} is in use by another training run "
             f"({owner or 'process unknown'}); stop that process or give another "
             "--train_logdir"
         )
@@ -237,7 +237,7 @@ class _TrainingLock:
         if found is None or found.token != self._owner.token:
             reason = f"taken over by {found}" if found else "removed"
             raise UserError(
-                f"--train_logdir={self._folder} was {reason} while this training ran; "
+                f"--train_logdir={self._folder} was {reason} during this training run; "
                 "nothing more can be saved there"
             )
 
@@ -288,8 +288,8 @@ class _TrainingLock:
         # A power failure may leave zeros.
         if owner is None and (record or b"").strip(b"\0 \n"):
             raise UserError(
-                f"{self._path} is not a training lock; remove it if no training runs "
-                "there"
+                f"{self._path} is not a training lock; remove it if no run uses "
+                "this folder"
             )
         return owner
 

@@ -62,7 +62,7 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
     outputs.write_bytes(
         visualize.encode_png(visualize.contact_sheet(overlays)), overview
     )
-    print(f"written: {overview}, the first {len(overlays)}")
+    print(f"written: {overview}, with {len(overlays)} overlays")
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ _FLAGS = {
     ),
     "batch_norm": (
         *(flags.one_of("auto", "train", "sync"), "auto"),
-        "Normalise by the batch of a replica (train) or of all (sync).",
+        "Batch statistics of each replica (train) or of all (sync).",
     ),
 }
 

@@ -68,7 +68,7 @@ def require_no_model_flags(
     """Refuses model flags and `others`, which have no effect on an exported model."""
     for name in (*flags.MODEL_FLAGS, "preset", "precision", *others):
         if name in values and values[name].present:
-            raise UserError(f"--{name} has no effect on {path}, which is exported")
+            raise UserError(f"--{name} has no effect on {path}, an exported model")
 
 
 def require_classes(

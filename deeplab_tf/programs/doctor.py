@@ -67,7 +67,9 @@ def _open_splits(values) -> dict[str, Source]:
     info = sources.resolve_info(values.dataset, folder)
     splits = values.splits or sources.split_names(info, folder)
     if not splits:
-        raise UserError(f"no records in {folder}; they are named train-00000-of-00004")
+        raise UserError(
+            f"no records in {folder}, such as train-00000-of-00004.tfrecord"
+        )
     return {s: sources.open_split(info.name, folder, s) for s in splits}
 
 

@@ -58,12 +58,12 @@ _FLAGS = {
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "If given: follow a training and evaluate each new checkpoint, looking for one "
-        "every so many seconds.",
+        "If given: follow a training run and evaluate every new checkpoint, checking "
+        "for one at this interval.",
     ),
     "max_number_of_evaluations": (
         *(flags.at_least(0), 0),
-        "Stop following after this many evaluations; 0: never.",
+        "Stop following after this many evaluations; 0 never stops.",
     ),
     "num_clones": (
         *(flags.INTEGER, None),
@@ -83,7 +83,7 @@ _FLAGS = {
     ),
     "corruptions": (
         *(flags.STRINGS, []),
-        "Ours: corruptions to measure robustness under; all: the 15 common ones.",
+        "Ours: corruptions for measuring robustness; all means the 15 common ones.",
     ),
     "severities": (flags.STRINGS, [1, 2, 3, 4, 5], "Ours: severities to apply."),
 }

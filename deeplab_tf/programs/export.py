@@ -92,7 +92,7 @@ _FLAGS = {
     ),
     "calibration_images": (
         *(flags.at_least(1), 100),
-        "Ours: number of images of --eval_split to calibrate int8 with.",
+        "Ours: number of images of --eval_split for calibrating int8.",
     ),
     "export_probabilities": (
         *(flags.BOOLEAN, False),
@@ -114,7 +114,7 @@ _FLAGS = {
     ),
     "max_pixels": (
         *(flags.at_least(1), Bounds().pixels),
-        "Ours: largest image that the signature encoded accepts, in pixels.",
+        "Ours: largest image that the signature `encoded` accepts, in pixels.",
     ),
 }
 

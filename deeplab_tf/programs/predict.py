@@ -71,11 +71,11 @@ _FLAGS = {
     ),
     "dataset": (
         *(flags.STRING, None),
-        "Dataset whose class names and colours to show; default: the model's.",
+        "Dataset with the class names and colours to show; default: the model's.",
     ),
     "batch_size": (
         *(flags.at_least(1), 1),
-        "Images of one size, or frames, per forward pass. Rounding may change single "
+        "Images of one size, or frames, per forward pass. Rounding may change a few "
         "pixels in millions.",
     ),
     "max_frames": (flags.at_least(1), None, "Stop a video after this many frames."),

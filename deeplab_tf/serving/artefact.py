@@ -56,8 +56,8 @@ class Artefact(abc.ABC):
         highest = labels.max(initial=0)
         if self.num_classes is not None and highest >= self.num_classes:
             raise UserError(
-                f"{self._path} gives the label {highest}, but with {self.num_classes} "
-                f"classes the last label is {self.num_classes - 1}"
+                f"{self._path} returns the label {highest}, but with "
+                f"{self.num_classes} classes the last label is {self.num_classes - 1}"
             )
         return labels
 
@@ -68,10 +68,10 @@ class Artefact(abc.ABC):
             images: As in `labels`.
 
         Raises:
-            UserError: if it only gives labels, and for images of another shape.
+            UserError: if it only returns labels, and for images of another shape.
         """
         if not self.gives_probabilities:
-            raise UserError(f"{self._path} gives labels only, no probabilities")
+            raise UserError(f"{self._path} returns only labels, no probabilities")
         return self._probabilities(self._validate(images))
 
     def _validate(self, given: ArrayLike) -> np.ndarray:

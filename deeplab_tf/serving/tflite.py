@@ -115,7 +115,7 @@ class TFLitePredictor(Artefact):
         height, width = image.shape[1:3]
         if height > self._size[0] or width > self._size[1]:
             raise UserError(
-                f"{self._path} only gives labels, for images of up to "
+                f"{self._path} only returns labels, for images of up to "
                 f"{format_size(self._size)}; received {format_size((height, width))}; "
                 "export logits to slide a window over larger images"
             )
@@ -155,7 +155,7 @@ def _read_notes(content: bytes, path: str) -> dict:
             return {name: _read_note(archive, name, path) for name in found}
     # Other errors mean: encrypted, unknown compression, damaged.
     except (zipfile.BadZipFile, RuntimeError, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: its notes cannot be read: {error}") from error
+        raise UserError(f"{path}: its metadata cannot be read: {error}") from error
 
 
 def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:

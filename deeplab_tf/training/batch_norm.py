@@ -85,7 +85,7 @@ def resolve_batch_norm(
         if replicas > 1 and resolved.name != "sync":
             hint += ", --batch_norm=sync"
         if untrained:
-            hint += ", a --tf_initial_checkpoint of the whole model to freeze"
+            hint += ", a --tf_initial_checkpoint of the complete model"
         raise UserError(
             f"batch normalisation cannot be trained ({resolved.name}) on one image "
             f"at a time; use a {hint} or --batch_norm=freeze"
@@ -101,7 +101,7 @@ def _resolve(policy: str, images: int, replicas: int, untrained) -> BatchNormPol
     total = images * replicas
     if replicas > 1 and total >= _ENOUGH:
         return BatchNormPolicy("sync", f"{images} images per replica, {total} together")
-    few = f"{total} images are few"
+    few = f"a batch of {total} is small"
     if not untrained:
         return BatchNormPolicy(
             "freeze", f"{few}, and the checkpoint has all statistics"

@@ -58,8 +58,8 @@ def report_lost_workers(worker: Worker) -> Iterator[None]:
             raise
         lines = [line for line in error.message.splitlines() if "ollective" in line]
         raise UserError(
-            f"worker {worker.index + 1} of {worker.count} lost another worker and "
-            "stops; restart all workers to resume from the latest checkpoint "
+            f"worker {worker.index + 1} of {worker.count} lost contact with another "
+            "worker and stops; restart all workers to resume from the last checkpoint "
             f"({(lines or [error.message])[0][:200]})"
         ) from error
 
@@ -177,7 +177,9 @@ def _find_tf_config_problem(text: str) -> str:
         return f"received {text!r} ({type(error).__name__}: {error})"
     unknown = set(addresses) - {"chief", "worker"}
     if unknown:
-        return f"the cluster may have chief and worker; received {sorted(unknown)}"
+        return (
+            f"the cluster may only contain chief and worker; received {sorted(unknown)}"
+        )
     if not 0 <= index < len(addresses.get(kind, ())):
         return f"the cluster has no {kind} {index}; received {text!r}"
     wrong = [a for group in addresses.values() for a in group if not _is_address(a)]

@@ -95,8 +95,8 @@ class DivergenceCheck:
             name = f" ({name_samples(number, 1)})" if name_samples else ""
             raise UserError(
                 f"image {place} of the batch at step {step}{name} has pixels that are "
-                "not finite or absurdly large; correct what makes the images, whose "
-                "pixels are 0..255"
+                "not finite or absurdly large; fix the code that makes the images; "
+                "pixels must be 0..255"
             )
         source = self._source if step == self._first_step else None
         raise UserError(
@@ -182,7 +182,7 @@ def explain_divergence(
         causes.insert(0, _describe_learning_rate(config, step, rate))
     else:
         causes.append(
-            f"no step has changed the weights, so check where they come from: {source}"
+            f"no step has changed the weights yet, so check their source: {source}"
         )
     return f"{problem}{_describe_trend(losses)}; {'; '.join(causes)}"
 

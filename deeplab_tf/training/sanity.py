@@ -104,18 +104,18 @@ def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
         own.append(along[i])
         others.append(np.delete(along, i).mean())
     if len(own) < _FEWEST_CROPS:
-        line = f"borders: only {len(own)} of {len(labels)} crops have any; no verdict"
+        line = f"borders: not checked, only {len(own)} of {len(labels)} crops have any"
         return Verdict(True, (line,))
     difference = np.subtract(own, others)
     error = difference.std(ddof=1) / np.sqrt(len(own))
     fits = bool(difference.mean() > _SIGNIFICANT * error)
     line = (
-        f"borders: image edges along the image's own label borders are stronger than "
-        f"at {np.mean(own):.0%} of its pixels, along borders of other labels than at "
-        f"{np.mean(others):.0%} ({len(own)} crops)"
+        f"borders: image edges along the borders of its label are stronger than at "
+        f"{np.mean(own):.0%} of the pixels, along those of other labels stronger than "
+        f"at {np.mean(others):.0%} ({len(own)} crops)"
     )
     if not fits:
-        line += "; no better than random: the labels seem to be of other images"
+        line += "; no better than random: the labels seem to belong to other images"
     return Verdict(fits, (line,))
 
 

@@ -228,7 +228,7 @@ def test_program_writes_into_an_empty_folder(tmp_path, capsys):
     assert (status, err) == (0, [])
     assert out == [
         f"{data}: train 2, val 1, test 1 images",
-        "mIoU on val of labelling by the nearest mean colour: "
+        "mIoU on val if labelled by the nearest mean colour: "
         f"{program.color_baseline(data, eval_split='val'):.3f}",
     ]
     _, label = shapes.scene(np.random.default_rng((5, 0, 1)), (32, 40))

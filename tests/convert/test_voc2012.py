@@ -280,7 +280,8 @@ def test_program_prints_split_sizes_and_content_hashes(command, tmp_path, capsys
     hashes = records.read_info(f"{tmp_path}/out").content_hashes
     assert len(set(hashes.values())) == 3 and len(hashes["val"]) == 64
     assert contents == [
-        f"content of {split}: {hashes[split]}" for split in ("train", "val", "trainval")
+        f"content hash of {split}: {hashes[split]}"
+        for split in ("train", "val", "trainval")
     ]
 
 

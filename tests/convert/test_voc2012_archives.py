@@ -268,7 +268,7 @@ def test_program_prints_split_sizes_and_content_hashes(convert, capsys, tmp_path
         f"--output_dir={tmp_path}/out",
     )
     assert last == f"{tmp_path}/out: train 2, val 1, trainval 3, train_aug 5 images"
-    assert contents == [f"content of {split}: {hashes[split]}" for split in hashes]
+    assert contents == [f"content hash of {split}: {hashes[split]}" for split in hashes]
 
 
 def test_mirror_must_have_the_official_archive(files, capsys, tmp_path):

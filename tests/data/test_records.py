@@ -108,7 +108,7 @@ def test_incomplete_set_of_shards_is_refused(folder):
     write_shards(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
     with pytest.raises(
-        UserError, match=r"only 2 of 3 shards are there, .*00000-of-00003.*; copy"
+        UserError, match=r"only 2 of 3 shards exist, .*00000-of-00003.*; copy"
     ):
         records.shard_paths(folder, "train")
 

@@ -397,7 +397,7 @@ def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
     assert run_doctor(*arguments) == 1
     out = capsys.readouterr().out
     assert "ERROR: label values that are not a class (7)" in out and "and 2 more" in out
-    assert "warning: images that are twice in a split (6)" in out
+    assert "warning: images that occur twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
     assert list_outputs(sheets) == ["doctor.png"]

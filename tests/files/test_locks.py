@@ -80,7 +80,7 @@ def test_second_process_is_refused_with_id_host_and_time(
     with pytest.raises(UserError) as error:
         acquire(tmp_path)
     assert str(error.value) == (
-        f"--train_logdir={tmp_path} is in use by another training (process "
+        f"--train_logdir={tmp_path} is in use by another training run (process "
         f"{other_process.pid} on {owner.host}, since {owner.since}); stop that process "
         "or give another --train_logdir"
     )
@@ -119,7 +119,7 @@ def test_invisible_process_is_watched_without_flock(
     owner = leave_lock(tmp_path, **changes)
     assert acquire(tmp_path).pid == os.getpid()
     first, second = capfd.readouterr().err.splitlines()
-    assert f"is locked by {owner}; watching" in first
+    assert f"is locked by {owner}; waiting" in first
     assert f"taking over the lock of {owner}" in second
 
 
@@ -188,7 +188,7 @@ def test_remote_folder_is_locked_by_heartbeat():
 
 def test_one_of_two_processes_wins_without_flock(without_flock, tmp_path, monkeypatch):
     run_while_watching(monkeypatch, lambda: leave_lock(tmp_path, **OTHER_MACHINE))
-    with pytest.raises(UserError, match=r"in use by another training .* on far"):
+    with pytest.raises(UserError, match=r"in use by another training run .* on far"):
         acquire(tmp_path)
     assert Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes()).host == "far"
 
@@ -210,7 +210,7 @@ def test_removed_folder_is_neither_locked_nor_recreated(is_recreated, tmp_path):
         if is_recreated:
             folder.mkdir()
         time.sleep(0.12)  # two heartbeats
-        message = f"^--train_logdir={folder} was removed while this training ran; "
+        message = f"^--train_logdir={folder} was removed during this training run; "
         for check in (verify_training_lock, acquire):
             with pytest.raises(UserError, match=message):
                 check(folder if check is acquire else str(folder))

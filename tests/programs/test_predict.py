@@ -221,12 +221,12 @@ def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_
         ([photos, out], "--model must have a value"),
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
-            "--output_stride has no effect on .*, which is exported",
+            "--output_stride has no effect on .*, an exported model",
         ),
         *(
             (
                 [f"--model={tiny_export}", photos, out, f"--{flag}"],
-                f"--{flag.partition('=')[0]} has no effect on .*, which is exported",
+                f"--{flag.partition('=')[0]} has no effect on .*, an exported model",
             )
             for flag in (
                 *("eval_scales=0.5", "add_flipped_images", "eval_crop_size=9,9"),

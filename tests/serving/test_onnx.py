@@ -125,10 +125,10 @@ def test_labels_without_probabilities(strided_model, tmp_path):
     assert np.mean(labels == Predictor(strided_model).labels(images).numpy()) > 0.999
     file.num_classes = 2
     with pytest.raises(
-        UserError, match=r"gives the label 3, but with 2 classes the last"
+        UserError, match=r"returns the label 3, but with 2 classes the last"
     ):
         file.labels(images)
-    with pytest.raises(UserError, match=r"m\.onnx gives labels only, no prob"):
+    with pytest.raises(UserError, match=r"m\.onnx returns only labels, no prob"):
         file.probabilities(images)
     with pytest.raises(UserError, match=r"width, 3\]; received \[1, 4, 4, 1\]"):
         file.labels(np.zeros((1, 4, 4, 1)))

@@ -409,7 +409,7 @@ def test_labels_without_probabilities(tmp_path):
     tf.saved_model.save(module, str(tmp_path), {"serving_default": module.labels})
     predictor = SavedModelPredictor(str(tmp_path))
     assert predictor.num_classes is None
-    with pytest.raises(UserError, match=f"{tmp_path} gives labels only"):
+    with pytest.raises(UserError, match=f"{tmp_path} returns only labels"):
         predictor.probabilities(photos(1, 4, 6))
 
 
@@ -432,7 +432,7 @@ def test_label_out_of_range_is_refused(strided_export):
     predictor.labels(images)
     predictor.num_classes = 3
     message = (
-        f"{strided_export} gives the label 3, but with 3 classes the last label is 2"
+        f"{strided_export} returns the label 3, but with 3 classes the last label is 2"
     )
     with pytest.raises(UserError, match=message):
         predictor.labels(images)

@@ -175,14 +175,14 @@ def test_labels_without_probabilities(tmp_path, kind):
     np.testing.assert_array_equal(labels, images.argmax(-1))
     predictor.num_classes = 4
     with pytest.raises(
-        UserError, match="gives the label 4, but with 4 classes the last"
+        UserError, match="returns the label 4, but with 4 classes the last"
     ):
         predictor.labels(images)
-    with pytest.raises(UserError, match=r"m\.tflite gives labels only, no prob"):
+    with pytest.raises(UserError, match=r"m\.tflite returns only labels, no prob"):
         predictor.probabilities(images)
     larger = np.zeros((1, 10, 13, 5), np.uint8)
     with pytest.raises(
-        UserError, match="only gives labels, for images of up to 9x13; received 10x13"
+        UserError, match="only returns labels, for images of up to 9x13; received 10x13"
     ):
         predictor.labels(larger)
     with pytest.raises(UserError, match=r"takes .*width, 5\]; received \[1, 4, 6, 3\]"):

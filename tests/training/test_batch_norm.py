@@ -18,15 +18,33 @@ FRESH = ("aspp0/BatchNorm/moving_mean", "concat_projection/BatchNorm/moving_mean
     [
         (16, 1, (), "train", "16 images per replica are enough"),
         (12, 2, FRESH, "train", "12 images per replica are enough"),
-        (8, 1, (), "freeze", "8 images are few, and the checkpoint has all statistics"),
-        (11, 1, (), "freeze", "11 images are few, "),
+        (
+            8,
+            1,
+            (),
+            "freeze",
+            "a batch of 8 is small, and the checkpoint has all statistics",
+        ),
+        (11, 1, (), "freeze", "a batch of 11 is small, "),
         (8, 2, (), "sync", "8 images per replica, 16 together"),
         (6, 2, FRESH, "sync", "6 images per replica, 12 together"),
         (1, 12, (), "sync", "1 images per replica, 12 together"),
-        (5, 2, (), "freeze", "10 images are few, and the checkpoint has"),
-        (8, 1, FRESH, "train", "8 images are few, but 2 statistics .*(aspp0/BatchN"),
-        (1, 2, FRESH, "sync", "2 images are few, but 2 statistics were never trained"),
-        (1, 1, (), "freeze", "1 images are few, "),
+        (5, 2, (), "freeze", "a batch of 10 is small, and the checkpoint has"),
+        (
+            8,
+            1,
+            FRESH,
+            "train",
+            "a batch of 8 is small, but 2 statistics .*(aspp0/BatchN",
+        ),
+        (
+            1,
+            2,
+            FRESH,
+            "sync",
+            "a batch of 2 is small, but 2 statistics were never trained",
+        ),
+        (1, 1, (), "freeze", "a batch of 1 is small, "),
     ],
 )
 def test_auto_policy(images, replicas, fresh, policy, reason):
@@ -51,7 +69,7 @@ def test_requested_policy_is_used(policy, fresh):
         ("train", 1, (), r"\(train\) on one image at a time; use a larger batch or "),
         ("sync", 1, (), r"\(sync\) on one image at a time; use a larger batch or "),
         ("train", 2, (), "use a larger batch, --batch_norm=sync or --batch_norm=fre"),
-        ("auto", 1, FRESH, "larger batch, a --tf_initial_checkpoint of the whole mod"),
+        ("auto", 1, FRESH, "larger batch, a --tf_initial_checkpoint of the complete"),
     ],
 )
 def test_training_statistics_on_one_image_is_refused(policy, replicas, fresh, message):

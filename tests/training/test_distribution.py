@@ -93,7 +93,7 @@ def test_workers_with_different_weights_are_refused():
         ),
         (
             '{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}',
-            r"the cluster may have chief and worker; received \['ps'\]",
+            r"the cluster may only contain chief and worker; received \['ps'\]",
         ),
     ],
 )

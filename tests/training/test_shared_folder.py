@@ -137,7 +137,7 @@ def train_repeatedly(root, counts):
                 train_few_steps(folder)
                 counts["trained"] += 1
         except UserError as error:
-            if "is in use by another training (process " not in str(error):
+            if "is in use by another training run (process " not in str(error):
                 raise
             counts["refused"] += 1
         time.sleep(random.uniform(0, 0.2))

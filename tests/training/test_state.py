@@ -379,7 +379,7 @@ def test_scratch_folder_of_running_training_is_kept(tmp_path, monkeypatch):
         sleep(seconds)
 
     monkeypatch.setattr(time, "sleep", beat_then_sleep)
-    with pytest.raises(UserError, match=r"is in use by another training \(process"):
+    with pytest.raises(UserError, match=r"is in use by another training run \(process"):
         save_steps(tmp_path, 8)
     assert scratch.exists()
     lock.unlink()
@@ -410,7 +410,7 @@ def test_removed_folder_raises_error(moment, save, tmp_path, monkeypatch):
             monkeypatch.setattr(tf.train.Checkpoint, "write", write_then_vanish)
         if moment == "while moving":
             monkeypatch.setattr(tf.io.gfile, "rename", vanish_then_rename)
-        message = f"^--train_logdir={folder} was removed while this training ran; "
+        message = f"^--train_logdir={folder} was removed during this training run; "
         with pytest.raises(UserError, match=message):
             getattr(state, save)()
     assert not folder.exists()

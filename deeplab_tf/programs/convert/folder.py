@@ -44,26 +44,26 @@ def define_flags() -> flags.FlagValues:
     integer(
         "ignore_label",
         None,
-        "Label value of void; default: the JSON's, else 255.",
+        "Label value of void; default: that of dataset_info.json, else 255.",
     )
     string("ignore_color", None, "Colour r,g,b of void in painted labels.")
     integer(
         "channels",
         None,
-        "Channels of an image; default: the JSON's, else 3.",
+        "Channels of an image; default: those of dataset_info.json, else 3.",
     )
     integer(
         "max_value",
         None,
-        "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: the "
-        "JSON's, else 255.",
+        "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: that "
+        "of dataset_info.json, else 255.",
     )
     string("name", None, "Name of the dataset; default: that of --output_dir.")
     flags.DEFINE_float(
         "val_share",
         0.0,
         "Share of the images to put into the split val. A hash of the image name "
-        "decides, so adding images later moves none.",
+        "decides, so images added later do not move earlier ones.",
         flag_values=values,
     )
     define_output(values, 4)

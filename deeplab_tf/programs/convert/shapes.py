@@ -34,7 +34,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_multi_string(
         "image_size",
         ",".join(map(str, image_size)),
-        "Image height,width.",
+        "Height and width of the images.",
         flag_values=values,
     )
     integer("seed", seed, "Random seed.")
@@ -51,7 +51,7 @@ def main(values):
     sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in shapes.SPLITS)
     print(f"{values.output_dir}: {sizes} images")
     miou = color_baseline(values.output_dir, eval_split="val")
-    print(f"mIoU on val of labelling by the nearest mean colour: {miou:.3f}")
+    print(f"mIoU on val if labelled by the nearest mean colour: {miou:.3f}")
 
 
 def run(argv):

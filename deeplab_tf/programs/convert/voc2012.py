@@ -75,7 +75,7 @@ def main(values: flags.FlagValues) -> None:
         sizes = voc2012.convert(values.voc_root, values.output_dir, values.num_shards)
     hashes = records.read_info(values.output_dir).content_hashes
     for split in sizes:
-        print(f"content of {split}: {hashes[split]}")
+        print(f"content hash of {split}: {hashes[split]}")
     print_sizes(values.output_dir, sizes)
 
 
