@@ -42,12 +42,12 @@ STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_list
 
 
 def at_least(bound: int) -> Callable:
-    """Returns the kind for an integer with a lower bound."""
+    """Returns a function that defines an integer flag with a lower bound."""
     return functools.partial(flags.DEFINE_integer, lower_bound=bound)
 
 
 def one_of(*choices: str) -> Callable:
-    """Returns the kind for a string with a fixed set of choices."""
+    """Returns a function that defines a string flag with a fixed set of choices."""
 
     def define(
         name: str, default: str | None, text: str, **options: typing.Any
@@ -145,7 +145,7 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
         program: "train", "eval", "export" or "predict".
     """
     for name in _MODEL_FLAGS:
-        _define(values, name, MODEL_FLAGS[name].field)
+        _define_option(values, name, MODEL_FLAGS[name].field)
     define_flags(values, _MODEL_ROWS)
     for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
         define = flags.DEFINE_multi_string if kind is list else _KINDS[kind]
@@ -211,10 +211,12 @@ def define_options(
     """
     for field in flagged_fields(config):
         if names is None or field.name in names:
-            _define(values, get_name(field), field)
+            _define_option(values, get_name(field), field)
 
 
-def _define(values: flags.FlagValues, name: str, field: dataclasses.Field) -> None:
+def _define_option(
+    values: flags.FlagValues, name: str, field: dataclasses.Field
+) -> None:
     hint, _ = type_of(field)
     if typing.get_origin(hint) is tuple:
         define = _LIST_KINDS.get(typing.get_args(hint)[0], flags.DEFINE_string)

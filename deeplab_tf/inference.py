@@ -61,7 +61,7 @@ class Predictor:
     ):
         self.config = model.model_config
         if window is not None and memory_limit is not None:
-            raise UserError("a window and a memory limit are mutually exclusive")
+            raise UserError("a window and a memory limit exclude each other; give one")
         if min(window or (1,)) < 1:
             raise UserError(f"a window needs positive sides; received {window}")
         self.scales = tuple(float(scale) for scale in scales)
@@ -102,7 +102,7 @@ class Predictor:
         in_window = _WORKSPACE * features * largest + (2 * passes + 2) * scores
         return in_window, _COPIES_OF_ROWS * scores
 
-    def _window(
+    def _window_size(
         self, height: tf.Tensor, width: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Returns the window size for an image."""
@@ -155,11 +155,11 @@ class Predictor:
             scores = [tf.add_n([tf.nn.softmax(x) for x in scores]) / len(scores)]
         return scores[0][:, :height, :width]
 
-    def _slide(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
+    def _predict_in_windows(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
         """Applies `finish` to the blended scores of sliding windows."""
         batch, classes = tf.shape(images)[0], self.config.num_classes
         height, width = _size(images)
-        rows, columns = self._window(height, width)
+        rows, columns = self._window_size(height, width)
         # Sides that fit into one window are already padded to the crop size.
         sides = ((rows, height), (columns, width))
         size = self._align((rows, columns))
@@ -183,7 +183,7 @@ class Predictor:
             # Per image, so that the windows do not depend on the batch size.
             result = finish(tf.zeros([1, 1, 1, self.config.num_classes]))
             results = tf.map_fn(
-                lambda image: self._slide(image[None], finish)[0],
+                lambda image: self._predict_in_windows(image[None], finish)[0],
                 images,
                 parallel_iterations=1,
                 fn_output_signature=tf.TensorSpec(
@@ -191,7 +191,7 @@ class Predictor:
                 ),
             )
         elif self.window is not None:
-            results = self._slide(images, finish)
+            results = self._predict_in_windows(images, finish)
         else:
             aligned = self._align(_size(images))
             size = aligned if self.crop_size is None else _size(images)

@@ -84,15 +84,15 @@ def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typi
         raise UserError(f"{source} is empty")
     number = _LONG_NUMBER.search(content)
     if number:
-        where = _position(content, number.start())
+        where = _describe_position(content, number.start())
         raise UserError(f"{source}: {where}: a number with too many digits")
     _refuse_lone_surrogates(content, source)
     try:
         return json.loads(
             content,
-            object_pairs_hook=_object,
+            object_pairs_hook=_build_object,
             parse_constant=_refuse_constant,
-            parse_float=_finite_float,
+            parse_float=_parse_finite_float,
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
@@ -103,7 +103,7 @@ def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typi
         raise UserError(f"{source}: {error}") from error
 
 
-def _position(text: str, index: int) -> str:
+def _describe_position(text: str, index: int) -> str:
     line = text.count("\n", 0, index) + 1
     return f"line {line}, column {index - text.rfind(chr(10), 0, index)}"
 
@@ -111,13 +111,13 @@ def _position(text: str, index: int) -> str:
 def _refuse_lone_surrogates(text: str, source: str) -> None:
     for escape in _ESCAPES.finditer(text):
         if escape[1]:
-            where = _position(text, escape.start())
+            where = _describe_position(text, escape.start())
             raise UserError(
                 f"{source}: {where}: {escape[0]} is half of a surrogate pair"
             )
 
 
-def _object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
+def _build_object(pairs: list[tuple[str, typing.Any]]) -> dict[str, typing.Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -130,7 +130,7 @@ def _refuse_constant(name: str) -> typing.NoReturn:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def _finite_float(text: str) -> float:
+def _parse_finite_float(text: str) -> float:
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"the number {_shorten(text)} is too large")
@@ -313,7 +313,7 @@ def _check_bool(hint: typing.Any, value: _Value, where: str) -> bool:
 def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
     # Not isinstance, because a bool is an int.
     if type(value) is not int:
-        raise _type_error(int, value, where)
+        raise _make_type_error(int, value, where)
     if abs(value) > MAX_COUNT:
         raise UserError(f"{where} is too large; received {describe(value)}")
     return value
@@ -322,7 +322,7 @@ def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
 def _check_float(hint: typing.Any, value: _Value, where: str) -> float:
     # An integer may be too large for a float.
     if type(value) not in (int, float) or abs(value) > sys.float_info.max:
-        raise _type_error(float, value, where)
+        raise _make_type_error(float, value, where)
     return float(value)
 
 
@@ -337,10 +337,10 @@ def check_text(text: str, where: str) -> None:
 
 def _require_type(kind: type, value: _Value, where: str) -> None:
     if type(value) is not kind:
-        raise _type_error(kind, value, where)
+        raise _make_type_error(kind, value, where)
 
 
-def _type_error(kind: type, value: _Value, where: str) -> UserError:
+def _make_type_error(kind: type, value: _Value, where: str) -> UserError:
     return UserError(f"{where} must be {_NAMES[kind]}; received {describe(value)}")
 
 

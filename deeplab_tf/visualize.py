@@ -82,7 +82,7 @@ def as_rgb(image: np.ndarray) -> np.ndarray:
     return np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
 
 
-def _shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
+def _class_shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
     """Returns the fraction of pixels of each class, `[num_classes]`."""
     counts = np.bincount(np.asarray(labels).ravel(), minlength=info.num_classes)
     return counts[: info.num_classes] / np.size(labels)
@@ -90,7 +90,7 @@ def _shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 
 def add_legend(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
     """Adds a legend of the classes present at the right of an image."""
-    shares = _shares(labels, info)
+    shares = _class_shares(labels, info)
     classes = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
     rows = [(f"{info.class_names[i]} {shares[i]:.1%}", info.colors[i]) for i in classes]
     return _add_rows(image, rows)
@@ -181,7 +181,7 @@ def panel(
     """
     images = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
     sheet = contact_sheet([shrink(x, _CELL) for x in images])
-    shares = np.stack([_shares(truth, info), _shares(prediction, info)], 1)
+    shares = np.stack([_class_shares(truth, info), _class_shares(prediction, info)], 1)
     rows: list[tuple] = [("truth / prediction", None)]
     for i in np.argsort(-shares.max(1), kind="stable"):
         if shares[i].any():

@@ -134,8 +134,8 @@ def _blend(score: Callable, shape: Sequence, window, axis: int, finish: Callable
 
     def blend_next(i, scores, weights, pieces):
         missing = window - tf.shape(weights)[0]
-        scores = _extend(scores, axis, missing) + ramp * score(starts[i])
-        weights = _extend(weights, 0, missing) + ramp
+        scores = _append_zeros(scores, axis, missing) + ramp * score(starts[i])
+        weights = _append_zeros(weights, 0, missing) + ramp
         done = ends[i] - starts[i]
         piece = finish(_slice(scores, axis, 0, done) / weights[:done])
         pieces = pieces.write(i, _swap_axes(piece, axis))
@@ -168,7 +168,7 @@ def _ramp(window, count):
     return tf.where(count > 1, ramp, tf.ones_like(ramp))
 
 
-def _extend(x, axis: int, missing):
+def _append_zeros(x, axis: int, missing):
     """Appends zeros on an axis."""
     return tf.pad(x, [[0, missing if i == axis else 0] for i in range(len(x.shape))])
 

@@ -255,7 +255,7 @@ def test_compiled_windows_equal_eager_windows(tiny_model):
 
 
 def test_window_and_memory_limit_are_exclusive(strided_model):
-    with pytest.raises(UserError, match="are mutually exclusive"):
+    with pytest.raises(UserError, match="exclude each other"):
         Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
 
 

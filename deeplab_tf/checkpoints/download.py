@@ -209,7 +209,7 @@ def _download(url: str, part: str) -> None:
         # If the file has changed, the server sends all of it.
         request.add_header("If-Range", origin.validator)
     try:
-        with _opener().open(request, timeout=_TIMEOUT) as response:
+        with _make_opener().open(request, timeout=_TIMEOUT) as response:
             if response.status != _PARTIAL_CONTENT:
                 start = 0
             # Some servers ignore If-Range.
@@ -224,7 +224,7 @@ def _download(url: str, part: str) -> None:
     _download(url, part)
 
 
-def _opener() -> urllib.request.OpenerDirector:
+def _make_opener() -> urllib.request.OpenerDirector:
     return urllib.request.build_opener(_WebRedirects)
 
 

@@ -22,7 +22,7 @@ def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
     latest, is_announced = None, False
     while True:
         began = time.monotonic()
-        newest = _newest(folder)
+        newest = _find_newest(folder)
         if newest not in (None, latest):
             checkpoint = tf1.read_checkpoint(folder)
             latest, is_announced = checkpoint.prefix, False
@@ -33,7 +33,7 @@ def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
         time.sleep(max(1.0, began + seconds - time.monotonic()))
 
 
-def _newest(folder: str) -> str | None:
+def _find_newest(folder: str) -> str | None:
     if tf.io.gfile.exists(folder) and not tf.io.gfile.isdir(folder):
         raise UserError(f"{folder} is not a folder; --eval_interval_secs needs one")
     try:

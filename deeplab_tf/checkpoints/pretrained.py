@@ -88,16 +88,16 @@ def from_pretrained(
         UserError: if it does not exist, cannot be downloaded, is damaged, or does not
             match its description.
     """
-    source = _normalize(name_path_or_url)
+    source = _normalize_source(name_path_or_url)
     known = _find_in_zoo(source)
     config = known.preset.model if known else None
     # Check the arguments before downloading.
-    _adapt(config or _MOST_STRIDES, num_classes, output_stride)
+    _adapt_config(config or _MOST_STRIDES, num_classes, output_stride)
     exported, path = _locate_checkpoint(source, known, cache_dir)
     checkpoint = tf1.read_checkpoint(path)
     prefix, arrays = checkpoint.prefix, checkpoint.arrays
-    config = exported or config or _identify(prefix, arrays)
-    model = build_model(_adapt(config, num_classes, output_stride))
+    config = exported or config or _identify_config(prefix, arrays)
+    model = build_model(_adapt_config(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
     if known and known.checkpoint.is_pretrained_backbone:
         _require_backbone(report, prefix)
@@ -113,7 +113,7 @@ def find_weights(
 
     Arguments and errors are those of `from_pretrained`.
     """
-    source = _normalize(name_path_or_url)
+    source = _normalize_source(name_path_or_url)
     _, path = _locate_checkpoint(source, _find_in_zoo(source), cache_dir)
     return tf1.find_checkpoint(path)
 
@@ -128,7 +128,7 @@ def _locate_checkpoint(
     return config, path
 
 
-def _adapt(
+def _adapt_config(
     config: ModelConfig, num_classes: int | None, output_stride: int | None
 ) -> ModelConfig:
     given = {"num_classes": num_classes, "output_stride": output_stride}
@@ -142,11 +142,12 @@ def _adapt(
     return config
 
 
-def _normalize(source: str | os.PathLike) -> str:
+def _normalize_source(source: str | os.PathLike) -> str:
     """Returns a name, URL or path as a string that `tf.io.gfile` can handle."""
     if not isinstance(source, str | os.PathLike) or not os.fspath(source):
         raise UserError(
-            f"expected a name of the zoo, a path or a URL; received {source!r}"
+            "name_path_or_url must be a checkpoint of the model zoo, a path or a URL; "
+            f"received {source!r}"
         )
     source = local_path(os.fspath(source))
     try:
@@ -245,7 +246,7 @@ def _find_weights_folder(archive: str, path: str) -> str:
     return found[0]
 
 
-def _identify(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
+def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """Returns the config of a checkpoint.
 
     It is read from `experiment.json`, else taken from a zoo model with the same
@@ -316,11 +317,11 @@ def _find_backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
 
 def _has_scope_of(arrays: Mapping[str, np.ndarray], config: ModelConfig) -> bool:
     # The scope can be shorter than the name: resnet_v1_50 for resnet_v1_50_beta.
-    scopes = {_strip(name.partition("/")[0]) for name in arrays}
-    return _strip(config.backbone).startswith(tuple(scopes))
+    scopes = {_normalize_name(name.partition("/")[0]) for name in arrays}
+    return _normalize_name(config.backbone).startswith(tuple(scopes))
 
 
-def _strip(name: str) -> str:
+def _normalize_name(name: str) -> str:
     return name.replace("_", "").lower()
 
 

@@ -28,7 +28,7 @@ def last_layer_scopes(logits_only: bool) -> tuple[str, ...]:
     return _HEAD_SCOPES[:1] if logits_only else _HEAD_SCOPES
 
 
-def _in_head(name: str) -> bool:
+def _is_in_head(name: str) -> bool:
     return name.startswith(_HEAD_SCOPES)
 
 
@@ -79,22 +79,25 @@ class RestoreReport:
         return not (self.skipped or self.missing or self.unexpected or self.inflated)
 
     def __str__(self) -> str:
-        shapes = [f"{n} {_shape(a)} into {_shape(b)}" for n, a, b in self.skipped]
+        shapes = [
+            f"{n} {_format_shape(a)} into {_format_shape(b)}"
+            for n, a, b in self.skipped
+        ]
         parts = [
             f"{len(self.restored)} restored",
             *(f"{name} inflated to {n} channels" for name, n in self.inflated),
-            _count("skipped because of their shape", shapes),
-            _count("missing in the checkpoint", self.missing),
-            _count("not in the model", self.unexpected),
+            _format_names("skipped because of their shape", shapes),
+            _format_names("missing in the checkpoint", self.missing),
+            _format_names("not in the model", self.unexpected),
         ]
         return ", ".join(part for part in parts if part)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
+def _format_shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _count(what: str, names: Sequence[str], examples: int = 3) -> str:
+def _format_names(what: str, names: Sequence[str], examples: int = 3) -> str:
     if not names:
         return ""
     more = ", ..." if len(names) > examples else ""
@@ -115,7 +118,9 @@ def _inflate_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
     return np.concatenate([kernel, np.repeat(mean, channels - 3, axis=2)], axis=2)
 
 
-def _inflate(first: str, channels: int, given: dict) -> tuple[tuple[str, int], ...]:
+def _inflate_first_kernel(
+    first: str, channels: int, given: dict
+) -> tuple[tuple[str, int], ...]:
     """Adapts RGB weights to a model in place; returns `RestoreReport.inflated`."""
     shape = np.shape(given.get(first, ()))
     if channels == 3 or len(shape) != 4 or shape[2] != 3:
@@ -156,8 +161,8 @@ def load_tf1_variables(
     }
     first = next(iter(variables))
     channels = model.model_config.channels
-    inflated = _inflate(first, channels, given) if first in wanted else ()
-    report = _match(given, wanted, variables)
+    inflated = _inflate_first_kernel(first, channels, given) if first in wanted else ()
+    report = _compare_variables(given, wanted, variables)
     report = dataclasses.replace(report, inflated=inflated)
     _require_backbone(report, source, model)
     for name in report.restored:
@@ -165,7 +170,9 @@ def load_tf1_variables(
     return report
 
 
-def _match(given: Mapping, wanted: Mapping, variables: Mapping) -> RestoreReport:
+def _compare_variables(
+    given: Mapping, wanted: Mapping, variables: Mapping
+) -> RestoreReport:
     """Matches arrays with the wanted variables, a subset of all variables."""
     common = [name for name in wanted if name in given]
     shapes = {n: (tuple(np.shape(given[n])), tuple(wanted[n].shape)) for n in common}
@@ -179,16 +186,16 @@ def _match(given: Mapping, wanted: Mapping, variables: Mapping) -> RestoreReport
 
 def _require_backbone(report: RestoreReport, source: str, model: keras.Model) -> None:
     """Raises UserError if the backbone was not restored."""
-    is_empty = all(map(_in_head, report.restored))
-    if is_empty or not all(_in_head(name) for name, *_ in report.skipped):
+    is_empty = all(map(_is_in_head, report.restored))
+    if is_empty or not all(_is_in_head(name) for name, *_ in report.skipped):
         what = "nothing" if is_empty else "not all"
         raise UserError(
-            f"{source} has another architecture than {_architecture(model)}: "
+            f"{source} has another architecture than {_describe_architecture(model)}: "
             f"{what} of the backbone matches; {report}"
         )
 
 
-def _architecture(model: keras.Model) -> str:
+def _describe_architecture(model: keras.Model) -> str:
     config = model.model_config
     width = config.depth_multiplier
     return config.backbone + (f" (depth_multiplier {width})" if width != 1 else "")
@@ -198,8 +205,8 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
     """Raises UserError unless the checkpoint and the model match completely."""
     if not report.complete:
         raise UserError(
-            f"{source} is not a checkpoint of this {_architecture(model)} model "
-            f"(other classes, atrous_rates or decoder flags?): {report}"
+            f"{source} is not a checkpoint of this {_describe_architecture(model)} "
+            f"model (other classes, atrous_rates or decoder flags?): {report}"
         )
 
 

@@ -47,7 +47,7 @@ class MissingCheckpointError(UserError):
 
 
 def resolve(path: str) -> str:
-    """Returns the prefix of the checkpoint for a prefix or a folder.
+    """Returns the prefix of the checkpoint that a path, a prefix or folder, stands for.
 
     In a folder, this is the checkpoint named by the `checkpoint` file, else the one
     with the highest step (official archives have no `checkpoint` file), else a frozen
@@ -63,13 +63,13 @@ def resolve(path: str) -> str:
         return path
     if not tf.io.gfile.isdir(path):
         folder = os.path.dirname(path) or "."
-        near = _prefixes(folder) if tf.io.gfile.isdir(folder) else []
+        near = _list_prefixes(folder) if tf.io.gfile.isdir(folder) else []
         hint = f"in {folder}: {', '.join(near)}" if near else f"none in {folder} either"
         raise MissingCheckpointError(
             f"no checkpoint {path} (no file {path}.index); {hint}"
         )
-    names = _prefixes(path)
-    found = _read_latest(path, names) or names or _frozen_graphs(path)
+    names = _list_prefixes(path)
+    found = _read_latest(path, names) or names or _find_frozen_graph(path)
     if not found:
         raise MissingCheckpointError(
             f"no checkpoint in the folder {path} (no *.index and no *.pb file)"
@@ -113,13 +113,13 @@ def _read_state(path: str) -> Message:
         state.Clear()
         text_format.Parse(text, state)
     except (text_format.ParseError, ValueError, RecursionError) as error:
-        raise _damaged(path, str(error).splitlines()[0]) from error
+        raise _make_damage_error(path, str(error).splitlines()[0]) from error
     latest, listed = state.model_checkpoint_path, state.all_model_checkpoint_paths
     if os.path.basename(latest) in ("", ".", ".."):
-        raise _damaged(path, f"model_checkpoint_path is {latest!r}")
+        raise _make_damage_error(path, f"model_checkpoint_path is {latest!r}")
     strict_json.check_text(latest, f"{path}: model_checkpoint_path")
     if listed and listed[-1] != latest:
-        raise _damaged(
+        raise _make_damage_error(
             path,
             f"model_checkpoint_path is {latest!r}, but the last of "
             f"all_model_checkpoint_paths {listed[-1]!r}",
@@ -127,7 +127,7 @@ def _read_state(path: str) -> Message:
     return state
 
 
-def _damaged(path: str, reason: str) -> UserError:
+def _make_damage_error(path: str, reason: str) -> UserError:
     return UserError(
         f"{path} is damaged ({reason}); delete it to use the highest step, or give the "
         "prefix of a checkpoint"
@@ -144,8 +144,8 @@ def _is_frozen(path: str) -> bool:
     return path.endswith(_FROZEN) and tf.io.gfile.exists(path)
 
 
-def _frozen_graphs(folder: str) -> list[str]:
-    """Returns the frozen graph of a folder, if any."""
+def _find_frozen_graph(folder: str) -> list[str]:
+    """Returns the path of the frozen graph of a folder as a list, empty if none."""
     found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
     if any(os.path.basename(path) == "saved_model.pb" for path in found):
         raise UserError(
@@ -153,13 +153,13 @@ def _frozen_graphs(folder: str) -> list[str]:
         )
     if len(found) > 1:
         raise UserError(
-            f"several frozen graphs in {folder}: {', '.join(sorted(found))}"
+            f"several frozen graphs in {folder}; give one: {', '.join(sorted(found))}"
         )
     return found
 
 
-def _prefixes(folder: str) -> list[str]:
-    """Returns the checkpoints of a folder, by step."""
+def _list_prefixes(folder: str) -> list[str]:
+    """Returns the names of the checkpoints of a folder, sorted by step."""
     names = [
         name.removesuffix(".index")
         for name in tf.io.gfile.listdir(folder)
@@ -175,7 +175,7 @@ def _prefixes(folder: str) -> list[str]:
     return sorted(names, key=step)
 
 
-def _frozen_variables(path: str) -> dict[str, np.ndarray]:
+def _read_frozen_variables(path: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a frozen graph."""
     graph = tf.compat.v1.GraphDef()
     try:
@@ -196,13 +196,13 @@ def _frozen_variables(path: str) -> dict[str, np.ndarray]:
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a checkpoint or a frozen graph.
 
-    After a training with `ema_decay` these are the moving averages of the weights.
+    If it was trained with `ema_decay`, these are the moving averages of the weights.
 
     Raises:
         UserError: if the files are missing, damaged or truncated.
     """
     if _is_frozen(prefix):
-        return _frozen_variables(prefix)
+        return _read_frozen_variables(prefix)
     try:
         # `tf.train.load_checkpoint` mistakes a ram:// prefix for a folder.
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
@@ -247,18 +247,18 @@ def read_checkpoint(path: str) -> Checkpoint:
         except UserError as error:
             failure = error
             break
-        was_found, failure, before = True, None, _index(prefix)
+        was_found, failure, before = True, None, _read_index(prefix)
         try:
             arrays = read_variables(prefix)
         except UserError as error:
             failure = error
-        is_unchanged = before is not None and before == _index(prefix)
+        is_unchanged = before is not None and before == _read_index(prefix)
         if is_unchanged and failure is None:
             return Checkpoint(prefix, arrays)
         if is_unchanged:
             break
         time.sleep(_PAUSE)
-    if failure is not None and not (was_found and _index(prefix) is None):
+    if failure is not None and not (was_found and _read_index(prefix) is None):
         raise failure
     raise UserError(
         f"{path} was removed or replaced while it was read; a training run keeps "
@@ -267,7 +267,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def find_checkpoint(path: str) -> str:
-    """Calls `resolve`, waiting while a training replaces the checkpoint."""
+    """Calls `resolve`; waits while a training run replaces the checkpoint."""
     for _ in range(_TRIES):
         try:
             return resolve(path)
@@ -279,7 +279,7 @@ def find_checkpoint(path: str) -> str:
 
 
 def _is_being_replaced(path: str) -> bool:
-    """Returns whether there is checkpoint data without an index."""
+    """Returns whether a checkpoint has data files but, for now, no index."""
     folder, name = (path, "") if tf.io.gfile.isdir(path) else os.path.split(path)
     try:
         names = tf.io.gfile.listdir(folder or ".")
@@ -288,7 +288,7 @@ def _is_being_replaced(path: str) -> bool:
     return any(n.startswith(f"{name}.data-" if name else NAME) for n in names)
 
 
-def _index(prefix: str) -> bytes | None:
+def _read_index(prefix: str) -> bytes | None:
     """Returns the index file, which has checksums of all variables; None if missing.
 
     A frozen graph has no index and gives b"".

@@ -57,7 +57,7 @@ class ZooCheckpoint:
 
     @property
     def is_pretrained_backbone(self) -> bool:
-        """Whether it is only a backbone to start a training from."""
+        """Whether it is only a backbone to start training from."""
         return self.preset.published.miou is None
 
     @property
@@ -190,7 +190,7 @@ def require_checkpoint(name: str) -> None:
         )
 
 
-def _protocol(preset: Preset) -> str:
+def _describe_protocol(preset: Preset) -> str:
     scales, flip = preset.evaluation.eval_scales, preset.evaluation.add_flipped_images
     scaling = f", {len(scales)} scales" if len(scales) > 1 else ""
     return (
@@ -209,7 +209,7 @@ def list_checkpoints() -> str:
             lines.append(f"  {backbone} pretrained on {checkpoint.preset.start}")
             continue
         for preset in checkpoint.evaluations:
-            lines.append(f"  {_protocol(preset)}: {preset.published}")
+            lines.append(f"  {_describe_protocol(preset)}: {preset.published}")
     return "\n".join([*lines, f"archives: {zoo_address()}"])
 
 

@@ -69,7 +69,7 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     if not value:
         return ()
     if isinstance(value, list | tuple):
-        return tuple(_cell_branch(dict(branch)) for branch in value)
+        return tuple(_parse_branch(dict(branch)) for branch in value)
     text = str(value)
     content: str | bytes = text
     if not text.lstrip().startswith("["):
@@ -85,7 +85,7 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     return parse_cell(branches)
 
 
-def _cell_branch(keys: dict) -> CellBranch:
+def _parse_branch(keys: dict) -> CellBranch:
     # The official files write 3 or [3, 3].
     for name in ("kernel", "rate", "grid_size"):
         if name in keys:

@@ -50,23 +50,23 @@ def check_fields(config: Dataclass, of: str = "") -> None:
             value = _convert(*type_of(field), received)
         except TypeError:
             accepted = _accepted_values(field, with_type=True)
-            raise _refusal(field, of, accepted, received) from None
+            raise _make_error(field, of, accepted, received) from None
         if not _is_within(field, value):
             accepted = _accepted_values(field, with_type=False)
-            raise _refusal(field, of, accepted, received)
+            raise _make_error(field, of, accepted, received)
         object.__setattr__(config, field.name, value)
 
 
-def _refusal(
+def _make_error(
     field: dataclasses.Field, of: str, accepted: str, received: object
 ) -> UserError:
-    spelled = _spelled_flag(field)
+    spelled = _distinct_flag(field)
     name = f"{field.name}{of}" + (f" ({spelled})" if spelled else "")
     return UserError(f"{name} must be {accepted}; received {_format_value(received)}")
 
 
-def _spelled_flag(field: dataclasses.Field) -> str:
-    """Returns the flag, or "" if it is just `--` and the field's name."""
+def _distinct_flag(field: dataclasses.Field) -> str:
+    """Returns the field's flag if its name differs from that of the field, else ""."""
     export_flag, name = option_of(field).export_flag, flag_name(field)
     if export_flag:
         return f"--{export_flag} of an export"

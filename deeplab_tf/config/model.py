@@ -144,15 +144,15 @@ class ModelConfig:
         self._check_backbone()
         self._require_output_stride(self.output_stride)
         if self.context.rates is None:
-            self._derive("context", rates=self._paper_rates())
+            self._replace_in("context", rates=self._paper_rates())
         if self.decoder.output_strides is None:
             offered = self.traits.decoder_strides
-            self._derive("decoder", output_strides=tuple({4} & set(offered)))
+            self._replace_in("decoder", output_strides=tuple({4} & set(offered)))
         self._check_heads()
         if self.decoder.outputs_logits:
-            self._derive("decoder", filters=self.num_classes)
+            self._replace_in("decoder", filters=self.num_classes)
 
-    def _derive(self, part: str, **fields: object) -> None:
+    def _replace_in(self, part: str, **fields: object) -> None:
         derived = dataclasses.replace(getattr(self, part), **fields)
         object.__setattr__(self, part, derived)
 

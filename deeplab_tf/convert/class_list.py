@@ -90,7 +90,7 @@ def _parse_lines(
         if words and not header and not words[0].startswith("#"):
             rows.append((number, *_parse_row(f"line {number} of {path}", words)))
     if not rows:
-        raise UserError(f"{path} lists no class")
+        raise UserError(f"{path} lists no class; write one per line")
     with_color = [number for number, _, color in rows if color]
     without = [number for number, _, color in rows if not color]
     if with_color and without:

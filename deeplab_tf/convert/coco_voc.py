@@ -43,7 +43,8 @@ def _import_masks():
         from pycocotools import mask
     except ImportError as error:
         raise UserError(
-            f"COCO annotations need pip install 'deeplab_tf[coco]' ({error})"
+            "COCO annotations need pycocotools; run pip install 'deeplab_tf[coco]' "
+            f"({error})"
         ) from error
     return mask
 

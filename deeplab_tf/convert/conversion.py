@@ -50,7 +50,7 @@ class Sample(NamedTuple):
     read_label: Callable[[], np.ndarray]
 
 
-def _measure(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Content:
+def _summarize(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Content:
     counts = np.bincount(label.ravel(), minlength=256)
     counts[info.ignore_label] = 0
     counts = counts[: info.num_classes]
@@ -90,7 +90,7 @@ def _make_record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
     png = io.BytesIO()
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(image, png.getvalue(), sample.name)
-    return record, _measure(sample.name, pixels.numpy(), label, info)
+    return record, _summarize(sample.name, pixels.numpy(), label, info)
 
 
 class _Shard(NamedTuple):
@@ -234,7 +234,7 @@ def convert(
     """
     for split, samples in splits.items():
         if not samples:
-            raise UserError(f"split {split} is empty")
+            raise UserError(f"the split {split} has no images")
     _require_same_classes(info, splits, output_dir)
     _require_separate_folder(splits, output_dir)
     conversion = _Conversion(info, output_dir, recipe)

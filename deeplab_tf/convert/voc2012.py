@@ -78,7 +78,7 @@ class _Root:
                 name, f"{source} lists {name} but {self.image_dir} has no such image"
             )
             label = labels.find(name, f"{image} has no label {label_path(name)}")
-            samples.append(_sample(name, image, label))
+            samples.append(_make_sample(name, image, label))
         for name in sorted(set(labels.files) - set(self.images.files)):
             raise UserError(
                 f"{labels.files[name]} has no image of the same name in "
@@ -94,7 +94,7 @@ def _find_by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
     )
 
 
-def _sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
+def _make_sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
     read = sbd.read_label if label.suffix == ".mat" else image_files.read_index_label
     return conversion.Sample(name, image, label, functools.partial(read, label))
 

@@ -18,12 +18,12 @@ def resize_image(image, size):
 
 
 def resize_label(label, size):
-    """Returns a label resized to nearest neighbours with aligned corners."""
+    """Returns a label resized by nearest neighbour with aligned corners."""
     return resize_nearest(tf.expand_dims(label, 0), size)[0]
 
 
 def resize_to_range(image, label, min_size, max_size=None, factor=None):
-    """Resizes `[height, width, channels]` and its label as `size_in_range` says."""
+    """Resizes an image `[height, width, channels]` and its label to `size_in_range`."""
     size = size_in_range(tf.shape(image)[:2], min_size, max_size, factor)
     return resize_image(image, size), resize_label(label, size)
 

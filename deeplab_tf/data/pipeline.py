@@ -66,11 +66,11 @@ class _Cropper:
         samples = skip_errors(samples.map(lambda i: (i, self._crop(i))), count)
         found, (images, labels, checks) = samples.batch(count).get_single_element()
         is_found = found == indices[: tf.size(found)]
-        missing = self._position(tf.gather(indices, _first(~is_found)))
+        missing = self._position(tf.gather(indices, _find_first(~is_found)))
         with self._reader.require_readable(missing, tf.reduce_all(is_found)):
             checks = tf.nest.map_structure(tf.identity, checks)
         is_bad = tf.reduce_any(checks.size != checks.label_size, 1) | (checks.value > 0)
-        bad = _first(is_bad)
+        bad = _find_first(is_bad)
         position = self._position(tf.gather(indices, bad))
         checks = tf.nest.map_structure(lambda x: tf.gather(x, bad), checks)
         with self._reader.require_valid(position, checks):
@@ -148,7 +148,7 @@ def _resize(
     )
 
 
-def _first(conditions: tf.Tensor) -> tf.Tensor:
+def _find_first(conditions: tf.Tensor) -> tf.Tensor:
     """Returns the index of the first true condition; 0 if none is."""
     return tf.argmax(tf.cast(conditions, tf.int32))
 

@@ -101,10 +101,10 @@ class Reader:
         image, size = decoding.decode_rows(
             image, first, count, info.channels, info.max_value
         )
-        checks = SampleChecks(name, size, label_size, self._invalid_value(label))
+        checks = SampleChecks(name, size, label_size, self._find_invalid_value(label))
         return DecodedSample(image, label, window, checks)
 
-    def _invalid_value(self, label):
+    def _find_invalid_value(self, label):
         last = min(self.info.num_classes - 1, 255)
         is_invalid = (label > last) & (label != self.info.ignore_label)
         return tf.cond(
@@ -127,7 +127,9 @@ class Reader:
             _, label, name = records.parse(self.read_bytes(position), self._keys)
             label = decoding.decode_label(label)
             size = tf.shape(label)[:2]
-            return label, SampleChecks(name, size, size, self._invalid_value(label))
+            return label, SampleChecks(
+                name, size, size, self._find_invalid_value(label)
+            )
 
         label, checks = self._decode_or_refuse(position, decode)
         with self.require_valid(position, checks):

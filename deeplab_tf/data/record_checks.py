@@ -55,7 +55,7 @@ class RecordChecker:
         self._info = source.info
         self._reader = Reader(source)
 
-    def _where(self, position: int) -> str:
+    def _name_record(self, position: int) -> str:
         index = self._source.index
         path = index.paths[index.file[position]]
         return f"record {index.number[position]} of {path}"
@@ -83,7 +83,7 @@ class RecordChecker:
                 yield work.result()
 
     def _check(self, position: int, is_intact: bool, record: bytes) -> RecordReport:
-        where = self._where(position)
+        where = self._name_record(position)
         if not is_intact:
             return RecordReport([("broken", f"{where}: a checksum does not match")])
         try:
@@ -107,7 +107,7 @@ class RecordChecker:
         else:
             values, found = self._check_label(where, pixels.shape[:2], label)
             problems += found
-        size, digest = pixels.shape[:2], _digest(pixels)
+        size, digest = pixels.shape[:2], _hash_pixels(pixels)
         return RecordReport(problems, where, size, values, _moments(pixels), digest)
 
     def _check_label(self, where, size, label: bytes):
@@ -187,7 +187,7 @@ def _decode_image(image: bytes, info: DatasetInfo) -> np.ndarray:
     return pixels.numpy()
 
 
-def _digest(pixels: np.ndarray) -> bytes:
+def _hash_pixels(pixels: np.ndarray) -> bytes:
     content = hashlib.sha256(repr(pixels.shape).encode())
     content.update(np.ascontiguousarray(pixels))
     return content.digest()[:16]

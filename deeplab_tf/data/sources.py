@@ -29,9 +29,10 @@ def resolve_info(
 
         return tfds_source.describe(name, dataset_dir)
     if name not in (None, stored.name):
+        path = os.path.join(dataset_dir, records.INFO_FILE)
         raise UserError(
-            f"--dataset={name} but {os.path.join(dataset_dir, 'dataset_info.json')} "
-            f"says {stored.name}"
+            f"--dataset={name} contradicts {path}, which says {stored.name}; omit "
+            "--dataset or give another --dataset_dir"
         )
     return stored
 

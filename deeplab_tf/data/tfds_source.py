@@ -26,7 +26,7 @@ class _Name(NamedTuple):
     label: str | None
 
 
-def _parse(name: str) -> _Name:
+def _parse_name(name: str) -> _Name:
     rest = name.removeprefix(TFDS_PREFIX)
     # A single colon belongs to a version.
     if rest.count(":") < 2:
@@ -35,10 +35,10 @@ def _parse(name: str) -> _Name:
 
 
 @functools.lru_cache
-def _builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
+def _load_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """Returns the builder after downloading and preparing its data."""
     try:
-        builder = tfds.builder(_parse(name).builder, data_dir=data_dir or None)
+        builder = tfds.builder(_parse_name(name).builder, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         # TFDS would list all of its datasets after the first line.
         reason = str(error).strip().split("\n")[0]
@@ -78,15 +78,16 @@ def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> s
     if len(candidates) != 1:
         found = ", ".join(f"{key} {image.shape}" for key, image in images.items())
         raise UserError(
-            f"--dataset={name}: which feature is the {kind}? Name both as "
-            f"{TFDS_PREFIX}NAME:image_key:label_key; images there: {found or 'none'}"
+            f"--dataset={name}: cannot tell which feature is the {kind}; name both, as "
+            f"in {TFDS_PREFIX}NAME:image_key:label_key; image features: "
+            f"{found or 'none'}"
         )
     return candidates[0]
 
 
 def _segmentation_keys(name: str, builder) -> tuple[str, str]:
     """Returns the keys of image and label, from the name or as the only candidates."""
-    images, keys = _image_features(builder.info.features), _parse(name)
+    images, keys = _image_features(builder.info.features), _parse_name(name)
     for key in (keys.image, keys.label):
         if key is not None and key not in images:
             raise UserError(
@@ -112,7 +113,7 @@ def describe(name: str, data_dir: str) -> DatasetInfo:
     Raises:
         UserError: if there is no such dataset or feature.
     """
-    builder = _builder(name, data_dir)
+    builder = _load_builder(name, data_dir)
     image_key, label_key = _segmentation_keys(name, builder)
     images = _image_features(builder.info.features)
     image, label = images[image_key], images[label_key]
@@ -164,12 +165,12 @@ def open_split(
         UserError: if there is no such split, or it is empty.
     """
     index = _index_split(name, data_dir, split)
-    keys = _segmentation_keys(name, _builder(name, data_dir))
+    keys = _segmentation_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index
 
 
 def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
-    builder = _builder(name, data_dir)
+    builder = _load_builder(name, data_dir)
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
@@ -190,7 +191,7 @@ def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
 
 def _classification_keys(name: str, builder) -> tuple[str, str]:
     """Returns the keys of image and class; default: `image` and `label`."""
-    features, keys = builder.info.features, _parse(name)
+    features, keys = builder.info.features, _parse_name(name)
     image, label = keys.image, keys.label
     if image is None:
         image, label = "image", "label"
@@ -214,7 +215,7 @@ def describe_classes(name: str, data_dir: str) -> DatasetInfo:
     Raises:
         UserError: if there is no such dataset or feature.
     """
-    builder = _builder(name, data_dir)
+    builder = _load_builder(name, data_dir)
     image_key, label_key = _classification_keys(name, builder)
     image, label = (builder.info.features[key] for key in (image_key, label_key))
     depth, channels = np.dtype(image.np_dtype).name, image.shape[-1]
@@ -232,5 +233,5 @@ def open_classes(
 ) -> tuple[records.Keys, records.RecordIndex]:
     """Returns the keys and the index of a classification split; see `open_split`."""
     index = _index_split(name, data_dir, split)
-    keys = _classification_keys(name, _builder(name, data_dir))
+    keys = _classification_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index

@@ -90,7 +90,7 @@ def examine_split(
             report.values += examined.values
             report.images_with += examined.values > 0
         if examined.size is not None:
-            _count_image(report, examined)
+            _add_image(report, examined)
             moments = moments + examined.moments
             pixels += examined.size[0] * examined.size[1]
     if pixels:
@@ -101,7 +101,7 @@ def examine_split(
     return report
 
 
-def _count_image(report: SplitReport, examined: RecordReport) -> None:
+def _add_image(report: SplitReport, examined: RecordReport) -> None:
     report.sizes[examined.size] += 1
     first = report.digests.setdefault(examined.digest, examined.where)
     if first != examined.where:
@@ -137,11 +137,13 @@ def _downgrade_if_unsure(kind: str, report: SplitReport) -> str:
 
     The rest of the records may contain rare classes, and test splits may lack labels.
     """
-    is_sure = report.examined == report.images and not _is_evaluation(report.split)
+    is_sure = report.examined == report.images and not _is_evaluation_split(
+        report.split
+    )
     return kind if is_sure else "unlikely"
 
 
-def _is_evaluation(split: str) -> bool:
+def _is_evaluation_split(split: str) -> bool:
     return split.startswith(("val", "test"))
 
 
@@ -151,11 +153,11 @@ def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
     Splits named trainval, as in VOC, are meant to contain them.
     """
     problems = []
-    for held_out in filter(lambda r: _is_evaluation(r.split), reports):
+    for held_out in filter(lambda r: _is_evaluation_split(r.split), reports):
         for report in reports:
             shared = report.digests.keys() & held_out.digests.keys()
             is_intended = report.split.startswith("trainval")
-            if _is_evaluation(report.split) or is_intended or not shared:
+            if _is_evaluation_split(report.split) or is_intended or not shared:
                 continue
             some = min(held_out.digests[digest] for digest in shared)
             text = f"has {len(shared)} images of {held_out.split}, such as {some}"

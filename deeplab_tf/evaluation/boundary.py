@@ -100,9 +100,12 @@ class TrimapCurve:
         return {
             "around": self._around,
             "widths": list(self._widths),
-            "miou": [_score(confusion.mean_iou, matrix) for matrix in matrices],
+            "miou": [
+                _score_unless_empty(confusion.mean_iou, matrix) for matrix in matrices
+            ],
             "pixel_accuracy": [
-                _score(confusion.pixel_accuracy, matrix) for matrix in matrices
+                _score_unless_empty(confusion.pixel_accuracy, matrix)
+                for matrix in matrices
             ],
             "pixels": matrices.sum((1, 2)).tolist(),
         }
@@ -204,6 +207,6 @@ def _measure_distances(pixels) -> np.ndarray:
     return cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
-def _score(function, matrix: np.ndarray) -> float | None:
+def _score_unless_empty(function, matrix: np.ndarray) -> float | None:
     """Returns a score of a confusion matrix, None if it is empty."""
     return function(matrix) if matrix.any() else None

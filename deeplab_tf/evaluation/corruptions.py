@@ -53,8 +53,8 @@ def _import_package():
     except ImportError as error:
         # --no-deps, because opencv-python would replace the headless build.
         raise UserError(
-            "corruptions need more packages: pip install scikit-image numba, then pip "
-            f"install --no-deps {_DISTRIBUTION} ({error})"
+            "corruptions need more packages; run pip install scikit-image numba, then "
+            f"pip install --no-deps {_DISTRIBUTION} ({error})"
         ) from error
 
 

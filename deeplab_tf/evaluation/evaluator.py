@@ -156,8 +156,10 @@ class Evaluator:
         with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
             for batch in self._score_batches(dataset, confident):
                 counts += np.asarray(batch.counts)
-                exceeds = _exceeds(batch.images.shape[1:3], self._config.eval_crop_size)
-                _update(batch, int(images[0]), measures, gallery)
+                exceeds = _is_larger(
+                    batch.images.shape[1:3], self._config.eval_crop_size
+                )
+                _update_measures(batch, int(images[0]), measures, gallery)
                 images += len(batch.images) * np.array([1, exceeds])
                 progress.update(len(batch.images))
         if total is not None:
@@ -168,7 +170,7 @@ class Evaluator:
                 f"note: {larger} images exceed eval_crop_size, which grew to fit them"
             )
             self._has_noted_sizes = True
-        return self._metrics(all_images, counts)
+        return self._compute_metrics(all_images, counts)
 
     def _score_batches(self, dataset: Iterable, confident: bool) -> Iterator[_Batch]:
         if self._strategy is not None:
@@ -213,7 +215,7 @@ class Evaluator:
         parts = (is_real, images, labels, names, *results)
         return [strategy.experimental_local_results(part) for part in parts]
 
-    def _metrics(self, images: int, counts: np.ndarray) -> dict:
+    def _compute_metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
                 f"{images} images have no pixel with a label in 0..{len(counts) - 1}"
@@ -223,14 +225,14 @@ class Evaluator:
             "miou": confusion.mean_iou(counts),
             "pixel_accuracy": confusion.pixel_accuracy(counts),
             "frequency_weighted_iou": confusion.frequency_weighted_iou(counts),
-            "iou_per_class": _for_json(confusion.iou_per_class(counts)),
-            "accuracy_per_class": _for_json(confusion.accuracy_per_class(counts)),
-            "f_score_per_class": _for_json(confusion.f_score_per_class(counts)),
+            "iou_per_class": _replace_nan(confusion.iou_per_class(counts)),
+            "accuracy_per_class": _replace_nan(confusion.accuracy_per_class(counts)),
+            "f_score_per_class": _replace_nan(confusion.f_score_per_class(counts)),
             "confusion_matrix": counts.tolist(),
-            "protocol": self._protocol(),
+            "protocol": self._describe_protocol(),
         }
 
-    def _protocol(self) -> dict:
+    def _describe_protocol(self) -> dict:
         config = dataclasses.asdict(self._config)
         if not isinstance(self._predictor, Predictor):
             # The inference protocol of an export is fixed.
@@ -251,7 +253,7 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
     )
 
 
-def _update(
+def _update_measures(
     batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None
 ) -> None:
     """Updates measures and gallery; `first` numbers images without a name."""
@@ -291,7 +293,7 @@ def _empty_names(images: tf.Tensor) -> tf.Tensor:
     return tf.fill([tf.shape(images)[0]], "")
 
 
-def _for_json(scores: np.ndarray) -> list[float | None]:
+def _replace_nan(scores: np.ndarray) -> list[float | None]:
     return [None if np.isnan(score) else float(score) for score in scores]
 
 
@@ -312,7 +314,7 @@ def evaluate(
     return Evaluator(model, config).evaluate(dataset)
 
 
-def _exceeds(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool:
+def _is_larger(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool:
     height, width = crop_size or size
     return size[0] > height or size[1] > width
 

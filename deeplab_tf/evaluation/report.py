@@ -39,32 +39,36 @@ _OPTIONAL = {
 }
 
 
-def _percent(share: float | None) -> str:
+def _format_percent(share: float | None) -> str:
     """Formats a fraction in percent without the sign; a dash for None and NaN."""
     if share is None or np.isnan(share):
         return _NOTHING
     return f"{100 * share:.2f}"
 
 
-def _setting(value: object) -> str:
+def _format_setting(value: object) -> str:
     """Formats a setting."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        return ", ".join(map(_setting, value)) or _NOTHING
+        return ", ".join(map(_format_setting, value)) or _NOTHING
     return str(value)
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("deeplab_tf.evaluation"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
-    formats = {"percent": _percent, "setting": _setting, "thousands": "{:,}".format}
+    formats = {
+        "percent": _format_percent,
+        "setting": _format_setting,
+        "thousands": "{:,}".format,
+    }
     environment.filters.update(formats)
     return environment.get_template("report.html")
 
@@ -97,17 +101,17 @@ def write_report(
             f"the metrics have {classes} classes; {info.name} has {info.num_classes}"
         )
     sections = [
-        ("Protocol", "protocol", _protocol(metrics["protocol"])),
-        ("Classes", "classes", _classes(metrics, info)),
-        ("Confusion matrix", "confusion_matrix", _confusion_matrix(metrics, info)),
-        ("Most frequent confusions", "confusions", _confusions(metrics, info)),
-        *_optional_sections(metrics),
-        *_images("Worst images", worst, info),
-        *_images("Best images", best, info),
-        ("How to reproduce", "origin", _origin(command)),
+        ("Protocol", "protocol", _describe_protocol(metrics["protocol"])),
+        ("Classes", "classes", _make_class_table(metrics, info)),
+        ("Confusion matrix", "confusion_matrix", _draw_confusion_matrix(metrics, info)),
+        ("Most frequent confusions", "confusions", _find_confusions(metrics, info)),
+        *_make_optional_sections(metrics),
+        *_make_gallery_section("Worst images", worst, info),
+        *_make_gallery_section("Best images", best, info),
+        ("How to reproduce", "origin", _describe_origin(command)),
     ]
     split = metrics["protocol"].get("split", "")
-    page = _template().render(
+    page = _load_template().render(
         title=f"Evaluation on {info.name} {split}".rstrip(),
         headline={
             "mIoU": metrics["miou"],
@@ -121,24 +125,24 @@ def write_report(
     write_text(page.encode(errors="replace").decode() + "\n", path)
 
 
-def _protocol(protocol: Mapping) -> list[tuple[str, object]]:
+def _describe_protocol(protocol: Mapping) -> list[tuple[str, object]]:
     names = [name for name in _FIRST if name in protocol]
     names += [name for name in protocol if name not in _FIRST]
     return [(name.replace("_", " "), protocol[name]) for name in names]
 
 
-def _class(label: int, info: DatasetInfo) -> dict:
+def _describe_class(label: int, info: DatasetInfo) -> dict:
     return {"name": info.class_names[label], "color": info.colors[label]}
 
 
-def _classes(metrics: Mapping, info: DatasetInfo) -> dict:
+def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
     columns = {
         "Accuracy, %": metrics["accuracy_per_class"],
         "F-score, %": metrics["f_score_per_class"],
     }
     if metrics.get("boundary_iou"):
         columns["Boundary IoU, %"] = metrics["boundary_iou"]["per_class"]
-    classes = [_class(label, info) for label in range(info.num_classes)]
+    classes = [_describe_class(label, info) for label in range(info.num_classes)]
     # Pixels of the ground truth, as in the table printed by eval.py.
     pixels = np.sum(metrics["confusion_matrix"], 1)
     shares = zip(*columns.values(), strict=True)
@@ -146,15 +150,15 @@ def _classes(metrics: Mapping, info: DatasetInfo) -> dict:
     return {"columns": list(columns), "rows": list(rows)}
 
 
-def _confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
+def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
     counts = np.array(metrics["confusion_matrix"])
     image = visualize.plot_confusion(counts, info.class_names)
     alt = "Confusion matrix: a row for each class of the truth, a column for each "
     alt += "predicted class; the most frequent confusions follow in words."
-    return _png(image, alt)
+    return _embed_png(image, alt)
 
 
-def _png(image: np.ndarray, alt: str, density: int = 1) -> dict:
+def _embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
     """Returns a uint8 image for the template.
 
     Args:
@@ -163,15 +167,15 @@ def _png(image: np.ndarray, alt: str, density: int = 1) -> dict:
         density: Image pixels per page pixel.
     """
     size = image.shape[1] // density, image.shape[0] // density
-    return _image(visualize.encode_png(image), "png", alt, size)
+    return _embed_image(visualize.encode_png(image), "png", alt, size)
 
 
-def _image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
+def _embed_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
     text = base64.b64encode(data).decode()
     return {"kind": kind, "alt": alt, "width": size[0], "height": size[1], "data": text}
 
 
-def _confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
+def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
     counts = np.array(metrics["confusion_matrix"])
     sums = counts.sum(1)
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
@@ -179,8 +183,8 @@ def _confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
     cells = [divmod(cell, len(counts)) for cell in order]
     return [
         {
-            "truth": _class(truth, info),
-            "predicted": _class(predicted, info),
+            "truth": _describe_class(truth, info),
+            "predicted": _describe_class(predicted, info),
             "pixels": wrong[truth, predicted],
             "share": wrong[truth, predicted] / sums[truth],
         }
@@ -189,68 +193,68 @@ def _confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
     ]
 
 
-def _optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
+def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
     data = {
-        "trimap": _trimap,
+        "trimap": _describe_trimap,
         "boundary_iou": dict,
-        "calibration": _calibration,
-        "robustness": _robustness,
+        "calibration": _describe_calibration,
+        "robustness": _describe_robustness,
     }
     present = {title: key for title, key in _OPTIONAL.items() if metrics.get(key)}
     return [(title, key, data[key](metrics[key])) for title, key in present.items()]
 
 
-def _trimap(trimap: Mapping) -> dict:
+def _describe_trimap(trimap: Mapping) -> dict:
     place = _BANDS.get(trimap["around"], trimap["around"])
     image = visualize.plot_trimap(trimap["widths"], trimap["miou"])
     alt = f"mIoU in bands around {place}, by their width; the table has its values."
     rows = zip(
         trimap["widths"],
-        map(_percent, trimap["miou"]),
-        map(_percent, trimap["pixel_accuracy"]),
+        map(_format_percent, trimap["miou"]),
+        map(_format_percent, trimap["pixel_accuracy"]),
         map("{:,}".format, trimap["pixels"]),
         strict=True,
     )
-    return {"place": place, "diagram": _png(image, alt, 2), "rows": list(rows)}
+    return {"place": place, "diagram": _embed_png(image, alt, 2), "rows": list(rows)}
 
 
-def _calibration(calibration: Mapping) -> dict:
+def _describe_calibration(calibration: Mapping) -> dict:
     parts = [calibration[name] for name in ("confidence", "accuracy", "pixels")]
     alt = f"Reliability diagram: accuracy in {calibration['bins']} bins of confidence."
     return {
         "expected": calibration["expected_calibration_error"],
         "maximum": calibration["maximum_calibration_error"],
-        "diagram": _png(visualize.plot_reliability(*parts), alt, 2),
+        "diagram": _embed_png(visualize.plot_reliability(*parts), alt, 2),
     }
 
 
-def _robustness(robustness: Mapping) -> dict:
+def _describe_robustness(robustness: Mapping) -> dict:
     mious = dict(robustness["miou"])
     mean = np.mean(list(mious.values()), 0).tolist()
     rows = [(n, [*x, np.mean(x)]) for n, x in [*mious.items(), ("mean", mean)]]
     return {**robustness, "rows": rows}
 
 
-def _images(
+def _make_gallery_section(
     title: str, images: Sequence[ScoredImage], info: DatasetInfo
 ) -> list[tuple[str, str, list[dict]]]:
-    shown = [_scored_image(scored, info) for scored in images]
+    shown = [_describe_image(scored, info) for scored in images]
     return [(title, "images", shown)] if shown else []
 
 
-def _scored_image(scored: ScoredImage, info: DatasetInfo) -> dict:
+def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
     classes = _classes_by_size(scored, info)
-    named = [_class(label, info) for label in classes[:_NAMED_CLASSES]]
+    named = [_describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
     return {
         "name": scored.name,
         "miou": scored.miou,
-        "thumbnails": _thumbnails(scored, info),
+        "thumbnails": _make_thumbnails(scored, info),
         "classes": named,
         "unnamed": len(classes) - len(named),
     }
 
 
-def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
+def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
     """Returns small images by caption."""
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
@@ -269,14 +273,18 @@ def _thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
         "Errors": visualize.error_map(truth, prediction, info),
     }
     size = (width, height)
-    thumbnails = {"Image": _image(_jpeg(scored.image, size), "jpeg", scored.name, size)}
+    thumbnails = {
+        "Image": _embed_image(
+            _encode_jpeg(scored.image, size), "jpeg", scored.name, size
+        )
+    }
     return thumbnails | {
-        caption: _png(image, f"{caption} of {scored.name}")
+        caption: _embed_png(image, f"{caption} of {scored.name}")
         for caption, image in shown.items()
     }
 
 
-def _jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
+def _encode_jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     small.save(file, "JPEG", quality=85)
@@ -293,7 +301,7 @@ def _classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
     return [label for label in order.tolist() if pixels[label]]
 
 
-def _origin(command: Sequence[str]) -> dict:
+def _describe_origin(command: Sequence[str]) -> dict:
     versions = {
         "deeplab_tf": deeplab_tf.__version__,
         "TensorFlow": tf.__version__,

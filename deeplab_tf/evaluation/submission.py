@@ -117,7 +117,7 @@ class VocSubmission(_Submission):
         info: Classes of the model; must be the 21 of VOC.
         competition: "comp5" for models trained on VOC only, "comp6" for all others,
             including those pretrained on ImageNet.
-        overwrite: Whether to replace files other than our earlier output.
+        overwrite: Whether to replace files that deeplab_tf did not write.
 
     Raises:
         UserError: for an invalid argument, or if no image was added.
@@ -171,7 +171,7 @@ class CityscapesSubmission(_Submission):
     Args:
         path: Archive to write, `.zip`; `tf.io.gfile` paths work.
         info: Classes of the model; must be the 19 of Cityscapes.
-        overwrite: Whether to replace files other than our earlier output.
+        overwrite: Whether to replace files that deeplab_tf did not write.
 
     Raises:
         UserError: for an invalid argument, or if no image was added.

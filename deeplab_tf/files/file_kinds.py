@@ -71,7 +71,7 @@ def is_remote(path: PathLike) -> bool:
     return "://" in path and not path.startswith("file://")
 
 
-def _local(path: PathLike) -> str:
+def _strip_file_scheme(path: PathLike) -> str:
     return os.fspath(path).removeprefix("file://")
 
 
@@ -86,7 +86,9 @@ def kind_of(path: PathLike) -> Kind:
         path.encode()  # TensorFlow cannot open other names
     except UnicodeEncodeError:
         return Kind.NOT_UTF8
-    return _remote_kind(path) if is_remote(path) else _local_kind(_local(path))
+    return (
+        _remote_kind(path) if is_remote(path) else _local_kind(_strip_file_scheme(path))
+    )
 
 
 def _remote_kind(path: str) -> Kind:
@@ -152,7 +154,9 @@ def open_file(path: PathLike) -> Iterator[BinaryIO]:
             yield file
         return
     require_file(path)  # opening a device may have effects
-    with open(_local(path), "rb", buffering=0, opener=_open_without_blocking) as file:
+    with open(
+        _strip_file_scheme(path), "rb", buffering=0, opener=_open_without_blocking
+    ) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise UserError(f"{escape(path)} is no longer a file")
         yield file
@@ -211,7 +215,7 @@ def list_names(folder: PathLike) -> list[str]:
         if is_remote(folder):
             names = tf.io.gfile.listdir(os.fspath(folder))
         else:  # TensorFlow fails if any name is not UTF-8
-            names = os.listdir(_local(folder))
+            names = os.listdir(_strip_file_scheme(folder))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{escape(folder)} cannot be listed: {error}") from error
     # Object stores end the names of folders with a slash.
@@ -222,7 +226,7 @@ def expand_glob(pattern: str) -> list[str]:
     """Returns the sorted paths that match a pattern."""
     if is_remote(pattern):
         return sorted(tf.io.gfile.glob(pattern))
-    return sorted(glob.glob(_local(pattern)))
+    return sorted(glob.glob(_strip_file_scheme(pattern)))
 
 
 def find_non_files(paths: Iterable[Path]) -> dict[Path, Kind]:

@@ -33,7 +33,7 @@ except ImportError:  # Windows
 HEARTBEAT_SECS = 20.0
 # A lock without a heartbeat for this many periods is stale.
 STALE_PERIODS = 2.5
-# Without flock, the last of several processes to write the file wins; the others
+# Without flock, the last of several processes to write the file wins; its rivals
 # notice after this time.
 SETTLE_SECS = 1.0
 TRAINING_LOCK = ".training.lock"
@@ -124,7 +124,7 @@ class _TrainingLock:
         self._ended = threading.Event()
         # The heartbeat writes while `verify` reads.
         self._file_guard = threading.Lock()
-        self._heartbeat = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
 
     def acquire(self) -> None:
         try:
@@ -132,7 +132,7 @@ class _TrainingLock:
             while not self._try_acquire():
                 self._close()
         except BaseException as error:
-            self._clear()
+            self._remove_lock()
             if isinstance(error, OSError):
                 raise UserError(
                     f"--train_logdir={self._folder} cannot be locked: {error}; give "
@@ -154,7 +154,7 @@ class _TrainingLock:
             time.sleep(SETTLE_SECS)
             winner = self._read()
             if winner is None or winner.token != self._owner.token:
-                raise self._refusal(winner)
+                raise self._make_error(winner)
         return True
 
     def _flock(self) -> bool:
@@ -165,7 +165,7 @@ class _TrainingLock:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
-                raise self._refusal(self._wait_for_owner()) from None
+                raise self._make_error(self._wait_for_owner()) from None
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
@@ -199,10 +199,10 @@ class _TrainingLock:
         if is_running is None:
             is_running = self._is_renewed(owner)
         if is_running:
-            raise self._refusal(owner)
+            raise self._make_error(owner)
 
     def _is_renewed(self, owner: Owner) -> bool:
-        """Watches the heartbeat of a process that is not visible from here."""
+        """Waits for a heartbeat of the owner; returns whether there was one."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
             f"{self._folder} is locked by {owner}; waiting {limit:.0f} s to see "
@@ -222,7 +222,7 @@ class _TrainingLock:
         )
         return False
 
-    def _refusal(self, owner: Owner | None) -> UserError:
+    def _make_error(self, owner: Owner | None) -> UserError:
         return UserError(
             f"--train_logdir={self._folder} is in use by another training run "
             f"({owner or 'process unknown'}); stop that process or give another "
@@ -241,15 +241,17 @@ class _TrainingLock:
                 "nothing more can be saved there"
             )
 
-    def _beat(self) -> None:
+    def _send_heartbeats(self) -> None:
+        """Writes a heartbeat regularly until the lock is released."""
         owner = self._owner
         while not self._ended.wait(HEARTBEAT_SECS):
             owner = dataclasses.replace(owner, beat=owner.beat + 1)
             # The next beat makes up for a failed one.
             with contextlib.suppress(OSError):
-                self._renew(owner)
+                self._write_heartbeat(owner)
 
-    def _renew(self, owner: Owner) -> None:
+    def _write_heartbeat(self, owner: Owner) -> None:
+        """Writes the owner to the lock file, unless the file is not ours any more."""
         with self._file_guard:
             found = Owner.from_bytes(lock_file.read(self._path) or b"")
             # Do not recreate a removed folder or overwrite another owner's lock.
@@ -262,9 +264,9 @@ class _TrainingLock:
             return
         self._ended.set()
         self._heartbeat.join()
-        self._clear()
+        self._remove_lock()
 
-    def _clear(self) -> None:
+    def _remove_lock(self) -> None:
         """Removes the file and the empty folders that this lock created."""
         with contextlib.suppress(OSError, UserError):
             found = self._read()

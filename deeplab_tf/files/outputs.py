@@ -27,6 +27,7 @@ from deeplab_tf.files.ledger import (
 )
 
 _OTHER_PATH = "choose another path"
+_FOREIGN = "was not written by deeplab_tf, or was changed since"
 _REMEDIES = "choose another path, move it away, or add --overwrite to replace it"
 
 
@@ -72,7 +73,7 @@ def is_recorded(path: str) -> bool:
 
 def record_before_move(source: str, path: str) -> None:
     """Records a file in the ledger of `path`, to which it is about to be moved."""
-    _record(_real_path(path), digest_file(source))
+    _record_digest(_real_path(path), digest_file(source))
 
 
 def _identities(paths: Iterable[str]) -> set:
@@ -94,7 +95,7 @@ def _require_replaceable_file(path: str, overwrite: bool = False) -> None:
     if not is_regular_file(path):
         raise UserError(f"{path} exists and is not an ordinary file; {_OTHER_PATH}")
     if not (overwrite or is_ours(path)):
-        raise UserError(f"{path} exists and is not our earlier output; {_REMEDIES}")
+        raise UserError(f"{path} exists and {_FOREIGN}; {_REMEDIES}")
 
 
 def claim(
@@ -128,10 +129,11 @@ def claim(
         target = _real_path(path)
         _require_replaceable_file(target, overwrite)
         if overwrite:
-            _record(target, digest_file(target))
+            _record_digest(target, digest_file(target))
 
 
-def _record(path: str, digest: str) -> None:
+def _record_digest(path: str, digest: str) -> None:
+    """Adds a file to the ledger of its folder."""
     folder, name = split(path)
     open_ledger(folder).add(name, digest)
 
@@ -148,7 +150,7 @@ def write_bytes(content: bytes, path: str) -> None:
     """
     path = _real_path(path)
     _require_replaceable_file(path)
-    _record(path, hashlib.sha256(content).hexdigest())
+    _record_digest(path, hashlib.sha256(content).hexdigest())
     if is_remote(path):
         unfinished = f"{path}.unfinished"
         with tf.io.gfile.GFile(unfinished, "wb") as file:
@@ -177,9 +179,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
     if not tf.io.gfile.isdir(real):
         _require_replaceable_file(real, overwrite)
     elif not overwrite and (foreign := _foreign_entry(real)):
-        raise UserError(
-            f"{path} holds {foreign}, which is not our earlier output; {_REMEDIES}"
-        )
+        raise UserError(f"{path} contains {foreign}, which {_FOREIGN}; {_REMEDIES}")
 
 
 def _is_protected(path: str) -> bool:
@@ -278,18 +278,19 @@ def _move(unfinished: str, path: str) -> None:
     if os.path.isdir(unfinished):
         scratch.replace_folder(unfinished, path)
         return
-    _record(path, digest_file(unfinished))
+    _record_digest(path, digest_file(unfinished))
     os.replace(unfinished, path)
 
 
 def _upload(source: str, target: str) -> None:
-    """Copies a file or folder to a store; a SavedModel's graph goes first, comes last.
+    """Copies a file or folder to a remote file system.
 
-    Readers take a folder for a SavedModel only while it holds its graph.
+    The graph of a SavedModel is removed first and copied last: a folder counts as a
+    SavedModel only while it contains the graph.
     """
     if not os.path.isdir(source):
         tf.io.gfile.makedirs(split(target)[0])
-        _record(target, digest_file(source))
+        _record_digest(target, digest_file(source))
         tf.io.gfile.copy(source, target, overwrite=True)
         return
     if tf.io.gfile.isdir(target):

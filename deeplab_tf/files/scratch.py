@@ -26,7 +26,7 @@ _EARLIER = ".earlier"
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
 
-def _new_path(folder: str) -> str:
+def _make_path(folder: str) -> str:
     return os.path.join(folder, f".deeplab_tf-{secrets.token_hex(8)}.tmp")
 
 
@@ -50,7 +50,7 @@ def create_file(folder: str) -> Iterator[BinaryIO]:
     """Opens a scratch file for writing; removes it at the end unless it was moved."""
     while True:
         # Not by the tempfile module, whose files other users cannot read.
-        scratch = open(_new_path(folder), "xb")  # noqa: SIM115
+        scratch = open(_make_path(folder), "xb")  # noqa: SIM115
         if _try_lock(scratch.fileno(), scratch.name):
             break
         scratch.close()  # another process removed it as a leftover
@@ -77,7 +77,7 @@ def create_folder(parent: str | None) -> Iterator[str]:
         return
     os.makedirs(parent, exist_ok=True)
     remove_leftovers(parent)
-    scratch, descriptor = _new_folder(parent)
+    scratch, descriptor = _make_folder(parent)
     try:
         yield scratch
     finally:
@@ -85,9 +85,9 @@ def create_folder(parent: str | None) -> Iterator[str]:
         os.close(descriptor)
 
 
-def _new_folder(parent: str) -> tuple[str, int]:
+def _make_folder(parent: str) -> tuple[str, int]:
     while True:
-        scratch = _new_path(parent)
+        scratch = _make_path(parent)
         os.mkdir(scratch)
         with contextlib.suppress(FileNotFoundError):
             descriptor = os.open(scratch, os.O_RDONLY)
@@ -125,6 +125,7 @@ def _remove_leftover(path: str) -> None:
 
 
 def _restore_earlier(scratch: str) -> None:
+    """Moves folders back that an interrupted `replace_folder` moved to `scratch`."""
     earlier = os.path.join(scratch, _EARLIER)
     if not os.path.isdir(earlier):
         return

@@ -144,7 +144,7 @@ class _Stream:
         if self._budget < 0:
             bomb = f"more than {_MAX_RATIO} times the size of the archive"
             reason = "it is cut off" if self._is_seekable else bomb
-            raise _refuse(header.name, f"claims {size} bytes of data: {reason}")
+            raise _make_error(header.name, f"claims {size} bytes of data: {reason}")
 
     def read_data(self) -> Iterator[bytes]:
         """Yields the rest of the data."""
@@ -198,7 +198,7 @@ class _Entries:
                 break  # its parents are known as well
         is_known = self._add(member.name, member.is_folder, member)
         if is_known and not member.is_folder:
-            raise _refuse(member.name, "occurs twice")
+            raise _make_error(member.name, "occurs twice")
 
     def _add(self, path: str, is_folder: bool, member: Member) -> bool:
         """Adds a path; returns whether it was known already."""
@@ -208,7 +208,9 @@ class _Entries:
             self._is_folder[key] = is_folder
             self._folders += is_folder
         elif known != is_folder:
-            raise _refuse(member.name, f"makes {quote(path)} both a file and a folder")
+            raise _make_error(
+                member.name, f"makes {quote(path)} both a file and a folder"
+            )
         if len(self._is_folder) > _MAX_ENTRIES:
             raise ArchiveError(f"it has more than {_MAX_ENTRIES} files and folders")
         if self._folders > _MAX_FOLDERS:
@@ -216,7 +218,7 @@ class _Entries:
         return known is not None
 
 
-def _refuse(name: str | bytes, reason: str) -> ArchiveError:
+def _make_error(name: str | bytes, reason: str) -> ArchiveError:
     return ArchiveError(f"its member {quote(name)} {reason}")
 
 
@@ -252,16 +254,16 @@ def _read_plain_header(stream: _Stream) -> _Header | None:
     if not any(block):
         return None
     _verify_checksum(block, position)
-    name = _until_null(block[:100])
+    name = _cut_at_null(block[:100])
     kind = block[156:157]
-    if block[257:265] == b"ustar\x0000" and (prefix := _until_null(block[345:500])):
+    if block[257:265] == b"ustar\x0000" and (prefix := _cut_at_null(block[345:500])):
         name = prefix + b"/" + name
     return _Header(name, _parse_number(block[124:136], name), kind)
 
 
 def _verify_checksum(block: bytes, position: int) -> None:
     computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
-    match = _OCTAL.fullmatch(_until_null(block[148:156]))
+    match = _OCTAL.fullmatch(_cut_at_null(block[148:156]))
     stored = int(match[1] or b"0", 8) if match else -1
     # Old programs added up signed bytes.
     signed = computed - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
@@ -270,7 +272,7 @@ def _verify_checksum(block: bytes, position: int) -> None:
         raise ArchiveError(damaged if position else "it is not a tar archive")
 
 
-def _until_null(field: bytes) -> bytes:
+def _cut_at_null(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
@@ -278,9 +280,9 @@ def _parse_number(field: bytes, name: bytes) -> int:
     """Parses octal digits, or GNU's base 256."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
-    match = _OCTAL.fullmatch(_until_null(field))
+    match = _OCTAL.fullmatch(_cut_at_null(field))
     if not match:
-        raise _refuse(name, "has a negative or broken size")
+        raise _make_error(name, "has a negative or broken size")
     return int(match[1] or b"0", 8)
 
 
@@ -328,12 +330,12 @@ def _start_member(header: _Header, stream: _Stream) -> Member:
     )
     if not is_folder and header.kind not in _FILE_TYPES:
         kind = _REFUSED_TYPES.get(header.kind, "of an unknown type")
-        raise _refuse(header.name, f"is {kind}, not a plain file or folder")
+        raise _make_error(header.name, f"is {kind}, not a plain file or folder")
     name = _normalize_path(header.name)
     if is_folder and header.size:
-        raise _refuse(header.name, "is a folder with data")
+        raise _make_error(header.name, "is a folder with data")
     if not is_folder and (not name or header.name.endswith(b"/")):
-        raise _refuse(header.name, "is a file with the name of a folder")
+        raise _make_error(header.name, "is a file with the name of a folder")
     stream.start_data(header)
     return Member(name, header.size, is_folder, stream.read_data)
 
@@ -347,7 +349,7 @@ def _normalize_path(raw: bytes) -> str:
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _refuse(raw, "has a name that is not UTF-8") from error
+        raise _make_error(raw, "has a name that is not UTF-8") from error
     parts = [part for part in name.split("/") if part not in ("", ".")]
     faults = {
         "has no name": not name,
@@ -361,5 +363,5 @@ def _normalize_path(raw: bytes) -> str:
     }
     for fault, is_present in faults.items():
         if is_present:
-            raise _refuse(name, fault)
+            raise _make_error(name, fault)
     return "/".join(parts)

@@ -42,6 +42,7 @@ class EncodedImage(NamedTuple):
 
 
 def _has_planes(channels: int) -> bool:
+    """Returns whether the channels are stored as grey planes, one below the other."""
     return channels not in _PNG_CHANNELS
 
 

@@ -30,7 +30,7 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
         raise UserError(too_large) from error
-    # The last one comes from a GFile at its end, the others from Pillow's decoders.
+    # A GFile at its end raises the last of these, Pillow's decoders raise the rest.
     except (OSError, SyntaxError, ValueError, tf.errors.OutOfRangeError) as error:
         size = file_kinds.file_size(file)
         reason = f"its {size} bytes are not an image" if size else "it is empty"
@@ -51,7 +51,7 @@ def load_image(path: _Path, content: bytes) -> Image.Image:
     """
     image = open_image(path, io.BytesIO(content))
     require_image_format(path, image)
-    return _load(path, image)
+    return _decode(path, image)
 
 
 def require_image_format(path: _Path, image: Image.Image) -> None:
@@ -70,10 +70,10 @@ def load_label(path: _Path, content: bytes) -> Image.Image:
     if image.format != "PNG":
         # Lossy formats turn class ids into other class ids.
         raise UserError(f"{path} is {image.format}; labels must be PNG")
-    return _load(path, image)
+    return _decode(path, image)
 
 
-def _load(path: _Path, image: Image.Image) -> Image.Image:
+def _decode(path: _Path, image: Image.Image) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise anything
@@ -121,16 +121,16 @@ def to_class_ids(path: epath.Path, image: Image.Image, content: bytes) -> np.nda
 
 def _read_array(path: _Path, content: bytes, channels: int) -> np.ndarray:
     """Returns the pixels of an image of any depth, `[height, width, channels]`."""
-    if _suffix(path) == ".npy":
+    if _lower_suffix(path) == ".npy":
         array = _read_npy(path, content)
-    elif _suffix(path) in (".tif", ".tiff"):
+    elif _lower_suffix(path) in (".tif", ".tiff"):
         array = _read_tiff(path, content, channels)
     else:
         array = _read_png(path, content)
     return array[..., None] if array.ndim == 2 else array
 
 
-def _suffix(path: _Path) -> str:
+def _lower_suffix(path: _Path) -> str:
     return os.path.splitext(os.fspath(path))[1].lower()
 
 
@@ -146,7 +146,8 @@ def _read_tiff(path: _Path, content: bytes, channels: int) -> np.ndarray:
         import tifffile
     except ImportError as error:
         raise UserError(
-            f"{path}: TIFFs need pip install 'deeplab_tf[tiff]' ({error})"
+            f"{path} is a TIFF, which needs more packages; run "
+            f"pip install 'deeplab_tf[tiff]' ({error})"
         ) from error
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -200,7 +201,7 @@ def encode(
     Raises:
         UserError: if the file is broken, or the image has other channels or values.
     """
-    if max_value > 255 or channels not in (1, 3) or _suffix(path) in _ARRAYS:
+    if max_value > 255 or channels not in (1, 3) or _lower_suffix(path) in _ARRAYS:
         return _encode_array(path, content, channels, max_value)
     if decoding.png_format(content)[0] == 16:
         # TensorFlow would decode it to the upper byte of each value.
@@ -242,7 +243,7 @@ def _encode_array(
 
 def orientation_hint(path: epath.Path) -> str:
     """Returns a hint for the error if EXIF swaps width and height, else ""."""
-    if _suffix(path) in _ARRAYS:
+    if _lower_suffix(path) in _ARRAYS:
         return ""
     is_rotated = decoding.exif_orientation(file_kinds.read_bytes(path)) > 4
     hint = " before its EXIF rotation; rotate the pixels themselves"

@@ -36,7 +36,7 @@ def find_images(pattern: str, image_list: str | None = None) -> list[str]:
         UserError: if there is no image, a listed one is missing or not a file, or two
             outputs would have the same name or one a name that is too long.
     """
-    paths = [p for p in _candidates(pattern) if p.lower().endswith(_SUFFIXES)]
+    paths = [p for p in _list_candidates(pattern) if p.lower().endswith(_SUFFIXES)]
     if image_list and paths:
         file_kinds.require_file(image_list)
         paths = _select_listed(paths, image_list)
@@ -50,7 +50,7 @@ def find_images(pattern: str, image_list: str | None = None) -> list[str]:
     return paths
 
 
-def _candidates(pattern: str) -> list[str]:
+def _list_candidates(pattern: str) -> list[str]:
     kind = file_kinds.kind_of(pattern)
     if kind is file_kinds.Kind.DIRECTORY:
         names = file_kinds.list_names(pattern)

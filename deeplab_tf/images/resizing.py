@@ -16,7 +16,7 @@ def resize_bilinear(images: tf.Tensor, size: tf.Tensor | Sequence) -> tf.Tensor:
 
 
 def resize_nearest(labels: tf.Tensor, size: tf.Tensor | Sequence) -> tf.Tensor:
-    """Resizes `[batch, height, width, channels]` labels to nearest neighbours."""
+    """Resizes `[batch, height, width, channels]` labels by nearest neighbour."""
     return tf.raw_ops.ResizeNearestNeighbor(
         images=labels, size=size, align_corners=True
     )

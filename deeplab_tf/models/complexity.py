@@ -72,7 +72,7 @@ def _count_other_operations(layer: layers.Layer) -> int:
     if isinstance(layer, layers.MaxPooling2D):
         return elements * prod(layer.pool_size)
     if isinstance(layer, WindowMean):
-        return elements * prod(layer.window(layer.input.shape[1:3]))
+        return elements * prod(layer.window_size(layer.input.shape[1:3]))
     return 0
 
 

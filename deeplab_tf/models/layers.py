@@ -48,10 +48,10 @@ def conv(
     convolution = layers.Conv2D(
         filters,
         kernel_size,
-        kernel_initializer=_clone(initializer),
+        kernel_initializer=_clone_initializer(initializer),
         **_options(scope, strides, rate, padding) | layer_options,
     )
-    if _is_fixed(padding, strides):
+    if _is_padding_fixed(padding, strides):
         x = pad_fixed(x, kernel_size, scope)
     return convolution(x)
 
@@ -69,15 +69,15 @@ def depthwise_conv(
     """Applies a depthwise convolution without a bias; see `conv`."""
     convolution = layers.DepthwiseConv2D(
         kernel_size,
-        depthwise_initializer=_clone(initializer),
+        depthwise_initializer=_clone_initializer(initializer),
         **_options(scope, strides, rate, padding),
     )
-    if _is_fixed(padding, strides):
+    if _is_padding_fixed(padding, strides):
         x = pad_fixed(x, kernel_size, scope)
     return convolution(x)
 
 
-def _clone(initializer):
+def _clone_initializer(initializer):
     # A Keras initialiser draws its seed once: shared, it would give all kernels of one
     # shape the same values.
     return initializer.clone() if initializer else "glorot_uniform"
@@ -91,7 +91,7 @@ def subsample(x, strides: int, scope: str):
     return pool(x)
 
 
-def _is_fixed(padding: str, strides: int) -> bool:
+def _is_padding_fixed(padding: str, strides: int) -> bool:
     return padding == "fixed" and strides > 1
 
 
@@ -100,7 +100,7 @@ def _options(scope: str, strides: int, rate, padding: str) -> dict:
     return {
         "strides": strides,
         "dilation_rate": rate,
-        "padding": "valid" if _is_fixed(padding, strides) else "same",
+        "padding": "valid" if _is_padding_fixed(padding, strides) else "same",
         "use_bias": False,
         "data_format": "channels_last",
         "name": scope,

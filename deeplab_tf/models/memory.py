@@ -24,18 +24,18 @@ def _peak_bytes(model: keras.Model, inputs: list) -> int:
     calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     last_use |= {id(x): len(calls) for x in outputs}
-    alive, peak = {id(x): _bytes(x) for x in inputs}, 0
+    alive, peak = {id(x): _count_bytes(x) for x in inputs}, 0
     for i, call in enumerate(calls):
         inside = 0
         if isinstance(call.layer, keras.Model):
             # Its inputs and outputs are counted in `alive`.
-            outside = sum(map(_bytes, [*call.inputs, *call.outputs]))
+            outside = sum(map(_count_bytes, [*call.inputs, *call.outputs]))
             inside = max(0, _peak_bytes(call.layer, call.inputs) - outside)
-        alive |= {id(x): _bytes(x) for x in call.outputs}
+        alive |= {id(x): _count_bytes(x) for x in call.outputs}
         peak = max(peak, sum(alive.values()) + inside)
         alive = {key: size for key, size in alive.items() if last_use.get(key, 0) > i}
     return peak
 
 
-def _bytes(x) -> int:
+def _count_bytes(x) -> int:
     return prod(x.shape) * (2 if "16" in x.dtype else 4)

@@ -21,7 +21,7 @@ _NOMINAL_SIZE = 513
 _SHARE, _POWERS = 0.9, 40
 
 
-def _elements(tensors) -> int:
+def _count_elements(tensors) -> int:
     return sum(prod(x.shape) for x in tensors)
 
 
@@ -68,8 +68,10 @@ def find_cuts(model: keras.Model) -> tuple[int, ...]:
     shape = [size or _NOMINAL_SIZE for size in model.input.shape[1:]]
     image = keras.Input(batch_shape=(1, *shape), dtype=model.input.dtype)
     calls, _ = trace_calls(model, image)
-    totals = [0, *itertools.accumulate(_elements(call.outputs) for call in calls)]
-    kept = {cut: _elements(x) for cut, x in _find_live_tensors(calls, image).items()}
+    totals = [0, *itertools.accumulate(_count_elements(call.outputs) for call in calls)]
+    kept = {
+        cut: _count_elements(x) for cut, x in _find_live_tensors(calls, image).items()
+    }
     kept[len(calls)] = 0
     limits = [totals[-1] * _SHARE**i for i in range(_POWERS)]
     found = filter(None, (_find_cuts_within(limit, totals, kept) for limit in limits))

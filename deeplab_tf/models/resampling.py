@@ -11,10 +11,10 @@ from keras import layers, ops
 
 
 def scale_dimension(size, scale: float):
-    """Returns DeepLab's length of `size` pixels at a scale.
+    """Returns the scaled length of a side of `size` pixels, rounded as in DeepLab.
 
-    `int((size - 1) * scale + 1)`, of an int or an integer tensor; for `scale = 1 / k`
-    the output length of a SAME convolution of stride k.
+    This is `int((size - 1) * scale + 1)`; for `scale = 1 / k` it is the output length
+    of a SAME convolution of stride k. `size` is an int or an integer tensor.
     """
     if isinstance(size, int):
         return int((size - 1.0) * scale + 1.0)
@@ -52,7 +52,7 @@ def resize_bilinear(x, size):
         size: Target height and width, ints or integer tensors.
     """
     height, width = spatial_size(x)
-    if _equal(height, size[0]) and _equal(width, size[1]):
+    if _is_equal(height, size[0]) and _is_equal(width, size[1]):
         return x
     batch, channels = ops.shape(x)[0], x.shape[-1]
     rows = _interpolation_matrix(height, size[0], x.dtype)
@@ -62,7 +62,7 @@ def resize_bilinear(x, size):
     return ops.reshape(x, (batch, size[0], size[1], channels))
 
 
-def _equal(a, b) -> bool:
+def _is_equal(a, b) -> bool:
     """Returns whether two sizes are known to be equal."""
     return isinstance(a, int) and isinstance(b, int) and a == b
 
@@ -75,7 +75,7 @@ class ResizeLike(layers.Layer):
         super().__init__(**kwargs)
         self.scale = scale
 
-    def _target(self, size):
+    def _target_size(self, size):
         return tuple(s and scale_dimension(s, self.scale) for s in size)
 
     def call(self, x, like):
@@ -85,7 +85,7 @@ class ResizeLike(layers.Layer):
 
     def compute_output_spec(self, x, like):
         """Returns the symbolic output; open sizes stay open."""
-        size = self._target(like.shape[1:3])
+        size = self._target_size(like.shape[1:3])
         shape = (x.shape[0], *size, x.shape[-1])
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
@@ -95,7 +95,7 @@ class ResizeLike(layers.Layer):
 
 
 def _averaging_matrix(source, window, stride: int):
-    """Returns `[target, source]`; each row averages `window` neighbours."""
+    """Returns `[target, source]`; each row averages `window_size` neighbours."""
     target = (source - window) // stride + 1
     start = ops.expand_dims(ops.arange(target) * stride, 1)
     cells = ops.expand_dims(ops.arange(source), 0)
@@ -136,8 +136,8 @@ class WindowMean(layers.Layer):
         self.strides = tuple(strides)
         self.image_scale = image_scale
 
-    def window(self, size):
-        """Returns the window size in cells, for features of `size` cells."""
+    def window_size(self, size):
+        """Returns the window's height and width in cells of features of `size`."""
         if self.crop_size is None:
             cells = size
         else:
@@ -151,7 +151,7 @@ class WindowMean(layers.Layer):
         if self.crop_size is None and self.grid_size == (1, 1):
             return ops.mean(x, axis=(1, 2), keepdims=True)
         batch, (height, width), channels = ops.shape(x)[0], spatial_size(x), x.shape[-1]
-        window = self.window((height, width))
+        window = self.window_size((height, width))
         rows = _averaging_matrix(height, window[0], self.strides[0])
         columns = _averaging_matrix(width, window[1], self.strides[1])
         means = ops.reshape(ops.cast(x, "float32"), (batch, height, width * channels))
@@ -169,7 +169,7 @@ class WindowMean(layers.Layer):
         elif None in size:
             size = (None, None)
         else:
-            window, strides = self.window(size), self.strides
+            window, strides = self.window_size(size), self.strides
             size = [
                 (n - w) // s + 1 for n, w, s in zip(size, window, strides, strict=True)
             ]

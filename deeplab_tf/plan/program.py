@@ -145,7 +145,7 @@ def _measure_grid(
                 yield one
 
 
-def _alternatives(best: Measurement) -> Iterator[Cell]:
+def _list_alternatives(best: Measurement) -> Iterator[Cell]:
     """Yields the step in the other precisions and XLA settings."""
     for precision in _PRECISIONS:
         # XLA makes depthwise convolutions about 20 times slower on CPU.
@@ -178,7 +178,7 @@ def _recommend(
             return None
         log(_format_measurement(one, limit))
         return one
-    for cell in _alternatives(best):
+    for cell in _list_alternatives(best):
         one = request.measure(cell)
         if one is None:
             continue
@@ -238,7 +238,7 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{request.batch} images, {best.mebibytes:.0f} MiB"
     )
     if values.json:
-        best_row = {**_row(best), "flags": recommended}
+        best_row = {**_to_json(best), "flags": recommended}
         _write_json(values.json, request, measured, best_row)
 
 
@@ -247,11 +247,13 @@ def _write_json(
 ) -> None:
     content = {
         "mebibytes": request.mebibytes,
-        "measured": [_row(one) for one in measured],
+        "measured": [_to_json(one) for one in measured],
         "recommended": recommended,
     }
     outputs.write_text(f"{json.dumps(content, indent=2)}\n", path)
 
 
-def _row(one: Measurement) -> dict:
-    return dataclasses.asdict(one) | {"images_per_second": one.images_per_second}
+def _to_json(measurement: Measurement) -> dict:
+    """Returns a measurement as JSON values."""
+    values = dataclasses.asdict(measurement)
+    return values | {"images_per_second": measurement.images_per_second}

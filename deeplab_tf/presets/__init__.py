@@ -6,16 +6,22 @@ or `export.py` to use one. Scores are mean IoU in percent.
 
 from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import camvid, deeplabv3, deeplabv3plus, model_zoo, stages
-from deeplab_tf.presets.preset import Preset, Published, describe, is_followed, report
+from deeplab_tf.presets.preset import (
+    Preset,
+    Published,
+    describe,
+    describe_run,
+    is_followed,
+)
 
 __all__ = [
     "PRESETS",
     "Preset",
     "Published",
     "describe",
+    "describe_run",
     "find_preset",
     "is_followed",
-    "report",
 ]
 
 PRESETS: dict[str, Preset] = {

@@ -11,7 +11,7 @@ from deeplab_tf.presets.recipes import (
     VOC,
     VOC_TEST,
     deeplabv3,
-    row,
+    make_preset,
 )
 
 _PAPER = "1706.05587"
@@ -35,11 +35,11 @@ def _cascaded(
     )
 
 
-def _row(
+def _make_row(
     table: int, suffix: str, model: ModelConfig, protocol: dict = VOC, **fields: Any
 ) -> Preset:
     name = f"deeplabv3_table{table}_{suffix}"
-    return row(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
+    return make_preset(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
 
 
 def cascades() -> Iterator[Preset]:
@@ -48,14 +48,14 @@ def cascades() -> Iterator[Preset]:
     mious: tuple[float, ...] = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
     for stride, miou in zip(strides, mious, strict=True):
         model = _cascaded("resnet_v1_50", 7, stride)
-        yield _row(1, f"resnet50_block7_os{stride}", model, miou=miou)
+        yield _make_row(1, f"resnet50_block7_os{stride}", model, miou=miou)
     for depth, mious in (
         (50, (64.81, 72.14, 74.29, 73.88)),
         (101, (68.39, 73.21, 75.34, 75.76)),
     ):
         for block, miou in enumerate(mious, 4):
             model = _cascaded(f"resnet_v1_{depth}", block)
-            yield _row(2, f"resnet{depth}_block{block}", model, miou=miou)
+            yield _make_row(2, f"resnet{depth}_block{block}", model, miou=miou)
     for grid, mious in (
         ((), (68.39, 73.21, 75.34, 75.76)),
         ((1, 2, 1), (70.23, 75.67, 76.09, 76.66)),
@@ -65,10 +65,10 @@ def cascades() -> Iterator[Preset]:
     ):
         for block, miou in enumerate(mious, 4):
             model = _cascaded("resnet_v1_101", block, 16, grid)
-            yield _row(3, f"{_grid_name(grid)}_block{block}", model, miou=miou)
+            yield _make_row(3, f"{_grid_name(grid)}_block{block}", model, miou=miou)
     model = _cascaded("resnet_v1_101", 7, 16, (1, 2, 1))
     for suffix, fields in _protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
-        yield _row(4, suffix, model, **fields)
+        yield _make_row(4, suffix, model, **fields)
 
 
 def _protocols(
@@ -107,10 +107,10 @@ def pyramids() -> Iterator[Preset]:
         ("mg124_rate24", deeplabv3((1, 2, 4), (*rates, 24), False), 76.46),
         ("mg124_image_pooling", deeplabv3(), 77.21),
     ):
-        yield _row(5, suffix, model, miou=miou)
+        yield _make_row(5, suffix, model, miou=miou)
     for suffix, fields in _protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
-        yield _row(6, suffix, deeplabv3(), **fields)
-    yield _row(
+        yield _make_row(6, suffix, deeplabv3(), **fields)
+    yield _make_row(
         6,
         "os8_ms_flip_coco",
         deeplabv3(),
@@ -126,4 +126,4 @@ def pyramids() -> Iterator[Preset]:
         ("test_jft", "ImageNet, JFT-300M, COCO, train_aug", 86.9),
     ):
         fields = {"start": start, "miou": miou} | INFERENCE["_ms_flip"]
-        yield _row(7, suffix, model, VOC_TEST, **fields)
+        yield _make_row(7, suffix, model, VOC_TEST, **fields)

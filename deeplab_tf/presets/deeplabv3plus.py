@@ -13,7 +13,7 @@ from deeplab_tf.presets.recipes import (
     VOC_TEST,
     deeplabv3,
     deeplabv3plus,
-    row,
+    make_preset,
 )
 
 _PAPER = "1802.02611"
@@ -24,11 +24,11 @@ def _decoder_ablation(**decoder: Any) -> ModelConfig:
     return dataclasses.replace(deeplabv3(), decoder=DecoderConfig(**options))
 
 
-def _row(
+def _make_row(
     table: str, suffix: str, model: ModelConfig, protocol: dict = VOC, **fields: Any
 ) -> Preset:
     name = f"deeplabv3plus_table{table[0]}_{suffix}"
-    return row(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
+    return make_preset(name, f"{_PAPER}, Table {table}", model, protocol, **fields)
 
 
 def decoders() -> Iterator[Preset]:
@@ -36,7 +36,7 @@ def decoders() -> Iterator[Preset]:
     filters, mious = (8, 16, 32, 48, 64), (77.61, 77.92, 78.16, 78.21, 77.94)
     for depth, miou in zip(filters, mious, strict=True):
         model = _decoder_ablation(projection_filters=depth)
-        yield _row("1", f"projection{depth}", model, miou=miou)
+        yield _make_row("1", f"projection{depth}", model, miou=miou)
     for suffix, decoder, miou in (
         ("conv2_3x3_256", {}, 78.21),
         ("conv2_3x3_256_x2", {"convolutions": 2}, 78.85),
@@ -45,7 +45,7 @@ def decoders() -> Iterator[Preset]:
         ("conv2_1x1_256", {"kernel_size": 1}, 78.07),
         ("conv3_conv2_3x3_256", {"output_strides": (8, 4)}, 78.61),
     ):
-        yield _row("2", suffix, _decoder_ablation(**decoder), miou=miou)
+        yield _make_row("2", suffix, _decoder_ablation(**decoder), miou=miou)
 
 
 def resnet() -> Iterator[Preset]:
@@ -69,7 +69,7 @@ def resnet() -> Iterator[Preset]:
         (32, 8, True, "", 77.92, 297.92, ""),
     ):
         model = _decoder_ablation(convolutions=2) if decoder else deeplabv3()
-        yield _row(
+        yield _make_row(
             "3",
             f"train{train}_eval{evaluated}{'_decoder' if decoder else ''}{protocol}",
             model.at_output_stride(train),
@@ -114,7 +114,7 @@ def xception_65() -> Iterator[Preset]:
         if kind.endswith(("coco", "jft")):
             fields["start"] = jft if kind.endswith("jft") else "ImageNet, COCO"
             fields["train"] = {"base_learning_rate": 1e-4}
-        yield _row(
+        yield _make_row(
             "5",
             f"eval{evaluated}{kind}{protocol}",
             deeplabv3plus(decoder="decoder" in kind, separable="sc" in kind),
@@ -130,7 +130,7 @@ def xception_65() -> Iterator[Preset]:
         ("test_jft", "deeplabv3plus_table5_eval16_decoder_sc_jft", 89.0),
     ):
         fields = {"start": start, "miou": miou} | INFERENCE["_ms_flip"]
-        yield _row("6", suffix, model, VOC_TEST, **fields)
+        yield _make_row("6", suffix, model, VOC_TEST, **fields)
 
 
 def cityscapes() -> Iterator[Preset]:
@@ -143,8 +143,8 @@ def cityscapes() -> Iterator[Preset]:
         ("x65_no_image_level", deeplabv3plus(**no_image), 79.14),
         ("x71_no_image_level", deepest, 79.55),
     ):
-        yield _row("7(a)", suffix, model, CITYSCAPES, miou=miou)
-    yield _row(
+        yield _make_row("7(a)", suffix, model, CITYSCAPES, miou=miou)
+    yield _make_row(
         "7(b)",
         "x71_test",
         deepest,

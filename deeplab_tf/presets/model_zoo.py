@@ -13,7 +13,7 @@ from deeplab_tf.presets.recipes import (
     VOC_TEST,
     ade20k,
     deeplabv3plus,
-    row,
+    make_preset,
 )
 
 _ZOO = "model zoo"
@@ -76,7 +76,7 @@ def pascal_voc() -> Iterator[Preset]:
         ("xception65_coco_voc_trainaug", x65, {}, 82.20, 54.17),
         ("xception65_coco_voc_trainaug_os8_ms_flip", x65, several, 83.58, 3055.35),
     ):
-        yield row(
+        yield make_preset(
             name,
             _ZOO,
             model,
@@ -93,7 +93,7 @@ def pascal_voc() -> Iterator[Preset]:
         ("mobilenetv2_coco_voc", v2, several, 80.25, 152.59),
         ("xception65_coco_voc", x65, several, 87.80, 3055.35),
     ):
-        yield row(
+        yield make_preset(
             f"{name}_trainval",
             _ZOO,
             model.at_output_stride(8),
@@ -158,7 +158,7 @@ def cityscapes() -> Iterator[Preset]:
         ("edgetpu_deeplab_slim_os32", _edgetpu(32, 0.75, 128), small, 70.0, 3.5),
         ("edgetpu_deeplab_slim_os16", _edgetpu(16, 0.75, 128), small, 73.2, 4.3),
     ):
-        yield row(
+        yield make_preset(
             name, _ZOO, model, CITYSCAPES, miou=miou, multiply_adds=cost, **options
         )
 
@@ -166,7 +166,7 @@ def cityscapes() -> Iterator[Preset]:
 def ade20k_checkpoints() -> Iterator[Preset]:
     """Yields the zoo's ADE20K checkpoints."""
     v2 = dataclasses.replace(_mobilenet_v2(151), decoder=DecoderConfig())
-    yield row(
+    yield make_preset(
         "mobilenetv2_ade20k_train",
         _ZOO,
         v2,
@@ -174,7 +174,7 @@ def ade20k_checkpoints() -> Iterator[Preset]:
         miou=32.04,
         pixel_accuracy=75.41,
     )
-    yield row(
+    yield make_preset(
         "xception65_ade20k_train",
         _ZOO,
         deeplabv3plus(num_classes=151),
@@ -189,9 +189,11 @@ def ade20k_checkpoints() -> Iterator[Preset]:
 def classifiers() -> Iterator[Preset]:
     """Yields models to train from the zoo's pretrained backbones."""
     for backbone in ("xception_41", "xception_65", "xception_71"):
-        yield row(f"{backbone}_imagenet", _ZOO, deeplabv3plus(backbone), VOC)
+        yield make_preset(f"{backbone}_imagenet", _ZOO, deeplabv3plus(backbone), VOC)
     for backbone in ("resnet_v1_50_beta", "resnet_v1_101_beta"):
         # The checkpoints were trained with this grid.
         model = deeplabv3plus(backbone, multi_grid=(1, 2, 4))
-        yield row(f"{backbone}_imagenet", _ZOO, model, VOC)
-    yield row("xception_65_coco", _ZOO, deeplabv3plus(), VOC, start="ImageNet, COCO")
+        yield make_preset(f"{backbone}_imagenet", _ZOO, model, VOC)
+    yield make_preset(
+        "xception_65_coco", _ZOO, deeplabv3plus(), VOC, start="ImageNet, COCO"
+    )

@@ -77,7 +77,7 @@ class Preset:
 
 
 def is_followed(preset: Preset, parts: Iterable[Pair], **values: object) -> bool:
-    """Returns whether a run follows a preset exactly; arguments as for `report`."""
+    """Returns whether a run follows a preset exactly; see `describe_run`."""
     return not _list_changes(preset, parts, values)
 
 
@@ -116,7 +116,7 @@ def describe(preset: Preset) -> str:
     )
 
 
-def report(preset: Preset, parts: Iterable[Pair], **values: object) -> str:
+def describe_run(preset: Preset, parts: Iterable[Pair], **values: object) -> str:
     """Describes a preset and the deviations of a run from it.
 
     Args:

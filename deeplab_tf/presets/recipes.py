@@ -27,7 +27,7 @@ INFERENCE: dict[str, dict] = {
 }
 
 
-def row(
+def make_preset(
     name: str, source: str, model: ModelConfig, protocol: dict, **fields: Any
 ) -> Preset:
     """Returns a preset; `protocol` is a dictionary such as `VOC`."""

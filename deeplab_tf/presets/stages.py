@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from deeplab_tf.presets import deeplabv3, deeplabv3plus, model_zoo
 from deeplab_tf.presets.preset import Preset
-from deeplab_tf.presets.recipes import COCO, VOC, row
+from deeplab_tf.presets.recipes import COCO, VOC, make_preset
 
 _PAPER = "1706.05587"
 _COCO_REMARK = (
@@ -40,7 +40,7 @@ _FINISHED = {
 }
 
 
-def _stage(name: str, finished: Preset, start: str) -> Preset:
+def _make_stage(name: str, finished: Preset, start: str) -> Preset:
     """Returns a table row under the name of the stage that produces it."""
     # Leave the multiply-adds to the table row itself.
     published = dataclasses.replace(finished.published, multiply_adds=None)
@@ -54,11 +54,13 @@ def stages() -> Iterator[Preset]:
     for family, (imagenet, coco, trainval) in _FINISHED.items():
         first, second = f"{family}_stage1_coco", f"{family}_stage2_train_aug"
         model, source = rows[coco].model, f"{_PAPER}, Sec. 4"
-        yield row(first, f"{source}.3", model, COCO, remark=_COCO_REMARK)
+        yield make_preset(first, f"{source}.3", model, COCO, remark=_COCO_REMARK)
         name = f"{second}_from_imagenet"
         if imagenet:
-            yield _stage(name, rows[imagenet], VOC["start"])
+            yield _make_stage(name, rows[imagenet], VOC["start"])
         else:
-            yield row(name, f"{source}.1", model, VOC, remark=_NO_FIGURE)
-        yield _stage(f"{second}_from_coco", rows[coco], first)
-        yield _stage(f"{family}_stage3_trainval", rows[trainval], f"{second}_from_coco")
+            yield make_preset(name, f"{source}.1", model, VOC, remark=_NO_FIGURE)
+        yield _make_stage(f"{second}_from_coco", rows[coco], first)
+        yield _make_stage(
+            f"{family}_stage3_trainval", rows[trainval], f"{second}_from_coco"
+        )

@@ -62,7 +62,7 @@ def random_window(size, seed):
     """Returns a random window of an image: top, left, height and width, int32 `[4]`.
 
     Area and aspect ratio are uniform in `AREAS` and `ASPECTS`. An image too narrow for
-    any such window is used whole.
+    any such window is used entirely.
     """
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.concat([size, [3]], 0),

@@ -99,7 +99,7 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
+def _read_model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
     config = flags.read_options(
         values,
         ModelConfig,
@@ -114,7 +114,7 @@ def _model_config(values: absl_flags.FlagValues, source: Source) -> ModelConfig:
     return config
 
 
-def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
+def _read_train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
     """Returns the training options for a dataset of `images` images."""
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
@@ -135,15 +135,15 @@ def _train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
     return dataclasses.replace(config, eval_interval_steps=every)
 
 
-def _experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
+def _read_experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
     """Returns the experiment of the flags, after checking all values."""
-    model = _model_config(values, source)
+    model = _read_model_config(values, source)
     data = flags.data_config(values, model, None)
-    train = _train_config(values, data, len(source.index))
+    train = _read_train_config(values, data, len(source.index))
     return Experiment(model, data, train, values.train_split)
 
 
-def _validation(values, data: DataConfig) -> ClassValidation:
+def _make_validation(values, data: DataConfig) -> ClassValidation:
     split = values.eval_split
     open_classes(data.dataset, data.dataset_dir, split)
 
@@ -163,8 +163,8 @@ def main(values: absl_flags.FlagValues) -> None:
 
 def _train(values, strategy: tf.distribute.Strategy) -> None:
     source = open_classes(values.dataset, values.dataset_dir or "", values.train_split)
-    experiment = _experiment(values, source)
-    validation = _validation(values, experiment.data)
+    experiment = _read_experiment(values, source)
+    validation = _make_validation(values, experiment.data)
     is_chief = distribution.current_worker(strategy).is_chief
     folder = experiment.train.train_logdir
     with claim_logdir(folder, values.overwrite, is_chief):

@@ -21,7 +21,7 @@ from deeplab_tf.models.precision import use_precision
 from deeplab_tf.training.resume import read_experiment
 
 
-def experiment_of(checkpoint: str) -> Experiment | None:
+def find_experiment(checkpoint: str) -> Experiment | None:
     """Returns the `experiment.json` of a checkpoint; None for an official one."""
     return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
@@ -58,7 +58,7 @@ def _find_base_config(values: absl_flags.FlagValues, prefix: str):
     preset = flags.read_preset(values)
     if preset:
         return preset.eval_model, ""
-    experiment = experiment_of(prefix)
+    experiment = find_experiment(prefix)
     return experiment and experiment.model, "experiment.json"
 
 

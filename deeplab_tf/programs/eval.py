@@ -34,7 +34,7 @@ from deeplab_tf.evaluation.results import (
 )
 from deeplab_tf.evaluation.robustness import measure_robustness
 from deeplab_tf.files import outputs
-from deeplab_tf.presets import report
+from deeplab_tf.presets import describe_run
 from deeplab_tf.programs.checkpoint import (
     require_channels,
     require_classes,
@@ -118,7 +118,7 @@ def _find_dataset(
     return dataset_dir or "", sources.resolve_info(dataset, dataset_dir or "", fallback)
 
 
-def _eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
+def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
     preset = flags.read_preset(values)
     base = preset and preset.evaluation
     return flags.read_options(values, EvalConfig, base, ignore_label=info.ignore_label)
@@ -135,7 +135,7 @@ def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
     require_classes(info, artefact.num_classes, channels, path)
     if values.calibration:
         artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
-    config = _eval_config(values, info)
+    config = _read_eval_config(values, info)
     data = flags.read_options(
         values,
         DataConfig,
@@ -158,7 +158,7 @@ def _evaluate_checkpoint(
     trained_on = experiment and experiment.data
     fallback = trained_on and trained_on.dataset
     folder, info = _find_dataset(values, trained_on, fallback)
-    config, preset = _eval_config(values, info), flags.read_preset(values)
+    config, preset = _read_eval_config(values, info), flags.read_preset(values)
     with strategy.scope():
         model = restore_model(values, checkpoint, info.num_classes)
     require_channels(model, info.channels, f"the records of {info.name}")
@@ -180,7 +180,7 @@ def _evaluate_checkpoint(
             (preset.evaluation, config),
             (preset.data, dataclasses.replace(preset.data, **used)),
         ]
-        print(report(preset, parts, eval_split=split.name))
+        print(describe_run(preset, parts, eval_split=split.name))
     _score(values, Evaluator(model, config), split, checkpoint.prefix)
 
 
@@ -189,7 +189,7 @@ def _score(
 ) -> None:
     """Evaluates a model, prints the table and writes the results."""
     info = split.info
-    if _corruptions(values) and info.channels != 3:
+    if _read_corruptions(values) and info.channels != 3:
         raise UserError(
             f"--corruptions needs RGB images; {info.name} has {info.channels} channels"
         )
@@ -203,22 +203,22 @@ def _score(
     )
     metrics = score_split(evaluator, dataset, split, source, measures, gallery)
     print(class_table(metrics, info))
-    paths = _write(values, metrics, info, gallery)
-    if _corruptions(values):
+    paths = _write_results(values, metrics, info, gallery)
+    if _read_corruptions(values):
         # Written before as well: this is slow and may fail.
         metrics["robustness"] = measure_robustness(
             evaluator,
             split.load,
-            _corruptions(values),
-            _severities(values),
+            _read_corruptions(values),
+            _read_severities(values),
             clean=metrics["miou"],
         )
-        paths = _write(values, metrics, info, gallery)
+        paths = _write_results(values, metrics, info, gallery)
     for line in (*describe_measures(metrics), *(f"written: {path}" for path in paths)):
         print(line)
 
 
-def _write(
+def _write_results(
     values: absl_flags.FlagValues,
     metrics: dict,
     info: DatasetInfo,
@@ -232,13 +232,13 @@ def _write(
     return write_results(values.eval_logdir, metrics, info, gallery, command)
 
 
-def _corruptions(values: absl_flags.FlagValues) -> list[str]:
+def _read_corruptions(values: absl_flags.FlagValues) -> list[str]:
     given = values.corruptions
     every = list(corruptions.CORRUPTIONS)
     return every if given == ["all"] else list(dict.fromkeys(given))
 
 
-def _severities(values: absl_flags.FlagValues) -> list[int]:
+def _read_severities(values: absl_flags.FlagValues) -> list[int]:
     given = flags.read_integers(values, "severities")
     if not given:
         raise UserError("--severities needs at least one severity, from 1 to 5")
@@ -248,8 +248,8 @@ def _severities(values: absl_flags.FlagValues) -> list[int]:
 def _check_corruptions(values: absl_flags.FlagValues) -> None:
     if values["severities"].present and not values.corruptions:
         raise UserError("--severities has no effect without --corruptions")
-    for name in _corruptions(values):
-        for severity in _severities(values):
+    for name in _read_corruptions(values):
+        for severity in _read_severities(values):
             corruptions.corrupt_dataset((), name, severity)
 
 
@@ -267,7 +267,7 @@ def _follow(
 
 
 def main(values: absl_flags.FlagValues) -> None:
-    """Evaluates once, or every new checkpoint of a training."""
+    """Evaluates once, or every new checkpoint of a training run."""
     flags.check_flags(values, "eval")
     _check_corruptions(values)
     if values.eval_logdir:

@@ -21,9 +21,9 @@ from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
-from deeplab_tf.presets import report
+from deeplab_tf.presets import describe_run
 from deeplab_tf.programs.checkpoint import (
-    experiment_of,
+    find_experiment,
     require_classes,
     resolve_class_info,
     restore_model,
@@ -144,7 +144,7 @@ def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalCon
     if preset is None:
         return evaluation
     parts = [(preset.eval_model, model), (preset.evaluation, evaluation)]
-    print(report(preset, parts))
+    print(describe_run(preset, parts))
     return evaluation
 
 
@@ -162,7 +162,9 @@ def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
         if values[name].present and ending not in endings:
             raise UserError(f"--{name} has no effect on {path}")
     if values["calibration_images"].present and values.tflite_precision != "int8":
-        raise UserError("--calibration_images is for --tflite_precision=int8")
+        raise UserError(
+            "--calibration_images has no effect without --tflite_precision=int8"
+        )
     if values.tflite_precision == "int8" and not _has_records(values):
         raise UserError(
             "--tflite_precision=int8 needs --dataset_dir: the records with the images "
@@ -204,7 +206,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
 def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
     """Loads the model and the records for the export that the flags describe."""
     resizing, preset = _read_resizing(values), flags.read_preset(values)
-    experiment = experiment_of(values.checkpoint_path)
+    experiment = find_experiment(values.checkpoint_path)
     records, num_classes = None, values.num_classes
     info = experiment.info if experiment else None
     if _has_records(values):
@@ -228,14 +230,14 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         evaluation,
         info,
         records,
-        _options(values, evaluation, resizing),
+        _make_options(values, evaluation, resizing),
         values.tflite_precision,
         values.tflite_output,
         values.calibration_images,
     )
 
 
-def _options(
+def _make_options(
     values: absl_flags.FlagValues, evaluation: EvalConfig, resizing: Resizing | None
 ) -> ExportOptions:
     return ExportOptions(

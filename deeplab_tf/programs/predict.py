@@ -37,9 +37,9 @@ from deeplab_tf.images.inputs import check_image, find_images, image_name, read_
 from deeplab_tf.images.videos import Video, read_video
 from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
-from deeplab_tf.presets import report
+from deeplab_tf.presets import describe_run
 from deeplab_tf.programs.checkpoint import (
-    experiment_of,
+    find_experiment,
     require_channels,
     require_no_model_flags,
     resolve_class_info,
@@ -128,10 +128,10 @@ def _load_artefact(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo
         raise UserError(
             f"{values.model} takes images of {artefact.channels} channels, not RGB"
         )
-    return artefact.labels, _artefact_classes(artefact, values.dataset)
+    return artefact.labels, _resolve_artefact_classes(artefact, values.dataset)
 
 
-def _artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
+def _resolve_artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
     if artefact.num_classes is None:
         if dataset is None:
             return generic_info(_MAX_CLASSES)
@@ -147,8 +147,8 @@ def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetIn
     require_channels(model, 3, "image files, read as RGB,")
     if preset:
         parts = [(preset.eval_model, model.model_config), (base, config)]
-        print(report(preset, parts))
-    experiment = experiment_of(values.model)
+        print(describe_run(preset, parts))
+    experiment = find_experiment(values.model)
     stored = experiment.info if experiment else None
     info = resolve_class_info(values.dataset, stored, model.model_config.num_classes)
     return _compile_labeler(model, config), info
@@ -204,7 +204,7 @@ def _label_video(values: absl_flags.FlagValues) -> None:
             opened.append(writers.write_label_maps(_frames_dir(values, video), info))
         opened = [stack.enter_context(writer) for writer in opened]
         interruption = stack.enter_context(Interruption())
-        source = _frames(video, values.max_frames, interruption)
+        source = _number_frames(video, values.max_frames, interruption)
         count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} frames labelled")
     if interruption.signal is None:
@@ -233,7 +233,9 @@ def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
         outputs.claim(folder, names, values.overwrite)
 
 
-def _frames(video: Video, max_frames: int | None, interruption: Interruption) -> Images:
+def _number_frames(
+    video: Video, max_frames: int | None, interruption: Interruption
+) -> Images:
     """Returns the numbered frames until the end, the limit or a signal."""
     totals = [total for total in (video.count, max_frames) if total]
     frames = itertools.takewhile(
@@ -243,7 +245,8 @@ def _frames(video: Video, max_frames: int | None, interruption: Interruption) ->
     return Images(numbered, min(totals, default=None), "frame")
 
 
-def _check_choice(values: absl_flags.FlagValues) -> None:
+def _check_flags(values: absl_flags.FlagValues) -> None:
+    """Raises UserError for missing flags and for flags that exclude each other."""
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")
@@ -259,7 +262,7 @@ def _check_choice(values: absl_flags.FlagValues) -> None:
 def main(values: absl_flags.FlagValues) -> None:
     """Labels every image or frame."""
     flags.check_flags(values, "predict")
-    _check_choice(values)
+    _check_flags(values)
     if values.video:
         _label_video(values)
     else:

@@ -16,7 +16,7 @@ from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
-from deeplab_tf.presets import Preset, is_followed, report
+from deeplab_tf.presets import Preset, describe_run, is_followed
 from deeplab_tf.programs.machine import (
     claim_logdir,
     define_machine,
@@ -79,12 +79,12 @@ def _read_experiment(
     if values.class_weighting != "none" and train.label_weights:
         raise UserError(
             f"--class_weighting={values.class_weighting} cannot be combined with "
-            "--label_weights"
+            "--label_weights; give one"
         )
     experiment = Experiment(model, data, train, split, info)
     if preset:
         parts, others = _pair_with_preset(preset, experiment)
-        print(report(preset, parts, **others))
+        print(describe_run(preset, parts, **others))
     return experiment
 
 
@@ -112,7 +112,7 @@ def _check_records(values, experiment: Experiment, source: Source) -> Experiment
 
 
 def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
-    """Returns the arguments of `report` and `is_followed` for this experiment."""
+    """Returns the arguments of `describe_run` and `is_followed` for this experiment."""
     parts = [
         (preset.model, experiment.model),
         (preset.data, experiment.data),
@@ -131,7 +131,7 @@ def _read_batch_norm_policy(values, preset: Preset | None) -> str:
         if fine_tune.value == (policy == "freeze"):
             raise UserError(
                 f"--batch_norm={policy} and --fine_tune_batch_norm="
-                f"{str(fine_tune.value).lower()} contradict each other"
+                f"{str(fine_tune.value).lower()} contradict each other; give one"
             )
         return policy
     if fine_tune.present:

@@ -115,7 +115,8 @@ def import_extra(module: str, path: str, kind: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f'{path}: {kind} files need pip install "deeplab_tf[export]" ({error})'
+            f"{path}: {kind} files need more packages; run "
+            f'pip install "deeplab_tf[export]" ({error})'
         ) from error
 
 

@@ -42,14 +42,14 @@ class Bounds(NamedTuple):
             f"has at most {self.pixels} pixels and {MAX_SIDE} per side"
         )
 
-    def allow(self, size):
-        """Returns whether an image of a size, int32 `[2]`, is within the limits."""
-        is_allowed = self._allow_size(size)
+    def is_allowed(self, size):
+        """Returns whether an image of height and width `size` is within the limits."""
+        is_allowed = self._is_size_allowed(size)
         if self.resized_size is None:
             return is_allowed
-        return is_allowed & self._allow_size(self.resized_size(size))
+        return is_allowed & self._is_size_allowed(self.resized_size(size))
 
-    def _allow_size(self, size):
+    def _is_size_allowed(self, size):
         pixels = tf.reduce_prod(tf.cast(size, tf.float32))
         return (pixels <= self.pixels) & (tf.reduce_max(size) <= MAX_SIDE)
 
@@ -87,7 +87,9 @@ def find_decodable(encoded, bounds: Bounds):
         pixels = tf.reduce_prod(tf.cast(size, tf.float32))
         length = tf.cast(tf.strings.length(image), tf.float32)
         is_dense = length <= _BYTES_PER_PIXEL * pixels + _OTHER_BYTES
-        is_allowed = tf.debugging.Assert(bounds.allow(size) & is_dense, ["refused"])
+        is_allowed = tf.debugging.Assert(
+            bounds.is_allowed(size) & is_dense, ["refused"]
+        )
         with tf.control_dependencies([is_allowed]):
             decoded = tf.raw_ops.DecodeImage(
                 contents=image, channels=3, expand_animations=False

@@ -43,7 +43,7 @@ class NativeWindowMean(WindowMean):
         size = x.shape[1:3].as_list()
         if is_global or None in size:
             return super().call(x)
-        return tf.nn.avg_pool2d(x, self.window(size), self.strides, "VALID")
+        return tf.nn.avg_pool2d(x, self.window_size(size), self.strides, "VALID")
 
 
 NATIVE_LAYERS = {ResizeLike: NativeResizeLike, WindowMean: NativeWindowMean}

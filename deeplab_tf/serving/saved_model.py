@@ -114,7 +114,7 @@ def export_saved_model(
     network = optimize_for_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
     found = _make_signatures(network, predictor, folds, info, options)
-    logs = _make_warmup_logs(found, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
+    logs = _make_warmup_requests(found, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with publish_artefact(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
         tf.io.gfile.makedirs(extra)
@@ -161,10 +161,10 @@ def _write_graphs(
         tf.saved_model.save(root, path, signatures=graphs)
 
 
-def _make_warmup_logs(
+def _make_warmup_requests(
     found: dict[str, Signature], size: tuple[int, int]
 ) -> list[bytes]:
-    """Returns a request for each signature, with an image of a size."""
+    """Returns a request for each signature, with a black image of the given size."""
     logs = []
     for name, (_, spec) in found.items():
         if spec.name == ENCODED_INPUT:
@@ -174,7 +174,7 @@ def _make_warmup_logs(
             # A scalar, which the shape repeats, keeps the file small.
             shape = [1, *size, spec.shape[-1]]
             tensor = tf.make_tensor_proto(0, spec.dtype, shape)
-        logs.append(warmup.prediction_log(name, {spec.name: tensor}))
+        logs.append(warmup.make_prediction_log(name, {spec.name: tensor}))
     return logs
 
 
@@ -206,7 +206,7 @@ class SavedModelPredictor(Artefact):
         self._loaded = _load(path)
         self._serve = _find_labels_signature(self._loaded, path)
         self._score = _find_probabilities_signature(self._loaded)
-        self._input = _inputs(self._serve)[INPUT]
+        self._input = _input_specs(self._serve)[INPUT]
         classes = None
         if self._score:
             classes = self._score.structured_outputs[PROBABILITIES].shape[-1]
@@ -254,7 +254,7 @@ def _load(path: str) -> tf.Module:
         raise UserError(f"{path} cannot be read as a SavedModel: {error}") from error
 
 
-def _inputs(
+def _input_specs(
     signature: tf.types.experimental.ConcreteFunction,
 ) -> dict[str, tf.TensorSpec]:
     return signature.structured_input_signature[1]
@@ -264,7 +264,7 @@ def _find_labels_signature(
     loaded: tf.Module, path: str
 ) -> tf.types.experimental.ConcreteFunction:
     serve = loaded.signatures.get(SERVING)
-    inputs = _inputs(serve) if serve else {}
+    inputs = _input_specs(serve) if serve else {}
     outputs = serve.structured_outputs if serve else {}
     if set(inputs) != {INPUT} or OUTPUT not in outputs:
         raise UserError(
@@ -281,7 +281,7 @@ def _find_probabilities_signature(
         signature = loaded.signatures.get(name)
         if (
             signature
-            and set(_inputs(signature)) == {INPUT}
+            and set(_input_specs(signature)) == {INPUT}
             and PROBABILITIES in signature.structured_outputs
         ):
             return signature

@@ -162,7 +162,9 @@ def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
     with archive.open(name) as file:
         content = file.read(strict_json.MAX_BYTES + 1)
     if len(content) > strict_json.MAX_BYTES:
-        raise UserError(f"{path}: its {name} is too large")
+        raise UserError(
+            f"{path}: its note {name} is larger than {strict_json.MAX_BYTES:,} bytes"
+        )
     return content
 
 

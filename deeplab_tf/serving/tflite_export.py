@@ -148,11 +148,11 @@ def calibration_images(
         size: Height and width; larger images are cropped.
     """
     for element in images:
-        for image in _images(element):
+        for image in _to_batch(element):
             yield pad_to_size(image, size, mean_pixel)
 
 
-def _images(element: ArrayLike | tuple) -> np.ndarray:
+def _to_batch(element: ArrayLike | tuple) -> np.ndarray:
     """Returns the images `[batch, h, w, channels]` of an element of a dataset."""
     images = np.asarray(element[0] if isinstance(element, tuple) else element)
     return images[None] if images.ndim == 3 else images

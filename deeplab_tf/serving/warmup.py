@@ -20,7 +20,7 @@ _KEY, _VALUE = 1, 2
 _MODEL = b"deeplab"  # servers ignore it
 
 
-def _varint(number: int) -> bytes:
+def _encode_varint(number: int) -> bytes:
     """Encodes a number with seven bits per byte, lowest first."""
     parts = []
     while number > 127:
@@ -29,20 +29,26 @@ def _varint(number: int) -> bytes:
     return bytes([*parts, number])
 
 
-def _field(number: int, content: bytes) -> bytes:
+def _encode_field(number: int, content: bytes) -> bytes:
     """Encodes a field that holds a string, bytes or a message."""
     length_delimited = 2
-    return _varint(number << 3 | length_delimited) + _varint(len(content)) + content
+    return (
+        _encode_varint(number << 3 | length_delimited)
+        + _encode_varint(len(content))
+        + content
+    )
 
 
-def prediction_log(signature: str, inputs: Mapping[str, Message]) -> bytes:
+def make_prediction_log(signature: str, inputs: Mapping[str, Message]) -> bytes:
     """Returns a PredictionLog that calls a signature with a TensorProto per input."""
-    spec = _field(_NAME, _MODEL) + _field(_SIGNATURE_NAME, signature.encode())
-    request = _field(_MODEL_SPEC, spec)
+    spec = _encode_field(_NAME, _MODEL) + _encode_field(
+        _SIGNATURE_NAME, signature.encode()
+    )
+    request = _encode_field(_MODEL_SPEC, spec)
     for name, tensor in inputs.items():
-        value = _field(_VALUE, tensor.SerializeToString())
-        request += _field(_INPUTS, _field(_KEY, name.encode()) + value)
-    return _field(_PREDICT_LOG, _field(_REQUEST, request))
+        value = _encode_field(_VALUE, tensor.SerializeToString())
+        request += _encode_field(_INPUTS, _encode_field(_KEY, name.encode()) + value)
+    return _encode_field(_PREDICT_LOG, _encode_field(_REQUEST, request))
 
 
 def write_warmup_requests(logs: Iterable[bytes], folder: str) -> None:

@@ -78,7 +78,7 @@ def resolve_batch_norm(
     Raises:
         UserError: if batch normalisation would be trained on single images.
     """
-    resolved = _resolve(policy, images, replicas, untrained)
+    resolved = _choose_policy(policy, images, replicas, untrained)
     batch = images * replicas if resolved.name == "sync" else images
     if resolved.name != "freeze" and batch < 2:
         hint = "larger batch"
@@ -93,7 +93,9 @@ def resolve_batch_norm(
     return resolved
 
 
-def _resolve(policy: str, images: int, replicas: int, untrained) -> BatchNormPolicy:
+def _choose_policy(
+    policy: str, images: int, replicas: int, untrained
+) -> BatchNormPolicy:
     if policy != "auto":
         return BatchNormPolicy(policy, "as requested")
     if images >= _ENOUGH:

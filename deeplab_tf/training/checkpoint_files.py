@@ -61,7 +61,7 @@ def foreign_prefixes(folder: str) -> list[str]:
 
 
 def foreign_state_files(folder: str) -> list[str]:
-    """Returns the name of the state file if it is something else, as a list."""
+    """Returns `[STATE_FILE]` if a folder has such a file in another format, else []."""
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
         return []
@@ -154,7 +154,7 @@ def publish(
         _write_state_file(scratch, names)
         # Writing is slow; the lock may have been lost meanwhile.
         verify_training_lock(root)
-        _set_aside(scratch, name, folder)
+        _back_up(scratch, name, folder)
         _move(scratch, name, folder)
     _remove_all_but(names, folder)
 
@@ -194,7 +194,7 @@ def _write_state_file(folder: str, names: list[str]) -> None:
         file.write("\n".join([*lines, ""]))
 
 
-def _set_aside(scratch: str, name: str, folder: str) -> None:
+def _back_up(scratch: str, name: str, folder: str) -> None:
     """Copies the checkpoint that is about to be replaced, if it is intact.
 
     Index and data cannot be replaced together; until both are, the copy is restored.
@@ -219,7 +219,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
     path = os.path.join(folder, index)
     if tf.io.gfile.exists(path):
         if not outputs.is_recorded(path) and find_damage(os.path.join(folder, name)):
-            raise UserError(f"{path} exists and is not our checkpoint; move it away")
+            raise UserError(f"{path} was not written by deeplab_tf; move it away")
         tf.io.gfile.remove(path)
     parts = {match[0] for match in _match_files(scratch)} - {index}
     moves = [

@@ -37,7 +37,9 @@ def current_worker(strategy: tf.distribute.Strategy) -> Worker:
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return Worker()
     cluster = resolver.cluster_spec().as_dict()
-    tasks = [(kind, i) for kind in ("chief", "worker") for i in _tasks(cluster, kind)]
+    tasks = [
+        (kind, i) for kind in ("chief", "worker") for i in _task_range(cluster, kind)
+    ]
     if not tasks:
         return Worker()
     return Worker(tasks.index((resolver.task_type, resolver.task_id)), len(tasks))
@@ -64,7 +66,7 @@ def report_lost_workers(worker: Worker) -> Iterator[None]:
         ) from error
 
 
-def _tasks(cluster: dict, kind: str) -> range:
+def _task_range(cluster: dict, kind: str) -> range:
     return range(len(cluster.get(kind, ())))
 
 
@@ -91,9 +93,9 @@ def make_strategy(
         raise UserError(f"num_clones must be at least 1; received {num_clones}")
     gpus = _visible_gpus(clone_on_cpu)
     if name == "auto":
-        name = _auto(gpus, num_clones, tpu)
+        name = _choose_strategy(gpus, num_clones, tpu)
     if name == "tpu":
-        return _tpu_strategy(tpu)
+        return _make_tpu_strategy(tpu)
     if gpus and (num_clones or 0) > len(gpus):
         raise UserError(
             f"num_clones={num_clones}, but TensorFlow sees {len(gpus)} GPUs; use "
@@ -102,9 +104,9 @@ def make_strategy(
     if name == "multi_worker_mirrored":
         _require_tf_config()
         tf.config.set_visible_devices(gpus[:num_clones], "GPU")
-        return _multi_worker_strategy()
+        return _make_multi_worker_strategy()
     if name == "mirrored":
-        return tf.distribute.MirroredStrategy(_devices(gpus, num_clones))
+        return tf.distribute.MirroredStrategy(_list_devices(gpus, num_clones))
     if (num_clones or 1) > 1:
         raise UserError(
             f"distribution_strategy=one_device uses one device; num_clones="
@@ -120,11 +122,11 @@ def make_local_strategy(
 
     See `make_strategy` for the arguments and errors.
     """
-    name = _auto_local(_visible_gpus(clone_on_cpu), num_clones)
+    name = _choose_local_strategy(_visible_gpus(clone_on_cpu), num_clones)
     return make_strategy(name, num_clones, clone_on_cpu)
 
 
-def _devices(gpus: list, count: int | None) -> list[str]:
+def _list_devices(gpus: list, count: int | None) -> list[str]:
     """Returns the devices to mirror: GPUs, else logical CPUs."""
     if gpus:
         return [f"GPU:{i}" for i in range(count or len(gpus))]
@@ -141,16 +143,17 @@ def _visible_gpus(clone_on_cpu: bool) -> list:
     return tf.config.get_visible_devices("GPU")
 
 
-def _auto(gpus, num_clones: int | None, tpu: str | None) -> str:
-    """Returns the strategy for "auto"."""
+def _choose_strategy(gpus, num_clones: int | None, tpu: str | None) -> str:
+    """Returns the name of the strategy that "auto" stands for."""
     if tpu:
         return "tpu"
     if os.environ.get(_TF_CONFIG):
         return "multi_worker_mirrored"
-    return _auto_local(gpus, num_clones)
+    return _choose_local_strategy(gpus, num_clones)
 
 
-def _auto_local(gpus, num_clones: int | None) -> str:
+def _choose_local_strategy(gpus, num_clones: int | None) -> str:
+    """Returns the name of the strategy for the devices of this machine."""
     return "mirrored" if (num_clones or len(gpus)) > 1 else "one_device"
 
 
@@ -191,7 +194,7 @@ def _is_address(text) -> bool:
     return bool(host) and port.isdigit()
 
 
-def _multi_worker_strategy() -> tf.distribute.Strategy:
+def _make_multi_worker_strategy() -> tf.distribute.Strategy:
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
@@ -201,7 +204,7 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
         ) from error
 
 
-def _tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
+def _make_tpu_strategy(tpu: str | None) -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
         tf.config.experimental_connect_to_cluster(resolver)
@@ -256,6 +259,6 @@ def resolve_jit(jit: str, strategy: tf.distribute.Strategy) -> bool:
     if jit == "on" and replicas > 1:
         raise UserError(
             f"jit=on needs a single replica; {replicas} replicas exchange values "
-            "within the step"
+            "within the step: use jit=off"
         )
     return jit == "on" or (jit == "auto" and replicas == 1 and uses_gpu())

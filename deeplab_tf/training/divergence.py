@@ -73,7 +73,7 @@ class DivergenceCheck:
         samples: int,
         name_samples: Callable[[int, int], str] | None,
     ) -> None:
-        """Raises a `UserError` that names the image or setting behind a failed step.
+        """Raises a `UserError` that names the image or setting that made a step fail.
 
         Args:
             rows: `[steps, STEP_METRICS]`, finite except perhaps for the last one.

@@ -62,7 +62,7 @@ class History:
         if self._path is None:
             return
         if not self.rows:
-            # An empty file could not be told from a truncated one.
+            # An empty file would look like a truncated one.
             if tf.io.gfile.exists(self._path):
                 tf.io.gfile.remove(self._path)
             return

@@ -34,10 +34,10 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         numbers = [n for n in _SIGNALS if n != _HANGUP or not _is_ignored(n)]
-        self._stack.enter_context(_first_signal(self._note, numbers))
+        self._stack.enter_context(_first_signal(self._store_signal, numbers))
         return self
 
-    def _note(self, number: int) -> None:
+    def _store_signal(self, number: int) -> None:
         self.signal = number
 
     def __exit__(self, *error) -> None:

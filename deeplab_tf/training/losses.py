@@ -90,7 +90,7 @@ def loss_and_count(
         entropy = ops.power(wrong, focal_gamma) * entropy
     losses = weights * entropy
     if is_mined(share):
-        return _hardest(losses, share)
+        return _sum_hardest(losses, share)
     return ops.sum(losses), pixel_count(labels, ignore_label)
 
 
@@ -105,7 +105,7 @@ def pixel_count(labels: Tensor, ignore_label: int) -> Tensor:
     return ops.sum(ops.cast(counted, "float32"))
 
 
-def _hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
+def _sum_hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
     """Returns the sum of the largest losses, and the number of them above 0."""
     # Sorting and masking by rank keeps shapes static; XLA would recompile `top_k` for
     # every k.

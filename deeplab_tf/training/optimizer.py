@@ -138,7 +138,7 @@ def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
     optimizer.build(list(trained.values()))
 
 
-def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
+def slot_variables(optimizer: keras.optimizers.Optimizer, names) -> dict:
     """Returns the state of an optimiser by TF1's slot names.
 
     `names` are the official names of the trained variables, in order.
@@ -150,11 +150,13 @@ def slots(optimizer: keras.optimizers.Optimizer, names) -> dict:
     return {
         f"{name}/{kind}": slot
         for kind, suffix in kinds.items()
-        for name, slot in zip(names, _state(optimizer, suffix), strict=True)
+        for name, slot in zip(names, _find_variables(optimizer, suffix), strict=True)
     }
 
 
-def _state(optimizer: keras.optimizers.Optimizer, suffix: str) -> list[keras.Variable]:
+def _find_variables(
+    optimizer: keras.optimizers.Optimizer, suffix: str
+) -> list[keras.Variable]:
     return [v for v in optimizer.variables if v.name.endswith(f"_{suffix}")]
 
 

@@ -115,6 +115,7 @@ def _resolve_policy(
 def _apply_policy(
     train: TrainConfig, policy: BatchNormPolicy, untrained: tuple[str, ...]
 ) -> TrainConfig:
+    """Prints the policy and returns the training config with it."""
     print(f"batch normalisation: {policy.name} ({policy.reason})")
     is_frozen = policy.name == "freeze"
     if is_frozen and untrained:

@@ -30,7 +30,7 @@ class Replicas:
         self.strategy = strategy
         self.worker = distribution.current_worker(strategy)
         self.count = strategy.num_replicas_in_sync
-        self._compiled_total = tf.function(self._total, autograph=False)
+        self._compiled_total = tf.function(self._sum_values, autograph=False)
 
     @property
     def is_accelerated(self) -> bool:
@@ -64,7 +64,7 @@ class Replicas:
         if callable(dataset):
             rows = dataset(self.worker.index, workers)
         else:
-            rows = _as_dataset(dataset)
+            rows = _to_dataset(dataset)
             if workers > 1:
                 take = functools.partial(_take_rows, self.worker.index, workers)
                 rows = rows.map(take)
@@ -144,7 +144,7 @@ class Replicas:
     def _local_count(self) -> int:
         return self.count // self.worker.count
 
-    def _total(self, values: tf.distribute.DistributedValues) -> tf.Tensor:
+    def _sum_values(self, values: tf.distribute.DistributedValues) -> tf.Tensor:
         # Copied, because the argument itself is not on a device.
         return self.first(
             self.run(lambda value: sum_over_replicas(tf.identity(value)), values)
@@ -159,7 +159,7 @@ def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
     return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
-def _as_dataset(batches: Iterable) -> tf.data.Dataset:
+def _to_dataset(batches: Iterable) -> tf.data.Dataset:
     if isinstance(batches, tf.data.Dataset):
         return batches
     batches = list(batches)

@@ -190,7 +190,7 @@ class Reporter:
         parts = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
         parts += ["the best so far"] if is_best else []
         if "miou" in metrics and step in validation.expected_miou:
-            parts.append(_compare(metrics["miou"], validation.expected_miou[step]))
+            parts.append(_compare_miou(metrics["miou"], validation.expected_miou[step]))
         self.print(f"step {step}: {', '.join(parts)}")
         return is_best
 
@@ -258,7 +258,7 @@ class Reporter:
                 self._progress.write(text, file=sys.stderr)
 
 
-def _compare(miou: float, expected: float) -> str:
+def _compare_miou(miou: float, expected: float) -> str:
     """Compares a score with the preset's expected one at this step."""
     if miou >= expected - _MIOU_SPREAD:
         return f"as expected ({expected:.2f})"

@@ -30,7 +30,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
         outputs.claim(place, foreign, overwrite)
     for prefix in () if overwrite else checkpoint_files.foreign_prefixes(best):
         raise UserError(
-            f"{prefix} is not our earlier output, and a better checkpoint would "
+            f"{prefix} was not written by deeplab_tf, and the best checkpoint would "
             "replace it; give another --train_logdir"
         )
 
@@ -57,7 +57,8 @@ def read_previous_experiment(experiment: Experiment) -> Experiment | None:
         old, new = map(dataclasses.asdict, (previous.model, experiment.model))
         changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
         raise UserError(
-            f"--train_logdir={folder} has another model: {'; '.join(changed)}"
+            f"--train_logdir={folder} has another model: {'; '.join(changed)}; give "
+            "the same model flags or another --train_logdir"
         )
     return previous
 

@@ -61,7 +61,7 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
     batch = trainer.iterate(dataset.take(1).cache().repeat())
     for _ in range(0, _STEPS, _STEPS_AT_ONCE):
         rows, counts = trainer.train_steps(batch, _STEPS_AT_ONCE)
-        miou, accuracy = _scores(counts)
+        miou, accuracy = _compute_scores(counts)
         fits = miou >= _MIOU and accuracy >= _ACCURACY
         if fits or len(rows) < _STEPS_AT_ONCE:
             break
@@ -77,7 +77,7 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
     return Verdict(fits, (line,))
 
 
-def _scores(counts: np.ndarray) -> tuple[float, float]:
+def _compute_scores(counts: np.ndarray) -> tuple[float, float]:
     """Returns mean IoU and pixel accuracy of the counts of `count_classes`."""
     predicted, truth, right = counts
     union = predicted + truth - right
@@ -93,11 +93,11 @@ def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
     Compares the strength of image edges along the borders of the image's own label and
     of other images' labels. The dataset has images and labels of one size.
     """
-    images, labels = _crops(dataset)
+    images, labels = _read_crops(dataset)
     own, others = [], []
-    strengths = np.stack([_edge_ranks(image) for image in images])
+    strengths = np.stack([_rank_edges(image) for image in images])
     for i, label in enumerate(labels):
-        border = _border(label)
+        border = _find_borders(label)
         if border.sum() < _FEWEST_PIXELS or (label == ignore_label).all():
             continue
         along = strengths[:, border].mean(1)
@@ -119,7 +119,7 @@ def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
     return Verdict(fits, (line,))
 
 
-def _crops(dataset) -> tuple[np.ndarray, np.ndarray]:
+def _read_crops(dataset) -> tuple[np.ndarray, np.ndarray]:
     """Returns the first images `[n, h, w, channels]` and labels `[n, h, w]`."""
     images, labels = [], []
     for image_batch, label_batch in dataset:
@@ -130,7 +130,7 @@ def _crops(dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images[:_CROPS]), np.stack(labels[:_CROPS])
 
 
-def _border(label: np.ndarray) -> np.ndarray:
+def _find_borders(label: np.ndarray) -> np.ndarray:
     """Returns the pixels whose left or upper neighbour has another label."""
     border = np.zeros(label.shape, bool)
     border[1:] |= label[1:] != label[:-1]
@@ -138,7 +138,7 @@ def _border(label: np.ndarray) -> np.ndarray:
     return border
 
 
-def _edge_ranks(image: np.ndarray) -> np.ndarray:
+def _rank_edges(image: np.ndarray) -> np.ndarray:
     """Returns for each pixel the share of pixels with weaker edges around them."""
     grey = image.mean(-1)
     change = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))

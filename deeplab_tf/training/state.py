@@ -49,7 +49,7 @@ class TrainingState:
             groups are not saved.
         step: `iterations` of the optimiser.
         samples: Number of training samples consumed.
-        is_chief: Whether this worker keeps its checkpoints. The others write to a
+        is_chief: Whether this worker keeps its checkpoints. Other workers write to a
             scratch folder, because reading a variable may need every worker.
     """
 
@@ -93,8 +93,7 @@ class TrainingState:
         """
         damaged = []
         for prefix in reversed(checkpoint_files.list_prefixes(self.folder)):
-            # Checked completely before restoring, so that a damaged file cannot leave
-            # some of its values behind.
+            # Check the entire file first: a damaged one must not restore some values.
             reason = checkpoint_files.find_damage(prefix)
             if reason is None:
                 for error in damaged:
@@ -106,8 +105,8 @@ class TrainingState:
             damaged.append(f"{prefix} is damaged ({reason})")
         if damaged:
             raise UserError(
-                f"no checkpoint in {self.folder} is intact; use another "
-                f"--train_logdir: {damaged[0]}"
+                f"no checkpoint in {self.folder} is intact ({damaged[0]}); give "
+                "another --train_logdir"
             )
         return None
 
@@ -179,7 +178,7 @@ class TrainingState:
         }
         # The model's keys first: with another model, slots and averages differ as well.
         keys = sorted(
-            current.keys() | saved.keys(), key=lambda k: (_group(k) != MODEL_KEY, k)
+            current.keys() | saved.keys(), key=lambda k: (_group_of(k) != MODEL_KEY, k)
         )
         for key in keys:
             old, new = saved.get(key), current.get(key)
@@ -198,8 +197,8 @@ def _require_format(reader, prefix: str) -> None:
     version = int(reader.get_tensor(key)) if reader.has_tensor(key) else FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{prefix} has format version {version}; this deeplab_tf resumes "
-            f"version {FORMAT_VERSION}"
+            f"{prefix} has format version {version}, but this version of deeplab_tf "
+            f"can only resume {FORMAT_VERSION}; give another --train_logdir"
         )
 
 
@@ -208,15 +207,15 @@ def _describe_mismatch(
 ) -> str:
     name = "/".join(from_key(key)) or key
     remedy = "another --train_logdir"
-    if _group(key) in _FLAGS and None in (saved, current):
-        remedy += f", or the same --{_FLAGS[_group(key)]} as before"
+    if _group_of(key) in _FLAGS and None in (saved, current):
+        remedy += f", or the same --{_FLAGS[_group_of(key)]} as before"
     return (
         f"{prefix} does not match this model and optimiser; use {remedy}: {name} is "
         f"{saved or 'missing'} in the checkpoint, but {current or 'not in use'} here"
     )
 
 
-def _group(key: str) -> str:
+def _group_of(key: str) -> str:
     return key.partition("/")[0]
 
 

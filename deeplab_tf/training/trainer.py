@@ -72,7 +72,7 @@ class Trainer:
         self._replicas.offset_seeds(self._seeds)
         self._step, self._half = self._make_step()
         self._check = DivergenceCheck(config, is_float16=self._half is not None)
-        self._slots = optimizer.slots(self.optimizer, trained)
+        self._slots = optimizer.slot_variables(self.optimizer, trained)
         self._state = self._make_state(config.train_logdir)
         self._saved_at = time.monotonic()
         self._compiled_steps = tf.function(self._repeat_step, reduce_retracing=True)
@@ -281,7 +281,7 @@ class Trainer:
         reporter: Reporter,
         name_samples: Callable[[int, int], str] | None,
     ) -> tuple[dict[str, float], bool]:
-        """Runs one host call; returns the last metrics and if a save is due."""
+        """Runs one host call; returns the last metrics and whether a save is due."""
         step = self.step
         with translate_data_errors(), self._report_end_of_data():
             rows, classes = self.train_steps(data, self._schedule.count_steps(step))

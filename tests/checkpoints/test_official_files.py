@@ -91,7 +91,9 @@ def test_home_folder_is_expanded(tmp_path, monkeypatch):
 def test_several_frozen_graphs_are_ambiguous(tmp_path):
     for name in ("a.pb", "b.pb"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"several frozen graphs in .*a\.pb, .*b\.pb$"):
+    with pytest.raises(
+        UserError, match=r"several frozen graphs in .*give one: .*a\.pb, .*b\.pb$"
+    ):
         resolve(str(tmp_path))
 
 

@@ -176,7 +176,7 @@ def test_error_keeps_earlier_records(sources, folder):
 
 
 def test_empty_split_is_refused_before_writing(sources, folder):
-    with pytest.raises(UserError, match="split val is empty"):
+    with pytest.raises(UserError, match="split val has no images"):
         conversion.convert({"train": make_samples(sources, 0), "val": []}, INFO, folder)
     assert not tf.io.gfile.exists(folder)
 
@@ -349,7 +349,7 @@ def test_edited_manifest_is_refused(sources, folder):
     manifest = f"{folder}/conversion.json"
     with tf.io.gfile.GFile(manifest, "a") as file:
         file.write(" ")
-    with pytest.raises(UserError, match=r"conversion\.json exists and is not our"):
+    with pytest.raises(UserError, match=r"conversion\.json exists and was not written"):
         conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
     assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}
     tf.io.gfile.remove(manifest)

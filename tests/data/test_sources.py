@@ -19,7 +19,9 @@ def test_dataset_info_file_overrides_and_conflicts_are_refused(tmp_path):
     records.write_info(INFO, folder)
     assert sources.resolve_info(None, folder) == INFO
     assert sources.resolve_info("toys", folder) == INFO
-    with pytest.raises(UserError, match=r"--dataset=camvid but .*json says toys"):
+    with pytest.raises(
+        UserError, match=r"--dataset=camvid contradicts .*, which says toys"
+    ):
         sources.resolve_info("camvid", folder)
 
 

@@ -279,22 +279,25 @@ def test_labeled_image_is_preferred_over_grey_image(tmp_path):
 AMBIGUOUS = {
     "two images": (
         {"left": rgb(), "right": rgb(), "mask": grey()},
-        r"which feature is the image\? Name both as tfds:NAME:image_key:label_key; "
-        r"images there: .*left \(None, None, 3\)",
+        "which feature is the image; name both, as in tfds:NAME:image_key:label_key; "
+        r"image features: .*left \(None, None, 3\)",
     ),
     "two labels": (
         {"image": rgb(), "mask": grey(), "depth": grey()},
-        r"which feature is the label\? .* there: .*depth \(None, None, 1\)",
+        r"which feature is the label; .* features: .*depth \(None, None, 1\)",
     ),
     "grey image": ({"image": grey(), "mask": grey()}, "which feature is the label"),
     "no label": (
         {"image": rgb(), "number": features.Scalar(np.int64)},
-        r"which feature is the label\? .* there: image \(None, None, 3\)$",
+        r"which feature is the label; .* features: image \(None, None, 3\)$",
     ),
-    "no image": ({"mask": grey()}, r"which feature is the image\? .*: mask \(None, N"),
+    "no image": (
+        {"mask": grey()},
+        r"cannot tell which feature is the image; .*: mask \(None, N",
+    ),
     "no images at all": (
         {"number": features.Scalar(np.int64)},
-        "which feature is the label.* there: none$",
+        "which feature is the label.* image features: none$",
     ),
 }
 

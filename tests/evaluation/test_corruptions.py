@@ -267,7 +267,7 @@ def test_invalid_arguments_are_refused_before_reading(package):
 
 def assert_install_commands():
     commands = (
-        "need more packages: pip install scikit-image numba, then pip install "
+        "need more packages; run pip install scikit-image numba, then pip install "
         "--no-deps imagecorruptions-imaug"
     )
     for call in (corrupt, corrupt_dataset):

@@ -309,7 +309,7 @@ def test_unpublishable_archive_leaves_no_files(tmp_path):
 def test_foreign_archive_is_not_overwritten(tmp_path):
     path = tmp_path / "results.tgz"
     path.write_text("years of work")
-    with pytest.raises(UserError, match="is not our earlier output"):
+    with pytest.raises(UserError, match="was not written by deeplab_tf"):
         VocSubmission(str(path), VOC).__enter__()
     assert path.read_text() == "years of work"
 

@@ -93,7 +93,7 @@ def test_only_an_unchanged_output_is_replaced(change, tmp_path):
     assert set(read_files(folder)) == {"graph.pb"}
     change(folder)
     before = read_files(tmp_path)
-    with pytest.raises(UserError, match=r"export holds .*, which is not our earlier"):
+    with pytest.raises(UserError, match=r"export contains .*, which was not writ"):
         publish_folder(folder)
     assert read_files(tmp_path) == before
     publish_folder(folder, overwrite=True)
@@ -132,7 +132,7 @@ def make_loop(path):
 
 
 FOREIGN_FILES = {
-    "text": (make_text, "is not our earlier output"),
+    "text": (make_text, "was not written by deeplab_tf"),
     "folder": (os.mkdir, "is not an ordinary file"),
     "fifo": (os.mkfifo, "is not an ordinary file"),
     "socket": (make_socket, "is not an ordinary file"),
@@ -168,7 +168,7 @@ def test_own_file_is_replaced_unless_edited(folder, tmp_path):
         assert outputs.is_ours(path)
     with outputs.tf.io.gfile.GFile(path, "w") as file:
         file.write("edited")
-    with pytest.raises(UserError, match=r"metrics\.json exists and is not our earlier"):
+    with pytest.raises(UserError, match=r"metrics\.json exists and was not written"):
         outputs.write_text("third", path)
 
 

@@ -41,7 +41,7 @@ FOLDER = (
 VOC = ("deeplab_tf.programs.convert.voc2012", "--voc_root={voc}", "--output_dir=out")
 
 # Command line, file of the user and pattern of the error message.
-FOREIGN = "not our earlier output"
+FOREIGN = "not written by deeplab_tf"
 CASES = [
     (*case, message)
     for message, cases in {

@@ -102,7 +102,7 @@ def test_cell_uses_pooling_window_of_model():
         x for x in leaf_layers(build_model(config)) if isinstance(x, WindowMean)
     )
     # ceil(65 / 8) = 9 and ceil(33 / 8) = 5 cells; half of 9 is rounded up to 5.
-    assert layer.window((20, 20)) == [5, 5]
+    assert layer.window_size((20, 20)) == [5, 5]
 
 
 CELL_FILE = FOLDER / "cells/dense_prediction_cell.json"

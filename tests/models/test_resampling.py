@@ -96,7 +96,7 @@ CROP = {"image_pooling_crop_size": "33,49"}
 def pooling_windows(model):
     """Returns the pooling windows of a model for large features."""
     layers = [x for x in leaf_layers(model) if isinstance(x, WindowMean)]
-    return [layer.window((99, 99)) for layer in layers]
+    return [layer.window_size((99, 99)) for layer in layers]
 
 
 def test_scaled_network_shares_variables():

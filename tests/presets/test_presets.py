@@ -20,7 +20,7 @@ from deeplab_tf.config import (
     ModelConfig,
 )
 from deeplab_tf.data.info import dataset_info
-from deeplab_tf.presets import PRESETS, describe, find_preset, report
+from deeplab_tf.presets import PRESETS, describe, describe_run, find_preset
 from deeplab_tf.presets.preset import list_deviations
 
 PRINTED = {n: preset for n, preset in PRESETS.items() if not n.startswith("camvid_")}
@@ -645,5 +645,5 @@ def test_report_lists_only_deviations():
     splits = {"train_split": "train_aug", "eval_split": "test"}
     changes = "momentum: 0.9 -> 0.5; eval_split: val -> test"
     expected = f"{describe(preset)}\n  deviations: {changes}"
-    assert report(preset, parts, **splits) == expected
-    assert report(preset, parts[:1]).endswith("\n  deviations: none")
+    assert describe_run(preset, parts, **splits) == expected
+    assert describe_run(preset, parts[:1]).endswith("\n  deviations: none")

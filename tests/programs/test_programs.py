@@ -257,7 +257,7 @@ def flag_name(flag):
         (["--dataset_dir=nowhere"], "no train-. records in nowhere; no records there"),
         (
             ["--dataset=cityscapes"],
-            "--dataset=cityscapes but .*json says pascal_voc_seg",
+            "--dataset=cityscapes contradicts .*json, which says pascal_voc_seg",
         ),
         (
             ["--train_batch_size=1"],

@@ -322,7 +322,7 @@ def test_foreign_files_are_not_overwritten(strided_model, tmp_path, kind):
         (path / "thesis.tex").write_text("years of work")
     else:
         path.write_text("years of work")
-    with pytest.raises(UserError, match="is not our earlier output"):
+    with pytest.raises(UserError, match="was not written by deeplab_tf"):
         export_saved_model(strided_model, str(path))
     kept = path / "thesis.tex" if kind == "folder" else path
     assert kept.read_text() == "years of work"

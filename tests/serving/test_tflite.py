@@ -224,7 +224,7 @@ def test_missing_file_is_named(tmp_path):
 
 def test_missing_interpreter_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(UserError, match=r'need pip install "deeplab_tf\[export\]"'):
+    with pytest.raises(UserError, match=r'run pip install "deeplab_tf\[export\]"'):
         TFLitePredictor("m.tflite")
 
 

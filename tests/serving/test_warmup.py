@@ -62,8 +62,10 @@ def test_requests_round_trip(prediction_log):
         "name": np.array([b"n" * 200], object),
     }
     protos = {name: tf.make_tensor_proto(array) for name, array in inputs.items()}
-    log = warmup.prediction_log("serve", protos)
-    warmup.write_warmup_requests([log, warmup.prediction_log("x", {})], "ram://warm")
+    log = warmup.make_prediction_log("serve", protos)
+    warmup.write_warmup_requests(
+        [log, warmup.make_prediction_log("x", {})], "ram://warm"
+    )
     (name, read_inputs), other = read_requests("ram://warm", prediction_log)
     assert (name, other) == ("serve", ("x", {}))
     assert set(read_inputs) == set(inputs)

@@ -12,7 +12,7 @@ from deeplab_tf.training.optimizer import (
     gradient_multiplier,
     learning_rate_schedule,
     make_optimizer,
-    slots,
+    slot_variables,
 )
 
 
@@ -114,7 +114,7 @@ def test_momentum_equals_official_formula(kind):
         update = gradient + 0.9 * accumulator if kind == "nesterov" else accumulator
         weight = weight - 0.5 * (1 - step / 4) ** 0.9 * update
     np.testing.assert_allclose(variable, weight, rtol=1e-5)
-    slot = slots(optimizer, ["logits/semantic/biases"])
+    slot = slot_variables(optimizer, ["logits/semantic/biases"])
     assert list(slot) == ["logits/semantic/biases/Momentum"]
     np.testing.assert_allclose(
         slot["logits/semantic/biases/Momentum"], accumulator, rtol=1e-5
@@ -128,7 +128,7 @@ def test_adam_ignores_schedule():
     assert float(optimizer.learning_rate) == 0.5
     assert optimizer.epsilon == 0.25
     optimizer.apply([tf.constant([1.0, 2.0])], [keras.Variable([1.0, 2.0])])
-    found = slots(optimizer, ["a"])
+    found = slot_variables(optimizer, ["a"])
     # The averages of gradients and of their squares: 0.1 g and 0.001 g^2.
     assert list(found) == ["a/Adam", "a/Adam_1"]
     np.testing.assert_allclose(found["a/Adam"], [0.1, 0.2], rtol=1e-6)
@@ -167,7 +167,7 @@ def test_adamw_decouples_weight_decay():
     for name, variable in trained.items():
         expected = decayed if name == "a/weights" else weight
         np.testing.assert_allclose(variable, expected, rtol=1e-4, err_msg=name)
-    found = slots(optimizer, names)
+    found = slot_variables(optimizer, names)
     np.testing.assert_allclose(found["a/weights/Adam"], first, rtol=1e-5)
     np.testing.assert_allclose(found["a/weights/Adam_1"], second, rtol=1e-5)
 

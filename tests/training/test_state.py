@@ -228,7 +228,7 @@ def test_other_format_version_is_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 7)
     monkeypatch.setattr(state_module, "FORMAT_VERSION", 2)
     state, _ = make_state(tmp_path, 0.0, size=4)
-    with pytest.raises(UserError, match=r"has format version 1; .* resumes version 2$"):
+    with pytest.raises(UserError, match=r"has format version 1, but .* only resume 2;"):
         state.restore_latest()
 
 
@@ -294,7 +294,9 @@ def test_error_if_all_checkpoints_are_damaged(tmp_path, capfd):
     (tmp_path / f"model.ckpt-6.{DATA}").unlink()
     truncate(tmp_path / "model.ckpt-7.index", 30)
     state, variables = make_state(tmp_path, 0.0)
-    message = r"no checkpoint in \S+ is intact; .*: \S+model.ckpt-7 is damaged \(.*\)$"
+    message = (
+        r"no checkpoint in \S+ is intact \(\S+model.ckpt-7 is damaged \(.*\)\); give"
+    )
     with pytest.raises(UserError, match=message) as error:
         state.restore_latest()
     assert "\n" not in str(error.value)

@@ -143,14 +143,14 @@ _EDGETPU = MobileNet(
 )
 
 
-def _row(network: MobileNet, *options: str) -> Backbone:
+def _make_backbone(network: MobileNet, *options: str) -> Backbone:
     strides = tuple(network.low_level)
     return Backbone(network, ("depth_multiplier", *options), decoder_strides=strides)
 
 
 MOBILENETS = {
-    "mobilenet_v2": _row(_V2, "divisible_by"),
-    "mobilenet_v3_large_seg": _row(_V3_LARGE),
-    "mobilenet_v3_small_seg": _row(_V3_SMALL),
-    "mobilenet_edgetpu": _row(_EDGETPU),
+    "mobilenet_v2": _make_backbone(_V2, "divisible_by"),
+    "mobilenet_v3_large_seg": _make_backbone(_V3_LARGE),
+    "mobilenet_v3_small_seg": _make_backbone(_V3_SMALL),
+    "mobilenet_edgetpu": _make_backbone(_EDGETPU),
 }

@@ -28,7 +28,7 @@ class ResNet(NamedTuple):
     depths: tuple[int, ...] = (64, 128, 256, 512)
 
 
-def _row(
+def _make_backbone(
     scope: str, units: tuple[int, ...], root: tuple[int, ...] = (), lite: bool = False
 ) -> Backbone:
     return Backbone(
@@ -42,10 +42,12 @@ def _row(
 _BETA, _LITE_BETA = (64, 64, 128), (16, 16, 32)
 
 RESNETS = {
-    "resnet_v1_18": _row("resnet_v1_18", (2, 2, 2, 2), lite=True),
-    "resnet_v1_18_beta": _row("resnet_v1_18", (2, 2, 2, 2), _LITE_BETA, lite=True),
-    "resnet_v1_50": _row("resnet_v1_50", (3, 4, 6, 3)),
-    "resnet_v1_50_beta": _row("resnet_v1_50", (3, 4, 6, 3), _BETA),
-    "resnet_v1_101": _row("resnet_v1_101", (3, 4, 23, 3)),
-    "resnet_v1_101_beta": _row("resnet_v1_101", (3, 4, 23, 3), _BETA),
+    "resnet_v1_18": _make_backbone("resnet_v1_18", (2, 2, 2, 2), lite=True),
+    "resnet_v1_18_beta": _make_backbone(
+        "resnet_v1_18", (2, 2, 2, 2), _LITE_BETA, lite=True
+    ),
+    "resnet_v1_50": _make_backbone("resnet_v1_50", (3, 4, 6, 3)),
+    "resnet_v1_50_beta": _make_backbone("resnet_v1_50", (3, 4, 6, 3), _BETA),
+    "resnet_v1_101": _make_backbone("resnet_v1_101", (3, 4, 23, 3)),
+    "resnet_v1_101_beta": _make_backbone("resnet_v1_101", (3, 4, 23, 3), _BETA),
 }

@@ -32,13 +32,13 @@ class Xception(NamedTuple):
     blocks: tuple[Block, ...]
 
 
-def _entry(
+def _make_entry_block(
     index: int, depth: int, stride: int = 2, low_level: int | None = None
 ) -> Block:
     return Block(f"entry_flow.block{index}", 3 * (depth,), "conv", stride, 1, low_level)
 
 
-def _middle(units: int) -> Block:
+def _make_middle_block(units: int) -> Block:
     return Block("middle_flow.block1", 3 * (728,), "sum", 1, units)
 
 
@@ -46,16 +46,20 @@ _EXIT_FLOW = (
     Block("exit_flow.block1", (728, 1024, 1024), "conv", 2, 1, 16),
     Block("exit_flow.block2", (1536, 1536, 2048), "none", 1),
 )
-_ENTRY_FLOW = (_entry(1, 128), _entry(2, 256, 2, 4), _entry(3, 728, 2, 8))
+_ENTRY_FLOW = (
+    _make_entry_block(1, 128),
+    _make_entry_block(2, 256, 2, 4),
+    _make_entry_block(3, 728, 2, 8),
+)
 _ENTRY_FLOW_71 = (
-    _entry(1, 128),
-    *(_entry(2, 256, 1), _entry(3, 256, 2, 4)),
-    *(_entry(4, 728, 1), _entry(5, 728, 2, 8)),
+    _make_entry_block(1, 128),
+    *(_make_entry_block(2, 256, 1), _make_entry_block(3, 256, 2, 4)),
+    *(_make_entry_block(4, 728, 1), _make_entry_block(5, 728, 2, 8)),
 )
 
 XCEPTIONS = {
     name: Backbone(
-        Xception(name, (*entry_flow, _middle(units), *_EXIT_FLOW)),
+        Xception(name, (*entry_flow, _make_middle_block(units), *_EXIT_FLOW)),
         options=("multi_grid", "bounded_activation", "depthwise_activation"),
         multi_grid=3,
     )

@@ -76,7 +76,7 @@ def main(values: flags.FlagValues) -> None:
     info = folder.convert(
         values.image_dir,
         values.label_dir,
-        _class_list(values),
+        _read_class_list(values),
         values.output_dir,
         values.split,
         values.label_suffix,
@@ -89,7 +89,7 @@ def main(values: flags.FlagValues) -> None:
     print_sizes(values.output_dir, info.split_sizes)
 
 
-def _class_list(values: flags.FlagValues) -> ClassList:
+def _read_class_list(values: flags.FlagValues) -> ClassList:
     color = values.ignore_color
     if color is not None:
         color = tuple(int(x) if x.isdecimal() else x for x in color.split(","))

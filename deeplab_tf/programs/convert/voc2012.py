@@ -65,7 +65,7 @@ def main(values: flags.FlagValues) -> None:
         )
     if from_archives:
         sizes = voc2012.convert_archives(
-            *_chosen_archives(values),
+            *_choose_archives(values),
             values.output_dir,
             values.work_dir,
             values.num_shards,
@@ -79,7 +79,7 @@ def main(values: flags.FlagValues) -> None:
     print_sizes(values.output_dir, sizes)
 
 
-def _chosen_archives(
+def _choose_archives(
     values: flags.FlagValues,
 ) -> tuple[str | sources.Source, str | sources.Source]:
     """Returns the path or the download source of both archives."""
