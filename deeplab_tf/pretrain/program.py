@@ -7,7 +7,8 @@ r"""Pre-trains a backbone as a classifier; run the same command again to resume.
 
 The defaults are those of DeepLabv3+ (arXiv:1802.02611): Nesterov momentum 0.9, learning
 rate 0.05 that decays by 0.94 every two epochs, weight decay 4e-5, crops of 299. The
-paper does not give the number of steps. At output stride 32, any Xception or ResNet.
+paper does not give the number of steps. Any Xception or ResNet is trained, at output
+stride 32.
 """
 
 import dataclasses

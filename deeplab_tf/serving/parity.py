@@ -98,7 +98,7 @@ def gate(
             size = artefact.protocol["input_size"]
             print(format_layer_errors(model, artefact_path, size, dataset))
         raise UserError(
-            f"{os.path.basename(artefact_path)} has a mIoU of {miou['artefact']:.2%}, "
+            f"{os.path.basename(artefact_path)} has an mIoU of {miou['artefact']:.2%}, "
             f"which is {miou['drop']:.2f} points below the model's "
             f"{miou['model']:.2%}; at most {max_miou_drop} are allowed"
         )

@@ -5,7 +5,7 @@ r"""Converts COCO, reduced to the 20 PASCAL VOC classes, to TFRecords.
 
 For pretraining, as in DeepLabv3 (arXiv:1706.05587): keeps images with more than 1000
 annotated pixels of these classes; all other objects are background, and crowds are
-ignored. COCO 2014 or 2017; needs `pip install 'deeplab_tf[coco]'`.
+ignored. Works with COCO 2014 and 2017; needs `pip install 'deeplab_tf[coco]'`.
 """
 
 import functools
