@@ -109,7 +109,7 @@ class Predictor:
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
         stride = self.config.output_stride
-        return self._budget.window(height, width, stride)
+        return self._budget.choose_window(height, width, stride)
 
     def _align(self, sides: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         return [align_size(side, self.config.output_stride) for side in sides]

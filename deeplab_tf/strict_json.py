@@ -215,7 +215,7 @@ def build(
     _refuse_unknown_keys(values, list(hints), where)
     require_keys(needed, values, where)
     checked = {
-        name: check(hints[name], value, f"{where}{separator}{name}")
+        name: convert(hints[name], value, f"{where}{separator}{name}")
         for name, value in values.items()
     }
     try:
@@ -243,8 +243,8 @@ def _refuse_unknown_keys(
             raise UserError(f"{where}: unknown key {describe(name)}; {hint}")
 
 
-def check(hint: typing.Any, value: _Value, where: str) -> typing.Any:
-    """Converts a parsed JSON value to a type.
+def convert(hint: typing.Any, value: _Value, where: str) -> typing.Any:
+    """Converts a parsed JSON value to the type of an annotation.
 
     Args:
         hint: `str`, `bool`, `int`, `float`, a dataclass, a list, tuple or dictionary of
@@ -263,18 +263,18 @@ def check(hint: typing.Any, value: _Value, where: str) -> typing.Any:
         _require_type(dict, value, where)
         return build(typing.cast(type, hint), value, where, ".")
     checkers: dict[typing.Any, typing.Callable] = {
-        tuple: _check_tuple,
-        list: _check_list,
-        dict: _check_dict,
-        str: _check_str,
-        bool: _check_bool,
-        int: _check_int,
-        float: _check_float,
+        tuple: _convert_tuple,
+        list: _convert_list,
+        dict: _convert_dict,
+        str: _require_str,
+        bool: _require_bool,
+        int: _require_int,
+        float: _convert_float,
     }
     return checkers[typing.get_origin(hint) or hint](hint, value, where)
 
 
-def _check_tuple(hint: typing.Any, value: _Value, where: str) -> tuple:
+def _convert_tuple(hint: typing.Any, value: _Value, where: str) -> tuple:
     _require_type(list, value, where)
     items = typing.get_args(hint)
     if items[-1] is Ellipsis:
@@ -282,35 +282,35 @@ def _check_tuple(hint: typing.Any, value: _Value, where: str) -> tuple:
     if len(items) != len(value):
         raise UserError(f"{where} must have {len(items)} values; received {len(value)}")
     pairs = enumerate(zip(items, value, strict=True))
-    return tuple(check(item, v, f"{where}[{i}]") for i, (item, v) in pairs)
+    return tuple(convert(item, v, f"{where}[{i}]") for i, (item, v) in pairs)
 
 
-def _check_list(hint: typing.Any, value: _Value, where: str) -> list:
+def _convert_list(hint: typing.Any, value: _Value, where: str) -> list:
     _require_type(list, value, where)
     (item,) = typing.get_args(hint)
-    return [check(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
+    return [convert(item, v, f"{where}[{i}]") for i, v in enumerate(value)]
 
 
-def _check_dict(hint: typing.Any, value: _Value, where: str) -> dict:
+def _convert_dict(hint: typing.Any, value: _Value, where: str) -> dict:
     _require_type(dict, value, where)
     _, item = typing.get_args(hint)
     for key in value:
         check_text(key, f"{where}: a key")
-    return {key: check(item, v, f"{where}.{key}") for key, v in value.items()}
+    return {key: convert(item, v, f"{where}.{key}") for key, v in value.items()}
 
 
-def _check_str(hint: typing.Any, value: _Value, where: str) -> str:
+def _require_str(hint: typing.Any, value: _Value, where: str) -> str:
     _require_type(str, value, where)
     check_text(value, where)
     return value
 
 
-def _check_bool(hint: typing.Any, value: _Value, where: str) -> bool:
+def _require_bool(hint: typing.Any, value: _Value, where: str) -> bool:
     _require_type(bool, value, where)
     return value
 
 
-def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
+def _require_int(hint: typing.Any, value: _Value, where: str) -> int:
     # Not isinstance, because a bool is an int.
     if type(value) is not int:
         raise _make_type_error(int, value, where)
@@ -319,7 +319,7 @@ def _check_int(hint: typing.Any, value: _Value, where: str) -> int:
     return value
 
 
-def _check_float(hint: typing.Any, value: _Value, where: str) -> float:
+def _convert_float(hint: typing.Any, value: _Value, where: str) -> float:
     # An integer may be too large for a float.
     if type(value) not in (int, float) or abs(value) > sys.float_info.max:
         raise _make_type_error(float, value, where)

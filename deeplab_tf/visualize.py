@@ -213,11 +213,11 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
-    height, width = _cell_size(images)
+    height, width = _find_cell_size(images)
     if rows * height * columns * width > SHEET_SIDE**2:
         side = int(SHEET_SIDE / (rows * columns) ** 0.5) - 2 * _MARGIN
         images = [shrink(image, max(1, side)) for image in images]
-        height, width = _cell_size(images)
+        height, width = _find_cell_size(images)
     sheet = np.full((rows * height, columns * width, 3), 255, np.uint8)
     for i, image in enumerate(images):
         top, left = i // columns * height + _MARGIN, i % columns * width + _MARGIN
@@ -225,7 +225,7 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     return sheet
 
 
-def _cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
+def _find_cell_size(images: Sequence[np.ndarray]) -> tuple[int, int]:
     height, width = (max(image.shape[i] for image in images) for i in (0, 1))
     return height + 2 * _MARGIN, width + 2 * _MARGIN
 

@@ -42,8 +42,8 @@ class MemoryBudget:
                 f"{_LEAST_WINDOW}x{_LEAST_WINDOW}"
             )
 
-    def window(self, height, width, stride: int):
-        """Returns the height and width of the windows for an image, int32 scalars.
+    def choose_window(self, height, width, stride: int):
+        """Returns height and width of the windows for an image, int32 scalars.
 
         Args:
             height: Height of the image.
@@ -82,7 +82,9 @@ def translate_limit_errors() -> Iterator[None]:
         if not found:
             raise
         height, width = found.groups()
-        raise UserError(f"{_TOO_SMALL} {width}x{height} pixels") from error
+        raise UserError(
+            f"{_TOO_SMALL} {width}x{height} pixels; raise it or use smaller images"
+        ) from error
 
 
 def window_starts(side, window):

@@ -65,9 +65,10 @@ def make_private(folder: str) -> str:
     if pwd is None:
         return folder
     if status.st_uid not in (0, os.geteuid()):
+        owner = _find_user_name(status.st_uid)
         raise UserError(
-            f"the cache {folder} belongs to {_user_name(status.st_uid)}, who could "
-            f"replace what is loaded from it; {CACHE_HINT}"
+            f"the cache {folder} belongs to {owner}, who could replace what is loaded "
+            f"from it; {CACHE_HINT}"
         )
     mode = status.st_mode
     if mode & stat.S_IWOTH or (mode & stat.S_IWGRP and not _is_own_group(status)):
@@ -184,7 +185,7 @@ def _is_own_group(status: os.stat_result) -> bool:
     return is_private and set(group.gr_mem) <= {user.pw_name}
 
 
-def _user_name(uid: int) -> str:
+def _find_user_name(uid: int) -> str:
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

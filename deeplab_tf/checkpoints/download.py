@@ -213,8 +213,8 @@ def _download(url: str, part: str) -> None:
             if response.status != _PARTIAL_CONTENT:
                 start = 0
             # Some servers ignore If-Range.
-            if not start or _continues_part(response.headers, origin, start):
-                _receive(response, url, part, start)
+            if not start or _is_continuation(response.headers, origin, start):
+                _read_response(response, url, part, start)
                 return
     except urllib.error.HTTPError as error:
         error.close()
@@ -241,7 +241,7 @@ def _read_origin(url: str, part: str) -> _Origin | None:
     return origin if is_valid and is_ours else None
 
 
-def _continues_part(headers, origin: _Origin, start: int) -> bool:
+def _is_continuation(headers, origin: _Origin, start: int) -> bool:
     """Returns whether the response continues our partial file."""
     # Servers need not repeat a modification time.
     sizes = {origin.total, _read_total(headers, start)} - {""}
@@ -278,7 +278,7 @@ def _parse_size(text: str) -> int:
     return int(text)
 
 
-def _receive(response, url: str, part: str, start: int) -> None:
+def _read_response(response, url: str, part: str, start: int) -> None:
     headers = response.headers
     if response.status == _PARTIAL_CONTENT and not headers.get(
         "Content-Range", ""

@@ -49,10 +49,10 @@ def check_fields(config: Dataclass, of: str = "") -> None:
         try:
             value = _convert(*type_of(field), received)
         except TypeError:
-            accepted = _accepted_values(field, with_type=True)
+            accepted = _describe_accepted(field, with_type=True)
             raise _make_error(field, of, accepted, received) from None
         if not _is_within(field, value):
-            accepted = _accepted_values(field, with_type=False)
+            accepted = _describe_accepted(field, with_type=False)
             raise _make_error(field, of, accepted, received)
         object.__setattr__(config, field.name, value)
 
@@ -95,7 +95,7 @@ def _is_within(field: dataclasses.Field, value: Any) -> bool:
     return value is None or all(number in accepts for number in numbers)
 
 
-def _accepted_values(field: dataclasses.Field, with_type: bool) -> str:
+def _describe_accepted(field: dataclasses.Field, with_type: bool) -> str:
     """Describes the values that a field accepts, optionally with their type."""
     accepts, (hint, _) = option_of(field).accepts, type_of(field)
     if isinstance(accepts, tuple):

@@ -62,10 +62,10 @@ def parse_option(field: dataclasses.Field, flag: str, value: object) -> Any:
     Raises:
         UserError: if the value cannot be parsed; names the flag.
     """
-    return parse(flag, value, option_of(field).parse or _parser_of_type(field))
+    return parse(flag, value, option_of(field).parse or _find_parser(field))
 
 
-def _parser_of_type(field: dataclasses.Field) -> Callable:
+def _find_parser(field: dataclasses.Field) -> Callable:
     hint, is_optional = type_of(field)
     if typing.get_origin(hint) is not tuple:
         scalar = _PARSERS[hint]

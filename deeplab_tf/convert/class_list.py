@@ -108,9 +108,14 @@ def _parse_row(where: str, words: Sequence[str]) -> tuple[str, Color | None]:
         for part in (words[-3:], words[:3])
     )
     if len(words) == 3 and all(word.isdecimal() for word in words):
-        raise UserError(f"{where} has a colour but no name: {' '.join(words)}")
+        raise UserError(
+            f"{where} has a colour but no name: {' '.join(words)}; add the class name"
+        )
     if color_last and color_first:
-        raise UserError(f"{where} can be read in two ways: {' '.join(words)}")
+        raise UserError(
+            f"{where} is ambiguous: the colour may be the first or the last three "
+            f"numbers of {' '.join(words)!r}; change the class name"
+        )
     if not (color_last or color_first):
         return " ".join(words), None
     name, color = (words[:-3], words[-3:]) if color_last else (words[3:], words[:3])

@@ -66,8 +66,8 @@ class _Scene(NamedTuple):
     width: int
     objects: list[_Object]
 
-    def annotated_pixels(self) -> int:
-        """Counts the pixels of any class.
+    def count_annotated_pixels(self) -> int:
+        """Returns the number of pixels that belong to an object.
 
         The union of the runs is 15 times faster than drawing the label.
         """
@@ -84,7 +84,7 @@ class _Scene(NamedTuple):
         return label
 
 
-def _in_drawing_order(objects: list[_Object]) -> list[_Object]:
+def _sort_by_depth(objects: list[_Object]) -> list[_Object]:
     """Sorts objects from back to front.
 
     COCO does not say which object is in front. Small ones in front of large ones are
@@ -112,8 +112,8 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     return content
 
 
-def _class_ids(path: epath.Path, categories: list[dict]) -> dict[int, int]:
-    """Returns the class of each COCO category id; 0 is background."""
+def _map_categories(path: epath.Path, categories: list[dict]) -> dict[int, int]:
+    """Maps COCO category ids to VOC class ids; 0 is background."""
     by_name = {category["name"]: category["id"] for category in categories}
     class_ids = dict.fromkeys(by_name.values(), 0)
     names = dataset_info("coco_voc").class_names
@@ -148,7 +148,7 @@ def _decompress_counts(counts: str) -> list[int]:
     return lengths
 
 
-def _runs_from_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
+def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
     counts, size = outline["counts"], [height, width]
     counts = _decompress_counts(counts) if isinstance(counts, str) else list(counts)
     if list(outline["size"]) != size:
@@ -159,7 +159,7 @@ def _runs_from_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
     return _import_masks().frPyObjects({"counts": counts, "size": size}, *size)
 
 
-def _runs_from_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
+def _compress_polygons(outline: list, height: int, width: int) -> dict[str, Any]:
     polygons = [np.array(polygon, np.float64) for polygon in outline]
     if any(polygon.ndim != 1 or polygon.size % 2 for polygon in polygons):
         raise ValueError("its polygons are not lists of x, y, x, y, ...")
@@ -176,7 +176,7 @@ def _runs_from_polygons(outline: list, height: int, width: int) -> dict[str, Any
 def _read_object(path, annotation: dict, class_id: int, image: dict) -> _Object:
     """Returns the object of an annotation, after checking its outline."""
     outline = annotation["segmentation"]
-    make_runs = _runs_from_polygons if isinstance(outline, list) else _runs_from_counts
+    make_runs = _compress_polygons if isinstance(outline, list) else _compress_counts
     try:
         runs = make_runs(outline, image["height"], image["width"])
     except (ValueError, TypeError, KeyError) as error:
@@ -213,7 +213,7 @@ def _read_objects(
     path: epath.Path, content: dict, images: dict[Any, dict]
 ) -> dict[Any, list[_Object]]:
     """Returns the objects of the 20 classes by image id."""
-    class_ids = _class_ids(path, content["categories"])
+    class_ids = _map_categories(path, content["categories"])
     objects: dict[Any, list[_Object]] = {}
     for annotation in tqdm(content["annotations"], desc="outlines", unit="obj"):
         image_id, category_id = annotation["image_id"], annotation["category_id"]
@@ -246,11 +246,15 @@ def _read_scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
             images[image_id]["file_name"],
             images[image_id]["height"],
             images[image_id]["width"],
-            _in_drawing_order(objects),
+            _sort_by_depth(objects),
         )
         for image_id, objects in _read_objects(path, content, images).items()
     ]
-    kept = [scene for scene in scenes if scene.annotated_pixels() > _MAX_SKIPPED_PIXELS]
+    kept = [
+        scene
+        for scene in scenes
+        if scene.count_annotated_pixels() > _MAX_SKIPPED_PIXELS
+    ]
     if not kept:
         raise UserError(
             f"{path} has no image with more than {_MAX_SKIPPED_PIXELS} annotated "

@@ -25,10 +25,10 @@ def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
     content = file_kinds.read_bytes(path)
     image = image_files.load_label(path, content)
     if image.mode in ("RGB", "RGBA"):
-        return _ids_from_colors(path, np.asarray(image.convert("RGB")), classes)
+        return _convert_colors(path, np.asarray(image.convert("RGB")), classes)
     label = image_files.to_class_ids(path, image, content)
     if image.mode == "P" and classes.has_colors:
-        return _ids_from_palette(path, image, label, classes)
+        return _convert_palette(path, image, label, classes)
     _check_grey(path, label, classes)
     return label
 
@@ -51,7 +51,7 @@ def _pack(colors: np.ndarray) -> np.ndarray:
     return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def _ids_from_colors(
+def _convert_colors(
     path: epath.Path, pixels: np.ndarray, classes: ClassList
 ) -> np.ndarray:
     ids = classes.color_ids()
@@ -78,7 +78,7 @@ def _ids_from_colors(
     return np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)[index]
 
 
-def _ids_from_palette(
+def _convert_palette(
     path: epath.Path, image: Image.Image, label: np.ndarray, classes: ClassList
 ) -> np.ndarray:
     """Reads a palette as colours if all of them are classes, else as indices."""

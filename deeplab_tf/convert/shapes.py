@@ -54,7 +54,7 @@ def _cross(arm):
     return np.concatenate([quarter @ [(c, s), (-s, c)] for c, s in _corners(4)])
 
 
-def _unit_area(*contours):
+def _scale_to_unit_area(*contours):
     """Returns the contours, scaled to enclose an area of one."""
     areas = [cv2.contourArea(c.astype(np.float32)) for c in contours]
     return [c / np.sqrt(areas[0] - sum(areas[1:])) for c in contours]
@@ -106,12 +106,12 @@ def _speckle(rng, x, y):
 
 # In the order of their hues, which separates similar textures.
 _CLASSES = {
-    "disc": (_unit_area(_corners(48)), _circles),
-    "cross": (_unit_area(_cross(0.3)), _dots),
-    "triangle": (_unit_area(_corners(3)), _stripes),
-    "ring": (_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),
-    "star": (_unit_area(_star(5, 0.45)), _zigzag),
-    "square": (_unit_area(_corners(4)), _checks),
+    "disc": (_scale_to_unit_area(_corners(48)), _circles),
+    "cross": (_scale_to_unit_area(_cross(0.3)), _dots),
+    "triangle": (_scale_to_unit_area(_corners(3)), _stripes),
+    "ring": (_scale_to_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),
+    "star": (_scale_to_unit_area(_star(5, 0.45)), _zigzag),
+    "square": (_scale_to_unit_area(_corners(4)), _checks),
 }
 CLASS_NAMES = ("background", *_CLASSES)
 _OUTLINES, _TEXTURES = zip(*_CLASSES.values(), strict=True)
@@ -221,7 +221,7 @@ def _background(rng, image_size):
     return cv2.GaussianBlur(image, (0, 0), side * rng.uniform(0.004, 0.012))
 
 
-def _object_color(rng, class_id, under):
+def _draw_object_color(rng, class_id, under):
     """Draws three colours of the class and returns the one farthest from `under`."""
     class_hue = (class_id - 1) * 360 / len(_CLASSES)
     hues = rng.normal(class_hue, _HUE_SPREAD, 3)
@@ -252,7 +252,7 @@ def _shadow(rng, alpha, light):
 def _paint(rng, image, item, light):
     """Returns the image with one object and its soft shadow on top."""
     under = np.float32(cv2.mean(image, item.mask)[:3])
-    color = _object_color(rng, item.class_id, under)
+    color = _draw_object_color(rng, item.class_id, under)
     period = min(item.mask.shape) * rng.uniform(*_PERIODS)
     frame = _frame(item.mask.shape, item.center, item.angle, period)
     surface = _material(rng, _TEXTURES[item.class_id - 1], color, frame, (0.2, 0.5))

@@ -180,7 +180,7 @@ def check_batch_size(batch_size: int, num_workers: int) -> None:
         )
 
 
-def _evaluation_batches(
+def _make_evaluation_batches(
     source: Source, config: DataConfig, worker: int, num_workers: int, named: bool
 ) -> tf.data.Dataset:
     reader = Reader(source)
@@ -251,7 +251,7 @@ def load_dataset(
             cropper.batch, config.batch_size, start, worker, num_workers
         )
     else:
-        dataset = _evaluation_batches(source, config, worker, num_workers, named)
+        dataset = _make_evaluation_batches(source, config, worker, num_workers, named)
     return prefetch(dataset)
 
 

@@ -95,7 +95,7 @@ class RecordChecker:
     def _check_sample(self, where, image: bytes, label: bytes) -> RecordReport:
         pixels = _decode_image(image, self._info)
         problems = []
-        orientation = _jpeg_orientation(image)
+        orientation = _read_orientation(image)
         if orientation != 1:
             text = f"EXIF orientation {orientation}; rotate the pixels themselves"
             problems.append(("rotated", f"{where}: {text}"))
@@ -108,7 +108,9 @@ class RecordChecker:
             values, found = self._check_label(where, pixels.shape[:2], label)
             problems += found
         size, digest = pixels.shape[:2], _hash_pixels(pixels)
-        return RecordReport(problems, where, size, values, _moments(pixels), digest)
+        return RecordReport(
+            problems, where, size, values, _compute_moments(pixels), digest
+        )
 
     def _check_label(self, where, size, label: bytes):
         """Returns the pixels of each label value, and the problems of the label."""
@@ -193,15 +195,15 @@ def _hash_pixels(pixels: np.ndarray) -> bytes:
     return content.digest()[:16]
 
 
-def _moments(pixels: np.ndarray) -> np.ndarray:
+def _compute_moments(pixels: np.ndarray) -> np.ndarray:
     """Returns the sum and sum of squares of each channel, float64 `[2, channels]`."""
     # A few rows at a time, because `bincount` converts its input to 64-bit integers.
     rows = max(1, _PIXELS_AT_ONCE // pixels.shape[1])
     parts = (pixels[i : i + rows] for i in range(0, len(pixels), rows))
-    return sum(_row_moments(part) for part in parts)
+    return sum(_compute_row_moments(part) for part in parts)
 
 
-def _row_moments(pixels: np.ndarray) -> np.ndarray:
+def _compute_row_moments(pixels: np.ndarray) -> np.ndarray:
     # From histograms, which are much smaller than the pixels.
     channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
     counts = [np.bincount(channel) for channel in channels]
@@ -210,7 +212,7 @@ def _row_moments(pixels: np.ndarray) -> np.ndarray:
     return np.array(powers)
 
 
-def _jpeg_orientation(image: bytes) -> int:
+def _read_orientation(image: bytes) -> int:
     """Returns the EXIF orientation of a JPEG; 1, upright, for other images."""
     is_jpeg = image.startswith(b"\xff\xd8")
     return decoding.exif_orientation(image) if is_jpeg else 1

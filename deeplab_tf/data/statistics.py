@@ -27,7 +27,7 @@ class LabelCounts(NamedTuple):
     contains: np.ndarray
 
 
-def _value_counts(reader: Reader, count: int) -> tf.data.Dataset:
+def _count_values_by_record(reader: Reader, count: int) -> tf.data.Dataset:
     """Returns a dataset of the pixels of each label value, int64 `[256]`, by record."""
 
     def count_values(position):
@@ -40,7 +40,7 @@ def _value_counts(reader: Reader, count: int) -> tf.data.Dataset:
 
 def label_values(reader: Reader, count: int) -> np.ndarray:
     """Returns the pixels of each label value in the first `count` records, `[256]`."""
-    counts = iterate_batches(_value_counts(reader, count))
+    counts = iterate_batches(_count_values_by_record(reader, count))
     return sum((values.numpy() for values in counts), np.zeros(256, np.int64))
 
 
@@ -50,7 +50,9 @@ def count_labels(source: Source) -> LabelCounts:
     pixels = np.zeros(info.num_classes, np.int64)
     image_pixels = np.zeros(info.num_classes, np.int64)
     contains = np.zeros((count, info.num_classes), bool)
-    for i, values in enumerate(iterate_batches(_value_counts(Reader(source), count))):
+    for i, values in enumerate(
+        iterate_batches(_count_values_by_record(Reader(source), count))
+    ):
         counts = values.numpy()
         counts[info.ignore_label] = 0
         counts = counts[: info.num_classes]

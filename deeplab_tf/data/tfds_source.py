@@ -63,12 +63,12 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(f"--dataset={name} cannot be prepared: {reason}") from error
 
 
-def _image_features(features, prefix: str = "") -> dict[str, tfds.features.Image]:
+def _find_image_features(features, prefix: str = "") -> dict[str, tfds.features.Image]:
     """Returns the image features by key; nested keys are joined, as in `a/b`."""
     found = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
-            found |= _image_features(feature, f"{prefix}{key}/")
+            found |= _find_image_features(feature, f"{prefix}{key}/")
         elif isinstance(feature, tfds.features.Image):
             found[prefix + key] = feature
     return found
@@ -85,9 +85,9 @@ def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> s
     return candidates[0]
 
 
-def _segmentation_keys(name: str, builder) -> tuple[str, str]:
+def _find_segmentation_keys(name: str, builder) -> tuple[str, str]:
     """Returns the keys of image and label, from the name or as the only candidates."""
-    images, keys = _image_features(builder.info.features), _parse_name(name)
+    images, keys = _find_image_features(builder.info.features), _parse_name(name)
     for key in (keys.image, keys.label):
         if key is not None and key not in images:
             raise UserError(
@@ -114,8 +114,8 @@ def describe(name: str, data_dir: str) -> DatasetInfo:
         UserError: if there is no such dataset or feature.
     """
     builder = _load_builder(name, data_dir)
-    image_key, label_key = _segmentation_keys(name, builder)
-    images = _image_features(builder.info.features)
+    image_key, label_key = _find_segmentation_keys(name, builder)
+    images = _find_image_features(builder.info.features)
     image, label = images[image_key], images[label_key]
     depth, label_depth = np.dtype(image.np_dtype).name, np.dtype(label.np_dtype).name
     if depth not in _MAX_VALUES or label_depth != "uint8" or label.shape[-1] != 1:
@@ -165,7 +165,7 @@ def open_split(
         UserError: if there is no such split, or it is empty.
     """
     index = _index_split(name, data_dir, split)
-    keys = _segmentation_keys(name, _load_builder(name, data_dir))
+    keys = _find_segmentation_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index
 
 
@@ -189,7 +189,7 @@ def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
     return index.select(np.flatnonzero(chosen))
 
 
-def _classification_keys(name: str, builder) -> tuple[str, str]:
+def _find_classification_keys(name: str, builder) -> tuple[str, str]:
     """Returns the keys of image and class; default: `image` and `label`."""
     features, keys = builder.info.features, _parse_name(name)
     image, label = keys.image, keys.label
@@ -216,7 +216,7 @@ def describe_classes(name: str, data_dir: str) -> DatasetInfo:
         UserError: if there is no such dataset or feature.
     """
     builder = _load_builder(name, data_dir)
-    image_key, label_key = _classification_keys(name, builder)
+    image_key, label_key = _find_classification_keys(name, builder)
     image, label = (builder.info.features[key] for key in (image_key, label_key))
     depth, channels = np.dtype(image.np_dtype).name, image.shape[-1]
     if depth not in _MAX_VALUES or channels is None or not label.num_classes:
@@ -233,5 +233,5 @@ def open_classes(
 ) -> tuple[records.Keys, records.RecordIndex]:
     """Returns the keys and the index of a classification split; see `open_split`."""
     index = _index_split(name, data_dir, split)
-    keys = _classification_keys(name, _load_builder(name, data_dir))
+    keys = _find_classification_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index

@@ -72,12 +72,12 @@ class TrimapCurve:
     def update(self, labels, predictions, confidences=None) -> None:
         """Counts one image: ground truth and predictions `[height, width]`."""
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
-        bands = self._bands(labels, scored)
+        bands = self._find_bands(labels, scored)
         near = scored & (bands < len(self._widths))
         cells = bands[near], labels[near], predictions[near]
         self.counts += confusion.count_cells(cells, self.counts.shape)
 
-    def _bands(self, labels, scored) -> np.ndarray:
+    def _find_bands(self, labels, scored) -> np.ndarray:
         """Returns the narrowest band of each pixel; len(widths) outside all bands."""
         widths = np.array(self._widths)
         if self._around == "void":
@@ -149,10 +149,10 @@ class BoundaryIoU:
     def update(self, labels, predictions, confidences=None) -> None:
         """Counts one image: ground truth and predictions `[height, width]`."""
         scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
-        both = [self._boundaries(x, scored).ravel() for x in (labels, predictions)]
+        both = [self._find_boundaries(x, scored).ravel() for x in (labels, predictions)]
         self.counts += confusion.count_cells(both, self.counts.shape)
 
-    def _boundaries(self, classes, scored) -> np.ndarray:
+    def _find_boundaries(self, classes, scored) -> np.ndarray:
         """Returns the class of each boundary pixel, num_classes elsewhere."""
         none = self._num_classes
         masks = np.where(scored, classes.astype(np.uint16), none)

@@ -63,14 +63,14 @@ class Calibration:
             not np.isnan(confidences).any(),
             "confidences must be in 0..1; received NaN: the logits are not finite",
         )
-        bins = self._bin(confidences)
+        bins = self._find_bin(confidences)
         right = labels[scored] == predictions[scored]
         units = np.rint(confidences * _UNITS)
         # bincount sums in float64, which is exact for integers below 2^53.
         for count, weights in zip(self.counts, (None, right, units), strict=True):
             count += np.bincount(bins, weights, self._bins).astype(np.int64)
 
-    def _bin(self, confidences) -> np.ndarray:
+    def _find_bin(self, confidences) -> np.ndarray:
         """Returns the bin of each confidence."""
         # Edges are float32 like the confidences, so that 1/15 is exactly on the edge.
         # The outermost edges are left out, because rounded softmax may exceed them.

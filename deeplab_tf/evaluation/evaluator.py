@@ -77,7 +77,7 @@ class Evaluator:
             if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
                 self._strategy = model.distribute_strategy
                 self._compiled_replicas = tf.function(
-                    functools.partial(self._replicas_step, self._strategy),
+                    functools.partial(self._step_on_replicas, self._strategy),
                     reduce_retracing=True,
                 )
 
@@ -190,7 +190,7 @@ class Evaluator:
         dataset: tf.data.Dataset,
         confident: bool,
     ) -> Iterator[_Batch]:
-        endless = _append_dummies(dataset, self._config.ignore_label)
+        endless = _append_dummy_batches(dataset, self._config.ignore_label)
         distributed = strategy.distribute_datasets_from_function(lambda _: endless)
         iterator, is_real = iter(distributed), True
         while is_real:
@@ -201,10 +201,10 @@ class Evaluator:
                     return
                 yield _Batch(*parts)
 
-    def _replicas_step(
+    def _step_on_replicas(
         self, strategy: tf.distribute.Strategy, iterator: Iterator, confident: bool
     ) -> list:
-        """Scores a batch on each replica; returns lists over the replicas."""
+        """Evaluates one batch on each replica; returns lists by replica."""
 
         def step(images: tf.Tensor, labels: tf.Tensor) -> tuple:
             predictions, confidences, counts = self._step(images, labels, confident)
@@ -272,10 +272,12 @@ def _update_measures(
             gallery.update(text or f"image {first + i}", images[i], truth, prediction)
 
 
-def _append_dummies(dataset: tf.data.Dataset, ignore_label: int) -> tf.data.Dataset:
+def _append_dummy_batches(
+    dataset: tf.data.Dataset, ignore_label: int
+) -> tf.data.Dataset:
     """Appends endless dummy batches, so that each replica always gets a batch.
 
-    Each element is prefixed with whether it is real.
+    A bool is inserted before each element: whether it is from the dataset.
     """
 
     def real(images: tf.Tensor, labels: tf.Tensor, *names: tf.Tensor) -> tuple:
@@ -319,7 +321,7 @@ def _is_larger(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool
     return size[0] > height or size[1] > width
 
 
-def class_table(metrics: dict, info: DatasetInfo) -> str:
+def format_class_table(metrics: dict, info: DatasetInfo) -> str:
     """Formats the per-class scores of some metrics as a table."""
     pixels = np.sum(metrics["confusion_matrix"], 1)
     columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]

@@ -243,7 +243,7 @@ def _make_gallery_section(
 
 
 def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
-    classes = _classes_by_size(scored, info)
+    classes = _sort_classes_by_size(scored, info)
     named = [_describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
     return {
         "name": scored.name,
@@ -291,7 +291,7 @@ def _encode_jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def _classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
+def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
     """Returns the classes of ground truth or prediction by decreasing size."""
     pixels = np.zeros(256, np.int64)
     for labels in (scored.truth, scored.prediction):

@@ -84,7 +84,7 @@ class _Submission:
             UserError: if the server would not accept the name or labels, or the image
                 was added before.
         """
-        member = self._member(name)
+        member = self._make_member_name(name)
         if member in self._members:
             raise UserError(f"image {name} was added twice to {self._path}")
         labels = np.asarray(labels)
@@ -150,7 +150,7 @@ class VocSubmission(_Submission):
         entry.size = len(content)
         self._archive.addfile(entry, io.BytesIO(content))
 
-    def _member(self, name: str) -> str:
+    def _make_member_name(self, name: str) -> str:
         if not _VOC_NAME.fullmatch(name):
             raise UserError(
                 f"{name} is not the name of a VOC image, such as 2008_000006"
@@ -186,7 +186,7 @@ class CityscapesSubmission(_Submission):
     def _append(self, member: str, content: bytes) -> None:
         self._archive.writestr(member, content)
 
-    def _member(self, name: str) -> str:
+    def _make_member_name(self, name: str) -> str:
         match = _CITYSCAPES_NAME.fullmatch(name)
         if match is None:
             raise UserError(

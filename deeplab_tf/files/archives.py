@@ -67,7 +67,7 @@ def extract(
         raise UserError(f"there is no archive {archive}")
     target = os.path.abspath(folder)
     try:
-        title = _stamp_title(archive, wanted)
+        title = _make_stamp_title(archive, wanted)
         if not _is_intact(target, title):
             _require_replaceable(target)
             _require_safe(archive, wanted, limit)
@@ -85,7 +85,7 @@ def extract(
 
 
 def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
-    """Returns why `extract` would refuse an archive, or None, without writing.
+    """Returns the message of the error that `extract` would raise, or None.
 
     Raises:
         OSError: if the archive cannot be read.
@@ -97,7 +97,7 @@ def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
     return None
 
 
-def _stamp_title(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
+def _make_stamp_title(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
     """Returns the first line of a stamp, which `sha256sum` takes for a comment."""
     stats = archive.stat()
     parts = "all" if wanted is None else " ".join(wanted)

@@ -53,7 +53,7 @@ class Owner:
             token=secrets.token_hex(8),
             host=socket.gethostname(),
             boot=_read_proc("sys/kernel/random/boot_id"),
-            namespace=_process_namespace(),
+            namespace=_read_process_namespace(),
             pid=os.getpid(),
             started=_start_time(os.getpid()),
             since=f"{now:%Y-%m-%d %H:%M:%S} UTC",
@@ -78,7 +78,7 @@ class Owner:
         ]
         return "".join(lines).encode().ljust(_RECORD_BYTES)
 
-    def shares_kernel_with(self, other: "Owner") -> bool:
+    def is_on_same_kernel(self, other: "Owner") -> bool:
         """Returns whether two processes run under the same kernel."""
         if self.boot or other.boot:
             return self.boot == other.boot
@@ -87,7 +87,7 @@ class Owner:
     def is_running(self, observer: "Owner") -> bool | None:
         """Returns whether the process is alive; None if `observer` cannot tell."""
         is_visible = self.namespace == observer.namespace
-        if not (self.started and is_visible and self.shares_kernel_with(observer)):
+        if not (self.started and is_visible and self.is_on_same_kernel(observer)):
             return None
         if self.pid == observer.pid:
             return False  # this process no longer holds that lock
@@ -106,7 +106,7 @@ def _read_proc(name: str) -> str:
         return ""
 
 
-def _process_namespace() -> str:
+def _read_process_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
@@ -136,8 +136,8 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def absolute_path(folder: str) -> str:
-    """Returns an absolute path; remote ones are already absolute."""
+def make_absolute(folder: str) -> str:
+    """Makes a local path absolute; remote paths are absolute already."""
     return folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
 
 

@@ -77,7 +77,7 @@ def training_lock(folder: str) -> Iterator[None]:
     """
     if not folder:
         raise UserError("--train_logdir is empty; give the folder of the checkpoints")
-    key = lock_file.absolute_path(folder)
+    key = lock_file.make_absolute(folder)
     with _guard:
         lock = _held.get(key)
         if lock is None:
@@ -102,7 +102,7 @@ def verify_training_lock(folder: str) -> None:
     Raises:
         UserError: if the folder was removed or taken over.
     """
-    lock = _held.get(lock_file.absolute_path(folder))
+    lock = _held.get(lock_file.make_absolute(folder))
     if lock is not None:
         lock.verify()
 
@@ -117,7 +117,7 @@ class _TrainingLock:
     def __init__(self, folder: str):
         self.depth = 0
         self._folder = folder
-        self._path = lock_file.join_path(lock_file.absolute_path(folder), TRAINING_LOCK)
+        self._path = lock_file.join_path(lock_file.make_absolute(folder), TRAINING_LOCK)
         self._owner = Owner.this_process()
         self._descriptor: int | None = None
         self._created: list[str] = []
@@ -143,7 +143,7 @@ class _TrainingLock:
 
     def _try_acquire(self) -> bool:
         """Writes the lock file; returns False if it vanished meanwhile."""
-        has_flock = not lock_file.is_remote(self._path) and self._flock()
+        has_flock = not lock_file.is_remote(self._path) and self._try_flock()
         before = self._read()
         if before is not None:
             self._require_stale(before, has_flock)
@@ -157,7 +157,7 @@ class _TrainingLock:
                 raise self._make_error(winner)
         return True
 
-    def _flock(self) -> bool:
+    def _try_flock(self) -> bool:
         """Opens and locks the file; returns False if that is not supported."""
         self._descriptor = lock_file.open_local(self._path, os.O_CREAT)
         if fcntl:
@@ -193,7 +193,7 @@ class _TrainingLock:
     def _require_stale(self, owner: Owner, has_flock: bool) -> None:
         """Raises UserError if the owner may be alive."""
         # Under the same kernel, a living owner would still hold the flock.
-        if has_flock and owner.shares_kernel_with(self._owner):
+        if has_flock and owner.is_on_same_kernel(self._owner):
             return
         is_running = owner.is_running(self._owner)
         if is_running is None:

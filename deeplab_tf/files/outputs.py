@@ -39,7 +39,7 @@ def split(path: str) -> tuple[str, str]:
     return folder or ".", name
 
 
-def _real_path(path: str) -> str:
+def _resolve_links(path: str) -> str:
     """Resolves links in a local path.
 
     Raises:
@@ -59,7 +59,7 @@ def _real_path(path: str) -> str:
 
 def is_ours(path: str) -> bool:
     """Returns whether an existing file is our earlier output, unchanged."""
-    path = _real_path(path)
+    path = _resolve_links(path)
     folder, name = split(path)
     digests = open_ledger(folder).digests(name)
     return bool(digests) and digest_file(path) in digests
@@ -67,16 +67,16 @@ def is_ours(path: str) -> bool:
 
 def is_recorded(path: str) -> bool:
     """Returns whether we wrote a file of this name there, changed or not."""
-    folder, name = split(_real_path(path))
+    folder, name = split(_resolve_links(path))
     return bool(open_ledger(folder).digests(name))
 
 
 def record_before_move(source: str, path: str) -> None:
     """Records a file in the ledger of `path`, to which it is about to be moved."""
-    _record_digest(_real_path(path), digest_file(source))
+    _record_digest(_resolve_links(path), digest_file(source))
 
 
-def _identities(paths: Iterable[str]) -> set:
+def _find_identities(paths: Iterable[str]) -> set:
     """Returns the device and inode of local files, and the paths of remote ones."""
     found = set()
     for path in paths:
@@ -116,17 +116,17 @@ def claim(
     Raises:
         UserError: if a file exists that may not be replaced; names it.
     """
-    real = _real_path(folder)
+    real = _resolve_links(folder)
     if not tf.io.gfile.isdir(real):
         return
     scratch.remove_leftovers(real)
     existing = set(tf.io.gfile.listdir(real))
     paths = [os.path.join(folder, name) for name in names if name in existing]
-    protected = _identities(inputs) if paths else set()
+    protected = _find_identities(inputs) if paths else set()
     for path in paths:
-        if _identities([path]) & protected:
+        if _find_identities([path]) & protected:
             raise UserError(f"{path} is an input and would be replaced; {_OTHER_PATH}")
-        target = _real_path(path)
+        target = _resolve_links(path)
         _require_replaceable_file(target, overwrite)
         if overwrite:
             _record_digest(target, digest_file(target))
@@ -148,7 +148,7 @@ def write_bytes(content: bytes, path: str) -> None:
     Raises:
         UserError: if `path` exists and is not our own output.
     """
-    path = _real_path(path)
+    path = _resolve_links(path)
     _require_replaceable_file(path)
     _record_digest(path, hashlib.sha256(content).hexdigest())
     if is_remote(path):
@@ -170,7 +170,7 @@ def write_text(text: str, path: str) -> None:
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
     """Raises UserError if `publish` would refuse a path; call it before long work."""
-    real = _real_path(path)
+    real = _resolve_links(path)
     if _is_protected(real):
         raise UserError(
             f"{path} is the current folder, the home folder, the root or a parent of "
@@ -178,7 +178,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
         )
     if not tf.io.gfile.isdir(real):
         _require_replaceable_file(real, overwrite)
-    elif not overwrite and (foreign := _foreign_entry(real)):
+    elif not overwrite and (foreign := _find_foreign_file(real)):
         raise UserError(f"{path} contains {foreign}, which {_FOREIGN}; {_REMEDIES}")
 
 
@@ -191,7 +191,7 @@ def _is_protected(path: str) -> bool:
     return any(pathlib.Path(path) in (p, *p.parents) for p in protected)
 
 
-def _files_of(folder: str) -> list[str]:
+def _list_files(folder: str) -> list[str]:
     """Returns the files of a folder and its subfolders, relative to it."""
     found = []
     for here, folders, names in tf.io.gfile.walk(folder):
@@ -205,10 +205,10 @@ def _files_of(folder: str) -> list[str]:
     return sorted(name for name in found if name)
 
 
-def _foreign_entry(folder: str) -> str | None:
+def _find_foreign_file(folder: str) -> str | None:
     """Returns the first file of a folder that is not ours, if any."""
     ledger = Ledger(folder)
-    for name in _files_of(folder):
+    for name in _list_files(folder):
         path = os.path.join(folder, name)
         if name == LEDGER:
             continue
@@ -231,7 +231,7 @@ def remove_if_empty(folder: str, keep: bool = False) -> None:
 
 def write_ledger(folder: str) -> None:
     """Writes the ledger of a folder with all its files, which makes them ours."""
-    names = [name for name in _files_of(folder) if name != LEDGER]
+    names = [name for name in _list_files(folder) if name != LEDGER]
     lines = [
         format_entry(name, digest_file(os.path.join(folder, name))) for name in names
     ]
@@ -258,7 +258,7 @@ def publish(path: str, overwrite: bool = False) -> Iterator[str]:
         UserError: if `path` may not be replaced.
     """
     require_replaceable(path, overwrite)
-    real = _real_path(path)
+    real = _resolve_links(path)
     with scratch.create_folder(
         None if is_remote(real) else os.path.dirname(real)
     ) as folder:
@@ -294,9 +294,9 @@ def _upload(source: str, target: str) -> None:
         tf.io.gfile.copy(source, target, overwrite=True)
         return
     if tf.io.gfile.isdir(target):
-        for name in sorted(_files_of(target), key=_is_graph, reverse=True):
+        for name in sorted(_list_files(target), key=_is_graph, reverse=True):
             tf.io.gfile.remove(os.path.join(target, name))
-    for name in sorted(_files_of(source), key=_is_graph):
+    for name in sorted(_list_files(source), key=_is_graph):
         copy = os.path.join(target, name)
         tf.io.gfile.makedirs(os.path.dirname(copy))
         tf.io.gfile.copy(os.path.join(source, name), copy)

@@ -145,7 +145,7 @@ def replace_folder(new: str, path: str) -> None:
     if not os.path.isdir(path):
         os.rename(new, path)
         return
-    if _exchange(new, path):
+    if _try_exchange(new, path):
         return
     # For disks that cannot exchange two folders, such as NFS. If we are killed between
     # the two renames, `remove_leftovers` undoes the first.
@@ -160,7 +160,7 @@ def replace_folder(new: str, path: str) -> None:
         raise
 
 
-def _exchange(one: str, other: str) -> bool:
+def _try_exchange(one: str, other: str) -> bool:
     """Exchanges two folders atomically; returns whether the system supports it."""
     one, other = os.fsencode(one), os.fsencode(other)
     try:

@@ -66,7 +66,9 @@ def _check_output_names(paths: list[str]) -> None:
     for path in paths:
         other = stems.setdefault(image_name(path), path)
         if other != path:
-            raise UserError(f"{other} and {path} would be written to the same name")
+            raise UserError(
+                f"{other} and {path} would be written to the same name; rename one"
+            )
         file_kinds.require_room_in_name(path, _LONGEST_OUTPUT_SUFFIX)
 
 

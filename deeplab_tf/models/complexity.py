@@ -40,7 +40,7 @@ def _build_uninitialized(config: ModelConfig, size: tuple[int, int]) -> keras.Mo
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
-    """Returns how often TF1 evaluated an atrous kernel along an axis.
+    """Returns the number of positions along an axis where TF1 applied an atrous kernel.
 
     SpaceToBatch gathered the pixels of each phase and padded them to one length.
     """

@@ -17,10 +17,10 @@ def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
     """
     shape = (1, *size, model.input.shape[-1])
     image = keras.Input(batch_shape=shape, dtype=model.input.dtype)
-    return _peak_bytes(model, [image])
+    return _find_peak_bytes(model, [image])
 
 
-def _peak_bytes(model: keras.Model, inputs: list) -> int:
+def _find_peak_bytes(model: keras.Model, inputs: list) -> int:
     calls, outputs = trace_calls(model, tree.pack_sequence_as(model.input, inputs))
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     last_use |= {id(x): len(calls) for x in outputs}
@@ -30,7 +30,7 @@ def _peak_bytes(model: keras.Model, inputs: list) -> int:
         if isinstance(call.layer, keras.Model):
             # Its inputs and outputs are counted in `alive`.
             outside = sum(map(_count_bytes, [*call.inputs, *call.outputs]))
-            inside = max(0, _peak_bytes(call.layer, call.inputs) - outside)
+            inside = max(0, _find_peak_bytes(call.layer, call.inputs) - outside)
         alive |= {id(x): _count_bytes(x) for x in call.outputs}
         peak = max(peak, sum(alive.values()) + inside)
         alive = {key: size for key, size in alive.items() if last_use.get(key, 0) > i}

@@ -95,7 +95,7 @@ class ResizeLike(layers.Layer):
 
 
 def _averaging_matrix(source, window, stride: int):
-    """Returns `[target, source]`; each row averages `window_size` neighbours."""
+    """Returns `[target, source]`; each row averages `window` neighbours."""
     target = (source - window) // stride + 1
     start = ops.expand_dims(ops.arange(target) * stride, 1)
     cells = ops.expand_dims(ops.arange(source), 0)

@@ -99,11 +99,13 @@ def measure(
         trainer.train_steps(data, 1)
         seconds.append(time.perf_counter() - start)
     first, *later = seconds
-    return Measurement(cell, _peak_bytes() / _MEBIBYTE, first, statistics.median(later))
+    return Measurement(
+        cell, _read_peak_bytes() / _MEBIBYTE, first, statistics.median(later)
+    )
 
 
-def _peak_bytes() -> int:
-    if distribution.uses_gpu():
+def _read_peak_bytes() -> int:
+    if distribution.has_gpu():
         return tf.config.experimental.get_memory_info("GPU:0")["peak"]
     return memory.peak_bytes()
 
@@ -130,7 +132,7 @@ def device_mebibytes() -> float:
     Raises:
         UserError: if the memory of the GPU is unknown.
     """
-    if not distribution.uses_gpu():
+    if not distribution.has_gpu():
         return memory.machine_bytes() / _MEBIBYTE
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -149,7 +149,7 @@ def _list_alternatives(best: Measurement) -> Iterator[Cell]:
     """Yields the step in the other precisions and XLA settings."""
     for precision in _PRECISIONS:
         # XLA makes depthwise convolutions about 20 times slower on CPU.
-        for jit in ("on", "off") if distribution.uses_gpu() else ("auto",):
+        for jit in ("on", "off") if distribution.has_gpu() else ("auto",):
             cell = dataclasses.replace(best.cell, precision=precision, jit=jit)
             if cell != best.cell:
                 yield cell

@@ -67,11 +67,11 @@ def cascades() -> Iterator[Preset]:
             model = _cascaded("resnet_v1_101", block, 16, grid)
             yield _make_row(3, f"{_grid_name(grid)}_block{block}", model, miou=miou)
     model = _cascaded("resnet_v1_101", 7, 16, (1, 2, 1))
-    for suffix, fields in _protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
+    for suffix, fields in _make_protocols((16, 76.66), (8, 78.05), 78.93, 79.35):
         yield _make_row(4, suffix, model, **fields)
 
 
-def _protocols(
+def _make_protocols(
     first: tuple[int, float],
     second: tuple[int, float],
     multi_scale: float,
@@ -108,7 +108,7 @@ def pyramids() -> Iterator[Preset]:
         ("mg124_image_pooling", deeplabv3(), 77.21),
     ):
         yield _make_row(5, suffix, model, miou=miou)
-    for suffix, fields in _protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
+    for suffix, fields in _make_protocols((16, 77.21), (8, 78.51), 79.45, 79.77):
         yield _make_row(6, suffix, deeplabv3(), **fields)
     yield _make_row(
         6,

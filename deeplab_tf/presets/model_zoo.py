@@ -52,6 +52,7 @@ def _mobilenet_v3(size: str) -> ModelConfig:
 
 
 def _edgetpu(output_stride: int, multiplier: float, filters: int) -> ModelConfig:
+    """Returns the zoo's MobileNetV3 for the Edge TPU."""
     return ModelConfig(
         backbone="mobilenet_edgetpu",
         num_classes=19,

@@ -48,7 +48,7 @@ def _make_stage(name: str, finished: Preset, start: str) -> Preset:
 
 
 def stages() -> Iterator[Preset]:
-    """Yields the stages of MobileNetV2, DeepLabv3 and DeepLabv3+."""
+    """Yields a preset for each stage of training the papers' best models."""
     tables = (deeplabv3.pyramids, deeplabv3plus.xception_65, model_zoo.pascal_voc)
     rows = {preset.name: preset for table in tables for preset in table()}
     for family, (imagenet, coco, trainval) in _FINISHED.items():

@@ -104,11 +104,11 @@ class _Cropper:
 
     def training_batch(self, indices):
         """Returns random crops of training samples, and their classes."""
-        return self._batch(indices, self._random_crop, self.position)
+        return self._batch(indices, self._crop_randomly, self.position)
 
     def central_batch(self, positions):
         """Returns central crops of the images at some positions, and their classes."""
-        return self._batch(positions, self._central_crop, lambda position: position)
+        return self._batch(positions, self._crop_center, lambda position: position)
 
     def _batch(self, numbers, crop: Callable, position: Callable):
         """Returns crops and classes of some samples; an error names a broken record."""
@@ -133,7 +133,7 @@ class _Cropper:
             classes = tf.cast(classes, tf.int32)[:, None, None]
             return tf.ensure_shape(images, size), classes
 
-    def _random_crop(self, index):
+    def _crop_randomly(self, index):
         seed = tf.stack([tf.constant(self._config.seed, tf.int64), index])
         window = functools.partial(random_window, seed=seed)
         image, label = self._crop(self.position(index), window)
@@ -142,7 +142,7 @@ class _Cropper:
         is_mirrored = tf.random.stateless_uniform([], seed) < 0.5
         return tf.raw_ops.Reverse(tensor=image, dims=[False, is_mirrored, False]), label
 
-    def _central_crop(self, position):
+    def _crop_center(self, position):
         return self._crop(position, central_window)
 
     def _crop(self, position, window_fn: Callable):

@@ -25,7 +25,7 @@ _OUTPUT_FLAGS = (
 
 
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
+def _silence_stderr() -> Iterator[None]:
     """Drops stderr output of C++ code, which starts before its logging is set up."""
     sys.stderr.flush()
     terminal, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -63,7 +63,7 @@ def start_tensorflow() -> None:
     # By default TensorFlow uses these kernels only on processors with AVX512-VNNI or
     # later; with AVX2 alone, a MobileNetV2 training step takes twice as long without.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-    with _silent_stderr():
+    with _silence_stderr():
         import tensorflow as tf
 
         gpus = tf.config.list_physical_devices("GPU")

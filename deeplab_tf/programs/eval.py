@@ -22,7 +22,7 @@ from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import corruptions
-from deeplab_tf.evaluation.evaluator import Evaluator, class_table
+from deeplab_tf.evaluation.evaluator import Evaluator, format_class_table
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.measures import describe_measures, make_measures
 from deeplab_tf.evaluation.results import (
@@ -202,7 +202,7 @@ def _score(
         info, values.trimap, values.boundary_iou, values.calibration
     )
     metrics = score_split(evaluator, dataset, split, source, measures, gallery)
-    print(class_table(metrics, info))
+    print(format_class_table(metrics, info))
     paths = _write_results(values, metrics, info, gallery)
     if _read_corruptions(values):
         # Written before as well: this is slow and may fail.

@@ -149,7 +149,7 @@ def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalCon
 
 
 def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
-    """Returns how the export resizes images; None if it does not."""
+    """Returns the resizing of images before inference; None for none."""
     data = flags.read_options(values, DataConfig)  # validates the combination
     sizes = (getattr(data, name) for name in flags.RESIZING)
     return Resizing(*sizes) if data.min_resize_value else None

@@ -17,7 +17,7 @@ from tensorflow.python.framework.convert_to_constants import (
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.folding import fold_batch_norm, trace_nested_calls
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS
-from deeplab_tf.serving.signatures import features_model
+from deeplab_tf.serving.signatures import make_features_model
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -122,10 +122,10 @@ def freeze_predictor(predictor: Predictor, model: keras.Model) -> Callable | Non
     """Freezes the networks of a predictor in place.
 
     Returns:
-        A function that computes the outputs of `features_model` with the same graph, so
-        that weights are stored once; None if the model has no such features.
+        A function that computes the outputs of `make_features_model` with the same
+        graph, so that weights are stored once; None if the model has no such features.
     """
-    joint = features_model(model, logits=True)
+    joint = make_features_model(model, logits=True)
     network = predictor.network if joint is None else joint
     function = freeze_network(network)
     names = ["logits"] if joint is None else sorted(joint.output)

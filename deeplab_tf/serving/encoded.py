@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
 
 
 def _read_headers(encoded):
-    """Returns which strings are JPEGs, which are supported PNGs, and the PNGs' sizes.
+    """Returns a mask of the JPEGs, a mask of the supported PNGs, and the PNGs' sizes.
 
     No operation here fails, whatever the bytes.
     """
@@ -70,7 +70,7 @@ def _read_headers(encoded):
 
 
 def find_decodable(encoded, bounds: Bounds):
-    """Returns which encoded images can be decoded, bool `[batch]`.
+    """Returns a mask of the encoded images that can be decoded, bool `[batch]`.
 
     Args:
         encoded: Encoded images, strings `[batch]`.

@@ -27,7 +27,7 @@ class LayerError(NamedTuple):
     step: float
 
 
-def layer_errors(
+def compute_layer_errors(
     exact: bytes, quantized: bytes, images: Iterable[np.ndarray]
 ) -> list[LayerError]:
     """Returns the error of every layer of an int8 file, in network order.
@@ -38,7 +38,7 @@ def layer_errors(
         images: Padded images `[1, height, width, channels]`, 0..255.
     """
     interpreters = [_load_interpreter(content) for content in (exact, quantized)]
-    outputs = [_layer_outputs(interpreter) for interpreter in interpreters]
+    outputs = [_find_layer_outputs(interpreter) for interpreter in interpreters]
     common = [name for name in outputs[1] if name in outputs[0]]
 
     def read_values(name):
@@ -81,7 +81,7 @@ def _load_interpreter(content: bytes):
     return interpreter
 
 
-def _layer_outputs(interpreter) -> dict[str, dict]:
+def _find_layer_outputs(interpreter) -> dict[str, dict]:
     """Returns the tensors that may be the output of a layer, by name."""
     return {
         detail["name"]: detail
@@ -114,11 +114,11 @@ def _make_error(name: str, means: np.ndarray, detail: dict) -> LayerError:
     deviation = np.sqrt(max(square - value**2, 1e-12))
     step = detail["quantization"][0]
     return LayerError(
-        _layer_name(name), np.sqrt(difference) / deviation, step / deviation
+        _parse_layer_name(name), np.sqrt(difference) / deviation, step / deviation
     )
 
 
-def _layer_name(name: str) -> str:
+def _parse_layer_name(name: str) -> str:
     """Returns the layer of a tensor `model_1/backbone_1/Conv.relu6_1/Relu6;...`."""
     parts = name.partition(";")[0].split("/")
     return parts[-2].removesuffix("_1") if len(parts) > 1 else name

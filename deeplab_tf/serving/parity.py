@@ -13,9 +13,9 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.formats import load_artefact
-from deeplab_tf.serving.layer_errors import format_table, layer_errors
+from deeplab_tf.serving.layer_errors import compute_layer_errors, format_table
 from deeplab_tf.serving.publication import comparison_path
-from deeplab_tf.serving.tflite_export import calibration_images, convert_to_tflite
+from deeplab_tf.serving.tflite_export import convert_to_tflite, pad_calibration_images
 
 # Images to compute the layer errors from.
 _LAYER_ERROR_IMAGES = 4
@@ -113,7 +113,7 @@ def format_layer_errors(
     `size` is that of its input; `images` are as `calibration` of `export_tflite`, of
     which it uses four.
     """
-    padded = calibration_images(images, model.model_config.mean_pixel, size)
+    padded = pad_calibration_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _LAYER_ERROR_IMAGES)
     exact = convert_to_tflite(model, size)
-    return format_table(layer_errors(exact, read_file(path), some))
+    return format_table(compute_layer_errors(exact, read_file(path), some))

@@ -30,7 +30,7 @@ from deeplab_tf.serving.signatures import (
     Resizing,
     ResizingPredictor,
     Signature,
-    features_model,
+    make_features_model,
     make_signatures,
 )
 
@@ -130,7 +130,7 @@ def _make_signatures(
     info: DatasetInfo | None,
     options: ExportOptions,
 ) -> dict[str, Signature]:
-    features = features_model(network)
+    features = make_features_model(network)
     if is_folded and options.constant_weights:
         features = freeze_predictor(predictor, network)
     resized: Predictor | ResizingPredictor = predictor

@@ -100,7 +100,7 @@ class ResizingPredictor:
         return resize_nearest(labels[..., None], tf.shape(images)[1:3])[..., 0]
 
 
-def features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
+def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
     """Returns a model of the encoder's features; None if there is an image pyramid.
 
     Its outputs are `high_level`, from the ASPP or another context module, else from the
@@ -157,7 +157,7 @@ def make_signatures(
     """Returns the signatures of an export, by name.
 
     Args:
-        features: Function with the outputs of `features_model`; None adds no
+        features: Function with the outputs of `make_features_model`; None adds no
             `features`.
         predictor: A `Predictor` or a `ResizingPredictor`.
         gives_probabilities: Whether `serving_default` returns probabilities too.

@@ -63,7 +63,7 @@ class TFLitePredictor(Artefact):
         if INFO_NOTE in notes:
             info = DatasetInfo.from_json(notes[INFO_NOTE], f"{path}: {INFO_NOTE}")
         self._mean_pixel, note = _parse_export_note(notes, channels, path)
-        has_scores = _are_scores(self._output)
+        has_scores = _is_scores(self._output)
         classes = int(self._output["shape"][-1]) if has_scores else None
         protocol = {"artefact": "TFLite", "input_size": self._size} | note
         super().__init__(path, channels, info, protocol, has_scores, classes)
@@ -233,8 +233,8 @@ def _is_image_tensor(interpreter, detail: dict) -> bool:
 def _find_output(interpreter, size: list[int], path: str) -> dict:
     """Returns the output with scores, else the one with labels."""
     details = interpreter.get_output_details()
-    labels = [d for d in details if _are_labels(d, size)]
-    found = [d for d in details if _are_scores(d)] + labels
+    labels = [d for d in details if _is_labels(d, size)]
+    found = [d for d in details if _is_scores(d)] + labels
     if not found:
         shapes = [f"{np.dtype(d['dtype'])} {d['shape'].tolist()}" for d in details]
         raise UserError(
@@ -244,7 +244,7 @@ def _find_output(interpreter, size: list[int], path: str) -> dict:
     return found[0]
 
 
-def _are_scores(detail: dict) -> bool:
+def _is_scores(detail: dict) -> bool:
     """Returns whether an output is `[1, height, width, classes]` of real numbers."""
     shape = detail["shape"]
     is_real = np.issubdtype(detail["dtype"], np.floating)
@@ -252,7 +252,7 @@ def _are_scores(detail: dict) -> bool:
     return len(shape) == 4 and shape[-1] > 1 and (is_real or is_quantized)
 
 
-def _are_labels(detail: dict, size: list[int]) -> bool:
+def _is_labels(detail: dict, size: list[int]) -> bool:
     """Returns whether an output is integer labels of a size."""
     shape = detail["shape"].tolist()
     is_integer = np.issubdtype(detail["dtype"], np.integer)

@@ -128,7 +128,7 @@ def _prepare_samples(
     model: keras.Model, size: tuple[int, int], images: Iterable
 ) -> Iterator[np.ndarray]:
     """Returns padded calibration images; raises UserError if there are none."""
-    padded = calibration_images(images, model.model_config.mean_pixel, size)
+    padded = pad_calibration_images(images, model.model_config.mean_pixel, size)
     first = next(padded, None)
     if first is None:
         raise UserError("calibration needs at least one image; received none")
@@ -137,7 +137,7 @@ def _prepare_samples(
     return itertools.chain([first], padded)
 
 
-def calibration_images(
+def pad_calibration_images(
     images: Iterable, mean_pixel: tuple[float, ...], size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
     """Yields images padded to a size, float32 `[1, height, width, channels]`.

@@ -52,7 +52,7 @@ def _match_files(folder: str) -> list[re.Match]:
     return list(filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder))))
 
 
-def foreign_prefixes(folder: str) -> list[str]:
+def find_foreign_prefixes(folder: str) -> list[str]:
     """Returns the checkpoints of a folder that this package did not write."""
     if not tf.io.gfile.isdir(folder):
         return []
@@ -60,7 +60,7 @@ def foreign_prefixes(folder: str) -> list[str]:
     return [prefix for prefix in prefixes if not _is_ours(prefix)]
 
 
-def foreign_state_files(folder: str) -> list[str]:
+def find_foreign_state_file(folder: str) -> list[str]:
     """Returns `[STATE_FILE]` if a folder has such a file in another format, else []."""
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
@@ -84,7 +84,7 @@ def open_checkpoint(prefix: str):
 
 
 def find_damage(prefix: str) -> str | None:
-    """Returns why a checkpoint is damaged, or None if it is intact.
+    """Returns a description of a checkpoint's damage, or None if it is intact.
 
     Reads every tensor, which verifies the checksums.
     """
@@ -95,7 +95,7 @@ def find_damage(prefix: str) -> str | None:
             reader.get_tensor(key)
         missing = _expected_keys(reader, keys) - keys
     except _UNREADABLE as error:
-        return _first_line(error)
+        return _shorten(error)
     return f"its index lacks {min(missing)}" if missing else None
 
 
@@ -122,15 +122,15 @@ def describe_latest_intact(folder: str) -> str:
     return "no earlier checkpoint is intact"
 
 
-def _first_line(error: Exception) -> str:
+def _shorten(error: Exception) -> str:
     """Returns the first line of an error without the names of TensorFlow's ops."""
     line = (str(error) or type(error).__name__).splitlines()[0]
     return re.sub(r"^\{\{.*?\}\} | \[Op:\w+\]", "", line)
 
 
 def describe_write_error(error: Exception) -> str:
-    """Returns why writing failed, without the name of the scratch file."""
-    return _first_line(error).rpartition("; ")[2]
+    """Returns the reason for a failed write, without the name of the scratch file."""
+    return _shorten(error).rpartition("; ")[2]
 
 
 def publish(
@@ -149,7 +149,7 @@ def publish(
     earlier = [n for n in found if n not in (name, name + REPLACED)]
     # Always kept, even if a run that started over is at an earlier step.
     names = [*earlier, name][-kept:]
-    with _scratch_folder(root) as scratch:
+    with _make_scratch_folder(root) as scratch:
         write(os.path.join(scratch, name))
         _write_state_file(scratch, names)
         # Writing is slow; the lock may have been lost meanwhile.
@@ -160,7 +160,7 @@ def publish(
 
 
 @contextmanager
-def _scratch_folder(folder: str) -> Iterator[str]:
+def _make_scratch_folder(folder: str) -> Iterator[str]:
     """Yields a new folder within a locked one, so on the same disk, and removes it."""
     _remove_scratch_folders(folder)
     name = f".writing-{os.getpid()}-{secrets.token_hex(4)}"

@@ -16,7 +16,7 @@ _LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
 
 
 def draw_curves(history: History, path: str) -> None:
-    """Draws loss, measure and learning rate of a history into a PNG, if it has rows."""
+    """Plots loss, score and learning rate to a PNG, unless the history is empty."""
     if not history.rows:
         return
     draw_score = functools.partial(_draw_score, MEASURES[history.measure])

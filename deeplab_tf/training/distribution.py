@@ -91,7 +91,7 @@ def make_strategy(
     """
     if num_clones is not None and num_clones < 1:
         raise UserError(f"num_clones must be at least 1; received {num_clones}")
-    gpus = _visible_gpus(clone_on_cpu)
+    gpus = _list_visible_gpus(clone_on_cpu)
     if name == "auto":
         name = _choose_strategy(gpus, num_clones, tpu)
     if name == "tpu":
@@ -122,7 +122,7 @@ def make_local_strategy(
 
     See `make_strategy` for the arguments and errors.
     """
-    name = _choose_local_strategy(_visible_gpus(clone_on_cpu), num_clones)
+    name = _choose_local_strategy(_list_visible_gpus(clone_on_cpu), num_clones)
     return make_strategy(name, num_clones, clone_on_cpu)
 
 
@@ -137,7 +137,7 @@ def _list_devices(gpus: list, count: int | None) -> list[str]:
     return [f"CPU:{i}" for i in range(count)]
 
 
-def _visible_gpus(clone_on_cpu: bool) -> list:
+def _list_visible_gpus(clone_on_cpu: bool) -> list:
     if clone_on_cpu:
         tf.config.set_visible_devices([], "GPU")
     return tf.config.get_visible_devices("GPU")
@@ -235,7 +235,7 @@ def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
     return batch_size // shares
 
 
-def uses_gpu() -> bool:
+def has_gpu() -> bool:
     """Returns whether TensorFlow places computations on a GPU."""
     return bool(tf.config.get_visible_devices("GPU"))
 
@@ -261,4 +261,4 @@ def resolve_jit(jit: str, strategy: tf.distribute.Strategy) -> bool:
             f"jit=on needs a single replica; {replicas} replicas exchange values "
             "within the step: use jit=off"
         )
-    return jit == "on" or (jit == "auto" and replicas == 1 and uses_gpu())
+    return jit == "on" or (jit == "auto" and replicas == 1 and has_gpu())

@@ -126,7 +126,7 @@ def find_nonfinite(variables: Mapping[str, tf.Variable]) -> str | None:
 
 
 def find_broken_images(images: tf.Tensor) -> tf.Tensor:
-    """Returns which images have pixels that are not finite or absurdly large.
+    """Returns a mask of the images with non-finite or absurdly large pixels.
 
     Images are `[batch, height, width, channels]`, the result is boolean `[batch]`.
     """
@@ -174,7 +174,7 @@ def explain_divergence(
     problem = f"the loss is {loss} at step {step}"
     if math.isfinite(loss):
         problem = f"the gradients are not finite at step {step} (loss {loss:.3g})"
-    causes = _unusual_settings(config)
+    causes = _list_unusual_settings(config)
     if is_float16:
         causes.append("float16 may overflow: precision=bfloat16 does not")
     if source is None:
@@ -208,7 +208,7 @@ def _describe_learning_rate(config: TrainConfig, step: int, rate: float) -> str:
     return f"training diverged: lower {setting} (learning rate {rate:.3g} at this step)"
 
 
-def _unusual_settings(config: TrainConfig) -> list[str]:
+def _list_unusual_settings(config: TrainConfig) -> list[str]:
     """Returns a phrase for each setting that is larger than usual."""
     found = []
     for name, usual in _LARGEST_USUAL.items():

@@ -13,7 +13,7 @@ _INITIAL = 2.0**15
 _GROWS_AFTER = 2000
 
 
-def computes_in_half(model: keras.Model) -> bool:
+def is_half_precision(model: keras.Model) -> bool:
     """Returns whether a model computes in float16."""
     return model_precision(model) == "float16"
 

@@ -140,5 +140,5 @@ def _parse_row(line: str, where: str) -> dict:
     hints = {"step": int, strict_json.CHECKSUM: str}
     for name, value in row.items():
         hint = hints.get(name, float | None)
-        strict_json.check(hint, value, f"{where}: {strict_json.describe(name)}")
+        strict_json.convert(hint, value, f"{where}: {strict_json.describe(name)}")
     return row

@@ -34,7 +34,7 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         numbers = [n for n in _SIGNALS if n != _HANGUP or not _is_ignored(n)]
-        self._stack.enter_context(_first_signal(self._store_signal, numbers))
+        self._stack.enter_context(_handle_first_signal(self._store_signal, numbers))
         return self
 
     def _store_signal(self, number: int) -> None:
@@ -61,12 +61,14 @@ def raise_on_signals() -> Iterator[None]:
     def interrupt(number: int) -> None:
         raise Interrupted(number)
 
-    with _first_signal(interrupt, [n for n in _SIGNALS if not _is_ignored(n)]):
+    with _handle_first_signal(interrupt, [n for n in _SIGNALS if not _is_ignored(n)]):
         yield
 
 
 @contextlib.contextmanager
-def _first_signal(handle: Callable[[int], None], numbers: list[int]) -> Iterator[None]:
+def _handle_first_signal(
+    handle: Callable[[int], None], numbers: list[int]
+) -> Iterator[None]:
     """Handles the first of some signals; a second one has its default action."""
     before = {}
 

@@ -13,7 +13,7 @@ from deeplab_tf.models.resampling import resize_bilinear, spatial_size
 from deeplab_tf.models.tensors import Tensor
 
 
-def mined_share(
+def schedule_mined_share(
     step: Tensor, top_k_percent_pixels: float, hard_example_mining_step: int
 ) -> Tensor:
     """Returns the share of pixels in the loss, decreasing from 1 as mining sets in.
@@ -91,7 +91,7 @@ def loss_and_count(
     losses = weights * entropy
     if is_mined(share):
         return _sum_hardest(losses, share)
-    return ops.sum(losses), pixel_count(labels, ignore_label)
+    return ops.sum(losses), count_pixels(labels, ignore_label)
 
 
 def is_mined(share: float | Tensor) -> bool:
@@ -99,7 +99,7 @@ def is_mined(share: float | Tensor) -> bool:
     return not (isinstance(share, float | int) and share == 1.0)
 
 
-def pixel_count(labels: Tensor, ignore_label: int) -> Tensor:
+def count_pixels(labels: Tensor, ignore_label: int) -> Tensor:
     """Returns the number of labels that are not ignored, float32."""
     counted = ops.cast(labels, "int32") != ignore_label
     return ops.sum(ops.cast(counted, "float32"))

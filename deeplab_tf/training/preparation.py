@@ -37,7 +37,7 @@ class Start:
 
 
 def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
-    """Returns how a run starts, after downloading its initial checkpoint.
+    """Returns the start of a training run; downloads the initial checkpoint.
 
     Raises:
         UserError: if the replicas cannot share a batch, `train_logdir` has another

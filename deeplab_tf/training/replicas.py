@@ -35,7 +35,7 @@ class Replicas:
     @property
     def is_accelerated(self) -> bool:
         """Whether the replicas are GPUs or TPUs."""
-        return distribution.is_tpu(self.strategy) or distribution.uses_gpu()
+        return distribution.is_tpu(self.strategy) or distribution.has_gpu()
 
     def compile(self, function: Callable, jit: bool) -> Callable:
         """Returns a function for `run`, compiled by XLA if `jit` is set."""

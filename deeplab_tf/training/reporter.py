@@ -54,7 +54,7 @@ class Validation:
     expected_miou: Mapping[int, float] = dataclasses.field(default_factory=dict)
     measures: ClassVar[tuple[str, ...]] = ("miou",)
 
-    def scorer(
+    def make_scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
         """Returns a function of a dataset and of `sum_over_workers`, giving metrics.
@@ -170,7 +170,7 @@ class Reporter:
         """
         validation = self._validation
         if self._scorer is None:
-            self._scorer = validation.scorer(model, self._gallery, self._is_chief)
+            self._scorer = validation.make_scorer(model, self._gallery, self._is_chief)
         dataset = validation.dataset(worker.index, worker.count)
         metrics = self._scorer(dataset, sum_over_workers)
         metrics["step"] = step

@@ -26,9 +26,9 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
     names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
     for place in (folder, best) if tf.io.gfile.isdir(best) else (folder,):
         outputs.claim(place, names, overwrite)
-        foreign = checkpoint_files.foreign_state_files(place)
+        foreign = checkpoint_files.find_foreign_state_file(place)
         outputs.claim(place, foreign, overwrite)
-    for prefix in () if overwrite else checkpoint_files.foreign_prefixes(best):
+    for prefix in () if overwrite else checkpoint_files.find_foreign_prefixes(best):
         raise UserError(
             f"{prefix} was not written by deeplab_tf, and the best checkpoint would "
             "replace it; give another --train_logdir"

@@ -83,7 +83,7 @@ class TrainStep:
         """
         config, variables = self._config, [v.value for v in self._trained.values()]
         labels = self._resize_labels(labels)
-        pixels = sum_over_replicas(losses.pixel_count(labels, config.ignore_label))
+        pixels = sum_over_replicas(losses.count_pixels(labels, config.ignore_label))
 
         def differentiate(images, labels):
             # Otherwise dropout advances its seed even if the data have ended.
@@ -133,7 +133,7 @@ class TrainStep:
         config = self._config
         if config.upsample_logits:
             logits = resize_bilinear(logits, spatial_size(labels))
-        share = losses.mined_share(
+        share = losses.schedule_mined_share(
             self._optimizer.iterations,
             config.top_k_percent_pixels,
             config.hard_example_mining_step,

@@ -27,7 +27,7 @@ from deeplab_tf.training.divergence import (
     find_first_broken_image,
     is_finite_step,
 )
-from deeplab_tf.training.half_precision import HalfPrecisionStep, computes_in_half
+from deeplab_tf.training.half_precision import HalfPrecisionStep, is_half_precision
 from deeplab_tf.training.interruption import Interrupted, Interruption
 from deeplab_tf.training.replicas import Batches, Replicas
 from deeplab_tf.training.reporter import Reporter, Validation
@@ -86,7 +86,7 @@ class Trainer:
         if self.config.recompute:
             network = recompute_backbone(network)
         step = TrainStep(model, self.config, network, self.optimizer, self._averages)
-        is_half = computes_in_half(model)
+        is_half = is_half_precision(model)
         half = HalfPrecisionStep(step, replicas, self.compiles) if is_half else None
         return replicas.compile(step, self.compiles), half
 
@@ -204,7 +204,7 @@ class Trainer:
             (tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels))
         )
         rows, _ = self.train_steps(self.iterate(dataset), 1)
-        return _public_metrics(rows[0])
+        return _select_public_metrics(rows[0])
 
     def train_steps(self, data: Iterator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Runs up to `count` optimiser steps in one host call, until one is not finite.
@@ -290,7 +290,7 @@ class Trainer:
         reporter.log_steps(step, rows[len(rows) - done :], classes, self.samples)
         seconds = time.monotonic() - self._saved_at
         is_due = done > 0 and self._schedule.is_save_due(self.step, seconds)
-        return _public_metrics(rows[-1]), is_due
+        return _select_public_metrics(rows[-1]), is_due
 
     @property
     def _schedule(self) -> Schedule:
@@ -377,5 +377,5 @@ def _check_label_weights(config: TrainConfig, num_classes: int) -> None:
         )
 
 
-def _public_metrics(row: np.ndarray) -> dict[str, float]:
+def _select_public_metrics(row: np.ndarray) -> dict[str, float]:
     return dict(zip(STEP_METRICS[:3], map(float, row), strict=False))

@@ -101,7 +101,7 @@ INVALID = {
     ),
     "ambiguous line": (
         "1 2 3 zone 4 5 6",
-        "line 1 of {} can be read in two ways: 1 2 3 zon",
+        "line 1 of {} is ambiguous: the colour may be the first",
     ),
     "too many classes": (
         "".join(f"c{i}\n" for i in range(256)),

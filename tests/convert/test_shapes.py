@@ -92,7 +92,9 @@ def test_hue_depends_on_class_but_overlaps_with_neighbours():
     rng = np.random.default_rng(0)
     ground = np.zeros(3, np.float32)
     for class_id in range(1, 7):
-        colors = [[shapes._object_color(rng, class_id, ground) for _ in range(400)]]
+        colors = [
+            [shapes._draw_object_color(rng, class_id, ground) for _ in range(400)]
+        ]
         hue = np.deg2rad(cv2.cvtColor(np.float32(colors), cv2.COLOR_RGB2HSV)[0, :, 0])
         class_hue = 60 * (class_id - 1)
         difference = np.rad2deg(np.angle(np.exp(1j * (hue - np.deg2rad(class_hue)))))
@@ -188,12 +190,12 @@ def test_baseline_is_the_miou_of_nearest_mean_colors(tmp_path):
     label[16:, 16:] = 255
     write_flat_pair(tmp_path, "test", (180, 60, 60), (60, 60, 180), label)
     expected = (320 / 448 + 256 / 384) / 2
-    assert program.color_baseline(tmp_path) == pytest.approx(expected)
+    assert program.score_color_baseline(tmp_path) == pytest.approx(expected)
 
 
 def test_color_baseline_is_low(tmp_path):
     shapes.write(tmp_path / "data", 80, 1, 40, image_size=(64, 64))
-    assert 0.25 < program.color_baseline(tmp_path / "data") < 0.4
+    assert 0.25 < program.score_color_baseline(tmp_path / "data") < 0.4
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_program_writes_into_an_empty_folder(tmp_path, capsys):
     assert out == [
         f"{data}: train 2, val 1, test 1 images",
         "mIoU on val if labelled by the nearest mean colour: "
-        f"{program.color_baseline(data, eval_split='val'):.3f}",
+        f"{program.score_color_baseline(data, eval_split='val'):.3f}",
     ]
     _, label = shapes.scene(np.random.default_rng((5, 0, 1)), (32, 40))
     png = Image.open(data / "SegmentationClass/train_00001.png")

@@ -17,7 +17,7 @@ from deeplab_tf.config import EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.calibration import Calibration
-from deeplab_tf.evaluation.evaluator import Evaluator, class_table, evaluate
+from deeplab_tf.evaluation.evaluator import Evaluator, evaluate, format_class_table
 from deeplab_tf.evaluation.gallery import Gallery
 
 INFO = DatasetInfo("colours", ("red", "green", "deep blue"))
@@ -326,9 +326,12 @@ def test_class_table():
     }
     short = DatasetInfo("short", ("a", "b", "c"))
     assert (
-        len({len(line) for line in class_table(metrics, short).splitlines()[:-1]}) == 1
+        len(
+            {len(line) for line in format_class_table(metrics, short).splitlines()[:-1]}
+        )
+        == 1
     )
-    assert class_table(metrics, INFO).splitlines() == [
+    assert format_class_table(metrics, INFO).splitlines() == [
         "class          IoU  accuracy  F-score        pixels",
         "red         0.5000    0.6250   0.6000         1,234",
         "green       0.1250         -   0.2000             5",

@@ -215,7 +215,7 @@ def test_ledger_that_is_a_link_is_not_followed(tmp_path):
 
 
 def test_folder_is_replaced_without_atomic_exchange(tmp_path, monkeypatch):
-    monkeypatch.setattr(scratch, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(scratch, "_try_exchange", lambda one, other: False)
     for content in ("first", "second"):
         publish_folder(tmp_path / "export", **{"graph.pb": content})
     assert read_files(tmp_path) == {"export/graph.pb": b"second"}

@@ -239,7 +239,11 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ("--export_weights has no eff", "model.tflite", ["--noexport_weights"]),
         ("--tflite_output has no effect", "export", ["--tflite_output=logits"]),
         ("int8 needs --dataset_dir", "model.tflite", ["--tflite_precision=int8"]),
-        ("--calibration_images is for", "model.tflite", ["--calibration_images=3"]),
+        (
+            "--calibration_images has no effect",
+            "model.tflite",
+            ["--calibration_images=3"],
+        ),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
         ("float32 models can be converted", "model.tflite", ["--precision=bfloat16"]),

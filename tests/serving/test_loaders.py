@@ -15,7 +15,7 @@ from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.saved_model import export_saved_model
-from deeplab_tf.serving.signatures import features_model
+from deeplab_tf.serving.signatures import make_features_model
 
 CLI = "tensorflow.python.tools.saved_model_cli"
 
@@ -124,7 +124,7 @@ def test_export_can_be_a_layer_of_another_model(tiny_model, tiny_export):
     classifier = keras.Model(image, keras.layers.Dense(2)(average))
     images = photos(2, 33, 49)
     assert classifier(images).shape == (2, 2)
-    expected = features_model(tiny_model)(images.astype(np.float32))["high_level"]
+    expected = make_features_model(tiny_model)(images.astype(np.float32))["high_level"]
     np.testing.assert_allclose(
         keras.Model(image, average)(images), np.mean(expected, (1, 2)), atol=1e-5
     )

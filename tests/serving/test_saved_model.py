@@ -30,7 +30,11 @@ from deeplab_tf.serving.saved_model import (
     export_saved_model,
     read_export_info,
 )
-from deeplab_tf.serving.signatures import Resizing, ResizingPredictor, features_model
+from deeplab_tf.serving.signatures import (
+    Resizing,
+    ResizingPredictor,
+    make_features_model,
+)
 
 pytestmark = pytest.mark.usefixtures("shallow")
 
@@ -122,7 +126,7 @@ def test_images_above_8_bits_have_no_encoded_signature(tiny_model, tmp_path):
 def test_features_match_the_features_model(tiny_model, tiny_export):
     features = tf.saved_model.load(tiny_export).signatures["features"]
     images = photos(2, 33, 49)
-    expected = features_model(tiny_model)(images.astype(np.float32))
+    expected = make_features_model(tiny_model)(images.astype(np.float32))
     served = features(ImageTensor=tf.constant(images))
     assert set(served) == set(expected)
     for name, array in expected.items():

@@ -13,7 +13,7 @@ from deeplab_tf.models.resampling import resize_bilinear
 from deeplab_tf.serving.signatures import (
     Resizing,
     ResizingPredictor,
-    features_model,
+    make_features_model,
     make_signatures,
 )
 
@@ -27,7 +27,7 @@ def narrow_model(**options):
 
 
 def test_names_and_shapes_of_features(tiny_model):
-    network = features_model(tiny_model)
+    network = make_features_model(tiny_model)
     features = network(photos(2, 33, 49).astype(np.float32))
     shapes = {name: tuple(x.shape) for name, x in features.items()}
     assert shapes == {
@@ -45,22 +45,22 @@ def test_names_and_shapes_of_features(tiny_model):
 
 def test_features_without_context_and_decoder():
     config = {"context": ContextConfig(aspp=False), "decoder": DecoderConfig(())}
-    network = features_model(narrow_model(**config))
+    network = make_features_model(narrow_model(**config))
     assert list(network.output) == ["high_level"]
 
 
 def test_image_pyramid_has_no_features():
-    assert features_model(narrow_model(image_pyramid=(0.5, 1.0))) is None
+    assert make_features_model(narrow_model(image_pyramid=(0.5, 1.0))) is None
 
 
 def test_signatures_depend_on_the_model(tiny_model, strided_model):
     names = {"serving_default", "probabilities", "encoded", "features"}
-    features = features_model(tiny_model)
+    features = make_features_model(tiny_model)
     assert set(make_signatures(features, Predictor(tiny_model))) == names
     signatures = make_signatures(None, Predictor(strided_model))
     assert set(signatures) == names - {"features"}
     grey = narrow_model(channels=1)
-    signatures = make_signatures(features_model(grey), Predictor(grey))
+    signatures = make_signatures(make_features_model(grey), Predictor(grey))
     assert set(signatures) == names - {"encoded"}
 
 

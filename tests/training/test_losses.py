@@ -9,8 +9,8 @@ import tensorflow as tf
 
 from deeplab_tf import MeanIoU, SegmentationLoss
 from deeplab_tf.training.losses import (
-    mined_share,
     regularization_loss,
+    schedule_mined_share,
     segmentation_loss,
     shrink_labels,
 )
@@ -164,13 +164,13 @@ def test_mining_ranks_focal_losses():
 )
 def test_mined_share_decreases_linearly(step, expected):
     # At step 5 of 10: 0.5 * 0.25 + 0.5.
-    assert float(mined_share(step, 0.25, 10)) == pytest.approx(expected)
-    assert mined_share(step, 0.25, 0) == 0.25
+    assert float(schedule_mined_share(step, 0.25, 10)) == pytest.approx(expected)
+    assert schedule_mined_share(step, 0.25, 0) == 0.25
 
 
 def test_share_of_one_disables_mining():
     # Mining would divide by the two pixels with a loss instead of all three.
-    share = mined_share(3, 1.0, 10)
+    share = schedule_mined_share(3, 1.0, 10)
     loss, _ = loss_and_gradient([1, 0, 7], 3 * [SURE], share=share)
     assert loss == pytest.approx((LN4 + LN4_3) / 3, rel=1e-6)
 

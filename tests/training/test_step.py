@@ -496,7 +496,7 @@ def test_recomputation_changes_no_result(eager_execution):
     [("off", False, True), ("on", False, False), ("off", True, False)],
 )
 def test_pointwise_convolutions_are_matmuls_on_cpu(jit, gpu, uses_matmul, monkeypatch):
-    monkeypatch.setattr(distribution, "uses_gpu", lambda: gpu)
+    monkeypatch.setattr(distribution, "has_gpu", lambda: gpu)
     model = toy_model()
     trainer = Trainer(model, TrainConfig(jit=jit, **FROZEN))
     shapes = tf.TensorSpec((2, 33, 33, 3)), tf.TensorSpec((2, 33, 33), tf.uint8)

@@ -84,7 +84,7 @@ def main(values: flags.FlagValues) -> None:
         values.num_shards,
     )
     for split in info.class_pixels:
-        if absent := _absent_classes(info, split):
+        if absent := _find_absent_classes(info, split):
             print(f"no pixel in {split} is {', '.join(absent)}")
     print_sizes(values.output_dir, info.split_sizes)
 
@@ -104,7 +104,7 @@ def _read_class_list(values: flags.FlagValues) -> ClassList:
     )
 
 
-def _absent_classes(info: DatasetInfo, split: str) -> list[str]:
+def _find_absent_classes(info: DatasetInfo, split: str) -> list[str]:
     """Returns the names of the classes without a pixel in a split."""
     pixels = zip(info.class_names, info.class_pixels[split], strict=True)
     return [

@@ -50,7 +50,7 @@ def main(values):
     info = shapes.write(image_size=read_size(values, "image_size") or (), **settings)
     sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in shapes.SPLITS)
     print(f"{values.output_dir}: {sizes} images")
-    miou = color_baseline(values.output_dir, eval_split="val")
+    miou = score_color_baseline(values.output_dir, eval_split="val")
     print(f"mIoU on val if labelled by the nearest mean colour: {miou:.3f}")
 
 
@@ -71,7 +71,7 @@ def run(argv):
     return 0
 
 
-def _labelled_pixels(root, split, ignore_label):
+def _read_labelled_pixels(root, split, ignore_label):
     """Yields colours `[n, 3]` and classes `[n]` of each image's labelled pixels."""
     names = (root / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
     for name in names:
@@ -83,7 +83,7 @@ def _labelled_pixels(root, split, ignore_label):
         yield image[known].astype(np.float64), label[known].astype(np.int64)
 
 
-def color_baseline(root, train_split="train", eval_split="test"):
+def score_color_baseline(root, train_split="train", eval_split="test"):
     """Returns the mIoU of predicting the class with the nearest mean colour.
 
     Args:
@@ -96,7 +96,7 @@ def color_baseline(root, train_split="train", eval_split="test"):
     info = dataset_info.DatasetInfo.from_json(path.read_bytes(), str(path))
     n = info.num_classes
     sums, counts = np.zeros((n, 3)), np.zeros((n, 1))
-    for pixels, label in _labelled_pixels(root, train_split, info.ignore_label):
+    for pixels, label in _read_labelled_pixels(root, train_split, info.ignore_label):
         counts[:, 0] += np.bincount(label, minlength=n)
         for channel in range(3):
             sums[:, channel] += np.bincount(label, pixels[:, channel], minlength=n)
@@ -104,7 +104,7 @@ def color_baseline(root, train_split="train", eval_split="test"):
     # |p - m|^2 without |p|^2, equal for all classes; absent classes are never nearest.
     offsets = np.where(counts[:, 0] > 0, np.sum(means**2, 1), np.inf)
     matrix = np.zeros((n, n), np.int64)
-    for pixels, label in _labelled_pixels(root, eval_split, info.ignore_label):
+    for pixels, label in _read_labelled_pixels(root, eval_split, info.ignore_label):
         nearest = np.argmin(offsets - 2 * pixels @ means.T, axis=1)
         matrix += confusion.confusion_matrix(label, nearest, n, info.ignore_label)
     return confusion.mean_iou(matrix)
