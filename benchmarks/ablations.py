@@ -11,11 +11,11 @@ small crops, or evaluates the model of another row differently; scores are on `v
 score; all other rows with one.
 
 Results go to <output_dir>/<row>.json and are reused until the settings change. Killed
-trainings resume from <output_dir>/<row>/seed<n>. <output_dir>/ablations.md compares
+runs resume from <output_dir>/<row>/seed<n>. <output_dir>/ablations.md compares
 all finished rows with the papers.
 
-On one CPU core a step of the base takes about a second; all 18 trainings and the
-evaluations take two and a half hours. Checkpoints take 1.1 GB.
+On one CPU core a step of the base takes about a second; all 18 training runs and
+the evaluations take two and a half hours. Checkpoints take 1.1 GB.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -178,7 +178,7 @@ def make_settings(row: Row, bench: Bench) -> dict:
 
 
 def train(experiment: Experiment, strategy: tf.distribute.Strategy) -> int:
-    """Trains a model or resumes a killed training; returns the first step."""
+    """Trains a model or resumes a killed run; returns the first step."""
     config, data = experiment.train, experiment.data
     folder = config.train_logdir
     if tf.io.gfile.isdir(folder) and resume.read_experiment(folder) != experiment:

@@ -58,8 +58,8 @@ _FLAGS = {
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "If given: follow a training run and evaluate every new checkpoint, checking "
-        "for one at this interval.",
+        "If given: follow a training run and evaluate every new checkpoint; the "
+        "interval, in seconds, between checks for one.",
     ),
     "max_number_of_evaluations": (
         *(flags.at_least(0), 0),
