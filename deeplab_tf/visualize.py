@@ -174,7 +174,7 @@ def add_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
 def panel(
     image: np.ndarray, truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Shows image, ground truth and prediction side by side with a legend.
+    """Draws image, ground truth and prediction side by side, with a legend.
 
     The legend lists the classes of both with their percentage of pixels. Large images
     are shrunk.
@@ -193,7 +193,7 @@ def panel(
 def error_map(
     truth: np.ndarray, prediction: np.ndarray, info: DatasetInfo
 ) -> np.ndarray:
-    """Shows the errors of a prediction.
+    """Draws a map of the errors of a prediction.
 
     Wrong pixels have the colour of the predicted class, correct ones are pale, and
     unscored ones grey.

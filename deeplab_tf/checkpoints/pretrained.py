@@ -165,7 +165,7 @@ def _find_in_zoo(source: str) -> ZooModel | None:
         found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)
         return next(found, None)
     known = find_checkpoint(source)
-    if known and _is_existing(source):
+    if known and _exists(source):
         print(f"note: using {os.path.abspath(source)}, not the zoo model {source}")
         return None
     return known
@@ -185,7 +185,7 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
     if known:
         archive = _fetch(known.checkpoint.url, known, make_private(cache))
         return _unpack(archive, cache)
-    if not (os.path.dirname(source) or _is_existing(source)):
+    if not (os.path.dirname(source) or _exists(source)):
         require_checkpoint(source)
     return source
 
@@ -195,7 +195,7 @@ def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
     return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
 
-def _is_existing(path: str) -> bool:
+def _exists(path: str) -> bool:
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
 
 

@@ -73,7 +73,8 @@ def _convert_colors(
         count = int((packed == packed[y, x]).sum())
         raise UserError(
             f"{path} has the colour {color}, which is not a class, first at (x, y) = "
-            f"({x}, {y}), in {count} of {packed.size} pixels"
+            f"({x}, {y}), in {count} of {packed.size} pixels; add a class of this "
+            "colour, or correct the label"
         )
     return np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)[index]
 

@@ -191,7 +191,7 @@ class _Conversion:
         # A published shard of the same name was made from other files.
         gone = {os.path.basename(p).removesuffix(records.FINISHED) for p in finished}
         self.manifest.keep(lambda name: exists(self.path(name)) and name not in gone)
-        outputs.remove_if_empty(self.folder, keep=not self.is_ours)
+        outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
 
     def publish(self, shards: Sequence[_Shard], info: DatasetInfo) -> None:
         """Publishes all shards, replacing the earlier ones of their splits."""

@@ -176,7 +176,8 @@ def check_batch_size(batch_size: int, num_workers: int) -> None:
     """Raises `UserError` unless the workers can share a batch evenly."""
     if batch_size % num_workers:
         raise UserError(
-            f"a batch of {batch_size} cannot be shared by {num_workers} workers"
+            f"a batch of {batch_size} cannot be shared evenly by {num_workers} "
+            f"workers; use a multiple of {num_workers}"
         )
 
 

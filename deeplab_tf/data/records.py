@@ -247,7 +247,7 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
     """
     offsets = [_read_offsets(path) for path in paths]
     counts = [len(file_offsets) for file_offsets in offsets]
-    _require_last_empty(paths, counts)
+    _require_only_last_empty(paths, counts)
     return RecordIndex(
         tuple(paths),
         np.repeat(np.arange(len(paths), dtype=np.int32), counts),
@@ -274,7 +274,7 @@ def _read_offsets(path: str) -> list[int]:
     return offsets
 
 
-def _require_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
+def _require_only_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
     """Refuses an empty file before one with records.
 
     The official converters fill one shard after another: only the last can be empty.

@@ -151,7 +151,7 @@ def make_folder(folder: str) -> list[str]:
     if is_remote(folder):
         import tensorflow as tf
 
-        with _as_os_errors():
+        with _translate_errors():
             tf.io.gfile.makedirs(folder)
         return []
     missing, parent = [], folder
@@ -163,7 +163,7 @@ def make_folder(folder: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _as_os_errors() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Turns the errors of `tf.io.gfile` into OSErrors."""
     import tensorflow as tf
 
@@ -194,7 +194,7 @@ def read(path: str) -> bytes | None:
                 return file.read(_RECORD_BYTES)
         import tensorflow as tf
 
-        with _as_os_errors(), tf.io.gfile.GFile(path, "rb") as file:
+        with _translate_errors(), tf.io.gfile.GFile(path, "rb") as file:
             return file.read(_RECORD_BYTES)
     except OSError as error:
         if error.errno in _MISSING:
@@ -208,7 +208,7 @@ def write(path: str, record: bytes) -> None:
         import tensorflow as tf
 
         unfinished = f"{path}.{os.getpid()}"
-        with _as_os_errors():
+        with _translate_errors():
             with tf.io.gfile.GFile(unfinished, "wb") as file:
                 file.write(record)
             tf.io.gfile.rename(unfinished, path, overwrite=True)
@@ -222,7 +222,7 @@ def remove(path: str) -> None:
     if is_remote(path):
         import tensorflow as tf
 
-        with _as_os_errors():
+        with _translate_errors():
             tf.io.gfile.remove(path)
         return
     os.unlink(path)

@@ -146,7 +146,7 @@ def write_bytes(content: bytes, path: str) -> None:
         path: Path of the file, in an existing folder. A link stays a link.
 
     Raises:
-        UserError: if `path` exists and is not our own output.
+        UserError: if `path` exists and deeplab_tf did not write it.
     """
     path = _resolve_links(path)
     _require_replaceable_file(path)
@@ -218,14 +218,14 @@ def _find_foreign_file(folder: str) -> str | None:
     return None
 
 
-def remove_if_empty(folder: str, keep: bool = False) -> None:
-    """Removes a folder that holds only its ledger; with `keep`, only the ledger."""
+def remove_if_empty(folder: str, keep_folder: bool = False) -> None:
+    """Removes the ledger of a folder without other files, and then the folder."""
     if set(tf.io.gfile.listdir(folder)) - {LEDGER}:
         return
     ledger = os.path.join(folder, LEDGER)
     if tf.io.gfile.exists(ledger):
         tf.io.gfile.remove(ledger)
-    if not keep:
+    if not keep_folder:
         tf.io.gfile.rmtree(folder)
 
 
@@ -248,7 +248,7 @@ def publish(path: str, overwrite: bool = False) -> Iterator[str]:
     move folders, it may hold neither.
 
     Args:
-        path: Path of the output: new, an empty folder, or our own earlier output.
+        path: Path of the output: new, an empty folder, or our earlier output.
         overwrite: Whether to replace output that is not ours.
 
     Yields:

@@ -82,7 +82,7 @@ def _decode(path: _Path, image: Image.Image) -> Image.Image:
 
 
 def read_names(path: epath.Path) -> list[str]:
-    """Returns the words of a text file."""
+    """Returns the names in a text file, which are separated by whitespace."""
     return text_files.read_words(os.fspath(path))
 
 

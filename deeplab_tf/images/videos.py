@@ -102,7 +102,7 @@ def write_video(
         codec = cv2.VideoWriter_fourcc(*_CODEC)
         writer = cv2.VideoWriter(local, cv2.CAP_FFMPEG, codec, rate, (width, height))
         if not writer.isOpened():
-            raise UserError(f"{path} cannot be written as a video")
+            raise UserError(f"{path}: OpenCV cannot write MP4 files here")
 
         def write(frame: np.ndarray) -> None:
             even = np.pad(frame, (*odd, (0, 0)), mode="edge")

@@ -23,7 +23,7 @@ _REMARK = "our own recipe; test 66.9; about 100 minutes on one CPU core"
 
 
 def recipes() -> Iterator[Preset]:
-    """Yields DeepLabv3+ with MobileNetV2."""
+    """Yields presets of DeepLabv3+ with MobileNetV2."""
     model = ModelConfig(
         num_classes=11,
         context=ContextConfig(rates=()),

@@ -43,7 +43,7 @@ def _make_row(
 
 
 def cascades() -> Iterator[Preset]:
-    """Yields Tables 1 to 4 of DeepLabv3: block4 to block7 in cascade."""
+    """Yields presets of Tables 1 to 4 of DeepLabv3: block4 to block7 in cascade."""
     strides = (8, 16, 32, 64, 128, 256)
     mious: tuple[float, ...] = (75.18, 73.88, 70.06, 59.99, 42.34, 20.29)
     for stride, miou in zip(strides, mious, strict=True):
@@ -98,7 +98,7 @@ def _make_protocols(
 
 
 def pyramids() -> Iterator[Preset]:
-    """Yields Tables 5 to 7 of DeepLabv3: atrous spatial pyramid pooling."""
+    """Yields presets of Tables 5 to 7 of DeepLabv3: atrous spatial pyramid pooling."""
     rates = (6, 12, 18)
     for suffix, model, miou in (
         ("mg111", deeplabv3((), rates, False), 75.36),

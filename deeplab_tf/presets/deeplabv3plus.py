@@ -32,7 +32,7 @@ def _make_row(
 
 
 def decoders() -> Iterator[Preset]:
-    """Yields Tables 1 and 2 of DeepLabv3+: decoder design."""
+    """Yields presets of Tables 1 and 2 of DeepLabv3+: decoder design."""
     filters, mious = (8, 16, 32, 48, 64), (77.61, 77.92, 78.16, 78.21, 77.94)
     for depth, miou in zip(filters, mious, strict=True):
         model = _decoder_ablation(projection_filters=depth)
@@ -49,7 +49,7 @@ def decoders() -> Iterator[Preset]:
 
 
 def resnet() -> Iterator[Preset]:
-    """Yields Table 3 of DeepLabv3+: output strides and protocols with ResNet-101."""
+    """Yields presets of Table 3 of DeepLabv3+: output strides and protocols with ResNet-101."""
     erratum = "the other rows imply 102.78 B, which matches our count"
     misprint = "78.45 in the ECCV version; 79.45 in DeepLabv3's Table 6"
     for train, evaluated, decoder, protocol, miou, cost, remark in (
@@ -82,7 +82,7 @@ def resnet() -> Iterator[Preset]:
 
 
 def xception_65() -> Iterator[Preset]:
-    """Yields Tables 5 and 6 of DeepLabv3+: Xception-65."""
+    """Yields presets of Tables 5 and 6 of DeepLabv3+: Xception-65."""
     jft = "ImageNet, JFT-300M, COCO"
     for evaluated, kind, protocol, miou, cost in (
         (16, "", "", 79.17, 68.00),
@@ -134,7 +134,7 @@ def xception_65() -> Iterator[Preset]:
 
 
 def cityscapes() -> Iterator[Preset]:
-    """Yields Table 7 of DeepLabv3+."""
+    """Yields presets of Table 7 of DeepLabv3+."""
     no_image: dict = {"context": {"image_level": False}, "num_classes": 19}
     deepest = deeplabv3plus("xception_71", **no_image)
     for suffix, model, miou in (

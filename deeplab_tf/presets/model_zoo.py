@@ -64,7 +64,7 @@ def _edgetpu(output_stride: int, multiplier: float, filters: int) -> ModelConfig
 
 
 def pascal_voc() -> Iterator[Preset]:
-    """Yields the zoo's PASCAL VOC checkpoints."""
+    """Yields presets of the zoo's PASCAL VOC checkpoints."""
     small, v2, x65 = _mobilenet_v2(multiplier=0.5), _mobilenet_v2(), deeplabv3plus()
     several: dict = {"eval_output_stride": 8} | INFERENCE["_ms_flip"]
     quantized = {"remark": "figures of the 8-bit network"}
@@ -107,7 +107,7 @@ def pascal_voc() -> Iterator[Preset]:
 
 
 def cityscapes() -> Iterator[Preset]:
-    """Yields the zoo's Cityscapes checkpoints."""
+    """Yields presets of the zoo's Cityscapes checkpoints."""
     v2, x65 = _mobilenet_v2(19), deeplabv3plus(num_classes=19)
     cell = ContextConfig(dense_prediction_cell=RELEASED_CELL)
     searched = ModelConfig("xception_71", num_classes=19, context=cell)
@@ -165,7 +165,7 @@ def cityscapes() -> Iterator[Preset]:
 
 
 def ade20k_checkpoints() -> Iterator[Preset]:
-    """Yields the zoo's ADE20K checkpoints."""
+    """Yields presets of the zoo's ADE20K checkpoints."""
     v2 = dataclasses.replace(_mobilenet_v2(151), decoder=DecoderConfig())
     yield make_preset(
         "mobilenetv2_ade20k_train",
@@ -188,7 +188,7 @@ def ade20k_checkpoints() -> Iterator[Preset]:
 
 
 def classifiers() -> Iterator[Preset]:
-    """Yields models to train from the zoo's pretrained backbones."""
+    """Yields presets that train from the zoo's pretrained backbones."""
     for backbone in ("xception_41", "xception_65", "xception_71"):
         yield make_preset(f"{backbone}_imagenet", _ZOO, deeplabv3plus(backbone), VOC)
     for backbone in ("resnet_v1_50_beta", "resnet_v1_101_beta"):

@@ -85,7 +85,7 @@ _FLAGS = {
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
     flags.define_flags(values, _FLAGS)
     flags.define_precision(values)

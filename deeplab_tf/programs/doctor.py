@@ -53,7 +53,7 @@ _FLAGS = {
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
     flags.define_dataset_location(values)
     flags.define_flags(values, _FLAGS)

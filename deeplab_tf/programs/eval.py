@@ -90,7 +90,7 @@ _FLAGS = {
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "eval")
     flags.define_overwrite(values)

@@ -100,7 +100,7 @@ _Labeler = Callable[[np.ndarray], np.ndarray]
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "predict")
     flags.define_options(values, EvalConfig, flags.INFERENCE)

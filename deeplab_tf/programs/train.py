@@ -48,7 +48,7 @@ _FLAGS = {
 
 
 def define_flags() -> absl_flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
     flags.define_model_flags(values, "train")
     flags.define_dataset_flags(values, "train_split", "train")

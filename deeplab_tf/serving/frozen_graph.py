@@ -16,7 +16,7 @@ def write_frozen_graph(saved_model: str, path: str) -> None:
     `SemanticPredictions:0`, but it accepts any number of images.
 
     Raises:
-        UserError: if `path` exists and is not our earlier output.
+        UserError: if `path` exists and deeplab_tf did not write it.
     """
     loaded = tf.saved_model.load(saved_model)
     signature = loaded.signatures[SERVING]

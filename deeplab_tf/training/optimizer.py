@@ -129,7 +129,7 @@ def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
     return Momentum(learning_rate_schedule(config), config.momentum, nesterov)
 
 
-def build(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
+def build_optimizer(optimizer: keras.optimizers.Optimizer, trained: dict) -> None:
     """Builds an optimiser for trained variables, keyed by official name."""
     if isinstance(optimizer, keras.optimizers.AdamW):
         optimizer.exclude_from_weight_decay(

@@ -65,7 +65,7 @@ class Trainer:
         trained = {n: v for n, v in self._variables.items() if v.trainable}
         with self.strategy.scope():
             self.optimizer = optimizer.make_optimizer(config)
-            optimizer.build(self.optimizer, trained)
+            optimizer.build_optimizer(self.optimizer, trained)
             self._averages = MovingAverages(model, config.ema_decay)
         self._samples = tf.Variable(0, dtype=tf.int64, name="samples")
         self._seeds = dropout_seeds(model)
@@ -283,7 +283,7 @@ class Trainer:
     ) -> tuple[dict[str, float], bool]:
         """Runs one host call; returns the last metrics and whether a save is due."""
         step = self.step
-        with translate_data_errors(), self._report_end_of_data():
+        with translate_data_errors(), self._translate_end_of_data():
             rows, classes = self.train_steps(data, self._schedule.count_steps(step))
         self._check.require_finite_steps(rows, self.step, self.samples, name_samples)
         done = self.step - step  # float16 skips steps that overflow
@@ -304,11 +304,14 @@ class Trainer:
         return training_lock(folder)
 
     @contextlib.contextmanager
-    def _report_end_of_data(self) -> Iterator[None]:
+    def _translate_end_of_data(self) -> Iterator[None]:
         try:
             yield
         except tf.errors.OutOfRangeError:
-            raise UserError(f"the dataset ended after {self.step} steps") from None
+            raise UserError(
+                f"the dataset ended after {self.step} steps; repeat it, or lower "
+                "training_number_of_steps"
+            ) from None
 
     def _make_reporter(
         self, validation: Validation | None, info: DatasetInfo | None

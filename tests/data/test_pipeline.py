@@ -328,7 +328,7 @@ def test_workers_share_evaluation_without_duplicates(single_color):
 
 
 def test_indivisible_batch_is_refused(single_color):
-    with pytest.raises(UserError, match="a batch of 5 cannot be shared by 2 workers"):
+    with pytest.raises(UserError, match="a batch of 5 cannot be shared evenly by 2"):
         load_dataset(single_color, "train", training=True, num_workers=2)
 
 

@@ -165,7 +165,9 @@ def test_videos_on_tensorflow_file_systems():
 
 def test_invalid_video_size_is_refused(tmp_path, capfd):
     path = f"{tmp_path}/out.mp4"
-    with pytest.raises(UserError, match=f"^{path} cannot be written as a video$"):
+    with pytest.raises(
+        UserError, match=f"^{path}: OpenCV cannot write MP4 files here$"
+    ):
         write_video(path, 10, (0, 0)).__enter__()
     assert capfd.readouterr().err == ""
     assert not list(tmp_path.iterdir())

@@ -28,7 +28,7 @@ from deeplab_tf.training.averages import MovingAverages
 from deeplab_tf.training.batch_norm import set_batch_norm
 from deeplab_tf.training.half_precision import LossScale
 from deeplab_tf.training.losses import segmentation_loss, shrink_labels
-from deeplab_tf.training.optimizer import build, make_optimizer
+from deeplab_tf.training.optimizer import build_optimizer, make_optimizer
 from deeplab_tf.training.step import TrainStep, training_outputs
 
 NARROW = ModelConfig(
@@ -85,7 +85,7 @@ def make_step(model, parts=1, **options):
     set_batch_norm(model, config.normalization, 1)
     trainable = {n: v for n, v in official_variables(model).items() if v.trainable}
     optimizer = make_optimizer(config)
-    build(optimizer, trainable)
+    build_optimizer(optimizer, trainable)
     return TrainStep(
         model,
         config,

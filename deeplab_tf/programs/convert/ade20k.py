@@ -14,7 +14,7 @@ from deeplab_tf.programs.convert.output import claim_output, define_output, prin
 
 
 def define_flags() -> flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = flags.FlagValues()
     flags.DEFINE_string(
         "ade20k_root",

@@ -22,7 +22,7 @@ from deeplab_tf.programs.convert.output import claim_output, define_output, prin
 
 
 def define_flags() -> flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = flags.FlagValues()
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)

@@ -22,7 +22,7 @@ from deeplab_tf.flags import read_size
 
 
 def define_flags() -> flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = flags.FlagValues()
     string = functools.partial(flags.DEFINE_string, flag_values=values)
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)

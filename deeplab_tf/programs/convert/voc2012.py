@@ -28,7 +28,7 @@ from deeplab_tf.programs.convert.output import claim_output, define_output, prin
 
 
 def define_flags() -> flags.FlagValues:
-    """Returns the flags of the program."""
+    """Defines the flags of the program and returns them."""
     values = flags.FlagValues()
     boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
