@@ -181,10 +181,10 @@ def _is_archive(source: str) -> bool:
 def _locate(source: str, known: ZooModel | None, cache: str) -> str:
     """Returns a local path to load, after any download and extraction."""
     if _is_archive(source):
-        return _open_archive(source, known, cache)
+        return _extract_user_archive(source, known, cache)
     if known:
         archive = _fetch(known.checkpoint.url, known, make_private(cache))
-        return _unpack(archive, cache)
+        return _extract(archive, cache)
     if not (os.path.dirname(source) or _exists(source)):
         require_checkpoint(source)
     return source
@@ -199,7 +199,7 @@ def _exists(path: str) -> bool:
     return tf.io.gfile.exists(path) or tf.io.gfile.exists(f"{path}.index")
 
 
-def _open_archive(archive: str, known: ZooModel | None, cache: str) -> str:
+def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> str:
     """Extracts an archive that the user gave and returns the folder of its weights."""
     # The folder depends on the location, so archives with equal names do not clash.
     is_url = "://" in archive
@@ -210,10 +210,10 @@ def _open_archive(archive: str, known: ZooModel | None, cache: str) -> str:
     own = make_private(os.path.join(make_private(cache), name))
     if is_url:
         archive = _fetch(archive, known, own)
-    return _unpack(archive, own)
+    return _extract(archive, own)
 
 
-def _unpack(archive: str, folder: str) -> str:
+def _extract(archive: str, folder: str) -> str:
     """Extracts an archive into a folder and returns the folder of its weights."""
     name = os.path.basename(archive)
     for suffix in _ARCHIVES:

@@ -205,7 +205,8 @@ def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -
         is_possible = all(isinstance(side, int) and side > 0 for side in sides)
         if not is_possible or math.prod(sides) > decoding.MAX_PIXELS:
             raise UserError(
-                f"{path}: the height and width of {image['file_name']} are {sides}"
+                f"{path}: the height and width of {image['file_name']} are {sides}; "
+                f"they must be positive, with at most {decoding.MAX_PIXELS:,} pixels"
             )
 
 

@@ -272,7 +272,7 @@ def _require_separate_folder(
 
 
 def claim_folder(output_dir: str) -> None:
-    """Lets `convert` replace an info and a manifest that we did not write."""
+    """Lets `convert` replace a dataset info and a manifest that we did not write."""
     outputs.claim(output_dir, _OWN_FILES, overwrite=True)
 
 

@@ -218,7 +218,8 @@ class Evaluator:
     def _compute_metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
-                f"{images} images have no pixel with a label in 0..{len(counts) - 1}"
+                f"the labels of all {images} images are ignored or invalid; a class "
+                f"label is in 0..{len(counts) - 1}"
             )
         return {
             "images": images,

@@ -53,7 +53,7 @@ class Gallery:
         self._worst, self._best = [], []
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Adds an image `[height, width, channels]`, 0..255, if it belongs here."""
+        """Adds an image `[h, w, channels]`, 0..255, if it is to be kept."""
         if not self._extremes and len(self.first) >= self._first:
             return
         miou = self._score(truth, prediction)

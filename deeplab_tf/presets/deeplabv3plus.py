@@ -49,7 +49,7 @@ def decoders() -> Iterator[Preset]:
 
 
 def resnet() -> Iterator[Preset]:
-    """Yields presets of Table 3 of DeepLabv3+: output strides and protocols with ResNet-101."""
+    """Yields presets of Table 3 of DeepLabv3+: ResNet-101 at several output strides."""
     erratum = "the other rows imply 102.78 B, which matches our count"
     misprint = "78.45 in the ECCV version; 79.45 in DeepLabv3's Table 6"
     for train, evaluated, decoder, protocol, miou, cost, remark in (

@@ -137,7 +137,7 @@ def test_nothing_to_score_is_an_error(color_model, count):
     images, labels, _ = samples(2)
     void = (images, np.full_like(labels, 255))
     dataset = tf.data.Dataset.from_tensor_slices(void).batch(1).take(count)
-    with pytest.raises(UserError, match=f"{count} images have no pixel .* in 0..2"):
+    with pytest.raises(UserError, match=f"all {count} images are ignored .* in 0..2"):
         evaluate(color_model, dataset)
 
 

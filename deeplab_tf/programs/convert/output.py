@@ -28,7 +28,7 @@ def define_output(values: flags.FlagValues, num_shards: int) -> None:
 
 
 def claim_output(values: flags.FlagValues) -> None:
-    """Permits replacing files that are not ours, if `--overwrite` is set."""
+    """With `--overwrite`, lets the converter replace files that it did not write."""
     if values.overwrite:
         conversion.claim_folder(values.output_dir)
 
