@@ -27,7 +27,7 @@ def resolve_info(
             return dataset_info(name)
         from deeplab_tf.data import tfds_source  # here: it takes seconds to import
 
-        return tfds_source.describe(name, dataset_dir)
+        return tfds_source.load_info(name, dataset_dir)
     if name not in (None, stored.name):
         path = os.path.join(dataset_dir, records.INFO_FILE)
         raise UserError(

@@ -104,7 +104,7 @@ def _find_segmentation_keys(name: str, builder) -> tuple[str, str]:
 
 
 @functools.lru_cache
-def describe(name: str, data_dir: str) -> DatasetInfo:
+def load_info(name: str, data_dir: str) -> DatasetInfo:
     """Returns the description of a segmentation dataset.
 
     The classes come from its `LabeledImage`. If there is none, they are numbered up to
@@ -209,7 +209,7 @@ def _find_classification_keys(name: str, builder) -> tuple[str, str]:
     return image, label
 
 
-def describe_classes(name: str, data_dir: str) -> DatasetInfo:
+def load_class_info(name: str, data_dir: str) -> DatasetInfo:
     """Returns the description of a classification dataset.
 
     Raises:

@@ -182,7 +182,7 @@ def parameters(config: ModelConfig) -> tuple[int, int]:
     return sum(n for n, trainable in counts if trainable), sum(n for n, _ in counts)
 
 
-def table() -> str:
+def format_table() -> str:
     """Returns a table of the published Multiply-Adds and ours, in billions."""
     lines = [
         f"{'preset':<52}{'M params':>9}{'published':>11}"
@@ -209,4 +209,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    print(table())
+    print(format_table())

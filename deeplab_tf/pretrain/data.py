@@ -54,7 +54,7 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
         )
     from deeplab_tf.data import tfds_source  # slow to import
 
-    info = tfds_source.describe_classes(name, data_dir)
+    info = tfds_source.load_class_info(name, data_dir)
     return Source(info, *tfds_source.open_classes(name, data_dir, split))
 
 

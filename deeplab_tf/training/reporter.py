@@ -149,7 +149,9 @@ class Reporter:
             "total_loss": data_loss + regularization,
             "images_per_second": speed,
         }
-        self._summaries.scalars(step, {f"train/{k}": v for k, v in values.items()})
+        self._summaries.write_scalars(
+            step, {f"train/{k}": v for k, v in values.items()}
+        )
 
     def _warn_of_collapse(self, step: int, classes) -> None:
         """Warns if all predictions of a window of steps are of one class."""
@@ -182,7 +184,9 @@ class Reporter:
         if "confusion_matrix" in metrics:
             self._log_classes(step, metrics)
         else:
-            self._summaries.scalars(step, {f"eval/{k}": v for k, v in scores.items()})
+            self._summaries.write_scalars(
+                step, {f"eval/{k}": v for k, v in scores.items()}
+            )
         # Matplotlib figures are reference cycles, which Python collects late.
         gc.collect()
         # The evaluation does not count in the training speed.
@@ -196,7 +200,7 @@ class Reporter:
 
     def _log_classes(self, step: int, metrics: dict) -> None:
         """Writes the class scores and warns if all predictions are of one class."""
-        self._summaries.evaluation(step, metrics, self._gallery.first)
+        self._summaries.write_evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
         found = find_collapse(counts.sum(0), counts.sum(1), self._info.class_names)
         if found:

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
-from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.visualize import encode_png, panel, plot_confusion
+from deeplab_tf.write_evaluation.gallery import ScoredImage
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
@@ -56,12 +56,12 @@ class Summaries:
             writer=self._writer.resource_handle, event=event.SerializeToString()
         )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a value of each curve, keyed by tag, such as "train/data_loss"."""
         for tag, value in values.items():
             self._write(step, tag, np.float32(value), "scalars")
 
-    def evaluation(
+    def write_evaluation(
         self,
         step: int,
         metrics: Mapping,
@@ -75,7 +75,7 @@ class Summaries:
         ious = zip(info.class_names, metrics["iou_per_class"], strict=True)
         scores = {f"eval/{name}": metrics[name] for name in ("miou", "pixel_accuracy")}
         scores |= {f"eval/iou/{name}": iou for name, iou in ious if iou is not None}
-        self.scalars(step, scores)
+        self.write_scalars(step, scores)
         image = plot_confusion(counts, info.class_names)
         self._write_image(step, "eval/confusion_matrix", image)
         for i, example in enumerate(examples):

@@ -10,7 +10,7 @@ import pytest
 
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.complexity import multiply_adds, table
+from deeplab_tf.models.complexity import format_table, multiply_adds
 from deeplab_tf.presets import PRESETS
 
 # 101.28 contradicts the rest of its own table: docs/complexity.md.
@@ -185,7 +185,7 @@ def test_program_prints_published_figures():
     lines = printed.splitlines()
     published = [p for p in PRESETS.values() if p.published.multiply_adds]
     assert [line.split()[0] for line in lines[1:]] == [p.name for p in published]
-    assert printed == table() + "\n"
+    assert printed == format_table() + "\n"
 
 
 def test_counting_leaves_no_uninitialised_variables(monkeypatch):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from deeplab_tf import TrainConfig, UserError
 from deeplab_tf.training.optimizer import (
     Momentum,
-    build,
+    build_optimizer,
     gradient_multiplier,
     learning_rate_schedule,
     make_optimizer,
@@ -151,7 +151,7 @@ def test_adamw_decouples_weight_decay():
     )
     trained = {name: keras.Variable([1.0, 2.0, 3.0]) for name in names}
     optimizer = make_optimizer(config)
-    build(optimizer, trained)
+    build_optimizer(optimizer, trained)
     weight = np.array([1.0, 2.0, 3.0])
     decayed, first, second = weight, 0.0, 0.0
     for step in range(3):

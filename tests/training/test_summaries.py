@@ -51,8 +51,8 @@ def folder(request, tmp_path):
 
 def test_scalars(folder):
     summaries = Summaries(folder, INFO)
-    summaries.scalars(10, {"train/data_loss": 2.5, "train/learning_rate": 0.007})
-    summaries.scalars(20, {"train/data_loss": np.float64(1.5)})
+    summaries.write_scalars(10, {"train/data_loss": 2.5, "train/learning_rate": 0.007})
+    summaries.write_scalars(20, {"train/data_loss": np.float64(1.5)})
     summaries.close()
     found, plugins = values(folder)
     assert found == {
@@ -68,7 +68,7 @@ def test_scalars(folder):
 
 def test_evaluation_scalars(tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
-    summaries.evaluation(30, METRICS)
+    summaries.write_evaluation(30, METRICS)
     summaries.close()
     found, _ = values(tmp_path)
     scores = {tag: float(v) for (_, tag), v in found.items() if not v.shape}
@@ -86,7 +86,7 @@ def test_evaluation_images(info, tmp_path):
     image = random.randint(0, 256, (20, 30, 3)).astype(np.uint8)
     truth, prediction = random.randint(0, 3, (2, 20, 30))
     summaries = Summaries(str(tmp_path), info)
-    summaries.evaluation(
+    summaries.write_evaluation(
         30, METRICS, [ScoredImage("a", image, truth, prediction, 1)] * 2
     )
     summaries.close()
@@ -112,7 +112,7 @@ def test_evaluation_images(info, tmp_path):
 def test_restart_writes_session_log(step, start_step, tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     summaries.restart(step)
-    summaries.scalars(50, {"train/data_loss": 2.5})
+    summaries.write_scalars(50, {"train/data_loss": 2.5})
     summaries.close()
     version, start, _ = events(tmp_path)
     assert version.file_version == "brain.Event:2"
@@ -124,12 +124,12 @@ def test_restart_writes_session_log(step, start_step, tmp_path):
 def test_flushed_values_are_readable_during_training(tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     for step in range(100):
-        summaries.scalars(step, {"train/data_loss": 2.5})
+        summaries.write_scalars(step, {"train/data_loss": 2.5})
     # Values are written every minute.
     assert len(values(tmp_path)[0]) < 90
     summaries.flush()
     assert len(values(tmp_path)[0]) == 100
-    summaries.scalars(100, {"train/data_loss": 1.5})
+    summaries.write_scalars(100, {"train/data_loss": 1.5})
     summaries.close()
     summaries.close()
     assert len(values(tmp_path)[0]) == 101
@@ -139,8 +139,8 @@ def test_summaries_without_folder_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     summaries = Summaries(None, None)
     summaries.restart(0)
-    summaries.scalars(10, {"train/data_loss": 2.5})
-    summaries.evaluation(10, METRICS)
+    summaries.write_scalars(10, {"train/data_loss": 2.5})
+    summaries.write_evaluation(10, METRICS)
     summaries.flush()
     summaries.close()
     assert not list(tmp_path.iterdir())
@@ -153,7 +153,7 @@ def test_tensorboard_reads_scalars(tmp_path):
     )
     summaries = Summaries(str(tmp_path), INFO)
     for step in (10, 20):
-        summaries.scalars(step, {"train/data_loss": 5.0 / step})
+        summaries.write_scalars(step, {"train/data_loss": 5.0 / step})
     summaries.close()
     found = accumulator.EventAccumulator(str(tmp_path)).Reload()
     events = found.Tensors("train/data_loss")
