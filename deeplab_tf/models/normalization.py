@@ -28,7 +28,7 @@ class PixelScaling(layers.Layer):
         return input_shape
 
     def get_config(self):
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         own = {"scale": self.scale, "offset": self.offset}
         return {**super().get_config(), **own}
 
@@ -93,7 +93,7 @@ class BatchNormalization(layers.BatchNormalization):
         return ops.cast(x, self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         return {**super().get_config(), "frozen": self.frozen}
 
 

@@ -90,7 +90,7 @@ class ResizeLike(layers.Layer):
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         return {**super().get_config(), "scale": self.scale}
 
 
@@ -177,7 +177,7 @@ class WindowMean(layers.Layer):
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
 
     def get_config(self):
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         own = {
             "crop_size": self.crop_size,
             "output_stride": self.output_stride,

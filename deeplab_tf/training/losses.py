@@ -204,5 +204,5 @@ class SegmentationLoss(keras.losses.Loss):
         }
 
     def get_config(self) -> dict:
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         return {**super().get_config(), **self._options()}

@@ -108,7 +108,7 @@ class Momentum(keras.optimizers.Optimizer):
         )
 
     def get_config(self):
-        """Returns the arguments."""
+        """Returns the constructor arguments."""
         own = {"momentum": self.momentum, "nesterov": self.nesterov}
         return {**super().get_config(), **own}
 

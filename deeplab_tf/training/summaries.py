@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
+from deeplab_tf.evaluation.gallery import ScoredImage
 from deeplab_tf.visualize import encode_png, panel, plot_confusion
-from deeplab_tf.write_evaluation.gallery import ScoredImage
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
