@@ -75,7 +75,7 @@ def read_class_list(
     fields = ("name", "class_names", "ignore_label", "colors", "channels", "max_value")
     kept = {field: getattr(found, field) for field in fields}
     classes = ClassList(DatasetInfo(**(kept | changes)), has_colors, ignore_color)
-    _check_ignored(path, classes)
+    _check_ignore_color(path, classes)
     return classes
 
 
@@ -140,8 +140,8 @@ def _check_unique(path: epath.Path, info: DatasetInfo) -> None:
         by_color[color] = name
 
 
-def _check_ignored(path: epath.Path, classes: ClassList) -> None:
-    """Raises `UserError` for an ignore colour without or equal to class colours."""
+def _check_ignore_color(path: epath.Path, classes: ClassList) -> None:
+    """Raises `UserError` if a class has the ignore colour or all have none."""
     color = classes.ignore_color
     if color is None:
         return

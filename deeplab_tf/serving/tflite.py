@@ -163,7 +163,8 @@ def _read_note(archive: zipfile.ZipFile, name: str, path: str) -> bytes:
         content = file.read(strict_json.MAX_BYTES + 1)
     if len(content) > strict_json.MAX_BYTES:
         raise UserError(
-            f"{path}: its metadata file {name} is larger than {strict_json.MAX_BYTES:,} bytes"
+            f"{path}: its metadata file {name} is larger than "
+            f"{strict_json.MAX_BYTES:,} bytes"
         )
     return content
 
