@@ -61,7 +61,7 @@ class Predictor:
     ):
         self.config = model.model_config
         if window is not None and memory_limit is not None:
-            raise UserError("a window and a memory limit exclude each other; give one")
+            raise UserError("window and memory_limit are mutually exclusive; give one")
         if min(window or (1,)) < 1:
             raise UserError(f"a window needs positive sides; received {window}")
         self.scales = tuple(float(scale) for scale in scales)

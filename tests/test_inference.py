@@ -255,7 +255,7 @@ def test_compiled_windows_equal_eager_windows(tiny_model):
 
 
 def test_window_and_memory_limit_are_exclusive(strided_model):
-    with pytest.raises(UserError, match="exclude each other"):
+    with pytest.raises(UserError, match="are mutually exclusive"):
         Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
 
 
@@ -277,7 +277,7 @@ def test_image_too_wide_for_the_limit_is_refused(strided_model):
     labels = predictor.labels
     for label, width in ((labels, 6000), (tf.function(labels), 60000)):
         with (
-            pytest.raises(UserError, match=rf"images of {width}x66 pixels$"),
+            pytest.raises(UserError, match=rf"images of {width}x66 pixels;"),
             translate_limit_errors(),
         ):
             label(make_images(1, 66, width))

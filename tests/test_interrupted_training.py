@@ -333,7 +333,7 @@ def test_second_training_and_removed_folder_are_refused(tiny_records, tmp_path):
     assert "is in use" not in sanity.errors
     assert first.process.poll() is None
     shutil.rmtree(tmp_path / "logs")
-    assert_refused(first, f"--train_logdir={first.logs} was removed while")
+    assert_refused(first, f"--train_logdir={first.logs} was removed during")
     assert not first.logs.exists()
 
 

@@ -24,7 +24,7 @@ class ClassValidation:
     protocol: dict = dataclasses.field(default_factory=dict)
     measures: ClassVar[tuple[str, ...]] = ("top1", "top5")
 
-    def scorer(
+    def make_scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
         """Returns a function of a dataset and of `sum_over_workers`, giving metrics.

@@ -99,7 +99,7 @@ class TFLitePredictor(Artefact):
         scores = tf.constant(self._run(image), tf.float32)
         return resize_to(scores, self._size)[:, :height, :width]
 
-    def _slide(self, image, finish: Callable) -> np.ndarray:
+    def _predict_in_windows(self, image, finish: Callable) -> np.ndarray:
         """Returns `finish(scores)` for an image of any size."""
         height, width = image.shape[1:3]
         rows, columns = min(height, self._size[0]), min(width, self._size[1])
@@ -124,14 +124,19 @@ class TFLitePredictor(Artefact):
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
         if self.gives_probabilities:
-            labels = [self._slide(image[None], most_probable) for image in images]
+            labels = [
+                self._predict_in_windows(image[None], most_probable) for image in images
+            ]
         else:
             labels = [self._label(image[None]) for image in images]
         return np.concatenate(labels)
 
     def _probabilities(self, images: np.ndarray) -> np.ndarray:
         return np.concatenate(
-            [self._slide(image[None], self._to_probabilities) for image in images]
+            [
+                self._predict_in_windows(image[None], self._to_probabilities)
+                for image in images
+            ]
         )
 
     def _to_probabilities(self, scores):

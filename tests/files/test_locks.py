@@ -222,7 +222,7 @@ def test_lock_that_was_taken_over_is_kept(tmp_path):
     with training_lock(str(tmp_path)):
         other = leave_lock(tmp_path, token="other")
         time.sleep(0.12)
-        with pytest.raises(UserError, match=f"was taken over by {other} while"):
+        with pytest.raises(UserError, match=f"was taken over by {other} during"):
             verify_training_lock(str(tmp_path))
     assert Owner.from_bytes((tmp_path / TRAINING_LOCK).read_bytes()) == other
 

@@ -227,7 +227,7 @@ def test_following_a_file_is_refused(tmp_path):
         ("--eval_batch_size=0", "eval_batch_size must be at least 1"),
         ("--max_number_of_evaluations=-1", "max_number_of_evaluations"),
         ("--window_size=33", "--window_size"),
-        ("--window_size=33,33 --memory_limit_mb=900", "exclude each other; give one"),
+        ("--window_size=33,33 --memory_limit_mb=900", "are mutually exclusive"),
         ("--num_clones=0", "num_clones must be at least 1"),
     ],
 )

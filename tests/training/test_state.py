@@ -424,7 +424,7 @@ def test_folder_locked_by_other_training_is_unchanged(save, tmp_path):
     owner = dataclasses.replace(Owner.this_process(), token="other")
     with training_lock(str(tmp_path)):
         (tmp_path / TRAINING_LOCK).write_bytes(owner.to_bytes())
-        with pytest.raises(UserError, match=f"was taken over by {owner} while"):
+        with pytest.raises(UserError, match=f"was taken over by {owner} during"):
             getattr(state, save)()
     assert os.listdir(tmp_path) == [TRAINING_LOCK]
 

@@ -519,7 +519,7 @@ def test_removed_folder_raises_error(moment, tmp_path, capsys):
     if moment == "end":
         trainer._save = lambda reporter: None
     data = tf.data.Dataset.from_generator(batches, output_signature=signature())
-    with pytest.raises(UserError, match=f"^--train_logdir={folder} was removed while"):
+    with pytest.raises(UserError, match=f"^--train_logdir={folder} was removed during"):
         trainer.train(data)
     assert not folder.exists()
 
