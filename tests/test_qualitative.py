@@ -39,6 +39,6 @@ def test_both_models_are_trained_and_drawn(tmp_path):
         assert experiment.model.decoder_output_strides == strides
     with Image.open(tmp_path / qualitative.SHEET) as sheet:
         assert sheet.size == ((192 + 8) * 6, (192 + 8) * 2 + 20)
-    assert "going on" not in out
+    assert "resuming" not in out
     again = run("benchmarks.qualitative", f"--output_dir={tmp_path}", *small)
     assert "training" not in again
