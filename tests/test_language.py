@@ -21,6 +21,7 @@ CHECKED = (
     "tools",
     "datasets",
     "deeplab_tf",
+    "tests",
 )
 SUFFIXES = {".md", ".py", ".sh", ".toml"}
 # A pattern of a coined use, and the words to use instead. `_` is a word boundary here,
@@ -46,7 +47,7 @@ COINAGES = {
 }
 # Ordinary uses, which are removed from a line before it is checked, and why.
 ORDINARY = {
-    r"[/=]pictures\b|\bpictures(/|_my_data)": "folders in published commands",
+    r"[/=\"]pictures\b|\bpictures(/|_my_data)": "folders in published commands",
     r"\b(the|a) whole\b(?! (and|once)\b)|\bwhole (number|second)s?\b": "entire",
     r"\b(leave|leaves|leaving|left)\b.*\bbehind\b": "leftovers",
     r"\.view\(|\b(numpy|array|memory|dictionary) views?\b": "shared memory",
@@ -66,7 +67,11 @@ def files():
     for name in CHECKED:
         path = ROOT / name
         found = sorted(path.rglob("*")) if path.is_dir() else [path]
-        yield from (file for file in found if file.suffix in SUFFIXES)
+        yield from (
+            file
+            for file in found
+            if file.suffix in SUFFIXES and file.name != pathlib.Path(__file__).name
+        )
 
 
 def find_coinages(text):

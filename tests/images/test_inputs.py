@@ -34,7 +34,7 @@ def test_images_are_rotated_upright(tmp_path, orientation, suffix):
     assert image.flags.c_contiguous and image.dtype == np.uint8
 
 
-def test_first_image_of_a_multi_picture_jpeg_is_read(tmp_path):
+def test_first_image_of_a_multi_image_jpeg_is_read(tmp_path):
     path = tmp_path / "phone.jpg"
     noise(20, 31).save(path, "MPO", save_all=True, append_images=[noise(5, 8)])
     with Image.open(path) as image:
