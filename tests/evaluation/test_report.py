@@ -276,7 +276,7 @@ def test_optional_measurements_are_shown(page):
     for text in (
         "in bands around unlabelled pixels",
         "Mean over the classes: 34.56 %",
-        "as wide as 2.00 % of",
+        "with a width of 2.00 % of the image diagonal",
         "Expected calibration error 4.32 %, maximum 20.00 %",
         "mIoU of the clean images: 80.00 %",
     ):
