@@ -68,13 +68,16 @@ def extract(
     target = os.path.abspath(folder)
     try:
         title = _make_stamp_title(archive, wanted)
-        if not _is_intact(target, title):
-            _require_replaceable(target)
-            _require_safe(archive, wanted, limit)
-            with scratch.create_folder(os.path.dirname(target)) as unfinished:
-                new = os.path.join(unfinished, os.path.basename(target))
-                _extract_members(archive, new, title, wanted, limit)
-                _publish(new, target, title)
+        if _is_intact(target, title):
+            # A process killed right after publishing leaves its scratch folder.
+            scratch.remove_leftovers(os.path.dirname(target))
+            return folder
+        _require_replaceable(target)
+        _require_safe(archive, wanted, limit)
+        with scratch.create_folder(os.path.dirname(target)) as unfinished:
+            new = os.path.join(unfinished, os.path.basename(target))
+            _extract_members(archive, new, title, wanted, limit)
+            _publish(new, target, title)
     except ArchiveError as error:
         raise UserError(f"{archive} cannot be extracted: {error}") from error
     except OSError as error:

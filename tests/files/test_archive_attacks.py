@@ -172,7 +172,8 @@ extract(epath.Path(sys.argv[1]), epath.Path(sys.argv[2]))
 _FETCH = """
 import sys, types
 errors = types.SimpleNamespace(OpError=OSError)
-sys.modules["tensorflow"] = types.SimpleNamespace(errors=errors)
+io = types.SimpleNamespace(gfile=types.SimpleNamespace(GFile=open))
+sys.modules["tensorflow"] = types.SimpleNamespace(errors=errors, io=io)
 from deeplab_tf.checkpoints.download import fetch
 fetch(sys.argv[1], sys.argv[2])
 """

@@ -79,6 +79,14 @@ def test_intact_folder_is_not_extracted_again(archive, folder):
     assert os.stat(folder).st_ino == inode
 
 
+def test_scratch_folder_of_a_killed_process_is_removed(tmp_path, archive, folder):
+    leftover = tmp_path / f".deeplab_tf-{16 * '0'}.tmp"
+    leftover.mkdir()
+    (leftover / "old").touch()
+    extract(archive, folder)  # intact, so nothing is extracted
+    assert not leftover.exists()
+
+
 def test_changed_archive_is_extracted_again(tmp_path, archive, folder):
     files = FILES | {"top/c.txt": b"other"}
     official_archives.write_tar(archive, {k: files[k] for k in reversed(files)})
