@@ -249,8 +249,9 @@ def test_unknown_names_and_paths_are_refused(tmp_path):
     )
     assert_refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
     assert_refused(r"^http://\[::1/x is not a valid URL: Invalid IPv6", "http://[::1/x")
+    expected = "name_path_or_url must be a checkpoint of the model zoo, a path or a URL"
     for source in (None, "", 7):
-        assert_refused(rf"^expected a name .*; received {source!r}$", source)
+        assert_refused(rf"^{expected}; received {source!r}$", source)
 
 
 def test_invalid_options_are_refused_before_downloading(tiny, cache):
@@ -280,7 +281,7 @@ def test_local_folder_takes_precedence_over_the_zoo(
     write_experiment(Experiment(model=config), str(tmp_path / "tiny"))
     assert deeplab_tf.from_pretrained("tiny").model_config == config
     printed = capsys.readouterr().out
-    assert f"note: using {tmp_path}/tiny, not the tiny of the zoo" in printed
+    assert f"note: using {tmp_path}/tiny, not the zoo model tiny" in printed
 
 
 def test_path_spellings(tiny, tmp_path, monkeypatch):
@@ -317,7 +318,7 @@ def test_model_is_inferred_from_variables(tiny, tmp_path, capsys):
     assert model.model_config == MODEL
     assert find_differing(model, tiny) == set()
     printed = capsys.readouterr().out
-    assert "using mobilenet_v2 with output_stride 16 and atrous_rates [6]" in (printed)
+    assert "match mobilenet_v2 with output_stride 16 and atrous_rates [6]" in (printed)
     fewer = dataclasses.replace(MODEL, num_classes=5)
     save_tf1_checkpoint(build_model(fewer), str(tmp_path / "own/model.ckpt"))
     assert deeplab_tf.from_pretrained(str(tmp_path / "own")).model_config == fewer

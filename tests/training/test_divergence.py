@@ -159,7 +159,7 @@ LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
             *((), np.inf, "logs/model.ckpt-7", False),
             "the loss is inf at step 7; lower last_layer_gradient_multiplier: 100 "
             "exceeds the usual 10; lower momentum: 0.999 exceeds the usual 0.99; no "
-            "step has changed the weights, so check where they come from: "
+            "step has changed the weights yet, so check their source: "
             "logs/model.ckpt-7",
         ),
     ],

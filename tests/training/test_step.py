@@ -389,7 +389,7 @@ def test_non_finite_gradients_at_scale_one_stop_training(precision):
     message = (
         "^the gradients are not finite at step 0 .* label_weights: 1e.08 exceeds the "
         "usual 10; float16 may overflow: precision=bfloat16 does not; no step has "
-        "changed the weights, so check where they come from: the model$"
+        "changed the weights yet, so check their source: the model$"
     )
     with pytest.raises(UserError, match=message):
         trainer.train(repeat_batch(100))
