@@ -155,7 +155,7 @@ def test_package_loads_its_names_lazily():
     assert find_package_imports(PACKAGE) == set()
 
 
-def test_type_checkers_know_lazy_names():
+def test_lazy_names_are_declared_for_type_checkers():
     tree = ast.parse(MODULES[PACKAGE].read_text())
     [block] = [node for node in tree.body if is_for_type_checkers(node)]
     declared = {

@@ -260,7 +260,7 @@ SLOW = (
 @pytest.mark.parametrize(
     "make", [grey, *(pytest.param(make, marks=pytest.mark.slow) for make in SLOW)]
 )
-def test_dataset_is_converted_trained_and_evaluated(make, tmp_path, request):
+def test_programs_train_and_evaluate_each_kind_of_dataset(make, tmp_path, request):
     data = make(tmp_path, request)
     out = run(
         *("deeplab_tf.programs.doctor", *data.location, "--samples=1"),
@@ -349,7 +349,7 @@ def train_and_read_weights(dataset_dir, logs):
 
 
 @pytest.mark.slow
-def test_five_channels_are_trained_and_exported_only(tmp_path):
+def test_five_channel_model_exports_but_refuses_image_files(tmp_path):
     data = five_channel_npy(tmp_path, None)
     logs, exported = tmp_path / "logs", tmp_path / "exported"
     jitter = ("--photometric_jitter=0.5", "--bootstrap_classes=cat")

@@ -155,7 +155,7 @@ def test_results_are_inserted_between_markers(monkeypatch, tmp_path):
     assert documentation.with_results(expected) == expected
 
 
-def test_pages_contain_commands():
+def test_pages_run_every_expected_program():
     programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in find_commands()}
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")

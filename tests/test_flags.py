@@ -116,7 +116,7 @@ TRAINED = ModelConfig(
 )
 
 
-def test_explicit_flags_override_the_experiment_and_are_noted(capsys):
+def test_explicit_flags_override_the_experiment_with_a_note(capsys):
     values = parse("eval", "--output_stride=8", "--depth_multiplier=0.1")
     config = flags.model_config(values, TRAINED, "experiment.json")
     assert config == TRAINED.at_output_stride(8)
@@ -176,7 +176,7 @@ def test_flags_without_effect_warn_in_one_line(name, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_model_flag_overrides_a_preset_and_is_noted(capsys):
+def test_model_flag_overrides_a_preset_with_a_note(capsys):
     values = parse("export", "--output_stride=8", "--merge_method=max")
     config = flags.model_config(values, TRAINED, "the preset toy")
     assert config == TRAINED.at_output_stride(8)

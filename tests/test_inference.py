@@ -85,7 +85,7 @@ def test_labels_of_aligned_sizes_equal_model_argmax(tiny_model, compiled_labels,
 
 
 @pytest.mark.parametrize("size", [(40, 50), (70, 50)])
-def test_crop_size_equals_padding_by_hand(tiny_model, size):
+def test_crop_size_matches_manual_padding(tiny_model, size):
     images = make_images(1, *size)
     canvas = np.full((1, max(65, size[0]), 81, 3), 127.5, np.float32)
     canvas[:, : size[0], : size[1]] = images
@@ -264,12 +264,12 @@ def test_window_sides_must_be_positive(strided_model):
         Predictor(strided_model, window=(0, 9))
 
 
-def test_limit_below_the_smallest_window_is_refused(tiny_model):
+def test_memory_limit_below_the_smallest_window_is_refused(tiny_model):
     with pytest.raises(UserError, match=r"limit of 0 MiB is too small: .* 65x65"):
         Predictor(tiny_model, memory_limit=1 << 16)
 
 
-def test_image_too_wide_for_the_limit_is_refused(strided_model):
+def test_image_too_wide_for_the_memory_limit_is_refused(strided_model):
     predictor = Predictor(strided_model, memory_limit=3_000_000)
     assert predictor.labels(make_images(1, 70, 70)).shape == (1, 70, 70)
     # Fits without windows.
@@ -296,7 +296,7 @@ def test_windows_are_cut_from_the_padded_image(strided_model, options):
     )
 
 
-def test_windows_of_a_limit_do_not_depend_on_the_batch(strided_model):
+def test_memory_limited_windows_do_not_depend_on_the_batch(strided_model):
     images = make_images(3, 150, 170)
     predictor = Predictor(strided_model, memory_limit=3_000_000)
     together = predictor.probabilities(images)
@@ -368,6 +368,6 @@ def measure_peak_mebibytes(*arguments):
         ("mobilenet_v3_large_seg", "one", 300),
     ],
 )
-def test_large_image_stays_below_the_limit(backbone, passes, limit):
+def test_large_image_stays_below_the_memory_limit(backbone, passes, limit):
     assert measure_peak_mebibytes(backbone, limit, passes) < limit
     assert measure_peak_mebibytes(backbone, 0, passes) > limit

@@ -319,7 +319,7 @@ def link_logs(logs, name):
 
 
 @pytest.mark.slow
-def test_second_training_and_removed_folder_are_refused(tiny_records, tmp_path):
+def test_second_run_and_removed_folder_are_refused(tiny_records, tmp_path):
     long = "--training_number_of_steps=100000"
     first = Training(tiny_records, tmp_path / "logs", long)
     first.wait_for(lambda training: training.has_saved)
@@ -408,7 +408,9 @@ exit $status
 
 
 @pytest.mark.slow
-def test_full_disk_keeps_saved_checkpoints(uninterrupted, tiny_records, tmp_path):
+def test_full_disk_leaves_saved_checkpoints_intact(
+    uninterrupted, tiny_records, tmp_path
+):
     logs, kept = tmp_path / "logs", tmp_path / "logs.kept"
     logs.mkdir()
     command = ("unshare", "--map-root-user", "--mount", "sh", "-c", ON_A_SMALL_DISK)
@@ -467,7 +469,7 @@ def test_two_workers_resume_bit_exactly_after_sigkill(
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_worker_stops_both_at_one_step(
+def test_sigterm_to_one_worker_stops_both_at_the_same_step(
     uninterrupted_workers, tiny_records, tmp_path
 ):
     logs = tmp_path / "logs"

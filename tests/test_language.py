@@ -94,7 +94,7 @@ def find_openings(source):
                 yield node.lineno, first
 
 
-def test_everything_checked_exists():
+def test_checked_paths_exist():
     assert all((ROOT / name).exists() for name in CHECKED)
     assert len(list(files())) > 40
 
@@ -110,7 +110,7 @@ def test_no_coined_words(name):
     assert not hits, "\n".join(hits)
 
 
-def test_docstrings_of_functions_open_plainly():
+def test_function_docstrings_have_no_unwanted_opening():
     hits = [
         f"{path.relative_to(ROOT)}:{line}: {first}"
         for path in files()
@@ -139,7 +139,7 @@ def test_coined_words_are_found(line, words):
     assert [word for _, word, _ in find_coinages(line)] == words
 
 
-def test_unwanted_openings_are_found():
+def test_unwanted_docstring_openings_are_found():
     def source(first):
         return f'def f():\n    """{first}\n\n    More.\n    """\n'
 

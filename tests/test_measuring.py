@@ -68,7 +68,7 @@ def test_failing_contender_is_reported(factory, last_line):
         measuring.measure([Contender("engine", f"{WORKLOADS}:{factory}")], 1)
 
 
-def test_functions_in_this_process_alternate():
+def test_in_process_workloads_are_interleaved():
     done = []
     workloads = {name: lambda name=name: done.append(name) for name in "ab"}
     series = measuring.measure_in_process(workloads, 2)
@@ -152,7 +152,7 @@ def test_flags_have_the_type_of_their_default():
         measuring.make_flags(path=(..., ""))(["program"])
 
 
-def test_cases_have_three_parts():
+def test_parse_case_needs_three_parts():
     case = train_step.parse_case("xception_65:257:2")
     assert case == ("xception_65", 257, 2)
     for text in ("xception_65", "xception_65:257", "xception_65:257:two"):

@@ -77,7 +77,7 @@ def test_miou_with_scales_and_flips(model, voc_records, official_results):
     assert_official(metrics, official_results / name)
 
 
-def test_label_maps_of_four_images(model, voc_root, official_results):
+def test_label_maps_match_official_for_four_images(model, voc_root, official_results):
     predictor = Predictor(model, crop_size=CROP)
     paths = sorted((official_results / "voc2012_sample_predictions_os16").glob("*.png"))
     assert len(paths) == 4

@@ -42,7 +42,7 @@ def test_unknown_engines_are_refused():
 
 
 @pytest.mark.slow
-def test_training_with_installed_frameworks(tmp_path):
+def test_training_benchmark_runs_installed_frameworks(tmp_path):
     path = tmp_path / "result.json"
     out = run(
         *("benchmarks.train_step", "--cases=mobilenet_v2:65:2", "--turns=2"),

@@ -229,7 +229,7 @@ def test_overlays_of_extreme_sizes_are_bounded(side, has_legend):
         ((-3, 2, 3, 99), (0, 2, 3)),
     ],
 )
-def test_any_channels_are_shown_as_rgb(pixel, shown):
+def test_any_channel_count_is_shown_as_rgb(pixel, shown):
     rgb = visualize.as_rgb(np.full((2, 5, len(pixel)), pixel))
     np.testing.assert_array_equal(rgb, np.full((2, 5, 3), shown))
     assert rgb.dtype == np.uint8
@@ -341,7 +341,7 @@ def test_reliability_diagram_has_a_bar_per_nonempty_bin():
     assert int(left + 2.8 * quarter) not in found
 
 
-def test_gap_spans_accuracy_to_confidence():
+def test_reliability_gap_spans_accuracy_to_confidence():
     accuracies, confidences = [0.5, 0.6], [0.25, 0.9]
     plot = visualize.plot_reliability(confidences, accuracies, [1, 1])
     blue, red = find_bars(plot, BLUE), find_bars(plot, RED)

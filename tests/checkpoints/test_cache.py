@@ -102,7 +102,7 @@ def path(tmp_path):
     [b"", b"\xff" * 64, b"0" * 63, b"x" * 64, b"0" * 64 + b"\nmore", b"0" * 10_000_000],
     ids=["empty", "not UTF-8", "short", "no digits", "two lines", "large"],
 )
-def test_invalid_record_is_refused_in_one_line(path, record):
+def test_invalid_checksum_file_is_refused(path, record):
     stored = path.with_name("some.tar.sha256")
     stored.write_bytes(record)
     message = f"^{stored} contains no SHA-256; remove it and {path} to download again"
@@ -124,7 +124,7 @@ def test_sha256sum_records_are_accepted(path, record):
         verify_file(path)
 
 
-def test_record_is_written_atomically(path, monkeypatch):
+def test_checksum_file_is_written_atomically(path, monkeypatch):
     (path.parent / "some.tar.sha256.new").write_text("of a process that was killed")
     verify_file(path)
     stored = path.with_name("some.tar.sha256")

@@ -325,7 +325,7 @@ def test_unescaped_urls_are_accepted(server, cache, name):
     assert cached_files(cache) == [name, f"{name}.sha256"]
 
 
-def test_unusable_cache_is_named(server, tmp_path):
+def test_error_names_unusable_cache(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     message = (
         rf"^the cache {tmp_path}/file cannot be used: .*; give another folder as "
@@ -418,7 +418,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_response_is_refused_in_one_line(server, cache, kind, monkeypatch):
+def test_hostile_response_gives_one_line_error(server, cache, kind, monkeypatch):
     sent, message = HOSTILE[kind]
     if "65536" in message:
         monkeypatch.setattr(download, "_LIMIT", 65536)
@@ -430,7 +430,7 @@ def test_hostile_response_is_refused_in_one_line(server, cache, kind, monkeypatc
     assert all(path.stat().st_size <= 65536 for path in cache.iterdir())
 
 
-def test_negative_chunk_size_is_not_read_into_memory(server, cache, monkeypatch):
+def test_negative_chunk_size_does_not_fill_memory(server, cache, monkeypatch):
     sizes, copy_stream = [], download._copy_stream
 
     def record(read, file, total):
@@ -457,7 +457,7 @@ def test_negative_chunk_size_is_not_read_into_memory(server, cache, monkeypatch)
         *("http://[::1/some.tar.gz", "http://a..b/c", "http://127.0.0.1:x/", "/loop"),
     ],
 )
-def test_unsafe_redirect_is_refused_in_one_line(server, cache, target, monkeypatch):
+def test_unsafe_redirect_gives_one_line_error(server, cache, target, monkeypatch):
     def redirect(handler):
         handler.wfile.write(http_response(4, status=302, Location=target))
 

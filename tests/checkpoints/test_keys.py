@@ -17,7 +17,7 @@ def test_key_matches_tensorflow_and_round_trips(name, tmp_path):
     assert from_key(key) == ("group", name)
 
 
-def test_keys_of_other_entries_have_no_name():
+def test_keys_that_are_not_variables_are_ignored():
     assert from_key("_CHECKPOINTABLE_OBJECT_GRAPH") == ()
     assert from_key("aspp0/weights") == ()
 

@@ -119,7 +119,7 @@ def test_graph_without_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no graph at all", b"\x0a\xff\xff\xff\xff"])
-def test_invalid_graph_file_is_named(content, tmp_path):
+def test_error_names_invalid_graph_file(content, tmp_path):
     path = tmp_path / "frozen.pb"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"frozen\.pb cannot be read as a frozen graph"):

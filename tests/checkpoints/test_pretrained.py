@@ -108,7 +108,7 @@ def test_repacked_archive_fails_the_published_digest(
     assert [n for n in os.listdir(cache) if not n.endswith(".lock")] == []
 
 
-def test_other_class_count_reinitializes_only_the_logits(tiny, capsys):
+def test_new_class_count_reinitializes_only_the_logits(tiny, capsys):
     model = deeplab_tf.from_pretrained("tiny", num_classes=3, output_stride=8)
     expected = dataclasses.replace(MODEL, num_classes=3).at_output_stride(8)
     assert model.model_config == expected
@@ -148,7 +148,7 @@ def test_damaged_download_is_not_kept(tiny, archive, cache, damage):
     assert find_differing(deeplab_tf.from_pretrained("tiny"), tiny) == set()
 
 
-def test_error_does_not_suggest_removing_own_archives(tmp_path):
+def test_error_does_not_suggest_removing_user_archives(tmp_path):
     (tmp_path / "own.tgz").write_bytes(b"damaged")
     assert_refused(
         "own.tgz cannot be extracted: it is not a tar archive$",
@@ -156,7 +156,7 @@ def test_error_does_not_suggest_removing_own_archives(tmp_path):
     )
 
 
-def test_unusable_cache_is_named(tiny, tmp_path, archive):
+def test_unusable_cache_error_names_the_path(tiny, tmp_path, archive):
     (tmp_path / "file").write_bytes(b"")
     path = str(tmp_path / "file")
     message = rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$"
@@ -299,7 +299,7 @@ def test_path_spellings(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["ram://test_pretrained/logs", None])
-def test_training_folder_describes_its_model(folder, tmp_path, tiny):
+def test_model_is_loaded_from_a_training_folder(folder, tmp_path, tiny):
     folder = folder or str(tmp_path / "logs")
     config = dataclasses.replace(MODEL, num_classes=4)
     model = build_model(config)
@@ -333,7 +333,7 @@ def test_checkpoint_of_an_unknown_model_is_refused(tmp_path):
     )
 
 
-def test_models_with_equal_variables_are_built_once():
+def test_candidates_have_distinct_variables():
     # VOC and Cityscapes, train and trainval, 8 bit and not, have equal variables.
     without = pretrained.find_candidates({"MobilenetV2/Conv/weights": None})
     assert [model.depth_multiplier for model in without] == [0.5, 1.0]
@@ -366,7 +366,7 @@ def find_differing_shapes(model, arrays):
     return set(arrays) - same
 
 
-def test_own_archives(tiny, tmp_path, monkeypatch):
+def test_local_archives_are_loaded_by_path_or_url(tiny, tmp_path, monkeypatch):
     own = tmp_path / "own.tgz"
     write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
     pack(own, tmp_path / "made")
@@ -474,7 +474,7 @@ def test_incomplete_export_is_refused(name, part, tiny_export, tmp_path):
     )
 
 
-def test_invalid_model_json_of_an_export_is_named(tiny_export, tmp_path):
+def test_error_names_invalid_model_json_of_an_export(tiny_export, tmp_path):
     path = tmp_path / "export"
     shutil.copytree(tiny_export, path)
     (path / "assets.extra/model.json").write_text("{")

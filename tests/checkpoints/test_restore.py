@@ -119,7 +119,7 @@ def test_other_backbone_is_refused_even_if_the_head_fits(zero_model, arrays):
     assert is_untouched(zero_model)
 
 
-def test_other_width_is_refused(zero_model):
+def test_checkpoint_of_a_different_width_is_refused(zero_model):
     narrow = GoldenCase.load("mobilenet_v2_dm05_os8").weights()
     with pytest.raises(UserError, match="3x3x3x16 into 3x3x3x32"):
         load_tf1_variables(zero_model, narrow)

@@ -63,7 +63,9 @@ def test_official_training_checkpoint_is_loaded(
     assert has_values(zero_model, arrays)
 
 
-def test_own_training_checkpoint_is_loaded(zero_model, arrays, has_values, tmp_path):
+def test_deeplab_tf_training_checkpoint_is_loaded(
+    zero_model, arrays, has_values, tmp_path
+):
     load_tf1_variables(zero_model, arrays)
     variables = official_variables(zero_model)
     kernel = "MobilenetV2/Conv/weights"
@@ -322,7 +324,7 @@ def test_data_that_never_matches_its_index_is_refused(at_first_read, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_vanished_prefix_is_refused_in_one_line(moment, at_first_read, tmp_path):
+def test_checkpoint_removed_while_reading_is_refused(moment, at_first_read, tmp_path):
     prefix = str(tmp_path / "model.ckpt-1")
     write_number(prefix, 1)
     at_first_read(**{moment: lambda: remove(prefix)})

@@ -75,7 +75,7 @@ def test_invalid_output_stride_error_names_the_choices():
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_flags_of_golden_cases(name):
+def test_model_config_is_built_from_golden_flags(name):
     flags = GoldenCase.load(name).flags
     config = ModelConfig.from_official_flags(flags)
     assert config.backbone == flags["model_variant"]
@@ -182,7 +182,7 @@ def field(config, path):
     return config
 
 
-def test_each_model_flag_sets_one_field():
+def test_model_flags_set_distinct_fields():
     assert set(FLAGS) == set(MODEL_FLAGS)
     paths = [path for path, _ in MODEL_FLAGS.values()]
     assert len(set(paths)) == len(paths)
@@ -213,7 +213,7 @@ def test_model_flag_changes_only_its_field(name):
         ("add_image_level_feature", "maybe"),
     ],
 )
-def test_unparsable_value_is_named(name, value):
+def test_error_names_unparsable_value(name, value):
     with pytest.raises(UserError, match=f"^{name} cannot be '{value}'"):
         ModelConfig.from_official_flags({name: value})
 
@@ -228,7 +228,7 @@ def test_labels_without_upsampled_logits_are_refused():
         ModelConfig.from_official_flags({"prediction_with_upsampled_logits": False})
 
 
-def test_rates_scale_unless_given():
+def test_rates_scale_unless_set_by_flag():
     config = ModelConfig(context=ContextConfig((6, 12, 18), dropout=0.0))
     dense = config.with_official_flags({"output_stride": "8", "num_classes": "3"})
     assert dense.context == ContextConfig((12, 24, 36), dropout=0.0)
@@ -516,7 +516,7 @@ def test_experiment_with_a_cell_round_trips_through_json():
         ([{"op": "conv", "input": 1}], "branch 0 .* received 1"),
     ],
 )
-def test_invalid_cell_of_an_experiment_is_named(cell, reason):
+def test_invalid_cell_in_experiment_json_is_refused(cell, reason):
     text = json.dumps({"model": {"context": {"dense_prediction_cell": cell}}})
     with pytest.raises(UserError, match=f"^experiment.json: model.context.*{reason}"):
         Experiment.from_json(text)
@@ -567,7 +567,7 @@ def test_experiment_round_trips_through_json():
         ),
     ],
 )
-def test_invalid_experiment_is_named(text, reason):
+def test_error_names_invalid_experiment_file(text, reason):
     with pytest.raises(UserError, match=f"^logs/experiment.json{reason}"):
         Experiment.from_json(text, source="logs/experiment.json")
 

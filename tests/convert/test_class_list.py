@@ -23,7 +23,7 @@ def read_text(tmp_path):
     return write_and_read
 
 
-def test_one_name_per_line(read_text):
+def test_class_names_are_read_one_per_line(read_text):
     classes = read_text("road\n\n  side walk \r\n# a comment\nlow\tplants\n")
     assert classes.info.class_names == ("road", "side walk", "low plants")
     assert classes.info.name == "mine"
@@ -44,7 +44,7 @@ COLORED = {
 
 
 @pytest.mark.parametrize("kind", COLORED)
-def test_names_with_colors(read_text, kind):
+def test_class_names_are_read_with_colors(read_text, kind):
     classes = read_text(COLORED[kind], ignore_color=(0, 0, 0))
     assert classes.info.class_names == ("road", "side walk")
     assert classes.info.colors == ((128, 64, 128), (0, 0, 192))

@@ -76,7 +76,7 @@ def test_16_bit_mask_with_large_values_is_refused(read_mask):
         read_mask(Image.fromarray(IDS.astype(np.uint16) * 150), WITHOUT_COLORS)
 
 
-def test_low_bit_depths_are_class_ids(read_mask):
+def test_low_bit_depth_masks_are_read_as_class_ids(read_mask):
     np.testing.assert_array_equal(
         read_mask(grey_png(4, 3, b"\x0f\x20", b"\x01\x30"), WITHOUT_COLORS),
         [[0, 15, 2], [0, 1, 3]],

@@ -83,7 +83,7 @@ def image_names(*numbers):
     return [f"image_{i}" for i in numbers]
 
 
-def test_shards_are_consecutive_and_named_as_officially(sources, folder):
+def test_shards_are_consecutive_and_have_official_names(sources, folder):
     # ceil(9 / 4) = 3 per shard, so that the last is empty; ceil(1 / 4) = 1.
     splits = {
         "train": make_samples(sources, *range(9)),

@@ -136,7 +136,7 @@ def test_splits_of_other_classes_are_refused(convert, tmp_path):
     assert convert(classes=other).class_names == ("road", "walk", "bush")
 
 
-def test_changed_colors_convert_labels_again(convert, source, tmp_path):
+def test_labels_are_reconverted_after_colors_change(convert, source, tmp_path):
     for path in (source / "masks").iterdir():
         pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
         pixels[0] = 0, 0, 9

@@ -57,7 +57,7 @@ CASES = list(itertools.product((1, 2, 3, 4, 5), DEPTHS))
 
 @pytest.mark.parametrize(("channels", "dtype"), CASES)
 @pytest.mark.parametrize("order", ["C", "F", ">"])
-def test_npy(convert, tmp_path, channels, dtype, order):
+def test_npy_images_are_converted_unchanged(convert, tmp_path, channels, dtype, order):
     pixels = random_pixels(channels, dtype)
     saved = pixels.astype(pixels.dtype.newbyteorder(">")) if order == ">" else pixels
     saved = np.asfortranarray(saved) if order == "F" else saved
@@ -192,7 +192,9 @@ def tifffile():
 @pytest.mark.parametrize("suffix", [".tif", ".TIFF"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("channels", "dtype"), CASES)
-def test_tiff(convert, tmp_path, tifffile, channels, dtype, layout, suffix):
+def test_tiff_images_are_converted_unchanged(
+    convert, tmp_path, tifffile, channels, dtype, layout, suffix
+):
     pixels = random_pixels(channels, dtype)
     options = dict(LAYOUTS[layout])
     if channels == 1:

@@ -114,7 +114,7 @@ def test_same_seed_gives_same_files_for_any_count(folder, tmp_path):
                 ).read_bytes()
 
 
-def test_another_seed_gives_other_scenes(folder, tmp_path):
+def test_different_seeds_give_different_scenes(folder, tmp_path):
     shapes.write(tmp_path / "other", 1, 1, 1, image_size=SIZE, seed=8)
     file = "JPEGImages/train_00000.jpg"
     assert (tmp_path / "other" / file).read_bytes() != (folder / file).read_bytes()
@@ -284,7 +284,7 @@ def test_failed_program_leaves_no_files(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_program_exits_with_status_without_tensorflow():
+def test_invalid_flag_fails_without_importing_tensorflow():
     script = (
         "import atexit, runpy, sys\n"
         "atexit.register(lambda: print(*{'keras', 'tensorflow'} & {*sys.modules}))\n"

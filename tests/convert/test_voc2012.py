@@ -285,7 +285,7 @@ def test_program_prints_split_sizes_and_content_hashes(command, tmp_path, capsys
     ]
 
 
-def test_real_sample(voc_records):
+def test_real_sample_has_expected_splits_and_shards(voc_records):
     sizes = {"train": 93, "val": 60, "trainval": 153, "train_aug": 100}
     assert records.read_info(voc_records).split_sizes == sizes
     for split, size in sizes.items():

@@ -107,7 +107,7 @@ def test_resize_to_range_matches_official(run, factor):
     assert_golden(resized, f"{name}_image", f"{name}_label")
 
 
-def test_padding_matches_official(run):
+def test_padding_matches_official_code(run):
     padded = run(
         lambda image, label: crop_first(image, label, fixed_draw(1.0), (65, 65)),
         *golden_sample(),
@@ -205,7 +205,7 @@ def test_scales_are_multiples_of_the_step(largest, step, scales):
     assert counts.min() >= 25 and counts.max() <= 90
 
 
-def test_step_0_scales_continuously():
+def test_zero_scale_step_samples_continuous_scales():
     scales_drawn = [draw.scale for draw in draw_crops(100, 0.5, 2.0, 0)]
     assert 0.5 <= min(scales_drawn) < 0.6 and 1.9 < max(scales_drawn) <= 2.0
     assert len(set(scales_drawn)) == 100
@@ -215,7 +215,7 @@ def test_equal_bounds_give_a_single_scale():
     assert {draw.scale for draw in draw_crops(5, 0.75, 0.75, 0.25)} == {0.75}
 
 
-def test_crops_image_and_label_alike_at_every_position():
+def test_image_and_label_get_the_same_crop_at_every_position():
     image, label = position_image(7, 9)
     corners = set()
     for draw in draw_crops(300, 1.0, 1.0, 0):

@@ -197,7 +197,7 @@ def make_dataset(folder, kind, num_records, num_shards=0):
         *(pytest.param(kind, 1100, 500, marks=pytest.mark.slow) for kind in INFOS),
     ],
 )
-def test_mutated_records_are_read_or_refused_by_name(
+def test_mutated_records_are_read_or_named_in_errors(
     tmp_path, kind, num_records, num_shards
 ):
     info, expected = INFOS[kind], make_dataset(tmp_path, kind, num_records, num_shards)
@@ -218,7 +218,7 @@ def test_mutated_records_are_read_or_refused_by_name(
 
 
 @pytest.mark.slow
-def test_refused_record_in_a_batch_is_named(tmp_path):
+def test_error_names_refused_record_in_a_batch(tmp_path):
     expected = make_dataset(tmp_path, "colour", 600)
     refused = evaluate_records(tmp_path, expected, INFOS["colour"])
     in_batches = train_on_records(tmp_path, 400, INFOS["colour"], batch_size=3)
@@ -260,7 +260,7 @@ def convert_with(path, content, root, out):
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
-def test_mutated_files_are_converted_or_refused_by_name(tmp_path, count):
+def test_mutated_files_are_converted_or_named_in_the_error(tmp_path, count):
     root, out, converted = (tmp_path / name for name in ("voc", "out", "done"))
     files, rng, sizes = write_voc(root), random.Random(f"voc {count}"), []
     converted.mkdir()

@@ -78,7 +78,7 @@ def test_same_seed_gives_same_batches(single_color):
 
 
 @pytest.mark.parametrize("seed", [1, 256, 2**32 - 1])
-def test_another_seed_gives_other_batches(single_color, seed):
+def test_different_seeds_give_different_batches(single_color, seed):
     first = take_batches(single_color, 2)
     second = take_batches(dataclasses.replace(single_color, seed=seed), 2)
     assert [class_of(x) for _, labels in first for x in labels] != [
@@ -102,7 +102,7 @@ def test_start_skips_batches_exactly(single_color, skipped):
     assert_same(take_batches(config, 5, start=3 * skipped), expected[skipped:])
 
 
-def test_start_at_the_end_of_an_epoch(single_color):
+def test_start_at_epoch_end_yields_the_next_epoch(single_color):
     assert_same(
         take_batches(single_color, 2, start=COUNT), take_batches(single_color, 4)[2:]
     )
@@ -124,7 +124,7 @@ def test_augmentation_differs_in_every_epoch(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_evaluation_yields_every_image_once_at_its_size(single_color, batch_size):
+def test_evaluation_yields_every_image_once_in_original_size(single_color, batch_size):
     config = dataclasses.replace(single_color, batch_size=batch_size)
     dataset = load_dataset(config, "train", training=False)
     seen, largest = {}, 0
@@ -195,7 +195,7 @@ def test_ignore_label_and_last_class_are_in_range(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_label_of_another_size_is_refused_by_name(tmp_path, training):
+def test_label_size_mismatch_error_names_the_image(tmp_path, training):
     folder = write_shards(
         tmp_path, single_color_record(1, 9, 12, np.zeros((9, 11), np.uint8), name="b")
     )
@@ -350,7 +350,7 @@ def test_large_epochs_are_shuffled_well(tmp_path):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("channels", "max_value"), [(1, 255), (5, 4095), (2, 65535)])
-def test_any_channels_and_depth_are_scaled_to_0_to_255(
+def test_any_channel_count_and_depth_is_scaled_to_0_to_255(
     tmp_path, channels, max_value, training
 ):
     depth = np.uint8 if max_value == 255 else np.uint16
@@ -406,7 +406,7 @@ def test_single_mean_pixel_applies_to_all_channels(tmp_path):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_large_label_of_small_image_is_reported_by_size(tmp_path, training):
+def test_label_larger_than_its_image_is_reported_with_sizes(tmp_path, training):
     content = make_record(np.zeros((6, 9, 3)), np.zeros((300, 200), np.uint8), "small")
     config = DataConfig(
         write_shards(tmp_path, content), crop_size=(17, 17), batch_size=1

@@ -63,7 +63,7 @@ def test_record_with_only_image_and_label_is_read():
     assert name == b""
 
 
-def test_records_with_other_keys_are_read():
+def test_records_with_custom_keys_are_read():
     record = tf.train.Example()
     for key in ("photo", "mask"):
         record.features.feature[key].bytes_list.value.append(key.encode())

@@ -10,7 +10,7 @@ from deeplab_tf.errors import UserError
 INFO = DatasetInfo("toys", ("floor", "ball"), ignore_label=9)
 
 
-def test_dataset_info_file_overrides_and_conflicts_are_refused(tmp_path):
+def test_dataset_info_file_is_used_and_conflicts_are_refused(tmp_path):
     folder = str(tmp_path)
     assert sources.resolve_info(None, folder) == dataset_info("pascal_voc_seg")
     assert sources.resolve_info("camvid", folder) == dataset_info("camvid")

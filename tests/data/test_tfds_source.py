@@ -255,7 +255,7 @@ def test_images_with_1_or_4_channels_are_read(tmp_path, channels):
     assert_equal(labels, [label])
 
 
-def test_jpeg_is_decoded_as_by_tensorflow(tmp_path):
+def test_jpeg_decoding_matches_tensorflow(tmp_path):
     (image,), (label,) = noise_samples(1, 10)
     jpeg = {"image": rgb(encoding_format="jpeg"), "mask": grey()}
     name = prepare_example(tmp_path, jpeg, {"image": image, "mask": label})
@@ -384,7 +384,7 @@ def test_invalid_split_is_refused(folder, split, message):
     assert_one_line_error(message, sources.open_split, "tfds:toy", folder, split)
 
 
-def test_other_file_formats_are_refused(tmp_path):
+def test_non_tfrecord_formats_are_refused(tmp_path):
     splits = {"train": make_examples(*noise_samples(1, 13))}
     arguments = (str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     prepare(*arguments, file_format="array_record")
@@ -433,7 +433,7 @@ def test_registered_dataset_is_prepared_on_first_use(tmp_path):
     assert (tmp_path / "deeplab_toy/1.0.0/dataset_info.json").exists()
 
 
-def test_dataset_that_cannot_be_prepared_says_why(tmp_path):
+def test_error_says_why_dataset_cannot_be_prepared(tmp_path):
     # A real dataset that needs no network: its files must be downloaded by hand.
     message = (
         "--dataset=tfds:cityscapes cannot be prepared: Manual directory .* does not "

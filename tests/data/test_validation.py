@@ -219,7 +219,7 @@ def test_flipped_bit_is_found_and_other_records_are_read(folder):
     assert report.sizes == {(HEIGHT, WIDTH): 2} and report.examined == 3
 
 
-def test_record_that_training_reads_is_not_broken(folder):
+def test_trailing_zeros_after_a_record_are_accepted(folder):
     # Zeros after an example, which TensorFlow skips and protobuf refuses.
     write_shards(folder, VALID, make_record(image(2), label(1), "b") + b"\0\0")
     report = examine(folder)
@@ -261,7 +261,7 @@ def test_statistics_of_a_valid_dataset(folder):
         ([label(0), label(0, 2)], "absent", "^ball$"),
     ],
 )
-def test_problems_of_a_split(folder, labels, kind, message):
+def test_label_problems_of_a_split_are_reported(folder, labels, kind, message):
     write_shards(
         folder, *(make_record(image(i), x, str(i)) for i, x in enumerate(labels))
     )
@@ -291,7 +291,7 @@ def test_quick_check_does_not_report_missing_classes(folder, capsys):
     assert "unlikely" in kinds and "white" not in kinds
 
 
-def test_black_images_of_different_sizes_are_no_leak(folder):
+def test_black_images_of_different_sizes_are_not_a_leak(folder):
     for split, shape in (("train", (6, 9)), ("val", (9, 6))):
         black = np.zeros((*shape, 3))
         write_shards(
@@ -352,7 +352,7 @@ def test_quick_check_examines_a_sample(folder):
     assert "value" in {problem.kind for problem in examine(folder).problems}
 
 
-def test_quick_check_raises_one_line(folder):
+def test_quick_check_raises_one_line_error(folder):
     write_shards(folder, VALID, *[make_record(image(), label(9), "odd")] * 2)
     with pytest.raises(UserError) as error:
         validation.check_quickly(open_split(None, str(folder), "train"), "train")
@@ -403,7 +403,7 @@ def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
     assert list_outputs(sheets) == ["doctor.png"]
 
 
-def test_program_examines_images_with_any_channels(tmp_path, capsys):
+def test_program_examines_five_channel_images(tmp_path, capsys):
     info = dataclasses.replace(INFO, channels=5, max_value=4095)
     records.write_info(info, str(tmp_path))
     from deeplab_tf.images import decoding
@@ -438,7 +438,7 @@ def test_invalid_flags_are_reported_in_one_line(folder, arguments, message):
         raise UserError(error)
 
 
-def test_real_sample_is_safe(voc_records, tmp_path, capsys):
+def test_real_sample_has_no_problems(voc_records, tmp_path, capsys):
     arguments = f"--dataset_dir={voc_records}", f"--output_dir={tmp_path}"
     assert run_doctor(*arguments, "--splits=val", "--samples=3") == 0
     out = capsys.readouterr().out

@@ -58,7 +58,7 @@ def score(measure, truth, prediction):
     return json.loads(json.dumps(metrics, allow_nan=False))
 
 
-def test_bands_around_void():
+def test_trimap_scores_bands_around_void():
     truth = parse_map(RINGED)
     prediction = np.zeros_like(truth)
     prediction[3, 3] = 1
@@ -135,7 +135,7 @@ def reference_rim(truth, scored):
     return rim
 
 
-def test_boundary_iou_by_hand():
+def test_boundary_iou_matches_hand_computed_values():
     # A 5 x 5 square, predicted one pixel too far to the right. The image diagonal is
     # 10.6, so that a boundary of the paper's ratio is one pixel wide.
     truth, prediction = np.zeros((2, 7, 8), np.uint8)
@@ -224,7 +224,7 @@ def test_result_is_independent_of_order_and_workers(make):
 
 @pytest.mark.parametrize("make", MEASURES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (4, 3)])
-def test_void_only_has_no_score(make, shape):
+def test_void_only_image_has_no_score(make, shape):
     truth = np.full(shape, VOID, np.uint8)
     metrics = score(make(2, VOID), truth, np.zeros_like(truth))
     assert metrics == make(2, VOID).metrics()

@@ -34,7 +34,7 @@ def samples(count):
     return images
 
 
-def test_errors_by_hand():
+def test_calibration_errors_match_hand_computed_values():
     labels = [[1, 0, 1], [0, 2, 2], [255, 3, 255]]
     predictions = [[1, 1, 1], [1, 2, 2], [1, 1, 1]]
     # The last row is not scored.
@@ -71,7 +71,7 @@ def test_bins_include_their_upper_edge(bins):
     assert metrics["pixels"] == pixels.tolist()
 
 
-def test_confidences_0_and_1():
+def test_confidences_0_and_1_fall_in_the_outer_bins():
     metrics = score(Calibration(2, 255, 2), [[0, 0]], [[0, 0]], [[1.0, 0.0]])
     assert metrics["pixels"] == [1, 1]
     assert metrics["confidence"] == [0, 1]
@@ -94,7 +94,7 @@ def test_result_is_independent_of_order_and_workers():
     assert rest.metrics() == Calibration(4, 255).metrics()
 
 
-def test_expected_error_matches_the_formula_of_the_paper():
+def test_expected_calibration_error_matches_the_paper():
     images = samples(6)
     labels, predictions, confidences = (
         np.concatenate([np.ravel(image[i]) for image in images]) for i in range(3)
@@ -111,7 +111,7 @@ def test_expected_error_matches_the_formula_of_the_paper():
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4)])
-def test_void_only_has_no_score(shape):
+def test_void_only_image_has_no_score(shape):
     void = np.full(shape, 255)
     metrics = score(Calibration(2, 255, 3), void, 0 * void, void / 255)
     assert metrics == Calibration(2, 255, 3).metrics()

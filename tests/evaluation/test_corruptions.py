@@ -40,7 +40,7 @@ def scene(height, width):
 IMAGE = scene(37, 45)
 
 
-def test_corruptions_are_those_of_the_paper_in_order(package):
+def test_corruptions_match_the_paper_in_order(package):
     assert list(CORRUPTIONS) == package.get_corruption_names()
     assert len(CORRUPTIONS) == 15
 
@@ -244,7 +244,7 @@ def test_score_drops_with_severity(package, color_model):
         ({"image": IMAGE / 255}, "need uint8 images; received float64$"),
     ],
 )
-def test_invalid_arguments_are_refused_in_one_line(changed, message):
+def test_invalid_arguments_give_one_line_errors(changed, message):
     arguments = {"image": IMAGE, "name": "fog", "severity": 1, "seed": 0, **changed}
     with pytest.raises(UserError, match=message) as error:
         corrupt(**arguments)
@@ -282,7 +282,7 @@ def test_missing_package_error_shows_install_commands(monkeypatch):
     assert_install_commands()
 
 
-def test_original_package_is_not_sufficient(monkeypatch):
+def test_original_imagecorruptions_package_is_refused(monkeypatch):
     def version(name):
         raise corruptions.metadata.PackageNotFoundError(name)
 

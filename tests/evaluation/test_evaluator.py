@@ -39,7 +39,7 @@ def samples(count):
     return paint(predictions), labels.astype(np.uint8), counts[:3]
 
 
-def test_metrics_by_hand(color_model):
+def test_metrics_match_hand_computed_values(color_model):
     images = paint([[[0, 1, 1, 1, 0, 2]]])
     labels = np.array([0, 0, 1, 1, 2, 255], np.uint8).reshape(1, 1, 6, 1)
     dataset = tf.data.Dataset.from_tensors((images, labels))
@@ -155,7 +155,7 @@ def test_compiled_step_is_reused(color_model):
     assert evaluator._compiled_step.experimental_get_tracing_count() == traces <= 2
 
 
-def test_scores_follow_the_weights(strided_model):
+def test_evaluator_uses_the_current_weights(strided_model):
     model = keras.models.clone_model(strided_model)
     model.model_config = strided_model.model_config
     images, labels, _ = samples(2)
@@ -191,7 +191,7 @@ def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
 
 
 @pytest.mark.parametrize("shows_progress", [True, False])
-def test_progress_is_shown_by_one_worker_only(color_model, shows_progress, capfd):
+def test_progress_is_shown_only_if_enabled(color_model, shows_progress, capfd):
     images, labels, _ = samples(2)
     dataset = tf.data.Dataset.from_tensors((images, labels))
     Evaluator(color_model, shows_progress=shows_progress).evaluate(dataset)
@@ -313,7 +313,7 @@ def test_measures_do_not_change_the_counts(tiny_model):
     assert calibration.metrics()["expected_calibration_error"] == pytest.approx(0.5)
 
 
-def test_class_table():
+def test_format_class_table():
     metrics = {
         "images": 2,
         "miou": 0.3125,

@@ -36,7 +36,7 @@ def test_extremes_are_sorted_by_score():
         assert scored.image.shape == (1, 4, 3) and scored.image.dtype == np.uint8
 
 
-def test_image_is_either_worst_or_best():
+def test_no_image_is_both_worst_and_best():
     gallery = Gallery(2, 255, extremes=3)
     add_images(gallery, ["most", "none", "all", "half"])
     assert names(gallery.worst) == ["none", "half", "most"]

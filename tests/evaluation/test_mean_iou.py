@@ -22,7 +22,7 @@ def test_large_counts_are_exact(large):
     assert metric.counts.numpy().dtype == np.int64
 
 
-def test_result_is_over_all_pixels_instead_of_batches():
+def test_result_pools_pixels_instead_of_averaging_batches():
     random = np.random.RandomState(0)
     metric, total = MeanIoU(5, ignore_label=4), np.zeros((5, 5), int)
     for size in (3, 40, 200):

@@ -179,7 +179,7 @@ def test_images_decode_and_have_alternative_text(page):
     assert sum(EVIL in attributes["alt"] for attributes, _ in page.images) == 4
 
 
-def test_order_of_sections(page):
+def test_sections_are_in_order(page):
     always = ["Protocol", "Classes", "Confusion matrix", "Most frequent confusions"]
     measured = ["Near boundaries", "Boundary IoU", "Calibration", "Robustness"]
     images = ["Worst images", "Best images"]
@@ -513,7 +513,7 @@ def plain_page():
         "</td></th></tr></table><a href='javascript:alert(1)'>",
     ],
 )
-def test_text_does_not_change_the_elements_of_a_page(text, plain_page):
+def test_hostile_text_is_escaped(text, plain_page):
     hostile = write_page_of(text)
     elements, expected = (
         [(tag, list(attributes)) for tag, attributes in page.tags]

@@ -75,7 +75,7 @@ def test_hostile_archives_need_little_time_and_memory(tmp_path, kind):
     assert sorted(os.listdir(tmp_path)) == ["some.tar"]
 
 
-def test_collected_archives(tmp_path, asset):
+def test_known_hostile_archives_are_refused(tmp_path, asset):
     script = asset("cases/hostile_archives.py")
     (tmp_path / "cases").mkdir()
     subprocess.run([sys.executable, "-B", script, tmp_path / "cases"], check=True)

@@ -163,13 +163,13 @@ def test_stamp_without_checksums_is_recognized(archive, folder):
     assert files_in(extract(archive, folder)) == FILES
 
 
-def test_empty_folder_is_used(tmp_path, archive):
+def test_archive_is_extracted_into_an_existing_empty_folder(tmp_path, archive):
     (tmp_path / "out").mkdir()
     assert files_in(extract(archive, tmp_path / "out")) == FILES
 
 
 @pytest.mark.parametrize("stamp", [None, "my notes\n", "", "# 1 byte\n"])
-def test_folder_of_the_user_is_refused(tmp_path, archive, stamp):
+def test_existing_user_folder_is_refused(tmp_path, archive, stamp):
     mine = tmp_path / "out/top/c.txt"
     mine.parent.mkdir(parents=True)
     mine.write_bytes(b"mine")

@@ -61,7 +61,7 @@ def write_text(path, content):
 
 @pytest.mark.parametrize("has_old_output", [True, False])
 @pytest.mark.parametrize("write", [publish_folder, publish_file, write_text])
-def test_output_is_old_or_new(write, has_old_output, tmp_path):
+def test_killed_write_leaves_old_or_new_output(write, has_old_output, tmp_path):
     require_strace()
     folder, states = tmp_path / "place", {}
     path = str(folder / "output")
@@ -101,7 +101,7 @@ test_killed_writers.kill_conversions(pathlib.Path(sys.argv[1]), int(sys.argv[2])
 
 
 @pytest.mark.parametrize("shards_before", [0, 2, 3])
-def test_records_are_old_or_new(shards_before, tmp_path):
+def test_killed_conversion_leaves_old_or_new_records(shards_before, tmp_path):
     require_strace()
     arguments = [
         sys.executable,

@@ -113,7 +113,7 @@ def test_dead_process_is_recognized_without_flock(
 @pytest.mark.parametrize(
     "changes", [OTHER_MACHINE, {"namespace": "pid:[1]"}, {"started": ""}]
 )
-def test_invisible_process_is_watched_without_flock(
+def test_unverifiable_lock_owner_is_watched_without_flock(
     changes, without_flock, tmp_path, capfd
 ):
     owner = leave_lock(tmp_path, **changes)
@@ -143,7 +143,9 @@ def run_while_watching(monkeypatch, action):
 
 
 @pytest.mark.parametrize("has_flock", [True, False])
-def test_heartbeat_of_another_machine_is_refused(has_flock, tmp_path, monkeypatch):
+def test_lock_with_heartbeat_of_another_machine_is_refused(
+    has_flock, tmp_path, monkeypatch
+):
     if not has_flock:
         monkeypatch.setattr(locks, "fcntl", None)
     owner = leave_lock(tmp_path, **OTHER_MACHINE)

@@ -109,7 +109,7 @@ def test_ledger_can_be_checked_with_sha256sum(tmp_path):
     publish_folder(tmp_path / "export")
 
 
-def test_empty_folder_and_link_to_output_are_replaced(tmp_path):
+def test_publishing_to_a_link_replaces_its_target(tmp_path):
     (tmp_path / "3").mkdir()
     (tmp_path / "current").symlink_to("3")
     for content in ("first", "second"):
@@ -160,7 +160,7 @@ def test_foreign_files_are_not_replaced(kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("folder", ["{}", "ram://files"])
-def test_own_file_is_replaced_unless_edited(folder, tmp_path):
+def test_earlier_output_is_replaced_unless_edited(folder, tmp_path):
     path = f"{folder.format(tmp_path)}/metrics.json"
     outputs.claim(folder.format(tmp_path), ["metrics.json"])
     for text in ("first", "second"):
@@ -182,7 +182,7 @@ def test_inputs_are_never_replaced(overwrite, tmp_path):
             outputs.claim(str(tmp_path), ["a_label.png"], overwrite, inputs)
 
 
-def test_truncated_ledger_is_continued(tmp_path):
+def test_truncated_ledger_entry_does_not_break_the_next(tmp_path):
     path, ledger = tmp_path / "a.json", tmp_path / outputs.LEDGER
     outputs.write_text("first", str(path))
     for content in ("second", "third"):

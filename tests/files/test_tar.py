@@ -135,7 +135,7 @@ def test_archives_of_gnu_tar_are_read(tmp_path, options):
 
 
 @pytest.mark.parametrize("kind", hostile_tars.HOSTILE)
-def test_hostile_archives_are_refused_in_one_line(kind):
+def test_hostile_archives_give_one_line_errors(kind):
     make, message = hostile_tars.HOSTILE[kind]
     with pytest.raises(ArchiveError, match=message) as error:
         read(make())

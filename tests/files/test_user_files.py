@@ -140,7 +140,7 @@ def make_video(path):
     CASES,
     ids=[f"{command[0]}-{path}-{i}" for i, (command, path, _) in enumerate(CASES)],
 )
-def test_file_of_the_user_is_kept(
+def test_existing_user_file_is_not_overwritten(
     command, path, message, home, checkpoint, tiny_records, tiny_voc
 ):
     video = str(home / "drive.mp4")

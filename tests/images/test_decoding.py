@@ -40,7 +40,7 @@ def test_grey_images_are_decoded_to_three_channels(file_format):
 
 @pytest.mark.parametrize("depth", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 8])
-def test_any_channels_and_depth_round_trip(channels, depth):
+def test_any_channel_count_and_depth_round_trips(channels, depth):
     image = noise(7, 9, channels, depth=depth)
     png = decoding.encode_image(image)
     max_value = np.iinfo(depth).max

@@ -75,7 +75,7 @@ def make_empty(path):
         (save_gif, "is GIF; images must be JPEG or PNG"),
     ],
 )
-def test_invalid_file_is_refused_in_one_line(tmp_path, capfd, make, message):
+def test_invalid_file_gives_one_line_error(tmp_path, capfd, make, message):
     path = tmp_path / "photo.jpg"
     make(path)
     with pytest.raises(UserError, match=f"^{path} {message}") as error:

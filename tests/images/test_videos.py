@@ -24,7 +24,7 @@ def write_mp4(path, count=10, height=120, width=160, rate=12.5):
     return path
 
 
-def test_frames_are_rgb_at_their_size(tmp_path):
+def test_frames_are_rgb_and_have_the_video_size(tmp_path):
     path = moving_shapes.write(tmp_path / "moving.shapes.avi")
     with read_video(str(path)) as video:
         assert (video.name, video.is_camera) == ("moving.shapes", False)
@@ -107,7 +107,7 @@ def folder(path):
         (lambda path: None, "{} does not exist"),
     ],
 )
-def test_invalid_video_is_refused_in_one_line(tmp_path, capfd, make, message):
+def test_invalid_video_gives_one_line_error(tmp_path, capfd, make, message):
     path = tmp_path / "clip1.mp4"
     make(path)
     with pytest.raises(UserError) as error, read_video(str(path)):

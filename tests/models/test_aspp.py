@@ -88,7 +88,7 @@ def test_context_equals_reference_branches(name):
         (LITE, {"image_pooling": 32, "logits/semantic": 8}),
     ],
 )
-def test_concatenated_depths_of_context(flags, depths):
+def test_context_depths_follow_the_concatenated_branches(flags, depths):
     model, w = build(**flags)
     excluded = ("backbone/", "aspp")
     found = {

@@ -24,7 +24,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_strides_and_rates_equal_official_ones(output_stride):
+def test_strides_and_rates_match_official_code(output_stride):
     assert list(strides_and_rates(NOMINAL, output_stride)) == STEPS[output_stride]
 
 
@@ -104,7 +104,7 @@ ODD, EVEN = (65, 33), (64, 36)  # the first stays odd down to stride 32
         ("resnet_v1_50_beta", {"multi_grid": (1, 2, 4)}, [ODD, EVEN]),
     ],
 )
-def test_finer_features_contain_coarser_ones(backbone, options, sizes):
+def test_subsampled_dense_features_equal_coarse_features(backbone, options, sizes):
     strides = (8, 16, 32) if backbone == "mobilenet_edgetpu" else (4, 8, 16, 32)
     models = build_feature_models(strides, backbone, **options)
     for image in random_images(sizes):

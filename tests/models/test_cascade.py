@@ -73,7 +73,7 @@ def test_strides_and_rates_of_figure_3(output_stride, grid):
         assert {x.strides + x.dilation_rate for x in ones} == {(1, 1, 1, 1)}
 
 
-def test_multi_grid_multiplies_rates_of_replicas():
+def test_multi_grid_multiplies_rates_of_cascaded_blocks():
     model = build_features(output_stride=16, multi_grid=(1, 2, 4), cascade_blocks=3)
     convolutions = unit_layers(model, "conv2")
     rates = [
@@ -101,7 +101,7 @@ def test_feature_sizes_follow_output_stride(output_stride, cells):
     assert shapes[4] == (65, 129, 256)
 
 
-def test_replicas_are_named_and_ordered_after_block4():
+def test_replicas_follow_block4_as_blocks_5_to_7():
     model = build_features(output_stride=16, cascade_blocks=3)
     scopes = []
     for name in official_variables(model):

@@ -39,7 +39,7 @@ def billions(name, convention):
     return multiply_adds(preset.eval_model, size, convention, *options) / 1e9
 
 
-def test_papers_have_28_figures():
+def test_papers_report_28_multiply_add_counts():
     # Models that differ in pre-training alone have the same cost.
     assert len({PRESETS[name].published.multiply_adds for name in PAPER}) == 28
 
@@ -121,7 +121,7 @@ QUICK = ("resnet_v1_101_beta", "xception_65")
     "backbone",
     [pytest.param(b, marks=[pytest.mark.slow] * (b not in QUICK)) for b in EXACT],
 )
-def test_exact_counts(backbone):
+def test_exact_multiply_adds(backbone):
     counts = tuple(
         tuple(round(multiply_adds(m) / 1e9, 2) for m in models(backbone, stride))
         for stride in (32, 16, 8)
@@ -129,7 +129,7 @@ def test_exact_counts(backbone):
     assert counts == EXACT[backbone]
 
 
-def test_exact_counts_of_parts():
+def test_exact_multiply_adds_of_model_parts():
     plain, dense, separable = (multiply_adds(m) for m in models("xception_65", 16))
     # 129 x 129 x (256 x 48 + 9 x 304 x 256 + 9 x 256 x 256); the logits move from
     # 33 x 33 to 129 x 129 cells.
@@ -144,7 +144,7 @@ def test_exact_counts_of_parts():
     assert round((beta - root) / 1e9, 3) == 7.138
 
 
-def test_multi_grid_is_free_except_in_tf1():
+def test_multi_grid_adds_operations_only_in_tf1():
     plain = ModelConfig("resnet_v1_50_beta")
     grid = ModelConfig("resnet_v1_50_beta", multi_grid=(1, 2, 4))
     assert multiply_adds(plain) == multiply_adds(grid)
@@ -173,7 +173,7 @@ def test_scales_add_up_and_flipping_doubles_cost():
         (ModelConfig(image_pyramid=(0.5, 1.0)), "exact", "image_pyramid"),
     ],
 )
-def test_uncountable_model_is_refused(config, convention, message):
+def test_unsupported_model_or_convention_is_refused(config, convention, message):
     with pytest.raises(UserError, match=message):
         multiply_adds(config, convention=convention)
 

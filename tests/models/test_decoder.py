@@ -63,7 +63,7 @@ DECODERS = {
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_decoder_equals_reference_levels(name):
+def test_decoder_matches_reference(name):
     flags, levels = DECODERS[name]
     model, w = build(**{"decoder_output_stride": 4} | flags)
     scopes = {
@@ -120,7 +120,7 @@ def test_two_levels_of_deeplabv3plus_table_2():
     ]
 
 
-def test_kernels_of_logits_decoder_depend_on_merge():
+def test_logits_decoder_kernels_depend_on_merge_method():
     flags = {"decoder_filters": 3, "decoder_output_is_logits": True}
     # Added: one 1x1 convolution each, with one channel per class.
     assert kernels_of(flags | SUM) == [(1, 1, 16, 3), (1, 1, 8, 3)]

@@ -72,7 +72,7 @@ def test_resize_bilinear_aligns_corners(source, target):
     np.testing.assert_allclose(resize_unknown_size(x, *target), official, atol=1e-4)
 
 
-def test_resize_bilinear_by_hand():
+def test_resize_bilinear_keeps_the_corners():
     # The corners keep their values 0 and 4, with steps of 1 between them.
     x = np.array([0.0, 4.0], np.float32).reshape(1, 1, 2, 1)
     np.testing.assert_allclose(

@@ -70,7 +70,7 @@ def test_cell_equals_reference_branches():
     assert_same(model(x), expected)
 
 
-def test_pyramid_pooling_by_hand():
+def test_pyramid_pooling_matches_hand_computed_values():
     model = cell_model([CellBranch("pyramid_pooling", grid_size=(2, 1))])
     kernel = np.zeros((1, 1, 4, 256), np.float32)
     kernel[0, 0, 0, 0] = 1.0  # the first channel passes

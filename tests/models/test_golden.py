@@ -48,11 +48,11 @@ def golden_run(request):
     return case, model, logits.numpy(), output.numpy()
 
 
-def test_open_sizes_name_golden_cases():
+def test_open_size_names_are_golden_cases():
     assert set(CASES) > OPEN_SIZES
 
 
-def test_logits_equal_official_ones(golden_run):
+def test_logits_match_official_code(golden_run):
     case, _, logits, _ = golden_run
     golden = case.arrays["logits"]
     assert logits.shape == golden.shape
@@ -98,7 +98,7 @@ def test_one_case_has_multi_scale_labels():
         "resnet_v1_50_beta_os8_v3",
     ],
 )
-def test_fixed_size_model_equals_golden_outputs(name):
+def test_fixed_size_model_matches_golden_outputs(name):
     case = GoldenCase.load(name)
     size = tuple(case.flags["crop_size"])
     model, _ = build_golden_model(case, image_size=size, batch_size=1)
@@ -130,7 +130,7 @@ def test_pyramid_merges_logits_by_max_or_average():
     np.testing.assert_allclose(logits["max"], largest, atol=1e-4 * np.std(half))
 
 
-def test_summary_follows_figure_of_paper():
+def test_model_summary_matches_the_paper_figure():
     model = build_model(ModelConfig(depth_multiplier=0.1), image_size=(65, 97))
     names = [layer.name for layer in model.layers]
     assert names == [

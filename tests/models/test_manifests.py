@@ -43,7 +43,7 @@ def shapes_of(model):
     return {name: tuple(variable.shape) for name, variable in variables.items()}
 
 
-def test_all_manifests_are_compared():
+def test_every_manifest_is_tested():
     names = {path.stem for path in (FOLDER / "manifests").glob("*.tsv")}
     assert names == set(MODELS) | BACKBONES
 

@@ -113,7 +113,9 @@ def test_any_image_size(narrow_model, size):
     ("num_classes", "output_stride", "cells"),
     [(1, 8, (9, 13)), (3, 32, (3, 4)), (255, 16, (5, 7))],
 )
-def test_classes_and_output_strides(num_classes, output_stride, cells):
+def test_output_shape_follows_classes_and_output_stride(
+    num_classes, output_stride, cells
+):
     config = ModelConfig.from_official_flags(
         {
             "num_classes": num_classes,

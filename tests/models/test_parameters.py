@@ -239,7 +239,7 @@ def test_all_backbones_and_presets_have_counts():
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONE_COUNTS))
-def test_parameters_of_backbone(backbone):
+def test_backbone_parameter_counts(backbone):
     assert parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
 
 
@@ -256,7 +256,7 @@ def test_parameters_of_presets():
     assert {name: counts[config] for name, config in configs.items()} == COUNT_OF
 
 
-def test_parameters_equal_those_of_built_model():
+def test_parameter_counts_match_the_built_model():
     config = ModelConfig("mobilenet_v3_small_seg")
     model = build_model(config)
     total = sum(prod(v.shape) for v in official_variables(model).values())

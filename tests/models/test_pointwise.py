@@ -100,7 +100,7 @@ def test_pointwise_convolutions_become_matmuls():
     ("shape", "is_matmul"),
     [((4, 64, 64, 3), True), ((4, 64, 65, 3), False), ((None, 8, 8, 3), False)],
 )
-def test_many_or_unknown_positions_stay_convolutions(shape, is_matmul):
+def test_many_or_unknown_positions_keep_the_convolution(shape, is_matmul):
     layer = keras.layers.Conv2D(2, 1, activation="relu", bias_initializer="ones")
     product = PointwiseMatmul(layer)
     layer.build(shape)

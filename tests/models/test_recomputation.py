@@ -127,7 +127,7 @@ def test_cuts_avoid_wide_tensors():
     assert find_cuts(keras.Model(image, x)) == (4, 7)
 
 
-def test_cuts_inside_shortcut():
+def test_cuts_are_allowed_inside_a_shortcut():
     # The source of the sum is kept in addition to the tensor at each cut.
     image = keras.Input((4, 4, 4))
     source = x = dense(1, "source")(image)
@@ -179,7 +179,7 @@ def test_pyramid_scales_share_statistics():
     assert_same_step(config)
 
 
-def test_backbone_outputs_computed_directly_from_image(monkeypatch):
+def test_backbone_output_may_depend_directly_on_the_image(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", strided_backbone)
     config = ModelConfig("mobilenet_v2", **HEADS)
     assert_same_step(config)
@@ -210,7 +210,7 @@ def test_variables_and_layers_are_shared_with_model():
     assert model.get_layer("logits").output.shape == (None, None, None, 5)
 
 
-def test_waiting_variables_of_other_models_stay_untouched():
+def test_uninitialized_variables_of_other_models_are_unchanged():
     def refuse(*_, **__):
         raise AssertionError("a variable of another model was initialised")
 
@@ -249,7 +249,7 @@ def test_backbone_is_cut_and_outputs_are_bit_exact(backbone):
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_compiled_step_is_close(jit_compile, frozen):
+def test_compiled_step_matches_without_recomputation(jit_compile, frozen):
     assert_close(*run_both(frozen=frozen, jit_compile=jit_compile))
 
 
@@ -351,7 +351,7 @@ def test_recomputation_on_jax():
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="has no ru_maxrss")
-def test_step_needs_much_less_memory(tmp_path):
+def test_recomputation_reduces_step_memory(tmp_path):
     path, case = tmp_path / "result.json", "xception_65:321:2"
     small = ("--recompute", f"--cases={case}", "--turns=1", "--steps=1")
     run("benchmarks.train_step", *small, f"--json={path}")

@@ -84,7 +84,7 @@ def test_window_mean_equals_reference(cells, options, window):
     np.testing.assert_array_equal(saved(x), layer(x))
 
 
-def test_mobilenet_v3_pools_to_3_by_9():
+def test_mobilenet_v3_pools_1025x2049_image_to_3x9():
     cells, options, window = WINDOWS[-1]
     shape = WindowMean(**options)(keras.Input((*cells, 1))).shape
     assert (window, shape) == ((25, 25), (None, 3, 9, 1))

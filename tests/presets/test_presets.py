@@ -208,7 +208,7 @@ def test_zoo_presets_have_official_figures_and_protocols():
     assert set(accuracies.values()) == {None}
 
 
-def test_pretrained_classifiers_have_no_figure():
+def test_pretraining_presets_have_no_published_miou():
     unscored = [n for n, p in ROWS.items() if p.published.miou is None]
     assert unscored == [
         *("xception_41_imagenet", "xception_65_imagenet", "xception_71_imagenet"),
@@ -267,7 +267,7 @@ def test_test_set_rows_use_stride_8_and_frozen_batch_norm():
         assert preset.evaluation.add_flipped_images
 
 
-def test_all_other_presets_train_batch_norm():
+def test_only_trainval_and_test_set_presets_freeze_batch_norm():
     frozen = [p.name for p in PRESETS.values() if not p.train.fine_tune_batch_norm]
     assert len(frozen) == 7 + 3
     ends = ("voc_trainval", "stage3_trainval")
@@ -371,7 +371,7 @@ def test_learning_rates_follow_the_pretraining():
     assert {p.start for p in presets} == set(rates)
 
 
-def test_start_of_each_preset_exists():
+def test_presets_start_from_existing_presets():
     for preset in PRESETS.values():
         named = any(part in preset.start for part in ("table", "voc", "stage"))
         assert not named or preset.start in PRESETS

@@ -85,7 +85,7 @@ def test_stages_have_published_figures(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_figures_have_their_published_protocol(family):
+def test_stages_use_the_published_protocol(family):
     protocols = {
         name: (
             stage(family, name).eval_output_stride,

@@ -193,7 +193,7 @@ def test_restart_and_workers_read_same_samples(folder):
 @pytest.mark.parametrize(
     ("channels", "dtype", "full"), [(1, np.uint8, 255), (3, np.uint16, 65535)]
 )
-def test_image_features_of_other_types(tmp_path, channels, dtype, full):
+def test_grey_and_16_bit_image_features_are_read(tmp_path, channels, dtype, full):
     schema = {
         "photo": features.Image(shape=(None, None, channels), dtype=dtype),
         "kind": features.ClassLabel(num_classes=4),

@@ -130,7 +130,7 @@ def test_model_flags_are_refused_for_exports(flag, name, artefacts, tiny_records
     assert_refused(rf"--{name} has no effect on \S+exported", EVAL, source, paths, flag)
 
 
-def test_export_with_other_classes_is_refused(tiny_export, tiny_records):
+def test_export_with_a_different_class_count_is_refused(tiny_export, tiny_records):
     paths = (f"--checkpoint_dir={tiny_export}", f"--dataset_dir={tiny_records}")
     message = "has 5 classes and 3 channels, but pascal_voc_seg has 21 and 3"
     assert_refused(message, EVAL, *paths, "--dataset=pascal_voc_seg")
@@ -209,7 +209,7 @@ def test_new_checkpoints_of_a_folder_are_scored(artefacts, tmp_path):
     assert metrics["protocol"]["checkpoint"] == f"{folder}/model.ckpt-9"
 
 
-def test_following_a_file_is_refused(tmp_path):
+def test_eval_interval_needs_a_checkpoint_folder(tmp_path):
     (tmp_path / "file").write_text("")
     paths = (f"--checkpoint_dir={tmp_path}/file", f"--dataset_dir={tmp_path}")
     assert_refused("file is not a folder", EVAL, *paths, "--eval_interval_secs=1")

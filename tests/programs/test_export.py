@@ -184,7 +184,7 @@ def test_comparison_resizes_images_like_the_export(logs, validation, tmp_path):
     assert comparison["protocol"]["model"]["resizing"] == [33, 65, None]
 
 
-def test_onnx_export_is_compared(logs, validation, tmp_path):
+def test_onnx_export_is_compared_with_its_checkpoint(logs, validation, tmp_path):
     pytest.importorskip("tf2onnx")
     path = tmp_path / "model.onnx"
     out, comparison = export_and_compare(

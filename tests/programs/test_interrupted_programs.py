@@ -26,7 +26,7 @@ def run_main(main, capfd):
     ("number", "status"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
 )
-def test_signal_exits_with_one_line(number, status, capfd):
+def test_signal_exits_with_one_line_message(number, status, capfd):
     cleaned = []
 
     def main(values):
@@ -52,7 +52,7 @@ def test_interrupted_training_prints_resume_command(monkeypatch, capfd):
     assert run_main(main, capfd) == (129, line)
 
 
-def test_closed_terminal_keeps_the_exit_status(monkeypatch, capfd):
+def test_exit_status_is_kept_if_terminal_is_closed(monkeypatch, capfd):
     def main(values):
         raise Interrupted(signal.SIGHUP)
 

@@ -603,7 +603,7 @@ def test_help_describes_the_program_and_its_flags():
     assert "Trains a model on TFRecords" in out and "--train_crop_size" in out
 
 
-def test_error_exits_with_one_line():
+def test_unknown_flag_prints_one_line_error():
     result = subprocess.run(
         [sys.executable, "train.py", "--no_such_flag"],
         cwd=ROOT,

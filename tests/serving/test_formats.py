@@ -18,7 +18,7 @@ def export_path(strided_model, tmp_path_factory):
     return path
 
 
-def test_artefacts_are_recognized_by_name(export_path, tmp_path):
+def test_artefact_formats_are_recognized_by_file_name(export_path, tmp_path):
     assert is_artefact(export_path)
     assert is_artefact(str(tmp_path / "model.tflite"))
     assert is_artefact(str(tmp_path / "model.onnx"))

@@ -93,7 +93,7 @@ def photos(*shape):
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_labels_equal_the_model(loader, tiny_model, tiny_export, tmp_path):
+def test_labels_match_the_model(loader, tiny_model, tiny_export, tmp_path):
     labels = loader(tiny_export, tmp_path)
     for shape in ((2, 33, 49), (1, 20, 17)):
         images = photos(*shape)
@@ -157,7 +157,7 @@ def batches(voc_root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS)
-def test_labels_of_real_images_equal_the_model(
+def test_labels_of_real_images_match_the_model(
     loader, real_model, real_export, batches, tmp_path
 ):
     if loader is load_with_cli:

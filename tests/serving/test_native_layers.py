@@ -36,7 +36,7 @@ def test_network_gives_equal_logits(tiny_model, size):
 
 
 @pytest.mark.parametrize("target", [(9, 13), (1, 4), (5, 6), (3, 3)])
-def test_resizing_matches(target):
+def test_native_resizing_matches_resize_like(target):
     x, like = tf.constant(random(1, 5, 6, 3)), tf.zeros([1, *target, 2])
     np.testing.assert_allclose(
         NativeResizeLike()(x, like), ResizeLike()(x, like), rtol=1e-5
@@ -53,7 +53,7 @@ def test_resizing_matches(target):
     ],
 )
 @pytest.mark.parametrize("shape", [(1, 8, 9, 4), (None, None, None, 4)])
-def test_window_means_match(options, shape):
+def test_native_window_mean_matches_keras(options, shape):
     x = tf.constant(random(1, 8, 9, 4))
     means = tf.function(
         NativeWindowMean(**options), [tf.TensorSpec(shape)], autograph=False

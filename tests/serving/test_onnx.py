@@ -73,7 +73,7 @@ def test_openvino_gives_equal_labels(path, tiny_model, shape):
     assert np.mean(labels == expected) > 0.999
 
 
-def test_metadata(path):
+def test_file_has_metadata_and_official_names(path):
     file = OnnxPredictor(path)
     assert (file.info, file.num_classes, file.channels) == (INFO, 5, 3)
     graph = onnx.load(path).graph
@@ -115,7 +115,7 @@ def test_native_layers_match_keras():
         np.testing.assert_allclose(native(x), layer(x), atol=1e-5)
 
 
-def test_labels_without_probabilities(strided_model, tmp_path):
+def test_labels_only_file_has_no_probabilities(strided_model, tmp_path):
     export_onnx(strided_model, str(tmp_path / "m.onnx"))
     assert list_outputs(tmp_path) == ["m.onnx"]
     file = OnnxPredictor(str(tmp_path / "m.onnx"))
@@ -168,7 +168,7 @@ def test_foreign_onnx_file_is_refused(tmp_path):
         OnnxPredictor(str(tmp_path / "m.onnx"))
 
 
-def test_missing_extra_and_wrong_suffix_are_named(color_model, monkeypatch):
+def test_missing_extra_and_wrong_suffix_are_refused(color_model, monkeypatch):
     with pytest.raises(UserError, match=r"must end in \.onnx; received m\.pb"):
         export_onnx(color_model, "m.pb")
     for missing in ("tf2onnx", "onnxruntime"):

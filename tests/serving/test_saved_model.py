@@ -349,7 +349,7 @@ def test_foreign_saved_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"])
-def test_invalid_saved_model_is_named(tmp_path, content):
+def test_error_names_invalid_saved_model(tmp_path, content):
     (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be read as a SavedModel"):
         SavedModelPredictor(str(tmp_path))
@@ -408,7 +408,7 @@ def test_metadata(tiny_export, strided_export):
     assert named.protocol == bare.protocol == {"artefact": "SavedModel"}
 
 
-def test_labels_without_probabilities(tmp_path):
+def test_labels_only_model_has_no_probabilities(tmp_path):
     module = Shares(None)
     tf.saved_model.save(module, str(tmp_path), {"serving_default": module.labels})
     predictor = SavedModelPredictor(str(tmp_path))
@@ -464,7 +464,7 @@ class Shares(tf.Module):
 
 @pytest.mark.parametrize("batch", [None, 1])
 @pytest.mark.parametrize("together", [True, False])
-def test_probabilities_in_either_signature(tmp_path, together, batch):
+def test_probabilities_are_read_from_either_signature(tmp_path, together, batch):
     module = Shares(batch)
     signatures = {"serving_default": module.both if together else module.labels}
     if not together:

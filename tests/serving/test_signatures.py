@@ -49,7 +49,7 @@ def test_features_without_context_and_decoder():
     assert list(network.output) == ["high_level"]
 
 
-def test_image_pyramid_has_no_features():
+def test_image_pyramid_has_no_features_model():
     assert make_features_model(narrow_model(image_pyramid=(0.5, 1.0))) is None
 
 
@@ -98,7 +98,7 @@ def test_probabilities_have_the_size_of_the_image(strided_model, halving_predict
     np.testing.assert_allclose(tf.reduce_sum(probabilities, -1), 1.0, atol=1e-5)
 
 
-def test_longer_side_and_factor_are_used(strided_model):
+def test_resizing_applies_max_size_and_factor(strided_model):
     images = photos(1, 40, 80)
     sizes = Resizing(33, 49, 8)
     small = Predictor(strided_model).labels(resize_images(images, *sizes))

@@ -99,7 +99,7 @@ def test_metadata(strided_file):
     assert strided_file.protocol == {"artefact": "TFLite", "input_size": [33, 49]}
 
 
-def test_other_float_input_is_scaled_to_minus_1_to_1(strided_model, tmp_path):
+def test_float_input_of_another_name_is_scaled_to_minus_1_to_1(strided_model, tmp_path):
     layer = strided_model.get_layer("logits")
     predictor = convert(tmp_path / "m.tflite", layer, image_spec("sub_7"))
     assert_same(predictor, Predictor(strided_model, crop_size=SIZE), photos(1, 25, 49))
@@ -131,7 +131,7 @@ def test_quantised_inputs_and_outputs(strided_model, tmp_path, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected")
-def test_zero_points_of_quantised_pixels_and_probabilities(tmp_path):
+def test_zero_points_are_applied_to_pixels_and_probabilities(tmp_path):
     # Both are far from 0: 0..255 and 0..1 become -128..127.
     predictor = convert(
         tmp_path / "m.tflite",
@@ -165,7 +165,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_without_probabilities(tmp_path, kind):
+def test_label_only_model_has_no_probabilities(tmp_path, kind):
     spec = image_spec(size=(9, 13), channels=5)
     predictor = convert(tmp_path / "m.tflite", KINDS[kind], spec)
     assert (predictor.num_classes, predictor.channels) == (None, 5)
@@ -200,7 +200,7 @@ def test_scores_are_preferred_over_labels(tmp_path):
     np.testing.assert_array_equal(predictor.labels(images), images.argmax(-1))
 
 
-def test_file_in_memory(strided_file, strided_model, tmp_path):
+def test_file_is_loaded_from_ram_file_system(strided_file, strided_model, tmp_path):
     convert(tmp_path / "m.tflite", logits_function(strided_model), image_spec())
     tf.io.gfile.copy(str(tmp_path / "m.tflite"), "ram://model.tflite", overwrite=True)
     images = photos(1, 20, 30)
@@ -211,13 +211,13 @@ def test_file_in_memory(strided_file, strided_model, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage" * 99])
-def test_invalid_file_is_named(tmp_path, content):
+def test_invalid_file_error_names_the_file(tmp_path, content):
     (tmp_path / "m.tflite").write_bytes(content)
     with pytest.raises(UserError, match=r"m\.tflite cannot be read as a TFLite file"):
         TFLitePredictor(str(tmp_path / "m.tflite"))
 
 
-def test_missing_file_is_named(tmp_path):
+def test_missing_file_error_names_the_file(tmp_path):
     with pytest.raises(UserError, match=r"^there is no file .*m\.tflite$"):
         TFLitePredictor(str(tmp_path / "m.tflite"))
 

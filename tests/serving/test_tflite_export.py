@@ -87,7 +87,7 @@ def test_graph_uses_native_operations(labels_file):
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-5), ("float16", 2e-3)])
-def test_logits(strided_model, tmp_path, precision, error):
+def test_exported_logits_match_the_model(strided_model, tmp_path, precision, error):
     predictor = export(strided_model, tmp_path, output="logits", precision=precision)
     assert predictor.num_classes == 4
     kinds = {x["dtype"] for x in make_interpreter(predictor).get_tensor_details()}
@@ -97,7 +97,7 @@ def test_logits(strided_model, tmp_path, precision, error):
     np.testing.assert_allclose(predictor.probabilities(images), expected, atol=error)
 
 
-def test_dynamic_weights_have_8_bits(tiny_model, labels_file, tmp_path):
+def test_dynamic_precision_stores_8_bit_weights(tiny_model, labels_file, tmp_path):
     predictor = export(tiny_model, tmp_path, precision="dynamic")
     labels = labels_file.labels(photos(1, 4, 6))
     assert (predictor.labels(photos(1, 4, 6)) == labels).mean() > 0.9
@@ -248,7 +248,7 @@ def test_float32_file_matches_the_official_network(official, voc_records, tmp_pa
 @pytest.mark.parametrize(
     ("precision", "points"), [("float16", 0.3), ("dynamic", 0.5), ("int8", 1.5)]
 )
-def test_miou_of_smaller_files(
+def test_reduced_precision_keeps_the_miou(
     official, official_miou, voc_records, tmp_path, precision, points
 ):
     path = str(tmp_path / "m.tflite")

@@ -72,7 +72,7 @@ def test_requested_policy_is_used(policy, fresh):
         ("auto", 1, FRESH, "larger batch, a --tf_initial_checkpoint of the complete"),
     ],
 )
-def test_training_statistics_on_one_image_is_refused(policy, replicas, fresh, message):
+def test_batch_statistics_of_one_image_are_refused(policy, replicas, fresh, message):
     with pytest.raises(UserError, match=message):
         resolve_batch_norm(policy, 1, replicas, fresh)
 

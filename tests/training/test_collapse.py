@@ -27,6 +27,6 @@ def test_collapsed_predictions_are_reported():
         ([100, 0], [0, 0]),
     ],
 )
-def test_other_predictions_are_not_reported(predicted, truth):
+def test_predictions_without_collapse_are_not_reported(predicted, truth):
     names = ("background", "cat")
     assert find_collapse(np.array(predicted), np.array(truth), names) is None

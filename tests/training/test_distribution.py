@@ -53,7 +53,7 @@ def assert_same(run, expected):
     assert run["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
 
 
-def test_two_replicas_train_as_one(one_device):
+def test_two_replicas_match_one_device(one_device):
     batch_norm, expected = one_device
     assert_same(wait_for_output(start("mirrored", batch_norm)), expected)
 

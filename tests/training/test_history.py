@@ -48,7 +48,7 @@ def test_rows_are_restored(scheme, tmp_path):
     assert last.rows == [*ROWS, {"step": 40, "data_loss": 0.5}]
 
 
-def test_rows_are_written_on_flush(tmp_path):
+def test_rows_are_not_written_before_flush(tmp_path):
     make_history(str(tmp_path))
     assert not list(tmp_path.iterdir())
 
@@ -76,7 +76,7 @@ def test_restart_drops_later_rows(step, kept, tmp_path):
     assert len(lines) == kept + 1 and json.loads(lines[-1])["step"] == 25
 
 
-def test_restart_without_file_is_empty(tmp_path):
+def test_restart_without_file_gives_empty_history(tmp_path):
     history = History(str(tmp_path))
     history.restart(0)
     assert history.rows == [] and history.best is None
@@ -132,7 +132,7 @@ def test_non_finite_numbers_are_restored_as_nan(tmp_path):
         *(b'{"step": true}', b'{"step": 1, "miou": "0.5"}', b'{"step": 1, "step": 2}'),
     ],
 )
-def test_invalid_line_is_refused_by_number(line, tmp_path):
+def test_error_names_number_of_invalid_line(line, tmp_path):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b'{"step": 10}\n' + line + b'\n{"step": 20}\n')
     with pytest.raises(
@@ -153,7 +153,7 @@ def test_invalid_line_is_refused_by_number(line, tmp_path):
         ((0.75, 0.5, 0.25, 0.5), (10, 0.75), 3),
     ],
 )
-def test_best_and_evaluations_since(mious, best, since):
+def test_best_score_and_evaluations_since_best(mious, best, since):
     history = history_of_scores(*mious)
     assert history.best == best
     assert history.evaluations_since_best == since

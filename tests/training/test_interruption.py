@@ -38,7 +38,7 @@ def ignore_signal():
 
 
 @pytest.mark.parametrize("number", STATUSES)
-def test_first_signal_is_recorded_and_second_is_default(number):
+def test_first_signal_is_recorded_and_restores_default_handlers(number):
     with Interruption() as interruption:
         assert interruption.signal is None
         os.kill(os.getpid(), number)
@@ -56,7 +56,7 @@ def test_exit_status_defaults_to_sigterm():
 
 
 @pytest.mark.parametrize("number", STATUSES)
-def test_first_signal_is_raised_and_cleanup_runs(number):
+def test_first_signal_raises_interrupted_and_cleanup_runs(number):
     cleaned = []
     with pytest.raises(Interrupted) as error, raise_on_signals():
         try:
@@ -67,7 +67,7 @@ def test_first_signal_is_raised_and_cleanup_runs(number):
     assert (error.value.code, error.value.signal) == (STATUSES[number], number)
 
 
-def test_recorded_signal_is_not_raised():
+def test_recorded_signal_does_not_raise():
     with raise_on_signals(), Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.signal == signal.SIGTERM

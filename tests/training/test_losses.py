@@ -69,7 +69,7 @@ def test_unlabelled_batch_has_zero_loss_and_gradient(share):
     assert not gradient.any()
 
 
-def test_label_weights_do_not_change_count():
+def test_label_weights_do_not_change_the_pixel_count():
     options = {"label_weights": (1.0, 3.0)}
     loss, _ = loss_and_gradient([0, 1, 255], 3 * [UNSURE], **options)
     assert loss == pytest.approx((1 * LN2 + 3 * LN2) / 2, rel=1e-6)
@@ -99,7 +99,7 @@ def test_mining_keeps_hardest_pixels(share, expected):
     assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_mining_divides_by_nonzero_losses():
+def test_mining_divides_by_the_number_of_nonzero_losses():
     # Four of five are kept; two of them are ignored or no class, without loss.
     labels = [1, 255, 255, 7, 0]
     loss, gradient = loss_and_gradient(labels, 5 * [SURE], share=0.8)

@@ -30,12 +30,12 @@ def rate_at(step, **options):
         (15, 0.0),
     ],
 )
-def test_poly(step, expected):
+def test_poly_policy(step, expected):
     options = {"base_learning_rate": 0.1, "training_number_of_steps": 10}
     assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
 
 
-def test_poly_options():
+def test_poly_policy_end_rate_power_and_decay_steps():
     options = {
         "base_learning_rate": 0.1,
         "end_learning_rate": 0.02,

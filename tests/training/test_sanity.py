@@ -34,14 +34,14 @@ def shuffle_pixels(images, labels):
     return images, tf.reshape(tf.stack(shuffled), labels.shape)
 
 
-def test_borders_of_real_labels_fit_images(voc_records):
+def test_real_labels_pass_the_border_check(voc_records):
     verdict = sanity.check_borders(crops(voc_records), 255)
     assert verdict.fits, verdict
 
 
 @pytest.mark.parametrize("shuffled", [swap_labels, shuffle_pixels])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_borders_of_shuffled_labels_do_not_fit(shuffled, seed, voc_records):
+def test_shuffled_labels_fail_the_border_check(shuffled, seed, voc_records):
     tf.keras.utils.set_random_seed(seed)
     data = crops(voc_records).skip(8 * seed).map(shuffled)
     verdict = sanity.check_borders(data, 255)
@@ -83,7 +83,7 @@ def test_overfitting_one_batch(shuffled, message, voc_records):
 
 
 @pytest.mark.slow
-def test_unlabelled_batch_does_not_fit():
+def test_unlabelled_batch_fails_the_sanity_check():
     model = build_model(
         ModelConfig(
             depth_multiplier=0.1,

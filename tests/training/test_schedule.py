@@ -25,7 +25,9 @@ CONFIG = TrainConfig(
         (100, 0, True, True),
     ],
 )
-def test_schedule_after_step(step, count, is_save_due, is_evaluation_due):
+def test_saves_and_evaluations_due_after_a_step(
+    step, count, is_save_due, is_evaluation_due
+):
     schedule = Schedule(CONFIG, 10)
     assert schedule.count_steps(step) == count
     assert schedule.is_save_due(step, 0.0) == is_save_due

@@ -216,7 +216,7 @@ def share_folder(root):
 
 
 @pytest.mark.slow
-def test_concurrent_trainings_and_readers(tmp_path):
+def test_concurrent_training_runs_and_readers(tmp_path):
     folder = tmp_path / "logs"
     call = f"share_folder({str(tmp_path)!r})"
     messages = run_in_process("training/test_shared_folder", call)

@@ -148,7 +148,7 @@ def test_best_checkpoint_is_kept_in_subfolder(tmp_path):
     assert get_number(variables) == 3
 
 
-def test_other_workers_keep_no_files(tmp_path, monkeypatch):
+def test_non_chief_workers_keep_no_files(tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(elsewhere))
@@ -185,7 +185,9 @@ def test_other_workers_keep_no_files(tmp_path, monkeypatch):
         ({"weights": WEIGHTS[:1]}, "moving_mean is .*, but not in use here"),
     ],
 )
-def test_checkpoint_of_other_model_is_refused(options, reason, tmp_path, caplog, capfd):
+def test_checkpoint_of_a_different_model_is_refused(
+    options, reason, tmp_path, caplog, capfd
+):
     save_steps(tmp_path, 6)
     save_steps(tmp_path, 7)
     state, variables = make_state(tmp_path, 0.0, **options)
@@ -214,7 +216,7 @@ def test_error_names_flag_of_missing_group(group, flag, tmp_path):
         TrainingState(str(tmp_path), groups, *counters).restore_latest()
 
 
-def test_other_dtype_is_refused(tmp_path):
+def test_different_dtype_is_refused(tmp_path):
     save_steps(tmp_path, 7)
     step = keras.Variable(0, dtype="int64")
     samples = tf.Variable(0, dtype=tf.int32)
@@ -224,7 +226,7 @@ def test_other_dtype_is_refused(tmp_path):
         TrainingState(str(tmp_path), groups, step, samples).restore_latest()
 
 
-def test_other_format_version_is_refused(tmp_path, monkeypatch):
+def test_different_format_version_is_refused(tmp_path, monkeypatch):
     save_steps(tmp_path, 7)
     monkeypatch.setattr(state_module, "FORMAT_VERSION", 2)
     state, _ = make_state(tmp_path, 0.0, size=4)
@@ -367,7 +369,7 @@ def test_files_of_other_programs_are_kept(tmp_path):
         assert (tmp_path / name / "file").exists()
 
 
-def test_scratch_folder_of_running_training_is_kept(tmp_path, monkeypatch):
+def test_scratch_folder_of_an_active_run_is_kept(tmp_path, monkeypatch):
     # Its lock belongs to another machine and has a heartbeat.
     save_steps(tmp_path, 6)
     owner = dataclasses.replace(Owner.this_process(), boot="another", host="far")
@@ -419,7 +421,7 @@ def test_removed_folder_raises_error(moment, save, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("save", ["save", "save_best"])
-def test_folder_locked_by_other_training_is_unchanged(save, tmp_path):
+def test_folder_locked_by_another_run_is_unchanged(save, tmp_path):
     state, _ = make_state(tmp_path, 7.0)
     owner = dataclasses.replace(Owner.this_process(), token="other")
     with training_lock(str(tmp_path)):

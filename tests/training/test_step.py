@@ -186,7 +186,7 @@ def entropies(model, images, labels, weights=()):
         (4, 10, 0.625, ()),  # at step 5 of 10 halfway from 1 to 0.25
     ],
 )
-def test_hard_pixels_are_picked_per_part(parts, ramp, share, weights):
+def test_hard_pixels_are_selected_per_accumulation_part(parts, ramp, share, weights):
     images, labels = batch()
     model = toy_model()
     step = make_step(
@@ -271,7 +271,7 @@ def test_averaged_weights_without_ema_equal_weights():
     ("upsample", "scales", "cells"),
     [(True, (0.5, 1.0), 3), (False, (1.0, 2.0), 5)],
 )
-def test_each_pyramid_scale_has_loss(upsample, scales, cells):
+def test_each_pyramid_scale_has_a_loss(upsample, scales, cells):
     images, labels = batch(2)
     single = filled_model()
     logits = keras.Model(single.input, single.get_layer("logits").output)

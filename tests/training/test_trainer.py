@@ -106,7 +106,7 @@ def golden_run(request):
 LOSS_TOLERANCES = (1e-5, 3e-5, 1e-3, 1.5e-3)
 
 
-def test_losses_equal_official_ones(golden_run):
+def test_losses_match_official_code(golden_run):
     found = [result["data_loss"] for result in golden_run.results]
     expected = golden_run.golden["data_loss"]
     for loss, golden, tolerance in zip(found, expected, LOSS_TOLERANCES, strict=True):
@@ -128,7 +128,7 @@ def test_gradients_equal_official_ones(golden_run):
     assert np.median(errors) < 1e-3
 
 
-def test_variables_after_three_steps_equal_official_ones(golden_run):
+def test_variables_after_three_steps_match_official_code(golden_run):
     golden = golden_run.golden["variables_after"]
     assert set(golden_run.after) == set(golden)
     for name, (mean, rms) in golden.items():
@@ -293,7 +293,9 @@ def test_checkpoint_keys_are_official_names(interrupted_training):
         (toy_model, {"optimizer": "adam"}),
     ],
 )
-def test_folder_of_other_training_is_refused(model, train, interrupted_training):
+def test_folder_of_a_different_training_run_is_refused(
+    model, train, interrupted_training
+):
     folder, _ = interrupted_training
     config = TrainConfig(train_logdir=str(folder), **train)
     with pytest.raises(UserError, match=r"does not match this") as error:
