@@ -178,7 +178,7 @@ def test_modules_of_public_names_are_type_checked():
     assert all(path.exists() for path in checked)
 
 
-def test_package_does_not_import_the_checkout():
+def test_package_does_not_import_repository_scripts_or_tests():
     outside = {p.stem for p in ROOT.glob("*.py")} | {"datasets", "tests", "benchmarks"}
     for module, path in MODULES.items():
         roots = {name.split(".")[0] for name in find_imports(path)}
@@ -219,7 +219,7 @@ def test_models_and_losses_never_import_tensorflow(module):
 
 
 @pytest.mark.parametrize("package", ["plan", "pretrain"])
-def test_optional_packages_are_not_imported(package):
+def test_other_modules_do_not_import_plan_or_pretrain(package):
     inside = f"{PACKAGE}.{package}"
     for module in MODULES:
         if not f"{module}.".startswith(f"{inside}."):

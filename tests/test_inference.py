@@ -35,7 +35,7 @@ def compiled_labels(tiny_model):
     return tf.function(Predictor(tiny_model).labels, input_signature=[images])
 
 
-def test_compiled_labels_have_the_image_size(compiled_labels):
+def test_compiled_predictor_labels_have_the_image_size(compiled_labels):
     for height in range(1, 71):
         width = 71 - height
         labels = compiled_labels(make_images(1, height, width).astype(np.uint8))

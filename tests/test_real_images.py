@@ -104,7 +104,9 @@ def test_bfloat16_changes_few_labels(
 
 
 @pytest.mark.slow
-def test_batches_and_devices_change_few_labels(voc_checkpoint, voc_records, tmp_path):
+def test_batch_size_and_device_count_change_few_labels(
+    voc_checkpoint, voc_records, tmp_path
+):
     single = real_predictions.predictions(voc_checkpoint, voc_records, 1)
     command = (sys.executable, real_predictions.__file__, voc_checkpoint, voc_records)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -211,7 +211,7 @@ def test_shrink_skips_pixels():
     ("side", "has_legend"),
     [((1, 30_000), True), ((30_000, 20), True), ((1, 1_000_000), False)],
 )
-def test_overlays_of_extreme_sizes_are_bounded(side, has_legend):
+def test_legend_is_omitted_only_if_the_result_is_too_large(side, has_legend):
     labels = np.arange(side[0] * side[1]).reshape(side) % 21
     overlay = visualize.overlay(np.zeros((*side, 3), np.uint8), labels, VOC)
     framed = visualize.add_legend(overlay, labels, VOC)

@@ -178,7 +178,7 @@ def test_invalid_checkpoint_file_is_refused(state, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_checkpoint_file_in_memory_is_followed():
+def test_checkpoint_file_is_followed_on_ram_file_system():
     folder = "ram://state_file"
     for name in ("model.ckpt-5.index", "model.ckpt-7.index"):
         with tf.io.gfile.GFile(f"{folder}/{name}", "w") as file:

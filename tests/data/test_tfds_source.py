@@ -395,7 +395,7 @@ def test_non_tfrecord_formats_are_refused(tmp_path):
     assert_one_line_error(message, resolve_info, "tfds:toy", tmp_path)
 
 
-def test_labels_without_classes_are_refused(tmp_path):
+def test_split_with_only_ignored_labels_is_refused(tmp_path):
     (image,), (label,) = noise_samples(1, 14, values=(255,))
     feature_types = {"image": rgb(), "mask": grey()}
     name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})

@@ -283,7 +283,7 @@ def test_optional_measurements_are_shown(page):
         assert text in page.text
 
 
-def test_bands_around_classes_are_described():
+def test_trimap_around_class_boundaries_is_described():
     trimap = MEASURED["trimap"] | {"around": "classes"}
     page = write_page(METRICS | {"trimap": trimap})
     assert "in bands around boundaries between classes" in page.text

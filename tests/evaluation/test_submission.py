@@ -295,7 +295,7 @@ def test_interruption_keeps_the_earlier_archive(tmp_path):
     assert list_outputs(tmp_path) == ["results.tgz"]
 
 
-def test_unpublishable_archive_leaves_no_files(tmp_path):
+def test_archive_blocked_by_a_folder_leaves_no_temporary_files(tmp_path):
     path = tmp_path / "results.tgz"
     with (
         pytest.raises(UserError, match="is not an ordinary file"),

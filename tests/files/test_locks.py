@@ -123,7 +123,7 @@ def test_unverifiable_lock_owner_is_watched_without_flock(
     assert f"taking over the lock of {owner}" in second
 
 
-def test_flock_of_another_machine_is_ignored(tmp_path, capfd):
+def test_lock_owner_on_another_machine_is_watched_despite_flock(tmp_path, capfd):
     # As on a network disk where each machine has its own locks.
     leave_lock(tmp_path, **OTHER_MACHINE)
     assert acquire(tmp_path).pid == os.getpid()

@@ -115,7 +115,7 @@ def test_subsampled_dense_features_equal_coarse_features(backbone, options, size
         assert_consistent(features)
 
 
-def test_finer_cascade_contains_coarser_one():
+def test_subsampled_cascade_features_equal_coarse_features():
     options = {"cascade_blocks": 3, "multi_grid": (1, 2)}
     strides = (8, 16, 32, 64, 128, 256)
     models = build_feature_models(strides, "resnet_v1_18", **options)

@@ -101,7 +101,7 @@ def test_feature_sizes_follow_output_stride(output_stride, cells):
     assert shapes[4] == (65, 129, 256)
 
 
-def test_replicas_follow_block4_as_blocks_5_to_7():
+def test_block4_replicas_are_named_block5_to_block7():
     model = build_features(output_stride=16, cascade_blocks=3)
     scopes = []
     for name in official_variables(model):

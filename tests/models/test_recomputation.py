@@ -173,7 +173,7 @@ def test_model_that_ends_at_logits():
     assert assert_same_step(inner=inner)[0].shape == (2, 9, 9, 5)
 
 
-def test_pyramid_scales_share_statistics():
+def test_image_pyramid_step_is_bit_exact():
     # Both scales update them in turn.
     config = ModelConfig("mobilenet_v3_small_seg", image_pyramid=(0.5, 1.0), **HEADS)
     assert_same_step(config)

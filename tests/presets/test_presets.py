@@ -345,7 +345,7 @@ def test_weight_decay_is_larger_for_resnets():
         assert preset.train.weight_decay == (1e-4 if resnet else 4e-5)
 
 
-def test_learning_rates_follow_the_pretraining():
+def test_learning_rates_depend_on_the_initial_weights():
     # Networks pre-trained on COCO segmentation need a small rate; on trainval the
     # papers continue from their best model.
     rates = {"ImageNet": 0.007}

@@ -430,7 +430,7 @@ def write_records(folder, label, info):
     records.write_info(info, str(folder))
 
 
-def test_label_out_of_range_stops_training(tmp_path):
+def test_label_out_of_range_is_refused_before_training(tmp_path):
     write_records(tmp_path / "data", np.full((33, 33), 77), generic_info(21))
     # An experiment without a checkpoint does not restrict this one.
     write_experiment(Experiment(), str(tmp_path / "logs"))

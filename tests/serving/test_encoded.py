@@ -78,7 +78,7 @@ def test_other_image_modes_are_decoded_as_rgb(maps_and_errors):
 
 
 @pytest.mark.parametrize("kind", HOSTILE_IMAGES)
-def test_invalid_image_has_an_error_and_the_rest_have_maps(kind, maps_and_errors):
+def test_invalid_image_gives_an_error_and_others_are_labelled(kind, maps_and_errors):
     (first, bad, last), errors = maps_and_errors([PNG, HOSTILE_IMAGES[kind], JPEG])
     assert errors == [b"", BOUNDS.message.encode(), b""]
     assert bad == b""

@@ -244,7 +244,9 @@ def test_missing_interpreter_error_names_the_extra(monkeypatch):
         ),
     ],
 )
-def test_foreign_tflite_file_is_refused(tmp_path, function, inputs, message):
+def test_unsupported_tflite_input_or_output_is_refused(
+    tmp_path, function, inputs, message
+):
     with pytest.raises(UserError, match=message) as error:
         convert(tmp_path / "m.tflite", function, *inputs)
     assert "\n" not in str(error.value)

@@ -382,7 +382,7 @@ def read_state(trainer):
     return tf1_variables(trainer.model) | slots | averages
 
 
-def test_non_finite_gradients_at_scale_one_stop_training(precision):
+def test_non_finite_gradients_at_loss_scale_one_stop_training(precision):
     precision("mixed_float16")
     weights = {"label_weights": (1e8,) * 5, "batch_norm": "freeze"}
     trainer = Trainer(toy_model(), TrainConfig(steps_per_call=10, **weights))
