@@ -319,7 +319,7 @@ def test_invalid_url_is_refused(cache):
 
 
 @pytest.mark.parametrize("name", ["modèle.tar.gz", "my model.tar.gz", "a%2Fb.tar.gz"])
-def test_unescaped_urls_are_accepted(server, cache, name):
+def test_escaped_and_unescaped_urls_are_accepted(server, cache, name):
     url = server.url.replace("some.tar.gz", name).replace("http:", "HTTP:")
     assert read(fetch(url, str(cache))) == CONTENT
     assert cached_files(cache) == [name, f"{name}.sha256"]

@@ -95,7 +95,7 @@ def test_find_weights_by_name_or_path(tiny, archive, tmp_path):
         pretrained.find_weights("tinny")
 
 
-def test_repacked_archive_fails_the_published_digest(
+def test_archive_without_the_published_digest_is_refused(
     voc_checkpoint, cache, monkeypatch
 ):
     source = os.path.dirname(voc_checkpoint)

@@ -159,7 +159,9 @@ def test_benchmark_needs_a_positive_number_of_images(tiny_records, images):
         run_benchmark(tiny_records, "unused", f"--images={images}")
 
 
-def test_benchmark_refuses_unsupported_checkpoints(tiny_zoo, tiny_records, tmp_path):
+def test_benchmark_refuses_checkpoints_it_cannot_score(
+    tiny_zoo, tiny_records, tmp_path
+):
     program_runs.assert_refused(
         r"--checkpoints=xception65_ade20k_train is none of pascal_voc_seg in the zoo",
         "benchmarks.model_zoo",

@@ -50,7 +50,7 @@ SPLITS = {
 }
 
 
-def test_splits_match_the_official_code_in_sorted_order(root, tmp_path):
+def test_official_splits_are_written_in_sorted_order(root, tmp_path):
     out = tmp_path / "out"
     sizes = cityscapes.convert(str(root), str(out), num_shards=3)
     assert sizes == {split: len(stems) for split, stems in SPLITS.items()}

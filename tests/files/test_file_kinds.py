@@ -81,7 +81,7 @@ def test_file_that_becomes_a_fifo_does_not_block(tmp_path, monkeypatch):
         file_kinds.read_bytes(path)
 
 
-def test_too_large_file_is_refused(tmp_path):
+def test_oversized_file_is_refused(tmp_path):
     path = tmp_path / "sparse.png"
     with path.open("wb") as file:
         file.truncate(1 << 40)

@@ -113,7 +113,7 @@ INVALID_JSON = {
 
 @pytest.mark.parametrize("content", INVALID_JSON)
 @pytest.mark.parametrize("kind", [*text_formats.JSON_FORMATS, "history.jsonl"])
-def test_invalid_json_is_refused_with_its_position(kind, content, tmp_path, capsys):
+def test_invalid_json_error_gives_its_position(kind, content, tmp_path, capsys):
     content, reason = INVALID_JSON[content]
     FORMATS[kind].write(tmp_path, content)
     assert_refused(kind, tmp_path, capsys, reason)
@@ -217,9 +217,7 @@ def set_value(values, path, value):
 
 
 @pytest.mark.parametrize(("kind", "path", "value", "reason"), INVALID_VALUES)
-def test_invalid_values_are_refused_with_their_key(
-    kind, path, value, reason, tmp_path, capsys
-):
+def test_invalid_json_values_are_refused(kind, path, value, reason, tmp_path, capsys):
     values = set_value(json.loads(FORMATS[kind].text), path, value)
     # A wrong checksum is reported first, as damage.
     FORMATS[kind].write(tmp_path, json.dumps(values))
@@ -230,7 +228,7 @@ def test_invalid_values_are_refused_with_their_key(
 
 
 @pytest.mark.parametrize("kind", text_formats.JSON_FORMATS)
-def test_edited_file_is_accepted_without_its_checksum(kind, tmp_path, capsys):
+def test_checksum_must_match_or_be_absent(kind, tmp_path, capsys):
     values = json.loads(FORMATS[kind].text)
     assert next(iter(values)) == "checksum"
     for checksum in (None, "", 7, "sha256:0123456789abcdef", values["checksum"] + "0"):

@@ -38,7 +38,7 @@ def test_folder_is_loaded_as_a_saved_model(export_path):
         ("model.onnx", "an ONNX", "onnxruntime"),
     ],
 )
-def test_file_is_loaded_by_its_suffix(name, kind, needs, tmp_path):
+def test_suffix_selects_the_loader(name, kind, needs, tmp_path):
     pytest.importorskip(needs)
     (tmp_path / name).write_bytes(b"garbage")
     with pytest.raises(UserError, match=f"{name} cannot be read as {kind} file"):

@@ -91,7 +91,7 @@ def test_checkpoint_keys_are_official_names_by_group(tmp_path):
     }
 
 
-def test_checkpoint_manager_format_is_restored(tmp_path):
+def test_checkpoint_of_checkpoint_manager_is_restored(tmp_path):
     # The first versions used one; it adds its own counter.
     saved, _ = make_state(tmp_path, 7.0)
     tf.train.CheckpointManager(
