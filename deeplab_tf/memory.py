@@ -9,7 +9,7 @@ import sys
 def peak_bytes() -> int:
     """Returns the peak memory of this process so far."""
     # On Linux, getrusage includes the parent's memory at the time of the fork.
-    found = _read_status("VmHWM")
+    found = _read_proc_status("VmHWM")
     if found is not None:
         return found
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
@@ -18,10 +18,10 @@ def peak_bytes() -> int:
 
 def resident_bytes() -> int:
     """Returns the memory of this process now; 0 on systems other than Linux."""
-    return _read_status("VmRSS") or 0
+    return _read_proc_status("VmRSS") or 0
 
 
-def _read_status(name: str) -> int | None:
+def _read_proc_status(name: str) -> int | None:
     try:
         with open("/proc/self/status") as file:
             found = re.search(rf"^{name}:\s+(\d+) kB$", file.read(), re.MULTILINE)

@@ -190,7 +190,7 @@ def _require_backbone(report: RestoreReport, source: str, model: keras.Model) ->
     if is_empty or not all(_is_in_head(name) for name, *_ in report.skipped):
         what = "nothing" if is_empty else "not all"
         raise UserError(
-            f"{source} has another architecture than {_describe_architecture(model)}: "
+            f"{source} differs in architecture from {_describe_architecture(model)}: "
             f"{what} of the backbone matches; {report}"
         )
 

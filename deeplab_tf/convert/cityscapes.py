@@ -94,7 +94,7 @@ def _find_splits(
     if missing and (not splits or list(wanted) != list(_SPLITS)):
         kind, folders = _SPLITS[missing[0]]
         raise UserError(
-            f"{root} has no {' and '.join(folders)} in both leftImg8bit and {kind}, "
+            f"{root} needs {' and '.join(folders)} in both leftImg8bit and {kind}, "
             f"for the split {missing[0]}"
         )
     return splits

@@ -62,7 +62,7 @@ def _scale_to_unit_area(*contours):
 
 # Textures: values in 0..1 from coordinates in an object's own frame, with a period of
 # about one unit. Each repeats within the smallest object and survives the blur, so that
-# a short training can learn it.
+# a short training run can learn it.
 
 
 def _waves(x):
@@ -74,7 +74,7 @@ def _circles(rng, x, y):
     return _waves(np.float32(1.2) * np.hypot(x, y))
 
 
-def _checks(rng, x, y):
+def _checkerboard(rng, x, y):
     wave = np.sin(np.float32(4.5) * x) * np.sin(np.float32(4.5) * y)
     return np.clip(0.5 + 3 * wave, 0, 1)
 
@@ -111,7 +111,7 @@ _CLASSES = {
     "triangle": (_scale_to_unit_area(_corners(3)), _stripes),
     "ring": (_scale_to_unit_area(_corners(48), 0.5 * _corners(48)), _spokes),
     "star": (_scale_to_unit_area(_star(5, 0.45)), _zigzag),
-    "square": (_scale_to_unit_area(_corners(4)), _checks),
+    "square": (_scale_to_unit_area(_corners(4)), _checkerboard),
 }
 CLASS_NAMES = ("background", *_CLASSES)
 _OUTLINES, _TEXTURES = zip(*_CLASSES.values(), strict=True)

@@ -113,7 +113,7 @@ class RecordChecker:
         )
 
     def _check_label(self, where, size, label: bytes):
-        """Returns the pixels of each label value, and the problems of the label."""
+        """Returns the pixel count of each label value, and the label's problems."""
         try:
             label = decoding.decode_label(label).numpy()[..., 0]
         except DECODING_ERRORS as error:

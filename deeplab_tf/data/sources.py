@@ -72,7 +72,9 @@ def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
         return Source(info, keys, index)
     index = records.index_records(records.shard_paths(dataset_dir, split))
     if not len(index):
-        raise UserError(f"the records of {split} in {dataset_dir or '.'} are empty")
+        raise UserError(
+            f"the shards of {split} in {dataset_dir or '.'} have no records"
+        )
     if len(np.unique(index.file)) < len(index.paths):
         _require_size(split, dataset_dir, len(index))
     return Source(info, records.OFFICIAL_KEYS, index)

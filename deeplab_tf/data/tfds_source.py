@@ -152,7 +152,7 @@ def _count_classes(name: str, data_dir: str, builder) -> int:
     values = label_values(Reader(Source(any_value, keys, index)), len(index))
     values[any_value.ignore_label] = 0
     if not values.any():
-        raise UserError(f"--dataset={name}: the labels of {splits[0]} have no class")
+        raise UserError(f"--dataset={name}: the labels of {splits[0]} contain only 255")
     return int(np.flatnonzero(values)[-1]) + 1
 
 

@@ -25,7 +25,7 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
     Raises:
         UserError: if it is not an image, or has more than `decoding.MAX_PIXELS`.
     """
-    too_large = f"{path} has too many pixels; at most {decoding.MAX_PIXELS:,} are read"
+    too_large = f"{path} has too many pixels; {decoding.MAX_PIXELS:,} are allowed"
     try:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
@@ -38,7 +38,7 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
     if image.width * image.height > decoding.MAX_PIXELS:
         raise UserError(
             f"{path} has {image.width}x{image.height} pixels; at most "
-            f"{decoding.MAX_PIXELS:,} are read"
+            f"{decoding.MAX_PIXELS:,} are allowed"
         )
     return image
 
@@ -169,7 +169,7 @@ def _check_shape(path: _Path, shape: tuple[int, ...], channels: int) -> None:
     if math.prod(shape) > decoding.MAX_PIXELS * channels:
         raise UserError(
             f"{path} has the shape {shape}; at most {decoding.MAX_PIXELS:,} pixels "
-            "are read"
+            "are allowed"
         )
 
 

@@ -31,7 +31,7 @@ PRESETS: dict[str, Preset] = {
         *(deeplabv3plus.decoders, deeplabv3plus.resnet),
         *(deeplabv3plus.xception_65, deeplabv3plus.cityscapes),
         *(model_zoo.pascal_voc, model_zoo.cityscapes),
-        *(model_zoo.ade20k_checkpoints, model_zoo.classifiers),
+        *(model_zoo.ade20k_checkpoints, model_zoo.pretrained_backbones),
         *(stages.stages, camvid.recipes),
     )
     for preset in rows()

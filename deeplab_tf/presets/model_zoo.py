@@ -187,7 +187,7 @@ def ade20k_checkpoints() -> Iterator[Preset]:
     )
 
 
-def classifiers() -> Iterator[Preset]:
+def pretrained_backbones() -> Iterator[Preset]:
     """Yields presets that train from the zoo's pretrained backbones."""
     for backbone in ("xception_41", "xception_65", "xception_71"):
         yield make_preset(f"{backbone}_imagenet", _ZOO, deeplabv3plus(backbone), VOC)

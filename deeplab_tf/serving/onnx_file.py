@@ -58,7 +58,7 @@ class NativeConv2D(layers.Conv2D):
     """A convolution that keeps its atrous rate as an attribute."""
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
-        """Returns the convolved `[b, h, w, filters]`."""
+        """Returns the convolution of `x`, `[b, h, w, filters]`."""
         return _convolve(tf.raw_ops.Conv2D, self, x)
 
 

@@ -128,7 +128,9 @@ def test_error_names_invalid_graph_file(content, tmp_path):
 
 def test_graph_of_another_architecture_is_refused(arrays, street_config, tmp_path):
     path = write_graph(tmp_path / "frozen.pb", arrays)
-    with pytest.raises(UserError, match="another architecture than mobilenet_v3_small"):
+    with pytest.raises(
+        UserError, match="differs in architecture from mobilenet_v3_small"
+    ):
         load_tf1_checkpoint(build_model(street_config), path)
 
 

@@ -209,7 +209,7 @@ BROKEN = {
     ),
     "no labels": (
         remove_labels,
-        "/cityscapes has no train in both leftImg8bit and gtFine",
+        "/cityscapes needs train in both leftImg8bit and gtFine",
     ),
     "no cities": (remove_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
 }
@@ -246,5 +246,7 @@ def test_only_requested_splits_are_written(tmp_path):
     ):
         cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val",))
     shutil.rmtree(root / "gtFine/val")
-    with pytest.raises(UserError, match="no val in both leftImg8bit and gtFine, for"):
+    with pytest.raises(
+        UserError, match="needs val in both leftImg8bit and gtFine, for"
+    ):
         cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val_fine",))

@@ -441,7 +441,9 @@ def test_image_that_tensorflow_cannot_decode_is_refused(sources, folder):
 
 def test_too_large_image_is_refused(sources, folder, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 19)
-    with pytest.raises(UserError, match=r"0\.jpg has 5x4 pixels; at most 19 are read"):
+    with pytest.raises(
+        UserError, match=r"0\.jpg has 5x4 pixels; at most 19 are allowed"
+    ):
         conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 

@@ -286,7 +286,7 @@ def test_split_without_records_is_refused(single_color, tmp_path):
     with pytest.raises(UserError, match="splits there: train"):
         load_dataset(single_color, "val", training=False)
     (tmp_path / "train-00000-of-00001.tfrecord").touch()
-    with pytest.raises(UserError, match="are empty"):
+    with pytest.raises(UserError, match="have no records"):
         load_dataset(DataConfig(str(tmp_path)), "train", training=True)
 
 

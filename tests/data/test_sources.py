@@ -34,5 +34,7 @@ def test_split_is_opened_with_its_info(tmp_path):
 
 
 def test_split_of_empty_shards_is_refused(tmp_path):
-    with pytest.raises(UserError, match=f"the records of val in {tmp_path} are empty"):
+    with pytest.raises(
+        UserError, match=f"the shards of val in {tmp_path} have no records"
+    ):
         sources.open_split(None, write_shards(tmp_path, split="val"), "val")

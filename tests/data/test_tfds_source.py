@@ -399,7 +399,9 @@ def test_split_with_only_ignored_labels_is_refused(tmp_path):
     (image,), (label,) = noise_samples(1, 14, values=(255,))
     feature_types = {"image": rgb(), "mask": grey()}
     name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
-    assert_one_line_error("labels of train have no class", resolve_info, name, tmp_path)
+    assert_one_line_error(
+        "labels of train contain only 255", resolve_info, name, tmp_path
+    )
 
 
 def test_lossy_label_is_refused(tmp_path):

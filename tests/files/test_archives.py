@@ -149,7 +149,9 @@ def corrupt_stamp(folder):
     ],
     ids=lambda function: function.__name__,
 )
-def test_changed_folder_is_kept_and_extracted_again(archive, folder, damage, capsys):
+def test_changed_folder_is_kept_and_archive_extracted_again(
+    archive, folder, damage, capsys
+):
     damage(folder)
     changed = files_in(folder)
     assert files_in(extract(archive, folder)) == FILES

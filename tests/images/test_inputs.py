@@ -90,7 +90,7 @@ def test_image_size_is_checked_before_decoding(tmp_path, monkeypatch, suffix):
     noise(40, 50).save(path)
     path.write_bytes(path.read_bytes()[:-300])
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1999)
-    with pytest.raises(UserError, match=r"has 50x40 pixels; at most 1,999 are read"):
+    with pytest.raises(UserError, match=r"has 50x40 pixels; at most 1,999 are allowed"):
         read_image(str(path))
 
 

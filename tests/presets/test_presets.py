@@ -221,7 +221,7 @@ def test_pretraining_presets_have_no_published_miou():
 
 def test_names_are_unique():
     # A duplicate name would replace a row. There are 14 and 24 rows of the inference
-    # tables, 6 classifiers, 4 stages of 3 models, and CamVid.
+    # tables, 6 pretrained backbones, 4 stages of 3 models, and CamVid.
     tables = sum(map(len, TABLES.values())) + 14 + 24
     assert len(ROWS) == tables + len(ZOO) + 6 == 136
     assert len(PRESETS) == len(ROWS) + 4 * 3 + 1

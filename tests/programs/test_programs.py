@@ -353,12 +353,12 @@ def test_resuming_with_another_optimizer_is_refused(logs, tiny_records):
 def test_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
     wide, data = "--depth_multiplier=0.2", f"--dataset_dir={tiny_records}"
     assert_refused(
-        "model.ckpt-3 has another architecture than mobilenet_v2 .*0.2",
+        "model.ckpt-3 differs in architecture from mobilenet_v2 .*0.2",
         *("train", *TRAINING, data, wide, f"--train_logdir={tmp_path}/logs"),
         f"--tf_initial_checkpoint={logs}",
     )
     assert_refused(
-        "model.ckpt-3 has another architecture than mobilenet_v2 .*0.2",
+        "model.ckpt-3 differs in architecture from mobilenet_v2 .*0.2",
         *(
             "eval",
             data,
