@@ -15,7 +15,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # other.
 LEVELS = (
     {"errors", "memory"},
-    {"strict_json"},
+    {"strict_json", "arguments"},
     {"files", "data.info"},
     {"config", "images"},
     {"presets"},
@@ -33,6 +33,7 @@ LEVELS = (
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.
 WITHOUT_TENSORFLOW = (
+    "arguments",
     "config",
     "errors",
     "strict_json",

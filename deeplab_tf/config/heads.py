@@ -3,7 +3,7 @@
 import dataclasses
 
 from deeplab_tf.config.cell import CellBranch, parse_cell
-from deeplab_tf.config.checks import check_fields, require
+from deeplab_tf.config.checks import check_fields, name_option, require
 from deeplab_tf.config.options import (
     FRACTION,
     SIDE,
@@ -110,12 +110,13 @@ class ContextConfig:
         check_fields(self)
         require(
             self.image_level or not self.squeeze_and_excitation,
-            "aspp_with_squeeze_and_excitation needs add_image_level_feature",
+            f"{name_option(self, 'squeeze_and_excitation')} needs "
+            f"{name_option(self, 'image_level')}",
         )
         require(
             self.aspp or not self.dense_prediction_cell,
             "a dense prediction cell replaces the ASPP, so it needs "
-            "aspp_with_batch_norm; received false",
+            f"{name_option(self, 'aspp')}; received False",
         )
         for i, branch in enumerate(self.dense_prediction_cell):
             require(
@@ -192,24 +193,27 @@ class DecoderConfig:
         require(
             strides == sorted(set(strides), reverse=True)
             and set(strides) <= {4, 8, 16},
-            "decoder_output_stride must be some of 4, 8 and 16 in descending order; "
-            f"received {strides}",
+            f"{name_option(self, 'output_strides')} must be some of 4, 8 and 16 in "
+            f"descending order; received {strides}",
         )
         for name in ("projection_filters", "convolutions"):
             value, default = getattr(self, name), getattr(DecoderConfig, name)
             require(
                 not self.sum_merge or value == default,
-                f"{name} is not supported with decoder_use_sum_merge; leave it at "
-                f"{default} (received {value})",
+                f"{name_option(self, name)} is not supported with "
+                f"{name_option(self, 'sum_merge')}; leave it at {default} (received "
+                f"{value})",
             )
         require(
             self.kernel_size == DecoderConfig.kernel_size
             or not (self.sum_merge and self.outputs_logits),
-            "kernel_size is not supported with decoder_use_sum_merge and "
-            "decoder_output_is_logits, which use 1x1 convolutions; leave it at "
-            f"{DecoderConfig.kernel_size} (received {self.kernel_size})",
+            f"{name_option(self, 'kernel_size')} is not supported with "
+            f"{name_option(self, 'sum_merge')} and "
+            f"{name_option(self, 'outputs_logits')}, which use 1x1 convolutions; leave "
+            f"it at {DecoderConfig.kernel_size} (received {self.kernel_size})",
         )
         require(
             bool(strides) or not self.outputs_logits,
-            "decoder_output_is_logits needs a decoder_output_stride",
+            f"{name_option(self, 'outputs_logits')} needs "
+            f"{name_option(self, 'output_strides')}",
         )

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Mapping
 
+from deeplab_tf.arguments import check_arguments, join_choices
 from deeplab_tf.config.backbones import BACKBONE_OPTIONS, BACKBONES, Backbone
-from deeplab_tf.config.checks import check_fields, join_choices, require
+from deeplab_tf.config.checks import check_fields, name_option, require
 from deeplab_tf.config.heads import ContextConfig, DecoderConfig
 from deeplab_tf.config.official_flags import collect_flags, parse_model_flags
 from deeplab_tf.config.options import (
@@ -17,6 +18,7 @@ from deeplab_tf.config.options import (
     ours,
 )
 from deeplab_tf.config.parsing import parse_numbers
+from deeplab_tf.errors import suggest_similar
 
 _OUTPUT_STRIDES = (8, 16, 32)
 _CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with 1, 2 and 3 cascade blocks
@@ -35,7 +37,7 @@ def _scale_rates(rates: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
     require(
         all(rate * old % new == 0 for rate in rates),
         f"atrous rates {list(rates)} of output_stride {old} are not integers at "
-        f"output_stride {new}; give atrous_rates",
+        f"output_stride {new}; give {name_option(ContextConfig, 'rates')}",
     )
     return tuple(rate * old // new for rate in rates)
 
@@ -167,15 +169,16 @@ class ModelConfig:
         return BACKBONES[self.backbone]
 
     def _check_backbone(self) -> None:
-        name = self.backbone
+        name, option_name = self.backbone, name_option(self, "backbone")
         require(
             not name.startswith("nas_"),
-            f"model_variant {name} is not supported, as it has no public checkpoint; "
+            f"{option_name} {name!r} is not supported, as it has no public checkpoint; "
             f"it must be one of {', '.join(BACKBONES)}",
         )
         require(
             name in BACKBONES,
-            f"model_variant must be one of {', '.join(BACKBONES)}; received {name!r}",
+            f"there is no {option_name} {name!r}; {suggest_similar(name, BACKBONES)}"
+            f"it must be one of {', '.join(BACKBONES)}",
         )
         for field in BACKBONE_OPTIONS:
             value, default = getattr(self, field), getattr(type(self), field)
@@ -183,7 +186,7 @@ class ModelConfig:
             require(
                 value == default or name in supported,
                 f"{field} is not supported by {name}; leave it at {default!r} "
-                f"(received {value!r}), or set model_variant to one of "
+                f"(received {value!r}), or set {option_name} to one of "
                 f"{', '.join(supported)}",
             )
         require(
@@ -206,32 +209,35 @@ class ModelConfig:
         require(
             output_stride in choices,
             f"output_stride must be {join_choices(choices)}; received "
-            f"{output_stride}{hint}",
+            f"{output_stride!r}{hint}",
         )
 
     def _check_heads(self) -> None:
         strides, rates = self.decoder_output_strides, self.atrous_rates
         offered = self.traits.decoder_strides
+        decoder_strides = name_option(DecoderConfig, "output_strides")
+        aspp_rates = name_option(ContextConfig, "rates")
         require(
             set(strides) <= set(offered),
             f"{self.backbone} has low-level features at the strides {list(offered)}; "
-            f"received decoder_output_stride {list(strides)}",
+            f"received {decoder_strides} {list(strides)}",
         )
         require(
             max(strides, default=0) <= self.output_stride,
-            f"decoder_output_stride {list(strides)} must not exceed output_stride "
+            f"{decoder_strides} {list(strides)} must not exceed output_stride "
             f"{self.output_stride}",
         )
         context = self.context
         require(
             context.projection or not (context.squeeze_and_excitation and rates),
-            "aspp_with_squeeze_and_excitation needs aspp_with_concat_projection or no "
-            f"atrous_rates, so that the depths match; received {list(rates)}",
+            f"{name_option(context, 'squeeze_and_excitation')} needs "
+            f"{name_option(context, 'projection')} or no {aspp_rates}, so that the "
+            f"depths match; received {list(rates)}",
         )
         require(
             self.logits_kernel_size == 1 or (not context.aspp and bool(rates)),
-            "logits_kernel_size must be 1 unless aspp_with_batch_norm is false and "
-            f"atrous_rates are given; received {self.logits_kernel_size}",
+            f"logits_kernel_size must be 1 unless {name_option(context, 'aspp')} is "
+            f"False and {aspp_rates} are given; received {self.logits_kernel_size}",
         )
         require(
             not context.dense_prediction_cell or self.output_stride <= 16,
@@ -263,6 +269,7 @@ class ModelConfig:
             return self.channels * (sum(_IMAGENET_MEAN_PIXEL) / 3,)
         return _IMAGENET_MEAN_PIXEL + (self.channels - 3) * (0.0,)
 
+    @check_arguments()
     def at_output_stride(self, output_stride: int) -> "ModelConfig":
         """Returns the config for the same weights at another output stride.
 
@@ -279,6 +286,7 @@ class ModelConfig:
         return dataclasses.replace(self, output_stride=output_stride, context=context)
 
     @classmethod
+    @check_arguments()
     def from_official_flags(cls, flags: Mapping[str, object]) -> "ModelConfig":
         """Returns the config that the official code builds from these flags.
 
@@ -298,6 +306,7 @@ class ModelConfig:
         }
         return cls().with_official_flags(defaults | dict(flags))
 
+    @check_arguments()
     def with_official_flags(self, flags: Mapping[str, object]) -> "ModelConfig":
         """Returns a copy of this config with some official flags replaced.
 
@@ -321,8 +330,9 @@ class ModelConfig:
         filters = fields.get("decoder.filters", config.decoder.filters)
         require(
             not config.decoder.outputs_logits or filters == config.num_classes,
-            "with decoder_output_is_logits decoder_filters must be the number of "
-            f"classes, {config.num_classes}; received {filters}",
+            f"with {name_option(DecoderConfig, 'outputs_logits')} "
+            f"{name_option(DecoderConfig, 'filters')} must be the number of classes, "
+            f"{config.num_classes}; received {filters}",
         )
         return config
 

@@ -6,7 +6,8 @@ Both keep int64 counts of pixels, which can be summed over workers.
 import cv2
 import numpy as np
 
-from deeplab_tf.config.checks import join_choices, require
+from deeplab_tf.arguments import join_choices
+from deeplab_tf.config.checks import require
 from deeplab_tf.evaluation import confusion
 
 _AROUND = ("void", "classes")

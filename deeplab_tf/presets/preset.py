@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig, TrainConfig
-from deeplab_tf.config.checks import Dataclass
+from deeplab_tf.config.options import Dataclass
 
 # A config of a preset and the same config of a run.
 Pair: TypeAlias = tuple[Dataclass, Dataclass]

@@ -249,15 +249,15 @@ def test_rates_scale_unless_set_by_flag():
         ),
         (
             lambda: DecoderConfig(convolutions=3, sum_merge=True),
-            r"^convolutions is not supported with .*sum_merge; .* at 2 \(received 3\)$",
+            r"^convolutions \(.*\) is not .* sum_merge \(.*\); .* at 2 \(received 3\)$",
         ),
         (
             lambda: DecoderConfig(projection_filters=8, sum_merge=True),
-            r"^projection_filters is not .*sum_merge; .* at 48 \(received 8\)$",
+            r"^projection_filters \(.*\) is not .*sum_merge.* at 48 \(received 8\)$",
         ),
         (
             lambda: DecoderConfig(kernel_size=1, sum_merge=True, outputs_logits=True),
-            r"^kernel_size is not .*output_is_logits.* at 3 \(received 1\)$",
+            r"^kernel_size \(.*\) is not .*outputs_logits.* at 3 \(received 1\)$",
         ),
         (lambda: ContextConfig(rates=(6, 0)), "atrous_rates.* each at least 1 .*0"),
         (lambda: DecoderConfig((4, 8)), r"descending order; received \[4, 8\]"),
@@ -282,11 +282,12 @@ def test_rates_scale_unless_set_by_flag():
                     (6,), projection=False, squeeze_and_excitation=True
                 )
             ),
-            r"^aspp_with_squeeze_and_excitation needs .*; received \[6\]$",
+            r"^squeeze_and_excitation \(.*\) needs projection \(.*\[6\]$",
         ),
         (
             lambda: ContextConfig(image_level=False, squeeze_and_excitation=True),
-            "^aspp_with_squeeze_and_excitation needs add_image_level_feature$",
+            r"^squeeze_and_excitation \(--aspp_with_squeeze_and_excitation\) needs "
+            r"image_level \(--add_image_level_feature\)$",
         ),
         (
             lambda: ContextConfig(dense_prediction_cell=(CellBranch("conv", 0),)),
@@ -297,21 +298,21 @@ def test_rates_scale_unless_set_by_flag():
         (lambda: DecoderConfig((4, 4)), r"descending order; received \[4, 4\]$"),
         (
             lambda: DecoderConfig((), outputs_logits=True),
-            "^decoder_output_is_logits needs a decoder_output_stride$",
+            r"^outputs_logits \(.*_is_logits\) needs output_strides \(--decoder_.*\)$",
         ),
         (
             lambda: ModelConfig(output_stride=8, decoder=DecoderConfig((16, 8))),
-            r"^decoder_output_stride \[16, 8\] must not exceed output_stride 8$",
+            r"^output_strides \(.*\) \[16, 8\] must not exceed output_stride 8$",
         ),
         (
             lambda: ModelConfig(logits_kernel_size=3),
-            "^logits_kernel_size must be 1 unless aspp_with_batch_norm is false .* 3$",
+            r"^logits_kernel_size must be 1 unless aspp \(.*\) is False .* 3$",
         ),
         (
             lambda: ModelConfig(
                 logits_kernel_size=3, context=ContextConfig((), aspp=False)
             ),
-            "^logits_kernel_size must be 1 unless .* atrous_rates are .*; received 3$",
+            r"^logits_kernel_size must be 1 .* rates \(--atrous_rates\) are .* 3$",
         ),
         (
             lambda: ModelConfig(
@@ -343,31 +344,38 @@ NO_DECODER = DecoderConfig(output_strides=())
         (
             "resnet_v1_152",
             {},
-            "^model_variant must be one of mobilenet_v2, .*; received 'resnet_v1_152'$",
+            r"^there is no backbone \(--model_variant\) 'resnet_v1_152'; similar: "
+            "resnet_v1_50, .*; it must be one of mobilenet_v2, .*, xception_71$",
+        ),
+        (
+            "resnet50",
+            {},
+            r"^there is no backbone \(.*\) 'resnet50'; similar: resnet_v1_50, resnet_v1_",
         ),
         (
             "nas_hnasnet",
             {},
-            "^model_variant nas_hnasnet is not supported, as it has no public check",
+            r"^backbone \(.*\) 'nas_hnasnet' is not supported, as it has no public ",
         ),
         (
             "mobilenet_v2",
             {"multi_grid": (1, 2, 4)},
             r"^multi_grid is not supported by mobilenet_v2; leave it at \(\) "
-            rf"\(received \(1, 2, 4\)\), or set model_variant to one of {SUPPORTED}$",
+            r"\(received \(1, 2, 4\)\), or set backbone \(--model_variant\) to one of "
+            f"{SUPPORTED}$",
         ),
         (
             "xception_65",
             {"depth_multiplier": 0.5},
             r"^depth_multiplier is not supported by xception_65; leave it at 1.0 "
-            r"\(received 0.5\), or set model_variant to one of mobilenet_v2, "
+            r"\(received 0.5\), or set backbone \(.*\) to one of mobilenet_v2, "
             "mobilenet_v3_large_seg, mobilenet_v3_small_seg, mobilenet_edgetpu$",
         ),
         (
             "mobilenet_v3_large_seg",
             {"divisible_by": 8},
             "^divisible_by is not supported by mobilenet_v3_large_seg; leave it at "
-            "None .*, or set model_variant to one of mobilenet_v2$",
+            r"None .*, or set backbone \(.*\) to one of mobilenet_v2$",
         ),
         (
             "resnet_v1_50",
@@ -399,7 +407,7 @@ NO_DECODER = DecoderConfig(output_strides=())
             "mobilenet_edgetpu",
             {"decoder": DecoderConfig((4,))},
             r"^mobilenet_edgetpu has low-level features at the strides \[\]; "
-            r"received decoder_output_stride \[4\]$",
+            r"received output_strides \(.*\) \[4\]$",
         ),
         (
             "resnet_v1_50",
@@ -475,7 +483,7 @@ def test_lists_become_tuples():
 def test_logits_decoder_has_one_filter_per_class():
     flags = {"decoder_output_stride": 8, "decoder_output_is_logits": True}
     flags["num_classes"] = 19
-    message = "^with .*is_logits decoder_filters must be .* classes, 19; received 256$"
+    message = r"^with outputs_logits .* filters \(.*\) must be .* 19; received 256$"
     with pytest.raises(UserError, match=message):
         ModelConfig.from_official_flags(flags | {"decoder_filters": "256"})
     given = ModelConfig.from_official_flags(flags | {"decoder_filters": "19"})

@@ -222,6 +222,32 @@ def test_messages_name_field_flag_range_and_value(config, values, message):
     assert get_error_message(config, **values).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("config", "values", "advice"),
+    [
+        (DataConfig, {"crop_size": 513}, "crop_size=(513, 513)"),
+        (EvalConfig, {"eval_crop_size": np.int32(65)}, "eval_crop_size=(65, 65)"),
+        (EvalConfig, {"window_size": 97}, "window_size=(97, 97)"),
+        (EvalConfig, {"eval_scales": 1}, "eval_scales=(1.0,)"),
+        (ModelConfig, {"image_pyramid": 0.5}, "image_pyramid=(0.5,)"),
+        (ContextConfig, {"rates": 6}, "rates=(6,)"),
+        (ContextConfig, {"image_pooling_stride": 4}, "image_pooling_stride=(4, 4)"),
+        (ModelConfig, {"context": {"rates": (6,)}}, "ContextConfig(**context)"),
+        (Experiment, {"model": "xception_65"}, "ModelConfig(backbone='xception_65')"),
+        (Experiment, {"data": "records"}, "DataConfig(dataset_dir='records')"),
+        (Experiment, {"info": "camvid"}, "dataset_info('camvid')"),
+    ],
+)
+def test_messages_say_what_to_write_instead(config, values, advice):
+    message = get_error_message(config, **values)
+    assert message.endswith(f"; use {advice}")
+
+
+@pytest.mark.parametrize("value", [0, 1.5, -3, "513", "513,513", True])
+def test_advice_is_always_valid(value):
+    assert "; use" not in get_error_message(DataConfig, crop_size=value)
+
+
 def test_numpy_values_and_paths_are_converted():
     train = TrainConfig(
         log_steps=np.int64(3),

@@ -244,7 +244,7 @@ def flag_name(flag):
     [
         (["--train_crop_siz=33"], "Unknown .*'train_crop_siz'. Did you mean: train_cr"),
         (["train"], "unexpected argument 'train'"),
-        (["--model_variant=resnet_v9"], "model_variant must be one of .*'resnet_v9'"),
+        (["--model_variant=resnet_v9"], r"no backbone \(--model_variant\) 'resnet_v9'"),
         (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
         (["--output_stride=sixteen"], "flag --output_stride=sixteen: "),
         (["--atrous_rates=6,x"], r"atrous_rates cannot be \['6,x'\]"),

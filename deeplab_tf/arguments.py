@@ -1,0 +1,326 @@
+"""Checks the arguments of public functions, and the fields of configs, by annotation.
+
+A value is converted to the annotated type if nothing is lost: lists become tuples,
+paths strings, and NumPy scalars numbers.
+"""
+
+import dataclasses
+import functools
+import inspect
+import numbers
+import os
+import reprlib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deeplab_tf.errors import UserError
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+# Training runs in float32, where smaller numbers become 0 and larger ones infinite.
+_SMALLEST, _LARGEST = 1.2e-38, 3.4e38
+_INTEGER_LIMIT = 2**32
+_UNCHECKED = (Any, inspect.Parameter.empty)
+_COUNTS = {2: "two", 3: "three"}
+# How to make the expected object from a string, by type.
+_FROM_STRING = {
+    "DataConfig": "DataConfig(dataset_dir={!r})",
+    "DatasetInfo": "dataset_info({!r})",
+    "Model": "from_pretrained({!r})",
+    "ModelConfig": "ModelConfig(backbone={!r})",
+}
+
+
+class Accepted(typing.Protocol):
+    """Accepted values of the right type; `str()` describes them after "must be"."""
+
+    def __contains__(self, value: Any) -> bool:
+        """Returns whether a value is accepted."""
+
+
+def check_arguments(
+    **accepted: Accepted | tuple[str, ...],
+) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
+    """Decorates a function so that its arguments are checked by their annotations.
+
+    Annotations without a simple check, such as `Any`, accept everything.
+
+    Args:
+        **accepted: For some arguments, the accepted values: a range (of each number in
+            a tuple) or the accepted strings.
+
+    Raises:
+        UserError: when the function is called, for the first invalid argument; names
+            it, what it must be and the value received.
+    """
+
+    def decorate(
+        function: Callable[_Parameters, _Result],
+    ) -> Callable[_Parameters, _Result]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def checked(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+            try:
+                bound = signature.bind(*args, **kwargs)
+            except TypeError:
+                return function(*args, **kwargs)  # its error names the function
+            for name, value in bound.arguments.items():
+                parameter = signature.parameters[name]
+                is_variadic = parameter.kind is inspect.Parameter.VAR_KEYWORD
+                if value is not parameter.default and not is_variadic:
+                    bound.arguments[name] = require_type(
+                        name, value, parameter.annotation, accepted.get(name)
+                    )
+            return function(*bound.args, **bound.kwargs)
+
+        return checked
+
+    return decorate
+
+
+def require_type(
+    name: str,
+    value: Any,
+    hint: Any,
+    accepted: Accepted | tuple[str, ...] | None = None,
+    title: str = "",
+) -> Any:
+    """Returns a value converted to the type of an annotation.
+
+    Args:
+        name: Name of the argument.
+        value: The value received.
+        hint: The annotation.
+        accepted: See `check_arguments`.
+        title: The argument as messages call it; default: its name.
+
+    Raises:
+        UserError: if the value has another type or is not accepted.
+    """
+    title, received = title or name, format_value(value)
+    try:
+        converted = _convert(hint, value)
+    except TypeError:
+        described = _describe(hint, accepted, with_type=True)
+        advice = _advise(name, value, hint, accepted)
+        raise UserError(
+            f"{title} must be {described}; received {received}{advice}"
+        ) from None
+    if not _is_accepted(accepted, converted):
+        described = _describe(hint, accepted, with_type=False)
+        raise UserError(f"{title} must be {described}; received {received}")
+    return converted
+
+
+def join_choices(values: Iterable[object]) -> str:
+    """Returns "8, 16 or 32" for `(8, 16, 32)`."""
+    *first, last = map(str, values)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def format_value(value: object) -> str:
+    """Formats a value as one short line; large arrays by their shape and type."""
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        if not isinstance(value, np.ndarray | np.generic) or value.size > 20:
+            return f"an array of shape {list(shape)} and type {dtype}"
+        value = value.tolist()
+    shortened = reprlib.Repr()
+    shortened.maxstring = shortened.maxother = shortened.maxlong = 80
+    try:
+        return " ".join(shortened.repr(value).split())
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
+        return "a number with thousands of digits"
+
+
+def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> bool:
+    if accepted is None or value is None:
+        return True
+    is_tuple = isinstance(value, tuple)
+    return all(item in accepted for item in (value if is_tuple else (value,)))
+
+
+def _members(hint: Any) -> list:
+    """Returns the members of a union without None, or the only type."""
+    if hint == ArrayLike or typing.get_origin(hint) not in (
+        types.UnionType,
+        typing.Union,
+    ):
+        return [hint]
+    return [x for x in typing.get_args(hint) if x is not types.NoneType]
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    """Converts a value to an annotated type, or raises TypeError."""
+    if value is None and types.NoneType in typing.get_args(hint):
+        return None
+    *others, last = _members(hint)
+    for member in others:
+        try:
+            return _convert_to_member(member, value)
+        except TypeError:
+            continue
+    return _convert_to_member(last, value)
+
+
+def _convert_to_member(hint: Any, value: Any) -> Any:
+    kind = typing.get_origin(hint) or hint
+    if kind in (tuple, Sequence):
+        return _convert_items(_item_types(hint), value)
+    if hint in _SCALARS:
+        return _SCALARS[hint].convert(value)
+    is_class = isinstance(kind, type) and kind not in _UNCHECKED
+    if is_class and not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _item_types(hint: Any) -> tuple:
+    """Returns the arguments of a tuple or sequence; `...` means any length."""
+    items = typing.get_args(hint)
+    return items if typing.get_origin(hint) is tuple else (*items, ...)
+
+
+def _convert_items(hints: tuple, value: Any) -> tuple:
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = list(value)
+    if not isinstance(value, list | tuple):
+        raise TypeError
+    if ... not in hints and len(value) != len(hints):
+        raise TypeError
+    return tuple(_convert(hints[0], item) for item in value)
+
+
+def _to_bool(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError
+    return bool(value)
+
+
+def _to_int(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError
+    number = int(value)
+    if abs(number) >= _INTEGER_LIMIT:
+        raise TypeError
+    return number
+
+
+def _to_float(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError
+    try:
+        number = float(value)
+    except OverflowError:
+        raise TypeError from None
+    # The comparisons are false for NaN, which is refused too.
+    if not (number == 0 or _SMALLEST <= abs(number) <= _LARGEST):
+        raise TypeError
+    return number
+
+
+def _to_string(value: Any) -> str:
+    value = os.fspath(value)  # raises TypeError
+    if not isinstance(value, str):
+        raise TypeError
+    return str(value)
+
+
+def _to_array(value: Any) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        raise TypeError from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError
+    return array
+
+
+class _Scalar(typing.NamedTuple):
+    convert: Callable[[Any], Any]
+    singular: str
+    plural: str
+
+
+_SCALARS: dict[Any, _Scalar] = {
+    bool: _Scalar(_to_bool, "True or False", "booleans"),
+    int: _Scalar(_to_int, "an integer below 2^32", "integers"),
+    float: _Scalar(_to_float, "a finite number", "finite numbers"),
+    str: _Scalar(_to_string, "a string", "strings"),
+    np.ndarray: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
+    ArrayLike: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
+}
+
+
+def _describe(
+    hint: Any, accepted: Accepted | tuple[str, ...] | None, with_type: bool
+) -> str:
+    """Describes the accepted values, optionally with their type."""
+    if isinstance(accepted, tuple):
+        return join_choices(accepted)
+    members = _members(hint)
+    each = any(typing.get_origin(x) in (tuple, Sequence) for x in members)
+    if accepted and not with_type and not each:
+        return str(accepted)
+    names = join_choices(map(_describe_type, members))
+    return f"{names}, {'each ' if each else ''}{accepted}" if accepted else names
+
+
+def _describe_type(hint: Any) -> str:
+    kind = typing.get_origin(hint) or hint
+    if kind in (tuple, Sequence):
+        item, *more = _item_types(hint)
+        name = _SCALARS[item].plural if item in _SCALARS else f"{_name(item)} objects"
+        return name if ... in more else f"{_COUNTS[1 + len(more)]} {name}"
+    if hint in _SCALARS:
+        return _SCALARS[hint].singular
+    if kind is Callable:
+        return "a function"
+    if kind is Mapping:
+        return "a dictionary"
+    article = "an" if _name(kind)[0] in "AEIOU" else "a"
+    return f"{article} {_name(kind)}"
+
+
+def _name(kind: Any) -> str:
+    return "keras.Model" if kind.__name__ == "Model" else kind.__name__
+
+
+def _advise(
+    name: str, value: Any, hint: Any, accepted: Accepted | tuple[str, ...] | None
+) -> str:
+    """Returns what to write instead of a value of a wrong type, or ""."""
+    for kind in _members(hint):
+        if typing.get_origin(kind) in (tuple, Sequence):
+            return _advise_tuple(name, value, _item_types(kind), accepted)
+        expected = getattr(kind, "__name__", "")
+        if isinstance(value, str | os.PathLike) and expected in _FROM_STRING:
+            return f"; use {_FROM_STRING[expected].format(os.fspath(value))}"
+        if isinstance(value, dict) and dataclasses.is_dataclass(kind):
+            return f"; use {expected}(**{name})"
+        if expected == "Model" and type(value).__name__ == "ModelConfig":
+            return "; use build_model(config)"
+    return ""
+
+
+def _advise_tuple(
+    name: str,
+    value: Any,
+    hints: tuple,
+    accepted: Accepted | tuple[str, ...] | None,
+) -> str:
+    """Returns advice for a number where several are expected."""
+    try:
+        item = _convert(hints[0], value)
+    except TypeError:
+        return ""
+    if not isinstance(item, int | float) or not _is_accepted(accepted, item):
+        return ""
+    items = (item,) if ... in hints else (item,) * len(hints)
+    return f"; use {name}={items}"
