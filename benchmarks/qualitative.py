@@ -27,7 +27,7 @@ from deeplab_tf.convert import shapes, voc2012
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.programs import run_program
 from deeplab_tf.visualize import (
     add_captions,

@@ -34,7 +34,7 @@ _HOME = {
     "load_tf1_variables": "checkpoints.restore",
     "multiply_adds": "models.complexity",
     "overlay": "visualize",
-    "predict_labels": "inference",
+    "predict_labels": "labelling.prediction",
     "save_tf1_checkpoint": "checkpoints.tf1",
     "tf1_variables": "checkpoints.restore",
 }
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from deeplab_tf.errors import UserError as UserError
     from deeplab_tf.evaluation.evaluator import evaluate as evaluate
     from deeplab_tf.evaluation.mean_iou import MeanIoU as MeanIoU
-    from deeplab_tf.inference import predict_labels as predict_labels
+    from deeplab_tf.labelling.prediction import predict_labels as predict_labels
     from deeplab_tf.models.complexity import multiply_adds as multiply_adds
     from deeplab_tf.models.deeplab import build_model as build_model
     from deeplab_tf.serving.formats import load_artefact as load_artefact

@@ -24,8 +24,14 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 # Training runs in float32, where smaller numbers become 0 and larger ones infinite.
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
-_INTEGER_LIMIT = 2**32
-_UNCHECKED = (Any, inspect.Parameter.empty)
+_INTEGER_LIMIT = 2**63
+_UNCHECKED = (Any, Iterable, inspect.Parameter.empty)
+_DESCRIPTIONS = {
+    Callable: "a function",
+    Mapping: "a dictionary",
+    dict: "a dictionary",
+    os.PathLike: "a path",
+}
 _COUNTS = {2: "two", 3: "three"}
 # How to make the expected object from a string, by type.
 _FROM_STRING = {
@@ -41,6 +47,32 @@ class Accepted(typing.Protocol):
 
     def __contains__(self, value: Any) -> bool:
         """Returns whether a value is accepted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Elements:
+    """Accepts every iterable but texts, paths and dictionaries.
+
+    Attributes:
+        description: What it must be, for messages.
+        arrays: Whether an array is accepted.
+        functions: Whether a function is accepted.
+    """
+
+    description: str
+    arrays: bool = False
+    functions: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if callable(value):
+            return self.functions
+        if hasattr(value, "shape"):
+            return self.arrays
+        others = str | bytes | os.PathLike | Mapping
+        return isinstance(value, Iterable) and not isinstance(value, others)
+
+    def __str__(self) -> str:
+        return self.description
 
 
 def check_arguments(
@@ -103,6 +135,8 @@ def require_type(
     Raises:
         UserError: if the value has another type or is not accepted.
     """
+    if value is None and types.NoneType in typing.get_args(hint):
+        return None
     title, received = title or name, format_value(value)
     try:
         converted = _convert(hint, value)
@@ -140,7 +174,7 @@ def format_value(value: object) -> str:
 
 
 def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> bool:
-    if accepted is None or value is None:
+    if accepted is None:
         return True
     is_tuple = isinstance(value, tuple)
     return all(item in accepted for item in (value if is_tuple else (value,)))
@@ -232,7 +266,9 @@ def _to_string(value: Any) -> str:
     return str(value)
 
 
-def _to_array(value: Any) -> np.ndarray:
+def _to_array(value: Any) -> Any:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return value  # a tensor may be on another device
     try:
         array = np.asarray(value)
     except ValueError:  # a ragged list
@@ -250,7 +286,7 @@ class _Scalar(typing.NamedTuple):
 
 _SCALARS: dict[Any, _Scalar] = {
     bool: _Scalar(_to_bool, "True or False", "booleans"),
-    int: _Scalar(_to_int, "an integer below 2^32", "integers"),
+    int: _Scalar(_to_int, "an integer", "integers"),
     float: _Scalar(_to_float, "a finite number", "finite numbers"),
     str: _Scalar(_to_string, "a string", "strings"),
     np.ndarray: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
@@ -276,16 +312,23 @@ def _describe_type(hint: Any) -> str:
     kind = typing.get_origin(hint) or hint
     if kind in (tuple, Sequence):
         item, *more = _item_types(hint)
-        name = _SCALARS[item].plural if item in _SCALARS else f"{_name(item)} objects"
+        name = _describe_items(item)
         return name if ... in more else f"{_COUNTS[1 + len(more)]} {name}"
     if hint in _SCALARS:
         return _SCALARS[hint].singular
-    if kind is Callable:
-        return "a function"
-    if kind is Mapping:
-        return "a dictionary"
+    if kind in _DESCRIPTIONS:
+        return _DESCRIPTIONS[kind]
     article = "an" if _name(kind)[0] in "AEIOU" else "a"
     return f"{article} {_name(kind)}"
+
+
+def _describe_items(hint: Any) -> str:
+    """Describes the items of a tuple or sequence, in the plural."""
+    if hint in _SCALARS:
+        return _SCALARS[hint].plural
+    if typing.get_origin(hint) is tuple:
+        return f"tuples of {_describe_type(hint)}"
+    return f"{_name(hint)} objects"
 
 
 def _name(kind: Any) -> str:
@@ -315,12 +358,12 @@ def _advise_tuple(
     hints: tuple,
     accepted: Accepted | tuple[str, ...] | None,
 ) -> str:
-    """Returns advice for a number where several are expected."""
+    """Returns advice for a single item where several are expected."""
     try:
         item = _convert(hints[0], value)
     except TypeError:
         return ""
-    if not isinstance(item, int | float) or not _is_accepted(accepted, item):
+    if not (isinstance(item, int | float | str) and _is_accepted(accepted, item)):
         return ""
     items = (item,) if ... in hints else (item,) * len(hints)
     return f"; use {name}={items}"

@@ -9,12 +9,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
+from deeplab_tf.arguments import check_arguments
+from deeplab_tf.config.options import POSITIVE, SCALES, SIDE
 from deeplab_tf.errors import UserError
 from deeplab_tf.images.resizing import resize_bilinear
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.deeplab import scale_pooling_windows
 from deeplab_tf.models.memory import activation_bytes
 from deeplab_tf.models.precision import model_precision
@@ -47,9 +48,13 @@ class Predictor:
             limit.
 
     Raises:
-        UserError: for scales that are not positive, or both a window and a limit.
+        UserError: for an argument of a wrong type or range, or both a window and a
+            limit.
     """
 
+    @check_arguments(
+        model=BUILT, scales=SCALES, crop_size=SIDE, window=SIDE, memory_limit=POSITIVE
+    )
     def __init__(
         self,
         model: keras.Model,
@@ -57,16 +62,14 @@ class Predictor:
         flip: bool = False,
         crop_size: tuple[int, int] | None = None,
         window: tuple[int, int] | None = None,
-        memory_limit: int | None = None,
+        memory_limit: float | None = None,
     ):
         self.config = model.model_config
         if window is not None and memory_limit is not None:
             raise UserError("window and memory_limit are mutually exclusive; give one")
-        if min(window or (1,)) < 1:
-            raise UserError(f"a window needs positive sides; received {window}")
-        self.scales = tuple(float(scale) for scale in scales)
-        if not all(scale > 0 for scale in self.scales or (0.0,)):
-            raise UserError(f"scales must be positive; received {self.scales}")
+        if not scales:
+            raise UserError("scales must have at least one scale; received ()")
+        self.scales = tuple(scales)
         self.flip = flip
         self.crop_size = crop_size
         self.window = window
@@ -275,26 +278,3 @@ def pad_with_mean_pixel(
 def _size(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     size = tf.shape(images)
     return size[1], size[2]
-
-
-def predict_labels(
-    model: keras.Model,
-    images: ArrayLike,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> np.ndarray:
-    """Returns the most probable class of each pixel, int32 `[batch, height, width]`.
-
-    Probabilities are averaged over scales and flips (DeepLabv3, 1706.05587, Sec. 4).
-
-    Args:
-        model: A model of `build_model`.
-        images: RGB 0..255, `[batch, height, width, 3]`, of any size.
-        scales: Image scales; the papers use 0.5 to 1.75 in steps of 0.25.
-        flip: Whether to also predict horizontally flipped images.
-
-    Raises:
-        UserError: for scales that are not positive.
-    """
-    predictor = Predictor(model, scales, flip)
-    return predictor.labels(tf.convert_to_tensor(images)).numpy()

@@ -14,7 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from deeplab_tf.arguments import check_arguments
+from deeplab_tf.config.options import Range
 from deeplab_tf.data.info import DatasetInfo, voc_colors
+from deeplab_tf.errors import UserError
 
 # Colour of pixels that are not scored, from the VOC devkit.
 _IGNORED_COLOR = (224, 224, 192)
@@ -46,6 +49,7 @@ def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
     return _palette(info)[np.asarray(labels, np.uint8)]
 
 
+@check_arguments(opacity=Range(at_least=0, at_most=1))
 def overlay(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, opacity: float = 0.6
 ) -> np.ndarray:
@@ -58,14 +62,26 @@ def overlay(
         labels: Class ids 0..255 `[height, width]`.
         info: Names and colours of the classes.
         opacity: Opacity of the class colours, 0..1.
+
+    Raises:
+        UserError: for an argument of a wrong type, shape or range.
     """
-    labels = np.asarray(labels)
+    image, labels = np.asarray(image), np.asarray(labels)
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(
+            f"image must be [height, width, 3]; received the shape {list(image.shape)}"
+        )
+    if labels.shape != image.shape[:2]:
+        raise UserError(
+            f"labels must be {list(image.shape[:2])}, as high and wide as the image; "
+            f"received the shape {list(labels.shape)}"
+        )
     strength = np.full(256, opacity, np.float32)
     for label, name in enumerate(info.class_names):
         if name == "background":
             strength[label] = 0.0
     share = strength[labels.astype(np.uint8)][..., None]
-    mixed = (1 - share) * np.asarray(image, np.float32) + share * colorize(labels, info)
+    mixed = (1 - share) * image.astype(np.float32) + share * colorize(labels, info)
     return np.rint(mixed).astype(np.uint8)
 
 

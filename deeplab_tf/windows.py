@@ -31,7 +31,7 @@ class MemoryBudget:
         UserError: if the smallest window exceeds the limit.
     """
 
-    def __init__(self, limit: int, in_window: float, in_rows: float):
+    def __init__(self, limit: float, in_window: float, in_rows: float):
         self._limit = float(limit)
         self._in_window, self._in_rows = in_window, in_rows
         least = (in_window + in_rows) * _LEAST_WINDOW**2

@@ -12,7 +12,8 @@ from conftest import ROOT
 
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.inference import Predictor
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.windows import translate_limit_errors
 
@@ -170,10 +171,30 @@ def test_labels_are_int32_for_any_image_dtype(strided_model):
     np.testing.assert_array_equal(from_uint8, labels)
 
 
-@pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-0.5,)])
-def test_scales_must_be_positive(strided_model, scales):
-    with pytest.raises(UserError, match="scales must be positive"):
-        Predictor(strided_model, scales)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": ()}, "scales must have at least one scale"),
+        ({"scales": (1.0, 0.0)}, r"scales must be .* at least 0.01 .*\(1.0, 0.0\)$"),
+        ({"scales": (-0.5,)}, r"scales must be .* at least 0.01 .*\(-0.5,\)$"),
+        ({"scales": 1}, r"scales must be .*; use scales=\(1.0,\)$"),
+        ({"flip": 1}, "flip must be True or False; received 1"),
+        ({"crop_size": 513}, r"crop_size must be two .*; use crop_size=\(513, 513\)$"),
+        ({"crop_size": (513, 513, 3)}, r"crop_size must be two .*\(513, 513, 3\)$"),
+        (
+            {"window": (0, 9)},
+            r"window must be .* each at least 1 .*\(0, 9\)$",
+        ),
+        ({"memory_limit": 0}, "memory_limit must be above 0; received 0"),
+        (
+            {"window": (9, 9), "memory_limit": 1 << 30},
+            "window and .* are mutually",
+        ),
+    ],
+)
+def test_invalid_protocols_are_refused(strided_model, options, message):
+    with pytest.raises(UserError, match=f"^{message}"):
+        Predictor(strided_model, **options)
 
 
 def image_sizes():
@@ -252,16 +273,6 @@ def test_compiled_windows_equal_eager_windows(tiny_model):
     for size in ((60, 45), (20, 90), (33, 49)):
         image = make_images(1, *size).astype(np.uint8)
         np.testing.assert_array_equal(compiled_labels(image), predictor.labels(image))
-
-
-def test_window_and_memory_limit_are_exclusive(strided_model):
-    with pytest.raises(UserError, match="are mutually exclusive"):
-        Predictor(strided_model, window=(9, 9), memory_limit=1 << 30)
-
-
-def test_window_sides_must_be_positive(strided_model):
-    with pytest.raises(UserError, match=r"positive sides; received \(0, 9\)"):
-        Predictor(strided_model, window=(0, 9))
 
 
 def test_memory_limit_below_the_smallest_window_is_refused(tiny_model):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import numbers
 import os
 from collections.abc import Mapping
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 from etils import epath
 
 from deeplab_tf import strict_json
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private
 from deeplab_tf.checkpoints.download import (
@@ -56,6 +56,7 @@ _MOST_STRIDES = ModelConfig(
 )
 
 
+@check_arguments()
 def from_pretrained(
     name_path_or_url: str | os.PathLike,
     num_classes: int | None = None,
@@ -131,10 +132,6 @@ def _locate_checkpoint(
 def _adapt_config(
     config: ModelConfig, num_classes: int | None, output_stride: int | None
 ) -> ModelConfig:
-    given = {"num_classes": num_classes, "output_stride": output_stride}
-    for name, value in given.items():
-        if not (value is None or isinstance(value, numbers.Integral)):
-            raise UserError(f"{name} must be an integer; received {value!r}")
     if num_classes is not None:
         config = dataclasses.replace(config, num_classes=num_classes)
     if output_stride is not None:
@@ -144,7 +141,7 @@ def _adapt_config(
 
 def _normalize_source(source: str | os.PathLike) -> str:
     """Returns a name, URL or path as a string that `tf.io.gfile` can handle."""
-    if not isinstance(source, str | os.PathLike) or not os.fspath(source):
+    if not os.fspath(source):
         raise UserError(
             "name_path_or_url must be a checkpoint of the model zoo, a path or a URL; "
             f"received {source!r}"

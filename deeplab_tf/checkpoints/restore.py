@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 import keras
 import numpy as np
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.variables import official_variables
 
 # Scopes outside the backbone, officially called "last layers".
@@ -129,6 +131,7 @@ def _inflate_first_kernel(
     return ((first, channels),)
 
 
+@check_arguments(model=BUILT)
 def load_tf1_variables(
     model: keras.Model,
     arrays: Mapping[str, np.ndarray],
@@ -210,6 +213,7 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
         )
 
 
+@check_arguments(model=BUILT)
 def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a model, as `load_tf1_variables` takes it.
 

@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
 from deeplab_tf import strict_json
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
@@ -26,6 +27,7 @@ from deeplab_tf.checkpoints.restore import (
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
+from deeplab_tf.models.checks import BUILT
 
 NAME = "model.ckpt"
 # Text proto that names the latest checkpoint of a folder.
@@ -302,6 +304,7 @@ def _read_index(prefix: str) -> bytes | None:
         return None
 
 
+@check_arguments(model=BUILT)
 def load_tf1_checkpoint(
     model: keras.Model, prefix: str, exclude: tuple[str, ...] = ()
 ) -> RestoreReport:
@@ -324,6 +327,7 @@ def load_tf1_checkpoint(
     )
 
 
+@check_arguments(model=BUILT)
 def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
     """Writes the weights as a checkpoint that the official code reads.
 

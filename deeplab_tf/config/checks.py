@@ -2,9 +2,11 @@
 
 import dataclasses
 
-from deeplab_tf.arguments import require_type
+from deeplab_tf.arguments import format_value, require_type
 from deeplab_tf.config.options import Dataclass, flag_name, option_of
 from deeplab_tf.errors import UserError
+
+_INTEGER_LIMIT = 2**32
 
 
 def require(condition: bool, message: str) -> None:
@@ -28,13 +30,14 @@ def check_fields(config: Dataclass, of: str = "") -> None:
             values and the value received.
     """
     for field in dataclasses.fields(config):
-        value = require_type(
-            field.name,
-            getattr(config, field.name),
-            field.type,
-            option_of(field).accepts,
-            _name_with_flag(field, of),
-        )
+        received, title = getattr(config, field.name), _name_with_flag(field, of)
+        accepted = option_of(field).accepts
+        value = require_type(field.name, received, field.type, accepted, title)
+        for number in value if isinstance(value, tuple) else (value,):
+            require(
+                not isinstance(number, int) or abs(number) < _INTEGER_LIMIT,
+                f"{title} must be below 2^32; received {format_value(received)}",
+            )
         object.__setattr__(config, field.name, value)
 
 

@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from deeplab_tf import strict_json
-from deeplab_tf.errors import UserError
+from deeplab_tf.arguments import check_arguments, require_type
+from deeplab_tf.errors import UserError, suggest_similar
 
 # Label values are bytes, and 255 is usually ignored.
 MAX_CLASSES = 255
@@ -72,6 +73,9 @@ class DatasetInfo:
             raise UserError(
                 f"class_names must be a list of names; received {self.class_names!r}"
             )
+        for field in dataclasses.fields(self):
+            value = require_type(field.name, getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, value)
         if self.ignore_label not in range(256):
             raise UserError(
                 f"ignore_label must be an integer in 0..255; received "
@@ -84,8 +88,7 @@ class DatasetInfo:
                 f"max_value must be an integer in 1..65535; received {self.max_value!r}"
             )
         colors = self.colors or voc_colors(self.num_classes)
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "colors", tuple(tuple(c) for c in colors))
+        object.__setattr__(self, "colors", colors)
         if not self.class_names:
             raise UserError(f"dataset {self.name!r} names no class")
         if len(self.colors) != self.num_classes:
@@ -324,6 +327,7 @@ DATASETS = {
 }
 
 
+@check_arguments()
 def dataset_info(name: str) -> DatasetInfo:
     """Returns the description of a dataset such as `pascal_voc_seg`.
 
@@ -332,7 +336,8 @@ def dataset_info(name: str) -> DatasetInfo:
     """
     if name not in DATASETS:
         raise UserError(
-            f"dataset must be one of {', '.join(DATASETS)} or have a "
-            f"dataset_info.json next to its records; received {name!r}"
+            f"there is no dataset {name!r}; {suggest_similar(name, DATASETS)}"
+            f"it must be one of {', '.join(DATASETS)} or have a dataset_info.json next "
+            "to its records"
         )
     return DATASETS[name]

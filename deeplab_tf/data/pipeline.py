@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import DataConfig
+from deeplab_tf.config.options import COUNT, NOT_NEGATIVE
 from deeplab_tf.data import augment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader, SampleChecks, skip_errors
@@ -211,6 +213,7 @@ def _make_evaluation_batches(
     return dataset.map(batch, num_parallel_calls=EVAL_PARALLEL_CALLS)
 
 
+@check_arguments(start=NOT_NEGATIVE, worker=NOT_NEGATIVE, num_workers=COUNT)
 def load_dataset(
     config: DataConfig,
     split: str,

@@ -5,13 +5,14 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from deeplab_tf.arguments import Elements, check_arguments
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import iterate_batches, translate_data_errors
@@ -25,6 +26,16 @@ from deeplab_tf.windows import translate_limit_errors
 
 METRICS_FILE = "metrics.json"
 _MIB = 1 << 20
+_BATCHES = Elements("batches of images and labels, such as those of load_dataset")
+
+
+@runtime_checkable
+class ExportedModel(Protocol):
+    """A model of another kind than `keras.Model`, such as that of `load_artefact`."""
+
+    num_classes: int | None
+    protocol: dict
+    labels: Callable
 
 
 class _Batch(NamedTuple):
@@ -55,14 +66,16 @@ class Evaluator:
 
     Args:
         model: A model of `build_model`, or an exported model: an object with `labels`,
-            `probabilities`, `num_classes` and `protocol` like those of `Predictor`.
+            `num_classes`, `protocol` and, for confidences, `probabilities` like those
+            of `Predictor`.
         config: The inference protocol and the ignore label.
         shows_progress: Whether to show a progress bar.
     """
 
+    @check_arguments()
     def __init__(
         self,
-        model: keras.Model,
+        model: keras.Model | ExportedModel,
         config: EvalConfig = EvalConfig(),
         shows_progress: bool = True,
     ):
@@ -70,7 +83,8 @@ class Evaluator:
         self._shows_progress = shows_progress
         self._strategy: tf.distribute.Strategy | None = None
         self._has_noted_sizes = False
-        self._predictor, self._compiled_step = model, self._step
+        self._predictor: Any = model
+        self._compiled_step = self._step
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
             self._compiled_step = tf.function(self._step, reduce_retracing=True)
@@ -121,6 +135,7 @@ class Evaluator:
             return predictions, None
         return predictions, tf.reduce_max(self._predictor.probabilities(images), -1)
 
+    @check_arguments(dataset=_BATCHES)
     def evaluate(
         self,
         dataset: Iterable,
@@ -301,12 +316,14 @@ def _replace_nan(scores: np.ndarray) -> list[float | None]:
 
 
 def evaluate(
-    model: keras.Model, dataset: tf.data.Dataset, config: EvalConfig = EvalConfig()
+    model: keras.Model | ExportedModel,
+    dataset: Iterable,
+    config: EvalConfig = EvalConfig(),
 ) -> dict:
     """Evaluates a model on a dataset at the original image sizes.
 
     Args:
-        model: A model of `build_model`.
+        model: A model of `build_model` or `load_artefact`.
         dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and
             labels `[batch, height, width, 1]`.
         config: The inference protocol and the ignore label.

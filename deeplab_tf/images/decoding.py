@@ -173,10 +173,12 @@ def encode_image(pixels) -> bytes:
     return tf.io.encode_png(pixels).numpy()
 
 
-def exif_orientation(encoded: bytes) -> int:
-    """Returns the EXIF orientation of an image, 1..8; 1 is upright."""
+def exif_orientation(image: bytes | Image.Image) -> int:
+    """Returns the EXIF orientation of an image, encoded or not: 1..8; 1 is upright."""
     try:
-        exif = Image.open(io.BytesIO(encoded)).getexif()
+        if isinstance(image, bytes):
+            image = Image.open(io.BytesIO(image))
+        exif = image.getexif()
         orientation = exif.get(_EXIF_ORIENTATION)
     except Exception:  # Pillow's parsers raise anything
         return 1

@@ -51,7 +51,7 @@ def load_image(path: _Path, content: bytes) -> Image.Image:
     """
     image = open_image(path, io.BytesIO(content))
     require_image_format(path, image)
-    return _decode(path, image)
+    return decode(path, image)
 
 
 def require_image_format(path: _Path, image: Image.Image) -> None:
@@ -70,10 +70,11 @@ def load_label(path: _Path, content: bytes) -> Image.Image:
     if image.format != "PNG":
         # Lossy formats turn class ids into other class ids.
         raise UserError(f"{path} is {image.format}; labels must be PNG")
-    return _decode(path, image)
+    return decode(path, image)
 
 
-def _decode(path: _Path, image: Image.Image) -> Image.Image:
+def decode(path: _Path, image: Image.Image) -> Image.Image:
+    """Reads the pixels of an opened image; raises UserError if it is broken."""
     try:
         image.load()
     except Exception as error:  # Pillow's decoders raise anything

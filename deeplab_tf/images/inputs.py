@@ -1,9 +1,10 @@
-"""Finds the image files to label, checks their headers and reads them upright."""
+"""Finds the images to label, checks their headers and reads them upright."""
 
 import os
 
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds, text_files
@@ -92,8 +93,12 @@ def image_name(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def check_image(path: str) -> None:
-    """Raises `UserError` if a file is not an image or too large, by its header."""
+def check_image(path: str) -> tuple[int, int]:
+    """Returns height and width of an image file from its header, before any rotation.
+
+    Raises:
+        UserError: if it is not a JPEG or PNG, or too large.
+    """
     with file_kinds.open_file(path) as file:
         header = image_files.open_image(path, file)
         image_files.require_image_format(path, header)
@@ -101,6 +106,7 @@ def check_image(path: str) -> None:
         is_deep = png_format(file.read(32))[0] == 16
     if is_deep:  # accepted if the values fit into 8 bits
         image_files.encode(path, file_kinds.read_bytes(path))
+    return header.height, header.width
 
 
 def read_image(path: str) -> np.ndarray:
@@ -118,5 +124,41 @@ def read_image(path: str) -> np.ndarray:
         image = decode_image(tf.constant(encoded)).numpy()
     except tf.errors.InvalidArgumentError as error:
         raise UserError(f"{path} is broken: {error.message}") from error
-    turn_upright = _UPRIGHT.get(exif_orientation(content), np.asarray)
-    return np.ascontiguousarray(turn_upright(image))
+    return _turn_upright(image, exif_orientation(content))
+
+
+def _turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))
+
+
+def check_pil_image(image: Image.Image, name: str) -> tuple[int, int]:
+    """Returns height and width of a PIL image, before any rotation.
+
+    Raises:
+        UserError: if it has more than 8 bits per channel.
+    """
+    if image.mode[0] in "IF":
+        raise UserError(
+            f"{name} has mode {image.mode}; scale it to 8 bits and convert it to RGB"
+        )
+    return image.height, image.width
+
+
+def convert_pil_image(image: Image.Image, name: str) -> np.ndarray:
+    """Returns a PIL image upright, uint8 RGB `[height, width, 3]`.
+
+    Grey images, palettes and transparency become RGB as in `read_image`.
+
+    Args:
+        image: An image that `check_pil_image` accepts.
+        name: Its name in errors.
+
+    Raises:
+        UserError: if it cannot be decoded or converted.
+    """
+    orientation = exif_orientation(image)
+    try:
+        rgb = image_files.decode(name, image).convert("RGB")
+    except ValueError as error:
+        raise UserError(f"{name} has mode {image.mode}: {error}") from error
+    return _turn_upright(np.array(rgb), orientation)

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
 from deeplab_tf.labelling.writers import Writer
+
+_Key = TypeVar("_Key")
 
 
 class Images(NamedTuple):
@@ -18,14 +20,16 @@ class Images(NamedTuple):
     unit: str
 
 
-def _batch_by_size(images, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Yields batches of consecutive images of the same height and width."""
-    batch = []
-    for name, image in images:
+def batch_by_size(
+    images: Iterable[tuple[_Key, np.ndarray]], size: int
+) -> Iterator[list[tuple[_Key, np.ndarray]]]:
+    """Yields batches of up to `size` consecutive images of one height and width."""
+    batch: list[tuple[_Key, np.ndarray]] = []
+    for key, image in images:
         if batch and image.shape != batch[0][1].shape:
             yield batch
             batch = []
-        batch.append((name, image))
+        batch.append((key, image))
         if len(batch) == size:
             yield batch
             batch = []
@@ -41,7 +45,7 @@ def label_images(
     The next batch is read while the labeler, `uint8 [b, h, w, 3] -> int32 [b, h, w]`,
     runs. All images of a batch have one size.
     """
-    batches = _batch_by_size(images.images, batch_size)
+    batches = batch_by_size(images.images, batch_size)
     with (
         ThreadPoolExecutor(1) as reader,
         tqdm(total=images.total, desc="predicting", unit=images.unit) as progress,

@@ -15,7 +15,9 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
+from deeplab_tf.config.options import SCALES, SIDE
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.normalization import PixelScaling
@@ -122,6 +124,7 @@ def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
     )
 
 
+@check_arguments(crop_size=SIDE, convention=CONVENTIONS, scales=SCALES)
 def multiply_adds(
     config: ModelConfig,
     crop_size: tuple[int, int] = (513, 513),
@@ -147,10 +150,6 @@ def multiply_adds(
         UserError: for an unknown convention, or a model with `image_pyramid`, for which
             no count was published.
     """
-    if convention not in CONVENTIONS:
-        raise UserError(
-            f"convention must be exact, tf1 or profiler; received {convention!r}"
-        )
     if config.image_pyramid != (1.0,):
         raise UserError(
             "multiply_adds counts single-scale networks; received image_pyramid "

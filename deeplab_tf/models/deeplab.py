@@ -6,7 +6,9 @@ from typing import TypeVar
 import keras
 from keras import layers
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
+from deeplab_tf.config.options import COUNT, SIDE
 from deeplab_tf.models import layers as deeplab_layers
 from deeplab_tf.models.aspp import aspp
 from deeplab_tf.models.backbones import BACKBONES
@@ -194,6 +196,7 @@ def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.Kera
     return merge(dtype="float32", name="logits")(merged)
 
 
+@check_arguments(image_size=SIDE, batch_size=COUNT)
 def build_model(
     config: ModelConfig,
     image_size: tuple[int, int] | None = None,
@@ -210,6 +213,9 @@ def build_model(
         config: The model configuration, kept as `model.model_config`.
         image_size: Fixed height and width, in pixels; None leaves them open.
         batch_size: Fixed batch size; None leaves it open.
+
+    Raises:
+        UserError: for an argument of a wrong type or range.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.serving.artefact import Artefact
 from deeplab_tf.serving.onnx_file import OnnxPredictor
 from deeplab_tf.serving.publication import ONNX, TFLITE, ending_of, is_saved_model
@@ -25,6 +26,7 @@ def is_artefact(path: str) -> bool:
     return is_saved_model(path) or _is_file(path)
 
 
+@check_arguments()
 def load_artefact(path: str) -> Artefact:
     """Loads an exported model, to predict with or to pass to `Evaluator`.
 

@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import pad_with_mean_pixel
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.models.resampling import align_size
 from deeplab_tf.serving.artefact import (
@@ -93,6 +95,7 @@ _LAYER_TYPES = NATIVE_LAYERS | {
 }
 
 
+@check_arguments(model=BUILT)
 def export_onnx(
     model: keras.Model,
     path: str,

@@ -10,11 +10,14 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf import strict_json
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints import tf1
+from deeplab_tf.config.options import SCALES, SIDE
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, format_size
@@ -69,6 +72,7 @@ class ExportOptions:
     max_pixels: int = Bounds().pixels
 
 
+@check_arguments(model=BUILT, scales=SCALES, crop_size=SIDE)
 def export_saved_model(
     model: keras.Model,
     path: str,
@@ -105,7 +109,8 @@ def export_saved_model(
         options: Further options.
 
     Raises:
-        UserError: if `path` exists and is not an earlier export.
+        UserError: for an invalid argument, or if `path` exists and is not an earlier
+            export.
     """
     options = options or ExportOptions()
     require_replaceable(path)

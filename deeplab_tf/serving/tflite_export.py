@@ -13,8 +13,11 @@ import tensorflow as tf
 from numpy.typing import ArrayLike
 
 from deeplab_tf import strict_json
+from deeplab_tf.arguments import Elements, check_arguments
+from deeplab_tf.config.options import SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.serving.artefact import pad_to_size
 from deeplab_tf.serving.native_layers import use_native_layers
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
@@ -24,6 +27,7 @@ from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 LOGITS = "SemanticLogits"
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 OUTPUTS = ("labels", "logits")
+_IMAGES = Elements("images, or batches of load_dataset", arrays=True)
 # The name that TFLite's metadata tools expect.
 _LABELS_NOTE = "labels.txt"
 # About the converter's own use of the interpreter and of quantisation.
@@ -33,6 +37,7 @@ _CONVERTER_WARNINGS = (
 )
 
 
+@check_arguments(model=BUILT, size=SIDE, calibration=_IMAGES)
 def export_tflite(
     model: keras.Model,
     path: str,

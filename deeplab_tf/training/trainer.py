@@ -9,12 +9,14 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import ArrayLike
 
+from deeplab_tf.arguments import Elements, check_arguments
 from deeplab_tf.checkpoints.keys import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import translate_data_errors
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import training_lock
+from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.pointwise import convert_pointwise_to_matmul
 from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import dropout_seeds, official_variables
@@ -35,6 +37,10 @@ from deeplab_tf.training.schedule import Schedule
 from deeplab_tf.training.state import TrainingState
 from deeplab_tf.training.step import TrainStep, training_outputs
 
+_BATCHES = Elements(
+    "batches of images and labels, such as those of load_dataset", functions=True
+)
+
 
 class Trainer:
     """Trains a model with the semantics of the official code.
@@ -52,6 +58,7 @@ class Trainer:
             not support `config.jit`.
     """
 
+    @check_arguments(model=BUILT)
     def __init__(self, model: keras.Model, config: TrainConfig):
         _check_label_weights(config, model.model_config.num_classes)
         self.model = model
@@ -137,6 +144,7 @@ class Trainer:
             self._averages.start()
         return prefix
 
+    @check_arguments(dataset=_BATCHES)
     def train(
         self,
         dataset: Batches,
@@ -189,6 +197,7 @@ class Trainer:
             reporter.finish()
         return metrics
 
+    @check_arguments()
     def train_step(self, images: ArrayLike, labels: ArrayLike) -> dict[str, float]:
         """Runs one optimiser step.
 
@@ -200,6 +209,11 @@ class Trainer:
             `data_loss`, `regularization_loss` and `learning_rate`, from before the
             update.
         """
+        if np.ndim(images) != 4:
+            raise UserError(
+                "images must have the shape [batch, height, width, channels]; received "
+                f"{list(np.shape(images))}"
+            )
         dataset = tf.data.Dataset.from_tensors(
             (tf.convert_to_tensor(images, tf.float32), tf.convert_to_tensor(labels))
         )

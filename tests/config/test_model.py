@@ -350,7 +350,7 @@ NO_DECODER = DecoderConfig(output_strides=())
         (
             "resnet50",
             {},
-            r"^there is no backbone \(.*\) 'resnet50'; similar: resnet_v1_50, resnet_v1_",
+            r"^there is no backbone \(.*\) 'resnet50'; similar: resnet_v1_50, ",
         ),
         (
             "nas_hnasnet",

@@ -202,7 +202,7 @@ def test_range_table_covers_all_numeric_fields():
         (
             DataConfig,
             {"batch_size": 1.5},
-            "batch_size (--train_batch_size) must be an integer below 2^32, at least 1 "
+            "batch_size (--train_batch_size) must be an integer, at least 1 "
             "and at most 1000000; received 1.5",
         ),
         (

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from deeplab_tf.labelling.batches import Images, _batch_by_size, label_images
+from deeplab_tf.labelling.batches import Images, batch_by_size, label_images
 
 
 def test_batch_ends_where_the_size_changes():
     sizes = (4, 4, 4, 5, 4, 4)
     images = [(i, np.zeros((size, 6, 3))) for i, size in enumerate(sizes)]
-    batches = [[i for i, _ in batch] for batch in _batch_by_size(iter(images), 2)]
+    batches = [[i for i, _ in batch] for batch in batch_by_size(iter(images), 2)]
     assert batches == [[0, 1], [2], [3], [4, 5]]
 
 

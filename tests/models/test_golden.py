@@ -8,7 +8,7 @@ from golden_case import FOLDER, GoldenCase, value
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import ModelConfig
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import build_model
 
 # Cases with training settings are tested in training/test_trainer.py.

@@ -15,7 +15,8 @@ from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.data.records import write_info
-from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.inference import Predictor
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 

@@ -15,7 +15,8 @@ from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.images.inputs import read_image
-from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.inference import Predictor
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -62,9 +63,8 @@ def test_saved_model_and_checkpoint_write_the_same_files(predictions):
 
 
 def test_output_images_show_the_labels(predictions, tiny_model):
-    image = read_image(str(predictions / "photos/rotated.jpg"))
-    assert image.shape == (49, 33, 3)
-    labels = predict_labels(tiny_model, image[None])[0]
+    labels = predict_labels(tiny_model, predictions / "photos/rotated.jpg")
+    assert labels.shape == (49, 33)
     with Image.open(predictions / "exported/rotated_label.png") as output:
         assert output.mode == "L"
         np.testing.assert_array_equal(np.array(output), labels)

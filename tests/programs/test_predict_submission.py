@@ -13,7 +13,7 @@ from program_runs import assert_refused, run
 from deeplab_tf.config import DecoderConfig, ModelConfig
 from deeplab_tf.data.info import dataset_info, generic_info
 from deeplab_tf.images.inputs import read_image
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.saved_model import export_saved_model
 
 PREDICT = "deeplab_tf.programs.predict"

@@ -16,7 +16,7 @@ from program_runs import assert_refused, run
 
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo, dataset_info
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 
 PREDICT = "deeplab_tf.programs.predict"

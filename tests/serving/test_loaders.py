@@ -12,7 +12,7 @@ import tensorflow as tf
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.images.inputs import read_image
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.saved_model import export_saved_model
 from deeplab_tf.serving.signatures import make_features_model

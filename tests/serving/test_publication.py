@@ -9,7 +9,7 @@ from shallow_network import shallow_mobilenet_v2
 
 from deeplab_tf.checkpoints.pretrained import from_pretrained
 from deeplab_tf.errors import UserError
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.serving.publication import comparison_path, publish_artefact
 from deeplab_tf.serving.saved_model import SavedModelPredictor, export_saved_model
 

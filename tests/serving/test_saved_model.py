@@ -21,7 +21,8 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
-from deeplab_tf.inference import Predictor, predict_labels
+from deeplab_tf.inference import Predictor
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.serving.saved_model import (

@@ -7,7 +7,7 @@ from hostile_images import HOSTILE_IMAGES
 from program_runs import assert_refused, run
 
 from benchmarks.serving_load import measure_load, noise_jpegs
-from deeplab_tf.inference import predict_labels
+from deeplab_tf.labelling.prediction import predict_labels
 
 PROGRAM = "benchmarks.serving_load"
 
