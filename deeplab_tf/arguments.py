@@ -25,7 +25,8 @@ _Result = TypeVar("_Result")
 # Training runs in float32, where smaller numbers become 0 and larger ones infinite.
 _SMALLEST, _LARGEST = 1.2e-38, 3.4e38
 _INTEGER_LIMIT = 2**63
-_UNCHECKED = (Any, Iterable, inspect.Parameter.empty)
+# Sequences of unknown items, too: any iterable serves.
+_UNCHECKED = (Any, Iterable, Sequence, inspect.Parameter.empty)
 _DESCRIPTIONS = {
     Callable: "a function",
     Mapping: "a dictionary",
@@ -205,7 +206,7 @@ def _convert(hint: Any, value: Any) -> Any:
 
 def _convert_to_member(hint: Any, value: Any) -> Any:
     kind = typing.get_origin(hint) or hint
-    if kind in (tuple, Sequence):
+    if typing.get_origin(hint) in (tuple, Sequence):
         return _convert_items(_item_types(hint), value)
     if hint in _SCALARS:
         return _SCALARS[hint].convert(value)
@@ -338,7 +339,7 @@ def _name(kind: Any) -> str:
 def _advise(
     name: str, value: Any, hint: Any, accepted: Accepted | tuple[str, ...] | None
 ) -> str:
-    """Returns what to write instead of a value of a wrong type, or ""."""
+    """Suggests a replacement for a value of a wrong type; "" if there is none."""
     for kind in _members(hint):
         if typing.get_origin(kind) in (tuple, Sequence):
             return _advise_tuple(name, value, _item_types(kind), accepted)

@@ -22,6 +22,9 @@ from deeplab_tf.windows import translate_limit_errors
 
 # Pixels of a batch, unless a batch size is given: eight images of the papers' size.
 _BATCH_PIXELS = 8 * 513 * 513
+# Compiling takes as long as labelling about eight images without, and then each takes
+# 0.4 of the time (measured, on two cores).
+_IMAGES_TO_COMPILE = 16
 # How far resizing may leave 0..255 by rounding.
 _TOLERANCE = 0.5
 
@@ -95,6 +98,10 @@ def _label(
     predictor: Predictor, images: list[_Image], batch_size: int | None
 ) -> list[np.ndarray]:
     """Returns the labels of each image; images of one size share batches."""
+    label = predictor.labels
+    if len(images) >= _IMAGES_TO_COMPILE:
+        shape = [None, None, None, predictor.config.channels]
+        label = tf.function(label, [tf.TensorSpec(shape, tf.float32)])
     labels: dict[int, np.ndarray] = {}
     order = sorted(range(len(images)), key=lambda i: images[i].size)
     for size, group in itertools.groupby(order, key=lambda i: images[i].size):
@@ -103,7 +110,7 @@ def _label(
         for batch in batch_by_size(read, limit):
             indices, pixels = zip(*batch, strict=True)
             with translate_limit_errors():
-                found = predictor.labels(tf.constant(np.stack(pixels))).numpy()
+                found = label(tf.constant(np.stack(pixels).astype(np.float32))).numpy()
             labels.update(zip(indices, found, strict=True))
     return [labels[i] for i in range(len(images))]
 

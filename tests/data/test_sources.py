@@ -14,7 +14,7 @@ def test_dataset_info_file_is_used_and_conflicts_are_refused(tmp_path):
     folder = str(tmp_path)
     assert sources.resolve_info(None, folder) == dataset_info("pascal_voc_seg")
     assert sources.resolve_info("camvid", folder) == dataset_info("camvid")
-    with pytest.raises(UserError, match=r"must be one of pascal_voc_seg, .*'coco'"):
+    with pytest.raises(UserError, match=r"'coco'; .* must be one of pascal_voc_seg, "):
         sources.resolve_info("coco", folder)
     records.write_info(INFO, folder)
     assert sources.resolve_info(None, folder) == INFO

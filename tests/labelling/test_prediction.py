@@ -139,6 +139,22 @@ def test_list_gives_labels_in_order_and_shares_batches(color_model, files, monke
     np.testing.assert_array_equal(together, 5 * [np.argmax(arrays[0], -1)])
 
 
+def test_many_images_are_labelled_by_one_compiled_function(tiny_model, monkeypatch):
+    images = [make_images(*size) for size in [(33, 49), (20, 31), (33, 49)]]
+    images = [images[0], images[1].astype(np.float32), images[2]]
+    expected = predict_labels(tiny_model, images)
+    traces = []
+    labels_of = Predictor.labels
+    monkeypatch.setattr(
+        Predictor, "labels", lambda *x: traces.append(x) or labels_of(*x)
+    )
+    monkeypatch.setattr(prediction, "_IMAGES_TO_COMPILE", 3)
+    labels = predict_labels(tiny_model, images)
+    assert len(traces) == 1
+    for found, one in zip(labels, expected, strict=True):
+        np.testing.assert_array_equal(found, one)
+
+
 NORMALIZED = np.linspace(-2.1, 2.6, 4 * 5 * 3).reshape(4, 5, 3).astype(np.float32)
 IMAGE = make_images(4, 5)
 REFUSED = [
