@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import keras
 import numpy as np
@@ -34,6 +34,23 @@ _WINDOW = 100
 _EXAMPLES = 4
 # Tolerance in mIoU for other seeds and hardware.
 _MIOU_SPREAD = 0.04
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """How to score a model during training, such as `Validation`."""
+
+    @property
+    def dataset(self) -> Callable[[int, int], tf.data.Dataset]:
+        """See `Validation`."""
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """See `Validation`."""
+
+    @property
+    def make_scorer(self) -> Callable:
+        """See `Validation`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +90,7 @@ class Reporter:
         config: TrainConfig,
         info: DatasetInfo,
         is_chief: bool,
-        validation: Validation | None,
+        validation: Scoring | None,
     ):
         self._config = config
         self._validation = validation

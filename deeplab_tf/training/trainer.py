@@ -32,7 +32,7 @@ from deeplab_tf.training.divergence import (
 from deeplab_tf.training.half_precision import HalfPrecisionStep, is_half_precision
 from deeplab_tf.training.interruption import Interrupted, Interruption
 from deeplab_tf.training.replicas import Batches, Replicas
-from deeplab_tf.training.reporter import Reporter, Validation
+from deeplab_tf.training.reporter import Reporter, Scoring
 from deeplab_tf.training.schedule import Schedule
 from deeplab_tf.training.state import TrainingState
 from deeplab_tf.training.step import TrainStep, training_outputs
@@ -148,7 +148,7 @@ class Trainer:
     def train(
         self,
         dataset: Batches,
-        validation: Validation | None = None,
+        validation: Scoring | None = None,
         info: DatasetInfo | None = None,
         name_samples: Callable[[int, int], str] | None = None,
     ) -> dict[str, float]:
@@ -328,7 +328,7 @@ class Trainer:
             ) from None
 
     def _make_reporter(
-        self, validation: Validation | None, info: DatasetInfo | None
+        self, validation: Scoring | None, info: DatasetInfo | None
     ) -> Reporter:
         info = info or generic_info(self.model.model_config.num_classes)
         return Reporter(self.config, info, self.worker.is_chief, validation)
@@ -354,9 +354,7 @@ class Trainer:
         variables |= {f"{AVERAGE_KEY}/{name}": v for name, v in averages}
         self._check.require_finite_values({n: v.value for n, v in variables.items()})
 
-    def _evaluate_if_due(
-        self, reporter: Reporter, validation: Validation | None
-    ) -> None:
+    def _evaluate_if_due(self, reporter: Reporter, validation: Scoring | None) -> None:
         """Scores the model; a resumed run makes up for a missed evaluation."""
         step, replicas = self.step, self._replicas
         if validation is None or not self._schedule.is_evaluation_due(step):
