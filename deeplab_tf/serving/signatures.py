@@ -134,7 +134,7 @@ def _probabilities(both: Callable, images) -> dict:
     return {PROBABILITIES: both(images)[1]}
 
 
-def _both(both: Callable, images) -> dict:
+def _labels_and_probabilities(both: Callable, images) -> dict:
     return dict(zip((OUTPUT, PROBABILITIES), both(images), strict=True))
 
 
@@ -171,7 +171,9 @@ def make_signatures(
     labels = compiled(predictor.labels)
     both = compiled(predictor.labels_and_probabilities)
     functions = {
-        SERVING: (_both, both) if gives_probabilities else (_labels, labels),
+        SERVING: (_labels_and_probabilities, both)
+        if gives_probabilities
+        else (_labels, labels),
         "probabilities": (_probabilities, both),
     }
     if features is not None:

@@ -428,7 +428,7 @@ def test_deeplabv3_table_1_varies_the_output_stride(output_stride):
         ("mg124_image_pooling", (1, 2, 4), (6, 12, 18), True),
     ],
 )
-def test_deeplabv3_table_5_extends_the_aspp(suffix, grid, rates, image_level):
+def test_deeplabv3_table_5_varies_multi_grid_and_aspp(suffix, grid, rates, image_level):
     context = ContextConfig(rates, separable=False, image_level=image_level)
     model = ModelConfig(
         "resnet_v1_101_beta", multi_grid=grid, context=context, decoder=NO_DECODER

@@ -321,7 +321,7 @@ def test_invalid_training_flags_are_refused_before_writing(
     assert os.listdir(tmp_path) == []
 
 
-def test_missing_folders_are_reported():
+def test_missing_path_flags_are_reported():
     assert_refused(
         "--dataset_dir is required: the folder of the TFRecords",
         "train",
