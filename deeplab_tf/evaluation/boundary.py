@@ -9,6 +9,7 @@ import numpy as np
 from deeplab_tf.arguments import join_choices
 from deeplab_tf.config.checks import require
 from deeplab_tf.evaluation import confusion
+from deeplab_tf.models.labels import is_scored
 
 _AROUND = ("void", "classes")
 
@@ -72,7 +73,7 @@ class TrimapCurve:
 
     def update(self, labels, predictions, confidences=None) -> None:
         """Counts one image: ground truth and predictions `[height, width]`."""
-        scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
+        scored = is_scored(labels, self._num_classes, self._ignore_label)
         bands = self._find_bands(labels, scored)
         near = scored & (bands < len(self._widths))
         cells = bands[near], labels[near], predictions[near]
@@ -149,7 +150,7 @@ class BoundaryIoU:
 
     def update(self, labels, predictions, confidences=None) -> None:
         """Counts one image: ground truth and predictions `[height, width]`."""
-        scored = confusion.is_scored(labels, self._num_classes, self._ignore_label)
+        scored = is_scored(labels, self._num_classes, self._ignore_label)
         both = [self._find_boundaries(x, scored).ravel() for x in (labels, predictions)]
         self.counts += confusion.count_cells(both, self.counts.shape)
 

@@ -2,15 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
-    """Returns a mask of the labels that are a class and not ignored."""
-    return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
+from deeplab_tf.models.labels import is_scored
 
 
 def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

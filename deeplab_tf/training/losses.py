@@ -8,7 +8,14 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import set_keras_mask
 
+from deeplab_tf.config.checks import require
+from deeplab_tf.models.labels import (
+    expand_sample_weight,
+    is_scored,
+    read_labels,
+)
 from deeplab_tf.models.resampling import resize_bilinear, spatial_size
 from deeplab_tf.models.tensors import Tensor
 
@@ -74,24 +81,44 @@ def loss_and_count(
 
     For the arguments see `segmentation_loss`.
     """
-    num_classes = logits.shape[-1]
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
-    logits = ops.reshape(logits, (-1, num_classes))
-    known = (labels != ignore_label) & (labels >= 0) & (labels < num_classes)
-    safe = ops.where(known, labels, 0)
+    logits = ops.reshape(logits, (-1, logits.shape[-1]))
+    losses = pixel_losses(labels, logits, ignore_label, label_weights, focal_gamma)
+    if is_mined(share):
+        hardest = find_hardest(losses, share)
+        total = ops.sum(ops.where(hardest, losses, 0.0))
+        return total, ops.sum(ops.cast(hardest, losses.dtype))
+    return ops.sum(losses), count_pixels(labels, ignore_label)
+
+
+def pixel_losses(
+    ids: Tensor,
+    logits: Tensor,
+    ignore_label: int,
+    class_weights: Sequence[float] = (),
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Returns the weighted loss of each pixel, 0 where a label is not a class.
+
+    Args:
+        ids: Class ids, int32, of any shape.
+        logits: `[..., num_classes]`.
+        ignore_label: Label of pixels without loss.
+        class_weights: One weight per class; () weights all equally.
+        focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
+    """
+    known = is_scored(ids, logits.shape[-1], ignore_label)
+    safe = ops.where(known, ids, 0)
     weights = ops.cast(known, logits.dtype)
-    if len(label_weights):
-        per_class = ops.convert_to_tensor(label_weights, dtype=logits.dtype)
+    if len(class_weights):
+        per_class = ops.convert_to_tensor(class_weights, dtype=logits.dtype)
         weights = weights * ops.take(per_class, safe)
     entropy = ops.sparse_categorical_crossentropy(safe, logits, from_logits=True)
     if focal_gamma:
         # 1 - p, accurate where p is almost 1.
         wrong = ops.maximum(-ops.expm1(-entropy), 1e-7)
         entropy = ops.power(wrong, focal_gamma) * entropy
-    losses = weights * entropy
-    if is_mined(share):
-        return _sum_hardest(losses, share)
-    return ops.sum(losses), count_pixels(labels, ignore_label)
+    return weights * entropy
 
 
 def is_mined(share: float | Tensor) -> bool:
@@ -105,16 +132,26 @@ def count_pixels(labels: Tensor, ignore_label: int) -> Tensor:
     return ops.sum(ops.cast(counted, "float32"))
 
 
-def _sum_hardest(losses: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the sum of the largest losses, and the number of them above 0."""
-    # Sorting and masking by rank keeps shapes static; XLA would recompile `top_k` for
-    # every k.
+def find_hardest(losses: Tensor, share: float | Tensor) -> Tensor:
+    """Returns a mask of the largest losses except zeros.
+
+    Args:
+        losses: Losses of all pixels `[pixels]`.
+        share: Share in (0, 1] of the pixels to keep, a number or a scalar tensor.
+    """
+    # Sorting keeps shapes static; XLA would recompile `top_k` for every k.
+    losses = ops.stop_gradient(losses)
     size = ops.shape(losses)[0]
-    kept = ops.floor(share * ops.cast(size, "float32"))
-    descending = -ops.sort(-losses)
-    chosen = ops.cast(ops.arange(size), "float32") < kept
-    hardest = ops.where(chosen, descending, 0.0)
-    return ops.sum(hardest), ops.sum(ops.cast(hardest > 0, losses.dtype))
+    kept = ops.cast(ops.floor(share * ops.cast(size, "float32")), "int32")
+    is_last = ops.arange(size) == ops.maximum(kept - 1, 0)
+    smallest = ops.sum(ops.where(is_last, -ops.sort(-losses), 0.0))
+    # NaN counts as hard, so that the loss shows it.
+    harder = ~(losses <= smallest)
+    # Of equal losses the first ones fill up the number.
+    equal = ops.cast(losses == smallest, "int32")
+    places = kept - ops.sum(ops.cast(harder, "int32"))
+    hardest = harder | ((equal > 0) & (ops.cumsum(equal) <= places))
+    return hardest & (losses != 0)
 
 
 def regularization_loss(
@@ -160,49 +197,111 @@ def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SegmentationLoss(keras.losses.Loss):
-    """`segmentation_loss` for `compile`; resizes the logits to the labels.
+    """`segmentation_loss` as a Keras loss, for `compile`; resizes logits to the labels.
 
     Labels keep their resolution, because shrinking them removes fine details
     (DeepLabv3, 1706.05587, Sec. 4.1).
 
+    By default the result is the mean over the pixels that are not ignored, or with
+    mining over the hardest pixels of the batch with a loss above 0; class weights do
+    not change the divisor. Other reductions and sample weights apply to the same
+    pixels, as in `keras.losses.SparseCategoricalCrossentropy` with `ignore_class`. A
+    label that is neither a class nor ignored is an error, see `read_labels`; where XLA
+    rules errors out, the loss is NaN.
+
     Args:
         ignore_label: Label of pixels without loss.
-        label_weights: One weight per class; () weights all equally.
+        class_weights: One weight per class; () weights all equally.
         share: Share in (0, 1] of the hardest pixels to keep.
-        focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4); 0 is the
-            cross-entropy.
+        focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4), at least 0; 0 is
+            the cross-entropy.
         name: Name of the loss.
-        **kwargs: Passed to `keras.losses.Loss`.
+        **kwargs: Passed to `keras.losses.Loss`, such as `reduction`.
+
+    Raises:
+        UserError: for a share or exponent out of range.
     """
 
     def __init__(
         self,
         ignore_label: int = 255,
-        label_weights: Sequence[float] = (),
+        class_weights: Sequence[float] = (),
         share: float = 1.0,
         focal_gamma: float = 0.0,
         name: str = "segmentation_loss",
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        require(0.0 < share <= 1.0, f"share must be in (0, 1]; received {share}")
+        require(
+            focal_gamma >= 0.0,
+            f"focal_gamma must be at least 0; received {focal_gamma}",
+        )
         self.ignore_label = ignore_label
-        self.label_weights = tuple(label_weights)
+        self.class_weights = tuple(class_weights)
         self.share = share
         self.focal_gamma = focal_gamma
 
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Returns the scalar loss of labels against logits of any height and width."""
-        logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
-        return segmentation_loss(y_true, logits, **self._options())
+    def __call__(
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """Returns the reduced loss.
 
-    def _options(self) -> dict:
-        return {
-            "ignore_label": self.ignore_label,
-            "label_weights": self.label_weights,
-            "share": self.share,
-            "focal_gamma": self.focal_gamma,
-        }
+        Args:
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`, or one-hot labels
+                `[..., num_classes]`, where a pixel of zeros is ignored.
+            y_pred: Logits of any height and width, `[batch, h, w, num_classes]`.
+            sample_weight: One weight per image, `[batch]`, or per pixel, `[batch,
+                height, width]`.
+
+        Raises:
+            UserError: for another shape, another number of class weights than classes,
+                or an invalid label (see `read_labels`).
+        """
+        return super().__call__(y_true, y_pred, expand_sample_weight(sample_weight))
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Returns the losses of all pixels, `[batch, height, width]`.
+
+        Ignored pixels have the loss 0, and Keras leaves them out of means, as it does
+        pixels that mining leaves out.
+        """
+        # Keras leaves lists as lists of tensors.
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        self._check_logits(tuple(y_pred.shape))
+        num_classes = y_pred.shape[3]
+        ids, invalid = read_labels(y_true, num_classes, self.ignore_label)
+        logits = resize_bilinear(ops.cast(y_pred, "float32"), spatial_size(y_true))
+        losses = pixel_losses(
+            ids, logits, self.ignore_label, self.class_weights, self.focal_gamma
+        )
+        valid = ids != self.ignore_label
+        if is_mined(self.share):
+            hardest = find_hardest(ops.reshape(losses, (-1,)), self.share)
+            valid = ops.reshape(hardest, ops.shape(losses))
+        losses = ops.where(invalid, float("nan"), losses)
+        set_keras_mask(losses, valid)
+        return losses
+
+    def _check_logits(self, shape: tuple) -> None:
+        """Raises an error unless there are logits for each class weight."""
+        require(
+            len(shape) == 4,
+            f"y_pred has the shape {list(shape)}; pass logits [batch, height, width, "
+            "num_classes]",
+        )
+        require(
+            len(self.class_weights) in (0, shape[-1]),
+            f"class_weights has {len(self.class_weights)} values; the logits have "
+            f"{shape[-1]} classes",
+        )
 
     def get_config(self) -> dict:
         """Returns the constructor arguments."""
-        return {**super().get_config(), **self._options()}
+        own = {
+            "ignore_label": self.ignore_label,
+            "class_weights": self.class_weights,
+            "share": self.share,
+            "focal_gamma": self.focal_gamma,
+        }
+        return {**super().get_config(), **own}
