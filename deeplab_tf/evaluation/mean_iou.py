@@ -1,96 +1,184 @@
 """Mean IoU as a Keras metric, for any backend."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from deeplab_tf.evaluation.confusion import is_scored
+from deeplab_tf.config.checks import require
+from deeplab_tf.models.labels import (
+    expand_sample_weight,
+    is_scored,
+    read_labels,
+    read_predictions,
+)
 from deeplab_tf.models.tensors import Tensor
 
 
 def count_confusions(
-    labels: Tensor, predictions: Tensor, num_classes: int, ignore_label: int
+    labels: Tensor,
+    predictions: Tensor,
+    num_classes: int,
+    ignore_label: int,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Returns the confusion matrix `[truth, prediction]` of tensors, int64.
+    """Returns the confusion matrix `[truth, prediction]` of tensors.
 
-    The same as `confusion.confusion_matrix`, which takes arrays.
+    It is int64, or without 64 bits int32; with `weights`, one per pixel, it has their
+    type. The same as `confusion.confusion_matrix`, which takes arrays.
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
     scored = is_scored(labels, num_classes, ignore_label)
     # Ignored pixels go to an extra cell after the matrix.
     cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
-    counts = ops.bincount(cells, minlength=num_classes**2 + 1)[:-1]
-    return ops.cast(ops.reshape(counts, (num_classes, num_classes)), "int64")
+    if weights is None:
+        weights = ops.ones_like(cells, dtype=_widest("int"))
+    counts = _sum_by_cell(cells, ops.reshape(weights, (-1,)), num_classes**2 + 1)
+    return ops.reshape(counts[:-1], (num_classes, num_classes))
+
+
+def _sum_by_cell(cells: Tensor, weights: Tensor, size: int) -> Tensor:
+    """Returns the sum of the weights of each cell, `[size]`."""
+    if keras.backend.backend() != "tensorflow":
+        return ops.segment_sum(weights, cells, size)
+    import tensorflow as tf
+
+    # Six times as fast on a CPU; `ops.bincount` has a size that XLA cannot compile.
+    return tf.raw_ops.DenseBincount(input=cells, size=size, weights=weights)
+
+
+def _widest(kind: str) -> str:
+    """Returns the widest type of a kind, "int" or "float", on the Keras backend."""
+    if keras.backend.backend() != "jax":
+        return f"{kind}64"
+    import jax
+
+    return jax.dtypes.canonicalize_dtype(f"{kind}64").name
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class MeanIoU(keras.metrics.Metric):
-    """Mean IoU of logits and labels over all updates.
+    """Mean IoU of predictions and labels over all updates.
 
     Integer counts make the result independent of batch size and order, and exact
-    beyond 2^24 pixels.
+    beyond 2^24 pixels. Classes that neither labels nor predictions contain are left
+    out, as in `evaluate`. A label or predicted id that is not a class is an error, see
+    `read_labels`; where XLA rules errors out, the result is NaN. So it is on JAX after
+    2^31 pixels of one kind, unless `jax_enable_x64` is set.
 
     Args:
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
+        target_class_ids: Classes to average, as in `keras.metrics.IoU`; None is all.
         name: Name of the metric.
         **kwargs: Passed to `keras.metrics.Metric`.
+
+    Raises:
+        UserError: for a target that is not a class.
     """
 
     def __init__(
         self,
         num_classes: int,
         ignore_label: int = 255,
+        target_class_ids: Sequence[int] | None = None,
         name: str = "miou",
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
+        classes = range(num_classes)
+        targets = tuple(classes if target_class_ids is None else target_class_ids)
+        require(
+            bool(targets) and set(targets) <= set(classes),
+            f"target_class_ids must be classes (0..{num_classes - 1}); received "
+            f"{target_class_ids}",
+        )
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.target_class_ids = targets
+        # Updates without and with weights; the latter is NaN after an invalid update.
+        shape = (num_classes, num_classes)
         self.counts = self.add_variable(
-            shape=(num_classes, num_classes),
-            initializer="zeros",
-            dtype="int64",
-            name="confusion",
+            shape, "zeros", dtype=_widest("int"), name="confusion"
+        )
+        self.weighted_counts = self.add_variable(
+            shape, "zeros", dtype=_widest("float"), name="weighted_confusion"
         )
 
     def update_state(
-        self, y_true: Tensor, y_pred: Tensor, sample_weight: None = None
+        self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> None:
-        """Counts labels against logits of the same height and width.
+        """Counts labels against predictions of the same height and width.
 
         Args:
-            y_true: Class ids `[batch, height, width]` or `[..., 1]`.
-            y_pred: Scores `[batch, height, width, num_classes]`, logits or
-                probabilities.
-            sample_weight: Not supported; must be None.
+            y_true: Class ids `[batch, height, width]` or `[..., 1]`, or one-hot labels
+                `[..., num_classes]`, where a pixel of zeros is ignored.
+            y_pred: Scores `[..., num_classes]`, logits or probabilities, or class ids
+                `[batch, height, width]` or `[..., 1]`.
+            sample_weight: One weight per image, `[batch]`, or per pixel, `[batch,
+                height, width]`; None counts pixels exactly.
 
         Raises:
-            ValueError: for a weight.
+            UserError: for another shape, or an invalid label or prediction (see
+                `read_labels`).
         """
-        if sample_weight is not None:
-            raise ValueError("MeanIoU does not support sample_weight; use ignore_label")
-        self.update_labels(y_true, ops.argmax(y_pred, axis=-1))
-
-    def update_labels(self, labels: Tensor, predictions: Tensor) -> None:
-        """Counts labels against predicted labels."""
-        counts = count_confusions(
-            labels, predictions, self.num_classes, self.ignore_label
-        )
-        self.counts.assign_add(counts)
+        labels, invalid = read_labels(y_true, self.num_classes, self.ignore_label)
+        predictions, wrong = read_predictions(y_pred, self.num_classes)
+        _check_size(tuple(labels.shape[1:]), tuple(predictions.shape[1:]))
+        predictions = ops.where(wrong, 0, predictions)
+        invalid = ops.any(invalid) | ops.any(wrong)
+        pixels = (labels, predictions, self.num_classes, self.ignore_label)
+        if sample_weight is None:
+            added = 0.0
+            self.counts.assign_add(count_confusions(*pixels))
+            invalid |= ops.any(self.counts < 0)  # overflow
+        else:
+            weights = ops.cast(expand_sample_weight(sample_weight), _widest("float"))
+            weights = ops.broadcast_to(weights, ops.shape(labels))
+            added = count_confusions(*pixels, weights)
+        poison = ops.cast(ops.where(invalid, float("nan"), 0.0), _widest("float"))
+        self.weighted_counts.assign(self.weighted_counts + added + poison)
 
     def result(self) -> Tensor:
-        """Returns the mean, 0..1, over classes in the ground truth or prediction."""
-        counts = ops.cast(self.counts, "float32")
+        """Returns the mean, 0..1, over targets in the ground truth or prediction."""
+        targets = list(self.target_class_ids)
+        hits, union = (ops.take(x, targets) for x in self._count_classes())
+        present = union != 0
+        iou = hits / ops.where(present, union, 1)
+        mean = ops.sum(iou) / ops.maximum(ops.sum(ops.cast(present, iou.dtype)), 1)
+        return ops.cast(mean, "float32")
+
+    def iou_per_class(self) -> Tensor:
+        """Returns class IoU, float32 `[num_classes]`, NaN for absent classes.
+
+        The same as `confusion.iou_per_class`, which takes arrays.
+        """
+        hits, union = self._count_classes()
+        return ops.cast(hits / ops.where(union == 0, float("nan"), union), "float32")
+
+    def _count_classes(self) -> tuple[Tensor, Tensor]:
+        """Returns intersection and union of ground truth and prediction per class."""
+        counts = ops.cast(self.counts, _widest("float")) + self.weighted_counts
         hits = ops.diagonal(counts)
-        union = ops.sum(counts, 0) + ops.sum(counts, 1) - hits
-        present = ops.cast(union > 0, "float32")
-        iou = hits / ops.maximum(union, 1.0)
-        return ops.sum(iou) / ops.maximum(ops.sum(present), 1.0)
+        return hits, ops.sum(counts, 0) + ops.sum(counts, 1) - hits
 
     def get_config(self) -> dict:
         """Returns the constructor arguments."""
-        own = {"num_classes": self.num_classes, "ignore_label": self.ignore_label}
+        own = {
+            "num_classes": self.num_classes,
+            "ignore_label": self.ignore_label,
+            "target_class_ids": self.target_class_ids,
+        }
         return {**super().get_config(), **own}
+
+
+def _check_size(labels: tuple, predictions: tuple) -> None:
+    """Raises an error if heights and widths are known to differ."""
+    pairs = zip(labels, predictions, strict=True)
+    require(
+        all(None in pair or pair[0] == pair[1] for pair in pairs),
+        f"labels are {labels[0]}x{labels[1]} pixels, predictions "
+        f"{predictions[0]}x{predictions[1]}; resize the predictions to the labels",
+    )

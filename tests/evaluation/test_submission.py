@@ -15,6 +15,7 @@ from deeplab_tf.convert import cityscapes
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation import confusion
+from deeplab_tf.evaluation.mean_iou import MeanIoU
 from deeplab_tf.evaluation.submission import (
     SUBMISSIONS,
     CityscapesSubmission,
@@ -169,9 +170,9 @@ def test_cityscapes_scores_match_the_official_script(tmp_path):
     found = [official.getPrediction(args, file) for file in files]
     scores = official.evaluateImgLists(found, files, args)
 
-    metric = confusion.MeanIoU(19)
+    metric = MeanIoU(19)
     for truth, prediction in zip(truths, predictions, strict=True):
-        metric.update_labels(cityscapes.train_ids()[truth], prediction)
+        metric.update_state(cityscapes.train_ids()[truth][None], prediction[None])
     counts = metric.counts.numpy()
     matrix = np.array(scores["confMatrix"])
     assert matrix.sum() == 3 * 1024 * 2048 > counts.sum() > 0

@@ -49,22 +49,27 @@ CASES = (
 )
 
 
-@pytest.mark.slow
-def test_golden_cases_on_jax():
-    pytest.importorskip("jax")
+def run_on_jax(program, *arguments):
+    """Runs a program in a new process; returns its output."""
     environment = {
         **os.environ,
         "KERAS_BACKEND": "jax",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     run = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *CASES],
+        [sys.executable, "-c", program, *arguments],
         env=environment,
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    results = json.loads(run.stdout.splitlines()[-1])
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_golden_cases_on_jax():
+    pytest.importorskip("jax")
+    results = json.loads(run_on_jax(PROGRAM, *CASES).splitlines()[-1])
     assert set(results) == set(CASES)
     for name, result in results.items():
         assert result["complete"], name
@@ -72,3 +77,68 @@ def test_golden_cases_on_jax():
         assert result["labels"] >= 0.999, name
         # The loss of the predicted labels.
         np.testing.assert_allclose(result["loss"], result["cross_entropy"], rtol=1e-3)
+
+
+KERAS_PROGRAM = """
+import sys, warnings
+
+sys.modules["tensorflow"] = None
+warnings.simplefilter("error")
+import jax
+import keras
+import numpy as np
+import pytest
+
+import deeplab_tf
+
+random = np.random.RandomState(0)
+labels = random.choice([0, 1, 2, 255], (2, 4, 5))
+logits = random.normal(size=(2, 4, 5, 3)).astype("float32")
+weights = random.uniform(size=(2, 4, 5)).astype("float32")
+invalid = labels.copy()
+invalid[1, 2, 3] = 7
+
+loss = deeplab_tf.SegmentationLoss()
+expected = keras.losses.SparseCategoricalCrossentropy(True, ignore_class=255)
+for weight in (None, weights):
+    value = expected(labels, logits, weight)
+    for function in (loss, jax.jit(loss)):
+        np.testing.assert_allclose(function(labels, logits, weight), value, rtol=1e-6)
+mined = deeplab_tf.SegmentationLoss(share=0.4)
+np.testing.assert_allclose(jax.jit(mined)(labels, logits), mined(labels, logits), 1e-6)
+
+metric = deeplab_tf.MeanIoU(3)
+start = [v.value for v in metric.variables]
+update = jax.jit(metric.stateless_update_state)
+for weight in (None, weights):
+    reference = keras.metrics.MeanIoU(3, ignore_class=255, dtype="float32")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras casts to int64
+        reference.update_state(labels, logits.argmax(-1), weight)
+    state = update(start, labels, logits, weight)
+    value = metric.stateless_result(state)
+    np.testing.assert_allclose(value, reference.result(), rtol=1e-6)
+full = [jax.numpy.full((3, 3), 2**31 - 1, "int32"), start[1]]
+assert np.isnan(metric.stateless_result(update(full, labels, logits)))
+
+with pytest.raises(deeplab_tf.UserError, match="labels contain 7"):
+    loss(invalid, logits)
+gradient = jax.jit(jax.grad(lambda logits: loss(invalid, logits)))
+for run in (lambda: gradient(logits), lambda: update(start, invalid, logits)):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="labels contain 7"):
+        jax.block_until_ready(run())
+        jax.effects_barrier()
+
+model = keras.Sequential([keras.Input((4, 5, 3)), keras.layers.Conv2D(3, 1)])
+model.compile("sgd", loss, metrics=[metric], weighted_metrics=[deeplab_tf.MeanIoU(3)])
+scores = model.fit(logits, labels, sample_weight=weights, verbose=0).history
+assert np.isfinite(list(scores.values())).all() and len(scores) == 3, scores
+with pytest.raises(jax.errors.JaxRuntimeError, match="labels contain 7"):
+    model.fit(logits, invalid, verbose=0)
+"""
+
+
+@pytest.mark.slow
+def test_loss_and_metric_on_jax():
+    pytest.importorskip("jax")
+    run_on_jax(KERAS_PROGRAM)
