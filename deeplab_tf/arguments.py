@@ -225,7 +225,7 @@ def _item_types(hint: Any) -> tuple:
 def _convert_items(hints: tuple, value: Any) -> tuple:
     if isinstance(value, np.ndarray) and value.ndim:
         value = list(value)
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple | range):
         raise TypeError
     if ... not in hints and len(value) != len(hints):
         raise TypeError

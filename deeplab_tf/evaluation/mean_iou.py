@@ -6,7 +6,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.checks import require
+from deeplab_tf.config.options import COUNT
 from deeplab_tf.models.labels import (
     expand_sample_weight,
     is_scored,
@@ -79,6 +81,7 @@ class MeanIoU(keras.metrics.Metric):
         UserError: for a target that is not a class.
     """
 
+    @check_arguments(num_classes=COUNT)
     def __init__(
         self,
         num_classes: int,

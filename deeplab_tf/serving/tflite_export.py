@@ -37,7 +37,13 @@ _CONVERTER_WARNINGS = (
 )
 
 
-@check_arguments(model=BUILT, size=SIDE, calibration=_IMAGES)
+@check_arguments(
+    model=BUILT,
+    size=SIDE,
+    precision=PRECISIONS,
+    output=OUTPUTS,
+    calibration=_IMAGES,
+)
 def export_tflite(
     model: keras.Model,
     path: str,
@@ -99,7 +105,7 @@ def convert_to_tflite(
     Raises:
         UserError: for invalid settings.
     """
-    _validate(size, precision, output, calibration)
+    _check_calibration(precision, calibration)
     samples: Iterable[np.ndarray] = ()
     if calibration is not None:
         samples = _prepare_samples(model, size, calibration)
@@ -110,17 +116,7 @@ def convert_to_tflite(
         return _make_converter(folder, precision, samples).convert()
 
 
-def _validate(
-    size: tuple[int, int], precision: str, output: str, calibration: Iterable | None
-) -> None:
-    choices = (("precision", precision, PRECISIONS), ("output", output, OUTPUTS))
-    for name, value, known in choices:
-        if value not in known:
-            raise UserError(
-                f"{name} must be one of {', '.join(known)}; received {value!r}"
-            )
-    if len(size) != 2 or min(size) < 1:
-        raise UserError(f"size must be a height and a width; received {size}")
+def _check_calibration(precision: str, calibration: Iterable | None) -> None:
     if (calibration is not None) != (precision == "int8"):
         raise UserError(
             "the precision int8 needs calibration images, and no other uses them; "

@@ -10,7 +10,9 @@ import keras
 from keras import ops
 from keras.src.backend import set_keras_mask
 
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.checks import require
+from deeplab_tf.config.options import NOT_NEGATIVE, Range
 from deeplab_tf.models.labels import (
     expand_sample_weight,
     is_scored,
@@ -222,6 +224,11 @@ class SegmentationLoss(keras.losses.Loss):
         UserError: for a share or exponent out of range.
     """
 
+    @check_arguments(
+        class_weights=NOT_NEGATIVE,
+        share=Range(above=0, at_most=1),
+        focal_gamma=NOT_NEGATIVE,
+    )
     def __init__(
         self,
         ignore_label: int = 255,
@@ -232,11 +239,6 @@ class SegmentationLoss(keras.losses.Loss):
         **kwargs: Any,
     ):
         super().__init__(name=name, **kwargs)
-        require(0.0 < share <= 1.0, f"share must be in (0, 1]; received {share}")
-        require(
-            focal_gamma >= 0.0,
-            f"focal_gamma must be at least 0; received {focal_gamma}",
-        )
         self.ignore_label = ignore_label
         self.class_weights = tuple(class_weights)
         self.share = share

@@ -161,7 +161,7 @@ def test_overflow_is_nan():
 
 @pytest.mark.parametrize("targets", [[], [2], [-1]])
 def test_invalid_targets_are_errors(targets):
-    with pytest.raises(UserError, match=r"must be classes \(0..1\); received \["):
+    with pytest.raises(UserError, match=r"must be classes \(0..1\); received \("):
         MeanIoU(2, target_class_ids=targets)
 
 
