@@ -1,10 +1,16 @@
 """DeepLabv3 and DeepLabv3+ for TensorFlow 2 and Keras 3.
 
 Names are imported on first use, so that `deeplab_tf.models` works without TensorFlow.
+The Keras classes are registered as soon as Keras is imported, so that
+`keras.saving.load_model` finds them.
 """
 
 import importlib
-from typing import TYPE_CHECKING
+import importlib.abc
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
@@ -13,6 +19,7 @@ _HOME = {
     "DataConfig": "config",
     "DatasetInfo": "data.info",
     "DecoderConfig": "config",
+    "DeepLab": "models.deeplab",
     "EvalConfig": "config",
     "Experiment": "config",
     "MeanIoU": "evaluation.mean_iou",
@@ -71,7 +78,10 @@ if TYPE_CHECKING:
     from deeplab_tf.evaluation.mean_iou import MeanIoU as MeanIoU
     from deeplab_tf.labelling.prediction import predict_labels as predict_labels
     from deeplab_tf.models.complexity import multiply_adds as multiply_adds
-    from deeplab_tf.models.deeplab import build_model as build_model
+    from deeplab_tf.models.deeplab import (
+        DeepLab as DeepLab,
+        build_model as build_model,
+    )
     from deeplab_tf.serving.formats import load_artefact as load_artefact
     from deeplab_tf.serving.onnx_file import export_onnx as export_onnx
     from deeplab_tf.serving.saved_model import export_saved_model as export_saved_model
@@ -92,3 +102,41 @@ else:
 def __dir__() -> list[str]:
     """Returns the public names and the names of the module."""
     return [*__all__, *globals()]
+
+
+# The modules whose classes Keras may find in a saved model; none needs TensorFlow.
+_KERAS_CLASSES = ("models.deeplab", "training.losses", "evaluation.mean_iou")
+
+
+def _register_keras_classes() -> None:
+    for module in _KERAS_CLASSES:
+        importlib.import_module(f"{__name__}.{module}")
+
+
+class _AfterKeras(importlib.abc.MetaPathFinder):
+    """Registers the Keras classes right after the first import of Keras.
+
+    Importing Keras here instead would take seconds where nobody needs it.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        """Finds Keras as usual, but extends its loader."""
+        if fullname != "keras":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register_keras_classes()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+if "keras" in sys.modules:
+    _register_keras_classes()
+else:
+    sys.meta_path.insert(0, _AfterKeras())

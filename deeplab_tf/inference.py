@@ -16,8 +16,8 @@ from deeplab_tf.config.options import POSITIVE, SCALES, SIDE
 from deeplab_tf.errors import UserError
 from deeplab_tf.images.resizing import resize_bilinear
 from deeplab_tf.models.checks import BUILT
-from deeplab_tf.models.deeplab import scale_pooling_windows
 from deeplab_tf.models.memory import activation_bytes
+from deeplab_tf.models.network import scale_pooling_windows
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import align_size, scale_dimension
 from deeplab_tf.windows import MemoryBudget, slide_window

@@ -148,6 +148,11 @@ def dump(values: Mapping[str, typing.Any]) -> str:
     return json.dumps({CHECKSUM: checksum(values), **values}, indent=2) + "\n"
 
 
+def to_values(config: _Config) -> dict[str, _Value]:
+    """Returns a dataclass as parsed JSON, the inverse of `build`."""
+    return json.loads(json.dumps(dataclasses.asdict(typing.cast(typing.Any, config))))
+
+
 def load(
     content: str | bytes, source: str, max_bytes: int = MAX_BYTES
 ) -> dict[str, typing.Any]:

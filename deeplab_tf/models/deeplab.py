@@ -1,199 +1,181 @@
-"""DeepLabv3 and DeepLabv3+ (1706.05587; 1802.02611, Fig. 2) as a Keras model."""
+"""DeepLab as a Keras model that keeps its configuration."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import functools
+from typing import Any
 
 import keras
 from keras import layers
 
+from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.config.options import COUNT, SIDE
-from deeplab_tf.models import layers as deeplab_layers
-from deeplab_tf.models.aspp import aspp
-from deeplab_tf.models.backbones import BACKBONES
-from deeplab_tf.models.decoder import decoder, sum_decoder
-from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
-from deeplab_tf.models.layers import head_style
-from deeplab_tf.models.lr_aspp import lr_aspp
-from deeplab_tf.models.normalization import PixelScaling
-from deeplab_tf.models.resampling import ResizeLike, WindowMean
-from deeplab_tf.models.variables import leaf_layers
+from deeplab_tf.errors import UserError, suggest_similar
+from deeplab_tf.models.network import (
+    PART_NAMES,
+    feature_tensors,
+    find_model_config,
+    full_size_logits,
+)
+from deeplab_tf.models.tensors import Tensor
+from deeplab_tf.models.variables import (
+    batch_normalizations,
+    layers_by_name,
+    leaf_layers,
+)
 
-_Outputs = TypeVar("_Outputs")
-
-
-def _call_nested(
-    name: str, build: Callable[..., _Outputs], *inputs: keras.KerasTensor
-) -> _Outputs:
-    """Calls `build(*inputs)` as a nested model, one line of `summary()`."""
-    heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
-    if len(heads) == 1:
-        return keras.Model(heads[0], build(*heads), name=name)(inputs[0])
-    return keras.Model(heads, build(*heads), name=name)(list(inputs))
+# Entries of `get_config` that `from_config` does not need: layers have them.
+_DESCRIPTIVE = ("requires", "model_config")
 
 
-def _normalize(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Scales pixels for the backbone: to [-1, 1], or minus the mean pixel."""
-    scaling: tuple = (2.0 / 255.0, -1.0)
-    if config.traits.subtracts_mean:
-        scaling = (1.0, tuple(-mean for mean in config.mean_pixel))
-    return PixelScaling(*scaling, dtype="float32", name="normalize")(image)
+@keras.saving.register_keras_serializable("deeplab_tf")
+class DeepLab(keras.Model):
+    """A DeepLab network (1802.02611, Fig. 2).
 
+    A functional model: the input is raw RGB, float32 0..255 `[batch, height, width,
+    channels]`; the output is float32 logits `[batch, height, width, num_classes]`. The
+    layer named "logits" has them before the last resize. Image sizes of
+    `k * output_stride + 1` keep features and pixels aligned; other sizes work as well.
 
-def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
-    options = {name: getattr(config, name) for name in config.traits.options}
-    features = BACKBONES[config.backbone](
-        image,
-        config.output_stride,
-        batch_norm_momentum=config.batch_norm_momentum,
-        **options,
-    )
-    return [features[key] for key in ("high_level", *config.decoder_output_strides)]
+    Args:
+        inputs: The symbolic image.
+        outputs: The symbolic logits; see `build_model`.
+        name: Name of the model.
+        **kwargs: Passed to `keras.Model`.
 
-
-def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Applies the ASPP, or the module that replaces it."""
-    context = config.context
-    window: dict = {
-        "crop_size": context.image_pooling_crop_size,
-        "output_stride": config.output_stride,
-    }
-    if context.dense_prediction_cell:
-        # The official cell never has ReLU6.
-        return dense_prediction_cell(
-            x,
-            context.dense_prediction_cell,
-            config.output_stride,
-            window,
-            context.dropout,
-            **head_style(config.batch_norm_momentum),
-        )
-    rates = config.atrous_rates
-    window["strides"] = context.image_pooling_stride
-    options: dict = {
-        "dropout": context.dropout,
-        "separable": context.separable,
-        "projection": context.projection,
-        **head_style(config.batch_norm_momentum, config.bounded_activation),
-    }
-    if context.squeeze_and_excitation:
-        gate = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
-        return lr_aspp(x, rates, context.filters, window, gate, **options)
-    options["window"] = window if context.image_level else None
-    return aspp(x, rates, context.filters, **options)
-
-
-def _decoder(
-    x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
-) -> keras.KerasTensor:
-    options = config.decoder
-    style = head_style(config.batch_norm_momentum, config.bounded_activation)
-    kernel_size, separable = options.kernel_size, options.separable
-    if options.outputs_logits:
-        style, separable = {"normalize": None, "activation": None}, False
-    if options.sum_merge:
-        kernel_size = 1 if options.outputs_logits else kernel_size
-        return sum_decoder(
-            x, low_level, options.filters, kernel_size, separable, **style
-        )
-    return decoder(
-        x,
-        low_level,
-        options.filters,
-        options.projection_filters,
-        options.convolutions,
-        kernel_size,
-        separable,
-        **style,
-    )
-
-
-def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns the class scores, float32; DeepLabv2 sums those of several rates."""
-    rates = () if config.context.aspp else config.atrous_rates
-    branches = [
-        deeplab_layers.conv(
-            x,
-            config.num_classes,
-            config.logits_kernel_size,
-            "logits.semantic" + (f"_{i}" if i else ""),
-            rate=rate,
-            initializer=deeplab_layers.truncated_normal(0.01),
-            use_bias=True,
-            dtype="float32",
-        )
-        for i, rate in enumerate(rates or (1,))
-    ]
-    if len(branches) == 1:
-        return branches[0]
-    return layers.Add(dtype="float32", name="logits.sum")(branches)
-
-
-def image_features(
-    image: keras.KerasTensor, config: ModelConfig
-) -> list[keras.KerasTensor]:
-    """Returns the backbone's high-level features, then those of the decoder's strides.
-
-    `image` is raw RGB 0..255, `[batch, height, width, channels]`.
+    Attributes:
+        model_config: The `ModelConfig` of the network.
     """
-    x = _normalize(image, config)
-    return _call_nested("backbone", lambda x: _backbone(x, config), x)
 
+    # The signature of `keras.Model`, which `clone_model` needs to keep the class.
+    def __init__(
+        self, inputs: Tensor, outputs: Tensor, name: str | None = None, **kwargs: Any
+    ):
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self.model_config = find_model_config(self)
+        # In a function, because Keras saves models that are attributes.
+        self._backbone = functools.cache(self._make_backbone)
 
-def _single_scale_logits(
-    image: keras.KerasTensor, config: ModelConfig
-) -> keras.KerasTensor:
-    """Returns the logits of raw images, before any resize (Fig. 2)."""
-    x, *low_level = image_features(image, config)
-    if config.context.aspp:
-        x = _call_nested("context", lambda x: _context(x, config), x)
-    if low_level:
-        x = _call_nested(
-            "decoder", lambda x, *low: _decoder(x, low, config), x, *low_level
-        )
-    return x if config.decoder.outputs_logits else _logits(x, config)
+    @property
+    def backbone(self) -> keras.Model:
+        """The backbone as a model of its own, which shares all layers.
 
+        Its input are normalised images, its outputs the high-level features and the
+        low-level ones of the decoder.
+        """
+        return self._backbone()
 
-def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
-    """Returns a network for images resized by `scale`, sharing every variable.
+    def _make_backbone(self) -> keras.Model:
+        part = self.get_layer("backbone")
+        return keras.Model(part.inputs, part.outputs, name=part.name)
 
-    Pooling windows given in pixels keep their share of the image, as in the official
-    multi-scale evaluation. Without any, returns the network itself.
-    """
-    windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
-    if scale == 1.0 or not any(layer.crop_size for layer in windows):
-        return network
+    def get_layer(
+        self, name: str | None = None, index: int | None = None
+    ) -> keras.Layer:
+        """Returns a layer by name, also of a part, or a top-level layer by index.
 
-    def scale_window(layer: layers.Layer) -> layers.Layer:
-        if not isinstance(layer, WindowMean):
-            return layer
-        image_scale = scale * layer.image_scale
-        return WindowMean.from_config(
-            {**layer.get_config(), "image_scale": image_scale}
-        )
+        The parts are "backbone", "aspp" (or the module in its place, named "context")
+        and "decoder"; their `output` belongs to this model. Other layers are named by
+        their scope in the official graph with `.` for `/`, such as "aspp1_depthwise".
 
-    clone = keras.models.clone_model(
-        network, clone_function=scale_window, recursive=True
-    )
-    return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
+        Raises:
+            UserError: if there is no such layer.
+        """
+        if index is not None or name is None:
+            return super().get_layer(name, index)
+        found = layers_by_name(self)
+        layer = found.get(PART_NAMES.get(name, name))
+        if layer is None:
+            parts = ", ".join(x.name for x in self.layers)
+            raise UserError(
+                f"the model has no layer {name!r}; "
+                f"{suggest_similar(name, found)}top-level layers: {parts}"
+            )
+        return layer
 
+    def features(self, *names: str) -> keras.Model:
+        """Returns a model of intermediate features that shares all layers.
 
-def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns logits merged over `image_pyramid`, at the size of the largest scale."""
-    scales = config.image_pyramid
-    shape = (image.shape[0], None, None, config.channels)
-    head = keras.Input(batch_shape=shape, dtype="float32")
-    network = keras.Model(head, _single_scale_logits(head, config), name="network")
-    grid = max(1.0, *scales) / config.logits_stride
-    merged = []
-    for i, scale in enumerate(scales):
-        resize = ResizeLike(scale, dtype="float32", name=f"scale_{i}")
-        logits = scale_pooling_windows(network, scale)(resize(image, image))
-        to_grid = ResizeLike(grid, dtype="float32", name=f"grid_{i}")
-        merged.append(to_grid(logits, image))
-    merge = layers.Maximum if config.merge_method == "max" else layers.Average
-    return merge(dtype="float32", name="logits")(merged)
+        Its input is that of this model, its output a dictionary, each value
+        `[batch, height, width, channels]`:
+
+        - "backbone": high-level features of the backbone
+        - "low_level_<stride>": low-level features that the decoder uses
+        - "aspp": output of the ASPP or the module in its place
+        - "decoder": output of the decoder
+        - "logits": logits before the last resize
+
+        Args:
+            *names: The wanted features; none means all that the model has.
+
+        Raises:
+            UserError: for features that the model does not have; with an image pyramid
+                only "logits".
+        """
+        available = feature_tensors(self)
+        for name in names:
+            if name not in available:
+                raise UserError(
+                    f"the model has no features {name!r}; it has {', '.join(available)}"
+                )
+        outputs = {name: available[name] for name in names or available}
+        return keras.Model(self.input, outputs, name="features")
+
+    def freeze_batch_norm(self, frozen: bool = True) -> None:
+        """Makes batch normalisation use the moving statistics in training, too.
+
+        Unlike with `trainable = False`, gamma and beta keep learning: the official
+        `fine_tune_batch_norm=False`. Call it before `compile`.
+        """
+        for layer in batch_normalizations(self):
+            layer.frozen = frozen
+
+    def set_weight_decay(self, weight_decay: float) -> None:
+        """Adds the official L2 loss to `fit`: half the decay times the squared kernels.
+
+        Depthwise kernels, biases, gamma and beta are not decayed. `Trainer` has its own
+        `TrainConfig.weight_decay` instead.
+
+        Args:
+            weight_decay: The papers use 4e-5; 0 removes the loss.
+        """
+        l2 = keras.regularizers.L2(weight_decay / 2) if weight_decay else None
+        for layer in self._convolutions():
+            layer.kernel_regularizer = layer.kernel.regularizer = l2
+
+    def _convolutions(self) -> list[layers.Conv2D]:
+        return [x for x in leaf_layers(self) if isinstance(x, layers.Conv2D)]
+
+    def compile(
+        self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any
+    ) -> None:
+        """Configures training as `keras.Model.compile`.
+
+        "auto" does not compile by XLA on a CPU under TensorFlow, where it makes
+        depthwise convolutions some 20 times slower.
+        """
+        if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
+            devices = keras.distribution.list_devices()
+            if all(device.startswith("cpu") for device in devices):
+                jit_compile = False
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the layers and their connections, and the `model_config`."""
+        return {
+            # Keras prints the config where it does not know the class.
+            "requires": "import deeplab_tf",
+            "model_config": strict_json.to_values(self.model_config),
+            **super().get_config(),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "DeepLab":
+        """Builds the model that `get_config` describes, with new weights."""
+        graph = {n: v for n, v in config.items() if n not in _DESCRIPTIVE}
+        return super().from_config(graph, custom_objects)
 
 
 @check_arguments(image_size=SIDE, batch_size=COUNT)
@@ -201,13 +183,8 @@ def build_model(
     config: ModelConfig,
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
-) -> keras.Model:
-    """Returns a DeepLab network as a functional Keras model (1802.02611, Fig. 2).
-
-    The input is raw RGB, float32 0..255 `[batch, height, width, channels]`; the output
-    is float32 logits `[batch, height, width, num_classes]`. The layer named "logits"
-    has them before the last resize. Image sizes of `k * output_stride + 1` keep
-    features and pixels aligned; other sizes work as well.
+) -> DeepLab:
+    """Returns a new DeepLab network in Keras' global dtype policy.
 
     Args:
         config: The model configuration, kept as `model.model_config`.
@@ -219,12 +196,4 @@ def build_model(
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")
-    if config.image_pyramid == (1.0,):
-        logits = _single_scale_logits(image, config)
-        logits = layers.Identity(dtype="float32", name="logits")(logits)
-    else:
-        logits = _pyramid_logits(image, config)
-    resize = ResizeLike(dtype="float32", name="resize")
-    model = keras.Model(image, resize(logits, image), name="deeplab")
-    model.model_config = config
-    return model
+    return DeepLab(image, full_size_logits(image, config), name="deeplab")

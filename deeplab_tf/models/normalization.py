@@ -67,9 +67,10 @@ class BatchNormalization(layers.BatchNormalization):
     """Batch normalisation with the semantics of the official graph.
 
     The moving variance averages the unbiased batch variance (n / (n - 1)), like the
-    fused op of TF1. `frozen` normalises with the moving statistics in training too, but
-    gamma and beta keep learning: the official `fine_tune_batch_norm=False`. Keras'
-    `trainable=False` would freeze them as well.
+    fused op of TF1. There are two ways to stop the moving statistics: with `trainable =
+    False` the layer runs in inference mode and gamma and beta stand still, as in Keras.
+    With `frozen` it normalises with the moving statistics in training too, but gamma
+    and beta keep learning: the official `fine_tune_batch_norm=False`.
 
     The trainer replaces `normalize_batch` by its own implementation.
     """
@@ -81,7 +82,7 @@ class BatchNormalization(layers.BatchNormalization):
 
     def call(self, inputs, training=None):
         """Returns the normalised features; training uses the batch statistics."""
-        if not training or self.frozen:
+        if not training or self.frozen or not self.trainable:
             scale = self.gamma * ops.rsqrt(self.moving_variance + self.epsilon)
             offset = self.beta - self.moving_mean * scale
             x = _at_least_float32(inputs) * scale + offset

@@ -18,6 +18,18 @@ def leaf_layers(model) -> list:
     return list(found.values())
 
 
+def layers_by_name(model) -> dict:
+    """Returns `{name: layer}` of all layers but inputs, also of nested models."""
+    found = {}
+    for layer in model.layers:
+        if isinstance(layer, layers.InputLayer):
+            continue  # Keras numbers those of nested models
+        found.setdefault(layer.name, layer)
+        if isinstance(layer, keras.Model):
+            found = layers_by_name(layer) | found
+    return found
+
+
 def official_variables(model) -> dict:
     """Returns `{official name: keras.Variable}` of a DeepLab model, in order."""
     variables = {}

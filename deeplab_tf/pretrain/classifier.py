@@ -8,7 +8,7 @@ from keras import layers
 from deeplab_tf.config import BACKBONES, ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.models import layers as deeplab_layers
-from deeplab_tf.models.deeplab import image_features
+from deeplab_tf.models.network import image_features
 
 
 class _Head(NamedTuple):

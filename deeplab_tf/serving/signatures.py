@@ -10,7 +10,7 @@ import tensorflow as tf
 from deeplab_tf.data.augment import resize_image, size_in_range
 from deeplab_tf.images.resizing import resize_nearest
 from deeplab_tf.inference import Predictor, resize_to
-from deeplab_tf.models.calls import trace_calls
+from deeplab_tf.models.network import feature_tensors
 from deeplab_tf.serving.encoded import Bounds, label_encoded
 
 # Names in the official frozen graphs.
@@ -110,20 +110,15 @@ def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model
         model: A model of `build_model`, whose layers are shared.
         logits: Whether to output `logits` too.
     """
-    image = keras.Input(batch_shape=model.input.shape, dtype=model.input.dtype)
-    outputs_of = {
-        call.layer.name: call.outputs for call in trace_calls(model, image)[0]
-    }
-    if "backbone" not in outputs_of:
+    features = feature_tensors(model)
+    if "backbone" not in features:
         return None
-    high_level, *low_level = outputs_of["backbone"]
-    high_level = outputs_of.get("context", [high_level])[0]
-    strides = model.model_config.decoder_output_strides
-    names = ["high_level", *(f"low_level_{stride}" for stride in strides)]
-    outputs = dict(zip(names, [high_level, *low_level], strict=True))
+    backbone = features.pop("backbone")
+    outputs = {"high_level": features.pop("aspp", backbone)}
+    outputs |= {n: x for n, x in features.items() if n.startswith("low_level")}
     if logits:
-        (outputs["logits"],) = outputs_of["logits"]
-    return keras.Model(image, outputs, name="features")
+        outputs["logits"] = features["logits"]
+    return keras.Model(model.input, outputs, name="features")
 
 
 def _labels(labels: Callable, images) -> dict:

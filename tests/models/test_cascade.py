@@ -245,7 +245,7 @@ def test_aspp_reads_last_replica():
         if residual and name.endswith(("gamma", "beta")):
             variable.assign(0 * variable)
     block4 = backbone.get_layer("resnet_v1_18.block4.unit_2.lite_bottleneck_v1.relu")
-    features = keras.Model(backbone.input, block4.output)(x)
+    features = keras.Model(backbone.inputs, block4.output)(x)
     assert np.std(features) > 0.1
     np.testing.assert_allclose(backbone(x), features, rtol=1e-5)
     assert np.abs(model(image) - before).max() > 0.1 * np.std(before)

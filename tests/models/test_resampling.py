@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from reference_heads import IMAGE, assert_same, build, logits, resize_like, window_means
 
-from deeplab_tf.models.deeplab import scale_pooling_windows
+from deeplab_tf.models.network import scale_pooling_windows
 from deeplab_tf.models.resampling import WindowMean, align_size
 from deeplab_tf.models.variables import leaf_layers, official_variables
 

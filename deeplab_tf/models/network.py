@@ -1,0 +1,241 @@
+"""The DeepLabv3 and DeepLabv3+ networks (1706.05587; 1802.02611, Fig. 2)."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from deeplab_tf import strict_json
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.models import layers as deeplab_layers
+from deeplab_tf.models.aspp import aspp
+from deeplab_tf.models.backbones import BACKBONES
+from deeplab_tf.models.decoder import decoder, sum_decoder
+from deeplab_tf.models.dense_prediction_cell import dense_prediction_cell
+from deeplab_tf.models.layers import head_style
+from deeplab_tf.models.lr_aspp import lr_aspp
+from deeplab_tf.models.normalization import PixelScaling
+from deeplab_tf.models.parts import Part, call_part
+from deeplab_tf.models.resampling import ResizeLike, WindowMean
+from deeplab_tf.models.variables import leaf_layers
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class NormalizeImage(PixelScaling):
+    """Scales pixels for the backbone: to [-1, 1], or minus the mean pixel.
+
+    Carries the configuration of the network, because `clone_model` passes nothing but
+    layers to the new model.
+    """
+
+    def __init__(self, model_config: dict, **kwargs):
+        self.model_config = strict_json.build(ModelConfig, model_config, "model_config")
+        scaling: tuple = (2.0 / 255.0, -1.0)
+        if self.model_config.traits.subtracts_mean:
+            offset = tuple(-mean for mean in self.model_config.mean_pixel)
+            scaling = (1.0, offset)
+        super().__init__(*scaling, **kwargs)
+
+    def get_config(self):
+        """Returns the constructor arguments, as from JSON."""
+        config = layers.Layer.get_config(self)
+        return {**config, "model_config": strict_json.to_values(self.model_config)}
+
+
+def find_model_config(model: keras.Model) -> ModelConfig:
+    """Returns the configuration that the layers of a network carry."""
+    found = (x for x in leaf_layers(model) if isinstance(x, NormalizeImage))
+    return next(found).model_config
+
+
+def _backbone(image: keras.KerasTensor, config: ModelConfig) -> list[keras.KerasTensor]:
+    options = {name: getattr(config, name) for name in config.traits.options}
+    features = BACKBONES[config.backbone](
+        image,
+        config.output_stride,
+        batch_norm_momentum=config.batch_norm_momentum,
+        **options,
+    )
+    return [features[key] for key in ("high_level", *config.decoder_output_strides)]
+
+
+def _context(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Applies the ASPP, or the module that replaces it."""
+    context = config.context
+    window: dict = {
+        "crop_size": context.image_pooling_crop_size,
+        "output_stride": config.output_stride,
+    }
+    if context.dense_prediction_cell:
+        # The official cell never has ReLU6.
+        return dense_prediction_cell(
+            x,
+            context.dense_prediction_cell,
+            config.output_stride,
+            window,
+            context.dropout,
+            **head_style(config.batch_norm_momentum),
+        )
+    rates = config.atrous_rates
+    window["strides"] = context.image_pooling_stride
+    options: dict = {
+        "dropout": context.dropout,
+        "separable": context.separable,
+        "projection": context.projection,
+        **head_style(config.batch_norm_momentum, config.bounded_activation),
+    }
+    if context.squeeze_and_excitation:
+        gate = "q_sigmoid" if context.hard_sigmoid else "sigmoid"
+        return lr_aspp(x, rates, context.filters, window, gate, **options)
+    options["window"] = window if context.image_level else None
+    return aspp(x, rates, context.filters, **options)
+
+
+def _decoder(
+    x: keras.KerasTensor, low_level: Sequence[keras.KerasTensor], config: ModelConfig
+) -> keras.KerasTensor:
+    options = config.decoder
+    style = head_style(config.batch_norm_momentum, config.bounded_activation)
+    kernel_size, separable = options.kernel_size, options.separable
+    if options.outputs_logits:
+        style, separable = {"normalize": None, "activation": None}, False
+    if options.sum_merge:
+        kernel_size = 1 if options.outputs_logits else kernel_size
+        return sum_decoder(
+            x, low_level, options.filters, kernel_size, separable, **style
+        )
+    return decoder(
+        x,
+        low_level,
+        options.filters,
+        options.projection_filters,
+        options.convolutions,
+        kernel_size,
+        separable,
+        **style,
+    )
+
+
+def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Returns the class scores, float32; DeepLabv2 sums those of several rates."""
+    rates = () if config.context.aspp else config.atrous_rates
+    branches = [
+        deeplab_layers.conv(
+            x,
+            config.num_classes,
+            config.logits_kernel_size,
+            "logits.semantic" + (f"_{i}" if i else ""),
+            rate=rate,
+            initializer=deeplab_layers.truncated_normal(0.01),
+            use_bias=True,
+            dtype="float32",
+        )
+        for i, rate in enumerate(rates or (1,))
+    ]
+    if len(branches) == 1:
+        return branches[0]
+    return layers.Add(dtype="float32", name="logits.sum")(branches)
+
+
+def image_features(
+    image: keras.KerasTensor, config: ModelConfig
+) -> list[keras.KerasTensor]:
+    """Returns the backbone's high-level features, then those of the decoder's strides.
+
+    `image` is raw RGB 0..255, `[batch, height, width, channels]`.
+    """
+    normalize = NormalizeImage(
+        strict_json.to_values(config), dtype="float32", name="normalize"
+    )
+    return call_part("backbone", lambda x: _backbone(x, config), normalize(image))
+
+
+def _single_scale_logits(
+    image: keras.KerasTensor, config: ModelConfig
+) -> keras.KerasTensor:
+    """Returns the logits of raw images, before any resize (Fig. 2)."""
+    x, *low_level = image_features(image, config)
+    if config.context.aspp:
+        x = call_part("context", lambda x: _context(x, config), x)
+    if low_level:
+        x = call_part(
+            "decoder", lambda x, *low: _decoder(x, low, config), x, *low_level
+        )
+    return x if config.decoder.outputs_logits else _logits(x, config)
+
+
+def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
+    """Returns a network for images resized by `scale`, sharing every variable.
+
+    Pooling windows given in pixels keep their share of the image, as in the official
+    multi-scale evaluation. Without any, returns the network itself.
+    """
+    windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
+    if scale == 1.0 or not any(layer.crop_size for layer in windows):
+        return network
+
+    def scale_window(layer: layers.Layer) -> layers.Layer:
+        if not isinstance(layer, WindowMean):
+            return layer
+        image_scale = scale * layer.image_scale
+        return WindowMean.from_config(
+            {**layer.get_config(), "image_scale": image_scale}
+        )
+
+    clone = keras.models.clone_model(
+        network, clone_function=scale_window, recursive=True
+    )
+    return keras.Model(clone.input, clone.output, name=f"{network.name}_at_{scale}")
+
+
+def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
+    """Returns logits merged over `image_pyramid`, at the size of the largest scale."""
+    scales = config.image_pyramid
+    shape = (image.shape[0], None, None, config.channels)
+    head = keras.Input(batch_shape=shape, dtype="float32")
+    network = Part(head, _single_scale_logits(head, config), name="network")
+    grid = max(1.0, *scales) / config.logits_stride
+    merged = []
+    for i, scale in enumerate(scales):
+        resize = ResizeLike(scale, dtype="float32", name=f"scale_{i}")
+        logits = scale_pooling_windows(network, scale)(resize(image, image))
+        to_grid = ResizeLike(grid, dtype="float32", name=f"grid_{i}")
+        merged.append(to_grid(logits, image))
+    merge = layers.Maximum if config.merge_method == "max" else layers.Average
+    return merge(dtype="float32", name="logits")(merged)
+
+
+def full_size_logits(
+    image: keras.KerasTensor, config: ModelConfig
+) -> keras.KerasTensor:
+    """Returns the logits of raw images at their size; see `DeepLab`."""
+    if config.image_pyramid == (1.0,):
+        logits = _single_scale_logits(image, config)
+        logits = layers.Identity(dtype="float32", name="logits")(logits)
+    else:
+        logits = _pyramid_logits(image, config)
+    return ResizeLike(dtype="float32", name="resize")(logits, image)
+
+
+# Names of features for parts that are named otherwise.
+PART_NAMES = {"aspp": "context"}
+
+
+def feature_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
+    """Returns the intermediate features of a model by name, in order.
+
+    See `DeepLab.features`. With an image pyramid there are only "logits", as each scale
+    has its own features.
+    """
+    outputs = {layer.name: layer.output for layer in model.layers}
+    features = {}
+    if "backbone" in outputs:
+        features["backbone"], *low_level = outputs["backbone"]
+        strides = find_model_config(model).decoder_output_strides
+        names = [f"low_level_{stride}" for stride in strides]
+        features |= zip(names, low_level, strict=True)
+    for name in ("aspp", "decoder", "logits"):
+        part = PART_NAMES.get(name, name)
+        if part in outputs:
+            features[name] = outputs[part]
+    return features
