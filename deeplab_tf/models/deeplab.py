@@ -1,5 +1,6 @@
 """DeepLab as a Keras model that keeps its configuration."""
 
+import copy
 import functools
 from typing import Any
 
@@ -53,6 +54,12 @@ class DeepLab(keras.Model):
     ):
         super().__init__(inputs, outputs, name=name, **kwargs)
         self.model_config = find_model_config(self)
+        names = [layer.name for layer in leaf_layers(self) if layer.weights]
+        if len(set(names)) < len(names):
+            raise UserError(
+                "clone_model does not share the layers that the scales of an image "
+                "pyramid have in common; use build_model(model.model_config)"
+            )
         # In a function, because Keras saves models that are attributes.
         self._backbone = functools.cache(self._make_backbone)
 
@@ -160,6 +167,12 @@ class DeepLab(keras.Model):
                 jit_compile = False
         super().compile(*args, jit_compile=jit_compile, **kwargs)
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a loaded model as it was compiled when it was saved."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.optimizer is not None:
+            self.optimizer.build(self.trainable_variables)
+
     def get_config(self) -> dict[str, Any]:
         """Returns the layers and their connections, and the `model_config`."""
         return {
@@ -174,8 +187,20 @@ class DeepLab(keras.Model):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> "DeepLab":
         """Builds the model that `get_config` describes, with new weights."""
+        described = strict_json.build(
+            ModelConfig, config["model_config"], "the config of a DeepLab model"
+        )
+        if (
+            described.context.image_pooling_crop_size
+            and len(described.image_pyramid) > 1
+        ):
+            # Keras would not share the layers that the scales have in common.
+            batch_size, *image_size, _ = config["layers"][0]["config"]["batch_shape"]
+            size = tuple(image_size) if any(image_size) else None
+            return build_model(described, size, batch_size)
         graph = {n: v for n, v in config.items() if n not in _DESCRIPTIVE}
-        return super().from_config(graph, custom_objects)
+        # A copy, because Keras empties the configs of nested models.
+        return super().from_config(copy.deepcopy(graph), custom_objects)
 
 
 @check_arguments(image_size=SIDE, batch_size=COUNT)
