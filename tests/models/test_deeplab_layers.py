@@ -128,6 +128,40 @@ def test_frozen_batch_norm_trains_gamma_and_beta():
     assert layer.moving_variance.numpy() == 3.5
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_batch_norm_equals_keras(seed):
+    # For random sequences of `training` and `trainable`. The moving variance differs by
+    # n / (n - 1) alone.
+    random = np.random.RandomState(seed)
+    options = {"momentum": 0.6, "epsilon": 1e-3}
+    ours, keras_layer = (
+        BatchNormalization(**options),
+        layers.BatchNormalization(**options),
+    )
+    values = random.normal(1.0, 3.0, (4, 2, 3, 5, 6)).astype(np.float32)
+    unbiased = 30 / 29
+    for layer in (ours, keras_layer):
+        layer.build(values[0].shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 6))
+        layer.beta.assign(np.linspace(-1, 1, 6))
+    for _ in range(12):
+        training, trainable = random.rand(2) < 0.6
+        x = values[random.randint(4)]
+        ours.trainable = keras_layer.trainable = bool(trainable)
+        before = np.array(keras_layer.moving_variance)
+        outputs = [np.array(y(x, training=bool(training))) for y in (ours, keras_layer)]
+        np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(ours.moving_mean, keras_layer.moving_mean, rtol=1e-6)
+        biased = np.array(keras_layer.moving_variance)
+        expected = 0.6 * before + (biased - 0.6 * before) * unbiased
+        if not (training and trainable):
+            np.testing.assert_array_equal(biased, before)
+            expected = before
+        np.testing.assert_allclose(ours.moving_variance, expected, rtol=1e-5)
+        keras_layer.moving_variance.assign(ours.moving_variance)
+        assert len(ours.trainable_variables) == len(keras_layer.trainable_variables)
+
+
 def test_batch_norm_of_single_value_has_finite_variance():
     layer = batch_norm()
     layer(VALUES[:1, :, :1], training=True)

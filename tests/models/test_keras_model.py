@@ -112,10 +112,9 @@ def test_config_round_trip(model):
         keras.models.model_from_json(model.to_json()),
     ):
         assert again.model_config == model.model_config
-        again, expected = map(
-            json.dumps, map(drop_tensors, (again.get_config(), config))
-        )
-        assert again == expected
+        configs = (again.get_config(), config)
+        found, expected = (json.dumps(drop_tensors(x)) for x in configs)
+        assert found == expected
 
 
 def test_pickled_model_is_equal(model):
