@@ -134,10 +134,8 @@ def test_batch_norm_equals_keras(seed):
     # n / (n - 1) alone.
     random = np.random.RandomState(seed)
     options = {"momentum": 0.6, "epsilon": 1e-3}
-    ours, keras_layer = (
-        BatchNormalization(**options),
-        layers.BatchNormalization(**options),
-    )
+    ours = BatchNormalization(**options)
+    keras_layer = keras.layers.BatchNormalization(**options)
     values = random.normal(1.0, 3.0, (4, 2, 3, 5, 6)).astype(np.float32)
     unbiased = 30 / 29
     for layer in (ours, keras_layer):
