@@ -126,4 +126,5 @@ def fold_batch_norm(
     copier = _LayerCopier(_find_pairs(model), copy_class)
     clone = copier.copy(model)
     copier.copy_weights()
+    clone.model_config = model.model_config
     return clone

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import keras
-from keras import layers
+from keras import layers, tree
 
 from deeplab_tf import strict_json
 from deeplab_tf.config import ModelConfig
@@ -230,7 +230,7 @@ def feature_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
     outputs = {layer.name: layer.output for layer in model.layers}
     features = {}
     if "backbone" in outputs:
-        features["backbone"], *low_level = outputs["backbone"]
+        features["backbone"], *low_level = tree.flatten(outputs["backbone"])
         strides = find_model_config(model).decoder_output_strides
         names = [f"low_level_{stride}" for stride in strides]
         features |= zip(names, low_level, strict=True)
