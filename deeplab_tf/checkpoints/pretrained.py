@@ -20,6 +20,7 @@ from deeplab_tf.checkpoints.download import (
     is_web,
     local_path,
 )
+from deeplab_tf.checkpoints.keras_file import is_keras_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
@@ -66,16 +67,16 @@ def from_pretrained(
     """Returns a trainable functional model with pretrained weights.
 
     The architecture, the `model_config` of the result, comes from the zoo, the
-    `experiment.json` next to the checkpoint or the export; otherwise it is that of the
-    zoo model with the same variables. Pretrained backbones get a new head. Layers that
-    are re-initialised are printed.
+    `experiment.json` next to the checkpoint, the export or the `.keras` file; otherwise
+    it is that of the zoo model with the same variables. Pretrained backbones get a new
+    head. Layers that are re-initialised are printed.
 
     Args:
         name_path_or_url: Name of a zoo checkpoint (`python -m
             deeplab_tf.checkpoints.zoo` lists them), a `train_logdir`, the folder or
-            prefix of a checkpoint (official or ours), a frozen graph, the folder of an
-            export, an archive of one of these, or its URL. An existing path takes
-            precedence over a zoo name.
+            prefix of a checkpoint (official or ours), a frozen graph, a `.keras` file,
+            the folder of an export, an archive of one of these, or its URL. An existing
+            path takes precedence over a zoo name.
         num_classes: Number of classes; None uses that of the checkpoint, or the 21 of
             PASCAL VOC for a backbone. If it differs from the checkpoint's, only the
             logits layer is re-initialised.
@@ -97,7 +98,8 @@ def from_pretrained(
     exported, path = _locate_checkpoint(source, known, cache_dir)
     checkpoint = tf1.read_checkpoint(path)
     prefix, arrays = checkpoint.prefix, checkpoint.arrays
-    config = exported or config or _identify_config(prefix, arrays)
+    config = exported or checkpoint.config or config
+    config = config or _identify_config(prefix, arrays)
     model = build_model(_adapt_config(config, num_classes, output_stride))
     report = load_tf1_variables(model, arrays, source=prefix)
     if known and known.checkpoint.is_pretrained_backbone:
@@ -182,7 +184,7 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
     if known:
         archive = _fetch(known.checkpoint.url, known, make_private(cache))
         return _extract(archive, cache)
-    if not (os.path.dirname(source) or _exists(source)):
+    if not (os.path.dirname(source) or _exists(source) or is_keras_file(source)):
         require_checkpoint(source)
     return source
 

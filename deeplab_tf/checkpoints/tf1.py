@@ -19,12 +19,14 @@ from google.protobuf.message import DecodeError, Message
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.keras_file import is_keras_file, load_keras_file
 from deeplab_tf.checkpoints.keys import GRAPH_KEY, weight_keys
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     load_tf1_variables,
     tf1_variables,
 )
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 from deeplab_tf.models.checks import BUILT
@@ -54,7 +56,8 @@ def resolve(path: str) -> str:
     In a folder, this is the checkpoint named by the `checkpoint` file, else the one
     with the highest step (official archives have no `checkpoint` file), else a frozen
     graph. A `checkpoint` file that names a missing checkpoint is ignored with a
-    warning. Hidden files, such as those that macOS adds, are ignored.
+    warning. Hidden files, such as those that macOS adds, are ignored. A `.keras` file
+    is its own prefix.
 
     Raises:
         MissingCheckpointError: if there is none; names the checkpoints that exist.
@@ -62,6 +65,8 @@ def resolve(path: str) -> str:
     """
     path = os.path.expanduser(path).removesuffix(".index")
     if tf.io.gfile.exists(path + ".index") or _is_frozen(path):
+        return path
+    if is_keras_file(path):
         return path
     if not tf.io.gfile.isdir(path):
         folder = os.path.dirname(path) or "."
@@ -224,10 +229,12 @@ class Checkpoint:
     Attributes:
         prefix: Prefix of its files.
         arrays: `{official name: array}`; see `read_variables`.
+        config: The model config that a `.keras` file stores; None for other files.
     """
 
     prefix: str
     arrays: dict[str, np.ndarray]
+    config: ModelConfig | None = None
 
 
 def read_checkpoint(path: str) -> Checkpoint:
@@ -237,11 +244,14 @@ def read_checkpoint(path: str) -> Checkpoint:
     then the newest, so all variables belong to one checkpoint.
 
     Args:
-        path: A prefix or a folder; see `resolve`.
+        path: A prefix, a folder or a `.keras` file; see `resolve`.
 
     Raises:
         UserError: if there is no checkpoint, or it is damaged or removed meanwhile.
     """
+    if is_keras_file(path):
+        model = load_keras_file(path)
+        return Checkpoint(path, tf1_variables(model), model.model_config)
     was_found, failure = False, None
     for _ in range(_TRIES):
         try:
@@ -312,7 +322,7 @@ def load_tf1_checkpoint(
 
     Args:
         model: A model of `build_model`.
-        prefix: Prefix or folder of the checkpoint, or a frozen graph.
+        prefix: Prefix or folder of the checkpoint, a frozen graph or a `.keras` file.
         exclude: Scopes (prefixes of names) to skip.
 
     Returns:

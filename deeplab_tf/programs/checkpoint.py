@@ -8,12 +8,13 @@ from absl import flags as absl_flags
 
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints.keras_file import is_keras_file
 from deeplab_tf.checkpoints.restore import (
     class_count,
     load_tf1_variables,
     require_complete,
 )
-from deeplab_tf.config import Experiment
+from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.deeplab import build_model
@@ -22,7 +23,12 @@ from deeplab_tf.training.resume import read_experiment
 
 
 def find_experiment(checkpoint: str) -> Experiment | None:
-    """Returns the `experiment.json` of a checkpoint; None for an official one."""
+    """Returns the `experiment.json` of a checkpoint; None for an official one.
+
+    A `.keras` file has none either: it describes its model itself.
+    """
+    if is_keras_file(checkpoint):
+        return None
     return read_experiment(os.path.dirname(tf1.find_checkpoint(checkpoint)))
 
 
@@ -50,7 +56,9 @@ def resolve_class_info(
     return info
 
 
-def _find_base_config(values: absl_flags.FlagValues, prefix: str):
+def _find_base_config(
+    values: absl_flags.FlagValues, checkpoint: tf1.Checkpoint
+) -> tuple[ModelConfig | None, str]:
     """Returns the model config that flags override, and its name for notes.
 
     A preset has no name here: the programs report deviations from it themselves.
@@ -58,7 +66,9 @@ def _find_base_config(values: absl_flags.FlagValues, prefix: str):
     preset = flags.read_preset(values)
     if preset:
         return preset.eval_model, ""
-    experiment = find_experiment(prefix)
+    if checkpoint.config:
+        return checkpoint.config, checkpoint.prefix
+    experiment = find_experiment(checkpoint.prefix)
     return experiment and experiment.model, "experiment.json"
 
 
@@ -107,7 +117,8 @@ def restore_model(
 
     Args:
         values: Parsed flags of a program.
-        checkpoint: Prefix or folder, official or ours; or a checkpoint already read.
+        checkpoint: Prefix or folder, official or ours, or a `.keras` file; or a
+            checkpoint already read.
         num_classes: Number of classes; None takes the checkpoint's.
 
     Raises:
@@ -116,7 +127,7 @@ def restore_model(
     if isinstance(checkpoint, str):
         checkpoint = tf1.read_checkpoint(checkpoint)
     prefix, arrays = checkpoint.prefix, checkpoint.arrays
-    base, source = _find_base_config(values, prefix)
+    base, source = _find_base_config(values, checkpoint)
     if num_classes is None:
         num_classes = class_count(arrays)
     config = flags.model_config(values, base, source, num_classes)

@@ -52,8 +52,8 @@ _OFFICIAL_INTERVAL = 300  # seconds between two evaluations
 _FLAGS = {
     "checkpoint_dir": (
         *(flags.STRING, None),
-        "Checkpoint folder or prefix, official or ours; or an exported model: a "
-        "SavedModel, TFLite or ONNX file.",
+        "Checkpoint folder or prefix, official or ours, or a .keras file; or an "
+        "exported model: a SavedModel, TFLite or ONNX file.",
     ),
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
     "eval_interval_secs": (
@@ -154,7 +154,9 @@ def _evaluate_checkpoint(
     prints_preset: bool = True,
 ) -> None:
     # The checkpoint is in memory: a running training may have deleted its files.
-    experiment = read_experiment(os.path.dirname(checkpoint.prefix))
+    # A `.keras` file describes its model itself.
+    folder = os.path.dirname(checkpoint.prefix)
+    experiment = None if checkpoint.config else read_experiment(folder)
     trained_on = experiment and experiment.data
     fallback = trained_on and trained_on.dataset
     folder, info = _find_dataset(values, trained_on, fallback)

@@ -1,8 +1,9 @@
-"""Exports a checkpoint as a SavedModel, TFLite or ONNX file for deployment.
+"""Exports a checkpoint as a SavedModel, TFLite, ONNX or Keras file for deployment.
 
     python export.py --checkpoint_path=logs --export_path=exported
     python export.py --checkpoint_path=logs --export_path=model.tflite
     python export.py --checkpoint_path=logs --export_path=model.onnx
+    python export.py --checkpoint_path=logs --export_path=model.keras
 
 With --dataset_dir, the export is evaluated on these records and rejected if its mIoU is
 more than --max_miou_drop points below the model's. docs/serving.md describes the
@@ -64,12 +65,12 @@ _FILE_SIZE = (513, 513)
 _FLAGS = {
     "checkpoint_path": (
         *(flags.STRING, None),
-        "Checkpoint folder or prefix, official or ours.",
+        "Checkpoint folder or prefix, official or ours, or a .keras file.",
     ),
     "export_path": (
         *(flags.STRING, None),
-        "Folder for a SavedModel, or a file ending in .tflite or .onnx. NAME.pb writes "
-        "the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
+        "Folder for a SavedModel, or a file ending in .tflite, .onnx or .keras. "
+        "NAME.pb writes the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
     ),
     "eval_split": (flags.STRING, "val", "Ours: split to evaluate the export on."),
     "max_miou_drop": (

@@ -52,7 +52,7 @@ from deeplab_tf.windows import translate_limit_errors
 _FLAGS = {
     "model": (
         *(flags.STRING, None),
-        "Training folder, checkpoint, SavedModel, TFLite or ONNX file.",
+        "Training folder, checkpoint, SavedModel, Keras, TFLite or ONNX file.",
     ),
     "images": (flags.STRING, None, "File, folder or glob of JPEG and PNG images."),
     "image_list": (

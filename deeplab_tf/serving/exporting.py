@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import make_predictor
@@ -43,10 +44,11 @@ class ExportRequest(NamedTuple):
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
-    `ending` is that of its final path: `TFLITE`, `ONNX`, or "" for a SavedModel.
+    `ending` is that of its final path: `TFLITE`, `ONNX`, `KERAS`, or "" for a
+    SavedModel.
     """
-    write = {"": _write_saved_model, TFLITE: _write_tflite, ONNX: _write_onnx}[ending]
-    return write(request, path)
+    writers = {TFLITE: _write_tflite, ONNX: _write_onnx, KERAS: _write_keras}
+    return writers.get(ending, _write_saved_model)(request, path)
 
 
 def _write_saved_model(request: ExportRequest, path: str) -> str:
@@ -65,6 +67,15 @@ def _write_saved_model(request: ExportRequest, path: str) -> str:
 def _write_onnx(request: ExportRequest, path: str) -> str:
     export_onnx(request.model, path, request.options.probabilities, request.info)
     return _describe_any_size(request)
+
+
+def _write_keras(request: ExportRequest, path: str) -> str:
+    request.model.save(path)
+    config = request.model.model_config
+    return (
+        f"image float32 [batch, height, width, {config.channels}] -> logits float32 "
+        f"[batch, height, width, {config.num_classes}]"
+    )
 
 
 def _describe_any_size(request: ExportRequest) -> str:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.keras_predictor import KerasPredictor
 from deeplab_tf.serving.onnx_file import OnnxPredictor
 from deeplab_tf.serving.publication import ONNX, TFLITE, ending_of, is_saved_model
 from deeplab_tf.serving.saved_model import SavedModelPredictor
@@ -14,6 +16,7 @@ from deeplab_tf.serving.tflite import TFLitePredictor
 _READERS: dict[str, Callable[[str], Artefact]] = {
     TFLITE: TFLitePredictor,
     ONNX: OnnxPredictor,
+    KERAS: KerasPredictor,
 }
 
 
@@ -22,8 +25,11 @@ def _is_file(path: str) -> bool:
 
 
 def is_artefact(path: str) -> bool:
-    """Returns whether a path is an exported model: a SavedModel, or a file by name."""
-    return is_saved_model(path) or _is_file(path)
+    """Returns whether a path is an exported model: a SavedModel, or a file by name.
+
+    A `.keras` file is a checkpoint instead: all options of a model apply to it.
+    """
+    return is_saved_model(path) or (_is_file(path) and ending_of(path) != KERAS)
 
 
 @check_arguments()
@@ -31,7 +37,8 @@ def load_artefact(path: str) -> Artefact:
     """Loads an exported model, to predict with or to pass to `Evaluator`.
 
     Args:
-        path: Folder of a SavedModel, or a file that ends with `.tflite` or `.onnx`.
+        path: Folder of a SavedModel, or a file that ends with `.tflite`, `.onnx` or
+            `.keras`.
 
     Raises:
         UserError: if the model is damaged, or its inputs and outputs are not those of a

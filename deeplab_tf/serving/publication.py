@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from deeplab_tf.arguments import join_choices
+from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.files.file_kinds import is_remote
@@ -14,11 +16,18 @@ from deeplab_tf.serving.artefact import read_file
 GRAPH = "saved_model.pb"  # a file in every SavedModel
 # Endings of files; a SavedModel is a folder.
 TFLITE, ONNX = ".tflite", ".onnx"
+_FILES = (TFLITE, ONNX, KERAS)
+# Endings of files that we do not write; a SavedModel would be a folder of that name.
+_OTHER_FILES = (
+    *(".h5", ".hdf5", ".pt", ".pth", ".safetensors", ".npz", ".pkl", ".json"),
+    *(".pbtxt", ".lite", ".engine", ".mlmodel", ".mlpackage", ".xml", ".bin"),
+    *(".zip", ".tar", ".gz", ".tgz"),
+)
 
 
 def ending_of(path: str) -> str:
-    """Returns the ending `.tflite` or `.onnx` of a path; "" for a SavedModel."""
-    return next((ending for ending in (TFLITE, ONNX) if path.endswith(ending)), "")
+    """Returns the ending `.tflite`, `.onnx` or `.keras`; "" for a SavedModel."""
+    return next((ending for ending in _FILES if path.endswith(ending)), "")
 
 
 def is_saved_model(path: str) -> bool:
@@ -38,6 +47,11 @@ def refusal_path(artefact_path: str) -> str:
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
     """Raises UserError if `publish_artefact` would refuse a path."""
+    if path.lower().endswith(_OTHER_FILES):
+        raise UserError(
+            f"{path} ends like a file of another format; give a name ending in "
+            f"{join_choices(_FILES)}, or a folder for a SavedModel"
+        )
     outputs.require_replaceable(path, overwrite)
     is_folder = tf.io.gfile.isdir(path)
     if tf.io.gfile.exists(path) and is_folder == bool(ending_of(path)):
@@ -62,8 +76,8 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
             gate(model, unfinished, dataset, config)
 
     Args:
-        path: Path of the artefact: a file ending in `.tflite` or `.onnx`, else the
-            folder of a SavedModel.
+        path: Path of the artefact: a file ending in `.tflite`, `.onnx` or `.keras`,
+            else the folder of a SavedModel.
         overwrite: Whether to replace files that are not an earlier export.
 
     Yields:

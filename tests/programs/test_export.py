@@ -11,6 +11,7 @@ from program_runs import assert_refused, run
 from record_files import make_record, write_shards
 
 from deeplab_tf import strict_json
+from deeplab_tf.checkpoints.keras_file import load_keras_file
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import Experiment, ModelConfig
 from deeplab_tf.data.info import generic_info
@@ -197,6 +198,22 @@ def test_onnx_export_is_compared_with_its_checkpoint(logs, validation, tmp_path)
     assert load_artefact(str(path)).gives_probabilities
 
 
+def test_keras_file_is_exported_with_another_output_stride(tiny_model, tmp_path):
+    source, path = tmp_path / "m.keras", tmp_path / "dense.keras"
+    tiny_model.save(source)
+    paths = (f"--checkpoint_path={source}", f"--export_path={path}")
+    out = run(EXPORT, *paths, "--output_stride=8")
+    assert "output stride 8; image float32 [batch, height, width, 3] -> logits" in out
+    model = load_keras_file(str(path))
+    assert model.model_config == tiny_model.model_config.at_output_stride(8)
+    for value, expected in zip(model.weights, tiny_model.weights, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    images, artefact = make_images(1, 33, 49), load_artefact(str(path))
+    labels = artefact.labels(images)
+    np.testing.assert_array_equal(labels, predict_labels(model, images))
+    np.testing.assert_array_equal(artefact.probabilities(images).argmax(-1), labels)
+
+
 def test_tflite_export_runs_larger_images_in_windows(
     logs, validation, tiny_model, tmp_path
 ):
@@ -245,6 +262,10 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
             "model.tflite",
             ["--calibration_images=3"],
         ),
+        ("runs one inference pass", "model.keras", ["--inference_scales=1,2"]),
+        ("--crop_size has no effect on ", "model.keras", ["--crop_size=33,33"]),
+        ("ending in .tflite, .onnx or .keras, or a folder", "model.h5", []),
+        ("model.HDF5 ends like a file of another format", "model.HDF5", []),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
         ("float32 models can be converted", "model.tflite", ["--precision=bfloat16"]),

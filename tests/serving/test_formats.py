@@ -23,7 +23,8 @@ def test_artefact_formats_are_recognized_by_file_name(export_path, tmp_path):
     assert is_artefact(str(tmp_path / "model.tflite"))
     assert is_artefact(str(tmp_path / "model.onnx"))
     (tmp_path / "logs.tflite").mkdir()
-    for path in (tmp_path, tmp_path / "logs.tflite", tmp_path / "model.ckpt-0"):
+    others = ("logs.tflite", "model.ckpt-0", "model.keras")
+    for path in (tmp_path, *(tmp_path / name for name in others)):
         assert not is_artefact(str(path))
 
 
@@ -34,6 +35,7 @@ def test_folder_is_loaded_as_a_saved_model(export_path):
 @pytest.mark.parametrize(
     ("name", "kind", "needs"),
     [
+        ("model.keras", "a .keras", "keras"),
         ("model.tflite", "a TFLite", "ai_edge_litert.interpreter"),
         ("model.onnx", "an ONNX", "onnxruntime"),
     ],

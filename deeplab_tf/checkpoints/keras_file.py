@@ -1,0 +1,91 @@
+"""Reads `.keras` files of DeepLab models."""
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Iterator
+
+import keras
+import tensorflow as tf
+
+from deeplab_tf import strict_json
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import scratch
+from deeplab_tf.files.file_kinds import is_remote
+from deeplab_tf.models.deeplab import DeepLab
+
+KERAS = ".keras"
+# Formats that Keras also writes, but that do not store the configuration.
+_HDF5 = (".h5", ".hdf5")
+_CONFIG = "config.json"
+
+
+def is_keras_file(path: str) -> bool:
+    """Returns whether a path, which need not exist, is a `.keras` file by its name.
+
+    Raises:
+        UserError: for an existing HDF5 file.
+    """
+    if tf.io.gfile.isdir(path):
+        return False
+    if path.endswith(_HDF5) and tf.io.gfile.exists(path):
+        raise UserError(
+            f"{path} is an HDF5 file, which does not store the configuration of the "
+            f"model; load it into build_model(config) by load_weights, then save the "
+            f"model as a {KERAS} file"
+        )
+    return path.endswith(KERAS)
+
+
+def load_keras_file(path: str) -> DeepLab:
+    """Loads the model of a `.keras` file, not compiled, in Keras' safe mode.
+
+    Raises:
+        UserError: if there is no such file, it is damaged, or holds another model.
+    """
+    if not tf.io.gfile.exists(path):
+        raise UserError(f"there is no file {path}")
+    with _make_local(path) as local:
+        _require_deeplab(local, path)
+        try:
+            return keras.saving.load_model(local, compile=False, safe_mode=True)
+        except Exception as error:  # Keras, h5py and zipfile each have their own
+            raise _make_damage_error(path, error) from error
+
+
+@contextlib.contextmanager
+def _make_local(path: str) -> Iterator[str]:
+    """Yields the path of a local copy of a remote file, and of a local file itself."""
+    if not is_remote(path):
+        yield path.removeprefix("file://")
+        return
+    with scratch.create_folder(None) as folder:
+        local = os.path.join(folder, f"model{KERAS}")
+        tf.io.gfile.copy(path, local)
+        yield local
+
+
+def _require_deeplab(local: str, path: str) -> None:
+    """Raises UserError for a model of another class, before anything is loaded."""
+    try:
+        with zipfile.ZipFile(local) as archive, archive.open(_CONFIG) as file:
+            content = file.read(strict_json.MAX_BYTES + 1)
+    except (OSError, EOFError, KeyError, RuntimeError, zipfile.BadZipFile) as error:
+        raise _make_damage_error(path, error) from error
+    config = strict_json.parse(content, f"{path}: {_CONFIG}")
+    is_object = isinstance(config, dict)
+    expected = keras.saving.get_registered_name(DeepLab)
+    if not is_object or config.get("registered_name") != expected:
+        found = config.get("class_name") if is_object else None
+        raise UserError(
+            f"{path} holds a model of the class {found}, not {DeepLab.__name__}; give "
+            "a file saved from a model of build_model or from_pretrained"
+        )
+
+
+def _make_damage_error(path: str, error: Exception) -> UserError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(
+        f"{path} cannot be read as a {KERAS} file ({reason}); copy or download it "
+        "again, or save the model again"
+    )
