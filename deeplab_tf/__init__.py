@@ -24,6 +24,9 @@ _HOME = {
     "Experiment": "config",
     "MeanIoU": "evaluation.mean_iou",
     "ModelConfig": "config",
+    "Momentum": "training.momentum",
+    "PolySchedule": "training.learning_rate",
+    "PredictionImages": "training.callbacks",
     "SegmentationLoss": "training.losses",
     "TrainConfig": "config",
     "Trainer": "training.trainer",
@@ -86,7 +89,10 @@ if TYPE_CHECKING:
     from deeplab_tf.serving.onnx_file import export_onnx as export_onnx
     from deeplab_tf.serving.saved_model import export_saved_model as export_saved_model
     from deeplab_tf.serving.tflite_export import export_tflite as export_tflite
+    from deeplab_tf.training.callbacks import PredictionImages as PredictionImages
+    from deeplab_tf.training.learning_rate import PolySchedule as PolySchedule
     from deeplab_tf.training.losses import SegmentationLoss as SegmentationLoss
+    from deeplab_tf.training.momentum import Momentum as Momentum
     from deeplab_tf.training.trainer import Trainer as Trainer
     from deeplab_tf.visualize import overlay as overlay
 else:
@@ -105,7 +111,13 @@ def __dir__() -> list[str]:
 
 
 # The modules whose classes Keras may find in a saved model; none needs TensorFlow.
-_KERAS_CLASSES = ("models.deeplab", "training.losses", "evaluation.mean_iou")
+_KERAS_CLASSES = (
+    "models.deeplab",
+    "training.learning_rate",
+    "training.losses",
+    "training.momentum",
+    "evaluation.mean_iou",
+)
 
 
 def _register_keras_classes() -> None:

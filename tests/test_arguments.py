@@ -19,6 +19,7 @@ VALID = {
     "image": np.zeros((9, 9, 3)),
     "images": np.zeros((1, 9, 9, 3)),
     "info": deeplab_tf.dataset_info("camvid"),
+    "log_dir": "nowhere",
     "labels": np.zeros((9, 9), int),
     "name": "toys",
     "name_path_or_url": "nowhere",

@@ -1,116 +1,36 @@
 """Learning rate, optimisers and gradient multipliers of the official trainer."""
 
 import keras
-import tensorflow as tf
-from keras import ops
 
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.config import TrainConfig
+from deeplab_tf.training.learning_rate import PolySchedule, SlowStart
 from deeplab_tf.training.losses import is_decayed
+from deeplab_tf.training.momentum import Momentum
 
 
-@keras.saving.register_keras_serializable("deeplab_tf")
-class SlowStart(keras.optimizers.schedules.LearningRateSchedule):
-    """A constant learning rate for some steps, then a schedule counted from there."""
-
-    def __init__(self, schedule, steps: int, learning_rate: float):
-        super().__init__()
-        self.schedule = schedule
-        self.steps = steps
-        self.learning_rate = learning_rate
-
-    def __call__(self, step):
-        """Returns the learning rate at a step."""
-        step = ops.cast(step, "float32")
-        scheduled = self.schedule(ops.maximum(step - self.steps, 0.0))
-        return ops.where(step < self.steps, self.learning_rate, scheduled)
-
-    def get_config(self):
-        """Returns the arguments, with the schedule serialised."""
-        return {
-            "schedule": keras.optimizers.schedules.serialize(self.schedule),
-            "steps": self.steps,
-            "learning_rate": self.learning_rate,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        """Returns the schedule from its config."""
-        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
-        return cls(**{**config, "schedule": schedule})
-
-
-def learning_rate_schedule(config: TrainConfig):
-    """Returns the official learning rate schedule (1706.05587, Sec. 4.1).
-
-    "poly" multiplies the base rate by `(1 - step / steps) ** 0.9`.
-    """
-    schedules = keras.optimizers.schedules
+def learning_rate_schedule(config: TrainConfig) -> SlowStart:
+    """Returns the official learning rate schedule (1706.05587, Sec. 4.1)."""
+    start = (config.slow_start_step, config.slow_start_learning_rate)
     if config.learning_policy == "step":
-        policy = schedules.ExponentialDecay(
+        policy = keras.optimizers.schedules.ExponentialDecay(
             config.base_learning_rate,
             config.learning_rate_decay_step,
             config.learning_rate_decay_factor,
             staircase=True,
         )
+        return SlowStart(policy, *start)
+    if config.decay_steps:
+        steps = config.slow_start_step + config.decay_steps
     else:
-        rest = config.training_number_of_steps - config.slow_start_step
-        policy = schedules.PolynomialDecay(
-            config.base_learning_rate,
-            config.decay_steps or max(rest, 1),
-            config.end_learning_rate,
-            config.learning_power,
-        )
-    return SlowStart(policy, config.slow_start_step, config.slow_start_learning_rate)
-
-
-@keras.saving.register_keras_serializable("deeplab_tf")
-class Momentum(keras.optimizers.Optimizer):
-    """TF1's momentum: `v = m v + g; w = w - lr v`.
-
-    Nesterov moves the weight by `lr (g + m v)` instead, with the new `v`. Keras' SGD
-    has `v = m v - lr g`, which remembers past learning rates and so differs while the
-    rate decays.
-    """
-
-    def __init__(
-        self,
-        learning_rate=0.007,
-        momentum: float = 0.9,
-        nesterov: bool = False,
-        **kwargs,
-    ):
-        kwargs.setdefault("name", "momentum")
-        super().__init__(learning_rate=learning_rate, **kwargs)
-        self.momentum = momentum
-        self.nesterov = nesterov
-
-    def build(self, variables):
-        """Creates one accumulator per variable."""
-        if self.built:
-            return
-        super().build(variables)
-        self.accumulators = [
-            self.add_variable_from_reference(v, name="Momentum") for v in variables
-        ]
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Moves one variable against its accumulated gradient."""
-        accumulator = self.accumulators[self._get_variable_index(variable)]
-        # In place: separate products and sums would allocate four tensors.
-        tf.raw_ops.ResourceApplyMomentum(
-            var=variable.handle,
-            accum=accumulator.handle,
-            lr=tf.cast(learning_rate, variable.dtype),
-            grad=tf.cast(gradient, variable.dtype),
-            momentum=tf.cast(self.momentum, variable.dtype),
-            use_nesterov=self.nesterov,
-        )
-
-    def get_config(self):
-        """Returns the constructor arguments."""
-        own = {"momentum": self.momentum, "nesterov": self.nesterov}
-        return {**super().get_config(), **own}
+        steps = config.training_number_of_steps
+    return PolySchedule(
+        config.base_learning_rate,
+        steps,
+        config.learning_power,
+        config.end_learning_rate,
+        *start,
+    )
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:

@@ -5,14 +5,14 @@ Uses `tf.summary.write`; `tf.summary.scalar` and `.image` need the package tenso
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.gallery import ScoredImage
-from deeplab_tf.visualize import encode_png, panel, plot_confusion
+from deeplab_tf.visualize import as_rgb, encode_png, overlay, panel, plot_confusion
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
@@ -81,6 +81,22 @@ class Summaries:
         for i, example in enumerate(examples):
             image = panel(example.image, example.truth, example.prediction, info)
             self._write_image(step, f"eval/example_{i}", image)
+
+    def write_overlays(
+        self, step: int, tag: str, samples: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        """Writes images under predicted labels.
+
+        Args:
+            step: The step or epoch.
+            tag: Prefix of the tags, to which the number of the image is appended.
+            samples: Pairs of an image 0..255 `[height, width, channels]` and its labels
+                `[height, width]`.
+        """
+        for i, (image, labels) in enumerate(samples):
+            info = self._info or generic_info(int(labels.max()) + 1)
+            drawn = overlay(as_rgb(image), labels, info)
+            self._write_image(step, f"{tag}_{i}", drawn)
 
     def flush(self) -> None:
         """Writes all pending values."""

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf import TrainConfig, UserError
+from deeplab_tf import Momentum, TrainConfig, UserError
 from deeplab_tf.training.optimizer import (
-    Momentum,
     build_optimizer,
     gradient_multiplier,
     learning_rate_schedule,
@@ -121,6 +120,30 @@ def test_momentum_equals_official_formula(kind):
     )
 
 
+def test_gradient_multipliers_of_momentum():
+    options = {"gradient_multipliers": {"bias": 2.0, "logits": 5.0}}
+    optimizer = Momentum.from_config(Momentum(0.1, **options).get_config())
+    layers = [keras.layers.Dense(1, name=name) for name in ("logits", "other")]
+    for layer in layers:
+        layer.build((1, 1))
+    variables = [v for layer in layers for v in layer.trainable_variables]
+    starts = [v.numpy() for v in variables]
+    gradients = [tf.ones_like(v.value) for v in variables]
+    optimizer.apply(gradients, variables)
+    moved = [
+        float(np.sum(start - v)) for start, v in zip(starts, variables, strict=True)
+    ]
+    # 0.1 times 5 for the logits' kernel, 5 * 2 for their bias; 1 and 2 elsewhere
+    assert moved == pytest.approx([0.5, 1.0, 0.1, 0.2], rel=1e-5)
+
+
+def test_unused_gradient_multiplier_is_refused():
+    optimizer = Momentum(gradient_multipliers={"biases": 2.0})
+    message = "has 'biases', which is in the path of no trained variable, such as 'w'"
+    with pytest.raises(UserError, match=message):
+        optimizer.build([keras.Variable([1.0], name="w")])
+
+
 def test_adam_ignores_schedule():
     config = TrainConfig(optimizer="adam", adam_learning_rate=0.5, adam_epsilon=0.25)
     optimizer = make_optimizer(config)
@@ -199,7 +222,7 @@ def test_optimizer_serialization():
         ("logits/semantic/biases", 20, 20),
     ],
 )
-def test_gradient_multipliers(name, all_head_layers, logits_only):
+def test_gradient_multipliers_of_trainer(name, all_head_layers, logits_only):
     config = TrainConfig(last_layer_gradient_multiplier=10.0)
     assert gradient_multiplier(name, config) == all_head_layers
     config = TrainConfig(
