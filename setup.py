@@ -52,6 +52,9 @@ EXTRAS_REQUIRE = {
         "tensorflow-hub>=0.16.1",
         # tensorflow-hub 0.16 imports pkg_resources, which setuptools 82 removed.
         "setuptools<82",
+        # Load models of hf:// and kaggle:// handles.
+        "huggingface-hub>=1.0",
+        "kagglehub>=1.0",
     ],
     "export": [
         # Converts the exported SavedModel to ONNX; 1.17 is the first for protobuf 5+.

@@ -12,7 +12,7 @@ from etils import epath
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
-from deeplab_tf.checkpoints import tf1
+from deeplab_tf.checkpoints import hub, tf1
 from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private
 from deeplab_tf.checkpoints.download import (
     fetch,
@@ -75,8 +75,9 @@ def from_pretrained(
         name_path_or_url: Name of a zoo checkpoint (`python -m
             deeplab_tf.checkpoints.zoo` lists them), a `train_logdir`, the folder or
             prefix of a checkpoint (official or ours), a frozen graph, a `.keras` file,
-            the folder of an export, an archive of one of these, or its URL. An existing
-            path takes precedence over a zoo name.
+            the folder of an export, an archive of one of these, or its URL; or a model
+            on a hub: `hf://user/repo` or `kaggle://user/model/keras/variation`. An
+            existing path takes precedence over a zoo name.
         num_classes: Number of classes; None uses that of the checkpoint, or the 21 of
             PASCAL VOC for a backbone. If it differs from the checkpoint's, only the
             logits layer is re-initialised.
@@ -125,6 +126,8 @@ def _locate_checkpoint(
     source: str, known: ZooModel | None, cache_dir: str | None
 ) -> tuple[ModelConfig | None, str]:
     """Returns the model config of an export, else None, and a checkpoint path."""
+    if hub.is_handle(source):
+        return None, hub.download(source, cache_dir)
     path, config = _locate(source, known, cache_folder(cache_dir)), None
     if tf.io.gfile.exists(os.path.join(path, _SAVED_MODEL)):
         config, path = _read_export(path)
@@ -148,7 +151,10 @@ def _normalize_source(source: str | os.PathLike) -> str:
             "name_path_or_url must be a checkpoint of the model zoo, a path or a URL; "
             f"received {source!r}"
         )
-    source = local_path(os.fspath(source))
+    source = os.fspath(source)
+    if hub.is_handle(source):
+        return source
+    source = local_path(source)
     try:
         if not is_web(source):
             tf.io.gfile.exists(source)
@@ -159,6 +165,8 @@ def _normalize_source(source: str | os.PathLike) -> str:
 
 def _find_in_zoo(source: str) -> ZooModel | None:
     """Returns the zoo model of a name or of an archive with an official file name."""
+    if hub.is_handle(source):
+        return None
     if _is_archive(source):
         name = file_name(source)
         found = (find_checkpoint(n) for n, c in ZOO.items() if c.archive == name)

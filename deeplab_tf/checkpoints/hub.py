@@ -1,0 +1,130 @@
+"""Models on Hugging Face and Kaggle: `hf://` and `kaggle://` handles."""
+
+import glob
+import importlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import keras
+
+from deeplab_tf.arguments import check_arguments
+from deeplab_tf.checkpoints.keras_file import KERAS
+from deeplab_tf.checkpoints.model_card import CARD, write_model_card
+from deeplab_tf.errors import UserError
+from deeplab_tf.models.checks import BUILT
+
+_HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
+_MODEL = f"model{KERAS}"
+_PART = r"[\w.-]+"
+_FORMS = {
+    _HUGGING_FACE: (f"{_PART}/{_PART}", "hf://user/repo"),
+    _KAGGLE: (f"{_PART}(/{_PART}){{3,4}}", "kaggle://user/model/keras/variation"),
+}
+_MAX_REASON = 300
+
+
+def is_handle(source: str) -> bool:
+    """Returns whether a source is a model on a hub, not a path."""
+    return source.startswith(tuple(_FORMS))
+
+
+def download(handle: str, cache_dir: str | None = None) -> str:
+    """Returns the local path of the `.keras` file of a handle.
+
+    Args:
+        handle: `hf://user/repo`, whose file is `model.keras`, or
+            `kaggle://user/model/keras/variation`, optionally with `/version`.
+        cache_dir: Folder for the file; None uses that of the client (HF_HOME or
+            KAGGLEHUB_CACHE).
+
+    Raises:
+        UserError: for an invalid handle; if the client of the hub is not installed; if
+            there is no such model or file, or it cannot be downloaded.
+    """
+    name = _parse(handle)
+    if handle.startswith(_HUGGING_FACE):
+        client = _import_client("huggingface_hub", handle)
+        return _call(client.hf_hub_download, handle, name, _MODEL, cache_dir=cache_dir)
+    if cache_dir is not None:
+        raise UserError(
+            f"{handle}: cache_dir has no effect; set the environment variable "
+            "KAGGLEHUB_CACHE instead"
+        )
+    folder = _call(_import_client("kagglehub", handle).model_download, handle, name)
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), f"*{KERAS}")))
+    if len(found) != 1:
+        names = ", ".join(map(os.path.basename, found)) or "none"
+        raise UserError(f"{handle} must have one {KERAS} file; found {names}")
+    return found[0]
+
+
+@check_arguments(model=BUILT)
+def push_to_hub(
+    model: keras.Model,
+    handle: str,
+    *,
+    license: str,
+    metrics: Mapping | None = None,
+    command: str | None = None,
+) -> str:
+    """Uploads a model with a model card to Hugging Face, and returns its URL.
+
+    The repository, created if needed, gets `model.keras` and `README.md`.
+
+    Args:
+        model: A model of `build_model` or `from_pretrained`.
+        handle: `hf://user/repo`, which `from_pretrained` takes, too.
+        license: Identifier of the licence of the weights, such as "apache-2.0".
+        metrics: The metrics of `evaluate` or `metrics.json` for the card.
+        command: The command that computes the metrics, for the card.
+
+    Raises:
+        UserError: for an invalid handle; if huggingface_hub is not installed; if you
+            are not logged in or may not write to the repository.
+    """
+    if not handle.startswith(_HUGGING_FACE):
+        raise UserError(f"handle must be {_FORMS[_HUGGING_FACE][1]}; received {handle}")
+    name = _parse(handle)
+    api = _import_client("huggingface_hub", handle).HfApi()
+    card = write_model_card(model.model_config, handle, license, metrics, command)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(os.path.join(folder, _MODEL))
+        with open(os.path.join(folder, CARD), "w", encoding="utf-8") as file:
+            file.write(card)
+        url = _call(api.create_repo, handle, name, exist_ok=True)
+        _call(api.upload_folder, handle, repo_id=name, folder_path=folder)
+    return str(url)
+
+
+def _parse(handle: str) -> str:
+    """Returns a handle without its scheme."""
+    scheme = next(x for x in _FORMS if handle.startswith(x))
+    name, (pattern, form) = handle.removeprefix(scheme), _FORMS[scheme]
+    if not re.fullmatch(pattern, name):
+        raise UserError(f"a handle must be {form}; received {handle}")
+    return name
+
+
+def _import_client(module: str, handle: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f'{handle} needs {module}; run pip install "deeplab_tf[hub]" ({error})'
+        ) from error
+
+
+def _call(function: Callable, handle: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a function of a client; turns its errors into one line."""
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:  # both clients also raise errors of HTTP libraries
+        reason = " ".join(str(error).split())[:_MAX_REASON]
+        raise UserError(
+            f"{handle}: {reason or type(error).__name__}; check the name, your "
+            "connection and, for a private model, that you are logged in"
+        ) from error

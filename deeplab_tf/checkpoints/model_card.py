@@ -1,0 +1,66 @@
+"""Writes the model card of a model on a hub."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from deeplab_tf.config import ModelConfig
+
+CARD = "README.md"
+_TAGS = ("deeplab", "image-segmentation", "semantic-segmentation")
+# Keys of `metrics.json` and of its protocol, in the order of the table.
+_SCORES = ("miou", "pixel_accuracy", "frequency_weighted_iou", "images")
+_PROTOCOL = ("dataset", "split", "eval_scales", "add_flipped_images")
+
+
+def write_model_card(
+    config: ModelConfig,
+    handle: str,
+    license: str,
+    metrics: Mapping[str, Any] | None,
+    command: str | None,
+) -> str:
+    """Returns the text of a model card: Markdown with a YAML header.
+
+    Args:
+        config: The model configuration.
+        handle: Where the model is published, as `from_pretrained` takes it.
+        license: Identifier of the licence of the weights, such as "apache-2.0".
+        metrics: The metrics of `evaluate` or `metrics.json`, if any.
+        command: The command that computes them again, if known.
+    """
+    width = config.depth_multiplier
+    backbone = config.backbone + (f" x {width}" if width != 1 else "")
+    decoder = "DeepLabv3+" if config.decoder.output_strides else "DeepLabv3"
+    parts = [
+        _write_header(license),
+        f"# {handle.rpartition('/')[2]}",
+        f"{decoder} with {backbone}: {config.num_classes} classes, output stride "
+        f"{config.output_stride}, {config.channels} channels (0..255).",
+        "```python\nimport deeplab_tf\n\n"
+        f'model = deeplab_tf.from_pretrained("{handle}")\n'
+        "labels = deeplab_tf.predict_labels(model, image)\n```",
+    ]
+    if metrics:
+        parts += ["## Evaluation", _write_table(metrics)]
+    if command:
+        parts += ["Command:", f"```bash\n{command}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _write_header(license: str) -> str:
+    # A string of JSON is one of YAML, too.
+    lines = ["library_name: keras", f"license: {json.dumps(license)}"]
+    lines += ["pipeline_tag: image-segmentation", "tags:", *(f"- {x}" for x in _TAGS)]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _write_table(metrics: Mapping[str, Any]) -> str:
+    protocol = metrics.get("protocol", {})
+    rows = {key: metrics[key] for key in _SCORES if key in metrics}
+    rows |= {key: protocol[key] for key in _PROTOCOL if key in protocol}
+    lines = ["| | |", "|---|---|"]
+    for key, value in rows.items():
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        lines.append(f"| {key} | {text} |")
+    return "\n".join(lines)
