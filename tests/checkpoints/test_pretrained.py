@@ -24,7 +24,7 @@ from deeplab_tf.checkpoints.tf1 import (
 from deeplab_tf.checkpoints.zoo import ZOO
 from deeplab_tf.config import DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.errors import UserError
-from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.deeplab import DeepLab, build_model
 from deeplab_tf.training.resume import write_experiment
 
 LOGITS = ("logits/semantic/weights", "logits/semantic/biases")
@@ -69,7 +69,7 @@ def test_official_checkpoint_by_name(voc_checkpoint, monkeypatch, tmp_path, cach
     require_complete(load_tf1_checkpoint(expected, voc_checkpoint), REAL, expected)
     assert find_differing(model, tf1_variables(expected)) == set()
     assert model.model_config == ZOO[REAL].preset.model
-    assert type(model).__name__ == "Functional" and model.trainable
+    assert type(model) is DeepLab and model.trainable
     assert len(model.trainable_variables) == len(expected.trainable_variables) > 100
     packed.unlink()  # the zoo is gone; the cache is used
     again = deeplab_tf.from_pretrained(REAL, output_stride=16)
