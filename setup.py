@@ -89,6 +89,8 @@ EXTRAS_REQUIRE = {
     "tensorboard": ["tensorboard>=2.20"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
+    # Runs examples/quickstart.ipynb in its test.
+    "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
     "peers": [
         # Engines for speed comparisons, as in the extra export.
         "openvino>=2025.0",
