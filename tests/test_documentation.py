@@ -19,6 +19,7 @@ import small_datasets
 from conftest import ROOT
 from PIL import Image
 
+import deeplab_tf
 from deeplab_tf import flags
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.images.videos import write_video
@@ -126,12 +127,26 @@ def find_anchors(page: pathlib.Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-") for h in headings}
 
 
-def test_python_blocks_import_existing_names():
-    for source in (*find_blocks("python"), *find_blocks("python", [OWN_DATA])):
+def read_notebook() -> str:
+    """Returns the code of the notebook, which is stored without results."""
+    cells = json.loads((ROOT / "examples/quickstart.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+
+
+def test_python_blocks_use_existing_names():
+    pages = (*find_blocks("python"), *find_blocks("python", [OWN_DATA]))
+    for source in (*pages, read_notebook()):
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ImportFrom) and "deeplab_tf" in node.module:
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, name.name) for name in node.names)
+                for name in [alias.name for alias in node.names]:
+                    if not hasattr(importlib.import_module(node.module), name):
+                        importlib.import_module(f"{node.module}.{name}")
+            elif (
+                isinstance(node, ast.Attribute)
+                and ast.unparse(node.value) == "deeplab_tf"
+            ):
+                assert node.attr in dir(deeplab_tf), node.attr
 
 
 def test_line_links_need_exactly_one_match():
@@ -278,3 +293,23 @@ def test_own_data_page_runs_line_by_line(own_data):
 
 def make_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+@pytest.mark.slow
+def test_notebook_runs(tmp_path, monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    start = time.monotonic()
+    notebook = nbformat.read(ROOT / "examples/quickstart.ipynb", 4)
+    nbclient.execute(notebook, cwd=str(tmp_path), timeout=900)
+    printed = "".join(
+        output.get("text", "")
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+    )
+    miou = float(re.search(r"^mIoU +([\d.]+)$", printed, re.M)[1])
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes, mIoU {miou}")
+    assert miou > 0.35  # 0.08 if all is background
+    assert (tmp_path / "quickstart/exported/saved_model.pb").exists()
