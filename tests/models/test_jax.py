@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -142,3 +143,110 @@ with pytest.raises(jax.errors.JaxRuntimeError, match="labels contain 7"):
 def test_loss_and_metric_on_jax():
     pytest.importorskip("jax")
     run_on_jax(KERAS_PROGRAM)
+
+
+OPTIMIZER_PROGRAM = """
+import sys
+
+sys.modules["tensorflow"] = None
+import keras
+import numpy as np
+
+import deeplab_tf
+from deeplab_tf.models.normalization import BatchNormalization
+
+images = np.random.RandomState(0).uniform(size=(4, 5, 6, 2)).astype("float32")
+labels = np.argmax(images, -1)
+model = keras.Sequential([keras.Input((5, 6, 2)), BatchNormalization(momentum=0.5)])
+schedule = deeplab_tf.PolySchedule(0.1, 4, slow_start_steps=1)
+rates = [float(schedule(step)) for step in range(5)]
+expected = [1e-4, 0.1, 0.1 * (2 / 3) ** 0.9, 0.1 * (1 / 3) ** 0.9, 0.0]
+np.testing.assert_allclose(rates, expected, rtol=1e-5)
+optimizer = deeplab_tf.Momentum(0.1, nesterov=True, gradient_multipliers={"beta": 2.0})
+model.compile(optimizer, deeplab_tf.SegmentationLoss())
+losses = model.fit(images, labels, epochs=5, verbose=0).history["loss"]
+assert losses[-1] < losses[0], losses
+moving = np.array(model.layers[0].moving_mean.value)
+# Half of the way to the mean in each step.
+np.testing.assert_allclose(moving, images.mean((0, 1, 2)) * (1 - 0.5**5), rtol=1e-4)
+
+weights = [keras.Variable([1.0], name=name) for name in ("gamma", "beta")]
+optimizer = deeplab_tf.Momentum(0.1, nesterov=True, gradient_multipliers={"beta": 2.0})
+for _ in range(2):
+    optimizer.apply([keras.ops.ones(1)] * 2, weights)
+# v = 1, w = 1 - 0.1 (1 + 0.9); v = 1.9, w = 0.81 - 0.1 (1 + 0.9 * 1.9)
+found = [float(w.value[0]) for w in weights]
+np.testing.assert_allclose(found, [0.539, 1 - 2 * 0.461], rtol=1e-5)
+"""
+
+
+def test_momentum_and_batch_norm_in_fit_on_jax():
+    pytest.importorskip("jax")
+    run_on_jax(OPTIMIZER_PROGRAM)
+
+
+FIT_PROGRAM = """
+import sys
+
+import keras
+import numpy as np
+from shallow_network import shallow_mobilenet_v2
+
+import deeplab_tf
+
+folder = sys.argv[1]
+random = np.random.RandomState(0)
+images = random.uniform(0, 255, (4, 33, 33, 3)).astype("float32")
+labels = random.randint(0, 5, (4, 33, 33)).astype("uint8")
+labels[:, :3] = 255
+config = deeplab_tf.ModelConfig(
+    num_classes=5,
+    context=deeplab_tf.ContextConfig(rates=(1, 2), filters=8),
+    decoder=deeplab_tf.DecoderConfig(output_strides=(4,), filters=8),
+)
+with shallow_mobilenet_v2():
+    model = deeplab_tf.build_model(config)
+model.set_weight_decay(1e-4)
+schedule = deeplab_tf.PolySchedule(0.05, steps=40)
+optimizer = deeplab_tf.Momentum(schedule, gradient_multipliers={"bias": 2.0})
+metrics = [deeplab_tf.MeanIoU(5)]
+model.compile(optimizer, deeplab_tf.SegmentationLoss(), metrics=metrics)
+(before,) = [w for w in model.weights if w.path.endswith(".Conv.BatchNorm/moving_mean")]
+start = np.array(before.value)
+callback = deeplab_tf.PredictionImages(folder, images, max_images=1)
+options = {"validation_data": (images, labels), "callbacks": [callback]}
+model.fit(images, labels, batch_size=4, epochs=2, verbose=0, **options)
+assert np.any(np.array(before.value) != start)
+
+
+def repeat():
+    while True:
+        yield images, labels
+
+
+losses = model.fit(repeat(), steps_per_epoch=2, epochs=4, shuffle=False, verbose=0)
+assert losses.history["loss"][-1] < losses.history["loss"][0]
+scores = model.evaluate(images, labels, batch_size=4, verbose=0)
+model.save(folder + "/model.keras")
+np.savez(folder + "/model.npz", images=images, labels=labels, scores=scores)
+np.save(folder + "/logits.npy", np.array(model(images)))
+"""
+
+
+@pytest.mark.slow
+def test_model_trained_on_jax_continues_on_tensorflow(tmp_path):
+    pytest.importorskip("jax")
+    run_on_jax(FIT_PROGRAM, str(tmp_path))
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    data = np.load(tmp_path / "model.npz")
+    expected = np.load(tmp_path / "logits.npy")
+    logits = model(data["images"]).numpy()
+    assert np.abs(logits - expected).max() < 1e-5 * expected.std()
+    assert model.optimizer.iterations == 10
+    model.run_eagerly = True
+    scores = model.evaluate(data["images"], data["labels"], 4, verbose=0)
+    np.testing.assert_allclose(scores, data["scores"], rtol=1e-4)
+    history = model.fit(data["images"], data["labels"], verbose=0).history
+    assert history["loss"][0] < 1.7
+    assert model.optimizer.iterations == 11
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
