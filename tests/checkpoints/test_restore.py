@@ -113,7 +113,7 @@ def test_last_layers_are_the_logits_or_the_full_head():
 def test_other_backbone_is_refused_even_if_the_head_fits(zero_model, arrays):
     renamed = {n.replace("MobilenetV2", "xception_65"): a for n, a in arrays.items()}
     with pytest.raises(
-        UserError, match=r"^model.ckpt has another.*mobilenet_v2: nothing of the"
+        UserError, match=r"^model.ckpt differs.*mobilenet_v2: nothing of the"
     ):
         load_tf1_variables(zero_model, renamed, source="model.ckpt")
     assert is_untouched(zero_model)
