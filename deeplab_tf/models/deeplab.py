@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import layers
 
+import deeplab_tf
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
@@ -127,6 +128,10 @@ class DeepLab(keras.Model):
                 )
         outputs = {name: available[name] for name in names or available}
         return keras.Model(self.input, outputs, name="features")
+
+    def predict_labels(self, images: Any, **options: Any) -> Any:
+        """Returns the most probable classes; see `deeplab_tf.predict_labels`."""
+        return deeplab_tf.predict_labels(self, images, **options)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
         """Makes batch normalisation use the moving statistics in training, too.

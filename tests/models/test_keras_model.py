@@ -16,6 +16,7 @@ from shallow_network import shallow_mobilenet_v2
 from deeplab_tf import config
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
+from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import DeepLab, build_model
 from deeplab_tf.models.variables import batch_normalizations
 from deeplab_tf.training.losses import SegmentationLoss
@@ -300,6 +301,14 @@ def test_layers_are_found_by_name():
         model.get_layer("aspp00")
     with pytest.raises(UserError, match=r"'low_level_8'; it has backbone, low_level_4"):
         model.features("low_level_8")
+
+
+def test_model_predicts_labels():
+    model = build("deeplabv3")
+    labels = model.predict_labels(IMAGES.astype(np.uint8), flip=True)
+    expected = predict_labels(model, IMAGES.astype(np.uint8), flip=True)
+    assert labels.shape == (2, 33, 41)
+    np.testing.assert_array_equal(labels, expected)
 
 
 def test_summary_has_a_line_for_each_part():
