@@ -20,7 +20,7 @@ from deeplab_tf.checkpoints.download import (
     is_web,
     local_path,
 )
-from deeplab_tf.checkpoints.keras_file import is_keras_file
+from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
@@ -199,6 +199,8 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
 
 def _fetch(url: str, known: ZooModel | None, folder: str) -> str:
     published = known.checkpoint.sha256 if known else ""
+    if url.endswith(KERAS):  # its reader finds any damage
+        return fetch(url, folder, published)
     return fetch(url, folder, published, lambda path: find_damage(epath.Path(path)))
 
 
@@ -217,6 +219,8 @@ def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> s
     own = make_private(os.path.join(make_private(cache), name))
     if is_url:
         archive = _fetch(archive, known, own)
+        if is_keras_file(archive):
+            return archive
     return _extract(archive, own)
 
 

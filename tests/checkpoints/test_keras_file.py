@@ -1,10 +1,12 @@
 """`.keras` files are checkpoints that describe their model."""
 
 import dataclasses
+import http.server
 import json
 import zipfile
 
 import keras
+import loopback
 import numpy as np
 import pytest
 
@@ -54,6 +56,17 @@ def test_new_class_count_and_output_stride(keras_file, tiny_model, capsys):
     assert model.model_config == expected.at_output_stride(8)
     assert find_differing(model, tiny_model) == LOGITS
     assert "2 skipped because of their shape (logits/" in capsys.readouterr().out
+
+
+def test_url_of_a_keras_file_is_loaded(keras_file, tiny_model, tmp_path):
+    class Handler(loopback.QuietHandler, http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(keras_file.parent))
+
+    with loopback.serve(Handler) as server:
+        url = f"{server.url}/{keras_file.name}"
+        model = deeplab_tf.from_pretrained(url, cache_dir=str(tmp_path))
+    assert find_differing(model, tiny_model) == set()
 
 
 def rewrite(path, target, **members):
