@@ -33,17 +33,18 @@ def is_handle(source: str) -> bool:
 
 
 def download(handle: str, cache_dir: str | None = None) -> str:
-    """Returns the local path of the `.keras` file of a handle.
+    """Downloads the `.keras` file of a handle and returns its local path.
 
     Args:
         handle: `hf://user/repo`, whose file is `model.keras`, or
             `kaggle://user/model/keras/variation`, optionally with `/version`.
-        cache_dir: Folder for the file; None uses that of the client (HF_HOME or
-            KAGGLEHUB_CACHE).
+        cache_dir: Folder for the file, for Hugging Face only; None uses that of the
+            client (HF_HOME or KAGGLEHUB_CACHE).
 
     Raises:
         UserError: for an invalid handle; if the client of the hub is not installed; if
-            there is no such model or file, or it cannot be downloaded.
+            there is no such model or file, or it cannot be downloaded; if a Kaggle
+            model has several `.keras` files, or `cache_dir` is given for one.
     """
     name = _parse(handle)
     if handle.startswith(_HUGGING_FACE):
@@ -51,7 +52,7 @@ def download(handle: str, cache_dir: str | None = None) -> str:
         return _call(client.hf_hub_download, handle, name, _MODEL, cache_dir=cache_dir)
     if cache_dir is not None:
         raise UserError(
-            f"{handle}: cache_dir has no effect; set the environment variable "
+            f"{handle}: cache_dir is not supported; set the environment variable "
             "KAGGLEHUB_CACHE instead"
         )
     folder = _call(_import_client("kagglehub", handle).model_download, handle, name)
@@ -71,16 +72,17 @@ def push_to_hub(
     metrics: Mapping | None = None,
     command: str | None = None,
 ) -> str:
-    """Uploads a model with a model card to Hugging Face, and returns its URL.
+    """Uploads a model with a model card to Hugging Face and returns its URL.
 
-    The repository, created if needed, gets `model.keras` and `README.md`.
+    Writes `model.keras`, with the optimiser if the model is compiled, and `README.md`,
+    replacing earlier ones. A new repository is public by default.
 
     Args:
         model: A model of `build_model` or `from_pretrained`.
-        handle: `hf://user/repo`, which `from_pretrained` takes, too.
+        handle: `hf://user/repo`, as for `from_pretrained`.
         license: Identifier of the licence of the weights, such as "apache-2.0".
-        metrics: The metrics of `evaluate` or `metrics.json` for the card.
-        command: The command that computes the metrics, for the card.
+        metrics: Metrics for the card, as from `evaluate` or `metrics.json`.
+        command: The command that computes the metrics, to show on the card.
 
     Raises:
         UserError: for an invalid handle; if huggingface_hub is not installed; if you

@@ -1,4 +1,4 @@
-"""Writes the model card of a model on a hub."""
+"""Writes the model card that a hub shows for a model."""
 
 import json
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def write_model_card(
         handle: Where the model is published, as `from_pretrained` takes it.
         license: Identifier of the licence of the weights, such as "apache-2.0".
         metrics: The metrics of `evaluate` or `metrics.json`, if any.
-        command: The command that computes them again, if known.
+        command: The command that reproduces them, if known.
     """
     width = config.depth_multiplier
     backbone = config.backbone + (f" x {width}" if width != 1 else "")
@@ -39,7 +39,7 @@ def write_model_card(
         f"{config.output_stride}, {config.channels} channels (0..255).",
         "```python\nimport deeplab_tf\n\n"
         f'model = deeplab_tf.from_pretrained("{handle}")\n'
-        "labels = deeplab_tf.predict_labels(model, image)\n```",
+        'labels = model.predict_labels("photo.jpg")\n```',
     ]
     if metrics:
         parts += ["## Evaluation", _write_table(metrics)]
@@ -50,7 +50,7 @@ def write_model_card(
 
 def _write_header(license: str) -> str:
     # A string of JSON is one of YAML, too.
-    lines = ["library_name: keras", f"license: {json.dumps(license)}"]
+    lines = ["library_name: deeplab_tf", f"license: {json.dumps(license)}"]
     lines += ["pipeline_tag: image-segmentation", "tags:", *(f"- {x}" for x in _TAGS)]
     return "\n".join(["---", *lines, "---"])
 

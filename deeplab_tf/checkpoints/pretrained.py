@@ -44,7 +44,7 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 from deeplab_tf.files.archives import UnusableFolderError, extract, find_damage
 from deeplab_tf.files.locks import path_lock
-from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.deeplab import DeepLab, build_model
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _SAVED_MODEL = "saved_model.pb"
@@ -63,8 +63,8 @@ def from_pretrained(
     num_classes: int | None = None,
     output_stride: int | None = None,
     cache_dir: str | None = None,
-) -> keras.Model:
-    """Returns a trainable functional model with pretrained weights.
+) -> DeepLab:
+    """Returns a trainable, uncompiled DeepLab model with pretrained weights.
 
     The architecture, the `model_config` of the result, comes from the zoo, the
     `experiment.json` next to the checkpoint, the export or the `.keras` file; otherwise
@@ -85,7 +85,8 @@ def from_pretrained(
             checkpoint or the zoo preset.
         cache_dir: Folder for downloaded and extracted files, which are reused without a
             network. None uses the environment variable DEEPLAB_TF_CACHE, else
-            `~/.cache/deeplab_tf`.
+            `~/.cache/deeplab_tf`. Hubs: None uses the cache of their client; Kaggle
+            accepts nothing else.
 
     Raises:
         UserError: if it does not exist, cannot be downloaded, is damaged, or does not

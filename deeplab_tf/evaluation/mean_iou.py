@@ -64,21 +64,24 @@ def _widest(kind: str) -> str:
 class MeanIoU(keras.metrics.Metric):
     """Mean IoU of predictions and labels over all updates.
 
-    Integer counts make the result independent of batch size and order, and exact
-    beyond 2^24 pixels. Classes that neither labels nor predictions contain are left
-    out, as in `evaluate`. A label or predicted id that is not a class is an error, see
-    `read_labels`; where XLA rules errors out, the result is NaN. So it is on JAX after
-    2^31 pixels of one kind, unless `jax_enable_x64` is set.
+    Integer counts make the result independent of batch size and order, and exact beyond
+    2^24 pixels. Classes that neither labels nor predictions contain are left out, as in
+    `evaluate`. A label that is neither a class nor ignored, or a predicted id that is
+    not a class, is an error (see `models.labels.read_labels`); in TensorFlow code
+    compiled by XLA, which cannot raise it, the result is NaN. On JAX, it is also NaN
+    once an entry of the confusion matrix reaches 2^31 pixels, unless `jax_enable_x64`
+    is set.
 
     Args:
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
-        target_class_ids: Classes to average, as in `keras.metrics.IoU`; None is all.
+        target_class_ids: Classes to average, as in `keras.metrics.IoU`; None averages
+            all.
         name: Name of the metric.
         **kwargs: Passed to `keras.metrics.Metric`.
 
     Raises:
-        UserError: for a target that is not a class.
+        UserError: if `num_classes` is out of range or a target is not a class.
     """
 
     @check_arguments(num_classes=COUNT)
@@ -113,7 +116,7 @@ class MeanIoU(keras.metrics.Metric):
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> None:
-        """Counts labels against predictions of the same height and width.
+        """Adds labels and predictions of the same height and width to the counts.
 
         Args:
             y_true: Class ids `[batch, height, width]` or `[..., 1]`, or one-hot labels
@@ -145,7 +148,7 @@ class MeanIoU(keras.metrics.Metric):
         self.weighted_counts.assign(self.weighted_counts + added + poison)
 
     def result(self) -> Tensor:
-        """Returns the mean, 0..1, over targets in the ground truth or prediction."""
+        """Returns the mean IoU, 0..1, of the targets in labels or predictions."""
         targets = list(self.target_class_ids)
         hits, union = (ops.take(x, targets) for x in self._count_classes())
         present = union != 0
@@ -154,7 +157,7 @@ class MeanIoU(keras.metrics.Metric):
         return ops.cast(mean, "float32")
 
     def iou_per_class(self) -> Tensor:
-        """Returns class IoU, float32 `[num_classes]`, NaN for absent classes.
+        """Returns the IoU of each class, float32 `[num_classes]`, NaN for absent ones.
 
         The same as `confusion.iou_per_class`, which takes arrays.
         """

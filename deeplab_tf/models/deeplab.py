@@ -26,7 +26,7 @@ from deeplab_tf.models.variables import (
     leaf_layers,
 )
 
-# Entries of `get_config` that `from_config` does not need: layers have them.
+# Entries of `get_config` that Keras' own `from_config` does not take.
 _DESCRIPTIVE = ("requires", "model_config")
 
 
@@ -35,8 +35,8 @@ class DeepLab(keras.Model):
     """A DeepLab network (1802.02611, Fig. 2).
 
     A functional model: the input is raw RGB, float32 0..255 `[batch, height, width,
-    channels]`; the output is float32 logits `[batch, height, width, num_classes]`. The
-    layer named "logits" has them before the last resize. Image sizes of
+    channels]`; the output is float32 logits `[batch, height, width, num_classes]`; the
+    layer "logits" returns them before the last resize. Image sizes of
     `k * output_stride + 1` keep features and pixels aligned; other sizes work as well.
 
     Args:
@@ -58,18 +58,19 @@ class DeepLab(keras.Model):
         names = [layer.name for layer in leaf_layers(self) if layer.weights]
         if len(set(names)) < len(names):
             raise UserError(
-                "clone_model does not share the layers that the scales of an image "
-                "pyramid have in common; use build_model(model.model_config)"
+                "clone_model cannot share layers between the scales of an image "
+                "pyramid; use build_model(model.model_config)"
             )
         # In a function, because Keras saves models that are attributes.
         self._backbone = functools.cache(self._make_backbone)
 
     @property
     def backbone(self) -> keras.Model:
-        """The backbone as a model of its own, which shares all layers.
+        """The backbone as a separate model that shares its layers with this one.
 
-        Its input are normalised images, its outputs the high-level features and the
-        low-level ones of the decoder.
+        Its input is normalised images, as the layer "normalize" returns them; its
+        outputs are the high-level features, then the low-level features for the
+        decoder.
         """
         return self._backbone()
 
@@ -80,11 +81,12 @@ class DeepLab(keras.Model):
     def get_layer(
         self, name: str | None = None, index: int | None = None
     ) -> keras.Layer:
-        """Returns a layer by name, also of a part, or a top-level layer by index.
+        """Returns any layer, nested or not, by name, or a top-level layer by index.
 
-        The parts are "backbone", "aspp" (or the module in its place, named "context")
-        and "decoder"; their `output` belongs to this model. Other layers are named by
-        their scope in the official graph with `.` for `/`, such as "aspp1_depthwise".
+        The parts are "backbone", "context" (the ASPP or its replacement; "aspp" finds
+        it, too) and "decoder". Their `output` belongs to this model, that of the layers
+        inside them to the inner graph. Other layers are named after their scope in the
+        official graph, with `.` instead of `/`, such as "logits.semantic".
 
         Raises:
             UserError: if there is no such layer.
@@ -102,9 +104,9 @@ class DeepLab(keras.Model):
         return layer
 
     def features(self, *names: str) -> keras.Model:
-        """Returns a model of intermediate features that shares all layers.
+        """Returns a model that shares all layers and outputs intermediate features.
 
-        Its input is that of this model, its output a dictionary, each value
+        Its input is that of this model; its output is a dictionary of features, each
         `[batch, height, width, channels]`:
 
         - "backbone": high-level features of the backbone
@@ -114,11 +116,11 @@ class DeepLab(keras.Model):
         - "logits": logits before the last resize
 
         Args:
-            *names: The wanted features; none means all that the model has.
+            *names: Names of features; without any, all that the model has.
 
         Raises:
-            UserError: for features that the model does not have; with an image pyramid
-                only "logits".
+            UserError: for a feature that the model does not have; with an image pyramid
+                there is only "logits".
         """
         available = feature_tensors(self)
         for name in names:
@@ -130,26 +132,27 @@ class DeepLab(keras.Model):
         return keras.Model(self.input, outputs, name="features")
 
     def predict_labels(self, images: Any, **options: Any) -> Any:
-        """Returns the most probable classes; see `deeplab_tf.predict_labels`."""
+        """Returns the class of each pixel; for options see `predict_labels`."""
         return deeplab_tf.predict_labels(self, images, **options)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
         """Makes batch normalisation use the moving statistics in training, too.
 
         Unlike with `trainable = False`, gamma and beta keep learning: the official
-        `fine_tune_batch_norm=False`. Call it before `compile`.
+        `fine_tune_batch_norm=False`. Call it before `compile`; `frozen=False` undoes
+        it.
         """
         for layer in batch_normalizations(self):
             layer.frozen = frozen
 
     def set_weight_decay(self, weight_decay: float) -> None:
-        """Adds the official L2 loss to `fit`: half the decay times the squared kernels.
+        """Adds the official L2 loss to `fit`: decay / 2 times the squared kernels' sum.
 
         Depthwise kernels, biases, gamma and beta are not decayed. `Trainer` has its own
-        `TrainConfig.weight_decay` instead.
+        `TrainConfig.weight_decay` instead. Call it before `compile`.
 
         Args:
-            weight_decay: The papers use 4e-5; 0 removes the loss.
+            weight_decay: The papers use 4e-5, and 1e-4 for ResNets; 0 removes the loss.
         """
         l2 = keras.regularizers.L2(weight_decay / 2) if weight_decay else None
         for layer in self._convolutions():
@@ -161,10 +164,10 @@ class DeepLab(keras.Model):
     def compile(
         self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any
     ) -> None:
-        """Configures training as `keras.Model.compile`.
+        """Configures training like `keras.Model.compile`, except jit_compile="auto".
 
-        "auto" does not compile by XLA on a CPU under TensorFlow, where it makes
-        depthwise convolutions some 20 times slower.
+        Under TensorFlow, "auto" does not use XLA on a CPU, where it makes depthwise
+        convolutions about 20 times slower.
         """
         if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
             devices = keras.distribution.list_devices()
@@ -214,15 +217,15 @@ def build_model(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> DeepLab:
-    """Returns a new DeepLab network in Keras' global dtype policy.
+    """Returns a new, untrained DeepLab network with Keras' global dtype policy.
 
     Args:
         config: The model configuration, kept as `model.model_config`.
-        image_size: Fixed height and width, in pixels; None leaves them open.
-        batch_size: Fixed batch size; None leaves it open.
+        image_size: Fixed height and width, in pixels; None accepts any.
+        batch_size: Fixed batch size; None accepts any.
 
     Raises:
-        UserError: for an argument of a wrong type or range.
+        UserError: for an argument of the wrong type or out of range.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")

@@ -25,8 +25,8 @@ def read_labels(
 ) -> tuple[Tensor, Tensor]:
     """Returns labels as class ids, and a mask of the invalid ones.
 
-    A program compiled by XLA cannot raise an error; use the mask to make its results
-    NaN.
+    A TensorFlow program compiled by XLA cannot raise an error; use the mask to make its
+    results NaN.
 
     Args:
         labels: Class ids `[batch, height, width]` or `[batch, height, width, 1]`, or

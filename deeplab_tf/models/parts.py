@@ -1,4 +1,4 @@
-"""Parts of a network: nested models that each are one layer of the outer model."""
+"""Parts of a network: nested models, each of which is a layer of the outer model."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,16 +10,16 @@ _Outputs = TypeVar("_Outputs")
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class Part(keras.Model):
-    """A functional model that is a layer of another one.
+    """A functional model for use as a layer of another one.
 
-    Its `input` and `output` are the tensors of the outer model, as those of any layer,
-    so that `keras.Model(model.input, model.get_layer("backbone").output)` is connected.
-    For other nested models Keras returns `inputs` and `outputs`, those of the inside.
+    Its `input` and `output` are tensors of the outer model, as for any other layer, so
+    `keras.Model(model.input, model.get_layer("backbone").output)` works. For other
+    nested models, Keras returns the inner `inputs` and `outputs`.
     """
 
     @property
     def input(self):
-        """The tensors of its first call, or its own before any call."""
+        """The tensors of its first call; before that, those of its own graph."""
         try:
             return keras.Operation.input.fget(self)
         except AttributeError:
@@ -27,7 +27,7 @@ class Part(keras.Model):
 
     @property
     def output(self):
-        """The tensors of its first call, or its own before any call."""
+        """The tensors of its first call; before that, those of its own graph."""
         try:
             return keras.Operation.output.fget(self)
         except AttributeError:
@@ -37,7 +37,7 @@ class Part(keras.Model):
 def call_part(
     name: str, build: Callable[..., _Outputs], *inputs: keras.KerasTensor
 ) -> _Outputs:
-    """Calls `build(*inputs)` as a nested model, one line of `summary()`."""
+    """Returns `build(*inputs)`, wrapped in a nested model: one line of `summary()`."""
     heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
     if len(heads) == 1:
         return Part(heads[0], build(*heads), name=name)(inputs[0])

@@ -19,20 +19,20 @@ _IMAGES = Elements(
 
 
 class PredictionImages(keras.callbacks.Callback):
-    """Writes images under their predicted classes to TensorBoard after each epoch.
+    """Writes images, overlaid with predictions, to TensorBoard after each epoch.
 
-    Needs TensorFlow, also on other backends.
+    Needs TensorFlow to be installed, also on other backends.
 
     Args:
         log_dir: Folder of the event files, such as that of
             `keras.callbacks.TensorBoard`.
         images: RGB 0..255 `[count, height, width, 3]`, or batches of such images with
-            or without labels. The first images are read once and kept.
+            or without labels. The first `max_images` are read once and kept.
         info: Names and colours of the classes; None numbers them.
         max_images: How many images to write.
 
     Raises:
-        UserError: for an argument of a wrong type, or if there are no images.
+        UserError: for an argument of the wrong type, or if there are no images.
     """
 
     @check_arguments(images=_IMAGES, max_images=COUNT)
@@ -54,7 +54,7 @@ class PredictionImages(keras.callbacks.Callback):
         self._summaries: Summaries | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Predicts the images and writes them with the number of the epoch."""
+        """Labels the images and writes them, with the epoch as the step."""
         if self._summaries is None:
             self._summaries = Summaries(self._log_dir, self._info)
         labels = map(self._predict, self._images)

@@ -13,7 +13,7 @@ from deeplab_tf.models.tensors import Tensor
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SlowStart(LearningRateSchedule):
-    """A constant learning rate for some steps, then a schedule counted from there."""
+    """A constant learning rate for some steps, then a schedule from its step 0."""
 
     def __init__(
         self, schedule: LearningRateSchedule, steps: int, learning_rate: float
@@ -49,20 +49,22 @@ class SlowStart(LearningRateSchedule):
 class PolySchedule(SlowStart):
     """The "poly" learning rate (DeepLabv3, 1706.05587, Sec. 4.1).
 
-    `base_learning_rate * (1 - step / steps) ** power`, and `end_learning_rate` from
-    `steps` on. A slow start comes before and is part of `steps`.
+    `end + (base - end) * (1 - step / steps) ** power`, with the learning rates `base`
+    and `end`, and `end` from `steps` on. `steps` includes a slow start, from whose end
+    the decay counts.
 
     Args:
         base_learning_rate: Initial learning rate. The papers use 0.007 for VOC, with
             batch size 16 and trained batch normalisation.
-        steps: Optimiser steps until `end_learning_rate`: as a rule all of training.
+        steps: Optimiser steps until `end_learning_rate`: usually all,
+            `steps_per_epoch * epochs`.
         power: Exponent.
         end_learning_rate: Final learning rate.
         slow_start_steps: Steps at `slow_start_learning_rate` before the schedule.
         slow_start_learning_rate: Constant learning rate during the slow start.
 
     Raises:
-        UserError: for an argument of a wrong type or range.
+        UserError: for an argument of the wrong type or out of range.
     """
 
     @check_arguments(

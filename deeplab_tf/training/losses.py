@@ -199,29 +199,30 @@ def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SegmentationLoss(keras.losses.Loss):
-    """`segmentation_loss` as a Keras loss, for `compile`; resizes logits to the labels.
+    """Cross-entropy of the valid pixels, for `compile`; resizes logits to the labels.
 
     Labels keep their resolution, because shrinking them removes fine details
     (DeepLabv3, 1706.05587, Sec. 4.1).
 
-    By default the result is the mean over the pixels that are not ignored, or with
-    mining over the hardest pixels of the batch with a loss above 0; class weights do
+    By default, the result is the mean over the pixels that are not ignored or, with
+    mining, over the hardest pixels of the batch whose loss is above 0; class weights do
     not change the divisor. Other reductions and sample weights apply to the same
     pixels, as in `keras.losses.SparseCategoricalCrossentropy` with `ignore_class`. A
-    label that is neither a class nor ignored is an error, see `read_labels`; where XLA
-    rules errors out, the loss is NaN.
+    label that is neither a class nor ignored is an error (see
+    `models.labels.read_labels`); in TensorFlow code compiled by XLA, which cannot raise
+    it, the loss is NaN.
 
     Args:
         ignore_label: Label of pixels without loss.
         class_weights: One weight per class; () weights all equally.
-        share: Share in (0, 1] of the hardest pixels to keep.
+        share: Fraction of all pixels to keep, in (0, 1]: those with the largest losses.
         focal_gamma: Exponent of the focal loss (1708.02002, Eq. 4), at least 0; 0 is
             the cross-entropy.
         name: Name of the loss.
         **kwargs: Passed to `keras.losses.Loss`, such as `reduction`.
 
     Raises:
-        UserError: for a share or exponent out of range.
+        UserError: for a class weight, share or exponent out of range.
     """
 
     @check_arguments(
@@ -257,16 +258,16 @@ class SegmentationLoss(keras.losses.Loss):
                 height, width]`.
 
         Raises:
-            UserError: for another shape, another number of class weights than classes,
-                or an invalid label (see `read_labels`).
+            UserError: for any other shape, an invalid label (see `read_labels`), or if
+                class weights and classes differ in number.
         """
         return super().__call__(y_true, y_pred, expand_sample_weight(sample_weight))
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the losses of all pixels, `[batch, height, width]`.
 
-        Ignored pixels have the loss 0, and Keras leaves them out of means, as it does
-        pixels that mining leaves out.
+        Ignored pixels have a loss of 0. Keras leaves them out of means, as well as the
+        pixels that mining drops.
         """
         # Keras leaves lists as lists of tensors.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)

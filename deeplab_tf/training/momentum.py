@@ -18,23 +18,25 @@ from deeplab_tf.models.tensors import Tensor
 class Momentum(keras.optimizers.Optimizer):
     """TF1's momentum: `v = m v + g; w = w - lr v`.
 
-    Nesterov moves the weight by `lr (g + m v)` instead, with the new `v`. Keras' SGD
-    has `v = m v - lr g`, which remembers past learning rates and so differs while the
-    rate decays.
+    With Nesterov, `w = w - lr (g + m v)`, with the new `v`. Keras' SGD has
+    `v = m v - lr g`, which includes past learning rates and so differs while the rate
+    decays.
 
     Args:
         learning_rate: A number, or a schedule such as `PolySchedule`.
         momentum: The factor `m`, in [0, 1).
         nesterov: Whether to use Nesterov's momentum.
-        gradient_multipliers: Factors on the gradients of variables whose `path`
-            contains a string; several factors are multiplied. The official code, and
-            so `Trainer`, uses `{"bias": 2.0}`; add `"logits": 10.0` to train new logits
-            faster than the rest.
-        **kwargs: Passed to `keras.optimizers.Optimizer`.
+        gradient_multipliers: Maps strings to factors on the gradients of variables
+            whose `path` contains the string; if several match, their factors are
+            multiplied. The official code, and so `Trainer`, doubles biases:
+            `{"bias": 2.0}`. Add `"logits": 10.0` to train new logits faster than the
+            rest.
+        **kwargs: Passed to `keras.optimizers.Optimizer`. Its `weight_decay` is
+            decoupled; for the papers' L2 use `DeepLab.set_weight_decay`.
 
     Raises:
-        UserError: for an argument of a wrong type or range; when the optimiser is
-            built, for a multiplier that no variable has.
+        UserError: for an argument of the wrong type or out of range; when the optimiser
+            is built, for a multiplier whose string is in no path.
     """
 
     @check_arguments(momentum=FRACTION)
@@ -76,7 +78,7 @@ class Momentum(keras.optimizers.Optimizer):
     def update_step(
         self, gradient: Tensor, variable: Tensor, learning_rate: Tensor
     ) -> None:
-        """Moves one variable against its accumulated gradient."""
+        """Updates one variable and its accumulated gradient."""
         index = self._get_variable_index(variable)
         accumulator, factor = self.accumulators[index], self._factors[index]
         gradient = ops.cast(gradient, variable.dtype)

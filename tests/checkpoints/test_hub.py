@@ -20,7 +20,7 @@ METRICS = {
     "protocol": {"dataset": "pascal_voc_seg", "split": "val", "eval_scales": [1.0]},
 }
 CARD = """---
-library_name: keras
+library_name: deeplab_tf
 license: "cc-by-4.0"
 pipeline_tag: image-segmentation
 tags:
@@ -37,7 +37,7 @@ DeepLabv3+ with mobilenet_v2 x 0.1: 5 classes, output stride 16, 3 channels (0..
 import deeplab_tf
 
 model = deeplab_tf.from_pretrained("hf://me/roads")
-labels = deeplab_tf.predict_labels(model, image)
+labels = model.predict_labels("photo.jpg")
 ```
 
 ## Evaluation
