@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments, require_type
@@ -341,3 +342,8 @@ def dataset_info(name: str) -> DatasetInfo:
             "to its records"
         )
     return DATASETS[name]
+
+
+def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
+    """Returns a mask of the labels that are a class and not ignored."""
+    return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)

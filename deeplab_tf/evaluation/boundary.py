@@ -8,8 +8,8 @@ import numpy as np
 
 from deeplab_tf.arguments import join_choices
 from deeplab_tf.config.checks import require
+from deeplab_tf.data.info import is_scored
 from deeplab_tf.evaluation import confusion
-from deeplab_tf.models.labels import is_scored
 
 _AROUND = ("void", "classes")
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deeplab_tf.config.checks import require
-from deeplab_tf.models.labels import is_scored
+from deeplab_tf.data.info import is_scored
 
 # Confidences are summed as integers in units of 2^-24, so that order and batch size do
 # not matter. This is the resolution of float32 in 0.5..1 and allows 2^39 pixels in an

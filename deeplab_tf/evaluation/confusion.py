@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deeplab_tf.models.labels import is_scored
+from deeplab_tf.data.info import is_scored
 
 
 def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:

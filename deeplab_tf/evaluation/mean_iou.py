@@ -9,12 +9,8 @@ from keras import ops
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.checks import require
 from deeplab_tf.config.options import COUNT
-from deeplab_tf.models.labels import (
-    expand_sample_weight,
-    is_scored,
-    read_labels,
-    read_predictions,
-)
+from deeplab_tf.data.info import is_scored
+from deeplab_tf.models.labels import expand_sample_weight, read_labels, read_predictions
 from deeplab_tf.models.tensors import Tensor
 
 

@@ -25,7 +25,9 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
     Raises:
         UserError: if it is not an image, or has more than `decoding.MAX_PIXELS`.
     """
-    too_large = f"{path} has too many pixels; {decoding.MAX_PIXELS:,} are allowed"
+    too_large = (
+        f"{path} has too many pixels; at most {decoding.MAX_PIXELS:,} are allowed"
+    )
     try:
         image = Image.open(file)
     except Image.DecompressionBombError as error:

@@ -9,15 +9,11 @@ import numpy as np
 from keras import ops
 
 from deeplab_tf.config.checks import require
+from deeplab_tf.data.info import is_scored
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.tensors import Tensor
 
 _IDS = "class ids [batch, height, width] or [batch, height, width, 1]"
-
-
-def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
-    """Returns a mask of the labels that are a class and not ignored."""
-    return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)
 
 
 def read_labels(

@@ -13,11 +13,8 @@ from keras.src.backend import set_keras_mask
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.checks import require
 from deeplab_tf.config.options import NOT_NEGATIVE, Range
-from deeplab_tf.models.labels import (
-    expand_sample_weight,
-    is_scored,
-    read_labels,
-)
+from deeplab_tf.data.info import is_scored
+from deeplab_tf.models.labels import expand_sample_weight, read_labels
 from deeplab_tf.models.resampling import resize_bilinear, spatial_size
 from deeplab_tf.models.tensors import Tensor
 

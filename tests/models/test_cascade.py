@@ -193,7 +193,8 @@ NO_HEADS = {
         (
             {"backbone": "xception_65", "cascade_blocks": 1},
             r"cascade_blocks is not supported by xception_65; leave it at 0 \(received "
-            r"1\), or set model_variant to one of resnet_v1_18, resnet_v1_18_beta, "
+            r"1\), or set backbone \(--model_variant\) to one of resnet_v1_18, "
+            "resnet_v1_18_beta, "
             "resnet_v1_50, resnet_v1_50_beta, resnet_v1_101, resnet_v1_101_beta$",
         ),
         (
