@@ -38,7 +38,7 @@ def _find_samples(root: epath.Path, folder: str, read) -> list[conversion.Sample
         pairs.Folder(root / "annotations" / folder, ".png"),
     )
     return [
-        conversion.Sample(stem, image, label, functools.partial(read, label))
+        conversion.Sample(stem, image, (label,), functools.partial(read, label))
         for stem, (image, label) in found.items()
     ]
 

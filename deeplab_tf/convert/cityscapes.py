@@ -60,7 +60,7 @@ def _find_samples(root: epath.Path, kind: str, folder: str) -> list[conversion.S
         conversion.Sample(
             image.name.removesuffix(suffix),
             image,
-            label,
+            (label,),
             functools.partial(_read_label, label),
         )
         for image, label in found.values()

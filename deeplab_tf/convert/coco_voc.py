@@ -290,7 +290,10 @@ def convert(
     path, folder = epath.Path(annotations), epath.Path(image_dir)
     samples = [
         conversion.Sample(
-            epath.Path(scene.file_name).stem, folder / scene.file_name, path, scene.draw
+            epath.Path(scene.file_name).stem,
+            folder / scene.file_name,
+            (path,),
+            scene.draw,
         )
         for scene in _read_scenes(path, folder)
     ]

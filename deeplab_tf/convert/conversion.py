@@ -40,14 +40,28 @@ class Sample(NamedTuple):
     Attributes:
         name: Name in the record; for VOC the file name without its extension.
         image: Any image that `image_files.encode` reads.
-        label: The source file of the label, to name in errors and to detect changes.
+        labels: The source files of the label, to name in errors and to detect changes:
+            usually one; several if each has one class; none if the mask is missing.
         read_label: Returns the class ids, uint8 `[height, width]`.
     """
 
     name: str
     image: epath.Path
-    label: epath.Path
+    labels: tuple[epath.Path, ...]
     read_label: Callable[[], np.ndarray]
+
+    @property
+    def sources(self) -> tuple[epath.Path, ...]:
+        """All files of the sample."""
+        return (self.image, *self.labels)
+
+    @property
+    def label_name(self) -> str:
+        """The source of the label, for errors."""
+        if not self.labels:
+            return f"the label of {self.image}"
+        more = f" and {len(self.labels) - 1} more" if len(self.labels) > 1 else ""
+        return f"{self.labels[0]}{more}"
 
 
 def _summarize(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Content:
@@ -68,11 +82,12 @@ def _make_record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
         raise UserError(
-            f"{sample.label} has the value {wrong[0]}; labels are {info.known_labels}"
+            f"{sample.label_name} has the value {wrong[0]}; labels are "
+            f"{info.known_labels}"
         )
     if label.shape != (image.height, image.width):
         raise UserError(
-            f"{sample.label} is {label.shape[1]}x{label.shape[0]} but its image "
+            f"{sample.label_name} is {label.shape[1]}x{label.shape[0]} but its image "
             f"{sample.image} is {image.width}x{image.height}"
             f"{image_files.orientation_hint(sample.image)}"
         )
@@ -123,7 +138,7 @@ def _fingerprint(shard: _Shard, info: DatasetInfo, recipe: str) -> str:
     settings = (info.class_names, info.ignore_label, info.channels, info.max_value)
     text = [repr((_FORMAT, recipe, settings))]
     for sample in shard.samples:
-        for path in (sample.image, sample.label):
+        for path in sample.sources:
             stat = tf.io.gfile.stat(os.fspath(path))
             text.append(f"{sample.name} {path} {stat.length} {stat.mtime_nsec}")
     return hashlib.sha256("\n".join(text).encode()).hexdigest()
@@ -261,7 +276,7 @@ def _require_separate_folder(
         os.path.realpath(folder): folder
         for samples in splits.values()
         for sample in samples
-        for folder in {os.fspath(sample.image.parent), os.fspath(sample.label.parent)}
+        for folder in {os.fspath(path.parent) for path in sample.sources}
     }
     source = folders.get(os.path.realpath(output_dir))
     if source is not None:

@@ -162,7 +162,7 @@ def convert(
         conversion.Sample(
             name,
             image,
-            label,
+            (label,),
             functools.partial(color_labels.read_label, label, classes),
         )
         for name, (image, label) in found.items()

@@ -96,7 +96,7 @@ def _find_by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
 
 def _make_sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
     read = sbd.read_label if label.suffix == ".mat" else image_files.read_index_label
-    return conversion.Sample(name, image, label, functools.partial(read, label))
+    return conversion.Sample(name, image, (label,), functools.partial(read, label))
 
 
 def _find_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:

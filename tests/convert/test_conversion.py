@@ -61,7 +61,7 @@ def make_samples(sources, *numbers):
         conversion.Sample(
             f"image_{i}",
             path / f"{i}.jpg",
-            path / f"{i}_label.png",
+            (path / f"{i}_label.png",),
             read(path / f"{i}_label.png"),
         )
         for i, path in paths
