@@ -1,0 +1,55 @@
+"""The image file formats that all programs read, by file suffix."""
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+from deeplab_tf.errors import escape
+
+_Path = str | os.PathLike[str]
+
+# Format -> suffixes of its files, in lower case. The names are Pillow's, except for
+# arrays of NumPy.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "JPEG2000": (".jp2", ".j2k", ".jpx", ".j2c", ".jpf"),
+    "HEIF": (".heic", ".heif"),
+    "AVIF": (".avif",),
+    "NPY": (".npy",),
+}
+IMAGE_SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row)
+
+
+def lower_suffix(path: _Path) -> str:
+    """Returns the suffix of a file name in lower case, such as ".png"."""
+    return os.path.splitext(os.fspath(path))[1].lower()
+
+
+def is_image_name(path: _Path) -> bool:
+    """Returns whether the suffix of a file name is that of an image format."""
+    return lower_suffix(path) in IMAGE_SUFFIXES
+
+
+def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:
+    """Prints one line on stderr that counts files by suffix, if there are any.
+
+    Args:
+        paths: Files that are passed over because they are not images.
+        where: Folder or pattern that was listed.
+    """
+    counts = Counter(lower_suffix(path) or "without suffix" for path in paths)
+    if counts:
+        listed = ", ".join(
+            f"{count} {suffix}" for suffix, count in counts.most_common()
+        )
+        print(
+            f"passed over {counts.total()} files of {escape(where)} that are not "
+            f"images: {escape(listed)}",
+            file=sys.stderr,
+        )
