@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO, TypeVar
 
 import tensorflow as tf
@@ -63,6 +63,10 @@ MAX_BYTES = 0x7FFFF000
 # The limit on all common file systems.
 MAX_NAME_BYTES = 255
 _SHOWN = 3  # names of skipped entries
+# Files and folders that Windows and macOS add to those of users.
+_SYSTEM_NAMES = frozenset(
+    ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin")
+)
 
 
 def is_remote(path: PathLike) -> bool:
@@ -206,7 +210,7 @@ def file_size(file: BinaryIO) -> int:
 
 
 def list_names(folder: PathLike) -> list[str]:
-    """Returns the sorted names in a folder, without hidden ones.
+    """Returns the sorted names in a folder, without those that `is_hidden`.
 
     Raises:
         UserError: if it is not a readable folder.
@@ -219,7 +223,57 @@ def list_names(folder: PathLike) -> list[str]:
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{escape(folder)} cannot be listed: {error}") from error
     # Object stores end the names of folders with a slash.
-    return sorted(name.rstrip("/") for name in names if not name.startswith("."))
+    return sorted(name for n in names if not is_hidden(name := n.rstrip("/")))
+
+
+def is_hidden(name: str) -> bool:
+    """Returns whether a name starts with a dot or belongs to the operating system."""
+    return name.startswith(".") or name.lower() in _SYSTEM_NAMES
+
+
+def list_tree(folder: PathLike, skipped: Collection[str] = ()) -> list[str]:
+    """Returns the sorted files in a folder and its subfolders, as `subfolder/name`.
+
+    Hidden ones are left out. Links are followed, except to a folder that contains them.
+    An empty folder with a suffix, such as `x.png`, is listed like a file, so that it is
+    reported.
+
+    Args:
+        folder: Folder to list.
+        skipped: Subfolders to leave out, as absolute paths without links.
+
+    Raises:
+        UserError: if the folder or a subfolder cannot be read.
+    """
+    if is_remote(folder):
+        return _list_remote_tree(os.fspath(folder))
+    return sorted(_walk(_strip_file_scheme(folder), "", {*skipped}))
+
+
+def _walk(root: str, below: str, left_out: set[str]) -> Iterator[str]:
+    folder = os.path.join(root, below)
+    real = os.path.realpath(folder)
+    if real in left_out:
+        return
+    names = list_names(folder)
+    if not names and os.path.splitext(below)[1]:
+        yield below
+    for name in names:
+        path = f"{below}/{name}" if below else name
+        if os.path.isdir(os.path.join(root, path)):
+            yield from _walk(root, path, left_out | {real})
+        else:
+            yield path
+
+
+def _list_remote_tree(root: str) -> list[str]:
+    found = []
+    for folder, subfolders, names in tf.io.gfile.walk(root):
+        # Object stores may also list a folder as a file.
+        names = [name for name in names if name and f"{name}/" not in subfolders]
+        below = os.path.join(folder, "").removeprefix(os.path.join(root, ""))
+        found += [below + name for name in names]
+    return sorted(path for path in found if not any(map(is_hidden, path.split("/"))))
 
 
 def expand_glob(pattern: str) -> list[str]:

@@ -142,7 +142,7 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Parses a command line and validates its paths.
+    """Parses a command line, expands `~` and validates its paths.
 
     Raises:
         UserError: for a positional argument, an empty output path, or a path to a
@@ -156,6 +156,9 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
     for name in values:
         value = values[name].value
+        if isinstance(value, str) and value.startswith("~"):
+            # No shell expands it in `--image_dir=~/photos`.
+            value = values[name].value = os.path.expanduser(value)
         if name in _OUTPUT_FLAGS and value == "":
             raise UserError(
                 f"--{name} is empty; give a path (is a shell variable unset?)"

@@ -132,3 +132,43 @@ def test_flags_that_name_special_files_are_refused(tmp_path, program, flag):
         assert_refused(message, program, *required, f"--{flag}={path}")
     message = r"caf\\udce9.png has a name that is not UTF-8"
     assert_refused(message, program, *required, f"--{flag}={tmp_path}/{NOT_UTF8}")
+
+
+SYSTEM_FILES = (
+    *("._a.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"),
+    *("__MACOSX/a.jpg", ".git/b.jpg", "sub/__MACOSX/._a.jpg", "sub/THUMBS.DB"),
+)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_tree_lists_files_without_those_of_the_system(tmp_path, remote):
+    root = f"ram://tree{tmp_path}" if remote else str(tmp_path)
+    names = ["b.JPG", "sub/a b.c.png", "sub/deep/ü.png"]
+    for name in (*names, *SYSTEM_FILES):
+        tf.io.gfile.makedirs(os.path.dirname(f"{root}/{name}"))
+        with tf.io.gfile.GFile(f"{root}/{name}", "w") as file:
+            file.write("x")
+    assert file_kinds.list_tree(root) == names
+    assert file_kinds.list_names(root) == ["b.JPG", "sub"]
+
+
+def test_tree_follows_links_but_no_loops(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/x.png").touch()
+    (tmp_path / "a/b/up").symlink_to("..")
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "a/empty.png").mkdir()
+    (tmp_path / "a/empty").mkdir()
+    expected = ["a/empty.png", "a/x.png", "link/empty.png", "link/x.png"]
+    assert file_kinds.list_tree(tmp_path) == expected
+    assert file_kinds.list_tree(tmp_path, [f"{tmp_path.resolve()}/a"]) == []
+
+
+def test_programs_expand_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flags = [f"--{name}=~/{name}" for name in ("image_dir", "label_dir", "output_dir")]
+    (tmp_path / "classes.txt").write_text("a")
+    message = f"--image_dir={tmp_path}/image_dir is not a folder"
+    program = "deeplab_tf.programs.convert.folder"
+    (tmp_path / "label_dir").mkdir()
+    assert_refused(message, program, *flags, "--classes=~/classes.txt")
