@@ -78,6 +78,10 @@ EXTRAS_REQUIRE = {
         # Adds LZW, JPEG and Zstandard compression to tifffile.
         "imagecodecs>=2025.3.30",
     ],
+    # Reads HEIF images, such as those of iPhones.
+    "heif": ["pillow-heif>=0.22"],
+    # Keeps the georeference of GeoTIFFs.
+    "geo": ["rasterio>=1.4"],
     "robustness": [
         # Dependencies of imagecorruptions-imaug, the reference code of the common
         # corruptions. Install that with pip install --no-deps: it requires

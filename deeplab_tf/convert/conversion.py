@@ -11,6 +11,7 @@ import io
 import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
@@ -26,7 +27,8 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
-from deeplab_tf.images import decoding, image_files
+from deeplab_tf.images import decoding, encoding
+from deeplab_tf.images.decoding import EncodedImage
 
 _OWN_FILES = (MANIFEST, records.INFO_FILE)
 # Increment it when converters make other records from the same files; every shard is
@@ -39,7 +41,7 @@ class Sample(NamedTuple):
 
     Attributes:
         name: Name in the record; for VOC the file name without its extension.
-        image: Any image that `image_files.encode` reads.
+        image: Any image that `encoding.encode` reads.
         labels: The source files of the label, to name in errors and to detect changes:
             usually one; several if each has one class; none if the mask is missing.
         read_label: Returns the class ids, uint8 `[height, width]`.
@@ -75,9 +77,30 @@ def _summarize(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Conte
     return Content(1, counts, np.where(counts > 0, counts.sum(), 0), hash_sum)
 
 
-def _make_record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
-    """Returns the record of a sample, after checking both of its files."""
-    image = image_files.read_encoded(sample.image, info)
+class ImageOptions(NamedTuple):
+    """How images become records.
+
+    Attributes:
+        apply_exif: Whether labels are upright, so that images are turned upright
+            according to EXIF; False if labels fit the stored pixels. None refuses
+            images for which both are possible.
+    """
+
+    apply_exif: bool | None = False
+
+
+# Labels of the benchmarks fit the stored pixels.
+AS_STORED = ImageOptions()
+
+
+def _make_record(
+    sample: Sample, info: DatasetInfo, options: ImageOptions, notes: Counter[str]
+) -> tuple[bytes, Content]:
+    """Returns the record of a sample, after checking both of its files.
+
+    `notes` counts what is worth a line in the end.
+    """
+    image = encoding.read_encoded(sample.image, info, bool(options.apply_exif))
     label = sample.read_label()
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
@@ -85,18 +108,15 @@ def _make_record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
             f"{sample.label_name} has the value {wrong[0]}; labels are "
             f"{info.known_labels}"
         )
-    if label.shape != (image.height, image.width):
-        raise UserError(
-            f"{sample.label_name} is {label.shape[1]}x{label.shape[0]} but its image "
-            f"{sample.image} is {image.width}x{image.height}"
-            f"{image_files.orientation_hint(sample.image)}"
-        )
-    try:
-        # Training uses TensorFlow, which cannot decode every file that Pillow can.
-        pixels = decoding.decode_image(image.content, info.channels, info.max_value)
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"TensorFlow cannot decode {sample.image}: {error}") from error
-    brightest = pixels.numpy().max()
+    _check_sizes(sample, image, label, options)
+    if image.source not in decoding.IMAGE_FORMATS:
+        notes[f"transcoded from {image.source} to PNG"] += 1
+    if image.turned_from != 1:
+        notes["turned upright by EXIF"] += 1
+    if image.orientation != 1:
+        notes["have an EXIF rotation that is not applied"] += 1
+    pixels = encoding.decode(sample.image, image, info.max_value)
+    brightest = pixels.max()
     if brightest > info.max_value:
         raise UserError(
             f"{sample.image} has the value {brightest}, but max_value is "
@@ -105,7 +125,33 @@ def _make_record(sample: Sample, info: DatasetInfo) -> tuple[bytes, Content]:
     png = io.BytesIO()
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(image, png.getvalue(), sample.name)
-    return record, _summarize(sample.name, pixels.numpy(), label, info)
+    return record, _summarize(sample.name, pixels, label, info)
+
+
+def _check_sizes(
+    sample: Sample, image: EncodedImage, label: np.ndarray, options: ImageOptions
+) -> None:
+    """Raises `UserError` if image and label differ in size, or may in orientation."""
+    size, turned = (image.height, image.width), (image.width, image.height)
+    if label.shape != size:
+        hint = ""
+        if label.shape == turned and image.orientation > 4:
+            hint = " before its EXIF rotation; rotate the pixels themselves"
+            if options.apply_exif is None:
+                hint = " before its EXIF rotation; add --apply_exif to turn it upright"
+        elif label.shape == turned and image.turned_from > 4:
+            hint = " after its EXIF rotation; replace --apply_exif with --noapply_exif"
+        raise UserError(
+            f"{sample.label_name} is {label.shape[1]}x{label.shape[0]} but its image "
+            f"{sample.image} is {image.width}x{image.height}{hint}"
+        )
+    is_sure = image.orientation == 1 or (image.orientation > 4 and size != turned)
+    if options.apply_exif is None and not is_sure:
+        raise UserError(
+            f"{sample.image} has the EXIF orientation {image.orientation}, and its "
+            "label would fit both ways; add --apply_exif if the labels are upright, "
+            "as viewers show the image, or --noapply_exif if they fit the stored pixels"
+        )
 
 
 class _Shard(NamedTuple):
@@ -133,9 +179,12 @@ def _split_into_shards(
     ]
 
 
-def _fingerprint(shard: _Shard, info: DatasetInfo, recipe: str) -> str:
+def _fingerprint(
+    shard: _Shard, info: DatasetInfo, recipe: str, options: ImageOptions
+) -> str:
     """Returns a hash of the sources of a shard and of the conversion settings."""
-    settings = (info.class_names, info.ignore_label, info.channels, info.max_value)
+    settings: tuple = (info.class_names, info.ignore_label)
+    settings += (info.channels, info.max_value, *options)
     text = [repr((_FORMAT, recipe, settings))]
     for sample in shard.samples:
         for path in sample.sources:
@@ -147,9 +196,13 @@ def _fingerprint(shard: _Shard, info: DatasetInfo, recipe: str) -> str:
 class _Conversion:
     """One run of a converter in its output folder."""
 
-    def __init__(self, info: DatasetInfo, output_dir: str, recipe: str):
+    def __init__(
+        self, info: DatasetInfo, output_dir: str, recipe: str, options: ImageOptions
+    ):
         self.info = info
         self.recipe = recipe
+        self.options = options
+        self.notes: Counter[str] = Counter()
         self.folder = output_dir
         is_new = not exists(output_dir)
         outputs.claim(output_dir, _OWN_FILES)
@@ -159,13 +212,14 @@ class _Conversion:
         # Whether this run or an interrupted one created the folder.
         self.is_ours = is_new or self.manifest.found
         self.stopped = threading.Event()
+        self.lock = threading.Lock()
 
     def path(self, name: str) -> str:
         return os.path.join(self.folder, name)
 
     def finish(self, shard: _Shard, progress: tqdm) -> Content:
         """Writes a shard, unless an earlier run did, and returns its content."""
-        fingerprint = _fingerprint(shard, self.info, self.recipe)
+        fingerprint = _fingerprint(shard, self.info, self.recipe, self.options)
         content = self.manifest.content(shard.name, fingerprint)
         path = self.path(shard.name)
         if content is not None and exists(path, path + records.FINISHED):
@@ -182,18 +236,23 @@ class _Conversion:
 
     def _write(self, shard: _Shard, path: str, progress: tqdm) -> Content:
         content = Content.empty(self.info.num_classes)
+        notes: Counter[str] = Counter()
         try:
             with tf.io.TFRecordWriter(path) as writer:
                 for sample in shard.samples:
                     if self.stopped.is_set():
                         raise futures.CancelledError
-                    record, sample_content = _make_record(sample, self.info)
+                    record, sample_content = _make_record(
+                        sample, self.info, self.options, notes
+                    )
                     writer.write(record)
                     content += sample_content
                     progress.update()
         except BaseException:
             remove([path])
             raise
+        with self.lock:
+            self.notes += notes
         return content
 
     def undo(self, shards: Sequence[_Shard]) -> None:
@@ -223,6 +282,7 @@ def convert(
     output_dir: str,
     num_shards: int = 4,
     recipe: str = "",
+    options: ImageOptions = AS_STORED,
 ) -> DatasetInfo:
     """Writes `<split>-00000-of-0000N.tfrecord` for every split, and the info.
 
@@ -238,6 +298,7 @@ def convert(
             VOC and 10 for Cityscapes.
         recipe: Everything the labels depend on besides their files; if it changes,
             every shard is written again.
+        options: How images become records.
 
     Returns:
         The info as written, with split sizes, class pixels and content hashes.
@@ -252,7 +313,7 @@ def convert(
             raise UserError(f"the split {split} has no images")
     _require_same_classes(info, splits, output_dir)
     _require_separate_folder(splits, output_dir)
-    conversion = _Conversion(info, output_dir, recipe)
+    conversion = _Conversion(info, output_dir, recipe, options)
     shards = [
         shard
         for split, samples in splits.items()
@@ -265,6 +326,8 @@ def convert(
         raise
     info = _add_contents(info, output_dir, shards, contents)
     conversion.publish(shards, info)
+    for note, count in sorted(conversion.notes.items()):
+        print(f"{count} images {note}")
     return info
 
 

@@ -13,8 +13,10 @@ from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
+from deeplab_tf.images import formats
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".npy", ".tif", ".tiff")
+# Images whose EXIF rotation leaves open how the label fits are refused.
+REFUSE_UNSURE = conversion.ImageOptions(apply_exif=None)
 
 
 def _join_first(paths: Sequence[epath.Path]) -> str:
@@ -56,7 +58,7 @@ def find_pairs(
     label_files = {path for path in label_paths if label_stem(path) is not None}
 
     def image_stem(path: epath.Path) -> str | None:
-        is_image = path.suffix.lower() in _IMAGES and path not in label_files
+        is_image = formats.is_image_name(path) and path not in label_files
         return path.stem if is_image else None
 
     labels = pairs.find_entries(label_paths, label_stem)
@@ -76,7 +78,8 @@ def _require_paired(
 ) -> None:
     pairs.require_files(images, labels)
     if not images.files:
-        raise UserError(f"--image_dir={image_dir} has no image ({', '.join(_IMAGES)})")
+        suffixes = ", ".join(formats.IMAGE_SUFFIXES)
+        raise UserError(f"--image_dir={image_dir} has no image ({suffixes})")
     if not labels.files:
         raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
     _require_unique(images)
@@ -129,7 +132,7 @@ def _split_samples(
     return splits
 
 
-def convert(
+def convert(  # noqa: PLR0913
     image_dir: str,
     label_dir: str,
     classes: ClassList,
@@ -138,6 +141,7 @@ def convert(
     label_suffix: str = "",
     val_share: float = 0.0,
     num_shards: int = 4,
+    options: conversion.ImageOptions = REFUSE_UNSURE,
 ) -> DatasetInfo:
     """Converts a folder of images and a folder of labels.
 
@@ -150,6 +154,7 @@ def convert(
         label_suffix: Suffix of the labels' names before the extension.
         val_share: Share of the images for the split `val` instead, in [0, 1).
         num_shards: Files per split.
+        options: How images become records.
 
     Returns:
         The info as written next to the shards.
@@ -169,4 +174,6 @@ def convert(
     ]
     splits = _split_samples(samples, split_name(split), val_share)
     recipe = repr(sorted(classes.color_ids().items()))
-    return conversion.convert(splits, classes.info, output_dir, num_shards, recipe)
+    return conversion.convert(
+        splits, classes.info, output_dir, num_shards, recipe, options
+    )

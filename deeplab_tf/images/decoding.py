@@ -9,6 +9,7 @@ import io
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from PIL import Image
 
@@ -29,16 +30,40 @@ _PNG_SIDES = (16, 20)
 _BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 _PNG_GREY = (8, 0)
 _EXIF_ORIENTATION = 0x0112
+# EXIF orientation -> the function that turns the stored image upright.
+_UPRIGHT = {
+    2: np.fliplr,
+    3: lambda x: np.rot90(x, 2),
+    4: np.flipud,
+    5: lambda x: np.swapaxes(x, 0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
+    8: lambda x: np.rot90(x, 1),
+}
 
 
 class EncodedImage(NamedTuple):
-    """JPEG or PNG bytes; `format` is "jpeg" or "png"."""
+    """JPEG or PNG bytes of an image, as in a record.
+
+    Attributes:
+        content: The bytes.
+        format: "jpeg" or "png".
+        height: Height in pixels.
+        width: Width in pixels.
+        channels: Channels.
+        source: Format of the file that they come from; a name in `formats.FORMATS`.
+        orientation: EXIF orientation that the pixels still have, 1..8; 1 is upright.
+        turned_from: EXIF orientation that the pixels had before they were turned.
+    """
 
     content: bytes
     format: str
     height: int
     width: int
     channels: int = 3
+    source: str = "PNG"
+    orientation: int = 1
+    turned_from: int = 1
 
 
 def _has_planes(channels: int) -> bool:
@@ -184,3 +209,8 @@ def exif_orientation(image: bytes | Image.Image) -> int:
         return 1
     # Some cameras write 0.
     return orientation if orientation in range(1, 9) else 1
+
+
+def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns an image `[height, width, ...]` upright from an EXIF orientation, 1..8."""
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))

@@ -24,6 +24,7 @@ FORMATS = {
     "NPY": (".npy",),
 }
 IMAGE_SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row)
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def lower_suffix(path: _Path) -> str:
@@ -34,6 +35,16 @@ def lower_suffix(path: _Path) -> str:
 def is_image_name(path: _Path) -> bool:
     """Returns whether the suffix of a file name is that of an image format."""
     return lower_suffix(path) in IMAGE_SUFFIXES
+
+
+def is_npy(path: _Path) -> bool:
+    """Returns whether the suffix of a file is that of NumPy's arrays."""
+    return lower_suffix(path) in FORMATS["NPY"]
+
+
+def is_tiff(content: bytes) -> bool:
+    """Returns whether a file is a TIFF, by its first bytes."""
+    return content[:4] in _TIFF_SIGNATURES
 
 
 def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:

@@ -3,27 +3,16 @@
 import os
 
 import numpy as np
-import tensorflow as tf
 from PIL import Image
 
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds, text_files
-from deeplab_tf.images import image_files
-from deeplab_tf.images.decoding import decode_image, exif_orientation, png_format
+from deeplab_tf.images import decoding, encoding, formats, image_files
+from deeplab_tf.images.decoding import exif_orientation, png_format
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 # The longest suffix of an output file.
 _LONGEST_OUTPUT_SUFFIX = "_overlay.png"
-# EXIF orientation -> the function that turns the stored image upright.
-_UPRIGHT = {
-    2: np.fliplr,
-    3: lambda x: np.rot90(x, 2),
-    4: np.flipud,
-    5: lambda x: np.swapaxes(x, 0, 1),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
-    8: lambda x: np.rot90(x, 1),
-}
 
 
 def find_images(pattern: str, image_list: str | None = None) -> list[str]:
@@ -93,42 +82,44 @@ def image_name(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def check_image(path: str) -> tuple[int, int]:
-    """Returns height and width of an image file from its header, before any rotation.
+def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int, int]:
+    """Returns height and width of an image file before any rotation.
+
+    Reads only the header where it says enough.
 
     Raises:
-        UserError: if it is not a JPEG or PNG, or too large.
+        UserError: if it has another format, number of channels or values, or is too
+            large.
     """
-    with file_kinds.open_file(path) as file:
-        header = image_files.open_image(path, file)
-        image_files.require_image_format(path, header)
-        file.seek(0)
-        is_deep = png_format(file.read(32))[0] == 16
-    if is_deep:  # accepted if the values fit into 8 bits
-        image_files.encode(path, file_kinds.read_bytes(path))
-    return header.height, header.width
+    if not formats.is_npy(path):
+        with file_kinds.open_file(path) as file:
+            head = file.read(32)
+            file.seek(0)
+            if not formats.is_tiff(head):
+                header = image_files.open_image(path, file)
+                image_files.require_image_format(path, header)
+                is_deep = png_format(head)[0] == 16 or header.mode.startswith("I")
+                if not is_deep and channels in (1, 3) and max_value < 256:
+                    return header.height, header.width
+    content = file_kinds.read_bytes(path)
+    image = encoding.encode(path, content, channels, max_value)
+    return image.height, image.width
 
 
-def read_image(path: str) -> np.ndarray:
-    """Reads an image file upright, uint8 RGB `[height, width, 3]`.
+def read_image(path: str, channels: int = 3, max_value: int = 255) -> np.ndarray:
+    """Reads an image file upright, `[height, width, channels]`.
 
-    Decodes and refuses the same files as training on converted records does.
+    Decodes and refuses the same files as training on converted records does. The pixels
+    are uint8, or uint16 if `max_value` is above 255.
 
     Raises:
-        UserError: if the file is not a JPEG or PNG, is broken or too large, or has
-            values above 255.
+        UserError: if the file is of no known format, is broken or too large, or has
+            other channels or values above `max_value`.
     """
     content = file_kinds.read_bytes(path)
-    encoded = image_files.encode(path, content).content
-    try:
-        image = decode_image(tf.constant(encoded)).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        raise UserError(f"{path} is broken: {error.message}") from error
-    return _turn_upright(image, exif_orientation(content))
-
-
-def _turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))
+    image = encoding.encode(path, content, channels, max_value)
+    pixels = encoding.decode(path, image, max_value)
+    return decoding.turn_upright(pixels, image.orientation)
 
 
 def check_pil_image(image: Image.Image, name: str) -> tuple[int, int]:
@@ -161,4 +152,4 @@ def convert_pil_image(image: Image.Image, name: str) -> np.ndarray:
         rgb = image_files.decode(name, image).convert("RGB")
     except ValueError as error:
         raise UserError(f"{name} has mode {image.mode}: {error}") from error
-    return _turn_upright(np.array(rgb), orientation)
+    return decoding.turn_upright(np.array(rgb), orientation)

@@ -235,7 +235,7 @@ BROKEN = {
     ),
     "EXIF": (
         rotate_image,
-        "masks/b.png is 5x7 but its image .*b.jpg is 7x5 before its EXIF rotation; rot",
+        "masks/b.png is 5x7 but its image .*b.jpg is 7x5 before its EXIF rotation; add",
     ),
     "value": (
         set_large_value,

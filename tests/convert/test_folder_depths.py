@@ -211,14 +211,16 @@ def test_tiff_images_are_converted_unchanged(
 def test_unsupported_tiffs_are_refused(convert, tmp_path, tifffile):
     path = tmp_path / "images/x.tif"
     index = random_pixels(1, np.uint8)[..., 0]
-    colors = np.zeros((3, 256), np.uint16)
+    colors = np.arange(3 * 256, dtype=np.uint16).reshape(3, 256) << 6
     tifffile.imwrite(path, index, photometric="palette", colormap=colors)
-    with pytest.raises(UserError, match=r"x.tif has a palette; save its col"):
+    with pytest.raises(UserError, match=r"x.tif has the shape \(5, 7, 3\); images "):
         convert(1, 255)
+    with pytest.raises(UserError, match=r"x.tif has a palette; save its col"):
+        convert(5, 255)
     frames = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
     tifffile.imwrite(path, frames, photometric="rgb")
     with pytest.raises(
-        UserError, match=r"x.tif has the shape \(2, 5, 7, 3\); images ar"
+        UserError, match=r"x.tif has the shape \(2, 5, 7, 3\); images mu"
     ):
         convert(3, 255)
     tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), np.float32))

@@ -57,8 +57,8 @@ def save_truncated_png(path):
     path.write_bytes(path.read_bytes()[:-300])
 
 
-def save_gif(path):
-    noise(40, 40).save(path, "GIF")
+def save_pcx(path):
+    noise(40, 40).save(path, "PCX")
 
 
 def make_empty(path):
@@ -72,7 +72,7 @@ def make_empty(path):
         (make_empty, "is broken: it is empty"),
         (save_truncated_jpeg, "is broken: .*truncated"),
         (save_truncated_png, "is broken: .*truncated"),
-        (save_gif, "is GIF; images must be JPEG or PNG"),
+        (save_pcx, "is PCX; images must be JPEG, PNG, WEBP, "),
     ],
 )
 def test_invalid_file_gives_one_line_error(tmp_path, capfd, make, message):

@@ -15,7 +15,7 @@ import os
 from absl import flags
 from etils import epath
 
-from deeplab_tf.convert import folder
+from deeplab_tf.convert import conversion, folder
 from deeplab_tf.convert.class_list import ClassList, read_class_list
 from deeplab_tf.data.info import DatasetInfo, check_color
 from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
@@ -66,6 +66,14 @@ def define_flags() -> flags.FlagValues:
         "decides, so images added later do not move earlier ones.",
         flag_values=values,
     )
+    flags.DEFINE_boolean(
+        "apply_exif",
+        None,
+        "Turn images upright by their EXIF orientation, if labels are upright; "
+        "--noapply_exif if labels fit the stored pixels. Default: refuse images for "
+        "which both are possible.",
+        flag_values=values,
+    )
     define_output(values, 4)
     return values
 
@@ -82,6 +90,7 @@ def main(values: flags.FlagValues) -> None:
         values.label_suffix,
         values.val_share,
         values.num_shards,
+        conversion.ImageOptions(values.apply_exif),
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):

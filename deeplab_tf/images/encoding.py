@@ -1,0 +1,145 @@
+"""Turns image files into the JPEGs and PNGs of records, without loss."""
+
+import io
+import os
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds
+from deeplab_tf.images import decoding, formats, image_files, pixels
+from deeplab_tf.images.decoding import EncodedImage
+
+_Path = str | os.PathLike[str]
+
+
+def read_encoded(
+    path: _Path, info: DatasetInfo, apply_exif: bool = False
+) -> EncodedImage:
+    """Returns an image file as it goes into a record; see `encode`."""
+    content = file_kinds.read_bytes(path)
+    return encode(path, content, info.channels, info.max_value, apply_exif)
+
+
+def encode(
+    path: _Path,
+    content: bytes,
+    channels: int = 3,
+    max_value: int = 255,
+    apply_exif: bool = False,
+) -> EncodedImage:
+    """Returns an image as it goes into a record.
+
+    Keeps the bytes of JPEGs and PNGs with 8 bits if the dataset has one or three
+    channels; all other images become PNGs of the same pixels.
+
+    Args:
+        path: The file, for its suffix and to name in errors.
+        content: Its content.
+        channels: Channels of the dataset.
+        max_value: Largest value of the dataset.
+        apply_exif: Whether to turn the pixels upright. These become PNGs too: a JPEG
+            can be turned without loss only if its sides are multiples of its blocks,
+            while a PNG has exactly the pixels that training decodes from the JPEG.
+
+    Raises:
+        UserError: if the file is broken, or the image has other channels or values.
+    """
+    image = open_header(path, content)
+    is_kept = (
+        image is not None
+        and image.format in decoding.IMAGE_FORMATS
+        # TensorFlow would decode 16 bits to the upper byte of each value.
+        and decoding.png_format(content)[0] != 16
+        and channels in (1, 3)
+        and max_value < 256
+    )
+    if image is not None and is_kept:
+        orientation = decoding.exif_orientation(image)
+        image_files.decode(path, image)
+        name = decoding.IMAGE_FORMATS[image.format]
+        sizes = (image.height, image.width, channels)
+        encoded = EncodedImage(content, name, *sizes, image.format, orientation)
+    else:
+        array, orientation = pixels.read_array(path, content, image, channels)
+        encoded = encode_array(path, array, channels, max_value)
+        other = "NPY" if formats.is_npy(path) else "TIFF"
+        source = other if image is None else image.format
+        encoded = encoded._replace(source=source, orientation=orientation)
+    return turn_upright(path, encoded, max_value) if apply_exif else encoded
+
+
+def open_header(path: _Path, content: bytes) -> Image.Image | None:
+    """Opens an image; returns None for .npy files and TIFFs that Pillow cannot open."""
+    if formats.is_npy(path):
+        return None
+    try:
+        image = image_files.open_image(path, io.BytesIO(content))
+    except image_files.TooLargeError:
+        raise
+    except UserError:
+        if formats.is_tiff(content):
+            return None
+        raise
+    image_files.require_image_format(path, image)
+    return image
+
+
+def turn_upright(path: _Path, image: EncodedImage, max_value: int) -> EncodedImage:
+    """Returns an image with its EXIF orientation applied, as a PNG."""
+    if image.orientation == 1:
+        return image
+    upright = decoding.turn_upright(decode(path, image, max_value), image.orientation)
+    height, width, channels = upright.shape
+    png = decoding.encode_image(upright)
+    sizes = (height, width, channels)
+    return EncodedImage(png, "png", *sizes, image.source, 1, image.orientation)
+
+
+def decode(path: _Path, image: EncodedImage, max_value: int = 255) -> np.ndarray:
+    """Returns the pixels `[height, width, channels]` that training reads.
+
+    Raises:
+        UserError: if TensorFlow cannot decode the image.
+    """
+    try:
+        return decoding.decode_image(image.content, image.channels, max_value).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        # TensorFlow cannot decode every file that Pillow can.
+        raise UserError(f"TensorFlow cannot decode {path}: {error.message}") from error
+
+
+def encode_array(
+    path: _Path, array: np.ndarray, channels: int, max_value: int
+) -> EncodedImage:
+    """Returns pixels `[height, width, channels]` as a PNG for a record.
+
+    Raises:
+        UserError: if they have other channels or values than the dataset.
+    """
+    _check_array(path, array, channels, max_value)
+    depth = np.uint8 if max_value < 256 else np.uint16
+    height, width = array.shape[:2]
+    png = decoding.encode_image(array.astype(depth))
+    return EncodedImage(png, "png", height, width, channels)
+
+
+def _check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -> None:
+    if array.ndim != 3 or array.shape[2] != channels or not array.size:
+        raise UserError(
+            f"{path} has the shape {array.shape}; images must be height x width x "
+            f"{channels} channels"
+        )
+    if array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise UserError(f"{path} holds {array.dtype}; images must be uint8 or uint16")
+    pixels.check_shape(path, array.shape, channels)
+    if array.max() > max_value:
+        raise UserError(
+            f"{path} has the value {array.max()}, but max_value is {max_value}"
+        )
+    if array.dtype.itemsize == 1 and max_value > 255:
+        # It would be nearly black compared to images of 16 bits.
+        raise UserError(f"{path} has 8 bits, but max_value is {max_value}")

@@ -1,0 +1,201 @@
+"""Reads the pixels of image files that a record cannot hold as they are.
+
+Formats, bit depths and numbers of channels that TensorFlow does not decode are read
+here without loss, to be stored as PNGs; what Pillow would round or reduce is refused or
+read by other packages.
+"""
+
+import io
+import math
+import os
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding, formats, image_files
+
+_Path = str | os.PathLike[str]
+# Modes whose conversion to grey or RGB keeps every value.
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+# Format -> text in the file, position of the bits per channel after its start, and
+# their mask and offset. Pillow reads 8 bits, whatever the file has.
+_DEPTHS = {
+    "JPEG2000": (b"\xff\x4f\xff\x51", 42, 0x7F, 1),
+    "HEIF": (b"hvcC", 21, 0x07, 8),
+    "AVIF": (b"av1C", 6, 0x40, 8),  # a flag, of value 64
+}
+# TIFF tags.
+_BITS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 338, 339
+_PREMULTIPLIED = 1
+
+
+def read_array(
+    path: _Path, content: bytes, image: Image.Image | None, channels: int
+) -> tuple[np.ndarray, int]:
+    """Returns the stored pixels of an image, and its EXIF orientation.
+
+    Args:
+        path: The file, to name in errors.
+        content: Its content.
+        image: The same, opened by `image_files.open_image`; None for a .npy file and
+            for a TIFF that Pillow cannot open.
+        channels: Channels of the dataset.
+
+    Returns:
+        Pixels `[height, width, channels]` of any dtype and number of channels, before
+        any rotation.
+
+    Raises:
+        UserError: if the file is broken, or if its values cannot be read without loss.
+    """
+    if formats.is_npy(path):
+        array, orientation = read_npy(path, content), 1
+    elif image is None or not _is_read_by_pillow(image, channels):
+        array, orientation = _read_tiff(path, content, channels)
+    else:
+        orientation = decoding.exif_orientation(image)
+        array = _read_other(path, content, image, channels)
+    return array[..., None] if array.ndim == 2 else array, orientation
+
+
+def read_npy(path: _Path, content: bytes) -> np.ndarray:
+    """Returns the array of a .npy file; raises UserError if it is broken."""
+    try:
+        return np.lib.format.read_array(io.BytesIO(content))
+    except Exception as error:  # headers are parsed as Python code
+        raise UserError(f"{path} is broken: {error}") from error
+
+
+def _is_read_by_pillow(image: Image.Image, channels: int) -> bool:
+    """Returns whether Pillow keeps all values of an image; it does not of all TIFFs."""
+    if image.format != "TIFF":
+        return True
+    tags = image.tag_v2
+    bits = tags.get(_BITS, (1,))
+    return (
+        channels in (1, 3)
+        and image.n_frames == 1
+        and image.mode in _MODES
+        and max(bits) <= 8
+        and len(bits) == len(image.getbands())  # Pillow drops unknown channels
+        and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+        and _PREMULTIPLIED not in tags.get(_EXTRA_SAMPLES, ())
+    )
+
+
+def _read_other(
+    path: _Path, content: bytes, image: Image.Image, channels: int
+) -> np.ndarray:
+    if image.format in ("PNG", "JPEG", "MPO"):
+        return _read_png(path, content)
+    bits = _bits_per_channel(image.format, content)
+    if bits > 8 and image.format == "JPEG2000":
+        return _read_jpeg2000(path, content)
+    if bits > 8:
+        raise UserError(
+            f"{path} is {image.format} with more than 8 bits per channel, which would "
+            "be rounded; save it as a 16-bit PNG or TIFF"
+        )
+    if image.mode not in _MODES:
+        raise UserError(f"{path} has mode {image.mode}; save it as RGB")
+    orientation = decoding.exif_orientation(image)
+    array = _as_grey_or_rgb(image_files.decode(path, image), channels)
+    if image.format == "TIFF":
+        # Pillow turns TIFFs upright, unlike all others.
+        orientation = {6: 8, 8: 6}.get(orientation, orientation)
+        return decoding.turn_upright(array, orientation)
+    return array
+
+
+def _bits_per_channel(image_format: str | None, content: bytes) -> int:
+    if image_format not in _DEPTHS:
+        return 8
+    text, position, mask, offset = _DEPTHS[image_format]
+    start = content.find(text)
+    at = start + position
+    return (content[at] & mask) + offset if start >= 0 and at < len(content) else 8
+
+
+def _as_grey_or_rgb(image: Image.Image, channels: int) -> np.ndarray:
+    """Returns the pixels with the channels of the dataset if that loses no value."""
+    is_grey = image.mode in ("1", "L", "LA")
+    if channels == 1 and is_grey:
+        return np.asarray(image.convert("L"))
+    keeps_alpha = channels == 4 and image.has_transparency_data
+    array = np.asarray(image.convert("RGBA" if keeps_alpha else "RGB"))
+    is_grey = channels == 1 and bool((array == array[..., :1]).all())
+    return array[..., 0] if is_grey else array
+
+
+def _read_png(path: _Path, content: bytes) -> np.ndarray:
+    dtype = tf.uint16 if decoding.png_format(content)[0] == 16 else tf.uint8
+    try:
+        return tf.io.decode_png(content, dtype=dtype).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        image_files.load_image(path, content)  # its message is clearer
+        raise UserError(f"{path} is broken: {error.message}") from error
+
+
+def _read_jpeg2000(path: _Path, content: bytes) -> np.ndarray:
+    try:
+        import imagecodecs
+    except ImportError as error:
+        raise UserError(
+            f"{path} is JPEG 2000 with more than 8 bits, which needs more packages; "
+            f"run pip install 'deeplab_tf[tiff]' ({error})"
+        ) from error
+    try:
+        return imagecodecs.jpeg2k_decode(content)
+    except Exception as error:
+        raise UserError(f"{path} is broken: {error}") from error
+
+
+def import_tifffile(path: _Path):
+    """Returns the module tifffile; raises UserError if it is not installed."""
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UserError(
+            f"{path} is a TIFF of a kind that needs more packages; run "
+            f"pip install 'deeplab_tf[tiff]' ({error})"
+        ) from error
+    return tifffile
+
+
+def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
+    tifffile = import_tifffile(path)
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            series = file.series[0]
+            check_shape(path, series.shape, channels)
+            array, axes = series.asarray(), series.axes
+            photometric = series.keyframe.photometric
+            orientation = series.keyframe.tags.valueof("Orientation", 1)
+    except UserError:
+        raise
+    except Exception as error:  # tifffile raises anything
+        raise UserError(f"{path} is broken: {error}") from error
+    check_photometric(path, photometric)
+    orientation = orientation if orientation in range(1, 9) else 1
+    # Pages and separate channels come first.
+    is_planar = array.ndim == 3 and axes[-1] == "X"
+    return np.moveaxis(array, 0, -1) if is_planar else array, int(orientation)
+
+
+def check_photometric(path: _Path, photometric) -> None:
+    """Raises UserError for a TIFF whose values are neither brightness nor RGB."""
+    if photometric.name == "PALETTE":
+        raise UserError(f"{path} has a palette; save its colours as channels")
+    if photometric.name not in ("MINISBLACK", "RGB"):
+        raise UserError(f"{path} has {photometric.name} values; save it as RGB")
+
+
+def check_shape(path: _Path, shape: tuple[int, ...], channels: int) -> None:
+    """Raises `TooLargeError` if an array has more than `decoding.MAX_PIXELS`."""
+    if math.prod(shape) > decoding.MAX_PIXELS * channels:
+        raise image_files.TooLargeError(
+            f"{path} has the shape {shape}; at most {decoding.MAX_PIXELS:,} pixels "
+            "are allowed"
+        )
