@@ -14,7 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from deeplab_tf import strict_json
-from deeplab_tf.convert import conversion, pairs
+from deeplab_tf.convert import conversion, pairs, run_lengths
 from deeplab_tf.data.info import dataset_info, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
@@ -128,34 +128,17 @@ def _map_categories(path: epath.Path, categories: list[dict]) -> dict[int, int]:
     return class_ids
 
 
-def _decompress_counts(counts: str) -> list[int]:
-    """Returns the run lengths in COCO's compressed text.
-
-    Each character minus "0" has five bits, lowest first; the sixth bit says that more
-    follow. From the fourth length on, they are differences to the last but one.
-    """
-    lengths, value, shift = [], 0, 0
-    for character in counts:
-        bits = ord(character) - ord("0")
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
-        value, shift = 0, 0
-    return lengths
-
-
 def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
     counts, size = outline["counts"], [height, width]
-    counts = _decompress_counts(counts) if isinstance(counts, str) else list(counts)
+    counts = (
+        run_lengths.decompress_counts(counts)
+        if isinstance(counts, str)
+        else list(counts)
+    )
     if list(outline["size"]) != size:
         raise ValueError(f"its runs are of size {outline['size']}")
     # pycocotools reads uninitialised memory for missing runs.
-    if sum(counts) != height * width or min(counts) < 0:
-        raise ValueError("its runs do not fill the image")
+    run_lengths.check_counts(counts, height, width)
     return _import_masks().frPyObjects({"counts": counts, "size": size}, *size)
 
 

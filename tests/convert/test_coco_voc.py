@@ -350,12 +350,12 @@ BROKEN = {
     ),
     "negative runs": (
         set_runs([-5, 2405]),
-        f"{BROKEN_OUTLINE}its runs do not fill the im",
+        f"{BROKEN_OUTLINE}its runs do not fill",
     ),
-    "empty runs": (set_runs(""), f"{BROKEN_OUTLINE}its runs do not fill the image"),
+    "empty runs": (set_runs(""), f"{BROKEN_OUTLINE}its runs do not fill"),
     "truncated runs": (
         set_runs(compress_runs(RUNS)[:-2]),
-        f"{BROKEN_OUTLINE}its runs do not fill the image",
+        f"{BROKEN_OUTLINE}its runs do not fill",
     ),
     "runs of another size": (
         set_runs(RUNS, (60, 40)),

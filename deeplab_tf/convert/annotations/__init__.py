@@ -1,0 +1,163 @@
+"""Reads annotation files of common tools. One file per format, and this table of them.
+
+A format is recognised by its content. Adding one takes a module with `is_content` and
+`read`, and a row.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+from etils import epath
+
+from deeplab_tf import strict_json
+from deeplab_tf.convert.annotations import (
+    coco,
+    cvat,
+    label_studio,
+    labelme,
+    mask_exports,
+    via,
+    yolo,
+)
+from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, Options
+from deeplab_tf.convert.class_list import read_class_list
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds, text_files
+
+# All but YOLO, whose files have neither image nor class names.
+FORMATS = (labelme, coco, label_studio, cvat, via)
+_SUFFIXES = (".json", ".xml", ".txt")
+_MAX_BYTES = 2**31
+_KNOWN = (
+    "labelme, COCO, YOLO segmentation, Label Studio (JSON), CVAT for images 1.1 and VIA"
+)
+
+
+class _File(NamedTuple):
+    path: str
+    relative: str  # to the annotation folder, with forward slashes
+
+
+def read(path: str, options: Options = DEFAULTS) -> Annotations:
+    """Reads an annotation file, or all annotation files in a folder and its subfolders.
+
+    Args:
+        path: File or folder.
+        options: Choices that the files leave open.
+
+    Raises:
+        UserError: if a file is broken or of an unknown format, or formats are mixed.
+    """
+    files = _list_files(path)
+    parts: list[Annotations] = []
+    texts: list[tuple[_File, list[str]]] = []
+    for file in files:
+        content = _parse(
+            file.path, is_text=len(files) > 1 and _has_suffix(file, ".txt")
+        )
+        if isinstance(content, list) and all(isinstance(x, str) for x in content):
+            texts.append((file, content))
+        elif not yolo.is_notes(content):
+            part = _read_content(file, content, options)
+            _require_same_format(parts, part)
+            parts.append(part)
+    parts += _read_texts(path, texts, parts)
+    if not parts:
+        raise UserError(f"--annotations={path} has no annotations; known are {_KNOWN}")
+    return _merge(parts)
+
+
+def _list_files(path: str) -> list[_File]:
+    if file_kinds.kind_of(path) is not file_kinds.Kind.DIRECTORY:
+        file_kinds.require_file(path)
+        return [_File(path, os.path.basename(path))]
+    names = file_kinds.list_tree(path)
+    mask_exports.refuse(path, names)
+    files = [_File(os.path.join(path, name), name) for name in names]
+    return [file for file in files if _has_suffix(file, *_SUFFIXES)]
+
+
+def _has_suffix(file: _File, *suffixes: str) -> bool:
+    return file.relative.lower().endswith(suffixes)
+
+
+def _parse(path: str, is_text: bool) -> Any:
+    """Returns parsed JSON, the root of an XML document, or the lines of a text."""
+    content = text_files.read_content(path, _MAX_BYTES)
+    start = content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
+    # UTF-16 starts with one of two bytes; strict_json reports it.
+    if not is_text and start in (b"{", b"[", b"\xff", b"\xfe"):
+        return strict_json.parse(content, path, _MAX_BYTES)
+    if not is_text and start == b"<":
+        return cvat.parse(content, path)
+    return text_files.split_lines(content, path)
+
+
+def _read_content(file: _File, content: Any, options: Options) -> Annotations:
+    for module in FORMATS:
+        is_xml = isinstance(content, ElementTree.Element)
+        if is_xml == (module is cvat) and module.is_content(content):
+            return module.read(file.path, file.relative, content, options)
+    raise UserError(f"{file.path} is not an annotation file of {_KNOWN}")
+
+
+def _read_texts(
+    path: str, texts: list[tuple[_File, list[str]]], others: list[Annotations]
+) -> Iterable[Annotations]:
+    """Reads the label files of YOLO among text files."""
+    labels = [file for file, lines in texts if yolo.is_content(lines)]
+    if not labels:
+        if len(texts) == 1 and not others:
+            raise UserError(f"{texts[0][0].path} is not an annotation file of {_KNOWN}")
+        return
+    names = _read_class_names(path, labels[0])
+    for file, lines in texts:
+        if file in labels or not any(line.strip() for line in lines):
+            part = yolo.read(file.path, file.relative, lines, names)
+            _require_same_format(others, part)
+            yield part
+
+
+def _read_class_names(path: str, label: _File) -> tuple[str, ...]:
+    """Reads the class names of YOLO's labels from the folder or one above it."""
+    folder = os.path.dirname(os.path.abspath(label.path))
+    top = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    while True:
+        for name in yolo.NAME_FILES:
+            file = os.path.join(folder, name)
+            if os.path.isfile(file):
+                return read_class_list(epath.Path(file), "yolo").info.class_names
+        if folder in (top, os.path.dirname(folder)):
+            break
+        folder = os.path.dirname(folder)
+    raise UserError(
+        f"{label.path} is a label file of YOLO, but there is no data.yaml or "
+        "classes.txt with the class names in its folder or two folders above"
+    )
+
+
+def _require_same_format(parts: list[Annotations], part: Annotations) -> None:
+    """Raises `UserError` for a second format, or another class list."""
+    if not parts:
+        return
+    first, second = (p.images[0].source if p.images else "" for p in (parts[0], part))
+    if part.format != parts[0].format:
+        raise UserError(
+            f"{first} is of {parts[0].format}, but {second} of {part.format}; convert "
+            "one format at a time"
+        )
+    if part.class_names != parts[0].class_names:
+        raise UserError(
+            f"{first} and {second} list different classes; convert one at a time, with "
+            "--classes for a common list"
+        )
+
+
+def _merge(parts: list[Annotations]) -> Annotations:
+    merged = parts[0]
+    for part in parts[1:]:
+        merged.images += part.images
+        merged.notes += part.notes
+    return merged

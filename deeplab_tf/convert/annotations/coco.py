@@ -1,0 +1,152 @@
+"""COCO: a JSON file of images, categories and annotations."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from deeplab_tf import strict_json
+from deeplab_tf.convert import run_lengths
+from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations.objects import (
+    IGNORE_NAME,
+    AnnotatedImage,
+    Annotations,
+    Object,
+    Options,
+    read_entries,
+    read_name,
+    read_numbers,
+    read_points,
+    read_size,
+)
+from deeplab_tf.errors import UserError
+
+_KEYS = ("images", "annotations", "categories")
+
+
+def is_content(content: Any) -> bool:
+    """Returns whether parsed JSON is an instances file of COCO."""
+    return isinstance(content, dict) and set(_KEYS) <= content.keys()
+
+
+def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+    """Reads an instances file of COCO.
+
+    Smaller objects cover larger ones. Crowds are ignored and cover all objects, as in
+    VOC's labels of COCO, unless `options.crowd` is "object".
+
+    Args:
+        path: The file.
+        relative: Unused; images are named below the image folder.
+        content: The parsed JSON.
+        options: `crowd`.
+
+    Raises:
+        UserError: if an entry is invalid.
+    """
+    del relative
+    categories = _index(path, "categories", content)
+    names = {
+        key: read_name(e.get("name"), where) for key, (where, e) in categories.items()
+    }
+    images = {
+        key: AnnotatedImage(
+            read_name(entry.get("file_name"), where),
+            path,
+            [],
+            read_size(entry.get("height"), entry.get("width"), where),
+            by_area=True,
+        )
+        for key, (where, entry) in _index(path, "images", content).items()
+    }
+    found = Annotations("COCO", list(images.values()), tuple(names.values()))
+    for where, entry in read_entries(content["annotations"], f"{path}: annotations"):
+        name = _look_up(entry, "category_id", names, where)
+        image = _look_up(entry, "image_id", images, where)
+        where = f"{where} (id {entry.get('id')}, {name}, {image.name})"
+        draw = _read_segmentation(entry.get("segmentation"), image, where)
+        if entry.get("iscrowd") and options.crowd != "object":
+            name = IGNORE_NAME
+            found.notes["crowds ignored"] += 1
+        image.objects.append(Object(name, draw, where))
+    if options.crowd is None and found.notes:
+        _refuse_crowds_alone(path, content["annotations"], names)
+    return found
+
+
+def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
+    """Returns the entries of a list by their ids."""
+    entries: dict[Any, tuple[str, dict]] = {}
+    for where, entry in read_entries(content[key], f"{path}: {key}"):
+        if type(entry.get("id")) not in (int, str):
+            raise UserError(f"{where} has no id")
+        if entry["id"] in entries:
+            raise UserError(f"{where} has the id {entry['id']} of another entry")
+        entries[entry["id"]] = where, entry
+    return entries
+
+
+def _look_up(entry: dict, key: str, known: Mapping, where: str) -> Any:
+    value = entry.get(key)
+    if type(value) not in (int, str) or value not in known:
+        raise UserError(
+            f"{where} has the {key} {value!r:.60}, which is not in the file"
+        )
+    return known[value]
+
+
+def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None:
+    """Raises `UserError` if a category has only crowds, as some tools mark masks."""
+    others = {entry["category_id"] for entry in entries if not entry.get("iscrowd")}
+    for key in {entry["category_id"] for entry in entries} - others:
+        raise UserError(
+            f"{path}: all objects of {names[key]} are crowds (iscrowd 1), as some "
+            "tools mark every mask; add --crowd=object to draw them, or --crowd=ignore "
+            "to ignore their pixels"
+        )
+
+
+def _read_segmentation(value: Any, image: AnnotatedImage, where: str) -> drawing.Draw:
+    if not value:
+        raise UserError(f"{where} has no segmentation, only a box; boxes have no mask")
+    if isinstance(value, dict):
+        return _read_runs(value, image, where)
+    if not isinstance(value, list) or not isinstance(value[0], list):
+        raise UserError(
+            f"{where}: segmentation must be a list of lists, or run lengths"
+        )
+    return functools.partial(
+        drawing.draw_polygons,
+        [
+            _read_polygon(polygon, f"{where}: segmentation[{i}]")
+            for i, polygon in enumerate(value)
+        ],
+    )
+
+
+def _read_polygon(value: Any, where: str) -> np.ndarray:
+    numbers = read_numbers(value, where)
+    if numbers.ndim != 1 or numbers.size % 2:
+        raise UserError(f"{where} must be a list x, y, x, y, ...")
+    return read_points(numbers.reshape(-1, 2), where)
+
+
+def _read_runs(value: dict, image: AnnotatedImage, where: str) -> drawing.Draw:
+    counts, size = value.get("counts"), value.get("size")
+    try:
+        if isinstance(counts, str):
+            counts = run_lengths.decompress_counts(counts)
+        height, width = strict_json.convert(tuple[int, int], size, f"{where}: size")
+        counts = strict_json.convert(list[int], counts, f"{where}: counts")
+        run_lengths.check_counts(counts, height, width)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    if image.size not in (None, (height, width)):
+        raise UserError(f"{where}: its runs are of an image of {width}x{height}")
+    return functools.partial(
+        drawing.draw_runs, np.array(counts), (0, 0, height, width), "F"
+    )

@@ -1,0 +1,185 @@
+"""CVAT: the export "CVAT for images 1.1", an XML file."""
+
+import functools
+import re
+from collections.abc import Iterator
+from typing import NoReturn
+from xml.etree import ElementTree
+
+import numpy as np
+
+from deeplab_tf.convert import run_lengths
+from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations.objects import (
+    AnnotatedImage,
+    Annotations,
+    Object,
+    Options,
+    read_name,
+    read_numbers,
+    read_points,
+    read_size,
+)
+from deeplab_tf.errors import UserError
+
+_KEYS = {
+    "box": ("xtl", "ytl", "xbr", "ybr"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+    "mask": ("left", "top", "width", "height"),
+}
+_SHAPES = ("polygon", "polyline", *_KEYS)
+_SKIPPED = {"points": "points skipped", "tag": "tags skipped"}
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds a tree without entities, whose expansion may take gigabytes."""
+
+    def doctype(self, *names: str | None) -> NoReturn:
+        raise UserError("a document type is not allowed")
+
+
+def parse(content: bytes, path: str) -> ElementTree.Element:
+    """Parses XML; raises UserError if it is broken or declares entities."""
+    parser = ElementTree.XMLParser(target=_Builder())
+    try:
+        parser.feed(content)
+        return parser.close()
+    except (ElementTree.ParseError, LookupError, ValueError) as error:
+        raise UserError(f"{path} is not valid XML: {error}") from error
+
+
+def is_content(root: ElementTree.Element) -> bool:
+    """Returns whether an XML document is an export of CVAT."""
+    return root.tag == "annotations" and root.find("version") is not None
+
+
+def read(
+    path: str, relative: str, root: ElementTree.Element, options: Options
+) -> Annotations:
+    """Reads an export of CVAT.
+
+    Shapes of a larger z_order cover others, then later ones earlier ones.
+
+    Args:
+        path: The file.
+        relative: Unused; images are named below the image folder.
+        root: The XML document.
+        options: `line_width` for polylines.
+
+    Raises:
+        UserError: if a shape is invalid or of a video.
+    """
+    del relative
+    if root.find("track") is not None:
+        raise UserError(
+            f"{path} has the tracks of a video; export it as CVAT for images 1.1"
+        )
+    labels = [
+        e for e in root.iterfind("meta//labels/label") if e.find("parent") is None
+    ]
+    names = dict.fromkeys(
+        read_name(label.findtext("name"), f"{path}: a label") for label in labels
+    )
+    found = Annotations("CVAT", [], tuple(names))
+    found.colors.update(_read_colors(labels))
+    for entry in root.iterfind("image"):
+        image = _read_image(entry, path)
+        found.images.append(image)
+        for where, shape in _list_shapes(entry, image, found):
+            label = read_name(shape.get("label"), where)
+            if label not in names:
+                raise UserError(f"{where}: the file lists no label {label}")
+            draw = _read_shape(shape, where, options)
+            image.objects.append(Object(label, draw, f"{where} ({label})"))
+    return found
+
+
+def _read_colors(labels) -> Iterator[tuple[str, tuple[int, int, int]]]:
+    for label in labels:
+        color = re.fullmatch("#([0-9a-fA-F]{6})", label.findtext("color") or "")
+        if color:
+            red, green, blue = bytes.fromhex(color[1])
+            yield label.findtext("name").strip(), (red, green, blue)
+
+
+def _read_image(entry: ElementTree.Element, path: str) -> AnnotatedImage:
+    name = read_name(entry.get("name"), f"{path}: image {entry.get('id')}")
+    sides = [
+        _read_integers(entry.get(k), f"{path}: {name}") for k in ("height", "width")
+    ]
+    size = read_size(sides[0][0], sides[1][0], f"{path}: {name}")
+    return AnnotatedImage(name.replace("\\", "/"), path, [], size)
+
+
+def _list_shapes(
+    entry: ElementTree.Element, image: AnnotatedImage, found: Annotations
+) -> list[tuple[str, ElementTree.Element]]:
+    """Returns the shapes of an image with their places, from back to front."""
+    shapes = []
+    for i, shape in enumerate(entry):
+        where = f"{image.source}: {image.name}: {shape.tag} {i}"
+        if shape.tag in _SKIPPED:
+            found.notes[_SKIPPED[shape.tag]] += 1
+        elif shape.tag in _SHAPES:
+            (depth,) = _read_integers(shape.get("z_order", "0"), f"{where}: z_order")
+            shapes.append((depth, where, shape))
+        else:
+            raise UserError(f"{where}: unknown shape; known are {', '.join(_SHAPES)}")
+    shapes.sort(key=lambda entry: entry[0])
+    return [(where, shape) for _, where, shape in shapes]
+
+
+def _read_integers(text: str | None, where: str) -> list[int]:
+    words = re.split(r"\s*,\s*", (text or "").strip())
+    if not all(re.fullmatch(r"-?\d{1,15}", word, re.ASCII) for word in words):
+        raise UserError(f"{where} must be integers; received {text!r:.60}")
+    return [int(word) for word in words]
+
+
+def _read_floats(texts, where: str) -> np.ndarray:
+    try:
+        return read_numbers([float(text) for text in texts], where)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{where}: {error}") from error
+
+
+def _read_shape(
+    shape: ElementTree.Element, where: str, options: Options
+) -> drawing.Draw:
+    if shape.tag in ("polygon", "polyline"):
+        texts = re.split("[;,]", shape.get("points") or "")
+        if len(texts) % 2:
+            raise UserError(f"{where}: points must be x,y;x,y;...")
+        points = _read_floats(texts, where).reshape(-1, 2)
+        if shape.tag == "polyline":
+            width = options.require_line_width(where)
+            return functools.partial(drawing.draw_with_pillow, "line", points, width)
+        return functools.partial(drawing.draw_polygons, [read_points(points, where)])
+    if shape.tag == "mask":
+        return _read_mask(shape, where)
+    values = _read_floats([shape.get(key) for key in _KEYS[shape.tag]], where).tolist()
+    (degrees,) = _read_floats([shape.get("rotation") or "0"], where).tolist()
+    if shape.tag == "ellipse":
+        outline, centre = drawing.ellipse(*values), np.array(values[:2])
+    else:
+        left, top, right, bottom = values
+        outline = drawing.rectangle(left, top, right - left, bottom - top)
+        centre = outline.mean(0)
+    outline = drawing.rotate(outline, degrees, centre)
+    return functools.partial(drawing.draw_polygons, [outline])
+
+
+def _read_mask(shape: ElementTree.Element, where: str) -> drawing.Draw:
+    left, top, width, height = (
+        _read_integers(shape.get(key), f"{where}: {key}")[0] for key in _KEYS["mask"]
+    )
+    counts = _read_integers(shape.get("rle"), f"{where}: rle")
+    try:
+        run_lengths.check_counts(counts, height, width)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+    return functools.partial(
+        drawing.draw_runs, np.array(counts), (top, left, height, width), "C"
+    )

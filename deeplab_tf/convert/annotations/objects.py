@@ -1,0 +1,235 @@
+"""Annotated images: their objects, before they are drawn as label maps."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.errors import UserError
+
+# Names that tools give to pixels outside of all objects, and to pixels to ignore.
+BACKGROUND_NAMES = ("background", "_background_", "__background__")
+IGNORE_NAME = "__ignore__"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Choices that annotation files leave open; None means none was made.
+
+    Attributes:
+        line_width: Width in pixels to draw lines with; without it they are refused.
+        crowd: "ignore" or "object", what COCO's crowds are.
+        label_attribute: Region attribute that names the class in VIA's files.
+    """
+
+    line_width: int | None = None
+    crowd: str | None = None
+    label_attribute: str | None = None
+
+    def require_line_width(self, where: str) -> int:
+        """Returns the width of lines; raises UserError if none is given."""
+        if self.line_width is None:
+            raise UserError(
+                f"{where} is a line, which has no area; draw it as a polygon, or add "
+                "--line_width=10 to draw lines 10 pixels wide"
+            )
+        return self.line_width
+
+
+DEFAULTS = Options()
+
+
+class Object(NamedTuple):
+    """An object of an image.
+
+    Attributes:
+        name: Name of its class.
+        draw: Draws it; raises ValueError for an outline that the image cannot have.
+        where: Its place in the file, for errors.
+    """
+
+    name: str
+    draw: drawing.Draw
+    where: str
+
+
+class AnnotatedImage(NamedTuple):
+    """An image of an annotation file.
+
+    Attributes:
+        name: Path of the image as in the file, with forward slashes.
+        source: The annotation file.
+        objects: Its objects from back to front.
+        size: Height and width in the file, or None if it does not give them.
+        local_name: Another name that the image may have, or "".
+        is_stem: Whether the name lacks the extension.
+        by_area: Whether smaller objects cover larger ones, whatever their order.
+    """
+
+    name: str
+    source: str
+    objects: list[Object]
+    size: tuple[int, int] | None = None
+    local_name: str = ""
+    is_stem: bool = False
+    by_area: bool = False
+
+
+@dataclasses.dataclass
+class Annotations:
+    """The content of one or several annotation files of the same format.
+
+    Attributes:
+        format: Name of the format.
+        images: The images.
+        class_names: Class names as listed in the file, or None if it has no list.
+        colors: Colours of classes by name, if the file has them.
+        notes: Counts of what was left out, by description.
+    """
+
+    format: str
+    images: list[AnnotatedImage]
+    class_names: tuple[str, ...] | None = None
+    colors: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+    notes: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter
+    )
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the class names, background first.
+
+        The rest is in the order of the file's list, else in alphabetical order, so that
+        the order of the images does not matter.
+        """
+        names = self.class_names
+        if names is None:
+            names = sorted({o.name for image in self.images for o in image.objects})
+        others = [n for n in names if not is_background(n) and n != IGNORE_NAME]
+        return ("background", *others)
+
+    def describe(self) -> str:
+        """Returns the line that reports what was read."""
+        objects = sum(len(image.objects) for image in self.images)
+        line = (
+            f"annotations: {self.format}, {len(self.names()) - 1} categories, "
+            f"{len(self.images)} images, {objects} objects"
+        )
+        notes = (f"{count} {note}" for note, count in sorted(self.notes.items()))
+        return ", ".join((line, *notes))
+
+
+class Drawing(NamedTuple):
+    """A label map uint8 `[height, width]`, and what to report about it.
+
+    `overlap` counts pixels where objects of different classes overlap, `empty` objects
+    that cover no pixel.
+    """
+
+    label: np.ndarray
+    overlap: int
+    empty: int
+
+
+def is_background(name: str) -> bool:
+    """Returns whether a class name means the pixels outside of all objects."""
+    return name.casefold() in BACKGROUND_NAMES
+
+
+def draw_label(
+    image: AnnotatedImage, ids: Mapping[str, int], height: int, width: int
+) -> Drawing:
+    """Draws the label map of an image.
+
+    `ids` are the label values by class name; uncovered pixels get that of "background".
+
+    Raises:
+        UserError: if an outline is not one of an image of this size.
+    """
+    patches = [(ids[item.name], _draw(item, height, width)) for item in image.objects]
+    if image.by_area:
+        # Nothing is certain inside a crowd, not even the gaps between its objects.
+        ignored = ids[IGNORE_NAME]
+        patches.sort(key=lambda p: (p[0] == ignored, -int(p[1].mask.sum())))
+    label = np.full((height, width), ids["background"], np.uint8)
+    is_drawn, is_shared = np.zeros((2, height, width), bool)
+    for value, patch in patches:
+        inside = patch.mask
+        pixels, drawn = patch.of(label), patch.of(is_drawn)
+        patch.of(is_shared)[inside & drawn & (pixels != value)] = True
+        pixels[inside] = value
+        drawn[inside] = True
+    empty = sum(not patch.mask.any() for _, patch in patches)
+    return Drawing(label, int(is_shared.sum()), empty)
+
+
+def _draw(item: Object, height: int, width: int) -> drawing.Patch:
+    try:
+        return item.draw(height, width)
+    except ValueError as error:
+        raise UserError(f"{item.where} in a {width}x{height} image: {error}") from error
+
+
+def read_entries(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a JSON list with their places, such as `shapes[3]`.
+
+    Raises:
+        UserError: if it is not a list of objects.
+    """
+    if not isinstance(value, list):
+        raise UserError(f"{where} must be a list")
+    for i, entry in enumerate(value):
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}[{i}] must be an object")
+        yield f"{where}[{i}]", entry
+
+
+def read_points(value: Any, where: str, minimum: int = 3) -> np.ndarray:
+    """Returns points (x, y) as float64 `[points, 2]`.
+
+    Raises:
+        UserError: unless they are finite and at least `minimum`.
+    """
+    points = read_numbers(value, where)
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise UserError(f"{where} must be a list of points [x, y]")
+    if len(points) < minimum:
+        raise UserError(
+            f"{where} has {len(points)} points; at least {minimum} are needed"
+        )
+    return points
+
+
+def read_numbers(value: Any, where: str) -> np.ndarray:
+    """Returns a list of finite numbers, at any depth, as a float64 array."""
+    try:
+        numbers = np.array(value)
+    except ValueError:  # of different depths
+        numbers = np.array("")
+    if numbers.size == 0 or numbers.dtype.kind not in "iuf":
+        raise UserError(f"{where} must be a list of numbers")
+    if not np.isfinite(numbers).all():
+        raise UserError(f"{where} has a number that is not finite")
+    return numbers.astype(np.float64)
+
+
+def read_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
+    """Returns the size of an image, or None if both sides are missing."""
+    if height is None and width is None:
+        return None
+    for side in (height, width):
+        if type(side) is not int or side < 1:
+            raise UserError(
+                f"{where}: height and width must be positive integers; received "
+                f"{height!r} and {width!r}"
+            )
+    return height, width
+
+
+def read_name(value: Any, where: str) -> str:
+    """Returns the name of a class or file; raises UserError if it is not a text."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where} must be a name; received {value!r:.60}")
+    return value.strip()

@@ -1,0 +1,154 @@
+"""VGG Image Annotator, version 2: a project or an export of annotations as JSON."""
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations.objects import (
+    AnnotatedImage,
+    Annotations,
+    Object,
+    Options,
+    read_entries,
+    read_name,
+    read_numbers,
+    read_points,
+)
+from deeplab_tf.errors import UserError
+
+_IMAGES = "_via_img_metadata"
+_NUMBERS = {
+    "rect": ("x", "y", "width", "height"),
+    "circle": ("cx", "cy", "r"),
+    "ellipse": ("cx", "cy", "rx", "ry"),
+}
+
+
+def is_content(content: Any) -> bool:
+    """Returns whether parsed JSON is a project or an export of VIA."""
+    if not isinstance(content, dict):
+        return False
+    images = content.get(_IMAGES, content)
+    return (
+        isinstance(images, dict)
+        and (_IMAGES in content or bool(images))
+        and all(
+            isinstance(image, dict) and {"filename", "regions"} <= image.keys()
+            for image in images.values()
+        )
+    )
+
+
+def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+    """Reads a project or an export of VIA. Later regions cover earlier ones.
+
+    Args:
+        path: The file.
+        relative: Unused; images are named below the image folder.
+        content: The parsed JSON.
+        options: `label_attribute` and `line_width`.
+
+    Raises:
+        UserError: if a region is invalid, or it is not known which attribute names its
+            class.
+    """
+    del relative
+    images = content.get(_IMAGES, content)
+    attribute = _find_attribute(path, images, options)
+    found = Annotations("VIA", [], _list_choices(content, attribute))
+    for key, entry in images.items():
+        name = read_name(entry["filename"], f"{path}: {key}.filename")
+        image = AnnotatedImage(name.replace("\\", "/"), path, [])
+        found.images.append(image)
+        for where, region in _list_regions(path, key, entry):
+            shape = region["shape_attributes"]
+            if shape.get("name") == "point":
+                found.notes["points skipped"] += 1
+                continue
+            label = _read_label(region["region_attributes"], attribute, where)
+            draw = _read_shape(shape, where, options)
+            image.objects.append(Object(label, draw, f"{where} ({label})"))
+    return found
+
+
+def _list_regions(path: str, key: str, entry: dict) -> Iterator[tuple[str, dict]]:
+    """Yields regions, a list in version 2 and a map before, with their places."""
+    regions = entry["regions"]
+    if isinstance(regions, dict):
+        regions = list(regions.values())
+    for where, region in read_entries(regions, f"{path}: {key}.regions"):
+        for part in ("shape_attributes", "region_attributes"):
+            if not isinstance(region.get(part), dict):
+                raise UserError(f"{where} has no {part}")
+        yield where, region
+
+
+def _find_attribute(path: str, images: dict, options: Options) -> str:
+    """Returns the region attribute that names the class."""
+    if options.label_attribute is not None:
+        return options.label_attribute
+    names = {
+        name: None
+        for key, entry in images.items()
+        for _, region in _list_regions(path, key, entry)
+        for name in region["region_attributes"]
+    }
+    if len(names) > 1:
+        raise UserError(
+            f"{path} has the region attributes {', '.join(names)}; add "
+            f"--label_attribute={next(iter(names))} or another of them to say which "
+            "one names the class"
+        )
+    return next(iter(names), "class")
+
+
+def _list_choices(content: dict, attribute: str) -> tuple[str, ...] | None:
+    """Returns the choices of an attribute in a project, or None for free text."""
+    values: Any = content
+    for key in ("_via_attributes", "region", attribute, "options"):
+        values = values.get(key) if isinstance(values, dict) else None
+    return tuple(values) if isinstance(values, dict) and values else None
+
+
+def _read_label(attributes: dict, attribute: str, where: str) -> str:
+    value = attributes.get(attribute)
+    if isinstance(value, dict):  # of checkboxes
+        checked = [name for name, is_checked in value.items() if is_checked]
+        if len(checked) != 1:
+            raise UserError(
+                f"{where} has {len(checked)} values of {attribute}, not one"
+            )
+        value = checked[0]
+    return read_name(value, f"{where}.region_attributes.{attribute}")
+
+
+def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
+    kind = shape.get("name")
+    if kind in ("polygon", "polyline"):
+        columns = [
+            read_numbers(shape.get(f"all_points_{axis}"), f"{where}.all_points_{axis}")
+            for axis in "xy"
+        ]
+        if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
+            raise UserError(f"{where} has different numbers of x and y")
+        points = np.stack(columns, -1)
+        if kind == "polyline":
+            width = options.require_line_width(where)
+            return functools.partial(drawing.draw_with_pillow, "line", points, width)
+        return functools.partial(drawing.draw_polygons, [read_points(points, where)])
+    if kind not in _NUMBERS:
+        raise UserError(
+            f"{where}: unknown shape {kind!r:.40}; known are polygon, polyline, "
+            f"{', '.join(_NUMBERS)} and point"
+        )
+    values = read_numbers([shape.get(key) for key in _NUMBERS[kind]], where).tolist()
+    if kind == "rect":
+        return functools.partial(drawing.draw_polygons, [drawing.rectangle(*values)])
+    x, y, radius = values[:3]
+    outline = drawing.ellipse(x, y, radius, values[-1])
+    theta = read_numbers(shape.get("theta", 0), f"{where}.theta").item()
+    outline = drawing.rotate(outline, np.rad2deg(theta), (x, y))
+    return functools.partial(drawing.draw_polygons, [outline])
