@@ -8,14 +8,14 @@ from etils import epath
 from deeplab_tf.convert import conversion, pairs
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import image_files
+from deeplab_tf.images import mask_files
 
 _SPLITS = {"train": "training", "val": "validation"}
 
 
 def _read_shifted(path: epath.Path) -> np.ndarray:
     """Returns the label with classes from 0 and with 255 instead of 0."""
-    label = image_files.read_index_label(path)
+    label = mask_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
             f"{path} has the value {label.max()}; annotations have 0..150 "
@@ -26,7 +26,7 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
 
 # Dataset and label reader by number of classes.
 _FORMS = {
-    151: ("ade20k", image_files.read_index_label),
+    151: ("ade20k", mask_files.read_index_label),
     150: ("ade20k_150", _read_shifted),
 }
 

@@ -13,7 +13,7 @@ from etils import epath
 from deeplab_tf.convert import conversion, pairs
 from deeplab_tf.data.info import CITYSCAPES_IDS, dataset_info
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import image_files
+from deeplab_tf.images import mask_files
 
 _NUM_IDS = 34
 
@@ -40,7 +40,7 @@ def train_ids() -> np.ndarray:
 
 
 def _read_label(path: epath.Path) -> np.ndarray:
-    ids = image_files.read_index_label(path)
+    ids = mask_files.read_index_label(path)
     if ids.max() >= _NUM_IDS:
         raise UserError(
             f"{path} has the value {ids.max()}; the ids of labelIds files are "

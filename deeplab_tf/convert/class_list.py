@@ -2,47 +2,115 @@
 
 import os
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from etils import epath
 
 from deeplab_tf import strict_json
+from deeplab_tf.convert.value_map import Color, Targets, format_value, parse_value_map
 from deeplab_tf.data.info import DatasetInfo, check_class_names, check_color
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
-
-Color = tuple[int, int, int]
 
 # Colours follow the names or, as in CamVid's list, precede them.
 _HEADER = ["name", "r", "g", "b"]
 
 
 class ClassList(NamedTuple):
-    """The classes of labels and, if labels may be painted, their colours.
+    """The classes, and the meaning of the values and colours of masks.
 
-    `has_colors` is whether the user gave `info.colors`, so that labels may use them;
-    `ignore_color` is the colour of ignored pixels in such labels.
+    Attributes:
+        info: Names, colours and the ignore label.
+        has_colors: Whether the user gave `info.colors`, so that masks may use them.
+        ignore_colors: Colours of ignored pixels.
+        file_values: Class id of each mask value that the class file gives; None if it
+            gives none, so that mask values are class ids.
+        value_map: Label of further values and colours (`--value_map`).
+        nearest: Whether other values and colours become the nearest of these.
+        ignores_explicitly: Whether the user gave the ignore label.
     """
 
     info: DatasetInfo
     has_colors: bool = False
-    ignore_color: Color | None = None
+    ignore_colors: tuple[Color, ...] = ()
+    file_values: Mapping[int, int] | None = None
+    value_map: Mapping[int | Color, int] = types.MappingProxyType({})
+    nearest: bool = False
+    ignores_explicitly: bool = False
 
     def color_ids(self) -> dict[Color, int]:
-        """Returns the label value of each colour."""
-        if not self.has_colors:
-            return {}
-        ids = {color: i for i, color in enumerate(self.info.colors)}
-        if self.ignore_color is not None:
-            ids[self.ignore_color] = self.info.ignore_label
-        return ids
+        """Returns the label of each colour."""
+        colors = self.info.colors if self.has_colors else ()
+        ids = {color: i for i, color in enumerate(colors)}
+        ids |= {color: self.info.ignore_label for color in self.ignore_colors}
+        return ids | {c: i for c, i in self.value_map.items() if isinstance(c, tuple)}
+
+    def declared_values(self) -> dict[int, int]:
+        """Returns the label of each value that the user gives a meaning."""
+        declared = {v: i for v, i in self.value_map.items() if isinstance(v, int)}
+        return dict(self.file_values or {}) | declared
+
+    def value_ids(self) -> dict[int, int]:
+        """Returns the label of each value, of one channel."""
+        ids = {self.info.ignore_label: self.info.ignore_label}
+        if self.file_values is None:
+            ids |= {i: i for i in range(self.info.num_classes)}
+        return ids | self.declared_values()
+
+    def describe_values(self) -> str:
+        """Returns the valid values of masks of one channel, for messages."""
+        if self.file_values is None and not self.declared_values():
+            return self.info.known_labels
+        return ", ".join(map(str, sorted(self.value_ids())))
+
+    def describe(self) -> str:
+        """Returns a table of the classes: id, name, colour and mask values."""
+        values, colors = self.value_ids(), self.color_ids()
+        rows = [("id", "class", "colour", "mask values")]
+        names = [
+            *enumerate(self.info.class_names),
+            (self.info.ignore_label, "(ignored)"),
+        ]
+        # In ADE20K, a class is ignored.
+        for label, name in dict(reversed(names)).items():
+            of_label = [format_value(c) for c, i in colors.items() if i == label]
+            numbers = [str(v) for v, i in sorted(values.items()) if i == label]
+            rows.append((str(label), name, " ".join(of_label), " ".join(numbers)))
+        rows[1:] = sorted(rows[1:], key=lambda row: int(row[0]))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows
+        )
+
+    def recipe(self) -> str:
+        """Returns a text of everything that labels depend on."""
+        values = sorted(self.value_ids().items())
+        return repr((values, sorted(self.color_ids().items()), self.nearest))
+
+
+class MaskOptions(NamedTuple):
+    """Flags that say what mask values and colours mean.
+
+    Attributes:
+        ignore_colors: Colours of ignored pixels.
+        value_map: Entries of `--value_map`.
+        nearest: Whether other values and colours become the nearest of the declared.
+    """
+
+    ignore_colors: tuple[Color, ...] = ()
+    value_map: Sequence[str] = ()
+    nearest: bool = False
+
+
+NO_OPTIONS = MaskOptions()
 
 
 def read_class_list(
     path: epath.Path,
     default_name: str,
-    ignore_color: Color | None = None,
+    options: MaskOptions = NO_OPTIONS,
     **changes: str | int,
 ) -> ClassList:
     """Reads the classes that a file lists.
@@ -51,13 +119,13 @@ def read_class_list(
         path: Text with one class per line, `name` or `name r g b` or `r g b name`,
             or JSON as in `dataset_info.json`.
         default_name: Name of the dataset if the file has none.
-        ignore_color: Colour of ignored pixels in colour masks.
+        options: The meaning of values and colours in masks.
         **changes: Fields of `DatasetInfo` (`name`, `ignore_label`, `channels`,
             `max_value`) that replace those of the file.
 
     Raises:
-        UserError: if the file is missing or invalid, or two classes have the same name
-            or colour.
+        UserError: if the file is missing or invalid, two classes have the same name or
+            colour, or the options contradict the file.
     """
     if not path.exists() or path.is_dir():
         raise UserError(f"--classes={path} is not a file")
@@ -74,8 +142,20 @@ def read_class_list(
     # The sizes and counts of a JSON are those of other images.
     fields = ("name", "class_names", "ignore_label", "colors", "channels", "max_value")
     kept = {field: getattr(found, field) for field in fields}
-    classes = ClassList(DatasetInfo(**(kept | changes)), has_colors, ignore_color)
-    _check_ignore_color(path, classes)
+    info = DatasetInfo(**(kept | changes))
+    classes = ClassList(
+        info,
+        has_colors,
+        options.ignore_colors,
+        None,
+        parse_value_map(
+            options.value_map, Targets(info.class_names, info.ignore_label)
+        ),
+        options.nearest,
+        "ignore_label" in changes,
+    )
+    _check_ignore_colors(path, classes)
+    _check_value_map(classes)
     return classes
 
 
@@ -140,16 +220,42 @@ def _check_unique(path: epath.Path, info: DatasetInfo) -> None:
         by_color[color] = name
 
 
-def _check_ignore_color(path: epath.Path, classes: ClassList) -> None:
-    """Raises `UserError` if a class has the ignore colour or all have none."""
-    color = classes.ignore_color
-    if color is None:
-        return
-    if not classes.has_colors:
-        raise UserError(f"--ignore_color needs a colour for each class of {path}")
-    if color in classes.info.colors:
-        name = classes.info.class_names[classes.info.colors.index(color)]
+def _check_ignore_colors(path: epath.Path, classes: ClassList) -> None:
+    """Raises `UserError` if a class has an ignore colour, or all have no colour."""
+    for color in classes.ignore_colors:
+        if not classes._replace(ignore_colors=()).color_ids():
+            raise UserError(f"--ignore_color needs a colour for each class of {path}")
+        if classes.has_colors and color in classes.info.colors:
+            name = classes.info.class_names[classes.info.colors.index(color)]
+            raise UserError(
+                f"--ignore_color={','.join(map(str, color))} is the colour of the "
+                f"class {name} in {path}; remove the class to ignore it"
+            )
+
+
+def _check_value_map(classes: ClassList) -> None:
+    """Raises `UserError` if `--value_map` contradicts colours or the class file."""
+    without = classes._replace(value_map={})
+    known = without.color_ids()
+    known_values = without.file_values or {}
+    for value, label in classes.value_map.items():
+        # A grey value is also a colour.
+        color = (value,) * 3 if isinstance(value, int) else value
+        for other in (known.get(color), known_values.get(value)):
+            if other not in (None, label):
+                raise UserError(
+                    f"--value_map gives {format_value(value)} to "
+                    f"{_label_name(classes, label)}, but --classes or --ignore_color "
+                    f"gives it to {_label_name(classes, other)}"
+                )
+    if classes.nearest and not (classes.color_ids() or classes.declared_values()):
         raise UserError(
-            f"--ignore_color={','.join(map(str, color))} is the colour of the class "
-            f"{name} in {path}; remove the class to ignore it"
+            "--nearest needs declared values or colours; add --value_map, such as "
+            f"--value_map=0:{classes.info.class_names[0]},255:"
+            f"{classes.info.class_names[-1]}, or r g b to each line of --classes"
         )
+
+
+def _label_name(classes: ClassList, label: int) -> str:
+    is_class = label < classes.info.num_classes
+    return classes.info.class_names[label] if is_class else "ignored pixels"

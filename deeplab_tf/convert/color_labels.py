@@ -1,49 +1,320 @@
-"""Reads label images of class ids or of class colours."""
+"""Reads masks of class ids, other values, or colours as class ids.
 
-from collections.abc import Mapping
+All masks of a conversion are read in the same way. If a second reading of their values
+is plausible, they are refused with the flag that decides.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 from etils import epath
-from PIL import Image
 
-from deeplab_tf.convert.class_list import ClassList, Color
+from deeplab_tf.convert import mask_values, nearest
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.value_map import Color
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import file_kinds
-from deeplab_tf.images import image_files
+from deeplab_tf.images import mask_files
+from deeplab_tf.images.mask_files import Mask
 
 
 def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
-    """Returns the class ids of a label PNG, uint8 `[height, width]`.
+    """Returns the class ids of a single mask; see `Masks.read`."""
+    return Masks(classes, [path]).read(path)
 
-    It has class ids (one channel, or a palette read as indices) or class colours (RGB,
-    RGBA, or a palette of them). Colours must match exactly: a mask with antialiased
-    edges is refused.
 
-    Raises:
-        UserError: if the file is broken or has a colour that is not a class.
+class Masks:
+    """The masks of a conversion.
+
+    Args:
+        classes: The classes and the meaning of values and colours.
+        paths: All masks of the conversion. A few are read to decide how to read one
+            that is ambiguous on its own.
     """
-    content = file_kinds.read_bytes(path)
-    image = image_files.load_label(path, content)
-    if image.mode in ("RGB", "RGBA"):
-        return _convert_colors(path, np.asarray(image.convert("RGB")), classes)
-    label = image_files.to_class_ids(path, image, content)
-    if image.mode == "P" and classes.has_colors:
-        return _convert_palette(path, image, label, classes)
-    _check_grey(path, label, classes)
-    return label
 
+    def __init__(self, classes: ClassList, paths: Sequence[epath.Path]):
+        self.classes = classes
+        self.snapped = nearest.Summary()
+        self._values = mask_values.AllValues(paths)
+        self._lock = threading.Lock()
+        self._readings: dict[str, epath.Path] = {}
 
-def _check_grey(path: epath.Path, label: np.ndarray, classes: ClassList) -> None:
-    """Raises `UserError` if 255 may be the ignore label or the colour white."""
-    values, ids = np.unique(label).tolist(), classes.color_ids()
-    is_color = all((value, value, value) in ids for value in values)
-    if is_color and 255 in values and ids[(255, 255, 255)] != 255:
-        # Read as labels, every pixel of a class would be ignored.
+    def read(self, path: epath.Path) -> np.ndarray:
+        """Returns the class ids of a mask, uint8 `[height, width]`.
+
+        It has one channel of class ids or declared values, or colours (RGB or a
+        palette). Values must match exactly, unless `classes.nearest`.
+
+        Raises:
+            UserError: if the file is broken, lossy without `classes.nearest`, has a
+                value or colour without a meaning, or is ambiguous.
+        """
+        mask = mask_files.read_mask(path)
+        if mask.lossy and not self.classes.nearest:
+            raise UserError(
+                f"{path} is {mask.lossy}, which changes values and colours; save "
+                f"masks as PNG, or add --nearest{self._nearest_hint(path, mask)}"
+            )
+        label = self._interpret(path, mask)
+        self._check_clear(path, mask, label)
+        return label
+
+    def _nearest_hint(self, path: epath.Path, mask: Mask) -> str:
+        if self.classes.color_ids() or self.classes.declared_values():
+            return ""
+        counts = mask_values.count_values(mask)
+        hint = mask_values.suggest(counts, self.classes) if counts else ""
+        _, nearest_flag, flags = hint.partition("--nearest")
+        return flags if nearest_flag else " and the values of the classes, --value_map"
+
+    def _check_clear(self, path: epath.Path, mask: Mask, label: np.ndarray) -> None:
+        """Raises `UserError` if transparent pixels are painted as an object."""
+        if mask.is_clear is None:
+            return
+        info = self.classes.info
+        hidden = label[mask.is_clear]
+        hidden = hidden[(hidden != 0) & (hidden != info.ignore_label)]
+        if hidden.size:
+            raise UserError(
+                f"{path} has {hidden.size:,} transparent pixels in the colour of "
+                f"{info.class_names[hidden[0]]}; remove the transparency, or paint "
+                "them as background"
+            )
+
+    def _interpret(self, path: epath.Path, mask: Mask) -> np.ndarray:
+        if mask.pixels.ndim == 3:
+            grey = mask_values.to_one_channel(mask)
+            colors = self._colors()
+            if self.classes.color_ids() or (grey is None and self.classes.nearest):
+                return self._read_colors(path, mask.pixels, colors, mask.lossy)
+            if grey is None:
+                raise UserError(
+                    f"{path} is in colour, but the classes have no colours; add r g b "
+                    "to each line of --classes, or --value_map=#rrggbb:NAME"
+                )
+            mask = grey
+        if mask.palette is not None:
+            label = self._read_palette(path, mask)
+            return self._read_values(path, mask) if label is None else label
+        return self._read_values(path, mask)
+
+    def _colors(self) -> dict[Color, int]:
+        """Returns the label of each colour, and of each declared grey value."""
+        colors = self.classes.color_ids()
+        if self.classes.nearest and not colors:
+            values = nearest.value_targets(self.classes, 255)
+        elif colors:
+            # The class file's values are those of masks of one channel.
+            values = self.classes._replace(file_values=None).declared_values()
+        else:
+            values = self.classes.declared_values()
+        greys = {(v, v, v): label for v, label in values.items() if v < 256}
+        return greys | colors
+
+    def _read_colors(
+        self,
+        path: epath.Path,
+        pixels: np.ndarray,
+        ids: Mapping[Color, int],
+        lossy: str = "",
+    ) -> np.ndarray:
+        known = np.array(sorted(ids))
+        keys, packed = _pack(known), _pack(pixels)
+        index = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
+        wrong = keys[index] != packed
+        labels = np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)
+        if self.classes.nearest:
+            nearest.check_gaps(path, known, labels, lossy)
+            index = self.snapped.snap(path, pixels, known, index, wrong)
+        elif wrong.any():
+            raise UserError(_describe_colors(path, pixels, packed, wrong))
+        return labels[index]
+
+    def _read_palette(self, path: epath.Path, mask: Mask) -> np.ndarray | None:
+        """Reads a palette as colours if all of them are known; else returns None."""
+        assert mask.palette is not None
+        ids, declared = self._colors(), self.classes.declared_values()
+        used = np.flatnonzero(np.bincount(mask.pixels.ravel())).tolist()
+        colors = {
+            i: tuple(mask.palette[i].tolist()) for i in used if i < len(mask.palette)
+        }
+        if ids and len(colors) == len(used) and all(c in ids for c in colors.values()):
+            table = np.zeros(256, np.uint8)
+            for index, color in colors.items():
+                table[index] = ids[color]
+            by_index = [declared.get(i) for i in used]
+            if None not in by_index and by_index != [table[i] for i in used]:
+                raise UserError(
+                    f"{path} has a palette whose indices and colours are both declared "
+                    "but differ; declare only one of them"
+                )
+            return table[mask.pixels]
+        known = self.classes.color_ids()
+        if not self.classes.nearest:
+            _check_palette(path, colors, known)
+            return None
+        if set(used) <= set(self.classes.value_ids()):
+            raise UserError(
+                f"{path} has a palette of undeclared colours whose indices are class "
+                "ids; remove --nearest, or save the mask in RGB"
+            )
+        return self._read_colors(path, mask.palette[mask.pixels], ids)
+
+    def _read_values(self, path: epath.Path, mask: Mask) -> np.ndarray:
+        counts = mask_values.count_values(mask)
+        if self.classes.nearest and mask.palette is None:
+            return self._snap_values(path, mask, counts)
+        table = self._choose_table(path, mask, counts)
+        lookup = np.zeros(max(table) + 1, np.uint8)
+        lookup[list(table)] = list(table.values())
+        return lookup[mask.pixels]
+
+    def _snap_values(
+        self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
+    ) -> np.ndarray:
+        targets = nearest.value_targets(self.classes, mask.white)
+        nearest.require_all_classes(self.classes, targets)
+        by_id, _ = self._tables(mask)
+        if not counts.keys() <= targets.keys() and self._values.fit(
+            by_id.keys(), mask.white
+        ):
+            raise UserError(
+                f"{path} has the values {mask_values.format_counts(counts)}, which are "
+                "all class ids but not all declared; remove --nearest, or declare them "
+                "with --value_map"
+            )
+        known = np.array(sorted(targets))
+        labels = np.array([targets[v] for v in known.tolist()], np.uint8)
+        nearest.check_gaps(path, known[:, None], labels, mask.lossy)
+        index = np.searchsorted(known, mask.pixels).clip(max=len(known) - 1)
+        wrong = known[index] != mask.pixels
+        pixels = mask.pixels[..., None]
+        return labels[self.snapped.snap(path, pixels, known[:, None], index, wrong)]
+
+    def _choose_table(
+        self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
+    ) -> Mapping[int, int]:
+        """Returns the labels of values, read as class ids or as grey colours."""
+        by_id, by_color = self._tables(mask)
+        values = counts.keys()
+        fits_id = values <= by_id.keys()
+        fits_color = values <= by_color.keys()
+        if not (fits_id or fits_color):
+            raise UserError(self._describe_values(path, mask, counts))
+        if fits_id and fits_color and any(by_id[v] != by_color[v] for v in values):
+            fits_id, fits_color = self._decide(path, mask, by_id, by_color)
+        if fits_id != fits_color:
+            self._require_same_reading(path, "class ids" if fits_id else "grey colours")
+        table = by_id if fits_id else by_color
+        if fits_id:
+            self._check_black_and_white(path, mask, values)
+        return table
+
+    def _tables(self, mask: Mask) -> tuple[Mapping[int, int], Mapping[int, int]]:
+        """Returns the labels of values read as class ids, and as grey colours."""
+        declared = self.classes.declared_values()
+        ids = {v: i for v, i in self.classes.value_ids().items() if v not in declared}
+        if mask.white < 255:
+            # Users may have declared the values that viewers display.
+            shown = _scale_levels(declared, mask.white)
+            both = {v for v in shown.keys() & declared if shown[v] != declared[v]}
+            declared = shown | declared
+            declared = {v: i for v, i in declared.items() if v not in both}
+            ids = {v: i for v, i in ids.items() if v not in both}
+        by_id = ids | declared
+        if mask.palette is not None:
+            return by_id, {}
+        colors = self.classes.color_ids()
+        greys = {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
+        by_color = _scale_levels(greys, mask.white)
+        return by_id, (by_color | declared if by_color else {})
+
+    def _decide(
+        self,
+        path: epath.Path,
+        mask: Mask,
+        by_id: Mapping[int, int],
+        by_color: Mapping[int, int],
+    ) -> tuple[bool, bool]:
+        """Decides between two readings by the values of all masks."""
+        fits_id = self._values.fit(by_id.keys(), mask.white)
+        fits_color = self._values.fit(by_color.keys(), mask.white)
+        if fits_id != fits_color:
+            return fits_id, fits_color
+        if fits_id and self._is_black_and_white(mask.white) and 255 in by_color:
+            return False, True
+        entries = [
+            f"{value}:{self.classes.info.class_names[label]}"
+            for value, label in sorted(by_color.items())
+            if label < self.classes.info.num_classes
+        ]
         raise UserError(
-            f"{path} has one channel with the values {values}: are these class "
-            "ids, or the colours black and white? Save colours as RGB; for class ids "
-            "remove the colours from --classes"
+            f"{path} has one channel whose values may be class ids or the grey colours "
+            f"of --classes; for colours add --value_map={','.join(entries)}, for class "
+            "ids remove the colours"
         )
+
+    def _require_same_reading(self, path: epath.Path, reading: str) -> None:
+        with self._lock:
+            self._readings.setdefault(reading, path)
+            if len(self._readings) > 1:
+                (a, first), (b, second) = self._readings.items()
+                raise UserError(
+                    f"{first} has {a}, but {second} has {b}; a conversion needs masks "
+                    "of one kind"
+                )
+
+    def _check_black_and_white(
+        self, path: epath.Path, mask: Mask, values: Set[int]
+    ) -> None:
+        """Raises `UserError` if 255 is ignored but may be white paint."""
+        info = self.classes.info
+        is_suspicious = 255 in values and values <= {0, 255}
+        if not (is_suspicious and self._is_black_and_white(mask.white)):
+            return
+        counts = self._values.count()
+        name = info.class_names[1] if info.num_classes == 2 else "NAME"
+        raise UserError(
+            f"{path} and all other masks have only the values "
+            f"{mask_values.format_counts(counts)}: black and white paint? Add "
+            f"--value_map=255:{name}, or --ignore_label=255 if 255 is unlabelled"
+        )
+
+    def _is_black_and_white(self, white: int) -> bool:
+        """Returns whether all masks are 0 and 255, and 255 is ignored by default."""
+        return (
+            not self.classes.ignores_explicitly
+            and self.classes.info.ignore_label == 255
+            and 255 not in self.classes.declared_values()
+            and self._values.fit({0, 255}, white)
+            and not self._values.fit({0}, white)
+        )
+
+    def _describe_values(
+        self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
+    ) -> str:
+        by_id, by_color = self._tables(mask)
+        unknown = sorted(v for v in counts if v not in by_id and v not in by_color)
+        total = self._values.count()
+        if not unknown:
+            what = "values that are partly class ids and partly grey colours"
+        else:
+            n = counts[unknown[0]]
+            what = f"the value {unknown[0]} in {n:,} of {mask.pixels.size:,} pixels"
+        return (
+            f"{path} has {what}; labels are {self.classes.describe_values()}; "
+            f"{self._values.describe(total)}: "
+            f"{mask_values.suggest(total, self.classes)}"
+        )
+
+
+def _scale_levels(levels: Mapping[int, int], white: int) -> dict[int, int]:
+    """Returns the labels of grey levels 0..255 as values of another depth."""
+    return {
+        level * white // 255: label
+        for level, label in levels.items()
+        if level < 256 and level * white % 255 == 0
+    }
 
 
 def _pack(colors: np.ndarray) -> np.ndarray:
@@ -51,54 +322,25 @@ def _pack(colors: np.ndarray) -> np.ndarray:
     return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def _convert_colors(
-    path: epath.Path, pixels: np.ndarray, classes: ClassList
-) -> np.ndarray:
-    ids = classes.color_ids()
-    if not ids:
-        grey = (pixels == pixels[..., :1]).all()
-        raise UserError(
-            f"{path} is a grey mask saved in colour; save it with one channel"
-            if grey
-            else f"{path} is in colour, but the classes have no colours; add r g b "
-            "to each line of --classes"
+def _describe_colors(
+    path: epath.Path, pixels: np.ndarray, packed: np.ndarray, wrong: np.ndarray
+) -> str:
+    y, x = np.argwhere(wrong)[0].tolist()
+    color = tuple(pixels[y, x].tolist())
+    count = int((packed == packed[y, x]).sum())
+    others = np.unique(packed[wrong]).size - 1
+    hint = (
+        f"and {others} more colours, {int(wrong.sum()):,} pixels in all: anti-aliased, "
+        "resized or saved as JPEG? Add --nearest"
+        if others > 8
+        else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
+            "{}", "#{:02x}{:02x}{:02x}".format(*color)
         )
-    known = np.array(sorted(ids))
-    keys, packed = _pack(known), _pack(pixels)
-    index = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-    wrong = keys[index] != packed
-    if wrong.any():
-        y, x = np.argwhere(wrong)[0].tolist()
-        color = tuple(pixels[y, x].tolist())
-        count = int((packed == packed[y, x]).sum())
-        raise UserError(
-            f"{path} has the colour {color}, which is not a class, first at (x, y) = "
-            f"({x}, {y}), in {count} of {packed.size} pixels; add a class of this "
-            "colour, or correct the label"
-        )
-    return np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)[index]
-
-
-def _convert_palette(
-    path: epath.Path, image: Image.Image, label: np.ndarray, classes: ClassList
-) -> np.ndarray:
-    """Reads a palette as colours if all of them are classes, else as indices."""
-    ids = classes.color_ids()
-    colors = _used_colors(image, label)
-    unknown = [color for color in colors.values() if color not in ids]
-    if not unknown and len(colors) == len(np.unique(label)):
-        table = np.zeros(256, np.uint8)
-        for index, color in colors.items():
-            table[index] = ids[color]
-        return table[label]
-    _check_palette(path, colors, ids)
-    return label
-
-
-def _used_colors(image: Image.Image, label: np.ndarray) -> dict[int, Color]:
-    """Returns the palette colours of the indices that occur."""
-    palette = np.reshape(image.getpalette("RGB"), (-1, 3)).tolist()
-    return {i: tuple(palette[i]) for i in np.unique(label).tolist() if i < len(palette)}
+    )
+    return (
+        f"{path} has the colour {color}, which is not a class, first at (x, y) = "
+        f"({x}, {y}), in {count} of {packed.size} pixels; {hint}"
+    )
 
 
 def _check_palette(

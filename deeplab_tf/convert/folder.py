@@ -14,6 +14,7 @@ from deeplab_tf.data.info import DatasetInfo, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import formats
+from deeplab_tf.images.mask_files import MASK_SUFFIXES
 
 # Images whose EXIF rotation leaves open how the label fits are refused.
 REFUSE_UNSURE = conversion.ImageOptions(apply_exif=None)
@@ -49,9 +50,11 @@ def find_pairs(
         UserError: if a folder is missing or empty, two files have the same name, or an
             image or a label has no counterpart.
     """
+    is_shared = os.path.realpath(image_dir) == os.path.realpath(label_dir)
+    suffixes = (".png",) if is_shared and not label_suffix else MASK_SUFFIXES
 
     def label_stem(path: epath.Path) -> str | None:
-        is_label = path.suffix.lower() == ".png" and path.stem.endswith(label_suffix)
+        is_label = path.suffix.lower() in suffixes and path.stem.endswith(label_suffix)
         return path.stem.removesuffix(label_suffix) if is_label else None
 
     label_paths = _list_folder("label_dir", label_dir)
@@ -81,7 +84,10 @@ def _require_paired(
         suffixes = ", ".join(formats.IMAGE_SUFFIXES)
         raise UserError(f"--image_dir={image_dir} has no image ({suffixes})")
     if not labels.files:
-        raise UserError(f"--label_dir={label_dir} has no label *{label_suffix}.png")
+        raise UserError(
+            f"--label_dir={label_dir} has no label *{label_suffix} "
+            f"({', '.join(MASK_SUFFIXES)})"
+        )
     _require_unique(images)
     _require_unique(labels)
     unpaired = [path for stem, path in images.files.items() if stem not in labels.files]
@@ -147,7 +153,7 @@ def convert(  # noqa: PLR0913
 
     Args:
         image_dir: Folder of the images.
-        label_dir: Folder of the labels, PNGs with the names of the images.
+        label_dir: Folder of the labels, files with the names of the images.
         classes: The classes of the labels.
         output_dir: Folder of the TFRecords; other splits in it are kept.
         split: Name of the split.
@@ -163,17 +169,20 @@ def convert(  # noqa: PLR0913
         UserError: if a file is missing, unpaired or broken, or a value out of range.
     """
     found = find_pairs(image_dir, label_dir, label_suffix)
+    masks = color_labels.Masks(classes, [label for _, label in found.values()])
     samples = [
         conversion.Sample(
             name,
             image,
             (label,),
-            functools.partial(color_labels.read_label, label, classes),
+            functools.partial(masks.read, label),
         )
         for name, (image, label) in found.items()
     ]
     splits = _split_samples(samples, split_name(split), val_share)
-    recipe = repr(sorted(classes.color_ids().items()))
-    return conversion.convert(
-        splits, classes.info, output_dir, num_shards, recipe, options
+    info = conversion.convert(
+        splits, classes.info, output_dir, num_shards, classes.recipe(), options
     )
+    if classes.nearest:
+        print(masks.snapped)
+    return info

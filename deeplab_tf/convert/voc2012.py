@@ -16,7 +16,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
-from deeplab_tf.images import image_files
+from deeplab_tf.images import image_files, mask_files
 
 # The SHA-256 is from TensorFlow Datasets (url_checksums/voc.txt).
 VOC_SOURCE = sources.Source(
@@ -95,7 +95,7 @@ def _find_by_stem(folder: epath.Path, suffixes: Sequence[str]) -> pairs.Entries:
 
 
 def _make_sample(name: str, image: epath.Path, label: epath.Path) -> conversion.Sample:
-    read = sbd.read_label if label.suffix == ".mat" else image_files.read_index_label
+    read = sbd.read_label if label.suffix == ".mat" else mask_files.read_index_label
     return conversion.Sample(name, image, (label,), functools.partial(read, label))
 
 

@@ -4,7 +4,6 @@ import io
 import os
 from typing import BinaryIO
 
-import numpy as np
 import tensorflow as tf
 from etils import epath
 from PIL import Image, features
@@ -90,19 +89,6 @@ def require_image_format(path: _Path, image: Image.Image) -> None:
         )
 
 
-def load_label(path: _Path, content: bytes) -> Image.Image:
-    """Decodes a PNG; `path` names it in errors.
-
-    Raises:
-        UserError: if it is broken, too large or has another format.
-    """
-    image = open_image(path, io.BytesIO(content))
-    if image.format != "PNG":
-        # Lossy formats turn class ids into other class ids.
-        raise UserError(f"{path} is {image.format}; labels must be PNG")
-    return decode(path, image)
-
-
 def decode(path: _Path, image: Image.Image) -> Image.Image:
     """Reads the pixels of an opened image; raises UserError if it is broken."""
     try:
@@ -115,36 +101,3 @@ def decode(path: _Path, image: Image.Image) -> Image.Image:
 def read_names(path: epath.Path) -> list[str]:
     """Returns the names in a text file, which are separated by whitespace."""
     return text_files.read_words(os.fspath(path))
-
-
-def read_index_label(path: epath.Path) -> np.ndarray:
-    """Returns the class ids of a PNG, uint8 `[height, width]`; a palette gives indices.
-
-    Raises:
-        UserError: if the file is broken or in colour.
-    """
-    content = file_kinds.read_bytes(path)
-    return to_class_ids(path, load_label(path, content), content)
-
-
-# Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
-_STRETCH = {2: 85, 4: 17}
-
-
-def to_class_ids(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
-    """Returns the class ids of an `image` from `load_label`, uint8 `[height, width]`.
-
-    Raises:
-        UserError: if the label is in colour.
-    """
-    if image.mode not in ("P", "L", "1", "I", "I;16"):
-        raise UserError(
-            f"{path} has mode {image.mode}; a label must be a PNG with a palette or "
-            "one channel of class ids"
-        )
-    label = np.array(image)
-    if image.mode == "L":
-        label //= _STRETCH.get(decoding.png_format(content)[0], 1)
-    if label.max() > 255:
-        raise UserError(f"{path} has the value {label.max()}; class ids are 0..255")
-    return label.astype(np.uint8)

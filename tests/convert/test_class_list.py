@@ -6,7 +6,7 @@ import re
 import pytest
 from etils import epath
 
-from deeplab_tf.convert.class_list import read_class_list
+from deeplab_tf.convert.class_list import MaskOptions, read_class_list
 from deeplab_tf.data.info import DatasetInfo, voc_colors
 from deeplab_tf.errors import UserError
 
@@ -45,7 +45,7 @@ COLORED = {
 
 @pytest.mark.parametrize("kind", COLORED)
 def test_class_names_are_read_with_colors(read_text, kind):
-    classes = read_text(COLORED[kind], ignore_color=(0, 0, 0))
+    classes = read_text(COLORED[kind], options=MaskOptions(((0, 0, 0),)))
     assert classes.info.class_names == ("road", "side walk")
     assert classes.info.colors == ((128, 64, 128), (0, 0, 192))
     assert classes.color_ids() == {(128, 64, 128): 0, (0, 0, 192): 1, (0, 0, 0): 255}
@@ -135,8 +135,8 @@ def test_ignore_color_must_not_be_a_class_color(read_text):
     with pytest.raises(
         UserError, match=r"ignore_color=1,2,3 is the colour .* class b "
     ):
-        read_text("a 0 0 0\nb 1 2 3\n", ignore_color=(1, 2, 3))
+        read_text("a 0 0 0\nb 1 2 3\n", options=MaskOptions(((1, 2, 3),)))
     with pytest.raises(
         UserError, match=r"--ignore_color needs a colour for each class"
     ):
-        read_text("a\nb\n", ignore_color=(1, 2, 3))
+        read_text("a\nb\n", options=MaskOptions(((1, 2, 3),)))

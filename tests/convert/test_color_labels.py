@@ -18,7 +18,7 @@ COLORS = ((128, 64, 128), (0, 0, 192), (0, 0, 0))
 NAMES = ("road", "walk", "tree")
 WITHOUT_COLORS = ClassList(DatasetInfo("mine", NAMES))
 WITH_COLORS = ClassList(DatasetInfo("mine", NAMES, colors=COLORS), True)
-WITH_VOID = WITH_COLORS._replace(ignore_color=(255, 0, 255))
+WITH_VOID = WITH_COLORS._replace(ignore_colors=((255, 0, 255),))
 IDS = np.array([[0, 1, 2, 2], [1, 0, 2, 0]], np.uint8)
 COLOR_MASK = np.array(COLORS, np.uint8)[IDS]
 
@@ -71,21 +71,23 @@ def test_one_channel_is_read_as_class_ids(read_mask, classes):
 
 def test_16_bit_mask_with_large_values_is_refused(read_mask):
     with pytest.raises(
-        UserError, match=r"mask.png has the value 300; class ids are 0\.\.255"
+        UserError,
+        match=r"mask.png has the value 150 in 2 of 8 pixels; labels are 0..2 ",
     ):
         read_mask(Image.fromarray(IDS.astype(np.uint16) * 150), WITHOUT_COLORS)
 
 
 def test_low_bit_depth_masks_are_read_as_class_ids(read_mask):
+    classes = ClassList(DatasetInfo("many", tuple(f"c{i}" for i in range(16))))
     np.testing.assert_array_equal(
-        read_mask(grey_png(4, 3, b"\x0f\x20", b"\x01\x30"), WITHOUT_COLORS),
+        read_mask(grey_png(4, 3, b"\x0f\x20", b"\x01\x30"), classes),
         [[0, 15, 2], [0, 1, 3]],
     )
     np.testing.assert_array_equal(
-        read_mask(grey_png(2, 4, b"\x1b"), WITHOUT_COLORS), [[0, 1, 2, 3]]
+        read_mask(grey_png(2, 4, b"\x1b"), classes), [[0, 1, 2, 3]]
     )
     np.testing.assert_array_equal(
-        read_mask(grey_png(1, 8, b"\x53"), WITHOUT_COLORS), [[0, 1, 0, 1, 0, 0, 1, 1]]
+        read_mask(grey_png(1, 8, b"\x53"), classes), [[0, 1, 0, 1, 0, 0, 1, 1]]
     )
 
 
@@ -102,7 +104,7 @@ def test_ignore_color_becomes_the_ignore_label(read_mask):
     pixels[0, 3] = 255, 0, 255
     info = DatasetInfo("mine", NAMES, 7, COLORS)
     expected = [[0, 1, 2, 7], [1, 0, 2, 0]]
-    classes = ClassList(info, True, (255, 0, 255))
+    classes = ClassList(info, True, ((255, 0, 255),))
     np.testing.assert_array_equal(read_mask(Image.fromarray(pixels), classes), expected)
 
 
@@ -127,11 +129,11 @@ def test_unknown_color_is_reported_with_position_and_count(read_mask):
 def test_color_mask_needs_class_colors(read_mask):
     with pytest.raises(UserError, match=r"mask.png is in colour, but the classes have"):
         read_mask(Image.fromarray(COLOR_MASK), WITHOUT_COLORS)
+    # Unless the colours are class ids in three channels.
     grey = np.repeat(IDS[..., None], 3, 2)
-    with pytest.raises(
-        UserError, match=r"mask.png is a grey mask saved in colour; sav"
-    ):
-        read_mask(Image.fromarray(grey), WITHOUT_COLORS)
+    np.testing.assert_array_equal(read_mask(Image.fromarray(grey), WITHOUT_COLORS), IDS)
+    with pytest.raises(UserError, match=r"colour \(1, 1, 1\), which is not a class"):
+        read_mask(Image.fromarray(grey), WITH_COLORS)
 
 
 def test_palette_of_class_colors_is_mapped_by_color(read_mask):
@@ -173,27 +175,30 @@ def test_palette_with_one_unknown_color_is_refused(read_mask):
         read_mask(palette_image([[0, 1, 2]], colors), WITH_COLORS)
 
 
-def test_black_and_white_mask_is_ambiguous(read_mask):
+def test_black_and_white_are_class_colors_or_refused(read_mask):
     info = DatasetInfo("mine", ("ground", "thing"), colors=((0,) * 3, (255,) * 3))
     classes = ClassList(info, True)
     mask = Image.fromarray(np.array([[0, 255]], np.uint8))
-    with pytest.raises(
-        UserError, match=r"one channel with the values \[0, 255\]: are "
-    ):
-        read_mask(mask, classes)
+    np.testing.assert_array_equal(read_mask(mask, classes), [[0, 1]])
     np.testing.assert_array_equal(read_mask(mask.convert("RGB"), classes), [[0, 1]])
-    np.testing.assert_array_equal(read_mask(mask, WITHOUT_COLORS), [[0, 255]])
+    explicit = classes._replace(ignores_explicitly=True)
+    with pytest.raises(UserError, match=r"add --value_map=0:ground,255:thing, for"):
+        read_mask(mask, explicit)
+    with pytest.raises(UserError, match=r"Add --value_map=255:NAME, or --ignore_la"):
+        read_mask(mask, WITHOUT_COLORS)
+    np.testing.assert_array_equal(
+        read_mask(mask, WITHOUT_COLORS._replace(ignores_explicitly=True)), [[0, 255]]
+    )
     # No class has the grey 1, so these are class ids.
     labels = Image.fromarray(np.array([[0, 1, 255]], np.uint8))
     np.testing.assert_array_equal(read_mask(labels, classes), [[0, 1, 255]])
 
 
 def test_lossy_and_broken_masks_are_refused(read_mask):
-    with pytest.raises(UserError, match=r"mask.png is JPEG; labels must be PNG"):
+    with pytest.raises(UserError, match=r"mask.png is JPEG, which changes values"):
         read_mask(Image.fromarray(COLOR_MASK), WITH_COLORS, "JPEG")
-    with pytest.raises(
-        UserError, match=r"mask.png has mode LA; a label must be a PNG with"
-    ):
-        read_mask(Image.fromarray(IDS).convert("LA"), WITH_COLORS)
+    image = Image.fromarray(COLOR_MASK).convert("CMYK")
+    with pytest.raises(UserError, match=r"mask.png has the mode CMYK; a mask must"):
+        read_mask(image, WITH_COLORS, "TIFF")
     with pytest.raises(UserError, match=r"mask.png is broken: "):
         read_mask(grey_png(8, 2, b"\0\1")[:40], WITH_COLORS)

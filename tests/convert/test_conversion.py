@@ -16,7 +16,7 @@ from deeplab_tf.convert import conversion
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import decoding, image_files
+from deeplab_tf.images import decoding, image_files, mask_files
 
 INFO = DatasetInfo("toys", ("floor", "ball", "cat"))
 LABELS = [np.full((4, 5), i % 3, np.uint8) for i in range(9)]
@@ -51,7 +51,7 @@ def make_samples(sources, *numbers):
     def read(path):
         def read_label():
             make_samples.read.append(int(path.name[0]))
-            return image_files.read_index_label(path)
+            return mask_files.read_index_label(path)
 
         return read_label
 

@@ -228,7 +228,10 @@ BROKEN = {
         remove_files("photos"),
         "--image_dir=.*/photos has no image .*.jpg, .jpeg",
     ),
-    "no labels": (remove_files("masks"), r"--label_dir=.*/masks has no label \*.png"),
+    "no labels": (
+        remove_files("masks"),
+        r"--label_dir=.*/masks has no label \* \(.png",
+    ),
     "missing folder": (
         lambda source: (source / "masks").rename(source / "labels"),
         "--label_dir=.*/masks is not a folder",
@@ -239,7 +242,7 @@ BROKEN = {
     ),
     "value": (
         set_large_value,
-        "masks/c.png has the value 3; labels are 0..2 and 255 .ignored.",
+        "masks/c.png has the value 3 in 34 of 35 pixels; labels are 0..2 and 255 .ign",
     ),
 }
 
@@ -303,12 +306,19 @@ def test_invalid_flags_are_refused(source, tmp_path, kind):
 
 def test_program_prints_split_sizes(source, tmp_path, capsys):
     run(source, tmp_path)
-    assert capsys.readouterr().out == f"{tmp_path}/out: train 4 images\n"
+    assert capsys.readouterr().out == (
+        "id   class      colour  mask values\n"
+        "0    road               0\n"
+        "1    walk               1\n"
+        "2    tree               2\n"
+        "255  (ignored)          255\n"
+        f"{tmp_path}/out: train 4 images\n"
+    )
     (source / "classes.txt").write_text("".join(f"{n}\n" for n in (*NAMES, "a b")))
     run(source, tmp_path, "--name=street", "--ignore_label=255")
     info = records.read_info(str(tmp_path / "out"))
     assert (info.name, info.class_names) == ("street", (*NAMES, "a b"))
-    first, last = capsys.readouterr().out.splitlines()
+    *_, first, last = capsys.readouterr().out.splitlines()
     assert first == "no pixel in train is a b"
     assert last == f"{tmp_path}/out: train 4 images"
 

@@ -13,7 +13,7 @@ from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import decoding, encoding, image_files
+from deeplab_tf.images import decoding, encoding, mask_files
 from deeplab_tf.images.inputs import check_image, find_images, read_image
 from deeplab_tf.images.videos import read_video
 
@@ -180,7 +180,7 @@ def test_images_with_huge_sizes_in_the_header_are_refused(
         read(str(path))
 
 
-@pytest.mark.parametrize("read", [image_files.read_index_label])
+@pytest.mark.parametrize("read", [mask_files.read_index_label])
 def test_labels_with_huge_sizes_in_the_header_are_refused(tmp_path, read):
     path = tmp_path / "bomb.png"
     path.write_bytes(oversized_png(12_000, 12_000))

@@ -16,8 +16,9 @@ from absl import flags
 from etils import epath
 
 from deeplab_tf.convert import conversion, folder
-from deeplab_tf.convert.class_list import ClassList, read_class_list
-from deeplab_tf.data.info import DatasetInfo, check_color
+from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
+from deeplab_tf.convert.value_map import parse_colors
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
 
 
@@ -27,7 +28,7 @@ def define_flags() -> flags.FlagValues:
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
     string("image_dir", None, "Folder with the images.", required=True)
-    string("label_dir", None, "Folder with the label PNGs.", required=True)
+    string("label_dir", None, "Folder with the masks.", required=True)
     string(
         "classes",
         None,
@@ -46,7 +47,26 @@ def define_flags() -> flags.FlagValues:
         None,
         "Label value of void; default: that of dataset_info.json, else 255.",
     )
-    string("ignore_color", None, "Colour r,g,b of void in painted labels.")
+    multi = functools.partial(flags.DEFINE_multi_string, flag_values=values)
+    multi(
+        "ignore_color",
+        [],
+        "Colour r,g,b or #rrggbb of void in painted labels; may be repeated.",
+    )
+    multi(
+        "value_map",
+        [],
+        "Meaning of mask values and colours, such as 255:object,0:background,7:ignore: "
+        "a value of 0..65535 or a colour #rrggbb, then a class name, a class id or "
+        "`ignore`. Separate entries by commas or repeat the flag.",
+    )
+    flags.DEFINE_bool(
+        "nearest",
+        False,
+        "Snap other mask values and colours to the nearest declared one, for masks "
+        "that are anti-aliased, were resized, or are JPEGs.",
+        flag_values=values,
+    )
     integer(
         "channels",
         None,
@@ -81,10 +101,12 @@ def define_flags() -> flags.FlagValues:
 def main(values: flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
     claim_output(values)
+    classes = _read_class_list(values)
+    print(classes.describe())
     info = folder.convert(
         values.image_dir,
         values.label_dir,
-        _read_class_list(values),
+        classes,
         values.output_dir,
         values.split,
         values.label_suffix,
@@ -99,16 +121,17 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _read_class_list(values: flags.FlagValues) -> ClassList:
-    color = values.ignore_color
-    if color is not None:
-        color = tuple(int(x) if x.isdecimal() else x for x in color.split(","))
-        check_color(color, "--ignore_color")
+    options = MaskOptions(
+        parse_colors(values.ignore_color, "--ignore_color"),
+        values.value_map,
+        values.nearest,
+    )
     fields = ("name", "ignore_label", "channels", "max_value")
     given = {field: values[field].value for field in fields}
     return read_class_list(
         epath.Path(values.classes),
         os.path.basename(os.path.abspath(values.output_dir)),
-        color,
+        options,
         **{field: value for field, value in given.items() if value is not None},
     )
 

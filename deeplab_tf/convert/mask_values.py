@@ -1,0 +1,146 @@
+"""Counts the values of masks and suggests the flag that gives them a meaning."""
+
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import mask_files
+from deeplab_tf.images.mask_files import Mask
+
+_MOST_LISTED = 8
+# Masks that are read to describe the values of a conversion in an error.
+_MOST_DESCRIBED = 200
+
+
+def to_one_channel(mask: Mask) -> Mask | None:
+    """Returns a mask of one channel, or None if it has colours other than greys."""
+    if mask.pixels.ndim == 2:
+        return mask
+    is_grey = (mask.pixels == mask.pixels[..., :1]).all()
+    return mask._replace(pixels=mask.pixels[..., 0]) if is_grey else None
+
+
+def count_values(mask: Mask) -> dict[int, int]:
+    """Returns pixels by value; none for colours."""
+    grey = to_one_channel(mask)
+    if grey is None:
+        return {}
+    counts = np.bincount(grey.pixels.ravel())
+    values = np.flatnonzero(counts)
+    return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
+
+
+class _Values(NamedTuple):
+    white: int
+    counts: Mapping[int, int]
+
+
+class AllValues:
+    """The values of all masks of a conversion, read when they are needed."""
+
+    def __init__(self, paths: Sequence[epath.Path]):
+        self._paths = list(paths)
+        self._lock = threading.RLock()
+        self._read: dict[epath.Path, _Values] = {}
+        self._fits: dict[tuple[frozenset[int], int], bool] = {}
+
+    def _values(self, path: epath.Path) -> _Values:
+        if path not in self._read:
+            try:
+                mask = mask_files.read_mask(path)
+                self._read[path] = _Values(mask.white, count_values(mask))
+            except UserError:  # raised again when the mask is converted
+                self._read[path] = _Values(0, {})
+        return self._read[path]
+
+    def fit(self, known: Set[int], white: int) -> bool:
+        """Returns whether all masks whose white is `white` have only known values."""
+        key = frozenset(known), white
+        with self._lock:
+            if key not in self._fits:
+                self._fits[key] = all(
+                    values.white != white or values.counts.keys() <= known
+                    for values in map(self._values, self._paths)
+                )
+            return self._fits[key]
+
+    def count(self) -> dict[int, int]:
+        """Returns pixels by value, of the first masks if there are many."""
+        counts: Counter[int] = Counter()
+        with self._lock:
+            for path in self._paths[:_MOST_DESCRIBED]:
+                counts.update(self._values(path).counts)
+        return dict(counts)
+
+    def describe(self, counts: Mapping[int, int]) -> str:
+        """Returns the result of `count` as a sentence."""
+        masks = min(len(self._paths), _MOST_DESCRIBED)
+        subject = "it has" if masks == 1 else f"{masks} masks have"
+        return f"{subject} the values {format_counts(counts)}"
+
+
+def format_counts(counts: Mapping[int, int]) -> str:
+    """Returns values with their pixel counts, such as `0 (90 pixels), 255 (10)`."""
+    common = Counter(counts).most_common(_MOST_LISTED)
+    parts = [f"{value} ({count:,})" for value, count in sorted(common)]
+    more = len(counts) - len(common)
+    text = ", ".join(parts).replace(")", " pixels)", 1)
+    return f"{text} and {more} more values" if more else text
+
+
+def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
+    """Returns a guess at the meaning of values and the flag that declares it.
+
+    Args:
+        counts: Pixels by value.
+        classes: The classes.
+    """
+    names, known = classes.info.class_names, classes.value_ids()
+    values = sorted(counts)
+    unknown = [value for value in values if value not in known]
+    if not unknown:
+        return "declare each value with --value_map"
+    if len(unknown) > max(4, len(names)):
+        return _suggest_nearest(counts, classes)
+    if values == [0, 255] or (len(names) > 1 and set(values) <= {0, 255}):
+        name = names[1] if len(names) == 2 else "NAME"
+        return f"black and white paint? Add --value_map=255:{name}"
+    if len(values) == 2 and values[0] == 0 and len(unknown) == 1:
+        name = names[1] if len(names) == 2 else "NAME"
+        return f"two grey levels? Add --value_map={values[1]}:{name}"
+    if values in ([*range(1, len(names) + 1)], [*range(len(names) + 1)]):
+        entries = [f"{i}:{name}" for i, name in enumerate(names, 1)]
+        return f"class ids from 1? Add --value_map=0:ignore,{','.join(entries)}"
+    if len(values) == len(names) and len(unknown) > 1:
+        entries = [f"{v}:{name}" for v, name in zip(values, names, strict=True)]
+        return (
+            "one value per class, in the order of --classes? Add --value_map="
+            f"{','.join(entries)}"
+        )
+    entries = [f"{value}:NAME" for value in unknown[:_MOST_LISTED]]
+    return (
+        f"add --value_map={','.join(entries)} with the class of each value, or "
+        f"{unknown[0]}:ignore"
+    )
+
+
+def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
+    names = classes.info.class_names
+    ends = min(counts), max(counts)
+    declared = {c[0] for c in classes.color_ids() if len(set(c)) == 1}
+    declared |= set(classes.declared_values())
+    count = sum(n for value, n in counts.items() if value not in (declared or ends))
+    what = (
+        f"{count:,} pixels have values in between: anti-aliased, resized or saved as "
+        "JPEG? Add --nearest"
+    )
+    if declared:
+        return what
+    name = names[1] if len(names) == 2 else "NAME"
+    return f"{what} --value_map={ends[0]}:{names[0]},{ends[1]}:{name}"

@@ -1,0 +1,153 @@
+"""Snaps values and colours in between to the nearest declared one (`--nearest`)."""
+
+import threading
+from collections.abc import Mapping
+
+import cv2
+import numpy as np
+from etils import epath
+
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.errors import UserError
+
+# Lossy formats change values by several levels.
+_MIN_LOSSY_GAP = 16
+# Edges are narrower than this, in pixels.
+_AREA = 5
+# Lossy formats shift the value of areas, by less than this.
+_MAX_SHIFT = 32
+
+
+def value_targets(classes: ClassList, white: int) -> dict[int, int]:
+    """Returns the label of each value that pixels of one channel may snap to.
+
+    Grey class colours come first; else the values of the class file. A first class
+    without a value has 0. `white` is that of `mask_files.Mask`.
+    """
+    colors = classes.color_ids()
+    greys = {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
+    is_complete = set(range(classes.info.num_classes)) <= set(greys.values())
+    source = classes._replace(file_values=None) if is_complete else classes
+    declared = source.declared_values()
+    scale = 257 if white > 255 else 1
+    targets = {grey * scale: label for grey, label in greys.items()} | declared
+    ignore_label = classes.info.ignore_label
+    if classes.ignores_explicitly and ignore_label not in targets:
+        targets[ignore_label] = ignore_label
+    if 0 not in targets and 0 not in targets.values():
+        targets[0] = 0
+    return targets
+
+
+def require_all_classes(classes: ClassList, targets: Mapping[int, int]) -> None:
+    """Raises `UserError` if a class has no value to snap to."""
+    for i, name in enumerate(classes.info.class_names):
+        if i not in targets.values():
+            raise UserError(
+                f"--nearest needs a value of every class; add --value_map=VALUE:{name}"
+            )
+
+
+def check_gaps(
+    path: epath.Path, known: np.ndarray, labels: np.ndarray, lossy: str
+) -> None:
+    """Raises `UserError` if a lossy format may turn one declared value into another.
+
+    Args:
+        path: The mask.
+        known: Declared values or colours `[count, channels]`.
+        labels: Their labels `[count]`.
+        lossy: Name of the lossy format, or "".
+    """
+    if not lossy:
+        return
+    for i, j in zip(*np.triu_indices(len(known), 1), strict=True):
+        gap = np.linalg.norm(known[i].astype(float) - known[j])
+        if labels[i] != labels[j] and gap < _MIN_LOSSY_GAP:
+            raise UserError(
+                f"{path} is {lossy}, and the declared values {_format(known[i])} and "
+                f"{_format(known[j])} are too close for that; save masks as PNG"
+            )
+
+
+def _format(value: np.ndarray) -> str:
+    return ",".join(map(str, value.tolist()))
+
+
+class Summary:
+    """Counts the pixels that were snapped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.pixels = self.total = self.masks = 0
+        self.worst = 0.0
+        self.worst_path: epath.Path | None = None
+
+    def __str__(self) -> str:
+        if not self.pixels:
+            return "--nearest: all pixels had declared values"
+        return (
+            f"--nearest: {self.pixels:,} of {self.total:,} pixels "
+            f"({self.pixels / self.total:.2%}) in {self.masks} masks snapped to the "
+            f"nearest declared value or colour; the largest distance was "
+            f"{self.worst:.0f}, in {self.worst_path}"
+        )
+
+    def snap(
+        self,
+        path: epath.Path,
+        pixels: np.ndarray,
+        known: np.ndarray,
+        index: np.ndarray,
+        is_wrong: np.ndarray,
+    ) -> np.ndarray:
+        """Returns the index of the nearest declared value or colour of each pixel.
+
+        Args:
+            path: The mask.
+            pixels: Values `[height, width, channels]`.
+            known: Declared values or colours `[count, channels]`.
+            index: Index of each pixel into `known`, `[height, width]`, where exact.
+            is_wrong: Whether a pixel is not exact, `[height, width]`.
+
+        Raises:
+            UserError: if an undeclared value fills an area, so that it is no edge.
+        """
+        found, inverse = np.unique(pixels[is_wrong], axis=0, return_inverse=True)
+        index, distances = index.copy(), np.zeros(index.shape, np.float32)
+        if len(found):
+            nearest = np.empty(len(found), int)
+            distance = np.empty(len(found), np.float32)
+            for i, value in enumerate(found.astype(np.float32)):
+                away = np.linalg.norm(known - value, axis=1)
+                nearest[i] = away.argmin()
+                distance[i] = away[nearest[i]]
+            index[is_wrong] = nearest[inverse.ravel()]
+            distances[is_wrong] = distance[inverse.ravel()]
+            _refuse_areas(path, pixels, distances)
+        with self._lock:
+            self.total += is_wrong.size
+            self.pixels += int(is_wrong.sum())
+            self.masks += bool(len(found))
+            if distances.max() > self.worst:
+                self.worst, self.worst_path = float(distances.max()), path
+        return index
+
+
+def _refuse_areas(path: epath.Path, pixels: np.ndarray, distances: np.ndarray) -> None:
+    kernel = np.ones((_AREA, _AREA), np.uint8)
+    pixels = np.ascontiguousarray(pixels)
+    is_flat = cv2.erode(pixels, kernel) == cv2.dilate(pixels, kernel)
+    is_flat = is_flat.reshape(*distances.shape, -1).all(-1)
+    scale = 257 if pixels.dtype == np.uint16 else 1
+    y, x = np.nonzero(is_flat & (distances > _MAX_SHIFT * scale))
+    if y.size:
+        value = pixels[y[0], x[0]]
+        flag = (
+            _format(value) if value.size == 1 else "#{:02x}{:02x}{:02x}".format(*value)
+        )
+        raise UserError(
+            f"{path} has an area of {_format(value)} at (x, y) = ({x[0]}, {y[0]}), "
+            f"which is not declared and too large for an edge; add "
+            f"--value_map={flag}:NAME or {flag}:ignore"
+        )

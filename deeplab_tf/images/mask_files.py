@@ -1,0 +1,230 @@
+"""Reads masks, the label images of users, in every format without interpreting them."""
+
+import io
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+from PIL import Image
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds
+from deeplab_tf.images import decoding, image_files, pixels
+from deeplab_tf.images.formats import FORMATS
+
+_FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG", "MPO")
+_NAMES = "PNG, TIFF, BMP, GIF, WebP, JPEG or .npy"
+MASK_SUFFIXES = tuple(
+    suffix for name in (*_FORMATS[:-1], "NPY") for suffix in FORMATS[name]
+)
+MAX_VALUE = 65535
+_NPY = b"\x93NUMPY"
+_LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000", "lerc"}
+_BITS_PER_SAMPLE = 258  # TIFF tag
+# Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
+_STRETCH = {2: 85, 4: 17}
+_WHITE = {1: 1, 2: 3, 4: 15}
+
+
+class Mask(NamedTuple):
+    """A label image as stored.
+
+    Attributes:
+        pixels: Values of one channel, uint8 or uint16 `[height, width]`; or colours,
+            uint8 `[height, width, 3]`. A palette gives its indices.
+        white: The value that is displayed as white: 1, 3 or 15 in files of 1, 2 and 4
+            bits; 255; 65535 if a value is above 255.
+        palette: The colours of the indices, uint8 `[indices, 3]`, if there is one.
+        is_clear: The fully transparent pixels, bool `[height, width]`, if only some
+            pixels are.
+        lossy: Name of the lossy format, such as "JPEG", else "".
+    """
+
+    pixels: np.ndarray
+    white: int = 255
+    palette: np.ndarray | None = None
+    is_clear: np.ndarray | None = None
+    lossy: str = ""
+
+
+def read_mask(path: epath.Path) -> Mask:
+    """Reads a mask file.
+
+    Raises:
+        UserError: if it is broken, too large, has several pages or frames, an EXIF
+            rotation, another format, or values outside of 0..65535.
+    """
+    return _decode_mask(path, file_kinds.read_bytes(path))
+
+
+def _decode_mask(path: epath.Path, content: bytes) -> Mask:
+    if content[: len(_NPY)] == _NPY:
+        return _from_array(path, _read_npy(path, content))
+    image = image_files.open_image(path, io.BytesIO(content))
+    if image.format not in _FORMATS:
+        raise UserError(f"{path} is {image.format}; masks must be {_NAMES}")
+    _check_frames(path, image)
+    lossy = _find_lossy_format(image, content)
+    if decoding.png_format(content)[0] == 16 or _has_deep_colors(image):
+        return _from_array(path, _decode_deep(path, image, content))
+    mask = _from_image(path, image_files.decode(path, image), content)
+    return mask._replace(lossy=lossy)
+
+
+def read_index_label(path: epath.Path) -> np.ndarray:
+    """Returns the class ids of a PNG, uint8 `[height, width]`; a palette gives indices.
+
+    Raises:
+        UserError: if the file is broken, has another format, or is in colour.
+    """
+    content = file_kinds.read_bytes(path)
+    mask = _decode_mask(path, content)
+    if decoding.png_format(content) == (0, 0):
+        # Lossy formats turn class ids into other class ids.
+        raise UserError(f"{path} is not a PNG; labels must be PNG")
+    if mask.pixels.ndim == 3:
+        raise UserError(
+            f"{path} is in colour; a label must be a PNG with a palette or one channel "
+            "of class ids"
+        )
+    if mask.white > 255:
+        raise UserError(
+            f"{path} has the value {mask.pixels.max()}; class ids are 0..255"
+        )
+    return mask.pixels
+
+
+def _check_frames(path: epath.Path, image: Image.Image) -> None:
+    # The second image of an MPO is a preview.
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":
+        raise UserError(f"{path} has {frames} pages or frames; a mask must have one")
+    if decoding.exif_orientation(image) != 1:
+        raise UserError(
+            f"{path} has an EXIF rotation, which viewers may ignore; rotate the pixels "
+            "themselves and remove it"
+        )
+
+
+def _find_lossy_format(image: Image.Image, content: bytes) -> str:
+    if image.format in ("JPEG", "MPO"):
+        return "JPEG"
+    if image.format == "WEBP" and b"VP8 " in _riff_chunks(content):
+        return "lossy WebP"
+    compression = image.info.get("compression")
+    if image.format == "TIFF" and compression in _LOSSY_TIFF:
+        return f"TIFF with {compression} compression"
+    return ""
+
+
+def _riff_chunks(content: bytes) -> list[bytes]:
+    """Returns the names of the chunks of a WebP file."""
+    names, start = [], 12
+    while start + 8 <= len(content):
+        names.append(content[start : start + 4])
+        size = int.from_bytes(content[start + 4 : start + 8], "little")
+        start += 8 + size + size % 2
+    return names
+
+
+def _has_deep_colors(image: Image.Image) -> bool:
+    """Returns whether Pillow would drop the lower bytes of a TIFF's colours."""
+    if image.format != "TIFF" or image.mode in ("I;16", "I;16B", "I", "F"):
+        return False
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return max(bits) > 8
+
+
+def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
+    """Decodes 16 bits per channel, which Pillow only does for one channel."""
+    if image.format == "TIFF":
+        raise UserError(f"{path} has colours of 16 bits; save it as an 8-bit PNG")
+    try:
+        return tf.io.decode_png(content, dtype=tf.uint16).numpy()
+    except tf.errors.InvalidArgumentError as error:
+        image_files.decode(path, image)  # its message is clearer
+        raise UserError(f"{path} is broken: {error.message}") from error
+
+
+def _read_npy(path: epath.Path, content: bytes) -> np.ndarray:
+    array = pixels.read_npy(path, content)
+    if array.dtype.kind not in "biu":
+        raise UserError(
+            f"{path} holds {array.dtype}; a mask must hold integers or booleans"
+        )
+    return array
+
+
+def _from_array(path: epath.Path, array: np.ndarray) -> Mask:
+    if not array.size or not (
+        array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 2, 3, 4))
+    ):
+        raise UserError(
+            f"{path} has the shape {array.shape}; a mask must be height x width with "
+            "class ids, or height x width x 3 with colours"
+        )
+    if array.ndim == 3 and array.shape[2] in (2, 4):
+        array, alpha = array[..., :-1], array[..., -1]
+        return _from_array(path, array)._replace(is_clear=_find_clear(alpha))
+    if array.ndim == 3 and array.shape[2] == 3:
+        return Mask(_reduce_colors(path, array))
+    array = array.reshape(array.shape[:2])
+    low, high = array.min(), array.max()
+    if low < 0 or high > MAX_VALUE:
+        raise UserError(
+            f"{path} has the value {low if low < 0 else high}; mask values must be in "
+            f"0..{MAX_VALUE}"
+        )
+    if array.dtype.kind == "b":
+        return Mask(array.astype(np.uint8), 1)
+    if high > 255:
+        return Mask(array.astype(np.uint16), MAX_VALUE)
+    return Mask(array.astype(np.uint8))
+
+
+def _reduce_colors(path: epath.Path, colors: np.ndarray) -> np.ndarray:
+    """Returns colours in 8 bits, if that loses nothing."""
+    if colors.dtype == np.uint16 and not (colors % 257).any():
+        return (colors // 257).astype(np.uint8)  # 65535 is 255
+    if colors.dtype != np.uint8:
+        raise UserError(
+            f"{path} has colours of type {colors.dtype}; colours must have 8 bits"
+        )
+    return colors
+
+
+def _find_clear(alpha: np.ndarray) -> np.ndarray | None:
+    is_clear = alpha == 0
+    # Tools that do not use transparency may write 0 everywhere.
+    return is_clear if is_clear.any() and not is_clear.all() else None
+
+
+def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
+    is_clear = None
+    if image.mode in ("LA", "PA", "RGBA"):
+        is_clear = _find_clear(np.asarray(image.getchannel("A")))
+        if image.mode != "RGBA":
+            image = image.convert("L" if image.mode == "LA" else "RGB")
+    if image.format == "GIF" and image.mode == "P":
+        # Encoders renumber the indices of GIFs.
+        image = image.convert("RGB")
+    if image.mode in ("RGB", "RGBA", "RGBX"):
+        return Mask(np.asarray(image.convert("RGB")), is_clear=is_clear)
+    if image.mode == "P":
+        palette = np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
+        return Mask(np.array(image), palette=palette)
+    if image.mode not in ("1", "L", "I", "I;16", "I;16B"):
+        raise UserError(
+            f"{path} has the mode {image.mode}; a mask must have a palette, one "
+            "channel or RGB colours"
+        )
+    if image.mode != "L":
+        return _from_array(path, np.array(image))
+    depth = decoding.png_format(content)[0]
+    return Mask(
+        np.array(image) // _STRETCH.get(depth, 1),
+        _WHITE.get(depth, 255),
+        None,
+        is_clear,
+    )

@@ -1,0 +1,537 @@
+"""Masks of any coding and format become the true class ids, or are refused."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from etils import epath
+from PIL import Image, ImageFilter
+from program_runs import assert_refused, run
+
+from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.color_labels import Masks, read_label
+from deeplab_tf.convert.value_map import Targets, parse_colors, parse_value_map
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import decoding
+
+FOLDER = "deeplab_tf.programs.convert.folder"
+HEIGHT, WIDTH = 48, 64
+BLACK, WHITE, RED, GREEN = (0,) * 3, (255,) * 3, (255, 0, 0), (0, 255, 0)
+
+
+def draw(seed, num_classes):
+    """Returns class ids of random rectangles, all classes among them."""
+    random = np.random.default_rng(seed)
+    label = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for i in range(1, num_classes):
+        y, x = random.integers(0, HEIGHT - 20), random.integers(0, WIDTH - 20)
+        label[y : y + 12, x : x + 14] = i
+        label[-1, i] = i
+    return label
+
+
+def encode(pixels, file_format="PNG", **options):
+    """Returns an image file; `pixels` are an array or an image."""
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def encode_npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def paint(label, colors):
+    return np.array(colors, np.uint8)[label]
+
+
+def palette_image(label, colors):
+    image = Image.fromarray(label, "P")
+    image.putpalette(np.array(colors, np.uint8).tobytes())
+    return image
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A function that writes images, masks and a class file of a kind."""
+
+    def write(num_classes, classes, encode_mask, suffix=".png"):
+        for name in ("images", "masks"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        for i in range(3):
+            image = np.full((HEIGHT, WIDTH, 3), 40 * i, np.uint8)
+            Image.fromarray(image).save(tmp_path / f"images/{i}.png")
+            content = encode_mask(draw(i, num_classes))
+            (tmp_path / f"masks/{i}{suffix}").write_bytes(content)
+        (tmp_path / "classes.txt").write_text(classes)
+        return [
+            f"--image_dir={tmp_path}/images",
+            f"--label_dir={tmp_path}/masks",
+            f"--classes={tmp_path}/classes.txt",
+            f"--output_dir={tmp_path}/out",
+        ]
+
+    return write
+
+
+def read_labels(out):
+    shards = records.shard_paths(str(out), "train")
+    dataset = tf.data.TFRecordDataset(shards).map(records.parse).as_numpy_iterator()
+    return {
+        int(name): decoding.decode_label(label).numpy()[..., 0]
+        for _, label, name in dataset
+    }
+
+
+def assert_converts(tmp_path, arguments, num_classes, names, share=0.0):
+    """Converts, and compares names and pixels with the truth."""
+    printed = run(FOLDER, *arguments)
+    assert records.read_info(str(tmp_path / "out")).class_names == names
+    found = read_labels(tmp_path / "out")
+    assert sorted(found) == [0, 1, 2]
+    for i, label in found.items():
+        truth = draw(i, num_classes)
+        assert (label != truth).mean() <= share, f"mask {i}"
+    return printed
+
+
+def scaled(*values):
+    return lambda label: encode(np.array(values, np.uint8)[label])
+
+
+def blurred(label):
+    image = Image.fromarray(label * 255).filter(ImageFilter.GaussianBlur(1))
+    return encode(image)
+
+
+TWO, THREE = "background\nobject\n", "background\ncat\ndog\n"
+PAINTED = "background 0 0 0\nobject 255 255 255\n"
+# Number of classes, class file, mask, the message without flags, the flags, and the
+# share of the pixels that may differ: at edges of blurred masks.
+CASES = {
+    "0 and 255": (
+        *(2, TWO, scaled(0, 255)),
+        r"have only the values 0 \(8,\d+ pixels\), 255 \(\d+\): black and white paint\?"
+        " Add --value_map=255:object, or --ignore_label=255 if 255 is unlabelled",
+        *(["--value_map=255:object"], 0),
+    ),
+    "0 and 128": (
+        *(2, TWO, scaled(0, 128)),
+        r"the value 128 in 1\d\d of 3,072 pixels; .*3 masks have the values 0 .*two "
+        "grey levels.*Add --value_map=128:object",
+        *(["--value_map=128:object"], 0),
+    ),
+    "anti-aliased": (
+        *(2, PAINTED, blurred),
+        r"[\d,]+ pixels have values in between: anti-aliased.*Add --nearest$",
+        *(["--nearest"], 0.04),
+    ),
+    "anti-aliased without colours": (
+        *(2, TWO, blurred),
+        "values in between.*Add --nearest --value_map=0:background,255:object$",
+        *(["--nearest", "--value_map=0:background,255:object"], 0.04),
+    ),
+    "JPEG": (
+        *(2, PAINTED, lambda label: encode(label * 255, "JPEG", quality=90)),
+        "0.png is JPEG, which changes .* save masks as PNG, or add --nearest$",
+        *(["--nearest"], 0.01),
+    ),
+    "colours in a lossy WebP": (
+        *(2, "a 0 0 0\nb 255 0 0\n"),
+        lambda label: encode(paint(label, [BLACK, RED]), "WEBP", quality=95),
+        "0.png is lossy WebP, which changes",
+        *(["--nearest"], 0.02),
+    ),
+    "7, 8 and 11": (
+        *(3, THREE, scaled(7, 8, 11)),
+        "3 masks have .*7 .*one value per class.*"
+        "Add --value_map=7:background,8:cat,11:dog$",
+        *(["--value_map=7:background,8:cat,11:dog"], 0),
+    ),
+    "repeated flags": (
+        *(3, THREE, scaled(0, 30, 200)),
+        "one value per class",
+        *(["--value_map=30:cat", "--value_map=200:2"], 0),
+    ),
+    "colours in the value map": (
+        *(3, THREE, lambda label: encode(paint(label, [BLACK, RED, GREEN]))),
+        r"is in colour, but the classes have no colours; .*--value_map=#rrggbb:NAME",
+        *(["--value_map=#000000:background,#ff0000:cat,#00FF00:dog"], 0),
+    ),
+    "16 bits": (
+        *(2, TWO, lambda label: encode(label.astype(np.uint16) * 65535)),
+        "Add --value_map=65535:object",
+        *(["--value_map=65535:object"], 0),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_masks_are_refused_with_the_flag_that_fixes_them(source, tmp_path, kind):
+    num_classes, classes, encode_mask, message, flags, share = CASES[kind]
+    arguments = source(num_classes, classes, encode_mask)
+    assert_refused(message, FOLDER, *arguments)
+    assert not (tmp_path / "out").exists()
+    names = tuple(line.split()[0] for line in classes.splitlines())
+    arguments += flags
+    printed = assert_converts(tmp_path, arguments, num_classes, names, share)
+    is_nearest = "--nearest" in flags
+    pattern = r"--nearest: [\d,]+ of 9,216 pixels .* largest distance was \d+, in "
+    assert bool(re.search(pattern, printed)) == is_nearest
+
+
+FILES = {
+    "PNG": lambda label: (encode(label), ".png"),
+    "PNG of 1 bit": lambda label: (encode(Image.fromarray(label == 1)), ".png"),
+    "PNG of 16 bits": lambda label: (encode(label.astype(np.uint16)), ".png"),
+    "PNG with grey and alpha": lambda label: (
+        encode(Image.merge("LA", [Image.fromarray(label)] * 2)),
+        ".png",
+    ),
+    "PNG in RGB": lambda label: (encode(np.stack([label] * 3, -1)), ".png"),
+    "PNG with a palette": lambda label: (
+        encode(palette_image(label, [BLACK, RED])),
+        ".png",
+    ),
+    "PNG with a palette of 1 bit": lambda label: (
+        encode(palette_image(label, [BLACK, WHITE]), bits=1),
+        ".PNG",
+    ),
+    "TIFF": lambda label: (encode(label, "TIFF"), ".tif"),
+    "TIFF with LZW": lambda label: (
+        encode(label, "TIFF", compression="tiff_lzw"),
+        ".tiff",
+    ),
+    "TIFF of 16 bits": lambda label: (encode(label.astype(np.uint16), "TIFF"), ".tif"),
+    "TIFF of 32 bits": lambda label: (encode(label.astype(np.int32), "TIFF"), ".tif"),
+    "BMP": lambda label: (encode(label, "BMP"), ".bmp"),
+    "BMP with a palette": lambda label: (
+        encode(palette_image(label, [GREEN, RED]), "BMP"),
+        ".bmp",
+    ),
+    "GIF": lambda label: (encode(label, "GIF"), ".gif"),
+    "lossless WebP": lambda label: (encode(label, "WEBP", lossless=True), ".webp"),
+    "NumPy": lambda label: (encode_npy(label), ".npy"),
+    "NumPy of booleans": lambda label: (encode_npy(label > 0), ".npy"),
+    "NumPy of 64 bits": lambda label: (encode_npy(label.astype(np.int64)), ".npy"),
+    "NumPy with one channel": lambda label: (encode_npy(label[..., None]), ".npy"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_class_ids_in_every_format(source, tmp_path, kind):
+    suffix = FILES[kind](draw(0, 2))[1]
+    arguments = source(2, TWO, lambda label: FILES[kind](label)[0], suffix)
+    assert_converts(tmp_path, arguments, 2, ("background", "object"))
+
+
+COLORS = (BLACK, RED, (9, 9, 9))
+COLORED = ClassList(DatasetInfo("c", ("ground", "ball", "cat"), colors=COLORS), True)
+NAMED = ClassList(DatasetInfo("c", ("ground", "ball", "cat")))
+PAIR = ClassList(DatasetInfo("c", ("ground", "ball")))
+
+
+def encode_deep(pixels):
+    return tf.io.encode_png(pixels.astype(np.uint16)).numpy()
+
+
+COLOR_FILES = {
+    "RGB": lambda rgb: encode(rgb),
+    "RGBA": lambda rgb: encode(Image.fromarray(rgb).convert("RGBA")),
+    "16 bits": lambda rgb: encode_deep(rgb.astype(np.uint16) * 257),
+    "palette": lambda rgb: encode(Image.fromarray(rgb).quantize(3)),
+    "BMP": lambda rgb: encode(rgb, "BMP"),
+    "GIF": lambda rgb: encode(Image.fromarray(rgb).quantize(3), "GIF"),
+    "TIFF": lambda rgb: encode(rgb, "TIFF"),
+    "WebP": lambda rgb: encode(rgb, "WEBP", lossless=True),
+    "NumPy": encode_npy,
+}
+
+
+@pytest.fixture
+def read(tmp_path):
+    """A function that writes masks and reads the first."""
+
+    def write_and_read(classes, *contents):
+        paths = []
+        for i, content in enumerate(contents):
+            paths.append(epath.Path(tmp_path / f"{i}.png"))
+            paths[-1].write_bytes(content)
+        return Masks(classes, paths).read(paths[0])
+
+    return write_and_read
+
+
+@pytest.mark.parametrize("kind", COLOR_FILES)
+def test_class_colors_in_every_format(read, kind):
+    label = draw(3, 3)
+    content = COLOR_FILES[kind](paint(label, COLORS))
+    np.testing.assert_array_equal(read(COLORED, content), label)
+
+
+def grey(*values, dtype=np.uint8):
+    return encode(np.array([values], dtype))
+
+
+def with_map(classes, *entries, **changes):
+    values = parse_value_map(entries, Targets(classes.info.class_names, 255))
+    return classes._replace(value_map=values, **changes)
+
+
+GREYS = ClassList(
+    DatasetInfo("g", ("sky", "sea"), colors=(WHITE, BLACK)), has_colors=True
+)
+ONE_BIT = encode(Image.fromarray(np.array([[False, True]])))
+READ = {
+    "several values and two void values": (
+        with_map(NAMED, "10:ball,20:ball,30:cat,7:ignore,8:ignore"),
+        [grey(0, 10, 20, 30, 7, 8, 2, 255)],
+        [0, 1, 1, 2, 255, 255, 2, 255],
+    ),
+    "several void colours": (
+        COLORED._replace(ignore_colors=parse_colors(["1,2,3", "#040506"], "x")),
+        [encode(np.array([[(1, 2, 3), (4, 5, 6), RED]], np.uint8))],
+        [255, 255, 1],
+    ),
+    "white is the first class": (GREYS, [grey(255, 0)], [0, 1]),
+    "black alone, and white in another mask": (GREYS, [grey(0, 0), grey(255)], [1, 1]),
+    "class ids, and a colour list": (GREYS, [grey(0), grey(0, 1)], [0]),
+    "one bit of black and white": (
+        with_map(PAIR, "255:ground,0:ball"),
+        [ONE_BIT],
+        [1, 0],
+    ),
+    "a colour list and one bit": (
+        ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, WHITE)), True),
+        [ONE_BIT],
+        [0, 1],
+    ),
+    "16 bits of declared white": (
+        ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, WHITE)), True),
+        [grey(0, 65535, dtype=np.uint16)],
+        [0, 1],
+    ),
+    "0 and 255, with class ids in another mask": (
+        PAIR,
+        [grey(0, 255), grey(0, 1, 255)],
+        [0, 255],
+    ),
+    "palette of declared greys in another order": (
+        with_map(PAIR, "255:ball,0:ground"),
+        [encode(palette_image(np.array([[0, 1]], np.uint8), [WHITE, BLACK]))],
+        [1, 0],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_values_are_read_as_declared(read, kind):
+    classes, contents, label = READ[kind]
+    np.testing.assert_array_equal(read(classes, *contents), [label])
+
+
+NEAR = with_map(NAMED, "0:ground,128:ball,255:cat", nearest=True)
+REFUSED = {
+    "several classes in black and white": (
+        NAMED,
+        [grey(0, 255), grey(0)],
+        "0.png and all other masks have only the values 0 (2 pixels), 255 (1): black "
+        "and white paint? Add --value_map=255:NAME",
+    ),
+    "a single class in black and white": (
+        ClassList(DatasetInfo("c", ("ball",))),
+        [grey(0, 255)],
+        "black and white paint? Add --value_map=255:NAME",
+    ),
+    "class ids from 1": (
+        PAIR,
+        [grey(0, 1, 2)],
+        "class ids from 1? Add --value_map=0:ignore,1:ground,2:ball",
+    ),
+    "grey colours or class ids": (
+        GREYS._replace(ignores_explicitly=True),
+        [grey(0, 255)],
+        "for colours add --value_map=0:sea,255:sky, for class ids remove the colours",
+    ),
+    "class ids and grey colours": (
+        ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, (7, 7, 7))), True),
+        [grey(0, 1, 7)],
+        "0.png has values that are partly class ids and partly grey colours; labels",
+    ),
+    "one bit, both values declared": (
+        with_map(NAMED, "1:ball,255:cat"),
+        [ONE_BIT],
+        "0.png has the value 1 in 1 of 2 pixels",
+    ),
+    "class ids with --nearest": (
+        NEAR,
+        [grey(0, 1, 2)],
+        "which are all class ids but not all declared; remove --nearest",
+    ),
+    "an undeclared class with --nearest": (
+        NEAR,
+        [encode(np.full((9, 9), 60, np.uint8))],
+        "0.png has an area of 60 at (x, y) = (0, 0), which is not declared and too "
+        "large for an edge; add --value_map=60:NAME or 60:ignore",
+    ),
+    "an undeclared colour with --nearest": (
+        COLORED._replace(nearest=True),
+        [encode(np.full((9, 9, 3), 99, np.uint8))],
+        "add --value_map=#636363:NAME or #636363:ignore",
+    ),
+    "class ids as JPEG": (
+        with_map(PAIR, "0:ground,1:ball", nearest=True),
+        [encode(np.array([[0, 1]], np.uint8), "JPEG")],
+        "0.png is JPEG, and the declared values 0 and 1 are too close for that",
+    ),
+    "--nearest without a value of a class": (
+        with_map(NAMED, "255:cat", nearest=True),
+        [grey(0, 254)],
+        "--nearest needs a value of every class; add --value_map=VALUE:ball",
+    ),
+    "palette with --nearest": (
+        COLORED._replace(nearest=True),
+        [encode(palette_image(np.array([[0, 1]], np.uint8), [GREEN, WHITE]))],
+        "a palette of undeclared colours whose indices are class ids; remove --nearest",
+    ),
+    "transparent object": (
+        COLORED,
+        [encode(np.array([[(255, 0, 0, 0), (0, 0, 0, 255)]], np.uint8))],
+        "0.png has 1 transparent pixels in the colour of ball; remove the transparency",
+    ),
+    "many colours": (
+        COLORED,
+        [encode(np.arange(60, dtype=np.uint8).reshape(1, 20, 3))],
+        "and 19 more colours, 20 pixels in all: anti-aliased, resized or saved as "
+        "JPEG? Add --nearest",
+    ),
+    "an unknown colour": (
+        COLORED,
+        [encode(np.array([[GREEN]], np.uint8))],
+        "add a class of this colour, --value_map=#00ff00:NAME, or #00ff00:ignore",
+    ),
+    "several frames": (
+        NAMED,
+        [
+            encode(
+                np.zeros((3, 3), np.uint8),
+                "TIFF",
+                save_all=True,
+                append_images=[Image.new("L", (3, 3))],
+            )
+        ],
+        "0.png has 2 pages or frames; a mask must have one",
+    ),
+    "negative values": (
+        NAMED,
+        [encode_npy(np.array([[0, -1]]))],
+        "0.png has the value -1; mask values must be in 0..65535",
+    ),
+    "fractions": (
+        NAMED,
+        [encode_npy(np.zeros((2, 2)))],
+        "0.png holds float64; a mask must hold integers or booleans",
+    ),
+    "one-hot": (
+        NAMED,
+        [encode_npy(np.zeros((2, 2, 5), np.uint8))],
+        "0.png has the shape (2, 2, 5); a mask must be height x width with class ids",
+    ),
+    "deep colours": (
+        COLORED,
+        [encode_deep(np.full((2, 2, 3), 300))],
+        "0.png has colours of type uint16; colours must have 8 bits",
+    ),
+    "another format": (
+        NAMED,
+        [encode(np.zeros((8, 8), np.uint8), "JPEG2000")],
+        "0.png is JPEG2000; masks must be PNG, TIFF, BMP, GIF, WebP, JPEG or .npy",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_masks_without_a_sure_meaning_are_refused(read, kind):
+    classes, contents, message = REFUSED[kind]
+    with pytest.raises(UserError, match=re.escape(message)):
+        read(classes, *contents)
+
+
+def test_masks_of_two_kinds_are_refused(tmp_path):
+    classes = ClassList(
+        DatasetInfo("g", ("a", "b", "c"), colors=(BLACK, (90,) * 3, (180,) * 3)), True
+    )
+    paths = [epath.Path(tmp_path / name) for name in ("a.png", "b.png")]
+    paths[0].write_bytes(grey(0, 1))
+    paths[1].write_bytes(grey(0, 90))
+    masks = Masks(classes, paths)
+    masks.read(paths[0])
+    with pytest.raises(
+        UserError, match=r"a.png has class ids, but .*b.png has grey co"
+    ):
+        masks.read(paths[1])
+
+
+def test_snapped_pixels_are_counted(tmp_path):
+    path = epath.Path(tmp_path / "a.png")
+    path.write_bytes(grey(0, 128, 100, 255, 250))
+    masks = Masks(NEAR, [path])
+    np.testing.assert_array_equal(masks.read(path), [[0, 1, 1, 2, 2]])
+    assert str(masks.snapped) == (
+        "--nearest: 2 of 5 pixels (40.00%) in 1 masks snapped to the nearest declared "
+        f"value or colour; the largest distance was 28, in {path}"
+    )
+
+
+INVALID_MAPS = {
+    "255:objekt": "'objekt' is not a class; similar: object; write one of background, "
+    "object, a class id or ignore",
+    "255": "--value_map=255 must be VALUE:CLASS, such as 255:object",
+    "70000:object": "'70000' is not a value of 0..65535 or a colour such as #ff8000",
+    "#ff00:object": "'#ff00' is not a value of 0..65535 or a colour",
+    "255:2": "class ids are 0..1",
+    "255:object,255:background": "--value_map gives 255 two classes",
+}
+
+
+@pytest.mark.parametrize("text", INVALID_MAPS)
+def test_invalid_value_map_is_refused(text):
+    with pytest.raises(UserError, match=re.escape(INVALID_MAPS[text])):
+        parse_value_map([text], Targets(("background", "object"), 255))
+
+
+def test_value_map_must_agree_with_the_class_file(source):
+    arguments = source(2, PAINTED, scaled(0, 255))
+    assert_refused(
+        r"--value_map gives 255 to background, but --classes or --ignore_color gives "
+        "it to object",
+        FOLDER,
+        *(*arguments, "--value_map=255:background"),
+    )
+    arguments = source(2, TWO, scaled(0, 255))
+    assert_refused(
+        "--nearest needs declared values or colours; add --value_map, such as "
+        "--value_map=0:background,255:object",
+        FOLDER,
+        *(*arguments, "--nearest"),
+    )
+
+
+def test_class_names_may_contain_commas_and_be_ids():
+    targets = Targets(("cup, red", "ignore"), 9)
+    assert parse_value_map(["3:cup, red,4:1"], targets) == {3: 0, 4: 1}
+    with pytest.raises(UserError, match=r"ignore is also a class; give its id, 1, or"):
+        parse_value_map(["3:ignore"], targets)
+
+
+def test_single_mask_is_read_alone(tmp_path):
+    path = epath.Path(tmp_path / "a.png")
+    path.write_bytes(grey(0, 2, 1))
+    np.testing.assert_array_equal(read_label(path, NAMED), [[0, 2, 1]])
