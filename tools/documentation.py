@@ -42,13 +42,12 @@ PROGRAMS = {
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
-`python tools/documentation.py` generates this page from the programs; `--help` prints
-the same. In train.py, eval.py and export.py "Ours" marks flags that the official
-programs do not have. All others have the official names, meanings and defaults, except
-those listed in [migration](migration.md#flags). Write a list as
-`--train_crop_size=513,513` or repeat the flag; write a boolean as `--recompute`,
-`--norecompute` or `--recompute=false`. Unknown flags are errors.
-"""
+`python tools/documentation.py` generates this page from the programs; `--help` prints the same.
+In train.py, eval.py and export.py, "Ours" marks flags that the official programs do not have. All
+other flags have the official names, meanings and defaults, except those listed in
+[migration](migration.md#flags). Write a list as `--train_crop_size=513,513` or repeat the flag;
+write a boolean as `--recompute`, `--norecompute` or `--recompute=false`. Unknown flags are errors.
+"""  # noqa: E501
 _DEAD = "Without effect: "
 _REPEATED = "repeat this option to specify a list of values"
 _RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

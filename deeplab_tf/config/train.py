@@ -68,7 +68,7 @@ class TrainConfig:
     )
     momentum: float = option(0.9, FRACTION, "Momentum of the optimiser.")
     adam_learning_rate: float = option(
-        1e-3, NOT_NEGATIVE, "Learning rate of Adam and AdamW."
+        1e-3, NOT_NEGATIVE, "Learning rate of Adam; AdamW uses base_learning_rate."
     )
     adam_epsilon: float = option(1e-8, POSITIVE, "Epsilon of Adam and AdamW.")
     weight_decay: float = option(
