@@ -8,7 +8,7 @@ source tools/venv.sh
 
 out=${1:-demo_output}
 if [[ -e "$out" && ! -e "$out/shapes/dataset_info.json" ]]; then
-  fail "$out exists and is not an earlier demo; give another folder: ./demo.sh FOLDER"
+  fail "$out exists and is not an earlier demo; give a different folder: ./demo.sh FOLDER"
 fi
 ensure_venv ""
 rm -rf "$out"

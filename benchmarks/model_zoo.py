@@ -4,7 +4,7 @@
 
 Downloads every checkpoint for the dataset in that folder and evaluates it with the
 protocols of its presets. Splits without records, such as test splits, are skipped with
-a message; --eval_split evaluates another split, --images only its first images.
+a message; --eval_split evaluates a different split, --images only its first images.
 8-bit checkpoints are evaluated in floating point.
 """
 

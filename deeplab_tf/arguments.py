@@ -134,7 +134,7 @@ def require_type(
         title: The argument as messages call it; default: its name.
 
     Raises:
-        UserError: if the value has another type or is not accepted.
+        UserError: if the value has a different type or is not accepted.
     """
     if value is None and types.NoneType in typing.get_args(hint):
         return None

@@ -140,9 +140,7 @@ _MODEL_ROWS = {
 def define_model_flags(values: flags.FlagValues, program: str) -> None:
     """Defines the model flags and the official flags that have no effect.
 
-    Args:
-        values: Where to define them.
-        program: "train", "eval", "export" or "predict".
+    `program` is "train", "eval", "export" or "predict".
     """
     for name in _MODEL_FLAGS:
         _define_option(values, name, MODEL_FLAGS[name].field)
@@ -201,7 +199,7 @@ def define_options(
     names: Collection[str] | None = None,
     get_name: Callable[[dataclasses.Field], str] = flag_name,
 ) -> None:
-    """Defines the flags of a config.
+    """Defines the flags of a config dataclass.
 
     Args:
         values: Where to define them.
@@ -363,11 +361,7 @@ def data_config(
 ) -> DataConfig:
     """Builds the data config from the flags, with the padding value of the model.
 
-    Args:
-        values: Parsed flags.
-        model: The model.
-        base: See `read_options`.
-        **fields: Values that override those of the flags.
+    For `base` see `read_options`; `fields` override the flags.
     """
     return read_options(values, DataConfig, base, mean_pixel=model.mean_pixel, **fields)
 

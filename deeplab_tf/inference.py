@@ -108,7 +108,6 @@ class Predictor:
     def _window_size(
         self, height: tf.Tensor, width: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the window size for an image."""
         if self.window is not None:
             return tf.minimum(self.window[0], height), tf.minimum(self.window[1], width)
         stride = self.config.output_stride
@@ -178,7 +177,6 @@ class Predictor:
         return slide_window(score, shape, (rows, columns), finish)
 
     def _predict(self, images: tf.Tensor, finish: Callable) -> tf.Tensor:
-        """Applies `finish` to the scores of images."""
         height, width = _size(images)
         if self.crop_size is not None:
             images = self._pad_to_crop(images, self.crop_size)
@@ -249,9 +247,8 @@ def most_probable(scores: tf.Tensor) -> tf.Tensor:
 def resize_to(x: tf.Tensor, size: Sequence[int | tf.Tensor]) -> tf.Tensor:
     """Resizes like `resampling.resize_bilinear`, with TensorFlow's own operation.
 
-    Args:
-        x: `[batch, height, width, channels]`, of any precision.
-        size: Target height and width.
+    `x` is `[batch, height, width, channels]`, of any precision; `size` is height and
+    width.
     """
     known = [side for side in size if isinstance(side, int)]
     if known == x.shape[1:3].as_list():
@@ -266,10 +263,8 @@ def pad_with_mean_pixel(
 ) -> tf.Tensor:
     """Pads images at the bottom and right with the value that normalises to 0.
 
-    Args:
-        images: float32 `[batch, height, width, channels]`.
-        missing: Rows and columns to add.
-        mean_pixel: Padding value of each channel.
+    Images are float32 `[batch, height, width, channels]`; `missing` are the rows and
+    columns to add; `mean_pixel` has a value per channel.
     """
     mean = tf.constant(mean_pixel, tf.float32)
     return tf.pad(images - mean, [[0, 0], *([0, n] for n in missing), [0, 0]]) + mean

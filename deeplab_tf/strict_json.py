@@ -63,18 +63,11 @@ def decode(content: bytes, source: str, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse(content: str | bytes, source: str, max_bytes: int = MAX_BYTES) -> typing.Any:
-    """Parses JSON.
+    """Parses JSON text or its UTF-8 bytes.
 
     Stricter than `json.loads`: refuses NaN and infinity, duplicate keys, very long
-    numbers and lone surrogates.
-
-    Args:
-        content: The text, or its bytes in UTF-8.
-        source: File name for errors.
-        max_bytes: Maximum size.
-
-    Raises:
-        UserError: if the text is invalid; names `source` and the position.
+    numbers and lone surrogates. Raises UserError, which names `source` and the
+    position, if the text is invalid or longer than `max_bytes`.
     """
     if isinstance(content, bytes):
         content = decode(content, source, max_bytes)
@@ -258,7 +251,7 @@ def convert(hint: typing.Any, value: _Value, where: str) -> typing.Any:
         where: Name of the value for errors.
 
     Raises:
-        UserError: if the value has another type.
+        UserError: if the value has a different type.
     """
     if isinstance(hint, types.UnionType):
         if value is None:

@@ -55,7 +55,7 @@ def overlay(
 ) -> np.ndarray:
     """Returns the image blended with class colours, uint8 RGB `[height, width, 3]`.
 
-    A class named "background" stays transparent; the ignore label is coloured too.
+    A class named "background" stays transparent; the ignored label is coloured too.
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
@@ -212,10 +212,10 @@ def error_map(
     """Draws a map of the errors of a prediction.
 
     Wrong pixels have the colour of the predicted class, correct ones are pale, and
-    unscored ones grey.
+    unscored ones are grey.
     """
     truth = np.asarray(truth)
-    # Not `colorize`: the ignore label can be a class that is predicted (ADE20K).
+    # Not `colorize`: the ignored label can be a class that is predicted (ADE20K).
     image = np.array(info.colors, np.uint8)[prediction]
     image[truth == prediction] = _RIGHT_COLOR
     image[(truth >= info.num_classes) | (truth == info.ignore_label)] = _UNSCORED_COLOR
@@ -225,7 +225,7 @@ def error_map(
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
     """Arranges images of any sizes in a grid on white, row by row.
 
-    Large images are shrunk to keep the sheet below `SHEET_SIDE` squared pixels.
+    Large images are shrunk to keep the sheet within `SHEET_SIDE**2` pixels.
     """
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

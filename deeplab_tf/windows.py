@@ -45,11 +45,8 @@ class MemoryBudget:
     def choose_window(self, height, width, stride: int):
         """Returns height and width of the windows for an image, int32 scalars.
 
-        Args:
-            height: Height of the image.
-            width: Width of the image.
-            stride: Output stride of the model; windows are padded to
-                `k * stride + 1`.
+        Windows are padded to `k * stride + 1`, where `stride` is the model's output
+        stride.
         """
         in_window, in_rows = self._in_window, self._in_rows
         padded = [tf.cast(align_size(x, stride), tf.float32) for x in (height, width)]
@@ -91,10 +88,7 @@ def window_starts(side, window):
     """Returns the start of each window along a side, int32 `[windows]`.
 
     Windows are evenly spaced, as few as possible with an overlap of at least a third.
-
-    Args:
-        side: Length of the side in pixels.
-        window: Length of a window in pixels, at most that of the side.
+    Lengths are in pixels; a window is at most as long as the side.
     """
     step = tf.maximum(window - window // _OVERLAP, 1)
     last = -(-(side - window) // step)
@@ -171,7 +165,6 @@ def _ramp(window, count):
 
 
 def _append_zeros(x, axis: int, missing):
-    """Appends zeros on an axis."""
     return tf.pad(x, [[0, missing if i == axis else 0] for i in range(len(x.shape))])
 
 
@@ -180,7 +173,6 @@ def _slice(x, axis: int, begin, end):
 
 
 def _swap_axes(x, axis: int):
-    """Swaps the first axis with another one."""
     order = list(range(len(x.shape)))
     order[0], order[axis] = axis, 0
     return tf.transpose(x, order)

@@ -22,7 +22,7 @@ except ImportError:  # Windows
 
 _VARIABLE = "DEEPLAB_TF_CACHE"
 _DEFAULT = os.path.join("~", ".cache", "deeplab_tf")
-CACHE_HINT = f"give another folder as cache_dir or {_VARIABLE}"
+CACHE_HINT = f"give a different folder as cache_dir or {_VARIABLE}"
 _MAX_RECORD = 1 << 14
 _SHA256 = re.compile(rb"([0-9a-fA-F]{64})( [ *][^\n]*)?\n?")
 _KINDS = {

@@ -54,10 +54,8 @@ _DISK_ERRORS = {
 class _Origin(NamedTuple):
     """The origin of a partial file.
 
-    Attributes:
-        url: URL of the file.
-        validator: ETag or modification time reported by the server.
-        total: Size of the complete file in bytes, as digits; "" if not reported.
+    `validator` is the ETag or modification time that the server reported; `total` is
+    the size of the complete file in bytes, as digits, "" if not reported.
     """
 
     url: str
@@ -232,7 +230,7 @@ def _read_origin(url: str, part: str) -> _Origin | None:
     """Returns the origin of a partial file if it can be resumed from this URL."""
     text = read_record(_origin_path(part)).decode("utf-8", "replace")
     fields = text.split("\n")[:-1]
-    # The record may be edited or from another version.
+    # The record may be edited or from a different version.
     if len(fields) != len(_Origin._fields) or fields[0] != url:
         return None
     origin = _Origin(*fields)
@@ -306,13 +304,8 @@ def _write_origin(origin: _Origin, part: str) -> None:
 def _copy_stream(read: Callable[[int], bytes], file, total: int | None) -> None:
     """Appends a stream to a file, with a progress bar.
 
-    Args:
-        read: Reads up to the given number of bytes; b"" at the end.
-        file: Open file at the position to write to.
-        total: Size of the complete file; None if unknown.
-
-    Raises:
-        OSError: if the stream is too short or too long.
+    `read` reads up to a number of bytes, b"" at the end; `total` is the size of the
+    complete file. Raises OSError if the stream is too short or too long.
     """
     name = os.path.basename(file.name).removesuffix(".part")
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}

@@ -12,12 +12,8 @@ from deeplab_tf.errors import UserError
 def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
     """Yields the newest checkpoint of a folder, then each newer one as it appears.
 
-    Args:
-        folder: The `train_logdir`, which may not exist yet.
-        seconds: Polling interval.
-
-    Raises:
-        UserError: if the folder is a file.
+    `folder` need not exist yet; `seconds` is the polling interval. Raises UserError if
+    it is a file.
     """
     latest, is_announced = None, False
     while True:

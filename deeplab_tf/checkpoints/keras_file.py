@@ -41,7 +41,7 @@ def load_keras_file(path: str) -> DeepLab:
     """Loads the model of a `.keras` file, not compiled, in Keras' safe mode.
 
     Raises:
-        UserError: if there is no such file, it is damaged, or holds another model.
+        UserError: if there is no such file, it is damaged, or holds a different model.
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"there is no file {path}")
@@ -66,7 +66,7 @@ def _make_local(path: str) -> Iterator[str]:
 
 
 def _require_deeplab(local: str, path: str) -> None:
-    """Raises UserError for a model of another class, before anything is loaded."""
+    """Raises UserError for a model of a different class, before anything is loaded."""
     try:
         with zipfile.ZipFile(local) as archive, archive.open(_CONFIG) as file:
             content = file.read(strict_json.MAX_BYTES + 1)

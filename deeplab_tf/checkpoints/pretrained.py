@@ -240,7 +240,6 @@ def _extract(archive: str, folder: str) -> str:
 
 
 def _find_weights_folder(archive: str, path: str) -> str:
-    """Returns the folder of the weights in an extracted archive."""
     found = []
     for here, folders, files in os.walk(path):
         # Archives made on macOS have an extra hidden file for each file.
@@ -375,7 +374,6 @@ def _require_all_but_logits(
 
 
 def _require_backbone(report: RestoreReport, source: str) -> None:
-    """Raises UserError if a checkpoint lacks part of the backbone."""
     head = last_layer_scopes(logits_only=False)
     if not all(name.startswith(head) for name in report.missing):
         raise UserError(f"{source} lacks part of the backbone: {report}")

@@ -110,7 +110,7 @@ def _inflate_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
     """Adapts an RGB kernel to other channels, `[height, width, channels, depth]`.
 
     Extra channels get the mean of red, green and blue. Fewer than three channels each
-    get an equal part of the sum, so that grey images give the same activations (except
+    get an equal part of the sum, so greyscale images give the same activations (except
     for the mean subtraction of ResNets without beta).
     """
     if channels < 3:
@@ -140,9 +140,9 @@ def load_tf1_variables(
 ) -> RestoreReport:
     """Assigns arrays to the variables of a model by official name.
 
-    Optimiser slots and `global_step` are ignored. Head variables with another shape,
-    such as logits for other classes, are skipped. RGB weights of the first convolution
-    are adapted to models with other channels.
+    Optimiser slots and `global_step` are ignored. Head variables with a different
+    shape, such as logits for different classes, are skipped. RGB weights of the first
+    convolution are adapted to models with other channels.
 
     Args:
         model: A model of `build_model`.
@@ -155,7 +155,7 @@ def load_tf1_variables(
 
     Raises:
         UserError: if nothing in the backbone matches, or a backbone variable has
-            another shape; the model is left unchanged.
+            a different shape; the model is left unchanged.
     """
     given = {n: a for n, a in arrays.items() if is_model_variable(n)}
     variables = official_variables(model)
@@ -188,7 +188,6 @@ def _compare_variables(
 
 
 def _require_backbone(report: RestoreReport, source: str, model: keras.Model) -> None:
-    """Raises UserError if the backbone was not restored."""
     is_empty = all(map(_is_in_head, report.restored))
     if is_empty or not all(_is_in_head(name) for name, *_ in report.skipped):
         what = "nothing" if is_empty else "not all"

@@ -154,7 +154,6 @@ _SHA256 = {
 
 
 def _find_presets(name: str, presets: tuple[str, ...]) -> tuple[Preset, ...]:
-    """Returns the presets of a checkpoint."""
     names = presets or (name, f"{name}_os8_ms_flip")
     return tuple(PRESETS[n] for n in names if n in PRESETS)
 

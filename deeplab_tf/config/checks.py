@@ -19,11 +19,7 @@ def check_fields(config: Dataclass, of: str = "") -> None:
     """Checks the type, range and choices of every field of a frozen dataclass.
 
     Call it in `__post_init__`. Lists become tuples; NumPy scalars and integers become
-    the type of their field.
-
-    Args:
-        config: The dataclass.
-        of: Text after the field name in messages.
+    the type of their field. `of` is text after the field name in messages.
 
     Raises:
         UserError: for the first invalid value; names the field, its flag, the accepted
@@ -42,7 +38,7 @@ def check_fields(config: Dataclass, of: str = "") -> None:
 
 
 def name_option(config: Dataclass | type[Dataclass], field: str) -> str:
-    """Returns the name of a field for messages, with its flag if that is another."""
+    """Returns the name of a field for messages, with its flag if that differs."""
     fields = {f.name: f for f in dataclasses.fields(config)}
     return _name_with_flag(fields[field])
 

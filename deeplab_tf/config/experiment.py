@@ -27,7 +27,7 @@ class Experiment:
         format_version: Version of the file format; 1.
 
     Raises:
-        UserError: for another `format_version`.
+        UserError: for a different `format_version`.
     """
 
     model: ModelConfig = ModelConfig()
@@ -54,11 +54,7 @@ class Experiment:
     def from_json(
         cls, text: str | bytes, source: str = EXPERIMENT_FILE
     ) -> "Experiment":
-        """Parses the text written by `to_json`.
-
-        Args:
-            text: Content of the file.
-            source: File name for errors.
+        """Parses the text written by `to_json`; `source` is the file name for errors.
 
         Raises:
             UserError: if the text is invalid or was changed after it was written; names

@@ -271,14 +271,14 @@ class ModelConfig:
 
     @check_arguments()
     def at_output_stride(self, output_stride: int) -> "ModelConfig":
-        """Returns the config for the same weights at another output stride.
+        """Returns the config for the same weights at a different output stride.
 
         Args:
             output_stride: 8, 16 or 32; larger with cascade blocks. Atrous rates are
                 scaled to match.
 
         Raises:
-            UserError: for another stride, or if the scaled rates are not integers.
+            UserError: for an unsupported stride, or if scaled rates are not integers.
         """
         self._require_output_stride(output_stride)
         rates = _scale_rates(self.atrous_rates, self.output_stride, output_stride)
@@ -310,13 +310,8 @@ class ModelConfig:
     def with_official_flags(self, flags: Mapping[str, object]) -> "ModelConfig":
         """Returns a copy of this config with some official flags replaced.
 
-        A new output stride scales the atrous rates unless they are given.
-
-        Args:
-            flags: See `from_official_flags`.
-
-        Raises:
-            UserError: for an unknown name or an invalid value.
+        A new output stride scales the atrous rates unless they are given. For the flags
+        and errors see `from_official_flags`.
         """
         fields = parse_model_flags(flags, MODEL_FLAGS)
         stride = fields.get("output_stride", self.output_stride)

@@ -10,12 +10,7 @@ from deeplab_tf.errors import UserError
 
 
 class ModelFlag(NamedTuple):
-    """A model flag, official or ours.
-
-    Attributes:
-        path: Path of the field from `ModelConfig`, such as "context.rates".
-        field: The field.
-    """
+    """A model flag, official or ours, and the path of its field in `ModelConfig`."""
 
     path: str
     field: dataclasses.Field
@@ -24,9 +19,7 @@ class ModelFlag(NamedTuple):
 def collect_flags(config: type[Dataclass], prefix: str = "") -> dict[str, ModelFlag]:
     """Returns the flags of a config and its nested configs by name.
 
-    Args:
-        config: The config.
-        prefix: Path to it from the outermost config, ending with a dot.
+    `prefix` is the path to it from the outermost config, ending with a dot.
     """
     flags: dict[str, ModelFlag] = {}
     for field in dataclasses.fields(config):
@@ -56,12 +49,8 @@ def parse_model_flags(
 ) -> dict:
     """Returns the values of official flags by field path.
 
-    Args:
-        flags: Flag names to values; numbers may be strings or lists.
-        known: Model flags by name.
-
-    Raises:
-        UserError: for an unknown name or a value that cannot be parsed.
+    Numbers may be strings or lists; `known` are the model flags by name. Raises
+    UserError for an unknown name or a value that cannot be parsed.
     """
     fields = {}
     for name, value in flags.items():

@@ -88,13 +88,9 @@ def option(
     help: str = "",
     **details: Any,
 ) -> Any:
-    """Returns a dataclass field that carries an `Option`.
+    """Returns a dataclass field that carries an `Option` with these attributes.
 
-    Args:
-        default: Default value; the field is required if it is left out.
-        accepts: See `Option`.
-        help: See `Option`.
-        **details: Other attributes of `Option`.
+    Without a default the field is required.
     """
     metadata = {_OPTION: Option(help, accepts, **details)}
     return dataclasses.field(default=default, metadata=metadata)

@@ -54,13 +54,8 @@ _PARSERS: dict[Any, Callable] = {
 def parse_option(field: dataclasses.Field, flag: str, value: object) -> Any:
     """Parses the flag value of a field by the field's type.
 
-    Args:
-        field: The field.
-        flag: Flag name for the error.
-        value: A value of the type, a string or a list of strings.
-
-    Raises:
-        UserError: if the value cannot be parsed; names the flag.
+    `value` is of that type, a string or a list of strings. Raises UserError, which
+    names `flag`, if it cannot be parsed.
     """
     return parse(flag, value, option_of(field).parse or _find_parser(field))
 

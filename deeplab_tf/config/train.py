@@ -111,8 +111,8 @@ class TrainConfig:
     )
     initialize_last_layer: bool = option(
         True,
-        help="Also load the last layers from tf_initial_checkpoint. Logits of another "
-        "class count are always re-initialised.",
+        help="Also load the last layers from tf_initial_checkpoint. Logits of a "
+        "different class count are always re-initialised.",
     )
     tf_initial_checkpoint: str | None = option(
         None,

@@ -71,7 +71,6 @@ class Calibration:
             count += np.bincount(bins, weights, self._bins).astype(np.int64)
 
     def _find_bin(self, confidences) -> np.ndarray:
-        """Returns the bin of each confidence."""
         # Edges are float32 like the confidences, so that 1/15 is exactly on the edge.
         # The outermost edges are left out, because rounded softmax may exceed them.
         edges = np.linspace(0, 1, self._bins + 1, dtype=np.float32)[1:-1]

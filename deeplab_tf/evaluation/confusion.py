@@ -12,9 +12,7 @@ from deeplab_tf.data.info import is_scored
 def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
     """Counts how often each cell of an array is indexed, int64 `shape`.
 
-    Args:
-        indices: Integer indices `[items]` for each axis.
-        shape: Shape of the array.
+    `indices` are integers `[items]` for each axis.
     """
     cells = np.ravel_multi_index(tuple(indices), shape)
     return np.bincount(cells, minlength=math.prod(shape)).reshape(shape)

@@ -45,7 +45,6 @@ _DISTRIBUTION = "imagecorruptions-imaug"
 
 
 def _import_package():
-    """Imports `imagecorruptions`, the reference code."""
     try:
         # The original package has the same module name but cannot be seeded.
         metadata.version(_DISTRIBUTION)

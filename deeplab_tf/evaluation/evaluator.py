@@ -31,7 +31,7 @@ _BATCHES = Elements("batches of images and labels, such as those of load_dataset
 
 @runtime_checkable
 class ExportedModel(Protocol):
-    """A model of another kind than `keras.Model`, such as that of `load_artefact`."""
+    """A model that is not a `keras.Model`, such as that of `load_artefact`."""
 
     num_classes: int | None
     protocol: dict
@@ -68,7 +68,7 @@ class Evaluator:
         model: A model of `build_model`, or an exported model: an object with `labels`,
             `num_classes`, `protocol` and, for confidences, `probabilities` like those
             of `Predictor`.
-        config: The inference protocol and the ignore label.
+        config: The inference protocol and the ignored label.
         shows_progress: Whether to show a progress bar.
     """
 
@@ -119,7 +119,6 @@ class Evaluator:
     def _predict_exported(
         self, images: tf.Tensor, confident: bool
     ) -> tuple[np.ndarray, tf.Tensor | None]:
-        """Returns predictions and confidences of an exported model after checks."""
         predictions = np.asarray(self._predictor.labels(images))
         if predictions.shape != tuple(images.shape[:3]):
             raise UserError(
@@ -326,7 +325,7 @@ def evaluate(
         model: A model of `build_model` or `load_artefact`.
         dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and
             labels `[batch, height, width, 1]`.
-        config: The inference protocol and the ignore label.
+        config: The inference protocol and the ignored label.
 
     Returns:
         The metrics; see `Evaluator.evaluate`.

@@ -123,7 +123,7 @@ class MeanIoU(keras.metrics.Metric):
                 height, width]`; None counts pixels exactly.
 
         Raises:
-            UserError: for another shape, or an invalid label or prediction (see
+            UserError: for an invalid shape, or an invalid label or prediction (see
                 `read_labels`).
         """
         labels, invalid = read_labels(y_true, self.num_classes, self.ignore_label)

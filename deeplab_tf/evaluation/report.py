@@ -47,7 +47,6 @@ def _format_percent(share: float | None) -> str:
 
 
 def _format_setting(value: object) -> str:
-    """Formats a setting."""
     if value is None:
         return _NOTHING
     if isinstance(value, bool):
@@ -159,12 +158,9 @@ def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
 
 
 def _embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
-    """Returns a uint8 image for the template.
+    """Returns a uint8 image `[height, width, 3]` for the template.
 
-    Args:
-        image: `[height, width, 3]`.
-        alt: Alternative text.
-        density: Image pixels per page pixel.
+    `alt` is the alternative text; `density` counts image pixels per page pixel.
     """
     size = image.shape[1] // density, image.shape[0] // density
     return _embed_image(visualize.encode_png(image), "png", alt, size)
@@ -255,7 +251,6 @@ def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
 
 
 def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
-    """Returns small images by caption."""
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
     height, width = small.tolist()

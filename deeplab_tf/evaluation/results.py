@@ -19,13 +19,7 @@ _EXTREMES = 12  # worst and best images in the report
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split to evaluate on.
-
-    Attributes:
-        data: Location of the records, resizing and batch size.
-        name: Official name of the split.
-        info: Description of the dataset.
-    """
+    """A split to evaluate on, by its official name."""
 
     data: DataConfig
     name: str
@@ -56,13 +50,9 @@ def score_split(
 ) -> dict:
     """Evaluates a model on a split and adds its protocol to the metrics.
 
-    Args:
-        evaluator: Evaluator of the model.
-        dataset: Images, labels and names of the split.
-        split: The split, for the protocol.
-        checkpoint: Path of the model, for the protocol.
-        measures: Further measures by name, from `make_measures`.
-        gallery: Collects the worst and best images, if given.
+    `dataset` yields images, labels and names; `split` and `checkpoint` are for the
+    protocol; `measures` are those of `make_measures`, by name; `gallery`, if given,
+    collects the worst and best images.
     """
     metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
@@ -88,12 +78,8 @@ def write_results(
 ) -> list[str]:
     """Writes metrics.json and the report atomically, and returns their paths.
 
-    Args:
-        folder: Output folder.
-        metrics: The metrics, from `score_split`.
-        info: Names and colours of the classes.
-        gallery: Images of the report; None writes no report.
-        command: Command line that produced the results.
+    `metrics` are those of `score_split`; without `gallery` there is no report;
+    `command` is the command line that produced the results.
     """
     paths = [write_metrics(metrics, folder)]
     if gallery is not None:

@@ -46,7 +46,7 @@ def extract(
 
     The folder is published atomically. It is reused as long as the archive and the
     checksums of all files are unchanged; otherwise the archive is extracted again, and
-    a folder with changed files is kept under another name. Several processes may
+    a folder with changed files is kept under a different name. Several processes may
     extract the same archive at once.
 
     Args:
@@ -67,8 +67,8 @@ def extract(
         raise UserError(f"there is no archive {archive}")
     target = os.path.abspath(folder)
     try:
-        title = _make_stamp_title(archive, wanted)
-        if _is_intact(target, title):
+        stamp_header = _make_stamp_header(archive, wanted)
+        if _is_intact(target, stamp_header):
             # A process killed right after publishing leaves its scratch folder.
             scratch.remove_leftovers(os.path.dirname(target))
             return folder
@@ -76,8 +76,8 @@ def extract(
         _require_safe(archive, wanted, limit)
         with scratch.create_folder(os.path.dirname(target)) as unfinished:
             new = os.path.join(unfinished, os.path.basename(target))
-            _extract_members(archive, new, title, wanted, limit)
-            _publish(new, target, title)
+            _extract_members(archive, new, stamp_header, wanted, limit)
+            _publish(new, target, stamp_header)
     except ArchiveError as error:
         raise UserError(f"{archive} cannot be extracted: {error}") from error
     except OSError as error:
@@ -100,7 +100,7 @@ def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
     return None
 
 
-def _make_stamp_title(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
+def _make_stamp_header(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
     """Returns the first line of a stamp, which `sha256sum` takes for a comment."""
     stats = archive.stat()
     parts = "all" if wanted is None else " ".join(wanted)
@@ -140,13 +140,13 @@ def _read_wanted(
 def _extract_members(
     archive: epath.Path,
     folder: str,
-    title: bytes,
+    stamp_header: bytes,
     wanted: Sequence[str] | None,
     limit: int,
 ) -> None:
     os.mkdir(folder)
     with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
-        stamp.write(title)
+        stamp.write(stamp_header)
         found = _read_wanted(file, wanted, limit)
         for member in tqdm(found, desc="extract", unit="file"):
             _write(member, folder, stamp)
@@ -156,7 +156,7 @@ def _extract_members(
 
 
 def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
-    """Writes a member, and the checksum of a file to the stamp."""
+    """Extracts a member; appends the checksum of a regular file to the stamp."""
     path = os.path.join(folder, *member.name.split("/"))
     os.makedirs(path if member.is_folder else os.path.dirname(path), exist_ok=True)
     if member.is_folder:
@@ -183,16 +183,16 @@ def _has_stamp(folder: str) -> bool:
         return bool(_STAMP_START.match(stamp.readline(_MAX_LINE)))
 
 
-def _is_intact(folder: str, title: bytes | None = None) -> bool:
+def _is_intact(folder: str, stamp_header: bytes | None = None) -> bool:
     """Returns whether a folder holds exactly the files of its stamp, unchanged.
 
-    The stamp must start with `title`, unless that is None.
+    The stamp must start with `stamp_header`, unless that is None.
     """
     if not _has_stamp(folder):
         return False
     count = 1  # the stamp
     with open(os.path.join(folder, _STAMP), "rb") as stamp:
-        if stamp.readline(_MAX_LINE) != title and title is not None:
+        if stamp.readline(_MAX_LINE) != stamp_header and stamp_header is not None:
             return False
         while line := stamp.readline(_MAX_LINE):
             match = _STAMP_LINE.fullmatch(line)
@@ -236,7 +236,7 @@ def _require_replaceable(folder: str) -> None:
         )
 
 
-def _publish(new: str, target: str, title: bytes) -> None:
+def _publish(new: str, target: str, stamp_header: bytes) -> None:
     """Renames a complete folder to its final name."""
     for _ in range(_ATTEMPTS):
         try:
@@ -245,7 +245,7 @@ def _publish(new: str, target: str, title: bytes) -> None:
         except OSError:
             if not os.path.isdir(target):
                 raise
-        if _is_intact(target, title):
+        if _is_intact(target, stamp_header):
             return  # another process was faster
         _require_replaceable(target)
         _move_away(target, os.path.dirname(new))

@@ -26,8 +26,7 @@ class ArchiveError(Exception):
 def decompress(file: BinaryIO) -> tuple[BinaryIO, bool]:
     """Returns a reader of the decompressed data, and whether the file is compressed.
 
-    Args:
-        file: Seekable file, at its start.
+    The file must be seekable and at its start.
 
     Raises:
         ArchiveError: if the compressed data is damaged; also from `read`.

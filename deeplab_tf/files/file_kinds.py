@@ -134,12 +134,8 @@ def require_file(path: PathLike) -> None:
 def refuse_special(name: str, path: str) -> None:
     """Refuses a flag value that is a path to a special file.
 
-    Args:
-        name: Name of the flag.
-        path: Value of the flag, which need not be a path.
-
-    Raises:
-        UserError: if it is a FIFO, a socket, a device or a link loop, or not UTF-8.
+    Raises UserError, which names the flag, if it is a FIFO, a socket, a device or a
+    link loop, or not UTF-8. The value need not be a path.
     """
     kind = Kind.FILE if is_remote(path) else kind_of(path)
     if kind in _SPECIAL:
@@ -306,10 +302,7 @@ def keep_files(paths: Sequence[Path], where: str) -> list[Path]:
 def report_skipped(skipped: Mapping[Path, Kind], total: int, where: PathLike) -> None:
     """Prints one line on stderr about skipped entries, if there are any.
 
-    Args:
-        skipped: The entries that are not files, with their kinds.
-        total: Number of listed entries.
-        where: Folder or pattern that was listed.
+    `total` is the number of entries listed in the folder or pattern `where`.
     """
     if not skipped:
         return
@@ -329,17 +322,14 @@ def report_skipped(skipped: Mapping[Path, Kind], total: int, where: PathLike) ->
 def require_room_in_name(path: PathLike, ending: str) -> None:
     """Refuses an input whose output file would have too long a name.
 
-    Args:
-        path: The input file.
-        ending: Text that replaces its extension in the name of the output.
-
-    Raises:
-        UserError: if the name is longer than `MAX_NAME_BYTES`.
+    `ending` replaces the extension of `path` in the name of the output. Raises
+    UserError if the name is longer than `MAX_NAME_BYTES`.
     """
     stem = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     length = len(os.fsencode(stem + ending))
     if length > MAX_NAME_BYTES:
         raise UserError(
-            f"the output name for {escape(path)}, *{ending}, has {length} bytes; at "
-            f"most {MAX_NAME_BYTES} are possible; rename the file"
+            f"the output name for {escape(path)} (ending in {ending}) would be "
+            f"{length} bytes long; at most {MAX_NAME_BYTES} are allowed; give the "
+            "input a shorter name"
         )

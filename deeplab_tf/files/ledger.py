@@ -43,7 +43,7 @@ class Ledger:
     def __init__(self, folder: str):
         self._path = os.path.join(folder, LEDGER)
         if tf.io.gfile.exists(self._path) and not is_regular_file(self._path):
-            raise UserError(f"{self._path} is not an ordinary file; move it away")
+            raise UserError(f"{self._path} is not an ordinary file; move it elsewhere")
         self._digests, self._version, self._is_cut = {}, None, False
 
     def digests(self, name: str) -> set[str]:

@@ -108,11 +108,7 @@ def verify_training_lock(folder: str) -> None:
 
 
 class _TrainingLock:
-    """The lock of one folder; see `training_lock`.
-
-    Attributes:
-        depth: Number of nested `training_lock` blocks.
-    """
+    """The lock of one folder; `depth` counts nested `training_lock` blocks."""
 
     def __init__(self, folder: str):
         self.depth = 0
@@ -136,7 +132,7 @@ class _TrainingLock:
             if isinstance(error, OSError):
                 raise UserError(
                     f"--train_logdir={self._folder} cannot be locked: {error}; give "
-                    "another --train_logdir"
+                    "a different --train_logdir"
                 ) from error
             raise
         self._heartbeat.start()
@@ -225,7 +221,7 @@ class _TrainingLock:
     def _make_error(self, owner: Owner | None) -> UserError:
         return UserError(
             f"--train_logdir={self._folder} is in use by another training run "
-            f"({owner or 'process unknown'}); stop that process or give another "
+            f"({owner or 'process unknown'}); stop that process or give a different "
             "--train_logdir"
         )
 
@@ -242,7 +238,6 @@ class _TrainingLock:
             )
 
     def _send_heartbeats(self) -> None:
-        """Writes a heartbeat regularly until the lock is released."""
         owner = self._owner
         while not self._ended.wait(HEARTBEAT_SECS):
             owner = dataclasses.replace(owner, beat=owner.beat + 1)

@@ -27,8 +27,11 @@ from deeplab_tf.files.ledger import (
 )
 
 _OTHER_PATH = "choose another path"
-_FOREIGN = "was not written by deeplab_tf, or was changed since"
-_REMEDIES = "choose another path, move it away, or add --overwrite to replace it"
+_FOREIGN = "was not written by deeplab_tf or has been modified since"
+_REMEDIES = (
+    "choose another path, move the existing one elsewhere, or add --overwrite to "
+    "replace it"
+)
 
 
 def split(path: str) -> tuple[str, str]:
@@ -133,20 +136,14 @@ def claim(
 
 
 def _record_digest(path: str, digest: str) -> None:
-    """Adds a file to the ledger of its folder."""
     folder, name = split(path)
     open_ledger(folder).add(name, digest)
 
 
 def write_bytes(content: bytes, path: str) -> None:
-    """Writes a file atomically.
+    """Writes a file atomically to an existing folder; a link stays a link.
 
-    Args:
-        content: Content of the file.
-        path: Path of the file, in an existing folder. A link stays a link.
-
-    Raises:
-        UserError: if `path` exists and deeplab_tf did not write it.
+    Raises UserError if `path` exists and deeplab_tf did not write it.
     """
     path = _resolve_links(path)
     _require_replaceable_file(path)

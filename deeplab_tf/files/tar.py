@@ -97,10 +97,8 @@ def quote(name: str | bytes) -> str:
 class _Header(NamedTuple):
     """A header with its extension headers applied, not validated.
 
-    Attributes:
-        name: Path as stored.
-        size: Bytes of data that follow.
-        kind: The type byte.
+    `name` is the path as stored, `size` the bytes of data that follow, `kind` the type
+    byte.
     """
 
     name: bytes
@@ -287,7 +285,6 @@ def _parse_number(field: bytes, name: bytes) -> int:
 
 
 def _read_extension(stream: _Stream, header: _Header) -> bytes:
-    """Returns the data of an extension header."""
     if header.size > _MAX_EXTENSION:
         raise ArchiveError(f"an extension header claims {header.size} bytes")
     stream.start_data(header)

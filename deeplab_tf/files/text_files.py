@@ -40,12 +40,8 @@ def read_words(path: str) -> list[str]:
 def split_lines(content: bytes, source: str) -> list[str]:
     """Returns the lines of a UTF-8 text, without line ends.
 
-    Args:
-        content: Bytes of a text file.
-        source: Name of the file for error messages.
-
-    Raises:
-        UserError: if the content is too large or not text; names the line.
+    Raises UserError, which names `source` and the line, if the content is too large or
+    not text.
     """
     text = strict_json.decode(content, source, MAX_BYTES)
     # Not `splitlines`, which also splits at some control characters.

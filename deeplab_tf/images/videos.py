@@ -38,7 +38,10 @@ class Video:
         # Many broken files open without an error.
         self._first = self._read_frame()
         if self._first is None:
-            raise UserError(f"{_describe(source)} has no frame")
+            raise UserError(
+                f"could not read a frame from {_describe(source)}; check that the file "
+                "plays and that no other program uses the camera"
+            )
         self.size = self._first.shape[:2]
 
     def _read_frame(self) -> np.ndarray | None:
@@ -65,7 +68,7 @@ def read_video(source: str) -> Iterator[Video]:
     """Opens a video file, or a camera by its number, for the duration of the context.
 
     Raises:
-        UserError: if there is no such file or camera, or it has no frame.
+        UserError: if there is no such file or camera, or no frame can be read.
     """
     with contextlib.ExitStack() as stack:
         _silence_opencv()

@@ -53,7 +53,6 @@ def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
 
 
 def _count_convolution(layer: layers.Layer, convention: str) -> int:
-    """Returns the multiply-adds of a convolution."""
     _, *size, filters = layer.output.shape
     if convention != "exact":
         sides = zip(size, layer.kernel_size, layer.dilation_rate, strict=True)

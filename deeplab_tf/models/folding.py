@@ -61,7 +61,6 @@ def _find_pairs(model: keras.Model) -> dict:
 
 
 def _fold_weights(convolution, normalization) -> list[np.ndarray]:
-    """Returns the kernel and bias that replace both layers."""
     kernel, *bias = convolution.get_weights()
     # In float64, so that values are rounded only once.
     gamma, beta, mean, variance = np.float64(normalization.get_weights())

@@ -35,7 +35,7 @@ def read_labels(
         Class ids, int32, and booleans, both `[batch, height, width]`.
 
     Raises:
-        UserError: if the shape is another; run eagerly, if a pixel is neither a class
+        UserError: if the shape is invalid; run eagerly, if a pixel is neither a class
             nor ignored. In a TensorFlow graph that is an `InvalidArgumentError`, in a
             program compiled by JAX an error of its runtime.
     """
@@ -74,7 +74,7 @@ def read_predictions(predictions: Tensor, num_classes: int) -> tuple[Tensor, Ten
         See `read_labels`.
 
     Raises:
-        UserError: if the shape is another; for predictions that are not a class see
+        UserError: if the shape is invalid; for predictions that are not a class see
             `read_labels`.
     """
     predictions = ops.convert_to_tensor(predictions)
@@ -103,7 +103,7 @@ def expand_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
             length 1 are repeated.
 
     Raises:
-        UserError: if the shape is another.
+        UserError: if the shape is invalid.
     """
     if sample_weight is None:
         return None
@@ -149,12 +149,9 @@ def _read_one_hot(labels: Tensor, ignore_label: int) -> tuple[Tensor, Tensor]:
 def _check(invalid: Tensor, values: Tensor, before: str, after: str) -> None:
     """Raises an error about the first invalid pixel, now or when the graph runs.
 
-    Args:
-        invalid: Mask `[batch, height, width]`.
-        values: `[batch, height, width]` or `[..., channels]`; the message has the value
-            of the pixel between its two parts.
-        before: First part of the message.
-        after: Second part of the message.
+    `invalid` is a mask `[batch, height, width]`. The message has that pixel of
+    `values`, `[batch, height, width]` or `[..., channels]`, between `before` and
+    `after`.
     """
     invalid = ops.reshape(invalid, (-1,))
     values = ops.reshape(values, (-1, *values.shape[3:]))

@@ -96,7 +96,6 @@ def _is_padding_fixed(padding: str, strides: int) -> bool:
 
 
 def _options(scope: str, strides: int, rate, padding: str) -> dict:
-    """Returns the options common to all convolutions."""
     return {
         "strides": strides,
         "dilation_rate": rate,

@@ -43,10 +43,8 @@ def _find_live_tensors(calls: list[Call], image) -> dict[int, list]:
 def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
     """Returns the cuts into segments of at most `limit` elements that keep the fewest.
 
-    Args:
-        limit: Maximum number of elements of a segment.
-        totals: Cumulative number of elements before each call.
-        kept: Cut to the elements kept there, in order; the last cut is the end.
+    `totals` are the cumulative elements before each call; `kept` maps cuts, in order,
+    to the elements kept there; the last cut is the end.
     """
     best = {0: (0, ())}
     for cut, elements in kept.items():
@@ -61,9 +59,10 @@ def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
 
 
 def find_cuts(model: keras.Model) -> tuple[int, ...]:
-    """Returns the number of layers after which each segment of a model ends.
+    """Returns where to split a model into segments, as cumulative layer counts.
 
-    Minimises the elements of the kept tensors plus those of the largest segment.
+    Minimises memory: the tensors stored between segments plus those of the largest
+    segment, in elements.
     """
     shape = [size or _NOMINAL_SIZE for size in model.input.shape[1:]]
     image = keras.Input(batch_shape=(1, *shape), dtype=model.input.dtype)
@@ -195,8 +194,8 @@ def recompute_backbone(model: keras.Model) -> keras.Model:
     """
     if not _has_backbone(model):
         raise UserError(
-            "recomputation needs a model of build_model, whose backbone is a nested "
-            f'model named "backbone"; received {model.name!r} without one'
+            'recomputation needs a nested model named "backbone", as in the models of '
+            f"build_model(); {model.name!r} has none"
         )
 
     def replace(layer):

@@ -45,11 +45,8 @@ def _interpolation_matrix(source, target, dtype):
 def resize_bilinear(x, size):
     """Resizes features bilinearly with aligned corners, keeping their dtype.
 
-    Equals TF1's `align_corners=True`, which Keras and TF2 do not offer.
-
-    Args:
-        x: `[batch, height, width, channels]`.
-        size: Target height and width, ints or integer tensors.
+    Equals TF1's `align_corners=True`, which Keras and TF2 do not offer. `x` is `[batch,
+    height, width, channels]`; `size` is height and width, ints or integer tensors.
     """
     height, width = spatial_size(x)
     if _is_equal(height, size[0]) and _is_equal(width, size[1]):

@@ -153,14 +153,10 @@ def usable_mebibytes(mebibytes: float) -> float:
 
 
 def predict_mebibytes(measured: Sequence[Measurement], images: int) -> float | None:
-    """Extrapolates memory to more images from the last two measurements.
+    """Extrapolates memory to more images from the last two measurements, in mebibytes.
 
-    Args:
-        measured: Measurements that differ only in their number of images, ascending.
-        images: Number of images.
-
-    Returns:
-        Mebibytes; None for fewer than two measurements.
+    The measurements, in ascending order, differ only in their number of images. Returns
+    None for fewer than two.
     """
     if len(measured) < 2:
         return None
@@ -175,12 +171,8 @@ def select_largest(
     """Returns the measurement with the most images that fit and divide the batch.
 
     More images improve batch normalisation (DeepLabv3, 1706.05587, Sec. 4.1) and are
-    rarely slower per image.
-
-    Args:
-        measured: Measurements to choose from.
-        batch: Batch size of an optimiser step.
-        mebibytes: Memory of the device.
+    rarely slower per image. `batch` is the batch size of an optimiser step, `mebibytes`
+    the memory of the device.
     """
     fitting = [
         one

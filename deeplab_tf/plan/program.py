@@ -254,6 +254,5 @@ def _write_json(
 
 
 def _to_json(measurement: Measurement) -> dict:
-    """Returns a measurement as JSON values."""
     values = dataclasses.asdict(measurement)
     return values | {"images_per_second": measurement.images_per_second}

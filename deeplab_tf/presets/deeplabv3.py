@@ -79,12 +79,9 @@ def _make_protocols(
 ) -> Iterator[tuple[str, dict]]:
     """Yields the four inference protocols of DeepLabv3's Tables 4 and 6.
 
-    Args:
-        first: Output stride and mIoU of the first row.
-        second: Output stride and mIoU of the second row. The rows after it have the
-            same output stride.
-        multi_scale: mIoU with multiple scales.
-        flipped: mIoU with multiple scales and flipped images.
+    `first` and `second` are output stride and mIoU of these rows; the rows after them,
+    with multiple scales and with flipped images too, have the output stride of the
+    second.
     """
     stride = second[0]
     for suffix, output_stride, miou, protocol in (

@@ -119,10 +119,8 @@ def describe(preset: Preset) -> str:
 def describe_run(preset: Preset, parts: Iterable[Pair], **values: object) -> str:
     """Describes a preset and the deviations of a run from it.
 
-    Args:
-        preset: The preset.
-        parts: Pairs of configs, the preset's and the run's.
-        **values: The run's values of other attributes of the preset.
+    `parts` are pairs of configs, the preset's and the run's; `values` are the run's
+    values of other attributes of the preset.
     """
     changes = _list_changes(preset, parts, values)
     return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"

@@ -85,8 +85,6 @@ def central_window(size):
 
 
 class _Cropper:
-    """Crops the images of a source."""
-
     def __init__(self, source: Source, config: DataConfig):
         self._info, self._keys, self._config = source.info, source.keys, config
         self._reader = Reader(source)
@@ -185,7 +183,7 @@ def load_classes(
         1, 1]`.
 
     Raises:
-        UserError: if the split has no records, or the batch cannot be shared.
+        UserError: if the split contains no records, or the batch cannot be shared.
     """
     check_batch_size(config.batch_size, num_workers)
     source = open_classes(config.dataset, config.dataset_dir, split)

@@ -116,7 +116,6 @@ def _read_model_config(values: absl_flags.FlagValues, source: Source) -> ModelCo
 
 
 def _read_train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
-    """Returns the training options for a dataset of `images` images."""
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
         raise UserError(
@@ -137,7 +136,6 @@ def _read_train_config(values: absl_flags.FlagValues, data: DataConfig, images: 
 
 
 def _read_experiment(values: absl_flags.FlagValues, source: Source) -> Experiment:
-    """Returns the experiment of the flags, after checking all values."""
     model = _read_model_config(values, source)
     data = flags.data_config(values, model, None)
     train = _read_train_config(values, data, len(source.index))
@@ -186,7 +184,6 @@ def _run(
     validation: ClassValidation,
     source: Source,
 ) -> None:
-    """Describes the run, then trains."""
     data, split = experiment.data, experiment.split
     folder, worker = experiment.train.train_logdir, trainer.worker
     print(

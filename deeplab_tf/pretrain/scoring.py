@@ -84,5 +84,5 @@ class TopAccuracy:
             counts = np.asarray(sum_over_workers(counts))
         images, top1, top5 = counts.tolist()
         if not images:
-            raise UserError("the evaluation split has no images")
+            raise UserError("the evaluation split contains no images")
         return {"images": images, "top1": top1 / images, "top5": top5 / images}

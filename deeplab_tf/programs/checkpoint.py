@@ -41,7 +41,7 @@ def resolve_class_info(
     model), else from PASCAL VOC if it has as many classes, else they are generic.
 
     Raises:
-        UserError: if the dataset has another number of classes.
+        UserError: if the dataset has a different number of classes.
     """
     if dataset is None:
         voc = dataset_info("pascal_voc_seg")
@@ -96,7 +96,7 @@ def require_classes(
 
 
 def require_channels(model: keras.Model, channels: int, images: str) -> None:
-    """Refuses a model that takes another number of channels.
+    """Refuses a model that takes a different number of channels.
 
     `images` names the images in the error, in the plural.
     """
@@ -122,7 +122,7 @@ def restore_model(
         num_classes: Number of classes; None takes the checkpoint's.
 
     Raises:
-        UserError: if there is no such checkpoint or it holds another model.
+        UserError: if there is no such checkpoint or it holds a different model.
     """
     if isinstance(checkpoint, str):
         checkpoint = tf1.read_checkpoint(checkpoint)

@@ -189,7 +189,6 @@ def _evaluate_checkpoint(
 def _score(
     values: absl_flags.FlagValues, evaluator: Evaluator, split: Split, source: str
 ) -> None:
-    """Evaluates a model, prints the table and writes the results."""
     info = split.info
     if _read_corruptions(values) and info.channels != 3:
         raise UserError(
@@ -261,7 +260,6 @@ def _follow(
     seconds: float,
     strategy: tf.distribute.Strategy,
 ) -> None:
-    """Evaluates every new checkpoint of a folder."""
     checkpoints = follow_checkpoints(folder, seconds)
     limit = values.max_number_of_evaluations or None
     for i, checkpoint in enumerate(itertools.islice(checkpoints, limit)):

@@ -131,7 +131,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_flags(values, _FLAGS)
     required = ["checkpoint_path", "export_path"]
     absl_flags.mark_flags_as_required(required, flag_values=values)
-    # The official export.py has another default than the other programs.
+    # The official export.py has a different default from the other programs.
     values["output_stride"].default = 8
     values["output_stride"].unparse()
     return values
@@ -150,7 +150,6 @@ def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalCon
 
 
 def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
-    """Returns the resizing of images before inference; None for none."""
     data = flags.read_options(values, DataConfig)  # validates the combination
     sizes = (getattr(data, name) for name in flags.RESIZING)
     return Resizing(*sizes) if data.min_resize_value else None
@@ -178,7 +177,6 @@ def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
 
 
 def _has_records(values: absl_flags.FlagValues) -> bool:
-    """Returns whether the flags name records to evaluate the export on."""
     is_tfds = (values.dataset or "").startswith(sources.TFDS_PREFIX)
     return bool(values.dataset_dir) or is_tfds
 
@@ -205,7 +203,6 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
 
 
 def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
-    """Loads the model and the records for the export that the flags describe."""
     resizing, preset = _read_resizing(values), flags.read_preset(values)
     experiment = find_experiment(values.checkpoint_path)
     records, num_classes = None, values.num_classes

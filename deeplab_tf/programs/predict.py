@@ -246,7 +246,6 @@ def _number_frames(
 
 
 def _check_flags(values: absl_flags.FlagValues) -> None:
-    """Raises UserError for missing flags and for flags that exclude each other."""
     if bool(values.images) == bool(values.video):
         received = "both" if values.images else "neither"
         raise UserError(f"give --images or --video; received {received}")

@@ -141,7 +141,6 @@ def _read_batch_norm_policy(values, preset: Preset | None) -> str:
 
 
 def _make_validation(values, experiment: Experiment, preset) -> Validation | None:
-    """Returns the evaluation during training; None if there is none."""
     if not experiment.train.eval_interval_steps:
         return None
     data, info = experiment.data, experiment.info
@@ -192,7 +191,6 @@ def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> N
 def _run(
     values, trainer: Trainer, experiment: Experiment, validation: Validation | None
 ) -> None:
-    """Trains, or overfits one batch."""
     config, data, split = experiment.train, experiment.data, experiment.split
     devices = ", ".join(d.name for d in tf.config.list_logical_devices())
     print(f"devices: {devices}; {describe_machine(values, trainer)}")

@@ -49,7 +49,7 @@ class Artefact(abc.ABC):
                 at least one.
 
         Raises:
-            UserError: for images of another shape, and for a label beyond
+            UserError: for images of a different shape, and for a label beyond
                 `num_classes`.
         """
         labels = self._labels(self._validate(images))
@@ -64,11 +64,8 @@ class Artefact(abc.ABC):
     def probabilities(self, images: ArrayLike) -> np.ndarray:
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
 
-        Args:
-            images: As in `labels`.
-
-        Raises:
-            UserError: if it only returns labels, and for images of another shape.
+        Images are as in `labels`. Raises UserError if the artefact returns only labels,
+        and for images of a different shape.
         """
         if not self.gives_probabilities:
             raise UserError(f"{self._path} returns only labels, no probabilities")
@@ -130,10 +127,8 @@ def pad_to_size(
 ) -> np.ndarray:
     """Pads or crops an image at the bottom and right to float32 `[1, *size, channels]`.
 
-    Args:
-        image: Image `[height, width, channels]`.
-        size: Height and width.
-        mean_pixel: Value of the padding, one number or one per channel.
+    The image is `[height, width, channels]`; `mean_pixel` is one number or one per
+    channel.
     """
     canvas = np.empty((1, *size, image.shape[-1]), np.float32)
     canvas[:] = mean_pixel

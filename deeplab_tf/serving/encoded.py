@@ -38,8 +38,8 @@ class Bounds(NamedTuple):
     def message(self) -> str:
         """The error message for an image that cannot be labelled."""
         return (
-            "the image is not a grey, RGB or RGBA JPEG or PNG that can be decoded and "
-            f"has at most {self.pixels} pixels and {MAX_SIDE} per side"
+            "the image is not a greyscale, RGB or RGBA JPEG or PNG that can be decoded "
+            f"and has at most {self.pixels} pixels and {MAX_SIDE} per side"
         )
 
     def is_allowed(self, size):
@@ -72,9 +72,7 @@ def _read_headers(encoded):
 def find_decodable(encoded, bounds: Bounds):
     """Returns a mask of the encoded images that can be decoded, bool `[batch]`.
 
-    Args:
-        encoded: Encoded images, strings `[batch]`.
-        bounds: Limits on their size, checked before decoding.
+    `encoded` are strings `[batch]`; `bounds` limit their size before they are decoded.
     """
     is_jpeg, is_png, sides = _read_headers(encoded)
     any_jpeg = tf.io.encode_jpeg(tf.zeros([1, 1, 3], tf.uint8))

@@ -11,7 +11,7 @@ class KerasPredictor(Artefact):
     """A `.keras` file, loaded for evaluation and prediction.
 
     Raises:
-        UserError: if the file is damaged or holds another model.
+        UserError: if the file is damaged or holds a different model.
     """
 
     def __init__(self, path: str):

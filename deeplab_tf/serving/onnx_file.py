@@ -140,7 +140,6 @@ def export_onnx(
 def _make_serving_function(
     model: keras.Model, probabilities: bool
 ) -> tf.types.experimental.PolymorphicFunction:
-    """Returns a function that labels images of unknown size."""
     config = model.model_config
     network = use_native_layers(model, _LAYER_TYPES)
     shape = [None, None, None, config.channels]
@@ -181,7 +180,6 @@ def _name_input(graph: "onnx.GraphProto") -> None:
 
 
 def _name_axes(graph: "onnx.GraphProto") -> None:
-    """Names the unknown dimensions."""
     for value in (*graph.input, *graph.output):
         sides = value.type.tensor_type.shape.dim
         for name, side in zip(_AXES, sides, strict=False):

@@ -49,7 +49,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
     """Raises UserError if `publish_artefact` would refuse a path."""
     if path.lower().endswith(_OTHER_FILES):
         raise UserError(
-            f"{path} ends like a file of another format; give a name ending in "
+            f"{path} has the extension of a different format; give a name ending in "
             f"{join_choices(_FILES)}, or a folder for a SavedModel"
         )
     outputs.require_replaceable(path, overwrite)
@@ -93,7 +93,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
         with _keep_refusal(unfinished, path):
             yield unfinished
         comparison = _read_if_exists(comparison_path(unfinished))
-        # Never leave the comparison of another artefact next to this one.
+        # Never leave the comparison of a different artefact next to this one.
         for stale in (comparison_path(path), refusal_path(path)):
             if tf.io.gfile.exists(stale):
                 tf.io.gfile.remove(stale)

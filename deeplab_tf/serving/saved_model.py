@@ -92,8 +92,8 @@ def export_saved_model(
     - `probabilities`: from `ImageTensor` to `SemanticProbabilities`, float32 `[batch,
       height, width, num_classes]`.
     - `encoded`, for models of 8-bit RGB: from `image_bytes`, JPEGs or PNGs, strings
-      `[batch]`, to `label_map_bytes`, grey PNGs, strings `[batch]`, and `error`, one
-      message per image. An image with an error has an empty label map.
+      `[batch]`, to `label_map_bytes`, greyscale PNGs, strings `[batch]`, and `error`,
+      one message per image. An image with an error has an empty label map.
     - `features`, unless the model has an image pyramid: from `ImageTensor` to
       `high_level` and, for each stride of the decoder, `low_level_<stride>`, float32
       `[batch, height / stride, width / stride, depth]`, without padding or resizing.
@@ -186,7 +186,6 @@ def _make_warmup_requests(
 def _write_description(
     model: keras.Model, info: DatasetInfo | None, has_weights: bool, folder: str
 ) -> None:
-    """Writes the model config, the classes and the weights."""
     with tf.io.gfile.GFile(os.path.join(folder, _MODEL), "w") as file:
         file.write(strict_json.dump(dataclasses.asdict(model.model_config)))
     if info is not None:
@@ -230,7 +229,6 @@ class SavedModelPredictor(Artefact):
         output: str,
         images: np.ndarray,
     ) -> np.ndarray:
-        """Runs a signature on images; returns one output."""
         if self._input.dtype.is_integer and images.dtype.kind == "f":
             images = np.rint(images)
         images = tf.saturate_cast(images, self._input.dtype)

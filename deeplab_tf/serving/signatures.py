@@ -48,10 +48,6 @@ class ResizingPredictor:
     """A predictor that resizes images first, and its results back to their size.
 
     Labels are resized by nearest neighbours, as in the official export.
-
-    Args:
-        predictor: Predictor of the resized images.
-        resizing: Size of the resized images.
     """
 
     def __init__(self, predictor: Predictor, resizing: Resizing):
@@ -103,12 +99,9 @@ class ResizingPredictor:
 def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
     """Returns a model of the encoder's features; None if there is an image pyramid.
 
-    Its outputs are `high_level`, from the ASPP or another context module, else from the
-    backbone, and for each stride of the decoder `low_level_<stride>` from the backbone.
-
-    Args:
-        model: A model of `build_model`, whose layers are shared.
-        logits: Whether to output `logits` too.
+    It shares the layers of `model`. Its outputs are `high_level`, from the context
+    module if there is one, else from the backbone; for each stride of the decoder
+    `low_level_<stride>` from the backbone; and `logits` if requested.
     """
     features = feature_tensors(model)
     if "backbone" not in features:

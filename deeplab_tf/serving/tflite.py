@@ -150,7 +150,6 @@ class TFLitePredictor(Artefact):
 
 
 def _read_notes(content: bytes, path: str) -> dict:
-    """Returns the notes in a file of ours, by name."""
     file = io.BytesIO(content)
     if not zipfile.is_zipfile(file):
         return {}
@@ -185,7 +184,10 @@ class _ExportNote:
 def _parse_export_note(
     notes: dict, channels: int, path: str
 ) -> tuple[np.ndarray, dict]:
-    """Returns the mean pixel and the precision of the export, for the protocol."""
+    """Returns the mean pixel, and the precision as an entry for the protocol.
+
+    The entry is empty if the file has no note.
+    """
     if EXPORT_NOTE not in notes:
         return np.float32(_MEAN_PIXEL), {}
     where = f"{path}: {EXPORT_NOTE}"
@@ -208,15 +210,16 @@ def _load_interpreter(interpreter_class: type, content: bytes, path: str):
 
 
 def _find_input(interpreter, path: str) -> dict:
-    """Returns the only input; refuses all but one image of a fixed size."""
+    """Returns the only input; refuses inputs other than one image of fixed size."""
     details = interpreter.get_input_details()
     shapes = [detail["shape_signature"].tolist() for detail in details]
     batch, *shape = shapes[0] if len(shapes) == 1 else [0]
     # An unknown batch size (-1) is 1 here.
     if abs(batch) != 1 or len(shape) != 3 or min(shape) < 1:
         raise UserError(
-            f"{path} takes {' and '.join(map(str, shapes))}; one image "
-            "[1, height, width, channels] of a fixed size is needed"
+            f"{path} has inputs of shape {' and '.join(map(str, shapes))}; it must "
+            "have one input [1, height, width, channels] of fixed size; export it that "
+            "way"
         )
     detail = details[0]
     is_real = np.issubdtype(detail["dtype"], np.floating)

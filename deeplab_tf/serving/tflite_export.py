@@ -143,10 +143,8 @@ def pad_calibration_images(
 ) -> Iterator[np.ndarray]:
     """Yields images padded to a size, float32 `[1, height, width, channels]`.
 
-    Args:
-        images: As `calibration` of `export_tflite`.
-        mean_pixel: Value of the padding.
-        size: Height and width; larger images are cropped.
+    Larger images are cropped. `images` are as `calibration` of `export_tflite`;
+    `mean_pixel` is the value of the padding.
     """
     for element in images:
         for image in _to_batch(element):
@@ -162,7 +160,6 @@ def _to_batch(element: ArrayLike | tuple) -> np.ndarray:
 def _write_graph(
     model: keras.Model, size: tuple[int, int], output: str, folder: str
 ) -> None:
-    """Writes a SavedModel for images of one size."""
     network = use_native_layers(model)
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -61,7 +61,7 @@ def find_foreign_prefixes(folder: str) -> list[str]:
 
 
 def find_foreign_state_file(folder: str) -> list[str]:
-    """Returns `[STATE_FILE]` if a folder has such a file in another format, else []."""
+    """Returns `[STATE_FILE]` if a folder has one in a different format, else []."""
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
         return []
@@ -115,7 +115,7 @@ def _expected_keys(reader, keys: set[str]) -> set[str]:
 
 
 def describe_latest_intact(folder: str) -> str:
-    """Names the latest intact checkpoint of a folder, in words."""
+    """Describes the latest intact checkpoint in a folder, for error messages."""
     for prefix in reversed(list_prefixes(folder)):
         if find_damage(prefix) is None:
             return f"the previous checkpoint, {prefix}, is intact"
@@ -138,12 +138,8 @@ def publish(
 ) -> None:
     """Writes a checkpoint, moves it to its folder and removes old ones.
 
-    Args:
-        write: Writes the files of a prefix.
-        name: Name of the checkpoint.
-        folder: Target folder: `root`, or a folder within it.
-        root: A locked `train_logdir`.
-        kept: Checkpoints to keep, including this one.
+    `write` writes the files of a prefix. `folder` is `root`, a locked `train_logdir`,
+    or a folder within it. `kept` checkpoints remain, including this one.
     """
     found = map(os.path.basename, list_prefixes(folder))
     earlier = [n for n in found if n not in (name, name + REPLACED)]
@@ -214,12 +210,12 @@ def _move(scratch: str, name: str, folder: str) -> None:
     """Publishes the files of a checkpoint, index and state file last."""
     if not tf.io.gfile.isdir(folder):
         tf.io.gfile.mkdir(folder)
-    # Removed first, so that it never stands next to the data of another checkpoint.
+    # Removed first, so that it never stands next to the data of a different checkpoint.
     index = f"{name}.index"
     path = os.path.join(folder, index)
     if tf.io.gfile.exists(path):
         if not outputs.is_recorded(path) and find_damage(os.path.join(folder, name)):
-            raise UserError(f"{path} was not written by deeplab_tf; move it away")
+            raise UserError(f"{path} was not written by deeplab_tf; move it elsewhere")
         tf.io.gfile.remove(path)
     parts = {match[0] for match in _match_files(scratch)} - {index}
     moves = [

@@ -46,15 +46,14 @@ class DivergenceCheck:
 
     @property
     def _source(self) -> str:
-        """Where the weights come from, in words."""
         if self.restored:
             return self.restored
         checkpoint = self._config.tf_initial_checkpoint
         return f"tf_initial_checkpoint={checkpoint}" if checkpoint else "the model"
 
-    def start(self, step: int) -> None:
-        """Starts checking at a step."""
-        self._first_step = step
+    def reset(self, first_step: int) -> None:
+        """Forgets earlier losses; `first_step` is the first step of this run."""
+        self._first_step = first_step
         self._losses.clear()
 
     def require_finite_values(self, variables: Mapping[str, tf.Variable]) -> None:
@@ -63,7 +62,7 @@ class DivergenceCheck:
         if name is not None:
             raise UserError(
                 f"{self._source} holds values that are not finite (first: {name}); "
-                "start from another checkpoint"
+                "start from a different checkpoint"
             )
 
     def require_finite_steps(

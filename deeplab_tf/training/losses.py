@@ -176,11 +176,8 @@ def is_decayed(name: str) -> bool:
 def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
     """Returns labels at the size of the logits by nearest neighbours.
 
-    Corners are aligned and halves round up (TF1's `align_corners`).
-
-    Args:
-        labels: `[batch, height, width]` or `[batch, height, width, 1]`.
-        size: Target height and width.
+    Corners are aligned and halves round up (TF1's `align_corners`). Labels are `[batch,
+    height, width]` or `[..., 1]`; `size` is height and width.
     """
     if len(labels.shape) == 4:
         labels = labels[..., 0]

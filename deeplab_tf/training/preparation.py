@@ -23,11 +23,9 @@ from deeplab_tf.training.trainer import Trainer
 class Start:
     """How a training run starts.
 
-    Attributes:
-        images: Images per replica and forward pass.
-        batch_norm: Requested batch normalisation policy, or "auto".
-        previous: The experiment to resume, if any.
-        weights: Prefix of the initial checkpoint, if any.
+    `images` are counted per replica and forward pass; `batch_norm` is the requested
+    policy or "auto"; `previous` is the experiment to resume and `weights` the prefix of
+    the initial checkpoint, if any.
     """
 
     images: int
@@ -40,8 +38,8 @@ def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
     """Returns the start of a training run; downloads the initial checkpoint.
 
     Raises:
-        UserError: if the replicas cannot share a batch, `train_logdir` has another
-            model, or the initial checkpoint does not exist.
+        UserError: if the replicas cannot share a batch, `train_logdir` has a
+            different model, or the initial checkpoint does not exist.
     """
     train = experiment.train
     images = distribution.require_divisible(

@@ -21,9 +21,8 @@ _Values = TypeVar("_Values")
 class Replicas:
     """The devices that train one model together.
 
-    Attributes:
-        count: Number of replicas, over all workers.
-        worker: The position of this process among the workers.
+    `count` replicas over all workers; `worker` is the position of this process among
+    them.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):

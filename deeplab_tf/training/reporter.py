@@ -171,7 +171,6 @@ class Reporter:
         )
 
     def _warn_of_collapse(self, step: int, classes) -> None:
-        """Warns if all predictions of a window of steps are of one class."""
         self._classes += classes
         if step - self._window_began < _WINDOW:
             return
@@ -280,7 +279,6 @@ class Reporter:
 
 
 def _compare_miou(miou: float, expected: float) -> str:
-    """Compares a score with the preset's expected one at this step."""
     if miou >= expected - _MIOU_SPREAD:
         return f"as expected ({expected:.2f})"
     return (

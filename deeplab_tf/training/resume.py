@@ -31,7 +31,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
     for prefix in () if overwrite else checkpoint_files.find_foreign_prefixes(best):
         raise UserError(
             f"{prefix} was not written by deeplab_tf, and the best checkpoint would "
-            "replace it; give another --train_logdir"
+            "replace it; give a different --train_logdir"
         )
 
 
@@ -57,8 +57,8 @@ def read_previous_experiment(experiment: Experiment) -> Experiment | None:
         old, new = map(dataclasses.asdict, (previous.model, experiment.model))
         changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
         raise UserError(
-            f"--train_logdir={folder} has another model: {'; '.join(changed)}; give "
-            "the same model flags or another --train_logdir"
+            f"--train_logdir={folder} has a different model: {'; '.join(changed)}; "
+            "give the same model flags or a different --train_logdir"
         )
     return previous
 

@@ -47,7 +47,6 @@ def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> 
 
 
 def _overfit(model, config: TrainConfig, dataset) -> Verdict:
-    """Checks that a model can overfit the first batch."""
     config = dataclasses.replace(
         config,
         optimizer="adam",
@@ -131,7 +130,7 @@ def _read_crops(dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_borders(label: np.ndarray) -> np.ndarray:
-    """Returns the pixels whose left or upper neighbour has another label."""
+    """Returns the pixels whose left or upper neighbour has a different label."""
     border = np.zeros(label.shape, bool)
     border[1:] |= label[1:] != label[:-1]
     border[:, 1:] |= label[:, 1:] != label[:, :-1]

@@ -106,7 +106,7 @@ class TrainingState:
         if damaged:
             raise UserError(
                 f"no checkpoint in {self.folder} is intact ({damaged[0]}); give "
-                "another --train_logdir"
+                "a different --train_logdir"
             )
         return None
 
@@ -163,7 +163,7 @@ class TrainingState:
             )
 
     def _require_match(self, prefix: str) -> None:
-        """Refuses an intact checkpoint of another format, model or optimiser."""
+        """Refuses an intact checkpoint of a different format, model or optimiser."""
         reader = checkpoint_files.open_checkpoint(prefix)
         _require_format(reader, prefix)
         dtypes = reader.get_variable_to_dtype_map()
@@ -176,7 +176,7 @@ class TrainingState:
             key: f"{variable.dtype.name} of shape {variable.shape.as_list()}"
             for key, variable in self._variables.items()
         }
-        # The model's keys first: with another model, slots and averages differ as well.
+        # The model's keys first: with a different model, slots and averages differ too.
         keys = sorted(
             current.keys() | saved.keys(), key=lambda k: (_group_of(k) != MODEL_KEY, k)
         )
@@ -187,18 +187,18 @@ class TrainingState:
 
 
 def _require_format(reader, prefix: str) -> None:
-    """Refuses a TF1 checkpoint, or one of another format version."""
+    """Refuses a TF1 checkpoint, or one of a different format version."""
     if not reader.has_tensor(GRAPH_KEY):
         raise UserError(
             f"{prefix} is a TF1 checkpoint, whose training cannot be resumed; give it "
-            "as --tf_initial_checkpoint, with another --train_logdir"
+            "as --tf_initial_checkpoint, with a different --train_logdir"
         )
     key = to_key("format_version")
     version = int(reader.get_tensor(key)) if reader.has_tensor(key) else FORMAT_VERSION
     if version != FORMAT_VERSION:
         raise UserError(
             f"{prefix} has format version {version}, but this version of deeplab_tf "
-            f"can only resume {FORMAT_VERSION}; give another --train_logdir"
+            f"can only resume {FORMAT_VERSION}; give a different --train_logdir"
         )
 
 
@@ -206,7 +206,7 @@ def _describe_mismatch(
     prefix: str, key: str, saved: str | None, current: str | None
 ) -> str:
     name = "/".join(from_key(key)) or key
-    remedy = "another --train_logdir"
+    remedy = "a different --train_logdir"
     if _group_of(key) in _FLAGS and None in (saved, current):
         remedy += f", or the same --{_FLAGS[_group_of(key)]} as before"
     return (

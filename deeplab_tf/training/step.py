@@ -35,14 +35,8 @@ class TrainStep:
     """Runs forward pass, loss, gradients and update on one replica's rows of a batch.
 
     Call it in a replica context. The replicas' losses add up to the batch's: each is
-    divided by the valid pixels of all replicas.
-
-    Args:
-        model: A model of `build_model`.
-        config: The training options.
-        network: The model of `training_outputs`, or an equivalent one.
-        optimizer: A built optimiser.
-        averages: Moving averages of the weights.
+    divided by the valid pixels of all replicas. `network` is the model of
+    `training_outputs`, or an equivalent one; the optimiser must be built.
     """
 
     def __init__(

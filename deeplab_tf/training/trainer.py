@@ -223,13 +223,9 @@ class Trainer:
     def train_steps(self, data: Iterator, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Runs up to `count` optimiser steps in one host call, until one is not finite.
 
-        Args:
-            data: An iterator from `iterate`.
-            count: Number of steps.
-
-        Returns:
-            The `STEP_METRICS` of each step, `[steps, 6]`, and the sum of their class
-            counts, `[3, num_classes]` (see `count_classes`).
+        Takes an iterator from `iterate`. Returns the `STEP_METRICS` of each step,
+        `[steps, 6]`, and the sum of their class counts, `[3, num_classes]` (see
+        `count_classes`).
         """
         rows, classes = self._compiled_steps(data, tf.constant(count))
         return rows.numpy(), classes.numpy()
@@ -341,7 +337,7 @@ class Trainer:
     def _start(self, reporter: Reporter) -> None:
         self._saved_at = time.monotonic()
         self._require_finite_values()
-        self._check.start(self.step)
+        self._check.reset(self.step)
         if self.step == 0:
             self._averages.start()
         reporter.restart(self.step, self.samples)

@@ -44,7 +44,7 @@ def test_cache_writable_by_others_is_refused(tmp_path, mode, monkeypatch):
     folder.chmod(mode)
     message = (
         f"other users can write to the cache {folder}; run chmod go-w '{folder}' or "
-        "give another folder as cache_dir or DEEPLAB_TF_CACHE"
+        "give a different folder as cache_dir or DEEPLAB_TF_CACHE"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         make_private(str(folder))

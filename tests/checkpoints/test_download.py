@@ -328,7 +328,7 @@ def test_escaped_and_unescaped_urls_are_accepted(server, cache, name):
 def test_error_names_unusable_cache(server, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     message = (
-        rf"^the cache {tmp_path}/file cannot be used: .*; give another folder as "
+        rf"^the cache {tmp_path}/file cannot be used: .*; give a different folder as "
         "cache_dir or DEEPLAB_TF_CACHE$"
     )
     with pytest.raises(UserError, match=message) as error:

@@ -126,7 +126,7 @@ def test_error_names_invalid_graph_file(content, tmp_path):
         read_variables(str(path))
 
 
-def test_graph_of_another_architecture_is_refused(arrays, street_config, tmp_path):
+def test_graph_of_a_different_architecture_is_refused(arrays, street_config, tmp_path):
     path = write_graph(tmp_path / "frozen.pb", arrays)
     with pytest.raises(
         UserError, match="differs in architecture from mobilenet_v3_small"
@@ -164,7 +164,7 @@ def unfold_batch_norm(interpreter, model):
 
 
 @pytest.mark.slow
-def test_half_width_model_gives_the_logits_of_its_tflite_file(asset):
+def test_half_width_model_matches_logits_of_its_tflite_file(asset):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     path = asset("weights/mobilenet_v2_dm05_voc_tflite/deeplabv3_257_mv_gpu.tflite")
     interpreter = litert.Interpreter(str(path))
@@ -214,7 +214,7 @@ def test_new_channels_start_with_the_mean_of_rgb():
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_grey_image_gives_the_logits_of_its_rgb_copy(channels):
+def test_greyscale_image_matches_logits_of_its_rgb_copy(channels):
     config = ModelConfig(depth_multiplier=0.1)
     rgb = build_model(config)
     for name, variable in official_variables(rgb).items():

@@ -159,7 +159,7 @@ def test_error_does_not_suggest_removing_user_archives(tmp_path):
 def test_unusable_cache_error_names_the_path(tiny, tmp_path, archive):
     (tmp_path / "file").write_bytes(b"")
     path = str(tmp_path / "file")
-    message = rf"{path}.*; give another folder as cache_dir or DEEPLAB_TF_CACHE$"
+    message = rf"{path}.*; give a different folder as cache_dir or DEEPLAB_TF_CACHE$"
     for source in ("tiny", str(archive)):
         assert_refused(message, source, cache_dir=path)
     (tmp_path / "folder/tiny.tar.gz").mkdir(parents=True)
@@ -221,7 +221,7 @@ def test_archive_of_several_checkpoints_is_refused(tiny, archive, tmp_path):
     )
 
 
-def test_checkpoint_of_another_model_is_refused(tiny, archive, tmp_path):
+def test_checkpoint_of_a_different_model_is_refused(tiny, archive, tmp_path):
     shutil.rmtree(tmp_path / "made")
     other = dataclasses.replace(MODEL, decoder=DecoderConfig(output_strides=()))
     save_tf1_checkpoint(build_model(other), str(tmp_path / "made/model.ckpt"))
@@ -372,7 +372,7 @@ def test_local_archives_are_loaded_by_path_or_url(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for source in (str(own), "own.tgz", f"file://{own}"):
         assert find_differing(deeplab_tf.from_pretrained(source), tiny) == set()
-    # A file of that name elsewhere is another checkpoint, and so is a newer one.
+    # A file of that name elsewhere is a different checkpoint, and so is a newer one.
     model = build_model(MODEL)
     save_tf1_checkpoint(model, str(tmp_path / "made/model.ckpt-30000"))
     pack(tmp_path / "other/own.tgz", tmp_path / "made")

@@ -59,7 +59,7 @@ def test_bookkeeping_variables_are_ignored(zero_model, arrays, has_values):
     assert has_values(zero_model, arrays)
 
 
-def test_logits_of_another_class_count_are_skipped(zero_model, arrays, has_values):
+def test_logits_of_a_different_class_count_are_skipped(zero_model, arrays, has_values):
     fewer = {name: arrays[name][..., :3] for name in LOGITS}
     report = load_tf1_variables(zero_model, arrays | fewer)
     assert report.skipped == (

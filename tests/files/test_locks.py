@@ -82,7 +82,7 @@ def test_second_process_is_refused_with_id_host_and_time(
     assert str(error.value) == (
         f"--train_logdir={tmp_path} is in use by another training run (process "
         f"{other_process.pid} on {owner.host}, since {owner.since}); stop that process "
-        "or give another --train_logdir"
+        "or give a different --train_logdir"
     )
 
 

@@ -102,7 +102,11 @@ def folder(path):
         (make_empty, "{} is not a video, or broken"),
         (make_text, "{} is not a video, or broken"),
         (truncate_video, "{} is not a video, or broken"),
-        (remove_frames, "{} has no frame"),
+        (
+            remove_frames,
+            "could not read a frame from {}; check that the file plays and that no "
+            "other program uses the camera",
+        ),
         (folder, "{} is a directory; a file is needed"),
         (lambda path: None, "{} does not exist"),
     ],

@@ -60,7 +60,7 @@ def test_logits_match_official_code(golden_run):
     assert np.abs(logits - golden).max() <= 5e-5 * golden.std()
 
 
-def test_labels_equal_official_ones(golden_run):
+def test_labels_match_official_labels(golden_run):
     case, _, _, output = golden_run
     labels = case.arrays["labels"]
     assert output.dtype == np.float32
@@ -74,7 +74,7 @@ def test_variables_have_official_names_and_shapes(golden_run):
     assert shapes == case.content["variables"]
 
 
-def test_multi_scale_labels_equal_official_ones(golden_run):
+def test_multi_scale_labels_match_official_labels(golden_run):
     case, model, _, _ = golden_run
     if "multi_scale_labels" not in case.arrays:
         return  # this case has a single scale

@@ -199,7 +199,7 @@ def noisy_backbone(image, output_stride, **_):
 def test_backbone_dropout_is_drawn_once(monkeypatch):
     monkeypatch.setitem(backbones.BACKBONES, "mobilenet_v2", noisy_backbone)
     config = ModelConfig("mobilenet_v2", **HEADS)
-    # The gradients of `low` are summed in another order.
+    # The gradients of `low` are summed in a different order.
     assert_close(*run_both(config))
 
 
@@ -233,7 +233,7 @@ def test_uninitialized_variables_of_other_models_are_unchanged():
 
 
 def test_model_without_backbone_is_refused(color_model):
-    with pytest.raises(UserError, match='"backbone"; received'):
+    with pytest.raises(UserError, match=r'nested model named "backbone", .* has none$'):
         recompute_backbone(color_model)
 
 

@@ -52,7 +52,7 @@ def classifier():
 
 def test_classifier_checkpoint_initialises_backbone(classifier):
     arrays = tf1_variables(classifier)
-    # As for segmentation: another output stride and other classes.
+    # As for segmentation: a different output stride and different classes.
     model = build_model(ModelConfig(backbone="resnet_v1_18_beta"))
     report = load_tf1_variables(model, arrays)
     backbone = set(manifest("resnet_v1_18_beta"))

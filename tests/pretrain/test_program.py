@@ -169,7 +169,7 @@ def test_training_learns_and_records_metrics(trained_folder):
 @pytest.mark.slow
 def test_folder_of_other_model_is_refused(trained_folder, folder):
     flags = (f"--dataset_dir={folder}", f"--train_logdir={trained_folder}")
-    message = "has another model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
+    message = "different model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
     assert_refused(
         message, PROGRAM, *TRAINING, *flags, "--model_variant=resnet_v1_18_beta"
     )

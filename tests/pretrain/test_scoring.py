@@ -159,5 +159,5 @@ def test_scoring_changes_no_variables():
 
 def test_empty_dataset_is_refused():
     dataset = tf.data.Dataset.from_tensors((np.zeros((1, 1, 1, 3)), 0)).take(0)
-    with pytest.raises(UserError, match="the evaluation split has no images"):
+    with pytest.raises(UserError, match="the evaluation split contains no images"):
         TopAccuracy(identity_classifier(3)).evaluate(dataset)

@@ -198,7 +198,7 @@ def test_onnx_export_is_compared_with_its_checkpoint(logs, validation, tmp_path)
     assert load_artefact(str(path)).gives_probabilities
 
 
-def test_keras_file_is_exported_with_another_output_stride(tiny_model, tmp_path):
+def test_keras_file_is_exported_with_a_different_output_stride(tiny_model, tmp_path):
     source, path = tmp_path / "m.keras", tmp_path / "dense.keras"
     tiny_model.save(source)
     paths = (f"--checkpoint_path={source}", f"--export_path={path}")
@@ -265,7 +265,7 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ("runs one inference pass", "model.keras", ["--inference_scales=1,2"]),
         ("--crop_size has no effect on ", "model.keras", ["--crop_size=33,33"]),
         ("ending in .tflite, .onnx or .keras, or a folder", "model.h5", []),
-        ("model.HDF5 ends like a file of another format", "model.HDF5", []),
+        ("model.HDF5 has the extension of a different format", "model.HDF5", []),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),
         ("float32 models can be converted", "model.tflite", ["--precision=bfloat16"]),

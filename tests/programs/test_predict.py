@@ -132,7 +132,7 @@ def test_memory_limit_is_applied_or_refused(predictions, tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "plain"), expected)
 
 
-def test_model_with_another_value_range_is_refused(predictions, tmp_path):
+def test_model_with_a_different_value_range_is_refused(predictions, tmp_path):
     shutil.copytree(predictions / "logs", tmp_path / "logs")
     experiment = read_experiment(str(tmp_path / "logs"))
     info = dataclasses.replace(generic_info(5), max_value=4095)

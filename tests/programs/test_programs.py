@@ -332,25 +332,25 @@ def test_missing_path_flags_are_reported():
     assert_refused("--export_path must have a value", "export", "--checkpoint_path=c")
 
 
-def test_train_logdir_of_another_model_is_kept(logs, tiny_records):
+def test_train_logdir_of_a_different_model_is_kept(logs, tiny_records):
     before = sorted(os.listdir(logs))
     paths = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    message = "has another model: output_stride was 16 and is 8"
+    message = "has a different model: output_stride was 16 and is 8"
     assert_refused(message, "train", *TRAINING, *paths, "--output_stride=8")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).model.output_stride == 16
 
 
-def test_resuming_with_another_optimizer_is_refused(logs, tiny_records):
+def test_resuming_with_a_different_optimizer_is_refused(logs, tiny_records):
     before = sorted(os.listdir(logs))
     paths = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    message = "model.ckpt-3 does not match this model and optimiser; use another"
+    message = "model.ckpt-3 does not match this model and optimiser; use a different"
     assert_refused(message, "train", *TRAINING, *paths, "--optimizer=adam")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).train.optimizer == "momentum"
 
 
-def test_checkpoint_of_another_width_is_refused(logs, tiny_records, tmp_path):
+def test_checkpoint_of_a_different_width_is_refused(logs, tiny_records, tmp_path):
     wide, data = "--depth_multiplier=0.2", f"--dataset_dir={tiny_records}"
     assert_refused(
         "model.ckpt-3 differs in architecture from mobilenet_v2 .*0.2",

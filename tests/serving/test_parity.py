@@ -23,7 +23,7 @@ CONFIG = EvalConfig(eval_crop_size=SIZE)
 
 
 def shift_bias(model):
-    """Returns a copy of `strided_model` with another bias."""
+    """Returns a copy of `strided_model` with a different bias."""
     worse = keras.models.clone_model(model)
     kernel, bias = model.get_layer("logits").get_weights()
     worse.get_layer("logits").set_weights([kernel, bias + np.eye(4)[3] / 2])

@@ -52,7 +52,7 @@ def strided_export(strided_model, tmp_path_factory):
     return path
 
 
-def test_export_gives_the_labels_of_the_model(tiny_model, tiny_export):
+def test_export_gives_the_same_labels_as_the_model(tiny_model, tiny_export):
     predictor = SavedModelPredictor(tiny_export)
     for shape in ((1, 33, 49), (2, 20, 17), (3, 8, 1)):
         images = photos(*shape)

@@ -99,7 +99,7 @@ def test_metadata(strided_file):
     assert strided_file.protocol == {"artefact": "TFLite", "input_size": [33, 49]}
 
 
-def test_float_input_of_another_name_is_scaled_to_minus_1_to_1(strided_model, tmp_path):
+def test_float_input_of_other_name_is_scaled_to_minus_1_to_1(strided_model, tmp_path):
     layer = strided_model.get_layer("logits")
     predictor = convert(tmp_path / "m.tflite", layer, image_spec("sub_7"))
     assert_same(predictor, Predictor(strided_model, crop_size=SIZE), photos(1, 25, 49))
@@ -231,10 +231,10 @@ def test_missing_interpreter_error_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("function", "inputs", "message"),
     [
-        (lambda x: x, [image_spec(size=(None, 9))], r"takes \[1, -1, 9, 3\]; one"),
-        (lambda x: x + 1, [tf.TensorSpec([2, 5, 5, 3])], r"takes \[2, 5, 5, 3\]; o"),
-        (lambda x: x + 1, [tf.TensorSpec([5])], r"takes \[5\]; one image"),
-        (lambda x, y: x + y, [image_spec("x"), image_spec("y")], "takes .*33.*33.*one"),
+        (lambda x: x, [image_spec(size=(None, 9))], r"shape \[1, -1, 9, 3\]; it m"),
+        (lambda x: x + 1, [tf.TensorSpec([2, 5, 5, 3])], r"shape \[2, 5, 5, 3\]; i"),
+        (lambda x: x + 1, [tf.TensorSpec([5])], r"shape \[5\]; it must"),
+        (lambda x, y: x + y, [image_spec("x"), image_spec("y")], "shape .*33.*and.*33"),
         (lambda x: x + 1, [image_spec(dtype=tf.int32)], "takes int32; pixels must be"),
         (lambda x: x[..., 0] / 2, [image_spec()], r"gives float32 \[1, 33, 49\]; sco"),
         (

@@ -102,7 +102,7 @@ def test_non_finite_initial_weights_are_refused(tmp_path):
             start()
         assert str(error.value) == (
             "tf_initial_checkpoint=zoo/model.ckpt holds values that are not finite "
-            "(first: logits/weights); start from another checkpoint"
+            "(first: logits/weights); start from a different checkpoint"
         )
     assert trainer.step == 0
 

@@ -472,7 +472,7 @@ def test_data_and_index_always_belong_to_same_save(tmp_path, monkeypatch, capfd)
     message = r"model.ckpt-7 in .*: killed; .*-7-replaced, is intact"
     with pytest.raises(UserError, match=message):
         state.save()
-    # The previous checkpoint of the same step is kept under another name.
+    # The previous checkpoint of the same step is kept under a different name.
     for _ in range(2):
         assert state.restore_latest() == str(tmp_path / "model.ckpt-7-replaced")
         assert get_number(variables) == 7

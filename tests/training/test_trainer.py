@@ -117,7 +117,7 @@ def test_losses_match_official_code(golden_run):
     assert rates == pytest.approx(golden_run.golden["learning_rate"], rel=1e-6)
 
 
-def test_gradients_equal_official_ones(golden_run):
+def test_gradients_match_official_gradients(golden_run):
     golden = golden_run.golden["gradient_norms_step0"]
     assert set(golden_run.norms) == set(golden)
     # Gradients that batch norm cancels are rounding noise. So is up to 0.4 % of those

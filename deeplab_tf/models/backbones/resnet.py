@@ -77,7 +77,6 @@ class _Unit(NamedTuple):
 
 
 def _units(blocks, multi_grid):
-    """Yields the units of the blocks."""
     for i, block in enumerate(blocks, 1):
         grid = multi_grid if i >= _BLOCKS and multi_grid else block.units * (1,)
         for number, rate in enumerate(grid, 1):
