@@ -273,10 +273,10 @@ def _list_remote_tree(root: str) -> list[str]:
 
 
 def expand_glob(pattern: str) -> list[str]:
-    """Returns the sorted paths that match a pattern."""
+    """Returns the sorted paths that match a pattern; `**` matches subfolders too."""
     if is_remote(pattern):
         return sorted(tf.io.gfile.glob(pattern))
-    return sorted(glob.glob(_strip_file_scheme(pattern)))
+    return sorted(glob.glob(_strip_file_scheme(pattern), recursive=True))
 
 
 def find_non_files(paths: Iterable[Path]) -> dict[Path, Kind]:

@@ -20,6 +20,8 @@ IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
 MAX_PIXELS = 1 << 27
 # Pillow warns from 89 megapixels on.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Errors say what is wrong with a file.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNG_CHANNELS = (1, 3, 4)
 _JPEG_CHANNELS = (1, 3)
 # A PNG starts with its signature and the IHDR chunk: width, height, bits per channel

@@ -1,6 +1,7 @@
 """Finds the images to label, checks their headers and reads them upright."""
 
 import os
+import re
 
 import numpy as np
 from PIL import Image
@@ -8,78 +9,138 @@ from PIL import Image
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding, encoding, formats, image_files
-from deeplab_tf.images.decoding import exif_orientation, png_format
+from deeplab_tf.images.decoding import (
+    PNG_HEADER_LENGTH,
+    exif_orientation,
+    png_format,
+)
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 # The longest suffix of an output file.
 _LONGEST_OUTPUT_SUFFIX = "_overlay.png"
 
 
-def find_images(pattern: str, image_list: str | None = None) -> list[str]:
-    """Returns the images of a file, a folder or a glob, sorted.
+def find_images(
+    pattern: str, image_list: str | None = None, output_dir: str = ""
+) -> dict[str, str]:
+    """Returns the images of a file, a folder or a glob by name, sorted.
 
-    `image_list` is a text file with the names, without suffix, of the wanted images.
+    A name is the path without suffix, relative to the folder, or to the part of the
+    glob before its first wildcard. Folders are searched with their subfolders; `**` in
+    a glob matches any number of them.
+
     Entries that are not files are skipped with a line on stderr if a folder or glob
-    matches them, and refused if the pattern or the list names them.
+    matches them, and refused if the pattern or the list names them. Files of other
+    formats are counted on stderr.
+
+    Args:
+        pattern: The file, folder or glob.
+        image_list: A text file with the names of the wanted images, with or without
+            their folders.
+        output_dir: A folder whose images are left out, unless it is that of the
+            pattern.
 
     Raises:
         UserError: if there is no image, a listed one is missing or not a file, or two
             outputs would have the same name or one a name that is too long.
     """
-    paths = [p for p in _list_candidates(pattern) if p.lower().endswith(_SUFFIXES)]
+    root, entries = _list_candidates(pattern, output_dir)
+    entries = [p for p in entries if not _is_hidden(p.removeprefix(root))]
+    paths = [path for path in entries if formats.is_image_name(path)]
     if image_list and paths:
         file_kinds.require_file(image_list)
-        paths = _select_listed(paths, image_list)
+        paths = _select_listed(paths, image_list, root)
         for path in file_kinds.find_non_files(paths):
             file_kinds.require_file(path)
     else:
+        other = [path for path in entries if not formats.is_image_name(path)]
+        other = [p for p in other if p not in file_kinds.find_non_files(other)]
+        formats.report_other_formats(other, pattern)
         paths = file_kinds.keep_files(paths, pattern)
     if not paths:
-        raise UserError(f"{escape(pattern)} matches no JPEG or PNG file")
-    _check_output_names(paths)
-    return paths
+        suffixes = ", ".join(formats.IMAGE_SUFFIXES)
+        raise UserError(f"{escape(pattern)} matches no image ({suffixes})")
+    return _name_images(paths, root)
 
 
-def _list_candidates(pattern: str) -> list[str]:
+def _list_candidates(pattern: str, output_dir: str) -> tuple[str, list[str]]:
+    """Returns the folder that names are relative to, and the files of a pattern."""
     kind = file_kinds.kind_of(pattern)
+    left_out = _real_path(output_dir) if output_dir else ""
     if kind is file_kinds.Kind.DIRECTORY:
-        names = file_kinds.list_names(pattern)
-        return [os.path.join(pattern, name) for name in names]
+        left_out = "" if left_out == _real_path(pattern) else left_out
+        names = file_kinds.list_tree(pattern, {left_out})
+        return pattern, [os.path.join(pattern, name) for name in names]
     if kind is file_kinds.Kind.MISSING:
-        return file_kinds.expand_glob(pattern)
+        root = os.path.dirname(re.split(r"[*?[]", pattern)[0])
+        paths = file_kinds.expand_glob(pattern)
+        if left_out and left_out != _real_path(root):
+            below = os.path.join(left_out, "")
+            paths = [p for p in paths if not _real_path(p).startswith(below)]
+        if "**" in pattern:  # also matches the folders themselves
+            paths = [p for p in paths if file_kinds.kind_of(p) is not kind.DIRECTORY]
+        return root, paths
     file_kinds.require_file(pattern)  # its name may contain brackets
-    return [pattern]
+    return os.path.dirname(pattern), [pattern]
 
 
-def _check_output_names(paths: list[str]) -> None:
-    stems: dict[str, str] = {}
+def _is_hidden(path: str) -> bool:
+    return any(map(file_kinds.is_hidden, path.split(os.sep)))
+
+
+def _real_path(path: str) -> str:
+    return path if file_kinds.is_remote(path) else os.path.realpath(path)
+
+
+def _name_images(paths: list[str], root: str) -> dict[str, str]:
+    """Returns paths by the name of their outputs, which must be unique."""
+    images: dict[str, str] = {}
     for path in paths:
-        other = stems.setdefault(image_name(path), path)
+        other = images.setdefault(image_name(path, root), path)
         if other != path:
             raise UserError(
                 f"{other} and {path} would be written to the same name; rename one"
             )
         file_kinds.require_room_in_name(path, _LONGEST_OUTPUT_SUFFIX)
+    return images
 
 
-def _select_listed(paths: list[str], image_list: str) -> list[str]:
-    names = text_files.read_words(image_list)
-    if not names:
+def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
+    wanted = text_files.read_words(image_list)
+    if not wanted:
         raise UserError(f"{image_list} lists no image")
-    found = {image_name(path) for path in paths}
-    missing = [name for name in names if name not in found]
+    names = {path: {image_name(path), image_name(path, root)} for path in paths}
+    found = set().union(*names.values())
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(
             f"{image_list} lists {missing[0]}, which is not among the images; "
-            f"{len(missing)} of its {len(names)} names are missing"
+            f"{len(missing)} of its {len(wanted)} names are missing"
         )
-    wanted = set(names)
-    return [path for path in paths if image_name(path) in wanted]
+    return [path for path in paths if names[path] & set(wanted)]
 
 
-def image_name(path: str) -> str:
-    """Returns the name of a file without folder and suffix."""
-    return os.path.splitext(os.path.basename(path))[0]
+def image_name(path: str, root: str | None = None) -> str:
+    """Returns the path of a file without suffix, relative to `root` if given."""
+    if root is None:
+        path = os.path.basename(path)
+    elif root:
+        path = path.removeprefix(os.path.join(root, ""))
+    return os.path.splitext(path)[0]
+
+
+def check_header(path: str) -> Image.Image | None:
+    """Returns an image with its header read; None for a .npy file or a TIFF.
+
+    Raises:
+        UserError: if it is broken, too large or of another format.
+    """
+    with file_kinds.open_file(path) as file:
+        if formats.is_npy(path) or formats.is_tiff(file.read(4)):
+            return None
+        file.seek(0)
+        header = image_files.open_image(path, file)
+        image_files.require_image_format(path, header)
+    return header
 
 
 def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int, int]:
@@ -91,16 +152,12 @@ def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int
         UserError: if it has another format, number of channels or values, or is too
             large.
     """
-    if not formats.is_npy(path):
+    header = check_header(path)
+    if header is not None and channels in (1, 3) and max_value < 256:
         with file_kinds.open_file(path) as file:
-            head = file.read(32)
-            file.seek(0)
-            if not formats.is_tiff(head):
-                header = image_files.open_image(path, file)
-                image_files.require_image_format(path, header)
-                is_deep = png_format(head)[0] == 16 or header.mode.startswith("I")
-                if not is_deep and channels in (1, 3) and max_value < 256:
-                    return header.height, header.width
+            is_deep = png_format(file.read(PNG_HEADER_LENGTH))[0] == 16
+        if not is_deep and not header.mode.startswith("I"):
+            return header.height, header.width
     content = file_kinds.read_bytes(path)
     image = encoding.encode(path, content, channels, max_value)
     return image.height, image.width

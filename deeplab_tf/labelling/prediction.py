@@ -59,12 +59,12 @@ def predict_labels(
             - an array or tensor `[batch, height, width, 3]`, which gives `[batch,
               height, width]`;
             - one image, which gives `[height, width]`: an array `[height, width, 3]`,
-              the path of a JPEG or PNG, or a PIL image, rotated according to EXIF. PIL
+              the path of an image file, or a PIL image, rotated according to EXIF. PIL
               decodes JPEGs slightly differently than TensorFlow, which reads paths;
             - a list or tuple of such single images, of any sizes, which gives a list of
               `[height, width]` in the same order.
 
-            Arrays for models with other channels than 3 have those.
+            Arrays and files for models with other channels than 3 have those.
         scales: Image scales; the papers use 0.5 to 1.75 in steps of 0.25.
         flip: Whether to also predict horizontally flipped images.
         crop_size: Height and width to pad images to, as in the official protocol, such
@@ -123,16 +123,16 @@ def _open(image: Any, name: str, channels: int) -> _Image:
     is_path = isinstance(image, str | os.PathLike)
     if not is_path and not isinstance(image, Image.Image):
         raise UserError(
-            f"{name} must be an array [height, width, {channels}], the path of a JPEG "
-            f"or PNG, or a PIL image; received {format_value(image)}; several images "
+            f"{name} must be an array [height, width, {channels}], the path of an "
+            f"image, or a PIL image; received {format_value(image)}; several images "
             "are a list of these, or an array with a batch axis"
         )
-    if channels != 3:
-        raise UserError(
-            f"{name} must be an array [height, width, {channels}], as the model takes "
-            f"{channels} channels; received {format_value(image)}, read as RGB"
-        )
     if not is_path:
+        if channels != 3:
+            raise UserError(
+                f"{name} must be an array [height, width, {channels}] or a file, as "
+                f"the model takes {channels} channels; received {format_value(image)}"
+            )
         size = inputs.check_pil_image(image, name)
         return _Image(size, lambda: inputs.convert_pil_image(image, name))
     path = os.fspath(image)
@@ -141,7 +141,8 @@ def _open(image: Any, name: str, channels: int) -> _Image:
             f"{name} must be a file; received the folder {escape(path)}: list its "
             "files with glob.glob"
         )
-    return _Image(inputs.check_image(path), lambda: inputs.read_image(path))
+    size = inputs.check_image(path, channels)
+    return _Image(size, lambda: inputs.read_image(path, channels))
 
 
 def _is_array(value: Any) -> bool:

@@ -20,7 +20,7 @@ _OVERVIEW_IMAGES = 12
 _OVERVIEW = "overview.png"
 _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
-# Called with the name, the uint8 RGB `[h, w, 3]` and the labels `[h, w]` of an image.
+# Called with the name, pixels `[h, w, channels]` and labels `[h, w]` of an image.
 Writer = Callable[[str, np.ndarray, np.ndarray], None]
 
 
@@ -28,6 +28,8 @@ def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
     """Writes the three images of one input and returns the overlay with its legend."""
+    if image.dtype != np.uint8 or image.shape[-1] != 3:
+        image = visualize.as_rgb(image * np.float32(255 / info.max_value))
     overlay = visualize.overlay(image, labels, info)
     overlay = visualize.add_legend(overlay, labels, info)
     contents = (
@@ -53,7 +55,9 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
     overlays = []
 
     def add(name, image, labels):
-        overlay = _write_images(image, labels, info, os.path.join(folder, name))
+        prefix = os.path.join(folder, name)
+        tf.io.gfile.makedirs(os.path.dirname(prefix))
+        overlay = _write_images(image, labels, info, prefix)
         if len(overlays) < _OVERVIEW_IMAGES:
             overlays.append(visualize.shrink(overlay, visualize.SHEET_SIDE))
 
@@ -75,7 +79,7 @@ def write_submission(
         UserError: if the benchmark has other classes, file names or images.
     """
     with SUBMISSIONS[benchmark](path, info, overwrite=overwrite) as archive:
-        yield lambda name, image, labels: archive.add(name, labels)
+        yield lambda name, image, labels: archive.add(os.path.basename(name), labels)
     print(f"written: {path}, for the server of {benchmark}")
 
 

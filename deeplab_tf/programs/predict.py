@@ -5,8 +5,9 @@
 
 For photo.jpg it writes photo_label.png (class ids), photo_color.png (the same with a
 palette, as in VOC) and photo_overlay.png (the classes in colour over the image, with a
-legend); overview.png shows the first overlays together. Images are rotated according
-to their EXIF orientation.
+legend); overview.png shows the first overlays together. Folders are searched with their
+subfolders, which --output_dir then has as well. Images are read as for training and
+rotated according to their EXIF orientation.
 
 For drive.mp4 it writes drive_overlay.mp4. A camera, such as --video=0, runs until
 --max_frames or Ctrl-C.
@@ -16,11 +17,12 @@ a benchmark server.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -29,18 +31,19 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
+from deeplab_tf.data.pipeline import scale_to_255
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
-from deeplab_tf.images.inputs import check_image, find_images, image_name, read_image
+from deeplab_tf.images.inputs import find_images
 from deeplab_tf.images.videos import Video, read_video
 from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
+from deeplab_tf.labelling.files import SKIPPED, ImageReader
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
-    require_channels,
     require_no_model_flags,
     resolve_class_info,
     restore_model,
@@ -54,7 +57,7 @@ _FLAGS = {
         *(flags.STRING, None),
         "Training folder, checkpoint, SavedModel, Keras, TFLite or ONNX file.",
     ),
-    "images": (flags.STRING, None, "File, folder or glob of JPEG and PNG images."),
+    "images": (flags.STRING, None, "File, folder or glob of images."),
     "image_list": (
         *(flags.STRING, None),
         "Text file with the names of the --images to label; default: all.",
@@ -73,6 +76,10 @@ _FLAGS = {
         *(flags.STRING, None),
         "Dataset with the class names and colours to show; default: the model's.",
     ),
+    "skip_broken": (
+        *(flags.BOOLEAN, False),
+        f"List broken images in {SKIPPED} and label the others.",
+    ),
     "batch_size": (
         *(flags.at_least(1), 1),
         "Images of one size, or frames, per forward pass. Rounding may change a few "
@@ -89,6 +96,7 @@ _NEEDS = {
     "image_list": "images",
     "submission": "images",
     "submission_file": "submission",
+    "skip_broken": "images",
     "max_frames": "video",
     "save_frames": "video",
 }
@@ -110,25 +118,28 @@ def define_flags() -> absl_flags.FlagValues:
     return values
 
 
-def _load_labeler(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
+def _load_labeler(
+    values: absl_flags.FlagValues, needs_rgb: bool = False
+) -> tuple[_Labeler, DatasetInfo]:
+    """Returns a labeler of images as they are read, and the classes."""
     load = _load_artefact if is_artefact(values.model) else _load_checkpoint
     labeler, info = load(values)
-    if info.max_value != 255:
+    if needs_rgb and (info.channels, info.max_value) != (3, 255):
         raise UserError(
-            f"{values.model} takes images with values 0..{info.max_value}, but image "
-            "files are read as 8 bits, 0..255"
+            f"{values.model} takes images of {info.channels} channels with values "
+            f"0..{info.max_value}, but videos are RGB, 0..255"
         )
-    return labeler, info
+    if info.max_value == 255:
+        return labeler, info
+    return lambda images: labeler(scale_to_255(images, info).numpy()), info
 
 
 def _load_artefact(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetInfo]:
     require_no_model_flags(values, values.model, flags.INFERENCE)
     artefact = load_artefact(values.model)
-    if artefact.channels != 3:
-        raise UserError(
-            f"{values.model} takes images of {artefact.channels} channels, not RGB"
-        )
-    return artefact.labels, _resolve_artefact_classes(artefact, values.dataset)
+    info = _resolve_artefact_classes(artefact, values.dataset)
+    channels = artefact.channels or info.channels
+    return artefact.labels, dataclasses.replace(info, channels=channels)
 
 
 def _resolve_artefact_classes(artefact, dataset: str | None) -> DatasetInfo:
@@ -144,20 +155,21 @@ def _load_checkpoint(values: absl_flags.FlagValues) -> tuple[_Labeler, DatasetIn
     base = preset.evaluation if preset else EvalConfig()
     config = flags.read_options(values, EvalConfig, base)
     model = restore_model(values, values.model)
-    require_channels(model, 3, "image files, read as RGB,")
     if preset:
         parts = [(preset.eval_model, model.model_config), (base, config)]
         print(describe_run(preset, parts))
     experiment = find_experiment(values.model)
     stored = experiment.info if experiment else None
     info = resolve_class_info(values.dataset, stored, model.model_config.num_classes)
-    return _compile_labeler(model, config), info
+    info = dataclasses.replace(info, channels=model.model_config.channels)
+    return _compile_labeler(model, config, info), info
 
 
-def _compile_labeler(model, config: EvalConfig) -> _Labeler:
+def _compile_labeler(model, config: EvalConfig, info: DatasetInfo) -> _Labeler:
+    dtype = tf.uint8 if info.max_value == 255 else tf.float32
     compiled = tf.function(
         make_predictor(model, config).labels,
-        input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)],
+        input_signature=[tf.TensorSpec([None, None, None, info.channels], dtype)],
     )
 
     def labels(images):
@@ -168,14 +180,14 @@ def _compile_labeler(model, config: EvalConfig) -> _Labeler:
 
 
 def _label_images(values: absl_flags.FlagValues) -> None:
-    paths = find_images(values.images, values.image_list)
-    for path in paths:
-        check_image(path)
+    paths = find_images(values.images, values.image_list, values.output_dir or "")
+    images = ImageReader(paths, values.skip_broken)
+    images.check_headers()
     if values.output_dir:
-        names = writers.image_files(map(image_name, paths))
-        outputs.claim(values.output_dir, names, values.overwrite, inputs=paths)
+        names = writers.image_files(paths)
+        _claim_by_folder(values, [*names, SKIPPED], inputs=paths.values())
     labeler, info = _load_labeler(values)
-    images = ((image_name(path), read_image(path)) for path in paths)
+    images.check(info.channels, info.max_value)
     with contextlib.ExitStack() as stack:
         opened = []
         if values.submission:
@@ -184,9 +196,21 @@ def _label_images(values: absl_flags.FlagValues) -> None:
         if values.output_dir:
             opened.append(writers.write_images(values.output_dir, info))
         opened = [stack.enter_context(writer) for writer in opened]
-        source = Images(images, len(paths), "img")
+        source = Images(images, len(images), "img")
         count = label_images(source, labeler, values.batch_size, opened)
     print(f"{count} images labelled")
+    images.report(values.output_dir)
+
+
+def _claim_by_folder(
+    values: absl_flags.FlagValues, names: Iterable[str], inputs: Iterable[str]
+) -> None:
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(os.path.dirname(name), []).append(os.path.basename(name))
+    for folder, members in folders.items():
+        path = os.path.join(values.output_dir, folder) if folder else values.output_dir
+        outputs.claim(path, members, values.overwrite, inputs)
 
 
 def _label_video(values: absl_flags.FlagValues) -> None:
@@ -198,7 +222,7 @@ def _label_video(values: absl_flags.FlagValues) -> None:
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))
         _claim_video_files(values, video)
-        labeler, info = _load_labeler(values)
+        labeler, info = _load_labeler(values, needs_rgb=True)
         opened = [writers.write_overlay_video(values.output_dir, video, info)]
         if values.save_frames:
             opened.append(writers.write_label_maps(_frames_dir(values, video), info))

@@ -1,5 +1,7 @@
 """Images are found, checked, decoded and rotated upright."""
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -112,13 +114,59 @@ def folder(tmp_path):
 )
 def test_images_are_found_by_folder_glob_and_name(folder, pattern, names):
     paths = find_images(f"{folder}{pattern}")
-    assert paths == [f"{folder}/{name}" for name in names]
+    assert list(paths.values()) == [f"{folder}/{name}" for name in names]
 
 
 @pytest.mark.parametrize("pattern", ["/*.gif", "/notes.txt", "/nowhere/x.jpg"])
 def test_pattern_without_images_is_refused(folder, pattern):
-    with pytest.raises(UserError, match=r"^.* matches no JPEG or PNG file"):
+    with pytest.raises(UserError, match=r"^.* matches no image"):
         find_images(f"{folder}{pattern}")
+
+
+@pytest.fixture
+def nested(tmp_path):
+    for name in (
+        "a.jpg",
+        "b/a.webp",
+        "b/c/d.TIF",
+        "b/._a.jpg",
+        "b/Thumbs.db",
+        "b/x.cr2",
+    ):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    return tmp_path / "photos"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("", ["a", "b/a", "b/c/d"]),
+        ("/**", ["a", "b/a", "b/c/d"]),
+        ("/**/*.webp", ["b/a"]),
+        ("/b/*", ["a"]),
+        ("/b*/a.*", ["b/a"]),
+    ],
+)
+def test_images_in_subfolders_are_named_by_their_path(nested, capsys, pattern, names):
+    found = find_images(f"{nested}{pattern}")
+    assert list(found) == names
+    assert all(path.startswith(f"{nested}/") for path in found.values())
+    others = "passed over 1 files of .* that are not images: 1 .cr2\n"
+    listed = pattern in ("", "/**", "/b/*")
+    assert bool(re.search(others, capsys.readouterr().err)) == listed
+
+
+def test_outputs_in_the_folder_of_the_images_are_left_out(nested):
+    assert list(find_images(str(nested), output_dir=f"{nested}/b")) == ["a"]
+    assert list(find_images(f"{nested}/**", output_dir=f"{nested}/b/c")) == ["a", "b/a"]
+    assert len(find_images(str(nested), output_dir=str(nested))) == 3
+
+
+def test_listed_images_may_be_named_with_or_without_folder(nested, tmp_path):
+    (tmp_path / "list.txt").write_text("d b/a")
+    found = find_images(str(nested), str(tmp_path / "list.txt"))
+    assert list(found) == ["b/a", "b/c/d"]
 
 
 def test_two_images_with_the_same_name_are_refused(folder):
@@ -146,7 +194,7 @@ def test_only_listed_images_are_used(folder, image_list):
     (folder / "b.png").touch()
     path = image_list(b"\xef\xbb\xbfc[1]\r\na\n")
     paths = find_images(str(folder), path)
-    assert paths == [f"{folder}/a.png", f"{folder}/c[1].jpeg"]
+    assert list(paths.values()) == [f"{folder}/a.png", f"{folder}/c[1].jpeg"]
 
 
 @pytest.mark.parametrize(

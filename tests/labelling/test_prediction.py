@@ -255,13 +255,13 @@ def test_other_arguments_are_checked(strided_model, tmp_path):
             predict_labels(strided_model, IMAGE, **options)
 
 
-def test_models_with_other_channels_take_arrays_only(files):
+def test_models_with_other_channels_take_arrays_and_files(files):
     config = ModelConfig(num_classes=2, channels=4, depth_multiplier=0.1)
     model = deeplab_tf.build_model(config)
     assert predict_labels(model, make_images(9, 17, channels=4)).shape == (9, 17)
     for images, message in [
         (IMAGE, r"images must have the shape \[height, width, 4\]; .*\[4, 5, 3\]$"),
-        (files["color.png"], r"images must be an array .* 4\], as .* takes 4 channels"),
+        (files["color.png"], r".*color.png has the shape \(20, 31, 3\); .* 4 channels"),
         (Image.fromarray(IMAGE), r"images must be an array .*, as .* takes 4 channels"),
     ]:
         with pytest.raises(UserError, match=f"^{message}"):

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import shutil
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,7 +13,7 @@ from PIL import Image
 from program_runs import assert_refused, run
 
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
-from deeplab_tf.config import Experiment
+from deeplab_tf.config import DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
@@ -132,18 +133,94 @@ def test_memory_limit_is_applied_or_refused(predictions, tmp_path):
     np.testing.assert_array_equal(read_labels(tmp_path / "out", "plain"), expected)
 
 
-def test_model_with_a_different_value_range_is_refused(predictions, tmp_path):
+def test_16_bit_images_are_scaled_as_in_training(predictions, tmp_path):
     shutil.copytree(predictions / "logs", tmp_path / "logs")
     experiment = read_experiment(str(tmp_path / "logs"))
-    info = dataclasses.replace(generic_info(5), max_value=4095)
+    info = dataclasses.replace(experiment.info, max_value=65535)
     described = dataclasses.replace(experiment, info=info).to_json()
     (tmp_path / "logs/experiment.json").write_text(described)
-    assert_refused(
-        r"values 0\.\.4095, but image files are read",
-        *(PREDICT, f"--model={tmp_path}/logs", f"--images={predictions}/photos"),
-        f"--output_dir={tmp_path}/out",
+    pixels = np.array(make_noise(20, 31))
+    np.save(tmp_path / "a.npy", pixels.astype(np.uint16) * 257)
+    arguments = (PREDICT, f"--model={tmp_path}/logs", f"--output_dir={tmp_path}/out")
+    run(*arguments, f"--images={tmp_path}/a.npy")
+    expected = read_labels(predictions / "checkpoint", "plain")
+    np.testing.assert_array_equal(read_labels(tmp_path / "out", "a"), expected)
+    found = Image.open(tmp_path / "out/a_overlay.png")
+    expected = Image.open(predictions / "checkpoint/plain_overlay.png")
+    np.testing.assert_array_equal(
+        np.array(found)[:20, :31], np.array(expected)[:20, :31]
     )
-    assert not (tmp_path / "out").exists()
+    photos = f"--images={predictions}/photos"
+    assert_refused("png has 8 bits, but max_value is 65535", *arguments, photos)
+
+
+@pytest.fixture(scope="module")
+def five_channel_model():
+    image = keras.Input((None, None, 5), name="image")
+    layer = keras.layers.Dense(3, name="logits")
+    model = keras.Model(image, layer(image))
+    layer.set_weights([np.random.RandomState(2).standard_normal((5, 3)), np.zeros(3)])
+    model.model_config = ModelConfig(
+        **{"num_classes": 3, "channels": 5, "output_stride": 8},
+        decoder=DecoderConfig(output_strides=()),
+    )
+    return model
+
+
+def test_images_of_many_channels_are_labelled(five_channel_model, tmp_path):
+    export_saved_model(five_channel_model, f"{tmp_path}/export", info=generic_info(3))
+    pixels = np.random.RandomState(8).randint(0, 256, (9, 11, 5)).astype(np.uint8)
+    (tmp_path / "images/deep").mkdir(parents=True)
+    np.save(tmp_path / "images/deep/a.npy", pixels)
+    arguments = (PREDICT, f"--model={tmp_path}/export", f"--output_dir={tmp_path}/out")
+    run(*arguments, f"--images={tmp_path}/images")
+    expected = predict_labels(five_channel_model, pixels)
+    assert len(np.unique(expected)) > 1
+    labels = read_labels(tmp_path / "out/deep", "a")
+    np.testing.assert_array_equal(labels, expected)
+    path = tmp_path / "images/deep/a.npy"
+    np.testing.assert_array_equal(predict_labels(five_channel_model, path), expected)
+    make_noise(9, 11).save(tmp_path / "images/b.png")
+    message = r"b.png has the shape \(9, 11, 3\); images must be .* 5 channels"
+    assert_refused(message, *arguments, f"--images={tmp_path}/images")
+
+
+def test_subfolders_and_formats_are_kept_in_the_output(tiny_export, tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "x").mkdir(parents=True)
+    make_noise(20, 31).save(photos / "a.png")
+    make_noise(20, 31).save(photos / "x/a.webp", lossless=True)
+    arguments = (PREDICT, f"--model={tiny_export}", f"--output_dir={photos}/out")
+    printed = [run(*arguments, f"--images={photos}") for _ in range(2)]
+    assert all("2 images labelled" in text for text in printed)
+    assert list_outputs(photos / "out/x") == [
+        f"a_{kind}.png" for kind in ("color", "label", "overlay")
+    ]
+    labels = [read_labels(photos / folder, "a") for folder in ("out", "out/x")]
+    np.testing.assert_array_equal(*labels)
+    (photos / "out/x/a_label.png").write_text("mine")
+    message = "x/a_label.png exists and was not written by deeplab_tf"
+    assert_refused(message, *arguments, f"--images={photos}")
+
+
+def test_broken_images_are_skipped_and_listed(tiny_export, tmp_path, capfd):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in "abc":
+        make_noise(20, 31).save(photos / f"{name}.jpg")
+    (photos / "a.jpg").write_bytes((photos / "a.jpg").read_bytes()[:-200])
+    (photos / "c.jpg").write_text("text")
+    arguments = (PREDICT, f"--model={tiny_export}", f"--output_dir={tmp_path}/out")
+    arguments = (*arguments, f"--images={photos}", "--skip_broken")
+    assert "1 images labelled" in run(*arguments)
+    assert f"skipped 2 broken images, see {tmp_path}/out/skip" in capfd.readouterr().err
+    lines = (tmp_path / "out/skipped.txt").read_text().splitlines()
+    assert [line.partition(" is broken")[0] for line in lines] == [
+        f"{photos}/{name}.jpg" for name in "ca"
+    ]
+    for name in "ab":
+        (photos / f"{name}.jpg").write_text("text")
+    assert_refused("all images are broken; the first one: .*a.jpg is b", *arguments)
 
 
 def test_preset_and_deviations_are_printed(predictions, tmp_path):
@@ -217,7 +294,7 @@ def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_
     for arguments, message in (
         ([f"--model={tmp_path}", photos, out], "no checkpoint in the folder"),
         ([f"--model={tmp_path}/x.ckpt", photos, out], "no checkpoint .*x.ckpt"),
-        ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no JPEG"),
+        ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no image"),
         ([photos, out], "--model must have a value"),
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],

@@ -1,0 +1,91 @@
+"""Reads the image files to label one after the other, and may skip broken ones."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from deeplab_tf.errors import UserError, one_line
+from deeplab_tf.files import outputs
+from deeplab_tf.images.inputs import check_header, check_image, read_image
+
+# Lists the files that were skipped, with the reason, in the output folder.
+SKIPPED = "skipped.txt"
+
+
+class ImageReader:
+    """Named images of files, read when they are iterated.
+
+    Args:
+        paths: Files by the name of their outputs.
+        skip_broken: Whether to leave out the files that cannot be read, instead of
+            raising the error of the first one.
+    """
+
+    def __init__(self, paths: Mapping[str, str], skip_broken: bool = False):
+        self._paths = dict(paths)
+        self._skip_broken = skip_broken
+        self._format = (3, 255)
+        self._errors: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        for name, path in list(self._paths.items()):
+            try:
+                image = read_image(path, *self._format)
+            except UserError as error:
+                self._skip(name, error)
+            else:
+                yield name, image
+
+    def check_headers(self) -> None:
+        """Checks the headers of all files.
+
+        Raises:
+            UserError: if a file is broken, or all are.
+        """
+        self._check(check_header)
+
+    def check(self, channels: int, max_value: int) -> None:
+        """Checks all files as far as possible without decoding most of them.
+
+        Args:
+            channels: Channels that the images must have.
+            max_value: Largest value that they may have.
+
+        Raises:
+            UserError: if a file is broken, or all are.
+        """
+        self._format = (channels, max_value)
+        self._check(lambda path: check_image(path, *self._format))
+
+    def _check(self, check: Callable[[str], object]) -> None:
+        for name, path in list(self._paths.items()):
+            try:
+                check(path)
+            except UserError as error:
+                self._skip(name, error)
+        if not self._paths:
+            raise UserError(f"all images are broken; the first one: {self._errors[0]}")
+
+    def _skip(self, name: str, error: UserError) -> None:
+        if not self._skip_broken:
+            raise error
+        del self._paths[name]
+        self._errors.append(one_line(error))
+
+    def report(self, folder: str | None) -> None:
+        """Reports skipped files on stderr, and lists them in a folder if given."""
+        if not self._errors:
+            return
+        where = ""
+        if folder:
+            tf.io.gfile.makedirs(folder)
+            where = f", see {os.path.join(folder, SKIPPED)}"
+            lines = "".join(f"{error}\n" for error in self._errors)
+            outputs.write_text(lines, os.path.join(folder, SKIPPED))
+        print(f"skipped {len(self._errors)} broken images{where}", file=sys.stderr)
