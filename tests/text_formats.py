@@ -50,11 +50,13 @@ EXPERIMENT = Experiment(
 )
 SHARDS = {
     f"train-0000{i}-of-00002.tfrecord": {
-        "sources": f"{i}a" * 32,
-        "images": 40 + i,
-        "class_pixels": [1000, 20, 0, i],
-        "class_image_pixels": [1000, 30, 0, i],
-        "content_hash": f"{i}f" * 32,
+        "size": 3,
+        "members": [
+            manifest.Member(
+                f"a{k}", f"/a{k}.jpg", f"{i}a", f"{k}b", {0: 9, 3: k}, f"{k}f" * 32
+            ).to_text()
+            for k in range(2)
+        ],
     }
     for i in range(2)
 }
@@ -106,11 +108,11 @@ class TextFormat:
             file.write(content.encode() if isinstance(content, str) else content)
 
 
-def _create_files(*names):
+def _create_files(*names, content=""):
     def prepare(folder):
         for name in names:
-            with open(os.path.join(folder, name), "wb"):
-                pass
+            with open(os.path.join(folder, name), "w") as file:
+                file.write(content)
 
     return prepare
 
@@ -155,8 +157,9 @@ FORMATS = {
         ),
         TextFormat(
             "conversion.json",
-            strict_json.dump({"shards": SHARDS}),
-            lambda folder: manifest.Manifest(folder, 4)._shards,
+            strict_json.dump({"shards": SHARDS, "skipped": {}}),
+            lambda folder: manifest.Manifest(folder).shards,
+            _create_files(*SHARDS, content="abc"),
         ),
         TextFormat("export.json", strict_json.dump(EXPORT_NOTE), _read_note),
         TextFormat("history.jsonl", _history_text(), _read_history),

@@ -2,27 +2,37 @@
 
 A converter lists the samples of each split; this module does the rest. Shards are
 published when all splits are complete, so that no reader sees half a dataset. A resumed
-or repeated run keeps the shards that it finished before from the same files.
+or repeated run keeps the shards that it finished before from the same files, and copies
+the published records whose files did not change.
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
-import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from deeplab_tf.convert.manifest import MANIFEST, Content, Manifest, exists, remove
+from deeplab_tf.convert.manifest import Content, Shard
+from deeplab_tf.convert.shards import (
+    OWN_FILES,
+    REPLACE,
+    SKIPPED_FILE,
+    Conversion,
+    PlannedShard,
+    Record,
+    RunOptions,
+    split_into_shards,
+)
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -30,7 +40,6 @@ from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding
 from deeplab_tf.images.decoding import EncodedImage
 
-_OWN_FILES = (MANIFEST, records.INFO_FILE)
 # Increment it when converters make other records from the same files; every shard is
 # then written again.
 _FORMAT = 1
@@ -66,15 +75,18 @@ class Sample(NamedTuple):
         return f"{self.labels[0]}{more}"
 
 
-def _summarize(name: str, pixels, label: np.ndarray, info: DatasetInfo) -> Content:
-    counts = np.bincount(label.ravel(), minlength=256)
-    counts[info.ignore_label] = 0
-    counts = counts[: info.num_classes]
+def _digest(name: str, pixels, label: np.ndarray) -> str:
     content = hashlib.sha256(f"{name}\0{pixels.shape}\0{label.shape}\0".encode())
     content.update(np.ascontiguousarray(pixels))
     content.update(np.ascontiguousarray(label))
-    hash_sum = int.from_bytes(content.digest(), "big")
-    return Content(1, counts, np.where(counts > 0, counts.sum(), 0), hash_sum)
+    return content.hexdigest()
+
+
+def _count_pixels(label: np.ndarray, info: DatasetInfo) -> dict[int, int]:
+    """Returns the number of pixels of each class that occurs."""
+    counts = np.bincount(label.ravel(), minlength=256)
+    counts[info.ignore_label] = 0
+    return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
 class ImageOptions(NamedTuple):
@@ -93,13 +105,28 @@ class ImageOptions(NamedTuple):
 AS_STORED = ImageOptions()
 
 
-def _make_record(
-    sample: Sample, info: DatasetInfo, options: ImageOptions, notes: Counter[str]
-) -> tuple[bytes, Content]:
-    """Returns the record of a sample, after checking both of its files.
+class _Notes:
+    """Counts what happened to images, from several threads."""
 
-    `notes` counts what is worth a line in the end.
-    """
+    def __init__(self):
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, note: str) -> None:
+        """Counts an image."""
+        with self._lock:
+            self._counts[note] += 1
+
+    def report(self) -> None:
+        """Prints one line for each kind of note."""
+        for note, count in sorted(self._counts.items()):
+            print(f"{count} images {note}")
+
+
+def _make_record(
+    sample: Sample, info: DatasetInfo, options: ImageOptions, notes: _Notes
+) -> Record:
+    """Returns the record of a sample, after checking its files."""
     image = encoding.read_encoded(sample.image, info, bool(options.apply_exif))
     label = sample.read_label()
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
@@ -109,12 +136,6 @@ def _make_record(
             f"{info.known_labels}"
         )
     _check_sizes(sample, image, label, options)
-    if image.source not in decoding.IMAGE_FORMATS:
-        notes[f"transcoded from {image.source} to PNG"] += 1
-    if image.turned_from != 1:
-        notes["turned upright by EXIF"] += 1
-    if image.orientation != 1:
-        notes["have an EXIF rotation that is not applied"] += 1
     pixels = encoding.decode(sample.image, image, info.max_value)
     brightest = pixels.max()
     if brightest > info.max_value:
@@ -122,10 +143,16 @@ def _make_record(
             f"{sample.image} has the value {brightest}, but max_value is "
             f"{info.max_value}"
         )
+    if image.source not in decoding.IMAGE_FORMATS:
+        notes.add(f"transcoded from {image.source} to PNG")
+    if image.turned_from != 1:
+        notes.add("turned upright by EXIF")
+    if image.orientation != 1:
+        notes.add("have an EXIF rotation that is not applied")
     png = io.BytesIO()
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(image, png.getvalue(), sample.name)
-    return record, _summarize(sample.name, pixels, label, info)
+    return record, _count_pixels(label, info), _digest(sample.name, pixels, label)
 
 
 def _check_sizes(
@@ -154,128 +181,6 @@ def _check_sizes(
         )
 
 
-class _Shard(NamedTuple):
-    split: str
-    name: str
-    samples: Sequence[Sample]
-
-
-def _split_into_shards(
-    split: str, samples: Sequence[Sample], num_shards: int
-) -> list[_Shard]:
-    """Returns shards of `ceil(n / num_shards)` samples, as in the official code.
-
-    There may be fewer than `num_shards`, because none is empty.
-    """
-    size = math.ceil(len(samples) / num_shards)
-    num_shards = math.ceil(len(samples) / size)
-    return [
-        _Shard(
-            split,
-            f"{split}-{i:05d}-of-{num_shards:05d}.tfrecord",
-            samples[i * size : (i + 1) * size],
-        )
-        for i in range(num_shards)
-    ]
-
-
-def _fingerprint(
-    shard: _Shard, info: DatasetInfo, recipe: str, options: ImageOptions
-) -> str:
-    """Returns a hash of the sources of a shard and of the conversion settings."""
-    settings: tuple = (info.class_names, info.ignore_label)
-    settings += (info.channels, info.max_value, *options)
-    text = [repr((_FORMAT, recipe, settings))]
-    for sample in shard.samples:
-        for path in sample.sources:
-            stat = tf.io.gfile.stat(os.fspath(path))
-            text.append(f"{sample.name} {path} {stat.length} {stat.mtime_nsec}")
-    return hashlib.sha256("\n".join(text).encode()).hexdigest()
-
-
-class _Conversion:
-    """One run of a converter in its output folder."""
-
-    def __init__(
-        self, info: DatasetInfo, output_dir: str, recipe: str, options: ImageOptions
-    ):
-        self.info = info
-        self.recipe = recipe
-        self.options = options
-        self.notes: Counter[str] = Counter()
-        self.folder = output_dir
-        is_new = not exists(output_dir)
-        outputs.claim(output_dir, _OWN_FILES)
-        tf.io.gfile.makedirs(output_dir)
-        records.finish_publishing(output_dir)
-        self.manifest = Manifest(output_dir, info.num_classes)
-        # Whether this run or an interrupted one created the folder.
-        self.is_ours = is_new or self.manifest.found
-        self.stopped = threading.Event()
-        self.lock = threading.Lock()
-
-    def path(self, name: str) -> str:
-        return os.path.join(self.folder, name)
-
-    def finish(self, shard: _Shard, progress: tqdm) -> Content:
-        """Writes a shard, unless an earlier run did, and returns its content."""
-        fingerprint = _fingerprint(shard, self.info, self.recipe, self.options)
-        content = self.manifest.content(shard.name, fingerprint)
-        path = self.path(shard.name)
-        if content is not None and exists(path, path + records.FINISHED):
-            progress.update(len(shard.samples))
-            return content
-        # An existing shard of that name was made from other files.
-        self.manifest.keep(lambda name: name != shard.name)
-        content = self._write(shard, path + records.UNFINISHED, progress)
-        tf.io.gfile.rename(
-            path + records.UNFINISHED, path + records.FINISHED, overwrite=True
-        )
-        self.manifest.add(shard.name, fingerprint, content)
-        return content
-
-    def _write(self, shard: _Shard, path: str, progress: tqdm) -> Content:
-        content = Content.empty(self.info.num_classes)
-        notes: Counter[str] = Counter()
-        try:
-            with tf.io.TFRecordWriter(path) as writer:
-                for sample in shard.samples:
-                    if self.stopped.is_set():
-                        raise futures.CancelledError
-                    record, sample_content = _make_record(
-                        sample, self.info, self.options, notes
-                    )
-                    writer.write(record)
-                    content += sample_content
-                    progress.update()
-        except BaseException:
-            remove([path])
-            raise
-        with self.lock:
-            self.notes += notes
-        return content
-
-    def undo(self, shards: Sequence[_Shard]) -> None:
-        """Removes the unpublished files of this run and of interrupted ones."""
-        splits = {shard.split for shard in shards}
-        paths = [p for split in splits for p in records.split_files(self.folder, split)]
-        finished = [p for p in paths if p.endswith(records.FINISHED)]
-        suffixes = (records.FINISHED, records.UNFINISHED)
-        remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
-        # A published shard of the same name was made from other files.
-        gone = {os.path.basename(p).removesuffix(records.FINISHED) for p in finished}
-        self.manifest.keep(lambda name: exists(self.path(name)) and name not in gone)
-        outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
-
-    def publish(self, shards: Sequence[_Shard], info: DatasetInfo) -> None:
-        """Publishes all shards, replacing the earlier ones of their splits."""
-        names: dict[str, list[str]] = {}
-        for shard in shards:
-            names.setdefault(shard.split, []).append(shard.name)
-        records.publish(names, info, self.folder)
-        self.manifest.keep(lambda name: exists(self.path(name)))
-
-
 def convert(
     splits: Mapping[str, Sequence[Sample]],
     info: DatasetInfo,
@@ -283,6 +188,7 @@ def convert(
     num_shards: int = 4,
     recipe: str = "",
     options: ImageOptions = AS_STORED,
+    run: RunOptions = REPLACE,
 ) -> DatasetInfo:
     """Writes `<split>-00000-of-0000N.tfrecord` for every split, and the info.
 
@@ -299,6 +205,7 @@ def convert(
         recipe: Everything the labels depend on besides their files; if it changes,
             every shard is written again.
         options: How images become records.
+        run: Whether images are added to existing splits and broken ones skipped.
 
     Returns:
         The info as written, with split sizes, class pixels and content hashes.
@@ -313,22 +220,43 @@ def convert(
             raise UserError(f"the split {split} has no images")
     _require_same_classes(info, splits, output_dir)
     _require_separate_folder(splits, output_dir)
-    conversion = _Conversion(info, output_dir, recipe, options)
-    shards = [
-        shard
-        for split, samples in splits.items()
-        for shard in _split_into_shards(split, samples, num_shards)
-    ]
+    fields = (info.class_names, info.ignore_label, info.channels, info.max_value)
+    notes = _Notes()
+    conversion = Conversion(
+        output_dir,
+        run,
+        repr((_FORMAT, recipe, fields, tuple(options))),
+        functools.partial(_make_record, info=info, options=options, notes=notes),
+    )
+    shards: list[PlannedShard] = []
     try:
-        contents = _finish_all(conversion, shards)
+        for split, samples in splits.items():
+            items = conversion.plan(split, samples)
+            if len(items) > len(samples):
+                kept = {*splits} - {split}
+                _require_same_classes(info, kept, output_dir)
+            shards += split_into_shards(split, items, num_shards)
+        done = _finish_all(conversion, shards)
+        shards, done = conversion.drop_empty(shards, done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
-        conversion.undo(shards)
+        conversion.undo(splits)
         raise
-    info = _add_contents(info, output_dir, shards, contents)
+    info = _add_contents(info, output_dir, shards, done)
     conversion.publish(shards, info)
-    for note, count in sorted(conversion.notes.items()):
-        print(f"{count} images {note}")
+    notes.report()
+    _report_skipped(conversion, splits)
     return info
+
+
+def _report_skipped(conversion: Conversion, splits: Mapping[str, Sequence]) -> None:
+    count = len(conversion.skipped)
+    if count:
+        total = sum(map(len, splits.values()))
+        reason = next(iter(conversion.skipped.values())).reason
+        print(
+            f"skipped {count} of {total} images, listed in "
+            f"{conversion.path(SKIPPED_FILE)}, such as: {reason}"
+        )
 
 
 def _require_separate_folder(
@@ -351,7 +279,7 @@ def _require_separate_folder(
 
 def claim_folder(output_dir: str) -> None:
     """Lets `convert` replace a dataset info and a manifest that we did not write."""
-    outputs.claim(output_dir, _OWN_FILES, overwrite=True)
+    outputs.claim(output_dir, OWN_FILES, overwrite=True)
 
 
 _SHARED_FIELDS = (
@@ -365,11 +293,11 @@ _SHARED_FIELDS = (
 
 
 def _require_same_classes(
-    info: DatasetInfo, splits: Iterable[str], output_dir: str
+    info: DatasetInfo, replaced: Collection[str], output_dir: str
 ) -> None:
     """Refuses a folder that keeps other splits with different classes or images."""
     old_info = records.read_info(output_dir)
-    kept = sorted(set(records.split_names(output_dir)) - set(splits))
+    kept = sorted(set(records.split_names(output_dir)) - set(replaced))
     if old_info is None or not kept:
         return
     for field in _SHARED_FIELDS:
@@ -381,9 +309,9 @@ def _require_same_classes(
             )
 
 
-def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[Content]:
-    """Writes all shards in parallel and returns their contents."""
-    total = sum(len(shard.samples) for shard in shards)
+def _finish_all(conversion: Conversion, shards: Sequence[PlannedShard]) -> list[Shard]:
+    """Writes all shards in parallel and returns their records."""
+    total = sum(len(shard.items) for shard in shards)
     with (
         tqdm(total=total, desc="records", unit="img") as progress,
         futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -399,12 +327,12 @@ def _finish_all(conversion: _Conversion, shards: Sequence[_Shard]) -> list[Conte
     return [done.result() for done in work]
 
 
-def _add_contents(info, output_dir, shards, contents) -> DatasetInfo:
+def _add_contents(info, output_dir, shards, done) -> DatasetInfo:
     """Adds the contents of the new shards and of the splits that stay to the info."""
     splits: dict[str, Content] = {}
-    for shard, content in zip(shards, contents, strict=True):
+    for shard, finished in zip(shards, done, strict=True):
         total = splits.get(shard.split, Content.empty(info.num_classes))
-        splits[shard.split] = total + content
+        splits[shard.split] = total + finished.content(info.num_classes)
     new = {split: content.to_json() for split, content in splits.items()}
     old_info = records.read_info(output_dir)
     json_keys = {

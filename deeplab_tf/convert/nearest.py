@@ -80,6 +80,7 @@ class Summary:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.pixels = self.total = self.masks = 0
+        self._seen: set[epath.Path] = set()
         self.worst = 0.0
         self.worst_path: epath.Path | None = None
 
@@ -126,6 +127,9 @@ class Summary:
             distances[is_wrong] = distance[inverse.ravel()]
             _refuse_areas(path, pixels, distances)
         with self._lock:
+            if path in self._seen:  # --val_share reads masks twice
+                return index
+            self._seen.add(path)
             self.total += is_wrong.size
             self.pixels += int(is_wrong.sum())
             self.masks += bool(len(found))

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -99,6 +99,11 @@ def split_files(folder: str, split: str) -> list[str]:
         if shard[1] == split if shard else name.startswith(f"{split}-"):
             found.append(os.path.join(folder, name))
     return found
+
+
+def split_of(name: str) -> str:
+    """Returns the split in the name of a shard that our converters wrote."""
+    return name.rsplit("-", 3)[0]
 
 
 def is_shard(path: str) -> bool:
@@ -298,6 +303,17 @@ def read_record(path, offset) -> tf.data.Dataset:
     )
     record = tf.TensorSpec([], tf.string)
     return tf.data.experimental.from_variant(variant, record).take(1)
+
+
+def read_records(places: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+    """Reads the records at some paths and byte offsets; see `read_record`."""
+    if not places:
+        return iter(())
+    paths, offsets = zip(*places, strict=True)
+    places_dataset = tf.data.Dataset.from_tensor_slices(
+        (list(paths), np.array(offsets, np.int64))
+    )
+    return places_dataset.flat_map(read_record).as_numpy_iterator()
 
 
 def write_info(info: DatasetInfo, folder: str) -> None:

@@ -140,7 +140,7 @@ CASES = {
     ),
     "JPEG": (
         *(2, PAINTED, lambda label: encode(label * 255, "JPEG", quality=90)),
-        "0.png is JPEG, which changes .* save masks as PNG, or add --nearest$",
+        "png is JPEG, which changes .* save masks as PNG, or add --nearest$",
         *(["--nearest"], 0.01),
     ),
     "colours in a lossy WebP": (

@@ -19,6 +19,7 @@ from deeplab_tf.convert import (
     cityscapes as cityscapes_program,
     coco_voc,
     folder,
+    layout,
     pairs,
     voc2012,
 )
@@ -40,8 +41,8 @@ def image_folders(tmp_path):
 
 
 def convert_folder(root, **settings):
-    folders = str(root / "photos"), str(root / "masks")
-    return folder.convert(*folders, CLASSES, str(root / "out"), **settings)
+    files = layout.Layout(str(root / "photos"), str(root / "masks"))
+    return folder.convert(files, CLASSES, str(root / "out"), **settings)
 
 
 def test_folder_converter_skips_special_files(image_folders, capfd, special_file):

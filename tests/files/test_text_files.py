@@ -120,6 +120,7 @@ def test_invalid_json_error_gives_its_position(kind, content, tmp_path, capsys):
 
 
 MANY = [f"class {i}" for i in range(256)]
+MEMBER = '["a", "a", "b", "c", {"0": %s}, "0f"]'
 SHARD = "shards.train-00001-of-00002.tfrecord"
 # File, key path, value and pattern of the error; `...` removes the key.
 INVALID_VALUES = [
@@ -189,11 +190,13 @@ INVALID_VALUES = [
     ("assets.extra/model.json", "num_classes", None, "num_classes must be an integer"),
     ("assets.extra/model.json", "decoder", [], "decoder must be an object"),
     ("conversion.json", "shards", ..., '"shards" is missing'),
-    ("conversion.json", f"{SHARD}.images", -1, "a count is negative"),
-    ("conversion.json", f"{SHARD}.images", True, "images must be an integer"),
-    ("conversion.json", f"{SHARD}.sources", ..., '"sources" is missing'),
-    ("conversion.json", f"{SHARD}.content_hash", "0x1", "must be hexadecimal"),
-    ("conversion.json", f"{SHARD}.class_pixels.0", 2**70, r"pixels\[0\] is too large"),
+    ("conversion.json", "skipped", {"train": ["[1]"]}, "'.1.' is not a list of 3 str"),
+    ("conversion.json", f"{SHARD}.size", True, "size must be an integer"),
+    ("conversion.json", f"{SHARD}.members", ..., '"members" is missing'),
+    ("conversion.json", f"{SHARD}.members.0", "[" * 9999, "a member is not a record"),
+    ("conversion.json", f"{SHARD}.members.0", '["a"]', "a member is not a record: "),
+    ("conversion.json", f"{SHARD}.members.1", MEMBER % -1, "a member is not a record"),
+    ("conversion.json", f"{SHARD}.members.1", MEMBER % '"x"', "is not a record: "),
     ("export.json", "mean_pixel", "127.5", "mean_pixel must be a list"),
     ("export.json", "mean_pixel", [1.0, 2.0], "mean_pixel must have 3 values"),
     ("export.json", "mean_pixel.1", True, r"mean_pixel\[1\] must be a finite number"),

@@ -8,7 +8,7 @@ from PIL import Image
 from small_datasets import save_image, save_label
 from special_files import assert_skipped
 
-from deeplab_tf.convert import folder
+from deeplab_tf.convert import folder, layout
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
@@ -113,7 +113,7 @@ def test_prediction_and_records_have_the_same_pixels(tmp_path, mode):
     save_mode(path, mode)
     save_label(tmp_path / "masks/a.png", np.ones((20, 31)))
     folders = (str(tmp_path / name) for name in ("photos", "masks"))
-    folder.convert(*folders, ClassList(INFO), str(tmp_path / "out"))
+    folder.convert(layout.Layout(*folders), ClassList(INFO), str(tmp_path / "out"))
     (shard,) = records.shard_paths(str(tmp_path / "out"), "train")
     (record,) = tf.data.TFRecordDataset(shard)
     expected = decoding.decode_image(records.parse(record)[0])

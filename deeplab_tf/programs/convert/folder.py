@@ -5,18 +5,23 @@ r"""Converts a folder of images and a folder of labels to TFRecords.
 
 classes.txt has one class per line, in the order of the label values: `name`, or
 `name r g b` if labels are painted in class colours. An image and its label have the
-same name up to the extension. Images are JPEG or PNG, or .npy or .tif for other numbers
-of channels and bit depths. Run it once per --split; all runs share one --output_dir.
+same name up to the extension, and are in subfolders of the same names, if any. Images
+with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once per
+--split; all runs share one --output_dir. A second run into a split adds to it.
 """
 
 import functools
 import os
+from collections.abc import Iterable
 
 from absl import flags
 from etils import epath
 
 from deeplab_tf.convert import conversion, folder
 from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
+from deeplab_tf.convert.layout import MISSING_MASK, Layout
+from deeplab_tf.convert.shards import RunOptions
+from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.value_map import parse_colors
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
@@ -27,20 +32,13 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("image_dir", None, "Folder with the images.", required=True)
-    string("label_dir", None, "Folder with the masks.", required=True)
+    _define_layout(values)
     string(
         "classes",
         None,
         "Text file with one class per line, `name` or `name r g b`; or a "
         "dataset_info.json.",
         required=True,
-    )
-    string("split", "train", "Name of the split.")
-    string(
-        "label_suffix",
-        "",
-        "Text between name and extension of a label file, such as _L.",
     )
     integer(
         "ignore_label",
@@ -79,13 +77,6 @@ def define_flags() -> flags.FlagValues:
         "of dataset_info.json, else 255.",
     )
     string("name", None, "Name of the dataset; default: that of --output_dir.")
-    flags.DEFINE_float(
-        "val_share",
-        0.0,
-        "Share of the images to put into the split val. A hash of the image name "
-        "decides, so images added later do not move earlier ones.",
-        flag_values=values,
-    )
     flags.DEFINE_boolean(
         "apply_exif",
         None,
@@ -94,8 +85,67 @@ def define_flags() -> flags.FlagValues:
         "which both are possible.",
         flag_values=values,
     )
+    _define_splits(values)
     define_output(values, 4)
+    flags.DEFINE_boolean(
+        "skip_broken",
+        False,
+        "List images that cannot be converted in skipped.txt and go on, instead of "
+        "stopping at the first.",
+        flag_values=values,
+    )
     return values
+
+
+def _define_layout(values: flags.FlagValues) -> None:
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string("image_dir", None, "Folder with the images.", required=True)
+    string(
+        "label_dir",
+        None,
+        "Folder with the masks; may be that of the images.",
+        required=True,
+    )
+    string(
+        "image_prefix", "", "Start of the name of every image; others are no images."
+    )
+    string("image_suffix", "", "End of the name of every image, such as _rgb.")
+    string("label_prefix", "", "Start of the name of every mask, such as mask_.")
+    string(
+        "label_suffix",
+        "",
+        "Text between name and extension of a label file, such as _L.",
+    )
+    flags.DEFINE_enum(
+        "missing_mask",
+        "error",
+        MISSING_MASK,
+        "What to do about an image without a mask: stop, take all of it for the class "
+        "background, or leave it out.",
+        flag_values=values,
+    )
+
+
+def _define_splits(values: flags.FlagValues) -> None:
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string("split", "train", "Name of the split.")
+    flags.DEFINE_float(
+        "val_share",
+        0.0,
+        "Share of the images to put into the split val, exact to one image; images "
+        "with the same classes are divided alike. Images added later move no others.",
+        flag_values=values,
+    )
+    string(
+        "group_by",
+        "",
+        "Keeps images together that --val_share must not divide: folder, or a regular "
+        "expression of the part of the name that they share, such as ^video[0-9]+.",
+    )
+
+
+def _pick(fields: Iterable[str], values: flags.FlagValues) -> dict:
+    return {field: values[field].value for field in fields}
 
 
 def main(values: flags.FlagValues) -> None:
@@ -104,15 +154,13 @@ def main(values: flags.FlagValues) -> None:
     classes = _read_class_list(values)
     print(classes.describe())
     info = folder.convert(
-        values.image_dir,
-        values.label_dir,
+        Layout(**_pick(Layout._fields, values)),
         classes,
         values.output_dir,
-        values.split,
-        values.label_suffix,
-        values.val_share,
+        Splitting(**_pick(Splitting._fields, values)),
         values.num_shards,
         conversion.ImageOptions(values.apply_exif),
+        RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):
@@ -127,7 +175,7 @@ def _read_class_list(values: flags.FlagValues) -> ClassList:
         values.nearest,
     )
     fields = ("name", "ignore_label", "channels", "max_value")
-    given = {field: values[field].value for field in fields}
+    given = _pick(fields, values)
     return read_class_list(
         epath.Path(values.classes),
         os.path.basename(os.path.abspath(values.output_dir)),

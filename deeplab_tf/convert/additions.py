@@ -1,0 +1,89 @@
+"""Decides which records of earlier runs stay when images are added to a split."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import tensorflow as tf
+
+from deeplab_tf.convert.manifest import Manifest, Member, exists, is_published
+from deeplab_tf.data import records
+from deeplab_tf.errors import UserError
+from deeplab_tf.files.file_kinds import is_remote
+
+_REMEDY = "use another --output_dir or --split, or add --overwrite to replace the split"
+
+
+def find_earlier(folder: str, manifest: Manifest, split: str) -> dict[str, Member]:
+    """Returns the published records of a split, by name.
+
+    Raises:
+        UserError: if it has a shard that the manifest does not describe.
+    """
+    for path in records.split_files(folder, split):
+        key = os.path.basename(path)
+        if is_published(key, split) and key not in manifest.shards:
+            raise UserError(
+                f"{path} was not written by this version of deeplab_tf, or was changed "
+                f"since, so nothing can be added to the split {split}; {_REMEDY}"
+            )
+    return manifest.members(split)
+
+
+def select_kept(
+    folder: str, split: str, earlier: Mapping[str, Member], new: Sequence[Member]
+) -> list[Member]:
+    """Returns the earlier records whose names are not among the new ones.
+
+    Raises:
+        UserError: if one is of an image that is new under another name, or of an image
+            that was removed from the folder of the new ones.
+    """
+    names = {member.name for member in new}
+    by_image = {member.image: member for member in new}
+    kept = [member for name, member in earlier.items() if name not in names]
+    local = [member.image for member in new if not is_remote(member.image)]
+    root = os.path.commonpath([os.path.dirname(path) for path in local] or ["/"])
+    for member in kept:
+        if member.image in by_image:
+            raise UserError(
+                f"{member.image} is in the split {split} of {folder} as {member.name}, "
+                f"and would be added as {by_image[member.image].name}; {_REMEDY}"
+            )
+        if member.image.startswith(f"{root}/") and not exists(member.image):
+            raise UserError(
+                f"{member.image} is in the split {split} of {folder} but no longer "
+                f"exists; {_REMEDY}"
+            )
+    return kept
+
+
+def require_same(
+    folder: str, split: str, earlier: Mapping[str, Member], new: Member
+) -> tuple[str, str]:
+    """Returns the digest that a record must have, and the error if it has another.
+
+    Both are empty unless an earlier record has the same name but other files.
+    """
+    old = earlier.get(new.name)
+    if old is None or old.files == new.files:
+        return "", ""
+    other = f"from {old.image}, not {new.image}"
+    if old.image == new.image:
+        other = "with another label file"
+    return old.digest, (
+        f"the split {split} of {folder} already has an image {new.name} {other}, with "
+        f"other content; {_REMEDY}"
+    )
+
+
+def earlier_splits(folder: str) -> dict[str, str]:
+    """Returns the split of every record in a folder, by name."""
+    if not tf.io.gfile.isdir(folder):
+        return {}
+    records.finish_publishing(folder)
+    manifest = Manifest(folder)
+    return {
+        name: split
+        for split in records.split_names(folder)
+        for name in manifest.members(split)
+    }

@@ -1,0 +1,333 @@
+"""Writes shards in parallel and publishes them together; see `conversion`."""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+from tqdm import tqdm
+
+from deeplab_tf.convert import additions
+from deeplab_tf.convert.manifest import (
+    MANIFEST,
+    Manifest,
+    Member,
+    Shard,
+    Skipped,
+    exists,
+    remove,
+)
+from deeplab_tf.data import records
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError, escape, one_line
+from deeplab_tf.files import outputs
+
+SKIPPED_FILE = "skipped.txt"
+OWN_FILES = (MANIFEST, records.INFO_FILE, SKIPPED_FILE)
+# Content, pixels by class and digest of a record.
+Record = tuple[bytes, dict[int, int], str]
+
+
+class RunOptions(NamedTuple):
+    """What a run does about earlier records and broken files.
+
+    Attributes:
+        adds: Whether images of earlier runs stay in their splits; otherwise a split is
+            replaced.
+        skip_broken: Whether to list images that cannot be converted in `skipped.txt`
+            and go on, instead of stopping at the first.
+    """
+
+    adds: bool = False
+    skip_broken: bool = False
+
+
+# The converters of official datasets know all images of a split.
+REPLACE = RunOptions()
+
+
+class Item(NamedTuple):
+    """A record to write, of a sample or copied from an earlier shard.
+
+    Attributes:
+        member: What it is made from; without counts and digest for a sample.
+        sample: The sample; None for a record of an earlier run.
+        expected: Digest of an earlier record of this name, from other files.
+        conflict: Error if the record has another digest than `expected`.
+    """
+
+    member: Member
+    sample: Any = None
+    expected: str = ""
+    conflict: str = ""
+
+
+class PlannedShard(NamedTuple):
+    """The records that one file of a split will have."""
+
+    split: str
+    name: str
+    items: Sequence[Item]
+
+
+def split_into_shards(
+    split: str, items: Sequence, num_shards: int
+) -> list[PlannedShard]:
+    """Returns shards of `ceil(n / num_shards)` samples, as in the official code.
+
+    There may be fewer than `num_shards`, because none is empty.
+    """
+    size = math.ceil(len(items) / num_shards)
+    num_shards = math.ceil(len(items) / size)
+    return [
+        PlannedShard(
+            split, _shard_name(split, i, num_shards), items[i * size : (i + 1) * size]
+        )
+        for i in range(num_shards)
+    ]
+
+
+def _shard_name(split: str, number: int, num_shards: int) -> str:
+    return f"{split}-{number:05d}-of-{num_shards:05d}.tfrecord"
+
+
+def _describe_sources(sample: Any, settings: str) -> Member:
+    """Returns the member of a sample that is not converted yet."""
+    paths = [_absolute(os.fspath(path)) for path in sample.sources]
+    text = [settings]
+    for path in paths:
+        stat = tf.io.gfile.stat(path)
+        text.append(f"{sample.name} {path} {stat.length} {stat.mtime_nsec}")
+    return Member(sample.name, paths[0], _hash(paths), _hash(text), {}, "")
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else os.path.abspath(path)
+
+
+def _hash(lines: Sequence[str]) -> str:
+    text = json.dumps(lines).encode()
+    return hashlib.sha256(text).hexdigest()[:32]
+
+
+class Conversion:
+    """One run of a converter in its output folder."""
+
+    def __init__(
+        self,
+        folder: str,
+        options: RunOptions,
+        settings: str,
+        make_record: Callable[[Any], Record],
+    ):
+        self.folder = folder
+        self.options = options
+        self._settings = settings
+        self._make_record = make_record
+        is_new = not exists(folder)
+        outputs.claim(folder, OWN_FILES)
+        tf.io.gfile.makedirs(folder)
+        records.finish_publishing(folder)
+        self.manifest = Manifest(folder)
+        # Whether this run or an interrupted one created the folder.
+        self.is_ours = is_new or self.manifest.found
+        self.stopped = threading.Event()
+        # Samples of this run that could not be converted, by split and name.
+        self.skipped: dict[tuple[str, str], Skipped] = {}
+        # Path, number and member of each published record, by split, name and sources.
+        self._published = {
+            (records.split_of(key), *_key(member)): (self.path(key), number, member)
+            for key, shard in self.manifest.shards.items()
+            if not key.endswith(records.FINISHED)
+            for number, member in enumerate(shard.members)
+        }
+        self._offsets = functools.cache(
+            lambda path: records.index_records([path]).offset
+        )
+
+    def path(self, name: str) -> str:
+        """Returns the path of a file in the output folder."""
+        return os.path.join(self.folder, name)
+
+    def plan(self, split: str, samples: Sequence) -> list[Item]:
+        """Returns the records of a split: those of the samples and of earlier runs.
+
+        Raises:
+            UserError: if an earlier record is in the way, or its image has gone.
+        """
+        describe = functools.partial(_describe_sources, settings=self._settings)
+        with futures.ThreadPoolExecutor() as pool:  # for remote files
+            described = pool.map(describe, samples)
+            items = [Item(m, s) for m, s in zip(described, samples, strict=True)]
+        if not self.options.adds:
+            return items
+        earlier = additions.find_earlier(self.folder, self.manifest, split)
+        members = [item.member for item in items]
+        kept = additions.select_kept(self.folder, split, earlier, members)
+        require_same = functools.partial(
+            additions.require_same, self.folder, split, earlier
+        )
+        items = [Item(i.member, i.sample, *require_same(i.member)) for i in items]
+        items += [Item(member) for member in kept]
+        return sorted(items, key=lambda item: item.member.name)
+
+    def finish(self, shard: PlannedShard, progress: tqdm) -> Shard:
+        """Writes a shard, unless an earlier run did, and returns its records."""
+        finished = shard.name + records.FINISHED
+        for key in (finished, shard.name):
+            done = self.manifest.shards.get(key)
+            if done is not None and self._is_same(shard, done):
+                progress.update(len(shard.items))
+                return done
+        # One from an interrupted run was made from other files.
+        self.manifest.keep(lambda key: key != finished)
+        unfinished = self.path(shard.name + records.UNFINISHED)
+        members = self._write(shard, unfinished, progress)
+        tf.io.gfile.rename(unfinished, self.path(finished), overwrite=True)
+        return self.manifest.add(finished, members)
+
+    def _is_same(self, shard: PlannedShard, done: Shard) -> bool:
+        """Returns whether a finished shard has the records, apart from skipped ones."""
+        known = self.manifest.skipped.get(shard.split, {})
+        keys, skipped = [], {}
+        for item in shard.items:
+            row = known.get(item.member.name) if self.options.skip_broken else None
+            if row is not None and row.sources == item.member.sources:
+                skipped[shard.split, row.name] = row
+            else:
+                keys.append(_key(item.member))
+        if keys != [_key(member) for member in done.members]:
+            return False
+        self.skipped |= skipped
+        return True
+
+    def _write(self, shard: PlannedShard, path: str, progress: tqdm) -> list[Member]:
+        members = []
+        published = self._read_published(shard)
+        try:
+            with tf.io.TFRecordWriter(path) as writer:
+                for item in shard.items:
+                    if self.stopped.is_set():
+                        raise futures.CancelledError
+                    if (made := self._make(shard.split, item, published)) is not None:
+                        record, member = made
+                        if item.expected not in ("", member.digest):
+                            raise UserError(item.conflict)
+                        writer.write(record)
+                        members.append(member)
+                    progress.update()
+        except BaseException:
+            remove([path])
+            raise
+        return members
+
+    def _read_published(self, shard: PlannedShard) -> Iterator[bytes]:
+        """Reads the records of a shard that need not be made again, in order."""
+        found = [
+            self._published.get((shard.split, *_key(i.member))) for i in shard.items
+        ]
+        places = [(path, self._offsets(path)[n]) for path, n, _ in filter(None, found)]
+        return records.read_records(places)
+
+    def _make(
+        self, split: str, item: Item, published: Iterator[bytes]
+    ) -> tuple[bytes, Member] | None:
+        """Returns a record, None if it is skipped."""
+        member = item.member
+        location = self._published.get((split, *_key(member)))
+        if location is not None:
+            return next(published), location[2]
+        try:
+            content, pixels, digest = self._make_record(item.sample)
+        except UserError as error:
+            if not self.options.skip_broken:
+                raise
+            row = Skipped(member.name, member.sources, one_line(error))
+            self.skipped[split, member.name] = row
+            self.manifest.skip(split, row)
+            return None
+        return content, member._replace(pixels=pixels, digest=digest)
+
+    def undo(self, splits: Iterable[str]) -> None:
+        """Removes the unpublished files of this run and of interrupted ones."""
+        splits = {*splits}
+        self.manifest.keep(
+            lambda key: (
+                not key.endswith(records.FINISHED)
+                or records.split_of(key) not in splits
+            )
+        )
+        paths = [p for split in splits for p in records.split_files(self.folder, split)]
+        suffixes = (records.FINISHED, records.UNFINISHED)
+        remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
+        outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
+
+    def drop_empty(
+        self, shards: Sequence[PlannedShard], done: Sequence[Shard]
+    ) -> tuple[list[PlannedShard], list[Shard]]:
+        """Returns the shards that have records, renumbered.
+
+        Raises:
+            UserError: if a split has none, because all its images were skipped.
+        """
+        full = [(s, d) for s, d in zip(shards, done, strict=True) if d.members]
+        for split in {shard.split for shard in shards}:
+            own = [i for i, (shard, _) in enumerate(full) if shard.split == split]
+            if not own:
+                reason = next(
+                    r.reason for (s, _), r in self.skipped.items() if s == split
+                )
+                raise UserError(f"every image of the split {split} is broken: {reason}")
+            for number, i in enumerate(own):
+                shard, result = full[i]
+                name = _shard_name(split, number, len(own))
+                if name != shard.name:
+                    self._copy_shard(shard.name, name, result)
+                    full[i] = shard._replace(name=name), result
+        return [shard for shard, _ in full], [result for _, result in full]
+
+    def _copy_shard(self, old: str, new: str, shard: Shard) -> None:
+        finished = self.path(old + records.FINISHED)
+        source = finished if exists(finished) else self.path(old)
+        target = new + records.FINISHED
+        tf.io.gfile.copy(source, self.path(target), overwrite=True)
+        self.manifest.add(target, shard.members)
+
+    def publish(self, shards: Sequence[PlannedShard], info: DatasetInfo) -> None:
+        """Publishes all shards, replacing the earlier ones of their splits."""
+        names: dict[str, list[str]] = {}
+        for shard in shards:
+            names.setdefault(shard.split, []).append(shard.name)
+        records.publish(names, info, self.folder)
+        self._update_skipped(shards)
+        self.manifest.publish(lambda key: exists(self.path(key)))
+        self._write_skipped()
+
+    def _update_skipped(self, shards: Sequence[PlannedShard]) -> None:
+        """Replaces the skipped samples of this run's splits in the manifest."""
+        for split in {shard.split for shard in shards}:
+            earlier = self.manifest.skipped.pop(split, {}) if self.options.adds else {}
+            tried = {i.member.name for s in shards if s.split == split for i in s.items}
+            rows = {n: row for n, row in earlier.items() if n not in tried}
+            rows |= {n: row for (s, n), row in self.skipped.items() if s == split}
+            self.manifest.skipped[split] = dict(sorted(rows.items()))
+
+    def _write_skipped(self) -> None:
+        """Writes the list of skipped images, or removes it if there are none."""
+        rows = [row for s in self.manifest.skipped.values() for row in s.values()]
+        path = self.path(SKIPPED_FILE)
+        if rows:
+            lines = (f"{escape(row.name)}\t{row.reason}\n" for row in rows)
+            outputs.write_text("".join(lines), path)
+        elif exists(path) and outputs.is_ours(path):
+            remove([path])
+
+
+def _key(member: Member) -> tuple[str, str]:
+    return member.name, member.sources

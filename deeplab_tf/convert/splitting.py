@@ -1,0 +1,198 @@
+"""Divides samples into training and validation, exactly and stably."""
+
+import hashlib
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+from deeplab_tf.data.info import split_name
+from deeplab_tf.errors import UserError
+
+_VAL = "val"
+
+
+class Splitting(NamedTuple):
+    """How samples are divided into splits.
+
+    Attributes:
+        split: Name of the split.
+        val_share: Share of the images for the split `val` instead, in [0, 1).
+        group_by: "folder", or a regular expression whose match in an image's name is
+            its group, such as the name of a video; groups are not divided.
+    """
+
+    split: str = "train"
+    val_share: float = 0.0
+    group_by: str = ""
+
+    def check(self) -> None:
+        """Raises `UserError` for invalid settings."""
+        if not 0 <= self.val_share < 1:
+            raise UserError(
+                f"--val_share must be at least 0 and below 1; received {self.val_share}"
+            )
+        if not re.fullmatch(r"\w+", self.split):
+            raise UserError(
+                "--split must be letters, digits and underscores; received "
+                f"{self.split!r}"
+            )
+        if self.val_share and self.split == _VAL:
+            raise UserError(
+                "--val_share creates the split val; --split must be another one"
+            )
+        if self.group_by and not self.val_share:
+            raise UserError("--group_by needs --val_share")
+
+
+def divide(
+    names: Sequence[str],
+    splitting: Splitting,
+    earlier: Mapping[str, str],
+    classes_of: Callable[[Sequence[str]], Mapping[str, Hashable]],
+) -> dict[str, list[str]]:
+    """Returns the names of each split, in the order of `names`.
+
+    The split `val` has exactly `round(val_share * len(names))` names, or as nearly as
+    groups and earlier splits allow. Names with the same classes are divided by the same
+    share, to within one. Hashes of the names decide, never their order.
+
+    Args:
+        names: Distinct names.
+        splitting: The settings, checked.
+        earlier: Splits of names that were converted before, which they keep.
+        classes_of: Returns the set of classes of each name; not called for groups.
+
+    Raises:
+        UserError: if a split would be empty or a group is in both splits.
+    """
+    split = split_name(splitting.split)
+    if not splitting.val_share:
+        return {split: list(names)}
+    fixed = {n: earlier[n] for n in names if earlier.get(n) in (split, _VAL)}
+    target = math.floor(splitting.val_share * len(names) + 0.5)
+    if splitting.group_by:
+        chosen = _choose_groups(names, splitting.group_by, fixed, target)
+    else:
+        chosen = _choose(names, classes_of(names), fixed, target)
+    splits = {
+        split: [name for name in names if name not in chosen],
+        _VAL: [name for name in names if name in chosen],
+    }
+    for name, members in splits.items():
+        if not members:
+            kept = " that keep their earlier splits" if fixed else ""
+            raise UserError(
+                f"--val_share={splitting.val_share} of {len(names)} images{kept} "
+                f"leaves none for {name}"
+            )
+    return splits
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+def _choose(
+    names: Sequence[str],
+    classes: Mapping[str, Hashable],
+    fixed: Mapping[str, str],
+    target: int,
+) -> set[str]:
+    """Returns the names for validation, stratified by their sets of classes."""
+    strata: dict[Hashable, list[str]] = defaultdict(list)
+    for name in sorted(names, key=_hash):
+        strata[classes[name]].append(name)
+    chosen = {name for name, split in fixed.items() if split == _VAL}
+    quotas = _allocate({key: len(rest) for key, rest in strata.items()}, target)
+    free = {
+        key: [name for name in members if name not in fixed]
+        for key, members in strata.items()
+    }
+    spare = []
+    for key, members in strata.items():
+        wanted = max(0, quotas[key] - len(chosen.intersection(members)))
+        chosen.update(free[key][:wanted])
+        spare += free[key][wanted:]
+    # Earlier splits may hold more or fewer of a stratum than its quota.
+    surplus = len(chosen) - target
+    if surplus > 0:
+        last = sorted(chosen - fixed.keys(), key=_hash)[::-1]
+        chosen.difference_update(last[:surplus])
+    elif surplus < 0:
+        chosen.update(sorted(spare, key=_hash)[:-surplus])
+    return chosen
+
+
+def _allocate(sizes: Mapping[Hashable, int], total: int) -> dict[Hashable, int]:
+    """Divides `total` in proportion to the sizes, by the largest remainders."""
+    count = sum(sizes.values())
+    quotas = {key: size * total // count for key, size in sizes.items()}
+    # Of equal remainders, the largest stratum is first: the only image with some set of
+    # classes is of more use in training.
+    order = sorted(
+        sizes,
+        key=lambda key: (-(sizes[key] * total % count), -sizes[key], _hash(str(key))),
+    )
+    for key in order[: total - sum(quotas.values())]:
+        quotas[key] += 1
+    return quotas
+
+
+def _choose_groups(
+    names: Sequence[str], group_by: str, fixed: Mapping[str, str], target: int
+) -> set[str]:
+    """Returns the names for validation, without dividing a group."""
+    groups = defaultdict(list)
+    for name in names:
+        groups[_group_of(name, group_by)].append(name)
+    chosen, free = set(), []
+    for group in sorted(groups, key=_hash):
+        split = _earlier_split(group, groups[group], fixed)
+        if split == _VAL:
+            chosen.update(groups[group])
+        elif split is None:
+            free.append(groups[group])
+    passed = []
+    for members in free:
+        if len(chosen) + len(members) <= target:
+            chosen.update(members)
+        else:
+            passed.append(members)
+    smallest = min(passed, key=len, default=())
+    missing = target - len(chosen)
+    # One group more may come nearer, but must leave something to train on.
+    is_nearer = not chosen or abs(len(smallest) - missing) < missing
+    if target and is_nearer and len(chosen) + len(smallest) < len(names):
+        chosen.update(smallest)
+    return chosen
+
+
+def _earlier_split(
+    group: str, members: Sequence[str], fixed: Mapping[str, str]
+) -> str | None:
+    splits = sorted({fixed[name] for name in members if name in fixed})
+    if len(splits) > 1:
+        raise UserError(
+            f"the group {group!r} is already in the splits {' and '.join(splits)}; use "
+            "another --output_dir, or add --overwrite to divide all images again"
+        )
+    return splits[0] if splits else None
+
+
+def _group_of(name: str, group_by: str) -> str:
+    if group_by == "folder":
+        return name.rpartition("/")[0]
+    try:
+        match = re.search(group_by, name)
+    except re.error as error:
+        raise UserError(
+            f"--group_by={group_by} is neither folder nor a regular expression: {error}"
+        ) from error
+    if match is None:
+        raise UserError(
+            f"--group_by={group_by} does not match the image name {name!r}; it must "
+            "match every name"
+        )
+    return (match.re.groups and match[1]) or match[0]
