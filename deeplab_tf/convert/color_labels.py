@@ -15,6 +15,8 @@ from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.value_map import Color
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import mask_files
+from deeplab_tf.images.image_files import TooLargeError
+from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
 
 
@@ -49,7 +51,13 @@ class Masks:
             UserError: if the file is broken, lossy without `classes.nearest`, has a
                 value or colour without a meaning, or is ambiguous.
         """
-        mask = mask_files.read_mask(path)
+        try:
+            return self._read_mask(path, mask_files.read_mask(path))
+        except TooLargeError:
+            large = LargeMask(path)
+            return large.label(self._read_mask(path, large.values))
+
+    def _read_mask(self, path: epath.Path, mask: Mask) -> np.ndarray:
         if mask.lossy and not self.classes.nearest:
             raise UserError(
                 f"{path} is {mask.lossy}, which changes values and colours; save "

@@ -11,6 +11,8 @@ from etils import epath
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import mask_files
+from deeplab_tf.images.image_files import TooLargeError
+from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
 
 _MOST_LISTED = 8
@@ -36,6 +38,14 @@ def count_values(mask: Mask) -> dict[int, int]:
     return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
 
 
+def _read_values(path: epath.Path) -> Mask:
+    """Returns a mask, or a smaller one with the same values if it is large."""
+    try:
+        return mask_files.read_mask(path)
+    except TooLargeError:
+        return LargeMask(path).values
+
+
 class _Values(NamedTuple):
     white: int
     counts: Mapping[int, int]
@@ -53,7 +63,7 @@ class AllValues:
     def _values(self, path: epath.Path) -> _Values:
         if path not in self._read:
             try:
-                mask = mask_files.read_mask(path)
+                mask = _read_values(path)
                 self._read[path] = _Values(mask.white, count_values(mask))
             except UserError:  # raised again when the mask is converted
                 self._read[path] = _Values(0, {})

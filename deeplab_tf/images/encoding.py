@@ -120,14 +120,15 @@ def encode_array(
     Raises:
         UserError: if they have other channels or values than the dataset.
     """
-    _check_array(path, array, channels, max_value)
+    check_array(path, array, channels, max_value)
     depth = np.uint8 if max_value < 256 else np.uint16
     height, width = array.shape[:2]
     png = decoding.encode_image(array.astype(depth))
     return EncodedImage(png, "png", height, width, channels)
 
 
-def _check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -> None:
+def check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -> None:
+    """Raises UserError if pixels have other channels or values than the dataset."""
     if array.ndim != 3 or array.shape[2] != channels or not array.size:
         raise UserError(
             f"{path} has the shape {array.shape}; images must be height x width x "

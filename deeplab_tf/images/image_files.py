@@ -2,6 +2,7 @@
 
 import io
 import os
+import threading
 from typing import BinaryIO
 
 import tensorflow as tf
@@ -21,19 +22,25 @@ class TooLargeError(UserError):
     """An image with more than `decoding.MAX_PIXELS`."""
 
 
-def open_image(path: _Path, file: BinaryIO) -> Image.Image:
+def open_image(path: _Path, file: BinaryIO, max_pixels: int | None = 0) -> Image.Image:
     """Opens an image of any format, reading only its header.
+
+    Args:
+        path: The file, to name in errors.
+        file: The open file.
+        max_pixels: Limit on the size; 0 for `decoding.MAX_PIXELS`, None for no limit.
 
     Raises:
         UserError: if it is not an image, or needs a package that is missing.
-        TooLargeError: if it has more than `decoding.MAX_PIXELS`.
+        TooLargeError: if it exceeds the limit.
     """
+    limit = decoding.MAX_PIXELS if max_pixels == 0 else max_pixels
     try:
         _prepare_plugin(path, file)
-        image = Image.open(file)
+        image = _open_unlimited(file) if limit is None else Image.open(file)
     except Image.DecompressionBombError as error:
         raise TooLargeError(
-            f"{path} has too many pixels; at most {decoding.MAX_PIXELS:,} are allowed"
+            f"{path} has too many pixels; at most {limit:,} are allowed"
         ) from error
     # A GFile at its end raises the last of these, Pillow's decoders raise the rest.
     except (OSError, SyntaxError, ValueError, tf.errors.OutOfRangeError) as error:
@@ -42,12 +49,25 @@ def open_image(path: _Path, file: BinaryIO) -> Image.Image:
         size = file_kinds.file_size(file)
         reason = f"its {size} bytes are not an image" if size else "it is empty"
         raise UserError(f"{path} is broken: {reason}") from error
-    if image.width * image.height > decoding.MAX_PIXELS:
+    if limit is not None and image.width * image.height > limit:
         raise TooLargeError(
-            f"{path} has {image.width}x{image.height} pixels; at most "
-            f"{decoding.MAX_PIXELS:,} are allowed"
+            f"{path} has {image.width}x{image.height} pixels; at most {limit:,} are "
+            "allowed"
         )
     return image
+
+
+# Held while Pillow's own limit, a global variable, is off.
+_pillow_limit = threading.Lock()
+
+
+def _open_unlimited(file: BinaryIO) -> Image.Image:
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _prepare_plugin(path: _Path, file: BinaryIO) -> None:

@@ -55,19 +55,27 @@ def read_mask(path: epath.Path) -> Mask:
         UserError: if it is broken, too large, has several pages or frames, an EXIF
             rotation, another format, or values outside of 0..65535.
     """
-    return _decode_mask(path, file_kinds.read_bytes(path))
+    return decode_mask(path, file_kinds.read_bytes(path))
 
 
-def _decode_mask(path: epath.Path, content: bytes) -> Mask:
-    if content[: len(_NPY)] == _NPY:
-        return _from_array(path, _read_npy(path, content))
+def is_npy(content: bytes) -> bool:
+    """Returns whether a file is an array of NumPy, by its first bytes."""
+    return content[: len(_NPY)] == _NPY
+
+
+def decode_mask(path: epath.Path, content: bytes) -> Mask:
+    """Returns a mask from the content of its file; see `read_mask`."""
+    if is_npy(content):
+        array = _read_npy(path, content)
+        pixels.check_shape(path, array.shape[:2], 1)
+        return from_array(path, array)
     image = image_files.open_image(path, io.BytesIO(content))
     if image.format not in _FORMATS:
         raise UserError(f"{path} is {image.format}; masks must be {_NAMES}")
-    _check_frames(path, image)
-    lossy = _find_lossy_format(image, content)
+    check_frames(path, image)
+    lossy = find_lossy_format(image, content)
     if decoding.png_format(content)[0] == 16 or _has_deep_colors(image):
-        return _from_array(path, _decode_deep(path, image, content))
+        return from_array(path, _decode_deep(path, image, content))
     mask = _from_image(path, image_files.decode(path, image), content)
     return mask._replace(lossy=lossy)
 
@@ -79,7 +87,7 @@ def read_index_label(path: epath.Path) -> np.ndarray:
         UserError: if the file is broken, has another format, or is in colour.
     """
     content = file_kinds.read_bytes(path)
-    mask = _decode_mask(path, content)
+    mask = decode_mask(path, content)
     if decoding.png_format(content) == (0, 0):
         # Lossy formats turn class ids into other class ids.
         raise UserError(f"{path} is not a PNG; labels must be PNG")
@@ -95,7 +103,8 @@ def read_index_label(path: epath.Path) -> np.ndarray:
     return mask.pixels
 
 
-def _check_frames(path: epath.Path, image: Image.Image) -> None:
+def check_frames(path: epath.Path, image: Image.Image) -> None:
+    """Raises `UserError` for a mask of several pages, or with an EXIF rotation."""
     # The second image of an MPO is a preview.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -107,7 +116,8 @@ def _check_frames(path: epath.Path, image: Image.Image) -> None:
         )
 
 
-def _find_lossy_format(image: Image.Image, content: bytes) -> str:
+def find_lossy_format(image: Image.Image, content: bytes) -> str:
+    """Returns the name of a mask's format if it is lossy, else ""."""
     if image.format in ("JPEG", "MPO"):
         return "JPEG"
     if image.format == "WEBP" and b"VP8 " in _riff_chunks(content):
@@ -156,7 +166,8 @@ def _read_npy(path: epath.Path, content: bytes) -> np.ndarray:
     return array
 
 
-def _from_array(path: epath.Path, array: np.ndarray) -> Mask:
+def from_array(path: epath.Path, array: np.ndarray) -> Mask:
+    """Returns an array `[height, width]`, or with channels, as a mask."""
     if not array.size or not (
         array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 2, 3, 4))
     ):
@@ -166,7 +177,7 @@ def _from_array(path: epath.Path, array: np.ndarray) -> Mask:
         )
     if array.ndim == 3 and array.shape[2] in (2, 4):
         array, alpha = array[..., :-1], array[..., -1]
-        return _from_array(path, array)._replace(is_clear=_find_clear(alpha))
+        return from_array(path, array)._replace(is_clear=_find_clear(alpha))
     if array.ndim == 3 and array.shape[2] == 3:
         return Mask(_reduce_colors(path, array))
     array = array.reshape(array.shape[:2])
@@ -220,7 +231,7 @@ def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
             "channel or RGB colours"
         )
     if image.mode != "L":
-        return _from_array(path, np.array(image))
+        return from_array(path, np.array(image))
     depth = decoding.png_format(content)[0]
     return Mask(
         np.array(image) // _STRETCH.get(depth, 1),

@@ -18,7 +18,7 @@ from deeplab_tf.images import decoding, formats, image_files
 
 _Path = str | os.PathLike[str]
 # Modes whose conversion to grey or RGB keeps every value.
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
 # Format -> text in the file, position of the bits per channel after its start, and
 # their mask and offset. Pillow reads 8 bits, whatever the file has.
 _DEPTHS = {
@@ -77,7 +77,7 @@ def _is_read_by_pillow(image: Image.Image, channels: int) -> bool:
     return (
         channels in (1, 3)
         and image.n_frames == 1
-        and image.mode in _MODES
+        and image.mode in MODES
         and max(bits) <= 8
         and len(bits) == len(image.getbands())  # Pillow drops unknown channels
         and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
@@ -98,7 +98,7 @@ def _read_other(
             f"{path} is {image.format} with more than 8 bits per channel, which would "
             "be rounded; save it as a 16-bit PNG or TIFF"
         )
-    if image.mode not in _MODES:
+    if image.mode not in MODES:
         raise UserError(f"{path} has mode {image.mode}; save it as RGB")
     orientation = decoding.exif_orientation(image)
     array = _as_grey_or_rgb(image_files.decode(path, image), channels)

@@ -1,0 +1,92 @@
+"""Reads masks that are too large to be decoded at once, in two passes over strips."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from deeplab_tf.errors import UserError
+from deeplab_tf.files import file_kinds
+from deeplab_tf.images import image_files, mask_files, strips
+from deeplab_tf.images.mask_files import Mask
+
+_FORMATS = ("PNG", "TIFF", "NPY")
+_CLEAR = 1 << 24
+
+
+class LargeMask:
+    """A mask of any size.
+
+    Args:
+        path: The mask, a PNG, TIFF or .npy file.
+
+    Attributes:
+        values: A mask that has each value or colour of this one once, which decides how
+            it is read.
+
+    Raises:
+        UserError: if the file is broken or has another format; see `read_mask`.
+    """
+
+    def __init__(self, path: os.PathLike[str]):
+        self._path = path
+        header = strips.read_header(path)
+        if header.format not in _FORMATS:
+            raise UserError(
+                f"{path} is {header.format} with {header.width}x{header.height} "
+                f"pixels; masks of this size must be {', '.join(_FORMATS)}"
+            )
+        self._shape = header.height, header.width
+        found: set[int] = set()
+        first = None
+        for _, mask in self._strips():
+            found.update(np.unique(_pack(mask)).tolist())
+            first = first or mask
+            first = first._replace(white=max(first.white, mask.white))
+        assert first is not None
+        self._keys = np.array(sorted(found))
+        self.values = _unpack(self._keys, first)._replace(lossy=self._find_loss())
+
+    def _find_loss(self) -> str:
+        with file_kinds.open_file(self._path) as file:
+            if mask_files.is_npy(file.read(8)):
+                return ""
+            file.seek(0)
+            image = image_files.open_image(self._path, file, max_pixels=None)
+            mask_files.check_frames(self._path, image)
+            return mask_files.find_lossy_format(image, b"")
+
+    def _strips(self) -> Iterator[tuple[int, Mask]]:
+        for top, strip in strips.read_strips(self._path):
+            is_png = isinstance(strip, bytes)
+            read = mask_files.decode_mask if is_png else mask_files.from_array
+            yield top, read(self._path, strip)
+
+    def label(self, ids: np.ndarray) -> np.ndarray:
+        """Returns class ids `[height, width]` from those of `values`, uint8."""
+        label = np.empty(self._shape, np.uint8)
+        for top, mask in self._strips():
+            index = np.searchsorted(self._keys, _pack(mask))
+            label[top : top + len(index)] = ids.ravel()[index]
+        return label
+
+
+def _pack(mask: Mask) -> np.ndarray:
+    """Returns one number for value or colour and transparency of each pixel."""
+    packed = mask.pixels.astype(np.int32)
+    if packed.ndim == 3:
+        packed = packed @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    return packed if mask.is_clear is None else packed + _CLEAR * mask.is_clear
+
+
+def _unpack(keys: np.ndarray, mask: Mask) -> Mask:
+    is_clear = keys >= _CLEAR
+    values = keys % _CLEAR
+    pixels = values.astype(np.uint8 if mask.white < 256 else np.uint16)
+    if mask.pixels.ndim == 3:
+        pixels = np.stack([values >> 16, values >> 8 & 255, values & 255], -1)
+        pixels = pixels.astype(np.uint8)
+    return mask._replace(
+        pixels=pixels[None],
+        is_clear=is_clear[None] if is_clear.any() and not is_clear.all() else None,
+    )

@@ -1,0 +1,140 @@
+"""Cuts a PNG into PNGs of a few rows each, without decoding it as a whole."""
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from deeplab_tf.images.decoding import PNG_SIGNATURE
+
+_SIGNATURE = bytes(PNG_SIGNATURE) + b"\r\n\x1a\n"
+_READ_BYTES = 1 << 20
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+# Bits and colour type of a PNG of as many bytes per pixel.
+_BYTE_FORMATS = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
+
+
+class _Header(NamedTuple):
+    width: int
+    height: int
+    bits: int
+    color_type: int
+    compression: int
+    filtering: int
+    interlace: int
+
+    @property
+    def pixel_bits(self) -> int:
+        return self.bits * _CHANNELS[self.color_type]
+
+    @property
+    def row_bytes(self) -> int:
+        return -(-self.width * self.pixel_bits // 8)
+
+
+def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes] | None:
+    """Yields PNGs of up to `rows` rows, from top to bottom.
+
+    They have the depth, colour type, palette and transparency of the original.
+
+    Args:
+        file: An open PNG.
+        rows: Height of each, except for the last.
+
+    Returns:
+        An iterator that raises `ValueError`, `zlib.error` or `struct.error` where the
+        file is broken; None if it is interlaced and cannot be cut.
+    """
+    if file.read(8) != _SIGNATURE:
+        raise ValueError("not a PNG")
+    chunks = _read_chunks(file)
+    kind, content = next(chunks)
+    header = _Header(*struct.unpack(">IIBBBBB", content))
+    if kind != b"IHDR" or header.interlace:
+        return None
+    return _cut(header, chunks, rows)
+
+
+def _read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Yields type and content of each chunk, image data in pieces."""
+    while True:
+        length, kind = struct.unpack(">I4s", file.read(8))
+        while kind == b"IDAT" and length > _READ_BYTES:
+            yield kind, file.read(_READ_BYTES)
+            length -= _READ_BYTES
+        yield kind, file.read(length)
+        file.read(4)  # checksum
+        if kind == b"IEND":
+            return
+
+
+def _cut(
+    header: _Header, chunks: Iterator[tuple[bytes, bytes]], rows: int
+) -> Iterator[bytes]:
+    before: list[tuple[bytes, bytes]] = []
+    data = bytearray()
+    inflate = zlib.decompressobj()
+    previous = bytes(header.row_bytes)
+    stride, left = header.row_bytes + 1, header.height
+    for kind, content in chunks:
+        if kind in (b"PLTE", b"tRNS"):
+            before.append((kind, content))
+        if kind != b"IDAT":
+            continue
+        data += inflate.decompress(content)
+        while left and len(data) >= stride * min(rows, left):
+            count = min(rows, left)
+            raw = _undo_filters(header, previous, bytes(data[: stride * count]), count)
+            del data[: stride * count]
+            left -= count
+            previous = raw[-header.row_bytes :]
+            yield _write(
+                header._replace(height=count), before, _add_filters(raw, count)
+            )
+    if left:
+        raise ValueError(f"image file is truncated ({left} rows are missing)")
+
+
+def _undo_filters(header: _Header, previous: bytes, data: bytes, count: int) -> bytes:
+    """Returns rows without filters.
+
+    A decoder does it: the filters work on bytes, so that the rows are those of a PNG
+    with as many bytes per pixel. Its first row is the row above.
+    """
+    pixel_bytes = max(1, header.pixel_bits // 8)
+    bits, color_type = _BYTE_FORMATS[pixel_bytes]
+    width = header.row_bytes // pixel_bytes
+    header = _Header(width, count + 1, bits, color_type, 0, 0, 0)
+    png = _write(header, [], b"\0" + previous + data)
+    if bits == 16:
+        array = tf.io.decode_png(png, dtype=tf.uint16).numpy().astype(">u2")
+    else:
+        array = np.asarray(Image.open(io.BytesIO(png)))
+    return array[1:].tobytes()
+
+
+def _add_filters(raw: bytes, count: int) -> bytes:
+    """Returns rows that each start with the number of no filter."""
+    rows = np.frombuffer(raw, np.uint8).reshape(count, -1)
+    return np.pad(rows, ((0, 0), (1, 0))).tobytes()
+
+
+def _write(header: _Header, before: list[tuple[bytes, bytes]], data: bytes) -> bytes:
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", *header)),
+        *before,
+        (b"IDAT", zlib.compress(data, 0)),
+        (b"IEND", b""),
+    ]
+    return _SIGNATURE + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
