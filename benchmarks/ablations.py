@@ -14,7 +14,7 @@ Results go to <output_dir>/<row>.json and are reused until the settings change. 
 runs resume from <output_dir>/<row>/seed<n>. <output_dir>/ablations.md compares
 all finished rows with the papers.
 
-On one CPU core a step of the base takes about a second; all 18 training runs and
+On one CPU core, a step of the base takes about a second; all 18 training runs and
 the evaluations take two and a half hours. Checkpoints take 1.1 GB.
 """
 

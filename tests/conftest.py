@@ -154,7 +154,7 @@ def tiny_model():
     with shallow_mobilenet_v2():
         model = build_model(config)
     shapes = {name: a.shape for name, a in restore.tf1_variables(model).items()}
-    # With the weights of many other prefixes one label covers the image.
+    # With the weights of many other prefixes, one label covers the image.
     weights = {name: value(f"6/{name}", shape) for name, shape in shapes.items()}
     restore.load_tf1_variables(model, weights)
     return model

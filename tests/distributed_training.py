@@ -2,7 +2,7 @@
 
     python distributed_training.py STRATEGY BATCH_NORM [differing]
 
-With "differing" the workers start with different weights.
+With "differing", the workers start with different weights.
 Run by test_distribution.py, since a process has one set of devices.
 """
 

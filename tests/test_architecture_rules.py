@@ -160,7 +160,7 @@ def test_lazy_names_are_declared_for_type_checkers():
     tree = ast.parse(MODULES[PACKAGE].read_text())
     [block] = [node for node in tree.body if is_for_type_checkers(node)]
     declared = {
-        # Without "as" a name is not re-exported.
+        # Without "as", a name is not re-exported.
         alias.asname: node.module
         for node in block.body
         for alias in node.names

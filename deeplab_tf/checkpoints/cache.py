@@ -91,11 +91,7 @@ def translate_os_errors(folder: str) -> Iterator[None]:
 
 
 def is_plain_file(path: str) -> bool:
-    """Returns whether a path is a regular file, or False if it does not exist.
-
-    Raises:
-        UserError: if it is something else, such as a link.
-    """
+    """Returns whether a regular file exists; raises UserError for a link or the like."""
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
     except FileNotFoundError:

@@ -77,11 +77,7 @@ def local_path(url: str) -> str:
 
 
 def file_name(url: str) -> str:
-    """Returns the last part of a path or URL.
-
-    Raises:
-        UserError: for an invalid URL.
-    """
+    """Returns the last part of a path or URL; raises UserError for an invalid URL."""
     try:
         return os.path.basename(urllib.parse.urlsplit(url).path if is_web(url) else url)
     except ValueError as error:
@@ -170,7 +166,6 @@ def _origin_path(part: str) -> str:
 
 
 def _copy(path: str, part: str) -> None:
-    """Copies a file with `tf.io.gfile`, from the start."""
     if "://" not in path and os.path.exists(path) and not os.path.isfile(path):
         raise OSError("it is not a file")
     total = tf.io.gfile.stat(path).length
@@ -254,11 +249,7 @@ def _read_validator(headers) -> str:
 
 
 def _read_total(headers, start: int) -> str:
-    """Returns the size of the complete file as digits, "" if not reported.
-
-    Raises:
-        OSError: if the size is invalid or too large.
-    """
+    """Returns the complete size as digits or ""; raises OSError if invalid or too large."""
     length = headers.get("Content-Length", "").strip()
     size = _parse_size(length) if length else None
     total = headers.get("Content-Range", "").rpartition("/")[2].strip()

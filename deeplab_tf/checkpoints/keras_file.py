@@ -21,11 +21,7 @@ _CONFIG = "config.json"
 
 
 def is_keras_file(path: str) -> bool:
-    """Returns whether a path, which need not exist, is a `.keras` file by its name.
-
-    Raises:
-        UserError: for an existing HDF5 file.
-    """
+    """Returns whether a name ends in .keras; raises UserError for an existing HDF5 file."""
     if tf.io.gfile.isdir(path):
         return False
     if path.endswith(_HDF5) and tf.io.gfile.exists(path):

@@ -311,7 +311,7 @@ class ModelConfig:
         """Returns a copy of this config with some official flags replaced.
 
         A new output stride scales the atrous rates unless they are given. For the flags
-        and errors see `from_official_flags`.
+        and errors, see `from_official_flags`.
         """
         fields = parse_model_flags(flags, MODEL_FLAGS)
         stride = fields.get("output_stride", self.output_stride)

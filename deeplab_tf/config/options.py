@@ -90,7 +90,7 @@ def option(
 ) -> Any:
     """Returns a dataclass field that carries an `Option` with these attributes.
 
-    Without a default the field is required.
+    Without a default, the field is required.
     """
     metadata = {_OPTION: Option(help, accepts, **details)}
     return dataclasses.field(default=default, metadata=metadata)

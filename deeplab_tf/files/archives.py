@@ -88,11 +88,7 @@ def extract(
 
 
 def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
-    """Returns the message of the error that `extract` would raise, or None.
-
-    Raises:
-        OSError: if the archive cannot be read.
-    """
+    """Returns the error message of `extract`, or None; raises OSError if unreadable."""
     try:
         _require_safe(archive, None, limit)
     except ArchiveError as error:
@@ -237,7 +233,6 @@ def _require_replaceable(folder: str) -> None:
 
 
 def _publish(new: str, target: str, stamp_header: bytes) -> None:
-    """Renames a complete folder to its final name."""
     for _ in range(_ATTEMPTS):
         try:
             os.rename(new, target)

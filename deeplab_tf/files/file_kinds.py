@@ -179,11 +179,7 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: PathLike) -> bytes:
-    """Returns the content of a file.
-
-    Raises:
-        UserError: if it is not a readable file, or is larger than `MAX_BYTES`.
-    """
+    """Returns a file's content; raises UserError if unreadable or above `MAX_BYTES`."""
     with open_file(path) as file:
         size = file_size(file)
         if size > MAX_BYTES:
@@ -206,11 +202,7 @@ def file_size(file: BinaryIO) -> int:
 
 
 def list_names(folder: PathLike) -> list[str]:
-    """Returns the sorted names in a folder, without those that `is_hidden`.
-
-    Raises:
-        UserError: if it is not a readable folder.
-    """
+    """Returns a folder's sorted visible names; raises UserError if it is unreadable."""
     try:
         if is_remote(folder):
             names = tf.io.gfile.listdir(os.fspath(folder))

@@ -43,11 +43,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def _resolve_links(path: str) -> str:
-    """Resolves links in a local path.
-
-    Raises:
-        UserError: if the path is empty or a loop of links.
-    """
+    """Resolves local links; raises UserError for an empty path or a loop of links."""
     if not path:
         raise UserError(
             "the output path is empty; give a path (is a shell variable unset?)"

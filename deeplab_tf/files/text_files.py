@@ -11,11 +11,7 @@ MAX_BYTES = 64 * 2**20
 
 
 def read_content(path: str, max_bytes: int = MAX_BYTES) -> bytes:
-    """Returns the content of a file.
-
-    Raises:
-        UserError: if the file cannot be read or is larger than `max_bytes`.
-    """
+    """Returns a file's content; raises UserError if unreadable or above `max_bytes`."""
     with file_kinds.open_file(path) as file:
         size = file_kinds.file_size(file)
         content = file.read(size) if 0 < size <= max_bytes else b""

@@ -1,7 +1,7 @@
 """Pointwise convolutions as matrix products, which are faster on CPU.
 
 On CPU, TensorFlow's convolutions repack the kernel in every step, forward and backward.
-For small feature maps that is a good part of the time (`benchmarks/op_profile.py`).
+For small feature maps, that is a good part of the time (`benchmarks/op_profile.py`).
 """
 
 import math
@@ -9,7 +9,7 @@ import math
 import keras
 from keras import layers, ops
 
-# With more positions (batch * height * width) convolutions are faster.
+# With more positions (batch * height * width), convolutions are faster.
 _MOST_POSITIONS = 1 << 14
 
 

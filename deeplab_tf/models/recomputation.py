@@ -1,6 +1,6 @@
 """Backbones that recompute activations in the backward pass to save memory.
 
-Training keeps every activation for the backward pass. Here only those between segments
+Training keeps every activation for the backward pass. Here, only those between segments
 are kept; each segment is computed again when the backward pass reaches it (Chen et al.,
 1604.06174). A step takes a third longer, with a fraction of the memory.
 """

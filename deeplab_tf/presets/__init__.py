@@ -39,11 +39,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Returns a preset by name.
-
-    Raises:
-        UserError: for an unknown name; suggests similar ones.
-    """
+    """Returns a preset; raises UserError with similar names for an unknown one."""
     if name not in PRESETS:
         hint = suggest_similar(name, PRESETS)
         raise UserError(

@@ -60,7 +60,7 @@ def start_tensorflow() -> None:
     notices and turns on the oneDNN kernels.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # By default TensorFlow uses these kernels only on processors with AVX512-VNNI or
+    # By default, TensorFlow uses these kernels only on processors with AVX512-VNNI or
     # later; with AVX2 alone, a MobileNetV2 training step takes twice as long without.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     with _silence_stderr():
@@ -135,7 +135,7 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
         line = f"{called}: interrupted by {error.signal.name} before it finished"
         if error.checkpoint:
             line = f"to resume, run: {shlex.join(command_line())}"
-        # After SIGHUP the terminal may be closed.
+        # After SIGHUP, the terminal may be closed.
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
         raise

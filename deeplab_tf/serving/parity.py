@@ -63,7 +63,7 @@ def gate(
     """Compares an exported artefact with its model, and refuses a large mIoU drop.
 
     Evaluates both on the same records and writes the comparison to
-    `<artefact>.parity.json`. For a refused int8 file it also prints the error of every
+    `<artefact>.parity.json`. For a refused int8 file, it also prints the error of every
     layer.
 
     Args:

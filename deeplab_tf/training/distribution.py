@@ -81,7 +81,7 @@ def make_strategy(
     Args:
         name: One of `STRATEGIES`. "auto" means several workers if the environment
             variable TF_CONFIG names them, else all visible GPUs, else the CPU.
-        num_clones: Number of devices of this machine; None uses all GPUs. On CPU it
+        num_clones: Number of devices of this machine; None uses all GPUs. On a CPU, it
             creates as many logical devices.
         clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".

@@ -84,7 +84,7 @@ def gradient_multiplier(name: str, config: TrainConfig) -> float:
     """Returns the official factor on the gradient of a variable.
 
     2 for biases, times `last_layer_gradient_multiplier` for the last layers. Like the
-    official code it looks for the scopes anywhere in the name.
+    official code, it looks for the scopes anywhere in the name.
     """
     scopes = last_layer_scopes(config.last_layers_contain_logits_only)
     is_last = any(scope in name for scope in scopes)

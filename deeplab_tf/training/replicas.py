@@ -38,7 +38,7 @@ class Replicas:
 
     def compile(self, function: Callable, jit: bool) -> Callable:
         """Returns a function for `run`, compiled by XLA if `jit` is set."""
-        # On TPUs XLA compiles everything anyway.
+        # On TPUs, XLA compiles everything anyway.
         if not jit or distribution.is_tpu(self.strategy):
             return function
         return tf.function(function, jit_compile=True)

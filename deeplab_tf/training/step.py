@@ -80,7 +80,7 @@ class TrainStep:
         pixels = sum_over_replicas(losses.count_pixels(labels, config.ignore_label))
 
         def differentiate(images, labels):
-            # Otherwise dropout advances its seed even if the data have ended.
+            # Otherwise, dropout advances its seed even if the data have ended.
             with tf.control_dependencies([images]), tf.GradientTape() as tape:
                 outputs = tf.nest.flatten(self._network(images, training=True))
                 loss = tf.add_n([self._loss(x, labels, pixels) for x in outputs])
@@ -103,7 +103,7 @@ class TrainStep:
 
     def apply_gradients(self, gradients: list) -> None:
         """Updates weights and moving averages; the optimiser sums over replicas."""
-        # Otherwise the optimiser counts the step even if the data have ended.
+        # Otherwise, the optimiser counts the step even if the data have ended.
         with tf.control_dependencies(gradients):
             gradients = [tf.identity(gradient) for gradient in gradients]
             self._optimizer.apply(gradients, list(self._trained.values()))

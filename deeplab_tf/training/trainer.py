@@ -255,7 +255,7 @@ class Trainer:
             size *= self._replicas.count
             metrics["images"] = tf.cast(size, tf.float32)
             row = tf.stack([metrics[name] for name in STEP_METRICS])
-            # Without it a batch of static size is counted even if the data have ended.
+            # Without it, a batch of static size is counted even if the data have ended.
             with tf.control_dependencies([row]):
                 self._samples.assign_add(size)
             rows = rows.write(done, row)

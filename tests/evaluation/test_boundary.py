@@ -63,8 +63,8 @@ def test_trimap_scores_bands_around_void():
     prediction = np.zeros_like(truth)
     prediction[3, 3] = 1
     metrics = score(TrimapCurve(2, VOID, (1, 2, 9)), truth, prediction)
-    # At distance 1 are 8 pixels of the object and 20 outside it. The object's center is
-    # at 2, the corners of the map at 1.41; no pixel is farther away.
+    # At distance 1, there are 8 pixels of the object and 20 outside it. The object's
+    # center is at 2, the corners of the map at 1.41; no pixel is farther away.
     assert metrics["pixels"] == [28, 33, 33]
     # Of the object's 9 pixels, only the center is correct.
     narrow, wide = (20 / 28 + 0) / 2, (24 / 32 + 1 / 9) / 2

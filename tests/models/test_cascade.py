@@ -240,7 +240,7 @@ def test_aspp_reads_last_replica():
     backbone, x = model.get_layer("backbone"), model.get_layer("normalize")(image)
     before = np.array(model(image))
     assert backbone(x).shape == (1, 3, 4, 512) and before.shape == (1, 33, 49, 2)
-    # Without residuals block5 returns the output of block4.
+    # Without residuals, block5 returns the output of block4.
     for name, variable in variables.items():
         residual = "block5" in name and "conv2/BatchNorm/" in name
         if residual and name.endswith(("gamma", "beta")):

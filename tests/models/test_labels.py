@@ -112,7 +112,7 @@ def test_invalid_shape_is_an_error(shape):
 
 
 def test_xla_does_not_compile_labels_as_constants():
-    # Otherwise it compiles again for each batch.
+    # Otherwise, it compiles again for each batch.
     loss, metric = SegmentationLoss(share=0.5), MeanIoU(3)
 
     @tf.function(jit_compile=True)

@@ -54,7 +54,7 @@ def run_with_gradients(network, images):
     ],
 )
 def test_matmul_network_equals_convolutional_one(variant, wrap, precision):
-    # In float32 a few features round to the other side of a ReLU's kink.
+    # In float32, a few features round to the other side of a ReLU's kink.
     precision("float64")
     network = small_model(variant)
     products = wrap(convert_pointwise_to_matmul(network))

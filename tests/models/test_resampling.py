@@ -38,7 +38,7 @@ WINDOWS = [
     ),
     ((10, 7), {"grid_size": (4, 1)}, (3, 7)),
     ((7, 10), {"grid_size": (2, 2), "strides": (3, 2)}, (4, 5)),
-    # At half the scale 33 and 49 pixels are 17 and 25: 3 and 4 cells; at 1.5 times
+    # At half the scale, 33 and 49 pixels are 17 and 25: 3 and 4 cells; at 1.5 times
     # int(32 * 1.5 + 1) = 49 and int(48 * 1.5 + 1) = 73: 7 and 10 cells.
     (
         (8, 9),

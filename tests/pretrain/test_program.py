@@ -145,7 +145,7 @@ def test_training_learns_and_records_metrics(trained_folder):
     ]
     losses = [row["data_loss"] for row in rows if "data_loss" in row]
     assert np.mean(losses[-3:]) < 0.5 * np.mean(losses[:3])
-    # Without --eval_interval_steps it evaluates only at the end.
+    # Without --eval_interval_steps, it evaluates only at the end.
     assert [row["step"] for row in rows if "top1" in row] == [STEPS]
     metrics = json.loads((trained_folder / "best/metrics.json").read_text())
     assert (metrics["images"], metrics["top5"]) == (10, 1.0)

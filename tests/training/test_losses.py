@@ -99,7 +99,7 @@ def test_mining_keeps_hardest_pixels(share, expected):
 
 @pytest.mark.parametrize("share", [0.2, 0.6])
 def test_mining_keeps_nan(share):
-    # Otherwise training would not notice that it diverged.
+    # Otherwise, training would not notice that it diverged.
     logits = [SURE, UNSURE, [math.nan, 0.0], SURE, UNSURE]
     loss, _ = loss_and_gradient([1, 0, 0, 255, 1], logits, share=share)
     assert math.isnan(loss)
