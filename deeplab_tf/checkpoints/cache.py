@@ -91,7 +91,7 @@ def translate_os_errors(folder: str) -> Iterator[None]:
 
 
 def is_plain_file(path: str) -> bool:
-    """Returns whether a regular file exists; raises UserError for a link or the like."""
+    """Returns whether a plain file exists; raises UserError for links, folders etc."""
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
     except FileNotFoundError:

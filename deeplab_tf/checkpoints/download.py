@@ -249,7 +249,11 @@ def _read_validator(headers) -> str:
 
 
 def _read_total(headers, start: int) -> str:
-    """Returns the complete size as digits or ""; raises OSError if invalid or too large."""
+    """Returns the size of the complete file as digits, "" if not reported.
+
+    Raises:
+        OSError: if the size is invalid or too large.
+    """
     length = headers.get("Content-Length", "").strip()
     size = _parse_size(length) if length else None
     total = headers.get("Content-Range", "").rpartition("/")[2].strip()

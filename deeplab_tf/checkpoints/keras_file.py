@@ -21,7 +21,7 @@ _CONFIG = "config.json"
 
 
 def is_keras_file(path: str) -> bool:
-    """Returns whether a name ends in .keras; raises UserError for an existing HDF5 file."""
+    """Returns whether a name ends in .keras; raises UserError for an HDF5 file."""
     if tf.io.gfile.isdir(path):
         return False
     if path.endswith(_HDF5) and tf.io.gfile.exists(path):

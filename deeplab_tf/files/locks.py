@@ -274,7 +274,7 @@ class _TrainingLock:
                 os.rmdir(folder)
 
     def _read(self) -> Owner | None:
-        """Returns the owner, if there is one; raises UserError if the file is not ours."""
+        """Returns the owner, if any; raises UserError if the file is not a lock."""
         with self._file_guard:
             record = lock_file.read(self._path)
         owner = Owner.from_bytes(record or b"")

@@ -127,7 +127,11 @@ def measure_in_new_process(
 
 
 def device_mebibytes() -> float:
-    """Returns the first GPU's memory, else the machine's; raises UserError if unknown."""
+    """Returns the memory of the first GPU, or of the machine if there is none.
+
+    Raises:
+        UserError: if the memory of the GPU is unknown.
+    """
     if not distribution.has_gpu():
         return memory.machine_bytes() / _MEBIBYTE
     program = shutil.which("nvidia-smi")
