@@ -78,7 +78,7 @@ _FLAGS = {
     ),
     "skip_broken": (
         *(flags.BOOLEAN, False),
-        f"List broken images in {SKIPPED} and label the others.",
+        f"List broken images in {SKIPPED} and label the rest.",
     ),
     "batch_size": (
         *(flags.at_least(1), 1),
