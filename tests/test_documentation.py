@@ -21,6 +21,7 @@ from PIL import Image
 
 import deeplab_tf
 from deeplab_tf import flags
+from deeplab_tf.convert.voc2012 import convert as convert_voc
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.images.videos import write_video
 from tools import documentation
@@ -249,6 +250,7 @@ def test_every_command_runs(workspace):
 
 @pytest.mark.slow
 def test_every_python_block_runs(workspace):
+    convert_voc(str(workspace / "VOCdevkit/VOC2012"), str(workspace / "tfrecord"))
     sources = find_blocks("python")
     assert sources
     for source in sources:
