@@ -73,9 +73,7 @@ CHECKPOINT_STATE = "".join(
         *(f'all_model_checkpoint_paths: "model.ckpt-{s}"\n' for s in (10, 110, 101)),
     ]
 )
-CLASS_LIST = (
-    "# our classes\nroad 128 64 128\nside walk 0 0 192\nBär, 1, 2, 3\n\nsky 9 9 9"
-)
+CLASS_LIST = "# our classes\nroad 128 64 128\nside walk 0 0 192\nBär 1 2 3\n\nsky 9 9 9"
 NAMES = "2007_000001\n2007_000002\r\nöl_3\n"
 EXPORT_NOTE = {"precision": "float16", "mean_pixel": [127.5, 127.5, 127.5]}
 

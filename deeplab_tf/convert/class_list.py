@@ -1,7 +1,6 @@
 """Reads the classes of a dataset from a text file or a `dataset_info.json`."""
 
 import os
-import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -9,13 +8,13 @@ from typing import NamedTuple
 from etils import epath
 
 from deeplab_tf import strict_json
+from deeplab_tf.convert import class_files
+from deeplab_tf.convert.class_rows import Row, Table, build_table
 from deeplab_tf.convert.value_map import Color, Targets, format_value, parse_value_map
-from deeplab_tf.data.info import DatasetInfo, check_class_names, check_color
+from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
-
-# Colours follow the names or, as in CamVid's list, precede them.
-_HEADER = ["name", "r", "g", "b"]
+from deeplab_tf.images import formats
 
 
 class ClassList(NamedTuple):
@@ -116,8 +115,8 @@ def read_class_list(
     """Reads the classes that a file lists.
 
     Args:
-        path: Text with one class per line, `name` or `name r g b` or `r g b name`,
-            or JSON as in `dataset_info.json`.
+        path: Text with one class per line, YAML or JSON, see `class_files`, or a
+            `dataset_info.json`.
         default_name: Name of the dataset if the file has none.
         options: The meaning of values and colours in masks.
         **changes: Fields of `DatasetInfo` (`name`, `ignore_label`, `channels`,
@@ -130,94 +129,58 @@ def read_class_list(
     if not path.exists() or path.is_dir():
         raise UserError(f"--classes={path} is not a file")
     content = text_files.read_content(os.fspath(path))
-    if path.suffix == ".json" or content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{":
-        found = DatasetInfo.from_json(content, source=str(path))
-        has_colors = bool(strict_json.parse(content, str(path)).get("colors"))
-    else:
-        names, colors = _parse_lines(path, text_files.split_lines(content, str(path)))
-        check_class_names(names, f"{path}: class_names")
-        found = DatasetInfo(default_name, names, colors=colors)
-        has_colors = bool(colors)
-    _check_unique(path, found)
+    found, table = _read_info(content, str(path), default_name)
     # The sizes and counts of a JSON are those of other images.
     fields = ("name", "class_names", "ignore_label", "colors", "channels", "max_value")
     kept = {field: getattr(found, field) for field in fields}
     info = DatasetInfo(**(kept | changes))
+    targets = Targets(info.class_names, info.ignore_label, table.values is None)
+    ignored = dict.fromkeys(table.ignored_values, info.ignore_label)
     classes = ClassList(
         info,
-        has_colors,
-        options.ignore_colors,
-        None,
-        parse_value_map(
-            options.value_map, Targets(info.class_names, info.ignore_label)
-        ),
+        bool(table.colors),
+        (*table.ignore_colors, *options.ignore_colors),
+        None if table.values is None else table.values | ignored,
+        parse_value_map(options.value_map, targets),
         options.nearest,
         "ignore_label" in changes,
     )
+    _check_ignore_label(path, classes)
     _check_ignore_colors(path, classes)
     _check_value_map(classes)
     return classes
 
 
-def _parse_lines(
-    path: epath.Path, lines: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    """Returns the names and the colours of the classes; there may be no colours."""
-    rows = []
-    for number, line in enumerate(lines, 1):
-        words = [word for word in re.split(r"[\s,;]+", line) if word]
-        header = not rows and [word.lower() for word in words] == _HEADER
-        if words and not header and not words[0].startswith("#"):
-            rows.append((number, *_parse_row(f"line {number} of {path}", words)))
-    if not rows:
-        raise UserError(f"{path} lists no class; write one per line")
-    with_color = [number for number, _, color in rows if color]
-    without = [number for number, _, color in rows if not color]
-    if with_color and without:
+def _read_info(
+    content: bytes, source: str, default_name: str
+) -> tuple[DatasetInfo, Table]:
+    """Reads a `dataset_info.json` or a class file of another form."""
+    content = class_files.to_utf8(content, source)
+    if content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1] == b"{":
+        tree = strict_json.parse(content, source)
+        if "class_names" in tree and len(tree) > 1:
+            info = DatasetInfo.from_json(content, source)
+            colors = info.colors if tree.get("colors") else ()
+            rows = [
+                Row(f"class {i} of {source}", name, None, colors[i] if colors else None)
+                for i, name in enumerate(info.class_names)
+            ]
+            return info, build_table(rows, source)
+    table = class_files.read_table(content, source, formats.lower_suffix(source))
+    return DatasetInfo(default_name, table.names, colors=table.colors), table
+
+
+def _check_ignore_label(path: epath.Path, classes: ClassList) -> None:
+    """Raises `UserError` if the ignore label is the value or the id of a class."""
+    label, values = classes.info.ignore_label, classes.file_values
+    if values is None or not classes.ignores_explicitly:
+        return
+    if label in values or label < classes.info.num_classes:
         raise UserError(
-            f"{path} has a colour in line {with_color[0]} but none in line "
-            f"{without[0]}; give all classes a colour, or none"
+            f"--ignore_label={label} is a value or an id of a class of {path}, whose "
+            f"ids become 0..{classes.info.num_classes - 1}; use "
+            f"--value_map={label}:ignore"
         )
-    names = tuple(name for _, name, _ in rows)
-    return names, tuple(color for _, _, color in rows if color)
-
-
-def _parse_row(where: str, words: Sequence[str]) -> tuple[str, Color | None]:
-    color_last, color_first = (
-        len(words) > 3 and all(re.fullmatch(r"-?\d+", word) for word in part)
-        for part in (words[-3:], words[:3])
-    )
-    if len(words) == 3 and all(word.isdecimal() for word in words):
-        raise UserError(
-            f"{where} has a colour but no name: {' '.join(words)}; add the class name"
-        )
-    if color_last and color_first:
-        raise UserError(
-            f"{where} is ambiguous: the colour may be the first or the last three "
-            f"numbers of {' '.join(words)!r}; change the class name"
-        )
-    if not (color_last or color_first):
-        return " ".join(words), None
-    name, color = (words[:-3], words[-3:]) if color_last else (words[3:], words[:3])
-    # Python refuses to convert thousands of digits.
-    values = tuple(int(word) if len(word) < 10 else 10**9 for word in color)
-    check_color(values, f"the colour in {where}")
-    return " ".join(name), values
-
-
-def _check_unique(path: epath.Path, info: DatasetInfo) -> None:
-    """Raises `UserError` for two classes with the same name or colour."""
-    names, by_color = set(), {}
-    for name, color in zip(info.class_names, info.colors, strict=True):
-        if name in names:
-            raise UserError(f"{path} has two classes named {name}")
-        names.add(name)
-        if color in by_color:
-            raise UserError(
-                f"{path} gives the classes {by_color[color]} and {name} the same "
-                f"colour, {color}"
-            )
-        by_color[color] = name
 
 
 def _check_ignore_colors(path: epath.Path, classes: ClassList) -> None:

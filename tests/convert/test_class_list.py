@@ -24,7 +24,7 @@ def read_text(tmp_path):
 
 
 def test_class_names_are_read_one_per_line(read_text):
-    classes = read_text("road\n\n  side walk \r\n# a comment\nlow\tplants\n")
+    classes = read_text("road\n\n  side walk \r\n# a comment\nlow plants\n")
     assert classes.info.class_names == ("road", "side walk", "low plants")
     assert classes.info.name == "mine"
     assert (classes.info.ignore_label, classes.info.channels) == (255, 3)
@@ -88,7 +88,7 @@ INVALID = {
     ),
     "missing colour": (
         "a 1 2 3\n\nb\n",
-        "has a colour in line 1 but none in line 3; give all classes a colour, or none",
+        "line 3 of {}, 'b', is not written like line 1 of {}, 'a 1 2 3'; write each",
     ),
     "invalid colour": (
         "a 1 2 256",
@@ -97,23 +97,27 @@ INVALID = {
     "negative colour": ("a 1 -2 3", "must be r,g,b of 0..255 each; received 1,-2,3"),
     "missing name": (
         "a 1 2 3\n4 5 6\n",
-        "line 2 of {} has a colour but no name: 4 5 6",
+        "line 2 of {}, '4 5 6', is not written like line 1 of {}, 'a 1 2 3'",
     ),
     "ambiguous line": (
         "1 2 3 zone 4 5 6",
-        "line 1 of {} is ambiguous: the colour may be the first",
+        "line 1 of {}, '1 2 3 zone 4 5 6', is ambiguous: which numbers are the",
     ),
     "too many classes": (
         "".join(f"c{i}\n" for i in range(256)),
         "classes.txt: class_names has 256 classes; labels allow at most 255",
     ),
     "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
-    "unknown JSON key": ('{"names": ["a"]}', 'classes.txt: unknown key "names"'),
+    "unknown JSON key": (
+        '{"class_names": ["a"], "names": ["a"]}',
+        'classes.txt: unknown key "names"',
+    ),
     "invalid JSON colour": (
         '{"name": "a", "class_names": ["x"], "colors": [[1, 2]]}',
         "classes.txt: colors[0] must have 3 values; received 2",
     ),
-    "not UTF-8": (b"\xff\xfe\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
+    "not UTF-8": (b"\xff\x00", "classes.txt: line 1 is not UTF-8 (byte 0xff)"),
+    "not UTF-16": (b"\xff\xfe\x00", "classes.txt is neither UTF-8 nor UTF-16; save"),
 }
 
 

@@ -3,8 +3,8 @@ r"""Converts a folder of images and a folder of labels to TFRecords.
     deeplab-convert folder --image_dir=photos --label_dir=masks \
       --classes=classes.txt --output_dir=tfrecord
 
-classes.txt has one class per line, in the order of the label values: `name`, or
-`name r g b` if labels are painted in class colours. An image and its label have the
+classes.txt has one class per line, in the order of the label values: `name`, `id,name`
+or `name r g b`; CSV, YAML and JSON lists are read as well. An image and its label have the
 same name up to the extension, and are in subfolders of the same names, if any. Images
 with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once per
 --split; all runs share one --output_dir. A second run into a split adds to it.
@@ -36,8 +36,8 @@ def define_flags() -> flags.FlagValues:
     string(
         "classes",
         None,
-        "Text file with one class per line, `name` or `name r g b`; or a "
-        "dataset_info.json.",
+        "Text file with one class per line, `name`, `id,name` or `name r g b`; a list "
+        "in YAML or JSON; or a dataset_info.json.",
         required=True,
     )
     integer(

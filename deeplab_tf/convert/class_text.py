@@ -1,0 +1,320 @@
+"""Reads class files of one class per line: names, ids and colours in columns.
+
+Every line must have the same form. What may be structure but is not understood is
+refused; quotes turn it into a name.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from deeplab_tf.convert.class_rows import Row
+from deeplab_tf.convert.value_map import Color, is_hex, parse_hex
+from deeplab_tf.errors import UserError
+
+# CVAT writes this above `name:r,g,b:parts:actions`.
+_LABELMAP = "label:color_rgb:parts:actions"
+_SEPARATORS = ",;:=|\t"
+_QUOTED = r'"(?:[^"]|"")*"|\'[^\']*\''
+# Colours in brackets are one column: (0, 0, 255), [0 0 255] or rgb(0, 0, 255).
+_BRACKETS = re.compile(r"(?:rgb)?[(\[]\s*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)\s*[)\]]", re.I)
+_THREE_NUMBERS = re.compile(r"(-?\d+)[\s,]+(-?\d+)[\s,]+(-?\d+)")
+# Of a line of words, the numbers before and after the name.
+_WORDS = re.compile(rf"{_QUOTED}|\S+")
+_HEADER_WORDS = {
+    "name": "name names class classname class_name label label_name category title",
+    "id": "id ids index class_id classid label_id value pixel_value mask_value pixel",
+    "r": "r red",
+    "g": "g green",
+    "b": "b blue",
+    "color": "color colour rgb hex color_rgb colour_rgb color_hex",
+}
+_ROLES = {word: role for role, words in _HEADER_WORDS.items() for word in words.split()}
+# Columns of a line -> their meaning. n is a name, i an integer, c a colour.
+_LAYOUTS = {
+    "n": ("name",),
+    "in": ("id", "name"),
+    "ni": ("name", "id"),
+    "nc": ("name", "color"),
+    "cn": ("color", "name"),
+    "inc": ("id", "name", "color"),
+    "icn": ("id", "color", "name"),
+    "nic": ("name", "id", "color"),
+    "nci": ("name", "color", "id"),
+    "cni": ("color", "name", "id"),
+    "cin": ("color", "id", "name"),
+    "niii": ("name", "r", "g", "b"),
+    "iiin": ("r", "g", "b", "name"),
+    "iniii": ("id", "name", "r", "g", "b"),
+    "iiini": ("r", "g", "b", "name", "id"),
+}
+_HELP = (
+    "write each class in the same form, such as `name`, `id,name` or `name,r,g,b`, and "
+    "names that contain numbers or separators in quotes"
+)
+
+
+class _Line(NamedTuple):
+    """Columns of a line; `quoted` are the columns that were in quotes."""
+
+    where: str
+    text: str
+    columns: list[str]
+    quoted: frozenset[int]
+    is_words: bool
+
+
+def parse_text(lines: Sequence[str], source: str) -> list[Row]:
+    """Returns the rows of a text file.
+
+    Args:
+        lines: The lines of the file.
+        source: Name of the file for errors.
+
+    Raises:
+        UserError: if a line is not understood.
+    """
+    has_hex = any(map(_starts_with_color, lines))
+    kept = [
+        (f"line {number} of {source}", line.strip(" "))
+        for number, line in enumerate(_drop_parts(lines), 1)
+        if line.strip() and not _is_comment(line, has_hex)
+    ]
+    parsed = [_split(where, text) for where, text in kept]
+    roles = _read_header(parsed)
+    if roles:
+        kinds = [line.is_words for line in parsed]
+        _require_same_form(parsed, kinds, parsed[0].is_words)
+        return [_read_row(line, roles) for line in parsed[1:]]
+    parsed = [_group(line) for line in parsed]
+    if not parsed:
+        return []
+    kinds = [("".join(map(_kind, line.columns)), line.is_words) for line in parsed]
+    usual = Counter(kinds).most_common(1)[0][0]
+    _require_same_form(parsed, kinds, usual)
+    columns, _ = usual
+    if columns not in _LAYOUTS:
+        raise UserError(f"{_describe_unknown(parsed[0], columns)}; {_HELP}")
+    _check_single_header(parsed[0])
+    return [_read_row(line, _LAYOUTS[columns]) for line in parsed]
+
+
+def _require_same_form(
+    lines: Sequence[_Line], kinds: Sequence[object], usual: object
+) -> None:
+    for line, kind in zip(lines, kinds, strict=True):
+        if kind != usual:
+            other = lines[kinds.index(usual)]
+            raise UserError(
+                f"{line.where}, {_quote(line.text)}, is not written like "
+                f"{other.where}, {_quote(other.text)}; {_HELP}"
+            )
+
+
+def _drop_parts(lines: Sequence[str]) -> Sequence[str]:
+    """Removes the columns parts and actions of CVAT's labelmap.txt."""
+    is_labelmap = any(line.lstrip("# ").lower().startswith(_LABELMAP) for line in lines)
+    if not is_labelmap:
+        return lines
+    return [
+        line if _is_comment(line) else ":".join(line.split(":")[:2]) for line in lines
+    ]
+
+
+def _starts_with_color(line: str) -> bool:
+    return is_hex(re.split(rf"[\s{_SEPARATORS}]", line.strip(), maxsplit=1)[0])
+
+
+def _is_comment(line: str, has_hex: bool = False) -> bool:
+    """Returns whether a line is a comment; `has_hex`: lines may start with #ff0000."""
+    return line.lstrip().startswith("# " if has_hex else "#") or line.strip() == "#"
+
+
+def _split(where: str, text: str) -> _Line:
+    marked = _BRACKETS.sub(r'"\1 \2 \3"', text)
+    pattern = rf"\s*({_QUOTED}|[^{_SEPARATORS}]*?)\s*([{_SEPARATORS}]|$)"
+    columns, start = [], 0
+    while True:
+        match = re.compile(pattern).match(marked, start)
+        if match is None:
+            raise UserError(
+                f"{where}, {_quote(text)}, has text next to quotes; {_HELP}"
+            )
+        columns.append(match[1])
+        start = match.end()
+        if not match[2]:
+            break
+    while len(columns) > 1 and not columns[-1]:
+        columns.pop()
+    is_words = not re.search(rf"[{_SEPARATORS}]", re.sub(_QUOTED, "", marked))
+    if is_words:
+        columns = _WORDS.findall(marked)
+    quoted = frozenset(i for i, c in enumerate(columns) if re.fullmatch(_QUOTED, c))
+    columns = [_unquote(c) if i in quoted else c for i, c in enumerate(columns)]
+    return _Line(where, text, columns, quoted, is_words)
+
+
+def _unquote(text: str) -> str:
+    quote = text[0]
+    return text[1:-1].replace(quote * 2, quote)
+
+
+def _quote(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+def _is_integer(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+", text))
+
+
+def _to_integer(text: str) -> int:
+    # Python refuses to convert thousands of digits.
+    return int(text) if len(text) < 10 else 10**9
+
+
+def _to_integers(*texts: str) -> Color:
+    r, g, b = map(_to_integer, texts)
+    return r, g, b
+
+
+def _kind(text: str) -> str:
+    if re.fullmatch(r"-?\d+", text):
+        return "i"
+    if is_hex(text) or _THREE_NUMBERS.fullmatch(text):
+        return "c"
+    return "n" if text else "-"
+
+
+def _group(line: _Line) -> _Line:
+    """Joins the words of the name, which are between the numbers."""
+    if not line.is_words:
+        return _split_colors(line)
+    columns = line.columns
+    names = [i for i, column in enumerate(columns) if _kind(column) == "n"]
+    if not names:
+        return line
+    first, last = names[0], names[-1]
+    name = columns[first : last + 1]
+    if len(name) > 1 and (
+        line.quoted & set(range(first, last + 1)) or re.search(r"\S\s{2,}\S", line.text)
+    ):
+        raise UserError(
+            f"{line.where}, {_quote(line.text)}, has several columns; {_HELP}"
+        )
+    is_quoted = first in line.quoted
+    joined = [*columns[:first], " ".join(name), *columns[last + 1 :]]
+    return line._replace(columns=joined, quoted=frozenset({first} if is_quoted else ()))
+
+
+def _split_colors(line: _Line) -> _Line:
+    """Splits `0: name 255 0 0` and `0: name #ff0000` into three columns."""
+    last = line.columns[-1]
+    match = re.fullmatch(r"(.*\S)\s+(\d+\s+\d+\s+\d+|#[0-9a-fA-F]{6})", last)
+    if match is None or len(line.columns) - 1 in line.quoted or _kind(match[1]) != "n":
+        return line
+    return line._replace(columns=[*line.columns[:-1], match[1], match[2]])
+
+
+def _read_header(lines: Sequence[_Line]) -> tuple[str, ...] | None:
+    """Returns the meaning of the columns if the first line names them."""
+    if len(lines) < 2 or len(lines[0].columns) < 2:
+        return None
+    words = [re.sub(r"[\s-]+", "_", c.lower()) for c in lines[0].columns]
+    roles = tuple(_ROLES.get(word, "") for word in words)
+    if "" in roles or "name" not in roles:
+        return None
+    has_colors = sum(role in "rgb" for role in roles)
+    if len(set(roles)) < len(roles) or has_colors not in (0, 3):
+        raise UserError(
+            f"{lines[0].where}, {_quote(lines[0].text)}, is an unclear header; name "
+            "each column once: id, name, and r, g, b or color"
+        )
+    return roles
+
+
+def _check_single_header(line: _Line) -> None:
+    """Refuses a first class that may be the header of the names."""
+    word = re.sub(r"[\s-]+", "_", line.columns[0].lower())
+    if len(line.columns) == 1 and word in _ROLES and not line.quoted:
+        raise UserError(
+            f"{line.where}, {_quote(line.text)}, looks like a header; remove it, or "
+            "put it in quotes if it is a class"
+        )
+
+
+def _read_row(line: _Line, roles: Sequence[str]) -> Row:
+    if line.is_words and len(line.columns) != len(roles):
+        line = _group(line)
+    if len(line.columns) != len(roles):
+        raise UserError(
+            f"{line.where}, {_quote(line.text)}, has {len(line.columns)} columns, not "
+            f"{len(roles)}; {_HELP}"
+        )
+    found = dict(zip(roles, line.columns, strict=True))
+    for role, text in found.items():
+        if role in ("id", "r", "g", "b") and not _is_integer(text):
+            raise UserError(
+                f"{line.where}, {_quote(line.text)}: {_quote(text)} must be an "
+                f"integer, the column {role}; {_HELP}"
+            )
+    _check_name(line, found["name"], list(roles).index("name") in line.quoted)
+    color = None
+    if "r" in found:
+        color = _to_integers(found["r"], found["g"], found["b"])
+    elif "color" in found:
+        color = parse_color(found["color"], line.where)
+    row_id = _to_integer(found["id"]) if "id" in found else None
+    return Row(line.where, found["name"], row_id, color)
+
+
+def parse_color(text: str, where: str) -> Color:
+    """Returns the colour of a text such as `255 0 0`, `255,0,0` or `#ff0000`.
+
+    Raises:
+        UserError: if it is not a colour; `where` names its place.
+    """
+    if is_hex(text):
+        return parse_hex(text)
+    match = _THREE_NUMBERS.fullmatch(text)
+    if match is None:
+        raise UserError(f"{where}: {_quote(text)} is not a colour, r,g,b or #rrggbb")
+    return _to_integers(match[1], match[2], match[3])
+
+
+def is_plain_name(name: str) -> bool:
+    """Returns whether a text without quotes is a name, and not structure."""
+    return bool(
+        re.fullmatch(r"[^,;:=|\t#{}\[\]<>\"`]+", name)
+        and (name[0].isalnum() or name[0] in "_(")
+        and (name[-1].isalnum() or name[-1] in "_)%+!?")
+        and re.search(r"\w", name.split()[-1])
+        and not re.match(r"\d+[.)]\s", name)
+        and not re.search(r"\s{2,}", name)
+    )
+
+
+def is_name(name: str) -> bool:
+    """Returns whether a text, in quotes or not, is a name and not a number."""
+    return not re.fullmatch(r"[-+.\d\s]*", name)
+
+
+def _check_name(line: _Line, name: str, is_quoted: bool) -> None:
+    """Refuses names that may be structure."""
+    if not (is_name(name) and (is_quoted or is_plain_name(name))):
+        raise UserError(
+            f"{line.where}, {_quote(line.text)}, is not understood; {_HELP}"
+        )
+
+
+def _describe_unknown(line: _Line, kind: str) -> str:
+    text = f"{line.where}, {_quote(line.text)},"
+    if "n" not in kind:
+        what = "a colour" if kind in ("iii", "c") else "numbers"
+        return f"{text} has {what} but no name"
+    if "iiii" in kind or re.search("iii.*iii", kind):
+        return (
+            f"{text} is ambiguous: which numbers are the colour? Add a header, such as "
+            "id,name,r,g,b"
+        )
+    return f"{text} is not understood"
