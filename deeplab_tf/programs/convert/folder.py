@@ -4,10 +4,10 @@ r"""Converts a folder of images and a folder of labels to TFRecords.
       --classes=classes.txt --output_dir=tfrecord
 
 classes.txt has one class per line, in the order of the label values: `name`, `id,name`
-or `name r g b`; CSV, YAML and JSON lists are read as well. An image and its label have the
-same name up to the extension, and are in subfolders of the same names, if any. Images
-with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once per
---split; all runs share one --output_dir. A second run into a split adds to it.
+or `name r g b`; CSV, YAML and JSON lists are read as well. An image and its label have
+the same name up to the extension, and are in subfolders of the same names, if any.
+Images with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once
+per --split; all runs share one --output_dir. A second run into a split adds to it.
 """
 
 import functools
