@@ -176,13 +176,7 @@ def test_pages_run_every_expected_program():
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")
     assert programs == {
-        *(
-            "train.py",
-            "eval.py",
-            "export.py",
-            "json.tool",
-            "deeplab_tf.checkpoints.zoo",
-        ),
+        *("train.py", "eval.py", "export.py", "deeplab_tf.checkpoints.zoo"),
         *(f"datasets.{name}" for name in converters),
         *(f"deeplab_tf.{name}" for name in modules),
         *("benchmarks.input_pipeline", "benchmarks.evaluate"),
