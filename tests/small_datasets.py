@@ -88,21 +88,6 @@ def write_street(root):
     return root
 
 
-def write_satellite(root):
-    """Writes ten images of four 12-bit channels, masks of ids and the class list."""
-    (root / "images").mkdir(parents=True)
-    random = np.random.RandomState(0)
-    for i in range(10):
-        np.save(
-            root / f"images/{i}.npy", random.randint(0, 4096, (20, 30, 4), "uint16")
-        )
-        mask = np.zeros((20, 30))
-        mask[i + 5 :] = 1
-        save_label(root / f"masks/{i}.png", mask)
-    (root / "classes.txt").write_text("land\nwater\n")
-    return root
-
-
 def rectangle(top, left, height, width):
     """Returns a polygon that COCO's rasterizer fills as exactly this rectangle."""
     bottom, right = top + height, left + width

@@ -63,7 +63,6 @@ def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     small_datasets.write_ade20k(folder / "ADEChallengeData2016")
     small_datasets.write_coco(folder / "coco")
     small_datasets.write_street(folder / "street")
-    small_datasets.write_satellite(folder / "satellite")
     (folder / "camvid").symlink_to(camvid)
     with write_video(str(folder / "drive.mp4"), 10.0, (48, 64)) as write:
         for _ in range(3):

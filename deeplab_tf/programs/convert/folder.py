@@ -90,7 +90,7 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_boolean(
         "skip_broken",
         False,
-        "List images that cannot be converted in skipped.txt and go on, instead of "
+        "List images that cannot be converted in skipped.txt and continue, instead of "
         "stopping at the first.",
         flag_values=values,
     )
