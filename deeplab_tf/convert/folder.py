@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
 import numpy as np
@@ -10,6 +10,7 @@ from etils import epath
 
 from deeplab_tf.convert import additions, color_labels, conversion, layout, splitting
 from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.class_masks import ClassMasks, background_id
 from deeplab_tf.convert.layout import Layout
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
@@ -21,43 +22,62 @@ ADD = RunOptions(adds=True)
 # Images whose EXIF rotation leaves open how the label fits are refused.
 REFUSE_UNSURE = conversion.ImageOptions(apply_exif=None)
 _ALL_INTO_TRAIN = Splitting()
-_BACKGROUND = ("background", "bg")
-
-
-def _background_id(info: DatasetInfo) -> int:
-    """Returns the id of the class that is called background."""
-    for i, name in enumerate(info.class_names):
-        if name.lower().strip("_- ") in _BACKGROUND:
-            return i
-    raise UserError(
-        "--missing_mask=background needs a class named background in --classes; the "
-        f"classes are {', '.join(info.class_names)}"
-    )
 
 
 def _make_background(
-    image: epath.Path, info: DatasetInfo, class_id: int, apply_exif: bool
+    classes: ClassList, apply_exif: bool, image: epath.Path
 ) -> np.ndarray:
-    encoded = encoding.read_encoded(image, info, apply_exif)
+    class_id = background_id(classes, "--missing_mask=background needs")
+    encoded = encoding.read_encoded(image, classes.info, apply_exif)
     return np.full((encoded.height, encoded.width), class_id, np.uint8)
 
 
-def _make_samples(
-    found: Mapping[str, tuple[epath.Path, epath.Path | None]],
-    masks: color_labels.Masks,
-    apply_exif: bool,
-) -> list[conversion.Sample]:
-    """Returns the samples of images and masks, which may be missing."""
-    info, samples = masks.classes.info, []
-    for name, (image, label) in found.items():
-        if label is None:
-            arguments = (image, info, _background_id(info), apply_exif)
-            read = functools.partial(_make_background, *arguments)
-            samples.append(conversion.Sample(name, image, (), read))
-        else:
-            read = functools.partial(masks.read, label)
-            samples.append(conversion.Sample(name, image, (label,), read))
-    return samples
+def _make_sample(
+    name: str,
+    image: epath.Path,
+    labels: tuple[epath.Path, ...],
+    read: Callable[[], np.ndarray],
+    background: Callable[[epath.Path], np.ndarray],
+) -> conversion.Sample:
+    """Returns a sample whose label is background if there are no files of it."""
+    if not labels:
+        read = functools.partial(background, image)
+    return conversion.Sample(name, image, labels, read)
+
+
+def _find_samples(
+    files: Layout, classes: ClassList, output_dir: str, apply_exif: bool
+) -> tuple[list[conversion.Sample], Callable[[], None]]:
+    """Returns the samples, and a function that reports on their masks in the end."""
+    background = functools.partial(_make_background, classes, apply_exif)
+    if files.mask_pattern:
+        if classes.value_map:
+            raise UserError(
+                "--value_map has no effect with --mask_pattern, whose masks have 0 and "
+                "one other value; leave one of them out"
+            )
+        joined = ClassMasks(classes)
+        found = layout.find_class_masks(files, classes.info.class_names, output_dir)
+        samples = []
+        for name, (image, masks) in found.items():
+            labels = tuple(path for paths in masks.values() for path in paths)
+            read = functools.partial(joined.read, masks)
+            samples.append(_make_sample(name, image, labels, read, background))
+        return samples, joined.report
+    pairs = layout.find_pairs(files, output_dir)
+    labels = [label for _, label in pairs.values() if label is not None]
+    single = color_labels.Masks(classes, labels)
+    samples = []
+    for name, (image, label) in pairs.items():
+        read = functools.partial(single.read, label)
+        labels = () if label is None else (label,)
+        samples.append(_make_sample(name, image, labels, read, background))
+    return samples, functools.partial(_report_snapped, single)
+
+
+def _report_snapped(masks: color_labels.Masks) -> None:
+    if masks.classes.nearest:
+        print(masks.snapped)
 
 
 def _read_classes(
@@ -84,8 +104,12 @@ def convert_samples(
     num_shards: int = 4,
     options: conversion.ImageOptions = REFUSE_UNSURE,
     run: RunOptions = ADD,
+    recipe: str = "",
 ) -> DatasetInfo:
-    """Divides samples into splits and converts them; see `convert`."""
+    """Divides samples into splits and converts them; see `convert`.
+
+    `recipe` is what labels depend on besides their files and the classes.
+    """
     division.check()
     by_name = {sample.name: sample for sample in samples}
     earlier = {}
@@ -98,7 +122,7 @@ def convert_samples(
         classes.info,
         output_dir,
         num_shards,
-        classes.recipe(),
+        classes.recipe() + recipe,
         options,
         run,
     )
@@ -133,13 +157,12 @@ def convert(
             the split has other images of the same names, or other classes.
     """
     division.check()
-    found = layout.find_pairs(files, output_dir)
-    labels = [label for _, label in found.values() if label is not None]
-    masks = color_labels.Masks(classes, labels)
-    samples = _make_samples(found, masks, bool(options.apply_exif))
-    info = convert_samples(
-        samples, classes, output_dir, division, num_shards, options, run
+    samples, report = _find_samples(
+        files, classes, output_dir, bool(options.apply_exif)
     )
-    if classes.nearest:
-        print(masks.snapped)
+    info = convert_samples(
+        *(samples, classes, output_dir, division, num_shards, options, run),
+        recipe=files.mask_pattern,
+    )
+    report()
     return info

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from etils import epath
 
 from deeplab_tf.convert import pairs
+from deeplab_tf.convert.mask_pattern import MaskPattern
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import formats
@@ -28,8 +29,9 @@ class Layout(NamedTuple):
         image_suffix: End of every image's name, before the extension.
         label_prefix: Start of every mask's name.
         label_suffix: End of every mask's name, before the extension.
-        missing_mask: What becomes of an image without a mask: "error" refuses it,
+        missing_mask: Treatment of an image without a mask: "error" refuses it,
             "background" makes all of it background, "skip" leaves it out.
+        mask_pattern: Paths of masks of one class each; see `mask_pattern`.
     """
 
     image_dir: str
@@ -39,6 +41,7 @@ class Layout(NamedTuple):
     label_prefix: str = ""
     label_suffix: str = ""
     missing_mask: str = "error"
+    mask_pattern: str = ""
 
     @property
     def is_shared(self) -> bool:
@@ -186,26 +189,87 @@ def find_pairs(
     return found
 
 
+def find_class_masks(
+    layout: Layout, class_names: Sequence[str], skipped_folder: str = ""
+) -> dict[str, tuple[epath.Path, dict[int, list[epath.Path]]]]:
+    """Returns image and masks of one class each by name, in alphabetical order.
+
+    Args:
+        layout: Where the files are; it has a `mask_pattern`.
+        class_names: The classes.
+        skipped_folder: As for `find_pairs`.
+
+    Returns:
+        Image, and masks by class id; none if there are none and `missing_mask` is
+        "background".
+
+    Raises:
+        UserError: if the pattern is invalid or a mask does not match it; otherwise as
+            `find_pairs`.
+    """
+    if layout.label_prefix or layout.label_suffix:
+        raise UserError("--mask_pattern replaces --label_prefix and --label_suffix")
+    kind = _Kind("image", layout.image_dir, layout.image_prefix, layout.image_suffix)
+    folders = (layout.image_dir, layout.label_dir, *filter(None, [skipped_folder]))
+    paths = list_images(layout.image_dir, "image_dir", folders)
+    if layout.is_shared:
+        shape = MaskPattern(layout.mask_pattern, (), class_names)
+        mask_paths = [path for path in paths if shape.has_shape(path)]
+        paths = sorted({*paths} - {*mask_paths})
+    else:
+        arguments = (layout.label_dir, "label_dir", folders, MASK_SUFFIXES)
+        mask_paths = list_images(*arguments)
+    names = _name_all(kind, paths)
+    _report_other_names(kind, paths, names)
+    images = _make_entries(layout.image_dir, names)
+    _require_images(images, layout)
+    sorted_names = sorted(images.files)
+    pattern = MaskPattern(layout.mask_pattern, sorted_names, class_names)
+    root = epath.Path(layout.label_dir)
+    masks = {
+        name: {k: [root / path for path in paths] for k, paths in by_class.items()}
+        for name, by_class in pattern.group(mask_paths).items()
+    }
+    missing = {n: p for n, p in images.files.items() if n not in masks}
+    where = f"{layout.label_dir} has no mask that matches --mask_pattern"
+    if not masks:
+        raise UserError(f"{where}={layout.mask_pattern}")
+    kept = report_missing(missing, layout.missing_mask, where)
+    images.report_skipped(layout.image_dir)
+    return {
+        name: (images.files[name], masks.get(name, {}))
+        for name in sorted_names
+        if name in masks or name in kept
+    }
+
+
+def _require_images(images: pairs.Entries, layout: Layout) -> None:
+    if not images.files:
+        suffixes = ", ".join(formats.IMAGE_SUFFIXES)
+        raise UserError(f"--image_dir={layout.image_dir} has no image ({suffixes})")
+    _require_unique(images)
+
+
 def _pair(
     images: pairs.Entries, labels: pairs.Entries, layout: Layout
 ) -> dict[str, tuple[epath.Path, epath.Path | None]]:
     pairs.require_files(images, labels)
     affixes = f"{layout.label_prefix}*{layout.label_suffix}"
-    if not images.files:
-        suffixes = ", ".join(formats.IMAGE_SUFFIXES)
-        raise UserError(f"--image_dir={layout.image_dir} has no image ({suffixes})")
+    _require_images(images, layout)
     if not labels.files:
         raise UserError(
             f"--label_dir={layout.label_dir} has no label {affixes} "
             f"({', '.join(MASK_SUFFIXES)})"
         )
-    _require_unique(images)
     _require_unique(labels)
     found = _match(images.files, labels.files)
     used = set(found.values())
     unpaired = [path for path in labels.files.values() if path not in used]
     if unpaired:
-        raise UserError(f"{layout.image_dir} has no image for {_join_first(unpaired)}")
+        hint = "" if found else "; see --label_prefix, --label_suffix, --mask_pattern"
+        raise UserError(
+            f"{layout.image_dir} has no image for {_join_first(unpaired)}{hint}"
+        )
     names = sorted(images.files)
     missing = [name for name in names if name not in found]
     example = affixes.replace("*", (missing or [""])[0].rpartition("/")[2])

@@ -214,7 +214,7 @@ class Manifest:
                 self._write()
 
     def publish(self, is_kept: Callable[[str], bool]) -> None:
-        """Renames the finished shards and drops the others for which it is false."""
+        """Renames the finished shards and drops those that are not kept."""
         with self._lock:
             plain = {k: v for k, v in self.shards.items() if is_kept(k)}
             for key, shard in self.shards.items():

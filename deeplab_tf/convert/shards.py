@@ -41,7 +41,7 @@ class RunOptions(NamedTuple):
         adds: Whether images of earlier runs stay in their splits; otherwise a split is
             replaced.
         skip_broken: Whether to list images that cannot be converted in `skipped.txt`
-            and go on, instead of stopping at the first.
+            and continue, instead of stopping at the first.
     """
 
     adds: bool = False

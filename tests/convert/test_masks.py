@@ -146,7 +146,7 @@ CASES = {
     "colours in a lossy WebP": (
         *(2, "a 0 0 0\nb 255 0 0\n"),
         lambda label: encode(paint(label, [BLACK, RED]), "WEBP", quality=95),
-        "0.png is lossy WebP, which changes",
+        "png is lossy WebP, which changes",
         *(["--nearest"], 0.02),
     ),
     "7, 8 and 11": (

@@ -116,6 +116,14 @@ def _define_layout(values: flags.FlagValues) -> None:
         "",
         "Text between name and extension of a label file, such as _L.",
     )
+    string(
+        "mask_pattern",
+        "",
+        "Paths in --label_dir of masks of one class each, in which pixels that are not "
+        "0 are the class, such as {image}_{class}.png. {image} is the name of the "
+        "image; or {index}, its number in sorted order, from 1; * is any text. Where "
+        "masks overlap, the later class wins.",
+    )
     flags.DEFINE_enum(
         "missing_mask",
         "error",
@@ -172,16 +180,18 @@ def _read_class_list(values: flags.FlagValues) -> ClassList:
     options = MaskOptions(
         parse_colors(values.ignore_color, "--ignore_color"),
         values.value_map,
-        values.nearest,
+        # Masks of one class each need no declared values.
+        values.nearest and not values.mask_pattern,
     )
     fields = ("name", "ignore_label", "channels", "max_value")
     given = _pick(fields, values)
-    return read_class_list(
+    classes = read_class_list(
         epath.Path(values.classes),
         os.path.basename(os.path.abspath(values.output_dir)),
         options,
         **{field: value for field, value in given.items() if value is not None},
     )
+    return classes._replace(nearest=values.nearest)
 
 
 def _find_absent_classes(info: DatasetInfo, split: str) -> list[str]:
