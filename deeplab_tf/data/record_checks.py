@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -15,6 +16,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.mask_fit import GRID, Edges, find_edges
+from deeplab_tf.data.near_duplicates import make_thumbnail
+from deeplab_tf.data.objects import find_objects
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.data.records import Keys, parse
 from deeplab_tf.data.source import Source
@@ -37,6 +41,10 @@ class RecordReport(NamedTuple):
         values: Pixels of each label value, `[256]`.
         moments: Sum and sum of squares of each channel, `[2, channels]`.
         digest: Hash of the pixels.
+        name: Name of the image.
+        thumbnail: See `make_thumbnail`.
+        edges: See `find_edges`.
+        objects: See `find_objects`.
     """
 
     problems: list[tuple[str, str]]
@@ -45,6 +53,10 @@ class RecordReport(NamedTuple):
     values: np.ndarray | None = None
     moments: np.ndarray | None = None
     digest: bytes = b""
+    name: str = ""
+    thumbnail: np.ndarray | None = None
+    edges: Edges | None = None
+    objects: np.ndarray | None = None
 
 
 class RecordChecker:
@@ -88,12 +100,14 @@ class RecordChecker:
             return RecordReport([("broken", f"{where}: a checksum does not match")])
         try:
             image, label, name = _parse(record, self._source.keys)
-            return self._check_sample(f"{where} ({name or 'no name'})", image, label)
+            where = f"{where} ({name or 'no name'})"
+            return self._check_sample(where, image, label)._replace(name=name)
         except UserError as error:
             return RecordReport([("broken", f"{where}: {one_line(error)}")])
 
     def _check_sample(self, where, image: bytes, label: bytes) -> RecordReport:
         pixels = _decode_image(image, self._info)
+        small = _shrink_image(pixels, self._info.max_value)
         problems = []
         orientation = _read_orientation(image)
         if orientation != 1:
@@ -103,25 +117,30 @@ class RecordChecker:
         if kind != "grey 8-bit PNG":
             text = f"{where}: the label is {kind}; its brightness is not a class id"
             problems.append(("format", text))
-            values = None
+            report = RecordReport(problems)
         else:
-            values, found = self._check_label(where, pixels.shape[:2], label)
-            problems += found
-        size, digest = pixels.shape[:2], _hash_pixels(pixels)
-        return RecordReport(
-            problems, where, size, values, _compute_moments(pixels), digest
+            report = self._check_label(where, pixels.shape[:2], label, small)
+            report = report._replace(problems=problems + report.problems)
+        return report._replace(
+            where=where,
+            size=pixels.shape[:2],
+            moments=_compute_moments(pixels),
+            digest=_hash_pixels(pixels),
+            thumbnail=make_thumbnail(small),
         )
 
-    def _check_label(self, where, size, label: bytes):
-        """Returns the pixel count of each label value, and the label's problems."""
+    def _check_label(self, where, size, label: bytes, small) -> RecordReport:
+        """Returns statistics and problems of a label; `small` is its shrunk image."""
         try:
             label = decoding.decode_label(label).numpy()[..., 0]
         except DECODING_ERRORS as error:
             raise UserError(
                 f"the label cannot be decoded: {_shorten(error)}"
             ) from error
-        problems, info = [], self._info
-        if label.shape != size:
+        problems, info, edges = [], self._info, None
+        if label.shape == size:
+            edges = find_edges(small, label)
+        else:
             label_size, image_size = map(_format_size, (label.shape, size))
             text = f"the label is {label_size} but its image {image_size}"
             problems.append(("size", f"{where}: {text}"))
@@ -142,7 +161,8 @@ class RecordChecker:
             problems.append(("void", where))
         elif classes[0] == values.sum() and info.num_classes > 1:
             problems.append(("background", where))
-        return values, problems
+        objects = find_objects(label, info.num_classes, info.ignore_label)
+        return RecordReport(problems, values=values, edges=edges, objects=objects)
 
 
 def _parse(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
@@ -187,6 +207,13 @@ def _decode_image(image: bytes, info: DatasetInfo) -> np.ndarray:
             reason = str(pillow)
         raise UserError(f"the image cannot be decoded: {reason}") from error
     return pixels.numpy()
+
+
+def _shrink_image(pixels: np.ndarray, max_value: int) -> np.ndarray:
+    """Returns up to three channels of an image, float32 0..255 `[64, 64, channels]`."""
+    shown = np.ascontiguousarray(pixels[..., :3])
+    small = cv2.resize(shown, (GRID, GRID), interpolation=cv2.INTER_AREA)
+    return small.reshape(GRID, GRID, -1).astype(np.float32) * (255 / max_value)
 
 
 def _hash_pixels(pixels: np.ndarray) -> bytes:

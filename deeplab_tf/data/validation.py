@@ -6,12 +6,15 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from deeplab_tf.data.class_checks import join_names
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.mask_fit import Edges, find_misfit
+from deeplab_tf.data.objects import ObjectSizes
 from deeplab_tf.data.record_checks import RecordChecker, RecordReport
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
@@ -25,6 +28,8 @@ ERRORS = {
     "one-sided": "splits with only class 0 or only the ignored value",
     "white": "labels with only 0 and the ignored value",
     "leak": "images of an evaluation split in a training split",
+    "header": "class names that begin with a header",
+    "misplaced": "masks that fit their images better in another placement",
 }
 WARNINGS = {
     "rotated": "images that viewers rotate by their EXIF tag but networks do not",
@@ -33,7 +38,19 @@ WARNINGS = {
     "background": "labels with only class 0",
     "absent": "classes that are in no image",
     "repeated": "images that occur twice in a split",
+    "names": "class names that look like ids, colours or a header",
+    "unseen": "classes that a training split lacks and an evaluation split has",
+    "unscored": "classes that an evaluation split lacks and a training split has",
+    "similar": "training images that look like images of an evaluation split",
+    "unrelated": "masks that do not fit their images",
+    "tiny": "classes of objects smaller than a cell of the output stride",
+    "huge": "classes of objects larger than the crop",
 }
+# Images of a split whose edges and thumbnails are kept, 9 and 50 MB.
+_MAX_EDGES, _MAX_THUMBNAILS = 2000, 50_000
+# Share of a class's objects that are tiny or huge in a warning, and of its pixels that
+# the tiny ones cover at least.
+_MOST, _RELEVANT = 0.5, 0.05
 _QUICK_CHECK_RECORDS = 200
 
 
@@ -50,8 +67,10 @@ class SplitReport:
     """Statistics and problems of a split.
 
     `values` and `images_with` are the pixels and images with each label value, `[256]`;
-    `sizes` counts the images of each (height, width); `digests` maps the hash of an
-    image's pixels to its record.
+    `image_pixels` are the labelled pixels of those images; `sizes` counts the images of
+    each (height, width); `digests` maps the hash of an image's pixels to its record;
+    `thumbnails` are those of the distinct images, by hash; `edges` are those of images
+    and masks, by name.
     """
 
     split: str
@@ -62,10 +81,29 @@ class SplitReport:
     images_with: np.ndarray = dataclasses.field(
         default_factory=lambda: np.zeros(256, int)
     )
+    image_pixels: np.ndarray = dataclasses.field(
+        default_factory=lambda: np.zeros(256, int)
+    )
+    objects: ObjectSizes = dataclasses.field(default_factory=lambda: ObjectSizes(0))
     sizes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     mean: np.ndarray | None = None
     deviation: np.ndarray | None = None
     digests: dict[bytes, str] = dataclasses.field(default_factory=dict)
+    thumbnails: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict)
+    edges: list[tuple[str, Edges]] = dataclasses.field(default_factory=list)
+
+
+def group_problems(
+    problems: Iterable[Problem],
+) -> list[tuple[str, str, list[Problem]]]:
+    """Returns severity ("ERROR" or "warning"), meaning and problems of each kind."""
+    problems = list(problems)
+    groups = [
+        (severity, meaning, [problem for problem in problems if problem.kind == kind])
+        for kinds, severity in ((ERRORS, "ERROR"), (WARNINGS, "warning"))
+        for kind, meaning in kinds.items()
+    ]
+    return [group for group in groups if group[2]]
 
 
 def is_safe(problems: Iterable[Problem]) -> bool:
@@ -81,14 +119,17 @@ def examine_split(
     positions = np.arange(count)
     if at_most is not None and count > at_most:
         positions = np.linspace(0, count - 1, at_most).astype(np.int64)
-    report = SplitReport(split, count)
+    report = SplitReport(split, count, objects=ObjectSizes(source.info.num_classes))
+    # Evenly spaced, to bound the memory.
+    every = -(-len(positions) // _MAX_EDGES)
     moments, pixels = 0.0, 0
     for examined in RecordChecker(source).check(positions, f"checking {split}"):
         report.examined += 1
         report.problems += [Problem(k, split, text) for k, text in examined.problems]
         if examined.values is not None:
-            report.values += examined.values
-            report.images_with += examined.values > 0
+            _add_label(report, examined, source.info)
+        if examined.edges is not None and report.examined % every == 0:
+            report.edges.append((examined.name, examined.edges))
         if examined.size is not None:
             _add_image(report, examined)
             moments = moments + examined.moments
@@ -98,7 +139,19 @@ def examine_split(
         variance = moments[1] / pixels - report.mean**2
         report.deviation = np.sqrt(np.maximum(variance, 0))
     report.problems += _label_problems(report, source.info)
+    report.problems += _find_misfits(report)
     return report
+
+
+def _add_label(report: SplitReport, examined: RecordReport, info: DatasetInfo) -> None:
+    values = examined.values
+    labelled = values[: info.num_classes].sum()
+    if info.ignore_label < info.num_classes:
+        labelled -= values[info.ignore_label]
+    report.values += values
+    report.images_with += values > 0
+    report.image_pixels += (values > 0) * labelled
+    report.objects.add(examined.objects)
 
 
 def _add_image(report: SplitReport, examined: RecordReport) -> None:
@@ -107,6 +160,21 @@ def _add_image(report: SplitReport, examined: RecordReport) -> None:
     if first != examined.where:
         text = f"{examined.where} and {first} have the same pixels"
         report.problems.append(Problem("repeated", report.split, text))
+    elif len(report.thumbnails) < _MAX_THUMBNAILS:
+        report.thumbnails[examined.digest] = examined.thumbnail
+
+
+def _find_misfits(report: SplitReport) -> list[Problem]:
+    """Returns the problem of a split whose masks do not fit their images, if any."""
+    edges = [pair for _, pair in sorted(report.edges, key=lambda item: item[0])]
+    is_complete = len(edges) == report.images
+    misfit = find_misfit(edges, in_order=is_complete)
+    if misfit is None:
+        return []
+    kind = "misplaced" if misfit.is_placement else "unrelated"
+    if report.examined < report.images:
+        kind = "unlikely"
+    return [Problem(kind, report.split, misfit.text)]
 
 
 def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
@@ -137,31 +205,42 @@ def _downgrade_if_unsure(kind: str, report: SplitReport) -> str:
 
     The rest of the records may contain rare classes, and test splits may lack labels.
     """
-    is_sure = report.examined == report.images and not _is_evaluation_split(
-        report.split
-    )
+    is_sure = report.examined == report.images and not is_evaluation_split(report.split)
     return kind if is_sure else "unlikely"
 
 
-def _is_evaluation_split(split: str) -> bool:
+def is_evaluation_split(split: str) -> bool:
+    """Returns whether a split is for evaluation, by its name."""
     return split.startswith(("val", "test"))
 
 
-def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
-    """Returns a problem for each training split with images of an evaluation split.
+def find_size_problems(
+    report: SplitReport, info: DatasetInfo, crop_size: tuple[int, int], stride: int
+) -> list[Problem]:
+    """Returns the classes of mostly tiny or huge objects in a training split.
 
-    Splits named trainval, as in VOC, are meant to contain them.
+    Args:
+        report: Report of the split.
+        info: Names of the classes.
+        crop_size: Height and width of the crops.
+        stride: The output stride; an object smaller than its square is tiny.
     """
+    sizes, side = report.objects, max(crop_size)
+    tiny = sizes.tiny_shares(stride)
+    is_tiny = (tiny >= _MOST) & (sizes.tiny_pixel_shares(stride) >= _RELEVANT)
+    huge = sizes.huge_shares(side)
+    parts = [
+        ("tiny", is_tiny, tiny, f"smaller than {stride}x{stride} pixels"),
+        ("huge", huge >= _MOST, huge, f"longer than {side} pixels"),
+    ]
     problems = []
-    for held_out in filter(lambda r: _is_evaluation_split(r.split), reports):
-        for report in reports:
-            shared = report.digests.keys() & held_out.digests.keys()
-            is_intended = report.split.startswith("trainval")
-            if _is_evaluation_split(report.split) or is_intended or not shared:
-                continue
-            some = min(held_out.digests[digest] for digest in shared)
-            text = f"has {len(shared)} images of {held_out.split}, such as {some}"
-            problems.append(Problem("leak", report.split, text))
+    for kind, is_found, shares, meaning in parts:
+        names = [
+            f"{info.class_names[i]} ({shares[i]:.0%})" for i in np.flatnonzero(is_found)
+        ]
+        if names:
+            text = f"objects {meaning}: {join_names(names)}"
+            problems.append(Problem(kind, report.split, text))
     return problems
 
 

@@ -1,32 +1,29 @@
 """The evaluation report, a self-contained HTML file: `report.html`.
 
-It loads no fonts or scripts. The template, `templates/report.html`, is autoescaped.
+The template is `templates/report.html`.
 """
 
-import base64
-import functools
-import io
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 
-import jinja2
-import keras
 import numpy as np
-import tensorflow as tf
-from PIL import Image
 
-import deeplab_tf
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import ScoredImage
-from deeplab_tf.files.outputs import write_text
+from deeplab_tf.evaluation.page import (
+    describe_class,
+    describe_versions,
+    embed_jpeg,
+    embed_png,
+    format_percent,
+    write_page,
+)
 
 _SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
 _NAMED_CLASSES = 12  # listed below an image
-_NOTHING = "\u2013"
 # The first entries of the protocol; the rest follow in their order.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 _BANDS = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
@@ -37,39 +34,6 @@ _OPTIONAL = {
     "Calibration": "calibration",
     "Robustness": "robustness",
 }
-
-
-def _format_percent(share: float | None) -> str:
-    """Formats a fraction in percent without the sign; a dash for None and NaN."""
-    if share is None or np.isnan(share):
-        return _NOTHING
-    return f"{100 * share:.2f}"
-
-
-def _format_setting(value: object) -> str:
-    if value is None:
-        return _NOTHING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_format_setting, value)) or _NOTHING
-    return str(value)
-
-
-@functools.cache
-def _load_template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("deeplab_tf.evaluation"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    formats = {
-        "percent": _format_percent,
-        "setting": _format_setting,
-        "thousands": "{:,}".format,
-    }
-    environment.filters.update(formats)
-    return environment.get_template("report.html")
 
 
 def write_report(
@@ -110,28 +74,25 @@ def write_report(
         ("How to reproduce", "origin", _describe_origin(command)),
     ]
     split = metrics["protocol"].get("split", "")
-    page = _load_template().render(
+    shares = {
+        "mIoU": metrics["miou"],
+        "Pixel accuracy": metrics["pixel_accuracy"],
+        "Frequency-weighted IoU": metrics["frequency_weighted_iou"],
+    }
+    headline = {name: f"{format_percent(x)}\u00a0%" for name, x in shares.items()}
+    write_page(
+        path,
+        "report.html",
         title=f"Evaluation on {info.name} {split}".rstrip(),
-        headline={
-            "mIoU": metrics["miou"],
-            "Pixel accuracy": metrics["pixel_accuracy"],
-            "Frequency-weighted IoU": metrics["frequency_weighted_iou"],
-        },
-        images_scored=metrics["images"],
+        headline=headline | {"Images": f"{metrics['images']:,}"},
         sections=sections,
     )
-    # Arguments that are not UTF-8 contain surrogates.
-    write_text(page.encode(errors="replace").decode() + "\n", path)
 
 
 def _describe_protocol(protocol: Mapping) -> list[tuple[str, object]]:
     names = [name for name in _FIRST if name in protocol]
     names += [name for name in protocol if name not in _FIRST]
     return [(name.replace("_", " "), protocol[name]) for name in names]
-
-
-def _describe_class(label: int, info: DatasetInfo) -> dict:
-    return {"name": info.class_names[label], "color": info.colors[label]}
 
 
 def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
@@ -141,7 +102,7 @@ def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
     }
     if metrics.get("boundary_iou"):
         columns["Boundary IoU, %"] = metrics["boundary_iou"]["per_class"]
-    classes = [_describe_class(label, info) for label in range(info.num_classes)]
+    classes = [describe_class(label, info) for label in range(info.num_classes)]
     # Pixels of the ground truth, as in the table printed by eval.py.
     pixels = np.sum(metrics["confusion_matrix"], 1)
     shares = zip(*columns.values(), strict=True)
@@ -154,21 +115,7 @@ def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
     image = visualize.plot_confusion(counts, info.class_names)
     alt = "Confusion matrix: a row for each class of the truth, a column for each "
     alt += "predicted class; the most frequent confusions follow in words."
-    return _embed_png(image, alt)
-
-
-def _embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
-    """Returns a uint8 image `[height, width, 3]` for the template.
-
-    `alt` is the alternative text; `density` counts image pixels per page pixel.
-    """
-    size = image.shape[1] // density, image.shape[0] // density
-    return _embed_image(visualize.encode_png(image), "png", alt, size)
-
-
-def _embed_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
-    text = base64.b64encode(data).decode()
-    return {"kind": kind, "alt": alt, "width": size[0], "height": size[1], "data": text}
+    return embed_png(image, alt)
 
 
 def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
@@ -179,8 +126,8 @@ def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
     cells = [divmod(cell, len(counts)) for cell in order]
     return [
         {
-            "truth": _describe_class(truth, info),
-            "predicted": _describe_class(predicted, info),
+            "truth": describe_class(truth, info),
+            "predicted": describe_class(predicted, info),
             "pixels": wrong[truth, predicted],
             "share": wrong[truth, predicted] / sums[truth],
         }
@@ -206,12 +153,12 @@ def _describe_trimap(trimap: Mapping) -> dict:
     alt = f"mIoU in bands around {place}, by their width; the table has its values."
     rows = zip(
         trimap["widths"],
-        map(_format_percent, trimap["miou"]),
-        map(_format_percent, trimap["pixel_accuracy"]),
+        map(format_percent, trimap["miou"]),
+        map(format_percent, trimap["pixel_accuracy"]),
         map("{:,}".format, trimap["pixels"]),
         strict=True,
     )
-    return {"place": place, "diagram": _embed_png(image, alt, 2), "rows": list(rows)}
+    return {"place": place, "diagram": embed_png(image, alt, 2), "rows": list(rows)}
 
 
 def _describe_calibration(calibration: Mapping) -> dict:
@@ -220,7 +167,7 @@ def _describe_calibration(calibration: Mapping) -> dict:
     return {
         "expected": calibration["expected_calibration_error"],
         "maximum": calibration["maximum_calibration_error"],
-        "diagram": _embed_png(visualize.plot_reliability(*parts), alt, 2),
+        "diagram": embed_png(visualize.plot_reliability(*parts), alt, 2),
     }
 
 
@@ -240,7 +187,7 @@ def _make_gallery_section(
 
 def _describe_image(scored: ScoredImage, info: DatasetInfo) -> dict:
     classes = _sort_classes_by_size(scored, info)
-    named = [_describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
+    named = [describe_class(label, info) for label in classes[:_NAMED_CLASSES]]
     return {
         "name": scored.name,
         "miou": scored.miou,
@@ -268,22 +215,11 @@ def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
         "Errors": visualize.error_map(truth, prediction, info),
     }
     size = (width, height)
-    thumbnails = {
-        "Image": _embed_image(
-            _encode_jpeg(scored.image, size), "jpeg", scored.name, size
-        )
-    }
+    thumbnails = {"Image": embed_jpeg(scored.image, scored.name, size)}
     return thumbnails | {
-        caption: _embed_png(image, f"{caption} of {scored.name}")
+        caption: embed_png(image, f"{caption} of {scored.name}")
         for caption, image in shown.items()
     }
-
-
-def _encode_jpeg(image: np.ndarray, size: tuple[int, int]) -> bytes:
-    file = io.BytesIO()
-    small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()
 
 
 def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
@@ -297,10 +233,4 @@ def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
 
 
 def _describe_origin(command: Sequence[str]) -> dict:
-    versions = {
-        "deeplab_tf": deeplab_tf.__version__,
-        "TensorFlow": tf.__version__,
-        "Keras": keras.__version__,
-        "Python": platform.python_version(),
-    }
-    return {"command": shlex.join(command), "versions": versions}
+    return {"command": shlex.join(command), "versions": describe_versions()}

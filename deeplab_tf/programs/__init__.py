@@ -53,6 +53,13 @@ def _quiet_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def read_command_line() -> list[str]:
+    """Returns the arguments of a command line that repeats the running program."""
+    program, *arguments = sys.argv
+    name = os.path.basename(program)
+    return [*(["python"] if name.endswith(".py") else []), name, *arguments]
+
+
 def start_tensorflow() -> None:
     """Imports TensorFlow and Keras and sets memory growth on the GPUs.
 

@@ -2,12 +2,15 @@
 
     python -m deeplab_tf.data.doctor --dataset_dir=tfrecord
 
-Prints image and label statistics and all problems, and writes doctor.png, which shows
-samples with their labels. Exits with 1 if training on the dataset is not safe, else 0.
+Prints image and label statistics, all problems and a command for training, and writes
+doctor.png, which shows samples with their labels, and doctor.html. Exits with 1 if
+training on the dataset is not safe, else 0.
 """
 
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -21,33 +24,40 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.data.record_checks import DECODING_ERRORS
 from deeplab_tf.data.source import Source
+from deeplab_tf.data.split_checks import compare_splits
+from deeplab_tf.data.suggestions import Suggestion, choose_split, suggest_training
 from deeplab_tf.data.validation import (
-    ERRORS,
-    WARNINGS,
     Problem,
     SplitReport,
     examine_split,
-    find_leaked_images,
+    find_size_problems,
+    group_problems,
     is_safe,
 )
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.dataset_report import Diagnosis, write_dataset_report
 from deeplab_tf.files import outputs
+from deeplab_tf.programs import read_command_line
 from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shrink
 
-_SHEET = "doctor.png"
+_SHEET, _PAGE = "doctor.png", "doctor.html"
 _SHOWN = 5  # problems of each kind
 _MAX_SAMPLES = 100  # per split
+# A checkpoint of the model zoo, as in docs/own_data.md.
+_CHECKPOINT = "mobilenetv2_coco_voc_trainval"
+_LONG = 10_000  # steps from which the official momentum of batch normalisation works
 _CELL = 320  # longer side of an image in the sheet, in pixels
 
 _FLAGS = {
     "splits": (flags.STRINGS, None, "Splits to examine; default: all."),
     "output_dir": (
         *(flags.STRING, None),
-        "Folder to write doctor.png to; default: --dataset_dir.",
+        "Folder to write doctor.png and doctor.html to; default: --dataset_dir.",
     ),
+    "report": (flags.BOOLEAN, True, "Write doctor.html."),
     "samples": (
         *(functools.partial(flags.at_least(0), upper_bound=_MAX_SAMPLES), 12),
-        "Images per split in doctor.png; 0 writes no doctor.png.",
+        "Images per split in doctor.png and doctor.html; 0 writes no doctor.png.",
     ),
 }
 
@@ -74,15 +84,54 @@ def _open_splits(values) -> dict[str, Source]:
 
 
 def _print_problems(problems: Sequence[Problem]) -> None:
-    for kinds, severity in ((ERRORS, "ERROR"), (WARNINGS, "warning")):
-        for kind, meaning in kinds.items():
-            found = [problem for problem in problems if problem.kind == kind]
-            if found:
-                print(f"\n{severity}: {meaning} ({len(found)})")
-            for problem in found[:_SHOWN]:
-                print(f"  {problem.split}: {problem.text}")
-            if len(found) > _SHOWN:
-                print(f"  and {len(found) - _SHOWN} more")
+    for severity, meaning, found in group_problems(problems):
+        print(f"\n{severity}: {meaning} ({len(found)})")
+        for problem in found[:_SHOWN]:
+            print(f"  {problem.split}: {problem.text}")
+        if len(found) > _SHOWN:
+            print(f"  and {len(found) - _SHOWN} more")
+
+
+def _format_training(values, suggestion: Suggestion, info: DatasetInfo) -> str:
+    """Returns the command line of a training with the suggested settings."""
+    name = re.sub(r"[^\w.-]+", "_", info.name)
+    settings = {
+        "dataset": values.dataset,
+        "dataset_dir": values.dataset_dir,
+        "train_logdir": f"logs_{name}",
+        "train_split": suggestion.split if suggestion.split != "train" else None,
+        "model_variant": "mobilenet_v2",
+        "decoder_output_stride": 4,
+        # The checkpoint was trained on RGB images.
+        "tf_initial_checkpoint": _CHECKPOINT if info.channels == 3 else None,
+        "output_stride": suggestion.output_stride,
+        "train_crop_size": ",".join(map(str, suggestion.crop_size)),
+        "train_batch_size": suggestion.batch_size,
+        "training_number_of_steps": suggestion.steps,
+        "label_weights": ",".join(f"{w:g}" for w in suggestion.label_weights) or None,
+        "optimizer": "adamw",
+        "base_learning_rate": 0.001,
+        "weight_decay": 0.01,
+        "fine_tune_batch_norm": "true",
+        # The official value is too slow for so few steps.
+        "batch_norm_momentum": 0.99 if suggestion.steps < _LONG else None,
+    }
+    if suggestion.eval_split:
+        settings["eval_interval_steps"] = max(50, suggestion.steps // 20)
+        if suggestion.eval_split != "val":
+            settings["eval_split"] = suggestion.eval_split
+    program = "python train.py" if os.path.exists("train.py") else "deeplab-train"
+    given = [f"--{k}={v}" for k, v in settings.items() if v is not None]
+    return " \\\n  ".join([program, *map(shlex.quote, given)])
+
+
+def _print_training(diagnosis: Diagnosis) -> None:
+    if diagnosis.suggestion is None:
+        return
+    print("\nsuggested training:")
+    for line in diagnosis.suggestion.describe(diagnosis.info):
+        print(f"  {line}")
+    print(f"\n{diagnosis.command}")
 
 
 def _print_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> None:
@@ -128,10 +177,12 @@ def _draw_sample(image, label, info: DatasetInfo) -> np.ndarray:
     return add_legend(pair, label, info)
 
 
-def _draw_sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
-    """Draws samples of every split in rows; returns None if no sample is readable."""
-    drawn = []
-    for source in splits.values():
+def _draw_samples(
+    splits: dict[str, Source], samples: int
+) -> dict[str, list[np.ndarray]]:
+    """Draws evenly spaced readable samples of every split."""
+    drawn: dict[str, list[np.ndarray]] = {split: [] for split in splits}
+    for split, source in splits.items():
         reader, count = Reader(source), len(source.index)
         for position in np.linspace(0, count - 1, min(samples, count)).astype(int):
             try:
@@ -139,42 +190,67 @@ def _draw_sheet(splits: dict[str, Source], samples: int) -> np.ndarray | None:
             except DECODING_ERRORS:
                 continue  # already reported
             label = label.numpy()[..., 0]
-            drawn.append(_draw_sample(image.numpy(), label, source.info))
-    return contact_sheet(drawn) if drawn else None
+            drawn[split].append(_draw_sample(image.numpy(), label, source.info))
+    return drawn
 
 
 def _output_dir(values) -> str:
     return values.output_dir or values.dataset_dir or "."
 
 
-def _write_sheet(values, splits: dict[str, Source]) -> None:
-    sheet = _draw_sheet(splits, values.samples) if values.samples else None
-    if sheet is None:
-        return
+def _output_files(values) -> list[str]:
+    return [*([_SHEET] if values.samples else []), *([_PAGE] if values.report else [])]
+
+
+def _write_files(values, splits: dict[str, Source], diagnosis: Diagnosis) -> None:
+    samples = _draw_samples(splits, values.samples)
+    drawn = [image for images in samples.values() for image in images]
     tf.io.gfile.makedirs(_output_dir(values))
-    path = os.path.join(_output_dir(values), _SHEET)
-    outputs.write_bytes(tf.io.encode_png(sheet).numpy(), path)
-    print(f"\nsamples with their labels: {path}")
+    print()
+    if drawn:
+        path = os.path.join(_output_dir(values), _SHEET)
+        sheet = tf.io.encode_png(contact_sheet(drawn)).numpy()
+        outputs.write_bytes(sheet, path)
+        print(f"samples with their labels: {path}")
+    if values.report:
+        path = os.path.join(_output_dir(values), _PAGE)
+        write_dataset_report(path, diagnosis, samples, read_command_line())
+        print(f"report: {path}")
+
+
+def _diagnose(values, splits: dict[str, Source]) -> Diagnosis:
+    """Examines all splits."""
+    info = next(iter(splits.values())).info
+    reports = [examine_split(source, split) for split, source in splits.items()]
+    problems = [problem for report in reports for problem in report.problems]
+    problems += compare_splits(reports, info)
+    suggestion, command = suggest_training(reports, info), ""
+    if suggestion is not None:
+        stride, crop_size = suggestion.output_stride, suggestion.crop_size
+        trained = choose_split(reports, False)
+        problems += find_size_problems(trained, info, crop_size, stride)
+        command = _format_training(values, suggestion, info)
+    return Diagnosis(info, reports, problems, suggestion, command)
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Validates the dataset; exits with status 1 if training on it is not safe."""
     splits = _open_splits(values)
-    if values.samples:
-        outputs.claim(_output_dir(values), [_SHEET], values.overwrite)
-    info = next(iter(splits.values())).info
-    reports = [examine_split(source, split) for split, source in splits.items()]
-    problems = [problem for report in reports for problem in report.problems]
-    problems += find_leaked_images(reports)
+    files = _output_files(values)
+    outputs.claim(_output_dir(values), files, values.overwrite)
+    diagnosis = _diagnose(values, splits)
+    info = diagnosis.info
     print(
         f"{info.name}: {info.num_classes} classes, labels {info.known_labels}, "
         f"{info.channels} channels of 0..{info.max_value}"
     )
-    _print_images(reports)
-    _print_labels(reports, info)
-    _print_problems(problems)
-    _write_sheet(values, splits)
-    if not is_safe(problems):
+    _print_images(diagnosis.reports)
+    _print_labels(diagnosis.reports, info)
+    _print_problems(diagnosis.problems)
+    if files:
+        _write_files(values, splits, diagnosis)
+    if not is_safe(diagnosis.problems):
         print("\nnot safe to train: see the errors above")
         sys.exit(1)
+    _print_training(diagnosis)
     print("\nsafe to train")

@@ -8,7 +8,6 @@ Prints IoU per class, and writes metrics.json and report.html to --eval_logdir.
 import dataclasses
 import itertools
 import os
-import sys
 
 import numpy as np
 import tensorflow as tf
@@ -35,6 +34,7 @@ from deeplab_tf.evaluation.results import (
 from deeplab_tf.evaluation.robustness import measure_robustness
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
+from deeplab_tf.programs import read_command_line
 from deeplab_tf.programs.checkpoint import (
     require_channels,
     require_classes,
@@ -227,9 +227,7 @@ def _write_results(
 ) -> list[str]:
     if not values.eval_logdir:
         return []
-    program, *arguments = sys.argv
-    name = os.path.basename(program)
-    command = [*(["python"] if name.endswith(".py") else []), name, *arguments]
+    command = read_command_line()
     return write_results(values.eval_logdir, metrics, info, gallery, command)
 
 

@@ -193,9 +193,9 @@ def test_headline_shows_the_scores(page):
     assert "<title>Evaluation on toys val</title>" in page.source
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page.source))
     assert shown == {
-        "mIoU": "43.21&nbsp;%",
-        "Pixel accuracy": "60.00&nbsp;%",
-        "Frequency-weighted IoU": "45.68&nbsp;%",
+        "mIoU": "43.21\u00a0%",
+        "Pixel accuracy": "60.00\u00a0%",
+        "Frequency-weighted IoU": "45.68\u00a0%",
         "Images": "1,234",
     }
 

@@ -1,0 +1,142 @@
+"""Suggests crop size, class weights and steps for training on a dataset."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_tf.config import ModelConfig
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.objects import ObjectSizes
+from deeplab_tf.data.statistics import median_frequency_weights
+from deeplab_tf.data.validation import SplitReport, is_evaluation_split
+
+# Times that training should show a class; fewer are too few steps.
+MIN_SIGHTINGS = 1000
+_EPOCHS = 50
+_STEPS = 1000, 30000  # the smallest and the largest suggestion; the papers' is 30000
+_BATCH = 8
+# The papers' crop sides for PASCAL VOC and for Cityscapes.
+_SIDES = 513, 769
+_MIN_SIDE = 65
+# Class frequencies that differ by less than this factor need no weights.
+_MIN_IMBALANCE = 10
+_WEIGHTS = 0.1, 10.0
+
+
+class Suggestion(NamedTuple):
+    """Settings for a first training.
+
+    Attributes:
+        split: The training split.
+        eval_split: The evaluation split; None if there is none.
+        crop_size: Height and width, each a multiple of the output stride plus 1.
+        output_stride: The default of the model.
+        batch_size: Images per step.
+        steps: Training steps.
+        epochs: How often these show every image.
+        label_weights: Weight of each class; empty if the classes are balanced.
+    """
+
+    split: str
+    eval_split: str | None
+    crop_size: tuple[int, int]
+    output_stride: int
+    batch_size: int
+    steps: int
+    epochs: float
+    label_weights: tuple[float, ...]
+
+    def describe(self, info: DatasetInfo) -> list[str]:
+        """Returns the settings with their reasons, one line each."""
+        (height, width), epochs = self.crop_size, f"{self.epochs:.3g} epochs"
+        weights = (
+            f"equal label weights: frequencies differ less than {_MIN_IMBALANCE}:1"
+        )
+        if self.label_weights:
+            named = zip(info.class_names, self.label_weights, strict=True)
+            weights = (
+                "label weights, the roots of those of median frequency balancing: "
+            )
+            weights += ", ".join(f"{name} {weight:g}" for name, weight in named)
+        return [
+            f"crop {height},{width} (height, width), multiples of the output stride "
+            f"{self.output_stride} plus 1",
+            f"{self.steps:,} steps of {self.batch_size} images: {epochs}",
+            weights,
+        ]
+
+
+def suggest_training(
+    reports: Sequence[SplitReport], info: DatasetInfo
+) -> Suggestion | None:
+    """Returns settings for a first training; None without a readable training split."""
+    report = choose_split(reports, False)
+    if report is None:
+        return None
+    held_out = choose_split(reports, True)
+    steps = _suggest_steps(report, info)
+    stride = ModelConfig().output_stride
+    return Suggestion(
+        report.split,
+        held_out and held_out.split,
+        _suggest_crop(report, stride),
+        stride,
+        _BATCH,
+        steps,
+        steps * _BATCH / report.images,
+        _suggest_weights(report, info),
+    )
+
+
+def choose_split(
+    reports: Sequence[SplitReport], is_evaluation: bool
+) -> SplitReport | None:
+    """Returns the split to train or to evaluate on, if one was readable."""
+    found = [
+        r for r in reports if r.sizes and is_evaluation_split(r.split) == is_evaluation
+    ]
+    found.sort(key=lambda r: (r.split not in ("train", "val"), "trainval" in r.split))
+    return found[0] if found else None
+
+
+def _suggest_crop(report: SplitReport, stride: int) -> tuple[int, int]:
+    """Returns the crop that shows a median image, within the papers' crops."""
+    sizes = np.array(list(report.sizes.elements()))
+    median = np.median(sizes, 0)
+    if (sizes != sizes[0]).any():
+        median[:] = median.max()  # wide and tall images
+    objects: ObjectSizes = report.objects
+    limit, large = _SIDES
+    exceeds = objects.extents[:, limit + 1 :].sum() > objects.counts.sum() / 2
+    limit = large if exceeds else limit
+    height, width = (
+        max(_MIN_SIDE, min(limit, math.ceil((side - 1) / stride) * stride + 1))
+        for side in median
+    )
+    return height, width
+
+
+def _suggest_steps(report: SplitReport, info: DatasetInfo) -> int:
+    """Returns the steps of some epochs, more if a class is in few images."""
+    classes = [i for i in range(info.num_classes) if i != info.ignore_label]
+    rarest = min(
+        (n for n in report.images_with[classes].tolist() if n), default=report.images
+    )
+    epochs = max(_EPOCHS, MIN_SIGHTINGS / rarest)
+    steps = 500 * math.ceil(epochs * report.images / _BATCH / 500)
+    return int(np.clip(steps, *_STEPS))
+
+
+def _suggest_weights(report: SplitReport, info: DatasetInfo) -> tuple[float, ...]:
+    """Returns the roots of the median frequency weights, a moderate choice."""
+    pixels = report.values[: info.num_classes].copy()
+    if info.ignore_label < info.num_classes:
+        pixels[info.ignore_label] = 0
+    weights = np.array(
+        median_frequency_weights(pixels, report.image_pixels[: info.num_classes])
+    )
+    if weights.max() < _MIN_IMBALANCE * weights.min():
+        return ()
+    return tuple(np.clip(np.sqrt(weights), *_WEIGHTS).round(2).tolist())

@@ -1,0 +1,106 @@
+"""Self-contained HTML pages, without scripts, fonts or other files.
+
+The templates in `templates/` are autoescaped.
+"""
+
+import base64
+import functools
+import io
+import platform
+from collections.abc import Mapping
+
+import jinja2
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+import deeplab_tf
+from deeplab_tf import visualize
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.files.outputs import write_text
+
+NOTHING = "\u2013"
+
+
+def format_percent(share: float | None) -> str:
+    """Formats a fraction in percent without the sign; a dash for None and NaN."""
+    if share is None or np.isnan(share):
+        return NOTHING
+    return f"{100 * share:.2f}"
+
+
+def _format_setting(value: object) -> str:
+    if value is None:
+        return NOTHING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_format_setting, value)) or NOTHING
+    return str(value)
+
+
+@functools.cache
+def _load_templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("deeplab_tf.evaluation"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    formats = {
+        "percent": format_percent,
+        "setting": _format_setting,
+        "thousands": "{:,}".format,
+    }
+    environment.filters.update(formats)
+    return environment
+
+
+def write_page(path: str, template: str, **data: object) -> None:
+    """Renders a template and writes the page atomically.
+
+    Args:
+        path: Output file; its folder must exist.
+        template: A file in `templates/` that extends `page.html`.
+        **data: `title`, `headline`, `sections`, and what the template needs.
+    """
+    text = _load_templates().get_template(template).render(**data)
+    # Arguments and names that are not UTF-8 contain surrogates.
+    write_text(text.encode(errors="replace").decode() + "\n", path)
+
+
+def describe_class(label: int, info: DatasetInfo) -> dict:
+    """Returns name and colour of a class for the template."""
+    return {"name": info.class_names[label], "color": info.colors[label]}
+
+
+def describe_versions() -> Mapping[str, str]:
+    """Returns the versions of the software by name."""
+    return {
+        "deeplab_tf": deeplab_tf.__version__,
+        "TensorFlow": tf.__version__,
+        "Keras": keras.__version__,
+        "Python": platform.python_version(),
+    }
+
+
+def embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
+    """Returns a uint8 image `[height, width, 3]` for the template.
+
+    `alt` is the alternative text; `density` counts image pixels per page pixel.
+    """
+    size = image.shape[1] // density, image.shape[0] // density
+    return _embed_image(visualize.encode_png(image), "png", alt, size)
+
+
+def embed_jpeg(image: np.ndarray, alt: str, size: tuple[int, int]) -> dict:
+    """Returns an image `[height, width, 3]` resized to (width, height)."""
+    file = io.BytesIO()
+    small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
+    small.save(file, "JPEG", quality=85)
+    return _embed_image(file.getvalue(), "jpeg", alt, size)
+
+
+def _embed_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> dict:
+    text = base64.b64encode(data).decode()
+    return {"kind": kind, "alt": alt, "width": size[0], "height": size[1], "data": text}
