@@ -40,7 +40,7 @@ INSTALL_REQUIRES = [
     "scipy>=1.14",
     "matplotlib>=3.10.8",
     "tqdm>=4.66",
-    # Renders report.html.
+    # Renders report.html and doctor.html.
     "jinja2>=3.1",
 ]
 
@@ -130,7 +130,7 @@ setup(
     package_data={
         # Marks the package as typed.
         "deeplab_tf": ["py.typed"],
-        # Templates of report.html.
+        # Templates of report.html and doctor.html.
         "deeplab_tf.evaluation": ["templates/*"],
     },
     install_requires=INSTALL_REQUIRES,

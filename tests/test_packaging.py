@@ -357,7 +357,8 @@ def test_wheel_contains_only_the_package(wheel):
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
     assert "deeplab_tf/py.typed" in names
-    templates = {f"deeplab_tf/evaluation/templates/report.{e}" for e in ("html", "css")}
+    pages = ("dataset.html", "page.html", "parts.html", "report.css", "report.html")
+    templates = {f"deeplab_tf/evaluation/templates/{page}" for page in pages}
     assert templates <= set(names)
     assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
 

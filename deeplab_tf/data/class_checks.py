@@ -25,7 +25,7 @@ _ODD = {
 
 def is_header(name: str) -> bool:
     """Returns whether a class name is the first line of a table, such as "id,name"."""
-    words = set(re.findall("[a-z]+", name.lower())) - {"r", "g", "b"}
+    words = set(re.findall("[a-z0-9]+", name.lower())) - {"r", "g", "b"}
     return bool(words) and words <= _HEADERS
 
 

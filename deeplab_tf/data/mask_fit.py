@@ -5,8 +5,10 @@ a mask is the correlation of their edges. Where masks fit, an image scores highe
 its own mask than with those of other images and than with its own mask mirrored.
 
 Differences of scores are judged by Student's t, their mean divided by its standard
-error. Measured with 8 to 200 images of PASCAL VOC, CamVid and generated shapes: masks
-that fit reach t of 5 to 65 against shuffled ones, and those of other images -2 to 2.
+error. In random subsets of 12 to 24 images of PASCAL VOC, CamVid and generated shapes,
+fitting masks had a t of at least 4.0 against shuffled ones, and masks of other images
+at most 1.7. Against another placement, fitting masks had at most -3.6, masks of other
+images at most 4.1, and wrongly placed masks usually more than 5.
 """
 
 from typing import NamedTuple
@@ -16,8 +18,8 @@ import numpy as np
 
 GRID = 64
 _MIN_SIDE = 32  # smaller images have too few edges
-_MIN_IMAGES = 8
-_UNRELATED = 2.0  # t below which own masks fit no better than shuffled ones
+_MIN_IMAGES = 12
+_UNRELATED = 3.0  # t below which own masks fit no better than shuffled ones
 _CLEARLY_BETTER = 5.0  # t from which another placement of the masks fits better
 _SHUFFLES = 10
 _EDGE_SCALE = 6  # brings the roots of gradients, 0..38, to 0..255
@@ -79,14 +81,15 @@ def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
         return None  # shuffling changes nothing
     masks = _normalize(masks)
     own = _score(images, masks)
-    for placement, moved in _list_placements(masks, in_order).items():
-        t = _compute_t(_score(images, moved) - own)
-        if t >= _CLEARLY_BETTER:
-            return Misfit(
-                True,
-                f"{placement}, the masks fit {len(edges)} images better than as they "
-                f"are (t = {t:.1f}, at least {_CLEARLY_BETTER:g})",
-            )
+    placements = _list_placements(masks, in_order)
+    scores = {p: _compute_t(_score(images, m) - own) for p, m in placements.items()}
+    best = max(scores, key=lambda placement: scores[placement])
+    if scores[best] >= _CLEARLY_BETTER:
+        return Misfit(
+            True,
+            f"{best}, the masks fit {len(edges)} images better than as they are "
+            f"(t = {scores[best]:.1f}, at least {_CLEARLY_BETTER:g})",
+        )
     offsets = range(2, min(len(edges), 2 + _SHUFFLES))
     shuffled = [_score(images, np.roll(masks, k, 0)) for k in offsets]
     t = _compute_t(own - np.mean(shuffled, 0))

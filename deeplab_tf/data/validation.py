@@ -50,7 +50,7 @@ WARNINGS = {
 _MAX_EDGES, _MAX_THUMBNAILS = 2000, 50_000
 # Share of a class's objects that are tiny or huge in a warning, and of its pixels that
 # the tiny ones cover at least.
-_MOST, _RELEVANT = 0.5, 0.05
+_MOST, _RELEVANT = 0.5, 0.1
 _QUICK_CHECK_RECORDS = 200
 
 

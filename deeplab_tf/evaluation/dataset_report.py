@@ -146,14 +146,15 @@ def _describe_objects(
         sizes.counts,
         sizes.median_sides,
         sizes.tiny_shares(suggestion.output_stride),
+        sizes.tiny_pixel_shares(suggestion.output_stride),
         sizes.huge_shares(crop),
     )
     rows = [
         (
             describe_class(label, info),
-            [f"{count:,}", f"{side}", f"{100 * tiny:.1f}", f"{100 * huge:.1f}"],
+            [f"{count:,}", f"{side}", *(f"{100 * share:.1f}" for share in shares)],
         )
-        for label, (count, side, tiny, huge) in enumerate(zip(*columns, strict=True))
+        for label, (count, side, *shares) in enumerate(zip(*columns, strict=True))
         if label != info.ignore_label
     ]
     stride = suggestion.output_stride

@@ -12,7 +12,7 @@ from listing import list_outputs
 from PIL import Image
 from record_files import INVALID_EXIF, encode_image, make_record, write_shards
 
-from deeplab_tf.data import record_checks, records, validation
+from deeplab_tf.data import record_checks, records, split_checks, validation
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.sources import open_split
 from deeplab_tf.errors import UserError
@@ -298,7 +298,7 @@ def test_black_images_of_different_sizes_are_not_a_leak(folder):
             folder, make_record(black, np.ones(shape, np.uint8), split), split=split
         )
     assert (
-        validation.find_leaked_images([examine(folder, s) for s in ("train", "val")])
+        split_checks.find_leaked_images([examine(folder, s) for s in ("train", "val")])
         == []
     )
 
@@ -327,7 +327,7 @@ def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
     splits = ("train", "train_all", "trainval", "val", "train_more", "test")
     reports = [examine(folder, split) for split in splits]
     path = folder / "val-00000-of-00001.tfrecord"
-    assert validation.find_leaked_images(reports) == [
+    assert split_checks.find_leaked_images(reports) == [
         (
             "leak",
             "train_all",
@@ -400,7 +400,7 @@ def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
     assert "warning: images that occur twice in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
-    assert list_outputs(sheets) == ["doctor.png"]
+    assert list_outputs(sheets) == ["doctor.html", "doctor.png"]
 
 
 def test_program_examines_five_channel_images(tmp_path, capsys):

@@ -77,6 +77,7 @@ CASES = [
             (TRAIN, "out/best/model.ckpt-3.index"),
             (TRAIN, "out/best/metrics.json"),
             (DOCTOR, "out/doctor.png"),
+            (DOCTOR, "out/doctor.html"),
             (PLAN, "out.json"),
             (FOLDER, "out/conversion.json"),
             (VOC, "out/conversion.json"),
