@@ -81,16 +81,21 @@ def _report_snapped(masks: color_labels.Masks) -> None:
 
 
 def _read_classes(
-    samples: Mapping[str, conversion.Sample], ignore_label: int, names: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    """Returns the ids of the classes in each sample; none for broken labels."""
+    samples: Mapping[str, conversion.Sample],
+    ignore_label: int,
+    skip_broken: bool,
+    names: Sequence[str],
+) -> dict[str, tuple[int, ...] | None]:
+    """Returns the ids of the classes in each sample, None for labels to skip."""
 
-    def read(name: str) -> tuple[int, ...]:
+    def read(name: str) -> tuple[int, ...] | None:
         try:
             values = np.unique(samples[name].read_label())
             return tuple(values[values != ignore_label].tolist())
-        except UserError:  # the conversion stops at it or skips it
-            return ()
+        except UserError:
+            if not skip_broken:
+                raise
+            return None
 
     with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(names, pool.map(read, names), strict=True))
@@ -115,7 +120,9 @@ def convert_samples(
     earlier = {}
     if division.val_share and run.adds:
         earlier = additions.earlier_splits(output_dir)
-    read = functools.partial(_read_classes, by_name, classes.info.ignore_label)
+    read = functools.partial(
+        _read_classes, by_name, classes.info.ignore_label, run.skip_broken
+    )
     splits = splitting.divide(list(by_name), division, earlier, read)
     return conversion.convert(
         {split: [by_name[n] for n in names] for split, names in splits.items()},

@@ -50,7 +50,7 @@ def divide(
     names: Sequence[str],
     splitting: Splitting,
     earlier: Mapping[str, str],
-    classes_of: Callable[[Sequence[str]], Mapping[str, Hashable]],
+    classes_of: Callable[[Sequence[str]], Mapping[str, Hashable | None]],
 ) -> dict[str, list[str]]:
     """Returns the names of each split, in the order of `names`.
 
@@ -62,7 +62,8 @@ def divide(
         names: Distinct names.
         splitting: The settings, checked.
         earlier: Splits of names that were converted before, which they keep.
-        classes_of: Returns the set of classes of each name; not called for groups.
+        classes_of: Returns the set of classes of each name, None for one that does not
+            count; not called for groups.
 
     Raises:
         UserError: if a split would be empty or a group is in both splits.
@@ -71,11 +72,13 @@ def divide(
     if not splitting.val_share:
         return {split: list(names)}
     fixed = {n: earlier[n] for n in names if earlier.get(n) in (split, _VAL)}
-    target = math.floor(splitting.val_share * len(names) + 0.5)
     if splitting.group_by:
+        target = _round(splitting.val_share * len(names))
         chosen = _choose_groups(names, splitting.group_by, fixed, target)
     else:
-        chosen = _choose(names, classes_of(names), fixed, target)
+        classes = {n: c for n, c in classes_of(names).items() if c is not None}
+        target = _round(splitting.val_share * len(classes))
+        chosen = _choose(classes, fixed, target)
     splits = {
         split: [name for name in names if name not in chosen],
         _VAL: [name for name in names if name in chosen],
@@ -94,17 +97,18 @@ def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
+def _round(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
 def _choose(
-    names: Sequence[str],
-    classes: Mapping[str, Hashable],
-    fixed: Mapping[str, str],
-    target: int,
+    classes: Mapping[str, Hashable], fixed: Mapping[str, str], target: int
 ) -> set[str]:
     """Returns the names for validation, stratified by their sets of classes."""
     strata: dict[Hashable, list[str]] = defaultdict(list)
-    for name in sorted(names, key=_hash):
+    for name in sorted(classes, key=_hash):
         strata[classes[name]].append(name)
-    chosen = {name for name, split in fixed.items() if split == _VAL}
+    chosen = {name for name in classes if fixed.get(name) == _VAL}
     quotas = _allocate({key: len(rest) for key, rest in strata.items()}, target)
     free = {
         key: [name for name in members if name not in fixed]
