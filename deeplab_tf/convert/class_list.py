@@ -17,6 +17,11 @@ from deeplab_tf.files import text_files
 from deeplab_tf.images import formats
 
 
+def is_background(name: str) -> bool:
+    """Returns whether a class name means the pixels outside of all objects."""
+    return name.casefold().strip("_- ") in ("background", "bg")
+
+
 class ClassList(NamedTuple):
     """The classes, and the meaning of the values and colours of masks.
 

@@ -8,11 +8,9 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert import mask_values
-from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.class_list import ClassList, is_background
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import mask_files
-
-_BACKGROUND = ("background", "bg")
 
 
 def background_id(classes: ClassList, why: str) -> int:
@@ -23,7 +21,7 @@ def background_id(classes: ClassList, why: str) -> int:
     """
     names = classes.info.class_names
     for i, name in enumerate(names):
-        if name.lower().strip("_- ") in _BACKGROUND:
+        if is_background(name):
             return i
     raise UserError(
         f"{why} a class named background in --classes; the classes are "

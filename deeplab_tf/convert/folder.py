@@ -21,7 +21,7 @@ from deeplab_tf.images import encoding
 ADD = RunOptions(adds=True)
 # Images whose EXIF rotation leaves open how the label fits are refused.
 REFUSE_UNSURE = conversion.ImageOptions(apply_exif=None)
-_ALL_INTO_TRAIN = Splitting()
+ALL_INTO_TRAIN = Splitting()
 
 
 def _make_background(
@@ -105,7 +105,7 @@ def convert_samples(
     samples: Sequence[conversion.Sample],
     classes: ClassList,
     output_dir: str,
-    division: Splitting = _ALL_INTO_TRAIN,
+    division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
     options: conversion.ImageOptions = REFUSE_UNSURE,
     run: RunOptions = ADD,
@@ -139,7 +139,7 @@ def convert(
     files: Layout,
     classes: ClassList,
     output_dir: str,
-    division: Splitting = _ALL_INTO_TRAIN,
+    division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
     options: conversion.ImageOptions = REFUSE_UNSURE,
     run: RunOptions = ADD,

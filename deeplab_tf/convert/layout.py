@@ -4,7 +4,7 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from etils import epath
@@ -79,6 +79,7 @@ def list_images(
     flag: str,
     others: Sequence[str] = (),
     suffixes: Sequence[str] = formats.IMAGE_SUFFIXES,
+    read: Collection[str] = (),
 ) -> list[str]:
     """Returns the files in image formats, relative to a folder, and reports the rest.
 
@@ -87,6 +88,7 @@ def list_images(
         flag: The flag of the folder, for errors.
         others: Folders whose files are left out if they are below `folder`.
         suffixes: Suffixes of the formats, in lower case.
+        read: Paths of other files that are read, and not reported.
 
     Raises:
         UserError: if it is not a folder.
@@ -97,7 +99,8 @@ def list_images(
     left_out = {os.path.realpath(other) for other in others} - {real}
     paths = file_kinds.list_tree(folder, left_out)
     found = [path for path in paths if formats.lower_suffix(path) in suffixes]
-    formats.report_other_formats(sorted({*paths} - {*found}), folder)
+    known = {os.path.relpath(path, folder) for path in read}
+    formats.report_other_formats(sorted({*paths} - {*found} - known), folder)
     return found
 
 
@@ -329,7 +332,7 @@ def _match(
     alike: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, names in enumerate((images, labels)):
         for name in names:
-            alike[_fold(name)][side].append(name)
+            alike[fold(name)][side].append(name)
     different = {}
     for image_names, label_names in alike.values():
         rest = [name for name in image_names if name not in found]
@@ -350,6 +353,6 @@ def _match(
     return found | different
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
     """Returns a name without differences in letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

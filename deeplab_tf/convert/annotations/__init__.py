@@ -4,6 +4,7 @@ A format is recognised by its content. Adding one takes a module with `is_conten
 `read`, and a row.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, Option
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
+
+__all__ = ["Annotations", "Options", "read"]
 
 # All but YOLO, whose files have neither image nor class names.
 FORMATS = (labelme, coco, label_studio, cvat, via)
@@ -66,7 +69,7 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     parts += _read_texts(path, texts, parts)
     if not parts:
         raise UserError(f"--annotations={path} has no annotations; known are {_KNOWN}")
-    return _merge(parts)
+    return dataclasses.replace(_merge(parts), options=options)
 
 
 def _list_files(path: str) -> list[_File]:

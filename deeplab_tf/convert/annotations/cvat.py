@@ -108,7 +108,7 @@ def _read_image(entry: ElementTree.Element, path: str) -> AnnotatedImage:
         _read_integers(entry.get(k), f"{path}: {name}") for k in ("height", "width")
     ]
     size = read_size(sides[0][0], sides[1][0], f"{path}: {name}")
-    return AnnotatedImage(name.replace("\\", "/"), path, [], size)
+    return AnnotatedImage(name, path, [], size)
 
 
 def _list_shapes(

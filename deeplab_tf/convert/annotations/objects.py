@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.class_list import is_background
 from deeplab_tf.errors import UserError
 
-# Names that tools give to pixels outside of all objects, and to pixels to ignore.
-BACKGROUND_NAMES = ("background", "_background_", "__background__")
+# The name that labelme gives to pixels to ignore.
 IGNORE_NAME = "__ignore__"
 
 
@@ -60,12 +60,12 @@ class AnnotatedImage(NamedTuple):
     """An image of an annotation file.
 
     Attributes:
-        name: Path of the image as in the file, with forward slashes.
+        name: Path of the image as in the file.
         source: The annotation file.
         objects: Its objects from back to front.
         size: Height and width in the file, or None if it does not give them.
         local_name: Another name that the image may have, or "".
-        is_stem: Whether the name lacks the extension.
+        is_stem: Whether the extension of the name is not that of the image.
         by_area: Whether smaller objects cover larger ones, whatever their order.
     """
 
@@ -88,6 +88,7 @@ class Annotations:
         class_names: Class names as listed in the file, or None if it has no list.
         colors: Colours of classes by name, if the file has them.
         notes: Counts of what was left out, by description.
+        options: Choices that the files left open.
     """
 
     format: str
@@ -97,6 +98,7 @@ class Annotations:
     notes: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
+    options: Options = DEFAULTS
 
     def names(self) -> tuple[str, ...]:
         """Returns the class names, background first.
@@ -131,11 +133,6 @@ class Drawing(NamedTuple):
     label: np.ndarray
     overlap: int
     empty: int
-
-
-def is_background(name: str) -> bool:
-    """Returns whether a class name means the pixels outside of all objects."""
-    return name.casefold() in BACKGROUND_NAMES
 
 
 def draw_label(

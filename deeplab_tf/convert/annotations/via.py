@@ -61,7 +61,7 @@ def read(path: str, relative: str, content: Any, options: Options) -> Annotation
     found = Annotations("VIA", [], _list_choices(content, attribute))
     for key, entry in images.items():
         name = read_name(entry["filename"], f"{path}: {key}.filename")
-        image = AnnotatedImage(name.replace("\\", "/"), path, [])
+        image = AnnotatedImage(name, path, [])
         found.images.append(image)
         for where, region in _list_regions(path, key, entry):
             shape = region["shape_attributes"]

@@ -5,7 +5,6 @@ and height. `data.yaml` or `classes.txt` names the classes.
 """
 
 import functools
-import posixpath
 import re
 from typing import Any
 
@@ -47,8 +46,7 @@ def read(
     Raises:
         UserError: if a line is not a polygon, or its class has no name.
     """
-    name = posixpath.splitext(relative)[0]
-    image = AnnotatedImage(name, path, [], is_stem=True, by_area=True)
+    image = AnnotatedImage(relative, path, [], is_stem=True, by_area=True)
     for number, line in enumerate(lines, 1):
         words, where = line.split(), f"line {number} of {path}"
         if words:

@@ -1,4 +1,4 @@
-r"""Converts a folder of images and a folder of labels to TFRecords.
+r"""Converts a folder of images with masks or annotation files to TFRecords.
 
     deeplab-convert folder --image_dir=photos --label_dir=masks \
       --classes=classes.txt --output_dir=tfrecord
@@ -8,6 +8,12 @@ or `name r g b`; CSV, YAML and JSON lists are read as well. An image and its lab
 the same name up to the extension, and are in subfolders of the same names, if any.
 Images with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once
 per --split; all runs share one --output_dir. A second run into a split adds to it.
+
+    deeplab-convert folder --image_dir=photos --annotations=instances.json \
+      --output_dir=tfrecord
+
+reads the annotation files of labelme, COCO, YOLO segmentation, Label Studio, CVAT and
+VIA, which name the classes themselves.
 """
 
 import functools
@@ -17,14 +23,21 @@ from collections.abc import Iterable
 from absl import flags
 from etils import epath
 
-from deeplab_tf.convert import conversion, folder
+from deeplab_tf.convert import annotated_folder, annotations, conversion, folder
 from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
 from deeplab_tf.convert.layout import MISSING_MASK, Layout
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.value_map import parse_colors
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
 from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+
+_ANNOTATION_FLAGS = ("line_width", "crowd", "label_attribute")
+_MASK_FLAGS = (
+    *("image_prefix", "image_suffix", "label_prefix", "label_suffix"),
+    *("mask_pattern", "ignore_color", "value_map", "nearest"),
+)
 
 
 def define_flags() -> flags.FlagValues:
@@ -33,12 +46,13 @@ def define_flags() -> flags.FlagValues:
     integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     string = functools.partial(flags.DEFINE_string, flag_values=values)
     _define_layout(values)
+    _define_annotations(values)
     string(
         "classes",
         None,
         "Text file with one class per line, `name`, `id,name` or `name r g b`; a list "
-        "in YAML or JSON; or a dataset_info.json.",
-        required=True,
+        "in YAML or JSON; or a dataset_info.json. Default with --annotations: their "
+        "own classes.",
     )
     integer(
         "ignore_label",
@@ -104,7 +118,6 @@ def _define_layout(values: flags.FlagValues) -> None:
         "label_dir",
         None,
         "Folder with the masks; may be that of the images.",
-        required=True,
     )
     string(
         "image_prefix", "", "Start of the name of every image; others are no images."
@@ -134,6 +147,37 @@ def _define_layout(values: flags.FlagValues) -> None:
     )
 
 
+def _define_annotations(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "annotations",
+        None,
+        "File or folder of annotations, instead of --label_dir: labelme, COCO, YOLO "
+        "segmentation, Label Studio (JSON), CVAT for images 1.1 or VIA.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "line_width",
+        None,
+        "Width in pixels to draw annotated lines with; default: they are refused.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "crowd",
+        None,
+        ("ignore", "object"),
+        "What COCO's crowds are: ignored pixels, or objects like others. Default: "
+        "ignored, but a category with only crowds is refused.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "label_attribute",
+        None,
+        "Region attribute that names the class in files of VIA; default: the only one.",
+        flag_values=values,
+    )
+
+
 def _define_splits(values: flags.FlagValues) -> None:
     string = functools.partial(flags.DEFINE_string, flag_values=values)
     string("split", "train", "Name of the split.")
@@ -158,22 +202,68 @@ def _pick(fields: Iterable[str], values: flags.FlagValues) -> dict:
 
 def main(values: flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
+    _check_labels(values)
     claim_output(values)
-    classes = _read_class_list(values)
-    print(classes.describe())
-    info = folder.convert(
-        Layout(**_pick(Layout._fields, values)),
-        classes,
-        values.output_dir,
-        Splitting(**_pick(Splitting._fields, values)),
-        values.num_shards,
-        conversion.ImageOptions(values.apply_exif),
-        RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
+    convert = _convert_masks if values.annotations is None else _convert_annotations
+    info = convert(
+        values,
+        output_dir=values.output_dir,
+        division=Splitting(**_pick(Splitting._fields, values)),
+        num_shards=values.num_shards,
+        options=conversion.ImageOptions(values.apply_exif),
+        run=RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):
             print(f"no pixel in {split} is {', '.join(absent)}")
     print_sizes(values.output_dir, info.split_sizes)
+
+
+def _check_labels(values: flags.FlagValues) -> None:
+    """Raises `UserError` unless there are either masks or annotations."""
+    if (values.label_dir is None) == (values.annotations is None):
+        raise UserError("give --label_dir for masks or --annotations, and not both")
+    if values.annotations is None:
+        if values.classes is None:
+            raise UserError("--label_dir needs --classes, a file with the class names")
+        unused, other = _ANNOTATION_FLAGS, "annotations"
+    else:
+        unused, other = _MASK_FLAGS, "masks"
+    for name in unused:
+        if values[name].value != values[name].default:
+            raise UserError(f"--{name} is for {other}; remove it")
+
+
+def _convert_masks(values: flags.FlagValues, **settings) -> DatasetInfo:
+    classes = _read_class_list(values)
+    print(classes.describe())
+    files = Layout(**_pick(Layout._fields, values))
+    return folder.convert(files, classes, **settings)
+
+
+def _convert_annotations(values: flags.FlagValues, **settings) -> DatasetInfo:
+    options = annotations.Options(**_pick(_ANNOTATION_FLAGS, values))
+    found = annotations.read(values.annotations, options)
+    print(found.describe())
+    if values.classes is None:
+        name = _default_name(values)
+        classes = annotated_folder.make_class_list(found, name, **_given_info(values))
+    else:
+        classes = _read_class_list(values)
+    listed = ", ".join(f"{i} {name}" for i, name in enumerate(classes.info.class_names))
+    print(f"classes: {listed}")
+    source = annotated_folder.Source(found, values.image_dir, values.missing_mask)
+    return annotated_folder.convert(source, classes, **settings)
+
+
+def _default_name(values: flags.FlagValues) -> str:
+    return os.path.basename(os.path.abspath(values.output_dir))
+
+
+def _given_info(values: flags.FlagValues) -> dict:
+    """Returns the flags that replace fields of `DatasetInfo`."""
+    given = _pick(("name", "ignore_label", "channels", "max_value"), values)
+    return {field: value for field, value in given.items() if value is not None}
 
 
 def _read_class_list(values: flags.FlagValues) -> ClassList:
@@ -183,13 +273,11 @@ def _read_class_list(values: flags.FlagValues) -> ClassList:
         # Masks of one class each need no declared values.
         values.nearest and not values.mask_pattern,
     )
-    fields = ("name", "ignore_label", "channels", "max_value")
-    given = _pick(fields, values)
     classes = read_class_list(
         epath.Path(values.classes),
-        os.path.basename(os.path.abspath(values.output_dir)),
+        _default_name(values),
         options,
-        **{field: value for field, value in given.items() if value is not None},
+        **_given_info(values),
     )
     return classes._replace(nearest=values.nearest)
 
