@@ -54,6 +54,9 @@ class Masks:
         try:
             return self._read_mask(path, mask_files.read_mask(path))
         except TooLargeError:
+            if self.classes.nearest:
+                # The values alone do not tell edges from areas.
+                raise
             large = LargeMask(path)
             return large.label(self._read_mask(path, large.values))
 
@@ -94,6 +97,7 @@ class Masks:
             grey = mask_values.to_one_channel(mask)
             colors = self._colors()
             if self.classes.color_ids() or (grey is None and self.classes.nearest):
+                self._check_grey_colors(path, grey, colors)
                 return self._read_colors(path, mask.pixels, colors, mask.lossy)
             if grey is None:
                 raise UserError(
@@ -105,6 +109,27 @@ class Masks:
             label = self._read_palette(path, mask)
             return self._read_values(path, mask) if label is None else label
         return self._read_values(path, mask)
+
+    def _check_grey_colors(
+        self, path: epath.Path, grey: Mask | None, colors: Mapping[Color, int]
+    ) -> None:
+        """Raises `UserError` if grey colours may be class ids in three channels."""
+        if grey is None or not self._values.are_grey():
+            return
+        ids = self.classes.value_ids()
+        values = mask_values.count_values(grey).keys()
+        differs = any(ids.get(v) != colors.get((v, v, v)) for v in values)
+        is_sure = self._is_black_and_white(grey.white) or not differs
+        if self.classes.nearest:
+            nearest.require_one_meaning(self.classes)
+        elif any((v, v, v) not in colors for v in values):
+            return  # `_read_colors` reports them
+        if not is_sure and self._values.fit(ids.keys(), grey.white):
+            raise UserError(
+                f"{path} has grey colours that are also class ids; save class ids with "
+                "one channel, or declare the colours with --value_map=#rrggbb:NAME and "
+                "remove the ids and colours from --classes"
+            )
 
     def _colors(self) -> dict[Color, int]:
         """Returns the label of each colour, and of each declared grey value."""
@@ -132,6 +157,7 @@ class Masks:
         wrong = keys[index] != packed
         labels = np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)
         if self.classes.nearest:
+            nearest.require_all_classes(self.classes, ids)
             nearest.check_gaps(path, known, labels, lossy)
             index = self.snapped.snap(path, pixels, known, index, wrong)
         elif wrong.any():
@@ -180,16 +206,17 @@ class Masks:
     def _snap_values(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
     ) -> np.ndarray:
+        nearest.require_one_meaning(self.classes)
         targets = nearest.value_targets(self.classes, mask.white)
         nearest.require_all_classes(self.classes, targets)
         by_id, _ = self._tables(mask)
-        if not counts.keys() <= targets.keys() and self._values.fit(
-            by_id.keys(), mask.white
-        ):
+        differs = any(by_id.get(v) != targets.get(v) for v in counts)
+        is_sure = self._is_black_and_white(mask.white) or not differs
+        if not is_sure and self._values.fit(by_id.keys(), mask.white):
             raise UserError(
                 f"{path} has the values {mask_values.format_counts(counts)}, which are "
-                "all class ids but not all declared; remove --nearest, or declare them "
-                "with --value_map"
+                "all class ids, but declared otherwise or not at all; remove "
+                "--nearest, or declare them with --value_map"
             )
         known = np.array(sorted(targets))
         labels = np.array([targets[v] for v in known.tolist()], np.uint8)

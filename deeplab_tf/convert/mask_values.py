@@ -80,6 +80,11 @@ class AllValues:
                 )
             return self._fits[key]
 
+    def are_grey(self) -> bool:
+        """Returns whether no mask has other colours than greys."""
+        with self._lock:
+            return all(self._values(path).counts for path in self._paths)
+
     def count(self) -> dict[int, int]:
         """Returns pixels by value, of the first masks if there are many."""
         counts: Counter[int] = Counter()

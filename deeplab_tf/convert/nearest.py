@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,8 +13,8 @@ from deeplab_tf.errors import UserError
 
 # Lossy formats change values by several levels.
 _MIN_LOSSY_GAP = 16
-# Edges are narrower than this, in pixels.
-_AREA = 5
+# Edges are narrower than this, in pixels, or change by more levels.
+_AREA, _MAX_RANGE = 5, 24
 # Lossy formats shift the value of areas, by less than this.
 _MAX_SHIFT = 32
 
@@ -24,8 +25,7 @@ def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     Grey class colours come first; else the values of the class file. A first class
     without a value has 0. `white` is that of `mask_files.Mask`.
     """
-    colors = classes.color_ids()
-    greys = {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
+    greys = _grey_colors(classes)
     is_complete = set(range(classes.info.num_classes)) <= set(greys.values())
     source = classes._replace(file_values=None) if is_complete else classes
     declared = source.declared_values()
@@ -39,8 +39,27 @@ def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     return targets
 
 
-def require_all_classes(classes: ClassList, targets: Mapping[int, int]) -> None:
-    """Raises `UserError` if a class has no value to snap to."""
+def _grey_colors(classes: ClassList) -> dict[int, int]:
+    colors = classes.color_ids()
+    return {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
+
+
+def require_one_meaning(classes: ClassList) -> None:
+    """Raises `UserError` if grey values near both ids and colours are ambiguous."""
+    values, greys = classes.file_values, _grey_colors(classes)
+    if (
+        values is not None
+        and greys
+        and any(values.get(g) != i for g, i in greys.items())
+    ):
+        raise UserError(
+            "--classes gives the classes both other ids and grey colours; for "
+            "--nearest remove those that the masks do not have"
+        )
+
+
+def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
+    """Raises `UserError` if a class has no value or colour to snap to."""
     for i, name in enumerate(classes.info.class_names):
         if i not in targets.values():
             raise UserError(
@@ -141,10 +160,11 @@ class Summary:
 def _refuse_areas(path: epath.Path, pixels: np.ndarray, distances: np.ndarray) -> None:
     kernel = np.ones((_AREA, _AREA), np.uint8)
     pixels = np.ascontiguousarray(pixels)
-    is_flat = cv2.erode(pixels, kernel) == cv2.dilate(pixels, kernel)
-    is_flat = is_flat.reshape(*distances.shape, -1).all(-1)
     scale = 257 if pixels.dtype == np.uint16 else 1
-    y, x = np.nonzero(is_flat & (distances > _MAX_SHIFT * scale))
+    levels = cv2.subtract(cv2.dilate(pixels, kernel), cv2.erode(pixels, kernel))
+    is_flat = levels.reshape(*distances.shape, -1).max(-1) <= _MAX_RANGE * scale
+    is_far = cv2.erode(distances, kernel) > _MAX_SHIFT * scale
+    y, x = np.nonzero(is_flat & is_far)
     if y.size:
         value = pixels[y[0], x[0]]
         flag = (

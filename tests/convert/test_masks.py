@@ -146,7 +146,7 @@ CASES = {
     "colours in a lossy WebP": (
         *(2, "a 0 0 0\nb 255 0 0\n"),
         lambda label: encode(paint(label, [BLACK, RED]), "WEBP", quality=95),
-        "png is lossy WebP, which changes",
+        r"\d.png is lossy WebP, which changes",
         *(["--nearest"], 0.02),
     ),
     "7, 8 and 11": (
@@ -373,7 +373,7 @@ REFUSED = {
     "class ids with --nearest": (
         NEAR,
         [grey(0, 1, 2)],
-        "which are all class ids but not all declared; remove --nearest",
+        "which are all class ids, but declared otherwise or not at all; remove",
     ),
     "an undeclared class with --nearest": (
         NEAR,
@@ -385,6 +385,18 @@ REFUSED = {
         COLORED._replace(nearest=True),
         [encode(np.full((9, 9, 3), 99, np.uint8))],
         "add --value_map=#636363:NAME or #636363:ignore",
+    ),
+    "grey colours or class ids in RGB": (
+        ClassList(DatasetInfo("g", ("a", "b"), colors=((1,) * 3, BLACK)), True),
+        [encode(np.array([[(0, 0, 0), (1, 1, 1)]], np.uint8))],
+        "0.png has grey colours that are also class ids; save class ids with one",
+    ),
+    "an undeclared area of a JPEG": (
+        ClassList(
+            DatasetInfo("c", ("a", "b"), colors=(BLACK, RED)), True, nearest=True
+        ),
+        [encode(paint(draw(0, 2), [BLACK, GREEN]), "JPEG", quality=80)],
+        "which is not declared and too large for an edge; add --value_map=#",
     ),
     "class ids as JPEG": (
         with_map(PAIR, "0:ground,1:ball", nearest=True),
