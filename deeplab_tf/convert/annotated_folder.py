@@ -20,6 +20,7 @@ from deeplab_tf.convert.class_list import ClassList, is_background
 from deeplab_tf.convert.class_masks import background_id
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
+from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo, check_class_names
 from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.files import file_kinds
@@ -197,7 +198,7 @@ class LabelMaps:
     Args:
         ids: Label values by class name; see `class_ids`.
         info: The dataset.
-        apply_exif: As in `conversion.ImageOptions`.
+        apply_exif: As in `ImageOptions`.
     """
 
     def __init__(
@@ -267,7 +268,7 @@ def convert(
     output_dir: str,
     division: Splitting = folder.ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: conversion.ImageOptions = folder.REFUSE_UNSURE,
+    options: ImageOptions = folder.REFUSE_UNSURE,
     run: RunOptions = folder.ADD,
 ) -> DatasetInfo:
     """Converts annotated images, and reports overlapping objects.

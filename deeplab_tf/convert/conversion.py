@@ -33,12 +33,14 @@ from deeplab_tf.convert.shards import (
     RunOptions,
     split_into_shards,
 )
+from deeplab_tf.convert.tiling import ImageOptions, Tile, TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding
 from deeplab_tf.images.decoding import EncodedImage
+from deeplab_tf.images.image_files import TooLargeError
 
 # Increment it when converters make other records from the same files; every shard is
 # then written again.
@@ -54,12 +56,16 @@ class Sample(NamedTuple):
         labels: The source files of the label, to name in errors and to detect changes:
             usually one; several if each has one class; none if the mask is missing.
         read_label: Returns the class ids, uint8 `[height, width]`.
+        tile: The part of image and label to convert; None for all.
+        is_large: Whether to convert it without others at the same time.
     """
 
     name: str
     image: epath.Path
     labels: tuple[epath.Path, ...]
     read_label: Callable[[], np.ndarray]
+    tile: Tile | None = None
+    is_large: bool = False
 
     @property
     def sources(self) -> tuple[epath.Path, ...]:
@@ -89,18 +95,6 @@ def _count_pixels(label: np.ndarray, info: DatasetInfo) -> dict[int, int]:
     return {int(i): int(counts[i]) for i in np.flatnonzero(counts)}
 
 
-class ImageOptions(NamedTuple):
-    """How images become records.
-
-    Attributes:
-        apply_exif: Whether labels are upright, so that images are turned upright
-            according to EXIF; False if labels fit the stored pixels. None refuses
-            images for which both are possible.
-    """
-
-    apply_exif: bool | None = False
-
-
 # Labels of the benchmarks fit the stored pixels.
 AS_STORED = ImageOptions()
 
@@ -123,19 +117,39 @@ class _Notes:
             print(f"{count} images {note}")
 
 
+def _read_sample(
+    sample: Sample, info: DatasetInfo, options: ImageOptions
+) -> tuple[EncodedImage, np.ndarray]:
+    try:
+        image = encoding.read_encoded(sample.image, info, bool(options.apply_exif))
+    except TooLargeError as error:
+        raise UserError(
+            f"{error}; cut it with --tile=2048 --tile_overlap=128"
+        ) from error
+    label = sample.read_label()
+    _check_sizes(sample, image, label, options)
+    return image, label
+
+
 def _make_record(
-    sample: Sample, info: DatasetInfo, options: ImageOptions, notes: _Notes
+    sample: Sample,
+    info: DatasetInfo,
+    options: ImageOptions,
+    tiles: TileReader,
+    notes: _Notes,
 ) -> Record:
     """Returns the record of a sample, after checking its files."""
-    image = encoding.read_encoded(sample.image, info, bool(options.apply_exif))
-    label = sample.read_label()
+    if sample.tile is None:
+        image, label = _read_sample(sample, info, options)
+    else:
+        image, label = tiles.read(sample)
+        notes.add("are tiles of larger ones")
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
         raise UserError(
             f"{sample.label_name} has the value {wrong[0]}; labels are "
             f"{info.known_labels}"
         )
-    _check_sizes(sample, image, label, options)
     pixels = encoding.decode(sample.image, image, info.max_value)
     brightest = pixels.max()
     if brightest > info.max_value:
@@ -220,13 +234,21 @@ def convert(
             raise UserError(f"the split {split} has no images")
     _require_same_classes(info, splits, output_dir)
     _require_separate_folder(splits, output_dir)
+    if options.tile:
+        splits = {s: cut_samples(samples, options) for s, samples in splits.items()}
     fields = (info.class_names, info.ignore_label, info.channels, info.max_value)
     notes = _Notes()
     conversion = Conversion(
         output_dir,
         run,
         repr((_FORMAT, recipe, fields, tuple(options))),
-        functools.partial(_make_record, info=info, options=options, notes=notes),
+        functools.partial(
+            _make_record,
+            info=info,
+            options=options,
+            tiles=TileReader(info, options, _check_sizes),
+            notes=notes,
+        ),
     )
     shards: list[PlannedShard] = []
     try:
@@ -311,10 +333,11 @@ def _require_same_classes(
 
 def _finish_all(conversion: Conversion, shards: Sequence[PlannedShard]) -> list[Shard]:
     """Writes all shards in parallel and returns their records."""
-    total = sum(len(shard.items) for shard in shards)
+    items = [item for shard in shards for item in shard.items]
+    is_large = any(item.sample and item.sample.is_large for item in items)
     with (
-        tqdm(total=total, desc="records", unit="img") as progress,
-        futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+        tqdm(total=len(items), desc="records", unit="img") as progress,
+        futures.ThreadPoolExecutor(1 if is_large else os.cpu_count()) as pool,
     ):
         work = [pool.submit(conversion.finish, shard, progress) for shard in shards]
         try:

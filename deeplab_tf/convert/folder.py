@@ -14,13 +14,14 @@ from deeplab_tf.convert.class_masks import ClassMasks, background_id
 from deeplab_tf.convert.layout import Layout
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
+from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import encoding
+from deeplab_tf.images import strips
 
 ADD = RunOptions(adds=True)
 # Images whose EXIF rotation leaves open how the label fits are refused.
-REFUSE_UNSURE = conversion.ImageOptions(apply_exif=None)
+REFUSE_UNSURE = ImageOptions(apply_exif=None)
 ALL_INTO_TRAIN = Splitting()
 
 
@@ -28,8 +29,7 @@ def _make_background(
     classes: ClassList, apply_exif: bool, image: epath.Path
 ) -> np.ndarray:
     class_id = background_id(classes, "--missing_mask=background needs")
-    encoded = encoding.read_encoded(image, classes.info, apply_exif)
-    return np.full((encoded.height, encoded.width), class_id, np.uint8)
+    return np.full(strips.read_size(image, apply_exif), class_id, np.uint8)
 
 
 def _make_sample(
@@ -107,7 +107,7 @@ def convert_samples(
     output_dir: str,
     division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: conversion.ImageOptions = REFUSE_UNSURE,
+    options: ImageOptions = REFUSE_UNSURE,
     run: RunOptions = ADD,
     recipe: str = "",
 ) -> DatasetInfo:
@@ -141,7 +141,7 @@ def convert(
     output_dir: str,
     division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: conversion.ImageOptions = REFUSE_UNSURE,
+    options: ImageOptions = REFUSE_UNSURE,
     run: RunOptions = ADD,
 ) -> DatasetInfo:
     """Converts a folder of images and a folder of masks.
@@ -164,6 +164,7 @@ def convert(
             the split has other images of the same names, or other classes.
     """
     division.check()
+    options.check()
     samples, report = _find_samples(
         files, classes, output_dir, bool(options.apply_exif)
     )

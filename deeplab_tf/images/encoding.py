@@ -121,6 +121,7 @@ def encode_array(
         UserError: if they have other channels or values than the dataset.
     """
     check_array(path, array, channels, max_value)
+    pixels.check_shape(path, array.shape, channels)
     depth = np.uint8 if max_value < 256 else np.uint16
     height, width = array.shape[:2]
     png = decoding.encode_image(array.astype(depth))
@@ -136,7 +137,6 @@ def check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -
         )
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
         raise UserError(f"{path} holds {array.dtype}; images must be uint8 or uint16")
-    pixels.check_shape(path, array.shape, channels)
     if array.max() > max_value:
         raise UserError(
             f"{path} has the value {array.max()}, but max_value is {max_value}"

@@ -54,7 +54,17 @@ def read_header(path: _Path) -> Header:
             return Header("TIFF", page.imagelength, page.imagewidth, orientation)
         image = image_files.open_image(path, file, max_pixels=None)
         orientation = decoding.exif_orientation(image)
-        return Header(str(image.format), image.height, image.width, orientation)
+        size = (image.height, image.width)
+        if is_tiff and orientation > 4:  # Pillow gives the size after the rotation
+            size = size[::-1]
+        return Header(str(image.format), *size, orientation)
+
+
+def read_size(path: _Path, apply_exif: bool) -> tuple[int, int]:
+    """Returns height and width of an image, before or after its EXIF rotation."""
+    header = read_header(path)
+    size = (header.height, header.width)
+    return size[::-1] if apply_exif and header.orientation > 4 else size
 
 
 def read_strips(path: _Path, start: int = 0) -> Iterator[tuple[int, Strip]]:

@@ -23,11 +23,12 @@ from collections.abc import Iterable
 from absl import flags
 from etils import epath
 
-from deeplab_tf.convert import annotated_folder, annotations, conversion, folder
+from deeplab_tf.convert import annotated_folder, annotations, folder
 from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
 from deeplab_tf.convert.layout import MISSING_MASK, Layout
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
+from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.convert.value_map import parse_colors
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -99,6 +100,13 @@ def define_flags() -> flags.FlagValues:
         "which both are possible.",
         flag_values=values,
     )
+    integer(
+        "tile",
+        0,
+        "Side of the tiles that larger images and masks are cut into, such as 2048; "
+        "the record of a tile is named NAME@TOP,LEFT.",
+    )
+    integer("tile_overlap", 0, "Pixels that adjacent tiles share, such as 128.")
     _define_splits(values)
     define_output(values, 4)
     flags.DEFINE_boolean(
@@ -210,7 +218,7 @@ def main(values: flags.FlagValues) -> None:
         output_dir=values.output_dir,
         division=Splitting(**_pick(Splitting._fields, values)),
         num_shards=values.num_shards,
-        options=conversion.ImageOptions(values.apply_exif),
+        options=ImageOptions(**_pick(ImageOptions._fields, values)),
         run=RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
     )
     for split in info.class_pixels:

@@ -1,0 +1,162 @@
+"""Cuts large images and their labels into tiles, each of which becomes a record."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
+from deeplab_tf.images import encoding, strips
+from deeplab_tf.images.decoding import EncodedImage
+
+# Larger images are converted one after the other, to bound the memory.
+_PARALLEL_PIXELS = 1 << 25
+
+
+class ImageOptions(NamedTuple):
+    """How images become records.
+
+    Attributes:
+        apply_exif: Whether labels are upright, so that images are turned upright
+            according to EXIF; False if labels fit the stored pixels. None refuses
+            images for which both are possible.
+        tile: Side of the tiles that larger images are cut into, in pixels; 0 cuts none.
+        tile_overlap: Pixels that adjacent tiles share at least.
+    """
+
+    apply_exif: bool | None = False
+    tile: int = 0
+    tile_overlap: int = 0
+
+    def check(self) -> None:
+        """Raises `UserError` for a tile or an overlap out of range."""
+        if self.tile_overlap and not self.tile:
+            raise UserError("--tile_overlap has no effect without --tile")
+        if self.tile < 0 or not 0 <= self.tile_overlap <= self.tile // 2:
+            raise UserError(
+                "--tile must be positive and --tile_overlap between 0 and half of it; "
+                f"received {self.tile} and {self.tile_overlap}"
+            )
+
+
+class Tile(NamedTuple):
+    """A region of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def place_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """Returns tiles that cover an image, row by row.
+
+    The last ones are moved back to end with the image, so that all have the full size
+    unless the image is smaller.
+    """
+    rows, columns = min(tile, height), min(tile, width)
+
+    def starts(side: int, length: int) -> list[int]:
+        last = side - length
+        return sorted({*range(0, last, tile - overlap), last})
+
+    places = itertools.product(starts(height, rows), starts(width, columns))
+    return [Tile(top, left, rows, columns) for top, left in places]
+
+
+def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:
+    """Returns samples with large images replaced by their tiles.
+
+    A tile of the image `x` is named `x@TOP,LEFT`, with as many digits as the longer
+    side of the image has.
+    """
+
+    def cut(sample: Any) -> list[Any]:
+        try:
+            height, width = strips.read_size(sample.image, bool(options.apply_exif))
+        except UserError:  # the conversion stops at it or skips it
+            return [sample]
+        if max(height, width) <= options.tile:
+            return [sample]
+        digits = len(str(max(height, width)))
+        tiles = place_tiles(height, width, options.tile, options.tile_overlap)
+        return [
+            sample._replace(
+                name=f"{sample.name}@{tile.top:0{digits}},{tile.left:0{digits}}",
+                tile=tile,
+                is_large=height * width > _PARALLEL_PIXELS,
+            )
+            for tile in tiles
+        ]
+
+    with futures.ThreadPoolExecutor() as pool:  # for remote files
+        return [tile for tiles in pool.map(cut, samples) for tile in tiles]
+
+
+class _Source(NamedTuple):
+    """The image and label that tiles are cut from; the image without its content."""
+
+    image: EncodedImage
+    read_rows: Callable[[int, int], np.ndarray]
+    label: np.ndarray
+
+
+class TileReader:
+    """Reads tiles, fast if those of an image follow each other.
+
+    Args:
+        info: The dataset.
+        options: How images become records.
+        check_sizes: Called with a sample, the image and the label that tiles are cut
+            from.
+    """
+
+    def __init__(self, info: DatasetInfo, options: ImageOptions, check_sizes: Callable):
+        self._info, self._options = info, options
+        self._check_sizes = check_sizes
+        self._last = threading.local()
+
+    def read(self, sample: Any) -> tuple[EncodedImage, np.ndarray]:
+        """Returns the image and the label of a tile."""
+        if getattr(self._last, "files", None) != sample.sources:
+            self._last.source = None  # frees the memory
+            self._last.source = self._open(sample)
+            self._last.files = sample.sources
+        source, (top, left, height, width) = self._last.source, sample.tile
+        columns = slice(left, left + width)
+        pixels = source.read_rows(top, top + height)[:, columns]
+        formats = self._info.channels, self._info.max_value
+        image = encoding.encode_array(sample.image, pixels, *formats)
+        image = source.image._replace(
+            content=image.content, format="png", height=height, width=width
+        )
+        return image, source.label[top : top + height, columns]
+
+    def _open(self, sample: Any) -> _Source:
+        path, info = sample.image, self._info
+        header = strips.read_header(path)
+        if header.is_large:
+            if header.orientation != 1 and self._options.apply_exif is not False:
+                raise UserError(
+                    f"{path} has the EXIF orientation {header.orientation} and too "
+                    "many pixels to be turned; rotate the pixels themselves, or add "
+                    "--noapply_exif if its label fits the stored pixels"
+                )
+            read_rows = strips.RowReader(path, info.channels, info.max_value).read
+            sizes = (header.height, header.width, info.channels)
+            image = EncodedImage(b"", "png", *sizes, *header[::3])
+        else:
+            whole = encoding.read_encoded(path, info, bool(self._options.apply_exif))
+            pixels = encoding.decode(path, whole, info.max_value)
+            image = whole._replace(content=b"")
+
+            def read_rows(top: int, bottom: int) -> np.ndarray:
+                return pixels[top:bottom]
+
+        label = sample.read_label()
+        self._check_sizes(sample, image, label, self._options)
+        return _Source(image, read_rows, label)
