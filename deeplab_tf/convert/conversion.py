@@ -33,7 +33,7 @@ from deeplab_tf.convert.shards import (
     RunOptions,
     split_into_shards,
 )
-from deeplab_tf.convert.tiling import ImageOptions, Tile, TileReader, cut_samples
+from deeplab_tf.convert.tiling import ImageOptions, TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -41,6 +41,7 @@ from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding
 from deeplab_tf.images.decoding import EncodedImage
 from deeplab_tf.images.image_files import TooLargeError
+from deeplab_tf.images.tiles import Tile
 
 # Increment it when converters make other records from the same files; every shard is
 # then written again.

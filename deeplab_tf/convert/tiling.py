@@ -1,6 +1,5 @@
 """Cuts large images and their labels into tiles, each of which becomes a record."""
 
-import itertools
 import threading
 from collections.abc import Callable, Iterable
 from concurrent import futures
@@ -12,6 +11,7 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import encoding, strips
 from deeplab_tf.images.decoding import EncodedImage
+from deeplab_tf.images.tiles import place_tiles
 
 # Larger images are converted one after the other, to bound the memory.
 _PARALLEL_PIXELS = 1 << 25
@@ -41,31 +41,6 @@ class ImageOptions(NamedTuple):
                 "--tile must be positive and --tile_overlap between 0 and half of it; "
                 f"received {self.tile} and {self.tile_overlap}"
             )
-
-
-class Tile(NamedTuple):
-    """A region of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-def place_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
-    """Returns tiles that cover an image, row by row.
-
-    The last ones are moved back to end with the image, so that all have the full size
-    unless the image is smaller.
-    """
-    rows, columns = min(tile, height), min(tile, width)
-
-    def starts(side: int, length: int) -> list[int]:
-        last = side - length
-        return sorted({*range(0, last, tile - overlap), last})
-
-    places = itertools.product(starts(height, rows), starts(width, columns))
-    return [Tile(top, left, rows, columns) for top, left in places]
 
 
 def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:

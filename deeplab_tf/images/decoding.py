@@ -200,12 +200,12 @@ def encode_image(pixels) -> bytes:
     return tf.io.encode_png(pixels).numpy()
 
 
-def exif_orientation(image: bytes | Image.Image) -> int:
+def exif_orientation(image: bytes | Image.Image | Image.Exif) -> int:
     """Returns the EXIF orientation of an image, encoded or not: 1..8; 1 is upright."""
     try:
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
-        exif = image.getexif()
+        exif = image if isinstance(image, Image.Exif) else image.getexif()
         orientation = exif.get(_EXIF_ORIENTATION)
     except Exception:  # Pillow's parsers raise anything
         return 1

@@ -36,22 +36,28 @@ class LargeMask:
                 f"{path} is {header.format} with {header.width}x{header.height} "
                 f"pixels; masks of this size must be {', '.join(_FORMATS)}"
             )
+        lossy = self._find_loss(header)
         self._shape = header.height, header.width
         found: set[int] = set()
         first = None
         for _, mask in self._strips():
-            found.update(np.unique(_pack(mask)).tolist())
+            found.update(_find_keys(mask).tolist())
             first = first or mask
             first = first._replace(white=max(first.white, mask.white))
         assert first is not None
         self._keys = np.array(sorted(found))
-        self.values = _unpack(self._keys, first)._replace(lossy=self._find_loss())
+        self.values = _unpack(self._keys, first)._replace(lossy=lossy)
 
-    def _find_loss(self) -> str:
+    def _find_loss(self, header: strips.Header) -> str:
+        """Returns the name of a lossy format, and checks orientation and pages."""
+        if header.orientation != 1:
+            raise UserError(
+                f"{self._path} has an EXIF rotation, which viewers may ignore; rotate "
+                "the pixels themselves and remove it"
+            )
+        if header.format != "TIFF":
+            return ""
         with file_kinds.open_file(self._path) as file:
-            if mask_files.is_npy(file.read(8)):
-                return ""
-            file.seek(0)
             image = image_files.open_image(self._path, file, max_pixels=None)
             mask_files.check_frames(self._path, image)
             return mask_files.find_lossy_format(image, b"")
@@ -65,15 +71,33 @@ class LargeMask:
     def label(self, ids: np.ndarray) -> np.ndarray:
         """Returns class ids `[height, width]` from those of `values`, uint8."""
         label = np.empty(self._shape, np.uint8)
+        table = np.zeros(mask_files.MAX_VALUE + 1, np.uint8)
+        if self._keys[-1] < len(table):
+            table[self._keys] = ids.ravel()
         for top, mask in self._strips():
-            index = np.searchsorted(self._keys, _pack(mask))
-            label[top : top + len(index)] = ids.ravel()[index]
+            packed = _pack(mask)
+            if self._keys[-1] < len(table):
+                label[top : top + len(packed)] = table[packed]
+            else:
+                index = np.searchsorted(self._keys, packed)
+                label[top : top + len(packed)] = ids.ravel()[index]
         return label
+
+
+def _find_keys(mask: Mask) -> np.ndarray:
+    packed = _pack(mask)
+    is_small = packed.max(initial=0) <= mask_files.MAX_VALUE
+    return (
+        np.flatnonzero(np.bincount(packed.ravel())) if is_small else np.unique(packed)
+    )
 
 
 def _pack(mask: Mask) -> np.ndarray:
     """Returns one number for value or colour and transparency of each pixel."""
-    packed = mask.pixels.astype(np.int32)
+    packed = mask.pixels
+    if packed.ndim == 2 and mask.is_clear is None:
+        return packed
+    packed = packed.astype(np.int32)
     if packed.ndim == 3:
         packed = packed @ np.array([1 << 16, 1 << 8, 1], np.int32)
     return packed if mask.is_clear is None else packed + _CLEAR * mask.is_clear

@@ -1,6 +1,7 @@
 """Cuts a PNG into PNGs of a few rows each, without decoding it as a whole."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -60,6 +61,19 @@ def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes] | None:
     return _cut(header, chunks, rows)
 
 
+def read_exif(file: BinaryIO) -> Image.Exif:
+    """Returns the EXIF data of an open PNG without decoding it, as Pillow would."""
+    exif = Image.Exif()
+    file.seek(len(_SIGNATURE))
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"eXIf":
+            exif.load(file.read(length))
+            break
+        file.seek(length + 4, os.SEEK_CUR)
+    return exif
+
+
 def _read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
     """Yields type and content of each chunk, image data in pieces."""
     while True:
@@ -86,16 +100,19 @@ def _cut(
             before.append((kind, content))
         if kind != b"IDAT":
             continue
-        data += inflate.decompress(content)
-        while left and len(data) >= stride * min(rows, left):
+        while content and left:
             count = min(rows, left)
-            raw = _undo_filters(header, previous, bytes(data[: stride * count]), count)
-            del data[: stride * count]
+            # A few bytes may expand to any number.
+            data += inflate.decompress(content, stride * count - len(data))
+            content = inflate.unconsumed_tail
+            if len(data) < stride * count:
+                continue
+            raw = _undo_filters(header, previous, bytes(data), count)
+            data.clear()
             left -= count
             previous = raw[-header.row_bytes :]
-            yield _write(
-                header._replace(height=count), before, _add_filters(raw, count)
-            )
+            png = _add_filters(raw, count)
+            yield _write(header._replace(height=count), before, png)
     if left:
         raise ValueError(f"image file is truncated ({left} rows are missing)")
 

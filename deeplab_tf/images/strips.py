@@ -14,7 +14,7 @@ import numpy as np
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import decoding, encoding, formats, image_files, pixels
-from deeplab_tf.images.png_strips import cut_png
+from deeplab_tf.images.png_strips import cut_png, read_exif
 
 _Path = str | os.PathLike[str]
 _STRIP_PIXELS = 1 << 22  # 12 megabytes of RGB
@@ -53,7 +53,9 @@ def read_header(path: _Path) -> Header:
             orientation = int(page.tags.valueof("Orientation", 1))
             return Header("TIFF", page.imagelength, page.imagewidth, orientation)
         image = image_files.open_image(path, file, max_pixels=None)
-        orientation = decoding.exif_orientation(image)
+        # Pillow decodes all of a PNG to find EXIF data at its end.
+        exif = read_exif(file) if image.format == "PNG" else image
+        orientation = decoding.exif_orientation(exif)
         size = (image.height, image.width)
         if is_tiff and orientation > 4:  # Pillow gives the size after the rotation
             size = size[::-1]
@@ -139,8 +141,9 @@ class RowReader:
         bottom = min(bottom, self.header.height)
         if self._rows is None or top < self._start:
             self._strips, self._rows = read_strips(self.path, top), None
-        parts = [] if self._rows is None else [self._rows[top - self._start :]]
-        start, end = top, top + sum(map(len, parts))
+        # A copy, so that the rows above are freed.
+        parts = [] if self._rows is None else [self._rows[top - self._start :].copy()]
+        self._rows, start, end = None, top, top + sum(map(len, parts))
         while end < bottom:
             first, strip = next(self._strips)
             if first + _height(strip) <= end:

@@ -8,10 +8,10 @@ import tensorflow as tf
 from PIL import Image
 from program_runs import assert_refused, run
 
-from deeplab_tf.convert.tiling import place_tiles
 from deeplab_tf.data import records
 from deeplab_tf.images import decoding, strips
 from deeplab_tf.images.inputs import read_image
+from deeplab_tf.images.tiles import place_tiles
 
 FOLDER = "deeplab_tf.programs.convert.folder"
 HEIGHT, WIDTH = 70, 110

@@ -1,0 +1,29 @@
+"""Places overlapping tiles on a large image."""
+
+import itertools
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """A region of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def place_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
+    """Returns tiles that cover an image, row by row.
+
+    The last ones are moved back to end with the image, so that all have the full size
+    unless the image is smaller.
+    """
+    rows, columns = min(tile, height), min(tile, width)
+
+    def starts(side: int, length: int) -> list[int]:
+        last = side - length
+        return sorted({*range(0, last, tile - overlap), last})
+
+    places = itertools.product(starts(height, rows), starts(width, columns))
+    return [Tile(top, left, rows, columns) for top, left in places]
