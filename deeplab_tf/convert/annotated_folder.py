@@ -23,8 +23,7 @@ from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo, check_class_names
 from deeplab_tf.errors import UserError, suggest_similar
-from deeplab_tf.files import file_kinds
-from deeplab_tf.images import decoding, encoding
+from deeplab_tf.images import strips
 
 # A label file of YOLO is in a folder labels where its image is in images.
 _YOLO_FOLDERS = ("images", "labels")
@@ -241,14 +240,8 @@ class LabelMaps:
 
     def _read_header(self, path: epath.Path) -> tuple[tuple[int, int], int]:
         """Returns height and width, before EXIF is applied, and its orientation."""
-        content = file_kinds.read_bytes(path)
-        header = encoding.open_header(path, content)
-        if header is not None:
-            orientation = decoding.exif_orientation(header)
-            return (header.height, header.width), orientation
-        channels, max_value = self.info.channels, self.info.max_value
-        image = encoding.encode(path, content, channels, max_value)
-        return (image.height, image.width), image.orientation
+        header = strips.read_header(path)
+        return (header.height, header.width), header.orientation
 
     def report(self) -> None:
         """Prints lines about overlaps and objects without a pixel, if any."""

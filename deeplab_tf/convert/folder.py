@@ -116,6 +116,7 @@ def convert_samples(
     `recipe` is what labels depend on besides their files and the classes.
     """
     division.check()
+    options.check()
     by_name = {sample.name: sample for sample in samples}
     earlier = {}
     if division.val_share and run.adds:
