@@ -11,7 +11,7 @@ from PIL import Image
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import decoding, image_files, pixels
-from deeplab_tf.images.formats import FORMATS
+from deeplab_tf.images.formats import FORMATS, is_tiff
 
 _FORMATS = ("PNG", "TIFF", "BMP", "GIF", "WEBP", "JPEG", "MPO")
 _NAMES = "PNG, TIFF, BMP, GIF, WebP, JPEG or .npy"
@@ -21,6 +21,7 @@ MASK_SUFFIXES = tuple(
 MAX_VALUE = 65535
 _NPY = b"\x93NUMPY"
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000", "lerc"}
+_LOSSLESS_TIFF = {"NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "ZSTD", "LZMA"}
 _BITS_PER_SAMPLE = 258  # TIFF tag
 # Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
 _STRETCH = {2: 85, 4: 17}
@@ -69,7 +70,14 @@ def decode_mask(path: epath.Path, content: bytes) -> Mask:
         array = _read_npy(path, content)
         pixels.check_shape(path, array.shape[:2], 1)
         return from_array(path, array)
-    image = image_files.open_image(path, io.BytesIO(content))
+    try:
+        image = image_files.open_image(path, io.BytesIO(content))
+    except image_files.TooLargeError:
+        raise
+    except UserError:
+        if is_tiff(content):
+            return _read_tiff(path, content)
+        raise
     if image.format not in _FORMATS:
         raise UserError(f"{path} is {image.format}; masks must be {_NAMES}")
     check_frames(path, image)
@@ -146,6 +154,30 @@ def _has_deep_colors(image: Image.Image) -> bool:
     return max(bits) > 8
 
 
+def _read_tiff(path: epath.Path, content: bytes) -> Mask:
+    """Reads a TIFF that Pillow cannot open, such as one of unsigned 32 bits."""
+    tifffile = pixels.import_tifffile(path)
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            page, count = file.pages[0], len(file.pages)
+            pixels.check_photometric(path, page.photometric)
+            pixels.check_shape(path, page.shape[:2], 1)
+            compression = page.compression.name
+            array = page.asarray()
+    except UserError:
+        raise
+    except Exception as error:  # tifffile raises anything
+        raise UserError(f"{path} is broken: {error}") from error
+    if count > 1:
+        raise UserError(f"{path} has {count} pages or frames; a mask must have one")
+    if compression not in _LOSSLESS_TIFF or array.ndim != 2:
+        raise UserError(
+            f"{path} is a TIFF with {compression} compression and the shape "
+            f"{array.shape}; save it as a PNG"
+        )
+    return from_array(path, _require_integers(path, array))
+
+
 def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
     """Decodes 16 bits per channel, which Pillow only does for one channel."""
     if image.format == "TIFF":
@@ -158,7 +190,10 @@ def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.nda
 
 
 def _read_npy(path: epath.Path, content: bytes) -> np.ndarray:
-    array = pixels.read_npy(path, content)
+    return _require_integers(path, pixels.read_npy(path, content))
+
+
+def _require_integers(path: epath.Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biu":
         raise UserError(
             f"{path} holds {array.dtype}; a mask must hold integers or booleans"

@@ -323,3 +323,16 @@ def test_single_mask_is_read_alone(tmp_path):
     path = epath.Path(tmp_path / "a.png")
     path.write_bytes(grey(0, 2, 1))
     np.testing.assert_array_equal(read_label(path, NAMED), [[0, 2, 1]])
+
+
+@pytest.mark.parametrize("dtype", ["uint32", "int64", "int8", "uint64", "float32"])
+def test_tiffs_of_other_types(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    path = epath.Path(tmp_path / "a.tif")
+    label = draw(0, 3)
+    tifffile.imwrite(path, label.astype(dtype))
+    if dtype == "float32":
+        with pytest.raises(UserError, match=r"a.tif has the mode F; a mask must"):
+            read_label(path, NAMED)
+        return
+    np.testing.assert_array_equal(read_label(path, NAMED), label)
