@@ -235,3 +235,34 @@ def test_options_are_part_of_the_recipe(tmp_path, arguments):
         run(PROGRAM, *arguments, f"--line_width={width}")
         _, labels = read_records(tmp_path / "out")
         assert labels["a"].sum() == 8 * width
+
+
+PALETTE = np.array([(0, 0, 0), (48, 112, 32), (176, 112, 32)], np.uint8)
+
+
+@pytest.mark.parametrize("tool", ["CVAT", "Roboflow"])
+def test_mask_exports_are_converted_by_the_flags_in_the_error(tmp_path, tool):
+    scene = files.draw_truth(files.SCENES["a.jpg"], {"cat": 1, "dog": 2})
+    export = tmp_path / "export"
+    files.save_images(export / ("images" if tool == "CVAT" else ""), ["x.jpg"])
+    if tool == "CVAT":
+        (export / "SegmentationClass").mkdir()
+        Image.fromarray(PALETTE[scene]).save(export / "SegmentationClass/x.png")
+        (export / "labelmap.txt").write_text(
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\n"
+            "cat:48,112,32::\ndog:176,112,32::\n"
+        )
+    else:
+        Image.fromarray(scene).save(export / "x_mask.png")
+        (export / "_classes.csv").write_text(
+            "Pixel Value, Class\n0, background\n1, cat\n2, dog\n"
+        )
+    flags = {"image_dir": export / "images", "output_dir": tmp_path / "out"}
+    arguments = [f"--{name}={path}" for name, path in flags.items()]
+    with pytest.raises(SystemExit) as error:
+        run(PROGRAM, *arguments, f"--annotations={export}")
+    printed = re.search("use (.*) instead", error.value.code)[1].split()
+    run(PROGRAM, *arguments, *printed)
+    classes, labels = read_records(tmp_path / "out")
+    assert classes == ("background", "cat", "dog")
+    np.testing.assert_array_equal(labels["x"], scene)

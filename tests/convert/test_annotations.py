@@ -485,6 +485,20 @@ BROKEN = {
         ),
         "its runs do not fill 2x2 pixels",
     ),
+    "CVAT depth": (
+        one_shape('<box label="cat" z_order="1,2" xtl="1" ytl="1" xbr="2" ybr="2"/>'),
+        "z_order must be one integer; received '1,2'",
+    ),
+    "CVAT huge ellipse": (
+        one_shape('<ellipse label="cat" cx="1" cy="1" rx="1e8" ry="1"/>'),
+        TOO_FAR,
+    ),
+    "labelme huge circle": (
+        one_labelme(files.labelme_shape("cat", [[0, 0], [1e308, 1e308]], "circle")),
+        "not finite, or too large",
+    ),
+    "brush of a huge number": (one_task("brushlabels", rle=2**60), "list of bytes"),
+    "VIA shape of a wrong type": (one_region(name=[]), r"unknown shape \[\]"),
     "VIA without class": (one_region("", name="rect"), "must be a name; received ''"),
     "VIA shape": (one_region(name="star"), "unknown shape 'star'"),
     "VIA numbers": (
@@ -563,3 +577,20 @@ def test_mask_exports_are_converted_by_other_flags(tmp_path, name, flags):
     (tmp_path / ("labelmap.txt" if is_cvat else "_classes.csv")).write_text("")
     with pytest.raises(UserError, match=flags.format(tmp_path)):
         annotations.read(str(tmp_path))
+
+
+YOLO_NAMES = {
+    "data.yaml": "path: ..\ntrain: images/train\nval: images/val\nnc: 2\n"
+    "names: ['cat', 'dog']\nroboflow:\n  license: MIT\n",
+    "dataset.yaml": "train: ../train/images\n\nnames:\n  0: cat\n  1: dog\n",
+    "obj.names": "cat\ndog\n",
+}
+
+
+@pytest.mark.parametrize("name", YOLO_NAMES)
+def test_yolo_class_names(tmp_path, name):
+    folder = files.save_yolo(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    (tmp_path / name).write_text(YOLO_NAMES[name])
+    for path in (folder, tmp_path):
+        assert annotations.read(str(path)).names() == ("background", "cat", "dog")

@@ -45,7 +45,7 @@ class _Bits:
 def read(runs: Any, where: str) -> bytes:
     """Returns the bytes of a list of numbers; raises UserError for other values."""
     try:
-        return bytes(runs)
+        return bytes(list(runs))
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: rle must be a list of bytes: {error}") from error
 

@@ -104,10 +104,11 @@ def _read_colors(labels) -> Iterator[tuple[str, tuple[int, int, int]]]:
 
 def _read_image(entry: ElementTree.Element, path: str) -> AnnotatedImage:
     name = read_name(entry.get("name"), f"{path}: image {entry.get('id')}")
-    sides = [
-        _read_integers(entry.get(k), f"{path}: {name}") for k in ("height", "width")
-    ]
-    size = read_size(sides[0][0], sides[1][0], f"{path}: {name}")
+    height, width = (
+        _read_integer(entry.get(key), f"{path}: {name}: {key}")
+        for key in ("height", "width")
+    )
+    size = read_size(height, width, f"{path}: {name}")
     return AnnotatedImage(name, path, [], size)
 
 
@@ -121,7 +122,7 @@ def _list_shapes(
         if shape.tag in _SKIPPED:
             found.notes[_SKIPPED[shape.tag]] += 1
         elif shape.tag in _SHAPES:
-            (depth,) = _read_integers(shape.get("z_order", "0"), f"{where}: z_order")
+            depth = _read_integer(shape.get("z_order", "0"), f"{where}: z_order")
             shapes.append((depth, where, shape))
         else:
             raise UserError(f"{where}: unknown shape; known are {', '.join(_SHAPES)}")
@@ -134,6 +135,13 @@ def _read_integers(text: str | None, where: str) -> list[int]:
     if not all(re.fullmatch(r"-?\d{1,15}", word, re.ASCII) for word in words):
         raise UserError(f"{where} must be integers; received {text!r:.60}")
     return [int(word) for word in words]
+
+
+def _read_integer(text: str | None, where: str) -> int:
+    values = _read_integers(text, where)
+    if len(values) > 1:
+        raise UserError(f"{where} must be one integer; received {text!r:.60}")
+    return values[0]
 
 
 def _read_floats(texts, where: str) -> np.ndarray:
@@ -173,7 +181,7 @@ def _read_shape(
 
 def _read_mask(shape: ElementTree.Element, where: str) -> drawing.Draw:
     left, top, width, height = (
-        _read_integers(shape.get(key), f"{where}: {key}")[0] for key in _KEYS["mask"]
+        _read_integer(shape.get(key), f"{where}: {key}") for key in _KEYS["mask"]
     )
     counts = _read_integers(shape.get("rle"), f"{where}: rle")
     try:

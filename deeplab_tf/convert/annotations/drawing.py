@@ -126,7 +126,7 @@ def rectangle(x: float, y: float, width: float, height: float) -> np.ndarray:
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
     """Returns a polygon that deviates from an ellipse by at most 0.05 pixels."""
-    count = 36 + int(10 * max(radius_x, radius_y, 0) ** 0.5)
+    count = 36 + int(10 * min(max(radius_x, radius_y, 0), 1e6) ** 0.5)
     angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
     return np.stack([x + radius_x * np.cos(angle), y + radius_y * np.sin(angle)], -1)
 

@@ -11,6 +11,7 @@ from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.class_list import is_background
 from deeplab_tf.errors import UserError
 
+_MAX_NUMBER = 1e9
 # The name that labelme gives to pixels to ignore.
 IGNORE_NAME = "__ignore__"
 
@@ -200,15 +201,15 @@ def read_points(value: Any, where: str, minimum: int = 3) -> np.ndarray:
 
 
 def read_numbers(value: Any, where: str) -> np.ndarray:
-    """Returns a list of finite numbers, at any depth, as a float64 array."""
+    """Returns a list of numbers below 1e9, at any depth, as a float64 array."""
     try:
         numbers = np.array(value)
     except ValueError:  # of different depths
         numbers = np.array("")
     if numbers.size == 0 or numbers.dtype.kind not in "iuf":
         raise UserError(f"{where} must be a list of numbers")
-    if not np.isfinite(numbers).all():
-        raise UserError(f"{where} has a number that is not finite")
+    if not (np.abs(numbers) < _MAX_NUMBER).all():  # also refuses NaN
+        raise UserError(f"{where} has a number that is not finite, or too large")
     return numbers.astype(np.float64)
 
 

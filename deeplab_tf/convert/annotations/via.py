@@ -139,7 +139,7 @@ def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
             width = options.require_line_width(where)
             return functools.partial(drawing.draw_with_pillow, "line", points, width)
         return functools.partial(drawing.draw_polygons, [read_points(points, where)])
-    if kind not in _NUMBERS:
+    if not isinstance(kind, str) or kind not in _NUMBERS:
         raise UserError(
             f"{where}: unknown shape {kind!r:.40}; known are polygon, polyline, "
             f"{', '.join(_NUMBERS)} and point"
