@@ -222,7 +222,8 @@ class LabelMaps:
         The size in the file is used if it may be that of the image, turned or not: the
         converter compares it with the image after applying EXIF.
         """
-        size, orientation = self._read_header(path)
+        header = strips.read_header(path)
+        size, orientation = (header.height, header.width), header.orientation
         turned = size[::-1] if orientation > 4 else size
         if image.size is not None:
             if image.size not in (size, size[::-1]):
@@ -237,11 +238,6 @@ class LabelMaps:
                 "it was annotated upright, as viewers show it, or --noapply_exif if not"
             )
         return turned if self.apply_exif else size
-
-    def _read_header(self, path: epath.Path) -> tuple[tuple[int, int], int]:
-        """Returns height and width, before EXIF is applied, and its orientation."""
-        header = strips.read_header(path)
-        return (header.height, header.width), header.orientation
 
     def report(self) -> None:
         """Prints lines about overlaps and objects without a pixel, if any."""

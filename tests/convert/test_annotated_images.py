@@ -266,3 +266,18 @@ def test_mask_exports_are_converted_by_the_flags_in_the_error(tmp_path, tool):
     classes, labels = read_records(tmp_path / "out")
     assert classes == ("background", "cat", "dog")
     np.testing.assert_array_equal(labels["x"], scene)
+
+
+def test_annotated_images_in_tiles(tmp_path, arguments):
+    files.save_coco(tmp_path / "notes")
+    run(PROGRAM, *arguments, "--tile=20")
+    _, labels = read_records(tmp_path / "out")
+    truth = files.draw_truth(files.SCENES["a.jpg"], {"cat": 1, "dog": 2}, True)
+    tiles = {name: label for name, label in labels.items() if name.startswith("a@")}
+    assert len(tiles) == 4
+    for name, label in tiles.items():
+        top, left = map(int, name.partition("@")[2].split(","))
+        height, width = label.shape
+        np.testing.assert_array_equal(
+            label, truth[top : top + height, left : left + width]
+        )
