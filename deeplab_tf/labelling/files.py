@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.files import outputs
+from deeplab_tf.images import strips
 from deeplab_tf.images.inputs import check_header, check_image, read_image
 
 # Lists the files that were skipped, with the reason, in the output folder.
@@ -29,6 +30,8 @@ class ImageReader:
         self._skip_broken = skip_broken
         self._format = (3, 255)
         self._errors: list[str] = []
+        # Those that are too large to be decoded at once.
+        self._large: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -48,7 +51,17 @@ class ImageReader:
         Raises:
             UserError: if a file is broken, or all are.
         """
-        self._check(check_header)
+        self._check(self._check_header)
+
+    def _check_header(self, path: str) -> None:
+        header = strips.read_header(path)
+        if not header.is_large:
+            check_header(path)
+        elif header.orientation != 1:
+            raise UserError(
+                f"{path} has the EXIF orientation {header.orientation} and too many "
+                "pixels to be turned; rotate the pixels themselves"
+            )
 
     def check(self, channels: int, max_value: int) -> None:
         """Checks all files as far as possible without decoding most of them.
@@ -61,7 +74,20 @@ class ImageReader:
             UserError: if a file is broken, or all are.
         """
         self._format = (channels, max_value)
-        self._check(lambda path: check_image(path, *self._format))
+        self._large = {
+            name: path
+            for name, path in self._paths.items()
+            if strips.read_header(path).is_large
+        }
+        for name in self._large:
+            del self._paths[name]
+        if self._paths:
+            self._check(lambda path: check_image(path, *self._format))
+
+    def open_large(self) -> Iterator[tuple[str, strips.RowReader]]:
+        """Yields the images that iterating leaves out, to be read in strips."""
+        for name, path in self._large.items():
+            yield name, strips.RowReader(path, *self._format)
 
     def _check(self, check: Callable[[str], object]) -> None:
         for name, path in list(self._paths.items()):

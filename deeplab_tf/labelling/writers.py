@@ -5,7 +5,7 @@ Each writer is a context manager that prints the path of its output.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -14,10 +14,12 @@ from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
+from deeplab_tf.images import georeference
 from deeplab_tf.images.videos import Video, write_video
 
 _OVERVIEW_IMAGES = 12
 _OVERVIEW = "overview.png"
+GEOTIFF_SUFFIX = "_label.tif"
 _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
 # Called with the name, pixels `[h, w, channels]` and labels `[h, w]` of an image.
@@ -28,12 +30,14 @@ def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
     """Writes the three images of one input and returns the overlay with its legend."""
+    # Large images are shown smaller.
+    shown = visualize.shrink(labels, max(image.shape[:2]))
     if image.dtype != np.uint8 or image.shape[-1] != 3:
         image = visualize.as_rgb(image * np.float32(255 / info.max_value))
-    overlay = visualize.overlay(image, labels, info)
-    overlay = visualize.add_legend(overlay, labels, info)
+    overlay = visualize.overlay(image, shown, info)
+    overlay = visualize.add_legend(overlay, shown, info)
     contents = (
-        visualize.encode_png(labels.astype(np.uint8)),
+        visualize.encode_png(labels.astype(np.uint8, copy=False)),
         visualize.encode_palette_png(labels, info),
         visualize.encode_png(overlay),
     )
@@ -67,6 +71,25 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
         visualize.encode_png(visualize.contact_sheet(overlays)), overview
     )
     print(f"written: {overview}, with {len(overlays)} overlays")
+
+
+@contextlib.contextmanager
+def write_geotiffs(folder: str, paths: Mapping[str, str]) -> Iterator[Writer]:
+    """Writes the labels of GeoTIFFs as `<name>_label.tif`, at the same place on earth.
+
+    Args:
+        folder: Folder to write to.
+        paths: GeoTIFFs by the name of their outputs.
+    """
+
+    def add(name, image, labels):
+        if name in paths:
+            reference = georeference.read_georeference(paths[name])
+            content = georeference.encode_labels(labels.astype(np.uint8), reference)
+            outputs.write_bytes(content, os.path.join(folder, name + GEOTIFF_SUFFIX))
+
+    yield add
+    print(f"written: {len(paths)} label maps as GeoTIFF")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@
 
 For photo.jpg it writes photo_label.png (class ids), photo_color.png (the same with a
 palette, as in VOC) and photo_overlay.png (the classes in colour over the image, with a
-legend); overview.png shows the first overlays together. Folders are searched with their
+legend); overview.png shows the first overlays together. Labels of a GeoTIFF are also
+written as photo_label.tif. Folders are searched with their
 subfolders, which --output_dir then has as well. Images are read as for training and
 rotated according to their EXIF orientation.
 
@@ -22,7 +23,7 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -36,11 +37,13 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
+from deeplab_tf.images.georeference import has_rasterio, is_geotiff
 from deeplab_tf.images.inputs import find_images
 from deeplab_tf.images.videos import Video, read_video
 from deeplab_tf.labelling import writers
 from deeplab_tf.labelling.batches import Images, label_images
 from deeplab_tf.labelling.files import SKIPPED, ImageReader
+from deeplab_tf.labelling.large import TILE, label_in_tiles
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
@@ -183,8 +186,10 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     paths = find_images(values.images, values.image_list, values.output_dir or "")
     images = ImageReader(paths, values.skip_broken)
     images.check_headers()
+    geotiffs = _find_geotiffs(paths) if values.output_dir else {}
     if values.output_dir:
         names = writers.image_files(paths)
+        names += [name + writers.GEOTIFF_SUFFIX for name in geotiffs]
         _claim_by_folder(values, [*names, SKIPPED], inputs=paths.values())
     labeler, info = _load_labeler(values)
     images.check(info.channels, info.max_value)
@@ -195,11 +200,32 @@ def _label_images(values: absl_flags.FlagValues) -> None:
             opened.append(writers.write_submission(*archive, info, values.overwrite))
         if values.output_dir:
             opened.append(writers.write_images(values.output_dir, info))
+        if geotiffs:
+            opened.append(writers.write_geotiffs(values.output_dir, geotiffs))
         opened = [stack.enter_context(writer) for writer in opened]
         source = Images(images, len(images), "img")
         count = label_images(source, labeler, values.batch_size, opened)
+        for name, large in images.open_large():
+            print(f"{large.path} is labelled in tiles of {TILE}x{TILE} pixels")
+            labels, shown = label_in_tiles(large, labeler)
+            for write in opened:
+                write(name, shown, labels)
+            count += 1
     print(f"{count} images labelled")
     images.report(values.output_dir)
+
+
+def _find_geotiffs(paths: Mapping[str, str]) -> dict[str, str]:
+    """Returns the GeoTIFFs, none if rasterio is not installed, which is reported."""
+    found = {name: path for name, path in paths.items() if is_geotiff(path)}
+    if not found or has_rasterio():
+        return found
+    print(
+        f"warning: {len(found)} GeoTIFFs lose their place on earth; to keep it, run "
+        "pip install 'deeplab_tf[geo]'",
+        file=sys.stderr,
+    )
+    return {}
 
 
 def _claim_by_folder(

@@ -1,8 +1,10 @@
 """predict.py on image files."""
 
 import dataclasses
+import functools
 import os
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -15,9 +17,12 @@ from program_runs import assert_refused, run
 from deeplab_tf.checkpoints.tf1 import save_tf1_checkpoint
 from deeplab_tf.config import DecoderConfig, Experiment, ModelConfig
 from deeplab_tf.data.info import generic_info
+from deeplab_tf.images import decoding, strips
 from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
+from deeplab_tf.labelling import large
 from deeplab_tf.labelling.prediction import predict_labels
+from deeplab_tf.programs import predict
 from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -335,3 +340,52 @@ def test_unwritable_output_dir_is_refused(tiny_export, predictions, tmp_path):
         *(PREDICT, f"--model={tiny_export}", f"--images={predictions}/photos"),
         f"--output_dir={tmp_path}/file/out",
     )
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "npy"])
+def test_large_images_are_labelled_in_tiles(
+    strided_model, tmp_path, monkeypatch, suffix
+):
+    export_saved_model(strided_model, f"{tmp_path}/export", info=generic_info(4))
+    pixels = np.array(make_noise(300, 420))
+    path = tmp_path / f"a.{suffix}"
+    np.save(path, pixels) if suffix == "npy" else Image.fromarray(pixels).save(path)
+    arguments = (PREDICT, f"--model={tmp_path}/export", f"--images={path}")
+    run(*arguments, f"--output_dir={tmp_path}/at_once")
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 420 - 1)
+    monkeypatch.setattr(strips, "_STRIP_PIXELS", 420 * 50)
+    in_tiles = functools.partial(large.label_in_tiles, tile=192, overlap=64)
+    monkeypatch.setattr(predict, "label_in_tiles", in_tiles)
+    printed = run(*arguments, f"--output_dir={tmp_path}/in_tiles")
+    assert "a." + suffix + " is labelled in tiles" in printed
+    assert "1 images labelled" in printed
+    expected = read_labels(tmp_path / "at_once", "a")
+    found = read_labels(tmp_path / "in_tiles", "a")
+    assert len(np.unique(expected)) > 1
+    np.testing.assert_array_equal(found, expected)
+    for name in ("a_overlay.png", "a_color.png"):
+        assert (tmp_path / "in_tiles" / name).exists()
+
+
+def test_labels_of_geotiffs_keep_their_place(tiny_export, tmp_path, monkeypatch, capfd):
+    rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
+    pixels = np.moveaxis(np.array(make_noise(20, 31)), -1, 0)
+    transform = rasterio.transform.from_origin(440720, 3751320, 0.5, 0.5)
+    profile = {"driver": "GTiff", "height": 20, "width": 31, "count": 3}
+    profile |= {"dtype": "uint8", "crs": "EPSG:32611", "transform": transform}
+    (tmp_path / "photos/x").mkdir(parents=True)
+    path = tmp_path / "photos/x/a.tif"
+    with rasterio.open(path, "w", photometric="rgb", **profile) as file:
+        file.write(pixels)
+    make_noise(20, 31).save(tmp_path / "photos/plain.tif")
+    arguments = (PREDICT, f"--model={tiny_export}", f"--images={tmp_path}/photos")
+    run(*arguments, f"--output_dir={tmp_path}/out")
+    labels = read_labels(tmp_path / "out/x", "a")
+    with rasterio.open(tmp_path / "out/x/a_label.tif") as file:
+        np.testing.assert_array_equal(file.read(1), labels)
+        assert (file.crs, file.transform) == (profile["crs"], transform)
+    assert not (tmp_path / "out/plain_label.tif").exists()
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    run(*arguments, f"--output_dir={tmp_path}/out2")
+    assert "1 GeoTIFFs lose their place on earth; to keep it" in capfd.readouterr().err
+    assert not (tmp_path / "out2/x/a_label.tif").exists()
