@@ -258,6 +258,11 @@ def _pair(
 ) -> dict[str, tuple[epath.Path, epath.Path | None]]:
     pairs.require_files(images, labels)
     affixes = f"{layout.label_prefix}*{layout.label_suffix}"
+    if images.files and not labels.files and layout.is_shared and affixes == "*":
+        raise UserError(
+            f"images and masks are both in {layout.label_dir}, and none of them is a "
+            "PNG; add --label_suffix or --label_prefix to tell them apart"
+        )
     _require_images(images, layout)
     if not labels.files:
         raise UserError(

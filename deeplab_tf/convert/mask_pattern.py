@@ -91,6 +91,8 @@ class MaskPattern:
     def _find_matches(self, path: str) -> Iterator[tuple[str, int]]:
         path = _normalize(path)
         for class_id, (left, right) in enumerate(self._halves):
+            if _normalize(self._class_names[class_id]) not in path:
+                continue  # the search below is slow
             starts, stops = _find_ends(left, right, path)
             for start in starts:
                 for stop in stops:

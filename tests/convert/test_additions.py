@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from convert.test_layouts import (
     FOLDER,
     arguments,
@@ -360,3 +361,39 @@ def test_skipped_images_of_another_run_stay_listed(two_folders):
     convert(root, "--skip_broken", **SECOND)
     assert_scenes(read(root), c=1, b=2)
     assert list(read_skipped(root)) == ["a", "d"]
+
+
+# Interruptions.
+
+
+def interrupt_renames(monkeypatch, after):
+    """Raises KeyboardInterrupt at a rename of a shard."""
+    rename, renamed = tf.io.gfile.rename, []
+
+    def interrupted(source, *arguments, **options):
+        if ".tfrecord" in source:
+            if len(renamed) == after:
+                raise KeyboardInterrupt
+            renamed.append(source)
+        rename(source, *arguments, **options)
+
+    monkeypatch.setattr(tf.io.gfile, "rename", interrupted)
+
+
+@pytest.mark.parametrize("renames", range(4))
+def test_interrupted_addition_is_atomic_and_resumes(two_folders, monkeypatch, renames):
+    root, first, second = two_folders
+    convert(root, "--num_shards=2")
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with monkeypatch.context() as patch:
+        # Two finished shards, then two published ones.
+        interrupt_renames(patch, renames)
+        with pytest.raises(KeyboardInterrupt):
+            convert(root, "--num_shards=2", **SECOND)
+    is_published = renames > 1
+    assert_scenes(read(root), **first, **(second if is_published else {}))
+    convert(root, "--num_shards=2", **SECOND)
+    assert_scenes(read(root), **first, **second)
+    assert not [n for n in os.listdir(root / "out") if "finished" in n]
+    convert(root, "--num_shards=2")
+    assert_scenes(read(root), **first, **second)

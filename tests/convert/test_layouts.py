@@ -220,6 +220,11 @@ REFUSED = {
         [],
         "no image for .*1_cat.png; see --label_prefix, --label_suffix, --mask_pattern$",
     ),
+    "one folder without PNGs": (
+        [("all/a.jpg", "all/a.npy")],
+        ["--image_dir={}/all", "--label_dir={}/all"],
+        "images and masks are both in .*all, and none of them is a PNG; add --label_s",
+    ),
     "missing mask": (
         [("images/a.png", "masks/a.png"), ("images/x/b.png", None)],
         [],
