@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow as tf
 
 from deeplab_tf.convert.manifest import Manifest, Member, exists, is_published
+from deeplab_tf.convert.tiling import strip_tile
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.file_kinds import is_remote
@@ -77,13 +78,13 @@ def require_same(
 
 
 def earlier_splits(folder: str) -> dict[str, str]:
-    """Returns the split of every record in a folder, by name."""
+    """Returns the split of every image with records in a folder, by name."""
     if not tf.io.gfile.isdir(folder):
         return {}
     records.finish_publishing(folder)
     manifest = Manifest(folder)
     return {
-        name: split
+        strip_tile(name): split
         for split in records.split_names(folder)
         for name in manifest.members(split)
     }

@@ -2,6 +2,7 @@
 
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 
@@ -118,6 +119,9 @@ def convert_samples(
     division.check()
     options.check()
     by_name = {sample.name: sample for sample in samples}
+    if len(by_name) < len(samples):
+        name, _ = Counter(sample.name for sample in samples).most_common(1)[0]
+        raise UserError(f"two images are named {name}; rename one of them")
     earlier = {}
     if division.val_share and run.adds:
         earlier = additions.earlier_splits(output_dir)

@@ -1,5 +1,6 @@
 """Cuts large images and their labels into tiles, each of which becomes a record."""
 
+import re
 import threading
 from collections.abc import Callable, Iterable
 from concurrent import futures
@@ -70,6 +71,11 @@ def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:
 
     with futures.ThreadPoolExecutor() as pool:  # for remote files
         return [tile for tiles in pool.map(cut, samples) for tile in tiles]
+
+
+def strip_tile(name: str) -> str:
+    """Returns the name of the image in the name of a tile, or of an image."""
+    return re.sub(r"@\d+,\d+$", "", name)
 
 
 class _Source(NamedTuple):

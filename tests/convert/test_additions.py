@@ -230,6 +230,18 @@ def test_images_keep_their_split_when_others_are_added(tmp_path):
     assert read_splits(tmp_path) == (train, val)
 
 
+def test_tiles_keep_the_split_of_their_image(tmp_path):
+    write_folder(tmp_path, *"abcdef")
+    flags = ("--val_share=0.5", "--tile=4")
+    convert(tmp_path, *flags)
+    before = [{name[0] for name in split} for split in read_splits(tmp_path)]
+    assert not before[0] & before[1] and len(before[1]) == 3
+    write_folder(tmp_path, *"ghijkl", first=6)
+    convert(tmp_path, *flags)
+    after = [{name[0] for name in split} for split in read_splits(tmp_path)]
+    assert before[0] < after[0] and before[1] < after[1] and len(after[1]) == 6
+
+
 def test_groups_are_not_divided(tmp_path):
     sizes = {"a": 4, "b": 3, "c": 2, "d/e": 1}
     names = [f"{folder}/{i}" for folder, size in sizes.items() for i in range(size)]
