@@ -133,7 +133,11 @@ class Summary:
         Raises:
             UserError: if an undeclared value fills an area, so that it is no edge.
         """
-        found, inverse = np.unique(pixels[is_wrong], axis=0, return_inverse=True)
+        wrong = pixels[is_wrong]
+        # One number per value or colour: unique rows would be slow.
+        keys = wrong.astype(np.int32) @ (1 << 8 * np.arange(wrong.shape[1]))
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        found = wrong[first]
         index, distances = index.copy(), np.zeros(index.shape, np.float32)
         if len(found):
             nearest = np.empty(len(found), int)
