@@ -7,9 +7,13 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, split_name
+from deeplab_tf.data.objects import ObjectSizes, find_objects
 from deeplab_tf.data.reader import Reader, iterate_batches
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
+
+# Labels from which the sizes of objects are estimated.
+_SAMPLED_LABELS = 200
 
 
 class LabelCounts(NamedTuple):
@@ -60,6 +64,56 @@ def count_labels(source: Source) -> LabelCounts:
         pixels += counts
         image_pixels += contains[i] * counts.sum()
     return LabelCounts(pixels, image_pixels, contains)
+
+
+class LabelEstimate(NamedTuple):
+    """Labels of a split, estimated without reading all of them.
+
+    Attributes:
+        split: Name of the split.
+        images: Number of images.
+        class_pixels: Pixels of each class, `[num_classes]`.
+        images_with: Images with each class, `[num_classes]`.
+        objects: Sizes of the objects of a sample.
+    """
+
+    split: str
+    images: int
+    class_pixels: np.ndarray
+    images_with: np.ndarray
+    objects: ObjectSizes
+
+
+def estimate_labels(source: Source, split: str) -> LabelEstimate:
+    """Estimates pixels, images and object sizes of each class in a split.
+
+    Pixels and images are taken from the counts of the dataset's info, if it has any,
+    and otherwise, like the objects, from evenly spaced labels.
+    """
+    info, count = source.info, len(source.index)
+    sampled = min(count, _SAMPLED_LABELS)
+    positions = np.linspace(0, count - 1, sampled).astype(np.int64)
+    dataset = tf.data.Dataset.from_tensor_slices(positions).map(
+        Reader(source).read_label, num_parallel_calls=tf.data.AUTOTUNE
+    )
+    objects = ObjectSizes(info.num_classes)
+    pixels = np.zeros(info.num_classes)
+    images_with = np.zeros(info.num_classes)
+    for label in iterate_batches(dataset):
+        label = label.numpy()[..., 0]
+        objects.add(find_objects(label, info.num_classes, info.ignore_label))
+        values = np.bincount(label.ravel(), minlength=256)
+        values[info.ignore_label] = 0
+        pixels += values[: info.num_classes]
+        images_with += values[: info.num_classes] > 0
+    name = split_name(split)
+    if name in info.class_pixels and name in info.class_image_pixels:
+        pixels = np.array(info.class_pixels[name], np.float64)
+        # Of images with an average number of labelled pixels.
+        images_with = info.class_image_pixels[name] / max(1, pixels.sum() / count)
+    else:
+        pixels, images_with = (x * count / sampled for x in (pixels, images_with))
+    return LabelEstimate(name, count, pixels, images_with, objects)
 
 
 def median_frequency_weights(

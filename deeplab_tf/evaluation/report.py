@@ -20,6 +20,7 @@ from deeplab_tf.evaluation.page import (
     format_percent,
     write_page,
 )
+from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED
 
 _SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
@@ -48,8 +49,8 @@ def write_report(
 
     Args:
         path: Output file; its folder must exist.
-        metrics: Content of `metrics.json`, optionally with `trimap`, `boundary_iou`,
-            `calibration` and `robustness`.
+        metrics: Content of `metrics.json`, optionally with `never_predicted`, `trimap`,
+            `boundary_iou`, `calibration` and `robustness`.
         info: Names and colours of the classes.
         worst: Images to show, the worst first.
         best: Images to show, the best first.
@@ -68,6 +69,7 @@ def write_report(
         ("Classes", "classes", _make_class_table(metrics, info)),
         ("Confusion matrix", "confusion_matrix", _draw_confusion_matrix(metrics, info)),
         ("Most frequent confusions", "confusions", _find_confusions(metrics, info)),
+        *_make_unpredicted_section(metrics, info),
         *_make_optional_sections(metrics),
         *_make_gallery_section("Worst images", worst, info),
         *_make_gallery_section("Best images", best, info),
@@ -134,6 +136,13 @@ def _find_confusions(metrics: Mapping, info: DatasetInfo) -> list[dict]:
         for truth, predicted in cells
         if wrong[truth, predicted]
     ]
+
+
+def _make_unpredicted_section(metrics: Mapping, info: DatasetInfo) -> list[tuple]:
+    ids = {name: label for label, name in enumerate(info.class_names)}
+    reasons = metrics.get(NEVER_PREDICTED, {})
+    rows = [(describe_class(ids[name], info), why) for name, why in reasons.items()]
+    return [("Never predicted", "never_predicted", rows)] if rows else []
 
 
 def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from deeplab_tf.config import DataConfig
+from deeplab_tf.config import DataConfig, Experiment
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.evaluation.evaluator import METRICS_FILE, Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.report import write_report
+from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, explain_evaluation
 
 REPORT_FILE = "report.html"
 _EXTREMES = 12  # worst and best images in the report
@@ -47,8 +48,9 @@ def score_split(
     checkpoint: str,
     measures: Mapping[str, object],
     gallery: Gallery | None = None,
+    experiment: Experiment | None = None,
 ) -> dict:
-    """Evaluates a model on a split and adds its protocol to the metrics.
+    """Evaluates a model on a split; adds protocol and classes that it never predicts.
 
     `dataset` yields images, labels and names; `split` and `checkpoint` are for the
     protocol; `measures` are those of `make_measures`, by name; `gallery`, if given,
@@ -66,6 +68,9 @@ def score_split(
         "resize_factor": data.resize_factor,
     }
     metrics["class_names"] = list(split.info.class_names)
+    reasons = explain_evaluation(metrics, data, split.name, split.info, experiment)
+    if reasons:
+        metrics[NEVER_PREDICTED] = reasons
     return metrics
 
 

@@ -16,7 +16,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.following import follow_checkpoints
-from deeplab_tf.config import DataConfig, EvalConfig
+from deeplab_tf.config import DataConfig, EvalConfig, Experiment
 from deeplab_tf.data import sources
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -32,6 +32,7 @@ from deeplab_tf.evaluation.results import (
     write_results,
 )
 from deeplab_tf.evaluation.robustness import measure_robustness
+from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredicted
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import read_command_line
@@ -183,11 +184,15 @@ def _evaluate_checkpoint(
             (preset.data, dataclasses.replace(preset.data, **used)),
         ]
         print(describe_run(preset, parts, eval_split=split.name))
-    _score(values, Evaluator(model, config), split, checkpoint.prefix)
+    _score(values, Evaluator(model, config), split, checkpoint.prefix, experiment)
 
 
 def _score(
-    values: absl_flags.FlagValues, evaluator: Evaluator, split: Split, source: str
+    values: absl_flags.FlagValues,
+    evaluator: Evaluator,
+    split: Split,
+    source: str,
+    experiment: Experiment | None = None,
 ) -> None:
     info = split.info
     if _read_corruptions(values) and info.channels != 3:
@@ -202,7 +207,9 @@ def _score(
     measures = make_measures(
         info, values.trimap, values.boundary_iou, values.calibration
     )
-    metrics = score_split(evaluator, dataset, split, source, measures, gallery)
+    metrics = score_split(
+        evaluator, dataset, split, source, measures, gallery, experiment
+    )
     print(format_class_table(metrics, info))
     paths = _write_results(values, metrics, info, gallery)
     if _read_corruptions(values):
@@ -216,6 +223,9 @@ def _score(
         )
         paths = _write_results(values, metrics, info, gallery)
     for line in (*describe_measures(metrics), *(f"written: {path}" for path in paths)):
+        print(line)
+    reasons = metrics.get(NEVER_PREDICTED, {})
+    for line in describe_unpredicted(reasons, info.num_classes):
         print(line)
 
 

@@ -16,6 +16,12 @@ from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
+from deeplab_tf.evaluation.unpredicted import (
+    describe_unpredicted,
+    explain_unpredicted,
+    find_unpredicted,
+    gather_evidence,
+)
 from deeplab_tf.presets import Preset, describe_run, is_followed
 from deeplab_tf.programs.machine import (
     claim_logdir,
@@ -211,4 +217,11 @@ def _run(
         return describe_samples(data, split, start, count)
 
     trainer.train(dataset, validation, experiment.info, name_samples)
-    print(f"{config.train_logdir}: {trainer.step} steps, model.ckpt-{trainer.step}")
+    checkpoint = f"model.ckpt-{trainer.step}"
+    print(f"{config.train_logdir}: {trainer.step} steps, {checkpoint}")
+    metrics, info = trainer.last_evaluation, experiment.info
+    if trainer.worker.is_chief and find_unpredicted(metrics):
+        evidence = gather_evidence(experiment, checkpoint)
+        reasons = explain_unpredicted(metrics, info, evidence)
+        for line in describe_unpredicted(reasons, info.num_classes):
+            print(line)

@@ -222,6 +222,11 @@ class Reporter:
         if found:
             self.print(f"warning: step {step}: {found}")
 
+    @property
+    def metrics(self) -> dict:
+        """Metrics of the last evaluation; empty before the first."""
+        return self._metrics
+
     def has_evaluated(self, step: int) -> bool:
         """Returns whether the model was scored at a step; the same on all workers."""
         return step in self._history.values(self._history.measure)[0]

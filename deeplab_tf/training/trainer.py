@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import keras
 import numpy as np
@@ -57,6 +57,8 @@ class Trainer:
         UserError: if the label weights do not match the classes, or the strategy does
             not support `config.jit`.
     """
+
+    last_evaluation: Mapping = {}  # metrics of the last evaluation of `train`
 
     @check_arguments(model=BUILT)
     def __init__(self, model: keras.Model, config: TrainConfig):
@@ -195,6 +197,7 @@ class Trainer:
                     reporter.print(f"interrupted after step {self.step}; {end}")
                     raise Interrupted(interruption.number, checkpoint)
             reporter.finish()
+            self.last_evaluation = reporter.metrics
         return metrics
 
     @check_arguments()

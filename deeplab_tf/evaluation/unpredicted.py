@@ -1,0 +1,161 @@
+"""Explains why a model never predicts some classes of the ground truth."""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_tf.config import DataConfig, Experiment, ModelConfig
+from deeplab_tf.data import sources
+from deeplab_tf.data.class_checks import join_names
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.statistics import LabelEstimate, estimate_labels
+from deeplab_tf.data.suggestions import MIN_SIGHTINGS
+from deeplab_tf.errors import UserError
+
+# Share of the labelled pixels below which a class is rare.
+_RARE = 0.005
+_MOST = 0.5  # share of a class's objects
+_SHOWN = 20  # classes with their reasons
+NEVER_PREDICTED = "never_predicted"  # key in the metrics
+
+
+class Evidence(NamedTuple):
+    """Labels that a model was trained on, or else those that it is evaluated on.
+
+    Attributes:
+        labels: Pixels, images and objects of each class.
+        output_stride: The output stride of the model.
+        samples: Training images that the model has seen; None if unknown.
+        crop_size: Height and width of the training crops; None if unknown.
+        is_weighted: Whether the loss weights the classes.
+    """
+
+    labels: LabelEstimate
+    output_stride: int
+    samples: int | None = None
+    crop_size: tuple[int, int] | None = None
+    is_weighted: bool = False
+
+
+def find_unpredicted(metrics: Mapping) -> list[int]:
+    """Returns the classes of the ground truth without a predicted pixel."""
+    counts = np.array(metrics.get("confusion_matrix", [[0]]))
+    return np.flatnonzero((counts.sum(1) > 0) & (counts.sum(0) == 0)).tolist()
+
+
+def explain_unpredicted(
+    metrics: Mapping, info: DatasetInfo, evidence: Evidence | None
+) -> dict[str, str]:
+    """Returns the likely reason by the name of each class that is never predicted.
+
+    Args:
+        metrics: Metrics with a `confusion_matrix`.
+        info: Names of the classes.
+        evidence: Labels and settings of the training; None gives no reasons.
+    """
+    return {
+        info.class_names[label]: _explain(label, evidence) if evidence else "unknown"
+        for label in find_unpredicted(metrics)
+    }
+
+
+def explain_evaluation(
+    metrics: Mapping,
+    data: DataConfig,
+    split: str,
+    info: DatasetInfo,
+    experiment: Experiment | None,
+) -> dict[str, str]:
+    """Explains the metrics of `score_split`; see `explain_unpredicted`.
+
+    Without the records of the training, described by `experiment`, the reasons are
+    those that the labels of the evaluated split give.
+    """
+    if not find_unpredicted(metrics):
+        return {}
+    protocol, evidence = metrics["protocol"], None
+    if experiment is not None:
+        evidence = gather_evidence(experiment, protocol["checkpoint"])
+    if evidence is None:
+        labels = read_labels(data, split, info.num_classes)
+        stride = protocol.get("output_stride") or ModelConfig().output_stride
+        evidence = labels and Evidence(labels, stride)
+    return explain_unpredicted(metrics, info, evidence)
+
+
+def _explain(label: int, evidence: Evidence) -> str:
+    split, images, pixels, images_with, objects = evidence.labels
+    if not pixels[label]:
+        return f"{split} has no pixel of it"
+    reasons = []
+    if evidence.samples is not None:
+        seen = evidence.samples * min(1, images_with[label] / images)
+        if seen < MIN_SIGHTINGS:
+            reasons.append(
+                f"too few steps (about {seen:,.0f} training samples had it; "
+                f"{MIN_SIGHTINGS:,} are usual)"
+            )
+    share = pixels[label] / pixels.sum()
+    if share < _RARE:
+        advice = "" if evidence.is_weighted else "; weight it with --class_weighting"
+        reasons.append(f"too few pixels ({100 * share:.2g} % of {split}{advice})")
+    stride = evidence.output_stride
+    tiny = objects.tiny_shares(stride)[label]
+    if tiny >= _MOST:
+        reasons.append(
+            f"too small objects ({tiny:.0%} of them below {stride}x{stride} pixels, a "
+            "cell of the output stride)"
+        )
+    side = max(evidence.crop_size or (0,))
+    huge = objects.huge_shares(side)[label] if side else 0
+    if huge >= _MOST:
+        reasons.append(f"too large objects ({huge:.0%} of them exceed the crop)")
+    if not reasons:
+        return f"no reason in the labels of {split}; check learning rate and masks"
+    return f"likely {', '.join(reasons)}"
+
+
+def gather_evidence(experiment: Experiment, checkpoint: str) -> Evidence | None:
+    """Reads labels of the split that a model was trained on.
+
+    Returns None if its records or the number of training steps are unknown.
+
+    Args:
+        experiment: Settings of the training.
+        checkpoint: Prefix of the checkpoint, which ends in the number of steps.
+    """
+    data, train = experiment.data, experiment.train
+    number = re.search(r"-(\d+)$", checkpoint)
+    labels = read_labels(data, experiment.split, experiment.model.num_classes)
+    if number is None or labels is None:
+        return None
+    steps = int(number[1])
+    return Evidence(
+        labels,
+        experiment.model.output_stride,
+        steps * data.batch_size,
+        data.crop_size,
+        bool(train.label_weights),
+    )
+
+
+def read_labels(data: DataConfig, split: str, num_classes: int) -> LabelEstimate | None:
+    """Estimates the labels of a split; None if it is gone or has other classes."""
+    try:
+        source = sources.open_split(data.dataset, data.dataset_dir, split)
+        has_classes = source.info.num_classes == num_classes
+        return estimate_labels(source, split) if has_classes else None
+    except UserError:
+        return None
+
+
+def describe_unpredicted(reasons: Mapping[str, str], num_classes: int) -> list[str]:
+    """Returns lines about the classes that are never predicted, the last a summary."""
+    if not reasons:
+        return []
+    lines = [f"{name} is never predicted: {why}" for name, why in reasons.items()]
+    names = join_names(list(reasons))
+    summary = f"{len(reasons)} of {num_classes} classes are never predicted: {names}"
+    return [*lines[:_SHOWN], summary]
