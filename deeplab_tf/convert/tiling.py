@@ -131,9 +131,9 @@ class TileReader:
             sizes = (header.height, header.width, info.channels)
             image = EncodedImage(b"", "png", *sizes, *header[::3])
         else:
-            whole = encoding.read_encoded(path, info, bool(self._options.apply_exif))
-            pixels = encoding.decode(path, whole, info.max_value)
-            image = whole._replace(content=b"")
+            complete = encoding.read_encoded(path, info, bool(self._options.apply_exif))
+            pixels = encoding.decode(path, complete, info.max_value)
+            image = complete._replace(content=b"")
 
             def read_rows(top: int, bottom: int) -> np.ndarray:
                 return pixels[top:bottom]
