@@ -11,7 +11,7 @@ from deeplab_tf.images.tiles import Tile
 
 # Multiples of all output strides, so that the features of tiles and image align. Each
 # pixel is labelled by a tile whose border is at least half of the overlap away.
-TILE, OVERLAP = 2048, 512
+TILE, OVERLAP = 1024, 256
 
 
 def label_in_tiles(
