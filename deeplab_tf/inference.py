@@ -7,6 +7,7 @@ that are too large for the memory are predicted in overlapping sliding windows.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -134,9 +135,9 @@ class Predictor:
         if scale != 1.0:
             scaled = resize_to(images, [scale_dimension(side, scale) for side in size])
         network = self.networks[scale]
-        logits = [network(scaled, training=False)]
+        logits = [_apply(network, scaled)]
         if self.flip:
-            flipped = network(tf.reverse(scaled, [2]), training=False)
+            flipped = _apply(network, tf.reverse(scaled, [2]))
             logits.append(tf.reverse(flipped, [2]))
         if scale < 1.0:
             # The official graph first resizes to the feature grid at scale 1.
@@ -237,6 +238,23 @@ class Predictor:
 
         labels, confidences = tf.unstack(self._predict(images, both), axis=-1)
         return tf.cast(labels, tf.int32), confidences
+
+
+def compile_graph(function: Callable, **options: Any) -> Callable:
+    """Returns `tf.function(function, **options)` if TensorFlow runs the model.
+
+    With another Keras backend, Keras compiles the network, and TensorFlow runs the
+    protocol around it eagerly.
+    """
+    if keras.backend.backend() == "tensorflow":
+        return tf.function(function, **options)
+    return function
+
+
+def _apply(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
+    if keras.backend.backend() == "tensorflow":
+        return network(images, training=False)
+    return tf.constant(network.predict_on_batch(images.numpy()))
 
 
 def most_probable(scores: tf.Tensor) -> tf.Tensor:

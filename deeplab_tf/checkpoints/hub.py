@@ -21,7 +21,7 @@ _HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
 _MODEL = f"model{KERAS}"
 _PART = r"[\w.-]+"
 _FORMS = {
-    _HUGGING_FACE: (f"{_PART}/{_PART}", "hf://user/repo"),
+    _HUGGING_FACE: (f"{_PART}/{_PART}(@[^@]+)?", "hf://user/repo"),
     _KAGGLE: (f"{_PART}(/{_PART}){{3,4}}", "kaggle://user/model/keras/variation"),
 }
 _MAX_REASON = 300
@@ -36,7 +36,8 @@ def download(handle: str, cache_dir: str | None = None) -> str:
     """Downloads the `.keras` file of a handle and returns its local path.
 
     Args:
-        handle: `hf://user/repo`, whose file is `model.keras`, or
+        handle: `hf://user/repo`, whose file is `model.keras`, optionally with
+            `@revision` (a branch, tag or commit), or
             `kaggle://user/model/keras/variation`, optionally with `/version`.
         cache_dir: Folder for the file, for Hugging Face only; None uses that of the
             client (HF_HOME or KAGGLEHUB_CACHE).
@@ -49,7 +50,9 @@ def download(handle: str, cache_dir: str | None = None) -> str:
     name = _parse(handle)
     if handle.startswith(_HUGGING_FACE):
         client = _import_client("huggingface_hub", handle)
-        return _call(client.hf_hub_download, handle, name, _MODEL, cache_dir=cache_dir)
+        name, _, revision = name.partition("@")
+        options = {"cache_dir": cache_dir, "revision": revision or None}
+        return _call(client.hf_hub_download, handle, name, _MODEL, **options)
     if cache_dir is not None:
         raise UserError(
             f"{handle}: cache_dir is not supported; set the environment variable "
@@ -88,7 +91,7 @@ def push_to_hub(
         UserError: for an invalid handle; if huggingface_hub is not installed; if you
             are not logged in or may not write to the repository.
     """
-    if not handle.startswith(_HUGGING_FACE):
+    if not handle.startswith(_HUGGING_FACE) or "@" in handle:
         raise UserError(f"handle must be {_FORMS[_HUGGING_FACE][1]}; received {handle}")
     name = _parse(handle)
     api = _import_client("huggingface_hub", handle).HfApi()

@@ -31,12 +31,11 @@ def write_model_card(
     """
     width = config.depth_multiplier
     backbone = config.backbone + (f" x {width}" if width != 1 else "")
-    decoder = "DeepLabv3+" if config.decoder.output_strides else "DeepLabv3"
     parts = [
         _write_header(license),
         f"# {handle.rpartition('/')[2]}",
-        f"{decoder} with {backbone}: {config.num_classes} classes, output stride "
-        f"{config.output_stride}, {config.channels} channels (0..255).",
+        f"{_name_architecture(config)} with {backbone}: {config.num_classes} classes, "
+        f"output stride {config.output_stride}, {config.channels} channels (0..255).",
         "```python\nimport deeplab_tf\n\n"
         f'model = deeplab_tf.from_pretrained("{handle}")\n'
         'labels = model.predict_labels("photo.jpg")\n```',
@@ -46,6 +45,15 @@ def write_model_card(
     if command:
         parts += ["Command:", f"```bash\n{command}\n```"]
     return "\n\n".join(parts) + "\n"
+
+
+def _name_architecture(config: ModelConfig) -> str:
+    if config.context.squeeze_and_excitation:
+        return "LR-ASPP"
+    if config.decoder.output_strides:
+        return "DeepLabv3+"
+    is_v2 = not config.context.aspp and len(config.context.rates or ()) > 1
+    return "DeepLabv2" if is_v2 else "DeepLabv3"
 
 
 def _write_header(license: str) -> str:

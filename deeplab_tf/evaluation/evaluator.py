@@ -21,7 +21,7 @@ from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.mean_iou import count_confusions
 from deeplab_tf.files.outputs import write_text
-from deeplab_tf.inference import Predictor
+from deeplab_tf.inference import Predictor, compile_graph
 from deeplab_tf.windows import translate_limit_errors
 
 METRICS_FILE = "metrics.json"
@@ -87,9 +87,11 @@ class Evaluator:
         self._compiled_step = self._step
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
-            self._compiled_step = tf.function(self._step, reduce_retracing=True)
-            if isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
-                self._strategy = model.distribute_strategy
+            self._compiled_step = compile_graph(self._step, reduce_retracing=True)
+            # Only models of the TensorFlow backend have a strategy.
+            strategy = getattr(model, "distribute_strategy", None)
+            if isinstance(strategy, tf.distribute.MirroredStrategy):
+                self._strategy = strategy
                 self._compiled_replicas = tf.function(
                     functools.partial(self._step_on_replicas, self._strategy),
                     reduce_retracing=True,

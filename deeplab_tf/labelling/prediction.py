@@ -16,7 +16,7 @@ from deeplab_tf.config.options import COUNT
 from deeplab_tf.errors import UserError, escape
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import inputs
-from deeplab_tf.inference import Predictor
+from deeplab_tf.inference import Predictor, compile_graph
 from deeplab_tf.labelling.batches import batch_by_size
 from deeplab_tf.windows import translate_limit_errors
 
@@ -101,7 +101,8 @@ def _label(
     label = predictor.labels
     if len(images) >= _IMAGES_TO_COMPILE:
         shape = [None, None, None, predictor.config.channels]
-        label = tf.function(label, [tf.TensorSpec(shape, tf.float32)])
+        spec = tf.TensorSpec(shape, tf.float32)
+        label = compile_graph(label, input_signature=[spec])
     labels: dict[int, np.ndarray] = {}
     order = sorted(range(len(images)), key=lambda i: images[i].size)
     for size, group in itertools.groupby(order, key=lambda i: images[i].size):

@@ -2,15 +2,18 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_hub import FakeHub
+from fake_hub import COMMIT, FakeHub
 from loopback import serve
 
 import deeplab_tf
 from deeplab_tf.checkpoints import hub
+from deeplab_tf.checkpoints.model_card import write_model_card
 from deeplab_tf.checkpoints.restore import tf1_variables
+from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
 
 METRICS = {
@@ -19,6 +22,8 @@ METRICS = {
     "pixel_accuracy": 0.9,
     "protocol": {"dataset": "pascal_voc_seg", "split": "val", "eval_scales": [1.0]},
 }
+NO_DECODER = DecoderConfig(output_strides=())
+NO_ASPP = ContextConfig(aspp=False, rates=())
 CARD = """---
 library_name: deeplab_tf
 license: "cc-by-4.0"
@@ -96,6 +101,28 @@ def test_uploaded_model_is_loaded(fake_hub, tiny_model, tmp_path):
     model = deeplab_tf.from_pretrained("hf://me/roads", cache_dir=str(tmp_path))
     assert model.model_config == tiny_model.model_config
     assert_equal_weights(model, tiny_model)
+    files["model.keras"] = b"a later upload"
+    handle = f"hf://me/roads@{COMMIT}"
+    model = deeplab_tf.from_pretrained(handle, cache_dir=str(tmp_path))
+    assert_equal_weights(model, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ({}, "DeepLabv3+"),
+        ({"decoder": NO_DECODER}, "DeepLabv3"),
+        ({"decoder": NO_DECODER, "context": NO_ASPP}, "DeepLabv3"),
+        (
+            {"decoder": NO_DECODER, "context": replace(NO_ASPP, rates=(2, 4))},
+            "DeepLabv2",
+        ),
+        ({"context": ContextConfig(squeeze_and_excitation=True, rates=())}, "LR-ASPP"),
+    ],
+)
+def test_model_card_names_the_architecture(config, name):
+    card = write_model_card(ModelConfig(**config), "hf://me/roads", "mit", None, None)
+    assert f"\n{name} with mobilenet_v2" in card
 
 
 def test_missing_models_and_files_are_refused(fake_hub, tmp_path):
@@ -134,7 +161,7 @@ def test_kaggle_model_is_found_in_the_cache_of_the_client(
         hub.download(handle, cache_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("handle", ["hf://roads", "hf://a/b/c", "kaggle://me/roads"])
+@pytest.mark.parametrize("handle", ["hf://roads", "hf://a/b@", "kaggle://me/roads"])
 def test_invalid_handle_is_refused(handle):
     with pytest.raises(UserError, match=f"a handle must be .*; received {handle}$"):
         deeplab_tf.from_pretrained(handle)
@@ -151,7 +178,7 @@ def test_missing_client_is_named(handle, client, monkeypatch):
         deeplab_tf.from_pretrained(handle)
 
 
-@pytest.mark.parametrize("handle", ["kaggle://me/a/keras/b", "me/roads", "hf://me"])
+@pytest.mark.parametrize("handle", ["kaggle://me/a/keras/b", "me/roads", "hf://me/a@b"])
 def test_models_are_only_uploaded_to_hugging_face(tiny_model, handle):
     with pytest.raises(UserError, match="handle must be hf://user/repo; received "):
         deeplab_tf.push_to_hub(tiny_model, handle, license="mit")

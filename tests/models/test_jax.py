@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import deeplab_tf
+
 PROGRAM = """
 import json, sys
 
@@ -194,13 +196,13 @@ from shallow_network import shallow_mobilenet_v2
 
 import deeplab_tf
 
-folder = sys.argv[1]
+folder, records = sys.argv[1:]
 random = np.random.RandomState(0)
 images = random.uniform(0, 255, (4, 33, 33, 3)).astype("float32")
 labels = random.randint(0, 5, (4, 33, 33)).astype("uint8")
 labels[:, :3] = 255
 config = deeplab_tf.ModelConfig(
-    num_classes=5,
+    num_classes=21,
     context=deeplab_tf.ContextConfig(rates=(1, 2), filters=8),
     decoder=deeplab_tf.DecoderConfig(output_strides=(4,), filters=8),
 )
@@ -209,7 +211,7 @@ with shallow_mobilenet_v2():
 model.set_weight_decay(1e-4)
 schedule = deeplab_tf.PolySchedule(0.05, steps=40)
 optimizer = deeplab_tf.Momentum(schedule, gradient_multipliers={"bias": 2.0})
-metrics = [deeplab_tf.MeanIoU(5)]
+metrics = [deeplab_tf.MeanIoU(21)]
 model.compile(optimizer, deeplab_tf.SegmentationLoss(), metrics=metrics)
 (before,) = [w for w in model.weights if w.path.endswith(".Conv.BatchNorm/moving_mean")]
 start = np.array(before.value)
@@ -226,27 +228,43 @@ def repeat():
 
 losses = model.fit(repeat(), steps_per_epoch=2, epochs=4, shuffle=False, verbose=0)
 assert losses.history["loss"][-1] < losses.history["loss"][0]
+data = deeplab_tf.DataConfig(records, crop_size=(33, 33), batch_size=2)
+train = deeplab_tf.load_dataset(data, "train", training=True)
+model.fit(train, steps_per_epoch=2, epochs=1, verbose=0)
 scores = model.evaluate(images, labels, batch_size=4, verbose=0)
+config = deeplab_tf.EvalConfig(eval_scales=(0.75, 1.0), add_flipped_images=True)
+pairs = [(images[:2], labels[:2, ..., None])]
+confusion = deeplab_tf.evaluate(model, pairs, config)["confusion_matrix"]
+windows = model.predict_labels(images[0], window=(25, 25))
 model.save(folder + "/model.keras")
 np.savez(folder + "/model.npz", images=images, labels=labels, scores=scores)
+np.savez(folder + "/protocol.npz", confusion=confusion, windows=windows)
 np.save(folder + "/logits.npy", np.array(model(images)))
 """
 
 
 @pytest.mark.slow
-def test_model_trained_on_jax_continues_on_tensorflow(tmp_path):
+def test_model_trained_on_jax_continues_on_tensorflow(tiny_records, tmp_path):
     pytest.importorskip("jax")
-    run_on_jax(FIT_PROGRAM, str(tmp_path))
+    run_on_jax(FIT_PROGRAM, str(tmp_path), tiny_records)
     model = keras.saving.load_model(tmp_path / "model.keras")
     data = np.load(tmp_path / "model.npz")
     expected = np.load(tmp_path / "logits.npy")
     logits = model(data["images"]).numpy()
     assert np.abs(logits - expected).max() < 1e-5 * expected.std()
-    assert model.optimizer.iterations == 10
+    assert model.optimizer.iterations == 12
+    protocol = np.load(tmp_path / "protocol.npz")
+    config = deeplab_tf.EvalConfig(eval_scales=(0.75, 1.0), add_flipped_images=True)
+    pairs = [(data["images"][:2], data["labels"][:2, ..., None])]
+    confusion = deeplab_tf.evaluate(model, pairs, config)["confusion_matrix"]
+    moved = np.abs(np.subtract(confusion, protocol["confusion"])).sum() / 2
+    assert moved <= 0.001 * np.sum(confusion)
+    windows = model.predict_labels(data["images"][0], window=(25, 25))
+    assert np.mean(windows == protocol["windows"]) > 0.999
     model.run_eagerly = True
     scores = model.evaluate(data["images"], data["labels"], 4, verbose=0)
     np.testing.assert_allclose(scores, data["scores"], rtol=1e-4)
     history = model.fit(data["images"], data["labels"], verbose=0).history
-    assert history["loss"][0] < 1.7
-    assert model.optimizer.iterations == 11
+    assert np.isfinite(history["loss"][0])
+    assert model.optimizer.iterations == 13
     assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1

@@ -20,6 +20,7 @@ from deeplab_tf.labelling.prediction import predict_labels
 from deeplab_tf.models.deeplab import DeepLab, build_model
 from deeplab_tf.models.variables import batch_normalizations
 from deeplab_tf.training.losses import SegmentationLoss
+from deeplab_tf.training.momentum import Momentum
 
 CLASSES = 3
 HEADS = {
@@ -159,6 +160,27 @@ def test_frozen_backbone_stays_bit_identical_in_fit(clone):
     assert not clone.get_layer("backbone").trainable_weights
 
 
+def test_predict_equals_call(model):
+    found = model.predict(IMAGES, batch_size=1, verbose=0)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, logits(model), atol=1e-5 * np.std(found))
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+def test_quantize_keeps_layers_that_keras_cannot_quantize(clone):
+    before = logits(clone)
+    clone.quantize("int8")
+    np.testing.assert_array_equal(logits(clone), before)
+
+
+def test_structure_is_plotted(model):
+    pytest.importorskip("pydot")
+    graph = keras.utils.model_to_dot(model, show_shapes=True, show_layer_names=True)
+    text = graph.to_string()
+    for layer in model.layers:
+        assert layer.name in text, layer.name
+
+
 def test_fit_reduces_the_loss(clone):
     compile_eagerly(clone)
     losses = clone.fit(IMAGES, LABELS, epochs=4, verbose=0).history["loss"]
@@ -253,7 +275,7 @@ def test_mixed_precision_is_kept(policy, precision, tmp_path):
         assert copy.output.dtype == "float32"
     np.testing.assert_array_equal(logits(loaded), logits(model))
     precision(policy)
-    compile_eagerly(loaded)
+    loaded.compile(Momentum(0.02), SegmentationLoss(), run_eagerly=True)
     losses = loaded.fit(IMAGES, LABELS, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
 
