@@ -112,6 +112,8 @@ EXTRAS_REQUIRE = {
         "ruff>=0.17",
         # Checks type hints; new releases report different errors.
         "mypy>=2.0",
+        # Draws the structure of a model, as keras.utils.plot_model does.
+        "pydot>=3.0",
         # Builds the wheel for tests/test_packaging.py offline.
         "setuptools>=77",
     ],

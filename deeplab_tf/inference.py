@@ -252,6 +252,13 @@ def compile_graph(function: Callable, **options: Any) -> Callable:
 
 
 def _apply(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
+    fixed, size = network.input.shape[1:3], images.shape[1:3]
+    if not size.is_compatible_with(fixed):
+        raise UserError(
+            f"the model takes images of {fixed[0]}x{fixed[1]} pixels only; with this "
+            f"image and protocol it would get {size[0]}x{size[1]}; build it without "
+            "image_size"
+        )
     if keras.backend.backend() == "tensorflow":
         return network(images, training=False)
     return tf.constant(network.predict_on_batch(images.numpy()))

@@ -266,3 +266,14 @@ def test_models_with_other_channels_take_arrays_and_files(files):
     ]:
         with pytest.raises(UserError, match=f"^{message}"):
             predict_labels(model, images)
+
+
+def test_model_of_a_fixed_size_says_which(shallow):
+    model = deeplab_tf.build_model(
+        ModelConfig(num_classes=3), image_size=(33, 49), batch_size=1
+    )
+    image = np.zeros((33, 49, 3), np.uint8)
+    assert predict_labels(model, image).shape == (33, 49)
+    message = "takes images of 33x49 pixels only; .* would get 33x33; build it without"
+    with pytest.raises(UserError, match=message):
+        predict_labels(model, image[:, :20])
