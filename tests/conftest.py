@@ -16,6 +16,7 @@ from special_files import SPECIAL_FILES, fail_if_blocked
 
 from deeplab_tf.checkpoints import restore
 from deeplab_tf.config import DecoderConfig, ModelConfig
+from deeplab_tf.data import pipeline
 from deeplab_tf.data.info import DatasetInfo, dataset_info, voc_colors
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.resampling import ResizeLike
@@ -27,6 +28,10 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # thresholds takes a fifth of its time.
 gc.freeze()
 gc.set_threshold(100_000, 20, 100)
+
+# Each parallel call of a training pipeline costs 0.4 s of CPU time at its start, which
+# is most of the time of a test that reads a few batches.
+pipeline._PARALLEL_CALLS = 2
 
 
 def _asset(relative: str) -> pathlib.Path:
