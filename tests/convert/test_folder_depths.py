@@ -10,6 +10,7 @@ from PIL import Image
 
 from deeplab_tf.convert import folder
 from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.layout import Layout
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -39,7 +40,7 @@ def convert(tmp_path):
         info = DatasetInfo("a", ("b",), channels=channels, max_value=max_value)
         out = str(tmp_path / "out")
         arguments = (str(tmp_path / "images"), str(tmp_path / "labels"))
-        folder.convert(*arguments, ClassList(info), out, num_shards=1)
+        folder.convert(Layout(*arguments), ClassList(info), out, num_shards=1)
         [path] = records.shard_paths(out, "train")
         [(image, _, _)] = tf.data.TFRecordDataset([path]).map(records.parse)
         return decoding.decode_image(image, channels, max_value).numpy()
