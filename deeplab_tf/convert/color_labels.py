@@ -291,9 +291,12 @@ class Masks:
 
     def _require_same_reading(self, path: epath.Path, reading: str) -> None:
         with self._lock:
-            self._readings.setdefault(reading, path)
+            # Threads read in any order; the message does not depend on it.
+            self._readings[reading] = min(path, self._readings.get(reading, path))
             if len(self._readings) > 1:
-                (a, first), (b, second) = self._readings.items()
+                (first, a), (second, b) = sorted(
+                    (p, r) for r, p in self._readings.items()
+                )
                 raise UserError(
                     f"{first} has {a}, but {second} has {b}; a conversion needs masks "
                     "of one kind"

@@ -14,15 +14,13 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 from PIL import Image
-from tqdm import tqdm
 
-from deeplab_tf.convert.manifest import Content, Shard
+from deeplab_tf.convert.manifest import Content
 from deeplab_tf.convert.shards import (
     OWN_FILES,
     REPLACE,
@@ -259,7 +257,9 @@ def convert(
                 kept = {*splits} - {split}
                 _require_same_classes(info, kept, output_dir)
             shards += split_into_shards(split, items, num_shards)
-        done = _finish_all(conversion, shards)
+        items = [item for shard in shards for item in shard.items]
+        is_large = any(item.sample and item.sample.is_large for item in items)
+        done = conversion.finish(shards, 1 if is_large else os.cpu_count() or 1)
         shards, done = conversion.drop_empty(shards, done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
         conversion.undo(splits)
@@ -330,25 +330,6 @@ def _require_same_classes(
                 f"{output_dir} has the split {kept[0]} with the {field} {old}, not "
                 f"{new}; use another output_dir, or remove that split"
             )
-
-
-def _finish_all(conversion: Conversion, shards: Sequence[PlannedShard]) -> list[Shard]:
-    """Writes all shards in parallel and returns their records."""
-    items = [item for shard in shards for item in shard.items]
-    is_large = any(item.sample and item.sample.is_large for item in items)
-    with (
-        tqdm(total=len(items), desc="records", unit="img") as progress,
-        futures.ThreadPoolExecutor(1 if is_large else os.cpu_count()) as pool,
-    ):
-        work = [pool.submit(conversion.finish, shard, progress) for shard in shards]
-        try:
-            for done in futures.as_completed(work):
-                done.result()
-        except BaseException:
-            conversion.stopped.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-    return [done.result() for done in work]
 
 
 def _add_contents(info, output_dir, shards, done) -> DatasetInfo:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -158,7 +157,6 @@ class Manifest:
     def __init__(self, folder: str):
         self._folder = folder
         self._path = os.path.join(folder, MANIFEST)
-        self._lock = threading.Lock()
         self.shards: dict[str, Shard] = {}
         self.skipped: dict[str, dict[str, Skipped]] = {}
         self.found = tf.io.gfile.exists(self._path)
@@ -195,33 +193,29 @@ class Manifest:
 
     def add(self, key: str, members: Sequence[Member]) -> Shard:
         """Adds a finished shard, whose file exists, and writes the manifest."""
-        with self._lock:
-            self.shards[key] = Shard(self._size(key) or 0, tuple(members))
-            self._write()
-            return self.shards[key]
+        self.shards[key] = Shard(self._size(key) or 0, tuple(members))
+        self._write()
+        return self.shards[key]
 
     def skip(self, split: str, row: Skipped) -> None:
         """Adds a skipped sample, which the next `add` writes."""
-        with self._lock:
-            self.skipped.setdefault(split, {})[row.name] = row
+        self.skipped.setdefault(split, {})[row.name] = row
 
     def keep(self, is_kept: Callable[[str], bool]) -> None:
         """Drops all other shards by key; removes an empty manifest."""
-        with self._lock:
-            kept = {k: v for k, v in self.shards.items() if is_kept(k)}
-            if len(kept) < len(self.shards):
-                self.shards = kept
-                self._write()
+        kept = {k: v for k, v in self.shards.items() if is_kept(k)}
+        if len(kept) < len(self.shards):
+            self.shards = kept
+            self._write()
 
     def publish(self, is_kept: Callable[[str], bool]) -> None:
         """Renames the finished shards and drops those that are not kept."""
-        with self._lock:
-            plain = {k: v for k, v in self.shards.items() if is_kept(k)}
-            for key, shard in self.shards.items():
-                if key.endswith(records.FINISHED):
-                    plain[key.removesuffix(records.FINISHED)] = shard
-            self.shards = {k: v for k, v in plain.items() if is_kept(k)}
-            self._write()
+        plain = {k: v for k, v in self.shards.items() if is_kept(k)}
+        for key, shard in self.shards.items():
+            if key.endswith(records.FINISHED):
+                plain[key.removesuffix(records.FINISHED)] = shard
+        self.shards = {k: v for k, v in plain.items() if is_kept(k)}
+        self._write()
 
     def members(self, split: str) -> dict[str, Member]:
         """Returns the published records of a split, by name."""

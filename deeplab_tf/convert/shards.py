@@ -1,11 +1,12 @@
 """Writes shards in parallel and publishes them together; see `conversion`."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import os
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -137,7 +138,6 @@ class Conversion:
         self.manifest = Manifest(folder)
         # Whether this run or an interrupted one created the folder.
         self.is_ours = is_new or self.manifest.found
-        self.stopped = threading.Event()
         # Samples of this run that could not be converted, by split and name.
         self.skipped: dict[tuple[str, str], Skipped] = {}
         # Path, number and member of each published record, by split, name and sources.
@@ -177,20 +177,52 @@ class Conversion:
         items += [Item(member) for member in kept]
         return sorted(items, key=lambda item: item.member.name)
 
-    def finish(self, shard: PlannedShard, progress: tqdm) -> Shard:
-        """Writes a shard, unless an earlier run did, and returns its records."""
-        finished = shard.name + records.FINISHED
-        for key in (finished, shard.name):
+    def finish(self, shards: Sequence[PlannedShard], workers: int) -> list[Shard]:
+        """Writes shards, except for those of earlier runs, and returns their records.
+
+        Threads convert the samples, which are written in order, so that the error is
+        always that of the first broken one.
+
+        Args:
+            shards: All shards of this run.
+            workers: Number of threads.
+
+        Raises:
+            UserError: if a sample is broken.
+        """
+        done = [self._find_finished(shard) for shard in shards]
+        missing = [s for s, d in zip(shards, done, strict=True) if d is None]
+        samples = (
+            item.sample
+            for shard in missing
+            for item in shard.items
+            if self._locate(shard, item) is None
+        )
+        total, left = (sum(len(s.items) for s in group) for group in (shards, missing))
+        with (
+            tqdm(total=total, initial=total - left, desc="records", unit="img") as bar,
+            contextlib.closing(
+                _map_in_order(self._make_record, samples, workers)
+            ) as made,
+        ):
+            return [
+                self._write(shard, made, bar) if finished is None else finished
+                for shard, finished in zip(shards, done, strict=True)
+            ]
+
+    def _find_finished(self, shard: PlannedShard) -> Shard | None:
+        """Returns a shard that an earlier run finished from the same files."""
+        for key in (shard.name + records.FINISHED, shard.name):
             done = self.manifest.shards.get(key)
             if done is not None and self._is_same(shard, done):
-                progress.update(len(shard.items))
                 return done
-        # One from an interrupted run was made from other files.
-        self.manifest.keep(lambda key: key != finished)
-        unfinished = self.path(shard.name + records.UNFINISHED)
-        members = self._write(shard, unfinished, progress)
-        tf.io.gfile.rename(unfinished, self.path(finished), overwrite=True)
-        return self.manifest.add(finished, members)
+        return None
+
+    def _locate(
+        self, shard: PlannedShard, item: Item
+    ) -> tuple[str, int, Member] | None:
+        """Returns path, number and member of the published record of an item."""
+        return self._published.get((shard.split, *_key(item.member)))
 
     def _is_same(self, shard: PlannedShard, done: Shard) -> bool:
         """Returns whether a finished shard has the records, apart from skipped ones."""
@@ -207,52 +239,57 @@ class Conversion:
         self.skipped |= skipped
         return True
 
-    def _write(self, shard: PlannedShard, path: str, progress: tqdm) -> list[Member]:
+    def _write(
+        self, shard: PlannedShard, made: Iterator[Callable[[], Record]], progress: tqdm
+    ) -> Shard:
+        """Writes a shard from the results of its samples."""
+        finished = shard.name + records.FINISHED
+        # One from an interrupted run was made from other files.
+        self.manifest.keep(lambda key: key != finished)
+        path = self.path(shard.name + records.UNFINISHED)
         members = []
-        published = self._read_published(shard)
         try:
             with tf.io.TFRecordWriter(path) as writer:
-                for item in shard.items:
-                    if self.stopped.is_set():
-                        raise futures.CancelledError
-                    if (made := self._make(shard.split, item, published)) is not None:
-                        record, member = made
-                        if item.expected not in ("", member.digest):
-                            raise UserError(item.conflict)
+                for record, member in self._read_items(shard, made):
+                    if record:
                         writer.write(record)
                         members.append(member)
                     progress.update()
         except BaseException:
             remove([path])
             raise
-        return members
+        tf.io.gfile.rename(path, self.path(finished), overwrite=True)
+        return self.manifest.add(finished, members)
 
-    def _read_published(self, shard: PlannedShard) -> Iterator[bytes]:
-        """Reads the records of a shard that need not be made again, in order."""
-        found = [
-            self._published.get((shard.split, *_key(i.member))) for i in shard.items
-        ]
-        places = [(path, self._offsets(path)[n]) for path, n, _ in filter(None, found)]
-        return records.read_records(places)
+    def _read_items(
+        self, shard: PlannedShard, made: Iterator[Callable[[], Record]]
+    ) -> Iterator[tuple[bytes, Member]]:
+        """Yields the record of each item, empty if it is skipped, and its member."""
+        places = [self._locate(shard, item) for item in shard.items]
+        published = records.read_records(
+            [(path, self._offsets(path)[n]) for path, n, _ in filter(None, places)]
+        )
+        for item, place in zip(shard.items, places, strict=True):
+            if place is not None:
+                content, member = next(published), place[2]
+            else:
+                try:
+                    content, pixels, digest = next(made)()
+                except UserError as error:
+                    self._skip(shard.split, item.member, error)
+                    yield b"", item.member
+                    continue
+                member = item.member._replace(pixels=pixels, digest=digest)
+            if item.expected not in ("", member.digest):
+                raise UserError(item.conflict)
+            yield content, member
 
-    def _make(
-        self, split: str, item: Item, published: Iterator[bytes]
-    ) -> tuple[bytes, Member] | None:
-        """Returns a record, None if it is skipped."""
-        member = item.member
-        location = self._published.get((split, *_key(member)))
-        if location is not None:
-            return next(published), location[2]
-        try:
-            content, pixels, digest = self._make_record(item.sample)
-        except UserError as error:
-            if not self.options.skip_broken:
-                raise
-            row = Skipped(member.name, member.sources, one_line(error))
-            self.skipped[split, member.name] = row
-            self.manifest.skip(split, row)
-            return None
-        return content, member._replace(pixels=pixels, digest=digest)
+    def _skip(self, split: str, member: Member, error: UserError) -> None:
+        if not self.options.skip_broken:
+            raise error
+        row = Skipped(member.name, member.sources, one_line(error))
+        self.skipped[split, member.name] = row
+        self.manifest.skip(split, row)
 
     def undo(self, splits: Iterable[str]) -> None:
         """Removes the unpublished files of this run and of interrupted ones."""
@@ -331,3 +368,23 @@ class Conversion:
 
 def _key(member: Member) -> tuple[str, str]:
     return member.name, member.sources
+
+
+def _map_in_order(
+    function: Callable[[Any], Record], values: Iterable[Any], workers: int
+) -> Iterator[Callable[[], Record]]:
+    """Calls a function in threads, and yields functions that return its results.
+
+    Few results are kept, to bound the memory.
+    """
+    waiting: deque[futures.Future[Record]] = deque()
+    with futures.ThreadPoolExecutor(workers) as pool:
+        try:
+            for value in values:
+                waiting.append(pool.submit(function, value))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result
+            while waiting:
+                yield waiting.popleft().result
+        finally:
+            pool.shutdown(cancel_futures=True)

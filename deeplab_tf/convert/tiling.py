@@ -7,6 +7,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -99,17 +100,21 @@ class TileReader:
     def __init__(self, info: DatasetInfo, options: ImageOptions, check_sizes: Callable):
         self._info, self._options = info, options
         self._check_sizes = check_sizes
-        self._last = threading.local()
+        self._lock = threading.Lock()
+        self._files: tuple[epath.Path, ...] = ()
+        self._source: _Source | None = None
 
     def read(self, sample: Any) -> tuple[EncodedImage, np.ndarray]:
         """Returns the image and the label of a tile."""
-        if getattr(self._last, "files", None) != sample.sources:
-            self._last.source = None  # frees the memory
-            self._last.source = self._open(sample)
-            self._last.files = sample.sources
-        source, (top, left, height, width) = self._last.source, sample.tile
+        top, left, height, width = sample.tile
         columns = slice(left, left + width)
-        pixels = source.read_rows(top, top + height)[:, columns]
+        with self._lock:
+            if self._source is None or self._files != sample.sources:
+                self._source = None  # frees the memory
+                self._source = self._open(sample)
+                self._files = sample.sources
+            source = self._source
+            pixels = source.read_rows(top, top + height)[:, columns]
         formats = self._info.channels, self._info.max_value
         image = encoding.encode_array(sample.image, pixels, *formats)
         image = source.image._replace(

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import io
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -387,15 +388,13 @@ def test_foreign_files_named_like_a_split_are_kept(sources, folder):
     assert set(foreign_files) < set(tf.io.gfile.listdir(folder))
 
 
-def test_shards_are_written_in_parallel(sources, folder, monkeypatch):
-    import threading
-
+def test_samples_are_converted_in_parallel(sources, folder, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     both = threading.Barrier(2, timeout=20)
 
     def wait_for_both(sample):
         def read_label():
-            both.wait()  # raises unless two shards are written at once
+            both.wait()  # raises unless two samples are read at once
             return sample.read_label()
 
         return sample._replace(read_label=read_label)
@@ -405,6 +404,26 @@ def test_shards_are_written_in_parallel(sources, folder, monkeypatch):
     }
     conversion.convert(splits, INFO, folder, 2)
     assert len(read_names(folder)) == 2
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 4])
+def test_first_broken_sample_is_named(sources, folder, monkeypatch, num_shards):
+    """Also if it is the slowest of several."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    later = threading.Event()
+
+    def break_sample(sample, i):
+        def read_label():
+            later.wait(20) if i == 1 else later.set()
+            raise UserError(f"label {i} is broken")
+
+        return sample._replace(read_label=read_label)
+
+    first, *others = make_samples(sources, *range(4))
+    broken = [break_sample(sample, i) for i, sample in enumerate(others, 1)]
+    with pytest.raises(UserError, match="label 1 is broken"):
+        conversion.convert({"train": [first, *broken]}, INFO, folder, num_shards)
+    assert later.is_set()
 
 
 @pytest.mark.parametrize(
