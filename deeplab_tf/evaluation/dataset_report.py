@@ -81,7 +81,7 @@ def write_dataset_report(
     write_page(
         path,
         "dataset.html",
-        title=f"Examination of {info.name}",
+        title=f"Dataset report: {info.name}",
         headline=headline,
         sections=sections,
     )

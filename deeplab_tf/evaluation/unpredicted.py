@@ -105,13 +105,13 @@ def _explain(label: int, evidence: Evidence) -> str:
     tiny = objects.tiny_shares(stride)[label]
     if tiny >= _MOST:
         reasons.append(
-            f"too small objects ({tiny:.0%} of them below {stride}x{stride} pixels, a "
+            f"objects too small ({tiny:.0%} of them below {stride}x{stride} pixels, a "
             "cell of the output stride)"
         )
     side = max(evidence.crop_size or (0,))
     huge = objects.huge_shares(side)[label] if side else 0
     if huge >= _MOST:
-        reasons.append(f"too large objects ({huge:.0%} of them exceed the crop)")
+        reasons.append(f"objects too large ({huge:.0%} of them exceed the crop)")
     if not reasons:
         return f"no reason in the labels of {split}; check learning rate and masks"
     return f"likely {', '.join(reasons)}"

@@ -61,17 +61,17 @@ def make_evidence(pixels=100, images_with=50, side=20, extent=20, **settings):
         ),
         (
             make_evidence(side=15),
-            "likely too small objects (100% of them below 16x16 pixels, a cell of the "
+            "likely objects too small (100% of them below 16x16 pixels, a cell of the "
             "output stride)",
         ),
         (
             make_evidence(extent=66),
-            "likely too large objects (100% of them exceed the crop)",
+            "likely objects too large (100% of them exceed the crop)",
         ),
         (
             make_evidence(images_with=1, extent=66),
             "likely too few steps (about 800 training samples had it; 1,000 are usual)"
-            ", too large objects (100% of them exceed the crop)",
+            ", objects too large (100% of them exceed the crop)",
         ),
         # What is unknown is no reason.
         (
@@ -160,7 +160,7 @@ def test_programs_name_classes_that_are_never_predicted(folder, tmp_path, start)
     reason = (
         "speck is never predicted: likely too few steps (about 1 training samples had "
         "it; 1,000 are usual), too few pixels (0.024 % of "
-        "train; weight it with --class_weighting), too small objects "
+        "train; weight it with --class_weighting), objects too small "
         "(100% of them below 16x16 pixels, a cell of the output stride)"
     )
     assert reason in out.splitlines()
