@@ -238,7 +238,7 @@ def test_program_prints_split_sizes(tmp_path, capsys):
     ]
     run_program("deeplab_tf.programs.convert.coco_voc", ["coco_voc.py", *flags])
     assert capsys.readouterr().out == f"{tmp_path}/out: train_aug 1 images\n"
-    assert len(records.shard_paths(f"{tmp_path}/out", "train_aug")) == 100
+    assert len(records.shard_paths(f"{tmp_path}/out", "train_aug")) == 1
 
 
 def test_missing_pycocotools_is_reported(files, monkeypatch):
@@ -337,7 +337,7 @@ BROKEN = {
     "polygon of text": (set_outline([["a"] * 6]), f"{BROKEN_OUTLINE}could not convert"),
     "polygon of NaN": (
         set_outline([[float("nan")] * 6]),
-        f"{BROKEN_OUTLINE}its polygons are far outside",
+        "/instances_train2017.json: NaN is not a number in JSON",
     ),
     "polygon far outside": (
         set_outline([[0, 0, 1e9, 0, 1e9, 1e9]]),
@@ -386,7 +386,7 @@ def test_broken_annotations_are_refused_before_writing(files, tmp_path, kind):
 def test_malformed_json_is_refused(files, tmp_path, text):
     files.path.write_text(text, errors="surrogateescape")
     with pytest.raises(
-        UserError, match=r"instances_train2017.json( is empty|: line 1| is no inst)"
+        UserError, match=r"instances_train2017.json( is empty|: line 1| is not an inst)"
     ):
         coco_voc.convert(
             str(files.path), str(files.image_dir), f"{tmp_path}/o", "train"
@@ -398,7 +398,7 @@ def test_malformed_json_is_refused(files, tmp_path, text):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"annotations": "no.json"}, "--annotations=no.json does not exist"),
+        ({"annotations": "no.json"}, "^no.json does not exist"),
         ({"image_dir": "nowhere"}, "--image_dir=nowhere is not a folder"),
         ({"split": "train-2017"}, "split must be letters, digits and _; received 'tra"),
     ],

@@ -217,11 +217,11 @@ BROKEN = {
     ),
     "RGB label": (
         save_label_as_rgb,
-        "SegmentationClass/2007_000002.png has mode RGB; a label must be a PNG with",
+        "SegmentationClass/2007_000002.png is in colour; a label must be a PNG with",
     ),
-    "GIF named .jpg": (
-        save_image_as("GIF"),
-        "JPEGImages/2007_000002.jpg is GIF; images must be JPEG or PNG",
+    "PPM named .jpg": (
+        save_image_as("PPM"),
+        "JPEGImages/2007_000002.jpg is PPM; images must be JPEG, PNG, WEBP, BMP, ",
     ),
     "text named .jpg": (save_text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
     "empty split": (empty_list, "Segmentation/val.txt lists no image: the split is e"),
