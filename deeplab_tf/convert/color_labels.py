@@ -83,13 +83,12 @@ class Masks:
         if mask.is_clear is None:
             return
         info = self.classes.info
-        hidden = label[mask.is_clear]
-        hidden = hidden[(hidden != 0) & (hidden != info.ignore_label)]
-        if hidden.size:
+        is_hidden = mask.is_clear & (label != 0) & (label != info.ignore_label)
+        if is_hidden.any():
             raise UserError(
-                f"{path} has {hidden.size:,} transparent pixels in the colour of "
-                f"{info.class_names[hidden[0]]}; remove the transparency, or paint "
-                "them as background"
+                f"{path} has {mask.count(is_hidden):,} transparent pixels in the "
+                f"colour of {info.class_names[label[is_hidden][0]]}; remove the "
+                "transparency, or paint them as background"
             )
 
     def _interpret(self, path: epath.Path, mask: Mask) -> np.ndarray:
@@ -98,7 +97,7 @@ class Masks:
             colors = self._colors()
             if self.classes.color_ids() or (grey is None and self.classes.nearest):
                 self._check_grey_colors(path, grey, colors)
-                return self._read_colors(path, mask.pixels, colors, mask.lossy)
+                return self._read_colors(path, mask, colors)
             if grey is None:
                 raise UserError(
                     f"{path} is in colour, but the classes have no colours; add r g b "
@@ -147,21 +146,20 @@ class Masks:
     def _read_colors(
         self,
         path: epath.Path,
-        pixels: np.ndarray,
+        mask: Mask,
         ids: Mapping[Color, int],
-        lossy: str = "",
     ) -> np.ndarray:
         known = np.array(sorted(ids))
-        keys, packed = _pack(known), _pack(pixels)
+        keys, packed = _pack(known), _pack(mask.pixels)
         index = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
         wrong = keys[index] != packed
         labels = np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)
         if self.classes.nearest:
             nearest.require_all_classes(self.classes, ids)
-            nearest.check_gaps(path, known, labels, lossy)
-            index = self.snapped.snap(path, pixels, known, index, wrong)
+            nearest.check_gaps(path, known, labels, mask.lossy)
+            index = self.snapped.snap(path, mask.pixels, known, index, wrong)
         elif wrong.any():
-            raise UserError(_describe_colors(path, pixels, packed, wrong))
+            raise UserError(_describe_colors(path, mask, packed, wrong))
         return labels[index]
 
     def _read_palette(self, path: epath.Path, mask: Mask) -> np.ndarray | None:
@@ -192,7 +190,8 @@ class Masks:
                 f"{path} has a palette of undeclared colours whose indices are class "
                 "ids; remove --nearest, or save the mask in RGB"
             )
-        return self._read_colors(path, mask.palette[mask.pixels], ids)
+        colored = mask._replace(pixels=mask.palette[mask.pixels])
+        return self._read_colors(path, colored, ids)
 
     def _read_values(self, path: epath.Path, mask: Mask) -> np.ndarray:
         counts = mask_values.count_values(mask)
@@ -337,8 +336,8 @@ class Masks:
         if not unknown:
             what = "values that are partly class ids and partly grey colours"
         else:
-            n = counts[unknown[0]]
-            what = f"the value {unknown[0]} in {n:,} of {mask.pixels.size:,} pixels"
+            n, every = counts[unknown[0]], sum(counts.values())
+            what = f"the value {unknown[0]} in {n:,} of {every:,} pixels"
         return (
             f"{path} has {what}; labels are {self.classes.describe_values()}; "
             f"{self._values.describe(total)}: "
@@ -361,23 +360,24 @@ def _pack(colors: np.ndarray) -> np.ndarray:
 
 
 def _describe_colors(
-    path: epath.Path, pixels: np.ndarray, packed: np.ndarray, wrong: np.ndarray
+    path: epath.Path, mask: Mask, packed: np.ndarray, wrong: np.ndarray
 ) -> str:
     y, x = np.argwhere(wrong)[0].tolist()
-    color = tuple(pixels[y, x].tolist())
-    count = int((packed == packed[y, x]).sum())
+    color = tuple(mask.pixels[y, x].tolist())
+    where = f" first at (x, y) = ({x}, {y})," if mask.counts is None else ""
+    count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
     others = np.unique(packed[wrong]).size - 1
     hint = (
-        f"and {others} more colours, {int(wrong.sum()):,} pixels in all: anti-aliased, "
-        "resized or saved as JPEG? Add --nearest"
+        f"and {others} more colours, {mask.count(wrong):,} pixels in all: "
+        "anti-aliased, resized or saved as JPEG? Add --nearest"
         if others > 8
         else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
             "{}", "#{:02x}{:02x}{:02x}".format(*color)
         )
     )
     return (
-        f"{path} has the colour {color}, which is not a class, first at (x, y) = "
-        f"({x}, {y}), in {count} of {packed.size} pixels; {hint}"
+        f"{path} has the colour {color}, which is not a class,{where} in {count} of "
+        f"{every} pixels; {hint}"
     )
 
 

@@ -33,7 +33,8 @@ def count_values(mask: Mask) -> dict[int, int]:
     grey = to_one_channel(mask)
     if grey is None:
         return {}
-    counts = np.bincount(grey.pixels.ravel())
+    weights = None if mask.counts is None else mask.counts.ravel()
+    counts = np.bincount(grey.pixels.ravel(), weights).astype(int)
     values = np.flatnonzero(counts)
     return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
 

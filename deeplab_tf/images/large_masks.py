@@ -1,6 +1,7 @@
 """Reads masks that are too large to be decoded at once, in two passes over strips."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -21,8 +22,8 @@ class LargeMask:
         path: The mask, a PNG, TIFF or .npy file.
 
     Attributes:
-        values: A mask that has each value or colour of this one once, which decides how
-            it is read.
+        values: A mask that has each value or colour of this one once, with its count,
+            which decides how it is read.
 
     Raises:
         UserError: if the file is broken or has another format; see `read_mask`.
@@ -38,15 +39,17 @@ class LargeMask:
             )
         lossy = self._find_loss(header)
         self._shape = header.height, header.width
-        found: set[int] = set()
+        found: Counter[int] = Counter()
         first = None
         for _, mask in self._strips():
-            found.update(_find_keys(mask).tolist())
+            found.update(_count_keys(mask))
             first = first or mask
             first = first._replace(white=max(first.white, mask.white))
         assert first is not None
         self._keys = np.array(sorted(found))
-        self.values = _unpack(self._keys, first)._replace(lossy=lossy)
+        counts = np.array([[found[key] for key in self._keys.tolist()]])
+        values = _unpack(self._keys, first)
+        self.values = values._replace(lossy=lossy, counts=counts)
 
     def _find_loss(self, header: strips.Header) -> str:
         """Returns the name of a lossy format, and checks orientation and pages."""
@@ -84,12 +87,15 @@ class LargeMask:
         return label
 
 
-def _find_keys(mask: Mask) -> np.ndarray:
+def _count_keys(mask: Mask) -> dict[int, int]:
     packed = _pack(mask)
-    is_small = packed.max(initial=0) <= mask_files.MAX_VALUE
-    return (
-        np.flatnonzero(np.bincount(packed.ravel())) if is_small else np.unique(packed)
-    )
+    if packed.max(initial=0) <= mask_files.MAX_VALUE:
+        counts = np.bincount(packed.ravel())
+        keys = np.flatnonzero(counts)
+        counts = counts[keys]
+    else:
+        keys, counts = np.unique(packed, return_counts=True)
+    return dict(zip(keys.tolist(), counts.tolist(), strict=True))
 
 
 def _pack(mask: Mask) -> np.ndarray:
@@ -112,5 +118,5 @@ def _unpack(keys: np.ndarray, mask: Mask) -> Mask:
         pixels = pixels.astype(np.uint8)
     return mask._replace(
         pixels=pixels[None],
-        is_clear=is_clear[None] if is_clear.any() and not is_clear.all() else None,
+        is_clear=mask_files.keep_partial(is_clear[None]) if is_clear.any() else None,
     )

@@ -40,6 +40,8 @@ class Mask(NamedTuple):
         is_clear: The fully transparent pixels, bool `[height, width]`, if only some
             pixels are.
         lossy: Name of the lossy format, such as "JPEG", else "".
+        counts: How many pixels of the file each of `pixels` stands for, int64 `[height,
+            width]`; None for one.
     """
 
     pixels: np.ndarray
@@ -47,6 +49,11 @@ class Mask(NamedTuple):
     palette: np.ndarray | None = None
     is_clear: np.ndarray | None = None
     lossy: str = ""
+    counts: np.ndarray | None = None
+
+    def count(self, where: np.ndarray) -> int:
+        """Returns the number of pixels of the file where a bool array is true."""
+        return int(np.sum(where if self.counts is None else self.counts[where]))
 
 
 def read_mask(path: epath.Path) -> Mask:
@@ -56,7 +63,14 @@ def read_mask(path: epath.Path) -> Mask:
         UserError: if it is broken, too large, has several pages or frames, an EXIF
             rotation, another format, or values outside of 0..65535.
     """
-    return decode_mask(path, file_kinds.read_bytes(path))
+    mask = decode_mask(path, file_kinds.read_bytes(path))
+    return mask._replace(is_clear=keep_partial(mask.is_clear))
+
+
+def keep_partial(is_clear: np.ndarray | None) -> np.ndarray | None:
+    """Returns transparent pixels, None if there are none or all are."""
+    # Tools that do not use transparency may write 0 everywhere.
+    return None if is_clear is None or is_clear.all() else is_clear
 
 
 def is_npy(content: bytes) -> bool:
@@ -65,7 +79,10 @@ def is_npy(content: bytes) -> bool:
 
 
 def decode_mask(path: epath.Path, content: bytes) -> Mask:
-    """Returns a mask from the content of its file; see `read_mask`."""
+    """Returns a mask, or a strip of one, from the content of its file.
+
+    See `read_mask`; but all pixels may be transparent.
+    """
     if is_npy(content):
         array = _read_npy(path, content)
         pixels.check_shape(path, array.shape[:2], 1)
@@ -242,8 +259,7 @@ def _reduce_colors(path: epath.Path, colors: np.ndarray) -> np.ndarray:
 
 def _find_clear(alpha: np.ndarray) -> np.ndarray | None:
     is_clear = alpha == 0
-    # Tools that do not use transparency may write 0 everywhere.
-    return is_clear if is_clear.any() and not is_clear.all() else None
+    return is_clear if is_clear.any() else None
 
 
 def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
