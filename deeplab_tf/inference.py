@@ -251,8 +251,9 @@ def compile_graph(function: Callable, **options: Any) -> Callable:
     return function
 
 
-def _apply(network: keras.Model, images: tf.Tensor) -> tf.Tensor:
-    fixed, size = network.input.shape[1:3], images.shape[1:3]
+def _apply(network: Any, images: tf.Tensor) -> tf.Tensor:
+    # Exports replace the model by a function of any size.
+    fixed, size = getattr(network, "input", images).shape[1:3], images.shape[1:3]
     if not size.is_compatible_with(fixed):
         raise UserError(
             f"the model takes images of {fixed[0]}x{fixed[1]} pixels only; with this "
