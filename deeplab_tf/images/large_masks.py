@@ -11,7 +11,6 @@ from deeplab_tf.files import file_kinds
 from deeplab_tf.images import image_files, mask_files, strips
 from deeplab_tf.images.mask_files import Mask
 
-_FORMATS = ("PNG", "TIFF", "NPY")
 _CLEAR = 1 << 24
 
 
@@ -32,10 +31,10 @@ class LargeMask:
     def __init__(self, path: os.PathLike[str]):
         self._path = path
         header = strips.read_header(path)
-        if header.format not in _FORMATS:
+        if header.format not in strips.STRIP_FORMATS:
             raise UserError(
                 f"{path} is {header.format} with {header.width}x{header.height} "
-                f"pixels; masks of this size must be {', '.join(_FORMATS)}"
+                f"pixels; masks of this size must be {', '.join(strips.STRIP_FORMATS)}"
             )
         lossy = self._find_loss(header)
         self._shape = header.height, header.width

@@ -38,18 +38,17 @@ class _Header(NamedTuple):
         return -(-self.width * self.pixel_bits // 8)
 
 
-def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes] | None:
+def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes]:
     """Yields PNGs of up to `rows` rows, from top to bottom.
 
     They have the depth, colour type, palette and transparency of the original.
 
     Args:
-        file: An open PNG.
+        file: An open PNG that is not interlaced.
         rows: Height of each, except for the last.
 
-    Returns:
-        An iterator that raises `ValueError`, `zlib.error` or `struct.error` where the
-        file is broken; None if it is interlaced and cannot be cut.
+    Raises:
+        ValueError, zlib.error, struct.error: where the file is broken.
     """
     if file.read(8) != _SIGNATURE:
         raise ValueError("not a PNG")
@@ -57,8 +56,8 @@ def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes] | None:
     kind, content = next(chunks)
     header = _Header(*struct.unpack(">IIBBBBB", content))
     if kind != b"IHDR" or header.interlace:
-        return None
-    return _cut(header, chunks, rows)
+        raise ValueError("an interlaced PNG")
+    yield from _cut(header, chunks, rows)
 
 
 def read_exif(file: BinaryIO) -> Image.Exif:

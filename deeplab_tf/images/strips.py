@@ -1,14 +1,13 @@
 """Reads images of any size a few rows at a time.
 
 PNGs, TIFFs and .npy files are read in strips, so that memory depends on the width of an
-image only. Other formats are decoded at once.
+image only. Other formats are decoded at once, up to a limit.
 """
 
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
-import cv2
 import numpy as np
 
 from deeplab_tf.errors import UserError
@@ -18,12 +17,19 @@ from deeplab_tf.images.png_strips import cut_png, read_exif
 
 _Path = str | os.PathLike[str]
 _STRIP_PIXELS = 1 << 22  # 12 megabytes of RGB
+STRIP_FORMATS = ("PNG", "TIFF", "NPY")
+# Of images in other formats: 800 megabytes, as Pillow stores them.
+_MAX_AT_ONCE = 200_000_000
+_INTERLACED = "interlaced PNG"
 # A strip of a PNG, or pixels `[rows, width, channels]`.
 Strip = bytes | np.ndarray
 
 
 class Header(NamedTuple):
-    """Format, size and EXIF orientation of an image file, before any rotation."""
+    """Format, size and EXIF orientation of an image file, before any rotation.
+
+    The format is Pillow's name, "NPY" or "interlaced PNG".
+    """
 
     format: str
     height: int
@@ -59,7 +65,9 @@ def read_header(path: _Path) -> Header:
         size = (image.height, image.width)
         if is_tiff and orientation > 4:  # Pillow gives the size after the rotation
             size = size[::-1]
-        return Header(str(image.format), *size, orientation)
+        is_interlaced = image.format == "PNG" and image.info.get("interlace")
+        name = _INTERLACED if is_interlaced else str(image.format)
+        return Header(name, *size, orientation)
 
 
 def read_size(path: _Path, apply_exif: bool) -> tuple[int, int]:
@@ -95,12 +103,10 @@ def _strips_by_format(
 ) -> Iterator[tuple[int, Strip]]:
     if header.format == "PNG":
         pngs = cut_png(file, rows)
-        if pngs is not None:
-            yield from ((number * rows, png) for number, png in enumerate(pngs))
-            return
-        file.seek(0)
-    if header.format not in ("NPY", "TIFF"):
-        yield 0, _decode_at_once(path, file, header)
+        yield from ((number * rows, png) for number, png in enumerate(pngs))
+        return
+    if header.format not in STRIP_FORMATS:
+        yield from _cut_decoded(path, file, header, rows, start)
         return
     page = _open_tiff(path, file) if header.format == "TIFF" else None
     if page is not None:
@@ -122,12 +128,20 @@ class RowReader:
         max_value: Largest value of the dataset.
 
     Raises:
-        UserError: if the file is broken, or has an EXIF rotation.
+        UserError: if the file is broken, or has a format that is decoded at once and
+            too many pixels for that.
     """
 
     def __init__(self, path: _Path, channels: int = 3, max_value: int = 255):
         self.path = path
-        self.header = read_header(path)
+        self.header = header = read_header(path)
+        size = header.width * header.height
+        if header.format not in STRIP_FORMATS and size > _MAX_AT_ONCE:
+            raise UserError(
+                f"{path} is {header.format} with {header.width}x{header.height} "
+                f"pixels; above {_MAX_AT_ONCE:,}, images must be PNGs that are not "
+                "interlaced, TIFFs or .npy files"
+            )
         self._format = channels, max_value
         self._strips: Iterator[tuple[int, Strip]] = iter(())
         self._start = 0
@@ -253,17 +267,16 @@ def _read_npy_rows(path: _Path, file: BinaryIO, top: int, bottom: int) -> np.nda
     return array[..., None] if array.ndim == 2 else array
 
 
-def _decode_at_once(path: _Path, file: BinaryIO, header: Header) -> np.ndarray:
-    """Returns all pixels of an 8-bit image, RGB."""
-    if header.format in ("JPEG", "MPO"):
-        content = np.frombuffer(file.read(), np.uint8)
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        array = cv2.imdecode(content, flags)
-        if array is None:
-            raise UserError(f"{path} is broken")
-        return array
+def _cut_decoded(
+    path: _Path, file: BinaryIO, header: Header, rows: int, start: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Decodes an image at once and yields strips of it, RGB of 8 bits."""
     image = image_files.open_image(path, file, max_pixels=None)
     image_files.require_image_format(path, image)
     if image.mode not in pixels.MODES:
         raise UserError(f"{path} has mode {image.mode}; save it as RGB")
-    return np.asarray(image_files.decode(path, image).convert("RGB"))
+    image_files.decode(path, image)
+    for top in range(start - start % rows, header.height, rows):
+        bottom = min(top + rows, header.height)
+        strip = image.crop((0, top, header.width, bottom))
+        yield top, np.asarray(strip.convert("RGB"))

@@ -54,7 +54,7 @@ class ImageReader:
         self._check(self._check_header)
 
     def _check_header(self, path: str) -> None:
-        header = strips.read_header(path)
+        header = strips.RowReader(path).header
         if not header.is_large:
             check_header(path)
         elif header.orientation != 1:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -47,6 +49,23 @@ def save_deep_png(channels):
     return lambda path: path.write_bytes(tf.io.encode_png(pixels).numpy())
 
 
+def save_interlaced_png(path):
+    def chunk(kind, content):
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    data, pixels = b"", draw()
+    for top, left, down, right in (  # PNG specification, Adam7
+        *((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4)),
+        *((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)),
+    ):
+        rows = pixels[top::down, left::right]
+        data += b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 1)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks))
+
+
 def save_tiff(**options):
     def write(path):
         tifffile = pytest.importorskip("tifffile", reason="needs the extra tiff")
@@ -62,6 +81,7 @@ FILES = {
     **{f"{mode}.png": save_png(mode) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")},
     "16 bits.png": save_deep_png(3),
     "optimised.png": save_png("RGB", optimize=True),
+    "interlaced.png": save_interlaced_png,
     "uncompressed.tif": save_tiff(),
     "big endian.tif": save_tiff(byteorder=">"),
     "strips.tif": save_tiff(rowsperstrip=11, compression="zlib"),
@@ -121,6 +141,19 @@ def test_large_jpegs_are_decoded(tmp_path):
     rows = strips.RowReader(tmp_path / "a.jpg").read(3, 30).astype(int)
     expected = inputs.read_image(str(tmp_path / "a.jpg"))[3:30]
     assert np.abs(rows - expected).max() <= 8  # another inverse cosine transform
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_formats_that_are_decoded_at_once_have_a_limit(tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    FILES[name](path)
+    monkeypatch.setattr(strips, "_MAX_AT_ONCE", HEIGHT * WIDTH - 1)
+    if not name.startswith(("photo", "interlaced")):
+        assert len(strips.RowReader(path).read(0, HEIGHT)) == HEIGHT
+        return
+    message = rf"{name} is .* with 23x40 pixels; above 919, images must be PNGs that"
+    with pytest.raises(UserError, match=message):
+        strips.RowReader(path)
 
 
 PALETTE = [0, 0, 0, 200, 10, 10, 10, 200, 10]

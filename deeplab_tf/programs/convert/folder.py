@@ -9,6 +9,9 @@ the same name up to the extension, and are in subfolders of the same names, if a
 Images with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once
 per --split; all runs share one --output_dir. A second run into a split adds to it.
 
+Records hold the pixels of a GeoTIFF without its place on earth. `deeplab-predict` reads
+that from the GeoTIFF that it labels.
+
     deeplab-convert folder --image_dir=photos --annotations=instances.json \
       --output_dir=tfrecord
 
@@ -104,7 +107,8 @@ def define_flags() -> flags.FlagValues:
         "tile",
         0,
         "Side of the tiles that larger images and masks are cut into, such as 2048; "
-        "the record of a tile is named NAME@TOP,LEFT.",
+        "the record of a tile is named NAME@TOP,LEFT, in pixels. Images above 134 "
+        "megapixels need it; those above 200 must be PNG, TIFF or .npy.",
     )
     integer("tile_overlap", 0, "Pixels that adjacent tiles share, such as 128.")
     _define_splits(values)
