@@ -14,6 +14,13 @@ class UserError(ValueError):
     """
 
 
+class UnclearError(UserError):
+    """A file that is intact, but whose meaning the user must declare by a flag.
+
+    `--skip_broken` does not skip it: all images with some class may be concerned.
+    """
+
+
 def escape(text: object) -> str:
     """Returns a text with unprintable characters escaped.
 

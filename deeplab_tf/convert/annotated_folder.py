@@ -22,7 +22,7 @@ from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo, check_class_names
-from deeplab_tf.errors import UserError, suggest_similar
+from deeplab_tf.errors import UnclearError, UserError, suggest_similar
 from deeplab_tf.images import strips
 
 # A label file of YOLO is in a folder labels where its image is in images.
@@ -233,7 +233,7 @@ class LabelMaps:
                 )
             return image.size
         if self.apply_exif is None and orientation != 1 and image.objects:
-            raise UserError(
+            raise UnclearError(
                 f"{path} has the EXIF orientation {orientation}; add --apply_exif if "
                 "it was annotated upright, as viewers show it, or --noapply_exif if not"
             )

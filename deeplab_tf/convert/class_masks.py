@@ -9,7 +9,7 @@ from etils import epath
 
 from deeplab_tf.convert import mask_values
 from deeplab_tf.convert.class_list import ClassList, is_background
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import mask_files
 
 
@@ -23,7 +23,7 @@ def background_id(classes: ClassList, why: str) -> int:
     for i, name in enumerate(names):
         if is_background(name):
             return i
-    raise UserError(
+    raise UnclearError(
         f"{why} a class named background in --classes; the classes are "
         f"{', '.join(names)}"
     )
@@ -111,24 +111,24 @@ def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
     if mask.palette is not None:
         colors = mask.palette[np.minimum(mask.pixels, len(mask.palette) - 1)]
         if ((mask.pixels != 0) != colors.any(-1)).any():
-            raise UserError(
+            raise UnclearError(
                 f"{path} has a palette in which index 0 is not black; save the mask in "
                 "black and white"
             )
     counts = mask_values.count_values(mask)
     if not counts:
-        raise UserError(
+        raise UnclearError(
             f"{path} is in colour; a mask of one class must be black and white"
         )
     if mask.is_clear is not None:
-        raise UserError(f"{path} is partly transparent; remove the transparency")
+        raise UnclearError(f"{path} is partly transparent; remove the transparency")
     pixels = mask.pixels if mask.pixels.ndim == 2 else mask.pixels[..., 0]
     is_binary = len(counts.keys() | {0}) <= 2
     if nearest:
         return pixels > 0 if is_binary else pixels.astype(np.int32) * 2 >= mask.white
     if mask.lossy or not is_binary:
         reason = f" is {mask.lossy} and" if mask.lossy else ""
-        raise UserError(
+        raise UnclearError(
             f"{path}{reason} has the values {mask_values.format_counts(counts)}; a "
             "mask of one class has 0 and one other value: add --nearest to cut "
             "in-between values at half of white"

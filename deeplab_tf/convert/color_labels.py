@@ -13,11 +13,14 @@ from etils import epath
 from deeplab_tf.convert import mask_values, nearest
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.value_map import Color
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError
 from deeplab_tf.images import mask_files
 from deeplab_tf.images.image_files import TooLargeError
 from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
+
+# Lossy formats change neighbouring class ids by less than this.
+_MAX_NOISE = 8
 
 
 def read_label(path: epath.Path, classes: ClassList) -> np.ndarray:
@@ -48,8 +51,9 @@ class Masks:
         palette). Values must match exactly, unless `classes.nearest`.
 
         Raises:
-            UserError: if the file is broken, lossy without `classes.nearest`, has a
-                value or colour without a meaning, or is ambiguous.
+            UserError: if the file is broken.
+            UnclearError: if it is lossy without `classes.nearest`, has a value or
+                colour without a meaning, or is ambiguous.
         """
         try:
             return self._read_mask(path, mask_files.read_mask(path))
@@ -62,7 +66,7 @@ class Masks:
 
     def _read_mask(self, path: epath.Path, mask: Mask) -> np.ndarray:
         if mask.lossy and not self.classes.nearest:
-            raise UserError(
+            raise UnclearError(
                 f"{path} is {mask.lossy}, which changes values and colours; save "
                 f"masks as PNG, or add --nearest{self._nearest_hint(path, mask)}"
             )
@@ -79,13 +83,13 @@ class Masks:
         return flags if nearest_flag else " and the values of the classes, --value_map"
 
     def _check_clear(self, path: epath.Path, mask: Mask, label: np.ndarray) -> None:
-        """Raises `UserError` if transparent pixels are painted as an object."""
+        """Raises `UnclearError` if transparent pixels are painted as an object."""
         if mask.is_clear is None:
             return
         info = self.classes.info
         is_hidden = mask.is_clear & (label != 0) & (label != info.ignore_label)
         if is_hidden.any():
-            raise UserError(
+            raise UnclearError(
                 f"{path} has {mask.count(is_hidden):,} transparent pixels in the "
                 f"colour of {info.class_names[label[is_hidden][0]]}; remove the "
                 "transparency, or paint them as background"
@@ -99,7 +103,7 @@ class Masks:
                 self._check_grey_colors(path, grey, colors)
                 return self._read_colors(path, mask, colors)
             if grey is None:
-                raise UserError(
+                raise UnclearError(
                     f"{path} is in colour, but the classes have no colours; add r g b "
                     "to each line of --classes, or --value_map=#rrggbb:NAME"
                 )
@@ -112,7 +116,7 @@ class Masks:
     def _check_grey_colors(
         self, path: epath.Path, grey: Mask | None, colors: Mapping[Color, int]
     ) -> None:
-        """Raises `UserError` if grey colours may be class ids in three channels."""
+        """Raises `UnclearError` if grey colours may be class ids in three channels."""
         if grey is None or not self._values.are_grey():
             return
         ids = self.classes.value_ids()
@@ -123,8 +127,8 @@ class Masks:
             nearest.require_one_meaning(self.classes)
         elif any((v, v, v) not in colors for v in values):
             return  # `_read_colors` reports them
-        if not is_sure and self._values.fit(ids.keys(), grey.white):
-            raise UserError(
+        if not is_sure and self._are_ids(ids.keys(), grey):
+            raise UnclearError(
                 f"{path} has grey colours that are also class ids; save class ids with "
                 "one channel, or declare the colours with --value_map=#rrggbb:NAME and "
                 "remove the ids and colours from --classes"
@@ -159,7 +163,7 @@ class Masks:
             nearest.check_gaps(path, known, labels, mask.lossy)
             index = self.snapped.snap(path, mask.pixels, known, index, wrong)
         elif wrong.any():
-            raise UserError(_describe_colors(path, mask, packed, wrong))
+            raise UnclearError(mask_values.describe_colors(path, mask, packed, wrong))
         return labels[index]
 
     def _read_palette(self, path: epath.Path, mask: Mask) -> np.ndarray | None:
@@ -176,7 +180,7 @@ class Masks:
                 table[index] = ids[color]
             by_index = [declared.get(i) for i in used]
             if None not in by_index and by_index != [table[i] for i in used]:
-                raise UserError(
+                raise UnclearError(
                     f"{path} has a palette whose indices and colours are both declared "
                     "but differ; declare only one of them"
                 )
@@ -186,7 +190,7 @@ class Masks:
             _check_palette(path, colors, known)
             return None
         if set(used) <= set(self.classes.value_ids()):
-            raise UserError(
+            raise UnclearError(
                 f"{path} has a palette of undeclared colours whose indices are class "
                 "ids; remove --nearest, or save the mask in RGB"
             )
@@ -211,8 +215,8 @@ class Masks:
         by_id, _ = self._tables(mask)
         differs = any(by_id.get(v) != targets.get(v) for v in counts)
         is_sure = self._is_black_and_white(mask.white) or not differs
-        if not is_sure and self._values.fit(by_id.keys(), mask.white):
-            raise UserError(
+        if not is_sure and self._are_ids(by_id.keys(), mask):
+            raise UnclearError(
                 f"{path} has the values {mask_values.format_counts(counts)}, which are "
                 "all class ids, but declared otherwise or not at all; remove "
                 "--nearest, or declare them with --value_map"
@@ -234,7 +238,7 @@ class Masks:
         fits_id = values <= by_id.keys()
         fits_color = values <= by_color.keys()
         if not (fits_id or fits_color):
-            raise UserError(self._describe_values(path, mask, counts))
+            raise UnclearError(self._describe_values(path, mask, counts))
         if fits_id and fits_color and any(by_id[v] != by_color[v] for v in values):
             fits_id, fits_color = self._decide(path, mask, by_id, by_color)
         if fits_id != fits_color:
@@ -282,7 +286,7 @@ class Masks:
             for value, label in sorted(by_color.items())
             if label < self.classes.info.num_classes
         ]
-        raise UserError(
+        raise UnclearError(
             f"{path} has one channel whose values may be class ids or the grey colours "
             f"of --classes; for colours add --value_map={','.join(entries)}, for class "
             "ids remove the colours"
@@ -296,7 +300,7 @@ class Masks:
                 (first, a), (second, b) = sorted(
                     (p, r) for r, p in self._readings.items()
                 )
-                raise UserError(
+                raise UnclearError(
                     f"{first} has {a}, but {second} has {b}; a conversion needs masks "
                     "of one kind"
                 )
@@ -304,18 +308,29 @@ class Masks:
     def _check_black_and_white(
         self, path: epath.Path, mask: Mask, values: Set[int]
     ) -> None:
-        """Raises `UserError` if 255 is ignored but may be white paint."""
+        """Raises `UnclearError` if 255 is ignored but may be white paint."""
         info = self.classes.info
         is_suspicious = 255 in values and values <= {0, 255}
         if not (is_suspicious and self._is_black_and_white(mask.white)):
             return
         counts = self._values.count()
         name = info.class_names[1] if info.num_classes == 2 else "NAME"
-        raise UserError(
+        raise UnclearError(
             f"{path} and all other masks have only the values "
             f"{mask_values.format_counts(counts)}: black and white paint? Add "
             f"--value_map=255:{name}, or --ignore_label=255 if 255 is unlabelled"
         )
+
+    def _are_ids(self, ids: Set[int], mask: Mask) -> bool:
+        """Returns whether all masks may have class ids, as far as their format tells.
+
+        Void is left out for lossy formats: it may be white paint.
+        """
+        if mask.lossy:
+            shifts = range(-_MAX_NOISE, _MAX_NOISE + 1)
+            ids = ids - {self.classes.info.ignore_label}
+            ids = {value + shift for value in ids for shift in shifts}
+        return self._values.fit(ids, mask.white)
 
     def _is_black_and_white(self, white: int) -> bool:
         """Returns whether all masks are 0 and 255, and 255 is ignored by default."""
@@ -359,36 +374,14 @@ def _pack(colors: np.ndarray) -> np.ndarray:
     return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
-def _describe_colors(
-    path: epath.Path, mask: Mask, packed: np.ndarray, wrong: np.ndarray
-) -> str:
-    y, x = np.argwhere(wrong)[0].tolist()
-    color = tuple(mask.pixels[y, x].tolist())
-    where = f" first at (x, y) = ({x}, {y})," if mask.counts is None else ""
-    count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
-    others = np.unique(packed[wrong]).size - 1
-    hint = (
-        f"and {others} more colours, {mask.count(wrong):,} pixels in all: "
-        "anti-aliased, resized or saved as JPEG? Add --nearest"
-        if others > 8
-        else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
-            "{}", "#{:02x}{:02x}{:02x}".format(*color)
-        )
-    )
-    return (
-        f"{path} has the colour {color}, which is not a class,{where} in {count} of "
-        f"{every} pixels; {hint}"
-    )
-
-
 def _check_palette(
     path: epath.Path, colors: Mapping[int, Color], ids: Mapping[Color, int]
 ) -> None:
-    """Raises `UserError` if the colours of known classes disagree with the indices."""
+    """Raises `UnclearError` if colours of known classes disagree with the indices."""
     for index, color in colors.items():
         if ids.get(color, index) != index:
             unknown = next(c for c in colors.values() if c not in ids)
-            raise UserError(
+            raise UnclearError(
                 f"{path} has the colour {unknown}, which is not a class, but {color} "
                 f"at index {index} is that of class {ids[color]}; correct its palette, "
                 "or remove the colours from --classes to read the indices"

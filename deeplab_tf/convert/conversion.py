@@ -34,7 +34,7 @@ from deeplab_tf.convert.shards import (
 from deeplab_tf.convert.tiling import ImageOptions, TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding
 from deeplab_tf.images.decoding import EncodedImage
@@ -122,7 +122,7 @@ def _read_sample(
     try:
         image = encoding.read_encoded(sample.image, info, bool(options.apply_exif))
     except TooLargeError as error:
-        raise UserError(
+        raise UnclearError(
             f"{error}; cut it with --tile=2048 --tile_overlap=128"
         ) from error
     label = sample.read_label()
@@ -171,7 +171,7 @@ def _make_record(
 def _check_sizes(
     sample: Sample, image: EncodedImage, label: np.ndarray, options: ImageOptions
 ) -> None:
-    """Raises `UserError` if image and label differ in size, or may in orientation."""
+    """Raises an error if image and label differ in size, or may in orientation."""
     size, turned = (image.height, image.width), (image.width, image.height)
     if label.shape != size:
         hint = ""
@@ -181,13 +181,14 @@ def _check_sizes(
                 hint = " before its EXIF rotation; add --apply_exif to turn it upright"
         elif label.shape == turned and image.turned_from > 4:
             hint = " after its EXIF rotation; replace --apply_exif with --noapply_exif"
-        raise UserError(
+        error = UnclearError if hint else UserError
+        raise error(
             f"{sample.label_name} is {label.shape[1]}x{label.shape[0]} but its image "
             f"{sample.image} is {image.width}x{image.height}{hint}"
         )
     is_sure = image.orientation == 1 or (image.orientation > 4 and size != turned)
     if options.apply_exif is None and not is_sure:
-        raise UserError(
+        raise UnclearError(
             f"{sample.image} has the EXIF orientation {image.orientation}, and its "
             "label would fit both ways; add --apply_exif if the labels are upright, "
             "as viewers show the image, or --noapply_exif if they fit the stored pixels"

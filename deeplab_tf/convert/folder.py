@@ -17,7 +17,7 @@ from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import strips
 
 ADD = RunOptions(adds=True)
@@ -93,8 +93,8 @@ def _read_classes(
         try:
             values = np.unique(samples[name].read_label())
             return tuple(values[values != ignore_label].tolist())
-        except UserError:
-            if not skip_broken:
+        except UserError as error:
+            if not skip_broken or isinstance(error, UnclearError):
                 raise
             return None
 

@@ -110,6 +110,36 @@ def format_counts(counts: Mapping[int, int]) -> str:
     return f"{text} and {more} more values" if more else text
 
 
+def describe_colors(
+    path: epath.Path, mask: Mask, packed: np.ndarray, wrong: np.ndarray
+) -> str:
+    """Returns which colour of a mask is unknown, and a guess at the reason.
+
+    Args:
+        path: The file.
+        mask: The mask, in colour.
+        packed: Its colours as integers, in the shape of the mask.
+        wrong: Where they are unknown.
+    """
+    y, x = np.argwhere(wrong)[0].tolist()
+    color = tuple(mask.pixels[y, x].tolist())
+    where = f" first at (x, y) = ({x}, {y})," if mask.counts is None else ""
+    count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
+    others = np.unique(packed[wrong]).size - 1
+    hint = (
+        f"and {others} more colours, {mask.count(wrong):,} pixels in all: "
+        "anti-aliased, resized or saved as JPEG? Add --nearest"
+        if others > 8
+        else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
+            "{}", "#{:02x}{:02x}{:02x}".format(*color)
+        )
+    )
+    return (
+        f"{path} has the colour {color}, which is not a class,{where} in {count} of "
+        f"{every} pixels; {hint}"
+    )
+
+
 def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
     """Returns a guess at the meaning of values and the flag that declares it.
 

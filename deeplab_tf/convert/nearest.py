@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError
 
 # Lossy formats change values by several levels.
 _MIN_LOSSY_GAP = 16
@@ -45,24 +45,24 @@ def _grey_colors(classes: ClassList) -> dict[int, int]:
 
 
 def require_one_meaning(classes: ClassList) -> None:
-    """Raises `UserError` if grey values near both ids and colours are ambiguous."""
+    """Raises `UnclearError` if grey values near both ids and colours are ambiguous."""
     values, greys = classes.file_values, _grey_colors(classes)
     if (
         values is not None
         and greys
         and any(values.get(g) != i for g, i in greys.items())
     ):
-        raise UserError(
+        raise UnclearError(
             "--classes gives the classes both other ids and grey colours; for "
             "--nearest remove those that the masks do not have"
         )
 
 
 def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
-    """Raises `UserError` if a class has no value or colour to snap to."""
+    """Raises `UnclearError` if a class has no value or colour to snap to."""
     for i, name in enumerate(classes.info.class_names):
         if i not in targets.values():
-            raise UserError(
+            raise UnclearError(
                 f"--nearest needs a value of every class; add --value_map=VALUE:{name}"
             )
 
@@ -70,7 +70,7 @@ def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
 def check_gaps(
     path: epath.Path, known: np.ndarray, labels: np.ndarray, lossy: str
 ) -> None:
-    """Raises `UserError` if a lossy format may turn one declared value into another.
+    """Raises `UnclearError` if a lossy format may turn one declared value into another.
 
     Args:
         path: The mask.
@@ -83,7 +83,7 @@ def check_gaps(
     for i, j in zip(*np.triu_indices(len(known), 1), strict=True):
         gap = np.linalg.norm(known[i].astype(float) - known[j])
         if labels[i] != labels[j] and gap < _MIN_LOSSY_GAP:
-            raise UserError(
+            raise UnclearError(
                 f"{path} is {lossy}, and the declared values {_format(known[i])} and "
                 f"{_format(known[j])} are too close for that; save masks as PNG"
             )
@@ -174,7 +174,7 @@ def _refuse_areas(path: epath.Path, pixels: np.ndarray, distances: np.ndarray) -
         flag = (
             _format(value) if value.size == 1 else "#{:02x}{:02x}{:02x}".format(*value)
         )
-        raise UserError(
+        raise UnclearError(
             f"{path} has an area of {_format(value)} at (x, y) = ({x[0]}, {y[0]}), "
             f"which is not declared and too large for an edge; add "
             f"--value_map={flag}:NAME or {flag}:ignore"

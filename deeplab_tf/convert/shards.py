@@ -26,7 +26,7 @@ from deeplab_tf.convert.manifest import (
 )
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError, escape, one_line
+from deeplab_tf.errors import UnclearError, UserError, escape, one_line
 from deeplab_tf.files import outputs
 
 SKIPPED_FILE = "skipped.txt"
@@ -285,7 +285,7 @@ class Conversion:
             yield content, member
 
     def _skip(self, split: str, member: Member, error: UserError) -> None:
-        if not self.options.skip_broken:
+        if not self.options.skip_broken or isinstance(error, UnclearError):
             raise error
         row = Skipped(member.name, member.sources, one_line(error))
         self.skipped[split, member.name] = row

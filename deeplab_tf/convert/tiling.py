@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import encoding, strips
 from deeplab_tf.images.decoding import EncodedImage
 from deeplab_tf.images.tiles import place_tiles
@@ -127,7 +127,7 @@ class TileReader:
         header = strips.read_header(path)
         if header.is_large:
             if header.orientation != 1 and self._options.apply_exif is not False:
-                raise UserError(
+                raise UnclearError(
                     f"{path} has the EXIF orientation {header.orientation} and too "
                     "many pixels to be turned; rotate the pixels themselves, or add "
                     "--noapply_exif if its label fits the stored pixels"

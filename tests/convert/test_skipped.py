@@ -94,3 +94,16 @@ def test_skipped_images_of_another_run_stay_listed(tmp_path):
     convert(root, "--skip_broken", **SECOND)
     assert_scenes(read(root), c=1, b=2)
     assert list(read_skipped(root)) == ["a", "d"]
+
+
+@pytest.mark.parametrize("value", [128, 255])
+def test_masks_that_need_a_flag_are_not_skipped(tmp_path, value):
+    write_folder(tmp_path, *"abc")
+    for name, other in (("a", 0), ("b", value), ("c", value)):
+        mask = np.zeros((6, 8), np.uint8)
+        mask[2:4] = other
+        save(tmp_path / f"masks/{name}.png", mask)
+    flags = arguments(tmp_path, "--skip_broken")
+    assert_refused(f"Add --value_map={value}:", FOLDER, *flags)
+    assert_refused(f"--value_map={value}:", FOLDER, *flags, "--val_share=0.5")
+    assert not (tmp_path / "out").exists()
