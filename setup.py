@@ -42,6 +42,8 @@ INSTALL_REQUIRES = [
     "tqdm>=4.66",
     # Renders report.html and doctor.html.
     "jinja2>=3.1",
+    # Reads class files such as YOLO's data.yaml.
+    "PyYAML>=6.0",
 ]
 
 EXTRAS_REQUIRE = {

@@ -82,8 +82,8 @@ def _is_yaml(lines: Sequence[str], first: str) -> bool:
     """Returns whether a file without suffix is YAML: it has a list or a known key."""
     if first == "---" or first == "-" or first.startswith("- "):
         return True
-    nested = [line for line in lines if re.match(r"\w+\s*:\s*($|[\[{#])", line)]
-    return bool(set(class_yaml.top_level_keys(nested)) & set(_CLASS_KEYS))
+    keys = (re.match(r"(\w+)\s*:\s*($|[\[{#])", line) for line in lines)
+    return any(key and key[1].lower() in _CLASS_KEYS for key in keys)
 
 
 def _read_tree(tree: Any, source: str) -> list[Row]:
