@@ -30,6 +30,16 @@ def escape(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
 
 
+def pluralize(count: int, phrase: str) -> str:
+    """Returns a count with a phrase in the singular or the plural.
+
+    In the phrase, `(s)`, `(es)` and `(is|are)` mark what differs: `image(s) (is|are)`.
+    """
+    phrase = re.sub(r"\((\w+)\|(\w+)\)", r"\1" if count == 1 else r"\2", phrase)
+    phrase = re.sub(r"\((e?s)\)", "" if count == 1 else r"\1", phrase)
+    return f"{count:,} {phrase}"
+
+
 def suggest_similar(name: str, choices: Iterable[str]) -> str:
     """Returns `similar: a, b; ` for the choices similar to a name, else ""."""
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)

@@ -419,7 +419,7 @@ def test_wheel_scripts_run_outside_the_checkout(installed_wheel, tiny_voc, voc_r
         *("--train_batch_size=2", "--training_number_of_steps=1"),
         *(records, "--train_logdir=logs"),
     )
-    assert "logs: 1 steps" in outputs["deeplab-train"]
+    assert "logs: 1 step," in outputs["deeplab-train"]
     outputs["deeplab-eval"] = run(
         *("deeplab-eval", "--checkpoint_dir=logs", records, "--eval_logdir=eval")
     )

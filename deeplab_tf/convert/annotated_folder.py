@@ -22,7 +22,7 @@ from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.data.info import DatasetInfo, check_class_names
-from deeplab_tf.errors import UnclearError, UserError, suggest_similar
+from deeplab_tf.errors import UnclearError, UserError, pluralize, suggest_similar
 from deeplab_tf.images import strips
 
 # A label file of YOLO is in a folder labels where its image is in images.
@@ -245,10 +245,10 @@ class LabelMaps:
         if overlaps:
             print(
                 f"objects of different classes overlap in {sum(overlaps):,} pixels of "
-                f"{len(overlaps)} images; the upper ones were kept"
+                f"{pluralize(len(overlaps), 'image(s)')}; the upper ones were kept"
             )
         if empty := sum(empty for _, empty in self._counts.values()):
-            print(f"{empty} objects cover no pixel")
+            print(pluralize(empty, "object(s) (covers|cover) no pixel"))
 
 
 def convert(

@@ -9,7 +9,7 @@ from etils import epath
 
 from deeplab_tf.convert import mask_values
 from deeplab_tf.convert.class_list import ClassList, is_background
-from deeplab_tf.errors import UnclearError, UserError
+from deeplab_tf.errors import UnclearError, UserError, pluralize
 from deeplab_tf.images import mask_files
 
 
@@ -95,8 +95,9 @@ class ClassMasks:
             for (lower, upper), count in sorted(total.items())
         )
         print(
-            f"masks of {len(overlaps)} images overlap in {total.total():,} pixels, "
-            f"which have the later class of --classes: {listed}"
+            f"masks of {pluralize(len(overlaps), 'image(s)')} overlap in "
+            f"{pluralize(total.total(), 'pixel(s)')}, which have the later class of "
+            f"--classes: {listed}"
         )
 
 

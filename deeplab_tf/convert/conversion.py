@@ -34,7 +34,7 @@ from deeplab_tf.convert.shards import (
 from deeplab_tf.convert.tiling import ImageOptions, TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UnclearError, UserError
+from deeplab_tf.errors import UnclearError, UserError, pluralize
 from deeplab_tf.files import outputs
 from deeplab_tf.images import decoding, encoding
 from deeplab_tf.images.decoding import EncodedImage
@@ -113,7 +113,7 @@ class _Notes:
     def report(self) -> None:
         """Prints one line for each kind of note."""
         for note, count in sorted(self._counts.items()):
-            print(f"{count} images {note}")
+            print(pluralize(count, f"image(s) {note}"))
 
 
 def _read_sample(
@@ -142,7 +142,7 @@ def _make_record(
         image, label = _read_sample(sample, info, options)
     else:
         image, label = tiles.read(sample)
-        notes.add("are tiles of larger ones")
+        notes.add("(is|are) tiles of larger ones")
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
         raise UserError(
@@ -161,7 +161,7 @@ def _make_record(
     if image.turned_from != 1:
         notes.add("turned upright by EXIF")
     if image.orientation != 1:
-        notes.add("have an EXIF rotation that is not applied")
+        notes.add("(has|have) an EXIF rotation that is not applied")
     png = io.BytesIO()
     Image.fromarray(label).save(png, "PNG")
     record = records.serialize(image, png.getvalue(), sample.name)

@@ -11,7 +11,7 @@ from etils import epath
 
 from deeplab_tf.convert import pairs
 from deeplab_tf.convert.mask_pattern import MaskPattern
-from deeplab_tf.errors import UserError, escape
+from deeplab_tf.errors import UserError, escape, pluralize
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import formats
 from deeplab_tf.images.mask_files import MASK_SUFFIXES
@@ -143,7 +143,8 @@ def _report_other_names(kind: _Kind, paths: Sequence[str], named: dict) -> None:
     others = [path for path in paths if path not in named]
     if others and kind.affix_flags:
         print(
-            f"passed over {len(others)} images of {escape(kind.folder)} without "
+            f"passed over {pluralize(len(others), 'image(s)')} of "
+            f"{escape(kind.folder)} without "
             f"{kind.affix_flags}, such as {escape(others[0])}",
             file=sys.stderr,
         )
@@ -312,7 +313,8 @@ def report_missing(
             "out, or --missing_mask=background if they show nothing else"
         )
     fate = "left out" if missing_mask == "skip" else "taken as background"
-    print(f"{len(images)} images without a label were {fate}: {escape(listed)}")
+    found = pluralize(len(images), "image(s) without a label (was|were)")
+    print(f"{found} {fate}: {escape(listed)}")
     return images if missing_mask == "background" else {}
 
 
@@ -352,8 +354,9 @@ def _match(
     if different:
         name, label = next(iter(different.items()))
         print(
-            f"{len(different)} labels have the name of their image in another letter "
-            f"case or Unicode form, such as {escape(label)} for {escape(images[name])}"
+            pluralize(len(different), "label(s) (has|have) the name of the image")
+            + f" in another letter case or Unicode form, such as {escape(label)} for "
+            f"{escape(images[name])}"
         )
     return found | different
 

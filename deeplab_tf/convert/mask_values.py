@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.images import mask_files
 from deeplab_tf.images.image_files import TooLargeError
 from deeplab_tf.images.large_masks import LargeMask
@@ -104,10 +104,12 @@ class AllValues:
 def format_counts(counts: Mapping[int, int]) -> str:
     """Returns values with their pixel counts, such as `0 (90 pixels), 255 (10)`."""
     common = Counter(counts).most_common(_MOST_LISTED)
-    parts = [f"{value} ({count:,})" for value, count in sorted(common)]
+    listed = sorted(common)
+    parts = [f"{v} ({pluralize(n, 'pixel(s)')})" for v, n in listed[:1]]
+    parts += [f"{value} ({count:,})" for value, count in listed[1:]]
     more = len(counts) - len(common)
-    text = ", ".join(parts).replace(")", " pixels)", 1)
-    return f"{text} and {more} more values" if more else text
+    text = ", ".join(parts)
+    return f"{text} and {pluralize(more, 'more value(s)')}" if more else text
 
 
 def describe_colors(
@@ -182,10 +184,8 @@ def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
     declared = {c[0] for c in classes.color_ids() if len(set(c)) == 1}
     declared |= set(classes.declared_values())
     count = sum(n for value, n in counts.items() if value not in (declared or ends))
-    what = (
-        f"{count:,} pixels have values in between: anti-aliased, resized or saved as "
-        "JPEG? Add --nearest"
-    )
+    found = pluralize(count, "pixel(s) (has|have) values in between")
+    what = f"{found}: anti-aliased, resized or saved as JPEG? Add --nearest"
     if declared:
         return what
     name = names[1] if len(names) == 2 else "NAME"

@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
-from deeplab_tf.errors import UnclearError
+from deeplab_tf.errors import UnclearError, pluralize
 
 # Lossy formats change values by several levels.
 _MIN_LOSSY_GAP = 16
@@ -108,7 +108,8 @@ class Summary:
             return "--nearest: all pixels had declared values"
         return (
             f"--nearest: {self.pixels:,} of {self.total:,} pixels "
-            f"({self.pixels / self.total:.2%}) in {self.masks} masks snapped to the "
+            f"({self.pixels / self.total:.2%}) in "
+            f"{pluralize(self.masks, 'mask(s)')} snapped to the "
             f"nearest declared value or colour; the largest distance was "
             f"{self.worst:.0f}, in {self.worst_path}"
         )

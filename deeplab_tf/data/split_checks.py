@@ -8,6 +8,7 @@ from deeplab_tf.data import class_checks
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.near_duplicates import find_pairs
 from deeplab_tf.data.validation import Problem, SplitReport, is_evaluation_split
+from deeplab_tf.errors import pluralize
 
 
 def compare_splits(reports: Sequence[SplitReport], info: DatasetInfo) -> list[Problem]:
@@ -40,7 +41,8 @@ def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
         shared = report.digests.keys() & held_out.digests.keys()
         if shared:
             some = min(held_out.digests[digest] for digest in shared)
-            text = f"has {len(shared)} images of {held_out.split}, such as {some}"
+            count = pluralize(len(shared), "image(s)")
+            text = f"has {count} of {held_out.split}, such as {some}"
             problems.append(Problem("leak", report.split, text))
     return problems
 

@@ -11,6 +11,7 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.objects import ObjectSizes
 from deeplab_tf.data.statistics import median_frequency_weights
 from deeplab_tf.data.validation import SplitReport, is_evaluation_split
+from deeplab_tf.errors import pluralize
 
 # Times that training should show a class; fewer are too few steps.
 MIN_SIGHTINGS = 1000
@@ -50,7 +51,8 @@ class Suggestion(NamedTuple):
 
     def describe(self, info: DatasetInfo) -> list[str]:
         """Returns the settings with their reasons, one line each."""
-        (height, width), epochs = self.crop_size, f"{self.epochs:.3g} epochs"
+        height, width = self.crop_size
+        epochs = pluralize(round(self.epochs), "epoch(s)")
         weights = (
             f"equal label weights: frequencies differ less than {_MIN_IMBALANCE}:1"
         )

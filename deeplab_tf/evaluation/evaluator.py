@@ -16,7 +16,7 @@ from deeplab_tf.arguments import Elements, check_arguments
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import iterate_batches, translate_data_errors
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.mean_iou import count_confusions
@@ -182,9 +182,8 @@ class Evaluator:
             images, counts = np.asarray(total(images)), np.asarray(total(counts))
         all_images, larger = images.tolist()
         if larger and not self._has_noted_sizes:
-            print(
-                f"note: {larger} images exceed eval_crop_size, which grew to fit them"
-            )
+            count = pluralize(larger, "image(s) (exceeds|exceed)")
+            print(f"note: {count} eval_crop_size, which grew to fit")
             self._has_noted_sizes = True
         return self._compute_metrics(all_images, counts)
 
@@ -363,7 +362,7 @@ def format_class_table(metrics: dict, info: DatasetInfo) -> str:
     lines.append(
         f"pixel accuracy {metrics['pixel_accuracy']:.4f}, "
         f"frequency-weighted IoU {metrics['frequency_weighted_iou']:.4f}, "
-        f"{metrics['images']} images"
+        + pluralize(metrics["images"], "image(s)")
     )
     return "\n".join(lines)
 

@@ -157,5 +157,5 @@ def describe_unpredicted(reasons: Mapping[str, str], num_classes: int) -> list[s
         return []
     lines = [f"{name} is never predicted: {why}" for name, why in reasons.items()]
     names = join_names(list(reasons))
-    summary = f"{len(reasons)} of {num_classes} classes are never predicted: {names}"
+    summary = f"{len(reasons)} of {num_classes} classes never predicted: {names}"
     return [*lines[:_SHOWN], summary]

@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
-from deeplab_tf.errors import escape
+from deeplab_tf.errors import escape, pluralize
 
 _Path = str | os.PathLike[str]
 
@@ -60,7 +60,7 @@ def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:
             f"{count} {suffix}" for suffix, count in counts.most_common()
         )
         print(
-            f"passed over {counts.total()} files of {escape(where)} that are not "
-            f"images: {escape(listed)}",
+            f"passed over {pluralize(counts.total(), 'file(s)')} of {escape(where)} in "
+            f"no image format: {escape(listed)}",
             file=sys.stderr,
         )

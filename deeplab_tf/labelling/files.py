@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf.errors import UserError, one_line
+from deeplab_tf.errors import UserError, one_line, pluralize
 from deeplab_tf.files import outputs
 from deeplab_tf.images import strips
 from deeplab_tf.images.inputs import check_header, check_image, read_image
@@ -114,4 +114,5 @@ class ImageReader:
             where = f", see {os.path.join(folder, SKIPPED)}"
             lines = "".join(f"{error}\n" for error in self._errors)
             outputs.write_text(lines, os.path.join(folder, SKIPPED))
-        print(f"skipped {len(self._errors)} broken images{where}", file=sys.stderr)
+        skipped = pluralize(len(self._errors), "broken image(s)")
+        print(f"skipped {skipped}{where}", file=sys.stderr)

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from deeplab_tf import visualize
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
 from deeplab_tf.images import georeference
@@ -70,7 +71,7 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
     outputs.write_bytes(
         visualize.encode_png(visualize.contact_sheet(overlays)), overview
     )
-    print(f"written: {overview}, with {len(overlays)} overlays")
+    print(f"written: {overview}, with {pluralize(len(overlays), 'overlay(s)')}")
 
 
 @contextlib.contextmanager
@@ -89,7 +90,7 @@ def write_geotiffs(folder: str, paths: Mapping[str, str]) -> Iterator[Writer]:
             outputs.write_bytes(content, os.path.join(folder, name + GEOTIFF_SUFFIX))
 
     yield add
-    print(f"written: {len(paths)} label maps as GeoTIFF")
+    print(f"written: {pluralize(len(paths), 'label map(s)')} as GeoTIFF")
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from deeplab_tf.config import (
     TrainConfig,
 )
 from deeplab_tf.data.source import Source
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.pretrain.classifier import build_classifier, require_classifier
 from deeplab_tf.pretrain.data import (
     CENTRAL_SHARE,
@@ -200,4 +200,4 @@ def _run(
         return describe_samples(data, split, start, count)
 
     trainer.train(dataset, validation, source.info, name_samples)
-    print(f"{folder}: {trainer.step} steps, model.ckpt-{trainer.step}")
+    print(f"{folder}: {pluralize(trainer.step, 'step(s)')}, model.ckpt-{trainer.step}")

@@ -34,7 +34,7 @@ from deeplab_tf.data.validation import (
     group_problems,
     is_safe,
 )
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation.dataset_report import Diagnosis, write_dataset_report
 from deeplab_tf.files import outputs
 from deeplab_tf.programs import read_command_line
@@ -153,7 +153,7 @@ def _print_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> None:
 
 def _print_images(reports: Sequence[SplitReport]) -> None:
     for report in reports:
-        print(f"\n{report.split}: {report.images} images")
+        print(f"\n{report.split}: {pluralize(report.images, 'image(s)')}")
         if not report.sizes:
             continue
         sizes = np.array(list(report.sizes.elements()))
@@ -161,7 +161,8 @@ def _print_images(reports: Sequence[SplitReport]) -> None:
         low, high = sizes.min(0), sizes.max(0)
         print(
             f"  width {low[1]} to {high[1]}, height {low[0]} to {high[0]}; "
-            f"{width}x{height} is the most frequent size ({count} images)"
+            f"{width}x{height} is the most frequent size "
+            f"({pluralize(count, 'image(s)')})"
         )
         mean, deviation = (
             ", ".join(f"{x:.2f}" for x in xs) for xs in (report.mean, report.deviation)
@@ -242,7 +243,7 @@ def main(values: absl_flags.FlagValues) -> None:
     info = diagnosis.info
     print(
         f"{info.name}: {info.num_classes} classes, labels {info.known_labels}, "
-        f"{info.channels} channels of 0..{info.max_value}"
+        f"{pluralize(info.channels, 'channel(s)')} of 0..{info.max_value}"
     )
     _print_images(diagnosis.reports)
     _print_labels(diagnosis.reports, info)

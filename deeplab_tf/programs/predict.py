@@ -33,7 +33,7 @@ from deeplab_tf import flags
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo, dataset_info, generic_info
 from deeplab_tf.data.pipeline import scale_to_255
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.evaluation.submission import SUBMISSIONS
 from deeplab_tf.files import outputs
@@ -211,7 +211,7 @@ def _label_images(values: absl_flags.FlagValues) -> None:
             for write in opened:
                 write(name, shown, labels)
             count += 1
-    print(f"{count} images labelled")
+    print(pluralize(count, "image(s) labelled"))
     images.report(values.output_dir)
 
 
@@ -220,9 +220,9 @@ def _find_geotiffs(paths: Mapping[str, str]) -> dict[str, str]:
     found = {name: path for name, path in paths.items() if is_geotiff(path)}
     if not found or has_rasterio():
         return found
+    loss = pluralize(len(found), "GeoTIFF(s) (loses|lose) the place on earth")
     print(
-        f"warning: {len(found)} GeoTIFFs lose their place on earth; to keep it, run "
-        "pip install 'deeplab_tf[geo]'",
+        f"warning: {loss}; to keep it, run pip install 'deeplab_tf[geo]'",
         file=sys.stderr,
     )
     return {}
@@ -256,7 +256,7 @@ def _label_video(values: absl_flags.FlagValues) -> None:
         interruption = stack.enter_context(Interruption())
         source = _number_frames(video, values.max_frames, interruption)
         count = label_images(source, labeler, values.batch_size, opened)
-    print(f"{count} frames labelled")
+    print(pluralize(count, "frame(s) labelled"))
     if interruption.signal is None:
         if source.total and count < source.total:
             print(

@@ -15,7 +15,7 @@ from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
 from deeplab_tf.data import sources, statistics, validation
 from deeplab_tf.data.pipeline import describe_samples, load_dataset
 from deeplab_tf.data.source import Source
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation.unpredicted import (
     describe_unpredicted,
     explain_unpredicted,
@@ -218,7 +218,7 @@ def _run(
 
     trainer.train(dataset, validation, experiment.info, name_samples)
     checkpoint = f"model.ckpt-{trainer.step}"
-    print(f"{config.train_logdir}: {trainer.step} steps, {checkpoint}")
+    print(f"{config.train_logdir}: {pluralize(trainer.step, 'step(s)')}, {checkpoint}")
     metrics, info = trainer.last_evaluation, experiment.info
     if trainer.worker.is_chief and find_unpredicted(metrics):
         evidence = gather_evidence(experiment, checkpoint)

@@ -8,6 +8,7 @@ import tensorflow as tf
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.parity import gate
@@ -118,7 +119,6 @@ def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) ->
         predictor,
     )
     miou = comparison["miou"]
-    return (
-        f"mIoU {miou['artefact']:.4f}, model {miou['model']:.4f}, on "
-        f"{comparison['images']} images"
+    return f"mIoU {miou['artefact']:.4f}, model {miou['model']:.4f}, on " + pluralize(
+        comparison["images"], "image(s)"
     )

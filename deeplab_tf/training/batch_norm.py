@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import tensorflow as tf
 
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.models.variables import batch_normalizations
 from deeplab_tf.training.replicas import sum_over_replicas
 
@@ -102,7 +102,8 @@ def _choose_policy(
         return BatchNormPolicy("train", f"{images} images per replica are enough")
     total = images * replicas
     if replicas > 1 and total >= _ENOUGH:
-        return BatchNormPolicy("sync", f"{images} images per replica, {total} together")
+        per_replica = pluralize(images, "image(s) per replica")
+        return BatchNormPolicy("sync", f"{per_replica}, {total} together")
     few = f"a batch of {total} is small"
     if not untrained:
         return BatchNormPolicy(

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.config import TrainConfig
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.training.replicas import sum_over_replicas
 
 # Metrics of each step, in the order of the vector that the graph returns.
@@ -193,7 +193,8 @@ def _describe_trend(losses: Sequence[float]) -> str:
     if not steps:
         return f", after a loss of {last:.3g}"
     verb = "growing" if last > first else "going"
-    return f", after {verb} from {first:.3g} to {last:.3g} in {steps} steps"
+    within = pluralize(steps, "step(s)")
+    return f", after {verb} from {first:.3g} to {last:.3g} in {within}"
 
 
 def _describe_learning_rate(config: TrainConfig, step: int, rate: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf.config import TrainConfig
+from deeplab_tf.errors import pluralize
 from deeplab_tf.training.trainer import Trainer
 
 _STEPS, _STEPS_AT_ONCE = 200, 10
@@ -66,7 +67,7 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
             break
     line = (
         f"one batch: loss {rows[-1, 0]:.3f}, mIoU {miou:.3f} and pixel accuracy "
-        f"{accuracy:.3f} after {trainer.step} steps"
+        f"{accuracy:.3f} after {pluralize(trainer.step, 'step(s)')}"
     )
     if not fits:
         line += (

@@ -14,7 +14,7 @@ from deeplab_tf.checkpoints.keys import AVERAGE_KEY, MODEL_KEY
 from deeplab_tf.config import TrainConfig
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.data.reader import translate_data_errors
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.files.locks import training_lock
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.pointwise import convert_pointwise_to_matmul
@@ -321,8 +321,9 @@ class Trainer:
         try:
             yield
         except tf.errors.OutOfRangeError:
+            steps = pluralize(self.step, "step(s)")
             raise UserError(
-                f"the dataset ended after {self.step} steps; repeat it, or lower "
+                f"the dataset ended after {steps}; repeat it, or lower "
                 "training_number_of_steps"
             ) from None
 

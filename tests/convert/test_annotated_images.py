@@ -53,8 +53,8 @@ def test_records_have_the_objects_of_the_file(tmp_path, arguments, name):
     classes, labels = read_records(tmp_path / "out")
     names = ("dog", "cat") if name == "VIA" else ("cat", "dog")
     assert classes == ("background", *names)
-    assert f"annotations: {name}, 2 categories, 3 images, 3 objects\n" in output
-    assert "overlap in 20 pixels of 1 images; the upper ones were kept" in output
+    assert f"annotations: {name}, 2 classes, 3 images, 3 objects\n" in output
+    assert "overlap in 20 pixels of 1 image; the upper ones were kept" in output
     assert list(labels) == ["a", "sub/b", "sub/c"]
     ids = {class_name: i for i, class_name in enumerate(names, 1)}
     for image, scene in files.SCENES.items():

@@ -44,9 +44,7 @@ def test_every_format_gives_the_same_objects(tmp_path, name):
     save, names, by_area = FORMATS[name]
     found, labels = read_labels(save(tmp_path))
     assert found.names() == ("background", *names)
-    assert found.describe() == (
-        f"annotations: {name}, 2 categories, 3 images, 3 objects"
-    )
+    assert found.describe() == (f"annotations: {name}, 2 classes, 3 images, 3 objects")
     ids = {class_name: i for i, class_name in enumerate(names, 1)}
     for image, scene in files.SCENES.items():
         truth = files.draw_truth(scene, ids, by_area)
@@ -138,7 +136,7 @@ def test_labelme_ignores_and_clears(tmp_path):
     truth[2:5, 6:9] = 255
     np.testing.assert_array_equal(labels["x"], truth)
     assert found.names() == ("background", "cat")
-    assert found.describe().endswith("3 objects, 1 points skipped")
+    assert found.describe().endswith("3 objects, 1 point skipped")
 
 
 def to_counts(mask):
@@ -223,7 +221,7 @@ def test_crowds_are_ignored_above_all_objects(tmp_path):
     truth = files.draw_truth(scene[:2], {"cat": 1, "dog": 2})
     truth[:29, 10:39] = 255
     np.testing.assert_array_equal(labels["x"], truth)
-    assert found.describe().endswith("3 objects, 1 crowds ignored")
+    assert found.describe().endswith("3 objects, 1 crowd ignored")
     _, labels = read_labels(tmp_path / "x.json", Options(crowd="object"))
     assert set(np.unique(labels["x"])) == {0, 1, 2}
 

@@ -237,7 +237,7 @@ def test_program_prints_split_sizes(tmp_path, capsys):
         "--split=trainaug",
     ]
     run_program("deeplab_tf.programs.convert.coco_voc", ["coco_voc.py", *flags])
-    assert capsys.readouterr().out == f"{tmp_path}/out: train_aug 1 images\n"
+    assert capsys.readouterr().out == f"{tmp_path}/out: train_aug 1 image\n"
     assert len(records.shard_paths(f"{tmp_path}/out", "train_aug")) == 1
 
 

@@ -171,7 +171,7 @@ def test_system_files_and_other_formats_are_passed_over(tmp_path, capfd):
     assert_scenes(read(tmp_path), a=0)
     lines = [x for x in capfd.readouterr().err.splitlines() if "passed over" in x]
     assert lines == [
-        f"passed over 4 files of {tmp_path}/images that are not images: 3 .json, 1 .txt"
+        f"passed over 4 files of {tmp_path}/images in no image format: 3 .json, 1 .txt"
     ]
 
 
@@ -195,7 +195,7 @@ def test_unicode_forms_and_letter_case_may_differ(tmp_path):
         ("images/a.png", "masks/a.png"),
     )
     out = convert(tmp_path)
-    assert "2 labels have the name of their image in another letter case or Uni" in out
+    assert "2 labels have the name of the image in another letter case or Uni" in out
     assert_scenes(read(tmp_path), **{composed: 0, "City/IMG_1": 1, "a": 2})
 
 
@@ -254,7 +254,7 @@ def test_images_without_a_mask_are_background_or_skipped(tmp_path, missing):
     for _ in range(2):
         out = convert(tmp_path, f"--missing_mask={missing}")
         fate = "left out" if missing == "skip" else "taken as background"
-        assert f"1 images without a label were {fate}: {tmp_path}/images/b/c.png" in out
+        assert f"1 image without a label was {fate}: {tmp_path}/images/b/c.png" in out
     found = read(tmp_path)
     if missing == "background":
         np.testing.assert_array_equal(found.pop("b/c"), np.zeros((HEIGHT, WIDTH)))

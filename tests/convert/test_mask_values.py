@@ -290,7 +290,7 @@ def test_snapped_pixels_are_counted(tmp_path):
     masks = Masks(NEAR, [path])
     np.testing.assert_array_equal(masks.read(path), [[0, 1, 1, 2, 2]])
     assert str(masks.snapped) == (
-        "--nearest: 2 of 5 pixels (40.00%) in 1 masks snapped to the nearest declared "
+        "--nearest: 2 of 5 pixels (40.00%) in 1 mask snapped to the nearest declared "
         f"value or colour; the largest distance was 28, in {path}"
     )
 

@@ -111,7 +111,7 @@ def test_every_format_is_converted_and_predicted_alike(source, tmp_path, suffix)
         assert content == path.read_bytes()
         assert "transcoded" not in printed
         return
-    assert f"1 images transcoded from {reported} to PNG\n" in printed
+    assert f"1 image transcoded from {reported} to PNG\n" in printed
     with Image.open(path) as image:
         np.testing.assert_array_equal(found, np.array(image.convert("RGB")))
     if reported in ("BMP", "TIFF", "JPEG2000"):  # without loss
@@ -274,7 +274,7 @@ def test_apply_exif_turns_images_upright(
     np.testing.assert_array_equal(found_label, label)
     if suffix != "jpg":
         np.testing.assert_array_equal(found, upright)
-    assert ("1 images turned upright by EXIF\n" in printed) == (orientation != 1)
+    assert ("1 image turned upright by EXIF\n" in printed) == (orientation != 1)
 
 
 @pytest.mark.parametrize(("suffix", "image_format"), LOSSLESS)
@@ -287,7 +287,7 @@ def test_noapply_exif_keeps_the_stored_pixels(
     stored = save_turned(path, upright, orientation, image_format)
     printed = run(*arguments(tmp_path, "--noapply_exif"))
     np.testing.assert_array_equal(read_record(tmp_path)[0], stored)
-    assert "1 images have an EXIF rotation that is not applied\n" in printed
+    assert "1 image has an EXIF rotation that is not applied\n" in printed
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -314,7 +314,7 @@ def test_label_that_fits_only_the_stored_pixels_is_accepted(source, tmp_path):
     Image.fromarray(stored).save(path, exif=exif)
     printed = run(*arguments(tmp_path))
     np.testing.assert_array_equal(read_record(tmp_path)[0], stored)
-    assert "1 images have an EXIF rotation that is not applied\n" in printed
+    assert "1 image has an EXIF rotation that is not applied\n" in printed
     message = "is 18x12 but its image .* is 12x18 after its EXIF rotation; replace --ap"
     assert_refused(message, *arguments(tmp_path, "--apply_exif", "--split=val"))
 

@@ -133,7 +133,7 @@ def test_similar_images_of_two_splits_are_named(tmp_path):
         (
             "leak",
             "train",
-            f"has 1 images of val, such as record 3 of {val_path} (scene_005)",
+            f"has 1 image of val, such as record 3 of {val_path} (scene_005)",
         ),
         (
             "similar",

@@ -336,7 +336,7 @@ def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
         (
             "leak",
             "train_more",
-            f"has 1 images of val, such as record 1 of {path} (image_4)",
+            f"has 1 image of val, such as record 1 of {path} (image_4)",
         ),
     ]
 
@@ -380,7 +380,7 @@ def test_program_prints_report_and_draws_samples(folder, capsys):
     assert run_doctor(f"--dataset_dir={folder}", "--samples=2") == 0
     out = capsys.readouterr().out
     assert out.startswith("toys: 3 classes, labels 0..2 and 255 (ignored), 3 channels")
-    assert "train: 3 images" in out and "val: 1 images" in out
+    assert "train: 3 images" in out and "val: 1 image" in out
     # Train has three images of 54 pixels; class 0 covers 18 of each.
     assert f"  0 floor         33.333%{3:>9}    33.333%{1:>9}" in out
     assert out.endswith("safe to train\n") and "not safe" not in out

@@ -112,7 +112,7 @@ def test_crop_size_grows_with_a_note_for_larger_images(strided_model, capsys):
     assert metrics["confusion_matrix"] == expected["confusion_matrix"]
     assert np.sum(metrics["confusion_matrix"]) == labels.size
     out = capsys.readouterr().out
-    assert out == "note: 3 images exceed eval_crop_size, which grew to fit them\n"
+    assert out == "note: 3 images exceed eval_crop_size, which grew to fit\n"
 
 
 def test_scales_flips_and_crop_size_are_used(strided_model):

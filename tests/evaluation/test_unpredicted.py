@@ -98,7 +98,7 @@ def test_summary_names_the_classes():
     assert describe_unpredicted(reasons, 9) == [
         "cat is never predicted: likely a",
         "dog is never predicted: likely b",
-        "2 of 9 classes are never predicted: cat, dog",
+        "2 of 9 classes never predicted: cat, dog",
     ]
 
 
@@ -164,7 +164,7 @@ def test_programs_name_classes_that_are_never_predicted(folder, tmp_path, start)
         "(100% of them below 16x16 pixels, a cell of the output stride)"
     )
     assert reason in out.splitlines()
-    summary = "2 of 3 classes are never predicted: shape, speck"
+    summary = "2 of 3 classes never predicted: shape, speck"
     assert out.splitlines()[-1] == summary
     out = run(
         "deeplab_tf.programs.eval",

@@ -217,7 +217,7 @@ def test_broken_images_are_skipped_and_listed(tiny_export, tmp_path, capfd):
     (photos / "c.jpg").write_text("text")
     arguments = (PREDICT, f"--model={tiny_export}", f"--output_dir={tmp_path}/out")
     arguments = (*arguments, f"--images={photos}", "--skip_broken")
-    assert "1 images labelled" in run(*arguments)
+    assert "1 image labelled" in run(*arguments)
     assert f"skipped 2 broken images, see {tmp_path}/out/skip" in capfd.readouterr().err
     lines = (tmp_path / "out/skipped.txt").read_text().splitlines()
     assert [line.partition(" is broken")[0] for line in lines] == [
@@ -358,7 +358,7 @@ def test_large_images_are_labelled_in_tiles(
     monkeypatch.setattr(predict, "label_in_tiles", in_tiles)
     printed = run(*arguments, f"--output_dir={tmp_path}/in_tiles")
     assert "a." + suffix + " is labelled in tiles" in printed
-    assert "1 images labelled" in printed
+    assert "1 image labelled" in printed
     expected = read_labels(tmp_path / "at_once", "a")
     found = read_labels(tmp_path / "in_tiles", "a")
     assert len(np.unique(expected)) > 1
@@ -387,5 +387,5 @@ def test_labels_of_geotiffs_keep_their_place(tiny_export, tmp_path, monkeypatch,
     assert not (tmp_path / "out/plain_label.tif").exists()
     monkeypatch.setitem(sys.modules, "rasterio", None)
     run(*arguments, f"--output_dir={tmp_path}/out2")
-    assert "1 GeoTIFFs lose their place on earth; to keep it" in capfd.readouterr().err
+    assert "1 GeoTIFF loses the place on earth; to keep it" in capfd.readouterr().err
     assert not (tmp_path / "out2/x/a_label.tif").exists()

@@ -28,7 +28,7 @@ FRESH = ("aspp0/BatchNorm/moving_mean", "concat_projection/BatchNorm/moving_mean
         (11, 1, (), "freeze", "a batch of 11 is small, "),
         (8, 2, (), "sync", "8 images per replica, 16 together"),
         (6, 2, FRESH, "sync", "6 images per replica, 12 together"),
-        (1, 12, (), "sync", "1 images per replica, 12 together"),
+        (1, 12, (), "sync", "1 image per replica, 12 together"),
         (5, 2, (), "freeze", "a batch of 10 is small, and the checkpoint has"),
         (
             8,

@@ -143,7 +143,7 @@ LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
             {"optimizer": "adam", "focal_gamma": 8},
             *((2.0, 1.0), 3.14159, None, False),
             "the gradients are not finite at step 7 (loss 3.14), after going from 2 to "
-            "1 in 1 steps; training diverged: lower adam_learning_rate=0.001 (learning "
+            "1 in 1 step; training diverged: lower adam_learning_rate=0.001 (learning "
             "rate 0.25 at this step); lower focal_gamma: 8 exceeds the usual 5",
         ),
         (

@@ -560,7 +560,7 @@ def test_step_without_data_changes_nothing():
     trainer.train_step(*batch(2))
     before = read_everything()
     assert {"dropout", "bn/moving_mean"} <= set(before)
-    with pytest.raises(UserError, match="dataset ended after 1 steps"):
+    with pytest.raises(UserError, match="dataset ended after 1 step;"):
         trainer.train(repeat_batch(0))
     for name, array in read_everything().items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)

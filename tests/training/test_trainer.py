@@ -212,7 +212,7 @@ def test_weight_decay_and_gradient_multipliers(eager_execution):
 def test_broken_training_stops_with_reason():
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=3))
     images, labels = batch()
-    with pytest.raises(UserError, match="dataset ended after 1 steps"):
+    with pytest.raises(UserError, match="dataset ended after 1 step;"):
         trainer.train([(images, labels)])
     assert trainer.step == trainer.samples / 2 == 1
     # A ReLU may hide the NaN, but the gradients do not.

@@ -69,7 +69,7 @@ def read(path: str, relative: str, content: Any, options: Options) -> Annotation
         draw = _read_segmentation(entry.get("segmentation"), image, where)
         if entry.get("iscrowd") and options.crowd != "object":
             name = IGNORE_NAME
-            found.notes["crowds ignored"] += 1
+            found.notes["crowd(s) ignored"] += 1
         image.objects.append(Object(name, draw, where))
     if options.crowd is None and found.notes:
         _refuse_crowds_alone(path, content["annotations"], names)

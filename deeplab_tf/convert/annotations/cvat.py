@@ -28,7 +28,7 @@ _KEYS = {
     "mask": ("left", "top", "width", "height"),
 }
 _SHAPES = ("polygon", "polyline", *_KEYS)
-_SKIPPED = {"points": "points skipped", "tag": "tags skipped"}
+_SKIPPED = {"points": "point(s) skipped", "tag": "tag(s) skipped"}
 
 
 class _Builder(ElementTree.TreeBuilder):

@@ -78,11 +78,11 @@ def _list_regions(
     for place, region in _list_results(task, where):
         keys = [key for key in region if key.endswith("labels")]
         if "keypointlabels" in keys:
-            found.notes["points skipped"] += 1
+            found.notes["point(s) skipped"] += 1
         elif keys:
             yield place, region
         else:
-            found.notes["results without a label skipped"] += 1
+            found.notes["result(s) without a label skipped"] += 1
 
 
 def _list_results(task: dict, where: str) -> Iterator[tuple[str, dict]]:

@@ -50,7 +50,7 @@ def read(path: str, relative: str, content: Any, options: Options) -> Annotation
     for where, shape in read_entries(content["shapes"], f"{path}: shapes"):
         kind = shape.get("shape_type") or "polygon"
         if kind in _POINTS:
-            found.notes["points skipped"] += 1
+            found.notes["point(s) skipped"] += 1
             continue
         label = read_name(shape.get("label"), f"{where}.label")
         where = f"{where} ({kind} {label})"

@@ -9,7 +9,7 @@ import numpy as np
 
 from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.class_list import is_background
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, pluralize
 
 _MAX_NUMBER = 1e9
 # The name that labelme gives to pixels to ignore.
@@ -115,13 +115,14 @@ class Annotations:
 
     def describe(self) -> str:
         """Returns the line that reports what was read."""
-        objects = sum(len(image.objects) for image in self.images)
-        line = (
-            f"annotations: {self.format}, {len(self.names()) - 1} categories, "
-            f"{len(self.images)} images, {objects} objects"
-        )
-        notes = (f"{count} {note}" for note, count in sorted(self.notes.items()))
-        return ", ".join((line, *notes))
+        counts = {
+            "class(es)": len(self.names()) - 1,
+            "image(s)": len(self.images),
+            "object(s)": sum(len(image.objects) for image in self.images),
+            **dict(sorted(self.notes.items())),
+        }
+        found = (pluralize(count, noun) for noun, count in counts.items())
+        return f"annotations: {self.format}, {', '.join(found)}"
 
 
 class Drawing(NamedTuple):

@@ -66,7 +66,7 @@ def read(path: str, relative: str, content: Any, options: Options) -> Annotation
         for where, region in _list_regions(path, key, entry):
             shape = region["shape_attributes"]
             if shape.get("name") == "point":
-                found.notes["points skipped"] += 1
+                found.notes["point(s) skipped"] += 1
                 continue
             label = _read_label(region["region_attributes"], attribute, where)
             draw = _read_shape(shape, where, options)

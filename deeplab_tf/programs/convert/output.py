@@ -36,4 +36,5 @@ def claim_output(values: flags.FlagValues) -> None:
 def print_sizes(output_dir: str, sizes: Mapping[str, int]) -> None:
     """Prints the number of images of each split."""
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
-    print(f"{output_dir}: {counts} images")
+    noun = "image" if sum(sizes.values()) == 1 else "images"
+    print(f"{output_dir}: {counts} {noun}")
