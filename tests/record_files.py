@@ -1,4 +1,4 @@
-"""Builds records from arrays and shards from records, without a converter."""
+"""Builds records from arrays and shards from records, and reads them back."""
 
 import io
 import math
@@ -8,6 +8,7 @@ import tensorflow as tf
 from PIL import Image
 
 from deeplab_tf.data import records
+from deeplab_tf.images import decoding
 from deeplab_tf.images.decoding import EncodedImage
 
 # EXIF data in which the orientation is the text "abc".
@@ -40,3 +41,12 @@ def write_shards(folder, *contents, split="train", shards=1):
             for content in contents[i * size : (i + 1) * size]:
                 writer.write(content)
     return str(folder)
+
+
+def read_records(folder, split="train"):
+    """Returns the class names of a split, and the label map of each record by name."""
+    dataset = tf.data.TFRecordDataset(records.shard_paths(str(folder), split))
+    return records.read_info(str(folder)).class_names, {
+        name.decode(): decoding.decode_label(label).numpy()[..., 0]
+        for _, label, name in dataset.map(records.parse).as_numpy_iterator()
+    }

@@ -75,19 +75,6 @@ def write_ade20k(root):
     return root
 
 
-def write_street(root):
-    """Writes ten images, colour masks and the class list."""
-    colors = {"road": (128, 64, 128), "traffic light": (250, 170, 30)}
-    for i in range(10):
-        save_image(root / f"images/{i}.jpg", seed=i)
-        mask = np.empty((20, 30, 3), np.uint8)
-        mask[: i + 5], mask[i + 5 :] = colors.values()
-        save_label(root / f"masks/{i}.png", mask)
-    lines = [f"{name} {' '.join(map(str, color))}\n" for name, color in colors.items()]
-    (root / "classes.txt").write_text("".join(lines))
-    return root
-
-
 def rectangle(top, left, height, width):
     """Returns a polygon that COCO's rasterizer fills as exactly this rectangle."""
     bottom, right = top + height, left + width

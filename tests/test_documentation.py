@@ -17,7 +17,7 @@ import official_archives
 import pytest
 import small_datasets
 from conftest import ROOT
-from PIL import Image
+from doc_pages import OWN_DATA, PAGES, find_blocks, find_commands
 
 import deeplab_tf
 from deeplab_tf import flags
@@ -26,25 +26,7 @@ from deeplab_tf.data.info import dataset_info
 from deeplab_tf.images.videos import write_video
 from tools import documentation
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Runs line by line, with trainings as long as on the page.
-OWN_DATA = ROOT / "docs/own_data.md"
-SHARED_PAGES = [page for page in PAGES if page != OWN_DATA]
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
-# Not run here: they install packages. tests/test_demo.py runs demo.sh.
-SCRIPTS = ("./demo.sh", "./test.sh", "pip install")
-
-
-def find_blocks(language: str, pages=SHARED_PAGES) -> list[str]:
-    pattern = re.compile(rf"^```{language}\n(.*?)^```", re.M | re.S)
-    return [block for page in pages for block in pattern.findall(page.read_text())]
-
-
-def find_commands(pages=SHARED_PAGES) -> list[str]:
-    """Returns the distinct commands of some pages."""
-    lines = "\n".join(find_blocks("bash", pages)).replace("\\\n", " ").splitlines()
-    lines = dict.fromkeys(" ".join(line.split()) for line in lines)
-    return [line for line in lines if line and not line.startswith(SCRIPTS)]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +44,6 @@ def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     write_full_size_test_image(folder / "cityscapes")
     small_datasets.write_ade20k(folder / "ADEChallengeData2016")
     small_datasets.write_coco(folder / "coco")
-    small_datasets.write_street(folder / "street")
     (folder / "camvid").symlink_to(camvid)
     with write_video(str(folder / "drive.mp4"), 10.0, (48, 64)) as write:
         for _ in range(3):
@@ -237,7 +218,7 @@ def test_every_command_runs(workspace):
         assert (workspace / "pictures" / name).exists()
     for name in ("eval/report.html", "eval_os8/report.html", "results.tgz"):
         assert (workspace / name).exists()
-    for name in ("voc", "cityscapes", "ade20k", "coco_voc", "street", "camvid"):
+    for name in ("voc", "cityscapes", "ade20k", "coco_voc", "camvid"):
         assert (workspace / "tfrecord" / name / "dataset_info.json").exists()
 
 
@@ -248,42 +229,6 @@ def test_every_python_block_runs(workspace):
     assert sources
     for source in sources:
         run_python(source, workspace)
-
-
-@pytest.fixture
-def own_data(camvid, voc_checkpoint, tmp_path) -> pathlib.Path:
-    """A checkout with 40 real images, masks and renamed classes."""
-    link_programs(tmp_path)
-    # A folder of this name is preferred to the zoo, which needs the network.
-    checkpoint = tmp_path / "mobilenetv2_coco_voc_trainval"
-    checkpoint.symlink_to(pathlib.Path(voc_checkpoint).parent)
-    data = tmp_path / "my_data"
-    for folder in ("images", "masks"):
-        (data / folder).mkdir(parents=True)
-    for photo in sorted((camvid / "train").iterdir())[::9][:40]:
-        shutil.copy(photo, data / "images")
-        mask = np.array(Image.open(camvid / f"trainannot/{photo.stem}.png"))
-        mask[mask == 11] = 255  # CamVid's own value of void
-        Image.fromarray(mask).save(data / f"masks/{photo.stem}.png")
-    names = "heaven house post street footpath plant board barrier vehicle person rider"
-    (data / "classes.txt").write_text("\n".join(names.split()) + "\n")
-    return tmp_path
-
-
-@pytest.mark.slow
-def test_own_data_page_runs_line_by_line(own_data):
-    start = time.monotonic()
-    for command in find_commands([OWN_DATA]):
-        run_shell(command, own_data)
-    (script,) = find_blocks("python", [OWN_DATA])
-    run_python(script, own_data)
-    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
-    metrics = json.loads((own_data / "eval_my_data/metrics.json").read_text())
-    print(f"mIoU {metrics['miou']:.3f}")
-    # Of sky, buildings and road alone it could not be more than 3 / 11.
-    assert metrics["miou"] > 0.35
-    assert "heaven" in (own_data / "eval_my_data/report.html").read_text()
-    assert (own_data / "pictures_my_data/overview.png").exists()
 
 
 def make_environment() -> dict[str, str]:

@@ -7,11 +7,11 @@ import shutil
 import stat
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import zipfile
 
 import pytest
+import wheels
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
@@ -293,47 +293,16 @@ def test_every_constraint_is_exact():
     assert {"tensorflow", "keras", "numpy", "protobuf", "tf2onnx"} <= names
 
 
-def tracked_files():
-    """Returns the tracked paths, relative to the root."""
-    if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("no git checkout")
-    command = ["git", "ls-files", "-z"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if result.returncode:  # for example a checkout of another user
-        pytest.skip(result.stderr)
-    return {name for name in result.stdout.split("\0") if (ROOT / name).is_file()}
-
-
-def build(kind, source, folder):
-    """Builds an "sdist" or a "wheel" without the network; returns its path."""
-    script = "import sys; from setuptools import build_meta as b; "
-    script += f"print(b.build_{kind}(sys.argv[1]), end='')"
-    command = [sys.executable, "-W", "ignore", "-c", script, folder]
-    result = subprocess.run(command, cwd=source, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return folder / result.stdout.splitlines()[-1]
-
-
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
     """A source archive of the tracked files."""
-    source = tmp_path_factory.mktemp("source")
-    for name in tracked_files():
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, source / name)
-    return build("sdist", source, tmp_path_factory.mktemp("sdist"))
+    return wheels.build_sdist(tmp_path_factory.mktemp("sdist"))
 
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
     """A wheel built from the source archive."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    # Python before 3.10.12 and 3.11.4 has no filters; 3.12 and 3.13 warn without one.
-    options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, **options)
-    [source] = folder.iterdir()
-    return build("wheel", source, tmp_path_factory.mktemp("wheel"))
+    return wheels.build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
 
 
 def test_source_archive_contains_the_repository(sdist):
@@ -342,7 +311,7 @@ def test_source_archive_contains_the_repository(sdist):
     archived = {name.partition("/")[2] for name in members}
     generated = {"PKG-INFO", "setup.cfg"}
     archived = {name for name in archived - generated if ".egg-info/" not in name}
-    assert archived == tracked_files()
+    assert archived == wheels.tracked_files()
 
 
 def test_wheel_contains_only_the_package(wheel):
@@ -353,7 +322,7 @@ def test_wheel_contains_only_the_package(wheel):
         scripts = archive.read(entry_points).decode()
     folders = {name.split("/")[0] for name in names}
     assert folders == {"deeplab_tf", wheel.name.split("-py3")[0] + ".dist-info"}
-    modules = {n for n in tracked_files() if re.match(r"deeplab_tf/.*\.py$", n)}
+    modules = {n for n in wheels.tracked_files() if re.match(r"deeplab_tf/.*\.py$", n)}
     assert {name for name in names if name.endswith(".py")} == modules
     assert any(name.endswith("LICENSE") for name in names)
     assert "deeplab_tf/py.typed" in names
@@ -371,29 +340,12 @@ def installed_wheel(wheel, tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("elsewhere")
     environment = folder / "environment"
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", environment], check=True
-    )
-    [packages] = environment.glob("lib/python*/site-packages")
-    # The requirements, without the editable installation: no .pth is read in there.
-    (packages / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    packages = wheels.install(wheel, environment)
     (packages / "datasets").mkdir()
     (packages / "datasets/__init__.py").write_text('FOREIGN = "yes"\n')
-    command = [sys.executable, "-m", "pip", "--python", environment / "bin/python"]
-    command += ["install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(command, check=True)
-    environment_variables = {
-        k: v for k, v in os.environ.items() if not k.startswith("PYTHON")
-    }
 
     def run(script, *arguments):
-        result = subprocess.run(
-            [environment / "bin" / script, *arguments],
-            cwd=folder,
-            env=environment_variables,
-            capture_output=True,
-            text=True,
-        )
+        result = wheels.run(environment / "bin" / script, *arguments, folder=folder)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -6,12 +6,9 @@ import re
 import annotation_files as files
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image, ImageDraw
 from program_runs import assert_refused, run
-
-from deeplab_tf.data import records
-from deeplab_tf.images import decoding
+from record_files import read_records
 
 PROGRAM = "deeplab_tf.programs.convert.folder"
 WRITERS = {
@@ -22,15 +19,6 @@ WRITERS = {
     "CVAT": files.save_cvat,
     "VIA": files.save_via,
 }
-
-
-def read_records(folder, split="train"):
-    """Returns the class names, and the label map of each record by name."""
-    dataset = tf.data.TFRecordDataset(records.shard_paths(str(folder), split))
-    return records.read_info(str(folder)).class_names, {
-        name.decode(): decoding.decode_label(label).numpy()[..., 0]
-        for _, label, name in dataset.map(records.parse).as_numpy_iterator()
-    }
 
 
 @pytest.fixture
