@@ -1,14 +1,13 @@
 """Reads annotation files of common tools. One file per format, and this table of them.
 
-A format is recognised by its content. Adding one takes a module with `is_content` and
-`read`, and a row.
+A format is recognised by its content. Adding one takes a module with
+`is_content(content)` and `read(file, options)`, and a row.
 """
 
 import dataclasses
 import os
 from collections.abc import Iterable
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from typing import Any
 
 from etils import epath
 
@@ -22,10 +21,11 @@ from deeplab_tf.convert.annotations import (
     via,
     yolo,
 )
-from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, Options
+from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, File, Options
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.images import formats
 
 __all__ = ["Annotations", "Options", "read"]
 
@@ -38,11 +38,6 @@ _KNOWN = (
 )
 
 
-class _File(NamedTuple):
-    path: str
-    relative: str  # to the annotation folder, with forward slashes
-
-
 def read(path: str, options: Options = DEFAULTS) -> Annotations:
     """Reads an annotation file, or all annotation files in a folder and its subfolders.
 
@@ -53,17 +48,18 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     Raises:
         UserError: if a file is broken or of an unknown format, or formats are mixed.
     """
-    files = _list_files(path)
+    names = _list_files(path)
     parts: list[Annotations] = []
-    texts: list[tuple[_File, list[str]]] = []
-    for file in files:
-        content = _parse(
-            file.path, is_text=len(files) > 1 and _has_suffix(file, ".txt")
-        )
-        if isinstance(content, list) and all(isinstance(x, str) for x in content):
-            texts.append((file, content))
-        elif not yolo.is_notes(content):
-            part = _read_content(file, content, options)
+    texts: list[File] = []
+    for name, relative in names.items():
+        is_text = len(names) > 1 and formats.lower_suffix(name) == ".txt"
+        file = File(name, relative, _parse(name, is_text))
+        if isinstance(file.content, list) and all(
+            isinstance(line, str) for line in file.content
+        ):
+            texts.append(file)
+        elif not yolo.is_notes(file.content):
+            part = _read_content(file, options)
             _require_same_format(parts, part)
             parts.append(part)
     parts += _read_texts(path, texts, parts)
@@ -72,18 +68,15 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     return dataclasses.replace(_merge(parts), options=options)
 
 
-def _list_files(path: str) -> list[_File]:
+def _list_files(path: str) -> dict[str, str]:
+    """Returns the relative path of each file."""
     if file_kinds.kind_of(path) is not file_kinds.Kind.DIRECTORY:
         file_kinds.require_file(path)
-        return [_File(path, os.path.basename(path))]
+        return {path: os.path.basename(path)}
     names = file_kinds.list_tree(path)
     mask_exports.refuse(path, names)
-    files = [_File(os.path.join(path, name), name) for name in names]
-    return [file for file in files if _has_suffix(file, *_SUFFIXES)]
-
-
-def _has_suffix(file: _File, *suffixes: str) -> bool:
-    return file.relative.lower().endswith(suffixes)
+    known = [name for name in names if formats.lower_suffix(name) in _SUFFIXES]
+    return {os.path.join(path, name): name for name in known}
 
 
 def _parse(path: str, is_text: bool) -> Any:
@@ -98,32 +91,31 @@ def _parse(path: str, is_text: bool) -> Any:
     return text_files.split_lines(content, path)
 
 
-def _read_content(file: _File, content: Any, options: Options) -> Annotations:
+def _read_content(file: File, options: Options) -> Annotations:
     for module in FORMATS:
-        is_xml = isinstance(content, ElementTree.Element)
-        if is_xml == (module is cvat) and module.is_content(content):
-            return module.read(file.path, file.relative, content, options)
+        if module.is_content(file.content):
+            return module.read(file, options)
     raise UserError(f"{file.path} is not an annotation file of {_KNOWN}")
 
 
 def _read_texts(
-    path: str, texts: list[tuple[_File, list[str]]], others: list[Annotations]
+    path: str, texts: list[File], others: list[Annotations]
 ) -> Iterable[Annotations]:
     """Reads the label files of YOLO among text files."""
-    labels = [file for file, lines in texts if yolo.is_content(lines)]
+    labels = [file for file in texts if yolo.is_content(file.content)]
     if not labels:
         if len(texts) == 1 and not others:
-            raise UserError(f"{texts[0][0].path} is not an annotation file of {_KNOWN}")
+            raise UserError(f"{texts[0].path} is not an annotation file of {_KNOWN}")
         return
     names = _read_class_names(path, labels[0])
-    for file, lines in texts:
-        if file in labels or not any(line.strip() for line in lines):
-            part = yolo.read(file.path, file.relative, lines, names)
+    for file in texts:
+        if file in labels or not any(line.strip() for line in file.content):
+            part = yolo.read(file, names)
             _require_same_format(others, part)
             yield part
 
 
-def _read_class_names(path: str, label: _File) -> tuple[str, ...]:
+def _read_class_names(path: str, label: File) -> tuple[str, ...]:
     """Reads the class names of YOLO's labels from the folder or one above it."""
     folder = os.path.dirname(os.path.abspath(label.path))
     top = os.path.dirname(os.path.dirname(os.path.abspath(path)))

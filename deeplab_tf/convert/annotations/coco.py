@@ -13,6 +13,7 @@ from deeplab_tf.convert.annotations.objects import (
     IGNORE_NAME,
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     Options,
     read_entries,
@@ -31,22 +32,16 @@ def is_content(content: Any) -> bool:
     return isinstance(content, dict) and set(_KEYS) <= content.keys()
 
 
-def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+def read(file: File, options: Options) -> Annotations:
     """Reads an instances file of COCO.
 
     Smaller objects cover larger ones. Crowds are ignored and cover all objects, as in
     VOC's labels of COCO, unless `options.crowd` is "object".
 
-    Args:
-        path: The file.
-        relative: Unused; images are named below the image folder.
-        content: The parsed JSON.
-        options: `crowd`.
-
     Raises:
         UserError: if an entry is invalid.
     """
-    del relative
+    path, _, content = file
     categories = _index(path, "categories", content)
     names = {
         key: read_name(e.get("name"), where) for key, (where, e) in categories.items()

@@ -3,7 +3,7 @@
 import functools
 import re
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +13,7 @@ from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     Options,
     read_name,
@@ -48,28 +49,22 @@ def parse(content: bytes, path: str) -> ElementTree.Element:
         raise UserError(f"{path} is not valid XML: {error}") from error
 
 
-def is_content(root: ElementTree.Element) -> bool:
-    """Returns whether an XML document is an export of CVAT."""
-    return root.tag == "annotations" and root.find("version") is not None
+def is_content(root: Any) -> bool:
+    """Returns whether parsed content is an export of CVAT."""
+    is_xml = isinstance(root, ElementTree.Element)
+    return is_xml and root.tag == "annotations" and root.find("version") is not None
 
 
-def read(
-    path: str, relative: str, root: ElementTree.Element, options: Options
-) -> Annotations:
+def read(file: File, options: Options) -> Annotations:
     """Reads an export of CVAT.
 
-    Shapes of a larger z_order cover others, then later ones earlier ones.
-
-    Args:
-        path: The file.
-        relative: Unused; images are named below the image folder.
-        root: The XML document.
-        options: `line_width` for polylines.
+    Shapes of a larger z_order cover others, then later ones earlier ones. Polylines
+    have the width `options.line_width`.
 
     Raises:
         UserError: if a shape is invalid or of a video.
     """
-    del relative
+    path, _, root = file
     if root.find("track") is not None:
         raise UserError(
             f"{path} has the tracks of a video; export it as CVAT for images 1.1"

@@ -13,6 +13,7 @@ from deeplab_tf.convert.annotations import brush, drawing
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     Options,
     read_entries,
@@ -41,28 +42,22 @@ def is_content(content: Any) -> bool:
     )
 
 
-def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+def read(file: File, options: Options) -> Annotations:
     """Reads an export of Label Studio. Later regions cover earlier ones.
-
-    Args:
-        path: The file.
-        relative: Unused; images are named below the image folder.
-        content: The parsed JSON.
-        options: Unused.
 
     Raises:
         UserError: if a region is invalid, or a task has several annotations.
     """
-    del relative, options
+    del options
     found = Annotations("Label Studio", [])
-    for i, task in enumerate(content):
-        where = f"{path}: [{i}]"
+    for i, task in enumerate(file.content):
+        where = f"{file.path}: [{i}]"
         regions = list(_list_regions(task, where, found))
         name, local_name = _find_image(task.get("data", task), where)
         sizes = {_read_region_size(region, place) for place, region in regions}
         if len(sizes) > 1:
             raise UserError(f"{where} has regions of different image sizes")
-        image = AnnotatedImage(name, path, [], next(iter(sizes), None), local_name)
+        image = AnnotatedImage(name, file.path, [], next(iter(sizes), None), local_name)
         found.images.append(image)
         for place, region in regions:
             label = _read_label(region, place)

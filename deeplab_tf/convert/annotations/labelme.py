@@ -12,6 +12,7 @@ from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     Options,
     read_entries,
@@ -31,18 +32,15 @@ def is_content(content: Any) -> bool:
     return isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys()
 
 
-def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+def read(file: File, options: Options) -> Annotations:
     """Reads a file of labelme. Later shapes cover earlier ones.
 
-    Args:
-        path: The file.
-        relative: Its path below the annotation folder; imagePath starts there.
-        content: The parsed JSON.
-        options: `line_width` for lines.
+    Lines have the width `options.line_width`.
 
     Raises:
         UserError: if a shape is invalid.
     """
+    path, relative, content = file
     name = read_name(content["imagePath"], f"{path}: imagePath").replace("\\", "/")
     name = posixpath.normpath(posixpath.join(posixpath.dirname(relative), name))
     size = read_size(content.get("imageHeight"), content.get("imageWidth"), path)

@@ -43,6 +43,20 @@ class Options:
 DEFAULTS = Options()
 
 
+class File(NamedTuple):
+    """An annotation file.
+
+    Attributes:
+        path: The file.
+        relative: Its path below the annotation folder, with forward slashes.
+        content: Parsed JSON, the root of an XML document, or the lines of a text.
+    """
+
+    path: str
+    relative: str
+    content: Any
+
+
 class Object(NamedTuple):
     """An object of an image.
 

@@ -10,6 +10,7 @@ from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     Options,
     read_entries,
@@ -42,20 +43,17 @@ def is_content(content: Any) -> bool:
     )
 
 
-def read(path: str, relative: str, content: Any, options: Options) -> Annotations:
+def read(file: File, options: Options) -> Annotations:
     """Reads a project or an export of VIA. Later regions cover earlier ones.
 
-    Args:
-        path: The file.
-        relative: Unused; images are named below the image folder.
-        content: The parsed JSON.
-        options: `label_attribute` and `line_width`.
+    `options.label_attribute` names the class; polylines have the width
+    `options.line_width`.
 
     Raises:
         UserError: if a region is invalid, or it is not known which attribute names its
             class.
     """
-    del relative
+    path, _, content = file
     images = content.get(_IMAGES, content)
     attribute = _find_attribute(path, images, options)
     found = Annotations("VIA", [], _list_choices(content, attribute))

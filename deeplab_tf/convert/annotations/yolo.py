@@ -6,12 +6,14 @@ and height. `data.yaml` or `classes.txt` names the classes.
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
+    File,
     Object,
     read_points,
 )
@@ -21,7 +23,7 @@ NAME_FILES = ("data.yaml", "data.yml", "dataset.yaml", "classes.txt", "obj.names
 _FIRST_LINE = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*", re.ASCII)
 
 
-def is_content(lines: list[str]) -> bool:
+def is_content(lines: Sequence[str]) -> bool:
     """Returns whether the first line of a text has a class and coordinates."""
     line = next((line for line in lines if line.strip()), "")
     return _FIRST_LINE.fullmatch(line) is not None
@@ -32,23 +34,15 @@ def is_notes(content: Any) -> bool:
     return isinstance(content, dict) and content.keys() == {"categories", "info"}
 
 
-def read(
-    path: str, relative: str, lines: list[str], class_names: tuple[str, ...]
-) -> Annotations:
+def read(file: File, class_names: tuple[str, ...]) -> Annotations:
     """Reads the label file of an image. Smaller objects cover larger ones.
-
-    Args:
-        path: The file.
-        relative: Its path below the annotation folder, which names the image.
-        lines: Its lines.
-        class_names: The names of the class indices.
 
     Raises:
         UserError: if a line is not a polygon, or its class has no name.
     """
-    image = AnnotatedImage(relative, path, [], is_stem=True, by_area=True)
-    for number, line in enumerate(lines, 1):
-        words, where = line.split(), f"line {number} of {path}"
+    image = AnnotatedImage(file.relative, file.path, [], is_stem=True, by_area=True)
+    for number, line in enumerate(file.content, 1):
+        words, where = line.split(), f"line {number} of {file.path}"
         if words:
             name = _read_class(words[0], class_names, where)
             points = _read_polygon(words[1:], where)
