@@ -187,7 +187,7 @@ class Masks:
             return table[mask.pixels]
         known = self.classes.color_ids()
         if not self.classes.nearest:
-            _check_palette(path, colors, known)
+            _check_palette(path, colors, known, self.classes.value_ids())
             return None
         if set(used) <= set(self.classes.value_ids()):
             raise UnclearError(
@@ -255,9 +255,11 @@ class Masks:
         if mask.white < 255:
             # Users may have declared the values that viewers display.
             shown = _scale_levels(declared, mask.white)
-            both = {v for v in shown.keys() & declared if shown[v] != declared[v]}
-            declared = shown | declared
-            declared = {v: i for v, i in declared.items() if v not in both}
+            is_shown = {0, 255} <= declared.keys()
+            is_shown &= self._values.fit(declared.keys(), 255)
+            known = declared if is_shown else ids | declared
+            both = {v for v in shown.keys() & known if shown[v] != known[v]}
+            declared = {v: i for v, i in (shown | declared).items() if v not in both}
             ids = {v: i for v, i in ids.items() if v not in both}
         by_id = ids | declared
         if mask.palette is not None:
@@ -353,6 +355,8 @@ class Masks:
         else:
             n, every = counts[unknown[0]], sum(counts.values())
             what = f"the value {unknown[0]} in {n:,} of {every:,} pixels"
+            if mask.white < 255 and unknown[0] in self.classes.value_ids():
+                what += ", in fewer than 8 bits: an id or a grey level"
         return (
             f"{path} has {what}; labels are {self.classes.describe_values()}; "
             f"{self._values.describe(total)}: "
@@ -375,14 +379,22 @@ def _pack(colors: np.ndarray) -> np.ndarray:
 
 
 def _check_palette(
-    path: epath.Path, colors: Mapping[int, Color], ids: Mapping[Color, int]
+    path: epath.Path,
+    colors: Mapping[int, Color],
+    ids: Mapping[Color, int],
+    value_ids: Mapping[int, int],
 ) -> None:
     """Raises `UnclearError` if colours of known classes disagree with the indices."""
-    for index, color in colors.items():
-        if ids.get(color, index) != index:
-            unknown = next(c for c in colors.values() if c not in ids)
+    unknown = [color for color in colors.values() if color not in ids]
+    is_other = len(unknown) == len(colors)  # has nothing to do with the classes
+    for index, color in () if is_other else colors.items():
+        label = value_ids.get(index, index)
+        # A class without a colour may have any.
+        painted = ids.get(color, None if label in ids.values() else label)
+        if painted != label:
+            what = "not its own" if painted is None else f"that of class {painted}"
             raise UnclearError(
-                f"{path} has the colour {unknown}, which is not a class, but {color} "
-                f"at index {index} is that of class {ids[color]}; correct its palette, "
-                "or remove the colours from --classes to read the indices"
+                f"{path} has the colour {unknown[0]}, which is not a class, but {color}"
+                f" at index {index} is {what}; correct its palette, or remove the "
+                "colours from --classes to read the indices"
             )

@@ -165,11 +165,20 @@ def test_palette_of_other_colors_is_read_as_indices(read_mask):
     )
 
 
-def test_palette_with_one_unknown_color_is_refused(read_mask):
-    colors = [COLORS[2], (0, 0, 191), COLORS[0]]
+@pytest.mark.parametrize(
+    "colors, reason",
+    [
+        (
+            [COLORS[2], (0, 0, 191), COLORS[0]],
+            "(0, 0, 0) at index 0 is that of class 2",
+        ),
+        ([COLORS[0], (0, 0, 191), COLORS[2]], "(0, 0, 191) at index 1 is not its own"),
+    ],
+)
+def test_palette_with_one_unknown_color_is_refused(read_mask, colors, reason):
     message = (
-        "mask.png has the colour (0, 0, 191), which is not a class, but (0, 0, 0) at "
-        "index 0 is that of class 2; correct its palette"
+        "mask.png has the colour (0, 0, 191), which is not a class, but "
+        f"{reason}; correct its palette"
     )
     with pytest.raises(UserError, match=re.escape(message)):
         read_mask(palette_image([[0, 1, 2]], colors), WITH_COLORS)

@@ -163,6 +163,21 @@ REFUSED = {
         [ONE_BIT],
         "0.png has the value 1 in 1 of 2 pixels",
     ),
+    "one bit, white is declared as void": (
+        with_map(PAIR, "255:ignore"),
+        [ONE_BIT],
+        "0.png has the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a grey",
+    ),
+    "one bit, and the id in another mask": (
+        with_map(PAIR, "0:ground,255:ignore"),
+        [ONE_BIT, grey(0, 1, 255)],
+        "0.png has the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a grey",
+    ),
+    "class ids in grey JPEG with --nearest": (
+        COLORED._replace(nearest=True, value_map={2: 2}),
+        [encode(np.tile(np.uint8([[[0], [2]]]), (8, 8, 3)), "JPEG")],
+        "0.png has grey colours that are also class ids",
+    ),
     "class ids with --nearest": (
         NEAR,
         [grey(0, 1, 2)],
