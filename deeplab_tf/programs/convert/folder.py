@@ -47,70 +47,10 @@ _MASK_FLAGS = (
 def define_flags() -> flags.FlagValues:
     """Defines the flags of the program and returns them."""
     values = flags.FlagValues()
-    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
     _define_layout(values)
     _define_annotations(values)
-    string(
-        "classes",
-        None,
-        "Text file with one class per line, `name`, `id,name` or `name r g b`; a list "
-        "in YAML or JSON; or a dataset_info.json. Default with --annotations: their "
-        "own classes.",
-    )
-    integer(
-        "ignore_label",
-        None,
-        "Label value of void; default: that of dataset_info.json, else 255.",
-    )
-    multi = functools.partial(flags.DEFINE_multi_string, flag_values=values)
-    multi(
-        "ignore_color",
-        [],
-        "Colour r,g,b or #rrggbb of void in painted labels; may be repeated.",
-    )
-    multi(
-        "value_map",
-        [],
-        "Meaning of mask values and colours, such as 255:object,0:background,7:ignore: "
-        "a value of 0..65535 or a colour #rrggbb, then a class name, a class id or "
-        "`ignore`. Separate entries by commas or repeat the flag.",
-    )
-    flags.DEFINE_bool(
-        "nearest",
-        False,
-        "Snap other mask values and colours to the nearest declared one, for masks "
-        "that are anti-aliased, were resized, or are JPEGs.",
-        flag_values=values,
-    )
-    integer(
-        "channels",
-        None,
-        "Channels of an image; default: those of dataset_info.json, else 3.",
-    )
-    integer(
-        "max_value",
-        None,
-        "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: that "
-        "of dataset_info.json, else 255.",
-    )
-    string("name", None, "Name of the dataset; default: that of --output_dir.")
-    flags.DEFINE_boolean(
-        "apply_exif",
-        None,
-        "Turn images upright by their EXIF orientation, if labels are upright; "
-        "--noapply_exif if labels fit the stored pixels. Default: refuse images for "
-        "which both are possible.",
-        flag_values=values,
-    )
-    integer(
-        "tile",
-        0,
-        "Side of the tiles that larger images and masks are cut into, such as 2048; "
-        "the record of a tile is named NAME@TOP,LEFT, in pixels. Images above 134 "
-        "megapixels need it; those above 200 must be PNG, TIFF or .npy.",
-    )
-    integer("tile_overlap", 0, "Pixels that adjacent tiles share, such as 128.")
+    _define_masks(values)
+    _define_images(values)
     _define_splits(values)
     define_output(values, 4)
     flags.DEFINE_boolean(
@@ -188,6 +128,76 @@ def _define_annotations(values: flags.FlagValues) -> None:
         "Region attribute that names the class in files of VIA; default: the only one.",
         flag_values=values,
     )
+
+
+def _define_masks(values: flags.FlagValues) -> None:
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    string(
+        "classes",
+        None,
+        "Text file with one class per line, `name`, `id,name` or `name r g b`; a list "
+        "in YAML or JSON; or a dataset_info.json. Default with --annotations: their "
+        "own classes.",
+    )
+    integer(
+        "ignore_label",
+        None,
+        "Label value of void; default: that of dataset_info.json, else 255.",
+    )
+    multi = functools.partial(flags.DEFINE_multi_string, flag_values=values)
+    multi(
+        "ignore_color",
+        [],
+        "Colour r,g,b or #rrggbb of void in painted labels; may be repeated.",
+    )
+    multi(
+        "value_map",
+        [],
+        "Meaning of mask values and colours, such as 255:object,0:background,7:ignore: "
+        "a value of 0..65535 or a colour #rrggbb, then a class name, a class id or "
+        "`ignore`. Separate entries by commas or repeat the flag.",
+    )
+    flags.DEFINE_bool(
+        "nearest",
+        False,
+        "Snap other mask values and colours to the nearest declared one, for masks "
+        "that are anti-aliased, were resized, or are JPEGs.",
+        flag_values=values,
+    )
+
+
+def _define_images(values: flags.FlagValues) -> None:
+    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    string = functools.partial(flags.DEFINE_string, flag_values=values)
+    integer(
+        "channels",
+        None,
+        "Channels of an image; default: those of dataset_info.json, else 3.",
+    )
+    integer(
+        "max_value",
+        None,
+        "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: that "
+        "of dataset_info.json, else 255.",
+    )
+    string("name", None, "Name of the dataset; default: that of --output_dir.")
+    flags.DEFINE_boolean(
+        "apply_exif",
+        None,
+        "Turn images upright by their EXIF orientation, if labels are upright; "
+        "--noapply_exif if labels fit the stored pixels. Default: refuse images for "
+        "which both are possible.",
+        flag_values=values,
+    )
+    integer(
+        "tile",
+        0,
+        "Side of the tiles that larger images and masks are cut into, such as 2048; "
+        "the record of a tile is named NAME@TOP,LEFT, in pixels. Images above 134 "
+        "megapixels need it; those above 200 must be PNG, TIFF or .npy.",
+    )
+    integer("tile_overlap", 0, "Pixels that adjacent tiles share, such as 128.")
 
 
 def _define_splits(values: flags.FlagValues) -> None:
