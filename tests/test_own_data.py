@@ -90,7 +90,7 @@ def save_cvat(folder):
     annotation_files.save_cvat(folder, SCENES)
 
 
-BLACK_AND_WHITE = "Black and white masks"
+BLACK_AND_WHITE = "Black-and-white masks"
 # Heading on the page -> function that writes such files.
 KINDS = {
     "Masks of class ids or colours": save_masks(np.uint8),
