@@ -1,8 +1,10 @@
 """UserError, the exception for mistakes of the user, and text helpers."""
 
 import difflib
+import importlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -19,6 +21,25 @@ class UnclearError(UserError):
 
     `--skip_broken` does not skip it: all images with some class may be concerned.
     """
+
+
+def import_extra(module: str, extra: str, needed_by: str) -> Any:
+    """Imports a module of an optional dependency.
+
+    Args:
+        module: Name of the module.
+        extra: The extra of deeplab_tf that installs it.
+        needed_by: Start of the error, such as "x.onnx: ONNX files need".
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f'{needed_by} {module}; run pip install "deeplab_tf[{extra}]" ({error})'
+        ) from error
 
 
 def escape(text: object) -> str:

@@ -21,7 +21,7 @@ from deeplab_tf.convert import manifest
 from deeplab_tf.convert.class_list import read_class_list
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.images import image_files
+from deeplab_tf.files import text_files
 from deeplab_tf.serving import tflite
 from deeplab_tf.training import resume
 from deeplab_tf.training.history import History
@@ -177,7 +177,7 @@ FORMATS = {
         TextFormat(
             "names.txt",
             NAMES,
-            lambda folder: image_files.read_names(epath.Path(folder) / "names.txt"),
+            lambda folder: text_files.read_words(os.path.join(folder, "names.txt")),
             detects_changes=False,
         ),
     )

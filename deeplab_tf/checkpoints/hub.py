@@ -1,12 +1,10 @@
 """Models on Hugging Face and Kaggle: `hf://` and `kaggle://` handles."""
 
 import glob
-import importlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from types import ModuleType
 from typing import Any
 
 import keras
@@ -14,7 +12,7 @@ import keras
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.checkpoints.model_card import CARD, write_model_card
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.models.checks import BUILT
 
 _HUGGING_FACE, _KAGGLE = "hf://", "kaggle://"
@@ -114,13 +112,8 @@ def _parse(handle: str) -> str:
     return name
 
 
-def _import_client(module: str, handle: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f'{handle} needs {module}; run pip install "deeplab_tf[hub]" ({error})'
-        ) from error
+def _import_client(module: str, handle: str) -> Any:
+    return import_extra(module, "hub", f"{handle} needs")
 
 
 def _call(function: Callable, handle: str, *args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from deeplab_tf import strict_json
 from deeplab_tf.convert import conversion, pairs, run_lengths
 from deeplab_tf.data.info import dataset_info, split_name
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding
 
@@ -38,15 +38,7 @@ _FIELDS = {
 
 
 def _import_masks():
-    """Returns `pycocotools.mask`."""
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise UserError(
-            "COCO annotations need pycocotools; run pip install 'deeplab_tf[coco]' "
-            f"({error})"
-        ) from error
-    return mask
+    return import_extra("pycocotools.mask", "coco", "COCO annotations need")
 
 
 class _Object(NamedTuple):

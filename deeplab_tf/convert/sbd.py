@@ -4,14 +4,14 @@ Its archive contains `train.txt`, `val.txt` and `cls/<name>.mat` for images of V
 """
 
 import io
+import os
 
 import numpy as np
 import scipy.io
 from etils import epath
 
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import file_kinds
-from deeplab_tf.images import image_files
+from deeplab_tf.files import file_kinds, text_files
 
 FOLDER = "benchmark_RELEASE/dataset"
 MEMBERS = tuple(f"{FOLDER}/{name}" for name in ("cls", "train.txt", "val.txt"))
@@ -20,7 +20,7 @@ MEMBERS = tuple(f"{FOLDER}/{name}" for name in ("cls", "train.txt", "val.txt"))
 def names(folder: epath.Path) -> set[str]:
     """Returns the names of the labelled images in an extracted `FOLDER`."""
     lists = (folder / "train.txt", folder / "val.txt")
-    return {name for path in lists for name in image_files.read_names(path)}
+    return {name for path in lists for name in text_files.read_words(os.fspath(path))}
 
 
 def read_label(path: epath.Path) -> np.ndarray:

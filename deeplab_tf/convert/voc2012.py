@@ -15,8 +15,8 @@ from deeplab_tf.convert import conversion, pairs, sbd, sources
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import file_kinds
-from deeplab_tf.images import image_files, mask_files
+from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.images import mask_files
 
 # The SHA-256 is from TensorFlow Datasets (url_checksums/voc.txt).
 VOC_SOURCE = sources.Source(
@@ -55,7 +55,7 @@ class _Root:
     def names(self, list_path: epath.Path) -> list[str]:
         """Returns the names in a list."""
         file_kinds.require_file(list_path)
-        names = image_files.read_names(list_path)
+        names = text_files.read_words(os.fspath(list_path))
         if not names:
             raise UserError(f"{list_path} lists no image: the split is empty")
         return names

@@ -6,11 +6,10 @@ import threading
 from typing import BinaryIO
 
 import tensorflow as tf
-from etils import epath
 from PIL import Image, features
 
-from deeplab_tf.errors import UserError
-from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.errors import UserError, import_extra
+from deeplab_tf.files import file_kinds
 from deeplab_tf.images import decoding, formats
 
 _Path = str | os.PathLike[str]
@@ -80,14 +79,8 @@ def _prepare_plugin(path: _Path, file: BinaryIO) -> None:
         raise UserError(f"{path} is AVIF, which needs Pillow 11.3 or later")
     if head[8:12] not in _HEIF_BRANDS:
         return
-    try:
-        import pillow_heif
-    except ImportError as error:
-        raise UserError(
-            f"{path} is HEIF, which needs more packages; run "
-            f"pip install 'deeplab_tf[heif]' ({error})"
-        ) from error
-    pillow_heif.register_heif_opener()
+    plugin = import_extra("pillow_heif", "heif", f"{path} is HEIF, which needs")
+    plugin.register_heif_opener()
 
 
 def load_image(path: _Path, content: bytes) -> Image.Image:
@@ -116,8 +109,3 @@ def decode(path: _Path, image: Image.Image) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise anything
         raise UserError(f"{path} is broken: {error}") from error
     return image
-
-
-def read_names(path: epath.Path) -> list[str]:
-    """Returns the names in a text file, which are separated by whitespace."""
-    return text_files.read_words(os.fspath(path))

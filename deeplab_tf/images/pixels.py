@@ -8,12 +8,13 @@ read by other packages.
 import io
 import math
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.images import decoding, formats, image_files
 
 _Path = str | os.PathLike[str]
@@ -139,29 +140,17 @@ def _read_png(path: _Path, content: bytes) -> np.ndarray:
 
 
 def _read_jpeg2000(path: _Path, content: bytes) -> np.ndarray:
-    try:
-        import imagecodecs
-    except ImportError as error:
-        raise UserError(
-            f"{path} is JPEG 2000 with more than 8 bits, which needs more packages; "
-            f"run pip install 'deeplab_tf[tiff]' ({error})"
-        ) from error
+    needed_by = f"{path} is JPEG 2000 with more than 8 bits, which needs"
+    imagecodecs = import_extra("imagecodecs", "tiff", needed_by)
     try:
         return imagecodecs.jpeg2k_decode(content)
     except Exception as error:
         raise UserError(f"{path} is broken: {error}") from error
 
 
-def import_tifffile(path: _Path):
+def import_tifffile(path: _Path) -> Any:
     """Returns the module tifffile; raises UserError if it is not installed."""
-    try:
-        import tifffile
-    except ImportError as error:
-        raise UserError(
-            f"{path} is a TIFF of a kind that needs more packages; run "
-            f"pip install 'deeplab_tf[tiff]' ({error})"
-        ) from error
-    return tifffile
+    return import_extra("tifffile", "tiff", f"{path} is a TIFF of a kind that needs")
 
 
 def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:

@@ -1,9 +1,7 @@
 """The interface of exported models, for evaluation and prediction."""
 
 import abc
-import importlib
 from collections.abc import Iterable
-from types import ModuleType
 
 import numpy as np
 import tensorflow as tf
@@ -100,21 +98,6 @@ def read_file(path: str) -> bytes:
         raise UserError(f"there is no file {path}")
     with tf.io.gfile.GFile(path, "rb") as file:
         return file.read()
-
-
-def import_extra(module: str, path: str, kind: str) -> ModuleType:
-    """Imports a module of the extra `export`, which `kind` files need.
-
-    Raises:
-        UserError: if it is not installed; names the file and the extra.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"{path}: {kind} files need more packages; run "
-            f'pip install "deeplab_tf[export]" ({error})'
-        ) from error
 
 
 def format_size(sides: Iterable[int | None]) -> str:

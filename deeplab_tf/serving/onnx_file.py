@@ -14,14 +14,13 @@ from keras import layers
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.inference import pad_with_mean_pixel
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.models.resampling import align_size
 from deeplab_tf.serving.artefact import (
     Artefact,
-    import_extra,
     read_file,
     round_to_uint8,
 )
@@ -122,7 +121,8 @@ def export_onnx(
     if not path.endswith(ONNX):
         raise UserError(f"the name of an ONNX file must end in .onnx; received {path}")
     require_replaceable(path)
-    onnx, tf2onnx = (import_extra(x, path, "ONNX") for x in ("onnx", "tf2onnx"))
+    needed_by = f"{path}: ONNX files need"
+    onnx, tf2onnx = (import_extra(x, "export", needed_by) for x in ("onnx", "tf2onnx"))
     serve = _make_serving_function(model, probabilities)
     converted, _ = tf2onnx.convert.from_function(
         serve, input_signature=serve.input_signature, opset=_OPSET
@@ -238,7 +238,7 @@ class OnnxPredictor(Artefact):
 
 
 def _load_session(path: str) -> "onnxruntime.InferenceSession":
-    engine = import_extra("onnxruntime", path, "ONNX")
+    engine = import_extra("onnxruntime", "export", f"{path}: ONNX files need")
     content = read_file(path)
     try:
         return engine.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -11,12 +11,11 @@ import tensorflow as tf
 
 from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.inference import most_probable, resize_to
 from deeplab_tf.serving.artefact import (
     Artefact,
     format_size,
-    import_extra,
     pad_to_size,
     read_file,
 )
@@ -52,7 +51,8 @@ class TFLitePredictor(Artefact):
     """
 
     def __init__(self, path: str):
-        engine = import_extra("ai_edge_litert.interpreter", path, "TFLite")
+        needed_by = f"{path}: TFLite files need"
+        engine = import_extra("ai_edge_litert.interpreter", "export", needed_by)
         content = read_file(path)
         self._interpreter = _load_interpreter(engine.Interpreter, content, path)
         self._input = _find_input(self._interpreter, path)

@@ -17,7 +17,8 @@ from deeplab_tf.convert import conversion, shards
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.images import decoding, image_files, mask_files
+from deeplab_tf.files import text_files
+from deeplab_tf.images import decoding, mask_files
 
 INFO = DatasetInfo("toys", ("floor", "ball", "cat"))
 LABELS = [np.full((4, 5), i % 3, np.uint8) for i in range(9)]
@@ -488,13 +489,13 @@ def test_invalid_exif_data_is_ignored(sources, folder):
         conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
 
 
-def test_read_names_splits_at_whitespace(tmp_path):
-    path = epath.Path(tmp_path / "train.txt")
+def test_read_words_splits_at_whitespace(tmp_path):
+    path = tmp_path / "train.txt"
     path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
-    assert image_files.read_names(path) == ["a", "b_1", "ö"]
+    assert text_files.read_words(path) == ["a", "b_1", "ö"]
     path.write_bytes(b"a\n\xffb")
     with pytest.raises(UserError, match=f"^{path}: line 2 is not UTF-8 .*0xff"):
-        image_files.read_names(path)
+        text_files.read_words(path)
 
 
 def test_records_without_manifest_are_replaced(sources, tmp_path):

@@ -328,7 +328,7 @@ def test_missing_packages_are_named(source, tmp_path, monkeypatch):
     path = source("a.heic", label)
     path.write_bytes(b"\0\0\0\x18ftypheic" + bytes(12))
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    message = r"a.heic is HEIF, which needs more packages; run .*deeplab_tf\[heif\]"
+    message = r"a.heic is HEIF, which needs pillow_heif; run .*deeplab_tf\[heif\]"
     assert_refused(message, *arguments(tmp_path))
     path.unlink()
     file = io.BytesIO()

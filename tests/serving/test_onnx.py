@@ -173,7 +173,7 @@ def test_missing_extra_and_wrong_suffix_are_refused(color_model, monkeypatch):
         export_onnx(color_model, "m.pb")
     for missing in ("tf2onnx", "onnxruntime"):
         monkeypatch.setitem(sys.modules, missing, None)
-    message = r'm\.onnx: ONNX files need more .* run pip install "deeplab_tf\[export\]"'
+    message = r'm\.onnx: ONNX files need .*; run pip install "deeplab_tf\[export\]"'
     with pytest.raises(UserError, match=message):
         export_onnx(color_model, "m.onnx")
     with pytest.raises(UserError, match=message):
