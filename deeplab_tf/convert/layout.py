@@ -16,6 +16,7 @@ from deeplab_tf.files import file_kinds
 from deeplab_tf.images import formats
 from deeplab_tf.images.mask_files import MASK_SUFFIXES
 
+_ANNOTATION_SUFFIXES = {".json", ".txt", ".xml"}
 MISSING_MASK = ("error", "background", "skip")
 
 
@@ -263,12 +264,13 @@ def _pair(
         raise UserError(
             f"images and masks are both in {layout.label_dir}, and none of them is a "
             "PNG; add --label_suffix or --label_prefix to tell them apart"
+            + _suggest_annotations(layout.label_dir)
         )
     _require_images(images, layout)
     if not labels.files:
         raise UserError(
             f"--label_dir={layout.label_dir} has no label {affixes} "
-            f"({', '.join(MASK_SUFFIXES)})"
+            f"({', '.join(MASK_SUFFIXES)}){_suggest_annotations(layout.label_dir)}"
         )
     _require_unique(labels)
     found = _match(images.files, labels.files)
@@ -289,6 +291,16 @@ def _pair(
     )
     names = [name for name in names if name in found or name in kept]
     return {name: (images.files[name], found.get(name)) for name in names}
+
+
+def _suggest_annotations(folder: str) -> str:
+    """Returns a hint for a folder without masks if it may have annotation files."""
+    suffixes = {formats.lower_suffix(path) for path in file_kinds.list_tree(folder)}
+    if found := sorted(suffixes & _ANNOTATION_SUFFIXES):
+        return (
+            f"; if its {', '.join(found)} are annotations, use --annotations={folder}"
+        )
+    return ""
 
 
 def report_missing(

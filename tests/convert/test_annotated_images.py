@@ -50,6 +50,25 @@ def test_records_have_the_objects_of_the_file(tmp_path, arguments, name):
         np.testing.assert_array_equal(labels[image[:-4]], truth)
 
 
+@pytest.mark.parametrize("folder", ["notes", "photos"])
+def test_annotations_given_as_masks_are_refused_with_the_flag(tmp_path, folder):
+    files.save_images(tmp_path / "photos")
+    files.save_labelme(tmp_path / folder)
+    (tmp_path / "classes.txt").write_text("background\ncat\ndog")
+    message = rf"; if its .json are annotations, use --annotations=\S*/{folder}$"
+    assert_refused(
+        *(message, PROGRAM, f"--image_dir={tmp_path}/photos"),
+        *(f"--label_dir={tmp_path / folder}", f"--classes={tmp_path}/classes.txt"),
+        f"--output_dir={tmp_path}/out",
+    )
+
+
+def test_masks_and_annotations_exclude_each_other(arguments):
+    images, _, out = arguments
+    assert_refused("--annotations for the .* received neither$", PROGRAM, images, out)
+    assert_refused("received both$", PROGRAM, *arguments, "--label_dir=masks")
+
+
 @pytest.mark.parametrize("names", ["background\ndog\ncat", "cat\ndog\n_background_"])
 def test_given_classes_set_the_ids(tmp_path, arguments, names):
     (tmp_path / "classes.txt").write_text(names)

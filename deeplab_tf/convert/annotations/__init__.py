@@ -64,7 +64,10 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
             parts.append(part)
     parts += _read_texts(path, texts, parts)
     if not parts:
-        raise UserError(f"--annotations={path} has no annotations; known are {_KNOWN}")
+        raise UserError(
+            f"--annotations={path} has no annotations; known are {_KNOWN}; for masks, "
+            "use --label_dir"
+        )
     return dataclasses.replace(_merge(parts), options=options)
 
 

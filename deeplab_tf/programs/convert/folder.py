@@ -244,7 +244,11 @@ def main(values: flags.FlagValues) -> None:
 def _check_labels(values: flags.FlagValues) -> None:
     """Raises `UserError` unless there are either masks or annotations."""
     if (values.label_dir is None) == (values.annotations is None):
-        raise UserError("give --label_dir for masks or --annotations, and not both")
+        received = "neither" if values.annotations is None else "both"
+        raise UserError(
+            "give --label_dir for masks, or --annotations for the files of a tool; "
+            f"received {received}"
+        )
     if values.annotations is None:
         if values.classes is None:
             raise UserError("--label_dir needs --classes, a file with the class names")
