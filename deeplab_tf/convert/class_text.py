@@ -97,6 +97,7 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
     if columns not in _LAYOUTS:
         raise UserError(f"{_describe_unknown(parsed[0], columns)}; {_HELP}")
     _check_single_header(parsed[0])
+    _check_single_line(parsed)
     return [_read_row(line, _LAYOUTS[columns]) for line in parsed]
 
 
@@ -240,6 +241,17 @@ def _check_single_header(line: _Line) -> None:
         raise UserError(
             f"{line.where}, {_quote(line.text)}, looks like a header; remove it, or "
             "put it in quotes if it is a class"
+        )
+
+
+def _check_single_line(lines: Sequence[_Line]) -> None:
+    """Refuses several words that may be a list of classes on one line."""
+    line = lines[0]
+    is_list = re.fullmatch(r"\w+( \w+)+", " ".join(line.columns))
+    if len(lines) == len(line.columns) == 1 and is_list and not line.quoted:
+        raise UserError(
+            f"{line.where}, {_quote(line.text)}, is the only class; write each class on "
+            "its own line, or put the name in quotes if it is one class"
         )
 
 

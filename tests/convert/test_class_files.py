@@ -159,6 +159,7 @@ def test_quotes_make_names_of_structure():
 
 REFUSED = {
     "empty": ("\n# none\n", "lists no class; write one per line"),
+    "one line": ("sky road car\n", "'sky road car', is the only class; write each"),
     "numbers": ("0\n1\n2\n", "line 1 of classes.txt, '0', has numbers but no name"),
     "colour alone": ("0 0 0\n", "line 1 of classes.txt, '0 0 0', has a colour but no"),
     "two names": ("cat,animal\ndog,animal\n", "'cat,animal', is not understood"),
