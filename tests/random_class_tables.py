@@ -7,7 +7,7 @@ WORDS = "road walk tree car Bär sky-line café stop_sign o'clock (old) A4 2nd".
 
 def make_table(generate):
     """Returns random names, ids and colours."""
-    count = generate.randint(1, 12)
+    count = generate.randint(2, 12)  # several words on a single line are refused
     names = set()
     while len(names) < count:
         first = generate.choice([w for w in WORDS if w[0].isalpha()])
