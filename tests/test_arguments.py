@@ -62,7 +62,7 @@ def wrong_values(parameter):
 
 
 @pytest.mark.parametrize(("name", "parameter"), ARGUMENTS)
-def test_wrong_types_are_refused_in_one_line(tiny_model, name, parameter):
+def test_wrong_types_give_one_line_error(tiny_model, name, parameter):
     function = getattr(deeplab_tf, name)
     valid = VALID | {"config": CONFIGS.get(name, tiny_model.model_config)}
     valid["model"] = tiny_model

@@ -167,7 +167,7 @@ DEAD = {
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_flags_without_effect_warn_in_one_line(name, capsys):
+def test_flags_without_effect_give_one_line_warning(name, capsys):
     for flag in COMMON_DEAD + DEAD[name]:
         flags.check_flags(parse(name, flag), name)
         (warning,) = capsys.readouterr().err.splitlines()

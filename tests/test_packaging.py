@@ -113,7 +113,7 @@ TOO_OLD = ["3.10", "python3 (3.9)", "python3.10 (does not run)"]
         ("demo.sh", {"python3": ("3.11", 0), "df": FAKE_DF}, ["5 GB", "2000 MB"]),
     ],
 )
-def test_missing_requirement_is_reported_in_one_line(
+def test_missing_requirement_gives_one_line_error(
     fresh_machine, script, pythons, fragments
 ):
     checkout, programs = fresh_machine
@@ -138,7 +138,7 @@ def test_missing_requirement_is_reported_in_one_line(
 @pytest.mark.skipif(
     hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write everywhere"
 )
-def test_missing_permission_is_reported_in_one_line(fresh_machine):
+def test_missing_permission_gives_one_line_error(fresh_machine):
     checkout, programs = fresh_machine
     fake = FAKE_PYTHON.format(version="3.11", venv_status=0)
     write_program(programs / "python3", fake)
@@ -257,7 +257,7 @@ def test_broken_environment_is_recreated(ensure_venv):
     assert run("dev")[1] == [MAKE, INSTALL + "[dev]"]
 
 
-def test_pip_failure_is_reported_in_one_line(ensure_venv):
+def test_pip_failure_gives_one_line_error(ensure_venv):
     checkout, run = ensure_venv
     result, _ = run(install="echo noise; echo 'ERROR: no match' >&2; exit 1")
     assert_refused(result, "pip could not install", "no match", ".venv/pip.log")

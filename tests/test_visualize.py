@@ -122,7 +122,7 @@ def test_legend_taller_than_the_image_is_complete():
     assert set(VOC.colors) <= legend
 
 
-def test_legend_of_ignored_labels():
+def test_legend_of_ignored_labels_leaves_the_image_unchanged():
     labels = np.full((3, 7), 255)
     framed = visualize.add_legend(np.zeros((3, 7, 3), np.uint8), labels, VOC)
     np.testing.assert_array_equal(framed[:3, :7], 0)

@@ -250,8 +250,8 @@ def _check_single_line(lines: Sequence[_Line]) -> None:
     is_list = re.fullmatch(r"\w+( \w+)+", " ".join(line.columns))
     if len(lines) == len(line.columns) == 1 and is_list and not line.quoted:
         raise UserError(
-            f"{line.where}, {_quote(line.text)}, is the only class; write each class on "
-            "its own line, or put the name in quotes if it is one class"
+            f"{line.where}, {_quote(line.text)}, is the only class; write each class "
+            "on its own line, or put the name in quotes if it is one class"
         )
 
 

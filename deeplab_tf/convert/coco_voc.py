@@ -233,7 +233,7 @@ def _read_scenes(path: epath.Path, image_dir: epath.Path) -> list[_Scene]:
     ]
     if not kept:
         raise UserError(
-            f"{path} has no image with more than {_MAX_SKIPPED_PIXELS} annotated "
+            f"{path} contains no images with more than {_MAX_SKIPPED_PIXELS} annotated "
             "pixels of VOC's classes"
         )
     return sorted(kept, key=lambda scene: scene.file_name)

@@ -319,8 +319,8 @@ class Masks:
         name = info.class_names[1] if info.num_classes == 2 else "NAME"
         raise UnclearError(
             f"{path} and all other masks have only the values "
-            f"{mask_values.format_counts(counts)}: black and white paint? Add "
-            f"--value_map=255:{name}, or --ignore_label=255 if 255 is unlabelled"
+            f"{mask_values.format_counts(counts)}; if 255 is an object, add "
+            f"--value_map=255:{name}; if it is unlabelled, add --ignore_label=255"
         )
 
     def _are_ids(self, ids: Set[int], mask: Mask) -> bool:
@@ -358,8 +358,8 @@ class Masks:
             if mask.white < 255 and unknown[0] in self.classes.value_ids():
                 what += ", in fewer than 8 bits: an id or a grey level"
         return (
-            f"{path} has {what}; labels are {self.classes.describe_values()}; "
-            f"{self._values.describe(total)}: "
+            f"{path} contains {what}; valid labels are "
+            f"{self.classes.describe_values()}; {self._values.describe(total)}; "
             f"{mask_values.suggest(total, self.classes)}"
         )
 

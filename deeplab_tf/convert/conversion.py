@@ -146,7 +146,7 @@ def _make_record(
     wrong = np.unique(label[(label >= info.num_classes) & (label != info.ignore_label)])
     if wrong.size:
         raise UserError(
-            f"{sample.label_name} has the value {wrong[0]}; labels are "
+            f"{sample.label_name} contains the value {wrong[0]}; valid labels are "
             f"{info.known_labels}"
         )
     pixels = encoding.decode(sample.image, image, info.max_value)

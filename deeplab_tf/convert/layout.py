@@ -251,7 +251,9 @@ def find_class_masks(
 def _require_images(images: pairs.Entries, layout: Layout) -> None:
     if not images.files:
         suffixes = ", ".join(formats.IMAGE_SUFFIXES)
-        raise UserError(f"--image_dir={layout.image_dir} has no image ({suffixes})")
+        raise UserError(
+            f"--image_dir={layout.image_dir} contains no images ({suffixes})"
+        )
     _require_unique(images)
 
 

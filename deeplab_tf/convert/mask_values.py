@@ -129,8 +129,8 @@ def describe_colors(
     count, every = mask.count(packed == packed[y, x]), mask.count(packed >= 0)
     others = np.unique(packed[wrong]).size - 1
     hint = (
-        f"and {others} more colours, {mask.count(wrong):,} pixels in all: "
-        "anti-aliased, resized or saved as JPEG? Add --nearest"
+        f"and {others} more colours, {mask.count(wrong):,} pixels in all; "
+        "if it was anti-aliased, resized or saved as JPEG, add --nearest"
         if others > 8
         else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
             "{}", "#{:02x}{:02x}{:02x}".format(*color)
@@ -158,18 +158,18 @@ def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
         return _suggest_nearest(counts, classes)
     if values == [0, 255] or (len(names) > 1 and set(values) <= {0, 255}):
         name = names[1] if len(names) == 2 else "NAME"
-        return f"black and white paint? Add --value_map=255:{name}"
+        return f"if 255 is an object, add --value_map=255:{name}"
     if len(values) == 2 and values[0] == 0 and len(unknown) == 1:
         name = names[1] if len(names) == 2 else "NAME"
-        return f"two grey levels? Add --value_map={values[1]}:{name}"
+        return f"if {values[1]} is an object, add --value_map={values[1]}:{name}"
     if values in ([*range(1, len(names) + 1)], [*range(len(names) + 1)]):
         entries = [f"{i}:{name}" for i, name in enumerate(names, 1)]
-        return f"class ids from 1? Add --value_map=0:ignore,{','.join(entries)}"
+        return f"if class ids start at 1, add --value_map=0:ignore,{','.join(entries)}"
     if len(values) == len(names) and len(unknown) > 1:
         entries = [f"{v}:{name}" for v, name in zip(values, names, strict=True)]
         return (
-            "one value per class, in the order of --classes? Add --value_map="
-            f"{','.join(entries)}"
+            "if there is one value per class, in the order of --classes, add "
+            f"--value_map={','.join(entries)}"
         )
     entries = [f"{value}:NAME" for value in unknown[:_MOST_LISTED]]
     return (
@@ -185,7 +185,9 @@ def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
     declared |= set(classes.declared_values())
     count = sum(n for value, n in counts.items() if value not in (declared or ends))
     found = pluralize(count, "pixel(s) (has|have) values in between")
-    what = f"{found}: anti-aliased, resized or saved as JPEG? Add --nearest"
+    what = (
+        f"{found}; if masks were anti-aliased, resized or saved as JPEG, add --nearest"
+    )
     if declared:
         return what
     name = names[1] if len(names) == 2 else "NAME"

@@ -221,7 +221,12 @@ class Conversion:
     def _locate(
         self, shard: PlannedShard, item: Item
     ) -> tuple[str, int, Member] | None:
-        """Returns path, number and member of the published record of an item."""
+        """Locates the published record of an item.
+
+        Returns:
+            The path, the index in the shard and the `Member` of the record, or None if
+            it was not published.
+        """
         return self._published.get((shard.split, *_key(item.member)))
 
     def _is_same(self, shard: PlannedShard, done: Shard) -> bool:

@@ -170,7 +170,9 @@ def check_color(color: Sequence[int], where: str) -> None:
     is_color = len(color) == 3 and all(type(v) is int for v in color)
     if not (is_color and 0 <= min(color) <= max(color) <= 255):
         text = ",".join(map(str, color))
-        raise UserError(f"{where} must be r,g,b of 0..255 each; received {text}")
+        raise UserError(
+            f"{where} must be r,g,b with each value in 0..255; received {text}"
+        )
 
 
 def _check_counts(counts: Mapping[str, int] | Mapping[int, int], where: str) -> None:

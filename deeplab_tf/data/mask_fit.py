@@ -98,7 +98,7 @@ def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
     return Misfit(
         False,
         f"the edges of {len(edges)} masks match their own images no better than "
-        f"others (t = {t:.1f}, below {_UNRELATED:g})",
+        f"other images (t = {t:.1f}, below {_UNRELATED:g})",
     )
 
 

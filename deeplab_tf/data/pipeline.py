@@ -30,10 +30,11 @@ _PREFETCHED_BATCHES = 2
 
 
 def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
-    """Returns the position of a training sample in its shuffled epoch, an int64 scalar.
+    """Maps the index of a training sample to the position of its record.
 
-    Every epoch of `count` records has its own permutation, which is never computed as
-    a whole. `index` counts the samples since the start of training.
+    The position is an int64 scalar, 0 to `count - 1`. Each epoch has its own random
+    permutation of the positions, which is never materialized. `index` counts the
+    samples since the start of training.
     """
     # The shuffle uses few bits of its key when there are few records, so hash it first.
     key = tf.random.stateless_uniform([3], [seed, index // count], None, None, tf.int64)

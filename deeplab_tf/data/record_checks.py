@@ -152,7 +152,7 @@ class RecordChecker:
             y, x = np.argwhere(label == wrong[0])[0]
             text = (
                 f"value {', '.join(map(str, wrong[:8]))} (first at x {x}, y {y}); "
-                f"labels are {info.known_labels}"
+                f"valid labels are {info.known_labels}"
             )
             problems.append(("value", f"{where}: {text}"))
         classes = np.where(known, values, 0)

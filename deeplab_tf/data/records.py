@@ -114,9 +114,11 @@ def is_shard(path: str) -> bool:
 def publish(
     shards: Mapping[str, Sequence[str]], info: DatasetInfo, folder: str
 ) -> None:
-    """Replaces the shards of some splits and the info, atomically for our readers.
+    """Replaces the shards of the given splits and `dataset_info.json`.
 
-    `shards` names all shards of each split; the files of new ones end in `FINISHED`.
+    `finish_publishing` completes an interrupted call, so our readers see either the old
+    or the new files. `shards` maps each split to the names of all its shards; the files
+    of new shards still end in `FINISHED`.
     """
     publication = _Publication({k: list(v) for k, v in shards.items()}, info)
     text = strict_json.dump(dataclasses.asdict(publication))

@@ -167,9 +167,9 @@ def _normalize(name: str) -> str:
 
 
 def epoch_positions(source: Source, bootstrap_classes: Sequence[str]) -> np.ndarray:
-    """Returns the positions of the records of an epoch, int64.
+    """Returns the positions in `source` of the records of an epoch, int64 `[samples]`.
 
-    Images that contain one of the `bootstrap_classes`, given by name, come twice
+    Images that contain any of the `bootstrap_classes` (class names) appear twice
     (DeepLabv3, arXiv:1706.05587, Sec. 4.3).
     """
     positions = np.arange(len(source.index), dtype=np.int64)

@@ -111,7 +111,8 @@ def load_info(name: str, data_dir: str) -> DatasetInfo:
     the largest label in the first split, apart from 255, which is ignored.
 
     Raises:
-        UserError: if there is no such dataset or feature.
+        UserError: if the dataset does not exist, lacks an image or label feature, or
+            has images or labels of an unsupported type.
     """
     builder = _load_builder(name, data_dir)
     image_key, label_key = _find_segmentation_keys(name, builder)
@@ -185,7 +186,7 @@ def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
     count = np.array([part.take for part in parts])[index.file]
     chosen = (index.number >= first) & (index.number - first < count)
     if not chosen.any():
-        raise UserError(f"--dataset={name} has no record in {split!r}")
+        raise UserError(f"--dataset={name} contains no records in {split!r}")
     return index.select(np.flatnonzero(chosen))
 
 
@@ -201,10 +202,10 @@ def _find_classification_keys(name: str, builder) -> tuple[str, str]:
         if not isinstance(available.get(key), kind):
             found = ", ".join(f"{k} ({type(v).__name__})" for k, v in available.items())
             raise UserError(
-                f"--dataset={name} has no {kind.__name__} {key!r}; a classification "
-                f"dataset needs both, named as {TFDS_PREFIX}NAME:image_key:label_key "
-                f"unless they are image and label; it has "
-                f"{found or 'no named features'}"
+                f"--dataset={name} has no {kind.__name__} feature {key!r}; its "
+                f"features: {found or 'none with a name'}. Classification needs an "
+                "Image and a ClassLabel; unless they are called image and label, give "
+                f"--dataset={TFDS_PREFIX}NAME:image_key:label_key"
             )
     return image, label
 
@@ -213,7 +214,8 @@ def load_class_info(name: str, data_dir: str) -> DatasetInfo:
     """Returns the description of a classification dataset.
 
     Raises:
-        UserError: if there is no such dataset or feature.
+        UserError: if the dataset does not exist, lacks the image or label feature, or
+            has images that are not uint8 or uint16.
     """
     builder = _load_builder(name, data_dir)
     image_key, label_key = _find_classification_keys(name, builder)

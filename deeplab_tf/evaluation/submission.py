@@ -44,8 +44,8 @@ class _Submission:
             )
         if not path.endswith(tuple(self._suffixes)):
             raise UserError(
-                f"{path} must end with {' or '.join(self._suffixes)}, the archives of "
-                f"{self._benchmark}"
+                f"{path} must end with {' or '.join(self._suffixes)}, as "
+                f"{self._benchmark} requires"
             )
         self._path = path
         self._overwrite = overwrite

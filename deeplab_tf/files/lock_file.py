@@ -26,7 +26,7 @@ class Owner:
         token: Random; identifies one acquisition of the lock.
         host: Name of the machine.
         boot: Boot id of the kernel, which containers of one machine share.
-        namespace: Namespace of `pid`.
+        namespace: PID namespace in which `pid` is valid.
         pid: Process id.
         started: Start time of the process in clock ticks, because ids are reused.
         since: Time at which the lock was acquired.
@@ -53,7 +53,7 @@ class Owner:
             token=secrets.token_hex(8),
             host=socket.gethostname(),
             boot=_read_proc("sys/kernel/random/boot_id"),
-            namespace=_read_process_namespace(),
+            namespace=_read_pid_namespace(),
             pid=os.getpid(),
             started=_start_time(os.getpid()),
             since=f"{now:%Y-%m-%d %H:%M:%S} UTC",
@@ -85,7 +85,11 @@ class Owner:
         return self.host == other.host
 
     def is_running(self, observer: "Owner") -> bool | None:
-        """Returns whether the process is alive; None if `observer` cannot tell."""
+        """Returns whether another process with this identity is alive.
+
+        Returns:
+            None if `observer` cannot tell; False for the process of `observer` itself.
+        """
         is_visible = self.namespace == observer.namespace
         if not (self.started and is_visible and self.is_on_same_kernel(observer)):
             return None
@@ -106,7 +110,7 @@ def _read_proc(name: str) -> str:
         return ""
 
 
-def _read_process_namespace() -> str:
+def _read_pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:

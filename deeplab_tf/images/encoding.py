@@ -157,4 +157,7 @@ def check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -
         )
     if array.dtype.itemsize == 1 and max_value > 255:
         # It would be nearly black compared to images of 16 bits.
-        raise UserError(f"{path} has 8 bits, but max_value is {max_value}")
+        raise UserError(
+            f"{path} has 8 bits per channel, but max_value={max_value} needs 16; "
+            "convert the image to 16 bits, or set max_value to at most 255"
+        )

@@ -146,11 +146,11 @@ def check_header(path: str) -> Image.Image | None:
 def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int, int]:
     """Returns height and width of an image file before any rotation.
 
-    Reads only the header where it says enough.
+    Reads only the header if that is sufficient.
 
     Raises:
-        UserError: if it has another format, number of channels or values, or is too
-            large.
+        UserError: if its format is not supported, its number of channels differs from
+            `channels`, it has values above `max_value`, or it is too large.
     """
     header = check_header(path)
     if header is not None and channels in (1, 3) and max_value < 256:
@@ -193,7 +193,7 @@ def check_pil_image(image: Image.Image, name: str) -> tuple[int, int]:
 
 
 def convert_pil_image(image: Image.Image, name: str) -> np.ndarray:
-    """Returns a PIL image upright, uint8 RGB `[height, width, 3]`.
+    """Converts a PIL image to an upright RGB array, uint8 `[height, width, 3]`.
 
     Grey images, palettes and transparency become RGB as in `read_image`.
 

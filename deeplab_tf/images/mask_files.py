@@ -198,7 +198,9 @@ def _read_tiff(path: epath.Path, content: bytes) -> Mask:
 def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
     """Decodes 16 bits per channel, which Pillow only does for one channel."""
     if image.format == "TIFF":
-        raise UserError(f"{path} has colours of 16 bits; save it as an 8-bit PNG")
+        raise UserError(
+            f"{path} has 16 bits per colour channel; save it as an 8-bit PNG"
+        )
     try:
         return tf.io.decode_png(content, dtype=tf.uint16).numpy()
     except tf.errors.InvalidArgumentError as error:

@@ -226,8 +226,8 @@ def main(values: absl_flags.FlagValues) -> None:
     if best is None:
         height, width = request.crop_sizes[0]
         raise UserError(
-            f"no step of {height}x{width} at output stride "
-            f"{request.output_strides[0]} fits into {limit:.0f} MiB, even with "
+            f"training on {height}x{width} crops at output stride "
+            f"{request.output_strides[0]} does not fit into {limit:.0f} MiB, even with "
             "--recompute; use a smaller crop, a larger output stride or a smaller model"
         )
     recommended = measuring.training_flags(best, request.batch)

@@ -180,7 +180,7 @@ def _remove_scratch_folders(folder: str) -> None:
 
 
 def _write_state_file(folder: str, names: list[str]) -> None:
-    """Writes the file that tells TensorFlow the latest checkpoint, the last of `names`.
+    """Writes the `checkpoint` state file, which marks the last name as the latest.
 
     Its paths are relative, so the folder can be moved.
     """

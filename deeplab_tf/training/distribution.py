@@ -163,8 +163,8 @@ def _require_tf_config() -> None:
     problem = _find_tf_config_problem(text)
     if problem:
         raise UserError(
-            f"multi_worker_mirrored needs the environment variable {_TF_CONFIG}, such "
-            f"as {_EXAMPLE}: {problem}"
+            f"multi_worker_mirrored cannot use the environment variable {_TF_CONFIG}: "
+            f"{problem}; set it to, for example, {_EXAMPLE}"
         )
 
 

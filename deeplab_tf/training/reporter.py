@@ -123,7 +123,10 @@ class Reporter:
             self._summaries.close()
 
     def restart(self, step: int, samples: int) -> None:
-        """Starts reporting after a number of steps and samples."""
+        """Starts, or resumes, reporting at `step` and restarts the speed measurement.
+
+        `samples` is the number of samples that training has consumed.
+        """
         # Not `update`, which would count the earlier steps in the speed.
         bar = self._progress
         bar.n = bar.initial = bar.last_print_n = step

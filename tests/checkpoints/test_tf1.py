@@ -219,7 +219,7 @@ def test_missing_checkpoint_is_refused(subfolder, tmp_path):
         (".index", lambda data: b""),
     ],
 )
-def test_damaged_files_are_refused_in_one_line(suffix, damage, tmp_path):
+def test_damaged_files_give_one_line_error(suffix, damage, tmp_path):
     prefix = write_checkpoint(tmp_path / "model.ckpt", SMALL)
     path = tmp_path / f"model.ckpt{suffix}"
     if damage is None:

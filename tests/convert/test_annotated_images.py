@@ -126,7 +126,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_images_are_found_by_the_names_in_the_file(tmp_path, case):
+def test_images_are_found_by_the_names_in_the_annotation_file(tmp_path, case):
     name, images, record = NAMES[case]
     files.save_images(tmp_path / "photos", images)
     save_one(tmp_path / "notes", name)

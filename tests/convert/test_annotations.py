@@ -388,7 +388,7 @@ BROKEN = {
     "no label": (one_labelme(files.labelme_shape("", TRIANGLE)), "must be a name"),
     "unknown labelme shape": (
         one_labelme(files.labelme_shape("cat", TRIANGLE, "cube")),
-        "unknown shape of 3 points; known are polygon",
+        "unknown shape of 3 points; it must be a polygon",
     ),
     "labelme mask": (
         one_labelme(files.labelme_shape("cat", FAR[:2], "mask", mask="?")),
@@ -462,10 +462,17 @@ BROKEN = {
         "<annotations><version>1.1</version><track/></annotations>",
         "export it as CVAT for images 1.1",
     ),
-    "CVAT skeleton": (one_shape("<skeleton/>"), "unknown shape; known are polygon"),
+    "CVAT skeleton": (
+        one_shape("<skeleton/>"),
+        "unknown shape; it must be one of polygon",
+    ),
     "CVAT label": (
         one_shape('<box label="cow" xtl="1" ytl="1" xbr="2" ybr="2"/>'),
         "the file lists no label cow",
+    ),
+    "CVAT missing attribute": (
+        one_shape('<ellipse label="cat" cx="20" cy="15" rx="9"/>'),
+        "ellipse 0: ry must be a number; received None",
     ),
     "CVAT NaN": (
         one_shape('<polygon label="cat" points="nan,1;2,2;3,1"/>'),
@@ -553,7 +560,9 @@ def test_mixed_formats_are_refused(tmp_path):
 
 def test_folder_without_annotations_is_refused(tmp_path):
     files.save_images(tmp_path)
-    with pytest.raises(UserError, match="has no annotations; known are labelme, COCO"):
+    with pytest.raises(
+        UserError, match="contains no annotations; the formats are labelme"
+    ):
         annotations.read(str(tmp_path))
 
 

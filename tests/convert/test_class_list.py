@@ -92,9 +92,10 @@ INVALID = {
     ),
     "invalid colour": (
         "a 1 2 256",
-        "the colour in line 1 of {} must be r,g,b of 0..255 each; received 1,2,256",
+        "the colour in line 1 of {} must be r,g,b with each value in 0..255; "
+        "received 1,2,256",
     ),
-    "negative colour": ("a 1 -2 3", "must be r,g,b of 0..255 each; received 1,-2,3"),
+    "negative colour": ("a 1 -2 3", "value in 0..255; received 1,-2,3"),
     "missing name": (
         "a 1 2 3\n4 5 6\n",
         "line 2 of {}, '4 5 6', is not written like line 1 of {}, 'a 1 2 3'",

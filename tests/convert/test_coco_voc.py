@@ -364,7 +364,7 @@ BROKEN = {
     "outline of wrong type": (set_outline(5), f"{BROKEN_OUTLINE}'int' object"),
     "no image above the threshold": (
         shrink_objects,
-        "has no image with more than 1000 annotated pixels of VOC's classes",
+        "contains no images with more than 1000 annotated pixels of VOC's classes",
     ),
 }
 

@@ -237,7 +237,7 @@ BROKEN = {
     ),
     "no images": (
         remove_files("photos"),
-        "--image_dir=.*/photos has no image .*.jpg, .jpeg",
+        "--image_dir=.*/photos contains no images .*.jpg, .jpeg",
     ),
     "no labels": (
         remove_files("masks"),
@@ -253,7 +253,8 @@ BROKEN = {
     ),
     "value": (
         set_large_value,
-        "masks/c.png has the value 3 in 34 of 35 pixels; labels are 0..2 and 255 .ign",
+        "masks/c.png contains the value 3 in 34 of 35 pixels; valid labels are 0..2 "
+        "and 255 .ign",
     ),
 }
 

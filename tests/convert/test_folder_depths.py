@@ -143,9 +143,9 @@ MISMATCHES = {
     "8-bit PNG": (
         save_png(random_pixels(3, np.uint8)),
         (3, 65535),
-        "x.png has 8 bits, but max_value is 65535",
+        "x.png has 8 bits per channel, but max_value=65535 needs 16",
     ),
-    "JPEG": (save_jpeg, (3, 4095), "x.jpg has 8 bits, but max_value is 4095"),
+    "JPEG": (save_jpeg, (3, 4095), "x.jpg has 8 bits .* max_value=4095 needs"),
     "JPEG for four channels": (save_jpeg, (4, 255), r"x.jpg has the shape \(5, 7, 3\)"),
     "objects": (save_objects, (3, 255), "x.npy is broken: .*allow_pickle"),
     "npz": (save_npz, (3, 255), "x.npy is broken: "),

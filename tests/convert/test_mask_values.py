@@ -135,18 +135,18 @@ REFUSED = {
     "several classes in black and white": (
         NAMED,
         [grey(0, 255), grey(0)],
-        "0.png and all other masks have only the values 0 (2 pixels), 255 (1): black "
-        "and white paint? Add --value_map=255:NAME",
+        "0.png and all other masks have only the values 0 (2 pixels), 255 (1); if 255 "
+        "is an object, add --value_map=255:NAME",
     ),
     "a single class in black and white": (
         ClassList(DatasetInfo("c", ("ball",))),
         [grey(0, 255)],
-        "black and white paint? Add --value_map=255:NAME",
+        "if 255 is an object, add --value_map=255:NAME",
     ),
     "class ids from 1": (
         PAIR,
         [grey(0, 1, 2)],
-        "class ids from 1? Add --value_map=0:ignore,1:ground,2:ball",
+        "if class ids start at 1, add --value_map=0:ignore,1:ground,2:ball",
     ),
     "grey colours or class ids": (
         GREYS._replace(ignores_explicitly=True),
@@ -156,12 +156,12 @@ REFUSED = {
     "class ids and grey colours": (
         ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, (7, 7, 7))), True),
         [grey(0, 1, 7)],
-        "0.png has values that are partly class ids and partly grey colours; labels",
+        "0.png contains values that are partly class ids and partly grey colours; v",
     ),
     "one bit, both values declared": (
         with_map(NAMED, "1:ball,255:cat"),
         [ONE_BIT],
-        "0.png has the value 1 in 1 of 2 pixels",
+        "0.png contains the value 1 in 1 of 2 pixels",
     ),
     "one bit, white is declared as void": (
         with_map(PAIR, "255:ignore"),
@@ -229,8 +229,8 @@ REFUSED = {
     "many colours": (
         COLORED,
         [encode(np.arange(60, dtype=np.uint8).reshape(1, 20, 3))],
-        "and 19 more colours, 20 pixels in all: anti-aliased, resized or saved as "
-        "JPEG? Add --nearest",
+        "and 19 more colours, 20 pixels in all; if it was anti-aliased, resized or "
+        "saved as JPEG, add --nearest",
     ),
     "an unknown colour": (
         COLORED,

@@ -88,24 +88,24 @@ PAINTED = "background 0 0 0\nobject 255 255 255\n"
 CASES = {
     "0 and 255": (
         *(2, TWO, scaled(0, 255)),
-        r"have only the values 0 \(8,\d+ pixels\), 255 \(\d+\): black and white paint\?"
-        " Add --value_map=255:object, or --ignore_label=255 if 255 is unlabelled",
+        r"have only the values 0 \(8,\d+ pixels\), 255 \(\d+\); if 255 is an object, "
+        "add --value_map=255:object; if it is unlabelled, add --ignore_label=255",
         *(["--value_map=255:object"], 0),
     ),
     "0 and 128": (
         *(2, TWO, scaled(0, 128)),
-        r"the value 128 in 1\d\d of 3,072 pixels; .*3 masks have the values 0 .*two "
-        "grey levels.*Add --value_map=128:object",
+        r"the value 128 in 1\d\d of 3,072 pixels; .*3 masks have the values 0 .*if "
+        "128 is an object, add --value_map=128:object",
         *(["--value_map=128:object"], 0),
     ),
     "anti-aliased": (
         *(2, PAINTED, blurred),
-        r"[\d,]+ pixels have values in between: anti-aliased.*Add --nearest$",
+        r"[\d,]+ pixels have values in between; .* resized .*add --nearest$",
         *(["--nearest"], 0.04),
     ),
     "anti-aliased without colours": (
         *(2, TWO, blurred),
-        "values in between.*Add --nearest --value_map=0:background,255:object$",
+        "values in between.*add --nearest --value_map=0:background,255:object$",
         *(["--nearest", "--value_map=0:background,255:object"], 0.04),
     ),
     "JPEG": (
@@ -122,7 +122,7 @@ CASES = {
     "7, 8 and 11": (
         *(3, THREE, scaled(7, 8, 11)),
         "3 masks have .*7 .*one value per class.*"
-        "Add --value_map=7:background,8:cat,11:dog$",
+        "add --value_map=7:background,8:cat,11:dog$",
         *(["--value_map=7:background,8:cat,11:dog"], 0),
     ),
     "repeated flags": (
@@ -137,7 +137,7 @@ CASES = {
     ),
     "16 bits": (
         *(2, TWO, lambda label: encode(label.astype(np.uint16) * 65535)),
-        "Add --value_map=65535:object",
+        "add --value_map=65535:object",
         *(["--value_map=65535:object"], 0),
     ),
 }

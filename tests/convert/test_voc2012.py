@@ -104,7 +104,7 @@ def test_dataset_info_in_the_folder_sets_the_classes(voc, tmp_path):
     assert written.ignore_label == 9
     label[0, 0] = 255
     save_label(path, label)
-    with pytest.raises(UserError, match=r"has the value 255; labels are 0..1 and 9 "):
+    with pytest.raises(UserError, match=r"the value 255; valid labels are 0..1 and 9 "):
         voc2012.convert(str(voc), str(tmp_path / "again"))
 
 
@@ -201,11 +201,13 @@ BROKEN = {
     ),
     "value above the classes": (
         set_label(21),
-        "SegmentationClass/2007_000004.png has the value 21; labels are 0..20 and 255",
+        "SegmentationClass/2007_000004.png contains the value 21; valid labels "
+        "are 0..20 and 255",
     ),
     "value below the ignored value": (
         set_label(254),
-        "SegmentationClass/2007_000004.png has the value 254; labels are 0..20 and 255",
+        "SegmentationClass/2007_000004.png contains the value 254; valid labels "
+        "are 0..20 and 255",
     ),
     "truncated JPEG": (
         truncate("JPEGImages/2007_000001.jpg"),

@@ -209,7 +209,7 @@ BROKEN = {
     ),
     ".mat with an invalid class": (
         set_file("sbd.tgz", CLS, official_archives.mat(21)),
-        "2008_000008.mat has the value 21; labels are 0..20 and 255",
+        "2008_000008.mat contains the value 21; valid labels are 0..20 and 255",
     ),
 }
 

@@ -376,7 +376,7 @@ def test_invalid_dataset_name_is_refused(folder, name, message):
         ),
         ("train[2:100]", r"\[2:100\] incompatible with 7 examples; it has train, test"),
         ("train[", r"has no split 'train\[': Unrecognized split format"),
-        ("train[3:3]", r"--dataset=tfds:toy has no record in 'train\[3:3\]'"),
+        ("train[3:3]", r"--dataset=tfds:toy contains no records in 'train\[3:3\]'"),
         ("", "has no split '': "),
     ],
 )

@@ -152,7 +152,7 @@ _PROBLEMS = {
     "other value": (
         make_record(image(), label(0, 3, 200)),
         "value",
-        r"value 3, 200 \(first at x 0, y 1\); labels are 0..2 and 255",
+        r"value 3, 200 \(first at x 0, y 1\); valid labels are 0..2 and 255",
     ),
     "rotated": (
         make_record(rotated_jpeg(), label(1)),
@@ -359,7 +359,7 @@ def test_quick_check_raises_one_line_error(folder):
     path = folder / "train-00000-of-00001.tfrecord"
     assert str(error.value) == (
         "train is not safe to train on, label values that are not a class: record 1 of "
-        f"{path} (odd): value 9 (first at x 0, y 0); labels are 0..2 and 255 "
+        f"{path} (odd): value 9 (first at x 0, y 0); valid labels are 0..2 and 255 "
         "(ignored) (2 in 3 checked records; run python -m deeplab_tf.data.doctor "
         "to check all)"
     )
@@ -431,7 +431,7 @@ def test_program_examines_five_channel_images(tmp_path, capsys):
         ),
     ],
 )
-def test_invalid_flags_are_reported_in_one_line(folder, arguments, message):
+def test_invalid_flags_give_one_line_error(folder, arguments, message):
     write_shards(folder, VALID)
     error = run_doctor(*(argument.format(folder=folder) for argument in arguments))
     with pytest.raises(UserError, match=f"^doctor: .*{message}"):

@@ -77,7 +77,7 @@ def test_labels_out_of_range_are_not_counted(count):
     np.testing.assert_array_equal(counts, np.diag([1, 0, 0]))
 
 
-def test_any_shape_is_accepted(count):
+def test_labels_may_have_a_channel_axis(count):
     labels = np.array(LABELS, np.uint8).reshape(1, 2, 3, 1)
     predictions = np.array(PREDICTIONS, np.int32).reshape(1, 2, 3)
     np.testing.assert_array_equal(count(labels, predictions, 3, 255), COUNTS)

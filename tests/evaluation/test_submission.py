@@ -331,7 +331,7 @@ def test_missing_folder_is_refused_before_the_first_image(tmp_path):
             r"^out/r.zip must end with .tgz or .tar.gz or ",
         ),
         ("pascal_voc_seg", "tgz", "^tgz must end with .tgz"),
-        ("cityscapes", "r.tgz", "^r.tgz must end with .zip, the archives of citysca"),
+        ("cityscapes", "r.tgz", "^r.tgz must end with .zip, as cityscapes requires"),
     ],
 )
 def test_wrong_suffix_is_refused(name, path, message):

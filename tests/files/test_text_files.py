@@ -248,7 +248,7 @@ def test_checksum_must_match_or_be_absent(kind, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (f"road 1 2 {'9' * 5000}\n", "must be r,g,b of 0..255 each"),
+        (f"road 1 2 {'9' * 5000}\n", "must be r,g,b with each value in 0..255"),
         (
             "road\x0bside\n",
             r"line 1 of .*classes.txt has the control character U\+000B",

@@ -88,7 +88,8 @@ def test_plan_is_printed_and_written(tmp_path):
     assert found["recommended"]["flags"][2] == "--train_batch_size=8"
     # TensorFlow alone needs more than that.
     assert_refused(
-        "no step of 33x33 at output stride 16 fits into 92 MiB, even with --recompute",
+        "training on 33x33 crops at output stride 16 does not fit into 92 MiB, "
+        "even with --recompute",
         *("deeplab_tf.plan.program", *flags_of_model, "--steps=1", "--batch_sizes=2"),
         "--memory_gib=0.1",
     )

@@ -231,9 +231,9 @@ def assert_refused(message, function, *arguments):
         (
             "tfds:colors:image:color",
             "train",
-            r"has no ClassLabel 'color'; .* it has .*label \(ClassLabel\)",
+            r"has no ClassLabel feature 'color'; its .*label \(ClassLabel\)",
         ),
-        ("tfds:colors:label:label", "train", "has no Image 'label'"),
+        ("tfds:colors:label:label", "train", "has no Image feature 'label'"),
     ],
 )
 def test_unknown_dataset_is_refused(folder, name, split, message):
@@ -245,7 +245,7 @@ def test_segmentation_dataset_is_refused(tmp_path):
     prepare(
         str(tmp_path), "toy", schema, {"train": make_examples(*noise_samples(1, 0))}
     )
-    message = r"tfds:toy has no ClassLabel 'label'; .* it has .*mask \(Image\)"
+    message = r"tfds:toy has no ClassLabel feature 'label'; its .*mask \(Image\)"
     assert_refused(message, open_classes, "tfds:toy", str(tmp_path), "train")
 
 

@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
             "must be a classification dataset of tensorflow-d",
         ),
         (["--dataset=tfds:nosuch"], "is not in tensorflow-datasets"),
-        (["--dataset=tfds:colors:image:mask"], "has no ClassLabel 'mask'"),
+        (["--dataset=tfds:colors:image:mask"], "has no ClassLabel feature 'mask'"),
         (["--eval_split=test"], "has no split 'test': .* has train, validation"),
         (["--model_variant=mobilenet_v2"], "one of resnet_v1_18, .* to be pre-train"),
         (["--learning_rate_decay_epochs=0"], "number above 0; received 0"),

@@ -156,7 +156,9 @@ def test_16_bit_images_are_scaled_as_in_training(predictions, tmp_path):
         np.array(found)[:20, :31], np.array(expected)[:20, :31]
     )
     photos = f"--images={predictions}/photos"
-    assert_refused("png has 8 bits, but max_value is 65535", *arguments, photos)
+    assert_refused(
+        "png has 8 bits per channel, but max_value=65535 needs 16", *arguments, photos
+    )
 
 
 @pytest.fixture(scope="module")

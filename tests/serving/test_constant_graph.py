@@ -41,7 +41,7 @@ def random(*shape):
     ],
 )
 @pytest.mark.parametrize("size", [(33, 33), (8, 19), (1, 2)])
-def test_phased_depthwise_convolution_matches_keras(options, size):
+def test_polyphase_depthwise_convolution_matches_keras(options, size):
     x = random(2, *size, 3)
     if options.get("padding") == "valid" and min(size) < 5:
         pytest.skip("the image is smaller than the kernel")

@@ -101,7 +101,7 @@ def test_invalid_tf_config_is_refused_with_example(config, problem, monkeypatch)
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if config is not None:
         monkeypatch.setenv("TF_CONFIG", config)
-    with pytest.raises(UserError, match=rf'TF_CONFIG, such as {{"clu.*: {problem}'):
+    with pytest.raises(UserError, match=rf'TF_CONFIG: {problem}.*; set it .*{{"clu'):
         make_strategy("multi_worker_mirrored")
 
 

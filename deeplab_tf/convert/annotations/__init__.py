@@ -65,8 +65,8 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     parts += _read_texts(path, texts, parts)
     if not parts:
         raise UserError(
-            f"--annotations={path} has no annotations; known are {_KNOWN}; for masks, "
-            "use --label_dir"
+            f"--annotations={path} contains no annotations; the formats are {_KNOWN}; "
+            "for masks, use --label_dir"
         )
     return dataclasses.replace(_merge(parts), options=options)
 

@@ -120,7 +120,9 @@ def _list_shapes(
             depth = _read_integer(shape.get("z_order", "0"), f"{where}: z_order")
             shapes.append((depth, where, shape))
         else:
-            raise UserError(f"{where}: unknown shape; known are {', '.join(_SHAPES)}")
+            raise UserError(
+                f"{where}: unknown shape; it must be one of {', '.join(_SHAPES)}"
+            )
     shapes.sort(key=lambda entry: entry[0])
     return [(where, shape) for _, where, shape in shapes]
 
@@ -139,13 +141,11 @@ def _read_integer(text: str | None, where: str) -> int:
     return values[0]
 
 
-def _read_floats(texts, where: str) -> np.ndarray:
+def _read_float(text: str | None, where: str) -> float:
     try:
-        return read_numbers([float(text) for text in texts], where)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{where}: {error}") from error
+        return float(text or "")
+    except ValueError:
+        raise UserError(f"{where} must be a number; received {text!r:.60}") from None
 
 
 def _read_shape(
@@ -155,15 +155,18 @@ def _read_shape(
         texts = re.split("[;,]", shape.get("points") or "")
         if len(texts) % 2:
             raise UserError(f"{where}: points must be x,y;x,y;...")
-        points = _read_floats(texts, where).reshape(-1, 2)
+        numbers = [_read_float(text, f"{where}: points") for text in texts]
+        points = read_numbers(numbers, where).reshape(-1, 2)
         if shape.tag == "polyline":
             width = options.require_line_width(where)
             return functools.partial(drawing.draw_with_pillow, "line", points, width)
         return functools.partial(drawing.draw_polygons, [read_points(points, where)])
     if shape.tag == "mask":
         return _read_mask(shape, where)
-    values = _read_floats([shape.get(key) for key in _KEYS[shape.tag]], where).tolist()
-    (degrees,) = _read_floats([shape.get("rotation") or "0"], where).tolist()
+    texts = {key: shape.get(key) for key in _KEYS[shape.tag]}
+    texts["rotation"] = shape.get("rotation") or "0"
+    numbers = [_read_float(text, f"{where}: {key}") for key, text in texts.items()]
+    *values, degrees = read_numbers(numbers, where).tolist()
     if shape.tag == "ellipse":
         outline, centre = drawing.ellipse(*values), np.array(values[:2])
     else:

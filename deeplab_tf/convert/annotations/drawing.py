@@ -138,7 +138,11 @@ def rotate(points: np.ndarray, degrees: float, around) -> np.ndarray:
 
 
 def draw_mask(mask: np.ndarray, top: int, left: int, height: int, width: int) -> Patch:
-    """Places a mask in an image; raises ValueError if it does not fit."""
+    """Returns the patch of a mask at (`top`, `left`) of a `height` x `width` image.
+
+    Raises:
+        ValueError: if the mask does not fit.
+    """
     _check_box((top, left, *mask.shape), height, width)
     return Patch(top, left, mask)
 

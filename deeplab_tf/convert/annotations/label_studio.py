@@ -104,7 +104,7 @@ def _list_results(task: dict, where: str) -> Iterator[tuple[str, dict]]:
 def _find_image(data: Any, where: str) -> tuple[str, str]:
     """Returns the name of the image of a task, and the name before its upload."""
     if not isinstance(data, dict):
-        raise UserError(f"{where}.data must be an object")
+        raise UserError(f"{where}.data must be a JSON object; received {data!r:.60}")
     urls = {k: v for k, v in data.items() if isinstance(v, str) and "\n" not in v}
     names = {key: _read_url(url) for key, url in urls.items()}
     names = {key: n for key, n in names.items() if formats.is_image_name(n)}

@@ -77,8 +77,8 @@ def _read_shape(
     # Some programs that write labelme's files give the four corners.
     if kind not in ("polygon", "rectangle", "rotation", "oriented_rectangle"):
         raise UserError(
-            f"{where}: unknown shape of {len(points)} points; known are polygon, "
-            "rectangle, circle, mask, line and linestrip"
+            f"{where}: unknown shape of {len(points)} points; it must be a polygon, "
+            "rectangle, circle, mask, line or linestrip"
         )
     points = read_points(points, f"{where}.points")
     return functools.partial(pillow, "polygon", points, None)

@@ -139,8 +139,8 @@ def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
         return functools.partial(drawing.draw_polygons, [read_points(points, where)])
     if not isinstance(kind, str) or kind not in _NUMBERS:
         raise UserError(
-            f"{where}: unknown shape {kind!r:.40}; known are polygon, polyline, "
-            f"{', '.join(_NUMBERS)} and point"
+            f"{where}: unknown shape {kind!r:.40}; it must be polygon, polyline, "
+            f"{', '.join(_NUMBERS)} or point"
         )
     values = read_numbers([shape.get(key) for key in _NUMBERS[kind]], where).tolist()
     if kind == "rect":
