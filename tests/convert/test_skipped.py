@@ -104,6 +104,6 @@ def test_masks_that_need_a_flag_are_not_skipped(tmp_path, value):
         mask[2:4] = other
         save(tmp_path / f"masks/{name}.png", mask)
     flags = arguments(tmp_path, "--skip_broken")
-    assert_refused(f"Add --value_map={value}:", FOLDER, *flags)
+    assert_refused(f"add --value_map={value}:", FOLDER, *flags)
     assert_refused(f"--value_map={value}:", FOLDER, *flags, "--val_share=0.5")
     assert not (tmp_path / "out").exists()
