@@ -144,7 +144,7 @@ INVALID_VALUES = [
     ("dataset_info.json", "channels", "3", 'channels must be .*received "3"'),
     ("dataset_info.json", "channels", 3.0, "channels must be an integer.*received 3.0"),
     ("dataset_info.json", "colors.3", [1, 2], r"colors\[3\] must have 3 values"),
-    ("dataset_info.json", "colors.3", [1, 2, 256], r"colors\[3\] must be r,g,b of 0"),
+    ("dataset_info.json", "colors.3", [1, 2, 256], r"colors\[3\] must be r,g,b with"),
     ("dataset_info.json", "colors.3.0", -1, r"colors\[3\] must be r,g,b"),
     ("dataset_info.json", "colors.3.0", 0.5, r"colors\[3\]\[0\] must be an integer"),
     ("dataset_info.json", "colors.3.0", False, r"colors\[3\]\[0\] must be an integer"),
