@@ -64,7 +64,7 @@ def break_quote(generate, line):
 
 
 def large_number(generate, line):
-    return re.sub(r"\b\d+\b", "999999", line, count=1)
+    return re.sub(r"\b\d+\b", "9999999", line, count=1)
 
 
 def duplicate(generate, line):
