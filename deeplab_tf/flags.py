@@ -39,6 +39,8 @@ _Config = typing.TypeVar("_Config", bound=Dataclass)
 # Kinds of flags for the tables passed to `define_flags`.
 BOOLEAN, INTEGER, FLOAT = flags.DEFINE_boolean, flags.DEFINE_integer, flags.DEFINE_float
 STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_list
+REPEATED = flags.DEFINE_multi_string
+REQUIRED = functools.partial(flags.DEFINE_string, required=True)
 
 
 def at_least(bound: int) -> Callable:

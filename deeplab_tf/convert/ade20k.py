@@ -18,7 +18,7 @@ def _read_shifted(path: epath.Path) -> np.ndarray:
     label = mask_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
-            f"{path} has the value {label.max()}; annotations have 0..150 "
+            f"{path} contains the value {label.max()}; annotations have 0..150 "
             "(0 is ignored)"
         )
     return label - np.uint8(1)  # 0 wraps around to 255

@@ -43,7 +43,7 @@ def _read_label(path: epath.Path) -> np.ndarray:
     ids = mask_files.read_index_label(path)
     if ids.max() >= _NUM_IDS:
         raise UserError(
-            f"{path} has the value {ids.max()}; the ids of labelIds files are "
+            f"{path} contains the value {ids.max()}; the ids of labelIds files are "
             f"0..{_NUM_IDS - 1}"
         )
     return train_ids()[ids]

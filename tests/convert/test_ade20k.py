@@ -126,7 +126,7 @@ def test_broken_dataset_is_refused_before_writing(root, tmp_path, kind):
 @pytest.mark.parametrize("value", [151, 255])
 def test_invalid_label_values_are_refused(root, tmp_path, num_classes, value):
     set_value(value)(root)
-    message = f"training/ADE_train_00000002.png has the value {value}; .* 0..150 "
+    message = f"training/ADE_train_00000002.png contains the value {value}; .* 0..150 "
     with pytest.raises(UserError, match=message):
         ade20k.convert(str(root), str(tmp_path / "out"), num_classes=num_classes)
     assert os.listdir(tmp_path) == ["ADEChallengeData2016"]

@@ -193,11 +193,11 @@ BROKEN = {
     ),
     "id above the last": (
         set_id(34),
-        f"{ULM}_gtFine_labelIds.png has the value 34; the ids of labelIds files are 0",
+        f"{ULM}_gtFine_labelIds.png contains the value 34; the ids of labelIds files",
     ),
     "training ids in a labelIds file": (
         set_id(255, "gtCoarse/train"),
-        f"{ULM}_gtCoarse_labelIds.png has the value 255; the ids of labelIds files",
+        f"{ULM}_gtCoarse_labelIds.png contains the value 255; the ids of labelIds fi",
     ),
     "label of another size": (
         shrink_label,

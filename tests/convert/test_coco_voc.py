@@ -242,7 +242,7 @@ def test_program_prints_split_sizes(tmp_path, capsys):
 
 
 def test_missing_pycocotools_is_reported(files, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
+    monkeypatch.setitem(sys.modules, "pycocotools.mask", None)
     with pytest.raises(UserError, match=r"run pip install .deeplab_tf\[coco\]"):
         convert(files)
 

@@ -166,12 +166,14 @@ REFUSED = {
     "one bit, white is declared as void": (
         with_map(PAIR, "255:ignore"),
         [ONE_BIT],
-        "0.png has the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a grey",
+        "0.png contains the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a "
+        "grey",
     ),
     "one bit, and the id in another mask": (
         with_map(PAIR, "0:ground,255:ignore"),
         [ONE_BIT, grey(0, 1, 255)],
-        "0.png has the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a grey",
+        "0.png contains the value 1 in 1 of 2 pixels, in fewer than 8 bits: an id or a "
+        "grey",
     ),
     "class ids in grey JPEG with --nearest": (
         COLORED._replace(nearest=True, value_map={2: 2}),

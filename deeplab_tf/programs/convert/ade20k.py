@@ -7,36 +7,30 @@ the official checkpoints. With --num_classes=150 the classes start at 0, 255 is 
 and the dataset is called ade20k_150.
 """
 
-from absl import flags
+from absl import flags as absl_flags
 
+from deeplab_tf import flags
 from deeplab_tf.convert import ade20k
-from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+from deeplab_tf.programs.convert import output
 
-
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "ade20k_root",
-        None,
-        "Folder with images and annotations.",
-        flag_values=values,
-        required=True,
-    )
-    flags.DEFINE_integer(
-        "num_classes",
-        151,
+_FLAGS = {
+    "ade20k_root": (flags.REQUIRED, None, "Folder with images and annotations."),
+    "num_classes": (
+        *(flags.INTEGER, 151),
         "151: labels as they are, 0 ignored; 150: wall is 0, 255 ignored.",
-        flag_values=values,
-    )
-    define_output(values, 4)
-    return values
+    ),
+}
 
 
-def main(values: flags.FlagValues) -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    return output.define_flags(_FLAGS, 4)
+
+
+def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
-    claim_output(values)
+    output.claim(values)
     sizes = ade20k.convert(
         values.ade20k_root, values.output_dir, values.num_shards, values.num_classes
     )
-    print_sizes(values.output_dir, sizes)
+    output.print_sizes(values.output_dir, sizes)

@@ -7,40 +7,34 @@ from the *_labelIds.png files of the archives; there is no need to create trainI
 first. A split is written if all of its folders exist.
 """
 
-from absl import flags
+from absl import flags as absl_flags
 
+from deeplab_tf import flags
 from deeplab_tf.convert import cityscapes
-from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+from deeplab_tf.programs.convert import output
 
-
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    flags.DEFINE_string(
-        "cityscapes_root",
-        None,
-        "Folder with leftImg8bit and gtFine.",
-        flag_values=values,
-        required=True,
-    )
-    flags.DEFINE_list(
-        "splits",
-        None,
+_FLAGS = {
+    "cityscapes_root": (flags.REQUIRED, None, "Folder with leftImg8bit and gtFine."),
+    "splits": (
+        *(flags.STRINGS, None),
         "Splits to write; default: all whose folders exist. Each has its own copy of "
         "the images.",
-        flag_values=values,
-    )
-    define_output(values, 10)
-    return values
+    ),
+}
 
 
-def main(values: flags.FlagValues) -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    return output.define_flags(_FLAGS, 10)
+
+
+def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
-    claim_output(values)
+    output.claim(values)
     sizes = cityscapes.convert(
         values.cityscapes_root,
         values.output_dir,
         values.num_shards,
         values.splits or (),
     )
-    print_sizes(values.output_dir, sizes)
+    output.print_sizes(values.output_dir, sizes)

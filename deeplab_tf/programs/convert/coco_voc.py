@@ -8,33 +8,30 @@ annotated pixels of these classes; all other objects are background, and crowds 
 ignored. Works with COCO 2014 and 2017; needs `pip install 'deeplab_tf[coco]'`.
 """
 
-import functools
+from absl import flags as absl_flags
 
-from absl import flags
-
+from deeplab_tf import flags
 from deeplab_tf.convert import coco_voc
-from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+from deeplab_tf.programs.convert import output
 
-
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string(
-        "annotations",
-        None,
+_FLAGS = {
+    "annotations": (
+        *(flags.REQUIRED, None),
         "COCO annotations, such as instances_train2017.json.",
-        required=True,
-    )
-    string("image_dir", None, "Folder with the JPEG images.", required=True)
-    string("split", None, "Name of the split, such as train.", required=True)
-    define_output(values, 100)
-    return values
+    ),
+    "image_dir": (flags.REQUIRED, None, "Folder with the JPEG images."),
+    "split": (flags.REQUIRED, None, "Name of the split, such as train."),
+}
 
 
-def main(values: flags.FlagValues) -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    return output.define_flags(_FLAGS, 100)
+
+
+def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
-    claim_output(values)
+    output.claim(values)
     sizes = coco_voc.convert(
         values.annotations,
         values.image_dir,
@@ -42,4 +39,4 @@ def main(values: flags.FlagValues) -> None:
         values.split,
         values.num_shards,
     )
-    print_sizes(values.output_dir, sizes)
+    output.print_sizes(values.output_dir, sizes)

@@ -19,13 +19,13 @@ reads the annotation files of labelme, COCO, YOLO segmentation, Label Studio, CV
 VIA, which name the classes themselves.
 """
 
-import functools
 import os
 from collections.abc import Iterable
 
-from absl import flags
+from absl import flags as absl_flags
 from etils import epath
 
+from deeplab_tf import flags
 from deeplab_tf.convert import annotated_folder, annotations, folder
 from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
 from deeplab_tf.convert.layout import MISSING_MASK, Layout
@@ -35,7 +35,7 @@ from deeplab_tf.convert.tiling import ImageOptions
 from deeplab_tf.convert.value_map import parse_colors
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+from deeplab_tf.programs.convert import output
 
 _ANNOTATION_FLAGS = ("line_width", "crowd", "label_attribute")
 _MASK_FLAGS = (
@@ -44,188 +44,145 @@ _MASK_FLAGS = (
 )
 
 
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    _define_layout(values)
-    _define_annotations(values)
-    _define_masks(values)
-    _define_images(values)
-    _define_splits(values)
-    define_output(values, 4)
-    flags.DEFINE_boolean(
-        "skip_broken",
-        False,
-        "List images that cannot be converted in skipped.txt and continue, instead of "
-        "stopping at the first.",
-        flag_values=values,
-    )
-    return values
-
-
-def _define_layout(values: flags.FlagValues) -> None:
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("image_dir", None, "Folder with the images.", required=True)
-    string(
-        "label_dir",
-        None,
+_FLAGS = {
+    "image_dir": (flags.REQUIRED, None, "Folder with the images."),
+    "label_dir": (
+        *(flags.STRING, None),
         "Folder with the masks; may be that of the images.",
-    )
-    string(
-        "image_prefix", "", "Start of the name of every image; others are no images."
-    )
-    string("image_suffix", "", "End of the name of every image, such as _rgb.")
-    string("label_prefix", "", "Start of the name of every mask, such as mask_.")
-    string(
-        "label_suffix",
-        "",
-        "Text between name and extension of a label file, such as _L.",
-    )
-    string(
-        "mask_pattern",
-        "",
+    ),
+    "image_prefix": (
+        *(flags.STRING, ""),
+        "Start of the name of every image; other files are left out.",
+    ),
+    "image_suffix": (
+        *(flags.STRING, ""),
+        "End of the name of every image, such as _rgb.",
+    ),
+    "label_prefix": (
+        *(flags.STRING, ""),
+        "Start of the name of every mask, such as mask_.",
+    ),
+    "label_suffix": (
+        *(flags.STRING, ""),
+        "End of the name of every mask, before the extension, such as _L.",
+    ),
+    "mask_pattern": (
+        *(flags.STRING, ""),
         "Paths in --label_dir of masks of one class each, in which pixels that are not "
         "0 are the class, such as {image}_{class}.png. {image} is the name of the "
         "image; or {index}, its number in sorted order, from 1; * is any text. Where "
         "masks overlap, the later class wins.",
-    )
-    flags.DEFINE_enum(
-        "missing_mask",
-        "error",
-        MISSING_MASK,
-        "What to do about an image without a mask: stop, take all of it for the class "
+    ),
+    "missing_mask": (
+        *(flags.one_of(*MISSING_MASK), "error"),
+        "What to do with an image without a mask: stop, label all of it as the class "
         "background, or leave it out.",
-        flag_values=values,
-    )
-
-
-def _define_annotations(values: flags.FlagValues) -> None:
-    flags.DEFINE_string(
-        "annotations",
-        None,
+    ),
+    "annotations": (
+        *(flags.STRING, None),
         "File or folder of annotations, instead of --label_dir: labelme, COCO, YOLO "
         "segmentation, Label Studio (JSON), CVAT for images 1.1 or VIA.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "line_width",
-        None,
+    ),
+    "line_width": (
+        *(flags.at_least(1), None),
         "Width in pixels to draw annotated lines with; default: they are refused.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    flags.DEFINE_enum(
-        "crowd",
-        None,
-        ("ignore", "object"),
-        "What COCO's crowds are: ignored pixels, or objects like others. Default: "
+    ),
+    "crowd": (
+        *(flags.one_of("ignore", "object"), None),
+        "How to label COCO's crowds: as ignored pixels, or as objects. Default: "
         "ignored, but a category with only crowds is refused.",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "label_attribute",
-        None,
+    ),
+    "label_attribute": (
+        *(flags.STRING, None),
         "Region attribute that names the class in files of VIA; default: the only one.",
-        flag_values=values,
-    )
-
-
-def _define_masks(values: flags.FlagValues) -> None:
-    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string(
-        "classes",
-        None,
+    ),
+    "classes": (
+        *(flags.STRING, None),
         "Text file with one class per line, `name`, `id,name` or `name r g b`; a list "
         "in YAML or JSON; or a dataset_info.json. Default with --annotations: their "
         "own classes.",
-    )
-    integer(
-        "ignore_label",
-        None,
+    ),
+    "ignore_label": (
+        *(flags.INTEGER, None),
         "Label value of void; default: that of dataset_info.json, else 255.",
-    )
-    multi = functools.partial(flags.DEFINE_multi_string, flag_values=values)
-    multi(
-        "ignore_color",
-        [],
-        "Colour r,g,b or #rrggbb of void in painted labels; may be repeated.",
-    )
-    multi(
-        "value_map",
-        [],
+    ),
+    "ignore_color": (
+        *(flags.REPEATED, []),
+        "Colour r,g,b or #rrggbb of void in colour masks; may be repeated.",
+    ),
+    "value_map": (
+        *(flags.REPEATED, []),
         "Meaning of mask values and colours, such as 255:object,0:background,7:ignore: "
         "a value of 0..65535 or a colour #rrggbb, then a class name, a class id or "
         "`ignore`. Separate entries by commas or repeat the flag.",
-    )
-    flags.DEFINE_bool(
-        "nearest",
-        False,
+    ),
+    "nearest": (
+        *(flags.BOOLEAN, False),
         "Snap other mask values and colours to the nearest declared one, for masks "
         "that are anti-aliased, were resized, or are JPEGs.",
-        flag_values=values,
-    )
-
-
-def _define_images(values: flags.FlagValues) -> None:
-    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    integer(
-        "channels",
-        None,
+    ),
+    "channels": (
+        *(flags.INTEGER, None),
         "Channels of an image; default: those of dataset_info.json, else 3.",
-    )
-    integer(
-        "max_value",
-        None,
+    ),
+    "max_value": (
+        *(flags.INTEGER, None),
         "Pixel value of white, such as 65535 for 16 bits or 4095 for 12; default: that "
         "of dataset_info.json, else 255.",
-    )
-    string("name", None, "Name of the dataset; default: that of --output_dir.")
-    flags.DEFINE_boolean(
-        "apply_exif",
-        None,
+    ),
+    "name": (
+        *(flags.STRING, None),
+        "Name of the dataset; default: that of --output_dir.",
+    ),
+    "apply_exif": (
+        *(flags.BOOLEAN, None),
         "Turn images upright by their EXIF orientation, if labels are upright; "
         "--noapply_exif if labels fit the stored pixels. Default: refuse images for "
         "which both are possible.",
-        flag_values=values,
-    )
-    integer(
-        "tile",
-        0,
+    ),
+    "tile": (
+        *(flags.INTEGER, 0),
         "Side of the tiles that larger images and masks are cut into, such as 2048; "
         "the record of a tile is named NAME@TOP,LEFT, in pixels. Images above 134 "
         "megapixels need it; those above 200 must be PNG, TIFF or .npy.",
-    )
-    integer("tile_overlap", 0, "Pixels that adjacent tiles share, such as 128.")
-
-
-def _define_splits(values: flags.FlagValues) -> None:
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("split", "train", "Name of the split.")
-    flags.DEFINE_float(
-        "val_share",
-        0.0,
+    ),
+    "tile_overlap": (
+        *(flags.INTEGER, 0),
+        "Pixels that adjacent tiles share, such as 128.",
+    ),
+    "split": (flags.STRING, "train", "Name of the split."),
+    "val_share": (
+        *(flags.FLOAT, 0.0),
         "Share of the images to put into the split val, exact to one image; images "
-        "with the same classes are divided alike. Images added later move no others.",
-        flag_values=values,
-    )
-    string(
-        "group_by",
-        "",
+        "with the same classes are divided alike. Adding images later moves none of "
+        "the earlier ones.",
+    ),
+    "group_by": (
+        *(flags.STRING, ""),
         "Keeps images together that --val_share must not divide: folder, or a regular "
         "expression of the part of the name that they share, such as ^video[0-9]+.",
-    )
+    ),
+    "skip_broken": (
+        *(flags.BOOLEAN, False),
+        "List images that cannot be converted in skipped.txt and continue, instead of "
+        "stopping at the first.",
+    ),
+}
 
 
-def _pick(fields: Iterable[str], values: flags.FlagValues) -> dict:
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    return output.define_flags(_FLAGS, 4)
+
+
+def _pick(fields: Iterable[str], values: absl_flags.FlagValues) -> dict:
     return {field: values[field].value for field in fields}
 
 
-def main(values: flags.FlagValues) -> None:
+def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
     _check_labels(values)
-    claim_output(values)
+    output.claim(values)
     convert = _convert_masks if values.annotations is None else _convert_annotations
     info = convert(
         values,
@@ -238,10 +195,10 @@ def main(values: flags.FlagValues) -> None:
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):
             print(f"no pixel in {split} is {', '.join(absent)}")
-    print_sizes(values.output_dir, info.split_sizes)
+    output.print_sizes(values.output_dir, info.split_sizes)
 
 
-def _check_labels(values: flags.FlagValues) -> None:
+def _check_labels(values: absl_flags.FlagValues) -> None:
     """Raises `UserError` unless there are either masks or annotations."""
     if (values.label_dir is None) == (values.annotations is None):
         received = "neither" if values.annotations is None else "both"
@@ -260,14 +217,14 @@ def _check_labels(values: flags.FlagValues) -> None:
             raise UserError(f"--{name} is for {other}; remove it")
 
 
-def _convert_masks(values: flags.FlagValues, **settings) -> DatasetInfo:
+def _convert_masks(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
     classes = _read_class_list(values)
     print(classes.describe())
     files = Layout(**_pick(Layout._fields, values))
     return folder.convert(files, classes, **settings)
 
 
-def _convert_annotations(values: flags.FlagValues, **settings) -> DatasetInfo:
+def _convert_annotations(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
     options = annotations.Options(**_pick(_ANNOTATION_FLAGS, values))
     found = annotations.read(values.annotations, options)
     print(found.describe())
@@ -282,17 +239,17 @@ def _convert_annotations(values: flags.FlagValues, **settings) -> DatasetInfo:
     return annotated_folder.convert(source, classes, **settings)
 
 
-def _default_name(values: flags.FlagValues) -> str:
+def _default_name(values: absl_flags.FlagValues) -> str:
     return os.path.basename(os.path.abspath(values.output_dir))
 
 
-def _given_info(values: flags.FlagValues) -> dict:
+def _given_info(values: absl_flags.FlagValues) -> dict:
     """Returns the flags that replace fields of `DatasetInfo`."""
     given = _pick(("name", "ignore_label", "channels", "max_value"), values)
     return {field: value for field, value in given.items() if value is not None}
 
 
-def _read_class_list(values: flags.FlagValues) -> ClassList:
+def _read_class_list(values: absl_flags.FlagValues) -> ClassList:
     options = MaskOptions(
         parse_colors(values.ignore_color, "--ignore_color"),
         values.value_map,

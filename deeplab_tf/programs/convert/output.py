@@ -2,32 +2,33 @@
 
 from collections.abc import Mapping
 
-from absl import flags
+from absl import flags as absl_flags
 
+from deeplab_tf import flags
 from deeplab_tf.convert import conversion
-from deeplab_tf.flags import define_overwrite
 
 
-def define_output(values: flags.FlagValues, num_shards: int) -> None:
-    """Defines the output flags; `num_shards` is the default per split."""
-    flags.DEFINE_string(
-        "output_dir",
-        None,
-        "Folder for the TFRecords.",
-        flag_values=values,
-        required=True,
-    )
-    flags.DEFINE_integer(
-        "num_shards",
-        num_shards,
-        "Files per split; fewer if there are fewer images.",
-        lower_bound=1,
-        flag_values=values,
-    )
-    define_overwrite(values)
+def define_flags(rows: Mapping[str, tuple], num_shards: int) -> absl_flags.FlagValues:
+    """Returns the flags of a converter.
+
+    Args:
+        rows: Its own flags, as for `flags.define_flags`.
+        num_shards: Default number of files per split.
+    """
+    values = absl_flags.FlagValues()
+    output = {
+        "output_dir": (flags.REQUIRED, None, "Folder for the TFRecords."),
+        "num_shards": (
+            *(flags.at_least(1), num_shards),
+            "Files per split; fewer if there are fewer images.",
+        ),
+    }
+    flags.define_flags(values, {**rows, **output})
+    flags.define_overwrite(values)
+    return values
 
 
-def claim_output(values: flags.FlagValues) -> None:
+def claim(values: absl_flags.FlagValues) -> None:
     """With `--overwrite`, lets the converter replace files that it did not write."""
     if values.overwrite:
         conversion.claim_folder(values.output_dir)

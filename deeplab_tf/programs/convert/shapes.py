@@ -6,38 +6,37 @@
 Also prints the mIoU of a colour-only baseline, which a network has to beat.
 """
 
-import functools
 import pathlib
 import sys
 
 import numpy as np
-from absl import flags
+from absl import flags as absl_flags
 from PIL import Image
 
+from deeplab_tf import flags
 from deeplab_tf.convert import shapes
 from deeplab_tf.data import info as dataset_info
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.evaluation import confusion
-from deeplab_tf.flags import read_size
 
-
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    integer = functools.partial(flags.DEFINE_integer, flag_values=values)
-    train, val, test, image_size, seed = shapes.write.__defaults__
-    string("output_dir", None, "Folder to create.")
-    integer("train_images", train, "Training scenes.")
-    integer("val_images", val, "Validation scenes.")
-    integer("test_images", test, "Test scenes.")
-    flags.DEFINE_multi_string(
-        "image_size",
-        ",".join(map(str, image_size)),
+_TRAIN, _VAL, _TEST, _SIZE, _SEED = shapes.write.__defaults__
+_FLAGS = {
+    "output_dir": (flags.STRING, None, "Folder to create."),
+    "train_images": (flags.INTEGER, _TRAIN, "Training scenes."),
+    "val_images": (flags.INTEGER, _VAL, "Validation scenes."),
+    "test_images": (flags.INTEGER, _TEST, "Test scenes."),
+    "image_size": (
+        *(flags.REPEATED, ",".join(map(str, _SIZE))),
         "Height and width of the images.",
-        flag_values=values,
-    )
-    integer("seed", seed, "Random seed.")
+    ),
+    "seed": (flags.INTEGER, _SEED, "Random seed."),
+}
+
+
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    values = absl_flags.FlagValues()
+    flags.define_flags(values, _FLAGS)
     return values
 
 
@@ -47,7 +46,9 @@ def main(values):
         raise UserError("--output_dir must name the folder to create")
     names = ("output_dir", "train_images", "val_images", "test_images", "seed")
     settings = {name: values[name].value for name in names}
-    info = shapes.write(image_size=read_size(values, "image_size") or (), **settings)
+    info = shapes.write(
+        image_size=flags.read_size(values, "image_size") or (), **settings
+    )
     sizes = ", ".join(f"{split} {info.split_sizes[split]}" for split in shapes.SPLITS)
     print(f"{values.output_dir}: {sizes} images")
     miou = score_color_baseline(values.output_dir, eval_split="val")
@@ -65,7 +66,7 @@ def run(argv):
         if rest:
             raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
         main(values)
-    except (UserError, flags.Error, OSError) as error:
+    except (UserError, absl_flags.Error, OSError) as error:
         print(f"shapes: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

@@ -17,45 +17,41 @@ order and without VOC's val. --download fetches the archives you do not give, ab
 3.4 GB in total.
 """
 
-import functools
+from absl import flags as absl_flags
 
-from absl import flags
-
+from deeplab_tf import flags
 from deeplab_tf.convert import sources, voc2012
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
-from deeplab_tf.programs.convert.output import claim_output, define_output, print_sizes
+from deeplab_tf.programs.convert import output
 
-
-def define_flags() -> flags.FlagValues:
-    """Defines the flags of the program and returns them."""
-    values = flags.FlagValues()
-    boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
-    string = functools.partial(flags.DEFINE_string, flag_values=values)
-    string("voc_root", None, "Folder with JPEGImages.")
-    string("voc_archive", None, "Path of VOCtrainval_11-May-2012.tar.")
-    string("sbd_archive", None, "Path of SBD's benchmark.tgz.")
-    boolean("download", False, "Download the archives you do not give.")
-    string("voc_url", voc2012.VOC_SOURCE.url, "URL of the VOC archive.")
-    string("sbd_url", voc2012.SBD_SOURCE.url, "URL of the SBD archive.")
-    string(
-        "work_dir",
-        None,
+_FLAGS = {
+    "voc_root": (flags.STRING, None, "Folder with JPEGImages."),
+    "voc_archive": (flags.STRING, None, "Path of VOCtrainval_11-May-2012.tar."),
+    "sbd_archive": (flags.STRING, None, "Path of SBD's benchmark.tgz."),
+    "download": (flags.BOOLEAN, False, "Download the archives you do not give."),
+    "voc_url": (flags.STRING, voc2012.VOC_SOURCE.url, "URL of the VOC archive."),
+    "sbd_url": (flags.STRING, voc2012.SBD_SOURCE.url, "URL of the SBD archive."),
+    "work_dir": (
+        *(flags.STRING, None),
         "Folder for downloaded and extracted files, about 6 GB, which you may delete "
         "afterwards; default: OUTPUT_DIR_sources.",
-    )
-    boolean(
-        "official_sizes",
-        True,
+    ),
+    "official_sizes": (
+        *(flags.BOOLEAN, True),
         "Refuse archives whose splits do not have the official sizes.",
-    )
-    define_output(values, 4)
-    return values
+    ),
+}
 
 
-def main(values: flags.FlagValues) -> None:
+def define_flags() -> absl_flags.FlagValues:
+    """Defines the flags of the program and returns them."""
+    return output.define_flags(_FLAGS, 4)
+
+
+def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
-    claim_output(values)
+    output.claim(values)
     from_archives = values.voc_archive or values.sbd_archive or values.download
     if bool(values.voc_root) == bool(from_archives):
         received = "both" if from_archives else "neither"
@@ -76,11 +72,11 @@ def main(values: flags.FlagValues) -> None:
     hashes = records.read_info(values.output_dir).content_hashes
     for split in sizes:
         print(f"content hash of {split}: {hashes[split]}")
-    print_sizes(values.output_dir, sizes)
+    output.print_sizes(values.output_dir, sizes)
 
 
 def _choose_archives(
-    values: flags.FlagValues,
+    values: absl_flags.FlagValues,
 ) -> tuple[str | sources.Source, str | sources.Source]:
     """Returns the path or the download source of both archives."""
     found = []
