@@ -69,7 +69,7 @@ def images_per_second(dataset: tf.data.Dataset, images: int, per_element: int) -
 
 def compare_decoding(values: flags.FlagValues) -> tuple[dict, str]:
     """Measures the training pipeline and decoding alone."""
-    paths = records.shard_paths(values.dataset_dir, values.train_split)
+    paths = records.find_shards(values.dataset_dir, values.train_split)
     config = DataConfig(
         values.dataset_dir,
         crop_size=read_size(values, "train_crop_size"),

@@ -60,7 +60,7 @@ def score(
 ) -> dict:
     """Returns the metrics of a checkpoint under one of its protocols."""
     folder, stride = values.dataset_dir, preset.eval_output_stride
-    records.shard_paths(folder, split)  # raises before the download
+    records.find_shards(folder, split)  # raises before the download
     keras.backend.clear_session()
     model = from_pretrained(
         checkpoint.name, output_stride=stride, cache_dir=values.cache_dir

@@ -45,7 +45,7 @@ def write_shards(folder, *contents, split="train", shards=1):
 
 def read_records(folder, split="train"):
     """Returns the class names of a split, and the label map of each record by name."""
-    dataset = tf.data.TFRecordDataset(records.shard_paths(str(folder), split))
+    dataset = tf.data.TFRecordDataset(records.find_shards(str(folder), split))
     return records.read_info(str(folder)).class_names, {
         name.decode(): decoding.decode_label(label).numpy()[..., 0]
         for _, label, name in dataset.map(records.parse).as_numpy_iterator()

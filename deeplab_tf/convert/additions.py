@@ -20,7 +20,7 @@ def find_earlier(folder: str, manifest: Manifest, split: str) -> dict[str, Membe
     Raises:
         UserError: if it has a shard that the manifest does not describe.
     """
-    for path in records.split_files(folder, split):
+    for path in records.list_split_files(folder, split):
         key = os.path.basename(path)
         if is_published(key, split) and key not in manifest.shards:
             raise UserError(
@@ -85,6 +85,6 @@ def earlier_splits(folder: str) -> dict[str, str]:
     manifest = Manifest(folder)
     return {
         strip_tile(name): split
-        for split in records.split_names(folder)
+        for split in records.list_splits(folder)
         for name in manifest.members(split)
     }

@@ -171,7 +171,7 @@ def _read_info(
                 for i, name in enumerate(info.class_names)
             ]
             return info, build_table(rows, source)
-    table = class_files.read_table(content, source, formats.lower_suffix(source))
+    table = class_files.read_table(content, source, formats.get_suffix(source))
     return DatasetInfo(default_name, table.names, colors=table.colors), table
 
 

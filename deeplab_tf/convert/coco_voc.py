@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from deeplab_tf import strict_json
 from deeplab_tf.convert import conversion, pairs, run_lengths
-from deeplab_tf.data.info import dataset_info, split_name
+from deeplab_tf.data.info import dataset_info, normalize_split
 from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding
@@ -261,7 +261,7 @@ def convert(
     _import_masks()  # before reading the annotations
     if not re.fullmatch(r"\w+", split):
         raise UserError(f"split must be letters, digits and _; received {split!r}")
-    split = split_name(split)
+    split = normalize_split(split)
     path, folder = epath.Path(annotations), epath.Path(image_dir)
     samples = [
         conversion.Sample(

@@ -321,7 +321,7 @@ def _require_same_classes(
 ) -> None:
     """Refuses a folder that keeps other splits with different classes or images."""
     old_info = records.read_info(output_dir)
-    kept = sorted(set(records.split_names(output_dir)) - set(replaced))
+    kept = sorted(set(records.list_splits(output_dir)) - set(replaced))
     if old_info is None or not kept:
         return
     for field in _SHARED_FIELDS:
@@ -347,7 +347,7 @@ def _add_contents(info, output_dir, shards, done) -> DatasetInfo:
         "class_image_pixels": "class_image_pixels",
         "content_hashes": "content_hash",
     }
-    existing = set(records.split_names(output_dir))
+    existing = set(records.list_splits(output_dir))
     fields = {}
     for field, key in json_keys.items():
         is_same = old_info and old_info.name == info.name

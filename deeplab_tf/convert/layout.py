@@ -94,12 +94,12 @@ def list_images(
     Raises:
         UserError: if it is not a folder.
     """
-    if file_kinds.kind_of(folder) is not file_kinds.Kind.DIRECTORY:
+    if file_kinds.find_kind(folder) is not file_kinds.Kind.DIRECTORY:
         raise UserError(f"--{flag}={folder} is not a folder")
     real = os.path.realpath(folder)
     left_out = {os.path.realpath(other) for other in others} - {real}
     paths = file_kinds.list_tree(folder, left_out)
-    found = [path for path in paths if formats.lower_suffix(path) in suffixes]
+    found = [path for path in paths if formats.get_suffix(path) in suffixes]
     known = {os.path.relpath(path, folder) for path in read}
     formats.report_other_formats(sorted({*paths} - {*found} - known), folder)
     return found
@@ -120,7 +120,7 @@ def _tell_apart(
 
 
 def _is_png(path: str) -> bool:
-    return formats.lower_suffix(path) == ".png"
+    return formats.get_suffix(path) == ".png"
 
 
 def _strip(paths: Sequence[str]) -> list[tuple[str, str]]:
@@ -297,7 +297,7 @@ def _pair(
 
 def _suggest_annotations(folder: str) -> str:
     """Returns a hint for a folder without masks if it may have annotation files."""
-    suffixes = {formats.lower_suffix(path) for path in file_kinds.list_tree(folder)}
+    suffixes = {formats.get_suffix(path) for path in file_kinds.list_tree(folder)}
     if found := sorted(suffixes & _ANNOTATION_SUFFIXES):
         return (
             f"; if its {', '.join(found)} are annotations, use --annotations={folder}"

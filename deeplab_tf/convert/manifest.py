@@ -251,7 +251,7 @@ def is_published(key: str, split: str) -> bool:
     return (
         records.is_shard(key)
         and key.endswith(".tfrecord")
-        and (records.split_of(key) == split)
+        and (records.parse_split(key) == split)
     )
 
 

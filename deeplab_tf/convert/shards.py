@@ -142,7 +142,7 @@ class Conversion:
         self.skipped: dict[tuple[str, str], Skipped] = {}
         # Path, number and member of each published record, by split, name and sources.
         self._published = {
-            (records.split_of(key), *_key(member)): (self.path(key), number, member)
+            (records.parse_split(key), *_key(member)): (self.path(key), number, member)
             for key, shard in self.manifest.shards.items()
             if not key.endswith(records.FINISHED)
             for number, member in enumerate(shard.members)
@@ -302,10 +302,12 @@ class Conversion:
         self.manifest.keep(
             lambda key: (
                 not key.endswith(records.FINISHED)
-                or records.split_of(key) not in splits
+                or records.parse_split(key) not in splits
             )
         )
-        paths = [p for split in splits for p in records.split_files(self.folder, split)]
+        paths = [
+            p for split in splits for p in records.list_split_files(self.folder, split)
+        ]
         suffixes = (records.FINISHED, records.UNFINISHED)
         remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
         outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-from deeplab_tf.data.info import split_name
+from deeplab_tf.data.info import normalize_split
 from deeplab_tf.errors import UserError
 
 _VAL = "val"
@@ -68,7 +68,7 @@ def divide(
     Raises:
         UserError: if a split would be empty or a group is in both splits.
     """
-    split = split_name(splitting.split)
+    split = normalize_split(splitting.split)
     if not splitting.val_share:
         return {split: list(names)}
     fixed = {n: earlier[n] for n in names if earlier.get(n) in (split, _VAL)}

@@ -13,7 +13,7 @@ from etils import epath
 
 from deeplab_tf.convert import conversion, pairs, sbd, sources
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
+from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import mask_files
@@ -104,11 +104,11 @@ def _find_splits(voc_root: epath.Path) -> dict[str, list[conversion.Sample]]:
     root, labels = _Root(voc_root), {}
     splits = {}
     for list_name in _SPLITS:
-        split = split_name(list_name)
+        split = normalize_split(list_name)
         augmented = "Aug" if split == "train_aug" else ""
         label_dir = voc_root / f"SegmentationClass{augmented}"
         path = root.lists / f"{list_name}.txt"
-        exists = file_kinds.kind_of(path) is not file_kinds.Kind.MISSING
+        exists = file_kinds.find_kind(path) is not file_kinds.Kind.MISSING
         if exists and label_dir.is_dir():
             if label_dir not in labels:
                 labels[label_dir] = _find_by_stem(label_dir, (".png",))

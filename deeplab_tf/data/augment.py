@@ -1,7 +1,7 @@
-"""Scales, pads, crops and flips a sample, in the official order and arithmetic.
+"""Randomly scales, pads, crops and flips training samples, like the official code.
 
-The crop is chosen before the image is scaled, so that only the pixels inside it are
-decoded and interpolated. They equal those of scaling, padding and then cropping.
+The crop is chosen first, so that only the pixels inside it are decoded and scaled. The
+result equals that of the official order: scale, pad, crop, flip.
 """
 
 from typing import NamedTuple
@@ -23,16 +23,17 @@ def resize_label(label, size):
 
 
 def resize_to_range(image, label, min_size, max_size=None, factor=None):
-    """Resizes an image `[height, width, channels]` and its label to `size_in_range`."""
+    """Resizes an image `[height, width, channels]` and label; see `size_in_range`."""
     size = size_in_range(tf.shape(image)[:2], min_size, max_size, factor)
     return resize_image(image, size), resize_label(label, size)
 
 
 def size_in_range(sides, min_size, max_size=None, factor=None):
-    """Returns the height and width that give a shorter side of `min_size`, int32 `[2]`.
+    """Returns the height and width of a resized image, int32 `[2]`.
 
-    Keeps the aspect ratio. `max_size`, the bound of the longer side, takes precedence;
-    `factor` rounds both sides up to `k * factor + 1`.
+    The shorter side becomes `min_size`, or less if the longer side would otherwise
+    exceed `max_size`. The aspect ratio is kept, but with a `factor`, both sides are
+    rounded up to `k * factor + 1`.
     """
     sides = tf.cast(sides, tf.float32)
     size = tf.floor(sides * (min_size / tf.reduce_min(sides)))
@@ -48,10 +49,13 @@ def size_in_range(sides, min_size, max_size=None, factor=None):
 
 
 class RandomCrop(NamedTuple):
-    """The random choices of a crop, independent of the size of the image.
+    """The random parameters of a crop, independent of the image size.
 
-    `scale` multiplies the sides of the image; `position` is the vertical and horizontal
-    position within the possible range, in 0..1, float32 `[2]`.
+    Attributes:
+        scale: Factor by which the image is scaled, float32.
+        position: Vertical and horizontal offset of the crop as a fraction, 0..1, of the
+            largest possible offset, float32 `[2]`.
+        flipped: Whether the crop is flipped left to right, bool.
     """
 
     scale: tf.Tensor
@@ -60,10 +64,10 @@ class RandomCrop(NamedTuple):
 
 
 def draw_crop(uniform, smallest, largest, step) -> RandomCrop:
-    """Draws a crop from four random numbers, uniform in 0..1.
+    """Returns a random crop from four random numbers, uniform in 0..1.
 
-    `step` is the distance between the scales to choose from; 0 is continuous. Half of
-    the crops are flipped.
+    Scales lie between `smallest` and `largest`, `step` apart; a `step` of 0 allows any
+    scale in that range. Half of the crops are flipped.
     """
     uniform = tf.unstack(uniform)
     if smallest == largest:
@@ -80,20 +84,20 @@ def draw_crop(uniform, smallest, largest, step) -> RandomCrop:
 
 
 class Window(NamedTuple):
-    """The source coordinates of a crop of a scaled image.
+    """Maps the pixels of a crop to those of the original image.
 
-    Where the crop exceeds the scaled image, at the bottom and the right, it is padded.
+    A crop that is larger than the scaled image is padded at the bottom and the right.
 
     Attributes:
-        first_row: First row of the image that the crop needs, a scalar.
-        row_count: Number of rows that it needs, a scalar.
+        first_row: First image row that the crop needs, a scalar.
+        row_count: Number of image rows that the crop needs, a scalar.
         scaled: Height and width of the scaled image, two scalars.
         left: First column of the crop in the scaled image, a scalar.
         flipped: Whether the crop is flipped left to right, a bool scalar.
-        row: Image row above each row of the crop without padding, int32.
+        row: Image row at or above each unpadded row of the crop, int32.
         row_weight: Interpolation weight of the row below, float32.
-        column: Image column to the left of each column, likewise.
-        column_weight: Interpolation weight of the column to the right.
+        column: Image column at or to the left of each unpadded column, int32.
+        column_weight: Interpolation weight of the column to the right, float32.
     """
 
     first_row: tf.Tensor
@@ -108,18 +112,20 @@ class Window(NamedTuple):
 
 
 def crop_window(crop: RandomCrop, source, size) -> Window:
-    """Returns the coordinates of a crop of `size` in an image of size `source`."""
+    """Returns the window of a crop of `size` in an image of size `source`."""
     scaled = tf.cast(tf.cast(source, tf.float32) * crop.scale, tf.int32)
     scaled = tf.maximum(scaled, 1)
     room = tf.maximum(scaled - tf.constant(size), 0)
     offset = tf.cast(crop.position * tf.cast(room + 1, tf.float32), tf.int32)
     offset = tf.minimum(offset, room)
     end = tf.minimum(offset + tf.constant(size), scaled)
-    # In float32 and by one multiplication, exactly as TF1's resize does.
+    # In float32 and with a single multiplication, exactly as TF1 resizes.
     last = tf.cast(source - 1, tf.float32)
     ratio = last / tf.cast(tf.maximum(scaled - 1, 1), tf.float32)
     axes = zip(*(tf.unstack(x) for x in (offset, end, ratio, last)), strict=True)
-    (row, row_weight), (column, column_weight) = (_neighbours(*axis) for axis in axes)
+    (row, row_weight), (column, column_weight) = (
+        _find_neighbours(*axis) for axis in axes
+    )
     # The last row is interpolated with the one below it.
     first, last_row = tf.reduce_min(row), tf.reduce_max(row)
     count = tf.minimum(last_row + 2, source[0]) - first
@@ -133,8 +139,8 @@ def crop_window(crop: RandomCrop, source, size) -> Window:
     )
 
 
-def _neighbours(begin, end, ratio, last):
-    """Returns the pixel before each position of a crop, and the weight of the next."""
+def _find_neighbours(begin, end, ratio, last):
+    """Returns the pixel before each crop position and the weight of the next pixel."""
     position = tf.cast(tf.range(begin, end), tf.float32) * ratio
     # Rounding may move the last position beyond the last pixel.
     position = tf.minimum(position, last)
@@ -143,16 +149,16 @@ def _neighbours(begin, end, ratio, last):
 
 
 def crop_image(rows, window: Window, size, mean_pixel):
-    """Returns the crop of a scaled and padded image, float32 `[*size, channels]`.
+    """Returns a crop of a scaled and padded image, float32 `[*size, channels]`.
 
-    `rows` are the rows of the image in the window, `[rows, width, channels]`.
+    `rows` holds the image rows of the window, `[rows, width, channels]`.
     """
     height, width = size
     channels = rows.shape[-1]
     mean_pixel = tf.constant(mean_pixel, tf.float32)
     scaled_height, scaled_width = window.scaled
-    # The resize op has no offset, so it resizes the columns of complete rows, and the
-    # rows too if all of them are in the crop.
+    # The resize op cannot start at an offset, so it resizes complete rows. It resizes
+    # along the height only if all rows are in the crop.
     has_all_rows = scaled_height <= height
     count = tf.where(has_all_rows, scaled_height, window.row_count)
     x = resize_image(tf.cast(rows, tf.float32), [count, scaled_width])
@@ -164,7 +170,7 @@ def crop_image(rows, window: Window, size, mean_pixel):
         lambda: _pad_columns(x, width, mean_pixel, window.flipped),
         lambda: x,
     )
-    # Rows of memory copy and broadcast much faster than pixels.
+    # Flat rows are copied and broadcast much faster than pixels.
     x = tf.reshape(x, [count, width * channels])
 
     def pad_rows():
@@ -195,7 +201,7 @@ def _pad_columns(x, width, mean_pixel, flipped):
 
 
 def crop_label(label, window: Window, size, ignore_label):
-    """Returns the crop of a scaled and padded label, uint8 `[*size, 1]`."""
+    """Returns a crop of a scaled and padded label, uint8 `[*size, 1]`."""
     row = window.row - window.first_row + _round_weight(window.row_weight)
     column = window.column + _round_weight(window.column_weight)
     count = window.row_count
@@ -204,7 +210,7 @@ def crop_label(label, window: Window, size, ignore_label):
     rows = tf.pad(rows, [[0, 1], [0, 1]], constant_values=ignore_label)
     column = _pad_vector(column, size[1], tf.shape(label)[1])
     column = tf.raw_ops.Reverse(tensor=column, dims=[window.flipped])
-    # Gathering rows of memory is much faster than gathering pixels.
+    # Gathering contiguous rows is much faster than gathering pixels.
     x = _transpose(tf.gather(_transpose(tf.cast(rows, tf.int32)), column))
     x = tf.gather(tf.cast(x, tf.uint8), _pad_vector(row, size[0], count))
     return tf.reshape(x, [*size, 1])
@@ -220,7 +226,7 @@ def _round_weight(weight):
 
 
 def _pad_vector(x, length, value):
-    """Appends `value` to the vector `x` up to `length`."""
+    """Pads the vector `x` with `value` to `length`."""
     return tf.concat([x, tf.fill([length - tf.size(x)], value)], 0)
 
 
@@ -228,15 +234,15 @@ _GREY = (0.299, 0.587, 0.114)
 
 
 def jitter_colors(image, uniform, strength):
-    """Changes brightness, contrast and saturation at random.
+    """Randomly changes brightness, contrast and saturation.
 
     Each factor is uniform in `1 - strength .. 1 + strength`, as in torchvision's
-    ColorJitter. Saturation changes only in images of three channels.
+    ColorJitter. Saturation changes only in images with three channels.
 
     Args:
-        image: 0..255, `[height, width, channels]`.
+        image: Pixels 0..255, `[height, width, channels]`.
         uniform: Three random numbers, uniform in 0..1.
-        strength: 0..1.
+        strength: Largest relative change, 0..1.
     """
     factors = tf.unstack(1.0 + strength * (2.0 * uniform - 1.0))
     image = tf.cast(image, tf.float32) * factors[0]

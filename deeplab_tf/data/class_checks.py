@@ -1,4 +1,4 @@
-"""Checks class names, and which classes the splits have."""
+"""Checks class names, and compares the classes in different splits."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 from deeplab_tf.data.info import DatasetInfo
 
-# Words in the first line of tables of classes.
+# Words in the header of a class table.
 _HEADERS = {
     *("class", "classes", "classname", "name", "names", "label", "labels"),
     *("category", "categories", "id", "ids", "index", "color", "colour", "rgb", "hex"),
@@ -24,13 +24,13 @@ _ODD = {
 
 
 def is_header(name: str) -> bool:
-    """Returns whether a class name is the first line of a table, such as "id,name"."""
+    """Returns whether a class name looks like a table header, such as "id,name"."""
     words = set(re.findall("[a-z0-9]+", name.lower())) - {"r", "g", "b"}
     return bool(words) and words <= _HEADERS
 
 
 def find_odd_names(info: DatasetInfo) -> list[str]:
-    """Returns messages about names that look like ids, colours or a header."""
+    """Returns messages about class names that look like ids, colours or a header."""
     found = []
     for i, name in enumerate(info.class_names):
         matches = (m for m, p in _ODD.items() if re.fullmatch(p, name.strip()))
@@ -43,11 +43,11 @@ def find_odd_names(info: DatasetInfo) -> list[str]:
 def find_missing_classes(
     present: np.ndarray, other: np.ndarray, info: DatasetInfo
 ) -> str:
-    """Returns the names of classes that one split has and the other lacks.
+    """Returns the names of the classes that occur in one split but not in another.
 
     Args:
-        present: Pixels of each label value in the split that has them, `[256]`.
-        other: Pixels in the split that lacks them.
+        present: Pixels of each label value in the first split, `[256]`.
+        other: The same for the second split.
         info: Names of the classes.
     """
     return join_names(
@@ -60,6 +60,6 @@ def find_missing_classes(
 
 
 def join_names(names: Sequence[str], at_most: int = 20) -> str:
-    """Joins names with commas, and counts those that exceed a limit."""
+    """Joins names with commas; beyond `at_most`, appends "and N more"."""
     more = len(names) - at_most
     return ", ".join(names[:at_most]) + (f" and {more} more" if more > 0 else "")

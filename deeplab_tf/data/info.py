@@ -1,4 +1,4 @@
-"""Describes datasets: classes, colours and the label to ignore."""
+"""Descriptions of datasets: classes, colours and the ignored label."""
 
 import dataclasses
 import re
@@ -9,14 +9,14 @@ from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments, require_type
 from deeplab_tf.errors import UserError, suggest_similar
 
-# Label values are bytes, and 255 is usually ignored.
+# Label values are bytes, and 255 is usually the ignored label.
 MAX_CLASSES = 255
 _MAX_NAME = 200  # characters, to fit into tables and drawings
 
 _SPLIT_ALIASES = {"trainaug": "train_aug"}
 
 
-def split_name(split: str) -> str:
+def normalize_split(split: str) -> str:
     """Returns the official name of a split; `trainaug` is `train_aug`."""
     return _SPLIT_ALIASES.get(split, split)
 
@@ -48,11 +48,11 @@ class DatasetInfo:
         max_value: Pixel value that is scaled to 255: 255 for 8 bits, 65535 for 16,
             4095 for a 12-bit sensor.
         split_sizes: Number of images per split.
-        class_pixels: Labelled pixels of each class, by split.
-        class_image_pixels: Labelled pixels of the images that contain each class, by
-            split; with `class_pixels` they give the class frequencies.
-        content_hashes: Hash over names and pixels, by split, independent of the order
-            of the images.
+        class_pixels: For each split, the number of labelled pixels of each class.
+        class_image_pixels: For each split and class, the number of labelled pixels in
+            the images that contain the class; used to compute class frequencies.
+        content_hashes: For each split, a hash of all names and pixels that does not
+            depend on the order of the images.
 
     Raises:
         UserError: if a value is out of range, or the number of colours is wrong.
@@ -91,16 +91,19 @@ class DatasetInfo:
         colors = self.colors or voc_colors(self.num_classes)
         object.__setattr__(self, "colors", colors)
         if not self.class_names:
-            raise UserError(f"dataset {self.name!r} names no class")
+            raise UserError(
+                f"dataset {self.name!r} has no classes; class_names must have at least "
+                "one name"
+            )
         if len(self.colors) != self.num_classes:
             raise UserError(
                 f"dataset {self.name!r} has {self.num_classes} classes but "
-                f"{len(self.colors)} colours"
+                f"{len(self.colors)} colours; give one colour per class, or none"
             )
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, which is the number of channels of the logits."""
+        """Number of classes, and of channels of the logits."""
         return len(self.class_names)
 
     @property
@@ -139,7 +142,7 @@ class DatasetInfo:
                 place = f"{where}{name}.{split}"
                 if len(counts) != self.num_classes:
                     raise UserError(
-                        f"{place} must have one count per class, {self.num_classes}; "
+                        f"{place} must have {self.num_classes} counts, one per class; "
                         f"received {len(counts)}"
                     )
                 _check_counts(dict(enumerate(counts)), place)
@@ -148,10 +151,10 @@ class DatasetInfo:
 
 
 def check_class_names(names: Sequence[str], where: str) -> None:
-    """Raises `UserError` for too many names or an invalid one."""
+    """Raises `UserError` if there are too many names, or one is invalid."""
     if len(names) > MAX_CLASSES:
         raise UserError(
-            f"{where} has {len(names)} classes; labels allow at most {MAX_CLASSES}, "
+            f"{where} has {len(names)} classes; at most {MAX_CLASSES} are supported, "
             f"with the ids 0..{MAX_CLASSES - 1}"
         )
     for i, name in enumerate(names):
@@ -159,8 +162,8 @@ def check_class_names(names: Sequence[str], where: str) -> None:
             raise UserError(f"{where}[{i}] is blank; every class needs a name")
         if len(name) > _MAX_NAME:
             raise UserError(
-                f"{where}[{i}] has {len(name)} characters; a name has at most "
-                f"{_MAX_NAME}"
+                f"{where}[{i}] has {len(name)} characters; a class name may have at "
+                f"most {_MAX_NAME}"
             )
         strict_json.check_text(name, f"{where}[{i}]")
 
@@ -182,13 +185,13 @@ def _check_counts(counts: Mapping[str, int] | Mapping[int, int], where: str) -> 
 
 
 def check_hash(digest: str, where: str) -> None:
-    """Raises `UserError` unless a digest is hexadecimal; `where` names it."""
+    """Raises `UserError` unless a digest is hexadecimal; `where` names its field."""
     if not re.fullmatch("[0-9a-fA-F]+", digest):
         raise UserError(f"{where} must be hexadecimal; received {digest[:80]!r}")
 
 
 def generic_info(num_classes: int, ignore_label: int = 255) -> DatasetInfo:
-    """Returns an info with numbered classes, for models trained on unknown data."""
+    """Returns an info with numbered classes, for models trained on unknown datasets."""
     names = tuple(f"class_{i}" for i in range(num_classes))
     return DatasetInfo("unnamed", names, ignore_label)
 
@@ -256,7 +259,7 @@ _CITYSCAPES = DatasetInfo(
     },
 )
 
-# The ids of the classes 0, 1, ..., 18 in the labelIds files of Cityscapes.
+# The id of each of the classes 0..18 in the labelIds files of Cityscapes.
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
 
 _CAMVID = DatasetInfo(
@@ -282,8 +285,8 @@ _CAMVID = DatasetInfo(
     split_sizes={"train": 367, "val": 101, "test": 233},
 )
 
-# The first name of each of the 150 classes of the scene parsing challenge
-# (`objectInfo150.txt`), in the order of their label values 1..150.
+# The first of the names that `objectInfo150.txt` of the scene parsing challenge lists
+# for each class, in the order of the label values 1..150.
 _ADE20K_NAMES = (
     "wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, "
     "cabinet, sidewalk, person, earth, door, table, mountain, plant, curtain, "
@@ -312,14 +315,14 @@ _ADE20K = DatasetInfo(
     split_sizes=_ADE20K_SIZES,
 )
 
-# The same classes counted from 0, as in most other code.
+# The same classes, numbered from 0, as in most other code.
 _ADE20K_150 = DatasetInfo(
     name="ade20k_150",
     class_names=tuple(_ADE20K_NAMES),
     split_sizes=_ADE20K_SIZES,
 )
 
-# COCO's objects of VOC's classes.
+# COCO objects that belong to a VOC class.
 _COCO_VOC = DatasetInfo(
     name="coco_voc", class_names=_VOC.class_names, colors=_VOC.colors
 )
@@ -347,5 +350,5 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def is_scored(labels: Any, num_classes: int, ignore_label: int) -> Any:
-    """Returns a mask of the labels that are a class and not ignored."""
+    """Returns a bool mask of the labels that are a class and not ignored."""
     return (labels >= 0) & (labels < num_classes) & (labels != ignore_label)

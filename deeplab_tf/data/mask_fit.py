@@ -1,14 +1,15 @@
 """Tests whether masks belong to their images, by comparing the edges of both.
 
-Edges of images and masks are drawn on a grid of 64x64 cells. The score of an image and
-a mask is the correlation of their edges. Where masks fit, an image scores higher with
-its own mask than with those of other images and than with its own mask mirrored.
+The edges of an image and of a mask are drawn on a 64x64 grid, and the correlation of
+the two is the score of the pair. If the masks fit, an image scores higher with its own
+mask than with the mask of another image, or with its own mask mirrored.
 
-Differences of scores are judged by Student's t, their mean divided by its standard
-error. In random subsets of 12 to 24 images of PASCAL VOC, CamVid and generated shapes,
-fitting masks had a t of at least 4.0 against shuffled ones, and masks of other images
-at most 1.7. Against another placement, fitting masks had at most -3.6, masks of other
-images at most 4.1, and wrongly placed masks usually more than 5.
+Score differences are judged by Student's t statistic: their mean divided by its
+standard error. The thresholds come from random subsets of 12 to 24 images of PASCAL
+VOC, CamVid and generated shapes. Compared with shuffled masks, t was at least 4.0 for
+masks that fit and at most 1.7 for masks of other images. For a different placement of
+the masks, t was at most -3.6 if the masks fit, at most 4.1 for masks of other images,
+and usually above 5 for misplaced masks.
 """
 
 from typing import NamedTuple
@@ -19,10 +20,10 @@ import numpy as np
 GRID = 64
 _MIN_SIDE = 32  # smaller images have too few edges
 _MIN_IMAGES = 12
-_UNRELATED = 3.0  # t below which own masks fit no better than shuffled ones
-_CLEARLY_BETTER = 5.0  # t from which another placement of the masks fits better
+_UNRELATED = 3.0  # t below which masks fit no better than shuffled ones
+_CLEARLY_BETTER = 5.0  # t from which masks fit better in a different placement
 _SHUFFLES = 10
-_EDGE_SCALE = 6  # brings the roots of gradients, 0..38, to 0..255
+_EDGE_SCALE = 6  # scales the roots of gradients, 0..38, to 0..255
 
 
 class Edges(NamedTuple):
@@ -33,14 +34,14 @@ class Edges(NamedTuple):
 
 
 class Misfit(NamedTuple):
-    """How masks do not fit; `is_placement` if they fit better in another placement."""
+    """Describes a misfit; `is_placement` if masks would fit in another placement."""
 
     is_placement: bool
     text: str
 
 
 def find_edges(small: np.ndarray, label: np.ndarray) -> Edges | None:
-    """Returns the edges of an image and its label map; None if it is too small.
+    """Returns the edges of an image and its label map; None if they are too small.
 
     Args:
         small: The image shrunk to `[64, 64, channels]`, float32 0..255.
@@ -53,7 +54,7 @@ def find_edges(small: np.ndarray, label: np.ndarray) -> Edges | None:
         cv2.Sobel(smooth, cv2.CV_32F, *axis).reshape(small.shape)
         for axis in ((1, 0), (0, 1))
     )
-    # The root keeps a few strong edges from outweighing all others.
+    # The square root keeps a few strong edges from outweighing the rest.
     strength = np.sqrt(np.hypot(across, down).max(-1)) * _EDGE_SCALE
     cells = cv2.resize(label, (GRID, GRID), interpolation=cv2.INTER_NEAREST)
     is_edge = np.zeros((GRID, GRID), bool)
@@ -65,12 +66,12 @@ def find_edges(small: np.ndarray, label: np.ndarray) -> Edges | None:
 
 
 def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
-    """Returns how the masks of a split do not fit their images, or None if they fit.
+    """Checks whether the masks of a split fit their images; returns None if they do.
 
     Args:
-        edges: Edges of the images.
-        in_order: Whether these are all images in the order of their names, so that
-            masks may be tested for being one image ahead or late.
+        edges: Edges of the images and their masks.
+        in_order: Whether `edges` has all images of the split, sorted by name. If so,
+            masks that belong to the next or the previous image are also detected.
     """
     edges = [pair for pair in edges if pair.image.any() and pair.label.any()]
     if len(edges) < _MIN_IMAGES:
@@ -78,7 +79,7 @@ def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
     images = _normalize(np.stack([pair.image for pair in edges]))
     masks = np.stack([pair.label for pair in edges])
     if (masks == masks[0]).all():
-        return None  # shuffling changes nothing
+        return None  # shuffling equal masks would change nothing
     masks = _normalize(masks)
     own = _score(images, masks)
     placements = _list_placements(masks, in_order)
@@ -87,8 +88,8 @@ def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
     if scores[best] >= _CLEARLY_BETTER:
         return Misfit(
             True,
-            f"{best}, the masks fit {len(edges)} images better than as they are "
-            f"(t = {scores[best]:.1f}, at least {_CLEARLY_BETTER:g})",
+            f"the masks fit {len(edges)} images better when {best} "
+            f"(t = {scores[best]:.1f}, threshold {_CLEARLY_BETTER:g})",
         )
     offsets = range(2, min(len(edges), 2 + _SHUFFLES))
     shuffled = [_score(images, np.roll(masks, k, 0)) for k in offsets]
@@ -98,27 +99,27 @@ def find_misfit(edges: list[Edges], in_order: bool) -> Misfit | None:
     return Misfit(
         False,
         f"the edges of {len(edges)} masks match their own images no better than "
-        f"other images (t = {t:.1f}, below {_UNRELATED:g})",
+        f"other images (t = {t:.1f}, threshold {_UNRELATED:g})",
     )
 
 
 def _list_placements(masks: np.ndarray, in_order: bool) -> dict[str, np.ndarray]:
-    """Returns the masks in other placements, by their descriptions."""
+    """Returns the masks in each other placement, by its description."""
     placements = {
         "mirrored left to right": masks[:, :, ::-1],
-        "upside down": masks[:, ::-1],
-        "turned by 180 degrees": masks[:, ::-1, ::-1],
+        "flipped upside down": masks[:, ::-1],
+        "rotated by 180 degrees": masks[:, ::-1, ::-1],
     }
     if in_order:
         placements |= {
-            "exchanged for those of the next image": np.roll(masks, -1, 0),
-            "exchanged for those of the previous image": np.roll(masks, 1, 0),
+            "replaced by those of the next image": np.roll(masks, -1, 0),
+            "replaced by those of the previous image": np.roll(masks, 1, 0),
         }
     return placements
 
 
 def _normalize(maps: np.ndarray) -> np.ndarray:
-    """Returns maps `[n, 64, 64]` with mean 0 and a sum of squares of 1."""
+    """Scales maps `[n, 64, 64]` to a mean of 0 and a sum of squares of 1."""
     maps = maps.astype(np.float32)
     maps -= maps.mean((1, 2), keepdims=True)
     norm = np.sqrt(np.square(maps).sum((1, 2), keepdims=True))
@@ -131,6 +132,6 @@ def _score(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def _compute_t(differences: np.ndarray) -> float:
-    """Returns the mean of some differences divided by its standard error."""
+    """Returns the mean of the differences divided by its standard error."""
     error = differences.std(ddof=1) / np.sqrt(len(differences))
     return float(differences.mean() / max(error, 1e-9))

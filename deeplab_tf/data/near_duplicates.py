@@ -1,7 +1,7 @@
 """Finds images that look the same although their files and pixels differ.
 
-A thumbnail has a hash of 63 signs, those of its lowest frequencies (DCT). Images with
-similar hashes are compared by the correlation of their thumbnails.
+The hash of a thumbnail is the signs of its 63 lowest DCT frequencies. The thumbnails of
+images with similar hashes are then compared by correlation.
 """
 
 from typing import NamedTuple
@@ -11,17 +11,17 @@ import numpy as np
 
 _SIDE = 32  # of a thumbnail, in pixels
 _FREQUENCIES = 8  # in each direction
-# Of the 63 signs, JPEG compression, rescaling and noise change up to 5 and another
+# JPEG compression, rescaling and noise change up to 5 of the 63 signs, and a different
 # exposure up to 13; different images of PASCAL VOC differ in at least 18.
 _MAX_DISTANCE = 8
 _MIN_CORRELATION = 0.95
-_ROWS = 1024  # images compared with all of the other split at a time
-# Standard deviation, 0..255, below which a thumbnail is a blank image.
+_ROWS = 1024  # images to compare with the other split at a time
+# Standard deviation, 0..255, below which a thumbnail counts as blank.
 _BLANK = 2.0
 
 
 class Pair(NamedTuple):
-    """Positions of two similar images; `is_mirrored` if one is the mirror image."""
+    """Positions of two similar images; `is_mirrored` if one is mirrored."""
 
     first: int
     second: int
@@ -54,10 +54,10 @@ def _normalize(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def find_pairs(first: np.ndarray, second: np.ndarray) -> list[Pair]:
-    """Returns the pairs of similar images of two sets of thumbnails `[n, 32, 32]`.
+    """Returns pairs of similar images from two sets of thumbnails `[n, 32, 32]`.
 
-    Blank images are similar to none. At most one pair is returned for each image of
-    `first`, the most similar one.
+    Each image of `first` is paired at most once, with the most similar image of
+    `second`. Blank images are never paired.
     """
     hashes = _hash_thumbnails(second)
     pairs = []

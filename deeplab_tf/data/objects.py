@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
-# Longer labels are thinned out to this many pixels, which loses the smallest objects.
+# Larger labels are subsampled to this many pixels per side; tiny objects may be lost.
 _LONGEST = 512
-_MAX_SIDE = 4095  # of an object; longer ones count as this
+_MAX_SIDE = 4095  # of an object; longer sides are clipped
 
 
 def find_objects(label: np.ndarray, num_classes: int, ignore_label: int) -> np.ndarray:
@@ -13,8 +13,8 @@ def find_objects(label: np.ndarray, num_classes: int, ignore_label: int) -> np.n
 
     Returns:
         Class, side and extent of each object, int32 `[objects, 3]`. The side is the
-        square root of the area and the extent the longer side of the bounding box, both
-        in pixels.
+        square root of the area; the extent is the longer side of the bounding box. Both
+        are in pixels.
     """
     step = -(-max(label.shape) // _LONGEST)
     small = np.ascontiguousarray(label[::step, ::step])
@@ -36,8 +36,8 @@ class ObjectSizes:
     """Histograms of the sizes of the objects of each class.
 
     Attributes:
-        sides: Objects of each class by their side, int64 `[num_classes, 4096]`.
-        extents: Objects of each class by their extent, of the same shape.
+        sides: Number of objects by class and side, int64 `[num_classes, 4096]`.
+        extents: Number of objects by class and extent, in the same shape.
     """
 
     def __init__(self, num_classes: int):
@@ -57,19 +57,19 @@ class ObjectSizes:
 
     @property
     def median_sides(self) -> np.ndarray:
-        """Median side of the objects of each class in pixels; 0 without objects."""
+        """Median side of the objects of each class, in pixels; 0 without objects."""
         half = (self.counts + 1) // 2
         return np.argmax(np.cumsum(self.sides, 1) >= half[:, None], 1)
 
     def tiny_shares(self, cell: int) -> np.ndarray:
-        """Returns the share of objects below `cell` x `cell` pixels, by class."""
+        """Returns the fraction of each class's objects smaller than `cell` x `cell`."""
         return self.sides[:, :cell].sum(1) / np.maximum(1, self.counts)
 
     def tiny_pixel_shares(self, cell: int) -> np.ndarray:
-        """Returns the share of pixels in such objects, by class."""
+        """Returns the fraction of each class's pixels in objects that small."""
         pixels = self.sides * np.arange(_MAX_SIDE + 1) ** 2
         return pixels[:, :cell].sum(1) / np.maximum(1, pixels.sum(1))
 
     def huge_shares(self, crop_side: int) -> np.ndarray:
-        """Returns the share of objects whose extent exceeds a crop, by class."""
+        """Returns the fraction of each class's objects longer than a crop."""
         return self.extents[:, crop_side + 1 :].sum(1) / np.maximum(1, self.counts)

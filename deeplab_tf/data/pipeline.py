@@ -1,7 +1,7 @@
 """Turns TFRecord shards into batches; samples depend only on (seed, epoch, index).
 
-Records are read by random access: an epoch is a permutation of all of them, each
-worker reads only its own records, and a resumed run skips straight to its position.
+Records are read by random access. Each epoch is a permutation of all records, each
+worker reads only its own, and a resumed run continues directly at its position.
 """
 
 import os
@@ -17,14 +17,14 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader, SampleChecks, skip_errors
 from deeplab_tf.data.source import Source
 from deeplab_tf.data.sources import open_split
-from deeplab_tf.data.statistics import epoch_positions
+from deeplab_tf.data.statistics import list_epoch_positions
 from deeplab_tf.errors import UserError
 
-# Batches prepared in parallel: twice the cores, because threads often wait for each
-# other; bounded to save memory.
+# Batches prepared in parallel: twice the number of cores, because threads often wait
+# for each other, but limited to save memory.
 _PARALLEL_CALLS = min(2 * (os.cpu_count() or 1), 32)
-# Evaluation does not augment, so the model takes nearly all the time; each parallel
-# batch costs 0.13 s at the start.
+# In evaluation, the model takes nearly all of the time, and each additional parallel
+# batch delays the start by 0.13 s.
 EVAL_PARALLEL_CALLS = max(2, _PARALLEL_CALLS // 4)
 _PREFETCHED_BATCHES = 2
 
@@ -36,7 +36,7 @@ def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
     permutation of the positions, which is never materialized. `index` counts the
     samples since the start of training.
     """
-    # The shuffle uses few bits of its key when there are few records, so hash it first.
+    # With few records, the shuffle uses few bits of its key, so hash the key first.
     key = tf.random.stateless_uniform([3], [seed, index // count], None, None, tf.int64)
     return tf.raw_ops.RandomIndexShuffle(
         index=index % count, seed=key, max_index=count - 1, rounds=8
@@ -44,14 +44,16 @@ def shuffle_index(index: tf.Tensor, count: tf.Tensor, seed: int) -> tf.Tensor:
 
 
 class _Cropper:
-    """Makes random crops of the records of a source."""
+    """Makes random training crops from the records of a source."""
 
     def __init__(self, source: Source, config: DataConfig):
         self.info = source.info
         self.config = config
         self._reader = Reader(source)
-        self._mean_pixel = _mean_pixel(config, source.info)
-        self._epoch = tf.constant(epoch_positions(source, config.bootstrap_classes))
+        self._mean_pixel = _expand_mean_pixel(config, source.info)
+        self._epoch = tf.constant(
+            list_epoch_positions(source, config.bootstrap_classes)
+        )
 
     def _position(self, index: tf.Tensor) -> tf.Tensor:
         """Returns the position of a training sample's record in the source."""
@@ -102,7 +104,7 @@ class _Cropper:
     def _decode(
         self, position: tf.Tensor, random_crop: augment.RandomCrop
     ) -> tuple[tf.Tensor, tf.Tensor, augment.Window, SampleChecks]:
-        """Decodes a label and the rows of its image that a crop needs."""
+        """Decodes a label, and the image rows that a crop needs."""
 
         def window_fn(size: tf.Tensor) -> augment.Window:
             return augment.crop_window(random_crop, size, self.config.crop_size)
@@ -117,15 +119,15 @@ class _Cropper:
         return image, label, window, sample.checks
 
 
-def _mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
+def _expand_mean_pixel(config: DataConfig, info: DatasetInfo) -> tuple[float, ...]:
     values = config.mean_pixel
     if len(values) == info.channels:
         return values
     if len(set(values)) == 1:
         return values[:1] * info.channels
     raise UserError(
-        f"mean_pixel needs one value for each of {info.channels} channels of "
-        f"{info.name}; received {values}"
+        f"mean_pixel must have one value for each of the {info.channels} channels of "
+        f"{info.name}, or a single one; received {values}"
     )
 
 
@@ -138,7 +140,7 @@ def scale_to_255(image: tf.Tensor, info: DatasetInfo) -> tf.Tensor:
 def _resize(
     image: tf.Tensor, label: tf.Tensor, info: DatasetInfo, config: DataConfig
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Returns a float32 image 0..255 and its label, resized if the config says so."""
+    """Returns a float32 image 0..255 and its label, resized if so configured."""
     image = scale_to_255(image, info)
     if config.min_resize_value is None:
         return image, label
@@ -152,17 +154,17 @@ def _resize(
 
 
 def _find_first(conditions: tf.Tensor) -> tf.Tensor:
-    """Returns the index of the first true condition; 0 if none is."""
+    """Returns the index of the first true condition; 0 if there is none."""
     return tf.argmax(tf.cast(conditions, tf.int32))
 
 
-def training_batches(
+def make_training_batches(
     batch_fn: Callable, batch_size: int, start: int, worker: int, num_workers: int
 ) -> tf.data.Dataset:
     """Returns an endless dataset of one worker's share of the training batches.
 
-    `batch_fn` makes a batch from sample numbers, int64 `[rows]`; `batch_size` is the
-    global batch size, and `start` the number of the first sample.
+    `batch_fn` makes a batch from sample indices, int64 `[rows]`; `batch_size` is the
+    global batch size, and `start` the index of the first sample.
     """
     rows = batch_size // num_workers
 
@@ -170,16 +172,16 @@ def training_batches(
         begin = start + number * batch_size + worker * rows
         return batch_fn(begin + tf.range(rows, dtype=tf.int64))
 
-    # Parallel over batches, not samples, to pay the overhead of a call once per batch.
+    # Batches rather than samples run in parallel, so that a batch is only one call.
     dataset = tf.data.Dataset.range(tf.int64.max)
     return dataset.map(batch, num_parallel_calls=_PARALLEL_CALLS)
 
 
 def check_batch_size(batch_size: int, num_workers: int) -> None:
-    """Raises `UserError` unless the workers can share a batch evenly."""
+    """Raises `UserError` unless a batch can be divided evenly among the workers."""
     if batch_size % num_workers:
         raise UserError(
-            f"a batch of {batch_size} cannot be shared evenly by {num_workers} "
+            f"a batch of {batch_size} cannot be divided evenly among {num_workers} "
             f"workers; use a multiple of {num_workers}"
         )
 
@@ -197,8 +199,8 @@ def _make_evaluation_batches(
     dataset = tf.data.Dataset.range(worker, len(source.index), num_workers)
     rows = config.batch_size // num_workers
     if rows > 1:
-        # A batch holds images of one size, so that nothing is resized or padded. They
-        # are decoded once the batch is full; decoded images would take much memory.
+        # All images in a batch have the same size, so none is resized or padded. They
+        # are decoded once the batch is full: decoded images take much more memory.
         dataset = dataset.map(lambda p: (p, reader.read_size(p))).group_by_window(
             lambda _, size: tf.reduce_sum(tf.cast(size, tf.int64) * [1 << 32, 1]),
             lambda _, same_size: same_size.map(lambda p, _: p).batch(rows),
@@ -227,32 +229,32 @@ def load_dataset(
     """Returns batches of images and labels.
 
     Args:
-        config: Where the records are and how to augment them; the training
-            augmentation is that of DeepLabv3 (1706.05587, Sec. 4.1).
+        config: Location of the records, and the augmentation, which follows DeepLabv3
+            (1706.05587, Sec. 4.1).
         split: Official name of the split; `trainaug` is `train_aug`.
         training: Whether to shuffle, augment to the crop size and repeat forever.
-            Otherwise every image comes once, at its own size.
-        start: Number of training samples to skip; the rest are the same as in an
-            uninterrupted run.
+            Otherwise, every image is returned once, at its original size.
+        start: Number of training samples to skip; the following samples are the same
+            as in an uninterrupted run.
         worker: Index of this worker, from 0.
-        num_workers: Number of workers. In training each gets some rows of every
-            batch, in evaluation some of the images.
-        named: Whether to return image names too; evaluation only.
+        num_workers: Number of workers. In training, each gets some rows of every
+            batch; in evaluation, each gets some of the images.
+        named: Whether to also return image names; evaluation only.
 
     Returns:
-        Pairs of float32 images 0..255 `[batch, height, width, channels]` and uint8
-        labels `[batch, height, width, 1]`, where batch is `batch_size / num_workers`;
-        with `named` also the names, strings `[batch]`.
+        Float32 images 0..255 `[batch, height, width, channels]` and uint8 labels
+        `[batch, height, width, 1]`, where batch is `batch_size / num_workers`; if
+        `named`, also the names, strings `[batch]`.
 
     Raises:
-        UserError: if the split has no records, or the workers cannot share a batch
-            evenly.
+        UserError: if the split has no records, or a batch cannot be divided evenly
+            among the workers.
     """
     check_batch_size(config.batch_size, num_workers)
     source = open_split(config.dataset, config.dataset_dir, split)
     if training:
         cropper = _Cropper(source, config)
-        dataset = training_batches(
+        dataset = make_training_batches(
             cropper.batch, config.batch_size, start, worker, num_workers
         )
     else:
@@ -263,17 +265,17 @@ def load_dataset(
 def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Prepares the next batches while the current one is in use."""
     options = tf.data.Options()
-    # Batches are already prepared in parallel: more threads per operation would be too
-    # many. Autotuning costs 5% of the throughput.
+    # Batches are already prepared in parallel, so operations need no threads of their
+    # own. Autotuning costs 5% of the throughput.
     options.threading.max_intra_op_parallelism = 1
     options.autotune.enabled = False
     return dataset.prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
 def describe_samples(config: DataConfig, split: str, start: int, count: int) -> str:
-    """Returns the file, number and name of the records of some training samples.
+    """Returns the file, number and name of the records of `count` training samples.
 
-    `start` is the number of the first sample since the start of training.
+    `start` is the index of the first sample, counted from the start of training.
     """
     source = open_split(config.dataset, config.dataset_dir, split)
     cropper = _Cropper(source, config)

@@ -1,4 +1,4 @@
-"""Reads single records inside a graph; errors name the file and the record."""
+"""Reads individual records in a graph; errors name the file and the record."""
 
 import contextlib
 import re
@@ -23,8 +23,8 @@ _UNREADABLE = (
 class SampleChecks(NamedTuple):
     """Values to check before a sample is used.
 
-    Sizes are height and width, int32 `[2]`; `value` is the largest label value that is
-    not a class, 0 if all are valid.
+    Sizes are height and width, int32 `[2]`; `value` is the largest invalid label value,
+    or 0 if all are valid.
     """
 
     name: tf.Tensor
@@ -34,7 +34,7 @@ class SampleChecks(NamedTuple):
 
 
 class DecodedSample(NamedTuple):
-    """The rows of the image inside the window, the complete label and their checks."""
+    """The image rows in the window, the complete label, and values to check."""
 
     image: tf.Tensor
     label: tf.Tensor
@@ -43,7 +43,7 @@ class DecodedSample(NamedTuple):
 
 
 class Reader:
-    """Reads the records of a source by their positions in its index."""
+    """Reads the records of a source by position in its index."""
 
     def __init__(self, source: Source):
         self.info = source.info
@@ -54,7 +54,7 @@ class Reader:
 
     def _read(self, position) -> tf.data.Dataset:
         """Returns a dataset that holds the bytes of one record."""
-        # A gather is one operation; a subscript is a dozen.
+        # A gather is one operation; a subscript is about a dozen.
         file, _, offset = tf.unstack(tf.gather(self._index, position))
         return records.read_record(tf.gather(self._paths, file), offset)
 
@@ -63,7 +63,7 @@ class Reader:
         return self._read(position).get_single_element()
 
     def read_intact(self, position):
-        """Returns whether the checksums of a record match, and its bytes if so."""
+        """Returns whether the checksums of a record match, and its bytes if they do."""
         record = self._read(position).map(lambda record: (True, record))
         nothing = tf.data.Dataset.from_tensors((False, ""))
         record = record.ignore_errors().concatenate(nothing).take(1)
@@ -85,14 +85,14 @@ class Reader:
     def decode(self, position, window_fn=None) -> DecodedSample:
         """Decodes the image and label of a record, without checking them.
 
-        A broken record raises TensorFlow's own errors; see `require_readable` and
-        `require_valid`. `window_fn` maps the size of the image, int32 `[2]`, to a
-        window, and only the rows of the window are decoded.
+        A broken record raises one of TensorFlow's errors; see `require_readable` and
+        `require_valid`. `window_fn` maps the image size, int32 `[2]`, to a window; only
+        the image rows in that window are decoded.
         """
         info = self.info
         image, label, name = records.parse(self.read_bytes(position), self._keys)
         label = decoding.decode_label(label)
-        # The image should have the same size and has not been decoded yet.
+        # The image has not been decoded yet but should have the same size.
         label_size = tf.shape(label)[:2]
         window, first, count = (), 0, label_size[0]
         if window_fn is not None:
@@ -114,7 +114,7 @@ class Reader:
         )
 
     def read_sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Returns the image, label and name of a record, after all checks."""
+        """Returns the image, label and name of a record after validating them."""
         sample = self._decode_or_refuse(position, self.decode)
         with self.require_valid(position, sample.checks):
             parts = sample.image, sample.label, sample.checks.name
@@ -145,7 +145,7 @@ class Reader:
         return self._decode_or_refuse(position, decode)
 
     def _decode_or_refuse(self, position, decode):
-        """Returns `decode(position)`, with an error that names a broken record."""
+        """Returns `decode(position)`; if that fails, the error names the record."""
         position = tf.cast(position, tf.int64)
         samples = tf.data.Dataset.from_tensors(position)
         samples = samples.map(lambda position: (position, decode(position)))
@@ -171,9 +171,9 @@ class Reader:
 def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
     """Drops the samples that raise an error and appends a placeholder.
 
-    TensorFlow's own errors do not say which sample failed. Here the caller finds out by
-    comparing the int64 numbers that come back, -1 for the placeholder, with those it
-    asked for. At most `count` pairs of number and sample are returned.
+    TensorFlow's errors do not say which sample failed. `samples` are pairs of an int64
+    number and a sample, so a caller can compare the numbers returned with those it
+    requested. The placeholder has number -1. At most `count` pairs are returned.
     """
     _, spec = samples.element_spec
 
@@ -189,17 +189,18 @@ def skip_errors(samples: tf.data.Dataset, count: int) -> tf.data.Dataset:
 def require(condition, message: list):
     """Returns a context whose operations run only if a bool scalar is true.
 
-    `message` has the words and scalars of the error; see `translate_data_errors`.
+    `message` lists the words and scalars of the error message, which
+    `translate_data_errors` joins.
     """
     # tf.debugging.assert costs several operations, and this runs for every sample.
     assertion = tf.raw_ops.Assert(condition=condition, data=message, summarize=3)
-    # Eagerly the check has run by now, and there is no operation to depend on.
+    # In eager mode, the check has already run and returns no operation.
     return tf.control_dependencies([] if assertion is None else [assertion])
 
 
 @contextlib.contextmanager
 def translate_data_errors() -> Iterator[None]:
-    """Turns the errors of a dataset into a `UserError` that names file and record."""
+    """Turns dataset errors into a `UserError` that names the file and record."""
     try:
         yield
     except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
@@ -207,7 +208,7 @@ def translate_data_errors() -> Iterator[None]:
             raise UserError(_extract_message(error.message)) from error
         raise
     except UnicodeDecodeError as error:
-        # A name is not UTF-8, so that TensorFlow's message cannot reach Python.
+        # TensorFlow's message quotes a name that is not UTF-8.
         message = bytes(error.object).decode(errors="replace")
         raise UserError(_extract_message(message)) from error
 
@@ -219,7 +220,7 @@ def iterate_batches(dataset: tf.data.Dataset) -> Iterator:
 
 
 def _is_data_error(error: tf.errors.OpError) -> bool:
-    """Returns whether a dataset failed rather than the model that uses its batches."""
+    """Returns whether an error comes from a dataset rather than from the model."""
     return "GetNext" in error.message or "assertion failed" in error.message
 
 

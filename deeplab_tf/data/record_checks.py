@@ -1,4 +1,4 @@
-"""Checks single records for everything that training would fail on."""
+"""Checks records for everything that would make training fail."""
 
 import collections
 import hashlib
@@ -25,20 +25,20 @@ from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.images import decoding
 
-# TensorFlow raises the latter if its message quotes bytes that are not UTF-8.
+# The second is raised if TensorFlow's message quotes bytes that are not UTF-8.
 DECODING_ERRORS = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 _PIXELS_AT_ONCE = 1 << 20
 _PNG_KINDS = {0: "grey", 2: "RGB", 3: "a palette", 4: "grey and alpha", 6: "RGBA"}
 
 
 class RecordReport(NamedTuple):
-    """Problems and statistics of a record; None for what cannot be read.
+    """Problems and statistics of a record; values that cannot be computed are None.
 
     Attributes:
-        problems: Pairs of a kind in `validation.ERRORS` or `WARNINGS` and a text.
-        where: The record, in words.
+        problems: Pairs of a kind, from `validation.ERRORS` or `WARNINGS`, and a text.
+        where: Describes the record in messages.
         size: Height and width of the image.
-        values: Pixels of each label value, `[256]`.
+        values: Number of pixels of each label value, `[256]`.
         moments: Sum and sum of squares of each channel, `[2, channels]`.
         digest: Hash of the pixels.
         name: Name of the image.
@@ -73,11 +73,11 @@ class RecordChecker:
         return f"record {index.number[position]} of {path}"
 
     def check(self, positions: Sequence[int], label: str) -> Iterator[RecordReport]:
-        """Yields the reports of the records at some positions, in order."""
+        """Yields a report on each record, in order; `label` names the progress bar."""
         raw = tf.data.Dataset.from_tensor_slices(np.asarray(positions, np.int64))
         raw = raw.map(self._reader.read_intact, num_parallel_calls=tf.data.AUTOTUNE)
         raw = raw.prefetch(tf.data.AUTOTUNE)
-        # Encoded records take little memory, so a few per thread may wait.
+        # Encoded records need little memory, so a few per thread may wait.
         waiting: collections.deque = collections.deque()
         workers = os.cpu_count() or 1
         with (
@@ -111,7 +111,7 @@ class RecordChecker:
         problems = []
         orientation = _read_orientation(image)
         if orientation != 1:
-            text = f"EXIF orientation {orientation}; rotate the pixels themselves"
+            text = f"EXIF orientation {orientation}; rotate the pixels instead"
             problems.append(("rotated", f"{where}: {text}"))
         kind = _label_kind(label)
         if kind != "grey 8-bit PNG":
@@ -130,7 +130,7 @@ class RecordChecker:
         )
 
     def _check_label(self, where, size, label: bytes, small) -> RecordReport:
-        """Returns statistics and problems of a label; `small` is its shrunk image."""
+        """Returns problems and statistics of a label; `small` is the shrunk image."""
         try:
             label = decoding.decode_label(label).numpy()[..., 0]
         except DECODING_ERRORS as error:
@@ -142,7 +142,7 @@ class RecordChecker:
             edges = find_edges(small, label)
         else:
             label_size, image_size = map(_format_size, (label.shape, size))
-            text = f"the label is {label_size} but its image {image_size}"
+            text = f"the label is {label_size} but the image is {image_size}"
             problems.append(("size", f"{where}: {text}"))
         values = np.bincount(label.ravel(), minlength=256)
         known = np.arange(256) < info.num_classes
@@ -168,7 +168,7 @@ class RecordChecker:
 def _parse(record: bytes, keys: Keys) -> tuple[bytes, bytes, str]:
     """Returns the encoded image, encoded label and name of a record."""
     try:
-        # The parser that training uses; others accept other records.
+        # Training uses this parser; others accept different records.
         image, label, name = map(tf.convert_to_tensor, parse(record, keys))
     except DECODING_ERRORS as error:
         raise UserError(_explain_parse_error(record, keys)) from error
@@ -187,12 +187,12 @@ def _explain_parse_error(record: bytes, keys: Keys) -> str:
     for key in set(filter(None, keys)) & set(features):
         count = len(features[key].bytes_list.value)
         if count != 1:
-            return f"its {key} is {count} byte strings; it must be one"
+            return f"its {key} has {count} byte strings; it must have one"
     return "TensorFlow cannot parse it"
 
 
 def _shorten(error: tf.errors.OpError) -> str:
-    """Returns a TensorFlow error without its node names."""
+    """Returns the message of a TensorFlow error without node names."""
     return " ".join(error.message.split("}}")[-1].split())[:200]
 
 
@@ -210,7 +210,7 @@ def _decode_image(image: bytes, info: DatasetInfo) -> np.ndarray:
 
 
 def _shrink_image(pixels: np.ndarray, max_value: int) -> np.ndarray:
-    """Returns up to three channels of an image, float32 0..255 `[64, 64, channels]`."""
+    """Shrinks up to three channels of an image to float32 0..255 `[64, 64, 1..3]`."""
     shown = np.ascontiguousarray(pixels[..., :3])
     small = cv2.resize(shown, (GRID, GRID), interpolation=cv2.INTER_AREA)
     return small.reshape(GRID, GRID, -1).astype(np.float32) * (255 / max_value)
@@ -224,14 +224,14 @@ def _hash_pixels(pixels: np.ndarray) -> bytes:
 
 def _compute_moments(pixels: np.ndarray) -> np.ndarray:
     """Returns the sum and sum of squares of each channel, float64 `[2, channels]`."""
-    # A few rows at a time, because `bincount` converts its input to 64-bit integers.
+    # A few rows at a time, because `bincount` converts its input to int64.
     rows = max(1, _PIXELS_AT_ONCE // pixels.shape[1])
     parts = (pixels[i : i + rows] for i in range(0, len(pixels), rows))
     return sum(_compute_row_moments(part) for part in parts)
 
 
 def _compute_row_moments(pixels: np.ndarray) -> np.ndarray:
-    # From histograms, which are much smaller than the pixels.
+    # Computed from histograms, which are much smaller than the pixels.
     channels = np.moveaxis(pixels, -1, 0).reshape(pixels.shape[-1], -1)
     counts = [np.bincount(channel) for channel in channels]
     values = [np.arange(len(c), dtype=np.float64) for c in counts]
@@ -242,12 +242,12 @@ def _compute_row_moments(pixels: np.ndarray) -> np.ndarray:
 def _read_orientation(image: bytes) -> int:
     """Returns the EXIF orientation of a JPEG; 1, upright, for other images."""
     is_jpeg = image.startswith(b"\xff\xd8")
-    return decoding.exif_orientation(image) if is_jpeg else 1
+    return decoding.read_exif_orientation(image) if is_jpeg else 1
 
 
 def _label_kind(label: bytes) -> str:
-    """Describes the format of a label by its header."""
-    depth, color_type = decoding.png_format(label)
+    """Describes the format of a label, judging by its header."""
+    depth, color_type = decoding.read_png_format(label)
     if not depth:
         return "a JPEG" if label[:2] == b"\xff\xd8" else "not a PNG"
     kind = _PNG_KINDS.get(color_type, "of an unknown kind")

@@ -1,4 +1,7 @@
-"""TFRecords in the official schema; no other module names their keys."""
+"""Reads, indexes and publishes TFRecords in the official schema.
+
+No other module names the keys of a record.
+"""
 
 import dataclasses
 import os
@@ -11,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from deeplab_tf import strict_json
-from deeplab_tf.data.info import DatasetInfo, split_name
+from deeplab_tf.data.info import DatasetInfo, normalize_split
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.files.outputs import write_text
@@ -25,12 +28,12 @@ _OWN_SHARD = re.compile(
     r".+-\d{5}-of-\d{5}\.tfrecord"
     rf"({re.escape(UNFINISHED)}|{re.escape(FINISHED)})?"
 )
-# Lists the shards of a folder while they are being published.
+# While shards are being published, this file in their folder lists them.
 _PUBLISHING = ".publishing.json"
 
 
 class Keys(NamedTuple):
-    """Record keys of the encoded image, the encoded label and the name ("" if none)."""
+    """Keys of a record's encoded image, encoded label and name ("" if it has none)."""
 
     image: str
     label: str
@@ -43,7 +46,10 @@ OFFICIAL_KEYS = Keys(
 
 
 def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
-    """Returns one sample as an official record; the label is a one-channel PNG."""
+    """Returns a sample as a record in the official schema.
+
+    `label` is a PNG with one channel.
+    """
 
     def bytes_feature(value):
         return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
@@ -67,7 +73,7 @@ def serialize(image: EncodedImage, label: bytes, name: str) -> bytes:
 
 
 def parse(record, keys: Keys = OFFICIAL_KEYS):
-    """Returns the encoded image, encoded label and name of a record, string scalars."""
+    """Returns encoded image, encoded label and name of a record as string scalars."""
     string = tf.io.FixedLenFeature([], tf.string)
     features = {keys.image: string, keys.label: string}
     if keys.name:
@@ -86,13 +92,13 @@ def parse_class(record, keys: Keys):
     return sample[keys.image], sample[keys.label]
 
 
-def split_files(folder: str, split: str) -> list[str]:
-    """Returns the paths of a split's shards, unfinished ones too, in order.
+def list_split_files(folder: str, split: str) -> list[str]:
+    """Returns the sorted paths of a split's shards, including unfinished ones.
 
-    They are `<split>-*`, as in the official code, without the shards of other splits
-    whose names start with `<split>-`.
+    Matches `<split>-*`, like the official code, but leaves out the shards of other
+    splits whose names also start with `<split>-`.
     """
-    # Not a glob, which would fail in a folder named `a[1]`.
+    # Not with a glob, which would fail in a folder named `a[1]`.
     found = []
     for name in _list_names(folder):
         shard = _SHARD.fullmatch(name.removesuffix(UNFINISHED).removesuffix(FINISHED))
@@ -101,13 +107,13 @@ def split_files(folder: str, split: str) -> list[str]:
     return found
 
 
-def split_of(name: str) -> str:
-    """Returns the split in the name of a shard that our converters wrote."""
+def parse_split(name: str) -> str:
+    """Returns the split in the name of a shard written by our converters."""
     return name.rsplit("-", 3)[0]
 
 
 def is_shard(path: str) -> bool:
-    """Returns whether a file is named like the shards that our converters write."""
+    """Returns whether a path has the name of a shard written by our converters."""
     return bool(_OWN_SHARD.fullmatch(os.path.basename(path)))
 
 
@@ -116,9 +122,9 @@ def publish(
 ) -> None:
     """Replaces the shards of the given splits and `dataset_info.json`.
 
-    `finish_publishing` completes an interrupted call, so our readers see either the old
-    or the new files. `shards` maps each split to the names of all its shards; the files
-    of new shards still end in `FINISHED`.
+    If interrupted, `finish_publishing` completes the call, so that our readers see
+    either the old or the new files. `shards` maps each split to the names of all its
+    shards; the files of new shards still end in `FINISHED`.
     """
     publication = _Publication({k: list(v) for k, v in shards.items()}, info)
     text = strict_json.dump(dataclasses.asdict(publication))
@@ -127,7 +133,7 @@ def publish(
 
 
 def finish_publishing(folder: str) -> None:
-    """Completes a `publish` that was interrupted."""
+    """Completes an interrupted call of `publish`, if there was one."""
     pending = _read_pending(folder)
     if pending is None:
         return
@@ -135,8 +141,8 @@ def finish_publishing(folder: str) -> None:
         for path in (os.path.join(folder, name) for name in names):
             if tf.io.gfile.exists(path + FINISHED):
                 tf.io.gfile.rename(path + FINISHED, path, overwrite=True)
-        for path in split_files(folder, split):
-            # Other files that start with `<split>-` are not ours.
+        for path in list_split_files(folder, split):
+            # We did not write other files whose names start with `<split>-`.
             if is_shard(path) and os.path.basename(path) not in names:
                 tf.io.gfile.remove(path)
     write_info(pending.info, folder)
@@ -145,7 +151,7 @@ def finish_publishing(folder: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Publication:
-    """Content of the file that lists what is being published."""
+    """Content of the file that lists the shards being published."""
 
     shards: dict[str, list[str]]
     info: DatasetInfo
@@ -159,24 +165,24 @@ def _read_pending(folder: str) -> _Publication | None:
     pending = strict_json.from_json(_Publication, content, path)
     for name in (name for names in pending.shards.values() for name in names):
         if "/" in name or not is_shard(name):
-            raise UserError(f"{path}: {name!r} is not the name of a shard")
+            raise UserError(f"{path} lists {name!r}, which is not the name of a shard")
     return pending
 
 
 def _list_names(folder: str) -> list[str]:
-    """Lists a folder; empty if there is none."""
-    is_folder = file_kinds.kind_of(folder) is file_kinds.Kind.DIRECTORY
+    """Lists the names in a folder; none if it does not exist."""
+    is_folder = file_kinds.find_kind(folder) is file_kinds.Kind.DIRECTORY
     return file_kinds.list_names(folder) if is_folder else []
 
 
-def shard_paths(dataset_dir: str, split: str) -> list[str]:
-    """Returns the shards of a split, in order.
+def find_shards(dataset_dir: str, split: str) -> list[str]:
+    """Returns the sorted paths of a split's shards.
 
     Raises:
-        UserError: if the split has no shards, some are missing, they come from two
-            conversions, or one is not a file.
+        UserError: if the split has no shards, some are missing, they come from
+            different conversions, or one is not a file.
     """
-    split = split_name(split)
+    split = normalize_split(split)
     pending = _read_pending(dataset_dir)
     if pending and split in pending.shards:
         paths = [os.path.join(dataset_dir, n) for n in pending.shards[split]]
@@ -184,12 +190,12 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
         return [
             n if tf.io.gfile.exists(n) else p for p, n in zip(paths, new, strict=True)
         ]
-    paths = split_files(dataset_dir, split)
+    paths = list_split_files(dataset_dir, split)
     paths = [p for p in paths if not p.endswith((UNFINISHED, FINISHED))]
     if not paths:
-        splits = split_names(dataset_dir)
-        found = f"splits there: {', '.join(splits)}" if splits else "no records there"
-        raise UserError(f"no {split}-* records in {dataset_dir or '.'}; {found}")
+        splits = list_splits(dataset_dir)
+        found = f"its splits are {', '.join(splits)}" if splits else "it has no records"
+        raise UserError(f"{dataset_dir or '.'} has no records named {split}-*; {found}")
     _require_one_set(paths)
     for path in file_kinds.find_non_files(paths):
         file_kinds.require_file(path)
@@ -197,24 +203,24 @@ def shard_paths(dataset_dir: str, split: str) -> list[str]:
 
 
 def _require_one_set(paths: Sequence[str]) -> None:
-    """Refuses shards whose names show that the set is incomplete or mixed."""
+    """Raises `UserError` if names of shards show an incomplete or a mixed set."""
     shards = [_SHARD.fullmatch(os.path.basename(path)) for path in paths]
     numbered = [(int(s[2]), int(s[3])) for s in shards if s]
     numbers, counts = ({n[i] for n in numbered} for i in (0, 1))
     if len(counts) > 1 or len(numbered) > len(numbers):
         raise UserError(
-            f"{paths[0]} and {paths[-1]} belong to different sets of shards; "
-            "remove one of them"
+            f"{paths[0]} and {paths[-1]} belong to different conversions; remove the "
+            "shards of one of them"
         )
     if counts and len(numbers) < max(counts):
         raise UserError(
-            f"only {len(numbers)} of {max(counts)} shards exist, such as "
-            f"{paths[0]}; copy or convert them again"
+            f"only {len(numbers)} of {max(counts)} shards like {paths[0]} exist; copy "
+            "or convert them again"
         )
 
 
-def split_names(dataset_dir: str) -> list[str]:
-    """Returns the splits that have shards in a folder, sorted."""
+def list_splits(dataset_dir: str) -> list[str]:
+    """Returns the sorted names of the splits that have shards in a folder."""
     shards = [_SHARD.fullmatch(name) for name in _list_names(dataset_dir)]
     pending = _read_pending(dataset_dir)
     found = {shard[1] for shard in shards if shard}
@@ -223,13 +229,13 @@ def split_names(dataset_dir: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class RecordIndex:
-    """The position of every record in a list of files, for random access.
+    """The positions of all records in a list of files, for random access.
 
     Attributes:
-        paths: The files.
+        paths: Paths of the files.
         file: Index into `paths`, int32 `[records]`.
-        number: Number of the record in its file, from 0, int64 `[records]`.
-        offset: First byte of the record, int64 `[records]`.
+        number: Position of the record in its file, from 0, int64 `[records]`.
+        offset: Offset of the record in bytes, int64 `[records]`.
     """
 
     paths: tuple[str, ...]
@@ -241,16 +247,17 @@ class RecordIndex:
         return len(self.file)
 
     def select(self, chosen: np.ndarray) -> "RecordIndex":
-        """Returns the index of the records at the chosen positions."""
+        """Returns an index of only the records at the chosen positions."""
         parts = (self.file[chosen], self.number[chosen], self.offset[chosen])
         return RecordIndex(self.paths, *parts)
 
 
 def index_records(paths: Sequence[str]) -> RecordIndex:
-    """Indexes TFRecord files by reading only the lengths of the records.
+    """Indexes TFRecord files, reading only the length of each record.
 
     Raises:
-        UserError: if a path is not a file, or is cut short.
+        UserError: if a path is not a file, a file is cut off, or an empty shard comes
+            before one with records.
     """
     offsets = [_read_offsets(path) for path in paths]
     counts = [len(file_offsets) for file_offsets in offsets]
@@ -264,11 +271,11 @@ def index_records(paths: Sequence[str]) -> RecordIndex:
 
 
 def _read_offsets(path: str) -> list[int]:
-    """Returns the first byte of each record in a file."""
-    # A record is its length (8 bytes), a checksum (4), the data and a checksum (4).
+    """Returns the offset of each record in a file, in bytes."""
+    # A record is its length (8 bytes), a checksum (4), the data, and a checksum (4).
     offsets, offset = [], 0
     with file_kinds.open_file(path) as file:
-        size = file_kinds.file_size(file)
+        size = file_kinds.get_file_size(file)
         while offset < size:
             file.seek(offset)
             header = file.read(8)
@@ -277,25 +284,26 @@ def _read_offsets(path: str) -> list[int]:
             offset += 16 + length
             if offset > size:
                 number = len(offsets) - 1
-                raise UserError(f"record {number} of {path} is broken or cut short")
+                raise UserError(f"record {number} of {path} is broken or cut off")
     return offsets
 
 
 def _require_only_last_empty(paths: Sequence[str], counts: Sequence[int]) -> None:
-    """Refuses an empty file before one with records.
+    """Raises `UserError` if an empty file precedes one with records.
 
-    The official converters fill one shard after another: only the last can be empty.
+    The official converters fill one shard after another, so only the last ones can be
+    empty.
     """
     for i, path in enumerate(paths):
         if not counts[i] and any(counts[i:]):
             raise UserError(
-                f"{path} is empty although later shards of its split are not; copy "
-                "or convert it again"
+                f"{path} is empty, but later shards of its split are not; copy or "
+                "convert it again"
             )
 
 
 def read_record(path, offset) -> tf.data.Dataset:
-    """Returns a dataset of the one record at a byte offset; it verifies checksums."""
+    """Returns a dataset of the record at a byte offset, with verified checksums."""
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=tf.reshape(path, [1]),
         compression_type="",
@@ -308,7 +316,7 @@ def read_record(path, offset) -> tf.data.Dataset:
 
 
 def read_records(places: Sequence[tuple[str, int]]) -> Iterator[bytes]:
-    """Reads the records at some paths and byte offsets; see `read_record`."""
+    """Reads the records at the given paths and byte offsets; see `read_record`."""
     if not places:
         return iter(())
     paths, offsets = zip(*places, strict=True)
@@ -324,7 +332,7 @@ def write_info(info: DatasetInfo, folder: str) -> None:
 
 
 def read_info(folder: str) -> DatasetInfo | None:
-    """Returns the `dataset_info.json` of a folder, None if there is none."""
+    """Returns the `dataset_info.json` of a folder, or None if there is none."""
     pending = _read_pending(folder)
     if pending:
         return pending.info

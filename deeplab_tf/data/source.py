@@ -1,4 +1,4 @@
-"""The records of a split together with the description of their dataset."""
+"""A source of records: a split and the description of its dataset."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ TFDS_PREFIX = "tfds:"
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The records of a split: what they mean, their keys and their positions."""
+    """The records of a split: description of the dataset, keys and positions."""
 
     info: DatasetInfo
     keys: records.Keys

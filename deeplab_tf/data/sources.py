@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from deeplab_tf.data import records
-from deeplab_tf.data.info import DatasetInfo, dataset_info, split_name
+from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
 from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
 
@@ -13,12 +13,13 @@ from deeplab_tf.errors import UserError
 def resolve_info(
     name: str | None, dataset_dir: str, fallback: str = "pascal_voc_seg"
 ) -> DatasetInfo:
-    """Returns the `dataset_info.json` next to the records, else the dataset by name.
+    """Returns the `dataset_info.json` next to the records, or a dataset by its name.
 
-    `name` is the value of `--dataset`; `fallback` applies if there is neither.
+    `name` is the value of `--dataset`; `fallback` is used if there is neither a file
+    nor a name.
 
     Raises:
-        UserError: if file and name disagree, or the name is unknown.
+        UserError: if the file and the name disagree, or the name is unknown.
     """
     stored = records.read_info(dataset_dir)
     if (name or "").startswith(TFDS_PREFIX) or stored is None:
@@ -31,38 +32,38 @@ def resolve_info(
     if name not in (None, stored.name):
         path = os.path.join(dataset_dir, records.INFO_FILE)
         raise UserError(
-            f"--dataset={name} contradicts {path}, which says {stored.name}; omit "
-            "--dataset or give another --dataset_dir"
+            f"--dataset={name} contradicts {path}, which names {stored.name}; omit "
+            "--dataset or give a different --dataset_dir"
         )
     return stored
 
 
 def _require_size(split: str, dataset_dir: str, count: int) -> None:
-    """Refuses a split with fewer records than its info says.
+    """Raises `UserError` unless a split has as many records as its info says.
 
-    For splits with an empty shard, which may be a file that was not copied.
+    For splits with an empty shard, which may not have been copied completely.
     """
     info = records.read_info(dataset_dir)
-    expected = info.split_sizes.get(split_name(split), count) if info else count
+    expected = info.split_sizes.get(normalize_split(split), count) if info else count
     if count != expected:
         raise UserError(
-            f"{dataset_dir or '.'} has {count} records of {split} and an empty shard, "
-            f"but its dataset_info.json says {expected}; copy or convert it again"
+            f"{dataset_dir or '.'} has {count} records of {split} and an empty shard; "
+            f"dataset_info.json says {expected} records; copy or convert them again"
         )
 
 
-def split_names(info: DatasetInfo, dataset_dir: str) -> list[str]:
-    """Returns the splits of a dataset in a folder."""
+def list_splits(info: DatasetInfo, dataset_dir: str) -> list[str]:
+    """Returns the names of a dataset's splits in a folder."""
     if info.name.startswith(TFDS_PREFIX):
         return list(info.split_sizes)
-    return records.split_names(dataset_dir)
+    return records.list_splits(dataset_dir)
 
 
 def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
     """Opens the records of a split; `name` is the value of `--dataset`, if given.
 
     Raises:
-        UserError: if the split has no records, or a file of it is cut short.
+        UserError: if the split has no records, or one of its files is cut off.
     """
     info = resolve_info(name, dataset_dir)
     if name and name.startswith(TFDS_PREFIX):
@@ -70,10 +71,10 @@ def open_split(name: str | None, dataset_dir: str, split: str) -> Source:
 
         keys, index = tfds_source.open_split(name, dataset_dir, split)
         return Source(info, keys, index)
-    index = records.index_records(records.shard_paths(dataset_dir, split))
+    index = records.index_records(records.find_shards(dataset_dir, split))
     if not len(index):
         raise UserError(
-            f"the shards of {split} in {dataset_dir or '.'} have no records"
+            f"the {split} shards in {dataset_dir or '.'} contain no records"
         )
     if len(np.unique(index.file)) < len(index.paths):
         _require_size(split, dataset_dir, len(index))

@@ -1,4 +1,4 @@
-"""Compares the splits of a dataset: shared and similar images, missing classes."""
+"""Compares the splits of a dataset: shared or similar images, missing classes."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ from deeplab_tf.errors import pluralize
 
 
 def compare_splits(reports: Sequence[SplitReport], info: DatasetInfo) -> list[Problem]:
-    """Returns the problems of the class names and of the splits as a group."""
+    """Returns problems of the class names, and problems between splits."""
     return [
         *find_class_problems(reports, info),
         *find_leaked_images(reports),
@@ -25,7 +25,7 @@ def _pair_splits(
 ) -> Iterator[tuple[SplitReport, SplitReport]]:
     """Yields each training split with each evaluation split.
 
-    Splits named trainval, as in VOC, are meant to contain evaluation images.
+    Splits named trainval, as in VOC, contain evaluation images on purpose.
     """
     for held_out in filter(lambda r: is_evaluation_split(r.split), reports):
         for report in reports:
@@ -35,20 +35,20 @@ def _pair_splits(
 
 
 def find_leaked_images(reports: Sequence[SplitReport]) -> list[Problem]:
-    """Returns a problem for each training split with images of an evaluation split."""
+    """Returns a problem for each training split that has evaluation images."""
     problems = []
     for report, held_out in _pair_splits(reports):
         shared = report.digests.keys() & held_out.digests.keys()
         if shared:
             some = min(held_out.digests[digest] for digest in shared)
             count = pluralize(len(shared), "image(s)")
-            text = f"has {count} of {held_out.split}, such as {some}"
+            text = f"contains {count} of {held_out.split}, such as {some}"
             problems.append(Problem("leak", report.split, text))
     return problems
 
 
 def find_similar_images(reports: Sequence[SplitReport]) -> list[Problem]:
-    """Returns a problem for each evaluation image that a training image resembles."""
+    """Returns a problem for each evaluation image similar to a training image."""
     problems = []
     for report, held_out in _pair_splits(reports):
         hashes = [h for h in held_out.thumbnails if h not in report.digests]
@@ -69,7 +69,7 @@ def find_similar_images(reports: Sequence[SplitReport]) -> list[Problem]:
 def find_class_problems(
     reports: Sequence[SplitReport], info: DatasetInfo
 ) -> list[Problem]:
-    """Returns problems of the class names and of classes that some splits lack."""
+    """Returns problems of the class names, and of classes missing from some splits."""
     problems = [
         Problem("names", "classes", t) for t in class_checks.find_odd_names(info)
     ]
@@ -82,9 +82,9 @@ def find_class_problems(
         and not values[info.num_classes - 1]
     ):
         text = (
-            f"class 0 is {first!r} and no image has the last class, {last!r}: every "
-            "name is shifted by one; remove the header from the class file and convert "
-            "again"
+            f"class 0 is {first!r} and no image has the last class, {last!r}, so all "
+            "names are shifted by one; remove the header from the class file and "
+            "convert again"
         )
         problems = [Problem("header", "classes", text)]
     for report, held_out in _pair_splits(reports):
@@ -94,9 +94,9 @@ def find_class_problems(
         unseen = class_checks.find_missing_classes(*sides[::-1], info)
         unscored = class_checks.find_missing_classes(*sides, info)
         if unseen:
-            text = f"lacks classes of {held_out.split}: {unseen}"
+            text = f"lacks classes that {held_out.split} has: {unseen}"
             problems.append(Problem("unseen", report.split, text))
         if unscored:
-            text = f"lacks classes of {report.split}: {unscored}"
+            text = f"lacks classes that {report.split} has: {unscored}"
             problems.append(Problem("unscored", held_out.split, text))
     return problems

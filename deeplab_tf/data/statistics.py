@@ -1,4 +1,4 @@
-"""Label statistics of a split: class weights, and images to repeat in training."""
+"""Label statistics of a split: class weights and images to repeat in training."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from deeplab_tf.data.info import DatasetInfo, split_name
+from deeplab_tf.data.info import DatasetInfo, normalize_split
 from deeplab_tf.data.objects import ObjectSizes, find_objects
 from deeplab_tf.data.reader import Reader, iterate_batches
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 
-# Labels from which the sizes of objects are estimated.
+# Number of labels from which object sizes are estimated.
 _SAMPLED_LABELS = 200
 
 
@@ -21,8 +21,8 @@ class LabelCounts(NamedTuple):
 
     Attributes:
         class_pixels: Pixels of each class, int64 `[num_classes]`.
-        class_image_pixels: Pixels of the images that contain each class, int64
-            `[num_classes]`.
+        class_image_pixels: For each class, the pixels of all images that contain it,
+            int64 `[num_classes]`.
         contains: Whether an image contains a class, bool `[images, num_classes]`.
     """
 
@@ -32,7 +32,7 @@ class LabelCounts(NamedTuple):
 
 
 def _count_values_by_record(reader: Reader, count: int) -> tf.data.Dataset:
-    """Returns a dataset of the pixels of each label value, int64 `[256]`, by record."""
+    """Returns a dataset of each record's pixel counts by label value, int64 `[256]`."""
 
     def count_values(position):
         label = tf.reshape(tf.cast(reader.read_label(position), tf.int32), [-1])
@@ -42,14 +42,14 @@ def _count_values_by_record(reader: Reader, count: int) -> tf.data.Dataset:
     return dataset.map(count_values, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def label_values(reader: Reader, count: int) -> np.ndarray:
-    """Returns the pixels of each label value in the first `count` records, `[256]`."""
+def count_label_values(reader: Reader, count: int) -> np.ndarray:
+    """Counts the pixels of each label value in the first `count` records, `[256]`."""
     counts = iterate_batches(_count_values_by_record(reader, count))
     return sum((values.numpy() for values in counts), np.zeros(256, np.int64))
 
 
 def count_labels(source: Source) -> LabelCounts:
-    """Counts pixels by decoding all labels of a split."""
+    """Counts the labelled pixels of a split by decoding all of its labels."""
     info, count = source.info, len(source.index)
     pixels = np.zeros(info.num_classes, np.int64)
     image_pixels = np.zeros(info.num_classes, np.int64)
@@ -67,14 +67,14 @@ def count_labels(source: Source) -> LabelCounts:
 
 
 class LabelEstimate(NamedTuple):
-    """Labels of a split, estimated without reading all of them.
+    """Label statistics of a split, estimated without reading all labels.
 
     Attributes:
         split: Name of the split.
         images: Number of images.
         class_pixels: Pixels of each class, `[num_classes]`.
-        images_with: Images with each class, `[num_classes]`.
-        objects: Sizes of the objects of a sample.
+        images_with: Number of images that contain each class, `[num_classes]`.
+        objects: Sizes of the objects in a sample of the labels.
     """
 
     split: str
@@ -85,10 +85,10 @@ class LabelEstimate(NamedTuple):
 
 
 def estimate_labels(source: Source, split: str) -> LabelEstimate:
-    """Estimates pixels, images and object sizes of each class in a split.
+    """Estimates the pixels, images and object sizes of each class in a split.
 
-    Pixels and images are taken from the counts of the dataset's info, if it has any,
-    and otherwise, like the objects, from evenly spaced labels.
+    Pixels and images come from the counts in the dataset's info if it has them.
+    Otherwise they are estimated from evenly spaced labels, like the object sizes.
     """
     info, count = source.info, len(source.index)
     sampled = min(count, _SAMPLED_LABELS)
@@ -106,10 +106,10 @@ def estimate_labels(source: Source, split: str) -> LabelEstimate:
         values[info.ignore_label] = 0
         pixels += values[: info.num_classes]
         images_with += values[: info.num_classes] > 0
-    name = split_name(split)
+    name = normalize_split(split)
     if name in info.class_pixels and name in info.class_image_pixels:
         pixels = np.array(info.class_pixels[name], np.float64)
-        # Of images with an average number of labelled pixels.
+        # Assumes that all images have the same number of labelled pixels.
         images_with = info.class_image_pixels[name] / max(1, pixels.sum() / count)
     else:
         pixels, images_with = (x * count / sampled for x in (pixels, images_with))
@@ -121,9 +121,10 @@ def median_frequency_weights(
 ) -> tuple[float, ...]:
     """Returns class weights by median frequency balancing.
 
-    The weight of a class is the median of all class frequencies divided by its own,
-    its share of the labelled pixels of the images that contain it (Eigen and Fergus,
-    arXiv:1411.4734, Sec. 6.3.2). Classes without pixels have weight 1.
+    The weight of a class is the median of all class frequencies divided by the
+    frequency of the class: its fraction of the labelled pixels in images that contain
+    it (Eigen and Fergus, arXiv:1411.4734, Sec. 6.3.2). Classes without pixels have
+    weight 1.
     """
     pixels = np.asarray(class_pixels, np.float64)
     is_present = pixels > 0
@@ -133,12 +134,12 @@ def median_frequency_weights(
     return tuple(weights.tolist())
 
 
-def class_weights(source: Source, split: str) -> tuple[float, ...]:
-    """Returns the median frequency weights of a split.
+def compute_class_weights(source: Source, split: str) -> tuple[float, ...]:
+    """Returns the class weights of a split by median frequency balancing.
 
-    Decodes its labels only if its info has no counts.
+    Decodes its labels only if the dataset's info has no counts.
     """
-    info, split = source.info, split_name(split)
+    info, split = source.info, normalize_split(split)
     if split in info.class_pixels and split in info.class_image_pixels:
         counts = info.class_pixels[split], info.class_image_pixels[split]
     else:
@@ -146,8 +147,8 @@ def class_weights(source: Source, split: str) -> tuple[float, ...]:
     return median_frequency_weights(*counts)
 
 
-def class_ids(names: Sequence[str], info: DatasetInfo) -> list[int]:
-    """Returns the ids of classes by name, ignoring case and spaces.
+def find_class_ids(names: Sequence[str], info: DatasetInfo) -> list[int]:
+    """Returns the ids of the named classes, ignoring case, spaces and punctuation.
 
     Raises:
         UserError: if a name is unknown.
@@ -166,8 +167,10 @@ def _normalize(name: str) -> str:
     return "".join(filter(str.isalnum, name.lower()))
 
 
-def epoch_positions(source: Source, bootstrap_classes: Sequence[str]) -> np.ndarray:
-    """Returns the positions in `source` of the records of an epoch, int64 `[samples]`.
+def list_epoch_positions(
+    source: Source, bootstrap_classes: Sequence[str]
+) -> np.ndarray:
+    """Returns the positions in `source` of the records of one epoch, int64.
 
     Images that contain any of the `bootstrap_classes` (class names) appear twice
     (DeepLabv3, arXiv:1706.05587, Sec. 4.3).
@@ -175,6 +178,6 @@ def epoch_positions(source: Source, bootstrap_classes: Sequence[str]) -> np.ndar
     positions = np.arange(len(source.index), dtype=np.int64)
     if not bootstrap_classes:
         return positions
-    ids = class_ids(bootstrap_classes, source.info)
+    ids = find_class_ids(bootstrap_classes, source.info)
     hard = count_labels(source).contains[:, ids].any(axis=1)
     return np.concatenate([positions, positions[hard]])

@@ -13,12 +13,12 @@ from deeplab_tf.data.statistics import median_frequency_weights
 from deeplab_tf.data.validation import SplitReport, is_evaluation_split
 from deeplab_tf.errors import pluralize
 
-# Times that training should show a class; fewer are too few steps.
+# How often training should show each class; otherwise it has too few steps.
 MIN_SIGHTINGS = 1000
 _EPOCHS = 50
-_STEPS = 1000, 30000  # the smallest and the largest suggestion; the papers' is 30000
+_STEPS = 1000, 30000  # smallest and largest suggestion; the papers use 30000
 _BATCH = 8
-# The papers' crop sides for PASCAL VOC and for Cityscapes.
+# Crop sides in the papers, for PASCAL VOC and for Cityscapes.
 _SIDES = 513, 769
 _MIN_SIDE = 65
 # Class frequencies that differ by less than this factor need no weights.
@@ -27,16 +27,16 @@ _WEIGHTS = 0.1, 10.0
 
 
 class Suggestion(NamedTuple):
-    """Settings for a first training.
+    """Settings for a first training run.
 
     Attributes:
         split: The training split.
         eval_split: The evaluation split; None if there is none.
         crop_size: Height and width, each a multiple of the output stride plus 1.
-        output_stride: The default of the model.
+        output_stride: Output stride of the model, its default.
         batch_size: Images per step.
         steps: Training steps.
-        epochs: How often these show every image.
+        epochs: Number of epochs in these steps.
         label_weights: Weight of each class; empty if the classes are balanced.
     """
 
@@ -50,21 +50,20 @@ class Suggestion(NamedTuple):
     label_weights: tuple[float, ...]
 
     def describe(self, info: DatasetInfo) -> list[str]:
-        """Returns the settings with their reasons, one line each."""
+        """Returns one line for each setting, with its reason."""
         height, width = self.crop_size
         epochs = pluralize(round(self.epochs), "epoch(s)")
         weights = (
-            f"equal label weights: frequencies differ less than {_MIN_IMBALANCE}:1"
+            f"equal label weights: class frequencies differ by less than "
+            f"{_MIN_IMBALANCE}:1"
         )
         if self.label_weights:
             named = zip(info.class_names, self.label_weights, strict=True)
-            weights = (
-                "label weights, the roots of those of median frequency balancing: "
-            )
+            weights = "label weights, the square roots of median frequency weights: "
             weights += ", ".join(f"{name} {weight:g}" for name, weight in named)
         return [
-            f"crop {height},{width} (height, width), multiples of the output stride "
-            f"{self.output_stride} plus 1",
+            f"crop {height},{width} (height, width), each a multiple of the output "
+            f"stride {self.output_stride} plus 1",
             f"{self.steps:,} steps of {self.batch_size} images: {epochs}",
             weights,
         ]
@@ -73,7 +72,7 @@ class Suggestion(NamedTuple):
 def suggest_training(
     reports: Sequence[SplitReport], info: DatasetInfo
 ) -> Suggestion | None:
-    """Returns settings for a first training; None without a readable training split."""
+    """Returns settings for a first run; None if no training split is readable."""
     report = choose_split(reports, False)
     if report is None:
         return None
@@ -95,7 +94,7 @@ def suggest_training(
 def choose_split(
     reports: Sequence[SplitReport], is_evaluation: bool
 ) -> SplitReport | None:
-    """Returns the split to train or to evaluate on, if one was readable."""
+    """Returns the split to train or evaluate on; None if none is readable."""
     found = [
         r for r in reports if r.sizes and is_evaluation_split(r.split) == is_evaluation
     ]
@@ -104,11 +103,11 @@ def choose_split(
 
 
 def _suggest_crop(report: SplitReport, stride: int) -> tuple[int, int]:
-    """Returns the crop that shows a median image, within the papers' crops."""
+    """Returns a crop size that fits the median image, limited by the papers' crops."""
     sizes = np.array(list(report.sizes.elements()))
     median = np.median(sizes, 0)
     if (sizes != sizes[0]).any():
-        median[:] = median.max()  # wide and tall images
+        median[:] = median.max()  # a square fits both wide and tall images
     objects: ObjectSizes = report.objects
     limit, large = _SIDES
     exceeds = objects.extents[:, limit + 1 :].sum() > objects.counts.sum() / 2
@@ -121,7 +120,7 @@ def _suggest_crop(report: SplitReport, stride: int) -> tuple[int, int]:
 
 
 def _suggest_steps(report: SplitReport, info: DatasetInfo) -> int:
-    """Returns the steps of some epochs, more if a class is in few images."""
+    """Returns the steps of `_EPOCHS` epochs; more if few images contain a class."""
     classes = [i for i in range(info.num_classes) if i != info.ignore_label]
     rarest = min(
         (n for n in report.images_with[classes].tolist() if n), default=report.images
@@ -132,7 +131,7 @@ def _suggest_steps(report: SplitReport, info: DatasetInfo) -> int:
 
 
 def _suggest_weights(report: SplitReport, info: DatasetInfo) -> tuple[float, ...]:
-    """Returns the roots of the median frequency weights, a moderate choice."""
+    """Returns the square roots of the median frequency weights, a moderate choice."""
     pixels = report.values[: info.num_classes].copy()
     if info.ignore_label < info.num_classes:
         pixels[info.ignore_label] = 0

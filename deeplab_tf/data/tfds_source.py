@@ -1,7 +1,7 @@
-"""Reads the datasets of tensorflow-datasets (TFDS) from their own records.
+"""Reads datasets of tensorflow-datasets (TFDS) directly from their records.
 
-They are named `tfds:NAME[:image_key:label_key]`; NAME may include a configuration and a
-version, as in TFDS. `data_dir` is the folder of TFDS, "" its default.
+Their names are `tfds:NAME[:image_key:label_key]`, where NAME may include a config and a
+version, as in TFDS. `data_dir` is the TFDS data folder; "" is the default one.
 """
 
 import functools
@@ -14,7 +14,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.reader import Reader
 from deeplab_tf.data.source import TFDS_PREFIX, Source
-from deeplab_tf.data.statistics import label_values
+from deeplab_tf.data.statistics import count_label_values
 from deeplab_tf.errors import UserError
 
 _MAX_VALUES = {"uint8": 255, "uint16": 65535}
@@ -28,7 +28,7 @@ class _Name(NamedTuple):
 
 def _parse_name(name: str) -> _Name:
     rest = name.removeprefix(TFDS_PREFIX)
-    # A single colon belongs to a version.
+    # A single colon is part of the version.
     if rest.count(":") < 2:
         return _Name(rest, None, None)
     return _Name(*rest.rsplit(":", 2))
@@ -36,11 +36,11 @@ def _parse_name(name: str) -> _Name:
 
 @functools.lru_cache
 def _load_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder after downloading and preparing its data."""
+    """Returns a builder, after downloading and preparing its data if necessary."""
     try:
         builder = tfds.builder(_parse_name(name).builder, data_dir=data_dir or None)
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        # TFDS would list all of its datasets after the first line.
+        # TFDS lists all of its datasets after the first line.
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"--dataset={name} is not in tensorflow-datasets: {reason}"
@@ -58,13 +58,13 @@ def _load_builder(name: str, data_dir: str) -> tfds.core.DatasetBuilder:
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
     try:
         builder.download_and_prepare(file_format="tfrecord")
-    except Exception as error:  # dataset scripts raise anything
+    except Exception as error:  # dataset scripts may raise any exception
         reason = " ".join(str(error).split())
         raise UserError(f"--dataset={name} cannot be prepared: {reason}") from error
 
 
 def _find_image_features(features, prefix: str = "") -> dict[str, tfds.features.Image]:
-    """Returns the image features by key; nested keys are joined, as in `a/b`."""
+    """Returns the image features by key; nested keys are joined by slashes."""
     found = {}
     for key, feature in features.items():
         if isinstance(feature, tfds.features.FeaturesDict):
@@ -78,20 +78,21 @@ def _require_one(name: str, kind: str, images: dict, candidates: list[str]) -> s
     if len(candidates) != 1:
         found = ", ".join(f"{key} {image.shape}" for key, image in images.items())
         raise UserError(
-            f"--dataset={name}: cannot tell which feature is the {kind}; name both, as "
-            f"in {TFDS_PREFIX}NAME:image_key:label_key; image features: "
-            f"{found or 'none'}"
+            f"--dataset={name}: cannot tell which feature is the {kind}; the image "
+            f"features are {found or 'none'}; give the keys of image and label as "
+            f"{TFDS_PREFIX}NAME:image_key:label_key"
         )
     return candidates[0]
 
 
 def _find_segmentation_keys(name: str, builder) -> tuple[str, str]:
-    """Returns the keys of image and label, from the name or as the only candidates."""
+    """Returns the keys of image and label, from the name or, if unique, by type."""
     images, keys = _find_image_features(builder.info.features), _parse_name(name)
     for key in (keys.image, keys.label):
         if key is not None and key not in images:
             raise UserError(
-                f"--dataset={name} has no image {key!r}; it has {', '.join(images)}"
+                f"--dataset={name} has no image feature {key!r}; its image features "
+                f"are {', '.join(images)}"
             )
     if keys.image is not None:
         return keys.image, keys.label
@@ -107,8 +108,9 @@ def _find_segmentation_keys(name: str, builder) -> tuple[str, str]:
 def load_info(name: str, data_dir: str) -> DatasetInfo:
     """Returns the description of a segmentation dataset.
 
-    The classes come from its `LabeledImage`. If there is none, they are numbered up to
-    the largest label in the first split, apart from 255, which is ignored.
+    The classes come from its `LabeledImage` feature. If there is none, they are
+    numbered up to the largest label in the train split, except for 255, which is
+    ignored.
 
     Raises:
         UserError: if the dataset does not exist, lacks an image or label feature, or
@@ -128,7 +130,7 @@ def load_info(name: str, data_dir: str) -> DatasetInfo:
     if getattr(label, "num_classes", None):
         names = label.names
     else:
-        names = _numbered_names(_count_classes(name, data_dir, builder))
+        names = _make_class_names(_count_classes(name, data_dir, builder))
     return _make_info(name, builder, names, image)
 
 
@@ -142,28 +144,30 @@ def _make_info(name: str, builder, class_names, image) -> DatasetInfo:
     )
 
 
-def _numbered_names(count: int) -> list[str]:
+def _make_class_names(count: int) -> list[str]:
     return [f"class_{i}" for i in range(count)]
 
 
 def _count_classes(name: str, data_dir: str, builder) -> int:
     splits = sorted(builder.info.splits, key=lambda split: (split != "train", split))
-    any_value = DatasetInfo(name, tuple(_numbered_names(256)))
+    any_value = DatasetInfo(name, tuple(_make_class_names(256)))
     keys, index = open_split(name, data_dir, splits[0])
-    values = label_values(Reader(Source(any_value, keys, index)), len(index))
+    values = count_label_values(Reader(Source(any_value, keys, index)), len(index))
     values[any_value.ignore_label] = 0
     if not values.any():
-        raise UserError(f"--dataset={name}: the labels of {splits[0]} contain only 255")
+        raise UserError(
+            f"--dataset={name}: all labels of {splits[0]} are 255, the ignored label"
+        )
     return int(np.flatnonzero(values)[-1]) + 1
 
 
 def open_split(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
-    """Returns the keys and the index of a split in TFDS syntax, such as `train[:90%]`.
+    """Returns the keys and index of a split in TFDS syntax, such as `train[:90%]`.
 
     Raises:
-        UserError: if there is no such split, or it is empty.
+        UserError: if the split does not exist or is empty.
     """
     index = _index_split(name, data_dir, split)
     keys = _find_segmentation_keys(name, _load_builder(name, data_dir))
@@ -175,7 +179,7 @@ def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
     try:
         parts = builder.info.splits[split].file_instructions
     except (KeyError, ValueError) as error:
-        # Drops a link and the list of splits.
+        # Drop a link and the list of splits.
         reason = str(error).split("\n")[-1].split(". ")[0].rstrip(".")
         raise UserError(
             f"--dataset={name} has no split {split!r}: {reason}; it has "
@@ -191,7 +195,7 @@ def _index_split(name: str, data_dir: str, split: str) -> records.RecordIndex:
 
 
 def _find_classification_keys(name: str, builder) -> tuple[str, str]:
-    """Returns the keys of image and class; default: `image` and `label`."""
+    """Returns the keys of image and class; the defaults are `image` and `label`."""
     features, keys = builder.info.features, _parse_name(name)
     image, label = keys.image, keys.label
     if image is None:
@@ -233,7 +237,7 @@ def load_class_info(name: str, data_dir: str) -> DatasetInfo:
 def open_classes(
     name: str, data_dir: str, split: str
 ) -> tuple[records.Keys, records.RecordIndex]:
-    """Returns the keys and the index of a classification split; see `open_split`."""
+    """Returns the keys and index of a classification split; see `open_split`."""
     index = _index_split(name, data_dir, split)
     keys = _find_classification_keys(name, _load_builder(name, data_dir))
     return records.Keys(*keys, ""), index

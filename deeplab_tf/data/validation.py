@@ -1,7 +1,7 @@
 """Validates a dataset before training and reports problems.
 
-`ERRORS` make it unsafe to train on; `WARNINGS` may be intended. The program is
-`python -m deeplab_tf.data.doctor`.
+A dataset with `ERRORS` is not safe to train on; `WARNINGS` may be intended. The program
+is `python -m deeplab_tf.data.doctor`.
 """
 
 import collections
@@ -19,37 +19,37 @@ from deeplab_tf.data.record_checks import RecordChecker, RecordReport
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError
 
-# Kinds of problems that would stop training or teach it something wrong.
+# Kinds of problems that would stop training or make it learn something wrong.
 ERRORS = {
     "broken": "broken records",
     "size": "labels whose size differs from the image",
     "format": "labels that are not a grey 8-bit PNG",
-    "value": "label values that are not a class",
+    "value": "label values that are not classes",
     "one-sided": "splits with only class 0 or only the ignored value",
     "white": "labels with only 0 and the ignored value",
     "leak": "images of an evaluation split in a training split",
-    "header": "class names that begin with a header",
-    "misplaced": "masks that fit their images better in another placement",
+    "header": "class names that start with a table header",
+    "misplaced": "masks that fit their images better in a different placement",
 }
 WARNINGS = {
-    "rotated": "images that viewers rotate by their EXIF tag but networks do not",
+    "rotated": "images whose EXIF rotation viewers apply but networks ignore",
     "unlikely": "samples without any class",
-    "void": "labels without a labelled pixel",
+    "void": "labels without labelled pixels",
     "background": "labels with only class 0",
     "absent": "classes that are in no image",
-    "repeated": "images that occur twice in a split",
+    "repeated": "images that occur more than once in a split",
     "names": "class names that look like ids, colours or a header",
-    "unseen": "classes that a training split lacks and an evaluation split has",
-    "unscored": "classes that an evaluation split lacks and a training split has",
+    "unseen": "classes in an evaluation split that a training split lacks",
+    "unscored": "classes in a training split that an evaluation split lacks",
     "similar": "training images that look like images of an evaluation split",
     "unrelated": "masks that do not fit their images",
-    "tiny": "classes of objects smaller than a cell of the output stride",
-    "huge": "classes of objects larger than the crop",
+    "tiny": "classes whose objects are mostly smaller than a cell of the output stride",
+    "huge": "classes whose objects are mostly larger than the crop",
 }
-# Images of a split whose edges and thumbnails are kept, 9 and 50 MB.
+# Limits on the edges and thumbnails kept for a split: 9 MB and 50 MB.
 _MAX_EDGES, _MAX_THUMBNAILS = 2000, 50_000
-# Share of a class's objects that are tiny or huge in a warning, and of its pixels that
-# the tiny ones cover at least.
+# Warn if this fraction of a class's objects are tiny or huge, and if tiny objects cover
+# at least this fraction of its pixels.
 _MOST, _RELEVANT = 0.5, 0.1
 _QUICK_CHECK_RECORDS = 200
 
@@ -66,11 +66,11 @@ class Problem(NamedTuple):
 class SplitReport:
     """Statistics and problems of a split.
 
-    `values` and `images_with` are the pixels and images with each label value, `[256]`;
-    `image_pixels` are the labelled pixels of those images; `sizes` counts the images of
-    each (height, width); `digests` maps the hash of an image's pixels to its record;
-    `thumbnails` are those of the distinct images, by hash; `edges` are those of images
-    and masks, by name.
+    `values` and `images_with` are the pixels and the images with each label value,
+    `[256]`; `image_pixels` are the labelled pixels of those images; `sizes` counts the
+    images of each (height, width); `digests` maps the hash of an image's pixels to its
+    record; `thumbnails` maps it to the thumbnail; `edges` are pairs of an image name
+    and the edges of image and mask.
     """
 
     split: str
@@ -96,7 +96,7 @@ class SplitReport:
 def group_problems(
     problems: Iterable[Problem],
 ) -> list[tuple[str, str, list[Problem]]]:
-    """Returns severity ("ERROR" or "warning"), meaning and problems of each kind."""
+    """Returns severity, "ERROR" or "warning", meaning and problems of each kind."""
     problems = list(problems)
     groups = [
         (severity, meaning, [problem for problem in problems if problem.kind == kind])
@@ -107,7 +107,7 @@ def group_problems(
 
 
 def is_safe(problems: Iterable[Problem]) -> bool:
-    """Returns whether there are no errors, only warnings."""
+    """Returns whether there are no errors; warnings are allowed."""
     return not any(problem.kind in ERRORS for problem in problems)
 
 
@@ -120,7 +120,7 @@ def examine_split(
     if at_most is not None and count > at_most:
         positions = np.linspace(0, count - 1, at_most).astype(np.int64)
     report = SplitReport(split, count, objects=ObjectSizes(source.info.num_classes))
-    # Evenly spaced, to bound the memory.
+    # Keep evenly spaced edges, to limit memory.
     every = -(-len(positions) // _MAX_EDGES)
     moments, pixels = 0.0, 0
     for examined in RecordChecker(source).check(positions, f"checking {split}"):
@@ -165,7 +165,7 @@ def _add_image(report: SplitReport, examined: RecordReport) -> None:
 
 
 def _find_misfits(report: SplitReport) -> list[Problem]:
-    """Returns the problem of a split whose masks do not fit their images, if any."""
+    """Returns a problem if the masks of a split do not fit their images."""
     edges = [pair for _, pair in sorted(report.edges, key=lambda item: item[0])]
     is_complete = len(edges) == report.images
     misfit = find_misfit(edges, in_order=is_complete)
@@ -178,7 +178,7 @@ def _find_misfits(report: SplitReport) -> list[Problem]:
 
 
 def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
-    """Returns the problems of the label values of a split."""
+    """Returns problems with the label values of a split."""
     values, split = report.values, report.split
     classes = [i for i in range(info.num_classes) if i != info.ignore_label]
     present = [i for i in classes if values[i]]
@@ -186,13 +186,13 @@ def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
         return []
     if present == [0] and values[info.ignore_label] and len(classes) > 1:
         text = (
-            f"0 and {info.ignore_label} are the only values: is {info.ignore_label} a "
-            "class painted white? Class ids are 0, 1, 2, ..."
+            f"the only label values are 0 and {info.ignore_label}: is a class painted "
+            f"as {info.ignore_label} (white)? Class ids are 0, 1, 2, ..."
         )
         return [Problem(_downgrade_if_unsure("white", report), split, text)]
     if not present or (present == [0] and len(classes) > 1):
         what = f"class 0 ({info.class_names[0]})" if present else "the ignored value"
-        text = f"the only value is {what}"
+        text = f"the only label is {what}"
         return [Problem(_downgrade_if_unsure("one-sided", report), split, text)]
     if report.examined < report.images:
         return []  # rare classes may be in the rest
@@ -201,29 +201,29 @@ def _label_problems(report: SplitReport, info: DatasetInfo) -> list[Problem]:
 
 
 def _downgrade_if_unsure(kind: str, report: SplitReport) -> str:
-    """Returns an error kind, or a warning if the error may be a false alarm.
+    """Returns an error kind, or "unlikely" if it may be a false alarm.
 
-    The rest of the records may contain rare classes, and test splits may lack labels.
+    Records not examined may contain rare classes, and test splits may lack labels.
     """
     is_sure = report.examined == report.images and not is_evaluation_split(report.split)
     return kind if is_sure else "unlikely"
 
 
 def is_evaluation_split(split: str) -> bool:
-    """Returns whether a split is for evaluation, by its name."""
+    """Returns whether a split is for evaluation, judging by its name."""
     return split.startswith(("val", "test"))
 
 
 def find_size_problems(
     report: SplitReport, info: DatasetInfo, crop_size: tuple[int, int], stride: int
 ) -> list[Problem]:
-    """Returns the classes of mostly tiny or huge objects in a training split.
+    """Returns problems for classes whose objects are mostly tiny or huge.
 
     Args:
-        report: Report of the split.
+        report: Report on a training split.
         info: Names of the classes.
-        crop_size: Height and width of the crops.
-        stride: The output stride; an object smaller than its square is tiny.
+        crop_size: Height and width of the crops; a longer object is huge.
+        stride: Output stride of the model; an object with a smaller side is tiny.
     """
     sizes, side = report.objects, max(crop_size)
     tiny = sizes.tiny_shares(stride)
@@ -245,10 +245,10 @@ def find_size_problems(
 
 
 def check_quickly(source: Source, split: str) -> list[Problem]:
-    """Checks a sample of the records and returns the warnings.
+    """Checks a sample of the records and returns warnings.
 
     Raises:
-        UserError: if there is an error.
+        UserError: if there are errors; names the first.
     """
     report = examine_split(source, split, _QUICK_CHECK_RECORDS)
     errors = [problem for problem in report.problems if problem.kind in ERRORS]
@@ -256,8 +256,8 @@ def check_quickly(source: Source, split: str) -> list[Problem]:
         first = errors[0]
         of_kind = sum(problem.kind == first.kind for problem in errors)
         raise UserError(
-            f"{split} is not safe to train on, {ERRORS[first.kind]}: {first.text} "
-            f"({of_kind} in {report.examined} checked records; run python -m "
-            "deeplab_tf.data.doctor to check all)"
+            f"{split} is not safe to train on: it has {ERRORS[first.kind]}: "
+            f"{first.text} ({of_kind} in {report.examined} checked records; to check "
+            "all, run python -m deeplab_tf.data.doctor)"
         )
     return report.problems

@@ -31,7 +31,7 @@ class Split:
         return load_dataset(self.data, self.name, False, named=True)
 
 
-def result_files(with_report: bool) -> list[str]:
+def list_result_files(with_report: bool) -> list[str]:
     """Returns the names of the result files."""
     return [METRICS_FILE, REPORT_FILE] if with_report else [METRICS_FILE]
 

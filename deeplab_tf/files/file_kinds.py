@@ -79,7 +79,7 @@ def _strip_file_scheme(path: PathLike) -> str:
     return os.fspath(path).removeprefix("file://")
 
 
-def kind_of(path: PathLike) -> Kind:
+def find_kind(path: PathLike) -> Kind:
     """Returns the kind of a path, after following links, without opening it.
 
     Raises:
@@ -119,13 +119,13 @@ def _local_kind(path: str) -> Kind:
 
 def describe(path: PathLike, kind: Kind | None = None) -> str:
     """Describes a path in a sentence, such as "x.png is a FIFO"."""
-    kind = kind or kind_of(path)
+    kind = kind or find_kind(path)
     return f"{escape(path)} {_PREDICATES.get(kind, f'is a {kind.value}')}"
 
 
 def require_file(path: PathLike) -> None:
     """Raises UserError for a path that is not a readable file."""
-    kind = kind_of(path)
+    kind = find_kind(path)
     if kind is not Kind.FILE:
         hint = "" if kind in _PREDICATES else "; a file is needed"
         raise UserError(describe(path, kind) + hint)
@@ -137,7 +137,7 @@ def refuse_special(name: str, path: str) -> None:
     Raises UserError, which names the flag, if it is a FIFO, a socket, a device or a
     link loop, or not UTF-8. The value need not be a path.
     """
-    kind = Kind.FILE if is_remote(path) else kind_of(path)
+    kind = Kind.FILE if is_remote(path) else find_kind(path)
     if kind in _SPECIAL:
         raise UserError(f"--{name}={describe(path, kind)}")
 
@@ -181,7 +181,7 @@ def _open_remote(path: str) -> Iterator[BinaryIO]:
 def read_bytes(path: PathLike) -> bytes:
     """Returns a file's content; raises UserError if unreadable or above `MAX_BYTES`."""
     with open_file(path) as file:
-        size = file_size(file)
+        size = get_file_size(file)
         if size > MAX_BYTES:
             raise UserError(
                 f"{escape(path)} has {size:,} bytes; the limit is {MAX_BYTES:,}"
@@ -190,7 +190,7 @@ def read_bytes(path: PathLike) -> bytes:
         return file.read(size) if size else b""
 
 
-def file_size(file: BinaryIO) -> int:
+def get_file_size(file: BinaryIO) -> int:
     """Returns the size of an open file and rewinds it."""
     try:
         size = os.fstat(file.fileno()).st_size
@@ -277,7 +277,7 @@ def find_non_files(paths: Iterable[Path]) -> dict[Path, Kind]:
     Remote paths count as files until they are opened: object stores hold little else,
     and each query would take longer than reading the file.
     """
-    kinds = {path: kind_of(path) for path in paths if not is_remote(path)}
+    kinds = {path: find_kind(path) for path in paths if not is_remote(path)}
     return {path: kind for path, kind in kinds.items() if kind is not Kind.FILE}
 
 

@@ -13,7 +13,7 @@ MAX_BYTES = 64 * 2**20
 def read_content(path: str, max_bytes: int = MAX_BYTES) -> bytes:
     """Returns a file's content; raises UserError if unreadable or above `max_bytes`."""
     with file_kinds.open_file(path) as file:
-        size = file_kinds.file_size(file)
+        size = file_kinds.get_file_size(file)
         content = file.read(size) if 0 < size <= max_bytes else b""
     if size > max_bytes:
         raise UserError(

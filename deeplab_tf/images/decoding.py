@@ -73,7 +73,7 @@ def _has_planes(channels: int) -> bool:
     return channels not in _PNG_CHANNELS
 
 
-def png_format(content: bytes) -> tuple[int, int]:
+def read_png_format(content: bytes) -> tuple[int, int]:
     """Returns bits per channel and colour type of a PNG, (0, 0) for other files."""
     is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEADER_LENGTH
     return (content[24], content[25]) if is_png else (0, 0)
@@ -85,7 +85,7 @@ def _png_header(encoded):
     return tf.cast(tf.ensure_shape(head, [PNG_HEADER_LENGTH]), tf.int32)
 
 
-def png_size(header):
+def parse_png_size(header):
     """Returns height and width, int32 `[..., 2]`, from the first bytes of PNGs.
 
     They are int32 `[..., PNG_HEADER_LENGTH]`. Sides above 2^31 become negative.
@@ -123,7 +123,7 @@ def read_image_size(encoded, channels: int = 3):
 
     def read_png():
         header = _png_header(encoded)
-        return png_size(header), tf.reduce_all(header[:4] == PNG_SIGNATURE)
+        return parse_png_size(header), tf.reduce_all(header[:4] == PNG_SIGNATURE)
 
     size, is_valid = tf.cond(tf.io.is_jpeg(encoded), read_jpeg, read_png)
     planes = channels if _has_planes(channels) else 1
@@ -187,7 +187,7 @@ def decode_label(encoded):
     """
     header = _png_header(encoded)
     is_grey = tf.gather(header, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
-    size = _check_size(png_size(header), 1, tf.reduce_all(is_grey))
+    size = _check_size(parse_png_size(header), 1, tf.reduce_all(is_grey))
     with tf.control_dependencies([size]):
         return tf.io.decode_png(encoded, channels=1)
 
@@ -200,7 +200,7 @@ def encode_image(pixels) -> bytes:
     return tf.io.encode_png(pixels).numpy()
 
 
-def exif_orientation(image: bytes | Image.Image | Image.Exif) -> int:
+def read_exif_orientation(image: bytes | Image.Image | Image.Exif) -> int:
     """Returns the EXIF orientation of an image, encoded or not: 1..8; 1 is upright."""
     try:
         if isinstance(image, bytes):

@@ -54,12 +54,12 @@ def encode(
         image is not None
         and image.format in decoding.IMAGE_FORMATS
         # TensorFlow would decode 16 bits to the upper byte of each value.
-        and decoding.png_format(content)[0] != 16
+        and decoding.read_png_format(content)[0] != 16
         and channels in (1, 3)
         and max_value < 256
     )
     if image is not None and is_kept:
-        orientation = decoding.exif_orientation(image)
+        orientation = decoding.read_exif_orientation(image)
         image_files.decode(path, image)
         name = decoding.IMAGE_FORMATS[image.format]
         sizes = (image.height, image.width, channels)

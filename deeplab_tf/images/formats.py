@@ -27,19 +27,19 @@ IMAGE_SUFFIXES = tuple(suffix for row in FORMATS.values() for suffix in row)
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def lower_suffix(path: _Path) -> str:
+def get_suffix(path: _Path) -> str:
     """Returns the suffix of a file name in lower case, such as ".png"."""
     return os.path.splitext(os.fspath(path))[1].lower()
 
 
 def is_image_name(path: _Path) -> bool:
     """Returns whether the suffix of a file name is that of an image format."""
-    return lower_suffix(path) in IMAGE_SUFFIXES
+    return get_suffix(path) in IMAGE_SUFFIXES
 
 
 def is_npy(path: _Path) -> bool:
     """Returns whether the suffix of a file is that of NumPy's arrays."""
-    return lower_suffix(path) in FORMATS["NPY"]
+    return get_suffix(path) in FORMATS["NPY"]
 
 
 def is_tiff(content: bytes) -> bool:
@@ -54,7 +54,7 @@ def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:
         paths: Files that are passed over because they are not images.
         where: Folder or pattern that was listed.
     """
-    counts = Counter(lower_suffix(path) or "without suffix" for path in paths)
+    counts = Counter(get_suffix(path) or "without suffix" for path in paths)
     if counts:
         listed = ", ".join(
             f"{count} {suffix}" for suffix, count in counts.most_common()

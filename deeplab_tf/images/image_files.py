@@ -45,7 +45,7 @@ def open_image(path: _Path, file: BinaryIO, max_pixels: int | None = 0) -> Image
     except (OSError, SyntaxError, ValueError, tf.errors.OutOfRangeError) as error:
         if isinstance(error, UserError):
             raise
-        size = file_kinds.file_size(file)
+        size = file_kinds.get_file_size(file)
         reason = f"its {size} bytes are not an image" if size else "it is empty"
         raise UserError(f"{path} is broken: {reason}") from error
     if limit is not None and image.width * image.height > limit:

@@ -11,8 +11,8 @@ from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding, encoding, formats, image_files
 from deeplab_tf.images.decoding import (
     PNG_HEADER_LENGTH,
-    exif_orientation,
-    png_format,
+    read_exif_orientation,
+    read_png_format,
 )
 
 # The longest suffix of an output file.
@@ -64,7 +64,7 @@ def find_images(
 
 def _list_candidates(pattern: str, output_dir: str) -> tuple[str, list[str]]:
     """Returns the folder that names are relative to, and the files of a pattern."""
-    kind = file_kinds.kind_of(pattern)
+    kind = file_kinds.find_kind(pattern)
     left_out = _real_path(output_dir) if output_dir else ""
     if kind is file_kinds.Kind.DIRECTORY:
         left_out = "" if left_out == _real_path(pattern) else left_out
@@ -77,7 +77,7 @@ def _list_candidates(pattern: str, output_dir: str) -> tuple[str, list[str]]:
             below = os.path.join(left_out, "")
             paths = [p for p in paths if not _real_path(p).startswith(below)]
         if "**" in pattern:  # also matches the folders themselves
-            paths = [p for p in paths if file_kinds.kind_of(p) is not kind.DIRECTORY]
+            paths = [p for p in paths if file_kinds.find_kind(p) is not kind.DIRECTORY]
         return root, paths
     file_kinds.require_file(pattern)  # its name may contain brackets
     return os.path.dirname(pattern), [pattern]
@@ -95,7 +95,7 @@ def _name_images(paths: list[str], root: str) -> dict[str, str]:
     """Returns paths by the name of their outputs, which must be unique."""
     images: dict[str, str] = {}
     for path in paths:
-        other = images.setdefault(image_name(path, root), path)
+        other = images.setdefault(make_image_name(path, root), path)
         if other != path:
             raise UserError(
                 f"{other} and {path} would be written to the same name; rename one"
@@ -108,7 +108,9 @@ def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
     wanted = text_files.read_words(image_list)
     if not wanted:
         raise UserError(f"{image_list} lists no image")
-    names = {path: {image_name(path), image_name(path, root)} for path in paths}
+    names = {
+        path: {make_image_name(path), make_image_name(path, root)} for path in paths
+    }
     found = set().union(*names.values())
     missing = [name for name in wanted if name not in found]
     if missing:
@@ -119,7 +121,7 @@ def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
     return [path for path in paths if names[path] & set(wanted)]
 
 
-def image_name(path: str, root: str | None = None) -> str:
+def make_image_name(path: str, root: str | None = None) -> str:
     """Returns the path of a file without suffix, relative to `root` if given."""
     if root is None:
         path = os.path.basename(path)
@@ -155,7 +157,7 @@ def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int
     header = check_header(path)
     if header is not None and channels in (1, 3) and max_value < 256:
         with file_kinds.open_file(path) as file:
-            is_deep = png_format(file.read(PNG_HEADER_LENGTH))[0] == 16
+            is_deep = read_png_format(file.read(PNG_HEADER_LENGTH))[0] == 16
         if not is_deep and not header.mode.startswith("I"):
             return header.height, header.width
     content = file_kinds.read_bytes(path)
@@ -204,7 +206,7 @@ def convert_pil_image(image: Image.Image, name: str) -> np.ndarray:
     Raises:
         UserError: if it cannot be decoded or converted.
     """
-    orientation = exif_orientation(image)
+    orientation = read_exif_orientation(image)
     try:
         rgb = image_files.decode(name, image).convert("RGB")
     except ValueError as error:

@@ -99,7 +99,7 @@ def decode_mask(path: epath.Path, content: bytes) -> Mask:
         raise UserError(f"{path} is {image.format}; masks must be {_NAMES}")
     check_frames(path, image)
     lossy = find_lossy_format(image, content)
-    if decoding.png_format(content)[0] == 16 or _has_deep_colors(image):
+    if decoding.read_png_format(content)[0] == 16 or _has_deep_colors(image):
         return from_array(path, _decode_deep(path, image, content))
     mask = _from_image(path, image_files.decode(path, image), content)
     return mask._replace(lossy=lossy)
@@ -113,7 +113,7 @@ def read_index_label(path: epath.Path) -> np.ndarray:
     """
     content = file_kinds.read_bytes(path)
     mask = decode_mask(path, content)
-    if decoding.png_format(content) == (0, 0):
+    if decoding.read_png_format(content) == (0, 0):
         # Lossy formats turn class ids into other class ids.
         raise UserError(f"{path} is not a PNG; labels must be PNG")
     if mask.pixels.ndim == 3:
@@ -134,7 +134,7 @@ def check_frames(path: epath.Path, image: Image.Image) -> None:
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
         raise UserError(f"{path} has {frames} pages or frames; a mask must have one")
-    if decoding.exif_orientation(image) != 1:
+    if decoding.read_exif_orientation(image) != 1:
         raise UserError(
             f"{path} has an EXIF rotation, which viewers may ignore; rotate the pixels "
             "themselves and remove it"
@@ -285,7 +285,7 @@ def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
         )
     if image.mode != "L":
         return from_array(path, np.array(image))
-    depth = decoding.png_format(content)[0]
+    depth = decoding.read_png_format(content)[0]
     return Mask(
         np.array(image) // _STRETCH.get(depth, 1),
         _WHITE.get(depth, 255),

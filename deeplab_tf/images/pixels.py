@@ -56,7 +56,7 @@ def read_array(
     elif image is None or not _is_read_by_pillow(image, channels):
         array, orientation = _read_tiff(path, content, channels)
     else:
-        orientation = decoding.exif_orientation(image)
+        orientation = decoding.read_exif_orientation(image)
         array = _read_other(path, content, image, channels)
     return array[..., None] if array.ndim == 2 else array, orientation
 
@@ -101,7 +101,7 @@ def _read_other(
         )
     if image.mode not in MODES:
         raise UserError(f"{path} has mode {image.mode}; save it as RGB")
-    orientation = decoding.exif_orientation(image)
+    orientation = decoding.read_exif_orientation(image)
     array = _as_grey_or_rgb(image_files.decode(path, image), channels)
     if image.format == "TIFF":
         # Pillow turns TIFFs upright, unlike all others.
@@ -131,7 +131,7 @@ def _as_grey_or_rgb(image: Image.Image, channels: int) -> np.ndarray:
 
 
 def _read_png(path: _Path, content: bytes) -> np.ndarray:
-    dtype = tf.uint16 if decoding.png_format(content)[0] == 16 else tf.uint8
+    dtype = tf.uint16 if decoding.read_png_format(content)[0] == 16 else tf.uint8
     try:
         return tf.io.decode_png(content, dtype=dtype).numpy()
     except tf.errors.InvalidArgumentError as error:

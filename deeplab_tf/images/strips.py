@@ -61,7 +61,7 @@ def read_header(path: _Path) -> Header:
         image = image_files.open_image(path, file, max_pixels=None)
         # Pillow decodes all of a PNG to find EXIF data at its end.
         exif = read_exif(file) if image.format == "PNG" else image
-        orientation = decoding.exif_orientation(exif)
+        orientation = decoding.read_exif_orientation(exif)
         size = (image.height, image.width)
         if is_tiff and orientation > 4:  # Pillow gives the size after the rotation
             size = size[::-1]

@@ -137,7 +137,7 @@ def _open(image: Any, name: str, channels: int) -> _Image:
         size = inputs.check_pil_image(image, name)
         return _Image(size, lambda: inputs.convert_pil_image(image, name))
     path = os.fspath(image)
-    if file_kinds.kind_of(path) is file_kinds.Kind.DIRECTORY:
+    if file_kinds.find_kind(path) is file_kinds.Kind.DIRECTORY:
         raise UserError(
             f"{name} must be a file; received the folder {escape(path)}: list its "
             "files with glob.glob"

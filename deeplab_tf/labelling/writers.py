@@ -47,7 +47,7 @@ def _write_images(
     return overlay
 
 
-def image_files(images: Iterable[str]) -> list[str]:
+def list_image_outputs(images: Iterable[str]) -> list[str]:
     """Returns the names of the files that `write_images` writes for some images."""
     names = [image + suffix for image in images for suffix in _SUFFIXES]
     return [*names, _OVERVIEW]
@@ -107,7 +107,7 @@ def write_submission(
     print(f"written: {path}, for the server of {benchmark}")
 
 
-def overlay_file(video: Video) -> str:
+def make_overlay_name(video: Video) -> str:
     """Returns the name of the file that `write_overlay_video` writes."""
     return f"{video.name}_overlay.mp4"
 
@@ -118,7 +118,7 @@ def write_overlay_video(
 ) -> Iterator[Writer]:
     """Writes `<name of the video>_overlay.mp4`: overlays above a constant legend."""
     tf.io.gfile.makedirs(folder)
-    path = os.path.join(folder, overlay_file(video))
+    path = os.path.join(folder, make_overlay_name(video))
     height, width = video.size
     legend = visualize.draw_video_legend(info, height, width)
     with write_video(path, video.rate, (height + len(legend), width)) as write:

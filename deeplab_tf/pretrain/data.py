@@ -15,10 +15,10 @@ from deeplab_tf.data import augment, records
 from deeplab_tf.data.pipeline import (
     EVAL_PARALLEL_CALLS,
     check_batch_size,
+    make_training_batches,
     prefetch,
     scale_to_255,
     shuffle_index,
-    training_batches,
 )
 from deeplab_tf.data.reader import Reader, require, skip_errors
 from deeplab_tf.data.source import TFDS_PREFIX, Source
@@ -190,7 +190,7 @@ def load_classes(
     cropper = _Cropper(source, config)
     if training:
         size = config.batch_size
-        dataset = training_batches(
+        dataset = make_training_batches(
             cropper.training_batch, size, start, worker, num_workers
         )
     else:

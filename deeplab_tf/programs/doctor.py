@@ -75,10 +75,11 @@ def _open_splits(values) -> dict[str, Source]:
     flags.require_dataset_dir(values.dataset, values.dataset_dir)
     folder = values.dataset_dir or ""
     info = sources.resolve_info(values.dataset, folder)
-    splits = values.splits or sources.split_names(info, folder)
+    splits = values.splits or sources.list_splits(info, folder)
     if not splits:
         raise UserError(
-            f"no records in {folder}, such as train-00000-of-00004.tfrecord"
+            f"{folder} has no records; their names are like "
+            "train-00000-of-00004.tfrecord"
         )
     return {s: sources.open_split(info.name, folder, s) for s in splits}
 

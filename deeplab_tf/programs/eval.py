@@ -26,8 +26,8 @@ from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.measures import describe_measures, make_measures
 from deeplab_tf.evaluation.results import (
     Split,
+    list_result_files,
     make_gallery,
-    result_files,
     score_split,
     write_results,
 )
@@ -279,7 +279,7 @@ def main(values: absl_flags.FlagValues) -> None:
     flags.check_flags(values, "eval")
     _check_corruptions(values)
     if values.eval_logdir:
-        names = result_files(values.report)
+        names = list_result_files(values.report)
         outputs.claim(values.eval_logdir, names, values.overwrite)
     path, seconds = values.checkpoint_dir, values.eval_interval_secs
     if is_artefact(path):

@@ -188,7 +188,7 @@ def _label_images(values: absl_flags.FlagValues) -> None:
     images.check_headers()
     geotiffs = _find_geotiffs(paths) if values.output_dir else {}
     if values.output_dir:
-        names = writers.image_files(paths)
+        names = writers.list_image_outputs(paths)
         names += [name + writers.GEOTIFF_SUFFIX for name in geotiffs]
         _claim_by_folder(values, [*names, SKIPPED], inputs=paths.values())
     labeler, info = _load_labeler(values)
@@ -273,7 +273,7 @@ def _frames_dir(values: absl_flags.FlagValues, video: Video) -> str:
 
 
 def _claim_video_files(values: absl_flags.FlagValues, video: Video) -> None:
-    names = [writers.overlay_file(video)]
+    names = [writers.make_overlay_name(video)]
     outputs.claim(values.output_dir, names, values.overwrite, inputs=[values.video])
     if values.save_frames:
         folder = _frames_dir(values, video)

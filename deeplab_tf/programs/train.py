@@ -78,7 +78,7 @@ def _read_experiment(
     )
     model = dataclasses.replace(model, channels=info.channels)
     data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
-    statistics.class_ids(data.bootstrap_classes, info)
+    statistics.find_class_ids(data.bootstrap_classes, info)
     train = flags.read_options(
         values, TrainConfig, preset and preset.train, ignore_label=info.ignore_label
     )
@@ -111,7 +111,7 @@ def _check_records(values, experiment: Experiment, source: Source) -> Experiment
             print(f"warning: {meaning}: {problem.text}", file=sys.stderr)
     if values.class_weighting == "none":
         return experiment
-    weights = statistics.class_weights(source, experiment.split)
+    weights = statistics.compute_class_weights(source, experiment.split)
     print(f"label_weights: {', '.join(f'{w:.4g}' for w in weights)}")
     train = dataclasses.replace(experiment.train, label_weights=weights)
     return dataclasses.replace(experiment, train=train)

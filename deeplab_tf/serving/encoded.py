@@ -9,7 +9,7 @@ from deeplab_tf.images.decoding import (
     PNG_HEADER_LENGTH,
     PNG_SIGNATURE,
     decode_image,
-    png_size,
+    parse_png_size,
 )
 
 # Memory for resizing by matrix products grows with the square of a side.
@@ -63,7 +63,7 @@ def _read_headers(encoded):
     head = tf.cast(head, tf.int32)
     is_jpeg = tf.reduce_all(head[:, : len(_JPEG_SIGNATURE)] == _JPEG_SIGNATURE, 1)
     is_png = tf.reduce_all(head[:, : len(PNG_SIGNATURE)] == PNG_SIGNATURE, 1)
-    sides = png_size(head)
+    sides = parse_png_size(head)
     has_alpha = head[:, _COLOR_TYPE] == _GREY_WITH_ALPHA
     is_supported = is_png & ~has_alpha & (tf.reduce_min(sides, 1) > 0)
     return is_jpeg, is_supported, sides

@@ -571,7 +571,7 @@ def test_experiment_round_trips_through_json():
         ),
         (
             json.dumps({"info": {"name": "toy", "class_names": []}}),
-            ": info: dataset 'toy' names no class",
+            ": info: dataset 'toy' has no classes; class_names must have",
         ),
     ],
 )

@@ -17,7 +17,7 @@ from deeplab_tf.programs import run_program
 
 def read_samples(folder, split):
     """Returns the image, label and name of every record of a split."""
-    paths = records.shard_paths(str(folder), split)
+    paths = records.find_shards(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return [
         (image, tf.io.decode_png(label).numpy()[..., 0], name.decode())

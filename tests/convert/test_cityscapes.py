@@ -17,7 +17,7 @@ from deeplab_tf.programs import run_program
 
 def read_samples(folder, split):
     """Returns the image, label and name of every record of a split."""
-    paths = records.shard_paths(str(folder), split)
+    paths = records.find_shards(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return list(dataset.as_numpy_iterator())
 
@@ -57,7 +57,7 @@ def test_official_splits_are_written_in_sorted_order(root, tmp_path):
     assert set(sizes) == set(dataset_info("cityscapes").split_sizes)
     for split, stems in SPLITS.items():
         assert read_names(out, split) == stems
-    assert len(records.shard_paths(str(out), "train_fine")) == 2
+    assert len(records.find_shards(str(out), "train_fine")) == 2
 
 
 def test_records_contain_image_file_and_train_ids(root, tmp_path):
@@ -110,7 +110,7 @@ def test_splits_with_missing_folders_are_skipped(root, tmp_path, removed, expect
         shutil.rmtree(root / folder)
     sizes = cityscapes.convert(str(root), str(tmp_path / "out"), num_shards=1)
     assert list(sizes) == expected
-    assert records.split_names(str(tmp_path / "out")) == sorted(expected)
+    assert records.list_splits(str(tmp_path / "out")) == sorted(expected)
 
 
 @pytest.mark.slow
@@ -232,7 +232,7 @@ def test_program_prints_split_sizes(root, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out == f"{tmp_path}/out: train_fine 2, val_fine 1, trainval_fine 3 images\n"
     # At most 10 shards, none of them empty.
-    assert len(records.shard_paths(f"{tmp_path}/out", "trainval_fine")) == 3
+    assert len(records.find_shards(f"{tmp_path}/out", "trainval_fine")) == 3
 
 
 def test_only_requested_splits_are_written(tmp_path):
@@ -240,7 +240,7 @@ def test_only_requested_splits_are_written(tmp_path):
     requested = ("val_fine", "train_fine")
     sizes = cityscapes.convert(str(root), str(tmp_path / "out"), 1, requested)
     assert sizes == {"train_fine": 2, "val_fine": 1}
-    assert records.split_names(str(tmp_path / "out")) == ["train_fine", "val_fine"]
+    assert records.list_splits(str(tmp_path / "out")) == ["train_fine", "val_fine"]
     with pytest.raises(
         UserError, match="--splits=val must be among train_fine, val_fine"
     ):

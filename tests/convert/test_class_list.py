@@ -106,7 +106,7 @@ INVALID = {
     ),
     "too many classes": (
         "".join(f"c{i}\n" for i in range(256)),
-        "classes.txt: class_names has 256 classes; labels allow at most 255",
+        "classes.txt: class_names has 256 classes; at most 255 are",
     ),
     "broken JSON": ('{"name": "a",', "classes.txt: line 1, column 14: Expecting"),
     "unknown JSON key": (

@@ -36,7 +36,7 @@ def convert(files, **settings):
 def read_labels(files, split="train"):
     """Returns `{name: label}` of every record, in order."""
     out = files.image_dir.parent.parent / "out"
-    paths = records.shard_paths(str(out), split)
+    paths = records.find_shards(str(out), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return {
         name.decode(): tf.io.decode_png(label).numpy()[..., 0]
@@ -238,7 +238,7 @@ def test_program_prints_split_sizes(tmp_path, capsys):
     ]
     run_program("deeplab_tf.programs.convert.coco_voc", ["coco_voc.py", *flags])
     assert capsys.readouterr().out == f"{tmp_path}/out: train_aug 1 image\n"
-    assert len(records.shard_paths(f"{tmp_path}/out", "train_aug")) == 1
+    assert len(records.find_shards(f"{tmp_path}/out", "train_aug")) == 1
 
 
 def test_missing_pycocotools_is_reported(files, monkeypatch):

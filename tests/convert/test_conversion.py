@@ -103,7 +103,7 @@ def test_shards_are_consecutive_and_have_official_names(sources, folder):
 
 def test_images_are_copied_and_labels_stored_as_indices(sources, folder):
     conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
-    (path,) = records.shard_paths(folder, "train")
+    (path,) = records.find_shards(folder, "train")
     (record,) = tf.data.TFRecordDataset(path)
     content, label, name = records.parse(record)
     assert content == (sources / "1.jpg").read_bytes() and name == b"image_1"
@@ -258,8 +258,8 @@ def test_interrupted_conversion_resumes(sources, folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         splits = {"train": make_interrupted_samples(sources, *range(6))}
         conversion.convert(splits, INFO, folder, 3)
-    with pytest.raises(UserError, match="no records there"):
-        records.shard_paths(folder, "train")
+    with pytest.raises(UserError, match="it has no records"):
+        records.find_shards(folder, "train")
     splits = {"train": make_samples(sources, *range(6))}
     info = conversion.convert(splits, INFO, folder, 3)
     assert sorted(make_samples.read) == [4, 5]
@@ -315,7 +315,7 @@ def test_interrupted_publishing_is_atomic(sources, folder, shards_before, monkey
     monkeypatch.setattr(tf.io.gfile, "rename", interrupted_rename)
     with pytest.raises(KeyboardInterrupt):
         conversion.convert({"train": make_samples(sources, 3, 4, 5)}, INFO, folder, 3)
-    paths = records.shard_paths(folder, "train")
+    paths = records.find_shards(folder, "train")
     names = [name for path in paths for name in read_names_in_file(path)]
     assert sorted(names) == image_names(3, 4, 5)
     assert records.read_info(folder).split_sizes == {"train": 3}

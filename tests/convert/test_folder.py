@@ -85,7 +85,7 @@ def convert(source, tmp_path):
 
 def read_samples(path, split="train", channels=3, max_value=255):
     """Returns `{name: (image, label)}` of every record."""
-    dataset = tf.data.TFRecordDataset(records.shard_paths(str(path), split))
+    dataset = tf.data.TFRecordDataset(records.find_shards(str(path), split))
     return {
         name.decode(): (
             decoding.decode_image(image, channels, max_value).numpy(),
@@ -140,7 +140,7 @@ def test_several_runs_add_splits(convert, tmp_path):
     assert len(read_samples(tmp_path / "out", "train")) == 4
     # Again: the split is replaced.
     assert convert(split="val", num_shards=3).split_sizes == {"train": 4, "val": 4}
-    assert len(records.shard_paths(str(tmp_path / "out"), "val")) == 2
+    assert len(records.find_shards(str(tmp_path / "out"), "val")) == 2
 
 
 def test_splits_of_other_classes_are_refused(convert, tmp_path):

@@ -41,7 +41,7 @@ def convert(tmp_path):
         out = str(tmp_path / "out")
         arguments = (str(tmp_path / "images"), str(tmp_path / "labels"))
         folder.convert(Layout(*arguments), ClassList(info), out, num_shards=1)
-        [path] = records.shard_paths(out, "train")
+        [path] = records.find_shards(out, "train")
         [(image, _, _)] = tf.data.TFRecordDataset([path]).map(records.parse)
         return decoding.decode_image(image, channels, max_value).numpy()
 

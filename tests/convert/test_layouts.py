@@ -54,7 +54,7 @@ def arguments(root, *flags, images="images", masks="masks", out="out"):
 
 def read(root, split="train", out="out"):
     """Returns `{name: label}` of a split, and checks that no name occurs twice."""
-    dataset = tf.data.TFRecordDataset(records.shard_paths(str(root / out), split))
+    dataset = tf.data.TFRecordDataset(records.find_shards(str(root / out), split))
     parsed = [records.parse(record) for record in dataset]
     labels = {
         name.numpy().decode(): decoding.decode_label(label)[..., 0].numpy()

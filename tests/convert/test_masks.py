@@ -52,7 +52,7 @@ def source(tmp_path):
 
 
 def read_labels(out):
-    shards = records.shard_paths(str(out), "train")
+    shards = records.find_shards(str(out), "train")
     dataset = tf.data.TFRecordDataset(shards).map(records.parse).as_numpy_iterator()
     return {
         int(name): decoding.decode_label(label).numpy()[..., 0]

@@ -50,7 +50,7 @@ def arguments(tmp_path, *more):
 
 def read_record(tmp_path, channels=3, max_value=255):
     """Returns pixels, label and stored bytes of the only record."""
-    (shard,) = records.shard_paths(str(tmp_path / "out"), "train")
+    (shard,) = records.find_shards(str(tmp_path / "out"), "train")
     (record,) = tf.data.TFRecordDataset(shard)
     image, label, _ = records.parse(record)
     pixels = decoding.decode_image(image, channels, max_value).numpy()

@@ -38,8 +38,8 @@ def decode(record):
 def read_records(out):
     """Returns image, label and split of each record by name."""
     found = {}
-    for split in records.split_names(out):
-        for record in tf.data.TFRecordDataset(records.shard_paths(out, split)):
+    for split in records.list_splits(out):
+        for record in tf.data.TFRecordDataset(records.find_shards(out, split)):
             pixels, label, name = (part.numpy() for part in decode(record))
             assert name.decode() not in found
             found[name.decode()] = pixels, label, split

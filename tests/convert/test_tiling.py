@@ -59,7 +59,7 @@ def source(tmp_path):
 
 def read_tiles(tmp_path):
     """Returns pixels and label of each record by name."""
-    paths = records.shard_paths(str(tmp_path / "out"), "train")
+    paths = records.find_shards(str(tmp_path / "out"), "train")
     found = {}
     for image, label, name in tf.data.TFRecordDataset(paths).map(records.parse):
         pixels = decoding.decode_image(image).numpy()

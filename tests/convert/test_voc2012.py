@@ -22,7 +22,7 @@ from deeplab_tf.programs import run_program
 
 def read_samples(folder, split):
     """Returns the image, label and name of every record."""
-    paths = records.shard_paths(str(folder), split)
+    paths = records.find_shards(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return [
         (tf.io.decode_image(image).numpy(), tf.io.decode_png(label).numpy(), name)
@@ -291,6 +291,6 @@ def test_real_sample_has_expected_splits_and_shards(voc_records):
     sizes = {"train": 93, "val": 60, "trainval": 153, "train_aug": 100}
     assert records.read_info(voc_records).split_sizes == sizes
     for split, size in sizes.items():
-        paths = records.shard_paths(voc_records, split)
+        paths = records.find_shards(voc_records, split)
         assert len(paths) == 4
         assert sum(1 for _ in tf.data.TFRecordDataset(paths)) == size

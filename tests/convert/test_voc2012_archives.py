@@ -52,7 +52,7 @@ def convert(files, tmp_path):
 
 def read_samples(folder, split):
     """Returns the name and label of every record of a split."""
-    paths = records.shard_paths(str(folder), split)
+    paths = records.find_shards(str(folder), split)
     dataset = tf.data.TFRecordDataset(paths).map(records.parse)
     return [
         (name.decode(), tf.io.decode_png(label).numpy()[..., 0])

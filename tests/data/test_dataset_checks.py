@@ -109,8 +109,8 @@ def test_classes_that_only_one_split_has_are_reported(tmp_path):
         tmp_path, train=make_scenes([1], fill(1)), val=make_scenes([2], fill(2))
     )
     assert compare(tmp_path) == [
-        ("unseen", "train", "lacks classes of val: cat"),
-        ("unscored", "val", f"lacks classes of train: {EVIL}"),
+        ("unseen", "train", "lacks classes that val has: cat"),
+        ("unscored", "val", f"lacks classes that train has: {EVIL}"),
     ]
 
 
@@ -133,7 +133,7 @@ def test_similar_images_of_two_splits_are_named(tmp_path):
         (
             "leak",
             "train",
-            f"has 1 image of val, such as record 3 of {val_path} (scene_005)",
+            f"contains 1 image of val, such as record 3 of {val_path} (scene_005)",
         ),
         (
             "similar",
@@ -154,7 +154,7 @@ def test_similar_images_of_two_splits_are_named(tmp_path):
     ("change", "kind", "message"),
     [
         (lambda masks: masks, None, ""),
-        (lambda masks: masks[:, :, ::-1], "misplaced", "mirrored left to right, the"),
+        (lambda masks: masks[:, :, ::-1], "misplaced", "better when mirrored left"),
         (lambda masks: np.roll(masks, 1, 0), "misplaced", "those of the next image"),
         (lambda masks: np.roll(masks, 5, 0), "unrelated", "no better than other im"),
     ],
@@ -322,7 +322,7 @@ def test_page_of_an_unsafe_dataset_lists_the_errors(tmp_path):
     assert run_doctor(tmp_path) == ("", 1)
     page = Page((tmp_path / "doctor.html").read_text())
     assert "not safe to train" in page.text
-    assert "ERROR: label values that are not a class (1)" in page.text
+    assert "ERROR: label values that are not classes (1)" in page.text
     assert ["(no class)", "100"] in [row[:2] for row in page.rows]
 
 

@@ -14,16 +14,22 @@ from deeplab_tf.data.sources import open_split
 
 MIRRORED = "mirrored left to right"
 NEXT, PREVIOUS = (
-    f"exchanged for those of the {which} image" for which in ("next", "previous")
+    f"replaced by those of the {which} image" for which in ("next", "previous")
 )
 # The masks that each image gets, from all masks, and the message.
 MOVES = {
     "fitting": (lambda masks: masks, None),
-    "mirrored": (lambda masks: [m[:, ::-1] for m in masks], f"^{MIRRORED}, the masks"),
-    "upside down": (lambda masks: [m[::-1] for m in masks], "^upside down, the masks"),
-    "turned": (lambda masks: [m[::-1, ::-1] for m in masks], "^turned by 180 degrees"),
-    "of the next image": (lambda masks: [*masks[1:], masks[0]], f"^{PREVIOUS}"),
-    "of the previous image": (lambda masks: [masks[-1], *masks[:-1]], f"^{NEXT}"),
+    "mirrored": (
+        lambda masks: [m[:, ::-1] for m in masks],
+        f"images better when {MIRRORED}",
+    ),
+    "upside down": (lambda masks: [m[::-1] for m in masks], "when flipped upside down"),
+    "turned": (
+        lambda masks: [m[::-1, ::-1] for m in masks],
+        "when rotated by 180 degrees",
+    ),
+    "of the next image": (lambda masks: [*masks[1:], masks[0]], f"when {PREVIOUS}"),
+    "of the previous image": (lambda masks: [masks[-1], *masks[:-1]], f"when {NEXT}"),
     "of other images": (
         lambda masks: [*masks[3:], *masks[:3]],
         "match their own images no better than other images",

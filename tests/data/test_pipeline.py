@@ -257,7 +257,7 @@ def test_truncated_shard_is_refused_before_the_first_batch(tmp_path):
     )
     (path,) = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(UserError, match=f"^record 1 of {path} is broken or cut short"):
+    with pytest.raises(UserError, match=f"^record 1 of {path} is broken or cut off"):
         load_dataset(DataConfig(folder, crop_size=(8, 8)), "train", training=True)
 
 
@@ -283,10 +283,10 @@ def test_images_are_resized_before_cropping(single_color):
 
 
 def test_split_without_records_is_refused(single_color, tmp_path):
-    with pytest.raises(UserError, match="splits there: train"):
+    with pytest.raises(UserError, match="its splits are train"):
         load_dataset(single_color, "val", training=False)
     (tmp_path / "train-00000-of-00001.tfrecord").touch()
-    with pytest.raises(UserError, match="have no records"):
+    with pytest.raises(UserError, match="contain no records"):
         load_dataset(DataConfig(str(tmp_path)), "train", training=True)
 
 
@@ -328,7 +328,7 @@ def test_workers_share_evaluation_without_duplicates(single_color):
 
 
 def test_indivisible_batch_is_refused(single_color):
-    with pytest.raises(UserError, match="a batch of 5 cannot be shared evenly by 2"):
+    with pytest.raises(UserError, match="of 5 cannot be divided evenly among 2"):
         load_dataset(single_color, "train", training=True, num_workers=2)
 
 
@@ -401,7 +401,9 @@ def test_single_mean_pixel_applies_to_all_channels(tmp_path):
     ((images, _),) = take_batches(config, 1)
     assert images.shape == (1, 9, 9, 5) and images[0, -1, -1].tolist() == 5 * [127.5]
     config = dataclasses.replace(config, mean_pixel=(1.0, 2.0, 3.0))
-    with pytest.raises(UserError, match=r"mean_pixel needs one .* 5 channels of five"):
+    with pytest.raises(
+        UserError, match=r"mean_pixel must have one .* 5 channels of five"
+    ):
         load_dataset(config, "train", training=True)
 
 

@@ -82,35 +82,35 @@ def folder(request, tmp_path):
 def test_trainaug_is_an_alias_of_train_aug(folder):
     write_shards(folder, b"t", split="train")
     write_shards(folder, b"a", split="train_aug")
-    (augmented,) = records.shard_paths(folder, "trainaug")
+    (augmented,) = records.find_shards(folder, "trainaug")
     assert augmented.endswith("train_aug-00000-of-00001.tfrecord")
-    (train,) = records.shard_paths(folder, "train")
+    (train,) = records.find_shards(folder, "train")
     assert train.endswith("train-00000-of-00001.tfrecord")
 
 
 def test_unfinished_shards_are_not_read(folder):
     write_shards(folder, b"t", split="train")
-    (path,) = records.shard_paths(folder, "train")
+    (path,) = records.find_shards(folder, "train")
     tf.io.gfile.copy(path, f"{path}.unfinished")
-    assert records.shard_paths(folder, "train") == [path]
+    assert records.find_shards(folder, "train") == [path]
 
 
 def test_missing_split_is_reported_with_existing_splits(folder):
     for split in ("val", "train_aug"):
         write_shards(folder, b"a", split=split)
-    with pytest.raises(UserError, match=r"no test-. records in .*: train_aug, val$"):
-        records.shard_paths(folder, "test")
-    with pytest.raises(UserError, match=r"no val-. records in .*; no records there$"):
-        records.shard_paths(f"{folder}/missing", "val")
+    with pytest.raises(UserError, match=r"no records named test-.; .* train_aug, val$"):
+        records.find_shards(folder, "test")
+    with pytest.raises(UserError, match=r"no records named val-.; it has no records$"):
+        records.find_shards(f"{folder}/missing", "val")
 
 
 def test_incomplete_set_of_shards_is_refused(folder):
     write_shards(folder, b"1", b"2", b"3", shards=3)
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
     with pytest.raises(
-        UserError, match=r"only 2 of 3 shards exist, .*00000-of-00003.*; copy"
+        UserError, match=r"only 2 of 3 shards like .*00000-of-00003.* exist; copy"
     ):
-        records.shard_paths(folder, "train")
+        records.find_shards(folder, "train")
 
 
 @pytest.mark.parametrize(
@@ -120,24 +120,22 @@ def test_two_sets_of_shards_are_refused(tmp_path, name):
     folder = write_shards(tmp_path, b"1")
     shard = f"{folder}/train-00000-of-00001.tfrecord"
     tf.io.gfile.copy(shard, f"{folder}/{name}")
-    with pytest.raises(
-        UserError, match="belong to different sets of shards; remove one"
-    ):
-        records.shard_paths(folder, "train")
+    with pytest.raises(UserError, match="belong to different conversions; remove the"):
+        records.find_shards(folder, "train")
 
 
 def test_splits_with_a_common_prefix_are_distinguished(folder):
     for split in ("train", "train-hard", "train_aug"):
         write_shards(folder, b"1", split=split)
-    (path,) = records.shard_paths(folder, "train")
+    (path,) = records.find_shards(folder, "train")
     assert path.endswith("/train-00000-of-00001.tfrecord")
-    assert len(records.shard_paths(folder, "train-hard")) == 1
+    assert len(records.find_shards(folder, "train-hard")) == 1
 
 
 def test_folder_name_may_contain_glob_characters(tmp_path):
     folder = write_shards(tmp_path / "a[1]*", b"1")
-    assert len(records.shard_paths(folder, "train")) == 1
-    assert records.split_names(folder) == ["train"]
+    assert len(records.find_shards(folder, "train")) == 1
+    assert records.list_splits(folder) == ["train"]
 
 
 def test_shards_of_any_name_are_read(folder):
@@ -146,12 +144,12 @@ def test_shards_of_any_name_are_read(folder):
         tf.io.gfile.rename(
             f"{folder}/train-00000-of-00001.tfrecord", f"{folder}/{name}"
         )
-    assert len(records.shard_paths(folder, "train")) == 2
+    assert len(records.find_shards(folder, "train")) == 2
 
 
 def test_index_locates_every_record(folder):
     contents = [b"a", b"bb" * 300, b"", b"c", b"dd"]
-    paths = records.shard_paths(write_shards(folder, *contents, shards=3), "train")
+    paths = records.find_shards(write_shards(folder, *contents, shards=3), "train")
     index = records.index_records(paths)
     assert index.file.tolist() == [0, 0, 1, 1, 2]
     assert index.number.tolist() == [0, 1, 0, 1, 0]
@@ -166,14 +164,14 @@ def test_index_locates_every_record(folder):
 
 
 def test_empty_file_has_no_records(folder):
-    index = records.index_records(records.shard_paths(write_shards(folder), "train"))
+    index = records.index_records(records.find_shards(write_shards(folder), "train"))
     assert len(index) == 0
 
 
 @pytest.mark.parametrize("cut", [1, 4, 5, 20, 24, 28])
 def test_truncated_file_is_reported_with_the_record(folder, cut):
     # Cuts into the 16 + 10 bytes of the second record, or into the first.
-    paths = records.shard_paths(
+    paths = records.find_shards(
         write_shards(folder, b"0123456789", b"0123456789"), "train"
     )
     with tf.io.gfile.GFile(paths[0], "rb") as file:
@@ -218,7 +216,7 @@ def test_dataset_info_that_is_not_utf8_is_refused(tmp_path):
     ("field", "message"),
     [
         ({"class_names": "floor ball"}, "must be a list of names; .* 'floor ball'"),
-        ({"class_names": ()}, "'toys' names no class"),
+        ({"class_names": ()}, "'toys' has no classes"),
         ({"ignore_label": 256}, "ignore_label must be .* 0..255; received 256"),
         ({"ignore_label": "255"}, "ignore_label must be an integer; received '255'"),
     ],

@@ -20,7 +20,7 @@ def test_dataset_info_file_is_used_and_conflicts_are_refused(tmp_path):
     assert sources.resolve_info(None, folder) == INFO
     assert sources.resolve_info("toys", folder) == INFO
     with pytest.raises(
-        UserError, match=r"--dataset=camvid contradicts .*, which says toys"
+        UserError, match=r"--dataset=camvid contradicts .*, which names toys"
     ):
         sources.resolve_info("camvid", folder)
 
@@ -35,6 +35,6 @@ def test_split_is_opened_with_its_info(tmp_path):
 
 def test_split_of_empty_shards_is_refused(tmp_path):
     with pytest.raises(
-        UserError, match=f"the shards of val in {tmp_path} have no records"
+        UserError, match=f"the val shards in {tmp_path} contain no records"
     ):
         sources.open_split(None, write_shards(tmp_path, split="val"), "val")

@@ -55,7 +55,9 @@ def test_ignore_label_that_is_a_class_id_is_not_counted(source):
 def test_weights_are_median_frequency_over_frequency(source):
     # Frequencies 38/49, 7/29, 5/15: the median is 1/3. There is no cat.
     expected = [49 / 38 / 3, 29 / 7 / 3, 1, 1]
-    np.testing.assert_allclose(statistics.class_weights(source, "train"), expected)
+    np.testing.assert_allclose(
+        statistics.compute_class_weights(source, "train"), expected
+    )
 
 
 def test_weights_use_counts_of_the_dataset_info(source):
@@ -65,16 +67,16 @@ def test_weights_use_counts_of_the_dataset_info(source):
         class_pixels={"train_aug": [50, 5, 1, 1]},
         class_image_pixels={"train_aug": [100, 20, 8, 1]},
     )
-    weights = statistics.class_weights(
+    weights = statistics.compute_class_weights(
         dataclasses.replace(source, info=counted), "trainaug"
     )
     np.testing.assert_allclose(weights, [3 / 4, 3 / 2, 3, 3 / 8])
 
 
 def test_images_with_bootstrap_classes_are_repeated(folder, source):
-    positions = statistics.epoch_positions(source, ("pottedplant", "Cat"))
+    positions = statistics.list_epoch_positions(source, ("pottedplant", "Cat"))
     assert positions.tolist() == [0, 1, 2, 3, 2, 3]
-    assert statistics.epoch_positions(source, ()).tolist() == [0, 1, 2, 3]
+    assert statistics.list_epoch_positions(source, ()).tolist() == [0, 1, 2, 3]
     config = DataConfig(
         folder,
         crop_size=(4, 5),
@@ -89,4 +91,4 @@ def test_images_with_bootstrap_classes_are_repeated(folder, source):
 
 def test_unknown_class_is_refused_with_known_classes(source):
     with pytest.raises(UserError, match=r"toys has no class 'dog'; .* floor, ball, po"):
-        statistics.epoch_positions(source, ("ball", "dog"))
+        statistics.list_epoch_positions(source, ("ball", "dog"))

@@ -188,9 +188,9 @@ def test_labels_are_decoded_only_once_to_count_classes(tmp_path, monkeypatch):
 
     def count(reader, labels):
         counted.append(labels)
-        return statistics.label_values(reader, labels)
+        return statistics.count_label_values(reader, labels)
 
-    monkeypatch.setattr(tfds_source, "label_values", count)
+    monkeypatch.setattr(tfds_source, "count_label_values", count)
     for _ in range(2):
         assert resolve_info("tfds:toy", tmp_path).num_classes == 3
         sources.open_split("tfds:toy", str(tmp_path), "train[1:]")
@@ -279,25 +279,25 @@ def test_labeled_image_is_preferred_over_grey_image(tmp_path):
 AMBIGUOUS = {
     "two images": (
         {"left": rgb(), "right": rgb(), "mask": grey()},
-        "which feature is the image; name both, as in tfds:NAME:image_key:label_key; "
-        r"image features: .*left \(None, None, 3\)",
+        r"which feature is the image; the image features are .*left \(None, None, 3\)"
+        r".*; give the keys of image and label as tfds:NAME:image_key:label_key",
     ),
     "two labels": (
         {"image": rgb(), "mask": grey(), "depth": grey()},
-        r"which feature is the label; .* features: .*depth \(None, None, 1\)",
+        r"which feature is the label; .* features are .*depth \(None, None, 1\)",
     ),
     "grey image": ({"image": grey(), "mask": grey()}, "which feature is the label"),
     "no label": (
         {"image": rgb(), "number": features.Scalar(np.int64)},
-        r"which feature is the label; .* features: image \(None, None, 3\)$",
+        r"which feature is the label; .* features are image \(None, None, 3\); ",
     ),
     "no image": (
         {"mask": grey()},
-        r"cannot tell which feature is the image; .*: mask \(None, N",
+        r"cannot tell which feature is the image; .* are mask \(None, N",
     ),
     "no images at all": (
         {"number": features.Scalar(np.int64)},
-        "which feature is the label.* image features: none$",
+        "which feature is the label.* image features are none; ",
     ),
 }
 
@@ -356,9 +356,12 @@ def test_features_of_wrong_types_are_refused(tmp_path, kind):
         ("toy:image", "not in tensorflow-datasets: Namespace toy not found"),
         ("a:b:c:d", "not in tensorflow-datasets: Namespace a not found"),
         ("", "not in tensorflow-datasets: Parsing builder name string  failed"),
-        ("toy:image:masks", "tfds:toy:image:masks has no image 'masks'; it has .*mask"),
-        ("toy:file_name:mask", "has no image 'file_name'; it has "),
-        ("toy::mask", "has no image ''; it has "),
+        (
+            "toy:image:masks",
+            "tfds:toy:image:masks has no image feature 'masks'; .*mask",
+        ),
+        ("toy:file_name:mask", "has no image feature 'file_name'; its "),
+        ("toy::mask", "has no image feature ''; its "),
         ("toy:mask:image", r"mask is uint8 .* and image uint8 \(None, None, 3\); imag"),
     ],
 )
@@ -400,7 +403,7 @@ def test_split_with_only_ignored_labels_is_refused(tmp_path):
     feature_types = {"image": rgb(), "mask": grey()}
     name = prepare_example(tmp_path, feature_types, {"image": image, "mask": label})
     assert_one_line_error(
-        "labels of train contain only 255", resolve_info, name, tmp_path
+        "all labels of train are 255, the", resolve_info, name, tmp_path
     )
 
 

@@ -102,12 +102,12 @@ _PROBLEMS = {
     "two images": (
         record_with_values("image/encoded", encode_image(image()), b""),
         "broken",
-        "its image/encoded is 2 byte strings; it must be one",
+        "its image/encoded has 2 byte strings; it must have one",
     ),
     "name that is a number": (
         record_with_values("image/filename", 7),
         "broken",
-        "its image/filename is 0 byte strings; it must be one",
+        "its image/filename has 0 byte strings; it must have one",
     ),
     "name of two lines": (
         make_record(image(), label(3), "a\n b\0c"),
@@ -147,7 +147,7 @@ _PROBLEMS = {
     "other size": (
         make_record(image(), np.ones((WIDTH, HEIGHT), np.uint8)),
         "size",
-        "the label is 6x9 but its image 9x6",
+        "the label is 6x9 but the image is 9x6",
     ),
     "other value": (
         make_record(image(), label(0, 3, 200)),
@@ -255,9 +255,9 @@ def test_statistics_of_a_valid_dataset(folder):
 @pytest.mark.parametrize(
     ("labels", "kind", "message"),
     [
-        ([label(0, 255)] * 2, "white", "is 255 a class painted white"),
-        ([label(255)] * 2, "one-sided", "the only value is the ignored value"),
-        ([label(0)] * 2, "one-sided", r"the only value is class 0 \(floor\)"),
+        ([label(0, 255)] * 2, "white", r"is a class painted as 255 \(white\)"),
+        ([label(255)] * 2, "one-sided", "the only label is the ignored value"),
+        ([label(0)] * 2, "one-sided", r"the only label is class 0 \(floor\)"),
         ([label(0), label(0, 2)], "absent", "^ball$"),
     ],
 )
@@ -331,12 +331,12 @@ def test_images_in_two_splits_are_a_leak_except_in_trainval(folder):
         (
             "leak",
             "train_all",
-            f"has 2 images of val, such as record 0 of {path} (image_3)",
+            f"contains 2 images of val, such as record 0 of {path} (image_3)",
         ),
         (
             "leak",
             "train_more",
-            f"has 1 image of val, such as record 1 of {path} (image_4)",
+            f"contains 1 image of val, such as record 1 of {path} (image_4)",
         ),
     ]
 
@@ -358,10 +358,10 @@ def test_quick_check_raises_one_line_error(folder):
         validation.check_quickly(open_split(None, str(folder), "train"), "train")
     path = folder / "train-00000-of-00001.tfrecord"
     assert str(error.value) == (
-        "train is not safe to train on, label values that are not a class: record 1 of "
-        f"{path} (odd): value 9 (first at x 0, y 0); valid labels are 0..2 and 255 "
-        "(ignored) (2 in 3 checked records; run python -m deeplab_tf.data.doctor "
-        "to check all)"
+        "train is not safe to train on: it has label values that are not classes: "
+        f"record 1 of {path} (odd): value 9 (first at x 0, y 0); valid labels are 0..2 "
+        "and 255 (ignored) (2 in 3 checked records; to check all, run python -m "
+        "deeplab_tf.data.doctor)"
     )
 
 
@@ -396,8 +396,8 @@ def test_exit_status_of_an_unsafe_dataset_is_1(folder, tmp_path, capsys):
     arguments = f"--dataset_dir={folder}", f"--output_dir={sheets}"
     assert run_doctor(*arguments) == 1
     out = capsys.readouterr().out
-    assert "ERROR: label values that are not a class (7)" in out and "and 2 more" in out
-    assert "warning: images that occur twice in a split (6)" in out
+    assert "ERROR: label values that are not classes (7)" in out and "and 2 more" in out
+    assert "warning: images that occur more than once in a split (6)" in out
     assert "  5 (no class)" in out
     assert out.endswith("not safe to train: see the errors above\n")
     assert list_outputs(sheets) == ["doctor.html", "doctor.png"]
@@ -423,11 +423,11 @@ def test_program_examines_five_channel_images(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([], "--dataset_dir is required"),
-        (["--dataset_dir={folder}/nowhere"], "no records in .*/nowhere"),
-        (["--dataset_dir={folder}", "--splits=val"], "no val-. records in"),
+        (["--dataset_dir={folder}/nowhere"], "/nowhere has no records"),
+        (["--dataset_dir={folder}", "--splits=val"], "has no records named val-"),
         (
             ["--dataset_dir={folder}", "--dataset=camvid"],
-            "contradicts .*, which says toys",
+            "contradicts .*, which names toys",
         ),
     ],
 )

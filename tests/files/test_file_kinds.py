@@ -9,7 +9,7 @@ from special_files import SPECIAL_FILES, fail_if_blocked
 
 from deeplab_tf.errors import UserError, escape, one_line
 from deeplab_tf.files import file_kinds
-from deeplab_tf.files.file_kinds import Kind, kind_of
+from deeplab_tf.files.file_kinds import Kind, find_kind
 
 NOT_UTF8 = "caf\udce9.png"
 
@@ -18,7 +18,7 @@ def test_kind_is_found_without_opening_the_file(tmp_path, special_file, monkeypa
     kind, make = special_file
     make(tmp_path / "x.png")
     monkeypatch.setattr(os, "open", None)
-    assert kind_of(tmp_path / "x.png").value == kind
+    assert find_kind(tmp_path / "x.png").value == kind
     with pytest.raises(UserError, match=f"^{tmp_path}/x.png is a {kind}; a file is n"):
         file_kinds.require_file(tmp_path / "x.png")
 
@@ -28,7 +28,7 @@ def test_links_and_file_urls_are_followed(tmp_path, prefix):
     (tmp_path / "-rf.png").write_bytes(b"abc")
     (tmp_path / "link").symlink_to("-rf.png")
     for name in ("-rf.png", "link"):
-        assert kind_of(f"{prefix}{tmp_path}/{name}") is Kind.FILE
+        assert find_kind(f"{prefix}{tmp_path}/{name}") is Kind.FILE
         assert file_kinds.read_bytes(f"{prefix}{tmp_path}/{name}") == b"abc"
 
 
@@ -45,7 +45,7 @@ def test_links_and_file_urls_are_followed(tmp_path, prefix):
 def test_unreadable_names_are_refused(tmp_path, name, kind, message):
     (tmp_path / "file").touch()
     path = os.path.join(tmp_path, name)
-    assert kind_of(path) is kind
+    assert find_kind(path) is kind
     with pytest.raises(UserError, match=message):
         file_kinds.read_bytes(path)
 
@@ -62,9 +62,9 @@ def test_kinds_of_tensorflow_paths():
     tf.io.gfile.makedirs("ram://kinds/dir.png")
     with tf.io.gfile.GFile("ram://kinds/a.png", "wb") as file:
         file.write(b"abc")
-    assert kind_of("ram://kinds/a.png") is Kind.FILE
-    assert kind_of("ram://kinds/dir.png") is Kind.DIRECTORY
-    assert kind_of("ram://kinds/none.png") is Kind.MISSING
+    assert find_kind("ram://kinds/a.png") is Kind.FILE
+    assert find_kind("ram://kinds/dir.png") is Kind.DIRECTORY
+    assert find_kind("ram://kinds/none.png") is Kind.MISSING
     assert file_kinds.read_bytes("ram://kinds/a.png") == b"abc"
     for name, message in (("dir", "is a directory"), ("none", "does not exist")):
         with pytest.raises(UserError, match=f"^ram://kinds/{name}.png {message}"):

@@ -124,9 +124,9 @@ def write_pairs(folder):
 
 def read_records(out):
     """Returns the bytes of the shards and the split size, as readers find them."""
-    if not out.exists() or "train" not in records.split_names(str(out)):
+    if not out.exists() or "train" not in records.list_splits(str(out)):
         return None
-    paths = records.shard_paths(str(out), "train")
+    paths = records.find_shards(str(out), "train")
     content = b"".join(pathlib.Path(path).read_bytes() for path in paths)
     return content, records.read_info(str(out)).split_sizes["train"]
 

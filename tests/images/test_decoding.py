@@ -135,7 +135,9 @@ def jpeg_with_orientation(orientation):
 
 
 def test_orientation_is_read_from_exif():
-    found = [decoding.exif_orientation(jpeg_with_orientation(i)) for i in range(1, 9)]
+    found = [
+        decoding.read_exif_orientation(jpeg_with_orientation(i)) for i in range(1, 9)
+    ]
     assert found == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
@@ -150,4 +152,4 @@ def test_orientation_is_read_from_exif():
     ],
 )
 def test_missing_or_invalid_orientation_is_upright(content):
-    assert decoding.exif_orientation(content) == 1
+    assert decoding.read_exif_orientation(content) == 1

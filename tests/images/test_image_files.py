@@ -114,7 +114,7 @@ def test_prediction_and_records_have_the_same_pixels(tmp_path, mode):
     save_label(tmp_path / "masks/a.png", np.ones((20, 31)))
     folders = (str(tmp_path / name) for name in ("photos", "masks"))
     folder.convert(layout.Layout(*folders), ClassList(INFO), str(tmp_path / "out"))
-    (shard,) = records.shard_paths(str(tmp_path / "out"), "train")
+    (shard,) = records.find_shards(str(tmp_path / "out"), "train")
     (record,) = tf.data.TFRecordDataset(shard)
     expected = decoding.decode_image(records.parse(record)[0])
     np.testing.assert_array_equal(read_image(str(path)), expected)

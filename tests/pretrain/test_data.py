@@ -280,7 +280,7 @@ def test_unlabelled_image_is_refused(tmp_path, training):
 
 
 def test_indivisible_batch_is_refused(folder):
-    message = "a batch of 3 cannot be shared evenly by 2 workers"
+    message = "a batch of 3 cannot be divided evenly among 2 workers"
     arguments = (config_of(folder), "train", True, 0, 0, 2)
     assert_refused(message, load_classes, *arguments)
 

@@ -253,11 +253,17 @@ def flag_name(flag):
             ["--tf_initial_checkpoint=nowhere/model.ckpt"],
             "no checkpoint nowhere/model.c",
         ),
-        (["--train_split=test"], "no test-. records in .*there: train, trainval, val"),
-        (["--dataset_dir=nowhere"], "no train-. records in nowhere; no records there"),
+        (
+            ["--train_split=test"],
+            "no records named test-.*; its splits are train, trainval, val",
+        ),
+        (
+            ["--dataset_dir=nowhere"],
+            "nowhere has no records named train-.; it has no records",
+        ),
         (
             ["--dataset=cityscapes"],
-            "--dataset=cityscapes contradicts .*json, which says pascal_voc_seg",
+            "--dataset=cityscapes contradicts .*json, which names pascal_voc_seg",
         ),
         (
             ["--train_batch_size=1"],
@@ -283,7 +289,7 @@ def flag_name(flag):
         (["--early_stop_evals=2"], "early_stop_evals=2 needs eval_interval_steps"),
         (
             ["--eval_interval_steps=1", "--eval_split=nowhere"],
-            "no nowhere-. records in .*there: train, trainval, val",
+            "no records named nowhere-.*; its splits are train, trainval, val",
         ),
         (
             ["--train_batch_size=0"],
@@ -380,7 +386,10 @@ def test_invalid_evaluation_flags_are_refused_before_writing(
             [f"--checkpoint_dir={logs}/model.ckpt-9"],
             "no file .*index.*: model.ckpt-2, model",
         ),
-        ([checkpoint, "--eval_split=test"], "no test-. records in .*: train, trainval"),
+        (
+            [checkpoint, "--eval_split=test"],
+            "no records named test-.*are train, trainval",
+        ),
         ([checkpoint, "--eval_scales=0"], "eval_scales .* at least 0.01"),
         ([checkpoint, "--eval_crop_size=65"], "expected height and width"),
         ([checkpoint, "--eval_split=val", "x"], "unexpected argument 'x'"),
@@ -435,8 +444,9 @@ def test_label_out_of_range_is_refused_before_training(tmp_path):
     # An experiment without a checkpoint does not restrict this one.
     write_experiment(Experiment(), str(tmp_path / "logs"))
     assert_refused(
-        "train is not safe to train on, label values that are not a class: record 0 of "
-        r".*/train-00000-of-00001.tfrecord \(bad\): value 77 \(first at x 0, y 0\)",
+        "train is not safe to train on: it has label values that are not classes: "
+        r"record 0 of .*/train-00000-of-00001.tfrecord \(bad\): value 77 "
+        r"\(first at x 0, y 0\)",
         *("train", *[flag for flag in TRAINING if "--dataset=" not in flag]),
         *(f"--dataset_dir={tmp_path}/data", f"--train_logdir={tmp_path}/logs"),
     )

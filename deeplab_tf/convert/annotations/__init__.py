@@ -52,7 +52,7 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     parts: list[Annotations] = []
     texts: list[File] = []
     for name, relative in names.items():
-        is_text = len(names) > 1 and formats.lower_suffix(name) == ".txt"
+        is_text = len(names) > 1 and formats.get_suffix(name) == ".txt"
         file = File(name, relative, _parse(name, is_text))
         if isinstance(file.content, list) and all(
             isinstance(line, str) for line in file.content
@@ -73,12 +73,12 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
 
 def _list_files(path: str) -> dict[str, str]:
     """Returns the relative path of each file."""
-    if file_kinds.kind_of(path) is not file_kinds.Kind.DIRECTORY:
+    if file_kinds.find_kind(path) is not file_kinds.Kind.DIRECTORY:
         file_kinds.require_file(path)
         return {path: os.path.basename(path)}
     names = file_kinds.list_tree(path)
     mask_exports.refuse(path, names)
-    known = [name for name in names if formats.lower_suffix(name) in _SUFFIXES]
+    known = [name for name in names if formats.get_suffix(name) in _SUFFIXES]
     return {os.path.join(path, name): name for name in known}
 
 
