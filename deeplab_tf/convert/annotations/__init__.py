@@ -43,7 +43,7 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
 
     Args:
         path: File or folder.
-        options: Choices that the files leave open.
+        options: Settings for what the files leave open.
 
     Raises:
         UserError: if a file is broken or of an unknown format, or formats are mixed.
@@ -54,11 +54,10 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
     for name, relative in names.items():
         is_text = len(names) > 1 and formats.get_suffix(name) == ".txt"
         file = File(name, relative, _parse(name, is_text))
-        if isinstance(file.content, list) and all(
-            isinstance(line, str) for line in file.content
-        ):
+        content = file.content
+        if isinstance(content, list) and all(isinstance(x, str) for x in content):
             texts.append(file)
-        elif not yolo.is_notes(file.content):
+        elif not yolo.is_notes(content):
             part = _read_content(file, options)
             _require_same_format(parts, part)
             parts.append(part)

@@ -8,7 +8,7 @@ import numpy as np
 
 from deeplab_tf import strict_json
 from deeplab_tf.convert import run_lengths
-from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations import drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     IGNORE_NAME,
     AnnotatedImage,
@@ -16,11 +16,6 @@ from deeplab_tf.convert.annotations.objects import (
     File,
     Object,
     Options,
-    read_entries,
-    read_name,
-    read_numbers,
-    read_points,
-    read_size,
 )
 from deeplab_tf.errors import UserError
 
@@ -41,23 +36,24 @@ def read(file: File, options: Options) -> Annotations:
     Raises:
         UserError: if an entry is invalid.
     """
-    path, _, content = file
-    categories = _index(path, "categories", content)
+    path, content = file.path, file.content
     names = {
-        key: read_name(e.get("name"), where) for key, (where, e) in categories.items()
+        key: fields.read_name(entry.get("name"), where)
+        for key, (where, entry) in _index(path, "categories", content).items()
     }
     images = {
         key: AnnotatedImage(
-            read_name(entry.get("file_name"), where),
+            fields.read_name(entry.get("file_name"), where),
             path,
             [],
-            read_size(entry.get("height"), entry.get("width"), where),
+            fields.read_size(entry.get("height"), entry.get("width"), where),
             by_area=True,
         )
         for key, (where, entry) in _index(path, "images", content).items()
     }
     found = Annotations("COCO", list(images.values()), tuple(names.values()))
-    for where, entry in read_entries(content["annotations"], f"{path}: annotations"):
+    entries = content["annotations"]
+    for where, entry in fields.read_entries(entries, f"{path}: annotations"):
         name = _look_up(entry, "category_id", names, where)
         image = _look_up(entry, "image_id", images, where)
         where = f"{where} (id {entry.get('id')}, {name}, {image.name})"
@@ -67,14 +63,14 @@ def read(file: File, options: Options) -> Annotations:
             found.notes["crowd(s) ignored"] += 1
         image.objects.append(Object(name, draw, where))
     if options.crowd is None and found.notes:
-        _refuse_crowds_alone(path, content["annotations"], names)
+        _refuse_crowds_alone(path, entries, names)
     return found
 
 
 def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
     """Returns the entries of a list by their ids."""
     entries: dict[Any, tuple[str, dict]] = {}
-    for where, entry in read_entries(content[key], f"{path}: {key}"):
+    for where, entry in fields.read_entries(content[key], f"{path}: {key}"):
         if type(entry.get("id")) not in (int, str):
             raise UserError(f"{where} has no id")
         if entry["id"] in entries:
@@ -83,17 +79,17 @@ def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
     return entries
 
 
-def _look_up(entry: dict, key: str, known: Mapping, where: str) -> Any:
+def _look_up(entry: dict, key: str, by_id: Mapping, where: str) -> Any:
     value = entry.get(key)
-    if type(value) not in (int, str) or value not in known:
+    if type(value) not in (int, str) or value not in by_id:
         raise UserError(
             f"{where} has the {key} {value!r:.60}, which is not in the file"
         )
-    return known[value]
+    return by_id[value]
 
 
 def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None:
-    """Raises `UserError` if a category has only crowds, as some tools mark masks."""
+    """Refuses a category with only crowds, because some tools mark every mask so."""
     others = {entry["category_id"] for entry in entries if not entry.get("iscrowd")}
     for key in {entry["category_id"] for entry in entries} - others:
         raise UserError(
@@ -122,10 +118,10 @@ def _read_segmentation(value: Any, image: AnnotatedImage, where: str) -> drawing
 
 
 def _read_polygon(value: Any, where: str) -> np.ndarray:
-    numbers = read_numbers(value, where)
+    numbers = fields.read_numbers(value, where)
     if numbers.ndim != 1 or numbers.size % 2:
         raise UserError(f"{where} must be a list x, y, x, y, ...")
-    return read_points(numbers.reshape(-1, 2), where)
+    return fields.read_points(numbers.reshape(-1, 2), where)
 
 
 def _read_runs(value: dict, image: AnnotatedImage, where: str) -> drawing.Draw:

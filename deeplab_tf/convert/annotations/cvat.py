@@ -9,17 +9,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from deeplab_tf.convert import run_lengths
-from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations import drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
     File,
     Object,
     Options,
-    read_name,
-    read_numbers,
-    read_points,
-    read_size,
 )
 from deeplab_tf.errors import UserError
 
@@ -64,7 +60,7 @@ def read(file: File, options: Options) -> Annotations:
     Raises:
         UserError: if a shape is invalid or of a video.
     """
-    path, _, root = file
+    path, root = file.path, file.content
     if root.find("track") is not None:
         raise UserError(
             f"{path} has the tracks of a video; export it as CVAT for images 1.1"
@@ -73,7 +69,7 @@ def read(file: File, options: Options) -> Annotations:
         e for e in root.iterfind("meta//labels/label") if e.find("parent") is None
     ]
     names = dict.fromkeys(
-        read_name(label.findtext("name"), f"{path}: a label") for label in labels
+        fields.read_name(label.findtext("name"), f"{path}: a label") for label in labels
     )
     found = Annotations("CVAT", [], tuple(names))
     found.colors.update(_read_colors(labels))
@@ -81,7 +77,7 @@ def read(file: File, options: Options) -> Annotations:
         image = _read_image(entry, path)
         found.images.append(image)
         for where, shape in _list_shapes(entry, image, found):
-            label = read_name(shape.get("label"), where)
+            label = fields.read_name(shape.get("label"), where)
             if label not in names:
                 raise UserError(f"{where}: the file lists no label {label}")
             draw = _read_shape(shape, where, options)
@@ -98,12 +94,12 @@ def _read_colors(labels) -> Iterator[tuple[str, tuple[int, int, int]]]:
 
 
 def _read_image(entry: ElementTree.Element, path: str) -> AnnotatedImage:
-    name = read_name(entry.get("name"), f"{path}: image {entry.get('id')}")
+    name = fields.read_name(entry.get("name"), f"{path}: image {entry.get('id')}")
     height, width = (
         _read_integer(entry.get(key), f"{path}: {name}: {key}")
         for key in ("height", "width")
     )
-    size = read_size(height, width, f"{path}: {name}")
+    size = fields.read_size(height, width, f"{path}: {name}")
     return AnnotatedImage(name, path, [], size)
 
 
@@ -156,17 +152,17 @@ def _read_shape(
         if len(texts) % 2:
             raise UserError(f"{where}: points must be x,y;x,y;...")
         numbers = [_read_float(text, f"{where}: points") for text in texts]
-        points = read_numbers(numbers, where).reshape(-1, 2)
+        points = fields.read_numbers(numbers, where).reshape(-1, 2)
         if shape.tag == "polyline":
-            width = options.require_line_width(where)
-            return functools.partial(drawing.draw_with_pillow, "line", points, width)
-        return functools.partial(drawing.draw_polygons, [read_points(points, where)])
+            return options.draw_line(points, where)
+        points = fields.read_points(points, where)
+        return functools.partial(drawing.draw_polygons, [points])
     if shape.tag == "mask":
         return _read_mask(shape, where)
     texts = {key: shape.get(key) for key in _KEYS[shape.tag]}
     texts["rotation"] = shape.get("rotation") or "0"
     numbers = [_read_float(text, f"{where}: {key}") for key, text in texts.items()]
-    *values, degrees = read_numbers(numbers, where).tolist()
+    *values, degrees = fields.read_numbers(numbers, where).tolist()
     if shape.tag == "ellipse":
         outline, centre = drawing.ellipse(*values), np.array(values[:2])
     else:

@@ -9,18 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_tf.convert.annotations import brush, drawing
+from deeplab_tf.convert.annotations import brush, drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
     File,
     Object,
     Options,
-    read_entries,
-    read_name,
-    read_numbers,
-    read_points,
-    read_size,
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import formats
@@ -85,17 +80,17 @@ def _list_results(task: dict, where: str) -> Iterator[tuple[str, dict]]:
     if "data" not in task:  # JSON-MIN
         lists = {key: v for key, v in task.items() if isinstance(v, list)}
         for key, values in lists.items():
-            yield from read_entries(values, f"{where}.{key}")
+            yield from fields.read_entries(values, f"{where}.{key}")
         return
     entries = task.get("annotations", task.get("completions"))
-    entries = list(read_entries(entries, f"{where}.annotations"))
+    entries = list(fields.read_entries(entries, f"{where}.annotations"))
     valid = [(w, entry) for w, entry in entries if not entry.get("was_cancelled")]
     if len(valid) > 1:
         raise UserError(
             f"{where} has {len(valid)} annotations; keep one of them for each task"
         )
     for place, entry in valid:
-        for spot, result in read_entries(entry.get("result"), f"{place}.result"):
+        for spot, result in fields.read_entries(entry.get("result"), f"{place}.result"):
             if isinstance(result.get("value"), dict):  # relations have none
                 sizes = {key: result[key] for key in result.keys() & _SIZES}
                 yield spot, result["value"] | sizes
@@ -131,7 +126,8 @@ def _read_url(url: str) -> str:
 def _read_region_size(region: dict, where: str) -> tuple[int, int]:
     if region.get("image_rotation"):
         raise UserError(f"{where} is on a rotated image; rotate the image file instead")
-    size = read_size(region.get("original_height"), region.get("original_width"), where)
+    height, width = region.get("original_height"), region.get("original_width")
+    size = fields.read_size(height, width, where)
     if size is None:
         raise UserError(f"{where} has no original_width and original_height")
     return size
@@ -141,7 +137,7 @@ def _read_label(region: dict, where: str) -> str:
     labels = next(value for key, value in region.items() if key.endswith("labels"))
     if not isinstance(labels, list) or len(labels) != 1:
         raise UserError(f"{where} must have one label; received {labels!r:.60}")
-    return read_name(labels[0], where)
+    return fields.read_name(labels[0], where)
 
 
 def _read_shape(region: dict, where: str) -> drawing.Draw:
@@ -151,16 +147,15 @@ def _read_shape(region: dict, where: str) -> drawing.Draw:
         return functools.partial(brush.draw, brush.read(region["rle"], where), size)
     scale = np.array(size[::-1]) / 100
     if "points" in region:
-        points = read_points(region["points"], f"{where}.points") * scale
+        points = fields.read_points(region["points"], f"{where}.points") * scale
         return functools.partial(drawing.draw_polygons, [points])
     keys = ["x", "y", "width", "height"]
     if "radiusX" in region:
         keys[2:] = "radiusX", "radiusY"
-    x, y, *sides = (
-        read_numbers([region.get(key) for key in keys], where) * np.tile(scale, 2)
-    ).tolist()
+    percents = fields.read_numbers([region.get(key) for key in keys], where)
+    x, y, *sides = (percents * np.tile(scale, 2)).tolist()
     make = drawing.ellipse if "radiusX" in region else drawing.rectangle
-    degrees = read_numbers(region.get("rotation", 0), f"{where}.rotation").item()
+    degrees = fields.read_numbers(region.get("rotation", 0), f"{where}.rotation").item()
     # A rectangle turns around its corner (x, y), an ellipse around its centre.
     outline = drawing.rotate(make(x, y, *sides), degrees, (x, y))
     return functools.partial(drawing.draw_polygons, [outline])

@@ -8,17 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations import drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
     File,
     Object,
     Options,
-    read_entries,
-    read_name,
-    read_points,
-    read_size,
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import image_files
@@ -41,16 +37,18 @@ def read(file: File, options: Options) -> Annotations:
         UserError: if a shape is invalid.
     """
     path, relative, content = file
-    name = read_name(content["imagePath"], f"{path}: imagePath").replace("\\", "/")
-    name = posixpath.normpath(posixpath.join(posixpath.dirname(relative), name))
-    size = read_size(content.get("imageHeight"), content.get("imageWidth"), path)
+    name = fields.read_name(content["imagePath"], f"{path}: imagePath")
+    folder = posixpath.dirname(relative)
+    name = posixpath.normpath(posixpath.join(folder, name.replace("\\", "/")))
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size = fields.read_size(height, width, path)
     found = Annotations("labelme", [AnnotatedImage(name, path, [], size)])
-    for where, shape in read_entries(content["shapes"], f"{path}: shapes"):
+    for where, shape in fields.read_entries(content["shapes"], f"{path}: shapes"):
         kind = shape.get("shape_type") or "polygon"
         if kind in _POINTS:
             found.notes["point(s) skipped"] += 1
             continue
-        label = read_name(shape.get("label"), f"{where}.label")
+        label = fields.read_name(shape.get("label"), f"{where}.label")
         where = f"{where} ({kind} {label})"
         draw = _read_shape(kind, shape, where, options)
         found.images[0].objects.append(Object(label, draw, where))
@@ -60,14 +58,13 @@ def read(file: File, options: Options) -> Annotations:
 def _read_shape(
     kind: str, shape: dict[str, Any], where: str, options: Options
 ) -> drawing.Draw:
-    points = read_points(shape.get("points"), f"{where}.points", minimum=2)
+    points = fields.read_points(shape.get("points"), f"{where}.points", minimum=2)
     if kind == "mask":
         mask, (left, top) = _decode_mask(shape.get("mask"), where), points[0].tolist()
         return functools.partial(drawing.draw_mask, mask, int(top), int(left))
     pillow = drawing.draw_with_pillow
     if kind in _LINES:
-        width = options.require_line_width(where)
-        return functools.partial(pillow, "line", points, width)
+        return options.draw_line(points, where)
     if kind == "circle" and len(points) == 2:
         radius = np.hypot(*(points[1] - points[0]))
         box = np.stack([points[0] - radius, points[0] + radius])
@@ -80,7 +77,7 @@ def _read_shape(
             f"{where}: unknown shape of {len(points)} points; it must be a polygon, "
             "rectangle, circle, mask, line or linestrip"
         )
-    points = read_points(points, f"{where}.points")
+    points = fields.read_points(points, f"{where}.points")
     return functools.partial(pillow, "polygon", points, None)
 
 

@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,18 +12,17 @@ from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.class_list import is_background
 from deeplab_tf.errors import UserError, pluralize
 
-_MAX_NUMBER = 1e9
 # The name that labelme gives to pixels to ignore.
 IGNORE_NAME = "__ignore__"
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Choices that annotation files leave open; None means none was made.
+    """Settings for what annotation files leave open; None refuses unclear files.
 
     Attributes:
-        line_width: Width in pixels to draw lines with; without it they are refused.
-        crowd: "ignore" or "object", what COCO's crowds are.
+        line_width: Width in pixels to draw lines with.
+        crowd: How to label COCO's crowds: "ignore" or "object".
         label_attribute: Region attribute that names the class in VIA's files.
     """
 
@@ -30,14 +30,20 @@ class Options:
     crowd: str | None = None
     label_attribute: str | None = None
 
-    def require_line_width(self, where: str) -> int:
-        """Returns the width of lines; raises UserError if none is given."""
+    def draw_line(self, points: np.ndarray, where: str) -> drawing.Draw:
+        """Returns how to draw a line through points (x, y).
+
+        Raises:
+            UserError: if there is no line width; `where` is its place in the file.
+        """
         if self.line_width is None:
             raise UserError(
                 f"{where} is a line, which has no area; draw it as a polygon, or add "
                 "--line_width=10 to draw lines 10 pixels wide"
             )
-        return self.line_width
+        return functools.partial(
+            drawing.draw_with_pillow, "line", points, self.line_width
+        )
 
 
 DEFAULTS = Options()
@@ -103,7 +109,7 @@ class Annotations:
         class_names: Class names as listed in the file, or None if it has no list.
         colors: Colours of classes by name, if the file has them.
         notes: Counts of what was left out, by description.
-        options: Choices that the files left open.
+        options: The settings they were read with.
     """
 
     format: str
@@ -183,66 +189,3 @@ def _draw(item: Object, height: int, width: int) -> drawing.Patch:
         return item.draw(height, width)
     except ValueError as error:
         raise UserError(f"{item.where} in a {width}x{height} image: {error}") from error
-
-
-def read_entries(value: Any, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the objects of a JSON list with their places, such as `shapes[3]`.
-
-    Raises:
-        UserError: if it is not a list of objects.
-    """
-    if not isinstance(value, list):
-        raise UserError(f"{where} must be a list")
-    for i, entry in enumerate(value):
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}[{i}] must be an object")
-        yield f"{where}[{i}]", entry
-
-
-def read_points(value: Any, where: str, minimum: int = 3) -> np.ndarray:
-    """Returns points (x, y) as float64 `[points, 2]`.
-
-    Raises:
-        UserError: unless they are finite and at least `minimum`.
-    """
-    points = read_numbers(value, where)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise UserError(f"{where} must be a list of points [x, y]")
-    if len(points) < minimum:
-        raise UserError(
-            f"{where} has {len(points)} points; at least {minimum} are needed"
-        )
-    return points
-
-
-def read_numbers(value: Any, where: str) -> np.ndarray:
-    """Returns a list of numbers below 1e9, at any depth, as a float64 array."""
-    try:
-        numbers = np.array(value)
-    except ValueError:  # of different depths
-        numbers = np.array("")
-    if numbers.size == 0 or numbers.dtype.kind not in "iuf":
-        raise UserError(f"{where} must be a list of numbers")
-    if not (np.abs(numbers) < _MAX_NUMBER).all():  # also refuses NaN
-        raise UserError(f"{where} has a number that is not finite, or too large")
-    return numbers.astype(np.float64)
-
-
-def read_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
-    """Returns the size of an image, or None if both sides are missing."""
-    if height is None and width is None:
-        return None
-    for side in (height, width):
-        if type(side) is not int or side < 1:
-            raise UserError(
-                f"{where}: height and width must be positive integers; received "
-                f"{height!r} and {width!r}"
-            )
-    return height, width
-
-
-def read_name(value: Any, where: str) -> str:
-    """Returns the name of a class or file; raises UserError if it is not a text."""
-    if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{where} must be a name; received {value!r:.60}")
-    return value.strip()

@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations import drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
     File,
     Object,
     Options,
-    read_entries,
-    read_name,
-    read_numbers,
-    read_points,
 )
 from deeplab_tf.errors import UserError
 
@@ -53,12 +49,12 @@ def read(file: File, options: Options) -> Annotations:
         UserError: if a region is invalid, or it is not known which attribute names its
             class.
     """
-    path, _, content = file
+    path, content = file.path, file.content
     images = content.get(_IMAGES, content)
     attribute = _find_attribute(path, images, options)
     found = Annotations("VIA", [], _list_choices(content, attribute))
     for key, entry in images.items():
-        name = read_name(entry["filename"], f"{path}: {key}.filename")
+        name = fields.read_name(entry["filename"], f"{path}: {key}.filename")
         image = AnnotatedImage(name, path, [])
         found.images.append(image)
         for where, region in _list_regions(path, key, entry):
@@ -77,7 +73,7 @@ def _list_regions(path: str, key: str, entry: dict) -> Iterator[tuple[str, dict]
     regions = entry["regions"]
     if isinstance(regions, dict):
         regions = list(regions.values())
-    for where, region in read_entries(regions, f"{path}: {key}.regions"):
+    for where, region in fields.read_entries(regions, f"{path}: {key}.regions"):
         for part in ("shape_attributes", "region_attributes"):
             if not isinstance(region.get(part), dict):
                 raise UserError(f"{where} has no {part}")
@@ -120,33 +116,34 @@ def _read_label(attributes: dict, attribute: str, where: str) -> str:
                 f"{where} has {len(checked)} values of {attribute}, not one"
             )
         value = checked[0]
-    return read_name(value, f"{where}.region_attributes.{attribute}")
+    return fields.read_name(value, f"{where}.region_attributes.{attribute}")
 
 
 def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
     kind = shape.get("name")
     if kind in ("polygon", "polyline"):
         columns = [
-            read_numbers(shape.get(f"all_points_{axis}"), f"{where}.all_points_{axis}")
-            for axis in "xy"
+            fields.read_numbers(shape.get(key), f"{where}.{key}")
+            for key in ("all_points_x", "all_points_y")
         ]
         if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
             raise UserError(f"{where} has different numbers of x and y")
         points = np.stack(columns, -1)
         if kind == "polyline":
-            width = options.require_line_width(where)
-            return functools.partial(drawing.draw_with_pillow, "line", points, width)
-        return functools.partial(drawing.draw_polygons, [read_points(points, where)])
+            return options.draw_line(points, where)
+        points = fields.read_points(points, where)
+        return functools.partial(drawing.draw_polygons, [points])
     if not isinstance(kind, str) or kind not in _NUMBERS:
         raise UserError(
             f"{where}: unknown shape {kind!r:.40}; it must be polygon, polyline, "
             f"{', '.join(_NUMBERS)} or point"
         )
-    values = read_numbers([shape.get(key) for key in _NUMBERS[kind]], where).tolist()
+    numbers = [shape.get(key) for key in _NUMBERS[kind]]
+    x, y, *sides = fields.read_numbers(numbers, where).tolist()
     if kind == "rect":
-        return functools.partial(drawing.draw_polygons, [drawing.rectangle(*values)])
-    x, y, radius = values[:3]
-    outline = drawing.ellipse(x, y, radius, values[-1])
-    theta = read_numbers(shape.get("theta", 0), f"{where}.theta").item()
-    outline = drawing.rotate(outline, np.rad2deg(theta), (x, y))
+        outline = drawing.rectangle(x, y, *sides)
+    else:
+        theta = fields.read_numbers(shape.get("theta", 0), f"{where}.theta").item()
+        outline = drawing.ellipse(x, y, sides[0], sides[-1])
+        outline = drawing.rotate(outline, np.rad2deg(theta), (x, y))
     return functools.partial(drawing.draw_polygons, [outline])

@@ -9,13 +9,12 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from deeplab_tf.convert.annotations import drawing
+from deeplab_tf.convert.annotations import drawing, fields
 from deeplab_tf.convert.annotations.objects import (
     AnnotatedImage,
     Annotations,
     File,
     Object,
-    read_points,
 )
 from deeplab_tf.errors import UserError
 
@@ -73,7 +72,7 @@ def _read_polygon(words: list[str], where: str):
     if len(numbers) % 2:
         raise UserError(f"{where} has an odd number of coordinates, {len(numbers)}")
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
-    points = read_points(list(pairs), where)
+    points = fields.read_points(list(pairs), where)
     # Tools round coordinates at the border.
     if points.min() < -0.01 or points.max() > 1.01:
         raise UserError(
