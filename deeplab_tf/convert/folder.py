@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -33,47 +34,34 @@ def _make_background(
     return np.full(strips.read_size(image, apply_exif), class_id, np.uint8)
 
 
-def _make_sample(
-    name: str,
-    image: epath.Path,
-    labels: tuple[epath.Path, ...],
-    read: Callable[[], np.ndarray],
-    background: Callable[[epath.Path], np.ndarray],
-) -> conversion.Sample:
-    """Returns a sample whose label is background if there are no files of it."""
-    if not labels:
-        read = functools.partial(background, image)
-    return conversion.Sample(name, image, labels, read)
-
-
 def _find_samples(
     files: Layout, classes: ClassList, output_dir: str, apply_exif: bool
 ) -> tuple[list[conversion.Sample], Callable[[], None]]:
     """Returns the samples, and a function that reports on their masks in the end."""
-    background = functools.partial(_make_background, classes, apply_exif)
+    found: Mapping[str, tuple[epath.Path, Any]]  # image, and mask or masks or None
     if files.mask_pattern:
         if classes.value_map:
             raise UserError(
                 "--value_map has no effect with --mask_pattern, whose masks have 0 and "
                 "one other value; leave one of them out"
             )
-        joined = ClassMasks(classes)
         found = layout.find_class_masks(files, classes.info.class_names, output_dir)
-        samples = []
-        for name, (image, masks) in found.items():
-            labels = tuple(path for paths in masks.values() for path in paths)
-            read = functools.partial(joined.read, masks)
-            samples.append(_make_sample(name, image, labels, read, background))
-        return samples, joined.report
-    pairs = layout.find_pairs(files, output_dir)
-    labels = [label for _, label in pairs.values() if label is not None]
-    single = color_labels.Masks(classes, labels)
+        joined = ClassMasks(classes)
+        read, report = joined.read, joined.report
+    else:
+        found = layout.find_pairs(files, output_dir)
+        labels = [label for _, label in found.values() if label is not None]
+        single = color_labels.Masks(classes, labels)
+        read, report = single.read, functools.partial(_report_snapped, single)
     samples = []
-    for name, (image, label) in pairs.items():
-        read = functools.partial(single.read, label)
-        labels = () if label is None else (label,)
-        samples.append(_make_sample(name, image, labels, read, background))
-    return samples, functools.partial(_report_snapped, single)
+    for name, (image, mask) in found.items():
+        by_class = mask if isinstance(mask, Mapping) else {0: [mask] if mask else []}
+        read_label = functools.partial(read, mask)
+        if mask is None:
+            read_label = functools.partial(_make_background, classes, apply_exif, image)
+        labels = tuple(path for paths in by_class.values() for path in paths)
+        samples.append(conversion.Sample(name, image, labels, read_label))
+    return samples, report
 
 
 def _report_snapped(masks: color_labels.Masks) -> None:

@@ -4,8 +4,8 @@ import os
 import sys
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from etils import epath
 
@@ -18,6 +18,7 @@ from deeplab_tf.images.mask_files import MASK_SUFFIXES
 
 _ANNOTATION_SUFFIXES = {".json", ".txt", ".xml"}
 MISSING_MASK = ("error", "background", "skip")
+_Mask = TypeVar("_Mask")
 
 
 class Layout(NamedTuple):
@@ -26,12 +27,12 @@ class Layout(NamedTuple):
     Attributes:
         image_dir: Folder of the images, with subfolders.
         label_dir: Folder of the masks, with the same subfolders; may be `image_dir`.
-        image_prefix: Start of every image's name; other files are no images.
+        image_prefix: Start of every image's name; other files are left out.
         image_suffix: End of every image's name, before the extension.
         label_prefix: Start of every mask's name.
         label_suffix: End of every mask's name, before the extension.
-        missing_mask: Treatment of an image without a mask: "error" refuses it,
-            "background" makes all of it background, "skip" leaves it out.
+        missing_mask: What to do with an image without a mask: "error" refuses it,
+            "background" labels all of it as background, "skip" leaves it out.
         mask_pattern: Paths of masks of one class each; see `mask_pattern`.
     """
 
@@ -51,7 +52,7 @@ class Layout(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """The images or the masks: their flags and the affixes of their names."""
+    """The images or the masks: their folder and the affixes of their names."""
 
     noun: str
     folder: str
@@ -74,6 +75,20 @@ class _Kind(NamedTuple):
         end = len(stem) - len(self.suffix)
         return folder + slash + stem[len(self.prefix) : end]
 
+    def find_entries(self, paths: Sequence[str]) -> pairs.Entries:
+        """Returns the files with the affixes by name, and reports the others."""
+        root = epath.Path(self.folder)
+        names = {root / path: self.name_of(path) for path in paths}
+        others = [path for path in paths if names[root / path] is None]
+        if others:
+            print(
+                f"passed over {pluralize(len(others), 'image(s)')} of "
+                f"{escape(self.folder)} without {self.affix_flags}, such as "
+                f"{escape(others[0])}",
+                file=sys.stderr,
+            )
+        return pairs.find_entries(names, names.get)
+
 
 def list_images(
     folder: str,
@@ -89,7 +104,7 @@ def list_images(
         flag: The flag of the folder, for errors.
         others: Folders whose files are left out if they are below `folder`.
         suffixes: Suffixes of the formats, in lower case.
-        read: Paths of other files that are read, and not reported.
+        read: Other files that are read, and therefore not reported.
 
     Raises:
         UserError: if it is not a folder.
@@ -100,55 +115,24 @@ def list_images(
     left_out = {os.path.realpath(other) for other in others} - {real}
     paths = file_kinds.list_tree(folder, left_out)
     found = [path for path in paths if formats.get_suffix(path) in suffixes]
-    known = {os.path.relpath(path, folder) for path in read}
-    formats.report_other_formats(sorted({*paths} - {*found} - known), folder)
+    others = {*paths} - {*found} - {os.path.relpath(path, folder) for path in read}
+    formats.report_other_formats(sorted(others), folder)
     return found
 
 
-def _tell_apart(
-    images: _Kind, labels: _Kind, paths: Sequence[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Returns the names of the images and of the masks in one folder, by path."""
-    if labels.affix_flags:
-        label_names = _name_all(labels, paths)
-    elif images.affix_flags:
-        others = [path for path in paths if images.name_of(path) is None]
-        label_names = dict(_strip(others))
-    else:  # only the format tells them apart
-        label_names = {p: s for p, s in _strip(paths) if _is_png(p)}
-    return _name_all(images, [p for p in paths if p not in label_names]), label_names
+def _list_files(
+    layout: Layout, skipped_folder: str, is_mask: Callable[[str], bool]
+) -> tuple[list[str], list[str]]:
+    """Returns the paths of images and of masks, relative to their folders.
 
-
-def _is_png(path: str) -> bool:
-    return formats.get_suffix(path) == ".png"
-
-
-def _strip(paths: Sequence[str]) -> list[tuple[str, str]]:
-    return [(path, os.path.splitext(path)[0]) for path in paths]
-
-
-def _name_all(kind: _Kind, paths: Sequence[str]) -> dict[str, str]:
-    """Returns the name of each file whose name has the affixes."""
-    names = {path: kind.name_of(path) for path in paths}
-    return {path: name for path, name in names.items() if name is not None}
-
-
-def _make_entries(folder: str, names: dict[str, str]) -> pairs.Entries:
-    root = epath.Path(folder)
-    by_path = {root / path: name for path, name in names.items()}
-    return pairs.find_entries(by_path, by_path.get)
-
-
-def _report_other_names(kind: _Kind, paths: Sequence[str], named: dict) -> None:
-    """Prints a line on stderr about files without the affixes, if there are any."""
-    others = [path for path in paths if path not in named]
-    if others and kind.affix_flags:
-        print(
-            f"passed over {pluralize(len(others), 'image(s)')} of "
-            f"{escape(kind.folder)} without "
-            f"{kind.affix_flags}, such as {escape(others[0])}",
-            file=sys.stderr,
-        )
+    `is_mask` separates them if they share one.
+    """
+    folders = (layout.image_dir, layout.label_dir, *filter(None, [skipped_folder]))
+    paths = list_images(layout.image_dir, "image_dir", folders)
+    if layout.is_shared:
+        masks = [path for path in paths if is_mask(path)]
+        return sorted({*paths} - {*masks}), masks
+    return paths, list_images(layout.label_dir, "label_dir", folders, MASK_SUFFIXES)
 
 
 def find_pairs(
@@ -173,21 +157,17 @@ def find_pairs(
     """
     images = _Kind("image", layout.image_dir, layout.image_prefix, layout.image_suffix)
     labels = _Kind("label", layout.label_dir, layout.label_prefix, layout.label_suffix)
-    folders = (layout.image_dir, layout.label_dir, *filter(None, [skipped_folder]))
-    image_paths = list_images(layout.image_dir, "image_dir", folders)
-    if layout.is_shared:
-        image_names, label_names = _tell_apart(images, labels, image_paths)
-        _report_other_names(images, image_paths, image_names | label_names)
-    else:
-        label_paths = list_images(
-            *(layout.label_dir, "label_dir", folders, MASK_SUFFIXES)
-        )
-        image_names = _name_all(images, image_paths)
-        label_names = _name_all(labels, label_paths)
-        _report_other_names(images, image_paths, image_names)
-        _report_other_names(labels, label_paths, label_names)
-    image_entries = _make_entries(layout.image_dir, image_names)
-    label_entries = _make_entries(layout.label_dir, label_names)
+
+    def is_mask(path: str) -> bool:
+        if labels.affix_flags:
+            return labels.name_of(path) is not None
+        if images.affix_flags:
+            return images.name_of(path) is None
+        return formats.get_suffix(path) == ".png"
+
+    image_paths, label_paths = _list_files(layout, skipped_folder, is_mask)
+    image_entries = images.find_entries(image_paths)
+    label_entries = labels.find_entries(label_paths)
     found = _pair(image_entries, label_entries, layout)
     image_entries.report_skipped(layout.image_dir)
     label_entries.report_skipped(layout.label_dir)
@@ -196,7 +176,7 @@ def find_pairs(
 
 def find_class_masks(
     layout: Layout, class_names: Sequence[str], skipped_folder: str = ""
-) -> dict[str, tuple[epath.Path, dict[int, list[epath.Path]]]]:
+) -> dict[str, tuple[epath.Path, dict[int, list[epath.Path]] | None]]:
     """Returns image and masks of one class each by name, in alphabetical order.
 
     Args:
@@ -205,7 +185,7 @@ def find_class_masks(
         skipped_folder: As for `find_pairs`.
 
     Returns:
-        Image, and masks by class id; none if there are none and `missing_mask` is
+        Image, and masks by class id; None if there are none and `missing_mask` is
         "background".
 
     Raises:
@@ -214,38 +194,23 @@ def find_class_masks(
     """
     if layout.label_prefix or layout.label_suffix:
         raise UserError("--mask_pattern replaces --label_prefix and --label_suffix")
-    kind = _Kind("image", layout.image_dir, layout.image_prefix, layout.image_suffix)
-    folders = (layout.image_dir, layout.label_dir, *filter(None, [skipped_folder]))
-    paths = list_images(layout.image_dir, "image_dir", folders)
-    if layout.is_shared:
-        shape = MaskPattern(layout.mask_pattern, (), class_names)
-        mask_paths = [path for path in paths if shape.has_shape(path)]
-        paths = sorted({*paths} - {*mask_paths})
-    else:
-        arguments = (layout.label_dir, "label_dir", folders, MASK_SUFFIXES)
-        mask_paths = list_images(*arguments)
-    names = _name_all(kind, paths)
-    _report_other_names(kind, paths, names)
-    images = _make_entries(layout.image_dir, names)
-    _require_images(images, layout)
-    sorted_names = sorted(images.files)
-    pattern = MaskPattern(layout.mask_pattern, sorted_names, class_names)
+    images = _Kind("image", layout.image_dir, layout.image_prefix, layout.image_suffix)
+    shape = MaskPattern(layout.mask_pattern, (), class_names)
+    paths, mask_paths = _list_files(layout, skipped_folder, shape.has_shape)
+    entries = images.find_entries(paths)
+    _require_images(entries, layout)
+    pattern = MaskPattern(layout.mask_pattern, sorted(entries.files), class_names)
     root = epath.Path(layout.label_dir)
     masks = {
         name: {k: [root / path for path in paths] for k, paths in by_class.items()}
         for name, by_class in pattern.group(mask_paths).items()
     }
-    missing = {n: p for n, p in images.files.items() if n not in masks}
     where = f"{layout.label_dir} has no mask that matches --mask_pattern"
     if not masks:
         raise UserError(f"{where}={layout.mask_pattern}")
-    kept = report_missing(missing, layout.missing_mask, where)
-    images.report_skipped(layout.image_dir)
-    return {
-        name: (images.files[name], masks.get(name, {}))
-        for name in sorted_names
-        if name in masks or name in kept
-    }
+    found = _join(entries.files, masks, layout, where)
+    entries.report_skipped(layout.image_dir)
+    return found
 
 
 def _require_images(images: pairs.Entries, layout: Layout) -> None:
@@ -265,7 +230,7 @@ def _pair(
     if images.files and not labels.files and layout.is_shared and affixes == "*":
         raise UserError(
             f"images and masks are both in {layout.label_dir}, and none of them is a "
-            "PNG; add --label_suffix or --label_prefix to tell them apart"
+            "PNG; add --label_suffix or --label_prefix, the affix of the masks"
             + _suggest_annotations(layout.label_dir)
         )
     _require_images(images, layout)
@@ -283,16 +248,26 @@ def _pair(
         raise UserError(
             f"{layout.image_dir} has no image for {_join_first(unpaired)}{hint}"
         )
-    names = sorted(images.files)
-    missing = [name for name in names if name not in found]
-    example = affixes.replace("*", (missing or [""])[0].rpartition("/")[2])
-    kept = report_missing(
-        {name: images.files[name] for name in missing},
-        layout.missing_mask,
-        f"{layout.label_dir} has no label, such as {example}.png,",
-    )
-    names = [name for name in names if name in found or name in kept]
-    return {name: (images.files[name], found.get(name)) for name in names}
+    first = next((name for name in sorted(images.files) if name not in found), "")
+    example = affixes.replace("*", first.rpartition("/")[2])
+    reason = f"{layout.label_dir} has no label, such as {example}.png,"
+    return _join(images.files, found, layout, reason)
+
+
+def _join(
+    images: Mapping[str, epath.Path],
+    masks: Mapping[str, _Mask],
+    layout: Layout,
+    reason: str,
+) -> dict[str, tuple[epath.Path, _Mask | None]]:
+    """Returns image and mask by name; `layout` says what to do with missing masks.
+
+    `reason` is as in `report_missing`.
+    """
+    names = sorted(images)
+    missing = {name: images[name] for name in names if name not in masks}
+    kept = report_missing(missing, layout.missing_mask, reason)
+    return {n: (images[n], masks.get(n)) for n in names if n in masks or n in kept}
 
 
 def _suggest_annotations(folder: str) -> str:
@@ -306,8 +281,8 @@ def _suggest_annotations(folder: str) -> str:
 
 
 def report_missing(
-    images: dict[str, epath.Path], missing_mask: str, reason: str
-) -> dict[str, epath.Path]:
+    images: Mapping[str, epath.Path], missing_mask: str, reason: str
+) -> Mapping[str, epath.Path]:
     """Returns the images without a mask that are kept, and reports them.
 
     Args:
@@ -326,9 +301,9 @@ def report_missing(
             f"{reason} for {listed}; add --missing_mask=skip to leave such images "
             "out, or --missing_mask=background if they show nothing else"
         )
-    fate = "left out" if missing_mask == "skip" else "taken as background"
+    action = "left out" if missing_mask == "skip" else "labelled as background"
     found = pluralize(len(images), "image(s) without a label (was|were)")
-    print(f"{found} {fate}: {escape(listed)}")
+    print(f"{found} {action}: {escape(listed)}")
     return images if missing_mask == "background" else {}
 
 

@@ -253,8 +253,8 @@ def test_images_without_a_mask_are_background_or_skipped(tmp_path, missing):
     write_pairs(tmp_path, ("images/a.png", "masks/a.png"), ("images/b/c.png", None))
     for _ in range(2):
         out = convert(tmp_path, f"--missing_mask={missing}")
-        fate = "left out" if missing == "skip" else "taken as background"
-        assert f"1 image without a label was {fate}: {tmp_path}/images/b/c.png" in out
+        action = "left out" if missing == "skip" else "labelled as background"
+        assert f"1 image without a label was {action}: {tmp_path}/images/b/c.png" in out
     found = read(tmp_path)
     if missing == "background":
         np.testing.assert_array_equal(found.pop("b/c"), np.zeros((HEIGHT, WIDTH)))
