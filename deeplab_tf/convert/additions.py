@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
-from deeplab_tf.convert.manifest import Manifest, Member, exists, is_published
+from deeplab_tf.convert.manifest import Manifest, Member, is_published
 from deeplab_tf.convert.tiling import strip_tile
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
@@ -50,7 +50,7 @@ def select_kept(
                 f"{member.image} is in the split {split} of {folder} as {member.name}, "
                 f"and would be added as {by_image[member.image].name}; {_REMEDY}"
             )
-        if member.image.startswith(f"{root}/") and not exists(member.image):
+        if member.image.startswith(f"{root}/") and not tf.io.gfile.exists(member.image):
             raise UserError(
                 f"{member.image} is in the split {split} of {folder} but no longer "
                 f"exists; {_REMEDY}"

@@ -7,7 +7,13 @@ from typing import Any
 
 from deeplab_tf import strict_json
 from deeplab_tf.convert import class_yaml
-from deeplab_tf.convert.class_rows import Row, Table, build_table
+from deeplab_tf.convert.class_rows import (
+    FIELD_WORDS,
+    Row,
+    Table,
+    build_table,
+    to_word,
+)
 from deeplab_tf.convert.class_text import (
     is_name,
     is_plain_name,
@@ -25,21 +31,8 @@ _CLASS_KEYS = (
 _COUNT_KEYS = ("nc", "num_classes")
 # Lists of one colour per class, next to a list of names.
 _COLOR_KEYS = ("palette", "colors", "colours")
-# Field of a row -> its keys.
-_FIELDS = {
-    "name": ("name", "label", "class", "class_name", "label_name", "title"),
-    "id": (
-        "id",
-        "class_id",
-        "label_id",
-        "category_id",
-        "index",
-        "value",
-        "pixel_value",
-    ),
-    "color": ("color", "colour", "rgb", "hex", "color_rgb"),
-}
-_OTHER_IDS = ("trainid", "train_id")
+# Further keys of ids.
+_ID_KEYS = ("category_id", "trainid", "train_id")
 
 
 def read_table(content: bytes, source: str, suffix: str = "") -> Table:
@@ -184,11 +177,10 @@ def _read_name_entry(key: str, value: Any, where: str) -> Row:
 
 
 def _read_fields(item: Mapping[str, Any], where: str) -> Row:
-    values = {re.sub(r"[\s-]", "_", key.lower()): value for key, value in item.items()}
+    values = {to_word(key): value for key, value in item.items()}
     found = {}
-    for field, keys in _FIELDS.items():
+    for field, keys in (FIELD_WORDS | {"id": FIELD_WORDS["id"] + _ID_KEYS}).items():
         given = [key for key in keys if key in values]
-        given += [key for key in _OTHER_IDS if field == "id" and key in values]
         if len(given) > 1:
             raise UserError(f"{where} has {given[0]} and {given[1]}; keep one of them")
         if given:

@@ -1,5 +1,6 @@
 """Rows of class files, whatever their format, and the table of classes they make."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,12 @@ from deeplab_tf.images.mask_files import MAX_VALUE
 
 # labelme's name of pixels without a class.
 _IGNORED = "__ignore__"
+# Keys and column titles that mean a field of a class, in all formats.
+FIELD_WORDS = {
+    "name": ("name", "label", "class", "class_name", "label_name", "title"),
+    "id": ("id", "class_id", "label_id", "index", "value", "pixel_value"),
+    "color": ("color", "colour", "rgb", "hex", "color_rgb"),
+}
 _VOID_NAMES = {"void", "ignore", "ignored", "unlabeled", "unlabelled", "ambiguous"}
 
 
@@ -38,6 +45,11 @@ class Table(NamedTuple):
     values: dict[int, int] | None
     ignored_values: tuple[int, ...] = ()
     ignore_colors: tuple[Color, ...] = ()
+
+
+def to_word(text: str) -> str:
+    """Returns a key or column title as in `FIELD_WORDS`."""
+    return re.sub(r"[\s-]+", "_", text.lower())
 
 
 def build_table(rows: Sequence[Row], source: str) -> Table:

@@ -6,10 +6,10 @@ refused; quotes turn it into a name.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from deeplab_tf.convert.class_rows import Row
+from deeplab_tf.convert.class_rows import FIELD_WORDS, Row, to_word
 from deeplab_tf.convert.value_map import Color, is_hex, parse_hex
 from deeplab_tf.errors import UserError
 
@@ -22,33 +22,24 @@ _BRACKETS = re.compile(r"(?:rgb)?[(\[]\s*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)\s*[)\]]",
 _THREE_NUMBERS = re.compile(r"(-?\d+)[\s,]+(-?\d+)[\s,]+(-?\d+)")
 # Of a line of words, the numbers before and after the name.
 _WORDS = re.compile(rf"{_QUOTED}|\S+")
+# Words of headers, besides those in all formats.
 _HEADER_WORDS = {
-    "name": "name names class classname class_name label label_name category title",
-    "id": "id ids index class_id classid label_id value pixel_value mask_value pixel",
-    "r": "r red",
-    "g": "g green",
-    "b": "b blue",
-    "color": "color colour rgb hex color_rgb colour_rgb color_hex",
+    "name": ("names", "classname", "category"),
+    "id": ("ids", "classid", "mask_value", "pixel"),
+    "r": ("r", "red"),
+    "g": ("g", "green"),
+    "b": ("b", "blue"),
+    "color": ("colour_rgb", "color_hex"),
 }
-_ROLES = {word: role for role, words in _HEADER_WORDS.items() for word in words.split()}
-# Columns of a line -> their meaning. n is a name, i an integer, c a colour.
-_LAYOUTS = {
-    "n": ("name",),
-    "in": ("id", "name"),
-    "ni": ("name", "id"),
-    "nc": ("name", "color"),
-    "cn": ("color", "name"),
-    "inc": ("id", "name", "color"),
-    "icn": ("id", "color", "name"),
-    "nic": ("name", "id", "color"),
-    "nci": ("name", "color", "id"),
-    "cni": ("color", "name", "id"),
-    "cin": ("color", "id", "name"),
-    "niii": ("name", "r", "g", "b"),
-    "iiin": ("r", "g", "b", "name"),
-    "iniii": ("id", "name", "r", "g", "b"),
-    "iiini": ("r", "g", "b", "name", "id"),
+_ROLES = {
+    word: role
+    for words in (FIELD_WORDS, _HEADER_WORDS)
+    for role, of_role in words.items()
+    for word in of_role
 }
+# Valid columns of a line: n is a name, i an integer, c a colour; iii is a colour too.
+_LAYOUTS = "n in ni nc cn inc icn nic nci cni cin niii iiin iniii iiini".split()
+_MEANINGS = {"n": "name", "i": "id", "c": "color"}
 _HELP = (
     "write each class in the same form, such as `name`, `id,name` or `name,r,g,b`, and "
     "names that contain numbers or separators in quotes"
@@ -63,6 +54,9 @@ class _Line(NamedTuple):
     columns: list[str]
     quoted: frozenset[int]
     is_words: bool
+
+    def __str__(self) -> str:
+        return _describe(self.where, self.text)
 
 
 def parse_text(lines: Sequence[str], source: str) -> list[Row]:
@@ -98,7 +92,9 @@ def parse_text(lines: Sequence[str], source: str) -> list[Row]:
         raise UserError(f"{_describe_unknown(parsed[0], columns)}; {_HELP}")
     _check_single_header(parsed[0])
     _check_single_line(parsed)
-    return [_read_row(line, _LAYOUTS[columns]) for line in parsed]
+    letters = columns.replace("iii", "rgb")
+    roles = [_MEANINGS.get(letter, letter) for letter in letters]
+    return [_read_row(line, roles) for line in parsed]
 
 
 def _require_same_form(
@@ -107,10 +103,7 @@ def _require_same_form(
     for line, kind in zip(lines, kinds, strict=True):
         if kind != usual:
             other = lines[kinds.index(usual)]
-            raise UserError(
-                f"{line.where}, {_quote(line.text)}, is not written like "
-                f"{other.where}, {_quote(other.text)}; {_HELP}"
-            )
+            raise UserError(f"{line}, is not written like {other}; {_HELP}")
 
 
 def _drop_parts(lines: Sequence[str]) -> Sequence[str]:
@@ -140,7 +133,7 @@ def _split(where: str, text: str) -> _Line:
         match = re.compile(pattern).match(marked, start)
         if match is None:
             raise UserError(
-                f"{where}, {_quote(text)}, has text next to quotes; {_HELP}"
+                f"{_describe(where, text)}, has text next to quotes; {_HELP}"
             )
         columns.append(match[1])
         start = match.end()
@@ -165,8 +158,8 @@ def _quote(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def _is_integer(text: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+", text))
+def _describe(where: str, text: str) -> str:
+    return f"{where}, {_quote(text)}"
 
 
 def _to_integer(text: str) -> int:
@@ -174,7 +167,7 @@ def _to_integer(text: str) -> int:
     return int(text) if len(text) < 10 else 10**9
 
 
-def _to_integers(*texts: str) -> Color:
+def _to_color(texts: Iterable[str]) -> Color:
     r, g, b = map(_to_integer, texts)
     return r, g, b
 
@@ -200,9 +193,7 @@ def _group(line: _Line) -> _Line:
     if len(name) > 1 and (
         line.quoted & set(range(first, last + 1)) or re.search(r"\S\s{2,}\S", line.text)
     ):
-        raise UserError(
-            f"{line.where}, {_quote(line.text)}, has several columns; {_HELP}"
-        )
+        raise UserError(f"{line}, has several columns; {_HELP}")
     is_quoted = first in line.quoted
     joined = [*columns[:first], " ".join(name), *columns[last + 1 :]]
     return line._replace(columns=joined, quoted=frozenset({first} if is_quoted else ()))
@@ -221,26 +212,25 @@ def _read_header(lines: Sequence[_Line]) -> tuple[str, ...] | None:
     """Returns the meaning of the columns if the first line names them."""
     if len(lines) < 2 or len(lines[0].columns) < 2:
         return None
-    words = [re.sub(r"[\s-]+", "_", c.lower()) for c in lines[0].columns]
-    roles = tuple(_ROLES.get(word, "") for word in words)
+    roles = tuple(_ROLES.get(to_word(column), "") for column in lines[0].columns)
     if "" in roles or "name" not in roles:
         return None
     has_colors = sum(role in "rgb" for role in roles)
     if len(set(roles)) < len(roles) or has_colors not in (0, 3):
         raise UserError(
-            f"{lines[0].where}, {_quote(lines[0].text)}, is an unclear header; name "
-            "each column once: id, name, and r, g, b or color"
+            f"{lines[0]}, is an unclear header; name each column once: id, name, and "
+            "r, g, b or color"
         )
     return roles
 
 
 def _check_single_header(line: _Line) -> None:
     """Refuses a first class that may be the header of the names."""
-    word = re.sub(r"[\s-]+", "_", line.columns[0].lower())
-    if len(line.columns) == 1 and word in _ROLES and not line.quoted:
+    is_word = to_word(line.columns[0]) in _ROLES
+    if len(line.columns) == 1 and is_word and not line.quoted:
         raise UserError(
-            f"{line.where}, {_quote(line.text)}, looks like a header; remove it, or "
-            "put it in quotes if it is a class"
+            f"{line}, looks like a header; remove it, or put it in quotes if it is a "
+            "class"
         )
 
 
@@ -250,8 +240,8 @@ def _check_single_line(lines: Sequence[_Line]) -> None:
     is_list = re.fullmatch(r"\w+( \w+)+", " ".join(line.columns))
     if len(lines) == len(line.columns) == 1 and is_list and not line.quoted:
         raise UserError(
-            f"{line.where}, {_quote(line.text)}, is the only class; write each class "
-            "on its own line, or put the name in quotes if it is one class"
+            f"{line}, is the only class; write each class on its own line, or put the "
+            "name in quotes if it is one class"
         )
 
 
@@ -260,20 +250,18 @@ def _read_row(line: _Line, roles: Sequence[str]) -> Row:
         line = _group(line)
     if len(line.columns) != len(roles):
         raise UserError(
-            f"{line.where}, {_quote(line.text)}, has {len(line.columns)} columns, not "
-            f"{len(roles)}; {_HELP}"
+            f"{line}, has {len(line.columns)} columns, not {len(roles)}; {_HELP}"
         )
     found = dict(zip(roles, line.columns, strict=True))
     for role, text in found.items():
-        if role in ("id", "r", "g", "b") and not _is_integer(text):
+        if role in ("id", "r", "g", "b") and _kind(text) != "i":
             raise UserError(
-                f"{line.where}, {_quote(line.text)}: {_quote(text)} must be an "
-                f"integer, the column {role}; {_HELP}"
+                f"{line}: {_quote(text)} must be an integer, the column {role}; {_HELP}"
             )
     _check_name(line, found["name"], list(roles).index("name") in line.quoted)
     color = None
     if "r" in found:
-        color = _to_integers(found["r"], found["g"], found["b"])
+        color = _to_color(found[channel] for channel in "rgb")
     elif "color" in found:
         color = parse_color(found["color"], line.where)
     row_id = _to_integer(found["id"]) if "id" in found else None
@@ -291,7 +279,7 @@ def parse_color(text: str, where: str) -> Color:
     match = _THREE_NUMBERS.fullmatch(text)
     if match is None:
         raise UserError(f"{where}: {_quote(text)} is not a colour, r,g,b or #rrggbb")
-    return _to_integers(match[1], match[2], match[3])
+    return _to_color(match.groups())
 
 
 def is_plain_name(name: str) -> bool:
@@ -314,19 +302,16 @@ def is_name(name: str) -> bool:
 def _check_name(line: _Line, name: str, is_quoted: bool) -> None:
     """Refuses names that may be structure."""
     if not (is_name(name) and (is_quoted or is_plain_name(name))):
-        raise UserError(
-            f"{line.where}, {_quote(line.text)}, is not understood; {_HELP}"
-        )
+        raise UserError(f"{line}, is not understood; {_HELP}")
 
 
 def _describe_unknown(line: _Line, kind: str) -> str:
-    text = f"{line.where}, {_quote(line.text)},"
     if "n" not in kind:
-        what = "a colour" if kind in ("iii", "c") else "numbers"
-        return f"{text} has {what} but no name"
+        found = "a colour" if kind in ("iii", "c") else "numbers"
+        return f"{line}, has {found} but no name"
     if "iiii" in kind or re.search("iii.*iii", kind):
         return (
-            f"{text} is ambiguous: which numbers are the colour? Add a header, such as "
-            "id,name,r,g,b"
+            f"{line}, is ambiguous: which numbers are the colour? Add a header, such "
+            "as id,name,r,g,b"
         )
-    return f"{text} is not understood"
+    return f"{line}, is not understood"

@@ -12,7 +12,7 @@ import hashlib
 import io
 import os
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from deeplab_tf.convert.manifest import Content
+from deeplab_tf.convert.manifest import Member, Shard, summarize
 from deeplab_tf.convert.shards import (
     OWN_FILES,
     REPLACE,
@@ -333,25 +333,23 @@ def _require_same_classes(
             )
 
 
-def _add_contents(info, output_dir, shards, done) -> DatasetInfo:
+def _add_contents(
+    info: DatasetInfo,
+    output_dir: str,
+    shards: Sequence[PlannedShard],
+    done: Sequence[Shard],
+) -> DatasetInfo:
     """Adds the contents of the new shards and of the splits that stay to the info."""
-    splits: dict[str, Content] = {}
+    members: dict[str, list[Member]] = defaultdict(list)
     for shard, finished in zip(shards, done, strict=True):
-        total = splits.get(shard.split, Content.empty(info.num_classes))
-        splits[shard.split] = total + finished.content(info.num_classes)
-    new = {split: content.to_json() for split, content in splits.items()}
+        members[shard.split] += finished.members
+    new = {split: summarize(m, info.num_classes) for split, m in members.items()}
     old_info = records.read_info(output_dir)
-    json_keys = {
-        "split_sizes": "images",
-        "class_pixels": "class_pixels",
-        "class_image_pixels": "class_image_pixels",
-        "content_hashes": "content_hash",
-    }
-    existing = set(records.list_splits(output_dir))
+    is_same = old_info is not None and old_info.name == info.name
+    existing = set(records.split_names(output_dir))
     fields = {}
-    for field, key in json_keys.items():
-        is_same = old_info and old_info.name == info.name
+    for field in summarize((), 0):
         old = getattr(old_info, field) if is_same else {}
         fields[field] = {s: v for s, v in old.items() if s in existing}
-        fields[field] |= {split: content[key] for split, content in new.items()}
+        fields[field] |= {split: content[field] for split, content in new.items()}
     return dataclasses.replace(info, **fields)

@@ -5,9 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from deeplab_tf import strict_json
@@ -20,43 +19,6 @@ MANIFEST = "conversion.json"
 _HASH_MODULUS = 1 << 256
 # A million images.
 _MAX_BYTES = 1 << 29
-
-
-@dataclasses.dataclass
-class Content:
-    """Additive counts and hash of some samples.
-
-    Pixel counts are int64 `[num_classes]`, as in `DatasetInfo`; `hash_sum` adds the
-    samples' SHA-256, independent of order and sharding.
-    """
-
-    images: int
-    class_pixels: np.ndarray
-    class_image_pixels: np.ndarray
-    hash_sum: int
-
-    @classmethod
-    def empty(cls, num_classes: int) -> "Content":
-        """Returns the content of zero samples."""
-        zeros = np.zeros(num_classes, np.int64)
-        return cls(0, zeros, zeros, 0)
-
-    def __add__(self, other: "Content") -> "Content":
-        return Content(
-            self.images + other.images,
-            self.class_pixels + other.class_pixels,
-            self.class_image_pixels + other.class_image_pixels,
-            (self.hash_sum + other.hash_sum) % _HASH_MODULUS,
-        )
-
-    def to_json(self) -> dict:
-        """Returns the content as JSON values."""
-        return {
-            "images": self.images,
-            "class_pixels": self.class_pixels.tolist(),
-            "class_image_pixels": self.class_image_pixels.tolist(),
-            "content_hash": f"{self.hash_sum:064x}",
-        }
 
 
 class Member(NamedTuple):
@@ -78,21 +40,9 @@ class Member(NamedTuple):
     pixels: dict[int, int]
     digest: str
 
-    def content(self, num_classes: int) -> Content:
-        """Returns the counts and the hash of this sample."""
-        counts = np.zeros(num_classes, np.int64)
-        for class_id, count in self.pixels.items():
-            counts[class_id] = count
-        image_pixels = np.where(counts > 0, counts.sum(), 0)
-        return Content(1, counts, image_pixels, int(self.digest, 16))
-
-    def to_text(self) -> str:
-        """Returns the member as one line of ASCII."""
-        return json.dumps(self)
-
     @classmethod
     def from_text(cls, text: str, where: str) -> "Member":
-        """Inverse of `to_text`; raises UserError."""
+        """Parses a line of the file, the JSON of a member; raises UserError."""
         try:
             *strings, pixels, digest = json.loads(text)
             if len(strings) != 4 or not all(isinstance(s, str) for s in strings):
@@ -106,16 +56,33 @@ class Member(NamedTuple):
         return cls(*strings, pixels, digest)
 
 
+def summarize(members: Iterable[Member], num_classes: int) -> dict[str, Any]:
+    """Returns what `DatasetInfo` has of a split, by field.
+
+    The hash is the sum of those of the records, independent of order and shards.
+    """
+    images, hashes = 0, 0
+    class_pixels, class_image_pixels = [0] * num_classes, [0] * num_classes
+    for member in members:
+        images += 1
+        hashes += int(member.digest, 16)
+        labelled = sum(member.pixels.values())
+        for class_id, count in member.pixels.items():
+            class_pixels[class_id] += count
+            class_image_pixels[class_id] += labelled if count else 0
+    return {
+        "split_sizes": images,
+        "class_pixels": class_pixels,
+        "class_image_pixels": class_image_pixels,
+        "content_hashes": f"{hashes % _HASH_MODULUS:064x}",
+    }
+
+
 class Shard(NamedTuple):
     """A finished shard: its size in bytes and its records in order."""
 
     size: int
     members: tuple[Member, ...]
-
-    def content(self, num_classes: int) -> Content:
-        """Returns the total counts and hash."""
-        contents = (member.content(num_classes) for member in self.members)
-        return sum(contents, start=Content.empty(num_classes))
 
 
 class Skipped(NamedTuple):
@@ -128,7 +95,7 @@ class Skipped(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A shard in the file; each member is a line of JSON."""
+    """A shard in the file; each member is JSON, as names may be any text."""
 
     size: int
     members: list[str]
@@ -137,8 +104,7 @@ class _Entry:
 @dataclasses.dataclass(frozen=True)
 class _ManifestFile:
     shards: dict[str, _Entry]
-    # By split; each is [name, sources, reason] as a line of JSON.
-    skipped: dict[str, list[str]]
+    skipped: dict[str, list[str]]  # by split; JSON as well
 
 
 class Manifest:
@@ -189,7 +155,7 @@ class Manifest:
 
     def _size(self, name: str) -> int | None:
         path = os.path.join(self._folder, name)
-        return tf.io.gfile.stat(path).length if exists(path) else None
+        return tf.io.gfile.stat(path).length if tf.io.gfile.exists(path) else None
 
     def add(self, key: str, members: Sequence[Member]) -> Shard:
         """Adds a finished shard, whose file exists, and writes the manifest."""
@@ -234,7 +200,7 @@ class Manifest:
             "shards": {
                 key: {
                     "size": shard.size,
-                    "members": [member.to_text() for member in shard.members],
+                    "members": [json.dumps(member) for member in shard.members],
                 }
                 for key, shard in self.shards.items()
             },
@@ -268,11 +234,6 @@ def _parse_strings(text: str, count: int, where: str) -> list[str]:
 def _parse_entry(entry: _Entry, where: str) -> Shard:
     members = (Member.from_text(text, f"{where}: a member") for text in entry.members)
     return Shard(entry.size, tuple(members))
-
-
-def exists(*paths: str) -> bool:
-    """Returns whether any of the paths exists."""
-    return any(tf.io.gfile.exists(path) for path in paths)
 
 
 def remove(paths: Iterable[str]) -> None:

@@ -21,7 +21,6 @@ from deeplab_tf.convert.manifest import (
     Member,
     Shard,
     Skipped,
-    exists,
     remove,
 )
 from deeplab_tf.data import records
@@ -131,7 +130,7 @@ class Conversion:
         self.options = options
         self._settings = settings
         self._make_record = make_record
-        is_new = not exists(folder)
+        is_new = not tf.io.gfile.exists(folder)
         outputs.claim(folder, OWN_FILES)
         tf.io.gfile.makedirs(folder)
         records.finish_publishing(folder)
@@ -338,7 +337,7 @@ class Conversion:
 
     def _copy_shard(self, old: str, new: str, shard: Shard) -> None:
         finished = self.path(old + records.FINISHED)
-        source = finished if exists(finished) else self.path(old)
+        source = finished if tf.io.gfile.exists(finished) else self.path(old)
         target = new + records.FINISHED
         tf.io.gfile.copy(source, self.path(target), overwrite=True)
         self.manifest.add(target, shard.members)
@@ -350,7 +349,7 @@ class Conversion:
             names.setdefault(shard.split, []).append(shard.name)
         records.publish(names, info, self.folder)
         self._update_skipped(shards)
-        self.manifest.publish(lambda key: exists(self.path(key)))
+        self.manifest.publish(lambda key: tf.io.gfile.exists(self.path(key)))
         self._write_skipped()
 
     def _update_skipped(self, shards: Sequence[PlannedShard]) -> None:
@@ -369,7 +368,7 @@ class Conversion:
         if rows:
             lines = (f"{escape(row.name)}\t{row.reason}\n" for row in rows)
             outputs.write_text("".join(lines), path)
-        elif exists(path) and outputs.is_ours(path):
+        elif tf.io.gfile.exists(path) and outputs.is_ours(path):
             remove([path])
 
 
