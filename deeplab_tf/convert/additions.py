@@ -36,8 +36,8 @@ def select_kept(
     """Returns the earlier records whose names are not among the new ones.
 
     Raises:
-        UserError: if one is of an image that is new under another name, or of an image
-            that was removed from the folder of the new ones.
+        UserError: if the image of one is added again under another name, or was
+            removed from the folder of the new images.
     """
     names = {member.name for member in new}
     by_image = {member.image: member for member in new}

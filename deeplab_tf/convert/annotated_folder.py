@@ -3,7 +3,7 @@
 import functools
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -176,23 +176,11 @@ class Source(NamedTuple):
         reason = f"the annotations ({self.annotations.format}) have no entry"
         kept = layout.report_missing(missing, self.missing_mask, reason)
         found |= {path: AnnotatedImage(path, "", []) for path in kept}
-        _require_unique_names(found)
         return {path: found[path] for path in sorted(found)}
 
 
-def _require_unique_names(paths: Iterable[str]) -> None:
-    """Raises `UserError` if two images would have the same name in the records."""
-    stems: dict[str, str] = {}
-    for path in paths:
-        other = stems.setdefault(os.path.splitext(path)[0], path)
-        if other != path:
-            raise UserError(
-                f"{other} and {path} have the same name; rename one of them"
-            )
-
-
 class LabelMaps:
-    """Draws the label maps of images and counts what there is to report.
+    """Draws the label maps of images and counts overlaps and empty objects.
 
     Args:
         ids: Label values by class name; see `class_ids`.
@@ -257,7 +245,7 @@ def convert(
     output_dir: str,
     division: Splitting = folder.ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: ImageOptions = folder.REFUSE_UNSURE,
+    options: ImageOptions = folder.REFUSE_UNCLEAR,
     run: RunOptions = folder.ADD,
 ) -> DatasetInfo:
     """Converts annotated images, and reports overlapping objects.
@@ -266,11 +254,11 @@ def convert(
         source: The images and their annotations.
         classes: The classes, from the annotations (`make_class_list`) or another list
             of at least the same names and background.
-        output_dir: See `folder.convert`, as for all further arguments.
-        division: Names of the splits and the share of the validation images.
-        num_shards: Files per split.
-        options: How images become records.
-        run: Whether to replace a split, and whether to skip broken images.
+        output_dir: This and all further arguments are as for `folder.convert`.
+        division: See there.
+        num_shards: See there.
+        options: See there.
+        run: See there.
 
     Returns:
         The info as written next to the shards.

@@ -1,7 +1,7 @@
 """Reads class files of one class per line: names, ids and colours in columns.
 
-Every line must have the same form. What may be structure but is not understood is
-refused; quotes turn it into a name.
+Every line must have the same form. Text that may be structure but is not understood is
+refused unless it is in quotes.
 """
 
 import re

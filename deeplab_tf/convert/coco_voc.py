@@ -166,7 +166,7 @@ def _read_object(path, annotation: dict, class_id: int, image: dict) -> _Object:
 
 
 def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -> None:
-    """Raises `UserError` unless every image has a file and a possible size."""
+    """Raises `UserError` unless every image has a file and a valid size."""
     if not image_dir.is_dir():
         raise UserError(f"--image_dir={image_dir} is not a folder")
     listed = {str(image["file_name"]) for image in images}
@@ -177,8 +177,8 @@ def _check_images(path: epath.Path, image_dir: epath.Path, images: list[dict]) -
         name = str(image["file_name"])
         entries.find(name, f"{path} lists {name} but {image_dir} has no such image")
         sides = image["height"], image["width"]
-        is_possible = all(isinstance(side, int) and side > 0 for side in sides)
-        if not is_possible or math.prod(sides) > decoding.MAX_PIXELS:
+        is_valid = all(isinstance(side, int) and side > 0 for side in sides)
+        if not is_valid or math.prod(sides) > decoding.MAX_PIXELS:
             raise UserError(
                 f"{path}: the height and width of {image['file_name']} are {sides}; "
                 f"they must be positive, with at most {decoding.MAX_PIXELS:,} pixels"

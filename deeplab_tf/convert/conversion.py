@@ -99,19 +99,18 @@ AS_STORED = ImageOptions()
 
 
 class _Notes:
-    """Counts what happened to images, from several threads."""
+    """Counts notes about images; thread-safe."""
 
     def __init__(self):
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, note: str) -> None:
-        """Counts an image."""
         with self._lock:
             self._counts[note] += 1
 
     def report(self) -> None:
-        """Prints one line for each kind of note."""
+        """Prints one line for each note."""
         for note, count in sorted(self._counts.items()):
             print(pluralize(count, f"image(s) {note}"))
 
@@ -190,7 +189,7 @@ def _check_sizes(
     if options.apply_exif is None and not is_sure:
         raise UnclearError(
             f"{sample.image} has the EXIF orientation {image.orientation}, and its "
-            "label would fit both ways; add --apply_exif if the labels are upright, "
+            "label would fit either way; add --apply_exif if the labels are upright, "
             "as viewers show the image, or --noapply_exif if they fit the stored pixels"
         )
 

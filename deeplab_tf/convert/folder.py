@@ -2,7 +2,6 @@
 
 import functools
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
@@ -22,8 +21,8 @@ from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import strips
 
 ADD = RunOptions(adds=True)
-# Images whose EXIF rotation leaves open how the label fits are refused.
-REFUSE_UNSURE = ImageOptions(apply_exif=None)
+# Refuses images whose EXIF rotation makes it unclear how the label fits.
+REFUSE_UNCLEAR = ImageOptions(apply_exif=None)
 ALL_INTO_TRAIN = Splitting()
 
 
@@ -96,7 +95,7 @@ def convert_samples(
     output_dir: str,
     division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: ImageOptions = REFUSE_UNSURE,
+    options: ImageOptions = REFUSE_UNCLEAR,
     run: RunOptions = ADD,
     recipe: str = "",
 ) -> DatasetInfo:
@@ -106,10 +105,13 @@ def convert_samples(
     """
     division.check()
     options.check()
-    by_name = {sample.name: sample for sample in samples}
-    if len(by_name) < len(samples):
-        name, _ = Counter(sample.name for sample in samples).most_common(1)[0]
-        raise UserError(f"two images are named {name}; rename one of them")
+    by_name: dict[str, conversion.Sample] = {}
+    for sample in samples:
+        if (other := by_name.setdefault(sample.name, sample)) is not sample:
+            raise UserError(
+                f"{other.image} and {sample.image} have the same name; rename one of "
+                "them"
+            )
     earlier = {}
     if division.val_share and run.adds:
         earlier = additions.earlier_splits(output_dir)
@@ -134,7 +136,7 @@ def convert(
     output_dir: str,
     division: Splitting = ALL_INTO_TRAIN,
     num_shards: int = 4,
-    options: ImageOptions = REFUSE_UNSURE,
+    options: ImageOptions = REFUSE_UNCLEAR,
     run: RunOptions = ADD,
 ) -> DatasetInfo:
     """Converts a folder of images and a folder of masks.

@@ -76,7 +76,7 @@ class _Kind(NamedTuple):
         return folder + slash + stem[len(self.prefix) : end]
 
     def find_entries(self, paths: Sequence[str]) -> pairs.Entries:
-        """Returns the files with the affixes by name, and reports the others."""
+        """Returns the files with the affixes by name, and reports other files."""
         root = epath.Path(self.folder)
         names = {root / path: self.name_of(path) for path in paths}
         others = [path for path in paths if names[root / path] is None]
@@ -145,7 +145,7 @@ def find_pairs(
 
     Args:
         layout: Where the files are.
-        skipped_folder: Folder inside of them to leave out, such as that of the output.
+        skipped_folder: Subfolder to leave out, such as that of the output.
 
     Returns:
         The path of the mask is None if there is none and `missing_mask` is
@@ -342,10 +342,10 @@ def _match(
             different[rest[0]] = labels[label_names[0]]
     if different:
         name, label = next(iter(different.items()))
+        count = pluralize(len(different), "label(s) (differs|differ)")
         print(
-            pluralize(len(different), "label(s) (has|have) the name of the image")
-            + f" in another letter case or Unicode form, such as {escape(label)} for "
-            f"{escape(images[name])}"
+            f"{count} from the name of the image in letter case or Unicode form, such "
+            f"as {escape(label)} for {escape(images[name])}"
         )
     return found | different
 

@@ -57,9 +57,9 @@ class Member(NamedTuple):
 
 
 def summarize(members: Iterable[Member], num_classes: int) -> dict[str, Any]:
-    """Returns what `DatasetInfo` has of a split, by field.
+    """Returns the counts and the hash of a split, by field of `DatasetInfo`.
 
-    The hash is the sum of those of the records, independent of order and shards.
+    The hash is the sum of the digests, independent of order and sharding.
     """
     images, hashes = 0, 0
     class_pixels, class_image_pixels = [0] * num_classes, [0] * num_classes

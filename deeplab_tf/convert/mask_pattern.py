@@ -46,7 +46,7 @@ class MaskPattern:
             )
         self._is_numbered = _INDEX in fields
         middle = tokens.index(_INDEX if self._is_numbered else _IMAGE)
-        # What is left and right of the image, for each class.
+        # Patterns of the text before and after the image, for each class.
         self._halves = [
             (_compile(tokens[:middle], name), _compile(tokens[middle + 1 :], name))
             for name in class_names

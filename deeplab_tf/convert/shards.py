@@ -35,7 +35,7 @@ Record = tuple[bytes, dict[int, int], str]
 
 
 class RunOptions(NamedTuple):
-    """What a run does about earlier records and broken files.
+    """How a run treats earlier records and broken files.
 
     Attributes:
         adds: Whether images of earlier runs stay in their splits; otherwise a split is
@@ -158,7 +158,7 @@ class Conversion:
         """Returns the records of a split: those of the samples and of earlier runs.
 
         Raises:
-            UserError: if an earlier record is in the way, or its image has gone.
+            UserError: if an earlier record has other content, or its image is missing.
         """
         describe = functools.partial(_describe_sources, settings=self._settings)
         with futures.ThreadPoolExecutor() as pool:  # for remote files

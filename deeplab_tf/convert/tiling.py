@@ -88,7 +88,7 @@ class _Source(NamedTuple):
 
 
 class TileReader:
-    """Reads tiles, fast if those of an image follow each other.
+    """Reads tiles; fast for consecutive tiles of an image.
 
     Args:
         info: The dataset.

@@ -195,7 +195,7 @@ def test_unicode_forms_and_letter_case_may_differ(tmp_path):
         ("images/a.png", "masks/a.png"),
     )
     out = convert(tmp_path)
-    assert "2 labels have the name of the image in another letter case or Uni" in out
+    assert "2 labels differ from the name of the image in letter case or Unicode" in out
     assert_scenes(read(tmp_path), **{composed: 0, "City/IMG_1": 1, "a": 2})
 
 

@@ -295,14 +295,14 @@ def test_noapply_exif_keeps_the_stored_pixels(
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("is_square", [False, True])
-def test_unsure_orientation_is_refused(
+def test_unclear_orientation_is_refused(
     source, tmp_path, orientation, is_square, image_format
 ):
     upright, label = draw(HEIGHT, HEIGHT if is_square else WIDTH)
     suffix = {"JPEG": "jpg", "TIFF": "tif"}.get(image_format, image_format.lower())
     path = source(f"a.{suffix}", label)
     save_turned(path, upright, orientation, image_format)
-    message = f"has the EXIF orientation {orientation}, and its label would fit both"
+    message = f"has the EXIF orientation {orientation}, and its label would fit eit"
     if orientation > 4 and not is_square:
         message = "is 18x12 but its image .* is 12x18 before its EXIF rotation; add --a"
     assert_refused(message, *arguments(tmp_path))
