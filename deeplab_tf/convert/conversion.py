@@ -345,7 +345,7 @@ def _add_contents(
     new = {split: summarize(m, info.num_classes) for split, m in members.items()}
     old_info = records.read_info(output_dir)
     is_same = old_info is not None and old_info.name == info.name
-    existing = set(records.split_names(output_dir))
+    existing = set(records.list_splits(output_dir))
     fields = {}
     for field in summarize((), 0):
         old = getattr(old_info, field) if is_same else {}
