@@ -14,7 +14,7 @@ from deeplab_tf.convert import mask_values, nearest
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.value_map import Color
 from deeplab_tf.errors import UnclearError
-from deeplab_tf.images import mask_files
+from deeplab_tf.images import lookup, mask_files
 from deeplab_tf.images.image_files import TooLargeError
 from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
@@ -153,24 +153,25 @@ class Masks:
         mask: Mask,
         ids: Mapping[Color, int],
     ) -> np.ndarray:
-        known = np.array(sorted(ids))
-        keys, packed = _pack(known), _pack(mask.pixels)
-        index = np.searchsorted(keys, packed).clip(max=len(keys) - 1)
-        wrong = keys[index] != packed
-        labels = np.array([ids[tuple(c)] for c in known.tolist()], np.uint8)
         if self.classes.nearest:
             nearest.require_all_classes(self.classes, ids)
-            nearest.check_gaps(path, known, labels, mask.lossy)
-            index = self.snapped.snap(path, mask.pixels, known, index, wrong)
-        elif wrong.any():
-            raise UnclearError(mask_values.describe_colors(path, mask, packed, wrong))
-        return labels[index]
+            return self.snapped.snap(path, mask, ids)
+        keys = lookup.pack_colors(mask.pixels)
+        # Only the parts of the table that are used take memory.
+        table = np.zeros(lookup.COLORS, np.uint16)
+        for (red, green, blue), label in ids.items():
+            table[red << 16 | green << 8 | blue] = label + 1
+        labels = lookup.look_up(table, keys)
+        if not labels.all():
+            what = mask_values.describe_colors(path, mask, keys, labels == 0)
+            raise UnclearError(what)
+        return (labels - 1).astype(np.uint8)
 
     def _read_palette(self, path: epath.Path, mask: Mask) -> np.ndarray | None:
         """Reads a palette as colours if all of them are known; else returns None."""
         assert mask.palette is not None
         ids, declared = self._colors(), self.classes.declared_values()
-        used = np.flatnonzero(np.bincount(mask.pixels.ravel())).tolist()
+        used = list(mask_values.count_values(mask))
         colors = {
             i: tuple(mask.palette[i].tolist()) for i in used if i < len(mask.palette)
         }
@@ -184,7 +185,7 @@ class Masks:
                     f"{path} has a palette whose indices and colours are both declared "
                     "but differ; declare only one of them"
                 )
-            return table[mask.pixels]
+            return lookup.look_up(table, mask.pixels)
         known = self.classes.color_ids()
         if not self.classes.nearest:
             _check_palette(path, colors, known, self.classes.value_ids())
@@ -202,9 +203,9 @@ class Masks:
         if self.classes.nearest and mask.palette is None:
             return self._snap_values(path, mask, counts)
         table = self._choose_table(path, mask, counts)
-        lookup = np.zeros(max(table) + 1, np.uint8)
-        lookup[list(table)] = list(table.values())
-        return lookup[mask.pixels]
+        labels = np.zeros(max(table) + 1, np.uint8)
+        labels[list(table)] = list(table.values())
+        return lookup.look_up(labels, mask.pixels)
 
     def _snap_values(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
@@ -221,13 +222,7 @@ class Masks:
                 "all class ids, but declared otherwise or not at all; remove "
                 "--nearest, or declare them with --value_map"
             )
-        known = np.array(sorted(targets))
-        labels = np.array([targets[v] for v in known.tolist()], np.uint8)
-        nearest.check_gaps(path, known[:, None], labels, mask.lossy)
-        index = np.searchsorted(known, mask.pixels).clip(max=len(known) - 1)
-        wrong = known[index] != mask.pixels
-        pixels = mask.pixels[..., None]
-        return labels[self.snapped.snap(path, pixels, known[:, None], index, wrong)]
+        return self.snapped.snap(path, mask, targets)
 
     def _choose_table(
         self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
@@ -371,11 +366,6 @@ def _scale_levels(levels: Mapping[int, int], white: int) -> dict[int, int]:
         for level, label in levels.items()
         if level < 256 and level * white % 255 == 0
     }
-
-
-def _pack(colors: np.ndarray) -> np.ndarray:
-    """Packs colours along the last axis into integers, preserving their order."""
-    return colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
 
 
 def _check_palette(

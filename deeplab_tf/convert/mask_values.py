@@ -10,7 +10,7 @@ from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.errors import UserError, pluralize
-from deeplab_tf.images import mask_files
+from deeplab_tf.images import lookup, mask_files
 from deeplab_tf.images.image_files import TooLargeError
 from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
@@ -24,8 +24,9 @@ def to_one_channel(mask: Mask) -> Mask | None:
     """Returns a mask of one channel, or None if it has colours other than greys."""
     if mask.pixels.ndim == 2:
         return mask
-    is_grey = (mask.pixels == mask.pixels[..., :1]).all()
-    return mask._replace(pixels=mask.pixels[..., 0]) if is_grey else None
+    red, green, blue = np.moveaxis(mask.pixels, -1, 0)
+    is_grey = np.array_equal(red, green) and np.array_equal(red, blue)
+    return mask._replace(pixels=np.ascontiguousarray(red)) if is_grey else None
 
 
 def count_values(mask: Mask) -> dict[int, int]:
@@ -33,8 +34,10 @@ def count_values(mask: Mask) -> dict[int, int]:
     grey = to_one_channel(mask)
     if grey is None:
         return {}
-    weights = None if mask.counts is None else mask.counts.ravel()
-    counts = np.bincount(grey.pixels.ravel(), weights).astype(int)
+    if mask.counts is None:
+        counts = lookup.count_values(grey.pixels)
+    else:
+        counts = np.bincount(grey.pixels.ravel(), mask.counts.ravel()).astype(int)
     values = np.flatnonzero(counts)
     return dict(zip(values.tolist(), counts[values].tolist(), strict=True))
 

@@ -9,7 +9,10 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.value_map import format_value
 from deeplab_tf.errors import UnclearError, pluralize
+from deeplab_tf.images import lookup
+from deeplab_tf.images.mask_files import MAX_VALUE, Mask
 
 # Lossy formats change values by several levels.
 _MIN_LOSSY_GAP = 16
@@ -17,6 +20,8 @@ _MIN_LOSSY_GAP = 16
 _AREA, _MAX_RANGE = 5, 24
 # Lossy formats shift the value of areas, by less than this.
 _MAX_SHIFT = 32
+# Values that are compared with the declared ones at once, to bound the memory.
+_MOST_AT_ONCE = 1 << 16
 
 
 def value_targets(classes: ClassList, white: int) -> dict[int, int]:
@@ -67,7 +72,7 @@ def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
             )
 
 
-def check_gaps(
+def _check_gaps(
     path: epath.Path, known: np.ndarray, labels: np.ndarray, lossy: str
 ) -> None:
     """Raises `UnclearError` if a lossy format may turn one declared value into another.
@@ -76,12 +81,10 @@ def check_gaps(
         path: The mask.
         known: Declared values or colours `[count, channels]`.
         labels: Their labels `[count]`.
-        lossy: Name of the lossy format, or "".
+        lossy: Name of the lossy format.
     """
-    if not lossy:
-        return
     for i, j in zip(*np.triu_indices(len(known), 1), strict=True):
-        gap = np.linalg.norm(known[i].astype(float) - known[j])
+        gap = np.linalg.norm(known[i] - known[j])
         if labels[i] != labels[j] and gap < _MIN_LOSSY_GAP:
             raise UnclearError(
                 f"{path} is {lossy}, and the declared values {_format(known[i])} and "
@@ -90,7 +93,7 @@ def check_gaps(
 
 
 def _format(value: np.ndarray) -> str:
-    return ",".join(map(str, value.tolist()))
+    return ",".join(map(str, value.astype(int).tolist()))
 
 
 class Summary:
@@ -115,66 +118,100 @@ class Summary:
         )
 
     def snap(
-        self,
-        path: epath.Path,
-        pixels: np.ndarray,
-        known: np.ndarray,
-        index: np.ndarray,
-        is_wrong: np.ndarray,
+        self, path: epath.Path, mask: Mask, targets: Mapping[Any, int]
     ) -> np.ndarray:
-        """Returns the index of the nearest declared value or colour of each pixel.
+        """Returns the label of the nearest declared value or colour of each pixel.
 
         Args:
             path: The mask.
-            pixels: Values `[height, width, channels]`.
-            known: Declared values or colours `[count, channels]`.
-            index: Index of each pixel into `known`, `[height, width]`, where exact.
-            is_wrong: Whether a pixel is not exact, `[height, width]`.
+            mask: The same, read.
+            targets: Labels of the declared values or colours.
+
+        Returns:
+            Labels, uint8 `[height, width]`.
 
         Raises:
-            UserError: if an undeclared value fills an area, so that it is no edge.
+            UnclearError: if an undeclared value fills an area, so that it is no edge,
+                or if declared values are too close for a lossy format.
         """
-        wrong = pixels[is_wrong]
-        # One number per value or colour: unique rows would be slow.
-        keys = wrong.astype(np.int32) @ (1 << 8 * np.arange(wrong.shape[1]))
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        found = wrong[first]
-        index, distances = index.copy(), np.zeros(index.shape, np.float32)
-        if len(found):
-            nearest = np.empty(len(found), int)
-            distance = np.empty(len(found), np.float32)
-            for i, value in enumerate(found.astype(np.float32)):
-                away = np.linalg.norm(known - value, axis=1)
-                nearest[i] = away.argmin()
-                distance[i] = away[nearest[i]]
-            index[is_wrong] = nearest[inverse.ravel()]
-            distances[is_wrong] = distance[inverse.ravel()]
-            _refuse_areas(path, pixels, distances)
+        known = np.array(sorted(targets), float).reshape(len(targets), -1)
+        labels = np.array([targets[value] for value in sorted(targets)], np.uint8)
+        if mask.lossy:
+            _check_gaps(path, known, labels, mask.lossy)
+        is_color = mask.pixels.ndim == 3
+        keys = lookup.pack_colors(mask.pixels) if is_color else mask.pixels
+        size = lookup.COLORS if is_color else MAX_VALUE + 1
+        found = _find_distinct(keys, size)
+        values = lookup.unpack_colors(found) if is_color else found[:, None]
+        index, distance = _find_nearest(values, known)
+        table = np.zeros(size, np.uint8)
+        table[found[distance > 0]] = 1
+        is_snapped = lookup.look_up(table, keys)
+        _refuse_areas(path, mask.pixels, keys, found, distance)
+        table[found] = labels[index]
+        self._add(path, is_snapped, float(distance.max()))
+        return lookup.look_up(table, keys)
+
+    def _add(self, path: epath.Path, is_snapped: np.ndarray, worst: float) -> None:
         with self._lock:
             if path in self._seen:  # --val_share reads masks twice
-                return index
+                return
             self._seen.add(path)
-            self.total += is_wrong.size
-            self.pixels += int(is_wrong.sum())
-            self.masks += bool(len(found))
-            if distances.max() > self.worst:
-                self.worst, self.worst_path = float(distances.max()), path
-        return index
+            self.total += is_snapped.size
+            self.pixels += np.count_nonzero(is_snapped)
+            self.masks += worst > 0
+            if worst > self.worst:
+                self.worst, self.worst_path = worst, path
 
 
-def _refuse_areas(path: epath.Path, pixels: np.ndarray, distances: np.ndarray) -> None:
-    kernel = np.ones((_AREA, _AREA), np.uint8)
-    pixels = np.ascontiguousarray(pixels)
+def _find_distinct(keys: np.ndarray, size: int) -> np.ndarray:
+    """Returns the keys below `size` that occur, sorted."""
+    is_found = np.zeros(size, bool)
+    is_found[keys] = True
+    return np.flatnonzero(is_found)
+
+
+def _find_nearest(
+    values: np.ndarray, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the index of the nearest known value of each value, and its distance.
+
+    Args:
+        values: Values or colours `[count, channels]`.
+        known: Declared values or colours `[known, channels]`.
+    """
+    index, distance = np.empty(len(values), int), np.empty(len(values))
+    for start in range(0, len(values), _MOST_AT_ONCE):
+        part = slice(start, start + _MOST_AT_ONCE)
+        rows = values[part].astype(float)
+        # (v - k)^2 without an array of all differences.
+        squares = np.square(rows).sum(1, keepdims=True) - 2 * rows @ known.T
+        squares += np.square(known).sum(1)
+        index[part], distance[part] = squares.argmin(1), np.sqrt(squares.min(1))
+    return index, distance
+
+
+def _refuse_areas(
+    path: epath.Path,
+    pixels: np.ndarray,
+    keys: np.ndarray,
+    found: np.ndarray,
+    distance: np.ndarray,
+) -> None:
+    """Raises `UnclearError` if values far from all declared ones fill an area."""
     scale = 257 if pixels.dtype == np.uint16 else 1
+    table = np.zeros(found[-1] + 1, np.uint8)
+    table[found[distance > _MAX_SHIFT * scale]] = 1
+    kernel = np.ones((_AREA, _AREA), np.uint8)
+    is_far = cv2.erode(lookup.look_up(table, keys), kernel)
+    if not is_far.any():
+        return
     levels = cv2.subtract(cv2.dilate(pixels, kernel), cv2.erode(pixels, kernel))
-    is_flat = levels.reshape(*distances.shape, -1).max(-1) <= _MAX_RANGE * scale
-    is_far = cv2.erode(distances, kernel) > _MAX_SHIFT * scale
-    y, x = np.nonzero(is_flat & is_far)
+    is_flat = levels.reshape(*keys.shape, -1).max(-1) <= _MAX_RANGE * scale
+    y, x = np.nonzero(is_flat & (is_far > 0))
     if y.size:
-        value = pixels[y[0], x[0]]
-        flag = (
-            _format(value) if value.size == 1 else "#{:02x}{:02x}{:02x}".format(*value)
-        )
+        value = np.atleast_1d(pixels[y[0], x[0]])
+        flag = format_value(tuple(value) if value.size > 1 else int(value[0]))
         raise UnclearError(
             f"{path} has an area of {_format(value)} at (x, y) = ({x[0]}, {y[0]}), "
             f"which is not declared and too large for an edge; add "

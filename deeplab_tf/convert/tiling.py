@@ -104,8 +104,8 @@ class TileReader:
         self._files: tuple[epath.Path, ...] = ()
         self._source: _Source | None = None
 
-    def read(self, sample: Any) -> tuple[EncodedImage, np.ndarray]:
-        """Returns the image and the label of a tile."""
+    def read(self, sample: Any) -> tuple[EncodedImage, np.ndarray, np.ndarray]:
+        """Returns the image of a tile, its pixels and its label."""
         top, left, height, width = sample.tile
         columns = slice(left, left + width)
         with self._lock:
@@ -120,7 +120,7 @@ class TileReader:
         image = source.image._replace(
             content=image.content, format="png", height=height, width=width
         )
-        return image, source.label[top : top + height, columns]
+        return image, pixels, source.label[top : top + height, columns]
 
     def _open(self, sample: Any) -> _Source:
         path, info = sample.image, self._info

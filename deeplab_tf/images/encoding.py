@@ -15,6 +15,8 @@ from deeplab_tf.images import decoding, formats, image_files, pixels
 from deeplab_tf.images.decoding import EncodedImage
 
 _Path = str | os.PathLike[str]
+# TensorFlow logs a line for a JPEG without it, even if the error is handled.
+_JPEG_END = b"\xff\xd9"
 
 
 def read_encoded(
@@ -47,7 +49,8 @@ def encode(
             while a PNG has exactly the pixels that training decodes from the JPEG.
 
     Raises:
-        UserError: if the file is broken, or the image has other channels or values.
+        UserError: if the image has other channels or values, or the file is broken;
+            JPEGs and PNGs that are kept may still fail in `decode`.
     """
     image = open_header(path, content)
     is_kept = (
@@ -60,7 +63,8 @@ def encode(
     )
     if image is not None and is_kept:
         orientation = decoding.read_exif_orientation(image)
-        image_files.decode(path, image)
+        if image.format != "PNG" and not content.endswith(_JPEG_END):
+            image_files.decode(path, image)
         name = decoding.IMAGE_FORMATS[image.format]
         sizes = (image.height, image.width, channels)
         encoded = EncodedImage(content, name, *sizes, image.format, orientation)
@@ -118,7 +122,9 @@ def decode(path: _Path, image: EncodedImage, max_value: int = 255) -> np.ndarray
     try:
         return _compile_decoder(image.channels, max_value)(image.content).numpy()
     except tf.errors.InvalidArgumentError:
-        pass  # the message without a graph is clearer
+        pass
+    # The messages of Pillow and of TensorFlow without a graph are clearer.
+    image_files.load_image(path, image.content)
     try:
         return decoding.decode_image(image.content, image.channels, max_value).numpy()
     except tf.errors.InvalidArgumentError as error:

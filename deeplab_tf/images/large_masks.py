@@ -8,10 +8,10 @@ import numpy as np
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds
-from deeplab_tf.images import image_files, mask_files, strips
+from deeplab_tf.images import image_files, lookup, mask_files, strips
 from deeplab_tf.images.mask_files import Mask
 
-_CLEAR = 1 << 24
+_CLEAR = lookup.COLORS
 
 
 class LargeMask:
@@ -79,7 +79,7 @@ class LargeMask:
         for top, mask in self._strips():
             packed = _pack(mask)
             if self._keys[-1] < len(table):
-                label[top : top + len(packed)] = table[packed]
+                label[top : top + len(packed)] = lookup.look_up(table, packed)
             else:
                 index = np.searchsorted(self._keys, packed)
                 label[top : top + len(packed)] = ids.ravel()[index]
@@ -89,7 +89,7 @@ class LargeMask:
 def _count_keys(mask: Mask) -> dict[int, int]:
     packed = _pack(mask)
     if packed.max(initial=0) <= mask_files.MAX_VALUE:
-        counts = np.bincount(packed.ravel())
+        counts = lookup.count_values(packed)
         keys = np.flatnonzero(counts)
         counts = counts[keys]
     else:
@@ -102,9 +102,7 @@ def _pack(mask: Mask) -> np.ndarray:
     packed = mask.pixels
     if packed.ndim == 2 and mask.is_clear is None:
         return packed
-    packed = packed.astype(np.int32)
-    if packed.ndim == 3:
-        packed = packed @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    packed = lookup.pack_colors(packed) if packed.ndim == 3 else packed
     return packed if mask.is_clear is None else packed + _CLEAR * mask.is_clear
 
 
@@ -113,8 +111,7 @@ def _unpack(keys: np.ndarray, mask: Mask) -> Mask:
     values = keys % _CLEAR
     pixels = values.astype(np.uint8 if mask.white < 256 else np.uint16)
     if mask.pixels.ndim == 3:
-        pixels = np.stack([values >> 16, values >> 8 & 255, values & 255], -1)
-        pixels = pixels.astype(np.uint8)
+        pixels = lookup.unpack_colors(values)
     return mask._replace(
         pixels=pixels[None],
         is_clear=mask_files.keep_partial(is_clear[None]) if is_clear.any() else None,
