@@ -20,6 +20,8 @@ _MIN_LOSSY_GAP = 16
 _AREA, _MAX_RANGE = 5, 24
 # Lossy formats shift the value of areas, by less than this.
 _MAX_SHIFT = 32
+# Added to labels.
+_IS_SNAPPED, _IS_FAR, _IS_KNOWN = 1 << 8, 1 << 9, 1 << 10
 # Values that are compared with the declared ones at once, to bound the memory.
 _MOST_AT_ONCE = 1 << 16
 
@@ -72,26 +74,6 @@ def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
             )
 
 
-def _check_gaps(
-    path: epath.Path, known: np.ndarray, labels: np.ndarray, lossy: str
-) -> None:
-    """Raises `UnclearError` if a lossy format may turn one declared value into another.
-
-    Args:
-        path: The mask.
-        known: Declared values or colours `[count, channels]`.
-        labels: Their labels `[count]`.
-        lossy: Name of the lossy format.
-    """
-    for i, j in zip(*np.triu_indices(len(known), 1), strict=True):
-        gap = np.linalg.norm(known[i] - known[j])
-        if labels[i] != labels[j] and gap < _MIN_LOSSY_GAP:
-            raise UnclearError(
-                f"{path} is {lossy}, and the declared values {_format(known[i])} and "
-                f"{_format(known[j])} are too close for that; save masks as PNG"
-            )
-
-
 def _format(value: np.ndarray) -> str:
     return ",".join(map(str, value.astype(int).tolist()))
 
@@ -103,6 +85,7 @@ class Summary:
         self._lock = threading.Lock()
         self.pixels = self.total = self.masks = 0
         self._seen: set[epath.Path] = set()
+        self._tables: dict[tuple, _Table] = {}
         self.worst = 0.0
         self.worst_path: epath.Path | None = None
 
@@ -134,81 +117,108 @@ class Summary:
             UnclearError: if an undeclared value fills an area, so that it is no edge,
                 or if declared values are too close for a lossy format.
         """
-        known = np.array(sorted(targets), float).reshape(len(targets), -1)
-        labels = np.array([targets[value] for value in sorted(targets)], np.uint8)
+        is_deep = mask.pixels.dtype == np.uint16
+        key = (*sorted(targets.items()), is_deep)
+        with self._lock:
+            if key not in self._tables:
+                self._tables[key] = _Table(targets, 257 if is_deep else 1)
+            table = self._tables[key]
         if mask.lossy:
-            _check_gaps(path, known, labels, mask.lossy)
+            table.check_gaps(path, mask.lossy)
         is_color = mask.pixels.ndim == 3
         keys = lookup.pack_colors(mask.pixels) if is_color else mask.pixels
-        size = lookup.COLORS if is_color else MAX_VALUE + 1
-        found = _find_distinct(keys, size)
-        values = lookup.unpack_colors(found) if is_color else found[:, None]
-        index, distance = _find_nearest(values, known)
-        table = np.zeros(size, np.uint8)
-        table[found[distance > 0]] = 1
-        is_snapped = lookup.look_up(table, keys)
-        _refuse_areas(path, mask.pixels, keys, found, distance)
-        table[found] = labels[index]
-        self._add(path, is_snapped, float(distance.max()))
-        return lookup.look_up(table, keys)
+        codes, worst = table.encode(keys)
+        _refuse_areas(path, mask.pixels, (codes & _IS_FAR) > 0)
+        self._add(path, (codes & _IS_SNAPPED) > 0, worst)
+        return codes.astype(np.uint8)
 
     def _add(self, path: epath.Path, is_snapped: np.ndarray, worst: float) -> None:
         with self._lock:
             if path in self._seen:  # --val_share reads masks twice
                 return
             self._seen.add(path)
+            pixels = np.count_nonzero(is_snapped)
             self.total += is_snapped.size
-            self.pixels += np.count_nonzero(is_snapped)
-            self.masks += worst > 0
+            self.pixels += pixels
+            self.masks += pixels > 0
             if worst > self.worst:
                 self.worst, self.worst_path = worst, path
 
 
-def _find_distinct(keys: np.ndarray, size: int) -> np.ndarray:
-    """Returns the keys below `size` that occur, sorted."""
-    is_found = np.zeros(size, bool)
-    is_found[keys] = True
-    return np.flatnonzero(is_found)
-
-
-def _find_nearest(
-    values: np.ndarray, known: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the index of the nearest known value of each value, and its distance.
+class _Table:
+    """The labels of all values or colours that occurred so far.
 
     Args:
-        values: Values or colours `[count, channels]`.
-        known: Declared values or colours `[known, channels]`.
+        targets: Labels of the declared values or colours.
+        scale: What a level of 8 bits is in the units of the values.
     """
-    index, distance = np.empty(len(values), int), np.empty(len(values))
-    for start in range(0, len(values), _MOST_AT_ONCE):
-        part = slice(start, start + _MOST_AT_ONCE)
-        rows = values[part].astype(float)
+
+    def __init__(self, targets: Mapping[Any, int], scale: int):
+        self._known = np.array(sorted(targets), float).reshape(len(targets), -1)
+        self._labels = np.array([targets[v] for v in sorted(targets)], np.uint16)
+        self._max_shift = _MAX_SHIFT * scale
+        size = lookup.COLORS if self._known.shape[1] == 3 else MAX_VALUE + 1
+        # Memory is only taken by the parts that are used.
+        self._codes = np.zeros(size, np.uint16)
+
+    def encode(self, keys: np.ndarray) -> tuple[np.ndarray, float]:
+        """Returns the label of each key with flags, and the worst distance of new keys.
+
+        Args:
+            keys: Values, or colours as integers, unsigned `[height, width]`.
+        """
+        codes = np.take(self._codes, keys)
+        if codes.all():
+            return codes, 0.0
+        new = np.unique(keys[codes == 0])
+        starts = range(0, len(new), _MOST_AT_ONCE)
+        worst = max(self._fill(new[i : i + _MOST_AT_ONCE]) for i in starts)
+        return np.take(self._codes, keys), worst
+
+    def _fill(self, keys: np.ndarray) -> float:
+        """Adds the labels of keys, and returns the worst distance."""
+        is_color = self._known.shape[1] == 3
+        values = lookup.unpack_colors(keys) if is_color else keys[:, None]
+        values = values.astype(float)
         # (v - k)^2 without an array of all differences.
-        squares = np.square(rows).sum(1, keepdims=True) - 2 * rows @ known.T
-        squares += np.square(known).sum(1)
-        index[part], distance[part] = squares.argmin(1), np.sqrt(squares.min(1))
-    return index, distance
+        squares = np.square(values).sum(1, keepdims=True) - 2 * values @ self._known.T
+        squares += np.square(self._known).sum(1)
+        distance = np.sqrt(squares.min(1))
+        self._codes[keys] = (
+            self._labels[squares.argmin(1)]
+            | _IS_SNAPPED * (distance > 0)
+            | _IS_FAR * (distance > self._max_shift)
+            | _IS_KNOWN
+        )
+        return float(distance.max())
+
+    def check_gaps(self, path: epath.Path, lossy: str) -> None:
+        """Raises `UnclearError` if a lossy format may blur declared values together.
+
+        Args:
+            path: The mask.
+            lossy: Name of the format.
+        """
+        for i, j in zip(*np.triu_indices(len(self._known), 1), strict=True):
+            gap = np.linalg.norm(self._known[i] - self._known[j])
+            if self._labels[i] != self._labels[j] and gap < _MIN_LOSSY_GAP:
+                raise UnclearError(
+                    f"{path} is {lossy}, and the declared values "
+                    f"{_format(self._known[i])} and {_format(self._known[j])} are too "
+                    "close for that; save masks as PNG"
+                )
 
 
-def _refuse_areas(
-    path: epath.Path,
-    pixels: np.ndarray,
-    keys: np.ndarray,
-    found: np.ndarray,
-    distance: np.ndarray,
-) -> None:
+def _refuse_areas(path: epath.Path, pixels: np.ndarray, is_far: np.ndarray) -> None:
     """Raises `UnclearError` if values far from all declared ones fill an area."""
-    scale = 257 if pixels.dtype == np.uint16 else 1
-    table = np.zeros(found[-1] + 1, np.uint8)
-    table[found[distance > _MAX_SHIFT * scale]] = 1
     kernel = np.ones((_AREA, _AREA), np.uint8)
-    is_far = cv2.erode(lookup.look_up(table, keys), kernel)
+    is_far = cv2.erode(is_far.astype(np.uint8), kernel) > 0
     if not is_far.any():
         return
+    scale = 257 if pixels.dtype == np.uint16 else 1
     levels = cv2.subtract(cv2.dilate(pixels, kernel), cv2.erode(pixels, kernel))
-    is_flat = levels.reshape(*keys.shape, -1).max(-1) <= _MAX_RANGE * scale
-    y, x = np.nonzero(is_flat & (is_far > 0))
+    is_flat = levels.reshape(*is_far.shape, -1).max(-1) <= _MAX_RANGE * scale
+    y, x = np.nonzero(is_flat & is_far)
     if y.size:
         value = np.atleast_1d(pixels[y[0], x[0]])
         flag = format_value(tuple(value) if value.size > 1 else int(value[0]))
