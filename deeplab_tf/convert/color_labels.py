@@ -108,10 +108,12 @@ class Masks:
                     "to each line of --classes, or --value_map=#rrggbb:NAME"
                 )
             mask = grey
+        counts = mask_values.count_values(mask)
         if mask.palette is not None:
-            label = self._read_palette(path, mask)
-            return self._read_values(path, mask) if label is None else label
-        return self._read_values(path, mask)
+            label = self._read_palette(path, mask, counts)
+            if label is not None:
+                return label
+        return self._read_values(path, mask, counts)
 
     def _check_grey_colors(
         self, path: epath.Path, grey: Mask | None, colors: Mapping[Color, int]
@@ -167,11 +169,13 @@ class Masks:
             raise UnclearError(what)
         return (labels - 1).astype(np.uint8)
 
-    def _read_palette(self, path: epath.Path, mask: Mask) -> np.ndarray | None:
+    def _read_palette(
+        self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
+    ) -> np.ndarray | None:
         """Reads a palette as colours if all of them are known; else returns None."""
         assert mask.palette is not None
         ids, declared = self._colors(), self.classes.declared_values()
-        used = list(mask_values.count_values(mask))
+        used = list(counts)
         colors = {
             i: tuple(mask.palette[i].tolist()) for i in used if i < len(mask.palette)
         }
@@ -198,8 +202,9 @@ class Masks:
         colored = mask._replace(pixels=mask.palette[mask.pixels])
         return self._read_colors(path, colored, ids)
 
-    def _read_values(self, path: epath.Path, mask: Mask) -> np.ndarray:
-        counts = mask_values.count_values(mask)
+    def _read_values(
+        self, path: epath.Path, mask: Mask, counts: Mapping[int, int]
+    ) -> np.ndarray:
         if self.classes.nearest and mask.palette is None:
             return self._snap_values(path, mask, counts)
         table = self._choose_table(path, mask, counts)
