@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
 from program_runs import assert_refused, run
+from small_datasets import save_image, save_label
 
 from benchmarks import inference, op_profile
 from benchmarks.measuring import is_installed
@@ -76,6 +78,23 @@ def test_input_pipeline(tiny_records, tmp_path):
         *("--turns=2", "--training_steps=1"),
     )
     assert "training on records has " in out
+
+
+def test_conversion_is_compared_with_pillow(tmp_path):
+    path = tmp_path / "result.json"
+    for name in "ab":
+        save_image(tmp_path / f"images/{name}.jpg")
+        save_label(tmp_path / f"masks/{name}.png", np.eye(20, 30, dtype=np.uint8))
+    save_image(tmp_path / "images/without_mask.jpg")
+    (tmp_path / "classes.txt").write_text("sky\nroad\n")
+    out = run(
+        *("benchmarks.conversion", f"--image_dir={tmp_path}/images", "--turns=1"),
+        *(f"--label_dir={tmp_path}/masks", f"--classes={tmp_path}/classes.txt"),
+        f"--json={path}",
+    )
+    names = ["Pillow, asarray", "Pillow, load", "deeplab-convert folder"]
+    assert row_names(json.loads(path.read_text())["rows"]) == names
+    assert "of the throughput of Pillow, asarray" in out
 
 
 def test_operations_are_summed_by_purpose():
