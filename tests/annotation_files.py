@@ -250,3 +250,26 @@ def save_via(folder, scenes=SCENES):
         project | {"_via_attributes": {"region": {"kind": options}, "file": {}}},
     )
     return folder / "via.json"
+
+
+def compress_counts(counts):
+    """Returns run lengths in COCO's text format, written from its description."""
+    text = ""
+    for i, count in enumerate(counts):
+        value = count - (counts[i - 2] if i > 2 else 0)
+        more = True
+        while more:
+            bits, value = value & 31, value >> 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(ord("0") + bits + 32 * more)
+    return text
+
+
+WRITERS = {
+    "labelme": save_labelme,
+    "COCO": save_coco,
+    "YOLO": save_yolo,
+    "Label Studio": save_label_studio,
+    "CVAT": save_cvat,
+    "VIA": save_via,
+}

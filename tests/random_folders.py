@@ -93,12 +93,12 @@ class Scene(NamedTuple):
     Attributes:
         pixels: The image.
         label: Indices of the classes; the number of classes and more are void.
-        unsure: Pixels of the label that --nearest may change.
+        uncertain: Pixels of the label that --nearest may change.
     """
 
     pixels: np.ndarray
     label: np.ndarray
-    unsure: np.ndarray
+    uncertain: np.ndarray
 
 
 class RandomFolder:
@@ -262,11 +262,11 @@ class RandomFolder:
 
     def note_scene(self, stem, state, scene):
         """Notes what must come of a scene."""
-        fate = self.flags.get("missing_mask", "error") if state == "missing" else ""
-        self.is_wrong |= fate == "error" or state == "alone"
+        action = self.flags.get("missing_mask", "error") if state == "missing" else ""
+        self.is_wrong |= action == "error" or state == "alone"
         if state in ("image", "mask", "size", "depth"):
             self.broken.add(stem)
-        if fate != "skip":
+        if action != "skip":
             self.scenes[stem] = scene
 
     def cut(self, content):

@@ -2,6 +2,7 @@
 
 import io
 import math
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -43,10 +44,35 @@ def write_shards(folder, *contents, split="train", shards=1):
     return str(folder)
 
 
+class Stored(NamedTuple):
+    """A record: its name, encoded image and label map."""
+
+    name: str
+    image: bytes
+    label: np.ndarray
+
+    def decode(self, channels=3, max_value=255):
+        """Returns the pixels of the image."""
+        return decoding.decode_image(self.image, channels, max_value).numpy()
+
+
+def read_samples(folder, split="train"):
+    """Returns the records of a split, in order."""
+    dataset = tf.data.TFRecordDataset(records.find_shards(str(folder), split))
+    return [
+        Stored(name.decode(), image, decoding.decode_label(label).numpy()[..., 0])
+        for image, label, name in dataset.map(records.parse).as_numpy_iterator()
+    ]
+
+
+def read_labels(folder, split="train"):
+    """Returns the label map of each record by name, which must be unique."""
+    samples = read_samples(folder, split)
+    labels = {sample.name: sample.label for sample in samples}
+    assert len(labels) == len(samples)
+    return labels
+
+
 def read_records(folder, split="train"):
     """Returns the class names of a split, and the label map of each record by name."""
-    dataset = tf.data.TFRecordDataset(records.find_shards(str(folder), split))
-    return records.read_info(str(folder)).class_names, {
-        name.decode(): decoding.decode_label(label).numpy()[..., 0]
-        for _, label, name in dataset.map(records.parse).as_numpy_iterator()
-    }
+    return records.read_info(str(folder)).class_names, read_labels(folder, split)

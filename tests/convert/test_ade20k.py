@@ -5,24 +5,14 @@ import os
 import numpy as np
 import pytest
 import small_datasets
-import tensorflow as tf
 from listing import list_outputs
+from record_files import read_samples
 
 from deeplab_tf.convert import ade20k
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
-
-
-def read_samples(folder, split):
-    """Returns the image, label and name of every record of a split."""
-    paths = records.find_shards(str(folder), split)
-    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
-    return [
-        (image, tf.io.decode_png(label).numpy()[..., 0], name.decode())
-        for image, label, name in dataset.as_numpy_iterator()
-    ]
 
 
 @pytest.fixture
@@ -34,16 +24,14 @@ def test_151_classes_keep_the_label_values(root, tmp_path):
     out = tmp_path / "out"
     assert ade20k.convert(str(root), str(out)) == {"train": 2, "val": 1}
     found = read_samples(out, "train")
-    assert [name for _, _, name in found] == [
-        "ADE_train_00000001",
-        "ADE_train_00000002",
-    ]
+    names = [sample.name for sample in found]
+    assert names == ["ADE_train_00000001", "ADE_train_00000002"]
     path = root / "images/training/ADE_train_00000002.jpg"
-    assert found[1][0] == path.read_bytes()
+    assert found[1].image == path.read_bytes()
     # The first label begins with 0, 1, 2, the second with 1, 2, 3.
-    assert found[0][1][0, :3].tolist() == [0, 1, 2]
-    assert found[1][1][0, :3].tolist() == [1, 2, 3]
-    assert all(np.unique(label).tolist() == list(range(151)) for _, label, _ in found)
+    assert found[0].label[0, :3].tolist() == [0, 1, 2]
+    assert found[1].label[0, :3].tolist() == [1, 2, 3]
+    assert all(np.unique(x.label).tolist() == list(range(151)) for x in found)
     info = records.read_info(str(out))
     assert (info.name, info.num_classes, info.ignore_label) == ("ade20k", 151, 0)
     assert info.split_sizes == {"train": 2, "val": 1}
@@ -55,7 +43,7 @@ def test_151_classes_keep_the_label_values(root, tmp_path):
 def test_150_classes_start_at_0(root, tmp_path):
     out = tmp_path / "out"
     ade20k.convert(str(root), str(out), num_classes=150)
-    label = read_samples(out, "train")[0][1]
+    label = read_samples(out, "train")[0].label
     assert label[0, :3].tolist() == [255, 0, 1]
     assert np.unique(label).tolist() == [*range(150), 255]
     info = records.read_info(str(out))

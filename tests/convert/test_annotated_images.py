@@ -11,14 +11,6 @@ from program_runs import assert_refused, run
 from record_files import read_records
 
 PROGRAM = "deeplab_tf.programs.convert.folder"
-WRITERS = {
-    "labelme": files.save_labelme,
-    "COCO": files.save_coco,
-    "YOLO": files.save_yolo,
-    "Label Studio": files.save_label_studio,
-    "CVAT": files.save_cvat,
-    "VIA": files.save_via,
-}
 
 
 @pytest.fixture
@@ -32,9 +24,9 @@ def arguments(tmp_path):
 FOLDERS = {"image_dir": "photos", "annotations": "notes", "output_dir": "out"}
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", files.WRITERS)
 def test_records_have_the_objects_of_the_file(tmp_path, arguments, name):
-    WRITERS[name](tmp_path / "notes")
+    files.WRITERS[name](tmp_path / "notes")
     if name == "YOLO":
         (tmp_path / "notes/classes.txt").rename(tmp_path / "classes.txt")
     output = run(PROGRAM, *arguments)
@@ -219,10 +211,10 @@ SCENE = {"x.jpg": [("cat", 2, 1, 9, 30)]}
 TRUTH = files.draw_truth(SCENE["x.jpg"], {"cat": 1})
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", files.WRITERS)
 def test_upright_annotations_of_rotated_images(tmp_path, name):
     save_rotated(tmp_path / "photos/x.jpg")
-    path = WRITERS[name](tmp_path / "notes", SCENE)
+    path = files.WRITERS[name](tmp_path / "notes", SCENE)
     flags = FOLDERS | {"annotations": path.relative_to(tmp_path)}
     arguments = [f"--{name}={tmp_path / path}" for name, path in flags.items()]
     assert_refused("--apply_exif", PROGRAM, *arguments)

@@ -28,34 +28,9 @@ def read_labels(path, options=DEFAULTS, size=SIZE):
     }
 
 
-FORMATS = {
-    # Format: writer, class order, whether smaller objects are on top.
-    "labelme": (files.save_labelme, ("cat", "dog"), False),
-    "COCO": (files.save_coco, ("cat", "dog"), True),
-    "YOLO": (files.save_yolo, ("cat", "dog"), True),
-    "Label Studio": (files.save_label_studio, ("cat", "dog"), False),
-    "CVAT": (files.save_cvat, ("cat", "dog"), False),
-    "VIA": (files.save_via, ("dog", "cat"), False),
-}
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_every_format_gives_the_same_objects(tmp_path, name):
-    save, names, by_area = FORMATS[name]
-    found, labels = read_labels(save(tmp_path))
-    assert found.names() == ("background", *names)
-    assert found.describe() == (f"annotations: {name}, 2 classes, 3 images, 3 objects")
-    ids = {class_name: i for i, class_name in enumerate(names, 1)}
-    for image, scene in files.SCENES.items():
-        truth = files.draw_truth(scene, ids, by_area)
-        stem = pathlib.Path(image).stem
-        np.testing.assert_array_equal(labels.pop(stem), truth, image)
-    assert not labels
-
-
 @pytest.mark.parametrize("name", ["COCO", "Label Studio", "CVAT", "VIA"])
 def test_formats_are_recognised_by_content(tmp_path, name):
-    path = FORMATS[name][0](tmp_path)
+    path = files.WRITERS[name](tmp_path)
     path = path.rename(tmp_path / "no_extension")
     assert annotations.read(str(path)).format == name
 
@@ -146,25 +121,11 @@ def to_counts(mask):
     return np.diff([0, *edges, values.size]).tolist()
 
 
-def compress_counts(counts):
-    """Returns run lengths in COCO's text; the inverse of `decompress_counts`."""
-    text = ""
-    for i, count in enumerate(counts):
-        value = count - counts[i - 2] if i > 2 else count
-        while True:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + bits + 32 * more)
-            if not more:
-                break
-    return text
-
-
 SPECKLED = np.random.RandomState(0).rand(*SIZE) < 0.3
 
 
 @pytest.mark.parametrize(
-    "counts", [to_counts(SPECKLED), compress_counts(to_counts(SPECKLED))]
+    "counts", [to_counts(SPECKLED), files.compress_counts(to_counts(SPECKLED))]
 )
 def test_coco_runs(tmp_path, counts):
     content = files.coco_content({"x.jpg": [("dog", 2, 1, 5, 3)]})
@@ -563,26 +524,6 @@ def test_folder_without_annotations_is_refused(tmp_path):
     with pytest.raises(
         UserError, match="contains no annotations; the formats are labelme"
     ):
-        annotations.read(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "flags"),
-    [
-        (
-            "SegmentationClass/x.png",
-            "--label_dir={0}/SegmentationClass --classes={0}/la",
-        ),
-        (
-            "x_mask.png",
-            "--label_dir={0} --label_suffix=_mask --classes={0}/_classes.csv",
-        ),
-    ],
-)
-def test_mask_exports_are_converted_by_other_flags(tmp_path, name, flags):
-    is_cvat = "/" in name
-    (tmp_path / ("labelmap.txt" if is_cvat else "_classes.csv")).write_text("")
-    with pytest.raises(UserError, match=flags.format(tmp_path)):
         annotations.read(str(tmp_path))
 
 

@@ -6,30 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import small_datasets
-import tensorflow as tf
+from record_files import read_samples
 
 from deeplab_tf.convert import cityscapes
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
-
-
-def read_samples(folder, split):
-    """Returns the image, label and name of every record of a split."""
-    paths = records.find_shards(str(folder), split)
-    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
-    return list(dataset.as_numpy_iterator())
-
-
-def read_names(folder, split):
-    return [name.decode() for _, _, name in read_samples(folder, split)]
-
-
-def read_labels(folder, split):
-    return [
-        tf.io.decode_png(x).numpy()[..., 0] for _, x, _ in read_samples(folder, split)
-    ]
 
 
 @pytest.fixture
@@ -56,17 +39,16 @@ def test_official_splits_are_written_in_sorted_order(root, tmp_path):
     assert sizes == {split: len(stems) for split, stems in SPLITS.items()}
     assert set(sizes) == set(dataset_info("cityscapes").split_sizes)
     for split, stems in SPLITS.items():
-        assert read_names(out, split) == stems
+        assert [sample.name for sample in read_samples(out, split)] == stems
     assert len(records.find_shards(str(out), "train_fine")) == 2
 
 
 def test_records_contain_image_file_and_train_ids(root, tmp_path):
     out = tmp_path / "out"
     cityscapes.convert(str(root), str(out), num_shards=1)
-    image, _, _ = read_samples(out, "val_fine")[0]
+    [(_, image, fine)] = read_samples(out, "val_fine")
     path = root / "leftImg8bit/val/munster/munster_000000_000019_leftImg8bit.png"
     assert image == path.read_bytes()
-    [fine] = read_labels(out, "val_fine")
     # The pixels of the first row have the ids 0, 1, 2, ..., 29.
     void = 255
     assert fine[0].tolist() == (
@@ -85,12 +67,12 @@ def test_coarse_splits_use_coarse_labels(root, tmp_path):
     cityscapes.convert(str(root), str(out), num_shards=1)
     # The coarse labels have no id above 7, road.
     for split in ("train_coarse", "trainval_coarse"):
-        assert [np.unique(x).tolist() for x in read_labels(out, split)] == (
-            [[0, 255]] * len(SPLITS[split])
-        )
-    assert all((x == 18).any() for x in read_labels(out, "trainval_fine"))
-    [test] = read_labels(out, "test_fine")
-    assert (test == 255).all()
+        found = read_samples(out, split)
+        assert len(found) == len(SPLITS[split])
+        assert all(np.unique(x.label).tolist() == [0, 255] for x in found)
+    assert all((x.label == 18).any() for x in read_samples(out, "trainval_fine"))
+    [test] = read_samples(out, "test_fine")
+    assert (test.label == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,12 @@ def test_names_in_every_form(kind):
 
 COLORED = {
     "spaces": "background 0 0 0\ncat 255 0 0\nbig dog 0 128 255\n",
+    "byte order mark": "\ufeffbackground 0 0 0\ncat 255 0 0\nbig dog 0 128 255\n",
+    "tabs": "background\t0\t0\t0\ncat\t255\t0\t0\nbig dog\t0\t128\t255\n",
+    "several tabs": "0 0 0\tbackground\n255 0 0\t\tcat\n0 128 255\tbig dog\n",
+    "commas and spaces": "background, 0, 0, 0\ncat,255,0,0\nbig dog , 0, 128, 255\n",
     "commas": "background,0,0,0\ncat,255,0,0\nbig dog,0,128,255\n",
-    "colour first": "0 0 0\tbackground\n255 0 0\tcat\n0 128 255\t\tbig dog\n".replace(
-        "\t\t", "\t"
-    ),
+    "colour first": "0 0 0\tbackground\n255 0 0\tcat\n0 128 255\tbig dog\n",
     "colons": "background:0,0,0\ncat:255,0,0\nbig dog:0,128,255\n",
     "colons and spaces": "background: 0 0 0\ncat: 255 0 0\nbig dog: 0 128 255\n",
     "hexadecimal": "background #000000\ncat #ff0000\nbig dog #0080FF\n",
@@ -162,6 +164,13 @@ REFUSED = {
     "one line": ("sky road car\n", "'sky road car', is the only class; write each"),
     "numbers": ("0\n1\n2\n", "line 1 of classes.txt, '0', has numbers but no name"),
     "colour alone": ("0 0 0\n", "line 1 of classes.txt, '0 0 0', has a colour but no"),
+    "duplicate name": ("a\nb\na\n", "classes.txt has two classes named a; if numbers"),
+    "missing colour": (
+        "a 1 2 3\n\nb\n",
+        "line 3 of classes.txt, 'b', is not written like line 1 of classes.txt, 'a 1",
+    ),
+    "missing name": ("a 1 2 3\n4 5 6\n", "'4 5 6', is not written like line 1 of"),
+    "two colours": ("1 2 3 zone 4 5 6", "'1 2 3 zone 4 5 6', is ambiguous: which"),
     "two names": ("cat,animal\ndog,animal\n", "'cat,animal', is not understood"),
     "two columns": ("cat  animal\ndog  animal\n", "'cat  animal', has several columns"),
     "tabs": ("cat\tanimal\n", "is not understood"),

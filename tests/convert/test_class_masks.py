@@ -166,7 +166,7 @@ REFUSED_PATTERNS = {
 
 
 @pytest.mark.parametrize("kind", REFUSED_PATTERNS)
-def test_unsure_mask_patterns_are_refused(tmp_path, kind):
+def test_invalid_mask_patterns_are_refused(tmp_path, kind):
     change, flags, message = REFUSED_PATTERNS[kind]
     write_class_masks(tmp_path, "{image}_{name}.png")
     if change:

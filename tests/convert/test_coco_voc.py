@@ -6,7 +6,8 @@ import sys
 import numpy as np
 import pytest
 import small_datasets
-import tensorflow as tf
+from annotation_files import compress_counts
+from record_files import read_labels
 from small_datasets import rectangle
 
 from deeplab_tf.convert import coco_voc
@@ -25,29 +26,22 @@ def files(tmp_path):
     return small_datasets.CocoBuilder(tmp_path / "coco")
 
 
+def out_of(files):
+    return files.image_dir.parent.parent / "out"
+
+
 def convert(files, **settings):
     """Converts to the sibling folder `out`; returns the split sizes."""
     files.save()
     settings = {"split": "train", "num_shards": 2} | settings
-    out = files.image_dir.parent.parent / "out"
-    return coco_voc.convert(str(files.path), str(files.image_dir), str(out), **settings)
-
-
-def read_labels(files, split="train"):
-    """Returns `{name: label}` of every record, in order."""
-    out = files.image_dir.parent.parent / "out"
-    paths = records.find_shards(str(out), split)
-    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
-    return {
-        name.decode(): tf.io.decode_png(label).numpy()[..., 0]
-        for _, label, name in dataset.as_numpy_iterator()
-    }
+    out = str(out_of(files))
+    return coco_voc.convert(str(files.path), str(files.image_dir), out, **settings)
 
 
 def convert_label(files):
     """Converts the only image; returns its label."""
     assert convert(files) == {"train": 1}
-    [label] = read_labels(files).values()
+    [label] = read_labels(out_of(files)).values()
     return label
 
 
@@ -63,25 +57,12 @@ def expected_label(*areas, height=40, width=60):
 RUNS = [2 * 40 + 3, *([30, 10] * 34), 30, 40 * 60 - 2 * 40 - 3 - 34 * 40 - 30]
 
 
-def compress_runs(counts):
-    """Returns run lengths in COCO's text format, written from its description."""
-    text = ""
-    for i, count in enumerate(counts):
-        value = count - (counts[i - 2] if i > 2 else 0)
-        more = True
-        while more:
-            bits, value = value & 31, value >> 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(ord("0") + bits + 32 * more)
-    return text
-
-
 OUTLINES = {
     "polygon": [rectangle(3, 2, 30, 35)],
     "two polygons": [rectangle(3, 2, 30, 20), rectangle(3, 20, 30, 17)],
     "line and polygon": [[50, 0, 59, 20], rectangle(3, 2, 30, 35)],
     "uncompressed runs": {"size": [40, 60], "counts": RUNS},
-    "compressed runs": {"size": [40, 60], "counts": compress_runs(RUNS)},
+    "compressed runs": {"size": [40, 60], "counts": compress_counts(RUNS)},
 }
 
 
@@ -125,11 +106,11 @@ def test_random_masks_round_trip_through_run_lengths(files):
         counts = runs["counts"].decode()
         # pycocotools writes the same text.
         changes = np.flatnonzero(np.diff(pixels.T.ravel(), prepend=0, append=2))
-        assert counts == compress_runs(np.diff(changes, prepend=0).tolist())
+        assert counts == compress_counts(np.diff(changes, prepend=0).tolist())
         image = files.add_image(f"{i}.jpg")
         files.add_object(image, "dog", {"size": [40, 60], "counts": counts})
     convert(files)
-    for pixels, label in zip(masks, read_labels(files).values(), strict=True):
+    for pixels, label in zip(masks, read_labels(out_of(files)).values(), strict=True):
         np.testing.assert_array_equal(label, CLASS["dog"] * pixels)
 
 
@@ -146,11 +127,14 @@ def test_other_categories_become_background(files):
         files.add_object(files.add_image(f"{category}.jpg"), category, [LARGE])
     assert convert(files) == {"train": 20}
     background = {"truck", "traffic light", "elephant"}
-    assert read_labels(files).keys() == set(small_datasets.COCO_CATEGORIES) - background
-    for category, label in read_labels(files).items():
+    assert (
+        read_labels(out_of(files)).keys()
+        == set(small_datasets.COCO_CATEGORIES) - background
+    )
+    for category, label in read_labels(out_of(files)).items():
         class_id = CLASS[renamed.get(category, category)]
         np.testing.assert_array_equal(label, expected_label((0, 0, 35, 30, class_id)))
-    info = records.read_info(str(files.image_dir.parent.parent / "out"))
+    info = records.read_info(str(out_of(files)))
     assert info.name == "coco_voc" and info.ignore_label == 255
     assert info.class_names == dataset_info("pascal_voc_seg").class_names
     assert info.class_pixels["train"] == [20 * (2400 - 1050)] + 20 * [1050]
@@ -221,7 +205,7 @@ def test_images_with_more_than_1000_annotated_pixels_are_kept(files):
     files.add_image("nothing.jpg")
     expected = {name for name, (is_kept, _) in FILTER_CASES.items() if is_kept}
     assert convert(files) == {"train": len(expected)}
-    found = read_labels(files)
+    found = read_labels(out_of(files))
     assert list(found) == sorted(expected, key=lambda name: f"{name}.jpg")
     for label in found.values():
         assert np.count_nonzero((label > 0) & (label < 255)) > 1000
@@ -354,7 +338,7 @@ BROKEN = {
     ),
     "empty runs": (set_runs(""), f"{BROKEN_OUTLINE}its runs do not fill"),
     "truncated runs": (
-        set_runs(compress_runs(RUNS)[:-2]),
+        set_runs(compress_counts(RUNS)[:-2]),
         f"{BROKEN_OUTLINE}its runs do not fill",
     ),
     "runs of another size": (

@@ -327,27 +327,6 @@ def test_interrupted_publishing_is_atomic(sources, folder, shards_before, monkey
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("0.jpg", b"", "0.jpg is broken: it is empty"),
-        ("0.jpg", b"hello", "0.jpg is broken: its 5 bytes are not an image"),
-    ],
-)
-def test_invalid_image_file_is_refused(sources, folder, name, content, message):
-    (sources / name).write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
-
-
-def test_pixel_above_max_value_is_refused(sources, folder):
-    info = dataclasses.replace(INFO, max_value=100)
-    with pytest.raises(
-        UserError, match=r"0\.jpg has the value 2.., but max_value is 100"
-    ):
-        conversion.convert({"train": make_samples(sources, 0)}, info, folder)
-
-
 def test_edited_manifest_is_refused(sources, folder):
     conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
     manifest = f"{folder}/conversion.json"

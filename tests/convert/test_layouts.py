@@ -1,15 +1,12 @@
-"""Folders as people have them: every name and pixel of the records, or one line."""
+"""Converts common folder layouts, and refuses ambiguous ones in one line."""
 
 import unicodedata
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 from program_runs import assert_refused, run
-
-from deeplab_tf.data import records
-from deeplab_tf.images import decoding
+from record_files import read_labels
 
 FOLDER = "deeplab_tf.programs.convert.folder"
 NAMES = ("background", "cat", "dog")
@@ -53,15 +50,8 @@ def arguments(root, *flags, images="images", masks="masks", out="out"):
 
 
 def read(root, split="train", out="out"):
-    """Returns `{name: label}` of a split, and checks that no name occurs twice."""
-    dataset = tf.data.TFRecordDataset(records.find_shards(str(root / out), split))
-    parsed = [records.parse(record) for record in dataset]
-    labels = {
-        name.numpy().decode(): decoding.decode_label(label)[..., 0].numpy()
-        for _, label, name in parsed
-    }
-    assert len(labels) == len(parsed)
-    return labels
+    """Returns `{name: label}` of a split."""
+    return read_labels(root / out, split)
 
 
 def assert_scenes(found, **numbers):
@@ -213,7 +203,7 @@ REFUSED = {
     "same stem": (
         [("images/a.png", "masks/a.png"), ("images/a.jpg", None)],
         [],
-        "images/a.jpg and a.png have the same name",
+        "images/a.jpg and a.png have the same name; remove one of them",
     ),
     "masks of other names": (
         [("images/a.png", "masks/1_cat.png")],
@@ -239,7 +229,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_unsure_layouts_are_refused(tmp_path, kind):
+def test_ambiguous_layouts_are_refused(tmp_path, kind):
     pairs, flags, message = REFUSED[kind]
     write_pairs(tmp_path, *pairs)
     (tmp_path / "animals.txt").write_text("a\nb\nc")

@@ -280,7 +280,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_masks_without_a_sure_meaning_are_refused(read, kind):
+def test_ambiguous_masks_are_refused(read, kind):
     classes, contents, message = REFUSED[kind]
     with pytest.raises(UserError, match=re.escape(message)):
         read(classes, *contents)

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image, ImageFilter
 from program_runs import assert_refused, run
+from record_files import read_records
 from small_masks import (
     BLACK,
     GREEN,
@@ -21,9 +21,7 @@ from small_masks import (
     palette_image,
 )
 
-from deeplab_tf.data import records
 from deeplab_tf.data.info import voc_colors
-from deeplab_tf.images import decoding
 
 FOLDER = "deeplab_tf.programs.convert.folder"
 
@@ -51,24 +49,15 @@ def source(tmp_path):
     return write
 
 
-def read_labels(out):
-    shards = records.find_shards(str(out), "train")
-    dataset = tf.data.TFRecordDataset(shards).map(records.parse).as_numpy_iterator()
-    return {
-        int(name): decoding.decode_label(label).numpy()[..., 0]
-        for _, label, name in dataset
-    }
-
-
 def assert_converts(tmp_path, arguments, num_classes, names, share=0.0):
     """Converts, and compares names and pixels with the truth."""
     printed = run(FOLDER, *arguments)
-    assert records.read_info(str(tmp_path / "out")).class_names == names
-    found = read_labels(tmp_path / "out")
-    assert sorted(found) == [0, 1, 2]
-    for i, label in found.items():
-        truth = draw(i, num_classes)
-        assert (label != truth).mean() <= share, f"mask {i}"
+    classes, found = read_records(tmp_path / "out")
+    assert classes == names
+    assert sorted(found) == ["0", "1", "2"]
+    for name, label in found.items():
+        truth = draw(int(name), num_classes)
+        assert (label != truth).mean() <= share, f"mask {name}"
     return printed
 
 
@@ -202,75 +191,24 @@ def test_class_ids_in_every_format(source, tmp_path, kind):
     assert_converts(tmp_path, arguments, 2, ("background", "object"))
 
 
-def write_labelme(folder):
-    """Palette masks with void, and the class list of labelme."""
-    for path in (folder / "masks").iterdir():
-        label = np.array(Image.open(path))
-        label[:4] = 255
-        palette = np.array(voc_colors(256), np.uint8)
-        palette_image(label, palette).save(path)
-    (folder / "classes.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
-
-
-def write_cvat(folder):
-    colors = ((0, 0, 0), (48, 112, 32), (176, 112, 32))
-    for path in (folder / "masks").iterdir():
-        Image.fromarray(paint(np.array(Image.open(path)), colors)).save(path)
-    (folder / "classes.txt").write_text(
-        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncat:48,112,32::\n"
-        "dog:176,112,32::\n"
-    )
-
-
-def write_roboflow(folder):
-    """Images and masks in one folder, and a class list in CSV."""
-    for path in (folder / "masks").iterdir():
-        path.rename(folder / "images" / f"{path.stem}_mask.png")
-    text = "Pixel Value, Class\n0, background\n1, cat\n2, dog\n"
-    (folder / "classes.txt").write_text(text)
-
-
-def write_class_file(text):
-    return lambda folder: (folder / "classes.txt").write_text(text)
-
-
 NAMES = ("background", "cat", "dog")
-# Change of the files, further flags, and the class names.
-TOOLS = {
-    "labelme": (write_labelme, [], ("_background_", "cat", "dog")),
-    "CVAT": (write_cvat, [], NAMES),
-    "Roboflow": (
-        write_roboflow,
-        ["--label_dir={}/images", "--label_suffix=_mask"],
-        NAMES,
-    ),
-    "ultralytics": (
-        write_class_file("names:\n  0: background\n  1: cat\n  2: dog\n"),
-        [],
-        NAMES,
-    ),
-    "ids in another order": (
-        write_class_file("2,dog\n0,background\n1,cat\n"),
-        [],
-        NAMES,
-    ),
-}
 
 
-@pytest.mark.parametrize("kind", TOOLS)
-def test_masks_and_class_files_of_tools(source, tmp_path, kind):
-    change, flags, names = TOOLS[kind]
+def test_masks_and_class_file_of_labelme(source, tmp_path):
+    """Palette masks with void, which `__ignore__` lists."""
     arguments = source(3, THREE, encode)
-    change(tmp_path)
-    run(FOLDER, *arguments, *(flag.format(tmp_path) for flag in flags))
-    assert records.read_info(str(tmp_path / "out")).class_names == names
-    found = read_labels(tmp_path / "out")
-    assert sorted(found) == [0, 1, 2]
-    for i, label in found.items():
-        truth = draw(i, 3)
-        if kind == "labelme":
-            truth[:4] = 255
-        np.testing.assert_array_equal(label, truth)
+    truths = {str(i): draw(i, 3) for i in range(3)}
+    for name, truth in truths.items():
+        truth[:4] = 255
+        palette = np.array(voc_colors(256), np.uint8)
+        palette_image(truth, palette).save(tmp_path / f"masks/{name}.png")
+    (tmp_path / "classes.txt").write_text("__ignore__\n_background_\ncat\ndog\n")
+    run(FOLDER, *arguments)
+    classes, labels = read_records(tmp_path / "out")
+    assert classes == ("_background_", "cat", "dog")
+    assert labels.keys() == truths.keys()
+    for name, truth in truths.items():
+        np.testing.assert_array_equal(labels[name], truth)
 
 
 def test_values_of_the_class_file_are_printed_and_read(source, tmp_path):

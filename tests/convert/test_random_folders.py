@@ -78,7 +78,7 @@ def check_records(case, out):
         np.testing.assert_array_equal(pixels, scene.pixels[area])
         wrong = label != truth
         if "nearest" in case.flags:
-            wrong &= ~scene.unsure[area]
+            wrong &= ~scene.uncertain[area]
         assert not wrong.any()
         assert max(label.shape) <= case.flags.get("tile", 99)
         assert "tile" in case.flags or record == name
@@ -137,16 +137,16 @@ def convert_random_folder(seed, root):
 
 
 def test_random_folders_are_converted_or_refused(tmp_path):
-    said = [convert_random_folder(seed, tmp_path / str(seed)) for seed in range(40)]
-    assert 10 < said.count("") < 35
+    messages = [convert_random_folder(seed, tmp_path / str(seed)) for seed in range(20)]
+    assert 4 < messages.count("") < 18
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(8))
 def test_many_random_folders_are_converted_or_refused(tmp_path, block):
-    seeds = range(block * 245 + 40, block * 245 + 285)
-    said = [convert_random_folder(seed, tmp_path / str(seed)) for seed in seeds]
-    assert 70 < said.count("") < 220
+    seeds = range(block * 248 + 20, block * 248 + 268)
+    messages = [convert_random_folder(seed, tmp_path / str(seed)) for seed in seeds]
+    assert 70 < messages.count("") < 220
 
 
 def read_masks(seed, folder):
@@ -182,7 +182,7 @@ def read_masks(seed, folder):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(500), pytest.param(range(500, 2500), marks=pytest.mark.slow)]
+    "seeds", [range(250), pytest.param(range(250, 2500), marks=pytest.mark.slow)]
 )
 def test_random_masks_are_read_as_the_truth_or_refused(tmp_path, seeds):
     read = sum(read_masks(seed, tmp_path / str(seed)) for seed in seeds)

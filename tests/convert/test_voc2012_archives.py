@@ -9,8 +9,8 @@ import numpy as np
 import official_archives
 import pytest
 import scipy.io
-import tensorflow as tf
 import tensorflow_datasets as tfds
+from record_files import read_labels, read_samples
 
 from deeplab_tf.convert import voc2012
 from deeplab_tf.data import records
@@ -50,18 +50,8 @@ def convert(files, tmp_path):
     return write_and_convert
 
 
-def read_samples(folder, split):
-    """Returns the name and label of every record of a split."""
-    paths = records.find_shards(str(folder), split)
-    dataset = tf.data.TFRecordDataset(paths).map(records.parse)
-    return [
-        (name.decode(), tf.io.decode_png(label).numpy()[..., 0])
-        for _, label, name in dataset.as_numpy_iterator()
-    ]
-
-
 def read_names(folder, split):
-    return [name for name, _ in read_samples(folder, split)]
+    return [sample.name for sample in read_samples(folder, split)]
 
 
 def test_archives_give_four_splits_in_order(convert, tmp_path):
@@ -79,7 +69,7 @@ def test_archives_give_four_splits_in_order(convert, tmp_path):
 
 def test_voc_labels_override_sbd_labels(convert, tmp_path):
     convert()
-    for name, label in read_samples(tmp_path / "out", "train_aug"):
+    for name, _, label in read_samples(tmp_path / "out", "train_aug"):
         value = official_archives.class_id(name)
         assert (label[0, 1:] == value).all() and (label[1:] == value).all()
         # Only SBD's labels here have background in their first pixel.
@@ -90,7 +80,7 @@ def test_unlisted_voc_labels_override_sbd_labels(files, convert, tmp_path):
     path = "VOCdevkit/VOC2012/SegmentationClass/2008_000002.png"
     files["voc.tar"][path] = official_archives.png(20)
     convert()
-    labels = dict(read_samples(tmp_path / "out", "train_aug"))
+    labels = read_labels(tmp_path / "out", "train_aug")
     assert (labels["2008_000002"] == 20).all()
     assert (labels["2008_000008"] != 20).all()
 
