@@ -103,14 +103,14 @@ def zeros(mebibytes):
 
 _FILE = member("b", b"abc")
 _NOISE = member("a", noise(1 << 16)) + END
-_NOT_PLAIN = "not a plain file or folder"
+_NOT_PLAIN = "not a regular file or folder"
 _BROKEN_SIZE = "its member a has a negative or broken size"
 _BROKEN_PAX = "a pax header is broken"
 _DAMAGED = "its compression is damaged"
 _TRUNCATED = "it is cut off"
 _DUPLICATE = "occurs twice"
 _FILE_AND_FOLDER = "makes a both a file and a folder"
-_OUTSIDE = r"leads outside, by \.\."
+_OUTSIDE = r"leads outside the archive with \.\."
 
 # Function that makes an archive, and pattern of the error message.
 HOSTILE = {
@@ -300,7 +300,7 @@ HOSTILE = {
     ),
     "deeply nested folders": (
         lambda: long_name(65 * "a/") + member("a", kind=b"5") + END,
-        "is too deep in folders",
+        "is nested too deeply in folders",
     ),
     "duplicate file": (lambda: 2 * _FILE + END, f"member b {_DUPLICATE}"),
     "duplicate file with another spelling": (

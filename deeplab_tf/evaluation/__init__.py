@@ -1,1 +1,1 @@
-"""Metrics that match the official tools of the benchmarks."""
+"""Evaluates models, with metrics that match the benchmarks' official tools."""

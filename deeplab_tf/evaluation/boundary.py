@@ -1,6 +1,6 @@
 """Scores near boundaries: mIoU in bands (trimaps) and Boundary IoU.
 
-Both keep int64 counts of pixels, which can be summed over workers.
+Both count pixels in int64 arrays, which can be summed over workers.
 """
 
 import cv2
@@ -15,29 +15,29 @@ _AROUND = ("void", "classes")
 
 
 class TrimapCurve:
-    """mIoU within bands around the boundaries (DeepLabv3+, arXiv:1802.02611, Fig. 5).
+    """mIoU within bands around boundaries (DeepLabv3+, arXiv:1802.02611, Fig. 5).
 
-    "void" bands contain the pixels within a Euclidean distance of a void pixel. This is
-    Sec. 4.4 of the paper, for PASCAL VOC, where objects have a rim of void.
+    "void" bands contain all pixels within a given Euclidean distance of a void pixel,
+    as in Sec. 4.4 of the paper. Use them for PASCAL VOC, where a rim of void pixels
+    surrounds each object.
 
-    "classes" bands surround the boundaries between two classes. Pixels next to another
-    class (4-neighbours) are at distance 1, all others at 1 plus the Euclidean distance
-    from the nearest of these. Void is not a class and has no boundaries. This is for
-    datasets where classes touch, such as Cityscapes and ADE20K. In VOC the rims of void
-    separate nearly all classes, so hardly any boundaries are left.
+    "classes" bands surround the boundaries between classes. A pixel with a 4-neighbour
+    of a different class has distance 1; any other pixel has 1 plus its Euclidean
+    distance to the nearest of these. Void is not a class, so it has no boundaries. Use
+    these bands for datasets in which classes touch, such as Cityscapes and ADE20K.
 
-    Void pixels themselves are not scored.
+    Void pixels are not scored.
 
     Args:
         num_classes: Number of classes; other labels are void.
         ignore_label: Label of void pixels.
-        widths: Widths of the bands in pixels, ascending integers from 1; wider bands
-            include the narrower ones.
-        around: The boundaries, "void" or "classes".
+        widths: Widths of the bands in pixels: integers from 1, in ascending order. Each
+            band includes the narrower ones.
+        around: Type of the bands, "void" or "classes".
 
     Attributes:
-        counts: int64 `[widths, truth, prediction]`: scored pixels of each band that are
-            not in a narrower one.
+        counts: Scored pixels of each band that are not in a narrower band, int64
+            `[widths, truth, prediction]`.
 
     Raises:
         UserError: for invalid arguments.
@@ -54,11 +54,11 @@ class TrimapCurve:
     ):
         require(
             around in _AROUND,
-            f"trimaps are around {join_choices(_AROUND)}; received {around!r}",
+            f"around must be {join_choices(_AROUND)}; received {around!r}",
         )
         require(
             _is_ascending(widths),
-            f"trimap widths must be ascending integers from 1; received {widths}",
+            f"widths must be ascending integers from 1; received {widths}",
         )
         self._num_classes = num_classes
         self._ignore_label = ignore_label
@@ -80,14 +80,14 @@ class TrimapCurve:
         self.counts += confusion.count_cells(cells, self.counts.shape)
 
     def _find_bands(self, labels, scored) -> np.ndarray:
-        """Returns the narrowest band of each pixel; len(widths) outside all bands."""
+        """Returns the index of each pixel's narrowest band; len(widths) if in none."""
         widths = np.array(self._widths)
         if self._around == "void":
             distances = _measure_distances(~scored)
         else:
             distances = _measure_distances(_find_rim(labels, scored))
             widths -= 1  # the rim itself is at distance 1
-        # Distances are rounded roots of integers; these edges lie between them.
+        # Distances are square roots of integers, rounded; these edges lie between them.
         edges = np.sqrt(widths**2 + 0.5).astype(np.float32)
         return np.digitize(distances, edges)
 
@@ -95,8 +95,8 @@ class TrimapCurve:
         """Returns the curve, ready for JSON.
 
         Returns:
-            `around`, `widths`, and for each width `miou`, `pixel_accuracy` (0..1, None
-            without scored pixels) and scored `pixels`.
+            `around`, `widths` and, for each width, `miou` and `pixel_accuracy` (0..1,
+            None without scored pixels) and the number of scored `pixels`.
         """
         matrices = np.cumsum(self.counts, axis=0)
         return {
@@ -117,19 +117,19 @@ class BoundaryIoU:
     """IoU of the inner boundaries of masks (Cheng et al. 2021, arXiv:2103.16562).
 
     The inner boundary of a mask consists of the pixels that d erosions by a 3x3 square
-    remove. Other classes, void and everything beyond the image are outside the mask.
-    As for mIoU, intersections and unions are summed over the dataset. Void pixels are
-    removed from ground truth and prediction first.
+    remove. Other classes, void pixels and everything beyond the image are outside the
+    mask. As for mIoU, intersections and unions are summed over the dataset. First, void
+    pixels are removed from ground truth and prediction.
 
     Args:
         num_classes: Number of classes; other labels are void.
         ignore_label: Label of void pixels.
-        ratio: Width d of boundaries as a fraction of the image diagonal, rounded to at
+        ratio: Width d of a boundary as a fraction of the image diagonal, rounded to at
             least one pixel; 0.02 in the paper.
 
     Attributes:
-        counts: int64 `[truth, prediction]`: pixels by the class whose boundary they are
-            on; the last row and column are for no boundary.
+        counts: Pixels by the class whose boundary they are on, int64 `[truth,
+            prediction]`; the last row and column count pixels on no boundary.
 
     Raises:
         UserError: if the ratio is not positive.
@@ -138,7 +138,7 @@ class BoundaryIoU:
     needs_confidences = False
 
     def __init__(self, num_classes: int, ignore_label: int, ratio: float = 0.02):
-        require(ratio > 0, f"boundary ratio must be positive; received {ratio}")
+        require(ratio > 0, f"ratio must be positive; received {ratio}")
         self._num_classes = num_classes
         self._ignore_label = ignore_label
         self._ratio = ratio
@@ -155,12 +155,12 @@ class BoundaryIoU:
         self.counts += confusion.count_cells(both, self.counts.shape)
 
     def _find_boundaries(self, classes, scored) -> np.ndarray:
-        """Returns the class of each boundary pixel, num_classes elsewhere."""
+        """Returns the class of each boundary pixel; num_classes elsewhere."""
         none = self._num_classes
         masks = np.where(scored, classes.astype(np.uint16), none)
         width = max(1, round(self._ratio * np.hypot(*masks.shape)))
-        # d erosions by a 3x3 square equal one by a square of 2d + 1. For all masks at
-        # once: a pixel stays where the square contains a single class.
+        # d erosions by a 3x3 square equal one erosion by a square of side 2d + 1. All
+        # masks are eroded at once: a pixel stays if its square has a single class.
         square = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
         least = cv2.erode(masks, square)
         most = cv2.dilate(
@@ -172,8 +172,8 @@ class BoundaryIoU:
         """Returns the scores, ready for JSON.
 
         Returns:
-            `ratio`; `boundary_iou`, the mean over all classes except absent ones (None
-            if all are absent); and `per_class`, 0..1, None for absent classes.
+            `ratio`; `boundary_iou`, the mean over all classes that are not absent (None
+            if all are); and `per_class`, 0..1, None for absent classes.
         """
         ious = confusion.iou_per_class(self.counts)[:-1].tolist()
         present = [iou for iou in ious if not np.isnan(iou)]
@@ -191,9 +191,9 @@ def _is_ascending(widths) -> bool:
 
 
 def _find_rim(labels, scored) -> np.ndarray:
-    """Returns a mask of scored pixels next to a scored one of another class."""
+    """Returns a mask of scored pixels next to a scored pixel of another class."""
     rim = np.zeros(labels.shape, bool)
-    # Rows, then columns through transposed arrays, which share memory.
+    # Compares rows, then columns by transposing the arrays, which share memory.
     for edge, classes, counts in ((rim, labels, scored), (rim.T, labels.T, scored.T)):
         differs = (classes[1:] != classes[:-1]) & counts[1:] & counts[:-1]
         edge[1:] |= differs
@@ -202,7 +202,7 @@ def _find_rim(labels, scored) -> np.ndarray:
 
 
 def _measure_distances(pixels) -> np.ndarray:
-    """Returns the Euclidean distance to the nearest pixel of a mask."""
+    """Returns each pixel's Euclidean distance to the nearest pixel of a mask."""
     if not pixels.any():
         return np.full(pixels.shape, np.inf, np.float32)
     away = np.uint8(~pixels)
@@ -210,5 +210,5 @@ def _measure_distances(pixels) -> np.ndarray:
 
 
 def _score_unless_empty(function, matrix: np.ndarray) -> float | None:
-    """Returns a score of a confusion matrix, None if it is empty."""
+    """Returns a score of a confusion matrix, or None if it is empty."""
     return function(matrix) if matrix.any() else None

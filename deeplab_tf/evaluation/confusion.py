@@ -1,4 +1,4 @@
-"""The confusion matrix and the scores computed from it."""
+"""The confusion matrix and scores computed from it."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from deeplab_tf.data.info import is_scored
 
 
 def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-    """Counts how often each cell of an array is indexed, int64 `shape`.
+    """Counts how often each cell of an array of `shape` is indexed, int64.
 
-    `indices` are integers `[items]` for each axis.
+    `indices` has one integer array, `[items]`, per axis.
     """
     cells = np.ravel_multi_index(tuple(indices), shape)
     return np.bincount(cells, minlength=math.prod(shape)).reshape(shape)
@@ -21,13 +21,13 @@ def count_cells(indices: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.nda
 def confusion_matrix(
     labels: ArrayLike, predictions: ArrayLike, num_classes: int, ignore_label: int
 ) -> np.ndarray:
-    """Returns the confusion matrix `[truth, prediction]` of arrays, int64.
+    """Returns the confusion matrix of arrays, int64 `[truth, prediction]`.
 
     `mean_iou.count_confusions` does the same for tensors.
 
     Args:
         labels: Integer class ids of any shape.
-        predictions: Integer class ids of the same number of pixels.
+        predictions: Integer class ids for the same number of pixels.
         num_classes: Number of classes; other labels are ignored.
         ignore_label: Label of pixels to ignore.
     """
@@ -40,7 +40,7 @@ def confusion_matrix(
 def iou_per_class(confusion: np.ndarray) -> np.ndarray:
     """Returns class IoU from a confusion matrix `[truth, prediction]`.
 
-    It is NaN for absent classes, which neither ground truth nor prediction contains.
+    NaN for absent classes, those in neither ground truth nor prediction.
     """
     hits, truth, predicted = _count_classes(confusion)
     return _divide(hits, truth + predicted - hits)
@@ -53,31 +53,31 @@ def accuracy_per_class(confusion: np.ndarray) -> np.ndarray:
 
 
 def f_score_per_class(confusion: np.ndarray) -> np.ndarray:
-    """Returns the harmonic mean of precision and recall; NaN for absent classes."""
+    """Returns each class's harmonic mean of precision and recall; NaN if absent."""
     hits, truth, predicted = _count_classes(confusion)
     return _divide(2 * hits, truth + predicted)
 
 
 def frequency_weighted_iou(confusion: np.ndarray) -> float:
-    """Returns the class IoU weighted by pixel frequency (1411.4038, Sec. 5)."""
+    """Returns the mean IoU, weighted by class frequency (1411.4038, Sec. 5)."""
     truth = confusion.sum(1)
     present = truth > 0
     return float(truth[present] @ iou_per_class(confusion)[present] / truth.sum())
 
 
 def _count_classes(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Returns correct, ground truth and predicted pixels of each class."""
+    """Returns the correct, ground-truth and predicted pixels of each class."""
     return np.diag(confusion), confusion.sum(1), confusion.sum(0)
 
 
 def _divide(dividend: np.ndarray, divisor: np.ndarray) -> np.ndarray:
-    """Divides element by element; NaN where the divisor is 0."""
+    """Divides elementwise; NaN where the divisor is 0."""
     nothing = np.full(dividend.shape, np.nan)
     return np.divide(dividend, divisor, out=nothing, where=divisor > 0)
 
 
 def mean_iou(confusion: np.ndarray) -> float:
-    """Returns the mean IoU over all classes except absent ones."""
+    """Returns the mean IoU over all classes that are not absent."""
     return float(np.nanmean(iou_per_class(confusion)))
 
 

@@ -1,9 +1,9 @@
 """Image corruptions such as noise, blur, weather and compression.
 
 The 15 common corruptions of Hendrycks and Dietterich (1903.12261) at five severities,
-with which Kamann and Rother (1908.05005) evaluate DeepLab. They are computed by
-imagecorruptions-imaug, a maintained fork of the reference code. Labels are unchanged,
-as `elastic_transform` and `zoom_blur` displace pixels only a little.
+which Kamann and Rother (1908.05005) use to evaluate DeepLab. They are computed by
+imagecorruptions-imaug, a maintained fork of the reference code. Labels stay unchanged,
+because even `elastic_transform` and `zoom_blur` move pixels only slightly.
 """
 
 import importlib
@@ -37,9 +37,9 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 _SEVERITIES = range(1, 6)
-_SEEDS = 2**32  # number of seeds of NumPy's global generator
-_LEAST_SIDE = 32  # pixels; minimum of the reference code
-# These have their own random generators, in scikit-image and in compiled code.
+_SEEDS = 2**32  # number of valid seeds of NumPy's global generator
+_LEAST_SIDE = 32  # pixels; the minimum in the reference code
+# These use their own random generators, in scikit-image and in compiled code.
 _OWN_GENERATOR = ("impulse_noise", "glass_blur")
 _DISTRIBUTION = "imagecorruptions-imaug"
 
@@ -52,8 +52,8 @@ def _import_package():
     except ImportError as error:
         # --no-deps, because opencv-python would replace the headless build.
         raise UserError(
-            "corruptions need more packages; run pip install scikit-image numba, then "
-            f"pip install --no-deps {_DISTRIBUTION} ({error})"
+            f"corruptions need more packages ({error}); run pip install scikit-image "
+            f"numba, then pip install --no-deps {_DISTRIBUTION}"
         ) from error
 
 
@@ -61,7 +61,8 @@ def _check_kind(name: str, severity: int) -> None:
     if name not in CORRUPTIONS:
         hint = suggest_similar(name, CORRUPTIONS)
         raise UserError(
-            f"there is no corruption {name!r}; {hint}all are {', '.join(CORRUPTIONS)}"
+            f"there is no corruption {name!r}; {hint}it must be one of "
+            f"{', '.join(CORRUPTIONS)}"
         )
     if severity not in _SEVERITIES:
         raise UserError(f"severity must be an integer in 1..5; received {severity!r}")
@@ -108,7 +109,7 @@ def corrupt(image: np.ndarray, name: str, severity: int, seed: int) -> np.ndarra
     state = np.random.get_state()
     np.random.seed(seed)
     try:
-        # Some results are transposed in memory.
+        # Some results are not contiguous in memory.
         return np.ascontiguousarray(package.corrupt(image, severity, name, **own_seed))
     finally:
         np.random.set_state(state)
@@ -130,12 +131,11 @@ def corrupt_dataset(
         seed: Any integer.
 
     Returns:
-        An iterator over batches with float32 images 0..255; labels and names are
-        unchanged.
+        An iterator over the batches, with corrupted float32 images 0..255.
 
     Raises:
-        UserError: immediately for an unknown name or severity, or if the reference code
-            is not installed; while iterating for images that are not RGB or too small.
+        UserError: immediately if the name or severity is unknown or the reference code
+            is not installed; during iteration if an image is too small or not RGB.
     """
     _check_kind(name, severity)
     _import_package()

@@ -1,4 +1,4 @@
-"""The doctor's report on a dataset, a self-contained HTML file: `doctor.html`.
+"""Writes the doctor's report on a dataset, the self-contained `doctor.html`.
 
 The template is `templates/dataset.html`.
 """
@@ -20,18 +20,18 @@ from deeplab_tf.evaluation.page import (
     write_page,
 )
 
-_SHOWN = 50  # problems of each kind
+_SHOWN = 50  # problems shown of each kind
 
 
 class Diagnosis(NamedTuple):
-    """Everything that the doctor found out about a dataset.
+    """All findings of the doctor on a dataset.
 
     Attributes:
         info: Description of the dataset.
-        reports: Reports of the splits.
+        reports: One report per split.
         problems: All problems.
-        suggestion: Settings for training; None without a readable training split.
-        command: Command line of a training with these settings.
+        suggestion: Suggested settings; None if no training split is readable.
+        command: Command line that trains with these settings.
     """
 
     info: DatasetInfo
@@ -52,8 +52,8 @@ def write_dataset_report(
     Args:
         path: Output file; its folder must exist.
         diagnosis: The findings.
-        samples: Drawn samples of each split, uint8 RGB.
-        command: Arguments of the command line that repeats the examination.
+        samples: Drawings of samples of each split, uint8 RGB.
+        command: Arguments of the command line that created the report.
     """
     info, reports, problems, suggestion, training = diagnosis
     sections = [
@@ -117,7 +117,7 @@ def _describe_split(report: SplitReport) -> list[str]:
 
 
 def describe_labels(reports: Sequence[SplitReport], info: DatasetInfo) -> dict:
-    """Returns the table of label values: share of pixels and images in each split."""
+    """Returns a table of label values: their share of pixels and images by split."""
     columns = [
         f"{r.split}: {unit}" for r in reports for unit in ("pixels, %", "images")
     ]

@@ -1,4 +1,4 @@
-"""Evaluates a model on a dataset; the metrics of `metrics.json`."""
+"""Evaluates a model on a dataset and computes the metrics of `metrics.json`."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ _BATCHES = Elements("batches of images and labels, such as those of load_dataset
 
 @runtime_checkable
 class ExportedModel(Protocol):
-    """A model that is not a `keras.Model`, such as that of `load_artefact`."""
+    """A model that is not a `keras.Model`, such as one from `load_artefact`."""
 
     num_classes: int | None
     protocol: dict
@@ -39,7 +39,7 @@ class ExportedModel(Protocol):
 
 
 class _Batch(NamedTuple):
-    """Images of one size and their predictions.
+    """A batch of images of one size, with predictions.
 
     Attributes:
         images: `[batch, height, width, channels]`.
@@ -59,13 +59,13 @@ class _Batch(NamedTuple):
 
 
 class Evaluator:
-    """Evaluates a model repeatedly with one compiled step, such as during training.
+    """Evaluates a model repeatedly with one compiled step, for example in training.
 
     A model built under `tf.distribute.MirroredStrategy` is evaluated on all of its
-    replicas, each of which takes separate batches.
+    replicas, which receive different batches.
 
     Args:
-        model: A model of `build_model`, or an exported model: an object with `labels`,
+        model: A model from `build_model`, or an exported one: an object with `labels`,
             `num_classes`, `protocol` and, for confidences, `probabilities` like those
             of `Predictor`.
         config: The inference protocol and the ignored label.
@@ -88,7 +88,7 @@ class Evaluator:
         if isinstance(model, keras.Model):
             self._predictor = make_predictor(model, config)
             self._compiled_step = compile_graph(self._step, reduce_retracing=True)
-            # Only models of the TensorFlow backend have a strategy.
+            # Only models on the TensorFlow backend have a strategy.
             strategy = getattr(model, "distribute_strategy", None)
             if isinstance(strategy, tf.distribute.MirroredStrategy):
                 self._strategy = strategy
@@ -105,7 +105,7 @@ class Evaluator:
     def _step(
         self, images: tf.Tensor, labels: tf.Tensor, confident: bool
     ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor]:
-        """Returns predictions, confidences if `confident`, and class counts."""
+        """Returns predictions, confidences (None if not `confident`) and counts."""
         confidences = None
         if not isinstance(self._predictor, Predictor):
             predictions, confidences = self._predict_exported(images, confident)
@@ -130,7 +130,8 @@ class Evaluator:
         if not 0 <= predictions.min() <= predictions.max() < self.num_classes:
             raise UserError(
                 f"the model predicted labels from {predictions.min()} to "
-                f"{predictions.max()}; it has {self.num_classes} classes"
+                f"{predictions.max()}; its {self.num_classes} classes are "
+                f"0..{self.num_classes - 1}"
             )
         if not confident:
             return predictions, None
@@ -144,15 +145,16 @@ class Evaluator:
         measures: Sequence = (),
         gallery: Gallery | None = None,
     ) -> dict:
-        """Evaluates the model on a dataset at the original image sizes.
+        """Evaluates the model on a dataset, at the original image sizes.
 
         Args:
             dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
-                labels `[batch, height, width, 1]` and optionally names. Each worker
-                gets its own part. Several replicas need a `tf.data.Dataset`.
+                labels `[batch, height, width, 1]` and optionally names. With several
+                workers, the part for this worker; with several replicas, it must be a
+                `tf.data.Dataset`.
             total: Sums an int64 array over all workers; None if there is only one.
-            measures: Further measures to update with each image, such as `TrimapCurve`.
-            gallery: Gallery to update with each image.
+            measures: Additional measures to update, such as `TrimapCurve`.
+            gallery: Gallery to update.
 
         Returns:
             `images`, `miou`, `pixel_accuracy`, `frequency_weighted_iou`,
@@ -183,7 +185,7 @@ class Evaluator:
         all_images, larger = images.tolist()
         if larger and not self._has_noted_sizes:
             count = pluralize(larger, "image(s) (exceeds|exceed)")
-            print(f"note: {count} eval_crop_size, which grew to fit")
+            print(f"note: {count} eval_crop_size, which was enlarged to fit")
             self._has_noted_sizes = True
         return self._compute_metrics(all_images, counts)
 
@@ -196,7 +198,7 @@ class Evaluator:
                 predictions, confidences, counts = self._compiled_step(
                     images, labels, confident
                 )
-            names = names[0] if names else _empty_names(images)
+            names = names[0] if names else _make_empty_names(images)
             yield _Batch(images, labels, names, predictions, counts, confidences)
 
     def _score_by_replicas(
@@ -219,7 +221,7 @@ class Evaluator:
     def _step_on_replicas(
         self, strategy: tf.distribute.Strategy, iterator: Iterator, confident: bool
     ) -> list:
-        """Evaluates one batch on each replica; returns lists by replica."""
+        """Evaluates one batch per replica; returns one list per result, by replica."""
 
         def step(images: tf.Tensor, labels: tf.Tensor) -> tuple:
             predictions, confidences, counts = self._step(images, labels, confident)
@@ -233,8 +235,8 @@ class Evaluator:
     def _compute_metrics(self, images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
-                f"the labels of all {images} images are ignored or invalid; a class "
-                f"label is in 0..{len(counts) - 1}"
+                f"no pixels to score: the labels of all {images} images are ignored or "
+                f"invalid; the labels of classes are 0..{len(counts) - 1}"
             )
         return {
             "images": images,
@@ -251,13 +253,13 @@ class Evaluator:
     def _describe_protocol(self) -> dict:
         config = dataclasses.asdict(self._config)
         if not isinstance(self._predictor, Predictor):
-            # The inference protocol of an export is fixed.
+            # An export has a fixed inference protocol.
             config = {k: config[k] for k in ("eval_batch_size", "ignore_label")}
         return self._predictor.protocol | config
 
 
 def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
-    """Returns a predictor with the inference protocol of a config."""
+    """Makes a predictor with the inference protocol of a config."""
     limit = config.memory_limit_mb
     return Predictor(
         model,
@@ -272,7 +274,7 @@ def make_predictor(model: keras.Model, config: EvalConfig) -> Predictor:
 def _update_measures(
     batch: _Batch, first: int, measures: Sequence, gallery: Gallery | None
 ) -> None:
-    """Updates measures and gallery; `first` numbers images without a name."""
+    """Updates measures and gallery; images without a name are numbered from `first`."""
     if not measures and gallery is None:
         return
     images, labels, names, predictions = map(np.asarray, batch[:4])
@@ -293,11 +295,11 @@ def _append_dummy_batches(
 ) -> tf.data.Dataset:
     """Appends endless dummy batches, so that each replica always gets a batch.
 
-    A bool is inserted before each element: whether it is from the dataset.
+    Prepends a bool to each element, which is true for batches of the dataset.
     """
 
     def real(images: tf.Tensor, labels: tf.Tensor, *names: tf.Tensor) -> tuple:
-        return True, images, labels, names[0] if names else _empty_names(images)
+        return True, images, labels, names[0] if names else _make_empty_names(images)
 
     channels = dataset.element_spec[0].shape[-1]
     image, label = tf.zeros([1, 1, 1, channels]), tf.fill([1, 1, 1, 1], ignore_label)
@@ -307,7 +309,7 @@ def _append_dummy_batches(
     return dataset.map(real).concatenate(dummy.repeat())
 
 
-def _empty_names(images: tf.Tensor) -> tf.Tensor:
+def _make_empty_names(images: tf.Tensor) -> tf.Tensor:
     return tf.fill([tf.shape(images)[0]], "")
 
 
@@ -320,10 +322,10 @@ def evaluate(
     dataset: Iterable,
     config: EvalConfig = EvalConfig(),
 ) -> dict:
-    """Evaluates a model on a dataset at the original image sizes.
+    """Evaluates a model on a dataset, at the original image sizes.
 
     Args:
-        model: A model of `build_model` or `load_artefact`.
+        model: A model from `build_model` or `load_artefact`.
         dataset: Batches of images `[batch, height, width, 3]`, RGB 0..255, and
             labels `[batch, height, width, 1]`.
         config: The inference protocol and the ignored label.
@@ -340,7 +342,7 @@ def _is_larger(size: tuple[int, int], crop_size: tuple[int, int] | None) -> bool
 
 
 def format_class_table(metrics: dict, info: DatasetInfo) -> str:
-    """Formats the per-class scores of some metrics as a table."""
+    """Formats the scores of each class as a text table."""
     pixels = np.sum(metrics["confusion_matrix"], 1)
     columns = [metrics[f"{name}_per_class"] for name in ("iou", "accuracy", "f_score")]
     width = max(map(len, ("class", *info.class_names)))
@@ -368,7 +370,7 @@ def format_class_table(metrics: dict, info: DatasetInfo) -> str:
 
 
 def write_metrics(metrics: dict, folder: str) -> str:
-    """Writes `metrics.json` to a folder atomically and returns its path."""
+    """Atomically writes `metrics.json` to a folder and returns its path."""
     path = os.path.join(folder, METRICS_FILE)
     write_text(json.dumps(metrics, indent=2) + "\n", path)
     return path

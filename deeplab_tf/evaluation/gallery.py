@@ -10,14 +10,14 @@ from deeplab_tf.visualize import as_rgb
 
 @dataclasses.dataclass(frozen=True)
 class ScoredImage:
-    """An image with ground truth, prediction and score.
+    """An image with its ground truth, prediction and score.
 
     Attributes:
         name: Name of the image.
         image: uint8 RGB `[height, width, 3]`.
         truth: Labels, uint8 `[height, width]`.
         prediction: Class ids, uint8 `[height, width]`.
-        miou: Mean IoU 0..1 over the classes of this image; None without scored pixels.
+        miou: Mean IoU, 0..1, over classes in the image; None without scored pixels.
     """
 
     name: str
@@ -28,13 +28,13 @@ class ScoredImage:
 
 
 class Gallery:
-    """Keeps the first images of a split and those with the worst and best scores.
+    """Collects the first images of a split, and those with the best and worst scores.
 
     Args:
         num_classes: Number of classes.
         ignore_label: Label of pixels that are not scored.
         first: Number of first images to keep.
-        extremes: Number of worst and of best images to keep.
+        extremes: Number of best images, and of worst images, to keep.
 
     Attributes:
         first: The first images, in the order of the split.
@@ -53,7 +53,7 @@ class Gallery:
         self._worst, self._best = [], []
 
     def update(self, name: str, image, truth, prediction) -> None:
-        """Adds an image `[h, w, channels]`, 0..255, if it is to be kept."""
+        """Adds an image `[h, w, channels]`, 0..255, if it is one of those to keep."""
         if not self._extremes and len(self.first) >= self._first:
             return
         miou = self._score(truth, prediction)
@@ -62,7 +62,7 @@ class Gallery:
         is_first = len(self.first) < self._first
         if not (is_worst or is_best or is_first):
             return
-        # Copies, so that the batch can be freed.
+        # Copy, so that the memory of the batch can be freed.
         truth, prediction = truth.astype(np.uint8), prediction.astype(np.uint8)
         scored = ScoredImage(name, as_rgb(image).copy(), truth, prediction, miou)
         if is_first:
@@ -81,7 +81,7 @@ class Gallery:
 
     def _insert(self, kept: list, scored: ScoredImage, rank: float) -> None:
         kept.append((rank, scored))
-        # A stable sort keeps the earlier of equal scores.
+        # The sort is stable, so of equal scores, the earlier image is kept.
         kept.sort(key=lambda pair: -pair[0])
         del kept[self._extremes :]
 
@@ -92,6 +92,6 @@ class Gallery:
 
     @property
     def best(self) -> list[ScoredImage]:
-        """The images with the highest scores, the best first, without `worst`."""
+        """The images with the highest scores, best first, except those in `worst`."""
         shown = {id(scored) for _, scored in self._worst}
         return [scored for _, scored in self._best if id(scored) not in shown]

@@ -23,32 +23,32 @@ def count_confusions(
 ) -> Tensor:
     """Returns the confusion matrix `[truth, prediction]` of tensors.
 
-    It is int64, or without 64 bits int32; with `weights`, one per pixel, it has their
-    type. The same as `confusion.confusion_matrix`, which takes arrays.
+    Equals `confusion.confusion_matrix`, which takes arrays. The matrix has the type of
+    `weights`, one per pixel; by default, it is int64, or int32 without 64-bit support.
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     predictions = ops.cast(ops.reshape(predictions, (-1,)), "int32")
     scored = is_scored(labels, num_classes, ignore_label)
-    # Ignored pixels go to an extra cell after the matrix.
+    # Ignored pixels are counted in an extra cell after the matrix.
     cells = ops.where(scored, labels * num_classes + predictions, num_classes**2)
     if weights is None:
-        weights = ops.ones_like(cells, dtype=_widest("int"))
+        weights = ops.ones_like(cells, dtype=_find_widest("int"))
     counts = _sum_by_cell(cells, ops.reshape(weights, (-1,)), num_classes**2 + 1)
     return ops.reshape(counts[:-1], (num_classes, num_classes))
 
 
 def _sum_by_cell(cells: Tensor, weights: Tensor, size: int) -> Tensor:
-    """Returns the sum of the weights of each cell, `[size]`."""
+    """Sums the weights in each cell, `[size]`."""
     if keras.backend.backend() != "tensorflow":
         return ops.segment_sum(weights, cells, size)
     import tensorflow as tf
 
-    # Six times as fast on a CPU; `ops.bincount` has a size that XLA cannot compile.
+    # Six times as fast on a CPU; XLA cannot compile the dynamic size of `ops.bincount`.
     return tf.raw_ops.DenseBincount(input=cells, size=size, weights=weights)
 
 
-def _widest(kind: str) -> str:
-    """Returns the widest type of a kind, "int" or "float", on the Keras backend."""
+def _find_widest(kind: str) -> str:
+    """Returns the widest "int" or "float" type of the Keras backend."""
     if keras.backend.backend() != "jax":
         return f"{kind}64"
     import jax
@@ -60,13 +60,13 @@ def _widest(kind: str) -> str:
 class MeanIoU(keras.metrics.Metric):
     """Mean IoU of predictions and labels over all updates.
 
-    Integer counts make the result independent of batch size and order, and exact beyond
-    2^24 pixels. Classes that neither labels nor predictions contain are left out, as in
-    `evaluate`. A label that is neither a class nor ignored, or a predicted id that is
-    not a class, is an error (see `models.labels.read_labels`); in TensorFlow code
-    compiled by XLA, which cannot raise it, the result is NaN. On JAX, it is also NaN
-    once an entry of the confusion matrix reaches 2^31 pixels, unless `jax_enable_x64`
-    is set.
+    Pixels are counted as integers, so the result does not depend on batch size or order
+    and is exact beyond 2^24 pixels. Classes in neither labels nor predictions are left
+    out, as in `evaluate`. A label that is neither a class nor ignored, or a prediction
+    that is not a class, raises an error (see `models.labels.read_labels`), or makes the
+    result NaN in TensorFlow code compiled with XLA, which cannot raise errors. On JAX,
+    the result is also NaN once an entry of the confusion matrix reaches 2^31 pixels,
+    unless `jax_enable_x64` is set.
 
     Args:
         num_classes: Number of classes.
@@ -77,7 +77,7 @@ class MeanIoU(keras.metrics.Metric):
         **kwargs: Passed to `keras.metrics.Metric`.
 
     Raises:
-        UserError: if `num_classes` is out of range or a target is not a class.
+        UserError: if `num_classes` is out of range, or a target is not a class.
     """
 
     @check_arguments(num_classes=COUNT)
@@ -100,31 +100,31 @@ class MeanIoU(keras.metrics.Metric):
         self.num_classes = num_classes
         self.ignore_label = ignore_label
         self.target_class_ids = targets
-        # Updates without and with weights; the latter is NaN after an invalid update.
+        # Sums of updates without and with weights. The latter become NaN after an
+        # invalid update.
         shape = (num_classes, num_classes)
         self.counts = self.add_variable(
-            shape, "zeros", dtype=_widest("int"), name="confusion"
+            shape, "zeros", dtype=_find_widest("int"), name="confusion"
         )
         self.weighted_counts = self.add_variable(
-            shape, "zeros", dtype=_widest("float"), name="weighted_confusion"
+            shape, "zeros", dtype=_find_widest("float"), name="weighted_confusion"
         )
 
     def update_state(
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> None:
-        """Adds labels and predictions of the same height and width to the counts.
+        """Adds labels and predictions, of the same height and width, to the counts.
 
         Args:
             y_true: Class ids `[batch, height, width]` or `[..., 1]`, or one-hot labels
-                `[..., num_classes]`, where a pixel of zeros is ignored.
-            y_pred: Scores `[..., num_classes]`, logits or probabilities, or class ids
-                `[batch, height, width]` or `[..., 1]`.
+                `[..., num_classes]`, in which a pixel of zeros is ignored.
+            y_pred: Logits or probabilities `[..., num_classes]`, or class ids `[batch,
+                height, width]` or `[..., 1]`.
             sample_weight: One weight per image, `[batch]`, or per pixel, `[batch,
-                height, width]`; None counts pixels exactly.
+                height, width]`; without weights, pixels are counted exactly.
 
         Raises:
-            UserError: for an invalid shape, or an invalid label or prediction (see
-                `read_labels`).
+            UserError: if a shape, label or prediction is invalid; see `read_labels`.
         """
         labels, invalid = read_labels(y_true, self.num_classes, self.ignore_label)
         predictions, wrong = read_predictions(y_pred, self.num_classes)
@@ -137,14 +137,16 @@ class MeanIoU(keras.metrics.Metric):
             self.counts.assign_add(count_confusions(*pixels))
             invalid |= ops.any(self.counts < 0)  # overflow
         else:
-            weights = ops.cast(expand_sample_weight(sample_weight), _widest("float"))
+            weights = ops.cast(
+                expand_sample_weight(sample_weight), _find_widest("float")
+            )
             weights = ops.broadcast_to(weights, ops.shape(labels))
             added = count_confusions(*pixels, weights)
-        poison = ops.cast(ops.where(invalid, float("nan"), 0.0), _widest("float"))
+        poison = ops.cast(ops.where(invalid, float("nan"), 0.0), _find_widest("float"))
         self.weighted_counts.assign(self.weighted_counts + added + poison)
 
     def result(self) -> Tensor:
-        """Returns the mean IoU, 0..1, of the targets in labels or predictions."""
+        """Returns the mean IoU, 0..1, over the target classes that are not absent."""
         targets = list(self.target_class_ids)
         hits, union = (ops.take(x, targets) for x in self._count_classes())
         present = union != 0
@@ -153,16 +155,16 @@ class MeanIoU(keras.metrics.Metric):
         return ops.cast(mean, "float32")
 
     def iou_per_class(self) -> Tensor:
-        """Returns the IoU of each class, float32 `[num_classes]`, NaN for absent ones.
+        """Returns the IoU of each class, float32 `[num_classes]`; NaN if absent.
 
-        The same as `confusion.iou_per_class`, which takes arrays.
+        Equals `confusion.iou_per_class`, which takes arrays.
         """
         hits, union = self._count_classes()
         return ops.cast(hits / ops.where(union == 0, float("nan"), union), "float32")
 
     def _count_classes(self) -> tuple[Tensor, Tensor]:
-        """Returns intersection and union of ground truth and prediction per class."""
-        counts = ops.cast(self.counts, _widest("float")) + self.weighted_counts
+        """Returns intersection and union of ground truth and prediction by class."""
+        counts = ops.cast(self.counts, _find_widest("float")) + self.weighted_counts
         hits = ops.diagonal(counts)
         return hits, ops.sum(counts, 0) + ops.sum(counts, 1) - hits
 
@@ -177,7 +179,7 @@ class MeanIoU(keras.metrics.Metric):
 
 
 def _check_size(labels: tuple, predictions: tuple) -> None:
-    """Raises an error if heights and widths are known to differ."""
+    """Raises `UserError` if heights or widths are known to differ."""
     pairs = zip(labels, predictions, strict=True)
     require(
         all(None in pair or pair[0] == pair[1] for pair in pairs),

@@ -11,12 +11,12 @@ def make_measures(
     boundary_iou: bool = False,
     calibration: bool = False,
 ) -> dict:
-    """Returns measures by their names in metrics.json.
+    """Returns the selected measures, by their names in metrics.json.
 
     Args:
-        info: The classes.
+        info: Description of the dataset.
         trimap: Where to measure mIoU in bands (DeepLabv3+, Fig. 5): around "void"
-            pixels, boundaries of "classes", or "none".
+            pixels, around boundaries between "classes", or "none".
         boundary_iou: Whether to measure Boundary IoU.
         calibration: Whether to measure the expected calibration error.
     """
@@ -32,7 +32,7 @@ def make_measures(
 
 
 def describe_measures(metrics: dict) -> list[str]:
-    """Describes each measure in a metrics.json in one line."""
+    """Returns one line for each of these measures in a metrics.json."""
     lines = []
     if "trimap" in metrics:
         trimap = metrics["trimap"]

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, without scripts, fonts or other files.
+"""Writes self-contained HTML pages, without scripts, fonts or other files.
 
 The templates in `templates/` are autoescaped.
 """
@@ -24,7 +24,7 @@ NOTHING = "\u2013"
 
 
 def format_percent(share: float | None) -> str:
-    """Formats a fraction in percent without the sign; a dash for None and NaN."""
+    """Formats a fraction as a percentage without the sign; a dash for None and NaN."""
     if share is None or np.isnan(share):
         return NOTHING
     return f"{100 * share:.2f}"
@@ -62,20 +62,20 @@ def write_page(path: str, template: str, **data: object) -> None:
     Args:
         path: Output file; its folder must exist.
         template: A file in `templates/` that extends `page.html`.
-        **data: `title`, `headline`, `sections`, and what the template needs.
+        **data: `title`, `headline`, `sections`, and variables of the template.
     """
     text = _load_templates().get_template(template).render(**data)
-    # Arguments and names that are not UTF-8 contain surrogates.
+    # Arguments and file names that are not UTF-8 contain surrogates.
     write_text(text.encode(errors="replace").decode() + "\n", path)
 
 
 def describe_class(label: int, info: DatasetInfo) -> dict:
-    """Returns name and colour of a class for the template."""
+    """Returns the name and colour of a class for a template."""
     return {"name": info.class_names[label], "color": info.colors[label]}
 
 
 def describe_versions() -> Mapping[str, str]:
-    """Returns the versions of the software by name."""
+    """Returns the versions of this package, Python and the main dependencies."""
     return {
         "deeplab_tf": deeplab_tf.__version__,
         "TensorFlow": tf.__version__,
@@ -85,16 +85,16 @@ def describe_versions() -> Mapping[str, str]:
 
 
 def embed_png(image: np.ndarray, alt: str, density: int = 1) -> dict:
-    """Returns a uint8 image `[height, width, 3]` for the template.
+    """Embeds a uint8 image `[height, width, 3]` as a PNG for a template.
 
-    `alt` is the alternative text; `density` counts image pixels per page pixel.
+    `alt` is the alternative text; `density` is image pixels per pixel of the page.
     """
     size = image.shape[1] // density, image.shape[0] // density
     return _embed_image(visualize.encode_png(image), "png", alt, size)
 
 
 def embed_jpeg(image: np.ndarray, alt: str, size: tuple[int, int]) -> dict:
-    """Returns an image `[height, width, 3]` resized to (width, height)."""
+    """Embeds a uint8 image, resized to `size` (width, height), as a JPEG."""
     file = io.BytesIO()
     small = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)
     small.save(file, "JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""The evaluation report, a self-contained HTML file: `report.html`.
+"""Writes the evaluation report, the self-contained `report.html`.
 
 The template is `templates/report.html`.
 """
@@ -25,10 +25,10 @@ from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED
 _SIDE = 480  # longer side of a thumbnail in pixels
 _CONFUSIONS = 10
 _NAMED_CLASSES = 12  # listed below an image
-# The first entries of the protocol; the rest follow in their order.
+# Entries of the protocol to show first; the rest keep their order.
 _FIRST = ("checkpoint", "dataset", "split", "output_stride", "eval_scales")
 _BANDS = {"void": "unlabelled pixels", "classes": "boundaries between classes"}
-# Titles of optional sections and their keys in the metrics.
+# Title of each optional section -> key in the metrics.
 _OPTIONAL = {
     "Near boundaries": "trimap",
     "Boundary IoU": "boundary_iou",
@@ -54,15 +54,16 @@ def write_report(
         info: Names and colours of the classes.
         worst: Images to show, the worst first.
         best: Images to show, the best first.
-        command: Arguments of the command line that repeats the evaluation.
+        command: Arguments of the command line that created the report.
 
     Raises:
-        UserError: if metrics and `info` have different numbers of classes.
+        UserError: if the metrics and `info` have different numbers of classes.
     """
     classes = len(metrics["confusion_matrix"])
     if classes != info.num_classes:
         raise UserError(
-            f"the metrics have {classes} classes; {info.name} has {info.num_classes}"
+            f"the metrics have {classes} classes, but {info.name} has "
+            f"{info.num_classes}"
         )
     sections = [
         ("Protocol", "protocol", _describe_protocol(metrics["protocol"])),
@@ -115,8 +116,8 @@ def _make_class_table(metrics: Mapping, info: DatasetInfo) -> dict:
 def _draw_confusion_matrix(metrics: Mapping, info: DatasetInfo) -> dict:
     counts = np.array(metrics["confusion_matrix"])
     image = visualize.plot_confusion(counts, info.class_names)
-    alt = "Confusion matrix: a row for each class of the truth, a column for each "
-    alt += "predicted class; the most frequent confusions follow in words."
+    alt = "Confusion matrix with one row per true class and one column per predicted "
+    alt += "class; the most frequent confusions are listed below."
     return embed_png(image, alt)
 
 
@@ -159,7 +160,7 @@ def _make_optional_sections(metrics: Mapping) -> list[tuple[str, str, Mapping]]:
 def _describe_trimap(trimap: Mapping) -> dict:
     place = _BANDS.get(trimap["around"], trimap["around"])
     image = visualize.plot_trimap(trimap["widths"], trimap["miou"])
-    alt = f"mIoU in bands around {place}, by their width; the table has its values."
+    alt = f"mIoU in bands around {place}, by width; the table lists the values."
     rows = zip(
         trimap["widths"],
         map(format_percent, trimap["miou"]),
@@ -172,7 +173,7 @@ def _describe_trimap(trimap: Mapping) -> dict:
 
 def _describe_calibration(calibration: Mapping) -> dict:
     parts = [calibration[name] for name in ("confidence", "accuracy", "pixels")]
-    alt = f"Reliability diagram: accuracy in {calibration['bins']} bins of confidence."
+    alt = f"Reliability diagram: accuracy in {calibration['bins']} confidence bins."
     return {
         "expected": calibration["expected_calibration_error"],
         "maximum": calibration["maximum_calibration_error"],
@@ -210,7 +211,7 @@ def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
     sides = np.array(scored.truth.shape)
     small = np.maximum(1, np.rint(sides * min(1, _SIDE / sides.max()))).astype(int)
     height, width = small.tolist()
-    # Nearest neighbour, because class ids cannot be averaged.
+    # Use the nearest neighbour, because class ids cannot be averaged.
     centres = [
         ((np.arange(n) + 0.5) * side / n).astype(int)
         for n, side in zip(small, sides, strict=True)
@@ -232,7 +233,7 @@ def _make_thumbnails(scored: ScoredImage, info: DatasetInfo) -> dict[str, dict]:
 
 
 def _sort_classes_by_size(scored: ScoredImage, info: DatasetInfo) -> list[int]:
-    """Returns the classes of ground truth or prediction by decreasing size."""
+    """Returns the classes in ground truth or prediction, largest first."""
     pixels = np.zeros(256, np.int64)
     for labels in (scored.truth, scored.prediction):
         pixels += np.bincount(labels.ravel(), minlength=256)

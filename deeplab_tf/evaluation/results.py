@@ -1,4 +1,4 @@
-"""Evaluation results on a split: metrics.json and report.html."""
+"""Evaluates a model on a split and writes metrics.json and report.html."""
 
 import dataclasses
 import os
@@ -20,24 +20,24 @@ _EXTREMES = 12  # worst and best images in the report
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """A split to evaluate on, by its official name."""
+    """A split to evaluate on; `name` is its official name."""
 
     data: DataConfig
     name: str
     info: DatasetInfo
 
     def load(self) -> tf.data.Dataset:
-        """Returns a dataset of images, labels and names."""
+        """Loads a dataset of images, labels and names."""
         return load_dataset(self.data, self.name, False, named=True)
 
 
 def list_result_files(with_report: bool) -> list[str]:
-    """Returns the names of the result files."""
+    """Returns the names of the files that `write_results` writes."""
     return [METRICS_FILE, REPORT_FILE] if with_report else [METRICS_FILE]
 
 
 def make_gallery(info: DatasetInfo) -> Gallery:
-    """Returns a gallery of the worst and best images for the report."""
+    """Makes a gallery of the worst and best images for the report."""
     return Gallery(info.num_classes, info.ignore_label, extremes=_EXTREMES)
 
 
@@ -50,11 +50,18 @@ def score_split(
     gallery: Gallery | None = None,
     experiment: Experiment | None = None,
 ) -> dict:
-    """Evaluates a model on a split; adds protocol and classes that it never predicts.
+    """Evaluates a model on a split, and adds details to the metrics.
 
-    `dataset` yields images, labels and names; `split` and `checkpoint` are for the
-    protocol; `measures` are those of `make_measures`, by name; `gallery`, if given,
-    collects the worst and best images.
+    These are the protocol, and the likely reasons for classes that are never predicted.
+
+    Args:
+        evaluator: Evaluator of the model.
+        dataset: Dataset of images, labels and names; see `Split.load`.
+        split: The split, for the protocol.
+        checkpoint: Prefix of the checkpoint, for the protocol.
+        measures: Additional measures by name; see `make_measures`.
+        gallery: Collects the worst and best images, if given.
+        experiment: Settings of the training run; None if unknown.
     """
     metrics = evaluator.evaluate(dataset, None, measures.values(), gallery)
     metrics |= {name: measure.metrics() for name, measure in measures.items()}
@@ -81,9 +88,9 @@ def write_results(
     gallery: Gallery | None,
     command: Sequence[str],
 ) -> list[str]:
-    """Writes metrics.json and the report atomically, and returns their paths.
+    """Atomically writes metrics.json and the report, and returns their paths.
 
-    `metrics` are those of `score_split`; without `gallery` there is no report;
+    `metrics` come from `score_split`; without `gallery`, no report is written;
     `command` is the command line that produced the results.
     """
     paths = [write_metrics(metrics, folder)]

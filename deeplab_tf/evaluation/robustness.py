@@ -1,4 +1,4 @@
-"""mIoU under common corruptions (1903.12261), as for DeepLab in 1908.05005."""
+"""mIoU under common corruptions (1903.12261), as in 1908.05005 for DeepLab."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ def measure_robustness(
 
     Args:
         evaluator: Evaluator of the model.
-        load: Returns a dataset of RGB images and labels.
-        names: Names from `corruptions.CORRUPTIONS`.
+        load: Function that returns a dataset of RGB images and labels.
+        names: Names of corruptions, from `corruptions.CORRUPTIONS`.
         severities: Severities, 1 to 5.
-        clean: mIoU without corruption.
+        clean: mIoU on images that are not corrupted.
 
     Returns:
-        `clean`, `severities`, and `miou`: for each name a list by severity.
+        `clean`, `severities` and `miou`, which lists one mIoU per severity by name.
 
     Raises:
-        UserError: for an unknown corruption or unsuitable images.
+        UserError: if a corruption is unknown, or images are too small or not RGB.
     """
 
     def miou(name: str, severity: int) -> float:

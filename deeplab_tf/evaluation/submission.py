@@ -1,7 +1,7 @@
-"""Archives of label maps for the evaluation servers of the benchmarks.
+"""Writes archives of label maps for the evaluation servers of benchmarks.
 
-The formats follow section 5.3 of the VOC2012 development kit, and
-`evalPixelLevelSemanticLabeling` of the Cityscapes scripts.
+The formats follow section 5.3 of the VOC2012 development kit and the script
+`evalPixelLevelSemanticLabeling` of Cityscapes.
 """
 
 import io
@@ -21,7 +21,7 @@ from deeplab_tf.visualize import encode_palette_png, encode_png
 _VOC_NAME = re.compile("[0-9]{4}_[0-9]{6}")
 _VOC_COMPETITIONS = ("comp5", "comp6")
 _TAR_MODES = {".tgz": "w:gz", ".tar.gz": "w:gz", ".tar": "w"}
-# Records leave out the suffix of the image files.
+# Names in records lack the suffix of the image files.
 _CITYSCAPES_NAME = re.compile("([A-Za-z-]+_[0-9]{6}_[0-9]{6})(_leftImg8bit)?")
 _CITYSCAPES_SIZE = (1024, 2048)  # height, width
 
@@ -39,7 +39,7 @@ class _Submission:
         self._num_classes = dataset_info(self._benchmark).num_classes
         if info.num_classes != self._num_classes:
             raise UserError(
-                f"a submission to {self._benchmark} has its {self._num_classes} "
+                f"a submission to {self._benchmark} needs its {self._num_classes} "
                 f"classes; {info.name} has {info.num_classes}"
             )
         if not path.endswith(tuple(self._suffixes)):
@@ -53,10 +53,12 @@ class _Submission:
     def __enter__(self):
         folder, name = outputs.split(self._path)
         if not tf.io.gfile.isdir(folder):
-            raise UserError(f"there is no folder {folder} for {self._path}; create it")
+            raise UserError(
+                f"the folder {folder} of {self._path} does not exist; create it"
+            )
         outputs.claim(folder, [name], self._overwrite)
         self._members = set()
-        # Archives are written with seeks, which gs:// does not support.
+        # Writing an archive needs seeks, which gs:// does not support.
         self._scratch = tempfile.TemporaryFile()
         self._archive = self._open(self._scratch)
         return self
@@ -81,8 +83,8 @@ class _Submission:
             labels: Class ids `[height, width]` at the size of the image.
 
         Raises:
-            UserError: if the server would not accept the name or labels, or the image
-                was added before.
+            UserError: if the server would reject the name or the labels, or the image
+                was already added.
         """
         member = self._make_member_name(name)
         if member in self._members:
@@ -107,7 +109,7 @@ class _Submission:
 
 
 class VocSubmission(_Submission):
-    """Results on the test images of PASCAL VOC 2012.
+    """An archive of results on the test images of PASCAL VOC 2012.
 
     A context manager: entering checks that the path can be written, and leaving writes
     the archive unless there was an error.
@@ -158,12 +160,12 @@ class VocSubmission(_Submission):
         return f"{self._folder}/{name}.png"
 
     def _encode(self, labels: np.ndarray) -> bytes:
-        # The palette of VOC, even if the model has other colours.
+        # VOC's palette, even if the model has different colours.
         return encode_palette_png(labels, dataset_info(self._benchmark))
 
 
 class CityscapesSubmission(_Submission):
-    """Results on the test images of Cityscapes, as labelIds images.
+    """An archive of results on the test images of Cityscapes, as labelIds images.
 
     A context manager: entering checks that the path can be written, and leaving writes
     the archive unless there was an error.

@@ -1,4 +1,4 @@
-"""Explains why a model never predicts some classes of the ground truth."""
+"""Explains why a model never predicts some of the classes in the ground truth."""
 
 import re
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from deeplab_tf.data.statistics import LabelEstimate, estimate_labels
 from deeplab_tf.data.suggestions import MIN_SIGHTINGS
 from deeplab_tf.errors import UserError
 
-# Share of the labelled pixels below which a class is rare.
+# A class with a smaller fraction of the labelled pixels is rare.
 _RARE = 0.005
-_MOST = 0.5  # share of a class's objects
-_SHOWN = 20  # classes with their reasons
+_MOST = 0.5  # fraction of a class's objects
+_SHOWN = 20  # classes to list with a reason
 NEVER_PREDICTED = "never_predicted"  # key in the metrics
 
 
 class Evidence(NamedTuple):
-    """Labels that a model was trained on, or else those that it is evaluated on.
+    """Labels and settings of the training, or labels of the evaluation if unknown.
 
     Attributes:
         labels: Pixels, images and objects of each class.
-        output_stride: The output stride of the model.
-        samples: Training images that the model has seen; None if unknown.
+        output_stride: Output stride of the model.
+        samples: Number of samples the model was trained on; None if unknown.
         crop_size: Height and width of the training crops; None if unknown.
-        is_weighted: Whether the loss weights the classes.
+        is_weighted: Whether classes have different weights in the loss.
     """
 
     labels: LabelEstimate
@@ -40,7 +40,7 @@ class Evidence(NamedTuple):
 
 
 def find_unpredicted(metrics: Mapping) -> list[int]:
-    """Returns the classes of the ground truth without a predicted pixel."""
+    """Returns the classes in the ground truth that have no predicted pixels."""
     counts = np.array(metrics.get("confusion_matrix", [[0]]))
     return np.flatnonzero((counts.sum(1) > 0) & (counts.sum(0) == 0)).tolist()
 
@@ -48,12 +48,12 @@ def find_unpredicted(metrics: Mapping) -> list[int]:
 def explain_unpredicted(
     metrics: Mapping, info: DatasetInfo, evidence: Evidence | None
 ) -> dict[str, str]:
-    """Returns the likely reason by the name of each class that is never predicted.
+    """Returns the likely reason for each class that is never predicted, by name.
 
     Args:
         metrics: Metrics with a `confusion_matrix`.
         info: Names of the classes.
-        evidence: Labels and settings of the training; None gives no reasons.
+        evidence: Labels and settings of the training; if None, reasons are "unknown".
     """
     return {
         info.class_names[label]: _explain(label, evidence) if evidence else "unknown"
@@ -70,8 +70,8 @@ def explain_evaluation(
 ) -> dict[str, str]:
     """Explains the metrics of `score_split`; see `explain_unpredicted`.
 
-    Without the records of the training, described by `experiment`, the reasons are
-    those that the labels of the evaluated split give.
+    Reasons come from the training records of `experiment` or, if these cannot be read,
+    from the labels of the evaluated split.
     """
     if not find_unpredicted(metrics):
         return {}
@@ -79,7 +79,7 @@ def explain_evaluation(
     if experiment is not None:
         evidence = gather_evidence(experiment, protocol["checkpoint"])
     if evidence is None:
-        labels = read_labels(data, split, info.num_classes)
+        labels = estimate_split(data, split, info.num_classes)
         stride = protocol.get("output_stride") or ModelConfig().output_stride
         evidence = labels and Evidence(labels, stride)
     return explain_unpredicted(metrics, info, evidence)
@@ -88,14 +88,14 @@ def explain_evaluation(
 def _explain(label: int, evidence: Evidence) -> str:
     split, images, pixels, images_with, objects = evidence.labels
     if not pixels[label]:
-        return f"{split} has no pixel of it"
+        return f"{split} has no pixels of this class"
     reasons = []
     if evidence.samples is not None:
         seen = evidence.samples * min(1, images_with[label] / images)
         if seen < MIN_SIGHTINGS:
             reasons.append(
-                f"too few steps (about {seen:,.0f} training samples had it; "
-                f"{MIN_SIGHTINGS:,} are usual)"
+                f"too few steps (about {seen:,.0f} training samples contained it; at "
+                f"least {MIN_SIGHTINGS:,} are recommended)"
             )
     share = pixels[label] / pixels.sum()
     if share < _RARE:
@@ -105,30 +105,32 @@ def _explain(label: int, evidence: Evidence) -> str:
     tiny = objects.tiny_shares(stride)[label]
     if tiny >= _MOST:
         reasons.append(
-            f"objects too small ({tiny:.0%} of them below {stride}x{stride} pixels, a "
+            f"objects too small ({tiny:.0%} are below {stride}x{stride} pixels, one "
             "cell of the output stride)"
         )
     side = max(evidence.crop_size or (0,))
     huge = objects.huge_shares(side)[label] if side else 0
     if huge >= _MOST:
-        reasons.append(f"objects too large ({huge:.0%} of them exceed the crop)")
+        reasons.append(f"objects too large ({huge:.0%} are longer than the crop)")
     if not reasons:
-        return f"no reason in the labels of {split}; check learning rate and masks"
+        return (
+            f"no reason found in the labels of {split}; check learning rate and masks"
+        )
     return f"likely {', '.join(reasons)}"
 
 
 def gather_evidence(experiment: Experiment, checkpoint: str) -> Evidence | None:
-    """Reads labels of the split that a model was trained on.
+    """Collects evidence from the split that a model was trained on.
 
-    Returns None if its records or the number of training steps are unknown.
+    Returns None if its records cannot be read or the number of steps is unknown.
 
     Args:
-        experiment: Settings of the training.
-        checkpoint: Prefix of the checkpoint, which ends in the number of steps.
+        experiment: Settings of the training run.
+        checkpoint: Prefix of the checkpoint; it ends with the number of steps.
     """
     data, train = experiment.data, experiment.train
     number = re.search(r"-(\d+)$", checkpoint)
-    labels = read_labels(data, experiment.split, experiment.model.num_classes)
+    labels = estimate_split(data, experiment.split, experiment.model.num_classes)
     if number is None or labels is None:
         return None
     steps = int(number[1])
@@ -141,8 +143,10 @@ def gather_evidence(experiment: Experiment, checkpoint: str) -> Evidence | None:
     )
 
 
-def read_labels(data: DataConfig, split: str, num_classes: int) -> LabelEstimate | None:
-    """Estimates the labels of a split; None if it is gone or has other classes."""
+def estimate_split(
+    data: DataConfig, split: str, num_classes: int
+) -> LabelEstimate | None:
+    """Estimates label statistics; None if a split is missing or its classes differ."""
     try:
         source = sources.open_split(data.dataset, data.dataset_dir, split)
         has_classes = source.info.num_classes == num_classes
@@ -152,10 +156,10 @@ def read_labels(data: DataConfig, split: str, num_classes: int) -> LabelEstimate
 
 
 def describe_unpredicted(reasons: Mapping[str, str], num_classes: int) -> list[str]:
-    """Returns lines about the classes that are never predicted, the last a summary."""
+    """Returns a line per class that is never predicted, and a final summary."""
     if not reasons:
         return []
     lines = [f"{name} is never predicted: {why}" for name, why in reasons.items()]
     names = join_names(list(reasons))
-    summary = f"{len(reasons)} of {num_classes} classes never predicted: {names}"
+    summary = f"{len(reasons)} of {num_classes} classes are never predicted: {names}"
     return [*lines[:_SHOWN], summary]

@@ -1,7 +1,7 @@
 """Extracts tar archives safely: completely or not at all.
 
-An extracted folder holds a stamp, `archive.txt`: a text file with the archive's size
-and time and the SHA-256 of each file, in the format of `sha256sum`.
+An extracted folder contains a stamp, `archive.txt`: a text file with the size and time
+of the archive and the SHA-256 of each file, in the format of `sha256sum`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.files.tar import Member, read_members
 
 _STAMP = "archive.txt"
-# Stamps of earlier versions, without checksums, start with a digit.
+# Stamps of earlier versions, which lack checksums, start with a digit.
 _STAMP_START = re.compile(rb"(# )?[0-9]+ bytes of [0-9]+: ")
 _STAMP_LINE = re.compile(rb"([0-9a-f]{64})  (.+)\n")
 _MAX_LINE = 1 << 14
@@ -33,7 +33,7 @@ _ATTEMPTS = 10
 
 
 class UnusableFolderError(UserError):
-    """A folder that an archive cannot be extracted into."""
+    """The archive cannot be extracted into this folder."""
 
 
 def extract(
@@ -44,24 +44,24 @@ def extract(
 ) -> epath.Path:
     """Extracts an archive, or parts of it, and returns the folder.
 
-    The folder is published atomically. It is reused as long as the archive and the
-    checksums of all files are unchanged; otherwise the archive is extracted again, and
-    a folder with changed files is kept under a different name. Several processes may
-    extract the same archive at once.
+    The folder is published atomically. While the archive and the checksums of all files
+    are unchanged, the folder is reused. Otherwise, the archive is extracted again, and
+    a folder with changed files is renamed and kept. Several processes may extract the
+    same archive at once.
 
     Args:
         archive: Tar file, plain or compressed by gzip, bzip2 or xz.
         folder: Folder to create, on a local disk.
-        wanted: Files and folders in the archive; None is all.
+        wanted: Files and folders to extract; None extracts all.
         limit: Maximum total size of the extracted files, in bytes.
 
     Raises:
-        UnusableFolderError: if the folder cannot be written, or is not ours.
+        UnusableFolderError: if the folder cannot be written, or was not created by us.
         UserError: if the archive is damaged, lacks a wanted path, exceeds `limit`, or
-            has a member that is not a plain file or folder or would be written
-            elsewhere; names archive and member.
+            has a member that is not a regular file or folder, or would be written
+            outside the folder. The error names the archive and the member.
     """
-    # Opening a FIFO would block forever; etils treats it as a file.
+    # Opening a FIFO would block forever, and etils treats a FIFO as a file.
     is_remote = "://" in os.fspath(archive)
     if not (archive.exists() if is_remote else os.path.isfile(archive)):
         raise UserError(f"there is no archive {archive}")
@@ -69,7 +69,7 @@ def extract(
     try:
         stamp_header = _make_stamp_header(archive, wanted)
         if _is_intact(target, stamp_header):
-            # A process killed right after publishing leaves its scratch folder.
+            # A process killed right after publishing leaves a scratch folder.
             scratch.remove_leftovers(os.path.dirname(target))
             return folder
         _require_replaceable(target)
@@ -88,7 +88,10 @@ def extract(
 
 
 def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
-    """Returns the error message of `extract`, or None; raises OSError if unreadable."""
+    """Returns why `extract` would refuse an archive, or None.
+
+    Raises OSError if the archive cannot be read.
+    """
     try:
         _require_safe(archive, None, limit)
     except ArchiveError as error:
@@ -97,7 +100,7 @@ def find_damage(archive: epath.Path, limit: int = _MAX_BYTES) -> str | None:
 
 
 def _make_stamp_header(archive: epath.Path, wanted: Sequence[str] | None) -> bytes:
-    """Returns the first line of a stamp, which `sha256sum` takes for a comment."""
+    """Returns the first line of a stamp, which `sha256sum` reads as a comment."""
     stats = archive.stat()
     parts = "all" if wanted is None else " ".join(wanted)
     return f"# {stats.length} bytes of {stats.mtime}: {parts}\n".encode()
@@ -108,7 +111,7 @@ def _require_safe(
 ) -> None:
     """Reads an entire archive; raises ArchiveError if it must not be extracted.
 
-    This happens before writing: a hostile archive could take minutes to write.
+    Called before writing, because writing a hostile archive could take minutes.
     """
     with archive.open("rb") as file:
         for _ in _read_wanted(file, wanted, limit):
@@ -118,16 +121,18 @@ def _require_safe(
 def _read_wanted(
     file: BinaryIO, wanted: Sequence[str] | None, limit: int
 ) -> Iterator[Member]:
-    """Yields the wanted members and validates all."""
+    """Yields the wanted members, and validates all members."""
     size = 0
     for member in read_members(file):
         if member.name.partition("/")[0] == _STAMP:
-            raise ArchiveError(f"its member {_STAMP} has the name of our stamp")
+            raise ArchiveError(
+                f"its member {_STAMP} has the name of the stamp that we add"
+            )
         if _is_wanted(member.name, wanted):
             size += member.size
             if size > limit:
                 raise ArchiveError(
-                    f"it has more than {limit / _GIB:.3g} GiB of files; if that is "
+                    f"it contains more than {limit / _GIB:.3g} GiB; if that is "
                     "expected, extract it yourself and give the folder"
                 )
             yield member
@@ -148,7 +153,9 @@ def _extract_members(
             _write(member, folder, stamp)
     for name in wanted or ():
         if not os.path.exists(os.path.join(folder, name)):
-            raise UserError(f"{archive} has no {name}; is it the right archive?")
+            raise UserError(
+                f"{archive} does not contain {name}; is it the right archive?"
+            )
 
 
 def _write(member: Member, folder: str, stamp: BinaryIO) -> None:
@@ -180,9 +187,9 @@ def _has_stamp(folder: str) -> bool:
 
 
 def _is_intact(folder: str, stamp_header: bytes | None = None) -> bool:
-    """Returns whether a folder holds exactly the files of its stamp, unchanged.
+    """Returns whether a folder contains exactly the files in its stamp, unchanged.
 
-    The stamp must start with `stamp_header`, unless that is None.
+    If `stamp_header` is given, the stamp must start with it.
     """
     if not _has_stamp(folder):
         return False
@@ -220,15 +227,16 @@ def _count_files(folder: str) -> int:
 
 
 def _require_replaceable(folder: str) -> None:
-    """Raises UnusableFolderError unless a folder is absent, empty or one of ours."""
+    """Raises UnusableFolderError unless a folder is missing, empty or ours."""
     if not os.path.lexists(folder):
         return
     if os.path.islink(folder) or not os.path.isdir(folder):
-        raise UnusableFolderError(f"{folder} is in the way: it is not a folder")
+        raise UnusableFolderError(
+            f"{folder} exists and is not a folder; move it elsewhere"
+        )
     if os.listdir(folder) and not _has_stamp(folder):
         raise UnusableFolderError(
-            f"{folder} is in the way: it was not extracted by this program; move it "
-            "away"
+            f"{folder} exists and was not extracted by this program; move it elsewhere"
         )
 
 
@@ -241,11 +249,11 @@ def _publish(new: str, target: str, stamp_header: bytes) -> None:
             if not os.path.isdir(target):
                 raise
         if _is_intact(target, stamp_header):
-            return  # another process was faster
+            return  # another process published it first
         _require_replaceable(target)
         _move_away(target, os.path.dirname(new))
     raise UnusableFolderError(
-        f"{target} cannot be replaced: other processes write there"
+        f"{target} cannot be replaced: other processes are writing there"
     )
 
 
@@ -256,4 +264,4 @@ def _move_away(folder: str, trash: str) -> None:
         return
     aside = f"{folder}.replaced.{secrets.token_hex(4)}"
     os.rename(folder, aside)
-    print(f"note: {folder} was changed; it is kept as {aside}", file=sys.stderr)
+    print(f"note: {folder} was changed; it was moved to {aside}", file=sys.stderr)

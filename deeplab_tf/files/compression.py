@@ -1,7 +1,7 @@
 """Decompresses untrusted gzip, bzip2 and xz files in bounded memory.
 
-Unlike this module, `lzma.open` has no memory limit, and the standard library reports
-damage by several kinds of exceptions.
+In the standard library, `lzma.open` has no memory limit, and damaged files raise many
+different exceptions.
 """
 
 import bz2
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO
 
-# Small, because the rest of a block is copied at the end of every stream.
+# Small, because the rest of a block is copied at the end of each stream.
 _INPUT = 1 << 14
 _OUTPUT = 1 << 16
 _LZMA_MEMORY = 128 << 20  # `xz -9` needs 65 MiB
@@ -24,13 +24,13 @@ class ArchiveError(Exception):
 
 
 def decompress(file: BinaryIO) -> tuple[BinaryIO, bool]:
-    """Returns a reader of the decompressed data, and whether the file is compressed.
+    """Returns a reader for the decompressed data, and whether the file is compressed.
 
-    The file must be seekable and at its start.
+    The file must be seekable and positioned at its start.
 
     Raises:
-        ArchiveError: if the compressed data is damaged; also from `read`.
-        OSError: if the file cannot be read; also from `read`.
+        ArchiveError: if the compressed data is damaged; also raised by `read`.
+        OSError: if the file cannot be read; also raised by `read`.
     """
     make_decompressor = _find_decompressor(file.read(10))
     file.seek(0)
@@ -40,7 +40,7 @@ def decompress(file: BinaryIO) -> tuple[BinaryIO, bool]:
 
 
 def _find_decompressor(magic: bytes) -> Callable | None:
-    """Returns the factory for the format of the first bytes; None if uncompressed."""
+    """Returns a decompressor factory for the first bytes; None if uncompressed."""
     if magic.startswith(b"\x1f\x8b"):
         return functools.partial(zlib.decompressobj, wbits=16 + zlib.MAX_WBITS)
     if magic.startswith(b"BZh") and magic[4:10] == b"1AY&SY":
@@ -53,7 +53,7 @@ def _find_decompressor(magic: bytes) -> Callable | None:
 
 
 class _Decompressed(io.RawIOBase):
-    """Reads one or more concatenated compressed streams."""
+    """Reads one or more compressed streams in a row."""
 
     def __init__(self, file: BinaryIO, make_decompressor: Callable):
         super().__init__()
@@ -85,13 +85,13 @@ class _Decompressed(io.RawIOBase):
             raise ArchiveError(f"its compression is damaged: {error}") from error
         except MemoryError as error:
             raise ArchiveError("decompressing it needs too much memory") from error
-        # zlib returns unused input; bz2 and lzma keep it.
+        # zlib hands unused input back; bz2 and lzma keep it.
         self._rest = getattr(self._decompressor, "unconsumed_tail", b"")
         self._is_pending = len(data) == size
         return data
 
     def _start_next(self) -> bool:
-        """Starts the next stream, after zero padding; returns False at the end."""
+        """Skips zero padding and starts the next stream; returns False at the end."""
         rest = self._decompressor.unused_data.lstrip(b"\0")
         while not rest:
             block = self._file.read(_INPUT)

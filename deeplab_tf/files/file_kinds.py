@@ -1,8 +1,8 @@
-"""Tells files from other kinds of paths without opening them, and opens them safely.
+"""Determines the kind of a path without opening it, and opens files safely.
 
-A folder of images may also hold directories called `x.png`, FIFOs, device nodes, broken
-links and names that are not UTF-8. Opening some of these blocks or never ends. Paths
-with a scheme, such as `gs://bucket/x.png`, go through `tf.io.gfile`.
+A folder of images may also contain directories called `x.png`, FIFOs, devices, broken
+links and names that are not UTF-8. Opening some of these blocks, and reading others
+never ends. Paths with a scheme, such as `gs://bucket/x.png`, go through `tf.io.gfile`.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ Path = TypeVar("Path", bound=PathLike)
 
 
 class Kind(enum.Enum):
-    """The kind of a path; the value is a noun for messages."""
+    """The kind of a path; the value describes it in messages."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -58,19 +58,19 @@ _ERRORS = {
     errno.ENAMETOOLONG: Kind.TOO_LONG,
     errno.EACCES: Kind.UNREADABLE,
 }
-# The limit of one read on Linux, and of a TFRecord.
+# Limit of a single read on Linux, and of a TFRecord.
 MAX_BYTES = 0x7FFFF000
-# The limit on all common file systems.
+# Limit on all common file systems.
 MAX_NAME_BYTES = 255
 _SHOWN = 3  # names of skipped entries
-# Files and folders that Windows and macOS add to those of users.
+# Files and folders that Windows and macOS create.
 _SYSTEM_NAMES = frozenset(
     ("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "$recycle.bin")
 )
 
 
 def is_remote(path: PathLike) -> bool:
-    """Returns whether a path is one that only `tf.io.gfile` can read."""
+    """Returns whether only `tf.io.gfile` can read a path."""
     path = os.fspath(path)
     return "://" in path and not path.startswith("file://")
 
@@ -80,7 +80,7 @@ def _strip_file_scheme(path: PathLike) -> str:
 
 
 def find_kind(path: PathLike) -> Kind:
-    """Returns the kind of a path, after following links, without opening it.
+    """Returns the kind of a path without opening it; follows links.
 
     Raises:
         UserError: if a remote file system cannot be reached.
@@ -118,13 +118,13 @@ def _local_kind(path: str) -> Kind:
 
 
 def describe(path: PathLike, kind: Kind | None = None) -> str:
-    """Describes a path in a sentence, such as "x.png is a FIFO"."""
+    """Returns a sentence about a path, such as "x.png is a FIFO"."""
     kind = kind or find_kind(path)
     return f"{escape(path)} {_PREDICATES.get(kind, f'is a {kind.value}')}"
 
 
 def require_file(path: PathLike) -> None:
-    """Raises UserError for a path that is not a readable file."""
+    """Raises UserError unless a path is a readable file."""
     kind = find_kind(path)
     if kind is not Kind.FILE:
         hint = "" if kind in _PREDICATES else "; a file is needed"
@@ -132,10 +132,10 @@ def require_file(path: PathLike) -> None:
 
 
 def refuse_special(name: str, path: str) -> None:
-    """Refuses a flag value that is a path to a special file.
+    """Raises UserError if a flag value is the path of a special file.
 
-    Raises UserError, which names the flag, if it is a FIFO, a socket, a device or a
-    link loop, or not UTF-8. The value need not be a path.
+    That is a FIFO, a socket, a device, a link loop or a name that is not UTF-8. The
+    value need not be a path; `name` is the name of the flag.
     """
     kind = Kind.FILE if is_remote(path) else find_kind(path)
     if kind in _SPECIAL:
@@ -144,16 +144,17 @@ def refuse_special(name: str, path: str) -> None:
 
 @contextlib.contextmanager
 def open_file(path: PathLike) -> Iterator[BinaryIO]:
-    """Opens a file for unbuffered reading, and refuses everything else.
+    """Opens a file, and nothing else, for unbuffered reading.
 
     Raises:
-        UserError: if it is not a readable file, or stops being one while it is opened.
+        UserError: if the path is not a readable file, even if it becomes something else
+            while it is being opened.
     """
     if is_remote(path):
         with _open_remote(os.fspath(path)) as file:
             yield file
         return
-    require_file(path)  # opening a device may have effects
+    require_file(path)  # opening a device may have side effects
     with open(
         _strip_file_scheme(path), "rb", buffering=0, opener=_open_without_blocking
     ) as file:
@@ -186,7 +187,7 @@ def read_bytes(path: PathLike) -> bytes:
             raise UserError(
                 f"{escape(path)} has {size:,} bytes; the limit is {MAX_BYTES:,}"
             )
-        # Never to the end: files in /proc have no size, and some no end.
+        # Do not read to the end: files in /proc have no size, and some never end.
         return file.read(size) if size else b""
 
 
@@ -202,7 +203,7 @@ def get_file_size(file: BinaryIO) -> int:
 
 
 def list_names(folder: PathLike) -> list[str]:
-    """Returns a folder's sorted visible names; raises UserError if it is unreadable."""
+    """Returns the sorted visible names in a folder; raises UserError if unreadable."""
     try:
         if is_remote(folder):
             names = tf.io.gfile.listdir(os.fspath(folder))
@@ -210,7 +211,7 @@ def list_names(folder: PathLike) -> list[str]:
             names = os.listdir(_strip_file_scheme(folder))
     except (OSError, tf.errors.OpError) as error:
         raise UserError(f"{escape(folder)} cannot be listed: {error}") from error
-    # Object stores end the names of folders with a slash.
+    # In object stores, the names of folders end with a slash.
     return sorted(name for n in names if not is_hidden(name := n.rstrip("/")))
 
 
@@ -222,13 +223,13 @@ def is_hidden(name: str) -> bool:
 def list_tree(folder: PathLike, skipped: Collection[str] = ()) -> list[str]:
     """Returns the sorted files in a folder and its subfolders, as `subfolder/name`.
 
-    Hidden ones are left out. Links are followed, except to a folder that contains them.
-    An empty folder with a suffix, such as `x.png`, is listed like a file, so that it is
-    reported.
+    Hidden files and folders are left out. Links are followed, except to a folder that
+    contains them. An empty folder with a suffix, such as `x.png`, is listed like a
+    file, so that it will be reported.
 
     Args:
         folder: Folder to list.
-        skipped: Subfolders to leave out, as absolute paths without links.
+        skipped: Absolute paths, without links, of subfolders to leave out.
 
     Raises:
         UserError: if the folder or a subfolder cannot be read.
@@ -265,7 +266,7 @@ def _list_remote_tree(root: str) -> list[str]:
 
 
 def expand_glob(pattern: str) -> list[str]:
-    """Returns the sorted paths that match a pattern; `**` matches subfolders too."""
+    """Returns the sorted matches of a glob; `**` also matches subfolders."""
     if is_remote(pattern):
         return sorted(tf.io.gfile.glob(pattern))
     return sorted(glob.glob(_strip_file_scheme(pattern), recursive=True))
@@ -274,17 +275,17 @@ def expand_glob(pattern: str) -> list[str]:
 def find_non_files(paths: Iterable[Path]) -> dict[Path, Kind]:
     """Returns the paths that are not readable files, with their kinds.
 
-    Remote paths count as files until they are opened: object stores hold little else,
-    and each query would take longer than reading the file.
+    Remote paths count as files until they are opened, because object stores contain
+    little else and each query would take longer than reading the file.
     """
     kinds = {path: find_kind(path) for path in paths if not is_remote(path)}
     return {path: kind for path, kind in kinds.items() if kind is not Kind.FILE}
 
 
 def keep_files(paths: Sequence[Path], where: str) -> list[Path]:
-    """Returns the readable files among `paths`, and reports what it skips.
+    """Returns the readable files among `paths`; reports the skipped ones on stderr.
 
-    `where` is the folder or pattern that gave the paths, for the report.
+    `where` is the folder or pattern that matched the paths, for the report.
     """
     skipped = find_non_files(paths)
     report_skipped(skipped, len(paths), where)
@@ -292,9 +293,9 @@ def keep_files(paths: Sequence[Path], where: str) -> list[Path]:
 
 
 def report_skipped(skipped: Mapping[Path, Kind], total: int, where: PathLike) -> None:
-    """Prints one line on stderr about skipped entries, if there are any.
+    """Reports skipped paths in one line on stderr, if there are any.
 
-    `total` is the number of entries listed in the folder or pattern `where`.
+    `total` is the number of paths that the folder or pattern `where` matched.
     """
     if not skipped:
         return
@@ -312,10 +313,9 @@ def report_skipped(skipped: Mapping[Path, Kind], total: int, where: PathLike) ->
 
 
 def require_room_in_name(path: PathLike, ending: str) -> None:
-    """Refuses an input whose output file would have too long a name.
+    """Raises UserError if the name of an output would exceed `MAX_NAME_BYTES`.
 
-    `ending` replaces the extension of `path` in the name of the output. Raises
-    UserError if the name is longer than `MAX_NAME_BYTES`.
+    The name of the output is that of the input `path` with `ending` for its extension.
     """
     stem = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     length = len(os.fsencode(stem + ending))

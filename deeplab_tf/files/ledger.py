@@ -1,4 +1,4 @@
-"""The ledger of a folder: names and SHA-256 of the files that we wrote there."""
+"""The ledger of a folder: the names and SHA-256 of the files that we wrote there."""
 
 import errno
 import functools
@@ -18,7 +18,7 @@ _ESCAPES = {"\\\\": "\\", "\\n": "\n", "\\r": "\r"}
 
 
 def digest_file(path: str, digest=None) -> str:
-    """Returns the hexadecimal digest of a file; `digest` is a hash object."""
+    """Returns the hexadecimal digest of a file; `digest` is a hash object (SHA-256)."""
     digest = digest or hashlib.sha256()
     with tf.io.gfile.GFile(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -27,14 +27,14 @@ def digest_file(path: str, digest=None) -> str:
 
 
 def is_regular_file(path: str) -> bool:
-    """Returns whether an existing path is a file, not a folder, link or device."""
+    """Returns whether an existing path is a regular file, not a link to one."""
     if is_remote(path):
         return not tf.io.gfile.isdir(path)
     return os.path.isfile(path) and not os.path.islink(path)
 
 
 class Ledger:
-    """Digests, by name, of the files that we wrote to a folder.
+    """The digests of the files that we wrote to a folder, by name.
 
     Raises:
         UserError: if the ledger is a folder, a link or a device.
@@ -43,18 +43,18 @@ class Ledger:
     def __init__(self, folder: str):
         self._path = os.path.join(folder, LEDGER)
         if tf.io.gfile.exists(self._path) and not is_regular_file(self._path):
-            raise UserError(f"{self._path} is not an ordinary file; move it elsewhere")
+            raise UserError(f"{self._path} is not a regular file; move it elsewhere")
         self._digests, self._version, self._is_cut = {}, None, False
 
     def digests(self, name: str) -> set[str]:
-        """Returns the digests of a file; an interrupted write leaves several."""
+        """Returns the digests of a file; after an interrupted write, it has several."""
         version = self._current_version()
         if version != self._version:
             self._digests, self._version = self._read(), version
         return self._digests.get(name, set())
 
     def add(self, name: str, digest: str) -> None:
-        """Adds a file; call it before writing the file, as we may be killed."""
+        """Adds a file; call this before writing it, in case we are killed."""
         if digest in self.digests(name):
             return
         content = format_entry(name, digest).encode(errors="surrogateescape")
@@ -64,7 +64,7 @@ class Ledger:
             with tf.io.gfile.GFile(self._path, "ab") as file:
                 file.write(content)
         else:
-            # A single write: several processes may append at once.
+            # A single write, because several processes may append at once.
             with open(self._path, "ab", buffering=0) as file:
                 if file.write(content) < len(content):
                     raise OSError(errno.ENOSPC, "No room for the ledger", self._path)
@@ -78,7 +78,7 @@ class Ledger:
         if is_remote(self._path):
             stat = tf.io.gfile.stat(self._path)
             return stat.length, stat.mtime_nsec
-        # tf.io.gfile only has whole seconds: too coarse to detect another process.
+        # tf.io.gfile has whole seconds only, too coarse to detect another process.
         stat = os.stat(self._path)
         return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -99,7 +99,7 @@ class Ledger:
 
 @functools.lru_cache(maxsize=64)
 def open_ledger(folder: str) -> Ledger:
-    """Returns the cached ledger of a folder, which may get thousands of files."""
+    """Returns the cached ledger of a folder."""
     return Ledger(folder)
 
 

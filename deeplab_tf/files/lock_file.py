@@ -1,7 +1,7 @@
-"""Reads and writes lock files, which name the process that holds a lock.
+"""Reads and writes lock files, which describe the process that holds a lock.
 
-Local files are opened anew each time, because only then does a network disk show what
-other machines wrote; remote files (gs://) go through `tf.io.gfile`.
+Local files are reopened each time, because a network disk may otherwise not show what
+other machines wrote. Remote files (gs://) go through `tf.io.gfile`.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 @dataclasses.dataclass(frozen=True)
 class Owner:
-    """The process that a lock file names.
+    """The process that holds a lock.
 
     Attributes:
-        token: Random; identifies one acquisition of the lock.
+        token: Random text that identifies one acquisition of the lock.
         host: Name of the machine.
-        boot: Boot id of the kernel, which containers of one machine share.
+        boot: Boot id of the kernel, shared by all containers of a machine.
         namespace: PID namespace in which `pid` is valid.
         pid: Process id.
-        started: Start time of the process in clock ticks, because ids are reused.
+        started: Start time of the process in clock ticks, because pids are reused.
         since: Time at which the lock was acquired.
         beat: Number of heartbeats so far.
     """
@@ -47,7 +47,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Returns this process as an owner with a new token."""
+        """Describes this process, with a new token."""
         now = datetime.datetime.now(datetime.timezone.utc)
         return cls(
             token=secrets.token_hex(8),
@@ -61,7 +61,7 @@ class Owner:
 
     @classmethod
     def from_bytes(cls, record: bytes) -> "Owner | None":
-        """Parses a record; returns None if it is not one."""
+        """Parses a record; returns None if it is invalid."""
         text = record.decode("utf-8", "replace")
         lines = (line.partition("=") for line in text.split("\n"))
         values = {name: value for name, _, value in lines if value.isprintable()}
@@ -88,13 +88,13 @@ class Owner:
         """Returns whether another process with this identity is alive.
 
         Returns:
-            None if `observer` cannot tell; False for the process of `observer` itself.
+            None if `observer` cannot tell, and False for the process of `observer`.
         """
         is_visible = self.namespace == observer.namespace
         if not (self.started and is_visible and self.is_on_same_kernel(observer)):
             return None
         if self.pid == observer.pid:
-            return False  # this process no longer holds that lock
+            return False  # an earlier lock of this process
         started = _start_time(self.pid)
         if started:
             return started == self.started
@@ -102,7 +102,7 @@ class Owner:
 
 
 def _read_proc(name: str) -> str:
-    """Returns the text of a file in /proc, "" if there is none."""
+    """Returns the text of a file in /proc; "" if there is none."""
     try:
         with open(f"/proc/{name}") as file:
             return file.read().strip()
@@ -119,7 +119,7 @@ def _read_pid_namespace() -> str:
 
 def _start_time(pid: int) -> str:
     """Returns the start time of a process: "" if unknown, "Z" or "X" if it is dead."""
-    # The program name, in brackets, may itself contain spaces and brackets.
+    # The program name, in parentheses, may itself contain spaces and parentheses.
     state, *fields = _read_proc(f"{pid}/stat").rpartition(")")[2].split() or [""]
     return state if state in ("", "Z", "X") else fields[18]
 
@@ -141,7 +141,7 @@ def is_remote(path: str) -> bool:
 
 
 def make_absolute(folder: str) -> str:
-    """Makes a local path absolute; remote paths are absolute already."""
+    """Makes a local path absolute; remote paths already are."""
     return folder.rstrip("/") if is_remote(folder) else os.path.abspath(folder)
 
 
@@ -151,7 +151,7 @@ def join_path(folder: str, name: str) -> str:
 
 
 def make_folder(folder: str) -> list[str]:
-    """Creates a folder; returns the local folders it created, innermost first."""
+    """Creates a folder and its parents; returns new local ones, innermost first."""
     if is_remote(folder):
         import tensorflow as tf
 
@@ -168,7 +168,7 @@ def make_folder(folder: str) -> list[str]:
 
 @contextlib.contextmanager
 def _translate_errors() -> Iterator[None]:
-    """Turns the errors of `tf.io.gfile` into OSErrors."""
+    """Converts errors of `tf.io.gfile` to OSErrors."""
     import tensorflow as tf
 
     try:
@@ -180,7 +180,7 @@ def _translate_errors() -> Iterator[None]:
 
 
 def open_local(path: str, flags: int = 0) -> int:
-    """Opens a local lock file without following links or blocking on a pipe."""
+    """Opens a local lock file, without following links or blocking on a FIFO."""
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
         flags |= getattr(os, name, 0)
     descriptor = os.open(path, os.O_RDWR | flags, 0o666)

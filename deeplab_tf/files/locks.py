@@ -1,15 +1,16 @@
 """Locks between processes: one download of a file, one training in a folder.
 
-A training holds `<train_logdir>/.training.lock` while it runs. Two mechanisms protect
-the file, because neither works everywhere:
+While it runs, a training process holds `<train_logdir>/.training.lock`. Two mechanisms
+protect this file, because neither works everywhere:
 
-- `flock`, which the kernel releases however a process dies. Object stores (gs://), some
-  network disks and Windows do not have it.
-- A heartbeat: the holder increments a counter in the file. Another machine that finds
-  the lock watches the counter, and takes over a lock whose counter stands still.
+- `flock`, which the kernel releases no matter how a process dies. It does not exist in
+  object stores (gs://), on some network disks and on Windows.
+- A heartbeat: the owner keeps incrementing a counter in the file. A process on another
+  machine that finds the lock watches the counter, and takes the lock over if the
+  counter does not change.
 
-The holder checks the file before every write: a process that was suspended and lost its
-lock stops instead of writing too.
+The owner checks the file before every write, so a process that was suspended and lost
+its lock stops instead of writing.
 """
 
 import contextlib
@@ -31,10 +32,10 @@ except ImportError:  # Windows
     fcntl = None
 
 HEARTBEAT_SECS = 20.0
-# A lock without a heartbeat for this many periods is stale.
+# A lock is stale after this many periods without a heartbeat.
 STALE_PERIODS = 2.5
-# Without flock, the last of several processes to write the file wins; its rivals
-# notice after this time.
+# Without flock, the last process to write the file gets the lock; the other processes
+# wait this long before they check.
 SETTLE_SECS = 1.0
 TRAINING_LOCK = ".training.lock"
 _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -42,10 +43,10 @@ _NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
 @contextlib.contextmanager
 def path_lock(path: str) -> Iterator[None]:
-    """Holds a lock on a path, waiting for other processes on this machine.
+    """Holds a lock on a path; waits for other processes on this machine.
 
-    Creates the folder of the path if needed. Locks nothing in a read-only folder, on a
-    disk without locks, or on Windows.
+    Creates the parent folder of the path if needed. There is no lock in a read-only
+    folder, on a disk without locks, or on Windows.
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
@@ -60,23 +61,23 @@ def _lock(file, path: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        print(f"waiting for another process that uses {path}", file=sys.stderr)
+        print(f"waiting for another process that is using {path}", file=sys.stderr)
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
 @contextlib.contextmanager
 def training_lock(folder: str) -> Iterator[None]:
-    """Keeps other processes from training in a folder; reentrant.
+    """Keeps other processes from training in a folder; may be nested.
 
     Args:
         folder: The `train_logdir`, local or remote. It is created if needed, and then
-            removed again if it is still empty at the end.
+            removed at the end if it is still empty.
 
     Raises:
-        UserError: if another process trains there, or if the lock was lost.
+        UserError: if another process is training there, or the lock was lost.
     """
     if not folder:
-        raise UserError("--train_logdir is empty; give the folder of the checkpoints")
+        raise UserError("--train_logdir is empty; set it to the folder for checkpoints")
     key = lock_file.make_absolute(folder)
     with _guard:
         lock = _held.get(key)
@@ -97,10 +98,10 @@ def training_lock(folder: str) -> Iterator[None]:
 
 
 def verify_training_lock(folder: str) -> None:
-    """Checks that a folder which this process locked still exists and is still ours.
+    """Checks that this process has not lost the lock of a folder that it locked.
 
     Raises:
-        UserError: if the folder was removed or taken over.
+        UserError: if the lock was removed, or taken over by another process.
     """
     lock = _held.get(lock_file.make_absolute(folder))
     if lock is not None:
@@ -118,7 +119,7 @@ class _TrainingLock:
         self._descriptor: int | None = None
         self._created: list[str] = []
         self._ended = threading.Event()
-        # The heartbeat writes while `verify` reads.
+        # Heartbeats are written while `verify` reads.
         self._file_guard = threading.Lock()
         self._heartbeat = threading.Thread(target=self._send_heartbeats, daemon=True)
 
@@ -138,7 +139,7 @@ class _TrainingLock:
         self._heartbeat.start()
 
     def _try_acquire(self) -> bool:
-        """Writes the lock file; returns False if it vanished meanwhile."""
+        """Writes the lock file; returns False if it was removed in the meantime."""
         has_flock = not lock_file.is_remote(self._path) and self._try_flock()
         before = self._read()
         if before is not None:
@@ -154,7 +155,7 @@ class _TrainingLock:
         return True
 
     def _try_flock(self) -> bool:
-        """Opens and locks the file; returns False if that is not supported."""
+        """Opens the file and locks it with flock; returns False if not supported."""
         self._descriptor = lock_file.open_local(self._path, os.O_CREAT)
         if fcntl:
             try:
@@ -170,7 +171,7 @@ class _TrainingLock:
         return False
 
     def _is_open_file(self) -> bool:
-        """Returns whether the locked file is still at the path: holders unlink it."""
+        """Returns whether the locked file is still at the path; owners remove it."""
         try:
             found = os.stat(self._path, follow_symlinks=False)
         except FileNotFoundError:
@@ -178,7 +179,7 @@ class _TrainingLock:
         return os.path.samestat(found, os.fstat(self._descriptor))
 
     def _wait_for_owner(self) -> Owner | None:
-        """Returns the owner, who may not have written the file yet."""
+        """Returns the owner, after waiting for it to write the file."""
         for _ in range(20):
             owner = self._read()
             if owner is not None:
@@ -187,7 +188,7 @@ class _TrainingLock:
         return None
 
     def _require_stale(self, owner: Owner, has_flock: bool) -> None:
-        """Raises UserError if the owner may be alive."""
+        """Raises UserError unless the owner is certainly no longer running."""
         # Under the same kernel, a living owner would still hold the flock.
         if has_flock and owner.is_on_same_kernel(self._owner):
             return
@@ -198,7 +199,7 @@ class _TrainingLock:
             raise self._make_error(owner)
 
     def _is_renewed(self, owner: Owner) -> bool:
-        """Waits for a heartbeat of the owner; returns whether there was one."""
+        """Waits for a heartbeat of the owner; returns whether it came."""
         limit = STALE_PERIODS * HEARTBEAT_SECS
         print(
             f"{self._folder} is locked by {owner}; waiting {limit:.0f} s to see "
@@ -212,8 +213,7 @@ class _TrainingLock:
             if now != owner:
                 return now is not None
         print(
-            f"{self._folder}: taking over the lock of {owner}, which no longer renews "
-            "it",
+            f"taking over {self._folder} from {owner}, which no longer renews its lock",
             file=sys.stderr,
         )
         return False
@@ -229,7 +229,7 @@ class _TrainingLock:
         try:
             found = self._read()
         except OSError:
-            return  # the disk may recover; if not, saving will report it
+            return  # the disk may recover; otherwise, saving will fail and report it
         if found is None or found.token != self._owner.token:
             reason = f"taken over by {found}" if found else "removed"
             raise UserError(
@@ -241,12 +241,12 @@ class _TrainingLock:
         owner = self._owner
         while not self._ended.wait(HEARTBEAT_SECS):
             owner = dataclasses.replace(owner, beat=owner.beat + 1)
-            # The next beat makes up for a failed one.
+            # If a heartbeat fails, the next one makes up for it.
             with contextlib.suppress(OSError):
                 self._write_heartbeat(owner)
 
     def _write_heartbeat(self, owner: Owner) -> None:
-        """Writes the owner to the lock file, unless the file is not ours any more."""
+        """Writes the owner to the lock file if the lock is still ours."""
         with self._file_guard:
             found = Owner.from_bytes(lock_file.read(self._path) or b"")
             # Do not recreate a removed folder or overwrite another owner's lock.
@@ -265,7 +265,7 @@ class _TrainingLock:
         """Removes the file and the empty folders that this lock created."""
         with contextlib.suppress(OSError, UserError):
             found = self._read()
-            # Before closing the descriptor, while the file is still locked.
+            # Remove the file before closing its descriptor, which ends the flock.
             if found is not None and found.token == self._owner.token:
                 lock_file.remove(self._path)
         self._close()
@@ -274,14 +274,14 @@ class _TrainingLock:
                 os.rmdir(folder)
 
     def _read(self) -> Owner | None:
-        """Returns the owner, if any; raises UserError if the file is not a lock."""
+        """Returns the owner, if any; raises UserError if this is not a lock file."""
         with self._file_guard:
             record = lock_file.read(self._path)
         owner = Owner.from_bytes(record or b"")
-        # A power failure may leave zeros.
+        # After a power failure, the file may consist of zeros.
         if owner is None and (record or b"").strip(b"\0 \n"):
             raise UserError(
-                f"{self._path} is not a training lock; remove it if no run uses "
+                f"{self._path} is not a lock file; remove it if no training run uses "
                 "this folder"
             )
         return owner
@@ -297,7 +297,7 @@ _guard = threading.RLock()
 
 
 def _forget_locks() -> None:
-    """Closes a forked process's copies of the locks, which would outlive its parent."""
+    """Closes copies of the locks in a forked process, which may outlive its parent."""
     global _guard
     _guard = threading.RLock()
     for lock in _held.values():

@@ -1,9 +1,9 @@
 """Writes files atomically, and never replaces files that are not ours.
 
-To recognise our earlier output, every folder that we write to holds a ledger,
-`.deeplab_tf.sha256`: the SHA-256 and the name of each file that we wrote there, in the
-format of `sha256sum`. A file is ours if its digest is in the ledger, a folder if all
-its files are.
+To recognise our earlier output, every folder that we write to contains a ledger,
+`.deeplab_tf.sha256`, which lists the SHA-256 and name of each file that we wrote there
+in the format of `sha256sum`. A file is ours if the ledger has its digest; a folder is
+ours if all of its files are.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _REMEDIES = (
 
 
 def split(path: str) -> tuple[str, str]:
-    """Returns the folder of a path, such as "." or "gs://bucket/", and the name."""
+    """Splits a path into folder, such as "." or "gs://bucket/", and name."""
     folder, slash, name = path.rpartition("/")
     if folder.endswith(":/") or not folder:
         folder += slash
@@ -43,7 +43,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def _resolve_links(path: str) -> str:
-    """Resolves local links; raises UserError for an empty path or a loop of links."""
+    """Resolves local links; raises UserError for an empty path or a link loop."""
     if not path:
         raise UserError(
             "the output path is empty; give a path (is a shell variable unset?)"
@@ -52,12 +52,12 @@ def _resolve_links(path: str) -> str:
         return path.rstrip("/")
     real = os.path.realpath(path.removeprefix("file://"))
     if os.path.islink(real):
-        raise UserError(f"{path} is a loop of links; give another path")
+        raise UserError(f"{path} is a symbolic link loop; {_OTHER_PATH}")
     return real
 
 
 def is_ours(path: str) -> bool:
-    """Returns whether an existing file is our earlier output, unchanged."""
+    """Returns whether an existing file is unchanged output of ours."""
     path = _resolve_links(path)
     folder, name = split(path)
     digests = open_ledger(folder).digests(name)
@@ -65,18 +65,18 @@ def is_ours(path: str) -> bool:
 
 
 def is_recorded(path: str) -> bool:
-    """Returns whether we wrote a file of this name there, changed or not."""
+    """Returns whether we wrote a file to this path, even if it changed since."""
     folder, name = split(_resolve_links(path))
     return bool(open_ledger(folder).digests(name))
 
 
 def record_before_move(source: str, path: str) -> None:
-    """Records a file in the ledger of `path`, to which it is about to be moved."""
+    """Records the digest of `source`, about to be moved to `path`, in its ledger."""
     _record_digest(_resolve_links(path), digest_file(source))
 
 
 def _find_identities(paths: Iterable[str]) -> set:
-    """Returns the device and inode of local files, and the paths of remote ones."""
+    """Identifies local files by device and inode, and remote ones by path."""
     found = set()
     for path in paths:
         if is_remote(path):
@@ -92,7 +92,7 @@ def _require_replaceable_file(path: str, overwrite: bool = False) -> None:
     if not tf.io.gfile.exists(path):
         return
     if not is_regular_file(path):
-        raise UserError(f"{path} exists and is not an ordinary file; {_OTHER_PATH}")
+        raise UserError(f"{path} exists and is not a regular file; {_OTHER_PATH}")
     if not (overwrite or is_ours(path)):
         raise UserError(f"{path} exists and {_FOREIGN}; {_REMEDIES}")
 
@@ -103,17 +103,17 @@ def claim(
     overwrite: bool = False,
     inputs: Iterable[str] = (),
 ) -> None:
-    """Checks before long work that files may be written to a folder.
+    """Checks, before long work, that files may be written to a folder.
 
     Args:
         folder: The folder, which need not exist.
         names: Names of the files.
-        overwrite: Whether to permit replacing files that are not ours, by adding them
-            to the ledger.
-        inputs: Files that the program reads, which are never replaced.
+        overwrite: Whether files that are not ours may be replaced. They are added to
+            the ledger.
+        inputs: Input files of the program, which are never replaced.
 
     Raises:
-        UserError: if a file exists that may not be replaced; names it.
+        UserError: if an existing file may not be replaced; the error names it.
     """
     real = _resolve_links(folder)
     if not tf.io.gfile.isdir(real):
@@ -124,7 +124,9 @@ def claim(
     protected = _find_identities(inputs) if paths else set()
     for path in paths:
         if _find_identities([path]) & protected:
-            raise UserError(f"{path} is an input and would be replaced; {_OTHER_PATH}")
+            raise UserError(
+                f"{path} is an input file and would be replaced; {_OTHER_PATH}"
+            )
         target = _resolve_links(path)
         _require_replaceable_file(target, overwrite)
         if overwrite:
@@ -137,9 +139,9 @@ def _record_digest(path: str, digest: str) -> None:
 
 
 def write_bytes(content: bytes, path: str) -> None:
-    """Writes a file atomically to an existing folder; a link stays a link.
+    """Atomically writes a file to an existing folder; follows links.
 
-    Raises UserError if `path` exists and deeplab_tf did not write it.
+    Raises UserError if `path` exists and is not ours.
     """
     path = _resolve_links(path)
     _require_replaceable_file(path)
@@ -157,17 +159,17 @@ def write_bytes(content: bytes, path: str) -> None:
 
 
 def write_text(text: str, path: str) -> None:
-    """Writes a UTF-8 text file atomically; see `write_bytes`."""
+    """Atomically writes a UTF-8 text file; see `write_bytes`."""
     write_bytes(text.encode(), path)
 
 
 def require_replaceable(path: str, overwrite: bool = False) -> None:
-    """Raises UserError if `publish` would refuse a path; call it before long work."""
+    """Raises UserError if `publish` would; call this before long work."""
     real = _resolve_links(path)
     if _is_protected(real):
         raise UserError(
-            f"{path} is the current folder, the home folder, the root or a parent of "
-            "these, and would be replaced entirely; give the path of a new folder"
+            f"{path} would be replaced entirely, but it is (or contains) the current "
+            "folder, the home folder or a bucket; give the path of a new folder"
         )
     if not tf.io.gfile.isdir(real):
         _require_replaceable_file(real, overwrite)
@@ -176,7 +178,7 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
 
 
 def _is_protected(path: str) -> bool:
-    """Returns whether a path is a bucket, the current or home folder, or a parent."""
+    """Returns whether a path is a bucket, or the current or home folder or a parent."""
     if is_remote(path):
         return "/" not in path.partition("://")[2] and tf.io.gfile.isdir(path)
     places = (os.getcwd(), os.path.expanduser("~"), os.sep)
@@ -212,7 +214,7 @@ def _find_foreign_file(folder: str) -> str | None:
 
 
 def remove_if_empty(folder: str, keep_folder: bool = False) -> None:
-    """Removes the ledger of a folder without other files, and then the folder."""
+    """Removes a folder, or only its ledger, if it contains no other files."""
     if set(tf.io.gfile.listdir(folder)) - {LEDGER}:
         return
     ledger = os.path.join(folder, LEDGER)
@@ -223,7 +225,7 @@ def remove_if_empty(folder: str, keep_folder: bool = False) -> None:
 
 
 def write_ledger(folder: str) -> None:
-    """Writes the ledger of a folder with all its files, which makes them ours."""
+    """Lists all files of a folder in its ledger, which makes them ours."""
     names = [name for name in _list_files(folder) if name != LEDGER]
     lines = [
         format_entry(name, digest_file(os.path.join(folder, name))) for name in names
@@ -236,12 +238,12 @@ def write_ledger(folder: str) -> None:
 def publish(path: str, overwrite: bool = False) -> Iterator[str]:
     """Yields a path to write a file or folder to, and publishes it atomically.
 
-    If the block fails, the earlier output stays. If the program is killed, `path` holds
-    either the earlier or the new output, complete; in an object store, which cannot
-    move folders, it may hold neither.
+    If the block fails, the earlier output is kept. If the program is killed, `path` has
+    either the complete earlier output or the complete new one. In an object store,
+    which cannot move folders, it may have neither.
 
     Args:
-        path: Path of the output: new, an empty folder, or our earlier output.
+        path: Path of the output: a new path, an empty folder, or output of ours.
         overwrite: Whether to replace output that is not ours.
 
     Yields:
@@ -259,7 +261,7 @@ def publish(path: str, overwrite: bool = False) -> Iterator[str]:
         yield unfinished
         if os.path.isdir(unfinished):
             write_ledger(unfinished)
-        # Check again: the block may have taken hours.
+        # Check again, because the block may have taken hours.
         require_replaceable(path, overwrite)
         if is_remote(real):
             _upload(unfinished, real)
@@ -278,8 +280,8 @@ def _move(unfinished: str, path: str) -> None:
 def _upload(source: str, target: str) -> None:
     """Copies a file or folder to a remote file system.
 
-    The graph of a SavedModel is removed first and copied last: a folder counts as a
-    SavedModel only while it contains the graph.
+    The graph of a SavedModel is removed first and copied last, because a folder is a
+    valid SavedModel only while it contains the graph.
     """
     if not os.path.isdir(source):
         tf.io.gfile.makedirs(split(target)[0])

@@ -1,7 +1,7 @@
 """Scratch files and folders on the disk of the output, and atomic folder replacement.
 
-Each is locked while its process lives. An unlocked one is the leftover of a killed
-process and may be removed.
+Scratch files and folders are locked while their process lives. If unlocked, they were
+left by a killed process and may be removed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def _try_lock(descriptor: int, path: str) -> bool:
         except BlockingIOError:
             return False
         except OSError:
-            pass  # a disk without locks, so leftovers are never removed either
+            pass  # on disks without locks, leftovers are not removed either
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
@@ -47,9 +47,9 @@ def _try_lock(descriptor: int, path: str) -> bool:
 
 @contextlib.contextmanager
 def create_file(folder: str) -> Iterator[BinaryIO]:
-    """Opens a scratch file for writing; removes it at the end unless it was moved."""
+    """Opens a scratch file for writing, and removes it at the end unless moved."""
     while True:
-        # Not by the tempfile module, whose files other users cannot read.
+        # The tempfile module would create files that other users cannot read.
         scratch = open(_make_path(folder), "xb")  # noqa: SIM115
         if _try_lock(scratch.fileno(), scratch.name):
             break
@@ -67,7 +67,8 @@ def create_folder(parent: str | None) -> Iterator[str]:
     """Creates a scratch folder and removes it at the end.
 
     Args:
-        parent: Folder for it, created if needed; None is the system's temporary folder.
+        parent: Parent folder, created if needed; None for the temporary folder of the
+            system.
     """
     if parent is None or fcntl is None:
         if parent is not None:
@@ -97,10 +98,10 @@ def _make_folder(parent: str) -> tuple[str, int]:
 
 
 def remove_leftovers(folder: str) -> None:
-    """Removes scratch files and folders of killed processes.
+    """Removes the scratch files and folders of killed processes.
 
-    If one was killed between the two renames of `replace_folder`, this restores the
-    earlier folder.
+    If a process was killed between the two renames of `replace_folder`, the earlier
+    folder is restored.
     """
     if fcntl is None or not os.path.isdir(folder):
         return
@@ -125,7 +126,7 @@ def _remove_leftover(path: str) -> None:
 
 
 def _restore_earlier(scratch: str) -> None:
-    """Moves folders back that an interrupted `replace_folder` moved to `scratch`."""
+    """Moves back the folders that an interrupted `replace_folder` had moved."""
     earlier = os.path.join(scratch, _EARLIER)
     if not os.path.isdir(earlier):
         return
@@ -139,16 +140,16 @@ def replace_folder(new: str, path: str) -> None:
     """Replaces a folder atomically, where the disk supports it.
 
     Args:
-        new: The new folder, inside a scratch folder that receives the earlier one.
-        path: The folder to replace, or a new path.
+        new: The new folder, inside a scratch folder, to which the earlier one is moved.
+        path: The folder to replace; it need not exist.
     """
     if not os.path.isdir(path):
         os.rename(new, path)
         return
     if _try_exchange(new, path):
         return
-    # For disks that cannot exchange two folders, such as NFS. If we are killed between
-    # the two renames, `remove_leftovers` undoes the first.
+    # Some disks, such as NFS, cannot exchange two folders. If we are killed between the
+    # two renames, `remove_leftovers` undoes the first.
     earlier = os.path.join(os.path.dirname(new), _EARLIER)
     os.mkdir(earlier)
     earlier = os.path.join(earlier, os.path.basename(path))
@@ -161,7 +162,7 @@ def replace_folder(new: str, path: str) -> None:
 
 
 def _try_exchange(one: str, other: str) -> bool:
-    """Exchanges two folders atomically; returns whether the system supports it."""
+    """Exchanges two folders atomically; returns False if that is not supported."""
     one, other = os.fsencode(one), os.fsencode(other)
     try:
         libc = ctypes.CDLL(None, use_errno=True)

@@ -1,8 +1,8 @@
 """A strict, bounded reader of tar archives (POSIX.1-2001 pax, ustar and GNU).
 
-Reads plain files and folders and refuses everything else: links, devices, sparse files,
-paths that lead outside. Unlike `tarfile`, it never trusts a size: memory and time are
-bounded for any input, and every error is a one-line `ArchiveError`.
+Reads regular files and folders and refuses everything else: links, devices, sparse
+files, and paths that lead outside. Unlike `tarfile`, it never trusts a size: memory and
+time are bounded for any input, and every error is a one-line `ArchiveError`.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from deeplab_tf.files.compression import ArchiveError, decompress
 _HEADER = 512
 _BLOCK = 1 << 20
 _MAX_ENTRIES = 100_000  # PASCAL VOC 2012 has 40,000
-_MAX_FOLDERS = 10_000  # including those that are no members themselves
+_MAX_FOLDERS = 10_000  # including parents without an entry
 _MAX_HEADERS = 150_000  # including extension headers
 _MAX_EXTENSION = 1 << 20
 _MAX_EXTENSIONS = 4  # in a row
@@ -26,7 +26,8 @@ _MAX_NAME = 1024  # PATH_MAX of macOS
 _MAX_COMPONENT = 255
 _MAX_DEPTH = 64
 _MAX_AFTER_END = 64 << 20
-# Real archives compress by less than 10; gzip bombs by 1,000, bzip2 bombs by far more.
+# Compression ratios: below 10 for real archives, 1,000 for gzip bombs, far more for
+# bzip2 bombs.
 _MAX_RATIO = 100
 _SMALL = 256 << 20
 
@@ -53,10 +54,10 @@ class Member(NamedTuple):
     """A validated member of an archive.
 
     Attributes:
-        name: Relative path with `/`, without `.` and `..`.
-        size: Bytes of the data; 0 for a folder.
-        is_folder: Whether it is a folder.
-        blocks: Iterates over the data, once, before the next member is read.
+        name: Relative path, separated by `/`, without `.` and `..`.
+        size: Size of the data in bytes; 0 for a folder.
+        is_folder: Whether the member is a folder.
+        blocks: Returns an iterator over the data, once, before the next member is read.
     """
 
     name: str
@@ -87,7 +88,7 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
 
 
 def quote(name: str | bytes) -> str:
-    """Returns the name of a member for an error message: short, on one line."""
+    """Shortens the name of a member to one printable line, for error messages."""
     if isinstance(name, bytes):
         name = name[: 2 * _MAX_NAME].decode("utf-8", "backslashreplace")
     text = ascii(name)[1:-1]
@@ -95,10 +96,10 @@ def quote(name: str | bytes) -> str:
 
 
 class _Header(NamedTuple):
-    """A header with its extension headers applied, not validated.
+    """A header with its extension headers applied, not yet validated.
 
-    `name` is the path as stored, `size` the bytes of data that follow, `kind` the type
-    byte.
+    `name` is the path as stored, `size` the size of the data that follows, and `kind`
+    the type byte.
     """
 
     name: bytes
@@ -107,7 +108,7 @@ class _Header(NamedTuple):
 
 
 class _Stream:
-    """Reads the bytes of an archive, and tracks the rest of the current member."""
+    """Reads the bytes of an archive, and tracks how much of a member is left."""
 
     def __init__(self, file: BinaryIO):
         file.seek(0, os.SEEK_END)
@@ -115,13 +116,13 @@ class _Stream:
         file.seek(0)
         self._file, is_compressed = decompress(file)
         self._is_seekable = not is_compressed
-        # Bytes that the headers may claim in total.
+        # Total size that the headers may claim.
         self._budget = max(_SMALL, _MAX_RATIO * size) if is_compressed else size
         self._data = self._padding = self._headers = self._records = 0
         self.position = 0
 
     def read_block(self) -> bytes:
-        """Returns the next 512 bytes; fewer at the end."""
+        """Returns the next 512 bytes, or fewer at the end."""
         self._headers += 1
         if self._headers > _MAX_HEADERS:
             raise ArchiveError(f"it has more than {_MAX_HEADERS} headers")
@@ -135,7 +136,7 @@ class _Stream:
             raise ArchiveError(f"it has more than {_MAX_ALL_RECORDS} pax records")
 
     def start_data(self, header: _Header) -> None:
-        """Starts the data of a header, for `read_data` and `skip_data`."""
+        """Starts the data after a header; then call `read_data` or `skip_data`."""
         size = header.size
         self._data, self._padding = size, -size % _HEADER
         self._budget -= size
@@ -145,7 +146,7 @@ class _Stream:
             raise _make_error(header.name, f"claims {size} bytes of data: {reason}")
 
     def read_data(self) -> Iterator[bytes]:
-        """Yields the rest of the data."""
+        """Yields the remaining data of the member in blocks."""
         while self._data:
             block = self._read(min(_BLOCK, self._data))
             if not block:
@@ -154,11 +155,11 @@ class _Stream:
             yield block
 
     def skip_data(self) -> None:
-        """Skips the rest of the data, and the padding after it."""
+        """Skips the remaining data of the member, and the padding after it."""
         self._data += self._padding
         self._padding = 0
         if self._is_seekable and self._data:
-            # Read the last byte: seeking beyond the end of a file does not fail.
+            # Read the last byte, because seeking beyond the end does not fail.
             self._file.seek(self._data - 1, os.SEEK_CUR)
             self.position += self._data - 1
             self._data = 1
@@ -166,7 +167,7 @@ class _Stream:
             pass
 
     def read_to_end(self) -> None:
-        """Reads what follows the archive, so that the stream verifies its checksum."""
+        """Reads to the end of the file, so that decompression verifies its checksum."""
         left = _MAX_AFTER_END
         while block := self._read(_BLOCK):
             left -= len(block)
@@ -182,7 +183,7 @@ class _Stream:
 
 
 class _Entries:
-    """The paths seen so far, as digests to bound memory."""
+    """The paths seen so far, stored as digests to limit memory."""
 
     def __init__(self):
         self._is_folder: dict[bytes, bool] = {}
@@ -193,13 +194,13 @@ class _Entries:
         parts = member.name.split("/")
         for end in range(len(parts) - 1, 0, -1):
             if self._add("/".join(parts[:end]), True, member):
-                break  # its parents are known as well
+                break  # its parents are also known
         is_known = self._add(member.name, member.is_folder, member)
         if is_known and not member.is_folder:
             raise _make_error(member.name, "occurs twice")
 
     def _add(self, path: str, is_folder: bool, member: Member) -> bool:
-        """Adds a path; returns whether it was known already."""
+        """Adds a path; returns whether it was already known."""
         key = hashlib.blake2b(path.encode(), digest_size=16).digest()
         known = self._is_folder.get(key)
         if known is None:
@@ -263,7 +264,7 @@ def _verify_checksum(block: bytes, position: int) -> None:
     computed = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     match = _OCTAL.fullmatch(_cut_at_null(block[148:156]))
     stored = int(match[1] or b"0", 8) if match else -1
-    # Old programs added up signed bytes.
+    # Some old programs summed signed bytes.
     signed = computed - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
     if stored not in (computed, signed):
         damaged = f"its header at byte {position} is damaged"
@@ -275,7 +276,7 @@ def _cut_at_null(field: bytes) -> bytes:
 
 
 def _parse_number(field: bytes, name: bytes) -> int:
-    """Parses octal digits, or GNU's base 256."""
+    """Parses a size in octal digits, or in GNU's base 256."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     match = _OCTAL.fullmatch(_cut_at_null(field))
@@ -294,7 +295,7 @@ def _read_extension(stream: _Stream, header: _Header) -> bytes:
 
 
 def _read_pax(stream: _Stream, header: _Header) -> dict[bytes, bytes]:
-    """Returns the path and the size that a pax header sets, if any."""
+    """Returns the path and size in a pax header, if it has any."""
     data, records, position = _read_extension(stream, header), {}, 0
     for _ in range(_MAX_RECORDS):
         if position == len(data):
@@ -321,13 +322,13 @@ def _parse_pax_size(value: bytes | None, default: int | None) -> int | None:
 
 
 def _start_member(header: _Header, stream: _Stream) -> Member:
-    """Validates a header and starts its data; the top folder has an empty name."""
+    """Validates a header and starts its data; the root folder has an empty name."""
     is_folder = header.kind == _FOLDER or (
-        header.kind == b"\0" and header.name.endswith(b"/")  # before ustar
+        header.kind == b"\0" and header.name.endswith(b"/")  # formats before ustar
     )
     if not is_folder and header.kind not in _FILE_TYPES:
         kind = _REFUSED_TYPES.get(header.kind, "of an unknown type")
-        raise _make_error(header.name, f"is {kind}, not a plain file or folder")
+        raise _make_error(header.name, f"is {kind}, not a regular file or folder")
     name = _normalize_path(header.name)
     if is_folder and header.size:
         raise _make_error(header.name, "is a folder with data")
@@ -342,7 +343,7 @@ def _has_long_part(parts: list[str]) -> bool:
 
 
 def _normalize_path(raw: bytes) -> str:
-    """Returns a normalised path; refuses one that is not portable or leads outside."""
+    """Normalises a path; raises ArchiveError if it is not portable or leads outside."""
     try:
         name = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -351,12 +352,12 @@ def _normalize_path(raw: bytes) -> str:
     faults = {
         "has no name": not name,
         "has an absolute path": name.startswith("/") or _DRIVE.match(name),
-        "leads outside, by ..": ".." in parts,
+        "leads outside the archive with ..": ".." in parts,
         "has a backslash in its name": "\\" in name,
         "has control characters in its name": _CONTROL.search(name),
         "has a name that is too long": len(raw) > _MAX_NAME
         or (len(raw) > _MAX_COMPONENT and _has_long_part(parts)),
-        "is too deep in folders": len(parts) > _MAX_DEPTH,
+        "is nested too deeply in folders": len(parts) > _MAX_DEPTH,
     }
     for fault, is_present in faults.items():
         if is_present:

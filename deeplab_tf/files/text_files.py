@@ -23,21 +23,21 @@ def read_content(path: str, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_words(path: str) -> list[str]:
-    """Returns the words of a UTF-8 text file, such as a list of names.
+    """Returns the words in a UTF-8 text file, such as a list of names.
 
     Raises:
-        UserError: if the file cannot be read, is too large or is not text; names the
-            line.
+        UserError: if the file cannot be read, is too large or is not text; the error
+            names the line.
     """
     lines = split_lines(read_content(path), path)
     return [word for line in lines for word in line.split()]
 
 
 def split_lines(content: bytes, source: str) -> list[str]:
-    """Returns the lines of a UTF-8 text, without line ends.
+    """Decodes UTF-8 text and splits it into lines, without line ends.
 
     Raises UserError, which names `source` and the line, if the content is too large or
-    not text.
+    is not text.
     """
     text = strict_json.decode(content, source, MAX_BYTES)
     # Not `splitlines`, which also splits at some control characters.

@@ -1,7 +1,7 @@
-"""Decodes images in a graph, after checking the size in their headers.
+"""Decodes images in a graph, after checking the size in the header.
 
-Images of one, three or four channels are plain JPEGs or PNGs. With any other number
-of channels they are one grey PNG with the channels stacked vertically, because no
+Images with one, three or four channels are ordinary JPEGs or PNGs. Images with another
+number of channels are a greyscale PNG with the channels stacked vertically, because no
 format that TensorFlow decodes has more than four.
 """
 
@@ -13,26 +13,26 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-# From Pillow's format names to the official ones. MPO is a JPEG followed by a second
-# image, which many cameras write.
+# Maps Pillow's format names to the official ones. Many cameras write MPO, a JPEG
+# followed by a second image.
 IMAGE_FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png"}
-# Broken headers can claim any size; nobody labels more than 134 megapixels.
+# 134 megapixels. Broken headers may claim any size.
 MAX_PIXELS = 1 << 27
-# Pillow warns from 89 megapixels on.
+# Pillow warns above 89 megapixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# Errors say what is wrong with a file.
+# Our errors already say what is wrong with a file.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 _PNG_CHANNELS = (1, 3, 4)
 _JPEG_CHANNELS = (1, 3)
-# A PNG starts with its signature and the IHDR chunk: width, height, bits per channel
-# and colour type.
+# A PNG starts with a signature and the IHDR chunk: width, height, bits per channel and
+# colour type.
 PNG_SIGNATURE = (*b"\x89PNG",)
 PNG_HEADER_LENGTH = 26
 _PNG_SIDES = (16, 20)
 _BIG_ENDIAN = (1 << 24, 1 << 16, 1 << 8, 1)
 _PNG_GREY = (8, 0)
 _EXIF_ORIENTATION = 0x0112
-# EXIF orientation -> the function that turns the stored image upright.
+# EXIF orientation -> function that turns the stored image upright.
 _UPRIGHT = {
     2: np.fliplr,
     3: lambda x: np.rot90(x, 2),
@@ -48,14 +48,14 @@ class EncodedImage(NamedTuple):
     """JPEG or PNG bytes of an image, as in a record.
 
     Attributes:
-        content: The bytes.
+        content: The encoded image.
         format: "jpeg" or "png".
         height: Height in pixels.
         width: Width in pixels.
-        channels: Channels.
-        source: Format of the file that they come from; a name in `formats.FORMATS`.
-        orientation: EXIF orientation that the pixels still have, 1..8; 1 is upright.
-        turned_from: EXIF orientation that the pixels had before they were turned.
+        channels: Number of channels.
+        source: Format of the original file, a name in `formats.FORMATS`.
+        orientation: EXIF orientation of the pixels, 1..8; 1 is upright.
+        turned_from: EXIF orientation of the original file if it was turned upright.
     """
 
     content: bytes
@@ -69,12 +69,12 @@ class EncodedImage(NamedTuple):
 
 
 def _has_planes(channels: int) -> bool:
-    """Returns whether the channels are stored as grey planes, one below the other."""
+    """Returns whether channels are stored as grey planes, stacked vertically."""
     return channels not in _PNG_CHANNELS
 
 
 def read_png_format(content: bytes) -> tuple[int, int]:
-    """Returns bits per channel and colour type of a PNG, (0, 0) for other files."""
+    """Returns bits per channel and colour type of a PNG; (0, 0) for other files."""
     is_png = content[:4] == bytes(PNG_SIGNATURE) and len(content) >= PNG_HEADER_LENGTH
     return (content[24], content[25]) if is_png else (0, 0)
 
@@ -86,9 +86,10 @@ def _png_header(encoded):
 
 
 def parse_png_size(header):
-    """Returns height and width, int32 `[..., 2]`, from the first bytes of PNGs.
+    """Returns the height and width in the headers of PNGs, int32 `[..., 2]`.
 
-    They are int32 `[..., PNG_HEADER_LENGTH]`. Sides above 2^31 become negative.
+    `header` has the first bytes of each file, int32 `[..., PNG_HEADER_LENGTH]`. Sides
+    of 2^31 and more become negative.
     """
     width, height = (
         tf.reduce_sum(header[..., start : start + 4] * _BIG_ENDIAN, -1)
@@ -98,13 +99,13 @@ def parse_png_size(header):
 
 
 def _check_size(size, planes: int, is_valid):
-    """Returns a size; fails if it is not valid, empty or too large."""
+    """Returns a size; fails if it is invalid, empty or too large."""
     is_positive = tf.reduce_all(size > 0)
     pixels = tf.reduce_prod(tf.cast(size, tf.float32))
     # tf.debugging.assert costs several operations, and this runs for every sample.
     assertion = tf.raw_ops.Assert(
         condition=is_valid & is_positive & (pixels <= float(MAX_PIXELS * planes)),
-        data=["not an image of a possible size:", size],
+        data=["not an image, or its size is invalid:", size],
     )
     with tf.control_dependencies([] if assertion is None else [assertion]):
         return tf.identity(size)
@@ -114,8 +115,8 @@ def read_image_size(encoded, channels: int = 3):
     """Returns the int32 `[height, width]` in the header of a JPEG or PNG.
 
     Raises:
-        tf.errors.InvalidArgumentError: if it is neither a JPEG nor a PNG, is empty, or
-            has more than `MAX_PIXELS` pixels.
+        tf.errors.InvalidArgumentError: if the file is neither a JPEG nor a PNG, or the
+            image is empty or has more than `MAX_PIXELS` pixels.
     """
 
     def read_jpeg():
@@ -134,8 +135,8 @@ def read_image_size(encoded, channels: int = 3):
 def decode_image(encoded, channels: int = 3, max_value: int = 255):
     """Returns the pixels of a JPEG or PNG, `[height, width, channels]`.
 
-    They are uint8, or uint16 if `max_value` is above 255. JPEGs are decoded with
-    TensorFlow's default method, as in the official pipeline; the accurate method
+    The result is uint8, or uint16 if `max_value` is above 255. JPEGs are decoded with
+    TensorFlow's default DCT method, as in the official pipeline; the accurate method
     changes mIoU by up to 0.15 points.
 
     Raises:
@@ -145,7 +146,7 @@ def decode_image(encoded, channels: int = 3, max_value: int = 255):
 
 
 def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
-    """Decodes some rows of a JPEG or PNG, at least one; see `decode_image`.
+    """Decodes `count` rows of a JPEG or PNG, at least one; see `decode_image`.
 
     Returns:
         Pixels `[rows, width, channels]`, and the size of the full image, int32 `[2]`.
@@ -156,7 +157,7 @@ def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
         size = _check_size(tf.image.extract_jpeg_shape(encoded)[:2], 1, True)
         height, width = tf.unstack(size)
         top = tf.minimum(first, height - 1)
-        # Skips the transforms of the other rows.
+        # This skips the inverse transforms of the other rows.
         window = tf.stack([top, 0, tf.minimum(count, height - top), width])
         return tf.io.decode_and_crop_jpeg(encoded, window, channels=channels), size
 
@@ -183,7 +184,7 @@ def _decode_png(encoded, channels: int, dtype):
 def decode_label(encoded):
     """Returns the uint8 class ids `[height, width, 1]` of a grey 8-bit PNG.
 
-    Fails for other images: TensorFlow would turn their colours into brightness.
+    Fails for other images, whose colours TensorFlow would convert to brightness.
     """
     header = _png_header(encoded)
     is_grey = tf.gather(header, [0, 1, 2, 3, 24, 25]) == [*PNG_SIGNATURE, *_PNG_GREY]
@@ -193,7 +194,7 @@ def decode_label(encoded):
 
 
 def encode_image(pixels) -> bytes:
-    """Returns a PNG of uint8 or uint16 `[height, width, channels]` pixels."""
+    """Encodes uint8 or uint16 pixels `[height, width, channels]` as a PNG."""
     height, width, channels = pixels.shape
     if _has_planes(channels):
         pixels = pixels.transpose(2, 0, 1).reshape(channels * height, width, 1)
@@ -201,18 +202,18 @@ def encode_image(pixels) -> bytes:
 
 
 def read_exif_orientation(image: bytes | Image.Image | Image.Exif) -> int:
-    """Returns the EXIF orientation of an image, encoded or not: 1..8; 1 is upright."""
+    """Returns the EXIF orientation of an image, 1..8; 1 is upright."""
     try:
         if isinstance(image, bytes):
             image = Image.open(io.BytesIO(image))
         exif = image if isinstance(image, Image.Exif) else image.getexif()
         orientation = exif.get(_EXIF_ORIENTATION)
-    except Exception:  # Pillow's parsers raise anything
+    except Exception:  # Pillow may raise any exception
         return 1
     # Some cameras write 0.
     return orientation if orientation in range(1, 9) else 1
 
 
 def turn_upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns an image `[height, width, ...]` upright from an EXIF orientation, 1..8."""
+    """Turns an image `[height, width, ...]` with an EXIF orientation upright."""
     return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))

@@ -1,4 +1,4 @@
-"""Turns image files into the JPEGs and PNGs of records, without loss."""
+"""Converts image files to the JPEGs and PNGs of records without loss."""
 
 import functools
 import io
@@ -22,7 +22,7 @@ _JPEG_END = b"\xff\xd9"
 def read_encoded(
     path: _Path, info: DatasetInfo, apply_exif: bool = False
 ) -> EncodedImage:
-    """Returns an image file as it goes into a record; see `encode`."""
+    """Reads an image file and encodes it for a record; see `encode`."""
     content = file_kinds.read_bytes(path)
     return encode(path, content, info.channels, info.max_value, apply_exif)
 
@@ -34,29 +34,29 @@ def encode(
     max_value: int = 255,
     apply_exif: bool = False,
 ) -> EncodedImage:
-    """Returns an image as it goes into a record.
+    """Encodes an image for a record.
 
-    Keeps the bytes of JPEGs and PNGs with 8 bits if the dataset has one or three
-    channels; all other images become PNGs of the same pixels.
+    If the dataset has one or three channels, 8-bit JPEGs and PNGs are kept byte for
+    byte. All other images become PNGs with the same pixels.
 
     Args:
-        path: The file, for its suffix and to name in errors.
-        content: Its content.
-        channels: Channels of the dataset.
-        max_value: Largest value of the dataset.
-        apply_exif: Whether to turn the pixels upright. These become PNGs too: a JPEG
-            can be turned without loss only if its sides are multiples of its blocks,
-            while a PNG has exactly the pixels that training decodes from the JPEG.
+        path: Path of the file, for its suffix and for errors.
+        content: Content of the file.
+        channels: Number of channels of the dataset.
+        max_value: Largest pixel value of the dataset.
+        apply_exif: Whether to turn the image upright. The result is a PNG, because a
+            JPEG can be rotated without loss only if its sides are multiples of its
+            blocks. The PNG has exactly the pixels that training decodes from the JPEG.
 
     Raises:
-        UserError: if the image has other channels or values, or the file is broken;
-            JPEGs and PNGs that are kept may still fail in `decode`.
+        UserError: if the file is broken, or its channels or values do not fit. JPEGs
+            and PNGs that are kept may still fail in `decode`.
     """
     image = open_header(path, content)
     is_kept = (
         image is not None
         and image.format in decoding.IMAGE_FORMATS
-        # TensorFlow would decode 16 bits to the upper byte of each value.
+        # TensorFlow would keep only the upper byte of each 16-bit value.
         and decoding.read_png_format(content)[0] != 16
         and channels in (1, 3)
         and max_value < 256
@@ -94,7 +94,7 @@ def open_header(path: _Path, content: bytes) -> Image.Image | None:
 
 
 def turn_upright(path: _Path, image: EncodedImage, max_value: int) -> EncodedImage:
-    """Returns an image with its EXIF orientation applied, as a PNG."""
+    """Applies the EXIF orientation of an image; a rotated image becomes a PNG."""
     if image.orientation == 1:
         return image
     upright = decoding.turn_upright(decode(path, image, max_value), image.orientation)
@@ -106,7 +106,7 @@ def turn_upright(path: _Path, image: EncodedImage, max_value: int) -> EncodedIma
 
 @functools.cache
 def _compile_decoder(channels: int, max_value: int) -> tf.types.experimental.Callable:
-    """Returns a graph of `decode_image`, ten times faster than its eager operations."""
+    """Compiles `decode_image`, which is ten times faster than running it eagerly."""
     function = tf.function(
         lambda content: decoding.decode_image(content, channels, max_value),
         input_signature=[tf.TensorSpec([], tf.string)],
@@ -115,7 +115,7 @@ def _compile_decoder(channels: int, max_value: int) -> tf.types.experimental.Cal
 
 
 def decode(path: _Path, image: EncodedImage, max_value: int = 255) -> np.ndarray:
-    """Returns the pixels `[height, width, channels]` that training reads.
+    """Decodes an image to the pixels that training reads, `[height, width, channels]`.
 
     Raises:
         UserError: if TensorFlow cannot decode the image.
@@ -125,22 +125,25 @@ def decode(path: _Path, image: EncodedImage, max_value: int = 255) -> np.ndarray
         return decode_one(tf.constant(image.content)).numpy()
     except tf.errors.InvalidArgumentError:
         pass
-    # The messages of Pillow and of TensorFlow without a graph are clearer.
+    # The messages of Pillow and of eager TensorFlow are clearer.
     image_files.load_image(path, image.content)
     try:
         return decoding.decode_image(image.content, image.channels, max_value).numpy()
     except tf.errors.InvalidArgumentError as error:
         # TensorFlow cannot decode every file that Pillow can.
-        raise UserError(f"TensorFlow cannot decode {path}: {error.message}") from error
+        raise UserError(
+            f"{path} cannot be decoded by TensorFlow: {error.message}; save it again "
+            "as a PNG"
+        ) from error
 
 
 def encode_array(
     path: _Path, array: np.ndarray, channels: int, max_value: int
 ) -> EncodedImage:
-    """Returns pixels `[height, width, channels]` as a PNG for a record.
+    """Encodes pixels `[height, width, channels]` as a PNG for a record.
 
     Raises:
-        UserError: if they have other channels or values than the dataset.
+        UserError: if their channels or values do not fit the dataset.
     """
     check_array(path, array, channels, max_value)
     pixels.check_shape(path, array.shape, channels)
@@ -151,20 +154,22 @@ def encode_array(
 
 
 def check_array(path: _Path, array: np.ndarray, channels: int, max_value: int) -> None:
-    """Raises UserError if pixels have other channels or values than the dataset."""
+    """Raises UserError unless the channels and values of pixels fit the dataset."""
     if array.ndim != 3 or array.shape[2] != channels or not array.size:
         raise UserError(
             f"{path} has the shape {array.shape}; images must be height x width x "
             f"{channels} channels"
         )
     if array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise UserError(f"{path} holds {array.dtype}; images must be uint8 or uint16")
+        raise UserError(
+            f"{path} has {array.dtype} pixels; images must be uint8 or uint16"
+        )
     if array.max() > max_value:
         raise UserError(
             f"{path} has the value {array.max()}, but max_value is {max_value}"
         )
     if array.dtype.itemsize == 1 and max_value > 255:
-        # It would be nearly black compared to images of 16 bits.
+        # The image would be nearly black compared with 16-bit images.
         raise UserError(
             f"{path} has 8 bits per channel, but max_value={max_value} needs 16; "
             "convert the image to 16 bits, or set max_value to at most 255"

@@ -1,4 +1,4 @@
-"""The image file formats that all programs read, by file suffix."""
+"""Image file formats that all programs read, and their suffixes."""
 
 import os
 import sys
@@ -9,8 +9,7 @@ from deeplab_tf.errors import escape, pluralize
 
 _Path = str | os.PathLike[str]
 
-# Format -> suffixes of its files, in lower case. The names are Pillow's, except for
-# arrays of NumPy.
+# Format -> file suffixes in lower case. The names are Pillow's, except for "NPY".
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "PNG": (".png",),
@@ -33,26 +32,26 @@ def get_suffix(path: _Path) -> str:
 
 
 def is_image_name(path: _Path) -> bool:
-    """Returns whether the suffix of a file name is that of an image format."""
+    """Returns whether a file name has the suffix of an image format."""
     return get_suffix(path) in IMAGE_SUFFIXES
 
 
 def is_npy(path: _Path) -> bool:
-    """Returns whether the suffix of a file is that of NumPy's arrays."""
+    """Returns whether a file name has the suffix of a NumPy array, `.npy`."""
     return get_suffix(path) in FORMATS["NPY"]
 
 
 def is_tiff(content: bytes) -> bool:
-    """Returns whether a file is a TIFF, by its first bytes."""
+    """Returns whether a file is a TIFF, judging by its first bytes."""
     return content[:4] in _TIFF_SIGNATURES
 
 
 def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:
-    """Prints one line on stderr that counts files by suffix, if there are any.
+    """Reports ignored files by suffix, in one line on stderr, if there are any.
 
     Args:
-        paths: Files that are passed over because they are not images.
-        where: Folder or pattern that was listed.
+        paths: Files that are ignored because they are not images.
+        where: The folder or pattern that matched them.
     """
     counts = Counter(get_suffix(path) or "without suffix" for path in paths)
     if counts:
@@ -60,7 +59,7 @@ def report_other_formats(paths: Iterable[_Path], where: _Path) -> None:
             f"{count} {suffix}" for suffix, count in counts.most_common()
         )
         print(
-            f"passed over {pluralize(counts.total(), 'file(s)')} of {escape(where)} in "
-            f"no image format: {escape(listed)}",
+            f"ignored {pluralize(counts.total(), 'non-image file(s)')} in "
+            f"{escape(where)}: {escape(listed)}",
             file=sys.stderr,
         )

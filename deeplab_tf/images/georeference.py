@@ -1,4 +1,4 @@
-"""Keeps the position of GeoTIFFs on the earth, by rasterio (extra `geo`)."""
+"""Copies georeferences of GeoTIFFs to their labels, with rasterio (extra `geo`)."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ _Path = str | os.PathLike[str]
 
 
 class Georeference(NamedTuple):
-    """Coordinate system and affine transform of an image, as in rasterio."""
+    """Coordinate reference system and affine transform of an image, as in rasterio."""
 
     crs: Any
     transform: Any
@@ -32,7 +32,7 @@ def is_geotiff(path: _Path) -> bool:
             tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
             file.seek(tags.next)
             tags.load(file)
-        except Exception:  # Pillow's parsers raise anything
+        except Exception:  # Pillow may raise any exception
             return False
         return any(tag in tags for tag in _TAGS)
 
@@ -59,12 +59,12 @@ def read_georeference(path: _Path) -> Georeference:
             return Georeference(file.crs, file.transform)
     except rasterio.errors.RasterioError as error:
         raise UserError(
-            f"{path} is not a GeoTIFF that rasterio reads: {error}"
+            f"{path} is a GeoTIFF that rasterio cannot read: {error}"
         ) from error
 
 
 def encode_labels(labels: np.ndarray, reference: Georeference) -> bytes:
-    """Returns labels `[height, width]`, uint8, as a compressed GeoTIFF."""
+    """Encodes labels `[height, width]`, uint8, as a compressed GeoTIFF."""
     import rasterio
 
     height, width = labels.shape

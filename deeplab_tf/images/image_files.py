@@ -1,4 +1,4 @@
-"""Reads and checks the image and label files of users."""
+"""Opens and checks image and label files."""
 
 import io
 import os
@@ -13,7 +13,7 @@ from deeplab_tf.files import file_kinds
 from deeplab_tf.images import decoding, formats
 
 _Path = str | os.PathLike[str]
-# Types in the header of ISO media files that Pillow reads with a plugin or not at all.
+# Brands in the header of HEIF files, which Pillow reads only with a plugin.
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1", b"hevc")
 
 
@@ -25,13 +25,14 @@ def open_image(path: _Path, file: BinaryIO, max_pixels: int | None = 0) -> Image
     """Opens an image of any format, reading only its header.
 
     Args:
-        path: The file, to name in errors.
+        path: Path of the file, for errors.
         file: The open file.
-        max_pixels: Limit on the size; 0 for `decoding.MAX_PIXELS`, None for no limit.
+        max_pixels: Largest number of pixels; 0 for `decoding.MAX_PIXELS`, None for no
+            limit.
 
     Raises:
-        UserError: if it is not an image, or needs a package that is missing.
-        TooLargeError: if it exceeds the limit.
+        UserError: if the file is not an image, or needs a missing package.
+        TooLargeError: if the image exceeds the limit.
     """
     limit = decoding.MAX_PIXELS if max_pixels == 0 else max_pixels
     try:
@@ -41,7 +42,7 @@ def open_image(path: _Path, file: BinaryIO, max_pixels: int | None = 0) -> Image
         raise TooLargeError(
             f"{path} has too many pixels; at most {limit:,} are allowed"
         ) from error
-    # A GFile at its end raises the last of these, Pillow's decoders raise the rest.
+    # Pillow raises these, except for the last, which a GFile raises at its end.
     except (OSError, SyntaxError, ValueError, tf.errors.OutOfRangeError) as error:
         if isinstance(error, UserError):
             raise
@@ -56,7 +57,7 @@ def open_image(path: _Path, file: BinaryIO, max_pixels: int | None = 0) -> Image
     return image
 
 
-# Held while Pillow's own limit, a global variable, is off.
+# Held while Pillow's own limit, a global variable, is disabled.
 _pillow_limit = threading.Lock()
 
 
@@ -70,7 +71,7 @@ def _open_unlimited(file: BinaryIO) -> Image.Image:
 
 
 def _prepare_plugin(path: _Path, file: BinaryIO) -> None:
-    """Registers Pillow's plugin if a file is HEIF, and rewinds the file."""
+    """Registers the plugin that a HEIF file needs, and rewinds the file."""
     head = file.read(12)
     file.seek(0)
     if head[4:8] != b"ftyp":
@@ -84,10 +85,10 @@ def _prepare_plugin(path: _Path, file: BinaryIO) -> None:
 
 
 def load_image(path: _Path, content: bytes) -> Image.Image:
-    """Decodes an image that Pillow reads; `path` names it in errors.
+    """Decodes an image with Pillow; `path` is for errors.
 
     Raises:
-        UserError: if it is broken, too large or has another format.
+        UserError: if the image is broken, too large or in an unsupported format.
     """
     image = open_image(path, io.BytesIO(content))
     require_image_format(path, image)
@@ -95,7 +96,7 @@ def load_image(path: _Path, content: bytes) -> Image.Image:
 
 
 def require_image_format(path: _Path, image: Image.Image) -> None:
-    """Raises `UserError` unless an image has one of `formats.FORMATS`."""
+    """Raises `UserError` unless an image has a format in `formats.FORMATS`."""
     if image.format not in (*formats.FORMATS, "MPO"):
         raise UserError(
             f"{path} is {image.format}; images must be {', '.join(formats.FORMATS)}"
@@ -106,6 +107,6 @@ def decode(path: _Path, image: Image.Image) -> Image.Image:
     """Reads the pixels of an opened image; raises UserError if it is broken."""
     try:
         image.load()
-    except Exception as error:  # Pillow's decoders raise anything
+    except Exception as error:  # Pillow may raise any exception
         raise UserError(f"{path} is broken: {error}") from error
     return image

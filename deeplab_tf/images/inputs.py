@@ -22,26 +22,26 @@ _LONGEST_OUTPUT_SUFFIX = "_overlay.png"
 def find_images(
     pattern: str, image_list: str | None = None, output_dir: str = ""
 ) -> dict[str, str]:
-    """Returns the images of a file, a folder or a glob by name, sorted.
+    """Finds the images of a file, folder or glob; returns paths by name, sorted.
 
-    A name is the path without suffix, relative to the folder, or to the part of the
-    glob before its first wildcard. Folders are searched with their subfolders; `**` in
-    a glob matches any number of them.
+    A name is a path without suffix, relative to the folder, or to the part of the glob
+    before its first wildcard. Folders are searched recursively; `**` in a glob matches
+    any number of subfolders.
 
-    Entries that are not files are skipped with a line on stderr if a folder or glob
-    matches them, and refused if the pattern or the list names them. Files of other
-    formats are counted on stderr.
+    Matches in a folder or glob that are not files are skipped, and those that are not
+    images are ignored; stderr gets one line about each. Paths that the pattern or the
+    list names must be files.
 
     Args:
         pattern: The file, folder or glob.
-        image_list: A text file with the names of the wanted images, with or without
+        image_list: A text file with the names of the images to select, with or without
             their folders.
-        output_dir: A folder whose images are left out, unless it is that of the
+        output_dir: A folder whose images are left out, unless it is the folder of the
             pattern.
 
     Raises:
-        UserError: if there is no image, a listed one is missing or not a file, or two
-            outputs would have the same name or one a name that is too long.
+        UserError: if there are no images, a listed image is missing or not a file, two
+            outputs would have the same name, or the name of an output is too long.
     """
     root, entries = _list_candidates(pattern, output_dir)
     entries = [p for p in entries if not _is_hidden(p.removeprefix(root))]
@@ -58,12 +58,12 @@ def find_images(
         paths = file_kinds.keep_files(paths, pattern)
     if not paths:
         suffixes = ", ".join(formats.IMAGE_SUFFIXES)
-        raise UserError(f"{escape(pattern)} matches no image ({suffixes})")
+        raise UserError(f"{escape(pattern)} matches no images ({suffixes})")
     return _name_images(paths, root)
 
 
 def _list_candidates(pattern: str, output_dir: str) -> tuple[str, list[str]]:
-    """Returns the folder that names are relative to, and the files of a pattern."""
+    """Returns the folder that names are relative to, and the matches of a pattern."""
     kind = file_kinds.find_kind(pattern)
     left_out = _real_path(output_dir) if output_dir else ""
     if kind is file_kinds.Kind.DIRECTORY:
@@ -76,10 +76,10 @@ def _list_candidates(pattern: str, output_dir: str) -> tuple[str, list[str]]:
         if left_out and left_out != _real_path(root):
             below = os.path.join(left_out, "")
             paths = [p for p in paths if not _real_path(p).startswith(below)]
-        if "**" in pattern:  # also matches the folders themselves
+        if "**" in pattern:  # it also matches the folders themselves
             paths = [p for p in paths if file_kinds.find_kind(p) is not kind.DIRECTORY]
         return root, paths
-    file_kinds.require_file(pattern)  # its name may contain brackets
+    file_kinds.require_file(pattern)  # not a glob, even if the name has brackets
     return os.path.dirname(pattern), [pattern]
 
 
@@ -92,13 +92,13 @@ def _real_path(path: str) -> str:
 
 
 def _name_images(paths: list[str], root: str) -> dict[str, str]:
-    """Returns paths by the name of their outputs, which must be unique."""
+    """Returns paths by the name of their outputs; the names must be unique."""
     images: dict[str, str] = {}
     for path in paths:
         other = images.setdefault(make_image_name(path, root), path)
         if other != path:
             raise UserError(
-                f"{other} and {path} would be written to the same name; rename one"
+                f"{other} and {path} would have outputs of the same name; rename one"
             )
         file_kinds.require_room_in_name(path, _LONGEST_OUTPUT_SUFFIX)
     return images
@@ -107,7 +107,7 @@ def _name_images(paths: list[str], root: str) -> dict[str, str]:
 def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
     wanted = text_files.read_words(image_list)
     if not wanted:
-        raise UserError(f"{image_list} lists no image")
+        raise UserError(f"{image_list} lists no images; give one name per line")
     names = {
         path: {make_image_name(path), make_image_name(path, root)} for path in paths
     }
@@ -115,8 +115,8 @@ def _select_listed(paths: list[str], image_list: str, root: str) -> list[str]:
     missing = [name for name in wanted if name not in found]
     if missing:
         raise UserError(
-            f"{image_list} lists {missing[0]}, which is not among the images; "
-            f"{len(missing)} of its {len(wanted)} names are missing"
+            f"{image_list} lists {missing[0]}, which matches no image; "
+            f"{len(missing)} of its {len(wanted)} names match none"
         )
     return [path for path in paths if names[path] & set(wanted)]
 
@@ -131,10 +131,10 @@ def make_image_name(path: str, root: str | None = None) -> str:
 
 
 def check_header(path: str) -> Image.Image | None:
-    """Returns an image with its header read; None for a .npy file or a TIFF.
+    """Opens an image to read its header; returns None for a .npy file or a TIFF.
 
     Raises:
-        UserError: if it is broken, too large or of another format.
+        UserError: if the image is broken, too large or in an unsupported format.
     """
     with file_kinds.open_file(path) as file:
         if formats.is_npy(path) or formats.is_tiff(file.read(4)):
@@ -146,12 +146,12 @@ def check_header(path: str) -> Image.Image | None:
 
 
 def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int, int]:
-    """Returns height and width of an image file before any rotation.
+    """Returns the height and width of an image file, before any rotation.
 
     Reads only the header if that is sufficient.
 
     Raises:
-        UserError: if its format is not supported, its number of channels differs from
+        UserError: if its format is not supported, its number of channels is not
             `channels`, it has values above `max_value`, or it is too large.
     """
     header = check_header(path)
@@ -166,14 +166,14 @@ def check_image(path: str, channels: int = 3, max_value: int = 255) -> tuple[int
 
 
 def read_image(path: str, channels: int = 3, max_value: int = 255) -> np.ndarray:
-    """Reads an image file upright, `[height, width, channels]`.
+    """Reads an image file, `[height, width, channels]`, and turns it upright.
 
-    Decodes and refuses the same files as training on converted records does. The pixels
-    are uint8, or uint16 if `max_value` is above 255.
+    Accepts the same files as conversion does, and decodes them like training. The
+    pixels are uint8, or uint16 if `max_value` is above 255.
 
     Raises:
-        UserError: if the file is of no known format, is broken or too large, or has
-            other channels or values above `max_value`.
+        UserError: if the file is broken or too large, its format is not supported, its
+            number of channels is not `channels`, or it has values above `max_value`.
     """
     content = file_kinds.read_bytes(path)
     image = encoding.encode(path, content, channels, max_value)
@@ -182,10 +182,10 @@ def read_image(path: str, channels: int = 3, max_value: int = 255) -> np.ndarray
 
 
 def check_pil_image(image: Image.Image, name: str) -> tuple[int, int]:
-    """Returns height and width of a PIL image, before any rotation.
+    """Returns the height and width of a PIL image, before any rotation.
 
     Raises:
-        UserError: if it has more than 8 bits per channel.
+        UserError: if the image has more than 8 bits per channel.
     """
     if image.mode[0] in "IF":
         raise UserError(
@@ -197,14 +197,14 @@ def check_pil_image(image: Image.Image, name: str) -> tuple[int, int]:
 def convert_pil_image(image: Image.Image, name: str) -> np.ndarray:
     """Converts a PIL image to an upright RGB array, uint8 `[height, width, 3]`.
 
-    Grey images, palettes and transparency become RGB as in `read_image`.
+    Greyscale, palettes and transparency are converted as in `read_image`.
 
     Args:
         image: An image that `check_pil_image` accepts.
         name: Its name in errors.
 
     Raises:
-        UserError: if it cannot be decoded or converted.
+        UserError: if the image cannot be decoded or converted.
     """
     orientation = read_exif_orientation(image)
     try:

@@ -21,11 +21,11 @@ class LargeMask:
         path: The mask, a PNG, TIFF or .npy file.
 
     Attributes:
-        values: A mask that has each value or colour of this one once, with its count,
-            which decides how it is read.
+        values: A small mask with each value or colour of this mask once, and its pixel
+            count; conversion interprets this instead of the large mask.
 
     Raises:
-        UserError: if the file is broken or has another format; see `read_mask`.
+        UserError: if the file is broken or in an unsupported format; see `read_mask`.
     """
 
     def __init__(self, path: os.PathLike[str]):
@@ -34,13 +34,13 @@ class LargeMask:
         if header.format not in strips.STRIP_FORMATS:
             raise UserError(
                 f"{path} is {header.format} with {header.width}x{header.height} "
-                f"pixels; masks of this size must be {', '.join(strips.STRIP_FORMATS)}"
+                f"pixels; masks this large must be {', '.join(strips.STRIP_FORMATS)}"
             )
         lossy = self._find_loss(header)
         self._shape = header.height, header.width
         found: Counter[int] = Counter()
         first = None
-        for _, mask in self._strips():
+        for _, mask in self._read_strips():
             found.update(_count_keys(mask))
             first = first or mask
             first = first._replace(white=max(first.white, mask.white))
@@ -51,11 +51,11 @@ class LargeMask:
         self.values = values._replace(lossy=lossy, counts=counts)
 
     def _find_loss(self, header: strips.Header) -> str:
-        """Returns the name of a lossy format, and checks orientation and pages."""
+        """Checks orientation and pages, and returns the format if lossy, else ""."""
         if header.orientation != 1:
             raise UserError(
                 f"{self._path} has an EXIF rotation, which viewers may ignore; rotate "
-                "the pixels themselves and remove it"
+                "the pixels and remove it"
             )
         if header.format != "TIFF":
             return ""
@@ -64,19 +64,19 @@ class LargeMask:
             mask_files.check_frames(self._path, image)
             return mask_files.find_lossy_format(image, b"")
 
-    def _strips(self) -> Iterator[tuple[int, Mask]]:
+    def _read_strips(self) -> Iterator[tuple[int, Mask]]:
         for top, strip in strips.read_strips(self._path):
             is_png = isinstance(strip, bytes)
             read = mask_files.decode_mask if is_png else mask_files.from_array
             yield top, read(self._path, strip)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
-        """Returns class ids `[height, width]` from those of `values`, uint8."""
+        """Returns the label map, uint8 `[height, width]`; `ids` are for `values`."""
         label = np.empty(self._shape, np.uint8)
         table = np.zeros(mask_files.MAX_VALUE + 1, np.uint8)
         if self._keys[-1] < len(table):
             table[self._keys] = ids.ravel()
-        for top, mask in self._strips():
+        for top, mask in self._read_strips():
             packed = _pack(mask)
             if self._keys[-1] < len(table):
                 label[top : top + len(packed)] = lookup.look_up(table, packed)
@@ -98,7 +98,7 @@ def _count_keys(mask: Mask) -> dict[int, int]:
 
 
 def _pack(mask: Mask) -> np.ndarray:
-    """Returns one number for value or colour and transparency of each pixel."""
+    """Packs value or colour, and transparency, of each pixel into one number."""
     packed = mask.pixels
     if packed.ndim == 2 and mask.is_clear is None:
         return packed

@@ -1,4 +1,4 @@
-"""Reads masks, the label images of users, in every format without interpreting them."""
+"""Reads masks (label images) in all supported formats, without interpreting them."""
 
 import io
 from typing import NamedTuple
@@ -23,7 +23,7 @@ _NPY = b"\x93NUMPY"
 _LOSSY_TIFF = {"jpeg", "tiff_jpeg", "webp", "jpeg2000", "lerc"}
 _LOSSLESS_TIFF = {"NONE", "LZW", "DEFLATE", "ADOBE_DEFLATE", "PACKBITS", "ZSTD", "LZMA"}
 _BITS_PER_SAMPLE = 258  # TIFF tag
-# Pillow stretches grey PNGs of 2 and 4 bits to 0..255.
+# Pillow scales grey PNGs of 2 and 4 bits to 0..255.
 _STRETCH = {2: 85, 4: 17}
 _WHITE = {1: 1, 2: 3, 4: 15}
 
@@ -32,16 +32,16 @@ class Mask(NamedTuple):
     """A label image as stored.
 
     Attributes:
-        pixels: Values of one channel, uint8 or uint16 `[height, width]`; or colours,
-            uint8 `[height, width, 3]`. A palette gives its indices.
-        white: The value that is displayed as white: 1, 3 or 15 in files of 1, 2 and 4
-            bits; 255; 65535 if a value is above 255.
-        palette: The colours of the indices, uint8 `[indices, 3]`, if there is one.
-        is_clear: The fully transparent pixels, bool `[height, width]`, if only some
-            pixels are.
-        lossy: Name of the lossy format, such as "JPEG", else "".
-        counts: How many pixels of the file each of `pixels` stands for, int64 `[height,
-            width]`; None for one.
+        pixels: Values of one channel or palette indices, uint8 or uint16 `[height,
+            width]`; or colours, uint8 `[height, width, 3]`.
+        white: The value that is displayed as white: 1, 3 or 15 in files with 1, 2 or 4
+            bits; 65535 if a value is above 255; otherwise 255.
+        palette: Colours of the palette indices, uint8 `[indices, 3]`; None without one.
+        is_clear: Mask of fully transparent pixels, bool `[height, width]`; None if all
+            or none are transparent.
+        lossy: Name of the format if it is lossy, such as "JPEG"; otherwise "".
+        counts: Number of pixels in the file that each pixel stands for, int64 `[height,
+            width]`; None if each stands for itself.
     """
 
     pixels: np.ndarray
@@ -52,7 +52,7 @@ class Mask(NamedTuple):
     counts: np.ndarray | None = None
 
     def count(self, where: np.ndarray) -> int:
-        """Returns the number of pixels of the file where a bool array is true."""
+        """Returns the number of pixels in the file where a bool array is true."""
         return int(np.sum(where if self.counts is None else self.counts[where]))
 
 
@@ -60,28 +60,28 @@ def read_mask(path: epath.Path) -> Mask:
     """Reads a mask file.
 
     Raises:
-        UserError: if it is broken, too large, has several pages or frames, an EXIF
-            rotation, another format, or values outside of 0..65535.
+        UserError: if the file is broken, too large or in an unsupported format, or has
+            several pages or frames, an EXIF rotation, or values outside 0..65535.
     """
     mask = decode_mask(path, file_kinds.read_bytes(path))
     return mask._replace(is_clear=keep_partial(mask.is_clear))
 
 
 def keep_partial(is_clear: np.ndarray | None) -> np.ndarray | None:
-    """Returns transparent pixels, None if there are none or all are."""
-    # Tools that do not use transparency may write 0 everywhere.
+    """Returns the mask of transparent pixels; None if there is none or all are set."""
+    # Tools that do not use transparency may write an alpha channel of zeros.
     return None if is_clear is None or is_clear.all() else is_clear
 
 
 def is_npy(content: bytes) -> bool:
-    """Returns whether a file is an array of NumPy, by its first bytes."""
+    """Returns whether a file is a NumPy array, judging by its first bytes."""
     return content[: len(_NPY)] == _NPY
 
 
 def decode_mask(path: epath.Path, content: bytes) -> Mask:
-    """Returns a mask, or a strip of one, from the content of its file.
+    """Decodes a mask, or a strip of one, from the content of a file.
 
-    See `read_mask`; but all pixels may be transparent.
+    Like `read_mask`, but keeps `is_clear` even if all pixels are transparent.
     """
     if is_npy(content):
         array = _read_npy(path, content)
@@ -106,20 +106,20 @@ def decode_mask(path: epath.Path, content: bytes) -> Mask:
 
 
 def read_index_label(path: epath.Path) -> np.ndarray:
-    """Returns the class ids of a PNG, uint8 `[height, width]`; a palette gives indices.
+    """Reads the values or palette indices of a PNG, uint8 `[height, width]`.
 
     Raises:
-        UserError: if the file is broken, has another format, or is in colour.
+        UserError: if the file is broken, not a PNG, or has RGB colours.
     """
     content = file_kinds.read_bytes(path)
     mask = decode_mask(path, content)
     if decoding.read_png_format(content) == (0, 0):
-        # Lossy formats turn class ids into other class ids.
+        # Lossy formats change class ids.
         raise UserError(f"{path} is not a PNG; labels must be PNG")
     if mask.pixels.ndim == 3:
         raise UserError(
-            f"{path} is in colour; a label must be a PNG with a palette or one channel "
-            "of class ids"
+            f"{path} has RGB colours; a label must be a PNG with a palette, or one "
+            "channel of class ids"
         )
     if mask.white > 255:
         raise UserError(
@@ -129,7 +129,7 @@ def read_index_label(path: epath.Path) -> np.ndarray:
 
 
 def check_frames(path: epath.Path, image: Image.Image) -> None:
-    """Raises `UserError` for a mask of several pages, or with an EXIF rotation."""
+    """Raises `UserError` for a mask with several pages or an EXIF rotation."""
     # The second image of an MPO is a preview.
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":
@@ -137,15 +137,15 @@ def check_frames(path: epath.Path, image: Image.Image) -> None:
     if decoding.read_exif_orientation(image) != 1:
         raise UserError(
             f"{path} has an EXIF rotation, which viewers may ignore; rotate the pixels "
-            "themselves and remove it"
+            "and remove it"
         )
 
 
 def find_lossy_format(image: Image.Image, content: bytes) -> str:
-    """Returns the name of a mask's format if it is lossy, else ""."""
+    """Returns the name of a mask's format if it is lossy; otherwise ""."""
     if image.format in ("JPEG", "MPO"):
         return "JPEG"
-    if image.format == "WEBP" and b"VP8 " in _riff_chunks(content):
+    if image.format == "WEBP" and b"VP8 " in _list_riff_chunks(content):
         return "lossy WebP"
     compression = image.info.get("compression")
     if image.format == "TIFF" and compression in _LOSSY_TIFF:
@@ -153,8 +153,8 @@ def find_lossy_format(image: Image.Image, content: bytes) -> str:
     return ""
 
 
-def _riff_chunks(content: bytes) -> list[bytes]:
-    """Returns the names of the chunks of a WebP file."""
+def _list_riff_chunks(content: bytes) -> list[bytes]:
+    """Returns the chunk names of a WebP file."""
     names, start = [], 12
     while start + 8 <= len(content):
         names.append(content[start : start + 4])
@@ -164,7 +164,7 @@ def _riff_chunks(content: bytes) -> list[bytes]:
 
 
 def _has_deep_colors(image: Image.Image) -> bool:
-    """Returns whether Pillow would drop the lower bytes of a TIFF's colours."""
+    """Returns whether Pillow would truncate the colours of a TIFF to 8 bits."""
     if image.format != "TIFF" or image.mode in ("I;16", "I;16B", "I", "F"):
         return False
     bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
@@ -172,7 +172,7 @@ def _has_deep_colors(image: Image.Image) -> bool:
 
 
 def _read_tiff(path: epath.Path, content: bytes) -> Mask:
-    """Reads a TIFF that Pillow cannot open, such as one of unsigned 32 bits."""
+    """Reads a TIFF that Pillow cannot open, such as one with 32-bit integers."""
     tifffile = pixels.import_tifffile(path)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -183,7 +183,7 @@ def _read_tiff(path: epath.Path, content: bytes) -> Mask:
             array = page.asarray()
     except UserError:
         raise
-    except Exception as error:  # tifffile raises anything
+    except Exception as error:  # tifffile may raise any exception
         raise UserError(f"{path} is broken: {error}") from error
     if count > 1:
         raise UserError(f"{path} has {count} pages or frames; a mask must have one")
@@ -196,7 +196,7 @@ def _read_tiff(path: epath.Path, content: bytes) -> Mask:
 
 
 def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.ndarray:
-    """Decodes 16 bits per channel, which Pillow only does for one channel."""
+    """Decodes 16 bits per channel, which Pillow does only for one channel."""
     if image.format == "TIFF":
         raise UserError(
             f"{path} has 16 bits per colour channel; save it as an 8-bit PNG"
@@ -204,7 +204,7 @@ def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.nda
     try:
         return tf.io.decode_png(content, dtype=tf.uint16).numpy()
     except tf.errors.InvalidArgumentError as error:
-        image_files.decode(path, image)  # its message is clearer
+        image_files.decode(path, image)  # its error message is clearer
         raise UserError(f"{path} is broken: {error.message}") from error
 
 
@@ -215,13 +215,13 @@ def _read_npy(path: epath.Path, content: bytes) -> np.ndarray:
 def _require_integers(path: epath.Path, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biu":
         raise UserError(
-            f"{path} holds {array.dtype}; a mask must hold integers or booleans"
+            f"{path} has {array.dtype} pixels; a mask must have integers or booleans"
         )
     return array
 
 
 def from_array(path: epath.Path, array: np.ndarray) -> Mask:
-    """Returns an array `[height, width]`, or with channels, as a mask."""
+    """Converts an array, `[height, width]` or `[height, width, 1..4]`, to a mask."""
     if not array.size or not (
         array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 2, 3, 4))
     ):
@@ -249,9 +249,9 @@ def from_array(path: epath.Path, array: np.ndarray) -> Mask:
 
 
 def _reduce_colors(path: epath.Path, colors: np.ndarray) -> np.ndarray:
-    """Returns colours in 8 bits, if that loses nothing."""
+    """Converts colours to 8 bits without loss; raises UserError if impossible."""
     if colors.dtype == np.uint16 and not (colors % 257).any():
-        return (colors // 257).astype(np.uint8)  # 65535 is 255
+        return (colors // 257).astype(np.uint8)  # 65535 becomes 255
     if colors.dtype != np.uint8:
         raise UserError(
             f"{path} has colours of type {colors.dtype}; colours must have 8 bits"
@@ -271,7 +271,7 @@ def _from_image(path: epath.Path, image: Image.Image, content: bytes) -> Mask:
         if image.mode != "RGBA":
             image = image.convert("L" if image.mode == "LA" else "RGB")
     if image.format == "GIF" and image.mode == "P":
-        # Encoders renumber the indices of GIFs.
+        # GIF encoders renumber palette indices.
         image = image.convert("RGB")
     if image.mode in ("RGB", "RGBA", "RGBX"):
         return Mask(np.asarray(image.convert("RGB")), is_clear=is_clear)

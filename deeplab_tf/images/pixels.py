@@ -1,8 +1,8 @@
-"""Reads the pixels of image files that a record cannot hold as they are.
+"""Reads the pixels of image files that cannot be stored in a record unchanged.
 
-Formats, bit depths and numbers of channels that TensorFlow does not decode are read
-here without loss, to be stored as PNGs; what Pillow would round or reduce is refused or
-read by other packages.
+Their format, bit depth or number of channels is one that TensorFlow does not decode, so
+they will be stored as PNGs. They are read without loss: files whose values Pillow would
+round are read by other packages, or refused.
 """
 
 import io
@@ -20,12 +20,12 @@ from deeplab_tf.images import decoding, formats, image_files
 _Path = str | os.PathLike[str]
 # Modes whose conversion to grey or RGB keeps every value.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX")
-# Format -> text in the file, position of the bits per channel after its start, and
-# their mask and offset. Pillow reads 8 bits, whatever the file has.
+# Format -> a marker in the file, the position of the bits per channel relative to it,
+# and their mask and offset. Pillow always decodes to 8 bits.
 _DEPTHS = {
     "JPEG2000": (b"\xff\x4f\xff\x51", 42, 0x7F, 1),
     "HEIF": (b"hvcC", 21, 0x07, 8),
-    "AVIF": (b"av1C", 6, 0x40, 8),  # a flag, of value 64
+    "AVIF": (b"av1C", 6, 0x40, 8),  # a flag for more than 8 bits
 }
 # TIFF tags.
 _BITS, _EXTRA_SAMPLES, _SAMPLE_FORMAT = 258, 338, 339
@@ -35,25 +35,25 @@ _PREMULTIPLIED = 1
 def read_array(
     path: _Path, content: bytes, image: Image.Image | None, channels: int
 ) -> tuple[np.ndarray, int]:
-    """Returns the stored pixels of an image, and its EXIF orientation.
+    """Returns the stored pixels of an image and its EXIF orientation.
 
     Args:
-        path: The file, to name in errors.
-        content: Its content.
-        image: The same, opened by `image_files.open_image`; None for a .npy file and
-            for a TIFF that Pillow cannot open.
-        channels: Channels of the dataset.
+        path: Path of the file, for errors.
+        content: Content of the file.
+        image: The file as opened by `image_files.open_image`; None for a .npy file, or
+            a TIFF that Pillow cannot open.
+        channels: Number of channels of the dataset.
 
     Returns:
-        Pixels `[height, width, channels]` of any dtype and number of channels, before
-        any rotation.
+        Pixels `[height, width, channels]` of any type and number of channels, before
+        any rotation, and the EXIF orientation, 1..8.
 
     Raises:
-        UserError: if the file is broken, or if its values cannot be read without loss.
+        UserError: if the file is broken, or its values cannot be read without loss.
     """
     if formats.is_npy(path):
         array, orientation = read_npy(path, content), 1
-    elif image is None or not _is_read_by_pillow(image, channels):
+    elif image is None or not _is_lossless_in_pillow(image, channels):
         array, orientation = _read_tiff(path, content, channels)
     else:
         orientation = decoding.read_exif_orientation(image)
@@ -65,12 +65,12 @@ def read_npy(path: _Path, content: bytes) -> np.ndarray:
     """Returns the array of a .npy file; raises UserError if it is broken."""
     try:
         return np.lib.format.read_array(io.BytesIO(content))
-    except Exception as error:  # headers are parsed as Python code
+    except Exception as error:  # NumPy evaluates headers as Python literals
         raise UserError(f"{path} is broken: {error}") from error
 
 
-def _is_read_by_pillow(image: Image.Image, channels: int) -> bool:
-    """Returns whether Pillow keeps all values of an image; it does not of all TIFFs."""
+def _is_lossless_in_pillow(image: Image.Image, channels: int) -> bool:
+    """Returns whether Pillow reads an image without loss; false for some TIFFs."""
     if image.format != "TIFF":
         return True
     tags = image.tag_v2
@@ -91,7 +91,7 @@ def _read_other(
 ) -> np.ndarray:
     if image.format in ("PNG", "JPEG", "MPO"):
         return _read_png(path, content)
-    bits = _bits_per_channel(image.format, content)
+    bits = _find_bits_per_channel(image.format, content)
     if bits > 8 and image.format == "JPEG2000":
         return _read_jpeg2000(path, content)
     if bits > 8:
@@ -104,13 +104,13 @@ def _read_other(
     orientation = decoding.read_exif_orientation(image)
     array = _as_grey_or_rgb(image_files.decode(path, image), channels)
     if image.format == "TIFF":
-        # Pillow turns TIFFs upright, unlike all others.
+        # Pillow turns TIFFs upright, unlike all other formats, so undo that.
         orientation = {6: 8, 8: 6}.get(orientation, orientation)
         return decoding.turn_upright(array, orientation)
     return array
 
 
-def _bits_per_channel(image_format: str | None, content: bytes) -> int:
+def _find_bits_per_channel(image_format: str | None, content: bytes) -> int:
     if image_format not in _DEPTHS:
         return 8
     text, position, mask, offset = _DEPTHS[image_format]
@@ -120,7 +120,7 @@ def _bits_per_channel(image_format: str | None, content: bytes) -> int:
 
 
 def _as_grey_or_rgb(image: Image.Image, channels: int) -> np.ndarray:
-    """Returns the pixels with the channels of the dataset if that loses no value."""
+    """Converts pixels to the channels of the dataset if that is lossless."""
     is_grey = image.mode in ("1", "L", "LA")
     if channels == 1 and is_grey:
         return np.asarray(image.convert("L"))
@@ -135,7 +135,7 @@ def _read_png(path: _Path, content: bytes) -> np.ndarray:
     try:
         return tf.io.decode_png(content, dtype=dtype).numpy()
     except tf.errors.InvalidArgumentError as error:
-        image_files.load_image(path, content)  # its message is clearer
+        image_files.load_image(path, content)  # its error message is clearer
         raise UserError(f"{path} is broken: {error.message}") from error
 
 
@@ -149,7 +149,7 @@ def _read_jpeg2000(path: _Path, content: bytes) -> np.ndarray:
 
 
 def import_tifffile(path: _Path) -> Any:
-    """Returns the module tifffile; raises UserError if it is not installed."""
+    """Imports tifffile; raises UserError, which names the file, if it is missing."""
     return import_extra("tifffile", "tiff", f"{path} is a TIFF of a kind that needs")
 
 
@@ -164,19 +164,19 @@ def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, 
             orientation = series.keyframe.tags.valueof("Orientation", 1)
     except UserError:
         raise
-    except Exception as error:  # tifffile raises anything
+    except Exception as error:  # tifffile may raise any exception
         raise UserError(f"{path} is broken: {error}") from error
     check_photometric(path, photometric)
     orientation = orientation if orientation in range(1, 9) else 1
-    # Pages and separate channels come first.
+    # In planar files, the channels are the first axis.
     is_planar = array.ndim == 3 and axes[-1] == "X"
     return np.moveaxis(array, 0, -1) if is_planar else array, int(orientation)
 
 
 def check_photometric(path: _Path, photometric) -> None:
-    """Raises UserError for a TIFF whose values are neither brightness nor RGB."""
+    """Raises UserError unless the values of a TIFF are brightness or RGB."""
     if photometric.name == "PALETTE":
-        raise UserError(f"{path} has a palette; save its colours as channels")
+        raise UserError(f"{path} has a palette; save it as RGB")
     if photometric.name not in ("MINISBLACK", "RGB"):
         raise UserError(f"{path} has {photometric.name} values; save it as RGB")
 

@@ -1,4 +1,4 @@
-"""Cuts a PNG into PNGs of a few rows each, without decoding it as a whole."""
+"""Cuts a PNG into PNGs of a few rows each, without decoding it all at once."""
 
 import io
 import os
@@ -16,7 +16,7 @@ from deeplab_tf.images.decoding import PNG_SIGNATURE
 _SIGNATURE = bytes(PNG_SIGNATURE) + b"\r\n\x1a\n"
 _READ_BYTES = 1 << 20
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
-# Bits and colour type of a PNG of as many bytes per pixel.
+# Bits and colour type of a PNG, by bytes per pixel.
 _BYTE_FORMATS = {1: (8, 0), 2: (8, 4), 3: (8, 2), 4: (8, 6), 6: (16, 2), 8: (16, 6)}
 
 
@@ -41,14 +41,14 @@ class _Header(NamedTuple):
 def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes]:
     """Yields PNGs of up to `rows` rows, from top to bottom.
 
-    They have the depth, colour type, palette and transparency of the original.
+    They have the same depth, colour type, palette and transparency as the original.
 
     Args:
         file: An open PNG that is not interlaced.
-        rows: Height of each, except for the last.
+        rows: Height of each PNG except the last.
 
     Raises:
-        ValueError, zlib.error, struct.error: where the file is broken.
+        ValueError, zlib.error, struct.error: if the file is broken.
     """
     if file.read(8) != _SIGNATURE:
         raise ValueError("not a PNG")
@@ -61,7 +61,7 @@ def cut_png(file: BinaryIO, rows: int) -> Iterator[bytes]:
 
 
 def read_exif(file: BinaryIO) -> Image.Exif:
-    """Returns the EXIF data of an open PNG without decoding it, as Pillow would."""
+    """Returns the EXIF data of an open PNG; Pillow would decode the PNG to find it."""
     exif = Image.Exif()
     file.seek(len(_SIGNATURE))
     while len(head := file.read(8)) == 8:
@@ -74,7 +74,7 @@ def read_exif(file: BinaryIO) -> Image.Exif:
 
 
 def _read_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yields type and content of each chunk, image data in pieces."""
+    """Yields the type and content of each chunk, and image data in pieces."""
     while True:
         length, kind = struct.unpack(">I4s", file.read(8))
         while kind == b"IDAT" and length > _READ_BYTES:
@@ -101,7 +101,7 @@ def _cut(
             continue
         while content and left:
             count = min(rows, left)
-            # A few bytes may expand to any number.
+            # A few bytes may decompress to any number of bytes.
             data += inflate.decompress(content, stride * count - len(data))
             content = inflate.unconsumed_tail
             if len(data) < stride * count:
@@ -117,10 +117,10 @@ def _cut(
 
 
 def _undo_filters(header: _Header, previous: bytes, data: bytes, count: int) -> bytes:
-    """Returns rows without filters.
+    """Undoes the filters of `count` rows; `previous` is the unfiltered row above.
 
-    A decoder does it: the filters work on bytes, so that the rows are those of a PNG
-    with as many bytes per pixel. Its first row is the row above.
+    Filters work on bytes, whatever the pixels mean. So the rows are decoded as a PNG
+    in a decodable format with the same bytes per pixel, with `previous` as first row.
     """
     pixel_bytes = max(1, header.pixel_bits // 8)
     bits, color_type = _BYTE_FORMATS[pixel_bytes]
@@ -135,7 +135,7 @@ def _undo_filters(header: _Header, previous: bytes, data: bytes, count: int) -> 
 
 
 def _add_filters(raw: bytes, count: int) -> bytes:
-    """Returns rows that each start with the number of no filter."""
+    """Prepends the filter type, 0 for none, to each row."""
     rows = np.frombuffer(raw, np.uint8).reshape(count, -1)
     return np.pad(rows, ((0, 0), (1, 0))).tobytes()
 

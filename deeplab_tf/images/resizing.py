@@ -1,8 +1,8 @@
-"""Resizing with aligned corners by TensorFlow's own operations (TF1).
+"""Resizing with aligned corners, using TensorFlow's TF1 operations.
 
-The official graph uses them, and on a CPU they are several times faster than the matrix
-products of `models.resampling`. Other backends lack them, and the gradient of the
-bilinear one is not deterministic on a GPU.
+The official graph uses these operations, and on a CPU they are several times faster
+than the matrix products of `models.resampling`. They do not exist in other backends,
+and the gradient of the bilinear resize is not deterministic on a GPU.
 """
 
 from collections.abc import Sequence

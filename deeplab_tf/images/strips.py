@@ -1,7 +1,7 @@
 """Reads images of any size a few rows at a time.
 
-PNGs, TIFFs and .npy files are read in strips, so that memory depends on the width of an
-image only. Other formats are decoded at once, up to a limit.
+PNGs, TIFFs and .npy files are read in strips, so memory depends only on the width of an
+image. Other formats are decoded at once, up to a size limit.
 """
 
 import os
@@ -18,17 +18,17 @@ from deeplab_tf.images.png_strips import cut_png, read_exif
 _Path = str | os.PathLike[str]
 _STRIP_PIXELS = 1 << 22  # 12 megabytes of RGB
 STRIP_FORMATS = ("PNG", "TIFF", "NPY")
-# Of images in other formats: 800 megabytes, as Pillow stores them.
+# Pixels of images in other formats: 800 megabytes in Pillow.
 _MAX_AT_ONCE = 200_000_000
 _INTERLACED = "interlaced PNG"
-# A strip of a PNG, or pixels `[rows, width, channels]`.
+# A strip as a PNG, or as pixels `[rows, width, channels]`.
 Strip = bytes | np.ndarray
 
 
 class Header(NamedTuple):
     """Format, size and EXIF orientation of an image file, before any rotation.
 
-    The format is Pillow's name, "NPY" or "interlaced PNG".
+    `format` is Pillow's name, "NPY" or "interlaced PNG".
     """
 
     format: str
@@ -43,10 +43,10 @@ class Header(NamedTuple):
 
 
 def read_header(path: _Path) -> Header:
-    """Reads the size of an image file, however large.
+    """Reads the header of an image file of any size.
 
     Raises:
-        UserError: if the file is broken, or is no image.
+        UserError: if the file is broken or not an image.
     """
     with file_kinds.open_file(path) as file:
         if formats.is_npy(path):
@@ -59,11 +59,11 @@ def read_header(path: _Path) -> Header:
             orientation = int(page.tags.valueof("Orientation", 1))
             return Header("TIFF", page.imagelength, page.imagewidth, orientation)
         image = image_files.open_image(path, file, max_pixels=None)
-        # Pillow decodes all of a PNG to find EXIF data at its end.
+        # Pillow would decode the entire PNG to find EXIF data at its end.
         exif = read_exif(file) if image.format == "PNG" else image
         orientation = decoding.read_exif_orientation(exif)
         size = (image.height, image.width)
-        if is_tiff and orientation > 4:  # Pillow gives the size after the rotation
+        if is_tiff and orientation > 4:  # Pillow returns the size after rotation
             size = size[::-1]
         is_interlaced = image.format == "PNG" and image.info.get("interlace")
         name = _INTERLACED if is_interlaced else str(image.format)
@@ -71,18 +71,18 @@ def read_header(path: _Path) -> Header:
 
 
 def read_size(path: _Path, apply_exif: bool) -> tuple[int, int]:
-    """Returns height and width of an image, before or after its EXIF rotation."""
+    """Returns the height and width of an image, with or without EXIF rotation."""
     header = read_header(path)
     size = (header.height, header.width)
     return size[::-1] if apply_exif and header.orientation > 4 else size
 
 
 def read_strips(path: _Path, start: int = 0) -> Iterator[tuple[int, Strip]]:
-    """Yields the first row of each strip and the strip, from top to bottom.
+    """Yields the position of the first row, and the pixels, of each strip.
 
     Args:
         path: The image file.
-        start: A row that the first strip contains, or comes before.
+        start: First row that is needed; strips before it may be left out.
 
     Raises:
         UserError: if the file is broken.
@@ -91,14 +91,14 @@ def read_strips(path: _Path, start: int = 0) -> Iterator[tuple[int, Strip]]:
     rows = max(1, _STRIP_PIXELS // max(1, header.width))
     with file_kinds.open_file(path) as file:
         try:
-            yield from _strips_by_format(path, file, header, rows, start)
+            yield from _read_strips(path, file, header, rows, start)
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # decoders raise anything
+        except Exception as error:  # decoders may raise any exception
             raise UserError(f"{path} is broken: {error}") from error
 
 
-def _strips_by_format(
+def _read_strips(
     path: _Path, file: BinaryIO, header: Header, rows: int, start: int
 ) -> Iterator[tuple[int, Strip]]:
     if header.format == "PNG":
@@ -120,16 +120,16 @@ def _strips_by_format(
 
 
 class RowReader:
-    """Reads rows of an image as a dataset has its pixels.
+    """Reads rows of an image, converted to the format of a dataset.
 
     Args:
         path: The image file.
-        channels: Channels of the dataset.
-        max_value: Largest value of the dataset.
+        channels: Number of channels of the dataset.
+        max_value: Largest pixel value of the dataset.
 
     Raises:
-        UserError: if the file is broken, or has a format that is decoded at once and
-            too many pixels for that.
+        UserError: if the file is broken, or too large for a format that is decoded at
+            once.
     """
 
     def __init__(self, path: _Path, channels: int = 3, max_value: int = 255):
@@ -139,8 +139,8 @@ class RowReader:
         if header.format not in STRIP_FORMATS and size > _MAX_AT_ONCE:
             raise UserError(
                 f"{path} is {header.format} with {header.width}x{header.height} "
-                f"pixels; above {_MAX_AT_ONCE:,}, images must be PNGs that are not "
-                "interlaced, TIFFs or .npy files"
+                f"pixels; images with more than {_MAX_AT_ONCE:,} pixels must be PNG "
+                "(not interlaced), TIFF or .npy files"
             )
         self._format = channels, max_value
         self._strips: Iterator[tuple[int, Strip]] = iter(())
@@ -150,17 +150,17 @@ class RowReader:
     def read(self, top: int, bottom: int) -> np.ndarray:
         """Returns the rows from `top` to `bottom`, `[rows, width, channels]`.
 
-        It is fast if rows are read from top to bottom; they may overlap.
+        Fast if rows are read from top to bottom; successive reads may overlap.
         """
         bottom = min(bottom, self.header.height)
         if self._rows is None or top < self._start:
             self._strips, self._rows = read_strips(self.path, top), None
-        # A copy, so that the rows above are freed.
+        # Copy, so that the memory of the rows above is freed.
         parts = [] if self._rows is None else [self._rows[top - self._start :].copy()]
         self._rows, start, end = None, top, top + sum(map(len, parts))
         while end < bottom:
             first, strip = next(self._strips)
-            if first + _height(strip) <= end:
+            if first + _get_height(strip) <= end:
                 continue
             decoded = self._decode(strip)[end - first :]
             parts.append(decoded)
@@ -179,7 +179,7 @@ class RowReader:
         return strip.astype(np.uint8 if max_value < 256 else np.uint16)
 
 
-def _height(strip: Strip) -> int:
+def _get_height(strip: Strip) -> int:
     is_png = isinstance(strip, bytes)
     return int.from_bytes(strip[20:24], "big") if is_png else len(strip)
 
@@ -191,7 +191,7 @@ def _read_npy_header(
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         return (np.lib.format.read_array_header_2_0 if version > (1, 0) else read)(file)
-    except Exception as error:  # headers are parsed as Python code
+    except Exception as error:  # NumPy evaluates headers as Python literals
         raise UserError(f"{path} is broken: {error}") from error
 
 
@@ -204,16 +204,16 @@ def _has_tifffile() -> bool:
 
 
 def _open_tiff(path: _Path, file: BinaryIO) -> Any:
-    """Returns the page of a TIFF, of tifffile."""
+    """Returns the first page of a TIFF, as opened by tifffile."""
     tifffile = pixels.import_tifffile(path)
     try:
         return tifffile.TiffFile(file).series[0].keyframe
-    except Exception as error:  # tifffile raises anything
+    except Exception as error:  # tifffile may raise any exception
         raise UserError(f"{path} is broken: {error}") from error
 
 
 def _read_tiff_rows(page: Any, file: BinaryIO, top: int, bottom: int) -> np.ndarray:
-    """Returns the rows from `top` to `bottom` of a TIFF, `[rows, width, samples]`."""
+    """Reads the rows from `top` to `bottom` of a TIFF, `[rows, width, samples]`."""
     planes = page.samplesperpixel if page.planarconfig == 2 else 1
     samples = page.samplesperpixel // planes
     out = np.zeros((planes, bottom - top, page.imagewidth, samples), page.dtype)
@@ -233,7 +233,7 @@ def _read_tiff_rows(page: Any, file: BinaryIO, top: int, bottom: int) -> np.ndar
 def _decode_segments(
     page: Any, file: BinaryIO, top: int, bottom: int, out: np.ndarray
 ) -> None:
-    """Decodes the strips or tiles of a TIFF that contain rows into `out`."""
+    """Decodes rows of a compressed or tiled TIFF into `out`."""
     height = page.tilelength if page.is_tiled else page.rowsperstrip
     across = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
     down = -(-page.imagelength // height)
@@ -270,7 +270,7 @@ def _read_npy_rows(path: _Path, file: BinaryIO, top: int, bottom: int) -> np.nda
 def _cut_decoded(
     path: _Path, file: BinaryIO, header: Header, rows: int, start: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes an image at once and yields strips of it, RGB of 8 bits."""
+    """Decodes an image at once and yields it in strips of 8-bit RGB."""
     image = image_files.open_image(path, file, max_pixels=None)
     image_files.require_image_format(path, image)
     if image.mode not in pixels.MODES:

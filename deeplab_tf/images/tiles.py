@@ -16,8 +16,8 @@ class Tile(NamedTuple):
 def place_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
     """Returns tiles that cover an image, row by row.
 
-    The last ones are moved back to end with the image, so that all have the full size
-    unless the image is smaller.
+    The last tile of each row and column ends at the border of the image. All tiles
+    have the same size: `tile` per side, or the side of the image if it is smaller.
     """
     rows, columns = min(tile, height), min(tile, width)
 

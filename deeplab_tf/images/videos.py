@@ -1,4 +1,4 @@
-"""Reads the frames of videos and cameras, and writes videos."""
+"""Reads frames from videos and cameras, and writes videos."""
 
 import contextlib
 import os
@@ -12,18 +12,18 @@ import tensorflow as tf
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, outputs
 
-# Every player reads it, and OpenCV's wheels can encode it, unlike H.264.
+# All players can decode it and, unlike H.264, OpenCV's wheels can encode it.
 _CODEC = "mp4v"
-# Frames per second. Some cameras and files report none, or the rate of a clock.
+# Frames per second. Some cameras and files report no rate, or that of a clock.
 _DEFAULT_RATE, _HIGHEST_RATE = 30.0, 1000.0
 
 
 class Video:
     """An open video or camera.
 
-    It can be iterated once: uint8 RGB frames `[height, width, 3]` of one size, upright.
-    `rate` is in frames per second; `count` is the number of frames in the header, often
-    an estimate, None if unknown; `size` is height and width.
+    Iterating, which is possible once, yields upright uint8 RGB frames `[height, width,
+    3]` of one size. `rate` is in frames per second; `count` is the number of frames
+    according to the header, often an estimate, or None; `size` is height and width.
     """
 
     def __init__(self, capture: cv2.VideoCapture, source: str):
@@ -75,12 +75,15 @@ def read_video(source: str) -> Iterator[Video]:
         if _is_camera(source):
             capture = cv2.VideoCapture(int(source))
         else:
-            # Other readers take a name with a number in it for an image sequence.
+            # Other readers would treat a name that contains a number as an image
+            # sequence.
             local = stack.enter_context(_local_copy(source))
             capture = cv2.VideoCapture(local, cv2.CAP_FFMPEG)
         stack.callback(capture.release)
         if not capture.isOpened():
-            reason = "not found" if _is_camera(source) else "is not a video, or broken"
+            reason = (
+                "not found" if _is_camera(source) else "is not a video or is broken"
+            )
             raise UserError(f"{_describe(source)} {reason}")
         yield Video(capture, source)
 
@@ -91,8 +94,9 @@ def write_video(
 ) -> Iterator[Callable[[np.ndarray], None]]:
     """Yields a function that appends frames, uint8 RGB `[height, width, 3]`, to an MP4.
 
-    The file is published when the block ends, after an error with the frames so far.
-    The codec needs even sides, so the last row or column of odd frames is repeated.
+    The file is published when the block ends, even after an error, with the frames so
+    far. The codec needs even sides, so odd ones are extended by repeating a row or
+    column.
 
     Raises:
         UserError: if the file cannot be written.
@@ -105,7 +109,9 @@ def write_video(
         codec = cv2.VideoWriter_fourcc(*_CODEC)
         writer = cv2.VideoWriter(local, cv2.CAP_FFMPEG, codec, rate, (width, height))
         if not writer.isOpened():
-            raise UserError(f"{path}: OpenCV cannot write MP4 files here")
+            raise UserError(
+                f"{path} cannot be written: this OpenCV cannot encode MP4 files"
+            )
 
         def write(frame: np.ndarray) -> None:
             even = np.pad(frame, (*odd, (0, 0)), mode="edge")
@@ -113,11 +119,11 @@ def write_video(
 
         try:
             yield write
-        except Exception as error:  # raised after publishing the frames so far
+        except Exception as error:  # raised again after publishing
             failure = error
         finally:
             writer.release()
-        # The writer hides a full disk, but an MP4 cannot be opened without its end.
+        # The writer does not report a full disk, but a truncated MP4 cannot be opened.
         if not cv2.VideoCapture(local, cv2.CAP_FFMPEG).isOpened():
             raise UserError(f"{path} could not be written; is the disk full?")
     if failure is not None:
@@ -125,7 +131,7 @@ def write_video(
 
 
 def _silence_opencv() -> None:
-    """Turns off OpenCV's own error messages; ours are enough."""
+    """Turns off OpenCV's own error messages."""
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -135,7 +141,7 @@ def _local_copy(path: str) -> Iterator[str]:
     """Yields a local path of a file, because OpenCV reads only local files."""
     file_kinds.require_file(path)
     if not file_kinds.is_remote(path):
-        # Absolute, because FFmpeg would take "concat:a.mp4" for a protocol.
+        # Absolute, because FFmpeg would read "concat:a.mp4" as a protocol.
         yield os.path.abspath(path)
         return
     with tempfile.TemporaryDirectory() as folder:

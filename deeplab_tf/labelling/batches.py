@@ -1,4 +1,4 @@
-"""Labels images in batches, reading ahead, and passes the results to writers."""
+"""Labels images in batches, reading ahead, and passes the labels to writers."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +13,7 @@ _Key = TypeVar("_Key")
 
 
 class Images(NamedTuple):
-    """Names and uint8 RGB `[h, w, 3]`; `total` and `unit` are for the progress bar."""
+    """Pairs of a name and pixels; `total` and `unit` are for the progress bar."""
 
     images: Iterable[tuple[str, np.ndarray]]
     total: int | None
@@ -23,7 +23,7 @@ class Images(NamedTuple):
 def batch_by_size(
     images: Iterable[tuple[_Key, np.ndarray]], size: int
 ) -> Iterator[list[tuple[_Key, np.ndarray]]]:
-    """Yields batches of up to `size` consecutive images of one height and width."""
+    """Yields batches of up to `size` consecutive images of the same size."""
     batch: list[tuple[_Key, np.ndarray]] = []
     for key, image in images:
         if batch and image.shape != batch[0][1].shape:
@@ -40,10 +40,10 @@ def batch_by_size(
 def label_images(
     images: Images, labeler, batch_size: int, writers: Iterable[Writer]
 ) -> int:
-    """Labels images, passes them to the writers and returns their number.
+    """Labels images, passes the labels to the writers and returns the image count.
 
-    The next batch is read while the labeler, `uint8 [b, h, w, 3] -> int32 [b, h, w]`,
-    runs. All images of a batch have one size.
+    `labeler` maps images `[b, h, w, channels]` of one size to labels `[b, h, w]`. The
+    next batch is read while it runs.
     """
     batches = batch_by_size(images.images, batch_size)
     with (

@@ -1,4 +1,4 @@
-"""Reads the image files to label one after the other, and may skip broken ones."""
+"""Reads the image files to label, one at a time, optionally skipping broken ones."""
 
 import os
 import sys
@@ -12,17 +12,17 @@ from deeplab_tf.files import outputs
 from deeplab_tf.images import strips
 from deeplab_tf.images.inputs import check_header, check_image, read_image
 
-# Lists the files that were skipped, with the reason, in the output folder.
+# File in the output folder that lists each skipped file with the reason.
 SKIPPED = "skipped.txt"
 
 
 class ImageReader:
-    """Named images of files, read when they are iterated.
+    """Iterates over image files, yielding names and pixels.
 
     Args:
-        paths: Files by the name of their outputs.
-        skip_broken: Whether to leave out the files that cannot be read, instead of
-            raising the error of the first one.
+        paths: Maps the name of each output to its image file.
+        skip_broken: Whether to skip files that cannot be read, instead of raising an
+            error for the first one.
     """
 
     def __init__(self, paths: Mapping[str, str], skip_broken: bool = False):
@@ -30,7 +30,7 @@ class ImageReader:
         self._skip_broken = skip_broken
         self._format = (3, 255)
         self._errors: list[str] = []
-        # Those that are too large to be decoded at once.
+        # Images that are too large to be decoded at once.
         self._large: dict[str, str] = {}
 
     def __len__(self) -> int:
@@ -49,7 +49,7 @@ class ImageReader:
         """Checks the headers of all files.
 
         Raises:
-            UserError: if a file is broken, or all are.
+            UserError: if a file is broken and not skipped, or if all are broken.
         """
         self._check(self._check_header)
 
@@ -59,19 +59,19 @@ class ImageReader:
             check_header(path)
         elif header.orientation != 1:
             raise UserError(
-                f"{path} has the EXIF orientation {header.orientation} and too many "
-                "pixels to be turned; rotate the pixels themselves"
+                f"{path} has EXIF orientation {header.orientation} and is too large to "
+                "be rotated here; save it with the rotation applied"
             )
 
     def check(self, channels: int, max_value: int) -> None:
-        """Checks all files as far as possible without decoding most of them.
+        """Checks all files, decoding only those whose header is not sufficient.
 
         Args:
-            channels: Channels that the images must have.
-            max_value: Largest value that they may have.
+            channels: Number of channels that images must have.
+            max_value: Largest value that images may have.
 
         Raises:
-            UserError: if a file is broken, or all are.
+            UserError: if a file is broken and not skipped, or if all are broken.
         """
         self._format = (channels, max_value)
         self._large = {
@@ -85,7 +85,7 @@ class ImageReader:
             self._check(lambda path: check_image(path, *self._format))
 
     def open_large(self) -> Iterator[tuple[str, strips.RowReader]]:
-        """Yields the images that iterating leaves out, to be read in strips."""
+        """Yields the images that are too large for iteration, to be read in strips."""
         for name, path in self._large.items():
             yield name, strips.RowReader(path, *self._format)
 
@@ -96,7 +96,7 @@ class ImageReader:
             except UserError as error:
                 self._skip(name, error)
         if not self._paths:
-            raise UserError(f"all images are broken; the first one: {self._errors[0]}")
+            raise UserError(f"all images are broken; first error: {self._errors[0]}")
 
     def _skip(self, name: str, error: UserError) -> None:
         if not self._skip_broken:
@@ -105,7 +105,7 @@ class ImageReader:
         self._errors.append(one_line(error))
 
     def report(self, folder: str | None) -> None:
-        """Reports skipped files on stderr, and lists them in a folder if given."""
+        """Reports skipped files on stderr and, if given, in a file in `folder`."""
         if not self._errors:
             return
         where = ""

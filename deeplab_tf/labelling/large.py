@@ -9,8 +9,8 @@ from deeplab_tf import visualize
 from deeplab_tf.images.strips import RowReader
 from deeplab_tf.images.tiles import Tile
 
-# Multiples of all output strides, so that the features of tiles and image align. Each
-# pixel is labelled by a tile whose border is at least half of the overlap away.
+# Multiples of all output strides, to align the features of tiles and image. Each pixel
+# is labelled by a tile whose inner border is at least half of the overlap away.
 TILE, OVERLAP = 1024, 256
 
 
@@ -20,18 +20,18 @@ def label_in_tiles(
     tile: int = TILE,
     overlap: int = OVERLAP,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the labels of an image, and the image shrunk to be shown.
+    """Returns the labels of an image, and a smaller copy of the image for display.
 
     Args:
         image: The image.
-        labeler: From images `[1, height, width, channels]` to int labels `[1, height,
-            width]`.
-        tile: Side of the tiles in pixels.
-        overlap: Pixels that adjacent tiles share at least.
+        labeler: Maps images `[1, height, width, channels]` to integer labels `[1,
+            height, width]`.
+        tile: Side of the tiles, in pixels.
+        overlap: Overlap of adjacent tiles, in pixels.
 
     Returns:
         Labels `[height, width]`, uint8, and every n-th pixel of every n-th row of the
-        image, as `visualize.shrink` gives.
+        image, like `visualize.shrink`.
     """
     height, width = image.header.height, image.header.width
     labels = np.empty((height, width), np.uint8)
@@ -48,7 +48,7 @@ def label_in_tiles(
             read = top + place.height
         left, right = place.left, place.left + place.width
         found = labeler(np.ascontiguousarray(band[None, :, left:right]))[0]
-        # Later tiles replace the half of the overlap that is nearer to them.
+        # In an overlap, each tile labels the half that is nearer to it.
         y = overlap // 2 if place.top else 0
         x = overlap // 2 if place.left else 0
         bottom = top + place.height
@@ -57,7 +57,7 @@ def label_in_tiles(
 
 
 def _place_tiles(height: int, width: int, tile: int, overlap: int) -> Iterator[Tile]:
-    """Yields tiles row by row; the last ones end with the image and may be smaller."""
+    """Yields tiles row by row; the last of each row and column may be smaller."""
     tops, lefts = (
         range(0, max(1, side - overlap), tile - overlap) for side in (height, width)
     )

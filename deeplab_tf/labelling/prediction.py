@@ -20,17 +20,17 @@ from deeplab_tf.inference import Predictor, compile_graph
 from deeplab_tf.labelling.batches import batch_by_size
 from deeplab_tf.windows import translate_limit_errors
 
-# Pixels of a batch, unless a batch size is given: eight images of the papers' size.
+# Pixels per batch if no batch size is given: eight images of the papers' size.
 _BATCH_PIXELS = 8 * 513 * 513
-# Compiling takes as long as labelling about eight images without, and then each takes
-# 0.4 of the time (measured, on two cores).
+# Compiling takes as long as labelling eight images without it; after that, an image
+# takes 0.4 times as long (measured on two cores).
 _IMAGES_TO_COMPILE = 16
-# How far resizing may leave 0..255 by rounding.
+# Rounding in a resize may exceed 0..255 by this much.
 _TOLERANCE = 0.5
 
 
 class _Image(NamedTuple):
-    """One image: its height and width before rotation, and a function that reads it."""
+    """Height and width of an image before rotation, and a function that reads it."""
 
     size: tuple[int, int]
     read: Callable[[], np.ndarray]
@@ -49,7 +49,7 @@ def predict_labels(
 ) -> np.ndarray | list[np.ndarray]:
     """Returns the most probable class of each pixel, int32.
 
-    All arguments and the headers of all files are checked before the first inference.
+    All arguments and file headers are checked before the first image is labelled.
     Probabilities are averaged over scales and flips (DeepLabv3, 1706.05587, Sec. 4).
 
     Args:
@@ -58,33 +58,34 @@ def predict_labels(
 
             - an array or tensor `[batch, height, width, 3]`, which gives `[batch,
               height, width]`;
-            - one image, which gives `[height, width]`: an array `[height, width, 3]`,
-              the path of an image file, or a PIL image, rotated according to EXIF. PIL
-              decodes JPEGs slightly differently than TensorFlow, which reads paths;
-            - a list or tuple of such single images, of any sizes, which gives a list of
+            - a single image, which gives `[height, width]`: an array `[height, width,
+              3]`, the path of an image file, or a PIL image. EXIF rotation is applied.
+              PIL decodes JPEGs slightly differently from TensorFlow, which reads files;
+            - a list or tuple of single images of any sizes, which gives a list of
               `[height, width]` in the same order.
 
-            Arrays and files for models with other channels than 3 have those.
+            If the model does not have 3 channels, arrays and files need its number of
+            channels.
         scales: Image scales; the papers use 0.5 to 1.75 in steps of 0.25.
         flip: Whether to also predict horizontally flipped images.
-        crop_size: Height and width to pad images to, as in the official protocol, such
-            as `(513, 513)`; see `Predictor`.
+        crop_size: Height and width to which images are padded, such as `(513, 513)` in
+            the official protocol; see `Predictor`.
         window: Height and width of the sliding window for larger images.
-        memory_limit: Memory in bytes for the inference of an image, which determines
-            the windows; exclusive with `window`.
-        batch_size: Images of one size per forward pass; None takes as many as have 2.1
-            megapixels.
+        memory_limit: Memory for the inference of one image, in bytes, from which the
+            window size is computed; cannot be combined with `window`.
+        batch_size: Number of images, all of one size, per forward pass; by default, as
+            many as fit into 2.1 megapixels.
 
     Raises:
-        UserError: for an argument of a wrong type or range; for images of other shapes
-            or values, such as 0..1 or normalised ones; for a path that is not a
-            readable image file.
+        UserError: if an argument has an invalid type or value; if images have an
+            invalid shape or invalid values, such as 0..1 or normalised ones; if a path
+            is not a readable image file.
     """
     predictor = Predictor(model, scales, flip, crop_size, window, memory_limit)
     channels = predictor.config.channels
     if isinstance(images, list | tuple):
         if not images:
-            raise UserError("images must have at least one image; received none")
+            raise UserError("images must contain at least one image; received none")
         opened = [_open(x, f"images[{i}]", channels) for i, x in enumerate(images)]
         return _label(predictor, opened, batch_size)
     if _is_array(images) and np.ndim(images) == 4:
@@ -97,7 +98,7 @@ def predict_labels(
 def _label(
     predictor: Predictor, images: list[_Image], batch_size: int | None
 ) -> list[np.ndarray]:
-    """Returns the labels of each image; images of one size share batches."""
+    """Returns the labels of each image; images of the same size share batches."""
     label = predictor.labels
     if len(images) >= _IMAGES_TO_COMPILE:
         shape = [None, None, None, predictor.config.channels]
@@ -117,7 +118,7 @@ def _label(
 
 
 def _open(image: Any, name: str, channels: int) -> _Image:
-    """Checks one image as far as possible without decoding it."""
+    """Checks an image as far as possible without decoding it."""
     if _is_array(image):
         array = _check_array(image, name, channels, is_single=True)
         return _Image(array.shape[:2], lambda: array)
@@ -125,22 +126,22 @@ def _open(image: Any, name: str, channels: int) -> _Image:
     if not is_path and not isinstance(image, Image.Image):
         raise UserError(
             f"{name} must be an array [height, width, {channels}], the path of an "
-            f"image, or a PIL image; received {format_value(image)}; several images "
-            "are a list of these, or an array with a batch axis"
+            f"image, or a PIL image; received {format_value(image)}; give several "
+            "images as a list, or as an array with a batch axis"
         )
     if not is_path:
         if channels != 3:
             raise UserError(
-                f"{name} must be an array [height, width, {channels}] or a file, as "
-                f"the model takes {channels} channels; received {format_value(image)}"
+                f"{name} must be an array [height, width, {channels}] or a path, as "
+                f"the model needs {channels} channels; received {format_value(image)}"
             )
         size = inputs.check_pil_image(image, name)
         return _Image(size, lambda: inputs.convert_pil_image(image, name))
     path = os.fspath(image)
     if file_kinds.find_kind(path) is file_kinds.Kind.DIRECTORY:
         raise UserError(
-            f"{name} must be a file; received the folder {escape(path)}: list its "
-            "files with glob.glob"
+            f"{name} must be an image file; received the folder {escape(path)}; list "
+            "its files with glob.glob"
         )
     size = inputs.check_image(path, channels)
     return _Image(size, lambda: inputs.read_image(path, channels))
@@ -151,7 +152,7 @@ def _is_array(value: Any) -> bool:
 
 
 def _check_array(value: Any, name: str, channels: int, is_single: bool) -> np.ndarray:
-    """Returns an array of images; raises UserError for another shape or content."""
+    """Returns images as an array; raises UserError for an invalid shape or values."""
     array = np.asarray(value)
     shape = f"[height, width, {channels}]"
     shape = shape if is_single else f"[batch, height, width, {channels}]"
@@ -167,8 +168,7 @@ def _check_array(value: Any, name: str, channels: int, is_single: bool) -> np.nd
         )
     if not array.size:
         raise UserError(
-            f"{name} must have at least one image and pixel; received the shape "
-            f"{list(array.shape)}"
+            f"{name} must not be empty; received the shape {list(array.shape)}"
         )
     if array.dtype != np.uint8:
         _check_values(array, name)
@@ -193,7 +193,7 @@ def _advise_on_shape(shape: tuple[int, ...], channels: int) -> str:
 
 
 def _check_values(array: np.ndarray, name: str) -> None:
-    """Raises UserError unless values are 0..255, and not all 0..1."""
+    """Raises UserError unless values are in 0..255; floats must not all be in 0..1."""
     lowest, highest = float(array.min()), float(array.max())
     received = f"{name} must be RGB 0..255; received values from {lowest:g} to "
     received += f"{highest:g}"
@@ -204,9 +204,8 @@ def _check_values(array: np.ndarray, name: str) -> None:
         advice = "scale or clip them to 0..255"
         advice = "do not normalise them: the model does" if is_normalized else advice
         raise UserError(f"{received}; {advice}")
-    # Labels of an image that is nearly black mean nothing, and 0..1 is common.
+    # Images scaled to 0..1 are common, and labels of nearly black images are useless.
     if array.dtype.kind == "f" and 0 < highest <= 1:
         raise UserError(
-            f"{received}; multiply them by 255, or give an image that is nearly black "
-            "as uint8"
+            f"{received}; multiply them by 255, or pass a nearly black image as uint8"
         )

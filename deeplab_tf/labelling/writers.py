@@ -1,6 +1,6 @@
-"""Writes labelled images as image files, as a submission archive or as a video.
+"""Writes labels as image files, as a submission archive or as a video.
 
-Each writer is a context manager that prints the path of its output.
+Each writer is a context manager that prints the path of its output at the end.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ _OVERVIEW = "overview.png"
 GEOTIFF_SUFFIX = "_label.tif"
 _SUFFIXES = ("_label.png", "_color.png", "_overlay.png")
 
-# Called with the name, pixels `[h, w, channels]` and labels `[h, w]` of an image.
+# Called with an image's name, pixels `[h, w, channels]` and labels `[h, w]`.
 Writer = Callable[[str, np.ndarray, np.ndarray], None]
 
 
 def _write_images(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, prefix: str
 ) -> np.ndarray:
-    """Writes the three images of one input and returns the overlay with its legend."""
-    # Large images are shown smaller.
+    """Writes the three outputs of an image and returns the overlay with its legend."""
+    # The overlay of a large image is smaller than the image.
     shown = visualize.shrink(labels, max(image.shape[:2]))
     if image.dtype != np.uint8 or image.shape[-1] != 3:
         image = visualize.as_rgb(image * np.float32(255 / info.max_value))
@@ -48,14 +48,14 @@ def _write_images(
 
 
 def list_image_outputs(images: Iterable[str]) -> list[str]:
-    """Returns the names of the files that `write_images` writes for some images."""
+    """Returns the names of the files that `write_images` writes for these images."""
     names = [image + suffix for image in images for suffix in _SUFFIXES]
     return [*names, _OVERVIEW]
 
 
 @contextlib.contextmanager
 def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
-    """Writes labels, colours and overlay of every image, and an overview."""
+    """Writes the labels, colours and overlay of every image, and an overview."""
     tf.io.gfile.makedirs(folder)
     overlays = []
 
@@ -76,11 +76,11 @@ def write_images(folder: str, info: DatasetInfo) -> Iterator[Writer]:
 
 @contextlib.contextmanager
 def write_geotiffs(folder: str, paths: Mapping[str, str]) -> Iterator[Writer]:
-    """Writes the labels of GeoTIFFs as `<name>_label.tif`, at the same place on earth.
+    """Writes the labels of GeoTIFFs as georeferenced `<name>_label.tif`.
 
     Args:
         folder: Folder to write to.
-        paths: GeoTIFFs by the name of their outputs.
+        paths: Maps the name of each output to its GeoTIFF.
     """
 
     def add(name, image, labels):
@@ -97,10 +97,10 @@ def write_geotiffs(folder: str, paths: Mapping[str, str]) -> Iterator[Writer]:
 def write_submission(
     benchmark: str, path: str, info: DatasetInfo, overwrite: bool
 ) -> Iterator[Writer]:
-    """Packs the labels of every image into an archive for a benchmark's server.
+    """Packs the labels of all images into an archive for a benchmark's server.
 
     Raises:
-        UserError: if the benchmark has other classes, file names or images.
+        UserError: if the benchmark has different classes, file names or image sizes.
     """
     with SUBMISSIONS[benchmark](path, info, overwrite=overwrite) as archive:
         yield lambda name, image, labels: archive.add(os.path.basename(name), labels)
@@ -108,7 +108,7 @@ def write_submission(
 
 
 def make_overlay_name(video: Video) -> str:
-    """Returns the name of the file that `write_overlay_video` writes."""
+    """Returns the file name of the video that `write_overlay_video` writes."""
     return f"{video.name}_overlay.mp4"
 
 
@@ -116,7 +116,7 @@ def make_overlay_name(video: Video) -> str:
 def write_overlay_video(
     folder: str, video: Video, info: DatasetInfo
 ) -> Iterator[Writer]:
-    """Writes `<name of the video>_overlay.mp4`: overlays above a constant legend."""
+    """Writes `<video>_overlay.mp4`: the overlays, with a constant legend below."""
     tf.io.gfile.makedirs(folder)
     path = os.path.join(folder, make_overlay_name(video))
     height, width = video.size
@@ -132,7 +132,7 @@ def write_overlay_video(
 
 @contextlib.contextmanager
 def write_label_maps(folder: str, info: DatasetInfo) -> Iterator[Writer]:
-    """Writes the labels of every frame as `<name>.png` with a palette, as in VOC."""
+    """Writes the labels of every frame to `<name>.png` with a palette, as in VOC."""
     tf.io.gfile.makedirs(folder)
 
     def add(name, image, labels):

@@ -124,9 +124,13 @@ MISMATCHES = {
     "floats": (
         save_npy(np.ones((5, 7, 3), np.float32)),
         (3, 255),
-        "x.npy holds float32; images must be uint8 or uint16",
+        "x.npy has float32 pixels; images must be uint8 or uint16",
     ),
-    "signed": (save_npy(np.ones((5, 7, 3), np.int16)), (3, 65535), "x.npy holds int16"),
+    "signed": (
+        save_npy(np.ones((5, 7, 3), np.int16)),
+        (3, 65535),
+        "x.npy has int16 pixels",
+    ),
     "large value": (
         save_npy(np.full((5, 7, 3), 4096, np.uint16)),
         (3, 4095),
@@ -223,7 +227,7 @@ def test_unsupported_tiffs_are_refused(convert, tmp_path, tifffile):
         convert(3, 255)
     tifffile.imwrite(path, np.ones((HEIGHT, WIDTH), np.float32))
     with pytest.raises(
-        UserError, match=r"x.tif holds float32; images must be uint8 or ui"
+        UserError, match=r"x.tif has float32 pixels; images must be uint8"
     ):
         convert(1, 255)
     path.write_bytes(path.read_bytes()[:100])

@@ -259,7 +259,7 @@ REFUSED = {
     "fractions": (
         NAMED,
         [encode_npy(np.zeros((2, 2)))],
-        "0.png holds float64; a mask must hold integers or booleans",
+        "0.png has float64 pixels; a mask must have integers or booleans",
     ),
     "one-hot": (
         NAMED,

@@ -208,7 +208,7 @@ UNREADABLE = {
     "signed": (
         "a.tif",
         save_tiff(photometric="rgb", dtype=np.int8),
-        "a.tif holds int8; images must be uint8 or uint16",
+        "a.tif has int8 pixels; images must be uint8 or uint16",
     ),
     "10-bit AVIF": (
         "a.avif",

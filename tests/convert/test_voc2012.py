@@ -208,7 +208,7 @@ BROKEN = {
     ),
     "RGB label": (
         save_label_as_rgb,
-        "SegmentationClass/2007_000002.png is in colour; a label must be a PNG with",
+        "SegmentationClass/2007_000002.png has RGB colours; a label must be a PNG with",
     ),
     "PPM named .jpg": (
         save_image_as("PPM"),

@@ -147,15 +147,15 @@ HALF = np.full((6, 8), 0.5)
 BROKEN = {
     "no SBD labels": (
         remove_files("sbd.tgz", "/cls/"),
-        "sbd.tgz has no benchmark_RELEASE/dataset/cls; is it the right archive",
+        "sbd.tgz does not contain benchmark_RELEASE/dataset/cls; is it the right",
     ),
     "no SBD list": (
         remove_files("sbd.tgz", "/val.txt"),
-        "sbd.tgz has no benchmark_RELEASE/dataset/val.txt; is it the right archive",
+        "sbd.tgz does not contain benchmark_RELEASE/dataset/val.txt; is it the",
     ),
     "no VOC labels": (
         remove_files("voc.tar", "/SegmentationClass/"),
-        "voc.tar has no VOCdevkit/VOC2012/SegmentationClass; is it the right archive",
+        "voc.tar does not contain VOCdevkit/VOC2012/SegmentationClass; is it",
     ),
     "no VOC list": (
         remove_files("voc.tar", "Segmentation/val.txt"),

@@ -112,7 +112,7 @@ def test_crop_size_grows_with_a_note_for_larger_images(strided_model, capsys):
     assert metrics["confusion_matrix"] == expected["confusion_matrix"]
     assert np.sum(metrics["confusion_matrix"]) == labels.size
     out = capsys.readouterr().out
-    assert out == "note: 3 images exceed eval_crop_size, which grew to fit\n"
+    assert out == "note: 3 images exceed eval_crop_size, which was enlarged to fit\n"
 
 
 def test_scales_flips_and_crop_size_are_used(strided_model):
@@ -137,7 +137,7 @@ def test_nothing_to_score_is_an_error(color_model, count):
     images, labels, _ = samples(2)
     void = (images, np.full_like(labels, 255))
     dataset = tf.data.Dataset.from_tensor_slices(void).batch(1).take(count)
-    with pytest.raises(UserError, match=f"all {count} images are ignored .* in 0..2"):
+    with pytest.raises(UserError, match=f"all {count} images are ignored .* are 0..2"):
         evaluate(color_model, dataset)
 
 

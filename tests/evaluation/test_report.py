@@ -328,7 +328,9 @@ def test_undecodable_command_line_is_written():
 def test_failure_keeps_the_earlier_report():
     page = write_page()
     assert not tf.io.gfile.glob("ram://report.html.*")
-    with pytest.raises(UserError, match="the metrics have 4 classes; ade20k has 151"):
+    with pytest.raises(
+        UserError, match="the metrics have 4 classes, but ade20k has 151"
+    ):
         write_page(info=dataset_info("ade20k"))
     with pytest.raises(KeyError, match="around"):
         write_page(METRICS | {"trimap": {"widths": [1]}})

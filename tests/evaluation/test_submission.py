@@ -299,7 +299,7 @@ def test_interruption_keeps_the_earlier_archive(tmp_path):
 def test_archive_blocked_by_a_folder_leaves_no_temporary_files(tmp_path):
     path = tmp_path / "results.tgz"
     with (
-        pytest.raises(UserError, match="is not an ordinary file"),
+        pytest.raises(UserError, match="is not a regular file"),
         VocSubmission(str(path), VOC) as submission,
     ):
         submission.add("2008_000006", LABELS)
@@ -317,7 +317,7 @@ def test_foreign_archive_is_not_overwritten(tmp_path):
 
 def test_missing_folder_is_refused_before_the_first_image(tmp_path):
     path = str(tmp_path / "missing/results.tgz")
-    with pytest.raises(UserError, match=r"no folder .*/missing for .*results\.tgz"):
+    with pytest.raises(UserError, match=r"the folder .*/missing of .*results\.tgz"):
         VocSubmission(path, VOC).__enter__()
     assert not list(tmp_path.iterdir())
 
@@ -347,7 +347,7 @@ def test_wrong_suffix_is_refused(name, path, message):
     ],
 )
 def test_class_count_must_match(name, path, info, message):
-    with pytest.raises(UserError, match=f"^a submission to {name} has {message}"):
+    with pytest.raises(UserError, match=f"^a submission to {name} needs {message}"):
         SUBMISSIONS[name](path, info)
 
 

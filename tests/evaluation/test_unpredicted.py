@@ -44,12 +44,13 @@ def make_evidence(pixels=100, images_with=50, side=20, extent=20, **settings):
     [
         (
             make_evidence(),
-            "no reason in the labels of train; check learning rate and masks",
+            "no reason found in the labels of train; check learning rate and masks",
         ),
-        (make_evidence(pixels=0), "train has no pixel of it"),
+        (make_evidence(pixels=0), "train has no pixels of this class"),
         (
             make_evidence(images_with=1),
-            "likely too few steps (about 800 training samples had it; 1,000 are usual)",
+            "likely too few steps (about 800 training samples contained it; at "
+            "least 1,000 are recommended)",
         ),
         (
             make_evidence(pixels=5),
@@ -61,22 +62,23 @@ def make_evidence(pixels=100, images_with=50, side=20, extent=20, **settings):
         ),
         (
             make_evidence(side=15),
-            "likely objects too small (100% of them below 16x16 pixels, a cell of the "
+            "likely objects too small (100% are below 16x16 pixels, one cell of the "
             "output stride)",
         ),
         (
             make_evidence(extent=66),
-            "likely objects too large (100% of them exceed the crop)",
+            "likely objects too large (100% are longer than the crop)",
         ),
         (
             make_evidence(images_with=1, extent=66),
-            "likely too few steps (about 800 training samples had it; 1,000 are usual)"
-            ", objects too large (100% of them exceed the crop)",
+            "likely too few steps (about 800 training samples contained it; at "
+            "least 1,000 are recommended)"
+            ", objects too large (100% are longer than the crop)",
         ),
         # What is unknown is no reason.
         (
             make_evidence(images_with=1, extent=66, samples=None, crop_size=None),
-            "no reason in the labels of train; check learning rate and masks",
+            "no reason found in the labels of train; check learning rate and masks",
         ),
         (None, "unknown"),
     ],
@@ -98,7 +100,7 @@ def test_summary_names_the_classes():
     assert describe_unpredicted(reasons, 9) == [
         "cat is never predicted: likely a",
         "dog is never predicted: likely b",
-        "2 of 9 classes never predicted: cat, dog",
+        "2 of 9 classes are never predicted: cat, dog",
     ]
 
 
@@ -158,13 +160,13 @@ def test_programs_name_classes_that_are_never_predicted(folder, tmp_path, start)
         *("--training_number_of_steps=2", "--eval_interval_steps=2"),
     )
     reason = (
-        "speck is never predicted: likely too few steps (about 1 training samples had "
-        "it; 1,000 are usual), too few pixels (0.024 % of "
+        "speck is never predicted: likely too few steps (about 1 training samples "
+        "contained it; at least 1,000 are recommended), too few pixels (0.024 % of "
         "train; weight it with --class_weighting), objects too small "
-        "(100% of them below 16x16 pixels, a cell of the output stride)"
+        "(100% are below 16x16 pixels, one cell of the output stride)"
     )
     assert reason in out.splitlines()
-    summary = "2 of 3 classes never predicted: shape, speck"
+    summary = "2 of 3 classes are never predicted: shape, speck"
     assert out.splitlines()[-1] == summary
     out = run(
         "deeplab_tf.programs.eval",

@@ -120,7 +120,7 @@ def test_unverifiable_lock_owner_is_watched_without_flock(
     assert acquire(tmp_path).pid == os.getpid()
     first, second = capfd.readouterr().err.splitlines()
     assert f"is locked by {owner}; waiting" in first
-    assert f"taking over the lock of {owner}" in second
+    assert f"from {owner}, which no longer renews" in second
 
 
 def test_lock_owner_on_another_machine_is_watched_despite_flock(tmp_path, capfd):
@@ -294,7 +294,7 @@ def make_symlink(path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.write_text("mine"), "lock is not a training lock; "),
+        (lambda path: path.write_text("mine"), "lock is not a lock file; "),
         (make_symlink, "cannot be locked: .*symbolic"),
         (os.mkfifo, "cannot be locked: .*not a regular file"),
         (os.mkdir, "cannot be locked: .*directory"),

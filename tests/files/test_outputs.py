@@ -133,10 +133,10 @@ def make_loop(path):
 
 FOREIGN_FILES = {
     "text": (make_text, "was not written by deeplab_tf"),
-    "folder": (os.mkdir, "is not an ordinary file"),
-    "fifo": (os.mkfifo, "is not an ordinary file"),
-    "socket": (make_socket, "is not an ordinary file"),
-    "loop": (make_loop, "is a loop of links"),
+    "folder": (os.mkdir, "is not a regular file"),
+    "fifo": (os.mkfifo, "is not a regular file"),
+    "socket": (make_socket, "is not a regular file"),
+    "loop": (make_loop, "is a symbolic link loop"),
 }
 
 
@@ -209,7 +209,7 @@ def test_ledger_that_is_a_link_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / outputs.LEDGER).symlink_to("../mine")
-    with pytest.raises(UserError, match=r"sha256 is not an ordinary file"):
+    with pytest.raises(UserError, match=r"sha256 is not a regular file"):
         outputs.write_text("new", str(tmp_path / "out/a.json"))
     assert (tmp_path / "mine").read_text() == "mine"
 

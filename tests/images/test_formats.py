@@ -16,7 +16,7 @@ def test_images_are_recognised_by_suffix(name, expected):
 def test_other_files_are_counted_by_suffix(capsys):
     formats.report_other_formats(["a.CR2", "b.cr2", "README"], "photos")
     assert capsys.readouterr().err == (
-        "passed over 3 files of photos in no image format: 2 .cr2, 1 without suffix\n"
+        "ignored 3 non-image files in photos: 2 .cr2, 1 without suffix\n"
     )
     formats.report_other_formats([], "photos")
     assert capsys.readouterr().err == ""

@@ -152,7 +152,7 @@ def test_images_in_subfolders_are_named_by_their_path(nested, capsys, pattern, n
     found = find_images(f"{nested}{pattern}")
     assert list(found) == names
     assert all(path.startswith(f"{nested}/") for path in found.values())
-    others = "passed over 1 file of .* in no image format: 1 .cr2\n"
+    others = "ignored 1 non-image file in .*: 1 .cr2\n"
     listed = pattern in ("", "/**", "/b/*")
     assert bool(re.search(others, capsys.readouterr().err)) == listed
 
@@ -172,7 +172,7 @@ def test_listed_images_may_be_named_with_or_without_folder(nested, tmp_path):
 def test_two_images_with_the_same_name_are_refused(folder):
     (folder / "a.jpg").touch()
     with pytest.raises(
-        UserError, match=r"a\.jpg and .*a\.png would be written to the "
+        UserError, match=r"a\.jpg and .*a\.png would have outputs of the "
     ):
         find_images(str(folder))
 
@@ -202,9 +202,9 @@ def test_only_listed_images_are_used(folder, image_list):
     [
         (
             b"a y x",
-            "^.*list.txt lists y, which is not among the images; 2 of its 3 names",
+            "^.*list.txt lists y, which matches no image; 2 of its 3 names",
         ),
-        (b"\n", "list.txt lists no image$"),
+        (b"\n", "list.txt lists no images; give one name"),
         (b"\xff\xfe", "list.txt: line 1 is not UTF-8"),
     ],
 )

@@ -227,7 +227,7 @@ def test_broken_images_are_skipped_and_listed(tiny_export, tmp_path, capfd):
     ]
     for name in "ab":
         (photos / f"{name}.jpg").write_text("text")
-    assert_refused("all images are broken; the first one: .*a.jpg is b", *arguments)
+    assert_refused("all images are broken; first error: .*a.jpg is b", *arguments)
 
 
 def test_preset_and_deviations_are_printed(predictions, tmp_path):
@@ -301,7 +301,7 @@ def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_
     for arguments, message in (
         ([f"--model={tmp_path}", photos, out], "no checkpoint in the folder"),
         ([f"--model={tmp_path}/x.ckpt", photos, out], "no checkpoint .*x.ckpt"),
-        ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no image"),
+        ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no images"),
         ([photos, out], "--model must have a value"),
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
