@@ -58,20 +58,17 @@ def select_kept(
     return kept
 
 
-def require_same(
-    folder: str, split: str, earlier: Mapping[str, Member], new: Member
-) -> tuple[str, str]:
-    """Returns the digest that a record must have, and the error if it has another.
+def require_same(folder: str, split: str, old: Member | None, new: Member) -> None:
+    """Refuses to replace a record by another one of the same name from other files.
 
-    Both are empty unless an earlier record has the same name but other files.
+    Files that were changed since may have other content.
     """
-    old = earlier.get(new.name)
-    if old is None or old.files == new.files:
-        return "", ""
+    if old is None or old.files == new.files or old.digest == new.digest:
+        return
     other = f"from {old.image}, not {new.image}"
     if old.image == new.image:
         other = "with another label file"
-    return old.digest, (
+    raise UserError(
         f"the split {split} of {folder} already has an image {new.name} {other}, with "
         f"other content; {_REMEDY}"
     )

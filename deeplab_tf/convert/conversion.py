@@ -260,12 +260,12 @@ def convert(
         items = [item for shard in shards for item in shard.items]
         is_large = any(item.sample and item.sample.is_large for item in items)
         done = conversion.finish(shards, 1 if is_large else os.cpu_count() or 1)
-        shards, done = conversion.drop_empty(shards, done)
+        done = conversion.drop_empty(done)
     except Exception:  # not KeyboardInterrupt, which keeps the finished shards
         conversion.undo(splits)
         raise
-    info = _add_contents(info, output_dir, shards, done)
-    conversion.publish(shards, info)
+    info = _add_contents(info, output_dir, done)
+    conversion.publish([shard for shard, _ in done], info)
     notes.report()
     _report_skipped(conversion, splits)
     return info
@@ -333,14 +333,11 @@ def _require_same_classes(
 
 
 def _add_contents(
-    info: DatasetInfo,
-    output_dir: str,
-    shards: Sequence[PlannedShard],
-    done: Sequence[Shard],
+    info: DatasetInfo, output_dir: str, done: Sequence[tuple[PlannedShard, Shard]]
 ) -> DatasetInfo:
     """Adds the contents of the new shards and of the splits that stay to the info."""
     members: dict[str, list[Member]] = defaultdict(list)
-    for shard, finished in zip(shards, done, strict=True):
+    for shard, finished in done:
         members[shard.split] += finished.members
     new = {split: summarize(m, info.num_classes) for split, m in members.items()}
     old_info = records.read_info(output_dir)

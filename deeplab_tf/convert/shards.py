@@ -58,14 +58,12 @@ class Item(NamedTuple):
     Attributes:
         member: What it is made from; without counts and digest for a sample.
         sample: The sample; None for a record of an earlier run.
-        expected: Digest of an earlier record of this name, from other files.
-        conflict: Error if the record has another digest than `expected`.
+        earlier: The record of this name from an earlier run.
     """
 
     member: Member
     sample: Any = None
-    expected: str = ""
-    conflict: str = ""
+    earlier: Member | None = None
 
 
 class PlannedShard(NamedTuple):
@@ -74,6 +72,9 @@ class PlannedShard(NamedTuple):
     split: str
     name: str
     items: Sequence[Item]
+
+
+_Finished = tuple[PlannedShard, Shard]
 
 
 def split_into_shards(
@@ -169,15 +170,12 @@ class Conversion:
         earlier = additions.find_earlier(self.folder, self.manifest, split)
         members = [item.member for item in items]
         kept = additions.select_kept(self.folder, split, earlier, members)
-        require_same = functools.partial(
-            additions.require_same, self.folder, split, earlier
-        )
-        items = [Item(i.member, i.sample, *require_same(i.member)) for i in items]
+        items = [item._replace(earlier=earlier.get(item.member.name)) for item in items]
         items += [Item(member) for member in kept]
         return sorted(items, key=lambda item: item.member.name)
 
-    def finish(self, shards: Sequence[PlannedShard], workers: int) -> list[Shard]:
-        """Writes shards, except for those of earlier runs, and returns their records.
+    def finish(self, shards: Sequence[PlannedShard], workers: int) -> list[_Finished]:
+        """Writes shards, except for those of earlier runs, and adds their records.
 
         Threads convert the samples, which are written in order, so that the error is
         always that of the first broken one.
@@ -205,7 +203,7 @@ class Conversion:
             ) as made,
         ):
             return [
-                self._write(shard, made, bar) if finished is None else finished
+                (shard, finished or self._write(shard, made, bar))
                 for shard, finished in zip(shards, done, strict=True)
             ]
 
@@ -284,8 +282,7 @@ class Conversion:
                     yield b"", item.member
                     continue
                 member = item.member._replace(pixels=pixels, digest=digest)
-            if item.expected not in ("", member.digest):
-                raise UserError(item.conflict)
+            additions.require_same(self.folder, shard.split, item.earlier, member)
             yield content, member
 
     def _skip(self, split: str, member: Member, error: UserError) -> None:
@@ -311,16 +308,14 @@ class Conversion:
         remove(p for p in paths if records.is_shard(p) and p.endswith(suffixes))
         outputs.remove_if_empty(self.folder, keep_folder=not self.is_ours)
 
-    def drop_empty(
-        self, shards: Sequence[PlannedShard], done: Sequence[Shard]
-    ) -> tuple[list[PlannedShard], list[Shard]]:
+    def drop_empty(self, done: Sequence[_Finished]) -> list[_Finished]:
         """Returns the shards that have records, renumbered.
 
         Raises:
             UserError: if a split has none, because all its images were skipped.
         """
-        full = [(s, d) for s, d in zip(shards, done, strict=True) if d.members]
-        for split in {shard.split for shard in shards}:
+        full = [(shard, result) for shard, result in done if result.members]
+        for split in {shard.split for shard, _ in done}:
             own = [i for i, (shard, _) in enumerate(full) if shard.split == split]
             if not own:
                 reason = next(
@@ -333,7 +328,7 @@ class Conversion:
                 if name != shard.name:
                     self._copy_shard(shard.name, name, result)
                     full[i] = shard._replace(name=name), result
-        return [shard for shard, _ in full], [result for _, result in full]
+        return full
 
     def _copy_shard(self, old: str, new: str, shard: Shard) -> None:
         finished = self.path(old + records.FINISHED)
