@@ -102,7 +102,7 @@ def list_images(
     Args:
         folder: The folder; its subfolders are listed as well.
         flag: The flag of the folder, for errors.
-        others: Folders whose files are left out if they are below `folder`.
+        others: Folders whose files are left out if they are below `folder`; "" is none.
         suffixes: Suffixes of the formats, in lower case.
         read: Other files that are read, and therefore not reported.
 
@@ -112,7 +112,7 @@ def list_images(
     if file_kinds.find_kind(folder) is not file_kinds.Kind.DIRECTORY:
         raise UserError(f"--{flag}={folder} is not a folder")
     real = os.path.realpath(folder)
-    left_out = {os.path.realpath(other) for other in others} - {real}
+    left_out = {os.path.realpath(other) for other in others if other} - {real}
     paths = file_kinds.list_tree(folder, left_out)
     found = [path for path in paths if formats.get_suffix(path) in suffixes]
     others = {*paths} - {*found} - {os.path.relpath(path, folder) for path in read}
@@ -127,7 +127,7 @@ def _list_files(
 
     `is_mask` separates them if they share one.
     """
-    folders = (layout.image_dir, layout.label_dir, *filter(None, [skipped_folder]))
+    folders = (layout.image_dir, layout.label_dir, skipped_folder)
     paths = list_images(layout.image_dir, "image_dir", folders)
     if layout.is_shared:
         masks = [path for path in paths if is_mask(path)]

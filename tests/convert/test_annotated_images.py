@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw
 from program_runs import assert_refused, run
 from record_files import read_records
 
+from deeplab_tf.convert import annotated_folder, annotations
+
 PROGRAM = "deeplab_tf.programs.convert.folder"
 
 
@@ -127,6 +129,15 @@ def test_images_are_found_by_the_names_in_the_annotation_file(tmp_path, case):
     _, labels = read_records(tmp_path / "out")
     assert list(labels) == [record]
     assert labels[record].sum() == 6
+
+
+def test_images_are_found_from_within_their_folder(tmp_path, monkeypatch):
+    files.save_images(tmp_path / "photos", ["sub/x.jpg"])
+    save_one(tmp_path / "notes", "sub/x.jpg")
+    found = annotations.read(str(tmp_path / "notes"))
+    monkeypatch.chdir(tmp_path / "photos/sub")
+    source = annotated_folder.Source(found, str(tmp_path / "photos"))
+    assert list(source.find_images()) == ["sub/x.jpg"]
 
 
 REFUSED = {
