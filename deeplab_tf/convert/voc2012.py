@@ -6,24 +6,41 @@ without those of VOC's val.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from etils import epath
 
-from deeplab_tf.convert import conversion, pairs, sbd, sources
+from deeplab_tf.checkpoints import download
+from deeplab_tf.convert import conversion, pairs, sbd
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
+from deeplab_tf.files.archives import extract
+from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.images import mask_files
 
+
+class Source(NamedTuple):
+    """The location of an archive and its hexadecimal checksums, "" if unknown.
+
+    The URL is http, https or a path that `tf.io.gfile` copies.
+    """
+
+    url: str
+    sha256: str = ""
+    md5: str = ""
+
+
 # The SHA-256 is from TensorFlow Datasets (url_checksums/voc.txt).
-VOC_SOURCE = sources.Source(
+VOC_SOURCE = Source(
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
     sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
 )
-SBD_SOURCE = sources.Source(
+SBD_SOURCE = Source(
     "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
     "semantic_contours/benchmark.tgz",
     md5="82b4d87ceb2ed10f6038a1cba92111cb",
@@ -174,8 +191,8 @@ def convert(
 
 
 def convert_archives(
-    voc: str | sources.Source,
-    sbd_archive: str | sources.Source,
+    voc: str | Source,
+    sbd_archive: str | Source,
     output_dir: str,
     work_dir: str | None = None,
     num_shards: int = 4,
@@ -203,8 +220,8 @@ def convert_archives(
     if "://" in os.fspath(work):
         raise UserError(f"--work_dir must be a local folder; received {work}")
     archives = [_fetch(source, work) for source in (voc, sbd_archive)]
-    voc_root = sources.extract(archives[0], work / "voc2012", _MEMBERS) / _DEVKIT
-    sbd_dir = sources.extract(archives[1], work / "sbd", sbd.MEMBERS) / sbd.FOLDER
+    voc_root = extract(archives[0], work / "voc2012", _MEMBERS) / _DEVKIT
+    sbd_dir = extract(archives[1], work / "sbd", sbd.MEMBERS) / sbd.FOLDER
     splits = _find_archive_splits(voc_root, sbd_dir)
     info = dataset_info("pascal_voc_seg")
     if official_sizes:
@@ -213,11 +230,19 @@ def convert_archives(
     return {split: written.split_sizes[split] for split in splits}
 
 
-def _fetch(source: str | sources.Source, work: epath.Path) -> epath.Path:
-    if isinstance(source, sources.Source):
-        return sources.fetch(source, work / "downloads")
-    file_kinds.require_file(source)
-    return epath.Path(source)
+def _fetch(source: str | Source, work: epath.Path) -> epath.Path:
+    """Returns the path of an archive, after downloading and verifying a `Source`."""
+    if isinstance(source, str):
+        file_kinds.require_file(source)
+        return epath.Path(source)
+    md5 = source.md5
+
+    def find_damage(path: str) -> str | None:
+        digest = digest_file(path, hashlib.md5(usedforsecurity=False))
+        return f"its MD5 is {digest}, not {md5}" if md5 and digest != md5 else None
+
+    folder = os.fspath(work / "downloads")
+    return epath.Path(download.fetch(source.url, folder, source.sha256, find_damage))
 
 
 def _check_sizes(splits: Mapping[str, Sequence], expected: Mapping[str, int]) -> None:

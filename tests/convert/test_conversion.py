@@ -17,7 +17,6 @@ from deeplab_tf.convert import conversion, shards
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import text_files
 from deeplab_tf.images import decoding, mask_files
 
 INFO = DatasetInfo("toys", ("floor", "ball", "cat"))
@@ -196,16 +195,19 @@ def test_stale_shards_are_removed_and_other_splits_kept(sources, folder):
     assert info.class_pixels == {"train": [20, 0, 20], "train_aug": [20, 15, 0]}
 
 
-def test_splits_of_two_datasets_are_not_mixed(sources, folder):
+@pytest.mark.parametrize(
+    "change", [{"name": "others"}, {"class_names": ("floor", "ball", "dog")}]
+)
+def test_splits_of_two_datasets_are_not_mixed(sources, folder, change):
     conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
-    other = dataclasses.replace(INFO, name="others")
-    with pytest.raises(
-        UserError, match=r"has the split train with the name toys, not oth"
-    ):
+    other = dataclasses.replace(INFO, **change)
+    (field,) = change
+    with pytest.raises(UserError, match=f"has the split train with the {field} "):
         conversion.convert({"val": make_samples(sources, 1)}, other, folder, 1)
     # Allowed if no earlier split remains.
     conversion.convert({"train": make_samples(sources, 1)}, other, folder, 1)
-    assert records.read_info(folder).name == "others"
+    written = records.read_info(folder)
+    assert (written.name, written.class_names) == (other.name, other.class_names)
 
 
 def test_finished_shards_are_reused(sources, folder):
@@ -466,15 +468,6 @@ def test_invalid_exif_data_is_ignored(sources, folder):
     (sources / "0.jpg").write_bytes(jpeg)
     with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
         conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
-
-
-def test_read_words_splits_at_whitespace(tmp_path):
-    path = tmp_path / "train.txt"
-    path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
-    assert text_files.read_words(path) == ["a", "b_1", "ö"]
-    path.write_bytes(b"a\n\xffb")
-    with pytest.raises(UserError, match=f"^{path}: line 2 is not UTF-8 .*0xff"):
-        text_files.read_words(path)
 
 
 def test_records_without_manifest_are_replaced(sources, tmp_path):

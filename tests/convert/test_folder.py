@@ -14,7 +14,6 @@ from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info
-from deeplab_tf.errors import UserError
 from deeplab_tf.programs import run_program
 
 NAMES = ("road", "walk", "tree")
@@ -95,29 +94,6 @@ def test_images_and_labels_are_paired_by_name(convert, source, tmp_path):
     assert info.split_sizes == {"train": 4}
     assert len(info.content_hashes["train"]) == 64
     assert records.read_info(str(tmp_path / "out")) == info
-
-
-def test_several_runs_add_splits(convert, tmp_path):
-    first = convert()
-    info = convert(split="val", num_shards=1)
-    assert info.split_sizes == {"train": 4, "val": 4}
-    assert info.content_hashes["val"] == first.content_hashes["train"]
-    assert len(read_samples(tmp_path / "out", "train")) == 4
-    # Again: the split is replaced.
-    assert convert(split="val", num_shards=3).split_sizes == {"train": 4, "val": 4}
-    assert len(records.find_shards(str(tmp_path / "out"), "val")) == 2
-
-
-def test_splits_of_other_classes_are_refused(convert, tmp_path):
-    convert()
-    other = ClassList(DatasetInfo("mine", ("road", "walk", "bush")))
-    with pytest.raises(
-        UserError, match=r"out has the split train with the class_names "
-    ):
-        convert(split="val", classes=other)
-    assert records.read_info(str(tmp_path / "out")).class_names == NAMES
-    # Converting the same split again may change its classes.
-    assert convert(classes=other).class_names == ("road", "walk", "bush")
 
 
 def test_labels_are_reconverted_after_colors_change(convert, source, tmp_path):

@@ -1,5 +1,6 @@
 """Converts the official archives of PASCAL VOC and SBD to records."""
 
+import hashlib
 import io
 import os
 import re
@@ -262,7 +263,7 @@ def test_program_prints_split_sizes_and_content_hashes(convert, capsys, tmp_path
 
 
 def test_mirror_must_have_the_official_archive(files, capsys, tmp_path):
-    """Uses a file URL; test_sources.py has real connections."""
+    """Uses a file URL; tests/checkpoints/test_download.py has real connections."""
     path = official_archives.write_tar(tmp_path / "mirror/voc.tar", files["voc.tar"])
     line = run_voc2012(
         capsys, "--download", f"--voc_url=file://{path}", f"--output_dir={tmp_path}/out"
@@ -272,6 +273,23 @@ def test_mirror_must_have_the_official_archive(files, capsys, tmp_path):
         line,
     )
     assert sorted(os.listdir(tmp_path)) == ["mirror", "out_sources"]
+
+
+def test_sbd_archive_is_verified_by_its_md5(convert, capsys, tmp_path, monkeypatch):
+    convert(work_dir=str(tmp_path / "work"))
+    path = tmp_path / "archives/sbd.tgz"
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    arguments = (
+        *("--download", f"--voc_archive={tmp_path}/archives/voc.tar"),
+        *(f"--sbd_url=file://{path}", "--official_sizes=false"),
+        *(f"--work_dir={tmp_path}/new", f"--output_dir={tmp_path}/out"),
+    )
+    for _ in range(2):  # a wrong file that is kept would be used the second time
+        line = run_voc2012(capsys, *arguments)
+        assert f"its MD5 is {md5}, not {voc2012.SBD_SOURCE.md5}; " in line
+        assert not (tmp_path / "new/downloads/sbd.tgz").exists()
+    monkeypatch.setattr(voc2012, "SBD_SOURCE", voc2012.Source("", md5=md5))
+    assert run_voc2012(capsys, *arguments)[-1].endswith("train_aug 5 images")
 
 
 def test_checksum_matches_tensorflow_datasets():

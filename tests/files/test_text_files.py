@@ -15,6 +15,7 @@ from text_formats import FORMATS
 
 from deeplab_tf.checkpoints import tf1
 from deeplab_tf.errors import UserError
+from deeplab_tf.files import text_files
 
 
 def read_file(kind, folder, capsys):
@@ -434,3 +435,12 @@ def test_10000_mutated_files_are_read_identically_or_refused(tmp_path, capsys):
             print(f"{kind:24}", dict(counter))
         print(f"{time.monotonic() - start:.0f} s")
     assert sum(counter.total() for counter in counts.values()) == 10_000
+
+
+def test_read_words_splits_at_whitespace(tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_text("a b_1\r\n\n  ö\n", encoding="utf-8")
+    assert text_files.read_words(path) == ["a", "b_1", "ö"]
+    path.write_bytes(b"a\n\xffb")
+    with pytest.raises(UserError, match=f"^{path}: line 2 is not UTF-8 .*0xff"):
+        text_files.read_words(path)

@@ -20,7 +20,7 @@ order and without VOC's val. --download fetches the archives you do not give, ab
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import sources, voc2012
+from deeplab_tf.convert import voc2012
 from deeplab_tf.data import records
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs.convert import output
@@ -77,7 +77,7 @@ def main(values: absl_flags.FlagValues) -> None:
 
 def _choose_archives(
     values: absl_flags.FlagValues,
-) -> tuple[str | sources.Source, str | sources.Source]:
+) -> tuple[str | voc2012.Source, str | voc2012.Source]:
     """Returns the path or the download source of both archives."""
     found = []
     for name, source in (("voc", voc2012.VOC_SOURCE), ("sbd", voc2012.SBD_SOURCE)):
