@@ -29,6 +29,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 gc.freeze()
 gc.set_threshold(100_000, 20, 100)
 
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_graphs():
+    """Frees the graphs of a module, which are cyclic garbage of several gigabytes."""
+    yield
+    gc.collect()
+
+
 # Each parallel call of a training pipeline costs 0.4 s of CPU time at its start, which
 # is most of the time of a test that reads a few batches.
 pipeline._PARALLEL_CALLS = 2
