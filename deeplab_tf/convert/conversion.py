@@ -240,7 +240,7 @@ def convert(
     conversion = Conversion(
         output_dir,
         run,
-        repr((_FORMAT, recipe, fields, tuple(options))),
+        repr((_FORMAT, recipe, fields, dataclasses.astuple(options))),
         functools.partial(
             _make_record,
             info=info,

@@ -103,8 +103,6 @@ def convert_samples(
 
     `recipe` is what labels depend on besides their files and the classes.
     """
-    division.check()
-    options.check()
     by_name: dict[str, conversion.Sample] = {}
     for sample in samples:
         if (other := by_name.setdefault(sample.name, sample)) is not sample:
@@ -158,8 +156,6 @@ def convert(
         UserError: if a file is missing, unpaired or broken, or a value out of range; if
             the split has other images of the same names, or other classes.
     """
-    division.check()
-    options.check()
     samples, report = _find_samples(
         files, classes, output_dir, bool(options.apply_exif)
     )

@@ -1,5 +1,6 @@
 """Finds the images and masks of users and pairs them by name."""
 
+import dataclasses
 import os
 import sys
 import unicodedata
@@ -9,6 +10,8 @@ from typing import NamedTuple, TypeVar
 
 from etils import epath
 
+from deeplab_tf.config.checks import check_fields
+from deeplab_tf.config.options import document_fields, option
 from deeplab_tf.convert import pairs
 from deeplab_tf.convert.mask_pattern import MaskPattern
 from deeplab_tf.errors import UserError, escape, pluralize
@@ -17,33 +20,47 @@ from deeplab_tf.images import formats
 from deeplab_tf.images.mask_files import MASK_SUFFIXES
 
 _ANNOTATION_SUFFIXES = {".json", ".txt", ".xml"}
-MISSING_MASK = ("error", "background", "skip")
 _Mask = TypeVar("_Mask")
 
 
-class Layout(NamedTuple):
-    """The folders of images and masks, and how their names differ.
+@document_fields
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The folders of images and masks, and how their names differ."""
 
-    Attributes:
-        image_dir: Folder of the images, with subfolders.
-        label_dir: Folder of the masks, with the same subfolders; may be `image_dir`.
-        image_prefix: Start of every image's name; other files are left out.
-        image_suffix: End of every image's name, before the extension.
-        label_prefix: Start of every mask's name.
-        label_suffix: End of every mask's name, before the extension.
-        missing_mask: What to do with an image without a mask: "error" refuses it,
-            "background" labels all of it as background, "skip" leaves it out.
-        mask_pattern: Paths of masks of one class each; see `mask_pattern`.
-    """
+    image_dir: str = option(flag="", help="Folder of the images, with subfolders.")
+    label_dir: str = option(
+        flag="",
+        help="Folder of the masks, with the same subfolders; may be `image_dir`.",
+    )
+    image_prefix: str = option(
+        "", help="Start of the name of every image; other files are left out."
+    )
+    image_suffix: str = option(
+        "", help="End of the name of every image, before the extension, such as _rgb."
+    )
+    label_prefix: str = option(
+        "", help="Start of the name of every mask, such as mask_."
+    )
+    label_suffix: str = option(
+        "", help="End of the name of every mask, before the extension, such as _L."
+    )
+    missing_mask: str = option(
+        "error",
+        ("error", "background", "skip"),
+        "What to do with an image without a mask: error stops, background labels all "
+        "of it as the class background, skip leaves it out.",
+    )
+    mask_pattern: str = option(
+        "",
+        help="Paths in --label_dir of masks of one class each, in which pixels that "
+        "are not 0 are the class, such as {image}_{class}.png. {image} is the name of "
+        "the image; or {index}, its number in sorted order, from 1; * is any text. "
+        "Where masks overlap, the later class wins.",
+    )
 
-    image_dir: str
-    label_dir: str
-    image_prefix: str = ""
-    image_suffix: str = ""
-    label_prefix: str = ""
-    label_suffix: str = ""
-    missing_mask: str = "error"
-    mask_pattern: str = ""
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def is_shared(self) -> bool:
@@ -82,7 +99,7 @@ class _Kind(NamedTuple):
         others = [path for path in paths if names[root / path] is None]
         if others:
             print(
-                f"passed over {pluralize(len(others), 'image(s)')} of "
+                f"ignored {pluralize(len(others), 'image(s)')} of "
                 f"{escape(self.folder)} without {self.affix_flags}, such as "
                 f"{escape(others[0])}",
                 file=sys.stderr,

@@ -1,49 +1,51 @@
 """Divides samples into training and validation, exactly and stably."""
 
+import dataclasses
 import hashlib
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import NamedTuple
 
+from deeplab_tf.config.checks import check_fields, require
+from deeplab_tf.config.options import FRACTION, document_fields, option
 from deeplab_tf.data.info import normalize_split
 from deeplab_tf.errors import UserError
 
 _VAL = "val"
 
 
-class Splitting(NamedTuple):
-    """How samples are divided into splits.
+@document_fields
+@dataclasses.dataclass(frozen=True)
+class Splitting:
+    """How samples are divided into splits."""
 
-    Attributes:
-        split: Name of the split.
-        val_share: Share of the images for the split `val` instead, in [0, 1).
-        group_by: "folder", or a regular expression whose match in an image's name is
-            its group, such as the name of a video; groups are not divided.
-    """
+    split: str = option("train", help="Name of the split.")
+    val_share: float = option(
+        0.0,
+        FRACTION,
+        "Share of the images to put into the split val, exact to one image; images "
+        "with the same classes are divided alike. Adding images later moves none of "
+        "the earlier ones.",
+    )
+    group_by: str = option(
+        "",
+        help="Keeps images together that --val_share must not divide: folder, or a "
+        "regular expression of the part of the name that they share, such as "
+        "^video[0-9]+.",
+    )
 
-    split: str = "train"
-    val_share: float = 0.0
-    group_by: str = ""
-
-    def check(self) -> None:
-        """Raises `UserError` for invalid settings."""
-        if not 0 <= self.val_share < 1:
-            raise UserError(
-                f"--val_share must be at least 0 and below 1; received {self.val_share}"
-            )
-        if not re.fullmatch(r"\w+", self.split):
-            raise UserError(
-                "--split must be letters, digits and underscores; received "
-                f"{self.split!r}"
-            )
-        if self.val_share and self.split == _VAL:
-            raise UserError(
-                "--val_share creates the split val; --split must be another one"
-            )
-        if self.group_by and not self.val_share:
-            raise UserError("--group_by needs --val_share")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            re.fullmatch(r"\w+", self.split) is not None,
+            f"--split must be letters, digits and underscores; received {self.split!r}",
+        )
+        require(
+            not (self.val_share and self.split == _VAL),
+            "--val_share creates the split val; --split must be another one",
+        )
+        require(not self.group_by or self.val_share > 0, "--group_by needs --val_share")
 
 
 def divide(
@@ -60,7 +62,7 @@ def divide(
 
     Args:
         names: Distinct names.
-        splitting: The settings, checked.
+        splitting: The settings.
         earlier: Splits of names that were converted before, which they keep.
         classes_of: Returns the set of classes of each name, None for one that does not
             count; not called for groups.

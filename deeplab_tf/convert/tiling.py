@@ -1,5 +1,6 @@
 """Cuts large images and their labels into tiles, each of which becomes a record."""
 
+import dataclasses
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from deeplab_tf.config.checks import check_fields, require
+from deeplab_tf.config.options import document_fields, option
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import encoding, strips
@@ -19,30 +22,39 @@ from deeplab_tf.images.tiles import place_tiles
 _PARALLEL_PIXELS = 1 << 25
 
 
-class ImageOptions(NamedTuple):
-    """How images become records.
+@document_fields
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """How images become records."""
 
-    Attributes:
-        apply_exif: Whether labels are upright, so that images are turned upright
-            according to EXIF; False if labels fit the stored pixels. None refuses
-            images for which both are possible.
-        tile: Side of the tiles that larger images are cut into, in pixels; 0 cuts none.
-        tile_overlap: Pixels that adjacent tiles share at least.
-    """
+    apply_exif: bool | None = option(
+        False,
+        flag_default=None,
+        help="Turn images upright by their EXIF orientation, if labels are upright; "
+        "--noapply_exif if labels fit the stored pixels. Default of the flag (None): "
+        "refuse images for which both are possible.",
+    )
+    tile: int = option(
+        0,
+        help="Side of the tiles that larger images and masks are cut into, such as "
+        "2048; the record of a tile is named NAME@TOP,LEFT, in pixels. Images above "
+        "134 megapixels need it; those above 200 must be PNG, TIFF or .npy.",
+    )
+    tile_overlap: int = option(
+        0, help="Pixels that adjacent tiles share at least, such as 128."
+    )
 
-    apply_exif: bool | None = False
-    tile: int = 0
-    tile_overlap: int = 0
-
-    def check(self) -> None:
-        """Raises `UserError` for a tile or an overlap out of range."""
-        if self.tile_overlap and not self.tile:
-            raise UserError("--tile_overlap has no effect without --tile")
-        if self.tile < 0 or not 0 <= self.tile_overlap <= self.tile // 2:
-            raise UserError(
-                "--tile must be positive and --tile_overlap between 0 and half of it; "
-                f"received {self.tile} and {self.tile_overlap}"
-            )
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(
+            self.tile != 0 or self.tile_overlap == 0,
+            "--tile_overlap has no effect without --tile",
+        )
+        require(
+            self.tile >= 0 and 0 <= self.tile_overlap <= self.tile // 2,
+            "--tile must be positive and --tile_overlap between 0 and half of it; "
+            f"received {self.tile} and {self.tile_overlap}",
+        )
 
 
 def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:

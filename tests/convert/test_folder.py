@@ -60,7 +60,7 @@ def convert_folders(
     **settings,
 ):
     """Calls `folder.convert`; the settings are those of `Layout` and `Splitting`."""
-    division = {k: settings.pop(k) for k in Splitting._fields if k in settings}
+    division = {k: settings.pop(k) for k in ("split", "val_share") if k in settings}
     return folder.convert(
         Layout(str(images), str(labels), **settings),
         classes,
@@ -198,7 +198,7 @@ def test_broken_dataset_is_refused_before_writing(source, tmp_path, kind):
 INVALID_FLAGS = {
     "share": (
         ["--val_share=1"],
-        "--val_share must be at least 0 and below 1; received 1",
+        "val_share must be at least 0 and below 1; received 1",
     ),
     "share of val": (["--val_share=.5", "--split=val"], "--split must be another one"),
     "colour": (["--ignore_color=1,2"], "--ignore_color must be r,g,b .* received 1,2$"),

@@ -148,7 +148,7 @@ def test_one_folder_may_contain_the_other(tmp_path, masks):
     assert_scenes(read(tmp_path, out=out), a=0)
 
 
-def test_system_files_and_other_formats_are_passed_over(tmp_path, capfd):
+def test_system_files_and_other_formats_are_ignored(tmp_path, capfd):
     write_pairs(tmp_path, ("images/a.png", "masks/a.png"))
     for name in ("._a.png", "Thumbs.db", "__MACOSX/a.png", ".DS_Store", "desktop.ini"):
         for folder in ("images", "masks"):
@@ -159,10 +159,8 @@ def test_system_files_and_other_formats_are_passed_over(tmp_path, capfd):
         (tmp_path / "images" / name).write_text("x")
     convert(tmp_path)
     assert_scenes(read(tmp_path), a=0)
-    lines = [x for x in capfd.readouterr().err.splitlines() if "passed over" in x]
-    assert lines == [
-        f"passed over 4 files of {tmp_path}/images in no image format: 3 .json, 1 .txt"
-    ]
+    lines = [x for x in capfd.readouterr().err.splitlines() if "ignored" in x]
+    assert lines == [f"ignored 4 non-image files in {tmp_path}/images: 3 .json, 1 .txt"]
 
 
 def test_linked_files_and_folders_are_converted(tmp_path):

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from deeplab_tf.config.checks import check_fields
+from deeplab_tf.config.options import COUNT, document_fields, option
 from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.class_list import is_background
 from deeplab_tf.errors import UserError, pluralize
@@ -16,19 +18,30 @@ from deeplab_tf.errors import UserError, pluralize
 IGNORE_NAME = "__ignore__"
 
 
+@document_fields
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings for what annotation files leave open; None refuses unclear files.
+    """Settings for what annotation files leave open; None refuses unclear files."""
 
-    Attributes:
-        line_width: Width in pixels to draw lines with.
-        crowd: How to label COCO's crowds: "ignore" or "object".
-        label_attribute: Region attribute that names the class in VIA's files.
-    """
+    line_width: int | None = option(
+        None,
+        COUNT,
+        "Width in pixels to draw annotated lines with; default: they are refused.",
+    )
+    crowd: str | None = option(
+        None,
+        ("ignore", "object"),
+        "How to label COCO's crowds: ignore, as ignored pixels; or object, as any "
+        "object. Default: ignored, but a category with only crowds is refused.",
+    )
+    label_attribute: str | None = option(
+        None,
+        help="Region attribute that names the class in files of VIA; default: the only "
+        "one.",
+    )
 
-    line_width: int | None = None
-    crowd: str | None = None
-    label_attribute: str | None = None
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def draw_line(self, points: np.ndarray, where: str) -> drawing.Draw:
         """Returns how to draw a line through points (x, y).

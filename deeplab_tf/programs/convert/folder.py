@@ -20,7 +20,6 @@ VIA, which name the classes themselves.
 """
 
 import os
-from collections.abc import Iterable
 
 from absl import flags as absl_flags
 from etils import epath
@@ -28,7 +27,7 @@ from etils import epath
 from deeplab_tf import flags
 from deeplab_tf.convert import annotated_folder, annotations, folder
 from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
-from deeplab_tf.convert.layout import MISSING_MASK, Layout
+from deeplab_tf.convert.layout import Layout
 from deeplab_tf.convert.shards import RunOptions
 from deeplab_tf.convert.splitting import Splitting
 from deeplab_tf.convert.tiling import ImageOptions
@@ -50,51 +49,10 @@ _FLAGS = {
         *(flags.STRING, None),
         "Folder with the masks; may be that of the images.",
     ),
-    "image_prefix": (
-        *(flags.STRING, ""),
-        "Start of the name of every image; other files are left out.",
-    ),
-    "image_suffix": (
-        *(flags.STRING, ""),
-        "End of the name of every image, such as _rgb.",
-    ),
-    "label_prefix": (
-        *(flags.STRING, ""),
-        "Start of the name of every mask, such as mask_.",
-    ),
-    "label_suffix": (
-        *(flags.STRING, ""),
-        "End of the name of every mask, before the extension, such as _L.",
-    ),
-    "mask_pattern": (
-        *(flags.STRING, ""),
-        "Paths in --label_dir of masks of one class each, in which pixels that are not "
-        "0 are the class, such as {image}_{class}.png. {image} is the name of the "
-        "image; or {index}, its number in sorted order, from 1; * is any text. Where "
-        "masks overlap, the later class wins.",
-    ),
-    "missing_mask": (
-        *(flags.one_of(*MISSING_MASK), "error"),
-        "What to do with an image without a mask: stop, label all of it as the class "
-        "background, or leave it out.",
-    ),
     "annotations": (
         *(flags.STRING, None),
         "File or folder of annotations, instead of --label_dir: labelme, COCO, YOLO "
         "segmentation, Label Studio (JSON), CVAT for images 1.1 or VIA.",
-    ),
-    "line_width": (
-        *(flags.at_least(1), None),
-        "Width in pixels to draw annotated lines with; default: they are refused.",
-    ),
-    "crowd": (
-        *(flags.one_of("ignore", "object"), None),
-        "How to label COCO's crowds: as ignored pixels, or as objects. Default: "
-        "ignored, but a category with only crowds is refused.",
-    ),
-    "label_attribute": (
-        *(flags.STRING, None),
-        "Region attribute that names the class in files of VIA; default: the only one.",
     ),
     "classes": (
         *(flags.STRING, None),
@@ -134,34 +92,6 @@ _FLAGS = {
         *(flags.STRING, None),
         "Name of the dataset; default: that of --output_dir.",
     ),
-    "apply_exif": (
-        *(flags.BOOLEAN, None),
-        "Turn images upright by their EXIF orientation, if labels are upright; "
-        "--noapply_exif if labels fit the stored pixels. Default: refuse images for "
-        "which both are possible.",
-    ),
-    "tile": (
-        *(flags.INTEGER, 0),
-        "Side of the tiles that larger images and masks are cut into, such as 2048; "
-        "the record of a tile is named NAME@TOP,LEFT, in pixels. Images above 134 "
-        "megapixels need it; those above 200 must be PNG, TIFF or .npy.",
-    ),
-    "tile_overlap": (
-        *(flags.INTEGER, 0),
-        "Pixels that adjacent tiles share, such as 128.",
-    ),
-    "split": (flags.STRING, "train", "Name of the split."),
-    "val_share": (
-        *(flags.FLOAT, 0.0),
-        "Share of the images to put into the split val, exact to one image; images "
-        "with the same classes are divided alike. Adding images later moves none of "
-        "the earlier ones.",
-    ),
-    "group_by": (
-        *(flags.STRING, ""),
-        "Keeps images together that --val_share must not divide: folder, or a regular "
-        "expression of the part of the name that they share, such as ^video[0-9]+.",
-    ),
     "skip_broken": (
         *(flags.BOOLEAN, False),
         "List images that cannot be converted in skipped.txt and continue, instead of "
@@ -172,11 +102,10 @@ _FLAGS = {
 
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
-    return output.define_flags(_FLAGS, 4)
-
-
-def _pick(fields: Iterable[str], values: absl_flags.FlagValues) -> dict:
-    return {field: values[field].value for field in fields}
+    values = output.define_flags(_FLAGS, 4)
+    for config in (Layout, annotations.Options, ImageOptions, Splitting):
+        flags.define_options(values, config)
+    return values
 
 
 def main(values: absl_flags.FlagValues) -> None:
@@ -187,9 +116,9 @@ def main(values: absl_flags.FlagValues) -> None:
     info = convert(
         values,
         output_dir=values.output_dir,
-        division=Splitting(**_pick(Splitting._fields, values)),
+        division=flags.read_options(values, Splitting),
         num_shards=values.num_shards,
-        options=ImageOptions(**_pick(ImageOptions._fields, values)),
+        options=flags.read_options(values, ImageOptions),
         run=RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
     )
     for split in info.class_pixels:
@@ -220,12 +149,13 @@ def _check_labels(values: absl_flags.FlagValues) -> None:
 def _convert_masks(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
     classes = _read_class_list(values)
     print(classes.describe())
-    files = Layout(**_pick(Layout._fields, values))
+    folders = Layout(values.image_dir, values.label_dir)
+    files = flags.read_options(values, Layout, folders)
     return folder.convert(files, classes, **settings)
 
 
 def _convert_annotations(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
-    options = annotations.Options(**_pick(_ANNOTATION_FLAGS, values))
+    options = flags.read_options(values, annotations.Options)
     found = annotations.read(values.annotations, options)
     print(found.describe())
     if values.classes is None:
@@ -245,7 +175,8 @@ def _default_name(values: absl_flags.FlagValues) -> str:
 
 def _given_info(values: absl_flags.FlagValues) -> dict:
     """Returns the flags that replace fields of `DatasetInfo`."""
-    given = _pick(("name", "ignore_label", "channels", "max_value"), values)
+    fields = ("name", "ignore_label", "channels", "max_value")
+    given = {field: values[field].value for field in fields}
     return {field: value for field, value in given.items() if value is not None}
 
 
