@@ -1,4 +1,4 @@
-"""Problems that only the dataset as a group shows, and the doctor's report on them."""
+"""Problems between the splits of a dataset, and the doctor's report."""
 
 import html
 import json
@@ -159,13 +159,11 @@ def test_similar_images_of_two_splits_are_named(tmp_path):
         (lambda masks: np.roll(masks, 5, 0), "unrelated", "no better than other im"),
     ],
 )
-def test_masks_that_do_not_fit_are_a_problem_of_the_split(
-    tmp_path, change, kind, message
-):
+def test_masks_that_do_not_fit_are_reported(tmp_path, change, kind, message):
     images, masks = map(np.stack, zip(*map(draw_scene, range(16)), strict=True))
     names = [f"{i:02d}" for i in range(16)]
     contents = list(map(make_record, images, change(masks), names))
-    # Records need not be in the order of their names.
+    # Records may be in any order.
     np.random.RandomState(0).shuffle(contents)
     (report,) = examine(write_dataset(tmp_path, train=contents))
     if kind is None:

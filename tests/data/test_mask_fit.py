@@ -16,7 +16,7 @@ MIRRORED = "mirrored left to right"
 NEXT, PREVIOUS = (
     f"replaced by those of the {which} image" for which in ("next", "previous")
 )
-# The masks that each image gets, from all masks, and the message.
+# A function from all masks to the mask of each image, and the expected message.
 MOVES = {
     "fitting": (lambda masks: masks, None),
     "mirrored": (
@@ -58,7 +58,7 @@ def real_samples(request, name):
         samples = [reader.read_sample(i) for i in range(24)]
         return [(i.numpy(), label.numpy()[..., 0]) for i, label, _ in samples]
     root = request.getfixturevalue("camvid")
-    # Frames of several videos, far apart.
+    # Frames that are far apart, of several videos.
     return [
         (read(path), read(root / f"trainannot/{path.stem}.png"))
         for path in sorted((root / "train").iterdir())[::15]
@@ -84,7 +84,7 @@ def test_masks_that_do_not_fit_are_found(samples, move):
         assert found is None
     else:
         assert re.search(message, found), found
-    # Twelve images are enough to find something, but may be too few to say what.
+    # Twelve images suffice to find a misfit, but perhaps not its kind.
     few = find_misfit_of(images[:12], change(masks[:12]))
     assert (few is None) == (message is None), few
 
@@ -96,7 +96,7 @@ def test_masks_of_the_next_image_in_an_unknown_order_are_unrelated():
 
 
 @pytest.mark.parametrize("count", [1, 11])
-def test_few_images_are_not_judged(count):
+def test_small_splits_are_not_judged(count):
     images, masks = zip(*(draw_scene(seed) for seed in range(count)), strict=True)
     assert find_misfit_of(images, [mask[:, ::-1] for mask in masks]) is None
 

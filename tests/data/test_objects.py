@@ -25,7 +25,7 @@ def test_objects_are_measured():
     assert sizes.huge_shares(39)[1] == 0.5 and sizes.huge_shares(40)[1] == 0
 
 
-def test_large_labels_are_thinned_out():
+def test_large_labels_are_subsampled():
     label = np.zeros((2048, 1024), np.uint8)
     label[400:480, 300:360] = 1
     (found,) = find_objects(label, 2, 0).tolist()

@@ -95,7 +95,7 @@ def test_batches_do_not_depend_on_the_global_seed(single_color):
     assert_same(*streams)
 
 
-@pytest.mark.parametrize("skipped", [1, 2, 3, 7])  # of 10/3 batches an epoch
+@pytest.mark.parametrize("skipped", [1, 2, 3, 7])  # an epoch has 10/3 batches
 def test_start_skips_batches_exactly(single_color, skipped):
     config = dataclasses.replace(single_color, batch_size=3)
     expected = take_batches(config, skipped + 5)

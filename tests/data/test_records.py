@@ -116,7 +116,7 @@ def test_incomplete_set_of_shards_is_refused(folder):
 @pytest.mark.parametrize(
     "name", ["train-00000-of-00002.tfrecord", "train-00000-of-00001"]
 )
-def test_two_sets_of_shards_are_refused(tmp_path, name):
+def test_shards_of_different_conversions_are_refused(tmp_path, name):
     folder = write_shards(tmp_path, b"1")
     shard = f"{folder}/train-00000-of-00001.tfrecord"
     tf.io.gfile.copy(shard, f"{folder}/{name}")

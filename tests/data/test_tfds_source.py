@@ -175,7 +175,7 @@ def test_unnamed_classes_are_counted_in_train(tmp_path):
     }
     prepare(str(tmp_path), "toy", {"image": rgb(), "mask": grey()}, splits)
     assert resolve_info("tfds:toy", tmp_path).num_classes == 5
-    # Values that only other splits have are refused when they are read.
+    # Values that occur only in other splits are refused when read.
     source = sources.open_split("tfds:toy", str(tmp_path), "extra")
     with pytest.raises(UserError, match=r"label of value 9 outside 0\.\.4 and 255"):
         statistics.count_labels(source)
@@ -439,7 +439,7 @@ def test_registered_dataset_is_prepared_on_first_use(tmp_path):
 
 
 def test_error_says_why_dataset_cannot_be_prepared(tmp_path):
-    # A real dataset that needs no network: its files must be downloaded by hand.
+    # A registered dataset that needs no network: users download its files.
     message = (
         "--dataset=tfds:cityscapes cannot be prepared: Manual directory .* does not "
         "exist or is empty.* download files from https://www.cityscapes-dataset.com"

@@ -235,7 +235,7 @@ def test_mean_does_not_depend_on_the_chunk_size(folder, monkeypatch):
     np.testing.assert_allclose(chunked.deviation, expected.deviation)
 
 
-def test_statistics_of_a_valid_dataset(folder):
+def test_statistics_of_a_valid_dataset_match_its_pixels(folder):
     write_shards(
         folder, VALID, make_record(image(1, 4, 5), np.full((4, 5), 2, np.uint8), "b")
     )

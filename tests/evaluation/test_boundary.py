@@ -73,7 +73,7 @@ def test_trimap_scores_bands_around_void():
     assert metrics["around"] == "void" and metrics["widths"] == [1, 2, 9]
 
 
-def test_bands_around_classes():
+def test_trimap_scores_bands_around_class_boundaries():
     truth = parse_map("""
         0 0 0 0
         0 0 0 0
@@ -234,7 +234,7 @@ def test_void_only_image_has_no_score(make, shape):
     assert metrics.get("per_class", [None] * 2) == [None] * 2
 
 
-def test_image_of_one_pixel():
+def test_image_of_one_pixel_is_its_own_boundary():
     for curve in (make(2, VOID) for make in MEASURES[:2]):
         assert score(curve, [[1]], [[1]])["pixels"] == [0] * 3
     metrics = score(MEASURES[2](2, VOID), [[1]], [[1]])
@@ -265,7 +265,7 @@ def test_labels_out_of_range_are_void():
         assert score(make(2, VOID), stray, prediction) == expected
 
 
-def test_256_classes():
+def test_256_classes_are_supported():
     truth = np.array([[254, 254, 255, 0]], np.uint8)
     rims = score(TrimapCurve(256, 0, (1,), "classes"), truth, truth)
     assert rims["pixels"] == [2] and rims["miou"] == [1]

@@ -26,13 +26,13 @@ def count(request):
     return lambda labels, *args: np.array(request.param(np.array(labels), *args))
 
 
-def test_counts_by_truth_and_prediction(count):
+def test_pixels_are_counted_by_truth_and_prediction(count):
     counts = count(LABELS, PREDICTIONS, 3, 255)
     np.testing.assert_array_equal(counts, COUNTS)
     assert counts.dtype == np.int64
 
 
-def test_scores_from_counts():
+def test_scores_match_hand_computed_values():
     # Union = truth + prediction - hits: 2 + 2 - 1, 2 + 3 - 2, 1 + 0 - 0.
     counts = np.array(COUNTS)
     np.testing.assert_allclose(iou_per_class(counts), [1 / 3, 2 / 3, 0])

@@ -45,7 +45,7 @@ def test_corruptions_match_the_paper_in_order(package):
     assert len(CORRUPTIONS) == 15
 
 
-def test_names_do_not_need_the_package():
+def test_corruption_names_do_not_need_the_package():
     code = (
         "import sys; from deeplab_tf.evaluation import corruptions; "
         "print(len(corruptions.CORRUPTIONS), 'imagecorruptions' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Metrics of a split, with a stand-in model that is always right about colours."""
+"""Metrics of a split, computed with a model that classifies colours exactly."""
 
 import itertools
 import json
@@ -313,7 +313,7 @@ def test_measures_do_not_change_the_counts(tiny_model):
     assert calibration.metrics()["expected_calibration_error"] == pytest.approx(0.5)
 
 
-def test_format_class_table():
+def test_class_table_lists_scores_and_means():
     metrics = {
         "images": 2,
         "miou": 0.3125,

@@ -1,4 +1,4 @@
-"""Selection of the images of a split that are kept."""
+"""The gallery keeps the first, best and worst images of a split."""
 
 import numpy as np
 import pytest

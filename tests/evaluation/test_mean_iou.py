@@ -165,6 +165,6 @@ def test_invalid_targets_are_errors(targets):
         MeanIoU(2, target_class_ids=targets)
 
 
-def test_other_size_is_an_error():
+def test_size_mismatch_is_an_error():
     with pytest.raises(UserError, match="are 4x6 pixels, predictions 2x3; resize"):
         MeanIoU(2).update_state(np.zeros((1, 4, 6)), np.zeros((1, 2, 3, 2)))

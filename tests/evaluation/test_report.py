@@ -226,10 +226,10 @@ def test_optional_measurements_are_shown(page):
         assert row in page.rows
     for text in (
         "in bands around unlabelled pixels",
-        "Mean over the classes: 34.56 %",
+        "Mean over classes: 34.56 %",
         "with a width of 2.00 % of the image diagonal",
         "Expected calibration error 4.32 %, maximum 20.00 %",
-        "mIoU of the clean images: 80.00 %",
+        "mIoU on clean images: 80.00 %",
     ):
         assert text in page.text
 

@@ -75,7 +75,7 @@ def make_evidence(pixels=100, images_with=50, side=20, extent=20, **settings):
             "least 1,000 are recommended)"
             ", objects too large (100% are longer than the crop)",
         ),
-        # What is unknown is no reason.
+        # Unknown settings give no reasons.
         (
             make_evidence(images_with=1, extent=66, samples=None, crop_size=None),
             "no reason found in the labels of train; check learning rate and masks",
@@ -179,7 +179,7 @@ def test_programs_name_classes_that_are_never_predicted(folder, tmp_path, start)
     page = Page((tmp_path / "eval/report.html").read_text())
     assert "Never predicted" in page.headings
     assert f"speck: {metrics['never_predicted']['speck']}" in page.text
-    # Without the records of the training, the evaluated split gives the reasons.
+    # Without training records, reasons come from the evaluated split.
     shard = folder / "train-00000-of-00001.tfrecord"
     moved = shard.rename(tmp_path / shard.name)
     out = run(

@@ -58,7 +58,7 @@ def test_file_without_permission_is_reported(tmp_path, monkeypatch):
         file_kinds.read_bytes(tmp_path / "x.png")
 
 
-def test_kinds_of_tensorflow_paths():
+def test_kind_of_a_remote_path_is_found():
     tf.io.gfile.makedirs("ram://kinds/dir.png")
     with tf.io.gfile.GFile("ram://kinds/a.png", "wb") as file:
         file.write(b"abc")
@@ -141,7 +141,7 @@ SYSTEM_FILES = (
 
 
 @pytest.mark.parametrize("remote", [False, True])
-def test_tree_lists_files_without_those_of_the_system(tmp_path, remote):
+def test_tree_omits_files_of_the_operating_system(tmp_path, remote):
     root = f"ram://tree{tmp_path}" if remote else str(tmp_path)
     names = ["b.JPG", "sub/a b.c.png", "sub/deep/ü.png"]
     for name in (*names, *SYSTEM_FILES):

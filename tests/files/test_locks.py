@@ -64,7 +64,7 @@ def acquire(folder):
 
 
 OTHER_MACHINE = {"boot": "another", "host": "far"}
-# A process that ended; Linux assigns no ids this large.
+# A process that has ended; Linux assigns no ids this large.
 DEAD_PROCESS = {"pid": 1 << 30}
 # The id of a running process that started at another time.
 REUSED_PID = {"pid": os.getppid(), "started": "1"}

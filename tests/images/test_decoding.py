@@ -117,7 +117,7 @@ def encode_mode(mode, file_format="PNG"):
 
 
 @pytest.mark.parametrize("mode", ["P", "RGB", "LA", "1", "I;16"])
-def test_labels_other_than_8_bit_grey_are_refused(mode):
+def test_labels_that_are_not_8_bit_grey_are_refused(mode):
     with pytest.raises(tf.errors.InvalidArgumentError, match="size is invalid"):
         run_in_graph(decoding.decode_label, encode_mode(mode))
 

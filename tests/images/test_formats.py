@@ -13,7 +13,7 @@ def test_images_are_recognised_by_suffix(name, expected):
     assert formats.is_image_name(name) == expected
 
 
-def test_other_files_are_counted_by_suffix(capsys):
+def test_non_image_files_are_counted_by_suffix(capsys):
     formats.report_other_formats(["a.CR2", "b.cr2", "README"], "photos")
     assert capsys.readouterr().err == (
         "ignored 3 non-image files in photos: 2 .cr2, 1 without suffix\n"

@@ -1,4 +1,4 @@
-"""Images are read alike for records and for prediction."""
+"""Images are read in the same way for records and for prediction."""
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ def test_list_that_is_not_a_file_is_refused(image_folder, special_file):
 
 
 def test_name_too_long_for_the_outputs_is_refused(image_folder):
-    # "_overlay.png" has 12 bytes, so that 243 are left.
+    # "_overlay.png" has 12 bytes, which leaves 243.
     (image_folder / ("x" * 243 + ".png")).touch()
     assert len(find_images(str(image_folder))) == 3
     (image_folder / ("x" * 244 + ".png")).touch()

@@ -1,4 +1,4 @@
-"""Images are read in strips as they are read at once."""
+"""Reading images in strips gives the same pixels as reading them at once."""
 
 import dataclasses
 import re
@@ -99,7 +99,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_rows_are_those_of_the_image(tmp_path, name):
+def test_rows_match_the_decoded_image(tmp_path, name):
     path = tmp_path / name
     FILES[name](path)
     expected = inputs.read_image(str(path))
@@ -110,7 +110,7 @@ def test_rows_are_those_of_the_image(tmp_path, name):
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-def test_rows_of_other_channels_and_depths(tmp_path, channels):
+def test_rows_of_arrays_with_any_channel_count_are_read(tmp_path, channels):
     np.save(tmp_path / "a.npy", draw(channels, np.uint16))
     reader = strips.RowReader(tmp_path / "a.npy", channels, 65535)
     np.testing.assert_array_equal(reader.read(4, 30), draw(channels, np.uint16)[4:30])
@@ -120,7 +120,7 @@ def test_rows_of_other_channels_and_depths(tmp_path, channels):
 
 
 @pytest.mark.parametrize("channels", [3, 4])
-def test_rows_of_16_bit_pngs(tmp_path, channels):
+def test_rows_of_16_bit_pngs_match_the_image(tmp_path, channels):
     pixels = draw(channels, np.uint16)
     (tmp_path / "a.png").write_bytes(tf.io.encode_png(pixels).numpy())
     reader = strips.RowReader(tmp_path / "a.png", channels, 65535)
@@ -144,7 +144,7 @@ def test_large_jpegs_are_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_formats_that_are_decoded_at_once_have_a_limit(tmp_path, monkeypatch, name):
+def test_formats_decoded_at_once_have_a_size_limit(tmp_path, monkeypatch, name):
     path = tmp_path / name
     FILES[name](path)
     monkeypatch.setattr(strips, "_MAX_AT_ONCE", HEIGHT * WIDTH - 1)
@@ -186,7 +186,7 @@ MASKS = {
     "palette of 2 bits.png": save_mask("P", bits=2),
     "colour.png": save_mask("RGB"),
     "all transparent.png": save_mask("LA", (0, HEIGHT)),
-    # A strip is all transparent.
+    # All pixels of one strip are transparent.
     "transparent object.png": save_mask("LA", (21, 28)),
     "transparent background.png": save_mask("LA", (7, 15)),
     "grey.tif": save_mask(),
@@ -202,7 +202,7 @@ REFUSED = ("transparent object.png", "undeclared.png", "undeclared colour.png")
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("has_colors", [False, True])
-def test_large_masks_are_read_like_others(tmp_path, monkeypatch, name, has_colors):
+def test_large_masks_are_read_like_small_ones(tmp_path, monkeypatch, name, has_colors):
     if name.endswith(".tif"):
         pytest.importorskip("tifffile", reason="needs the extra tiff")
     info = DatasetInfo("toys", ("floor", "ball", "car"))

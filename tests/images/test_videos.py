@@ -155,7 +155,7 @@ def test_error_leaves_a_playable_video(tmp_path):
     assert len(moving_shapes.frames(path)) == 4
 
 
-def test_videos_on_tensorflow_file_systems():
+def test_videos_on_remote_file_systems_are_read_and_written():
     folder = "ram://videos"
     tf.io.gfile.makedirs(folder)
     write_mp4(f"{folder}/out.mp4")

@@ -56,7 +56,7 @@ def test_one_image_and_a_batch_keep_their_axes(strided_model, convert):
         {"memory_limit": 3e6},
     ],
 )
-def test_protocol_is_that_of_predictor(strided_model, protocol):
+def test_protocol_matches_predictor(strided_model, protocol):
     image = make_images(150, 170)
     labels = predict_labels(strided_model, image, **protocol)
     expected = expected_labels(strided_model, image, **protocol)
@@ -89,7 +89,7 @@ def files(tmp_path_factory):
     return paths
 
 
-def test_files_and_pil_images_are_read_like_the_program_does(color_model, files):
+def test_files_and_pil_images_are_read_like_in_predict(color_model, files):
     for name, path in files.items():
         image = read_image(str(path))
         expected = np.argmax(image, -1)
@@ -134,7 +134,7 @@ def test_list_gives_labels_in_order_and_shares_batches(color_model, files, monke
     batches.clear()
     predict_labels(color_model, arrays, batch_size=2)
     assert batches == [[1, 8, 9], [2, 9, 8], [1, 9, 8]]
-    # Without a batch size, the pixels of a batch are bounded.
+    # Without a batch size, the number of pixels per batch is limited.
     batches.clear()
     monkeypatch.setattr(prediction, "_BATCH_PIXELS", 2 * 9 * 8 + 71)
     together = predict_labels(color_model, np.stack([arrays[0]] * 5))
@@ -206,7 +206,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("images", "message"), REFUSED)
-def test_other_images_are_refused_before_inference(
+def test_invalid_images_are_refused_before_inference(
     color_model, monkeypatch, images, message
 ):
     monkeypatch.delattr(Predictor, "labels")
@@ -244,7 +244,7 @@ def test_invalid_paths_are_refused_before_inference(
             predict_labels(color_model, [files["color.png"], path])
 
 
-def test_other_arguments_are_checked(strided_model, tmp_path):
+def test_invalid_arguments_are_refused(strided_model, tmp_path):
     for options, message in [
         ({"crop_size": 513}, r"crop_size must be .*; use crop_size=\(513, 513\)$"),
         ({"scales": "1.0"}, "scales must be finite numbers"),
@@ -255,7 +255,7 @@ def test_other_arguments_are_checked(strided_model, tmp_path):
             predict_labels(strided_model, IMAGE, **options)
 
 
-def test_models_with_other_channels_take_arrays_and_files(files):
+def test_models_with_four_channels_accept_arrays_and_files(files):
     config = ModelConfig(num_classes=2, channels=4, depth_multiplier=0.1)
     model = deeplab_tf.build_model(config)
     assert predict_labels(model, make_images(9, 17, channels=4)).shape == (9, 17)
@@ -268,7 +268,7 @@ def test_models_with_other_channels_take_arrays_and_files(files):
             predict_labels(model, images)
 
 
-def test_model_of_a_fixed_size_says_which(shallow):
+def test_error_names_the_fixed_size_of_a_model(shallow):
     model = deeplab_tf.build_model(
         ModelConfig(num_classes=3), image_size=(33, 49), batch_size=1
     )
