@@ -1,7 +1,7 @@
-"""Checks the arguments of public functions, and the fields of configs, by annotation.
+"""Checks arguments of public functions and config fields against their annotations.
 
-A value is converted to the annotated type if nothing is lost: lists become tuples,
-paths strings, and NumPy scalars numbers.
+A value is converted to the annotated type if that is lossless: lists become tuples,
+paths become strings, and NumPy scalars become numbers.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _DESCRIPTIONS = {
     os.PathLike: "a path",
 }
 _COUNTS = {2: "two", 3: "three"}
-# How to make the expected object from a string, by type.
+# By type, how to make the expected object from a string.
 _FROM_STRING = {
     "DataConfig": "DataConfig(dataset_dir={!r})",
     "DatasetInfo": "dataset_info({!r})",
@@ -52,10 +52,10 @@ class Accepted(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Elements:
-    """Accepts every iterable but texts, paths and dictionaries.
+    """Accepts all iterables except strings, paths and dictionaries.
 
     Attributes:
-        description: What it must be, for messages.
+        description: Description of an accepted value, for messages.
         arrays: Whether an array is accepted.
         functions: Whether a function is accepted.
     """
@@ -79,17 +79,17 @@ class Elements:
 def check_arguments(
     **accepted: Accepted | tuple[str, ...],
 ) -> Callable[[Callable[_Parameters, _Result]], Callable[_Parameters, _Result]]:
-    """Decorates a function so that its arguments are checked by their annotations.
+    """Decorates a function to check its arguments against their annotations.
 
     Annotations without a simple check, such as `Any`, accept everything.
 
     Args:
-        **accepted: For some arguments, the accepted values: a range (of each number in
-            a tuple) or the accepted strings.
+        **accepted: The values that an argument accepts: a range (for each number in a
+            tuple) or strings.
 
     Raises:
-        UserError: when the function is called, for the first invalid argument; names
-            it, what it must be and the value received.
+        UserError: when the function is called with an invalid argument; names the first
+            one, what it must be and the value received.
     """
 
     def decorate(
@@ -131,7 +131,7 @@ def require_type(
         value: The value received.
         hint: The annotation.
         accepted: See `check_arguments`.
-        title: The argument as messages call it; default: its name.
+        title: Name of the argument in messages; default: `name`.
 
     Raises:
         UserError: if the value has a different type or is not accepted.
@@ -182,7 +182,7 @@ def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> boo
 
 
 def _members(hint: Any) -> list:
-    """Returns the members of a union without None, or the only type."""
+    """Returns the members of a union except None, or the only type."""
     if hint == ArrayLike or typing.get_origin(hint) not in (
         types.UnionType,
         typing.Union,

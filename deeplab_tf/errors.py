@@ -1,4 +1,4 @@
-"""UserError, the exception for mistakes of the user, and text helpers."""
+"""UserError, the exception for user mistakes, and helpers for messages."""
 
 import difflib
 import importlib
@@ -10,16 +10,16 @@ from typing import Any
 class UserError(ValueError):
     """An invalid setting, file or path, described in one line.
 
-    The message names the value received, where it is from and what is valid. Programs
+    The message names the value received, its source and the valid choices. Programs
     print it and exit with status 1. Any other exception is a bug in this package and
     keeps its traceback.
     """
 
 
 class UnclearError(UserError):
-    """A file that is intact, but whose meaning the user must declare by a flag.
+    """A file is intact, but the user must give a flag that declares its meaning.
 
-    `--skip_broken` does not skip it: all images with some class may be concerned.
+    `--skip_broken` does not skip such files, which may be all images with some class.
     """
 
 
@@ -32,7 +32,7 @@ def import_extra(module: str, extra: str, needed_by: str) -> Any:
         needed_by: Start of the error, such as "x.onnx: ONNX files need".
 
     Raises:
-        UserError: if it is not installed.
+        UserError: if the module is not installed.
     """
     try:
         return importlib.import_module(module)
@@ -43,7 +43,7 @@ def import_extra(module: str, extra: str, needed_by: str) -> Any:
 
 
 def escape(text: object) -> str:
-    """Returns a text with unprintable characters escaped.
+    """Escapes the unprintable characters of a text.
 
     File names may contain line breaks, terminal sequences and, if they are not UTF-8,
     surrogates.
@@ -52,9 +52,10 @@ def escape(text: object) -> str:
 
 
 def pluralize(count: int, phrase: str) -> str:
-    """Returns a count with a phrase in the singular or the plural.
+    """Returns a count followed by a phrase in the singular or plural.
 
-    In the phrase, `(s)`, `(es)` and `(is|are)` mark what differs: `image(s) (is|are)`.
+    In the phrase, `(s)`, `(es)` and `(is|are)` mark the differences: `image(s)
+    (is|are)`.
     """
     phrase = re.sub(r"\((\w+)\|(\w+)\)", r"\1" if count == 1 else r"\2", phrase)
     phrase = re.sub(r"\((e?s)\)", "" if count == 1 else r"\1", phrase)
@@ -62,11 +63,11 @@ def pluralize(count: int, phrase: str) -> str:
 
 
 def suggest_similar(name: str, choices: Iterable[str]) -> str:
-    """Returns `similar: a, b; ` for the choices similar to a name, else ""."""
+    """Returns `similar: a, b; ` if some choices are similar to a name, else ""."""
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     return f"similar: {', '.join(near)}; " if near else ""
 
 
 def one_line(text: object) -> str:
-    """Returns a text, such as an error message, as one printable line."""
+    """Converts a text, such as an error message, to one printable line."""
     return escape(re.sub(r"\s*\n\s*", " ", str(text).strip()))

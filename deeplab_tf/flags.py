@@ -1,4 +1,4 @@
-"""absl flags with the official DeepLab names, and configs from their values.
+"""Defines absl flags with the official DeepLab names, and reads configs from them.
 
 Each program has its own `FlagValues`, so several can be imported into one process.
 Lists are given as `513,513` or by repeating the flag.
@@ -266,7 +266,7 @@ def read_preset(values: flags.FlagValues) -> Preset | None:
 
 
 def read_split(values: flags.FlagValues, name: str, preset: Preset | None) -> str:
-    """Returns a split flag if it was given, else the preset's split of that name."""
+    """Returns the value of a split flag if given, else the preset's split."""
     if preset is None or values[name].present:
         return getattr(values, name)
     return getattr(preset, name)
@@ -307,7 +307,7 @@ def model_config(
         values: Parsed flags.
         base: The model of a preset or an `experiment.json`, which explicit flags
             override. None starts from the official defaults.
-        source: Name of the base in a printed note about each override; "" prints none.
+        source: Name of the base in printed notes about overrides; "" prints no notes.
         num_classes: Number of classes of the data or the checkpoint, if known.
 
     Raises:
@@ -351,7 +351,7 @@ def _read_cell(path: str) -> str:
 
     if not tf.io.gfile.exists(path):
         return path
-    # The config refuses "[]", but would take "" of an empty file as no cell.
+    # The config refuses "[]", but would treat an empty file, "", as no cell.
     return strict_json.decode(text_files.read_content(path), path) or "[]"
 
 
@@ -363,7 +363,7 @@ def data_config(
 ) -> DataConfig:
     """Builds the data config from the flags, with the padding value of the model.
 
-    For `base` see `read_options`; `fields` override the flags.
+    See `read_options` for `base`; `fields` override the flags.
     """
     return read_options(values, DataConfig, base, mean_pixel=model.mean_pixel, **fields)
 

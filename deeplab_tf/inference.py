@@ -1,8 +1,8 @@
-"""Inference on images of any size: pad, scale, flip, average, slide.
+"""Predicts images of any size: pads, scales, flips, averages and slides windows.
 
 Evaluation, export and prediction share `Predictor`. The protocol is that of DeepLabv3
 (1706.05587, Sec. 4): softmax probabilities are averaged over scales and flips. Images
-that are too large for the memory are predicted in overlapping sliding windows.
+that need too much memory are predicted in overlapping sliding windows.
 """
 
 import math
@@ -26,9 +26,9 @@ from deeplab_tf.windows import MemoryBudget, slide_window
 # Total memory per byte of activations, including the workspaces of Eigen and oneDNN.
 # Measured: 1.3 to 1.7, for all kinds of backbones.
 _WORKSPACE = 2.0
-# Side of the image that activations are counted for; they grow with its area.
+# Side of the image for which activations are counted; they grow with its area.
 _NOMINAL_SIDE = 513
-# Copies of the scores of a row of windows that exist while it is blended.
+# Number of copies of the scores of a row of windows while it is being blended.
 _COPIES_OF_ROWS = 6
 
 
@@ -44,13 +44,12 @@ class Predictor:
             where features and pixels align.
         window: Height and width of the sliding window for larger images. Windows
             overlap by at least a third and are blended there. None turns it off.
-        memory_limit: Memory in bytes for the inference of an image, not counting the
-            model and the results; windows are as large as it allows. None means no
-            limit.
+        memory_limit: Memory for the inference of an image in bytes, not counting the
+            model and the results; determines the window size. None means no limit.
 
     Raises:
-        UserError: for an argument of a wrong type or range, or both a window and a
-            limit.
+        UserError: if an argument has a wrong type or is out of range, or both a window
+            and a limit are given.
     """
 
     @check_arguments(
@@ -88,7 +87,7 @@ class Predictor:
 
     @property
     def protocol(self) -> dict:
-        """The model's settings that affect results besides its weights."""
+        """Settings, apart from the weights, that affect results."""
         return {
             "output_stride": self.config.output_stride,
             "atrous_rates": list(self.config.atrous_rates),
@@ -219,7 +218,7 @@ class Predictor:
     def labels_and_probabilities(
         self, images: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns `labels` and `probabilities` from a single inference."""
+        """Returns `labels` and `probabilities`, computed together."""
 
         def both(scores: tf.Tensor) -> tf.Tensor:
             labels = tf.cast(most_probable(scores), tf.float32)[..., None]
@@ -243,7 +242,7 @@ class Predictor:
 def compile_graph(function: Callable, **options: Any) -> Callable:
     """Returns `tf.function(function, **options)` if TensorFlow runs the model.
 
-    With another Keras backend, Keras compiles the network, and TensorFlow runs the
+    With a different backend, Keras compiles the network, and TensorFlow runs the
     protocol around it eagerly.
     """
     if keras.backend.backend() == "tensorflow":
@@ -252,7 +251,7 @@ def compile_graph(function: Callable, **options: Any) -> Callable:
 
 
 def _apply(network: Any, images: tf.Tensor) -> tf.Tensor:
-    # Exports replace the model by a function of any size.
+    # Exports replace the model with a function for any size.
     fixed, size = getattr(network, "input", images).shape[1:3], images.shape[1:3]
     if not size.is_compatible_with(fixed):
         raise UserError(

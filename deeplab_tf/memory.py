@@ -1,4 +1,4 @@
-"""Memory of this machine and of this process, in bytes."""
+"""Measures the memory of this machine and of this process, in bytes."""
 
 import os
 import re
@@ -17,7 +17,7 @@ def peak_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Returns the memory of this process now; 0 on systems other than Linux."""
+    """Returns the current memory of this process; 0 on systems other than Linux."""
     return _read_proc_status("VmRSS") or 0
 
 

@@ -1,7 +1,7 @@
-"""Strict JSON: files are written with a checksum and validated when read.
+"""Writes JSON with a checksum, and strictly validates JSON when it is read.
 
-Every problem becomes a `UserError` that names the file and the line and column of a
-syntax error, or the key path of a value, such as `colors[3]`.
+Every problem raises a `UserError` that names the file, and either the line and column
+of a syntax error or the key path of a value, such as `colors[3]`.
 """
 
 import dataclasses
@@ -133,8 +133,8 @@ def _parse_finite_float(text: str) -> float:
 def dump(values: Mapping[str, typing.Any]) -> str:
     """Serialises an object as JSON with a checksum of its entries.
 
-    The checksum comes first. Put keys that the reader requires next, so that a gap in
-    the file cannot remove the checksum without a required key.
+    The checksum comes first. Put required keys next, so that a gap in the file cannot
+    remove the checksum without also removing a required key.
     """
     # Tuples become lists, as they will be when read back.
     values = json.loads(json.dumps(values, allow_nan=False))
@@ -180,7 +180,7 @@ def from_json(
 ) -> _Config:
     """Parses a dataclass from a JSON object.
 
-    The `required` fields must be present although they have a default.
+    The `required` fields must be present even though they have a default.
 
     Raises:
         UserError: if the text is invalid or a value does not match its field; names
@@ -200,11 +200,11 @@ def build(
     Args:
         cls: The dataclass.
         values: Its fields, as in `dataclasses.asdict`.
-        where: Name of the object for errors.
+        where: Name of the object, for errors.
         separator: Text between `where` and the name of a field.
 
     Raises:
-        UserError: for an unknown or missing key, or a value of the wrong type.
+        UserError: if a key is unknown or missing, or a value has the wrong type.
     """
     hints = typing.get_type_hints(cls)
     fields = dataclasses.fields(typing.cast(typing.Any, cls))
@@ -248,7 +248,7 @@ def convert(hint: typing.Any, value: _Value, where: str) -> typing.Any:
         hint: `str`, `bool`, `int`, `float`, a dataclass, a list, tuple or dictionary of
             these, or one of them `| None`.
         value: The value.
-        where: Name of the value for errors.
+        where: Name of the value, for errors.
 
     Raises:
         UserError: if the value has a different type.
@@ -325,7 +325,7 @@ def _convert_float(hint: typing.Any, value: _Value, where: str) -> float:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises UserError if a single line of text has control characters."""
+    """Raises UserError if a line of text has control characters."""
     for character in text:
         if unicodedata.category(character) in _UNPRINTABLE:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Images of label maps and scores: colours, overlays, panels, errors, diagrams.
+"""Draws label maps and scores: colours, overlays, panels, error maps and diagrams.
 
 Unless noted, images are uint8 RGB `[height, width, 3]`, labels are class ids `[height,
 width]`, and `info` has the names and colours of the classes.
@@ -22,8 +22,8 @@ from deeplab_tf.errors import UserError
 # Colour of pixels that are not scored, from the VOC devkit.
 _IGNORED_COLOR = (224, 224, 192)
 _FONT_SIZE, _LINE = 13, 20  # pixels
-# Shorter side of a video per font size of its legend, and the maximum height of the
-# legend as a fraction of the video.
+# Shorter side of a video divided by the font size of its legend, and the maximum height
+# of the legend as a fraction of the video.
 _FONTS_PER_SIDE, _MAX_LEGEND = 54, 0.5
 _CELL = 512  # longer side of an image in a panel, in pixels
 _MARGIN = 4  # around an image in a contact sheet, in pixels
@@ -53,9 +53,9 @@ def colorize(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 def overlay(
     image: np.ndarray, labels: np.ndarray, info: DatasetInfo, opacity: float = 0.6
 ) -> np.ndarray:
-    """Returns the image blended with class colours, uint8 RGB `[height, width, 3]`.
+    """Blends an image with class colours, uint8 RGB `[height, width, 3]`.
 
-    A class named "background" stays transparent; the ignored label is coloured too.
+    A class named "background" stays transparent; the ignored label is also coloured.
 
     Args:
         image: RGB 0..255 `[height, width, 3]`.
@@ -64,7 +64,7 @@ def overlay(
         opacity: Opacity of the class colours, 0..1.
 
     Raises:
-        UserError: for an argument of a wrong type, shape or range.
+        UserError: if an argument has a wrong type or shape, or is out of range.
     """
     image, labels = np.asarray(image), np.asarray(labels)
     if image.ndim != 3 or image.shape[2] != 3:
@@ -73,7 +73,7 @@ def overlay(
         )
     if labels.shape != image.shape[:2]:
         raise UserError(
-            f"labels must be {list(image.shape[:2])}, as high and wide as the image; "
+            f"labels must be {list(image.shape[:2])}, the size of the image; "
             f"received the shape {list(labels.shape)}"
         )
     strength = np.full(256, opacity, np.float32)
@@ -86,11 +86,11 @@ def overlay(
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """Returns an image with any number of channels as uint8 RGB `[height, width, 3]`.
+    """Converts an image with any number of channels to uint8 RGB `[height, width, 3]`.
 
     Args:
-        image: 0..255, `[height, width, channels]`. With fewer than three channels, the
-            first is shown as grey; with more, the first three are shown.
+        image: Pixels 0..255, `[height, width, channels]`. If there are fewer than three
+            channels, the first becomes grey; otherwise, the first three are used.
     """
     image = np.rint(np.clip(image, 0, 255)).astype(np.uint8)
     if image.shape[-1] < 3:
@@ -105,7 +105,7 @@ def _class_shares(labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
 
 
 def add_legend(image: np.ndarray, labels: np.ndarray, info: DatasetInfo) -> np.ndarray:
-    """Adds a legend of the classes present at the right of an image."""
+    """Adds a legend of the classes in `labels` to the right of an image."""
     shares = _class_shares(labels, info)
     classes = [i for i in np.argsort(-shares, kind="stable") if shares[i]]
     rows = [(f"{info.class_names[i]} {shares[i]:.1%}", info.colors[i]) for i in classes]
@@ -118,15 +118,15 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
     Averaging would mix the colours of classes.
     """
     step = -(-max(image.shape[:2]) // side)
-    # The copy lets the original be freed.
+    # Copy, so that the memory of the original can be freed.
     return image if step < 2 else image[::step, ::step].copy()
 
 
 def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
-    """Adds rows of (text, colour or None) at the right of an image.
+    """Adds rows of (text, colour or None) to the right of an image.
 
-    They are left out next to wide and low images, where the result would be more than
-    twice as large and exceed the size of a contact sheet.
+    If the image is so wide and low that this would more than double its size and exceed
+    a contact sheet, the rows are left out.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
@@ -148,7 +148,7 @@ def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
 
 
 def draw_video_legend(info: DatasetInfo, height: int, width: int) -> np.ndarray:
-    """Draws the legend of a video of a given size, with all classes but the background.
+    """Draws the legend of a video, with all classes except the background.
 
     The result is as wide as the video; its height is 0 if the legend does not fit.
     """
@@ -175,7 +175,7 @@ def draw_video_legend(info: DatasetInfo, height: int, width: int) -> np.ndarray:
 
 
 def add_captions(sheet: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Adds a caption above each image of a row of equally wide images."""
+    """Adds a caption above each of a row of equally wide images."""
     height, width = sheet.shape[:2]
     canvas = Image.new("RGB", (width, height + _LINE), "white")
     canvas.paste(Image.fromarray(sheet), (0, _LINE))
@@ -192,8 +192,8 @@ def panel(
 ) -> np.ndarray:
     """Draws image, ground truth and prediction side by side, with a legend.
 
-    The legend lists the classes of both with their percentage of pixels. Large images
-    are shrunk.
+    The legend lists the classes in both label maps, with their percentages of pixels.
+    Large images are shrunk.
     """
     images = [as_rgb(image), colorize(truth, info), colorize(prediction, info)]
     sheet = contact_sheet([shrink(x, _CELL) for x in images])
@@ -215,7 +215,7 @@ def error_map(
     unscored ones are grey.
     """
     truth = np.asarray(truth)
-    # Not `colorize`: the ignored label can be a class that is predicted (ADE20K).
+    # Not with `colorize`: a class that is predicted can be the ignored label (ADE20K).
     image = np.array(info.colors, np.uint8)[prediction]
     image[truth == prediction] = _RIGHT_COLOR
     image[(truth >= info.num_classes) | (truth == info.ignore_label)] = _UNSCORED_COLOR
@@ -299,7 +299,7 @@ def _write_shares(axes: Axes, shares: np.ndarray) -> None:
 
 
 def plot_trimap(widths: Sequence[int], mious: Sequence[float | None]) -> np.ndarray:
-    """Plots the mIoU (0..1 or None) in bands of some widths around boundaries."""
+    """Plots the mIoU (0..1 or None) in bands around boundaries, by their width."""
     figure = Figure((6, 3.4), dpi=_DPI)
     axes = figure.add_subplot()
     # None becomes NaN, a gap in the curve.

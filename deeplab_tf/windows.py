@@ -24,8 +24,7 @@ class MemoryBudget:
     Args:
         limit: Memory limit per image, in bytes.
         in_window: Bytes needed per window pixel.
-        in_rows: Bytes needed per pixel of a row of windows, which is as wide as the
-            image.
+        in_rows: Bytes needed per pixel of a row of windows, as wide as the image.
 
     Raises:
         UserError: if the smallest window exceeds the limit.
@@ -43,7 +42,7 @@ class MemoryBudget:
             )
 
     def choose_window(self, height, width, stride: int):
-        """Returns height and width of the windows for an image, int32 scalars.
+        """Returns the height and width of the windows for an image, int32 scalars.
 
         Windows are padded to `k * stride + 1`, where `stride` is the model's output
         stride.
@@ -71,7 +70,7 @@ class MemoryBudget:
 
 @contextlib.contextmanager
 def translate_limit_errors() -> Iterator[None]:
-    """Turns the error of a graph about too small a memory limit into a UserError."""
+    """Converts the error of a graph whose memory limit is too small to a UserError."""
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
@@ -98,11 +97,11 @@ def window_starts(side, window):
 def slide_window(score: Callable, shape: Sequence, window: Sequence, finish: Callable):
     """Scores an image in overlapping windows and blends the scores.
 
-    Overlaps are weighted averages, where a window weighs more the farther a pixel is
-    from its border. Only rows that overlap the next windows are kept in memory.
+    Overlaps are weighted averages: the farther a pixel is from the border of a window,
+    the larger its weight. Only rows that overlap the next windows are kept in memory.
 
     Args:
-        score: Function from the top and left of a window to its scores.
+        score: Maps the top and left of a window to its scores.
         shape: Shape of all scores: batch, height, width, number of classes.
         window: Height and width of the windows.
         finish: Pointwise function to apply to the blended scores.

@@ -1,1 +1,1 @@
-"""Loading and saving weights by their official names."""
+"""Loads and saves weights by official name."""

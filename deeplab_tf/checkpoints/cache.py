@@ -1,7 +1,7 @@
 """The download cache: private to its user and verified before each use.
 
-If no SHA-256 of a file is published, the one at its first use is recorded next to it
-and compared from then on.
+If no SHA-256 is published for a file, that of its first use is recorded next to the
+file and compared on every later use.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _KINDS = {
 
 
 def cache_folder(cache_dir: str | None = None) -> str:
-    """Returns the folder of the cache, which may not exist yet.
+    """Returns the cache folder, which may not exist yet.
 
     Args:
         cache_dir: Local folder; None uses the environment variable DEEPLAB_TF_CACHE,
@@ -52,10 +52,10 @@ def cache_folder(cache_dir: str | None = None) -> str:
 
 
 def make_private(folder: str) -> str:
-    """Creates a folder of the cache if needed, and returns it.
+    """Creates a folder in the cache if needed, and returns it.
 
     Raises:
-        UserError: if it cannot be created, or if other users can write to it.
+        UserError: if it cannot be created, or other users can write to it.
     """
     with translate_os_errors(folder):
         os.makedirs(os.path.dirname(os.path.abspath(folder)), exist_ok=True)
@@ -81,7 +81,7 @@ def make_private(folder: str) -> str:
 
 @contextlib.contextmanager
 def translate_os_errors(folder: str) -> Iterator[None]:
-    """Turns an OSError of the cache into a UserError."""
+    """Converts an OSError about the cache to a UserError."""
     try:
         yield
     except OSError as error:
@@ -91,19 +91,19 @@ def translate_os_errors(folder: str) -> Iterator[None]:
 
 
 def is_plain_file(path: str) -> bool:
-    """Returns whether a plain file exists; raises UserError for links, folders etc."""
+    """Returns whether a regular file exists; raises UserError for anything else."""
     try:
         kind = stat.S_IFMT(os.lstat(path).st_mode)
     except FileNotFoundError:
         return False
     if kind != stat.S_IFREG:
         what = _KINDS.get(kind, "a device")
-        raise UserError(f"{path} is {what}, not a plain file; remove it")
+        raise UserError(f"{path} is {what}, not a regular file; remove it")
     return True
 
 
 def read_record(path: str) -> bytes:
-    """Reads a small file written by `write_record`; b"" if there is none."""
+    """Reads a small file written by `write_record`; returns b"" if there is none."""
     if not is_plain_file(path):
         return b""
     with open(path, "rb") as file:
@@ -111,7 +111,7 @@ def read_record(path: str) -> bytes:
 
 
 def write_record(path: str, text: str) -> None:
-    """Writes a small file next to a download, atomically."""
+    """Atomically writes a small file next to a download."""
     unfinished = f"{path}.new"
     with contextlib.suppress(FileNotFoundError):
         os.remove(unfinished)
@@ -127,17 +127,17 @@ def verify(
     find_damage: Callable[[str], str | None] | None,
     hint: str,
 ) -> None:
-    """Compares a file with its SHA-256, which is recorded at the first use.
+    """Compares a file with its published SHA-256, or with that of its first use.
 
     Args:
         found: File to verify.
         path: Its path in the cache.
         sha256: Published SHA-256; "" uses the recorded one.
-        find_damage: Describes the damage of a file at its first use, or returns None.
-        hint: Text to add to an error.
+        find_damage: Describes the damage of a file on its first use, or returns None.
+        hint: Advice at the end of an error.
 
     Raises:
-        UserError: if the SHA-256 differs, or the file is damaged at its first use.
+        UserError: if the SHA-256 differs, or the file is damaged on its first use.
     """
     record, name = f"{path}.sha256", os.path.basename(path)
     recorded = "" if sha256 else _read_sha256(record)
@@ -172,7 +172,7 @@ def _read_sha256(record: str) -> str:
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Returns whether the group of a file contains nobody but its user."""
+    """Returns whether the group of a file contains only its owner."""
     try:
         user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(status.st_gid)
     except KeyError:

@@ -1,8 +1,8 @@
 """Downloads into a cache: resumable, verified and limited in size.
 
-A file in the cache is used without any request. pooch and the download manager of
-TensorFlow Datasets do not resume, lock or limit the size, and the latter does not
-verify existing files.
+A file in the cache is used without any request. Neither pooch nor the download manager
+of TensorFlow Datasets resumes downloads, locks files or limits the size, and the latter
+does not verify existing files.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class _Origin(NamedTuple):
     """The origin of a partial file.
 
     `validator` is the ETag or modification time that the server reported; `total` is
-    the size of the complete file in bytes, as digits, "" if not reported.
+    the size of the complete file in bytes, as digits, or "" if not reported.
     """
 
     url: str
@@ -64,7 +64,7 @@ class _Origin(NamedTuple):
 
 
 def is_web(url: str) -> bool:
-    """Returns whether a URL is http(s), not a path for `tf.io.gfile`."""
+    """Returns whether a URL is http(s) rather than a path for `tf.io.gfile`."""
     return url.lower().startswith(_WEB)
 
 
@@ -92,21 +92,21 @@ def fetch(
 ) -> str:
     """Downloads a file unless it is cached, and returns its path in the cache.
 
-    An interrupted download resumes next time if the server supports it and the file
-    there has not changed. If several processes request a file at once, one downloads it
-    (on Windows, each does).
+    The next call resumes an interrupted download if the server supports it and its file
+    has not changed. If several processes request a file at once, one downloads it (on
+    Windows, each does).
 
     Args:
-        url: http or https, or anything that `tf.io.gfile` reads: `file://`, `gs://`, a
-            path.
+        url: An http(s) URL, or anything that `tf.io.gfile` reads: `file://`, `gs://` or
+            a path.
         cache_dir: Local folder, created if needed.
         sha256: SHA-256 in hexadecimal digits; "" if none is published.
         find_damage: Describes the damage of the file at a path, or returns None. Called
-            before the SHA-256 of a first use is recorded; damaged files are deleted.
+            on the first use of a file without a SHA-256; damaged files are deleted.
 
     Raises:
-        UserError: if the file cannot be downloaded (names the path to put it by hand),
-            fails verification, or the cache cannot be written.
+        UserError: if the file cannot be downloaded (the error says where to put it by
+            hand) or fails verification, or the cache cannot be written.
     """
     name = file_name(url)
     path = os.path.join(cache_dir, name)
@@ -136,8 +136,8 @@ def _fetch_missing(url: str, path: str, sha256: str, find_damage) -> None:
             raise
         reason = _shorten(str(error)) or type(error).__name__
         raise UserError(
-            f"{url} cannot be downloaded: {reason}; without a network put the file at "
-            f"{path}"
+            f"{url} cannot be downloaded: {reason}; without a network, save the file "
+            f"as {path}"
         ) from error
     try:
         verify(part, path, sha256, find_damage, f"downloaded from {url}, not kept")
@@ -149,7 +149,7 @@ def _fetch_missing(url: str, path: str, sha256: str, find_damage) -> None:
 
 
 def _shorten(reason: str) -> str:
-    """Returns text from a server as one short printable line."""
+    """Shortens text from a server to one printable line."""
     line = " ".join(reason.split())[:300]
     return "".join(c if c.isprintable() else "?" for c in line)
 
@@ -242,14 +242,14 @@ def _is_continuation(headers, origin: _Origin, start: int) -> bool:
 
 
 def _read_validator(headers) -> str:
-    """Returns the value for If-Range, "" if there is none."""
+    """Returns the value for If-Range, or "" if there is none."""
     tag = headers.get("ETag", "")
     # Weak tags do not identify the exact bytes.
     return tag if tag.startswith('"') else headers.get("Last-Modified", "")
 
 
 def _read_total(headers, start: int) -> str:
-    """Returns the size of the complete file as digits, "" if not reported.
+    """Returns the size of the complete file as digits, or "" if not reported.
 
     Raises:
         OSError: if the size is invalid or too large.
@@ -277,7 +277,7 @@ def _read_response(response, url: str, part: str, start: int) -> None:
         "Content-Range", ""
     ).startswith(f"bytes {start}-"):
         raise OSError(
-            f"the server was asked for the bytes from {start} on but sent "
+            f"the server was asked for all bytes from {start} but sent "
             f"{headers.get('Content-Range')}"
         )
     total = _read_total(headers, start)
@@ -290,7 +290,7 @@ def _read_response(response, url: str, part: str, start: int) -> None:
 
 
 def _write_origin(origin: _Origin, part: str) -> None:
-    """Records the origin of a partial file if it has the validator to resume it."""
+    """Records the origin of a partial file, if a validator allows resuming it."""
     _discard(part)
     if origin.validator:
         write_record(_origin_path(part), "".join(f"{field}\n" for field in origin))
@@ -299,8 +299,8 @@ def _write_origin(origin: _Origin, part: str) -> None:
 def _copy_stream(read: Callable[[int], bytes], file, total: int | None) -> None:
     """Appends a stream to a file, with a progress bar.
 
-    `read` reads up to a number of bytes, b"" at the end; `total` is the size of the
-    complete file. Raises OSError if the stream is too short or too long.
+    `read` takes a maximum number of bytes and returns b"" at the end; `total` is the
+    size of the complete file. Raises OSError if the stream is too short or too long.
     """
     name = os.path.basename(file.name).removesuffix(".part")
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}

@@ -1,4 +1,4 @@
-"""Follows the checkpoints of a running training."""
+"""Follows the checkpoints of a training run."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ def follow_checkpoints(folder: str, seconds: float) -> Iterator[tf1.Checkpoint]:
     """Yields the newest checkpoint of a folder, then each newer one as it appears.
 
     `folder` need not exist yet; `seconds` is the polling interval. Raises UserError if
-    it is a file.
+    `folder` is a file.
     """
     latest, is_announced = None, False
     while True:

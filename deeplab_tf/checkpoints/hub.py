@@ -1,4 +1,4 @@
-"""Models on Hugging Face and Kaggle: `hf://` and `kaggle://` handles."""
+"""Downloads and uploads models on Hugging Face (`hf://`) and Kaggle (`kaggle://`)."""
 
 import glob
 import os
@@ -26,7 +26,7 @@ _MAX_REASON = 300
 
 
 def is_handle(source: str) -> bool:
-    """Returns whether a source is a model on a hub, not a path."""
+    """Returns whether a source is a model on a hub rather than a path."""
     return source.startswith(tuple(_FORMS))
 
 
@@ -37,13 +37,13 @@ def download(handle: str, cache_dir: str | None = None) -> str:
         handle: `hf://user/repo`, whose file is `model.keras`, optionally with
             `@revision` (a branch, tag or commit), or
             `kaggle://user/model/keras/variation`, optionally with `/version`.
-        cache_dir: Folder for the file, for Hugging Face only; None uses that of the
-            client (HF_HOME or KAGGLEHUB_CACHE).
+        cache_dir: Folder for the file, for Hugging Face only; None uses the cache of
+            the client (HF_HOME or KAGGLEHUB_CACHE).
 
     Raises:
-        UserError: for an invalid handle; if the client of the hub is not installed; if
-            there is no such model or file, or it cannot be downloaded; if a Kaggle
-            model has several `.keras` files, or `cache_dir` is given for one.
+        UserError: if the handle is invalid, the client of the hub is not installed, the
+            model or file does not exist or cannot be downloaded, a Kaggle model has
+            several `.keras` files, or `cache_dir` is given for a Kaggle model.
     """
     name = _parse(handle)
     if handle.startswith(_HUGGING_FACE):
@@ -79,14 +79,14 @@ def push_to_hub(
     replacing earlier ones. A new repository is public by default.
 
     Args:
-        model: A model of `build_model` or `from_pretrained`.
+        model: A model from `build_model` or `from_pretrained`.
         handle: `hf://user/repo`, as for `from_pretrained`.
         license: Identifier of the licence of the weights, such as "apache-2.0".
         metrics: Metrics for the card, as from `evaluate` or `metrics.json`.
         command: The command that computes the metrics, to show on the card.
 
     Raises:
-        UserError: for an invalid handle; if huggingface_hub is not installed; if you
+        UserError: if the handle is invalid, huggingface_hub is not installed, or you
             are not logged in or may not write to the repository.
     """
     if not handle.startswith(_HUGGING_FACE) or "@" in handle:
@@ -117,7 +117,7 @@ def _import_client(module: str, handle: str) -> Any:
 
 
 def _call(function: Callable, handle: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function of a client; turns its errors into one line."""
+    """Calls a function of a client, and converts its errors to one line."""
     try:
         return function(*args, **kwargs)
     except Exception as error:  # both clients also raise errors of HTTP libraries

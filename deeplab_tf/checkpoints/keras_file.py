@@ -27,17 +27,17 @@ def is_keras_file(path: str) -> bool:
     if path.endswith(_HDF5) and tf.io.gfile.exists(path):
         raise UserError(
             f"{path} is an HDF5 file, which does not store the configuration of the "
-            f"model; load it into build_model(config) by load_weights, then save the "
+            f"model; load it into build_model(config) with load_weights, then save the "
             f"model as a {KERAS} file"
         )
     return path.endswith(KERAS)
 
 
 def load_keras_file(path: str) -> DeepLab:
-    """Loads the model of a `.keras` file, not compiled, in Keras' safe mode.
+    """Loads the model in a `.keras` file, without compiling it, in Keras' safe mode.
 
     Raises:
-        UserError: if there is no such file, it is damaged, or holds a different model.
+        UserError: if the file does not exist, is damaged, or has a different model.
     """
     if not tf.io.gfile.exists(path):
         raise UserError(f"there is no file {path}")
@@ -51,7 +51,7 @@ def load_keras_file(path: str) -> DeepLab:
 
 @contextlib.contextmanager
 def _make_local(path: str) -> Iterator[str]:
-    """Yields the path of a local copy of a remote file, and of a local file itself."""
+    """Yields the path of a local file, or of a local copy of a remote file."""
     if not is_remote(path):
         yield path.removeprefix("file://")
         return
@@ -62,7 +62,7 @@ def _make_local(path: str) -> Iterator[str]:
 
 
 def _require_deeplab(local: str, path: str) -> None:
-    """Raises UserError for a model of a different class, before anything is loaded."""
+    """Raises UserError for a model of a different class, without loading it."""
     try:
         with zipfile.ZipFile(local) as archive, archive.open(_CONFIG) as file:
             content = file.read(strict_json.MAX_BYTES + 1)
@@ -74,8 +74,8 @@ def _require_deeplab(local: str, path: str) -> None:
     if not is_object or config.get("registered_name") != expected:
         found = config.get("class_name") if is_object else None
         raise UserError(
-            f"{path} holds a model of the class {found}, not {DeepLab.__name__}; give "
-            "a file saved from a model of build_model or from_pretrained"
+            f"{path} contains a model of the class {found}, not {DeepLab.__name__}; "
+            "give a file saved from a model of build_model or from_pretrained"
         )
 
 

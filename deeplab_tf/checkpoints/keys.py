@@ -1,6 +1,6 @@
 """Variable keys in the files of `tf.train.Checkpoint`.
 
-Ours are written from a dictionary of groups (weights, moving averages, optimiser and so
+We write them from a dictionary of groups (weights, moving averages, optimiser and so
 on), each keyed by name. TensorFlow escapes `.` as `..` and `/` as `.S`.
 """
 
@@ -14,13 +14,13 @@ _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def to_key(*names: str) -> str:
-    """Returns the key of a variable from its group, if any, and its name."""
+    """Returns the key of a variable, from its name or its group and name."""
     escaped = [name.replace(".", "..").replace("/", ".S") for name in names]
     return "/".join(escaped) + _SUFFIX
 
 
 def from_key(key: str) -> tuple[str, ...]:
-    """Returns the arguments of `to_key`, or () if the key is not of a variable."""
+    """Returns the arguments of `to_key`, or () for keys that are not of variables."""
     if not key.endswith(_SUFFIX):
         return ()
     escaped = key.removesuffix(_SUFFIX).split("/")

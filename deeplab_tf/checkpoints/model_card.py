@@ -24,10 +24,10 @@ def write_model_card(
 
     Args:
         config: The model configuration.
-        handle: Where the model is published, as `from_pretrained` takes it.
+        handle: Handle of the published model, for `from_pretrained`.
         license: Identifier of the licence of the weights, such as "apache-2.0".
         metrics: The metrics of `evaluate` or `metrics.json`, if any.
-        command: The command that reproduces them, if known.
+        command: The command that reproduces the metrics, if known.
     """
     width = config.depth_multiplier
     backbone = config.backbone + (f" x {width}" if width != 1 else "")

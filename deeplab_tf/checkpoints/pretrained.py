@@ -1,4 +1,4 @@
-"""Pretrained models and weights by name, path or URL."""
+"""Loads pretrained models and weights by name, path or URL."""
 
 import dataclasses
 import hashlib
@@ -66,10 +66,10 @@ def from_pretrained(
 ) -> DeepLab:
     """Returns a trainable, uncompiled DeepLab model with pretrained weights.
 
-    The architecture, the `model_config` of the result, comes from the zoo, the
-    `experiment.json` next to the checkpoint, the export or the `.keras` file; otherwise
-    it is that of the zoo model with the same variables. Pretrained backbones get a new
-    head. Layers that are re-initialised are printed.
+    The architecture, `model_config`, comes from the zoo, the `experiment.json` next to
+    the checkpoint, the export or the `.keras` file; otherwise, it is that of the zoo
+    model with the same variables. Pretrained backbones get a new head. Re-initialised
+    layers are printed.
 
     Args:
         name_path_or_url: Name of a zoo checkpoint (`python -m
@@ -85,12 +85,12 @@ def from_pretrained(
             checkpoint or the zoo preset.
         cache_dir: Folder for downloaded and extracted files, which are reused without a
             network. None uses the environment variable DEEPLAB_TF_CACHE, else
-            `~/.cache/deeplab_tf`. Hubs: None uses the cache of their client; Kaggle
-            accepts nothing else.
+            `~/.cache/deeplab_tf`. For a model on a hub, None uses the cache of the
+            client; Kaggle supports only None.
 
     Raises:
-        UserError: if it does not exist, cannot be downloaded, is damaged, or does not
-            match its description.
+        UserError: if the model does not exist, cannot be downloaded, is damaged, or
+            does not match its description.
     """
     source = _normalize_source(name_path_or_url)
     known = _find_in_zoo(source)
@@ -114,7 +114,7 @@ def from_pretrained(
 def find_weights(
     name_path_or_url: str | os.PathLike, cache_dir: str | None = None
 ) -> str:
-    """Returns the prefix of a checkpoint for `load_tf1_checkpoint`, after any download.
+    """Returns a checkpoint prefix for `load_tf1_checkpoint`, downloading if needed.
 
     Arguments and errors are those of `from_pretrained`.
     """
@@ -126,7 +126,7 @@ def find_weights(
 def _locate_checkpoint(
     source: str, known: ZooModel | None, cache_dir: str | None
 ) -> tuple[ModelConfig | None, str]:
-    """Returns the model config of an export, else None, and a checkpoint path."""
+    """Returns the model config of an export (else None) and a checkpoint path."""
     if hub.is_handle(source):
         return None, hub.download(source, cache_dir)
     path, config = _locate(source, known, cache_folder(cache_dir)), None
@@ -165,7 +165,7 @@ def _normalize_source(source: str | os.PathLike) -> str:
 
 
 def _find_in_zoo(source: str) -> ZooModel | None:
-    """Returns the zoo model of a name or of an archive with an official file name."""
+    """Returns the zoo model with a name, or whose archive has this file name."""
     if hub.is_handle(source):
         return None
     if _is_archive(source):
@@ -180,14 +180,14 @@ def _find_in_zoo(source: str) -> ZooModel | None:
 
 
 def _is_archive(source: str) -> bool:
-    """Returns whether something must be extracted, maybe after a download."""
+    """Returns whether a source must be extracted, perhaps after a download."""
     return is_web(source) or (
         file_name(source).lower().endswith(_ARCHIVES) and not tf.io.gfile.isdir(source)
     )
 
 
 def _locate(source: str, known: ZooModel | None, cache: str) -> str:
-    """Returns a local path to load, after any download and extraction."""
+    """Returns a local path to load, after downloading and extracting if needed."""
     if _is_archive(source):
         return _extract_user_archive(source, known, cache)
     if known:
@@ -210,7 +210,7 @@ def _exists(path: str) -> bool:
 
 
 def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> str:
-    """Extracts an archive that the user gave and returns the folder of its weights."""
+    """Extracts a user's archive and returns the folder with its weights."""
     # The folder depends on the location, so archives with equal names do not clash.
     is_url = "://" in archive
     place = archive if is_url else os.path.abspath(archive)
@@ -226,7 +226,7 @@ def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> s
 
 
 def _extract(archive: str, folder: str) -> str:
-    """Extracts an archive into a folder and returns the folder of its weights."""
+    """Extracts an archive into a folder and returns the folder with its weights."""
     name = os.path.basename(archive)
     for suffix in _ARCHIVES:
         name = name.removesuffix(suffix)
@@ -260,8 +260,7 @@ def _find_weights_folder(archive: str, path: str) -> str:
 def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConfig:
     """Returns the config of a checkpoint.
 
-    It is read from `experiment.json`, else taken from a zoo model with the same
-    variables.
+    It comes from `experiment.json`, else from a zoo model with the same variables.
     """
     path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
@@ -295,7 +294,7 @@ def find_candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
     """Returns zoo models that a checkpoint may belong to, with distinct variables.
 
     Args:
-        arrays: Official names to values; only the names matter.
+        arrays: Maps official names to values; only the names matter.
     """
     has_decoder = any(name.startswith("decoder/") for name in arrays)
     models: dict[ModelConfig, ModelConfig] = {}
@@ -308,14 +307,14 @@ def find_candidates(arrays: Mapping[str, np.ndarray]) -> list[ModelConfig]:
 
 
 def _drop_unsaved_fields(config: ModelConfig) -> ModelConfig:
-    """Normalises fields that do not affect variables: strides, rates and classes."""
+    """Resets fields that do not affect variables: strides, rates and classes."""
     rates = tuple(1 for _ in config.atrous_rates)
     context = dataclasses.replace(config.context, rates=rates)
     return dataclasses.replace(config, num_classes=1, output_stride=16, context=context)
 
 
 def _find_backbones(arrays: Mapping[str, np.ndarray]) -> list[str]:
-    """Returns the zoo backbones that a checkpoint without a head may be."""
+    """Returns the zoo backbones that match a checkpoint without a head."""
     if any(name.startswith(last_layer_scopes(logits_only=False)) for name in arrays):
         return []
     return [
@@ -358,7 +357,7 @@ def _read_export(path: str) -> tuple[ModelConfig, str]:
 def _require_all_but_logits(
     report: RestoreReport, source: str, model: keras.Model, num_classes: int
 ) -> None:
-    """Raises UserError unless all was restored, except logits of other classes.
+    """Raises UserError unless everything but logits of other classes was restored.
 
     `num_classes` is that of the checkpoint.
     """

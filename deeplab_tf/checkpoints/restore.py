@@ -1,4 +1,4 @@
-"""Restores arrays into a model by official name, and extracts them."""
+"""Assigns arrays to the variables of a model by official name, and extracts them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def _is_in_head(name: str) -> bool:
 
 
 def is_model_variable(name: str) -> bool:
-    """Returns whether an official name is a weight, not a slot or a counter."""
+    """Returns whether an official name is that of a weight, not a slot or counter."""
     return not (
         name in _BOOKKEEPING
         or name.endswith(_SLOTS)
@@ -58,15 +58,15 @@ def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class RestoreReport:
-    """Which variables were restored, and why others were not.
+    """Lists the variables that were restored, and those that were not.
 
     Attributes:
         restored: Names of restored variables.
         skipped: `(name, shape in the source, shape in the model)` where shapes differ.
         missing: Names that are only in the model.
         unexpected: Names that are only in the source.
-        inflated: `(name, channels of the model)` of the first convolution if RGB
-            weights were adapted to other channels, else empty.
+        inflated: `(name, channels of the model)` of the first convolution if its RGB
+            weights were adapted to a different number of channels, else empty.
     """
 
     restored: tuple[str, ...]
@@ -107,11 +107,11 @@ def _format_names(what: str, names: Sequence[str], examples: int = 3) -> str:
 
 
 def _inflate_kernel(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """Adapts an RGB kernel to other channels, `[height, width, channels, depth]`.
+    """Adapts an RGB kernel `[height, width, 3, depth]` to a number of channels.
 
-    Extra channels get the mean of red, green and blue. Fewer than three channels each
-    get an equal part of the sum, so greyscale images give the same activations (except
-    for the mean subtraction of ResNets without beta).
+    Extra channels get the mean of red, green and blue. If there are fewer than three
+    channels, each gets an equal part of the sum, so greyscale images give the same
+    activations (except for the mean subtraction of ResNets without beta).
     """
     if channels < 3:
         share = kernel.sum(axis=2, keepdims=True) / channels
@@ -146,9 +146,9 @@ def load_tf1_variables(
 
     Args:
         model: A model of `build_model`.
-        arrays: Official names to values, with the shapes of TF1.
+        arrays: Maps official names to values, with the shapes of TF1.
         exclude: Scopes (prefixes of names) to skip.
-        source: Name of the arrays for errors.
+        source: Name of the arrays, for errors.
 
     Returns:
         Names that were restored, skipped, missing and unexpected.
@@ -176,7 +176,7 @@ def load_tf1_variables(
 def _compare_variables(
     given: Mapping, wanted: Mapping, variables: Mapping
 ) -> RestoreReport:
-    """Matches arrays with the wanted variables, a subset of all variables."""
+    """Matches arrays with the wanted variables, a subset of all `variables`."""
     common = [name for name in wanted if name in given]
     shapes = {n: (tuple(np.shape(given[n])), tuple(wanted[n].shape)) for n in common}
     return RestoreReport(
@@ -214,7 +214,7 @@ def require_complete(report: RestoreReport, source: str, model: keras.Model) -> 
 
 @check_arguments(model=BUILT)
 def tf1_variables(model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns `{official name: array}` of a model, as `load_tf1_variables` takes it.
+    """Returns `{official name: array}` of a model, for `load_tf1_variables`.
 
     Arrays are float32 and have the shapes of TF1: kernels `[height, width, channels,
     filters]`, depthwise kernels `[height, width, channels, 1]`.

@@ -1,8 +1,8 @@
 """Reads and writes checkpoint files by official variable name.
 
 Reads official (TF1) checkpoints, ours, and frozen graphs of the official export
-program, whose constants keep the names of the variables. Ours are written by
-`tf.train.Checkpoint` with the official names as keys (`deeplab_tf.training.state`).
+program, whose constants have the names of the variables. `deeplab_tf.training.state`
+writes ours, by `tf.train.Checkpoint` with the official names as keys.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ from deeplab_tf.models.checks import BUILT
 NAME = "model.ckpt"
 # Text proto that names the latest checkpoint of a folder.
 STATE_FILE = "checkpoint"
-# Suffix of the backup that is valid while the checkpoint of its step is replaced.
+# Suffix of a backup, valid while the checkpoint of the same step is being replaced.
 REPLACED = "-replaced"
 _FROZEN = ".pb"
-# Attempts to read a checkpoint that changes meanwhile, and the seconds between them.
+# Attempts to read a checkpoint that keeps changing, and the seconds between them.
 _TRIES, _PAUSE = 20, 0.05
 # Last parts of variable names, to find variables among the constants of a graph.
 _LEAVES = {
@@ -51,16 +51,16 @@ class MissingCheckpointError(UserError):
 
 
 def resolve(path: str) -> str:
-    """Returns the prefix of the checkpoint that a path, a prefix or folder, stands for.
+    """Returns the checkpoint prefix for a path, which is a prefix or a folder.
 
     In a folder, this is the checkpoint named by the `checkpoint` file, else the one
     with the highest step (official archives have no `checkpoint` file), else a frozen
     graph. A `checkpoint` file that names a missing checkpoint is ignored with a
-    warning. Hidden files, such as those that macOS adds, are ignored. A `.keras` file
-    is its own prefix.
+    warning. Hidden files, such as those that macOS creates, are ignored. The prefix of
+    a `.keras` file is its path.
 
     Raises:
-        MissingCheckpointError: if there is none; names the checkpoints that exist.
+        MissingCheckpointError: if there is no checkpoint; names those that exist.
         UserError: if the `checkpoint` file is damaged.
     """
     path = os.path.expanduser(path).removesuffix(".index")
@@ -152,7 +152,7 @@ def _is_frozen(path: str) -> bool:
 
 
 def _find_frozen_graph(folder: str) -> list[str]:
-    """Returns the path of the frozen graph of a folder as a list, empty if none."""
+    """Returns the path of the frozen graph in a folder as a list; [] without one."""
     found = tf.io.gfile.glob(os.path.join(folder, f"[!.]*{_FROZEN}"))
     if any(os.path.basename(path) == "saved_model.pb" for path in found):
         raise UserError(
@@ -203,7 +203,7 @@ def _read_frozen_variables(path: str) -> dict[str, np.ndarray]:
 def read_variables(prefix: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a checkpoint or a frozen graph.
 
-    If it was trained with `ema_decay`, these are the moving averages of the weights.
+    After training with `ema_decay`, these are the moving averages of the weights.
 
     Raises:
         UserError: if the files are missing, damaged or truncated.
@@ -240,14 +240,14 @@ class Checkpoint:
 def read_checkpoint(path: str) -> Checkpoint:
     """Reads the variables of a checkpoint, safely even during training.
 
-    If the files change while they are read, it starts over with the checkpoint that is
-    then the newest, so all variables belong to one checkpoint.
+    If the files change while they are being read, reading starts over with the newest
+    checkpoint, so all variables belong to one checkpoint.
 
     Args:
         path: A prefix, a folder or a `.keras` file; see `resolve`.
 
     Raises:
-        UserError: if there is no checkpoint, or it is damaged or removed meanwhile.
+        UserError: if there is no checkpoint, or it is damaged or has been removed.
     """
     if is_keras_file(path):
         model = load_keras_file(path)
@@ -279,7 +279,7 @@ def read_checkpoint(path: str) -> Checkpoint:
 
 
 def find_checkpoint(path: str) -> str:
-    """Calls `resolve`; waits while a training run replaces the checkpoint."""
+    """Calls `resolve`, and waits while a training run replaces the checkpoint."""
     for _ in range(_TRIES):
         try:
             return resolve(path)
@@ -301,9 +301,9 @@ def _is_being_replaced(path: str) -> bool:
 
 
 def _read_index(prefix: str) -> bytes | None:
-    """Returns the index file, which has checksums of all variables; None if missing.
+    """Reads the index file, which has the checksums of all variables.
 
-    A frozen graph has no index and gives b"".
+    Returns None if it is missing, and b"" for a frozen graph, which has no index.
     """
     if _is_frozen(prefix):
         return b""
@@ -329,7 +329,7 @@ def load_tf1_checkpoint(
         Names that were restored, skipped, missing and unexpected.
 
     Raises:
-        UserError: if there is no such checkpoint or its architecture differs.
+        UserError: if the checkpoint does not exist or its architecture differs.
     """
     checkpoint = read_checkpoint(prefix)
     return load_tf1_variables(
@@ -343,7 +343,7 @@ def save_tf1_checkpoint(model: keras.Model, prefix: str) -> None:
 
     Args:
         model: A model of `build_model`.
-        prefix: Path of the files without extensions; the folder is created.
+        prefix: Path of the files without extensions; its folder is created.
     """
     # The official eval.py and vis.py fail without a step.
     arrays = tf1_variables(model) | {"global_step": np.int64(0)}

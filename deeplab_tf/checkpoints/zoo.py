@@ -24,7 +24,7 @@ _SUFFIX = ".tar.gz"
 
 
 def zoo_address() -> str:
-    """Returns the folder of the archives: DEEPLAB_TF_ZOO, or the official one."""
+    """Returns the address of the archives: DEEPLAB_TF_ZOO, or the official one."""
     address = os.environ.get(_ADDRESS_VARIABLE) or _ADDRESS
     return os.path.expanduser(address).rstrip("/")
 
@@ -36,8 +36,8 @@ class ZooCheckpoint:
     Attributes:
         name: Name in `model_zoo.md`.
         archive: File name of the archive.
-        evaluations: Presets with published figures; the first has the model.
-        sha256: SHA-256 of the archive in hexadecimal digits; "" if not known.
+        evaluations: Presets with published figures; the first defines the model.
+        sha256: SHA-256 of the archive in hexadecimal digits; "" if unknown.
     """
 
     name: str
@@ -57,12 +57,12 @@ class ZooCheckpoint:
 
     @property
     def is_pretrained_backbone(self) -> bool:
-        """Whether it is only a backbone to start training from."""
+        """Whether this is only a backbone to start training from."""
         return self.preset.published.miou is None
 
     @property
     def info(self) -> DatasetInfo | None:
-        """The classes; None for a backbone."""
+        """The description of the classes; None for a backbone."""
         if self.is_pretrained_backbone:
             return None
         return dataset_info(self.preset.data.dataset)
@@ -75,7 +75,7 @@ class ZooModel(NamedTuple):
     preset: Preset
 
 
-# Name, archive without suffix, and presets if they have other names.
+# Name, archive without suffix, and presets if their names differ.
 _ROWS = (
     (
         "mobilenetv2_dm05_coco_voc_trainaug",
@@ -146,7 +146,7 @@ _SHA256 = {
     "mobilenetv2_coco_voc_trainaug": (
         "cd506941e4f88fd053903913761df2e76ea00c01079cecfd35855304a4a5fb48"
     ),
-    # Two independent users of the archive; one downloaded it from _ADDRESS.
+    # From two independent users; one of them downloaded the archive from _ADDRESS.
     "mobilenetv2_coco_voc_trainval": (
         "2b7fe43461c2d9d56b3ed6baed5547fc066361ba12ab84c8e85f0c31914c034f"
     ),
@@ -167,7 +167,7 @@ ZOO: dict[str, ZooCheckpoint] = {
 
 
 def find_checkpoint(name: str) -> ZooModel | None:
-    """Returns a checkpoint by its name or that of a preset; None if unknown."""
+    """Returns a checkpoint by its name or a preset's name; None if unknown."""
     if name in ZOO:
         return ZooModel(ZOO[name], ZOO[name].preset)
     found = (
@@ -180,7 +180,7 @@ def find_checkpoint(name: str) -> ZooModel | None:
 
 
 def require_checkpoint(name: str) -> None:
-    """Raises UserError for an unknown checkpoint; suggests similar ones."""
+    """Raises UserError for an unknown checkpoint; the error suggests similar ones."""
     if find_checkpoint(name) is None:
         raise UserError(
             f"there is no file, folder or checkpoint of the model zoo called {name}; "
@@ -199,7 +199,7 @@ def _describe_protocol(preset: Preset) -> str:
 
 
 def list_checkpoints() -> str:
-    """Describes every checkpoint with its archive and figures, in some lines each."""
+    """Describes every checkpoint with its archive and figures, in a few lines each."""
     lines = []
     for checkpoint in ZOO.values():
         lines.append(f"{checkpoint.name} ({checkpoint.archive})")

@@ -1,4 +1,4 @@
-"""Dense prediction cells, found by architecture search (1809.04184)."""
+"""Configuration of dense prediction cells (1809.04184)."""
 
 import dataclasses
 import pathlib
@@ -16,7 +16,7 @@ class CellBranch:
     """One branch of a dense prediction cell (1809.04184).
 
     Raises:
-        UserError: for an impossible value.
+        UserError: if a value is invalid.
     """
 
     op: str = option(
@@ -62,8 +62,8 @@ def parse_cell(value: object) -> tuple[CellBranch, ...]:
     """Returns the branches of a dense prediction cell.
 
     Args:
-        value: A list of dictionaries with the official keys, the same as JSON text,
-            or the path of a JSON file. The official file name of the released cell
+        value: A list of dictionaries with the official keys, the JSON text of one, or
+            the path of a JSON file. The official file name of the released cell
             works without the file. "" and None mean no cell.
     """
     if not value:

@@ -10,7 +10,7 @@ from deeplab_tf.config.train import TrainConfig
 from deeplab_tf.data.info import DatasetInfo
 
 EXPERIMENT_FILE = "experiment.json"
-# Always written; if one is missing, the file is incomplete.
+# Fields that are always written; if one is missing, the file is incomplete.
 _REQUIRED = ("format_version", "model")
 
 
@@ -27,7 +27,7 @@ class Experiment:
         format_version: Version of the file format; 1.
 
     Raises:
-        UserError: for a different `format_version`.
+        UserError: if `format_version` is not supported.
     """
 
     model: ModelConfig = ModelConfig()

@@ -19,7 +19,7 @@ class ModelFlag(NamedTuple):
 def collect_flags(config: type[Dataclass], prefix: str = "") -> dict[str, ModelFlag]:
     """Returns the flags of a config and its nested configs by name.
 
-    `prefix` is the path to it from the outermost config, ending with a dot.
+    `prefix` is the path from the outermost config to this one, ending with a dot.
     """
     flags: dict[str, ModelFlag] = {}
     for field in dataclasses.fields(config):
@@ -61,5 +61,5 @@ def parse_model_flags(
             parse(name, value, _CHECKED_FLAGS[name])
         else:
             names = ", ".join(sorted([*known, *_CHECKED_FLAGS]))
-            raise UserError(f"unknown model flag {name!r}; known: {names}")
+            raise UserError(f"unknown model flag {name!r}; it must be one of {names}")
     return fields

@@ -20,7 +20,7 @@ class Dataclass(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """A numeric range; `None` leaves a side unbounded.
+    """A numeric range; a bound of `None` means no bound.
 
     Attributes:
         at_least: Inclusive lower bound.
@@ -101,7 +101,7 @@ ours = functools.partial(option, is_ours=True)
 
 
 def option_of(field: dataclasses.Field) -> Option:
-    """Returns the `Option` of a field; an empty one for a plain field."""
+    """Returns the `Option` of a field; for a plain field, an empty one."""
     return field.metadata.get(_OPTION, Option(flag=""))
 
 
@@ -136,7 +136,7 @@ def type_of(field: dataclasses.Field) -> tuple[Any, bool]:
 
 
 def document_fields(cls: _Class) -> _Class:
-    """Adds an Attributes section with the help of every option to a docstring."""
+    """Adds an Attributes section, with the help of every option, to a docstring."""
     lines = [
         textwrap.fill(
             f"{field.name}: {option_of(field).help}",

@@ -1,5 +1,5 @@
 """The networks, in pure Keras 3 for any backend; TensorFlow is not imported."""
 
-# Before any module of this package: the first import of Keras imports the modules with
-# registered classes, which must not meet one that is half imported.
+# Import Keras before any module of this package: its first import also imports the
+# modules with registered classes, none of which may be partially imported by then.
 import keras  # noqa: F401

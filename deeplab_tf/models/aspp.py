@@ -9,7 +9,7 @@ from deeplab_tf.models.resampling import ResizeLike, WindowMean
 def image_level_features(x, filters: int, window: dict, **style):
     """Returns the image-level features of `x` at its resolution (Sec. 3.3).
 
-    `window` are arguments of `WindowMean`; {} averages over the whole image.
+    `window` has the arguments of `WindowMean`; {} averages over the entire image.
     """
     pooled = WindowMean(name="image_pooling.mean", **window)(x)
     pooled = conv_bn_act(pooled, filters, 1, "image_pooling", **style)
@@ -26,7 +26,7 @@ def aspp(
     window: dict | None = None,
     **style,
 ):
-    """Returns parallel atrous branches over `x`, concatenated and projected.
+    """Applies parallel atrous branches to `x`, concatenates and projects them.
 
     Args:
         x: High-level features `[batch, height, width, channels]`.

@@ -15,7 +15,7 @@ class Call(NamedTuple):
 
 
 def trace_calls(model: keras.Model, inputs) -> tuple[list[Call], list]:
-    """Returns a model's calls on symbolic inputs, in order, and its outputs."""
+    """Returns the calls of a model on symbolic inputs, in order, and its outputs."""
     calls = []
 
     def record(layer, *args, **kwargs):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Block(NamedTuple):
-    """Residual units of one resolution; `stride` is that of the last unit."""
+    """Residual units at one resolution; the last unit has the `stride`."""
 
     depth: int
     units: int
@@ -12,10 +12,10 @@ class Block(NamedTuple):
 
 
 def replicate_last_block(blocks: tuple[Block, ...], replicas: int) -> tuple[Block, ...]:
-    """Returns the blocks and replicas of the last one (block5 to block7).
+    """Appends replicas of the last block (block5 to block7).
 
     All but the last end with stride 2, so without atrous convolution each replica
-    halves the resolution (Fig. 3a); with it, the rates double from block to block
+    halves the resolution (Fig. 3a). With it, the rate doubles from block to block
     instead (Fig. 3b).
     """
     *first, last = blocks

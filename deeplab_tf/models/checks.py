@@ -1,10 +1,10 @@
-"""Which models the functions of this package accept."""
+"""Checks the models passed to functions of this package."""
 
 from typing import Any
 
 
 class _Built:
-    """Models that know their configuration."""
+    """Accepts models that have a `model_config`."""
 
     def __contains__(self, model: Any) -> bool:
         return hasattr(model, "model_config")

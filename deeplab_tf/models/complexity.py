@@ -1,4 +1,4 @@
-"""Counts multiply-adds and parameters of a model, in the conventions of the papers.
+"""Counts the multiply-adds and parameters of a model, following the papers.
 
     python -m deeplab_tf.models.complexity
 
@@ -42,9 +42,9 @@ def _build_uninitialized(config: ModelConfig, size: tuple[int, int]) -> keras.Mo
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
-    """Returns the number of positions along an axis where TF1 applied an atrous kernel.
+    """Returns how often TF1 applied an atrous kernel along an axis.
 
-    SpaceToBatch gathered the pixels of each phase and padded them to one length.
+    SpaceToBatch gathered the pixels of each phase and padded all phases to one length.
     """
     if rate == 1:
         return cells
@@ -63,10 +63,10 @@ def _count_convolution(layer: layers.Layer, convention: str) -> int:
 
 
 def _count_other_operations(layer: layers.Layer) -> int:
-    """Returns the operations that the profiler counted besides convolutions."""
+    """Counts the operations that the profiler counted in addition to convolutions."""
     elements = prod(layer.output.shape)
     if isinstance(layer, PixelScaling):
-        # Scaling is a product and a sum; subtracting the mean is one operation.
+        # Scaling is a product and a sum; subtracting the mean is a single operation.
         return elements * (1 if layer.scale == 1.0 else 2)
     if isinstance(layer, layers.Add):
         return elements * (len(layer.input) - 1)
@@ -78,10 +78,10 @@ def _count_other_operations(layer: layers.Layer) -> int:
 
 
 def _count_weight_operations(layer: layers.Layer) -> int:
-    """Returns the operations that the profiler counted for the weights themselves.
+    """Counts the operations that the profiler counted for weights.
 
-    Two per weight for random initialisation and three for the L2 loss, which depthwise
-    kernels do not have.
+    These are two per weight for random initialisation and three for the L2 loss, which
+    depthwise kernels do not have.
     """
     per_weight = 2 if isinstance(layer, layers.DepthwiseConv2D) else 5
     return per_weight * prod(layer.kernel.shape)
@@ -102,9 +102,9 @@ def _find_convolutions(model: keras.Model) -> list[layers.Layer]:
 
 
 def convolution_multiply_adds(model: keras.Model) -> int:
-    """Returns the exact multiply-adds of the convolutions of any functional model.
+    """Counts the exact multiply-adds of the convolutions in any functional model.
 
-    Its input is one image of known size.
+    The input of the model must be one image of known size.
     """
     return sum(
         _count_convolution(layer, "exact") for layer in _find_convolutions(model)
@@ -131,23 +131,23 @@ def multiply_adds(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> int:
-    """Returns the multiply-adds of predicting one image.
+    """Counts the multiply-adds of predicting one image.
 
-    DeepLabv3+ (1802.02611) prints them in billions, in Tables 3 and 5.
+    Tables 3 and 5 of DeepLabv3+ (1802.02611) list them in billions.
 
     Args:
-        config: The model, at the output stride of the evaluation.
+        config: The model configuration, at the output stride of the evaluation.
         crop_size: Height and width of the image, in pixels.
         convention: "exact" counts every product of a kernel once; "tf1" counts what TF1
-            computed, whose atrous convolutions pad each phase; "profiler" is what the
-            papers print: "tf1" plus half of the other operations that TF1's profiler
-            counted (sums, pooling, scaling, initialisers, L2 losses).
+            computed, including the padding of each phase in atrous convolutions;
+            "profiler", as in the papers, adds half of the other operations that TF1's
+            profiler counted (sums, pooling, scaling, initialisers, L2 losses) to "tf1".
         scales: Scales of multi-scale inference.
-        flip: Whether each scale is also run on the mirrored image.
+        flip: Whether to also run each scale on the mirrored image.
 
     Raises:
-        UserError: for an unknown convention, or a model with `image_pyramid`, for which
-            no count was published.
+        UserError: if the convention is unknown, or the model has an `image_pyramid`,
+            for which no count was published.
     """
     if config.image_pyramid != (1.0,):
         raise UserError(
@@ -171,7 +171,7 @@ def multiply_adds(
 
 
 def parameters(config: ModelConfig) -> tuple[int, int]:
-    """Returns the number of trainable parameters, and with moving statistics."""
+    """Counts the trainable parameters, and all parameters with moving statistics."""
     model = _build_uninitialized(config, (65, 65))
     counts = [
         (prod(v.shape), v.trainable) for x in leaf_layers(model) for v in x.weights
@@ -181,7 +181,7 @@ def parameters(config: ModelConfig) -> tuple[int, int]:
 
 
 def format_table() -> str:
-    """Returns a table of the published Multiply-Adds and ours, in billions."""
+    """Returns a table of the published multiply-adds and ours, in billions."""
     lines = [
         f"{'preset':<52}{'M params':>9}{'published':>11}"
         + "".join(f"{name:>11}" for name in CONVENTIONS)

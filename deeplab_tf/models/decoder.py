@@ -1,7 +1,7 @@
 """The decoder of DeepLabv3+ (1802.02611, Fig. 2 and Sec. 4.1).
 
-And the lighter one of MobileNetV3 (1905.02244, Fig. 10), which adds the features
-instead of concatenating them, with as many channels as classes.
+Also the lighter decoder of MobileNetV3 (1905.02244, Fig. 10), which adds the features
+instead of concatenating them and has as many channels as classes.
 """
 
 from keras import layers
@@ -13,7 +13,7 @@ _SCOPE = "decoder"
 
 
 def _refine(x, filters, kernel_size, count, suffix, separable, **style):
-    """Applies the convolutions of one level, named as in the checkpoints."""
+    """Applies the convolutions of a level, with their names in the checkpoints."""
     # slim.repeat numbers the convolutions from 1, inside the scope of the first.
     block = f"decoder_conv0{suffix}"
     for i in range(count):
@@ -27,7 +27,7 @@ def _refine(x, filters, kernel_size, count, suffix, separable, **style):
 
 
 def _project_and_resize(x, low_level, suffix, projection_filters, **style):
-    """Returns `x` at the size of the low-level features, and these projected."""
+    """Resizes `x` to the low-level features; returns it and their projection."""
     scope = f"{_SCOPE}.feature_projection0{suffix}"
     projected = conv_bn_act(low_level, projection_filters, 1, scope, **style)
     return ResizeLike(name=f"{_SCOPE}.resize{suffix}")(x, projected), projected
@@ -57,11 +57,11 @@ def decoder(
         x: Context features `[batch, height, width, channels]`.
         low_level: Low-level features, each `[batch, height, width, channels]`, coarse
             to fine.
-        filters: Channels of the refining convolutions, and so of the output.
+        filters: Channels of the refining convolutions and of the output.
         projection_filters: Channels of the projected low-level features.
         convolutions: Number of refining convolutions at each level.
         kernel_size: Kernel size of the refining convolutions.
-        separable: Whether they are depthwise separable.
+        separable: Whether the refining convolutions are depthwise separable.
         **style: `normalize` and `activation` of every convolution.
     """
     for level, features in enumerate(low_level):
@@ -77,7 +77,7 @@ def sum_decoder(
 ):
     """Adds the convolved, upsampled context to projected low-level features.
 
-    Both have `filters` channels; for the arguments see `decoder`.
+    Both have `filters` channels; see `decoder` for the arguments.
     """
     for level, features in enumerate(low_level):
         suffix = _suffix(level)

@@ -36,8 +36,9 @@ class DeepLab(keras.Model):
 
     A functional model: the input is raw RGB, float32 0..255 `[batch, height, width,
     channels]`; the output is float32 logits `[batch, height, width, num_classes]`; the
-    layer "logits" returns them before the last resize. Image sizes of
-    `k * output_stride + 1` keep features and pixels aligned; other sizes work as well.
+    layer "logits" returns them before the last resize. With image
+    sizes of `k * output_stride + 1`, features and pixels are aligned; other sizes also
+    work.
 
     Args:
         inputs: The symbolic image.
@@ -68,9 +69,8 @@ class DeepLab(keras.Model):
     def backbone(self) -> keras.Model:
         """The backbone as a separate model that shares its layers with this one.
 
-        Its input is normalised images, as the layer "normalize" returns them; its
-        outputs are the high-level features, then the low-level features for the
-        decoder.
+        Its input is normalised images, the output of the layer "normalize". Its outputs
+        are the high-level features, then the low-level features for the decoder.
         """
         return self._backbone()
 
@@ -81,15 +81,16 @@ class DeepLab(keras.Model):
     def get_layer(
         self, name: str | None = None, index: int | None = None
     ) -> keras.Layer:
-        """Returns any layer, nested or not, by name, or a top-level layer by index.
+        """Returns any layer by name, even a nested one, or a top-level layer by index.
 
-        The parts are "backbone", "context" (the ASPP or its replacement; "aspp" finds
-        it, too) and "decoder". Their `output` belongs to this model, that of the layers
-        inside them to the inner graph. Other layers are named after their scope in the
-        official graph, with `.` instead of `/`, such as "logits.semantic".
+        The parts are "backbone", "context" (the ASPP or its replacement, also called
+        "aspp") and "decoder". Their `output` belongs to this model; the `output` of a
+        layer inside a part belongs to the graph of that part. Other layers are named
+        after their scope in the official graph, with `.` instead of `/`, such as
+        "logits.semantic".
 
         Raises:
-            UserError: if there is no such layer.
+            UserError: if the layer does not exist.
         """
         if index is not None or name is None:
             return super().get_layer(name, index)
@@ -106,21 +107,21 @@ class DeepLab(keras.Model):
     def features(self, *names: str) -> keras.Model:
         """Returns a model that shares all layers and outputs intermediate features.
 
-        Its input is that of this model; its output is a dictionary of features, each
+        It has the input of this model. Its output is a dictionary of features, each
         `[batch, height, width, channels]`:
 
         - "backbone": high-level features of the backbone
         - "low_level_<stride>": low-level features that the decoder uses
-        - "aspp": output of the ASPP or the module in its place
+        - "aspp": output of the ASPP or its replacement
         - "decoder": output of the decoder
         - "logits": logits before the last resize
 
         Args:
-            *names: Names of features; without any, all that the model has.
+            *names: Names of features; none means all that the model has.
 
         Raises:
-            UserError: for a feature that the model does not have; with an image pyramid
-                there is only "logits".
+            UserError: if the model does not have a feature; with an image pyramid,
+                "logits" is the only one.
         """
         available = feature_tensors(self)
         for name in names:
@@ -132,24 +133,26 @@ class DeepLab(keras.Model):
         return keras.Model(self.input, outputs, name="features")
 
     def predict_labels(self, images: Any, **options: Any) -> Any:
-        """Returns the class of each pixel; for options see `predict_labels`."""
+        """Returns the class of each pixel; see `deeplab_tf.predict_labels`."""
         return deeplab_tf.predict_labels(self, images, **options)
 
     def freeze_batch_norm(self, frozen: bool = True) -> None:
-        """Makes batch normalisation use the moving statistics in training, too.
+        """Makes batch normalisation use the moving statistics in training as well.
 
-        Unlike with `trainable = False`, gamma and beta keep learning: the official
-        `fine_tune_batch_norm=False`. Call it before `compile`; `frozen=False` undoes
-        it.
+        Unlike with `trainable = False`, gamma and beta are still trained, as with the
+        official `fine_tune_batch_norm=False`. Call this before `compile`;
+        `frozen=False` undoes it.
         """
         for layer in batch_normalizations(self):
             layer.frozen = frozen
 
     def set_weight_decay(self, weight_decay: float) -> None:
-        """Adds the official L2 loss to `fit`: decay / 2 times the squared kernels' sum.
+        """Adds the official L2 loss to `fit`.
+
+        It is half of the decay times the sum of the squared weights of all kernels.
 
         Depthwise kernels, biases, gamma and beta are not decayed. `Trainer` has its own
-        `TrainConfig.weight_decay` instead. Call it before `compile`.
+        `TrainConfig.weight_decay` instead. Call this before `compile`.
 
         Args:
             weight_decay: The papers use 4e-5, and 1e-4 for ResNets; 0 removes the loss.
@@ -164,10 +167,10 @@ class DeepLab(keras.Model):
     def compile(
         self, *args: Any, jit_compile: bool | str = "auto", **kwargs: Any
     ) -> None:
-        """Configures training like `keras.Model.compile`, except jit_compile="auto".
+        """Configures training like `keras.Model.compile`, except for `jit_compile`.
 
-        Under TensorFlow, "auto" does not use XLA on a CPU, where it makes depthwise
-        convolutions about 20 times slower.
+        With TensorFlow on a CPU, "auto" does not use XLA, which would make depthwise
+        convolutions about 20 times slower there.
         """
         if jit_compile == "auto" and keras.backend.backend() == "tensorflow":
             devices = keras.distribution.list_devices()
@@ -176,7 +179,7 @@ class DeepLab(keras.Model):
         super().compile(*args, jit_compile=jit_compile, **kwargs)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a loaded model as it was compiled when it was saved."""
+        """Compiles a loaded model with the settings it was saved with."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
@@ -184,7 +187,7 @@ class DeepLab(keras.Model):
     def get_config(self) -> dict[str, Any]:
         """Returns the layers and their connections, and the `model_config`."""
         return {
-            # Keras prints the config where it does not know the class.
+            # Keras prints the config if it does not know the class.
             "requires": "import deeplab_tf",
             "model_config": strict_json.to_values(self.model_config),
             **super().get_config(),
@@ -202,7 +205,7 @@ class DeepLab(keras.Model):
             described.context.image_pooling_crop_size
             and len(described.image_pyramid) > 1
         ):
-            # Keras would not share the layers that the scales have in common.
+            # Keras would not share layers between the scales.
             batch_size, *image_size, _ = config["layers"][0]["config"]["batch_shape"]
             size = tuple(image_size) if any(image_size) else None
             return build_model(described, size, batch_size)
@@ -217,7 +220,7 @@ def build_model(
     image_size: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> DeepLab:
-    """Returns a new, untrained DeepLab network with Keras' global dtype policy.
+    """Builds an untrained DeepLab network, with Keras' global dtype policy.
 
     Args:
         config: The model configuration, kept as `model.model_config`.
@@ -225,7 +228,7 @@ def build_model(
         batch_size: Fixed batch size; None accepts any.
 
     Raises:
-        UserError: for an argument of the wrong type or out of range.
+        UserError: if an argument has the wrong type or is out of range.
     """
     shape = (batch_size, *(image_size or (None, None)), config.channels)
     image = keras.Input(batch_shape=shape, dtype="float32", name="image")

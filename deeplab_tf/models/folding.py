@@ -1,7 +1,8 @@
 """Folds batch normalisation into the preceding convolution, for inference.
 
-With moving statistics it only scales and shifts channels, which the convolution can do
-itself; this saves a pass over the features (1712.05877, Sec. 3.2).
+With moving statistics, batch normalisation only scales and shifts channels. The
+convolution can do that itself, which saves a pass over the features (1712.05877, Sec.
+3.2).
 """
 
 import collections
@@ -39,8 +40,8 @@ def _is_linear_convolution(layer) -> bool:
 def _find_pairs(model: keras.Model) -> dict:
     """Returns the normalisation of each convolution that can be folded.
 
-    The normalisation must be the only consumer of the convolution, and the convolution
-    its only producer.
+    The normalisation must be the only consumer of the convolution, and have no other
+    input.
     """
     consumers, producers = collections.defaultdict(set), collections.defaultdict(set)
     for calls, outputs in trace_nested_calls(model):
@@ -62,7 +63,7 @@ def _find_pairs(model: keras.Model) -> dict:
 
 def _fold_weights(convolution, normalization) -> list[np.ndarray]:
     kernel, *bias = convolution.get_weights()
-    # In float64, so that values are rounded only once.
+    # In float64, so that weights are rounded only once.
     gamma, beta, mean, variance = np.float64(normalization.get_weights())
     scale = gamma / np.sqrt(variance + normalization.epsilon)
     bias = beta + ((bias[0] if bias else 0.0) - mean) * scale
@@ -81,7 +82,7 @@ class _LayerCopier:
         self._copies = {}
 
     def copy(self, layer):
-        """Returns the copy of a layer or nested model; None if it is folded."""
+        """Returns the copy of a layer or nested model, or None if it is folded."""
         layer = _unwrap(layer)
         if layer in self._folded:
             return None
@@ -115,11 +116,11 @@ def fold_batch_norm(
 ) -> keras.Model:
     """Returns a copy of a model for inference, with folded batch normalisations.
 
-    Keeps inputs, outputs, layer names and `model_config`. A normalisation without a
-    convolution right before it stays. Logits differ by rounding: in float32 by less
-    than 1e-5 of their standard deviation, for an Xception by up to 2e-5.
+    Keeps inputs, outputs, layer names and `model_config`. A normalisation that does not
+    directly follow a convolution is kept. Logits differ only by rounding: in float32 by
+    less than 1e-5 of their standard deviation, or 2e-5 for an Xception.
 
-    `copy_class` returns the class for the copy of a layer; it must have the same
+    `copy_class` returns the class for the copy of a layer, which must have the same
     configuration and variables.
     """
     copier = _LayerCopier(_find_pairs(model), copy_class)

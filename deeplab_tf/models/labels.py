@@ -1,4 +1,4 @@
-"""Label maps and predictions of a user, read into class ids and checked."""
+"""Converts label maps and predictions to class ids, and checks them."""
 
 import functools
 import sys
@@ -21,7 +21,7 @@ def read_labels(
 ) -> tuple[Tensor, Tensor]:
     """Returns labels as class ids, and a mask of the invalid ones.
 
-    A TensorFlow program compiled by XLA cannot raise an error; use the mask to make its
+    TensorFlow code compiled with XLA cannot raise an error; use the mask to make its
     results NaN.
 
     Args:
@@ -35,9 +35,9 @@ def read_labels(
         Class ids, int32, and booleans, both `[batch, height, width]`.
 
     Raises:
-        UserError: if the shape is invalid; run eagerly, if a pixel is neither a class
-            nor ignored. In a TensorFlow graph that is an `InvalidArgumentError`, in a
-            program compiled by JAX an error of its runtime.
+        UserError: if the shape is invalid or, in eager mode, a pixel is neither a class
+            nor ignored. For such a pixel, a TensorFlow graph raises
+            `InvalidArgumentError`, and a function compiled by JAX a runtime error.
     """
     labels = ops.convert_to_tensor(labels)
     shape = tuple(labels.shape)
@@ -74,7 +74,7 @@ def read_predictions(predictions: Tensor, num_classes: int) -> tuple[Tensor, Ten
         See `read_labels`.
 
     Raises:
-        UserError: if the shape is invalid; for predictions that are not a class see
+        UserError: if the shape is invalid, or a prediction is not a class; see
             `read_labels`.
     """
     predictions = ops.convert_to_tensor(predictions)
@@ -89,17 +89,19 @@ def read_predictions(predictions: Tensor, num_classes: int) -> tuple[Tensor, Ten
     )
     ids, invalid, predictions = _read_ids(predictions)
     invalid |= (ids < 0) | (ids >= num_classes)
-    after = f"which is no class (0..{num_classes - 1}); pass class ids, or class scores"
+    after = (
+        f"which is not a class (0..{num_classes - 1}); pass class ids or class scores"
+    )
     _check(invalid, predictions, "predictions contain", after)
     return ids, invalid
 
 
 def expand_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
-    """Returns weights that can be broadcast to `[batch, height, width]`.
+    """Reshapes weights to broadcast with `[batch, height, width]`.
 
     Args:
-        sample_weight: A scalar, one weight per image, `[batch]` or `[batch, 1]`, or per
-            pixel, `[batch, height, width]` or `[batch, height, width, 1]`; axes of
+        sample_weight: A scalar; one weight per image, `[batch]` or `[batch, 1]`; or one
+            per pixel, `[batch, height, width]` or `[batch, height, width, 1]`. Axes of
             length 1 are repeated.
 
     Raises:
@@ -120,7 +122,7 @@ def expand_sample_weight(sample_weight: Tensor | None) -> Tensor | None:
 
 
 def _has_channels(shape: tuple, num_classes: int) -> bool:
-    """Returns whether a tensor has a channel per class instead of class ids."""
+    """Returns whether a tensor has one channel per class instead of class ids."""
     return len(shape) == 4 and shape[3] == num_classes > 1
 
 
@@ -130,14 +132,14 @@ def _has_ids(shape: tuple) -> bool:
 
 
 def _read_ids(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns int32 ids, a mask of what is not an int32, and `x` without channel."""
+    """Returns int32 ids, a mask of values that are not, and `x` without channel."""
     x = x if len(x.shape) == 3 else ops.squeeze(x, -1)
     ids = ops.cast(x, "int32")
     return ids, ops.cast(ids, x.dtype) != x, x
 
 
 def _read_one_hot(labels: Tensor, ignore_label: int) -> tuple[Tensor, Tensor]:
-    """Returns class ids, ignored where all is 0, and a mask of what is not one-hot."""
+    """Returns class ids, ignored where all channels are 0, and a mask of errors."""
     is_one = ops.cast(ops.equal(labels, 1), "int32")
     ones = ops.sum(is_one, -1)
     nonzero = ops.sum(ops.cast(ops.not_equal(labels, 0), "int32"), -1)
@@ -149,7 +151,7 @@ def _read_one_hot(labels: Tensor, ignore_label: int) -> tuple[Tensor, Tensor]:
 def _check(invalid: Tensor, values: Tensor, before: str, after: str) -> None:
     """Raises an error about the first invalid pixel, now or when the graph runs.
 
-    `invalid` is a mask `[batch, height, width]`. The message has that pixel of
+    `invalid` is a mask `[batch, height, width]`. The message quotes the pixel from
     `values`, `[batch, height, width]` or `[..., channels]`, between `before` and
     `after`.
     """

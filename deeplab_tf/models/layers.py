@@ -1,7 +1,7 @@
 """The building blocks of every DeepLab network: convolution, normalisation, ReLU.
 
-Layers are named by their scope in the official graph with `.` for `/`, which Keras does
-not allow: the layer `aspp0.BatchNorm` has `aspp0/BatchNorm/gamma`.
+Layers are named after their scope in the official graph, with `.` instead of `/`, which
+Keras does not allow: the layer `aspp0.BatchNorm` has `aspp0/BatchNorm/gamma`.
 """
 
 import keras
@@ -11,7 +11,7 @@ from deeplab_tf.models.normalization import make_batch_norm
 
 
 def truncated_normal(stddev: float):
-    """Returns the initialiser that the official code uses in most places."""
+    """Returns the initialiser that most of the official code uses."""
     return keras.initializers.TruncatedNormal(stddev=stddev)
 
 
@@ -33,10 +33,10 @@ def conv(
         x: `[batch, height, width, channels]`.
         filters: Output channels.
         kernel_size: Size of the square kernel.
-        scope: Official scope with `.` for `/`; the name of the layer.
+        scope: Official scope with `.` instead of `/`; the name of the layer.
         strides: Stride of both axes.
-        rate: Atrous rate, one for both axes or one for each.
-        initializer: Kernel initialiser; None is slim's default, Xavier uniform.
+        rate: Atrous rate, one for both axes or one per axis.
+        initializer: Kernel initialiser; None means Xavier uniform, the default of slim.
         padding: "same", or "fixed" (see `pad_fixed`).
         **layer_options: Passed to the layer.
     """
@@ -78,8 +78,8 @@ def depthwise_conv(
 
 
 def _clone_initializer(initializer):
-    # A Keras initialiser draws its seed once: shared, it would give all kernels of one
-    # shape the same values.
+    # A Keras initialiser draws its seed once, so if it were shared, all kernels of the
+    # same shape would get the same values.
     return initializer.clone() if initializer else "glorot_uniform"
 
 
@@ -109,8 +109,8 @@ def _options(scope: str, strides: int, rate, padding: str) -> dict:
 def pad_fixed(x, kernel_size: int, scope: str):
     """Pads `x` with zeros that depend only on the kernel size.
 
-    A strided convolution then samples the dense one at even positions; TensorFlow's
-    SAME padding shifts images of even size by a pixel instead.
+    A strided convolution then samples the dense one at even positions, whereas the SAME
+    padding of TensorFlow shifts images of even size by a pixel.
     """
     before = (kernel_size - 1) // 2
     sides = (before, kernel_size - 1 - before)
@@ -155,8 +155,8 @@ def conv_bn_act(
 ):
     """Applies convolution, batch normalisation and activation; see `conv`.
 
-    `normalize` is a function `(x, scope) -> x`, see `make_batch_norm`; None adds a bias
-    instead. `activation` None is linear.
+    `normalize` is a function `(x, scope) -> x` such as that of `make_batch_norm`; None
+    adds a bias instead. An `activation` of None is linear.
     """
     use_bias = normalize is None
     x = conv(x, filters, kernel_size, scope, use_bias=use_bias, **conv_options)
@@ -182,7 +182,7 @@ def depthwise_bn_act(
 def separable_conv(
     x, filters: int, scope: str, *, kernel_size: int = 3, rate: int = 1, **style
 ):
-    """Applies an atrous separable convolution of a head (DeepLabv3+, Sec. 3.1).
+    """Applies an atrous separable convolution in a head (DeepLabv3+, Sec. 3.1).
 
     The layers are `<scope>_depthwise` and `<scope>_pointwise`; normalisation and
     activation follow both.
@@ -196,9 +196,9 @@ def separable_conv(
 
 
 def head_style(momentum: float | None = None, bounded: bool = False) -> dict:
-    """Returns `normalize` and `activation` of everything after the backbone.
+    """Returns the `normalize` and `activation` of all layers after the backbone.
 
-    `momentum` None is 0.9997; `bounded` uses ReLU6.
+    A `momentum` of None means 0.9997; `bounded` selects ReLU6.
     """
     normalize = make_batch_norm(momentum, 0.9997, epsilon=1e-5)
     return {"normalize": normalize, "activation": "relu6" if bounded else "relu"}

@@ -12,8 +12,8 @@ from deeplab_tf.models.calls import trace_calls
 def activation_bytes(model: keras.Model, size: Sequence[int]) -> int:
     """Returns the peak memory of the activations of one image, in bytes.
 
-    `size` is the height and width of the image. A tensor is alive until its last use;
-    the workspaces of kernels are not counted.
+    `size` is the height and width of the image. A tensor counts until its last use;
+    workspaces of kernels are not counted.
     """
     shape = (1, *size, model.input.shape[-1])
     image = keras.Input(batch_shape=shape, dtype=model.input.dtype)

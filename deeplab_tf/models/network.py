@@ -24,8 +24,8 @@ from deeplab_tf.models.variables import leaf_layers
 class NormalizeImage(PixelScaling):
     """Scales pixels for the backbone: to [-1, 1], or minus the mean pixel.
 
-    Carries the configuration of the network, because `clone_model` passes nothing but
-    layers to the new model.
+    Stores the configuration of the network, because `clone_model` copies only layers to
+    the new model.
     """
 
     def __init__(self, model_config: dict, **kwargs):
@@ -37,13 +37,13 @@ class NormalizeImage(PixelScaling):
         super().__init__(*scaling, **kwargs)
 
     def get_config(self):
-        """Returns the constructor arguments, as from JSON."""
+        """Returns the constructor arguments."""
         config = layers.Layer.get_config(self)
         return {**config, "model_config": strict_json.to_values(self.model_config)}
 
 
 def find_model_config(model: keras.Model) -> ModelConfig:
-    """Returns the configuration that the layers of a network carry."""
+    """Returns the configuration stored in the layers of a network."""
     found = (x for x in leaf_layers(model) if isinstance(x, NormalizeImage))
     return next(found).model_config
 
@@ -117,7 +117,7 @@ def _decoder(
 
 
 def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
-    """Returns the class scores, float32; DeepLabv2 sums those of several rates."""
+    """Returns the class scores, float32; with several rates, their sum (DeepLabv2)."""
     rates = () if config.context.aspp else config.atrous_rates
     branches = [
         deeplab_layers.conv(
@@ -140,7 +140,7 @@ def _logits(x: keras.KerasTensor, config: ModelConfig) -> keras.KerasTensor:
 def image_features(
     image: keras.KerasTensor, config: ModelConfig
 ) -> list[keras.KerasTensor]:
-    """Returns the backbone's high-level features, then those of the decoder's strides.
+    """Returns the high-level features of the backbone, then those for the decoder.
 
     `image` is raw RGB 0..255, `[batch, height, width, channels]`.
     """
@@ -167,8 +167,8 @@ def _single_scale_logits(
 def scale_pooling_windows(network: keras.Model, scale: float) -> keras.Model:
     """Returns a network for images resized by `scale`, sharing every variable.
 
-    Pooling windows given in pixels keep their share of the image, as in the official
-    multi-scale evaluation. Without any, returns the network itself.
+    Pooling windows given in pixels are scaled with the image, as in the official
+    multi-scale evaluation. Without such windows, returns the network itself.
     """
     windows = [x for x in leaf_layers(network) if isinstance(x, WindowMean)]
     if scale == 1.0 or not any(layer.crop_size for layer in windows):
@@ -208,7 +208,7 @@ def _pyramid_logits(image: keras.KerasTensor, config: ModelConfig) -> keras.Kera
 def full_size_logits(
     image: keras.KerasTensor, config: ModelConfig
 ) -> keras.KerasTensor:
-    """Returns the logits of raw images at their size; see `DeepLab`."""
+    """Returns the logits of raw images at the image size; see `DeepLab`."""
     if config.image_pyramid == (1.0,):
         logits = _single_scale_logits(image, config)
         logits = layers.Identity(dtype="float32", name="logits")(logits)
@@ -224,8 +224,8 @@ PART_NAMES = {"aspp": "context"}
 def feature_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
     """Returns the intermediate features of a model by name, in order.
 
-    See `DeepLab.features`. With an image pyramid there are only "logits", as each scale
-    has its own features.
+    See `DeepLab.features`. With an image pyramid, "logits" is the only one, because
+    each scale has its own features.
     """
     outputs = {layer.name: layer.output for layer in model.layers}
     features = {}

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-# The fused op of TF1 raises smaller epsilons to this, including the official 1e-5.
+# The fused op of TF1 raises smaller epsilons, such as the official 1e-5, to this.
 _FUSED_EPSILON = 1.001e-5
 
 
@@ -11,7 +11,7 @@ _FUSED_EPSILON = 1.001e-5
 class PixelScaling(layers.Layer):
     """Scales pixels: `x * scale + offset`, with one offset or one per channel.
 
-    Keras' Rescaling imports TensorFlow on every backend if it is installed.
+    If TensorFlow is installed, Keras' `Rescaling` imports it on every backend.
     """
 
     def __init__(self, scale: float = 1.0, offset=0.0, **kwargs):
@@ -34,7 +34,7 @@ class PixelScaling(layers.Layer):
 
 
 def normalize_batch(x, gamma, beta, epsilon: float):
-    """Normalises `x` by its own moments, through which gradients flow.
+    """Normalises `x` by its own moments; gradients flow through them.
 
     Computes in float32 regardless of the dtype of `x`.
 
@@ -67,12 +67,12 @@ class BatchNormalization(layers.BatchNormalization):
     """Batch normalisation with the semantics of the official graph.
 
     The moving variance averages the unbiased batch variance (n / (n - 1)), like the
-    fused op of TF1. There are two ways to stop the moving statistics: with `trainable =
-    False` the layer runs in inference mode and gamma and beta stand still, as in Keras.
-    With `frozen` it normalises with the moving statistics in training too, but gamma
-    and beta keep learning: the official `fine_tune_batch_norm=False`.
+    fused op of TF1. There are two ways to stop updating the moving statistics. With
+    `trainable = False`, the layer runs in inference mode, and gamma and beta are not
+    trained, as in Keras. With `frozen`, it also normalises by the moving statistics in
+    training, but gamma and beta are trained: the official `fine_tune_batch_norm=False`.
 
-    The trainer replaces `normalize_batch` by its own implementation.
+    The trainer replaces `normalize_batch` with its own implementation.
     """
 
     def __init__(self, frozen: bool = False, **kwargs):
@@ -101,7 +101,7 @@ class BatchNormalization(layers.BatchNormalization):
 def make_batch_norm(momentum: float | None, official: float, epsilon: float):
     """Returns a function `(x, scope) -> x` that normalises with `<scope>.BatchNorm`.
 
-    `momentum` is the decay of the moving statistics; None uses the `official` one.
+    `momentum` is the decay of the moving statistics; None means `official`.
     """
     momentum = official if momentum is None else momentum
     epsilon = max(epsilon, _FUSED_EPSILON)

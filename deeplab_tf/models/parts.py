@@ -10,7 +10,7 @@ _Outputs = TypeVar("_Outputs")
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class Part(keras.Model):
-    """A functional model for use as a layer of another one.
+    """A functional model that is used as a layer of another model.
 
     Its `input` and `output` are tensors of the outer model, as for any other layer, so
     `keras.Model(model.input, model.get_layer("backbone").output)` works. For other
@@ -37,7 +37,7 @@ class Part(keras.Model):
 def call_part(
     name: str, build: Callable[..., _Outputs], *inputs: keras.KerasTensor
 ) -> _Outputs:
-    """Returns `build(*inputs)`, wrapped in a nested model: one line of `summary()`."""
+    """Calls `build(*inputs)` in a nested model, which is one line of `summary()`."""
     heads = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in inputs]
     if len(heads) == 1:
         return Part(heads[0], build(*heads), name=name)(inputs[0])

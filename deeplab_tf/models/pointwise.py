@@ -1,7 +1,7 @@
 """Pointwise convolutions as matrix products, which are faster on CPU.
 
-On CPU, TensorFlow's convolutions repack the kernel in every step, forward and backward.
-For small feature maps, that is a good part of the time (`benchmarks/op_profile.py`).
+On CPU, TensorFlow's convolutions repack the kernel in every forward and backward pass.
+With small feature maps, this takes much of the time (`benchmarks/op_profile.py`).
 """
 
 import math
@@ -54,7 +54,7 @@ def _is_pointwise(layer: keras.Layer) -> bool:
 def convert_pointwise_to_matmul(model: keras.Model) -> keras.Model:
     """Returns a model that computes small pointwise convolutions as matrix products.
 
-    It shares every variable, and outputs differ only by rounding.
+    It shares all variables, and its outputs differ only by rounding.
     """
 
     def convert(layer):

@@ -1,4 +1,4 @@
-"""The precision in which models compute."""
+"""Sets and reads the precision in which models compute."""
 
 import keras
 
@@ -6,7 +6,7 @@ from deeplab_tf.models.variables import leaf_layers
 
 
 def use_precision(precision: str) -> None:
-    """Sets the precision ("float32", "bfloat16", "float16") of models built later.
+    """Sets the precision of models built later: float32, bfloat16 or float16.
 
     Variables and logits stay float32.
     """

@@ -1,8 +1,9 @@
 """Backbones that recompute activations in the backward pass to save memory.
 
-Training keeps every activation for the backward pass. Here, only those between segments
-are kept; each segment is computed again when the backward pass reaches it (Chen et al.,
-1604.06174). A step takes a third longer, with a fraction of the memory.
+Training usually stores all activations for the backward pass. Here, only those between
+segments are stored, and each segment is recomputed when the backward pass reaches it
+(Chen et al., 1604.06174). A step takes a third longer but needs a fraction of the
+memory.
 """
 
 import itertools
@@ -15,7 +16,7 @@ from keras import layers, ops, tree
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.calls import Call, trace_calls
 
-# Stands for open image sizes; only ratios matter.
+# Used for unknown image sizes; only ratios matter.
 _NOMINAL_SIZE = 513
 # Tries segments of at most 0.9, 0.9 ** 2, ... of the model.
 _SHARE, _POWERS = 0.9, 40
@@ -26,9 +27,9 @@ def _count_elements(tensors) -> int:
 
 
 def _find_live_tensors(calls: list[Call], image) -> dict[int, list]:
-    """Returns for each cut the tensors that calls after it still need, latest first.
+    """Returns, for each cut, the tensors needed by later calls, latest first.
 
-    Omits cuts through more than two tensors.
+    Omits cuts that more than two tensors cross.
     """
     last_use = {id(x): i for i, call in enumerate(calls) for x in call.inputs}
     alive, found = {id(image): image}, {}
@@ -41,10 +42,10 @@ def _find_live_tensors(calls: list[Call], image) -> dict[int, list]:
 
 
 def _find_cuts_within(limit: float, totals: list[int], kept: dict[int, int]):
-    """Returns the cuts into segments of at most `limit` elements that keep the fewest.
+    """Finds cuts into segments of at most `limit` elements that store the fewest.
 
     `totals` are the cumulative elements before each call; `kept` maps cuts, in order,
-    to the elements kept there; the last cut is the end.
+    to the elements stored there; the last cut is the end.
     """
     best = {0: (0, ())}
     for cut, elements in kept.items():
@@ -84,7 +85,7 @@ def find_cuts(model: keras.Model) -> tuple[int, ...]:
 
 
 class _Segment(NamedTuple):
-    """A part of a model, and the keys of its input and output tensors."""
+    """A part of a model, with the keys of its input and output tensors."""
 
     network: keras.Model
     inputs: list[int]
@@ -119,12 +120,12 @@ def _split_model(model: keras.Model) -> tuple[list[_Segment], list[int]]:
 def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
     """Calls a network whose backward pass recomputes it from the inputs.
 
-    `keras.remat` calls the network twice, but variables must change only once. So it
-    gets a function of their values that returns the new ones.
+    `keras.remat` calls the network twice, but variables must change only once. So it is
+    given a function that takes their values and returns the new ones.
     """
     learned = network.trainable_variables
     state = network.non_trainable_variables
-    # Copies, because TensorFlow would read the variables again after they changed.
+    # Copy them, because TensorFlow would otherwise read the changed variables again.
     learned_values = [ops.copy(v.value) for v in learned]
     state_values = [ops.copy(v.value) for v in state]
     changed = []
@@ -150,7 +151,7 @@ def _call_and_recompute(network: keras.Model, inputs: list, training) -> list:
 
 
 class RecomputedModel(layers.Layer):
-    """Calls a functional model in segments and keeps only the tensors between them.
+    """Calls a functional model in segments, storing only the tensors between them.
 
     It shares the variables of the model.
     """
@@ -188,8 +189,8 @@ def _has_backbone(layer) -> bool:
 def recompute_backbone(model: keras.Model) -> keras.Model:
     """Returns a model that recomputes the activations of its backbone in training.
 
-    It shares every variable and has the same outputs and gradients; a step takes about
-    a third longer. Heads are not recomputed. Raises `UserError` if there is no nested
+    It shares all variables and has the same outputs and gradients; a step takes about a
+    third longer. Heads are not recomputed. Raises `UserError` if there is no nested
     model named "backbone".
     """
     if not _has_backbone(model):

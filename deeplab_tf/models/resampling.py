@@ -1,7 +1,7 @@
 """Bilinear resizing with aligned corners, and means over windows.
 
-Both multiply by a small matrix along each axis: exact, differentiable, and the same on
-every backend, also for sizes known only at run time.
+Both multiply by a small matrix along each axis, which is exact, differentiable and the
+same on every backend, even for sizes known only at run time.
 """
 
 from fractions import Fraction
@@ -45,7 +45,7 @@ def _interpolation_matrix(source, target, dtype):
 def resize_bilinear(x, size):
     """Resizes features bilinearly with aligned corners, keeping their dtype.
 
-    Equals TF1's `align_corners=True`, which Keras and TF2 do not offer. `x` is `[batch,
+    Equals TF1's `align_corners=True`, which Keras and TF2 lack. `x` is `[batch,
     height, width, channels]`; `size` is height and width, ints or integer tensors.
     """
     height, width = spatial_size(x)
@@ -66,7 +66,7 @@ def _is_equal(a, b) -> bool:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class ResizeLike(layers.Layer):
-    """Resizes bilinearly with aligned corners to the scaled size of another tensor."""
+    """Resizes to the scaled size of another tensor, bilinearly with aligned corners."""
 
     def __init__(self, scale: float = 1.0, **kwargs):
         super().__init__(**kwargs)
@@ -107,14 +107,14 @@ class WindowMean(layers.Layer):
     Windows are clipped to the size of the features.
 
     Args:
-        crop_size: Height and width of the window in image pixels; None is the whole
+        crop_size: Height and width of the window in image pixels; None means the entire
             image.
         output_stride: Image pixels per feature cell.
         grid_size: Rows and columns into which the window is split; each part is
             averaged.
         strides: Strides of the window, in cells.
-        image_scale: Scale of the image in multi-scale inference; the window scales
-            along.
+        image_scale: Scale of the image in multi-scale inference; the window is scaled
+            by it.
     """
 
     def __init__(

@@ -2,5 +2,5 @@
 
 from typing import Any, TypeAlias
 
-# TensorFlow, JAX, NumPy or symbolic; they have no public class in common.
+# TensorFlow, JAX, NumPy or symbolic tensors, which share no public class.
 Tensor: TypeAlias = Any

@@ -1,4 +1,4 @@
-"""The variables of a model by their official names."""
+"""Finds the variables of a model by official name."""
 
 import keras
 from keras import layers
@@ -19,7 +19,7 @@ def leaf_layers(model) -> list:
 
 
 def layers_by_name(model) -> dict:
-    """Returns `{name: layer}` of all layers but inputs, also of nested models."""
+    """Returns `{name: layer}` of all layers except inputs, including nested ones."""
     found = {}
     for layer in model.layers:
         if isinstance(layer, layers.InputLayer):
@@ -44,7 +44,7 @@ def official_variables(model) -> dict:
 
 
 def dropout_seeds(model) -> dict:
-    """Returns `{layer name: keras.Variable}` of the dropout seed states."""
+    """Returns `{layer name: keras.Variable}` of the dropout seeds."""
     return {
         layer.name: layer.seed_generator.state
         for layer in leaf_layers(model)

@@ -156,7 +156,7 @@ def predict_mebibytes(measured: Sequence[Measurement], images: int) -> float | N
     """Extrapolates memory to more images from the last two measurements, in mebibytes.
 
     The measurements, in ascending order, differ only in their number of images. Returns
-    None for fewer than two.
+    None if there are fewer than two.
     """
     if len(measured) < 2:
         return None

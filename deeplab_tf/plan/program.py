@@ -4,7 +4,7 @@ r"""Measures memory and time of training for each batch size.
 
 Runs a few training steps on random images for every batch size, crop size and output
 stride, each in its own process; no dataset is needed. Skips batch sizes that are
-predicted not to fit. Finally prints the flags of train.py to train with batches of
+predicted not to fit. Finally, prints the flags of train.py for batches of
 --train_batch_size at the first crop size and output stride: the largest batch that
 fits, gradient accumulation for the rest, and the fastest precision and XLA setting.
 """

@@ -39,7 +39,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def find_preset(name: str) -> Preset:
-    """Returns a preset; raises UserError with similar names for an unknown one."""
+    """Returns a preset by name; raises UserError, with similar names, if unknown."""
     if name not in PRESETS:
         hint = suggest_similar(name, PRESETS)
         raise UserError(

@@ -1,7 +1,7 @@
 """Our own recipe: CamVid on a CPU, fine-tuned from the MobileNetV2 of PASCAL VOC.
 
-The papers do not use CamVid. Hyperparameters were chosen on val and on held-out
-training images at dusk, because val is a single daylight sequence.
+The papers do not use CamVid. Hyperparameters were chosen on val and, because val is a
+single daylight sequence, also on held-out training images taken at dusk.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The tables of DeepLabv3 (1706.05587)."""
+"""Presets for the tables of DeepLabv3 (1706.05587)."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -79,9 +79,8 @@ def _make_protocols(
 ) -> Iterator[tuple[str, dict]]:
     """Yields the four inference protocols of DeepLabv3's Tables 4 and 6.
 
-    `first` and `second` are output stride and mIoU of these rows; the rows after them,
-    with multiple scales and with flipped images too, have the output stride of the
-    second.
+    `first` and `second` are the output stride and mIoU of two rows. The next rows, with
+    multiple scales and then also flipped images, have the output stride of `second`.
     """
     stride = second[0]
     for suffix, output_stride, miou, protocol in (

@@ -1,4 +1,4 @@
-"""The tables of DeepLabv3+ (1802.02611)."""
+"""Presets for the tables of DeepLabv3+ (1802.02611)."""
 
 import dataclasses
 from collections.abc import Iterator

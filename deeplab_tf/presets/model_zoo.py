@@ -1,4 +1,4 @@
-"""The official model zoo: one preset per checkpoint and evaluation protocol."""
+"""Presets for the official model zoo: one per checkpoint and evaluation protocol."""
 
 import dataclasses
 from collections.abc import Iterator

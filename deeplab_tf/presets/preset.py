@@ -48,13 +48,13 @@ class Preset:
         data: Dataset, crop and batch size.
         train: Training recipe.
         train_split: Training split.
-        start: Initial weights; may be the name of a preset.
+        start: Initial weights, possibly the name of a preset.
         evaluation: Scales, flip and crop size of the evaluation.
         eval_output_stride: Output stride of the evaluation.
         eval_split: Evaluation split.
         published: Published figures.
-        expected_miou: Pairs of a training step and the mIoU, 0..1, that we measured
-            there on `eval_split` at one scale.
+        expected_miou: Pairs of a training step and the mIoU, 0..1, that we measured at
+            that step, on `eval_split` at one scale.
     """
 
     name: str
@@ -90,7 +90,7 @@ _PATHS = ("dataset_dir", "train_logdir", "tf_initial_checkpoint")
 
 
 def describe(preset: Preset) -> str:
-    """Describes model, recipe, protocol and figures of a preset in a line each."""
+    """Describes a preset: one line each for model, recipe, protocol and figures."""
     model, data, train = preset.model, preset.data, preset.train
     evaluation = preset.evaluation
     norm = "trained" if train.fine_tune_batch_norm else "frozen"
@@ -117,10 +117,10 @@ def describe(preset: Preset) -> str:
 
 
 def describe_run(preset: Preset, parts: Iterable[Pair], **values: object) -> str:
-    """Describes a preset and the deviations of a run from it.
+    """Describes a preset, and the deviations of a run from it.
 
-    `parts` are pairs of configs, the preset's and the run's; `values` are the run's
-    values of other attributes of the preset.
+    `parts` are pairs of a config of the preset and the same config of the run; `values`
+    are the run's values for other attributes of the preset.
     """
     changes = _list_changes(preset, parts, values)
     return f"{describe(preset)}\n  deviations: {'; '.join(changes) or 'none'}"
@@ -136,7 +136,7 @@ def _list_changes(preset: Preset, parts: Iterable[Pair], values: dict) -> list[s
 
 
 def list_deviations(old: Dataclass, new: Dataclass) -> list[str]:
-    """Lists the differences between two configs of one class as "name: old -> new"."""
+    """Lists the differences between two configs of a class as "name: old -> new"."""
     found = []
     for field in dataclasses.fields(old):
         before, after = getattr(old, field.name), getattr(new, field.name)

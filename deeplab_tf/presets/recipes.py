@@ -1,7 +1,7 @@
 """Recipes and models shared by the presets.
 
-Numbers that a paper does not give are those of DeepLabv3 (1706.05587, Sec. 4.1), which
-DeepLabv3+ refers to.
+If a paper does not give a number, that of DeepLabv3 (1706.05587, Sec. 4.1) is used;
+DeepLabv3+ refers to it.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ INFERENCE: dict[str, dict] = {
 def make_preset(
     name: str, source: str, model: ModelConfig, protocol: dict, **fields: Any
 ) -> Preset:
-    """Returns a preset; `protocol` is a dictionary such as `VOC`."""
+    """Makes a preset; `protocol` is a dictionary such as `VOC`."""
     train = dataclasses.asdict(protocol["train"])
     if model.backbone.startswith("resnet"):
         train["weight_decay"] = 1e-4

@@ -1,9 +1,9 @@
 """The papers' training stages for VOC: COCO, `train_aug`, `trainval`.
 
-Each stage starts from the checkpoint of the previous one (1706.05587, Sec. 4.1 and
-4.3; DeepLabv3+ does the same) and has the protocol and figures of the table row that it
-produces; the COCO stage has none. To skip COCO, start with `train_aug` from ImageNet,
-which has a larger learning rate.
+Each stage starts from the checkpoint of the previous one (1706.05587, Sec. 4.1 and 4.3;
+DeepLabv3+ does the same). It has the protocol and figures of the table row that it
+produces, except for the COCO stage, which has none. To skip COCO, train `train_aug`
+from ImageNet, with a larger learning rate.
 """
 
 import dataclasses

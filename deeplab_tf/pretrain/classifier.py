@@ -29,7 +29,7 @@ def _family(backbone: str) -> str:
 
 
 def require_classifier(config: ModelConfig) -> None:
-    """Refuses a backbone that has no classifier."""
+    """Raises UserError for a backbone without a classifier."""
     if _family(config.backbone) not in _HEADS:
         choices = [name for name in BACKBONES if _family(name) in _HEADS]
         raise UserError(
@@ -58,7 +58,7 @@ def build_classifier(
         batch_size: Fixed batch size; None leaves it open.
 
     Raises:
-        UserError: for a backbone that has no classifier.
+        UserError: if the backbone has no classifier.
     """
     require_classifier(config)
     head = _HEADS[_family(config.backbone)]

@@ -1,7 +1,8 @@
-"""Classified images from tensorflow-datasets, for pre-training.
+"""Reads classified images from tensorflow-datasets, for pre-training.
 
-Training crops a window of random area and aspect ratio, resizes it to the crop size and
-mirrors half of the crops (GoogLeNet, 1409.4842, Sec. 6); evaluation crops the centre.
+In training, a window of random area and aspect ratio is resized to the crop size, and
+half of the crops are mirrored (GoogLeNet, 1409.4842, Sec. 6). In evaluation, the centre
+is cropped.
 As in segmentation, each sample is a function of (seed, epoch, index).
 """
 
@@ -25,9 +26,9 @@ from deeplab_tf.data.source import TFDS_PREFIX, Source
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import decoding
 
-# Range of the window's area, relative to the image, and of its width / height.
+# Ranges of the window's area, relative to the image, and of width / height.
 AREAS, ASPECTS = (0.08, 1.0), (3 / 4, 4 / 3)
-# Share of each side that evaluation crops, as in the official classifiers.
+# Fraction of each side that evaluation crops, as in the official classifiers.
 CENTRAL_SHARE = 0.875
 _ATTEMPTS = 100
 _UNREADABLE = (
@@ -45,7 +46,8 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
         split: In tensorflow-datasets syntax, such as `train[:90%]`.
 
     Raises:
-        UserError: if the dataset or split does not exist, or has other features.
+        UserError: if the dataset or split does not exist, or its features are not those
+            of classified images.
     """
     if not name.startswith(TFDS_PREFIX):
         raise UserError(
@@ -78,7 +80,7 @@ def random_window(size, seed):
 
 
 def central_window(size):
-    """Returns the centre, `CENTRAL_SHARE` of each side; see `random_window`."""
+    """Returns a central window, `CENTRAL_SHARE` of each side; see `random_window`."""
     extent = tf.cast(tf.round(tf.cast(size, tf.float32) * CENTRAL_SHARE), tf.int32)
     extent = tf.maximum(extent, 1)
     return tf.concat([(size - extent) // 2, extent], 0)
@@ -105,11 +107,11 @@ class _Cropper:
         return self._batch(indices, self._crop_randomly, self.position)
 
     def central_batch(self, positions):
-        """Returns central crops of the images at some positions, and their classes."""
+        """Returns central crops of the images at these positions, and their classes."""
         return self._batch(positions, self._crop_center, lambda position: position)
 
     def _batch(self, numbers, crop: Callable, position: Callable):
-        """Returns crops and classes of some samples; an error names a broken record."""
+        """Returns crops and classes of samples; an error names a broken record."""
         count = tf.size(numbers, tf.int64)
         samples = tf.data.Dataset.from_tensor_slices(numbers)
         samples = skip_errors(samples.map(lambda n: (n, crop(n))), count)
@@ -172,18 +174,20 @@ def load_classes(
     Args:
         config: Records, crop size, batch size and seed.
         split: In tensorflow-datasets syntax.
-        training: Whether to shuffle, crop at random and repeat forever. Otherwise each
-            image comes once, cropped at the centre; the last batch may be smaller.
+        training: Whether to shuffle, crop randomly and repeat forever. Otherwise, each
+            image is returned once, cropped at the centre; the last batch may be
+            smaller.
         start: Number of training samples to skip.
         worker: Index of this worker.
-        num_workers: Workers that share the batches, as in `pipeline.load_dataset`.
+        num_workers: Number of workers; see `pipeline.load_dataset`.
 
     Returns:
         Float32 images 0..255 `[batch, *crop_size, channels]` and int32 classes `[batch,
         1, 1]`.
 
     Raises:
-        UserError: if the split contains no records, or the batch cannot be shared.
+        UserError: if the split contains no records, or a batch cannot be divided evenly
+            among the workers.
     """
     check_batch_size(config.batch_size, num_workers)
     source = open_classes(config.dataset, config.dataset_dir, split)

@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy of a classifier during training."""
+"""Measures the top-1 and top-5 accuracy of a classifier during training."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -27,10 +27,10 @@ class ClassValidation:
     def make_scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns a function of a dataset and of `sum_over_workers`, giving metrics.
+        """Returns a function from a dataset and `sum_over_workers` to metrics.
 
-        They are `images`, `top1`, `top5` and the `protocol`. `gallery` stays empty:
-        there are no label maps to show.
+        These are `images`, `top1`, `top5` and `protocol`. `gallery` stays empty,
+        because there are no label maps to show.
         """
         accuracy = TopAccuracy(model, shows_progress)
 
@@ -69,7 +69,7 @@ class TopAccuracy:
 
         Args:
             dataset: Batches of images `[batch, height, width, channels]`, RGB 0..255,
-                and classes `[batch, 1, 1]`; the share of this worker.
+                and classes `[batch, 1, 1]`, for this worker.
             sum_over_workers: Sums an int64 array over all workers; None for one worker.
 
         Raises:

@@ -26,7 +26,7 @@ _OUTPUT_FLAGS = (
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Drops stderr output of C++ code, which starts before its logging is set up."""
+    """Suppresses stderr output of C++ code before its logging is set up."""
     sys.stderr.flush()
     terminal, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
@@ -40,7 +40,7 @@ def _silence_stderr() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_ctrl_c() -> Iterator[None]:
-    """Lets Ctrl-C end the process without a traceback, as SIGTERM does."""
+    """Makes Ctrl-C end the process without a traceback, like SIGTERM."""
     handler = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
     if handler is not signal.default_int_handler or not is_main:
@@ -54,7 +54,7 @@ def _quiet_ctrl_c() -> Iterator[None]:
 
 
 def read_command_line() -> list[str]:
-    """Returns the arguments of a command line that repeats the running program."""
+    """Returns the arguments of the command line that repeats this program."""
     program, *arguments = sys.argv
     name = os.path.basename(program)
     return [*(["python"] if name.endswith(".py") else []), name, *arguments]

@@ -38,7 +38,7 @@ def resolve_class_info(
     """Returns names and colours for the classes of a model.
 
     They come from `dataset` (the flag) if given, else from `stored` (saved with the
-    model), else from PASCAL VOC if it has as many classes, else they are generic.
+    model), else from PASCAL VOC if it has as many classes; otherwise, they are generic.
 
     Raises:
         UserError: if the dataset has a different number of classes.
@@ -75,7 +75,7 @@ def _find_base_config(
 def require_no_model_flags(
     values: absl_flags.FlagValues, path: str, others: Iterable[str] = ()
 ) -> None:
-    """Refuses model flags and `others`, which have no effect on an exported model."""
+    """Raises UserError for model flags and `others`, which do not affect an export."""
     for name in (*flags.MODEL_FLAGS, "preset", "precision", *others):
         if name in values and values[name].present:
             raise UserError(f"--{name} has no effect on {path}, an exported model")
@@ -84,7 +84,7 @@ def require_no_model_flags(
 def require_classes(
     info: DatasetInfo, num_classes: int, channels: int, model: str
 ) -> None:
-    """Refuses a model whose classes or channels differ from the dataset's.
+    """Raises UserError if the classes or channels of model and dataset differ.
 
     `model` names the model in the error.
     """
@@ -96,7 +96,7 @@ def require_classes(
 
 
 def require_channels(model: keras.Model, channels: int, images: str) -> None:
-    """Refuses a model that takes a different number of channels.
+    """Raises UserError if the model takes a different number of channels.
 
     `images` names the images in the error, in the plural.
     """
@@ -119,10 +119,10 @@ def restore_model(
         values: Parsed flags of a program.
         checkpoint: Prefix or folder, official or ours, or a `.keras` file; or a
             checkpoint already read.
-        num_classes: Number of classes; None takes the checkpoint's.
+        num_classes: Number of classes; None uses that of the checkpoint.
 
     Raises:
-        UserError: if there is no such checkpoint or it holds a different model.
+        UserError: if the checkpoint does not exist or has a different model.
     """
     if isinstance(checkpoint, str):
         checkpoint = tf1.read_checkpoint(checkpoint)

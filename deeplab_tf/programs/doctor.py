@@ -45,7 +45,7 @@ _SHOWN = 5  # problems of each kind
 _MAX_SAMPLES = 100  # per split
 # A checkpoint of the model zoo, as in docs/own_data.md.
 _CHECKPOINT = "mobilenetv2_coco_voc_trainval"
-_LONG = 10_000  # steps from which the official momentum of batch normalisation works
+_LONG = 10_000  # minimum steps for the official momentum of batch normalisation
 _CELL = 320  # longer side of an image in the sheet, in pixels
 
 _FLAGS = {

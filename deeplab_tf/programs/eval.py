@@ -59,7 +59,7 @@ _FLAGS = {
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "If given: follow a training run and evaluate every new checkpoint; the "
+        "If given, follow a training run and evaluate every new checkpoint; the "
         "interval, in seconds, between checks for one.",
     ),
     "max_number_of_evaluations": (
@@ -154,7 +154,7 @@ def _evaluate_checkpoint(
     strategy: tf.distribute.Strategy,
     prints_preset: bool = True,
 ) -> None:
-    # The checkpoint is in memory: a running training may have deleted its files.
+    # The checkpoint is in memory, because a training run may have deleted its files.
     # A `.keras` file describes its model itself.
     folder = os.path.dirname(checkpoint.prefix)
     experiment = None if checkpoint.config else read_experiment(folder)
@@ -175,7 +175,7 @@ def _evaluate_checkpoint(
     )
     split = Split(data, flags.read_split(values, "eval_split", preset), info)
     if preset and prints_preset:
-        # Of the data config, an evaluation uses only the dataset and the resizing.
+        # Evaluation uses only the dataset and the resizing of the data config.
         names = ("dataset", *flags.RESIZING)
         used = {name: getattr(data, name) for name in names}
         parts = [

@@ -156,7 +156,7 @@ def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
 
 
 def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
-    """Refuses flags that do not apply to the format of `path`."""
+    """Raises UserError for flags that do not apply to the format of `path`."""
     ending = ending_of(path)
     for name, endings in _FORMATS_OF_FLAGS.items():
         if values[name].present and ending not in endings:

@@ -1,4 +1,4 @@
-"""Flags for the training devices, and the claim on the training folder."""
+"""Defines the flags for training devices, and claims the training folder."""
 
 import contextlib
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def define_machine(values: absl_flags.FlagValues) -> None:
 
 
 def make_strategy(values: absl_flags.FlagValues) -> tf.distribute.Strategy:
-    """Returns the strategy that the flags choose; call it before any TensorFlow op."""
+    """Makes the strategy that the flags select; call this before any TensorFlow op."""
     if values.deterministic:
         tf.config.experimental.enable_op_determinism()
     return distribution.make_strategy(

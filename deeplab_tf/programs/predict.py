@@ -3,14 +3,13 @@
     python -m deeplab_tf.predict --model=logs --images='photos/*.jpg' --output_dir=out
     python -m deeplab_tf.predict --model=logs --video=drive.mp4 --output_dir=out
 
-For photo.jpg it writes photo_label.png (class ids), photo_color.png (the same with a
-palette, as in VOC) and photo_overlay.png (the classes in colour over the image, with a
-legend); overview.png shows the first overlays together. Labels of a GeoTIFF are also
-written as photo_label.tif. Folders are searched with their
-subfolders, which --output_dir then has as well. Images are read as for training and
-rotated according to their EXIF orientation.
+For photo.jpg, it writes photo_label.png (class ids), photo_color.png (the same with a
+palette, as in VOC) and photo_overlay.png (the image, overlaid with class colours, and a
+legend); overview.png shows the first overlays. Labels of a GeoTIFF are also written as
+photo_label.tif. Folders are searched recursively, and --output_dir gets the same
+subfolders. Images are read as for training, with EXIF rotation applied.
 
-For drive.mp4 it writes drive_overlay.mp4. A camera, such as --video=0, runs until
+For drive.mp4, it writes drive_overlay.mp4. A camera, such as --video=0, runs until
 --max_frames or Ctrl-C.
 
 --submission and --submission_file pack the label maps of the images in --image_list for
@@ -94,7 +93,7 @@ _FLAGS = {
         "Also write the labels of every frame, as a PNG with a palette.",
     ),
 }
-# Flags that have no effect without another.
+# Flags that have no effect without another flag.
 _NEEDS = {
     "image_list": "images",
     "submission": "images",
@@ -124,7 +123,7 @@ def define_flags() -> absl_flags.FlagValues:
 def _load_labeler(
     values: absl_flags.FlagValues, needs_rgb: bool = False
 ) -> tuple[_Labeler, DatasetInfo]:
-    """Returns a labeler of images as they are read, and the classes."""
+    """Returns a labeler for images as they are read, and the classes."""
     load = _load_artefact if is_artefact(values.model) else _load_checkpoint
     labeler, info = load(values)
     if needs_rgb and (info.channels, info.max_value) != (3, 255):
@@ -216,11 +215,11 @@ def _label_images(values: absl_flags.FlagValues) -> None:
 
 
 def _find_geotiffs(paths: Mapping[str, str]) -> dict[str, str]:
-    """Returns the GeoTIFFs, none if rasterio is not installed, which is reported."""
+    """Returns the GeoTIFFs; without rasterio, warns and returns none."""
     found = {name: path for name, path in paths.items() if is_geotiff(path)}
     if not found or has_rasterio():
         return found
-    loss = pluralize(len(found), "GeoTIFF(s) (loses|lose) the place on earth")
+    loss = pluralize(len(found), "GeoTIFF(s) (loses|lose) the georeference")
     print(
         f"warning: {loss}; to keep it, run pip install 'deeplab_tf[geo]'",
         file=sys.stderr,
@@ -242,8 +241,8 @@ def _claim_by_folder(
 def _label_video(values: absl_flags.FlagValues) -> None:
     """Labels a video or a camera.
 
-    A signal that stops a camera is no failure; one that stops a file sets the exit
-    status.
+    A signal that stops a camera is not a failure; one that stops a video file sets the
+    exit status.
     """
     with contextlib.ExitStack() as stack:
         video = stack.enter_context(read_video(values.video))

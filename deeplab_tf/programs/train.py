@@ -70,7 +70,7 @@ def define_flags() -> absl_flags.FlagValues:
 def _read_experiment(
     values: absl_flags.FlagValues, preset: Preset | None, source: Source
 ) -> Experiment:
-    """Returns the experiment that the flags describe, and prints a preset's report."""
+    """Returns the experiment that the flags describe; describes the run of a preset."""
     split = flags.read_split(values, "train_split", preset)
     info = source.info
     model = flags.model_config(
@@ -131,7 +131,7 @@ def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dic
 
 
 def _read_batch_norm_policy(values, preset: Preset | None) -> str:
-    """Returns the batch-norm policy of the flags; "auto" if they leave it open."""
+    """Returns the batch normalisation policy of the flags, by default "auto"."""
     policy, fine_tune = values.batch_norm, values["fine_tune_batch_norm"]
     if fine_tune.present and policy != "auto":
         if fine_tune.value == (policy == "freeze"):

@@ -18,9 +18,9 @@ class Artefact(abc.ABC):
         channels: Number of image channels; None accepts any.
         info: Class names and colours stored in the artefact, if any.
         protocol: Inference settings that affect results, for `metrics.json`.
-        gives_probabilities: Whether it returns probabilities as well as labels.
-        num_classes: Number of classes, from the probabilities or the class names; the
-            caller may set it if None.
+        gives_probabilities: Whether it returns probabilities in addition to labels.
+        num_classes: Number of classes, from the probabilities or the class names; if
+            None, the caller may set it.
     """
 
     def __init__(
@@ -43,11 +43,11 @@ class Artefact(abc.ABC):
         """Returns the most probable classes, int32 `[batch, height, width]`.
 
         Args:
-            images: RGB 0..255, uint8 or float32, `[batch, height, width, channels]`,
-                at least one.
+            images: At least one image, RGB 0..255, uint8 or float32, `[batch, height,
+                width, channels]`.
 
         Raises:
-            UserError: for images of a different shape, and for a label beyond
+            UserError: if the images have an invalid shape, or a label exceeds
                 `num_classes`.
         """
         labels = self._labels(self._validate(images))
@@ -62,8 +62,8 @@ class Artefact(abc.ABC):
     def probabilities(self, images: ArrayLike) -> np.ndarray:
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
 
-        Images are as in `labels`. Raises UserError if the artefact returns only labels,
-        and for images of a different shape.
+        `images` are those of `labels`. Raises UserError if the artefact returns only
+        labels, or the images have an invalid shape.
         """
         if not self.gives_probabilities:
             raise UserError(f"{self._path} returns only labels, no probabilities")
@@ -108,7 +108,7 @@ def format_size(sides: Iterable[int | None]) -> str:
 def pad_to_size(
     image: np.ndarray, size: tuple[int, int], mean_pixel: ArrayLike
 ) -> np.ndarray:
-    """Pads or crops an image at the bottom and right to float32 `[1, *size, channels]`.
+    """Pads or crops an image at the bottom and right; float32 `[1, *size, channels]`.
 
     The image is `[height, width, channels]`; `mean_pixel` is one number or one per
     channel.

@@ -1,6 +1,6 @@
 """Rewrites a network so that TensorFlow runs it fast on CPUs, for exports.
 
-Results change by rounding only. `benchmarks/op_profile.py` found these rewrites, and
+Results change only by rounding. `benchmarks/op_profile.py` found these rewrites, and
 docs/performance.md lists their speedups.
 """
 
@@ -22,10 +22,10 @@ from deeplab_tf.serving.signatures import make_features_model
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
-    """An atrous depthwise convolution, computed as a dense one on every phase.
+    """An atrous depthwise convolution, computed as a dense one on each phase.
 
-    TensorFlow does the same, but first pads the features by the rate: at rate 18,
-    33x33 features quadruple. The zero padding of a dense SAME convolution is enough.
+    TensorFlow does the same but first pads the features by the rate; at rate 18, 33x33
+    features quadruple. The zero padding of a dense SAME convolution is sufficient.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -46,9 +46,9 @@ class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
 class ReluOfSum(layers.Activation):
     """ReLU as `tf.maximum`, to work around the `remapper` of TensorFlow 2.21.
 
-    The remapper tries to fuse convolution, sum and ReLU even if other layers need the
-    sum too, notices too late and gives up on the entire graph: in an Xception no
-    convolution is fused with the operation after it.
+    The remapper tries to fuse convolution, sum and ReLU even if other layers also need
+    the sum, notices that too late, and gives up on the entire graph. In an Xception, no
+    convolution would be fused with the operation after it.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -60,7 +60,7 @@ _LAYER_TYPES = NATIVE_LAYERS | {layers.DepthwiseConv2D: PhasedDepthwiseConv2D}
 
 
 def _find_relus_of_shared_sums(model: keras.Model) -> set[layers.Layer]:
-    """Returns the ReLUs whose input is a sum that other layers use too."""
+    """Returns the ReLUs whose input is a sum that other layers also use."""
     found = set()
     for calls, outputs in trace_nested_calls(model):
         sums = {id(c.outputs[0]) for c in calls if isinstance(c.layer, layers.Add)}
@@ -105,8 +105,8 @@ def freeze(
 def freeze_network(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
     """Returns a network as a function whose weights are constants of its graph.
 
-    TensorFlow converts the layout and precision of constants once, and of variables at
-    every call. The function returns named outputs in the order of their names.
+    TensorFlow converts the layout and precision of constants once, but those of
+    variables at every call. The function returns named outputs, sorted by name.
     """
     spec = tf.TensorSpec(network.input.shape, network.input.dtype)
 
@@ -123,7 +123,7 @@ def freeze_predictor(predictor: Predictor, model: keras.Model) -> Callable | Non
 
     Returns:
         A function that computes the outputs of `make_features_model` with the same
-        graph, so that weights are stored once; None if the model has no such features.
+        graph, so that weights are stored once; None if the model has no features.
     """
     joint = make_features_model(model, logits=True)
     network = predictor.network if joint is None else joint

@@ -14,8 +14,8 @@ from deeplab_tf.images.decoding import (
 
 # Memory for resizing by matrix products grows with the square of a side.
 MAX_SIDE = 1 << 14
-# Limits on encoded bytes: per pixel, and for metadata such as colour profiles. PNG text
-# is decompressed, whatever its length.
+# Limits on encoded bytes: per pixel, and for metadata such as colour profiles. Text in
+# PNGs is decompressed no matter how long it is.
 _BYTES_PER_PIXEL, _OTHER_BYTES = 8, 1 << 20
 _JPEG_SIGNATURE = (*b"\xff\xd8\xff",)
 # Position of the colour type in a PNG, and the type whose alpha would be lost.
@@ -27,8 +27,8 @@ class Bounds(NamedTuple):
 
     Attributes:
         pixels: Maximum pixels of an image, before and after resizing.
-        resized_size: Function from height and width of an image, int32 `[2]`, to those
-            after resizing; None if images are not resized.
+        resized_size: Maps the height and width of an image, int32 `[2]`, to those after
+            resizing; None if images are not resized.
     """
 
     pixels: int = 1 << 24
@@ -55,9 +55,9 @@ class Bounds(NamedTuple):
 
 
 def _read_headers(encoded):
-    """Returns a mask of the JPEGs, a mask of the supported PNGs, and the PNGs' sizes.
+    """Returns masks of the JPEGs and of the supported PNGs, and the sizes of the PNGs.
 
-    No operation here fails, whatever the bytes.
+    No operation here fails, whatever the bytes are.
     """
     head = tf.io.decode_raw(encoded, tf.uint8, fixed_length=PNG_HEADER_LENGTH)
     head = tf.cast(head, tf.int32)
@@ -80,7 +80,7 @@ def find_decodable(encoded, bounds: Bounds):
     images = tf.where(is_jpeg | is_png, encoded, "")
 
     def check(index, jpeg, image, is_jpeg, sides):
-        """Returns the index of an image that can be decoded; fails for others."""
+        """Returns the index of an image if it can be decoded; fails otherwise."""
         size = tf.where(is_jpeg, tf.image.extract_jpeg_shape(jpeg)[:2], sides)
         pixels = tf.reduce_prod(tf.cast(size, tf.float32))
         length = tf.cast(tf.strings.length(image), tf.float32)
@@ -120,12 +120,12 @@ def label_encoded(encoded, labels: Callable, num_classes: int, bounds: Bounds):
 
     Args:
         encoded: JPEGs or PNGs of any sizes, strings `[batch]`.
-        labels: From uint8 `[1, height, width, 3]` to int32 `[1, height, width]`.
+        labels: Maps uint8 `[1, height, width, 3]` to int32 `[1, height, width]`.
         num_classes: Number of classes; above 256, label maps have 16 bits.
         bounds: Limits on the size of the images.
 
     Returns:
-        Grey PNGs and error messages, "" for none, both strings `[batch]`.
+        Greyscale PNGs and error messages ("" without an error), both strings `[batch]`.
     """
     dtype = tf.uint8 if num_classes <= 256 else tf.uint16
 

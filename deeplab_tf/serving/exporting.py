@@ -25,11 +25,11 @@ class ExportRequest(NamedTuple):
         model: The model.
         evaluation: The inference protocol of the artefact.
         info: The classes.
-        records: Images and labels to compare on, if any.
+        records: Images and labels for the comparison, if any.
         options: Options of a SavedModel; `probabilities` also applies to ONNX.
         precision: Precision of a TFLite file, one of `tflite_export.PRECISIONS`.
         output: Output of a TFLite file, one of `tflite_export.OUTPUTS`.
-        calibration_images: Number of images of `records` to calibrate int8 with.
+        calibration_images: Number of images of `records` for calibrating int8.
     """
 
     model: keras.Model
@@ -45,7 +45,7 @@ class ExportRequest(NamedTuple):
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
-    `ending` is that of its final path: `TFLITE`, `ONNX`, `KERAS`, or "" for a
+    `ending` is the ending of the final path: `TFLITE`, `ONNX`, `KERAS`, or "" for a
     SavedModel.
     """
     writers = {TFLITE: _write_tflite, ONNX: _write_onnx, KERAS: _write_keras}
@@ -105,7 +105,7 @@ def _write_tflite(request: ExportRequest, path: str) -> str:
 
 
 def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) -> str:
-    """Applies the `gate` to an artefact; returns a summary line."""
+    """Compares an artefact with its model by `gate`; returns a summary line."""
     predictor, resizing = None, request.options.resizing
     if resizing is not None:
         predictor = make_predictor(request.model, request.evaluation)

@@ -25,9 +25,9 @@ def _is_file(path: str) -> bool:
 
 
 def is_artefact(path: str) -> bool:
-    """Returns whether a path is an exported model: a SavedModel, or a file by name.
+    """Returns whether a path is an exported model: a SavedModel, or a file by its name.
 
-    A `.keras` file is a checkpoint instead: all options of a model apply to it.
+    A `.keras` file counts as a checkpoint, to which all options of a model apply.
     """
     return is_saved_model(path) or (_is_file(path) and ending_of(path) != KERAS)
 
@@ -41,8 +41,8 @@ def load_artefact(path: str) -> Artefact:
             `.keras`.
 
     Raises:
-        UserError: if the model is damaged, or its inputs and outputs are not those of a
-            model that labels images.
+        UserError: if the model is damaged, or has other inputs or outputs than a model
+            that labels images.
     """
     reader = _READERS[ending_of(path)] if _is_file(path) else SavedModelPredictor
     return reader(path)

@@ -12,8 +12,8 @@ FROZEN = ".pb"
 def write_frozen_graph(saved_model: str, path: str) -> None:
     """Writes `serving_default` of a SavedModel as a graph without variables.
 
-    Its names are those of the official frozen graphs, `ImageTensor:0` and
-    `SemanticPredictions:0`, but it accepts any number of images.
+    It has the names of the official frozen graphs, `ImageTensor:0` and
+    `SemanticPredictions:0`, but accepts any number of images.
 
     Raises:
         UserError: if `path` exists and deeplab_tf did not write it.

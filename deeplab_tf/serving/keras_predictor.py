@@ -1,4 +1,4 @@
-"""Predicts with a `.keras` file like with any exported model."""
+"""Predicts with a `.keras` file in the same way as with an exported model."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ class KerasPredictor(Artefact):
     """A `.keras` file, loaded for evaluation and prediction.
 
     Raises:
-        UserError: if the file is damaged or holds a different model.
+        UserError: if the file is damaged or has a different model.
     """
 
     def __init__(self, path: str):

@@ -1,6 +1,6 @@
-"""Quantisation error of every layer of an int8 TFLite file.
+"""Computes the quantisation error of every layer in an int8 TFLite file.
 
-`tf.lite.experimental.QuantizationDebugger` is no alternative: it quantises the model
+`tf.lite.experimental.QuantizationDebugger` is not suitable: it quantises the model
 again instead of reading the exported file, and does not report the standard deviation
 of the exact output.
 """
@@ -17,7 +17,7 @@ class LayerError(NamedTuple):
     """The error of a layer's output, including that of all layers before it.
 
     Attributes:
-        name: Name of the layer, as far as the file has it.
+        name: Name of the layer in the file, which may be incomplete.
         error: Root mean square error, in standard deviations of the float32 output.
         step: Quantisation step of this layer, in the same unit.
     """
@@ -34,7 +34,7 @@ def compute_layer_errors(
 
     Args:
         exact: Content of a float32 TFLite file.
-        quantized: Content of the int8 file of the same model and size.
+        quantized: Content of an int8 file of the same model and size.
         images: Padded images `[1, height, width, channels]`, 0..255.
     """
     interpreters = [_load_interpreter(content) for content in (exact, quantized)]
@@ -109,7 +109,7 @@ def _read_tensor(interpreter, detail: dict) -> np.ndarray:
 
 
 def _make_error(name: str, means: np.ndarray, detail: dict) -> LayerError:
-    """Returns the error, from the means of values, squares and squared differences."""
+    """Computes an error from the means of values, squares and squared differences."""
     value, square, difference = means
     deviation = np.sqrt(max(square - value**2, 1e-12))
     step = detail["quantization"][0]

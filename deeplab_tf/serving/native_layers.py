@@ -1,7 +1,7 @@
 """Layers that use the native operations of inference engines.
 
 `models/` resizes and averages by matrix products, which are exact on every backend and
-at every size. Engines for phones and servers have one fast operation for each, which
+at every size. Inference engines have a fast operation for each of these, which
 delegates and graph compilers recognise.
 """
 
@@ -54,10 +54,8 @@ def use_native_layers(
 ) -> keras.Model:
     """Returns a copy of a model with native operations, for inference.
 
-    Its outputs are the same up to rounding. Batch normalisation is folded.
-
-    Replacement `layer_types` must accept the same configuration and have the same
-    variables.
+    Its outputs are the same up to rounding. Batch normalisation is folded. Replacements
+    in `layer_types` must have the same configuration and variables.
 
     Raises:
         UserError: if the model is not float32.

@@ -42,7 +42,7 @@ def _convolve(operation: Callable, layer: layers.Layer, x: tf.Tensor) -> tf.Tens
     """Computes a convolution by an operation with an attribute for the atrous rate.
 
     Keras splits the image into phases instead, which is slow in other engines.
-    TensorFlow cannot run the atrous depthwise operation: it is for conversion only.
+    TensorFlow cannot run the atrous depthwise operation, only convert it.
     """
     x = operation(
         input=x,
@@ -76,8 +76,8 @@ class NativeDepthwiseConv2D(layers.DepthwiseConv2D):
 class NativeActivation(layers.Activation):
     """An activation without scalar constants.
 
-    tf2onnx 1.17 fails to optimise a scalar added to a convolution, and then leaves all
-    transpositions in the graph.
+    tf2onnx 1.17 cannot optimise the addition of a scalar to a convolution, and then
+    keeps all transpositions in the graph.
     """
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
@@ -103,8 +103,8 @@ def export_onnx(
 ) -> None:
     """Writes an ONNX file that labels batches of images of any size.
 
-    From `ImageTensor`, uint8 `[batch, height, width, channels]`, RGB 0..255, it
-    computes `SemanticPredictions`, int32 `[batch, height, width]`: the same labels as
+    Its input is `ImageTensor`, uint8 RGB 0..255 `[batch, height, width, channels]`. Its
+    output is `SemanticPredictions`, int32 `[batch, height, width]`: the labels of
     `predict_labels` at one scale. Padding is part of the graph.
 
     Args:
@@ -160,8 +160,8 @@ def _make_serving_function(
 def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
     """Pads images with the mean pixel to sides of `k * output_stride + 1`."""
     stride = config.output_stride
-    # Pads by the maximum, then crops: engines that infer the range of values take a
-    # padding that depends on the size for negative.
+    # Pad by the maximum, then crop, because engines that infer the range of values may
+    # conclude that a padding that depends on the size is negative.
     most = (stride - 1, stride - 1)
     images = tf.cast(images, tf.float32)
     padded = pad_with_mean_pixel(images, most, config.mean_pixel)
@@ -170,7 +170,7 @@ def _pad_to_stride(images: tf.Tensor, config: ModelConfig) -> tf.Tensor:
 
 
 def _name_input(graph: "onnx.GraphProto") -> None:
-    """Restores the name of the input, which the converter turns to lower case."""
+    """Restores the name of the input, which the converter makes lower-case."""
     old = graph.input[0].name
     graph.input[0].name = INPUT
     for node in graph.node:
@@ -187,7 +187,7 @@ def _name_axes(graph: "onnx.GraphProto") -> None:
 
 
 def _pad_explicitly(graph: "onnx.GraphProto", make_attribute: Callable) -> None:
-    """Replaces SAME padding of convolutions with stride 1 by numbers of pixels.
+    """Replaces SAME padding of convolutions with stride 1 by explicit padding.
 
     ONNX Runtime refuses SAME padding for atrous convolutions.
     """

@@ -1,4 +1,4 @@
-"""The gate: refuses exports whose mIoU is too far below the model's."""
+"""Compares exports with their model, and rejects those whose mIoU is too low."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from deeplab_tf.serving.layer_errors import compute_layer_errors, format_table
 from deeplab_tf.serving.publication import comparison_path
 from deeplab_tf.serving.tflite_export import convert_to_tflite, pad_calibration_images
 
-# Images to compute the layer errors from.
+# Number of images from which layer errors are computed.
 _LAYER_ERROR_IMAGES = 4
 
 
@@ -25,12 +25,12 @@ def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
     """Returns a comparison of the metrics of a model and its exported artefact.
 
     Args:
-        model_metrics: Metrics of the model, of `Evaluator.evaluate`.
+        model_metrics: Metrics of the model, from `Evaluator.evaluate`.
         artefact_metrics: Metrics of the artefact on the same images.
 
     Returns:
         `images`; `miou` and `pixel_accuracy`, each with `model`, `artefact` and the
-        `drop` from the first to the second in points of 100; `iou_per_class` and
+        `drop` from model to artefact in points of 100; and `iou_per_class` and
         `protocol` of both.
 
     Raises:
@@ -60,11 +60,11 @@ def gate(
     max_miou_drop: float = 0.5,
     predictor=None,
 ) -> dict:
-    """Compares an exported artefact with its model, and refuses a large mIoU drop.
+    """Compares an exported artefact with its model, and rejects a large mIoU drop.
 
     Evaluates both on the same records and writes the comparison to
-    `<artefact>.parity.json`. For a refused int8 file, it also prints the error of every
-    layer.
+    `<artefact>.parity.json`. If an int8 file is rejected, the error of every layer is
+    printed.
 
     Args:
         model: The model that was exported.
@@ -73,15 +73,15 @@ def gate(
         config: Inference protocol of the model; for a file of one size,
             `eval_crop_size` must be that size.
         max_miou_drop: Largest allowed drop of mIoU, in points of 100.
-        predictor: Evaluated instead of the model if `config` cannot express what the
-            artefact does: a `ResizingPredictor`.
+        predictor: A `ResizingPredictor` to evaluate instead of the model, if the
+            artefact resizes images, which `config` cannot express.
 
     Returns:
         The comparison; see `compare`.
 
     Raises:
-        UserError: if the drop is larger. The artefact is not removed: write it within
-            `publish_artefact`.
+        UserError: if the drop is larger. The artefact is not removed, so write it in a
+            `publish_artefact` block.
     """
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
@@ -108,10 +108,10 @@ def gate(
 def format_layer_errors(
     model: keras.Model, path: str, size: tuple[int, int], images: Iterable
 ) -> str:
-    """Returns a table of the errors of all layers of an int8 file.
+    """Returns a table with the error of every layer in an int8 file.
 
-    `size` is that of its input; `images` are as `calibration` of `export_tflite`, of
-    which it uses four.
+    `size` is the size of its input; `images` are like `calibration` of `export_tflite`,
+    of which four are used.
     """
     padded = pad_calibration_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _LAYER_ERROR_IMAGES)

@@ -31,7 +31,7 @@ def ending_of(path: str) -> str:
 
 
 def is_saved_model(path: str) -> bool:
-    """Returns whether a folder holds a SavedModel."""
+    """Returns whether a folder is a SavedModel."""
     return tf.io.gfile.exists(os.path.join(path, GRAPH))
 
 
@@ -68,8 +68,8 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
 def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
     """Yields a path to export to, and publishes the artefact when the block ends.
 
-    If the block fails, the earlier artefact stays. The comparison of an artefact that
-    `gate` rejects is kept, see `refusal_path`:
+    If the block fails, the earlier artefact is kept. If `gate` rejects the artefact,
+    its comparison is kept at `refusal_path`:
 
         with publish_artefact(path) as unfinished:
             export_tflite(model, unfinished, size)
@@ -103,7 +103,7 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _keep_refusal(unfinished: str, path: str) -> Iterator[None]:
-    """Keeps the comparison of an artefact that is rejected."""
+    """Keeps the comparison of a rejected artefact."""
     try:
         yield
     except UserError as error:

@@ -47,20 +47,20 @@ _WARMUP_SIDE = 513
 
 @dataclasses.dataclass(frozen=True)
 class ExportOptions:
-    """Further options of `export_saved_model`.
+    """Additional options of `export_saved_model`.
 
     Attributes:
         window: Height and width of the sliding window for larger images, as in
             `Predictor`; None labels every image in one pass.
-        resizing: How images are resized first; None does not resize.
+        resizing: How images are resized before inference; None does not resize.
         probabilities: Whether `serving_default` also returns `SemanticProbabilities`.
         fold_batch_norm: Whether to fold batch normalisation into convolutions, which is
             faster; float16 models keep it.
-        constant_weights: Whether the weights of a folded model are constants of the
-            graph: faster, but needs more memory while loading.
-        max_pixels: Largest image that `encoded` accepts; memory grows with it.
-        weights: Whether to include a checkpoint with official variable names, so that
-            training can continue from the export; folding cannot be undone.
+        constant_weights: Whether the weights of a folded model are constants in the
+            graph, which is faster but needs more memory for loading.
+        max_pixels: Largest image that `encoded` accepts, which determines its memory.
+        weights: Whether to include a checkpoint with official variable names, from
+            which training can continue; folded weights cannot be restored.
     """
 
     window: tuple[int, int] | None = None
@@ -84,7 +84,7 @@ def export_saved_model(
 ) -> None:
     """Writes a SavedModel that labels batches of images of any size.
 
-    Its signatures, whose graphs include padding, scales and windows:
+    It has these signatures, whose graphs include padding, scales and windows:
 
     - `serving_default`: from `ImageTensor`, uint8 `[batch, height, width, channels]`,
       to `SemanticPredictions`, int32 `[batch, height, width]`, the labels of
@@ -106,10 +106,10 @@ def export_saved_model(
         crop_size: Height and width to which images are padded; None is the next
             `k * output_stride + 1`.
         info: Class names and colours to store in the export.
-        options: Further options.
+        options: Additional options.
 
     Raises:
-        UserError: for an invalid argument, or if `path` exists and is not an earlier
+        UserError: if an argument is invalid, or `path` exists and is not an earlier
             export.
     """
     options = options or ExportOptions()
@@ -199,7 +199,8 @@ class SavedModelPredictor(Artefact):
 
     Labels come from the signature `serving_default`, from `ImageTensor` to
     `SemanticPredictions`; probabilities from the output `SemanticProbabilities` of that
-    signature or of one called `probabilities`. Rounds pixels if it takes uint8.
+    signature or of one called `probabilities`. Pixels are rounded if the input is
+    uint8.
 
     Raises:
         UserError: if the SavedModel is damaged, or has other inputs or outputs.

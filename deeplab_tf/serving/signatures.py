@@ -1,4 +1,4 @@
-"""Signatures of a SavedModel: labels, probabilities, encoded label maps, features."""
+"""Makes the signatures of a SavedModel: labels, probabilities, encoded, features."""
 
 import functools
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class Resizing(NamedTuple):
     Attributes:
         min_size: Length of the shorter side, in pixels.
         max_size: Maximum length of the longer side.
-        factor: Sides are increased to the next multiple of it, plus 1.
+        factor: Sides are rounded up to a multiple of this, plus 1.
     """
 
     min_size: int
@@ -45,9 +45,9 @@ class Resizing(NamedTuple):
 
 
 class ResizingPredictor:
-    """A predictor that resizes images first, and its results back to their size.
+    """A predictor that resizes images, and resizes the results to their original size.
 
-    Labels are resized by nearest neighbours, as in the official export.
+    Labels are resized by nearest neighbour, as in the official export.
     """
 
     def __init__(self, predictor: Predictor, resizing: Resizing):
@@ -97,11 +97,11 @@ class ResizingPredictor:
 
 
 def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
-    """Returns a model of the encoder's features; None if there is an image pyramid.
+    """Makes a model of the encoder's features; None if there is an image pyramid.
 
     It shares the layers of `model`. Its outputs are `high_level`, from the context
-    module if there is one, else from the backbone; for each stride of the decoder
-    `low_level_<stride>` from the backbone; and `logits` if requested.
+    module or, without one, from the backbone; `low_level_<stride>` from the backbone
+    for each stride of the decoder; and `logits` if requested.
     """
     features = feature_tensors(model)
     if "backbone" not in features:
@@ -145,11 +145,12 @@ def make_signatures(
     """Returns the signatures of an export, by name.
 
     Args:
-        features: Function with the outputs of `make_features_model`; None adds no
-            `features`.
+        features: Function with the outputs of `make_features_model`; None omits the
+            signature `features`.
         predictor: A `Predictor` or a `ResizingPredictor`.
-        gives_probabilities: Whether `serving_default` returns probabilities too.
-        max_pixels: Largest encoded image, in pixels; None adds no `encoded`.
+        gives_probabilities: Whether `serving_default` also returns probabilities.
+        max_pixels: Largest encoded image, in pixels; None omits the signature
+            `encoded`.
     """
     config = predictor.config
     image = tf.TensorSpec([None, None, None, config.channels], tf.uint8, name=INPUT)

@@ -1,4 +1,4 @@
-"""Loads TFLite files, which take images of one size."""
+"""Loads TFLite files, whose input has a fixed size."""
 
 import dataclasses
 import io
@@ -24,7 +24,7 @@ from deeplab_tf.windows import slide_window
 
 # Default padding of images.
 _MEAN_PIXEL = np.float32(127.5)
-# Notes in the ZIP archive that our exports append to the file.
+# Files in the ZIP archive that our exports append to a TFLite file.
 INFO_NOTE, EXPORT_NOTE = "dataset_info.json", "export.json"
 # Allowed deviation of sums of probabilities from 1, without quantisation.
 _SUM_TOLERANCE = 1e-3
@@ -33,17 +33,17 @@ _SUM_TOLERANCE = 1e-3
 class TFLitePredictor(Artefact):
     """A TFLite file, loaded for evaluation and prediction.
 
-    A file takes images of one size. Smaller images are padded at the bottom and the
-    right with the mean pixel, by default 127.5, as in the official protocol. Larger
-    images are labelled by a sliding window that overlaps by a third, as in `Predictor`.
+    The input has a fixed size. Smaller images are padded at the bottom and right with
+    the mean pixel, by default 127.5, as in the official protocol. Larger images are
+    labelled with a sliding window that overlaps by a third, as in `Predictor`.
 
-    A uint8 input takes pixels 0..255. Any other input takes 0..255 if it is called
-    `ImageTensor`, the official name for exports and ours, else -1..1 like the official
-    mobile files; quantised if the file says so.
+    If the input is uint8 or is called `ImageTensor`, as in official exports and ours,
+    its pixels are 0..255; otherwise they are -1..1, as in the official mobile files.
+    They are quantised if the file says so.
 
-    The output is integer labels `[1, H, W]` or `[1, H, W, 1]` of the input's size, or
-    scores `[1, h, w, num_classes]` of any size. Scores that sum to 1 are probabilities,
-    others logits. Quantised scores are dequantised.
+    The output is integer labels `[1, H, W]` or `[1, H, W, 1]` at the size of the input,
+    or scores `[1, h, w, num_classes]` of any size. Scores that sum to 1 are
+    probabilities; other scores are logits. Quantised scores are dequantised.
 
     Raises:
         UserError: if the file is damaged or has other inputs or outputs, or the
@@ -82,7 +82,7 @@ class TFLitePredictor(Artefact):
     def _run(self, image) -> np.ndarray:
         """Returns the dequantised output for an image `[1, height, width, channels]`.
 
-        The image has values 0..255 and is not larger than the input.
+        The image has values 0..255 and is at most as large as the input.
         """
         padded = pad_to_size(np.asarray(image)[0], self._size, self._mean_pixel)
         self._interpreter.set_tensor(self._input["index"], self._encode(padded))
@@ -140,7 +140,7 @@ class TFLitePredictor(Artefact):
         )
 
     def _to_probabilities(self, scores):
-        """Applies the softmax, unless the scores are probabilities already."""
+        """Applies the softmax, unless the scores already are probabilities."""
         scale, _ = self._output["quantization"]
         tolerance = _SUM_TOLERANCE + scores.shape[-1] * scale / 2
         sums = tf.reduce_sum(scores, -1, keepdims=True)
@@ -184,7 +184,7 @@ class _ExportNote:
 def _parse_export_note(
     notes: dict, channels: int, path: str
 ) -> tuple[np.ndarray, dict]:
-    """Returns the mean pixel, and the precision as an entry for the protocol.
+    """Returns the mean pixel, and a protocol entry with the precision.
 
     The entry is empty if the file has no note.
     """
@@ -210,7 +210,7 @@ def _load_interpreter(interpreter_class: type, content: bytes, path: str):
 
 
 def _find_input(interpreter, path: str) -> dict:
-    """Returns the only input; refuses inputs other than one image of fixed size."""
+    """Returns the input; raises UserError unless it is one image of fixed size."""
     details = interpreter.get_input_details()
     shapes = [detail["shape_signature"].tolist() for detail in details]
     batch, *shape = shapes[0] if len(shapes) == 1 else [0]
@@ -240,7 +240,7 @@ def _is_image_tensor(interpreter, detail: dict) -> bool:
 
 
 def _find_output(interpreter, size: list[int], path: str) -> dict:
-    """Returns the output with scores, else the one with labels."""
+    """Returns the output with scores or, without one, the output with labels."""
     details = interpreter.get_output_details()
     labels = [d for d in details if _is_labels(d, size)]
     found = [d for d in details if _is_scores(d)] + labels
@@ -262,7 +262,7 @@ def _is_scores(detail: dict) -> bool:
 
 
 def _is_labels(detail: dict, size: list[int]) -> bool:
-    """Returns whether an output is integer labels of a size."""
+    """Returns whether an output is integer labels of this size."""
     shape = detail["shape"].tolist()
     is_integer = np.issubdtype(detail["dtype"], np.integer)
     return is_integer and shape in ([1, *size], [1, *size, 1])

@@ -74,11 +74,11 @@ def export_tflite(
         calibration: For int8, images from which to measure the range of activations:
             `[height, width, channels]` or `[batch, height, width, channels]`, RGB
             0..255, or the batches of `load_dataset(..., training=False)`. A hundred are
-            enough. They are cropped to `size`.
+            enough. Images are padded or cropped to `size`.
         info: Class names and colours to store in the file.
 
     Raises:
-        UserError: for invalid settings, or if `path` may not be replaced.
+        UserError: if a setting is invalid, or `path` may not be replaced.
     """
     if not path.endswith(TFLITE):
         raise UserError(
@@ -103,7 +103,7 @@ def convert_to_tflite(
     The arguments are those of `export_tflite`.
 
     Raises:
-        UserError: for invalid settings.
+        UserError: if a setting is invalid.
     """
     _check_calibration(precision, calibration)
     samples: Iterable[np.ndarray] = ()
@@ -143,7 +143,7 @@ def pad_calibration_images(
 ) -> Iterator[np.ndarray]:
     """Yields images padded to a size, float32 `[1, height, width, channels]`.
 
-    Larger images are cropped. `images` are as `calibration` of `export_tflite`;
+    Larger images are cropped. `images` are like `calibration` of `export_tflite`;
     `mean_pixel` is the value of the padding.
     """
     for element in images:

@@ -1,8 +1,8 @@
 """Writes warm-up requests, which TensorFlow Serving runs when it loads a SavedModel.
 
-The first call of a graph is slow. The requests are messages of type PredictionLog from
-the package tensorflow-serving-api; this module encodes the few fields that are needed
-itself, to avoid the dependency.
+The first call of a graph is slow. The requests are PredictionLog messages, which the
+package tensorflow-serving-api defines; to avoid that dependency, this module encodes
+the few fields that it needs itself.
 """
 
 import os
@@ -21,7 +21,7 @@ _MODEL = b"deeplab"  # servers ignore it
 
 
 def _encode_varint(number: int) -> bytes:
-    """Encodes a number with seven bits per byte, lowest first."""
+    """Encodes a number with seven bits per byte, the lowest first."""
     parts = []
     while number > 127:
         parts.append(number & 127 | 128)
@@ -30,7 +30,7 @@ def _encode_varint(number: int) -> bytes:
 
 
 def _encode_field(number: int, content: bytes) -> bytes:
-    """Encodes a field that holds a string, bytes or a message."""
+    """Encodes a field whose content is a string, bytes or a message."""
     length_delimited = 2
     return (
         _encode_varint(number << 3 | length_delimited)

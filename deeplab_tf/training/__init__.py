@@ -1,1 +1,1 @@
-"""Optimiser steps with the official semantics."""
+"""Trains models with the semantics of the official code."""

@@ -9,9 +9,9 @@ from deeplab_tf.models.variables import official_variables
 
 
 class MovingAverages:
-    """The moving average of every variable of a model, moving statistics included.
+    """The moving averages of all variables of a model, including moving statistics.
 
-    Create it in the scope of the model's strategy. `variables` maps official names to
+    Create this in the scope of the model's strategy. `variables` maps official names to
     averages; it is empty if `decay` is 0.
     """
 
@@ -29,7 +29,7 @@ class MovingAverages:
             average.assign(self._weights[name])
 
     def update(self) -> None:
-        """Moves the averages towards the current weights; call it after each step."""
+        """Moves the averages towards the current weights; call this after each step."""
         share = 1.0 - self._decay
         for name, average in self.variables.items():
             # Not `decay * average + share * weight`: rounded, the factors of 0.9999 add

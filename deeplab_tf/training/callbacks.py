@@ -1,4 +1,4 @@
-"""Callbacks for `fit`."""
+"""Keras callbacks for `fit`."""
 
 import itertools
 from collections.abc import Iterable, Iterator
@@ -21,18 +21,18 @@ _IMAGES = Elements(
 class PredictionImages(keras.callbacks.Callback):
     """Writes images, overlaid with predictions, to TensorBoard after each epoch.
 
-    Needs TensorFlow to be installed, also on other backends.
+    Needs TensorFlow, even with other backends.
 
     Args:
-        log_dir: Folder of the event files, such as that of
+        log_dir: Folder for the event files, such as the `log_dir` of
             `keras.callbacks.TensorBoard`.
         images: RGB 0..255 `[count, height, width, 3]`, or batches of such images with
             or without labels. The first `max_images` are read once and kept.
         info: Names and colours of the classes; None numbers them.
-        max_images: How many images to write.
+        max_images: Maximum number of images to write.
 
     Raises:
-        UserError: for an argument of the wrong type, or if there are no images.
+        UserError: if an argument has the wrong type, or there are no images.
     """
 
     @check_arguments(images=_IMAGES, max_images=COUNT)
@@ -69,7 +69,7 @@ class PredictionImages(keras.callbacks.Callback):
             self._summaries = None
 
     def _predict(self, image: np.ndarray) -> np.ndarray:
-        # Not `predict`, which compiles a function for each size of an image.
+        # Not with `predict`, which compiles a function for each image size.
         logits = self.model(image[None].astype(np.float32), training=False)
         return np.array(keras.ops.argmax(logits[0], -1))
 

@@ -1,7 +1,7 @@
 """Finds, checks, publishes and removes checkpoint files, `model.ckpt-<step>`.
 
-A checkpoint is written to a scratch folder and then moved next to its peers, index file
-last. So a checkpoint with an index file is intact, even if the process was killed.
+A checkpoint is written to a scratch folder and then moved to its folder, the index file
+last. So any checkpoint with an index file is intact, even if the process was killed.
 """
 
 import os
@@ -35,9 +35,10 @@ UNWRITABLE = (tf.errors.OpError, OSError)
 
 
 def list_prefixes(folder: str) -> list[str]:
-    """Returns the checkpoints of a folder by step, damaged ones included.
+    """Returns the checkpoints of a folder, sorted by step, including damaged ones.
 
-    Lists the files, because the state file may be missing or truncated.
+    Lists the files instead of reading the state file, which may be missing or
+    truncated.
     """
     if not tf.io.gfile.isdir(folder):
         return []
@@ -48,7 +49,7 @@ def list_prefixes(folder: str) -> list[str]:
 
 
 def _match_files(folder: str) -> list[re.Match]:
-    """Returns the match of `_FILE` for each checkpoint file of a folder."""
+    """Returns the match of `_FILE` for each checkpoint file in a folder."""
     return list(filter(None, map(_FILE.fullmatch, tf.io.gfile.listdir(folder))))
 
 
@@ -61,7 +62,7 @@ def find_foreign_prefixes(folder: str) -> list[str]:
 
 
 def find_foreign_state_file(folder: str) -> list[str]:
-    """Returns `[STATE_FILE]` if a folder has one in a different format, else []."""
+    """Returns `[STATE_FILE]` if that of a folder is not ours, else []."""
     path = os.path.join(folder, STATE_FILE)
     if not tf.io.gfile.exists(path):
         return []
@@ -78,7 +79,7 @@ def _is_ours(prefix: str) -> bool:
 
 
 def open_checkpoint(prefix: str):
-    """Returns a reader of the tensors of a checkpoint."""
+    """Returns a reader for the tensors of a checkpoint."""
     # `tf.train.load_checkpoint` mistakes a ram:// prefix for a folder.
     return tf.compat.v1.train.NewCheckpointReader(prefix)
 
@@ -102,8 +103,8 @@ def find_damage(prefix: str) -> str | None:
 def _expected_keys(reader, keys: set[str]) -> set[str]:
     """Returns the keys that the object graph of a checkpoint lists.
 
-    The reader silently skips a damaged block of an index file that has several (more
-    than about 2000 variables).
+    If an index file has several blocks (more than about 2000 variables), the reader
+    silently skips damaged ones.
     """
     if GRAPH_KEY not in keys:
         # Official checkpoints have no graph; one of ours has lost that block.
@@ -139,7 +140,7 @@ def publish(
     """Writes a checkpoint, moves it to its folder and removes old ones.
 
     `write` writes the files of a prefix. `folder` is `root`, a locked `train_logdir`,
-    or a folder within it. `kept` checkpoints remain, including this one.
+    or a folder within it. `kept` is the number of checkpoints to keep, including this.
     """
     found = map(os.path.basename, list_prefixes(folder))
     earlier = [n for n in found if n not in (name, name + REPLACED)]
@@ -157,7 +158,7 @@ def publish(
 
 @contextmanager
 def _make_scratch_folder(folder: str) -> Iterator[str]:
-    """Yields a new folder within a locked one, so on the same disk, and removes it."""
+    """Yields a new folder inside a locked one, on the same disk, and removes it."""
     _remove_scratch_folders(folder)
     name = f".writing-{os.getpid()}-{secrets.token_hex(4)}"
     scratch = os.path.join(folder, name)
@@ -182,7 +183,7 @@ def _remove_scratch_folders(folder: str) -> None:
 def _write_state_file(folder: str, names: list[str]) -> None:
     """Writes the `checkpoint` state file, which marks the last name as the latest.
 
-    Its paths are relative, so the folder can be moved.
+    Paths in the file are relative, so the folder can be moved.
     """
     lines = [f'model_checkpoint_path: "{names[-1]}"']
     lines += [f'all_model_checkpoint_paths: "{name}"' for name in names]
@@ -193,7 +194,7 @@ def _write_state_file(folder: str, names: list[str]) -> None:
 def _back_up(scratch: str, name: str, folder: str) -> None:
     """Copies the checkpoint that is about to be replaced, if it is intact.
 
-    Index and data cannot be replaced together; until both are, the copy is restored.
+    Index and data cannot be replaced together; until both are, the copy is valid.
     """
     prefix = os.path.join(folder, name)
     if not tf.io.gfile.exists(f"{prefix}.index") or find_damage(prefix) is not None:
@@ -229,7 +230,7 @@ def _move(scratch: str, name: str, folder: str) -> None:
 
 
 def _remove_all_but(names: list[str], folder: str) -> None:
-    """Removes our other checkpoints, and data files without an index."""
+    """Removes our other checkpoints, and our data files without an index."""
     old = [
         match
         for match in _match_files(folder)

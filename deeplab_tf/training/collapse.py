@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-# Share of one class at which predictions count as collapsed, and at which the ground
-# truth itself is too one-sided to tell.
+# Predictions count as collapsed if one class has this fraction of them, unless it has
+# this fraction of the ground truth.
 _COLLAPSED, _ONE_SIDED = 0.999, 0.95
 
 

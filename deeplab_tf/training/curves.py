@@ -16,7 +16,7 @@ _LOSS, _LEARNING_RATE, _SCORE = "tab:blue", "tab:gray", "tab:green"
 
 
 def draw_curves(history: History, path: str) -> None:
-    """Plots loss, score and learning rate to a PNG, unless the history is empty."""
+    """Plots loss, score and learning rate to a PNG; nothing if the history is empty."""
     if not history.rows:
         return
     draw_score = functools.partial(_draw_score, MEASURES[history.measure])
@@ -46,7 +46,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _marker(steps) -> str | None:
-    """Returns a marker for a curve of a single point, which has no line."""
+    """Returns a marker for a curve with a single point, which has no line."""
     return "o" if len(steps) == 1 else None
 
 

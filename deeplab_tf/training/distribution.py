@@ -1,4 +1,4 @@
-"""Distribution strategies, workers and their shares of a batch."""
+"""Chooses distribution strategies, and divides batches among workers."""
 
 import contextlib
 import dataclasses
@@ -47,7 +47,7 @@ def current_worker(strategy: tf.distribute.Strategy) -> Worker:
 
 @contextlib.contextmanager
 def report_lost_workers(worker: Worker) -> Iterator[None]:
-    """Raises a `UserError` when a collective operation fails because a peer is gone."""
+    """Raises a `UserError` if an operation fails because another worker is gone."""
     try:
         yield
     except (
@@ -82,7 +82,7 @@ def make_strategy(
         name: One of `STRATEGIES`. "auto" means several workers if the environment
             variable TF_CONFIG names them, else all visible GPUs, else the CPU.
         num_clones: Number of devices of this machine; None uses all GPUs. On a CPU, it
-            creates as many logical devices.
+            is the number of logical devices to create.
         clone_on_cpu: Whether to hide all GPUs.
         tpu: Name or address of the TPU, for "tpu".
 
@@ -118,7 +118,7 @@ def make_strategy(
 def make_local_strategy(
     num_clones: int | None = None, clone_on_cpu: bool = False
 ) -> tf.distribute.Strategy:
-    """Returns the strategy of all devices of this machine, ignoring TF_CONFIG.
+    """Returns a strategy for the devices of this machine, ignoring TF_CONFIG.
 
     See `make_strategy` for the arguments and errors.
     """
@@ -144,7 +144,7 @@ def _list_visible_gpus(clone_on_cpu: bool) -> list:
 
 
 def _choose_strategy(gpus, num_clones: int | None, tpu: str | None) -> str:
-    """Returns the name of the strategy that "auto" stands for."""
+    """Returns the name of the strategy that "auto" selects."""
     if tpu:
         return "tpu"
     if os.environ.get(_TF_CONFIG):
@@ -158,7 +158,7 @@ def _choose_local_strategy(gpus, num_clones: int | None) -> str:
 
 
 def _require_tf_config() -> None:
-    """Refuses a TF_CONFIG on which TensorFlow would hang, or which it would misread."""
+    """Raises `UserError` for a TF_CONFIG that TensorFlow would misread or hang on."""
     text = os.environ.get(_TF_CONFIG, "")
     problem = _find_tf_config_problem(text)
     if problem:
@@ -229,7 +229,7 @@ def require_divisible(batch_size: int, replicas: int, parts: int) -> int:
         nearest = max(batch_size // shares, 1) * shares
         suffix = f" with accumulate_steps={parts}" if parts > 1 else ""
         raise UserError(
-            f"a batch of {batch_size} images cannot be shared evenly by {replicas} "
+            f"a batch of {batch_size} images cannot be divided evenly among {replicas} "
             f"replicas{suffix}; {nearest} can"
         )
     return batch_size // shares
@@ -246,12 +246,13 @@ def is_tpu(strategy: tf.distribute.Strategy) -> bool:
 
 
 def resolve_jit(jit: str, strategy: tf.distribute.Strategy) -> bool:
-    """Returns whether XLA compiles the step: on TPUs, and by "auto" on a single GPU.
+    """Returns whether XLA compiles the step; "auto" does on a TPU or a single GPU.
 
     On CPU, XLA makes depthwise convolutions about 20 times slower.
 
     Raises:
-        UserError: for "on" with several replicas, which exchange values within a step.
+        UserError: if "on" is used with several replicas, which exchange values within a
+            step.
     """
     if is_tpu(strategy):
         return True

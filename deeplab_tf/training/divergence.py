@@ -31,7 +31,7 @@ _LARGEST_USUAL = {
 
 
 class DivergenceCheck:
-    """Raises an error that names the cause of a step that is not finite.
+    """Raises an error that names the cause if a step is not finite.
 
     `restored` is the prefix of the restored checkpoint, if any. A model in float16
     skips such steps.
@@ -57,7 +57,7 @@ class DivergenceCheck:
         self._losses.clear()
 
     def require_finite_values(self, variables: Mapping[str, tf.Variable]) -> None:
-        """Refuses to train if weights, averages or accumulators are not finite."""
+        """Raises `UserError` unless weights, averages and accumulators are finite."""
         name = find_nonfinite(variables)
         if name is not None:
             raise UserError(
@@ -114,11 +114,11 @@ def is_finite_step(row: tf.Tensor) -> tf.Tensor:
 
 
 def find_nonfinite(variables: Mapping[str, tf.Variable]) -> str | None:
-    """Returns the name of the first variable with NaN or infinity, if any."""
+    """Returns the name of the first variable with NaN or infinity; None without."""
     floating = {n: v for n, v in variables.items() if v.dtype.is_floating}
     if not floating:
         return None
-    # Stacked to wait for the GPU once, not for every variable.
+    # Stack the results, to wait for the GPU only once.
     finite = tf.stack([tf.reduce_all(tf.math.is_finite(v)) for v in floating.values()])
     names = zip(floating, finite.numpy(), strict=True)
     return next((name for name, is_finite in names if not is_finite), None)
@@ -127,7 +127,7 @@ def find_nonfinite(variables: Mapping[str, tf.Variable]) -> str | None:
 def find_broken_images(images: tf.Tensor) -> tf.Tensor:
     """Returns a mask of the images with non-finite or absurdly large pixels.
 
-    Images are `[batch, height, width, channels]`, the result is boolean `[batch]`.
+    Images are `[batch, height, width, channels]`; the result is boolean, `[batch]`.
     """
     pixels = tf.cast(images, tf.float32)
     # TensorFlow's graphs turn `~(pixels <= limit)` into `pixels > limit`, which is
@@ -139,8 +139,8 @@ def find_broken_images(images: tf.Tensor) -> tf.Tensor:
 def find_first_broken_image(images: tf.Tensor) -> tf.Tensor:
     """Returns the index of the first broken image in the batch of all replicas, or -1.
 
-    Takes the images of this replica and returns the same float32 scalar on each one.
-    Call it in a replica context.
+    Takes the images of this replica and returns the same float32 scalar on all
+    replicas. Call this in a replica context.
     """
     context = tf.distribute.get_replica_context()
     own_row = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
@@ -166,7 +166,7 @@ def explain_divergence(
         step: Number of the step, from 0.
         metrics: `data_loss` and `learning_rate` of the step.
         losses: Losses of the steps before it, the latest last.
-        source: Where the weights come from if no step has changed them yet; else None.
+        source: Source of the weights if no step has changed them yet; else None.
         is_float16: Whether the model computes in float16.
     """
     loss = metrics["data_loss"]

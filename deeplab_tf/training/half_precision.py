@@ -1,4 +1,4 @@
-"""Training steps in float16, whose gradients underflow unless the loss is scaled."""
+"""Training steps in float16, whose gradients would underflow without loss scaling."""
 
 from collections.abc import Callable
 
@@ -56,8 +56,9 @@ class LossScale:
 class HalfPrecisionStep:
     """Scales the loss of a step and skips the step if a gradient overflows.
 
-    As in 1710.03740, Sec. 3.2. Keras' LossScaleOptimizer decides on each replica before
-    gradients are exchanged, so replicas may diverge; here all replicas decide together.
+    See 1710.03740, Sec. 3.2. Keras' LossScaleOptimizer decides on each replica before
+    gradients are exchanged, so replicas may diverge; here, all replicas decide
+    together.
     """
 
     def __init__(self, step: TrainStep, replicas: Replicas, jit: bool):

@@ -22,8 +22,8 @@ MEASURES = {"miou": "mIoU", "top1": "top-1 accuracy", "top5": "top-5 accuracy"}
 class History:
     """The rows of `history.jsonl`, kept in memory until `flush`.
 
-    Each row has its `step`; a training report also `data_loss`, `learning_rate` and
-    more, an evaluation the measure.
+    Each row has a `step`. Rows of training reports also have `data_loss`,
+    `learning_rate` and more; rows of evaluations have the measures.
 
     Args:
         folder: The `train_logdir`; None writes no file.
@@ -70,14 +70,14 @@ class History:
         write_text(_to_text(self.rows), self._path)
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the steps that have a value, and the values."""
+        """Returns the steps with a value called `name`, and the values."""
         rows = [(row["step"], row[name]) for row in self.rows if name in row]
         steps, values = np.array(rows, np.float64).reshape(-1, 2).T
         return steps, values
 
     @property
     def best(self) -> tuple[int, float] | None:
-        """Step and score of the best evaluation, the earliest if equal, or None."""
+        """Step and score of the best evaluation, the first of equal ones, or None."""
         return max(self._evaluations, key=lambda scored: scored[1], default=None)
 
     @property

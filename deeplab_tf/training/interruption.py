@@ -11,9 +11,9 @@ _SIGNALS = [n for n in (signal.SIGTERM, signal.SIGINT, _HANGUP) if n is not None
 
 
 class Interrupted(SystemExit):
-    """Exits with the status of a signal, 128 plus its number.
+    """Exits with the status for a signal, 128 plus its number.
 
-    `checkpoint` is the prefix of the checkpoint that was saved before, if any.
+    `checkpoint` is the prefix of the checkpoint saved on the signal, if any.
     """
 
     def __init__(self, number: int, checkpoint: str | None = None):
@@ -23,9 +23,9 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """Context manager that stores the first signal in `signal`.
+    """Context manager that stores the first signal received in `signal`.
 
-    A SIGHUP that was ignored, as under nohup, stays ignored.
+    If SIGHUP was ignored, as under nohup, it stays ignored.
     """
 
     def __init__(self):
@@ -69,7 +69,7 @@ def raise_on_signals() -> Iterator[None]:
 def _handle_first_signal(
     handle: Callable[[int], None], numbers: list[int]
 ) -> Iterator[None]:
-    """Handles the first of some signals; a second one has its default action."""
+    """Handles the first of these signals; a second one has its default action."""
     before = {}
 
     def handle_once(number, frame) -> None:

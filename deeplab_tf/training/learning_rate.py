@@ -13,7 +13,7 @@ from deeplab_tf.models.tensors import Tensor
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SlowStart(LearningRateSchedule):
-    """A constant learning rate for some steps, then a schedule from its step 0."""
+    """A constant learning rate for some steps, followed by a schedule."""
 
     def __init__(
         self, schedule: LearningRateSchedule, steps: int, learning_rate: float
@@ -49,14 +49,14 @@ class SlowStart(LearningRateSchedule):
 class PolySchedule(SlowStart):
     """The "poly" learning rate (DeepLabv3, 1706.05587, Sec. 4.1).
 
-    `end + (base - end) * (1 - step / steps) ** power`, with the learning rates `base`
-    and `end`, and `end` from `steps` on. `steps` includes a slow start, from whose end
-    the decay counts.
+    `end + (base - end) * (1 - step / steps) ** power`, where `base` and `end` are
+    learning rates; constant at `end` after `steps`. `steps` includes a slow start,
+    after which the decay begins.
 
     Args:
         base_learning_rate: Initial learning rate. The papers use 0.007 for VOC, with
             batch size 16 and trained batch normalisation.
-        steps: Optimiser steps until `end_learning_rate`: usually all,
+        steps: Optimiser steps until `end_learning_rate`, usually the total,
             `steps_per_epoch * epochs`.
         power: Exponent.
         end_learning_rate: Final learning rate.

@@ -22,11 +22,11 @@ from deeplab_tf.models.tensors import Tensor
 def schedule_mined_share(
     step: Tensor, top_k_percent_pixels: float, hard_example_mining_step: int
 ) -> Tensor:
-    """Returns the share of pixels in the loss, decreasing from 1 as mining sets in.
+    """Returns the fraction of pixels in the loss, which decreases from 1.
 
     Args:
         step: Optimiser steps done.
-        top_k_percent_pixels: Final share, in (0, 1].
+        top_k_percent_pixels: Final fraction, in (0, 1].
         hard_example_mining_step: Steps until it is reached; 0 means immediately.
     """
     if hard_example_mining_step == 0 or top_k_percent_pixels == 1.0:
@@ -52,8 +52,8 @@ def segmentation_loss(
         logits: `[batch, height, width, num_classes]`, float32.
         ignore_label: Label of pixels without loss.
         label_weights: One weight per class; () weights all equally.
-        share: Share in (0, 1] of the hardest pixels to keep, a number or a scalar
-            tensor.
+        share: Fraction of pixels to keep, in (0, 1]: the hardest ones. A number or a
+            scalar tensor.
         focal_gamma: Exponent of the focal loss; 0 is the cross-entropy.
     """
     total, count = loss_and_count(
@@ -72,13 +72,13 @@ def loss_and_count(
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum of the pixel losses, and the count to divide it by.
 
-    Weights change the sum but not the count. Mining keeps the `share` of all pixels,
-    ignored ones included, with the largest losses, and counts those whose loss is not
-    0. The focal loss multiplies the cross-entropy by `(1 - p) ** focal_gamma`
-    (1708.02002, Eq. 4), where `p` is the probability of the true class. Labels outside
-    the classes have no loss but are counted, unlike `ignore_label`.
+    Weights change the sum but not the count. Mining keeps the pixels with the largest
+    losses, a fraction `share` of all pixels including ignored ones, and counts those
+    whose loss is not 0. The focal loss multiplies the cross-entropy by `(1 - p) **
+    focal_gamma` (1708.02002, Eq. 4), where `p` is the probability of the true class.
+    Labels outside the classes have no loss but are counted, unlike `ignore_label`.
 
-    For the arguments see `segmentation_loss`.
+    See `segmentation_loss` for the arguments.
     """
     labels = ops.cast(ops.reshape(labels, (-1,)), "int32")
     logits = ops.reshape(logits, (-1, logits.shape[-1]))
@@ -97,7 +97,7 @@ def pixel_losses(
     class_weights: Sequence[float] = (),
     focal_gamma: float = 0.0,
 ) -> Tensor:
-    """Returns the weighted loss of each pixel, 0 where a label is not a class.
+    """Returns the weighted loss of each pixel; 0 where the label is not a class.
 
     Args:
         ids: Class ids, int32, of any shape.
@@ -121,7 +121,7 @@ def pixel_losses(
 
 
 def is_mined(share: float | Tensor) -> bool:
-    """Returns whether a share, a number or a tensor, may leave pixels out."""
+    """Returns whether a share, a number or a tensor, may exclude pixels."""
     return not (isinstance(share, float | int) and share == 1.0)
 
 
@@ -136,7 +136,7 @@ def find_hardest(losses: Tensor, share: float | Tensor) -> Tensor:
 
     Args:
         losses: Losses of all pixels `[pixels]`.
-        share: Share in (0, 1] of the pixels to keep, a number or a scalar tensor.
+        share: Fraction of pixels to keep, in (0, 1], a number or a scalar tensor.
     """
     # Sorting keeps shapes static; XLA would recompile `top_k` for every k.
     losses = ops.stop_gradient(losses)
@@ -146,7 +146,7 @@ def find_hardest(losses: Tensor, share: float | Tensor) -> Tensor:
     smallest = ops.sum(ops.where(is_last, -ops.sort(-losses), 0.0))
     # NaN counts as hard, so that the loss shows it.
     harder = ~(losses <= smallest)
-    # Of equal losses the first ones fill up the number.
+    # Of equal losses, the first ones are kept.
     equal = ops.cast(losses == smallest, "int32")
     places = kept - ops.sum(ops.cast(harder, "int32"))
     hardest = harder | ((equal > 0) & (ops.cumsum(equal) <= places))
@@ -159,8 +159,8 @@ def regularization_loss(
     """Returns `weight_decay / 2` times the sum of squares of the decayed kernels.
 
     Args:
-        variables: Official name to variable. Depthwise kernels, biases, gamma and beta
-            are not decayed.
+        variables: Maps official names to variables. Depthwise kernels, biases, gamma
+            and beta are not decayed.
         weight_decay: Value of the official flag.
     """
     kernels = [v for name, v in variables.items() if is_decayed(name)]
@@ -169,12 +169,12 @@ def regularization_loss(
 
 
 def is_decayed(name: str) -> bool:
-    """Returns whether the variable of an official name has L2 regularisation."""
+    """Returns whether L2 regularisation applies to a variable, by official name."""
     return name.endswith("/weights")
 
 
 def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
-    """Returns labels at the size of the logits by nearest neighbours.
+    """Resizes labels to the size of the logits by nearest neighbours.
 
     Corners are aligned and halves round up (TF1's `align_corners`). Labels are `[batch,
     height, width]` or `[..., 1]`; `size` is height and width.
@@ -193,18 +193,18 @@ def shrink_labels(labels: Tensor, size: Sequence[int | Tensor]) -> Tensor:
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class SegmentationLoss(keras.losses.Loss):
-    """Cross-entropy of the valid pixels, for `compile`; resizes logits to the labels.
+    """Cross-entropy over valid pixels, for `compile`.
 
-    Labels keep their resolution, because shrinking them removes fine details
-    (DeepLabv3, 1706.05587, Sec. 4.1).
+    Logits are resized to the labels, because shrinking the labels would remove fine
+    details (DeepLabv3, 1706.05587, Sec. 4.1).
 
     By default, the result is the mean over the pixels that are not ignored or, with
     mining, over the hardest pixels of the batch whose loss is above 0; class weights do
     not change the divisor. Other reductions and sample weights apply to the same
     pixels, as in `keras.losses.SparseCategoricalCrossentropy` with `ignore_class`. A
-    label that is neither a class nor ignored is an error (see
-    `models.labels.read_labels`); in TensorFlow code compiled by XLA, which cannot raise
-    it, the loss is NaN.
+    label that is neither a class nor ignored raises an error (see
+    `models.labels.read_labels`), or makes the loss NaN in TensorFlow code compiled with
+    XLA, which cannot raise errors.
 
     Args:
         ignore_label: Label of pixels without loss.
@@ -216,7 +216,7 @@ class SegmentationLoss(keras.losses.Loss):
         **kwargs: Passed to `keras.losses.Loss`, such as `reduction`.
 
     Raises:
-        UserError: for a class weight, share or exponent out of range.
+        UserError: if a class weight, the share or the exponent is out of range.
     """
 
     @check_arguments(
@@ -252,16 +252,16 @@ class SegmentationLoss(keras.losses.Loss):
                 height, width]`.
 
         Raises:
-            UserError: for any other shape, an invalid label (see `read_labels`), or if
-                class weights and classes differ in number.
+            UserError: if a shape or a label is invalid (see `read_labels`), or the
+                number of class weights is not that of the classes.
         """
         return super().__call__(y_true, y_pred, expand_sample_weight(sample_weight))
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """Returns the losses of all pixels, `[batch, height, width]`.
 
-        Ignored pixels have a loss of 0. Keras leaves them out of means, as well as the
-        pixels that mining drops.
+        Ignored pixels have a loss of 0. Keras leaves them out of means, as well as
+        pixels excluded by mining.
         """
         # Keras leaves lists as lists of tensors.
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
@@ -281,7 +281,7 @@ class SegmentationLoss(keras.losses.Loss):
         return losses
 
     def _check_logits(self, shape: tuple) -> None:
-        """Raises an error unless there are logits for each class weight."""
+        """Raises an error unless the logits match the class weights."""
         require(
             len(shape) == 4,
             f"y_pred has the shape {list(shape)}; pass logits [batch, height, width, "

@@ -18,9 +18,9 @@ from deeplab_tf.models.tensors import Tensor
 class Momentum(keras.optimizers.Optimizer):
     """TF1's momentum: `v = m v + g; w = w - lr v`.
 
-    With Nesterov, `w = w - lr (g + m v)`, with the new `v`. Keras' SGD has
-    `v = m v - lr g`, which includes past learning rates and so differs while the rate
-    decays.
+    With Nesterov, `w = w - lr (g + m v)`, where `v` is already updated. Keras' SGD uses
+    `v = m v - lr g`, which includes past learning rates and therefore differs while the
+    rate decays.
 
     Args:
         learning_rate: A number, or a schedule such as `PolySchedule`.
@@ -28,15 +28,15 @@ class Momentum(keras.optimizers.Optimizer):
         nesterov: Whether to use Nesterov's momentum.
         gradient_multipliers: Maps strings to factors on the gradients of variables
             whose `path` contains the string; if several match, their factors are
-            multiplied. The official code, and so `Trainer`, doubles biases:
+            multiplied. The official code and `Trainer` double the gradients of biases,
             `{"bias": 2.0}`. Add `"logits": 10.0` to train new logits faster than the
             rest.
         **kwargs: Passed to `keras.optimizers.Optimizer`. Its `weight_decay` is
             decoupled; for the papers' L2 use `DeepLab.set_weight_decay`.
 
     Raises:
-        UserError: for an argument of the wrong type or out of range; when the optimiser
-            is built, for a multiplier whose string is in no path.
+        UserError: if an argument has the wrong type or is out of range or, when the
+            optimiser is built, if the string of a multiplier is in no path.
     """
 
     @check_arguments(momentum=FRACTION)

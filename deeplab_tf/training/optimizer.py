@@ -1,4 +1,4 @@
-"""Learning rate, optimisers and gradient multipliers of the official trainer."""
+"""The official learning rate schedule, optimisers and gradient multipliers."""
 
 import keras
 
@@ -34,7 +34,7 @@ def learning_rate_schedule(config: TrainConfig) -> SlowStart:
 
 
 def make_optimizer(config: TrainConfig) -> keras.optimizers.Optimizer:
-    """Returns the optimiser of a config."""
+    """Makes the optimiser that a config selects."""
     if config.optimizer == "adam":
         return keras.optimizers.Adam(
             config.adam_learning_rate, epsilon=config.adam_epsilon
@@ -83,8 +83,8 @@ def _find_variables(
 def gradient_multiplier(name: str, config: TrainConfig) -> float:
     """Returns the official factor on the gradient of a variable.
 
-    2 for biases, times `last_layer_gradient_multiplier` for the last layers. Like the
-    official code, it looks for the scopes anywhere in the name.
+    It is 2 for biases, multiplied by `last_layer_gradient_multiplier` in the last
+    layers. As in the official code, their scopes may be anywhere in the name.
     """
     scopes = last_layer_scopes(config.last_layers_contain_logits_only)
     is_last = any(scope in name for scope in scopes)

@@ -35,10 +35,10 @@ class Start:
 
 
 def find_start(experiment: Experiment, batch_norm: str, replicas: int) -> Start:
-    """Returns the start of a training run; downloads the initial checkpoint.
+    """Finds how a training run starts; downloads the initial checkpoint if needed.
 
     Raises:
-        UserError: if the replicas cannot share a batch, `train_logdir` has a
+        UserError: if a batch cannot be divided among the replicas, `train_logdir` has a
             different model, or the initial checkpoint does not exist.
     """
     train = experiment.train
@@ -100,7 +100,7 @@ def _initialize(
 def _resolve_policy(
     experiment: Experiment, start: Start, replicas: int, untrained: tuple[str, ...]
 ) -> BatchNormPolicy:
-    """Returns the batch normalisation policy; a resumed run keeps its own."""
+    """Returns the batch normalisation policy; a resumed run keeps its policy."""
     previous = start.previous
     if previous is None or start.batch_norm != "auto":
         return resolve_batch_norm(start.batch_norm, start.images, replicas, untrained)

@@ -1,4 +1,4 @@
-"""Hides the difference between one replica and many: rows, results and sums."""
+"""Runs steps on one or many replicas: distributes rows, collects results and sums."""
 
 import functools
 import zlib
@@ -21,8 +21,8 @@ _Values = TypeVar("_Values")
 class Replicas:
     """The devices that train one model together.
 
-    `count` replicas over all workers; `worker` is the position of this process among
-    them.
+    `count` is the number of replicas over all workers; `worker` is the position of this
+    process among the workers.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy):
@@ -99,10 +99,10 @@ class Replicas:
         variables: Iterable[keras.Variable],
         folder: str | None,
     ) -> None:
-        """Refuses workers that start at different steps or with different weights.
+        """Checks that all workers start at the same step with the same weights.
 
         Raises:
-            UserError: on all workers, naming the `train_logdir`.
+            UserError: on all workers, if they differ; names the `train_logdir`.
         """
         if self.worker.count == 1:
             return
@@ -119,7 +119,7 @@ class Replicas:
             )
 
     def copy_from_chief(self, variables: Sequence[keras.Variable]) -> None:
-        """Copies the chief's values of some variables to all workers."""
+        """Copies the chief's values of the variables to all workers."""
         values = np.concatenate([v.numpy().ravel() for v in variables])
         values = self.sum_over_workers(values if self.worker.is_chief else 0 * values)
         ends = np.cumsum([v.numpy().size for v in variables])
@@ -127,7 +127,7 @@ class Replicas:
             variable.assign(value.reshape(variable.shape))
 
     def offset_seeds(self, seeds: Mapping[str, keras.Variable]) -> None:
-        """Gives every replica its own dropout seed; the first keeps the saved one."""
+        """Gives replicas different dropout seeds; the first keeps the saved one."""
         if self.count == 1:
             return
 
@@ -151,7 +151,7 @@ class Replicas:
 
 
 def sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
-    """Returns the sum of a value over all replicas; call it in a replica context."""
+    """Sums a value over all replicas; call this in a replica context."""
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync == 1:
         return value

@@ -28,17 +28,17 @@ from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import MEASURES, History
 from deeplab_tf.training.summaries import Summaries
 
-# Steps checked together for collapse. The first window is skipped: every model starts
-# by predicting the most frequent class.
+# Number of steps to check for collapse together. The first ones are skipped, because
+# every model starts by predicting the most frequent class.
 _WINDOW = 100
 _EXAMPLES = 4
-# Tolerance in mIoU for other seeds and hardware.
+# Tolerance in mIoU for different seeds and hardware.
 _MIOU_SPREAD = 0.04
 
 
 @runtime_checkable
 class Scoring(Protocol):
-    """How to score a model during training, such as `Validation`."""
+    """Protocol of `Validation`: how to score a model during training."""
 
     @property
     def dataset(self) -> Callable[[int, int], tf.data.Dataset]:
@@ -61,7 +61,7 @@ class Validation:
         dataset: Function of `(worker, num_workers)` that returns the images of a
             worker, as `load_dataset` does.
         config: The evaluation protocol.
-        expected_miou: Step to the mIoU expected there.
+        expected_miou: Maps steps to the mIoU expected there.
         measures: Keys of `history.MEASURES` to report; the first one selects the best
             model.
     """
@@ -74,7 +74,7 @@ class Validation:
     def make_scorer(
         self, model: keras.Model, gallery: Gallery, shows_progress: bool
     ) -> Callable:
-        """Returns a function of a dataset and of `sum_over_workers`, giving metrics.
+        """Returns a function from a dataset and `sum_over_workers` to metrics.
 
         The model's weights may change between calls; `gallery` collects example images.
         """
@@ -140,9 +140,9 @@ class Reporter:
         """Reports the steps of a host call.
 
         Args:
-            step: Steps done before it.
-            rows: `[steps, n]`, starting with the public metrics.
-            classes: `[3, num_classes]`, see `count_classes`.
+            step: Steps done before the call.
+            rows: Metrics of each step, the public ones first, `[steps, n]`.
+            classes: Class counts `[3, num_classes]`; see `count_classes`.
             samples: Samples consumed so far.
         """
         self._progress.update(len(rows))
@@ -218,7 +218,7 @@ class Reporter:
         return is_best
 
     def _log_classes(self, step: int, metrics: dict) -> None:
-        """Writes the class scores and warns if all predictions are of one class."""
+        """Writes class scores, and warns if nearly all predictions are of one class."""
         self._summaries.write_evaluation(step, metrics, self._gallery.first)
         counts = np.array(metrics["confusion_matrix"])
         found = find_collapse(counts.sum(0), counts.sum(1), self._info.class_names)
@@ -251,7 +251,7 @@ class Reporter:
         write_metrics(self._metrics, folder)
 
     def flush(self) -> None:
-        """Writes history and summaries; call it before saving a checkpoint.
+        """Writes history and summaries; call this before saving a checkpoint.
 
         A failure is only a warning, because the checkpoint matters more. Raises
         `UserError` if the folder was removed or taken over by another training run.

@@ -17,10 +17,10 @@ from deeplab_tf.training.history import HISTORY_FILE
 
 
 def claim_folder(folder: str, overwrite: bool = False) -> None:
-    """Refuses a `train_logdir` where training would replace files it did not write.
+    """Checks that training would not replace files that it did not write.
 
     Raises:
-        UserError: naming the first such file, unless `overwrite` is set.
+        UserError: if it would, unless `overwrite` is set; names the first such file.
     """
     best = os.path.join(folder, BEST)
     names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
@@ -36,7 +36,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
 
 
 def write_experiment(experiment: Experiment, folder: str) -> None:
-    """Writes `experiment.json` atomically: resuming needs it intact."""
+    """Atomically writes `experiment.json`, which resuming needs intact."""
     tf.io.gfile.makedirs(folder)
     write_text(experiment.to_json(), os.path.join(folder, EXPERIMENT_FILE))
 
@@ -47,7 +47,7 @@ def read_previous_experiment(experiment: Experiment) -> Experiment | None:
     Returns `experiment` itself if there are checkpoints but no `experiment.json`.
 
     Raises:
-        UserError: if the model differs, naming the differences.
+        UserError: if the model differs; names the differences.
     """
     folder = experiment.train.train_logdir
     if not checkpoint_files.list_prefixes(folder):

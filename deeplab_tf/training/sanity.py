@@ -1,8 +1,8 @@
 """Checks that model, labels and loss fit together before a long training run.
 
-The model must overfit a single batch; labels without a pattern, a loss over the wrong
-pixels or a model cut off from its input fail here. And label borders must lie on image
-edges, because a network can also overfit labels that belong to other images.
+The model must overfit a single batch, which fails if labels have no pattern, the loss
+is over the wrong pixels, or the output does not depend on the input. Label borders must
+lie on image edges, because a network can also overfit labels of other images.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from deeplab_tf.errors import pluralize
 from deeplab_tf.training.trainer import Trainer
 
 _STEPS, _STEPS_AT_ONCE = 200, 10
-# Every backbone reaches these on one batch within a few dozen steps; with random labels
-# the mean IoU stays below 0.3.
+# Every backbone reaches these scores on one batch within a few dozen steps; with random
+# labels, the mean IoU stays below 0.3.
 _MIOU, _ACCURACY = 0.5, 0.9
 # Number of crops, and of standard errors that make a difference significant.
 _CROPS, _SIGNIFICANT = 64, 4.0
@@ -27,7 +27,7 @@ _FEWEST_CROPS, _FEWEST_PIXELS = 10, 20
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Whether everything fits together, and the reasons, one sentence each."""
+    """The result of the check, and its reasons, one sentence each."""
 
     fits: bool
     lines: tuple[str, ...]
@@ -39,8 +39,8 @@ class Verdict:
 def check(model: keras.Model, config: TrainConfig, dataset: tf.data.Dataset) -> Verdict:
     """Checks that model, labels and loss fit together; trains the model.
 
-    Uses the loss and batch normalisation of `config`, but Adam, so that the learning
-    rate is not under test. The model starts from its current weights.
+    Uses the loss and batch normalisation of `config`, but the optimiser Adam, so that
+    the learning rate is not tested. The model starts from its current weights.
     """
     overfit = _overfit(model, config, dataset)
     borders = check_borders(dataset, config.ignore_label)
@@ -78,7 +78,7 @@ def _overfit(model, config: TrainConfig, dataset) -> Verdict:
 
 
 def _compute_scores(counts: np.ndarray) -> tuple[float, float]:
-    """Returns mean IoU and pixel accuracy of the counts of `count_classes`."""
+    """Returns mean IoU and pixel accuracy from the counts of `count_classes`."""
     predicted, truth, right = counts
     union = predicted + truth - right
     present = union > 0
@@ -90,8 +90,8 @@ def _compute_scores(counts: np.ndarray) -> tuple[float, float]:
 def check_borders(dataset: tf.data.Dataset, ignore_label: int) -> Verdict:
     """Checks that images change where their labels do.
 
-    Compares the strength of image edges along the borders of the image's own label and
-    of other images' labels. The dataset has images and labels of one size.
+    Compares the strength of image edges along the label borders of the image and those
+    of other images. The dataset has images and labels of one size.
     """
     images, labels = _read_crops(dataset)
     own, others = [], []
@@ -139,11 +139,11 @@ def _find_borders(label: np.ndarray) -> np.ndarray:
 
 
 def _rank_edges(image: np.ndarray) -> np.ndarray:
-    """Returns for each pixel the share of pixels with weaker edges around them."""
+    """Returns, for each pixel, the fraction of pixels with weaker edges nearby."""
     grey = image.mean(-1)
     change = np.abs(np.diff(grey, axis=0, prepend=grey[:1]))
     change += np.abs(np.diff(grey, axis=1, prepend=grey[:, :1]))
-    # Labels are seldom exact to the pixel.
+    # Labels are rarely accurate to the pixel.
     change = cv2.dilate(change, np.ones((5, 5), np.uint8)).ravel()
     ranks = np.empty(change.size, np.float32)
     ranks[np.argsort(change)] = np.arange(change.size) / change.size

@@ -44,9 +44,9 @@ class TrainingState:
 
     Args:
         folder: The `train_logdir`.
-        groups: Group name to its variables by name; `MODEL_KEY` has the weights and
-            moving statistics by official name. The names are the format on disk; empty
-            groups are not saved.
+        groups: Maps group names to variables by name; `MODEL_KEY` has the weights and
+            moving statistics by official name. The names are part of the file format;
+            empty groups are not saved.
         step: `iterations` of the optimiser.
         samples: Number of training samples consumed.
         is_chief: Whether this worker keeps its checkpoints. Other workers write to a
@@ -113,8 +113,8 @@ class TrainingState:
     def save(self) -> str:
         """Saves a checkpoint of the current step and keeps the newest five.
 
-        If killed at any moment, it leaves all earlier checkpoints intact, including one
-        of the same step. Locks the folder unless this process already holds the lock.
+        If the process is killed, all earlier checkpoints stay intact, including one of
+        the same step. Locks the folder unless this process already holds the lock.
 
         Returns:
             The prefix of the checkpoint, `<folder>/model.ckpt-<step>`.
@@ -126,7 +126,7 @@ class TrainingState:
         return self._save(self.folder, _KEPT)
 
     def save_best(self) -> str:
-        """Saves a checkpoint to `<folder>/best` in place of the previous one there."""
+        """Saves a checkpoint to `<folder>/best`, replacing the previous one there."""
         return self._save(os.path.join(self.folder, BEST), 1)
 
     def _save(self, folder: str, kept: int) -> str:
@@ -163,7 +163,7 @@ class TrainingState:
             )
 
     def _require_match(self, prefix: str) -> None:
-        """Refuses an intact checkpoint of a different format, model or optimiser."""
+        """Raises `UserError` for a checkpoint with a different model or optimiser."""
         reader = checkpoint_files.open_checkpoint(prefix)
         _require_format(reader, prefix)
         dtypes = reader.get_variable_to_dtype_map()
@@ -187,7 +187,7 @@ class TrainingState:
 
 
 def _require_format(reader, prefix: str) -> None:
-    """Refuses a TF1 checkpoint, or one of a different format version."""
+    """Raises `UserError` for a TF1 checkpoint, or a different format version."""
     if not reader.has_tensor(GRAPH_KEY):
         raise UserError(
             f"{prefix} is a TF1 checkpoint, whose training cannot be resumed; give it "

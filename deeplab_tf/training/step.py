@@ -19,10 +19,10 @@ from deeplab_tf.training.replicas import sum_over_replicas
 
 
 def training_outputs(model: keras.Model) -> keras.Model:
-    """Returns a model whose outputs are the logits that have a loss, before resizing.
+    """Returns a model that outputs all logits with a loss, before resizing.
 
-    With an image pyramid these are the merged logits and those of each scale, as in the
-    official code.
+    With an image pyramid, these are the merged logits and those of each scale, as in
+    the official code.
     """
     scales = model.model_config.image_pyramid
     names = ["logits"]
@@ -34,9 +34,9 @@ def training_outputs(model: keras.Model) -> keras.Model:
 class TrainStep:
     """Runs forward pass, loss, gradients and update on one replica's rows of a batch.
 
-    Call it in a replica context. The replicas' losses add up to the batch's: each is
-    divided by the valid pixels of all replicas. `network` is the model of
-    `training_outputs`, or an equivalent one; the optimiser must be built.
+    Call this in a replica context. The losses of the replicas add up to that of the
+    batch: each is divided by the number of valid pixels on all replicas. `network` is
+    the model of `training_outputs`, or an equivalent one; the optimiser must be built.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class TrainStep:
             loss_scale: Factor on the loss, undone in the gradients.
 
         Returns:
-            A gradient per trained variable, with L2 and multipliers; and `data_loss`,
+            The gradient of each trained variable, including L2 and multipliers; and
+            metrics over all replicas, from before the update: `data_loss`,
             `regularization_loss`, `learning_rate`, `nonfinite_gradients` (their number
-            before L2) and `classes` (see `count_classes`), over all replicas and from
-            before the update.
+            before L2) and `classes` (see `count_classes`).
         """
         config, variables = self._config, [v.value for v in self._trained.values()]
         labels = self._resize_labels(labels)
@@ -110,7 +110,7 @@ class TrainStep:
         self._averages.update()
 
     def _resize_labels(self, labels):
-        """Returns int32 labels `[rows, height, width]` of the size of the loss."""
+        """Returns int32 labels `[rows, height, width]` at the size of the loss."""
         labels = tf.cast(labels, tf.int32)
         if len(labels.shape) == 4:
             labels = labels[..., 0]
@@ -198,6 +198,6 @@ def accumulate(differentiate: Callable, images, labels, parts: int) -> tuple:
 
 def count_nonfinite(gradients: list):
     """Returns the number of gradients that contain NaN or infinity, float32."""
-    # Far cheaper than testing every element; an overflow of the sum counts as well.
+    # Far cheaper than testing every element; an overflow of the sum also counts.
     sums = tf.stack([tf.reduce_sum(gradient) for gradient in gradients])
     return tf.reduce_sum(tf.cast(~tf.math.is_finite(sums), tf.float32))

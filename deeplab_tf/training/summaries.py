@@ -16,8 +16,8 @@ from deeplab_tf.visualize import as_rgb, encode_png, overlay, panel, plot_confus
 
 # The data class of each of TensorBoard's plugins.
 _DATA_CLASSES = {"scalars": "DATA_CLASS_SCALAR", "images": "DATA_CLASS_BLOB_SEQUENCE"}
-# Flush every two minutes (TensorFlow's default) instead of every ten values: on gs://
-# each flush rewrites the whole file.
+# Flush every two minutes (TensorFlow's default) instead of every ten values, because on
+# gs://, each flush rewrites the entire file.
 _QUEUE = 10_000
 
 
@@ -40,10 +40,10 @@ class Summaries:
             self._stack.enter_context(self._writer.as_default())
 
     def restart(self, step: int) -> None:
-        """Marks the start of a run after `step` steps: TensorBoard drops later steps.
+        """Marks the start of a run at `step`, so that TensorBoard drops later steps.
 
-        Call it before writing anything, also at step 0, because TensorBoard takes the
-        first mark of a folder for its start.
+        Call this before writing anything, even at step 0, because TensorBoard treats
+        the first mark in a folder as its start.
         """
         if self._writer is None:
             return
@@ -85,7 +85,7 @@ class Summaries:
     def write_overlays(
         self, step: int, tag: str, samples: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> None:
-        """Writes images under predicted labels.
+        """Writes images, overlaid with predicted labels.
 
         Args:
             step: The step or epoch.

@@ -45,12 +45,12 @@ _BATCHES = Elements(
 class Trainer:
     """Trains a model with the semantics of the official code.
 
-    It uses the strategy under which the model was built; batches hold the rows of all
+    Uses the strategy under which the model was built; batches have the rows of all
     replicas.
 
     Args:
-        model: A model of `build_model`, or of `build_classifier` with one-pixel labels.
-            Its batch normalisation is set to `config.normalization`.
+        model: A model from `build_model`, or from `build_classifier` with one-pixel
+            labels. Its batch normalisation is set to `config.normalization`.
         config: The training options.
 
     Raises:
@@ -87,7 +87,7 @@ class Trainer:
         self._compiled_steps = tf.function(self._repeat_step, reduce_retracing=True)
 
     def _make_step(self) -> tuple[Callable, HalfPrecisionStep | None]:
-        """Returns the step of one replica and, in float16, that of all replicas."""
+        """Makes the step of one replica and, in float16, that of all replicas."""
         model, replicas = self.model, self._replicas
         network = training_outputs(model)
         if not (self.compiles or replicas.is_accelerated):
@@ -171,9 +171,9 @@ class Trainer:
             The metrics of the last step; see `train_step`.
 
         Raises:
-            UserError: if another process trains in `train_logdir` or removes it; if
-                weights, losses or gradients are not finite; if the dataset ends early;
-                or if a checkpoint cannot be written.
+            UserError: if another process is training in `train_logdir` or removes it;
+                if weights, losses or gradients are not finite; if the dataset ends
+                early; or if a checkpoint cannot be written.
         """
         data, metrics = None, dict[str, float]()
         with (
@@ -224,9 +224,9 @@ class Trainer:
         return _select_public_metrics(rows[0])
 
     def train_steps(self, data: Iterator, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Runs up to `count` optimiser steps in one host call, until one is not finite.
+        """Runs up to `count` steps in one host call; stops at one that is not finite.
 
-        Takes an iterator from `iterate`. Returns the `STEP_METRICS` of each step,
+        `data` is an iterator from `iterate`. Returns the `STEP_METRICS` of each step,
         `[steps, 6]`, and the sum of their class counts, `[3, num_classes]` (see
         `count_classes`).
         """
@@ -377,7 +377,7 @@ class Trainer:
         reporter.flush()
 
     def _save(self, reporter: Reporter) -> str | None:
-        """Saves a checkpoint; returns its prefix, None without a `train_logdir`."""
+        """Saves a checkpoint; returns its prefix, or None without a `train_logdir`."""
         reporter.flush()
         prefix = self._state.save() if self._state is not None else None
         self._saved_at = time.monotonic()

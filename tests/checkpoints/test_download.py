@@ -244,7 +244,7 @@ def test_download_without_a_strong_etag_restarts(server, cache, tag):
 def test_wrong_range_is_refused(server, cache, partial_size, monkeypatch):
     wrong = functools.partialmethod(send_wrong_range)
     monkeypatch.setattr(Handler, "do_GET", wrong)
-    with pytest.raises(UserError, match="from 1500000 on but sent bytes 7-9/2304000"):
+    with pytest.raises(UserError, match="from 1500000 but sent bytes 7-9/2304000"):
         fetch(server.url, str(cache))
     assert "some.tar.gz" not in cached_files(cache)
 
@@ -261,7 +261,7 @@ def test_offline_error_says_where_to_put_the_file(server, cache):
     server.server_close()
     path = cache / "some.tar.gz"
     message = (
-        rf"^{url.replace('?', '.')} cannot be downloaded: .*put the file at {path}$"
+        rf"^{url.replace('?', '.')} cannot be downloaded: .*save the file as {path}$"
     )
     with pytest.raises(UserError, match=message) as error:
         fetch(url, str(cache))
@@ -350,7 +350,7 @@ def test_special_files_in_the_cache_are_refused(server, tmp_path, cache, suffix,
     (tmp_path / "victim").write_bytes(b"of someone else")
     path = cache / f"some.tar.gz{suffix}"
     KINDS[kind](path)
-    message = rf"^{path} is {kind}, not a plain file; remove it$"
+    message = rf"^{path} is {kind}, not a regular file; remove it$"
     with pytest.raises(UserError, match=message):
         fetch(server.url, str(cache))
     assert (tmp_path / "victim").read_bytes() == b"of someone else"

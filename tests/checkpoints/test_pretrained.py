@@ -163,7 +163,7 @@ def test_unusable_cache_error_names_the_path(tiny, tmp_path, archive):
     for source in ("tiny", str(archive)):
         assert_refused(message, source, cache_dir=path)
     (tmp_path / "folder/tiny.tar.gz").mkdir(parents=True)
-    message = f"{tmp_path}/folder/tiny.tar.gz is a folder, not a plain file; remove it"
+    message = f"{tmp_path}/folder/tiny.tar.gz is a folder, not a regular file; remove"
     assert_refused(message, "tiny", cache_dir=str(tmp_path / "folder"))
 
 
@@ -237,7 +237,7 @@ def test_offline_error_says_where_to_put_the_file(tiny, monkeypatch, cache):
             "DEEPLAB_TF_ZOO", f"http://127.0.0.1:{closed.getsockname()[1]}"
         )
     assert_refused(
-        rf"cannot be downloaded: .*put the file at {cache}/tiny.tar.gz$", "tiny"
+        rf"cannot be downloaded: .*save the file as {cache}/tiny.tar.gz$", "tiny"
     )
 
 

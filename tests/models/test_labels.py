@@ -76,8 +76,8 @@ INVALID = [
     (*of_labels([1, 0, 0], [0, 1, 1]), "[0, 1, 1]", "neither one-hot (3 classes)"),
     (*of_labels([0.2, 0.7, 0.1]), "[0.2, 0.7, 0.1]", "nor all 0 (ignored)"),
     (*of_labels([1, -1, 1]), "[1, -1, 1]", "neither one-hot"),
-    (*of_predictions(2, 3, -1), "3", "no class (0..2)"),
-    (*of_predictions(254), "254", "pass class ids, or class scores"),
+    (*of_predictions(2, 3, -1), "3", "not a class (0..2)"),
+    (*of_predictions(254), "254", "pass class ids or class scores"),
     (*of_predictions([0.5]), "0.5", "class scores"),
 ]
 

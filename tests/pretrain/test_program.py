@@ -57,7 +57,10 @@ def folder(tmp_path_factory):
         (["--learning_rate_decay_epochs=0"], "number above 0; received 0"),
         (["--learning_rate_decay_epochs=inf"], "number above 0; received inf"),
         (["--multi_grid=1,2"], "multi_grid of xception_65 needs 3 positive rates"),
-        (["--train_batch_size=5", "--accumulate_steps=2"], "5 images cannot be shared"),
+        (
+            ["--train_batch_size=5", "--accumulate_steps=2"],
+            "5 images cannot be divided",
+        ),
         (["--batch_norm=freeze"], "--batch_norm=freeze: value should be one of <auto|"),
         (["--output_stride=16"], "Unknown command line flag 'output_stride'"),
     ],

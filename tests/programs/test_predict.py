@@ -391,5 +391,5 @@ def test_labels_of_geotiffs_keep_their_place(tiny_export, tmp_path, monkeypatch,
     assert not (tmp_path / "out/plain_label.tif").exists()
     monkeypatch.setitem(sys.modules, "rasterio", None)
     run(*arguments, f"--output_dir={tmp_path}/out2")
-    assert "1 GeoTIFF loses the place on earth; to keep it" in capfd.readouterr().err
+    assert "1 GeoTIFF loses the georeference; to keep it" in capfd.readouterr().err
     assert not (tmp_path / "out2/x/a_label.tif").exists()

@@ -274,7 +274,7 @@ def flag_name(flag):
             ["--num_clones=3", "--distribution_strategy=one_device"],
             "num_clones=3 needs",
         ),
-        (["--accumulate_steps=3"], "2 images cannot be shared evenly .*=3; 3 can"),
+        (["--accumulate_steps=3"], "2 images cannot be divided evenly .*=3; 3 can"),
         (["--distribution_strategy=all"], "should be one of <auto|one_device|"),
         (["--precision=float8"], "should be one of <float32|bfloat16|float16>"),
         (

@@ -1,4 +1,4 @@
-"""The table of backbones, one row each in the file of its family.
+"""The table of backbones; each has a row in the file of its family.
 
 To add a network of a known family, add a row there. A new family needs a file here and
 a builder in `deeplab_tf.models.backbones`.

@@ -1,4 +1,4 @@
-"""Description of a backbone."""
+"""Describes a backbone."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,12 @@ class Backbone:
     """A row of the table of backbones.
 
     Attributes:
-        network: Architecture, as the builder of the family takes it.
-        options: Fields of `ModelConfig` that it supports.
+        network: Architecture, for the builder of the family.
+        options: Fields of `ModelConfig` that the backbone supports.
         multi_grid: Number of units in its last block.
         decoder_strides: Strides of its low-level features.
-        subtracts_mean: Whether it subtracts the ImageNet mean from the image instead of
-            scaling to [-1, 1].
+        subtracts_mean: Whether the ImageNet mean is subtracted from the image, instead
+            of scaling it to [-1, 1].
     """
 
     network: Any

@@ -47,8 +47,8 @@ class MobileNet(NamedTuple):
         first: Depth of that convolution.
         last: Depth of a 1x1 convolution after the blocks; None omits it.
         activation: Activation of both convolutions.
-        low_level: For each stride of low-level features, the index of the block that
-            gives them as its depthwise output.
+        low_level: For each stride of low-level features, the index of the block whose
+            depthwise output they are.
         narrow_last: Whether a multiplier below 1 also narrows the last convolution.
         divisor: Depths are rounded to multiples of this at a `depth_multiplier` other
             than 1, and to multiples of 8 at 1.

@@ -14,13 +14,13 @@ _KERNEL = truncated_normal(0.09)
 
 
 def make_divisible(channels: float, divisor: int) -> int:
-    """Rounds `channels` to a multiple of `divisor`, at most 10 % down."""
+    """Rounds `channels` to a multiple of `divisor`, down by at most 10 %."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 def _squeeze_excite(x, scope: str):
-    """Weights the channels of `x` by a function of their means over the image."""
+    """Scales the channels of `x` by a function of their means over the image."""
     depth, scope = x.shape[-1], f"{scope}.squeeze_excite"
     biased = {"normalize": None, "initializer": _KERNEL}
     gate = WindowMean(name=f"{scope}.mean")(x)
@@ -33,8 +33,8 @@ def _squeeze_excite(x, scope: str):
 def inverted_residual(x, scope: str, block: Block, stride: int, rate: int, normalize):
     """Returns the block's output and its low-level features (1801.04381, Fig. 4d).
 
-    `stride` and `rate` are the effective ones of the spatial convolution, whose output,
-    before any squeeze-and-excitation, is the low-level features.
+    `stride` and `rate` are the effective values of the spatial convolution, whose
+    output, before any squeeze-and-excitation, is the low-level features.
     """
     source, size = x, block.kernel_size
     style = {"normalize": normalize, "initializer": _KERNEL}
@@ -72,9 +72,9 @@ def mobilenet(
         output_stride: Output stride of the high-level features.
         network: The architecture.
         depth_multiplier: Factor on the number of channels.
-        divisible_by: Channels become multiples of this; None is 8 at depth_multiplier 1
-            and the network's divisor otherwise.
-        batch_norm_momentum: Decay of the moving statistics; None is 0.997.
+        divisible_by: Channels are rounded to multiples of this; None means 8 if
+            `depth_multiplier` is 1, otherwise the divisor of the network.
+        batch_norm_momentum: Decay of the moving statistics; None means 0.997.
     """
     normalize = make_batch_norm(batch_norm_momentum, 0.997, epsilon=1e-3)
     options = {"normalize": normalize, "activation": network.activation}

@@ -1,6 +1,6 @@
 """ResNet v1 as DeepLab's backbone (1512.03385; DeepLabv3, 1706.05587, Sec. 3.2).
 
-The last unit of a block has its stride.
+In each block, the last unit has the stride.
 """
 
 import functools
@@ -52,7 +52,7 @@ def _add_relu(shortcut, residual, scope):
 
 
 def _stem(image, network: ResNet, conv):
-    """Returns features of stride 4."""
+    """Applies the layers before block1; the features have stride 4."""
     if not network.root:
         x = conv(image, 64, 7, f"{network.scope}.conv1", strides=2)
     else:
@@ -95,17 +95,17 @@ def resnet_v1(
     """Returns the high-level features of a ResNet, and the low-level ones by stride.
 
     Low-level features (strides 4, 8, 16) are the residual of the unit before a block's
-    strided one: linear, without the shortcut. The image is RGB scaled to [-1, 1], or
-    minus the mean pixel (without the beta root).
+    strided unit: linear, without the shortcut. The image is RGB, scaled to [-1, 1] or,
+    without the beta root, minus the mean pixel.
 
     Args:
         image: `[batch, height, width, channels]`.
         output_stride: Output stride of the high-level features.
         network: The architecture.
         multi_grid: Rates of the units of block4 and its replicas, relative to the
-            block's rate (Sec. 3.2.1); () is all 1.
+            block's rate (Sec. 3.2.1); () means all 1.
         cascade_blocks: Number of replicas of block4 (Sec. 3.2).
-        batch_norm_momentum: Decay of the moving statistics; None is 0.95.
+        batch_norm_momentum: Decay of the moving statistics; None means 0.95.
     """
     conv = functools.partial(
         conv_bn_act,

@@ -20,7 +20,7 @@ _ROOT_STRIDE = 2
 
 
 class Style(NamedTuple):
-    """Options common to all modules; `normalize` is a function `(x, scope) -> x`."""
+    """Options shared by all modules; `normalize` is a function `(x, scope) -> x`."""
 
     normalize: Callable
     depthwise_activation: bool = False
@@ -56,7 +56,7 @@ def _separable(x, filters, scope, last: bool, style: Style, **spatial):
 
 
 def _add_shortcut(x, source, block: Block, scope, stride, style: Style):
-    """Adds a module's input, without activation, to its residual."""
+    """Adds the input of a module to its residual, without an activation."""
     if block.shortcut == "conv":
         options = {"strides": stride, "activation": None} | style.options
         source = conv_bn_act(
@@ -68,7 +68,7 @@ def _add_shortcut(x, source, block: Block, scope, stride, style: Style):
 
 
 def _module(x, block: Block, scope, stride, rates, style: Style):
-    """Returns the module's output and that of its second convolution (Fig. 4)."""
+    """Returns the output of a module and of its second convolution (Fig. 4)."""
     source, outputs = x, []
     for i, (filters, rate) in enumerate(zip(block.depths, rates, strict=True), 1):
         x = _separable(
@@ -106,19 +106,19 @@ def xception(
     """Returns the high-level features of an Xception, and the low-level ones by stride.
 
     Low-level features (strides 4, 8, 16) are the linear output of the second
-    convolution of a module, before its strided third. The image is RGB scaled to [-1,
-    1].
+    convolution of a module, before the strided third one. The image is RGB, scaled to
+    [-1, 1].
 
     Args:
         image: `[batch, height, width, channels]`.
         output_stride: Output stride of the high-level features.
         network: The architecture.
         multi_grid: Rates of the three convolutions of the last module, relative to the
-            block's rate; () is all 1, as in the paper.
+            block's rate; () means all 1, as in the paper.
         depthwise_activation: Whether to add the ReLU after each depthwise convolution
             that the paper describes; the released networks lack it.
         bounded_activation: Whether to clip activations to 6.
-        batch_norm_momentum: Decay of the moving statistics; None is 0.9997.
+        batch_norm_momentum: Decay of the moving statistics; None means 0.9997.
     """
     normalize = make_batch_norm(batch_norm_momentum, 0.9997, epsilon=1e-3)
     style = Style(normalize, depthwise_activation, bounded_activation)
