@@ -51,6 +51,16 @@ class ClassList(NamedTuple):
         ids |= {color: self.info.ignore_label for color in self.ignore_colors}
         return ids | {c: i for c, i in self.value_map.items() if isinstance(c, tuple)}
 
+    def grey_ids(self) -> dict[int, int]:
+        """Returns the label of each level of grey that is a colour."""
+        return {c[0]: i for c, i in self.color_ids().items() if len(set(c)) == 1}
+
+    @property
+    def object_name(self) -> str:
+        """The only class besides the background for messages, or a placeholder."""
+        names = self.info.class_names
+        return names[1] if len(names) == 2 else "NAME"
+
     def declared_values(self) -> dict[int, int]:
         """Returns the label of each value that the user gives a meaning."""
         declared = {v: i for v, i in self.value_map.items() if isinstance(v, int)}

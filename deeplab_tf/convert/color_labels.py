@@ -264,9 +264,7 @@ class Masks:
         by_id = ids | declared
         if mask.palette is not None:
             return by_id, {}
-        colors = self.classes.color_ids()
-        greys = {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
-        by_color = _scale_levels(greys, mask.white)
+        by_color = _scale_levels(self.classes.grey_ids(), mask.white)
         return by_id, (by_color | declared if by_color else {})
 
     def _decide(
@@ -311,16 +309,15 @@ class Masks:
         self, path: epath.Path, mask: Mask, values: Set[int]
     ) -> None:
         """Raises `UnclearError` if 255 is ignored but may be white paint."""
-        info = self.classes.info
         is_suspicious = 255 in values and values <= {0, 255}
         if not (is_suspicious and self._is_black_and_white(mask.white)):
             return
         counts = self._values.count()
-        name = info.class_names[1] if info.num_classes == 2 else "NAME"
         raise UnclearError(
             f"{path} and all other masks have only the values "
             f"{mask_values.format_counts(counts)}; if 255 is an object, add "
-            f"--value_map=255:{name}; if it is unlabelled, add --ignore_label=255"
+            f"--value_map=255:{self.classes.object_name}; if it is unlabelled, add "
+            "--ignore_label=255"
         )
 
     def _are_ids(self, ids: Set[int], mask: Mask) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.class_list import ClassList
+from deeplab_tf.convert.value_map import format_value
 from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.images import lookup, mask_files
 from deeplab_tf.images.image_files import TooLargeError
@@ -135,9 +136,8 @@ def describe_colors(
         f"and {others} more colours, {mask.count(wrong):,} pixels in all; "
         "if it was anti-aliased, resized or saved as JPEG, add --nearest"
         if others > 8
-        else "add a class of this colour, --value_map={}:NAME, or {}:ignore".replace(
-            "{}", "#{:02x}{:02x}{:02x}".format(*color)
-        )
+        else f"add a class of this colour, --value_map={format_value(color)}:NAME, or "
+        f"{format_value(color)}:ignore"
     )
     return (
         f"{path} has the colour {color}, which is not a class,{where} in {count} of "
@@ -160,11 +160,10 @@ def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
     if len(unknown) > max(4, len(names)):
         return _suggest_nearest(counts, classes)
     if values == [0, 255] or (len(names) > 1 and set(values) <= {0, 255}):
-        name = names[1] if len(names) == 2 else "NAME"
-        return f"if 255 is an object, add --value_map=255:{name}"
+        return f"if 255 is an object, add --value_map=255:{classes.object_name}"
     if len(values) == 2 and values[0] == 0 and len(unknown) == 1:
-        name = names[1] if len(names) == 2 else "NAME"
-        return f"if {values[1]} is an object, add --value_map={values[1]}:{name}"
+        entry = f"{values[1]}:{classes.object_name}"
+        return f"if {values[1]} is an object, add --value_map={entry}"
     if values in ([*range(1, len(names) + 1)], [*range(len(names) + 1)]):
         entries = [f"{i}:{name}" for i, name in enumerate(names, 1)]
         return f"if class ids start at 1, add --value_map=0:ignore,{','.join(entries)}"
@@ -184,8 +183,7 @@ def suggest(counts: Mapping[int, int], classes: ClassList) -> str:
 def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
     names = classes.info.class_names
     ends = min(counts), max(counts)
-    declared = {c[0] for c in classes.color_ids() if len(set(c)) == 1}
-    declared |= set(classes.declared_values())
+    declared = classes.grey_ids() | classes.declared_values()
     count = sum(n for value, n in counts.items() if value not in (declared or ends))
     found = pluralize(count, "pixel(s) (has|have) values in between")
     what = (
@@ -193,5 +191,5 @@ def _suggest_nearest(counts: Mapping[int, int], classes: ClassList) -> str:
     )
     if declared:
         return what
-    name = names[1] if len(names) == 2 else "NAME"
-    return f"{what} --value_map={ends[0]}:{names[0]},{ends[1]}:{name}"
+    entries = f"{ends[0]}:{names[0]},{ends[1]}:{classes.object_name}"
+    return f"{what} --value_map={entries}"

@@ -32,7 +32,7 @@ def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     Grey class colours come first; else the values of the class file. A first class
     without a value has 0. `white` is that of `mask_files.Mask`.
     """
-    greys = _grey_colors(classes)
+    greys = classes.grey_ids()
     is_complete = set(range(classes.info.num_classes)) <= set(greys.values())
     source = classes._replace(file_values=None) if is_complete else classes
     declared = source.declared_values()
@@ -46,14 +46,9 @@ def value_targets(classes: ClassList, white: int) -> dict[int, int]:
     return targets
 
 
-def _grey_colors(classes: ClassList) -> dict[int, int]:
-    colors = classes.color_ids()
-    return {c[0]: label for c, label in colors.items() if len(set(c)) == 1}
-
-
 def require_one_meaning(classes: ClassList) -> None:
     """Raises `UnclearError` if grey values near both ids and colours are ambiguous."""
-    values, greys = classes.file_values, _grey_colors(classes)
+    values, greys = classes.file_values, classes.grey_ids()
     if (
         values is not None
         and greys

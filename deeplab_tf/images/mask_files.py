@@ -4,7 +4,6 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from etils import epath
 from PIL import Image
 
@@ -173,18 +172,12 @@ def _has_deep_colors(image: Image.Image) -> bool:
 
 def _read_tiff(path: epath.Path, content: bytes) -> Mask:
     """Reads a TIFF that Pillow cannot open, such as one with 32-bit integers."""
-    tifffile = pixels.import_tifffile(path)
-    try:
-        with tifffile.TiffFile(io.BytesIO(content)) as file:
-            page, count = file.pages[0], len(file.pages)
-            pixels.check_photometric(path, page.photometric)
-            pixels.check_shape(path, page.shape[:2], 1)
-            compression = page.compression.name
-            array = page.asarray()
-    except UserError:
-        raise
-    except Exception as error:  # tifffile may raise any exception
-        raise UserError(f"{path} is broken: {error}") from error
+    with pixels.open_tiff(path, content) as file:
+        page, count = file.pages[0], len(file.pages)
+        pixels.check_photometric(path, page.photometric)
+        pixels.check_shape(path, page.shape[:2], 1)
+        compression = page.compression.name
+        array = page.asarray()
     if count > 1:
         raise UserError(f"{path} has {count} pages or frames; a mask must have one")
     if compression not in _LOSSLESS_TIFF or array.ndim != 2:
@@ -201,11 +194,7 @@ def _decode_deep(path: epath.Path, image: Image.Image, content: bytes) -> np.nda
         raise UserError(
             f"{path} has 16 bits per colour channel; save it as an 8-bit PNG"
         )
-    try:
-        return tf.io.decode_png(content, dtype=tf.uint16).numpy()
-    except tf.errors.InvalidArgumentError as error:
-        image_files.decode(path, image)  # its error message is clearer
-        raise UserError(f"{path} is broken: {error.message}") from error
+    return pixels.read_png(path, content)
 
 
 def _read_npy(path: epath.Path, content: bytes) -> np.ndarray:

@@ -5,9 +5,11 @@ they will be stored as PNGs. They are read without loss: files whose values Pill
 round are read by other packages, or refused.
 """
 
+import contextlib
 import io
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -90,7 +92,7 @@ def _read_other(
     path: _Path, content: bytes, image: Image.Image, channels: int
 ) -> np.ndarray:
     if image.format in ("PNG", "JPEG", "MPO"):
-        return _read_png(path, content)
+        return read_png(path, content)
     bits = _find_bits_per_channel(image.format, content)
     if bits > 8 and image.format == "JPEG2000":
         return _read_jpeg2000(path, content)
@@ -130,7 +132,8 @@ def _as_grey_or_rgb(image: Image.Image, channels: int) -> np.ndarray:
     return array[..., 0] if is_grey else array
 
 
-def _read_png(path: _Path, content: bytes) -> np.ndarray:
+def read_png(path: _Path, content: bytes) -> np.ndarray:
+    """Decodes a PNG, uint8 or uint16; raises UserError if it is broken."""
     dtype = tf.uint16 if decoding.read_png_format(content)[0] == 16 else tf.uint8
     try:
         return tf.io.decode_png(content, dtype=dtype).numpy()
@@ -153,19 +156,26 @@ def import_tifffile(path: _Path) -> Any:
     return import_extra("tifffile", "tiff", f"{path} is a TIFF of a kind that needs")
 
 
-def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
+@contextlib.contextmanager
+def open_tiff(path: _Path, content: bytes) -> Iterator[Any]:
+    """Opens a TIFF with tifffile; errors while it is open become UserErrors."""
     tifffile = import_tifffile(path)
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
-            series = file.series[0]
-            check_shape(path, series.shape, channels)
-            array, axes = series.asarray(), series.axes
-            photometric = series.keyframe.photometric
-            orientation = series.keyframe.tags.valueof("Orientation", 1)
+            yield file
     except UserError:
         raise
     except Exception as error:  # tifffile may raise any exception
         raise UserError(f"{path} is broken: {error}") from error
+
+
+def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
+    with open_tiff(path, content) as file:
+        series = file.series[0]
+        check_shape(path, series.shape, channels)
+        array, axes = series.asarray(), series.axes
+        photometric = series.keyframe.photometric
+        orientation = series.keyframe.tags.valueof("Orientation", 1)
     check_photometric(path, photometric)
     orientation = orientation if orientation in range(1, 9) else 1
     # In planar files, the channels are the first axis.
