@@ -254,11 +254,11 @@ def convert(
         source: The images and their annotations.
         classes: The classes, from the annotations (`make_class_list`) or another list
             of at least the same names and background.
-        output_dir: This and all further arguments are as for `folder.convert`.
-        division: See there.
-        num_shards: See there.
-        options: See there.
-        run: See there.
+        output_dir: Folder of the TFRecords; images of other runs stay in it.
+        division: Names of the splits and the share of the validation images.
+        num_shards: Files per split.
+        options: How images become records.
+        run: How to treat earlier records and broken images.
 
     Returns:
         The info as written next to the shards.

@@ -218,7 +218,7 @@ def convert(
         recipe: Everything the labels depend on besides their files; if it changes,
             every shard is written again.
         options: How images become records.
-        run: Whether images are added to existing splits and broken ones skipped.
+        run: How to treat earlier records and broken images.
 
     Returns:
         The info as written, with split sizes, class pixels and content hashes.

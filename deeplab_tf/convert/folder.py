@@ -147,7 +147,7 @@ def convert(
         division: Names of the splits and the share of the validation images.
         num_shards: Files per split.
         options: How images become records.
-        run: Whether to replace a split instead, and whether to skip broken images.
+        run: How to treat earlier records and broken images.
 
     Returns:
         The info as written next to the shards.

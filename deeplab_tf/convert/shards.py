@@ -1,6 +1,7 @@
 """Writes shards in parallel and publishes them together; see `conversion`."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from tqdm import tqdm
 
+from deeplab_tf.config.options import document_fields, option
 from deeplab_tf.convert import additions
 from deeplab_tf.convert.manifest import (
     MANIFEST,
@@ -34,18 +36,22 @@ OWN_FILES = (MANIFEST, records.INFO_FILE, SKIPPED_FILE)
 Record = tuple[bytes, dict[int, int], str]
 
 
-class RunOptions(NamedTuple):
-    """How a run treats earlier records and broken files.
+@document_fields
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run treats earlier records and broken files."""
 
-    Attributes:
-        adds: Whether images of earlier runs stay in their splits; otherwise a split is
-            replaced.
-        skip_broken: Whether to list images that cannot be converted in `skipped.txt`
-            and continue, instead of stopping at the first.
-    """
-
-    adds: bool = False
-    skip_broken: bool = False
+    adds: bool = option(
+        False,
+        flag="",
+        help="Keep the images of earlier runs in their splits, instead of replacing "
+        "the splits.",
+    )
+    skip_broken: bool = option(
+        False,
+        help="List images that cannot be converted in skipped.txt and continue, "
+        "instead of stopping at the first.",
+    )
 
 
 # The converters of official datasets know all images of a split.
@@ -218,12 +224,7 @@ class Conversion:
     def _locate(
         self, shard: PlannedShard, item: Item
     ) -> tuple[str, int, Member] | None:
-        """Locates the published record of an item.
-
-        Returns:
-            The path, the index in the shard and the `Member` of the record, or None if
-            it was not published.
-        """
+        """Returns path, number and member of a published record, None for others."""
         return self._published.get((shard.split, *_key(item.member)))
 
     def _is_same(self, shard: PlannedShard, done: Shard) -> bool:

@@ -92,18 +92,13 @@ _FLAGS = {
         *(flags.STRING, None),
         "Name of the dataset; default: that of --output_dir.",
     ),
-    "skip_broken": (
-        *(flags.BOOLEAN, False),
-        "List images that cannot be converted in skipped.txt and continue, instead of "
-        "stopping at the first.",
-    ),
 }
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
     values = output.define_flags(_FLAGS, 4)
-    for config in (Layout, annotations.Options, ImageOptions, Splitting):
+    for config in (Layout, annotations.Options, ImageOptions, Splitting, RunOptions):
         flags.define_options(values, config)
     return values
 
@@ -119,7 +114,7 @@ def main(values: absl_flags.FlagValues) -> None:
         division=flags.read_options(values, Splitting),
         num_shards=values.num_shards,
         options=flags.read_options(values, ImageOptions),
-        run=RunOptions(adds=not values.overwrite, skip_broken=values.skip_broken),
+        run=flags.read_options(values, RunOptions, adds=not values.overwrite),
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):
