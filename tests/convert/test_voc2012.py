@@ -139,20 +139,6 @@ def save_label_as_rgb(voc):
     painted.save(path)
 
 
-def save_image_as(file_format):
-    def change(voc):
-        path = voc / "JPEGImages/2007_000002.jpg"
-        with Image.open(path) as image:
-            image.load()
-        image.save(path, file_format)
-
-    return change
-
-
-def save_text_as_image(voc):
-    (voc / "JPEGImages/2007_000002.jpg").write_text("no image")
-
-
 def empty_list(voc):
     (voc / "ImageSets/Segmentation/val.txt").write_text("\n")
 
@@ -210,11 +196,6 @@ BROKEN = {
         save_label_as_rgb,
         "SegmentationClass/2007_000002.png has RGB colours; a label must be a PNG with",
     ),
-    "PPM named .jpg": (
-        save_image_as("PPM"),
-        "JPEGImages/2007_000002.jpg is PPM; images must be JPEG, PNG, WEBP, BMP, ",
-    ),
-    "text named .jpg": (save_text_as_image, "JPEGImages/2007_000002.jpg is broken: "),
     "empty split": (empty_list, "Segmentation/val.txt lists no image: the split is e"),
     "list that is not UTF-8": (
         corrupt_list,
