@@ -1,6 +1,8 @@
 """Values and colours of masks become the true class ids, or are refused."""
 
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -78,11 +80,87 @@ def with_map(classes, *entries, **changes):
     return classes._replace(value_map=values, **changes)
 
 
+def grey_png(depth, width, row):
+    """Returns a grey PNG of one row, packed at `depth` bits per pixel."""
+
+    def chunk(name, content):
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, 1, depth, 0, 0, 0, 0)
+    pixels = zlib.compress(b"\0" + row)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def colors(*values, **options):
+    """Returns an image of one row of colours."""
+    return encode(np.array([values], np.uint8), **options)
+
+
+def palette(indices, *values):
+    """Returns an image of one row of indices."""
+    return encode(palette_image(np.array([indices], np.uint8), values))
+
+
+MANY = ClassList(DatasetInfo("many", tuple(f"c{i}" for i in range(16))))
+VOID = COLORED._replace(ignore_colors=((255, 0, 255),))
+BLACK_AND_WHITE = ClassList(
+    DatasetInfo("g", ("ground", "thing"), colors=(BLACK, WHITE)), True
+)
 GREYS = ClassList(
     DatasetInfo("g", ("sky", "sea"), colors=(WHITE, BLACK)), has_colors=True
 )
 ONE_BIT = encode(Image.fromarray(np.array([[False, True]])))
 READ = {
+    "class ids": (NAMED, [grey(0, 255, 2)], [0, 255, 2]),
+    "class ids of coloured classes": (COLORED, [grey(0, 255, 2)], [0, 255, 2]),
+    "class ids, and a void colour": (VOID, [grey(0, 255, 2)], [0, 255, 2]),
+    "class ids in 16 bits": (COLORED, [grey(0, 255, 2, dtype=np.uint16)], [0, 255, 2]),
+    "class ids in 4 bits": (MANY, [grey_png(4, 3, b"\x0f\x20")], [0, 15, 2]),
+    "class ids in 2 bits": (MANY, [grey_png(2, 4, b"\x1b")], [0, 1, 2, 3]),
+    "class ids in 1 bit": (MANY, [grey_png(1, 4, b"\x50")], [0, 1, 0, 1]),
+    "class ids in three channels": (NAMED, [colors((0,) * 3, (2,) * 3)], [0, 2]),
+    "partly transparent colours": (
+        COLORED,
+        [colors((0, 0, 0, 0), (255, 0, 0, 100), (9, 9, 9, 255))],
+        [0, 1, 2],
+    ),
+    "another void label": (
+        ClassList(DatasetInfo("m", ("a", "b"), 7, (BLACK, RED)), True, (GREEN,)),
+        [colors(RED, GREEN, BLACK)],
+        [1, 7, 0],
+    ),
+    # As in quantised masks, whose indices are in order of occurrence.
+    "palette of class colours": (
+        COLORED,
+        [palette([0, 1, 2], (9, 9, 9), BLACK, RED, (5, 5, 5))],
+        [2, 0, 1],
+    ),
+    "palette with a void colour": (
+        VOID,
+        [palette([1, 2], RED, BLACK, (255, 0, 255))],
+        [0, 255],
+    ),
+    "palette without class colours": (NAMED, [palette([0, 2], RED, RED, RED)], [0, 2]),
+    "palette of other colours": (
+        COLORED,
+        [palette([0, 2, 1], (5, 5, 5), (6, 6, 6), (7, 7, 7))],
+        [0, 2, 1],
+    ),
+    "palette like that of VOC": (
+        COLORED,
+        [palette([0, 2, 255], *COLORS, *[(1, 1, 1)] * 252, (224, 224, 192))],
+        [0, 2, 255],
+    ),
+    "black and white": (BLACK_AND_WHITE, [grey(0, 255)], [0, 1]),
+    "black and white in RGB": (BLACK_AND_WHITE, [colors(BLACK, WHITE)], [0, 1]),
+    "no class is grey 1": (BLACK_AND_WHITE, [grey(0, 1, 255)], [0, 1, 255]),
+    "white is declared as void": (
+        NAMED._replace(ignores_explicitly=True),
+        [grey(0, 255)],
+        [0, 255],
+    ),
     "several values and two void values": (
         with_map(NAMED, "10:ball,20:ball,30:cat,7:ignore,8:ignore"),
         [grey(0, 10, 20, 30, 7, 8, 2, 255)],
@@ -102,12 +180,12 @@ READ = {
         [1, 0],
     ),
     "a colour list and one bit": (
-        ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, WHITE)), True),
+        BLACK_AND_WHITE,
         [ONE_BIT],
         [0, 1],
     ),
     "16 bits of declared white": (
-        ClassList(DatasetInfo("g", ("a", "b"), colors=(BLACK, WHITE)), True),
+        BLACK_AND_WHITE,
         [grey(0, 65535, dtype=np.uint16)],
         [0, 1],
     ),
@@ -127,11 +205,66 @@ READ = {
 @pytest.mark.parametrize("kind", READ)
 def test_values_are_read_as_declared(read, kind):
     classes, contents, label = READ[kind]
-    np.testing.assert_array_equal(read(classes, *contents), [label])
+    found = read(classes, *contents)
+    np.testing.assert_array_equal(found, [label])
+    assert found.dtype == np.uint8
 
 
 NEAR = with_map(NAMED, "0:ground,128:ball,255:cat", nearest=True)
 REFUSED = {
+    "large values in 16 bits": (
+        NAMED,
+        [grey(0, 150, 300, dtype=np.uint16)],
+        "0.png contains the value 150 in 1 of 3 pixels; valid labels are 0..2 ",
+    ),
+    "place and count of an unknown colour": (
+        COLORED,
+        [colors(BLACK, RED, (254, 0, 0), (254, 0, 0), (1, 1, 1))],
+        "0.png has the colour (254, 0, 0), which is not a class, first at (x, y) = "
+        "(2, 0), in 2 of 5 pixels",
+    ),
+    "a colour above all others": (
+        COLORED,
+        [colors(BLACK, WHITE)],
+        "the colour (255, 255, 255), which is not a class",
+    ),
+    "class ids in three channels": (
+        COLORED,
+        [colors(BLACK, (1, 1, 1))],
+        "the colour (1, 1, 1), which is not a class",
+    ),
+    "colours without class colours": (
+        NAMED,
+        [colors(RED)],
+        "0.png is in colour, but the classes have no colours",
+    ),
+    "palette with an index of another class": (
+        COLORED,
+        [palette([0, 1, 2], (9, 9, 9), (254, 0, 0), BLACK)],
+        "0.png has the colour (254, 0, 0), which is not a class, but (9, 9, 9) at "
+        "index 0 is that of class 2; correct its palette",
+    ),
+    "palette with an unknown colour": (
+        COLORED,
+        [palette([0, 1, 2], BLACK, (254, 0, 0), (9, 9, 9))],
+        "(254, 0, 0) at index 1 is not its own; correct its palette",
+    ),
+    "black and white or class ids": (
+        BLACK_AND_WHITE._replace(ignores_explicitly=True),
+        [grey(0, 255)],
+        "add --value_map=0:ground,255:thing, for",
+    ),
+    "colours as JPEG": (
+        COLORED,
+        [colors(BLACK, RED, file_format="JPEG")],
+        "0.png is JPEG, which changes values",
+    ),
+    "CMYK": (
+        COLORED,
+        [encode(Image.new("CMYK", (2, 2)), "TIFF")],
+        "0.png has the mode CMYK; a mask must",
+    ),
+    "a truncated file": (COLORED, [grey(0, 1)[:40]], "0.png is broken: "),
     "several classes in black and white": (
         NAMED,
         [grey(0, 255), grey(0)],
