@@ -77,7 +77,7 @@ def main(values: flags.FlagValues) -> None:
     series = measuring.measure_in_process(workloads, values.turns)
     rows = measuring.summarize(series, len(pairs))
     share = 1 / rows[-1]["ratio"]["median"]
-    text = f"converting has {share:.2f} of the throughput of {rows[0]['name']}"
+    text = f"converting has {share:.2f} times the throughput of {rows[0]['name']}"
     text = f"{measuring.table(rows, 'image and mask')}\n\n{text}"
     measuring.report(values, "Conversion of a folder", {"rows": rows}, text)
 

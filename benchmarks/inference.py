@@ -136,7 +136,7 @@ def main(values: absl_flags.FlagValues) -> None:
         if values.scales:
             result[backbone]["scales"], text = compare_scales(values, model, task)
             scales = ", ".join(values.scales)
-            texts.append(f"{backbone}, scales {scales}, each mirrored too\n\n{text}")
+            texts.append(f"{backbone}, scales {scales}, each also mirrored\n\n{text}")
     packages = sorted({_ENGINES[name][0] for name in engines} - {""})
     result = {"backbones": result, "packages": packages}
     title = f"Labels of {values.batch} images of {height}x{width}, "

@@ -90,7 +90,7 @@ def compare_decoding(values: flags.FlagValues) -> tuple[dict, str]:
         ["decoding alone", f"{result['decoding']:.0f}", ""],
         ["training pipeline", f"{result['pipeline']:.0f}", share],
     ]
-    names = ["", "images/s", "of decoding (quartiles)"]
+    names = ["", "images/s", "times decoding (quartiles)"]
     return result, measuring.markdown_table(names, rows)
 
 
@@ -112,7 +112,7 @@ def compare_training(values: flags.FlagValues) -> tuple[list[dict], str]:
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
         f"{measuring.table(rows, 'step')}\n\n"
-        f"training on records has {throughput:.3f} of the throughput"
+        f"training on records has {throughput:.3f} times the throughput"
     )
 
 

@@ -213,7 +213,7 @@ def summarize(series: Series, per_turn: float = 1.0) -> list[dict]:
 def table(rows: Sequence[Mapping], unit: str = "image") -> str:
     """Returns the rows of `summarize` as a Markdown table."""
     times = f"times {rows[0]['name']} (quartiles)"
-    names = ["", f"ms per {unit}", "of all processors", times, "MiB"]
+    names = ["", f"ms per {unit}", "CPU ms", times, "MiB"]
     cells = []
     for row in rows:
         ratio = "{median:.3f} ({low:.3f}..{high:.3f})".format(**row["ratio"])

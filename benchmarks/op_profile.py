@@ -90,7 +90,7 @@ def _operations(trace: bytes, calls: int) -> dict[str, tuple[float, int]]:
 
 def _purpose(kind: str) -> str:
     matches = (name for name, part in _PURPOSES.items() if re.search(part, kind))
-    return next(matches, "all others")
+    return next(matches, "other")
 
 
 def sum_by_purpose(operations: dict[str, tuple[float, int]]) -> dict[str, float]:
@@ -120,7 +120,7 @@ def make_tables(operations: dict[str, tuple[float, int]]) -> str:
     longest = sorted(operations.items(), key=lambda item: -item[1][0])[:15]
     kinds = [[kind, f"{t:.1f}", str(count)] for kind, (t, count) in longest]
     purposes = measuring.markdown_table(["for", "ms", "share"], purposes)
-    kinds = measuring.markdown_table(["operation", "ms", "how many"], kinds)
+    kinds = measuring.markdown_table(["operation", "ms", "calls"], kinds)
     return f"{purposes}\n\n{kinds}"
 
 

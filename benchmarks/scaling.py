@@ -149,7 +149,7 @@ def compare_processes(values: absl_flags.FlagValues, model: dict) -> tuple[list,
     throughput = 1 / rows[1]["ratio"]["median"]
     return rows, (
         f"{measuring.table(rows, 'step')}\n\n"
-        f"two workers have {throughput:.3f} of the throughput of one process"
+        f"two workers have {throughput:.3f} times the throughput of one process"
     )
 
 

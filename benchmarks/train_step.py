@@ -119,7 +119,7 @@ def main(values: absl_flags.FlagValues) -> None:
         result[text], rows = compare(case, values)
         texts.append(
             f"{case.backbone}, crop {case.side}x{case.side}, batch {case.batch}, "
-            f"{case.multiply_adds / 1e9:.2f} billion multiply-adds an image\n\n{rows}"
+            f"{case.multiply_adds / 1e9:.2f} billion multiply-adds per image\n\n{rows}"
         )
     result = {"cases": result, "packages": _MODULES}
     measuring.report(values, "A step of training", result, "\n\n".join(texts))

@@ -33,7 +33,7 @@ def test_inference_with_installed_engines(tmp_path):
     assert all(row["milliseconds"] > 0 for row in found["engines"])
     assert row_names(found["scales"]) == ["separate passes", "combined"]
     assert out.count("times float32 (quartiles)") == 1
-    assert "scales 0.5, 1, each mirrored too" in out
+    assert "scales 0.5, 1, each also mirrored" in out
 
 
 def test_unknown_engines_are_refused():
@@ -114,7 +114,7 @@ def test_operations_are_summed_by_purpose():
         "batch normalisation": 2.0,
         "depthwise convolutions": 1.0,
         "resizing": 0.75,
-        "all others": 0.5,
+        "other": 0.5,
     }
 
 
@@ -130,5 +130,5 @@ def test_operation_times_are_recorded(what, tmp_path):
     shares = {name: value / sum(sums.values()) for name, value in sums.items()}
     convolutions = shares["convolutions"] + shares["depthwise convolutions"]
     assert 0.2 < convolutions < 1.0
-    assert shares.get("all others", 0.0) < 0.5
+    assert shares.get("other", 0.0) < 0.5
     assert "| convolutions | " in out
