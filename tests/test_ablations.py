@@ -173,7 +173,7 @@ def test_paths_are_not_part_of_the_settings(part, change, is_setting):
         ("alike", 0.0, None, "unclear"),
     ],
 )
-def test_verdicts(expected, difference, noise, holds):
+def test_claims_are_judged_against_the_noise(expected, difference, noise, holds):
     assert ablation_report.judge(expected, difference, noise) == holds
 
 

@@ -284,7 +284,7 @@ WEIGHTS = (0.5 / 0.7, 2.0, 1.0, 1.0)
 
 
 @pytest.mark.slow
-def test_median_frequency_weights(own_dataset, tmp_path):
+def test_median_frequency_weights_are_computed_and_stored(own_dataset, tmp_path):
     out = train(own_dataset, tmp_path / "logs", "--class_weighting=median_frequency")
     assert "label_weights: 0.7143, 2, 1, 1\n" in out
     experiment = read_experiment(str(tmp_path / "logs"))
@@ -301,7 +301,7 @@ def test_class_weighting_and_label_weights_are_exclusive(own_dataset, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_with_bootstrap_classes(own_dataset, tmp_path):
+def test_bootstrap_classes_are_shown_twice(own_dataset, tmp_path):
     hard = "--bootstrap_classes=cat,ball"
     train(own_dataset, tmp_path / "logs", hard, "--photometric_jitter=0.5")
     data = read_experiment(str(tmp_path / "logs")).data

@@ -35,7 +35,7 @@ def make_model(config: ModelConfig) -> keras.Model:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_match(name):
+def test_logits_match_the_keras_model(name):
     model = make_model(MODELS[name])
     image = np.random.default_rng(1).uniform(0, 255, (2, *SIZE, 3)).astype(np.float32)
     expected = model(image, training=False).numpy()

@@ -58,20 +58,26 @@ def assert_official(metrics, path):
     )
 
 
-def test_miou_at_output_stride_16(model, voc_records, official_results):
+def test_miou_at_output_stride_16_matches_official(
+    model, voc_records, official_results
+):
     metrics = score(model, voc_records)
     assert metrics["miou"] == pytest.approx(0.760358, abs=1e-4)
     assert_official(metrics, official_results / "voc2012_sample_val_os16.json")
 
 
-def test_miou_at_output_stride_8(voc_checkpoint, voc_records, official_results):
+def test_miou_at_output_stride_8_matches_official(
+    voc_checkpoint, voc_records, official_results
+):
     metrics = score(load_model(voc_checkpoint, 8), voc_records)
     assert metrics["miou"] == pytest.approx(0.779409, abs=1e-4)
     assert_official(metrics, official_results / "voc2012_sample_val_os8.json")
 
 
 @pytest.mark.slow
-def test_miou_with_scales_and_flips(model, voc_records, official_results):
+def test_miou_with_scales_and_flips_matches_official(
+    model, voc_records, official_results
+):
     metrics = score(model, voc_records, eval_scales=SCALES, add_flipped_images=True)
     assert metrics["miou"] == pytest.approx(0.774717, abs=1e-4)
     name = "voc2012_sample_val_os16_multiscale_flip.json"

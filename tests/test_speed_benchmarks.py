@@ -71,7 +71,7 @@ def test_scaling_is_fitted_and_plotted(tmp_path):
 
 
 @pytest.mark.slow
-def test_input_pipeline(tiny_records, tmp_path):
+def test_input_pipeline_is_compared_with_decoding(tiny_records, tmp_path):
     out = run(
         *("benchmarks.input_pipeline", f"--dataset_dir={tiny_records}"),
         *("--train_crop_size=65,65", "--train_batch_size=2", "--images=8"),

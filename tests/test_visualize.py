@@ -354,7 +354,7 @@ def test_reliability_gap_spans_accuracy_to_confidence():
     assert max(find_bars(plot, RED)) > max(find_bars(even, RED))
 
 
-def test_empty_reliability_diagram():
+def test_empty_reliability_diagram_is_drawn():
     plot = visualize.plot_reliability([None] * 3, [None] * 3, [0] * 3)
     assert plot.dtype == np.uint8 and plot.ndim == 3
 

@@ -50,7 +50,9 @@ def test_keras_file_is_loaded_as_a_trainable_model(keras_file, tiny_model):
     assert load_tf1_checkpoint(model, find_weights(keras_file)).complete
 
 
-def test_new_class_count_and_output_stride(keras_file, tiny_model, capsys):
+def test_keras_file_is_loaded_with_new_classes_and_output_stride(
+    keras_file, tiny_model, capsys
+):
     model = deeplab_tf.from_pretrained(keras_file, num_classes=3, output_stride=8)
     expected = dataclasses.replace(tiny_model.model_config, num_classes=3)
     assert model.model_config == expected.at_output_stride(8)

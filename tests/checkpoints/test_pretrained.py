@@ -62,7 +62,9 @@ def find_differing(model, arrays):
     return {n for n, a in arrays.items() if not np.array_equal(found[n], a)}
 
 
-def test_official_checkpoint_by_name(voc_checkpoint, monkeypatch, tmp_path, cache):
+def test_official_checkpoint_is_loaded_by_name(
+    voc_checkpoint, monkeypatch, tmp_path, cache
+):
     packed = add_real_checkpoint(monkeypatch, tmp_path, os.path.dirname(voc_checkpoint))
     model = deeplab_tf.from_pretrained(REAL)
     expected = build_model(ZOO[REAL].preset.model)
@@ -77,7 +79,7 @@ def test_official_checkpoint_by_name(voc_checkpoint, monkeypatch, tmp_path, cach
     assert again.model_config == ZOO[REAL].preset.model.at_output_stride(16)
 
 
-def test_find_weights_by_name_or_path(tiny, archive, tmp_path):
+def test_weights_are_found_by_name_or_path(tiny, archive, tmp_path):
     made = str(tmp_path / "made/model.ckpt-30000")
     for source in ("tiny", str(archive), f"file://{archive}"):
         found = pretrained.find_weights(source)
@@ -283,7 +285,7 @@ def test_local_folder_takes_precedence_over_the_zoo(
     assert f"note: using {tmp_path}/tiny, not the zoo model tiny" in printed
 
 
-def test_path_spellings(tiny, tmp_path, monkeypatch):
+def test_equivalent_paths_load_the_same_model(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_experiment(Experiment(model=MODEL), str(tmp_path / "made"))
     (tmp_path / "made").rename(tmp_path / "a folder.tar")

@@ -602,7 +602,7 @@ def test_mean_pixel_is_zero_after_preprocessing(channels, scaled, subtracted):
         assert config.mean_pixel == pytest.approx(expected, abs=1e-9), backbone
 
 
-def test_official_spellings_of_sizes_and_numbers():
+def test_official_spellings_of_sizes_and_numbers_are_parsed():
     for spelling in ("513,769", ["513", "769"], [513, 769], "513, 769"):
         assert parse_size(spelling) == (513, 769)
     assert parse_size(None) is None

@@ -48,7 +48,7 @@ def unit_layers(model, name):
 
 @pytest.mark.parametrize("grid", [(), (1, 2, 1)])
 @pytest.mark.parametrize("output_stride", STEPS)
-def test_strides_and_rates_of_figure_3(output_stride, grid):
+def test_strides_and_rates_match_figure_3(output_stride, grid):
     model = build_features(
         output_stride=output_stride,
         multi_grid=grid,
@@ -156,7 +156,7 @@ def test_only_last_cascaded_block_has_no_stride():
     )
 
 
-def test_cascade_of_resnet_18():
+def test_rates_double_along_the_cascade_of_resnet_18():
     model = build_features(
         "resnet_v1_18_beta", output_stride=16, multi_grid=(1, 2), cascade_blocks=2
     )

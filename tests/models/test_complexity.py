@@ -121,7 +121,7 @@ QUICK = ("resnet_v1_101_beta", "xception_65")
     "backbone",
     [pytest.param(b, marks=[pytest.mark.slow] * (b not in QUICK)) for b in EXACT],
 )
-def test_exact_multiply_adds(backbone):
+def test_exact_multiply_adds_match_known_counts(backbone):
     counts = tuple(
         tuple(round(multiply_adds(m) / 1e9, 2) for m in models(backbone, stride))
         for stride in (32, 16, 8)
@@ -129,7 +129,7 @@ def test_exact_multiply_adds(backbone):
     assert counts == EXACT[backbone]
 
 
-def test_exact_multiply_adds_of_model_parts():
+def test_multiply_adds_of_model_parts_match_hand_computed_values():
     plain, dense, separable = (multiply_adds(m) for m in models("xception_65", 16))
     # 129 x 129 x (256 x 48 + 9 x 304 x 256 + 9 x 256 x 256); the logits move from
     # 33 x 33 to 129 x 129 cells.

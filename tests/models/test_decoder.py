@@ -91,7 +91,7 @@ def kernels_of(flags):
 
 
 @pytest.mark.parametrize("depth", [8, 16, 32, 48, 64])
-def test_projection_depths_of_deeplabv3plus_table_1(depth):
+def test_projection_depths_match_deeplabv3plus_table_1(depth):
     # The low-level features of stride 4 have 16 channels, the context 8.
     one = {"decoder_convolutions": 1, "decoder_projection_filters": depth}
     assert kernels_of(one) == [(1, 1, 16, depth), (3, 3, 8 + depth, 256)]
@@ -107,11 +107,11 @@ def test_projection_depths_of_deeplabv3plus_table_1(depth):
         ({"decoder_convolutions": 1, "decoder_kernel_size": 1}, [(1, 1, 56, 256)]),
     ],
 )
-def test_convolutions_of_deeplabv3plus_table_2(flags, kernels):
+def test_convolutions_match_deeplabv3plus_table_2(flags, kernels):
     assert kernels_of(flags) == [(1, 1, 16, 48), *kernels]  # 8 + 48 = 56
 
 
-def test_two_levels_of_deeplabv3plus_table_2():
+def test_two_levels_match_deeplabv3plus_table_2():
     both = {"decoder_convolutions": 1, "decoder_output_stride": [8, 4]}
     # Stride 8 comes first, with 24 channels.
     assert kernels_of(both) == [

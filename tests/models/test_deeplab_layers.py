@@ -23,7 +23,7 @@ SIZES = [
 
 
 @pytest.mark.parametrize(("size", "scale", "expected"), SIZES)
-def test_scale_dimension_of_ints_and_tensors(size, scale, expected):
+def test_scale_dimension_accepts_ints_and_tensors(size, scale, expected):
     assert scale_dimension(size, scale) == expected
     assert int(scale_dimension(tf.constant(size), scale)) == expected
 
@@ -213,7 +213,7 @@ def test_initial_kernels_differ_and_follow_seed(backbone):
         assert not np.array_equal(other[name], kernel), name
 
 
-def test_official_variable_names(narrow_model):
+def test_variables_have_official_names(narrow_model):
     names = list(official_variables(narrow_model))
     assert len(names) == len(narrow_model.variables) - 1  # the dropout seed
     assert names[:2] == ["MobilenetV2/Conv/weights", "MobilenetV2/Conv/BatchNorm/gamma"]

@@ -118,7 +118,7 @@ CELL_FILE = FOLDER / "cells/dense_prediction_cell.json"
     ],
     ids=["list", "text", "path", "official_name"],
 )
-def test_cell_formats(form):
+def test_all_cell_formats_are_parsed(form):
     config = ModelConfig.from_official_flags({"dense_prediction_cell_json": form})
     assert config.context.dense_prediction_cell == RELEASED_CELL
 

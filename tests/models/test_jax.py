@@ -70,7 +70,7 @@ def run_on_jax(program, *arguments):
 
 
 @pytest.mark.slow
-def test_golden_cases_on_jax():
+def test_golden_cases_match_on_jax():
     pytest.importorskip("jax")
     results = json.loads(run_on_jax(PROGRAM, *CASES).splitlines()[-1])
     assert set(results) == set(CASES)
@@ -142,7 +142,7 @@ with pytest.raises(jax.errors.JaxRuntimeError, match="labels contain 7"):
 
 
 @pytest.mark.slow
-def test_loss_and_metric_on_jax():
+def test_loss_and_metric_match_on_jax():
     pytest.importorskip("jax")
     run_on_jax(KERAS_PROGRAM)
 
@@ -182,7 +182,7 @@ np.testing.assert_allclose(found, [0.539, 1 - 2 * 0.461], rtol=1e-5)
 """
 
 
-def test_momentum_and_batch_norm_in_fit_on_jax():
+def test_momentum_and_batch_norm_work_in_fit_on_jax():
     pytest.importorskip("jax")
     run_on_jax(OPTIMIZER_PROGRAM)
 

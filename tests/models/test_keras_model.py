@@ -107,7 +107,7 @@ def drop_tensors(config):
     return config
 
 
-def test_config_round_trip(model):
+def test_config_round_trips(model):
     config = model.get_config()
     assert config["model_config"]["num_classes"] == CLASSES
     for again in (

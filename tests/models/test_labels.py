@@ -28,7 +28,7 @@ ONE_HOT = np.eye(3)[np.where(IDS == 255, 0, IDS)] * (IDS != 255)[..., None]
         ONE_HOT.astype(bool),
     ],
 )
-def test_forms_of_labels(labels):
+def test_all_forms_of_labels_are_read(labels):
     ids, invalid = read_labels(labels, 3, 255)
     np.testing.assert_array_equal(ids, IDS)
     assert ids.dtype == tf.int32
@@ -52,7 +52,7 @@ PREDICTIONS = IDS % 3
         10.0 * np.eye(3)[PREDICTIONS] - 7.0,
     ],
 )
-def test_forms_of_predictions(predictions):
+def test_all_forms_of_predictions_are_read(predictions):
     ids, invalid = read_predictions(predictions, 3)
     np.testing.assert_array_equal(ids, PREDICTIONS)
     assert not np.any(invalid)
@@ -137,7 +137,7 @@ def test_xla_does_not_compile_labels_as_constants():
         ((1, 1, 4), (1, 1, 4)),
     ],
 )
-def test_shapes_of_sample_weights(shape, expanded):
+def test_all_shapes_of_sample_weights_are_broadcast(shape, expanded):
     weights = np.random.RandomState(0).uniform(size=shape)
     result = expand_sample_weight(weights)
     assert result.shape == expanded
@@ -145,6 +145,6 @@ def test_shapes_of_sample_weights(shape, expanded):
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (2, 3, 4, 5)])
-def test_other_shapes_of_sample_weights_are_errors(shape):
+def test_invalid_shapes_of_sample_weights_are_errors(shape):
     with pytest.raises(UserError, match="pass one weight per image"):
         expand_sample_weight(np.ones(shape))

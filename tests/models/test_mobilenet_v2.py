@@ -27,7 +27,7 @@ from deeplab_tf.models.deeplab import build_model
         (16 * 0.02, 1, 1),
     ],
 )
-def test_make_divisible(channels, divisor, expected):
+def test_make_divisible_returns_expected_multiples(channels, divisor, expected):
     assert make_divisible(channels, divisor) == expected
 
 
@@ -49,7 +49,7 @@ def shapes_of(flags):
         ),
     ],
 )
-def test_parameter_counts_of_zoo_models(flags, count, trainable, total):
+def test_zoo_models_have_known_parameter_counts(flags, count, trainable, total):
     model, shapes = shapes_of(flags)
     assert len(shapes) == count
     assert sum(map(prod, shapes.values())) == total
@@ -102,7 +102,7 @@ def narrow_model():
 @pytest.mark.parametrize(
     "size", [(1, 1), (2, 3), (16, 17), (31, 64), (33, 48), (70, 69)]
 )
-def test_any_image_size(narrow_model, size):
+def test_any_image_size_is_accepted(narrow_model, size):
     image = np.random.RandomState(0).uniform(0, 255, (2, *size, 3)).astype("float32")
     logits = narrow_model(image)
     assert logits.shape == (2, *size, 2)

@@ -239,7 +239,7 @@ def test_all_backbones_and_presets_have_counts():
 
 
 @pytest.mark.parametrize("backbone", sorted(BACKBONE_COUNTS))
-def test_backbone_parameter_counts(backbone):
+def test_backbones_have_known_parameter_counts(backbone):
     assert parameters(ModelConfig(backbone)) == BACKBONE_COUNTS[backbone]
 
 
@@ -250,7 +250,7 @@ def drop_rates(config):
 
 
 @pytest.mark.slow
-def test_parameters_of_presets():
+def test_presets_have_known_parameter_counts():
     configs = {name: drop_rates(preset.model) for name, preset in PRESETS.items()}
     counts = {config: parameters(config) for config in set(configs.values())}
     assert {name: counts[config] for name, config in configs.items()} == COUNT_OF

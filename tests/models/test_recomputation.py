@@ -166,7 +166,7 @@ def test_inference_changes_no_variables():
     assert changed_variables(filled_model(CONFIG), after) == set()
 
 
-def test_model_that_ends_at_logits():
+def test_model_that_ends_at_logits_is_recomputed():
     def inner(model):
         return keras.Model(model.input, model.get_layer("logits").output)
 
@@ -302,7 +302,7 @@ def run_in_process(program, **environment):
 
 
 @pytest.mark.slow
-def test_recomputation_on_two_replicas():
+def test_recomputation_matches_on_two_replicas():
     run_in_process("import test_recomputation as t; t.compare_steps_on_two_replicas()")
 
 
@@ -344,7 +344,7 @@ assert "remat" in str(jax.make_jaxpr(lambda x: loss(x)[0])(trainable))
 
 
 @pytest.mark.slow
-def test_recomputation_on_jax():
+def test_recomputation_matches_on_jax():
     pytest.importorskip("jax")
     run_in_process(JAX_PROGRAM, KERAS_BACKEND="jax")
 

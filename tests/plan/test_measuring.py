@@ -38,7 +38,7 @@ def test_largest_fitting_divisor_of_batch_is_selected():
     assert measuring.select_largest(measurements, 7, 10_000) is None
 
 
-def test_flags_of_training_command():
+def test_training_command_has_the_measured_settings():
     plain = measuring.training_flags(measurement(8, 1.0), 8)
     assert plain == [
         "--train_crop_size=33,33",
@@ -51,14 +51,14 @@ def test_flags_of_training_command():
     ]
 
 
-def test_measure_step():
+def test_step_is_measured():
     one = measuring.measure(Cell(CROP, 16, 2), MODEL, TrainConfig(), steps=2)
     assert one.compile_seconds > one.step_seconds > 0
     assert one.images_per_second == 2 / one.step_seconds
     assert 0 < one.mebibytes <= memory.peak_bytes() / 2**20
 
 
-def test_memory_of_process_and_machine():
+def test_memory_of_process_and_machine_is_read():
     before = memory.peak_bytes()
     buffer = bytearray(b"x") * (64 << 20)
     assert memory.peak_bytes() >= memory.resident_bytes() >= len(buffer)

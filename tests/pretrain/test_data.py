@@ -106,7 +106,7 @@ def test_full_image_is_used_if_no_window_fits():
     # 0.875 * 40 = 35 leaves 5, of which 2 are at the top; 0.875 * 64 = 56.
     [((40, 64), (2, 4, 35, 56)), ((1, 8), (0, 0, 1, 7)), ((299, 8), (18, 0, 262, 7))],
 )
-def test_central_window(size, window):
+def test_central_window_has_the_expected_size(size, window):
     assert tuple(central_window(tf.constant(size)).numpy()) == window
 
 

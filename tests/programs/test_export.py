@@ -107,7 +107,7 @@ def test_export_resizes_images(logs, tiny_model, tmp_path):
 
 
 @pytest.mark.slow
-def test_export_in_bfloat16(logs, tiny_model, tmp_path):
+def test_export_runs_in_bfloat16(logs, tiny_model, tmp_path):
     path = export(logs, tmp_path, "--precision=bfloat16")
     graph = tf.saved_model.load(path).signatures["serving_default"].graph
     functions = graph.as_graph_def().library.function

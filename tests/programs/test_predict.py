@@ -371,7 +371,9 @@ def test_large_images_are_labelled_in_tiles(
         assert (tmp_path / "in_tiles" / name).exists()
 
 
-def test_labels_of_geotiffs_keep_their_place(tiny_export, tmp_path, monkeypatch, capfd):
+def test_labels_of_geotiffs_keep_their_georeference(
+    tiny_export, tmp_path, monkeypatch, capfd
+):
     rasterio = pytest.importorskip("rasterio", reason="needs the extra geo")
     pixels = np.moveaxis(np.array(make_noise(20, 31)), -1, 0)
     transform = rasterio.transform.from_origin(440720, 3751320, 0.5, 0.5)

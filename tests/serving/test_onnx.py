@@ -49,7 +49,7 @@ def path(tiny_model, tmp_path_factory):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_batches_of_any_size(path, tiny_model, shape):
+def test_batches_of_any_size_are_labelled(path, tiny_model, shape):
     file, expected = OnnxPredictor(path), Predictor(tiny_model)
     images = photos(*shape)
     labels = file.labels(images)
@@ -181,7 +181,7 @@ def test_missing_extra_and_wrong_suffix_are_refused(color_model, monkeypatch):
 
 
 @pytest.mark.slow
-def test_official_network_on_real_images(voc_checkpoint, voc_records, tmp_path):
+def test_official_network_labels_real_images(voc_checkpoint, voc_records, tmp_path):
     openvino = pytest.importorskip("openvino")
     model = build_model(ModelConfig.from_official_flags({}))
     assert load_tf1_checkpoint(model, voc_checkpoint).complete

@@ -77,7 +77,9 @@ def test_default_signature_is_the_official_one(tiny_export):
     assert output_specs(serve) == labels
 
 
-def test_additional_signatures(tiny_model, tiny_export):
+def test_additional_signatures_have_expected_inputs_and_outputs(
+    tiny_model, tiny_export
+):
     signatures = tf.saved_model.load(tiny_export).signatures
     assert set(signatures) == {
         *("serving_default", "probabilities", "encoded", "features")
@@ -401,7 +403,7 @@ def test_export_has_the_channels_of_its_model(tmp_path):
         predictor.labels(photos(1, 4, 6))
 
 
-def test_metadata(tiny_export, strided_export):
+def test_metadata_is_read_from_an_export(tiny_export, strided_export):
     named, bare = (SavedModelPredictor(str(p)) for p in (tiny_export, strided_export))
     assert (named.num_classes, named.channels) == (5, 3)
     assert named.info == read_export_info(tiny_export)

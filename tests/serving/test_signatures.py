@@ -26,7 +26,7 @@ def narrow_model(**options):
     return build_model(ModelConfig(depth_multiplier=0.1, num_classes=5, **options))
 
 
-def test_names_and_shapes_of_features(tiny_model):
+def test_features_have_expected_names_and_shapes(tiny_model):
     network = make_features_model(tiny_model)
     features = network(photos(2, 33, 49).astype(np.float32))
     shapes = {name: tuple(x.shape) for name, x in features.items()}

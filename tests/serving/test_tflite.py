@@ -93,7 +93,7 @@ def test_float_images_are_not_rounded(strided_file, strided_model):
     )
 
 
-def test_metadata(strided_file):
+def test_properties_of_a_file_without_notes_are_read(strided_file):
     assert (strided_file.num_classes, strided_file.channels) == (4, 3)
     assert strided_file.info is None
     assert strided_file.protocol == {"artefact": "TFLite", "input_size": [33, 49]}
@@ -119,7 +119,7 @@ def test_uint8_input_is_not_scaled(strided_model, tmp_path):
 # The converter warns about its older quantiser.
 @pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected")
 @pytest.mark.parametrize("dtype", [tf.int8, tf.uint8])
-def test_quantised_inputs_and_outputs(strided_model, tmp_path, dtype):
+def test_quantised_inputs_and_outputs_are_scaled(strided_model, tmp_path, dtype):
     layer = strided_model.get_layer("logits")
     path = tmp_path / "m.tflite"
     predictor = convert(path, layer, image_spec("image"), quantized=dtype)

@@ -62,7 +62,7 @@ def make_interpreter(predictor):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (1, 3, 2)])
-def test_labels_of_smaller_images(labels_file, expected, shape):
+def test_smaller_images_are_labelled_like_the_model(labels_file, expected, shape):
     labels = labels_file.labels(photos(*shape))
     assert len(np.unique(labels)) > 1
     assert (labels == expected.labels(photos(*shape))).numpy().mean() > 0.999
@@ -133,7 +133,7 @@ def test_uint8_scale_is_independent_of_calibration(strided_model, tmp_path):
     np.testing.assert_allclose(predictor.probabilities(images), expected, atol=0.1)
 
 
-def test_metadata(labels_file, int8_file):
+def test_file_contains_classes_and_precision(labels_file, int8_file):
     for predictor, precision in ((labels_file, "float32"), (int8_file, "int8")):
         assert predictor.info == INFO
         assert predictor.num_classes == 5

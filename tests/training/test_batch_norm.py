@@ -47,7 +47,9 @@ FRESH = ("aspp0/BatchNorm/moving_mean", "concat_projection/BatchNorm/moving_mean
         (1, 1, (), "freeze", "a batch of 1 is small, "),
     ],
 )
-def test_auto_policy(images, replicas, fresh, policy, reason):
+def test_auto_policy_depends_on_images_and_checkpoint(
+    images, replicas, fresh, policy, reason
+):
     resolved = resolve_batch_norm("auto", images, replicas, fresh)
     assert resolved.name == policy
     assert all(part in resolved.reason for part in reason.split(".*"))

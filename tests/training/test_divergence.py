@@ -33,7 +33,7 @@ def error_of(trainer, data, **names):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65536.0, 1e30])
-def test_find_broken_images(value):
+def test_broken_images_are_found(value):
     images = np.full((4, 3, 3, 2), 65535.0, np.float32)
     images[2, 1, 0, 1] = value
     broken = tf.function(find_broken_images)(tf.constant(images))
@@ -164,7 +164,9 @@ LOSSES = (2.31, 2.5, 80.0, 7e4, 1e9, 2e20, 4.1e30)
         ),
     ],
 )
-def test_explain_divergence(options, losses, loss, start, is_float16, message):
+def test_explanation_names_the_cause_of_divergence(
+    options, losses, loss, start, is_float16, message
+):
     metrics = {"data_loss": float(loss), "learning_rate": 0.25}
     config = TrainConfig(**options)
     explanation = explain_divergence(config, 7, metrics, losses, start, is_float16)

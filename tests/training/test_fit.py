@@ -124,7 +124,7 @@ def read_images(folder):
     return images
 
 
-def test_fit_on_records_with_callbacks(tiny_records, tmp_path):
+def test_fit_runs_on_records_with_callbacks(tiny_records, tmp_path):
     model = build(dataclasses.replace(CONFIG, num_classes=21))
     model.freeze_batch_norm()
     model.set_weight_decay(1e-4)

@@ -153,7 +153,7 @@ def test_error_names_number_of_invalid_line(line, tmp_path):
         ((0.75, 0.5, 0.25, 0.5), (10, 0.75), 3),
     ],
 )
-def test_best_score_and_evaluations_since_best(mious, best, since):
+def test_best_score_and_evaluations_since_best_are_tracked(mious, best, since):
     history = history_of_scores(*mious)
     assert history.best == best
     assert history.evaluations_since_best == since

@@ -130,14 +130,14 @@ def test_mining_ranks_weighted_losses():
         (1, SURE, 0.0, LN4),
     ],
 )
-def test_focal_loss(label, logits, gamma, expected):
+def test_focal_loss_matches_formula(label, logits, gamma, expected):
     options = {"focal_gamma": gamma, "label_weights": (3.0, 3.0)}
     # Two of three pixels are counted, and one of them has a class.
     loss, _ = loss_and_gradient([label, 255, 7], 3 * [logits], **options)
     assert loss == pytest.approx(3 * expected / 2, rel=1e-6)
 
 
-def test_focal_gradient():
+def test_focal_gradient_matches_formula():
     _, gradient = loss_and_gradient([0], [SURE], focal_gamma=2.0)
     # d/dp of (1 - p)^2 (-ln p) at 3/4, times dp/dlogit = p (1 - p).
     slope = -2 * 0.25 * LN4_3 - 0.25**2 / 0.75

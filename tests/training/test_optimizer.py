@@ -29,12 +29,12 @@ def rate_at(step, **options):
         (15, 0.0),
     ],
 )
-def test_poly_policy(step, expected):
+def test_poly_policy_matches_formula(step, expected):
     options = {"base_learning_rate": 0.1, "training_number_of_steps": 10}
     assert rate_at(step, **options) == pytest.approx(expected, rel=1e-5)
 
 
-def test_poly_policy_end_rate_power_and_decay_steps():
+def test_poly_policy_applies_end_rate_power_and_decay_steps():
     options = {
         "base_learning_rate": 0.1,
         "end_learning_rate": 0.02,
@@ -64,7 +64,7 @@ def test_policy_starts_after_slow_start(step, expected):
 @pytest.mark.parametrize(
     ("step", "expected"), [(3, 0.3), (4, 0.1), (2003, 0.1), (2004, 0.01), (6004, 1e-4)]
 )
-def test_step_policy(step, expected):
+def test_step_policy_matches_formula(step, expected):
     options = {
         "base_learning_rate": 0.1,
         "learning_policy": "step",
@@ -120,7 +120,7 @@ def test_momentum_equals_official_formula(kind):
     )
 
 
-def test_gradient_multipliers_of_momentum():
+def test_momentum_applies_gradient_multipliers():
     options = {"gradient_multipliers": {"bias": 2.0, "logits": 5.0}}
     optimizer = Momentum.from_config(Momentum(0.1, **options).get_config())
     layers = [keras.layers.Dense(1, name=name) for name in ("logits", "other")]
@@ -195,7 +195,7 @@ def test_adamw_decouples_weight_decay():
     np.testing.assert_allclose(found["a/weights/Adam_1"], second, rtol=1e-5)
 
 
-def test_optimizer_serialization():
+def test_optimizers_are_rebuilt_from_their_config():
     options = {"training_number_of_steps": 10, "slow_start_step": 4, "momentum": 0.5}
     optimizer = make_optimizer(TrainConfig(**options))
     restored = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
@@ -222,7 +222,7 @@ def test_optimizer_serialization():
         ("logits/semantic/biases", 20, 20),
     ],
 )
-def test_gradient_multipliers_of_trainer(name, all_head_layers, logits_only):
+def test_trainer_applies_gradient_multipliers(name, all_head_layers, logits_only):
     config = TrainConfig(last_layer_gradient_multiplier=10.0)
     assert gradient_multiplier(name, config) == all_head_layers
     config = TrainConfig(

@@ -69,7 +69,9 @@ def test_too_few_borders_give_no_verdict():
         (shuffle_pixels, "the model cannot overfit one batch, so check the labels"),
     ],
 )
-def test_overfitting_one_batch(shuffled, message, voc_records):
+def test_only_matching_labels_pass_the_overfitting_check(
+    shuffled, message, voc_records
+):
     tf.keras.utils.set_random_seed(0)
     context = ContextConfig(rates=(), filters=64)
     decoder = DecoderConfig(output_strides=())

@@ -17,7 +17,7 @@ SURE, UNSURE = [math.log(3.0), 0.0], [0.0, 0.0]
 LN2, LN4, LN4_3 = math.log(2.0), math.log(4.0), math.log(4.0 / 3.0)
 
 
-def test_loss_and_metric_in_fit():
+def test_loss_and_metric_work_in_fit():
     keras.utils.set_random_seed(0)
     images = np.random.RandomState(0).uniform(-1, 1, (4, 8, 8, 1)).astype("float32")
     labels = (images > 0).astype("uint8")
@@ -100,7 +100,7 @@ def test_loss_equals_keras_cross_entropy(reduction, weights):
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
-def test_weight_per_image(shape):
+def test_weight_per_image_applies_to_all_its_pixels(shape):
     labels, logits, _ = random_pixels()
     weights = np.array([0.5, 3.0])
     loss = SegmentationLoss()
@@ -150,7 +150,7 @@ def test_first_of_equal_losses_are_mined():
 
 @pytest.mark.parametrize("share", [1.0, 0.3])
 @pytest.mark.parametrize("run", [lambda f: f, tf.function])
-def test_empty_batch(run, share):
+def test_loss_and_metric_of_an_empty_batch_are_zero(run, share):
     # One replica's part of the last batch.
     labels, logits = tf.zeros((0, 4, 5)), tf.zeros((0, 4, 5, 3))
     assert float(run(SegmentationLoss(share=share))(labels, logits)) == 0.0
@@ -196,7 +196,7 @@ def test_invalid_settings_and_logits_are_errors(options, logits, message):
 
 
 @pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_sample_weights_in_fit(jit):
+def test_sample_weights_work_in_fit(jit):
     labels, images, weights = random_pixels()
     image = keras.Input((4, 5, 3))
     model = keras.Model(image, keras.layers.Conv2D(3, 1)(image))

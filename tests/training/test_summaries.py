@@ -49,7 +49,7 @@ def folder(request, tmp_path):
     return request.param + str(tmp_path / "new")
 
 
-def test_scalars(folder):
+def test_scalars_are_written(folder):
     summaries = Summaries(folder, INFO)
     summaries.write_scalars(10, {"train/data_loss": 2.5, "train/learning_rate": 0.007})
     summaries.write_scalars(20, {"train/data_loss": np.float64(1.5)})
@@ -66,7 +66,7 @@ def test_scalars(folder):
     assert set(plugins.values()) == {("scalars", 1)}
 
 
-def test_evaluation_scalars(tmp_path):
+def test_evaluation_scalars_are_written(tmp_path):
     summaries = Summaries(str(tmp_path), INFO)
     summaries.write_evaluation(30, METRICS)
     summaries.close()
@@ -81,7 +81,7 @@ def test_evaluation_scalars(tmp_path):
 
 
 @pytest.mark.parametrize("info", [INFO, None])
-def test_evaluation_images(info, tmp_path):
+def test_evaluation_images_are_written(info, tmp_path):
     random = np.random.RandomState(0)
     image = random.randint(0, 256, (20, 30, 3)).astype(np.uint8)
     truth, prediction = random.randint(0, 3, (2, 20, 30))

@@ -165,7 +165,7 @@ def test_frozen_batch_norm_trains_gamma_and_beta(eager_execution):
         assert kept == name.endswith(("moving_mean", "moving_variance")), name
 
 
-def test_loss_at_logits_resolution(eager_execution):
+def test_loss_is_computed_at_logits_resolution(eager_execution):
     model = toy_model()
     images, labels = batch()
     logits = keras.Model(model.input, model.get_layer("logits").output)(images)
@@ -184,7 +184,7 @@ def test_loss_at_logits_resolution(eager_execution):
     np.testing.assert_allclose(after, before - 0.5 * 2 * (shares - truth), rtol=1e-4)
 
 
-def test_weight_decay_and_gradient_multipliers(eager_execution):
+def test_weight_decay_and_gradient_multipliers_are_applied(eager_execution):
     model = toy_model()
     before = tf1_variables(model)
     config = TrainConfig(
@@ -382,7 +382,7 @@ def test_expected_miou_is_reported(capsys):
     assert third == "step 6: mIoU 1.0000"
 
 
-def test_best_checkpoint_and_early_stopping(skip_drawings, tmp_path):
+def test_best_checkpoint_is_kept_and_training_stops_early(skip_drawings, tmp_path):
     model = toy_model()
     config = TrainConfig(
         train_logdir=str(tmp_path),
