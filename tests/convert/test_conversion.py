@@ -69,6 +69,17 @@ def make_samples(sources, *numbers):
     ]
 
 
+@pytest.fixture
+def convert(sources, folder):
+    """A function that converts samples to the split train of the folder."""
+
+    def run(*numbers, shards=1):
+        splits = {"train": make_samples(sources, *numbers)}
+        return conversion.convert(splits, INFO, folder, shards)
+
+    return run
+
+
 def read_names(folder):
     """Returns `{shard name: image names}`."""
     paths = tf.io.gfile.glob(f"{folder}/*.tfrecord")
@@ -100,8 +111,8 @@ def test_shards_are_consecutive_and_have_official_names(sources, folder):
     }
 
 
-def test_images_are_copied_and_labels_stored_as_indices(sources, folder):
-    conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
+def test_images_are_copied_and_labels_stored_as_indices(convert, sources, folder):
+    convert(1)
     (path,) = records.find_shards(folder, "train")
     (record,) = tf.data.TFRecordDataset(path)
     content, label, name = records.parse(record)
@@ -161,8 +172,8 @@ def test_error_leaves_no_files(sources, folder):
     assert not tf.io.gfile.exists(folder)
 
 
-def test_error_keeps_earlier_records(sources, folder):
-    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
+def test_error_keeps_earlier_records(convert, sources, folder):
+    convert(0)
     info = records.read_info(folder)
     files_before = sorted(tf.io.gfile.listdir(folder))
     splits = {
@@ -182,10 +193,10 @@ def test_empty_split_is_refused_before_writing(sources, folder):
     assert not tf.io.gfile.exists(folder)
 
 
-def test_stale_shards_are_removed_and_other_splits_kept(sources, folder):
+def test_stale_shards_are_removed_and_other_splits_kept(convert, sources, folder):
     for split in ("train", "train_aug"):
         conversion.convert({split: make_samples(sources, 0, 1)}, INFO, folder, 2)
-    info = conversion.convert({"train": make_samples(sources, 2, 3)}, INFO, folder, 1)
+    info = convert(2, 3)
     shards = read_names(folder)
     assert [n for n in shards if n.startswith("train-")] == [
         "train-00000-of-00001.tfrecord"
@@ -198,8 +209,8 @@ def test_stale_shards_are_removed_and_other_splits_kept(sources, folder):
 @pytest.mark.parametrize(
     "change", [{"name": "others"}, {"class_names": ("floor", "ball", "dog")}]
 )
-def test_splits_of_two_datasets_are_not_mixed(sources, folder, change):
-    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
+def test_splits_of_two_datasets_are_not_mixed(convert, sources, folder, change):
+    convert(0)
     other = dataclasses.replace(INFO, **change)
     (field,) = change
     with pytest.raises(UserError, match=f"has the split train with the {field} "):
@@ -210,24 +221,20 @@ def test_splits_of_two_datasets_are_not_mixed(sources, folder, change):
     assert (written.name, written.class_names) == (other.name, other.class_names)
 
 
-def test_finished_shards_are_reused(sources, folder):
-    splits = {"train": make_samples(sources, *range(6))}
-    first = conversion.convert(splits, INFO, folder, 3)
+def test_finished_shards_are_reused(convert, folder):
+    first = convert(*range(6), shards=3)
     assert sorted(make_samples.read) == list(range(6))
-    splits = {"train": make_samples(sources, *range(6))}
-    assert conversion.convert(splits, INFO, folder, 3) == first
+    assert convert(*range(6), shards=3) == first
     assert make_samples.read == []
     tf.io.gfile.remove(f"{folder}/train-00001-of-00003.tfrecord")
-    splits = {"train": make_samples(sources, *range(6))}
-    assert conversion.convert(splits, INFO, folder, 3) == first
+    assert convert(*range(6), shards=3) == first
     assert sorted(make_samples.read) == [2, 3]
 
 
-def test_shards_of_changed_files_are_rewritten(sources, folder):
-    conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
+def test_shards_of_changed_files_are_rewritten(convert, sources, folder):
+    convert(*range(6), shards=3)
     (sources / "5_label.png").write_bytes(encode_image(LABELS[0]))
-    splits = {"train": make_samples(sources, *range(6))}
-    info = conversion.convert(splits, INFO, folder, 3)
+    info = convert(*range(6), shards=3)
     assert sorted(make_samples.read) == [5]  # 4 is copied from the earlier shard
     assert info.class_pixels == {"train": [60, 35, 20]}
     names = read_names(folder)["train-00002-of-00003.tfrecord"]
@@ -237,8 +244,8 @@ def test_shards_of_changed_files_are_rewritten(sources, folder):
 @pytest.mark.parametrize(
     "change", [{"recipe": "other"}, {"info": dataclasses.replace(INFO, ignore_label=9)}]
 )
-def test_shards_of_another_recipe_are_rewritten(sources, folder, change):
-    conversion.convert({"train": make_samples(sources, 0, 2)}, INFO, folder, 1)
+def test_shards_of_another_recipe_are_rewritten(convert, sources, folder, change):
+    convert(0, 2)
     arguments = {"info": INFO, "output_dir": folder, "num_shards": 1} | change
     conversion.convert({"train": make_samples(sources, 0, 2)}, **arguments)
     assert sorted(make_samples.read) == [0, 2]
@@ -254,7 +261,7 @@ def make_interrupted_samples(sources, *numbers):
     return [*valid, last._replace(read_label=interrupt)]
 
 
-def test_interrupted_conversion_resumes(sources, folder, monkeypatch):
+def test_interrupted_conversion_resumes(convert, sources, folder, monkeypatch):
     # One worker, so that the first two shards are finished before the last.
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(KeyboardInterrupt):
@@ -262,8 +269,7 @@ def test_interrupted_conversion_resumes(sources, folder, monkeypatch):
         conversion.convert(splits, INFO, folder, 3)
     with pytest.raises(UserError, match="it has no records"):
         records.find_shards(folder, "train")
-    splits = {"train": make_samples(sources, *range(6))}
-    info = conversion.convert(splits, INFO, folder, 3)
+    info = convert(*range(6), shards=3)
     assert sorted(make_samples.read) == [4, 5]
     assert info.split_sizes == {"train": 6}
     assert read_names(folder)["train-00000-of-00003.tfrecord"] == image_names(0, 1)
@@ -282,9 +288,11 @@ def test_error_after_interruption_leaves_no_files(sources, folder, monkeypatch):
     assert not tf.io.gfile.exists(folder)
 
 
-def test_shards_rolled_back_after_an_error_are_rewritten(sources, folder, monkeypatch):
+def test_shards_rolled_back_after_an_error_are_rewritten(
+    convert, sources, folder, monkeypatch
+):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    conversion.convert({"train": make_samples(sources, *range(6))}, INFO, folder, 3)
+    convert(*range(6), shards=3)
     # The first shard is rewritten before the last fails.
     (sources / "0_label.png").write_bytes(encode_image(LABELS[2]))
     valid = (sources / "5.jpg").read_bytes()
@@ -294,17 +302,14 @@ def test_shards_rolled_back_after_an_error_are_rewritten(sources, folder, monkey
         )
     assert records.read_info(folder).class_pixels == {"train": [40, 35, 40]}
     (sources / "5.jpg").write_bytes(valid)
-    splits = {"train": make_samples(sources, *range(6))}
-    info = conversion.convert(splits, INFO, folder, 3)
+    info = convert(*range(6), shards=3)
     assert info.class_pixels == {"train": [20, 35, 60]}
     assert {0} <= set(make_samples.read) <= {0, 5}  # 5.jpg may have a new time
 
 
 @pytest.mark.parametrize("shards_before", [2, 3])
-def test_interrupted_publishing_is_atomic(sources, folder, shards_before, monkeypatch):
-    conversion.convert(
-        {"train": make_samples(sources, 0, 1)}, INFO, folder, shards_before
-    )
+def test_interrupted_publishing_is_atomic(convert, folder, shards_before, monkeypatch):
+    convert(0, 1, shards=shards_before)
     rename, renamed = tf.io.gfile.rename, []
 
     def interrupted_rename(source, *arguments, **options):
@@ -316,29 +321,29 @@ def test_interrupted_publishing_is_atomic(sources, folder, shards_before, monkey
 
     monkeypatch.setattr(tf.io.gfile, "rename", interrupted_rename)
     with pytest.raises(KeyboardInterrupt):
-        conversion.convert({"train": make_samples(sources, 3, 4, 5)}, INFO, folder, 3)
+        convert(3, 4, 5, shards=3)
     paths = records.find_shards(folder, "train")
     names = [name for path in paths for name in read_names_in_file(path)]
     assert sorted(names) == image_names(3, 4, 5)
     assert records.read_info(folder).split_sizes == {"train": 3}
     monkeypatch.setattr(tf.io.gfile, "rename", rename)
-    conversion.convert({"train": make_samples(sources, 3, 4, 5)}, INFO, folder, 3)
+    convert(3, 4, 5, shards=3)
     assert make_samples.read == []
     assert sorted(name for (name,) in read_names(folder).values()) == image_names(
         3, 4, 5
     )
 
 
-def test_edited_manifest_is_refused(sources, folder):
-    conversion.convert({"train": make_samples(sources, 0)}, INFO, folder, 1)
+def test_edited_manifest_is_refused(convert, folder):
+    convert(0)
     manifest = f"{folder}/conversion.json"
     with tf.io.gfile.GFile(manifest, "a") as file:
         file.write(" ")
     with pytest.raises(UserError, match=r"conversion\.json exists and was not written"):
-        conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
+        convert(1)
     assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(0)}
     tf.io.gfile.remove(manifest)
-    conversion.convert({"train": make_samples(sources, 1)}, INFO, folder, 1)
+    convert(1)
     assert read_names(folder) == {"train-00000-of-00001.tfrecord": image_names(1)}
 
 
@@ -349,7 +354,7 @@ def test_output_into_the_image_folder_is_refused(sources):
     assert {path: path.read_bytes() for path in sources.iterdir()} == before
 
 
-def test_foreign_files_named_like_a_split_are_kept(sources, folder):
+def test_foreign_files_named_like_a_split_are_kept(convert, folder):
     tf.io.gfile.makedirs(folder)
     foreign_files = [
         "train-log.txt",
@@ -363,7 +368,7 @@ def test_foreign_files_named_like_a_split_are_kept(sources, folder):
     with tf.io.gfile.GFile(f"{folder}/train-00000-of-00009.tfrecord", "w") as file:
         file.write("a shard of an earlier conversion")
     for number in (0, 1):
-        conversion.convert({"train": make_samples(sources, number)}, INFO, folder, 1)
+        convert(number)
         assert read_names(folder) == {
             "train-00000-of-00001.tfrecord": image_names(number)
         }
@@ -442,15 +447,15 @@ def test_image_that_tensorflow_cannot_decode_is_refused(sources, folder):
         conversion.convert({"train": [sample]}, INFO, folder)
 
 
-def test_too_large_image_is_refused(sources, folder, monkeypatch):
+def test_too_large_image_is_refused(convert, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIXELS", 19)
     with pytest.raises(
         UserError, match=r"0\.jpg has 5x4 pixels; at most 19 are allowed"
     ):
-        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
+        convert(0)
 
 
-def test_label_of_rotated_image_is_refused_with_hint(sources, folder):
+def test_label_of_rotated_image_is_refused_with_hint(convert, sources):
     exif = Image.Exif()
     exif[0x0112] = 6
     file = io.BytesIO()
@@ -460,14 +465,14 @@ def test_label_of_rotated_image_is_refused_with_hint(sources, folder):
         r"0_label.png is 5x4 but its image .*0.jpg is 4x5 before its EXIF rotation"
     )
     with pytest.raises(UserError, match=message):
-        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
+        convert(0)
 
 
-def test_invalid_exif_data_is_ignored(sources, folder):
+def test_invalid_exif_data_is_ignored(convert, sources):
     jpeg = encode_image(image(0).transpose(1, 0, 2), "JPEG", exif=INVALID_EXIF)
     (sources / "0.jpg").write_bytes(jpeg)
     with pytest.raises(UserError, match=r"is 5x4 but its image .*0.jpg is 4x5$"):
-        conversion.convert({"train": make_samples(sources, 0)}, INFO, folder)
+        convert(0)
 
 
 def test_records_without_manifest_are_replaced(sources, tmp_path):
