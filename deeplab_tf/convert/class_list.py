@@ -214,12 +214,11 @@ def _check_ignore_colors(path: epath.Path, classes: ClassList) -> None:
 def _check_value_map(classes: ClassList) -> None:
     """Raises `UserError` if `--value_map` contradicts colours or the class file."""
     without = classes._replace(value_map={})
-    known = without.color_ids()
-    known_values = without.file_values or {}
+    colors, values = without.color_ids(), without.file_values or {}
     for value, label in classes.value_map.items():
         # A grey value is also a colour.
         color = (value,) * 3 if isinstance(value, int) else value
-        for other in (known.get(color), known_values.get(value)):
+        for other in (colors.get(color), values.get(value)):
             if other not in (None, label):
                 raise UserError(
                     f"--value_map gives {format_value(value)} to "

@@ -66,8 +66,8 @@ def build_table(rows: Sequence[Row], source: str) -> Table:
     classes = [row for row in rows if row.name != _IGNORED]
     if not classes:
         raise UserError(f"{source} lists no class; write one per line")
-    for field, what in (("id", "an id"), ("color", "a colour")):
-        _require_all_or_none(rows, field, what)
+    for field, noun in (("id", "an id"), ("color", "a colour")):
+        _require_all_or_none(rows, field, noun)
     if ignored and rows[0].id is None and ignored != [rows[0]]:
         raise UserError(f"{ignored[-1].where}: {_IGNORED} must be the first class")
     values = None
@@ -87,13 +87,13 @@ def build_table(rows: Sequence[Row], source: str) -> Table:
     )
 
 
-def _require_all_or_none(rows: Sequence[Row], field: str, what: str) -> None:
+def _require_all_or_none(rows: Sequence[Row], field: str, noun: str) -> None:
     given = [row for row in rows if getattr(row, field) is not None]
     missing = [row for row in rows if getattr(row, field) is None]
     if given and missing:
         raise UserError(
             f"{missing[0].where} has no {field}, but {given[0].where} has one; give "
-            f"all classes {what}, or none"
+            f"all classes {noun}, or none"
         )
 
 

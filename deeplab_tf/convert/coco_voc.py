@@ -128,7 +128,7 @@ def _compress_counts(outline: dict, height: int, width: int) -> dict[str, Any]:
         else list(counts)
     )
     if list(outline["size"]) != size:
-        raise ValueError(f"its runs are of size {outline['size']}")
+        raise ValueError(f"its runs have the size {outline['size']}")
     # pycocotools reads uninitialised memory for missing runs.
     run_lengths.check_counts(counts, height, width)
     return _import_masks().frPyObjects({"counts": counts, "size": size}, *size)

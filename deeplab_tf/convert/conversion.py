@@ -55,7 +55,7 @@ class Sample(NamedTuple):
             usually one; several if each has one class; none if the mask is missing.
         read_label: Returns the class ids, uint8 `[height, width]`.
         tile: The part of image and label to convert; None for all.
-        is_large: Whether to convert it without others at the same time.
+        is_large: Whether to convert one sample at a time, to bound the memory.
     """
 
     name: str

@@ -277,7 +277,7 @@ def _join(
     layout: Layout,
     reason: str,
 ) -> dict[str, tuple[epath.Path, _Mask | None]]:
-    """Returns image and mask by name; `layout` says what to do with missing masks.
+    """Returns image and mask by name, and applies `missing_mask` to the rest.
 
     `reason` is as in `report_missing`.
     """
@@ -342,12 +342,12 @@ def _match(
 ) -> dict[str, epath.Path]:
     """Returns the label of each image that has one, by the image's name."""
     found = {name: labels[name] for name in images if name in labels}
-    alike: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
+    by_folded_name: dict[str, tuple[list, list]] = defaultdict(lambda: ([], []))
     for side, names in enumerate((images, labels)):
         for name in names:
-            alike[fold(name)][side].append(name)
+            by_folded_name[fold(name)][side].append(name)
     different = {}
-    for image_names, label_names in alike.values():
+    for image_names, label_names in by_folded_name.values():
         rest = [name for name in image_names if name not in found]
         if rest and any(name not in images for name in label_names):
             if len(image_names) > 1 or len(label_names) > 1:

@@ -24,7 +24,7 @@ class MaskPattern:
     from 1; `{class}`, a class name; and `*`, any text.
 
     Args:
-        pattern: The pattern; other text stands for itself.
+        pattern: The pattern; all other text is literal.
         images: Names of the images, sorted.
         class_names: Names of the classes.
 
@@ -42,7 +42,7 @@ class MaskPattern:
         if sorted(fields) not in ([_CLASS, _IMAGE], [_CLASS, _INDEX]):
             raise UserError(
                 f"--mask_pattern={pattern} must have {_CLASS}, and either {_IMAGE} or "
-                f"{_INDEX}, once each; * stands for any other text"
+                f"{_INDEX}, once each; * matches any text"
             )
         self._is_numbered = _INDEX in fields
         middle = tokens.index(_INDEX if self._is_numbered else _IMAGE)

@@ -18,7 +18,7 @@ from deeplab_tf.images import encoding, strips
 from deeplab_tf.images.decoding import EncodedImage
 from deeplab_tf.images.tiles import place_tiles
 
-# Larger images are converted one after the other, to bound the memory.
+# Larger images are converted one at a time, to bound the memory.
 _PARALLEL_PIXELS = 1 << 25
 
 

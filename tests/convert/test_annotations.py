@@ -383,7 +383,7 @@ BROKEN = {
     ),
     "runs of another size": (
         one_coco(segmentation={"size": [40, 30], "counts": [1200]}),
-        "its runs are of an image of 30x40",
+        "its runs are for a 30x40 image",
     ),
     "runs of 1e9 x 1e9": (
         one_coco(segmentation={"size": [10**9, 10**9], "counts": [10**9] * 9}),
@@ -491,7 +491,7 @@ YOLO = {
     "1 0.1 0.1 0.5 0.1 0.5": "odd number of coordinates, 5",
     "1 0.5 0.5 0.2 0.2": "is a box, not a polygon",
     "1 0.1 0.1 0.5 0.1 0.5 40": "coordinates from 0.1 to 40; they must be fractions",
-    "2 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '2'; the class names are of 0..1",
+    "2 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '2'; the class names are for 0..1",
     "-1 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '-1'",
 }
 
@@ -515,7 +515,7 @@ def test_yolo_needs_class_names(tmp_path):
 def test_mixed_formats_are_refused(tmp_path):
     files.save_labelme(tmp_path)
     files.save_coco(tmp_path)
-    with pytest.raises(UserError, match=r"is of labelme, but .* of COCO; convert one"):
+    with pytest.raises(UserError, match=r"is a file of labelme, but .* of COCO; conv"):
         annotations.read(str(tmp_path))
 
 

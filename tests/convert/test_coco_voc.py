@@ -315,7 +315,7 @@ BROKEN = {
     ),
     "runs of another size": (
         set_runs(RUNS, (60, 40)),
-        BROKEN_OUTLINE + r"its runs are of size \[60, 40\]",
+        BROKEN_OUTLINE + r"its runs have the size \[60, 40\]",
     ),
     "outline of wrong type": (set_outline(5), f"{BROKEN_OUTLINE}'int' object"),
     "no image above the threshold": (

@@ -243,7 +243,7 @@ def test_program_prints_split_sizes(source, tmp_path, capsys):
     info = records.read_info(str(tmp_path / "out"))
     assert (info.name, info.class_names) == ("street", (*NAMES, "a b"))
     *_, first, last = capsys.readouterr().out.splitlines()
-    assert first == "no pixel in train is a b"
+    assert first == "train has no pixels of a b"
     assert last == f"{tmp_path}/out: train 4 images"
 
 

@@ -57,7 +57,7 @@ def draw(content: bytes, size: tuple[int, int], height: int, width: int):
         ValueError: if the runs are broken or of an image of another `size`.
     """
     if size != (height, width):
-        raise ValueError(f"its runs are of an image of {size[1]}x{size[0]}")
+        raise ValueError(f"its runs are for a {size[1]}x{size[0]} image")
     values = decode(content, height * width * _CHANNELS)
     opacity = values[_CHANNELS - 1 :: _CHANNELS].reshape(height, width)
     return drawing.Patch(0, 0, opacity > 0)

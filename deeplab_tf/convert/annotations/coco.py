@@ -137,7 +137,7 @@ def _read_runs(value: dict, image: AnnotatedImage, where: str) -> drawing.Draw:
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
     if image.size not in (None, (height, width)):
-        raise UserError(f"{where}: its runs are of an image of {width}x{height}")
+        raise UserError(f"{where}: its runs are for a {width}x{height} image")
     return functools.partial(
         drawing.draw_runs, np.array(counts), (0, 0, height, width), "F"
     )

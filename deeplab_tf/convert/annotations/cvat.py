@@ -54,8 +54,8 @@ def is_content(root: Any) -> bool:
 def read(file: File, options: Options) -> Annotations:
     """Reads an export of CVAT.
 
-    Shapes of a larger z_order cover others, then later ones earlier ones. Polylines
-    have the width `options.line_width`.
+    Shapes with a larger z_order are on top; of equal ones, the later. Polylines have
+    the width `options.line_width`.
 
     Raises:
         UserError: if a shape is invalid or of a video.

@@ -53,7 +53,7 @@ def read(file: File, class_names: tuple[str, ...]) -> Annotations:
 def _read_class(word: str, class_names: tuple[str, ...], where: str) -> str:
     if not re.fullmatch(r"\d{1,6}", word, re.ASCII) or int(word) >= len(class_names):
         raise UserError(
-            f"{where} has the class {word!r:.40}; the class names are of 0.."
+            f"{where} has the class {word!r:.40}; the class names are for 0.."
             f"{len(class_names) - 1}"
         )
     return class_names[int(word)]

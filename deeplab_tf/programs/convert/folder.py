@@ -118,7 +118,7 @@ def main(values: absl_flags.FlagValues) -> None:
     )
     for split in info.class_pixels:
         if absent := _find_absent_classes(info, split):
-            print(f"no pixel in {split} is {', '.join(absent)}")
+            print(f"{split} has no pixels of {', '.join(absent)}")
     output.print_sizes(values.output_dir, info.split_sizes)
 
 
