@@ -286,12 +286,13 @@ def _require_separate_folder(
     splits: Mapping[str, Sequence[Sample]], output_dir: str
 ) -> None:
     """Refuses to write into a folder of images or labels: names might collide."""
-    folders = {
-        os.path.realpath(folder): folder
+    parents = {
+        os.fspath(path.parent)
         for samples in splits.values()
         for sample in samples
-        for folder in {os.fspath(path.parent) for path in sample.sources}
+        for path in sample.sources
     }
+    folders = {os.path.realpath(folder): folder for folder in parents}
     source = folders.get(os.path.realpath(output_dir))
     if source is not None:
         raise UserError(
