@@ -235,7 +235,6 @@ def test_broken_dataset_is_refused_before_writing(voc, command, tmp_path, capfd,
     assert os.listdir(tmp_path) == ["VOC2012"]
 
 
-@pytest.mark.slow
 def test_program_prints_one_error_line(voc, command, tmp_path):
     change, message = BROKEN["truncated JPEG"]
     change(voc)
