@@ -59,7 +59,7 @@ def select_engines(names: list[str]) -> list[str]:
     """Returns the installed engines among `names`, and the reference."""
     for name in names:
         if name not in _ENGINES:
-            raise UserError(f"--engines={name} is none of {'; '.join(_ENGINES)}")
+            raise UserError(f"--engines={name} must be one of {', '.join(_ENGINES)}")
     wanted = {_REFERENCE, *names}
     return [
         name

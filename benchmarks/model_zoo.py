@@ -49,7 +49,7 @@ def select_checkpoints(names: list[str], dataset: str) -> list[ZooCheckpoint]:
     for name in names:
         if name not in (c.name for c in known):
             raise UserError(
-                f"--checkpoints={name} is none of {dataset} in the zoo; they are "
+                f"--checkpoints={name} is not a zoo checkpoint of {dataset}; these are "
                 f"{', '.join(c.name for c in known)}"
             )
     return [c for c in known if not names or c.name in names]
@@ -107,7 +107,7 @@ def main(values: absl_flags.FlagValues) -> None:
                 show(preset, split, score(checkpoint, preset, split, values))
                 scored += 1
             except UserError as error:
-                print(f"{preset.name:<50}{split:>10}  left out: {error}", flush=True)
+                print(f"{preset.name:<50}{split:>10}  skipped: {error}", flush=True)
     if not scored:
         raise UserError(f"no checkpoint of {info.name} in the zoo could be scored")
 

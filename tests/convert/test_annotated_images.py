@@ -59,7 +59,7 @@ def test_annotations_given_as_masks_are_refused_with_the_flag(tmp_path, folder):
 
 def test_masks_and_annotations_exclude_each_other(arguments):
     images, _, out = arguments
-    assert_refused("--annotations for the .* received neither$", PROGRAM, images, out)
+    assert_refused("or --annotations .* received neither$", PROGRAM, images, out)
     assert_refused("received both$", PROGRAM, *arguments, "--label_dir=masks")
 
 
@@ -160,7 +160,12 @@ REFUSED = {
         "has the size 1000000000x1000000000 for",
     ),
     "label_dir": ("x.jpg", {}, ["--label_dir=y"], "--label_dir.* or --annotations"),
-    "value_map": ("x.jpg", {}, ["--value_map=1:cat"], "--value_map is for masks"),
+    "value_map": (
+        "x.jpg",
+        {},
+        ["--value_map=1:cat"],
+        "--value_map only applies to masks",
+    ),
     "missing file": ("x.jpg", {}, ["--annotations=no"], "no does not exist"),
 }
 

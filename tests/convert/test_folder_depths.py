@@ -217,7 +217,7 @@ def test_unsupported_tiffs_are_refused(convert, tmp_path, tifffile):
     tifffile.imwrite(path, index, photometric="palette", colormap=colors)
     with pytest.raises(UserError, match=r"x.tif has the shape \(5, 7, 3\); images "):
         convert(1, 255)
-    with pytest.raises(UserError, match=r"x.tif has a palette; save its col"):
+    with pytest.raises(UserError, match=r"x.tif has a palette; save it as RGB"):
         convert(5, 255)
     frames = np.zeros((2, HEIGHT, WIDTH, 3), np.uint8)
     tifffile.imwrite(path, frames, photometric="rgb")

@@ -2,8 +2,8 @@
 
     deeplab-convert ade20k --ade20k_root=ADEChallengeData2016 --output_dir=tfrecord
 
-By default, the label values stay as they are: 151 classes, of which 0 is ignored, as in
-the official checkpoints. With --num_classes=150 the classes start at 0, 255 is ignored,
+By default, label values are kept: 151 classes, of which 0 is ignored, as in the
+official checkpoints. With --num_classes=150, the classes start at 0, 255 is ignored,
 and the dataset is called ade20k_150.
 """
 

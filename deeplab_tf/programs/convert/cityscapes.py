@@ -2,8 +2,8 @@
 
     deeplab-convert cityscapes --cityscapes_root=cityscapes --output_dir=tfrecord
 
-The root holds leftImg8bit and gtFine, and gtCoarse for the coarse splits. Labels come
-from the *_labelIds.png files of the archives; there is no need to create trainIds
+The root contains leftImg8bit and gtFine, and gtCoarse for the coarse splits. Labels
+come from the *_labelIds.png files of the archives, so you need not create trainIds
 first. A split is written if all of its folders exist.
 """
 

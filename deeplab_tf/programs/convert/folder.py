@@ -4,18 +4,18 @@ r"""Converts a folder of images with masks or annotation files to TFRecords.
       --classes=classes.txt --output_dir=tfrecord
 
 classes.txt has one class per line, in the order of the label values: `name`, `id,name`
-or `name r g b`; CSV, YAML and JSON lists are read as well. An image and its label have
-the same name up to the extension, and are in subfolders of the same names, if any.
-Images with other numbers of channels or bit depths are .npy, .tif or PNG. Run it once
-per --split; all runs share one --output_dir. A second run into a split adds to it.
+or `name r g b`; CSV, YAML and JSON lists also work. An image and its label have the
+same relative path, apart from the extension. Images with more channels or bits are
+.npy, TIFF or PNG files. Run the program once per --split, with the same --output_dir.
+A second run with the same split adds images to it.
 
-Records hold the pixels of a GeoTIFF without its place on earth. `deeplab-predict` reads
-that from the GeoTIFF that it labels.
+Records do not contain the georeference of a GeoTIFF; `deeplab-predict` reads it from
+the GeoTIFF that it labels.
 
     deeplab-convert folder --image_dir=photos --annotations=instances.json \
       --output_dir=tfrecord
 
-reads the annotation files of labelme, COCO, YOLO segmentation, Label Studio, CVAT and
+reads annotation files of labelme, COCO, YOLO segmentation, Label Studio, CVAT and
 VIA, which name the classes themselves.
 """
 
@@ -47,7 +47,7 @@ _FLAGS = {
     "image_dir": (flags.REQUIRED, None, "Folder with the images."),
     "label_dir": (
         *(flags.STRING, None),
-        "Folder with the masks; may be that of the images.",
+        "Folder with the masks; may be the folder of the images.",
     ),
     "annotations": (
         *(flags.STRING, None),
@@ -76,8 +76,8 @@ _FLAGS = {
     ),
     "nearest": (
         *(flags.BOOLEAN, False),
-        "Snap other mask values and colours to the nearest declared one, for masks "
-        "that are anti-aliased, were resized, or are JPEGs.",
+        "Replace undeclared mask values and colours with the nearest declared ones, "
+        "for masks that were anti-aliased, resized or saved as JPEG.",
     ),
     "channels": (
         *(flags.INTEGER, None),
@@ -127,7 +127,7 @@ def _check_labels(values: absl_flags.FlagValues) -> None:
     if (values.label_dir is None) == (values.annotations is None):
         received = "neither" if values.annotations is None else "both"
         raise UserError(
-            "give --label_dir for masks, or --annotations for the files of a tool; "
+            "give either --label_dir (masks) or --annotations (annotation files); "
             f"received {received}"
         )
     if values.annotations is None:
@@ -138,7 +138,7 @@ def _check_labels(values: absl_flags.FlagValues) -> None:
         unused, other = _MASK_FLAGS, "masks"
     for name in unused:
         if values[name].value != values[name].default:
-            raise UserError(f"--{name} is for {other}; remove it")
+            raise UserError(f"--{name} only applies to {other}; remove it")
 
 
 def _convert_masks(values: absl_flags.FlagValues, **settings) -> DatasetInfo:

@@ -1,4 +1,4 @@
-"""Output flags and the summary that all converters share."""
+"""Output flags and summary shared by all converters."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ def define_flags(rows: Mapping[str, tuple], num_shards: int) -> absl_flags.FlagV
     """Returns the flags of a converter.
 
     Args:
-        rows: Its own flags, as for `flags.define_flags`.
+        rows: Flags of the converter; see `flags.define_flags`.
         num_shards: Default number of files per split.
     """
     values = absl_flags.FlagValues()
@@ -29,7 +29,7 @@ def define_flags(rows: Mapping[str, tuple], num_shards: int) -> absl_flags.FlagV
 
 
 def claim(values: absl_flags.FlagValues) -> None:
-    """With `--overwrite`, lets the converter replace files that it did not write."""
+    """With `--overwrite`, permits replacing files that the converter did not write."""
     if values.overwrite:
         conversion.claim_folder(values.output_dir)
 
