@@ -37,8 +37,8 @@ def _free_graphs():
     gc.collect()
 
 
-# Each parallel call of a pipeline costs 0.4 s of CPU time at its start, most of the time
-# of a test that reads a few batches.
+# Each parallel call of a pipeline costs 0.4 s of CPU time at its start, which is most
+# of the time of a test that reads a few batches.
 pipeline._PARALLEL_CALLS = pipeline.EVAL_PARALLEL_CALLS = 1
 
 

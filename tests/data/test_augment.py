@@ -36,7 +36,7 @@ def draw_crops(count, *scales):
 
 
 def fixed_draw(scale, place=(0.0, 0.0), flipped=False):
-    place = tf.constant(place, tf.float32)
+    place = tf.convert_to_tensor(place, tf.float32)
     return augment.RandomCrop(
         tf.constant(scale, tf.float32), place, tf.constant(flipped)
     )
@@ -166,7 +166,8 @@ def assert_crop_first_equals_scale_first(random, source, size, scale, run=run_ea
 
 @pytest.mark.parametrize(("source", "size", "scale"), _EDGE_CASES)
 def test_crop_first_equals_scale_first_at_the_edges(run, source, size, scale):
-    for seed in range(4):
+    # In tf.data, each seed takes a second to trace.
+    for seed in range(4 if run is run_eagerly else 1):
         random = np.random.default_rng(seed)
         assert_crop_first_equals_scale_first(random, source, size, scale, run)
 
@@ -181,7 +182,7 @@ def assert_random_crops_are_equal(first, last, largest):
 
 
 def test_crop_first_equals_scale_first():
-    assert_random_crops_are_equal(0, 100, 90)
+    assert_random_crops_are_equal(0, 50, 90)
 
 
 @pytest.mark.slow
@@ -216,11 +217,13 @@ def test_equal_bounds_give_a_single_scale():
 
 
 def test_image_and_label_get_the_same_crop_at_every_position():
-    image, label = position_image(7, 9)
+    image, label = map(tf.constant, position_image(7, 9))
     corners = set()
-    for draw in draw_crops(300, 1.0, 1.0, 0):
-        draw = fixed_draw(draw.scale, draw.position)
-        crop, crop_label = crop_first(image, label, draw, (5, 6))
+    draws = draw_crops(300, 1.0, 1.0, 0)
+    crops = tf.data.Dataset.from_tensor_slices([draw.position for draw in draws]).map(
+        lambda position: crop_first(image, label, fixed_draw(1.0, position), (5, 6))
+    )
+    for crop, crop_label in crops.as_numpy_iterator():
         row, column = divmod(int(crop_label[0, 0, 0]), 9)
         window = np.s_[row : row + 5, column : column + 6]
         np.testing.assert_array_equal(crop, image[window])
