@@ -19,7 +19,7 @@ from tensorflow_datasets import features
 from deeplab_tf.config import DataConfig
 from deeplab_tf.data import sources, statistics, tfds_source
 from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.data.reader import iterate_batches
+from deeplab_tf.data.reader import Reader, iterate_batches
 from deeplab_tf.data.validation import examine_split
 from deeplab_tf.errors import UserError
 
@@ -89,12 +89,15 @@ SLICES = {
 def test_slice_reads_exactly_its_records(toy, folder, split):
     images = toy["train"][0] + toy["test"][0]
     labels = toy["train"][1] + toy["test"][1]
-    found = read_samples("tfds:toy", folder, split)
-    assert_equal(found[0], [images[i] for i in SLICES[split]])
-    assert_equal(found[1], [labels[i] for i in SLICES[split]])
+    source = sources.open_split("tfds:toy", folder, split)
+    found = [Reader(source).decode(i) for i in range(len(source.index))]
+    assert_equal([sample.image for sample in found], [images[i] for i in SLICES[split]])
+    assert_equal([sample.label for sample in found], [labels[i] for i in SLICES[split]])
     # Compare with tensorflow-datasets.
     expected = tfds.load("toy", data_dir=folder, split=split).as_numpy_iterator()
-    assert_equal(found[0], [example["image"] for example in expected])
+    assert_equal(
+        [sample.image for sample in found], [example["image"] for example in expected]
+    )
 
 
 def test_training_uses_only_the_slice(toy, folder):

@@ -241,7 +241,12 @@ def test_measures_and_gallery_get_every_image(color_model):
     assert len(updates) == 5
 
 
-@pytest.mark.parametrize("replicas", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+def test_one_mirrored_replica_counts_every_image_once():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    assert_equals_one_device(evaluate_on_replicas.evaluate_toy_model(strategy))
+
+
+@pytest.mark.parametrize("replicas", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_replicas_count_every_image_once(replicas):
     folders = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     result = subprocess.run(
@@ -251,13 +256,16 @@ def test_replicas_count_every_image_once(replicas):
         text=True,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads(result.stdout)
+    assert_equals_one_device(json.loads(result.stdout))
+
+
+def assert_equals_one_device(found):
     assert len(found["names"]) == found["metrics"]["images"] == 9
     expected = evaluate_on_replicas.evaluate_toy_model(tf.distribute.get_strategy())
     confidences = found.pop("calibration"), expected.pop("calibration")
     error = "expected_calibration_error"
     assert confidences[0][error] == pytest.approx(confidences[1][error], abs=1e-6)
-    assert found == json.loads(json.dumps(expected))
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected))
 
 
 class Exported:

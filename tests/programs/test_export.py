@@ -44,18 +44,42 @@ def export(logs, folder, *arguments):
     return path
 
 
+@pytest.fixture(scope="module")
+def validation(tiny_model, tmp_path_factory):
+    """Records of three images, labelled by `tiny_model`."""
+    folder = tmp_path_factory.mktemp("validation")
+    images = [make_images(33, 49), make_images(40, 30), make_images(49, 65)]
+    labels = [predict_labels(tiny_model, image[None])[0] for image in images]
+    pairs = zip(images, labels, strict=True)
+    contents = [
+        make_record(x, y.astype(np.uint8), f"{i}") for i, (x, y) in enumerate(pairs)
+    ]
+    write_shards(folder, *contents, split="val")
+    write_info(generic_info(5), str(folder))
+    return str(folder)
+
+
+def export_and_compare(logs, validation, path, *arguments):
+    """Exports and compares with the model; returns the output and the comparison."""
+    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
+    records = f"--dataset_dir={validation}"
+    out = run(EXPORT, *paths, "--output_stride=16", records, *arguments)
+    return out, json.loads((path.parent / f"{path.name}.parity.json").read_text())
+
+
 def make_images(*shape):
     return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
-def default_export(logs, tmp_path_factory):
-    """Path of an export with default flags."""
-    return export(logs, tmp_path_factory.mktemp("plain"))
+def default_export(logs, validation, tmp_path_factory):
+    """Path, output and comparison of an export with default flags."""
+    path = tmp_path_factory.mktemp("plain") / "export"
+    return path, *export_and_compare(logs, validation, path, "--max_miou_drop=0.1")
 
 
 def test_default_export_has_all_extra_files(default_export, tiny_model):
-    path = default_export
+    path = str(default_export[0])
     assert list_outputs(f"{path}/assets.extra") == [
         "dataset_info.json",
         "model.ckpt.data-00000-of-00001",
@@ -124,7 +148,7 @@ def test_export_runs_in_bfloat16(logs, tiny_model, tmp_path):
 
 
 def test_model_json_holds_the_model_config(default_export, tiny_model):
-    with open(f"{default_export}/assets.extra/model.json") as file:
+    with open(f"{default_export[0]}/assets.extra/model.json") as file:
         config = strict_json.from_json(ModelConfig, file.read(), "model.json")
     assert config == tiny_model.model_config
 
@@ -144,37 +168,13 @@ def test_invalid_sizes_are_refused(logs, tmp_path, message, flag):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.fixture(scope="module")
-def validation(tiny_model, tmp_path_factory):
-    """Records of three images, labelled by `tiny_model`."""
-    folder = tmp_path_factory.mktemp("validation")
-    images = [make_images(33, 49), make_images(40, 30), make_images(49, 65)]
-    labels = [predict_labels(tiny_model, image[None])[0] for image in images]
-    pairs = zip(images, labels, strict=True)
-    contents = [
-        make_record(x, y.astype(np.uint8), f"{i}") for i, (x, y) in enumerate(pairs)
-    ]
-    write_shards(folder, *contents, split="val")
-    write_info(generic_info(5), str(folder))
-    return str(folder)
-
-
-def export_and_compare(logs, validation, path, *arguments):
-    """Exports and compares with the model; returns the output and the comparison."""
-    paths = (f"--checkpoint_path={logs}", f"--export_path={path}")
-    records = f"--dataset_dir={validation}"
-    out = run(EXPORT, *paths, "--output_stride=16", records, *arguments)
-    return out, json.loads((path.parent / f"{path.name}.parity.json").read_text())
-
-
-def test_saved_model_is_compared_with_its_checkpoint(logs, validation, tmp_path):
-    path = tmp_path / "export"
-    out, comparison = export_and_compare(logs, validation, path, "--max_miou_drop=0.1")
+def test_saved_model_is_compared_with_its_checkpoint(default_export):
+    path, out, comparison = default_export
     assert f"model 1.0000, on 3 images: {path}.parity.json" in out
     assert comparison["images"] == 3
     assert comparison["miou"]["artefact"] > 0.999
     assert comparison["max_miou_drop"] == 0.1
-    assert list_outputs(tmp_path) == ["export", "export.parity.json"]
+    assert list_outputs(path.parent) == ["export", "export.parity.json"]
 
 
 @pytest.mark.slow

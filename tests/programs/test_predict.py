@@ -83,39 +83,28 @@ def test_output_images_show_the_labels(predictions, tiny_model):
         assert output.height >= 49 and output.width > 33
 
 
-def test_scales_and_flips_are_averaged(predictions, tiny_model, tmp_path):
-    run(
-        *(PREDICT, f"--model={predictions}/logs"),
-        f"--images={predictions}/photos/plain.png",
-        *(f"--output_dir={tmp_path}", "--eval_scales=1.25", "--add_flipped_images"),
-    )
-    image = read_image(str(predictions / "photos/plain.png"))[None]
-    with Image.open(tmp_path / "plain_label.png") as output:
-        labels = np.array(output)
-    expected = predict_labels(tiny_model, image, (1.25,), flip=True)[0]
-    np.testing.assert_array_equal(labels, expected)
-    assert not np.array_equal(labels, predict_labels(tiny_model, image, (1.25,))[0])
-
-
 def read_labels(folder, name):
     with Image.open(folder / f"{name}_label.png") as image:
         return np.array(image)
 
 
-def test_crop_size_and_windows_are_applied(predictions, tiny_model, tmp_path):
+def test_flags_of_the_protocol_are_applied(predictions, tiny_model, tmp_path):
     run(
         *(PREDICT, f"--model={predictions}/logs"),
         f"--images={predictions}/photos/rotated.jpg",
         *(f"--output_dir={tmp_path}", "--eval_crop_size=41,41", "--window_size=33,33"),
+        *("--eval_scales=1.25", "--add_flipped_images"),
     )
     labels = read_labels(tmp_path, "rotated")
     image = read_image(str(predictions / "photos/rotated.jpg"))[None]
-    padded, windows = {"crop_size": (41, 41)}, {"window": (33, 33)}
-    expected = Predictor(tiny_model, **padded, **windows).labels(image)[0]
+    options = {"crop_size": (41, 41), "window": (33, 33), "scales": (1.25,)}
+    options["flip"] = True
+    expected = Predictor(tiny_model, **options).labels(image)[0]
     np.testing.assert_array_equal(labels, expected)
-    for options in (padded, windows):
-        other = Predictor(tiny_model, **options).labels(image)[0]
-        assert (labels != other).numpy().any()
+    for name in options:
+        fewer = {key: value for key, value in options.items() if key != name}
+        other = Predictor(tiny_model, **fewer).labels(image)[0]
+        assert (labels != other).numpy().any(), name
 
 
 def test_memory_limit_is_applied_or_refused(predictions, tmp_path):

@@ -40,7 +40,7 @@ def test_real_labels_pass_the_border_check(voc_records):
 
 
 @pytest.mark.parametrize("shuffled", [swap_labels, shuffle_pixels])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_shuffled_labels_fail_the_border_check(shuffled, seed, voc_records):
     tf.keras.utils.set_random_seed(seed)
     data = crops(voc_records).skip(8 * seed).map(shuffled)
