@@ -126,6 +126,6 @@ def test_indivisible_batch_is_refused():
     assert require_divisible(16, 4, 2) == 2
     with pytest.raises(UserError, match=r"a batch of 2 images .* 4 replicas; 4 can"):
         require_divisible(2, 4, 1)
-    message = "a batch of 10 .* by 2 replicas with accumulate_steps=2; 8 can"
+    message = "a batch of 10 .* among 2 replicas with accumulate_steps=2; 8 can"
     with pytest.raises(UserError, match=message):
         require_divisible(10, 2, 2)
