@@ -87,7 +87,7 @@ def check_records(folder, random):
     tiles = {
         f"a@{t.top:05d},{t.left:05d}": t for t in place_tiles(SIDE, SIDE, 2048, 128)
     }
-    paths = records.shard_paths(str(folder), "train")
+    paths = records.find_shards(str(folder), "train")
     chosen, names = set(random.choice(sorted(tiles), 6)), []
     for image, label, name in tf.data.TFRecordDataset(paths).map(records.parse):
         names.append(name.numpy().decode())
