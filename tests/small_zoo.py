@@ -1,9 +1,12 @@
 """A model zoo on disk, with archives in the layout of the official ones."""
 
 import dataclasses
+import functools
 import hashlib
 import os
+import pathlib
 import tarfile
+import tempfile
 
 from golden_case import value
 from shallow_network import patch_mobilenet_v2
@@ -37,6 +40,20 @@ def _value(name, array):
     return value(name, array.shape) * (2 if name.endswith("/gamma") else 1)
 
 
+@functools.cache
+def _tiny_checkpoint():
+    """Returns the weights by official name and the files of their checkpoint."""
+    model = build_model(MODEL)
+    arrays = {name: _value(name, a) for name, a in tf1_variables(model).items()}
+    load_tf1_variables(model, arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        save_tf1_checkpoint(model, f"{folder}/model.ckpt-30000")
+        files = {
+            path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()
+        }
+    return arrays, files
+
+
 def add_tiny_checkpoint(monkeypatch, folder, **published):
     """Registers a checkpoint "tiny" in the zoo and writes its archive to a folder.
 
@@ -46,11 +63,10 @@ def add_tiny_checkpoint(monkeypatch, folder, **published):
         `{official name: array}` of its weights.
     """
     patch_mobilenet_v2(monkeypatch)
-    model = build_model(MODEL)
-    load_tf1_variables(
-        model, {n: _value(n, a) for n, a in tf1_variables(model).items()}
-    )
-    save_tf1_checkpoint(model, str(folder / "made/model.ckpt-30000"))
+    arrays, files = _tiny_checkpoint()
+    (folder / "made").mkdir()
+    for name, content in files.items():
+        (folder / "made" / name).write_bytes(content)
     pack(folder / "zoo/tiny.tar.gz", folder / "made")
     preset = dataclasses.replace(
         PRESETS["mobilenetv2_coco_voc_trainaug"],
@@ -74,7 +90,7 @@ def add_tiny_checkpoint(monkeypatch, folder, **published):
     row = ZooCheckpoint("tiny", "tiny.tar.gz", (preset, test, multi_scale))
     monkeypatch.setitem(ZOO, "tiny", row)
     monkeypatch.setenv("DEEPLAB_TF_ZOO", f"file://{folder}/zoo")
-    return tf1_variables(model)
+    return dict(arrays)
 
 
 def add_real_checkpoint(monkeypatch, folder, source):
