@@ -323,7 +323,7 @@ def test_finished_row_is_kept_until_settings_change(program, tmp_path):
             "--rows=dense,flips",
         ),
         ("no checkpoint .*none", "--rows=dense"),
-        ("no train-", "--dataset_dir=."),
+        ("has no records named train-", "--dataset_dir=."),
     ],
 )
 def test_invalid_flags_are_refused_before_writing(paths, tmp_path, message, flag):
