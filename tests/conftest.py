@@ -9,6 +9,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from golden_case import value
 from PIL import Image
 from shallow_network import shallow_mobilenet_v2
@@ -69,6 +70,14 @@ def precision():
     before = keras.config.dtype_policy()
     yield keras.config.set_dtype_policy
     keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
+def eager_execution():
+    """Runs steps eagerly, which is quicker than compiling for a few steps."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="session")

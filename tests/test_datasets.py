@@ -260,7 +260,9 @@ SLOW = (
 @pytest.mark.parametrize(
     "make", [grey, *(pytest.param(make, marks=pytest.mark.slow) for make in SLOW)]
 )
-def test_programs_train_and_evaluate_each_kind_of_dataset(make, tmp_path, request):
+def test_programs_train_and_evaluate_each_kind_of_dataset(
+    make, tmp_path, request, eager_execution
+):
     data = make(tmp_path, request)
     out = run(
         *("deeplab_tf.programs.doctor", *data.location, "--samples=1"),

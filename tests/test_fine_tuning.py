@@ -43,7 +43,9 @@ def compute_loss(checkpoint: str, batches) -> float:
     )
 
 
-def test_official_checkpoint_is_fine_tuned_with_new_classes(voc_checkpoint, tmp_path):
+def test_official_checkpoint_is_fine_tuned_with_new_classes(
+    eager_execution, voc_checkpoint, tmp_path
+):
     info = DatasetInfo("toys", tuple("abcdefg"))
     label = np.arange(33 * 33, dtype=np.uint8).reshape(33, 33) % 7
     image = np.random.RandomState(0).randint(0, 256, (33, 33, 3))

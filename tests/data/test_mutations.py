@@ -193,7 +193,7 @@ def make_dataset(folder, kind, num_records, num_shards=0):
 @pytest.mark.parametrize(
     ("kind", "num_records", "num_shards"),
     [
-        *((kind, 80, 40) for kind in ("colour", "planes")),
+        *((kind, 40, 20) for kind in ("colour", "planes")),
         *(pytest.param(kind, 1100, 500, marks=pytest.mark.slow) for kind in INFOS),
     ],
 )
@@ -259,7 +259,7 @@ def convert_with(path, content, root, out):
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(2000, marks=pytest.mark.slow)])
 def test_mutated_files_are_converted_or_named_in_the_error(tmp_path, count):
     root, out, converted = (tmp_path / name for name in ("voc", "out", "done"))
     files, rng, sizes = write_voc(root), random.Random(f"voc {count}"), []

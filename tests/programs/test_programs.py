@@ -453,7 +453,9 @@ def test_label_out_of_range_is_refused_before_training(tmp_path):
     assert tf.train.latest_checkpoint(str(tmp_path / "logs")) is None
 
 
-def test_training_starts_from_a_zoo_checkpoint(monkeypatch, tiny_records, tmp_path):
+def test_training_starts_from_a_zoo_checkpoint(
+    monkeypatch, tiny_records, tmp_path, eager_execution
+):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", str(tmp_path / "cache"))
     published = add_tiny_checkpoint(monkeypatch, tmp_path)
     command = (

@@ -44,14 +44,6 @@ FROZEN = {"batch_norm": "freeze", "base_learning_rate": 0.1}
 WEIGHTS = (1.0, 0.0, 2.0, 0.5, 3.0)
 
 
-@pytest.fixture
-def eager_execution():
-    """Runs steps eagerly, which is quicker than compiling for a few steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def filled_model(config=NARROW, **sizes):
     """Returns a model in which every weight affects the output, with fixed dropout."""
     with shallow_mobilenet_v2():

@@ -147,14 +147,6 @@ def batch(count=2, num_classes=NUM_CLASSES):
     return images, random.randint(0, num_classes, (count, 33, 33, 1), np.uint8)
 
 
-@pytest.fixture
-def eager_execution():
-    """Runs steps eagerly, which is quicker than compiling for one or two steps."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
-
-
 def test_frozen_batch_norm_trains_gamma_and_beta(eager_execution):
     model = toy_model()
     before = tf1_variables(model)
