@@ -1,10 +1,13 @@
 """Strategies: one device, two replicas and two workers train alike."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 
+import distributed_training
 import pytest
 from conftest import ROOT
 from loopback import cluster_configs
@@ -12,13 +15,11 @@ from loopback import cluster_configs
 from deeplab_tf import UserError
 from deeplab_tf.training.distribution import make_strategy, require_divisible
 
-PROGRAM = ROOT / "tests" / "distributed_training.py"
-
 
 def start(*arguments, **environment):
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     return subprocess.Popen(
-        [sys.executable, PROGRAM, *arguments],
+        [sys.executable, distributed_training.__file__, *arguments],
         env=os.environ | {"PYTHONPATH": path} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,7 +42,9 @@ def start_workers(*arguments):
     scope="module", params=[pytest.param("freeze", marks=pytest.mark.slow), "sync"]
 )
 def one_device(request):
-    return request.param, wait_for_output(start("one_device", request.param))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        distributed_training.main("one_device", request.param)
+    return request.param, json.loads(out.getvalue())
 
 
 def assert_same(run, expected):
