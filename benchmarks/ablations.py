@@ -277,7 +277,7 @@ def finish(row: Row, bench: Bench, strategy: tf.distribute.Strategy) -> None:
         }
         text = json.dumps(result, indent=2) + "\n"
         outputs.write_text(text, result_path(bench.output_dir, row.name))
-        print(f"{row.name}, seed {seed}: mIoU {100 * runs[-1]['miou']:.2f} %")
+        print(f"{row.name}, seed {seed}: mIoU {100 * runs[-1]['miou']:.2f}%")
 
 
 def make_strategies(rows: list[Row]) -> dict[int, tf.distribute.Strategy]:

@@ -91,7 +91,7 @@ def train_and_score(name: str, dataset_dir: str, values: absl_flags.FlagValues) 
     bands = zip(metrics["trimap"]["widths"], metrics["trimap"]["miou"], strict=True)
     trimaps = ", ".join(f"{width}: {100 * miou:.1f}" for width, miou in bands)
     miou = 100 * metrics["miou"]
-    print(f"{name:8s} mIoU {miou:.1f} %; in trimaps of width {trimaps}")
+    print(f"{name:8s} mIoU {miou:.1f}%; in trimaps of width {trimaps}")
     return folder
 
 

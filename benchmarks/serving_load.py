@@ -2,7 +2,7 @@
 
     python -m benchmarks.serving_load --export_path=exported --requests=1000 --clients=4
 
-Client threads send JPEGs, one per request, to the signature `encoded` of the model,
+Client threads send JPEGs, one per request, to the model's signature `encoded`,
 which is loaded in this process. The images are noise of random sizes; noise is the
 slowest to decode. The report shows latency quantiles and the memory of the process
 after the warm-up (second quarter of the requests) and at the end (last quarter).
@@ -82,7 +82,7 @@ def show(load: Load, clients: int, seconds: float) -> None:
     """Prints latency and memory."""
     quantiles = (0.5, 0.9, 0.99, 1.0)
     milliseconds = 1000 * np.quantile(load.seconds, quantiles)
-    named = zip(("median", "90 %", "99 %", "longest"), milliseconds, strict=True)
+    named = zip(("median", "90%", "99%", "longest"), milliseconds, strict=True)
     rate = len(load.seconds) / seconds
     print(
         f"{len(load.seconds)} requests, {clients} at a time: {rate:.1f} a second, "

@@ -43,7 +43,7 @@ def import_extra(module: str, extra: str, needed_by: str) -> Any:
 
 
 def escape(text: object) -> str:
-    """Escapes the unprintable characters of a text.
+    """Escapes the unprintable characters in a string.
 
     File names may contain line breaks, terminal sequences and, if they are not UTF-8,
     surrogates.
@@ -69,5 +69,5 @@ def suggest_similar(name: str, choices: Iterable[str]) -> str:
 
 
 def one_line(text: object) -> str:
-    """Converts a text, such as an error message, to one printable line."""
+    """Converts a string, such as an error message, to one printable line."""
     return escape(re.sub(r"\s*\n\s*", " ", str(text).strip()))

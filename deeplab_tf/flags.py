@@ -290,8 +290,8 @@ def check_flags(values: flags.FlagValues, program: str) -> None:
     delay = values.quantize_delay_step
     if delay >= 0:
         raise UserError(
-            f"--quantize_delay_step must be -1, as quantisation-aware training is not "
-            f"supported; received {delay}"
+            "--quantize_delay_step must be -1 because quantisation-aware training is "
+            f"not supported; received {delay}"
         )
 
 

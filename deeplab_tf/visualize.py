@@ -223,7 +223,7 @@ def error_map(
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
-    """Arranges images of any sizes in a grid on white, row by row.
+    """Arranges images of any size in a grid on white, row by row.
 
     Large images are shrunk to keep the sheet within `SHEET_SIDE**2` pixels.
     """
@@ -260,7 +260,7 @@ def plot_confusion(counts: np.ndarray, class_names: Sequence[str]) -> np.ndarray
     """Plots a confusion matrix `[truth, prediction]` with normalised rows.
 
     Rows of classes without pixels are grey. With up to 40 classes, cells of at least
-    0.5 % show their percentage.
+    0.5% show their percentage.
     """
     counts = np.asarray(counts, np.float64)
     sums = counts.sum(1, keepdims=True)

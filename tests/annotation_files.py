@@ -55,7 +55,7 @@ def labelme_shape(name, points, kind="polygon", **more):
 
 
 def labelme_file(image_path, shapes, **more):
-    """Returns a file of labelme."""
+    """Returns a labelme file."""
     content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imageData": None}
     content |= {"imagePath": image_path, "imageHeight": HEIGHT, "imageWidth": WIDTH}
     return content | more
@@ -74,7 +74,7 @@ def save_labelme(folder, scenes=SCENES):
 
 
 def encode_labelme_mask(mask):
-    """Returns the text of a mask shape."""
+    """Returns the JSON of a mask shape."""
     file = io.BytesIO()
     Image.fromarray(mask.astype(np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
@@ -189,7 +189,7 @@ def save_label_studio(folder, scenes=SCENES):
 
 
 def cvat_content(images, labels=("cat", "dog")):
-    """Returns an XML file of CVAT with `images`, XML texts by name."""
+    """Returns a CVAT XML file with `images`, XML strings by name."""
     listed = "".join(
         f"<label><name>{name}</name><color>#0{i}80ff</color></label>"
         for i, name in enumerate(labels)

@@ -94,7 +94,7 @@ def camvid() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def voc_checkpoint() -> str:
-    """Prefix of the official MobileNetV2 checkpoint of PASCAL VOC."""
+    """Prefix of the official MobileNetV2 checkpoint for PASCAL VOC."""
     folder = _asset("weights/mobilenet_v2_voc_trainval")
     return str(folder / "model.ckpt")
 

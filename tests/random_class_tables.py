@@ -61,7 +61,7 @@ COLUMN_FORMS = {
 
 
 def write_text(generate, table):
-    """Returns a text of the table, and whether it has ids and colours."""
+    """Returns the table as text, and whether it has ids and colours."""
     columns = generate.choice(list(COLUMN_FORMS))
     separators = [",", ", ", ";", ":", ": ", "\t", " = ", "|"]
     # A colour of three words needs another separator, and so do four numbers.

@@ -126,7 +126,7 @@ def test_voc_fine_tuning_from_records_to_predictions(
     data = deeplab_tf.DataConfig(
         str(voc_records), crop_size=(513, 513), batch_size=24, seed=7
     )
-    # About as many crops as images: the loss of one batch of 24 varies by 1 to 16 %.
+    # About as many crops as images: the loss of one batch of 24 varies by 1 to 16%.
     batches = list(deeplab_tf.load_dataset(data, "train", training=True).take(4))
     before, after = (
         compute_loss(voc_checkpoint, batches),

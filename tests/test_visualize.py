@@ -377,7 +377,7 @@ def cell_colors(counts, names=("a", "b", "c")):
 def test_confusion_plot_has_truth_in_rows():
     colors = cell_colors(np.array([[0, 90, 10], [4, 0, 0], [0, 0, 0]]))
     darkest, nothing, absent = (8, 48, 107), (247, 251, 255), (230, 230, 230)
-    # 90 % is dark, but not the darkest; 10 % is light, but not nothing.
+    # 90% is dark, but not the darkest; 10% is light, but not nothing.
     assert darkest[1] < colors[0, 1, 1] < 100 < 200 < colors[0, 2, 1] < nothing[1]
     for color in (colors[0, 0], colors[1, 1], colors[1, 2]):
         assert tuple(color) == nothing
@@ -388,7 +388,7 @@ def test_confusion_plot_has_truth_in_rows():
 def test_numbers_are_drawn_only_where_legible():
     few = visualize.plot_confusion(np.eye(2) * 100 + [[0, 1], [0, 0]], ("a", "b"))
     none = visualize.plot_confusion(np.eye(2) * 100, ("a", "b"))
-    # 1 % in an otherwise light cell adds something dark.
+    # 1% in an otherwise light cell adds something dark.
     assert (few.max(-1) < 90).sum() > (none.max(-1) < 90).sum()
     names = [f"class {i}" for i in range(60)]
     many = visualize.plot_confusion(np.eye(60), names)

@@ -51,7 +51,7 @@ def cache_folder(cache_dir: str | None = None) -> str:
     return folder
 
 
-def make_private(folder: str) -> str:
+def make_private_folder(folder: str) -> str:
     """Creates a folder in the cache if needed, and returns it.
 
     Raises:

@@ -13,7 +13,7 @@ from etils import epath
 from deeplab_tf import strict_json
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints import hub, tf1
-from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private
+from deeplab_tf.checkpoints.cache import CACHE_HINT, cache_folder, make_private_folder
 from deeplab_tf.checkpoints.download import (
     fetch,
     file_name,
@@ -191,7 +191,7 @@ def _locate(source: str, known: ZooModel | None, cache: str) -> str:
     if _is_archive(source):
         return _extract_user_archive(source, known, cache)
     if known:
-        archive = _fetch(known.checkpoint.url, known, make_private(cache))
+        archive = _fetch(known.checkpoint.url, known, make_private_folder(cache))
         return _extract(archive, cache)
     if not (os.path.dirname(source) or _exists(source) or is_keras_file(source)):
         require_checkpoint(source)
@@ -217,7 +217,7 @@ def _extract_user_archive(archive: str, known: ZooModel | None, cache: str) -> s
     name = hashlib.sha256(os.fsencode(place)).hexdigest()[:16]
     if not is_url and not os.path.isfile(archive):
         raise UserError(f"there is no archive {archive}")
-    own = make_private(os.path.join(make_private(cache), name))
+    own = make_private_folder(os.path.join(make_private_folder(cache), name))
     if is_url:
         archive = _fetch(archive, known, own)
         if is_keras_file(archive):
@@ -338,8 +338,8 @@ def _normalize_name(name: str) -> str:
 def _read_export(path: str) -> tuple[ModelConfig, str]:
     """Returns the model config and the checkpoint that are saved with a SavedModel.
 
-    The variables of the SavedModel itself cannot be used, as batch normalisation is
-    folded into its convolutions.
+    The SavedModel's own variables cannot be used because batch normalisation is folded
+    into its convolutions.
     """
     described = os.path.join(path, _EXPORTED_MODEL)
     prefix = os.path.join(path, _EXPORTED_WEIGHTS)

@@ -141,7 +141,7 @@ def _make_damage_error(path: str, reason: str) -> UserError:
     )
 
 
-# Cached to warn once, as programs resolve a folder repeatedly.
+# Cached to warn only once: programs resolve a folder repeatedly.
 @functools.cache
 def _warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)

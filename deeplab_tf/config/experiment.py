@@ -46,7 +46,7 @@ class Experiment:
         )
 
     def to_json(self) -> str:
-        """Returns the text of `experiment.json`."""
+        """Returns the content of `experiment.json`."""
         values = dataclasses.asdict(self)
         return strict_json.dump({key: values[key] for key in _REQUIRED} | values)
 

@@ -172,8 +172,8 @@ class ModelConfig:
         name, option_name = self.backbone, name_option(self, "backbone")
         require(
             not name.startswith("nas_"),
-            f"{option_name} {name!r} is not supported, as it has no public checkpoint; "
-            f"it must be one of {', '.join(BACKBONES)}",
+            f"{option_name} {name!r} is not supported because it has no public "
+            f"checkpoint; it must be one of {', '.join(BACKBONES)}",
         )
         require(
             name in BACKBONES,

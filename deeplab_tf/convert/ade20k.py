@@ -69,7 +69,7 @@ def convert(
             if not (root / part / folder).is_dir():
                 raise UserError(
                     f"--ade20k_root={root} has no folder {root / part / folder}; it "
-                    "is the folder ADEChallengeData2016 of the archive"
+                    "must be the ADEChallengeData2016 folder from the archive"
                 )
     dataset, read = _FORMS[num_classes]
     splits = {

@@ -151,7 +151,9 @@ def _read_map(tree: Mapping[str, Any], where: str) -> list[Row]:
     """Reads a map from ids to names, or from names to ids or colours."""
     is_id = {_to_int(key) is not None for key in tree}
     if len(is_id) > 1:
-        raise UserError(f"{where} maps ids and other keys; use one of them")
+        raise UserError(
+            f"{where} mixes ids with other keys; use only ids or only names"
+        )
     read = _read_id_entry if is_id == {True} else _read_name_entry
     return [read(key, value, f"{key} of {where}") for key, value in tree.items()]
 

@@ -119,7 +119,7 @@ def list_images(
     Args:
         folder: The folder; its subfolders are listed as well.
         flag: The flag of the folder, for errors.
-        others: Folders whose files are left out if they are below `folder`; "" is none.
+        others: Subfolders of `folder` to leave out; empty strings are ignored.
         suffixes: Suffixes of the formats, in lower case.
         read: Other files that are read, and therefore not reported.
 
@@ -253,7 +253,7 @@ def _pair(
     _require_images(images, layout)
     if not labels.files:
         raise UserError(
-            f"--label_dir={layout.label_dir} has no label {affixes} "
+            f"--label_dir={layout.label_dir} has no label files named {affixes} "
             f"({', '.join(MASK_SUFFIXES)}){_suggest_annotations(layout.label_dir)}"
         )
     _require_unique(labels)

@@ -68,12 +68,12 @@ def format_value(value: int | Color) -> str:
 
 
 def parse_hex(text: str) -> Color:
-    """Returns the colour of a text such as #ff8000."""
+    """Returns the colour in a string such as #ff8000."""
     return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 def is_hex(text: str) -> bool:
-    """Returns whether a text is a colour such as #ff8000."""
+    """Returns whether a string is a colour such as #ff8000."""
     return bool(_HEX.fullmatch(text))
 
 

@@ -115,14 +115,14 @@ class DatasetInfo:
         return f"{classes} and {self.ignore_label} (ignored)"
 
     def to_json(self) -> str:
-        """Returns the text of `dataset_info.json`."""
+        """Returns the content of `dataset_info.json`."""
         return strict_json.dump(dataclasses.asdict(self))
 
     @classmethod
     def from_json(
         cls, text: str | bytes, source: str = "dataset_info.json"
     ) -> "DatasetInfo":
-        """Reads the text of a `dataset_info.json`; `source` names it in errors.
+        """Parses a `dataset_info.json`; `source` names it in errors.
 
         Raises:
             UserError: if a key is unknown, missing or has an invalid value.

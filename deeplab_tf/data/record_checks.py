@@ -35,7 +35,7 @@ class RecordReport(NamedTuple):
     """Problems and statistics of a record; values that cannot be computed are None.
 
     Attributes:
-        problems: Pairs of a kind, from `validation.ERRORS` or `WARNINGS`, and a text.
+        problems: Pairs of a kind (in `validation.ERRORS` or `WARNINGS`) and a message.
         where: Describes the record in messages.
         size: Height and width of the image.
         values: Number of pixels of each label value, `[256]`.

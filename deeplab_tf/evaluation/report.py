@@ -82,7 +82,7 @@ def write_report(
         "Pixel accuracy": metrics["pixel_accuracy"],
         "Frequency-weighted IoU": metrics["frequency_weighted_iou"],
     }
-    headline = {name: f"{format_percent(x)}\u00a0%" for name, x in shares.items()}
+    headline = {name: f"{format_percent(x)}%" for name, x in shares.items()}
     write_page(
         path,
         "report.html",

@@ -1,7 +1,7 @@
 """Writes archives of label maps for the evaluation servers of benchmarks.
 
 The formats follow section 5.3 of the VOC2012 development kit and the script
-`evalPixelLevelSemanticLabeling` of Cityscapes.
+`evalPixelLevelSemanticLabeling` from Cityscapes.
 """
 
 import io

@@ -100,7 +100,7 @@ def _explain(label: int, evidence: Evidence) -> str:
     share = pixels[label] / pixels.sum()
     if share < _RARE:
         advice = "" if evidence.is_weighted else "; weight it with --class_weighting"
-        reasons.append(f"too few pixels ({100 * share:.2g} % of {split}{advice})")
+        reasons.append(f"too few pixels ({100 * share:.2g}% of {split}{advice})")
     stride = evidence.output_stride
     tiny = objects.tiny_shares(stride)[label]
     if tiny >= _MOST:

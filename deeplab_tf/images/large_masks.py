@@ -71,7 +71,10 @@ class LargeMask:
             yield top, read(self._path, strip)
 
     def label(self, ids: np.ndarray) -> np.ndarray:
-        """Returns the label map, uint8 `[height, width]`; `ids` are for `values`."""
+        """Returns the label map, uint8 `[height, width]`.
+
+        `ids` gives the class id of each entry of `values`.
+        """
         label = np.empty(self._shape, np.uint8)
         table = np.zeros(mask_files.MAX_VALUE + 1, np.uint8)
         if self._keys[-1] < len(table):

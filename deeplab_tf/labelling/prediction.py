@@ -61,7 +61,7 @@ def predict_labels(
             - a single image, which gives `[height, width]`: an array `[height, width,
               3]`, the path of an image file, or a PIL image. EXIF rotation is applied.
               PIL decodes JPEGs slightly differently from TensorFlow, which reads files;
-            - a list or tuple of single images of any sizes, which gives a list of
+            - a list or tuple of single images of any size, which gives a list of
               `[height, width]` in the same order.
 
             If the model does not have 3 channels, arrays and files need its number of
@@ -132,8 +132,9 @@ def _open(image: Any, name: str, channels: int) -> _Image:
     if not is_path:
         if channels != 3:
             raise UserError(
-                f"{name} must be an array [height, width, {channels}] or a path, as "
-                f"the model needs {channels} channels; received {format_value(image)}"
+                f"{name} must be an array [height, width, {channels}] or a path "
+                f"because the model needs {channels} channels; received "
+                f"{format_value(image)}"
             )
         size = inputs.check_pil_image(image, name)
         return _Image(size, lambda: inputs.convert_pil_image(image, name))

@@ -29,8 +29,8 @@ class Published:
 
     def __str__(self) -> str:
         figures = {
-            "mIoU {} %": self.miou,
-            "pixel accuracy {} %": self.pixel_accuracy,
+            "mIoU {}%": self.miou,
+            "pixel accuracy {}%": self.pixel_accuracy,
             "{} B multiply-adds": self.multiply_adds,
         }
         parts = [text.format(value) for text, value in figures.items() if value]

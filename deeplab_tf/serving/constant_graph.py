@@ -44,7 +44,7 @@ class PhasedDepthwiseConv2D(layers.DepthwiseConv2D):
 
 @keras.saving.register_keras_serializable("deeplab_tf")
 class ReluOfSum(layers.Activation):
-    """ReLU as `tf.maximum`, to work around the `remapper` of TensorFlow 2.21.
+    """ReLU as `tf.maximum`, to work around TensorFlow 2.21's `remapper`.
 
     The remapper tries to fuse convolution, sum and ReLU even if other layers also need
     the sum, notices that too late, and gives up on the entire graph. In an Xception, no

@@ -119,7 +119,7 @@ def label_encoded(encoded, labels: Callable, num_classes: int, bounds: Bounds):
     rest of the batch.
 
     Args:
-        encoded: JPEGs or PNGs of any sizes, strings `[batch]`.
+        encoded: JPEGs or PNGs of any size, strings `[batch]`.
         labels: Maps uint8 `[1, height, width, 3]` to int32 `[1, height, width]`.
         num_classes: Number of classes; above 256, label maps have 16 bits.
         bounds: Limits on the size of the images.

@@ -86,7 +86,7 @@ def gate(
     artefact = load_artefact(artefact_path)
     if artefact.num_classes is None:
         artefact.num_classes = model.model_config.num_classes
-    # The artefact first, as it may refuse images, such as large ones.
+    # The artefact first: it may refuse images, such as large ones.
     artefact_metrics = Evaluator(artefact, config).evaluate(dataset)
     model_metrics = Evaluator(predictor or model, config).evaluate(dataset)
     comparison = compare(model_metrics, artefact_metrics)

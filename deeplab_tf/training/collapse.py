@@ -49,7 +49,7 @@ def find_collapse(
     if share < _COLLAPSED or true_share >= _ONE_SIDED:
         return None
     return (
-        f"{100 * share:.4g} % of the predictions are '{class_names[largest]}', "
-        f"which is {100 * true_share:.2g} % of the ground truth: the predictions have "
+        f"{100 * share:.4g}% of the predictions are '{class_names[largest]}', "
+        f"which is {100 * true_share:.2g}% of the ground truth: the predictions have "
         "collapsed; check the learning rate, the labels and the class weights"
     )

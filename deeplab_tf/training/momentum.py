@@ -62,8 +62,8 @@ class Momentum(keras.optimizers.Optimizer):
         for part in self.gradient_multipliers:
             if not any(part in path for path in paths):
                 raise UserError(
-                    f"gradient_multipliers has {part!r}, which is in the path of no "
-                    f"trained variable, such as {paths[-1]!r}"
+                    f"gradient_multipliers contains {part!r}, which matches no trained "
+                    f"variable; paths look like {paths[-1]!r}"
                 )
         super().build(variables)
         self._factors = [self._multiply_factors(path) for path in paths]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from deeplab_tf.checkpoints import cache
-from deeplab_tf.checkpoints.cache import cache_folder, make_private, verify
+from deeplab_tf.checkpoints.cache import cache_folder, make_private_folder, verify
 from deeplab_tf.errors import UserError
 
 # sha256sum of "some".
@@ -28,12 +28,12 @@ def test_new_cache_is_private(tmp_path):
     folder = str(tmp_path / "a/cache")
     before = os.umask(0)
     try:
-        assert make_private(folder) == folder
+        assert make_private_folder(folder) == folder
     finally:
         os.umask(before)
     assert os.stat(folder).st_mode & 0o777 == 0o700
     os.chmod(folder, 0o755)
-    assert make_private(folder) == folder  # other users may read
+    assert make_private_folder(folder) == folder  # other users may read
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702, 0o770])
@@ -47,9 +47,9 @@ def test_cache_writable_by_others_is_refused(tmp_path, mode, monkeypatch):
         "give a different folder as cache_dir or DEEPLAB_TF_CACHE"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        make_private(str(folder))
+        make_private_folder(str(folder))
     folder.chmod(mode & ~0o022)
-    make_private(str(folder))
+    make_private_folder(str(folder))
 
 
 def test_group_of_a_single_user_is_accepted(tmp_path, monkeypatch):
@@ -67,10 +67,10 @@ def test_group_of_a_single_user_is_accepted(tmp_path, monkeypatch):
         changed = cache.grp.struct_group((name, "x", group.gr_gid, members))
         monkeypatch.setattr(cache.grp, "getgrgid", lambda _, found=changed: found)
         if is_own:
-            make_private(str(folder))
+            make_private_folder(str(folder))
         else:
             with pytest.raises(UserError, match="other users can write"):
-                make_private(str(folder))
+                make_private_folder(str(folder))
 
 
 def test_cache_of_another_user_is_refused(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 98765)
     message = f"the cache {folder} belongs to {name}, who could replace .*cache_dir or"
     with pytest.raises(UserError, match=message):
-        make_private(str(folder))
+        make_private_folder(str(folder))
 
 
 def verify_file(path, sha256="", find_damage=None):

@@ -93,13 +93,11 @@ def test_list_shows_scores_and_protocols():
         "xception65_coco_voc_trainaug (deeplabv3_pascal_train_aug_2018_01_04.tar.gz)"
     )
     assert lines[first + 1 : first + 3] == [
-        "  pascal_voc_seg val, output stride 16: mIoU 82.2 %, 54.17 B multiply-adds",
-        "  pascal_voc_seg val, output stride 8, 6 scales, flipped: mIoU 83.58 %, "
+        "  pascal_voc_seg val, output stride 16: mIoU 82.2%, 54.17 B multiply-adds",
+        "  pascal_voc_seg val, output stride 8, 6 scales, flipped: mIoU 83.58%, "
         "3055.35 B multiply-adds",
     ]
-    assert (
-        "  ade20k val, output stride 16: mIoU 32.04 %, pixel accuracy 75.41 %" in lines
-    )
+    assert "  ade20k val, output stride 16: mIoU 32.04%, pixel accuracy 75.41%" in lines
     assert "  xception_71 pretrained on ImageNet" in lines
 
 

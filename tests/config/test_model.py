@@ -355,7 +355,7 @@ NO_DECODER = DecoderConfig(output_strides=())
         (
             "nas_hnasnet",
             {},
-            r"^backbone \(.*\) 'nas_hnasnet' is not supported, as it has no public ",
+            r"^backbone \(.*\) 'nas_hnasnet' is not supported because it has no ",
         ),
         (
             "mobilenet_v2",

@@ -399,7 +399,10 @@ BROKEN = {
     ),
     "unknown category": (one_coco(category_id=99), "category_id 99, which is not in"),
     "unknown image": (one_coco(image_id=[1]), r"image_id \[1\], which is not in"),
-    "crowds only": (one_coco(iscrowd=1), "all objects of cat are crowds.*--crowd=obj"),
+    "crowds only": (
+        one_coco(iscrowd=1),
+        "all cat objects are marked as crowds.*--crowd=obj",
+    ),
     "two annotators": (
         json.dumps([{"data": {"image": "x.jpg"}, "annotations": [{}, {}]}]),
         "has 2 annotations; keep one",
@@ -515,7 +518,7 @@ def test_yolo_needs_class_names(tmp_path):
 def test_mixed_formats_are_refused(tmp_path):
     files.save_labelme(tmp_path)
     files.save_coco(tmp_path)
-    with pytest.raises(UserError, match=r"is a file of labelme, but .* of COCO; conv"):
+    with pytest.raises(UserError, match=r"is in labelme format, but .* is in COCO f"):
         annotations.read(str(tmp_path))
 
 

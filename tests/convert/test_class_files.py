@@ -215,7 +215,7 @@ REFUSED = {
         "line 3 of classes.txt: the key '0'",
     ),
     "YAML count": ("nc: 3\nnames: [a, b]\n", "has nc 3, but lists 2 classes"),
-    "YAML mixed keys": ("names:\n  0: a\n  b: 1\n", "maps ids and other keys"),
+    "YAML mixed keys": ("names:\n  0: a\n  b: 1\n", "mixes ids with other keys"),
     "YAML without a value": (
         "names:\n  0: a\n  1:\n",
         "line 3 of classes.txt, '1:', i",

@@ -13,7 +13,7 @@ from deeplab_tf.errors import UserError
 
 @pytest.fixture
 def read_text(tmp_path):
-    """A function that writes a text to a file and reads it as a class list."""
+    """A function that writes a string to a file and reads it as a class list."""
 
     def write_and_read(text, file="classes.txt", **settings):
         path = epath.Path(tmp_path / file)

@@ -160,7 +160,7 @@ BROKEN = {
     ),
     "no labels": (
         remove_files("masks"),
-        r"--label_dir=.*/masks has no label \* \(.png",
+        r"--label_dir=.*/masks has no label files named \* \(.png",
     ),
     "missing folder": (
         lambda source: (source / "masks").rename(source / "labels"),

@@ -57,11 +57,11 @@ def make_evidence(pixels=100, images_with=50, side=20, extent=20, **settings):
         ),
         (
             make_evidence(pixels=5),
-            "likely too few pixels (0.5 % of train; weight it with --class_weighting)",
+            "likely too few pixels (0.5% of train; weight it with --class_weighting)",
         ),
         (
             make_evidence(pixels=4, is_weighted=True),
-            "likely too few pixels (0.4 % of train)",
+            "likely too few pixels (0.4% of train)",
         ),
         (
             make_evidence(side=15),
@@ -167,7 +167,7 @@ def test_programs_name_classes_that_are_never_predicted(
     )
     reason = (
         "speck is never predicted: likely too few steps (about 1 training samples "
-        "contained it; at least 1,000 are recommended), too few pixels (0.024 % of "
+        "contained it; at least 1,000 are recommended), too few pixels (0.024% of "
         "train; weight it with --class_weighting), objects too small "
         "(100% are below 16x16 pixels, one cell of the output stride)"
     )
@@ -190,5 +190,5 @@ def test_programs_name_classes_that_are_never_predicted(
     moved = shard.rename(tmp_path / shard.name)
     experiment = read_experiment(str(logs))
     reasons = explain_evaluation(metrics, experiment.data, "val", SCENES, experiment)
-    assert reasons["speck"].startswith("likely too few pixels (0.098 % of val")
+    assert reasons["speck"].startswith("likely too few pixels (0.098% of val")
     moved.rename(shard)

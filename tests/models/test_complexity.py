@@ -69,7 +69,7 @@ def test_erratum_follows_from_other_rows_of_its_table():
 @pytest.mark.parametrize("name", [*VOC_ZOO, *CITYSCAPES_ZOO])
 def test_profiler_counts_equal_zoo_figures(name):
     published = PRESETS[name].published.multiply_adds
-    # "0.88" and "2.84" are printed to 1 %; see the reference of the DeepLab zoo.
+    # "0.88" and "2.84" are printed to 1%; see the reference of the DeepLab zoo.
     assert billions(name, "profiler") == pytest.approx(published, rel=5e-4, abs=0.02)
 
 

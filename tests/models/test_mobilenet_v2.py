@@ -18,10 +18,10 @@ from deeplab_tf.models.deeplab import build_model
         (32, 8, 32),
         (24 * 0.5, 1, 12),  # the zoo's dm 0.5
         (24 * 0.5, 8, 16),  # slim's: (12 + 4) // 8 * 8
-        (32 * 0.35, 8, 16),  # 11.2 -> 8 loses 29 %, so 16
-        (24 * 0.35, 8, 8),  # 8.4 -> 8 loses 5 %
+        (32 * 0.35, 8, 16),  # 11.2 -> 8 loses 29%, so 16
+        (24 * 0.35, 8, 8),  # 8.4 -> 8 loses 5%
         (16 * 0.35, 1, 6),  # 5.6
-        (19, 8, 24),  # 16 loses 16 %
+        (19, 8, 24),  # 16 loses 16%
         (20, 8, 24),  # a half rounds up
         (16 * 0.05, 8, 8),  # never less than the divisor
         (16 * 0.02, 1, 1),
@@ -85,7 +85,7 @@ def test_widths_follow_depth_multiplier_and_divisor(flags, widths):
 
 def test_inner_widths_are_always_multiples_of_8():
     _, shapes = shapes_of({"depth_multiplier": 0.35})
-    # 6 * 6 = 36 -> 40; 6 * 8 = 48; 6 * 11 = 66 -> 64, which loses only 3 %.
+    # 6 * 6 = 36 -> 40; 6 * 8 = 48; 6 * 11 = 66 -> 64, which loses only 3%.
     blocks = ("expanded_conv_1", "expanded_conv_2", "expanded_conv_4")
     inner = [shapes[f"MobilenetV2/{block}/expand/weights"] for block in blocks]
     assert inner == [(1, 1, 6, 40), (1, 1, 8, 48), (1, 1, 11, 64)]

@@ -32,7 +32,7 @@ def test_largest_fitting_divisor_of_batch_is_selected():
     ]
     assert measuring.select_largest(measurements, 8, 10_000).cell.images == 4
     assert measuring.select_largest(measurements, 9, 10_000).cell.images == 3
-    # At most 90 % of the memory may be used.
+    # At most 90% of the memory may be used.
     assert measuring.select_largest(measurements, 8, 1500).cell.images == 2
     assert measuring.select_largest(measurements, 8, 1000) is None
     assert measuring.select_largest(measurements, 7, 10_000) is None

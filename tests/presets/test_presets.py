@@ -527,7 +527,7 @@ def test_description_has_four_lines():
     name = "deeplabv3plus_table5_eval8_decoder_sc_ms_flip"
     scales = "scales 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, flipped"
     assert describe(find_preset(name)).splitlines() == [
-        f"{name} (1802.02611, Table 5): mIoU 81.39 %, 3055.35 B multiply-adds",
+        f"{name} (1802.02611, Table 5): mIoU 81.39%, 3055.35 B multiply-adds",
         "  model: xception_65, 21 classes, output stride 16, from ImageNet",
         "  training: pascal_voc_seg train_aug, 30000 steps of 16 crops 513x513, "
         "learning rate 0.007 poly 0.9, weight decay 4e-05, batch normalisation trained",
@@ -548,10 +548,10 @@ def test_description_has_four_lines():
     ("name", "figures"),
     [
         ("xception_41_imagenet", "no figure"),
-        ("mobilenetv2_ade20k_train", "mIoU 32.04 %, pixel accuracy 75.41 %"),
+        ("mobilenetv2_ade20k_train", "mIoU 32.04%, pixel accuracy 75.41%"),
         (
             "edgetpu_deeplab_os32",
-            "mIoU 70.6 %, 5.6 B multiply-adds, multiply-adds seem to be for about "
+            "mIoU 70.6%, 5.6 B multiply-adds, multiply-adds seem to be for about "
             "513x513 pixels",
         ),
     ],

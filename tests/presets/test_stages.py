@@ -113,7 +113,7 @@ def test_description_of_a_stage_names_its_start():
     ]
     lines = describe(stage("deeplabv3plus_xception_65", TRAINVAL)).splitlines()
     assert lines[:2] == [
-        "deeplabv3plus_xception_65_stage3_trainval (1802.02611, Table 6): mIoU 87.8 %",
+        "deeplabv3plus_xception_65_stage3_trainval (1802.02611, Table 6): mIoU 87.8%",
         "  model: xception_65, 21 classes, output stride 8, from "
         "deeplabv3plus_xception_65_stage2_train_aug_from_coco",
     ]

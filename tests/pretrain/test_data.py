@@ -97,7 +97,7 @@ def test_random_window_is_deterministic():
 
 
 def test_full_image_is_used_if_no_window_fits():
-    # 8 % of 4 x 900 pixels are 288; four rows of at most 16/3 columns are 21.
+    # 8% of 4 x 900 pixels are 288; four rows of at most 16/3 columns are 21.
     np.testing.assert_array_equal(sample_windows((4, 900), 3), [[0, 0, 4, 900]] * 3)
 
 

@@ -19,7 +19,7 @@ def test_latencies_and_memory_are_printed(tiny_export):
     requests, latencies, memory = out.splitlines()
     assert requests.startswith("8 requests, 2 at a time: ")
     assert requests.endswith(" a second, 0 errors")
-    assert latencies.startswith("latency in ms: median ") and " 99 % " in latencies
+    assert latencies.startswith("latency in ms: median ") and " 99% " in latencies
     assert memory.startswith("memory: ") and memory.endswith(" MiB at last")
 
 

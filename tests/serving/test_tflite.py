@@ -254,7 +254,7 @@ def test_unsupported_tflite_input_or_output_is_refused(
 
 @pytest.fixture(scope="module")
 def official(asset):
-    """The official half-width model of PASCAL VOC: its file, and our model."""
+    """The official half-width model for PASCAL VOC: its file, and our model."""
     path = str(
         asset("weights/mobilenet_v2_dm05_voc_tflite/deeplabv3_257_mv_gpu.tflite")
     )

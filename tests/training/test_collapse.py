@@ -10,8 +10,7 @@ def test_collapsed_predictions_are_reported():
     names = ("background", "cat", "dog")
     warning = find_collapse(np.array([9990, 10, 0]), np.array([71, 20, 9]), names)
     assert warning.startswith(
-        "99.9 % of the predictions are 'background', which is 71 % of the ground "
-        "truth: "
+        "99.9% of the predictions are 'background', which is 71% of the ground truth: "
     )
     assert "learning rate" in warning and "\n" not in warning
 

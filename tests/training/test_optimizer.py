@@ -139,7 +139,9 @@ def test_momentum_applies_gradient_multipliers():
 
 def test_unused_gradient_multiplier_is_refused():
     optimizer = Momentum(gradient_multipliers={"biases": 2.0})
-    message = "has 'biases', which is in the path of no trained variable, such as 'w'"
+    message = (
+        "contains 'biases', which matches no trained variable; paths look like 'w'"
+    )
     with pytest.raises(UserError, match=message):
         optimizer.build([keras.Variable([1.0], name="w")])
 

@@ -342,7 +342,7 @@ def test_half_precision_gradients_approximate_float32(
             error = np.linalg.norm(half[name] - gradient)
             assert error < tolerance * np.linalg.norm(gradient), name
     # In lower layers weights rounded to three digits switch ReLUs, which changes the
-    # gradient by 18 % in float32, too.
+    # gradient by 18% in float32, too.
     one, other = (np.concatenate(list(x.values())) for x in (float32_gradients, half))
     assert np.linalg.norm(other - one) < 0.4 * np.linalg.norm(one)
 

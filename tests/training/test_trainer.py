@@ -120,8 +120,8 @@ def test_losses_match_official_code(golden_run):
 def test_gradients_match_official_gradients(golden_run):
     golden = golden_run.golden["gradient_norms_step0"]
     assert set(golden_run.norms) == set(golden)
-    # Gradients that batch norm cancels are rounding noise. So is up to 0.4 % of those
-    # of the first layers, after fifty kinks of ReLU6; the median is 0.015 %.
+    # Gradients that batch norm cancels are rounding noise. So is up to 0.4% of those
+    # of the first layers, after fifty kinks of ReLU6; the median is 0.015%.
     noise = 1e-3 * np.median(list(golden.values()))
     assert golden_run.norms == pytest.approx(golden, rel=1e-2, abs=noise)
     errors = [abs(golden_run.norms[n] / g - 1) for n, g in golden.items() if g > noise]
@@ -451,7 +451,7 @@ def test_collapsed_predictions_are_reported(capsys):
     err = capsys.readouterr().err
     # Not in the first hundred steps, in which every model collapses.
     assert err.count("warning: ") == 1
-    assert "warning: step 200: 100 % of the predictions are 'car'" in err
+    assert "warning: step 200: 100% of the predictions are 'car'" in err
 
 
 def batches_with_signal(number, at):

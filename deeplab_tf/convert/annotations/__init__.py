@@ -142,8 +142,8 @@ def _require_same_format(parts: list[Annotations], part: Annotations) -> None:
     first, second = (p.images[0].source if p.images else "" for p in (parts[0], part))
     if part.format != parts[0].format:
         raise UserError(
-            f"{first} is a file of {parts[0].format}, but {second} of {part.format}; "
-            "convert one format at a time"
+            f"{first} is in {parts[0].format} format, but {second} is in "
+            f"{part.format} format; convert one format at a time"
         )
     if part.class_names != parts[0].class_names:
         raise UserError(

@@ -93,9 +93,9 @@ def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None
     others = {entry["category_id"] for entry in entries if not entry.get("iscrowd")}
     for key in {entry["category_id"] for entry in entries} - others:
         raise UserError(
-            f"{path}: all objects of {names[key]} are crowds (iscrowd 1), as some "
-            "tools mark every mask; add --crowd=object to draw them, or --crowd=ignore "
-            "to ignore their pixels"
+            f"{path}: all {names[key]} objects are marked as crowds (iscrowd 1); some "
+            "tools set this flag on every mask; add --crowd=object to draw them, or "
+            "--crowd=ignore to ignore their pixels"
         )
 
 

@@ -51,7 +51,7 @@ def read(file: File, options: Options) -> Annotations:
         name, local_name = _find_image(task.get("data", task), where)
         sizes = {_read_region_size(region, place) for place, region in regions}
         if len(sizes) > 1:
-            raise UserError(f"{where} has regions of different image sizes")
+            raise UserError(f"{where} has regions that give different image sizes")
         image = AnnotatedImage(name, file.path, [], next(iter(sizes), None), local_name)
         found.images.append(image)
         for place, region in regions:

@@ -14,7 +14,10 @@ _KERNEL = truncated_normal(0.09)
 
 
 def make_divisible(channels: float, divisor: int) -> int:
-    """Rounds `channels` to a multiple of `divisor`, down by at most 10 %."""
+    """Rounds `channels` to the nearest multiple of `divisor`.
+
+    Rounds up if rounding down would remove more than 10%.
+    """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
