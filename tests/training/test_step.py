@@ -212,7 +212,7 @@ def assert_averaged(trainer, expected):
         np.testing.assert_array_equal(array, own[name])
 
 
-def test_averages_follow_weights_and_are_restored(tmp_path):
+def test_averages_follow_weights_and_are_restored(tmp_path, eager_execution):
     options = {
         "ema_decay": 0.75,
         "base_learning_rate": 0.1,
@@ -242,7 +242,7 @@ def test_averages_follow_weights_and_are_restored(tmp_path):
     assert_averaged(restored, expected)
 
 
-def test_average_of_constant_weights_is_constant():
+def test_average_of_constant_weights_is_constant(eager_execution):
     trainer, _ = train_steps(toy_model(), count=3, ema_decay=0.9999, **FROZEN)
     before = tf1_variables(toy_model())
     with trainer.averaged_weights():
@@ -251,7 +251,7 @@ def test_average_of_constant_weights_is_constant():
             assert kept == name.endswith(("moving_mean", "moving_variance")), name
 
 
-def test_averaged_weights_without_ema_equal_weights():
+def test_averaged_weights_without_ema_equal_weights(eager_execution):
     trainer, _ = train_steps(toy_model(), **FROZEN)
     assert_averaged(trainer, tf1_variables(trainer.model))
 

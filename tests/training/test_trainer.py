@@ -86,9 +86,10 @@ def golden_run(request):
     images, labels = (f(settings["batch"]) for f in (case.images, case.labels))
     for layer in batch_normalizations(model):
         layer.frozen = not settings["fine_tune_batch_norm"]
-    load_tf1_variables(model, case.weights())
+    weights = case.weights()
+    load_tf1_variables(model, weights)
     norms = gradient_norms(model, images, labels, settings["weight_decay"])
-    load_tf1_variables(model, case.weights())  # resets the moving statistics
+    load_tf1_variables(model, weights)  # resets the moving statistics
     trainer = Trainer(model, TrainConfig(**options))
     # A compiled step is compared for the smaller network.
     tf.config.run_functions_eagerly("xception" in request.param)
@@ -286,7 +287,7 @@ def test_checkpoint_keys_are_official_names(interrupted_training):
     ],
 )
 def test_folder_of_a_different_training_run_is_refused(
-    model, train, interrupted_training
+    model, train, interrupted_training, shallow
 ):
     folder, _ = interrupted_training
     config = TrainConfig(train_logdir=str(folder), **train)
@@ -353,7 +354,7 @@ def skip_drawings(monkeypatch):
         monkeypatch.setattr(summaries, name, lambda *_, black=black: black)
 
 
-def test_expected_miou_is_reported(capsys):
+def test_expected_miou_is_reported(capsys, eager_execution):
     model = toy_model()
     config = TrainConfig(
         training_number_of_steps=6,
@@ -374,7 +375,9 @@ def test_expected_miou_is_reported(capsys):
     assert third == "step 6: mIoU 1.0000"
 
 
-def test_best_checkpoint_is_kept_and_training_stops_early(skip_drawings, tmp_path):
+def test_best_checkpoint_is_kept_and_training_stops_early(
+    skip_drawings, tmp_path, eager_execution
+):
     model = toy_model()
     config = TrainConfig(
         train_logdir=str(tmp_path),
@@ -424,7 +427,9 @@ def test_best_checkpoint_is_kept_and_training_stops_early(skip_drawings, tmp_pat
 
 
 @pytest.mark.parametrize(("ema_decay", "count"), [(0.0, 2), (0.5, 4)])
-def test_evaluation_uses_statistics_of_chief(ema_decay, count, monkeypatch):
+def test_evaluation_uses_statistics_of_chief(
+    ema_decay, count, monkeypatch, eager_execution
+):
     config = TrainConfig(
         training_number_of_steps=1, eval_interval_steps=1, ema_decay=ema_decay
     )
@@ -499,7 +504,7 @@ def test_signal_saves_and_reports_step(number, status, has_folder, tmp_path, cap
 
 
 @pytest.mark.parametrize("moment", ["save", "end"])
-def test_removed_folder_raises_error(moment, tmp_path, capsys):
+def test_removed_folder_raises_error(moment, tmp_path, capsys, eager_execution):
     folder = tmp_path / "logs"
 
     def batches():
