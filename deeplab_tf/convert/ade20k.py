@@ -1,4 +1,4 @@
-"""Converts ADE20K of the scene parsing challenge, `ADEChallengeData2016`."""
+"""Converts the scene parsing version of ADE20K, `ADEChallengeData2016`."""
 
 import functools
 
@@ -14,11 +14,11 @@ _SPLITS = {"train": "training", "val": "validation"}
 
 
 def _read_shifted(path: epath.Path) -> np.ndarray:
-    """Returns the label with classes from 0 and with 255 instead of 0."""
+    """Returns the label with classes that start at 0, and with 255 instead of 0."""
     label = mask_files.read_index_label(path)
     if label.max() > 150:
         raise UserError(
-            f"{path} contains the value {label.max()}; annotations have 0..150 "
+            f"{path} contains the value {label.max()}; annotations contain 0..150 "
             "(0 is ignored)"
         )
     return label - np.uint8(1)  # 0 wraps around to 255
@@ -53,13 +53,13 @@ def convert(
         output_dir: Folder of the TFRecords; an error leaves nothing in it.
         num_shards: Files per split; the official converter writes 4.
         num_classes: 151 for the official labels, in which 0 is ignored; 150 for
-            classes from 0, with 255 ignored.
+            classes that start at 0, with 255 ignored.
 
     Returns:
         Number of images by split.
 
     Raises:
-        UserError: if a file is missing, unpaired or broken, or a value out of range.
+        UserError: if a file is missing, unpaired or broken, or a value is out of range.
     """
     if num_classes not in _FORMS:
         raise UserError(f"num_classes must be 151 or 150; received {num_classes!r}")

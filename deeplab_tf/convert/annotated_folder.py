@@ -25,7 +25,7 @@ from deeplab_tf.data.info import DatasetInfo, check_class_names
 from deeplab_tf.errors import UnclearError, UserError, pluralize, suggest_similar
 from deeplab_tf.images import strips
 
-# A label file of YOLO is in a folder labels where its image is in images.
+# YOLO keeps images in a folder images, and their label files in a folder labels.
 _YOLO_FOLDERS = ("images", "labels")
 _Parts = tuple[str, ...]  # of a path
 
@@ -43,7 +43,7 @@ def make_class_list(annotations: Annotations, name: str, **settings) -> ClassLis
     """
     names = annotations.names()
     if len(names) == 1:
-        raise UserError("the annotations have no class but background")
+        raise UserError("the annotations have no class other than background")
     check_class_names(names, "the annotations: class_names")
     if len(set(names)) < len(names):
         twice = next(n for n in names if names.count(n) > 1)
@@ -80,9 +80,9 @@ def class_ids(annotations: Annotations, classes: ClassList) -> dict[str, int]:
 class _Index:
     """Finds the images of a folder by the names in annotation files.
 
-    Tools write absolute paths, URLs or parts of paths: an image is found if the shorter
-    of its path below the folder and the name in the file ends the longer one. Letter
-    case and Unicode form may differ.
+    Tools write absolute paths, URLs or parts of paths: an image matches if its path
+    below the folder ends with the name in the file, or the other way round. Letter case
+    and Unicode form may differ.
     """
 
     def __init__(self, folder: str, paths: Sequence[str], is_stem: bool):
@@ -149,7 +149,7 @@ class Source(NamedTuple):
         """Returns the annotations of images, by path below `image_dir`, sorted.
 
         Args:
-            skipped_folder: Folder inside of it to leave out.
+            skipped_folder: Subfolder of `image_dir` to leave out.
 
         Raises:
             UserError: if an image is missing or has several annotations, or if an image
@@ -207,8 +207,8 @@ class LabelMaps:
     def _find_size(self, path: epath.Path, image: AnnotatedImage) -> tuple[int, int]:
         """Returns the size of the label map.
 
-        The size in the file is used if it may be that of the image, turned or not: the
-        converter compares it with the image after applying EXIF.
+        Uses the size in the annotation file if it fits the image, upright or turned;
+        the converter compares it with the image after applying EXIF.
         """
         header = strips.read_header(path)
         size, orientation = (header.height, header.width), header.orientation
@@ -228,7 +228,7 @@ class LabelMaps:
         return turned if self.apply_exif else size
 
     def report(self) -> None:
-        """Prints lines about overlaps and objects without a pixel, if any."""
+        """Prints lines about overlaps and objects without pixels, if any."""
         overlaps = [overlap for overlap, _ in self._counts.values() if overlap]
         if overlaps:
             print(
@@ -236,7 +236,7 @@ class LabelMaps:
                 f"{pluralize(len(overlaps), 'image(s)')}; the upper ones were kept"
             )
         if empty := sum(empty for _, empty in self._counts.values()):
-            print(pluralize(empty, "object(s) (covers|cover) no pixel"))
+            print(pluralize(empty, "object(s) (covers|cover) no pixels"))
 
 
 def convert(
@@ -264,7 +264,7 @@ def convert(
         The info as written next to the shards.
 
     Raises:
-        UserError: if an image is missing or of another size, or an outline is invalid.
+        UserError: if an image is missing or has another size, or an outline is invalid.
     """
     ids = class_ids(source.annotations, classes)
     maps = LabelMaps(ids, classes.info, options.apply_exif)

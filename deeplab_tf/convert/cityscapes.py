@@ -1,6 +1,6 @@
 """Converts Cityscapes in its official layout.
 
-Labels are made from the `*_labelIds.png` of the archives; the scripts of Cityscapes are
+Labels are made from the archives' `*_labelIds.png` files; the Cityscapes scripts are
 not needed.
 """
 
@@ -73,11 +73,11 @@ def _find_splits(
     """Returns the samples of the wanted splits whose folders exist."""
     for split in wanted:
         if split not in _SPLITS:
-            raise UserError(f"--splits={split} must be among {', '.join(_SPLITS)}")
+            raise UserError(f"--splits={split} must be one of {', '.join(_SPLITS)}")
     if not (root / "leftImg8bit").is_dir():
         raise UserError(
-            f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it is "
-            "the folder that contains leftImg8bit and gtFine"
+            f"--cityscapes_root={root} has no folder {root / 'leftImg8bit'}; it "
+            "must be the folder that contains leftImg8bit and gtFine"
         )
     find_samples = functools.cache(functools.partial(_find_samples, root))
     splits = {
@@ -94,8 +94,8 @@ def _find_splits(
     if missing and (not splits or list(wanted) != list(_SPLITS)):
         kind, folders = _SPLITS[missing[0]]
         raise UserError(
-            f"{root} needs {' and '.join(folders)} in both leftImg8bit and {kind}, "
-            f"for the split {missing[0]}"
+            f"the split {missing[0]} needs {' and '.join(folders)} in both leftImg8bit "
+            f"and {kind} of {root}"
         )
     return splits
 
@@ -118,7 +118,7 @@ def convert(
         Number of images by split.
 
     Raises:
-        UserError: if a file is missing, unpaired or broken, or a value out of range.
+        UserError: if a file is missing, unpaired or broken, or a value is out of range.
     """
     samples = _find_splits(epath.Path(cityscapes_root), splits or tuple(_SPLITS))
     info = dataset_info("cityscapes")

@@ -60,7 +60,7 @@ def read_table(content: bytes, source: str, suffix: str = "") -> Table:
 
 
 def to_utf8(content: bytes, source: str) -> bytes:
-    """Returns a text in UTF-8; only UTF-16 with a byte order mark changes."""
+    """Converts UTF-16 with a byte order mark to UTF-8; keeps all other content."""
     if not content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content
     try:
@@ -106,7 +106,7 @@ def _require_same(found: Mapping[str, list[Row]], source: str) -> list[Row]:
     (key, rows), *others = found.items()
     for other, other_rows in others:
         if _plain(other_rows) != _plain(rows):
-            raise UserError(f"{source} lists other classes in {other} than in {key}")
+            raise UserError(f"{source} lists different classes in {key} and {other}")
     return rows
 
 
@@ -161,7 +161,7 @@ def _read_map(tree: Mapping[str, Any], where: str) -> list[Row]:
 def _read_id_entry(key: str, value: Any, where: str) -> Row:
     row = _read_item(value, where)
     if row.id not in (None, _to_int(key)):
-        raise UserError(f"{where} has the id {row.id}")
+        raise UserError(f"{where} has another id, {row.id}")
     return row._replace(id=_to_int(key))
 
 
@@ -170,7 +170,7 @@ def _read_name_entry(key: str, value: Any, where: str) -> Row:
     if isinstance(value, dict):
         row = _read_fields(value, where)
         if row.name not in ("", name):
-            raise UserError(f"{where} has the name {row.name}")
+            raise UserError(f"{where} has another name, {row.name}")
         return row._replace(name=name)
     number = _to_int(value)
     if number is not None:
@@ -189,7 +189,7 @@ def _read_fields(item: Mapping[str, Any], where: str) -> Row:
             found[field] = values[given[0]]
     row_id = _to_int(found["id"]) if "id" in found else None
     if "id" in found and row_id is None:
-        raise UserError(f"{where}: {found['id']!r} is not an id, an integer")
+        raise UserError(f"{where}: {found['id']!r} is not an integer id")
     name = _to_name(found["name"], where) if "name" in found else ""
     color = _to_color(found["color"], where) if "color" in found else None
     return Row(where, name, row_id, color)
@@ -215,5 +215,7 @@ def _to_color(value: Any, where: str) -> Color:
         numbers = [_to_int(number) for number in value]
         value = ",".join("x" if n is None else str(n) for n in numbers)
     if not isinstance(value, str):
-        raise UserError(f"{where}: {value!r} is not a colour, [r, g, b] or #rrggbb")
+        raise UserError(
+            f"{where}: {value!r} is not a colour; write [r, g, b] or #rrggbb"
+        )
     return parse_color(value.strip(), where)

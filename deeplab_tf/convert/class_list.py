@@ -52,7 +52,7 @@ class ClassList(NamedTuple):
         return ids | {c: i for c, i in self.value_map.items() if isinstance(c, tuple)}
 
     def grey_ids(self) -> dict[int, int]:
-        """Returns the label of each level of grey that is a colour."""
+        """Returns the label of each grey level that is a class colour."""
         return {c[0]: i for c, i in self.color_ids().items() if len(set(c)) == 1}
 
     @property
@@ -99,7 +99,7 @@ class ClassList(NamedTuple):
         )
 
     def recipe(self) -> str:
-        """Returns a text of everything that labels depend on."""
+        """Returns a string of everything that labels depend on."""
         values = sorted(self.value_ids().items())
         return repr((values, sorted(self.color_ids().items()), self.nearest))
 
@@ -145,7 +145,7 @@ def read_class_list(
         raise UserError(f"--classes={path} is not a file")
     content = text_files.read_content(os.fspath(path))
     found, table = _read_info(content, str(path), default_name)
-    # The sizes and counts of a JSON are those of other images.
+    # The sizes and counts in a JSON file belong to other images.
     fields = ("name", "class_names", "ignore_label", "colors", "channels", "max_value")
     kept = {field: getattr(found, field) for field in fields}
     info = DatasetInfo(**(kept | changes))
@@ -192,7 +192,7 @@ def _check_ignore_label(path: epath.Path, classes: ClassList) -> None:
         return
     if label in values or label < classes.info.num_classes:
         raise UserError(
-            f"--ignore_label={label} is a value or an id of a class of {path}, whose "
+            f"--ignore_label={label} is the value or id of a class in {path}, whose "
             f"ids become 0..{classes.info.num_classes - 1}; use "
             f"--value_map={label}:ignore"
         )

@@ -14,7 +14,7 @@ from deeplab_tf.images import mask_files
 
 
 def background_id(classes: ClassList, why: str) -> int:
-    """Returns the id of the class that is called background.
+    """Returns the id of the class called background.
 
     Raises:
         UserError: if there is none; `why` begins the message.
@@ -41,11 +41,11 @@ class ClassMasks:
     def read(self, masks: Mapping[int, Sequence[epath.Path]]) -> np.ndarray:
         """Returns the class ids, uint8 `[height, width]`.
 
-        Pixels that are not zero have the class of the mask, that of the last class
-        where masks overlap. Pixels in no mask are background.
+        Nonzero pixels have the class of their mask; where masks overlap, the last
+        class wins. Pixels in no mask are background.
 
         Args:
-            masks: The masks by class id; several of a class are joined.
+            masks: The masks by class id; several masks of a class are joined.
 
         Raises:
             UserError: if a mask is broken, has another size or more than two values, or
@@ -96,7 +96,7 @@ class ClassMasks:
         )
         print(
             f"masks of {pluralize(len(overlaps), 'image(s)')} overlap in "
-            f"{pluralize(total.total(), 'pixel(s)')}, which have the later class of "
+            f"{pluralize(total.total(), 'pixel(s)')}, which get the later class in "
             f"--classes: {listed}"
         )
 
@@ -105,8 +105,8 @@ def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
     """Returns where a mask of one class is not zero, bool `[height, width]`.
 
     Raises:
-        UserError: if it has more than two values, unless `nearest`, which cuts at half
-            of white.
+        UserError: if it has more than two values, unless `nearest`, which thresholds
+            at half of white.
     """
     mask = mask_files.read_mask(path)
     if mask.palette is not None:
@@ -131,7 +131,7 @@ def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
         reason = f" is {mask.lossy} and" if mask.lossy else ""
         raise UnclearError(
             f"{path}{reason} has the values {mask_values.format_counts(counts)}; a "
-            "mask of one class has 0 and one other value: add --nearest to cut "
-            "in-between values at half of white"
+            "mask of one class has 0 and one other value: add --nearest to "
+            "threshold at half of white"
         )
     return pixels > 0

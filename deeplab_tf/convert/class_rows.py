@@ -9,7 +9,7 @@ from deeplab_tf.data.info import check_class_names, check_color
 from deeplab_tf.errors import UserError
 from deeplab_tf.images.mask_files import MAX_VALUE
 
-# labelme's name of pixels without a class.
+# labelme's name for pixels without a class.
 _IGNORED = "__ignore__"
 # Keys and column titles that mean a field of a class, in all formats.
 FIELD_WORDS = {

@@ -20,9 +20,9 @@ _QUOTED = r'"(?:[^"]|"")*"|\'[^\']*\''
 # Colours in brackets are one column: (0, 0, 255), [0 0 255] or rgb(0, 0, 255).
 _BRACKETS = re.compile(r"(?:rgb)?[(\[]\s*(\d+)[\s,;]+(\d+)[\s,;]+(\d+)\s*[)\]]", re.I)
 _THREE_NUMBERS = re.compile(r"(-?\d+)[\s,]+(-?\d+)[\s,]+(-?\d+)")
-# Of a line of words, the numbers before and after the name.
+# Words of a line, which may have numbers before and after the name.
 _WORDS = re.compile(rf"{_QUOTED}|\S+")
-# Words of headers, besides those in all formats.
+# Words of headers, in addition to those of all formats.
 _HEADER_WORDS = {
     "name": ("names", "classname", "category"),
     "id": ("ids", "classid", "mask_value", "pixel"),
@@ -256,7 +256,7 @@ def _read_row(line: _Line, roles: Sequence[str]) -> Row:
     for role, text in found.items():
         if role in ("id", "r", "g", "b") and _kind(text) != "i":
             raise UserError(
-                f"{line}: {_quote(text)} must be an integer, the column {role}; {_HELP}"
+                f"{line}: {_quote(text)} (column {role}) must be an integer; {_HELP}"
             )
     _check_name(line, found["name"], list(roles).index("name") in line.quoted)
     color = None
@@ -269,7 +269,7 @@ def _read_row(line: _Line, roles: Sequence[str]) -> Row:
 
 
 def parse_color(text: str, where: str) -> Color:
-    """Returns the colour of a text such as `255 0 0`, `255,0,0` or `#ff0000`.
+    """Parses a colour such as `255 0 0`, `255,0,0` or `#ff0000`.
 
     Raises:
         UserError: if it is not a colour; `where` names its place.
@@ -278,12 +278,14 @@ def parse_color(text: str, where: str) -> Color:
         return parse_hex(text)
     match = _THREE_NUMBERS.fullmatch(text)
     if match is None:
-        raise UserError(f"{where}: {_quote(text)} is not a colour, r,g,b or #rrggbb")
+        raise UserError(
+            f"{where}: {_quote(text)} is not a colour; write r,g,b or #rrggbb"
+        )
     return _to_color(match.groups())
 
 
 def is_plain_name(name: str) -> bool:
-    """Returns whether a text without quotes is a name, and not structure."""
+    """Returns whether unquoted text is a name and not structure."""
     return bool(
         re.fullmatch(r"[^,;:=|\t#{}\[\]<>\"`]+", name)
         and (name[0].isalnum() or name[0] in "_(")
@@ -295,7 +297,7 @@ def is_plain_name(name: str) -> bool:
 
 
 def is_name(name: str) -> bool:
-    """Returns whether a text, in quotes or not, is a name and not a number."""
+    """Returns whether text, quoted or not, is a name and not a number."""
     return not re.fullmatch(r"[-+.\d\s]*", name)
 
 

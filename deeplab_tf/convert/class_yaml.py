@@ -16,11 +16,11 @@ _WORDS = {"yes", "no", "on", "off", "true", "false", "null", "~", "y", "n", ""}
 
 
 class Plain(str):
-    """A text without quotes."""
+    """An unquoted string."""
 
 
 def parse_yaml(lines: Sequence[str], source: str, keys: Collection[str]) -> Any:
-    """Returns the lists, dictionaries and strings of a text.
+    """Parses YAML into lists, dictionaries and strings.
 
     Args:
         lines: The lines of the file.

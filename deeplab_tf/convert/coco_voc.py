@@ -1,4 +1,4 @@
-"""Converts COCO's objects of the 20 PASCAL VOC classes, for pre-training.
+"""Converts COCO objects of the 20 PASCAL VOC classes, for pre-training.
 
 As in DeepLabv3 (arXiv:1706.05587), images with more than 1000 annotated pixels of these
 classes are kept, and all other objects are background. Crowds are ignored.
@@ -94,9 +94,7 @@ def _read_json(path: epath.Path) -> dict[str, Any]:
     )
     for kind, fields in _FIELDS.items():
         if not isinstance(content, dict) or not isinstance(content.get(kind), list):
-            raise UserError(
-                f"{path} is not an instances file of COCO: it has no {kind}"
-            )
+            raise UserError(f"{path} is not a COCO instances file: it has no {kind}")
         for number, entry in enumerate(content[kind]):
             for field in fields:
                 if not isinstance(entry, dict) or field not in entry:
@@ -114,7 +112,7 @@ def _map_categories(path: epath.Path, categories: list[dict]) -> dict[int, int]:
         if coco_name not in by_name:
             raise UserError(
                 f"{path} has no category {coco_name!r}; it must have the categories "
-                "of an instances file of COCO"
+                "of a COCO instances file"
             )
         class_ids[by_name[coco_name]] = class_id
     return class_ids
@@ -141,7 +139,7 @@ def _compress_polygons(outline: list, height: int, width: int) -> dict[str, Any]
     # pycocotools allocates memory for every pixel along the edges.
     limit = 2 * max(height, width)
     if not all((np.abs(polygon) <= limit).all() for polygon in polygons):
-        raise ValueError("its polygons are far outside of the image")
+        raise ValueError("its polygons are far outside the image")
     # Fewer than three points have no area; pycocotools would take two for a box.
     polygons = [polygon.tolist() for polygon in polygons if polygon.size >= 6]
     parts = _import_masks().frPyObjects(polygons, height, width) if polygons else []
@@ -246,7 +244,7 @@ def convert(
 
     Args:
         annotations: An instances file such as `instances_train2017.json`.
-        image_dir: Folder of its images; further images are ignored.
+        image_dir: Folder of its images; other images are ignored.
         output_dir: Folder of the TFRecords; an error leaves nothing in it.
         split: Name of the split.
         num_shards: Files of the split; with 100, COCO's train has about 150 MB each.

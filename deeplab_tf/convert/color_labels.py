@@ -1,7 +1,7 @@
-"""Reads masks of class ids, other values, or colours as class ids.
+"""Converts masks of class ids, other values or colours to class ids.
 
-All masks of a conversion are read in the same way. If a second reading of their values
-is plausible, they are refused with the flag that decides.
+All masks of a conversion are read in the same way. If two readings of their values are
+plausible, they are refused; the error names the flag that decides.
 """
 
 import threading
@@ -59,7 +59,7 @@ class Masks:
             return self._read_mask(path, mask_files.read_mask(path))
         except TooLargeError:
             if self.classes.nearest:
-                # The values alone do not tell edges from areas.
+                # The values alone do not distinguish edges from areas.
                 raise
             large = LargeMask(path)
             return large.label(self._read_mask(path, large.values))
@@ -294,7 +294,7 @@ class Masks:
 
     def _require_same_reading(self, path: epath.Path, reading: str) -> None:
         with self._lock:
-            # Threads read in any order; the message does not depend on it.
+            # Threads read in any order; the message must not depend on it.
             self._readings[reading] = min(path, self._readings.get(reading, path))
             if len(self._readings) > 1:
                 (first, a), (second, b) = sorted(
@@ -321,7 +321,7 @@ class Masks:
         )
 
     def _are_ids(self, ids: Set[int], mask: Mask) -> bool:
-        """Returns whether all masks may have class ids, as far as their format tells.
+        """Returns whether all masks may have class ids, judging by their format.
 
         Void is left out for lossy formats: it may be white paint.
         """

@@ -40,7 +40,7 @@ from deeplab_tf.images.decoding import EncodedImage
 from deeplab_tf.images.image_files import TooLargeError
 from deeplab_tf.images.tiles import Tile
 
-# Increment it when converters make other records from the same files; every shard is
+# Increment it when converters make different records from the same files; each shard is
 # then written again.
 _FORMAT = 1
 
@@ -170,7 +170,7 @@ def _make_record(
 def _check_sizes(
     sample: Sample, image: EncodedImage, label: np.ndarray, options: ImageOptions
 ) -> None:
-    """Raises an error if image and label differ in size, or may in orientation."""
+    """Raises an error if sizes, or possibly orientations, of image and label differ."""
     size, turned = (image.height, image.width), (image.width, image.height)
     if label.shape != size:
         hint = ""
@@ -213,8 +213,8 @@ def convert(
         info: The classes, without counts and hashes.
         output_dir: Folder of the shards, created if missing. Other splits in it are
             kept, also in the info.
-        num_shards: Most files per split; none is empty. The official code has 4 for
-            VOC and 10 for Cityscapes.
+        num_shards: Maximum number of files per split; none is empty. The official code
+            has 4 for VOC and 10 for Cityscapes.
         recipe: Everything the labels depend on besides their files; if it changes,
             every shard is written again.
         options: How images become records.
@@ -297,7 +297,7 @@ def _require_separate_folder(
     if source is not None:
         raise UserError(
             f"output_dir={output_dir} is the folder of the images or labels, {source}; "
-            "give the records a folder of their own"
+            "use a separate folder for the records"
         )
 
 

@@ -36,7 +36,7 @@ def _make_background(
 def _find_samples(
     files: Layout, classes: ClassList, output_dir: str, apply_exif: bool
 ) -> tuple[list[conversion.Sample], Callable[[], None]]:
-    """Returns the samples, and a function that reports on their masks in the end."""
+    """Returns the samples, and a function that reports on their masks at the end."""
     found: Mapping[str, tuple[epath.Path, Any]]  # image, and mask or masks or None
     if files.mask_pattern:
         if classes.value_map:
@@ -153,8 +153,8 @@ def convert(
         The info as written next to the shards.
 
     Raises:
-        UserError: if a file is missing, unpaired or broken, or a value out of range; if
-            the split has other images of the same names, or other classes.
+        UserError: if a file is missing, unpaired or broken, or a value is out of range;
+            if the split has other images with the same names, or other classes.
     """
     samples, report = _find_samples(
         files, classes, output_dir, bool(options.apply_exif)

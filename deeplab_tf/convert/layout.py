@@ -1,4 +1,4 @@
-"""Finds the images and masks of users and pairs them by name."""
+"""Finds images and masks and pairs them by name."""
 
 import dataclasses
 import os
@@ -48,14 +48,14 @@ class Layout:
     missing_mask: str = option(
         "error",
         ("error", "background", "skip"),
-        "What to do with an image without a mask: error stops, background labels all "
-        "of it as the class background, skip leaves it out.",
+        "What to do with an image without a mask: error stops, background labels it "
+        "entirely as the class background, skip leaves it out.",
     )
     mask_pattern: str = option(
         "",
         help="Paths in --label_dir of masks of one class each, in which pixels that "
         "are not 0 are the class, such as {image}_{class}.png. {image} is the name of "
-        "the image; or {index}, its number in sorted order, from 1; * is any text. "
+        "the image; {index}, its number in sorted order from 1; * matches any text. "
         "Where masks overlap, the later class wins.",
     )
 
@@ -194,7 +194,7 @@ def find_pairs(
 def find_class_masks(
     layout: Layout, class_names: Sequence[str], skipped_folder: str = ""
 ) -> dict[str, tuple[epath.Path, dict[int, list[epath.Path]] | None]]:
-    """Returns image and masks of one class each by name, in alphabetical order.
+    """Returns each image and its one-class masks by name, in alphabetical order.
 
     Args:
         layout: Where the files are; it has a `mask_pattern`.

@@ -95,7 +95,7 @@ class Skipped(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A shard in the file; each member is JSON, as names may be any text."""
+    """A shard in the file; members are JSON because names may be any string."""
 
     size: int
     members: list[str]
@@ -168,7 +168,7 @@ class Manifest:
         self.skipped.setdefault(split, {})[row.name] = row
 
     def keep(self, is_kept: Callable[[str], bool]) -> None:
-        """Drops all other shards by key; removes an empty manifest."""
+        """Drops the shards whose key is not kept; removes an empty manifest."""
         kept = {k: v for k, v in self.shards.items() if is_kept(k)}
         if len(kept) < len(self.shards):
             self.shards = kept

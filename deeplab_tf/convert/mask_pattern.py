@@ -29,7 +29,7 @@ class MaskPattern:
         class_names: Names of the classes.
 
     Raises:
-        UserError: if the fields are not exactly these.
+        UserError: if the pattern does not have exactly these fields.
     """
 
     def __init__(self, pattern: str, images: Sequence[str], class_names: Sequence[str]):

@@ -17,12 +17,12 @@ from deeplab_tf.images.large_masks import LargeMask
 from deeplab_tf.images.mask_files import Mask
 
 _MOST_LISTED = 8
-# Masks that are read to describe the values of a conversion in an error.
+# Number of masks read to describe the values of a conversion in an error.
 _MOST_DESCRIBED = 200
 
 
 def to_one_channel(mask: Mask) -> Mask | None:
-    """Returns a mask of one channel, or None if it has colours other than greys."""
+    """Returns a mask of one channel, or None if it is not grey."""
     if mask.pixels.ndim == 2:
         return mask
     red, green, blue = np.moveaxis(mask.pixels, -1, 0)
@@ -31,7 +31,7 @@ def to_one_channel(mask: Mask) -> Mask | None:
 
 
 def count_values(mask: Mask) -> dict[int, int]:
-    """Returns pixels by value; none for colours."""
+    """Counts pixels by value; none for masks in colour."""
     grey = to_one_channel(mask)
     if grey is None:
         return {}
@@ -86,7 +86,7 @@ class AllValues:
             return self._fits[key]
 
     def are_grey(self) -> bool:
-        """Returns whether no mask has other colours than greys."""
+        """Returns whether all masks are grey."""
         with self._lock:
             return all(self._values(path).counts for path in self._paths)
 

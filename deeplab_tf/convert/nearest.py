@@ -1,4 +1,4 @@
-"""Snaps values and colours in between to the nearest declared one (`--nearest`)."""
+"""Snaps undeclared values and colours to the nearest declared one (`--nearest`)."""
 
 import threading
 from collections.abc import Mapping
@@ -55,8 +55,8 @@ def require_one_meaning(classes: ClassList) -> None:
         and any(values.get(g) != i for g, i in greys.items())
     ):
         raise UnclearError(
-            "--classes gives the classes both other ids and grey colours; for "
-            "--nearest remove those that the masks do not have"
+            "--classes gives both ids and grey colours, and they differ; with "
+            "--nearest, remove the ones that the masks do not use"
         )
 
 
@@ -65,7 +65,7 @@ def require_all_classes(classes: ClassList, targets: Mapping[Any, int]) -> None:
     for i, name in enumerate(classes.info.class_names):
         if i not in targets.values():
             raise UnclearError(
-                f"--nearest needs a value of every class; add --value_map=VALUE:{name}"
+                f"--nearest needs a value for each class; add --value_map=VALUE:{name}"
             )
 
 
@@ -102,15 +102,15 @@ class Summary:
 
         Args:
             path: The mask.
-            mask: The same, read.
+            mask: Its content.
             targets: Labels of the declared values or colours.
 
         Returns:
             Labels, uint8 `[height, width]`.
 
         Raises:
-            UnclearError: if an undeclared value fills an area, so that it is no edge,
-                or if declared values are too close for a lossy format.
+            UnclearError: if an undeclared value fills an area, and is therefore no
+                edge, or if declared values are too close for a lossy format.
         """
         is_deep = mask.pixels.dtype == np.uint16
         key = (*sorted(targets.items()), is_deep)
@@ -145,7 +145,7 @@ class _Table:
 
     Args:
         targets: Labels of the declared values or colours.
-        scale: What a level of 8 bits is in the units of the values.
+        scale: One 8-bit level in the units of the values.
     """
 
     def __init__(self, targets: Mapping[Any, int], scale: int):
@@ -200,7 +200,7 @@ class _Table:
                 raise UnclearError(
                     f"{path} is {lossy}, and the declared values "
                     f"{_format(self._known[i])} and {_format(self._known[j])} are too "
-                    "close for that; save masks as PNG"
+                    "close to distinguish; save masks as PNG"
                 )
 
 

@@ -24,7 +24,8 @@ class Entries(NamedTuple):
         """Returns the file of a name.
 
         Raises:
-            UserError: if the entry is not a file, or with the message `missing`.
+            UserError: if the entry is not a file, or with the message `missing` if
+                there is none.
         """
         if name in self.files:
             return self.files[name]

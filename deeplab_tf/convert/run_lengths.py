@@ -9,7 +9,7 @@ def decompress_counts(counts: str) -> list[int]:
     """Returns the run lengths in COCO's compressed text.
 
     Each character minus "0" has five bits, lowest first; the sixth bit says that more
-    follow. From the fourth length on, they are differences to the last but one.
+    follow. From the fourth length on, each is stored minus the one two before it.
 
     Raises:
         ValueError: for other characters, or a length of more than 60 bits.
@@ -18,7 +18,7 @@ def decompress_counts(counts: str) -> list[int]:
     for character in counts:
         bits = ord(character) - ord("0")
         if not 0 <= bits < 64 or shift > 60:
-            raise ValueError("its compressed runs are not those of COCO")
+            raise ValueError("its compressed runs are not in COCO's format")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

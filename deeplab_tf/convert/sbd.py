@@ -24,7 +24,7 @@ def names(folder: epath.Path) -> set[str]:
 
 
 def read_label(path: epath.Path) -> np.ndarray:
-    """Returns VOC's class ids in the `GTcls` of a MATLAB file, uint8 `[height, width]`.
+    """Reads VOC class ids, uint8 `[height, width]`, from `GTcls` in a MATLAB file.
 
     Raises:
         UserError: if the file is broken or has no such struct.
@@ -41,7 +41,7 @@ def read_label(path: epath.Path) -> np.ndarray:
         raise UserError(f"{path} has no GTcls.Segmentation: {error}") from error
     if label.ndim != 2 or not np.array_equal(ids, label):
         raise UserError(
-            f"{path} has a {label.dtype} array of the shape {label.shape} as "
-            "GTcls.Segmentation; it must be height x width class ids"
+            f"{path}: GTcls.Segmentation is a {label.dtype} array of shape "
+            f"{label.shape}; it must contain height x width class ids"
         )
     return ids

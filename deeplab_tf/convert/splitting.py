@@ -24,14 +24,14 @@ class Splitting:
     val_share: float = option(
         0.0,
         FRACTION,
-        "Share of the images to put into the split val, exact to one image; images "
-        "with the same classes are divided alike. Adding images later moves none of "
-        "the earlier ones.",
+        "Share of the images to put into the split val, to within one image; images "
+        "with the same classes are divided in the same proportion. Adding images later "
+        "does not move earlier ones.",
     )
     group_by: str = option(
         "",
-        help="Keeps images together that --val_share must not divide: folder, or a "
-        "regular expression of the part of the name that they share, such as "
+        help="Which images --val_share keeps together: folder, those in one folder; "
+        "or a regular expression for the part of the name that they share, such as "
         "^video[0-9]+.",
     )
 
@@ -58,7 +58,7 @@ def divide(
 
     The split `val` has exactly `round(val_share * len(names))` names, or as nearly as
     groups and earlier splits allow. Names with the same classes are divided by the same
-    share, to within one. Hashes of the names decide, never their order.
+    share, to within one. The choice depends on hashes of the names, never on order.
 
     Args:
         names: Distinct names.
@@ -194,7 +194,8 @@ def _group_of(name: str, group_by: str) -> str:
         match = re.search(group_by, name)
     except re.error as error:
         raise UserError(
-            f"--group_by={group_by} is neither folder nor a regular expression: {error}"
+            f"--group_by={group_by} is neither 'folder' nor a regular expression: "
+            f"{error}"
         ) from error
     if match is None:
         raise UserError(

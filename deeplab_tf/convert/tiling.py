@@ -30,7 +30,7 @@ class ImageOptions:
     apply_exif: bool | None = option(
         False,
         flag_default=None,
-        help="Turn images upright by their EXIF orientation, if labels are upright; "
+        help="Rotate images by their EXIF orientation, if labels are upright; "
         "--noapply_exif if labels fit the stored pixels. Default of the flag (None): "
         "refuse images for which both are possible.",
     )
@@ -41,7 +41,7 @@ class ImageOptions:
         "134 megapixels need it; those above 200 must be PNG, TIFF or .npy.",
     )
     tile_overlap: int = option(
-        0, help="Pixels that adjacent tiles share at least, such as 128."
+        0, help="Minimum overlap of adjacent tiles in pixels, such as 128."
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:
 
 
 def strip_tile(name: str) -> str:
-    """Returns the name of the image in the name of a tile, or of an image."""
+    """Returns the image name in the name of a tile, and other names unchanged."""
     return re.sub(r"@\d+,\d+$", "", name)
 
 

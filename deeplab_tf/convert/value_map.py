@@ -1,4 +1,4 @@
-"""Parses what `--value_map` and `--ignore_color` say about masks."""
+"""Parses `--value_map` and `--ignore_color`."""
 
 import re
 from collections.abc import Sequence
@@ -108,7 +108,7 @@ def _parse_value(text: str, where: str) -> int | Color:
         return parse_hex(text)
     if not text.isdecimal() or len(text) > 5 or int(text) > MAX_VALUE:
         raise UserError(
-            f"{where}: {text!r} is not a value of 0..{MAX_VALUE} or a colour such as "
+            f"{where}: {text!r} is not a value in 0..{MAX_VALUE} or a colour such as "
             "#ff8000"
         )
     return int(text)
@@ -118,7 +118,7 @@ def parse_colors(texts: Sequence[str], flag: str) -> tuple[Color, ...]:
     """Parses a flag that takes `r,g,b`, or `#rrggbb` separated by commas.
 
     Raises:
-        UserError: if a text is neither.
+        UserError: if an entry is neither.
     """
     colors: list[Color] = []
     for text in texts:

@@ -1,7 +1,7 @@
 """Converts PASCAL VOC 2012, or any folder in its layout, optionally with SBD's labels.
 
 The splits are those of `ImageSets/Segmentation`. The split train_aug is VOC's train
-followed by the further images of the Semantic Boundaries Dataset (SBD), sorted and
+followed by the other images of the Semantic Boundaries Dataset (SBD), sorted and
 without those of VOC's val.
 """
 
@@ -64,8 +64,8 @@ class _Root:
         for path in (self.image_dir, folder / "SegmentationClass", self.lists):
             if not path.is_dir():
                 raise UserError(
-                    f"--voc_root={folder} has no folder {path}; it is the folder "
-                    "that contains JPEGImages, such as VOCdevkit/VOC2012"
+                    f"--voc_root={folder} has no folder {path}; it must be the "
+                    "folder that contains JPEGImages, such as VOCdevkit/VOC2012"
                 )
         self.images = _find_by_stem(self.image_dir, _SUFFIXES)
 
@@ -250,6 +250,6 @@ def _check_sizes(splits: Mapping[str, Sequence], expected: Mapping[str, int]) ->
         received = len(splits.get(split, ()))
         if received != size:
             raise UserError(
-                f"split {split} has {received} images, officially {size}; add "
-                "--official_sizes=false to accept that"
+                f"the split {split} has {received} images, not the official {size}; "
+                "add --official_sizes=false to accept this"
             )

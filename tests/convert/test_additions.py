@@ -272,7 +272,7 @@ def test_videos_are_not_divided(tmp_path):
         (["--group_by=folder"], "--group_by needs --val_share"),
         (
             ["--group_by=v[", "--val_share=.5"],
-            r"--group_by=v\[ is neither folder nor a regular expression: ",
+            r"--group_by=v\[ is neither 'folder' nor a regular expression: ",
         ),
         (
             ["--group_by=^v", "--val_share=.5"],

@@ -322,7 +322,9 @@ def test_attribute_that_names_the_class(tmp_path):
     region["region_attributes"]["color"] = "red"
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"x": {"filename": "x.jpg", "regions": [region]}}))
-    with pytest.raises(UserError, match="kind, color; add --label_attribute=kind or"):
+    with pytest.raises(
+        UserError, match="kind, color; give the one .* --label_attribute=kind"
+    ):
         annotations.read(str(path))
     found = annotations.read(str(path), Options(label_attribute="color"))
     assert found.names() == ("background", "red")
@@ -330,12 +332,18 @@ def test_attribute_that_names_the_class(tmp_path):
 
 FAR = [[0, 0], [9e8, 0], [9e8, 9e8]]
 TRIANGLE = [[1, 1], [9, 1], [5, 8]]
-TOO_FAR = "far outside of the image"
+TOO_FAR = "far outside the image"
 BROKEN = {
-    "unknown JSON": ('{"a": 1}', "is not an annotation file of labelme, COCO, YOLO"),
-    "unknown XML": ("<annotation/>", "is not an annotation file of labelme, COCO"),
-    "text": ("hello", "is not an annotation file of labelme"),
-    "empty": ("", "is not an annotation file of labelme"),
+    "unknown JSON": (
+        '{"a": 1}',
+        r"not an annotation file in a known format .labelme, COCO, YOLO",
+    ),
+    "unknown XML": (
+        "<annotation/>",
+        "not an annotation file in a known format .labelme, COCO",
+    ),
+    "text": ("hello", "is not an annotation file in a known format (labelme"),
+    "empty": ("", "is not an annotation file in a known format (labelme"),
     "broken JSON": ('{"shapes": [', "line 1, column 13: Expecting value"),
     "deep JSON": ("[" * 10**5, "nested too deeply"),
     "deep XML": ("<a>" * 10**5 + "</a>" * 10**5, "is not an annotation file"),
@@ -391,11 +399,11 @@ BROKEN = {
     ),
     "broken text of runs": (
         one_coco(segmentation={"size": [30, 40], "counts": "\u00e9"}),
-        "its compressed runs are not those of COCO",
+        "its compressed runs are not in COCO's format",
     ),
     "endless text of runs": (
         one_coco(segmentation={"size": [30, 40], "counts": "o" * 10**6}),
-        "its compressed runs are not those of COCO",
+        "its compressed runs are not in COCO's format",
     ),
     "unknown category": (one_coco(category_id=99), "category_id 99, which is not in"),
     "unknown image": (one_coco(image_id=[1]), r"image_id \[1\], which is not in"),
@@ -432,7 +440,7 @@ BROKEN = {
     ),
     "CVAT label": (
         one_shape('<box label="cow" xtl="1" ytl="1" xbr="2" ybr="2"/>'),
-        "the file lists no label cow",
+        "the file does not list the label cow",
     ),
     "CVAT missing attribute": (
         one_shape('<ellipse label="cat" cx="20" cy="15" rx="9"/>'),
@@ -464,7 +472,7 @@ BROKEN = {
     ),
     "labelme huge circle": (
         one_labelme(files.labelme_shape("cat", [[0, 0], [1e308, 1e308]], "circle")),
-        "not finite, or too large",
+        "not finite or is too large",
     ),
     "brush of a huge number": (one_task("brushlabels", rle=2**60), "list of bytes"),
     "VIA shape of a wrong type": (one_region(name=[]), r"unknown shape \[\]"),
@@ -494,7 +502,7 @@ YOLO = {
     "1 0.1 0.1 0.5 0.1 0.5": "odd number of coordinates, 5",
     "1 0.5 0.5 0.2 0.2": "is a box, not a polygon",
     "1 0.1 0.1 0.5 0.1 0.5 40": "coordinates from 0.1 to 40; they must be fractions",
-    "2 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '2'; the class names are for 0..1",
+    "2 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '2'; only 0..1 have a name",
     "-1 0.1 0.1 0.5 0.1 0.5 0.5": "has the class '-1'",
 }
 

@@ -191,7 +191,7 @@ BROKEN = {
     ),
     "no labels": (
         remove_labels,
-        "/cityscapes needs train in both leftImg8bit and gtFine",
+        "needs train in both leftImg8bit and gtFine of .*/cityscapes",
     ),
     "no cities": (remove_cities, "/leftImg8bit/val has no <city>/\\*_leftImg8bit.png"),
 }
@@ -224,11 +224,9 @@ def test_only_requested_splits_are_written(tmp_path):
     assert sizes == {"train_fine": 2, "val_fine": 1}
     assert records.list_splits(str(tmp_path / "out")) == ["train_fine", "val_fine"]
     with pytest.raises(
-        UserError, match="--splits=val must be among train_fine, val_fine"
+        UserError, match="--splits=val must be one of train_fine, val_fine"
     ):
         cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val",))
     shutil.rmtree(root / "gtFine/val")
-    with pytest.raises(
-        UserError, match="needs val in both leftImg8bit and gtFine, for"
-    ):
+    with pytest.raises(UserError, match="needs val in both leftImg8bit and gtFine of "):
         cityscapes.convert(str(root), str(tmp_path / "no"), 1, ("val_fine",))

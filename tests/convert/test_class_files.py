@@ -183,7 +183,7 @@ REFUSED = {
     "header of names": ("class\ncat\ndog\n", "'class', looks like a header; remove it"),
     "unknown header": ("id,name,trainId\n0,cat,1\n", "is not written like line "),
     "two names in the header": ("name,label\na,b\n", "'name,label', is an unclear hea"),
-    "text as id": ("id,name\n0,cat\nx,dog\n", "'x,dog': 'x' must be an integer, the"),
+    "text as id": ("id,name\n0,cat\nx,dog\n", "'x,dog': 'x' (column id) must be an"),
     "missing column": ("id,name\n0,cat\n1,,\n", "'1,,', has 1 columns, not 2"),
     "ambiguous colour": ("a 1 2 3 4\nb 5 6 7 8\n", "is ambiguous: which numbers are"),
     "unknown number": ("0,a,1\n1,b,1\n", "'0,a,1', is not understood"),
@@ -222,7 +222,7 @@ REFUSED = {
     ),
     "JSON of two tables": (
         '{"names": ["a", "b"], "classes": ["b", "a"]}',
-        "lists other classes in classes than in names",
+        "lists different classes in names and classes",
     ),
     "JSON numbers": ("[1, 2]", "item 0 of classes.txt: 1 is not a name"),
     "JSON without a name": ('[{"id": 0}]', "item 0 of classes.txt has no name"),
@@ -236,7 +236,7 @@ REFUSED = {
     ),
     "JSON with a short colour": (
         '{"a": [1, 2]}',
-        "a of classes.txt: '1,2' is not a colour, r,g,b or #rrggbb",
+        "a of classes.txt: '1,2' is not a colour; write r,g,b or #rrggbb",
     ),
     "JSON palette": (
         '{"classes": ["a", "b"], "palette": [[1, 2, 3]]}',

@@ -70,7 +70,7 @@ def test_overlaps_have_the_later_class_and_are_counted(tmp_path):
     mask[0] = True
     save(tmp_path / "masks/a_dog.png", mask)
     out = convert(tmp_path, "--mask_pattern={image}_{class}*.png", "--num_shards=1")
-    line = "masks of 1 image overlap in 4 pixels, which have the later class of "
+    line = "masks of 1 image overlap in 4 pixels, which get the later class in "
     assert f"{line}--classes: dog over cat 4" in out
     found, expected = read(tmp_path), np.zeros((HEIGHT, WIDTH))
     expected[mask] = 2

@@ -288,7 +288,7 @@ BROKEN = {
     ),
     "not an instances file": (
         remove_annotations,
-        "/instances_train2017.json is not an instances file of COCO: it has no annot",
+        "/instances_train2017.json is not a COCO instances file: it has no annot",
     ),
     "missing category": (
         set_field("categories", 4, "name", "aeroplane"),

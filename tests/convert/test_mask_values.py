@@ -344,12 +344,12 @@ REFUSED = {
     "class ids as JPEG": (
         with_map(PAIR, "0:ground,1:ball", nearest=True),
         [encode(np.array([[0, 1]], np.uint8), "JPEG")],
-        "0.png is JPEG, and the declared values 0 and 1 are too close for that",
+        "0.png is JPEG, and the declared values 0 and 1 are too close to dist",
     ),
     "--nearest without a value of a class": (
         with_map(NAMED, "255:cat", nearest=True),
         [grey(0, 254)],
-        "--nearest needs a value of every class; add --value_map=VALUE:ball",
+        "--nearest needs a value for each class; add --value_map=VALUE:ball",
     ),
     "palette with --nearest": (
         COLORED._replace(nearest=True),
@@ -449,8 +449,8 @@ INVALID_MAPS = {
     "255:objekt": "'objekt' is not a class; similar: object; write one of background, "
     "object, a class id or ignore",
     "255": "--value_map=255 must be VALUE:CLASS, such as 255:object",
-    "70000:object": "'70000' is not a value of 0..65535 or a colour such as #ff8000",
-    "#ff00:object": "'#ff00' is not a value of 0..65535 or a colour",
+    "70000:object": "'70000' is not a value in 0..65535 or a colour such as #ff8000",
+    "#ff00:object": "'#ff00' is not a value in 0..65535 or a colour",
     "255:2": "class ids are 0..1",
     "255:object,255:background": "--value_map gives 255 two classes",
 }

@@ -222,7 +222,7 @@ def test_values_of_the_class_file_are_printed_and_read(source, tmp_path):
         "255  (ignored)           255\n"
     )
     assert_refused(
-        "--ignore_label=7 is a value or an id of a class .* use --value_map=7:ignore",
+        "--ignore_label=7 is the value or id of a class .* use --value_map=7:ignore",
         FOLDER,
         *(*arguments, "--ignore_label=7"),
     )

@@ -114,7 +114,7 @@ def test_extracted_files_are_kept_and_reused(convert, tmp_path):
 
 def test_official_sizes_are_checked_before_writing(convert, tmp_path):
     with pytest.raises(
-        UserError, match=r"split train has 2 images, officially 1464; add --offic"
+        UserError, match=r"split train has 2 images, not the official 1464; add --o"
     ):
         convert(official_sizes=True, work_dir=str(tmp_path / "work"))
     assert sorted(os.listdir(tmp_path)) == ["archives", "work"]
@@ -188,11 +188,11 @@ BROKEN = {
     ),
     ".mat of fractions": (
         set_file("sbd.tgz", CLS, mat_file(GTcls={"Segmentation": HALF})),
-        "2008_000008.mat has a float64 array of the shape .6, 8. as GTcls",
+        "2008_000008.mat: GTcls.Segmentation is a float64 array of shape .6, 8.;",
     ),
     ".mat with three channels": (
         set_file("sbd.tgz", CLS, mat_file(GTcls={"Segmentation": np.ones((6, 8, 3))})),
-        "2008_000008.mat has a float64 array of the shape .6, 8, 3. as GTcls",
+        "2008_000008.mat: GTcls.Segmentation is a float64 array of shape .6, 8, 3.;",
     ),
     ".mat of another size": (
         set_file("sbd.tgz", CLS, official_archives.mat(3, 8, 6)),

@@ -29,7 +29,7 @@ from deeplab_tf.images import formats
 
 __all__ = ["Annotations", "Options", "read"]
 
-# All but YOLO, whose files have neither image nor class names.
+# All except YOLO, whose files contain neither image nor class names.
 FORMATS = (labelme, coco, label_studio, cvat, via)
 _SUFFIXES = (".json", ".xml", ".txt")
 _MAX_BYTES = 2**31
@@ -43,7 +43,7 @@ def read(path: str, options: Options = DEFAULTS) -> Annotations:
 
     Args:
         path: File or folder.
-        options: Settings for what the files leave open.
+        options: Settings that the files do not contain.
 
     Raises:
         UserError: if a file is broken or of an unknown format, or formats are mixed.
@@ -82,7 +82,7 @@ def _list_files(path: str) -> dict[str, str]:
 
 
 def _parse(path: str, is_text: bool) -> Any:
-    """Returns parsed JSON, the root of an XML document, or the lines of a text."""
+    """Returns parsed JSON, the root of an XML document, or the lines of a text file."""
     content = text_files.read_content(path, _MAX_BYTES)
     start = content.lstrip(b"\xef\xbb\xbf \r\n\t")[:1]
     # UTF-16 starts with one of two bytes; strict_json reports it.
@@ -97,17 +97,22 @@ def _read_content(file: File, options: Options) -> Annotations:
     for module in FORMATS:
         if module.is_content(file.content):
             return module.read(file, options)
-    raise UserError(f"{file.path} is not an annotation file of {_KNOWN}")
+    raise UserError(
+        f"{file.path} is not an annotation file in a known format ({_KNOWN})"
+    )
 
 
 def _read_texts(
     path: str, texts: list[File], others: list[Annotations]
 ) -> Iterable[Annotations]:
-    """Reads the label files of YOLO among text files."""
+    """Reads the YOLO label files among text files."""
     labels = [file for file in texts if yolo.is_content(file.content)]
     if not labels:
         if len(texts) == 1 and not others:
-            raise UserError(f"{texts[0].path} is not an annotation file of {_KNOWN}")
+            raise UserError(
+                f"{texts[0].path} is not an annotation file in a known format "
+                f"({_KNOWN})"
+            )
         return
     names = _read_class_names(path, labels[0])
     for file in texts:
@@ -130,13 +135,13 @@ def _read_class_names(path: str, label: File) -> tuple[str, ...]:
             break
         folder = os.path.dirname(folder)
     raise UserError(
-        f"{label.path} is a label file of YOLO, but there is no data.yaml or "
-        "classes.txt with the class names in its folder or two folders above"
+        f"{label.path} is a YOLO label file, but there is no data.yaml or "
+        "classes.txt with the class names in its folder or the two folders above"
     )
 
 
 def _require_same_format(parts: list[Annotations], part: Annotations) -> None:
-    """Raises `UserError` for a second format, or another class list."""
+    """Raises `UserError` if formats or class lists differ."""
     if not parts:
         return
     first, second = (p.images[0].source if p.images else "" for p in (parts[0], part))
@@ -147,8 +152,8 @@ def _require_same_format(parts: list[Annotations], part: Annotations) -> None:
         )
     if part.class_names != parts[0].class_names:
         raise UserError(
-            f"{first} and {second} list different classes; convert one at a time, with "
-            "--classes for a common list"
+            f"{first} and {second} list different classes; convert one at a time, and "
+            "give a common list with --classes"
         )
 
 

@@ -1,8 +1,8 @@
-"""The run lengths of Label Studio's brush: thi.ng's `rle-pack`, a stream of bits.
+"""The run lengths of Label Studio's brush: thi.ng's `rle-pack`, a bit stream.
 
-The header has the number of values (32 bits), the bits of a value less one (5), and
-four sizes of run lengths less one (4 each). Then each block has one bit that says
-whether its values are equal, two bits that select a size, its length less one in so
+The header contains the number of values (32 bits), the bits per value minus one (5),
+and four sizes of run lengths minus one (4 each). Each block then has one bit that says
+whether its values are equal, two bits that select a size, its length minus one in that
 many bits, and one value or all of them. The values are RGBA, row by row.
 """
 
@@ -17,7 +17,7 @@ _CHANNELS = 4
 
 
 class _Bits:
-    """Reads unsigned numbers from bytes, the highest bit first."""
+    """Reads unsigned numbers from bytes, most significant bit first."""
 
     def __init__(self, content: bytes):
         self.content = content
@@ -54,7 +54,7 @@ def draw(content: bytes, size: tuple[int, int], height: int, width: int):
     """Draws the pixels of a brush that are not transparent.
 
     Raises:
-        ValueError: if the runs are broken or of an image of another `size`.
+        ValueError: if the runs are broken or their image has another `size`.
     """
     if size != (height, width):
         raise ValueError(f"its runs are for a {size[1]}x{size[0]} image")
@@ -67,7 +67,7 @@ def decode(content: bytes, count: int) -> np.ndarray:
     """Returns the `count` values of a stream, uint8.
 
     Raises:
-        ValueError: if it is broken or has another number of values.
+        ValueError: if it is broken or contains another number of values.
     """
     bits = _Bits(content)
     found, value_bits = bits.read(32), bits.read(5) + 1

@@ -23,15 +23,15 @@ _KEYS = ("images", "annotations", "categories")
 
 
 def is_content(content: Any) -> bool:
-    """Returns whether parsed JSON is an instances file of COCO."""
+    """Returns whether parsed JSON is a COCO instances file."""
     return isinstance(content, dict) and set(_KEYS) <= content.keys()
 
 
 def read(file: File, options: Options) -> Annotations:
-    """Reads an instances file of COCO.
+    """Reads a COCO instances file.
 
     Smaller objects cover larger ones. Crowds are ignored and cover all objects, as in
-    VOC's labels of COCO, unless `options.crowd` is "object".
+    the `coco_voc` converter, unless `options.crowd` is "object".
 
     Raises:
         UserError: if an entry is invalid.
@@ -74,7 +74,7 @@ def _index(path: str, key: str, content: Any) -> dict[Any, tuple[str, dict]]:
         if type(entry.get("id")) not in (int, str):
             raise UserError(f"{where} has no id")
         if entry["id"] in entries:
-            raise UserError(f"{where} has the id {entry['id']} of another entry")
+            raise UserError(f"{where} has the same id as another entry, {entry['id']}")
         entries[entry["id"]] = where, entry
     return entries
 
@@ -89,7 +89,7 @@ def _look_up(entry: dict, key: str, by_id: Mapping, where: str) -> Any:
 
 
 def _refuse_crowds_alone(path: str, entries: list[dict], names: Mapping) -> None:
-    """Refuses a category with only crowds, because some tools mark every mask so."""
+    """Refuses a category of only crowds: some tools mark every mask as one."""
     others = {entry["category_id"] for entry in entries if not entry.get("iscrowd")}
     for key in {entry["category_id"] for entry in entries} - others:
         raise UserError(

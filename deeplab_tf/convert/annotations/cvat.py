@@ -46,24 +46,24 @@ def parse(content: bytes, path: str) -> ElementTree.Element:
 
 
 def is_content(root: Any) -> bool:
-    """Returns whether parsed content is an export of CVAT."""
+    """Returns whether parsed content is a CVAT export."""
     is_xml = isinstance(root, ElementTree.Element)
     return is_xml and root.tag == "annotations" and root.find("version") is not None
 
 
 def read(file: File, options: Options) -> Annotations:
-    """Reads an export of CVAT.
+    """Reads a CVAT export.
 
-    Shapes with a larger z_order are on top; of equal ones, the later. Polylines have
-    the width `options.line_width`.
+    Shapes with a larger z_order are on top; among equals, the later shape. Polylines
+    have the width `options.line_width`.
 
     Raises:
-        UserError: if a shape is invalid or of a video.
+        UserError: if a shape is invalid or belongs to a video.
     """
     path, root = file.path, file.content
     if root.find("track") is not None:
         raise UserError(
-            f"{path} has the tracks of a video; export it as CVAT for images 1.1"
+            f"{path} contains video tracks; export it as CVAT for images 1.1"
         )
     labels = [
         e for e in root.iterfind("meta//labels/label") if e.find("parent") is None
@@ -79,7 +79,7 @@ def read(file: File, options: Options) -> Annotations:
         for where, shape in _list_shapes(entry, image, found):
             label = fields.read_name(shape.get("label"), where)
             if label not in names:
-                raise UserError(f"{where}: the file lists no label {label}")
+                raise UserError(f"{where}: the file does not list the label {label}")
             draw = _read_shape(shape, where, options)
             image.objects.append(Object(label, draw, f"{where} ({label})"))
     return found

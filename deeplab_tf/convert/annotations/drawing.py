@@ -3,7 +3,7 @@
 Two rules are in use. labelme counts every pixel that the outline touches; its shapes
 are drawn with Pillow, as labelme does. All other tools measure in continuous
 coordinates, where pixel `i` covers `[i, i + 1)`: a pixel belongs to a polygon if its
-centre lies inside. These are drawn like pycocotools draws them, pixel for pixel.
+centre lies inside. These are drawn as pycocotools draws them, pixel for pixel.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ class Patch(NamedTuple):
     mask: np.ndarray
 
     def of(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the pixels of an image `[height, width]` at the patch; writable."""
+        """Returns the pixels of an image `[height, width]` in the patch, writable."""
         rows, columns = self.mask.shape
         return pixels[self.top : self.top + rows, self.left : self.left + columns]
 
@@ -58,12 +58,12 @@ def draw_scaled_polygon(points: np.ndarray, height: int, width: int) -> Patch:
 
 
 def check_points(points: np.ndarray, height: int, width: int) -> None:
-    """Raises `ValueError` for a point outside by more than the longer image side."""
+    """Raises `ValueError` for a point farther outside than the longer image side."""
     side = max(height, width)
     far = ((points < -side) | (points > 2 * side)).any(-1)
     if far.any():
         x, y = points[far][0].tolist()
-        raise ValueError(f"the point ({x:g}, {y:g}) is far outside of the image")
+        raise ValueError(f"the point ({x:g}, {y:g}) is far outside the image")
 
 
 def _fill(

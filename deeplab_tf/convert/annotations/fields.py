@@ -52,7 +52,7 @@ def read_numbers(value: Any, where: str) -> np.ndarray:
     if numbers.size == 0 or numbers.dtype.kind not in "iuf":
         raise UserError(f"{where} must be a list of numbers")
     if not (np.abs(numbers) < _MAX_NUMBER).all():  # also refuses NaN
-        raise UserError(f"{where} has a number that is not finite, or too large")
+        raise UserError(f"{where} has a number that is not finite or is too large")
     return numbers.astype(np.float64)
 
 
@@ -70,7 +70,7 @@ def read_size(height: Any, width: Any, where: str) -> tuple[int, int] | None:
 
 
 def read_name(value: Any, where: str) -> str:
-    """Returns the name of a class or file; raises UserError if it is not a text."""
+    """Returns the name of a class or file; raises UserError for other types."""
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{where} must be a name; received {value!r:.60}")
     return value.strip()

@@ -24,7 +24,7 @@ _SIZES = {"original_width", "original_height", "image_rotation"}
 
 
 def is_content(content: Any) -> bool:
-    """Returns whether parsed JSON is an export of Label Studio."""
+    """Returns whether parsed JSON is a Label Studio export."""
     return (
         isinstance(content, list)
         and bool(content)
@@ -38,7 +38,7 @@ def is_content(content: Any) -> bool:
 
 
 def read(file: File, options: Options) -> Annotations:
-    """Reads an export of Label Studio. Later regions cover earlier ones.
+    """Reads a Label Studio export. Later regions cover earlier ones.
 
     Raises:
         UserError: if a region is invalid, or a task has several annotations.
@@ -86,9 +86,7 @@ def _list_results(task: dict, where: str) -> Iterator[tuple[str, dict]]:
     entries = list(fields.read_entries(entries, f"{where}.annotations"))
     valid = [(w, entry) for w, entry in entries if not entry.get("was_cancelled")]
     if len(valid) > 1:
-        raise UserError(
-            f"{where} has {len(valid)} annotations; keep one of them for each task"
-        )
+        raise UserError(f"{where} has {len(valid)} annotations; keep one per task")
     for place, entry in valid:
         for spot, result in fields.read_entries(entry.get("result"), f"{place}.result"):
             if isinstance(result.get("value"), dict):  # relations have none

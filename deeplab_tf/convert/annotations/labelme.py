@@ -24,12 +24,12 @@ _POINTS = ("point", "points")
 
 
 def is_content(content: Any) -> bool:
-    """Returns whether parsed JSON is a file of labelme."""
+    """Returns whether parsed JSON is a labelme file."""
     return isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys()
 
 
 def read(file: File, options: Options) -> Annotations:
-    """Reads a file of labelme. Later shapes cover earlier ones.
+    """Reads a labelme file. Later shapes cover earlier ones.
 
     Lines have the width `options.line_width`.
 
@@ -71,7 +71,7 @@ def _read_shape(
         return functools.partial(pillow, "ellipse", box, None)
     if kind == "rectangle" and len(points) == 2:
         return functools.partial(pillow, "rectangle", np.sort(points, axis=0), None)
-    # Some programs that write labelme's files give the four corners.
+    # Some programs that write labelme files give all four corners.
     if kind not in ("polygon", "rectangle", "rotation", "oriented_rectangle"):
         raise UserError(
             f"{where}: unknown shape of {len(points)} points; it must be a polygon, "

@@ -21,22 +21,22 @@ IGNORE_NAME = "__ignore__"
 @document_fields
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings for what annotation files leave open; None refuses unclear files."""
+    """Settings that annotation files do not contain; None refuses unclear files."""
 
     line_width: int | None = option(
         None,
         COUNT,
-        "Width in pixels to draw annotated lines with; default: they are refused.",
+        "Width in pixels of annotated lines; default: lines are refused.",
     )
     crowd: str | None = option(
         None,
         ("ignore", "object"),
-        "How to label COCO's crowds: ignore, as ignored pixels; or object, as any "
-        "object. Default: ignored, but a category with only crowds is refused.",
+        "How to label COCO crowds: as ignored pixels (ignore) or like other objects "
+        "(object). Default: ignore, but a category with only crowds is refused.",
     )
     label_attribute: str | None = option(
         None,
-        help="Region attribute that names the class in files of VIA; default: the only "
+        help="Region attribute that names the class in VIA files; default: the only "
         "one.",
     )
 
@@ -68,7 +68,7 @@ class File(NamedTuple):
     Attributes:
         path: The file.
         relative: Its path below the annotation folder, with forward slashes.
-        content: Parsed JSON, the root of an XML document, or the lines of a text.
+        content: Parsed JSON, the root of an XML document, or the lines of a text file.
     """
 
     path: str
@@ -122,7 +122,7 @@ class Annotations:
         class_names: Class names as listed in the file, or None if it has no list.
         colors: Colours of classes by name, if the file has them.
         notes: Counts of what was left out, by description.
-        options: The settings they were read with.
+        options: The settings used to read them.
     """
 
     format: str
@@ -161,8 +161,8 @@ class Annotations:
 class Drawing(NamedTuple):
     """A label map uint8 `[height, width]`, and what to report about it.
 
-    `overlap` counts pixels where objects of different classes overlap, `empty` objects
-    that cover no pixel.
+    `overlap` counts pixels where objects of different classes overlap; `empty` counts
+    objects that cover no pixels.
     """
 
     label: np.ndarray
@@ -175,10 +175,10 @@ def draw_label(
 ) -> Drawing:
     """Draws the label map of an image.
 
-    `ids` are the label values by class name; uncovered pixels get that of "background".
+    `ids` are the label values by class name; uncovered pixels become "background".
 
     Raises:
-        UserError: if an outline is not one of an image of this size.
+        UserError: if an outline does not fit an image of this size.
     """
     patches = [(ids[item.name], _draw(item, height, width)) for item in image.objects]
     if image.by_area:

@@ -25,7 +25,7 @@ _NUMBERS = {
 
 
 def is_content(content: Any) -> bool:
-    """Returns whether parsed JSON is a project or an export of VIA."""
+    """Returns whether parsed JSON is a VIA project or export."""
     if not isinstance(content, dict):
         return False
     images = content.get(_IMAGES, content)
@@ -40,14 +40,14 @@ def is_content(content: Any) -> bool:
 
 
 def read(file: File, options: Options) -> Annotations:
-    """Reads a project or an export of VIA. Later regions cover earlier ones.
+    """Reads a VIA project or export. Later regions cover earlier ones.
 
     `options.label_attribute` names the class; polylines have the width
     `options.line_width`.
 
     Raises:
-        UserError: if a region is invalid, or it is not known which attribute names its
-            class.
+        UserError: if a region is invalid, or the attribute that names its class is
+            unknown.
     """
     path, content = file.path, file.content
     images = content.get(_IMAGES, content)
@@ -69,7 +69,7 @@ def read(file: File, options: Options) -> Annotations:
 
 
 def _list_regions(path: str, key: str, entry: dict) -> Iterator[tuple[str, dict]]:
-    """Yields regions, a list in version 2 and a map before, with their places."""
+    """Yields regions, a list in version 2 and a map in version 1, with their places."""
     regions = entry["regions"]
     if isinstance(regions, dict):
         regions = list(regions.values())
@@ -92,9 +92,8 @@ def _find_attribute(path: str, images: dict, options: Options) -> str:
     }
     if len(names) > 1:
         raise UserError(
-            f"{path} has the region attributes {', '.join(names)}; add "
-            f"--label_attribute={next(iter(names))} or another of them to say which "
-            "one names the class"
+            f"{path} has the region attributes {', '.join(names)}; give the one that "
+            f"names the class, such as --label_attribute={next(iter(names))}"
         )
     return next(iter(names), "class")
 
@@ -127,7 +126,7 @@ def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
             for key in ("all_points_x", "all_points_y")
         ]
         if columns[0].ndim != 1 or columns[0].shape != columns[1].shape:
-            raise UserError(f"{where} has different numbers of x and y")
+            raise UserError(f"{where} has different numbers of x and y coordinates")
         points = np.stack(columns, -1)
         if kind == "polyline":
             return options.draw_line(points, where)

@@ -23,7 +23,7 @@ _FIRST_LINE = re.compile(r"\s*\d+(\s+[-+.\deE]+){4,}\s*", re.ASCII)
 
 
 def is_content(lines: Sequence[str]) -> bool:
-    """Returns whether the first line of a text has a class and coordinates."""
+    """Returns whether the first line of a text file has a class and coordinates."""
     line = next((line for line in lines if line.strip()), "")
     return _FIRST_LINE.fullmatch(line) is not None
 
@@ -53,8 +53,8 @@ def read(file: File, class_names: tuple[str, ...]) -> Annotations:
 def _read_class(word: str, class_names: tuple[str, ...], where: str) -> str:
     if not re.fullmatch(r"\d{1,6}", word, re.ASCII) or int(word) >= len(class_names):
         raise UserError(
-            f"{where} has the class {word!r:.40}; the class names are for 0.."
-            f"{len(class_names) - 1}"
+            f"{where} has the class {word!r:.40}; only 0..{len(class_names) - 1} have "
+            "a name"
         )
     return class_names[int(word)]
 

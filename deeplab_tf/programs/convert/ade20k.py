@@ -17,7 +17,7 @@ _FLAGS = {
     "ade20k_root": (flags.REQUIRED, None, "Folder with images and annotations."),
     "num_classes": (
         *(flags.INTEGER, 151),
-        "151: labels as they are, 0 ignored; 150: wall is 0, 255 ignored.",
+        "151 keeps the labels, with 0 ignored; 150 makes wall 0, with 255 ignored.",
     ),
 }
 

@@ -71,7 +71,7 @@ _FLAGS = {
     "value_map": (
         *(flags.REPEATED, []),
         "Meaning of mask values and colours, such as 255:object,0:background,7:ignore: "
-        "a value of 0..65535 or a colour #rrggbb, then a class name, a class id or "
+        "a value in 0..65535 or a colour #rrggbb, then a class name, a class id or "
         "`ignore`. Separate entries by commas or repeat the flag.",
     ),
     "nearest": (
