@@ -323,7 +323,7 @@ def test_attribute_that_names_the_class(tmp_path):
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"x": {"filename": "x.jpg", "regions": [region]}}))
     with pytest.raises(
-        UserError, match="kind, color; give the one .* --label_attribute=kind"
+        UserError, match=r"kind, color; give the one .* --label_attribute=kind"
     ):
         annotations.read(str(path))
     found = annotations.read(str(path), Options(label_attribute="color"))
@@ -342,8 +342,8 @@ BROKEN = {
         "<annotation/>",
         "not an annotation file in a known format .labelme, COCO",
     ),
-    "text": ("hello", "is not an annotation file in a known format (labelme"),
-    "empty": ("", "is not an annotation file in a known format (labelme"),
+    "text": ("hello", "is not an annotation file in a known format .labelme"),
+    "empty": ("", "is not an annotation file in a known format .labelme"),
     "broken JSON": ('{"shapes": [', "line 1, column 13: Expecting value"),
     "deep JSON": ("[" * 10**5, "nested too deeply"),
     "deep XML": ("<a>" * 10**5 + "</a>" * 10**5, "is not an annotation file"),
