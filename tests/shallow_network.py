@@ -1,5 +1,7 @@
 """A MobileNetV2 with one block per stride, for tests that work with any network.
 
+Other networks can be made narrow.
+
 As a program, it runs one of the root scripts with this network:
 `python tests/shallow_network.py eval.py --checkpoint_dir=...`.
 """
@@ -34,6 +36,27 @@ def patch_mobilenet_v2(patch):
     )
     shallow = functools.partial(mobilenet, network=network)
     patch.setitem(BACKBONES, "mobilenet_v2", shallow)
+
+
+def narrow_network(backbone):
+    """Returns a narrower network with the same strides and rates.
+
+    MobileNets use their depth multiplier instead.
+    """
+    from deeplab_tf import config
+    from deeplab_tf.config.backbones.resnet import ResNet
+    from deeplab_tf.config.backbones.xception import Xception
+
+    network = config.BACKBONES[backbone].network
+    if isinstance(network, ResNet):
+        return network._replace(depths=(4, 8, 16, 32))
+    if isinstance(network, Xception):
+        blocks = [
+            block._replace(depths=tuple(depth // 16 for depth in block.depths))
+            for block in network.blocks
+        ]
+        return network._replace(blocks=blocks)
+    return network
 
 
 @contextlib.contextmanager

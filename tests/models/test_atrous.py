@@ -4,10 +4,8 @@ import keras
 import numpy as np
 import pytest
 from golden_case import value
+from shallow_network import narrow_network
 
-from deeplab_tf import config
-from deeplab_tf.config.backbones.resnet import ResNet
-from deeplab_tf.config.backbones.xception import Xception
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.backbones.atrous import strides_and_rates
 from deeplab_tf.models.variables import official_variables
@@ -32,23 +30,6 @@ def test_unit_that_loses_its_stride_keeps_previous_rate():
     # Xception counts from its second unit: block1..3, middle, exit1, exit2 at 8 / 2.
     steps = strides_and_rates([2, 2, 2, 1, 2, 1], 4)
     assert list(steps) == [(2, 1), (2, 1), (1, 1), (1, 2), (1, 2), (1, 4)]
-
-
-def narrow_network(backbone):
-    """Returns a narrower network with the same strides and rates.
-
-    MobileNets use their depth multiplier instead.
-    """
-    network = config.BACKBONES[backbone].network
-    if isinstance(network, ResNet):
-        return network._replace(depths=(4, 8, 16, 32))
-    if isinstance(network, Xception):
-        blocks = [
-            block._replace(depths=tuple(depth // 16 for depth in block.depths))
-            for block in network.blocks
-        ]
-        return network._replace(blocks=blocks)
-    return network
 
 
 def build_feature_models(strides, backbone, **options):
