@@ -39,7 +39,7 @@ def patch_mobilenet_v2(patch):
 
 
 def narrow_network(backbone):
-    """Returns a narrower network with the same strides and rates.
+    """Returns a narrower and shallower network with the same strides and rates.
 
     MobileNets use their depth multiplier instead.
     """
@@ -49,10 +49,14 @@ def narrow_network(backbone):
 
     network = config.BACKBONES[backbone].network
     if isinstance(network, ResNet):
-        return network._replace(depths=(4, 8, 16, 32))
+        units = (2, 2, 2, network.units[-1])
+        return network._replace(units=units, depths=(4, 8, 16, 32))
     if isinstance(network, Xception):
         blocks = [
-            block._replace(depths=tuple(depth // 16 for depth in block.depths))
+            block._replace(
+                depths=tuple(depth // 16 for depth in block.depths),
+                units=min(block.units, 2),
+            )
             for block in network.blocks
         ]
         return network._replace(blocks=blocks)
