@@ -449,28 +449,22 @@ def write_page_of(text):
     return write_page(metrics, info, [image], [image], [text, f"--dataset={text}"])
 
 
-@pytest.fixture(scope="module")
-def plain_page():
-    return write_page_of("plain")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<script>alert(1)</script>",
-        '" onload="alert(1)" x=\'',
-        "' onload='alert(1)",
-        "</style></title></pre><img src=x onerror=alert(1)>",
-        "--><!-- &lt;b&gt; & &#60;i&#62;",
-        "]]><svg/onload=alert(1)>",
-        "</td></th></tr></table><a href='javascript:alert(1)'>",
-    ],
-)
-def test_hostile_text_is_escaped(text, plain_page):
+def test_hostile_text_is_escaped():
+    text = " ".join(
+        [
+            '" onload="alert(1)" x=\'',
+            "' onload='alert(1)",
+            "</style></title></pre><img src=x onerror=alert(1)>",
+            "</td></th></tr></table><a href='javascript:alert(1)'>",
+            "]]><svg/onload=alert(1)>",
+            "--><!-- &lt;b&gt; & &#60;i&#62;",
+            "<script>alert(1)</script>",
+        ]
+    )
     hostile = write_page_of(text)
     elements, expected = (
         [(tag, list(attributes)) for tag, attributes in page.tags]
-        for page in (hostile, plain_page)
+        for page in (hostile, write_page_of("plain"))
     )
     assert elements == expected
     # Texts are unchanged: names of classes and images, protocol, attributes.
