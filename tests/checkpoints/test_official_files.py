@@ -1,12 +1,11 @@
 """Official weights in other formats: a frozen graph and a TFLite model."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import tensorflow as tf
 from golden_case import value
 from PIL import Image
+from shallow_network import shallow_mobilenet_v2
 
 from deeplab_tf.checkpoints.restore import class_count, load_tf1_variables
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint, read_variables, resolve
@@ -187,16 +186,20 @@ def test_half_width_model_matches_logits_of_its_tflite_file(asset):
         assert np.abs(ours - logits).max() < 1e-3
 
 
+def build_small(channels=3):
+    with shallow_mobilenet_v2():
+        return build_model(ModelConfig(depth_multiplier=0.1, channels=channels))
+
+
 def inflate_kernel(channels, source=3):
     """Loads a model of `source` channels into one of `channels`.
 
     Returns the first kernel before and after loading, and the report.
     """
-    config = dataclasses.replace(ModelConfig(depth_multiplier=0.1), channels=source)
-    rgb = build_model(config)
+    rgb = build_small(source)
     name = "MobilenetV2/Conv/weights"
     arrays = {n: np.array(v) for n, v in official_variables(rgb).items()}
-    model = build_model(dataclasses.replace(config, channels=channels))
+    model = build_small(channels)
     report = load_tf1_variables(model, arrays)
     return arrays[name], np.array(official_variables(model)[name]), report
 
@@ -215,11 +218,10 @@ def test_new_channels_start_with_the_mean_of_rgb():
 
 @pytest.mark.parametrize("channels", [1, 2])
 def test_greyscale_image_matches_logits_of_its_rgb_copy(channels):
-    config = ModelConfig(depth_multiplier=0.1)
-    rgb = build_model(config)
+    rgb = build_small()
     for name, variable in official_variables(rgb).items():
         variable.assign(value(name, variable.shape))
-    model = build_model(dataclasses.replace(config, channels=channels))
+    model = build_small(channels)
     load_tf1_variables(
         model, {n: np.array(v) for n, v in official_variables(rgb).items()}
     )
@@ -237,9 +239,7 @@ def test_weights_with_equal_channels_are_not_inflated():
 
 
 def test_excluded_weights_are_not_inflated():
-    rgb, model = (
-        build_model(ModelConfig(depth_multiplier=0.1, channels=n)) for n in (3, 4)
-    )
+    rgb, model = build_small(3), build_small(4)
     arrays = {n: np.array(v) for n, v in official_variables(rgb).items()}
     report = load_tf1_variables(model, arrays, exclude=("MobilenetV2/Conv/",))
     assert report.inflated == ()
