@@ -385,7 +385,7 @@ def test_wheel_scripts_run_outside_the_checkout(installed_wheel, tiny_voc, voc_r
         "--output_dir=pictures",
     )
     assert (folder / f"pictures/{photo.stem}_overlay.png").exists()
-    # Needs a dataset of tensorflow-datasets; see tests/pretrain/test_program.py.
+    # Needs a dataset in tensorflow-datasets; see tests/pretrain/test_program.py.
     outputs["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
     assert "--learning_rate_decay_epochs" in outputs["deeplab-pretrain"]
     outputs["deeplab-plan"] = run(

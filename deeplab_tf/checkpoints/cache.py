@@ -46,7 +46,7 @@ def cache_folder(cache_dir: str | None = None) -> str:
     folder = os.path.expanduser(cache_dir or os.environ.get(_VARIABLE) or _DEFAULT)
     if "://" in folder:
         raise UserError(
-            f"the cache must be a folder on a disk of this machine; received {folder}"
+            f"the cache must be a folder on a local disk; received {folder}"
         )
     return folder
 

@@ -74,8 +74,8 @@ def _require_deeplab(local: str, path: str) -> None:
     if not is_object or config.get("registered_name") != expected:
         found = config.get("class_name") if is_object else None
         raise UserError(
-            f"{path} contains a model of the class {found}, not {DeepLab.__name__}; "
-            "give a file saved from a model of build_model or from_pretrained"
+            f"{path} contains a {found} model, not a {DeepLab.__name__} model; "
+            "save a model from build_model or from_pretrained instead"
         )
 
 

@@ -149,7 +149,7 @@ def _normalize_source(source: str | os.PathLike) -> str:
     """Returns a name, URL or path as a string that `tf.io.gfile` can handle."""
     if not os.fspath(source):
         raise UserError(
-            "name_path_or_url must be a checkpoint of the model zoo, a path or a URL; "
+            "name_path_or_url must be a model zoo checkpoint, a path or a URL; "
             f"received {source!r}"
         )
     source = os.fspath(source)

@@ -183,7 +183,7 @@ def require_checkpoint(name: str) -> None:
     """Raises UserError for an unknown checkpoint; the error suggests similar ones."""
     if find_checkpoint(name) is None:
         raise UserError(
-            f"there is no file, folder or checkpoint of the model zoo called {name}; "
+            f"there is no file, folder or model zoo checkpoint called {name}; "
             f"{suggest_similar(name, ZOO)}"
             "python -m deeplab_tf.checkpoints.zoo lists all"
         )

@@ -193,7 +193,7 @@ class DecoderConfig:
         require(
             strides == sorted(set(strides), reverse=True)
             and set(strides) <= {4, 8, 16},
-            f"{name_option(self, 'output_strides')} must be some of 4, 8 and 16 in "
+            f"{name_option(self, 'output_strides')} must be a subset of 4, 8 and 16 in "
             f"descending order; received {strides}",
         )
         for name in ("projection_filters", "convolutions"):

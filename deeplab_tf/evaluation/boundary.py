@@ -58,7 +58,7 @@ class TrimapCurve:
         )
         require(
             _is_ascending(widths),
-            f"widths must be ascending integers from 1; received {widths}",
+            f"widths must be ascending integers above 0; received {widths}",
         )
         self._num_classes = num_classes
         self._ignore_label = ignore_label

@@ -236,7 +236,7 @@ class Evaluator:
         if counts.sum() == 0:
             raise UserError(
                 f"no pixels to score: the labels of all {images} images are ignored or "
-                f"invalid; the labels of classes are 0..{len(counts) - 1}"
+                f"invalid; class labels are 0..{len(counts) - 1}"
             )
         return {
             "images": images,

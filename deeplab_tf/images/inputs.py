@@ -98,7 +98,7 @@ def _name_images(paths: list[str], root: str) -> dict[str, str]:
         other = images.setdefault(make_image_name(path, root), path)
         if other != path:
             raise UserError(
-                f"{other} and {path} would have outputs of the same name; rename one"
+                f"{other} and {path} would have outputs with the same name; rename one"
             )
         file_kinds.require_room_in_name(path, _LONGEST_OUTPUT_SUFFIX)
     return images

@@ -114,7 +114,7 @@ def read_index_label(path: epath.Path) -> np.ndarray:
     mask = decode_mask(path, content)
     if decoding.read_png_format(content) == (0, 0):
         # Lossy formats change class ids.
-        raise UserError(f"{path} is not a PNG; labels must be PNG")
+        raise UserError(f"{path} is not a PNG; labels must be PNGs")
     if mask.pixels.ndim == 3:
         raise UserError(
             f"{path} has RGB colours; a label must be a PNG with a palette, or one "

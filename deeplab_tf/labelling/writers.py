@@ -104,7 +104,7 @@ def write_submission(
     """
     with SUBMISSIONS[benchmark](path, info, overwrite=overwrite) as archive:
         yield lambda name, image, labels: archive.add(os.path.basename(name), labels)
-    print(f"written: {path}, for the server of {benchmark}")
+    print(f"written: {path}, for the {benchmark} server")
 
 
 def make_overlay_name(video: Video) -> str:

@@ -51,7 +51,7 @@ def open_classes(name: str, data_dir: str, split: str) -> Source:
     """
     if not name.startswith(TFDS_PREFIX):
         raise UserError(
-            f"--dataset={name} must be a classification dataset of "
+            f"--dataset={name} must be a classification dataset in "
             f"tensorflow-datasets, such as {TFDS_PREFIX}imagenet2012"
         )
     from deeplab_tf.data import tfds_source  # slow to import

@@ -81,7 +81,7 @@ def start_tensorflow() -> None:
     if not gpus and os.path.exists("/dev/nvidia0"):
         print(
             "warning: this machine has a GPU that TensorFlow cannot use; "
-            "pip install 'deeplab_tf[gpu]' brings CUDA",
+            "pip install 'deeplab_tf[gpu]' installs CUDA",
             file=sys.stderr,
         )
     _require_tensorflow_backend()

@@ -43,7 +43,7 @@ from deeplab_tf.visualize import add_legend, as_rgb, contact_sheet, overlay, shr
 _SHEET, _PAGE = "doctor.png", "doctor.html"
 _SHOWN = 5  # problems of each kind
 _MAX_SAMPLES = 100  # per split
-# A checkpoint of the model zoo, as in docs/own_data.md.
+# A model zoo checkpoint, as in docs/own_data.md.
 _CHECKPOINT = "mobilenetv2_coco_voc_trainval"
 _LONG = 10_000  # minimum steps for the official momentum of batch normalisation
 _CELL = 320  # longer side of an image in the sheet, in pixels

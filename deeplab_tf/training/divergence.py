@@ -61,7 +61,7 @@ class DivergenceCheck:
         name = find_nonfinite(variables)
         if name is not None:
             raise UserError(
-                f"{self._source} holds values that are not finite (first: {name}); "
+                f"{self._source} contains values that are not finite (first: {name}); "
                 "start from a different checkpoint"
             )
 
@@ -94,7 +94,7 @@ class DivergenceCheck:
             name = f" ({name_samples(number, 1)})" if name_samples else ""
             raise UserError(
                 f"image {place} of the batch at step {step}{name} has pixels that are "
-                "not finite or absurdly large; fix the code that makes the images; "
+                "not finite or absurdly large; fix the code that produces the images; "
                 "pixels must be 0..255"
             )
         source = self._source if step == self._first_step else None

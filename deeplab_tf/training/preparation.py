@@ -118,8 +118,8 @@ def _apply_policy(
     is_frozen = policy.name == "freeze"
     if is_frozen and untrained:
         print(
-            f"warning: {len(untrained)} frozen batch normalisations ({untrained[0]}, "
-            "...) were never trained, which breaks the layers after them; "
+            f"warning: {len(untrained)} frozen batch normalisation layers "
+            f"({untrained[0]}, ...) were never trained, which breaks the layers after them; "
             "--batch_norm=train trains them",
             file=sys.stderr,
         )

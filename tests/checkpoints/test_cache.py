@@ -20,7 +20,7 @@ def test_cache_folder_from_environment_or_argument(monkeypatch):
     monkeypatch.setenv("DEEPLAB_TF_CACHE", "~/weights")
     assert cache_folder() == "/home/someone/weights"
     assert cache_folder("/data") == "/data"
-    with pytest.raises(UserError, match=r"on a disk of this machine; received gs://"):
+    with pytest.raises(UserError, match=r"on a local disk; received gs://"):
         cache_folder("gs://bucket")
 
 

@@ -253,7 +253,7 @@ def test_unknown_names_and_paths_are_refused(tmp_path):
     )
     assert_refused(r"^s3://a/b cannot be read: .*'s3' not implemented", "s3://a/b")
     assert_refused(r"^http://\[::1/x is not a valid URL: Invalid IPv6", "http://[::1/x")
-    expected = "name_path_or_url must be a checkpoint of the model zoo, a path or a URL"
+    expected = "name_path_or_url must be a model zoo checkpoint, a path or a URL"
     assert_refused(f"^{expected}; received ''$", "")
 
 

@@ -48,7 +48,7 @@ def folder(tmp_path_factory):
     [
         (
             ["--dataset=imagenet2012"],
-            "must be a classification dataset of tensorflow-d",
+            "must be a classification dataset in tensorflow-d",
         ),
         (["--dataset=tfds:nosuch"], "is not in tensorflow-datasets"),
         (["--dataset=tfds:colors:image:mask"], "has no ClassLabel feature 'mask'"),

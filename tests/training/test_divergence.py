@@ -67,7 +67,7 @@ def test_error_names_position_of_unnamed_image():
     trainer = Trainer(toy_model(), TrainConfig(training_number_of_steps=9))
     assert error_of(trainer, stream(2, broken=0, value=np.inf)) == (
         "image 0 of the batch at step 0 has pixels that are not finite or absurdly "
-        "large; fix the code that makes the images; pixels must be 0..255"
+        "large; fix the code that produces the images; pixels must be 0..255"
     )
 
 
@@ -101,7 +101,7 @@ def test_non_finite_initial_weights_are_refused(tmp_path):
         with pytest.raises(UserError) as error:
             start()
         assert str(error.value) == (
-            "tf_initial_checkpoint=zoo/model.ckpt holds values that are not finite "
+            "tf_initial_checkpoint=zoo/model.ckpt contains values that are not finite "
             "(first: logits/weights); start from a different checkpoint"
         )
     assert trainer.step == 0
@@ -121,7 +121,7 @@ def test_non_finite_checkpoint_is_not_resumed(group, name, tmp_path):
     trainer._state._weights = {}  # otherwise it refuses to save
     prefix = trainer._state.save()
     resumed = Trainer(toy_model(), config)
-    message = rf"^{prefix} holds values that are not finite \(first: {name}\)"
+    message = rf"^{prefix} contains values that are not finite \(first: {name}\)"
     with pytest.raises(UserError, match=message):
         resumed.restore_latest()
 

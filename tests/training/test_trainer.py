@@ -214,7 +214,7 @@ def test_broken_training_stops_with_reason():
         trainer.train(
             [(images * np.nan, labels)], name_samples=lambda *args: f"{args}"[1:-1]
         )
-    message = r"^the model holds values that are not finite \(first: conv/"
+    message = r"^the model contains values that are not finite \(first: conv/"
     with pytest.raises(UserError, match=message):
         trainer.train([(images, labels)])
 
