@@ -119,8 +119,8 @@ def _apply_policy(
     if is_frozen and untrained:
         print(
             f"warning: {len(untrained)} frozen batch normalisation layers "
-            f"({untrained[0]}, ...) were never trained, which breaks the layers after them; "
-            "--batch_norm=train trains them",
+            f"({untrained[0]}, ...) were never trained, which breaks the layers after "
+            "them; --batch_norm=train trains them",
             file=sys.stderr,
         )
     return dataclasses.replace(

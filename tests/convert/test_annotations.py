@@ -508,7 +508,7 @@ YOLO = {
 
 
 @pytest.mark.parametrize("line", YOLO)
-def test_broken_lines_of_yolo_are_refused(tmp_path, line):
+def test_broken_yolo_lines_are_refused(tmp_path, line):
     folder = files.save_yolo(tmp_path)
     with open(folder / "a.txt", "a") as file:
         file.write(line)

@@ -142,7 +142,7 @@ def test_other_ids_are_mask_values(kind):
     assert read(WITH_VALUES[kind]) == (NAMES, (), ID_VALUES, (), ())
 
 
-def test_ignored_class_of_labelme_is_no_class():
+def test_labelme_ignored_class_is_not_a_class():
     names = ("_background_", "cat")
     assert read("__ignore__\n_background_\ncat\n")[:3] == (names, (), None)
     table = read("-1 __ignore__\n0 _background_\n1 cat\n")
@@ -153,7 +153,7 @@ def test_ignored_class_of_labelme_is_no_class():
     assert table == (names, ((0, 0, 0), (1, 1, 1)), None, (), ((9, 9, 9),))
 
 
-def test_quotes_make_names_of_structure():
+def test_quoted_structure_is_a_name():
     table = read('"zone 1"\n"a: b"\n"say ""hi"""\n')
     assert table.names == ("zone 1", "a: b", 'say "hi"')
     assert read('0,"1, 2 or 3"\n1,zone 1\n').names == ("1, 2 or 3", "zone 1")

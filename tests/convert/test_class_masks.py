@@ -45,21 +45,21 @@ PATTERNS = {
 
 @pytest.mark.parametrize("white", [1, 255])
 @pytest.mark.parametrize("kind", PATTERNS)
-def test_masks_of_one_class_each_are_joined(tmp_path, kind, white):
+def test_one_class_masks_are_joined(tmp_path, kind, white):
     written, pattern = PATTERNS[kind]
     expected = write_class_masks(tmp_path, written, white=white)
     convert(tmp_path, f"--mask_pattern={pattern}")
     assert_scenes(read(tmp_path), **expected)
 
 
-def test_masks_of_one_class_each_may_be_in_the_folder_of_the_images(tmp_path):
+def test_one_class_masks_may_be_in_the_image_folder(tmp_path):
     expected = write_class_masks(tmp_path, "../images/{image}_{name}_m.png")
     flag = "--mask_pattern={image}_{class}_m.png"
     convert(tmp_path, flag, masks="images")
     assert_scenes(read(tmp_path), **expected)
 
 
-def test_overlaps_have_the_later_class_and_are_counted(tmp_path):
+def test_overlaps_get_the_later_class_and_are_counted(tmp_path):
     names = write_class_masks(tmp_path, "{image}_{name}.png")
     mask = np.zeros((HEIGHT, WIDTH), bool)
     mask[0, :3] = True
@@ -79,7 +79,7 @@ def test_overlaps_have_the_later_class_and_are_counted(tmp_path):
     assert_scenes(found, **names)
 
 
-def test_anti_aliased_masks_of_one_class_are_cut_at_half_of_white(tmp_path):
+def test_anti_aliased_masks_are_thresholded_at_half_of_white(tmp_path):
     write_pairs(tmp_path, ("images/a.png", None))
     levels = np.arange(HEIGHT * WIDTH, dtype=np.uint8).reshape(HEIGHT, WIDTH) * 5
     save(tmp_path / "masks/a_dog.png", levels)

@@ -194,7 +194,7 @@ def test_class_ids_in_every_format(source, tmp_path, kind):
 NAMES = ("background", "cat", "dog")
 
 
-def test_masks_and_class_file_of_labelme(source, tmp_path):
+def test_labelme_masks_and_class_file(source, tmp_path):
     """Palette masks with void, which `__ignore__` lists."""
     arguments = source(3, THREE, encode)
     truths = {str(i): draw(i, 3) for i in range(3)}

@@ -120,7 +120,7 @@ def test_every_format_is_converted_and_predicted_alike(source, tmp_path, suffix)
 @pytest.mark.parametrize(
     ("suffix", "image_format"), [(".tif", "TIFF"), (".png", "PNG")]
 )
-def test_colour_modes_are_read_alike_in_all_formats(
+def test_color_modes_are_read_alike_in_all_formats(
     source, tmp_path, mode, suffix, image_format
 ):
     pixels, label = draw()

@@ -172,7 +172,7 @@ def test_listed_images_may_be_named_with_or_without_folder(nested, tmp_path):
 def test_two_images_with_the_same_name_are_refused(folder):
     (folder / "a.jpg").touch()
     with pytest.raises(
-        UserError, match=r"a\.jpg and .*a\.png would have outputs of the "
+        UserError, match=r"a\.jpg and .*a\.png would have outputs with "
     ):
         find_images(str(folder))
 
