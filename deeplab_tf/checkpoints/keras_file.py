@@ -74,7 +74,7 @@ def _require_deeplab(local: str, path: str) -> None:
     if not is_object or config.get("registered_name") != expected:
         found = config.get("class_name") if is_object else None
         raise UserError(
-            f"{path} contains a {found} model, not a {DeepLab.__name__} model; "
+            f"{path} contains a model of class {found}, not {DeepLab.__name__}; "
             "save a model from build_model or from_pretrained instead"
         )
 
