@@ -8,7 +8,7 @@ half of the TF1 profiler's `float_ops`; docs/complexity.md says what they includ
 
 import concurrent.futures
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -28,17 +28,23 @@ from deeplab_tf.presets import PRESETS
 CONVENTIONS = ("exact", "tf1", "profiler")
 
 
-def _build_uninitialized(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
-    """Returns a model for one image without allocating its variables."""
+def build_uninitialized(build: Callable[[], keras.Model]) -> keras.Model:
+    """Returns the model that a function builds, without allocating its variables."""
 
-    def build() -> keras.Model:
+    def build_in_scope() -> keras.Model:
         with keras.StatelessScope(initialize_variables=False):
-            return build_model(config, image_size=size, batch_size=1)
+            return build()
 
     # In its own thread: otherwise Keras initialises the variables when the next
     # StatelessScope of this thread ends, gigabytes for a few models.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(build).result()
+        return thread.submit(build_in_scope).result()
+
+
+def _build_for_one_image(config: ModelConfig, size: tuple[int, int]) -> keras.Model:
+    return build_uninitialized(
+        lambda: build_model(config, image_size=size, batch_size=1)
+    )
 
 
 def _tf1_positions(cells: int, kernel_size: int, rate: int) -> int:
@@ -113,7 +119,7 @@ def convolution_multiply_adds(model: keras.Model) -> int:
 
 @functools.lru_cache(maxsize=512)
 def _count(config: ModelConfig, size: tuple[int, int]) -> _Count:
-    model = _build_uninitialized(config, size)
+    model = _build_for_one_image(config, size)
     convolutions = _find_convolutions(model)
     return _Count(
         exact=convolution_multiply_adds(model),
@@ -172,7 +178,7 @@ def multiply_adds(
 
 def parameters(config: ModelConfig) -> tuple[int, int]:
     """Counts the trainable parameters, and all parameters with moving statistics."""
-    model = _build_uninitialized(config, (65, 65))
+    model = _build_for_one_image(config, (65, 65))
     counts = [
         (prod(v.shape), v.trainable) for x in leaf_layers(model) for v in x.weights
     ]

@@ -13,6 +13,7 @@ from deeplab_tf import UserError
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.models.backbones import BACKBONES
 from deeplab_tf.models.cascade import Block, replicate_last_block
+from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 
@@ -34,9 +35,12 @@ UNITS = (3, 4, 6, 3, 3, 3, 3)  # of ResNet-50
 @functools.cache
 def build_features(backbone="resnet_v1_50_beta", **options):
     """Builds a model for 257x513 images without initialising its variables."""
-    with keras.StatelessScope(initialize_variables=False):
+
+    def build():
         image = keras.Input((257, 513, 3))
         return keras.Model(image, BACKBONES[backbone](image, **options))
+
+    return build_uninitialized(build)
 
 
 def unit_layers(model, name):

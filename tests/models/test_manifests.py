@@ -1,10 +1,10 @@
 """Models have exactly the variables of the official checkpoints."""
 
-import keras
 import pytest
 from golden_case import FOLDER, manifest
 
 from deeplab_tf.config import ModelConfig
+from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
@@ -34,8 +34,7 @@ BACKBONES = {
 
 def build_without_values(config):
     """Builds a model without initialising its variables."""
-    with keras.StatelessScope(initialize_variables=False):
-        return build_model(config)
+    return build_uninitialized(lambda: build_model(config))
 
 
 def shapes_of(model):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deeplab_tf.checkpoints.restore import tf1_variables
 from deeplab_tf.config import ContextConfig, ModelConfig
 from deeplab_tf.models.backbones.mobilenet import make_divisible
+from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.deeplab import build_model
+from deeplab_tf.models.variables import official_variables
 
 
 @pytest.mark.parametrize(
@@ -32,8 +33,9 @@ def test_make_divisible_returns_expected_multiples(channels, divisor, expected):
 
 
 def shapes_of(flags):
-    model = build_model(ModelConfig.from_official_flags(flags))
-    return model, {name: a.shape for name, a in tf1_variables(model).items()}
+    config = ModelConfig.from_official_flags(flags)
+    model = build_uninitialized(lambda: build_model(config))
+    return model, {name: v.shape for name, v in official_variables(model).items()}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from deeplab_tf import (
 )
 from deeplab_tf.checkpoints.restore import last_layer_scopes
 from deeplab_tf.models.backbones import BACKBONES
+from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.pretrain.classifier import build_classifier
 
@@ -25,8 +26,7 @@ SMALL = ModelConfig(backbone="resnet_v1_18_beta", num_classes=7, output_stride=3
 @pytest.mark.parametrize("backbone", CLASSIFIED)
 def test_classifier_has_official_variables(backbone):
     config = ModelConfig(backbone=backbone, num_classes=1000, output_stride=32)
-    with keras.StatelessScope(initialize_variables=False):
-        model = build_classifier(config)
+    model = build_uninitialized(lambda: build_classifier(config))
     found = {n: tuple(v.shape) for n, v in official_variables(model).items()}
     scope = backbone.removesuffix("_beta")
     depth = 512 if "18" in backbone else 2048
