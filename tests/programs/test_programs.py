@@ -230,7 +230,7 @@ def test_every_program_checks_its_flags(tmp_path, capsys):
         err = capsys.readouterr().err
         assert err.startswith("warning: --alsologtostderr has no effect: "), name
         with pytest.raises(
-            SystemExit, match=r"quantize_delay_step must be -1, .*received 0"
+            SystemExit, match=r"quantize_delay_step must be -1 because .*received 0"
         ):
             run(name, *required_flags, "--quantize_delay_step=0")
 
