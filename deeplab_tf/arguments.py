@@ -339,7 +339,7 @@ def _name(kind: Any) -> str:
 def _advise(
     name: str, value: Any, hint: Any, accepted: Accepted | tuple[str, ...] | None
 ) -> str:
-    """Suggests a replacement for a value of a wrong type; "" if there is none."""
+    """Suggests a replacement for a value of the wrong type; "" if there is none."""
     for kind in _members(hint):
         if typing.get_origin(kind) in (tuple, Sequence):
             return _advise_tuple(name, value, _item_types(kind), accepted)

@@ -166,7 +166,7 @@ def _find_frozen_graph(folder: str) -> list[str]:
 
 
 def _list_prefixes(folder: str) -> list[str]:
-    """Returns the names of the checkpoints of a folder, sorted by step."""
+    """Returns the names of the checkpoints in a folder, sorted by step."""
     names = [
         name.removesuffix(".index")
         for name in tf.io.gfile.listdir(folder)

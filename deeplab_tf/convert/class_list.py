@@ -199,7 +199,7 @@ def _check_ignore_label(path: epath.Path, classes: ClassList) -> None:
 
 
 def _check_ignore_colors(path: epath.Path, classes: ClassList) -> None:
-    """Raises `UserError` if a class has an ignore colour, or all have no colour."""
+    """Raises `UserError` unless each class has a colour that is not ignored."""
     for color in classes.ignore_colors:
         if not classes._replace(ignore_colors=()).color_ids():
             raise UserError(f"--ignore_color needs a colour for each class of {path}")

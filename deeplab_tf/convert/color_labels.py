@@ -308,7 +308,7 @@ class Masks:
     def _check_black_and_white(
         self, path: epath.Path, mask: Mask, values: Set[int]
     ) -> None:
-        """Raises `UnclearError` if 255 is ignored but may be white paint."""
+        """Raises `UnclearError` if 255 is ignored but may be the object in white."""
         is_suspicious = 255 in values and values <= {0, 255}
         if not (is_suspicious and self._is_black_and_white(mask.white)):
             return

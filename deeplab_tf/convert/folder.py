@@ -42,7 +42,7 @@ def _find_samples(
         if classes.value_map:
             raise UserError(
                 "--value_map has no effect with --mask_pattern, whose masks have 0 and "
-                "one other value; leave one of them out"
+                "one other value; remove one of the flags"
             )
         found = layout.find_class_masks(files, classes.info.class_names, output_dir)
         joined = ClassMasks(classes)

@@ -101,7 +101,7 @@ class Folder(NamedTuple):
 
 
 def find_pairs(images: Folder, labels: Folder) -> dict[str, tuple[epath.Path, ...]]:
-    """Returns image and label by name, sorted, and reports entries that are not files.
+    """Returns each image and its label by name, sorted, and reports skipped entries.
 
     Raises:
         UserError: if there is no image, or an image or a label has no counterpart.

@@ -232,14 +232,14 @@ class Evaluator:
         parts = (is_real, images, labels, names, *results)
         return [strategy.experimental_local_results(part) for part in parts]
 
-    def _compute_metrics(self, images: int, counts: np.ndarray) -> dict:
+    def _compute_metrics(self, num_images: int, counts: np.ndarray) -> dict:
         if counts.sum() == 0:
             raise UserError(
-                f"no pixels to score: the labels of all {images} images are ignored or "
-                f"invalid; class labels are 0..{len(counts) - 1}"
+                f"no pixels to score: the labels of all {num_images} images are "
+                f"ignored or invalid; class labels are 0..{len(counts) - 1}"
             )
         return {
-            "images": images,
+            "images": num_images,
             "miou": confusion.mean_iou(counts),
             "pixel_accuracy": confusion.pixel_accuracy(counts),
             "frequency_weighted_iou": confusion.frequency_weighted_iou(counts),

@@ -44,9 +44,10 @@ def encode(
         content: Content of the file.
         channels: Number of channels of the dataset.
         max_value: Largest pixel value of the dataset.
-        apply_exif: Whether to turn the image upright. The result is a PNG, because a
-            JPEG can be rotated without loss only if its sides are multiples of its
-            blocks. The PNG has exactly the pixels that training decodes from the JPEG.
+        apply_exif: Whether to turn the image upright. A rotated image becomes a
+            PNG, because a JPEG can be rotated without loss only if its sides are
+            multiples of its block size. The PNG has exactly the pixels that training
+            decodes from the JPEG.
 
     Raises:
         UserError: if the file is broken, or its channels or values do not fit. JPEGs

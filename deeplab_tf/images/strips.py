@@ -138,7 +138,7 @@ class RowReader:
         size = header.width * header.height
         if header.format not in STRIP_FORMATS and size > _MAX_AT_ONCE:
             raise UserError(
-                f"{path} is {header.format} with {header.width}x{header.height} "
+                f"{path} is a {header.format} file of {header.width}x{header.height} "
                 f"pixels; images with more than {_MAX_AT_ONCE:,} pixels must be PNG "
                 "(not interlaced), TIFF or .npy files"
             )

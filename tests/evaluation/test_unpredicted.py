@@ -90,7 +90,7 @@ def test_reasons_follow_from_labels_and_settings(evidence, reason):
     assert explain_unpredicted(METRICS, INFO, evidence) == {"cat": reason}
 
 
-def test_absent_classes_and_predicted_classes_need_no_reason():
+def test_absent_and_predicted_classes_are_not_listed():
     predicted = {"confusion_matrix": [[9, 1, 1], [2, 3, 0], [4, 0, 0]]}
     absent = {"confusion_matrix": [[9, 1, 0], [2, 3, 0], [0, 0, 0]]}
     assert find_unpredicted(predicted) == find_unpredicted(absent) == []

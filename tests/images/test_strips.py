@@ -151,7 +151,7 @@ def test_formats_decoded_at_once_have_a_size_limit(tmp_path, monkeypatch, name):
     if not name.startswith(("photo", "interlaced")):
         assert len(strips.RowReader(path).read(0, HEIGHT)) == HEIGHT
         return
-    message = rf"{name} is .* with 23x40 pixels; images with more than 919 pixels"
+    message = rf"{name} is a .* file of 23x40 pixels; images with more than 919 pixels"
     with pytest.raises(UserError, match=message):
         strips.RowReader(path)
 

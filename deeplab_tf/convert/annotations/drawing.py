@@ -37,7 +37,7 @@ Draw = Callable[[int, int], Patch]
 
 
 def draw_polygons(polygons: Sequence[np.ndarray], height: int, width: int) -> Patch:
-    """Draws the union of polygons in pixels `[points, 2]` (x, y), by pixel centres."""
+    """Draws the pixels whose centres are inside any polygon, `[points, 2]` (x, y)."""
     points = np.concatenate(polygons)
     check_points(points, height, width)
     size = (width, height)
