@@ -182,7 +182,7 @@ def read_masks(seed, folder):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(100), pytest.param(range(100, 2500), marks=pytest.mark.slow)]
+    "seeds", [range(250), pytest.param(range(250, 2500), marks=pytest.mark.slow)]
 )
 def test_random_masks_are_read_as_the_truth_or_refused(tmp_path, seeds):
     read = sum(read_masks(seed, tmp_path / str(seed)) for seed in seeds)
