@@ -86,7 +86,7 @@ def four_class_export(strided_model, tmp_path_factory):
 
 def test_invalid_flags_leave_no_archive(arguments, four_class_export, tmp_path):
     for message, *flags in (
-        ("has its 21 classes; .* has 4", f"--model={four_class_export}"),
+        ("needs its 21 classes; .* has 4", f"--model={four_class_export}"),
         ("--submission_file is empty", "--submission_file="),
         ("results.txt must end with", f"--submission_file={tmp_path}/results.txt"),
         ("value should be one of", "--submission=camvid"),
