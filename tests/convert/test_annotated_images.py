@@ -182,6 +182,8 @@ def test_refused_annotations(tmp_path, arguments, case):
 def test_missing_mask(tmp_path, arguments):
     save_one(tmp_path / "notes", "a.jpg")
     assert_refused("--missing_mask=background", PROGRAM, *arguments)
+    invalid = "missing_mask must be error, background or skip; received 'guess'"
+    assert_refused(invalid, PROGRAM, *arguments, "--missing_mask=guess")
     run(PROGRAM, *arguments, "--missing_mask=background")
     _, labels = read_records(tmp_path / "out")
     assert {name: int(label.sum()) for name, label in labels.items()} == {

@@ -106,10 +106,13 @@ def define_flags() -> absl_flags.FlagValues:
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
     _check_labels(values)
+    folders = Layout(values.image_dir, values.label_dir or "")
+    files = flags.read_options(values, Layout, folders)
     output.claim(values)
     convert = _convert_masks if values.annotations is None else _convert_annotations
     info = convert(
         values,
+        files,
         output_dir=values.output_dir,
         division=flags.read_options(values, Splitting),
         num_shards=values.num_shards,
@@ -141,15 +144,17 @@ def _check_labels(values: absl_flags.FlagValues) -> None:
             raise UserError(f"--{name} only applies to {other}; remove it")
 
 
-def _convert_masks(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
+def _convert_masks(
+    values: absl_flags.FlagValues, files: Layout, **settings
+) -> DatasetInfo:
     classes = _read_class_list(values)
     print(classes.describe())
-    folders = Layout(values.image_dir, values.label_dir)
-    files = flags.read_options(values, Layout, folders)
     return folder.convert(files, classes, **settings)
 
 
-def _convert_annotations(values: absl_flags.FlagValues, **settings) -> DatasetInfo:
+def _convert_annotations(
+    values: absl_flags.FlagValues, files: Layout, **settings
+) -> DatasetInfo:
     options = flags.read_options(values, annotations.Options)
     found = annotations.read(values.annotations, options)
     print(found.describe())
@@ -160,7 +165,7 @@ def _convert_annotations(values: absl_flags.FlagValues, **settings) -> DatasetIn
         classes = _read_class_list(values)
     listed = ", ".join(f"{i} {name}" for i, name in enumerate(classes.info.class_names))
     print(f"classes: {listed}")
-    source = annotated_folder.Source(found, values.image_dir, values.missing_mask)
+    source = annotated_folder.Source(found, files.image_dir, files.missing_mask)
     return annotated_folder.convert(source, classes, **settings)
 
 
