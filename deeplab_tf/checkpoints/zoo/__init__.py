@@ -9,7 +9,6 @@ models, protocols and figures are from the presets.
 
 import dataclasses
 import os
-import signal
 from typing import NamedTuple
 
 from deeplab_tf.data.info import DatasetInfo, dataset_info
@@ -210,10 +209,3 @@ def list_checkpoints() -> str:
         for preset in checkpoint.evaluations:
             lines.append(f"  {_describe_protocol(preset)}: {preset.published}")
     return "\n".join([*lines, f"archives: {zoo_address()}"])
-
-
-if __name__ == "__main__":
-    # Avoids a traceback with `| head`. Windows has no SIGPIPE.
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    print(list_checkpoints())
