@@ -223,6 +223,22 @@ def scaled_inference(
     return run_turn
 
 
+def preset_inference(preset: str) -> Callable:
+    """Labels an image with the model, size and output stride of a preset's evaluation.
+
+    This is one pass at scale 1, whatever the scales of the protocol.
+    """
+    tf = _start_tensorflow()
+    from deeplab_tf.inference import Predictor
+    from deeplab_tf.models.deeplab import build_model
+    from deeplab_tf.presets import PRESETS
+
+    network = build_model(PRESETS[preset].eval_model)
+    images = tf.constant(noise(1, PRESETS[preset].evaluation.eval_crop_size))
+    label = tf.function(Predictor(network).labels)
+    return lambda: label(images).numpy()
+
+
 # --- Training steps.
 
 

@@ -7,7 +7,7 @@ import pytest
 from program_runs import assert_refused, run
 from small_datasets import save_image, save_label
 
-from benchmarks import inference, op_profile
+from benchmarks import inference, op_profile, zoo_time
 from benchmarks.measuring import is_installed
 
 HAS_TORCH = is_installed("torch")
@@ -34,6 +34,28 @@ def test_inference_with_installed_engines(tmp_path):
     assert row_names(found["scales"]) == ["separate passes", "combined"]
     assert out.count("times float32 (quartiles)") == 1
     assert "scales 0.5, 1, each also mirrored" in out
+
+
+@pytest.mark.slow
+def test_time_of_a_zoo_model_is_measured(tmp_path):
+    path, preset = tmp_path / "result.json", "mobilenetv2_dm05_coco_voc_trainaug"
+    out = run(
+        *("benchmarks.zoo_time", f"--presets={preset}", "--turns=1"), f"--json={path}"
+    )
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["preset"] == preset
+    assert 0.01 < row["processor_seconds"] < 60
+    assert f"| {preset} | 513x513 | " in out
+
+
+def test_models_of_the_zoo_are_measured_once():
+    names = zoo_time.select_presets([])
+    # The 8-bit network is evaluated in floating point.
+    assert "mobilenetv2_coco_voc_trainaug_8bit" not in names
+    assert len(names) == 24
+    assert_refused(
+        "--presets=xception must be one of", "benchmarks.zoo_time", "--presets=xception"
+    )
 
 
 def test_unknown_engines_are_refused():
