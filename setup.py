@@ -95,6 +95,8 @@ EXTRAS_REQUIRE = {
     "tensorboard": ["tensorboard>=2.20"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
+    # Builds the documentation site (mkdocs.yml).
+    "docs": ["mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
     # Runs examples/quickstart.ipynb in its test.
     "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
     "peers": [

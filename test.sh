@@ -13,7 +13,7 @@ selection=(--numprocesses=auto --maxprocesses=4 --dist=loadfile)
 if [[ "${1:-}" == --all ]]; then
   shift
   # Without gpu and peers: gigabytes that only benchmarks/ and GPU machines need.
-  extras=hub,export,coco,cityscapes,tiff,heif,geo,robustness,tensorboard,jax,notebook,dev
+  extras=hub,export,coco,cityscapes,tiff,heif,geo,robustness,tensorboard,jax,docs,notebook,dev
   # Sequential: some tests measure time or memory, or start several processes.
   selection=(-m "")
 fi
