@@ -260,7 +260,7 @@ def _to_float(value: Any) -> float:
     return number
 
 
-def _to_string(value: Any) -> str:
+def _require_string(value: Any) -> str:
     value = os.fspath(value)  # raises TypeError
     if not isinstance(value, str):
         raise TypeError
@@ -289,7 +289,7 @@ _SCALARS: dict[Any, _Scalar] = {
     bool: _Scalar(_to_bool, "True or False", "booleans"),
     int: _Scalar(_to_int, "an integer", "integers"),
     float: _Scalar(_to_float, "a finite number", "finite numbers"),
-    str: _Scalar(_to_string, "a string", "strings"),
+    str: _Scalar(_require_string, "a string", "strings"),
     np.ndarray: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
     ArrayLike: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
 }

@@ -371,9 +371,9 @@ def test_five_channel_model_exports_but_refuses_image_files(tmp_path):
     for model, message in (
         (
             logs,
-            "the model takes images of 5 channels, but image files, read as RGB, ha",
+            "the model takes images with 5 channels, but image files, read as RGB, ha",
         ),
-        (exported, "exported takes images of 5 channels, not RGB"),
+        (exported, "exported takes images with 5 channels, not RGB"),
     ):
         assert_refused(
             message,

@@ -215,7 +215,7 @@ def test_page_leads_from_files_to_a_report(heading, run, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_page_converts_masks_of_cvat(run, data, tmp_path):
+def test_cvat_commands_of_the_page_run(run, data, tmp_path):
     save_cvat_masks(data)
     flags = re.findall("`(--label_dir=.*)`", read_section("CVAT"))[0]
     command = find_command(read_section("Masks of class ids or colours"))

@@ -144,9 +144,9 @@ def verify(
     expected = sha256.lower() or recorded
     digest = digest_file(found)
     if digest != (expected or digest):
-        source = "that was published" if sha256 else f"of its first use ({record})"
+        source = "published" if sha256 else f"recorded on its first use ({record})"
         raise UserError(
-            f"{name} has the SHA-256 {digest}, not the one {source}, {expected}; {hint}"
+            f"{name} has the SHA-256 {digest}, but {expected} was {source}; {hint}"
         )
     if expected:
         return

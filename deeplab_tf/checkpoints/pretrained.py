@@ -165,7 +165,7 @@ def _normalize_source(source: str | os.PathLike) -> str:
 
 
 def _find_in_zoo(source: str) -> ZooModel | None:
-    """Returns the zoo model with a name, or whose archive has this file name."""
+    """Returns the zoo model that has this name, or whose archive has it."""
     if hub.is_handle(source):
         return None
     if _is_archive(source):
@@ -283,10 +283,10 @@ def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConf
     backbones = _find_backbones(arrays)
     hint = "create the model with build_model and load it with load_tf1_checkpoint"
     if backbones:
-        hint = f"for a backbone of the zoo, give its name: {' or '.join(backbones)}"
+        hint = f"for a backbone in the zoo, give its name: {' or '.join(backbones)}"
     raise UserError(
         f"{prefix} has no {EXPERIMENT_FILE} next to it, and its variables match no "
-        f"model of the zoo; {hint}"
+        f"model in the zoo; {hint}"
     )
 
 
@@ -343,7 +343,10 @@ def _read_export(path: str) -> tuple[ModelConfig, str]:
     """
     described = os.path.join(path, _EXPORTED_MODEL)
     prefix = os.path.join(path, _EXPORTED_WEIGHTS)
-    for needed, what in ((described, "its model"), (f"{prefix}.index", "its weights")):
+    for needed, what in (
+        (described, "its model config"),
+        (f"{prefix}.index", "its weights"),
+    ):
         if not tf.io.gfile.exists(needed):
             raise UserError(
                 f"{path} was exported without {what} ({needed} is missing); give the "

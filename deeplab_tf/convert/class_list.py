@@ -57,7 +57,7 @@ class ClassList(NamedTuple):
 
     @property
     def object_name(self) -> str:
-        """The only class besides the background for messages, or a placeholder."""
+        """For messages: the only class besides the background, or a placeholder."""
         names = self.info.class_names
         return names[1] if len(names) == 2 else "NAME"
 

@@ -106,7 +106,7 @@ def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
 
     Raises:
         UserError: if it has more than two values, unless `nearest`, which thresholds
-            at half of white.
+            at half of the maximum value.
     """
     mask = mask_files.read_mask(path)
     if mask.palette is not None:
@@ -132,6 +132,6 @@ def read_binary_mask(path: epath.Path, nearest: bool) -> np.ndarray:
         raise UnclearError(
             f"{path}{reason} has the values {mask_values.format_counts(counts)}; a "
             "mask of one class has 0 and one other value: add --nearest to "
-            "threshold at half of white"
+            "threshold at half of the maximum value"
         )
     return pixels > 0

@@ -316,7 +316,7 @@ def report_missing(
     if missing_mask == "error":
         raise UserError(
             f"{reason} for {listed}; add --missing_mask=skip to leave such images "
-            "out, or --missing_mask=background if they show nothing else"
+            "out, or --missing_mask=background to label them as background"
         )
     action = "left out" if missing_mask == "skip" else "labelled as background"
     found = pluralize(len(images), "image(s) without a label (was|were)")

@@ -132,7 +132,7 @@ def _choose(
 
 
 def _allocate(sizes: Mapping[Hashable, int], total: int) -> dict[Hashable, int]:
-    """Divides `total` in proportion to the sizes, by the largest remainders."""
+    """Apportions `total` to the sizes by the largest-remainder method."""
     count = sum(sizes.values())
     quotas = {key: size * total // count for key, size in sizes.items()}
     # Of equal remainders, the largest stratum is first: the only image with some set of

@@ -22,10 +22,10 @@ from deeplab_tf.errors import UserError
 # Kinds of problems that would stop training or make it learn something wrong.
 ERRORS = {
     "broken": "broken records",
-    "size": "labels whose size differs from the image",
+    "size": "labels whose size differs from that of the image",
     "format": "labels that are not a grey 8-bit PNG",
     "value": "label values that are not classes",
-    "one-sided": "splits with only class 0 or only the ignored value",
+    "one-sided": "nothing but class 0 or the ignored value",
     "white": "labels with only 0 and the ignored value",
     "leak": "images of an evaluation split in a training split",
     "header": "class names that start with a table header",

@@ -115,7 +115,9 @@ def _read_model_config(values: absl_flags.FlagValues, source: Source) -> ModelCo
     return config
 
 
-def _read_train_config(values: absl_flags.FlagValues, data: DataConfig, images: int):
+def _read_train_config(
+    values: absl_flags.FlagValues, data: DataConfig, num_images: int
+):
     epochs = values.learning_rate_decay_epochs
     if not 0 < epochs < math.inf:
         raise UserError(
@@ -127,7 +129,7 @@ def _read_train_config(values: absl_flags.FlagValues, data: DataConfig, images: 
         TrainConfig,
         optimizer="nesterov",
         learning_policy="step",
-        learning_rate_decay_step=max(1, round(epochs * images / data.batch_size)),
+        learning_rate_decay_step=max(1, round(epochs * num_images / data.batch_size)),
         ignore_label=_NO_LABEL,
     )
     # The last step is always scored.

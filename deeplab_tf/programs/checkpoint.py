@@ -103,7 +103,7 @@ def require_channels(model: keras.Model, channels: int, images: str) -> None:
     expected = model.model_config.channels
     if expected != channels:
         raise UserError(
-            f"the model takes images of {expected} channels, but {images} have "
+            f"the model takes images with {expected} channels, but {images} have "
             f"{channels}"
         )
 

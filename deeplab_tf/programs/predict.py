@@ -128,7 +128,7 @@ def _load_labeler(
     labeler, info = load(values)
     if needs_rgb and (info.channels, info.max_value) != (3, 255):
         raise UserError(
-            f"{values.model} takes images of {info.channels} channels with values "
+            f"{values.model} takes images with {info.channels} channels and values "
             f"0..{info.max_value}, but videos are RGB, 0..255"
         )
     if info.max_value == 255:

@@ -62,7 +62,7 @@ class Artefact(abc.ABC):
     def probabilities(self, images: ArrayLike) -> np.ndarray:
         """Returns float32 `[batch, height, width, num_classes]`, summing to 1.
 
-        `images` are those of `labels`. Raises UserError if the artefact returns only
+        `images` are as in `labels`. Raises UserError if the artefact returns only
         labels, or the images have an invalid shape.
         """
         if not self.gives_probabilities:

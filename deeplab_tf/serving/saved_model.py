@@ -238,8 +238,9 @@ class SavedModelPredictor(Artefact):
         for part in parts:
             if not self._input.shape.is_compatible_with(part.shape):
                 raise UserError(
-                    f"{self._path} takes images {format_size(self._input.shape)}; "
-                    f"received {format_size(images.shape)}"
+                    f"{self._path} takes images of shape "
+                    f"{format_size(self._input.shape)}; received "
+                    f"{format_size(images.shape)}"
                 )
         results = [signature(**{INPUT: part})[output].numpy() for part in parts]
         return np.concatenate(results)

@@ -119,7 +119,7 @@ def convert_to_tflite(
 def _check_calibration(precision: str, calibration: Iterable | None) -> None:
     if (calibration is not None) != (precision == "int8"):
         raise UserError(
-            "the precision int8 needs calibration images, and no other uses them; "
+            "only the precision int8 takes calibration images, and it needs them; "
             f"received {precision} {'without' if calibration is None else 'with'} "
             "images"
         )

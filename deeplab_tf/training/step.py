@@ -180,8 +180,8 @@ class TrainStep:
 def accumulate(differentiate: Callable, images, labels, parts: int) -> tuple:
     """Sums gradients and metrics over equal parts of a batch, one at a time.
 
-    `differentiate` returns the gradients of the images and labels of a part, and a list
-    of vectors to sum. Returns the summed gradients, and the summed vectors as one.
+    `differentiate` takes the images and labels of a part, and returns gradients and a
+    list of vectors. Returns the sums of the gradients, and of the concatenated vectors.
     """
     first, *rest = zip(tf.split(images, parts), tf.split(labels, parts), strict=True)
     gradients, vectors = differentiate(*first)

@@ -387,7 +387,7 @@ class Trainer:
 def _check_label_weights(config: TrainConfig, num_classes: int) -> None:
     if len(config.label_weights) not in (0, num_classes):
         raise UserError(
-            f"label_weights needs one weight for each of {num_classes} classes; "
+            f"label_weights needs one weight for each of the {num_classes} classes; "
             f"received {len(config.label_weights)}"
         )
 

@@ -120,7 +120,9 @@ def test_sha256sum_records_are_accepted(path, record):
     stored.write_text(record)
     verify_file(path)
     path.write_bytes(b"same")
-    with pytest.raises(UserError, match=rf"of its first use \({stored}\), {SHA256}; f"):
+    with pytest.raises(
+        UserError, match=rf"{SHA256} was recorded on its first use \({stored}\); f"
+    ):
         verify_file(path)
 
 

@@ -88,7 +88,7 @@ def assert_golden(sample, image_key, label_key):
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.75, 1.25])
-def test_scaling_matches_official(run, scale):
+def test_scaling_matches_official_code(run, scale):
     size = GOLDEN[f"scaled_label_{scale}"].shape[:2]
     scaled = run(
         lambda image, label: crop_first(image, label, fixed_draw(scale), size),
@@ -98,7 +98,7 @@ def test_scaling_matches_official(run, scale):
 
 
 @pytest.mark.parametrize("factor", [None, 16])
-def test_resize_to_range_matches_official(run, factor):
+def test_resize_to_range_matches_official_code(run, factor):
     resized = run(
         lambda image, label: augment.resize_to_range(image, label, 30, 40, factor),
         *golden_sample(),

@@ -25,7 +25,7 @@ def features(record):
     return tf.train.Example.FromString(record).features.feature
 
 
-def test_schema_matches_official():
+def test_schema_matches_official_code():
     image = EncodedImage(b"J", "jpeg", 281, 500)
     feature = features(records.serialize(image, b"L", "2007_000032"))
     kinds = {key: value.WhichOneof("kind") for key, value in feature.items()}

@@ -216,7 +216,7 @@ def test_cascade_limits_output_stride_changes():
         aspp.at_output_stride(64)
 
 
-def test_aspp_reads_last_replica(monkeypatch):
+def test_aspp_reads_last_copy_of_block4(monkeypatch):
     narrow = narrow_network("resnet_v1_18_beta")
     backbone = functools.partial(BACKBONES["resnet_v1_18_beta"], network=narrow)
     monkeypatch.setitem(BACKBONES, "resnet_v1_18_beta", backbone)

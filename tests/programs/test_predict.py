@@ -163,7 +163,7 @@ def five_channel_model():
     return model
 
 
-def test_images_of_many_channels_are_labelled(five_channel_model, tmp_path):
+def test_images_with_many_channels_are_labelled(five_channel_model, tmp_path):
     export_saved_model(five_channel_model, f"{tmp_path}/export", info=generic_info(3))
     pixels = np.random.RandomState(8).randint(0, 256, (9, 11, 5)).astype(np.uint8)
     (tmp_path / "images/deep").mkdir(parents=True)

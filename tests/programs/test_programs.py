@@ -300,7 +300,7 @@ def flag_name(flag):
             ["--train_crop_size=-33,33"],
             r"--train_crop_size\) must be two integers, ",
         ),
-        (["--label_weights=1,2"], "one weight for each of 21 classes; received 2"),
+        (["--label_weights=1,2"], "one weight for each of the 21 classes; received 2"),
         (
             ["--learning_policy=cosine"],
             "learning_policy must be poly or step; .*'cosine'",

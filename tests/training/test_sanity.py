@@ -49,7 +49,7 @@ def test_shuffled_labels_fail_the_border_check(shuffled, seed, voc_records):
     assert "the labels seem to belong to other images" in str(verdict)
 
 
-def test_too_few_borders_give_no_verdict():
+def test_too_few_borders_give_no_warning():
     images, labels = (
         np.zeros((4, 9, 9, 3), np.float32),
         np.zeros((4, 9, 9, 1), np.uint8),
