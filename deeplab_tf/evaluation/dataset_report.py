@@ -52,7 +52,7 @@ def write_dataset_report(
     Args:
         path: Output file; its folder must exist.
         diagnosis: The findings.
-        samples: Pictures of samples of each split, uint8 RGB.
+        samples: Images of samples of each split, uint8 RGB.
         command: Arguments of the command line that created the report.
     """
     info, reports, problems, suggestion, training = diagnosis
