@@ -269,7 +269,7 @@ def test_mirror_must_have_the_official_archive(files, capsys, tmp_path):
         capsys, "--download", f"--voc_url=file://{path}", f"--output_dir={tmp_path}/out"
     )
     assert re.fullmatch(
-        "voc2012.py: voc.tar has the SHA-256 .*, but .* was published; downloaded from .*",
+        "voc2012.py: voc.tar has the SHA-256 .*, but .* was published; downloaded .*",
         line,
     )
     assert sorted(os.listdir(tmp_path)) == ["mirror", "out_sources"]
