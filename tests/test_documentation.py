@@ -18,13 +18,14 @@ import pytest
 import small_datasets
 from conftest import ROOT
 from doc_pages import OWN_DATA, PAGES, find_blocks, find_commands
+from PIL import Image
 
 import deeplab_tf
 from deeplab_tf import flags
 from deeplab_tf.convert.voc2012 import convert as convert_voc
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.images.videos import write_video
-from tools import documentation
+from tools import documentation, draw_images
 
 CHECKPOINT = "deeplabv3_mnv2_pascal_trainval"
 
@@ -38,8 +39,9 @@ def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     (folder / "VOCdevkit").symlink_to(voc_root.parent)
     (folder / CHECKPOINT).symlink_to(pathlib.Path(voc_checkpoint).parent)
     (folder / "photos").mkdir()
-    for photo in sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3]:
-        shutil.copy(photo, folder / "photos")
+    for i, photo in enumerate(sorted((voc_root / "JPEGImages").glob("*.jpg"))[:3], 1):
+        shutil.copy(photo, folder / f"photos/IMG_{i:04d}.jpg")
+    write_own_data(folder / "my_data")
     small_datasets.write_cityscapes(folder / "cityscapes")
     write_full_size_test_image(folder / "cityscapes")
     small_datasets.write_ade20k(folder / "ADEChallengeData2016")
@@ -55,6 +57,16 @@ def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
     sbd = official_archives.sbd_files(["a", "d"], ["c"])
     official_archives.write_tar(folder / "benchmark.tgz", sbd)
     return folder
+
+
+def write_own_data(folder: pathlib.Path):
+    """Writes photos and masks of three classes."""
+    for i in range(8):
+        name = f"IMG_{i:04d}"
+        small_datasets.save_image(folder / f"images/{name}.jpg", 48, 64, seed=i)
+        label = np.random.default_rng(i).integers(0, 3, (48, 64))
+        small_datasets.save_label(folder / f"masks/{name}.png", label)
+    (folder / "classes.txt").write_text("background\ncat\ndog\n")
 
 
 def write_full_size_test_image(root: pathlib.Path):
@@ -87,6 +99,23 @@ def test_generated_pages_are_up_to_date():
     for path, text in documentation.pages().items():
         outdated = path.read_text() != text
         assert not outdated, f"{path.name}: run python tools/documentation.py"
+
+
+def test_badges_show_the_tested_versions():
+    versions = re.findall(r">([\d. -]+)<", draw_images.badges())
+    assert versions[0] == "3.10 - 3.13" and len(versions) == 3
+    assert (draw_images.IMAGES / "tested.svg").read_text() == draw_images.badges()
+
+
+@pytest.mark.slow
+def test_images_are_up_to_date(tmp_path):
+    draw_images.main(tmp_path)
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert drawn == ["crops.png", "masks.png"]
+    for name in drawn:
+        stored = np.int32(Image.open(draw_images.IMAGES / name))
+        # Versions of Pillow and OpenCV round differently.
+        assert np.abs(stored - np.array(Image.open(tmp_path / name))).mean() < 2, name
 
 
 def test_links_resolve():
@@ -152,7 +181,8 @@ def test_results_are_inserted_between_markers(monkeypatch, tmp_path):
 
 
 def test_pages_run_every_expected_program():
-    programs = {re.match(r"python (-m )?(\S+)", line)[2] for line in find_commands()}
+    pattern = re.compile(r"(?:python (?:-m )?)?(\S+)")
+    programs = {pattern.match(line)[1] for line in find_commands()}
     converters = ("voc2012", "cityscapes", "ade20k", "coco_voc", "folder")
     modules = ("data.doctor", "plan", "predict", "presets", "models.complexity")
     assert programs == {
@@ -160,10 +190,12 @@ def test_pages_run_every_expected_program():
         *(f"datasets.{name}" for name in converters),
         *(f"deeplab_tf.{name}" for name in modules),
         *("benchmarks.input_pipeline", "benchmarks.evaluate"),
+        *("deeplab-convert", "deeplab-doctor"),
     }
-    assert (ROOT / "README.md").read_text().split("```")[1] == (
-        "bash\n./demo.sh\n./test.sh\n"
-    )
+    readme = (ROOT / "README.md").read_text().split("```")[1:]
+    assert readme[0] == "bash\n./demo.sh\n./test.sh\n"
+    tasks = [block.replace("\\\n", "").count("\n") - 1 for block in readme[2::2]]
+    assert len(tasks) == 5 and max(tasks) <= 4
 
 
 OFFICIAL = re.compile(r"^python deeplab/(train|eval|export_model)\.py (.*)$", re.M)
@@ -232,7 +264,9 @@ def test_every_python_block_runs(workspace):
 
 
 def make_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    programs = pathlib.Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
 
 
 @pytest.mark.slow
