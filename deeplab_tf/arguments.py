@@ -10,13 +10,11 @@ import inspect
 import numbers
 import os
 import reprlib
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
-
-import numpy as np
-from numpy.typing import ArrayLike
 
 from deeplab_tf.errors import UserError
 
@@ -138,18 +136,18 @@ def require_type(
     """
     if value is None and types.NoneType in typing.get_args(hint):
         return None
-    title, received = title or name, format_value(value)
+    title = title or name
     try:
         converted = _convert(hint, value)
     except TypeError:
         described = _describe(hint, accepted, with_type=True)
         advice = _advise(name, value, hint, accepted)
         raise UserError(
-            f"{title} must be {described}; received {received}{advice}"
+            f"{title} must be {described}; received {format_value(value)}{advice}"
         ) from None
     if not _is_accepted(accepted, converted):
         described = _describe(hint, accepted, with_type=False)
-        raise UserError(f"{title} must be {described}; received {received}")
+        raise UserError(f"{title} must be {described}; received {format_value(value)}")
     return converted
 
 
@@ -163,15 +161,37 @@ def format_value(value: object) -> str:
     """Formats a value as one short line; large arrays by their shape and type."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape is not None and dtype is not None:
-        if not isinstance(value, np.ndarray | np.generic) or value.size > 20:
+        if not _is_numpy(value, "ndarray", "generic") or value.size > 20:  # type: ignore[attr-defined]
             return f"an array of shape {list(shape)} and type {dtype}"
-        value = value.tolist()
+        value = value.tolist()  # type: ignore[attr-defined]
     shortened = reprlib.Repr()
     shortened.maxstring = shortened.maxother = shortened.maxlong = 80
     try:
         return " ".join(shortened.repr(value).split())
     except ValueError:  # Python refuses to print integers of more than 4300 digits
         return "a number with thousands of digits"
+
+
+def _is_numpy(value: object, *kinds: str) -> bool:
+    """Returns whether a value is of one of these classes of NumPy.
+
+    NumPy is not imported here, so that `--help` needs none.
+    """
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and isinstance(
+        value, tuple(getattr(numpy, kind) for kind in kinds)
+    )
+
+
+def _find_scalar(hint: Any) -> "_Scalar | None":
+    """Returns the conversion to a type without items, or None for other types."""
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    homes = (("numpy", "ndarray"), ("numpy.typing", "ArrayLike"))
+    arrays = (getattr(sys.modules.get(home), name, None) for home, name in homes)
+    return (
+        _ARRAY if any(array is not None and hint == array for array in arrays) else None
+    )
 
 
 def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> bool:
@@ -183,10 +203,8 @@ def _is_accepted(accepted: Accepted | tuple[str, ...] | None, value: Any) -> boo
 
 def _members(hint: Any) -> list:
     """Returns the members of a union except None, or the only type."""
-    if hint == ArrayLike or typing.get_origin(hint) not in (
-        types.UnionType,
-        typing.Union,
-    ):
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    if not is_union or _find_scalar(hint):
         return [hint]
     return [x for x in typing.get_args(hint) if x is not types.NoneType]
 
@@ -208,8 +226,9 @@ def _convert_to_member(hint: Any, value: Any) -> Any:
     kind = typing.get_origin(hint) or hint
     if typing.get_origin(hint) in (tuple, Sequence):
         return _convert_items(_item_types(hint), value)
-    if hint in _SCALARS:
-        return _SCALARS[hint].convert(value)
+    scalar = _find_scalar(hint)
+    if scalar:
+        return scalar.convert(value)
     is_class = isinstance(kind, type) and kind not in _UNCHECKED
     if is_class and not isinstance(value, kind):
         raise TypeError
@@ -223,7 +242,7 @@ def _item_types(hint: Any) -> tuple:
 
 
 def _convert_items(hints: tuple, value: Any) -> tuple:
-    if isinstance(value, np.ndarray) and value.ndim:
+    if _is_numpy(value, "ndarray") and value.ndim:
         value = list(value)
     if not isinstance(value, list | tuple | range):
         raise TypeError
@@ -233,7 +252,7 @@ def _convert_items(hints: tuple, value: Any) -> tuple:
 
 
 def _to_bool(value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
+    if not isinstance(value, bool) and not _is_numpy(value, "bool_"):
         raise TypeError
     return bool(value)
 
@@ -270,8 +289,10 @@ def _require_string(value: Any) -> str:
 def _to_array(value: Any) -> Any:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return value  # a tensor may be on another device
+    import numpy
+
     try:
-        array = np.asarray(value)
+        array = numpy.asarray(value)
     except ValueError:  # a ragged list
         raise TypeError from None
     if array.dtype.kind not in "biuf":
@@ -290,9 +311,8 @@ _SCALARS: dict[Any, _Scalar] = {
     int: _Scalar(_to_int, "an integer", "integers"),
     float: _Scalar(_to_float, "a finite number", "finite numbers"),
     str: _Scalar(_require_string, "a string", "strings"),
-    np.ndarray: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
-    ArrayLike: _Scalar(_to_array, "an array of numbers", "arrays of numbers"),
 }
+_ARRAY = _Scalar(_to_array, "an array of numbers", "arrays of numbers")
 
 
 def _describe(
@@ -315,8 +335,9 @@ def _describe_type(hint: Any) -> str:
         item, *more = _item_types(hint)
         name = _describe_items(item)
         return name if ... in more else f"{_COUNTS[1 + len(more)]} {name}"
-    if hint in _SCALARS:
-        return _SCALARS[hint].singular
+    scalar = _find_scalar(hint)
+    if scalar:
+        return scalar.singular
     if kind in _DESCRIPTIONS:
         return _DESCRIPTIONS[kind]
     article = "an" if _name(kind)[0] in "AEIOU" else "a"
@@ -325,8 +346,9 @@ def _describe_type(hint: Any) -> str:
 
 def _describe_items(hint: Any) -> str:
     """Describes the items of a tuple or sequence, in the plural."""
-    if hint in _SCALARS:
-        return _SCALARS[hint].plural
+    scalar = _find_scalar(hint)
+    if scalar:
+        return scalar.plural
     if typing.get_origin(hint) is tuple:
         return f"tuples of {_describe_type(hint)}"
     return f"{_name(hint)} objects"

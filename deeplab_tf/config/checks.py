@@ -1,6 +1,7 @@
 """Validates every field of a config dataclass."""
 
 import dataclasses
+import functools
 
 from deeplab_tf.arguments import format_value, require_type
 from deeplab_tf.config.options import Dataclass, flag_name, option_of
@@ -26,14 +27,14 @@ def check_fields(config: Dataclass, of: str = "") -> None:
             values and the value received.
     """
     for field in dataclasses.fields(config):
-        received, title = getattr(config, field.name), _name_with_flag(field, of)
-        accepted = option_of(field).accepts
+        received, accepted = getattr(config, field.name), option_of(field).accepts
+        title = _name_with_flag(field, of)
         value = require_type(field.name, received, field.type, accepted, title)
         for number in value if isinstance(value, tuple) else (value,):
-            require(
-                not isinstance(number, int) or abs(number) < _INTEGER_LIMIT,
-                f"{title} must be below 2^32; received {format_value(received)}",
-            )
+            if isinstance(number, int) and abs(number) >= _INTEGER_LIMIT:
+                raise UserError(
+                    f"{title} must be below 2^32; received {format_value(received)}"
+                )
         object.__setattr__(config, field.name, value)
 
 
@@ -43,6 +44,7 @@ def name_option(config: Dataclass | type[Dataclass], field: str) -> str:
     return _name_with_flag(fields[field])
 
 
+@functools.cache
 def _name_with_flag(field: dataclasses.Field, of: str = "") -> str:
     export_flag, flag = option_of(field).export_flag, flag_name(field)
     if export_flag:

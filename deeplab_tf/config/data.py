@@ -6,8 +6,10 @@ from deeplab_tf.config.checks import check_fields, require
 from deeplab_tf.config.model import ModelConfig
 from deeplab_tf.config.options import (
     NOT_NEGATIVE,
+    OPTIMISATION,
     SCALES,
     SIDE,
+    START,
     Range,
     document_fields,
     option,
@@ -32,6 +34,7 @@ class DataConfig:
         help="Folder of the TFRecord shards. For a tfds: dataset, the data folder of "
         "tensorflow-datasets (default: its own).",
         flag_default=None,
+        group=START,
     )
     dataset: str | None = option(
         None,
@@ -46,12 +49,14 @@ class DataConfig:
         "k * output_stride + 1. The papers use 513,513 for VOC and 769,769 for "
         "Cityscapes.",
         flag="train_crop_size",
+        group=START,
     )
     batch_size: int = option(
         8,
         Range(at_least=1, at_most=10**6),
         "Images per batch, summed over all replicas.",
         flag="train_batch_size",
+        group=START,
     )
     min_resize_value: int | None = option(
         None,
@@ -94,7 +99,10 @@ class DataConfig:
         "uses bicycle,chair,diningtable,pottedplant,sofa (DeepLabv3, Sec. 4.3).",
     )
     seed: int = ours(
-        0, NOT_NEGATIVE, "Random seed of weights, data order and augmentation."
+        0,
+        NOT_NEGATIVE,
+        "Random seed of weights, data order and augmentation.",
+        group=OPTIMISATION,
     )
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from deeplab_tf.config.options import (
     ours,
 )
 from deeplab_tf.config.parsing import parse_numbers
-from deeplab_tf.errors import suggest_similar
+from deeplab_tf.errors import UserError, suggest_similar
 
 _OUTPUT_STRIDES = (8, 16, 32)
 _CASCADE_OUTPUT_STRIDES = (64, 128, 256)  # with 1, 2 and 3 cascade blocks
@@ -175,11 +175,12 @@ class ModelConfig:
             f"{option_name} {name!r} is not supported because it has no public "
             f"checkpoint; it must be one of {', '.join(BACKBONES)}",
         )
-        require(
-            name in BACKBONES,
-            f"there is no {option_name} {name!r}; {suggest_similar(name, BACKBONES)}"
-            f"it must be one of {', '.join(BACKBONES)}",
-        )
+        if name not in BACKBONES:
+            raise UserError(
+                f"there is no {option_name} {name!r}; "
+                f"{suggest_similar(name, BACKBONES)}it must be one of "
+                f"{', '.join(BACKBONES)}"
+            )
         for field in BACKBONE_OPTIONS:
             value, default = getattr(self, field), getattr(type(self), field)
             supported = [n for n, row in BACKBONES.items() if field in row.options]

@@ -1,4 +1,4 @@
-"""Maps the official model flags to config fields."""
+"""Maps the official model flags to config fields, and lists those without effect."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,6 +7,49 @@ from typing import NamedTuple
 from deeplab_tf.config.options import Dataclass, flag_name
 from deeplab_tf.config.parsing import parse, parse_bool, parse_option, parse_size
 from deeplab_tf.errors import UserError
+
+_LOGGING = "logging goes to the terminal"
+_DISTRIBUTION = "workers are set by TF_CONFIG, see --distribution_strategy"
+_NO_NAS = "NAS backbones are not supported"
+_ONLY_TRAINING: dict[str, tuple[type, str]] = {
+    "label_weights": (list, "it only affects the training loss")
+}
+# Flags of the official scripts that have no effect here, and why.
+DEAD_FLAGS: dict[str, dict[str, tuple[type, str]]] = {
+    "common": {
+        "logtostderr": (bool, _LOGGING),
+        "alsologtostderr": (bool, _LOGGING),
+        "verbosity": (str, _LOGGING),
+        "master": (str, _DISTRIBUTION),
+        "batch_norm_decay": (
+            str,
+            "the official code never read it; --batch_norm_momentum sets the decay",
+        ),
+        "keep_aspect_ratio": (bool, "the aspect ratio is always kept"),
+        "nas_stem_output_num_conv_filters": (str, _NO_NAS),
+        "nas_use_classification_head": (bool, _NO_NAS),
+        "nas_remove_os32_stride": (bool, _NO_NAS),
+    },
+    "train": {
+        "num_replicas": (str, _DISTRIBUTION),
+        "startup_delay_steps": (str, _DISTRIBUTION),
+        "num_ps_tasks": (str, _DISTRIBUTION),
+        "task": (str, _DISTRIBUTION),
+        "profile_logdir": (str, "use tf.profiler instead of tfprof"),
+        "drop_path_keep_prob": (str, _NO_NAS),
+        "save_summaries_secs": (str, "summaries are written every --log_steps"),
+        "save_summaries_images": (
+            bool,
+            "images are written every --eval_interval_steps",
+        ),
+    },
+    "eval": _ONLY_TRAINING,
+    "predict": _ONLY_TRAINING,
+    "export": {
+        "save_inference_graph": (bool, "a SavedModel contains its graph"),
+        **_ONLY_TRAINING,
+    },
+}
 
 
 class ModelFlag(NamedTuple):

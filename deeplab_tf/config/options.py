@@ -11,6 +11,16 @@ from typing import Any, ClassVar, Protocol, TypeVar
 _Class = TypeVar("_Class", bound=type)
 _OPTION = "option"
 
+# Groups of flags in `--help` and docs/flags.md.
+START, DATA, MODEL = "Start here", "Data", "Model"
+OPTIMISATION, HARDWARE, EVALUATION = "Optimisation", "Hardware", "Evaluation"
+OUTPUT, COMPATIBILITY = "Output", "Compatibility"
+WITHOUT_EFFECT = "Without effect"
+GROUPS = (
+    *(START, DATA, MODEL, OPTIMISATION, HARDWARE, EVALUATION, OUTPUT, COMPATIBILITY),
+    WITHOUT_EFFECT,
+)
+
 
 class Dataclass(Protocol):
     """Type of any dataclass instance."""
@@ -71,6 +81,7 @@ class Option:
         flag_default: Default of the flag; `...` uses the field's default.
         parse: Parses the flag value; None parses by the field's type.
         is_ours: Whether the flag is missing from the official programs.
+        group: Member of `GROUPS` that lists the flag; default: that of its config.
     """
 
     help: str = ""
@@ -80,6 +91,7 @@ class Option:
     flag_default: Any = ...
     parse: Callable | None = None
     is_ours: bool = False
+    group: str = ""
 
 
 def option(
@@ -100,6 +112,7 @@ def option(
 ours = functools.partial(option, is_ours=True)
 
 
+@functools.cache
 def option_of(field: dataclasses.Field) -> Option:
     """Returns the `Option` of a field; for a plain field, an empty one."""
     return field.metadata.get(_OPTION, Option(flag=""))

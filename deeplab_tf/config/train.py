@@ -5,9 +5,13 @@ import dataclasses
 from deeplab_tf.config.checks import check_fields, require
 from deeplab_tf.config.options import (
     COUNT,
+    EVALUATION,
     FRACTION,
+    HARDWARE,
     NOT_NEGATIVE,
+    OUTPUT,
     POSITIVE,
+    START,
     Range,
     document_fields,
     option,
@@ -24,7 +28,9 @@ class TrainConfig:
         UserError: for an invalid value or combination; names the field and the choices.
     """
 
-    training_number_of_steps: int = option(30000, COUNT, "Number of optimiser steps.")
+    training_number_of_steps: int = option(
+        30000, COUNT, "Number of optimiser steps.", group=START
+    )
     optimizer: str = option(
         "momentum",
         ("momentum", "nesterov", "adam", "adamw"),
@@ -42,6 +48,7 @@ class TrainConfig:
         NOT_NEGATIVE,
         "Initial learning rate. The papers use 0.007 for VOC, with batch size 16 and "
         "trained batch normalisation.",
+        group=START,
     )
     end_learning_rate: float = option(
         0.0, NOT_NEGATIVE, "Final learning rate of the poly schedule."
@@ -118,16 +125,23 @@ class TrainConfig:
         None,
         help="Weights to start from: a checkpoint (official or ours), an export, an "
         "archive or URL of either, or a name from the model zoo.",
+        group=START,
     )
     train_logdir: str | None = option(
-        None, help="Folder of checkpoints and logs. Default: save nothing."
+        None,
+        help="Folder of checkpoints and logs. None, the default in Python, saves "
+        "nothing.",
+        group=START,
     )
-    log_steps: int = option(10, COUNT, "Steps between log lines.")
+    log_steps: int = option(10, COUNT, "Steps between log lines.", group=OUTPUT)
     save_interval_secs: float = option(
-        1200.0, NOT_NEGATIVE, "Seconds between checkpoints."
+        1200.0, NOT_NEGATIVE, "Seconds between checkpoints.", group=OUTPUT
     )
     save_interval_steps: int = ours(
-        0, NOT_NEGATIVE, "Steps between checkpoints; 0 saves by time only."
+        0,
+        NOT_NEGATIVE,
+        "Steps between checkpoints; 0 saves by time only.",
+        group=OUTPUT,
     )
     focal_gamma: float = ours(
         0.0, NOT_NEGATIVE, "Gamma of the focal loss (1708.02002); 0 is cross-entropy."
@@ -143,6 +157,7 @@ class TrainConfig:
         1,
         COUNT,
         "Split each batch into this many parts and accumulate their gradients.",
+        group=HARDWARE,
     )
     ema_decay: float = ours(
         0.0,
@@ -154,24 +169,31 @@ class TrainConfig:
         False,
         help="Recompute the backbone's activations in the backward pass instead of "
         "storing them: less memory for about a third more time.",
+        group=HARDWARE,
     )
     jit: str = ours(
         "auto",
         ("auto", "on", "off"),
         "Compile with XLA: on, off, or auto to decide by platform.",
+        group=HARDWARE,
     )
     steps_per_call: int = ours(
         0,
         Range(at_least=0, at_most=10**6),
         "Training steps per call of the compiled function; 0 means 1 on CPU, else 10.",
+        group=HARDWARE,
     )
     eval_interval_steps: int = ours(
-        0, NOT_NEGATIVE, "Steps between evaluations on eval_split; 0 never evaluates."
+        0,
+        NOT_NEGATIVE,
+        "Steps between evaluations on eval_split; 0 never evaluates.",
+        group=EVALUATION,
     )
     early_stop_evals: int = ours(
         0,
         NOT_NEGATIVE,
         "Stop after this many evaluations without a better mIoU; 0 never stops early.",
+        group=EVALUATION,
     )
 
     def __post_init__(self) -> None:

@@ -4,6 +4,8 @@
 or `export.py` to use one. Scores are mean IoU in percent.
 """
 
+import functools
+
 from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import camvid, deeplabv3, deeplabv3plus, model_zoo, stages
 from deeplab_tf.presets.preset import (
@@ -24,9 +26,12 @@ __all__ = [
     "is_followed",
 ]
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset
-    for rows in (
+PRESETS: dict[str, Preset]
+
+
+@functools.cache
+def _make_presets() -> dict[str, Preset]:
+    all_rows = (
         *(deeplabv3.cascades, deeplabv3.pyramids),
         *(deeplabv3plus.decoders, deeplabv3plus.resnet),
         *(deeplabv3plus.xception_65, deeplabv3plus.cityscapes),
@@ -34,15 +39,22 @@ PRESETS: dict[str, Preset] = {
         *(model_zoo.ade20k_checkpoints, model_zoo.pretrained_backbones),
         *(stages.stages, camvid.recipes),
     )
-    for preset in rows()
-}
+    return {preset.name: preset for rows in all_rows for preset in rows()}
+
+
+def __getattr__(name: str) -> object:
+    # Made on first use, because `--help` needs none of them.
+    if name == "PRESETS":
+        return _make_presets()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def find_preset(name: str) -> Preset:
     """Returns a preset by name; raises UserError, with similar names, if unknown."""
-    if name not in PRESETS:
-        hint = suggest_similar(name, PRESETS)
+    presets = _make_presets()
+    if name not in presets:
+        hint = suggest_similar(name, presets)
         raise UserError(
             f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
         )
-    return PRESETS[name]
+    return presets[name]

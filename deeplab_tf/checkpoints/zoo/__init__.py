@@ -8,12 +8,14 @@ models, protocols and figures are from the presets.
 """
 
 import dataclasses
+import functools
 import os
 from typing import NamedTuple
 
+import deeplab_tf.presets
 from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.errors import UserError, suggest_similar
-from deeplab_tf.presets import PRESETS, Preset
+from deeplab_tf.presets import Preset
 
 _ADDRESS_VARIABLE = "DEEPLAB_TF_ZOO"
 # http://download.tensorflow.org/models in model_zoo.md. We use https because most
@@ -154,24 +156,38 @@ _SHA256 = {
 
 def _find_presets(name: str, presets: tuple[str, ...]) -> tuple[Preset, ...]:
     names = presets or (name, f"{name}_os8_ms_flip")
-    return tuple(PRESETS[n] for n in names if n in PRESETS)
+    known = deeplab_tf.presets.PRESETS
+    return tuple(known[n] for n in names if n in known)
 
 
-ZOO: dict[str, ZooCheckpoint] = {
-    name: ZooCheckpoint(
-        name, archive + _SUFFIX, _find_presets(name, presets), _SHA256.get(name, "")
-    )
-    for name, archive, *presets in _ROWS
-}
+ZOO: dict[str, ZooCheckpoint]
+
+
+@functools.cache
+def _make_zoo() -> dict[str, ZooCheckpoint]:
+    return {
+        name: ZooCheckpoint(
+            name, archive + _SUFFIX, _find_presets(name, presets), _SHA256.get(name, "")
+        )
+        for name, archive, *presets in _ROWS
+    }
+
+
+def __getattr__(name: str) -> object:
+    # Made on first use, as the presets are.
+    if name == "ZOO":
+        return _make_zoo()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def find_checkpoint(name: str) -> ZooModel | None:
     """Returns a checkpoint by its name or a preset's name; None if unknown."""
-    if name in ZOO:
-        return ZooModel(ZOO[name], ZOO[name].preset)
+    zoo = _make_zoo()
+    if name in zoo:
+        return ZooModel(zoo[name], zoo[name].preset)
     found = (
         ZooModel(checkpoint, preset)
-        for checkpoint in ZOO.values()
+        for checkpoint in zoo.values()
         for preset in checkpoint.evaluations
         if preset.name == name
     )
@@ -183,7 +199,7 @@ def require_checkpoint(name: str) -> None:
     if find_checkpoint(name) is None:
         raise UserError(
             f"there is no file, folder or model zoo checkpoint called {name}; "
-            f"{suggest_similar(name, ZOO)}"
+            f"{suggest_similar(name, _make_zoo())}"
             "python -m deeplab_tf.checkpoints.zoo lists all"
         )
 
@@ -197,15 +213,13 @@ def _describe_protocol(preset: Preset) -> str:
     )
 
 
-def list_checkpoints() -> str:
-    """Describes every checkpoint with its archive and figures, in a few lines each."""
-    lines = []
-    for checkpoint in ZOO.values():
-        lines.append(f"{checkpoint.name} ({checkpoint.archive})")
-        if checkpoint.is_pretrained_backbone:
-            backbone = checkpoint.preset.model.backbone
-            lines.append(f"  {backbone} pretrained on {checkpoint.preset.start}")
-            continue
-        for preset in checkpoint.evaluations:
-            lines.append(f"  {_describe_protocol(preset)}: {preset.published}")
-    return "\n".join([*lines, f"archives: {zoo_address()}"])
+def describe_checkpoint(checkpoint: ZooCheckpoint) -> str:
+    """Describes a checkpoint with its archive and figures, in a few lines."""
+    lines = [f"{checkpoint.name} ({checkpoint.archive})"]
+    if checkpoint.is_pretrained_backbone:
+        backbone = checkpoint.preset.model.backbone
+        lines.append(f"  {backbone} pretrained on {checkpoint.preset.start}")
+        return "\n".join(lines)
+    for preset in checkpoint.evaluations:
+        lines.append(f"  {_describe_protocol(preset)}: {preset.published}")
+    return "\n".join(lines)
