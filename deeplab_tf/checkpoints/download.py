@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from deeplab_tf.checkpoints.cache import (
     is_plain_file,
@@ -29,6 +28,7 @@ from deeplab_tf.checkpoints.cache import (
 )
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import path_lock
+from deeplab_tf.progress import ProgressBar
 
 _WEB = ("http://", "https://")
 _FILE_URL = re.compile("file:(//(localhost)?)?(?=/)", re.IGNORECASE)
@@ -305,7 +305,7 @@ def _copy_stream(read: Callable[[int], bytes], file, total: int | None) -> None:
     name = os.path.basename(file.name).removesuffix(".part")
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     limit = _LIMIT if total is None else total
-    with tqdm(desc=name, total=total, initial=file.tell(), **units) as progress:
+    with ProgressBar(desc=name, total=total, initial=file.tell(), **units) as progress:
         while block := read(_BLOCK):
             if file.tell() + len(block) > limit:
                 raise OSError(f"more than {limit} bytes were sent")

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -217,6 +217,14 @@ def iterate_batches(dataset: tf.data.Dataset) -> Iterator:
     """Yields the batches of a dataset; a broken sample raises a `UserError`."""
     with translate_data_errors():
         yield from dataset
+
+
+def count_batches(dataset: Iterable) -> int | None:
+    """Returns the number of batches of a dataset, or None if it is unknown."""
+    if isinstance(dataset, tf.data.Dataset):
+        count = int(dataset.cardinality())
+        return count if count >= 0 else None
+    return len(dataset) if isinstance(dataset, Sized) else None
 
 
 def _is_data_error(error: tf.errors.OpError) -> bool:

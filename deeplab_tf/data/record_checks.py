@@ -13,7 +13,6 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 from PIL import Image
-from tqdm import tqdm
 
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.data.mask_fit import GRID, Edges, find_edges
@@ -24,6 +23,7 @@ from deeplab_tf.data.records import Keys, parse
 from deeplab_tf.data.source import Source
 from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.images import decoding
+from deeplab_tf.progress import ProgressBar
 
 # The second is raised if TensorFlow's message quotes bytes that are not UTF-8.
 DECODING_ERRORS = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
@@ -82,7 +82,7 @@ class RecordChecker:
         workers = os.cpu_count() or 1
         with (
             futures.ThreadPoolExecutor(workers) as pool,
-            tqdm(total=len(positions), desc=label, unit="img") as progress,
+            ProgressBar(total=len(positions), desc=label, unit="img") as progress,
         ):
             for position, (is_intact, record) in zip(
                 positions, raw.as_numpy_iterator(), strict=True

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from deeplab_tf.arguments import Elements, check_arguments
 from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.data.reader import iterate_batches, translate_data_errors
+from deeplab_tf.data.reader import count_batches, iterate_batches, translate_data_errors
 from deeplab_tf.errors import UserError, pluralize
 from deeplab_tf.evaluation import confusion
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.evaluation.mean_iou import count_confusions
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.inference import Predictor, compile_graph
+from deeplab_tf.progress import ProgressBar
 from deeplab_tf.windows import translate_limit_errors
 
 METRICS_FILE = "metrics.json"
@@ -171,7 +171,8 @@ class Evaluator:
         counts = np.zeros((self.num_classes,) * 2, np.int64)
         confident = any(measure.needs_confidences for measure in measures)
         hidden = not self._shows_progress
-        with tqdm(desc="evaluating", unit="img", disable=hidden) as progress:
+        bar = {"total": count_batches(dataset), "unit": "batch", "disable": hidden}
+        with ProgressBar(desc="evaluating", **bar) as progress:
             for batch in self._score_batches(dataset, confident):
                 counts += np.asarray(batch.counts)
                 exceeds = _is_larger(
@@ -179,7 +180,7 @@ class Evaluator:
                 )
                 _update_measures(batch, int(images[0]), measures, gallery)
                 images += len(batch.images) * np.array([1, exceeds])
-                progress.update(len(batch.images))
+                progress.update()
         if total is not None:
             images, counts = np.asarray(total(images)), np.asarray(total(counts))
         all_images, larger = images.tolist()

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from etils import epath
-from tqdm import tqdm
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import scratch
 from deeplab_tf.files.compression import ArchiveError
 from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.files.tar import Member, read_members
+from deeplab_tf.progress import ProgressBar
 
 _STAMP = "archive.txt"
 # Stamps of earlier versions, which lack checksums, start with a digit.
@@ -149,7 +149,9 @@ def _extract_members(
     with open(os.path.join(folder, _STAMP), "xb") as stamp, archive.open("rb") as file:
         stamp.write(stamp_header)
         found = _read_wanted(file, wanted, limit)
-        for member in tqdm(found, desc="extract", unit="file"):
+        for member in ProgressBar(
+            found, "extract", total=len(wanted) if wanted else None, unit="file"
+        ):
             _write(member, folder, stamp)
     for name in wanted or ():
         if not os.path.exists(os.path.join(folder, name)):

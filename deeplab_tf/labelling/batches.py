@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from deeplab_tf.labelling.writers import Writer
+from deeplab_tf.progress import ProgressBar
 
 _Key = TypeVar("_Key")
 
@@ -48,7 +48,9 @@ def label_images(
     batches = batch_by_size(images.images, batch_size)
     with (
         ThreadPoolExecutor(1) as reader,
-        tqdm(total=images.total, desc="predicting", unit=images.unit) as progress,
+        ProgressBar(
+            total=images.total, desc="predicting", unit=images.unit
+        ) as progress,
     ):
         batch = next(batches, None)
         while batch:

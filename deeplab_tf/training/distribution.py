@@ -10,7 +10,6 @@ import tensorflow as tf
 from deeplab_tf import strict_json
 from deeplab_tf.errors import UserError
 
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker_mirrored", "tpu")
 _TF_CONFIG = "TF_CONFIG"
 _EXAMPLE = (
     '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
@@ -79,7 +78,8 @@ def make_strategy(
     """Returns a distribution strategy; call it before TensorFlow uses any device.
 
     Args:
-        name: One of `STRATEGIES`. "auto" means several workers if the environment
+        name: "auto", "one_device", "mirrored", "multi_worker_mirrored" or "tpu".
+            "auto" means several workers if the environment
             variable TF_CONFIG names them, else all visible GPUs, else the CPU.
         num_clones: Number of devices of this machine; None uses all GPUs. On a CPU, it
             is the number of logical devices to create.

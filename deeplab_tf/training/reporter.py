@@ -13,13 +13,13 @@ from typing import ClassVar, Protocol, runtime_checkable
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from deeplab_tf.config import EvalConfig, TrainConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.evaluation.evaluator import Evaluator, write_metrics
 from deeplab_tf.evaluation.gallery import Gallery
 from deeplab_tf.files.locks import verify_training_lock
+from deeplab_tf.progress import ProgressBar
 from deeplab_tf.training import resume
 from deeplab_tf.training.checkpoint_files import BEST
 from deeplab_tf.training.collapse import find_collapse
@@ -32,6 +32,8 @@ from deeplab_tf.training.summaries import Summaries
 # every model starts by predicting the most frequent class.
 _WINDOW = 100
 _EXAMPLES = 4
+# Time to measure the pace of steps.
+_TIMED_SECONDS = 20
 # Tolerance in mIoU for different seeds and hardware.
 _MIOU_SPREAD = 0.04
 
@@ -107,7 +109,9 @@ class Reporter:
         self._gallery = Gallery(info.num_classes, info.ignore_label, first=_EXAMPLES)
         self._metrics = {}
         self._reported_at = (time.monotonic(), 0)
-        self._progress = tqdm(
+        self._timed_from: tuple[float, int] | None = None
+        self._has_expected = False
+        self._progress = ProgressBar(
             total=config.training_number_of_steps,
             desc="training",
             unit="step",
@@ -146,6 +150,7 @@ class Reporter:
             samples: Samples consumed so far.
         """
         self._progress.update(len(rows))
+        self._expect(step + len(rows))
         self._warn_of_collapse(step + len(rows), classes)
         numbered = enumerate(rows.tolist(), step + 1)
         due = [row for row in numbered if row[0] % self._config.log_steps == 0]
@@ -156,6 +161,25 @@ class Reporter:
         self._reported_at = (now, samples)
         for number, row in due:
             self._log(number, row, speed)
+
+    def _expect(self, step: int) -> None:
+        """Prints the expected time once, after the first steps."""
+        now = time.monotonic()
+        if self._timed_from is None:
+            # The first call compiles, which takes much longer.
+            self._timed_from = (now, step)
+            return
+        before, first = self._timed_from
+        if self._has_expected or now - before < _TIMED_SECONDS:
+            return
+        self._has_expected = True
+        pace = (now - before) / max(1, step - first)
+        left = self._config.training_number_of_steps - step
+        minutes = pace * left / 60
+        self.print(
+            f"step {step}: {pace:.2f} s per step; about {minutes:.0f} minutes left, "
+            "without evaluations"
+        )
 
     def _log(self, step: int, row: list[float], speed: float) -> None:
         data_loss, regularization, learning_rate, *_ = row

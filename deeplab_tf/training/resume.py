@@ -1,11 +1,11 @@
 """Claims a `train_logdir`, and reads and writes its `experiment.json`."""
 
-import dataclasses
 import os
+from operator import attrgetter
 
 import tensorflow as tf
 
-from deeplab_tf.config import EXPERIMENT_FILE, Experiment
+from deeplab_tf.config import EXPERIMENT_FILE, MODEL_FLAGS, Experiment, ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import METRICS_FILE
 from deeplab_tf.files import outputs, text_files
@@ -54,13 +54,21 @@ def read_previous_experiment(experiment: Experiment) -> Experiment | None:
         return None
     previous = read_experiment(folder) or experiment
     if previous.model != experiment.model:
-        old, new = map(dataclasses.asdict, (previous.model, experiment.model))
-        changed = [f"{k} was {old[k]} and is {new[k]}" for k in old if old[k] != new[k]]
+        changed = _list_changes(previous.model, experiment.model)
         raise UserError(
             f"--train_logdir={folder} has a different model: {'; '.join(changed)}; "
             "give the same model flags or a different --train_logdir"
         )
     return previous
+
+
+def _list_changes(old: ModelConfig, new: ModelConfig) -> list[str]:
+    """Describes the differences between two models by flag, if there is one."""
+    paths = {f"--{name}": flag.path for name, flag in MODEL_FLAGS.items()}
+    # They come from the dataset.
+    paths |= {"num_classes": paths.pop("--num_classes"), "channels": "channels"}
+    values = {n: [attrgetter(p)(m) for m in (old, new)] for n, p in paths.items()}
+    return [f"{n} was {a} and is {b}" for n, (a, b) in values.items() if a != b]
 
 
 def read_experiment(folder: str) -> Experiment | None:

@@ -1,0 +1,58 @@
+"""Progress bars; without a terminal, a line every 30 seconds instead."""
+
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+_INTERVAL = 30  # seconds between two lines
+_LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} elapsed, {remaining} left"
+_LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} elapsed"
+
+
+class ProgressBar(tqdm):
+    """A bar of tqdm that suits log files too.
+
+    Takes the arguments of tqdm. If stderr is not a terminal, it prints a line every 30
+    seconds, and a last one if it printed any before.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self._shown_at: float | None = None
+        self._began = time.monotonic()
+        super().__init__(*args, **kwargs)
+
+    @property
+    def _is_log(self) -> bool:
+        return not self.fp.isatty()
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Displays the bar, or prints a line if one is due."""
+        if not self._is_log:
+            return super().display(msg, pos)
+        now = time.monotonic()
+        if now - (self._shown_at or self._began) >= _INTERVAL:
+            self._print()
+            self._shown_at = now
+        return False
+
+    def clear(self, nolock: bool = False) -> None:
+        """Clears the bar on a terminal."""
+        if not self.disable and not self._is_log:
+            super().clear(nolock)
+
+    def close(self) -> None:
+        """Leaves the complete bar on a terminal, or prints the last line."""
+        if not self.disable and self._is_log:
+            if self._shown_at is not None:
+                self._print()
+            self.leave = False
+        super().close()
+
+    def _print(self) -> None:
+        state = self.format_dict
+        template = _LINE if self.total else _LINE_WITHOUT_TOTAL
+        postfix = "{postfix}" if self.postfix else ""
+        line = self.format_meter(**state | {"bar_format": template + postfix})
+        self.fp.write(f"{line}\n")
+        self.fp.flush()
