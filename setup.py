@@ -143,6 +143,7 @@ setup(
     extras_require=EXTRAS_REQUIRE,
     entry_points={
         "console_scripts": [
+            "deeplab = deeplab_tf.programs.commands:main",
             "deeplab-train = deeplab_tf.programs.commands:train",
             "deeplab-eval = deeplab_tf.programs.commands:evaluate",
             "deeplab-export = deeplab_tf.programs.commands:export",

@@ -1,8 +1,6 @@
 """`python -m datasets.shapes`; see deeplab_tf/programs/convert/shapes.py."""
 
-import sys
-
-from deeplab_tf.programs.convert import shapes
+from deeplab_tf.programs import run_program
 
 if __name__ == "__main__":
-    sys.exit(shapes.run(sys.argv))
+    run_program("deeplab_tf.programs.convert.shapes")

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -37,9 +38,24 @@ def import_extra(module: str, extra: str, needed_by: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f'{needed_by} {module}; run pip install "deeplab_tf[{extra}]" ({error})'
-        ) from error
+        raise _missing_extra(module, extra, needed_by, error) from error
+
+
+def require_extra(modules: Iterable[str], extra: str, needed_by: str) -> None:
+    """Raises the error of `import_extra` without importing the modules."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise _missing_extra(
+                module, extra, needed_by, f"No module named {module!r}"
+            )
+
+
+def _missing_extra(
+    module: str, extra: str, needed_by: str, reason: object
+) -> UserError:
+    return UserError(
+        f'{needed_by} {module}; run pip install "deeplab_tf[{extra}]" ({reason})'
+    )
 
 
 def escape(text: object) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from absl import flags
 
 from deeplab_tf import strict_json
+from deeplab_tf.arguments import join_choices
 from deeplab_tf.config import (
     MODEL_FLAGS,
     DataConfig,
@@ -23,7 +24,15 @@ from deeplab_tf.config import (
     parse_option,
     parse_size,
 )
+from deeplab_tf.config.official_flags import DEAD_FLAGS
 from deeplab_tf.config.options import (
+    COMPATIBILITY,
+    DATA,
+    HARDWARE,
+    MODEL,
+    OUTPUT,
+    START,
+    WITHOUT_EFFECT,
     Dataclass,
     flag_default,
     flag_name,
@@ -31,7 +40,7 @@ from deeplab_tf.config.options import (
     option_of,
     type_of,
 )
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, suggest_similar
 from deeplab_tf.presets import Preset, find_preset
 
 _Config = typing.TypeVar("_Config", bound=Dataclass)
@@ -40,7 +49,6 @@ _Config = typing.TypeVar("_Config", bound=Dataclass)
 BOOLEAN, INTEGER, FLOAT = flags.DEFINE_boolean, flags.DEFINE_integer, flags.DEFINE_float
 STRING, STRINGS = flags.DEFINE_string, flags.DEFINE_list
 REPEATED = flags.DEFINE_multi_string
-REQUIRED = functools.partial(flags.DEFINE_string, required=True)
 
 
 def at_least(bound: int) -> Callable:
@@ -50,63 +58,58 @@ def at_least(bound: int) -> Callable:
 
 def one_of(*choices: str) -> Callable:
     """Returns a function that defines a string flag with a fixed set of choices."""
-
-    def define(
-        name: str, default: str | None, text: str, **options: typing.Any
-    ) -> None:
-        flags.DEFINE_enum(name, default, choices, text, **options)
-
-    return define
+    return functools.partial(flags.DEFINE, _Choices(choices))
 
 
-def define_flags(values: flags.FlagValues, rows: Mapping[str, tuple]) -> None:
-    """Defines flags from a table of `{name: (kind, default, help)}`."""
+class _Choices(flags.ArgumentParser):
+    """Accepts some strings only."""
+
+    def __init__(self, choices: tuple[str, ...]):
+        self.enum_values = choices
+
+    def parse(self, argument: str) -> str:
+        """Returns the argument; the error suggests a similar one."""
+        if argument not in self.enum_values:
+            similar = suggest_similar(argument, self.enum_values)
+            raise ValueError(f"{similar}it must be {join_choices(self.enum_values)}")
+        return argument
+
+    def flag_type(self) -> str:
+        """Returns the name of the type."""
+        return "string enum"
+
+
+def REQUIRED(
+    name: str, default: None, text: str, flag_values: flags.FlagValues
+) -> None:
+    """Defines a string flag that must be given."""
+    flags.DEFINE_string(name, default, text, flag_values=flag_values)
+    require_flags(flag_values, name)
+
+
+def require_flags(values: flags.FlagValues, *names: str) -> None:
+    """Makes flags required; `run_program` refuses a command line without them."""
+    for name in names:
+        vars(values[name])["is_required"] = True
+
+
+def is_required(flag: flags.Flag) -> bool:
+    """Returns whether a flag must be given."""
+    return getattr(flag, "is_required", False)
+
+
+def define_flags(
+    values: flags.FlagValues, rows: Mapping[str, tuple], group: str = START
+) -> None:
+    """Defines flags from a table of `{name: (kind, default, help)}`.
+
+    `group` is the member of `GROUPS` that lists them.
+    """
     for name, (define, default, text) in rows.items():
         define(name, default, text, flag_values=values)
+        values.register_flag_by_module(group, values[name])
 
 
-_LOGGING = "logging goes to the terminal"
-_DISTRIBUTION = "workers are set by TF_CONFIG, see --distribution_strategy"
-_NO_NAS = "NAS backbones are not supported"
-_ONLY_TRAINING: dict[str, tuple[type, str]] = {
-    "label_weights": (list, "it only affects the training loss")
-}
-# Flags of the official scripts that have no effect here, and why.
-_DEAD: dict[str, dict[str, tuple[type, str]]] = {
-    "common": {
-        "logtostderr": (bool, _LOGGING),
-        "alsologtostderr": (bool, _LOGGING),
-        "verbosity": (str, _LOGGING),
-        "master": (str, _DISTRIBUTION),
-        "batch_norm_decay": (
-            str,
-            "the official code never read it; --batch_norm_momentum sets the decay",
-        ),
-        "keep_aspect_ratio": (bool, "the aspect ratio is always kept"),
-        "nas_stem_output_num_conv_filters": (str, _NO_NAS),
-        "nas_use_classification_head": (bool, _NO_NAS),
-        "nas_remove_os32_stride": (bool, _NO_NAS),
-    },
-    "train": {
-        "num_replicas": (str, _DISTRIBUTION),
-        "startup_delay_steps": (str, _DISTRIBUTION),
-        "num_ps_tasks": (str, _DISTRIBUTION),
-        "task": (str, _DISTRIBUTION),
-        "profile_logdir": (str, "use tf.profiler instead of tfprof"),
-        "drop_path_keep_prob": (str, _NO_NAS),
-        "save_summaries_secs": (str, "summaries are written every --log_steps"),
-        "save_summaries_images": (
-            bool,
-            "images are written every --eval_interval_steps",
-        ),
-    },
-    "eval": _ONLY_TRAINING,
-    "predict": _ONLY_TRAINING,
-    "export": {
-        "save_inference_graph": (bool, "a SavedModel contains its graph"),
-        **_ONLY_TRAINING,
-    },
-}
 _CELL = "dense_prediction_cell_json"
 _UPSAMPLED = "prediction_with_upsampled_logits"
 # The number of classes comes from the data or the checkpoint.
@@ -119,18 +122,21 @@ INFERENCE = (
 RESIZING = ("min_resize_value", "max_resize_value", "resize_factor")
 
 
-# Model flags that are not config fields.
-_MODEL_ROWS = {
-    _UPSAMPLED: (BOOLEAN, True, "Resize the logits before argmax; must be true."),
+_PRESET = {
     "preset": (
         *(STRING, None),
         "Ours: named experiment that sets every flag you do not give (in an export, "
         "every model flag); python -m deeplab_tf.presets lists all.",
     ),
+}
+_PRECISION = {
     "precision": (
         *(one_of("float32", "bfloat16", "float16"), "float32"),
         "Ours: precision of convolutions; weights, logits and losses stay float32.",
     ),
+}
+_FIXED = {
+    _UPSAMPLED: (BOOLEAN, True, "Resize the logits before argmax; must be true."),
     "quantize_delay_step": (
         INTEGER,
         -1,
@@ -145,34 +151,37 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     `program` is "train", "eval", "export" or "predict".
     """
     for name in _MODEL_FLAGS:
-        _define_option(values, name, MODEL_FLAGS[name].field)
-    define_flags(values, _MODEL_ROWS)
-    for name, (kind, text) in (_DEAD["common"] | _DEAD[program]).items():
+        _define_option(values, name, MODEL_FLAGS[name].field, MODEL)
+    define_flags(values, _PRESET)
+    define_precision(values)
+    define_flags(values, _FIXED, COMPATIBILITY)
+    for name, (kind, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
         define = flags.DEFINE_multi_string if kind is list else _KINDS[kind]
-        define(name, None, f"Without effect: {text}.", flag_values=values)
+        row = {name: (define, None, f"{WITHOUT_EFFECT}: {text}.")}
+        define_flags(values, row, WITHOUT_EFFECT)
 
 
 def define_precision(values: flags.FlagValues) -> None:
     """Defines only --precision of the model flags."""
-    define_flags(values, {"precision": _MODEL_ROWS["precision"]})
+    define_flags(values, _PRECISION, HARDWARE)
 
 
 def define_dataset_location(values: flags.FlagValues) -> None:
     """Defines --dataset and --dataset_dir."""
-    define_options(values, DataConfig, ("dataset", "dataset_dir"))
+    define_options(values, DataConfig, DATA, ("dataset", "dataset_dir"))
 
 
 def define_dataset_flags(values: flags.FlagValues, split_flag: str, split: str) -> None:
     """Defines the flags for location, split and resizing of a dataset."""
     define_dataset_location(values)
-    flags.DEFINE_string(split_flag, split, "Split to read.", flag_values=values)
-    define_options(values, DataConfig, RESIZING)
+    define_flags(values, {split_flag: (STRING, split, "Split to read.")}, DATA)
+    define_options(values, DataConfig, DATA, RESIZING)
 
 
 def define_overwrite(values: flags.FlagValues) -> None:
     """Defines --overwrite."""
     text = "Ours: also replace files that this program did not write."
-    define_flags(values, {"overwrite": (BOOLEAN, False, text)})
+    define_flags(values, {"overwrite": (BOOLEAN, False, text)}, OUTPUT)
 
 
 def require_dataset_dir(dataset: str | None, dataset_dir: str | None) -> None:
@@ -198,6 +207,7 @@ _LIST_KINDS: dict[typing.Any, Callable] = {
 def define_options(
     values: flags.FlagValues,
     config: type[Dataclass],
+    group: str = START,
     names: Collection[str] | None = None,
     get_name: Callable[[dataclasses.Field], str] = flag_name,
 ) -> None:
@@ -206,28 +216,33 @@ def define_options(
     Args:
         values: Where to define them.
         config: A config dataclass.
+        group: Member of `GROUPS` for fields that do not name theirs.
         names: Fields whose flags to define; None defines all.
         get_name: Function from a field to its flag name.
     """
     for field in flagged_fields(config):
         if names is None or field.name in names:
-            _define_option(values, get_name(field), field)
+            _define_option(values, get_name(field), field, group)
 
 
 def _define_option(
-    values: flags.FlagValues, name: str, field: dataclasses.Field
+    values: flags.FlagValues, name: str, field: dataclasses.Field, group: str
 ) -> None:
-    hint, _ = type_of(field)
+    (hint, _), option = type_of(field), option_of(field)
     if typing.get_origin(hint) is tuple:
         define = _LIST_KINDS.get(typing.get_args(hint)[0], flags.DEFINE_string)
+    elif isinstance(option.accepts, tuple):
+        define = one_of(*option.accepts)
     else:
         define = _KINDS[hint]
-    default, text = flag_default(field), option_of(field).help
+    default, text = flag_default(field), option.help
     if isinstance(default, tuple):
         default = ",".join(map(str, default)) or None
-    if option_of(field).is_ours:
+    if option.is_ours:
         text = f"Ours: {text[0].lower()}{text[1:]}"
-    define(name, default, text, flag_values=values)
+    define_flags(values, {name: (define, default, text)}, option.group or group)
+    if typing.get_args(hint) == (int, int):
+        vars(values[name])["placeholder"] = "HEIGHT,WIDTH"
 
 
 def read_options(
@@ -284,7 +299,7 @@ def read_integers(values: flags.FlagValues, name: str) -> tuple[int, ...]:
 
 def check_flags(values: flags.FlagValues, program: str) -> None:
     """Warns about flags without effect and refuses unsupported values."""
-    for name, (_, text) in (_DEAD["common"] | _DEAD[program]).items():
+    for name, (_, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
         if values[name].present:
             print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
     delay = values.quantize_delay_step

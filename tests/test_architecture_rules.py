@@ -14,7 +14,7 @@ FILES = sorted((ROOT / PACKAGE).rglob("*.py"))
 # A level may import the levels before it; parts of one level may not import each
 # other.
 LEVELS = (
-    {"errors", "memory"},
+    {"errors", "memory", "progress"},
     {"strict_json", "arguments"},
     {"files", "data.info"},
     {"config", "images"},
@@ -28,7 +28,7 @@ LEVELS = (
     {"training", "serving", "labelling"},
     {"flags"},
     {"programs"},
-    {"data.doctor", "plan", "predict", "pretrain"},
+    {"data.doctor", "plan", "predict", "pretrain", "__main__"},
 )
 MODEL_HALF, DATA_HALF = {"models", "checkpoints"}, {"data"}
 # These run on any Keras backend.

@@ -22,6 +22,7 @@ from PIL import Image
 
 import deeplab_tf
 from deeplab_tf import flags
+from deeplab_tf.config.official_flags import DEAD_FLAGS
 from deeplab_tf.convert.voc2012 import convert as convert_voc
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.images.videos import write_video
@@ -221,7 +222,7 @@ def test_official_command_lines_are_accepted(capsys):
 
 def test_flags_without_effect_are_documented():
     table = (ROOT / "docs/flags.md").read_text().partition("## Without effect")[2]
-    dead = {name for group in flags._DEAD.values() for name in group}
+    dead = {name for group in DEAD_FLAGS.values() for name in group}
     assert dead == set(re.findall(r"`--(\w+)`", table))
 
 

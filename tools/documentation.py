@@ -21,6 +21,9 @@ import benchmarks.quiet_tensorflow  # noqa: E402, F401
 
 from benchmarks import ablation_report  # noqa: E402
 from benchmarks.measuring import markdown_table  # noqa: E402
+from deeplab_tf import flags  # noqa: E402
+from deeplab_tf.config.options import GROUPS, WITHOUT_EFFECT  # noqa: E402
+from deeplab_tf.programs import flag_help  # noqa: E402
 
 # Programs, and the modules that define their flags.
 PROGRAMS = {
@@ -42,14 +45,12 @@ PROGRAMS = {
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
-`python tools/documentation.py` generates this page from the programs; `--help` prints the same.
-In train.py, eval.py and export.py, "Ours" marks flags that the official programs do not have. All
-other flags have the official names, meanings and defaults, except those listed in
+`python tools/documentation.py` generates this page from the programs; `--help` prints the same, in
+the same groups. In train.py, eval.py and export.py, "Ours" marks flags that the official programs
+do not have. All other flags have the official names, meanings and defaults, except those listed in
 [migration](migration.md#flags). Write a list as `--train_crop_size=513,513` or repeat the flag;
 write a boolean as `--recompute`, `--norecompute` or `--recompute=false`. Unknown flags are errors.
 """  # noqa: E501
-_DEAD = "Without effect: "
-_REPEATED = "repeat this option to specify a list of values"
 _RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
@@ -60,38 +61,33 @@ def command(program: str) -> str:
 
 
 def flag_rows(program: str) -> dict[str, tuple[str, ...]]:
-    """Returns type, default and meaning of each flag, by name."""
+    """Returns group, value, default and meaning of each flag, by name."""
     values = importlib.import_module(PROGRAMS[program]).define_flags()
-    return {name: _row(values[name]) for name in values}
+    groups = flag_help.group_flags(values).items()
+    return {flag.name: _row(group, flag) for group, own in groups for flag in own}
 
 
-def _row(flag) -> tuple[str, ...]:
-    text = " ".join(flag.help.replace(_REPEATED, "").split()).removesuffix(";")
-    kind = flag.flag_type().split()[0].replace("multi", "list").replace("comma", "list")
-    choices = re.match(r"<([\w|]+)>: ", text)
-    if choices:
-        text = text.removeprefix(choices[0])
-        kind = choices[1].replace("|", ", ")
-    default = "" if flag.default is None else _format_default(flag.default)
-    return kind, default, text.replace("|", "\\|")
-
-
-def _format_default(value) -> str:
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return f"`{text}`" if text else ""
+def _row(group: str, flag) -> tuple[str, ...]:
+    default = flag_help.format_default(flag)
+    if flags.is_required(flag):
+        default = "required"
+    elif default:
+        default = f"`{default}`"
+    value = flag_help.placeholder(flag).replace("|", ", ") or "boolean"
+    return group, value, default, flag_help.help_text(flag).replace("|", "\\|")
 
 
 def flags_page() -> str:
     """Returns the text of docs/flags.md, with each different flag once."""
-    flags = {program: set(flag_rows(program).items()) for program in PROGRAMS}
-    dead = {flag for own in flags.values() for flag in own if _is_dead(flag[1])}
-    model = set.intersection(*(flags[program] for program in BUILDERS)) - dead
+    all_rows = {program: flag_rows(program) for program in PROGRAMS}
+    every = {program: set(rows.items()) for program, rows in all_rows.items()}
+    dead = {flag for own in every.values() for flag in own if _is_dead(flag[1])}
+    model = set.intersection(*(every[program] for program in BUILDERS)) - dead
     text = f"Flags of {_join_commands(BUILDERS)}."
-    parts = [INTRODUCTION, _table("The model", text, dict(model))]
+    in_order = [flag for flag in all_rows["train.py"].items() if flag in model]
+    parts = [INTRODUCTION, _table("The model", text, dict(in_order))]
     listed = {"The model": model}
-    for program, own in flags.items():
+    for program, own in every.items():
         text, new = f"`{command(program)}`.", own - dead
         for section, known in listed.items():
             if repeated := new & known:
@@ -99,7 +95,8 @@ def flags_page() -> str:
                 names = "all flags" if repeated == model else names
                 text += f" As in [{section}](#{_anchor(section)}): {names}."
                 new -= known
-        parts.append(_table(program, text, dict(new)))
+        in_order = [flag for flag in all_rows[program].items() if flag in new]
+        parts.append(_table(program, text, dict(in_order)))
         listed[program] = new
     return "\n".join([*parts, _dead_table(dict(dead))])
 
@@ -109,7 +106,7 @@ def _anchor(heading: str) -> str:
 
 
 def _is_dead(row: tuple[str, ...]) -> bool:
-    return row[-1].startswith(_DEAD)
+    return row[0] == WITHOUT_EFFECT
 
 
 def _join_commands(names) -> str:
@@ -118,17 +115,19 @@ def _join_commands(names) -> str:
 
 
 def _table(title: str, text: str, rows: dict) -> str:
-    names = ["flag", "type", "default", "meaning"]
-    table = markdown_table(
-        names, ([f"`--{name}`", *rows[name]] for name in sorted(rows))
-    )
+    lines: list[list[str]] = []
+    for group in GROUPS:
+        own = [name for name, row in rows.items() if row[0] == group]
+        lines += [[f"**{group}**", "", "", ""]] if own else []
+        lines += [[f"`--{name}`", *rows[name][1:]] for name in own]
+    table = markdown_table(["flag", "value", "default", "meaning"], lines)
     return f"## {title}\n\n{text}\n\n{table}\n"
 
 
 def _dead_table(rows: dict) -> str:
     flags: dict[str, list[str]] = {}
     for name in sorted(rows):
-        reason = rows[name][-1].removeprefix(_DEAD)
+        reason = rows[name][-1].removeprefix(f"{WITHOUT_EFFECT}: ")
         flags.setdefault(reason, []).append(f"`--{name}`")
     table = markdown_table(
         ["flag", "why"], ([", ".join(names), why] for why, names in flags.items())

@@ -18,9 +18,7 @@ from deeplab_tf.convert.annotations.objects import (
 )
 from deeplab_tf.convert.class_list import ClassList, is_background
 from deeplab_tf.convert.class_masks import background_id
-from deeplab_tf.convert.shards import RunOptions
-from deeplab_tf.convert.splitting import Splitting
-from deeplab_tf.convert.tiling import ImageOptions
+from deeplab_tf.convert.options import ImageOptions, RunOptions, Splitting
 from deeplab_tf.data.info import DatasetInfo, check_class_names
 from deeplab_tf.errors import UnclearError, UserError, pluralize, suggest_similar
 from deeplab_tf.images import strips

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
-from tqdm import tqdm
 
 from deeplab_tf import strict_json
 from deeplab_tf.convert import conversion, pairs, run_lengths
@@ -19,6 +18,7 @@ from deeplab_tf.data.info import dataset_info, normalize_split
 from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import decoding
+from deeplab_tf.progress import ProgressBar
 
 _MAX_SKIPPED_PIXELS = 1000
 _MAX_BYTES = 2**31  # of an instances file; those of 2017 have 0.5 GB
@@ -189,7 +189,7 @@ def _read_objects(
     """Returns the objects of the 20 classes by image id."""
     class_ids = _map_categories(path, content["categories"])
     objects: dict[Any, list[_Object]] = {}
-    for annotation in tqdm(content["annotations"], desc="outlines", unit="obj"):
+    for annotation in ProgressBar(content["annotations"], desc="outlines", unit="obj"):
         image_id, category_id = annotation["image_id"], annotation["category_id"]
         for field, known in (("image_id", images), ("category_id", class_ids)):
             if annotation[field] not in known:

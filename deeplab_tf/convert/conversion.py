@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from deeplab_tf.convert.manifest import Member, Shard, summarize
+from deeplab_tf.convert.options import ImageOptions, RunOptions
 from deeplab_tf.convert.shards import (
     OWN_FILES,
     REPLACE,
@@ -27,10 +28,9 @@ from deeplab_tf.convert.shards import (
     Conversion,
     PlannedShard,
     Record,
-    RunOptions,
     split_into_shards,
 )
-from deeplab_tf.convert.tiling import ImageOptions, TileReader, cut_samples
+from deeplab_tf.convert.tiling import TileReader, cut_samples
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UnclearError, UserError, pluralize

@@ -12,10 +12,7 @@ from etils import epath
 from deeplab_tf.convert import additions, color_labels, conversion, layout, splitting
 from deeplab_tf.convert.class_list import ClassList
 from deeplab_tf.convert.class_masks import ClassMasks, background_id
-from deeplab_tf.convert.layout import Layout
-from deeplab_tf.convert.shards import RunOptions
-from deeplab_tf.convert.splitting import Splitting
-from deeplab_tf.convert.tiling import ImageOptions
+from deeplab_tf.convert.options import ImageOptions, Layout, RunOptions, Splitting
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import strips

@@ -1,6 +1,5 @@
 """Finds images and masks and pairs them by name."""
 
-import dataclasses
 import os
 import sys
 import unicodedata
@@ -10,10 +9,9 @@ from typing import NamedTuple, TypeVar
 
 from etils import epath
 
-from deeplab_tf.config.checks import check_fields
-from deeplab_tf.config.options import document_fields, option
 from deeplab_tf.convert import pairs
 from deeplab_tf.convert.mask_pattern import MaskPattern
+from deeplab_tf.convert.options import Layout
 from deeplab_tf.errors import UserError, escape, pluralize
 from deeplab_tf.files import file_kinds
 from deeplab_tf.images import formats
@@ -21,51 +19,6 @@ from deeplab_tf.images.mask_files import MASK_SUFFIXES
 
 _ANNOTATION_SUFFIXES = {".json", ".txt", ".xml"}
 _Mask = TypeVar("_Mask")
-
-
-@document_fields
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """The folders of images and masks, and how their names differ."""
-
-    image_dir: str = option(flag="", help="Folder of the images, with subfolders.")
-    label_dir: str = option(
-        flag="",
-        help="Folder of the masks, with the same subfolders; may be `image_dir`.",
-    )
-    image_prefix: str = option(
-        "", help="Start of the name of every image; other files are left out."
-    )
-    image_suffix: str = option(
-        "", help="End of the name of every image, before the extension, such as _rgb."
-    )
-    label_prefix: str = option(
-        "", help="Start of the name of every mask, such as mask_."
-    )
-    label_suffix: str = option(
-        "", help="End of the name of every mask, before the extension, such as _L."
-    )
-    missing_mask: str = option(
-        "error",
-        ("error", "background", "skip"),
-        "What to do with an image without a mask: error stops, background labels it "
-        "entirely as the class background, skip leaves it out.",
-    )
-    mask_pattern: str = option(
-        "",
-        help="Paths in --label_dir of masks of one class each, in which pixels that "
-        "are not 0 are the class, such as {image}_{class}.png. {image} is the name of "
-        "the image; {index}, its number in sorted order from 1; * matches any text. "
-        "Where masks overlap, the later class wins.",
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether images and masks are in one folder."""
-        return os.path.realpath(self.image_dir) == os.path.realpath(self.label_dir)
 
 
 class _Kind(NamedTuple):

@@ -1,7 +1,6 @@
 """Writes shards in parallel and publishes them together; see `conversion`."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
@@ -13,9 +12,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from tqdm import tqdm
 
-from deeplab_tf.config.options import document_fields, option
 from deeplab_tf.convert import additions
 from deeplab_tf.convert.manifest import (
     MANIFEST,
@@ -25,33 +22,17 @@ from deeplab_tf.convert.manifest import (
     Skipped,
     remove,
 )
+from deeplab_tf.convert.options import RunOptions
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UnclearError, UserError, escape, one_line
 from deeplab_tf.files import outputs
+from deeplab_tf.progress import ProgressBar
 
 SKIPPED_FILE = "skipped.txt"
 OWN_FILES = (MANIFEST, records.INFO_FILE, SKIPPED_FILE)
 # Content, pixels by class and digest of a record.
 Record = tuple[bytes, dict[int, int], str]
-
-
-@document_fields
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a run treats earlier records and broken files."""
-
-    adds: bool = option(
-        False,
-        flag="",
-        help="Keep the images of earlier runs in their splits, instead of replacing "
-        "the splits.",
-    )
-    skip_broken: bool = option(
-        False,
-        help="List images that cannot be converted in skipped.txt and continue, "
-        "instead of stopping at the first.",
-    )
 
 
 # The converters of official datasets know all images of a split.
@@ -203,7 +184,9 @@ class Conversion:
         )
         total, left = (sum(len(s.items) for s in group) for group in (shards, missing))
         with (
-            tqdm(total=total, initial=total - left, desc="records", unit="img") as bar,
+            ProgressBar(
+                total=total, initial=total - left, desc="records", unit="img"
+            ) as bar,
             contextlib.closing(
                 _map_in_order(self._make_record, samples, workers)
             ) as made,
@@ -243,7 +226,10 @@ class Conversion:
         return True
 
     def _write(
-        self, shard: PlannedShard, made: Iterator[Callable[[], Record]], progress: tqdm
+        self,
+        shard: PlannedShard,
+        made: Iterator[Callable[[], Record]],
+        progress: ProgressBar,
     ) -> Shard:
         """Writes a shard from the results of its samples."""
         finished = shard.name + records.FINISHED

@@ -1,51 +1,16 @@
 """Divides samples into training and validation, exactly and stably."""
 
-import dataclasses
 import hashlib
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from deeplab_tf.config.checks import check_fields, require
-from deeplab_tf.config.options import FRACTION, document_fields, option
+from deeplab_tf.convert.options import Splitting
 from deeplab_tf.data.info import normalize_split
 from deeplab_tf.errors import UserError
 
 _VAL = "val"
-
-
-@document_fields
-@dataclasses.dataclass(frozen=True)
-class Splitting:
-    """How samples are divided into splits."""
-
-    split: str = option("train", help="Name of the split.")
-    val_share: float = option(
-        0.0,
-        FRACTION,
-        "Share of the images to put into the split val, to within one image; images "
-        "with the same classes are divided in the same proportion. Adding images later "
-        "does not move earlier ones.",
-    )
-    group_by: str = option(
-        "",
-        help="Which images --val_share keeps together: folder, those in one folder; "
-        "or a regular expression for the part of the name that they share, such as "
-        "^video[0-9]+.",
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(
-            re.fullmatch(r"\w+", self.split) is not None,
-            f"--split must be letters, digits and underscores; received {self.split!r}",
-        )
-        require(
-            not (self.val_share and self.split == _VAL),
-            "--val_share creates the split val; --split must be another one",
-        )
-        require(not self.group_by or self.val_share > 0, "--group_by needs --val_share")
 
 
 def divide(

@@ -1,6 +1,5 @@
 """Cuts large images and their labels into tiles, each of which becomes a record."""
 
-import dataclasses
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -10,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from deeplab_tf.config.checks import check_fields, require
-from deeplab_tf.config.options import document_fields, option
+from deeplab_tf.convert.options import ImageOptions
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UnclearError, UserError
 from deeplab_tf.images import encoding, strips
@@ -20,41 +18,6 @@ from deeplab_tf.images.tiles import place_tiles
 
 # Larger images are converted one at a time, to bound the memory.
 _PARALLEL_PIXELS = 1 << 25
-
-
-@document_fields
-@dataclasses.dataclass(frozen=True)
-class ImageOptions:
-    """How images become records."""
-
-    apply_exif: bool | None = option(
-        False,
-        flag_default=None,
-        help="Rotate images by their EXIF orientation, if labels are upright; "
-        "--noapply_exif if labels fit the stored pixels. Default of the flag (None): "
-        "refuse images for which both are possible.",
-    )
-    tile: int = option(
-        0,
-        help="Side of the tiles that larger images and masks are cut into, such as "
-        "2048; the record of a tile is named NAME@TOP,LEFT, in pixels. Images above "
-        "134 megapixels need it; those above 200 must be PNG, TIFF or .npy.",
-    )
-    tile_overlap: int = option(
-        0, help="Minimum overlap of adjacent tiles in pixels, such as 128."
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        require(
-            self.tile != 0 or self.tile_overlap == 0,
-            "--tile_overlap has no effect without --tile",
-        )
-        require(
-            self.tile >= 0 and 0 <= self.tile_overlap <= self.tile // 2,
-            "--tile must be positive and --tile_overlap between 0 and half of it; "
-            f"received {self.tile} and {self.tile_overlap}",
-        )
 
 
 def cut_samples(samples: Iterable[Any], options: ImageOptions) -> list[Any]:

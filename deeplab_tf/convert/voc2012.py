@@ -9,12 +9,12 @@ import functools
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from etils import epath
 
 from deeplab_tf.checkpoints import download
 from deeplab_tf.convert import conversion, pairs, sbd
+from deeplab_tf.convert.voc_sources import Source
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info, normalize_split
 from deeplab_tf.errors import UserError
@@ -22,29 +22,6 @@ from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.files.archives import extract
 from deeplab_tf.files.ledger import digest_file
 from deeplab_tf.images import mask_files
-
-
-class Source(NamedTuple):
-    """The location of an archive and its hexadecimal checksums, "" if unknown.
-
-    The URL is http, https or a path that `tf.io.gfile` copies.
-    """
-
-    url: str
-    sha256: str = ""
-    md5: str = ""
-
-
-# The SHA-256 is from TensorFlow Datasets (url_checksums/voc.txt).
-VOC_SOURCE = Source(
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-    sha256="e14f763270cf193d0b5f74b169f44157a4b0c6efa708f4dd0ff78ee691763bcb",
-)
-SBD_SOURCE = Source(
-    "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/"
-    "semantic_contours/benchmark.tgz",
-    md5="82b4d87ceb2ed10f6038a1cba92111cb",
-)
 
 _SPLITS = ("train", "val", "trainval", "trainaug", "train_aug")
 _SUFFIXES = (".jpg", ".jpeg", ".png")

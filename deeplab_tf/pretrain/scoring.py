@@ -7,11 +7,11 @@ from typing import ClassVar
 import keras
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
-from deeplab_tf.data.reader import iterate_batches
+from deeplab_tf.data.reader import count_batches, iterate_batches
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.gallery import Gallery
+from deeplab_tf.progress import ProgressBar
 
 _TOP = 5
 
@@ -76,10 +76,12 @@ class TopAccuracy:
             UserError: if there are no images.
         """
         counts = np.zeros(3, np.int64)
-        with tqdm(desc="evaluating", unit="img", disable=not self._shows_progress) as p:
+        hidden = not self._shows_progress
+        bar = {"total": count_batches(dataset), "unit": "batch", "disable": hidden}
+        with ProgressBar(desc="evaluating", **bar) as progress:
             for images, labels in iterate_batches(dataset):
                 counts += self._compiled_step(images, labels).numpy()
-                p.update(len(images))
+                progress.update()
         if sum_over_workers is not None:
             counts = np.asarray(sum_over_workers(counts))
         images, top1, top5 = counts.tolist()

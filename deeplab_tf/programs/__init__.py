@@ -1,7 +1,9 @@
 """Runs the command-line programs: root scripts, console scripts and `python -m`.
 
 A program is a module whose docstring opens `--help`, with `define_flags()`, which
-returns its flags, and `main(values)`, which takes them parsed.
+returns its flags, and `main(values)`, which takes them parsed and imports what needs
+TensorFlow. `check(values)`, if it exists, refuses combinations of flags before that.
+`USES_TENSORFLOW = False` marks a program that never needs it.
 """
 
 import contextlib
@@ -11,17 +13,22 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator, Sequence
 
-from absl import flags
+from absl import flags as absl_flags
 
-from deeplab_tf.errors import UserError, one_line
+from deeplab_tf import flags
+from deeplab_tf.errors import UserError, one_line, suggest_similar
+from deeplab_tf.programs.flag_help import find_answer, list_names
 
 # Flags whose value is an output path.
 _OUTPUT_FLAGS = (
     *("export_path", "output_dir", "train_logdir", "eval_logdir", "submission_file"),
     *("json", "work_dir", "download_dir"),
 )
+# Errors of users; OSError is raised for unusable paths.
+_ERRORS = (UserError, absl_flags.Error, OSError)
 
 
 @contextlib.contextmanager
@@ -112,31 +119,29 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
         name: Module of the program, such as `deeplab_tf.programs.train`.
         argv: Command line; None is `sys.argv`.
     """
-    # Users often press Ctrl-C during the imports, which take seconds.
-    with _quiet_ctrl_c():
-        start_tensorflow()
-        program = importlib.import_module(name)
-    from tensorflow import errors
-
-    from deeplab_tf.training.interruption import Interrupted, raise_on_signals
-
-    user_errors = (
-        *(UserError, flags.Error),
-        # Raised by Python and tf.io.gfile for unusable paths.
-        *(OSError, errors.PermissionDeniedError, errors.FailedPreconditionError),
-        *(errors.NotFoundError, errors.ResourceExhaustedError),
-    )
     argv = sys.argv if argv is None else argv
     called = os.path.basename(argv[0])
-    values = program.define_flags()
-    if {"--help", "-help", "-h", "--helpfull", "--helpshort"} & set(argv[1:]):
-        print(f"{program.__doc__}\n{values.get_help()}")
-        return
+    # Users often press Ctrl-C during the imports, which take seconds.
+    with _quiet_ctrl_c():
+        program = importlib.import_module(name)
+        values = program.define_flags()
+        if answer := find_answer(program.__doc__ or "", values, argv):
+            print_text(answer)
+            return
+        try:
+            parse_flags(values, argv)
+            getattr(program, "check", lambda values: None)(values)
+        except _ERRORS as error:
+            sys.exit(f"{called}: {one_line(error)}")
+        errors = _start(program)
+    from deeplab_tf.training.interruption import Interrupted, raise_on_signals
+
     try:
         with raise_on_signals():
-            parse_flags(values, argv)
+            if _uses_tensorflow(program):
+                _refuse_special_files(values)
             program.main(values)
-    except user_errors as error:
+    except errors as error:
         sys.exit(f"{called}: {one_line(error)}")
     except Interrupted as error:
         line = f"{called}: interrupted by {error.signal.name} before it finished"
@@ -148,31 +153,91 @@ def run_program(name: str, argv: list[str] | None = None) -> None:
         raise
 
 
-def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Parses a command line, expands `~` and validates its paths.
+def _start(program: types.ModuleType) -> tuple[type[Exception], ...]:
+    """Starts TensorFlow if the program needs it; returns the errors of users."""
+    if not _uses_tensorflow(program):
+        return _ERRORS
+    start_tensorflow()
+    from tensorflow import errors
+
+    return (
+        *_ERRORS,
+        # Of tf.io.gfile for unusable paths, and of full devices.
+        *(errors.PermissionDeniedError, errors.FailedPreconditionError),
+        *(errors.NotFoundError, errors.ResourceExhaustedError),
+    )
+
+
+def _uses_tensorflow(program: types.ModuleType) -> bool:
+    return getattr(program, "USES_TENSORFLOW", True)
+
+
+def print_text(text: str) -> None:
+    """Prints a text whose reader may close the pipe early, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would report the closed pipe again when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_flags(values: absl_flags.FlagValues, argv: list[str]) -> None:
+    """Parses a command line and expands `~`.
 
     Raises:
-        UserError: for a positional argument, an empty output path, or a path to a
-            special file such as a FIFO.
+        UserError: for an unknown or missing flag, a positional argument or an empty
+            output path.
     """
-    # Imports TensorFlow.
-    from deeplab_tf.files import file_kinds
-
-    rest = values(argv)[1:]
+    try:
+        rest = values(argv)[1:]
+    except absl_flags.UnrecognizedFlagError as error:
+        name = f"--{error.flagname}"
+        similar = suggest_similar(name, list_names(values))
+        raise UserError(
+            f"there is no flag {name}; {similar}--help lists all"
+        ) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")
+    _require_all(values)
     for name in values:
         value = values[name].value
         if isinstance(value, str) and value.startswith("~"):
             # No shell expands it in `--image_dir=~/photos`.
-            value = values[name].value = os.path.expanduser(value)
+            values[name].value = os.path.expanduser(value)
         if name in _OUTPUT_FLAGS and value == "":
             raise UserError(
                 f"--{name} is empty; give a path (is a shell variable unset?)"
             )
+
+
+def _require_all(values: absl_flags.FlagValues) -> None:
+    """Raises UserError, with the meaning of the flag, if a required one is missing."""
+    for name in values:
+        flag = values[name]
+        if flags.is_required(flag) and flag.value is None:
+            meaning = str(flag.help).partition(". ")[0].removesuffix(".")
+            raise UserError(f"--{name} is required: {meaning[0].lower()}{meaning[1:]}")
+
+
+def _refuse_special_files(values: absl_flags.FlagValues) -> None:
+    """Raises UserError for a path to a special file such as a FIFO."""
+    from deeplab_tf.files import file_kinds
+
+    for name in values:
+        value = values[name].value
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 file_kinds.refuse_special(name, text)
+
+
+def suggest_commands(commands: Iterable[Sequence[str]]) -> None:
+    """Prints what to run next to stderr: the name and flags of each program."""
+    print("next:", file=sys.stderr)
+    for name, *arguments in commands:
+        # In a checkout, some programs are scripts.
+        script = f"{name}.py"
+        program = script if os.path.exists(script) else f"-m deeplab_tf {name}"
+        print(f"  python {program} {shlex.join(arguments)}", file=sys.stderr)
 
 
 def command_line() -> list[str]:

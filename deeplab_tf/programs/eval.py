@@ -5,58 +5,21 @@
 Prints IoU per class, and writes metrics.json and report.html to --eval_logdir.
 """
 
-import dataclasses
-import itertools
-import os
-
-import numpy as np
-import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.checkpoints import tf1
-from deeplab_tf.checkpoints.following import follow_checkpoints
-from deeplab_tf.config import DataConfig, EvalConfig, Experiment
-from deeplab_tf.data import sources
-from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
-from deeplab_tf.evaluation import corruptions
-from deeplab_tf.evaluation.evaluator import Evaluator, format_class_table
-from deeplab_tf.evaluation.gallery import Gallery
-from deeplab_tf.evaluation.measures import describe_measures, make_measures
-from deeplab_tf.evaluation.results import (
-    Split,
-    list_result_files,
-    make_gallery,
-    score_split,
-    write_results,
-)
-from deeplab_tf.evaluation.robustness import measure_robustness
-from deeplab_tf.evaluation.unpredicted import NEVER_PREDICTED, describe_unpredicted
-from deeplab_tf.files import outputs
-from deeplab_tf.presets import describe_run
-from deeplab_tf.programs import read_command_line
-from deeplab_tf.programs.checkpoint import (
-    require_channels,
-    require_classes,
-    require_no_model_flags,
-    restore_model,
-)
-from deeplab_tf.serving.formats import is_artefact, load_artefact
-from deeplab_tf.training.distribution import make_local_strategy
-from deeplab_tf.training.resume import read_experiment
+from deeplab_tf.config import EvalConfig
+from deeplab_tf.config.options import EVALUATION, HARDWARE, OUTPUT
 
-# Flags that only apply to checkpoints, in addition to the model flags.
-_CHECKPOINT_FLAGS = ("num_clones", "clone_on_cpu", "eval_interval_secs")
-_OFFICIAL_INTERVAL = 300  # seconds between two evaluations
-
-_FLAGS = {
+_START = {
     "checkpoint_dir": (
-        *(flags.STRING, None),
+        *(flags.REQUIRED, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file; or an "
         "exported model: a SavedModel, TFLite or ONNX file.",
     ),
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
+}
+_EVALUATION = {
     "eval_interval_secs": (
         *(flags.at_least(0), None),
         "If given, follow a training run and evaluate every new checkpoint; the "
@@ -66,12 +29,6 @@ _FLAGS = {
         *(flags.at_least(0), 0),
         "Stop following after this many evaluations; 0 never stops.",
     ),
-    "num_clones": (
-        *(flags.INTEGER, None),
-        "Ours: number of devices; default: all GPUs. On CPU, logical devices.",
-    ),
-    "clone_on_cpu": (flags.BOOLEAN, False, "Ours: do not use GPUs."),
-    "report": (flags.BOOLEAN, True, "Ours: write report.html."),
     "trimap": (
         *(flags.one_of("none", "void", "classes"), "none"),
         "Ours: also compute mIoU in bands around void pixels (PASCAL VOC) or class "
@@ -88,207 +45,37 @@ _FLAGS = {
     ),
     "severities": (flags.STRINGS, [1, 2, 3, 4, 5], "Ours: severities to apply."),
 }
+_HARDWARE = {
+    "num_clones": (
+        *(flags.INTEGER, None),
+        "Ours: number of devices; default: all GPUs. On CPU, logical devices.",
+    ),
+    "clone_on_cpu": (flags.BOOLEAN, False, "Ours: do not use GPUs."),
+}
+_OUTPUT = {"report": (flags.BOOLEAN, True, "Ours: write report.html.")}
 
 
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
-    flags.define_model_flags(values, "eval")
-    flags.define_overwrite(values)
+    flags.define_flags(values, _START)
     flags.define_dataset_flags(values, "eval_split", "val")
-    flags.define_options(values, EvalConfig)
-    flags.define_flags(values, _FLAGS)
-    absl_flags.mark_flag_as_required("checkpoint_dir", flag_values=values)
+    flags.define_model_flags(values, "eval")
+    flags.define_options(values, EvalConfig, EVALUATION)
+    flags.define_flags(values, _EVALUATION, EVALUATION)
+    flags.define_flags(values, _HARDWARE, HARDWARE)
+    flags.define_flags(values, _OUTPUT, OUTPUT)
+    flags.define_overwrite(values)
     return values
 
 
-def _find_dataset(
-    values: absl_flags.FlagValues, trained_on: DataConfig | None, fallback: str | None
-) -> tuple[str, DatasetInfo]:
-    """Returns the folder of the records and the description of the dataset.
-
-    Without flags it is the dataset that the model was `trained_on`, if known;
-    `fallback` names the dataset where neither flags nor records do.
-    """
-    dataset, dataset_dir = values.dataset, values.dataset_dir
-    if dataset is None and dataset_dir is None and trained_on:
-        dataset, dataset_dir = trained_on.dataset, trained_on.dataset_dir
-    flags.require_dataset_dir(dataset, dataset_dir)
-    preset = flags.read_preset(values)
-    fallback = fallback or flags.default_dataset(preset)
-    return dataset_dir or "", sources.resolve_info(dataset, dataset_dir or "", fallback)
-
-
-def _read_eval_config(values: absl_flags.FlagValues, info: DatasetInfo) -> EvalConfig:
-    preset = flags.read_preset(values)
-    base = preset and preset.evaluation
-    return flags.read_options(values, EvalConfig, base, ignore_label=info.ignore_label)
-
-
-def _evaluate_artefact(values: absl_flags.FlagValues, path: str) -> None:
-    require_no_model_flags(values, path, (*flags.INFERENCE, *_CHECKPOINT_FLAGS))
-    artefact = load_artefact(path)
-    known = artefact.info and artefact.info.name
-    folder, info = _find_dataset(values, None, known)
-    if artefact.num_classes is None:
-        artefact.num_classes = info.num_classes
-    channels = artefact.channels or info.channels
-    require_classes(info, artefact.num_classes, channels, path)
-    if values.calibration:
-        artefact.probabilities(np.zeros((1, 33, 33, channels), np.uint8))
-    config = _read_eval_config(values, info)
-    data = flags.read_options(
-        values,
-        DataConfig,
-        dataset_dir=folder,
-        dataset=info.name,
-        batch_size=config.eval_batch_size,
-    )
-    split = Split(data, values.eval_split, info)
-    _score(values, Evaluator(artefact, config), split, path)
-
-
-def _evaluate_checkpoint(
-    values: absl_flags.FlagValues,
-    checkpoint: tf1.Checkpoint,
-    strategy: tf.distribute.Strategy,
-    prints_preset: bool = True,
-) -> None:
-    # The checkpoint is in memory, because a training run may have deleted its files.
-    # A `.keras` file describes its model itself.
-    folder = os.path.dirname(checkpoint.prefix)
-    experiment = None if checkpoint.config else read_experiment(folder)
-    trained_on = experiment and experiment.data
-    fallback = trained_on and trained_on.dataset
-    folder, info = _find_dataset(values, trained_on, fallback)
-    config, preset = _read_eval_config(values, info), flags.read_preset(values)
-    with strategy.scope():
-        model = restore_model(values, checkpoint, info.num_classes)
-    require_channels(model, info.channels, f"the records of {info.name}")
-    data = flags.data_config(
-        values,
-        model.model_config,
-        preset and preset.data,
-        dataset=info.name,
-        dataset_dir=folder,
-        batch_size=config.eval_batch_size,
-    )
-    split = Split(data, flags.read_split(values, "eval_split", preset), info)
-    if preset and prints_preset:
-        # Evaluation uses only the dataset and the resizing of the data config.
-        names = ("dataset", *flags.RESIZING)
-        used = {name: getattr(data, name) for name in names}
-        parts = [
-            (preset.eval_model, model.model_config),
-            (preset.evaluation, config),
-            (preset.data, dataclasses.replace(preset.data, **used)),
-        ]
-        print(describe_run(preset, parts, eval_split=split.name))
-    _score(values, Evaluator(model, config), split, checkpoint.prefix, experiment)
-
-
-def _score(
-    values: absl_flags.FlagValues,
-    evaluator: Evaluator,
-    split: Split,
-    source: str,
-    experiment: Experiment | None = None,
-) -> None:
-    info = split.info
-    if _read_corruptions(values) and info.channels != 3:
-        raise UserError(
-            f"--corruptions needs RGB images; {info.name} has {info.channels} channels"
-        )
-    dataset = split.load()
-    if values.eval_logdir:
-        tf.io.gfile.makedirs(values.eval_logdir)  # fails before the evaluation
-    writes_report = values.report and values.eval_logdir
-    gallery = make_gallery(info) if writes_report else None
-    measures = make_measures(
-        info, values.trimap, values.boundary_iou, values.calibration
-    )
-    metrics = score_split(
-        evaluator, dataset, split, source, measures, gallery, experiment
-    )
-    print(format_class_table(metrics, info))
-    paths = _write_results(values, metrics, info, gallery)
-    if _read_corruptions(values):
-        # Written before as well: this is slow and may fail.
-        metrics["robustness"] = measure_robustness(
-            evaluator,
-            split.load,
-            _read_corruptions(values),
-            _read_severities(values),
-            clean=metrics["miou"],
-        )
-        paths = _write_results(values, metrics, info, gallery)
-    for line in (*describe_measures(metrics), *(f"written: {path}" for path in paths)):
-        print(line)
-    reasons = metrics.get(NEVER_PREDICTED, {})
-    for line in describe_unpredicted(reasons, info.num_classes):
-        print(line)
-
-
-def _write_results(
-    values: absl_flags.FlagValues,
-    metrics: dict,
-    info: DatasetInfo,
-    gallery: Gallery | None,
-) -> list[str]:
-    if not values.eval_logdir:
-        return []
-    command = read_command_line()
-    return write_results(values.eval_logdir, metrics, info, gallery, command)
-
-
-def _read_corruptions(values: absl_flags.FlagValues) -> list[str]:
-    given = values.corruptions
-    every = list(corruptions.CORRUPTIONS)
-    return every if given == ["all"] else list(dict.fromkeys(given))
-
-
-def _read_severities(values: absl_flags.FlagValues) -> list[int]:
-    given = flags.read_integers(values, "severities")
-    if not given:
-        raise UserError("--severities needs at least one severity, from 1 to 5")
-    return list(dict.fromkeys(given))
-
-
-def _check_corruptions(values: absl_flags.FlagValues) -> None:
-    if values["severities"].present and not values.corruptions:
-        raise UserError("--severities has no effect without --corruptions")
-    for name in _read_corruptions(values):
-        for severity in _read_severities(values):
-            corruptions.corrupt_dataset((), name, severity)
-
-
-def _follow(
-    values: absl_flags.FlagValues,
-    folder: str,
-    seconds: float,
-    strategy: tf.distribute.Strategy,
-) -> None:
-    checkpoints = follow_checkpoints(folder, seconds)
-    limit = values.max_number_of_evaluations or None
-    for i, checkpoint in enumerate(itertools.islice(checkpoints, limit)):
-        _evaluate_checkpoint(values, checkpoint, strategy, prints_preset=i == 0)
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError for an unknown preset."""
+    flags.read_preset(values)
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Evaluates once, or every new checkpoint of a training run."""
-    flags.check_flags(values, "eval")
-    _check_corruptions(values)
-    if values.eval_logdir:
-        names = list_result_files(values.report)
-        outputs.claim(values.eval_logdir, names, values.overwrite)
-    path, seconds = values.checkpoint_dir, values.eval_interval_secs
-    if is_artefact(path):
-        _evaluate_artefact(values, path)
-        return
-    strategy = make_local_strategy(values.num_clones, values.clone_on_cpu)
-    if seconds is None and values.max_number_of_evaluations > 1:
-        seconds = _OFFICIAL_INTERVAL
-    if seconds is None or values.max_number_of_evaluations == 1:
-        _evaluate_checkpoint(values, tf1.read_checkpoint(path), strategy)
-    else:
-        _follow(values, path, seconds, strategy)
+    from deeplab_tf.programs import evaluation
+
+    evaluation.main(values)

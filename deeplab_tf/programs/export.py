@@ -10,85 +10,57 @@ more than --max_miou_drop points below the model's. docs/serving.md describes th
 signatures of a SavedModel, docs/formats.md the files.
 """
 
-import dataclasses
 import functools
 
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
-from deeplab_tf.config.options import export_flag_name
-from deeplab_tf.data import sources
-from deeplab_tf.data.pipeline import load_dataset
-from deeplab_tf.errors import UserError
-from deeplab_tf.files import outputs
-from deeplab_tf.presets import describe_run
-from deeplab_tf.programs.checkpoint import (
-    find_experiment,
-    require_classes,
-    resolve_class_info,
-    restore_model,
+from deeplab_tf.config import DataConfig, EvalConfig
+from deeplab_tf.config.options import (
+    DATA,
+    EVALUATION,
+    MODEL,
+    OUTPUT,
+    export_flag_name,
 )
-from deeplab_tf.serving.encoded import Bounds
-from deeplab_tf.serving.exporting import ExportRequest, compare_artefact, write_artefact
-from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
-from deeplab_tf.serving.publication import (
-    ONNX,
-    TFLITE,
-    comparison_path,
-    ending_of,
-    publish_artefact,
-    require_replaceable,
-)
-from deeplab_tf.serving.saved_model import ExportOptions
-from deeplab_tf.serving.signatures import Resizing
-from deeplab_tf.serving.tflite_export import OUTPUTS, PRECISIONS
+from deeplab_tf.errors import require_extra
+from deeplab_tf.serving.choices import MAX_PIXELS, TFLITE_OUTPUTS, TFLITE_PRECISIONS
 
-_SAVED_MODEL = ""  # a folder, so any ending
-# Flags that apply to some formats only.
-_FORMATS_OF_FLAGS = {
-    "export_probabilities": (_SAVED_MODEL, ONNX),
-    "crop_size": (_SAVED_MODEL, TFLITE),
-    "fold_batch_norm": (_SAVED_MODEL,),
-    "constant_weights": (_SAVED_MODEL,),
-    "export_weights": (_SAVED_MODEL,),
-    "max_pixels": (_SAVED_MODEL,),
-    **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
-    "tflite_precision": (TFLITE,),
-    "tflite_output": (TFLITE,),
-    "calibration_images": (TFLITE,),
-}
 # Fields of `EvalConfig` that are part of an export.
 _INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
-# Default size of a TFLite file, as in the official export.
-_FILE_SIZE = (513, 513)
-_FLAGS = {
+_START = {
     "checkpoint_path": (
-        *(flags.STRING, None),
+        *(flags.REQUIRED, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file.",
     ),
     "export_path": (
-        *(flags.STRING, None),
+        *(flags.REQUIRED, None),
         "Folder for a SavedModel, or a file ending in .tflite, .onnx or .keras. "
         "NAME.pb writes the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
     ),
+}
+_COMPARISON = {
     "eval_split": (flags.STRING, "val", "Ours: split to evaluate the export on."),
     "max_miou_drop": (
         *(functools.partial(flags.FLOAT, lower_bound=0.0), 0.5),
         "Ours: largest allowed drop from the model's mIoU, in points of 100, on the "
         "records of --dataset_dir.",
     ),
+}
+_MODEL = {
     "num_classes": (
         *(flags.INTEGER, None),
         "Number of classes; default: the checkpoint's.",
     ),
+}
+_FORMATS = {
     "tflite_precision": (
-        *(flags.one_of(*PRECISIONS), "float32"),
+        *(flags.one_of(*TFLITE_PRECISIONS), "float32"),
         "Ours: precision of a TFLite file: float32, float16 weights, 8-bit weights "
         "(dynamic), or 8-bit weights and activations (int8).",
     ),
     "tflite_output": (
-        *(flags.one_of(*OUTPUTS), "labels"),
+        *(flags.one_of(*TFLITE_OUTPUTS), "labels"),
         "Ours: output of a TFLite file.",
     ),
     "calibration_images": (
@@ -114,7 +86,7 @@ _FLAGS = {
         "Ours: include the checkpoint, so that training can continue from the export.",
     ),
     "max_pixels": (
-        *(flags.at_least(1), Bounds().pixels),
+        *(flags.at_least(1), MAX_PIXELS),
         "Ours: largest image that the signature `encoded` accepts, in pixels.",
     ),
 }
@@ -123,152 +95,31 @@ _FLAGS = {
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
-    flags.define_model_flags(values, "export")
+    flags.define_flags(values, _START)
     flags.define_dataset_location(values)
-    flags.define_options(values, EvalConfig, _INFERENCE, export_flag_name)
-    flags.define_options(values, DataConfig, flags.RESIZING)
+    flags.define_options(values, DataConfig, DATA, flags.RESIZING)
+    flags.define_model_flags(values, "export")
+    flags.define_flags(values, _MODEL, MODEL)
+    flags.define_options(values, EvalConfig, EVALUATION, _INFERENCE, export_flag_name)
+    flags.define_flags(values, _COMPARISON, EVALUATION)
+    flags.define_flags(values, _FORMATS, OUTPUT)
     flags.define_overwrite(values)
-    flags.define_flags(values, _FLAGS)
-    required = ["checkpoint_path", "export_path"]
-    absl_flags.mark_flags_as_required(required, flag_values=values)
     # The official export.py has a different default from the other programs.
     values["output_stride"].default = 8
     values["output_stride"].unparse()
     return values
 
 
-def _read_protocol(values: absl_flags.FlagValues, model: ModelConfig) -> EvalConfig:
-    """Returns the inference protocol of the export, and prints a preset's report."""
-    preset = flags.read_preset(values)
-    base = preset and preset.evaluation
-    evaluation = flags.read_options(values, EvalConfig, base, export_flag_name)
-    if preset is None:
-        return evaluation
-    parts = [(preset.eval_model, model), (preset.evaluation, evaluation)]
-    print(describe_run(preset, parts))
-    return evaluation
-
-
-def _read_resizing(values: absl_flags.FlagValues) -> Resizing | None:
-    data = flags.read_options(values, DataConfig)  # validates the combination
-    sizes = (getattr(data, name) for name in flags.RESIZING)
-    return Resizing(*sizes) if data.min_resize_value else None
-
-
-def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
-    """Raises UserError for flags that do not apply to the format of `path`."""
-    ending = ending_of(path)
-    for name, endings in _FORMATS_OF_FLAGS.items():
-        if values[name].present and ending not in endings:
-            raise UserError(f"--{name} has no effect on {path}")
-    if values["calibration_images"].present and values.tflite_precision != "int8":
-        raise UserError(
-            "--calibration_images has no effect without --tflite_precision=int8"
-        )
-    if values.tflite_precision == "int8" and not _has_records(values):
-        raise UserError(
-            "--tflite_precision=int8 needs --dataset_dir: the records with the images "
-            "to calibrate with"
-        )
-    for name in ("eval_split", "max_miou_drop"):
-        if values[name].present and not _has_records(values):
-            raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
-    require_replaceable(path, values.overwrite)
-
-
-def _has_records(values: absl_flags.FlagValues) -> bool:
-    is_tfds = (values.dataset or "").startswith(sources.TFDS_PREFIX)
-    return bool(values.dataset_dir) or is_tfds
-
-
-def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
-    """Returns the inference protocol, adapted to the format of `path`.
-
-    Raises:
-        UserError: if a file would need several inference passes.
-    """
-    ending = ending_of(path)
-    if ending == _SAVED_MODEL:
-        return evaluation
-    several = evaluation.add_flipped_images or evaluation.window_size is not None
-    if several or evaluation.eval_scales != (1.0,):
-        raise UserError(
-            f"{path} runs one inference pass over the entire image; give "
-            "--inference_scales=1.0 --noadd_flipped_images without --window_size, or "
-            "export a SavedModel"
-        )
-    # A TFLite file has one size, and slides it over larger images; ONNX takes any.
-    size = (evaluation.eval_crop_size or _FILE_SIZE) if ending == TFLITE else None
-    return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
-
-
-def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
-    resizing, preset = _read_resizing(values), flags.read_preset(values)
-    experiment = find_experiment(values.checkpoint_path)
-    records, num_classes = None, values.num_classes
-    info = experiment.info if experiment else None
-    if _has_records(values):
-        folder, fallback = values.dataset_dir or "", flags.default_dataset(preset)
-        info = sources.resolve_info(values.dataset, folder, fallback)
-        split = flags.read_split(values, "eval_split", preset)
-        records = load_dataset(
-            DataConfig(folder, info.name, batch_size=1), split, False
-        )
-        num_classes = num_classes or info.num_classes
-    model = restore_model(values, values.checkpoint_path, num_classes)
-    config = model.model_config
-    if records is None:
-        info = resolve_class_info(values.dataset, info, config.num_classes)
-    else:
-        require_classes(info, config.num_classes, config.channels, "the model")
-    evaluation = _adapt_protocol(_read_protocol(values, config), path)
-    evaluation = dataclasses.replace(evaluation, ignore_label=info.ignore_label)
-    return ExportRequest(
-        model,
-        evaluation,
-        info,
-        records,
-        _make_options(values, evaluation, resizing),
-        values.tflite_precision,
-        values.tflite_output,
-        values.calibration_images,
-    )
-
-
-def _make_options(
-    values: absl_flags.FlagValues, evaluation: EvalConfig, resizing: Resizing | None
-) -> ExportOptions:
-    return ExportOptions(
-        window=evaluation.window_size,
-        resizing=resizing,
-        probabilities=values.export_probabilities,
-        fold_batch_norm=values.fold_batch_norm,
-        constant_weights=values.constant_weights,
-        max_pixels=values.max_pixels,
-        weights=values.export_weights,
-    )
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError for an unknown preset or a missing converter."""
+    flags.read_preset(values)
+    path = values.export_path
+    if path.endswith(".onnx"):
+        require_extra(("onnx", "tf2onnx"), "export", f"{path}: ONNX files need")
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Exports the model, and compares it with the original if there are records."""
-    flags.check_flags(values, "export")
-    path = (values.export_path.rstrip("/") or "/").removesuffix(FROZEN)
-    _check_flags(values, path)
-    if values.export_path.endswith(FROZEN):
-        folder, name = outputs.split(path + FROZEN)
-        outputs.claim(folder, [name], values.overwrite)
-    request = _prepare_request(values, path)
-    comparison = "not compared with the model; give --dataset_dir to do so"
-    with publish_artefact(path, values.overwrite) as unfinished:
-        description = write_artefact(request, unfinished, ending_of(path))
-        if request.records is not None:
-            comparison = compare_artefact(request, unfinished, values.max_miou_drop)
-            comparison += f": {comparison_path(path)}"
-        if values.export_path.endswith(FROZEN):
-            write_frozen_graph(unfinished, path + FROZEN)
-    config = request.model.model_config
-    print(
-        f"{path}: {config.backbone}, {config.num_classes} classes, output stride "
-        f"{config.output_stride}; {description}"
-    )
-    print(comparison)
+    from deeplab_tf.programs import exporting
+
+    exporting.main(values)

@@ -6,32 +6,9 @@ from collections.abc import Iterator
 import tensorflow as tf
 from absl import flags as absl_flags
 
-from deeplab_tf import flags
 from deeplab_tf.files.locks import training_lock
 from deeplab_tf.training import distribution, resume
 from deeplab_tf.training.trainer import Trainer
-
-_FLAGS = {
-    "distribution_strategy": (
-        *(flags.one_of(*distribution.STRATEGIES), "auto"),
-        "Ours: auto uses the workers in TF_CONFIG, else all GPUs, else the CPU.",
-    ),
-    "num_clones": (
-        *(flags.INTEGER, None),
-        "Number of devices; default: all GPUs. On CPU, logical devices.",
-    ),
-    "clone_on_cpu": (flags.BOOLEAN, False, "Do not use GPUs."),
-    "tpu": (flags.STRING, None, "Ours: TPU name or address."),
-    "deterministic": (
-        *(flags.BOOLEAN, False),
-        "Ours: make training bit-for-bit reproducible.",
-    ),
-}
-
-
-def define_machine(values: absl_flags.FlagValues) -> None:
-    """Defines the flags that choose the training devices."""
-    flags.define_flags(values, _FLAGS)
 
 
 def make_strategy(values: absl_flags.FlagValues) -> tf.distribute.Strategy:

@@ -4,48 +4,27 @@ r"""Trains a model on TFRecords; run the same command again to resume.
         --model_variant=mobilenet_v2 --decoder_output_stride=4
 """
 
-import dataclasses
-import sys
-
-import tensorflow as tf
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.config import DataConfig, EvalConfig, Experiment, TrainConfig
-from deeplab_tf.data import sources, statistics, validation
-from deeplab_tf.data.pipeline import describe_samples, load_dataset
-from deeplab_tf.data.source import Source
-from deeplab_tf.errors import UserError, pluralize
-from deeplab_tf.evaluation.unpredicted import (
-    describe_unpredicted,
-    explain_unpredicted,
-    find_unpredicted,
-    gather_evidence,
-)
-from deeplab_tf.presets import Preset, describe_run, is_followed
-from deeplab_tf.programs.machine import (
-    claim_logdir,
-    define_machine,
-    describe_machine,
-    make_strategy,
-)
-from deeplab_tf.training import distribution, resume, sanity
-from deeplab_tf.training.preparation import find_start, prepare_trainer
-from deeplab_tf.training.reporter import Validation
-from deeplab_tf.training.trainer import Trainer
+from deeplab_tf.config import DataConfig, ModelConfig, TrainConfig
+from deeplab_tf.config.options import DATA, EVALUATION, OPTIMISATION
+from deeplab_tf.errors import UserError
+from deeplab_tf.programs.machine_flags import define_machine
 
 # Fields of `DataConfig` that only training uses.
 _TRAINING_DATA = (
     *("crop_size", "batch_size", "min_scale_factor", "max_scale_factor"),
     *("scale_factor_step_size", "photometric_jitter", "bootstrap_classes", "seed"),
 )
-
-_FLAGS = {
-    "eval_split": (flags.STRING, "val", "Ours: split for evaluations during training."),
+_LOSS = {
     "class_weighting": (
         *(flags.one_of("none", "median_frequency"), "none"),
         "Ours: compute --label_weights from the class counts of the training split.",
     ),
+}
+_EVALUATION = {
+    "eval_split": (flags.STRING, "val", "Ours: split for evaluations during training."),
     "sanity_overfit": (
         *(flags.BOOLEAN, False),
         "Ours: overfit one batch to test model, labels and loss, then exit.",
@@ -56,172 +35,42 @@ _FLAGS = {
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
     values = absl_flags.FlagValues()
-    flags.define_model_flags(values, "train")
     flags.define_dataset_flags(values, "train_split", "train")
-    flags.define_options(values, TrainConfig)
-    flags.define_options(values, DataConfig, _TRAINING_DATA)
-    flags.define_flags(values, _FLAGS)
+    flags.define_model_flags(values, "train")
+    flags.define_options(values, DataConfig, DATA, _TRAINING_DATA)
+    flags.define_options(values, TrainConfig, OPTIMISATION)
+    flags.define_flags(values, _LOSS, OPTIMISATION)
+    flags.define_flags(values, _EVALUATION, EVALUATION)
     define_machine(values)
     flags.define_overwrite(values)
-    absl_flags.mark_flag_as_required("train_logdir", flag_values=values)
+    flags.require_flags(values, "train_logdir")
     return values
 
 
-def _read_experiment(
-    values: absl_flags.FlagValues, preset: Preset | None, source: Source
-) -> Experiment:
-    """Returns the experiment that the flags describe; describes the run of a preset."""
-    split = flags.read_split(values, "train_split", preset)
-    info = source.info
-    model = flags.model_config(
-        values, preset and preset.model, num_classes=info.num_classes
-    )
-    model = dataclasses.replace(model, channels=info.channels)
-    data = flags.data_config(values, model, preset and preset.data, dataset=info.name)
-    statistics.find_class_ids(data.bootstrap_classes, info)
-    train = flags.read_options(
-        values, TrainConfig, preset and preset.train, ignore_label=info.ignore_label
-    )
-    if values.class_weighting != "none" and train.label_weights:
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError for flags that are invalid or contradict each other."""
+    flags.require_dataset_dir(values.dataset, values.dataset_dir)
+    preset = flags.read_preset(values)
+    if values["model_variant"].present:
+        ModelConfig(backbone=values.model_variant)
+    config = flags.read_options(values, TrainConfig, preset and preset.train)
+    flags.read_options(values, DataConfig, preset and preset.data)
+    if values.class_weighting != "none" and config.label_weights:
         raise UserError(
             f"--class_weighting={values.class_weighting} cannot be combined with "
             "--label_weights; give one"
         )
-    experiment = Experiment(model, data, train, split, info)
-    if preset:
-        parts, others = _pair_with_preset(preset, experiment)
-        print(describe_run(preset, parts, **others))
-    return experiment
-
-
-def _open_records(values, preset: Preset | None) -> Source:
-    flags.require_dataset_dir(values.dataset, values.dataset_dir)
-    folder = values.dataset_dir or ""
-    fallback = flags.default_dataset(preset)
-    info = sources.resolve_info(values.dataset, folder, fallback)
-    split = flags.read_split(values, "train_split", preset)
-    return sources.open_split(info.name, folder, split)
-
-
-def _check_records(values, experiment: Experiment, source: Source) -> Experiment:
-    """Checks the records; returns the experiment with its label weights."""
-    for problem in validation.check_quickly(source, experiment.split):
-        if problem.kind == "unlikely":
-            meaning = validation.WARNINGS[problem.kind]
-            print(f"warning: {meaning}: {problem.text}", file=sys.stderr)
-    if values.class_weighting == "none":
-        return experiment
-    weights = statistics.compute_class_weights(source, experiment.split)
-    print(f"label_weights: {', '.join(f'{w:.4g}' for w in weights)}")
-    train = dataclasses.replace(experiment.train, label_weights=weights)
-    return dataclasses.replace(experiment, train=train)
-
-
-def _pair_with_preset(preset: Preset, experiment: Experiment) -> tuple[list, dict]:
-    """Returns the arguments of `describe_run` and `is_followed` for this experiment."""
-    parts = [
-        (preset.model, experiment.model),
-        (preset.data, experiment.data),
-        (preset.train, experiment.train),
-    ]
-    checkpoint = experiment.train.tf_initial_checkpoint
-    has_start = checkpoint or preset.start == "scratch"
-    start = preset.start if has_start else "scratch (no tf_initial_checkpoint)"
-    return parts, {"train_split": experiment.split, "start": start}
-
-
-def _read_batch_norm_policy(values, preset: Preset | None) -> str:
-    """Returns the batch normalisation policy of the flags, by default "auto"."""
     policy, fine_tune = values.batch_norm, values["fine_tune_batch_norm"]
-    if fine_tune.present and policy != "auto":
-        if fine_tune.value == (policy == "freeze"):
-            raise UserError(
-                f"--batch_norm={policy} and --fine_tune_batch_norm="
-                f"{str(fine_tune.value).lower()} contradict each other; give one"
-            )
-        return policy
-    if fine_tune.present:
-        return "train" if fine_tune.value else "freeze"
-    is_frozen = preset is not None and not preset.train.fine_tune_batch_norm
-    return "freeze" if policy == "auto" and is_frozen else policy
-
-
-def _make_validation(values, experiment: Experiment, preset) -> Validation | None:
-    if not experiment.train.eval_interval_steps:
-        return None
-    data, info = experiment.data, experiment.info
-    split = flags.read_split(values, "eval_split", preset)
-    sources.open_split(data.dataset, data.dataset_dir, split)
-
-    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
-        one_each = dataclasses.replace(data, batch_size=num_workers)
-        options = {"worker": worker, "num_workers": num_workers}
-        return load_dataset(one_each, split, training=False, **options)
-
-    config, expected_miou = EvalConfig(ignore_label=info.ignore_label), {}
-    if preset and split == preset.eval_split:
-        parts, others = _pair_with_preset(preset, experiment)
-        if is_followed(preset, parts, **others):
-            expected_miou = dict(preset.expected_miou)
-    return Validation(dataset, config, expected_miou)
+    is_frozen = policy == "freeze"
+    if fine_tune.present and policy != "auto" and fine_tune.value == is_frozen:
+        raise UserError(
+            f"--batch_norm={policy} and --fine_tune_batch_norm="
+            f"{str(fine_tune.value).lower()} contradict each other; give one"
+        )
 
 
 def main(values: absl_flags.FlagValues) -> None:
     """Trains, or resumes training."""
-    flags.check_flags(values, "train")
-    preset = flags.read_preset(values)
-    strategy = make_strategy(values)
-    with distribution.report_lost_workers(distribution.current_worker(strategy)):
-        _train(values, preset, strategy)
+    from deeplab_tf.programs import training
 
-
-def _train(values, preset: Preset | None, strategy: tf.distribute.Strategy) -> None:
-    source = _open_records(values, preset)
-    experiment = _read_experiment(values, preset, source)
-    validation = _make_validation(values, experiment, preset)
-    is_chief = distribution.current_worker(strategy).is_chief
-    writes = is_chief and not values.sanity_overfit
-    folder = experiment.train.train_logdir
-    with claim_logdir(folder, values.overwrite, writes):
-        policy = _read_batch_norm_policy(values, preset)
-        start = find_start(experiment, policy, strategy.num_replicas_in_sync)
-        experiment = _check_records(values, experiment, source)
-        trainer, experiment, latest = prepare_trainer(
-            experiment, start, strategy, values.precision
-        )
-        if latest:
-            print(f"resuming from {latest}; tf_initial_checkpoint is not read")
-        _run(values, trainer, experiment, validation)
-
-
-def _run(
-    values, trainer: Trainer, experiment: Experiment, validation: Validation | None
-) -> None:
-    config, data, split = experiment.train, experiment.data, experiment.split
-    devices = ", ".join(d.name for d in tf.config.list_logical_devices())
-    print(f"devices: {devices}; {describe_machine(values, trainer)}")
-
-    def dataset(worker: int, num_workers: int) -> tf.data.Dataset:
-        return load_dataset(data, split, True, trainer.samples, worker, num_workers)
-
-    if values.sanity_overfit:
-        verdict = sanity.check(trainer.model, config, dataset(0, 1))
-        if not verdict.fits:
-            raise UserError(str(verdict))
-        print(verdict)
-        return
-    if trainer.worker.is_chief:
-        resume.write_experiment(experiment, config.train_logdir)
-
-    def name_samples(start: int, count: int) -> str:
-        return describe_samples(data, split, start, count)
-
-    trainer.train(dataset, validation, experiment.info, name_samples)
-    checkpoint = f"model.ckpt-{trainer.step}"
-    print(f"{config.train_logdir}: {pluralize(trainer.step, 'step(s)')}, {checkpoint}")
-    metrics, info = trainer.last_evaluation, experiment.info
-    if trainer.worker.is_chief and find_unpredicted(metrics):
-        evidence = gather_evidence(experiment, checkpoint)
-        reasons = explain_unpredicted(metrics, info, evidence)
-        for line in describe_unpredicted(reasons, info.num_classes):
-            print(line)
+    training.main(values)

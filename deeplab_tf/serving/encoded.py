@@ -11,6 +11,7 @@ from deeplab_tf.images.decoding import (
     decode_image,
     parse_png_size,
 )
+from deeplab_tf.serving.choices import MAX_PIXELS
 
 # Memory for resizing by matrix products grows with the square of a side.
 MAX_SIDE = 1 << 14
@@ -31,7 +32,7 @@ class Bounds(NamedTuple):
             resizing; None if images are not resized.
     """
 
-    pixels: int = 1 << 24
+    pixels: int = MAX_PIXELS
     resized_size: Callable | None = None
 
     @property

@@ -27,8 +27,8 @@ class ExportRequest(NamedTuple):
         info: The classes.
         records: Images and labels for the comparison, if any.
         options: Options of a SavedModel; `probabilities` also applies to ONNX.
-        precision: Precision of a TFLite file, one of `tflite_export.PRECISIONS`.
-        output: Output of a TFLite file, one of `tflite_export.OUTPUTS`.
+        precision: Precision of a TFLite file, one of `TFLITE_PRECISIONS`.
+        output: Output of a TFLite file, one of `TFLITE_OUTPUTS`.
         calibration_images: Number of images of `records` for calibrating int8.
     """
 

@@ -19,14 +19,13 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.serving.artefact import pad_to_size
+from deeplab_tf.serving.choices import TFLITE_OUTPUTS, TFLITE_PRECISIONS
 from deeplab_tf.serving.native_layers import use_native_layers
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 
 LOGITS = "SemanticLogits"
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
-OUTPUTS = ("labels", "logits")
 _IMAGES = Elements("images, or batches of load_dataset", arrays=True)
 # The name that TFLite's metadata tools expect.
 _LABELS_NOTE = "labels.txt"
@@ -40,8 +39,8 @@ _CONVERTER_WARNINGS = (
 @check_arguments(
     model=BUILT,
     size=SIDE,
-    precision=PRECISIONS,
-    output=OUTPUTS,
+    precision=TFLITE_PRECISIONS,
+    output=TFLITE_OUTPUTS,
     calibration=_IMAGES,
 )
 def export_tflite(

@@ -9,7 +9,8 @@ import pytest
 
 from deeplab_tf.convert import annotations, run_lengths
 from deeplab_tf.convert.annotations import brush, drawing
-from deeplab_tf.convert.annotations.objects import DEFAULTS, Options, draw_label
+from deeplab_tf.convert.annotations.objects import DEFAULTS, draw_label
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 
 SIZE = (files.HEIGHT, files.WIDTH)
@@ -183,7 +184,7 @@ def test_crowds_are_ignored_above_all_objects(tmp_path):
     truth[:29, 10:39] = 255
     np.testing.assert_array_equal(labels["x"], truth)
     assert found.describe().endswith("3 objects, 1 crowd ignored")
-    _, labels = read_labels(tmp_path / "x.json", Options(crowd="object"))
+    _, labels = read_labels(tmp_path / "x.json", AnnotationOptions(crowd="object"))
     assert set(np.unique(labels["x"])) == {0, 1, 2}
 
 
@@ -312,7 +313,7 @@ def test_lines_need_a_width(tmp_path, name):
     path.write_text(LINES[name])
     with pytest.raises(UserError, match=r"is a line.* add --line_width=10 to draw"):
         annotations.read(str(path))
-    _, labels = read_labels(path, Options(line_width=3))
+    _, labels = read_labels(path, AnnotationOptions(line_width=3))
     truth = files.draw_truth([("cat", 2, 4, 10, 7)], {"cat": 1})
     np.testing.assert_array_equal(labels["x"], truth)
 
@@ -326,7 +327,7 @@ def test_attribute_that_names_the_class(tmp_path):
         UserError, match=r"kind, color; give the one .* --label_attribute=kind"
     ):
         annotations.read(str(path))
-    found = annotations.read(str(path), Options(label_attribute="color"))
+    found = annotations.read(str(path), AnnotationOptions(label_attribute="color"))
     assert found.names() == ("background", "red")
 
 

@@ -9,9 +9,7 @@ from record_files import read_labels, read_samples
 
 from deeplab_tf.convert import folder
 from deeplab_tf.convert.class_list import ClassList
-from deeplab_tf.convert.layout import Layout
-from deeplab_tf.convert.shards import RunOptions
-from deeplab_tf.convert.splitting import Splitting
+from deeplab_tf.convert.options import Layout, RunOptions, Splitting
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo, dataset_info
 from deeplab_tf.programs import run_program

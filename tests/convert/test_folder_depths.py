@@ -10,7 +10,7 @@ from record_files import read_samples
 
 from deeplab_tf.convert import folder
 from deeplab_tf.convert.class_list import ClassList
-from deeplab_tf.convert.layout import Layout
+from deeplab_tf.convert.options import Layout
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 

@@ -61,8 +61,8 @@ def folder(tmp_path_factory):
             ["--train_batch_size=5", "--accumulate_steps=2"],
             "5 images cannot be divided",
         ),
-        (["--batch_norm=freeze"], "--batch_norm=freeze: value should be one of <auto|"),
-        (["--output_stride=16"], "Unknown command line flag 'output_stride'"),
+        (["--batch_norm=freeze"], "--batch_norm=freeze: it must be auto, "),
+        (["--output_stride=16"], "there is no flag --output_stride"),
     ],
 )
 def test_invalid_flags_are_refused(folder, tmp_path, flags, message):
@@ -76,7 +76,7 @@ def test_invalid_flags_are_refused(folder, tmp_path, flags, message):
 )
 def test_missing_required_flag_is_refused(name):
     flags = [f for f in (*TRAINING, "--train_logdir=logs") if f"--{name}=" not in f]
-    assert_refused(f"--{name} must have a value", PROGRAM, *flags)
+    assert_refused(f"--{name} is required: ", PROGRAM, *flags)
 
 
 def training_command(folder, logs, *flags):
@@ -172,7 +172,9 @@ def test_training_learns_and_records_metrics(trained_folder):
 @pytest.mark.slow
 def test_folder_of_other_model_is_refused(trained_folder, folder):
     flags = (f"--dataset_dir={folder}", f"--train_logdir={trained_folder}")
-    message = "different model: backbone was resnet_v1_18 and is resnet_v1_18_beta"
+    message = (
+        "different model: --model_variant was resnet_v1_18 and is resnet_v1_18_beta"
+    )
     assert_refused(
         message, PROGRAM, *TRAINING, *flags, "--model_variant=resnet_v1_18_beta"
     )

@@ -22,7 +22,7 @@ from deeplab_tf.images.inputs import read_image
 from deeplab_tf.inference import Predictor
 from deeplab_tf.labelling import large
 from deeplab_tf.labelling.prediction import predict_labels
-from deeplab_tf.programs import predict
+from deeplab_tf.programs import prediction
 from deeplab_tf.serving.saved_model import export_saved_model, read_export_info
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
@@ -291,7 +291,7 @@ def test_invalid_flags_are_refused_before_writing(predictions, tiny_export, tmp_
         ([f"--model={tmp_path}", photos, out], "no checkpoint in the folder"),
         ([f"--model={tmp_path}/x.ckpt", photos, out], "no checkpoint .*x.ckpt"),
         ([f"--model={tiny_export}", f"--images={tmp_path}", out], "matches no images"),
-        ([photos, out], "--model must have a value"),
+        ([photos, out], "--model is required: "),
         (
             [f"--model={tiny_export}", photos, out, "--output_stride=8"],
             "--output_stride has no effect on .*, an exported model",
@@ -348,7 +348,7 @@ def test_large_images_are_labelled_in_tiles(
     monkeypatch.setattr(decoding, "MAX_PIXELS", 300 * 420 - 1)
     monkeypatch.setattr(strips, "_STRIP_PIXELS", 420 * 50)
     in_tiles = functools.partial(large.label_in_tiles, tile=192, overlap=64)
-    monkeypatch.setattr(predict, "label_in_tiles", in_tiles)
+    monkeypatch.setattr(prediction, "label_in_tiles", in_tiles)
     printed = run(*arguments, f"--output_dir={tmp_path}/in_tiles")
     assert "a." + suffix + " is labelled in tiles" in printed
     assert "1 image labelled" in printed

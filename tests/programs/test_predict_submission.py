@@ -89,7 +89,7 @@ def test_invalid_flags_leave_no_archive(arguments, four_class_export, tmp_path):
         ("needs its 21 classes; .* has 4", f"--model={four_class_export}"),
         ("--submission_file is empty", "--submission_file="),
         ("results.txt must end with", f"--submission_file={tmp_path}/results.txt"),
-        ("value should be one of", "--submission=camvid"),
+        ("it must be cityscapes or pascal_voc_seg", "--submission=camvid"),
     ):
         assert_refused(f"predict.py: .*{message}", *arguments, *flags)
         assert os.listdir(tmp_path) == ["test.txt"]

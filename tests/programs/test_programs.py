@@ -242,7 +242,10 @@ def flag_name(flag):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--train_crop_siz=33"], "Unknown .*'train_crop_siz'. Did you mean: train_cr"),
+        (
+            ["--train_crop_siz=33"],
+            "no flag --train_crop_siz; similar: --train_crop_size",
+        ),
         (["train"], "unexpected argument 'train'"),
         (["--model_variant=resnet_v9"], r"no backbone \(--model_variant\) 'resnet_v9'"),
         (["--output_stride=12"], "output_stride must be 8, 16 or 32; received 12"),
@@ -275,15 +278,15 @@ def flag_name(flag):
             "num_clones=3 needs",
         ),
         (["--accumulate_steps=3"], "2 images cannot be divided evenly .*=3; 3 can"),
-        (["--distribution_strategy=all"], "should be one of <auto|one_device|"),
-        (["--precision=float8"], "should be one of <float32|bfloat16|float16>"),
+        (["--distribution_strategy=all"], "it must be auto, one_device, "),
+        (["--precision=float8"], "it must be float32, bfloat16 or float16"),
         (
             ["--batch_norm=freeze"],
             "--batch_norm=freeze and --fine_tune_batch_norm=true",
         ),
         (
             ["--batch_norm=off"],
-            "batch_norm must be auto, train, sync or freeze; .*'off'",
+            "--batch_norm=off: it must be auto, train, sync or freeze",
         ),
         (["--ema_decay=1"], "ema_decay must be at least 0 and below 1; received 1.0"),
         (["--early_stop_evals=2"], "early_stop_evals=2 needs eval_interval_steps"),
@@ -303,7 +306,7 @@ def flag_name(flag):
         (["--label_weights=1,2"], "one weight for each of the 21 classes; received 2"),
         (
             ["--learning_policy=cosine"],
-            "learning_policy must be poly or step; .*'cosine'",
+            "--learning_policy=cosine: it must be poly or step",
         ),
         (
             ["--base_learning_rate=nan"],
@@ -333,15 +336,15 @@ def test_missing_path_flags_are_reported():
         "train",
         "--train_logdir=l",
     )
-    assert_refused("--train_logdir must have a value", "train", "--dataset_dir=d")
-    assert_refused("--checkpoint_dir must have a value", "eval", "--dataset_dir=d")
-    assert_refused("--export_path must have a value", "export", "--checkpoint_path=c")
+    assert_refused("--train_logdir is required: ", "train", "--dataset_dir=d")
+    assert_refused("--checkpoint_dir is required: ", "eval", "--dataset_dir=d")
+    assert_refused("--export_path is required: ", "export", "--checkpoint_path=c")
 
 
 def test_train_logdir_of_a_different_model_is_kept(logs, tiny_records):
     before = sorted(os.listdir(logs))
     paths = (f"--dataset_dir={tiny_records}", f"--train_logdir={logs}")
-    message = "has a different model: output_stride was 16 and is 8"
+    message = "has a different model: --output_stride was 16 and is 8"
     assert_refused(message, "train", *TRAINING, *paths, "--output_stride=8")
     assert sorted(os.listdir(logs)) == before
     assert read_experiment(str(logs)).model.output_stride == 16

@@ -38,7 +38,7 @@ def test_onednn_is_enabled_by_default(monkeypatch):
 
 
 def test_doctor_prints_no_tensorflow_logs():
-    # Its module imports TensorFlow before the program starts.
+    # Its module is in deeplab_tf.data, next to modules that import TensorFlow.
     quiet = {key: value for key, value in os.environ.items() if key[:3] != "TF_"}
     result = subprocess.run(
         [sys.executable, "-m", "deeplab_tf.data.doctor"],
@@ -54,8 +54,9 @@ def test_doctor_prints_no_tensorflow_logs():
 
 def test_ctrl_c_during_import_prints_no_traceback():
     program = "from deeplab_tf.programs import commands; commands.train()"
+    command = [sys.executable, "-c", program, "--train_logdir=l", "--dataset_dir=d"]
     with subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:
         # The library is mapped long before the import ends.
         maps = pathlib.Path(f"/proc/{process.pid}/maps")

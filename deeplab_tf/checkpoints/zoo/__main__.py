@@ -1,11 +1,6 @@
-"""Prints every checkpoint of the model zoo."""
-
-import signal
-
-from deeplab_tf.checkpoints.zoo import list_checkpoints
+"""Runs deeplab_tf/programs/zoo.py as `python -m deeplab_tf.checkpoints.zoo`."""
 
 if __name__ == "__main__":
-    # Avoids a traceback with `| head`. Windows has no SIGPIPE.
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    print(list_checkpoints())
+    from deeplab_tf.programs import zoo
+
+    zoo.main()

@@ -21,13 +21,14 @@ from deeplab_tf.convert.annotations import (
     via,
     yolo,
 )
-from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, File, Options
+from deeplab_tf.convert.annotations.objects import DEFAULTS, Annotations, File
 from deeplab_tf.convert.class_list import read_class_list
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import file_kinds, text_files
 from deeplab_tf.images import formats
 
-__all__ = ["Annotations", "Options", "read"]
+__all__ = ["Annotations", "read"]
 
 # All except YOLO, whose files contain neither image nor class names.
 FORMATS = (labelme, coco, label_studio, cvat, via)
@@ -38,7 +39,7 @@ _KNOWN = (
 )
 
 
-def read(path: str, options: Options = DEFAULTS) -> Annotations:
+def read(path: str, options: AnnotationOptions = DEFAULTS) -> Annotations:
     """Reads an annotation file, or all annotation files in a folder and its subfolders.
 
     Args:
@@ -93,7 +94,7 @@ def _parse(path: str, is_text: bool) -> Any:
     return text_files.split_lines(content, path)
 
 
-def _read_content(file: File, options: Options) -> Annotations:
+def _read_content(file: File, options: AnnotationOptions) -> Annotations:
     for module in FORMATS:
         if module.is_content(file.content):
             return module.read(file, options)

@@ -15,8 +15,8 @@ from deeplab_tf.convert.annotations.objects import (
     Annotations,
     File,
     Object,
-    Options,
 )
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 
 _KEYS = ("images", "annotations", "categories")
@@ -27,7 +27,7 @@ def is_content(content: Any) -> bool:
     return isinstance(content, dict) and set(_KEYS) <= content.keys()
 
 
-def read(file: File, options: Options) -> Annotations:
+def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a COCO instances file.
 
     Smaller objects cover larger ones. Crowds are ignored and cover all objects, as in

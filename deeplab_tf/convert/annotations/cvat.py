@@ -15,8 +15,9 @@ from deeplab_tf.convert.annotations.objects import (
     Annotations,
     File,
     Object,
-    Options,
+    draw_line,
 )
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 
 _KEYS = {
@@ -51,7 +52,7 @@ def is_content(root: Any) -> bool:
     return is_xml and root.tag == "annotations" and root.find("version") is not None
 
 
-def read(file: File, options: Options) -> Annotations:
+def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a CVAT export.
 
     Shapes with a larger z_order are on top; among equals, the later shape. Polylines
@@ -145,7 +146,7 @@ def _read_float(text: str | None, where: str) -> float:
 
 
 def _read_shape(
-    shape: ElementTree.Element, where: str, options: Options
+    shape: ElementTree.Element, where: str, options: AnnotationOptions
 ) -> drawing.Draw:
     if shape.tag in ("polygon", "polyline"):
         texts = re.split("[;,]", shape.get("points") or "")
@@ -154,7 +155,7 @@ def _read_shape(
         numbers = [_read_float(text, f"{where}: points") for text in texts]
         points = fields.read_numbers(numbers, where).reshape(-1, 2)
         if shape.tag == "polyline":
-            return options.draw_line(points, where)
+            return draw_line(points, options, where)
         points = fields.read_points(points, where)
         return functools.partial(drawing.draw_polygons, [points])
     if shape.tag == "mask":

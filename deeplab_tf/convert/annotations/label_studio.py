@@ -15,8 +15,8 @@ from deeplab_tf.convert.annotations.objects import (
     Annotations,
     File,
     Object,
-    Options,
 )
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import formats
 
@@ -37,7 +37,7 @@ def is_content(content: Any) -> bool:
     )
 
 
-def read(file: File, options: Options) -> Annotations:
+def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a Label Studio export. Later regions cover earlier ones.
 
     Raises:

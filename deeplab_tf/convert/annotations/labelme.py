@@ -14,8 +14,9 @@ from deeplab_tf.convert.annotations.objects import (
     Annotations,
     File,
     Object,
-    Options,
+    draw_line,
 )
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 from deeplab_tf.images import image_files
 
@@ -28,7 +29,7 @@ def is_content(content: Any) -> bool:
     return isinstance(content, dict) and {"shapes", "imagePath"} <= content.keys()
 
 
-def read(file: File, options: Options) -> Annotations:
+def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a labelme file. Later shapes cover earlier ones.
 
     Lines have the width `options.line_width`.
@@ -56,7 +57,7 @@ def read(file: File, options: Options) -> Annotations:
 
 
 def _read_shape(
-    kind: str, shape: dict[str, Any], where: str, options: Options
+    kind: str, shape: dict[str, Any], where: str, options: AnnotationOptions
 ) -> drawing.Draw:
     points = fields.read_points(shape.get("points"), f"{where}.points", minimum=2)
     if kind == "mask":
@@ -64,7 +65,7 @@ def _read_shape(
         return functools.partial(drawing.draw_mask, mask, int(top), int(left))
     pillow = drawing.draw_with_pillow
     if kind in _LINES:
-        return options.draw_line(points, where)
+        return draw_line(points, options, where)
     if kind == "circle" and len(points) == 2:
         radius = np.hypot(*(points[1] - points[0]))
         box = np.stack([points[0] - radius, points[0] + radius])

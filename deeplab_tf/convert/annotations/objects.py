@@ -8,58 +8,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from deeplab_tf.config.checks import check_fields
-from deeplab_tf.config.options import COUNT, document_fields, option
 from deeplab_tf.convert.annotations import drawing
 from deeplab_tf.convert.class_list import is_background
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError, pluralize
 
 # The name that labelme gives to pixels to ignore.
 IGNORE_NAME = "__ignore__"
 
 
-@document_fields
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Settings that annotation files do not contain; None refuses unclear files."""
+DEFAULTS = AnnotationOptions()
 
-    line_width: int | None = option(
-        None,
-        COUNT,
-        "Width in pixels of annotated lines; default: lines are refused.",
-    )
-    crowd: str | None = option(
-        None,
-        ("ignore", "object"),
-        "How to label COCO crowds: as ignored pixels (ignore) or like other objects "
-        "(object). Default: ignore, but a category with only crowds is refused.",
-    )
-    label_attribute: str | None = option(
-        None,
-        help="Region attribute that names the class in VIA files; default: the only "
-        "one.",
-    )
 
-    def __post_init__(self) -> None:
-        check_fields(self)
+def draw_line(
+    points: np.ndarray, options: AnnotationOptions, where: str
+) -> drawing.Draw:
+    """Returns how to draw a line through points (x, y).
 
-    def draw_line(self, points: np.ndarray, where: str) -> drawing.Draw:
-        """Returns how to draw a line through points (x, y).
-
-        Raises:
-            UserError: if there is no line width; `where` is its place in the file.
-        """
-        if self.line_width is None:
-            raise UserError(
-                f"{where} is a line, which has no area; draw it as a polygon, or add "
-                "--line_width=10 to draw lines 10 pixels wide"
-            )
-        return functools.partial(
-            drawing.draw_with_pillow, "line", points, self.line_width
+    Raises:
+        UserError: if the options have no line width; `where` is its place in the file.
+    """
+    if options.line_width is None:
+        raise UserError(
+            f"{where} is a line, which has no area; draw it as a polygon, or add "
+            "--line_width=10 to draw lines 10 pixels wide"
         )
-
-
-DEFAULTS = Options()
+    return functools.partial(
+        drawing.draw_with_pillow, "line", points, options.line_width
+    )
 
 
 class File(NamedTuple):
@@ -132,7 +108,7 @@ class Annotations:
     notes: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter
     )
-    options: Options = DEFAULTS
+    options: AnnotationOptions = DEFAULTS
 
     def names(self) -> tuple[str, ...]:
         """Returns the class names, background first.

@@ -12,8 +12,9 @@ from deeplab_tf.convert.annotations.objects import (
     Annotations,
     File,
     Object,
-    Options,
+    draw_line,
 )
+from deeplab_tf.convert.options import AnnotationOptions
 from deeplab_tf.errors import UserError
 
 _IMAGES = "_via_img_metadata"
@@ -39,7 +40,7 @@ def is_content(content: Any) -> bool:
     )
 
 
-def read(file: File, options: Options) -> Annotations:
+def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a VIA project or export. Later regions cover earlier ones.
 
     `options.label_attribute` names the class; polylines have the width
@@ -80,7 +81,7 @@ def _list_regions(path: str, key: str, entry: dict) -> Iterator[tuple[str, dict]
         yield where, region
 
 
-def _find_attribute(path: str, images: dict, options: Options) -> str:
+def _find_attribute(path: str, images: dict, options: AnnotationOptions) -> str:
     """Returns the region attribute that names the class."""
     if options.label_attribute is not None:
         return options.label_attribute
@@ -118,7 +119,7 @@ def _read_label(attributes: dict, attribute: str, where: str) -> str:
     return fields.read_name(value, f"{where}.region_attributes.{attribute}")
 
 
-def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
+def _read_shape(shape: dict, where: str, options: AnnotationOptions) -> drawing.Draw:
     kind = shape.get("name")
     if kind in ("polygon", "polyline"):
         columns = [
@@ -129,7 +130,7 @@ def _read_shape(shape: dict, where: str, options: Options) -> drawing.Draw:
             raise UserError(f"{where} has different numbers of x and y coordinates")
         points = np.stack(columns, -1)
         if kind == "polyline":
-            return options.draw_line(points, where)
+            return draw_line(points, options, where)
         points = fields.read_points(points, where)
         return functools.partial(drawing.draw_polygons, [points])
     if not isinstance(kind, str) or kind not in _NUMBERS:

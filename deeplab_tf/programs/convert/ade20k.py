@@ -10,7 +10,6 @@ and the dataset is called ade20k_150.
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import ade20k
 from deeplab_tf.programs.convert import output
 
 _FLAGS = {
@@ -29,6 +28,8 @@ def define_flags() -> absl_flags.FlagValues:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
+    from deeplab_tf.convert import ade20k
+
     output.claim(values)
     sizes = ade20k.convert(
         values.ade20k_root, values.output_dir, values.num_shards, values.num_classes

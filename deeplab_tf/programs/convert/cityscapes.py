@@ -10,7 +10,6 @@ first. A split is written if all of its folders exist.
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import cityscapes
 from deeplab_tf.programs.convert import output
 
 _FLAGS = {
@@ -30,6 +29,8 @@ def define_flags() -> absl_flags.FlagValues:
 
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
+    from deeplab_tf.convert import cityscapes
+
     output.claim(values)
     sizes = cityscapes.convert(
         values.cityscapes_root,

@@ -11,7 +11,7 @@ ignored. Works with COCO 2014 and 2017; needs `pip install 'deeplab_tf[coco]'`.
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import coco_voc
+from deeplab_tf.errors import require_extra
 from deeplab_tf.programs.convert import output
 
 _FLAGS = {
@@ -29,8 +29,15 @@ def define_flags() -> absl_flags.FlagValues:
     return output.define_flags(_FLAGS, 100)
 
 
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError without pycocotools."""
+    require_extra(["pycocotools"], "coco", "COCO annotations need")
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Converts the dataset and prints the split sizes."""
+    from deeplab_tf.convert import coco_voc
+
     output.claim(values)
     sizes = coco_voc.convert(
         values.annotations,

@@ -19,20 +19,17 @@ reads annotation files of labelme, COCO, YOLO segmentation, Label Studio, CVAT a
 VIA, which name the classes themselves.
 """
 
-import os
-
 from absl import flags as absl_flags
-from etils import epath
 
 from deeplab_tf import flags
-from deeplab_tf.convert import annotated_folder, annotations, folder
-from deeplab_tf.convert.class_list import ClassList, MaskOptions, read_class_list
-from deeplab_tf.convert.layout import Layout
-from deeplab_tf.convert.shards import RunOptions
-from deeplab_tf.convert.splitting import Splitting
-from deeplab_tf.convert.tiling import ImageOptions
-from deeplab_tf.convert.value_map import parse_colors
-from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.config.options import DATA, OUTPUT
+from deeplab_tf.convert.options import (
+    AnnotationOptions,
+    ImageOptions,
+    Layout,
+    RunOptions,
+    Splitting,
+)
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs.convert import output
 
@@ -60,6 +57,8 @@ _FLAGS = {
         "in YAML or JSON; or a dataset_info.json. Default with --annotations: their "
         "own classes.",
     ),
+}
+_DETAILS = {
     "ignore_label": (
         *(flags.INTEGER, None),
         "Label value of void; default: that of dataset_info.json, else 255.",
@@ -97,36 +96,15 @@ _FLAGS = {
 
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
-    values = output.define_flags(_FLAGS, 4)
-    for config in (Layout, annotations.Options, ImageOptions, Splitting, RunOptions):
-        flags.define_options(values, config)
+    values = output.define_flags(_FLAGS, 4, _DETAILS)
+    for config in (Layout, AnnotationOptions, ImageOptions, Splitting):
+        flags.define_options(values, config, DATA)
+    flags.define_options(values, RunOptions, OUTPUT)
     return values
 
 
-def main(values: absl_flags.FlagValues) -> None:
-    """Converts the dataset and prints the split sizes."""
-    _check_labels(values)
-    folders = Layout(values.image_dir, values.label_dir or "")
-    files = flags.read_options(values, Layout, folders)
-    output.claim(values)
-    convert = _convert_masks if values.annotations is None else _convert_annotations
-    info = convert(
-        values,
-        files,
-        output_dir=values.output_dir,
-        division=flags.read_options(values, Splitting),
-        num_shards=values.num_shards,
-        options=flags.read_options(values, ImageOptions),
-        run=flags.read_options(values, RunOptions, adds=not values.overwrite),
-    )
-    for split in info.class_pixels:
-        if absent := _find_absent_classes(info, split):
-            print(f"{split} has no pixels of {', '.join(absent)}")
-    output.print_sizes(values.output_dir, info.split_sizes)
-
-
-def _check_labels(values: absl_flags.FlagValues) -> None:
-    """Raises `UserError` unless there are either masks or annotations."""
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError unless there are either masks or annotations."""
     if (values.label_dir is None) == (values.annotations is None):
         received = "neither" if values.annotations is None else "both"
         raise UserError(
@@ -144,63 +122,8 @@ def _check_labels(values: absl_flags.FlagValues) -> None:
             raise UserError(f"--{name} only applies to {other}; remove it")
 
 
-def _convert_masks(
-    values: absl_flags.FlagValues, files: Layout, **settings
-) -> DatasetInfo:
-    classes = _read_class_list(values)
-    print(classes.describe())
-    return folder.convert(files, classes, **settings)
+def main(values: absl_flags.FlagValues) -> None:
+    """Converts the dataset and prints the split sizes."""
+    from deeplab_tf.programs.convert import folder_conversion
 
-
-def _convert_annotations(
-    values: absl_flags.FlagValues, files: Layout, **settings
-) -> DatasetInfo:
-    options = flags.read_options(values, annotations.Options)
-    found = annotations.read(values.annotations, options)
-    print(found.describe())
-    if values.classes is None:
-        name = _default_name(values)
-        classes = annotated_folder.make_class_list(found, name, **_given_info(values))
-    else:
-        classes = _read_class_list(values)
-    listed = ", ".join(f"{i} {name}" for i, name in enumerate(classes.info.class_names))
-    print(f"classes: {listed}")
-    source = annotated_folder.Source(found, files.image_dir, files.missing_mask)
-    return annotated_folder.convert(source, classes, **settings)
-
-
-def _default_name(values: absl_flags.FlagValues) -> str:
-    return os.path.basename(os.path.abspath(values.output_dir))
-
-
-def _given_info(values: absl_flags.FlagValues) -> dict:
-    """Returns the flags that replace fields of `DatasetInfo`."""
-    fields = ("name", "ignore_label", "channels", "max_value")
-    given = {field: values[field].value for field in fields}
-    return {field: value for field, value in given.items() if value is not None}
-
-
-def _read_class_list(values: absl_flags.FlagValues) -> ClassList:
-    options = MaskOptions(
-        parse_colors(values.ignore_color, "--ignore_color"),
-        values.value_map,
-        # Masks of one class each need no declared values.
-        values.nearest and not values.mask_pattern,
-    )
-    classes = read_class_list(
-        epath.Path(values.classes),
-        _default_name(values),
-        options,
-        **_given_info(values),
-    )
-    return classes._replace(nearest=values.nearest)
-
-
-def _find_absent_classes(info: DatasetInfo, split: str) -> list[str]:
-    """Returns the names of the classes without a pixel in a split."""
-    pixels = zip(info.class_names, info.class_pixels[split], strict=True)
-    return [
-        name
-        for i, (name, count) in enumerate(pixels)
-        if not count and i != info.ignore_label
-    ]
+    folder_conversion.main(values)

@@ -5,31 +5,41 @@ from collections.abc import Mapping
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import conversion
+from deeplab_tf.config.options import DATA, OUTPUT
+from deeplab_tf.programs import suggest_commands
 
 
-def define_flags(rows: Mapping[str, tuple], num_shards: int) -> absl_flags.FlagValues:
+def define_flags(
+    rows: Mapping[str, tuple],
+    num_shards: int,
+    details: Mapping[str, tuple] | None = None,
+) -> absl_flags.FlagValues:
     """Returns the flags of a converter.
 
     Args:
         rows: Flags of the converter; see `flags.define_flags`.
         num_shards: Default number of files per split.
+        details: Flags that few users need.
     """
     values = absl_flags.FlagValues()
-    output = {
-        "output_dir": (flags.REQUIRED, None, "Folder for the TFRecords."),
+    folder = {"output_dir": (flags.REQUIRED, None, "Folder for the TFRecords.")}
+    shards = {
         "num_shards": (
             *(flags.at_least(1), num_shards),
             "Files per split; fewer if there are fewer images.",
         ),
     }
-    flags.define_flags(values, {**rows, **output})
+    flags.define_flags(values, {**rows, **folder})
+    flags.define_flags(values, details or {}, DATA)
+    flags.define_flags(values, shards, OUTPUT)
     flags.define_overwrite(values)
     return values
 
 
 def claim(values: absl_flags.FlagValues) -> None:
     """With `--overwrite`, permits replacing files that the converter did not write."""
+    from deeplab_tf.convert import conversion
+
     if values.overwrite:
         conversion.claim_folder(values.output_dir)
 
@@ -39,3 +49,4 @@ def print_sizes(output_dir: str, sizes: Mapping[str, int]) -> None:
     counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
     noun = "image" if sum(sizes.values()) == 1 else "images"
     print(f"{output_dir}: {counts} {noun}")
+    suggest_commands([("doctor", f"--dataset_dir={output_dir}")])

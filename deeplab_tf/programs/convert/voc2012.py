@@ -20,8 +20,7 @@ order and without VOC's val. --download fetches the archives you do not give, ab
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
-from deeplab_tf.convert import voc2012
-from deeplab_tf.data import records
+from deeplab_tf.convert import voc_sources
 from deeplab_tf.errors import UserError
 from deeplab_tf.programs.convert import output
 
@@ -30,8 +29,10 @@ _FLAGS = {
     "voc_archive": (flags.STRING, None, "Path of VOCtrainval_11-May-2012.tar."),
     "sbd_archive": (flags.STRING, None, "Path of SBD's benchmark.tgz."),
     "download": (flags.BOOLEAN, False, "Download the archives you do not give."),
-    "voc_url": (flags.STRING, voc2012.VOC_SOURCE.url, "URL of the VOC archive."),
-    "sbd_url": (flags.STRING, voc2012.SBD_SOURCE.url, "URL of the SBD archive."),
+}
+_DETAILS = {
+    "voc_url": (flags.STRING, voc_sources.VOC_SOURCE.url, "URL of the VOC archive."),
+    "sbd_url": (flags.STRING, voc_sources.SBD_SOURCE.url, "URL of the SBD archive."),
     "work_dir": (
         *(flags.STRING, None),
         "Folder for downloaded and extracted files, about 6 GB, which you may delete "
@@ -46,12 +47,11 @@ _FLAGS = {
 
 def define_flags() -> absl_flags.FlagValues:
     """Defines the flags of the program and returns them."""
-    return output.define_flags(_FLAGS, 4)
+    return output.define_flags(_FLAGS, 4, _DETAILS)
 
 
-def main(values: absl_flags.FlagValues) -> None:
-    """Converts the dataset and prints the split sizes."""
-    output.claim(values)
+def check(values: absl_flags.FlagValues) -> None:
+    """Raises UserError unless there is either a folder or archives."""
     from_archives = values.voc_archive or values.sbd_archive or values.download
     if bool(values.voc_root) == bool(from_archives):
         received = "both" if from_archives else "neither"
@@ -59,7 +59,15 @@ def main(values: absl_flags.FlagValues) -> None:
             "give either --voc_root or the archives (--voc_archive and --sbd_archive, "
             f"or --download); received {received}"
         )
-    if from_archives:
+
+
+def main(values: absl_flags.FlagValues) -> None:
+    """Converts the dataset and prints the split sizes."""
+    from deeplab_tf.convert import voc2012
+    from deeplab_tf.data import records
+
+    output.claim(values)
+    if not values.voc_root:
         sizes = voc2012.convert_archives(
             *_choose_archives(values),
             values.output_dir,
@@ -77,8 +85,10 @@ def main(values: absl_flags.FlagValues) -> None:
 
 def _choose_archives(
     values: absl_flags.FlagValues,
-) -> tuple[str | voc2012.Source, str | voc2012.Source]:
+) -> tuple[str | voc_sources.Source, str | voc_sources.Source]:
     """Returns the path or the download source of both archives."""
+    from deeplab_tf.convert import voc2012
+
     found = []
     for name, source in (("voc", voc2012.VOC_SOURCE), ("sbd", voc2012.SBD_SOURCE)):
         path = values[f"{name}_archive"].value

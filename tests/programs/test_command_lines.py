@@ -1,0 +1,166 @@
+"""--help, --version and wrong flags of every program, without TensorFlow."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from deeplab_tf.convert import shapes
+from deeplab_tf.evaluation.submission import SUBMISSIONS
+from deeplab_tf.programs import commands
+from deeplab_tf.programs.flag_help import group_flags
+
+LISTS = ("presets", "zoo")
+PROGRAMS = [name for name in commands.COMMANDS if name not in LISTS]
+# Runs command lines in one process; prints what each prints, and the slow modules.
+SCRIPT = """
+import contextlib, io, json, sys
+from deeplab_tf.programs import commands
+
+printed = {}
+for line in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            commands.main(["/bin/deeplab", *line.split()])
+            error = None
+        except SystemExit as exit:
+            error = exit.code
+    printed[line] = (out.getvalue(), error)
+slow = {"tensorflow", "keras", "numpy", "scipy", "cv2", "PIL", "matplotlib", "etils"}
+print(json.dumps([printed, sorted(slow & {*sys.modules})]))
+"""
+TRAIN = "train --train_logdir=l --dataset_dir=d"
+REFUSED = {
+    "": "",
+    "trian": "deeplab: there is no command 'trian'; similar: train, .*--help lists all",
+    "convert": "",
+    "convert foldr": "deeplab convert: there is no command 'foldr'; similar: folder; ",
+    "train --batch_size=3": "deeplab train: there is no flag --batch_size; similar: "
+    "--train_batch_size, ",
+    "train --optimizer=sgd": "flag --optimizer=sgd: it must be momentum, nesterov, ",
+    "train --precision=float8": "similar: float32, float16, .*; it must be float32, ",
+    "train --dataset_dir=d": "--train_logdir is required: folder of checkpoints",
+    "train --train_logdir=l": "--dataset_dir is required: the folder of the TFRecords$",
+    "train --train_logdir=l d": "unexpected argument 'd'; flags begin with --$",
+    f"{TRAIN} --model_variant=resnet50": "similar: resnet_v1_50",
+    f"{TRAIN} --preset=camvid": "similar: camvid_mobilenet",
+    f"{TRAIN} --weight_decay=-1": "weight_decay must be at least 0; received -1",
+    "eval": "--checkpoint_dir is required: checkpoint folder or prefix, ",
+    "export --checkpoint_path=c": "--export_path is required: folder for a ",
+    "predict --model=m": "give --images or --video; received neither$",
+    "convert voc2012 --output_dir=o": "give either --voc_root or the archives ",
+    "convert folder --image_dir=i --output_dir=o": "give either --label_dir ",
+    "doctor": "--dataset_dir is required",
+    "presets camvid mobilnet": "nothing contains camvid and mobilnet; similar: ",
+    "zoo vgg": "nothing contains vgg; without words, it lists all$",
+}
+
+
+@pytest.fixture(scope="module")
+def printed():
+    """Output and error of each command line, from a process without TensorFlow."""
+    asked = [f"{name} --help" for name in (*commands.COMMANDS, "convert", "")]
+    asked += [f"{name} --nonsense" for name in PROGRAMS]
+    asked += ["train --helpfull", "--version", "train --version", "presets --version"]
+    asked += ["presets camvid MOBILENET", "zoo ade20k"]
+    lines = json.dumps([*asked, *REFUSED])
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT, lines], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stderr == ""
+    texts, slow = json.loads(result.stdout)
+    assert slow == []
+    return texts
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_lists_each_effective_flag_once(printed, name):
+    text, error = printed[f"{name} --help"]
+    program = importlib.import_module(commands.COMMANDS[name])
+    assert error is None and text.startswith(program.__doc__.rstrip())
+    groups = group_flags(program.define_flags())
+    dead = groups.pop("Without effect", [])
+    assert re.findall(r"^(\w[\w ]+):$", text, re.M)[-len(groups) :] == [*groups]
+    listed = re.findall(r"^  --(?:\[no\])?(\w+)", text, re.M)
+    assert listed == [flag.name for own in groups.values() for flag in own]
+    assert len({*listed}) == len(listed) and {*listed}.isdisjoint(f.name for f in dead)
+    assert len(dead) == 0 or f"lists {len(dead)} official flags without effect" in text
+
+
+def test_help_shows_values_and_defaults(printed):
+    text, _ = printed["train --help"]
+    start = text.partition("\nStart here:\n")[2]
+    required, meaning = "--train_logdir=LOGDIR (required)", "Folder of checkpoints and"
+    assert start.startswith(f"  {required}\n      {meaning} ")
+    for line in (
+        "--train_crop_size=HEIGHT,WIDTH (default: 513,513)",
+        "--optimizer=momentum|nesterov|adam|adamw (default: momentum)",
+        "--base_learning_rate=NUMBER (default: 0.0001)",
+        "--[no]recompute (default: false)",
+        "--bootstrap_classes=CLASS,...",
+        "--tpu=TPU",
+    ):
+        assert f"\n  {line}\n" in text
+    everything, _ = printed["train --helpfull"]
+    assert "\nWithout effect:\n  --[no]logtostderr\n" in everything
+
+
+def test_commands_are_listed(printed):
+    text, _ = printed[" --help"]
+    for name in commands.COMMANDS:
+        assert re.search(rf"^  {name} +\w", text, re.M)
+    converters, _ = printed["convert --help"]
+    assert re.search("^  folder +Converts a folder of images", converters, re.M)
+
+
+def test_version_names_tensorflow(printed):
+    text, _ = printed["--version"]
+    assert re.match(r"deeplab_tf \d\S+ \(Python 3\S+ tensorflow 2\.", text)
+    assert printed["train --version"] == printed["presets --version"] == [text, None]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_unknown_flag_is_refused(printed, name):
+    expected = f"deeplab {name}: there is no flag --nonsense; .*--help lists all"
+    assert re.fullmatch(expected, printed[f"{name} --nonsense"][1])
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSED.items())
+def test_mistakes_are_refused_before_tensorflow_starts(printed, line, message):
+    out, error = printed[line]
+    if message:
+        assert out == "" and re.search(message, error) and "\n" not in error
+    else:
+        assert error is None and re.search("DATASET|COMMAND", out)
+
+
+def test_lists_are_filtered_by_words(printed):
+    text, _ = printed["presets camvid MOBILENET"]
+    names = re.findall(r"^(\w+) \(", text, re.M)
+    assert names and all("camvid" in name for name in names)
+    names = re.findall(r"^(\w+) \(", printed["zoo ade20k"][0], re.M)
+    assert names == ["mobilenetv2_ade20k_train", "xception65_ade20k_train"]
+
+
+def test_help_ends_quietly_when_its_reader_does():
+    command = f"{sys.executable} -m deeplab_tf train --help | head -n 1"
+    result = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True
+    )
+    assert (result.stdout.count("\n"), result.stderr) == (1, "")
+
+
+def test_flags_repeat_what_slow_modules_define():
+    predict, scenes = (
+        importlib.import_module(commands.COMMANDS[name]).define_flags()
+        for name in ("predict", "convert shapes")
+    )
+    assert [*predict["submission"].parser.enum_values] == sorted(SUBMISSIONS)
+    names = ("train_images", "val_images", "test_images", "image_size", "seed")
+    given = [scenes[name].value for name in names]
+    given[3] = tuple(map(int, given[3][0].split(",")))
+    assert tuple(given) == shapes.write.__defaults__
