@@ -18,9 +18,10 @@ def package_version():
 
 
 def long_description():
-    """Returns the README, or "" in a source archive without it."""
-    readme = ROOT / "README.md"
-    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+    """Returns the README without images and relative links, which an index breaks."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", text)
+    return re.sub(r"\[([^]]+)\]\((?!https:)[^)]*\)", r"\1", text)
 
 
 # Ranges, for compatibility with other packages; constraints.txt pins the tested
@@ -100,9 +101,6 @@ EXTRAS_REQUIRE = {
     # Runs examples/quickstart.ipynb in its test.
     "notebook": ["nbclient>=0.10", "ipykernel>=6.29"],
     "peers": [
-        # Engines for speed comparisons, as in the extra export.
-        "openvino>=2025.0",
-        "onnxruntime>=1.20",
         # For comparison with its DeepLabv3+ in Keras 3.
         "keras-hub>=0.19",
         # For comparison with torchvision's DeepLabv3.
@@ -123,12 +121,22 @@ EXTRAS_REQUIRE = {
     ],
 }
 
+# Every extra that the tests use; not CUDA and PyTorch, which are gigabytes.
+EXTRAS_REQUIRE["all"] = [
+    requirement
+    for extra, requirements in EXTRAS_REQUIRE.items()
+    if extra not in ("gpu", "peers", "dev")
+    for requirement in requirements
+]
+
 setup(
     name="deeplab_tf",
     version=package_version(),
     description="DeepLabv3 and DeepLabv3+ for TensorFlow 2 and Keras 3",
     long_description=long_description(),
     long_description_content_type="text/markdown",
+    author="The deeplab_tf authors",
+    keywords=["semantic segmentation", "DeepLab", "TensorFlow", "Keras"],
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10,<3.14",
@@ -162,5 +170,7 @@ setup(
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
     ],
 )

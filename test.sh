@@ -12,14 +12,13 @@ extras=dev
 selection=(--numprocesses=auto --maxprocesses=4 --dist=loadfile)
 if [[ "${1:-}" == --all ]]; then
   shift
-  # Without gpu and peers: gigabytes that only benchmarks/ and GPU machines need.
-  extras=hub,export,coco,cityscapes,tiff,heif,geo,robustness,tensorboard,jax,docs,notebook,dev
+  extras=all,dev
   # Sequential: some tests measure time or memory, or start several processes.
   selection=(-m "")
 fi
 
 ensure_venv "$extras"
-if [[ "$extras" == *robustness* ]]; then
+if [[ "$extras" == all,* ]]; then
   # Without dependencies: opencv-python would overwrite the headless build of cv2.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
     --constraint constraints.txt imagecorruptions-imaug

@@ -6,7 +6,6 @@ The Keras classes are registered as soon as Keras is imported, so that
 """
 
 import importlib
-import importlib.abc
 import importlib.util
 import sys
 from types import ModuleType
@@ -127,7 +126,7 @@ def _register_keras_classes() -> None:
         importlib.import_module(f"{__name__}.{module}")
 
 
-class _AfterKeras(importlib.abc.MetaPathFinder):
+class _AfterKeras:
     """Registers the Keras classes right after the first import of Keras.
 
     Importing Keras here instead would take seconds where nobody needs it.

@@ -293,6 +293,23 @@ def test_every_constraint_is_exact():
     assert {"tensorflow", "keras", "numpy", "protobuf", "tf2onnx"} <= names
 
 
+IMPORT = """
+import sys, time
+start = time.perf_counter()
+import deeplab_tf
+print(time.perf_counter() - start, *{"keras", "numpy", "tensorflow"} & {*sys.modules})
+"""
+
+
+def test_import_takes_less_than_a_fifth_of_a_second():
+    def run():
+        command = [sys.executable, "-c", IMPORT]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+
+    seconds, *imported = min(run() for _ in range(5)).split()
+    assert float(seconds) < 0.2 and not imported
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory):
     """A source archive of the tracked files."""
@@ -320,6 +337,12 @@ def test_wheel_contains_only_the_package(wheel):
         names = archive.namelist()
         [entry_points] = [n for n in names if n.endswith("entry_points.txt")]
         scripts = archive.read(entry_points).decode()
+        [metadata] = [name for name in names if name.endswith("METADATA")]
+        description = archive.read(metadata).decode()
+    assert "\nAuthor: The deeplab_tf authors\n" in description
+    assert "\n## Five tasks\n" in description
+    # An index shows no files of the repository.
+    assert not re.search(r"\]\((?!https://)", description)
     folders = {name.split("/")[0] for name in names}
     assert folders == {"deeplab_tf", wheel.name.split("-py3")[0] + ".dist-info"}
     modules = {n for n in wheels.tracked_files() if re.match(r"deeplab_tf/.*\.py$", n)}

@@ -43,12 +43,18 @@ def build_sdist(folder):
 
 def build_wheel(sdist, folder):
     """Builds a wheel from a source archive; returns its path."""
+    source = unpack(sdist, folder / "unpacked")
+    return _build("wheel", source, folder)
+
+
+def unpack(sdist, folder):
+    """Unpacks a source archive into a new folder; returns the folder of setup.py."""
     # Python before 3.10.12 and 3.11.4 has no filters; 3.12 and 3.13 warn without one.
     options = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
     with tarfile.open(sdist) as archive:
-        archive.extractall(folder / "unpacked", **options)
-    [source] = (folder / "unpacked").iterdir()
-    return _build("wheel", source, folder)
+        archive.extractall(folder, **options)
+    [source] = folder.iterdir()
+    return source
 
 
 def install(wheel, environment):
