@@ -2,8 +2,9 @@
 
     python tools/documentation.py
 
-It writes docs/flags.md, the tables of docs/results.md and docs/performance.md (from
-benchmarks/results) and the line numbers of links in docs/architecture.md, such as
+It writes docs/flags.md (on the site, with a table for each program), the tables of
+docs/results.md and docs/performance.md (from benchmarks/results) and the line numbers
+of links in docs/architecture.md, such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30). A link leads to the definition, or to the
 only line with its text. tests/test_documentation.py fails when pages are outdated.
 """
@@ -45,12 +46,21 @@ PROGRAMS = {
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
-`python tools/documentation.py` generates this page from the programs; `--help` prints the same, in
-the same groups. In train.py, eval.py and export.py, "Ours" marks flags that the official programs
-do not have. All other flags have the official names, meanings and defaults, except those listed in
-[migration](migration.md#flags). Write a list as `--train_crop_size=513,513` or repeat the flag;
+`--help` of a program prints its flags in groups, and `--helpfull` also those for compatibility. The
+documentation site lists the flags of all programs on this page, which `python
+tools/documentation.py` generates. In train.py, eval.py and export.py, "Ours" marks flags that the
+official programs do not have. All other flags have the official names, meanings and defaults, except
+those listed in [migration](migration.md#flags). Write a list as `--train_crop_size=513,513` or repeat the flag;
 write a boolean as `--recompute`, `--norecompute` or `--recompute=false`. Unknown flags are errors.
 """  # noqa: E501
+# The parts of a result that a page shows, if not all; images show the rest.
+_SHOWN = {
+    "ablations": (0, 1, -1),
+    "ablations_600": (0, -1),
+    "profile_inference": (0, -1),
+    "profile_training": (0, -1),
+    "scaling": (1, 2, 3, -1),
+}
 _RESULT = re.compile(r"(<!-- result of (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _LINK = re.compile(r"\[`([^`]+)`\]\(\.\./([^)#]+)#L\d+\)")
 
@@ -77,15 +87,15 @@ def _row(group: str, flag) -> tuple[str, ...]:
     return group, value, default, flag_help.help_text(flag).replace("|", "\\|")
 
 
-def flags_page() -> str:
-    """Returns the text of docs/flags.md, with each different flag once."""
+def flags_page(on_site: bool = False) -> str:
+    """Returns the text of docs/flags.md; on the site, with each different flag once."""
     all_rows = {program: flag_rows(program) for program in PROGRAMS}
     every = {program: set(rows.items()) for program, rows in all_rows.items()}
     dead = {flag for own in every.values() for flag in own if _is_dead(flag[1])}
     model = set.intersection(*(every[program] for program in BUILDERS)) - dead
     text = f"Flags of {_join_commands(BUILDERS)}."
     in_order = [flag for flag in all_rows["train.py"].items() if flag in model]
-    parts = [INTRODUCTION, _table("The model", text, dict(in_order))]
+    parts = [_table("The model", text, dict(in_order))]
     listed = {"The model": model}
     for program, own in every.items():
         text, new = f"`{command(program)}`.", own - dead
@@ -98,7 +108,8 @@ def flags_page() -> str:
         in_order = [flag for flag in all_rows[program].items() if flag in new]
         parts.append(_table(program, text, dict(in_order)))
         listed[program] = new
-    return "\n".join([*parts, _dead_table(dict(dead))])
+    tables = parts if on_site else []
+    return "\n".join([INTRODUCTION, *tables, _dead_table(dict(dead))])
 
 
 def _anchor(heading: str) -> str:
@@ -138,7 +149,13 @@ def _dead_table(rows: dict) -> str:
 
 def with_results(page: str) -> str:
     """Fills each `<!-- result of NAME -->` block from benchmarks/results."""
-    return _RESULT.sub(lambda mark: f"{mark[1]}\n{_result(mark[2])}\n{mark[3]}", page)
+    return _RESULT.sub(lambda mark: f"{mark[1]}\n{_shown(mark[2])}\n{mark[3]}", page)
+
+
+def _shown(program: str) -> str:
+    parts = _result(program).rstrip().split("\n\n")
+    shown = _SHOWN.get(program, range(len(parts)))
+    return "\n\n".join(parts[i] for i in shown) + "\n"
 
 
 def _result(program: str) -> str:

@@ -11,11 +11,16 @@ import json
 import os
 import pathlib
 import re
+import sys
 
 import griffe
 from mkdocs.structure.files import File
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tools import documentation  # noqa: E402
+
 DOCS = ROOT / "docs"
 # Fenced blocks, which contain no links, or the target of a link or an image.
 _LINK = re.compile(r"^(```+).*?^\1$|(?<=\]\()[^)\s]+(?=\))", re.MULTILINE | re.DOTALL)
@@ -36,7 +41,9 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Turns links to files of the repository into links to their pages."""
+    """Lists all flags; turns links to files of the repository into links to pages."""
+    if page.file.src_uri == "flags.md":
+        return documentation.flags_page(on_site=True)
     folder, _, path = page.file.src_uri.partition("source/")
     origin = ROOT / path.removesuffix(".md") if not folder else DOCS / folder
     origin = origin if origin.exists() else origin.with_suffix(".md")
