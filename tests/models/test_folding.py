@@ -13,6 +13,8 @@ from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.recomputation import recompute_backbone
 from deeplab_tf.models.variables import batch_normalizations, leaf_layers
 
+pytestmark = pytest.mark.usefixtures("shallow")
+
 CASES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "preprocess")
 # A backbone of each family, and every head.
 QUICK = (
@@ -55,8 +57,7 @@ def random_images(*shape):
 def test_folding_keeps_logits_and_removes_batch_norm(name):
     case = GoldenCase.load(name)
     model = build_model(ModelConfig.from_official_flags(case.flags))
-    load_tf1_variables(model, case.weights())
-    folded = fold_batch_norm(model)
+    folded = fold_batch_norm(fill_variables(model))
     assert batch_normalizations(folded) == []
     # Xception-65 differs as much between eager and graph execution.
     tolerance = 3e-5 if name.startswith("xception") else 1e-5
