@@ -22,6 +22,7 @@ from deeplab_tf import (
     export_saved_model,
     save_tf1_checkpoint,
 )
+from deeplab_tf.checkpoints import following
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.training.resume import write_experiment
 
@@ -188,20 +189,31 @@ def test_metrics_survive_a_failing_corruption(artefacts, tmp_path):
     assert "miou" in json.loads((tmp_path / "metrics.json").read_text())
 
 
-def test_new_checkpoints_of_a_folder_are_scored(artefacts, tmp_path):
+def test_new_checkpoints_of_a_folder_are_scored(
+    artefacts, tmp_path, monkeypatch, eager_execution
+):
     folder = tmp_path / "logs"
-    follow = ("--eval_interval_secs=1", "--max_number_of_evaluations=2", "--noreport")
-    paths = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
-    command = [*SHALLOW_EVAL, *paths, *follow]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == f"waiting for a checkpoint in {folder}\n"
-        # As in the official archives, no file names the latest checkpoint.
-        shutil.copytree(artefacts / "logs", folder)
-        assert any("waiting" in line for line in process.stdout)
+
+    def copy_to_9():
         assert (tmp_path / "eval/metrics.json").exists()
         for path in sorted(folder.glob("model.ckpt-7.*"), reverse=True):
             shutil.copy(path, folder / path.name.replace("ckpt-7", "ckpt-9"))
-        assert process.wait(120) == 0
+
+    # What happens while the program waits. As in the official archives, no file names
+    # the latest checkpoint.
+    events = [lambda: shutil.copytree(artefacts / "logs", folder), copy_to_9]
+    polls = []
+
+    def sleep(seconds):
+        polls.append(seconds)
+        if len(polls) % 2 == 0:
+            events.pop(0)()
+
+    monkeypatch.setattr(following.time, "sleep", sleep)
+    follow = ("--eval_interval_secs=9", "--max_number_of_evaluations=2", "--noreport")
+    paths = (f"--checkpoint_dir={folder}", f"--eval_logdir={tmp_path}/eval")
+    out = run(EVAL, *paths, *follow)
+    assert out.count(f"waiting for a checkpoint in {folder}\n") == 2
     metrics = json.loads((tmp_path / "eval/metrics.json").read_text())
     assert metrics["protocol"]["checkpoint"] == f"{folder}/model.ckpt-9"
 
