@@ -113,7 +113,9 @@ def run_benchmark(records, cache, *arguments):
     return program_runs.run("benchmarks.model_zoo", *options, *arguments).splitlines()
 
 
-def test_benchmark_names_skipped_evaluations(tiny_zoo, tiny_records, tmp_path):
+def test_benchmark_names_skipped_evaluations(
+    tiny_zoo, tiny_records, tmp_path, eager_execution
+):
     rows = run_benchmark(tiny_records, tmp_path, "--checkpoints=tiny", "--images=1")
     header = "checkpoint and protocol split images per cent ours published"
     assert rows[0].split() == header.split()
@@ -124,7 +126,9 @@ def test_benchmark_names_skipped_evaluations(tiny_zoo, tiny_records, tmp_path):
     assert rows[2].startswith("tiny_test") and "has no records named test-" in rows[2]
 
 
-def test_benchmark_follows_the_protocol_of_the_preset(tiny_zoo, tiny_records, tmp_path):
+def test_benchmark_follows_the_protocol_of_the_preset(
+    tiny_zoo, tiny_records, tmp_path, eager_execution
+):
     """Compares with output stride 8, two scales, flips and resizing set by hand."""
     data = dataclasses.replace(
         ZOO["tiny"].preset.data,
