@@ -68,6 +68,8 @@ def test_cell_equals_reference_branches():
     parts = [dilated, resize_like(pooled, x), conv(dilated, w, f"{scope}2")]
     expected = conv(tf.concat(parts, -1), w, "meta_architecture/concat_projection")
     assert_same(model(x), expected)
+    signature = [tf.TensorSpec([None, None, None, 4])]
+    assert_same(tf.function(model, signature, autograph=False)(x), expected)
 
 
 def test_pyramid_pooling_matches_hand_computed_values():
