@@ -81,7 +81,9 @@ def train(dataset_dir, logs):
 def logs(shallow, tiny_records, tmp_path_factory):
     """A `train_logdir` with checkpoints after two and three steps."""
     logs = tmp_path_factory.mktemp("trained") / "logs"
+    tf.config.run_functions_eagerly(True)  # `pipeline` compiles
     train(tiny_records, logs)
+    tf.config.run_functions_eagerly(False)
     return logs
 
 
