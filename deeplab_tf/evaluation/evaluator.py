@@ -194,6 +194,7 @@ class Evaluator:
         if self._strategy is not None:
             yield from self._score_by_replicas(self._strategy, dataset, confident)
             return
+        self._trace_any_size(dataset, confident)
         for images, labels, *names in iterate_batches(dataset):
             with translate_limit_errors():
                 predictions, confidences, counts = self._compiled_step(
@@ -201,6 +202,20 @@ class Evaluator:
                 )
             names = names[0] if names else _make_empty_names(images)
             yield _Batch(images, labels, names, predictions, counts, confidences)
+
+    def _trace_any_size(self, dataset: Iterable, confident: bool) -> None:
+        """Traces the step for all sizes of a dataset at once.
+
+        Otherwise, it is traced for the first size and again when another follows.
+        """
+        spec = getattr(dataset, "element_spec", None)
+        trace = getattr(self._compiled_step, "get_concrete_function", None)
+        if trace is None or spec is None or tf.config.functions_run_eagerly():
+            return
+        # A model of one size refuses other sizes only if they are known.
+        if None in self._predictor.network.input.shape[1:3]:
+            with translate_limit_errors():
+                trace(*spec[:2], confident)
 
     def _score_by_replicas(
         self,
