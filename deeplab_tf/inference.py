@@ -240,13 +240,13 @@ class Predictor:
 
 
 def compile_graph(function: Callable, **options: Any) -> Callable:
-    """Returns `tf.function(function, **options)` if TensorFlow runs the model.
+    """Returns a function compiled without AutoGraph if TensorFlow runs the model.
 
     With a different backend, Keras compiles the network, and TensorFlow runs the
     protocol around it eagerly.
     """
     if keras.backend.backend() == "tensorflow":
-        return tf.function(function, **options)
+        return tf.function(function, autograph=False, **options)
     return function
 
 

@@ -2,6 +2,9 @@
 
 Records are read by random access. Each epoch is a permutation of all records, each
 worker reads only its own, and a resumed run continues directly at its position.
+
+Functions of datasets have no Python branches or loops over tensors. AutoGraph would
+take two seconds to find none at the start of every program, so it is turned off.
 """
 
 import os
@@ -168,6 +171,7 @@ def make_training_batches(
     """
     rows = batch_size // num_workers
 
+    @tf.autograph.experimental.do_not_convert
     def batch(number: tf.Tensor) -> tuple:
         begin = start + number * batch_size + worker * rows
         return batch_fn(begin + tf.range(rows, dtype=tf.int64))
@@ -209,6 +213,7 @@ def _make_evaluation_batches(
     else:
         dataset = dataset.batch(1)
 
+    @tf.autograph.experimental.do_not_convert
     def batch(positions: tf.Tensor) -> tuple:
         samples = tf.data.Dataset.from_tensor_slices(positions).map(read)
         return samples.batch(rows).get_single_element()

@@ -62,6 +62,7 @@ class Reader:
         """Returns the bytes of a record, a string scalar."""
         return self._read(position).get_single_element()
 
+    @tf.autograph.experimental.do_not_convert
     def read_intact(self, position):
         """Returns whether the checksums of a record match, and its bytes if they do."""
         record = self._read(position).map(lambda record: (True, record))
@@ -113,6 +114,7 @@ class Reader:
             lambda: tf.constant(0, tf.uint8),
         )
 
+    @tf.autograph.experimental.do_not_convert
     def read_sample(self, position) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Returns the image, label and name of a record after validating them."""
         sample = self._decode_or_refuse(position, self.decode)
@@ -120,6 +122,7 @@ class Reader:
             parts = sample.image, sample.label, sample.checks.name
             return tuple(map(tf.identity, parts))
 
+    @tf.autograph.experimental.do_not_convert
     def read_label(self, position):
         """Returns the label of a record without decoding its image."""
 
@@ -135,6 +138,7 @@ class Reader:
         with self.require_valid(position, checks):
             return tf.identity(label)
 
+    @tf.autograph.experimental.do_not_convert
     def read_size(self, position):
         """Returns the height and width of a record's image, from its header."""
 

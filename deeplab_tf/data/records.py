@@ -302,6 +302,7 @@ def _require_only_last_empty(paths: Sequence[str], counts: Sequence[int]) -> Non
             )
 
 
+@tf.autograph.experimental.do_not_convert
 def read_record(path, offset) -> tf.data.Dataset:
     """Returns a dataset of the record at a byte offset, with verified checksums."""
     variant = tf.raw_ops.TFRecordDatasetV2(

@@ -34,6 +34,7 @@ class LabelCounts(NamedTuple):
 def _count_values_by_record(reader: Reader, count: int) -> tf.data.Dataset:
     """Returns a dataset of each record's pixel counts by label value, int64 `[256]`."""
 
+    @tf.autograph.experimental.do_not_convert
     def count_values(position):
         label = tf.reshape(tf.cast(reader.read_label(position), tf.int32), [-1])
         return tf.math.bincount(label, minlength=256, maxlength=256, dtype=tf.int64)

@@ -95,6 +95,7 @@ class Evaluator:
                 self._compiled_replicas = tf.function(
                     functools.partial(self._step_on_replicas, self._strategy),
                     reduce_retracing=True,
+                    autograph=False,
                 )
 
     @property
@@ -314,6 +315,7 @@ def _append_dummy_batches(
     Prepends a bool to each element, which is true for batches of the dataset.
     """
 
+    @tf.autograph.experimental.do_not_convert
     def real(images: tf.Tensor, labels: tf.Tensor, *names: tf.Tensor) -> tuple:
         return True, images, labels, names[0] if names else _make_empty_names(images)
 

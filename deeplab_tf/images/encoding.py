@@ -111,6 +111,7 @@ def _compile_decoder(channels: int, max_value: int) -> tf.types.experimental.Cal
     function = tf.function(
         lambda content: decoding.decode_image(content, channels, max_value),
         input_signature=[tf.TensorSpec([], tf.string)],
+        autograph=False,
     )
     return function.get_concrete_function()
 

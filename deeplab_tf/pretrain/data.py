@@ -106,6 +106,7 @@ class _Cropper:
         """Returns random crops of training samples, and their classes."""
         return self._batch(indices, self._crop_randomly, self.position)
 
+    @tf.autograph.experimental.do_not_convert
     def central_batch(self, positions):
         """Returns central crops of the images at these positions, and their classes."""
         return self._batch(positions, self._crop_center, lambda position: position)

@@ -50,7 +50,9 @@ class TopAccuracy:
     def __init__(self, model: keras.Model, shows_progress: bool = False):
         self._model = model
         self._shows_progress = shows_progress
-        self._compiled_step = tf.function(self._step, reduce_retracing=True)
+        self._compiled_step = tf.function(
+            self._step, reduce_retracing=True, autograph=False
+        )
 
     def _step(self, images, labels):
         """Returns the number of images, of top-1 hits and of top-5 hits."""

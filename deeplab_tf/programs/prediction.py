@@ -96,6 +96,7 @@ def _compile_labeler(model, config: EvalConfig, info: DatasetInfo) -> _Labeler:
     compiled = tf.function(
         make_predictor(model, config).labels,
         input_signature=[tf.TensorSpec([None, None, None, info.channels], dtype)],
+        autograph=False,
     )
 
     def labels(images):
