@@ -47,8 +47,8 @@ def logits_model(model):
     return keras.Model(model.input, [model.get_layer("logits").output, model.output])
 
 
-# Every kind of layer whose output depends on the size of its input. The dense prediction
-# cell is tested in test_dense_prediction_cell.py.
+# Every kind of layer whose output depends on the size of its input; for the dense
+# prediction cell, see test_dense_prediction_cell.py.
 OPEN_SIZES = {
     "mobilenet_v2_dm05_os8",
     "mobilenet_v2_image_pyramid_avg",
