@@ -25,6 +25,7 @@ from deeplab_tf.pretrain.data import (
     open_classes,
 )
 from deeplab_tf.pretrain.scoring import ClassValidation
+from deeplab_tf.programs import suggest_commands
 from deeplab_tf.programs.machine import (
     claim_logdir,
     describe_machine,
@@ -141,3 +142,8 @@ def _run(
 
     trainer.train(dataset, validation, source.info, name_samples)
     print(f"{folder}: {pluralize(trainer.step, 'step(s)')}, model.ckpt-{trainer.step}")
+    if worker.is_chief:
+        start = f"--tf_initial_checkpoint={folder}"
+        suggest_commands(
+            [("train", start, "--dataset_dir=DIR", "--train_logdir=LOGDIR")]
+        )

@@ -232,6 +232,7 @@ def _refuse_special_files(values: absl_flags.FlagValues) -> None:
 
 def suggest_commands(commands: Iterable[Sequence[str]]) -> None:
     """Prints what to run next to stderr: the name and flags of each program."""
+    sys.stdout.flush()
     print("next:", file=sys.stderr)
     for name, *arguments in commands:
         # In a checkout, some programs are scripts.

@@ -12,6 +12,7 @@ from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
 from deeplab_tf.presets import describe_run
+from deeplab_tf.programs import suggest_commands
 from deeplab_tf.programs.checkpoint import (
     find_experiment,
     require_classes,
@@ -184,3 +185,5 @@ def main(values: absl_flags.FlagValues) -> None:
         f"{config.output_stride}; {description}"
     )
     print(comparison)
+    use = ("predict", f"--model={path}", "--images=IMAGES", "--output_dir=OUT")
+    suggest_commands([use])

@@ -2,7 +2,7 @@
 
 import os
 
-from deeplab_tf.config import Experiment
+from deeplab_tf.config import Experiment, TrainConfig
 from deeplab_tf.programs import suggest_commands
 from deeplab_tf.training.checkpoint_files import BEST, list_prefixes
 from deeplab_tf.training.trainer import Trainer
@@ -37,8 +37,15 @@ def describe_plan(
         f"{model.output_stride}, {trainer.model.count_params():,} parameters",
         f"initial weights: {weights}",
         f"steps: {trainer.step:,} to {steps:,}, {epochs:.1f} epochs in total",
+        f"evaluation: {_describe_evaluation(train)}",
         f"results: {train.train_logdir}",
     ]
+
+
+def _describe_evaluation(train: TrainConfig) -> str:
+    if train.eval_interval_steps:
+        return f"every {train.eval_interval_steps:,} steps"
+    return "none while training; --eval_interval_steps=N adds it"
 
 
 def suggest_use(folder: str) -> None:

@@ -170,7 +170,8 @@ def _run(
 ) -> None:
     config, data, split = experiment.train, experiment.data, experiment.split
     devices = ", ".join(d.name for d in tf.config.list_logical_devices())
-    print("\n".join(plan))
+    if trainer.worker.is_chief:
+        print("\n".join(plan))
     print(f"devices: {devices}; {describe_machine(values, trainer)}")
 
     def dataset(worker: int, num_workers: int) -> tf.data.Dataset:

@@ -174,11 +174,10 @@ class Reporter:
             return
         self._has_expected = True
         pace = (now - before) / max(1, step - first)
-        left = self._config.training_number_of_steps - step
-        minutes = pace * left / 60
+        seconds = pace * (self._config.training_number_of_steps - step)
+        left = f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} minutes"
         self.print(
-            f"step {step}: {pace:.2f} s per step; about {minutes:.0f} minutes left, "
-            "without evaluations"
+            f"step {step}: {pace:.2f} s per step, about {left} left without evaluations"
         )
 
     def _log(self, step: int, row: list[float], speed: float) -> None:
@@ -232,7 +231,8 @@ class Reporter:
             )
         # Matplotlib figures are reference cycles, which Python collects late.
         gc.collect()
-        # The evaluation does not count in the training speed.
+        # The evaluation does not count in the training speed and the expected time.
+        self._timed_from = None
         self._reported_at = (time.monotonic(), self._reported_at[1])
         parts = [f"{MEASURES[name]} {score:.4f}" for name, score in scores.items()]
         parts += ["the best so far"] if is_best else []

@@ -9,6 +9,7 @@ Also prints the mIoU of a colour-only baseline, which a network has to beat.
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
+from deeplab_tf.programs import suggest_commands
 
 USES_TENSORFLOW = False
 _FLAGS = {
@@ -45,3 +46,5 @@ def main(values):
     print(f"{values.output_dir}: {sizes} images")
     miou = score_color_baseline(values.output_dir, eval_split="val")
     print(f"mIoU on val if labelled by the nearest mean colour: {miou:.3f}")
+    root = f"--voc_root={values.output_dir}"
+    suggest_commands([("convert voc2012", root, "--output_dir=tfrecord")])
