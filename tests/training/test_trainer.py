@@ -220,7 +220,7 @@ def test_broken_training_stops_with_reason():
 
 
 def test_label_weights_of_wrong_length_are_refused():
-    with pytest.raises(UserError, match="each of 5 classes; received 2"):
+    with pytest.raises(UserError, match="each of the 5 classes; received 2"):
         Trainer(toy_model(), TrainConfig(label_weights=(1.0, 2.0)))
 
 
