@@ -19,9 +19,11 @@ def package_version():
 
 def long_description():
     """Returns the README without images and relative links, which an index breaks."""
+    link = r"\[([^]]+)\]\((?!https:)[^)]*\)"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"!\[[^]]*\]\([^)]*\)\n\n", "", text)
-    return re.sub(r"\[([^]]+)\]\((?!https:)[^)]*\)", r"\1", text)
+    text = re.sub(rf"\s\(({link}(, )?)+\)", "", text.partition("\n## More")[0])
+    return re.sub(link, r"\1", text)
 
 
 # Ranges, for compatibility with other packages; constraints.txt pins the tested

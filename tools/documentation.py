@@ -49,9 +49,10 @@ INTRODUCTION = """# Flags
 `--help` of a program prints its flags in groups, and `--helpfull` also those for compatibility. The
 documentation site lists the flags of all programs on this page, which `python
 tools/documentation.py` generates. In train.py, eval.py and export.py, "Ours" marks flags that the
-official programs do not have. All other flags have the official names, meanings and defaults, except
-those listed in [migration](migration.md#flags). Write a list as `--train_crop_size=513,513` or repeat the flag;
-write a boolean as `--recompute`, `--norecompute` or `--recompute=false`. Unknown flags are errors.
+official programs do not have. All other flags have the official names, meanings and defaults,
+except those listed in [migration](migration.md#flags). Write a list as `--train_crop_size=513,513`
+or repeat the flag; write a boolean as `--recompute`, `--norecompute` or `--recompute=false`.
+Unknown flags are errors.
 """  # noqa: E501
 # The parts of a result that a page shows, if not all; images show the rest.
 _SHOWN = {
