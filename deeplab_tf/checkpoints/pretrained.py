@@ -1,6 +1,7 @@
 """Loads pretrained models and weights by name, path or URL."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from deeplab_tf.checkpoints.keras_file import KERAS, is_keras_file
 from deeplab_tf.checkpoints.restore import (
     RestoreReport,
     class_count,
+    is_model_variable,
     last_layer_scopes,
     load_tf1_variables,
     require_complete,
@@ -44,7 +46,9 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.files import text_files
 from deeplab_tf.files.archives import UnusableFolderError, extract, find_damage
 from deeplab_tf.files.locks import path_lock
+from deeplab_tf.models.complexity import build_uninitialized
 from deeplab_tf.models.deeplab import DeepLab, build_model
+from deeplab_tf.models.variables import official_variables
 
 _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 _SAVED_MODEL = "saved_model.pb"
@@ -265,15 +269,13 @@ def _identify_config(prefix: str, arrays: Mapping[str, np.ndarray]) -> ModelConf
     path = os.path.join(os.path.dirname(prefix), EXPERIMENT_FILE)
     if tf.io.gfile.exists(path):
         return Experiment.from_json(text_files.read_content(path), source=path).model
+    given = {n: np.shape(a) for n, a in arrays.items() if is_model_variable(n)}
     for candidate in find_candidates(arrays):
         config = dataclasses.replace(
             candidate, num_classes=class_count(arrays) or candidate.num_classes
         )
-        try:
-            complete = load_tf1_variables(build_model(config), arrays).complete
-        except UserError:
-            continue
-        if complete:
+        model = build_uninitialized(functools.partial(build_model, config))
+        if given == {n: v.shape for n, v in official_variables(model).items()}:
             print(
                 f"note: {prefix} has no {EXPERIMENT_FILE}; its variables match "
                 f"{config.backbone} with output_stride "

@@ -447,7 +447,8 @@ def test_model_is_loaded_from_an_export(tmp_path, tiny_model, tiny_export):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("model.json", "model"), ("model.ckpt.index", "weights")]
+    ("name", "part"),
+    [("model.json", "model config"), ("model.ckpt.index", "weights")],
 )
 def test_incomplete_export_is_refused(name, part, tiny_export, tmp_path):
     path = tmp_path / "export"
