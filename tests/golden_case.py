@@ -1,11 +1,13 @@
 """Golden cases: inputs, weights and outputs of the official graph."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import zlib
 
 import numpy as np
+import pytest
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
 
@@ -21,6 +23,23 @@ def value(name: str, shape) -> np.ndarray:
     }
     leaf = name.rsplit("/", 1)[-1]
     return scales.get(leaf, lambda: 0.1 * z)().astype(np.float32)
+
+
+@contextlib.contextmanager
+def zero_kernels():
+    """Initial kernels are zero: golden values replace them, and drawing takes long."""
+    import keras
+
+    def zeros(self, shape, dtype=None):
+        return keras.ops.zeros(shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (
+            keras.initializers.TruncatedNormal,
+            keras.initializers.GlorotUniform,
+        ):
+            patch.setattr(kind, "__call__", zeros)
+        yield
 
 
 def expand_names(variables: dict) -> dict:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from golden_case import FOLDER, GoldenCase, value
+from golden_case import FOLDER, GoldenCase, value, zero_kernels
 
 from deeplab_tf.checkpoints.restore import load_tf1_variables, tf1_variables
 from deeplab_tf.config import ModelConfig
@@ -22,25 +22,10 @@ _value = functools.lru_cache(maxsize=700)(value)
 
 
 def build_golden_model(case, **sizes):
-    model = build_model(ModelConfig.from_official_flags(case.flags), **sizes)
+    with zero_kernels():
+        model = build_model(ModelConfig.from_official_flags(case.flags), **sizes)
     weights = {n: _value(n, tuple(s)) for n, s in case.content["variables"].items()}
     return model, load_tf1_variables(model, weights)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def zero_kernels():
-    """Initial kernels are zero: golden values replace them, and drawing takes long."""
-
-    def zeros(self, shape, dtype=None):
-        return keras.ops.zeros(shape, dtype)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for kind in (
-            keras.initializers.TruncatedNormal,
-            keras.initializers.GlorotUniform,
-        ):
-            patch.setattr(kind, "__call__", zeros)
-        yield
 
 
 def logits_model(model):
