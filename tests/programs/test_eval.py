@@ -29,7 +29,8 @@ from deeplab_tf.training.resume import write_experiment
 EVAL = "deeplab_tf.programs.eval"
 SHALLOW_EVAL = (sys.executable, ROOT / "tests/shallow_network.py", "eval.py")
 
-pytestmark = pytest.mark.usefixtures("shallow")
+# Fixtures of the module compile; its tests run eagerly.
+pytestmark = pytest.mark.usefixtures("shallow", "eager_execution")
 
 
 @pytest.fixture(scope="module")
@@ -189,9 +190,7 @@ def test_metrics_survive_a_failing_corruption(artefacts, tmp_path):
     assert "miou" in json.loads((tmp_path / "metrics.json").read_text())
 
 
-def test_new_checkpoints_of_a_folder_are_scored(
-    artefacts, tmp_path, monkeypatch, eager_execution
-):
+def test_new_checkpoints_of_a_folder_are_scored(artefacts, tmp_path, monkeypatch):
     folder = tmp_path / "logs"
 
     def copy_to_9():

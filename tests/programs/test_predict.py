@@ -29,7 +29,8 @@ from deeplab_tf.training.resume import read_experiment, write_experiment
 PREDICT = "deeplab_tf.programs.predict"
 ORIENTATION = 0x0112
 
-pytestmark = pytest.mark.usefixtures("shallow")
+# Fixtures of the module compile; its tests run eagerly.
+pytestmark = pytest.mark.usefixtures("shallow", "eager_execution")
 
 
 def make_noise(height, width):
