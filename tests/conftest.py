@@ -35,7 +35,9 @@ gc.set_threshold(100_000, 20, 100)
 def _free_graphs():
     """Frees the graphs of a module, which are cyclic garbage of several gigabytes."""
     yield
-    gc.collect()
+    objects, *collections = gc.get_count()
+    if objects > 10_000 or any(collections):
+        gc.collect()
 
 
 # Each parallel call of a pipeline costs 0.4 s of CPU time at its start, which is most
