@@ -16,7 +16,7 @@ import wheels
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SCRIPTS = ["demo.sh", "test.sh", "tools/venv.sh", ".ci/run"]
 SCRIPTS_OF_THE_WHEEL = [
-    *("deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
+    *("deeplab", "deeplab-convert", "deeplab-doctor", "deeplab-eval", "deeplab-export"),
     *("deeplab-plan", "deeplab-predict", "deeplab-pretrain", "deeplab-train"),
 ]
 # The only programs on the fake PATH: what the scripts call in addition to Python.
@@ -352,7 +352,7 @@ def test_wheel_contains_only_the_package(wheel):
     pages = ("dataset.html", "page.html", "parts.html", "report.css", "report.html")
     templates = {f"deeplab_tf/evaluation/templates/{page}" for page in pages}
     assert templates <= set(names)
-    assert re.findall(r"^(deeplab-\S+) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
+    assert re.findall(r"^(deeplab\S*) = ", scripts, re.M) == SCRIPTS_OF_THE_WHEEL
 
 
 @pytest.fixture(scope="module")
@@ -410,6 +410,8 @@ def test_wheel_scripts_run_outside_the_checkout(installed_wheel, tiny_voc, voc_r
     assert (folder / f"pictures/{photo.stem}_overlay.png").exists()
     # Needs a dataset in tensorflow-datasets; see tests/pretrain/test_program.py.
     outputs["deeplab-pretrain"] = run("deeplab-pretrain", "--help")
+    outputs["deeplab"] = run("deeplab", "train", "--help")
+    assert outputs["deeplab"] == run("deeplab-train", "--help")
     assert "--learning_rate_decay_epochs" in outputs["deeplab-pretrain"]
     outputs["deeplab-plan"] = run(
         *("deeplab-plan", "--model_variant=mobilenet_v3_small_seg", "--steps=1"),

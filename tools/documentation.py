@@ -46,7 +46,7 @@ PROGRAMS = {
 BUILDERS = ("train.py", "eval.py", "export.py", "deeplab_tf.predict", "deeplab_tf.plan")
 INTRODUCTION = """# Flags
 
-`--help` of a program prints its flags in groups, and `--helpfull` also those for compatibility. The
+`--help` of a program prints its flags in groups, and `--helpfull` also those without effect. The
 documentation site lists the flags of all programs on this page, which `python
 tools/documentation.py` generates. In train.py, eval.py and export.py, "Ours" marks flags that the
 official programs do not have. All other flags have the official names, meanings and defaults,

@@ -14,8 +14,11 @@ from deeplab_tf.config.options import GROUPS, WITHOUT_EFFECT
 
 HELP = ("--help", "-help", "-h", "--helpshort")
 _WIDTH = 80
-_SYNTAX = """Write a list as --flag=1,2 or repeat the flag; write a boolean as
---flag, --noflag or --flag=false."""
+_SYNTAX = (
+    "Write a list as --flag=1,2 or repeat the flag; write a boolean as --flag, "
+    "--noflag or --flag=false."
+)
+_OURS = '"Ours" marks flags that the official DeepLab programs do not have. '
 # Added by absl.
 _REPEATED = "repeat this option to specify a list of values"
 _NUMBERS = {"int": "INTEGER", "float": "NUMBER", "multi int": "INTEGER"}
@@ -57,7 +60,8 @@ def format_help(
             parts.append(
                 f"--helpfull also lists {len(members)} official flags without effect."
             )
-    return "\n\n".join([*parts, _SYNTAX])
+    ours = _OURS if any("Ours: " in part for part in parts) else ""
+    return "\n\n".join([*parts, textwrap.fill(ours + _SYNTAX, _WIDTH)])
 
 
 def group_flags(values: absl_flags.FlagValues) -> dict[str, list[absl_flags.Flag]]:
@@ -92,7 +96,8 @@ def placeholder(flag: absl_flags.Flag) -> str:
         return special
     last = flag.name.rpartition("_")[2].upper()
     is_list = kind.startswith(("multi", "comma"))
-    return f"{re.sub('(?<=SS)ES$|S$', '', last)},..." if is_list else last
+    singular = re.sub("(?<=SS)ES$|S$", "", re.sub("IES$", "Y", last))
+    return f"{singular},..." if is_list else last
 
 
 def format_default(flag: absl_flags.Flag) -> str:
