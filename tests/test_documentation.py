@@ -44,7 +44,6 @@ def workspace(voc_root, camvid, voc_checkpoint, tmp_path_factory) -> pathlib.Pat
         shutil.copy(photo, folder / f"photos/IMG_{i:04d}.jpg")
     write_own_data(folder / "my_data")
     small_datasets.write_cityscapes(folder / "cityscapes")
-    write_full_size_test_image(folder / "cityscapes")
     small_datasets.write_ade20k(folder / "ADEChallengeData2016")
     small_datasets.write_coco(folder / "coco")
     (folder / "camvid").symlink_to(camvid)
@@ -68,16 +67,6 @@ def write_own_data(folder: pathlib.Path):
         label = np.random.default_rng(i).integers(0, 3, (48, 64))
         small_datasets.save_label(folder / f"masks/{name}.png", label)
     (folder / "classes.txt").write_text("background\ncat\ndog\n")
-
-
-def write_full_size_test_image(root: pathlib.Path):
-    """Replaces the test image of a small Cityscapes: the server rejects small ones."""
-    size, name = (1024, 2048), "berlin/berlin_000000_000019"
-    small_datasets.save_image(
-        root / f"leftImg8bit/test/{name}_leftImg8bit.png", *size, seed=0
-    )
-    label = root / f"gtFine/test/{name}_gtFine_labelIds.png"
-    small_datasets.save_label(label, np.zeros(size))
 
 
 def link_programs(folder: pathlib.Path) -> None:
