@@ -211,7 +211,8 @@ class Evaluator:
         """
         spec = getattr(dataset, "element_spec", None)
         trace = getattr(self._compiled_step, "get_concrete_function", None)
-        if trace is None or spec is None or tf.config.functions_run_eagerly():
+        is_eager = trace is None or tf.config.functions_run_eagerly()
+        if is_eager or not isinstance(spec, tuple):
             return
         # A model of one size refuses other sizes only if they are known.
         if None in self._predictor.network.input.shape[1:3]:
