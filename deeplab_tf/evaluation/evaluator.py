@@ -211,11 +211,11 @@ class Evaluator:
         """
         spec = getattr(dataset, "element_spec", None)
         trace = getattr(self._compiled_step, "get_concrete_function", None)
-        is_eager = trace is None or tf.config.functions_run_eagerly()
-        if is_eager or not isinstance(spec, tuple):
+        if trace is None or not isinstance(spec, tuple):
             return
         # A model of one size refuses other sizes only if they are known.
-        if None in self._predictor.network.input.shape[1:3]:
+        has_any_size = None in self._predictor.network.input.shape[1:3]
+        if has_any_size and not tf.config.functions_run_eagerly():
             with translate_limit_errors():
                 trace(*spec[:2], confident)
 
