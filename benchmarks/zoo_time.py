@@ -1,10 +1,10 @@
-"""Measures the CPU time of one image with each model of the official zoo.
+"""Measures the models of the official zoo: parameters, multiply-adds, CPU time.
 
     python -m benchmarks.zoo_time --json=benchmarks/results/zoo_time.json
 
-Runs the image size and output stride of each evaluation, at one scale. Each model runs
-in its own process, with random weights, which do not change the speed. docs/zoo.md
-shows the CPU times, which are summed over all cores.
+Predicts one image of the size and output stride of each evaluation, at one scale. Each
+model runs in its own process, with random weights, which do not change the speed. CPU
+times are summed over all cores. docs/zoo.md shows the results.
 """
 
 import benchmarks.quiet_tensorflow  # noqa: F401
@@ -16,7 +16,8 @@ from benchmarks import measuring
 from benchmarks.measuring import Contender
 from deeplab_tf.checkpoints.zoo import ZOO
 from deeplab_tf.errors import UserError
-from deeplab_tf.presets import PRESETS
+from deeplab_tf.models.complexity import multiply_adds, parameters
+from deeplab_tf.presets import PRESETS, Preset
 from deeplab_tf.programs import run_program
 
 
@@ -41,13 +42,23 @@ def select_presets(names: list[str]) -> list[str]:
     return names or known
 
 
+def count(preset: Preset) -> dict[str, int]:
+    """Returns trainable parameters and multiply-adds."""
+    size = preset.evaluation.eval_crop_size
+    return {
+        "parameters": parameters(preset.model)[0],
+        "multiply_adds": multiply_adds(preset.eval_model, size),
+    }
+
+
 def measure(preset: str, turns: int) -> dict:
-    """Returns the median seconds of a preset's model."""
+    """Returns counts and the median seconds of a preset's model."""
     contender = Contender(preset, "preset_inference", {"preset": preset})
     series = measuring.measure([contender], turns)
     clock, processors = np.median(series[preset], 0)
     return {
         "preset": preset,
+        **count(PRESETS[preset]),
         "seconds": float(clock),
         "processor_seconds": float(processors),
         "mebibytes": series.mebibytes[preset],
@@ -57,14 +68,12 @@ def measure(preset: str, turns: int) -> dict:
 def main(values: absl_flags.FlagValues) -> None:
     """Runs the benchmark."""
     rows = [measure(name, values.turns) for name in select_presets(values.presets)]
-    cells = []
-    for row in rows:
-        size = "x".join(map(str, PRESETS[row["preset"]].evaluation.eval_crop_size))
-        times = (f"{row[name]:.3g}" for name in ("seconds", "processor_seconds"))
-        cells.append([row["preset"], size, *times, f"{row['mebibytes']:.0f}"])
-    names = ["preset", "image", "s", "CPU s", "MiB"]
-    table = measuring.markdown_table(names, cells)
-    measuring.report(values, "Time of one image", {"rows": rows}, table)
+    cells = [
+        [name, *(f"{value:.4g}" for value in figures)]
+        for name, *figures in (row.values() for row in rows)
+    ]
+    table = measuring.markdown_table(list(rows[0]), cells)
+    measuring.report(values, "Models of the zoo", {"rows": rows}, table)
 
 
 if __name__ == "__main__":

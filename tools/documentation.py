@@ -2,9 +2,9 @@
 
     python tools/documentation.py
 
-It writes docs/flags.md (on the site, with a table for each program), the tables of
-docs/results.md and docs/performance.md (from benchmarks/results) and the line numbers
-of links in docs/architecture.md, such as
+It writes docs/flags.md (on the site, with a table for each program), docs/zoo.md, the
+tables of docs/results.md and docs/performance.md (from benchmarks/results) and the line
+numbers of links in docs/architecture.md, such as
 [`aspp`](../deeplab_tf/models/aspp.py#L30). A link leads to the definition, or to the
 only line with its text. tests/test_documentation.py fails when pages are outdated.
 """
@@ -23,6 +23,7 @@ import benchmarks.quiet_tensorflow  # noqa: E402, F401
 from benchmarks import ablation_report  # noqa: E402
 from benchmarks.measuring import markdown_table  # noqa: E402
 from deeplab_tf import flags  # noqa: E402
+from deeplab_tf.checkpoints.zoo import page as zoo_page  # noqa: E402
 from deeplab_tf.config.options import GROUPS, WITHOUT_EFFECT  # noqa: E402
 from deeplab_tf.programs import flag_help  # noqa: E402
 
@@ -225,6 +226,7 @@ def pages() -> dict[pathlib.Path, str]:
     measured = [ROOT / "docs/results.md", ROOT / "docs/performance.md"]
     return {
         ROOT / "docs/flags.md": flags_page(),
+        ROOT / zoo_page.PAGE: zoo_page.format_page(ROOT),
         architecture: with_line_numbers(architecture.read_text()),
         **{page: with_results(page.read_text()) for page in measured},
     }

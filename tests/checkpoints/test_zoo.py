@@ -10,6 +10,7 @@ import numpy as np
 import program_runs
 import pytest
 from conftest import ROOT
+from golden_case import FOLDER, GoldenCase
 from small_zoo import REAL, add_real_checkpoint, add_tiny_checkpoint
 
 from benchmarks import model_zoo
@@ -17,9 +18,10 @@ from deeplab_tf.checkpoints.pretrained import from_pretrained
 from deeplab_tf.checkpoints.zoo import (
     ZOO,
     find_checkpoint,
+    page,
     require_checkpoint,
 )
-from deeplab_tf.config import EvalConfig
+from deeplab_tf.config import EvalConfig, ModelConfig
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import evaluate
@@ -106,6 +108,52 @@ def test_module_prints_the_list():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     expected = "\n".join(describe_zoo().values()).splitlines()
     assert (result.stdout.splitlines(), result.stderr) == (expected, "")
+
+
+def simplify(config):
+    """Drops what golden cases vary: classes, output stride, size of pooling."""
+    fields = {"image_pooling_crop_size": None, "image_pooling_stride": (1, 1)}
+    context = dataclasses.replace(config.at_output_stride(16).context, **fields)
+    # A decoder that sums has no such convolution.
+    separable = config.decoder.separable or config.decoder.sum_merge
+    decoder = dataclasses.replace(config.decoder, separable=separable)
+    parts = {"context": context, "decoder": decoder}
+    return dataclasses.replace(config.at_output_stride(16), num_classes=2, **parts)
+
+
+def test_page_states_which_checkpoints_have_golden_cases():
+    names = [path.stem for path in FOLDER.glob("*.npz") if path.stem != "preprocess"]
+    flags = [GoldenCase.load(name).flags for name in names]
+    golden = [simplify(ModelConfig.from_official_flags(each)) for each in flags]
+    backbones = {config.backbone for config in golden}
+    found = {
+        name
+        for name, checkpoint in ZOO.items()
+        if simplify(checkpoint.preset.model) in golden
+        or (checkpoint.info is None and checkpoint.preset.model.backbone in backbones)
+    }
+    # tests/checkpoints/test_official_files.py has a frozen graph of it.
+    found |= {"mobilenetv3_small_cityscapes_trainfine"}
+    assert found == {
+        name
+        for name in ZOO
+        if page.VERIFIED.get(name, "outputs") in ("outputs", "scores")
+    }
+    assert [n for n, what in page.VERIFIED.items() if what == "scores"] == [REAL]
+    assert set(page.VERIFIED) < set(ZOO)
+
+
+def test_page_needs_a_checkout(tmp_path):
+    command = [sys.executable, "-m", "deeplab_tf.checkpoints.zoo", "--markdown"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        "zoo: --markdown needs a checkout; there is no "
+        "benchmarks/results/zoo_time.json\n"
+    )
 
 
 def run_benchmark(records, cache, *arguments):

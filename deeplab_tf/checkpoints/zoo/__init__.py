@@ -204,7 +204,8 @@ def require_checkpoint(name: str) -> None:
         )
 
 
-def _describe_protocol(preset: Preset) -> str:
+def describe_protocol(preset: Preset) -> str:
+    """Describes the evaluation of a preset in a few words."""
     scales, flip = preset.evaluation.eval_scales, preset.evaluation.add_flipped_images
     scaling = f", {len(scales)} scales" if len(scales) > 1 else ""
     return (
@@ -221,5 +222,5 @@ def describe_checkpoint(checkpoint: ZooCheckpoint) -> str:
         lines.append(f"  {backbone} pretrained on {checkpoint.preset.start}")
         return "\n".join(lines)
     for preset in checkpoint.evaluations:
-        lines.append(f"  {_describe_protocol(preset)}: {preset.published}")
+        lines.append(f"  {describe_protocol(preset)}: {preset.published}")
     return "\n".join(lines)
