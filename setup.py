@@ -96,6 +96,9 @@ EXTRAS_REQUIRE = {
     ],
     # Displays training logs; no longer a dependency of TensorFlow 2.21.
     "tensorboard": ["tensorboard>=2.20"],
+    # Experiment trackers of train.py --tracker.
+    "wandb": ["wandb>=0.31"],
+    "mlflow": ["mlflow-skinny>=3.17"],
     # Runs models and losses without TensorFlow, under KERAS_BACKEND=jax.
     "jax": ["jax[cpu]>=0.6.2"],
     # Builds the documentation site (mkdocs.yml).

@@ -143,6 +143,12 @@ class TrainConfig:
         "Steps between checkpoints; 0 saves by time only.",
         group=OUTPUT,
     )
+    tracker: str = ours(
+        "none",
+        ("none", "wandb", "mlflow"),
+        "Experiment tracker that also gets the values of TensorBoard.",
+        group=OUTPUT,
+    )
     focal_gamma: float = ours(
         0.0, NOT_NEGATIVE, "Gamma of the focal loss (1708.02002); 0 is cross-entropy."
     )

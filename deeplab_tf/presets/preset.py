@@ -85,8 +85,8 @@ def _format_size(size: tuple[int, int] | None) -> str:
     return "x".join(map(str, size)) if size else "of each image"
 
 
-# Paths are not part of a recipe.
-_PATHS = ("dataset_dir", "train_logdir", "tf_initial_checkpoint")
+# These are not part of a recipe.
+_NOT_COMPARED = ("dataset_dir", "train_logdir", "tf_initial_checkpoint", "tracker")
 
 
 def describe(preset: Preset) -> str:
@@ -142,6 +142,6 @@ def list_deviations(old: Dataclass, new: Dataclass) -> list[str]:
         before, after = getattr(old, field.name), getattr(new, field.name)
         if dataclasses.is_dataclass(type(before)):
             found += [f"{field.name}.{line}" for line in list_deviations(before, after)]
-        elif before != after and field.name not in _PATHS:
+        elif before != after and field.name not in _NOT_COMPARED:
             found.append(f"{field.name}: {before} -> {after}")
     return found

@@ -9,7 +9,7 @@ from absl import flags as absl_flags
 from deeplab_tf import flags
 from deeplab_tf.config import DataConfig, ModelConfig, TrainConfig
 from deeplab_tf.config.options import DATA, EVALUATION, OPTIMISATION
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, require_extra
 from deeplab_tf.programs.machine_flags import define_machine
 
 # Fields of `DataConfig` that only training uses.
@@ -55,6 +55,9 @@ def check(values: absl_flags.FlagValues) -> None:
         ModelConfig(backbone=values.model_variant)
     config = flags.read_options(values, TrainConfig, preset and preset.train)
     flags.read_options(values, DataConfig, preset and preset.data)
+    if config.tracker != "none":
+        name = config.tracker
+        require_extra([name], name, f"--tracker={name} needs")
     if values.class_weighting != "none" and config.label_weights:
         raise UserError(
             f"--class_weighting={values.class_weighting} cannot be combined with "

@@ -27,6 +27,7 @@ from deeplab_tf.training.curves import CURVES_FILE, draw_curves
 from deeplab_tf.training.distribution import Worker
 from deeplab_tf.training.history import MEASURES, History
 from deeplab_tf.training.summaries import Summaries
+from deeplab_tf.training.trackers import NONE, Tracker
 
 # Number of steps to check for collapse together. The first ones are skipped, because
 # every model starts by predicting the most frequent class.
@@ -102,7 +103,14 @@ class Reporter:
         self._writes = is_chief and self._folder is not None
         self._measures = (validation or Validation).measures
         self._history = History(self._folder, self._measures[0])
-        self._summaries = Summaries(self._folder if self._writes else None, self._info)
+        self._tracker = Tracker(
+            config.tracker if is_chief else NONE,
+            self._folder,
+            dataclasses.asdict(config),
+            self.print,
+        )
+        folder = self._folder if self._writes else None
+        self._summaries = Summaries(folder, self._info, self._tracker)
         self._classes = np.zeros((3, info.num_classes))
         self._window_began = 0
         self._scorer = None
@@ -125,6 +133,7 @@ class Reporter:
         self._progress.close()
         with self._warn_if_unwritable():
             self._summaries.close()
+        self._tracker.finish(has_failed=error[0] is not None)
 
     def restart(self, step: int, samples: int) -> None:
         """Starts, or resumes, reporting at `step` and restarts the speed measurement.
@@ -139,6 +148,7 @@ class Reporter:
         self._window_began = step
         self._history.restart(step)
         self._summaries.restart(step)
+        self._tracker.start()
 
     def log_steps(self, step: int, rows: np.ndarray, classes, samples: int) -> None:
         """Reports the steps of a host call.

@@ -14,6 +14,7 @@ from deeplab_tf.training import checkpoint_files
 from deeplab_tf.training.checkpoint_files import BEST
 from deeplab_tf.training.curves import CURVES_FILE
 from deeplab_tf.training.history import HISTORY_FILE
+from deeplab_tf.training.trackers import TRACKER_FILE
 
 
 def claim_folder(folder: str, overwrite: bool = False) -> None:
@@ -23,7 +24,7 @@ def claim_folder(folder: str, overwrite: bool = False) -> None:
         UserError: if it would, unless `overwrite` is set; names the first such file.
     """
     best = os.path.join(folder, BEST)
-    names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE)
+    names = (EXPERIMENT_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, TRACKER_FILE)
     for place in (folder, best) if tf.io.gfile.isdir(best) else (folder,):
         outputs.claim(place, names, overwrite)
         foreign = checkpoint_files.find_foreign_state_file(place)

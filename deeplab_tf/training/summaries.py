@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from deeplab_tf.data.info import DatasetInfo, generic_info
 from deeplab_tf.evaluation.gallery import ScoredImage
+from deeplab_tf.training.trackers import Tracker
 from deeplab_tf.visualize import as_rgb, encode_png, overlay, panel, plot_confusion
 
 # The data class of each of TensorBoard's plugins.
@@ -24,11 +25,17 @@ _QUEUE = 10_000
 class Summaries:
     """Writes event files to a folder, or nothing if it is None.
 
-    Without `info`, classes are numbered.
+    Without `info`, classes are numbered. A tracker gets the same scalars.
     """
 
-    def __init__(self, folder: str | None, info: DatasetInfo | None):
+    def __init__(
+        self,
+        folder: str | None,
+        info: DatasetInfo | None,
+        tracker: Tracker | None = None,
+    ):
         self._info = info
+        self._tracker = tracker
         self._writer = None
         self._stack = contextlib.ExitStack()
         if folder is not None:
@@ -58,6 +65,8 @@ class Summaries:
 
     def write_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes a value of each curve, keyed by tag, such as "train/data_loss"."""
+        if self._tracker is not None:
+            self._tracker.log(step, values)
         for tag, value in values.items():
             self._write(step, tag, np.float32(value), "scalars")
 
@@ -68,7 +77,7 @@ class Summaries:
         examples: Sequence[ScoredImage] = (),
     ) -> None:
         """Writes scores, confusion matrix and examples from `Evaluator.evaluate`."""
-        if self._writer is None:
+        if self._writer is None and self._tracker is None:
             return
         counts = np.array(metrics["confusion_matrix"])
         info = self._info or generic_info(len(counts))
