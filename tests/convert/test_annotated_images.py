@@ -182,7 +182,7 @@ def test_refused_annotations(tmp_path, arguments, case):
 def test_missing_mask(tmp_path, arguments):
     save_one(tmp_path / "notes", "a.jpg")
     assert_refused("--missing_mask=background", PROGRAM, *arguments)
-    invalid = "missing_mask must be error, background or skip; received 'guess'"
+    invalid = "--missing_mask=guess: it must be error, background or skip"
     assert_refused(invalid, PROGRAM, *arguments, "--missing_mask=guess")
     run(PROGRAM, *arguments, "--missing_mask=background")
     _, labels = read_records(tmp_path / "out")
