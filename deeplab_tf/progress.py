@@ -1,11 +1,13 @@
 """Progress bars; without a terminal, a line every 30 seconds instead."""
 
+import os
 import time
 from typing import Any
 
 from tqdm import tqdm
 
-_INTERVAL = 30  # seconds between two lines
+# Seconds between two lines, by default.
+_INTERVAL = 30.0
 _LINE = "{desc}: {n_fmt}/{total_fmt} {unit}, {elapsed} elapsed, {remaining} left"
 _LINE_WITHOUT_TOTAL = "{desc}: {n_fmt} {unit}, {elapsed} elapsed"
 
@@ -14,12 +16,14 @@ class ProgressBar(tqdm):
     """A bar of tqdm that suits log files too.
 
     Takes the arguments of tqdm. If stderr is not a terminal, it prints a line every 30
-    seconds, and a last one if it printed any before.
+    seconds (or TQDM_MININTERVAL, a variable of tqdm), and a last one if it printed any
+    before.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         self._shown_at: float | None = None
         self._began = time.monotonic()
+        self._interval = float(os.environ.get("TQDM_MININTERVAL", _INTERVAL))
         super().__init__(*args, **kwargs)
 
     @property
@@ -31,7 +35,7 @@ class ProgressBar(tqdm):
         if not self._is_log:
             return super().display(msg, pos)
         now = time.monotonic()
-        if now - (self._shown_at or self._began) >= _INTERVAL:
+        if now - (self._shown_at or self._began) >= self._interval:
             self._print()
             self._shown_at = now
         return False

@@ -64,7 +64,7 @@ class Training:
         ]
         paths = (f"--dataset_dir={records}", f"--train_logdir={logs}")
         command = (sys.executable, ROOT / "train.py", *paths, *TRAINING, *flags)
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "0"}
         if tf_config:
             environment["TF_CONFIG"] = json.dumps(tf_config)
         out, errors = (path.open("w") for path in self._printed)

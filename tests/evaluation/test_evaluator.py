@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-from deeplab_tf import progress
 from deeplab_tf.config import EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
@@ -195,7 +194,7 @@ def test_counts_and_images_are_summed_over_workers(strided_model, capsys):
 def test_progress_is_shown_only_if_enabled(
     color_model, shows_progress, monkeypatch, capfd
 ):
-    monkeypatch.setattr(progress, "_INTERVAL", 0)  # stderr is not a terminal
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")  # stderr is not a terminal
     images, labels, _ = samples(2)
     dataset = tf.data.Dataset.from_tensors((images, labels))
     Evaluator(color_model, shows_progress=shows_progress).evaluate(dataset)

@@ -221,11 +221,11 @@ def test_sigterm_closes_the_video(color_export, tmp_path):
         ],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TQDM_MININTERVAL": "0"},
     )
     errors = b""
-    # tqdm rewrites its one line: "1%| | 60/6000 [...".
-    while b"/6000 [" not in errors.replace(b" 0/6000 [", b""):
+    # Without a terminal, it prints lines: "predicting: 60/6000 frame, ...".
+    while b"/6000 frame" not in errors.replace(b" 0/6000 frame", b""):
         piece = process.stderr.read1()
         assert piece, errors
         errors += piece
