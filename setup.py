@@ -68,8 +68,10 @@ EXTRAS_REQUIRE = {
         "onnx>=1.17",
         # Runs ONNX files.
         "onnxruntime>=1.20",
-        # Also runs ONNX files, faster on many CPUs.
+        # Writes and runs OpenVINO files, faster than ONNX Runtime on many CPUs.
         "openvino>=2025.0",
+        # Quantises OpenVINO files to 8 bits.
+        "nncf>=2.15",
         # Runs TFLite files; replaces the deprecated tf.lite.Interpreter.
         "ai-edge-litert>=2.1",
     ],

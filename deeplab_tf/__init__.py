@@ -34,6 +34,7 @@ _HOME = {
     "dataset_info": "data.info",
     "evaluate": "evaluation.evaluator",
     "export_onnx": "serving.onnx_file",
+    "export_openvino": "serving.openvino_file",
     "export_saved_model": "serving.saved_model",
     "export_tflite": "serving.tflite_export",
     "from_pretrained": "checkpoints.pretrained",
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     )
     from deeplab_tf.serving.formats import load_artefact as load_artefact
     from deeplab_tf.serving.onnx_file import export_onnx as export_onnx
+    from deeplab_tf.serving.openvino_file import export_openvino as export_openvino
     from deeplab_tf.serving.saved_model import export_saved_model as export_saved_model
     from deeplab_tf.serving.tflite_export import export_tflite as export_tflite
     from deeplab_tf.training.callbacks import PredictionImages as PredictionImages

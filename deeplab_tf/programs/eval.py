@@ -15,7 +15,7 @@ _START = {
     "checkpoint_dir": (
         *(flags.REQUIRED, None),
         "Checkpoint folder or prefix, official or ours, or a .keras file; or an "
-        "exported model: a SavedModel, TFLite or ONNX file.",
+        "exported model: a SavedModel, TFLite, ONNX or OpenVINO file.",
     ),
     "eval_logdir": (flags.STRING, None, "Folder for metrics.json and report.html."),
 }

@@ -1,8 +1,9 @@
-"""Exports a checkpoint as a SavedModel, TFLite, ONNX or Keras file for deployment.
+"""Exports a checkpoint for TensorFlow, TFLite, ONNX, OpenVINO or Keras.
 
     python export.py --checkpoint_path=logs --export_path=exported
     python export.py --checkpoint_path=logs --export_path=model.tflite
     python export.py --checkpoint_path=logs --export_path=model.onnx
+    python export.py --checkpoint_path=logs --export_path=model.xml
     python export.py --checkpoint_path=logs --export_path=model.keras
 
 With --dataset_dir, the export is evaluated on these records and rejected if its mIoU is
@@ -24,7 +25,7 @@ from deeplab_tf.config.options import (
     export_flag_name,
 )
 from deeplab_tf.errors import require_extra
-from deeplab_tf.serving.choices import MAX_PIXELS, TFLITE_OUTPUTS, TFLITE_PRECISIONS
+from deeplab_tf.serving.choices import MAX_PIXELS, PRECISIONS, TFLITE_OUTPUTS
 
 # Fields of `EvalConfig` that are part of an export.
 _INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
@@ -35,7 +36,8 @@ _START = {
     ),
     "export_path": (
         *(flags.REQUIRED, None),
-        "Folder for a SavedModel, or a file ending in .tflite, .onnx or .keras. "
+        "Folder for a SavedModel, or a file ending in .tflite, .onnx, .xml (OpenVINO) "
+        "or .keras. "
         "NAME.pb writes the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
     ),
 }
@@ -54,10 +56,11 @@ _MODEL = {
     ),
 }
 _FORMATS = {
-    "tflite_precision": (
-        *(flags.one_of(*TFLITE_PRECISIONS), "float32"),
-        "Ours: precision of a TFLite file: float32, float16 weights, 8-bit weights "
-        "(dynamic), or 8-bit weights and activations (int8).",
+    "quantize": (
+        *(flags.one_of(*PRECISIONS), "float32"),
+        "Ours: precision of a TFLite or OpenVINO file: float32, float16 weights, "
+        "bfloat16 (OpenVINO), 8-bit weights (dynamic; TFLite), or 8-bit weights and "
+        "activations (int8). --tflite_precision is the same.",
     ),
     "tflite_output": (
         *(flags.one_of(*TFLITE_OUTPUTS), "labels"),
@@ -69,8 +72,8 @@ _FORMATS = {
     ),
     "export_probabilities": (
         *(flags.BOOLEAN, False),
-        "Ours: also return SemanticProbabilities, in a SavedModel's serving_default or "
-        "an ONNX file.",
+        "Ours: also return SemanticProbabilities, in a SavedModel's serving_default, "
+        "an ONNX or an OpenVINO file.",
     ),
     "fold_batch_norm": (
         *(flags.BOOLEAN, True),
@@ -103,6 +106,7 @@ def define_flags() -> absl_flags.FlagValues:
     flags.define_options(values, EvalConfig, EVALUATION, _INFERENCE, export_flag_name)
     flags.define_flags(values, _COMPARISON, EVALUATION)
     flags.define_flags(values, _FORMATS, OUTPUT)
+    absl_flags.DEFINE_alias("tflite_precision", "quantize", flag_values=values)
     flags.define_overwrite(values)
     # The official export.py has a different default from the other programs.
     values["output_stride"].default = 8
@@ -116,6 +120,10 @@ def check(values: absl_flags.FlagValues) -> None:
     path = values.export_path
     if path.endswith(".onnx"):
         require_extra(("onnx", "tf2onnx"), "export", f"{path}: ONNX files need")
+    if path.endswith(".xml"):
+        needed = ["openvino", "onnx", "tf2onnx"]
+        needed += ["nncf"] if values.quantize == "int8" else []
+        require_extra(needed, "export", f"{path}: OpenVINO files need")
 
 
 def main(values: absl_flags.FlagValues) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
+from deeplab_tf.arguments import join_choices
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
@@ -19,10 +20,12 @@ from deeplab_tf.programs.checkpoint import (
     resolve_class_info,
     restore_model,
 )
+from deeplab_tf.serving.choices import OPENVINO_PRECISIONS, TFLITE_PRECISIONS
 from deeplab_tf.serving.exporting import ExportRequest, compare_artefact, write_artefact
 from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
 from deeplab_tf.serving.publication import (
     ONNX,
+    OPENVINO,
     TFLITE,
     comparison_path,
     ending_of,
@@ -35,17 +38,18 @@ from deeplab_tf.serving.signatures import Resizing
 _SAVED_MODEL = ""  # a folder, so any ending
 # Flags that apply to some formats only.
 _FORMATS_OF_FLAGS = {
-    "export_probabilities": (_SAVED_MODEL, ONNX),
+    "export_probabilities": (_SAVED_MODEL, ONNX, OPENVINO),
     "crop_size": (_SAVED_MODEL, TFLITE),
     "fold_batch_norm": (_SAVED_MODEL,),
     "constant_weights": (_SAVED_MODEL,),
     "export_weights": (_SAVED_MODEL,),
     "max_pixels": (_SAVED_MODEL,),
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
-    "tflite_precision": (TFLITE,),
     "tflite_output": (TFLITE,),
-    "calibration_images": (TFLITE,),
+    "quantize": (TFLITE, OPENVINO),
+    "calibration_images": (TFLITE, OPENVINO),
 }
+_PRECISIONS = {TFLITE: TFLITE_PRECISIONS, OPENVINO: OPENVINO_PRECISIONS}
 # Default size of a TFLite file, as in the official export.
 _FILE_SIZE = (513, 513)
 
@@ -74,14 +78,18 @@ def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
     for name, endings in _FORMATS_OF_FLAGS.items():
         if values[name].present and ending not in endings:
             raise UserError(f"--{name} has no effect on {path}")
-    if values["calibration_images"].present and values.tflite_precision != "int8":
+    precision = values.quantize
+    if values["quantize"].present and precision not in _PRECISIONS[ending]:
         raise UserError(
-            "--calibration_images has no effect without --tflite_precision=int8"
+            f"--quantize={precision} is not possible for {path}; use "
+            f"{join_choices(_PRECISIONS[ending])}"
         )
-    if values.tflite_precision == "int8" and not _has_records(values):
+    if values["calibration_images"].present and precision != "int8":
+        raise UserError("--calibration_images has no effect without --quantize=int8")
+    if precision == "int8" and not _has_records(values):
         raise UserError(
-            "--tflite_precision=int8 needs --dataset_dir: the records with the images "
-            "to calibrate with"
+            "--quantize=int8 needs --dataset_dir: the records with the images to "
+            "calibrate with"
         )
     for name in ("eval_split", "max_miou_drop"):
         if values[name].present and not _has_records(values):
@@ -110,7 +118,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
             "--inference_scales=1.0 --noadd_flipped_images without --window_size, or "
             "export a SavedModel"
         )
-    # A TFLite file has one size, and slides it over larger images; ONNX takes any.
+    # A TFLite file has one size, and slides it over larger images; others take any.
     size = (evaluation.eval_crop_size or _FILE_SIZE) if ending == TFLITE else None
     return dataclasses.replace(evaluation, eval_crop_size=size, window_size=size)
 
@@ -142,7 +150,7 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         info,
         records,
         _make_options(values, evaluation, resizing),
-        values.tflite_precision,
+        values.quantize,
         values.tflite_output,
         values.calibration_images,
     )

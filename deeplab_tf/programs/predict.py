@@ -27,12 +27,13 @@ from deeplab_tf.errors import UserError, require_extra
 _SUBMISSIONS = ("cityscapes", "pascal_voc_seg")
 _ENGINES = {
     ".onnx": ("onnxruntime", "ONNX"),
+    ".xml": ("openvino", "OpenVINO"),
     ".tflite": ("ai_edge_litert", "TFLite"),
 }
 _START = {
     "model": (
         *(flags.REQUIRED, None),
-        "Training folder, checkpoint, SavedModel, Keras, TFLite or ONNX file.",
+        "Training folder, checkpoint, SavedModel, Keras, TFLite, ONNX or OpenVINO file.",
     ),
     "images": (flags.STRING, None, "File, folder or glob of images."),
     "video": (flags.STRING, None, "Video file, or camera number."),

@@ -11,8 +11,9 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.serving.onnx_file import export_onnx
+from deeplab_tf.serving.openvino_file import export_openvino
 from deeplab_tf.serving.parity import gate
-from deeplab_tf.serving.publication import ONNX, TFLITE
+from deeplab_tf.serving.publication import ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
 from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.serving.tflite_export import export_tflite
@@ -26,8 +27,9 @@ class ExportRequest(NamedTuple):
         evaluation: The inference protocol of the artefact.
         info: The classes.
         records: Images and labels for the comparison, if any.
-        options: Options of a SavedModel; `probabilities` also applies to ONNX.
-        precision: Precision of a TFLite file, one of `TFLITE_PRECISIONS`.
+        options: Options of a SavedModel; `probabilities` also applies to ONNX and
+            OpenVINO.
+        precision: Precision of a TFLite or an OpenVINO file, one of `PRECISIONS`.
         output: Output of a TFLite file, one of `TFLITE_OUTPUTS`.
         calibration_images: Number of images of `records` for calibrating int8.
     """
@@ -45,10 +47,15 @@ class ExportRequest(NamedTuple):
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
-    `ending` is the ending of the final path: `TFLITE`, `ONNX`, `KERAS`, or "" for a
-    SavedModel.
+    `ending` is the ending of the final path: `TFLITE`, `ONNX`, `OPENVINO`, `KERAS`, or
+    "" for a SavedModel.
     """
-    writers = {TFLITE: _write_tflite, ONNX: _write_onnx, KERAS: _write_keras}
+    writers = {
+        TFLITE: _write_tflite,
+        ONNX: _write_onnx,
+        OPENVINO: _write_openvino,
+        KERAS: _write_keras,
+    }
     return writers.get(ending, _write_saved_model)(request, path)
 
 
@@ -68,6 +75,24 @@ def _write_saved_model(request: ExportRequest, path: str) -> str:
 def _write_onnx(request: ExportRequest, path: str) -> str:
     export_onnx(request.model, path, request.options.probabilities, request.info)
     return _describe_any_size(request)
+
+
+def _write_openvino(request: ExportRequest, path: str) -> str:
+    export_openvino(
+        request.model,
+        path,
+        request.options.probabilities,
+        request.precision,
+        _select_calibration_images(request),
+        request.info,
+    )
+    return f"{request.precision}; {_describe_any_size(request)}"
+
+
+def _select_calibration_images(request: ExportRequest) -> tf.data.Dataset | None:
+    if request.precision != "int8":
+        return None
+    return request.records.take(request.calibration_images)
 
 
 def _write_keras(request: ExportRequest, path: str) -> str:
@@ -90,10 +115,10 @@ def _describe_any_size(request: ExportRequest) -> str:
 def _write_tflite(request: ExportRequest, path: str) -> str:
     config, size = request.model.model_config, request.evaluation.eval_crop_size
     precision, output = request.precision, request.output
-    is_int8 = precision == "int8"
-    images = request.records.take(request.calibration_images) if is_int8 else None
+    images = _select_calibration_images(request)
     export_tflite(request.model, path, size, precision, output, images, request.info)
-    pixels, sides = "uint8" if is_int8 else "float32", f"1, {size[0]}, {size[1]}"
+    pixels = "uint8" if precision == "int8" else "float32"
+    sides = f"1, {size[0]}, {size[1]}"
     outputs = {
         "labels": f"SemanticPredictions int32 [{sides}]",
         "logits": f"SemanticLogits float32 [{sides}, {config.num_classes}]",

@@ -9,13 +9,21 @@ from deeplab_tf.checkpoints.keras_file import KERAS
 from deeplab_tf.serving.artefact import Artefact
 from deeplab_tf.serving.keras_predictor import KerasPredictor
 from deeplab_tf.serving.onnx_file import OnnxPredictor
-from deeplab_tf.serving.publication import ONNX, TFLITE, ending_of, is_saved_model
+from deeplab_tf.serving.openvino_file import OpenVinoPredictor
+from deeplab_tf.serving.publication import (
+    ONNX,
+    OPENVINO,
+    TFLITE,
+    ending_of,
+    is_saved_model,
+)
 from deeplab_tf.serving.saved_model import SavedModelPredictor
 from deeplab_tf.serving.tflite import TFLitePredictor
 
 _READERS: dict[str, Callable[[str], Artefact]] = {
     TFLITE: TFLitePredictor,
     ONNX: OnnxPredictor,
+    OPENVINO: OpenVinoPredictor,
     KERAS: KerasPredictor,
 }
 
@@ -37,8 +45,8 @@ def load_artefact(path: str) -> Artefact:
     """Loads an exported model, to predict with or to pass to `Evaluator`.
 
     Args:
-        path: Folder of a SavedModel, or a file that ends with `.tflite`, `.onnx` or
-            `.keras`.
+        path: Folder of a SavedModel, or a file that ends with `.tflite`, `.onnx`,
+            `.xml` (OpenVINO) or `.keras`.
 
     Raises:
         UserError: if the model is damaged, or has other inputs or outputs than a model

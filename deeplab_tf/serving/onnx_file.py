@@ -122,6 +122,25 @@ def export_onnx(
         raise UserError(f"the name of an ONNX file must end in .onnx; received {path}")
     require_replaceable(path)
     needed_by = f"{path}: ONNX files need"
+    converted = convert_to_onnx(model, probabilities, needed_by)
+    onnx = import_extra("onnx", "export", needed_by)
+    if info is not None:
+        onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
+    onnx.checker.check_model(converted, full_check=True)
+    with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(converted.SerializeToString())
+
+
+def convert_to_onnx(
+    model: keras.Model, probabilities: bool, needed_by: str
+) -> "onnx.ModelProto":
+    """Returns the content of an ONNX file, without class names.
+
+    `needed_by` is the start of the error, as in `import_extra`.
+
+    Raises:
+        UserError: if the converter is not installed, or the model is not float32.
+    """
     onnx, tf2onnx = (import_extra(x, "export", needed_by) for x in ("onnx", "tf2onnx"))
     serve = _make_serving_function(model, probabilities)
     converted, _ = tf2onnx.convert.from_function(
@@ -130,11 +149,7 @@ def export_onnx(
     _name_input(converted.graph)
     _name_axes(converted.graph)
     _pad_explicitly(converted.graph, onnx.helper.make_attribute)
-    if info is not None:
-        onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
-    onnx.checker.check_model(converted, full_check=True)
-    with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
-        file.write(converted.SerializeToString())
+    return converted
 
 
 def _make_serving_function(

@@ -12,10 +12,11 @@ from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.serving.artefact import read_file
+from deeplab_tf.serving.calibration import pad_images
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.serving.layer_errors import compute_layer_errors, format_table
 from deeplab_tf.serving.publication import comparison_path
-from deeplab_tf.serving.tflite_export import convert_to_tflite, pad_calibration_images
+from deeplab_tf.serving.tflite_export import convert_to_tflite
 
 # Number of images from which layer errors are computed.
 _LAYER_ERROR_IMAGES = 4
@@ -94,7 +95,8 @@ def gate(
     write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
     miou = comparison["miou"]
     if miou["drop"] > max_miou_drop:
-        if artefact.protocol.get("precision") == "int8":
+        precision = artefact.protocol.get("precision")
+        if "input_size" in artefact.protocol and precision == "int8":
             size = artefact.protocol["input_size"]
             print(format_layer_errors(model, artefact_path, size, dataset))
         raise UserError(
@@ -113,7 +115,7 @@ def format_layer_errors(
     `size` is the size of its input; `images` are like `calibration` of `export_tflite`,
     of which four are used.
     """
-    padded = pad_calibration_images(images, model.model_config.mean_pixel, size)
+    padded = pad_images(images, model.model_config.mean_pixel, size)
     some = itertools.islice(padded, _LAYER_ERROR_IMAGES)
     exact = convert_to_tflite(model, size)
     return format_table(compute_layer_errors(exact, read_file(path), some))

@@ -15,18 +15,18 @@ from deeplab_tf.serving.artefact import read_file
 
 GRAPH = "saved_model.pb"  # a file in every SavedModel
 # Endings of files; a SavedModel is a folder.
-TFLITE, ONNX = ".tflite", ".onnx"
-_FILES = (TFLITE, ONNX, KERAS)
+TFLITE, ONNX, OPENVINO = ".tflite", ".onnx", ".xml"
+_FILES = (TFLITE, ONNX, OPENVINO, KERAS)
 # Endings of files that we do not write; a SavedModel would be a folder of that name.
 _OTHER_FILES = (
     *(".h5", ".hdf5", ".pt", ".pth", ".safetensors", ".npz", ".pkl", ".json"),
-    *(".pbtxt", ".lite", ".engine", ".mlmodel", ".mlpackage", ".xml", ".bin"),
+    *(".pbtxt", ".lite", ".engine", ".mlmodel", ".mlpackage", ".bin"),
     *(".zip", ".tar", ".gz", ".tgz"),
 )
 
 
 def ending_of(path: str) -> str:
-    """Returns the ending `.tflite`, `.onnx` or `.keras`; "" for a SavedModel."""
+    """Returns the ending of a file's format, such as `.onnx`; "" for a SavedModel."""
     return next((ending for ending in _FILES if path.endswith(ending)), "")
 
 
@@ -45,6 +45,11 @@ def refusal_path(artefact_path: str) -> str:
     return artefact_path.rstrip("/") + ".refused.json"
 
 
+def weights_path(path: str) -> str:
+    """Returns the path of the weights of an OpenVINO file."""
+    return path.removesuffix(OPENVINO) + ".bin"
+
+
 def require_replaceable(path: str, overwrite: bool = False) -> None:
     """Raises UserError if `publish_artefact` would refuse a path."""
     if path.lower().endswith(_OTHER_FILES):
@@ -60,7 +65,10 @@ def require_replaceable(path: str, overwrite: bool = False) -> None:
         raise UserError(
             f"{path} exists and is a {kind}, not a {expected}; choose another path"
         )
-    for other in (comparison_path(path), refusal_path(path)):
+    others = [comparison_path(path), refusal_path(path)]
+    if ending_of(path) == OPENVINO:
+        others.append(weights_path(path))
+    for other in others:
         outputs.require_replaceable(other, overwrite)
 
 
@@ -76,8 +84,8 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
             gate(model, unfinished, dataset, config)
 
     Args:
-        path: Path of the artefact: a file ending in `.tflite`, `.onnx` or `.keras`,
-            else the folder of a SavedModel.
+        path: Path of the artefact: a file ending in `.tflite`, `.onnx`, `.xml` or
+            `.keras`, else the folder of a SavedModel.
         overwrite: Whether to replace files that are not an earlier export.
 
     Yields:
@@ -97,8 +105,22 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
         for stale in (comparison_path(path), refusal_path(path)):
             if tf.io.gfile.exists(stale):
                 tf.io.gfile.remove(stale)
+        if ending_of(path) == OPENVINO:
+            _publish_weights(weights_path(unfinished), path, overwrite)
     if comparison is not None:
         outputs.write_bytes(comparison, comparison_path(path))
+
+
+def _publish_weights(unfinished: str, path: str, overwrite: bool) -> None:
+    """Publishes the weights of an OpenVINO file before its graph.
+
+    The earlier graph is removed first, so that it never has the new weights, even if
+    the program is killed.
+    """
+    with outputs.publish(weights_path(path), overwrite) as copy:
+        os.replace(unfinished, copy)
+        if tf.io.gfile.exists(path):
+            tf.io.gfile.remove(path)
 
 
 @contextlib.contextmanager

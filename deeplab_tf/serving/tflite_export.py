@@ -10,15 +10,19 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 
 from deeplab_tf import strict_json
-from deeplab_tf.arguments import Elements, check_arguments
+from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config.options import SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
-from deeplab_tf.serving.artefact import pad_to_size
+from deeplab_tf.serving.calibration import (
+    IMAGES,
+    check_calibration,
+    pad_images,
+    require_images,
+)
 from deeplab_tf.serving.choices import TFLITE_OUTPUTS, TFLITE_PRECISIONS
 from deeplab_tf.serving.native_layers import use_native_layers
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
@@ -26,7 +30,6 @@ from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 
 LOGITS = "SemanticLogits"
-_IMAGES = Elements("images, or batches of load_dataset", arrays=True)
 # The name that TFLite's metadata tools expect.
 _LABELS_NOTE = "labels.txt"
 # About the converter's own use of the interpreter and of quantisation.
@@ -41,7 +44,7 @@ _CONVERTER_WARNINGS = (
     size=SIDE,
     precision=TFLITE_PRECISIONS,
     output=TFLITE_OUTPUTS,
-    calibration=_IMAGES,
+    calibration=IMAGES,
 )
 def export_tflite(
     model: keras.Model,
@@ -104,7 +107,7 @@ def convert_to_tflite(
     Raises:
         UserError: if a setting is invalid.
     """
-    _check_calibration(precision, calibration)
+    check_calibration(precision, calibration)
     samples: Iterable[np.ndarray] = ()
     if calibration is not None:
         samples = _prepare_samples(model, size, calibration)
@@ -115,45 +118,15 @@ def convert_to_tflite(
         return _make_converter(folder, precision, samples).convert()
 
 
-def _check_calibration(precision: str, calibration: Iterable | None) -> None:
-    if (calibration is not None) != (precision == "int8"):
-        raise UserError(
-            "only the precision int8 takes calibration images, and it needs them; "
-            f"received {precision} {'without' if calibration is None else 'with'} "
-            "images"
-        )
-
-
 def _prepare_samples(
     model: keras.Model, size: tuple[int, int], images: Iterable
 ) -> Iterator[np.ndarray]:
     """Returns padded calibration images; raises UserError if there are none."""
-    padded = pad_calibration_images(images, model.model_config.mean_pixel, size)
-    first = next(padded, None)
-    if first is None:
-        raise UserError("calibration needs at least one image; received none")
+    padded = require_images(pad_images(images, model.model_config.mean_pixel, size))
+    first = next(padded)
     # Spans 0..255, so that the input is quantised with scale 1 and zero point 0.
     first[0, -1, -1], first[0, 0, 0] = 0, 255
     return itertools.chain([first], padded)
-
-
-def pad_calibration_images(
-    images: Iterable, mean_pixel: tuple[float, ...], size: tuple[int, int]
-) -> Iterator[np.ndarray]:
-    """Yields images padded to a size, float32 `[1, height, width, channels]`.
-
-    Larger images are cropped. `images` are like `calibration` of `export_tflite`;
-    `mean_pixel` is the value of the padding.
-    """
-    for element in images:
-        for image in _to_batch(element):
-            yield pad_to_size(image, size, mean_pixel)
-
-
-def _to_batch(element: ArrayLike | tuple) -> np.ndarray:
-    """Returns the images `[batch, h, w, channels]` of an element of a dataset."""
-    images = np.asarray(element[0] if isinstance(element, tuple) else element)
-    return images[None] if images.ndim == 3 else images
 
 
 def _write_graph(

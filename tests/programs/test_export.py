@@ -229,6 +229,18 @@ def test_tflite_export_runs_larger_images_in_windows(
     assert np.mean(labels == predictor.labels(images).numpy()) > 0.999
 
 
+def test_openvino_export_is_compared_with_its_checkpoint(logs, validation, tmp_path):
+    for needed in ("openvino", "tf2onnx", "nncf"):
+        pytest.importorskip(needed)
+    path = tmp_path / "model.xml"
+    flags = ("--quantize=int8", "--calibration_images=2", "--max_miou_drop=100")
+    out, comparison = export_and_compare(logs, validation, path, *flags)
+    assert "int8; ImageTensor uint8 [batch, height, width, 3] -> SemanticPred" in out
+    assert comparison["protocol"]["artefact"]["precision"] == "int8"
+    names = ("model.bin", "model.xml", "model.xml.parity.json")
+    assert tuple(list_outputs(tmp_path)) == names
+
+
 @pytest.mark.slow
 def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
     pytest.importorskip("ai_edge_litert.interpreter")
@@ -257,6 +269,8 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ("--export_weights has no eff", "model.tflite", ["--noexport_weights"]),
         ("--tflite_output has no effect", "export", ["--tflite_output=logits"]),
         ("int8 needs --dataset_dir", "model.tflite", ["--tflite_precision=int8"]),
+        ("--quantize=dynamic is not possible ", "m.xml", ["--quantize=dynamic"]),
+        ("--quantize has no effect", "m.onnx", ["--quantize=int8"]),
         (
             "--calibration_images has no effect",
             "model.tflite",
@@ -264,7 +278,7 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ),
         ("runs one inference pass", "model.keras", ["--inference_scales=1,2"]),
         ("--crop_size has no effect on ", "model.keras", ["--crop_size=33,33"]),
-        ("ending in .tflite, .onnx or .keras, or a folder", "model.h5", []),
+        ("ending in .tflite, .onnx, .xml or .keras, or a f", "model.h5", []),
         ("model.HDF5 has the extension of a different format", "model.HDF5", []),
         ("--max_miou_drop needs --dataset_dir", "export", ["--max_miou_drop=1"]),
         ("--eval_split needs --dataset_dir", "export", ["--eval_split=test"]),

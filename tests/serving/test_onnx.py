@@ -62,17 +62,6 @@ def test_batches_of_any_size_are_labelled(path, tiny_model, shape):
     np.testing.assert_array_equal(file.labels(images + np.float32(0.3)), labels)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_openvino_gives_equal_labels(path, tiny_model, shape):
-    openvino = pytest.importorskip("openvino")
-    exact = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(path, "CPU", exact)
-    images = photos(*shape)
-    labels = compiled({"ImageTensor": images})["SemanticPredictions"]
-    expected = Predictor(tiny_model).labels(images).numpy()
-    assert np.mean(labels == expected) > 0.999
-
-
 def test_file_has_metadata_and_official_names(path):
     file = OnnxPredictor(path)
     assert (file.info, file.num_classes, file.channels) == (INFO, 5, 3)

@@ -180,10 +180,10 @@ def test_equal_models_give_equal_files(color_model, tmp_path):
         ),
         ({"output": "maps"}, "output must be labels or logits; received 'maps'"),
         ({"size": (9, 0)}, r"size must be two integers, .*; received \(9, 0\)"),
-        ({"precision": "int8"}, "int8 needs .*; received int8 without images"),
+        ({"precision": "int8"}, "only .* int8 takes .*; received int8 without images"),
         (
             {"calibration": []},
-            "int8 needs .*, and no other .*; received float32 with images",
+            "only .* int8 takes .*; received float32 with images",
         ),
         ({"precision": "int8", "calibration": []}, "at least one image; received none"),
     ],

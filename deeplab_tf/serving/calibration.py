@@ -1,0 +1,54 @@
+"""Prepares the images from which quantisation measures the range of activations."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from deeplab_tf.arguments import Elements
+from deeplab_tf.errors import UserError
+from deeplab_tf.serving.artefact import pad_to_size
+
+IMAGES = Elements("images, or batches of load_dataset", arrays=True)
+
+
+def check_calibration(precision: str, calibration: Iterable | None) -> None:
+    """Raises UserError unless there are images exactly if the precision is int8."""
+    if (calibration is not None) != (precision == "int8"):
+        raise UserError(
+            "only the precision int8 takes calibration images, and it needs them; "
+            f"received {precision} {'without' if calibration is None else 'with'} "
+            "images"
+        )
+
+
+def read_images(elements: Iterable) -> Iterator[np.ndarray]:
+    """Yields images `[height, width, channels]`.
+
+    The elements are such images, batches of them, or batches of `load_dataset`.
+    """
+    for element in elements:
+        images: ArrayLike = element[0] if isinstance(element, tuple) else element
+        array = np.asarray(images)
+        yield from array[None] if array.ndim == 3 else array
+
+
+def require_images(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Returns the images; raises UserError if there are none."""
+    first = next(images, None)
+    if first is None:
+        raise UserError("calibration needs at least one image; received none")
+    return itertools.chain([first], images)
+
+
+def pad_images(
+    elements: Iterable, mean_pixel: tuple[float, ...], size: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Yields images padded to a size, float32 `[1, height, width, channels]`.
+
+    Larger images are cropped. The elements are like those of `read_images`;
+    `mean_pixel` is the value of the padding.
+    """
+    for image in read_images(elements):
+        yield pad_to_size(image, size, mean_pixel)
