@@ -153,7 +153,8 @@ def test_features_equal_those_inside_the_model(model):
 def test_predict_equals_call(model):
     found = model.predict(IMAGES, batch_size=1, verbose=0)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, logits(model), atol=1e-5 * np.std(found))
+    # TensorFlow's graph optimisations round differently from eager execution.
+    np.testing.assert_allclose(found, logits(model), atol=1e-4 * np.std(found))
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
