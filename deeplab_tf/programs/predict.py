@@ -33,7 +33,8 @@ _ENGINES = {
 _START = {
     "model": (
         *(flags.REQUIRED, None),
-        "Training folder, checkpoint, SavedModel, Keras, TFLite, ONNX or OpenVINO file.",
+        "Training folder, checkpoint, SavedModel, Keras, TFLite, ONNX or OpenVINO "
+        "file.",
     ),
     "images": (flags.STRING, None, "File, folder or glob of images."),
     "video": (flags.STRING, None, "Video file, or camera number."),
