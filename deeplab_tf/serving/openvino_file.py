@@ -3,6 +3,7 @@
 The file `NAME.xml` is the graph; the weights are next to it, in `NAME.bin`.
 """
 
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -80,7 +81,8 @@ def export_openvino(
     if precision == "int8":
         import_extra("nncf", "export", f"{path}: int8 needs")
     content = convert_to_onnx(model, probabilities, needed_by).SerializeToString()
-    graph = engine.Core().read_model(content)
+    # Not read_model, which leaves biases in a form that NNCF does not recognise.
+    graph = engine.convert_model(io.BytesIO(content))
     if calibration is not None:
         graph = _quantize(graph, calibration)
     with publish_artefact(path) as unfinished:

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 from listing import list_outputs
 
+from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
+from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
 from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving import parity
 from deeplab_tf.serving.formats import is_artefact, load_artefact
 from deeplab_tf.serving.openvino_file import OpenVinoPredictor, export_openvino
@@ -171,3 +175,21 @@ def test_missing_extra_and_wrong_suffix_are_refused(tiny_model, monkeypatch):
             export_openvino(tiny_model, "m.xml", False, precision, images)
     with pytest.raises(UserError, match=r'openvino; run pip install "deeplab_tf'):
         load_artefact("m.xml")
+
+
+@pytest.mark.slow
+def test_official_network_labels_real_images(voc_checkpoint, voc_records, tmp_path):
+    pytest.importorskip("nncf")
+    model = build_model(ModelConfig.from_official_flags({}))
+    assert load_tf1_checkpoint(model, voc_checkpoint).complete
+    dataset = load_dataset(DataConfig(voc_records, batch_size=1), "val", training=False)
+    path = str(tmp_path / "m.xml")
+    export_openvino(model, path)
+    file, expected = OpenVinoPredictor(path), Predictor(model)
+    for image, *_ in dataset.take(12):
+        labels = expected.labels(image).numpy()
+        assert np.mean(file.labels(image) == labels) >= 0.999
+    export_openvino(model, path, False, "int8", dataset.take(40))
+    comparison = parity.gate(model, path, dataset, EvalConfig(), 0.25)
+    print(comparison["miou"])
+    assert comparison["images"] == 60
