@@ -3,13 +3,14 @@
 import dataclasses
 import re
 import runpy
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from small_zoo import add_tiny_checkpoint
+from small_zoo import REAL, add_real_checkpoint, add_tiny_checkpoint
 
 import deeplab_tf
 from deeplab_tf.checkpoints.zoo import ZOO
@@ -85,6 +86,14 @@ def test_own_photos(run, tiny_checkpoint, tmp_path):
         assert overlay.size == (96, 72)
 
 
+@pytest.mark.slow
+def test_own_photos_learns_the_object(run, voc_checkpoint, tmp_path):
+    (tmp_path / NAME).symlink_to(voc_checkpoint.rpartition("/")[0])
+    write_photos(tmp_path / "my_data", 8)
+    smaller = [(SETTINGS, SETTINGS.replace("257", "97"))]
+    assert read_iou(run("own_photos.py", "my_data", replacements=smaller)) > 0.8
+
+
 def read_miou(printed):
     return float(re.match(r"mIoU ([\d.]+)%; published on all", printed)[1])
 
@@ -97,3 +106,17 @@ def test_official_checkpoint(run, tiny_checkpoint, tiny_voc, tmp_path):
     )
     assert printed.splitlines()[-1] == "exported: +0.00% mIoU"
     assert (tmp_path / "exported/saved_model.pb").exists()
+
+
+@pytest.mark.slow
+def test_official_checkpoint_with_its_weights(
+    run, voc_root, voc_checkpoint, monkeypatch, tmp_path
+):
+    folder = voc_checkpoint.rpartition("/")[0]
+    archive = add_real_checkpoint(monkeypatch, tmp_path, folder)
+    row = dataclasses.replace(ZOO[NAME], sha256=ZOO[REAL].sha256)
+    monkeypatch.setitem(ZOO, NAME, row)
+    shutil.move(archive, archive.parent / row.archive)
+    printed = run("official_checkpoint.py", str(voc_root))
+    assert read_miou(printed) == 76.04  # as in test_real_images
+    assert abs(float(re.search(r"exported: (\S+)%", printed)[1])) <= 0.01

@@ -55,9 +55,10 @@ a different split, and `--images=20` makes a quick trial.
 - **parameters**: trainable ones, in millions. Backbones have a DeepLabv3+ head with 21 classes.
 - **multiply-adds**: billions for one image at scale 1, not mirrored; the exact count
   ([published counts](complexity.md) use a different convention).
-- **CPU s**: processor time for the same image, summed over cores, measured with
-  `python -m benchmarks.zoo_time` and {machine}. Exported models are faster
-  ([performance](performance.md#inference)).
+- **CPU s**: processor time for the same image, summed over cores; empty if not measured. Exported
+  models are faster ([performance](performance.md#inference)).
+
+`python -m benchmarks.zoo_time` measured the CPU times with {machine}.
 """  # noqa: E501
 
 
