@@ -58,7 +58,8 @@ a different split, and `--images=20` makes a quick trial.
 - **CPU s**: processor time for the same image, summed over cores; empty if not measured. Exported
   models are faster ([performance](performance.md#inference)).
 
-`python -m benchmarks.zoo_time` measured the CPU times with {machine}.
+`python -m benchmarks.zoo_time` measured the CPU times
+with {machine}.
 """  # noqa: E501
 
 
