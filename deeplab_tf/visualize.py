@@ -125,7 +125,7 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
     """Adds rows of (text, colour or None) to the right of an image.
 
-    If the image is so wide and low that this would more than double its size and exceed
+    If the image is so wide and short that this would more than double its size and exceed
     a contact sheet, the rows are left out.
     """
     font = ImageFont.load_default(_FONT_SIZE)

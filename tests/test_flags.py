@@ -176,7 +176,7 @@ def test_flags_without_effect_give_one_line_warning(name, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_model_flag_overrides_a_preset_with_a_note(capsys):
+def test_overriding_a_preset_prints_a_note(capsys):
     values = parse("export", "--output_stride=8", "--merge_method=max")
     config = flags.model_config(values, TRAINED, "the preset toy")
     assert config == TRAINED.at_output_stride(8)

@@ -39,13 +39,13 @@ class DataConfig:
     dataset: str | None = option(
         None,
         help="Name of the dataset, which determines its classes, or "
-        "tfds:NAME[:image_key:label_key] for one of tensorflow-datasets. Default: read "
-        "from dataset_info.json next to the records, else pascal_voc_seg.",
+        "tfds:NAME[:image_key:label_key] for one from tensorflow-datasets. Default: "
+        "read from dataset_info.json next to the records, else pascal_voc_seg.",
     )
     crop_size: tuple[int, int] = option(
         (513, 513),
         SIDE,
-        "Height and width of training crops, in pixels, best of the form "
+        "Height and width of training crops, in pixels, ideally of the form "
         "k * output_stride + 1. The papers use 513,513 for VOC and 769,769 for "
         "Cityscapes.",
         flag="train_crop_size",

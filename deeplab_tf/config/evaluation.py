@@ -37,7 +37,7 @@ class EvalConfig:
         None,
         SIDE,
         "Height and width, in pixels, that images are padded to, as in the official "
-        "protocol; it grows to fit larger images. Default: the next "
+        "protocol; they grow to fit larger images. Default: the next "
         "k * output_stride + 1 of each image, or 513,513 for a TFLite export.",
         export_flag="crop_size",
     )

@@ -97,7 +97,7 @@ class TrainConfig:
     upsample_logits: bool = option(
         True,
         help="Compute the loss at label resolution; otherwise the labels are shrunk to "
-        "the logits.",
+        "the size of the logits.",
     )
     hard_example_mining_step: int = option(
         0,
@@ -118,8 +118,8 @@ class TrainConfig:
     )
     initialize_last_layer: bool = option(
         True,
-        help="Also load the last layers from tf_initial_checkpoint. Logits of a "
-        "different class count are always re-initialised.",
+        help="Also load the last layers from tf_initial_checkpoint. Logits for a "
+        "different number of classes are always re-initialised.",
     )
     tf_initial_checkpoint: str | None = option(
         None,
@@ -156,8 +156,8 @@ class TrainConfig:
         "auto",
         ("auto", "train", "sync", "freeze"),
         "statistics of batch normalisation: train uses the batch of each replica, sync "
-        "the batch of all replicas, freeze the moving statistics. auto chooses from "
-        "fine_tune_batch_norm, the batch size and the initial weights.",
+        "uses the batch of all replicas, and freeze uses the moving statistics. auto "
+        "chooses from fine_tune_batch_norm, the batch size and the initial weights.",
     )
     accumulate_steps: int = ours(
         1,

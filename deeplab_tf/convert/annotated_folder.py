@@ -69,8 +69,8 @@ def class_ids(annotations: Annotations, classes: ClassList) -> dict[str, int]:
             elif item.name not in ids:
                 raise UserError(
                     f"{item.where} has the class {item.name}, which is not in "
-                    f"--classes; {suggest_similar(item.name, names)}add it, or correct "
-                    "the label"
+                    f"--classes; {suggest_similar(item.name, names)}add the class, "
+                    "or correct the label"
                 )
     return ids
 

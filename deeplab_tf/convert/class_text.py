@@ -215,8 +215,8 @@ def _read_header(lines: Sequence[_Line]) -> tuple[str, ...] | None:
     roles = tuple(_ROLES.get(to_word(column), "") for column in lines[0].columns)
     if "" in roles or "name" not in roles:
         return None
-    has_colors = sum(role in "rgb" for role in roles)
-    if len(set(roles)) < len(roles) or has_colors not in (0, 3):
+    color_columns = sum(role in "rgb" for role in roles)
+    if len(set(roles)) < len(roles) or color_columns not in (0, 3):
         raise UserError(
             f"{lines[0]}, is an unclear header; name each column once: id, name, and "
             "r, g, b or color"

@@ -200,7 +200,7 @@ def _pair(
     if images.files and not labels.files and layout.is_shared and affixes == "*":
         raise UserError(
             f"images and masks are both in {layout.label_dir}, and none of them is a "
-            "PNG; add --label_suffix or --label_prefix, the affix of the masks"
+            "PNG; add --label_suffix or --label_prefix to tell masks from images"
             + _suggest_annotations(layout.label_dir)
         )
     _require_images(images, layout)

@@ -119,11 +119,12 @@ class MaskPattern:
         classes = ", ".join(self._class_names[:5])
         if len(self._class_names) > 5:
             classes += f" and {len(self._class_names) - 5} more"
+        other = f"name, use {_IMAGE}" if self._is_numbered else f"number, use {_INDEX}"
         return (
             f"--mask_pattern={self._pattern} does not match {len(paths)} of {total} "
             f"masks, such as {escape(next(iter(paths)))}; its fields are {field}, "
-            f"{_CLASS} (a class: {classes}) and * (any text); the other choice for the "
-            f"image is {_IMAGE if self._is_numbered else _INDEX}"
+            f"{_CLASS} (a class: {classes}) and * (any text); to match images by "
+            f"{other} instead"
         )
 
 

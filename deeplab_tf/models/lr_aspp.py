@@ -6,7 +6,7 @@ from deeplab_tf.models.aspp import aspp, image_level_features
 
 
 def lr_aspp(x, rates, filters: int, window: dict, gate: str = "sigmoid", **options):
-    """Returns ASPP branches gated per channel by the image-level features.
+    """Applies ASPP branches, gated per channel by the image-level features.
 
     Args:
         x: High-level features `[batch, height, width, channels]`.

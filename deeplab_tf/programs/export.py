@@ -45,7 +45,7 @@ _COMPARISON = {
     "eval_split": (flags.STRING, "val", "Ours: split to evaluate the export on."),
     "max_miou_drop": (
         *(functools.partial(flags.FLOAT, lower_bound=0.0), 0.5),
-        "Ours: largest allowed drop from the model's mIoU, in points of 100, on the "
+        "Ours: largest allowed drop from the model's mIoU, in percentage points, on the "
         "records of --dataset_dir.",
     ),
 }

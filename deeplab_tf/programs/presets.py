@@ -1,4 +1,4 @@
-r"""Lists the presets, or those that contain some words.
+r"""Lists the presets, or those that match the given words.
 
     python -m deeplab_tf.presets
     python -m deeplab_tf.presets camvid

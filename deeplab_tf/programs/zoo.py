@@ -1,4 +1,4 @@
-"""Lists the checkpoints of the official model zoo, or those that contain some words.
+"""Lists the checkpoints of the official model zoo, or those that match the given words.
 
     python -m deeplab_tf.checkpoints.zoo
     python -m deeplab_tf.checkpoints.zoo mobilenet

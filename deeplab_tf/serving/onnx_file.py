@@ -202,7 +202,7 @@ def _name_axes(graph: "onnx.GraphProto") -> None:
 
 
 def _pad_explicitly(graph: "onnx.GraphProto", make_attribute: Callable) -> None:
-    """Replaces SAME padding of convolutions with stride 1 by explicit padding.
+    """Makes the SAME padding of stride-1 convolutions explicit.
 
     ONNX Runtime refuses SAME padding for atrous convolutions.
     """

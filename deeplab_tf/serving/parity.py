@@ -31,7 +31,7 @@ def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
 
     Returns:
         `images`; `miou` and `pixel_accuracy`, each with `model`, `artefact` and the
-        `drop` from model to artefact in points of 100; and `iou_per_class` and
+        `drop` from model to artefact in percentage points; and `iou_per_class` and
         `protocol` of both.
 
     Raises:
@@ -73,7 +73,7 @@ def gate(
         dataset: Dataset for `Evaluator.evaluate`; it is read twice.
         config: Inference protocol of the model; for a file of one size,
             `eval_crop_size` must be that size.
-        max_miou_drop: Largest allowed drop of mIoU, in points of 100.
+        max_miou_drop: Largest allowed drop of mIoU, in percentage points.
         predictor: A `ResizingPredictor` to evaluate instead of the model, if the
             artefact resizes images, which `config` cannot express.
 

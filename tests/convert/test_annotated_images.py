@@ -194,8 +194,8 @@ def test_missing_mask(tmp_path, arguments):
 
 
 CLASSES = {
-    "dog\nbackground": "the class cat, which is not in --classes; add it",
-    "background\ncats": "not in --classes; similar: cats; add it, or correct",
+    "dog\nbackground": "the class cat, which is not in --classes; add the class",
+    "background\ncats": "not in --classes; similar: cats; add the class, or correct",
     "cat\ndog": "pixels outside of all objects need a class named background",
 }
 

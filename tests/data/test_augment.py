@@ -115,7 +115,7 @@ def test_padding_matches_official_code(run):
     assert_golden(padded, "eval_padded_image", "eval_padded_label")
 
 
-def test_padding_is_at_the_bottom_and_right_of_short_sides(run):
+def test_images_are_padded_at_the_bottom_and_right(run):
     image, label = position_image(7, 9)
     mean = (123.15, 115.90, 103.06)
     padded, padded_label = run(

@@ -112,7 +112,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("kind", UNUSUAL)
-def test_unusual_archives_are_read_like_tarfile(kind):
+def test_unusual_archives_are_read_as_by_tarfile(kind):
     files, folders = read_with_tarfile(UNUSUAL[kind])
     names = {name.removeprefix("./"): content for name, content in files.items()}
     assert read(UNUSUAL[kind]) == (names, folders)

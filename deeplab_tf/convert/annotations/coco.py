@@ -30,8 +30,8 @@ def is_content(content: Any) -> bool:
 def read(file: File, options: AnnotationOptions) -> Annotations:
     """Reads a COCO instances file.
 
-    Smaller objects cover larger ones. Crowds are ignored and cover all objects, as in
-    the `coco_voc` converter, unless `options.crowd` is "object".
+    Smaller objects cover larger ones. Crowds get the ignored label and are drawn over
+    all objects, as in the `coco_voc` converter, unless `options.crowd` is "object".
 
     Raises:
         UserError: if an entry is invalid.
