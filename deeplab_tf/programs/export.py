@@ -45,8 +45,8 @@ _COMPARISON = {
     "eval_split": (flags.STRING, "val", "Ours: split to evaluate the export on."),
     "max_miou_drop": (
         *(functools.partial(flags.FLOAT, lower_bound=0.0), 0.5),
-        "Ours: largest allowed drop from the model's mIoU, in percentage points, on the "
-        "records of --dataset_dir.",
+        "Ours: largest allowed drop from the model's mIoU, in percentage points, on "
+        "the records of --dataset_dir.",
     ),
 }
 _MODEL = {
