@@ -125,8 +125,8 @@ def shrink(image: np.ndarray, side: int) -> np.ndarray:
 def _add_rows(image: np.ndarray, rows: Sequence[tuple]) -> np.ndarray:
     """Adds rows of (text, colour or None) to the right of an image.
 
-    If the image is so wide and short that this would more than double its size and exceed
-    a contact sheet, the rows are left out.
+    If the image is so wide and short that this would more than double its size and
+    exceed a contact sheet, the rows are left out.
     """
     font = ImageFont.load_default(_FONT_SIZE)
     width = int(max((font.getlength(text) for text, _ in rows), default=0)) + 38
