@@ -119,7 +119,7 @@ def make_tables(operations: dict[str, tuple[float, int]]) -> str:
     purposes = [[n, f"{t:.1f}", f"{100 * t / total:.1f} %"] for n, t in sums.items()]
     longest = sorted(operations.items(), key=lambda item: -item[1][0])[:15]
     kinds = [[kind, f"{t:.1f}", str(count)] for kind, (t, count) in longest]
-    purposes = measuring.markdown_table(["for", "ms", "share"], purposes)
+    purposes = measuring.markdown_table(["operations", "ms", "share"], purposes)
     kinds = measuring.markdown_table(["operation", "ms", "calls"], kinds)
     return f"{purposes}\n\n{kinds}"
 

@@ -126,7 +126,7 @@ _PRESET = {
     "preset": (
         *(STRING, None),
         "Ours: named experiment that sets every flag you do not give (in an export, "
-        "every model flag); python -m deeplab_tf.presets lists all.",
+        "every model flag); python -m deeplab_tf.presets lists the names.",
     ),
 }
 _PRECISION = {

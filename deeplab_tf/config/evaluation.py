@@ -37,8 +37,8 @@ class EvalConfig:
         None,
         SIDE,
         "Height and width, in pixels, that images are padded to, as in the official "
-        "protocol; they grow to fit larger images. Default: the next "
-        "k * output_stride + 1 of each image, or 513,513 for a TFLite export.",
+        "protocol; they grow to fit larger images. Default: for each image, the "
+        "smallest k * output_stride + 1 that fits it, or 513,513 for a TFLite export.",
         export_flag="crop_size",
     )
     eval_batch_size: int = option(

@@ -110,7 +110,7 @@ class ModelConfig:
     logits_kernel_size: int = option(
         1,
         Range(at_least=1, at_most=99),
-        "Kernel size of the logits layer; other than 1 only without ASPP.",
+        "Kernel size of the logits layer; must be 1 with the ASPP.",
     )
     image_pyramid: tuple[float, ...] = option(
         (1.0,),

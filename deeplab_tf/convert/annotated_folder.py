@@ -214,8 +214,8 @@ class LabelMaps:
         if image.size is not None:
             if image.size not in (size, size[::-1]):
                 raise UserError(
-                    f"{image.source} has the size {image.size[1]}x{image.size[0]} for "
-                    f"{path}, which is {size[1]}x{size[0]}"
+                    f"{image.source} gives {path} the size {image.size[1]}x"
+                    f"{image.size[0]}, but it is {size[1]}x{size[0]}"
                 )
             return image.size
         if self.apply_exif is None and orientation != 1 and image.objects:

@@ -119,7 +119,7 @@ def format_counts(counts: Mapping[int, int]) -> str:
 def describe_colors(
     path: epath.Path, mask: Mask, packed: np.ndarray, wrong: np.ndarray
 ) -> str:
-    """Returns which colour of a mask is unknown, and a guess at the reason.
+    """Describes the first unknown colour of a mask, and suggests a reason.
 
     Args:
         path: The file.

@@ -40,10 +40,10 @@ class Layout:
     )
     mask_pattern: str = option(
         "",
-        help="Paths in --label_dir of masks of one class each, in which pixels that "
-        "are not 0 are the class, such as {image}_{class}.png. {image} is the name of "
-        "the image; {index}, its number in sorted order from 1; * matches any text. "
-        "Where masks overlap, the later class wins.",
+        help="Pattern of the masks in --label_dir, for one mask per class, such as "
+        "{image}_{class}.png; pixels that are not 0 belong to the class. {image} is "
+        "the name of the image; {index}, its number in sorted order from 1; * matches "
+        "any text. Where masks overlap, the later class wins.",
     )
 
     def __post_init__(self) -> None:
@@ -131,9 +131,9 @@ class Splitting:
     )
     group_by: str = option(
         "",
-        help="Which images --val_share keeps together: folder, those in one folder; "
-        "or a regular expression for the part of the name that they share, such as "
-        "^video[0-9]+.",
+        help="Which images --val_share keeps together: folder keeps those in the same "
+        "folder; a regular expression, such as ^video[0-9]+, keeps those whose names "
+        "match the same text.",
     )
 
     def __post_init__(self) -> None:

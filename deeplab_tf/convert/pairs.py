@@ -115,7 +115,7 @@ def find_pairs(images: Folder, labels: Folder) -> dict[str, tuple[epath.Path, ..
         label = label_entries.files.get(name) or labels.path / f"{name}{labels.suffix}"
         if name in image_entries.files:
             raise UserError(f"{image} has no label {label}")
-        raise UserError(f"{label} has no image {image}")
+        raise UserError(f"{label} has no image: {image} does not exist")
     for folder, entries in ((images.path, image_entries), (labels.path, label_entries)):
         entries.report_skipped(folder)
     return {

@@ -52,8 +52,8 @@ class Targets(NamedTuple):
             )
         if not self.has_ids:
             raise UserError(
-                f"{where}: {name} may be a class id or a value of --classes; write the "
-                "name of the class"
+                f"{where}: {name} could be a class id or a mask value of --classes; "
+                "write the name of the class"
             )
         if len(name) > 3 or int(name) >= len(names):
             raise UserError(f"{where}: class ids are 0..{len(names) - 1}")

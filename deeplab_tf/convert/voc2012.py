@@ -51,7 +51,7 @@ class _Root:
         file_kinds.require_file(list_path)
         names = text_files.read_words(os.fspath(list_path))
         if not names:
-            raise UserError(f"{list_path} lists no image: the split is empty")
+            raise UserError(f"{list_path} lists no images: the split is empty")
         return names
 
     def samples(

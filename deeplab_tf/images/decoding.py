@@ -146,7 +146,7 @@ def decode_image(encoded, channels: int = 3, max_value: int = 255):
 
 
 def decode_rows(encoded, first, count, channels: int = 3, max_value: int = 255):
-    """Decodes `count` rows of a JPEG or PNG, at least one; see `decode_image`.
+    """Decodes up to `count` rows of a JPEG or PNG from row `first`.
 
     Returns:
         Pixels `[rows, width, channels]`, and the size of the full image, int32 `[2]`.

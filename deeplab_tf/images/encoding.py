@@ -148,7 +148,7 @@ def encode_array(
         UserError: if their channels or values do not fit the dataset.
     """
     check_array(path, array, channels, max_value)
-    pixels.check_shape(path, array.shape, channels)
+    pixels.check_pixel_count(path, array.shape, channels)
     depth = np.uint8 if max_value < 256 else np.uint16
     height, width = array.shape[:2]
     png = decoding.encode_image(array.astype(depth))

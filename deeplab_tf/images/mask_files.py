@@ -84,7 +84,7 @@ def decode_mask(path: epath.Path, content: bytes) -> Mask:
     """
     if is_npy(content):
         array = _read_npy(path, content)
-        pixels.check_shape(path, array.shape[:2], 1)
+        pixels.check_pixel_count(path, array.shape[:2], 1)
         return from_array(path, array)
     try:
         image = image_files.open_image(path, io.BytesIO(content))
@@ -175,7 +175,7 @@ def _read_tiff(path: epath.Path, content: bytes) -> Mask:
     with pixels.open_tiff(path, content) as file:
         page, count = file.pages[0], len(file.pages)
         pixels.check_photometric(path, page.photometric)
-        pixels.check_shape(path, page.shape[:2], 1)
+        pixels.check_pixel_count(path, page.shape[:2], 1)
         compression = page.compression.name
         array = page.asarray()
     if count > 1:

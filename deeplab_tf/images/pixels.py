@@ -172,7 +172,7 @@ def open_tiff(path: _Path, content: bytes) -> Iterator[Any]:
 def _read_tiff(path: _Path, content: bytes, channels: int) -> tuple[np.ndarray, int]:
     with open_tiff(path, content) as file:
         series = file.series[0]
-        check_shape(path, series.shape, channels)
+        check_pixel_count(path, series.shape, channels)
         array, axes = series.asarray(), series.axes
         photometric = series.keyframe.photometric
         orientation = series.keyframe.tags.valueof("Orientation", 1)
@@ -191,7 +191,7 @@ def check_photometric(path: _Path, photometric) -> None:
         raise UserError(f"{path} has {photometric.name} values; save it as RGB")
 
 
-def check_shape(path: _Path, shape: tuple[int, ...], channels: int) -> None:
+def check_pixel_count(path: _Path, shape: tuple[int, ...], channels: int) -> None:
     """Raises `TooLargeError` if an array has more than `decoding.MAX_PIXELS`."""
     if math.prod(shape) > decoding.MAX_PIXELS * channels:
         raise image_files.TooLargeError(

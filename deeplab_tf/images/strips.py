@@ -270,7 +270,7 @@ def _read_npy_rows(path: _Path, file: BinaryIO, top: int, bottom: int) -> np.nda
 def _cut_decoded(
     path: _Path, file: BinaryIO, header: Header, rows: int, start: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Decodes an image at once and yields it in strips of 8-bit RGB."""
+    """Decodes the entire image, then yields it in strips of 8-bit RGB."""
     image = image_files.open_image(path, file, max_pixels=None)
     image_files.require_image_format(path, image)
     if image.mode not in pixels.MODES:

@@ -55,6 +55,7 @@ def find_preset(name: str) -> Preset:
     if name not in presets:
         hint = suggest_similar(name, presets)
         raise UserError(
-            f"there is no preset {name!r}; {hint}python -m deeplab_tf.presets lists all"
+            f"there is no preset {name!r}; {hint}python -m "
+            "deeplab_tf.presets lists the names"
         )
     return presets[name]

@@ -194,7 +194,7 @@ def parse_flags(values: absl_flags.FlagValues, argv: list[str]) -> None:
         name = f"--{error.flagname}"
         similar = suggest_similar(name, list_names(values))
         raise UserError(
-            f"there is no flag {name}; {similar}--help lists all"
+            f"there is no flag {name}; {similar}--help lists all flags"
         ) from error
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}; flags begin with --")

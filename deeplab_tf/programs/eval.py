@@ -22,8 +22,8 @@ _START = {
 _EVALUATION = {
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "If given, follow a training run and evaluate every new checkpoint; the "
-        "interval, in seconds, between checks for one.",
+        "Follow a training run: check for new checkpoints at this interval, in seconds, "
+        "and evaluate each.",
     ),
     "max_number_of_evaluations": (
         *(flags.at_least(0), 0),

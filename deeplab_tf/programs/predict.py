@@ -59,7 +59,7 @@ _HARDWARE = {
     "batch_size": (
         *(flags.at_least(1), 1),
         "Images of one size, or frames, per forward pass. Rounding may change a few "
-        "pixels in millions.",
+        "pixels per million.",
     ),
 }
 _OUTPUT = {

@@ -208,7 +208,7 @@ def _back_up(scratch: str, name: str, folder: str) -> None:
 
 
 def _move(scratch: str, name: str, folder: str) -> None:
-    """Publishes the files of a checkpoint, index and state file last."""
+    """Publishes the files of a checkpoint; the index and the state file come last."""
     if not tf.io.gfile.isdir(folder):
         tf.io.gfile.mkdir(folder)
     # Removed first, so that it never stands next to the data of a different checkpoint.

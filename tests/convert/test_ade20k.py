@@ -90,7 +90,7 @@ BROKEN = {
     ),
     "label without image": (
         remove_file("images/training/ADE_train_00000001.jpg"),
-        "/annotations/training/ADE_train_00000001.png has no image "
+        "/annotations/training/ADE_train_00000001.png has no image: "
         ".*/images/training/ADE_train_00000001.jpg",
     ),
     "renamed folder": (

@@ -157,7 +157,7 @@ REFUSED = {
         "x.jpg",
         {"height": 10**9, "width": 10**9},
         [],
-        "has the size 1000000000x1000000000 for",
+        "the size 1000000000x1000000000, but it is",
     ),
     "label_dir": ("x.jpg", {}, ["--label_dir=y"], "--label_dir.* or --annotations"),
     "value_map": (

@@ -166,7 +166,7 @@ BROKEN = {
     ),
     "label without image": (
         remove_file(f"leftImg8bit/train/{ULM}_leftImg8bit.png"),
-        f"/gtFine/train/{ULM}_gtFine_labelIds.png has no image "
+        f"/gtFine/train/{ULM}_gtFine_labelIds.png has no image: "
         f".*/leftImg8bit/train/{ULM}_leftImg8bit.png",
     ),
     "training ids only": (

@@ -125,7 +125,7 @@ COLORED = {
 
 
 @pytest.mark.parametrize("kind", COLORED)
-def test_colors_in_every_form(kind):
+def test_colors_are_read_from_every_format(kind):
     assert read(COLORED[kind]) == (NAMES, COLORS, None, (), ())
 
 

@@ -102,7 +102,7 @@ def test_tiles_have_the_pixels_of_their_place(
     assert covered.all()
 
 
-def test_apply_exif_turns_before_cutting(source, tmp_path):
+def test_apply_exif_rotates_before_tiling(source, tmp_path):
     pixels, label = draw()
     exif = Image.Exif()
     exif[0x0112] = 6

@@ -164,7 +164,7 @@ BROKEN = {
     ),
     "label without image": (
         add_label,
-        "SegmentationClass/2007_000099.png has no image .*/JPEGImages",
+        "SegmentationClass/2007_000099.png has no image: .*/JPEGImages",
     ),
     "image listed but missing": (
         remove_image,
@@ -196,7 +196,7 @@ BROKEN = {
         save_label_as_rgb,
         "SegmentationClass/2007_000002.png has RGB colours; a label must be a PNG with",
     ),
-    "empty split": (empty_list, "Segmentation/val.txt lists no image: the split is e"),
+    "empty split": (empty_list, "Segmentation/val.txt lists no images: the split is "),
     "list that is not UTF-8": (
         corrupt_list,
         "Segmentation/val.txt: line 1 is not UTF-8",

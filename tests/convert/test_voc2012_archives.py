@@ -13,7 +13,7 @@ import scipy.io
 import tensorflow_datasets as tfds
 from record_files import read_labels, read_samples
 
-from deeplab_tf.convert import voc2012
+from deeplab_tf.convert import voc2012, voc_sources
 from deeplab_tf.data import records
 from deeplab_tf.data.info import dataset_info
 from deeplab_tf.errors import UserError
@@ -286,9 +286,9 @@ def test_sbd_archive_is_verified_by_its_md5(convert, capsys, tmp_path, monkeypat
     )
     for _ in range(2):  # a wrong file that is kept would be used the second time
         line = run_voc2012(capsys, *arguments)
-        assert f"its MD5 is {md5}, not {voc2012.SBD_SOURCE.md5}; " in line
+        assert f"its MD5 is {md5}, not {voc_sources.SBD_SOURCE.md5}; " in line
         assert not (tmp_path / "new/downloads/sbd.tgz").exists()
-    monkeypatch.setattr(voc2012, "SBD_SOURCE", voc2012.Source("", md5=md5))
+    monkeypatch.setattr(voc_sources, "SBD_SOURCE", voc_sources.Source("", md5=md5))
     assert run_voc2012(capsys, *arguments)[-1].endswith("train_aug 5 images")
 
 
@@ -296,8 +296,8 @@ def test_checksum_matches_tensorflow_datasets():
     path = tfds.core.utils.tfds_path() / "url_checksums/voc.txt"
     [line] = [x for x in path.read_text().splitlines() if "VOCtrainval_11-May" in x]
     _, _, sha256, name = line.split()
-    assert voc2012.VOC_SOURCE.url.endswith(name)
-    assert voc2012.VOC_SOURCE.sha256 == sha256
+    assert voc_sources.VOC_SOURCE.url.endswith(name)
+    assert voc_sources.VOC_SOURCE.sha256 == sha256
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_classes_that_only_one_split_has_are_reported(tmp_path):
     ]
 
 
-def test_similar_images_of_two_splits_are_named(tmp_path):
+def test_similar_images_in_different_splits_are_reported(tmp_path):
     def darken(image, label):
         return image // 10 * 9, label
 

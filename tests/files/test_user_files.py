@@ -60,7 +60,7 @@ CASES = [
             ((*EXPORT, "--export_path=out"), "out.refused.json"),
             ((*EXPORT, "--export_path=link_to_out"), "out/saved_model.pb"),
             ((*EXPORT, "--export_path=out.tflite"), "out.tflite"),
-            ((*EXPORT, "--export_path=out.onnx"), "out.onnx"),
+            ((*EXPORT, "--export_path=out.keras"), "out.keras"),
             ((*EXPORT, "--export_path=out.pb"), "out.pb"),
             (PREDICT, "out/a_label.png"),
             (PREDICT, "out/a_color.png"),

@@ -617,7 +617,7 @@ def test_presets_are_found_by_name():
 def test_unknown_preset_error_names_the_nearest(name, hint):
     with pytest.raises(UserError) as raised:
         find_preset(name)
-    lists = "python -m deeplab_tf.presets lists all"
+    lists = "python -m deeplab_tf.presets lists the names"
     assert str(raised.value) == f"there is no preset {name!r}; {hint}{lists}"
 
 

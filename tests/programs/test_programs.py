@@ -611,7 +611,7 @@ def test_unknown_preset_is_refused(name, logs, tiny_records, tiny_voc, tmp_path)
     }
     message = (
         "there is no preset 'edgetpu'; similar: edgetpu_deeplab_os32, .*; python -m "
-        "deeplab_tf.presets lists all"
+        "deeplab_tf.presets lists the names"
     )
     assert_refused(message, name, *paths[name], "--preset=edgetpu")
     assert os.listdir(tmp_path) == []

@@ -66,7 +66,7 @@ def fit(model, epochs=1, **options):
     ],
     ids=["momentum", "nesterov"],
 )
-def test_fit_equals_the_trainer(options, optimizer, loss):
+def test_fit_matches_the_trainer(options, optimizer, loss):
     steps, decay = 8, 1e-3
     trained = build()
     config = deeplab_tf.TrainConfig(

@@ -200,7 +200,7 @@ def require_checkpoint(name: str) -> None:
         raise UserError(
             f"there is no file, folder or model zoo checkpoint called {name}; "
             f"{suggest_similar(name, _make_zoo())}"
-            "python -m deeplab_tf.checkpoints.zoo lists all"
+            "python -m deeplab_tf.checkpoints.zoo lists the names"
         )
 
 

@@ -102,7 +102,7 @@ def _trace_columns(polygon: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray
 
 
 def _trace_edges(start, delta, steps) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the grid points x and y along consecutive edges, with both ends."""
+    """Returns x and y of the grid points along edges, including both ends."""
     is_flat = np.abs(delta[:, 0]) >= np.abs(delta[:, 1])
     # Edges are traced in increasing order of the longer direction.
     is_reversed = np.where(is_flat, delta[:, 0], delta[:, 1]) < 0

@@ -5,9 +5,9 @@ r"""Converts a folder of images with masks or annotation files to TFRecords.
 
 classes.txt has one class per line, in the order of the label values: `name`, `id,name`
 or `name r g b`; CSV, YAML and JSON lists also work. An image and its label have the
-same relative path, apart from the extension. Images with more channels or bits are
-.npy, TIFF or PNG files. Run the program once per --split, with the same --output_dir.
-A second run with the same split adds images to it.
+same relative path, apart from the extension. Images with more than 3 channels or 8
+bits must be .npy, TIFF or PNG files. Run the program once per --split, with the same
+--output_dir. A second run with the same split adds images to it.
 
 Records do not contain the georeference of a GeoTIFF; `deeplab-predict` reads it from
 the GeoTIFF that it labels.

@@ -87,10 +87,9 @@ def _choose_archives(
     values: absl_flags.FlagValues,
 ) -> tuple[str | voc_sources.Source, str | voc_sources.Source]:
     """Returns the path or the download source of both archives."""
-    from deeplab_tf.convert import voc2012
-
+    sources = {"voc": voc_sources.VOC_SOURCE, "sbd": voc_sources.SBD_SOURCE}
     found = []
-    for name, source in (("voc", voc2012.VOC_SOURCE), ("sbd", voc2012.SBD_SOURCE)):
+    for name, source in sources.items():
         path = values[f"{name}_archive"].value
         if not path and not values.download:
             raise UserError(
