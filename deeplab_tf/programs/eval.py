@@ -22,8 +22,8 @@ _START = {
 _EVALUATION = {
     "eval_interval_secs": (
         *(flags.at_least(0), None),
-        "Follow a training run: check for new checkpoints at this interval, in seconds, "
-        "and evaluate each.",
+        "Follow a training run: check for new checkpoints at this interval, in "
+        "seconds, and evaluate each.",
     ),
     "max_number_of_evaluations": (
         *(flags.at_least(0), 0),

@@ -58,7 +58,8 @@ def format_help(
             parts.append("\n".join([f"{group}:", *map(_describe, members)]))
         else:
             parts.append(
-                f"--helpfull also lists {len(members)} official flags that have no effect."
+                f"--helpfull also lists {len(members)} official flags that have no "
+                "effect."
             )
     ours = _OURS if any("Ours: " in part for part in parts) else ""
     return "\n\n".join([*parts, textwrap.fill(ours + _SYNTAX, _WIDTH)])

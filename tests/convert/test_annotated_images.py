@@ -152,7 +152,7 @@ REFUSED = {
         ["--missing_mask=error"],
         r"the annotations \(COCO\) have no entry for .*a.jpg.* --missing_mask=skip",
     ),
-    "another size": ("x.jpg", {"height": 20}, [], "the size 40x20 for .* is 40x30"),
+    "another size": ("x.jpg", {"height": 20}, [], "the size 40x20, but it is 40x30"),
     "size of 1e9": (
         "x.jpg",
         {"height": 10**9, "width": 10**9},

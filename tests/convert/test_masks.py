@@ -227,7 +227,7 @@ def test_values_of_the_class_file_are_printed_and_read(source, tmp_path):
         *(*arguments, "--ignore_label=7"),
     )
     assert_refused(
-        "8 could be a class id or a mask value of --classes; write the name of the class",
+        "8 could be a class id or a mask value of --classes; write the name of the cl",
         FOLDER,
         *(*arguments, "--value_map=9:8"),
     )

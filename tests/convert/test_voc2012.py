@@ -164,7 +164,7 @@ BROKEN = {
     ),
     "label without image": (
         add_label,
-        "SegmentationClass/2007_000099.png has no image: .*/JPEGImages",
+        "SegmentationClass/2007_000099.png has no image .*/JPEGImages",
     ),
     "image listed but missing": (
         remove_image,
