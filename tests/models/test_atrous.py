@@ -98,7 +98,7 @@ def test_subsampled_dense_features_equal_coarse_features(backbone, options, size
 
 def test_subsampled_cascade_features_equal_coarse_features():
     options = {"cascade_blocks": 3, "multi_grid": (1, 2)}
-    strides = (8, 32, 64, 128, 256)
+    strides = (8, 16, 32, 64, 128, 256)
     models = build_feature_models(strides, "resnet_v1_18", **options)
     for image in random_images([(129, 65), (96, 128)]):
         features = {stride: np.array(model(image)) for stride, model in models.items()}

@@ -67,7 +67,7 @@ def fit(model, epochs=1, **options):
     ids=["momentum", "nesterov"],
 )
 def test_fit_matches_the_trainer(options, optimizer, loss):
-    steps, decay = 8, 1e-3
+    steps, decay = 20, 1e-3
     trained = build()
     config = deeplab_tf.TrainConfig(
         base_learning_rate=0.05,
