@@ -137,10 +137,14 @@ _PRECISION = {
 }
 _FIXED = {
     _UPSAMPLED: (BOOLEAN, True, "Resize the logits before argmax; must be true."),
+}
+_QUANTIZED = {
     "quantize_delay_step": (
         INTEGER,
-        -1,
-        "Quantisation-aware training is not supported; must be -1.",
+        None,
+        "0 or more uses a quantisation-aware checkpoint with the rounding of 8-bit "
+        "inference, -1 without. Default: as trained (in an export, only with "
+        "--quantize=int8).",
     ),
 }
 
@@ -155,6 +159,8 @@ def define_model_flags(values: flags.FlagValues, program: str) -> None:
     define_flags(values, _PRESET)
     define_precision(values)
     define_flags(values, _FIXED, COMPATIBILITY)
+    if program != "train":
+        define_flags(values, _QUANTIZED, MODEL)
     for name, (kind, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
         define = flags.DEFINE_multi_string if kind is list else _KINDS[kind]
         row = {name: (define, None, f"{WITHOUT_EFFECT}: {text}.")}
@@ -298,16 +304,10 @@ def read_integers(values: flags.FlagValues, name: str) -> tuple[int, ...]:
 
 
 def check_flags(values: flags.FlagValues, program: str) -> None:
-    """Warns about flags without effect and refuses unsupported values."""
+    """Warns about flags without effect."""
     for name, (_, text) in (DEAD_FLAGS["common"] | DEAD_FLAGS[program]).items():
         if values[name].present:
             print(f"warning: --{name} has no effect: {text}", file=sys.stderr)
-    delay = values.quantize_delay_step
-    if delay >= 0:
-        raise UserError(
-            "--quantize_delay_step must be -1 because quantisation-aware training is "
-            f"not supported; received {delay}"
-        )
 
 
 def model_config(

@@ -20,6 +20,7 @@ from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.memory import activation_bytes
 from deeplab_tf.models.network import scale_pooling_windows
 from deeplab_tf.models.precision import model_precision
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.models.resampling import align_size, scale_dimension
 from deeplab_tf.windows import MemoryBudget, slide_window
 
@@ -91,7 +92,9 @@ class Predictor:
         return {
             "output_stride": self.config.output_stride,
             "atrous_rates": list(self.config.atrous_rates),
-            "precision": model_precision(self.network),
+            "precision": "simulated int8"
+            if is_quantized(self.network)
+            else model_precision(self.network),
         }
 
     def _bytes_per_pixel(self) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
+from deeplab_tf.models.quantization import quantize_model
 from deeplab_tf.models.variables import official_variables
 
 # Scopes outside the backbone, officially called "last layers".
@@ -43,6 +44,35 @@ def is_model_variable(name: str) -> bool:
         # Fake quantisation saves ranges as `.../act_quant/min`.
         or "_quant/" in name
     )
+
+
+def has_ranges(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Returns whether a checkpoint of ours was trained with quantisation."""
+    batches = [x for name, x in arrays.items() if name.endswith("/act_quant/batches")]
+    return bool(batches) and bool(min(batches) > 0)
+
+
+def quantize_with_ranges(
+    model: keras.Model, arrays: Mapping[str, np.ndarray], source: str
+) -> keras.Model:
+    """Returns a quantised model, with the ranges of a checkpoint, sharing all weights.
+
+    Raises:
+        UserError: if `has_ranges` is false or a range is missing; names `source`.
+    """
+    quantized = quantize_model(model)
+    variables = official_variables(quantized)
+    ranges = {n: v for n, v in variables.items() if not is_model_variable(n)}
+    missing = [n for n in ranges if n not in arrays]
+    if missing or not has_ranges(arrays):
+        reason = f"it has no {missing[0]}" if missing else "it was saved before that"
+        raise UserError(
+            f"{source} was not trained with quantisation ({reason}); train with "
+            "--quantize_delay_step=0, or use --quantize_delay_step=-1"
+        )
+    for name, variable in ranges.items():
+        variable.assign(arrays[name])
+    return quantized
 
 
 def class_count(arrays: Mapping[str, np.ndarray]) -> int | None:

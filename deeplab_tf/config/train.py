@@ -94,6 +94,12 @@ class TrainConfig:
         help="Normalise by batch statistics and update the moving ones. Turn it off "
         "for batches below 12; gamma and beta are trained either way.",
     )
+    quantize_delay_step: int = option(
+        -1,
+        Range(at_least=-1),
+        "Steps before weights and features are rounded as in 8-bit inference, to "
+        "fine-tune for an int8 export; 0 rounds from the start, -1 never does.",
+    )
     upsample_logits: bool = option(
         True,
         help="Compute the loss at label resolution; otherwise the labels are shrunk to "

@@ -13,6 +13,7 @@ import numpy as np
 from keras import layers, tree
 
 from deeplab_tf.models.calls import Call, trace_calls
+from deeplab_tf.models.fake_quantization import QuantizedConvolution
 from deeplab_tf.models.normalization import BatchNormalization
 from deeplab_tf.models.recomputation import RecomputedModel
 
@@ -23,12 +24,13 @@ def trace_nested_calls(model: keras.Model) -> Iterator[tuple[list[Call], list]]:
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype), model.input
     )
     yield trace_calls(model, inputs)
-    for layer in map(_unwrap, model.layers):
+    for layer in map(unwrap, model.layers):
         if isinstance(layer, keras.Model):
             yield from trace_nested_calls(layer)
 
 
-def _unwrap(layer):
+def unwrap(layer):
+    """Returns the model of a `RecomputedModel`; other layers unchanged."""
     return layer.model if isinstance(layer, RecomputedModel) else layer
 
 
@@ -37,11 +39,10 @@ def _is_linear_convolution(layer) -> bool:
     return isinstance(layer, kinds) and layer.activation is keras.activations.linear
 
 
-def _find_pairs(model: keras.Model) -> dict:
-    """Returns the normalisation of each convolution that can be folded.
+def find_links(model: keras.Model) -> tuple[dict, dict]:
+    """Returns the consumers of each layer and the producers of its inputs, as sets.
 
-    The normalisation must be the only consumer of the convolution, and have no other
-    input.
+    None stands for the inputs and outputs of a model or of a nested model.
     """
     consumers, producers = collections.defaultdict(set), collections.defaultdict(set)
     for calls, outputs in trace_nested_calls(model):
@@ -51,6 +52,15 @@ def _find_pairs(model: keras.Model) -> dict:
         for x, consumer in links:
             consumers[producer.get(id(x))].add(consumer)
             producers[consumer].add(producer.get(id(x)))
+    return consumers, producers
+
+
+def find_pairs(consumers: dict, producers: dict) -> dict:
+    """Returns the normalisation of each convolution that can be folded.
+
+    The normalisation must be the only consumer of the convolution, and have no other
+    input. The arguments are the result of `find_links`.
+    """
     return {
         producer: consumer
         for producer, (consumer, *others) in consumers.items()
@@ -83,7 +93,7 @@ class _LayerCopier:
 
     def copy(self, layer):
         """Returns the copy of a layer or nested model, or None if it is folded."""
-        layer = _unwrap(layer)
+        layer = unwrap(layer)
         if layer in self._folded:
             return None
         if layer not in self._copies:
@@ -96,15 +106,29 @@ class _LayerCopier:
                 layer, clone_function=self.copy, call_function=_call_unless_folded
             )
         options = {"use_bias": True} if layer in self._pairs else {}
+        if isinstance(layer, QuantizedConvolution):
+            options = {"use_bias": True} if layer.normalization else {}
+            layer = layer.convolution
         return self._copy_class(layer).from_config({**layer.get_config(), **options})
 
     def copy_weights(self) -> None:
         """Sets the weights of all copies."""
         for layer, copy in self._copies.items():
-            if layer in self._pairs:
-                copy.set_weights(_fold_weights(layer, self._pairs[layer]))
-            elif not isinstance(layer, keras.Model):
-                copy.set_weights(layer.get_weights())
+            if not isinstance(layer, keras.Model):
+                copy.set_weights(self._find_weights(layer))
+
+    def _find_weights(self, layer) -> list[np.ndarray]:
+        if layer in self._pairs:
+            return _fold_weights(layer, self._pairs[layer])
+        if not isinstance(layer, QuantizedConvolution):
+            return layer.get_weights()
+        convolution, *normalization = layer.parts
+        kernel, *bias = (
+            _fold_weights(convolution, *normalization)
+            if normalization
+            else convolution.get_weights()
+        )
+        return [layer.round_kernel(kernel), *bias]
 
 
 def _call_unless_folded(layer, x, *args, **kwargs):
@@ -118,12 +142,13 @@ def fold_batch_norm(
 
     Keeps inputs, outputs, layer names and `model_config`. A normalisation that does not
     directly follow a convolution is kept. Logits differ only by rounding: in float32 by
-    less than 1e-5 of their standard deviation, or 2e-5 for an Xception.
+    less than 1e-5 of their standard deviation, or 2e-5 for an Xception. The rounded
+    weights of a quantised model become ordinary ones.
 
     `copy_class` returns the class for the copy of a layer, which must have the same
     configuration and variables.
     """
-    copier = _LayerCopier(_find_pairs(model), copy_class)
+    copier = _LayerCopier(find_pairs(*find_links(model)), copy_class)
     clone = copier.copy(model)
     copier.copy_weights()
     clone.model_config = model.model_config

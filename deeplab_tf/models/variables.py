@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from deeplab_tf.models.fake_quantization import QuantizedConvolution
 from deeplab_tf.models.normalization import BatchNormalization
 
 _LEAVES = {"kernel": "weights", "bias": "biases"}
@@ -12,10 +13,15 @@ def leaf_layers(model) -> list:
     """Returns every layer of a model once, including those of nested models."""
     found = {}
     for layer in model.layers:
-        nested = isinstance(layer, keras.Model)
-        for leaf in leaf_layers(layer) if nested else (layer,):
+        for leaf in _leaves(layer):
             found[id(leaf)] = leaf
     return list(found.values())
+
+
+def _leaves(layer) -> list:
+    if isinstance(layer, QuantizedConvolution):
+        return layer.parts
+    return leaf_layers(layer) if isinstance(layer, keras.Model) else [layer]
 
 
 def layers_by_name(model) -> dict:

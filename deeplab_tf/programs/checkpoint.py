@@ -11,7 +11,9 @@ from deeplab_tf.checkpoints import tf1
 from deeplab_tf.checkpoints.keras_file import is_keras_file
 from deeplab_tf.checkpoints.restore import (
     class_count,
+    has_ranges,
     load_tf1_variables,
+    quantize_with_ranges,
     require_complete,
 )
 from deeplab_tf.config import Experiment, ModelConfig
@@ -112,6 +114,7 @@ def restore_model(
     values: absl_flags.FlagValues,
     checkpoint: str | tf1.Checkpoint,
     num_classes: int | None = None,
+    may_quantize: bool = True,
 ) -> keras.Model:
     """Returns the model of a checkpoint, with every variable restored.
 
@@ -120,6 +123,8 @@ def restore_model(
         checkpoint: Prefix or folder, official or ours, or a `.keras` file; or a
             checkpoint already read.
         num_classes: Number of classes; None uses that of the checkpoint.
+        may_quantize: Whether the model of a quantisation-aware checkpoint is quantised
+            if no flag decides.
 
     Raises:
         UserError: if the checkpoint does not exist or has a different model.
@@ -135,4 +140,14 @@ def restore_model(
     model = build_model(config)
     report = load_tf1_variables(model, arrays, source=prefix)
     require_complete(report, prefix, model)
-    return model
+    delay = values.quantize_delay_step
+    if delay is None:
+        delay = 0 if may_quantize and has_ranges(arrays) else -1
+    if delay < 0:
+        return model
+    if values.precision != "float32":
+        raise UserError(
+            f"{prefix} is quantised, which needs --precision=float32 (received "
+            f"{values.precision}) or --quantize_delay_step=-1"
+        )
+    return quantize_with_ranges(model, arrays, prefix)

@@ -96,6 +96,7 @@ def _read_batch_norm_policy(values, preset: Preset | None) -> str:
     if fine_tune.present and policy == "auto":
         return "train" if fine_tune.value else "freeze"
     is_frozen = preset is not None and not preset.train.fine_tune_batch_norm
+    is_frozen |= values.quantize_delay_step >= 0
     return "freeze" if policy == "auto" and is_frozen else policy
 
 

@@ -19,6 +19,15 @@ from deeplab_tf.models.resampling import resize_bilinear, spatial_size
 from deeplab_tf.models.tensors import Tensor
 
 
+def check_label_weights(label_weights: Sequence[float], num_classes: int) -> None:
+    """Raises UserError unless there is a weight for each class, or none at all."""
+    require(
+        len(label_weights) in (0, num_classes),
+        f"label_weights needs one weight for each of the {num_classes} classes; "
+        f"received {len(label_weights)}",
+    )
+
+
 def schedule_mined_share(
     step: Tensor, top_k_percent_pixels: float, hard_example_mining_step: int
 ) -> Tensor:

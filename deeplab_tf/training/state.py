@@ -20,6 +20,7 @@ from deeplab_tf.checkpoints.keys import (
     from_key,
     to_key,
 )
+from deeplab_tf.checkpoints.restore import is_model_variable
 from deeplab_tf.checkpoints.tf1 import NAME
 from deeplab_tf.errors import UserError
 from deeplab_tf.files.locks import training_lock, verify_training_lock
@@ -207,8 +208,10 @@ def _describe_mismatch(
 ) -> str:
     name = "/".join(from_key(key)) or key
     remedy = "a different --train_logdir"
-    if _group_of(key) in _FLAGS and None in (saved, current):
-        remedy += f", or the same --{_FLAGS[_group_of(key)]} as before"
+    is_range = not is_model_variable(name)
+    flag = "quantize_delay_step" if is_range else _FLAGS.get(_group_of(key))
+    if flag and None in (saved, current):
+        remedy += f", or the same --{flag} as before"
     return (
         f"{prefix} does not match this model and optimiser; use {remedy}: {name} is "
         f"{saved or 'missing'} in the checkpoint, but {current or 'not in use'} here"

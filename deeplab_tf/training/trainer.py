@@ -31,6 +31,8 @@ from deeplab_tf.training.divergence import (
 )
 from deeplab_tf.training.half_precision import HalfPrecisionStep, is_half_precision
 from deeplab_tf.training.interruption import Interrupted, Interruption
+from deeplab_tf.training.losses import check_label_weights
+from deeplab_tf.training.quantization import QuantizationDelay
 from deeplab_tf.training.replicas import Batches, Replicas
 from deeplab_tf.training.reporter import Reporter, Scoring
 from deeplab_tf.training.schedule import Schedule
@@ -62,17 +64,18 @@ class Trainer:
 
     @check_arguments(model=BUILT)
     def __init__(self, model: keras.Model, config: TrainConfig):
-        _check_label_weights(config, model.model_config.num_classes)
-        self.model = model
+        self._num_classes = model.model_config.num_classes
+        check_label_weights(config.label_weights, self._num_classes)
         self.config = config
         self.strategy = model.distribute_strategy
         self._replicas = Replicas(self.strategy)
         self.worker = self._replicas.worker
         self.compiles = distribution.resolve_jit(config.jit, self.strategy)
         set_batch_norm(model, config.normalization, self._replicas.count)
-        self._variables = official_variables(model)
-        trained = {n: v for n, v in self._variables.items() if v.trainable}
         with self.strategy.scope():
+            self._quantization = QuantizationDelay(model, config, self._replicas.count)
+            self._variables = official_variables(self._quantization.model)
+            trained = {n: v for n, v in self._variables.items() if v.trainable}
             self.optimizer = optimizer.make_optimizer(config)
             optimizer.build_optimizer(self.optimizer, trained)
             self._averages = MovingAverages(model, config.ema_decay)
@@ -89,15 +92,19 @@ class Trainer:
     def _make_step(self) -> tuple[Callable, HalfPrecisionStep | None]:
         """Makes the step of one replica and, in float16, that of all replicas."""
         model, replicas = self.model, self._replicas
-        network = training_outputs(model)
-        if not (self.compiles or replicas.is_accelerated):
-            network = convert_pointwise_to_matmul(network)
-        if self.config.recompute:
-            network = recompute_backbone(network)
+        network = self._quantization.make_network(
+            self._make_network, self.optimizer.iterations
+        )
         step = TrainStep(model, self.config, network, self.optimizer, self._averages)
         is_half = is_half_precision(model)
         half = HalfPrecisionStep(step, replicas, self.compiles) if is_half else None
         return replicas.compile(step, self.compiles), half
+
+    def _make_network(self, model: keras.Model) -> keras.Model:
+        network = training_outputs(model)
+        if not (self.compiles or self._replicas.is_accelerated):
+            network = convert_pointwise_to_matmul(network)
+        return recompute_backbone(network) if self.config.recompute else network
 
     def _make_state(self, folder: str | None) -> TrainingState | None:
         if folder is None:
@@ -121,6 +128,11 @@ class Trainer:
     def step(self) -> int:
         """Number of optimiser steps done."""
         return int(self.optimizer.iterations.numpy())
+
+    @property
+    def model(self) -> keras.Model:
+        """The model that the last step trained; see `quantize_delay_step`."""
+        return self._quantization.model_at(self.step)
 
     @property
     def samples(self) -> int:
@@ -249,7 +261,7 @@ class Trainer:
         Stops after the first step whose metrics are not finite.
         """
         rows = tf.TensorArray(tf.float32, 0, True, element_shape=[len(STEP_METRICS)])
-        classes = tf.zeros([3, self.model.model_config.num_classes])
+        classes = tf.zeros([3, self._num_classes])
         done, is_finite = tf.constant(0), tf.constant(True)
         while done < count and is_finite:
             images, labels = next(iterator)
@@ -330,7 +342,7 @@ class Trainer:
     def _make_reporter(
         self, validation: Scoring | None, info: DatasetInfo | None
     ) -> Reporter:
-        info = info or generic_info(self.model.model_config.num_classes)
+        info = info or generic_info(self._num_classes)
         return Reporter(self.config, info, self.worker.is_chief, validation)
 
     def _is_done(self, reporter: Reporter) -> bool:
@@ -382,14 +394,6 @@ class Trainer:
         prefix = self._state.save() if self._state is not None else None
         self._saved_at = time.monotonic()
         return prefix
-
-
-def _check_label_weights(config: TrainConfig, num_classes: int) -> None:
-    if len(config.label_weights) not in (0, num_classes):
-        raise UserError(
-            f"label_weights needs one weight for each of the {num_classes} classes; "
-            f"received {len(config.label_weights)}"
-        )
 
 
 def _select_public_metrics(row: np.ndarray) -> dict[str, float]:

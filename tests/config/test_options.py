@@ -105,6 +105,7 @@ ROWS = [
     *((TrainConfig, name, AT_LEAST_1, (0, -1)) for name in COUNTS),
     *((TrainConfig, name, NOT_NEGATIVE, (-1, -3)) for name in NOT_NEGATIVES),
     *((TrainConfig, name, FRACTION, (-0.1, 1, 1.5)) for name in ("momentum",)),
+    (TrainConfig, "quantize_delay_step", "at least -1", (-2, -100)),
     (TrainConfig, "ema_decay", FRACTION, (-0.1, 1.0, 2)),
     (TrainConfig, "learning_rate_decay_factor", "above 0 and at most 1", (0, -1, 1.1)),
     (TrainConfig, "adam_epsilon", "above 0", (0, 0.0, -1e-8)),
