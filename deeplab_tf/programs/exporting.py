@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import keras
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
@@ -12,6 +13,7 @@ from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
 from deeplab_tf.files import outputs
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import suggest_commands
 from deeplab_tf.programs.checkpoint import (
@@ -86,11 +88,6 @@ def _check_flags(values: absl_flags.FlagValues, path: str) -> None:
         )
     if values["calibration_images"].present and precision != "int8":
         raise UserError("--calibration_images has no effect without --quantize=int8")
-    if precision == "int8" and not _has_records(values):
-        raise UserError(
-            "--quantize=int8 needs --dataset_dir: the records with the images to "
-            "calibrate with"
-        )
     for name in ("eval_split", "max_miou_drop"):
         if values[name].present and not _has_records(values):
             raise UserError(f"--{name} needs --dataset_dir: the records to compare on")
@@ -136,7 +133,9 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
             DataConfig(folder, info.name, batch_size=1), split, False
         )
         num_classes = num_classes or info.num_classes
-    model = restore_model(values, values.checkpoint_path, num_classes)
+    is_int8 = values.quantize == "int8"
+    model = restore_model(values, values.checkpoint_path, num_classes, is_int8)
+    _check_quantization(values, model, path)
     config = model.model_config
     if records is None:
         info = resolve_class_info(values.dataset, info, config.num_classes)
@@ -154,6 +153,31 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         values.tflite_output,
         values.calibration_images,
     )
+
+
+def _check_quantization(
+    values: absl_flags.FlagValues, model: keras.Model, path: str
+) -> None:
+    """Raises UserError for flags that do not apply to a quantised or exact model."""
+    checkpoint = values.checkpoint_path
+    if not is_quantized(model):
+        if values.quantize == "int8" and not _has_records(values):
+            raise UserError(
+                "--quantize=int8 needs --dataset_dir: the records with the images to "
+                "calibrate with; only a checkpoint of quantisation-aware training "
+                "needs none"
+            )
+        return
+    if values["calibration_images"].present:
+        raise UserError(
+            f"--calibration_images has no effect on {checkpoint}, whose ranges are "
+            "trained; --quantize_delay_step=-1 calibrates its weights instead"
+        )
+    if ending_of(path) != _SAVED_MODEL and values.quantize != "int8":
+        raise UserError(
+            f"{path} needs --quantize=int8 for a quantised {checkpoint}, or "
+            "--quantize_delay_step=-1"
+        )
 
 
 def _make_options(

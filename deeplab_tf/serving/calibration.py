@@ -3,19 +3,33 @@
 import itertools
 from collections.abc import Iterable, Iterator
 
+import keras
 import numpy as np
 from numpy.typing import ArrayLike
 
 from deeplab_tf.arguments import Elements
 from deeplab_tf.errors import UserError
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.artefact import pad_to_size
 
 IMAGES = Elements("images, or batches of load_dataset", arrays=True)
 
 
-def check_calibration(precision: str, calibration: Iterable | None) -> None:
-    """Raises UserError unless there are images exactly if the precision is int8."""
-    if (calibration is not None) != (precision == "int8"):
+def check_calibration(
+    model: keras.Model, precision: str, calibration: Iterable | None
+) -> None:
+    """Raises UserError unless there are images exactly if the precision is int8.
+
+    A quantised model has its ranges already: it is always int8 and takes no images.
+    """
+    if is_quantized(model):
+        if precision != "int8" or calibration is not None:
+            raise UserError(
+                "a model of quantisation-aware training can only be exported as int8, "
+                f"without calibration images; received {precision} "
+                f"{'without' if calibration is None else 'with'} images"
+            )
+    elif (calibration is not None) != (precision == "int8"):
         raise UserError(
             "only the precision int8 takes calibration images, and it needs them; "
             f"received {precision} {'without' if calibration is None else 'with'} "

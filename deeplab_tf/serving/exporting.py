@@ -10,6 +10,7 @@ from deeplab_tf.config import EvalConfig
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.openvino_file import export_openvino
 from deeplab_tf.serving.parity import gate
@@ -90,7 +91,7 @@ def _write_openvino(request: ExportRequest, path: str) -> str:
 
 
 def _select_calibration_images(request: ExportRequest) -> tf.data.Dataset | None:
-    if request.precision != "int8":
+    if request.precision != "int8" or is_quantized(request.model):
         return None
     return request.records.take(request.calibration_images)
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import resize_to
 from deeplab_tf.models.folding import fold_batch_norm
+from deeplab_tf.models.network import NormalizeImage
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import (
     ResizeLike,
@@ -44,6 +45,22 @@ class NativeWindowMean(WindowMean):
         if is_global or None in size:
             return super().call(x)
         return tf.nn.avg_pool2d(x, self.window_size(size), self.strides, "VALID")
+
+
+@keras.saving.register_keras_serializable("deeplab_tf")
+class IntegerNormalizeImage(NormalizeImage):
+    """`NormalizeImage` of 8-bit pixels, in operations that TFLite computes in 8 bits.
+
+    The rounding is exact for pixels 0..255.
+    """
+
+    def call(self, x):
+        """Returns the scaled pixels of `x`, `[b, h, w, channels]`."""
+        largest = 255.0
+        for scale in (1.0, self.scale):
+            x, largest = x * scale, largest * scale
+            x = tf.quantization.fake_quant_with_min_max_args(x, 0.0, largest)
+        return x + tf.constant(self.offset)
 
 
 NATIVE_LAYERS = {ResizeLike: NativeResizeLike, WindowMean: NativeWindowMean}

@@ -18,6 +18,7 @@ from deeplab_tf.errors import UserError, import_extra
 from deeplab_tf.inference import pad_with_mean_pixel
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.layers import q_sigmoid
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.models.resampling import align_size
 from deeplab_tf.serving.artefact import (
     Artefact,
@@ -26,6 +27,7 @@ from deeplab_tf.serving.artefact import (
 )
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS, use_native_layers
 from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
+from deeplab_tf.serving.quantized_weights import store_integer_weights
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
 if TYPE_CHECKING:
@@ -108,7 +110,8 @@ def export_onnx(
     `predict_labels` at one scale. Padding is part of the graph.
 
     Args:
-        model: A float32 model of `build_model`.
+        model: A float32 model of `build_model`, or a quantised one of `Trainer`, which
+            gives an int8 file.
         path: File to write atomically, ending in `.onnx`.
         probabilities: Whether to also output `SemanticProbabilities`, float32 `[batch,
             height, width, num_classes]`.
@@ -149,6 +152,8 @@ def convert_to_onnx(
     _name_input(converted.graph)
     _name_axes(converted.graph)
     _pad_explicitly(converted.graph, onnx.helper.make_attribute)
+    if is_quantized(model):
+        store_integer_weights(converted, needed_by)
     return converted
 
 

@@ -52,18 +52,18 @@ def export_openvino(
     Inputs and outputs are those of `export_onnx`.
 
     Args:
-        model: A float32 model of `build_model`.
+        model: A float32 model of `build_model`, or a quantised one of `Trainer`.
         path: File to write, ending in `.xml`; the weights go to the file of the same
             name that ends in `.bin`.
         probabilities: Whether to also output `SemanticProbabilities`, float32 `[batch,
             height, width, num_classes]`.
         precision: "float32"; "float16" stores 16-bit weights; "bfloat16" stores float32
             and computes in bfloat16 where the CPU can; "int8" computes in 8 bits
-            (NNCF's post-training quantisation).
-        calibration: For int8, images from which to measure the range of activations:
-            `[height, width, channels]` or `[batch, height, width, channels]`, RGB
-            0..255, or the batches of `load_dataset(..., training=False)`. A hundred are
-            enough.
+            (NNCF's post-training quantisation, or the ranges of a quantised model).
+        calibration: For int8, unless the model is quantised, images from which to
+            measure the range of activations: `[height, width, channels]` or `[batch,
+            height, width, channels]`, RGB 0..255, or the batches of `load_dataset(...,
+            training=False)`. A hundred are enough.
         info: Class names and colours to store in the file.
 
     Raises:
@@ -75,10 +75,10 @@ def export_openvino(
             f"the name of an OpenVINO file must end in {OPENVINO}; received {path}"
         )
     require_replaceable(path)
-    check_calibration(precision, calibration)
+    check_calibration(model, precision, calibration)
     needed_by = f"{path}: OpenVINO files need"
     engine = import_extra("openvino", "export", needed_by)
-    if precision == "int8":
+    if calibration is not None:
         import_extra("nncf", "export", f"{path}: int8 needs")
     content = convert_to_onnx(model, probabilities, needed_by).SerializeToString()
     # Not read_model, which leaves biases in a form that NNCF does not recognise.

@@ -11,6 +11,7 @@ from deeplab_tf.config import EvalConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.artefact import read_file
 from deeplab_tf.serving.calibration import pad_images
 from deeplab_tf.serving.formats import load_artefact
@@ -96,7 +97,8 @@ def gate(
     miou = comparison["miou"]
     if miou["drop"] > max_miou_drop:
         precision = artefact.protocol.get("precision")
-        if "input_size" in artefact.protocol and precision == "int8":
+        is_int8 = "input_size" in artefact.protocol and precision == "int8"
+        if is_int8 and not is_quantized(model):
             size = artefact.protocol["input_size"]
             print(format_layer_errors(model, artefact_path, size, dataset))
         raise UserError(

@@ -17,6 +17,8 @@ from deeplab_tf.config.options import SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.checks import BUILT
+from deeplab_tf.models.network import NormalizeImage
+from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.calibration import (
     IMAGES,
     check_calibration,
@@ -24,7 +26,11 @@ from deeplab_tf.serving.calibration import (
     require_images,
 )
 from deeplab_tf.serving.choices import TFLITE_OUTPUTS, TFLITE_PRECISIONS
-from deeplab_tf.serving.native_layers import use_native_layers
+from deeplab_tf.serving.native_layers import (
+    NATIVE_LAYERS,
+    IntegerNormalizeImage,
+    use_native_layers,
+)
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import INPUT, OUTPUT
 from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
@@ -32,6 +38,8 @@ from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 LOGITS = "SemanticLogits"
 # The name that TFLite's metadata tools expect.
 _LABELS_NOTE = "labels.txt"
+# Keeps the pixels of quantised models in 8 bits.
+_QUANTIZED_LAYERS = NATIVE_LAYERS | {NormalizeImage: IntegerNormalizeImage}
 # About the converter's own use of the interpreter and of quantisation.
 _CONVERTER_WARNINGS = (
     r"\s*Warning: tf.lite.Interpreter is deprecated",
@@ -64,7 +72,8 @@ def export_tflite(
     the mean pixel and the class names.
 
     Args:
-        model: A float32 model of `build_model`.
+        model: A float32 model of `build_model`, or a quantised one of `Trainer`, whose
+            precision is int8.
         path: File to write atomically, ending in `.tflite`.
         size: Height and width; `k * output_stride + 1` aligns features and pixels.
         precision: "float32"; "float16" stores 16-bit weights; "dynamic" stores 8-bit
@@ -73,10 +82,11 @@ def export_tflite(
         output: "labels" returns `SemanticPredictions`, int32 `[1, height, width]`;
             "logits" returns `SemanticLogits`, float32 `[1, height, width,
             num_classes]`.
-        calibration: For int8, images from which to measure the range of activations:
-            `[height, width, channels]` or `[batch, height, width, channels]`, RGB
-            0..255, or the batches of `load_dataset(..., training=False)`. A hundred are
-            enough. Images are padded or cropped to `size`.
+        calibration: For int8, unless the model is quantised, images from which to
+            measure the range of activations: `[height, width, channels]` or `[batch,
+            height, width, channels]`, RGB 0..255, or the batches of `load_dataset(...,
+            training=False)`. A hundred are enough. Images are padded or cropped to
+            `size`.
         info: Class names and colours to store in the file.
 
     Raises:
@@ -107,7 +117,7 @@ def convert_to_tflite(
     Raises:
         UserError: if a setting is invalid.
     """
-    check_calibration(precision, calibration)
+    check_calibration(model, precision, calibration)
     samples: Iterable[np.ndarray] = ()
     if calibration is not None:
         samples = _prepare_samples(model, size, calibration)
@@ -115,7 +125,12 @@ def convert_to_tflite(
         for message in _CONVERTER_WARNINGS:
             warnings.filterwarnings("ignore", message)
         _write_graph(model, size, output, folder)
-        return _make_converter(folder, precision, samples).convert()
+        converter = _make_converter(folder, precision, samples)
+        if is_quantized(model):
+            # The graph has the ranges, and the converter does not measure any.
+            converter.representative_dataset = None
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        return converter.convert()
 
 
 def _prepare_samples(
@@ -132,7 +147,9 @@ def _prepare_samples(
 def _write_graph(
     model: keras.Model, size: tuple[int, int], output: str, folder: str
 ) -> None:
-    network = use_native_layers(model)
+    network = use_native_layers(
+        model, _QUANTIZED_LAYERS if is_quantized(model) else NATIVE_LAYERS
+    )
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(images, training=False)
