@@ -73,7 +73,9 @@ EXTRAS_REQUIRE = {
         # Quantises OpenVINO files to 8 bits.
         "nncf>=2.15",
         # Runs TFLite files; replaces the deprecated tf.lite.Interpreter.
-        "ai-edge-litert>=2.1",
+        "ai-edge-litert>=2.3",
+        # Quantises TFLite files; replaces the deprecated optimizations of tf.lite.
+        "litert-quantizer>=0.11",
     ],
     # Decodes COCO's polygon and run-length annotations.
     "coco": ["pycocotools>=2.0.8"],

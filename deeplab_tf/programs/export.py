@@ -25,7 +25,12 @@ from deeplab_tf.config.options import (
     export_flag_name,
 )
 from deeplab_tf.errors import require_extra
-from deeplab_tf.serving.choices import MAX_PIXELS, PRECISIONS, TFLITE_OUTPUTS
+from deeplab_tf.serving.choices import (
+    MAX_PIXELS,
+    PRECISIONS,
+    TFLITE_INPUTS,
+    TFLITE_OUTPUTS,
+)
 
 # Fields of `EvalConfig` that are part of an export.
 _INFERENCE = ("eval_scales", "add_flipped_images", "eval_crop_size", "window_size")
@@ -64,7 +69,13 @@ _FORMATS = {
     ),
     "tflite_output": (
         *(flags.one_of(*TFLITE_OUTPUTS), "labels"),
-        "Ours: output of a TFLite file.",
+        "Ours: output of a TFLite file. Android's ImageSegmenter reads logits and "
+        "probabilities.",
+    ),
+    "tflite_input": (
+        *(flags.one_of(*TFLITE_INPUTS), None),
+        "Ours: type of the pixels of a TFLite file; default: uint8 for int8, float32 "
+        "otherwise.",
     ),
     "calibration_images": (
         *(flags.at_least(1), 100),
@@ -120,6 +131,10 @@ def check(values: absl_flags.FlagValues) -> None:
     path = values.export_path
     if path.endswith(".onnx"):
         require_extra(("onnx", "tf2onnx"), "export", f"{path}: ONNX files need")
+    if path.endswith(".tflite"):
+        needed = ["ai_edge_litert"]
+        needed += ["litert_quantizer"] if values.quantize != "float32" else []
+        require_extra(needed, "export", f"{path}: TFLite files need")
     if path.endswith(".xml"):
         needed = ["openvino", "onnx", "tf2onnx"]
         needed += ["nncf"] if values.quantize == "int8" else []

@@ -47,6 +47,7 @@ _FORMATS_OF_FLAGS = {
     "export_weights": (_SAVED_MODEL,),
     "max_pixels": (_SAVED_MODEL,),
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
+    "tflite_input": (TFLITE,),
     "tflite_output": (TFLITE,),
     "quantize": (TFLITE, OPENVINO),
     "calibration_images": (TFLITE, OPENVINO),
@@ -151,6 +152,7 @@ def _prepare_request(values: absl_flags.FlagValues, path: str) -> ExportRequest:
         _make_options(values, evaluation, resizing),
         values.quantize,
         values.tflite_output,
+        values.tflite_input,
         values.calibration_images,
     )
 

@@ -32,6 +32,7 @@ class ExportRequest(NamedTuple):
             OpenVINO.
         precision: Precision of a TFLite or an OpenVINO file, one of `PRECISIONS`.
         output: Output of a TFLite file, one of `TFLITE_OUTPUTS`.
+        input_type: Type of a TFLite file's input, one of `TFLITE_INPUTS`, or None.
         calibration_images: Number of images of `records` for calibrating int8.
     """
 
@@ -42,6 +43,7 @@ class ExportRequest(NamedTuple):
     options: ExportOptions = ExportOptions()
     precision: str = "float32"
     output: str = "labels"
+    input_type: str | None = None
     calibration_images: int = 100
 
 
@@ -115,18 +117,28 @@ def _describe_any_size(request: ExportRequest) -> str:
 
 def _write_tflite(request: ExportRequest, path: str) -> str:
     config, size = request.model.model_config, request.evaluation.eval_crop_size
-    precision, output = request.precision, request.output
-    images = _select_calibration_images(request)
-    export_tflite(request.model, path, size, precision, output, images, request.info)
-    pixels = "uint8" if precision == "int8" else "float32"
+    export_tflite(
+        request.model,
+        path,
+        size,
+        request.precision,
+        request.output,
+        _select_calibration_images(request),
+        request.info,
+        request.input_type,
+    )
+    default = "uint8" if request.precision == "int8" else "float32"
     sides = f"1, {size[0]}, {size[1]}"
     outputs = {
         "labels": f"SemanticPredictions int32 [{sides}]",
+        "category_mask": f"SemanticPredictions uint8 [{sides}, 1]",
         "logits": f"SemanticLogits float32 [{sides}, {config.num_classes}]",
+        "probabilities": f"SemanticProbabilities {default} "
+        f"[{sides}, {config.num_classes}]",
     }
     return (
-        f"{precision}; ImageTensor {pixels} [{sides}, {config.channels}] -> "
-        f"{outputs[output]}"
+        f"{request.precision}; ImageTensor {request.input_type or default} [{sides}, "
+        f"{config.channels}] -> {outputs[request.output]}"
     )
 
 

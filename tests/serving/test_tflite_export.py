@@ -178,7 +178,10 @@ def test_equal_models_give_equal_files(color_model, tmp_path):
             {"precision": "int4"},
             "precision must be .*dynamic or int8; received 'int4'",
         ),
-        ({"output": "maps"}, "output must be labels or logits; received 'maps'"),
+        (
+            {"output": "maps"},
+            "output must be labels, .* or probabilities; received 'maps'",
+        ),
         ({"size": (9, 0)}, r"size must be two integers, .*; received \(9, 0\)"),
         ({"precision": "int8"}, "only .* int8 takes .*; received int8 without images"),
         (
