@@ -219,9 +219,9 @@ def test_tflite_export_runs_larger_images_in_windows(
 ):
     pytest.importorskip("ai_edge_litert.interpreter")
     path = tmp_path / "model.tflite"
-    size, output = "--crop_size=33,33", "--tflite_output=logits"
-    out, comparison = export_and_compare(logs, validation, path, size, output)
-    assert "float32 [1, 33, 33, 3] -> SemanticLogits float32 [1, 33, 33, 5]" in out
+    flags = ("--crop_size=33,33", "--tflite_output=logits", "--tflite_input=uint8")
+    out, comparison = export_and_compare(logs, validation, path, *flags)
+    assert "uint8 [1, 33, 33, 3] -> SemanticLogits float32 [1, 33, 33, 5]" in out
     assert abs(comparison["miou"]["drop"]) < 0.1
     images = make_images(1, 49, 65)
     predictor = Predictor(tiny_model, crop_size=(33, 33), window=(33, 33))
@@ -243,7 +243,7 @@ def test_openvino_export_is_compared_with_its_checkpoint(logs, validation, tmp_p
 
 @pytest.mark.slow
 def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
-    pytest.importorskip("ai_edge_litert.interpreter")
+    pytest.importorskip("litert_quantizer")
     path, size = tmp_path / "model.tflite", "--crop_size=65,65"
     flags = ("--tflite_precision=int8", "--calibration_images=2", size)
     out, _ = export_and_compare(logs, validation, path, *flags, "--max_miou_drop=100")
@@ -268,6 +268,7 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ("--resize_factor has no effect", "model.onnx", ["--resize_factor=16"]),
         ("--export_weights has no eff", "model.tflite", ["--noexport_weights"]),
         ("--tflite_output has no effect", "export", ["--tflite_output=logits"]),
+        ("--tflite_input has no effect", "m.onnx", ["--tflite_input=uint8"]),
         ("int8 needs --dataset_dir", "model.tflite", ["--tflite_precision=int8"]),
         ("--quantize=dynamic is not possible ", "m.xml", ["--quantize=dynamic"]),
         ("--quantize has no effect", "m.onnx", ["--quantize=int8"]),
@@ -288,9 +289,12 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
 def test_flags_without_effect_on_a_format_are_refused(
     logs, tmp_path, message, name, flags
 ):
-    for needed in {".onnx": ["tf2onnx"], ".xml": ["tf2onnx", "openvino"]}.get(
-        os.path.splitext(name)[1], []
-    ):
+    modules = {
+        ".onnx": ["tf2onnx"],
+        ".tflite": ["ai_edge_litert", "litert_quantizer"],
+        ".xml": ["tf2onnx", "openvino"],
+    }
+    for needed in modules.get(os.path.splitext(name)[1], []):
         pytest.importorskip(needed)
     paths = (f"--checkpoint_path={logs}", f"--export_path={tmp_path}/{name}")
     assert_refused(message, EXPORT, *paths, "--output_stride=16", *flags)

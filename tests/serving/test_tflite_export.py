@@ -16,9 +16,10 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving.tflite import TFLitePredictor
-from deeplab_tf.serving.tflite_export import export_tflite
+from deeplab_tf.serving.tflite_export import convert_to_tflite, export_tflite
 
 litert = pytest.importorskip("ai_edge_litert.interpreter")
+pytest.importorskip("litert_quantizer")
 SIZE = (33, 49)
 INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
 
@@ -119,6 +120,63 @@ def test_int8_input_is_uint8_pixels(int8_file, labels_file):
     assert not kinds & {np.float32, np.float16}
     labels = labels_file.labels(photos(2, 4, 6))
     assert (int8_file.labels(photos(2, 4, 6)) == labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("input_type", ["float32", "uint8"])
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("output", "shape", "types"),
+    [
+        ("category_mask", [1, *SIZE, 1], {"float32": np.uint8, "int8": np.uint8}),
+        ("probabilities", [1, *SIZE, 4], {"float32": np.float32, "int8": np.uint8}),
+    ],
+)
+def test_inputs_and_outputs_have_the_type_asked_for(
+    strided_model, tmp_path, input_type, precision, output, shape, types
+):
+    # Without padding: the mean pixel is 127.5, which uint8 rounds.
+    images = photos(1, 5, 7)[:, :33, :49]
+    options = {"precision": precision, "output": output, "input_type": input_type}
+    if precision == "int8":
+        options["calibration"] = [images]
+    predictor = export(strided_model, tmp_path, **options)
+    interpreter = make_interpreter(predictor)
+    (source,), (target,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    assert source["dtype"] == np.dtype(input_type)
+    assert (target["dtype"], target["shape"].tolist()) == (types[precision], shape)
+    expected = Predictor(strided_model, crop_size=SIZE)
+    share = (predictor.labels(images) == expected.labels(images)).numpy().mean()
+    assert share > (0.999 if precision == "float32" else 0.9)
+    if output == "probabilities":
+        error = predictor.probabilities(images) - expected.probabilities(images)
+        assert np.abs(error).max() < (1e-5 if precision == "float32" else 0.05)
+
+
+def test_layers_are_left_in_float(tiny_model):
+    def list_operations(**options):
+        content = convert_to_tflite(
+            tiny_model, SIZE, "int8", calibration=[photos(1, 4, 6)], **options
+        )
+        interpreter = litert.Interpreter(model_content=content)
+        types = [x["dtype"] for x in interpreter.get_tensor_details()]
+        return [x["op_name"] for x in interpreter._get_ops_details()], types
+
+    operations, types = list_operations()
+    assert np.float32 not in types
+    assert "DEQUANTIZE" not in operations
+    operations, types = list_operations(float_layers=["aspp0", "concat_projection"])
+    assert "DEQUANTIZE" in operations
+    assert np.float32 in types
+
+
+def test_category_mask_of_many_classes_is_refused(color_model):
+    color_model = keras.models.clone_model(color_model)
+    color_model.model_config = ModelConfig(num_classes=257)
+    with pytest.raises(UserError, match="for 256 classes; the model has 257; export l"):
+        export_tflite(color_model, "m.tflite", (9, 9), output="category_mask")
 
 
 def test_uint8_scale_is_independent_of_calibration(strided_model, tmp_path):
