@@ -144,14 +144,11 @@ def convert_to_tflite(
     """
     check_calibration(model, precision, calibration)
     _check_output(model, output)
-    is_int8, config = precision == "int8", model.model_config
-    input_type = input_type or ("uint8" if is_int8 else "float32")
+    config, samples = model.model_config, _prepare_samples(model, size, calibration)
+    input_type = input_type or ("uint8" if precision == "int8" else "float32")
     output_type = "float32" if output == "logits" else "uint8"
-    samples: Iterable[np.ndarray] = ()
-    if calibration is not None:
-        samples = require_images(pad_images(calibration, config.mean_pixel, size))
     # The type of an int8 file's input is set after the conversion.
-    spec_type = "float32" if is_int8 else input_type
+    spec_type = "float32" if precision == "int8" else input_type
     spec = tf.TensorSpec([1, *size, config.channels], spec_type, name=INPUT)
     with tempfile.TemporaryDirectory() as folder:
         _write_graph(model, spec, output, folder)
@@ -165,6 +162,15 @@ def convert_to_tflite(
     return tflite_quantizer.quantize_tflite(
         content, precision, samples, input_type, output_type, float_layers
     )
+
+
+def _prepare_samples(
+    model: keras.Model, size: tuple[int, int], images: Iterable | None
+) -> Iterable[np.ndarray]:
+    """Returns padded calibration images; raises UserError if there should be some."""
+    if images is None:
+        return ()
+    return require_images(pad_images(images, model.model_config.mean_pixel, size))
 
 
 def _check_output(model: keras.Model, output: str) -> None:

@@ -303,14 +303,17 @@ def test_float32_file_matches_the_official_network(official, voc_records, tmp_pa
     path = str(tmp_path / "m.tflite")
     export_tflite(official, path, CROP)
     file, expected = TFLitePredictor(path), Predictor(official, crop_size=CROP)
-    for image, *_ in validation(voc_records).take(12):
-        share = np.mean(file.labels(image) == expected.labels(image).numpy())
-        assert share >= 0.999
+    shares = [
+        np.mean(file.labels(image) == expected.labels(image).numpy())
+        for image, *_ in validation(voc_records)
+    ]
+    assert len(shares) == 60
+    assert np.mean(shares) >= 0.999
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "points"), [("float16", 0.3), ("dynamic", 0.5), ("int8", 1.5)]
+    ("precision", "points"), [("float16", 0.1), ("dynamic", 0.25), ("int8", 0.25)]
 )
 def test_reduced_precision_keeps_the_miou(
     official, official_miou, voc_records, tmp_path, precision, points
@@ -323,4 +326,4 @@ def test_reduced_precision_keeps_the_miou(
     metrics = Evaluator(predictor, EvalConfig()).evaluate(validation(voc_records))
     assert metrics["images"] == 60
     print(f"{precision}: {metrics['miou']:.4%} of {official_miou:.4%}")
-    assert metrics["miou"] == pytest.approx(official_miou, abs=points / 100)
+    assert metrics["miou"] >= official_miou - points / 100
