@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from deeplab_tf import strict_json
@@ -167,7 +168,7 @@ def convert_to_tflite(
 def _prepare_samples(
     model: keras.Model, size: tuple[int, int], images: Iterable | None
 ) -> Iterable[np.ndarray]:
-    """Returns padded calibration images; raises UserError if there should be some."""
+    """Returns padded calibration images; raises UserError if they are empty."""
     if images is None:
         return ()
     return require_images(pad_images(images, model.model_config.mean_pixel, size))
