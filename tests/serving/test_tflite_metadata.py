@@ -1,8 +1,4 @@
-"""MediaPipe's ImageSegmenter, which Android has too, opens exported TFLite files.
-
-Its tests need `pip install --no-deps mediapipe sounddevice cffi`; with its
-dependencies, mediapipe would overwrite files of opencv-python-headless.
-"""
+"""MediaPipe's ImageSegmenter, which Android has too, opens exported TFLite files."""
 
 import contextlib
 import zipfile
