@@ -5,6 +5,8 @@
 Prints IoU per class, and writes metrics.json and report.html to --eval_logdir.
 """
 
+import os
+
 from absl import flags as absl_flags
 
 from deeplab_tf import flags
@@ -72,6 +74,11 @@ def define_flags() -> absl_flags.FlagValues:
 def check(values: absl_flags.FlagValues) -> None:
     """Raises UserError for an unknown preset."""
     flags.read_preset(values)
+
+
+def has_frozen_weights(values: absl_flags.FlagValues) -> bool:
+    """Returns whether the model is a SavedModel, not one checkpoint after another."""
+    return os.path.exists(os.path.join(values.checkpoint_dir, "saved_model.pb"))
 
 
 def main(values: absl_flags.FlagValues) -> None:

@@ -90,11 +90,6 @@ _FORMATS = {
         *(flags.BOOLEAN, True),
         "Ours: fold batch normalisation into the convolutions, which is faster.",
     ),
-    "constant_weights": (
-        *(flags.BOOLEAN, True),
-        "Ours: store the weights of a folded model as constants of the graph: faster, "
-        "but needs more memory while loading.",
-    ),
     "export_weights": (
         *(flags.BOOLEAN, True),
         "Ours: include the checkpoint, so that training can continue from the export.",

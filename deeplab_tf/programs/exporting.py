@@ -43,7 +43,6 @@ _FORMATS_OF_FLAGS = {
     "export_probabilities": (_SAVED_MODEL, ONNX, OPENVINO),
     "crop_size": (_SAVED_MODEL, TFLITE),
     "fold_batch_norm": (_SAVED_MODEL,),
-    "constant_weights": (_SAVED_MODEL,),
     "export_weights": (_SAVED_MODEL,),
     "max_pixels": (_SAVED_MODEL,),
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
@@ -190,7 +189,6 @@ def _make_options(
         resizing=resizing,
         probabilities=values.export_probabilities,
         fold_batch_norm=values.fold_batch_norm,
-        constant_weights=values.constant_weights,
         max_pixels=values.max_pixels,
         weights=values.export_weights,
     )

@@ -118,6 +118,11 @@ def check(values: absl_flags.FlagValues) -> None:
         raise UserError("--output_dir is required: the folder to write to")
 
 
+def has_frozen_weights(values: absl_flags.FlagValues) -> bool:
+    """Returns whether weights are loaded only once."""
+    return True
+
+
 def main(values: absl_flags.FlagValues) -> None:
     """Labels every image or frame."""
     from deeplab_tf.programs import prediction

@@ -5,7 +5,6 @@ docs/performance.md lists their speedups.
 """
 
 import collections
-from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -14,10 +13,8 @@ from tensorflow.python.framework.convert_to_constants import (
     convert_variables_to_constants_v2,
 )
 
-from deeplab_tf.inference import Predictor
 from deeplab_tf.models.folding import fold_batch_norm, trace_nested_calls
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS
-from deeplab_tf.serving.signatures import make_features_model
 
 
 @keras.saving.register_keras_serializable("deeplab_tf")
@@ -100,53 +97,3 @@ def freeze(
     return convert_variables_to_constants_v2(
         function, lower_control_flow=lower_control_flow
     )
-
-
-def freeze_network(network: keras.Model) -> Callable[[tf.Tensor], list[tf.Tensor]]:
-    """Returns a network as a function whose weights are constants of its graph.
-
-    TensorFlow converts the layout and precision of constants once, but those of
-    variables at every call. The function returns named outputs, sorted by name.
-    """
-    spec = tf.TensorSpec(network.input.shape, network.input.dtype)
-
-    @tf.function(input_signature=[spec], autograph=False)
-    def outputs(images):
-        return tf.nest.flatten(network(images, training=False))
-
-    function = freeze(outputs.get_concrete_function(), lower_control_flow=False)
-    return lambda images: tf.nest.flatten(function(images))
-
-
-def freeze_predictor(predictor: Predictor, model: keras.Model) -> Callable | None:
-    """Freezes the networks of a predictor in place.
-
-    Returns:
-        A function that computes the outputs of `make_features_model` with the same
-        graph, so that weights are stored once; None if the model has no features.
-    """
-    joint = make_features_model(model, logits=True)
-    network = predictor.network if joint is None else joint
-    function = freeze_network(network)
-    names = ["logits"] if joint is None else sorted(joint.output)
-
-    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return dict(zip(names, function(images), strict=True))
-
-    def logits(images: tf.Tensor, training: bool = False) -> tf.Tensor:
-        return run(images)["logits"]
-
-    def features(images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        outputs = run(images)
-        del outputs["logits"]
-        return outputs
-
-    for scale, own in predictor.networks.items():
-        is_shared = own is predictor.network
-        predictor.networks[scale] = logits if is_shared else _freeze_logits(own)
-    return features if joint is not None else None
-
-
-def _freeze_logits(network: keras.Model) -> Callable:
-    function = freeze_network(network)
-    return lambda images, training=False: function(images)[0]

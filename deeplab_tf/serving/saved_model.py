@@ -21,7 +21,7 @@ from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.serving import warmup
 from deeplab_tf.serving.artefact import Artefact, format_size
-from deeplab_tf.serving.constant_graph import freeze_predictor, optimize_for_cpu
+from deeplab_tf.serving.constant_graph import optimize_for_cpu
 from deeplab_tf.serving.encoded import Bounds
 from deeplab_tf.serving.publication import publish_artefact, require_replaceable
 from deeplab_tf.serving.signatures import (
@@ -33,8 +33,8 @@ from deeplab_tf.serving.signatures import (
     Resizing,
     ResizingPredictor,
     Signature,
-    make_features_model,
     make_signatures,
+    share_network,
 )
 
 # TensorFlow Serving copies this folder along with a SavedModel.
@@ -56,8 +56,6 @@ class ExportOptions:
         probabilities: Whether `serving_default` also returns `SemanticProbabilities`.
         fold_batch_norm: Whether to fold batch normalisation into convolutions, which is
             faster; float16 models keep it.
-        constant_weights: Whether the weights of a folded model are constants in the
-            graph, which is faster but needs more memory for loading.
         max_pixels: Largest image that `encoded` accepts, which determines its memory.
         weights: Whether to include a checkpoint with official variable names, from
             which training can continue; folded weights cannot be restored.
@@ -67,7 +65,6 @@ class ExportOptions:
     resizing: Resizing | None = None
     probabilities: bool = False
     fold_batch_norm: bool = True
-    constant_weights: bool = True
     weights: bool = True
     max_pixels: int = Bounds().pixels
 
@@ -118,7 +115,7 @@ def export_saved_model(
     folds = options.fold_batch_norm and model_precision(model) != "float16"
     network = optimize_for_cpu(model) if folds else model
     predictor = Predictor(network, scales, flip, crop_size, options.window)
-    found = _make_signatures(network, predictor, folds, info, options)
+    found = _make_signatures(network, predictor, info, options)
     logs = _make_warmup_requests(found, crop_size or (_WARMUP_SIDE, _WARMUP_SIDE))
     with publish_artefact(path) as unfinished:
         extra = os.path.join(unfinished, _EXTRA)
@@ -131,13 +128,10 @@ def export_saved_model(
 def _make_signatures(
     network: keras.Model,
     predictor: Predictor,
-    is_folded: bool,
     info: DatasetInfo | None,
     options: ExportOptions,
 ) -> dict[str, Signature]:
-    features = make_features_model(network)
-    if is_folded and options.constant_weights:
-        features = freeze_predictor(predictor, network)
+    features = share_network(predictor, network)
     resized: Predictor | ResizingPredictor = predictor
     if options.resizing is not None:
         resized = ResizingPredictor(predictor, options.resizing)

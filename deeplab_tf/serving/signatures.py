@@ -96,12 +96,12 @@ class ResizingPredictor:
         return resize_nearest(labels[..., None], tf.shape(images)[1:3])[..., 0]
 
 
-def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model | None:
+def make_features_model(model: keras.Model) -> keras.Model | None:
     """Makes a model of the encoder's features; None if there is an image pyramid.
 
     It shares the layers of `model`. Its outputs are `high_level`, from the context
     module or, without one, from the backbone; `low_level_<stride>` from the backbone
-    for each stride of the decoder; and `logits` if requested.
+    for each stride of the decoder; and `logits`.
     """
     features = feature_tensors(model)
     if "backbone" not in features:
@@ -109,9 +109,40 @@ def make_features_model(model: keras.Model, logits: bool = False) -> keras.Model
     backbone = features.pop("backbone")
     outputs = {"high_level": features.pop("aspp", backbone)}
     outputs |= {n: x for n, x in features.items() if n.startswith("low_level")}
-    if logits:
-        outputs["logits"] = features["logits"]
+    outputs["logits"] = features["logits"]
     return keras.Model(model.input, outputs, name="features")
+
+
+def _compile_network(network: keras.Model) -> Callable:
+    """Compiles a network for inference; graphs call it instead of copying its nodes."""
+    spec = tf.TensorSpec(network.input.shape, network.input.dtype)
+
+    @tf.function(input_signature=[spec], autograph=False)
+    def run(images):
+        return network(images, training=False)
+
+    return lambda images, training=False: run(images)
+
+
+def share_network(predictor: Predictor, model: keras.Model) -> Callable | None:
+    """Makes the networks of a predictor functions that all signatures share.
+
+    TensorFlow then stores and loads each network once. Changes the predictor.
+
+    Returns:
+        A function from images to the outputs of `make_features_model`; None if the
+        model has no features.
+    """
+    joint = make_features_model(model)
+    run = _compile_network(predictor.network if joint is None else joint)
+
+    def logits(images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        return run(images) if joint is None else run(images)["logits"]
+
+    for scale, network in predictor.networks.items():
+        is_shared = network is predictor.network
+        predictor.networks[scale] = logits if is_shared else _compile_network(network)
+    return run if joint is not None else None
 
 
 def _labels(labels: Callable, images) -> dict:
@@ -132,7 +163,8 @@ def _encoded(labels: Callable, num_classes: int, bounds: Bounds, encoded) -> dic
 
 
 def _features(features: Callable, images) -> dict:
-    outputs = features(tf.cast(images, tf.float32), training=False)
+    outputs = dict(features(tf.cast(images, tf.float32), training=False))
+    del outputs["logits"]
     return {name: tf.cast(x, tf.float32) for name, x in outputs.items()}
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import ROOT
 
 from deeplab_tf.programs import start_tensorflow
@@ -35,6 +36,37 @@ def test_onednn_is_enabled_by_default(monkeypatch):
     monkeypatch.setenv(name, "0")
     start_tensorflow()
     assert os.environ[name] == "0"
+
+
+PRINT_FROZEN = """
+import os, sys
+from deeplab_tf import programs
+from deeplab_tf.programs import eval, predict
+program = {"eval": eval, "predict": predict}[sys.argv.pop(1)]
+def main(values):
+    print(os.environ.get("TF_ONEDNN_ASSUME_FROZEN_WEIGHTS"))
+program.main = main
+programs.run_program(program.__name__)
+"""
+
+
+@pytest.mark.parametrize("program", ["eval", "predict"])
+def test_weights_are_frozen_unless_checkpoints_follow_each_other(program, tmp_path):
+    flag = {"eval": "--checkpoint_dir", "predict": "--model"}[program]
+    given = {"eval": ["--eval_logdir=l", "--dataset_dir=d"]}.get(program)
+    given = given or ["--images=i", "--output_dir=o"]
+    command = [sys.executable, "-c", PRINT_FROZEN, program, f"{flag}={tmp_path}"]
+
+    def run():
+        result = subprocess.run(
+            [*command, *given], cwd=ROOT, check=True, capture_output=True, text=True
+        )
+        return result.stdout.strip()
+
+    assert run() == ("1" if program == "predict" else "None")
+    if program == "eval":
+        (tmp_path / "saved_model.pb").touch()
+        assert run() == "1"
 
 
 def test_doctor_prints_no_tensorflow_logs():
