@@ -29,7 +29,8 @@ def test_inference_with_installed_engines(tmp_path):
     )
     found = json.loads(path.read_text())["backbones"]["mobilenet_v2"]
     engines = row_names(found["engines"])
-    assert engines[:2] == ["float32", "bfloat16"]
+    assert engines[:3] == ["float32", "all signatures", "bfloat16"]
+    assert found["engines"][0]["first_label_seconds"] > 0
     for module, name in (("openvino", "openvino"), ("torch", "pytorch")):
         assert (name in engines) == (is_installed(module))
     assert all(row["milliseconds"] > 0 for row in found["engines"])
