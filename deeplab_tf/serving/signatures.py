@@ -114,12 +114,27 @@ def make_features_model(model: keras.Model) -> keras.Model | None:
 
 
 def _compile_network(network: keras.Model) -> Callable:
-    """Compiles a network for inference; graphs call it instead of copying its nodes."""
+    """Compiles a network for inference; graphs call it instead of copying its nodes.
+
+    Vectors are packed into one variable: each variable is an argument of every function
+    around the network, which takes much of the time for loading an export.
+    """
     spec = tf.TensorSpec(network.input.shape, network.input.dtype)
+    vectors = [v for v in network.weights if len(v.shape) == 1]
+    # The empty last part is for networks without vectors.
+    packed = tf.Variable(tf.concat([*(v.value for v in vectors), []], 0))
+    indices = {id(v): i for i, v in enumerate(vectors)}
 
     @tf.function(input_signature=[spec], autograph=False)
     def run(images):
-        return network(images, training=False)
+        parts = tf.split(packed, [*(v.shape[0] for v in vectors), 0])
+
+        def read(variables):
+            indexed = ((indices.get(id(v)), v) for v in variables)
+            return [v.value if i is None else parts[i] for i, v in indexed]
+
+        state = read(network.trainable_variables), read(network.non_trainable_variables)
+        return network.stateless_call(*state, images, training=False)[0]
 
     return lambda images, training=False: run(images)
 

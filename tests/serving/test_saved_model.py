@@ -239,6 +239,9 @@ def test_weights_are_written_once(
     assert count_weights(tiny_export) == folded
     assert count_constants(tiny_export) < 0.01 * folded
     assert count_weights(custom_export) == normalized_model.count_params()
+    # Biases are packed into one variable, so an export has fewer variables to load.
+    kernels = [v for v in fold_batch_norm(tiny_model).weights if len(v.shape) > 1]
+    assert len(tf.saved_model.load(tiny_export).variables) == len(kernels) + 1
 
 
 def test_network_is_stored_once(tiny_export):
