@@ -34,6 +34,7 @@ _HOME = {
     "dataset_info": "data.info",
     "evaluate": "evaluation.evaluator",
     "export_onnx": "serving.onnx_file",
+    "export_frozen_graph": "serving.frozen_graph",
     "export_openvino": "serving.openvino_file",
     "export_saved_model": "serving.saved_model",
     "export_tflite": "serving.tflite_export",
@@ -88,6 +89,9 @@ if TYPE_CHECKING:
         build_model as build_model,
     )
     from deeplab_tf.serving.formats import load_artefact as load_artefact
+    from deeplab_tf.serving.frozen_graph import (
+        export_frozen_graph as export_frozen_graph,
+    )
     from deeplab_tf.serving.onnx_file import export_onnx as export_onnx
     from deeplab_tf.serving.openvino_file import export_openvino as export_openvino
     from deeplab_tf.serving.saved_model import export_saved_model as export_saved_model

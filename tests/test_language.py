@@ -50,7 +50,7 @@ ORDINARY = {
     r"[/=\"]pictures\b|\bpictures(/|_my_data)": "folders in published commands",
     r"\b(the|a) whole\b(?! (and|once)\b)|\bwhole (number|second)s?\b": "entire",
     r"\b(leave|leaves|leaving|left)\b.*\bbehind\b": "leftovers",
-    r"\.view\(|\b(numpy|array|memory|dictionary) views?\b": "shared memory",
+    r"\.(numpy_)?view\(|\b(numpy|array|memory|dictionary) views?\b": "shared memory",
     r"\bsink(?=[;,\"'])": "a class of ADE20K",
 }
 WORD = "(?<![A-Za-z])(?:{})(?![A-Za-z])"

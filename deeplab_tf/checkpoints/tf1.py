@@ -182,22 +182,34 @@ def _list_prefixes(folder: str) -> list[str]:
     return sorted(names, key=step)
 
 
+def has_official_weights(path: str) -> bool:
+    """Returns whether a frozen graph has weights with official names.
+
+    Our exports have folded weights instead. A file that does not exist has none.
+    """
+    return _is_frozen(path) and bool(_find_frozen_variables(path))
+
+
 def _read_frozen_variables(path: str) -> dict[str, np.ndarray]:
     """Returns `{official name: array}` of a frozen graph."""
+    arrays = _find_frozen_variables(path)
+    if not arrays:
+        raise UserError(f"{path} contains no weights with official names")
+    return arrays
+
+
+def _find_frozen_variables(path: str) -> dict[str, np.ndarray]:
     graph = tf.compat.v1.GraphDef()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
             graph.ParseFromString(file.read())
     except (DecodeError, tf.errors.OpError) as error:
         raise UserError(f"{path} cannot be read as a frozen graph: {error}") from error
-    arrays = {
+    return {
         node.name: tf.make_ndarray(node.attr["value"].tensor)
         for node in graph.node
         if node.op == "Const" and node.name.rpartition("/")[2] in _LEAVES
     }
-    if not arrays:
-        raise UserError(f"{path} contains no weights with official names")
-    return arrays
 
 
 def read_variables(prefix: str) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@
     python export.py --checkpoint_path=logs --export_path=model.tflite
     python export.py --checkpoint_path=logs --export_path=model.onnx
     python export.py --checkpoint_path=logs --export_path=model.xml
+    python export.py --checkpoint_path=logs --export_path=model.pb
     python export.py --checkpoint_path=logs --export_path=model.keras
 
 With --dataset_dir, the export is evaluated on these records and rejected if its mIoU is
@@ -41,9 +42,8 @@ _START = {
     ),
     "export_path": (
         *(flags.REQUIRED, None),
-        "Folder for a SavedModel, or a file ending in .tflite, .onnx, .xml (OpenVINO) "
-        "or .keras. "
-        "NAME.pb writes the SavedModel NAME and, next to it, the frozen graph NAME.pb.",
+        "Folder for a SavedModel, or a file ending in .tflite, .onnx, .xml (OpenVINO), "
+        ".pb (frozen graph) or .keras.",
     ),
 }
 _COMPARISON = {

@@ -12,7 +12,6 @@ from deeplab_tf.config.options import export_flag_name
 from deeplab_tf.data import sources
 from deeplab_tf.data.pipeline import load_dataset
 from deeplab_tf.errors import UserError
-from deeplab_tf.files import outputs
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.presets import describe_run
 from deeplab_tf.programs import suggest_commands
@@ -24,8 +23,8 @@ from deeplab_tf.programs.checkpoint import (
 )
 from deeplab_tf.serving.choices import OPENVINO_PRECISIONS, TFLITE_PRECISIONS
 from deeplab_tf.serving.exporting import ExportRequest, compare_artefact, write_artefact
-from deeplab_tf.serving.frozen_graph import FROZEN, write_frozen_graph
 from deeplab_tf.serving.publication import (
+    FROZEN,
     ONNX,
     OPENVINO,
     TFLITE,
@@ -40,12 +39,12 @@ from deeplab_tf.serving.signatures import Resizing
 _SAVED_MODEL = ""  # a folder, so any ending
 # Flags that apply to some formats only.
 _FORMATS_OF_FLAGS = {
-    "export_probabilities": (_SAVED_MODEL, ONNX, OPENVINO),
-    "crop_size": (_SAVED_MODEL, TFLITE),
-    "fold_batch_norm": (_SAVED_MODEL,),
+    "export_probabilities": (_SAVED_MODEL, FROZEN, ONNX, OPENVINO),
+    "crop_size": (_SAVED_MODEL, FROZEN, TFLITE),
+    "fold_batch_norm": (_SAVED_MODEL, FROZEN),
     "export_weights": (_SAVED_MODEL,),
     "max_pixels": (_SAVED_MODEL,),
-    **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL,)),
+    **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL, FROZEN)),
     "tflite_input": (TFLITE,),
     "tflite_output": (TFLITE,),
     "quantize": (TFLITE, OPENVINO),
@@ -106,7 +105,7 @@ def _adapt_protocol(evaluation: EvalConfig, path: str) -> EvalConfig:
         UserError: if a file would need several inference passes.
     """
     ending = ending_of(path)
-    if ending == _SAVED_MODEL:
+    if ending in (_SAVED_MODEL, FROZEN):
         return evaluation
     several = evaluation.add_flipped_images or evaluation.window_size is not None
     if several or evaluation.eval_scales != (1.0,):
@@ -197,11 +196,8 @@ def _make_options(
 def main(values: absl_flags.FlagValues) -> None:
     """Exports the model, and compares it with the original if there are records."""
     flags.check_flags(values, "export")
-    path = (values.export_path.rstrip("/") or "/").removesuffix(FROZEN)
+    path = values.export_path.rstrip("/") or "/"
     _check_flags(values, path)
-    if values.export_path.endswith(FROZEN):
-        folder, name = outputs.split(path + FROZEN)
-        outputs.claim(folder, [name], values.overwrite)
     request = _prepare_request(values, path)
     comparison = "not compared with the model; give --dataset_dir to do so"
     with publish_artefact(path, values.overwrite) as unfinished:
@@ -209,8 +205,6 @@ def main(values: absl_flags.FlagValues) -> None:
         if request.records is not None:
             comparison = compare_artefact(request, unfinished, values.max_miou_drop)
             comparison += f": {comparison_path(path)}"
-        if values.export_path.endswith(FROZEN):
-            write_frozen_graph(unfinished, path + FROZEN)
     config = request.model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "

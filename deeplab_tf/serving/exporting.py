@@ -1,5 +1,6 @@
 """Exports a model in any format, and compares the export with the model."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import keras
@@ -11,10 +12,11 @@ from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.models.quantization import is_quantized
+from deeplab_tf.serving.frozen_graph import export_frozen_graph
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.openvino_file import export_openvino
 from deeplab_tf.serving.parity import gate
-from deeplab_tf.serving.publication import ONNX, OPENVINO, TFLITE
+from deeplab_tf.serving.publication import FROZEN, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
 from deeplab_tf.serving.signatures import ResizingPredictor
 from deeplab_tf.serving.tflite_export import export_tflite
@@ -50,20 +52,29 @@ class ExportRequest(NamedTuple):
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """Writes an artefact and returns a description of its inputs and outputs.
 
-    `ending` is the ending of the final path: `TFLITE`, `ONNX`, `OPENVINO`, `KERAS`, or
-    "" for a SavedModel.
+    `ending` is the ending of the final path: `TFLITE`, `ONNX`, `OPENVINO`, `FROZEN`,
+    `KERAS`, or "" for a SavedModel.
     """
     writers = {
         TFLITE: _write_tflite,
         ONNX: _write_onnx,
         OPENVINO: _write_openvino,
+        FROZEN: _write_frozen_graph,
         KERAS: _write_keras,
     }
     return writers.get(ending, _write_saved_model)(request, path)
 
 
+def _write_frozen_graph(request: ExportRequest, path: str) -> str:
+    return _write_graph(export_frozen_graph, request, path)
+
+
 def _write_saved_model(request: ExportRequest, path: str) -> str:
-    export_saved_model(
+    return _write_graph(export_saved_model, request, path)
+
+
+def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
+    export(
         request.model,
         path,
         scales=request.evaluation.eval_scales,

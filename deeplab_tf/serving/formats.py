@@ -6,11 +6,14 @@ import tensorflow as tf
 
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.checkpoints.keras_file import KERAS
+from deeplab_tf.checkpoints.tf1 import has_official_weights
 from deeplab_tf.serving.artefact import Artefact
+from deeplab_tf.serving.frozen_graph import FrozenGraphPredictor
 from deeplab_tf.serving.keras_predictor import KerasPredictor
 from deeplab_tf.serving.onnx_file import OnnxPredictor
 from deeplab_tf.serving.openvino_file import OpenVinoPredictor
 from deeplab_tf.serving.publication import (
+    FROZEN,
     ONNX,
     OPENVINO,
     TFLITE,
@@ -24,6 +27,7 @@ _READERS: dict[str, Callable[[str], Artefact]] = {
     TFLITE: TFLitePredictor,
     ONNX: OnnxPredictor,
     OPENVINO: OpenVinoPredictor,
+    FROZEN: FrozenGraphPredictor,
     KERAS: KerasPredictor,
 }
 
@@ -35,9 +39,14 @@ def _is_file(path: str) -> bool:
 def is_artefact(path: str) -> bool:
     """Returns whether a path is an exported model: a SavedModel, or a file by its name.
 
-    A `.keras` file counts as a checkpoint, to which all options of a model apply.
+    A `.keras` file counts as a checkpoint, to which all options of a model apply, and
+    so does a frozen graph with the variables of the official code.
     """
-    return is_saved_model(path) or (_is_file(path) and ending_of(path) != KERAS)
+    if is_saved_model(path) or not _is_file(path):
+        return is_saved_model(path)
+    if ending_of(path) == FROZEN:
+        return not has_official_weights(path)
+    return ending_of(path) != KERAS
 
 
 @check_arguments()
@@ -46,7 +55,7 @@ def load_artefact(path: str) -> Artefact:
 
     Args:
         path: Folder of a SavedModel, or a file that ends with `.tflite`, `.onnx`,
-            `.xml` (OpenVINO) or `.keras`.
+            `.xml` (OpenVINO), `.pb` (frozen graph) or `.keras`.
 
     Raises:
         UserError: if the model is damaged, or has other inputs or outputs than a model

@@ -1,32 +1,183 @@
-"""Writes a SavedModel as a frozen graph, for clients of the official export."""
+"""Exports a model as a frozen graph of TensorFlow 1, and loads such graphs.
 
+Clients of the official export feed `ImageTensor:0` and fetch `SemanticPredictions:0`.
+"""
+
+from collections.abc import Callable, Sequence
+
+import keras
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
-from deeplab_tf.files import outputs
-from deeplab_tf.serving.constant_graph import freeze
-from deeplab_tf.serving.signatures import INPUT, SERVING
+from deeplab_tf.arguments import check_arguments
+from deeplab_tf.config.options import SCALES, SIDE
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError, one_line
+from deeplab_tf.inference import Predictor
+from deeplab_tf.models.checks import BUILT
+from deeplab_tf.models.precision import model_precision
+from deeplab_tf.serving.artefact import Artefact, read_file
+from deeplab_tf.serving.constant_graph import freeze, optimize_for_cpu
+from deeplab_tf.serving.publication import FROZEN, publish_artefact, require_replaceable
+from deeplab_tf.serving.saved_model import ExportOptions, SavedModelPredictor
+from deeplab_tf.serving.signatures import (
+    INPUT,
+    OUTPUT,
+    PROBABILITIES,
+    SERVING,
+    ResizingPredictor,
+    make_signatures,
+)
 
-FROZEN = ".pb"
+# A constant with the class names and colours, which clients ignore.
+_INFO = "dataset_info"
 
 
-def write_frozen_graph(saved_model: str, path: str) -> None:
-    """Writes `serving_default` of a SavedModel as a graph without variables.
+@check_arguments(model=BUILT, scales=SCALES, crop_size=SIDE)
+def export_frozen_graph(
+    model: keras.Model,
+    path: str,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    crop_size: tuple[int, int] | None = None,
+    info: DatasetInfo | None = None,
+    options: ExportOptions | None = None,
+) -> None:
+    """Writes a frozen graph that labels batches of images of any size.
 
-    It has the names of the official frozen graphs, `ImageTensor:0` and
-    `SemanticPredictions:0`, but accepts any number of images.
+    Its input is `ImageTensor:0`, uint8 `[batch, height, width, channels]`, and its
+    output `SemanticPredictions:0`, int32 `[batch, height, width]`, as in
+    `export_saved_model`.
+
+    Args:
+        model: A model of `build_model`.
+        path: File to write atomically, ending in `.pb`.
+        scales: Scales over which to average probabilities.
+        flip: Whether to also average over mirrored images.
+        crop_size: Height and width to which images are padded; None is the next
+            `k * output_stride + 1`.
+        info: Class names and colours to store in the graph.
+        options: Additional options; `window`, `resizing`, `probabilities`, which adds
+            `SemanticProbabilities:0`, and `fold_batch_norm` apply.
 
     Raises:
-        UserError: if `path` exists and deeplab_tf did not write it.
+        UserError: if an argument is invalid, or `path` may not be replaced.
     """
-    loaded = tf.saved_model.load(saved_model)
-    signature = loaded.signatures[SERVING]
+    if not path.endswith(FROZEN):
+        raise UserError(
+            f"the name of a frozen graph must end in {FROZEN}; received {path}"
+        )
+    require_replaceable(path)
+    options = options or ExportOptions()
+    # Scaled kernels may be out of the range of float16.
+    folds = options.fold_batch_norm and model_precision(model) != "float16"
+    network = optimize_for_cpu(model) if folds else model
+    predictor: Predictor | ResizingPredictor = Predictor(
+        network, scales, flip, crop_size, options.window
+    )
+    if options.resizing is not None:
+        predictor = ResizingPredictor(predictor, options.resizing)
+    graph = _freeze_predictor(predictor, options.probabilities)
+    if info is not None:
+        constant = graph.node.add(op="Const", name=_INFO)
+        constant.attr["dtype"].type = tf.string.as_datatype_enum
+        value = tf.make_tensor_proto(info.to_json())
+        constant.attr["value"].tensor.CopyFrom(value)
+    with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(graph.SerializeToString())
 
-    def serve(images):
-        outputs = signature(**{INPUT: images})
-        return [tf.identity(output, name) for name, output in outputs.items()]
 
-    image = signature.structured_input_signature[1][INPUT]
-    spec = tf.TensorSpec(image.shape, image.dtype, INPUT)
+def _freeze_predictor(
+    predictor: Predictor | ResizingPredictor, probabilities: bool
+) -> tf.compat.v1.GraphDef:
+    signatures = make_signatures(None, predictor, probabilities, max_pixels=None)
+    function, spec = signatures[SERVING]
+
+    def serve(images: tf.Tensor) -> list[tf.Tensor]:
+        return [tf.identity(x, name) for name, x in function(images).items()]
+
     concrete = tf.function(serve, autograph=False).get_concrete_function(spec)
-    graph = freeze(concrete).graph.as_graph_def()
-    outputs.write_bytes(graph.SerializeToString(), path)
+    return freeze(concrete).graph.as_graph_def()
+
+
+class FrozenGraphPredictor(SavedModelPredictor):
+    """A frozen graph, official or ours, loaded for evaluation and prediction.
+
+    Labels come from `SemanticPredictions:0`; probabilities from
+    `SemanticProbabilities:0`, if the graph has it. Pixels are rounded if the input
+    `ImageTensor:0` is uint8.
+
+    Raises:
+        UserError: if the file is damaged, or has other inputs or outputs.
+    """
+
+    def __init__(self, path: str):
+        content = _read_graph(path)
+        graph = _import_graph(content, path)
+        names = {operation.name for operation in graph.graph.get_operations()}
+        if not {INPUT, OUTPUT} <= names:
+            raise UserError(
+                f"{path} has no tensors {INPUT}:0 and {OUTPUT}:0, between which a "
+                "frozen graph labels images"
+            )
+        image = graph.graph.get_tensor_by_name(f"{INPUT}:0")
+        self._input = tf.TensorSpec(image.shape, image.dtype, INPUT)
+        self._serve = _make_signature(graph, OUTPUT)
+        has_scores, classes = PROBABILITIES in names, None
+        if has_scores:
+            self._score = _make_signature(graph, PROBABILITIES)
+            scores = graph.graph.get_tensor_by_name(f"{PROBABILITIES}:0")
+            classes = scores.shape[-1]
+        # Not that of a SavedModel, whose signatures it would look for.
+        Artefact.__init__(
+            self,
+            path,
+            self._input.shape[-1],
+            _find_info(content, path),
+            {"artefact": "frozen graph"},
+            has_scores,
+            classes,
+        )
+
+
+def _read_graph(path: str) -> tf.compat.v1.GraphDef:
+    graph = tf.compat.v1.GraphDef()
+    try:
+        graph.ParseFromString(read_file(path))
+    except DecodeError as error:
+        raise _make_read_error(path, error) from error
+    return graph
+
+
+def _make_read_error(path: str, error: Exception) -> UserError:
+    reason = one_line(str(error))
+    return UserError(f"{path} cannot be read as a frozen graph: {reason}")
+
+
+def _import_graph(
+    content: tf.compat.v1.GraphDef, path: str
+) -> tf.types.experimental.ConcreteFunction:
+    def import_graph() -> None:
+        tf.graph_util.import_graph_def(content, name="")
+
+    try:
+        return tf.compat.v1.wrap_function(import_graph, [])
+    except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+        raise _make_read_error(path, error) from error
+
+
+def _make_signature(
+    graph: tf.types.experimental.ConcreteFunction, name: str
+) -> Callable[..., dict[str, tf.Tensor]]:
+    """Returns a function from `ImageTensor` to one named output."""
+    function = graph.prune(f"{INPUT}:0", {name: f"{name}:0"})
+    return lambda **inputs: function(inputs[INPUT])
+
+
+def _find_info(content: tf.compat.v1.GraphDef, path: str) -> DatasetInfo | None:
+    """Returns the class names and colours stored in a graph, if any."""
+    for node in content.node:
+        if node.op == "Const" and node.name == _INFO:
+            text = tf.make_ndarray(node.attr["value"].tensor).item()
+            return DatasetInfo.from_json(text, f"{path}: {_INFO}")
+    return None

@@ -15,8 +15,8 @@ from deeplab_tf.serving.artefact import read_file
 
 GRAPH = "saved_model.pb"  # a file in every SavedModel
 # Endings of files; a SavedModel is a folder.
-TFLITE, ONNX, OPENVINO = ".tflite", ".onnx", ".xml"
-_FILES = (TFLITE, ONNX, OPENVINO, KERAS)
+TFLITE, ONNX, OPENVINO, FROZEN = ".tflite", ".onnx", ".xml", ".pb"
+_FILES = (TFLITE, ONNX, OPENVINO, FROZEN, KERAS)
 # Endings of files that we do not write; a SavedModel would be a folder of that name.
 _OTHER_FILES = (
     *(".h5", ".hdf5", ".pt", ".pth", ".safetensors", ".npz", ".pkl", ".json"),
@@ -84,8 +84,8 @@ def publish_artefact(path: str, overwrite: bool = False) -> Iterator[str]:
             gate(model, unfinished, dataset, config)
 
     Args:
-        path: Path of the artefact: a file ending in `.tflite`, `.onnx`, `.xml` or
-            `.keras`, else the folder of a SavedModel.
+        path: Path of the artefact: a file ending in `.tflite`, `.onnx`, `.xml`,
+            `.pb` or `.keras`, else the folder of a SavedModel.
         overwrite: Whether to replace files that are not an earlier export.
 
     Yields:

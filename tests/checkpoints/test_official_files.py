@@ -15,6 +15,7 @@ from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.variables import official_variables
 from deeplab_tf.presets import PRESETS
+from deeplab_tf.serving.formats import load_artefact
 
 
 def read_images(folder, count, size=None):
@@ -42,16 +43,13 @@ def test_frozen_graph_weights_give_the_labels_of_the_graph(
     frozen_folder, street_config, asset
 ):
     path = frozen_folder / "frozen_inference_graph.pb"
-    graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
-    official = tf.compat.v1.wrap_function(
-        lambda: tf.graph_util.import_graph_def(graph, name=""), []
-    ).prune("ImageTensor:0", "SemanticPredictions:0")
+    official = load_artefact(str(path))
     model = build_model(street_config)
     assert load_tf1_checkpoint(model, str(path)).complete
     predictor = Predictor(model, crop_size=(513, 1025))
     counts = np.zeros(5, int)
     for image in read_images(asset("data/camvid/test"), 8):
-        labels = official(tf.constant(image)).numpy()
+        labels = official.labels(image)
         assert np.mean(predictor.labels(image).numpy() == labels) >= 0.999
         counts += np.bincount(labels.ravel(), minlength=5)
     assert np.count_nonzero(counts > 1000) >= 4

@@ -31,7 +31,7 @@ from deeplab_tf.data.info import generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
 from deeplab_tf.serving import exporting
-from deeplab_tf.serving.saved_model import read_export_info
+from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.training.resume import read_experiment, write_experiment
 
 pytestmark = pytest.mark.usefixtures("shallow")
@@ -112,7 +112,7 @@ def pipeline(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
         *("--inference_scales=1.0", f"--export_path={folder}/frozen_graph.pb"),
     )
     out["predict"] = run(
-        *("predict", f"--model={folder}/frozen_graph", f"--output_dir={folder}/out"),
+        *("predict", f"--model={folder}/frozen_graph.pb", f"--output_dir={folder}/out"),
         f"--images={tiny_voc}/JPEGImages",
     )
     return types.SimpleNamespace(folder=folder, out=out)
@@ -189,14 +189,11 @@ def test_flags_equal_to_the_experiment_print_no_note(pipeline):
 
 
 def test_export_has_frozen_graph_and_class_names(pipeline):
-    assert (pipeline.folder / "frozen_graph/saved_model.pb").exists()
+    path = pipeline.folder / "frozen_graph.pb"
     frozen = tf.compat.v1.GraphDef()
-    frozen.ParseFromString((pipeline.folder / "frozen_graph.pb").read_bytes())
+    frozen.ParseFromString(path.read_bytes())
     assert {"ImageTensor", "SemanticPredictions"} < {node.name for node in frozen.node}
-    assert (
-        read_export_info(f"{pipeline.folder}/frozen_graph").class_names[1]
-        == "aeroplane"
-    )
+    assert load_artefact(str(path)).info.class_names[1] == "aeroplane"
     assert "mobilenet_v2, 21 classes, output stride 16" in pipeline.out["export"]
 
 

@@ -5,9 +5,15 @@ import pytest
 import tensorflow as tf
 from listing import list_outputs
 
+from deeplab_tf.data.info import DatasetInfo
+from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
-from deeplab_tf.serving.frozen_graph import write_frozen_graph
-from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
+from deeplab_tf.serving.formats import is_artefact, load_artefact
+from deeplab_tf.serving.frozen_graph import export_frozen_graph
+from deeplab_tf.serving.saved_model import ExportOptions
+from deeplab_tf.serving.signatures import Resizing, ResizingPredictor
+
+INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
 
 
 def fetch(path, images, *names):
@@ -24,27 +30,91 @@ def photos(*shape):
     return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
 
 
-def test_old_client_gets_labels_by_official_names(tiny_model, tiny_export, tmp_path):
+def test_clients_and_loader_get_the_labels_of_the_model(tiny_model, tmp_path):
     path = tmp_path / "frozen_inference_graph.pb"
-    write_frozen_graph(tiny_export, str(path))
+    export_frozen_graph(tiny_model, str(path), info=INFO)
     assert list_outputs(tmp_path) == [path.name]
+    assert is_artefact(str(path))
+    artefact = load_artefact(str(path))
+    assert (artefact.info, artefact.num_classes, artefact.channels) == (INFO, 5, 3)
+    assert artefact.protocol == {"artefact": "frozen graph"}
     for shape in ((1, 33, 49), (2, 20, 17)):
         images = photos(*shape)
-        (labels,) = fetch(path, images, "SemanticPredictions")
         expected = Predictor(tiny_model).labels(images)
+        (labels,) = fetch(path, images, "SemanticPredictions")
         np.testing.assert_array_equal(labels, expected)
+        np.testing.assert_array_equal(artefact.labels(images), expected)
+    with pytest.raises(UserError, match="returns only labels, no probabilities"):
+        artefact.probabilities(images)
 
 
 @pytest.mark.slow
 def test_windows_scales_and_probabilities_are_frozen(tiny_model, tmp_path):
     options = ExportOptions(window=(33, 33), probabilities=True)
-    export = str(tmp_path / "export")
-    export_saved_model(tiny_model, export, (1.0, 0.5), True, options=options)
     path = tmp_path / "graph.pb"
-    write_frozen_graph(export, str(path))
+    export_frozen_graph(tiny_model, str(path), (1.0, 0.5), True, options=options)
     images = photos(1, 40, 70)
     outputs = fetch(path, images, "SemanticPredictions", "SemanticProbabilities")
     expected = Predictor(tiny_model, (1.0, 0.5), True, window=(33, 33))
     np.testing.assert_array_equal(outputs[0], expected.labels(images))
     probabilities = expected.probabilities(images)
     np.testing.assert_allclose(outputs[1], probabilities, rtol=0, atol=1e-5)
+    loaded = load_artefact(str(path)).probabilities(images)
+    np.testing.assert_array_equal(loaded, outputs[1])
+
+
+@pytest.mark.slow
+def test_resizing_is_frozen(tiny_model, tmp_path):
+    resizing, path = Resizing(33, 65), tmp_path / "graph.pb"
+    options = ExportOptions(resizing=resizing)
+    export_frozen_graph(tiny_model, str(path), options=options)
+    expected = ResizingPredictor(Predictor(tiny_model), resizing)
+    images = photos(1, 50, 40)
+    labels = load_artefact(str(path)).labels(images)
+    np.testing.assert_array_equal(labels, expected.labels(images.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", r"m\.pb cannot be read as a frozen graph"),
+        (b"", r"m\.pb has no tensors ImageTensor:0 and SemanticPredictions:0"),
+        (None, "there is no file .*m.pb"),
+    ],
+)
+def test_invalid_graph_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "m.pb").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        load_artefact(str(tmp_path / "m.pb"))
+    assert "\n" not in str(error.value)
+
+
+def test_graph_of_unknown_operations_is_refused(tmp_path):
+    graph = tf.compat.v1.GraphDef()
+    graph.node.add(op="NoSuchOperation", name="ImageTensor")
+    (tmp_path / "m.pb").write_bytes(graph.SerializeToString())
+    with pytest.raises(UserError, match="cannot be read as a frozen graph") as error:
+        load_artefact(str(tmp_path / "m.pb"))
+    assert "\n" not in str(error.value)
+
+
+def test_other_name_is_refused(color_model):
+    with pytest.raises(UserError, match=r"must end in \.pb; received graph"):
+        export_frozen_graph(color_model, "graph")
+
+
+@pytest.mark.slow
+def test_official_graph_takes_one_image_at_a_time(asset):
+    folder = asset("weights/mobilenet_v3_small_lraspp_frozen")
+    path = str(folder / "frozen_inference_graph.pb")
+    # In programs it is a checkpoint, to which all options of a model apply.
+    assert not is_artefact(path)
+    artefact = load_artefact(path)
+    assert (artefact.num_classes, artefact.channels, artefact.info) == (5, 3, None)
+    images = photos(2, 65, 97)
+    labels = artefact.labels(images)
+    assert (labels.dtype, labels.shape) == (np.int32, (2, 65, 97))
+    probabilities = artefact.probabilities(images)
+    np.testing.assert_array_equal(probabilities.argmax(-1), labels)
+    np.testing.assert_array_equal(artefact.labels(images[1:]), labels[1:])
