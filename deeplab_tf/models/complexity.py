@@ -1,9 +1,7 @@
 """Counts the multiply-adds and parameters of a model, following the papers.
 
-    python -m deeplab_tf.models.complexity
-
-prints the Multiply-Adds columns of the papers next to ours. The published figures are
-half of the TF1 profiler's `float_ops`; docs/complexity.md says what they include.
+`python -m deeplab_tf.models.complexity` compares them with the published figures, as
+described in docs/complexity.md.
 """
 
 import concurrent.futures
@@ -213,4 +211,6 @@ def format_table() -> str:
 
 
 if __name__ == "__main__":
-    print(format_table())
+    from deeplab_tf.programs import run_program
+
+    run_program("deeplab_tf.programs.complexity")

@@ -245,10 +245,19 @@ def suggest_commands(commands: Iterable[Sequence[str]]) -> None:
     sys.stdout.flush()
     print("next:", file=sys.stderr)
     for name, *arguments in commands:
-        # In a checkout, some programs are scripts.
-        script = f"{name}.py"
-        program = script if os.path.exists(script) else f"-m deeplab_tf {name}"
-        print(f"  python {program} {shlex.join(arguments)}", file=sys.stderr)
+        print(f"  {_find_program(name)} {shlex.join(arguments)}", file=sys.stderr)
+
+
+def _find_program(name: str) -> str:
+    """Returns how to start a program: like the one that is running."""
+    called = os.path.basename(sys.argv[0])
+    if called == "deeplab":
+        return f"deeplab {name}"
+    if called.startswith("deeplab-"):
+        return f"deeplab-{name}"
+    # In a checkout, some programs are scripts.
+    script = f"{name}.py"
+    return f"python {script if os.path.exists(script) else f'-m deeplab_tf {name}'}"
 
 
 def command_line() -> list[str]:

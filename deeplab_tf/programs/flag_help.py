@@ -61,8 +61,10 @@ def format_help(
                 f"--helpfull also lists {len(members)} official flags that have no "
                 "effect."
             )
-    ours = _OURS if any("Ours: " in part for part in parts) else ""
-    return "\n\n".join([*parts, textwrap.fill(ours + _SYNTAX, _WIDTH)])
+    if len(parts) > 1:
+        ours = _OURS if any("Ours: " in part for part in parts) else ""
+        parts.append(textwrap.fill(ours + _SYNTAX, _WIDTH))
+    return "\n\n".join(parts)
 
 
 def group_flags(values: absl_flags.FlagValues) -> dict[str, list[absl_flags.Flag]]:

@@ -48,13 +48,18 @@ def _describe_evaluation(train: TrainConfig) -> str:
     return "none while training; --eval_interval_steps=N adds it"
 
 
-def suggest_use(folder: str) -> None:
-    """Prints the commands that evaluate, export and apply the model of a folder."""
+def suggest_use(experiment: Experiment) -> None:
+    """Prints the commands that evaluate, export and apply the trained model."""
+    data, folder = experiment.data, experiment.train.train_logdir
     best = os.path.join(folder, BEST)
     model = best if list_prefixes(best) else folder
+    export = [f"--checkpoint_path={model}", f"--export_path={folder}/exported"]
+    if data.dataset_dir and experiment.info and "val" in experiment.info.split_sizes:
+        # The export is then compared with the model.
+        export.append(f"--dataset_dir={data.dataset_dir}")
     commands = [
         ("eval", f"--checkpoint_dir={model}", f"--eval_logdir={folder}/eval"),
-        ("export", f"--checkpoint_path={model}", f"--export_path={folder}/exported"),
+        ("export", *export),
         ("predict", f"--model={model}", "--images=IMAGES", "--output_dir=OUT"),
     ]
     suggest_commands(commands)

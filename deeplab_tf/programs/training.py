@@ -206,4 +206,4 @@ def _report_end(trainer: Trainer, experiment: Experiment) -> None:
         reasons = explain_unpredicted(metrics, info, evidence)
         for line in describe_unpredicted(reasons, info.num_classes):
             print(line)
-    suggest_use(folder)
+    suggest_use(experiment)

@@ -1,6 +1,7 @@
 """Converts folders of images and labels, and reports broken ones."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -227,7 +228,9 @@ def test_invalid_flags_are_refused(source, tmp_path, kind):
 
 def test_program_prints_split_sizes(source, tmp_path, capsys):
     run(source, tmp_path)
-    assert capsys.readouterr().out == (
+    out, err = capsys.readouterr()
+    assert re.search(f"next:\n  .* doctor --dataset_dir={tmp_path}/out\n$", err)
+    assert out == (
         "id   class      colour  mask values\n"
         "0    road               0\n"
         "1    walk               1\n"

@@ -7,6 +7,7 @@ import sys
 
 import keras
 import pytest
+from program_runs import assert_refused, run
 
 from deeplab_tf.config import ContextConfig, DecoderConfig, ModelConfig
 from deeplab_tf.errors import UserError
@@ -186,6 +187,13 @@ def test_program_prints_published_figures():
     published = [p for p in PRESETS.values() if p.published.multiply_adds]
     assert [line.split()[0] for line in lines[1:]] == [p.name for p in published]
     assert printed == format_table() + "\n"
+
+
+def test_program_has_help_and_refuses_flags():
+    name = "deeplab_tf.programs.complexity"
+    text = run(name, "--help")
+    assert text.startswith("Prints the Multiply-Adds columns") and "flag=" not in text
+    assert_refused("^complexity.py: there is no flag --scales; ", name, "--scales=1")
 
 
 def test_counting_leaves_no_uninitialised_variables(monkeypatch):

@@ -1,8 +1,11 @@
 """The programs with official flags, from records to predictions, and their errors."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -30,6 +33,7 @@ from deeplab_tf.data import records
 from deeplab_tf.data.info import generic_info
 from deeplab_tf.evaluation.confusion import confusion_matrix
 from deeplab_tf.presets import PRESETS, describe, find_preset
+from deeplab_tf.programs import suggest_commands
 from deeplab_tf.serving import exporting
 from deeplab_tf.serving.formats import load_artefact
 from deeplab_tf.training.resume import read_experiment, write_experiment
@@ -89,13 +93,18 @@ def logs(shallow, tiny_records, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
-    """Folder and output of: resume at step two, evaluate, export, predict."""
+    """Folder and outputs of: resume at step two, evaluate, export, predict.
+
+    `err` is the stderr of training and export.
+    """
     folder = tmp_path_factory.mktemp("pipeline")
     ignore = shutil.ignore_patterns("model.ckpt-3.*")
     shutil.copytree(logs, folder / "logs", ignore=ignore)
     latest = 'model_checkpoint_path: "model.ckpt-2"\n'
     (folder / "logs/checkpoint").write_text(latest)
-    out = {"train": train(tiny_records, folder / "logs")}
+    out, err = {}, {name: io.StringIO() for name in ("train", "export")}
+    with contextlib.redirect_stderr(err["train"]):
+        out["train"] = train(tiny_records, folder / "logs")
     out["eval"] = run(
         *("eval", *MODEL, "--eval_split=val", "--dataset=pascal_voc_seg"),
         *(
@@ -106,16 +115,18 @@ def pipeline(shallow, logs, tiny_records, tiny_voc, tmp_path_factory):
         *(f"--checkpoint_dir={folder}/logs", f"--eval_logdir={folder}/eval"),
         f"--dataset_dir={tiny_records}",
     )
-    out["export"] = run(
-        *("export", *MODEL, f"--checkpoint_path={folder}/logs/model.ckpt-3"),
-        *("--num_classes=21", "--crop_size=65", "--crop_size=65"),
-        *("--inference_scales=1.0", f"--export_path={folder}/frozen_graph.pb"),
-    )
+    with contextlib.redirect_stderr(err["export"]):
+        out["export"] = run(
+            *("export", *MODEL, f"--checkpoint_path={folder}/logs/model.ckpt-3"),
+            *("--num_classes=21", "--crop_size=65", "--crop_size=65"),
+            *("--inference_scales=1.0", f"--export_path={folder}/frozen_graph.pb"),
+        )
     out["predict"] = run(
         *("predict", f"--model={folder}/frozen_graph.pb", f"--output_dir={folder}/out"),
         f"--images={tiny_voc}/JPEGImages",
     )
-    return types.SimpleNamespace(folder=folder, out=out)
+    err = {name: text.getvalue() for name, text in err.items()}
+    return types.SimpleNamespace(folder=folder, out=out, err=err)
 
 
 def test_training_saves_checkpoint_and_experiment(logs, tiny_records):
@@ -149,6 +160,73 @@ def test_training_resumes_from_latest_checkpoint(pipeline, logs):
     uninterrupted = read_variables(f"{logs}/model.ckpt-3")[name]
     np.testing.assert_allclose(after, uninterrupted, atol=1e-6)
     assert np.abs(after - before).max() > 1e-3
+
+
+def test_training_describes_the_run_before_it_starts(pipeline):
+    lines = pipeline.out["train"].splitlines()
+    start = lines.index(
+        "data: pascal_voc_seg train, 3 images, batches of 2 crops of 33x33"
+    )
+    model, *rest, devices = lines[start + 1 : start + 7]
+    assert re.fullmatch(
+        r"model: mobilenet_v2, 21 classes, output stride 16, [\d,]+ parameters", model
+    )
+    assert rest == [
+        f"initial weights: {pipeline.folder}/logs/model.ckpt-2",
+        "steps: 2 to 3, 2.0 epochs in total",
+        "evaluation: none while training; --eval_interval_steps=N adds it",
+        f"results: {pipeline.folder}/logs",
+    ]
+    assert devices.startswith("devices: ")
+
+
+def find_suggestions(err):
+    """Returns the programs and flags of the commands that a program suggests."""
+    _, _, commands = err.partition("next:\n")
+    pattern = r"^  python (?:-m deeplab_tf )?(\w+)(?:\.py)? (.*)$"
+    return [
+        (name, flags.split()) for name, flags in re.findall(pattern, commands, re.M)
+    ]
+
+
+def test_programs_suggest_what_to_run_next(pipeline, tiny_records):
+    folder = pipeline.folder
+    logs = f"{folder}/logs"
+    assert find_suggestions(pipeline.err["train"]) == [
+        ("eval", [f"--checkpoint_dir={logs}", f"--eval_logdir={logs}/eval"]),
+        (
+            "export",
+            [
+                *(f"--checkpoint_path={logs}", f"--export_path={logs}/exported"),
+                f"--dataset_dir={tiny_records}",
+            ],
+        ),
+        ("predict", [f"--model={logs}", "--images=IMAGES", "--output_dir=OUT"]),
+    ]
+    model = f"--model={folder}/frozen_graph"
+    assert find_suggestions(pipeline.err["export"]) == [
+        ("predict", [model, "--images=IMAGES", "--output_dir=OUT"])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("called", "expected"),
+    [
+        ("/bin/deeplab", "deeplab eval"),
+        ("/bin/deeplab-train", "deeplab-eval"),
+        ("train.py", "python -m deeplab_tf eval"),
+        ("checkout/train.py", "python eval.py"),
+    ],
+)
+def test_suggestions_start_like_the_running_program(
+    called, expected, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.chdir(ROOT if called.startswith("checkout") else tmp_path)
+    suggest_commands([("eval", "--checkpoint_dir=my logs")])
+    assert (
+        capsys.readouterr().err == f"next:\n  {expected} '--checkpoint_dir=my logs'\n"
+    )
 
 
 def test_evaluation_writes_metrics_json(pipeline, tiny_records):
