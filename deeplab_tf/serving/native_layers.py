@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 import keras
 import tensorflow as tf
+from keras import layers
 
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import resize_to
 from deeplab_tf.models.folding import fold_batch_norm
+from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.models.network import NormalizeImage
 from deeplab_tf.models.precision import model_precision
 from deeplab_tf.models.resampling import (
@@ -63,6 +65,24 @@ class IntegerNormalizeImage(NormalizeImage):
         return x + tf.constant(self.offset)
 
 
+@keras.saving.register_keras_serializable("deeplab_tf")
+class IntegerActivation(layers.Activation):
+    """An activation in operations that TFLite computes in 8 bits."""
+
+    def call(self, x):
+        """Returns the activation of `x`."""
+        if self.activation is not q_sigmoid:
+            return super().call(x)
+        # Rounded before the product as well.
+        x = tf.nn.relu6(x + 3.0)
+        return tf.quantization.fake_quant_with_min_max_args(x, 0.0, 6.0) * 0.16667
+
+
+# Also for the 8-bit TFLite files of quantised models.
+INTEGER_LAYERS = {
+    NormalizeImage: IntegerNormalizeImage,
+    layers.Activation: IntegerActivation,
+}
 NATIVE_LAYERS = {ResizeLike: NativeResizeLike, WindowMean: NativeWindowMean}
 
 

@@ -20,7 +20,6 @@ from deeplab_tf.config.options import SIDE
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, require_extra
 from deeplab_tf.models.checks import BUILT
-from deeplab_tf.models.network import NormalizeImage
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving import tflite_quantizer
 from deeplab_tf.serving.calibration import (
@@ -35,8 +34,8 @@ from deeplab_tf.serving.choices import (
     TFLITE_PRECISIONS,
 )
 from deeplab_tf.serving.native_layers import (
+    INTEGER_LAYERS,
     NATIVE_LAYERS,
-    IntegerNormalizeImage,
     use_native_layers,
 )
 from deeplab_tf.serving.publication import TFLITE, publish_artefact, require_replaceable
@@ -45,8 +44,6 @@ from deeplab_tf.serving.tflite import EXPORT_NOTE, INFO_NOTE
 from deeplab_tf.serving.tflite_metadata import LABELS, add_metadata
 
 LOGITS = "SemanticLogits"
-# Keeps the pixels of quantised models in 8 bits.
-_QUANTIZED_LAYERS = NATIVE_LAYERS | {NormalizeImage: IntegerNormalizeImage}
 # How ImageSegmenter turns an output into probabilities; it cannot read labels.
 _ACTIVATIONS = {"logits": "softmax", "probabilities": "none"}
 
@@ -186,9 +183,8 @@ def _check_output(model: keras.Model, output: str) -> None:
 def _write_graph(
     model: keras.Model, spec: tf.TensorSpec, output: str, folder: str
 ) -> None:
-    network = use_native_layers(
-        model, _QUANTIZED_LAYERS if is_quantized(model) else NATIVE_LAYERS
-    )
+    rounding = INTEGER_LAYERS if is_quantized(model) else {}
+    network = use_native_layers(model, NATIVE_LAYERS | rounding)
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         logits = network(tf.cast(images, tf.float32), training=False)

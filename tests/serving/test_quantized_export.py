@@ -6,8 +6,10 @@ import pytest
 from quantized_models import quantize_copy
 
 import deeplab_tf
+from deeplab_tf.config import ModelConfig
 from deeplab_tf.errors import UserError
 from deeplab_tf.inference import Predictor
+from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.models.fake_quantization import FakeQuantization
 from deeplab_tf.models.folding import fold_batch_norm
 from deeplab_tf.models.variables import leaf_layers
@@ -91,6 +93,18 @@ def test_tflite_file_is_all_integer(quantized, feature_scales, weight_scales, tm
     # Pixels before, during and after the normalisation, and its constants.
     assert len(pairs - set(feature_scales.values())) <= 5
     assert_labels_agree(quantized, path, crop_size=SIZE)
+
+
+@pytest.mark.slow
+def test_gates_of_mobilenet_v3_are_all_integer(tmp_path):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    flags = {"model_variant": "mobilenet_v3_small_seg", "depth_multiplier": 0.35}
+    model = build_model(ModelConfig.from_official_flags(flags))
+    path = str(tmp_path / "model.tflite")
+    quantized = quantize_copy(model, photos(2))
+    deeplab_tf.export_tflite(quantized, path, SIZE, "int8")
+    tensors = litert.Interpreter(path).get_tensor_details()
+    assert not any(x["dtype"] == np.float32 for x in tensors)
 
 
 def test_onnx_file_has_the_scales(quantized, feature_scales, weight_scales, tmp_path):
