@@ -63,7 +63,7 @@ _MODEL = {
 _FORMATS = {
     "quantize": (
         *(flags.one_of(*PRECISIONS), "float32"),
-        "Ours: precision of a TFLite or OpenVINO file: float32, float16 weights, "
+        "Ours: precision of a TFLite, ONNX or OpenVINO file: float32, float16 weights, "
         "bfloat16 (OpenVINO), 8-bit weights (dynamic; TFLite), or 8-bit weights and "
         "activations (int8). --tflite_precision is the same.",
     ),
@@ -125,7 +125,9 @@ def check(values: absl_flags.FlagValues) -> None:
     flags.read_preset(values)
     path = values.export_path
     if path.endswith(".onnx"):
-        require_extra(("onnx", "tf2onnx"), "export", f"{path}: ONNX files need")
+        needed = ["onnx", "tf2onnx"]
+        needed += ["onnxruntime"] if values.quantize == "int8" else []
+        require_extra(needed, "export", f"{path}: ONNX files need")
     if path.endswith(".tflite"):
         needed = ["ai_edge_litert"]
         needed += ["litert_quantizer"] if values.quantize != "float32" else []

@@ -21,8 +21,16 @@ from deeplab_tf.programs.checkpoint import (
     resolve_class_info,
     restore_model,
 )
-from deeplab_tf.serving.choices import OPENVINO_PRECISIONS, TFLITE_PRECISIONS
-from deeplab_tf.serving.exporting import ExportRequest, compare_artefact, write_artefact
+from deeplab_tf.serving.choices import (
+    ONNX_PRECISIONS,
+    OPENVINO_PRECISIONS,
+    TFLITE_PRECISIONS,
+)
+from deeplab_tf.serving.exporting import (
+    ExportRequest,
+    write_and_compare,
+    write_artefact,
+)
 from deeplab_tf.serving.publication import (
     FROZEN,
     ONNX,
@@ -47,10 +55,14 @@ _FORMATS_OF_FLAGS = {
     **dict.fromkeys(flags.RESIZING, (_SAVED_MODEL, FROZEN)),
     "tflite_input": (TFLITE,),
     "tflite_output": (TFLITE,),
-    "quantize": (TFLITE, OPENVINO),
-    "calibration_images": (TFLITE, OPENVINO),
+    "quantize": (TFLITE, ONNX, OPENVINO),
+    "calibration_images": (TFLITE, ONNX, OPENVINO),
 }
-_PRECISIONS = {TFLITE: TFLITE_PRECISIONS, OPENVINO: OPENVINO_PRECISIONS}
+_PRECISIONS = {
+    TFLITE: TFLITE_PRECISIONS,
+    ONNX: ONNX_PRECISIONS,
+    OPENVINO: OPENVINO_PRECISIONS,
+}
 # Default size of a TFLite file, as in the official export.
 _FILE_SIZE = (513, 513)
 
@@ -201,10 +213,14 @@ def main(values: absl_flags.FlagValues) -> None:
     request = _prepare_request(values, path)
     comparison = "not compared with the model; give --dataset_dir to do so"
     with publish_artefact(path, values.overwrite) as unfinished:
-        description = write_artefact(request, unfinished, ending_of(path))
-        if request.records is not None:
-            comparison = compare_artefact(request, unfinished, values.max_miou_drop)
-            comparison += f": {comparison_path(path)}"
+        ending = ending_of(path)
+        if request.records is None:
+            description = write_artefact(request, unfinished, ending)
+        else:
+            description, summary = write_and_compare(
+                request, unfinished, ending, values.max_miou_drop
+            )
+            comparison = f"{summary}: {comparison_path(path)}"
     config = request.model.model_config
     print(
         f"{path}: {config.backbone}, {config.num_classes} classes, output stride "

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from deeplab_tf.arguments import Elements
 from deeplab_tf.errors import UserError
 from deeplab_tf.models.quantization import is_quantized
-from deeplab_tf.serving.artefact import pad_to_size
+from deeplab_tf.serving.artefact import pad_to_size, round_to_uint8
 
 IMAGES = Elements("images, or batches of load_dataset", arrays=True)
 
@@ -54,6 +54,15 @@ def require_images(images: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
     if first is None:
         raise UserError("calibration needs at least one image; received none")
     return itertools.chain([first], images)
+
+
+def read_samples(elements: Iterable) -> Iterator[np.ndarray]:
+    """Returns images for calibration, uint8 `[1, height, width, channels]`.
+
+    The elements are like those of `read_images`. Raises UserError if there are none.
+    """
+    images = require_images(read_images(elements))
+    return (round_to_uint8(image[None]) for image in images)
 
 
 def pad_images(

@@ -1,6 +1,7 @@
 """Choices for exports that the flags list too."""
 
 TFLITE_PRECISIONS = ("float32", "float16", "dynamic", "int8")
+ONNX_PRECISIONS = ("float32", "float16", "int8")
 OPENVINO_PRECISIONS = ("float32", "float16", "bfloat16", "int8")
 PRECISIONS = (*TFLITE_PRECISIONS, "bfloat16")
 TFLITE_INPUTS = ("float32", "uint8")

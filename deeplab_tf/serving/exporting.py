@@ -1,6 +1,7 @@
 """Exports a model in any format, and compares the export with the model."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -13,9 +14,10 @@ from deeplab_tf.errors import pluralize
 from deeplab_tf.evaluation.evaluator import make_predictor
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.frozen_graph import export_frozen_graph
+from deeplab_tf.serving.layer_errors import rank_layers
 from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.openvino_file import export_openvino
-from deeplab_tf.serving.parity import gate
+from deeplab_tf.serving.parity import Gate, RejectedError
 from deeplab_tf.serving.publication import FROZEN, ONNX, OPENVINO, TFLITE
 from deeplab_tf.serving.saved_model import ExportOptions, export_saved_model
 from deeplab_tf.serving.signatures import ResizingPredictor
@@ -32,10 +34,12 @@ class ExportRequest(NamedTuple):
         records: Images and labels for the comparison, if any.
         options: Options of a SavedModel; `probabilities` also applies to ONNX and
             OpenVINO.
-        precision: Precision of a TFLite or an OpenVINO file, one of `PRECISIONS`.
+        precision: Precision of a TFLite, an ONNX or an OpenVINO file.
         output: Output of a TFLite file, one of `TFLITE_OUTPUTS`.
         input_type: Type of a TFLite file's input, one of `TFLITE_INPUTS`, or None.
         calibration_images: Number of images of `records` for calibrating int8.
+        float_layers: Names of layers of an int8 ONNX or OpenVINO file to leave in
+            float32.
     """
 
     model: keras.Model
@@ -47,6 +51,7 @@ class ExportRequest(NamedTuple):
     output: str = "labels"
     input_type: str | None = None
     calibration_images: int = 100
+    float_layers: Sequence[str] = ()
 
 
 def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
@@ -57,8 +62,8 @@ def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """
     writers = {
         TFLITE: _write_tflite,
-        ONNX: _write_onnx,
-        OPENVINO: _write_openvino,
+        ONNX: functools.partial(_write_graph, export_onnx),
+        OPENVINO: functools.partial(_write_graph, export_openvino),
         FROZEN: _write_frozen_graph,
         KERAS: _write_keras,
     }
@@ -86,19 +91,15 @@ def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
     return _describe_any_size(request)
 
 
-def _write_onnx(request: ExportRequest, path: str) -> str:
-    export_onnx(request.model, path, request.options.probabilities, request.info)
-    return _describe_any_size(request)
-
-
-def _write_openvino(request: ExportRequest, path: str) -> str:
-    export_openvino(
+def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
+    export(
         request.model,
         path,
         request.options.probabilities,
         request.precision,
         _select_calibration_images(request),
         request.info,
+        request.float_layers,
     )
     return f"{request.precision}; {_describe_any_size(request)}"
 
@@ -153,21 +154,41 @@ def _write_tflite(request: ExportRequest, path: str) -> str:
     )
 
 
-def compare_artefact(request: ExportRequest, path: str, max_miou_drop: float) -> str:
-    """Compares an artefact with its model by `gate`; returns a summary line."""
+def write_and_compare(
+    request: ExportRequest, path: str, ending: str, max_miou_drop: float
+) -> tuple[str, str]:
+    """Writes an artefact, and compares it with its model by `Gate`.
+
+    If an int8 ONNX or OpenVINO file is rejected, the 1, 2, 4, ... layers with the
+    largest errors are left in float32, until the file passes.
+
+    Returns:
+        The description of `write_artefact`, and a summary of the comparison.
+
+    Raises:
+        UserError: if the artefact is rejected, with all these layers in float32.
+    """
     predictor, resizing = None, request.options.resizing
     if resizing is not None:
         predictor = make_predictor(request.model, request.evaluation)
         predictor = ResizingPredictor(predictor, resizing)
-    comparison = gate(
-        request.model,
-        path,
-        request.records,
-        request.evaluation,
-        max_miou_drop,
-        predictor,
-    )
+    model, records, protocol = request.model, request.records, request.evaluation
+    gate = Gate(model, records, protocol, max_miou_drop, predictor)
+    while True:
+        description = write_artefact(request, path, ending)
+        try:
+            comparison = gate.check(path, request.float_layers)
+            break
+        except RejectedError as error:
+            count, names = len(request.float_layers), rank_layers(gate.errors)
+            if ending == TFLITE or count == len(names):
+                raise
+            layers = names[: 2 * count or 1]
+            request = request._replace(float_layers=layers)
+            print(f"{error}; leaving in float32: {', '.join(layers)}")
     miou = comparison["miou"]
-    return f"mIoU {miou['artefact']:.4f}, model {miou['model']:.4f}, on " + pluralize(
-        comparison["images"], "image(s)"
-    )
+    summary = f"mIoU {miou['artefact']:.4f}, model {miou['model']:.4f}, on "
+    summary += pluralize(comparison["images"], "image(s)")
+    if request.float_layers:
+        description += f"; in float32: {', '.join(request.float_layers)}"
+    return description, summary

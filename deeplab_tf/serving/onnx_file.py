@@ -3,7 +3,7 @@
 ONNX Runtime and OpenVINO run them without TensorFlow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import keras
@@ -14,17 +14,25 @@ from keras import layers
 from deeplab_tf.arguments import check_arguments
 from deeplab_tf.config import ModelConfig
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError, import_extra
+from deeplab_tf.errors import UserError, import_extra, one_line
 from deeplab_tf.inference import pad_with_mean_pixel
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.layers import q_sigmoid
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.models.resampling import align_size
+from deeplab_tf.serving import onnx_quantization
 from deeplab_tf.serving.artefact import (
     Artefact,
     read_file,
     round_to_uint8,
 )
+from deeplab_tf.serving.calibration import (
+    IMAGES,
+    check_calibration,
+    read_samples,
+)
+from deeplab_tf.serving.choices import ONNX_PRECISIONS
+from deeplab_tf.serving.layer_errors import LayerError
 from deeplab_tf.serving.native_layers import NATIVE_LAYERS, use_native_layers
 from deeplab_tf.serving.publication import ONNX, publish_artefact, require_replaceable
 from deeplab_tf.serving.quantized_weights import store_integer_weights
@@ -33,10 +41,14 @@ from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
+    from google.protobuf.message import Message
 
+# ONNX Runtime's level of log messages.
+_FATAL = 4
 # Has all operations needed, and every engine since 2023 supports it.
 _OPSET = 18
-_INFO = "dataset_info"
+# Keys of the metadata.
+_INFO, _PRECISION = "dataset_info", "precision"
 _AXES = ("batch", "height", "width")
 
 
@@ -96,12 +108,15 @@ _LAYER_TYPES = NATIVE_LAYERS | {
 }
 
 
-@check_arguments(model=BUILT)
+@check_arguments(model=BUILT, precision=ONNX_PRECISIONS, calibration=IMAGES)
 def export_onnx(
     model: keras.Model,
     path: str,
     probabilities: bool = False,
+    precision: str = "float32",
+    calibration: Iterable | None = None,
     info: DatasetInfo | None = None,
+    float_layers: Collection[str] = (),
 ) -> None:
     """Writes an ONNX file that labels batches of images of any size.
 
@@ -115,20 +130,35 @@ def export_onnx(
         path: File to write atomically, ending in `.onnx`.
         probabilities: Whether to also output `SemanticProbabilities`, float32 `[batch,
             height, width, num_classes]`.
+        precision: "float32"; "float16" stores 16-bit weights; "int8" computes in 8 bits
+            (ONNX Runtime's static quantisation).
+        calibration: For int8, images from which to measure the range of activations;
+            see `export_openvino`.
         info: Class names and colours to store in the file.
+        float_layers: For int8, names of layers to leave in float32.
 
     Raises:
-        UserError: if the converter is not installed, `path` is invalid or may not be
-            replaced, or the model is not float32.
+        UserError: if the converter is not installed, an argument is invalid, `path` may
+            not be replaced, or the model is not float32.
     """
     if not path.endswith(ONNX):
         raise UserError(f"the name of an ONNX file must end in .onnx; received {path}")
     require_replaceable(path)
+    check_calibration(model, precision, calibration)
     needed_by = f"{path}: ONNX files need"
-    converted = convert_to_onnx(model, probabilities, needed_by)
     onnx = import_extra("onnx", "export", needed_by)
+    if calibration is not None:
+        import_extra("onnxruntime", "export", f"{path}: int8 needs")
+        samples = read_samples(calibration)
+    converted = convert_to_onnx(model, probabilities, needed_by)
+    if calibration is not None:
+        converted = onnx_quantization.quantize(converted, samples, float_layers)
+    if precision == "float16":
+        onnx_quantization.store_in_16_bits(converted)
+    notes = {_PRECISION: precision}
     if info is not None:
-        onnx.helper.set_model_props(converted, {_INFO: info.to_json()})
+        notes[_INFO] = info.to_json()
+    onnx.helper.set_model_props(converted, notes)
     onnx.checker.check_model(converted, full_check=True)
     with publish_artefact(path) as unfinished, open(unfinished, "wb") as file:
         file.write(converted.SerializeToString())
@@ -154,7 +184,23 @@ def convert_to_onnx(
     _pad_explicitly(converted.graph, onnx.helper.make_attribute)
     if is_quantized(model):
         store_integer_weights(converted, needed_by)
+    else:
+        onnx_quantization.name_outputs(converted.graph)
     return converted
+
+
+def measure_layer_errors(
+    model: keras.Model, path: str, images: Iterable[np.ndarray]
+) -> list[LayerError]:
+    """Returns the error of each layer of an int8 file of `export_onnx`.
+
+    `images` are uint8 `[1, height, width, channels]`.
+    """
+    import onnx
+
+    rounded = onnx.load_from_string(read_file(path))
+    exact = convert_to_onnx(model, False, f"{path}: int8 needs")
+    return onnx_quantization.measure_layer_errors(exact, rounded, images)
 
 
 def _make_serving_function(
@@ -243,10 +289,13 @@ class OnnxPredictor(Artefact):
                 f"{path} has the inputs {sorted(inputs)} and outputs "
                 f"{sorted(outputs)}; {INPUT} and {OUTPUT} are needed"
             )
-        stored = self._session.get_modelmeta().custom_metadata_map.get(_INFO)
+        notes = self._session.get_modelmeta().custom_metadata_map
+        stored, precision = notes.get(_INFO), notes.get(_PRECISION)
         info = DatasetInfo.from_json(stored, f"{path}: {_INFO}") if stored else None
         scores, channels = outputs.get(PROBABILITIES), inputs[INPUT].shape[-1]
-        protocol = {"artefact": "ONNX"}
+        protocol = {"artefact": "ONNX"} | (
+            {"precision": precision} if precision else {}
+        )
         classes = scores and scores.shape[-1]
         super().__init__(path, channels, info, protocol, bool(scores), classes)
 
@@ -258,10 +307,35 @@ class OnnxPredictor(Artefact):
 
 
 def _load_session(path: str) -> "onnxruntime.InferenceSession":
-    engine = import_extra("onnxruntime", "export", f"{path}: ONNX files need")
+    needed_by = f"{path}: ONNX files need"
+    engine, onnx = (
+        import_extra(x, "export", needed_by) for x in ("onnxruntime", "onnx")
+    )
     content = read_file(path)
+    options = engine.SessionOptions()
+    options.log_severity_level = _FATAL  # errors are raised
     try:
-        return engine.InferenceSession(content, providers=["CPUExecutionProvider"])
+        tensors = _find_tensors(onnx.load_model_from_string(content), onnx.TensorProto)
+        outside = [x.name for x in tensors if x.data_location == x.EXTERNAL]
+        if not outside:
+            return engine.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
     except Exception as error:  # ONNX Runtime has no public error class
-        reason = str(error).splitlines()[0]
+        reason = one_line(str(error).strip().partition("\n")[0])
         raise UserError(f"{path} cannot be read as an ONNX file: {reason}") from error
+    raise UserError(
+        f"{path} reads {one_line(outside[0])} from another file; convert it to one "
+        "file with onnx.save"
+    )
+
+
+def _find_tensors(message: "Message", kind: type) -> Iterator["onnx.TensorProto"]:
+    """Yields all tensors in a message, those of nested graphs included."""
+    if isinstance(message, kind):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if isinstance(value, Sequence) else [value]:
+                yield from _find_tensors(part, kind)

@@ -3,8 +3,9 @@
 The file `NAME.xml` is the graph; the weights are next to it, in `NAME.bin`.
 """
 
+import contextlib
 import io
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import keras
@@ -14,15 +15,17 @@ from deeplab_tf.arguments import check_arguments
 from deeplab_tf.data.info import DatasetInfo
 from deeplab_tf.errors import UserError, import_extra, one_line
 from deeplab_tf.models.checks import BUILT
+from deeplab_tf.serving import openvino_quantization
 from deeplab_tf.serving.artefact import Artefact, read_file, round_to_uint8
 from deeplab_tf.serving.calibration import (
     IMAGES,
     check_calibration,
-    read_images,
-    require_images,
+    read_samples,
 )
 from deeplab_tf.serving.choices import OPENVINO_PRECISIONS
+from deeplab_tf.serving.layer_errors import LayerError
 from deeplab_tf.serving.onnx_file import convert_to_onnx
+from deeplab_tf.serving.onnx_quantization import find_layers
 from deeplab_tf.serving.publication import (
     OPENVINO,
     publish_artefact,
@@ -32,6 +35,7 @@ from deeplab_tf.serving.publication import (
 from deeplab_tf.serving.signatures import INPUT, OUTPUT, PROBABILITIES
 
 if TYPE_CHECKING:
+    import onnx
     import openvino
 
 # Keys of the graph's metadata.
@@ -46,6 +50,7 @@ def export_openvino(
     precision: str = "float32",
     calibration: Iterable | None = None,
     info: DatasetInfo | None = None,
+    float_layers: Collection[str] = (),
 ) -> None:
     """Writes a model for OpenVINO that labels batches of images of any size.
 
@@ -65,6 +70,7 @@ def export_openvino(
             height, width, channels]`, RGB 0..255, or the batches of `load_dataset(...,
             training=False)`. A hundred are enough.
         info: Class names and colours to store in the file.
+        float_layers: For int8, names of layers to leave in float32.
 
     Raises:
         UserError: if a converter is not installed, an argument is invalid, or `path`
@@ -80,11 +86,12 @@ def export_openvino(
     engine = import_extra("openvino", "export", needed_by)
     if calibration is not None:
         import_extra("nncf", "export", f"{path}: int8 needs")
-    content = convert_to_onnx(model, probabilities, needed_by).SerializeToString()
-    # Not read_model, which leaves biases in a form that NNCF does not recognise.
-    graph = engine.convert_model(io.BytesIO(content))
-    if calibration is not None:
-        graph = _quantize(graph, calibration)
+    samples = None if calibration is None else read_samples(calibration)
+    converted = convert_to_onnx(model, probabilities, needed_by)
+    graph = convert_to_openvino(converted)
+    if samples is not None:
+        layers = find_layers(converted.graph)
+        graph = openvino_quantization.quantize(graph, samples, layers, float_layers)
     with publish_artefact(path) as unfinished:
         graph.set_rt_info(precision, _PRECISION)
         if info is not None:
@@ -92,12 +99,27 @@ def export_openvino(
         engine.save_model(graph, unfinished, compress_to_fp16=precision == "float16")
 
 
-def _quantize(graph: "openvino.Model", calibration: Iterable) -> "openvino.Model":
-    import nncf
+def convert_to_openvino(converted: "onnx.ModelProto") -> "openvino.Model":
+    """Returns the graph of a model of `convert_to_onnx`."""
+    import openvino
 
-    images = require_images(read_images(calibration))
-    samples = [{INPUT: round_to_uint8(image[None])} for image in images]
-    return nncf.quantize(graph, nncf.Dataset(samples), subset_size=len(samples))
+    # Not read_model, which leaves biases in a form that NNCF does not recognise.
+    return openvino.convert_model(io.BytesIO(converted.SerializeToString()))
+
+
+def measure_layer_errors(
+    model: keras.Model, path: str, images: Iterable[np.ndarray]
+) -> list[LayerError]:
+    """Returns the error of each layer of an int8 file of `export_openvino`.
+
+    `images` are uint8 `[1, height, width, channels]`.
+    """
+    import openvino
+
+    rounded = _read_graph(openvino.Core(), path)
+    converted = convert_to_onnx(model, False, f"{path}: int8 needs")
+    layers, exact = find_layers(converted.graph), convert_to_openvino(converted)
+    return openvino_quantization.measure_layer_errors(exact, rounded, layers, images)
 
 
 class OpenVinoPredictor(Artefact):
@@ -123,11 +145,12 @@ class OpenVinoPredictor(Artefact):
                 f"{path} has the inputs {sorted(inputs)} and outputs "
                 f"{sorted(outputs)}; {INPUT} and {OUTPUT} are needed"
             )
-        info, precision = (_read_metadata(graph, key) for key in (_INFO, _PRECISION))
-        hint = "bf16" if precision == "bfloat16" else "f32"
-        self._compiled = core.compile_model(
-            graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}
-        )
+        with _translate_errors(path):
+            info, precision = (_read_metadata(graph, k) for k in (_INFO, _PRECISION))
+            hint = "bf16" if precision == "bfloat16" else "f32"
+            self._compiled = core.compile_model(
+                graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}
+            )
         scores = outputs.get(PROBABILITIES)
         protocol = {"artefact": "OpenVINO"}
         super().__init__(
@@ -140,8 +163,10 @@ class OpenVinoPredictor(Artefact):
         )
 
     def _run(self, output: str, images: np.ndarray) -> np.ndarray:
+        with _translate_errors(self._path):
+            results = self._compiled({INPUT: round_to_uint8(images)})
         # A copy, because OpenVINO reuses the memory of its outputs.
-        return np.array(self._compiled({INPUT: round_to_uint8(images)})[output])
+        return np.array(results[output])
 
     def _labels(self, images: np.ndarray) -> np.ndarray:
         return self._run(OUTPUT, images)
@@ -150,15 +175,22 @@ class OpenVinoPredictor(Artefact):
         return self._run(PROBABILITIES, images)
 
 
-def _read_graph(core: "openvino.Core", path: str) -> "openvino.Model":
-    content, weights = read_file(path), read_file(weights_path(path))
+@contextlib.contextmanager
+def _translate_errors(path: str) -> Iterator[None]:
+    """Converts OpenVINO's errors to UserError."""
     try:
-        return core.read_model(content, weights)
-    except RuntimeError as error:
+        yield
+    except (RuntimeError, UnicodeDecodeError) as error:
         reason = one_line(str(error).strip().splitlines()[-1])
         raise UserError(
             f"{path} cannot be read as an OpenVINO file: {reason}"
         ) from error
+
+
+def _read_graph(core: "openvino.Core", path: str) -> "openvino.Model":
+    content, weights = read_file(path), read_file(weights_path(path))
+    with _translate_errors(path):
+        return core.read_model(content, weights)
 
 
 def _read_metadata(graph: "openvino.Model", key: list[str]) -> str | None:

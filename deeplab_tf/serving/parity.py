@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import keras
 
@@ -13,14 +13,21 @@ from deeplab_tf.evaluation.evaluator import Evaluator
 from deeplab_tf.files.outputs import write_text
 from deeplab_tf.models.quantization import is_quantized
 from deeplab_tf.serving.artefact import read_file
-from deeplab_tf.serving.calibration import pad_images
+from deeplab_tf.serving.calibration import pad_images, read_samples
 from deeplab_tf.serving.formats import load_artefact
-from deeplab_tf.serving.layer_errors import compute_layer_errors, format_table
-from deeplab_tf.serving.publication import comparison_path
+from deeplab_tf.serving.layer_errors import LayerError, format_table
+from deeplab_tf.serving.onnx_file import measure_layer_errors as measure_onnx
+from deeplab_tf.serving.openvino_file import measure_layer_errors as measure_openvino
+from deeplab_tf.serving.publication import ONNX, comparison_path, ending_of
 from deeplab_tf.serving.tflite_export import convert_to_tflite
+from deeplab_tf.serving.tflite_layer_errors import compute_layer_errors
 
 # Number of images from which layer errors are computed.
 _LAYER_ERROR_IMAGES = 4
+
+
+class RejectedError(UserError):
+    """The mIoU of an export is too far below that of its model."""
 
 
 def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
@@ -54,6 +61,66 @@ def compare(model_metrics: dict, artefact_metrics: dict) -> dict:
     return comparison
 
 
+class Gate:
+    """Compares exports with their model, and rejects a large drop of mIoU.
+
+    Attributes:
+        errors: Errors of the layers of the first int8 export that was rejected.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        dataset: Iterable,
+        config: EvalConfig = EvalConfig(),
+        max_miou_drop: float = 0.5,
+        predictor=None,
+    ):
+        """Takes the arguments of `gate`."""
+        self._model, self._dataset, self._config = model, dataset, config
+        self._max_miou_drop, self._predictor = max_miou_drop, predictor
+        self._model_metrics: dict = {}
+        self.errors: list[LayerError] = []
+
+    def check(self, path: str, float_layers: Collection[str] = ()) -> dict:
+        """Compares an export; see `gate`.
+
+        `float_layers` are the names of the layers that were left in float32.
+        """
+        artefact = load_artefact(path)
+        if artefact.num_classes is None:
+            artefact.num_classes = self._model.model_config.num_classes
+        # The artefact first: it may refuse images, such as large ones.
+        metrics = Evaluator(artefact, self._config).evaluate(self._dataset)
+        if not self._model_metrics:
+            evaluator = Evaluator(self._predictor or self._model, self._config)
+            self._model_metrics = evaluator.evaluate(self._dataset)
+        comparison = compare(self._model_metrics, metrics)
+        comparison["max_miou_drop"] = self._max_miou_drop
+        miou = comparison["miou"]
+        is_rejected = miou["drop"] > self._max_miou_drop
+        is_calibrated = artefact.protocol.get("precision") == "int8"
+        is_calibrated = is_calibrated and not is_quantized(self._model)
+        if is_rejected and is_calibrated and not self.errors:
+            self.errors = measure_layer_errors(
+                self._model, path, self._dataset, artefact.protocol.get("input_size")
+            )
+            print(format_table(self.errors))
+        if self.errors:
+            comparison["layers"] = [
+                layer._replace(is_float=layer.name in float_layers)._asdict()
+                for layer in self.errors
+            ]
+        write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(path))
+        if is_rejected:
+            raise RejectedError(
+                f"{os.path.basename(path)} has an mIoU of {miou['artefact']:.2%}, "
+                f"which is {miou['drop']:.2f} points below the model's "
+                f"{miou['model']:.2%}; at most {self._max_miou_drop} are allowed"
+            )
+        return comparison
+
+
 def gate(
     model: keras.Model,
     artefact_path: str,
@@ -66,11 +133,11 @@ def gate(
 
     Evaluates both on the same records and writes the comparison to
     `<artefact>.parity.json`. If an int8 file is rejected, the error of every layer is
-    printed.
+    printed and added to the comparison.
 
     Args:
         model: The model that was exported.
-        artefact_path: A SavedModel, a TFLite or an ONNX file.
+        artefact_path: A SavedModel, or a file of another format.
         dataset: Dataset for `Evaluator.evaluate`; it is read twice.
         config: Inference protocol of the model; for a file of one size,
             `eval_crop_size` must be that size.
@@ -85,39 +152,31 @@ def gate(
         UserError: if the drop is larger. The artefact is not removed, so write it in a
             `publish_artefact` block.
     """
-    artefact = load_artefact(artefact_path)
-    if artefact.num_classes is None:
-        artefact.num_classes = model.model_config.num_classes
-    # The artefact first: it may refuse images, such as large ones.
-    artefact_metrics = Evaluator(artefact, config).evaluate(dataset)
-    model_metrics = Evaluator(predictor or model, config).evaluate(dataset)
-    comparison = compare(model_metrics, artefact_metrics)
-    comparison["max_miou_drop"] = max_miou_drop
-    write_text(json.dumps(comparison, indent=2) + "\n", comparison_path(artefact_path))
-    miou = comparison["miou"]
-    if miou["drop"] > max_miou_drop:
-        precision = artefact.protocol.get("precision")
-        is_int8 = "input_size" in artefact.protocol and precision == "int8"
-        if is_int8 and not is_quantized(model):
-            size = artefact.protocol["input_size"]
-            print(format_layer_errors(model, artefact_path, size, dataset))
-        raise UserError(
-            f"{os.path.basename(artefact_path)} has an mIoU of {miou['artefact']:.2%}, "
-            f"which is {miou['drop']:.2f} points below the model's "
-            f"{miou['model']:.2%}; at most {max_miou_drop} are allowed"
-        )
-    return comparison
+    return Gate(model, dataset, config, max_miou_drop, predictor).check(artefact_path)
 
 
-def format_layer_errors(
-    model: keras.Model, path: str, size: tuple[int, int], images: Iterable
-) -> str:
-    """Returns a table with the error of every layer in an int8 file.
+def measure_layer_errors(
+    model: keras.Model,
+    path: str,
+    images: Iterable,
+    size: tuple[int, int] | None = None,
+) -> list[LayerError]:
+    """Returns the quantisation error of every layer of an int8 file.
 
-    `size` is the size of its input; `images` are like `calibration` of `export_tflite`,
-    of which four are used.
+    In ONNX and OpenVINO files, it is the error of the layer alone, given exact inputs;
+    in TFLite files, it includes the errors of all layers before.
+
+    Args:
+        model: The model that was exported.
+        path: The file.
+        images: Like `calibration` of `export_tflite`; four are used.
+        size: Size of the input of a TFLite file.
     """
-    padded = pad_images(images, model.model_config.mean_pixel, size)
-    some = itertools.islice(padded, _LAYER_ERROR_IMAGES)
-    exact = convert_to_tflite(model, size)
-    return format_table(compute_layer_errors(exact, read_file(path), some))
+    if size is not None:
+        padded = pad_images(images, model.model_config.mean_pixel, size)
+        some = itertools.islice(padded, _LAYER_ERROR_IMAGES)
+        exact = convert_to_tflite(model, size)
+        return compute_layer_errors(exact, read_file(path), some)
+    samples = itertools.islice(read_samples(images), _LAYER_ERROR_IMAGES)
+    measure = measure_onnx if ending_of(path) == ONNX else measure_openvino
+    return measure(model, path, samples)

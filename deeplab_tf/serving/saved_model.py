@@ -15,7 +15,7 @@ from deeplab_tf.checkpoints import tf1
 from deeplab_tf.config.options import SCALES, SIDE
 from deeplab_tf.data import records
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError
+from deeplab_tf.errors import UserError, one_line
 from deeplab_tf.inference import Predictor
 from deeplab_tf.models.checks import BUILT
 from deeplab_tf.models.precision import model_precision
@@ -249,8 +249,9 @@ class SavedModelPredictor(Artefact):
 def _load(path: str) -> tf.Module:
     try:
         return tf.saved_model.load(path)
-    except (OSError, ValueError, tf.errors.OpError) as error:
-        raise UserError(f"{path} cannot be read as a SavedModel: {error}") from error
+    except Exception as error:  # damaged graphs raise errors of many classes
+        reason = one_line(error)
+        raise UserError(f"{path} cannot be read as a SavedModel: {reason}") from error
 
 
 def _input_specs(

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from deeplab_tf import strict_json
 from deeplab_tf.data.info import DatasetInfo
-from deeplab_tf.errors import UserError, import_extra
+from deeplab_tf.errors import UserError, import_extra, one_line
 from deeplab_tf.inference import most_probable, resize_to
 from deeplab_tf.serving.artefact import (
     Artefact,
@@ -205,7 +205,8 @@ def _load_interpreter(interpreter_class: type, content: bytes, path: str):
         interpreter = interpreter_class(model_content=content)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be read as a TFLite file: {error}") from error
+        reason = one_line(error)
+        raise UserError(f"{path} cannot be read as a TFLite file: {reason}") from error
     return interpreter
 
 

@@ -272,7 +272,9 @@ def test_int8_export_is_calibrated_on_records(logs, validation, tmp_path):
         ("--tflite_input has no effect", "m.onnx", ["--tflite_input=uint8"]),
         ("int8 needs --dataset_dir", "model.tflite", ["--tflite_precision=int8"]),
         ("--quantize=dynamic is not possible ", "m.xml", ["--quantize=dynamic"]),
-        ("--quantize has no effect", "m.onnx", ["--quantize=int8"]),
+        ("--quantize=bfloat16 is not possible ", "m.onnx", ["--quantize=bfloat16"]),
+        ("int8 needs --dataset_dir", "m.onnx", ["--quantize=int8"]),
+        ("--quantize has no effect", "export", ["--quantize=int8"]),
         (
             "--calibration_images has no effect",
             "model.tflite",

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from noise_images import photos
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import ModelConfig
@@ -86,10 +87,6 @@ LOADERS = [
     load_with_session,
     pytest.param(load_with_cli, marks=pytest.mark.slow),
 ]
-
-
-def photos(*shape):
-    return np.random.RandomState(6).randint(0, 256, (*shape, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 from listing import list_outputs
+from noise_images import blocky_photos as photos
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
@@ -24,6 +25,7 @@ from deeplab_tf.serving.onnx_file import (
     OnnxPredictor,
     export_onnx,
 )
+from deeplab_tf.serving.onnx_quantization import find_layers
 from deeplab_tf.serving.publication import publish_artefact
 
 onnx = pytest.importorskip("onnx")
@@ -32,12 +34,6 @@ pytest.importorskip("onnxruntime")
 INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
 # Images of a batch have one size; these are around `k * 16 + 1`.
 SHAPES = [(1, 33, 49), (3, 40, 31), (2, 17, 18), (1, 1, 70)]
-
-
-def photos(batch, height, width):
-    coarse = np.random.RandomState(3).randint(0, 256, (batch, 9, 9, 3))
-    photo = np.kron(coarse, np.ones((1, 8, 8, 1)))[:, :height, :width]
-    return photo.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +100,53 @@ def test_native_layers_match_keras():
         np.testing.assert_allclose(native(x), layer(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_precisions(path, tiny_model, tmp_path, precision):
+    calibration = None
+    if precision == "int8":
+        calibration = [photos(2, 40, 31), photos(1, 33, 49)[0]]
+    file = tmp_path / "m.onnx"
+    export_onnx(tiny_model, str(file), True, precision, calibration, INFO)
+    exact, reduced = OnnxPredictor(path), OnnxPredictor(str(file))
+    assert reduced.protocol == {"artefact": "ONNX", "precision": precision}
+    assert reduced.info == INFO
+    for images in (photos(1, 33, 49), photos(2, 17, 18)):
+        error = np.abs(reduced.probabilities(images) - exact.probabilities(images))
+        assert 0 < error.max() < 0.1
+    weights = [
+        sum(len(x.raw_data) for x in onnx.load(p).graph.initializer)
+        for p in (path, file)
+    ]
+    assert weights[1] < 0.55 * weights[0]
+
+
+def test_layers_are_quantised_one_by_one(path, tiny_model, tmp_path):
+    graph = onnx.load(path).graph
+    layers = find_layers(graph)
+    names = [layer.name for layer in layers]
+    assert names[:2] == ["MobilenetV2.Conv", "MobilenetV2.expanded_conv.depthwise"]
+    assert names[-1] == "logits.semantic"
+    assert len(set(names)) == len(names)
+    convolutions = {node.name for node in graph.node if node.op_type == "Conv"}
+    assert convolutions < {name for layer in layers for name in layer.nodes}
+
+    def measure(float_layers):
+        file, images = str(tmp_path / "m.onnx"), photos(2, 33, 49)
+        export_onnx(tiny_model, file, False, "int8", [images], None, float_layers)
+        errors = parity.measure_layer_errors(tiny_model, file, [images])
+        assert [layer.name for layer in errors] == names
+        return {layer.name: layer.error for layer in errors}
+
+    errors = measure(())
+    assert 0.001 < min(errors.values()) < max(errors.values()) < 0.1
+    name = max(errors, key=errors.__getitem__)
+    left = measure([name])
+    assert left.pop(name) < errors.pop(name) / 100
+    # Rounding in one layer does not change the others.
+    assert sum(left[x] == pytest.approx(errors[x], rel=1e-3) for x in left) > 10
+    assert max(measure(names).values()) < 1e-5
+
+
 def test_labels_only_file_has_no_probabilities(strided_model, tmp_path):
     export_onnx(strided_model, str(tmp_path / "m.onnx"))
     assert list_outputs(tmp_path) == ["m.onnx"]
@@ -141,6 +184,22 @@ def test_unreadable_files_are_refused(tmp_path):
         with pytest.raises(UserError, match=r"m\.onnx cannot be read as") as error:
             OnnxPredictor(str(path))
         assert "\n" not in str(error.value)
+
+
+def test_external_data_are_refused(path, tmp_path, monkeypatch):
+    """Also with files that exist, and with those next to the program."""
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load(path)
+    (tmp_path / "secret").write_bytes(bytes(1 << 20))
+    for location in ("secret", "../secret", str(tmp_path / "secret")):
+        weight = max(model.graph.initializer, key=lambda x: len(x.raw_data))
+        onnx.external_data_helper.set_external_data(weight, location)
+        content = model.SerializeToString()
+        nested = onnx.helper.make_node("If", ["x"], ["y"], then_branch=model.graph)
+        model.graph.node.append(nested)
+        (tmp_path / "m.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=r"m\.onnx reads .* from another file"):
+            OnnxPredictor(str(tmp_path / "m.onnx"))
 
 
 def test_foreign_onnx_file_is_refused(tmp_path):
@@ -186,6 +245,12 @@ def test_official_network_labels_real_images(voc_checkpoint, voc_records, tmp_pa
         assert np.mean(file.labels(image) == labels) >= 0.999
         openvino_labels = compiled({"ImageTensor": pixels})["SemanticPredictions"]
         assert np.mean(openvino_labels == labels) >= 0.999
-    comparison = parity.gate(model, path, dataset, EvalConfig(), 0.01)
-    print(comparison["miou"])
-    assert comparison["images"] == 60
+    for precision, calibration, drop in (
+        ("float32", None, 0.01),
+        ("float16", None, 0.02),
+        ("int8", dataset.take(40), 0.25),
+    ):
+        export_onnx(model, path, False, precision, calibration)
+        comparison = parity.gate(model, path, dataset, EvalConfig(), drop)
+        print(precision, comparison["miou"])
+        assert comparison["images"] == 60

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from listing import list_outputs
+from noise_images import blocky_photos as photos
 
 from deeplab_tf.checkpoints.tf1 import load_tf1_checkpoint
 from deeplab_tf.config import DataConfig, EvalConfig, ModelConfig
@@ -17,18 +18,13 @@ from deeplab_tf.inference import Predictor
 from deeplab_tf.models.deeplab import build_model
 from deeplab_tf.serving import parity
 from deeplab_tf.serving.formats import is_artefact, load_artefact
+from deeplab_tf.serving.onnx_file import export_onnx
 from deeplab_tf.serving.openvino_file import OpenVinoPredictor, export_openvino
 from deeplab_tf.serving.publication import publish_artefact
 
 openvino = pytest.importorskip("openvino")
 pytest.importorskip("tf2onnx")
 INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
-
-
-def photos(batch, height, width):
-    coarse = np.random.RandomState(3).randint(0, 256, (batch, 9, 9, 3))
-    photo = np.kron(coarse, np.ones((1, 8, 8, 1)))[:, :height, :width]
-    return photo.astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +70,27 @@ def test_precisions(path, tiny_model, tmp_path, precision):
         op.get_type_name() for op in openvino.Core().read_model(file).get_ops()
     }
     assert ("FakeQuantize" in operations) == (precision == "int8")
+
+
+def test_layer_errors_equal_those_of_onnx(tiny_model, tmp_path):
+    pytest.importorskip("nncf")
+    pytest.importorskip("onnxruntime")
+    images = [photos(2, 33, 49)]
+
+    def measure(export, name, float_layers):
+        path = str(tmp_path / name)
+        export(tiny_model, path, False, "int8", images, None, float_layers)
+        layers = parity.measure_layer_errors(tiny_model, path, images)
+        return {layer.name: layer.error for layer in layers}
+
+    errors = measure(export_openvino, "m.xml", ())
+    others = measure(export_onnx, "m.onnx", ())
+    assert list(errors) == list(others)
+    ratios = [errors[name] / others[name] for name in errors]
+    assert 0.7 < np.median(ratios) < 1.3
+    name = "MobilenetV2.expanded_conv_1.depthwise"
+    assert measure(export_openvino, "m.xml", [name])[name] < errors[name] / 100
+    assert max(measure(export_openvino, "m.xml", list(errors)).values()) < 1e-5
 
 
 def test_only_int8_takes_calibration_images(tiny_model):
@@ -147,6 +164,8 @@ def test_unreadable_files_are_refused(path, tmp_path):
         (b"garbage" * 99, b""),
         (graph[:-999], weights.read_bytes()),
         (graph, weights.read_bytes()[:-99]),
+        # Can be read, but not compiled.
+        (graph.replace(b"align_corners", b"asymmetric!!!"), weights.read_bytes()),
     ):
         file.write_bytes(content)
         file.with_suffix(".bin").write_bytes(rest)

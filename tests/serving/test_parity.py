@@ -128,10 +128,12 @@ def test_refused_int8_file_reports_layer_errors(
     with pytest.raises(UserError, match="points below"):
         parity.gate(strided_model, path, dataset, CONFIG, 1)
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["layer", "error", "8-bit", "step"]
+    assert head.split() == ["layer", "error"]
     errors = {row.split()[0]: float(row.split()[1].rstrip("%")) for row in rows}
     assert any("logits" in name for name in errors)
     assert max(errors.values()) > 20
+    comparison = json.loads((tmp_path / "m.tflite.parity.json").read_text())
+    assert len(comparison["layers"]) == len(rows)
 
 
 def test_layer_errors_of_a_calibrated_int8_file_are_small(
@@ -139,12 +141,6 @@ def test_layer_errors_of_a_calibrated_int8_file_are_small(
 ):
     path = str(tmp_path / "m.tflite")
     export_tflite(strided_model, path, SIZE, "int8", calibration=[dataset[0]])
-    rows = parity.format_layer_errors(strided_model, path, SIZE, dataset).splitlines()[
-        1:
-    ]
-    errors = [[float(x.rstrip("%")) for x in row.split()[1:]] for row in rows]
-    assert len(rows) >= 2
-    # Rounding alone gives an error of step / sqrt(12), or 0 if pixels are only scaled.
-    assert all(error < 3 * step < 12 for error, step in errors)
-    error, step = errors[-1]
-    assert error > 0.1 * step
+    layers = parity.measure_layer_errors(strided_model, path, dataset, SIZE)
+    assert len(layers) >= 2
+    assert all(0.0005 < layer.error < 0.05 for layer in layers)

@@ -112,7 +112,7 @@ def test_onnx_file_has_the_scales(quantized, feature_scales, weight_scales, tmp_
         pytest.importorskip(needed)
     onnx = pytest.importorskip("onnx")
     path = str(tmp_path / "model.onnx")
-    deeplab_tf.export_onnx(quantized, path)
+    deeplab_tf.export_onnx(quantized, path, False, "int8")
     graph = onnx.load(path).graph
     arrays = {x.name: onnx.numpy_helper.to_array(x) for x in graph.initializer}
     inputs = [
