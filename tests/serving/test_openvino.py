@@ -72,6 +72,7 @@ def test_precisions(path, tiny_model, tmp_path, precision):
     assert ("FakeQuantize" in operations) == (precision == "int8")
 
 
+@pytest.mark.slow
 def test_layer_errors_equal_those_of_onnx(tiny_model, tmp_path):
     pytest.importorskip("nncf")
     pytest.importorskip("onnxruntime")
