@@ -115,7 +115,7 @@ def saved_model(
 
 
 def openvino(path: str, batch: int, size: Sequence[int], times: int) -> Callable:
-    """Runs one of our ONNX files in OpenVINO, compiled for this image size."""
+    """Runs an ONNX or OpenVINO file in OpenVINO, compiled for this image size."""
     import openvino
 
     core = openvino.Core()

@@ -17,7 +17,7 @@ import tempfile
 from absl import flags as absl_flags
 
 from benchmarks import measuring
-from benchmarks.contenders import make_config, make_model
+from benchmarks.contenders import make_config, make_model, noise
 from benchmarks.measuring import Contender
 from deeplab_tf.errors import UserError
 from deeplab_tf.flags import read_size
@@ -25,6 +25,7 @@ from deeplab_tf.models.complexity import multiply_adds
 from deeplab_tf.models.precision import use_precision
 from deeplab_tf.programs import run_program
 from deeplab_tf.serving.onnx_file import export_onnx
+from deeplab_tf.serving.openvino_file import export_openvino
 from deeplab_tf.serving.saved_model import export_saved_model
 
 # Required module, factory, and further arguments: the file from `write_files` to load,
@@ -37,12 +38,16 @@ _ENGINES = {
     ),
     "bfloat16": ("", "saved_model", {"path": "bfloat16"}),
     "openvino": ("openvino", "openvino", {"path": "model.onnx"}),
+    "openvino-int8": ("nncf", "openvino", {"path": "int8.xml"}),
     "onnxruntime": ("onnxruntime", "onnxruntime", {"path": "model.onnx"}),
+    "onnxruntime-int8": ("onnxruntime", "onnxruntime", {"path": "int8.onnx"}),
     "pytorch": ("torch", "torch_inference", {"model": {}}),
     "keras-hub": ("keras_hub", "keras_hub_inference", {"jit": False}),
     "keras-hub with XLA": ("keras_hub", "keras_hub_inference", {"jit": True}),
 }
 _REFERENCE = "float32"
+# Of noise, as only the speed counts.
+_CALIBRATION_SIZE = (129, 129)
 
 
 def define_flags() -> absl_flags.FlagValues:
@@ -78,8 +83,12 @@ def write_files(model: dict, engines: list[str], folder: str) -> None:
         path = os.path.join(folder, _ENGINES[name][-1].get("path", ""))
         if os.path.exists(path):  # already exported, or the folder itself
             continue
-        if path.endswith(".onnx"):
-            export_onnx(make_model(model), path)
+        if path.endswith((".onnx", ".xml")):
+            export = export_onnx if path.endswith(".onnx") else export_openvino
+            is_int8 = name.endswith("int8")
+            images = [noise(1, _CALIBRATION_SIZE)] if is_int8 else None
+            precision = "int8" if is_int8 else "float32"
+            export(make_model(model), path, False, precision, images)
         else:
             export_saved_model(make_model(model, precision=name), path)
     use_precision("float32")

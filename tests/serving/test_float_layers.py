@@ -32,6 +32,7 @@ def request_int8(tiny_model):
     return ExportRequest(tiny_model, EvalConfig(), INFO, records, precision="int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ENGINES)
 def test_layers_are_left_in_float(request_int8, tmp_path, capsys, ending):
     pytest.importorskip("tf2onnx")
@@ -44,10 +45,10 @@ def test_layers_are_left_in_float(request_int8, tmp_path, capsys, ending):
     table, *rounds = capsys.readouterr().out.split("; leaving in float32: ")
     assert "layer   " in table and "points below the model's" in table
     counts = [line.splitlines()[0].count(", ") + 1 for line in rounds]
-    assert counts == [1, 2, 4, 8, 16, 32][: len(counts)] and counts
     comparison = json.loads((tmp_path / f"{path.name}.parity.json").read_text())
     assert comparison["miou"]["drop"] <= limit
     layers = [LayerError(**layer) for layer in comparison["layers"]]
+    assert counts == [min(2**i, len(layers)) for i in range(len(counts))] and counts
     kept = [layer.name for layer in layers if layer.is_float]
     # Those with the largest errors.
     assert set(kept) == set(rank_layers(layers)[: counts[-1]])
@@ -55,6 +56,7 @@ def test_layers_are_left_in_float(request_int8, tmp_path, capsys, ending):
     assert summary.startswith("mIoU ")
 
 
+@pytest.mark.slow
 def test_all_layers_in_float_end_the_search(request_int8, tmp_path, monkeypatch):
     pytest.importorskip("tf2onnx")
     pytest.importorskip("onnxruntime")
