@@ -38,8 +38,7 @@ class ExportRequest(NamedTuple):
         output: Output of a TFLite file, one of `TFLITE_OUTPUTS`.
         input_type: Type of a TFLite file's input, one of `TFLITE_INPUTS`, or None.
         calibration_images: Number of images of `records` for calibrating int8.
-        float_layers: Names of layers of an int8 ONNX or OpenVINO file to leave in
-            float32.
+        float_layers: Names of layers of an int8 file to leave in float32.
     """
 
     model: keras.Model
@@ -138,6 +137,7 @@ def _write_tflite(request: ExportRequest, path: str) -> str:
         _select_calibration_images(request),
         request.info,
         request.input_type,
+        request.float_layers,
     )
     default = "uint8" if request.precision == "int8" else "float32"
     sides = f"1, {size[0]}, {size[1]}"
@@ -159,8 +159,8 @@ def write_and_compare(
 ) -> tuple[str, str]:
     """Writes an artefact, and compares it with its model by `Gate`.
 
-    If an int8 ONNX or OpenVINO file is rejected, the 1, 2, 4, ... layers with the
-    largest errors are left in float32, until the file passes.
+    If an int8 file is rejected, the 1, 2, 4, ... layers with the largest errors are
+    left in float32, until the file passes.
 
     Returns:
         The description of `write_artefact`, and a summary of the comparison.
@@ -181,7 +181,7 @@ def write_and_compare(
             break
         except RejectedError as error:
             count, names = len(request.float_layers), rank_layers(gate.errors)
-            if ending == TFLITE or count == len(names):
+            if count == len(names):
                 raise
             layers = names[: 2 * count or 1]
             request = request._replace(float_layers=layers)

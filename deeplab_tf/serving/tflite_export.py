@@ -65,6 +65,7 @@ def export_tflite(
     calibration: Iterable | None = None,
     info: DatasetInfo | None = None,
     input_type: str | None = None,
+    float_layers: Collection[str] = (),
 ) -> None:
     """Writes a TFLite file that labels images of one size.
 
@@ -96,6 +97,7 @@ def export_tflite(
         info: Class names and colours to store in the file.
         input_type: Type of the pixels, "float32" or "uint8"; None is uint8 if the
             precision is int8, and float32 otherwise.
+        float_layers: For int8, names of layers to leave in float32.
 
     Raises:
         UserError: if LiteRT is not installed, a setting is invalid, or `path` may not
@@ -108,7 +110,9 @@ def export_tflite(
     require_replaceable(path)
     quantizes = precision != "float32" and not is_quantized(model)
     require_tflite(path, quantizes)
-    content = convert_to_tflite(model, size, precision, output, calibration, input_type)
+    content = convert_to_tflite(
+        model, size, precision, output, calibration, input_type, float_layers
+    )
     notes = _make_notes(model, precision, info)
     channels = model.model_config.channels
     content = add_metadata(content, channels, _ACTIVATIONS.get(output), notes)

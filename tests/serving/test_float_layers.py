@@ -14,7 +14,7 @@ from deeplab_tf.serving.layer_errors import LayerError, rank_layers
 from deeplab_tf.serving.publication import publish_artefact
 
 INFO = DatasetInfo("toys", ("a", "b", "c", "d", "e"))
-ENGINES = {".onnx": "onnxruntime", ".xml": "nncf"}
+ENGINES = {".onnx": "onnxruntime", ".xml": "nncf", ".tflite": "litert_quantizer"}
 
 
 class Records(list):
@@ -29,7 +29,9 @@ def request_int8(tiny_model):
     images = blocky_photos(2, 33, 49)
     labels = Predictor(tiny_model).labels(images).numpy()
     records = Records([(images, labels[..., None])])
-    return ExportRequest(tiny_model, EvalConfig(), INFO, records, precision="int8")
+    return ExportRequest(
+        tiny_model, EvalConfig(eval_crop_size=(33, 49)), INFO, records, precision="int8"
+    )
 
 
 @pytest.mark.slow

@@ -144,4 +144,4 @@ def test_layer_errors_of_a_calibrated_int8_file_are_small(
     layers = parity.measure_layer_errors(strided_model, path, dataset, SIZE)
     assert len(layers) >= 2
     errors = [layer.error for layer in layers]
-    assert 0.0001 < min(errors) and max(errors) < 0.12
+    assert errors[-1] > 0.001 and max(errors) < 0.12
