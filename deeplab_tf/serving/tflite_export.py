@@ -56,7 +56,7 @@ _ACTIVATIONS = {"logits": "softmax", "probabilities": "none"}
     calibration=IMAGES,
     input_type=TFLITE_INPUTS,
 )
-def export_tflite(
+def export_tflite(  # noqa: PLR0913 - they are flags of export.py
     model: keras.Model,
     path: str,
     size: tuple[int, int],

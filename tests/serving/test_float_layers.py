@@ -29,9 +29,8 @@ def request_int8(tiny_model):
     images = blocky_photos(2, 33, 49)
     labels = Predictor(tiny_model).labels(images).numpy()
     records = Records([(images, labels[..., None])])
-    return ExportRequest(
-        tiny_model, EvalConfig(eval_crop_size=(33, 49)), INFO, records, precision="int8"
-    )
+    config = EvalConfig(eval_crop_size=(33, 49))
+    return ExportRequest(tiny_model, config, INFO, records, precision="int8")
 
 
 @pytest.mark.slow
