@@ -61,8 +61,8 @@ def write_artefact(request: ExportRequest, path: str, ending: str) -> str:
     """
     writers = {
         TFLITE: _write_tflite,
-        ONNX: functools.partial(_write_graph, export_onnx),
-        OPENVINO: functools.partial(_write_graph, export_openvino),
+        ONNX: functools.partial(_write_engine_file, export_onnx),
+        OPENVINO: functools.partial(_write_engine_file, export_openvino),
         FROZEN: _write_frozen_graph,
         KERAS: _write_keras,
     }
@@ -90,7 +90,7 @@ def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
     return _describe_any_size(request)
 
 
-def _write_graph(export: Callable, request: ExportRequest, path: str) -> str:
+def _write_engine_file(export: Callable, request: ExportRequest, path: str) -> str:
     export(
         request.model,
         path,
