@@ -1,5 +1,6 @@
 """TFLite files give the labels of the exported model."""
 
+import sys
 import zipfile
 
 import keras
@@ -252,6 +253,13 @@ def test_equal_models_give_equal_files(color_model, tmp_path):
 def test_invalid_options_are_refused(color_model, options, message):
     with pytest.raises(UserError, match=message):
         export_tflite(color_model, **{"path": "m.tflite", "size": (9, 9)} | options)
+
+
+def test_missing_quantizer_is_reported(color_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "litert_quantizer", None)
+    message = r"m\.tflite: TFLite files need litert_quantizer; run pip install .deep"
+    with pytest.raises(UserError, match=message):
+        export_tflite(color_model, "m.tflite", (9, 9), "dynamic")
 
 
 def test_invalid_metadata_is_refused(color_model, tmp_path):
