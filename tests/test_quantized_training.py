@@ -56,6 +56,10 @@ def write_tflite(model, path):
     deeplab_tf.export_tflite(model, path, SIZE, "int8")
 
 
+def write_onnx(model, path):
+    deeplab_tf.export_onnx(model, path, precision="int8")
+
+
 def write_openvino(model, path):
     deeplab_tf.export_openvino(model, path, precision="int8")
 
@@ -65,7 +69,7 @@ def write_openvino(model, path):
     ("engine", "write", "name", "crop_size"),
     [
         ("ai_edge_litert.interpreter", write_tflite, "m.tflite", SIZE),
-        ("onnxruntime", deeplab_tf.export_onnx, "m.onnx", None),
+        ("onnxruntime", write_onnx, "m.onnx", None),
         ("openvino", write_openvino, "m.xml", None),
     ],
 )
