@@ -117,7 +117,8 @@ class TFLitePredictor(Artefact):
             raise UserError(
                 f"{self._path} only returns labels, for images of up to "
                 f"{format_size(self._size)}; received {format_size((height, width))}; "
-                "export logits to slide a window over larger images"
+                f"export with --crop_size={height},{width} or larger, or with "
+                "--tflite_output=logits to slide a window over larger images"
             )
         labels = self._run(image).reshape(1, *self._size)
         return labels[:, :height, :width].astype(np.int32)

@@ -181,9 +181,11 @@ def test_label_only_model_has_no_probabilities(tmp_path, kind):
     with pytest.raises(UserError, match=r"m\.tflite returns only labels, no prob"):
         predictor.probabilities(images)
     larger = np.zeros((1, 10, 13, 5), np.uint8)
-    with pytest.raises(
-        UserError, match="only returns labels, for images of up to 9x13; received 10x13"
-    ):
+    message = (
+        "only returns labels, for images of up to 9x13; received 10x13; export with "
+        "--crop_size=10,13 or larger, or with --tflite_output=logits to "
+    )
+    with pytest.raises(UserError, match=message):
         predictor.labels(larger)
     with pytest.raises(UserError, match=r"takes .*width, 5\]; received \[1, 4, 6, 3\]"):
         predictor.labels(photos(1, 4, 6))
